@@ -1,0 +1,1 @@
+"""The Staddle client: hand data to the service, and get it back."""

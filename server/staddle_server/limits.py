@@ -1,0 +1,84 @@
+"""Every limit of the service, named, with its unit last.
+
+A limit that a client can run into is also in docs/protocol.md; one of the stored formats, in docs/format.md.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- wire
+MESSAGE_BYTES_MAX: Final = 4 * MIB
+RESPONSE_BYTES_TARGET: Final = 1 * MIB
+"""A streamed answer is sent when it has so many bytes: about 1 MiB a message is the fastest in Python."""
+PUT_CHUNKS_BYTES_MAX: Final = 3 * MIB
+PUT_CHUNKS_INFLATED_BYTES_MAX: Final = 2 * MIB
+CHUNKS_PER_CALL_MAX: Final = 4096
+ENTRIES_PER_CALL_MAX: Final = 4096
+PARTS_PER_MESSAGE_MAX: Final = 65_536
+READ_RANGE_BYTES_MAX: Final = 3 * MIB
+RESTORE_PATHS_MAX: Final = 65_536
+PAGE_SIZE_MAX: Final = 10_000
+SHORT_PAGE_SIZE_MAX: Final = 1_000
+PAGE_TOKEN_BYTES_MAX: Final = 64 * KIB
+ERROR_STATUS_BYTES_MAX: Final = 3 * KIB
+STREAMS_MAX: Final = 128
+UNARY_THREADS: Final = 16
+
+# --- names and entries
+DATASET_BYTES_MAX: Final = 255
+REQUEST_ID_BYTES_MAX: Final = 128
+FINGERPRINT_BYTES_MAX: Final = 128
+HOST_BYTES_MAX: Final = 255
+ROOT_BYTES_MAX: Final = 16 * KIB
+TAGS_MAX: Final = 64
+TAG_KEY_BYTES_MAX: Final = 128
+TAG_VALUE_BYTES_MAX: Final = 1024
+PATH_BYTES_MAX: Final = 16 * KIB
+COMPONENT_BYTES_MAX: Final = 1024
+LINK_TARGET_BYTES_MAX: Final = 4096
+OWNER_BYTES_MAX: Final = 256
+LINK_GROUP_BYTES_MAX: Final = 64
+XATTRS_MAX: Final = 1024
+XATTR_NAME_BYTES_MAX: Final = 255
+XATTR_VALUE_BYTES_MAX: Final = 64 * KIB
+HOLES_MAX: Final = 32_768
+ATTRIBUTES_BYTES_MAX: Final = 1 * MIB
+"""Extended attributes and holes of one entry together, encoded."""
+ATTRIBUTES_INLINE_BYTES_MAX: Final = 2 * KIB
+FILE_BYTES_MAX: Final = 2**56
+CHUNKS_INLINE_MAX: Final = 16
+"""An entry names so many chunks itself; a longer list becomes a tree of list chunks."""
+
+# --- chunks, segments, packs
+CHUNK_BYTES_MAX: Final = 1 * MIB
+SEGMENT_RAW_BYTES_TARGET: Final = 2 * MIB
+MANIFEST_SEGMENT_RAW_BYTES_TARGET: Final = 128 * KIB
+SEGMENT_RAW_BYTES_MAX: Final = 3 * MIB
+"""What a segment may inflate to. The target plus one chunk, and what PutChunks may bring."""
+SEGMENT_CHUNKS_MAX: Final = 65_536
+PACK_BYTES_TARGET: Final = 64 * MIB
+PACK_BYTES_MAX: Final = 128 * MIB
+FOOTER_BYTES_MAX: Final = 64 * MIB
+RECORD_BYTES_MAX: Final = 1 * MIB
+
+# --- manifest
+PAGE_BYTES_MAX: Final = 256 * KIB
+"""A page closes as soon as it has this size; with its last entry it is at most PAGE_BYTES_MAX + ENTRY_BYTES_MAX."""
+ENTRY_BYTES_MAX: Final = 32 * KIB
+TREE_HEIGHT_MAX: Final = 16
+
+# --- uploads
+CHECKPOINT_BYTES: Final = 64 * MIB
+CHECKPOINT_S: Final = 5.0
+CHECKPOINT_ENTRIES: Final = 50_000
+"""An upload holds so many entries in memory at the most before it writes a run of them."""
+CHECKPOINT_ENTRY_BYTES: Final = 16 * MIB
+RUNS_MERGE: Final = 8
+"""So many runs of one level become one of the next."""
+MISSING_CHUNKS_MAX: Final = 65_536
+UPLOADS_OPEN_MAX: Final = 256
+"""Uploads that one server writes at a time."""
+LEASE_S: Final = 300
+UPLOAD_LIFE_S: Final = 7 * 24 * 3600
