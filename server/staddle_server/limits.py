@@ -14,6 +14,8 @@ RESPONSE_BYTES_TARGET: Final = 1 * MIB
 """A streamed answer is sent when it has so many bytes: about 1 MiB a message is the fastest in Python."""
 PUT_CHUNKS_BYTES_MAX: Final = 3 * MIB
 PUT_CHUNKS_INFLATED_BYTES_MAX: Final = 2 * MIB
+ZERO_BYTES_MAX: Final = 1024 * MIB
+"""Zero bytes that one Data part may stand for."""
 CHUNKS_PER_CALL_MAX: Final = 4096
 ENTRIES_PER_CALL_MAX: Final = 4096
 PARTS_PER_MESSAGE_MAX: Final = 65_536
@@ -59,6 +61,8 @@ SEGMENT_RAW_BYTES_MAX: Final = 3 * MIB
 """What a segment may inflate to. The target plus one chunk, and what PutChunks may bring."""
 SEGMENT_CHUNKS_MAX: Final = 65_536
 PACK_BYTES_TARGET: Final = 64 * MIB
+PACK_CHUNKS_TARGET: Final = 65_536
+"""A pack of tiny chunks is closed when it has so many: the tables of an open pack are held in memory."""
 PACK_BYTES_MAX: Final = 128 * MIB
 FOOTER_BYTES_MAX: Final = 64 * MIB
 RECORD_BYTES_MAX: Final = 1 * MIB
@@ -72,10 +76,10 @@ TREE_HEIGHT_MAX: Final = 16
 # --- uploads
 CHECKPOINT_BYTES: Final = 64 * MIB
 CHECKPOINT_S: Final = 5.0
-CHECKPOINT_ENTRIES: Final = 50_000
+CHECKPOINT_ENTRIES: Final = 16_384
 """An upload holds so many entries in memory at the most before it writes a run of them."""
-CHECKPOINT_ENTRY_BYTES: Final = 16 * MIB
-RUNS_MERGE: Final = 8
+CHECKPOINT_ENTRY_BYTES: Final = 12 * MIB
+RUNS_MERGE: Final = 64
 """So many runs of one level become one of the next."""
 MISSING_CHUNKS_MAX: Final = 65_536
 UPLOADS_OPEN_MAX: Final = 256

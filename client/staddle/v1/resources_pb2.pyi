@@ -263,7 +263,7 @@ class Content(_message.Message):
     content_id: _builtins.bytes
     """One chunk: its digest. No chunk: BLAKE3 of the empty string. Otherwise BLAKE3 in key derivation mode
     with the context "staddle.v1 content id" over, for each chunk, its length (4 bytes, little
-    endian) and its digest (32 bytes). On the way in: optional, checked when given.
+    endian) and its digest (32 bytes). On the way in: optional, checked when given with the whole content.
     """
     profile: Global___ChunkerProfile.ValueType
     @_builtins.property
@@ -436,8 +436,8 @@ class Entry(_message.Message):
     content_from_base: _builtins.bool
     """In, FILE: the content is the one that the base has at this path (a metadata change, unread)."""
     continue_at_bytes: _builtins.int
-    """In a Backup stream that continues an upload: go on with the open entry at this byte, which is the
-    durable point's open_offset_bytes. Without it the entry begins anew.
+    """Goes on with the open entry at this byte: in a Backup stream that continues an upload the durable point's
+    open_offset_bytes, in PutEntries the bytes of the chunks so far. Without it the entry begins anew.
     """
     read_again: _builtins.bool
     """The file changed while it was read, or too shortly before to tell: no later backup carries it over unread."""
@@ -578,7 +578,7 @@ class DurablePoint(_message.Message):
     """The number of the last PutEntries call that is durable."""
     @_builtins.property
     def last_entry(self) -> Global___Entry:
-        """The last entry that is complete. Unset: none is."""
+        """The path of the last entry or removal that is complete, and nothing else of it. Unset: there is none."""
 
     @_builtins.property
     def open_entry(self) -> Global___Entry:

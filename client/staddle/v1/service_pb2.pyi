@@ -214,7 +214,7 @@ class Data(_message.Message):
     ZERO_BYTES_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     zero_bytes: _builtins.int
-    """So many zero bytes instead of data (which is empty then)."""
+    """So many zero bytes instead of data (which is empty then). At most 1 GiB a part."""
     @_builtins.property
     def chunk_lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Out: the lengths of the whole chunks that these bytes are, in order. In: ignored."""
@@ -879,7 +879,9 @@ class EntryChange(_message.Message):
     REMOVE_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
-    """The entry's chunk list goes on in the next change, an entry with the same path, of which only content.chunks counts."""
+    """The entry's chunk list is not complete. It goes on in a later change: an entry with the same path and with
+    continue_at_bytes at the bytes of the chunks so far, of which nothing but path and content.chunks counts.
+    """
     @_builtins.property
     def entry(self) -> _resources_pb2.Entry: ...
     @_builtins.property

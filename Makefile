@@ -1,0 +1,137 @@
+# Everything sets itself up: Python 3.11 or newer and make are enough.
+#
+#   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project
+#   make test                  the tests; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
+#   make serve                 a server on ./staddle-data
+#   make check                 format, lint, types, import rule, generated code, protos
+#   make protos                generate client/staddle/v1 anew
+#   make bench | big | interop measurements, the large run, clients in other languages
+#   make clean                 remove what these have made, but no data
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# --- which Python
+CANDIDATES := python3.14 python3.13 python3.12 python3.11 python3 python
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+# A name on PATH is not enough: some are shims without an interpreter behind them.
+ifdef PYTHON
+  BASE_PYTHON := $(shell $(PYTHON) -c '$(RECENT)' >/dev/null 2>&1 && echo $(PYTHON))
+  SUFFIX := -$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+else
+  BASE_PYTHON := $(shell for each in $(CANDIDATES); do $$each -c '$(RECENT)' >/dev/null 2>&1 && echo $$each && break; done)
+endif
+# CONSTRAINTS=.ci/oldest.txt installs those versions, into an environment of their own.
+ifdef CONSTRAINTS
+  SUFFIX := $(SUFFIX)-$(basename $(notdir $(CONSTRAINTS)))
+endif
+
+VENV ?= .venv$(SUFFIX)
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTOS_VENV := .venv-protos
+PROTOS_STAMP := $(PROTOS_VENV)/.installed
+PROTOS := $(wildcard protos/staddle/v1/*.proto)
+PIP := -m pip --quiet --disable-pip-version-check --no-input
+SOURCE ?= .
+ARGS ?=
+LISTEN ?= 127.0.0.1:7443
+
+.PHONY: help
+help:
+	@sed -n '/^#   make/s/^#   //p' Makefile
+
+.PHONY: python
+python:
+	@if [ -z "$(BASE_PYTHON)" ]; then \
+	  echo "Python 3.11 or newer is needed$(if $(PYTHON), and $(PYTHON) is not: it is older or does not run,, and none of these is: $(CANDIDATES))." >&2; \
+	  echo "On Debian and Ubuntu: apt-get install python3 python3-venv; or name one: make PYTHON=/path/to/python3.13 ..." >&2; exit 1; fi
+	@if ! $(BASE_PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	  version=$$($(BASE_PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  echo "$(BASE_PYTHON) cannot make virtual environments: it has no ensurepip." >&2; \
+	  echo "On Debian and Ubuntu: apt-get install python$$version-venv" >&2; exit 1; fi
+
+# --- environments
+$(STAMP): pyproject.toml $(CONSTRAINTS) | python
+	@echo "Setting up $(VENV) with $$($(BASE_PYTHON) --version) (once; about a minute) ..."
+	@$(BASE_PYTHON) -m venv $(VENV)
+	@# Dependency groups need pip 25.1.
+	@$(BIN)/python $(PIP) install --upgrade 'pip>=25.1'
+	@$(BIN)/python $(PIP) install --editable '.[server]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	@touch $@
+
+$(PROTOS_STAMP): requirements-protos.txt | python
+	@echo "Setting up $(PROTOS_VENV), the generators of client/staddle/v1 ..."
+	@$(BASE_PYTHON) -m venv $(PROTOS_VENV)
+	@$(PROTOS_VENV)/bin/python $(PIP) install --requirement requirements-protos.txt
+	@touch $@
+
+.PHONY: venv
+venv: $(STAMP)
+
+# --- to use
+.PHONY: demo
+demo: $(STAMP)
+	@$(BIN)/python -m staddle_server.demo --source "$(SOURCE)"
+
+.PHONY: serve
+serve: $(STAMP)
+	@$(BIN)/staddle-server serve --data staddle-data --listen $(LISTEN)
+
+# --- to work on it
+.PHONY: test
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(STAMP) $(PROTOS_STAMP)
+	@echo "format";        $(BIN)/ruff format --quiet --check .
+	@echo "lint";          $(BIN)/ruff check --quiet .
+	@echo "types";         $(BIN)/mypy --no-error-summary
+	@echo "import rule";   $(BIN)/python -m pytest --quiet --no-header tests/test_rooms.py
+	@echo "generated code"; $(MAKE) protos-drift
+	@echo "protos";        $(BIN)/buf lint
+	@echo "All checks passed."
+
+.PHONY: format
+format: $(STAMP)
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+GENERATE = $(PROTOS_VENV)/bin/python -m grpc_tools.protoc --proto_path=protos \
+  --plugin=protoc-gen-mypy=$(PROTOS_VENV)/bin/protoc-gen-mypy \
+  --plugin=protoc-gen-mypy_grpc=$(PROTOS_VENV)/bin/protoc-gen-mypy_grpc
+
+# The proto path is the import path, so what protoc writes is used as it is.
+.PHONY: protos
+protos: $(PROTOS_STAMP)
+	@$(GENERATE) --python_out=client --grpc_python_out=client --mypy_out=quiet:client --mypy_grpc_out=quiet:client $(PROTOS)
+	@echo "Generated client/staddle/v1 from protos/."
+
+.PHONY: protos-drift
+protos-drift: $(PROTOS_STAMP)
+	@rm -rf build/protos && mkdir -p build/protos
+	@$(GENERATE) --python_out=build/protos --grpc_python_out=build/protos --mypy_out=quiet:build/protos --mypy_grpc_out=quiet:build/protos $(PROTOS)
+	@cp client/staddle/v1/__init__.py build/protos/staddle/v1/
+	@diff -r --exclude=__pycache__ build/protos/staddle/v1 client/staddle/v1 \
+	  || { echo "client/staddle/v1 is not what the protos give: run make protos" >&2; exit 1; }
+
+.PHONY: bench
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks.bench $(ARGS)
+
+.PHONY: big
+big: $(STAMP)
+	@$(BIN)/python -m benchmarks.big $(ARGS)
+
+.PHONY: interop
+interop: $(STAMP)
+	@STADDLE_TEST_REQUIRE=all $(BIN)/python -m pytest tests/interop $(ARGS)
+
+.PHONY: clean
+clean:
+	@rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find client server tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Removed environments and caches; staddle-data and demo-data are left alone."

@@ -1,0 +1,203 @@
+"""What changed since the base: the scan and the base's entries, both in order, side by side, with flat memory."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Final, NamedTuple
+
+from staddle._convert import sort_key
+from staddle._metadata import type_of
+from staddle._scan import Found
+from staddle._stream import VIEW_REFERENCES, ChunksEvent, DamageEvent, EntryEvent, read_restore
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
+
+CHUNKS_IN_MEMORY_MAX: Final = 16_384
+"""A longer list of chunks lies in a temporary file."""
+
+_REFERENCE: Final = struct.Struct("<I32s")
+
+
+class ChunkList:
+    """The chunks of one file, (length, digest) in order; a file of any size takes little memory."""
+
+    __slots__ = ("_count", "_few", "_file")
+
+    def __init__(self) -> None:
+        self._few: list[tuple[int, bytes]] = []
+        self._file: IO[bytes] | None = None
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        if self._file is not None:
+            self._spill(self._file)
+            position = 0
+            while block := self._block(self._file, position):
+                position += len(block)
+                yield from _REFERENCE.iter_unpack(block)
+        yield from self._few
+
+    def append(self, length: int, digest: bytes) -> None:
+        """Adds the next chunk."""
+        self._count += 1
+        self._few.append((length, digest))
+        if len(self._few) >= CHUNKS_IN_MEMORY_MAX:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the list
+            self._spill(self._file)
+
+    def first(self) -> list[tuple[int, bytes]]:
+        """The chunks, or of a very long list, those that are in memory: none."""
+        return self._few if self._file is None else []
+
+    def _spill(self, file: IO[bytes]) -> None:
+        file.seek(0, 2)
+        file.write(b"".join(_REFERENCE.pack(*chunk) for chunk in self._few))
+        self._few.clear()
+
+    @staticmethod
+    def _block(file: IO[bytes], position: int) -> bytes:
+        file.seek(position)
+        return file.read(_REFERENCE.size * 4096)
+
+
+class BaseEntry(NamedTuple):
+    """An entry of the base. `whole` is False where it cannot be restored, so that nothing of it can be relied on."""
+
+    path: bytes
+    entry: pb.Entry
+    chunks: ChunkList
+    whole: bool
+
+
+class BaseDamagedError(Exception):
+    """A part of the base's list of entries cannot be read: nobody can say what changed in it."""
+
+    def __init__(self, path: bytes, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def base_entries(messages: Iterable[wire.RestoreResponse]) -> Generator[BaseEntry]:
+    """The entries of a Restore stream with references, or without.
+
+    Raises BaseDamagedError if a part of the tree is damaged, ProtocolError if the stream is not as it should be.
+    """
+    last: BaseEntry | None = None
+    for event in read_restore(messages, view=VIEW_REFERENCES):
+        if isinstance(event, EntryEvent):
+            if last is not None:
+                yield last
+            last = _base_entry(event)
+        elif isinstance(event, ChunksEvent) and last is not None:
+            _extend(last.chunks, event.chunks)
+        elif isinstance(event, DamageEvent):
+            if event.subtree or last is None or event.path != last.path:
+                raise BaseDamagedError(event.path, event.message)
+            last = last._replace(whole=False)
+    if last is not None:
+        yield last
+
+
+def _base_entry(event: EntryEvent) -> BaseEntry:
+    chunks = ChunkList()
+    _extend(chunks, event.entry.content.chunks)
+    del event.entry.content.chunks[:]
+    return BaseEntry(event.path, event.entry, chunks, whole=True)
+
+
+def _extend(chunks: ChunkList, references: Iterable[pb.ChunkRef]) -> None:
+    for reference in references:
+        chunks.append(reference.length_bytes, reference.digest)
+
+
+class Changed(NamedTuple):
+    """A path that must be looked at; `base` is what the base has there, if it can be relied on."""
+
+    found: Found
+    base: BaseEntry | None
+
+
+class Removed(NamedTuple):
+    """A path of the base that is not there any more, with all below it."""
+
+    path: bytes
+
+
+def is_below(path: bytes, directory: bytes) -> bool:
+    """Whether a path lies below a directory (the root is above all others)."""
+    return path.startswith(directory + b"/") if directory else bool(path)
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Tells changed, new and removed paths from a scan and the base's entries; both must be in order.
+
+    Paths up to `behind` are left out: a resumed backup has them already. `unchanged` counts as it goes.
+    """
+
+    scan: Iterable[Found]
+    base: Iterator[BaseEntry]
+    rely: bool = True
+    """Whether the base says anything about what is there now, and what the server has. Otherwise only removals follow from it."""
+    distrusted: frozenset[bytes] = frozenset()
+    """Paths of the base that are damaged."""
+    behind: bytes | None = None
+    unchanged: int = 0
+    _next: BaseEntry | None = None
+    _gone: bytes | None = field(default=None)
+    """Everything of the base below this path is dealt with."""
+
+    def __iter__(self) -> Iterator[Changed | Removed]:
+        behind = None if self.behind is None else sort_key(self.behind)
+        self._next = next(self.base, None)
+        for found in self.scan:
+            order = sort_key(found.path)
+            yield from self._removed_before(order, behind)
+            base = self._take(found)
+            if behind is not None and order <= behind:
+                continue
+            if base is not None and is_unchanged(found, base):
+                self.unchanged += 1
+                continue
+            yield Changed(found, base)
+        yield from self._removed_before(None, behind)
+
+    def _removed_before(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
+        while self._next is not None and (order is None or sort_key(self._next.path) < order):
+            path = self._next.path
+            self._next = next(self.base, None)
+            if not path or (self._gone is not None and is_below(path, self._gone)):
+                continue  # a root is never removed: that would take everything
+            self._gone = path
+            if behind is None or sort_key(path) > behind:
+                yield Removed(path)
+
+    def _take(self, found: Found) -> BaseEntry | None:
+        """What the base has at this path, if that is of use."""
+        if self._next is None or self._next.path != found.path:
+            return None
+        base, self._next = self._next, next(self.base, None)
+        if base.entry.type == pb.ENTRY_TYPE_DIRECTORY and not found.is_directory():
+            self._gone = found.path  # an entry that is no directory takes out what was below it
+        return base if self.rely and base.whole and base.path not in self.distrusted else None
+
+
+def is_unchanged(found: Found, base: BaseEntry) -> bool:
+    """Whether stat proves that a path is as in the base: type, size, times and inode, unless the base says to read it again."""
+    entry, status = base.entry, found.stat
+    if entry.read_again or entry.implied or not entry.HasField("ctime_ns") or not entry.HasField("inode"):
+        return False
+    return (
+        entry.type == type_of(status)
+        and (entry.type != pb.ENTRY_TYPE_FILE or entry.content.size_bytes == status.st_size)
+        and entry.mtime_ns == status.st_mtime_ns
+        and entry.ctime_ns == status.st_ctime_ns
+        and entry.inode == status.st_ino
+    )

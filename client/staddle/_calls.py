@@ -1,0 +1,185 @@
+"""Calls to the service: deadlines, retries and errors in one place, so that nobody else handles a gRPC error."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+import grpc
+from google.protobuf.message import Message
+
+from staddle._channel import Channel
+from staddle._config import Settings
+from staddle._errors import CancelledError, ConnectError, ProtocolError, StaddleError, from_rpc_error
+from staddle._retry import MonotonicClock, Retry, may_pass, retrying, was_not_done
+from staddle.v1 import service_pb2 as service
+
+
+class Method(NamedTuple):
+    """How long an answer may take, and which failures leave room for another try."""
+
+    timeout_s: float
+    retryable: Callable[[StaddleError], bool] = may_pass
+
+
+_QUICK_S: Final = 60.0
+_BULK_S: Final = 600.0
+_COMMIT_S: Final = 3600.0
+
+# All that write to an upload may be repeated: a replay answers as the first call did.
+METHODS: Final = {
+    "BeginUpload": Method(_QUICK_S),
+    "GetUpload": Method(_QUICK_S),
+    "ResumeUpload": Method(_BULK_S),
+    "CheckpointUpload": Method(_BULK_S),
+    "RenewUpload": Method(_QUICK_S),
+    "CommitUpload": Method(_COMMIT_S),
+    "AbortUpload": Method(_QUICK_S),
+    "FindMissingChunks": Method(_BULK_S),
+    "PutChunks": Method(_BULK_S),
+    "PutEntries": Method(_BULK_S),
+    "ReadRange": Method(_BULK_S),
+    "ListDatasets": Method(_QUICK_S),
+    "ListBackups": Method(_QUICK_S),
+    "GetBackup": Method(_QUICK_S),
+    "ListEntries": Method(_BULK_S),
+    "ListChanges": Method(_BULK_S),
+    # A second deletion of the same backup would not find it.
+    "DeleteBackup": Method(_QUICK_S, was_not_done),
+    "UndeleteBackup": Method(_QUICK_S, was_not_done),
+    "GetServerInfo": Method(_QUICK_S),
+}
+STREAMS: Final = frozenset({"Restore"})
+
+
+class Calls:
+    """Calls over one channel. Thread-safe. All raise StaddleError, and nothing else, for what goes wrong outside."""
+
+    def __init__(
+        self, settings: Settings, *, timeout_s: float | None = None, retry: Retry | None = None
+    ) -> None:
+        self._channel = Channel(settings)
+        self._timeout_s = timeout_s
+        self._retry = retry or Retry()
+        self.clock: Final = MonotonicClock(self._channel.sleep)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the server."""
+        return str(self._channel.address)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._channel.closed
+
+    def close(self) -> None:
+        """Ends every call; see Channel.close."""
+        self._channel.close()
+
+    def call(
+        self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
+    ) -> Any:
+        """One unary call, repeated within `retry` where that is safe; the answer is the method's response message."""
+        about = METHODS[method]
+        deadline_s = timeout_s or self._timeout_s or about.timeout_s
+        return retrying(
+            lambda: self._once(method, request, deadline_s),
+            retry=retry or self._retry,
+            clock=self.clock,
+            retryable=lambda error: about.retryable(error) and self.may_reconnect(error),
+        )
+
+    def may_reconnect(self, error: StaddleError) -> bool:
+        """False for an address at which nobody ever answered: waiting would only hide a wrong one."""
+        return self._channel.was_ready or not isinstance(error, ConnectError)
+
+    def stream(
+        self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
+    ) -> Iterator[Any]:
+        """The messages of a streamed answer. Until the first one came it is tried again like a unary call, and not after.
+
+        Closing the iterator cancels the call.
+        """
+        if method not in STREAMS:
+            raise ValueError(f"{method} streams no answer")
+        messages, first = retrying(
+            lambda: self._open_stream(method, request, timeout_s),
+            retry=retry or self._retry,
+            clock=self.clock,
+            retryable=lambda error: may_pass(error) and self.may_reconnect(error),
+        )
+        return self._rest_of_stream(messages, first)
+
+    def start_backup(self, requests: Iterator[service.BackupRequest]) -> "BackupCall":
+        """Starts a Backup stream; `requests` is drawn from by another thread. The server's answer comes with `result`."""
+        stub = self._channel.stub()
+        try:
+            call = stub.Backup.future(requests, metadata=self._channel.metadata)
+        except ValueError as error:
+            raise self._closed_error(error) from error
+        return BackupCall(call, self.translate)
+
+    def translate(self, error: grpc.RpcError) -> StaddleError:
+        """The exception for a failed call."""
+        if self._channel.closed:
+            return CancelledError("This client was closed while it worked.")
+        return from_rpc_error(error, address=self.address)
+
+    def _once(self, method: str, request: Message, timeout_s: float) -> Any:
+        stub = self._channel.stub()
+        try:
+            return getattr(stub, method)(request, timeout=timeout_s, metadata=self._channel.metadata)
+        except grpc.RpcError as error:
+            raise self.translate(error) from error
+        except ValueError as error:
+            raise self._closed_error(error) from error
+
+    def _open_stream(self, method: str, request: Message, timeout_s: float | None) -> tuple[Any, Any]:
+        stub = self._channel.stub()
+        try:
+            messages = getattr(stub, method)(request, timeout=timeout_s, metadata=self._channel.metadata)
+            return messages, next(messages)
+        except grpc.RpcError as error:
+            raise self.translate(error) from error
+        except StopIteration as error:
+            raise ProtocolError(f"The server answered {method} without a single message.") from error
+        except ValueError as error:
+            raise self._closed_error(error) from error
+
+    def _rest_of_stream(self, messages: Any, first: Any) -> Iterator[Any]:
+        try:
+            yield first
+            yield from messages
+        except grpc.RpcError as error:
+            raise self.translate(error) from error
+        finally:
+            messages.cancel()
+
+    def _closed_error(self, error: ValueError) -> StaddleError | ValueError:
+        """GRPC says ValueError for a channel that was closed meanwhile; any other ValueError is a fault of ours."""
+        return CancelledError("This client was closed while it worked.") if self._channel.closed else error
+
+
+class BackupCall:
+    """A Backup stream under way."""
+
+    def __init__(self, call: Any, translate: Callable[[grpc.RpcError], StaddleError]) -> None:
+        self._call = call
+        self._translate = translate
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called once the stream has ended, however it ended, from another thread or at once."""
+        self._call.add_done_callback(lambda _: callback())
+
+    def cancel(self) -> None:
+        """Ends it without a result."""
+        self._call.cancel()
+
+    def result(self) -> service.BackupResponse:
+        """Waits for the server's answer. Raises StaddleError."""
+        try:
+            response: service.BackupResponse = self._call.result()
+        except grpc.FutureCancelledError as error:
+            raise CancelledError("The stream was cancelled.") from error
+        except grpc.RpcError as error:
+            raise self._translate(error) from error
+        return response

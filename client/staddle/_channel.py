@@ -1,0 +1,280 @@
+"""The connection to a server: opened when first used, opened again after a fork, ended by close.
+
+The token travels in the metadata of every call. Without TLS nothing goes beyond this machine.
+"""
+
+import ctypes
+import ipaddress
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final
+
+import grpc
+
+from staddle._config import Settings
+from staddle._errors import CancelledError, ConfigError, UnsupportedError, connect_error
+from staddle.v1.service_pb2_grpc import StaddleServiceStub
+
+DEFAULT_PORT: Final = 7443
+CONNECT_S: Final = 5.0
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+SYSTEM_CA: Final = "system"
+"""As `ca`: the public certificate authorities that gRPC brings."""
+
+_MIB: Final = 1024 * 1024
+
+# Never used again, and never freed: to end a channel that a parent opened would wait for threads that a fork left behind.
+_inherited: list[grpc.Channel] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A server's host and port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Address":
+        """Reads HOST, HOST:PORT, [IPV6] or [IPV6]:PORT. Raises ConfigError."""
+        host, port = text, ""
+        if text.startswith("["):
+            host, bracket, rest = text[1:].partition("]")
+            if not bracket or (rest and not rest.startswith(":")):
+                raise _bad_address(text)
+            port = rest[1:]
+        elif text.count(":") == 1:
+            host, _, port = text.partition(":")
+        if not host or any(letter.isspace() or letter in "/@?#%,[]" for letter in host):
+            raise _bad_address(text)
+        if not port:
+            return cls(host, DEFAULT_PORT)
+        if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+            raise _bad_address(text)
+        return cls(host, int(port))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it is this machine, and cannot be another one."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _bad_address(text: str) -> ConfigError:
+    return ConfigError(
+        f"{text!r} is not a server's address: write HOST:PORT, such as 127.0.0.1:{DEFAULT_PORT}."
+    )
+
+
+def refuse_other_platforms(system: str = sys.platform, machine: str = "") -> None:
+    """Raises UnsupportedError where nobody tests this library: elsewhere than Linux on x86_64 or aarch64, and macOS."""
+    machine = machine or platform.machine()
+    if system == "darwin" or (system == "linux" and machine in {"x86_64", "aarch64"}):
+        return
+    raise UnsupportedError(
+        f"Staddle runs on Linux (x86_64, aarch64) and macOS; this is {system} on {machine}. "
+        "Any machine can use the service through code generated from protos/staddle/v1."
+    )
+
+
+def tune_malloc() -> bool:
+    """Lets glibc keep large blocks instead of giving each back to the kernel: a stream of messages is 2 to 3 times as fast.
+
+    It changes the whole process, so a command calls it and a library does not. Answers whether it was done (glibc only).
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
+    mallopt.restype = ctypes.c_int
+    trim_threshold, top_pad, mmap_threshold = (
+        -1,
+        -2,
+        -3,
+    )  # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+    wanted = ((mmap_threshold, 64 * _MIB), (trim_threshold, 256 * _MIB), (top_pad, 64 * _MIB))
+    return all(mallopt(name, value) == 1 for name, value in wanted)
+
+
+class Channel:
+    """One gRPC channel and its stub, for all threads of a process.
+
+    Raises ConfigError at once for settings that cannot be used: also for an address beyond this machine without TLS.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.address = Address.parse(settings.server)
+        self._credentials = _credentials(settings, self.address)
+        self._options = _options(settings, self.address)
+        self.metadata: Final = (("authorization", f"Bearer {_checked_token(settings.token)}"),)
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._channel: grpc.Channel | None = None
+        self._stub: StaddleServiceStub | None = None
+        self._closed = threading.Event()
+        self.was_ready = False
+        """Whether a server ever answered here."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed.is_set()
+
+    def stub(self) -> StaddleServiceStub:
+        """The stub, connected or known not to connect. Raises ConnectError after 5 s without either, CancelledError when closed."""
+        self._after_fork()
+        with self._lock:
+            if self._closed.is_set():
+                raise CancelledError("This client is closed.")
+            if self._stub is None:
+                self._open()
+            stub, channel = self._stub, self._channel
+        if stub is None or channel is None:
+            raise CancelledError("This client was closed while it connected.")
+        if not self.was_ready:
+            self._wait_ready(channel)
+        return stub
+
+    def sleep(self, seconds: float) -> None:
+        """Waits. Raises CancelledError when the client is closed meanwhile."""
+        if self._closed.wait(seconds):
+            raise CancelledError("This client was closed while it waited to try again.")
+
+    def close(self) -> None:
+        """Ends the channel and every call on it; whoever waits gets CancelledError. May be called from any thread, more than once."""
+        self._after_fork()
+        self._closed.set()
+        with self._lock:
+            channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            channel.close()
+
+    def _after_fork(self) -> None:
+        """In a child of the process that opened the channel: leaves that one alone, and starts afresh."""
+        if os.getpid() == self._pid:
+            return
+        # The lock may have been held by a thread that the child does not have.
+        self._lock = threading.Lock()
+        if self._channel is not None:
+            _inherited.append(self._channel)
+        closed = self._closed.is_set()
+        self._closed = threading.Event()
+        if closed:
+            self._closed.set()
+        self._channel = self._stub = None
+        self.was_ready = False
+        self._pid = os.getpid()
+
+    def _open(self) -> None:
+        target = str(self.address)
+        if self._credentials is None:
+            self._channel = grpc.insecure_channel(target, options=self._options)
+        else:
+            self._channel = grpc.secure_channel(target, self._credentials, options=self._options)
+        self._stub = StaddleServiceStub(self._channel)
+
+    def _wait_ready(self, channel: grpc.Channel) -> None:
+        """Waits until it is connected, or known to fail: the call then says why, in better words than are known here."""
+        known = threading.Event()
+        states = {grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE}
+
+        def watch(state: grpc.ChannelConnectivity) -> None:
+            if state is grpc.ChannelConnectivity.READY:
+                self.was_ready = True
+            if state in states:
+                known.set()
+
+        with _subscribed(channel, watch):
+            end_s = monotonic() + CONNECT_S
+            while not known.wait(0.1):
+                if self._closed.is_set():
+                    raise CancelledError("This client was closed while it connected.")
+                if monotonic() > end_s:
+                    raise connect_error(str(self.address), f"no connection within {CONNECT_S:.0f} s")
+
+
+class _subscribed:  # noqa: N801 - reads as a statement: with _subscribed(...)
+    """Watches a channel's state, and asks it to connect."""
+
+    def __init__(self, channel: grpc.Channel, watch: Callable[[grpc.ChannelConnectivity], None]) -> None:
+        self._channel = channel
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._channel.subscribe(self._watch, try_to_connect=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.unsubscribe(self._watch)
+
+
+def _checked_token(token: str) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            "The token is empty or holds characters that no token has; it is one word of ASCII."
+        )
+    return token
+
+
+def _credentials(settings: Settings, address: Address) -> grpc.ChannelCredentials | None:
+    """TLS as the settings say; None: plain text, on this machine only."""
+    if bool(settings.cert) != bool(settings.key):
+        raise ConfigError("cert and key belong together: give both, or neither.")
+    if not settings.ca:
+        if settings.cert:
+            raise ConfigError(f"cert and key need ca, the server's authority: a file, or {SYSTEM_CA!r}.")
+        if not address.loopback:
+            raise ConfigError(
+                f"{address} is not this machine, and ca is not set: without TLS the token and the data could be read on the way. "
+                f"Set ca to the file of the server's authority (STADDLE_CA, `ca` in client.toml), or to {SYSTEM_CA!r} for a public one."
+            )
+        return None
+    return grpc.ssl_channel_credentials(
+        root_certificates=None if settings.ca == SYSTEM_CA else _read_pem("ca", settings.ca),
+        private_key=_read_pem("key", settings.key) if settings.key else None,
+        certificate_chain=_read_pem("cert", settings.cert) if settings.cert else None,
+    )
+
+
+def _read_pem(name: str, path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            pem = file.read(_MIB + 1)
+    except OSError as error:
+        raise ConfigError(f"{name} {path} cannot be read: {error.strerror}.") from error
+    if len(pem) > _MIB or b"-----BEGIN " not in pem:
+        raise ConfigError(f"{name} {path} is not a PEM file.")
+    return pem
+
+
+def _options(settings: Settings, address: Address) -> list[tuple[str, int | str]]:
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.bdp_probe", 1),
+        # Retries are ours: the library's know nothing of replays.
+        ("grpc.enable_retries", 0),
+        # Two clients never share a connection: closing one must not touch the other.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 500),
+        ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1000)),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+    ]
+    if address.loopback:
+        options.append(("grpc.enable_http_proxy", 0))
+    if settings.server_name:
+        options.append(("grpc.ssl_target_name_override", settings.server_name))
+    return options

@@ -1,0 +1,492 @@
+"""The client: everything that the service does, as methods."""
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import IO, Any, Final, Self, TypeVar, cast
+
+from google.protobuf.message import Message
+
+from staddle._calls import Calls
+from staddle._channel import refuse_other_platforms
+from staddle._config import Settings, load_settings
+from staddle._convert import (
+    backup_of,
+    change_of,
+    dataset_of,
+    entry_of,
+    path_fault,
+    server_info_of,
+    split_path,
+    text,
+)
+from staddle._errors import BackupNotFoundError, BadRequestError, DamageError, UnsupportedError
+from staddle._file import RemoteFile, open_file, read_file
+from staddle._retry import Retry
+from staddle._thin import Upload, UploadOptions
+from staddle._types import (
+    At,
+    Backup,
+    BackupKind,
+    BackupOptions,
+    BackupReport,
+    Change,
+    Dataset,
+    Entry,
+    Overwrite,
+    PathLike,
+    Profile,
+    ProgressCallback,
+    RestoreOptions,
+    RestoreReport,
+    Scope,
+    ServerInfo,
+    path_to_bytes,
+)
+from staddle._when import LATEST, selector_of
+from staddle.v1 import service_pb2 as service
+
+M = TypeVar("M", bound=Message)
+V = TypeVar("V")
+
+LIST_PAGE: Final = 1_000
+ENTRY_PAGE: Final = 10_000
+EXTRAS: Final = frozenset({"click", "pathspec", "pyfastcdc", "rich", "zstandard"})
+UPLOAD_RETRY_S: Final = 600.0
+
+
+class Client:
+    """A client of one Staddle server, as one token.
+
+        from staddle import Client
+
+        with Client.from_config() as client:
+            report = client.backup("/srv/data", dataset="www")
+            print(report.backup.id, report.problems)
+            client.restore("www", "/tmp/out", at="2h")
+
+    It connects when it is first used. Threads may share it; every method blocks, so a coroutine calls it by
+    `asyncio.to_thread`. `close` may be called from any thread and ends what others are waiting for with CancelledError.
+    After a fork the child opens a connection of its own.
+
+    Everything that goes wrong outside is a StaddleError: see `staddle.StaddleError` for the tree.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        token: str,
+        *,
+        ca: str | os.PathLike[str] | None = None,
+        cert: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
+        server_name: str | None = None,
+        timeout_s: float | None = None,
+        retry_s: float | None = None,
+    ) -> None:
+        """A client of `server` (HOST:PORT).
+
+        `ca` is the file of the authority that signed the server's certificate, or "system" for a public one; a server on
+        another machine is only spoken to with it. `cert` and `key` are the client's own, for mutual TLS. `server_name` is
+        the name in the server's certificate where it is not the host.
+
+        One call has `timeout_s` (by default what suits it, a minute to an hour); what fails for a reason that passes is tried
+        again for `retry_s` (by default 10 s; backups have an argument of their own).
+
+        Raises ConfigError for what cannot be used, UnsupportedError on another platform.
+        """
+        refuse_other_platforms()
+        settings = Settings(
+            server=server,
+            token=token,
+            ca=os.fspath(ca or ""),
+            cert=os.fspath(cert or ""),
+            key=os.fspath(key or ""),
+            server_name=server_name or "",
+        )
+        retry = Retry() if retry_s is None else Retry(budget_s=retry_s)
+        self._calls = Calls(settings, timeout_s=timeout_s, retry=retry)
+
+    @classmethod
+    def from_config(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        server: str | None = None,
+        token: str | None = None,
+        ca: str | None = None,
+        cert: str | None = None,
+        key: str | None = None,
+        server_name: str | None = None,
+        timeout_s: float | None = None,
+        retry_s: float | None = None,
+    ) -> Self:
+        """A client of what the configuration names, field by field: these arguments; STADDLE_SERVER, STADDLE_TOKEN, STADDLE_CA,
+        STADDLE_CERT, STADDLE_KEY, STADDLE_SERVER_NAME; a TOML file with the keys server, token, ca, cert, key, server_name.
+
+        The file is the first of: `path`, $STADDLE_CONFIG, ~/.config/staddle/client.toml, /etc/staddle/client.toml. Raises ConfigError,
+        naming every place, where nothing is found.
+        """
+        settings = load_settings(
+            path, server=server, token=token, ca=ca, cert=cert, key=key, server_name=server_name
+        )
+        return cls(
+            settings.server,
+            settings.token,
+            ca=settings.ca,
+            cert=settings.cert,
+            key=settings.key,
+            server_name=settings.server_name,
+            timeout_s=timeout_s,
+            retry_s=retry_s,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<staddle.Client of {self.address}{', closed' if self._calls.closed else ''}>"
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the server."""
+        return self._calls.address
+
+    def close(self) -> None:
+        """Ends the connection, and every call on it with CancelledError. May be called from any thread, and again."""
+        self._calls.close()
+
+    # ------------------------------------------------------------------------------------------- directories
+
+    def backup(
+        self,
+        path: str | bytes | os.PathLike[str],
+        *,
+        dataset: str,
+        kind: str = "auto",
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
+        one_file_system: bool = False,
+        tags: Mapping[str, str] | None = None,
+        thin: bool = False,
+        new_root: bool = False,
+        host: str | None = None,
+        profile: str = "content-defined",
+        retry_s: float = UPLOAD_RETRY_S,
+        progress: ProgressCallback | None = None,
+    ) -> BackupReport:
+        """Makes a backup of a directory, or of one file, and says what it did: `report.problems` names what was not read.
+
+        `kind` is auto, full, incremental or differential; `exclude` are patterns as in .gitignore, `exclude_files` files of such.
+        The dataset has one root: another one is RootDiffersError without `new_root`. `host` is where the data is, by default this
+        machine's name. `thin` sends all bytes and lets the server cut them; otherwise they are cut here, and only what is missing
+        travels, which needs the packages of `pip install 'staddle[cli]'`. What fails for a reason that passes is tried again for `retry_s`.
+
+        When it returns, the backup is durable. An interrupted one is gone on with when it is called again.
+        """
+        options = BackupOptions(
+            dataset=text("dataset", dataset),
+            kind=_choice("kind", kind, BackupKind),
+            exclude=tuple(exclude),
+            exclude_files=tuple(exclude_files),
+            one_file_system=one_file_system,
+            tags=dict(tags or {}),
+            thin=thin,
+            new_root=new_root,
+            host=host,
+            retry_s=retry_s,
+            progress=progress,
+            profile=_choice("profile", profile, Profile),
+        )
+        try:
+            from staddle._source import backup_directory
+
+            return backup_directory(self, os.fsencode(path), options)
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
+
+    def restore(
+        self,
+        dataset: str,
+        target: str | bytes | os.PathLike[str],
+        *,
+        backup: str | None = None,
+        at: At | None = None,
+        paths: Iterable[PathLike] = (),
+        overwrite: Overwrite = "if-changed",
+        retry_s: float = 60.0,
+        progress: ProgressCallback | None = None,
+    ) -> RestoreReport:
+        """Gives a backup back, or `paths` of it with all below them, under the directory `target`.
+
+        Which one: `backup`, an id or the first digits of one; or the newest whose capture began at or before `at`: a datetime, a
+        date (its last moment), a string with a time or date, or an age such as "2h" (or a timedelta), by the server's clock;
+        neither: the newest. `overwrite` says what happens where something lies already: "never", "if-changed", "always"; extra
+        files are never deleted.
+
+        Every file's content is checked against its id before it gets its name. Damage does not stop it: it finishes, and then
+        raises DamageError, with the report. Otherwise `report.problems` names what could not be written.
+        """
+        if overwrite not in {"never", "if-changed", "always"}:
+            raise BadRequestError(
+                f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
+            )
+        options = RestoreOptions(
+            paths=tuple(_checked_path(path) for path in paths),
+            overwrite=overwrite,
+            retry_s=retry_s,
+            progress=progress,
+        )
+        selector = selector_of(backup, at)
+        from staddle._restore import restore_to_directory
+
+        report = restore_to_directory(self, text("dataset", dataset), selector, os.fsencode(target), options)
+        if report.damaged:
+            raise _damage_error(report)
+        return report
+
+    # ------------------------------------------------------------------------------------------- own objects
+
+    def upload(
+        self,
+        dataset: str,
+        *,
+        kind: str = "auto",
+        scope: str = "whole",
+        tags: Mapping[str, str] | None = None,
+        host: str = "",
+        root: str = "",
+        new_root: bool = False,
+        retry_s: float = UPLOAD_RETRY_S,
+        progress: ProgressCallback | None = None,
+    ) -> Upload:
+        """A backup of objects that the caller hands over:
+
+            with client.upload("orders") as upload:
+                upload.put("a.json", b"{}")
+                upload.put("dump.sql", open("dump.sql", "rb"))
+            print(upload.report.backup.id)
+
+        A clean exit commits it, an exception aborts it. Under the scope "whole" the backup holds what was put and nothing else;
+        under "changes" it is the base (the newest backup) with what was put, and without what was removed.
+        """
+        options = UploadOptions(
+            dataset=text("dataset", dataset),
+            kind=_choice("kind", kind, BackupKind),
+            scope=_choice("scope", scope, Scope),
+            tags=dict(tags or {}),
+            host=text("host", host),
+            root=text("root", root),
+            new_root=new_root,
+            retry_s=retry_s,
+            progress=progress,
+        )
+        return Upload(self._calls, options)
+
+    def backup_stream(
+        self,
+        dataset: str,
+        *,
+        name: PathLike,
+        source: IO[bytes] | Iterable[bytes],
+        kind: str = "auto",
+        tags: Mapping[str, str] | None = None,
+        mode: int | None = None,
+        mtime_ns: int | None = None,
+        profile: str = "content-defined",
+        host: str = "",
+        root: str = "",
+        new_root: bool = False,
+        retry_s: float = UPLOAD_RETRY_S,
+        progress: ProgressCallback | None = None,
+    ) -> BackupReport:
+        """Makes a backup of one file, `name`, whose bytes come from `source`: a binary file, or an iterable of bytes.
+
+        It is read once, from where it stands to its end, and need not be seekable. If `source` raises there is no backup. What fails on the
+        way for a reason that passes is tried again for `retry_s`, and goes on where the server has it durable.
+        """
+        with self.upload(
+            dataset,
+            kind=kind,
+            tags=tags,
+            host=host,
+            root=root,
+            new_root=new_root,
+            retry_s=retry_s,
+            progress=progress,
+        ) as upload:
+            upload.put(name, source, mode=mode, mtime_ns=mtime_ns, profile=profile)
+        return upload.report
+
+    # ------------------------------------------------------------------------------------------- looking
+
+    def info(self) -> ServerInfo:
+        """What the server says of itself and of this token."""
+        return server_info_of(self.call("GetServerInfo", service.GetServerInfoRequest()))
+
+    def datasets(self) -> Iterator[Dataset]:
+        """All datasets, by name."""
+        request = service.ListDatasetsRequest(page_size=LIST_PAGE)
+        return (dataset_of(each) for each in self._pages("ListDatasets", request, "datasets"))
+
+    def backups(self, dataset: str, *, show_deleted: bool = False) -> Iterator[Backup]:
+        """A dataset's backups, newest first; with `show_deleted` also those that can be undeleted."""
+        request = service.ListBackupsRequest(
+            dataset=text("dataset", dataset), show_deleted=show_deleted, page_size=LIST_PAGE
+        )
+        return (backup_of(each) for each in self._pages("ListBackups", request, "backups"))
+
+    def get_backup(self, dataset: str, backup: str | None = None, *, at: At | None = None) -> Backup:
+        """One backup, picked as in `restore`."""
+        request = service.GetBackupRequest(dataset=text("dataset", dataset), backup=selector_of(backup, at))
+        return backup_of(self.call("GetBackup", request).backup)
+
+    def entries(
+        self,
+        dataset: str,
+        path: PathLike = "",
+        *,
+        backup: str | None = None,
+        at: At | None = None,
+        recursive: bool = False,
+    ) -> Iterator[Entry]:
+        """What lies in the directory `path` (empty: the root), or all below it; another entry lists itself. In order, component by component."""
+        request = service.ListEntriesRequest(
+            dataset=text("dataset", dataset),
+            backup=selector_of(backup, at),
+            recursive=recursive,
+            page_size=ENTRY_PAGE,
+            **cast("Any", split_path(path)),
+        )
+        return (entry_of(each) for each in self._pages("ListEntries", request, "entries"))
+
+    def changes(self, dataset: str, a: str | None = None, b: str | None = None) -> Iterator[Change]:
+        """What differs from backup `a` to backup `b`, in order. Without `b`: to the newest; without both: between the last two."""
+        older = selector_of(a) if a is not None else selector_of(self._second_newest(dataset).id)
+        request = service.ListChangesRequest(
+            dataset=text("dataset", dataset),
+            to=selector_of(b or LATEST),
+            page_size=ENTRY_PAGE,
+            **cast("Any", {"from": older}),
+        )
+        return (change_of(each) for each in self._pages("ListChanges", request, "changes"))
+
+    def _second_newest(self, dataset: str) -> Backup:
+        newest = self.backups(dataset)
+        if next(newest, None) is None or (second := next(newest, None)) is None:
+            raise BackupNotFoundError(
+                f"The dataset {dataset} has fewer than two backups: there is nothing to compare.",
+                facts={"dataset": dataset},
+            )
+        return second
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def read(
+        self,
+        dataset: str,
+        path: PathLike,
+        *,
+        backup: str | None = None,
+        at: At | None = None,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> bytes:
+        """Bytes of one file: `length` of them from `offset`, fewer where the file ends; None: all. The backup is picked as in `restore`."""
+        file = RemoteFile(self._calls, text("dataset", dataset), path, selector_of(backup, at))
+        return read_file(file, offset, length)
+
+    def open(
+        self, dataset: str, path: PathLike, *, backup: str | None = None, at: At | None = None
+    ) -> io.BufferedReader:
+        """One file of a backup as a seekable, read-only binary file. It stays with the backup that it was opened in."""
+        return open_file(RemoteFile(self._calls, text("dataset", dataset), path, selector_of(backup, at)))
+
+    # ------------------------------------------------------------------------------------------- deleting
+
+    def delete_backup(self, dataset: str, backup: str) -> Backup:
+        """Hides a backup, named by its id or the first digits of it: it is no longer listed, picked or used as a base, and can be undeleted."""
+        request = service.DeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
+        return backup_of(self.call("DeleteBackup", request).backup)
+
+    def undelete_backup(self, dataset: str, backup: str) -> Backup:
+        """Shows a deleted backup again."""
+        request = service.UndeleteBackupRequest(
+            dataset=text("dataset", dataset), backup=text("backup", backup)
+        )
+        return backup_of(self.call("UndeleteBackup", request).backup)
+
+    # ------------------------------------------------------------------------------------------- calls
+
+    def call(
+        self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
+    ) -> Any:
+        """One unary call of the protocol by its name, with a message of staddle.v1, for what has no method here.
+
+        It has the deadline, the retries and the errors of this client; the answer is the method's response message.
+        """
+        return self._calls.call(method, request, timeout_s=timeout_s, retry=retry)
+
+    def stream(
+        self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
+    ) -> Iterator[Any]:
+        """The messages of a streamed answer (Restore). It is tried again until its first message came, and not after.
+
+        Closing the iterator cancels the call.
+        """
+        return self._calls.stream(method, request, timeout_s=timeout_s, retry=retry)
+
+    def _pages(self, method: str, request: Any, field: str) -> Iterator[Any]:
+        """The items of all pages. The first page is asked for at once, so that an error comes where it belongs."""
+        return self._rest_of_pages(method, request, field, self.call(method, request))
+
+    def _rest_of_pages(self, method: str, request: Any, field: str, page: Any) -> Iterator[Any]:
+        yield from getattr(page, field)
+        while page.next_page_token:
+            request.page_token = page.next_page_token
+            page = self.call(method, request)
+            yield from getattr(page, field)
+
+
+def _choice(field: str, value: str, choices: type[V]) -> V:
+    try:
+        return choices(value)  # type: ignore[call-arg] # a StrEnum is called with its value
+    except ValueError:
+        names = ", ".join(str(each) for each in choices)  # type: ignore[attr-defined] # and is iterated
+        raise BadRequestError(f"{field} is one of {names}, not {value!r}.", facts={"field": field}) from None
+
+
+def _checked_path(path: PathLike) -> bytes:
+    raw = path_to_bytes(path)
+    wrong = path_fault(raw)
+    if wrong:
+        raise BadRequestError(f"{raw!r} is no path inside a backup: {wrong}.", facts={"field": "path"})
+    return raw
+
+
+def _missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | UnsupportedError:
+    """What to say where a package of the extra `cli` is not there; any other missing module stays what it is."""
+    if error.name not in EXTRAS:
+        return error
+    return UnsupportedError(
+        f"This needs the package {error.name}: `pip install 'staddle[cli]'` installs it. "
+        "With thin=True, and without excludes, a backup works without it.",
+        facts={"package": error.name or ""},
+    )
+
+
+def _damage_error(report: RestoreReport) -> DamageError:
+    damaged = report.damaged
+    first = damaged[0]
+    return DamageError(
+        f"{len(damaged)} paths are damaged in the store and were not restored, the first is {first.path_bytes!r}: {first.message}. "
+        "Everything else was; the report names all.",
+        facts={"path": ascii(first.path), "count": str(len(damaged)), "backup": report.backup.id},
+        report=report,
+    )

@@ -1,0 +1,164 @@
+"""Where the server is and who asks: from arguments, the environment and a file, field by field in this order.
+
+The file is the first that exists of: the one that was named, STADDLE_CONFIG, ~/.config/staddle/client.toml,
+/etc/staddle/client.toml. It is TOML with the keys server, token, ca, cert, key, server_name; relative paths in it are relative
+to it.
+"""
+
+import logging
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Final
+
+from staddle._errors import ConfigError
+
+CONFIG_VARIABLE: Final = "STADDLE_CONFIG"
+CONFIG_FILES: Final = ("~/.config/staddle/client.toml", "/etc/staddle/client.toml")
+CONFIG_BYTES_MAX: Final = 64 * 1024
+PATH_FIELDS: Final = frozenset({"ca", "cert", "key"})
+NOT_A_PATH: Final = frozenset({"", "system"})
+
+_log = logging.getLogger("staddle")
+_warned: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to reach a server. Empty means: not set.
+
+    Attributes:
+        server: HOST:PORT.
+        token: what the server knows the caller by.
+        ca: file of the authority that signed the server's certificate, or "system" for the public ones. Empty: no TLS.
+        cert: file of the client's own certificate, for mutual TLS.
+        key: file of its private key.
+        server_name: the name in the server's certificate, where it is not the host of `server`.
+
+    """
+
+    server: str = ""
+    token: str = field(default="", repr=False)
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    server_name: str = ""
+
+
+FIELDS: Final = tuple(each.name for each in fields(Settings))
+
+
+def load_settings(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    default_files: tuple[str, ...] = CONFIG_FILES,
+    **overrides: str | None,
+) -> Settings:
+    """Settings from `overrides`, then STADDLE_* variables, then a file. An empty or None value is one that is not there.
+
+    Raises ConfigError where the file cannot be used, and where no server or token was found: it then names every place.
+    """
+    unknown = sorted(set(overrides) - set(FIELDS))
+    if unknown:
+        raise ConfigError(f"There is no setting {', '.join(unknown)}; there are {', '.join(FIELDS)}.")
+    environment = os.environ if environment is None else environment
+    file, looked_at = _find_file(path, environment, default_files)
+    from_file = _read_file(file) if file is not None else {}
+    found = {
+        name: overrides.get(name) or environment.get(_variable(name)) or from_file.get(name, "")
+        for name in FIELDS
+    }
+    missing = [name for name in ("server", "token") if not found[name]]
+    if missing:
+        raise _not_found(missing, looked_at, file)
+    return Settings(**found)
+
+
+def _variable(name: str) -> str:
+    return f"STADDLE_{name.upper()}"
+
+
+def _not_found(missing: list[str], looked_at: list[str], file: str | None) -> ConfigError:
+    wanted = " and ".join(missing)
+    variables = ", ".join(_variable(name) for name in missing)
+    places = ["the arguments", f"the environment ({variables})"]
+    places += [
+        f"{place} (without {wanted})" if place == file else f"{place} (not there)" for place in looked_at
+    ]
+    return ConfigError(
+        f"No {wanted} found. Looked at {'; '.join(places)}. "
+        "`staddle-server serve --data DIR` starts a server and prints what to set.",
+        facts={"missing": " ".join(missing)},
+    )
+
+
+def _find_file(
+    path: str | os.PathLike[str] | None, environment: Mapping[str, str], default_files: tuple[str, ...]
+) -> tuple[str | None, list[str]]:
+    """The file to read, if any, and the places that were looked at. A file that was named must exist."""
+    named, by = (
+        (os.fspath(path), "config") if path else (environment.get(CONFIG_VARIABLE, ""), CONFIG_VARIABLE)
+    )
+    if named:
+        if not os.path.exists(named):
+            raise ConfigError(f"There is no {named}, which {by} names.", facts={"path": named})
+        return named, [named]
+    looked_at = [f"${CONFIG_VARIABLE}"]
+    for place in default_files:
+        expanded = os.path.expanduser(place)
+        looked_at.append(expanded)
+        if os.path.exists(expanded):
+            return expanded, looked_at
+    return None, looked_at
+
+
+def _read_file(path: str) -> dict[str, str]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(CONFIG_BYTES_MAX + 1)
+            mode = os.fstat(file.fileno()).st_mode
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", facts={"path": path}) from error
+    if len(text) > CONFIG_BYTES_MAX:
+        raise ConfigError(
+            f"{path} has more than {CONFIG_BYTES_MAX} bytes: it is no client.toml.", facts={"path": path}
+        )
+    try:
+        table = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}.", facts={"path": path}) from error
+    values = _checked(table, path)
+    if values.get("token") and mode & (stat.S_IRGRP | stat.S_IROTH):
+        _warn_readable(path)
+    return values
+
+
+def _checked(table: Mapping[str, object], path: str) -> dict[str, str]:
+    unknown = sorted(set(table) - set(FIELDS))
+    if unknown:
+        raise ConfigError(
+            f"{path} has the unknown key {', '.join(unknown)}; there are {', '.join(FIELDS)}.",
+            facts={"path": path},
+        )
+    values: dict[str, str] = {}
+    for name, value in table.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{path}: {name} must be a string.", facts={"path": path})
+        values[name] = _beside(path, value) if name in PATH_FIELDS else value
+    return values
+
+
+def _beside(path: str, value: str) -> str:
+    """A path in a file is relative to the file."""
+    if value in NOT_A_PATH:
+        return value
+    return os.path.join(os.path.dirname(os.path.abspath(path)), os.path.expanduser(value))
+
+
+def _warn_readable(path: str) -> None:
+    if path not in _warned:
+        _warned.add(path)
+        _log.warning("%s holds a token, and others can read it: chmod 600 it.", path)

@@ -1,0 +1,272 @@
+"""Between the wire's messages and the library's values."""
+
+import datetime
+from types import MappingProxyType
+from typing import Final
+
+from google.protobuf import timestamp_pb2
+
+from staddle._errors import BadRequestError, ProtocolError
+from staddle._types import (
+    Backup,
+    BackupKind,
+    Change,
+    ChangeCounts,
+    ChangeType,
+    Chunker,
+    ChunkRef,
+    Dataset,
+    DigestOrigin,
+    Entry,
+    EntryType,
+    Hole,
+    PathLike,
+    Profile,
+    Scope,
+    ServerInfo,
+    Xattr,
+    datetime_from_ns,
+    path_to_bytes,
+)
+from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import service_pb2 as service
+
+PATH_BYTES_MAX: Final = 16 * 1024
+COMPONENT_BYTES_MAX: Final = 1024
+
+_NS: Final = 1_000_000_000
+
+ENTRY_TYPES: Final = {
+    resources.ENTRY_TYPE_UNSPECIFIED: EntryType.FILE,
+    resources.ENTRY_TYPE_FILE: EntryType.FILE,
+    resources.ENTRY_TYPE_DIRECTORY: EntryType.DIRECTORY,
+    resources.ENTRY_TYPE_SYMLINK: EntryType.SYMLINK,
+    resources.ENTRY_TYPE_FIFO: EntryType.FIFO,
+    resources.ENTRY_TYPE_CHAR_DEVICE: EntryType.CHAR_DEVICE,
+    resources.ENTRY_TYPE_BLOCK_DEVICE: EntryType.BLOCK_DEVICE,
+    resources.ENTRY_TYPE_SOCKET: EntryType.SOCKET,
+}
+KINDS: Final = {
+    resources.BACKUP_KIND_UNSPECIFIED: BackupKind.AUTO,
+    resources.BACKUP_KIND_FULL: BackupKind.FULL,
+    resources.BACKUP_KIND_INCREMENTAL: BackupKind.INCREMENTAL,
+    resources.BACKUP_KIND_DIFFERENTIAL: BackupKind.DIFFERENTIAL,
+}
+KINDS_TO_WIRE: Final = {kind: number for number, kind in KINDS.items()}
+SCOPES: Final = {
+    resources.UPLOAD_SCOPE_UNSPECIFIED: Scope.WHOLE,
+    resources.UPLOAD_SCOPE_WHOLE: Scope.WHOLE,
+    resources.UPLOAD_SCOPE_CHANGES: Scope.CHANGES,
+}
+SCOPES_TO_WIRE: Final = {
+    Scope.WHOLE: resources.UPLOAD_SCOPE_WHOLE,
+    Scope.CHANGES: resources.UPLOAD_SCOPE_CHANGES,
+}
+PROFILES_TO_WIRE: Final = {
+    Profile.CONTENT_DEFINED: resources.CHUNKER_PROFILE_CONTENT_DEFINED,
+    Profile.FIXED: resources.CHUNKER_PROFILE_FIXED,
+}
+DIGEST_ORIGINS: Final = {
+    resources.DIGEST_ORIGIN_VERIFIED: DigestOrigin.VERIFIED,
+    resources.DIGEST_ORIGIN_CLAIMED: DigestOrigin.CLAIMED,
+}
+CHANGE_TYPES: Final = {
+    service.CHANGE_TYPE_ADDED: ChangeType.ADDED,
+    service.CHANGE_TYPE_REMOVED: ChangeType.REMOVED,
+    service.CHANGE_TYPE_CONTENT: ChangeType.CONTENT,
+    service.CHANGE_TYPE_METADATA: ChangeType.METADATA,
+}
+
+
+def text(field: str, value: str) -> str:
+    """A string that the wire can carry. Raises BadRequestError for one that is not Unicode."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequestError(f"{field} {value!a} is not Unicode text.", facts={"field": field}) from error
+    return value
+
+
+def split_path(path: PathLike) -> dict[str, bytes | str]:
+    """A path as the fields `path` or `path_bytes` of a message: `Entry(**split_path(p))`. Raises BadRequestError for what is no path."""
+    raw = path_to_bytes(path)
+    wrong = path_fault(raw)
+    if wrong:
+        raise BadRequestError(f"{raw!r} is no path inside a backup: {wrong}.", facts={"field": "path"})
+    return wire_path(raw)
+
+
+def wire_path(path: bytes) -> dict[str, bytes | str]:
+    """A path as the field that can carry it, unchecked."""
+    try:
+        return {"path": path.decode()}
+    except UnicodeDecodeError:
+        return {"path_bytes": path}
+
+
+def path_fault(path: bytes) -> str:
+    """What is wrong with a path relative to a root; empty: nothing. The root itself is the empty path."""
+    if not path:
+        return ""
+    if len(path) > PATH_BYTES_MAX:
+        return f"it has more than {PATH_BYTES_MAX} bytes"
+    if b"\0" in path:
+        return "it holds NUL"
+    for component in path.split(b"/"):
+        if component in {b"", b".", b".."}:
+            return "its components must not be empty, '.' or '..', and it is relative to the root"
+        if len(component) > COMPONENT_BYTES_MAX:
+            return f"a component has more than {COMPONENT_BYTES_MAX} bytes"
+    return ""
+
+
+def path_of(message: resources.Entry | resources.Remove | service.Damage) -> bytes:
+    """The path that a message of the server names. Raises ProtocolError for one that could lead out of a root."""
+    path = message.path_bytes or message.path.encode()
+    wrong = path_fault(path)
+    if wrong:
+        raise ProtocolError(f"The server sent the path {path!r}: {wrong}.")
+    return path
+
+
+def link_target_of(entry: resources.Entry) -> bytes:
+    """Where a symlink points."""
+    return entry.link_target_bytes or entry.link_target.encode()
+
+
+def sort_key(path: bytes) -> bytes:
+    """The order of entries: component by component."""
+    return path.replace(b"/", b"\0")
+
+
+def time_ns_of(timestamp: timestamp_pb2.Timestamp) -> int:
+    """A Timestamp as nanoseconds since 1970."""
+    return timestamp.seconds * _NS + timestamp.nanos
+
+
+def datetime_of(timestamp: timestamp_pb2.Timestamp) -> datetime.datetime:
+    """A Timestamp as a datetime, cut to microseconds. Raises ProtocolError."""
+    try:
+        return datetime_from_ns(time_ns_of(timestamp))
+    except OverflowError as error:
+        raise ProtocolError(f"The server sent a time out of range: {timestamp.seconds} s.") from error
+
+
+def entry_of(message: resources.Entry) -> Entry:
+    """An entry as the server lists it."""
+    optional = {
+        name: getattr(message, name) if message.HasField(name) else None
+        for name in ("mode", "uid", "gid", "mtime_ns", "ctime_ns", "inode")
+    }
+    kind = ENTRY_TYPES.get(message.type)
+    if kind is None:
+        raise ProtocolError(
+            f"The server sent an entry of the unknown type {message.type}: this client is too old."
+        )
+    is_device = kind in {EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE}
+    return Entry(
+        path_bytes=path_of(message),
+        type=kind,
+        **optional,
+        owner=message.owner,
+        group=message.group,
+        size_bytes=message.content.size_bytes,
+        content_id=message.content.content_id.hex(),
+        chunks=tuple(ChunkRef(chunk.digest, chunk.length_bytes) for chunk in message.content.chunks),
+        link_target_bytes=link_target_of(message),
+        device=(message.device_major, message.device_minor) if is_device else None,
+        link_group=message.link_group,
+        xattrs=tuple(Xattr(xattr.name_bytes or xattr.name.encode(), xattr.value) for xattr in message.xattrs),
+        holes=tuple(Hole(hole.offset_bytes, hole.length_bytes) for hole in message.holes),
+        file_digest=message.file_digest.blake3.hex(),
+        digest_origin=DIGEST_ORIGINS.get(message.file_digest.origin),
+        read_again=message.read_again,
+        implied=message.implied,
+    )
+
+
+def backup_of(message: resources.Backup) -> Backup:
+    """A backup as the server describes it."""
+    changes = message.changes
+    return Backup(
+        id=message.id,
+        dataset=message.dataset,
+        number=message.number,
+        kind=KINDS.get(message.kind, BackupKind.AUTO),
+        base_backup_id=message.base_backup_id,
+        begin_time=datetime_of(message.begin_time),
+        begin_time_ns=time_ns_of(message.begin_time),
+        commit_time=datetime_of(message.commit_time),
+        entry_count=message.entry_count,
+        data_bytes=message.data_bytes,
+        stored_bytes=message.stored_bytes,
+        changes=ChangeCounts(
+            changes.added,
+            changes.content_changed,
+            changes.metadata_changed,
+            changes.removed,
+            changes.metadata_kept,
+        ),
+        tags=MappingProxyType(dict(message.tags)),
+        host=message.host,
+        root=message.root,
+        principal=message.principal,
+        delete_time=datetime_of(message.delete_time) if message.HasField("delete_time") else None,
+        scope=SCOPES.get(message.scope, Scope.WHOLE),
+        manifest_digest=message.manifest_digest,
+    )
+
+
+def dataset_of(message: resources.Dataset) -> Dataset:
+    """A dataset as the server describes it."""
+    return Dataset(
+        name=message.name,
+        create_time=datetime_of(message.create_time),
+        host=message.host,
+        root=message.root,
+        backup_count=message.backup_count,
+        newest_backup=backup_of(message.newest_backup) if message.HasField("newest_backup") else None,
+    )
+
+
+def change_of(message: service.Change) -> Change:
+    """A difference as the server lists it."""
+    kind = CHANGE_TYPES.get(message.type)
+    if kind is None:
+        raise ProtocolError(
+            f"The server sent a change of the unknown type {message.type}: this client is too old."
+        )
+    return Change(
+        type=kind,
+        before=entry_of(message.before) if message.HasField("before") else None,
+        after=entry_of(message.after) if message.HasField("after") else None,
+    )
+
+
+def chunker_of(message: resources.Chunker) -> Chunker:
+    """The parameters of the cuts."""
+    return Chunker(
+        min_bytes=message.min_bytes,
+        avg_bytes=message.avg_bytes,
+        max_bytes=message.max_bytes,
+        normalization=message.normalization,
+        seed=message.seed,
+        fixed_bytes=message.fixed_bytes,
+    )
+
+
+def server_info_of(message: service.GetServerInfoResponse) -> ServerInfo:
+    """What the server says of itself."""
+    limits: dict[str, float] = {}
+    for field in message.limits.DESCRIPTOR.fields:
+        value = getattr(message.limits, field.name)
+        limits[field.name] = value if isinstance(value, int) else value.seconds + value.nanos / 1e9
+    return ServerInfo(
+        version=message.version,
+        tenant=message.tenant,
+        principal=message.principal,
+        role=message.role,
+        chunker=chunker_of(message.chunker),
+        server_time=datetime_of(message.server_time),
+        limits=MappingProxyType(limits),
+    )

@@ -1,0 +1,248 @@
+"""The metadata of a path on disk, as an entry holds it.
+
+Everything is taken relative to an open directory and without following the path's own symbolic link. Extended attributes
+and holes exist where the operating system has them; elsewhere an entry goes without.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from blake3 import blake3
+
+from staddle._convert import path_of
+from staddle._scan import Found, Report, reason_of
+from staddle.v1 import resources_pb2 as pb
+
+HAS_HOLES: Final = hasattr(os, "SEEK_HOLE") and hasattr(os, "SEEK_DATA")
+
+XATTRS_MAX: Final = 1024
+XATTR_NAME_BYTES_MAX: Final = 255
+XATTR_VALUE_BYTES_MAX: Final = 64 * 1024
+XATTR_BYTES_MAX: Final = 256 * 1024
+"""All attributes of an entry together: with its holes they stay below what the server takes of one entry."""
+HOLES_MAX: Final = 32_768
+HOLES_SEEN_MAX: Final = 4 * HOLES_MAX
+"""So many holes are looked at before the smallest are dropped, to keep memory flat."""
+LINK_GROUP_BYTES_MAX: Final = 64
+OWNER_BYTES_MAX: Final = 256
+NAMES_CACHED_MAX: Final = 10_000
+LINK_TARGET_BYTES_MAX: Final = 4096
+
+TYPES: Final[dict[int, pb.EntryType.ValueType]] = {
+    stat.S_IFREG: pb.ENTRY_TYPE_FILE,
+    stat.S_IFDIR: pb.ENTRY_TYPE_DIRECTORY,
+    stat.S_IFLNK: pb.ENTRY_TYPE_SYMLINK,
+    stat.S_IFIFO: pb.ENTRY_TYPE_FIFO,
+    stat.S_IFCHR: pb.ENTRY_TYPE_CHAR_DEVICE,
+    stat.S_IFBLK: pb.ENTRY_TYPE_BLOCK_DEVICE,
+    stat.S_IFSOCK: pb.ENTRY_TYPE_SOCKET,
+}
+
+_NO_XATTRS_HERE: Final = frozenset(
+    code
+    for code in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, getattr(errno, "ENODATA", None))
+    if code is not None
+)
+
+
+class Names:
+    """The names of users and groups, looked up once each."""
+
+    def __init__(self) -> None:
+        self._users: dict[int, str] = {}
+        self._groups: dict[int, str] = {}
+
+    def user(self, uid: int) -> str:
+        """The user's name, empty if there is none."""
+        return _cached(self._users, uid, lambda: pwd.getpwuid(uid).pw_name)
+
+    def group(self, gid: int) -> str:
+        """The group's name, empty if there is none."""
+        return _cached(self._groups, gid, lambda: grp.getgrgid(gid).gr_name)
+
+
+def _cached(cache: dict[int, str], number: int, look_up: Callable[[], str]) -> str:
+    name = cache.get(number)
+    if name is None:
+        try:
+            name = look_up()
+        except (KeyError, OverflowError):
+            name = ""
+        if len(name.encode("utf-8", "surrogateescape")) > OWNER_BYTES_MAX or not _is_text(name):
+            name = ""
+        if len(cache) >= NAMES_CACHED_MAX:
+            cache.clear()
+        cache[number] = name
+    return name
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def set_path(item: pb.Entry | pb.Remove, path: bytes) -> None:
+    """Puts a path where it belongs: into the text if it is UTF-8, else into the bytes."""
+    try:
+        item.path = path.decode()
+    except UnicodeDecodeError:
+        item.path_bytes = path
+
+
+def type_of(status: os.stat_result) -> pb.EntryType.ValueType | None:
+    """The entry type of a path; None for what no backup can hold (a door, a whiteout)."""
+    return TYPES.get(stat.S_IFMT(status.st_mode))
+
+
+def entry_of(
+    found: Found, names: Names, report: Report, status: os.stat_result | None = None
+) -> pb.Entry | None:
+    """The entry of a path with all metadata that its stat, its link and its directory tell; without content, attributes, holes.
+
+    `status` replaces what the scan saw, where the file was opened since. None, reported, if the link cannot be read.
+    """
+    status = found.stat if status is None else status
+    kind = type_of(status)
+    if kind is None:
+        report(found.path, "it is of a type that a backup cannot hold")
+        return None
+    entry = pb.Entry(
+        type=kind,
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        owner=names.user(status.st_uid),
+        group=names.group(status.st_gid),
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        inode=status.st_ino,
+    )
+    set_path(entry, found.path)
+    if kind == pb.ENTRY_TYPE_SYMLINK and not _set_target(entry, found, report):
+        return None
+    if kind in (pb.ENTRY_TYPE_CHAR_DEVICE, pb.ENTRY_TYPE_BLOCK_DEVICE):
+        entry.device_major = os.major(status.st_rdev)
+        entry.device_minor = os.minor(status.st_rdev)
+    if kind == pb.ENTRY_TYPE_FILE and status.st_nlink > 1:
+        entry.link_group = link_group(status.st_ino, found.mount)
+    return entry
+
+
+def _set_target(entry: pb.Entry, found: Found, report: Report) -> bool:
+    try:
+        target = os.readlink(found.name, dir_fd=found.dir_fd)
+    except OSError as error:
+        report(found.path, reason_of(error))
+        return False
+    if len(target) > LINK_TARGET_BYTES_MAX:
+        report(found.path, "its link target is longer than a backup can hold")
+        return False
+    try:
+        entry.link_target = target.decode()
+    except UnicodeDecodeError:
+        entry.link_target_bytes = target
+    return True
+
+
+def link_group(inode: int, mount: bytes) -> bytes:
+    """The name that all hard links of one file share, and no other file: inode and mount point inside the tree."""
+    group = b"%d@%s" % (inode, mount)
+    if len(group) <= LINK_GROUP_BYTES_MAX:
+        return group
+    return b"%d@#%s" % (inode, blake3(mount).hexdigest()[:40].encode())
+
+
+def via_descriptor(dir_fd: int, name: bytes) -> bytes:
+    """A path that leads to `name` in an open directory, for the calls that take no directory."""
+    return b"/proc/self/fd/%d/%s" % (dir_fd, name)
+
+
+def add_xattrs(entry: pb.Entry, target: int | bytes, report: Report) -> None:
+    """Adds the extended attributes of an open file, or of a path (not following it); POSIX ACLs are among them.
+
+    Those that cannot be read, or that no backup can hold, are reported; a file system that has none is no error.
+    """
+    if sys.platform != "linux":
+        return
+    follow = isinstance(target, int)
+    path = path_of(entry)
+    try:
+        names = os.listxattr(target, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno not in _NO_XATTRS_HERE:
+            report(path, f"extended attributes: {reason_of(error)}")
+        return
+    size = 0
+    for text in sorted(names)[:XATTRS_MAX]:
+        name = os.fsencode(text)
+        try:
+            value = os.getxattr(target, name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno not in _NO_XATTRS_HERE:
+                report(path, f"extended attribute {text!a}: {reason_of(error)}")
+            continue
+        size += len(name) + len(value)
+        if len(value) > XATTR_VALUE_BYTES_MAX or size > XATTR_BYTES_MAX:
+            report(path, f"extended attribute {text!a}: larger than a backup can hold")
+            return
+        _add_xattr(entry, name, value)
+    if len(names) > XATTRS_MAX:
+        report(path, f"extended attributes: more than {XATTRS_MAX}")
+
+
+def _add_xattr(entry: pb.Entry, name: bytes, value: bytes) -> None:
+    try:
+        entry.xattrs.add(name=name.decode(), value=value)
+    except UnicodeDecodeError:
+        entry.xattrs.add(name_bytes=name, value=value)
+
+
+def holes_of(descriptor: int, size: int) -> list[tuple[int, int]]:
+    """The holes of an open file up to `size`, (offset, length), in order; at most 32,768, the largest.
+
+    Leaves the file's position anywhere. A file system that cannot tell has none.
+    """
+    if not HAS_HOLES:
+        return []
+    holes: list[tuple[int, int]] = []
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(descriptor, position, os.SEEK_HOLE)
+            if start >= size:
+                break
+            end = min(_data_after(descriptor, start, size), size)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENXIO, errno.ENOTSUP):
+                break
+            raise
+        if end <= start:
+            break  # filled while we looked
+        holes.append((start, end - start))
+        position = end
+        if len(holes) >= HOLES_SEEN_MAX:
+            holes = largest(holes, HOLES_MAX)
+    return largest(holes, HOLES_MAX)
+
+
+def _data_after(descriptor: int, start: int, size: int) -> int:
+    try:
+        return os.lseek(descriptor, start, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size  # a hole up to the end
+        raise
+
+
+def largest(holes: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """The largest holes, at most `count`, in order of offset. What is dropped is plain zeros to a restore."""
+    if len(holes) <= count:
+        return list(holes)
+    return sorted(sorted(holes, key=lambda hole: hole[1], reverse=True)[:count])

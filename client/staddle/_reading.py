@@ -1,0 +1,104 @@
+"""Reading a file that others may be writing: what was read, and whether it can be trusted to be one state of the file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from staddle._metadata import holes_of
+from staddle._scan import Clock, Found
+
+READ_BYTES: Final = 2 * 1024 * 1024
+ZEROS_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Longer holes are told in pieces of this size."""
+RACY_NS: Final = 2_000_000_000
+"""A timestamp this close to the moment of reading does not prove that nothing was written afterwards."""
+
+OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class NotRegularError(OSError):
+    """The path was a regular file when it was listed and is something else now."""
+
+    def __init__(self) -> None:
+        super().__init__(None, "it is no longer a regular file")
+
+
+def is_racy(status: os.stat_result, read_ns: int) -> bool:
+    """Whether a path with these times, read at that moment, may have been changed later without a trace."""
+    return max(status.st_mtime_ns, status.st_ctime_ns) > read_ns - RACY_NS
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """A regular file, opened for one reading from its beginning to the size that it had then."""
+
+    descriptor: int
+    status: os.stat_result
+    """As it was opened."""
+    racy: bool
+    holes: list[tuple[int, int]] = field(default_factory=list)
+    _read_bytes: int = 0
+
+    def pieces(self, position: int = 0) -> Iterator[bytes | int]:
+        """The file's bytes in order from `position` on: pieces of up to 2 MiB, or a number of zero bytes where it has a hole.
+
+        Ends early if the file has become shorter; `is_settled` tells then.
+        """
+        self._read_bytes = position
+        for start, length in self.holes:
+            end = start + length
+            if end <= position:
+                continue
+            yield from self._data(position, start)
+            if self._read_bytes < start:
+                return
+            position = max(position, start)
+            while position < end:
+                zeros = min(ZEROS_BYTES_MAX, end - position)
+                position += zeros
+                self._read_bytes = position
+                yield zeros
+        yield from self._data(position, self.status.st_size)
+
+    def _data(self, start: int, end: int) -> Iterator[bytes]:
+        while start < end:
+            piece = os.pread(self.descriptor, min(READ_BYTES, end - start), start)
+            if not piece:
+                return
+            start += len(piece)
+            self._read_bytes = start
+            yield piece
+
+    def is_settled(self) -> bool:
+        """Whether, after all pieces, the file is as it was when it was opened."""
+        before, after = self.status, os.fstat(self.descriptor)
+        return (
+            self._read_bytes == before.st_size == after.st_size
+            and after.st_mtime_ns == before.st_mtime_ns
+            and after.st_ctime_ns == before.st_ctime_ns
+        )
+
+
+@contextmanager
+def open_file(found: Found, clock: Clock) -> Iterator[OpenFile]:
+    """Opens a regular file of the scan, without waiting for anything and without following a link.
+
+    Raises OSError if it cannot be opened, NotRegularError if it is not a file any more.
+    """
+    descriptor = os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd)
+    try:
+        read_ns = clock()
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotRegularError
+        opened = OpenFile(descriptor, status, is_racy(status, read_ns))
+        if status.st_blocks * 512 < status.st_size:
+            opened.holes = holes_of(descriptor, status.st_size)
+        yield opened
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,377 @@
+"""A directory to a dataset: the life of the upload, whichever way the data takes.
+
+Begin or take over, send, commit; and after a failure that passes: take over again, and go on behind what is durable. How the data is sent
+is in `staddle._attempts` (cut here, only what is missing travels) and `staddle._thin_directory` (all bytes travel).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from blake3 import blake3
+
+from staddle._base import BaseDamagedError, BaseEntry, Changed, Comparison, Removed, base_entries, is_below
+from staddle._convert import KINDS_TO_WIRE, backup_of, path_of, sort_key
+from staddle._errors import (
+    ConflictError,
+    DamageError,
+    DatasetNotFoundError,
+    MissingChunksError,
+    ProtocolError,
+    StaddleError,
+    UnfinishedError,
+    UploadClosedError,
+)
+from staddle._excludes import Excludes, excludes_of, lines_of
+from staddle._gather import Tally
+from staddle._reading import OPEN_FLAGS
+from staddle._retry import Attempts, Retry, RetryNotice, may_pass
+from staddle._scan import Clock, Found, Scan, reason_of
+from staddle._types import BackupKind, BackupOptions, BackupReport, Progress
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
+
+if TYPE_CHECKING:
+    from staddle._calls import Calls
+    from staddle._client import Client
+
+DISTRUSTED_MAX: Final = 200_000
+"""If more of the base is damaged, nothing of it is relied on."""
+GOES_ON: Final = frozenset({"RESUME_REQUIRED", "UPLOAD_BUSY"})
+"""Conflicts that taking over ends."""
+TEXT_BYTES_MAX: Final = {"host": 255, "root": 16 * 1024}
+
+
+class Attempt(Protocol):
+    """One way of sending. Sends all differences to the upload and commits it; the answer is the backup.
+
+    Raises MissingChunksError if the server lost chunks that were relied on.
+    """
+
+    def __call__(
+        self, upload: pb.Upload, differences: Generator[Changed | Removed], tally: Tally, clock: Clock
+    ) -> pb.Backup: ...
+
+
+def backup_directory(client: Client, path: bytes, options: BackupOptions) -> BackupReport:
+    """Makes a backup of a directory or of one file; see Client.backup. Raises StaddleError, or OSError if the path cannot be opened."""
+    calls = client._calls  # noqa: SLF001 - one library; the Backup stream has no public method
+    return run_backup(calls, path, options, time.time_ns)
+
+
+def run_backup(calls: Calls, path: bytes, options: BackupOptions, clock: Clock) -> BackupReport:
+    """As backup_directory; `clock` tells what a timestamp too recent to be trusted is."""
+    os.stat(path)  # before anything is opened at the server
+    begun_s = time.monotonic()
+    tally = Tally(options.profile)
+    run = _Run(calls, path, options, tally, clock)
+    backup = run.to_end()
+    warnings = list(run.warnings)
+    if tally.problems_dropped:
+        warnings.append(f"{tally.problems_dropped} more paths had problems than are named.")
+    return BackupReport(
+        backup=backup_of(backup),
+        problems=tuple(tally.problems.values()),
+        warnings=tuple(warnings),
+        entries_unchanged=tally.unchanged,
+        read_bytes=tally.read_bytes,
+        sent_bytes=tally.sent_bytes,
+        reused_bytes=tally.reused_bytes,
+        seconds=time.monotonic() - begun_s,
+        resumed=run.taken_over,
+    )
+
+
+@dataclass(slots=True)
+class _Opened:
+    """An open upload of ours, and what of its base is damaged."""
+
+    upload: pb.Upload
+    distrusted: frozenset[bytes]
+    rely: bool
+    """Whether the base may be relied on at all."""
+
+
+class _Run:
+    """One backup, over all its attempts."""
+
+    def __init__(self, calls: Calls, path: bytes, options: BackupOptions, tally: Tally, clock: Clock) -> None:
+        self._calls = calls
+        self._root = os.path.abspath(path)
+        self._options = options
+        self._tally = tally
+        self._clock = clock
+        self._excludes: Excludes = excludes_of(options.exclude, options.exclude_files)
+        self._attempt = _attempt_of(calls, options)
+        self._retry = Retry(budget_s=options.retry_s, notify=self._tell_retry)
+        self._kind = options.kind
+        self._durable_position = 0
+        self._own_work = False
+        """Whether what is durable was sent by this very run, so that its problems are known."""
+        self._distrusting = False
+        self.taken_over = False
+        self.warnings: list[str] = []
+
+    def to_end(self) -> pb.Backup:
+        """Begins, sends, commits, however many attempts that takes."""
+        attempts = Attempts(self._retry, self._calls.clock)
+        opened: _Opened | pb.Backup = self._begin()
+        while isinstance(opened, _Opened):
+            try:
+                return self._send(opened)
+            except BaseDamagedError as error:
+                opened = self._begin_without_base(opened, error)
+            except MissingChunksError as error:
+                opened = self._begin_distrusting(opened, error)
+            except StaddleError as error:
+                if not _goes_on(error):
+                    raise
+                opened = self._go_on(opened, attempts, error)
+        return opened
+
+    # --- the upload
+
+    def _begin(self) -> _Opened:
+        options = self._options
+        response = self._calls.call(
+            "BeginUpload",
+            wire.BeginUploadRequest(
+                dataset=options.dataset,
+                request_id=uuid.uuid4().hex,
+                kind=KINDS_TO_WIRE[self._kind],
+                scope=self._scope(),
+                tags=dict(options.tags),
+                host=_text("host", socket.gethostname() if options.host is None else options.host),
+                root=_text("root", os.fsdecode(self._root)),
+                new_root=options.new_root,
+                take_over=True,
+                fingerprint=self._fingerprint(),
+            ),
+            retry=self._retry,
+        )
+        self.taken_over = self.taken_over or response.taken_over
+        upload: pb.Upload = response.upload
+        distrusted = self._distrusted(response)
+        self._durable_position = upload.durable.position
+        rely = distrusted is not None and not options.new_root
+        return _Opened(upload, distrusted or frozenset(), rely)
+
+    def _scope(self) -> pb.UploadScope.ValueType:
+        if self._kind is BackupKind.FULL:
+            return pb.UPLOAD_SCOPE_WHOLE
+        if self._kind is BackupKind.AUTO and (self._options.new_root or not self._has_backup()):
+            return pb.UPLOAD_SCOPE_WHOLE
+        return pb.UPLOAD_SCOPE_CHANGES
+
+    def _has_backup(self) -> bool:
+        request = wire.ListBackupsRequest(dataset=self._options.dataset, page_size=1)
+        try:
+            return bool(self._calls.call("ListBackups", request, retry=self._retry).backups)
+        except DatasetNotFoundError:
+            return False
+
+    def _fingerprint(self) -> str:
+        options = self._options
+        what = (
+            tuple(options.exclude),
+            tuple(tuple(lines_of(file)) for file in options.exclude_files),
+            options.one_file_system,
+            options.profile.value,
+            sorted(options.tags.items()),
+        )
+        return blake3(repr(what).encode("utf-8", "surrogateescape")).hexdigest()
+
+    def _distrusted(self, response: wire.BeginUploadResponse) -> frozenset[bytes] | None:
+        """The base's damaged paths; None if there are too many to remember."""
+        paths = {path_of(entry) for entry in response.damaged_base_entries}
+        if not response.more_damaged_base_entries:
+            return frozenset(paths)
+        request = wire.GetUploadRequest(upload_id=response.upload.id, page_size=4_096)
+        while len(paths) <= DISTRUSTED_MAX:
+            page = self._calls.call("GetUpload", request, retry=self._retry)
+            paths.update(path_of(entry) for entry in page.damaged_base_entries)
+            if not page.next_page_token:
+                return frozenset(paths)
+            request.page_token = page.next_page_token
+        return None
+
+    def _begin_without_base(self, opened: _Opened, error: BaseDamagedError) -> _Opened:
+        """The base cannot even be listed: what was not asked for by name becomes a full backup."""
+        if self._kind is not BackupKind.AUTO:
+            raise DamageError(
+                f"The list of the base's entries below {error.path!r} is damaged: {error}. Make a full backup (kind full)."
+            ) from error
+        upload = opened.upload
+        self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
+        self.warnings.append(f"The base is damaged below {error.path!r}: this became a full backup.")
+        self._kind = BackupKind.FULL
+        return self._begin()
+
+    def _begin_distrusting(self, opened: _Opened, error: MissingChunksError) -> _Opened:
+        """The server lost chunks that were relied on: everything is read again, and asked for."""
+        if self._distrusting:
+            raise error
+        self._distrusting = True
+        upload = self._take_over(opened.upload)
+        upload.durable.ClearField("last_entry")
+        upload.durable.ClearField("open_entry")
+        return _Opened(upload, opened.distrusted, rely=False)
+
+    def _go_on(self, opened: _Opened, attempts: Attempts, error: StaddleError) -> _Opened | pb.Backup:
+        """After a failure that passes: waits, takes the upload over, and goes on behind what is durable."""
+        while True:
+            attempts.wait_after(error)
+            try:
+                upload = self._take_over(opened.upload)
+            except UploadClosedError:
+                return self._committed(opened.upload)
+            except StaddleError as another:
+                if not _goes_on(another):
+                    raise
+                error = another
+                continue
+            self._own_work = self._own_work or not self.taken_over
+            if upload.durable.position > self._durable_position:
+                self._durable_position = upload.durable.position
+                attempts.progressed()
+            return _Opened(upload, opened.distrusted, opened.rely)
+
+    def _take_over(self, upload: pb.Upload) -> pb.Upload:
+        taken: pb.Upload = self._calls.call(
+            "ResumeUpload", wire.ResumeUploadRequest(upload_id=upload.id)
+        ).upload
+        return taken
+
+    def _committed(self, upload: pb.Upload) -> pb.Backup:
+        """The backup of an upload whose commit went through though its answer was lost."""
+        known: pb.Upload = self._calls.call("GetUpload", wire.GetUploadRequest(upload_id=upload.id)).upload
+        if known.state != pb.UPLOAD_STATE_COMMITTED:
+            raise UnfinishedError(
+                f"The upload {upload.id} was given up meanwhile: {known.last_failure or 'it was aborted or expired'}. "
+                "Nothing of it is a backup; run the backup again.",
+                facts={"upload": upload.id},
+            )
+        selector = pb.BackupSelector(backup=known.backup_id)
+        request = wire.GetBackupRequest(dataset=known.dataset, backup=selector)
+        backup: pb.Backup = self._calls.call("GetBackup", request).backup
+        return backup
+
+    # --- one attempt
+
+    def _send(self, opened: _Opened) -> pb.Backup:
+        return self._attempt(opened.upload, self._differences(opened), self._tally, self._clock)
+
+    def _differences(self, opened: _Opened) -> Generator[Changed | Removed]:
+        """What to send. The base's list is opened by the thread that draws from this, and closed by it."""
+        durable = opened.upload.durable
+        behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
+        with self._base_of(opened) as base, closing(self._scan(behind)) as scan:
+            comparison = Comparison(scan, base, rely=opened.rely, distrusted=opened.distrusted, behind=behind)
+            yield from self._watched(comparison)
+            self._tally.unchanged = comparison.unchanged
+
+    @contextmanager
+    def _base_of(self, opened: _Opened) -> Iterator[Iterator[BaseEntry]]:
+        upload = opened.upload
+        if upload.scope != pb.UPLOAD_SCOPE_CHANGES:
+            yield iter(())
+            return
+        if not upload.base_backup_id:
+            raise ProtocolError("The server opened an upload of changes without a base.")
+        view = wire.ENTRY_VIEW_BASIC if self._options.thin else wire.ENTRY_VIEW_REFERENCES
+        selector = pb.BackupSelector(backup=upload.base_backup_id)
+        request = wire.RestoreRequest(dataset=upload.dataset, backup=selector, view=view)
+        messages = cast(
+            "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
+        )
+        with closing(messages), closing(base_entries(messages)) as entries:
+            yield entries
+
+    def _scan(self, behind: bytes | None) -> Generator[Found]:
+        skip: Callable[[bytes], bool] | None = None
+        if behind is not None and self._own_work:
+            skip = _is_behind(behind)
+        scan = Scan(
+            self._root,
+            self._tally.unreadable,
+            excluded=self._excludes,
+            one_file_system=self._options.one_file_system,
+            skip=skip,
+            clock=self._clock,
+        )
+        limit = None if behind is None or self._own_work else sort_key(behind)
+        for found in scan:
+            if limit is not None and found.is_file() and sort_key(found.path) <= limit:
+                self._probe(found)
+            yield found
+
+    def _probe(self, found: Found) -> None:
+        """Sees whether a file that an earlier run dealt with could be read at all: that run's report is lost."""
+        try:
+            os.close(os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd))
+        except OSError as error:
+            self._tally.unreadable(found.path, reason_of(error))
+
+    def _watched(self, differences: Iterable[Changed | Removed]) -> Iterator[Changed | Removed]:
+        """Passes on, and tells the progress a few times a second."""
+        tell = self._options.progress
+        told_s = time.monotonic()
+        for difference in differences:
+            if tell is not None and time.monotonic() - told_s > 0.2:
+                told_s = time.monotonic()
+                tell(self._progress("send"))
+            yield difference
+
+    def _progress(self, phase: str, notice: str = "") -> Progress:
+        tally = self._tally
+        return Progress(
+            phase=phase,
+            path=os.fsdecode(tally.path),
+            entries_done=tally.entries_done,
+            bytes_done=tally.read_bytes,
+            new_bytes=tally.sent_bytes,
+            reused_bytes=tally.reused_bytes,
+            notice=notice,
+        )
+
+    def _tell_retry(self, notice: RetryNotice) -> None:
+        if self._options.progress is not None:
+            text = f"{notice.error.message} Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
+            self._options.progress(self._progress("retry", text))
+
+
+def _attempt_of(calls: Calls, options: BackupOptions) -> Attempt:
+    """The way of sending that was asked for; only one of them needs what the extra `cli` installs."""
+    if options.thin:
+        from staddle._thin_directory import ThinAttempt
+
+        return ThinAttempt(calls)
+    from staddle._attempts import SourceAttempt
+
+    return SourceAttempt(calls)
+
+
+def _goes_on(error: StaddleError) -> bool:
+    """Whether taking the upload over may help."""
+    if isinstance(error, ConflictError):
+        return error.reason in GOES_ON
+    return may_pass(error) or isinstance(error, UnfinishedError)
+
+
+def _is_behind(behind: bytes) -> Callable[[bytes], bool]:
+    """Whether all of a directory comes before the path `behind`, in order."""
+    limit = sort_key(behind)
+    return lambda directory: sort_key(directory) < limit and not is_below(behind, directory)
+
+
+def _text(field: str, value: str) -> str:
+    """Text for the wire: what is not Unicode is escaped, what is too long is cut."""
+    raw = value.encode("utf-8", "backslashreplace")[: TEXT_BYTES_MAX[field]]
+    return raw.decode("utf-8", "ignore")

@@ -1,0 +1,259 @@
+"""A Restore stream, checked part by part: what comes out of here came as the protocol says.
+
+The order is checked, each file's bytes against its content id, and the counts at the end. A stream that stops without its
+End, or breaks a rule, raises ProtocolError; what came before may then be used only as far as whole files go: those whose
+FileEnd came.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+from staddle._convert import path_of, sort_key
+from staddle._errors import ProtocolError
+from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
+from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import service_pb2 as service
+
+VIEW_DATA: Final = service.ENTRY_VIEW_DATA
+VIEW_BASIC: Final = service.ENTRY_VIEW_BASIC
+VIEW_REFERENCES: Final = service.ENTRY_VIEW_REFERENCES
+
+_FILES: Final = frozenset({resources.ENTRY_TYPE_UNSPECIFIED, resources.ENTRY_TYPE_FILE})
+
+
+class HeaderEvent(NamedTuple):
+    """First: the backup that was picked."""
+
+    backup: resources.Backup
+
+
+class EntryEvent(NamedTuple):
+    """The next entry. `open`: its bytes follow, and then FileEndEvent or DamageEvent. Otherwise it is whole: inline bytes were checked."""
+
+    path: bytes
+    entry: resources.Entry
+    open: bool
+
+
+class DataEvent(NamedTuple):
+    """The next bytes of the open entry, not yet checked as a whole: `data`, or so many zeros."""
+
+    data: bytes
+    zero_bytes: int
+
+
+class ChunksEvent(NamedTuple):
+    """View REFERENCES: the next chunks of the last entry."""
+
+    chunks: tuple[resources.ChunkRef, ...]
+
+
+class FileEndEvent(NamedTuple):
+    """All bytes of the open entry came, and are what the content id says."""
+
+    size_bytes: int
+    content_id: bytes
+
+
+class DamageEvent(NamedTuple):
+    """The open entry (its bytes are to be thrown away), or a part of the tree, cannot be given back."""
+
+    path: bytes
+    message: str
+    offset_bytes: int
+    subtree: bool
+
+
+class EndEvent(NamedTuple):
+    """Last: everything came. The counts were checked."""
+
+    entry_count: int
+    data_bytes: int
+    damage_count: int
+
+
+Event = HeaderEvent | EntryEvent | DataEvent | ChunksEvent | FileEndEvent | DamageEvent | EndEvent
+
+
+def is_file(entry: resources.Entry) -> bool:
+    """Whether an entry is a regular file."""
+    return entry.type in _FILES
+
+
+def read_restore(
+    responses: Iterable[service.RestoreResponse], *, view: service.EntryView.ValueType = VIEW_DATA
+) -> Iterator[Event]:
+    """The events of a Restore stream that was asked for with `view`. Raises ProtocolError, and what `responses` raises."""
+    reader = _Reader(data=view == VIEW_DATA)
+    for response in responses:
+        for part in response.parts:
+            yield reader.read(part)
+    reader.finish()
+
+
+class _Reader:
+    """What has to be remembered between parts."""
+
+    def __init__(self, *, data: bool) -> None:
+        self._data = data
+        self._started = False
+        self._ended = False
+        self._last_key: bytes | None = None
+        self._open: _OpenFile | None = None
+        self._entries = 0
+        self._data_bytes = 0
+        self._damages = 0
+
+    def read(self, part: service.RestorePart) -> Event:
+        kind = part.WhichOneof("part")
+        if self._ended:
+            raise ProtocolError("The restore went on after its end.")
+        if not self._started and kind != "header":
+            raise ProtocolError("The restore did not begin with its header.")
+        if kind == "entry":
+            return self._entry(part.entry)
+        if kind == "data":
+            return self._more_data(part.data)
+        if kind == "entry_end":
+            return self._entry_end(part.entry_end)
+        if kind == "damage":
+            return self._damage(part.damage)
+        if kind == "content":
+            return self._content(part.content)
+        if kind == "end":
+            return self._end(part.end)
+        if kind == "header":
+            return self._header(part.header)
+        raise ProtocolError("The restore has a part that this client does not know: it is too old.")
+
+    def finish(self) -> None:
+        if not self._ended:
+            raise ProtocolError(
+                f"The restore stopped after {self._entries} entries, without its end: the rest did not come."
+            )
+
+    def _header(self, header: service.RestoreHeader) -> HeaderEvent:
+        if self._started:
+            raise ProtocolError("The restore has two headers.")
+        self._started = True
+        return HeaderEvent(header.backup)
+
+    def _entry(self, entry: resources.Entry) -> EntryEvent:
+        path = path_of(entry)
+        self._no_open_file(f"before {path!r} came")
+        key = sort_key(path)
+        if self._last_key is not None and key <= self._last_key:
+            raise ProtocolError(f"The restore is out of order at {path!r}.")
+        self._last_key = key
+        self._entries += 1
+        if not is_file(entry):
+            return EntryEvent(path, entry, open=False)
+        size = entry.content.size_bytes
+        if self._data and entry.HasField("data"):
+            _check_inline(path, entry)
+        elif self._data and size:
+            self._open = _OpenFile(path, size)
+            return EntryEvent(path, entry, open=True)
+        self._data_bytes += size
+        return EntryEvent(path, entry, open=False)
+
+    def _more_data(self, data: service.Data) -> DataEvent:
+        if self._open is None:
+            raise ProtocolError("The restore has data outside a file.")
+        self._open.add(data)
+        return DataEvent(data.data, data.zero_bytes)
+
+    def _entry_end(self, end: service.EntryEnd) -> FileEndEvent:
+        if self._open is None:
+            raise ProtocolError("The restore ends a file that was not open.")
+        file, self._open = self._open, None
+        file.check(end)
+        self._data_bytes += file.size_bytes
+        return FileEndEvent(file.size_bytes, end.content_id)
+
+    def _damage(self, damage: service.Damage) -> DamageEvent:
+        path = path_of(damage)
+        if self._open is not None:
+            if path != self._open.path:
+                raise ProtocolError(
+                    f"The restore reports damage of {path!r} in the middle of {self._open.path!r}."
+                )
+            self._open = None
+        self._damages += 1
+        return DamageEvent(path, damage.message, damage.offset_bytes, damage.subtree)
+
+    def _content(self, content: service.ContentPart) -> ChunksEvent:
+        if self._data or self._last_key is None:
+            raise ProtocolError("The restore has chunk references that nobody asked for.")
+        return ChunksEvent(tuple(content.chunks))
+
+    def _end(self, end: service.End) -> EndEvent:
+        self._no_open_file("at the end")
+        said = (end.entry_count, end.data_bytes, end.damage_count)
+        seen = (self._entries, self._data_bytes, self._damages)
+        # Without data nobody finds damage, and the bytes that came whole are not known here.
+        if said != seen if self._data else said[0] != seen[0]:
+            raise ProtocolError(f"The restore's end says {said} entries, bytes and damages, and {seen} came.")
+        self._ended = True
+        return EndEvent(*said)
+
+    def _no_open_file(self, when: str) -> None:
+        if self._open is not None:
+            raise ProtocolError(f"The restore left {self._open.path!r} unfinished {when}.")
+
+
+class _OpenFile:
+    """The file whose bytes are coming, and the content id of them so far."""
+
+    def __init__(self, path: bytes, size_bytes: int) -> None:
+        self.path = path
+        self.size_bytes = size_bytes
+        self._hasher = ContentHasher()
+        self._came_bytes = 0
+
+    def add(self, data: service.Data) -> None:
+        size = data.zero_bytes or len(data.data)
+        if data.zero_bytes and data.data:
+            raise ProtocolError(f"{self.path!r}: data that is both bytes and zeros.")
+        if sum(data.chunk_lengths) != size or not size:
+            raise ProtocolError(f"{self.path!r}: data of {size} bytes that are not whole chunks.")
+        self._came_bytes += size
+        if self._came_bytes > self.size_bytes:
+            raise ProtocolError(f"{self.path!r}: more data came than its {self.size_bytes} bytes.")
+        if data.zero_bytes:
+            for length in data.chunk_lengths:
+                self._hasher.add(self._checked(length), _zeros_digest(length))
+            return
+        view, offset = memoryview(data.data), 0
+        for length in data.chunk_lengths:
+            self._hasher.add(self._checked(length), blake3(view[offset : offset + length]).digest())
+            offset += length
+
+    def _checked(self, length: int) -> int:
+        if not 0 < length <= CHUNK_BYTES_MAX:
+            raise ProtocolError(f"{self.path!r}: a chunk of {length} bytes.")
+        return length
+
+    def check(self, end: service.EntryEnd) -> None:
+        if end.size_bytes != self._came_bytes or self._came_bytes != self.size_bytes:
+            raise ProtocolError(
+                f"{self.path!r}: {self._came_bytes} bytes came of {self.size_bytes}; its end says {end.size_bytes}."
+            )
+        if end.content_id != self._hasher.content_id():
+            raise ProtocolError(f"{self.path!r}: the bytes that came are not what its content id says.")
+
+
+def _check_inline(path: bytes, entry: resources.Entry) -> None:
+    """Inline bytes are one chunk, or none: their digest is the content id."""
+    if len(entry.data) != entry.content.size_bytes:
+        raise ProtocolError(f"{path!r}: {len(entry.data)} bytes came of {entry.content.size_bytes}.")
+    if blake3(entry.data).digest() != entry.content.content_id:
+        raise ProtocolError(f"{path!r}: the bytes that came are not what its content id says.")
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros_digest(length: int) -> bytes:
+    return blake3(bytes(length)).digest()

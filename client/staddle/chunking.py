@@ -1,0 +1,277 @@
+"""Bytes to chunks: the one place where data is cut, for the server's thin path and the source side alike.
+
+Cuts depend on the bytes and the tenant's parameters alone, never on how the bytes arrive. They restart at every chunk, so
+a writer that resumes at the end of a chunk makes the same cuts, and a known neighbour predicts the next one.
+
+The algorithm is FastCDC 2020 (Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage
+Systems", IEEE TPDS 31(9)), from `pyfastcdc`; digests are BLAKE3-256. Only `Chunker` needs `pyfastcdc`: the rest works with
+what the thin client installs.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from blake3 import blake3
+
+if TYPE_CHECKING:
+    from pyfastcdc import FastCDC
+
+Buffer = bytes | bytearray | memoryview
+
+CONTENT_ID_CONTEXT: Final = "staddle.v1 content id"
+EMPTY_CONTENT_ID: Final = blake3(b"").digest()
+CHUNK_BYTES_MAX: Final = 1024 * 1024
+WINDOW_BYTES: Final = 2 * 1024 * 1024
+PREDICTIONS_MAX: Final = 100_000
+"""Chunks of a neighbour that a Chunker remembers at the most; what lies beyond is scanned."""
+
+_PAIR: Final = struct.Struct("<I32s")
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkerParameters:
+    """How a tenant's data is cut; GetServerInfo and every Upload carry them. Sizes are bytes."""
+
+    seed: int
+    min_bytes: int = 64 * 1024
+    avg_bytes: int = 256 * 1024
+    max_bytes: int = CHUNK_BYTES_MAX
+    normalization: int = 2
+    fixed_bytes: int = CHUNK_BYTES_MAX
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seed < 2**63:
+            raise ValueError("a chunker seed lies between 1 and 2^63 - 1: 0 would mean none")
+        if not 0 < self.min_bytes < self.avg_bytes < self.max_bytes <= CHUNK_BYTES_MAX:
+            raise ValueError("chunk sizes must rise from minimum over average to maximum, at most 1 MiB")
+        if not 0 < self.fixed_bytes <= CHUNK_BYTES_MAX:
+            raise ValueError("a fixed chunk has 1 byte to 1 MiB")
+
+    def __repr__(self) -> str:
+        return f"ChunkerParameters({self.min_bytes}, {self.avg_bytes}, {self.max_bytes}, seed=…)"
+
+
+class Cut(NamedTuple):
+    """A chunk: its digest and its bytes, a view of what was pushed."""
+
+    digest: bytes
+    data: memoryview
+
+
+class ContentHasher:
+    """The content id of a file, chunk by chunk (docs/format.md, "Chunks")."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, bytes] | None = None
+        self._hash: blake3 | None = None
+
+    def add(self, length: int, digest: bytes) -> None:
+        """Adds the next chunk."""
+        if self._hash is not None:
+            self._hash.update(_PAIR.pack(length, digest))
+        elif self._first is None:
+            self._first = (length, digest)
+        else:
+            self._hash = blake3(derive_key_context=CONTENT_ID_CONTEXT)
+            self._hash.update(_PAIR.pack(*self._first))
+            self._hash.update(_PAIR.pack(length, digest))
+
+    def content_id(self) -> bytes:
+        """The content id of the chunks so far, 32 bytes."""
+        if self._hash is not None:
+            return self._hash.digest()
+        return EMPTY_CONTENT_ID if self._first is None else self._first[1]
+
+
+def content_id(chunks: Iterable[tuple[int, bytes]]) -> bytes:
+    """The content id of a file with these chunks, (length, digest) in order."""
+    hasher = ContentHasher()
+    for length, digest in chunks:
+        hasher.add(length, digest)
+    return hasher.content_id()
+
+
+class Zeros(NamedTuple):
+    """The chunk that a run of zeros is cut into."""
+
+    data: bytes
+    digest: bytes
+
+
+class Cutter:
+    """Where chunks end, for one tenant. Holds the gear table, so make one and share it; it is thread-safe."""
+
+    def __init__(self, parameters: ChunkerParameters) -> None:
+        self.parameters = parameters
+        self._fastcdc: FastCDC = _fastcdc(parameters)
+        self.fixed_zeros = _zeros(parameters.fixed_bytes)
+
+    @functools.cached_property
+    def zeros(self) -> Zeros:
+        """The chunk that zeros are cut into by content."""
+        return _zeros(next(self.lengths(memoryview(bytes(self.parameters.max_bytes)))))
+
+    def lengths(self, window: memoryview) -> Iterator[int]:
+        """The lengths of the window's chunks. The last one may be longer when more follows."""
+        for chunk in self._fastcdc.cut_buf(window):
+            yield chunk.length
+
+
+def _fastcdc(parameters: ChunkerParameters) -> FastCDC:
+    from pyfastcdc import FastCDC  # the thin client does without
+
+    return FastCDC(
+        avg_size=parameters.avg_bytes,
+        min_size=parameters.min_bytes,
+        max_size=parameters.max_bytes,
+        normalized_chunking=parameters.normalization,  # type: ignore[arg-type] # checked by pyfastcdc itself
+        seed=parameters.seed,
+    )
+
+
+def _zeros(length: int) -> Zeros:
+    data = bytes(length)
+    return Zeros(data, blake3(data).digest())
+
+
+class Chunker:
+    """Cuts one file that is pushed piece by piece.
+
+    `neighbour` is the (length, digest) list of a file that this one may resemble, such as the base's version, cut with the
+    same parameters: where its next chunk is what comes next, one hash replaces scanning. It changes nothing about the cuts.
+    """
+
+    def __init__(
+        self,
+        cutter: Cutter,
+        *,
+        fixed: bool = False,
+        neighbour: Sequence[tuple[int, bytes]] = (),
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
+        self._cutter = cutter
+        self._fixed_bytes = cutter.parameters.fixed_bytes if fixed else 0
+        self._window_bytes = max(window_bytes, cutter.parameters.max_bytes + 1)
+        self._parts: list[Buffer] = []
+        self._pending = 0
+        self._pending_zeros = 0
+        """So many bytes at the end of what is pending are known to be zeros."""
+        self._prediction = _Prediction(neighbour)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that were pushed and lie in no chunk yet."""
+        return self._pending
+
+    def push(self, data: Buffer) -> list[Cut]:
+        """Adds bytes; gives the chunks that are certain by now. The data must not change afterwards."""
+        if not data:
+            return []
+        self._parts.append(data)
+        self._pending += len(data)
+        self._pending_zeros = 0
+        if self._pending < self._window_bytes:
+            return []
+        return self._cut(last=False)
+
+    def push_zeros(self, count: int) -> list[Cut]:
+        """Adds so many zero bytes. Long runs cost next to nothing."""
+        zeros = self._cutter.fixed_zeros if self._fixed_bytes else self._cutter.zeros
+        cuts: list[Cut] = []
+        while count:
+            if self._pending_zeros == self._pending and self._pending + count >= len(zeros.data):
+                whole, rest = divmod(self._pending + count, len(zeros.data))
+                cuts.extend([Cut(zeros.digest, memoryview(zeros.data))] * whole)
+                self._parts = [memoryview(zeros.data)[:rest]] if rest else []
+                self._pending = self._pending_zeros = rest
+                return cuts
+            piece = min(count, len(zeros.data))
+            known = self._pending_zeros + piece
+            cuts += self.push(memoryview(zeros.data)[:piece])
+            self._pending_zeros = min(known, self._pending)
+            count -= piece
+        return cuts
+
+    def finish(self) -> list[Cut]:
+        """Ends the file: the chunks that were still pending."""
+        return self._cut(last=True)
+
+    def _cut(self, *, last: bool) -> list[Cut]:
+        window = memoryview(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
+        cuts, position = [], 0
+        for cut in self._cut_fixed(window) if self._fixed_bytes else self._cut_by_content(window, last=last):
+            if not last and position + len(cut.data) == len(window) and not self._certain(len(cut.data)):
+                break
+            cuts.append(cut)
+            position += len(cut.data)
+        self._parts = [window[position:]] if position < len(window) else []
+        self._pending = len(window) - position
+        self._pending_zeros = min(self._pending_zeros, self._pending)
+        return cuts
+
+    def _certain(self, length: int) -> bool:
+        """Whether a chunk that ends where the window ends would end there too if more followed."""
+        return length == (self._fixed_bytes or self._cutter.parameters.max_bytes)
+
+    def _cut_fixed(self, window: memoryview) -> Iterator[Cut]:
+        for start in range(0, len(window), self._fixed_bytes):
+            piece = window[start : start + self._fixed_bytes]
+            if len(piece) < self._fixed_bytes and start + len(piece) < len(window):
+                raise AssertionError("a short piece is the last one")
+            yield Cut(blake3(piece).digest(), piece)
+
+    def _cut_by_content(self, window: memoryview, *, last: bool) -> Iterator[Cut]:
+        position = 0
+        while position < len(window):
+            rest = window[position:]
+            cut = self._prediction.check(rest, last=last)
+            if cut is not None:
+                position += len(cut.data)
+                yield cut
+                continue
+            for length in self._cutter.lengths(rest):
+                piece = window[position : position + length]
+                cut = Cut(blake3(piece).digest(), piece)
+                position += length
+                yield cut
+                if self._prediction.found(cut):
+                    break
+
+
+class _Prediction:
+    """What a neighbour says about the next chunk."""
+
+    def __init__(self, neighbour: Sequence[tuple[int, bytes]]) -> None:
+        self._chunks = neighbour if len(neighbour) <= PREDICTIONS_MAX else neighbour[:PREDICTIONS_MAX]
+        self._whole = len(self._chunks) == len(neighbour)
+        self._next: int | None = 0 if self._chunks else None
+        self._after: dict[bytes, int] | None = None
+
+    def check(self, rest: memoryview, *, last: bool) -> Cut | None:
+        """The next chunk, if it is the one that the neighbour has next."""
+        if self._next is None or self._next >= len(self._chunks):
+            return None
+        length, digest = self._chunks[self._next]
+        ended_with_file = self._whole and self._next == len(self._chunks) - 1
+        if length > len(rest) - (not last) or (ended_with_file and not (last and length == len(rest))):
+            return None  # a chunk that ends with the window waits for more, as a scanned one does
+        piece = rest[:length]
+        if blake3(piece).digest() != digest:
+            self._next = None
+            return None
+        self._next += 1
+        return Cut(digest, piece)
+
+    def found(self, cut: Cut) -> bool:
+        """Learns from a chunk that was scanned: True if the neighbour has it, so that its next one is worth a try."""
+        if not self._chunks:
+            return False
+        if self._after is None:
+            self._after = {digest: index + 1 for index, (_, digest) in enumerate(self._chunks)}
+        self._next = self._after.get(cut.digest)
+        return self._next is not None

@@ -1,0 +1,176 @@
+"""Joins the rooms to a server, runs it, and takes it down again without losing anything."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+
+from staddle_server import __version__, malloc, rooms, tls
+from staddle_server.config import LISTEN_DEFAULT, Address, OperatorError, Settings, parse_address
+from staddle_server.datadir import (
+    ClientConfig,
+    DataDirectory,
+    client_address,
+    read_client_config,
+    write_client_config,
+)
+from staddle_server.errors import Unauthenticated
+from staddle_server.rooms import Rooms, open_rooms
+from staddle_server.session.clock import SystemClock
+from staddle_server.session.deletion import Deletion
+from staddle_server.session.reads import Reads
+from staddle_server.session.records import finish_all
+from staddle_server.session.uploads import Uploads
+from staddle_server.signals import listening_for_signals
+from staddle_server.wire.call import Gate
+from staddle_server.wire.info import InfoCalls
+from staddle_server.wire.reads import ReadCalls
+from staddle_server.wire.server import WireServer, methods
+from staddle_server.wire.uploads import UploadCalls
+
+OPENERS: Final = min(8, os.cpu_count() or 1)
+"""Threads that open segments for restores, ahead of what is sent."""
+
+_log = logging.getLogger(__name__)
+
+
+class ListenError(OperatorError):
+    """The server cannot listen where it was told to."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server that serves."""
+
+    settings: Settings
+    listening: Address
+    made: bool
+    """The data directory was made just now."""
+
+
+def initialise(directory: DataDirectory, settings: Settings) -> None:
+    """Makes a data directory with its client.toml. The caller has claimed it."""
+    token = rooms.initialise(directory, time.time_ns())
+    listening = settings.listen if settings.listen.port else parse_address(LISTEN_DEFAULT)
+    write_client_config(directory.client_toml, local_client(settings, listening, token))
+
+
+def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
+    """Serves until a signal says stop, then drains; returns when everything is durable and closed.
+
+    Raises OperatorError or StaddleError if it cannot begin.
+    """
+    accepted = malloc.tune()
+    directory = DataDirectory(settings.data)
+    with directory.claimed(), listening_for_signals() as stop:
+        made = not directory.is_complete()
+        if made:
+            initialise(directory, settings)
+        with open_rooms(directory) as opened:
+            swept = opened.blobs.sweep()
+            finished = finish_all(opened.tenants(), opened.catalog)
+            _event(
+                "starting",
+                version=__version__,
+                malloc=malloc.describe(accepted),
+                records_finished=finished,
+                temporary_files_swept=swept,
+            )
+            with _serving(settings, opened) as listening:
+                token = local_token(opened, directory)
+                write_client_config(directory.client_toml, local_client(settings, listening, token))
+                announce(Started(settings, listening, made))
+                _event("serving", address=listening)
+                _event("draining", signal=stop.wait(), drain_s=settings.drain_s)
+    _event("stopped")
+
+
+def _event(message: str, **fields: object) -> None:
+    _log.info(message, extra={"fields": fields})
+
+
+@contextlib.contextmanager
+def _serving(settings: Settings, opened: Rooms) -> Iterator[Address]:
+    """Listens and serves while the context lasts, then takes everything down in the order that loses nothing:
+
+    no new calls, streams get their time, uploads come to a checkpoint, and only then is the line cut.
+    """
+    files = tls.files_of(settings)
+    credentials = tls.server_credentials(files) if files is not None else None
+    clock, tenants = SystemClock(), opened.tenants()
+    lease_s, life_s = int(settings.lease_s), int(settings.upload_life_s)
+    with ThreadPoolExecutor(OPENERS, thread_name_prefix="open") as openers:
+        uploads = Uploads(opened.catalog, tenants, clock, lease_s=lease_s, life_s=life_s)
+        reads = Reads(opened.catalog, tenants, clock, openers)
+        server = WireServer(
+            Gate(
+                lambda token: opened.catalog.tokens.authenticate(token, clock.now_ns()),
+                lambda tenant: tenants.get(tenant).name,
+                settings.streams_max,
+            ),
+            methods(
+                UploadCalls(uploads, tenants, str(settings.endpoint or "")),
+                ReadCalls(reads, Deletion(opened.catalog, tenants, clock), opened.catalog, tenants),
+                InfoCalls(tenants, clock, streams_max=settings.streams_max, lease_s=lease_s, life_s=life_s),
+            ),
+            settings.streams_max,
+        )
+        try:
+            yield Address(settings.listen.host, _start(server, settings.listen, credentials))
+            server.close(settings.drain_s)
+        finally:
+            uploads.close()
+            server.stop()
+
+
+def _start(server: WireServer, listen: Address, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        return server.start(str(listen), credentials)
+    except RuntimeError as error:
+        raise ListenError(
+            f"cannot listen on {listen}: another program does already, or this machine has no such address; "
+            "choose another with --listen"
+        ) from error
+
+
+def local_token(opened: Rooms, directory: DataDirectory) -> str:
+    """The token in client.toml; a new one if there is no such file.
+
+    One that is not known is left alone: somebody revoked it, and a restart must not undo that.
+    """
+    token = read_client_config(directory.client_toml).get("token")
+    now_ns = time.time_ns()
+    if token is None:
+        tenant = rooms.tenant_named(opened, rooms.DEFAULT_TENANT)
+        return rooms.new_local_token(opened, tenant, now_ns)
+    try:
+        opened.catalog.tokens.authenticate(token, now_ns)
+    except Unauthenticated:
+        _log.warning(
+            "the token in %s is not known; remove the file, and the next start makes a new one",
+            directory.client_toml,
+        )
+    return token
+
+
+def local_client(settings: Settings, listening: Address, token: str) -> ClientConfig:
+    """What the command on this machine needs: it trusts exactly the server's own certificate."""
+    address = client_address(listening, settings.endpoint)
+    files = tls.files_of(settings)
+    if files is None:
+        return ClientConfig(str(address), token)
+    mutual = files.client_ca is not None
+    return ClientConfig(
+        str(address),
+        token,
+        ca=str(files.certificate),
+        cert=str(files.certificate) if mutual else "",
+        key=str(files.key) if mutual else "",
+        server_name=tls.name_to_expect(files, address.host),
+    )

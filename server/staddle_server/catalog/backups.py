@@ -1,0 +1,223 @@
+"""Backups: looking at them, picking one, hiding and showing them, and the records that must follow."""
+
+from typing import Final
+
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, true, update
+
+from staddle_server import errors
+from staddle_server.catalog import schema
+from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.rows import backup_of, dataset_row, select_backups
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.values import Backup, MissingRecords, PendingRecord
+from staddle_server.catalog.words import ID_BYTES, check_id, rfc3339
+
+PREFIX_DIGITS_MIN: Final = 4
+
+_b = schema.backups.c
+_p = schema.pending_records.c
+_SHOWN = _b.deleted_ns.is_(None)
+
+
+class Backups:
+    """The backups of all tenants. They are made by `Uploads.commit`."""
+
+    def __init__(self, database: Database, tenants: Tenants) -> None:
+        self._database = database
+        self._tenants = tenants
+
+    def list_page(
+        self,
+        tenant: bytes,
+        dataset: str,
+        *,
+        limit: int,
+        before_number: int | None = None,
+        show_deleted: bool = False,
+    ) -> list[Backup]:
+        """At most `limit` backups, newest first, those with a number below `before_number`. DATASET_NOT_FOUND."""
+        with self._database.read() as connection:
+            found = self._of_dataset(connection, tenant, dataset)
+            query = select_backups().where(found, true() if show_deleted else _SHOWN)
+            if before_number is not None:
+                query = query.where(_b.number < before_number)
+            rows = connection.execute(query.order_by(_b.number.desc()).limit(limit))
+            return [backup_of(row) for row in rows]
+
+    def get(self, tenant: bytes, backup: bytes) -> Backup:
+        """The backup with this id, deleted or not. BACKUP_NOT_FOUND."""
+        with self._database.read() as connection:
+            mine = _b.tenant == self._tenants.row(connection, tenant)
+            row = connection.execute(select_backups().where(_b.id == backup, mine)).one_or_none()
+        if row is None:
+            raise _not_found(backup)
+        return backup_of(row)
+
+    def resolve(
+        self,
+        tenant: bytes,
+        dataset: str,
+        *,
+        backup: str = "",
+        at_ns: int | None = None,
+        include_deleted: bool = False,
+    ) -> Backup:
+        """Picks one backup of a dataset.
+
+        By `at_ns`: the newest whose capture began then or before. By `backup`: an id, a prefix of one (4 digits or more),
+        or "latest", which is also what nothing means: the one with the highest number.
+
+        DATASET_NOT_FOUND; BACKUP_NOT_FOUND, with `earliest` where a time was asked for; AMBIGUOUS_BACKUP; BAD_FIELD for
+        a text that is no prefix.
+        """
+        with self._database.read() as connection:
+            found = self._of_dataset(connection, tenant, dataset)
+            among = (found, true() if include_deleted else _SHOWN)
+            if at_ns is not None:
+                return _at(connection, among, dataset, at_ns)
+            if backup in {"", "latest"}:
+                return _latest(connection, among, dataset)
+            return _by_prefix(connection, among, dataset, backup)
+
+    def delete(self, tenant: bytes, backup: bytes, now_ns: int, record: PendingRecord) -> tuple[Backup, bool]:
+        """Hides a backup, and keeps `record` as pending in the same transaction.
+
+        Answers the backup and whether this call changed it: one that is deleted already stays as it is, and `record` is
+        then not kept. BACKUP_NOT_FOUND.
+        """
+        return self._set_deleted(tenant, backup, now_ns, record, deleted=True)
+
+    def undelete(
+        self, tenant: bytes, backup: bytes, now_ns: int, record: PendingRecord
+    ) -> tuple[Backup, bool]:
+        """Shows a deleted backup again; otherwise as `delete`."""
+        return self._set_deleted(tenant, backup, now_ns, record, deleted=False)
+
+    def _set_deleted(
+        self, tenant: bytes, backup: bytes, now_ns: int, record: PendingRecord, *, deleted: bool
+    ) -> tuple[Backup, bool]:
+        check_id("record", record.id)
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            this = (_b.id == backup, _b.tenant == tenant_row)
+            # Beginning an upload locks the row of its base in the same way, so one of the two sees the other.
+            row = connection.execute(select(_b.deleted_ns).where(*this).with_for_update()).one_or_none()
+            if row is None:
+                raise _not_found(backup)
+            changed = (row.deleted_ns is not None) != deleted
+            if changed:
+                connection.execute(
+                    update(schema.backups).where(*this).values(deleted_ns=now_ns if deleted else None)
+                )
+                connection.execute(
+                    insert(schema.pending_records),
+                    {"id": record.id, "tenant": tenant_row, "body": record.body, "created_ns": now_ns},
+                )
+            return backup_of(connection.execute(select_backups().where(*this)).one()), changed
+
+    def records_missing(self) -> MissingRecords:
+        """Of all tenants: what was decided and has no durable record yet. For start-up, and for a replayed commit."""
+        tenants = self._tenants.list_all(unrecorded_only=True)
+        with self._database.read() as connection:
+            backups = connection.execute(
+                select_backups().where(~_b.record_written).order_by(_b.commit_ns, _b.id)
+            )
+            pending = connection.execute(
+                select(_p.id, schema.tenants.c.id, _p.body)
+                .join_from(schema.pending_records, schema.tenants, _p.tenant == schema.tenants.c.row)
+                .order_by(_p.created_ns, _p.id)
+            )
+            return MissingRecords(
+                tenants, [backup_of(row) for row in backups], [PendingRecord(*row) for row in pending]
+            )
+
+    def mark_record_written(self, tenant: bytes, backup: bytes) -> None:
+        """The backup's `committed` record is durable in the store."""
+        with self._database.write() as connection:
+            mine = _b.tenant == self._tenants.row(connection, tenant)
+            connection.execute(
+                update(schema.backups).where(_b.id == backup, mine).values(record_written=True)
+            )
+
+    def mark_pending_written(self, tenant: bytes, record: bytes) -> None:
+        """The pending record is durable in the store, and no longer pending."""
+        with self._database.write() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            connection.execute(delete(schema.pending_records).where(_p.id == record, mine))
+
+    def _of_dataset(self, connection: Connection, tenant: bytes, dataset: str) -> ColumnElement[bool]:
+        row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)
+        of_dataset: ColumnElement[bool] = _b.dataset == row.row
+        return of_dataset
+
+
+def _latest(connection: Connection, among: tuple[ColumnElement[bool], ...], dataset: str) -> Backup:
+    newest = select_backups().where(*among).order_by(_b.number.desc()).limit(1)
+    row = connection.execute(newest).one_or_none()
+    if row is None:
+        raise errors.NotFound(
+            "BACKUP_NOT_FOUND", f"Dataset {dataset!r} has no backup", dataset=dataset, backup="latest"
+        )
+    return backup_of(row)
+
+
+def _at(connection: Connection, among: tuple[ColumnElement[bool], ...], dataset: str, at_ns: int) -> Backup:
+    newest = (
+        select_backups()
+        .where(*among, _b.begin_ns <= at_ns)
+        .order_by(_b.begin_ns.desc(), _b.number.desc())
+        .limit(1)
+    )
+    row = connection.execute(newest).one_or_none()
+    if row is not None:
+        return backup_of(row)
+    earliest = connection.execute(select(_b.begin_ns).where(*among).order_by(_b.begin_ns).limit(1)).scalar()
+    if earliest is None:
+        raise errors.NotFound("BACKUP_NOT_FOUND", f"Dataset {dataset!r} has no backup", dataset=dataset)
+    raise errors.NotFound(
+        "BACKUP_NOT_FOUND",
+        f"Dataset {dataset!r} has no backup from {rfc3339(at_ns)} or before: its earliest is from {rfc3339(earliest)}",
+        dataset=dataset,
+        earliest=rfc3339(earliest),
+    )
+
+
+def _by_prefix(
+    connection: Connection, among: tuple[ColumnElement[bool], ...], dataset: str, prefix: str
+) -> Backup:
+    low, high = _prefix_range(prefix)
+    query = select_backups().where(*among, _b.id >= low, _b.id <= high).limit(2)
+    rows = connection.execute(query).all()
+    if not rows:
+        raise errors.NotFound(
+            "BACKUP_NOT_FOUND",
+            f"Dataset {dataset!r} has no backup {prefix}",
+            dataset=dataset,
+            backup=prefix,
+        )
+    if len(rows) > 1:
+        raise errors.BadRequest(
+            "AMBIGUOUS_BACKUP",
+            f"Several backups of dataset {dataset!r} begin with {prefix}: give more digits",
+            backup=prefix,
+        )
+    return backup_of(rows[0])
+
+
+def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
+    """The first and the last id that begin with these hexadecimal digits."""
+    digits = prefix.lower()
+    if not PREFIX_DIGITS_MIN <= len(digits) <= 2 * ID_BYTES or not set(digits) <= set("0123456789abcdef"):
+        raise errors.BadRequest(
+            "BAD_FIELD",
+            f'A backup is named by {PREFIX_DIGITS_MIN} to {2 * ID_BYTES} hexadecimal digits or "latest", not {prefix[:80]!r}',
+            field="backup",
+        )
+    return (
+        bytes.fromhex(digits.ljust(2 * ID_BYTES, "0")),
+        bytes.fromhex(digits.ljust(2 * ID_BYTES, "f")),
+    )
+
+
+def _not_found(backup: bytes) -> errors.NotFound:
+    return errors.NotFound("BACKUP_NOT_FOUND", f"There is no backup {backup.hex()}", backup=backup.hex())

@@ -1,0 +1,249 @@
+"""How an upload begins: replayed, taken over, or new; and from which base.
+
+Everything here runs inside the one transaction of `Uploads.begin`.
+"""
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from staddle_server import errors, limits
+from staddle_server.catalog import schema
+from staddle_server.catalog.dialect import insert_or_ignore
+from staddle_server.catalog.rows import dataset_row, upload_value
+from staddle_server.catalog.values import BeginUpload, Begun
+from staddle_server.catalog.words import NS, check_dataset, check_id, pack_tags
+from staddle_server.types import Kind, Scope, UploadState
+
+_d = schema.datasets.c
+_b = schema.backups.c
+_u = schema.uploads.c
+_r = schema.upload_requests.c
+
+_FIRST_EPOCH: Final = 1
+
+
+def check_begin(spec: BeginUpload) -> None:
+    """What can be seen without the database. BAD_FIELD."""
+    check_id("upload", spec.upload)
+    check_dataset(spec.dataset)
+    for field, value, bytes_max in (
+        ("request_id", spec.request_id, limits.REQUEST_ID_BYTES_MAX),
+        ("host", spec.host, limits.HOST_BYTES_MAX),
+        ("root", spec.root, limits.ROOT_BYTES_MAX),
+        ("fingerprint", spec.fingerprint, limits.FINGERPRINT_BYTES_MAX),
+    ):
+        if len(value.encode("utf-8", "replace")) > bytes_max:
+            raise _bad(field, f"{field} has at most {bytes_max} bytes")
+    if spec.new_root and spec.kind is Kind.DIFFERENTIAL:
+        raise _bad("kind", "A backup of a new root cannot be DIFFERENTIAL: nothing before it is comparable")
+    whole = spec.kind is Kind.FULL or (spec.new_root and spec.kind is Kind.AUTO)
+    if whole and spec.scope is Scope.CHANGES:
+        raise _bad("scope", "A FULL backup has the scope WHOLE: it has no base that CHANGES could be against")
+
+
+def begin(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun:
+    """Replays, takes over, or opens. See `Uploads.begin`."""
+    replayed = _replay(connection, tenant_row, spec)
+    if replayed is not None:
+        return replayed
+    dataset = _dataset_made(connection, tenant_row, spec)
+    _check_root(dataset, spec)
+    upload = _take_over(connection, dataset, spec) if spec.take_over else None
+    taken_over = upload is not None
+    if upload is None:
+        upload = _open(connection, dataset, spec)
+    value = upload_value(connection, tenant_row, upload)
+    if spec.request_id:
+        _remember(connection, tenant_row, spec, value.id, value.epoch, taken_over=taken_over)
+    return Begun(value, taken_over, replayed=False)
+
+
+# --- replay
+
+
+def _replay(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun | None:
+    if not spec.request_id:
+        return None
+    row = connection.execute(
+        select(schema.upload_requests).where(_r.tenant == tenant_row, _r.request_id == spec.request_id)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.asked != _asked(spec):
+        raise errors.AlreadyExists(
+            "REQUEST_ID_REUSED",
+            f"The request id {spec.request_id!r} was used for another request: make a new one",
+            field="request_id",
+        )
+    upload = upload_value(connection, tenant_row, row.upload)
+    # With the epoch of then: whoever took the upload over since must not find its epoch in two hands.
+    return Begun(replace(upload, epoch=row.epoch), row.taken_over, replayed=True)
+
+
+def _remember(
+    connection: Connection, tenant_row: int, spec: BeginUpload, upload: bytes, epoch: int, *, taken_over: bool
+) -> None:
+    connection.execute(
+        insert(schema.upload_requests),
+        {
+            "tenant": tenant_row,
+            "request_id": spec.request_id,
+            "upload": upload,
+            "asked": _asked(spec),
+            "epoch": epoch,
+            "taken_over": taken_over,
+        },
+    )
+
+
+def _asked(spec: BeginUpload) -> bytes:
+    """All that a caller said, and who it is: a request id that another principal guesses gives it nothing."""
+    said = [
+        spec.principal.token.hex(),
+        spec.dataset,
+        spec.kind.value,
+        spec.scope.value,
+        pack_tags(spec.tags),
+        spec.host,
+        spec.root,
+        spec.new_root,
+        spec.take_over,
+        spec.fingerprint,
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).digest()
+
+
+# --- the dataset and its root
+
+
+def _dataset_made(connection: Connection, tenant_row: int, spec: BeginUpload) -> Row[Any]:
+    connection.execute(
+        insert_or_ignore(connection, schema.datasets),
+        {
+            "tenant": tenant_row,
+            "name": spec.dataset,
+            "created_ns": spec.now_ns,
+            "host": "",
+            "root": "",
+            "last_number": 0,
+        },
+    )
+    return dataset_row(connection, tenant_row, spec.dataset)
+
+
+def _check_root(dataset: Row[Any], spec: BeginUpload) -> None:
+    if spec.new_root:
+        return
+    for said, known in ((spec.host, dataset.host), (spec.root, dataset.root)):
+        if said and known and said != known:
+            raise errors.Precondition(
+                "ROOT_DIFFERS",
+                f"Dataset {spec.dataset!r} holds {dataset.root!r} of host {dataset.host!r}: "
+                "use another dataset, or say that the root is meant to be new",
+                dataset=spec.dataset,
+                host=dataset.host,
+                root=dataset.root[:1024],
+            )
+
+
+# --- taking over
+
+
+def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes | None:
+    """The upload that was taken over, its epoch raised. Its base stays, even where a new upload would have another."""
+    query = select(schema.uploads).where(
+        _u.dataset == dataset.row,
+        schema.IS_OPEN,
+        _u.expires_ns > spec.now_ns,
+        _u.token == spec.principal.token,
+        _u.scope == spec.scope.value,
+        _u.host == spec.host,
+        _u.root == spec.root,
+        _u.new_root == spec.new_root,
+        _u.fingerprint == spec.fingerprint,
+    )
+    rows = connection.execute(query.order_by(_u.begin_ns.desc(), _u.id).with_for_update()).all()
+    found = next((row for row in rows if row.asked_kind == spec.kind), None)
+    if found is None and rows:
+        kind, _ = _resolve(connection, dataset, spec)
+        found = next((row for row in rows if row.kind == kind), None)
+    if found is None:
+        return None
+    connection.execute(
+        update(schema.uploads)
+        .where(_u.id == found.id)
+        .values(
+            epoch=found.epoch + 1,
+            lease_expires_ns=spec.now_ns + int(spec.lease_s * NS),
+            principal=spec.principal.name,
+            tags=pack_tags(spec.tags),
+        )
+    )
+    return bytes(found.id)
+
+
+# --- opening
+
+
+def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes:
+    kind, base = _resolve(connection, dataset, spec)
+    connection.execute(
+        insert(schema.uploads),
+        {
+            "id": spec.upload,
+            "tenant": dataset.tenant,
+            "dataset": dataset.row,
+            "request_id": spec.request_id,
+            "token": spec.principal.token,
+            "principal": spec.principal.name,
+            "asked_kind": spec.kind.value,
+            "kind": kind.value,
+            "scope": spec.scope.value,
+            "base": base,
+            "tags": pack_tags(spec.tags),
+            "host": spec.host,
+            "root": spec.root,
+            "new_root": spec.new_root,
+            "fingerprint": spec.fingerprint,
+            "state": UploadState.OPEN.value,
+            "epoch": _FIRST_EPOCH,
+            "lease_expires_ns": spec.now_ns + int(spec.lease_s * NS),
+            "expires_ns": spec.now_ns + int(spec.life_s * NS),
+            "begin_ns": spec.now_ns,
+            "durable": b"",
+            "position": 0,
+            "entry_count": 0,
+            "data_bytes": 0,
+            "last_failure": "",
+            "backup": b"",
+        },
+    )
+    return spec.upload
+
+
+def _resolve(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> tuple[Kind, bytes]:
+    """What the kind becomes, and the base (empty for FULL). The base's row is locked: it is there, and not deleted."""
+    if spec.kind is Kind.FULL or (spec.kind is Kind.AUTO and spec.new_root):
+        return Kind.FULL, b""
+    newest = select(_b.id).where(_b.dataset == dataset.row, _b.deleted_ns.is_(None))
+    if spec.kind is Kind.DIFFERENTIAL:
+        newest = newest.where(_b.kind == Kind.FULL.value)
+    base = connection.execute(newest.order_by(_b.number.desc()).limit(1).with_for_update()).scalar()
+    if base is not None:
+        return (Kind.INCREMENTAL if spec.kind is Kind.AUTO else spec.kind), base
+    if spec.kind is Kind.AUTO and spec.scope is Scope.WHOLE:
+        return Kind.FULL, b""
+    what = "FULL backup" if spec.kind is Kind.DIFFERENTIAL else "backup"
+    raise errors.Precondition(
+        "NO_BASE",
+        f"Dataset {spec.dataset!r} has no {what} to start from: begin with a FULL one, of the scope WHOLE",
+        dataset=spec.dataset,
+    )
+
+
+def _bad(field: str, message: str) -> errors.BadRequest:
+    return errors.BadRequest("BAD_FIELD", message, field=field)

@@ -1,0 +1,177 @@
+"""The chunk index: where chunks lie, and claims, which keep their packs for an upload."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, select
+
+from staddle_server.catalog import schema
+from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.rows import open_upload_row
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.words import batches
+from staddle_server.types import ChunkPlace, PackSummary, SegmentRef
+
+_c = schema.chunks.c
+_p = schema.packs.c
+_d = schema.pack_damage.c
+_k = schema.claims.c
+
+
+class _Hit(NamedTuple):
+    pack_row: int
+    place: ChunkPlace
+
+
+class Chunks:
+    """Where the chunks of all tenants lie. Ids are the keyed ones (docs/format.md, "Chunks")."""
+
+    def __init__(self, database: Database, tenants: Tenants) -> None:
+        self._database = database
+        self._tenants = tenants
+
+    def find(
+        self, tenant: bytes, chunk_ids: Iterable[bytes], *, include_damaged: bool = False
+    ) -> dict[bytes, list[ChunkPlace]]:
+        """The places of those chunks that are there, in live packs. Undamaged places come first, damaged ones last or not at all."""
+        with self._database.read() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            hits = _find(connection, tenant_row, chunk_ids, include_damaged=include_damaged)
+        return {chunk_id: [hit.place for hit in found] for chunk_id, found in hits.items()}
+
+    def claim(
+        self, tenant: bytes, upload: bytes, epoch: int, chunk_ids: Iterable[bytes]
+    ) -> dict[bytes, ChunkPlace]:
+        """Which of these chunks are there, and stay for as long as the upload is open: their packs are claimed for it.
+
+        The others must be sent. UPLOAD_NOT_FOUND, UPLOAD_CLOSED, STALE_EPOCH.
+        """
+        wanted = list(dict.fromkeys(chunk_ids))
+        with self._database.read() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            open_upload_row(connection, tenant_row, upload, epoch, lock=False)
+            hits = _find(connection, tenant_row, wanted)
+            # A pack that an open upload claims is never condemned: what lies in such packs needs no transaction that writes.
+            claimed = _claimed(connection, upload)
+        placed = _in_packs(hits, claimed)
+        if len(placed) == len(hits):
+            return placed
+        with self._database.write() as connection:
+            open_upload_row(connection, tenant_row, upload, epoch)
+            return _claim(connection, tenant_row, upload, wanted)
+
+
+def _claim(
+    connection: Connection, tenant_row: int, upload: bytes, wanted: Sequence[bytes]
+) -> dict[bytes, ChunkPlace]:
+    hits = _find(connection, tenant_row, wanted)
+    claimed = _claimed(connection, upload)
+    placed = _in_packs(hits, claimed)
+    rest = {chunk_id: found for chunk_id, found in hits.items() if chunk_id not in placed}
+    chosen = {hit.pack_row for found in rest.values() for hit in found[:1]}
+    locked = _lock_live(connection, chosen)
+    if locked:
+        connection.execute(
+            insert_or_ignore(connection, schema.claims),
+            [{"upload": upload, "pack": pack_row} for pack_row in sorted(locked)],
+        )
+    return placed | _in_packs(rest, locked)
+
+
+def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
+    """Locks these packs where they are live; in the order of their rows, so that two of us never wait for each other."""
+    locked: set[int] = set()
+    for some in batches(sorted(pack_rows)):
+        query = select(_p.row).where(_p.row.in_(some), _p.state == schema.PACK_LIVE).order_by(_p.row)
+        locked.update(connection.execute(query.with_for_update()).scalars())
+    return locked
+
+
+def _find(
+    connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes], *, include_damaged: bool = False
+) -> dict[bytes, list[_Hit]]:
+    rows = _index_rows(connection, tenant_row, chunk_ids)
+    # Neighbours lie in few packs: asking for these once is faster than a join for each chunk.
+    packs = _live_packs(connection, {row.pack for row in rows})
+    damage = _damage(connection, [pack_row for pack_row, (_, damaged) in packs.items() if damaged])
+    segments: dict[tuple[int, int], SegmentRef] = {}
+    hits: dict[bytes, list[_Hit]] = {}
+    damaged_hits: list[tuple[bytes, _Hit]] = []
+    for chunk_id, pack_row, segment_offset, segment_length, offset, length in rows:
+        pack = packs.get(pack_row)
+        if pack is None:
+            continue
+        where = (pack_row, segment_offset)
+        segment = segments.get(where)
+        if segment is None:
+            segment = segments[where] = SegmentRef(pack[0], segment_offset, segment_length)
+        hit = _Hit(pack_row, ChunkPlace(segment, offset, length))
+        if damage and (where in damage or (pack_row, schema.WHOLE_PACK) in damage):
+            damaged_hits.append((chunk_id, hit))
+        else:
+            hits.setdefault(chunk_id, []).append(hit)
+    if include_damaged:
+        for chunk_id, hit in damaged_hits:
+            hits.setdefault(chunk_id, []).append(hit)
+    return hits
+
+
+def _index_rows(connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes]) -> list[Any]:
+    query = select(_c.chunk_id, _c.pack, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
+    rows: list[Any] = []
+    for some in batches(chunk_ids):
+        these = query.where(_c.tenant == tenant_row, _c.chunk_id.in_(some))
+        rows += connection.execute(these).all()
+    return rows
+
+
+def _live_packs(connection: Connection, pack_rows: Iterable[int]) -> dict[int, tuple[bytes, bool]]:
+    """The ids of those packs that are live, and whether something of them is damaged."""
+    packs: dict[int, tuple[bytes, bool]] = {}
+    for some in batches(sorted(pack_rows)):
+        query = select(_p.row, _p.id, _p.damaged).where(_p.row.in_(some), _p.state == schema.PACK_LIVE)
+        packs.update((row.row, (row.id, row.damaged)) for row in connection.execute(query))
+    return packs
+
+
+def _damage(connection: Connection, pack_rows: Iterable[int]) -> set[tuple[int, int]]:
+    damage: set[tuple[int, int]] = set()
+    for some in batches(sorted(pack_rows)):
+        query = select(_d.pack, _d.segment_offset).where(_d.pack.in_(some))
+        damage.update((row.pack, row.segment_offset) for row in connection.execute(query))
+    return damage
+
+
+def _claimed(connection: Connection, upload: bytes) -> set[int]:
+    return set(connection.execute(select(_k.pack).where(_k.upload == upload)).scalars())
+
+
+def _in_packs(hits: dict[bytes, list[_Hit]], pack_rows: set[int]) -> dict[bytes, ChunkPlace]:
+    placed: dict[bytes, ChunkPlace] = {}
+    for chunk_id, found in hits.items():
+        for hit in found:
+            if hit.pack_row in pack_rows:
+                placed[chunk_id] = hit.place
+                break
+    return placed
+
+
+def index_pack(connection: Connection, tenant_row: int, pack_row: int, summary: PackSummary) -> None:
+    """Inserts the index rows of a pack, in the transaction that makes it live."""
+    query = insert_or_ignore(connection, schema.chunks)
+    for some in batches(summary.chunks, 4096):
+        connection.execute(
+            query,
+            [
+                {
+                    "tenant": tenant_row,
+                    "chunk_id": chunk_id,
+                    "pack": pack_row,
+                    "segment_offset": place.segment.offset,
+                    "segment_length": place.segment.length,
+                    "offset": place.offset,
+                    "length": place.length,
+                }
+                for chunk_id, place in some
+            ],
+        )

@@ -1,0 +1,55 @@
+"""Datasets: the named things that are protected."""
+
+from typing import Any
+
+from sqlalchemy import Row, Select, func, select
+
+from staddle_server.catalog import schema
+from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.rows import backup_of, dataset_row, select_backups
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.values import Backup, Dataset
+
+_d = schema.datasets.c
+_b = schema.backups.c
+
+
+class Datasets:
+    """The datasets of all tenants. They come to be with their first upload."""
+
+    def __init__(self, database: Database, tenants: Tenants) -> None:
+        self._database = database
+        self._tenants = tenants
+
+    def get(self, tenant: bytes, name: str) -> Dataset:
+        """One dataset. NotFound DATASET_NOT_FOUND."""
+        with self._database.read() as connection:
+            row = dataset_row(connection, self._tenants.row(connection, tenant), name)
+            described = connection.execute(_described().where(_d.row == row.row)).one()
+            newest = connection.execute(_newest([described.newest])).one_or_none()
+            return _dataset(described, None if newest is None else backup_of(newest))
+
+    def list_page(self, tenant: bytes, after_name: str, limit: int) -> list[Dataset]:
+        """At most `limit` datasets by name, those behind `after_name` ("" for the first ones)."""
+        with self._database.read() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            query = _described().where(_d.tenant == tenant_row, _d.name > after_name)
+            rows = connection.execute(query.order_by(_d.name).limit(limit)).all()
+            newest = [backup_of(row) for row in connection.execute(_newest([row.newest for row in rows]))]
+        by_name = {backup.dataset: backup for backup in newest}
+        return [_dataset(row, by_name.get(row.name)) for row in rows]
+
+
+def _described() -> Select[Any]:
+    shown = (_b.dataset == _d.row, _b.deleted_ns.is_(None))
+    newest = select(_b.id).where(*shown).order_by(_b.number.desc()).limit(1).scalar_subquery()
+    count = select(func.count()).select_from(schema.backups).where(*shown).scalar_subquery()
+    return select(schema.datasets, count.label("backup_count"), newest.label("newest"))
+
+
+def _newest(ids: list[bytes | None]) -> Select[Any]:
+    return select_backups().where(_b.id.in_([id_ for id_ in ids if id_ is not None]))
+
+
+def _dataset(row: Row[Any], newest: Backup | None) -> Dataset:
+    return Dataset(row.name, row.created_ns, row.host, row.root, row.backup_count, newest)

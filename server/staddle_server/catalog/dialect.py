@@ -1,0 +1,279 @@
+"""Everything in which the databases differ: which SQLite, its settings, how a transaction begins, what its errors mean."""
+
+import errno
+import importlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Final, NamedTuple, Protocol
+
+from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from staddle_server import errors
+
+_log = logging.getLogger(__name__)
+
+BUSY_TIMEOUT_S: Final = 30.0
+CONNECTIONS_MAX: Final = 32
+"""Transactions are short and take turns; 150 threads share so many connections, each with its own page cache."""
+_RETRY_AFTER_S: Final = 2.0
+_WRITE_OPTION: Final = "staddle_write"
+
+
+class DatabaseModule(Protocol):
+    """The parts of a DB-API module that the choice of one looks at."""
+
+    sqlite_version_info: tuple[int, int, int]
+
+
+class SqliteChoice(NamedTuple):
+    """Which module talks to the file, and whether it may use a write-ahead log."""
+
+    module: Any
+    wal: bool
+
+
+def wal_is_safe(version: tuple[int, int, int]) -> bool:
+    """Whether this SQLite is free of the bug that corrupts WAL databases of several connections.
+
+    It came with 3.7.0 and is fixed in 3.51.3, and in the older lines 3.50.7 and 3.44.6.
+    """
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+
+
+def choose_sqlite(own: DatabaseModule = sqlite3, wheel: DatabaseModule | None = None) -> SqliteChoice:
+    """The interpreter's own SQLite if it is fixed, else the wheel's, else the own one with a rollback journal."""
+    if wal_is_safe(own.sqlite_version_info):
+        return SqliteChoice(own, wal=True)
+    if wheel is not None and wal_is_safe(wheel.sqlite_version_info):
+        return SqliteChoice(wheel, wal=True)
+    _log.warning(
+        "SQLite %s can corrupt a database with a write-ahead log, and there is no fixed one (3.51.3, 3.50.7, 3.44.6 or the "
+        "package pysqlite3): the catalog uses a rollback journal, which is safe, and slower when many write at once",
+        ".".join(map(str, own.sqlite_version_info)),
+    )
+    return SqliteChoice(own, wal=False)
+
+
+def installed_wheel() -> ModuleType | None:
+    """The pysqlite3 package, where it is installed."""
+    try:
+        return importlib.import_module("pysqlite3")
+    except ImportError:
+        return None
+
+
+class Database:
+    """One database with its pool. Safe for many threads; a transaction belongs to the thread that began it."""
+
+    def __init__(
+        self, engine: Engine, translate: Callable[[BaseException], errors.StaddleError | None]
+    ) -> None:
+        self.engine = engine
+        self._writer = engine.execution_options(**{_WRITE_OPTION: True})
+        self._translate = translate
+        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else None
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction that sees one state of the database and changes nothing."""
+        with self._translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction that is committed, durably, when the block ends without an exception, and otherwise never was.
+
+        On SQLite it begins IMMEDIATE: one that reads first and writes later would fail at once beside another writer.
+        """
+        with self._own_turn(), self._translated(), self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        # SQLite's writers poll for their turn, without order, and each would hold a connection meanwhile: inside one
+        # process a lock is fairer and leaves the connections to the readers.
+        if self._turn is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=BUSY_TIMEOUT_S):
+            raise _busy()
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except errors.StaddleError:
+            raise
+        except Exception as error:
+            told = self._translate(error)
+            if told is None:
+                raise
+            raise told from error
+
+    def close(self) -> None:
+        """Closes all idle connections; the database opens again when it is used again."""
+        self.engine.dispose()
+
+
+def open_sqlite(path: str, choice: SqliteChoice) -> Database:
+    """Opens the file, made with mode 0600 if it is not there, and sets the journal.
+
+    Raises:
+        Unavailable: it cannot be opened, is no database, or is in use by a process that does not let go.
+        Exhausted: the disk is full.
+
+    """
+    engine = create_engine(
+        URL.create("sqlite", database=path),
+        module=choice.module,
+        # Autocommit at the module's level: this room says itself when a transaction begins, and how (_begin).
+        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        pool_size=CONNECTIONS_MAX,
+        max_overflow=0,
+        pool_timeout=BUSY_TIMEOUT_S,
+        pool_use_lifo=True,
+    )
+    event.listen(engine, "connect", _settings_of(choice))
+    event.listen(engine, "begin", _begin)
+    database = Database(engine, _sqlite_translator(path, choice.module))
+    try:
+        _create_private(path)
+        _set_journal(path, choice)
+    except Exception as error:
+        told = _translate_os(path, error) or _translate_sqlite(path, choice.module, error)
+        if told is None:
+            raise
+        raise told from error
+    return database
+
+
+def _create_private(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _set_journal(path: str, choice: SqliteChoice) -> None:
+    """Once for the file, not for each connection: the mode is kept in it, and a change needs the file alone."""
+    wanted = "wal" if choice.wal else "delete"
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    connection = choice.module.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+    try:
+        while connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
+            try:
+                connection.execute(f"PRAGMA journal_mode = {wanted}")
+            except choice.module.OperationalError as error:
+                # The busy timeout does not cover this statement.
+                if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+    finally:
+        connection.close()
+
+
+def _settings_of(choice: SqliteChoice) -> Callable[[Any, object], None]:
+    # With a rollback journal FULL does not sync the directory after the journal is gone, so that a power loss could undo an
+    # acknowledged commit; EXTRA does.
+    synchronous = "FULL" if choice.wal else "EXTRA"
+
+    def settings(connection: Any, _record: object) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+
+    return settings
+
+
+def _begin(connection: Connection) -> None:
+    # SQLite's transactions are serializable by nature; where PostgreSQL stands here, its engine is made with
+    # isolation_level="READ COMMITTED": collecting garbage beside claims is proven for that level, with row locks, and no other.
+    writes = connection.get_execution_options().get(_WRITE_OPTION, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def insert_or_ignore(connection: Connection, table: Table) -> Insert:
+    """An INSERT that leaves rows alone that are there."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    return sqlite.insert(table).on_conflict_do_nothing()
+
+
+# --- errors
+
+
+def _busy() -> errors.StaddleError:
+    return errors.Unavailable(
+        "STORE_UNAVAILABLE", "The catalog is busy: try again shortly", retry_after_s=_RETRY_AFTER_S
+    )
+
+
+def _primary_code(error: BaseException) -> int:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code & 0xFF if isinstance(code, int) else sqlite3.SQLITE_OK
+
+
+def _sqlite_translator(path: str, module: Any) -> Callable[[BaseException], errors.StaddleError | None]:
+    return lambda error: _translate_sqlite(path, module, error)
+
+
+def _translate_sqlite(path: str, module: Any, error: BaseException) -> errors.StaddleError | None:
+    if isinstance(error, PoolTimeout):
+        return _busy()
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(cause, module.Error):
+        return None
+    code = _primary_code(cause)
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}:
+        return _busy()
+    if code == sqlite3.SQLITE_FULL:
+        return _full()
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return errors.Unavailable(
+            "STORE_UNAVAILABLE",
+            f"The catalog {path} is damaged ({cause}): put it aside and bring back a copy, or rebuild it from the store",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+    if code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
+        return errors.Unavailable(
+            "STORE_UNAVAILABLE",
+            f"The catalog {path} cannot be used ({cause}): look at its disk and its permissions",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+    return None
+
+
+def _translate_os(path: str, error: BaseException) -> errors.StaddleError | None:
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return _full()
+    return errors.Unavailable(
+        "STORE_UNAVAILABLE",
+        f"The catalog {path} cannot be opened ({error.strerror}): look at its directory and its permissions",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def _full() -> errors.StaddleError:
+    return errors.Exhausted(
+        "STORE_FULL", "The disk of the catalog is full: nothing was changed; make room and try again"
+    )

@@ -1,0 +1,97 @@
+"""Opening the catalog: the right SQLite, the newest tables, and the nouns on one object."""
+
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from staddle_server import errors
+from staddle_server.catalog.backups import Backups
+from staddle_server.catalog.chunks import Chunks
+from staddle_server.catalog.datasets import Datasets
+from staddle_server.catalog.dialect import Database, SqliteChoice, choose_sqlite, installed_wheel, open_sqlite
+from staddle_server.catalog.packs import Packs
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tokens import Tokens
+from staddle_server.catalog.uploads import Uploads
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_migrating = threading.Lock()  # Alembic keeps the running migration in module globals
+
+
+class Catalog:
+    """What exists and who may see it. Safe for many threads; every method is one transaction, or none.
+
+    Every method raises Unavailable STORE_UNAVAILABLE when the database does not answer and Exhausted STORE_FULL when its
+    disk is full; then nothing was changed.
+    """
+
+    def __init__(self, database: Database, random: Callable[[int], bytes]) -> None:
+        self.database = database
+        self.tenants = Tenants(database)
+        self.tokens = Tokens(database, self.tenants, random)
+        self.datasets = Datasets(database, self.tenants)
+        self.backups = Backups(database, self.tenants)
+        self.chunks = Chunks(database, self.tenants)
+        self.packs = Packs(database, self.tenants)
+        self.uploads = Uploads(database, self.tenants)
+
+    def close(self) -> None:
+        """Lets go of the database."""
+        self.database.close()
+
+
+def open_catalog(
+    path: str, *, sqlite: SqliteChoice | None = None, random: Callable[[int], bytes] = secrets.token_bytes
+) -> Catalog:
+    """Opens the catalog at `path`, makes it if it is not there, and brings its tables up to date.
+
+    Any number of processes may do so at once. `random(n)` gives n unpredictable bytes, for tokens and their ids.
+
+    Raises:
+        Unavailable: the file cannot be used, is no catalog, or a newer version of Staddle wrote it.
+        Exhausted: the disk is full.
+
+    """
+    choice = sqlite or choose_sqlite(wheel=installed_wheel())
+    database = open_sqlite(path, choice)
+    try:
+        migrate(database, path)
+    except BaseException:
+        database.close()
+        raise
+    return Catalog(database, random)
+
+
+def migrate(database: Database, path: str) -> None:
+    """Brings the tables up to date in one transaction, so that of two processes one does it and the other sees it done."""
+    script = ScriptDirectory(str(_MIGRATIONS))
+    with database.read() as connection:
+        if _is_current(connection, script, path):
+            return
+    with _migrating, database.write() as connection:
+        if _is_current(connection, script, path):
+            return
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _is_current(connection: Connection, script: ScriptDirectory, path: str) -> bool:
+    found = MigrationContext.configure(connection).get_current_revision()
+    known = {revision.revision for revision in script.walk_revisions()}
+    if found is not None and found not in known:
+        raise errors.Unavailable(
+            "STORE_UNAVAILABLE",
+            f"The catalog {path} was written by a newer version of Staddle (its tables are at {found!r}): run that version, "
+            "or bring back the catalog from before",
+        )
+    return found == script.get_current_head()

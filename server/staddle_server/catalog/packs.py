@@ -1,0 +1,148 @@
+"""Packs: their rows come before their objects, and only a live one counts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, or_, select, update
+
+from staddle_server import errors
+from staddle_server.catalog import schema
+from staddle_server.catalog.chunks import index_pack
+from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.rows import open_upload_row
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.values import LeftOverPack
+from staddle_server.catalog.words import check_id
+from staddle_server.types import PackSummary, UploadState
+
+_p = schema.packs.c
+_u = schema.uploads.c
+
+
+class Packs:
+    """The packs of all tenants."""
+
+    def __init__(self, database: Database, tenants: Tenants) -> None:
+        self._database = database
+        self._tenants = tenants
+
+    def begin(self, tenant: bytes, upload: bytes, epoch: int, pack: bytes, now_ns: int) -> None:
+        """Announces a pack that this upload is about to write, and claims it. Before its object is begun.
+
+        UPLOAD_NOT_FOUND, UPLOAD_CLOSED, STALE_EPOCH. A pack id is used once: ValueError for one that is there.
+        """
+        check_id("pack", pack)
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            open_upload_row(connection, tenant_row, upload, epoch)
+            made = connection.execute(
+                insert_or_ignore(connection, schema.packs),
+                {
+                    "tenant": tenant_row,
+                    "id": pack,
+                    "state": schema.PACK_WRITING,
+                    "upload": upload,
+                    "epoch": epoch,
+                    "size_bytes": 0,
+                    "chunk_count": 0,
+                    "damaged": False,
+                    "created_ns": now_ns,
+                },
+            )
+            if made.rowcount != 1:
+                raise ValueError(f"pack {pack.hex()} was begun before: a pack id is used once")
+            pack_row = connection.execute(
+                select(_p.row).where(_p.tenant == tenant_row, _p.id == pack)
+            ).scalar_one()
+            connection.execute(insert(schema.claims), {"upload": upload, "pack": pack_row})
+
+    def mark_damaged(self, tenant: bytes, pack: bytes, segment_offset: int | None = None) -> None:
+        """The segment at this offset, or the whole pack, cannot be read back: its chunks count as missing from now on.
+
+        A pack that is not there changes nothing: it may have been reaped meanwhile.
+        """
+        with self._database.write() as connection:
+            this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
+            pack_row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            if pack_row is None:
+                return
+            connection.execute(update(schema.packs).where(_p.row == pack_row).values(damaged=True))
+            where = schema.WHOLE_PACK if segment_offset is None else segment_offset
+            connection.execute(
+                insert_or_ignore(connection, schema.pack_damage), {"pack": pack_row, "segment_offset": where}
+            )
+
+    def damaged_count(self, tenant: bytes) -> int:
+        """How many segments, or whole packs, of the tenant's live packs are damaged."""
+        with self._database.read() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            query = select(func.count()).select_from(schema.pack_damage).join(schema.packs)
+            return connection.execute(query.where(mine, _p.state == schema.PACK_LIVE)).scalar_one()
+
+    def writing_left_over(self, limit: int = 1000) -> list[LeftOverPack]:
+        """Of all tenants: packs that were begun and can never become live, because their upload was closed or taken over.
+
+        Their objects, if there are any, can be removed, and then their rows (`drop_left_over`).
+        """
+        query = (
+            select(schema.tenants.c.id, _p.id, _p.upload, _p.created_ns)
+            .join_from(schema.packs, schema.tenants, _p.tenant == schema.tenants.c.row)
+            .join(schema.uploads, _p.upload == _u.id, isouter=True)
+            .where(_LEFT_OVER)
+            .order_by(_p.row)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [LeftOverPack(*row) for row in connection.execute(query)]
+
+    def drop_left_over(self, tenant: bytes, pack: bytes) -> bool:
+        """Forgets a pack that `writing_left_over` named, after its object is gone. Whether there was such a one."""
+        with self._database.write() as connection:
+            left_over = (
+                select(_p.row)
+                .join_from(schema.packs, schema.uploads, _p.upload == _u.id, isouter=True)
+                .where(_p.tenant == self._tenants.row(connection, tenant), _p.id == pack, _LEFT_OVER)
+            )
+            pack_row = connection.execute(left_over).scalar()
+            if pack_row is None:
+                return False
+            connection.execute(delete(schema.claims).where(schema.claims.c.pack == pack_row))
+            connection.execute(delete(schema.pack_damage).where(schema.pack_damage.c.pack == pack_row))
+            connection.execute(delete(schema.packs).where(_p.row == pack_row))
+            return True
+
+
+_LEFT_OVER = and_(
+    schema.IS_WRITING,
+    or_(_u.id.is_(None), _u.state != UploadState.OPEN.value, _u.epoch != _p.epoch),
+)
+
+
+def publish(connection: Connection, upload: Row[Any], summaries: Sequence[PackSummary]) -> None:
+    """Makes packs live and indexes their chunks: only those that this upload began under its present epoch.
+
+    STALE_EPOCH for any other; then the transaction must not be committed. A pack that was published before stays as it is.
+    """
+    for summary in summaries:
+        this: tuple[ColumnElement[bool], ...] = (
+            _p.tenant == upload.tenant,
+            _p.id == summary.pack,
+            _p.upload == upload.id,
+            _p.epoch == upload.epoch,
+        )
+        pack = connection.execute(select(_p.row, _p.state).where(*this).with_for_update()).one_or_none()
+        if pack is None or pack.state not in {schema.PACK_WRITING, schema.PACK_LIVE}:
+            raise errors.Conflict(
+                "STALE_EPOCH",
+                f"Pack {summary.pack.hex()} was not begun by upload {upload.id.hex()} under epoch {upload.epoch}",
+                upload=upload.id.hex(),
+                epoch=str(upload.epoch),
+            )
+        if pack.state == schema.PACK_LIVE:
+            continue
+        connection.execute(
+            update(schema.packs)
+            .where(_p.row == pack.row)
+            .values(state=schema.PACK_LIVE, size_bytes=summary.size_bytes, chunk_count=len(summary.chunks))
+        )
+        index_pack(connection, upload.tenant, pack.row, summary)

@@ -1,0 +1,179 @@
+"""Reading rows that several nouns look at: datasets, backups, uploads. Everything is looked up within its tenant."""
+
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, select
+
+from staddle_server import errors
+from staddle_server.catalog import schema
+from staddle_server.catalog.values import Backup, ChangeCounts, Upload
+from staddle_server.catalog.words import unpack_tags
+from staddle_server.types import Kind, Root, Scope, UploadState
+
+_d = schema.datasets.c
+_b = schema.backups.c
+_u = schema.uploads.c
+
+
+def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
+    """The dataset's row. NotFound DATASET_NOT_FOUND."""
+    query = select(schema.datasets).where(_d.tenant == tenant_row, _d.name == name)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise errors.NotFound("DATASET_NOT_FOUND", f"There is no dataset {name!r}", dataset=name)
+    return row
+
+
+# --- backups
+
+
+def select_backups() -> Select[Any]:
+    """Backups with the names of their dataset and tenant; `backup_of` reads the rows."""
+    return (
+        select(
+            schema.backups,
+            _d.name.label("dataset_name"),
+            schema.tenants.c.id.label("tenant_id"),
+        )
+        .join_from(schema.backups, schema.datasets, _b.dataset == _d.row)
+        .join(schema.tenants, _b.tenant == schema.tenants.c.row)
+    )
+
+
+def backup_of(row: Row[Any]) -> Backup:
+    """The value of a row of `select_backups`."""
+    return Backup(
+        id=row.id,
+        tenant=row.tenant_id,
+        dataset=row.dataset_name,
+        number=row.number,
+        kind=Kind(row.kind),
+        scope=Scope(row.scope),
+        base=row.base,
+        upload=row.upload,
+        request_id=row.request_id,
+        principal=row.principal,
+        begin_ns=row.begin_ns,
+        commit_ns=row.commit_ns,
+        deleted_ns=row.deleted_ns,
+        root=Root(row.root_level, row.root_digest, row.entry_count, row.data_bytes),
+        stored_bytes=row.stored_bytes,
+        changes=ChangeCounts(
+            row.added, row.content_changed, row.metadata_changed, row.removed, row.metadata_kept
+        ),
+        tags=unpack_tags(row.tags),
+        host=row.host,
+        source_root=row.source_root,
+        record_written=row.record_written,
+    )
+
+
+# --- uploads
+
+
+def select_uploads() -> Select[Any]:
+    """Uploads with the names of their dataset and tenant; `upload_of` reads the rows."""
+    return (
+        select(
+            schema.uploads,
+            _d.name.label("dataset_name"),
+            schema.tenants.c.id.label("tenant_id"),
+        )
+        .join_from(schema.uploads, schema.datasets, _u.dataset == _d.row)
+        .join(schema.tenants, _u.tenant == schema.tenants.c.row)
+    )
+
+
+def upload_of(row: Row[Any]) -> Upload:
+    """The value of a row of `select_uploads`."""
+    return Upload(
+        id=row.id,
+        tenant=row.tenant_id,
+        dataset=row.dataset_name,
+        request_id=row.request_id,
+        token=row.token,
+        principal=row.principal,
+        asked_kind=Kind(row.asked_kind),
+        kind=Kind(row.kind),
+        scope=Scope(row.scope),
+        base=row.base,
+        tags=unpack_tags(row.tags),
+        host=row.host,
+        root=row.root,
+        new_root=row.new_root,
+        fingerprint=row.fingerprint,
+        state=UploadState(row.state),
+        epoch=row.epoch,
+        lease_expires_ns=row.lease_expires_ns,
+        expires_ns=row.expires_ns,
+        begin_ns=row.begin_ns,
+        durable=row.durable,
+        position=row.position,
+        entry_count=row.entry_count,
+        data_bytes=row.data_bytes,
+        last_failure=row.last_failure,
+        backup=row.backup,
+    )
+
+
+def upload_value(connection: Connection, tenant_row: int, upload: bytes) -> Upload:
+    """The upload. NotFound UPLOAD_NOT_FOUND."""
+    row = connection.execute(select_uploads().where(_u.id == upload, _u.tenant == tenant_row)).one_or_none()
+    if row is None:
+        raise upload_not_found(upload)
+    return upload_of(row)
+
+
+def upload_row(connection: Connection, tenant_row: int, upload: bytes, *, lock: bool) -> Row[Any]:
+    """The upload's own row; with `lock`, nobody else changes it before this transaction ends."""
+    query = select(schema.uploads).where(_u.id == upload, _u.tenant == tenant_row)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise upload_not_found(upload)
+    return row
+
+
+def open_upload_row(
+    connection: Connection, tenant_row: int, upload: bytes, epoch: int, *, lock: bool = True
+) -> Row[Any]:
+    """The upload's own row, if it is open and `epoch` is its epoch.
+
+    UPLOAD_NOT_FOUND, UPLOAD_CLOSED or STALE_EPOCH otherwise. What is done to an upload meets on this lock: of
+    commit, abort, expiry and take-over one comes first, and the others see it.
+    """
+    row = upload_row(connection, tenant_row, upload, lock=lock)
+    if row.state != UploadState.OPEN:
+        raise upload_closed(row)
+    require_epoch(row, epoch)
+    return row
+
+
+def require_epoch(row: Row[Any], epoch: int) -> None:
+    """STALE_EPOCH unless `epoch` is the upload's."""
+    if row.epoch != epoch:
+        raise errors.Conflict(
+            "STALE_EPOCH",
+            f"Another writer has taken upload {row.id.hex()} over (epoch {row.epoch}, not {epoch}): stop writing",
+            upload=row.id.hex(),
+            epoch=str(row.epoch),
+        )
+
+
+def upload_closed(row: Row[Any]) -> errors.Precondition:
+    """The error for an upload that is no longer open."""
+    state = UploadState(row.state).name.lower()
+    return errors.Precondition(
+        "UPLOAD_CLOSED",
+        f"Upload {row.id.hex()} is {state}: begin another one",
+        upload=row.id.hex(),
+        state=state,
+    )
+
+
+def upload_not_found(upload: bytes | str) -> errors.NotFound:
+    """The error for an upload that this tenant does not have; a text is a request id."""
+    if isinstance(upload, str):
+        return errors.NotFound(
+            "UPLOAD_NOT_FOUND", f"There is no upload with the request id {upload!r}", upload=""
+        )
+    return errors.NotFound("UPLOAD_NOT_FOUND", f"There is no upload {upload.hex()}", upload=upload.hex())

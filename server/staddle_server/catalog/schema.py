@@ -1,0 +1,251 @@
+"""The catalog's tables as the code uses them; `migrations/` makes the same ones (a test compares).
+
+All times are nanoseconds since 1970, all sizes bytes, all ids 16 random bytes. `row` columns are small internal numbers that
+keep the big tables small; they never leave this room. Types are those that SQLite and PostgreSQL share; the few
+differences stand here as variants and in `dialect.py`.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    literal,
+    text,
+)
+
+from staddle_server.types import UploadState
+
+metadata = MetaData()
+
+ROW = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite fills a primary key by itself only if its type is INTEGER."""
+NAME = String().with_variant(String(collation="C"), "postgresql")
+"""Names are compared and sorted as bytes everywhere, whatever the database's locale."""
+ID = LargeBinary(16)
+DIGEST = LargeBinary(32)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("row", ROW, primary_key=True, autoincrement=True),
+    Column("id", ID, nullable=False, unique=True),
+    Column("name", NAME, nullable=False, unique=True),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("keys_version", Integer, nullable=False),
+    Column("wrapped_keys", LargeBinary, nullable=False),
+    Column("record_written", Boolean, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("name", NAME, nullable=False),
+    Column("role", SmallInteger, nullable=False),
+    Column("hash", DIGEST, nullable=False, unique=True),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger),
+    Column("revoked_ns", BigInteger),
+)
+_not_revoked = tokens.c.revoked_ns.is_(None)
+Index(
+    "tokens_name",
+    tokens.c.tenant,
+    tokens.c.name,
+    unique=True,
+    sqlite_where=_not_revoked,
+    postgresql_where=_not_revoked,
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("row", ROW, primary_key=True, autoincrement=True),
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("name", NAME, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("root", Text, nullable=False),
+    # Not max(number) of the backups: the number of one that was purged is not given again.
+    Column("last_number", BigInteger, nullable=False),
+    UniqueConstraint("tenant", "name"),
+)
+
+backups = Table(
+    "backups",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("dataset", ROW, ForeignKey("datasets.row"), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("scope", SmallInteger, nullable=False),
+    Column("base", ID, nullable=False),  # b"" for FULL; no foreign key: a base may be purged later
+    Column("upload", ID, nullable=False, unique=True),
+    Column("request_id", Text, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("begin_ns", BigInteger, nullable=False),
+    Column("commit_ns", BigInteger, nullable=False),
+    Column("deleted_ns", BigInteger),
+    Column("root_level", SmallInteger, nullable=False),
+    Column("root_digest", DIGEST, nullable=False),
+    Column("entry_count", BigInteger, nullable=False),
+    Column("data_bytes", BigInteger, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),
+    Column("added", BigInteger, nullable=False),
+    Column("content_changed", BigInteger, nullable=False),
+    Column("metadata_changed", BigInteger, nullable=False),
+    Column("removed", BigInteger, nullable=False),
+    Column("metadata_kept", BigInteger, nullable=False),
+    Column("tags", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("source_root", Text, nullable=False),
+    Column("record_written", Boolean, nullable=False),
+    UniqueConstraint("dataset", "number"),
+)
+Index("backups_begin", backups.c.dataset, backups.c.begin_ns)
+Index(
+    "backups_unrecorded",
+    backups.c.id,
+    sqlite_where=text("record_written = 0"),
+    postgresql_where=text("NOT record_written"),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("dataset", ROW, ForeignKey("datasets.row"), nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("token", ID, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("asked_kind", SmallInteger, nullable=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("scope", SmallInteger, nullable=False),
+    Column("base", ID, nullable=False),  # b"" for FULL
+    Column("tags", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("root", Text, nullable=False),
+    Column("new_root", Boolean, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("lease_expires_ns", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+    Column("begin_ns", BigInteger, nullable=False),
+    Column("durable", LargeBinary, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("entry_count", BigInteger, nullable=False),
+    Column("data_bytes", BigInteger, nullable=False),
+    Column("last_failure", Text, nullable=False),
+    Column("backup", ID, nullable=False),  # b"" until it is committed
+)
+# Written out, not bound: the planner uses a partial index only where it reads the same condition in the query.
+IS_OPEN = uploads.c.state == literal(UploadState.OPEN.value, literal_execute=True)
+_open = text(f"state = {UploadState.OPEN.value}")
+Index("uploads_open", uploads.c.dataset, sqlite_where=_open, postgresql_where=_open)
+Index("uploads_open_expires", uploads.c.expires_ns, sqlite_where=_open, postgresql_where=_open)
+
+upload_requests = Table(
+    "upload_requests",
+    metadata,
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("request_id", NAME, nullable=False),
+    Column("upload", ID, ForeignKey("uploads.id"), nullable=False),
+    Column("asked", DIGEST, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("taken_over", Boolean, nullable=False),
+    PrimaryKeyConstraint("tenant", "request_id"),
+)
+
+upload_missing = Table(
+    "upload_missing",
+    metadata,
+    Column("upload", ID, ForeignKey("uploads.id"), nullable=False),
+    Column("digest", DIGEST, nullable=False),
+    Column("length", Integer, nullable=False),
+    PrimaryKeyConstraint("upload", "digest"),
+    sqlite_with_rowid=False,
+)
+
+PACK_WRITING, PACK_LIVE, PACK_CONDEMNED, PACK_REAPED = 1, 2, 3, 4
+
+packs = Table(
+    "packs",
+    metadata,
+    Column("row", ROW, primary_key=True, autoincrement=True),
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("id", ID, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("upload", ID, nullable=False),  # no foreign key: packs outlive the uploads that wrote them
+    Column("epoch", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("chunk_count", BigInteger, nullable=False),
+    Column("damaged", Boolean, nullable=False),  # something of it is: see pack_damage
+    Column("created_ns", BigInteger, nullable=False),
+    UniqueConstraint("tenant", "id"),
+    # A row number is never given again: index rows of a pack that is gone must not point into another one.
+    sqlite_autoincrement=True,
+)
+IS_WRITING = packs.c.state == literal(PACK_WRITING, literal_execute=True)
+_writing = text(f"state = {PACK_WRITING}")
+Index("packs_writing", packs.c.upload, sqlite_where=_writing, postgresql_where=_writing)
+
+WHOLE_PACK = -1
+
+pack_damage = Table(
+    "pack_damage",
+    metadata,
+    Column("pack", ROW, ForeignKey("packs.row"), nullable=False),
+    Column("segment_offset", BigInteger, nullable=False),  # WHOLE_PACK: all of it
+    PrimaryKeyConstraint("pack", "segment_offset"),
+    sqlite_with_rowid=False,
+)
+
+# No foreign keys: this is the one table with a row for each chunk, and a row is only ever inserted in the transaction that
+# makes its pack live. Two copies of a chunk may exist, in two packs.
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("tenant", ROW, nullable=False),
+    Column("chunk_id", DIGEST, nullable=False),
+    Column("pack", ROW, nullable=False),
+    Column("segment_offset", BigInteger, nullable=False),
+    Column("segment_length", Integer, nullable=False),
+    Column("offset", Integer, nullable=False),
+    Column("length", Integer, nullable=False),
+    PrimaryKeyConstraint("tenant", "chunk_id", "pack"),
+    sqlite_with_rowid=False,
+)
+
+claims = Table(
+    "claims",
+    metadata,
+    Column("upload", ID, ForeignKey("uploads.id"), nullable=False),
+    Column("pack", ROW, ForeignKey("packs.row"), nullable=False),
+    PrimaryKeyConstraint("upload", "pack"),
+    sqlite_with_rowid=False,
+)
+Index("claims_pack", claims.c.pack)
+
+pending_records = Table(
+    "pending_records",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+)

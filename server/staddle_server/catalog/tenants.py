@@ -1,0 +1,100 @@
+"""Tenants: the key and dedup domains."""
+
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, select, update
+
+from staddle_server import errors
+from staddle_server.catalog import schema
+from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.values import Tenant
+from staddle_server.catalog.words import check_id, check_name
+
+_t = schema.tenants.c
+
+
+class Tenants:
+    """The tenants that there are. They are never removed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._rows: dict[bytes, int] = {}
+
+    def create(
+        self, tenant: bytes, name: str, now_ns: int, *, keys_version: int = 1, wrapped_keys: bytes = b""
+    ) -> Tenant:
+        """Makes a tenant. BAD_FIELD for a name that is not one, or is taken.
+
+        Its record counts as missing until `mark_record_written`.
+        """
+        check_id("tenant", tenant)
+        check_name("tenant", name)
+        with self._database.write() as connection:
+            made = connection.execute(
+                insert_or_ignore(connection, schema.tenants),
+                {
+                    "id": tenant,
+                    "name": name,
+                    "created_ns": now_ns,
+                    "keys_version": keys_version,
+                    "wrapped_keys": wrapped_keys,
+                    "record_written": False,
+                },
+            )
+            if made.rowcount != 1:
+                raise errors.BadRequest("BAD_FIELD", f"There is already a tenant {name!r}", field="name")
+        return Tenant(tenant, name, now_ns, keys_version, wrapped_keys, record_written=False)
+
+    def get(self, tenant: bytes) -> Tenant | None:
+        """The tenant with this id."""
+        return self._one(_select().where(_t.id == tenant))
+
+    def get_by_name(self, name: str) -> Tenant | None:
+        """The tenant with this name."""
+        return self._one(_select().where(_t.name == name))
+
+    def list_all(self, *, unrecorded_only: bool = False) -> list[Tenant]:
+        """All of them, by name; or only those whose record is not known to be durable."""
+        query = _select().order_by(_t.name)
+        if unrecorded_only:
+            query = query.where(~_t.record_written)
+        with self._database.read() as connection:
+            return [_tenant(row) for row in connection.execute(query)]
+
+    def set_keys(self, tenant: bytes, keys_version: int, wrapped_keys: bytes) -> None:
+        """Remembers the newest wrapped keys. An older version than is known changes nothing."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(schema.tenants)
+                .where(_t.id == tenant, _t.keys_version < keys_version)
+                .values(keys_version=keys_version, wrapped_keys=wrapped_keys)
+            )
+
+    def mark_record_written(self, tenant: bytes) -> None:
+        """Its record is durable in the store."""
+        with self._database.write() as connection:
+            connection.execute(update(schema.tenants).where(_t.id == tenant).values(record_written=True))
+
+    def row(self, connection: Connection, tenant: bytes) -> int:
+        """The tenant's small internal number, for this room's tables."""
+        known = self._rows.get(tenant)
+        if known is not None:
+            return known
+        row = connection.execute(select(_t.row).where(_t.id == tenant)).scalar()
+        if row is None:
+            raise errors.Fault("INTERNAL", f"There is no tenant {tenant.hex()} in the catalog")
+        self._rows[tenant] = int(row)
+        return int(row)
+
+    def _one(self, query: Select[Any]) -> Tenant | None:
+        with self._database.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _tenant(row)
+
+
+def _select() -> Select[Any]:
+    return select(_t.id, _t.name, _t.created_ns, _t.keys_version, _t.wrapped_keys, _t.record_written)
+
+
+def _tenant(row: Row[Any]) -> Tenant:
+    return Tenant(row.id, row.name, row.created_ns, row.keys_version, row.wrapped_keys, row.record_written)

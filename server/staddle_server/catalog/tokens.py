@@ -1,0 +1,129 @@
+"""Tokens: who may call, and as what. Of a token's text only a hash is kept."""
+
+import base64
+import hashlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import Row, Select, bindparam, or_, select, update
+
+from staddle_server import errors
+from staddle_server.catalog import schema
+from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.values import Principal, Token
+from staddle_server.catalog.words import ID_BYTES, check_name
+from staddle_server.types import TokenRole
+
+_PREFIX: Final = "staddle_"
+_SECRET_BYTES: Final = 32
+_TOKEN_CHARS: Final = len(_PREFIX) + 43
+
+_t = schema.tokens.c
+_AUTHENTICATE = (
+    select(schema.tenants.c.id.label("tenant"), _t.id, _t.name, _t.role, _t.expires_ns, _t.revoked_ns)
+    .join_from(schema.tokens, schema.tenants, _t.tenant == schema.tenants.c.row)
+    .where(_t.hash == bindparam("hash"))
+)
+
+
+class Tokens:
+    """The tokens of all tenants."""
+
+    def __init__(self, database: Database, tenants: Tenants, random: Callable[[int], bytes]) -> None:
+        self._database = database
+        self._tenants = tenants
+        self._random = random
+
+    def create(
+        self, tenant: bytes, name: str, role: TokenRole, now_ns: int, expires_ns: int | None = None
+    ) -> str:
+        """Makes a token and gives its text, which cannot be had again.
+
+        BAD_FIELD for a name that is not one, or that another token of the tenant has that is not revoked.
+        """
+        check_name("token", name)
+        secret = base64.urlsafe_b64encode(self._random(_SECRET_BYTES)).rstrip(b"=").decode()
+        token = _PREFIX + secret
+        with self._database.write() as connection:
+            made = connection.execute(
+                insert_or_ignore(connection, schema.tokens),
+                {
+                    "id": self._random(ID_BYTES),
+                    "tenant": self._tenants.row(connection, tenant),
+                    "name": name,
+                    "role": role.value,
+                    "hash": _hash(token),
+                    "created_ns": now_ns,
+                    "expires_ns": expires_ns,
+                    "revoked_ns": None,
+                },
+            )
+            if made.rowcount != 1:
+                raise errors.BadRequest("BAD_FIELD", f"There is already a token {name!r}", field="name")
+        return token
+
+    def list_all(self, tenant: bytes) -> list[Token]:
+        """All tokens of the tenant, revoked ones too, in the order in which they were made."""
+        with self._database.read() as connection:
+            query = _select().where(_t.tenant == self._tenants.row(connection, tenant))
+            rows = connection.execute(query.order_by(_t.created_ns, _t.id))
+            return [_token(tenant, row) for row in rows]
+
+    def revoke(self, tenant: bytes, token: str, now_ns: int) -> Token:
+        """Ends a token, named by its name or by its id in hexadecimal. BAD_FIELD where there is none to end."""
+        named = _t.name == token
+        id_ = _from_hex(token)
+        with self._database.write() as connection:
+            query = _select().where(
+                _t.tenant == self._tenants.row(connection, tenant),
+                _t.revoked_ns.is_(None),
+                named if id_ is None else or_(named, _t.id == id_),
+            )
+            row = connection.execute(query.with_for_update()).first()
+            if row is None:
+                raise errors.BadRequest(
+                    "BAD_FIELD", f"There is no token {token[:80]!r} to revoke", field="token"
+                )
+            connection.execute(update(schema.tokens).where(_t.id == row.id).values(revoked_ns=now_ns))
+            return _token(tenant, connection.execute(_select().where(_t.id == row.id)).one())
+
+    def authenticate(self, token: str, now_ns: int) -> Principal:
+        """Who this token stands for. One indexed read.
+
+        Unauthenticated if it is unknown, revoked or expired: which of these is not said.
+        """
+        if len(token) == _TOKEN_CHARS and token.startswith(_PREFIX):
+            with self._database.read() as connection:
+                row = connection.execute(_AUTHENTICATE, {"hash": _hash(token)}).one_or_none()
+            if (
+                row is not None
+                and row.revoked_ns is None
+                and (row.expires_ns is None or now_ns < row.expires_ns)
+            ):
+                return Principal(row.tenant, row.id, row.name, TokenRole(row.role))
+        raise errors.Unauthenticated(
+            "UNAUTHENTICATED", "This token is not known, or it was revoked, or it has expired: get a new one"
+        )
+
+
+def _hash(token: str) -> bytes:
+    # The secret has 256 random bits: a plain hash is enough, nothing can be guessed.
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
+
+
+def _from_hex(text: str) -> bytes | None:
+    try:
+        return bytes.fromhex(text) if len(text) == 2 * ID_BYTES else None
+    except ValueError:
+        return None
+
+
+def _select() -> Select[Any]:
+    return select(_t.id, _t.name, _t.role, _t.created_ns, _t.expires_ns, _t.revoked_ns)
+
+
+def _token(tenant: bytes, row: Row[Any]) -> Token:
+    return Token(
+        row.id, tenant, row.name, TokenRole(row.role), row.created_ns, row.expires_ns, row.revoked_ns
+    )

@@ -1,0 +1,353 @@
+"""Uploads: begun, resumed, moved on by checkpoints, and closed by exactly one of commit, abort and expiry."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from staddle_server import errors, limits
+from staddle_server.catalog import begin, schema
+from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.packs import publish
+from staddle_server.catalog.rows import (
+    backup_of,
+    open_upload_row,
+    require_epoch,
+    select_backups,
+    select_uploads,
+    upload_closed,
+    upload_not_found,
+    upload_of,
+    upload_row,
+    upload_value,
+)
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.values import (
+    Backup,
+    BeginUpload,
+    Begun,
+    DurableUpdate,
+    ExpiredUpload,
+    MissingChunk,
+    NewBackup,
+    Principal,
+    Upload,
+)
+from staddle_server.catalog.words import NS, batches, check_id, rfc3339
+from staddle_server.types import PackSummary, UploadState
+
+FAILURE_CHARS_MAX: Final = 1000
+
+_u = schema.uploads.c
+_m = schema.upload_missing.c
+_d = schema.datasets.c
+_b = schema.backups.c
+
+
+class Uploads:
+    """The uploads of all tenants.
+
+    Methods that write take the epoch under which the caller writes, and raise UPLOAD_NOT_FOUND, UPLOAD_CLOSED, or
+    STALE_EPOCH, and then change nothing.
+    """
+
+    def __init__(self, database: Database, tenants: Tenants) -> None:
+        self._database = database
+        self._tenants = tenants
+
+    def begin(self, spec: BeginUpload) -> Begun:
+        """Opens an upload; or replays what this request id was answered; or takes an open upload over.
+
+        A new upload makes its dataset if need be, and has its kind resolved and its base found, in one transaction.
+
+        BAD_FIELD; REQUEST_ID_REUSED; ROOT_DIFFERS; NO_BASE.
+        """
+        begin.check_begin(spec)
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, spec.principal.tenant)
+            return begin.begin(connection, tenant_row, spec)
+
+    def get(self, tenant: bytes, upload: bytes) -> Upload:
+        """The upload, in whatever state. UPLOAD_NOT_FOUND."""
+        with self._database.read() as connection:
+            return upload_value(connection, self._tenants.row(connection, tenant), upload)
+
+    def get_by_request(self, tenant: bytes, request_id: str) -> Upload:
+        """The upload that this request id began or took over. UPLOAD_NOT_FOUND."""
+        requests = schema.upload_requests
+        with self._database.read() as connection:
+            mine = requests.c.tenant == self._tenants.row(connection, tenant)
+            query = select_uploads().join(requests, requests.c.upload == _u.id)
+            row = connection.execute(query.where(mine, requests.c.request_id == request_id)).one_or_none()
+        if row is None:
+            raise upload_not_found(request_id)
+        return upload_of(row)
+
+    def resume(
+        self, tenant: bytes, upload: bytes, principal: Principal, now_ns: int, lease_s: float
+    ) -> Upload:
+        """Takes the upload over: its epoch is raised, so that the writer before is refused from now on.
+
+        LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also once its life is over.
+        """
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            row = upload_row(connection, tenant_row, upload, lock=True)
+            if row.state != UploadState.OPEN or row.expires_ns <= now_ns:
+                raise upload_closed(row)
+            if row.token != principal.token and row.lease_expires_ns > now_ns:
+                raise _lease_held(row)
+            connection.execute(
+                update(schema.uploads)
+                .where(_u.id == upload)
+                .values(
+                    epoch=row.epoch + 1,
+                    token=principal.token,
+                    principal=principal.name,
+                    lease_expires_ns=now_ns + int(lease_s * NS),
+                )
+            )
+            return upload_value(connection, tenant_row, upload)
+
+    def renew(
+        self, tenant: bytes, upload: bytes, epoch: int, *, now_ns: int, lease_s: float, life_s: float
+    ) -> Upload:
+        """Extends lease and life, to so long after now."""
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            open_upload_row(connection, tenant_row, upload, epoch)
+            connection.execute(
+                update(schema.uploads)
+                .where(_u.id == upload)
+                .values(lease_expires_ns=now_ns + int(lease_s * NS), expires_ns=now_ns + int(life_s * NS))
+            )
+            return upload_value(connection, tenant_row, upload)
+
+    def set_failure(self, tenant: bytes, upload: bytes, epoch: int, text: str) -> bool:
+        """Remembers why the upload's last stream or call failed; an empty text: it did not.
+
+        Whether it was noted: what a writer says that is no longer the upload's, or of one that is closed, is not.
+        """
+        with self._database.write() as connection:
+            mine = _u.tenant == self._tenants.row(connection, tenant)
+            noted = connection.execute(
+                update(schema.uploads)
+                .where(_u.id == upload, mine, schema.IS_OPEN, _u.epoch == epoch)
+                .values(last_failure=text[:FAILURE_CHARS_MAX])
+            )
+            return bool(noted.rowcount)
+
+    def checkpoint(
+        self,
+        tenant: bytes,
+        upload: bytes,
+        epoch: int,
+        *,
+        packs: Sequence[PackSummary],
+        durable: DurableUpdate,
+        now_ns: int,
+        lease_s: float,
+        missing_added: Iterable[MissingChunk] = (),
+        missing_removed: Iterable[bytes] = (),
+    ) -> int:
+        """Publishes packs that are durable in the store, indexes their chunks, and moves the durable point: all or nothing.
+
+        Answers when the renewed lease expires. STALE_EPOCH also for a pack that was not begun under this epoch;
+        TOO_MANY when more than MISSING_CHUNKS_MAX would be missing.
+        """
+        lease_expires_ns = now_ns + int(lease_s * NS)
+        with self._database.write() as connection:
+            row = open_upload_row(connection, self._tenants.row(connection, tenant), upload, epoch)
+            publish(connection, row, packs)
+            _change_missing(connection, upload, missing_added, missing_removed)
+            connection.execute(
+                update(schema.uploads)
+                .where(_u.id == upload)
+                .values(
+                    durable=durable.blob,
+                    position=durable.position,
+                    entry_count=durable.entry_count,
+                    data_bytes=durable.data_bytes,
+                    lease_expires_ns=lease_expires_ns,
+                )
+            )
+        return lease_expires_ns
+
+    def missing(self, tenant: bytes, upload: bytes, after: bytes, limit: int) -> list[MissingChunk]:
+        """At most `limit` chunks that are missing, by digest, those behind `after` (empty for the first ones)."""
+        with self._database.read() as connection:
+            upload_row(connection, self._tenants.row(connection, tenant), upload, lock=False)
+            query = select(_m.digest, _m.length).where(_m.upload == upload, _m.digest > after)
+            rows = connection.execute(query.order_by(_m.digest).limit(limit))
+            return [MissingChunk(*row) for row in rows]
+
+    def commit(
+        self,
+        tenant: bytes,
+        upload: bytes,
+        epoch: int,
+        *,
+        packs: Sequence[PackSummary],
+        backup: NewBackup,
+        now_ns: int,
+        missing_removed: Iterable[bytes] = (),
+    ) -> Backup:
+        """Makes the upload a backup, with the next number in its dataset. From then on it exists, durably.
+
+        A replay under the same epoch answers the backup that the first one made, and changes nothing. MISSING_CHUNKS,
+        with their count, leaves the upload open and everything as it was. The upload's claims stay: a later mark, which
+        has read the manifest, lifts them.
+        """
+        check_id("backup", backup.id)
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            row = upload_row(connection, tenant_row, upload, lock=True)
+            if row.state == UploadState.COMMITTED:
+                require_epoch(row, epoch)
+                return _backup(connection, row.backup)
+            row = open_upload_row(connection, tenant_row, upload, epoch)
+            publish(connection, row, packs)
+            _change_missing(connection, upload, (), missing_removed)
+            _require_complete(connection, row)
+            _insert_backup(connection, row, backup, now_ns)
+            connection.execute(
+                update(schema.uploads)
+                .where(_u.id == upload)
+                .values(state=UploadState.COMMITTED.value, backup=backup.id, last_failure="")
+            )
+            return _backup(connection, backup.id)
+
+    def abort(self, tenant: bytes, upload: bytes, epoch: int) -> Upload:
+        """Gives the upload up, and its claims. A replay changes nothing."""
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            row = upload_row(connection, tenant_row, upload, lock=True)
+            if row.state == UploadState.ABORTED:
+                require_epoch(row, epoch)
+            else:
+                open_upload_row(connection, tenant_row, upload, epoch)
+                _close(connection, upload, UploadState.ABORTED)
+            return upload_value(connection, tenant_row, upload)
+
+    def expire(self, now_ns: int, limit: int = 1000) -> list[ExpiredUpload]:
+        """Gives up, for all tenants, at most `limit` open uploads whose life is over, and says which."""
+        query = (
+            select(_u.id, schema.tenants.c.id.label("tenant_id"))
+            .join_from(schema.uploads, schema.tenants, _u.tenant == schema.tenants.c.row)
+            .where(schema.IS_OPEN, _u.expires_ns <= now_ns)
+            .order_by(_u.expires_ns)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            if connection.execute(query).first() is None:
+                return []
+        with self._database.write() as connection:
+            over = connection.execute(query.with_for_update(of=schema.uploads)).all()
+            for row in over:
+                _close(connection, row.id, UploadState.EXPIRED)
+            return [ExpiredUpload(row.tenant_id, row.id) for row in over]
+
+
+def _close(connection: Connection, upload: bytes, state: UploadState) -> None:
+    connection.execute(delete(schema.claims).where(schema.claims.c.upload == upload))
+    connection.execute(delete(schema.upload_missing).where(_m.upload == upload))
+    connection.execute(update(schema.uploads).where(_u.id == upload).values(state=state.value, durable=b""))
+
+
+def _change_missing(
+    connection: Connection, upload: bytes, added: Iterable[MissingChunk], removed: Iterable[bytes]
+) -> None:
+    for digests in batches(removed):
+        connection.execute(delete(schema.upload_missing).where(_m.upload == upload, _m.digest.in_(digests)))
+    any_added = False
+    for some in batches(added):
+        any_added = True
+        connection.execute(
+            insert_or_ignore(connection, schema.upload_missing),
+            [{"upload": upload, "digest": digest, "length": length} for digest, length in some],
+        )
+    if any_added and _missing_count(connection, upload) > limits.MISSING_CHUNKS_MAX:
+        raise errors.Exhausted(
+            "TOO_MANY",
+            f"Upload {upload.hex()} refers to more than {limits.MISSING_CHUNKS_MAX} chunks that are not there: "
+            "send chunks before the entries that refer to them",
+        )
+
+
+def _missing_count(connection: Connection, upload: bytes) -> int:
+    query = select(func.count()).select_from(schema.upload_missing).where(_m.upload == upload)
+    return connection.execute(query).scalar_one()
+
+
+def _require_complete(connection: Connection, upload: Row[Any]) -> None:
+    count = _missing_count(connection, upload.id)
+    if count:
+        raise errors.Precondition(
+            "MISSING_CHUNKS",
+            f"Entries of upload {upload.id.hex()} refer to {count} chunks that are not there: send them (GetUpload lists "
+            "them), then commit again",
+            upload=upload.id.hex(),
+            count=str(count),
+        )
+
+
+def _insert_backup(connection: Connection, upload: Row[Any], new: NewBackup, now_ns: int) -> None:
+    dataset = connection.execute(
+        select(schema.datasets).where(_d.row == upload.dataset).with_for_update()
+    ).one()
+    number = dataset.last_number + 1
+    connection.execute(
+        insert(schema.backups),
+        {
+            "id": new.id,
+            "tenant": upload.tenant,
+            "dataset": upload.dataset,
+            "number": number,
+            "kind": upload.kind,
+            "scope": upload.scope,
+            "base": upload.base,
+            "upload": upload.id,
+            "request_id": upload.request_id,
+            "principal": upload.principal,
+            "begin_ns": upload.begin_ns,
+            "commit_ns": now_ns,
+            "deleted_ns": None,
+            "root_level": new.root.level,
+            "root_digest": new.root.digest,
+            "entry_count": new.root.entries,
+            "data_bytes": new.root.data_bytes,
+            "stored_bytes": new.stored_bytes,
+            **new.changes._asdict(),
+            "tags": upload.tags,
+            "host": upload.host,
+            "source_root": upload.root,
+            "record_written": False,
+        },
+    )
+    host, root = _remembered_root(dataset, upload)
+    connection.execute(
+        update(schema.datasets)
+        .where(_d.row == upload.dataset)
+        .values(last_number=number, host=host, root=root)
+    )
+
+
+def _remembered_root(dataset: Row[Any], upload: Row[Any]) -> tuple[str, str]:
+    """Where the dataset's backups come from, as the newest one said; what it did not say stays."""
+    if upload.new_root and (upload.host or upload.root):
+        return upload.host, upload.root
+    return upload.host or dataset.host, upload.root or dataset.root
+
+
+def _backup(connection: Connection, backup: bytes) -> Backup:
+    return backup_of(connection.execute(select_backups().where(_b.id == backup)).one())
+
+
+def _lease_held(upload: Row[Any]) -> errors.Conflict:
+    until = rfc3339(upload.lease_expires_ns)
+    return errors.Conflict(
+        "LEASE_HELD",
+        f"{upload.principal!r} writes upload {upload.id.hex()}, with a lease until {until}: wait for that",
+        upload=upload.id.hex(),
+        lease_expire_time=until,
+    )

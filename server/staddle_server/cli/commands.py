@@ -1,0 +1,56 @@
+"""The list of commands. Each is loaded when it is used, so that a probe every few seconds costs little."""
+
+import importlib
+from typing import Final
+
+import click
+
+import staddle_server
+from staddle_server.cli import missing
+from staddle_server.config import OperatorError, SettingsError
+from staddle_server.errors import StaddleError
+
+COMMANDS: Final = {
+    "init": "staddle_server.cli.serving:init",
+    "serve": "staddle_server.cli.serving:serve",
+    "health": "staddle_server.cli.probing:health_command",
+    "tenant": "staddle_server.cli.tenants:tenant",
+    "token": "staddle_server.cli.tokens:token",
+    "cert": "staddle_server.cli.certificates:cert",
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported by name, and whose errors are words: exit 1, or 2 for a wrong usage."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name].split(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            missing(error)
+            raise
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            raise click.UsageError(str(error), ctx) from error
+        except (OperatorError, StaddleError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(staddle_server.__version__, prog_name="staddle-server")
+def group() -> None:
+    """The Staddle server: keeps what clients hand it, and gives it back."""
+
+
+def run() -> None:
+    group(prog_name="staddle-server")

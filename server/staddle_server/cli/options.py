@@ -1,0 +1,89 @@
+"""Options that commands share: the settings table of config.py as flags, and `--data`."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+
+from staddle_server import config
+from staddle_server.datadir import DataDirectory
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_PROBE_FIELDS: Final = frozenset({"data", "tls_cert", "tls_key", "tls_client_ca"})
+
+
+def settings_options(*, only: frozenset[str] | None = None) -> Callable[[F], F]:
+    """Adds a flag for each setting (or for those fields), and `--config`. The values arrive as text, for config.load."""
+
+    def decorate(command: F) -> F:
+        flag = "--config"
+        decorated = click.option(
+            flag,
+            metavar="FILE",
+            help=f"Settings file (TOML). [env: {config.CONFIG_VARIABLE}; else DIR/{config.CONFIG_NAME}]",
+        )(command)
+        for option in reversed(config.OPTIONS):
+            if only is None or option.field in only:
+                default = f"; default: {option.default}" if option.default else ""
+                decorated = click.option(
+                    f"--{option.name}",
+                    option.field,
+                    metavar=option.metavar,
+                    help=f"{option.help} [env: {option.variable}{default}]",
+                )(decorated)
+        return decorated
+
+    return decorate
+
+
+def probe_options(command: F) -> F:
+    """The settings that a health probe needs."""
+    return settings_options(only=_PROBE_FIELDS)(command)
+
+
+def data_option(command: F) -> F:
+    """`--data DIR`, else STADDLED_DATA: a data directory that was made. Arrives as DataDirectory."""
+    return click.option(
+        "--data",
+        metavar="DIR",
+        envvar="STADDLED_DATA",
+        required=True,
+        callback=_made,
+        help="The data directory; a server may run on it. [env: STADDLED_DATA]",
+    )(command)
+
+
+def json_option(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")(command)
+
+
+def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> DataDirectory:
+    directory = DataDirectory(Path(value).expanduser().absolute())
+    directory.require()
+    return directory
+
+
+def settings_from(flags: dict[str, str | None]) -> config.Settings:
+    """The settings of a command that has settings_options. Raises SettingsError."""
+    file = flags.pop("config", None)
+    return config.load(flags, os.environ, file)
+
+
+def print_rows(rows: Iterable[dict[str, str]], *, as_json: bool, empty: str) -> None:
+    """A table with a heading, or one JSON object per line; in words if there is nothing."""
+    listed = list(rows)
+    if as_json:
+        for row in listed:
+            click.echo(json.dumps(row))
+        return
+    if not listed:
+        click.echo(empty, err=True)
+        return
+    columns = list(listed[0])
+    widths = [max(len(column), *(len(row[column]) for row in listed)) for column in columns]
+    for cells in (columns, *([row[column] for column in columns] for row in listed)):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())

@@ -1,0 +1,61 @@
+"""`staddle-server health`."""
+
+import time
+
+import click
+
+from staddle_server import config, health, tls
+from staddle_server.cli.options import probe_options, settings_from
+from staddle_server.datadir import DataDirectory, read_client_config
+
+
+@click.command(name="health")
+@probe_options
+@click.option("--server", metavar="HOST:PORT", help="Ask this address instead of the one in DIR/client.toml.")
+@click.option(
+    "--timeout", metavar="DURATION", default="5s", show_default=True, help="How long one question may take."
+)
+@click.option(
+    "--wait",
+    metavar="DURATION",
+    default="0s",
+    show_default=True,
+    help="Ask again for so long, until it serves.",
+)
+def health_command(server: str | None, timeout: str, wait: str, **flags: str | None) -> None:
+    """Ask the server of DIR whether it serves: exit 0 if so, 1 if not. For containers and scripts; needs no token."""
+    settings = settings_from({**flags, "listen": config.LISTEN_DEFAULT})
+    timeout_s, wait_s = _duration("--timeout", timeout), _duration("--wait", wait)
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        try:
+            _ask(settings, server, timeout_s)
+            return
+        except health.ProbeError:
+            if not health.still(deadline_s):
+                raise
+
+
+def _ask(settings: config.Settings, server: str | None, timeout_s: float) -> None:
+    address = _address(settings, server)
+    status = health.check(address, tls.files_of(settings), timeout_s)
+    if status != health.SERVING:
+        raise health.ProbeError(f"the server at {address} says {status}")
+    click.echo(f"{address} {status}")
+
+
+def _address(settings: config.Settings, server: str | None) -> config.Address:
+    text = server or read_client_config(DataDirectory(settings.data).client_toml).get("server")
+    if text is None:
+        raise health.ProbeError(f"no server has run on {settings.data} yet; or name one: --server HOST:PORT")
+    try:
+        return config.parse_address(text)
+    except ValueError as error:
+        raise config.SettingsError(f"{text!r} is no address: {error}") from error
+
+
+def _duration(name: str, text: str) -> float:
+    try:
+        return config.parse_duration(text)
+    except ValueError as error:
+        raise config.SettingsError(f"{name} is {text!r}: {error}") from error

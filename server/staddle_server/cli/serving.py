@@ -1,0 +1,65 @@
+"""`staddle-server init` and `staddle-server serve`."""
+
+import shlex
+
+import click
+
+from staddle_server import app, config, logs
+from staddle_server.cli.options import settings_from, settings_options
+from staddle_server.datadir import DataDirectory
+
+
+@click.command()
+@settings_options(only=frozenset({"data"}))
+def init(**flags: str | None) -> None:
+    """Make a data directory: keys, catalog, store, the tenant "default", and an admin token in DIR/client.toml.
+
+    `serve` does the same by itself where DIR is empty or absent.
+    """
+    settings = settings_from(flags)
+    directory = DataDirectory(settings.data)
+    if directory.is_complete():
+        raise click.ClickException(f"{directory.path} is a data directory already; nothing was changed")
+    with directory.claimed():
+        app.initialise(directory, settings)
+    _say_made(directory)
+    click.echo(f"Next: staddle-server serve --data {_quoted(directory)}")
+
+
+@click.command()
+@settings_options()
+def serve(**flags: str | None) -> None:
+    """Run the server on DIR until it is told to stop. An empty or absent DIR is made first, as by `init`."""
+    settings = settings_from(flags)
+    logs.setup(settings.log_format, settings.log_level)
+    app.run_server(settings, _say_started)
+
+
+def _say_started(started: app.Started) -> None:
+    directory = DataDirectory(started.settings.data)
+    if started.made:
+        _say_made(directory)
+    click.echo(f"Listening on {started.listening} ({_transport(started.settings)}).")
+    click.echo("In another terminal, paste this, and `staddle` finds this server:")
+    click.echo(f"  export STADDLE_CONFIG={shlex.quote(str(directory.client_toml))}")
+    click.echo("Then: staddle backup PATH --dataset NAME")
+    click.echo("Ctrl-C stops the server; what was acknowledged is kept.")
+
+
+def _say_made(directory: DataDirectory) -> None:
+    click.echo(
+        f'Made {directory.path}: keys, catalog, store, the tenant "default", and an admin token for this machine.'
+    )
+    click.echo(
+        f"Keep a copy of {directory.master_key} somewhere else: without it nothing can be read, by anybody, ever."
+    )
+
+
+def _transport(settings: config.Settings) -> str:
+    if settings.tls_cert is None:
+        return "without TLS: only this machine can connect"
+    return "mutual TLS" if settings.tls_client_ca is not None else "TLS"
+
+
+def _quoted(directory: DataDirectory) -> str:
+    return shlex.quote(str(directory.path))

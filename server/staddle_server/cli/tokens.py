@@ -1,0 +1,113 @@
+"""`staddle-server token`."""
+
+import secrets
+import time
+from typing import Final
+
+import click
+
+from staddle_server import config
+from staddle_server.catalog import Token
+from staddle_server.catalog.words import rfc3339
+from staddle_server.cli.options import data_option, json_option, print_rows
+from staddle_server.datadir import DataDirectory
+from staddle_server.rooms import DEFAULT_TENANT, open_rooms, tenant_named
+from staddle_server.types import TokenRole
+
+NS_PER_S: Final = 1_000_000_000
+
+
+@click.group()
+def token() -> None:
+    """Make, list and revoke tokens: a token is what a caller is known by, and decides its tenant and role."""
+
+
+_tenant_option = click.option(
+    "--tenant",
+    metavar="NAME",
+    default=DEFAULT_TENANT,
+    show_default=True,
+    help="The tenant that the token acts in.",
+)
+
+
+@token.command()
+@click.option(
+    "--role",
+    required=True,
+    type=click.Choice([role.name.lower() for role in TokenRole]),
+    help="reader: look and restore; writer: also back up; admin: also delete and undelete.",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="What lists and logs call it: 1 to 64 of a-z 0-9 . _ -; made up if left out.",
+)
+@click.option(
+    "--expires", metavar="DURATION", help="How long it is good for, such as 90d; for ever if left out."
+)
+@_tenant_option
+@data_option
+@json_option
+def create(
+    role: str, name: str | None, expires: str | None, tenant: str, data: DataDirectory, as_json: bool
+) -> None:
+    """Make a token and print it: this once, it cannot be shown again."""
+    now_ns = time.time_ns()
+    expires_ns = None if expires is None else now_ns + int(_seconds(expires) * NS_PER_S)
+    name = name or f"{role}-{secrets.token_hex(3)}"
+    with open_rooms(data) as rooms:
+        owner = tenant_named(rooms, tenant)
+        text = rooms.catalog.tokens.create(owner.id, name, TokenRole[role.upper()], now_ns, expires_ns)
+    if as_json:
+        print_rows([{"token": text, "name": name, "role": role, "tenant": tenant}], as_json=True, empty="")
+        return
+    click.echo(text)
+    click.echo(f"This is the token {name} ({role} of {tenant}). Keep it: it is shown only once.", err=True)
+
+
+@token.command("list")
+@_tenant_option
+@data_option
+@json_option
+def list_(tenant: str, data: DataDirectory, as_json: bool) -> None:
+    """List the tokens of a tenant, without their text."""
+    now_ns = time.time_ns()
+    with open_rooms(data) as rooms:
+        found = rooms.catalog.tokens.list_all(tenant_named(rooms, tenant).id)
+    rows = [
+        {
+            "name": each.name,
+            "role": each.role.name.lower(),
+            "state": _state(each, now_ns),
+            "id": each.id.hex(),
+            "created": rfc3339(each.created_ns),
+            "expires": "" if each.expires_ns is None else rfc3339(each.expires_ns),
+        }
+        for each in found
+    ]
+    print_rows(rows, as_json=as_json, empty=f"The tenant {tenant} has no tokens.")
+
+
+@token.command()
+@click.argument("token", metavar="NAME|ID")
+@_tenant_option
+@data_option
+def revoke(token: str, tenant: str, data: DataDirectory) -> None:
+    """End a token, by its name or id: the next call with it is refused."""
+    with open_rooms(data) as rooms:
+        ended = rooms.catalog.tokens.revoke(tenant_named(rooms, tenant).id, token, time.time_ns())
+    click.echo(f"Revoked the token {ended.name} of {tenant}.")
+
+
+def _state(token: Token, now_ns: int) -> str:
+    if token.revoked_ns is not None:
+        return "revoked"
+    return "expired" if token.expires_ns is not None and token.expires_ns <= now_ns else "good"
+
+
+def _seconds(text: str) -> float:
+    try:
+        return config.parse_duration(text)
+    except ValueError as error:
+        raise config.SettingsError(f"--expires is {text!r}: {error}") from error

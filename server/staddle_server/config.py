@@ -1,0 +1,343 @@
+"""The server's settings: from flags, then the environment, then a TOML file, then defaults.
+
+One table, OPTIONS, holds them all; the command line, the environment and the file are read through it, and
+docs/operations.md lists it (a test compares). Nothing below `app` looks at the environment.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from staddle_server import limits
+
+VARIABLE_PREFIX: Final = "STADDLED_"
+CONFIG_VARIABLE: Final = "STADDLED_CONFIG"
+CONFIG_NAME: Final = "server.toml"
+CONFIG_BYTES_MAX: Final = 1024 * 1024
+LISTEN_DEFAULT: Final = "127.0.0.1:7443"
+LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost"})
+LOG_FORMATS: Final = ("auto", "json", "text")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+class OperatorError(Exception):
+    """Something that whoever runs the server must mend. The message says what, and how."""
+
+
+class SettingsError(OperatorError):
+    """A setting is unknown, malformed or missing. The message names it, and where it came from."""
+
+
+class Address(NamedTuple):
+    """A host and a port. The host of an IPv6 address has no brackets; port 0 asks for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in LOOPBACK_NAMES or self.host == "::1" or _is_loopback_ipv4(self.host)
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.host in {"0.0.0.0", "::"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server runs with. Times are seconds."""
+
+    data: Path
+    listen: Address
+    endpoint: Address | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    streams_max: int
+    lease_s: float
+    upload_life_s: float
+    drain_s: float
+    log_format: str
+    log_level: str
+
+
+class Option(NamedTuple):
+    """One setting: `field` of Settings, `name` on the command line (`--name`), in the file, and, in capitals, in the environment."""
+
+    field: str
+    name: str
+    metavar: str
+    parse: Callable[[str], object]
+    default: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        return VARIABLE_PREFIX + self.name.upper().replace("-", "_")
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        return self.name.replace("-", "_")
+
+
+def parse_address(text: str) -> Address:
+    """HOST:PORT, with an IPv6 host in brackets. Raises ValueError."""
+    match = re.fullmatch(
+        r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]{1,253})):(?P<port>[0-9]{1,5})", text
+    )
+    if match is None:
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7443 or [::1]:7443")
+    port = int(match["port"])
+    if port > 65_535:
+        raise ValueError("a port is at most 65535")
+    return Address(match["v6"] or match["host"], port)
+
+
+def parse_endpoint(text: str) -> Address:
+    """An address that clients can connect to: neither port 0 nor a wildcard. Raises ValueError."""
+    address = parse_address(text)
+    if address.port == 0 or address.is_wildcard:
+        raise ValueError("clients connect to this address: it needs a host name and a port")
+    return address
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in "90", "90s", "5m", "2h" or "7d". Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)?", text.strip())
+    if match is None:
+        raise ValueError("expected a duration such as 90s, 5m, 2h or 7d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2] or "s"]
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest spelling that parse_duration reads back."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % size == 0:
+            return f"{int(seconds // size)}{unit}"
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+
+
+def _duration(least_s: float, most_s: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        seconds = parse_duration(text)
+        if not least_s <= seconds <= most_s:
+            raise ValueError(f"must be {format_duration(least_s)} to {format_duration(most_s)}")
+        return seconds
+
+    return parse
+
+
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if re.fullmatch(r"[0-9]{1,9}", text) is None or not least <= int(text) <= most:
+            raise ValueError(f"expected a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError("expected " + " or ".join(words))
+        return text
+
+    return parse
+
+
+def _path(text: str) -> Path:
+    if "\0" in text:
+        raise ValueError("a path cannot hold NUL")
+    return Path(text).expanduser().absolute()
+
+
+OPTIONS: Final = (
+    Option("data", "data", "DIR", _path, "", "The data directory: keys, catalog and store."),
+    Option(
+        "listen",
+        "listen",
+        "HOST:PORT",
+        parse_address,
+        LISTEN_DEFAULT,
+        "Where to listen. Port 0 picks a free one. Beyond loopback TLS is required.",
+    ),
+    Option(
+        "endpoint",
+        "endpoint",
+        "HOST:PORT",
+        parse_endpoint,
+        "",
+        "The address that clients use, where it differs from --listen (a name in front, a container).",
+    ),
+    Option(
+        "tls_cert",
+        "tls-cert",
+        "FILE",
+        _path,
+        "",
+        "Certificate chain of the server, PEM. Read again when it changes.",
+    ),
+    Option("tls_key", "tls-key", "FILE", _path, "", "Private key of the server, PEM."),
+    Option(
+        "tls_client_ca",
+        "tls-client-ca",
+        "FILE",
+        _path,
+        "",
+        "Mutual TLS: only clients with a certificate of this authority (PEM) are let in.",
+    ),
+    Option(
+        "streams_max",
+        "streams-max",
+        "N",
+        _whole_number(1, 1024),
+        str(limits.STREAMS_MAX),
+        "Backup and Restore streams at once; one more is answered TOO_MANY.",
+    ),
+    Option(
+        "lease_s",
+        "lease",
+        "DURATION",
+        _duration(10, 86_400),
+        format_duration(limits.LEASE_S),
+        "How long an upload stays with its writer after the writer's last sign of life.",
+    ),
+    Option(
+        "upload_life_s",
+        "upload-life",
+        "DURATION",
+        _duration(60, 365 * 86_400),
+        format_duration(limits.UPLOAD_LIFE_S),
+        "How long an open upload can be resumed.",
+    ),
+    Option(
+        "drain_s",
+        "drain",
+        "DURATION",
+        _duration(0, 86_400),
+        "20s",
+        "How long open streams may go on after SIGTERM before they are ended at a checkpoint.",
+    ),
+    Option(
+        "log_format",
+        "log-format",
+        "|".join(LOG_FORMATS),
+        _one_of(*LOG_FORMATS),
+        "auto",
+        "auto: text on a terminal, else JSON lines.",
+    ),
+    Option(
+        "log_level",
+        "log-level",
+        "|".join(LOG_LEVELS),
+        _one_of(*LOG_LEVELS),
+        "info",
+        "The least that is logged.",
+    ),
+)
+
+_BY_KEY: Final = {option.key: option for option in OPTIONS}
+
+
+def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config: str | None = None) -> Settings:
+    """The settings, each from the first place that has it: flag, environment (empty is unset), file, default.
+
+    `flags` is by field. The file is `config`, else STADDLED_CONFIG, else DIR/server.toml if there is one; a file that
+    is named must exist. Raises SettingsError.
+    """
+    flag_texts = {_BY_FIELD[field]: text for field, text in flags.items() if text is not None}
+    variable_texts = {option: environ[option.variable] for option in OPTIONS if environ.get(option.variable)}
+    named_file = config or environ.get(CONFIG_VARIABLE) or None
+    data = next((texts[_DATA] for texts in (flag_texts, variable_texts) if _DATA in texts), None)
+    file_path, file_texts = _read_config(named_file, data)
+    values: dict[str, object] = {}
+    for option in OPTIONS:
+        text, origin = option.default, "the default"
+        if option in flag_texts:
+            text, origin = flag_texts[option], f"--{option.name}"
+        elif option in variable_texts:
+            text, origin = variable_texts[option], option.variable
+        elif option in file_texts:
+            text, origin = file_texts[option], f"{option.key} in {file_path}"
+        values[option.field] = _parse(option, text, origin)
+    return _checked(values)
+
+
+def _parse(option: Option, text: str, origin: str) -> object:
+    if text == "" and option.default == "":
+        return None
+    try:
+        return option.parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{origin} is {text!r}: {error}") from error
+
+
+def _read_config(named: str | None, data: str | None) -> tuple[Path, dict[Option, str]]:
+    path = _path(named) if named else _path(data or ".") / CONFIG_NAME
+    if named is None and (data is None or not path.is_file()):
+        return path, {}
+    try:
+        with path.open("rb") as file:
+            raw = file.read(CONFIG_BYTES_MAX + 1)
+        if len(raw) > CONFIG_BYTES_MAX:
+            raise SettingsError(
+                f"{path} is larger than {CONFIG_BYTES_MAX} bytes: this is not a settings file"
+            )
+        table = tomllib.loads(raw.decode())
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    return path, {_known(key, path): _text(key, value, path) for key, value in table.items()}
+
+
+def _known(key: str, path: Path) -> Option:
+    option = _BY_KEY.get(key)
+    if option is None:
+        near = difflib.get_close_matches(key.replace("-", "_").lower(), _BY_KEY, n=1, cutoff=0.0)[0]
+        raise SettingsError(f"{path}: there is no setting {key!r}; the nearest one is {near!r}")
+    return option
+
+
+def _text(key: str, value: object, path: Path) -> str:
+    """A value of the file as a flag would give it. Paths in the file are relative to it."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SettingsError(f"{path}: {key} must be a string or a number, not {type(value).__name__}")
+    if _BY_KEY[key].parse is _path and value:
+        return str(path.parent / os.path.expanduser(str(value)))
+    return str(value)
+
+
+def _checked(values: dict[str, object]) -> Settings:
+    if values["data"] is None:
+        raise SettingsError(
+            "say where the data directory is: --data DIR, STADDLED_DATA, or data in the settings file"
+        )
+    settings = Settings(**values)  # type: ignore[arg-type]  # the table gives each field its own type; a test walks it
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise SettingsError("--tls-cert and --tls-key belong together: give both or neither")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
+    if not settings.listen.is_loopback and settings.tls_cert is None:
+        raise SettingsError(
+            f"{settings.listen} can be reached from beyond this machine, and nothing starts there without TLS: give "
+            "--tls-cert and --tls-key (`staddle-server cert` makes them), or listen on 127.0.0.1"
+        )
+    return settings
+
+
+def _is_loopback_ipv4(host: str) -> bool:
+    return re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
+
+
+_BY_FIELD: Final = {option.field: option for option in OPTIONS}
+_DATA: Final = _BY_FIELD["data"]

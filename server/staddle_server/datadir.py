@@ -1,0 +1,190 @@
+"""The data directory: whose it is, who uses it now, and the file that lets the local command in.
+
+docs/format.md draws it. The directory is locked by the server that runs on it, for as long as it runs, and while it is being made;
+administration works beside that.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from staddle_server.config import Address, OperatorError
+
+CLIENT_TOML_BYTES_MAX: Final = 64 * 1024
+NOT_DATA: Final = frozenset({"client.toml", "server.toml", "server.lock", "tls", "lost+found"})
+"""What may lie in a directory that is still to be made: settings, certificates, what a new file system holds."""
+
+
+class DataDirectoryError(OperatorError):
+    """The directory cannot be used. The message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class DataDirectory:
+    """The places in a data directory."""
+
+    path: Path
+
+    @property
+    def master_key(self) -> Path:
+        return self.path / "master.key"
+
+    @property
+    def catalog(self) -> Path:
+        return self.path / "catalog.db"
+
+    @property
+    def store(self) -> Path:
+        return self.path / "store"
+
+    @property
+    def client_toml(self) -> Path:
+        return self.path / "client.toml"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "server.lock"
+
+    def is_complete(self) -> bool:
+        """Tells a directory that was made from one that is still to be made (or made to the end).
+
+        Raises DataDirectoryError if it is neither: a foreign one, or one that has lost a part that nothing can replace.
+        """
+        names = self._names() - NOT_DATA
+        if not names:
+            return False
+        ours = names & {"master.key", "catalog.db", "store"}
+        if not ours:
+            raise DataDirectoryError(
+                f"{self.path} is not empty and holds no Staddle data: name an empty or a new directory "
+                f"(found {', '.join(sorted(names)[:3])})"
+            )
+        if "master.key" not in ours:
+            raise DataDirectoryError(
+                f"{self.master_key} is missing, and without it nothing in {self.path} can be read: put the key back"
+            )
+        if "catalog.db" not in ours and self._has_tenants():
+            raise DataDirectoryError(
+                f"{self.catalog} is missing, but {self.store} holds tenants: put the catalog back from a copy "
+                "(a new, empty one would hide every backup)"
+            )
+        return ours == {"master.key", "catalog.db", "store"}
+
+    def require(self) -> None:
+        """Raises DataDirectoryError unless a server can run here."""
+        if not self.is_complete():
+            raise DataDirectoryError(
+                f"{self.path} is no data directory yet: `staddle-server init --data {self.path}` makes one"
+            )
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Holds the directory for this process, and makes it (open to its owner only) if it is not there.
+
+        A foreign directory is refused before anything is written to it. Raises DataDirectoryError, which names the
+        process that has it, if another one does.
+        """
+        self.is_complete()
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataDirectoryError(f"cannot make {self.path}: {error.strerror}") from error
+        with self._locked():
+            yield
+
+    def _names(self) -> set[str]:
+        try:
+            return set(os.listdir(self.path))
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise DataDirectoryError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def _has_tenants(self) -> bool:
+        keys = self.store / "keys"
+        return keys.is_dir() and any(keys.iterdir())
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DataDirectoryError(f"cannot write in {self.path}: {error.strerror}") from error
+        with os.fdopen(descriptor, "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = file.read(32).strip() or "unknown"
+                raise DataDirectoryError(
+                    f"a server already runs on {self.path} (process {holder}); one directory has one server"
+                ) from None
+            file.truncate()
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """What DIR/client.toml tells the local command, in the client's own keys: where the server is, and an admin token."""
+
+    server: str
+    token: str
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    server_name: str = ""
+
+    def __repr__(self) -> str:
+        return f"ClientConfig(server={self.server}, token=…)"
+
+
+def client_address(listening: Address, endpoint: Address | None) -> Address:
+    """Where a client on this machine finds a server that listens there."""
+    if endpoint is not None:
+        return endpoint
+    if listening.is_wildcard:
+        return Address("::1" if ":" in listening.host else "127.0.0.1", listening.port)
+    return listening
+
+
+def write_client_config(path: Path, config: ClientConfig) -> None:
+    """Replaces the file as a whole; only its owner can read it."""
+    lines = [
+        "# Made by staddle-server, which writes the address anew at each start. It holds an admin token: keep it to yourself.",
+    ]
+    for key, value in dataclasses.asdict(config).items():
+        if value:
+            lines.append(f"{key} = {json.dumps(value)}")
+    temporary = path.with_name(path.name + ".new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write("\n".join(lines) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_client_config(path: Path) -> dict[str, str]:
+    """The file's strings, by key; empty if there is no file. Raises DataDirectoryError if it is none of ours."""
+    try:
+        with path.open("rb") as file:
+            table = tomllib.loads(file.read(CLIENT_TOML_BYTES_MAX).decode())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataDirectoryError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataDirectoryError(
+            f"{path} is broken ({error}): remove it, and the next start makes it again"
+        ) from error
+    return {key: value for key, value in table.items() if isinstance(value, str)}

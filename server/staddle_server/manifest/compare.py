@@ -1,0 +1,174 @@
+"""What differs between two manifests, reading only pages that differ."""
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from staddle_server.manifest.cursor import Cursor, Frame, PageCache
+from staddle_server.manifest.entries import same, same_content
+from staddle_server.manifest.pages import Child, PageSource
+from staddle_server.types import Entry, Root, sort_key
+
+
+class ChangeType(IntEnum):
+    """How an entry differs; the numbers are the wire's."""
+
+    ADDED = 1
+    REMOVED = 2
+    CONTENT = 3
+    METADATA = 4
+
+
+class Changed(NamedTuple):
+    """One difference: `before` is None for ADDED, `after` for REMOVED."""
+
+    type: ChangeType
+    before: Entry | None
+    after: Entry | None
+
+    @property
+    def path(self) -> bytes:
+        """The path that differs."""
+        entry = self.after or self.before
+        assert entry is not None
+        return entry.path
+
+
+class Counts(NamedTuple):
+    """How many entries differ, by how."""
+
+    added: int
+    content: int
+    metadata: int
+    removed: int
+
+
+def compare(a: Root, b: Root, source: PageSource, *, after: bytes | None = None) -> Iterator[Changed]:
+    """How `b` differs from `a`, in order of path; with `after`, only what comes behind that path. Raises Damaged."""
+    pair = _Pair(a, b, source, after)
+    while (found := pair.next(whole=False)) is not None:
+        before, now = found
+        assert not isinstance(before, Child)
+        assert not isinstance(now, Child)
+        changed = _changed(before, now)
+        if changed is not None:
+            yield changed
+
+
+def count(a: Root, b: Root, source: PageSource) -> Counts:
+    """How many entries differ. Pages that only one side has are counted unread. Raises Damaged."""
+    if not a.entries or not b.entries:
+        return Counts(b.entries, 0, 0, a.entries)
+    totals = dict.fromkeys(ChangeType, 0)
+    pair = _Pair(a, b, source, None)
+    while (found := pair.next(whole=True)) is not None:
+        before, now = found
+        if isinstance(before, Child):
+            totals[ChangeType.REMOVED] += before.entries
+        elif isinstance(now, Child):
+            totals[ChangeType.ADDED] += now.entries
+        elif (changed := _changed(before, now)) is not None:
+            totals[changed.type] += 1
+    return Counts(
+        totals[ChangeType.ADDED],
+        totals[ChangeType.CONTENT],
+        totals[ChangeType.METADATA],
+        totals[ChangeType.REMOVED],
+    )
+
+
+def _changed(before: Entry | None, now: Entry | None) -> Changed | None:
+    if before is None:
+        return Changed(ChangeType.ADDED, None, now)
+    if now is None:
+        return Changed(ChangeType.REMOVED, before, None)
+    if not same_content(before, now):
+        return Changed(ChangeType.CONTENT, before, now)
+    return None if same(before, now) else Changed(ChangeType.METADATA, before, now)
+
+
+_Item = Entry | Child | None
+
+
+class _Pair:
+    """Two cursors side by side. What either has passed, the other has passed as well, or does not have."""
+
+    def __init__(self, a: Root, b: Root, source: PageSource, after: bytes | None) -> None:
+        self._a, self._b = (
+            Cursor(a, PageCache(source, kept=1).load),
+            Cursor(b, PageCache(source, kept=1).load),
+        )
+        if a.digest == b.digest:
+            return
+        for cursor in (self._a, self._b):
+            if after is not None:
+                cursor.seek(sort_key(after), above=True)
+            cursor.open_root()
+
+    def next(self, *, whole: bool) -> tuple[_Item, _Item] | None:
+        """The next two entries of one path, of which one may be None; they may be equal.
+
+        With `whole`, a page that only one side has comes as a Child beside None.
+        """
+        a, b = self._a, self._b
+        while True:
+            left, right = a.frame(), b.frame()
+            if left is None and right is None:
+                return None
+            if left is not None and left.page.level:
+                if right is not None and right.page.level:
+                    self._both_closed(left, right)
+                elif whole and _is_before(a, b):
+                    return _skipped(a), None
+                else:
+                    a.open()
+            elif right is not None and right.page.level:
+                if whole and _is_before(b, a):
+                    return None, _skipped(b)
+                b.open()
+            else:
+                return self._entries(left, right)
+
+    def _both_closed(self, left: Frame, right: Frame) -> None:
+        """Passes two equal pages, or opens what may help to find equal ones: the higher, else the one that ends later."""
+        a, b = self._a, self._b
+        mine, other = a.child(), b.child()
+        if left.page.level == right.page.level and mine.digest == other.digest:
+            a.skip()
+            b.skip()
+        elif left.page.level != right.page.level:
+            (a if left.page.level > right.page.level else b).open()
+        else:
+            last, other_last = sort_key(mine.last), sort_key(other.last)
+            if last >= other_last:
+                a.open()
+            if last <= other_last:
+                b.open()
+
+    def _entries(self, left: Frame | None, right: Frame | None) -> tuple[_Item, _Item]:
+        before = None if left is None else left.page.entries[left.index]
+        now = None if right is None else right.page.entries[right.index]
+        if before is not None and now is not None and before.path != now.path:
+            if sort_key(before.path) < sort_key(now.path):
+                now = None
+            else:
+                before = None
+        if before is not None:
+            self._a.skip()
+        if now is not None:
+            self._b.skip()
+        return before, now
+
+
+def _is_before(cursor: Cursor, other: Cursor) -> bool:
+    """Whether all of the cursor's next item, a child, comes before what the other has next, an entry or the end."""
+    frame = other.frame()
+    if frame is None:
+        return True
+    return sort_key(cursor.child().last) < sort_key(frame.page.entries[frame.index].path)
+
+
+def _skipped(cursor: Cursor) -> Child:
+    child = cursor.child()
+    cursor.skip()
+    return child

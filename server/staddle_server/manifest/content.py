@@ -1,0 +1,278 @@
+"""The chunks of a file: inline, or as a tree of list chunks (docs/format.md, "List chunk"); and large attributes."""
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import Final
+
+import msgspec
+from staddle.chunking import ContentHasher
+
+from staddle_server import errors, limits
+from staddle_server.manifest.entries import DIGEST_BYTES, check_attributes, shown
+from staddle_server.manifest.pages import (
+    FORMAT,
+    PageKind,
+    PageRules,
+    PageSink,
+    PageSource,
+    decode_attributes,
+    encode_attributes,
+    encoder,
+)
+from staddle_server.types import Attributes, ChunkRef, Content, Entry, ListRoot, Profile
+
+ITEM: Final = Struct("<Q32s")
+"""An item of a list chunk: bytes of the file below it, digest."""
+_HEAD_BYTES: Final = 2
+LIST_BYTES_MAX: Final = _HEAD_BYTES + limits.PAGE_BYTES_MAX
+
+
+class ListLevel(msgspec.Struct, array_like=True):
+    """The list chunk of one level that is being filled, and what its level has had before."""
+
+    items: bytes = b""
+    ended: int = 0
+    """List chunks of this level that are complete."""
+    first: bytes = b""
+    """The digest of the first of them."""
+
+
+class ContentState(msgspec.Struct, frozen=True, array_like=True):
+    """An unfinished content: a few KiB for each level of its list, whatever its size."""
+
+    profile: Profile
+    size: int
+    count: int
+    levels: tuple[ListLevel, ...]
+
+
+class ContentBuilder:
+    """Takes a file's chunks in order and answers its content.
+
+    A list that is saved with state() and restored in the middle comes out the same.
+    """
+
+    def __init__(self, sink: PageSink, profile: Profile, rules: PageRules = FORMAT) -> None:
+        self._sink = sink
+        self._profile = profile
+        self._rules = rules
+        self._mask = (1 << rules.list_bits) - 1
+        self._hasher = ContentHasher()
+        self._size = 0
+        self._count = 0
+        self._levels = [_Filling()]
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._size
+
+    def add(self, ref: ChunkRef) -> None:
+        """Adds the next chunk. Raises BadRequest where that makes the file too large."""
+        if not 1 <= ref.length <= limits.CHUNK_BYTES_MAX or len(ref.digest) != DIGEST_BYTES:
+            raise errors.BadRequest(
+                "BAD_FIELD",
+                f"A chunk has 1 to {limits.CHUNK_BYTES_MAX} bytes and a digest of {DIGEST_BYTES}.",
+                field="content.chunks",
+            )
+        if self._size + ref.length > limits.FILE_BYTES_MAX:
+            raise errors.BadRequest(
+                "BAD_FIELD",
+                f"The file is over {limits.FILE_BYTES_MAX} bytes.",
+                field="content.size_bytes",
+            )
+        self._hasher.add(ref.length, ref.digest)
+        self._size += ref.length
+        self._count += 1
+        # What may still stand in the entry waits: no list chunk is written for it.
+        if self._count <= limits.CHUNKS_INLINE_MAX:
+            self._levels[0].items += ITEM.pack(*ref)
+            return
+        if self._count == limits.CHUNKS_INLINE_MAX + 1:
+            waiting, self._levels[0].items = self._levels[0].items, bytearray()
+            for length, digest in ITEM.iter_unpack(waiting):
+                self._append(0, length, digest)
+        self._append(0, ref.length, ref.digest)
+
+    def state(self) -> ContentState:
+        """What restore() needs. Only what the sink has made durable may be counted on later."""
+        levels = tuple(ListLevel(bytes(level.items), level.ended, level.first) for level in self._levels)
+        return ContentState(self._profile, self._size, self._count, levels)
+
+    @classmethod
+    def restore(
+        cls, state: ContentState, source: PageSource, sink: PageSink, rules: PageRules = FORMAT
+    ) -> "ContentBuilder":
+        """Goes on from a state; reads the list so far for the content id. Raises Damaged where that does not agree."""
+        builder = cls(sink, state.profile, rules)
+        if not 1 <= len(state.levels) <= limits.TREE_HEIGHT_MAX:
+            raise errors.Damaged("An upload's state is damaged: its list of chunks has no levels.")
+        builder._levels = [
+            _Filling(bytearray(level.items), level.ended, level.first) for level in state.levels
+        ]
+        for ref in builder._refs(source):
+            builder._hasher.add(*ref)
+            builder._size += ref.length
+            builder._count += 1
+        if builder._size != state.size or builder._count != state.count:
+            raise errors.Damaged(
+                "An upload's state is damaged: its list of chunks has other bytes than it says."
+            )
+        return builder
+
+    def _refs(self, source: PageSource) -> Iterator[ChunkRef]:
+        """The chunks so far: what stands highest came first."""
+        for level in range(len(self._levels) - 1, -1, -1):
+            items = _items(bytes([PageKind.LIST, level]) + self._levels[level].items, level, empty=True)
+            for _, ref in _below(items, level, 0, source):
+                yield ref
+
+    def finish(self) -> Content:
+        """Ends the list and answers the content."""
+        content_id = self._hasher.content_id()
+        if self._count <= limits.CHUNKS_INLINE_MAX:
+            chunks = tuple(ChunkRef(*item) for item in ITEM.iter_unpack(self._levels[0].items))
+            return Content(self._size, content_id, self._profile, chunks)
+        return Content(self._size, content_id, self._profile, (), self._finish_list())
+
+    def _finish_list(self) -> ListRoot:
+        level = 0
+        while True:
+            current = self._levels[level]
+            if current.items:
+                item = self._end(level)
+                if current.ended > 1:
+                    self._level(level + 1).items += ITEM.pack(*item)
+            if current.ended == 1:
+                return ListRoot(level, current.first)
+            level += 1
+
+    def _append(self, level: int, length: int, digest: bytes) -> None:
+        """Adds an item, and ends list chunks from here up where the rules say so."""
+        while True:
+            items = self._level(level).items
+            items += ITEM.pack(length, digest)
+            if digest[0] & self._mask and len(items) < self._rules.list_items * ITEM.size:
+                return
+            length, digest = self._end(level)
+            level += 1
+
+    def _end(self, level: int) -> tuple[int, bytes]:
+        """Writes the list chunk of a level; answers the item that stands for it."""
+        current = self._levels[level]
+        length = sum(length for length, _ in ITEM.iter_unpack(current.items))
+        digest = self._sink.write(bytes([PageKind.LIST, level]) + current.items)
+        current.items = bytearray()
+        current.ended += 1
+        current.first = current.first or digest
+        return length, digest
+
+    def _level(self, level: int) -> "_Filling":
+        while len(self._levels) <= level:
+            if len(self._levels) >= limits.TREE_HEIGHT_MAX:
+                raise errors.Fault("INTERNAL", "A list of chunks would be higher than TREE_HEIGHT_MAX.")
+            self._levels.append(_Filling())
+        return self._levels[level]
+
+
+class _Filling:
+    """A ListLevel at work."""
+
+    __slots__ = ("ended", "first", "items")
+
+    def __init__(self, items: bytearray | None = None, ended: int = 0, first: bytes = b"") -> None:
+        self.items = bytearray() if items is None else items
+        self.ended = ended
+        self.first = first
+
+
+def chunks_of(content: Content, source: PageSource, offset: int = 0) -> Iterator[tuple[int, ChunkRef]]:
+    """The chunks of a content, each with its offset in the file, from the one that holds byte `offset` on.
+
+    Reads the list chunks that it needs, one of each level at a time. Raises Damaged.
+    """
+    root = content.root
+    if root is None:
+        yield from _below([(ref.length, ref.digest) for ref in content.chunks], 0, offset, source)
+    else:
+        yield from _below([(content.size, root.digest)], root.level + 1, offset, source)
+
+
+_Items = list[tuple[int, bytes]]
+
+
+def _below(items: _Items, level: int, offset: int, source: PageSource) -> Iterator[tuple[int, ChunkRef]]:
+    """All chunks below items of a level that end behind `offset`; the first item begins at 0."""
+    at = 0
+    open_lists: list[tuple[int, Iterator[tuple[int, bytes]]]] = [(level, iter(items))]
+    while open_lists:
+        level, rest = open_lists[-1]
+        for length, digest in rest:
+            if at + length <= offset:
+                at += length
+            elif level == 0:
+                yield at, ChunkRef(length, digest)
+                at += length
+            else:
+                open_lists.append((level - 1, iter(read_list(source, digest, level - 1, length))))
+                break
+        else:
+            open_lists.pop()
+
+
+def read_list(source: PageSource, digest: bytes, level: int, length: int) -> _Items:
+    """The items of a list chunk that should have this level and stand for `length` bytes. Raises Damaged."""
+    items = _items(source.read(digest), level)
+    found = sum(item for item, _ in items)
+    if found != length:
+        raise errors.Damaged(f"A list of chunks is damaged: it has {found} bytes where {length} should be.")
+    return items
+
+
+def _items(data: bytes, level: int, *, empty: bool = False) -> _Items:
+    head, body = data[:_HEAD_BYTES], memoryview(data)[_HEAD_BYTES:]
+    if head != bytes([PageKind.LIST, level]) or len(data) > LIST_BYTES_MAX or len(body) % ITEM.size:
+        raise errors.Damaged("A list of chunks is damaged: it is no list chunk of its level.")
+    items: _Items = list(ITEM.iter_unpack(body))
+    most = limits.CHUNK_BYTES_MAX if level == 0 else limits.FILE_BYTES_MAX
+    if not (items or empty) or not all(1 <= length <= most for length, _ in items):
+        raise errors.Damaged("A list of chunks is damaged: an item is out of range, or there is none.")
+    return items
+
+
+def store_attributes(entry: Entry, sink: PageSink) -> Entry:
+    """The entry as a manifest holds it: attributes in order of name, and in a chunk of their own where they are large.
+
+    Raises BadRequest where the attributes break a limit.
+    """
+    attributes = entry.attributes
+    if attributes is None:
+        return entry
+    if not attributes.xattrs and not attributes.holes:
+        return msgspec.structs.replace(entry, attributes=None)
+    check_attributes(attributes, entry)
+    attributes = Attributes(tuple(sorted(attributes.xattrs)), attributes.holes)
+    if len(encoder.encode(attributes)) <= limits.ATTRIBUTES_INLINE_BYTES_MAX:
+        return msgspec.structs.replace(entry, attributes=attributes)
+    data = encode_attributes(attributes)
+    return msgspec.structs.replace(
+        entry, attributes=None, attributes_ref=ChunkRef(len(data), sink.write(data))
+    )
+
+
+def load_attributes(entry: Entry, source: PageSource) -> Entry:
+    """The entry with its attributes, wherever they lie. Raises Damaged."""
+    ref = entry.attributes_ref
+    if ref is None:
+        return entry
+    data = source.read(ref.digest)
+    if len(data) != ref.length:
+        raise errors.Damaged(
+            f"The attributes of {shown(entry.path)!r} are damaged: they have another length."
+        )
+    attributes = decode_attributes(data)
+    try:
+        check_attributes(attributes, entry)
+    except errors.BadRequest as error:
+        raise errors.Damaged(f"The attributes are damaged: {error.message}") from error
+    return msgspec.structs.replace(entry, attributes=attributes, attributes_ref=None)

@@ -1,0 +1,179 @@
+"""A place in a tree of pages, which moves forward only and opens pages only when it must."""
+
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from staddle_server import errors
+from staddle_server.manifest.pages import Child, Page, PageSource, load_page
+from staddle_server.types import Entry, Root, sort_key
+
+PAGES_KEPT: Final = 12
+"""Decoded pages that a PageCache holds: a path down from the root, and a few leaves."""
+
+Load = Callable[[bytes, int], Page]
+
+
+class PageCache:
+    """Reads pages and keeps the last few, since look-ups come in order. Not for several threads at once."""
+
+    def __init__(self, source: PageSource, *, run: bool = False, kept: int = PAGES_KEPT) -> None:
+        self._source = source
+        self._run = run
+        self._kept = kept
+        self._pages: OrderedDict[tuple[bytes, int], Page] = OrderedDict()
+
+    def load(self, digest: bytes, level: int) -> Page:
+        """The page with this digest. Raises Damaged."""
+        page = self._pages.get((digest, level))
+        if page is not None:
+            self._pages.move_to_end((digest, level))
+            return page
+        page = load_page(self._source, digest, level, run=self._run)
+        self._pages[digest, level] = page
+        if len(self._pages) > self._kept:
+            self._pages.popitem(last=False)
+        return page
+
+
+def subtree_end(path: bytes) -> bytes | None:
+    """The least sort key behind everything at or below `path`; None: there is nothing behind it."""
+    return sort_key(path) + b"\1" if path else None
+
+
+class Frame:
+    """An open page: `index` is the item that comes next."""
+
+    __slots__ = ("index", "page", "rightmost")
+
+    def __init__(self, page: Page, index: int, *, rightmost: bool) -> None:
+        self.page = page
+        self.index = index
+        self.rightmost = rightmost
+        """Nothing follows this page in its level: it may have ended with the data."""
+
+
+class Cursor:
+    """Walks a tree. The next item is an entry of an open leaf, or a child of an open index page, unopened.
+
+    `past` is the last path that was passed (None: none was), `past_entry` the entry itself if its leaf was open.
+    `straddles`: the next item, a child, may hold paths that a seek has left behind.
+    """
+
+    def __init__(self, root: Root, load: Load) -> None:
+        self._load = load
+        self._frames: list[Frame] = []
+        self._floor: bytes | None = None
+        self._above_floor = False
+        self.past: bytes | None = None
+        self.past_entry: Entry | None = None
+        self.straddles = False
+        self._unopened: Root | None = root if root.entries else None
+
+    def open_root(self) -> None:
+        """Reads the first page; call it before all others. Raises Damaged, and leaves the cursor at the end."""
+        root, self._unopened = self._unopened, None
+        if root is not None:
+            self._enter(root.digest, root.level, rightmost=True)
+
+    def frame(self) -> Frame | None:
+        """The page that has the next item; None at the end."""
+        frames = self._frames
+        while frames:
+            top = frames[-1]
+            if top.index < len(top.page):
+                return top
+            frames.pop()
+        return None
+
+    def skip(self) -> None:
+        """Passes the next item."""
+        frame = self._frames[-1]
+        self._pass(frame, frame.index + 1)
+        self.straddles = False
+
+    def skip_page(self) -> None:
+        """Passes what is left of the open page."""
+        frame = self._frames[-1]
+        self._pass(frame, len(frame.page))
+        self.straddles = False
+
+    def _pass(self, frame: Frame, index: int) -> None:
+        if index == frame.index:
+            return
+        frame.index = index
+        page = frame.page
+        if page.level:
+            self.past = page.children[index - 1].last
+            self.past_entry = None
+        else:
+            self.past_entry = page.entries[index - 1]
+            self.past = self.past_entry.path
+
+    def child(self) -> Child:
+        """The next item, where that is a child; its level is one below its page's."""
+        frame = self._frames[-1]
+        return frame.page.children[frame.index]
+
+    def open(self) -> None:
+        """Opens the next item, a child. Raises Damaged, and then stays before it."""
+        frame = self._frames[-1]
+        child = frame.page.children[frame.index]
+        rightmost = frame.rightmost and frame.index == len(frame.page) - 1
+        level = frame.page.level - 1
+        page = self._load(child.digest, level)
+        if page.last(len(page) - 1) != child.last:
+            raise errors.Damaged("A manifest is damaged: a page ends elsewhere than its index page says.")
+        # Where the item before is the last of its page, the way back up leads behind this child.
+        frame.index += 1
+        self._push(page, rightmost=rightmost)
+
+    def _enter(self, digest: bytes, level: int, *, rightmost: bool) -> None:
+        self._push(self._load(digest, level), rightmost=rightmost)
+
+    def _push(self, page: Page, *, rightmost: bool) -> None:
+        frame = Frame(page, 0, rightmost=rightmost)
+        self._frames.append(frame)
+        if self._floor is not None and self.straddles:
+            self._pass(frame, self._position(page, 0))
+
+    def seek(self, key: bytes, *, above: bool = False) -> None:
+        """Moves forward to the first path whose sort key is `key` or more (`above`: more). Opens nothing."""
+        self._floor, self._above_floor = key, above
+        self.straddles = True
+        frames = self._frames
+        while frames:
+            frame = frames[-1]
+            index = self._position(frame.page, frame.index)
+            self._pass(frame, index)
+            if index < len(frame.page):
+                return
+            frames.pop()
+
+    def _position(self, page: Page, start: int) -> int:
+        assert self._floor is not None
+        find = bisect_right if self._above_floor else bisect_left
+        if page.level:
+            return find(page.children, self._floor, lo=start, key=lambda child: sort_key(child.last))
+        return find(page.entries, self._floor, lo=start, key=lambda entry: sort_key(entry.path))
+
+
+def entry_at(cursor: Cursor, key: bytes) -> Entry | None:
+    """Moves a cursor forward to a sort key and answers the entry there, if there is one. Raises Damaged."""
+    cursor.seek(key)
+    while (frame := cursor.frame()) is not None:
+        if frame.page.level == 0:
+            entry = frame.page.entries[frame.index]
+            return entry if sort_key(entry.path) == key else None
+        cursor.open()
+    return None
+
+
+def find_entry(root: Root, path: bytes, load: Load) -> Entry | None:
+    """The entry at a path, from the root down. Raises Damaged."""
+    cursor = Cursor(root, load)
+    key = sort_key(path)
+    cursor.seek(key)
+    cursor.open_root()
+    return entry_at(cursor, key)

@@ -1,0 +1,225 @@
+"""Runs over a base: a full manifest, in which every subtree of the base that nothing touches is taken by its digest, unread.
+
+The result is what building the resulting list of entries from nothing gives, digest for digest. What that list is:
+
+- An entry of the runs is in it, unless something newer takes it out (runs.py); it replaces the base's at its path.
+- An entry of the base is in it unless the runs replace it or take it out.
+- A directory that is missing above an entry is put in as implied; the root is not, it may be left out. A directory of the
+  base, implied or not, stays until it is taken out, also when nothing lies in it any more.
+- Something below an entry that is not a directory, and that is still there at the end, is PATH_CONFLICT.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from staddle_server import errors
+from staddle_server.manifest.cursor import Cursor, Load, PageCache, entry_at, find_entry, subtree_end
+from staddle_server.manifest.entries import implied_directory, same, same_content, shown
+from staddle_server.manifest.pages import FORMAT, PageRules, PageSink, PageSource
+from staddle_server.manifest.runs import Change, fold, merge_runs, sort_run
+from staddle_server.manifest.tree import TreeBuilder
+from staddle_server.types import Entry, EntryType, Flag, Root, sort_key
+
+__all__ = ["Merged", "merge", "merge_runs", "sort_run"]
+
+
+class Merged(NamedTuple):
+    """A full manifest, and how many entries kept the reference's metadata though other metadata was sent."""
+
+    root: Root
+    metadata_kept: int
+
+
+def merge(
+    base: Root,
+    runs: Sequence[Iterable[Entry]],
+    source: PageSource,
+    sink: PageSink,
+    page_key: bytes,
+    *,
+    reference: Root | None = None,
+    rules: PageRules = FORMAT,
+) -> Merged:
+    """Merges sorted runs, oldest first, over `base` (EMPTY_ROOT: over nothing), in bounded memory.
+
+    With `reference` (DIFFERENTIAL), an entry whose content the reference has at its path keeps the reference's metadata.
+    The reference must be the base, unless the base is empty.
+
+    Raises BadRequest PATH_CONFLICT (path), Damaged where a page of base or reference cannot be read, ValueError where a run
+    is not sorted.
+    """
+    if reference is not None and base.entries and reference != base:
+        raise ValueError("a reference beside another base is not supported")
+    return _Merge(base, source, TreeBuilder(sink, page_key, rules), reference).run(fold(runs))
+
+
+class _Above:
+    """A path above the one that is being placed."""
+
+    __slots__ = ("gone", "path", "prefix", "type")
+
+    def __init__(self, path: bytes, kind: EntryType | None, *, gone: bool) -> None:
+        self.path = path
+        self.prefix = sort_key(path) + b"\0" if path else b""
+        self.type = kind
+        """What the result has at this path; None: nothing, or it was not looked at."""
+        self.gone = gone
+        """The base has nothing below any more."""
+
+
+class _Merge:
+    """One merge: a cursor in the base, the tree that is being built, and the way down to the entry placed last."""
+
+    def __init__(self, base: Root, source: PageSource, builder: TreeBuilder, reference: Root | None) -> None:
+        self._source = source
+        self._builder = builder
+        load: Load = PageCache(source).load
+        self._base_root = base
+        self._load = load
+        self._base = Cursor(base, load)
+        self._base.open_root()
+        self._above: list[_Above] = []
+        self._kept = 0
+        self._reference: Cursor | None = None
+        if reference is not None and reference.entries:
+            self._reference = Cursor(reference, PageCache(source).load)
+            self._reference.open_root()
+
+    def run(self, changes: Iterator[Change]) -> Merged:
+        changed = False
+        for change in changes:
+            changed = True
+            self._copy_until(change.key)
+            self._place(change)
+        if not changed:
+            return Merged(self._base_root, 0)
+        self._copy_until(None)
+        return Merged(self._builder.finish(self._source), self._kept)
+
+    def _copy_until(self, key: bytes | None) -> None:
+        """Takes what the base has before `key` (None: all that is left), in whole subtrees where that is possible."""
+        base, builder = self._base, self._builder
+        while (frame := base.frame()) is not None:
+            page = frame.page
+            if page.level:
+                child = page.children[frame.index]
+                level = page.level - 1
+                if (
+                    (key is None or sort_key(child.last) < key)
+                    and not base.straddles
+                    and builder.takes(child, level, at_end=frame.rightmost and frame.index == len(page) - 1)
+                ):
+                    builder.add_subtree(child, level)
+                    base.skip()
+                else:
+                    base.open()
+                continue
+            entry = page.entries[frame.index]
+            entry_key = sort_key(entry.path)
+            if key is not None and entry_key >= key:
+                return
+            builder.add_checked(entry, entry_key)
+            base.skip()
+
+    def _place(self, change: Change) -> None:
+        key, entry, cut = change
+        above = self._above
+        while above and not key.startswith(above[-1].prefix):
+            above.pop()
+        gone = above[-1].gone if above else False
+        path = key.replace(b"\0", b"/")
+        if entry is not None:
+            self._find_parents(path)
+        if cut or (entry is not None and entry.type != EntryType.DIRECTORY):
+            gone = True
+            self._leave_out(path)
+        elif (at := self._base_entry()) is not None and at.path == path:
+            self._base.skip()
+        if entry is not None:
+            self._add(entry, key)
+        above.append(_Above(path, None if entry is None else entry.type, gone=gone))
+
+    def _leave_out(self, path: bytes) -> None:
+        """Passes what the base has at and below a path."""
+        end = subtree_end(path)
+        while end is None and self._base.frame() is not None:
+            self._base.skip_page()
+        if end is not None:
+            self._base.seek(end)
+
+    def _base_entry(self) -> Entry | None:
+        frame = self._base.frame()
+        return None if frame is None else frame.page.entries[frame.index]
+
+    def _find_parents(self, path: bytes) -> None:
+        """Sees that every path above `path` is a directory of the result, and puts in those that are missing."""
+        above = self._above
+        parent, slash, _ = path.rpartition(b"/")
+        if not slash:
+            return
+        if above and above[-1].path == parent and above[-1].type is not None:
+            # It was placed or seen before, and so was all above it.
+            self._see_directory(above[-1], path)
+            return
+        self._complete(parent)
+        for place in above:
+            if place.path:
+                self._see_directory(place, path)
+
+    def _complete(self, parent: bytes) -> None:
+        """Fills the gaps in the way down to `parent`."""
+        above = self._above
+        known = {place.path: place for place in above}
+        root = known.get(b"")
+        way = [] if root is None else [root]
+        end = -1
+        while end != len(parent):
+            end = parent.find(b"/", end + 1)
+            if end < 0:
+                end = len(parent)
+            path = parent[:end]
+            way.append(known.get(path) or _Above(path, None, gone=bool(way) and way[-1].gone))
+        above[:] = way
+
+    def _see_directory(self, place: _Above, path: bytes) -> None:
+        if place.type is None and not place.gone:
+            place.type = self._type_in_base(place)
+        if place.type is None:
+            place.type = EntryType.DIRECTORY
+            self._add(implied_directory(place.path), sort_key(place.path))
+        if place.type != EntryType.DIRECTORY:
+            raise errors.BadRequest(
+                "PATH_CONFLICT",
+                f"{shown(path)!r} lies below {shown(place.path)!r}, which is not a directory; remove or replace that first.",
+                path=shown(path),
+            )
+
+    def _type_in_base(self, place: _Above) -> EntryType | None:
+        """The type that the base has at a path above the cursor.
+
+        A full manifest has all parents of what it has: if the base has the path, what it passed last lies there or below.
+        """
+        past = self._base.past
+        if past is None:
+            return None
+        if past == place.path:
+            entry = self._base.past_entry or find_entry(self._base_root, past, self._load)
+            return None if entry is None else entry.type
+        return EntryType.DIRECTORY if sort_key(past).startswith(place.prefix) else None
+
+    def _add(self, entry: Entry, key: bytes) -> None:
+        """Adds an entry that is not the base's."""
+        if self._reference is not None:
+            entry = self._as_reference(entry, key, self._reference)
+        self._builder.add(entry)
+
+    def _as_reference(self, entry: Entry, key: bytes, reference: Cursor) -> Entry:
+        found = entry_at(reference, key)
+        if found is None or not same_content(found, entry):
+            return entry
+        if not same(found, entry) and not entry.flags & Flag.IMPLIED:
+            self._kept += 1
+        # Not metadata but a warning about this reading: it must not get lost.
+        return msgspec.structs.replace(found, flags=found.flags | (entry.flags & Flag.READ_AGAIN))

@@ -1,0 +1,216 @@
+"""Pages as bytes: leaves, index pages, attributes; and where a page ends (docs/format.md, "Manifests").
+
+What is decoded is checked as if it came from outside: wrong types, limits, order. All of it is errors.Damaged.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final, Never, Protocol
+
+import msgspec
+from blake3 import blake3
+
+from staddle_server import errors, limits
+from staddle_server.manifest.entries import DIGEST_BYTES, U64_MAX, check_path, check_whole, shown
+from staddle_server.types import Attributes, Entry, EntryType, sort_key
+
+
+class PageSource(Protocol):
+    """Where chunks of role manifest are read."""
+
+    def read(self, ref_digest: bytes) -> bytes:
+        """The chunk with this BLAKE3 digest, verified. Raises Damaged where it is missing or hurt."""
+        ...
+
+
+class PageSink(Protocol):
+    """Where chunks of role manifest are kept."""
+
+    def write(self, data: bytes) -> bytes:
+        """Stores the chunk, or finds that it is there, and answers its BLAKE3 digest."""
+        ...
+
+
+class PageKind(IntEnum):
+    """The first byte of a chunk of role manifest."""
+
+    LEAF = 1
+    INDEX = 2
+    LIST = 3
+    ATTRIBUTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PageRules:
+    """Where pages end. A store has one set for ever, FORMAT; others are for tests that need many small pages."""
+
+    leaf_bits: int = 7
+    level_bits: int = 6
+    page_bytes: int = limits.PAGE_BYTES_MAX
+    list_bits: int = 7
+    list_items: int = 1024
+
+    def mask(self, level: int) -> int:
+        """The bits of a path's hash that are zero where a page of this level ends."""
+        return (1 << (self.leaf_bits + self.level_bits * level)) - 1
+
+
+FORMAT: Final = PageRules()
+
+
+class Child(msgspec.Struct, frozen=True, array_like=True):
+    """A page as its index page names it: its last path, its digest, and sums over all below it."""
+
+    last: bytes
+    digest: bytes
+    entries: int
+    data_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A decoded page: `entries` at level 0, `children` above."""
+
+    level: int
+    entries: list[Entry]
+    children: list[Child]
+
+    def __len__(self) -> int:
+        return len(self.children) if self.level else len(self.entries)
+
+    def last(self, index: int) -> bytes:
+        """The last path of the item at `index`."""
+        return self.children[index].last if self.level else self.entries[index].path
+
+
+def path_hash(page_key: bytes, path: bytes) -> int:
+    """h(path): decides where pages end."""
+    return int.from_bytes(blake3(path, key=page_key).digest(8), "little")
+
+
+def is_boundary(page_key: bytes, path: bytes, level: int, rules: PageRules = FORMAT) -> bool:
+    """Whether a page of this level ends behind this path, whatever its size."""
+    return path_hash(page_key, path) & rules.mask(level) == 0
+
+
+encoder: Final = msgspec.msgpack.Encoder()
+_leaf_decoder: Final = msgspec.msgpack.Decoder(list[Entry])
+_index_decoder: Final = msgspec.msgpack.Decoder(tuple[int, list[Child]])
+_attributes_decoder: Final = msgspec.msgpack.Decoder(Attributes)
+
+_LEAF: Final = bytes([PageKind.LEAF])
+_INDEX_PAIR: Final = bytes([PageKind.INDEX, 0x92])
+_ATTRIBUTES: Final = bytes([PageKind.ATTRIBUTES])
+_PAGE_BYTES_MAX: Final = limits.PAGE_BYTES_MAX + limits.ENTRY_BYTES_MAX + 16
+
+
+def _array(count: int) -> bytes:
+    """The head of a msgpack array, as short as can be."""
+    if count < 16:
+        return bytes([0x90 | count])
+    if count < 65_536:
+        return b"\xdc" + count.to_bytes(2, "big")
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+def leaf_of(encoded: bytes | bytearray, count: int) -> bytes:
+    """The leaf of `count` entries that were encoded one after another."""
+    return b"".join((_LEAF, _array(count), encoded))
+
+
+def index_of(level: int, encoded: bytes | bytearray, count: int) -> bytes:
+    """The index page of `count` children that were encoded one after another."""
+    return b"".join((_INDEX_PAIR, encoder.encode(level), _array(count), encoded))
+
+
+def encode_leaf(entries: list[Entry]) -> bytes:
+    """A leaf of these entries, which must be in order."""
+    return leaf_of(b"".join(map(encoder.encode, entries)), len(entries))
+
+
+def encode_index(level: int, children: list[Child]) -> bytes:
+    """An index page of this level."""
+    return index_of(level, b"".join(map(encoder.encode, children)), len(children))
+
+
+def encode_attributes(attributes: Attributes) -> bytes:
+    """Attributes and holes as a chunk of their own."""
+    return _ATTRIBUTES + encoder.encode(attributes)
+
+
+def decode_leaf(data: bytes, *, run: bool = False) -> list[Entry]:
+    """The entries of a leaf. In a run, entries may be removals, each with the entry of its path behind it. Raises Damaged."""
+    entries: list[Entry] = _decode(_leaf_decoder, data, PageKind.LEAF)
+    if not entries:
+        _damaged("a leaf is empty")
+    before: bytes | None = None
+    removed = False
+    for entry in entries:
+        key = sort_key(entry.path)
+        removal = entry.type == EntryType.REMOVED
+        if removal and not run:
+            _damaged("a manifest holds a removal")
+        if before is not None and key <= before and (key < before or removal or not removed):
+            _damaged("the entries of a leaf are not in order")
+        before, removed = key, removal
+        try:
+            check_whole(entry)
+        except errors.BadRequest as error:
+            raise errors.Damaged(f"a page of a manifest holds what cannot be: {error.message}") from error
+    return entries
+
+
+def decode_index(data: bytes, *, run: bool = False) -> tuple[int, list[Child]]:
+    """Level and children of an index page. Raises Damaged."""
+    level: int
+    children: list[Child]
+    level, children = _decode(_index_decoder, data, PageKind.INDEX)
+    if not 1 <= level < limits.TREE_HEIGHT_MAX or not children:
+        _damaged("an index page has no level or no children")
+    before: bytes | None = None
+    for child in children:
+        try:
+            check_path(child.last)
+        except errors.BadRequest as error:
+            raise errors.Damaged(f"a page of a manifest holds what cannot be: {error.message}") from error
+        key = sort_key(child.last)
+        # In a run a page may end between a removal and the entry of the same path.
+        if before is not None and (key < before if run else key <= before):
+            _damaged("the children of an index page are not in order")
+        before = key
+        if len(child.digest) != DIGEST_BYTES or child.entries < 1 or not 0 <= child.data_bytes <= U64_MAX:
+            _damaged(f"the child that ends with {shown(child.last)!r} is out of range")
+    return level, children
+
+
+def decode_attributes(data: bytes) -> Attributes:
+    """Attributes and holes of a chunk of their own; check_attributes checks them. Raises Damaged."""
+    attributes: Attributes = _decode(_attributes_decoder, data, PageKind.ATTRIBUTES)
+    return attributes
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes, kind: PageKind) -> Any:
+    most = limits.CHUNK_BYTES_MAX if kind == PageKind.ATTRIBUTES else _PAGE_BYTES_MAX
+    if not data or data[0] != kind:
+        _damaged(f"a chunk is no {kind.name.lower()} though it should be")
+    if len(data) > most:
+        _damaged(f"a page has {len(data)} bytes")
+    try:
+        return decoder.decode(memoryview(data)[1:])
+    except (msgspec.DecodeError, ValueError, RecursionError, MemoryError) as error:
+        raise errors.Damaged(f"a page of a manifest cannot be read: {error}") from error
+
+
+def load_page(source: PageSource, digest: bytes, level: int, *, run: bool = False) -> Page:
+    """Reads the page that should be of this level. Raises Damaged."""
+    data = source.read(digest)
+    if level == 0:
+        return Page(0, decode_leaf(data, run=run), [])
+    found, children = decode_index(data, run=run)
+    if found != level:
+        _damaged(f"a page of level {found} stands where one of level {level} should be")
+    return Page(level, [], children)
+
+
+def _damaged(what: str) -> Never:
+    raise errors.Damaged(f"A manifest is damaged: {what}.")

@@ -1,0 +1,140 @@
+"""Reads a manifest: one path, a directory, a whole tree; a damaged page costs what it holds and nothing else."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from staddle_server import errors
+from staddle_server.manifest.cursor import Cursor, PageCache, find_entry, subtree_end
+from staddle_server.manifest.pages import PageSource
+from staddle_server.types import Entry, EntryType, Root, sort_key
+
+
+class Gap(NamedTuple):
+    """A page that cannot be read: what lies behind `after`, up to and including `upto`, is unknown.
+
+    `after` None: from the beginning; `upto` None: to the end.
+    """
+
+    after: bytes | None
+    upto: bytes | None
+    message: str
+
+
+class Manifest:
+    """One manifest, for reading. Keeps a few decoded pages; not for several threads at once."""
+
+    def __init__(self, root: Root, source: PageSource) -> None:
+        self.root = root
+        self._load = PageCache(source).load
+
+    def find(self, path: bytes) -> Entry | None:
+        """The entry at exactly this path. Raises Damaged where a page on the way to it cannot be read."""
+        return find_entry(self.root, path, self._load)
+
+    def walk(self, below: bytes = b"", *, after: bytes | None = None) -> Iterator[Entry | Gap]:
+        """Everything at or below a path, in order; with `after`, only what comes behind that path.
+
+        A page that cannot be read is answered as a Gap, also where it may hold nothing that was asked for.
+        """
+        start, end = sort_key(below), subtree_end(below)
+        cursor = Cursor(self.root, self._load)
+        if after is not None and sort_key(after) >= start:
+            cursor.seek(sort_key(after), above=True)
+        else:
+            cursor.seek(start)
+        gap = _open_root(cursor)
+        if gap is not None:
+            yield gap
+        while (frame := cursor.frame()) is not None:
+            page = frame.page
+            if page.level:
+                gap = _open(cursor)
+                if gap is not None:
+                    yield gap
+                continue
+            first, last = frame.index, len(page)
+            if end is not None and sort_key(page.last(last - 1)) >= end:
+                last = bisect_left(page.entries, end, lo=first, key=_entry_key)
+            yield from page.entries[first:last]
+            if last < len(page) or _is_all(page.entries[first:last], below):
+                return
+            cursor.skip_page()
+
+    def children(self, path: bytes, *, after: bytes | None = None) -> Iterator[Entry | Gap]:
+        """What lies directly in a directory, in order; with `after`, what comes behind that path and what is below it.
+
+        Subtrees are passed over. A page that cannot be read is answered as a Gap.
+        """
+        prefix = sort_key(path) + b"\0" if path else b""
+        start, end = sort_key(path), subtree_end(path)
+        cursor = Cursor(self.root, self._load)
+        cursor.seek(start, above=True)
+        if after is not None and sort_key(after) > start:
+            _pass_component(cursor, sort_key(after), prefix)
+        gap = _open_root(cursor)
+        if gap is not None:
+            yield gap
+        while (frame := cursor.frame()) is not None:
+            if frame.page.level:
+                gap = _open(cursor)
+                if gap is not None:
+                    yield gap
+                continue
+            entry = frame.page.entries[frame.index]
+            key = sort_key(entry.path)
+            if end is not None and key >= end:
+                return
+            # Deeper: its parent was in a gap, which said so.
+            if b"\0" not in key[len(prefix) :]:
+                yield entry
+            if entry.type == EntryType.DIRECTORY or b"\0" in key[len(prefix) :]:
+                _pass_component(cursor, key, prefix)
+            else:
+                cursor.skip()
+
+
+def entries_of(root: Root, source: PageSource) -> Iterator[Entry]:
+    """All entries of a run, removals included, in order. Raises Damaged."""
+    cursor = Cursor(root, PageCache(source, run=True, kept=1).load)
+    cursor.open_root()
+    while (frame := cursor.frame()) is not None:
+        if frame.page.level:
+            cursor.open()
+        else:
+            yield from frame.page.entries[frame.index :]
+            cursor.skip_page()
+
+
+def _entry_key(entry: Entry) -> bytes:
+    return sort_key(entry.path)
+
+
+def _is_all(entries: list[Entry], below: bytes) -> bool:
+    """Whether what was asked for is one entry in which nothing can lie, so that the next page need not be looked at."""
+    return len(entries) == 1 and entries[0].path == below and entries[0].type != EntryType.DIRECTORY
+
+
+def _pass_component(cursor: Cursor, key: bytes, prefix: bytes) -> None:
+    """Moves behind the item directly below `prefix` that `key` is or lies in."""
+    component_end = key.find(b"\0", len(prefix))
+    cursor.seek((key if component_end < 0 else key[:component_end]) + b"\1")
+
+
+def _open_root(cursor: Cursor) -> Gap | None:
+    try:
+        cursor.open_root()
+    except errors.Damaged as error:
+        return Gap(None, None, error.message)
+    return None
+
+
+def _open(cursor: Cursor) -> Gap | None:
+    """Opens the next item, or passes it and answers what is lost with it."""
+    try:
+        cursor.open()
+    except errors.Damaged as error:
+        gap = Gap(cursor.past, cursor.child().last, error.message)
+        cursor.skip()
+        return gap
+    return None

@@ -1,0 +1,74 @@
+"""Everything that a manifest keeps alive."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from staddle_server.manifest.content import read_list
+from staddle_server.manifest.pages import PageSource, load_page
+from staddle_server.types import Entry, Root
+
+
+class References(NamedTuple):
+    """What one page or list chunk refers to, itself included; digests, in no order, maybe more than once."""
+
+    manifest: list[bytes]
+    """Pages, list chunks and attributes."""
+    data: list[bytes]
+
+
+def _never(_: bytes) -> bool:
+    return False
+
+
+def references(
+    root: Root, source: PageSource, *, run: bool = False, skip: Callable[[bytes], bool] = _never
+) -> Iterator[References]:
+    """All digests that a manifest (`run`: a run) refers to, page by page, in memory bounded by a page of each level.
+
+    A page comes before what lies below it. Where `skip` says so of a page or list chunk, that and all below is left out: a
+    mark has been there. Raises Damaged: what cannot be read may refer to anything.
+    """
+    if not root.entries:
+        return
+    # Last in, first out: at any time the rest of one page of each level.
+    waiting = [(root.digest, root.level)]
+    while waiting:
+        digest, level = waiting.pop()
+        if skip(digest):
+            continue
+        page = load_page(source, digest, level, run=run)
+        if level:
+            yield References([digest], [])
+            waiting.extend((child.digest, level - 1) for child in reversed(page.children))
+        else:
+            yield from _of_leaf(digest, page.entries, source, skip)
+
+
+def _of_leaf(
+    digest: bytes, entries: list[Entry], source: PageSource, skip: Callable[[bytes], bool]
+) -> Iterator[References]:
+    own = References([digest], [])
+    for entry in entries:
+        if entry.attributes_ref is not None:
+            own.manifest.append(entry.attributes_ref.digest)
+        if entry.content is not None:
+            own.data.extend(ref.digest for ref in entry.content.chunks)
+    yield own
+    for entry in entries:
+        if entry.content is not None and entry.content.root is not None:
+            root = entry.content.root
+            yield from _of_list(root.digest, root.level, entry.content.size, source, skip)
+
+
+def _of_list(
+    digest: bytes, level: int, length: int, source: PageSource, skip: Callable[[bytes], bool]
+) -> Iterator[References]:
+    waiting = [(digest, level, length)]
+    while waiting:
+        digest, level, length = waiting.pop()
+        if skip(digest):
+            continue
+        items = read_list(source, digest, level, length)
+        yield References([digest], [] if level else [item for _, item in items])
+        if level:
+            waiting.extend((item, level - 1, below) for below, item in reversed(items))

@@ -1,0 +1,92 @@
+"""Sorted runs: what an upload has received, in order of path, with removals (docs/format.md, "Runs").
+
+What holds of everything here: among records of different age, a removal or an entry that is not a directory takes out what is
+*older* at its path and below. A run says that with a removal, the entry (if there is one) right behind it: such a pair is
+the one case in which a path stands twice.
+"""
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
+
+from staddle_server.manifest.entries import removal, shown
+from staddle_server.types import Entry, EntryType, sort_key
+
+_Record = tuple[bytes, int, Entry]
+"""Sort key, age (higher is newer), entry or removal."""
+
+
+class Change(NamedTuple):
+    """What is said about one path, all in all."""
+
+    key: bytes
+    entry: Entry | None
+    """What is there now, unless something at least as new above it takes it out. None: nothing is said."""
+    cut: bool
+    """What is older than all runs is taken out here and below, and nothing above or in `entry` says so already."""
+
+
+def fold(runs: Sequence[Iterable[Entry]]) -> Iterator[Change]:
+    """Several runs, oldest first, as one. Raises ValueError where one is not sorted."""
+    return _fold(_records(runs))
+
+
+def merge_runs(runs: Sequence[Iterable[Entry]]) -> Iterator[Entry]:
+    """Several runs, oldest first, as one run. Streams; raises ValueError where one is not sorted."""
+    return _entries(fold(runs))
+
+
+def sort_run(items: Sequence[tuple[int, Entry]]) -> list[Entry]:
+    """What came in the order of the numbers, entries and removals, as one run. A later one counts as newer."""
+    records = [(sort_key(entry.path), number, entry) for number, entry in items]
+    records.sort(key=itemgetter(0, 1))
+    return list(_entries(_fold(records)))
+
+
+def _entries(changes: Iterable[Change]) -> Iterator[Entry]:
+    for key, entry, cut in changes:
+        if cut:
+            yield removal(key.replace(b"\0", b"/"))
+        if entry is not None:
+            yield entry
+
+
+def _records(runs: Sequence[Iterable[Entry]]) -> Iterator[_Record]:
+    streams = [_aged(run, age) for age, run in enumerate(runs)]
+    if len(streams) == 1:
+        return streams[0]
+    return heapq.merge(*streams, key=itemgetter(0, 1))
+
+
+def _aged(run: Iterable[Entry], age: int) -> Iterator[_Record]:
+    before = b""
+    for entry in run:
+        key = sort_key(entry.path)
+        if key < before:
+            raise ValueError(f"{shown(entry.path)!r} is out of order in a run")
+        before = key
+        yield key, age, entry
+
+
+def _fold(records: Iterable[_Record]) -> Iterator[Change]:
+    # For each path above that takes older things out: what its descendants' keys begin with, and the age of the newest taker.
+    takers: list[tuple[bytes, int]] = []
+    for key, group in groupby(records, key=itemgetter(0)):
+        while takers and not key.startswith(takers[-1][0]):
+            takers.pop()
+        above = takers[-1][1] if takers else -1
+        taker = -1
+        entry: Entry | None = None
+        for _, age, record in group:
+            if age < above:
+                continue
+            entry = None if record.type == EntryType.REMOVED else record
+            if record.type != EntryType.DIRECTORY:
+                taker = age
+        if taker >= 0:
+            takers.append((key + b"\0" if key else b"", taker))
+        cut = taker >= 0 and above < 0 and (entry is None or entry.type == EntryType.DIRECTORY)
+        if entry is not None or cut:
+            yield Change(key, entry, cut)

@@ -1,0 +1,111 @@
+"""The store and the catalog of one data directory, joined: what serving and administration both begin with.
+
+Here, and in `app`, concrete classes are named; everywhere else rooms know each other by what they promise.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from staddle_server.catalog import Catalog, Tenant, open_catalog
+from staddle_server.catalog.words import check_name
+from staddle_server.config import OperatorError
+from staddle_server.datadir import DataDirectory
+from staddle_server.errors import BadRequest
+from staddle_server.session.records import finish_tenant
+from staddle_server.session.tenant import Tenants
+from staddle_server.store.blobs import BlobMissing, check_format, create_format
+from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.store.keys import KeyStore, create_master_key, keys_name, load_master_key
+from staddle_server.types import TokenRole
+
+DEFAULT_TENANT: Final = "default"
+LOCAL_TOKEN: Final = "local"  # noqa: S105  the name of a token, not a token
+KEYS_FIRST: Final = 1
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """The lower rooms of a server."""
+
+    blobs: DirectoryBlobs
+    keys: KeyStore
+    catalog: Catalog
+
+    def tenants(self) -> Tenants:
+        """What opens tenants by their keys."""
+        return Tenants(self.blobs, self.catalog, self.keys)
+
+
+class NoSuchTenantError(OperatorError):
+    """There is no tenant of that name."""
+
+
+@contextlib.contextmanager
+def open_rooms(directory: DataDirectory) -> Iterator[Rooms]:
+    """Opens a data directory that was made. Raises what store and catalog raise: a wrong key, damage, no access."""
+    directory.require()
+    blobs = DirectoryBlobs(str(directory.store))
+    check_format(blobs)
+    keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
+    catalog = open_catalog(str(directory.catalog))
+    try:
+        yield Rooms(blobs, keys, catalog)
+    finally:
+        catalog.close()
+
+
+def initialise(directory: DataDirectory, now_ns: int) -> str:
+    """Makes keys, catalog, store and the default tenant, or what is missing of them; answers a new admin token.
+
+    The order lets it begin again wherever it was cut off: the catalog exists before a tenant's keys do, so keys
+    without a catalog always mean that a catalog was lost. Raises what store and catalog raise.
+    """
+    if not directory.master_key.exists():
+        create_master_key(str(directory.master_key))
+    directory.store.mkdir(mode=0o700, exist_ok=True)
+    blobs = DirectoryBlobs(str(directory.store))
+    try:
+        check_format(blobs)
+    except BlobMissing:
+        create_format(blobs)
+    open_catalog(str(directory.catalog)).close()
+    with open_rooms(directory) as rooms:
+        tenant = rooms.catalog.tenants.get_by_name(DEFAULT_TENANT) or create_tenant(
+            rooms, DEFAULT_TENANT, now_ns
+        )
+        return new_local_token(rooms, tenant, now_ns)
+
+
+def create_tenant(rooms: Rooms, name: str, now_ns: int) -> Tenant:
+    """Makes a tenant with keys of its own: durable, with its record, on return. BAD_FIELD for a name that is taken."""
+    check_name("tenant", name)
+    if rooms.catalog.tenants.get_by_name(name) is not None:
+        raise BadRequest("BAD_FIELD", f"There is already a tenant {name!r}", field="name")
+    keys = rooms.keys.create(name, now_ns)
+    object_name = keys_name(keys.tenant, KEYS_FIRST)
+    wrapped = rooms.blobs.read(object_name, 0, rooms.blobs.size(object_name))
+    tenant = rooms.catalog.tenants.create(
+        keys.tenant, name, now_ns, keys_version=KEYS_FIRST, wrapped_keys=wrapped
+    )
+    finish_tenant(rooms.tenants().get(tenant.id), rooms.catalog, tenant)
+    return tenant
+
+
+def tenant_named(rooms: Rooms, name: str) -> Tenant:
+    """Raises NoSuchTenantError."""
+    tenant = rooms.catalog.tenants.get_by_name(name)
+    if tenant is None:
+        raise NoSuchTenantError(
+            f"there is no tenant {name!r}; `staddle-server tenant list` shows those that there are"
+        )
+    return tenant
+
+
+def new_local_token(rooms: Rooms, tenant: Tenant, now_ns: int) -> str:
+    """A new admin token for the command on this machine. The one before, of which the text is lost, is revoked."""
+    live = {token.name for token in rooms.catalog.tokens.list_all(tenant.id) if token.revoked_ns is None}
+    if LOCAL_TOKEN in live:
+        rooms.catalog.tokens.revoke(tenant.id, LOCAL_TOKEN, now_ns)
+    return rooms.catalog.tokens.create(tenant.id, LOCAL_TOKEN, TokenRole.ADMIN, now_ns)

@@ -1,0 +1,1 @@
+"""One backup or restore from start to commit: order, limits, leases."""

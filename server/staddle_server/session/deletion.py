@@ -1,0 +1,52 @@
+"""Hiding backups, and showing them again: decided in the catalog, recorded in the store, then answered."""
+
+from __future__ import annotations
+
+import os
+
+from staddle_server.catalog import Backup, Catalog, PendingRecord, Principal
+from staddle_server.session.clock import Clock
+from staddle_server.session.records import finish_pending
+from staddle_server.session.tenant import Tenants
+from staddle_server.store.records import DeletedRecord, UndeletedRecord, encode_record
+
+
+class Deletion:
+    """Soft deletion: a hidden backup is never listed, picked or used as a base, and loses nothing."""
+
+    def __init__(self, catalog: Catalog, tenants: Tenants, clock: Clock) -> None:
+        self._catalog = catalog
+        self._tenants = tenants
+        self._clock = clock
+
+    def delete(self, principal: Principal, dataset: str, prefix: str) -> Backup:
+        """Hides a backup. Hiding a hidden one changes nothing.
+
+        Raises:
+            NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND.
+            BadRequest: AMBIGUOUS_BACKUP.
+        """
+        found = self._find(principal, dataset, prefix)
+        now_ns = self._clock.now_ns()
+        record = self._pending(principal, DeletedRecord(backup=found.id, at_ns=now_ns))
+        backup, changed = self._catalog.backups.delete(principal.tenant, found.id, now_ns, record)
+        if changed:
+            finish_pending(self._tenants.get(principal.tenant), self._catalog, record)
+        return backup
+
+    def undelete(self, principal: Principal, dataset: str, prefix: str) -> Backup:
+        """Shows a hidden backup again; one that is not hidden stays as it is. Raises as `delete` does."""
+        found = self._find(principal, dataset, prefix)
+        now_ns = self._clock.now_ns()
+        record = self._pending(principal, UndeletedRecord(backup=found.id, at_ns=now_ns))
+        backup, changed = self._catalog.backups.undelete(principal.tenant, found.id, now_ns, record)
+        if changed:
+            finish_pending(self._tenants.get(principal.tenant), self._catalog, record)
+        return backup
+
+    def _find(self, principal: Principal, dataset: str, prefix: str) -> Backup:
+        return self._catalog.backups.resolve(principal.tenant, dataset, backup=prefix, include_deleted=True)
+
+    @staticmethod
+    def _pending(principal: Principal, record: DeletedRecord | UndeletedRecord) -> PendingRecord:
+        return PendingRecord(os.urandom(16), principal.tenant, encode_record(record))

@@ -1,0 +1,215 @@
+"""Chunks on their way into packs: asked for, gathered into segments, compressed beside the next ones, appended in order."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from typing import Final
+
+from blake3 import blake3
+
+from staddle_server.catalog import Catalog
+from staddle_server.errors import BadRequest
+from staddle_server.limits import (
+    CHUNKS_PER_CALL_MAX,
+    MANIFEST_SEGMENT_RAW_BYTES_TARGET,
+    MIB,
+    SEGMENT_RAW_BYTES_TARGET,
+)
+from staddle_server.store.frame import compress
+from staddle_server.store.pack import PackWriter
+from staddle_server.types import Chunk, ChunkRef, Role
+from staddle_server.session.tenant import Tenant
+
+Payload = bytes | bytearray | memoryview
+Compressed = tuple[int, Payload]
+
+LOOK_UP_BYTES: Final = {Role.DATA: 1 * MIB, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
+SEGMENT_BYTES: Final = {Role.DATA: SEGMENT_RAW_BYTES_TARGET, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
+COMPRESSING_MAX: Final = 2
+"""Segments that are being compressed at once, for one upload."""
+KNOWN_MAX: Final = 16_384
+"""Chunks of which an upload remembers that they are there."""
+
+
+class ChunkSink:
+    """Takes one upload's chunks and sees to it that each is in the store once, and claimed.
+
+    Not thread-safe: the upload's writer holds its lock around every call. A chunk that was taken is durable only when the
+    pack that it went into is published.
+    """
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        upload: bytes,
+        epoch: int,
+        compressors: Executor,
+        begin_pack: Callable[[], PackWriter],
+    ) -> None:
+        self._tenant = tenant
+        self._catalog = catalog
+        self._upload = upload
+        self._epoch = epoch
+        self._compressors = compressors
+        self._begin_pack = begin_pack
+        self._pack: PackWriter | None = None
+        self._asking: dict[Role, dict[bytes, Payload]] = {role: {} for role in Role}
+        self._asking_bytes = dict.fromkeys(Role, 0)
+        self._segment: dict[Role, list[Chunk]] = {role: [] for role in Role}
+        self._segment_bytes = dict.fromkeys(Role, 0)
+        self._compressing: deque[tuple[Role, list[ChunkRef], int, Future[Compressed]]] = deque()
+        self._unpublished: dict[tuple[Role, bytes], int] = {}
+        """Length of each chunk that went towards a pack that is not published yet."""
+        self._known: OrderedDict[tuple[Role, bytes], int] = OrderedDict()
+
+    # ------------------------------------------------------------------ what is there
+
+    @property
+    def pack_bytes(self) -> int:
+        """The size of the open pack."""
+        return 0 if self._pack is None else self._pack.size
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything was taken that no published pack holds."""
+        return bool(self._unpublished)
+
+    def present(self, role: Role, digests: Sequence[bytes]) -> dict[bytes, int]:
+        """The lengths of those chunks that are there; they are claimed for the upload, and stay."""
+        here: dict[bytes, int] = {}
+        ask: dict[bytes, bytes] = {}
+        for digest in digests:
+            length = self._length(role, digest)
+            if length is None:
+                ask[self._tenant.chunk_id(role, digest)] = digest
+            else:
+                here[digest] = length
+        wanted = list(ask)
+        for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
+            claimed = self._catalog.chunks.claim(
+                self._tenant.id, self._upload, self._epoch, wanted[start : start + CHUNKS_PER_CALL_MAX]
+            )
+            for chunk_id, place in claimed.items():
+                here[ask[chunk_id]] = place.length
+                self._remember(role, ask[chunk_id], place.length)
+        return here
+
+    def _length(self, role: Role, digest: bytes) -> int | None:
+        asking = self._asking[role].get(digest)
+        if asking is not None:
+            return len(asking)
+        key = (role, digest)
+        return self._unpublished.get(key) or self._known.get(key)
+
+    def _remember(self, role: Role, digest: bytes, length: int) -> None:
+        self._known[(role, digest)] = length
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+
+    # ------------------------------------------------------------------ taking
+
+    def take(self, role: Role, digest: bytes, data: Payload) -> None:
+        """Takes a chunk whose digest is known to be right."""
+        if self._length(role, digest) is not None:
+            return
+        asking = self._asking[role]
+        asking[digest] = data
+        self._asking_bytes[role] += len(data)
+        if self._asking_bytes[role] >= LOOK_UP_BYTES[role] or len(asking) >= CHUNKS_PER_CALL_MAX:
+            self._look_up(role)
+
+    def take_segment(self, table: Sequence[ChunkRef], codec: int, payload: Payload, raw_length: int) -> int:
+        """Takes a segment of data chunks that was checked, as it is; gives the number of chunks that were new."""
+        lengths = self.present(Role.DATA, [ref.digest for ref in table])
+        new = {ref.digest for ref in table if ref.digest not in lengths}
+        for ref in table:
+            if lengths.get(ref.digest, ref.length) != ref.length:
+                raise BadRequest("BAD_FIELD", f"chunk {ref.digest.hex()} has another length", field="chunks")
+        if new:
+            self._drain(0)
+            self._append(Role.DATA, list(table), codec, payload, raw_length)
+            self._unpublished.update(((Role.DATA, ref.digest), ref.length) for ref in table)
+        return len(new)
+
+    def _look_up(self, role: Role) -> None:
+        asking, self._asking[role] = self._asking[role], {}
+        self._asking_bytes[role] = 0
+        here = self.present(role, list(asking))
+        for digest, data in asking.items():
+            if digest in here:
+                continue
+            if self._segment_bytes[role] + len(data) > SEGMENT_BYTES[role]:
+                self._close_segment(role)
+            self._segment[role].append(Chunk(digest, data))
+            self._segment_bytes[role] += len(data)
+            self._unpublished[(role, digest)] = len(data)
+        if self._segment_bytes[role] >= SEGMENT_BYTES[role]:
+            self._close_segment(role)
+
+    def _close_segment(self, role: Role) -> None:
+        chunks, self._segment[role] = self._segment[role], []
+        self._segment_bytes[role] = 0
+        if not chunks:
+            return
+        self._drain(COMPRESSING_MAX - 1)
+        payload = chunks[0].data if len(chunks) == 1 else b"".join(chunk.data for chunk in chunks)
+        table = [ChunkRef(len(chunk.data), chunk.digest) for chunk in chunks]
+        future = self._compressors.submit(compress, payload)
+        self._compressing.append((role, table, len(payload), future))
+
+    def _drain(self, leave: int) -> None:
+        """Appends compressed segments, oldest first, until so many are left."""
+        while len(self._compressing) > leave:
+            role, table, raw_length, future = self._compressing.popleft()
+            codec, payload = future.result()
+            self._append(role, table, codec, payload, raw_length)
+
+    def _append(self, role: Role, table: list[ChunkRef], codec: int, payload: Payload, raw: int) -> None:
+        if self._pack is None:
+            self._pack = self._begin_pack()
+        self._pack.append(role, table, codec, payload, raw)
+
+    # ------------------------------------------------------------------ packs
+
+    def flush(self) -> None:
+        """Brings everything that was taken into the open pack."""
+        for role in Role:
+            if self._asking[role]:
+                self._look_up(role)
+            self._close_segment(role)
+        self._drain(0)
+
+    def detach(self) -> tuple[PackWriter | None, dict[tuple[Role, bytes], int]]:
+        """Gives away the open pack, after `flush`, with what `published` must be told when it is published."""
+        pack, self._pack = self._pack, None
+        return pack, dict(self._unpublished)
+
+    def published(self, chunks: dict[tuple[Role, bytes], int]) -> None:
+        """The pack with these chunks is durable and published: the catalog knows them from now on."""
+        for key in chunks:
+            self._unpublished.pop(key, None)
+
+    def abort(self) -> None:
+        """Drops everything that is not published."""
+        for *_, future in self._compressing:
+            future.cancel()
+        self._compressing.clear()
+        if self._pack is not None:
+            self._pack.abort()
+            self._pack = None
+
+
+class ManifestSink:
+    """Where manifest pages go: an upload's chunks of role manifest."""
+
+    def __init__(self, chunks: ChunkSink) -> None:
+        self._chunks = chunks
+
+    def write(self, data: bytes) -> bytes:
+        """Takes a page; gives its digest."""
+        digest = blake3(data).digest()
+        self._chunks.take(Role.MANIFEST, digest, data)
+        return digest

@@ -1,0 +1,68 @@
+"""Which entries of a backup cannot be given back whole, so that the next upload sends them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final, NamedTuple
+
+from staddle_server.catalog import Catalog
+from staddle_server.errors import Damaged
+from staddle_server.manifest.content import chunks_of
+from staddle_server.manifest.read import Gap, Manifest
+from staddle_server.types import Entry, Role, Root
+from staddle_server.session.reading import ChunkReader
+from staddle_server.session.tenant import Tenant
+
+LISTED_MAX: Final = 1000
+"""Damaged entries that one answer lists."""
+_BATCH: Final = 1024
+
+
+class DamagedEntries(NamedTuple):
+    """Some of them, and whether there are more."""
+
+    entries: list[Entry]
+    more: bool
+
+
+def damaged_entries(
+    tenant: Tenant, catalog: Catalog, root: Root, after: bytes | None, limit: int = LISTED_MAX
+) -> DamagedEntries:
+    """The entries of a manifest, behind `after`, whose content lacks chunks.
+
+    Costs nothing while no damage is known in this tenant; else it reads the manifest.
+    """
+    if not root.digest or not catalog.packs.damaged_count(tenant.id):
+        return DamagedEntries([], more=False)
+    found = list(islice(_damaged(tenant, catalog, root, after), limit + 1))
+    return DamagedEntries(found[:limit], len(found) > limit)
+
+
+def _damaged(tenant: Tenant, catalog: Catalog, root: Root, after: bytes | None) -> Iterator[Entry]:
+    reader = ChunkReader(tenant, catalog)
+    files = (
+        entry
+        for entry in Manifest(root, reader).walk(after=after)
+        if not isinstance(entry, Gap) and entry.content is not None
+    )
+    while batch := list(islice(files, _BATCH)):
+        inline = {ref.digest for entry in batch for ref in (entry.content.chunks if entry.content else ())}
+        here = reader.sound(Role.DATA, inline)
+        for entry in batch:
+            if entry.content is not None and not _whole(entry, here, reader):
+                yield entry
+
+
+def _whole(entry: Entry, here: set[bytes], reader: ChunkReader) -> bool:
+    content = entry.content
+    if content is None or content.root is None:
+        return content is None or all(ref.digest in here for ref in content.chunks)
+    try:
+        refs = chunks_of(content, reader)
+        while batch := [ref.digest for _, ref in islice(refs, _BATCH)]:
+            if not reader.sound(Role.DATA, batch).issuperset(batch):
+                return False
+    except Damaged:
+        return False
+    return True

@@ -1,0 +1,139 @@
+"""Chunks by digest: look-up, reading, checking, and what happens when one is damaged."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+from staddle_server.catalog import Catalog
+from staddle_server.errors import Damaged
+from staddle_server.limits import CHUNKS_PER_CALL_MAX, MIB
+from staddle_server.store.pack import Segment
+from staddle_server.types import ChunkPlace, Role, SegmentRef
+from staddle_server.session.tenant import Tenant
+
+SEGMENT_CACHE_BYTES: Final = 5 * MIB
+"""What one reader keeps of inflated segments: two of data, or a few dozen of manifest pages."""
+
+
+class ChunkReader:
+    """Reads one tenant's chunks for one call; not thread-safe.
+
+    Every chunk is checked against its digest before it is answered. A chunk of which one copy is damaged is read from another
+    one, and the damaged copy is put down in the catalog, so that the next upload of the same bytes heals it.
+    """
+
+    def __init__(self, tenant: Tenant, catalog: Catalog) -> None:
+        self._tenant = tenant
+        self._catalog = catalog
+        self._segments: OrderedDict[SegmentRef, Segment] = OrderedDict()
+        self._cached_bytes = 0
+        self._put_down: set[SegmentRef] = set()
+        """Segments that this reader found damaged."""
+        self._inside: dict[tuple[Role, bytes], tuple[SegmentRef, int, int]] = {}
+        """Where the chunks of the cached segments are."""
+
+    def locate(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, list[ChunkPlace]]:
+        """Where chunks lie, undamaged copies first; those that are nowhere are left out."""
+        ids = {self._tenant.chunk_id(role, digest): digest for digest in digests}
+        found: dict[bytes, list[ChunkPlace]] = {}
+        wanted = list(ids)
+        for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
+            batch = wanted[start : start + CHUNKS_PER_CALL_MAX]
+            located = self._catalog.chunks.find(self._tenant.id, batch, include_damaged=True)
+            for chunk_id, places in located.items():
+                found[ids[chunk_id]] = places
+        return found
+
+    def sound(self, role: Role, digests: Iterable[bytes]) -> set[bytes]:
+        """Those of the chunks that have a copy that is not known to be damaged."""
+        ids = {self._tenant.chunk_id(role, digest): digest for digest in digests}
+        wanted, here = list(ids), set()
+        for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
+            batch = wanted[start : start + CHUNKS_PER_CALL_MAX]
+            here.update(self._catalog.chunks.find(self._tenant.id, batch))
+        return {ids[chunk_id] for chunk_id in here}
+
+    def read(self, digest: bytes) -> bytes:
+        """A chunk of role manifest: what manifest pages, list chunks and attributes are read through.
+
+        Raises:
+            Damaged: no copy of it can be read.
+        """
+        return bytes(self.chunk(Role.MANIFEST, digest))
+
+    def chunk(self, role: Role, digest: bytes, places: Iterable[ChunkPlace] | None = None) -> memoryview:
+        """The bytes of a chunk, from wherever a good copy is.
+
+        Args:
+            role: What the chunk is for.
+            digest: Its plain digest.
+            places: From `locate`, if that was asked already.
+
+        Raises:
+            Damaged: no copy of it can be read.
+            Unavailable: the store does not answer, which says nothing about the chunk.
+        """
+        inside = self._inside.get((role, digest))
+        if inside is not None:
+            ref, offset, length = inside
+            return self._segments[ref].chunk(offset, length, digest)
+        error: Damaged | None = None
+        for place in places if places is not None else self.locate(role, [digest]).get(digest, ()):
+            try:
+                return self._read_place(role, digest, place)
+            except Damaged as e:
+                error = e
+        if error is None or places is not None:
+            # Packs move while a restore runs: what was looked up a while ago is looked up once more.
+            for place in self.locate(role, [digest]).get(digest, ()):
+                try:
+                    return self._read_place(role, digest, place)
+                except Damaged as e:
+                    error = e
+        raise error or Damaged(f"chunk {digest.hex()} is missing from the store", chunk=digest.hex())
+
+    def _read_place(self, role: Role, digest: bytes, place: ChunkPlace) -> memoryview:
+        try:
+            segment = self.segment(place.segment)
+            if segment.role is not role:
+                raise Damaged(
+                    f"pack {place.segment.pack.hex()} has a segment of another role at {place.segment.offset}",
+                    chunk=digest.hex(),
+                )
+            return segment.chunk(place.offset, place.length, digest)
+        except Damaged:
+            if place.segment not in self._put_down:
+                self._put_down.add(place.segment)
+                self._catalog.packs.mark_damaged(self._tenant.id, place.segment.pack, place.segment.offset)
+            raise
+
+    def segment(self, ref: SegmentRef) -> Segment:
+        """A segment, opened and inflated; the last few are kept."""
+        segment = self._segments.get(ref)
+        if segment is None:
+            segment = self._tenant.packs.segment(ref)
+            self.keep(ref, segment)
+        return segment
+
+    def has(self, ref: SegmentRef) -> bool:
+        """Whether a segment is in the cache."""
+        return ref in self._segments
+
+    def keep(self, ref: SegmentRef, segment: Segment) -> None:
+        """Puts an opened segment into the cache, and the oldest ones out."""
+        if ref in self._segments:
+            return
+        self._segments[ref] = segment
+        self._cached_bytes += len(segment.data)
+        offset = 0
+        for chunk in segment.table:
+            self._inside[(segment.role, chunk.digest)] = (ref, offset, chunk.length)
+            offset += chunk.length
+        while self._cached_bytes > SEGMENT_CACHE_BYTES and len(self._segments) > 1:
+            gone, old = self._segments.popitem(last=False)
+            self._cached_bytes -= len(old.data)
+            for chunk in old.table:
+                if self._inside.get((old.role, chunk.digest), (None,))[0] == gone:
+                    del self._inside[(old.role, chunk.digest)]

@@ -1,0 +1,79 @@
+"""Records: what was decided in the catalog, written to the store before anybody is told."""
+
+from __future__ import annotations
+
+from staddle_server.catalog import Backup, Catalog, PendingRecord
+from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.errors import Fault
+from staddle_server.session.tenant import Tenant, Tenants
+from staddle_server.store.records import (
+    ChangeCounts,
+    CommittedRecord,
+    DeletedRecord,
+    TenantRecord,
+    UndeletedRecord,
+    decode_record,
+)
+
+
+def finish_tenant(tenant: Tenant, catalog: Catalog, row: TenantRow) -> None:
+    """Writes the record of a new tenant. Durable on return."""
+    tenant.records.put(TenantRecord(name=row.name, created_ns=row.created_ns), row.created_ns, row.id)
+    catalog.tenants.mark_record_written(row.id)
+
+
+def finish_backup(tenant: Tenant, catalog: Catalog, backup: Backup) -> None:
+    """Writes a committed backup's record, unless that was done before. Durable on return.
+
+    Raises:
+        Unavailable, Exhausted: the backup is committed all the same; a replay of the commit, or a restart, finishes it.
+    """
+    if not backup.record_written:
+        tenant.records.put(_committed(backup), backup.commit_ns, backup.id)
+        catalog.backups.mark_record_written(tenant.id, backup.id)
+
+
+def finish_pending(tenant: Tenant, catalog: Catalog, pending: PendingRecord) -> None:
+    """Writes a record that the catalog has decided on. Durable on return."""
+    record = decode_record(pending.body, f"pending {pending.id.hex()}")
+    if not isinstance(record, DeletedRecord | UndeletedRecord):
+        raise Fault("INTERNAL", f"the pending record {pending.id.hex()} is of a kind that is never pending")
+    tenant.records.put(record, record.at_ns, pending.id)
+    catalog.backups.mark_pending_written(tenant.id, pending.id)
+
+
+def finish_all(tenants: Tenants, catalog: Catalog) -> int:
+    """What start-up does before it serves: writes every record that a crash has left out; gives how many.
+
+    Records of one backup are written in the order in which they were decided: committed before deleted.
+    """
+    missing = catalog.backups.records_missing()
+    for row in missing.tenants:
+        finish_tenant(tenants.get(row.id), catalog, row)
+    for backup in missing.backups:
+        finish_backup(tenants.get(backup.tenant), catalog, backup)
+    for pending in missing.pending:
+        finish_pending(tenants.get(pending.tenant), catalog, pending)
+    return len(missing.tenants) + len(missing.backups) + len(missing.pending)
+
+
+def _committed(backup: Backup) -> CommittedRecord:
+    return CommittedRecord(
+        backup=backup.id,
+        dataset=backup.dataset,
+        number=backup.number,
+        kind=backup.kind,
+        scope=backup.scope,
+        base=backup.base,
+        begin_ns=backup.begin_ns,
+        commit_ns=backup.commit_ns,
+        root=backup.root,
+        stored_bytes=backup.stored_bytes,
+        changes=ChangeCounts(*backup.changes),
+        tags=dict(backup.tags),
+        host=backup.host,
+        source_root=backup.source_root,
+        principal=backup.principal,
+        upload=backup.upload,
+        request_id=backup.request_id,
+    )

@@ -1,0 +1,323 @@
+"""A backup, or paths of it, as a stream of entries and checked bytes; damage is named, and the rest goes on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from staddle_server.catalog import Catalog
+from staddle_server.errors import Damaged, NotFound
+from staddle_server.limits import KIB, MIB
+from staddle_server.manifest.content import chunks_of, load_attributes
+from staddle_server.manifest.read import Gap, Manifest
+from staddle_server.store.pack import Segment
+from staddle_server.manifest.entries import shown
+from staddle_server.types import ChunkPlace, ChunkRef, Content, Entry, Role, Root, SegmentRef, sort_key
+from staddle_server.session.reading import ChunkReader
+from staddle_server.session.tenant import Tenant
+
+INLINE_BYTES_MAX: Final = 64 * KIB
+"""A file of one chunk up to this size comes in its entry."""
+WINDOW_STEPS: Final = 2048
+WINDOW_BYTES: Final = 8 * MIB
+"""Look-ups are made for so much at once."""
+AHEAD: Final = 2
+"""Segments that are opened before they are needed."""
+
+
+class SentEntry(NamedTuple):
+    """An entry; `data` is its whole content if it comes inline."""
+
+    entry: Entry
+    data: bytes | memoryview | None
+
+
+class SentData(NamedTuple):
+    """The next chunk of the last entry."""
+
+    data: memoryview
+
+
+class SentZeros(NamedTuple):
+    """The next chunk of the last entry: so many zero bytes."""
+
+    length: int
+
+
+class SentRef(NamedTuple):
+    """The next chunk of the last entry, by reference."""
+
+    ref: ChunkRef
+
+
+class SentEnd(NamedTuple):
+    """The last entry is whole."""
+
+    content: Content
+
+
+class SentDamage(NamedTuple):
+    """The last entry, or what lies in a damaged part of the manifest, cannot be given back."""
+
+    path: bytes
+    message: str
+    offset: int
+    subtree: bool
+
+
+@dataclass
+class Totals:
+    """What was sent so far."""
+
+    entries: int = 0
+    data_bytes: int = 0
+    damages: int = 0
+
+
+Event = SentEntry | SentData | SentZeros | SentRef | SentEnd | SentDamage
+
+
+class _Step(NamedTuple):
+    """One thing to send: an entry, one chunk of the last one, or its end. `error`: its chunk list cannot be read."""
+
+    entry: Entry | None = None
+    ref: ChunkRef | None = None
+    end: Content | None = None
+    error: SentDamage | None = None
+
+
+class Restore:
+    """One restore. Iterate `events`; `totals` is right at every moment."""
+
+    def __init__(
+        self, tenant: Tenant, catalog: Catalog, root: Root, opener: Executor, *, data: bool, refs: bool = False
+    ) -> None:
+        self._tenant = tenant
+        self._catalog = catalog
+        self._manifest_reader = ChunkReader(tenant, catalog)
+        self._manifest = Manifest(root, self._manifest_reader)
+        self._reader = ChunkReader(tenant, catalog)
+        self._opener = opener
+        self._data = data
+        self._refs = refs
+        self.totals = Totals()
+
+    def select(self, paths: Sequence[bytes], *, exact: bool) -> list[bytes]:
+        """The paths in order, without those that lie below another one of them.
+
+        Raises:
+            NotFound: PATH_NOT_FOUND, one of them is not there.
+        """
+        chosen: list[bytes] = []
+        for path in sorted(set(paths), key=sort_key):
+            if chosen and not exact and _below(path, chosen[-1]):
+                continue
+            if path and self._manifest.find(path) is None:
+                raise NotFound(
+                    "PATH_NOT_FOUND", f"the backup has no {shown(path)}; ListEntries shows what it has", path=shown(path)
+                )
+            chosen.append(path)
+        return chosen
+
+    def events(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Event]:
+        """What to send, in order. With no paths: everything."""
+        steps = self._steps(self._entries(paths, exact=exact))
+        window: list[_Step] = []
+        size = 0
+        for step in steps:
+            window.append(step)
+            size += step.ref.length if step.ref is not None else 0
+            if len(window) >= WINDOW_STEPS or size >= WINDOW_BYTES:
+                yield from self._send(window)
+                window, size = [], 0
+        yield from self._send(window)
+
+    # ------------------------------------------------------------------ what there is to send
+
+    def _entries(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Entry | Gap]:
+        if exact:
+            for path in paths:
+                entry = self._manifest.find(path)
+                if entry is not None:
+                    yield entry
+            return
+        for path in paths or (b"",):
+            yield from self._manifest.walk(path)
+
+    def _steps(self, entries: Iterable[Entry | Gap]) -> Iterator[_Step]:
+        for entry in entries:
+            if isinstance(entry, Gap):
+                yield _Step(error=SentDamage(entry.after, entry.message, 0, subtree=True))
+                continue
+            try:
+                whole = load_attributes(entry, self._manifest_reader)
+            except Damaged as e:
+                yield _Step(entry=entry)
+                yield _Step(error=SentDamage(entry.path, e.message, 0, subtree=False))
+                continue
+            yield _Step(entry=whole)
+            content = whole.content
+            if content is not None and content.size and (self._data or self._refs):
+                yield from self._content_steps(whole.path, content)
+
+    def _content_steps(self, path: bytes, content: Content) -> Iterator[_Step]:
+        offset = 0
+        try:
+            for offset, ref in chunks_of(content, self._manifest_reader):  # noqa: B007 - the last one is reported
+                yield _Step(ref=ref)
+        except Damaged as e:
+            yield _Step(error=SentDamage(path, e.message, offset, subtree=False))
+            return
+        yield _Step(end=content)
+
+    # ------------------------------------------------------------------ sending
+
+    def _send(self, steps: Sequence[_Step]) -> Iterator[Event]:
+        if not self._data:
+            yield from self._send_without_data(steps)
+            return
+        zeros = self._tenant.cutter.zeros
+        places = self._reader.locate(
+            Role.DATA, {step.ref.digest for step in steps if step.ref is not None and step.ref.digest != zeros.digest}
+        )
+        ahead = _Ahead(self._tenant, self._opener, self._reader, self._order(steps, places))
+        try:
+            yield from self._send_data(steps, places, ahead)
+        finally:
+            ahead.close()
+
+    def _send_without_data(self, steps: Sequence[_Step]) -> Iterator[Event]:
+        for step in steps:
+            if step.entry is not None:
+                yield self._entry(step.entry, None)
+            elif step.ref is not None:
+                yield SentRef(step.ref)
+            elif step.error is not None:
+                yield self._damage(step.error)
+
+    def _send_data(
+        self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]], ahead: _Ahead
+    ) -> Iterator[Event]:
+        zeros = self._tenant.cutter.zeros
+        for step in steps:
+            if step.entry is not None:
+                self._path, self._offset, self._skipping = step.entry.path, 0, False
+                self._held = step.entry if _inline(step.entry) else None
+                if self._held is None:
+                    empty = step.entry.content is not None and not step.entry.content.size
+                    yield self._entry(step.entry, b"" if empty else None)
+            elif step.error is not None:
+                yield from self._release()
+                self._skipping = True
+                yield self._damage(step.error)
+            elif self._skipping:
+                continue
+            elif step.ref is not None:
+                if step.ref.digest == zeros.digest and self._held is None:
+                    yield SentZeros(step.ref.length)
+                    self._offset += step.ref.length
+                    continue
+                try:
+                    ahead.next(step.ref.digest)
+                    data = self._reader.chunk(Role.DATA, step.ref.digest, places.get(step.ref.digest, ()))
+                except Damaged as e:
+                    yield from self._release()
+                    self._skipping = True
+                    yield self._damage(SentDamage(self._path, e.message, self._offset, subtree=False))
+                    continue
+                self._offset += len(data)
+                if self._held is not None:
+                    held, self._held = self._held, None
+                    yield self._entry(held, data)
+                else:
+                    yield SentData(data)
+            elif step.end is not None:
+                self.totals.data_bytes += step.end.size
+                if step.end.size > INLINE_BYTES_MAX or len(step.end.chunks) != 1:
+                    yield SentEnd(step.end)
+
+    _path: bytes = b""
+    _offset: int = 0
+    _skipping: bool = False
+    """The rest of the last entry is not sent: it is damaged."""
+    _held: Entry | None = None
+    """An entry that waits for its only chunk."""
+
+    def _release(self) -> Iterator[Event]:
+        """Sends an entry that waited for a chunk that does not come."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            yield self._entry(held, None)
+
+    def _entry(self, entry: Entry, data: bytes | memoryview | None) -> SentEntry:
+        self.totals.entries += 1
+        return SentEntry(entry, data)
+
+    def _damage(self, damage: SentDamage) -> SentDamage:
+        self.totals.damages += 1
+        return damage
+
+    def _order(self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]]) -> list[tuple[bytes, SegmentRef]]:
+        """The segments that will be needed, each at the chunk that needs it first."""
+        order: list[tuple[bytes, SegmentRef]] = []
+        seen: set[SegmentRef] = set()
+        for step in steps:
+            found = places.get(step.ref.digest) if step.ref is not None else None
+            if step.ref is not None and found and found[0].segment not in seen:
+                seen.add(found[0].segment)
+                order.append((step.ref.digest, found[0].segment))
+        return order
+
+
+class _Ahead:
+    """Opens segments on other threads, a few before they are needed."""
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        opener: Executor,
+        reader: ChunkReader,
+        order: Sequence[tuple[bytes, SegmentRef]],
+    ) -> None:
+        self._tenant = tenant
+        self._opener = opener
+        self._reader = reader
+        self._order = deque(order)
+        self._opening: deque[tuple[bytes, SegmentRef, Future[Segment]]] = deque()
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._order and len(self._opening) < AHEAD:
+            digest, ref = self._order.popleft()
+            if self._reader.has(ref):
+                continue
+            self._opening.append((digest, ref, self._opener.submit(self._tenant.packs.segment, ref)))
+
+    def next(self, digest: bytes) -> None:
+        """Before the chunk is read: takes in the segment that it needs first, if it is one that was opened for it."""
+        if self._opening and self._opening[0][0] == digest:
+            _, ref, future = self._opening.popleft()
+            try:
+                self._reader.keep(ref, future.result())
+            except Damaged:
+                pass  # the reader will meet it again, note it, and look for another copy
+            self._fill()
+
+    def close(self) -> None:
+        """Drops what was not needed."""
+        for *_, future in self._opening:
+            future.cancel()
+
+
+def _inline(entry: Entry) -> bool:
+    content = entry.content
+    return content is not None and len(content.chunks) == 1 and content.size <= INLINE_BYTES_MAX
+
+
+def _below(path: bytes, parent: bytes) -> bool:
+    return not parent or path.startswith(parent + b"/")
+
+

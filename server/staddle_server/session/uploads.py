@@ -1,0 +1,280 @@
+"""The life of uploads: who writes which, since when, and what happens when nobody does any more."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Upload
+from staddle_server.errors import Conflict, Exhausted, Precondition, StaddleError
+from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX
+from staddle_server.types import EMPTY_ROOT, Entry, Root, UploadState
+from staddle_server.session.clock import Clock
+from staddle_server.session.records import finish_backup
+from staddle_server.session.healing import LISTED_MAX, DamagedEntries, damaged_entries
+from staddle_server.session.progress import Progress, decode_progress
+from staddle_server.session.tenant import Tenant, Tenants
+from staddle_server.session.writer import UploadWriter
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_S: Final = 1.0
+EXPIRY_S: Final = 60.0
+
+
+class Opened(NamedTuple):
+    """What BeginUpload answers."""
+
+    upload: Upload
+    taken_over: bool
+    damaged: list[Entry]
+    more_damaged: bool
+
+
+class Uploads:
+    """All uploads of this server: opens them, finds their writers, ends them."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        tenants: Tenants,
+        clock: Clock,
+        *,
+        lease_s: int = LEASE_S,
+        life_s: int = UPLOAD_LIFE_S,
+        compress_threads: int | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._tenants = tenants
+        self._clock = clock
+        self._lease_s = lease_s
+        self._life_s = life_s
+        self._compressors = ThreadPoolExecutor(
+            compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
+        )
+        self._writers: dict[bytes, UploadWriter] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
+        self._keeper.start()
+
+    # ------------------------------------------------------------------ begin and take over
+
+    def begin(self, specify: Callable[[int, float, float], BeginUpload]) -> Opened:
+        """Opens an upload, or answers with the one that the request id or take_over names.
+
+        `specify` makes the request from the time (ns), the lease and the life (seconds) that the server gives.
+        """
+        self._check_room()
+        spec = specify(self._clock.now_ns(), self._lease_s, self._life_s)
+        begun = self._catalog.uploads.begin(spec)
+        tenant = self._tenants.get(spec.principal.tenant)
+        if not begun.replayed:
+            self._open_writer(tenant, begun.upload)
+        damaged = self.damaged(begun.upload, None, LISTED_MAX)
+        return Opened(begun.upload, begun.taken_over, damaged.entries, damaged.more)
+
+    def resume(self, principal: Principal, upload_id: bytes) -> Upload:
+        """Takes an upload over; the durable point that it answers is final."""
+        self._check_room()
+        upload = self._catalog.uploads.resume(
+            principal.tenant, upload_id, principal, self._clock.now_ns(), self._lease_s
+        )
+        self._open_writer(self._tenants.get(principal.tenant), upload)
+        return upload
+
+    def _check_room(self) -> None:
+        with self._lock:
+            if len(self._writers) >= UPLOADS_OPEN_MAX:
+                raise Exhausted(
+                    "TOO_MANY",
+                    f"this server writes {UPLOADS_OPEN_MAX} uploads already; try again when some have ended",
+                    retry_after_s=10,
+                )
+
+    def _open_writer(self, tenant: Tenant, upload: Upload) -> None:
+        with self._lock:
+            old = self._writers.pop(upload.id, None)
+        if old is not None:
+            old.close(
+                Conflict(
+                    "STALE_EPOCH",
+                    f"upload {upload.id.hex()} was taken over (epoch {upload.epoch}); this writer has ended",
+                    upload=upload.id.hex(),
+                    epoch=str(upload.epoch),
+                )
+            )
+        writer = UploadWriter(
+            tenant, self._catalog, upload, self.base_root(upload), self._compressors, self._clock, self._lease_s
+        )
+        with self._lock:
+            self._writers[upload.id] = writer
+
+    def base_root(self, upload: Upload) -> Root:
+        """The manifest that the upload starts from."""
+        if not upload.base:
+            return EMPTY_ROOT
+        return self._catalog.backups.get(upload.tenant, upload.base).root
+
+    # ------------------------------------------------------------------ finding
+
+    def get(self, principal: Principal, *, upload_id: bytes | None = None, request_id: str = "") -> Upload:
+        """An upload by its id or by the request that began it."""
+        if upload_id is not None:
+            return self._catalog.uploads.get(principal.tenant, upload_id)
+        return self._catalog.uploads.get_by_request(principal.tenant, request_id)
+
+    def writer(self, principal: Principal, upload_id: bytes, epoch: int) -> UploadWriter:
+        """The writer of an upload, for a caller that states its epoch.
+
+        Raises:
+            NotFound, Conflict (STALE_EPOCH, RESUME_REQUIRED), Precondition (UPLOAD_CLOSED).
+        """
+        with self._lock:
+            writer = self._writers.get(upload_id)
+        if writer is None or writer.upload.tenant != principal.tenant or writer.closed is not None:
+            upload = self._catalog.uploads.get(principal.tenant, upload_id)
+            self._check_epoch(upload, epoch)
+            raise Conflict(
+                "RESUME_REQUIRED",
+                f"upload {upload_id.hex()} has no writer here: the server restarted, or the upload was idle, or a "
+                "write failed; ResumeUpload goes on from its durable point",
+                upload=upload_id.hex(),
+            )
+        self._check_epoch(writer.upload, epoch)
+        return writer
+
+    def missing(self, upload: Upload, after: bytes, limit: int) -> list[bytes]:
+        """Digests that the upload's entries refer to and that are not there, as of its durable point, in order."""
+        return [missing.digest for missing in self._catalog.uploads.missing(upload.tenant, upload.id, after, limit)]
+
+    def damaged(self, upload: Upload, after: bytes | None, limit: int) -> DamagedEntries:
+        """Entries of the upload's base that cannot be given back whole, in order."""
+        tenant = self._tenants.get(upload.tenant)
+        return damaged_entries(tenant, self._catalog, self.base_root(upload), after, limit)
+
+    @staticmethod
+    def _check_epoch(upload: Upload, epoch: int) -> None:
+        if upload.state is not UploadState.OPEN:
+            raise Precondition(
+                "UPLOAD_CLOSED",
+                f"upload {upload.id.hex()} is {upload.state.name.lower()}",
+                upload=upload.id.hex(),
+                state=upload.state.name,
+            )
+        if upload.epoch != epoch:
+            raise Conflict(
+                "STALE_EPOCH",
+                f"upload {upload.id.hex()} is in epoch {upload.epoch}, not {epoch}: another writer took it over",
+                upload=upload.id.hex(),
+                epoch=str(upload.epoch),
+            )
+
+    # ------------------------------------------------------------------ going on and ending
+
+    def checkpoint(self, principal: Principal, upload_id: bytes, epoch: int) -> Progress:
+        """Makes durable what the upload has received."""
+        return self.writer(principal, upload_id, epoch).checkpoint()
+
+    def note_failure(self, writer: UploadWriter, why: str) -> Progress:
+        """A stream broke: what it brought is made durable, and the upload remembers why. Gives what is durable."""
+        upload = writer.upload
+        try:
+            writer.checkpoint()
+        except StaddleError as e:
+            log.warning("upload %s could not be made durable when its stream broke: %s", upload.id.hex(), e.message)
+        try:
+            self._catalog.uploads.set_failure(upload.tenant, upload.id, upload.epoch, why)
+            return decode_progress(self._catalog.uploads.get(upload.tenant, upload.id).durable)
+        except StaddleError as e:
+            log.warning("upload %s: its failure could not be put down: %s", upload.id.hex(), e.message)
+            return Progress()
+
+    def renew(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
+        """Extends the upload's lease and life."""
+        return self._catalog.uploads.renew(
+            principal.tenant, upload_id, epoch, now_ns=self._clock.now_ns(), lease_s=self._lease_s, life_s=self._life_s
+        )
+
+    def commit(
+        self, principal: Principal, upload_id: bytes, epoch: int, entry_count: int, data_bytes: int
+    ) -> Backup:
+        """Commits; a replay finishes what the first attempt left, and answers as it would have."""
+        upload = self._catalog.uploads.get(principal.tenant, upload_id)
+        if upload.state is UploadState.COMMITTED:
+            backup = self._catalog.backups.get(principal.tenant, upload.backup)
+            finish_backup(self._tenants.get(principal.tenant), self._catalog, backup)
+            return backup
+        writer = self.writer(principal, upload_id, epoch)
+        try:
+            return writer.commit(entry_count, data_bytes)
+        finally:
+            self._forget(writer)
+
+    def abort(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
+        """Gives the upload up; a replay changes nothing."""
+        upload = self._catalog.uploads.abort(principal.tenant, upload_id, epoch)
+        self._end(upload_id, f"upload {upload_id.hex()} was aborted")
+        return upload
+
+    def _end(self, upload_id: bytes, why: str) -> None:
+        with self._lock:
+            writer = self._writers.pop(upload_id, None)
+        if writer is not None:
+            writer.close(
+                Precondition("UPLOAD_CLOSED", why, upload=upload_id.hex(), state=UploadState.ABORTED.name)
+            )
+
+    def _forget(self, writer: UploadWriter) -> None:
+        with self._lock:
+            if writer.closed is not None and self._writers.get(writer.upload.id) is writer:
+                del self._writers[writer.upload.id]
+
+    # ------------------------------------------------------------------ housekeeping
+
+    def _keep_house(self) -> None:
+        expiry_s = self._clock.monotonic_s()
+        while not self._stop.wait(HOUSEKEEPING_S):
+            for writer in self._all():
+                writer.checkpoint_if_due()
+                if writer.idle_s() > self._lease_s:
+                    self._evict(writer)
+                self._forget(writer)
+            if self._clock.monotonic_s() - expiry_s >= EXPIRY_S:
+                expiry_s = self._clock.monotonic_s()
+                self._expire()
+
+    def _all(self) -> Sequence[UploadWriter]:
+        with self._lock:
+            return list(self._writers.values())
+
+    def _evict(self, writer: UploadWriter) -> None:
+        """An upload that nobody writes to keeps its durable point, and nothing in memory."""
+        upload = writer.upload.id.hex()
+        try:
+            writer.checkpoint()
+        except StaddleError as e:
+            log.warning("upload %s could not be made durable when it was put aside: %s", upload, e.message)
+        writer.close(
+            Conflict("RESUME_REQUIRED", f"upload {upload} was idle; ResumeUpload goes on with it", upload=upload)
+        )
+
+    def _expire(self) -> None:
+        try:
+            for expired in self._catalog.uploads.expire(self._clock.now_ns()):
+                self._end(expired.upload, f"upload {expired.upload.hex()} was open longer than its life")
+        except StaddleError as e:
+            log.warning("uploads could not be looked through for expired ones: %s", e.message)
+
+    def close(self) -> None:
+        """Brings every upload to a checkpoint and ends its writer."""
+        self._stop.set()
+        self._keeper.join()
+        for writer in self._all():
+            self._evict(writer)
+            self._forget(writer)
+        self._compressors.shutdown()

@@ -1,0 +1,51 @@
+"""Signals: the first SIGTERM or SIGINT asks the server to stop, the second ends it at once."""
+
+import contextlib
+import os
+import queue
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Final
+
+ASKED_TO_STOP: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Waits in the main thread for somebody to ask.
+
+    A SimpleQueue carries the word, because a signal handler may put into it at any moment; a threading.Event could deadlock.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._asked = False
+
+    def ask(self, why: str) -> None:
+        self._asked = True
+        self._queue.put(why)
+
+    def wait(self) -> str:
+        """Blocks until asked; answers why."""
+        return self._queue.get()
+
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """The first asks. The second ends the process there and then, with the exit code that a shell shows for that signal:
+
+        what was acknowledged is durable, and uploads resume from their last checkpoint.
+        """
+        if self._asked:
+            os._exit(128 + number)
+        self.ask(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def listening_for_signals() -> Iterator[StopRequest]:
+    """Signals go to the StopRequest while the context lasts. Main thread only."""
+    request = StopRequest()
+    before = {number: signal.signal(number, request.on_signal) for number in ASKED_TO_STOP}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

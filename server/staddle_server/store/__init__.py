@@ -1,0 +1,1 @@
+"""Chunks ↔ segments ↔ packs ↔ blobs, tenant secrets and records: everything that is below `store/`."""

@@ -1,0 +1,139 @@
+"""Blobs: immutable, uniquely named objects, and what every place that keeps them promises.
+
+One contract suite (tests/store) runs over all implementations.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Final, Protocol, TypeAlias
+
+from staddle_server.errors import Damaged, Fault
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+NAME_CHARS_MAX: Final = 512
+COMPONENT_CHARS_MAX: Final = 128
+TEMPORARY: Final = "tmp"
+"""The first component that no name has: below it lies what is being written."""
+
+FORMAT_NAME: Final = "format"
+FORMAT_TEXT: Final = b"staddle store 1\n"
+
+_COMPONENT: Final = re.compile(r"[0-9a-z.-]+", re.ASCII)
+
+
+class BlobMissing(Damaged):
+    """There is no object of that name. Never raised for a backend that does not answer."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the stored object {name} is missing")
+        self.name = name
+
+
+class BlobShort(Damaged):
+    """The object ends before the bytes that were asked for."""
+
+    def __init__(self, name: str, offset: int, length: int, size: int) -> None:
+        super().__init__(f"the stored object {name} has {size} bytes; {length} at {offset} were asked for")
+        self.name = name
+        self.offset = offset
+        self.length = length
+        self.size = size
+
+
+class BlobExists(Fault):
+    """The name is taken: what is there stays, and is durable; what was written is discarded."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("INTERNAL", f"a stored object has the name {name} already; nothing was overwritten")
+        self.name = name
+
+
+class BlobWriter(Protocol):
+    """An object being written. Ends with one `commit` or `abort`; one that failed can only be aborted."""
+
+    def write(self, data: Buffer) -> None:
+        """Append `data`, which may be reused on return. Raises Exhausted or Unavailable."""
+
+    def commit(self, name: str) -> None:
+        """Give the object its name: whole and durable on return, absent (or not yet acknowledged) otherwise.
+
+        Raises BlobExists, Exhausted or Unavailable; the writer is finished in any case.
+        """
+
+    def abort(self) -> None:
+        """Discard what was written. Never raises; does nothing on a finished writer."""
+
+
+class Blobs(Protocol):
+    """A place for objects. Safe to use from several threads.
+
+    A backend that does not answer raises Unavailable("STORE_UNAVAILABLE"), never BlobMissing and never an empty
+    list; one without room raises Exhausted("STORE_FULL").
+    """
+
+    def create(self) -> BlobWriter:
+        """Begin an object; it has no name before it is whole."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a whole small object; the promises of BlobWriter.commit."""
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`. Raises BlobShort or BlobMissing."""
+
+    def size(self, name: str) -> int:
+        """The object's size in bytes. Raises BlobMissing."""
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Names below `prefix` (whole components; "" for all) with sizes in bytes, sorted as strings."""
+
+    def delete(self, name: str) -> None:
+        """Remove the object, durably. Raises BlobMissing."""
+
+
+def check_name(name: str) -> str:
+    """`name`, if an object may have it: components of 0-9 a-z . - joined by "/". Raises ValueError."""
+    components = name.split("/")
+    if len(name) > NAME_CHARS_MAX or components[0] == TEMPORARY:
+        raise ValueError(f"{name!r} is not a name for a stored object")
+    for component in components:
+        if not is_component(component):
+            raise ValueError(
+                f"{name!r} is not a name for a stored object: {component!r} cannot be part of one"
+            )
+    return name
+
+
+def is_component(text: str) -> bool:
+    """Whether `text` may stand between the slashes of a name."""
+    return (
+        len(text) <= COMPONENT_CHARS_MAX
+        and _COMPONENT.fullmatch(text) is not None
+        and text not in {".", ".."}
+    )
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix`, if names can lie below it: a name, or "" for all. Raises ValueError."""
+    return check_name(prefix) if prefix else prefix
+
+
+def check_range(offset: int, length: int) -> None:
+    """Raise ValueError for a range that no object has."""
+    if offset < 0 or length < 0:
+        raise ValueError(f"{length} bytes at {offset} is no range")
+
+
+def create_format(blobs: Blobs) -> None:
+    """Mark an empty store as one of this format. Raises BlobExists if it is marked already."""
+    blobs.put(FORMAT_NAME, FORMAT_TEXT)
+
+
+def check_format(blobs: Blobs) -> None:
+    """Raise BlobMissing if the store is not marked, Damaged if it is of a format that this version does not know."""
+    size = blobs.size(FORMAT_NAME)
+    if size != len(FORMAT_TEXT) or blobs.read(FORMAT_NAME, 0, size) != FORMAT_TEXT:
+        raise Damaged(
+            f"the stored object {FORMAT_NAME} does not say {FORMAT_TEXT.decode().strip()!r}: "
+            "the store is of another version, or damaged"
+        )

@@ -1,0 +1,100 @@
+"""Payloads as stored: raw, or one zstd frame (RFC 8878) that states what it holds."""
+
+import enum
+import threading
+from typing import Final
+
+import zstandard
+
+from staddle_server.errors import BadRequest
+from staddle_server.limits import MIB, SEGMENT_RAW_BYTES_MAX
+from staddle_server.store.blobs import Buffer
+
+WINDOW_BYTES_MAX: Final = 2 * MIB
+ZSTD_LEVEL: Final = 1
+KEPT_PERCENT_MAX: Final = 97
+"""A frame that is larger than so much of what it holds is not worth its decompression."""
+
+
+class Codec(enum.IntEnum):
+    """The codec of a payload, as stored and as on the wire."""
+
+    RAW = 0
+    ZSTD = 1
+
+
+class FrameError(BadRequest):
+    """A payload is not what it may be, or does not hold what was said."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("BAD_FRAME", message)
+
+
+class _PerThread(threading.local):
+    """Contexts of zstd serve one thread at a time."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True)
+        self.decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
+
+
+_contexts: Final = _PerThread()
+
+
+def compress(payload: Buffer) -> tuple[int, Buffer]:
+    """Codec and payload as stored; `payload` itself where compression saves under 3 %. Releases the GIL."""
+    frame = _contexts.compressor.compress(payload)
+    if len(frame) * 100 > len(payload) * KEPT_PERCENT_MAX:
+        return Codec.RAW, payload
+    return Codec.ZSTD, frame
+
+
+def inflate(codec: int, payload: Buffer, raw_length: int) -> bytes:
+    """The `raw_length` bytes that `payload` stands for. Releases the GIL.
+
+    Allocates no more than `raw_length` bytes, whatever the frame says. Raises FrameError for an unknown codec, a length
+    outside 1 to SEGMENT_RAW_BYTES_MAX or not the one stated, a window over 2 MiB, a dictionary, a broken frame, or
+    anything behind it.
+    """
+    if not 1 <= raw_length <= SEGMENT_RAW_BYTES_MAX:
+        raise FrameError(f"a payload inflates to 1 to {SEGMENT_RAW_BYTES_MAX} bytes, not {raw_length}")
+    if codec == Codec.ZSTD:
+        return _inflate_frame(payload, raw_length)
+    if codec != Codec.RAW:
+        raise FrameError(f"codec {codec} is not known")
+    if len(payload) != raw_length:
+        raise FrameError(f"a raw payload has {len(payload)} bytes where {raw_length} were stated")
+    return bytes(payload)
+
+
+def _inflate_frame(frame: Buffer, raw_length: int) -> bytes:
+    _check_parameters(frame, raw_length)
+    try:
+        raw = _contexts.decompressor.decompress(frame, read_across_frames=False, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FrameError(f"a zstd frame is broken: {error}") from error
+    if len(raw) != raw_length:
+        raise FrameError(f"a zstd frame holds {len(raw)} bytes where {raw_length} were stated")
+    return raw
+
+
+def _check_parameters(frame: Buffer, raw_length: int) -> None:
+    # Skippable frames have parameters too, and would pass for empty ones.
+    if bytes(frame[:4]) != zstandard.FRAME_HEADER:
+        raise FrameError("a payload is not a zstd frame")
+    try:
+        parameters = zstandard.get_frame_parameters(frame)
+    except zstandard.ZstdError as error:
+        raise FrameError(f"a zstd frame is broken: {error}") from error
+    if parameters.content_size == zstandard.CONTENTSIZE_UNKNOWN:
+        raise FrameError("a zstd frame does not state its content size")
+    if parameters.content_size != raw_length:
+        raise FrameError(
+            f"a zstd frame states {parameters.content_size} bytes of content where {raw_length} were stated"
+        )
+    if parameters.window_size > WINDOW_BYTES_MAX:
+        raise FrameError(
+            f"a zstd frame has a window of {parameters.window_size} bytes, over {WINDOW_BYTES_MAX}"
+        )
+    if parameters.dict_id:
+        raise FrameError("a zstd frame wants a dictionary")

@@ -1,0 +1,313 @@
+"""The master key, tenants' secrets as stored, and what is derived from them (docs/format.md, "Tenant secrets")."""
+
+import os
+import struct
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from staddle_server.errors import Damaged, Fault
+from staddle_server.limits import DATASET_BYTES_MAX, MIB
+from staddle_server.store.blobs import Blobs, Buffer
+from staddle_server.store.directory import Files
+from staddle_server.types import Role, TenantKeys
+
+KEY_BYTES: Final = 32
+ID_BYTES: Final = 16
+NONCE_BYTES: Final = 12
+TAG_BYTES: Final = 16
+KEYS_BYTES_MAX: Final = 1 * MIB
+"""A keys object: room for more than 20,000 pack keys."""
+
+_MASTER_PREFIX: Final = "staddle-master-key-1 "
+_MASTER_LINE_CHARS: Final = len(_MASTER_PREFIX) + 2 * KEY_BYTES + 1 + 8 + 1
+_KEYS_HEAD: Final = struct.Struct("<8sHH16s12s")
+_KEYS_MAGIC: Final = b"STADKEYS"
+_VERSION: Final = 1
+
+Random = Callable[[int], bytes]
+Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+KeyVersion = Annotated[int, msgspec.Meta(ge=1, le=99_999_999)]
+TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=DATASET_BYTES_MAX)]
+
+
+class MasterKeyError(Fault):
+    """The file of the master key cannot be used; the message says why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("INTERNAL", message)
+
+
+class WrongMasterKey(Damaged):
+    """A keys object does not open: it was made with another master key, or it is damaged."""
+
+
+# --- derivations
+
+
+def derive(context: str, material: Buffer) -> bytes:
+    """BLAKE3's key derivation mode; 32 bytes."""
+    return blake3(material, derive_key_context=context).digest()
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """What a tenant's root gives. None of it ever changes."""
+
+    id_key: bytes
+    page_key: bytes
+    record_key: bytes
+    token_key: bytes
+    chunker_seed: int
+
+    def __repr__(self) -> str:
+        return "Secrets(…)"
+
+
+def secrets_of(keys: TenantKeys) -> Secrets:
+    """The secrets that `keys.root` gives; cheap, as they are remembered."""
+    return _secrets_of(keys.root)
+
+
+@lru_cache(maxsize=1024)
+def _secrets_of(root: bytes) -> Secrets:
+    seed = int.from_bytes(derive("staddle.v1 chunker seed", root)[:8], "little")
+    return Secrets(
+        id_key=derive("staddle.v1 chunk id key", root),
+        page_key=derive("staddle.v1 manifest page key", root),
+        record_key=derive("staddle.v1 record key", root),
+        token_key=derive("staddle.v1 page token key", root),
+        chunker_seed=seed % (2**63 - 1) + 1,
+    )
+
+
+def chunk_id(id_key: bytes, role: Role, digest: bytes) -> bytes:
+    """The name of a chunk at rest, from its digest."""
+    return blake3(bytes((role,)) + digest, key=id_key).digest()
+
+
+# --- the master key
+
+
+def create_master_key(path: str, random: Random = os.urandom, files: Files | None = None) -> bytes:
+    """Make a master key and keep it in `path` (mode 0600), durable on return. Raises MasterKeyError if a file is there."""
+    files = files or Files()
+    master = random(KEY_BYTES)
+    temporary = f"{path}.{os.urandom(8).hex()}"
+    try:
+        _write_synced(files, temporary, master_key_line(master).encode())
+        try:
+            files.link(temporary, path)
+        finally:
+            files.unlink(temporary)
+        directory = files.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            files.sync_directory(directory)
+        finally:
+            files.close(directory)
+    except FileExistsError as error:
+        raise MasterKeyError(f"{path} exists already; a master key is never overwritten") from error
+    except OSError as error:
+        raise MasterKeyError(f"the master key {path} could not be written: {error.strerror}") from error
+    return master
+
+
+def _write_synced(files: Files, path: str, data: bytes) -> None:
+    descriptor = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[files.write(descriptor, rest) :]
+        files.sync(descriptor)
+    except OSError:
+        files.unlink(path)
+        raise
+    finally:
+        files.close(descriptor)
+
+
+def load_master_key(path: str) -> bytes:
+    """The 32 bytes of the master key in `path`. Raises MasterKeyError, which says what is wrong with it."""
+    try:
+        with open(path, "rb") as file:
+            line = file.read(_MASTER_LINE_CHARS + 1)
+    except FileNotFoundError as error:
+        raise MasterKeyError(f"there is no master key {path}") from error
+    except OSError as error:
+        raise MasterKeyError(f"the master key {path} could not be read: {error.strerror}") from error
+    return parse_master_key(line, path)
+
+
+def master_key_line(master: bytes) -> str:
+    """The line that a master key file holds."""
+    return f"{_MASTER_PREFIX}{master.hex()} {_checksum(master)}\n"
+
+
+def parse_master_key(line: bytes, where: str) -> bytes:
+    """The master key in `line`, whose last newline may be missing. Raises MasterKeyError, which names `where`."""
+    text = line.decode("ascii", errors="replace").removesuffix("\n")
+    digits, separator, checksum = text.removeprefix(_MASTER_PREFIX).partition(" ")
+    if not text.startswith(_MASTER_PREFIX) or not separator:
+        raise MasterKeyError(
+            f"{where} holds no master key: it should be one line beginning {_MASTER_PREFIX.strip()!r}"
+        )
+    if len(digits) != 2 * KEY_BYTES or not set(digits) <= set("0123456789abcdef"):
+        raise MasterKeyError(
+            f"the master key in {where} should be {2 * KEY_BYTES} lower-case hexadecimal digits"
+        )
+    master = bytes.fromhex(digits)
+    if checksum != _checksum(master):
+        raise MasterKeyError(f"the master key in {where} has a typing error: its check digits do not fit")
+    return master
+
+
+def _checksum(master: bytes) -> str:
+    return blake3(master).hexdigest()[:8]
+
+
+# --- tenants' secrets as stored
+
+
+class Tenant(NamedTuple):
+    """A tenant that the store knows."""
+
+    tenant: bytes
+    name: str
+    created_ns: int
+
+
+class WrappedKeys(msgspec.Struct, frozen=True):
+    """The sealed part of a keys object."""
+
+    tenant: Id
+    name: TenantName
+    created_ns: Count
+    root: Key
+    pack_keys: Annotated[dict[KeyVersion, Key], msgspec.Meta(min_length=1)]
+
+    def __repr__(self) -> str:
+        return f"WrappedKeys(tenant={self.tenant.hex()}, name={self.name!r}, …)"
+
+
+_DECODER: Final = msgspec.msgpack.Decoder(WrappedKeys)
+
+
+def keys_name(tenant: bytes, version: int) -> str:
+    """The name of the keys object whose newest pack key is `version`."""
+    return f"keys/{tenant.hex()}/{version:08}"
+
+
+def wrap_keys(master: bytes, wrapped: WrappedKeys, random: Random = os.urandom) -> bytes:
+    """A keys object."""
+    body = msgspec.msgpack.encode(wrapped)
+    _DECODER.decode(body)
+    nonce = random(NONCE_BYTES)
+    head = _KEYS_HEAD.pack(_KEYS_MAGIC, _VERSION, 0, wrapped.tenant, nonce)
+    return head + AESGCM(_wrap_key(master, wrapped.tenant)).encrypt(nonce, body, head)
+
+
+def unwrap_keys(master: bytes, tenant: bytes, data: bytes, where: str) -> WrappedKeys:
+    """What a keys object of `tenant` holds. Raises Damaged or WrongMasterKey, which name `where`."""
+    if len(data) < _KEYS_HEAD.size + TAG_BYTES:
+        raise Damaged(f"the tenant secrets {where} are cut short")
+    head = data[: _KEYS_HEAD.size]
+    magic, version, zero, owner, nonce = _KEYS_HEAD.unpack(head)
+    if (magic, version, zero, owner) != (_KEYS_MAGIC, _VERSION, 0, tenant):
+        raise Damaged(f"the tenant secrets {where} have a wrong header")
+    try:
+        body = AESGCM(_wrap_key(master, tenant)).decrypt(nonce, data[_KEYS_HEAD.size :], head)
+    except InvalidTag as error:
+        raise WrongMasterKey(
+            f"the tenant secrets {where} do not open: the master key is not the one that they were wrapped with, "
+            "or they are damaged"
+        ) from error
+    return _decode(body, tenant, where)
+
+
+def _decode(body: bytes, tenant: bytes, where: str) -> WrappedKeys:
+    try:
+        wrapped = _DECODER.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Damaged(f"the tenant secrets {where} are not in their form") from error
+    if wrapped.tenant != tenant:
+        raise Damaged(f"the tenant secrets {where} are another tenant's")
+    return wrapped
+
+
+def _wrap_key(master: bytes, tenant: bytes) -> bytes:
+    return derive("staddle.v1 tenant wrap key", master + tenant)
+
+
+class KeyStore:
+    """Tenants' secrets in the store, wrapped with the master key."""
+
+    def __init__(self, blobs: Blobs, master: bytes, random: Random = os.urandom) -> None:
+        if len(master) != KEY_BYTES:
+            raise ValueError(f"a master key has {KEY_BYTES} bytes")
+        self._blobs = blobs
+        self._master = master
+        self._random = random
+
+    def create(self, name: str, now_ns: int) -> TenantKeys:
+        """New secrets for a new tenant, durable on return.
+
+        Raises msgspec.ValidationError for a name that is empty or too long, and what the blobs raise.
+        """
+        wrapped = WrappedKeys(
+            tenant=self._random(ID_BYTES),
+            name=name,
+            created_ns=now_ns,
+            root=self._random(KEY_BYTES),
+            pack_keys={1: self._random(KEY_BYTES)},
+        )
+        self._blobs.put(keys_name(wrapped.tenant, 1), wrap_keys(self._master, wrapped, self._random))
+        return _tenant_keys(wrapped)
+
+    def load(self, tenant: bytes) -> TenantKeys:
+        """The tenant's secrets, from its newest object alone. Raises BlobMissing, Damaged or WrongMasterKey."""
+        return _tenant_keys(self._load(tenant))
+
+    def tenants(self) -> list[Tenant]:
+        """The tenants that have secrets here, by id. Raises as `load` does."""
+        wrapped = [self._load(tenant) for tenant in self.tenant_ids()]
+        return [Tenant(one.tenant, one.name, one.created_ns) for one in wrapped]
+
+    def tenant_ids(self) -> list[bytes]:
+        """The ids alone, which need no key: for going on beside a tenant whose secrets are damaged."""
+        return sorted({_parse_keys_name(name)[0] for name, _ in self._blobs.list("keys")})
+
+    def _load(self, tenant: bytes) -> WrappedKeys:
+        found = [(_parse_keys_name(name)[1], size) for name, size in self._blobs.list(f"keys/{tenant.hex()}")]
+        # Never an older one in place of a damaged newest: packs that it cannot open would look damaged.
+        version, size = max(found, default=(1, 0))
+        name = keys_name(tenant, version)
+        if size > KEYS_BYTES_MAX:
+            raise Damaged(
+                f"the tenant secrets {name} have {size} bytes; at most {KEYS_BYTES_MAX} are possible"
+            )
+        data = self._blobs.read(name, 0, size)
+        wrapped = unwrap_keys(self._master, tenant, data, name)
+        if max(wrapped.pack_keys) != version:
+            raise Damaged(f"the tenant secrets {name} hold other versions than their name says")
+        return wrapped
+
+
+def _tenant_keys(wrapped: WrappedKeys) -> TenantKeys:
+    return TenantKeys(wrapped.tenant, wrapped.root, dict(wrapped.pack_keys))
+
+
+def _parse_keys_name(name: str) -> tuple[bytes, int]:
+    try:
+        _, tenant, version = name.split("/")
+        parsed = bytes.fromhex(tenant), int(version)
+    except ValueError as error:
+        raise Damaged(f"the stored object {name} has no name that Staddle gives") from error
+    if keys_name(*parsed) != name:
+        raise Damaged(f"the stored object {name} has no name that Staddle gives")
+    return parsed

@@ -1,0 +1,440 @@
+"""Packs: chunks ↔ segments ↔ pack objects (docs/format.md, "Packs")."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from staddle_server.errors import Damaged
+from staddle_server.limits import (
+    FOOTER_BYTES_MAX,
+    KIB,
+    MIB,
+    PACK_BYTES_MAX,
+    PACK_BYTES_TARGET,
+    PACK_CHUNKS_TARGET,
+)
+from staddle_server.store import packform as form
+from staddle_server.store.blobs import Blobs, BlobShort, Buffer
+from staddle_server.store.frame import Codec, FrameError, compress, inflate
+from staddle_server.store.keys import ID_BYTES, TAG_BYTES, Random, secrets_of
+from staddle_server.types import ChunkRef, PackSummary, Role, SegmentRef, TenantKeys
+
+__all__ = [
+    "Codec",
+    "FrameError",
+    "PackDamaged",
+    "PackReader",
+    "PackWriter",
+    "Segment",
+    "Unreadable",
+    "compress",
+    "inflate",
+    "pack_name",
+    "packs_prefix",
+    "parse_pack_name",
+]
+
+SEAL_BYTES: Final = 256 * KIB
+"""So much is sealed and written at a time: it stays in the processor's cache."""
+OPENERS_MAX: Final = 1024
+"""Packs whose keys a reader remembers."""
+SEARCH_BYTES: Final = 1 * MIB
+SALVAGE_TRIED_BYTES_MAX: Final = 4 * PACK_BYTES_MAX
+"""A search tries to open so much that turns out to be no segment, then gives the rest up: heads can be forged."""
+
+
+class PackDamaged(Damaged):
+    """A pack does not hold what was stored, at `offset` or behind."""
+
+    def __init__(self, pack: bytes, offset: int, what: str) -> None:
+        super().__init__(f"pack {pack.hex()} is damaged at {offset}: {what}")
+        self.pack = pack
+        self.offset = offset
+
+
+class Unreadable(NamedTuple):
+    """A stretch of a pack in which no segment was found."""
+
+    pack: bytes
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment that was opened: as stored, unless the tenant's keys are in other hands."""
+
+    ref: SegmentRef
+    number: int
+    role: Role
+    table: tuple[ChunkRef, ...]
+    data: bytes
+
+    def chunk(self, place_offset: int, length: int, digest: bytes) -> memoryview:
+        """The bytes of one chunk, hashed. Raises PackDamaged if they do not have `digest`."""
+        if place_offset < 0 or length < 1 or place_offset + length > len(self.data):
+            raise self._damaged(f"it has no {length} bytes at {place_offset}")
+        data = memoryview(self.data)[place_offset : place_offset + length]
+        if blake3(data).digest() != digest:
+            raise self._damaged(f"the chunk at {place_offset} in it does not have its digest")
+        return data
+
+    def _damaged(self, what: str) -> PackDamaged:
+        return PackDamaged(self.ref.pack, self.ref.offset, f"the segment is not what it should be, {what}")
+
+
+def pack_name(tenant: bytes, pack: bytes) -> str:
+    """The name of a pack object."""
+    digits = pack.hex()
+    return f"packs/{tenant.hex()}/{digits[:2]}/{digits}"
+
+
+def packs_prefix(tenant: bytes) -> str:
+    """What the names of a tenant's packs lie below."""
+    return f"packs/{tenant.hex()}"
+
+
+def parse_pack_name(name: str) -> tuple[bytes, bytes]:
+    """Tenant and pack id of a pack object's name. Raises ValueError."""
+    parts = name.split("/")
+    if len(parts) != 4:
+        raise ValueError(f"{name} is not a pack's name")
+    tenant, pack = bytes.fromhex(parts[1]), bytes.fromhex(parts[3])
+    if len(tenant) != ID_BYTES or len(pack) != ID_BYTES or pack_name(tenant, pack) != name:
+        raise ValueError(f"{name} is not a pack's name")
+    return tenant, pack
+
+
+class PackWriter:
+    """One open pack, sealed with the tenant's newest pack key. Not thread-safe; holds tables, never data.
+
+    Its id is random and its own, and each number is used once: a writer that failed is of no more use, and what it was to
+    hold goes into another pack.
+
+    Attributes:
+        pack: the pack's id, 16 bytes.
+        size: bytes written so far.
+        chunk_count: chunks in it so far.
+
+    """
+
+    def __init__(self, blobs: Blobs, keys: TenantKeys, random: Random = os.urandom) -> None:
+        version = max(keys.pack_keys)
+        self.pack = random(ID_BYTES)
+        header = form.encode_header(form.Header(version, keys.tenant, self.pack))
+        self._name = pack_name(keys.tenant, self.pack)
+        self._id_key = secrets_of(keys).id_key
+        self._key = algorithms.AES256(form.pack_key(keys.pack_keys[version], header))
+        self._rows = bytearray()
+        self._tables = bytearray()
+        # update_into may ask for a block more than it writes; the tag needs the same room.
+        self._buffer = memoryview(bytearray(SEAL_BYTES + TAG_BYTES))
+        self._segments = 0
+        self._open = True
+        self.size = 0
+        self.chunk_count = 0
+        self._blob = blobs.create()
+        with self._aborting():
+            self._write(header)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to finish it. (A pack of tiny chunks has few bytes and large tables.)"""
+        return self.size >= PACK_BYTES_TARGET or self.chunk_count >= PACK_CHUNKS_TARGET
+
+    def append(
+        self, role: Role, table: Sequence[ChunkRef], codec: int, payload: Buffer, raw_length: int
+    ) -> None:
+        """Seal and write a segment of the chunks in `table`; `payload` holds them as compress() gives it.
+
+        Received, not durable. Raises ValueError for what cannot be a segment or has no room in the pack (which stays
+        usable), and what the blobs raise (after which it is aborted). The payload's frame is not looked into.
+        """
+        self._check_open()
+        head = form.Head(Role(role), Codec(codec), self._segments, len(table), len(payload), raw_length)
+        rows = self._check_segment(head, table)
+        encoded = form.encode_head(head)
+        offset = self.size
+        self._segments += 1
+        with self._aborting():
+            self._write(encoded)
+            self._seal(head.number, encoded, (rows, payload))
+        self._rows += form.encode_row(offset, head)
+        self._tables += rows
+        self.chunk_count += head.chunks
+
+    def finish(self) -> PackSummary:
+        """Write footer and trailer and give the pack its name: durable on return.
+
+        Raises ValueError for a pack without segments, and what the blobs raise; the pack is then aborted.
+        """
+        self._check_open()
+        with self._aborting():
+            if not self._segments:
+                raise ValueError("a pack without segments cannot be finished")
+            plain = bytes(self._rows + self._tables)
+            footer_bytes = form.footer_bytes(self._segments, self.chunk_count)
+            total = self.size + footer_bytes + form.TRAILER_BYTES
+            trailer = form.Trailer(footer_bytes, self._segments, total, self.chunk_count)
+            encoded = form.encode_trailer(trailer)
+            # Reading back what is about to be sealed gives the summary, and one reason less to trust this class.
+            chunks = form.decode_footer(plain, trailer, self.pack, self._id_key)
+            self._seal(form.FOOTER_NUMBER, encoded[: form.TRAILER_SEALED_BYTES], (plain,))
+            self._write(encoded)
+            self._blob.commit(self._name)
+        self._open = False
+        return PackSummary(self.pack, self.size, chunks)
+
+    def abort(self) -> None:
+        """Discard the pack; nothing of it stays. Does nothing if it is finished or aborted."""
+        if self._open:
+            self._open = False
+            self._blob.abort()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ValueError("this pack has been finished or aborted")
+
+    def _check_segment(self, head: form.Head, table: Sequence[ChunkRef]) -> bytes:
+        """The table as bytes, if the segment can be one and has room. Raises ValueError."""
+        fault = form.head_fault(head)
+        if fault is not None:
+            raise ValueError(fault)
+        if sum(chunk.length for chunk in table) != head.raw_bytes:
+            raise ValueError("the chunks in the table do not have the payload's length together")
+        footer_bytes = form.footer_bytes(self._segments + 1, self.chunk_count + head.chunks)
+        total = self.size + head.segment_bytes + footer_bytes + form.TRAILER_BYTES
+        if total > PACK_BYTES_MAX or footer_bytes > FOOTER_BYTES_MAX:
+            raise ValueError(
+                f"a pack of {self.size} bytes has no room for {head.segment_bytes} more; finish it first"
+            )
+        return form.encode_table(table)
+
+    def _seal(self, number: int, associated: bytes, parts: Sequence[Buffer]) -> None:
+        """Seal `parts` as one under `number`, and write that; a buffer at a time, so that nothing is copied twice."""
+        encryptor = Cipher(self._key, modes.GCM(form.nonce(number))).encryptor()
+        encryptor.authenticate_additional_data(associated)
+        buffer = self._buffer
+        filled = 0
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                taken = rest[: SEAL_BYTES - filled]
+                filled += encryptor.update_into(taken, buffer[filled:])
+                rest = rest[len(taken) :]
+                if filled == SEAL_BYTES:
+                    self._write(buffer[:filled])
+                    filled = 0
+        encryptor.finalize()
+        buffer[filled : filled + TAG_BYTES] = encryptor.tag
+        self._write(buffer[: filled + TAG_BYTES])
+
+    def _write(self, data: Buffer) -> None:
+        self._blob.write(data)
+        self.size += len(data)
+
+    @contextmanager
+    def _aborting(self) -> Iterator[None]:
+        """Abort the pack if the body fails."""
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
+
+
+class PackReader:
+    """Reads a tenant's packs. Thread-safe.
+
+    Everything that it returns has been opened and checked. Raises PackDamaged (or BlobMissing, BlobShort) where stored
+    bytes are not what was stored, Unavailable where the store does not answer.
+    """
+
+    def __init__(self, blobs: Blobs, keys: TenantKeys) -> None:
+        self._blobs = blobs
+        self._keys = keys
+        self._id_key = secrets_of(keys).id_key
+        self._openers: OrderedDict[bytes, AESGCM] = OrderedDict()
+        self._openers_lock = threading.Lock()
+
+    def segment(self, ref: SegmentRef) -> Segment:
+        """The segment at `ref`, whole."""
+        return self._read_segment(ref, self._opener(ref.pack))
+
+    def footer(self, pack: bytes) -> PackSummary:
+        """What the footer says that the pack holds. Header, footer and trailer are checked; segments are not read."""
+        opener = self._read_opener(pack)
+        size = self._blobs.size(self._name(pack))
+        trailer, plain = self._open_footer(pack, size, opener)
+        with _naming(pack, size - form.TRAILER_BYTES - trailer.footer_bytes):
+            chunks = form.decode_footer(plain, trailer, pack, self._id_key)
+        return PackSummary(pack, size, chunks)
+
+    def scan(self, pack: bytes) -> Iterator[Segment | Unreadable]:
+        """Every segment that opens, in order, and the stretches between them: for damaged packs.
+
+        Needs neither footer nor header: heads are searched for, and the header is made again from the pack's name.
+        """
+        size = min(self._blobs.size(self._name(pack)), PACK_BYTES_MAX)
+        openers = self._candidate_openers(pack)
+        if not self._has_header(pack):
+            yield Unreadable(pack, 0, min(size, form.HEADER_BYTES))
+        position = form.HEADER_BYTES
+        end = self._segments_end(pack, size, openers)
+        while position < end:
+            segment = self._segment_at(pack, position, end, openers)
+            if segment is None:
+                segment = self._search(pack, position + 1, end, openers)
+                stop = end if segment is None else segment.ref.offset
+                yield Unreadable(pack, position, stop - position)
+            if segment is None:
+                return
+            yield segment
+            position = segment.ref.offset + segment.ref.length
+
+    # --- parts
+
+    def _name(self, pack: bytes) -> str:
+        return pack_name(self._keys.tenant, pack)
+
+    def _opener(self, pack: bytes) -> AESGCM:
+        with self._openers_lock:
+            opener = self._openers.get(pack)
+            if opener is not None:
+                self._openers.move_to_end(pack)
+                return opener
+        opener = self._read_opener(pack)
+        with self._openers_lock:
+            self._openers[pack] = opener
+            if len(self._openers) > OPENERS_MAX:
+                self._openers.popitem(last=False)
+        return opener
+
+    def _read_opener(self, pack: bytes) -> AESGCM:
+        """What opens the pack's seals, from its header."""
+        data = self._blobs.read(self._name(pack), 0, form.HEADER_BYTES)
+        with _naming(pack, 0):
+            header = form.decode_header(data)
+            if (header.tenant, header.pack) != (self._keys.tenant, pack):
+                raise form.FormError("its header is another pack's")
+            if header.key_version not in self._keys.pack_keys:
+                raise form.FormError(
+                    f"it is sealed with pack key {header.key_version}, which the tenant does not have"
+                )
+        return AESGCM(form.pack_key(self._keys.pack_keys[header.key_version], data))
+
+    def _read_segment(self, ref: SegmentRef, opener: AESGCM) -> Segment:
+        with _naming(ref.pack, ref.offset):
+            if ref.offset < form.HEADER_BYTES:
+                raise form.FormError("no segment can lie there")
+            if not form.SEGMENT_BYTES_MIN <= ref.length <= form.SEGMENT_BYTES_MAX:
+                raise form.FormError(f"a segment cannot have {ref.length} bytes")
+        data = memoryview(self._blobs.read(self._name(ref.pack), ref.offset, ref.length))
+        with _naming(ref.pack, ref.offset):
+            head = form.decode_head(data[: form.HEAD_BYTES])
+            if head.segment_bytes != ref.length:
+                raise form.FormError(f"the segment has {head.segment_bytes} bytes, not {ref.length}")
+            body = memoryview(
+                opener.decrypt(form.nonce(head.number), data[form.HEAD_BYTES :], data[: form.HEAD_BYTES])
+            )
+            table = form.decode_table(body[: head.table_bytes], head.raw_bytes)
+            raw = inflate(head.codec, body[head.table_bytes :], head.raw_bytes)
+        return Segment(ref, head.number, head.role, table, raw)
+
+    def _open_footer(self, pack: bytes, size: int, opener: AESGCM) -> tuple[form.Trailer, bytes]:
+        offset = max(0, size - form.TRAILER_BYTES)
+        encoded = self._blobs.read(self._name(pack), offset, form.TRAILER_BYTES)
+        with _naming(pack, offset):
+            trailer = form.decode_trailer(encoded, size)
+        offset -= trailer.footer_bytes
+        sealed = self._blobs.read(self._name(pack), offset, trailer.footer_bytes)
+        with _naming(pack, offset):
+            associated = encoded[: form.TRAILER_SEALED_BYTES]
+            return trailer, opener.decrypt(form.nonce(form.FOOTER_NUMBER), sealed, associated)
+
+    # --- parts of scan
+
+    def _candidate_openers(self, pack: bytes) -> list[AESGCM]:
+        """What may open the pack, whatever its header says: one for each pack key, the newest first."""
+        openers = []
+        for version, key in sorted(self._keys.pack_keys.items(), reverse=True):
+            header = form.encode_header(form.Header(version, self._keys.tenant, pack))
+            openers.append(AESGCM(form.pack_key(key, header)))
+        return openers
+
+    def _has_header(self, pack: bytes) -> bool:
+        try:
+            self._read_opener(pack)
+        except (PackDamaged, BlobShort):
+            return False
+        return True
+
+    def _segments_end(self, pack: bytes, size: int, openers: Sequence[AESGCM]) -> int:
+        """Where the segments end: before a footer that opens, else anywhere up to the end."""
+        for opener in openers:
+            try:
+                trailer, _ = self._open_footer(pack, size, opener)
+            except (PackDamaged, BlobShort):
+                continue
+            return size - form.TRAILER_BYTES - trailer.footer_bytes
+        return size
+
+    def _segment_at(self, pack: bytes, offset: int, end: int, openers: Sequence[AESGCM]) -> Segment | None:
+        """The segment that begins at `offset` and ends by `end`, if there is one that opens."""
+        if offset + form.SEGMENT_BYTES_MIN > end:
+            return None
+        try:
+            head = form.decode_head(self._blobs.read(self._name(pack), offset, form.HEAD_BYTES))
+        except form.FormError:
+            return None
+        if offset + head.segment_bytes > end:
+            return None
+        for opener in openers:
+            try:
+                return self._read_segment(SegmentRef(pack, offset, head.segment_bytes), opener)
+            except PackDamaged:
+                continue
+        return None
+
+    def _search(self, pack: bytes, start: int, end: int, openers: Sequence[AESGCM]) -> Segment | None:
+        """The first segment behind `start` that opens."""
+        tried_bytes = 0
+        for offset, head in self._heads(pack, start, end):
+            segment = self._segment_at(pack, offset, end, openers)
+            tried_bytes += head.segment_bytes * len(openers)
+            if segment is not None or tried_bytes > SALVAGE_TRIED_BYTES_MAX:
+                return segment
+        return None
+
+    def _heads(self, pack: bytes, start: int, end: int) -> Iterator[tuple[int, form.Head]]:
+        """What has the form of a segment's head between `start` and `end`."""
+        while end - start >= form.HEAD_BYTES:
+            block = self._blobs.read(self._name(pack), start, min(SEARCH_BYTES, end - start))
+            index = block.find(form.SEGMENT_MAGIC)
+            while 0 <= index <= len(block) - form.HEAD_BYTES:
+                with suppress(form.FormError):
+                    yield start + index, form.decode_head(block[index : index + form.HEAD_BYTES])
+                index = block.find(form.SEGMENT_MAGIC, index + 1)
+            start += len(block) - form.HEAD_BYTES + 1
+
+
+@contextmanager
+def _naming(pack: bytes, offset: int) -> Iterator[None]:
+    """What does not open or is not in its form, as damage of this pack at this offset."""
+    try:
+        yield
+    except InvalidTag as error:
+        raise PackDamaged(pack, offset, "its seal does not open") from error
+    except form.FormError as error:
+        raise PackDamaged(pack, offset, str(error)) from error
+    except FrameError as error:
+        raise PackDamaged(pack, offset, error.message) from error

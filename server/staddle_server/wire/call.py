@@ -1,0 +1,218 @@
+"""One call: who makes it, what it is about, and how it ends. Everything around the handlers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from staddle_server.catalog import Principal
+from staddle_server.errors import (
+    Exhausted,
+    Fault,
+    PermissionDenied,
+    StaddleError,
+    Unauthenticated,
+    Unavailable,
+)
+from staddle_server.logs import CALLS
+from staddle_server.types import TokenRole
+from staddle_server.wire.status import code_of, status_of
+
+log = logging.getLogger(CALLS)
+BEARER: Final = "bearer "
+RETRY_S: Final = 2.0
+
+
+class Call:
+    """A call under way.
+
+    Attributes:
+        principal: Who calls.
+        tenant: The name of the principal's tenant.
+        facts: What the log line will say beside the method and its outcome; handlers add to it.
+    """
+
+    def __init__(self, principal: Principal, tenant: str, context: grpc.ServicerContext) -> None:
+        self.principal = principal
+        self.tenant = tenant
+        self.facts: dict[str, object] = {}
+        self._context = context
+
+    def on_end(self, callback: Callable[[], None]) -> bool:
+        """Calls back when the call has ended, however; False: it has already."""
+        return self._context.add_callback(callback)
+
+    def cancel(self) -> None:
+        """Ends the call from outside: the client sees CANCELLED, and asks GetUpload."""
+        self._context.cancel()
+
+
+class Method(NamedTuple):
+    """A method of the service: who may call it, and what answers."""
+
+    role: TokenRole
+    handler: Callable[[Any, Call], Any]
+
+
+class Gate:
+    """Lets calls in: knows the tokens, counts the streams, and closes when the server drains."""
+
+    def __init__(
+        self,
+        authenticate: Callable[[str], Principal],
+        tenant_name: Callable[[bytes], str],
+        streams_max: int,
+    ) -> None:
+        self._authenticate = authenticate
+        self.tenant_name = tenant_name
+        self._streams_max = streams_max
+        self._lock = threading.Lock()
+        self._streams = 0
+        self.idle = threading.Event()
+        """Set while no stream is under way."""
+        self.idle.set()
+        self._draining = False
+
+    def principal(self, context: grpc.ServicerContext) -> Principal:
+        """Who calls.
+
+        Raises:
+            Unauthenticated: no token, or none that is known.
+        """
+        for key, value in context.invocation_metadata() or ():
+            if key == "authorization" and isinstance(value, str) and value[: len(BEARER)].lower() == BEARER:
+                return self._authenticate(value[len(BEARER) :].strip())
+        raise Unauthenticated(
+            "UNAUTHENTICATED", 'the call has no token: send the metadata "authorization: Bearer TOKEN"'
+        )
+
+    def check(self, name: str, method: Method, principal: Principal) -> None:
+        """Whether the call may go on.
+
+        Raises:
+            PermissionDenied, Unavailable (DRAINING).
+        """
+        if principal.role < method.role:
+            raise PermissionDenied(
+                "PERMISSION_DENIED",
+                f"{name} needs a token of the role {method.role.name.lower()}, this one is a "
+                f"{principal.role.name.lower()}",
+                role=method.role.name.lower(),
+            )
+        if self._draining:
+            raise Unavailable("DRAINING", "the server is shutting down; try again", retry_after_s=RETRY_S)
+
+    def enter_stream(self, context: grpc.ServicerContext) -> None:
+        """Takes one of the places for streams, until the call has ended.
+
+        Raises:
+            Exhausted: TOO_MANY.
+        """
+        with self._lock:
+            if self._streams >= self._streams_max:
+                raise Exhausted(
+                    "TOO_MANY",
+                    f"this server carries {self._streams_max} streams at once, and has so many; try again",
+                    retry_after_s=RETRY_S,
+                )
+            self._streams += 1
+            self.idle.clear()
+        # A handler that waits in the library for a reader that went away may never be resumed; this is called all the same.
+        if not context.add_callback(self._leave_stream):
+            self._leave_stream()
+
+    def _leave_stream(self) -> None:
+        with self._lock:
+            self._streams -= 1
+            if not self._streams:
+                self.idle.set()
+
+    def close(self) -> None:
+        """From now on calls are told that the server is shutting down."""
+        self._draining = True
+
+
+def handle(gate: Gate, name: str, method: Method, kind: str) -> Callable[[Any, grpc.ServicerContext], Any]:
+    """The function that gRPC calls for a method. `kind` is "unary", "upstream" or "downstream"."""
+
+    def admit(context: grpc.ServicerContext) -> Call:
+        principal = gate.principal(context)
+        gate.check(name, method, principal)
+        if kind != "unary":
+            gate.enter_stream(context)
+        return Call(principal, gate.tenant_name(principal.tenant), context)
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Message:
+        line = _Line(name, context)
+        try:
+            call = line.call = admit(context)
+            response: Message = method.handler(request, call)
+        except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
+            line.fail(e)
+        line.end("OK")
+        return response
+
+    def answers(request: Any, context: grpc.ServicerContext) -> Iterator[Message]:
+        line = _Line(name, context)
+        try:
+            call = line.call = admit(context)
+            context.add_callback(line.gone)
+            yield from method.handler(request, call)
+        except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
+            line.fail(e)
+        line.end("OK")
+
+    return answers if kind == "downstream" else answer
+
+
+class _Line:
+    """The log line of a call, written once."""
+
+    def __init__(self, name: str, context: grpc.ServicerContext) -> None:
+        self.call: Call | None = None
+        self._name = name
+        self._context = context
+        self._start = time.monotonic()
+        self._lock = threading.Lock()
+        self._written = False
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Ends the call with the error's status."""
+        if not isinstance(error, StaddleError):
+            log.error("a fault in %s", self._name, exc_info=error)
+            error = Fault("INTERNAL", f"a fault of the server in {self._name}; its log has more")
+        self.end(code_of(error).name, error)
+        self._context.abort_with_status(rpc_status.to_status(status_of(error)))
+        raise AssertionError("abort_with_status raises")
+
+    def gone(self) -> None:
+        """The call has ended; if the handler did not say how, the client went away."""
+        self.end("CANCELLED")
+
+    def end(self, outcome: str, error: StaddleError | None = None) -> None:
+        """Writes the line."""
+        with self._lock:
+            if self._written:
+                return
+            self._written = True
+        call = self.call
+        fields: dict[str, object] = {
+            "method": self._name,
+            "tenant": call.tenant if call else None,
+            "principal": call.principal.name if call else None,
+            "peer": self._context.peer(),
+            **(call.facts if call else {}),
+            "seconds": round(time.monotonic() - self._start, 4),
+            "outcome": outcome,
+        }
+        if error is not None:
+            fields["reason"] = error.reason
+            fields["detail"] = error.message
+        log.info("call", extra={"fields": fields})

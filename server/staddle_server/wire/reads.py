@@ -1,0 +1,281 @@
+"""The calls that read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Final
+
+from staddle.v1 import service_pb2 as sv
+
+from staddle_server import limits
+from staddle_server.catalog import Backup, Catalog
+from staddle_server.manifest.entries import check_path
+from staddle_server.session.deletion import Deletion
+from staddle_server.session.reads import Reads
+from staddle_server.session.restore import (
+    Event,
+    Restore,
+    SentDamage,
+    SentData,
+    SentEnd,
+    SentEntry,
+    SentRef,
+    SentZeros,
+)
+from staddle_server.session.tenant import Tenants
+from staddle_server.types import ChunkRef
+from staddle_server.wire import convert
+from staddle_server.wire.call import Call
+from staddle_server.wire.convert import bad
+from staddle_server.wire.tokens import PageTokens
+
+PAGE: Final = 100
+LONG_PAGE: Final = 1_000
+PAGE_BYTES: Final = 2 * limits.MIB
+"""A page of entries is sent when it has so many bytes, whatever its number."""
+PARTS_MAX: Final = 4096
+REFS_PER_PART: Final = 1024
+
+
+class ReadCalls:
+    """What answers the calls that read, and the two that hide and show backups."""
+
+    def __init__(self, reads: Reads, deletion: Deletion, catalog: Catalog, tenants: Tenants) -> None:
+        self._reads = reads
+        self._deletion = deletion
+        self._catalog = catalog
+        self._tenants = tenants
+
+    # ------------------------------------------------------------------ restore
+
+    def restore(self, request: sv.RestoreRequest, call: Call) -> Iterator[sv.RestoreResponse]:
+        paths = [path.encode("utf-8") for path in request.paths] + list(request.path_bytes)
+        if len(paths) > limits.RESTORE_PATHS_MAX:
+            raise bad("paths", f"a call names at most {limits.RESTORE_PATHS_MAX}")
+        for path in paths:
+            check_path(path)
+        if request.exact and not paths:
+            raise bad("exact", "it needs paths")
+        view = request.view or sv.ENTRY_VIEW_DATA
+        backup = self._pick(request, call)
+        restore = self._reads.restore(
+            call.principal,
+            backup,
+            data=view == sv.ENTRY_VIEW_DATA,
+            refs=view == sv.ENTRY_VIEW_REFERENCES,
+        )
+        chosen = restore.select(paths, exact=request.exact)
+        header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
+        parts = chain([header], _restore_parts(restore.events(chosen, exact=request.exact)), _end(restore))
+        for response in _messages(parts):
+            call.facts.update(entries=restore.totals.entries, bytes=restore.totals.data_bytes)
+            yield response
+        call.facts.update(
+            entries=restore.totals.entries, bytes=restore.totals.data_bytes, damages=restore.totals.damages
+        )
+
+    def _pick(
+        self,
+        request: sv.RestoreRequest | sv.ReadRangeRequest | sv.GetBackupRequest | sv.ListEntriesRequest,
+        call: Call,
+    ) -> Backup:
+        call.facts["dataset"] = request.dataset
+        dataset = convert.dataset_name(request.dataset)
+        backup = self._reads.pick(call.principal, dataset, convert.selector_of(request.backup))
+        call.facts["backup"] = backup.id.hex()
+        return backup
+
+    def read_range(self, request: sv.ReadRangeRequest, call: Call) -> sv.ReadRangeResponse:
+        backup = self._pick(request, call)
+        found = self._reads.read_range(
+            call.principal, backup, convert.path_of(request), request.offset_bytes, request.length_bytes
+        )
+        call.facts["bytes"] = len(found.data)
+        return sv.ReadRangeResponse(
+            data=found.data,
+            file_size_bytes=found.file_size,
+            content_id=found.content_id,
+            backup_id=backup.id.hex(),
+        )
+
+    # ------------------------------------------------------------------ lists
+
+    def list_datasets(self, request: sv.ListDatasetsRequest, call: Call) -> sv.ListDatasetsResponse:
+        limit = convert.size(request.page_size, "page_size", PAGE, limits.SHORT_PAGE_SIZE_MAX)
+        tokens = self._tokens(call)
+        after = tokens.read(("datasets",), request.page_token, str) if request.page_token else ""
+        found = self._catalog.datasets.list_page(call.principal.tenant, after, limit + 1)
+        more = tokens.make(("datasets",), found[limit - 1].name) if len(found) > limit else ""
+        return sv.ListDatasetsResponse(
+            datasets=[convert.dataset_out(dataset) for dataset in found[:limit]], next_page_token=more
+        )
+
+    def list_backups(self, request: sv.ListBackupsRequest, call: Call) -> sv.ListBackupsResponse:
+        call.facts["dataset"] = request.dataset
+        dataset = convert.dataset_name(request.dataset)
+        limit = convert.size(request.page_size, "page_size", PAGE, limits.SHORT_PAGE_SIZE_MAX)
+        tokens, query = self._tokens(call), ("backups", dataset, request.show_deleted)
+        before = tokens.read(query, request.page_token, int) if request.page_token else None
+        found = self._catalog.backups.list_page(
+            call.principal.tenant,
+            dataset,
+            show_deleted=request.show_deleted,
+            before_number=before,
+            limit=limit + 1,
+        )
+        more = tokens.make(query, found[limit - 1].number) if len(found) > limit else ""
+        return sv.ListBackupsResponse(
+            backups=[convert.backup_out(backup) for backup in found[:limit]], next_page_token=more
+        )
+
+    def get_backup(self, request: sv.GetBackupRequest, call: Call) -> sv.GetBackupResponse:
+        return sv.GetBackupResponse(backup=convert.backup_out(self._pick(request, call)))
+
+    def list_entries(self, request: sv.ListEntriesRequest, call: Call) -> sv.ListEntriesResponse:
+        call.facts["dataset"] = request.dataset
+        path = convert.path_of(request)
+        limit = convert.size(request.page_size, "page_size", LONG_PAGE, limits.PAGE_SIZE_MAX)
+        if request.view == sv.ENTRY_VIEW_DATA:
+            raise bad("view", "a list carries no data; Restore does")
+        tokens, query = self._tokens(call), ("entries", request.dataset, path, request.recursive)
+        after = None
+        if request.page_token:
+            picked, after = tokens.read(query, request.page_token, tuple[str, bytes])
+            request.backup.backup = picked
+        backup = self._pick(request, call)
+        entries = self._reads.entries(call.principal, backup, path, recursive=request.recursive, after=after)
+        refs = limits.CHUNKS_PER_CALL_MAX if request.view == sv.ENTRY_VIEW_REFERENCES else 0
+        response = sv.ListEntriesResponse(backup_id=backup.id.hex())
+        size, last = 0, b""
+        for entry in entries:
+            if len(response.entries) >= limit or size >= PAGE_BYTES:
+                response.next_page_token = tokens.make(query, (backup.id.hex(), last))
+                break
+            chunks = self._reads.chunks(call.principal, entry, refs) if refs else ()
+            message = convert.entry_out(entry, chunks)
+            size += message.ByteSize()
+            response.entries.append(message)
+            last = entry.path
+        call.facts["entries"] = len(response.entries)
+        return response
+
+    def list_changes(self, request: sv.ListChangesRequest, call: Call) -> sv.ListChangesResponse:
+        call.facts["dataset"] = request.dataset
+        dataset = convert.dataset_name(request.dataset)
+        limit = convert.size(request.page_size, "page_size", LONG_PAGE, limits.PAGE_SIZE_MAX)
+        selectors = [convert.selector_of(getattr(request, "from")), convert.selector_of(request.to)]
+        tokens = self._tokens(call)
+        query = ("changes", dataset, getattr(request, "from").SerializeToString(), request.to.SerializeToString())
+        behind = None
+        if request.page_token:
+            *picked, behind = tokens.read(query, request.page_token, tuple[str, str, bytes])
+            selectors = [selectors[0]._replace(backup=b, at_ns=None, ago_ns=None) for b in picked]
+        before, after = (self._reads.pick(call.principal, dataset, selector) for selector in selectors)
+        response = sv.ListChangesResponse(from_backup_id=before.id.hex(), to_backup_id=after.id.hex())
+        size, last = 0, b""
+        for changed in self._reads.changes(call.principal, before, after, behind):
+            if len(response.changes) >= limit or size >= PAGE_BYTES:
+                response.next_page_token = tokens.make(query, (before.id.hex(), after.id.hex(), last))
+                break
+            message = convert.changed_out(changed)
+            size += message.ByteSize()
+            response.changes.append(message)
+            last = changed.path
+        call.facts["entries"] = len(response.changes)
+        return response
+
+    def _tokens(self, call: Call) -> PageTokens:
+        return PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
+
+    # ------------------------------------------------------------------ hiding
+
+    def delete_backup(self, request: sv.DeleteBackupRequest, call: Call) -> sv.DeleteBackupResponse:
+        backup = self._deletion.delete(call.principal, *self._named(request, call))
+        return sv.DeleteBackupResponse(backup=convert.backup_out(backup))
+
+    def undelete_backup(self, request: sv.UndeleteBackupRequest, call: Call) -> sv.UndeleteBackupResponse:
+        backup = self._deletion.undelete(call.principal, *self._named(request, call))
+        return sv.UndeleteBackupResponse(backup=convert.backup_out(backup))
+
+    @staticmethod
+    def _named(request: sv.DeleteBackupRequest | sv.UndeleteBackupRequest, call: Call) -> tuple[str, str]:
+        call.facts.update(dataset=request.dataset, backup=request.backup)
+        prefix = request.backup.lower()
+        if not 4 <= len(prefix) <= 32 or set(prefix) - set("0123456789abcdef"):
+            raise bad("backup", "it is 4 to 32 hexadecimal digits: name the backup that is meant")
+        return convert.dataset_name(request.dataset), prefix
+
+
+def _restore_parts(events: Iterator[Event]) -> Iterator[sv.RestorePart]:
+    refs: list[ChunkRef] = []
+    data: list[memoryview] = []
+    size = 0
+
+    def gathered() -> Iterator[sv.RestorePart]:
+        nonlocal size
+        if data:
+            payload = bytes(data[0]) if len(data) == 1 else b"".join(data)
+            yield sv.RestorePart(data=sv.Data(data=payload, chunk_lengths=[len(chunk) for chunk in data]))
+            data.clear()
+            size = 0
+        if refs:
+            part = sv.RestorePart(content=sv.ContentPart())
+            for length, digest in refs:
+                part.content.chunks.add(digest=digest, length_bytes=length)
+            yield part
+            refs.clear()
+
+    for event in events:
+        if isinstance(event, SentData):
+            if size and size + len(event.data) > limits.RESPONSE_BYTES_TARGET:
+                yield from gathered()
+            data.append(event.data)
+            size += len(event.data)
+            continue
+        if isinstance(event, SentRef):
+            refs.append(event.ref)
+            if len(refs) >= REFS_PER_PART:
+                yield from gathered()
+            continue
+        yield from gathered()
+        yield _part(event)
+    yield from gathered()
+
+
+def _part(event: SentEntry | SentZeros | SentEnd | SentDamage) -> sv.RestorePart:
+    match event:
+        case SentEntry(entry, data):
+            part = sv.RestorePart(entry=convert.entry_out(entry))
+            if data is not None:
+                part.entry.data = bytes(data)
+        case SentZeros(length):
+            part = sv.RestorePart(data=sv.Data(zero_bytes=length, chunk_lengths=[length]))
+        case SentEnd(content):
+            part = sv.RestorePart(
+                entry_end=sv.EntryEnd(size_bytes=content.size, content_id=content.content_id)
+            )
+        case SentDamage(path, message, offset, subtree):
+            part = sv.RestorePart(damage=sv.Damage(message=message, offset_bytes=offset, subtree=subtree))
+            convert.set_path(part.damage, path)
+    return part
+
+
+def _end(restore: Restore) -> Iterator[sv.RestorePart]:
+    totals = restore.totals
+    yield sv.RestorePart(
+        end=sv.End(entry_count=totals.entries, data_bytes=totals.data_bytes, damage_count=totals.damages)
+    )
+
+
+def _messages(parts: Iterator[sv.RestorePart]) -> Iterator[sv.RestoreResponse]:
+    """Parts in messages of about RESPONSE_BYTES_TARGET."""
+    response, size = sv.RestoreResponse(), 0
+    for part in parts:
+        part_size = part.ByteSize()
+        if response.parts and (size + part_size > limits.RESPONSE_BYTES_TARGET or len(response.parts) >= PARTS_MAX):
+            yield response
+            response, size = sv.RestoreResponse(), 0
+        response.parts.append(part)
+        size += part_size
+    yield response

@@ -1,0 +1,167 @@
+"""The gRPC server: the table of methods, health, reflection, and how it drains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from staddle.v1 import service_pb2 as sv
+
+from staddle_server.errors import StaddleError
+from staddle_server.limits import MESSAGE_BYTES_MAX, UNARY_THREADS
+from staddle_server.types import TokenRole
+from staddle_server.wire.call import Gate, Method, handle
+from staddle_server.wire.info import InfoCalls
+from staddle_server.wire.reads import ReadCalls
+from staddle_server.wire.status import status_of
+from staddle_server.wire.uploads import UploadCalls
+
+SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
+HEALTH: Final = "/grpc.health.v1.Health/"
+REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
+WAITING_CALLS_MAX: Final = 512
+"""Calls that may wait for a thread; more are refused at once."""
+GRACE_S: Final = 1.0
+"""What is left when a server stops has so long to say its last word."""
+
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.bdp_probe", 1),
+    ("grpc.max_metadata_size", 16 * 1024),
+)
+
+
+def methods(uploads: UploadCalls, reads: ReadCalls, info: InfoCalls) -> dict[str, Method]:
+    """Every method, the role that it needs, and what answers. What is not here is not served."""
+    reader, writer, admin = TokenRole.READER, TokenRole.WRITER, TokenRole.ADMIN
+    return {
+        "Backup": Method(writer, uploads.backup),
+        "BeginUpload": Method(writer, uploads.begin_upload),
+        "GetUpload": Method(writer, uploads.get_upload),
+        "ResumeUpload": Method(writer, uploads.resume_upload),
+        "CheckpointUpload": Method(writer, uploads.checkpoint_upload),
+        "RenewUpload": Method(writer, uploads.renew_upload),
+        "CommitUpload": Method(writer, uploads.commit_upload),
+        "AbortUpload": Method(writer, uploads.abort_upload),
+        "FindMissingChunks": Method(writer, uploads.find_missing_chunks),
+        "PutChunks": Method(writer, uploads.put_chunks),
+        "PutEntries": Method(writer, uploads.put_entries),
+        "Restore": Method(reader, reads.restore),
+        "ReadRange": Method(reader, reads.read_range),
+        "ListDatasets": Method(reader, reads.list_datasets),
+        "ListBackups": Method(reader, reads.list_backups),
+        "GetBackup": Method(reader, reads.get_backup),
+        "ListEntries": Method(reader, reads.list_entries),
+        "ListChanges": Method(reader, reads.list_changes),
+        "DeleteBackup": Method(admin, reads.delete_backup),
+        "UndeleteBackup": Method(admin, reads.undelete_backup),
+        "GetServerInfo": Method(reader, info.get_server_info),
+    }
+
+
+def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """gRPC's handlers, with the shape and the messages that the contract gives each method."""
+    made = {}
+    for name, method in table.items():
+        described = SERVICE.methods_by_name[name]
+        kind = "upstream" if described.client_streaming else "downstream" if described.server_streaming else "unary"
+        make = {
+            "unary": grpc.unary_unary_rpc_method_handler,
+            "upstream": grpc.stream_unary_rpc_method_handler,
+            "downstream": grpc.unary_stream_rpc_method_handler,
+        }[kind]
+        made[name] = make(
+            handle(gate, name, method, kind),
+            request_deserializer=getattr(sv, described.input_type.name).FromString,
+            response_serializer=getattr(sv, described.output_type.name).SerializeToString,
+        )
+    return made
+
+
+class _Door(grpc.ServerInterceptor):  # type: ignore[misc] # grpc's stubs leave the base class untyped
+    """Health needs no token, reflection any valid one; our own methods look for themselves; there is nothing else."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or not details.method.startswith(REFLECTION):
+            return handler
+        serve = handler.stream_stream
+
+        def checked(requests: Any, context: grpc.ServicerContext) -> Any:
+            try:
+                self._gate.principal(context)
+                self._gate.enter_stream(context)
+            except StaddleError as e:
+                context.abort_with_status(rpc_status.to_status(status_of(e)))
+            yield from serve(requests, context)
+
+        return grpc.stream_stream_rpc_method_handler(
+            checked,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+class WireServer:
+    """A gRPC server that can be started once, drained, and stopped."""
+
+    def __init__(self, gate: Gate, table: dict[str, Method], streams_max: int) -> None:
+        self._gate = gate
+        self._health = health.HealthServicer()
+        self._threads = ThreadPoolExecutor(streams_max + UNARY_THREADS, thread_name_prefix="call")
+        self._server = grpc.server(
+            self._threads,
+            interceptors=[_Door(gate)],
+            options=OPTIONS,
+            maximum_concurrent_rpcs=streams_max + UNARY_THREADS + WAITING_CALLS_MAX,
+        )
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(SERVICE.full_name, _handlers(gate, table))]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self._server)
+
+    def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Listens and serves; gives the port.
+
+        Raises:
+            RuntimeError: the address is in use, or is none.
+        """
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
+        self._server.start()
+        self._say(health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for name in ("", SERVICE.full_name):
+            self._health.set(name, status)
+
+    def close(self, drain_s: float) -> None:
+        """Takes no new calls, and gives the streams under way so long."""
+        self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._gate.close()
+        self._gate.idle.wait(drain_s)
+
+    def stop(self) -> None:
+        """Ends what is still under way."""
+        self._server.stop(grace=GRACE_S).wait()
+        self._threads.shutdown(wait=False)

@@ -1,0 +1,298 @@
+"""The calls that write: the thin stream, and the source-side path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import grpc
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+
+from staddle_server import limits
+from staddle_server.catalog import Upload
+from staddle_server.errors import BadRequest, StaddleError, Unfinished
+from staddle_server.session.frames import check_frame
+from staddle_server.session.intake import Intake
+from staddle_server.session.stream import BackupStream
+from staddle_server.session.tenant import Tenants
+from staddle_server.session.uploads import Opened, Uploads
+from staddle_server.session.writer import UploadWriter
+from staddle_server.types import ChunkRef
+from staddle_server.wire import convert
+from staddle_server.wire.call import Call
+from staddle_server.wire.convert import bad, identifier
+from staddle_server.wire.tokens import PageTokens
+
+LISTED: Final = 1024
+LISTED_MAX: Final = 4096
+
+
+class UploadCalls:
+    """What answers the calls that write."""
+
+    def __init__(self, uploads: Uploads, tenants: Tenants, endpoint: str) -> None:
+        self._uploads = uploads
+        self._tenants = tenants
+        self._endpoint = endpoint
+
+    # ------------------------------------------------------------------ life
+
+    def begin_upload(self, request: sv.BeginUploadRequest, call: Call) -> sv.BeginUploadResponse:
+        opened = self._begin(request, call)
+        return sv.BeginUploadResponse(
+            upload=self._upload(opened.upload),
+            taken_over=opened.taken_over,
+            damaged_base_entries=[convert.entry_out(entry) for entry in opened.damaged],
+            more_damaged_base_entries=opened.more_damaged,
+        )
+
+    def _begin(self, request: sv.BeginUploadRequest, call: Call) -> Opened:
+        call.facts["dataset"] = request.dataset
+        opened = self._uploads.begin(
+            lambda now_ns, lease_s, life_s: convert.begin_of(
+                request, os.urandom(16), call.principal, now_ns=now_ns, lease_s=lease_s, life_s=life_s
+            )
+        )
+        call.facts["upload"] = opened.upload.id.hex()
+        return opened
+
+    def _upload(self, upload: Upload) -> pb.Upload:
+        tenant = self._tenants.get(upload.tenant)
+        return convert.upload_out(upload, tenant.cutter.parameters, self._endpoint)
+
+    def get_upload(self, request: sv.GetUploadRequest, call: Call) -> sv.GetUploadResponse:
+        which = request.WhichOneof("by")
+        if which is None:
+            raise bad("by", "upload_id or request_id must be given")
+        upload = self._uploads.get(
+            call.principal,
+            upload_id=identifier(request.upload_id, "upload_id") if which == "upload_id" else None,
+            request_id=request.request_id,
+        )
+        call.facts.update(dataset=upload.dataset, upload=upload.id.hex())
+        tenant = self._tenants.get(call.principal.tenant)
+        tokens = PageTokens(tenant.secrets.token_key)
+        query = ("upload", upload.id)
+        limit = convert.size(request.page_size, "page_size", LISTED, LISTED_MAX)
+        after: tuple[bytes | None, bytes | None] = (b"", None)
+        if request.page_token:
+            after = tokens.read(query, request.page_token, tuple[bytes | None, bytes | None])
+        missing = [] if after[0] is None else self._uploads.missing(upload, after[0], limit)
+        damaged = self._uploads.damaged(upload, after[1], limit)
+        token = ""
+        if len(missing) == limit or damaged.more:
+            token = tokens.make(
+                query,
+                (
+                    missing[-1] if len(missing) == limit else None,
+                    damaged.entries[-1].path if damaged.entries else after[1],
+                ),
+            )
+        return sv.GetUploadResponse(
+            upload=self._upload(upload),
+            missing_digests=[digest.hex() for digest in missing],
+            damaged_base_entries=[convert.entry_out(entry) for entry in damaged.entries],
+            next_page_token=token,
+        )
+
+    def resume_upload(self, request: sv.ResumeUploadRequest, call: Call) -> sv.ResumeUploadResponse:
+        call.facts["upload"] = request.upload_id
+        upload = self._uploads.resume(call.principal, identifier(request.upload_id, "upload_id"))
+        call.facts["dataset"] = upload.dataset
+        return sv.ResumeUploadResponse(
+            upload=self._upload(upload)
+        )
+
+    def checkpoint_upload(self, request: sv.CheckpointUploadRequest, call: Call) -> sv.CheckpointUploadResponse:
+        progress = self._writer(request, call).checkpoint()
+        return sv.CheckpointUploadResponse(durable=convert.durable_out(progress))
+
+    def renew_upload(self, request: sv.RenewUploadRequest, call: Call) -> sv.RenewUploadResponse:
+        call.facts["upload"] = request.upload_id
+        upload = self._uploads.renew(
+            call.principal, identifier(request.upload_id, "upload_id"), request.epoch
+        )
+        return sv.RenewUploadResponse(
+            lease_expire_time=convert.timestamp(upload.lease_expires_ns),
+            expire_time=convert.timestamp(upload.expires_ns),
+        )
+
+    def commit_upload(self, request: sv.CommitUploadRequest, call: Call) -> sv.CommitUploadResponse:
+        call.facts["upload"] = request.upload_id
+        backup = self._uploads.commit(
+            call.principal,
+            identifier(request.upload_id, "upload_id"),
+            request.epoch,
+            request.entry_count,
+            request.data_bytes,
+        )
+        call.facts.update(
+            dataset=backup.dataset,
+            backup=backup.id.hex(),
+            entries=backup.root.entries,
+            bytes=backup.root.data_bytes,
+            stored_bytes=backup.stored_bytes,
+        )
+        return sv.CommitUploadResponse(backup=convert.backup_out(backup))
+
+    def abort_upload(self, request: sv.AbortUploadRequest, call: Call) -> sv.AbortUploadResponse:
+        call.facts["upload"] = request.upload_id
+        upload = self._uploads.abort(
+            call.principal, identifier(request.upload_id, "upload_id"), request.epoch
+        )
+        return sv.AbortUploadResponse(
+            upload=self._upload(upload)
+        )
+
+    # ------------------------------------------------------------------ source side
+
+    def find_missing_chunks(
+        self, request: sv.FindMissingChunksRequest, call: Call
+    ) -> sv.FindMissingChunksResponse:
+        if not 1 <= len(request.digests) <= limits.CHUNKS_PER_CALL_MAX:
+            raise bad("digests", f"a call asks for 1 to {limits.CHUNKS_PER_CALL_MAX} chunks")
+        if any(len(digest) != 32 for digest in request.digests):
+            raise bad("digests", "a digest has 32 bytes")
+        missing = self._writer(request, call).find_missing(request.digests)
+        call.facts.update(chunks=len(request.digests), missing=len(missing))
+        return sv.FindMissingChunksResponse(missing=missing)
+
+    def put_chunks(self, request: sv.PutChunksRequest, call: Call) -> sv.PutChunksResponse:
+        writer = self._writer(request, call)
+        table = [ChunkRef(ref.length_bytes, ref.digest) for ref in request.chunks]
+        frame = check_frame(table, request.data, raw=request.raw)
+        stored = writer.put_frame(frame)
+        call.facts.update(chunks=len(table), bytes=frame.raw_length)
+        return sv.PutChunksResponse(stored=stored)
+
+    def put_entries(self, request: sv.PutEntriesRequest, call: Call) -> sv.PutEntriesResponse:
+        writer = self._writer(request, call)
+        if len(request.changes) > limits.ENTRIES_PER_CALL_MAX:
+            raise bad("changes", f"a call carries at most {limits.ENTRIES_PER_CALL_MAX}")
+        changes = [convert.change_of(change) for change in request.changes]
+        intake = Intake(writer, self._tenants.get(call.principal.tenant))
+        call.facts["entries"] = len(changes)
+        return sv.PutEntriesResponse(incomplete=intake.put_entries(request.number, changes))
+
+    def _writer(
+        self,
+        request: sv.CheckpointUploadRequest
+        | sv.FindMissingChunksRequest
+        | sv.PutChunksRequest
+        | sv.PutEntriesRequest
+        | sv.ContinueUpload,
+        call: Call,
+    ) -> UploadWriter:
+        call.facts["upload"] = request.upload_id
+        writer = self._uploads.writer(
+            call.principal, identifier(request.upload_id, "upload_id"), request.epoch
+        )
+        call.facts["dataset"] = writer.upload.dataset
+        return writer
+
+    # ------------------------------------------------------------------ thin path
+
+    def backup(self, requests: Iterator[sv.BackupRequest], call: Call) -> sv.BackupResponse:
+        parts = _parts(requests)
+        first = next(parts, None)
+        which = first and first.WhichOneof("part")
+        if first is None or which not in {"begin", "continue_upload"}:
+            raise BadRequest("BAD_SEQUENCE", "a Backup stream starts with begin or continue_upload")
+        if which == "begin":
+            upload = self._begin(first.begin, call).upload
+            writer = self._uploads.writer(call.principal, upload.id, upload.epoch)
+        else:
+            writer = self._writer(first.continue_upload, call)
+        stream = BackupStream(writer, self._tenants.get(call.principal.tenant))
+        with writer.stream(call.cancel):
+            if which == "continue_upload":
+                stream.check_position(first.continue_upload.position)
+            return self._receive(parts, stream, writer, call)
+
+    def _receive(
+        self, parts: Iterator[sv.BackupPart], stream: BackupStream, writer: UploadWriter, call: Call
+    ) -> sv.BackupResponse:
+        take: dict[str, Callable[[sv.BackupPart], None]] = {
+            "entry": lambda part: stream.entry(convert.sent_of(part.entry)),
+            "data": lambda part: _take_data(stream, part.data),
+            "entry_end": lambda part: stream.entry_end(
+                part.entry_end.size_bytes if part.entry_end.HasField("size_bytes") else None,
+                part.entry_end.content_id,
+                read_again=part.entry_end.read_again,
+            ),
+            "remove": lambda part: stream.remove(convert.path_of(part.remove)),
+        }
+        try:
+            for part in parts:
+                which = part.WhichOneof("part")
+                if which in take:
+                    take[which](part)
+                elif which in {"checkpoint", "finish"}:
+                    return self._end(which, part, stream, writer, call)
+                else:
+                    raise BadRequest("BAD_SEQUENCE", f"{which or 'an empty part'} may not come here")
+        except (StaddleError, grpc.RpcError) as e:
+            self._put_aside(writer, e)
+            raise
+        raise self._unfinished(writer)
+
+    def _end(
+        self, which: str, part: sv.BackupPart, stream: BackupStream, writer: UploadWriter, call: Call
+    ) -> sv.BackupResponse:
+        upload = writer.upload
+        if which == "finish":
+            stream.end()
+            response = self.commit_upload(
+                sv.CommitUploadRequest(
+                    upload_id=upload.id.hex(),
+                    epoch=upload.epoch,
+                    entry_count=part.finish.entry_count,
+                    data_bytes=part.finish.data_bytes,
+                ),
+                call,
+            )
+            backup = response.backup
+        else:
+            writer.checkpoint()
+            backup = None
+        now = self._uploads.get(call.principal, upload_id=upload.id)
+        return sv.BackupResponse(
+            upload=self._upload(now), backup=backup
+        )
+
+    def _put_aside(self, writer: UploadWriter, error: Exception) -> None:
+        """A stream broke: what it brought is made durable, and the upload remembers why."""
+        text = error.message if isinstance(error, StaddleError) else "the stream broke"
+        self._uploads.note_failure(writer, text)
+
+    def _unfinished(self, writer: UploadWriter) -> Unfinished:
+        upload = writer.upload.id.hex()
+        progress = self._uploads.note_failure(writer, "the stream ended without finish")
+        last = progress.last_path
+        durable = f"{progress.entry_count} entries with {progress.data_bytes} bytes are durable"
+        return Unfinished(
+            "UNFINISHED_STREAM",
+            f"the stream ended without finish, so there is no backup; {durable}"
+            + (f", the last one {last!r}" if last is not None else "")
+            + f"; go on with ResumeUpload of {upload} and continue_upload",
+            upload=upload,
+        )
+
+
+def _take_data(stream: BackupStream, data: sv.Data) -> None:
+    if data.zero_bytes:
+        if data.data:
+            raise bad("data", "data and zero_bytes exclude each other")
+        stream.zeros(data.zero_bytes)
+    else:
+        stream.data(data.data)
+
+
+def _parts(requests: Iterator[sv.BackupRequest]) -> Iterator[sv.BackupPart]:
+    for request in requests:
+        if len(request.parts) > limits.PARTS_PER_MESSAGE_MAX:
+            raise bad("parts", f"a message has at most {limits.PARTS_PER_MESSAGE_MAX}")
+        yield from request.parts
+

@@ -1,0 +1,189 @@
+"""Settings: by flag, then environment, then file; and what is wrong is named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from staddle_server import config
+from staddle_server.config import Address, Settings, SettingsError
+
+
+def load(
+    flags: dict[str, str] | None = None, env: dict[str, str] | None = None, file: str | None = None
+) -> Settings:
+    return config.load({"data": "/srv/x", **(flags or {})}, env or {}, file)
+
+
+def test_every_setting_has_an_option_and_every_option_a_setting() -> None:
+    assert [option.field for option in config.OPTIONS] == [
+        field.name for field in dataclasses.fields(Settings)
+    ]
+
+
+def test_no_variable_looks_like_one_that_orchestrators_inject() -> None:
+    for option in config.OPTIONS:
+        assert option.variable.startswith("STADDLED_")
+        assert not option.variable.endswith("_PORT")
+        assert "_SERVICE_" not in option.variable
+
+
+def test_the_defaults_listen_on_loopback_without_tls() -> None:
+    settings = load()
+    assert settings.listen == Address("127.0.0.1", 7443)
+    assert settings.tls_cert is None
+    assert settings.endpoint is None
+    assert (settings.lease_s, settings.upload_life_s, settings.drain_s) == (300, 7 * 86_400, 20)
+
+
+EXAMPLES = {
+    "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
+    "endpoint": ("a:1", "b:2", "c:3"),
+    "tls_cert": ("/a", "/b", "/c"),
+    "tls_key": ("/a", "/b", "/c"),
+    "tls_client_ca": ("/a", "/b", "/c"),
+    "streams_max": ("1", "2", "3"),
+    "lease_s": ("10s", "11s", "12s"),
+    "upload_life_s": ("1h", "2h", "3h"),
+    "drain_s": ("1s", "2s", "3s"),
+    "log_format": ("json", "text", "auto"),
+    "log_level": ("debug", "error", "warning"),
+}
+
+
+@pytest.mark.parametrize(
+    "option", [each for each in config.OPTIONS if each.field != "data"], ids=lambda each: each.name
+)
+def test_a_flag_comes_before_a_variable_before_the_file_before_the_default(
+    option: config.Option, tmp_path: Path
+) -> None:
+    in_flag, in_variable, in_file = EXAMPLES[option.field]
+    file = tmp_path / "server.toml"
+    others = {"tls_cert": "/other", "tls_key": "/other"}
+    others.pop(option.field, None)
+    file.write_text(
+        f'{option.key} = "{in_file}"\n' + "".join(f'{key} = "{value}"\n' for key, value in others.items())
+    )
+
+    def value(flags: dict[str, str], env: dict[str, str]) -> object:
+        return getattr(load(flags, env, str(file)), option.field)
+
+    assert value({option.field: in_flag}, {option.variable: in_variable}) == option.parse(in_flag)
+    assert value({}, {option.variable: in_variable}) == option.parse(in_variable)
+    assert value({}, {option.variable: ""}) == option.parse(in_file)
+    assert value({}, {}) == option.parse(in_file)
+
+
+def test_the_file_in_the_data_directory_is_read_by_itself_and_a_named_one_instead_of_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "server.toml").write_text("streams_max = 7\n")
+    other = tmp_path / "other.toml"
+    other.write_text("streams_max = 8\n")
+    data = {"data": str(tmp_path)}
+    assert config.load(data, {}).streams_max == 7
+    assert config.load(data, {"STADDLED_CONFIG": str(other)}).streams_max == 8
+    assert config.load(data, {"STADDLED_CONFIG": "/nowhere"}, str(other)).streams_max == 8
+
+
+def test_the_data_directory_may_come_from_a_named_file_and_paths_there_are_relative_to_it(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text('data = "here"\ntls_cert = "tls/server.crt"\ntls_key = "/etc/server.key"\n')
+    settings = config.load({}, {}, str(file))
+    assert settings.data == tmp_path / "here"
+    assert settings.tls_cert == tmp_path / "tls/server.crt"
+    assert settings.tls_key == Path("/etc/server.key")
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text("stream_max = 7\n")
+    with pytest.raises(
+        SettingsError, match=r"s\.toml: there is no setting 'stream_max'; the nearest one is 'streams_max'"
+    ):
+        load(file=str(file))
+
+
+def test_an_unknown_variable_is_nobodys_business() -> None:
+    load(env={"STADDLED_UNHEARD_OF": "1", "STADDLED_PORT": "tcp://10.0.0.1:7443"})
+
+
+def test_without_a_data_directory_the_error_names_the_places() -> None:
+    with pytest.raises(SettingsError, match="--data DIR, STADDLED_DATA"):
+        config.load({}, {})
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "says"),
+    [
+        ("listen", "7443", "--listen is '7443': expected HOST:PORT"),
+        ("listen", "127.0.0.1:65536", "at most 65535"),
+        ("listen", "[::1:7443", "expected HOST:PORT"),
+        ("endpoint", "0.0.0.0:7443", "needs a host name"),
+        ("endpoint", "staddle:0", "needs a host name"),
+        ("streams_max", "0", "from 1 to 1024"),
+        ("streams_max", "٣", "whole number"),
+        ("lease_s", "5", "must be 10s to 1d"),
+        ("lease_s", "five", "expected a duration"),
+        ("drain_s", "-1s", "expected a duration"),
+        ("log_format", "xml", "expected auto or json or text"),
+        ("tls_cert", "a\0b", "NUL"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_origin_and_what_was_expected(field: str, text: str, says: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load({field: text})
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["streams_max = true", "streams_max = [1]", "data = 1979-05-27", "= 3", "\xff"]
+)
+def test_a_file_that_is_no_settings_file_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "s.toml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"s\.toml"):
+        load(file=str(file))
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        load(file=str(tmp_path / "missing.toml"))
+
+
+@pytest.mark.parametrize(
+    "listen", ["0.0.0.0:7443", "[::]:7443", "192.0.2.1:7443", "backup.example.org:7443", "127.evil.org:1"]
+)
+def test_beyond_loopback_nothing_starts_without_tls(listen: str) -> None:
+    with pytest.raises(SettingsError, match="nothing starts there without TLS"):
+        load({"listen": listen})
+    assert load({"listen": listen, "tls_cert": "/c", "tls_key": "/k"}).listen.port in {7443, 1}
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.8.9.1:7443", "[::1]:7443", "localhost:7443"])
+def test_on_loopback_tls_may_be_left_out(listen: str) -> None:
+    assert str(load({"listen": listen}).listen) == listen
+
+
+def test_a_certificate_needs_its_key_and_a_client_authority_needs_both() -> None:
+    with pytest.raises(SettingsError, match="belong together"):
+        load({"tls_cert": "/c"})
+    with pytest.raises(SettingsError, match="needs --tls-cert"):
+        load({"tls_client_ca": "/ca"})
+
+
+@given(st.integers(min_value=0, max_value=999_999_999))
+def test_a_duration_is_read_back_as_it_was_written(seconds: int) -> None:
+    assert config.parse_duration(config.format_duration(seconds)) == seconds
+
+
+@given(st.text(max_size=40))
+def test_an_address_is_either_refused_or_read_back_as_it_was_written(text: str) -> None:
+    try:
+        address = config.parse_address(text)
+    except ValueError:
+        return
+    assert config.parse_address(str(address)) == address

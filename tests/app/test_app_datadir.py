@@ -1,0 +1,206 @@
+"""The data directory: what it becomes, what is refused, and who may read what."""
+
+import os
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+from staddle_server import app, config, rooms
+from staddle_server.config import Settings
+from staddle_server.datadir import ClientConfig, DataDirectory, DataDirectoryError, write_client_config
+from staddle_server.errors import BadRequest, Unauthenticated
+from staddle_server.session.records import finish_all
+from staddle_server.store.keys import WrongMasterKey
+from staddle_server.store.records import Records, TenantRecord
+from staddle_server.types import TokenRole
+
+NOW_NS = 1_700_000_000_000_000_000
+
+
+def settings(path: Path) -> Settings:
+    return config.load({"data": str(path)}, {})
+
+
+def initialise(path: Path) -> DataDirectory:
+    directory = DataDirectory(path)
+    with directory.claimed():
+        app.initialise(directory, settings(path))
+    return directory
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_absent_or_empty_directory_becomes_a_data_directory(tmp_path: Path, exists: bool) -> None:
+    path = tmp_path / "a" / "b"
+    if exists:
+        path.mkdir(parents=True)
+    directory = initialise(path)
+    assert directory.is_complete()
+    assert {each.name for each in path.iterdir()} == {
+        "client.toml",
+        "master.key",
+        "catalog.db",
+        "store",
+        "server.lock",
+    } | {each.name for each in path.glob("catalog.db-*")}
+    for private in (directory.client_toml, directory.master_key, directory.catalog):
+        assert stat.S_IMODE(private.stat().st_mode) == 0o600, private
+
+
+def test_what_a_new_file_system_or_an_operator_put_there_before_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "server.toml").write_text("streams_max = 9\n")
+    (tmp_path / "tls").mkdir()
+    assert initialise(tmp_path).is_complete()
+
+
+def test_a_directory_with_somebody_elses_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(DataDirectoryError, match=r"is not empty and holds no Staddle data.*photo\.jpg"):
+        initialise(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_lost_master_key_or_catalog_is_never_replaced_by_a_new_one(tmp_path: Path) -> None:
+    directory = initialise(tmp_path)
+    key = directory.master_key.rename(tmp_path.parent / "key")
+    with pytest.raises(DataDirectoryError, match=r"master\.key is missing.*put the key back"):
+        initialise(tmp_path)
+    key.rename(directory.master_key)
+    directory.catalog.unlink()
+    with pytest.raises(DataDirectoryError, match=r"catalog\.db is missing.*put the catalog back"):
+        initialise(tmp_path)
+
+
+@pytest.mark.parametrize("reached", ["nothing", "key", "store", "format", "catalog", "tenant keys"])
+def test_making_a_directory_goes_on_wherever_it_was_cut_off(tmp_path: Path, reached: str) -> None:
+    steps = ["nothing", "key", "store", "format", "catalog", "tenant keys"]
+    directory = DataDirectory(tmp_path)
+    done = steps.index(reached)
+    if done >= 1:
+        master = rooms.create_master_key(str(directory.master_key))
+    if done >= 2:
+        directory.store.mkdir()
+        blobs = rooms.DirectoryBlobs(str(directory.store))
+    if done >= 3:
+        rooms.create_format(blobs)
+    if done >= 4:
+        rooms.open_catalog(str(directory.catalog)).close()
+    if done >= 5:
+        rooms.KeyStore(blobs, master).create("default", NOW_NS)
+    initialise(tmp_path)
+    with rooms.open_rooms(directory) as opened:
+        (tenant,) = opened.catalog.tenants.list_all()
+        assert tenant.name == "default"
+        opened.keys.load(tenant.id)
+
+
+def test_the_token_in_the_client_file_is_an_admins_of_the_default_tenant(tmp_path: Path) -> None:
+    directory = initialise(tmp_path)
+    table = tomllib.loads(directory.client_toml.read_text())
+    assert table["server"] == "127.0.0.1:7443"
+    with rooms.open_rooms(directory) as opened:
+        principal = opened.catalog.tokens.authenticate(table["token"], NOW_NS)
+        assert (principal.name, principal.role) == ("local", TokenRole.ADMIN)
+        assert principal.tenant == rooms.tenant_named(opened, "default").id
+
+
+def test_a_client_file_that_was_removed_is_made_again_with_a_new_token_and_ends_the_old_one(
+    tmp_path: Path,
+) -> None:
+    directory = initialise(tmp_path)
+    old = tomllib.loads(directory.client_toml.read_text())["token"]
+    directory.client_toml.unlink()
+    with rooms.open_rooms(directory) as opened:
+        new = app.local_token(opened, directory)
+        opened.catalog.tokens.authenticate(new, NOW_NS)
+        with pytest.raises(Unauthenticated):
+            opened.catalog.tokens.authenticate(old, NOW_NS)
+
+
+def test_a_revoked_local_token_stays_revoked_over_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = initialise(tmp_path)
+    with rooms.open_rooms(directory) as opened:
+        tenant = rooms.tenant_named(opened, "default")
+        opened.catalog.tokens.revoke(tenant.id, "local", NOW_NS)
+        token = app.local_token(opened, directory)
+        with pytest.raises(Unauthenticated):
+            opened.catalog.tokens.authenticate(token, NOW_NS)
+    assert "is not known" in caplog.text
+    assert token not in caplog.text
+
+
+def test_one_directory_has_one_server_and_the_other_one_is_named(tmp_path: Path) -> None:
+    directory = DataDirectory(tmp_path)
+    with directory.claimed():
+        with (
+            pytest.raises(DataDirectoryError, match=rf"already runs on .* \(process {os.getpid()}\)"),
+            DataDirectory(tmp_path).claimed(),
+        ):
+            pass
+    with DataDirectory(tmp_path).claimed():
+        pass
+
+
+def test_a_new_tenant_has_keys_and_a_record_in_the_store(tmp_path: Path) -> None:
+    directory = initialise(tmp_path)
+    with rooms.open_rooms(directory) as opened:
+        made = rooms.create_tenant(opened, "acme", NOW_NS)
+        found = opened.catalog.tenants.get_by_name("acme")
+        assert found is not None
+        assert found.record_written
+        assert found.wrapped_keys == (directory.store / "keys" / made.id.hex() / "00000001").read_bytes()
+        records = Records(opened.blobs, opened.keys.load(made.id))
+        assert [records.read(name) for name in records.list()] == [
+            TenantRecord(name="acme", created_ns=NOW_NS)
+        ]
+        assert sorted(each.name for each in opened.keys.tenants()) == ["acme", "default"]
+
+
+@pytest.mark.parametrize("name", ["default", "UPPER", "", "a b", "x" * 65])
+def test_a_tenant_that_cannot_be_leaves_no_keys_behind(tmp_path: Path, name: str) -> None:
+    directory = initialise(tmp_path)
+    with rooms.open_rooms(directory) as opened:
+        with pytest.raises(BadRequest):
+            rooms.create_tenant(opened, name, NOW_NS)
+        assert len(opened.keys.tenant_ids()) == 1
+
+
+def test_a_tenants_record_that_was_not_written_is_written_at_the_next_start(tmp_path: Path) -> None:
+    directory = initialise(tmp_path)
+    with rooms.open_rooms(directory) as opened:
+        keys = opened.keys.create("half", NOW_NS)
+        opened.catalog.tenants.create(keys.tenant, "half", NOW_NS)
+        assert finish_all(opened.tenants(), opened.catalog) == 1
+        assert opened.catalog.tenants.list_all(unrecorded_only=True) == []
+        assert [
+            Records(opened.blobs, keys).read(name).name for name in Records(opened.blobs, keys).list()
+        ] == ["half"]
+
+
+def test_another_directorys_master_key_opens_nothing(tmp_path: Path) -> None:
+    one, other = initialise(tmp_path / "one"), initialise(tmp_path / "other")
+    one.master_key.write_bytes(other.master_key.read_bytes())
+    with rooms.open_rooms(one) as opened, pytest.raises(WrongMasterKey):
+        opened.keys.load(rooms.tenant_named(opened, "default").id)
+
+
+def test_the_client_file_is_replaced_as_a_whole_and_read_by_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "client.toml"
+    path.write_text("old")
+    path.chmod(0o644)
+    (tmp_path / "client.toml.new").write_text("left over by a crash")
+    write_client_config(path, ClientConfig("127.0.0.1:1", "t", ca='/with "quotes"\\and\nlines'))
+    assert tomllib.loads(path.read_text()) == {
+        "server": "127.0.0.1:1",
+        "token": "t",
+        "ca": '/with "quotes"\\and\nlines',
+    }
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [each.name for each in tmp_path.iterdir()] == ["client.toml"]
+
+
+def test_a_token_does_not_show_where_values_are_printed() -> None:
+    assert "staddle_secret" not in repr(ClientConfig("127.0.0.1:1", "staddle_secret"))

@@ -1,0 +1,172 @@
+"""docs/operations.md and what is in server/deploy say what is there, all of it, and nothing else."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from staddle.v1 import errors_pb2
+from staddle_server import config, limits
+from staddle_server.cli.commands import COMMANDS, group
+
+TOP = Path(__file__).parents[2]
+PAGE = (TOP / "docs" / "operations.md").read_text()
+DEPLOY = TOP / "server" / "deploy"
+
+
+def leaves(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
+    """All commands that do something, with their names."""
+    if not isinstance(command, click.Group):
+        return [(path, command)]
+    context = click.Context(command)
+    found = []
+    for name in command.list_commands(context):
+        below = command.get_command(context, name)
+        assert below is not None, name
+        found += leaves(below, (*path, name))
+    return found
+
+
+ALL = leaves(group)
+
+
+def test_every_setting_stands_in_the_table_with_its_flag_variable_key_and_default() -> None:
+    rows = [line for line in PAGE.splitlines() if line.startswith("| `--")]
+    expected = []
+    for option in config.OPTIONS:
+        metavar = option.metavar.replace("|", "\\|")
+        default = option.default
+        expected.append([f"`--{option.name} {metavar}`", f"`{option.variable}`", f"`{option.key}`", default])
+    assert [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:5]] for row in rows] == expected
+
+
+@pytest.mark.parametrize(("path", "command"), ALL, ids=[" ".join(path) for path, _ in ALL])
+def test_every_command_and_option_is_documented(path: tuple[str, ...], command: click.Command) -> None:
+    assert f"staddle-server {' '.join(path)}" in PAGE
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert any(name in PAGE for name in parameter.opts), parameter.opts
+            assert parameter.help, parameter.opts
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_its_help(name: str) -> None:
+    done = CliRunner().invoke(group, [name, "--help"])
+    assert done.exit_code == 0
+    assert "Usage: " in done.output
+
+
+def test_every_error_reason_has_its_line_for_the_night() -> None:
+    table = PAGE[PAGE.index("## At 3 a.m.") :]
+    documented = {
+        word
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for word in re.findall(r"`([A-Z_]+)`", line.split("|")[1])
+    }
+    reasons = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118  not a dict
+    assert documented == reasons
+
+
+def test_the_numbers_in_the_page_are_the_limits() -> None:
+    assert f"at most {limits.UPLOADS_OPEN_MAX} uploads" in PAGE
+    assert f"or {limits.UPLOADS_OPEN_MAX} open uploads" in PAGE
+
+
+def test_commands_in_the_page_parse() -> None:
+    examples = re.findall(r"^(?:.*/)?staddle-server (.+(?:\\\n.+)*)$", PAGE, re.MULTILINE)
+    assert len(examples) >= 9
+    for example in examples:
+        words = example.replace("\\\n", " ").split()
+        matching = [(path, command) for path, command in ALL if tuple(words[: len(path)]) == path]
+        assert matching, example
+        path, command = matching[0]
+        rest = [word for word in words[len(path) :] if word != "…"]
+        command.make_parser(click.Context(command)).parse_args(rest)
+
+
+# --- server/deploy
+
+
+def variables_in(text: str) -> set[str]:
+    return set(re.findall(r"STADDLED_[A-Z_]+", text))
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "staddle-server.service"])
+def test_deployment_files_use_variables_and_commands_that_exist(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    known = {option.variable for option in config.OPTIONS} | {config.CONFIG_VARIABLE}
+    assert variables_in(text) <= known
+    for flag in re.findall(r"staddle-server [a-z ]*?((?: ?--[a-z-]+(?: [^-\s;]\S*)?)+)", text):
+        used = set(re.findall(r"--[a-z-]+", flag))
+        assert used <= {opt for _, command in ALL for parameter in command.params for opt in parameter.opts}
+    for command in re.findall(r"staddle-server ([a-z]+)", text):
+        assert command in COMMANDS
+
+
+def test_the_images_settings_make_a_server_that_may_listen_beyond_loopback() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    block = text[text.index("ENV PATH") :].split("\nUSER")[0]
+    environment = dict(re.findall(r"(STADDLED_[A-Z_]+)=(\S+)", block))
+    settings = config.load({}, environment)
+    assert not settings.listen.is_loopback
+    assert settings.tls_cert is not None
+    assert (settings.data, settings.log_format) == (Path("/data"), "json")
+    assert f"EXPOSE {settings.listen.port}" in text
+    health = re.search(r"HEALTHCHECK .* CMD (\[.*\])", text)
+    assert health is not None
+    words = ast.literal_eval(health[1])
+    command = dict(ALL)[(words[1],)]
+    command.make_parser(click.Context(command)).parse_args(words[2:])
+
+
+def test_the_services_settings_are_good_and_stopping_takes_longer_than_draining() -> None:
+    lines = (DEPLOY / "staddle-server.service").read_text().splitlines()
+    values = [line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")]
+    environment = dict(value.split("=", 1) for key, value in values if key == "Environment")
+    settings = config.load({}, environment)
+    stop = next(value for key, value in values if key == "TimeoutStopSec")
+    assert config.parse_duration(stop) > settings.drain_s
+    assert settings.data == Path("/var/lib") / next(value for key, value in values if key == "StateDirectory")
+    start = next(value for key, value in values if key == "ExecStart").split()
+    assert start[0].endswith("/staddle-server")
+    assert tuple(start[1:]) in dict(ALL)
+
+
+def test_the_compose_file_gives_more_time_to_stop_than_to_drain() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    drain = re.search(r"STADDLED_DRAIN: (\S+)", text)
+    grace = re.search(r"stop_grace_period: (\S+)", text)
+    assert drain is not None
+    assert grace is not None
+    assert config.parse_duration(grace[1]) > config.parse_duration(drain[1])
+
+
+# --- dependencies
+
+
+def test_the_oldest_versions_that_ci_tests_are_those_that_the_package_allows() -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [
+        each for extra in project["optional-dependencies"].values() for each in extra
+    ]
+    floors = dict(
+        re.match(r"([a-z0-9-]+)>=([0-9.]+)", each).groups()
+        for each in wanted
+        if not each.startswith("staddle")
+    )
+    pinned = dict(
+        line.split("==") for line in (TOP / ".ci" / "oldest.txt").read_text().splitlines() if "==" in line
+    )
+
+    def version(text: str) -> list[int]:
+        numbers = [int(part) for part in text.split(".")]
+        return numbers + [0] * (3 - len(numbers))
+
+    assert {name: version(text) for name, text in pinned.items()} == {
+        name: version(text) for name, text in floors.items()
+    }

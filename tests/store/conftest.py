@@ -1,0 +1,30 @@
+"""What the tests of the store share: blobs and fixed keys."""
+
+from pathlib import Path
+
+import pytest
+from memory_blobs import MemoryBlobs
+from staddle_server.store.blobs import Blobs
+from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.types import TenantKeys
+from store_data import tenant_keys
+
+
+@pytest.fixture
+def keys() -> TenantKeys:
+    return tenant_keys("here", (1, 2))
+
+
+@pytest.fixture
+def other_keys() -> TenantKeys:
+    return tenant_keys("elsewhere", (1, 2))
+
+
+@pytest.fixture
+def memory() -> MemoryBlobs:
+    return MemoryBlobs()
+
+
+@pytest.fixture(params=["directory", "memory"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    return DirectoryBlobs(str(tmp_path)) if request.param == "directory" else MemoryBlobs()

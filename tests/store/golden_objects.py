@@ -1,0 +1,111 @@
+"""What the golden files of the store hold: objects of every kind from fixed keys, ids, nonces and payloads.
+
+Run as a program it writes those that are missing; one that exists is never changed by it, since formats only grow.
+"""
+
+import os
+from pathlib import Path
+
+import zstandard
+from memory_blobs import MemoryBlobs
+from staddle_server.store.blobs import create_format
+from staddle_server.store.keys import KeyStore, WrappedKeys, keys_name, master_key_line, wrap_keys
+from staddle_server.store.pack import Codec, PackWriter
+from staddle_server.store.records import (
+    ChangeCounts,
+    CommittedRecord,
+    DeletedRecord,
+    Record,
+    Records,
+    TenantRecord,
+    UndeletedRecord,
+)
+from staddle_server.types import Kind, Role, Root, Scope, TenantKeys
+from store_data import Seeded, append_raw, table_of
+
+DIRECTORY = Path(__file__).parent.parent / "golden" / "store"
+MASTER = Seeded("golden master key")(32)
+CREATED_NS = 1_700_000_000_000_000_000
+COMMIT_NS = CREATED_NS + 3_600_000_000_000
+TEXT = b"a line that zstd makes short\n" * 40
+DATA_CHUNKS = [b"first chunk", b"second chunk\0\xff"]
+TEXT_CHUNKS = [TEXT[:400], TEXT[400:]]
+PAGES = [b"\x01\x90"]
+# As zstandard 0.25 made it at level 1. Fixed here, since another zstd may compress otherwise.
+FRAME = DIRECTORY / "frame.zst"
+BACKUP = Seeded("golden backup")(16)
+RECORDS: dict[str, tuple[Record, int]] = {
+    "tenant": (TenantRecord("default", CREATED_NS), CREATED_NS),
+    "committed": (
+        CommittedRecord(
+            backup=BACKUP,
+            dataset="orders-db",
+            number=2,
+            kind=Kind.INCREMENTAL,
+            scope=Scope.WHOLE,
+            base=Seeded("golden base")(16),
+            begin_ns=COMMIT_NS - 5_000_000_000,
+            commit_ns=COMMIT_NS,
+            root=Root(1, Seeded("golden root")(32), 1000, 123_456_789_012),
+            stored_bytes=4_321,
+            changes=ChangeCounts(1, 2, 3, 4, 5),
+            tags={"env": "test", "größe": ""},
+            host="db-1.example",
+            source_root="/srv/orders",
+            principal="token:golden",
+            upload=Seeded("golden upload")(16),
+            request_id="request-1",
+        ),
+        COMMIT_NS,
+    ),
+    "deleted": (DeletedRecord(BACKUP, COMMIT_NS + 1), COMMIT_NS + 1_000_000),
+    "undeleted": (UndeletedRecord(BACKUP, COMMIT_NS + 2), COMMIT_NS + 2_000_000),
+}
+
+
+def golden_keys() -> TenantKeys:
+    keys = KeyStore(MemoryBlobs(), MASTER, random=Seeded("golden tenant")).create("default", CREATED_NS)
+    return TenantKeys(keys.tenant, keys.root, {**keys.pack_keys, 2: Seeded("golden pack key 2")(32)})
+
+
+def golden_objects() -> dict[str, tuple[str, bytes]]:
+    """For each golden file the name of the object in the store, and its bytes."""
+    blobs, keys = MemoryBlobs(), golden_keys()
+    create_format(blobs)
+    KeyStore(blobs, MASTER, random=Seeded("golden tenant")).create("default", CREATED_NS)
+    newest = WrappedKeys(keys.tenant, "default", CREATED_NS, keys.root, keys.pack_keys)
+    blobs.put(keys_name(keys.tenant, 2), wrap_keys(MASTER, newest, Seeded("golden keys 2")))
+    files = {
+        "format.bin": "format",
+        "keys-1.bin": keys_name(keys.tenant, 1),
+        "keys-2.bin": keys_name(keys.tenant, 2),
+    }
+    writer = PackWriter(blobs, keys, random=Seeded("golden pack"))
+    append_raw(writer, Role.DATA, DATA_CHUNKS)
+    writer.append(Role.DATA, table_of(TEXT_CHUNKS), Codec.ZSTD, FRAME.read_bytes(), len(TEXT))
+    append_raw(writer, Role.MANIFEST, PAGES)
+    writer.finish()
+    (files["pack.bin"],) = (name for name, _ in blobs.list("packs"))
+    records = Records(blobs, keys, random=Seeded("golden records"))
+    for kind, (record, now_ns) in RECORDS.items():
+        files[f"record-{kind}.bin"] = records.put(record, now_ns)
+    objects = {file: (name, blobs.objects[name]) for file, name in files.items()}
+    return {"master.key": ("master.key", master_key_line(MASTER).encode()), **objects}
+
+
+def main() -> None:
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    if not FRAME.exists():
+        FRAME.write_bytes(zstandard.ZstdCompressor(level=1).compress(TEXT))
+    objects = golden_objects()
+    for file, (_, data) in objects.items():
+        if not (DIRECTORY / file).exists():
+            (DIRECTORY / file).write_bytes(data)
+            print(f"wrote {file}")
+    names = DIRECTORY / "names.txt"
+    if not names.exists():
+        names.write_text("".join(f"{file} {name}{os.linesep}" for file, (name, _) in objects.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Records: what was decided, durable and readable by its tenant alone."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_blobs import MemoryBlobs
+from staddle_server.errors import Damaged
+from staddle_server.limits import RECORD_BYTES_MAX
+from staddle_server.store.blobs import BlobExists, BlobMissing, Blobs
+from staddle_server.store.keys import secrets_of
+from staddle_server.store.records import (
+    ChangeCounts,
+    CommittedRecord,
+    DeletedRecord,
+    Record,
+    Records,
+    TenantRecord,
+    UndeletedRecord,
+    record_name,
+)
+from staddle_server.types import EMPTY_ROOT, Kind, Root, Scope, TenantKeys
+from store_data import tenant_keys
+
+NOW_NS = 1_700_000_000_123_456_789
+ID = bytes(range(16))
+COMMITTED = CommittedRecord(
+    backup=ID,
+    dataset="orders-db",
+    number=7,
+    kind=Kind.INCREMENTAL,
+    scope=Scope.CHANGES,
+    base=bytes(range(1, 17)),
+    begin_ns=NOW_NS - 5,
+    commit_ns=NOW_NS,
+    root=Root(1, bytes(range(32)), 1000, 123_456_789_012),
+    stored_bytes=4_321,
+    changes=ChangeCounts(1, 2, 3, 4, 5),
+    tags={"host": "a", "ä": ""},
+    host="db-1",
+    source_root="/srv/\N{SNOWMAN}",
+    principal="token:abc",
+    upload=bytes(range(2, 18)),
+    request_id="r-1",
+)
+RECORDS: list[Record] = [
+    TenantRecord("default", NOW_NS),
+    COMMITTED,
+    msgspec.structs.replace(COMMITTED, base=b"", kind=Kind.FULL, scope=Scope.WHOLE, root=EMPTY_ROOT, tags={}),
+    DeletedRecord(ID, NOW_NS),
+    UndeletedRecord(ID, NOW_NS),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_record_reads_back_as_it_was_put(blobs: Blobs, keys: TenantKeys, record: Record) -> None:
+    name = Records(blobs, keys).put(record, NOW_NS)
+    assert Records(blobs, keys).read(name) == record
+    assert type(Records(blobs, keys).read(name)) is type(record)
+
+
+def test_records_are_listed_in_the_order_of_their_time(
+    blobs: Blobs, keys: TenantKeys, other_keys: TenantKeys
+) -> None:
+    records = Records(blobs, keys)
+    times = [NOW_NS + 1_000_000 * i for i in (5, 0, 3, 900_000_000_000, 1)]
+    names = {time: records.put(DeletedRecord(ID, time), time) for time in times}
+    Records(blobs, other_keys).put(DeletedRecord(ID, 1), 1)
+    assert list(records.list()) == [names[time] for time in sorted(times)]
+    assert len(list(Records(blobs, other_keys).list())) == 1
+
+
+def test_a_record_that_is_put_again_under_its_id_is_there_once(blobs: Blobs, keys: TenantKeys) -> None:
+    records = Records(blobs, keys)
+    names = {records.put(COMMITTED, NOW_NS, ID) for _ in range(3)}
+    assert list(records.list()) == sorted(names)
+    assert names == {record_name(keys.tenant, NOW_NS, ID)}
+
+
+def test_an_id_that_stands_for_another_record_is_refused(blobs: Blobs, keys: TenantKeys) -> None:
+    records = Records(blobs, keys)
+    name = records.put(DeletedRecord(ID, 1), NOW_NS, ID)
+    with pytest.raises(BlobExists):
+        records.put(UndeletedRecord(ID, 1), NOW_NS, ID)
+    assert records.read(name) == DeletedRecord(ID, 1)
+
+
+def test_records_put_without_an_id_are_each_their_own(memory: MemoryBlobs, keys: TenantKeys) -> None:
+    records = Records(memory, keys)
+    assert len({records.put(COMMITTED, NOW_NS) for _ in range(100)}) == 100
+    nonces = {data[44:56] for data in memory.objects.values()}
+    assert len(nonces) == 100
+
+
+def test_a_missing_record_is_named(blobs: Blobs, keys: TenantKeys) -> None:
+    name = record_name(keys.tenant, NOW_NS, ID)
+    with pytest.raises(BlobMissing, match=name):
+        Records(blobs, keys).read(name)
+
+
+def test_every_flipped_bit_and_every_cut_of_a_record_is_damage_that_names_it(
+    memory: MemoryBlobs, keys: TenantKeys
+) -> None:
+    records = Records(memory, keys)
+    name = records.put(DeletedRecord(ID, NOW_NS), NOW_NS)
+    data = memory.objects[name]
+    for bit in range(len(data) * 8):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        memory.objects[name] = bytes(damaged)
+        with pytest.raises(Damaged, match=name):
+            records.read(name)
+    for length in range(len(data)):
+        memory.objects[name] = data[:length]
+        with pytest.raises(Damaged, match=name):
+            records.read(name)
+
+
+def test_a_record_under_another_name_or_tenant_is_damage(
+    memory: MemoryBlobs, keys: TenantKeys, other_keys: TenantKeys
+) -> None:
+    name = Records(memory, keys).put(DeletedRecord(ID, NOW_NS), NOW_NS, ID)
+    moved = record_name(keys.tenant, NOW_NS, bytes(16))
+    planted = record_name(other_keys.tenant, NOW_NS, ID)
+    memory.objects[moved] = memory.objects[planted] = memory.objects[name]
+    with pytest.raises(Damaged, match="another one"):
+        Records(memory, keys).read(moved)
+    with pytest.raises(Damaged, match="wrong header"):
+        Records(memory, other_keys).read(planted)
+    with pytest.raises(Damaged, match="wrong header"):
+        Records(memory, other_keys).read(name)
+    forged = bytearray(memory.objects[name])
+    forged[12:28] = other_keys.tenant
+    memory.objects[planted] = bytes(forged)
+    with pytest.raises(Damaged, match="does not open"):
+        Records(memory, other_keys).read(planted)
+
+
+def test_a_record_over_its_limit_is_neither_written_nor_read(memory: MemoryBlobs, keys: TenantKeys) -> None:
+    records = Records(memory, keys)
+    tags = {f"{i}": "x" * 16_000 for i in range(64)}
+    huge = msgspec.structs.replace(COMMITTED, tags=tags, host="x" * 16_000, principal="x" * 16_000)
+    with pytest.raises(ValueError, match="at most"):
+        records.put(huge, NOW_NS)
+    assert memory.objects == {}
+    name = record_name(keys.tenant, NOW_NS, ID)
+    memory.objects[name] = bytes(RECORD_BYTES_MAX + 1)
+    with pytest.raises(Damaged, match=name):
+        records.read(name)
+
+
+@pytest.mark.parametrize(("time_ns", "record_id"), [(-1, ID), (2**48 * 1_000_000, ID), (0, ID[1:]), (0, b"")])
+def test_a_name_that_no_record_has_is_refused(keys: TenantKeys, time_ns: int, record_id: bytes) -> None:
+    with pytest.raises(ValueError, match="record's name"):
+        record_name(keys.tenant, time_ns, record_id)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"backup": b""},
+    {"backup": bytes(17)},
+    {"dataset": ""},
+    {"dataset": "x" * 256},
+    {"number": -1},
+    {"kind": Kind.AUTO},
+    {"kind": 9},
+    {"scope": 0},
+    {"base": bytes(15)},
+    {"begin_ns": -1},
+    {"root": Root(16, bytes(32), 1, 0)},
+    {"root": Root(0, bytes(31), 1, 0)},
+    {"root": Root(0, b"", 1, 0)},
+    {"root": Root(0, bytes(32), 0, 0)},
+    {"root": Root(0, bytes(32), 1, -1)},
+    {"changes": ChangeCounts(-1)},
+    {"tags": {str(i): "" for i in range(65)}},
+    {"upload": bytes(15)},
+    {"request_id": "x" * 129},
+    {"host": 5},
+    {"stored_bytes": 1.5},
+]
+
+
+def seal(keys: TenantKeys, body: bytes) -> dict[str, bytes]:
+    """A record around any body, as one who has the tenant's keys could make it."""
+    head = b"STADRECD" + bytes([1, 0, 0, 0]) + keys.tenant + ID + bytes(12)
+    data = head + AESGCM(secrets_of(keys).record_key).encrypt(bytes(12), body, head)
+    return {record_name(keys.tenant, NOW_NS, ID): data}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_values_that_no_record_has_are_neither_written_nor_read(
+    memory: MemoryBlobs, keys: TenantKeys, change: dict[str, Any]
+) -> None:
+    fields = msgspec.structs.asdict(COMMITTED) | change
+
+    def put() -> None:
+        Records(memory, keys).put(CommittedRecord(**fields), NOW_NS)
+
+    with pytest.raises((ValueError, TypeError)):
+        put()
+    assert memory.objects == {}
+    memory.objects = seal(keys, msgspec.msgpack.encode({"type": "committed"} | fields))
+    with pytest.raises(Damaged):
+        Records(memory, keys).read(*memory.objects)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"type": "deleted", "backup": ID},
+        {"backup": ID, "at_ns": 1},
+        {"type": "unheard-of", "backup": ID, "at_ns": 1},
+        {"type": 5, "backup": ID, "at_ns": 1},
+        {"type": "deleted", "backup": ID.hex(), "at_ns": 1},
+        {"type": "deleted", "backup": ID, "at_ns": "1"},
+        {"type": "deleted", "backup": ID, "at_ns": None},
+        ["deleted", ID, 1],
+        None,
+    ],
+)
+def test_a_sealed_record_in_another_form_is_damage(
+    memory: MemoryBlobs, keys: TenantKeys, body: object
+) -> None:
+    memory.objects = seal(keys, msgspec.msgpack.encode(body))
+    with pytest.raises(Damaged, match="form"):
+        Records(memory, keys).read(*memory.objects)
+
+
+def test_keys_that_later_versions_add_are_passed_over(memory: MemoryBlobs, keys: TenantKeys) -> None:
+    later = {"type": "deleted", "backup": ID, "at_ns": 1, "scheme": "sealed", "list": [1, {}]}
+    memory.objects = seal(keys, msgspec.msgpack.encode(later))
+    assert Records(memory, keys).read(*memory.objects) == DeletedRecord(ID, 1)
+    memory.objects = seal(keys, msgspec.msgpack.encode(later) + b"\0")
+    with pytest.raises(Damaged):
+        Records(memory, keys).read(*memory.objects)
+
+
+GOOD = msgspec.msgpack.encode(COMMITTED)
+
+
+@given(st.binary(max_size=300), st.integers(0, len(GOOD)))
+def test_hostile_bytes_are_no_record(junk: bytes, keep: int) -> None:
+    keys = tenant_keys("here")
+    deep = b"\x82\xa4type\xa7deleted\xa1x" + b"\x91" * 5000
+    for body in (junk, GOOD[:keep] + junk, deep + junk):
+        memory = MemoryBlobs()
+        memory.objects = seal(keys, body)
+        try:
+            record = Records(memory, keys).read(*memory.objects)
+        except Damaged:
+            continue
+        assert Records(memory, keys).read(Records(memory, keys).put(record, NOW_NS + 10**9)) == record
+    memory = MemoryBlobs()
+    memory.objects = dict.fromkeys(seal(keys, b""), junk)
+    with pytest.raises(Damaged):
+        Records(memory, keys).read(*memory.objects)
