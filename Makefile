@@ -5,7 +5,10 @@
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
-#   make bench | big | interop measurements, the large run, clients in other languages
+#   make bench                 speed and size against restic and borg
+#   make big                   a large tree and a large file through everything, with kills in the middle
+#   make interop               clients in other languages: grpcurl, Go, Node
+#   make format                bring the code into its format
 #   make clean                 remove what these have made, but no data
 
 SHELL := /bin/sh

@@ -102,7 +102,9 @@ class Running:
         tenant = tenant or self.tenant
         name = name or f"{role}-{tenant.hex()[:6]}"
         if name not in self.tokens:
-            self.tokens[name] = self.catalog.tokens.create(tenant, name, TokenRole[role.upper()], time.time_ns())
+            self.tokens[name] = self.catalog.tokens.create(
+                tenant, name, TokenRole[role.upper()], time.time_ns()
+            )
         return self.tokens[name]
 
     def stub(self, role: str = "admin", tenant: bytes | None = None, name: str | None = None) -> Stub:
@@ -174,7 +176,15 @@ class ServerProcess:
     def start(self) -> None:
         """Starts it on a free port and waits until it listens."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "staddle_server.cli", "serve", "--data", str(self.data), "--listen", "127.0.0.1:0", *self.flags],
+            [
+                str(Path(sys.executable).with_name("staddle-server")),
+                "serve",
+                "--data",
+                str(self.data),
+                "--listen",
+                "127.0.0.1:0",
+                *self.flags,
+            ],
             stdout=subprocess.PIPE,
             stderr=(self.data.parent / f"{self.data.name}.log").open("a"),
             text=True,

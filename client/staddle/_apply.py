@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from staddle._metadata import via_descriptor
@@ -106,20 +107,24 @@ class Applier:
             return
         for name in sorted(present - wanted.keys()):
             if not name.startswith(KEPT_XATTRS):
-                self._change_xattr(name, report, lambda name: os.removexattr(target, name, follow_symlinks=follow))
+                self._change_xattr(
+                    name, report, partial(os.removexattr, target, name, follow_symlinks=follow)
+                )
         for name, value in wanted.items():
             if name not in present or os.getxattr(target, name, follow_symlinks=follow) != value:
                 self._change_xattr(
-                    name,
-                    report,
-                    lambda name, value=value: os.setxattr(target, name, value, follow_symlinks=follow),
+                    name, report, partial(os.setxattr, target, name, value, follow_symlinks=follow)
                 )
 
-    def _change_xattr(self, name: bytes, report: Report, change: Callable[[bytes], None]) -> None:
+    def _change_xattr(self, name: bytes, report: Report, change: Callable[[], None]) -> None:
         try:
-            change(name)
+            change()
         except OSError as error:
-            if error.errno == errno.EPERM and not self.is_root and not name.startswith((b"user.", ACL_PREFIX)):
+            if (
+                error.errno == errno.EPERM
+                and not self.is_root
+                and not name.startswith((b"user.", ACL_PREFIX))
+            ):
                 self.xattrs_kept += 1
             else:
                 report(f"extended attribute {name!r}: {reason_of(error)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
+import weakref
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Final, NamedTuple
@@ -24,7 +25,7 @@ _REFERENCE: Final = struct.Struct("<I32s")
 class ChunkList:
     """The chunks of one file, (length, digest) in order; a file of any size takes little memory."""
 
-    __slots__ = ("_count", "_few", "_file")
+    __slots__ = ("__weakref__", "_count", "_few", "_file")
 
     def __init__(self) -> None:
         self._few: list[tuple[int, bytes]] = []
@@ -50,6 +51,7 @@ class ChunkList:
         if len(self._few) >= CHUNKS_IN_MEMORY_MAX:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the list
+                weakref.finalize(self, self._file.close)
             self._spill(self._file)
 
     def first(self) -> list[tuple[int, bytes]]:

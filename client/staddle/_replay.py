@@ -4,6 +4,7 @@ A server that restarts, or a connection that breaks, loses what was received aft
 is kept here, so that a source need be read only once, seekable or not.
 """
 
+import enum
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ LINGER_S: Final = 0.02
 REPLAY_BYTES_MAX: Final = 96 * MIB
 CHECKPOINT_BYTES: Final = 32 * MIB
 """So many bytes after the last durable point, the next one is asked for."""
+FULL_WAIT_S: Final = 0.05
 PART_OVERHEAD_BYTES: Final = 128
 
 
@@ -53,6 +55,14 @@ class Record:
         return self.offset + len(self.part.data.data)
 
 
+class Outcome(enum.Enum):
+    """What became of a record."""
+
+    TAKEN = enum.auto()
+    FULL = enum.auto()
+    ENDED = enum.auto()
+
+
 class Replay:
     """Records on their way, for one producer and one stream at a time.
 
@@ -75,12 +85,16 @@ class Replay:
         """Bytes that are not durable, as far as is known."""
         return self._bytes
 
-    def append(self, record: Record) -> bool:
-        """Takes the next record. Waits while too much is not durable; False if the stream ended meanwhile, and then it is not taken."""
+    def append(self, record: Record) -> Outcome:
+        """Takes the next record, unless the stream has ended, or too much is not durable and stays so for FULL_WAIT_S."""
         with self._changed:
-            self._changed.wait_for(lambda: self._bytes < self._bytes_max or not self._running)
+            room = self._changed.wait_for(
+                lambda: self._bytes < self._bytes_max or not self._running, FULL_WAIT_S
+            )
             if not self._running:
-                return False
+                return Outcome.ENDED
+            if not room:
+                return Outcome.FULL
             size = record.size_bytes
             self._records.append(record)
             self._bytes += size
@@ -89,7 +103,7 @@ class Replay:
             self._unsent_bytes += size
             if was_empty or self._unsent_bytes >= MESSAGE_BYTES or record.part.HasField("finish"):
                 self._changed.notify_all()
-            return True
+            return Outcome.TAKEN
 
     def trim(self, durable: resources.DurablePoint) -> None:
         """Lets go of what is durable."""

@@ -6,10 +6,9 @@ there is, without its bytes, and only what differs is fetched, in batches. Eithe
 
 from __future__ import annotations
 
-import errno
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Final, cast
 
@@ -76,6 +75,7 @@ class Restore:
         """The order of the last path that was dealt with, or that is in `_pending`."""
         self._pending: dict[bytes, None] = {}
         self._pending_bytes = 0
+        self._open_path = b""
         self._told_s = 0.0
 
     def run(self) -> RestoreReport:
@@ -125,7 +125,9 @@ class Restore:
         return request
 
     def _events(self, request: wire.RestoreRequest) -> Generator[Event]:
-        messages = cast("Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry))
+        messages = cast(
+            "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
+        )
         with closing(messages):
             for event in read_restore(messages, view=request.view):
                 if isinstance(event, HeaderEvent):
@@ -146,37 +148,196 @@ class Restore:
 
     def _write(self, events: Iterator[Event]) -> None:
         """Entries with their bytes, written as they come."""
-        open_file: OpenedFile | None = None
+        opened: OpenedFile | None = None
         try:
             for event in events:
                 if isinstance(event, EntryEvent):
-                    open_file = self._write_entry(event)
-                elif isinstance(event, DataEvent):
-                    open_file = self._write_data(open_file, event)
+                    opened = self._write_entry(event)
+                elif isinstance(event, DataEvent) and opened is not None:
+                    opened = self._write_data(opened, event)
                 elif isinstance(event, FileEndEvent):
-                    if open_file is not None:
-                        opened, open_file = open_file, None
-                        self._writing.finish_file(opened)
+                    ended, opened = opened, None
+                    self._end_file(ended)
                 elif isinstance(event, DamageEvent):
-                    if open_file is not None:
-                        opened, open_file = open_file, None
-                        opened.abandon()
-                    self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
+                    ended, opened = opened, None
+                    self._damaged(ended, event)
         finally:
-            if open_file is not None:
-                open_file.abandon()
+            if opened is not None:
+                opened.abandon()
 
     def _write_entry(self, event: EntryEvent) -> OpenedFile | None:
         """Writes an entry, or begins the file whose bytes follow."""
-        path, entry = event.path, event.entry
-        self._step(path)
-        writer = self._writing
+        path, entry, writer = event.path, event.entry, self._writing
+        self._entered(path)
+        self._open_path = path
+        opened: OpenedFile | None = None
         if not is_file(entry):
-            self._write_other(path, entry)
+            self._make(path, entry)
+        elif not writer.link(path, entry):
+            if event.open:
+                opened = writer.open_file(path, entry)
+            else:
+                writer.whole_file(path, entry)
+        if not event.open:
+            self._finished(path)
+        return opened
+
+    def _write_data(self, opened: OpenedFile, event: DataEvent) -> OpenedFile | None:
+        """Writes bytes; None if the target does not take them, and the rest of the file is let pass."""
+        try:
+            if event.zero_bytes:
+                opened.write_zeros(event.zero_bytes)
+            else:
+                opened.write(event.data)
+        except OSError as error:
+            opened.abandon()
+            self._tally.not_written(opened.path, error)
             return None
-        if writer.link(path, entry):
-            return None
-        if event.open:
-            return writer.open_file(path, entry)
-        writer.whole_file(path, entry)
-        return None
+        return opened
+
+    def _end_file(self, opened: OpenedFile | None) -> None:
+        if opened is not None:
+            self._writing.finish_file(opened)
+        self._finished(self._open_path)
+
+    def _damaged(self, opened: OpenedFile | None, event: DamageEvent) -> None:
+        if opened is not None:
+            opened.abandon()
+        self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
+        self._finished(event.path)
+
+    def _make(self, path: bytes, entry: pb.Entry) -> None:
+        if entry.type == pb.ENTRY_TYPE_DIRECTORY:
+            self._writing.directory(path, entry)
+        else:
+            self._writing.special(path, entry)
+
+    # --- what differs
+
+    def _decide(self, events: Iterator[Event]) -> None:
+        """Deals with all that needs no bytes, and gathers the files that do; fetches them now and then."""
+        for event in events:
+            if isinstance(event, DamageEvent):
+                self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
+            if not isinstance(event, EntryEvent) or (
+                self._done is not None and sort_key(event.path) <= self._done
+            ):
+                continue
+            self._entered(event.path)
+            self._decide_entry(event.path, event.entry)
+            self._done = sort_key(event.path)
+            if len(self._pending) >= FETCH_PATHS or self._pending_bytes >= FETCH_PATH_BYTES:
+                self._fetch()
+
+    def _decide_entry(self, path: bytes, entry: pb.Entry) -> None:
+        if entry.type == pb.ENTRY_TYPE_DIRECTORY:
+            self._writing.directory(path, entry)
+        elif entry.type == pb.ENTRY_TYPE_SOCKET or not self._writing.is_there(path, entry):
+            if not is_file(entry):
+                self._writing.special(path, entry)
+            elif not self._writing.link(path, entry):
+                self._pending[path] = None
+                self._pending_bytes += len(path)
+
+    def _fetch(self) -> None:
+        """Fetches the files that were gathered, and with that the directories that were left have all they get."""
+        if self._pending:
+            request = wire.RestoreRequest(
+                dataset=self._dataset, backup=self._selector, view=VIEW_DATA, exact=True
+            )
+            _add_paths(request, self._pending)
+            with closing(self._events(request)) as events:
+                self._write(events)
+            if self._pending:
+                raise ProtocolError(
+                    f"The server left out {len(self._pending)} of the paths that were asked for."
+                )
+        self._pending_bytes = 0
+        self._writing.finish_directories()
+
+    def _entered(self, path: bytes) -> None:
+        """A path comes; directories that it is not in are finished, unless files for them are still to come."""
+        self._tally.path = path
+        self._tell("restore")
+        if path in self._pending:
+            return
+        writer = self._writing
+        writer.enter(path)
+        if writer.left_count >= LEFT_DIRECTORIES_MAX and self._pending:
+            self._fetch()
+        elif writer.left_count and not self._pending:
+            writer.finish_directories()
+
+    def _finished(self, path: bytes) -> None:
+        if path in self._pending:
+            del self._pending[path]
+        elif self._whole:
+            self._done = sort_key(path)
+
+    # --- telling
+
+    def _report(self, seconds: float) -> RestoreReport:
+        tally, applier = self._tally, self._writing.applier
+        warnings = [
+            f"{count} {words}"
+            for count, words in (
+                (applier.owners_kept, "paths kept this user as their owner: only root can give files away."),
+                (applier.xattrs_kept, "extended attributes were not set: this user or this system cannot."),
+                (tally.sockets, "sockets were not made: a restore never makes any."),
+                (tally.kept, "paths were there already, and were kept."),
+                (tally.problems_dropped, "more paths had problems than are named."),
+            )
+            if count
+        ]
+        assert self._backup is not None  # a pass came to its end
+        return RestoreReport(
+            backup=backup_of(self._backup),
+            target=os.fsdecode(self._path),
+            problems=tuple(tally.problems),
+            warnings=tuple(warnings),
+            entries_written=tally.written,
+            entries_unchanged=tally.unchanged,
+            data_bytes=tally.data_bytes,
+            seconds=seconds,
+        )
+
+    def _tell(self, phase: str, notice: str = "") -> None:
+        tell, now_s = self._options.progress, time.monotonic()
+        if tell is None or (not notice and now_s - self._told_s < PROGRESS_S):
+            return
+        self._told_s = now_s
+        tally, backup = self._tally, self._backup
+        all_of_it = backup is not None and not self._options.paths
+        tell(
+            Progress(
+                phase=phase,
+                path=os.fsdecode(tally.path),
+                entries_done=tally.written + tally.unchanged,
+                entries_total=backup.entry_count if backup is not None and all_of_it else None,
+                bytes_done=tally.data_bytes,
+                bytes_total=backup.data_bytes if backup is not None and all_of_it else None,
+                notice=notice,
+            )
+        )
+
+    def _tell_retry(self, notice: RetryNotice) -> None:
+        text = (
+            f"{notice.error.message} Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
+        )
+        self._tell("retry", text)
+
+
+def _add_paths(request: wire.RestoreRequest, paths: Iterable[bytes]) -> None:
+    for path in paths:
+        try:
+            request.paths.append(path.decode())
+        except UnicodeDecodeError:
+            request.path_bytes.append(path)
+
+
+def _is_empty_or_absent(path: bytes) -> bool:
+    try:
+        with os.scandir(path) as listing:
+            return next(listing, None) is None
+    except FileNotFoundError:
+        return True

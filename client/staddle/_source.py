@@ -20,11 +20,13 @@ from blake3 import blake3
 from staddle._base import BaseDamagedError, BaseEntry, Changed, Comparison, Removed, base_entries, is_below
 from staddle._convert import KINDS_TO_WIRE, backup_of, path_of, sort_key
 from staddle._errors import (
+    CancelledError,
     ConflictError,
     DamageError,
     DatasetNotFoundError,
     MissingChunksError,
     ProtocolError,
+    ServerError,
     StaddleError,
     UnfinishedError,
     UploadClosedError,
@@ -131,7 +133,7 @@ class _Run:
             except MissingChunksError as error:
                 opened = self._begin_distrusting(opened, error)
             except StaddleError as error:
-                if not _goes_on(error):
+                if self._calls.closed or not _goes_on(error):
                     raise
                 opened = self._go_on(opened, attempts, error)
         return opened
@@ -359,10 +361,12 @@ def _attempt_of(calls: Calls, options: BackupOptions) -> Attempt:
 
 
 def _goes_on(error: StaddleError) -> bool:
-    """Whether taking the upload over may help."""
+    """Whether taking the upload over may help: the failure says nothing against the upload itself."""
     if isinstance(error, ConflictError):
         return error.reason in GOES_ON
-    return may_pass(error) or isinstance(error, UnfinishedError)
+    if isinstance(error, ServerError):
+        return "code" in error.facts  # a broken stream whose status was lost, not a server that gave a reason
+    return may_pass(error) or isinstance(error, UnfinishedError | CancelledError)
 
 
 def _is_behind(behind: bytes) -> Callable[[bytes], bool]:

@@ -17,7 +17,7 @@ from staddle._errors import (
     UnfinishedError,
     UploadClosedError,
 )
-from staddle._replay import CHECKPOINT_BYTES, Record, Replay
+from staddle._replay import CHECKPOINT_BYTES, Outcome, Record, Replay
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
@@ -134,8 +134,12 @@ class UploadStream:
 
     def _append(self, record: Record) -> None:
         """Sends a record, on a new stream if the one it was meant for has ended."""
-        while not self._replay.append(record):
-            self._recover(self._failure())
+        while (outcome := self._replay.append(record)) is not Outcome.TAKEN:
+            if outcome is Outcome.ENDED:
+                self._recover(self._failure())
+            else:
+                # The checkpoint before may have come too early to make anything durable: without another one nothing would move.
+                self._ask_for_checkpoint()
         if self._replay.held_bytes >= CHECKPOINT_BYTES:
             self._ask_for_checkpoint()
 

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -39,7 +40,7 @@ class TargetFullError(OSError):
 class WriteTally:
     """What a restore has done so far."""
 
-    problems: list[PathProblem] = field(default_factory=list)
+    problems: dict[PathProblem, None] = field(default_factory=dict)
     problems_dropped: int = 0
     written: int = 0
     unchanged: int = 0
@@ -50,8 +51,9 @@ class WriteTally:
 
     def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
         """Notes a path that is not as it was in the backup."""
-        if len(self.problems) < PROBLEMS_MAX:
-            self.problems.append(PathProblem(kind, path, message))
+        problem = PathProblem(kind, path, message)
+        if problem in self.problems or len(self.problems) < PROBLEMS_MAX:
+            self.problems[problem] = None
         else:
             self.problems_dropped += 1
 
@@ -246,7 +248,9 @@ class Writer:
         self._tally.unchanged += 1
         return True
 
-    def _same_file(self, dir_fd: int, path: bytes, name: bytes, entry: pb.Entry, status: os.stat_result) -> bool:
+    def _same_file(
+        self, dir_fd: int, path: bytes, name: bytes, entry: pb.Entry, status: os.stat_result
+    ) -> bool:
         linked = self._links.get(_link_key(entry)) if entry.link_group else None
         if linked is not None and linked[1] != (status.st_dev, status.st_ino):
             return False  # the same bytes, but not the same file
@@ -383,7 +387,10 @@ def _is_same(dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) 
     if entry.type == pb.ENTRY_TYPE_SYMLINK:
         return os.readlink(name, dir_fd=dir_fd) == link_target_of(entry)
     if entry.type in DEVICES:
-        return (os.major(status.st_rdev), os.minor(status.st_rdev)) == (entry.device_major, entry.device_minor)
+        return (os.major(status.st_rdev), os.minor(status.st_rdev)) == (
+            entry.device_major,
+            entry.device_minor,
+        )
     return True
 
 

@@ -2,12 +2,9 @@
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
 
 import grpc
 
@@ -22,20 +19,8 @@ from staddle_server.datadir import (
 )
 from staddle_server.errors import Unauthenticated
 from staddle_server.rooms import Rooms, open_rooms
-from staddle_server.session.clock import SystemClock
-from staddle_server.session.deletion import Deletion
-from staddle_server.session.reads import Reads
-from staddle_server.session.records import finish_all
-from staddle_server.session.uploads import Uploads
+from staddle_server.service import Service
 from staddle_server.signals import listening_for_signals
-from staddle_server.wire.call import Gate
-from staddle_server.wire.info import InfoCalls
-from staddle_server.wire.reads import ReadCalls
-from staddle_server.wire.server import WireServer, methods
-from staddle_server.wire.uploads import UploadCalls
-
-OPENERS: Final = min(8, os.cpu_count() or 1)
-"""Threads that open segments for restores, ahead of what is sent."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,23 +54,19 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
     accepted = malloc.tune()
     directory = DataDirectory(settings.data)
     with directory.claimed(), listening_for_signals() as stop:
-        made = not directory.is_complete()
-        if made:
-            initialise(directory, settings)
+        new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
         with open_rooms(directory) as opened:
             swept = opened.blobs.sweep()
-            finished = finish_all(opened.tenants(), opened.catalog)
             _event(
                 "starting",
                 version=__version__,
                 malloc=malloc.describe(accepted),
-                records_finished=finished,
                 temporary_files_swept=swept,
             )
             with _serving(settings, opened) as listening:
-                token = local_token(opened, directory)
+                token = new_token or local_token(opened, directory)
                 write_client_config(directory.client_toml, local_client(settings, listening, token))
-                announce(Started(settings, listening, made))
+                announce(Started(settings, listening, made=new_token is not None))
                 _event("serving", address=listening)
                 _event("draining", signal=stop.wait(), drain_s=settings.drain_s)
     _event("stopped")
@@ -97,41 +78,30 @@ def _event(message: str, **fields: object) -> None:
 
 @contextlib.contextmanager
 def _serving(settings: Settings, opened: Rooms) -> Iterator[Address]:
-    """Listens and serves while the context lasts, then takes everything down in the order that loses nothing:
-
-    no new calls, streams get their time, uploads come to a checkpoint, and only then is the line cut.
-    """
+    """Listens and serves while the context lasts, then drains; if the context ends with an error, without waiting for streams."""
     files = tls.files_of(settings)
     credentials = tls.server_credentials(files) if files is not None else None
-    clock, tenants = SystemClock(), opened.tenants()
-    lease_s, life_s = int(settings.lease_s), int(settings.upload_life_s)
-    with ThreadPoolExecutor(OPENERS, thread_name_prefix="open") as openers:
-        uploads = Uploads(opened.catalog, tenants, clock, lease_s=lease_s, life_s=life_s)
-        reads = Reads(opened.catalog, tenants, clock, openers)
-        server = WireServer(
-            Gate(
-                lambda token: opened.catalog.tokens.authenticate(token, clock.now_ns()),
-                lambda tenant: tenants.get(tenant).name,
-                settings.streams_max,
-            ),
-            methods(
-                UploadCalls(uploads, tenants, str(settings.endpoint or "")),
-                ReadCalls(reads, Deletion(opened.catalog, tenants, clock), opened.catalog, tenants),
-                InfoCalls(tenants, clock, streams_max=settings.streams_max, lease_s=lease_s, life_s=life_s),
-            ),
-            settings.streams_max,
-        )
-        try:
-            yield Address(settings.listen.host, _start(server, settings.listen, credentials))
-            server.close(settings.drain_s)
-        finally:
-            uploads.close()
-            server.stop()
-
-
-def _start(server: WireServer, listen: Address, credentials: grpc.ServerCredentials | None) -> int:
+    service = Service(
+        opened.catalog,
+        opened.blobs,
+        opened.keys,
+        streams_max=settings.streams_max,
+        lease_s=settings.lease_s,
+        upload_life_s=settings.upload_life_s,
+        endpoint=str(settings.endpoint or ""),
+    )
+    drain_s = 0.0
     try:
-        return server.start(str(listen), credentials)
+        port = _start(service, settings.listen, credentials)
+        yield Address(settings.listen.host, port)
+        drain_s = settings.drain_s
+    finally:
+        service.drain(drain_s)
+
+
+def _start(service: Service, listen: Address, credentials: grpc.ServerCredentials | None) -> int:
+    try:
+        return service.start(str(listen), credentials)
     except RuntimeError as error:
         raise ListenError(
             f"cannot listen on {listen}: another program does already, or this machine has no such address; "

@@ -313,7 +313,7 @@ def _server(places: Places) -> Iterator[None]:
     say(f"  $ {shlex.join(command)} &")
     log_path = places.base / "server.log"
     with log_path.open("wb") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603  our own two commands, no shell
             [str(places.bin / command[0]), *command[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         try:
@@ -333,13 +333,14 @@ def _await_server(places: Places, process: subprocess.Popen[bytes], log_path: Pa
     health = [str(places.bin / "staddle-server"), "health", "--data", str(places.server)]
     deadline_s = time.monotonic() + SERVER_START_S
     while process.poll() is None and time.monotonic() < deadline_s:
-        if (
-            places.client_config.exists()
-            and subprocess.run(health, capture_output=True, check=False).returncode == 0
-        ):
+        if places.client_config.exists() and _succeeds(health):
             return
         time.sleep(0.05)
     raise DemoError(f"the server did not start:\n{log_path.read_text(errors='replace')[-2000:]}")
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603  our own command
 
 
 def staddle(places: Places, *arguments: str) -> None:
@@ -347,7 +348,7 @@ def staddle(places: Places, *arguments: str) -> None:
     say(f"  $ {shlex.join(('staddle', *arguments))}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE_")}
     environment["STADDLE_CONFIG"] = str(places.client_config)
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  our own two commands, no shell
         [str(places.bin / "staddle"), *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -29,6 +29,7 @@ class StaddleError(Exception):
         message: what happened, to what, and what to do. No secrets and no stored data.
         facts: documented details, short strings.
         retry_after_s: when trying again makes sense; None where the wire gives no RetryInfo.
+
     """
 
     reasons: ClassVar[frozenset[str]] = frozenset()

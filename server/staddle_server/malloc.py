@@ -28,11 +28,16 @@ PARAMETERS: Final = (
         (64 * MIB, 32 * MIB),
         "messages and segments come from memory that is kept, not from maps of their own; older glibc takes 32 MiB at most",
     ),
-    Parameter("M_TRIM_THRESHOLD", -1, (64 * MIB,), "how much free memory is kept at the top of the heap"),
+    Parameter("M_TRIM_THRESHOLD", -1, (32 * MIB,), "how much free memory is kept at the top of the heap"),
     Parameter(
-        "M_TOP_PAD", -2, (16 * MIB,), "how much more is taken when the heap grows, so that it grows rarely"
+        "M_TOP_PAD", -2, (4 * MIB,), "how much more is taken when the heap grows, so that it grows rarely"
     ),
-    Parameter("M_ARENA_MAX", -8, (2,), "two heaps for all threads: each keeps what it had at its largest"),
+    Parameter(
+        "M_ARENA_MAX",
+        -8,
+        (1,),
+        "one heap for all threads: each keeps what it had at its largest, and two were no faster",
+    ),
 )
 HIGHEST: Final = 2**31 - 1
 

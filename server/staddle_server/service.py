@@ -62,6 +62,7 @@ class Service:
 
         Raises:
             RuntimeError: the address is in use, or is none.
+
         """
         return self._wire.start(address, credentials)
 

@@ -77,7 +77,7 @@ class Chunk(NamedTuple):
     """A chunk with its bytes."""
 
     digest: bytes
-    data: bytes | memoryview
+    data: bytes | bytearray | memoryview
 
 
 class ListRoot(msgspec.Struct, frozen=True, array_like=True):

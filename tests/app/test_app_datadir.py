@@ -134,12 +134,12 @@ def test_a_revoked_local_token_stays_revoked_over_a_restart(
 
 def test_one_directory_has_one_server_and_the_other_one_is_named(tmp_path: Path) -> None:
     directory = DataDirectory(tmp_path)
-    with directory.claimed():
-        with (
-            pytest.raises(DataDirectoryError, match=rf"already runs on .* \(process {os.getpid()}\)"),
-            DataDirectory(tmp_path).claimed(),
-        ):
-            pass
+    with (
+        directory.claimed(),
+        pytest.raises(DataDirectoryError, match=rf"already runs on .* \(process {os.getpid()}\)"),
+        DataDirectory(tmp_path).claimed(),
+    ):
+        pass
     with DataDirectory(tmp_path).claimed():
         pass
 

@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import grpc
@@ -78,6 +78,12 @@ class Stored:
 
 
 @dataclass
+class Opened:
+    entry: resources.Entry
+    data: bytearray = field(default_factory=bytearray)
+
+
+@dataclass
 class State:
     """What an upload has come to."""
 
@@ -85,13 +91,17 @@ class State:
     entry_count: int = 0
     data_bytes: int = 0
     entries: dict[bytes, Stored] = field(default_factory=dict)
-    opened: Stored | None = None
+    opened: Opened | None = None
 
     def durable(self) -> State:
-        state = copy.deepcopy(self)
+        state = self.copied()
         if state.opened is not None:
-            state.opened.data = state.opened.data[: len(state.opened.data) // CHUNK * CHUNK]
+            del state.opened.data[len(state.opened.data) // CHUNK * CHUNK :]
         return state
+
+    def copied(self) -> State:
+        opened = self.opened and Opened(self.opened.entry, self.opened.data.copy())
+        return replace(self, entries=dict(self.entries), opened=opened)
 
     def point(self) -> resources.DurablePoint:
         point = resources.DurablePoint(
@@ -228,7 +238,7 @@ class MemoryService(StaddleServiceServicer):
                     context, grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_CLOSED", f"It is {state}.", state=state
                 )
             upload.message.epoch += 1
-            upload.received = copy.deepcopy(upload.durable)
+            upload.received = upload.durable.copied()
             return service.ResumeUploadResponse(upload=upload.shown())
 
     def CheckpointUpload(self, request, context):
@@ -286,9 +296,9 @@ class MemoryService(StaddleServiceServicer):
             if part.entry_end.size_bytes != len(opened.data):
                 rpc_abort(context, grpc.StatusCode.INVALID_ARGUMENT, "DIGEST_MISMATCH", "Another size came.")
             claimed = opened.entry.file_digest.blake3
-            if claimed and claimed != blake3(opened.data).digest():
+            if claimed and claimed != blake3(bytes(opened.data)).digest():
                 rpc_abort(context, grpc.StatusCode.INVALID_ARGUMENT, "DIGEST_MISMATCH", "Other bytes came.")
-            state.take(opened.entry, opened.data)
+            state.take(opened.entry, bytes(opened.data))
         elif kind == "remove":
             gone = path_of(part.remove)
             for path in [p for p in state.entries if p == gone or p.startswith(gone + b"/")]:
@@ -302,7 +312,7 @@ class MemoryService(StaddleServiceServicer):
             state.opened = None
             state.take(entry, entry.data)
         elif not entry.HasField("continue_at_bytes"):
-            state.opened = Stored(copy.deepcopy(entry))
+            state.opened = Opened(copy.deepcopy(entry))
         elif state.opened is None or entry.continue_at_bytes != len(state.opened.data):
             rpc_abort(context, grpc.StatusCode.INVALID_ARGUMENT, "BAD_SEQUENCE", "Not where the entry is.")
 
@@ -524,7 +534,7 @@ class Running:
         self.stop()
         with self.service.lock:
             for upload in self.service.uploads.values():
-                upload.received = copy.deepcopy(upload.durable)
+                upload.received = upload.durable.copied()
         self.server, _ = start(self.service, self.address)
 
 

@@ -119,8 +119,8 @@ def full_list(said: Sequence[Entry]) -> list[Entry]:
     return merged_by_definition([], list(kept.values()))
 
 
-# Names that sort otherwise by bytes than by components: " ", "!" and "\x01" come before "/".
-COMPONENTS = [b"a", b"b", b"a!", b"a b", b"\x01", b"\xff", b"a\x01"]
+# Some sort otherwise by bytes than by components: "!" and "\x01" come before "/". Few, so that they meet.
+COMPONENTS = [b"a", b"b", b"a!", b"a\x01", b"\xff"]
 paths = st.lists(st.sampled_from(COMPONENTS), min_size=1, max_size=4).map(b"/".join)
 entries = st.one_of(
     st.builds(file, paths, st.integers(0, 4), mode=st.sampled_from([0o600, 0o644])),

@@ -25,7 +25,7 @@ from manifest_model import (
 from staddle_server import errors
 from staddle_server.manifest.entries import implied_directory, removal, same, same_content
 from staddle_server.manifest.merge import merge, merge_runs, sort_run
-from staddle_server.manifest.pages import FORMAT
+from staddle_server.manifest.pages import FORMAT, is_boundary
 from staddle_server.manifest.read import Manifest
 from staddle_server.types import EMPTY_ROOT, Entry, EntryType, Flag, Root
 
@@ -204,6 +204,38 @@ def test_removing_all_but_one_page_leaves_no_index_page_with_one_child() -> None
         ]
         merged = merge(base, [run], pages, pages, PAGE_KEY, rules=TINY)
         assert merged.root == build(tree[: kept + 1], Pages())
+
+
+def test_a_reused_page_that_holds_a_single_page_is_no_root() -> None:
+    pages = Pages()
+    # A leaf of one entry that ends an index page as well.
+    path = next(b"0%06d" % n for n in range(10**6) if is_boundary(PAGE_KEY, b"0%06d" % n, 2, TINY))
+    others = [file(b"x%04d" % n) for n in range(100)]
+    base = build([file(path), *others], pages)
+    assert base.level > 2
+    run = [removal(entry.path) for entry in others]
+    assert merge(base, [run], pages, pages, PAGE_KEY, rules=TINY).root == build([file(path)], Pages())
+
+
+def test_a_parent_is_implied_also_above_a_path_that_was_removed() -> None:
+    pages = Pages()
+    base = build([file(b"z")], pages)
+    merged = merge(base, [[removal(b"a/b"), file(b"a/b/c")]], pages, pages, PAGE_KEY, rules=TINY)
+    expected = [implied_directory(b"a"), implied_directory(b"a/b"), file(b"a/b/c"), file(b"z")]
+    assert listed(merged.root, pages) == expected
+
+
+def test_an_implied_directory_of_the_base_stays_when_nothing_lies_in_it_any_more() -> None:
+    pages = Pages()
+    base = build([implied_directory(b"a"), file(b"a/b")], pages)
+    merged = merge(base, [[removal(b"a/b")]], pages, pages, PAGE_KEY, rules=TINY)
+    assert listed(merged.root, pages) == [implied_directory(b"a")]
+
+
+def test_the_root_directory_is_not_implied() -> None:
+    pages = Pages()
+    merged = merge(EMPTY_ROOT, [[file(b"dump.sql")]], pages, pages, PAGE_KEY, rules=TINY)
+    assert listed(merged.root, pages) == [file(b"dump.sql")]
 
 
 def test_removing_everything_leaves_the_empty_root() -> None:

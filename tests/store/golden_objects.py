@@ -3,7 +3,6 @@
 Run as a program it writes those that are missing; one that exists is never changed by it, since formats only grow.
 """
 
-import os
 from pathlib import Path
 
 import zstandard
@@ -104,7 +103,7 @@ def main() -> None:
             print(f"wrote {file}")
     names = DIRECTORY / "names.txt"
     if not names.exists():
-        names.write_text("".join(f"{file} {name}{os.linesep}" for file, (name, _) in objects.items()))
+        names.write_text("".join(f"{file} {name}\n" for file, (name, _) in objects.items()))
 
 
 if __name__ == "__main__":

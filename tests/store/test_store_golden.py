@@ -183,10 +183,25 @@ def test_a_golden_record_opens_by_hand_as_the_format_describes(kind: str) -> Non
     body = msgspec.msgpack.decode(AESGCM(key).decrypt(nonce, data[56:], data[:56]))
     assert body.pop("type") == kind
     if kind == "committed":
-        assert list(body) == (
-            "backup dataset number kind scope base begin_ns commit_ns root stored_bytes changes tags host "
-            "source_root principal upload request_id"
-        ).split(" ")
+        assert list(body) == [
+            "backup",
+            "dataset",
+            "number",
+            "kind",
+            "scope",
+            "base",
+            "begin_ns",
+            "commit_ns",
+            "root",
+            "stored_bytes",
+            "changes",
+            "tags",
+            "host",
+            "source_root",
+            "principal",
+            "upload",
+            "request_id",
+        ]
         assert body["changes"] == [1, 2, 3, 4, 5]
         assert body["root"][0::2] == [1, 1000]
         assert (body["kind"], body["scope"], body["commit_ns"]) == (2, 1, COMMIT_NS)

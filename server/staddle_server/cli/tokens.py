@@ -50,7 +50,7 @@ _tenant_option = click.option(
 @data_option
 @json_option
 def create(
-    role: str, name: str | None, expires: str | None, tenant: str, data: DataDirectory, as_json: bool
+    *, role: str, name: str | None, expires: str | None, tenant: str, data: DataDirectory, as_json: bool
 ) -> None:
     """Make a token and print it: this once, it cannot be shown again."""
     now_ns = time.time_ns()

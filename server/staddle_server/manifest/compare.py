@@ -139,11 +139,7 @@ class _Pair:
         elif left.page.level != right.page.level:
             (a if left.page.level > right.page.level else b).open()
         else:
-            last, other_last = sort_key(mine.last), sort_key(other.last)
-            if last >= other_last:
-                a.open()
-            if last <= other_last:
-                b.open()
+            (a if sort_key(mine.last) >= sort_key(other.last) else b).open()
 
     def _entries(self, left: Frame | None, right: Frame | None) -> tuple[_Item, _Item]:
         before = None if left is None else left.page.entries[left.index]

@@ -24,7 +24,7 @@ from staddle_server.types import Attributes, ChunkRef, Content, Entry, ListRoot,
 ITEM: Final = Struct("<Q32s")
 """An item of a list chunk: bytes of the file below it, digest."""
 _HEAD_BYTES: Final = 2
-LIST_BYTES_MAX: Final = _HEAD_BYTES + limits.PAGE_BYTES_MAX
+LIST_BYTES_MAX: Final = _HEAD_BYTES + FORMAT.list_items * ITEM.size
 
 
 class ListLevel(msgspec.Struct, array_like=True):
@@ -33,8 +33,8 @@ class ListLevel(msgspec.Struct, array_like=True):
     items: bytes = b""
     ended: int = 0
     """List chunks of this level that are complete."""
-    first: bytes = b""
-    """The digest of the first of them."""
+    newest: bytes = b""
+    """The digest of the last one of these."""
 
 
 class ContentState(msgspec.Struct, frozen=True, array_like=True):
@@ -96,7 +96,7 @@ class ContentBuilder:
 
     def state(self) -> ContentState:
         """What restore() needs. Only what the sink has made durable may be counted on later."""
-        levels = tuple(ListLevel(bytes(level.items), level.ended, level.first) for level in self._levels)
+        levels = tuple(ListLevel(bytes(level.items), level.ended, level.newest) for level in self._levels)
         return ContentState(self._profile, self._size, self._count, levels)
 
     @classmethod
@@ -108,7 +108,7 @@ class ContentBuilder:
         if not 1 <= len(state.levels) <= limits.TREE_HEIGHT_MAX:
             raise errors.Damaged("An upload's state is damaged: its list of chunks has no levels.")
         builder._levels = [
-            _Filling(bytearray(level.items), level.ended, level.first) for level in state.levels
+            _Filling(bytearray(level.items), level.ended, level.newest) for level in state.levels
         ]
         for ref in builder._refs(source):
             builder._hasher.add(*ref)
@@ -144,7 +144,7 @@ class ContentBuilder:
                 if current.ended > 1:
                     self._level(level + 1).items += ITEM.pack(*item)
             if current.ended == 1:
-                return ListRoot(level, current.first)
+                return ListRoot(level, current.newest)
             level += 1
 
     def _append(self, level: int, length: int, digest: bytes) -> None:
@@ -164,7 +164,7 @@ class ContentBuilder:
         digest = self._sink.write(bytes([PageKind.LIST, level]) + current.items)
         current.items = bytearray()
         current.ended += 1
-        current.first = current.first or digest
+        current.newest = digest
         return length, digest
 
     def _level(self, level: int) -> "_Filling":
@@ -178,12 +178,12 @@ class ContentBuilder:
 class _Filling:
     """A ListLevel at work."""
 
-    __slots__ = ("ended", "first", "items")
+    __slots__ = ("ended", "items", "newest")
 
-    def __init__(self, items: bytearray | None = None, ended: int = 0, first: bytes = b"") -> None:
+    def __init__(self, items: bytearray | None = None, ended: int = 0, newest: bytes = b"") -> None:
         self.items = bytearray() if items is None else items
         self.ended = ended
-        self.first = first
+        self.newest = newest
 
 
 def chunks_of(content: Content, source: PageSource, offset: int = 0) -> Iterator[tuple[int, ChunkRef]]:

@@ -75,7 +75,10 @@ class Cursor:
         """Reads the first page; call it before all others. Raises Damaged, and leaves the cursor at the end."""
         root, self._unopened = self._unopened, None
         if root is not None:
-            self._enter(root.digest, root.level, rightmost=True)
+            page = self._load(root.digest, root.level)
+            if page.entries_below() != root.entries:
+                raise errors.Damaged("A manifest is damaged: it holds other entries than it should.")
+            self._push(page, rightmost=True)
 
     def frame(self) -> Frame | None:
         """The page that has the next item; None at the end."""
@@ -123,14 +126,13 @@ class Cursor:
         rightmost = frame.rightmost and frame.index == len(frame.page) - 1
         level = frame.page.level - 1
         page = self._load(child.digest, level)
-        if page.last(len(page) - 1) != child.last:
-            raise errors.Damaged("A manifest is damaged: a page ends elsewhere than its index page says.")
+        if page.last(len(page) - 1) != child.last or page.entries_below() != child.entries:
+            raise errors.Damaged(
+                "A manifest is damaged: a page holds other entries than its index page says."
+            )
         # Where the item before is the last of its page, the way back up leads behind this child.
         frame.index += 1
         self._push(page, rightmost=rightmost)
-
-    def _enter(self, digest: bytes, level: int, *, rightmost: bool) -> None:
-        self._push(self._load(digest, level), rightmost=rightmost)
 
     def _push(self, page: Page, *, rightmost: bool) -> None:
         frame = Frame(page, 0, rightmost=rightmost)
@@ -152,11 +154,26 @@ class Cursor:
             frames.pop()
 
     def _position(self, page: Page, start: int) -> int:
-        assert self._floor is not None
+        """Where the floor is in a page, from `start` on."""
+        floor = self._floor
+        assert floor is not None
+        # Look-ups come in order: mostly it is the next one or the one behind it.
+        for index in range(start, min(start + 2, len(page))):
+            key = sort_key(page.last(index))
+            if key > floor or (key == floor and not self._above_floor):
+                return index
         find = bisect_right if self._above_floor else bisect_left
         if page.level:
-            return find(page.children, self._floor, lo=start, key=lambda child: sort_key(child.last))
-        return find(page.entries, self._floor, lo=start, key=lambda entry: sort_key(entry.path))
+            return find(page.children, floor, lo=start, key=_child_key)
+        return find(page.entries, floor, lo=start, key=_entry_key)
+
+
+def _child_key(child: Child) -> bytes:
+    return sort_key(child.last)
+
+
+def _entry_key(entry: Entry) -> bytes:
+    return sort_key(entry.path)
 
 
 def entry_at(cursor: Cursor, key: bytes) -> Entry | None:

@@ -18,7 +18,7 @@ from staddle_server import errors
 from staddle_server.manifest.cursor import Cursor, Load, PageCache, entry_at, find_entry, subtree_end
 from staddle_server.manifest.entries import implied_directory, same, same_content, shown
 from staddle_server.manifest.pages import FORMAT, PageRules, PageSink, PageSource
-from staddle_server.manifest.runs import Change, fold, merge_runs, sort_run
+from staddle_server.manifest.runs import Change, beginning, fold, merge_runs, sort_run
 from staddle_server.manifest.tree import TreeBuilder
 from staddle_server.types import Entry, EntryType, Flag, Root, sort_key
 
@@ -56,13 +56,12 @@ def merge(
 
 
 class _Above:
-    """A path above the one that is being placed."""
+    """A path above the one that is being placed, or that one: `length` is how much of it that is."""
 
-    __slots__ = ("gone", "path", "prefix", "type")
+    __slots__ = ("gone", "length", "type")
 
-    def __init__(self, path: bytes, kind: EntryType | None, *, gone: bool) -> None:
-        self.path = path
-        self.prefix = sort_key(path) + b"\0" if path else b""
+    def __init__(self, length: int, kind: EntryType | None, *, gone: bool) -> None:
+        self.length = length
         self.type = kind
         """What the result has at this path; None: nothing, or it was not looked at."""
         self.gone = gone
@@ -81,6 +80,7 @@ class _Merge:
         self._base = Cursor(base, load)
         self._base.open_root()
         self._above: list[_Above] = []
+        self._last_key = b""
         self._kept = 0
         self._reference: Cursor | None = None
         if reference is not None and reference.entries:
@@ -126,12 +126,14 @@ class _Merge:
     def _place(self, change: Change) -> None:
         key, entry, cut = change
         above = self._above
-        while above and not key.startswith(above[-1].prefix):
+        while above and not key.startswith(beginning(self._last_key, above[-1].length)):
             above.pop()
+        self._last_key = key
         gone = above[-1].gone if above else False
         path = key.replace(b"\0", b"/")
         if entry is not None:
             self._find_parents(path)
+            above = self._above
         if cut or (entry is not None and entry.type != EntryType.DIRECTORY):
             gone = True
             self._leave_out(path)
@@ -139,7 +141,7 @@ class _Merge:
             self._base.skip()
         if entry is not None:
             self._add(entry, key)
-        above.append(_Above(path, None if entry is None else entry.type, gone=gone))
+        above.append(_Above(len(path), None if entry is None else entry.type, gone=gone))
 
     def _leave_out(self, path: bytes) -> None:
         """Passes what the base has at and below a path."""
@@ -156,47 +158,45 @@ class _Merge:
     def _find_parents(self, path: bytes) -> None:
         """Sees that every path above `path` is a directory of the result, and puts in those that are missing."""
         above = self._above
-        parent, slash, _ = path.rpartition(b"/")
-        if not slash:
+        length = path.rfind(b"/")
+        if length < 0:
             return
-        if above and above[-1].path == parent and above[-1].type is not None:
+        if above and above[-1].length == length and above[-1].type is not None:
             # It was placed or seen before, and so was all above it.
             self._see_directory(above[-1], path)
             return
-        self._complete(parent)
-        for place in above:
-            if place.path:
+        self._complete(path)
+        for place in self._above:
+            if place.length:
                 self._see_directory(place, path)
 
-    def _complete(self, parent: bytes) -> None:
-        """Fills the gaps in the way down to `parent`."""
-        above = self._above
-        known = {place.path: place for place in above}
-        root = known.get(b"")
-        way = [] if root is None else [root]
-        end = -1
-        while end != len(parent):
-            end = parent.find(b"/", end + 1)
-            if end < 0:
-                end = len(parent)
-            path = parent[:end]
-            way.append(known.get(path) or _Above(path, None, gone=bool(way) and way[-1].gone))
-        above[:] = way
+    def _complete(self, path: bytes) -> None:
+        """Fills the gaps in the way down to `path`."""
+        known = {place.length: place for place in self._above}
+        way = [known[0]] if 0 in known else []
+        length = path.find(b"/")
+        while length >= 0:
+            way.append(known.get(length) or _Above(length, None, gone=bool(way) and way[-1].gone))
+            length = path.find(b"/", length + 1)
+        self._above = way
 
     def _see_directory(self, place: _Above, path: bytes) -> None:
-        if place.type is None and not place.gone:
-            place.type = self._type_in_base(place)
         if place.type is None:
-            place.type = EntryType.DIRECTORY
-            self._add(implied_directory(place.path), sort_key(place.path))
+            above = path[: place.length]
+            if not place.gone:
+                place.type = self._type_in_base(above)
+            if place.type is None:
+                place.type = EntryType.DIRECTORY
+                self._add(implied_directory(above), sort_key(above))
         if place.type != EntryType.DIRECTORY:
+            below, file = shown(path), shown(path[: place.length])
             raise errors.BadRequest(
                 "PATH_CONFLICT",
-                f"{shown(path)!r} lies below {shown(place.path)!r}, which is not a directory; remove or replace that first.",
-                path=shown(path),
+                f"{below!r} lies below {file!r}, which is not a directory; remove or replace that first.",
+                path=below,
             )
 
-    def _type_in_base(self, place: _Above) -> EntryType | None:
+    def _type_in_base(self, path: bytes) -> EntryType | None:
         """The type that the base has at a path above the cursor.
 
         A full manifest has all parents of what it has: if the base has the path, what it passed last lies there or below.
@@ -204,10 +204,10 @@ class _Merge:
         past = self._base.past
         if past is None:
             return None
-        if past == place.path:
+        if past == path:
             entry = self._base.past_entry or find_entry(self._base_root, past, self._load)
             return None if entry is None else entry.type
-        return EntryType.DIRECTORY if sort_key(past).startswith(place.prefix) else None
+        return EntryType.DIRECTORY if past.startswith(path + b"/") else None
 
     def _add(self, entry: Entry, key: bytes) -> None:
         """Adds an entry that is not the base's."""
@@ -221,5 +221,7 @@ class _Merge:
             return entry
         if not same(found, entry) and not entry.flags & Flag.IMPLIED:
             self._kept += 1
+        if not entry.flags & Flag.READ_AGAIN:
+            return found
         # Not metadata but a warning about this reading: it must not get lost.
-        return msgspec.structs.replace(found, flags=found.flags | (entry.flags & Flag.READ_AGAIN))
+        return msgspec.structs.replace(found, flags=found.flags | Flag.READ_AGAIN.value)

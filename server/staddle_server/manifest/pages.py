@@ -78,6 +78,10 @@ class Page:
     def __len__(self) -> int:
         return len(self.children) if self.level else len(self.entries)
 
+    def entries_below(self) -> int:
+        """How many entries it stands for."""
+        return sum(child.entries for child in self.children) if self.level else len(self.entries)
+
     def last(self, index: int) -> bytes:
         """The last path of the item at `index`."""
         return self.children[index].last if self.level else self.entries[index].path

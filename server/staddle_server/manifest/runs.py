@@ -70,12 +70,20 @@ def _aged(run: Iterable[Entry], age: int) -> Iterator[_Record]:
         yield key, age, entry
 
 
+def beginning(key: bytes, length: int) -> bytes:
+    """What the sort keys below a path begin with; the path's own is the first `length` bytes of `key`."""
+    return key[:length] + b"\0" if length else b""
+
+
 def _fold(records: Iterable[_Record]) -> Iterator[Change]:
-    # For each path above that takes older things out: what its descendants' keys begin with, and the age of the newest taker.
-    takers: list[tuple[bytes, int]] = []
+    # For each path above that takes older things out: the length of its key, a beginning of the last one, and the age of the
+    # newest taker. Lengths, because the keys of all paths above a deep one would be many bytes.
+    takers: list[tuple[int, int]] = []
+    last = b""
     for key, group in groupby(records, key=itemgetter(0)):
-        while takers and not key.startswith(takers[-1][0]):
+        while takers and not key.startswith(beginning(last, takers[-1][0])):
             takers.pop()
+        last = key
         above = takers[-1][1] if takers else -1
         taker = -1
         entry: Entry | None = None
@@ -86,7 +94,7 @@ def _fold(records: Iterable[_Record]) -> Iterator[Change]:
             if record.type != EntryType.DIRECTORY:
                 taker = age
         if taker >= 0:
-            takers.append((key + b"\0" if key else b"", taker))
+            takers.append((len(key), taker))
         cut = taker >= 0 and above < 0 and (entry is None or entry.type == EntryType.DIRECTORY)
         if entry is not None or cut:
             yield Change(key, entry, cut)

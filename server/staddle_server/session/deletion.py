@@ -25,6 +25,7 @@ class Deletion:
         Raises:
             NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND.
             BadRequest: AMBIGUOUS_BACKUP.
+
         """
         found = self._find(principal, dataset, prefix)
         now_ns = self._clock.now_ns()

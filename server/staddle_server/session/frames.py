@@ -8,7 +8,12 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from staddle_server.errors import BadRequest
-from staddle_server.limits import CHUNK_BYTES_MAX, CHUNKS_PER_CALL_MAX, PUT_CHUNKS_BYTES_MAX, PUT_CHUNKS_INFLATED_BYTES_MAX
+from staddle_server.limits import (
+    CHUNK_BYTES_MAX,
+    CHUNKS_PER_CALL_MAX,
+    PUT_CHUNKS_BYTES_MAX,
+    PUT_CHUNKS_INFLATED_BYTES_MAX,
+)
 from staddle_server.store.frame import Codec, FrameError, inflate
 from staddle_server.types import ChunkRef
 
@@ -27,6 +32,7 @@ def check_frame(table: Sequence[ChunkRef], data: bytes, *, raw: bool) -> Frame:
 
     Raises:
         BadRequest: BAD_FIELD, BAD_FRAME or DIGEST_MISMATCH; nothing of the frame may be kept.
+
     """
     if not 1 <= len(table) <= CHUNKS_PER_CALL_MAX:
         raise BadRequest("BAD_FIELD", f"a call carries 1 to {CHUNKS_PER_CALL_MAX} chunks", field="chunks")
@@ -63,6 +69,7 @@ def check_ref(ref: ChunkRef, field: str) -> None:
 
     Raises:
         BadRequest: BAD_FIELD.
+
     """
     if len(ref.digest) != 32:
         raise BadRequest("BAD_FIELD", f"{field}: a digest has 32 bytes", field=field)

@@ -17,10 +17,10 @@ from staddle_server.limits import (
     MIB,
     SEGMENT_RAW_BYTES_TARGET,
 )
+from staddle_server.session.tenant import Tenant
 from staddle_server.store.frame import compress
 from staddle_server.store.pack import PackWriter
 from staddle_server.types import Chunk, ChunkRef, Role
-from staddle_server.session.tenant import Tenant
 
 Payload = bytes | bytearray | memoryview
 Compressed = tuple[int, Payload]
@@ -44,6 +44,7 @@ class ChunkSink:
         self,
         tenant: Tenant,
         catalog: Catalog,
+        *,
         upload: bytes,
         epoch: int,
         compressors: Executor,

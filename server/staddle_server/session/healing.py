@@ -10,9 +10,9 @@ from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged
 from staddle_server.manifest.content import chunks_of
 from staddle_server.manifest.read import Gap, Manifest
-from staddle_server.types import Entry, Role, Root
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenant
+from staddle_server.types import Entry, Role, Root
 
 LISTED_MAX: Final = 1000
 """Damaged entries that one answer lists."""

@@ -12,10 +12,10 @@ from staddle.chunking import Chunker, Cut, content_id
 from staddle_server.errors import BadRequest, Precondition
 from staddle_server.limits import ENTRIES_PER_CALL_MAX, FILE_BYTES_MAX
 from staddle_server.manifest.entries import check_entry, check_path, shown
-from staddle_server.types import ChunkRef, Entry, EntryType, Flag, Profile
 from staddle_server.session.frames import check_ref
 from staddle_server.session.tenant import Tenant
 from staddle_server.session.writer import UploadWriter
+from staddle_server.types import ChunkRef, Entry, EntryType, Flag, Profile
 
 
 class Sent(NamedTuple):
@@ -32,6 +32,7 @@ class Sent(NamedTuple):
         continue_at: Goes on with the open entry at this byte.
         digest: Digest of the whole file that the client states; empty: it does not.
         more: The list of references goes on in a later one.
+
     """
 
     entry: Entry
@@ -101,9 +102,12 @@ class Intake:
         Raises:
             BadRequest: BAD_FIELD, BAD_SEQUENCE, DIGEST_MISMATCH.
             Precondition: ENTRIES_OUT_OF_ORDER, NOT_IN_BASE.
+
         """
         if len(changes) > ENTRIES_PER_CALL_MAX:
-            raise BadRequest("BAD_FIELD", f"a call carries at most {ENTRIES_PER_CALL_MAX} changes", field="changes")
+            raise BadRequest(
+                "BAD_FIELD", f"a call carries at most {ENTRIES_PER_CALL_MAX} changes", field="changes"
+            )
         with self._writer.together():
             expected = self._writer.put_entries_number + 1
             if not 1 <= number <= expected:
@@ -149,6 +153,7 @@ class Intake:
 
         Raises:
             BadRequest, Precondition: it cannot be taken.
+
         """
         if isinstance(sent, Removed):
             check_path(sent.path)
@@ -186,7 +191,11 @@ class Intake:
                 raise BadRequest(
                     "BAD_SEQUENCE",
                     f"{shown(sent.entry.path)} cannot go on at byte {sent.continue_at}: "
-                    + ("no entry is open" if opened.path is None else f"{shown(opened.path)} is, at {opened.size}"),
+                    + (
+                        "no entry is open"
+                        if opened.path is None
+                        else f"{shown(opened.path)} is, at {opened.size}"
+                    ),
                     path=shown(sent.entry.path),
                 )
             return _Listed(sent, refs)
@@ -238,10 +247,13 @@ def check_stated(sent: Sent, size: int, identity: bytes) -> None:
 
     Raises:
         BadRequest: DIGEST_MISMATCH.
+
     """
     path = shown(sent.entry.path)
     if sent.size is not None and sent.size != size:
-        raise BadRequest("DIGEST_MISMATCH", f"{path}: {sent.size} bytes were announced, {size} came", path=path)
+        raise BadRequest(
+            "DIGEST_MISMATCH", f"{path}: {sent.size} bytes were announced, {size} came", path=path
+        )
     if sent.content_id and sent.content_id != identity:
         raise BadRequest(
             "DIGEST_MISMATCH",
@@ -255,6 +267,7 @@ def check_file(entry: Entry, size: int) -> None:
 
     Raises:
         BadRequest: BAD_FIELD.
+
     """
     check_entry(entry)
     holes = entry.attributes.holes if entry.attributes is not None else ()
@@ -273,10 +286,13 @@ def verified(entry: Entry, digest: bytes, actual: bytes) -> Entry:
 
     Raises:
         BadRequest: DIGEST_MISMATCH.
+
     """
     if digest != actual:
         path = shown(entry.path)
         raise BadRequest(
-            "DIGEST_MISMATCH", f"{path}: its bytes have the digest {actual.hex()}, not {digest.hex()}", path=path
+            "DIGEST_MISMATCH",
+            f"{path}: its bytes have the digest {actual.hex()}, not {digest.hex()}",
+            path=path,
         )
     return msgspec.structs.replace(entry, file_digest=digest, flags=entry.flags | Flag.DIGEST_VERIFIED)

@@ -38,6 +38,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
         runs: Sorted runs, oldest first.
         open_entry: The entry that is being sent.
         stored_bytes: What the upload's packs add to the store.
+
     """
 
     position: int = 0

@@ -9,9 +9,9 @@ from typing import Final
 from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged
 from staddle_server.limits import CHUNKS_PER_CALL_MAX, MIB
+from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import Segment
 from staddle_server.types import ChunkPlace, Role, SegmentRef
-from staddle_server.session.tenant import Tenant
 
 SEGMENT_CACHE_BYTES: Final = 5 * MIB
 """What one reader keeps of inflated segments: two of data, or a few dozen of manifest pages."""
@@ -49,7 +49,8 @@ class ChunkReader:
     def sound(self, role: Role, digests: Iterable[bytes]) -> set[bytes]:
         """Those of the chunks that have a copy that is not known to be damaged."""
         ids = {self._tenant.chunk_id(role, digest): digest for digest in digests}
-        wanted, here = list(ids), set()
+        wanted = list(ids)
+        here: set[bytes] = set()
         for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
             batch = wanted[start : start + CHUNKS_PER_CALL_MAX]
             here.update(self._catalog.chunks.find(self._tenant.id, batch))
@@ -60,6 +61,7 @@ class ChunkReader:
 
         Raises:
             Damaged: no copy of it can be read.
+
         """
         return bytes(self.chunk(Role.MANIFEST, digest))
 
@@ -74,6 +76,7 @@ class ChunkReader:
         Raises:
             Damaged: no copy of it can be read.
             Unavailable: the store does not answer, which says nothing about the chunk.
+
         """
         inside = self._inside.get((role, digest))
         if inside is not None:

@@ -54,6 +54,7 @@ class Reads:
         Raises:
             NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND.
             BadRequest: AMBIGUOUS_BACKUP.
+
         """
         at_ns = selector.at_ns
         if selector.ago_ns is not None:
@@ -73,6 +74,7 @@ class Reads:
         Raises:
             NotFound: PATH_NOT_FOUND.
             Damaged: a part of the manifest cannot be read; raised where the listing comes to it.
+
         """
         check_path(path)
         reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog)
@@ -90,8 +92,8 @@ class Reads:
         for entry in found:
             if isinstance(entry, Gap):
                 raise Damaged(
-                    f"the listing cannot go on behind {shown(entry.after)}: {entry.message}; Restore gives the rest",
-                    path=shown(entry.after),
+                    f"the listing cannot go on behind {shown(entry.after or b'')}: {entry.message}; Restore gives the rest",
+                    path=shown(entry.after or b""),
                 )
             if entry.path != path:
                 yield load_attributes(entry, reader)
@@ -105,12 +107,16 @@ class Reads:
         reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog)
         return [ref for _, (_, ref) in zip(range(limit), chunks_of(entry.content, reader), strict=False)]
 
-    def changes(self, principal: Principal, before: Backup, after: Backup, behind: bytes | None) -> Iterator[Changed]:
+    def changes(
+        self, principal: Principal, before: Backup, after: Backup, behind: bytes | None
+    ) -> Iterator[Changed]:
         """What differs between two backups, in order; reads only the pages that differ."""
         reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog)
         return compare(before.root, after.root, reader, after=behind)
 
-    def read_range(self, principal: Principal, backup: Backup, path: bytes, offset: int, length: int) -> Range:
+    def read_range(
+        self, principal: Principal, backup: Backup, path: bytes, offset: int, length: int
+    ) -> Range:
         """Bytes of one file; fewer where it ends.
 
         Raises:
@@ -118,6 +124,7 @@ class Reads:
             NotFound: PATH_NOT_FOUND.
             Precondition: NOT_A_FILE.
             Damaged: a chunk in that range cannot be read.
+
         """
         check_path(path)
         if length > READ_RANGE_BYTES_MAX:
@@ -131,7 +138,9 @@ class Reads:
         content = entry.content
         if content is None:
             raise Precondition(
-                "NOT_A_FILE", f"{shown(path)} is a {entry.type.name.lower()}, and has no bytes", path=shown(path)
+                "NOT_A_FILE",
+                f"{shown(path)} is a {entry.type.name.lower()}, and has no bytes",
+                path=shown(path),
             )
         end = min(offset + length, content.size)
         if offset >= end:

@@ -27,6 +27,7 @@ def finish_backup(tenant: Tenant, catalog: Catalog, backup: Backup) -> None:
 
     Raises:
         Unavailable, Exhausted: the backup is committed all the same; a replay of the commit, or a restart, finishes it.
+
     """
     if not backup.record_written:
         tenant.records.put(_committed(backup), backup.commit_ns, backup.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -12,12 +13,12 @@ from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged, NotFound
 from staddle_server.limits import KIB, MIB
 from staddle_server.manifest.content import chunks_of, load_attributes
-from staddle_server.manifest.read import Gap, Manifest
-from staddle_server.store.pack import Segment
 from staddle_server.manifest.entries import shown
-from staddle_server.types import ChunkPlace, ChunkRef, Content, Entry, Role, Root, SegmentRef, sort_key
+from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenant
+from staddle_server.store.pack import Segment
+from staddle_server.types import ChunkPlace, ChunkRef, Content, Entry, Role, Root, SegmentRef, sort_key
 
 INLINE_BYTES_MAX: Final = 64 * KIB
 """A file of one chunk up to this size comes in its entry."""
@@ -93,7 +94,14 @@ class Restore:
     """One restore. Iterate `events`; `totals` is right at every moment."""
 
     def __init__(
-        self, tenant: Tenant, catalog: Catalog, root: Root, opener: Executor, *, data: bool, refs: bool = False
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        root: Root,
+        opener: Executor,
+        *,
+        data: bool,
+        refs: bool = False,
     ) -> None:
         self._tenant = tenant
         self._catalog = catalog
@@ -110,6 +118,7 @@ class Restore:
 
         Raises:
             NotFound: PATH_NOT_FOUND, one of them is not there.
+
         """
         chosen: list[bytes] = []
         for path in sorted(set(paths), key=sort_key):
@@ -117,7 +126,9 @@ class Restore:
                 continue
             if path and self._manifest.find(path) is None:
                 raise NotFound(
-                    "PATH_NOT_FOUND", f"the backup has no {shown(path)}; ListEntries shows what it has", path=shown(path)
+                    "PATH_NOT_FOUND",
+                    f"the backup has no {shown(path)}; ListEntries shows what it has",
+                    path=shown(path),
                 )
             chosen.append(path)
         return chosen
@@ -150,7 +161,7 @@ class Restore:
     def _steps(self, entries: Iterable[Entry | Gap]) -> Iterator[_Step]:
         for entry in entries:
             if isinstance(entry, Gap):
-                yield _Step(error=SentDamage(entry.after, entry.message, 0, subtree=True))
+                yield _Step(error=SentDamage(entry.after or b"", entry.message, 0, subtree=True))
                 continue
             try:
                 whole = load_attributes(entry, self._manifest_reader)
@@ -181,7 +192,8 @@ class Restore:
             return
         zeros = self._tenant.cutter.zeros
         places = self._reader.locate(
-            Role.DATA, {step.ref.digest for step in steps if step.ref is not None and step.ref.digest != zeros.digest}
+            Role.DATA,
+            {step.ref.digest for step in steps if step.ref is not None and step.ref.digest != zeros.digest},
         )
         ahead = _Ahead(self._tenant, self._opener, self._reader, self._order(steps, places))
         try:
@@ -201,42 +213,18 @@ class Restore:
     def _send_data(
         self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]], ahead: _Ahead
     ) -> Iterator[Event]:
-        zeros = self._tenant.cutter.zeros
         for step in steps:
             if step.entry is not None:
-                self._path, self._offset, self._skipping = step.entry.path, 0, False
-                self._held = step.entry if _inline(step.entry) else None
-                if self._held is None:
-                    empty = step.entry.content is not None and not step.entry.content.size
-                    yield self._entry(step.entry, b"" if empty else None)
+                yield from self._begin(step.entry)
             elif step.error is not None:
-                yield from self._release()
-                self._skipping = True
-                yield self._damage(step.error)
+                yield from self._give_up(step.error)
             elif self._skipping:
                 continue
             elif step.ref is not None:
-                if step.ref.digest == zeros.digest and self._held is None:
-                    yield SentZeros(step.ref.length)
-                    self._offset += step.ref.length
-                    continue
-                try:
-                    ahead.next(step.ref.digest)
-                    data = self._reader.chunk(Role.DATA, step.ref.digest, places.get(step.ref.digest, ()))
-                except Damaged as e:
-                    yield from self._release()
-                    self._skipping = True
-                    yield self._damage(SentDamage(self._path, e.message, self._offset, subtree=False))
-                    continue
-                self._offset += len(data)
-                if self._held is not None:
-                    held, self._held = self._held, None
-                    yield self._entry(held, data)
-                else:
-                    yield SentData(data)
+                yield from self._chunk(step.ref, places, ahead)
             elif step.end is not None:
                 self.totals.data_bytes += step.end.size
-                if step.end.size > INLINE_BYTES_MAX or len(step.end.chunks) != 1:
+                if not _inline(step.end):
                     yield SentEnd(step.end)
 
     _path: bytes = b""
@@ -246,11 +234,39 @@ class Restore:
     _held: Entry | None = None
     """An entry that waits for its only chunk."""
 
-    def _release(self) -> Iterator[Event]:
-        """Sends an entry that waited for a chunk that does not come."""
+    def _begin(self, entry: Entry) -> Iterator[Event]:
+        self._path, self._offset, self._skipping = entry.path, 0, False
+        if entry.content is not None and _inline(entry.content):
+            self._held = entry
+        else:
+            empty = entry.content is not None and not entry.content.size
+            yield self._entry(entry, b"" if empty else None)
+
+    def _chunk(self, ref: ChunkRef, places: dict[bytes, list[ChunkPlace]], ahead: _Ahead) -> Iterator[Event]:
+        if ref.digest == self._tenant.cutter.zeros.digest and self._held is None:
+            self._offset += ref.length
+            yield SentZeros(ref.length)
+            return
+        try:
+            ahead.next(ref.digest)
+            data = self._reader.chunk(Role.DATA, ref.digest, places.get(ref.digest, ()))
+        except Damaged as e:
+            yield from self._give_up(SentDamage(self._path, e.message, self._offset, subtree=False))
+            return
+        self._offset += len(data)
+        if self._held is None:
+            yield SentData(data)
+        else:
+            held, self._held = self._held, None
+            yield self._entry(held, data)
+
+    def _give_up(self, damage: SentDamage) -> Iterator[Event]:
+        """The last entry, or a part of the manifest, cannot be given back."""
         if self._held is not None:
             held, self._held = self._held, None
             yield self._entry(held, None)
+        self._skipping = True
+        yield self._damage(damage)
 
     def _entry(self, entry: Entry, data: bytes | memoryview | None) -> SentEntry:
         self.totals.entries += 1
@@ -260,7 +276,9 @@ class Restore:
         self.totals.damages += 1
         return damage
 
-    def _order(self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]]) -> list[tuple[bytes, SegmentRef]]:
+    def _order(
+        self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]]
+    ) -> list[tuple[bytes, SegmentRef]]:
         """The segments that will be needed, each at the chunk that needs it first."""
         order: list[tuple[bytes, SegmentRef]] = []
         seen: set[SegmentRef] = set()
@@ -300,10 +318,8 @@ class _Ahead:
         """Before the chunk is read: takes in the segment that it needs first, if it is one that was opened for it."""
         if self._opening and self._opening[0][0] == digest:
             _, ref, future = self._opening.popleft()
-            try:
+            with suppress(Damaged):  # the reader will meet it again, note it, and look for another copy
                 self._reader.keep(ref, future.result())
-            except Damaged:
-                pass  # the reader will meet it again, note it, and look for another copy
             self._fill()
 
     def close(self) -> None:
@@ -312,12 +328,9 @@ class _Ahead:
             future.cancel()
 
 
-def _inline(entry: Entry) -> bool:
-    content = entry.content
-    return content is not None and len(content.chunks) == 1 and content.size <= INLINE_BYTES_MAX
+def _inline(content: Content) -> bool:
+    return len(content.chunks) == 1 and content.size <= INLINE_BYTES_MAX
 
 
 def _below(path: bytes, parent: bytes) -> bool:
     return not parent or path.startswith(parent + b"/")
-
-

@@ -11,10 +11,10 @@ from staddle.chunking import Chunker
 from staddle_server.errors import BadRequest
 from staddle_server.limits import FILE_BYTES_MAX, MIB, ZERO_BYTES_MAX
 from staddle_server.manifest.entries import shown
-from staddle_server.types import Content, Entry, Flag, Profile
 from staddle_server.session.intake import Intake, Removed, Sent, check_file, claimed, verified
 from staddle_server.session.tenant import Tenant
 from staddle_server.session.writer import UploadWriter
+from staddle_server.types import Content, Entry, Flag, Profile
 
 
 class _Receiving(NamedTuple):
@@ -39,6 +39,7 @@ class BackupStream:
 
         Raises:
             BadRequest: BAD_SEQUENCE.
+
         """
         if position != self._writer.position:
             raise BadRequest(
@@ -76,7 +77,9 @@ class BackupStream:
         """So many zero bytes of the open file."""
         receiving = self._open("data")
         if count > ZERO_BYTES_MAX:
-            raise BadRequest("BAD_FIELD", f"a part stands for at most {ZERO_BYTES_MAX} zeros", field="zero_bytes")
+            raise BadRequest(
+                "BAD_FIELD", f"a part stands for at most {ZERO_BYTES_MAX} zeros", field="zero_bytes"
+            )
         cuts = receiving.chunker.push_zeros(count)
         if receiving.hasher is not None:
             block = memoryview(bytes(min(count, MIB)))
@@ -94,7 +97,9 @@ class BackupStream:
             for stated in (size, receiving.sent.size):
                 if stated is not None and stated != content.size:
                     raise BadRequest(
-                        "DIGEST_MISMATCH", f"{path}: {stated} bytes were announced, {content.size} came", path=path
+                        "DIGEST_MISMATCH",
+                        f"{path}: {stated} bytes were announced, {content.size} came",
+                        path=path,
                     )
             if content_id and content_id != content.content_id:
                 raise BadRequest(
@@ -136,7 +141,6 @@ class BackupStream:
 
         Raises:
             BadRequest: BAD_SEQUENCE.
+
         """
         self._between("finish")
-
-

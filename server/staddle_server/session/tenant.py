@@ -49,6 +49,7 @@ class Tenants:
 
         Raises:
             NotFound, Damaged, Unavailable: its row or its keys cannot be read.
+
         """
         with self._lock:
             if tenant not in self._open:

@@ -12,13 +12,13 @@ from typing import Final, NamedTuple
 from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Upload
 from staddle_server.errors import Conflict, Exhausted, Precondition, StaddleError
 from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX
-from staddle_server.types import EMPTY_ROOT, Entry, Root, UploadState
 from staddle_server.session.clock import Clock
-from staddle_server.session.records import finish_backup
 from staddle_server.session.healing import LISTED_MAX, DamagedEntries, damaged_entries
 from staddle_server.session.progress import Progress, decode_progress
+from staddle_server.session.records import finish_backup
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.session.writer import UploadWriter
+from staddle_server.types import EMPTY_ROOT, Entry, Root, UploadState
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ class Uploads:
         tenants: Tenants,
         clock: Clock,
         *,
-        lease_s: int = LEASE_S,
-        life_s: int = UPLOAD_LIFE_S,
+        lease_s: float = LEASE_S,
+        life_s: float = UPLOAD_LIFE_S,
         compress_threads: int | None = None,
     ) -> None:
         self._catalog = catalog
@@ -109,7 +109,13 @@ class Uploads:
                 )
             )
         writer = UploadWriter(
-            tenant, self._catalog, upload, self.base_root(upload), self._compressors, self._clock, self._lease_s
+            tenant,
+            self._catalog,
+            upload=upload,
+            base=self.base_root(upload),
+            compressors=self._compressors,
+            clock=self._clock,
+            lease_s=self._lease_s,
         )
         with self._lock:
             self._writers[upload.id] = writer
@@ -133,6 +139,7 @@ class Uploads:
 
         Raises:
             NotFound, Conflict (STALE_EPOCH, RESUME_REQUIRED), Precondition (UPLOAD_CLOSED).
+
         """
         with self._lock:
             writer = self._writers.get(upload_id)
@@ -150,7 +157,10 @@ class Uploads:
 
     def missing(self, upload: Upload, after: bytes, limit: int) -> list[bytes]:
         """Digests that the upload's entries refer to and that are not there, as of its durable point, in order."""
-        return [missing.digest for missing in self._catalog.uploads.missing(upload.tenant, upload.id, after, limit)]
+        return [
+            missing.digest
+            for missing in self._catalog.uploads.missing(upload.tenant, upload.id, after, limit)
+        ]
 
     def damaged(self, upload: Upload, after: bytes | None, limit: int) -> DamagedEntries:
         """Entries of the upload's base that cannot be given back whole, in order."""
@@ -186,7 +196,9 @@ class Uploads:
         try:
             writer.checkpoint()
         except StaddleError as e:
-            log.warning("upload %s could not be made durable when its stream broke: %s", upload.id.hex(), e.message)
+            log.warning(
+                "upload %s could not be made durable when its stream broke: %s", upload.id.hex(), e.message
+            )
         try:
             self._catalog.uploads.set_failure(upload.tenant, upload.id, upload.epoch, why)
             return decode_progress(self._catalog.uploads.get(upload.tenant, upload.id).durable)
@@ -197,7 +209,12 @@ class Uploads:
     def renew(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
         """Extends the upload's lease and life."""
         return self._catalog.uploads.renew(
-            principal.tenant, upload_id, epoch, now_ns=self._clock.now_ns(), lease_s=self._lease_s, life_s=self._life_s
+            principal.tenant,
+            upload_id,
+            epoch,
+            now_ns=self._clock.now_ns(),
+            lease_s=self._lease_s,
+            life_s=self._life_s,
         )
 
     def commit(
@@ -260,7 +277,9 @@ class Uploads:
         except StaddleError as e:
             log.warning("upload %s could not be made durable when it was put aside: %s", upload, e.message)
         writer.close(
-            Conflict("RESUME_REQUIRED", f"upload {upload} was idle; ResumeUpload goes on with it", upload=upload)
+            Conflict(
+                "RESUME_REQUIRED", f"upload {upload} was idle; ResumeUpload goes on with it", upload=upload
+            )
         )
 
     def _expire(self) -> None:

@@ -42,6 +42,13 @@ from staddle_server.manifest.merge import merge
 from staddle_server.manifest.read import Manifest, entries_of
 from staddle_server.manifest.runs import merge_runs, sort_run
 from staddle_server.manifest.tree import write_run
+from staddle_server.session.clock import Clock
+from staddle_server.session.frames import Frame
+from staddle_server.session.gather import ChunkSink, ManifestSink
+from staddle_server.session.progress import OpenEntry, Progress, Run, decode_progress, encode_progress
+from staddle_server.session.reading import ChunkReader
+from staddle_server.session.records import finish_backup
+from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import PackWriter
 from staddle_server.types import (
     EMPTY_ROOT,
@@ -55,13 +62,6 @@ from staddle_server.types import (
     Scope,
     UploadState,
 )
-from staddle_server.session.clock import Clock
-from staddle_server.session.records import finish_backup
-from staddle_server.session.frames import Frame
-from staddle_server.session.gather import ChunkSink, ManifestSink
-from staddle_server.session.progress import OpenEntry, Progress, Run, decode_progress, encode_progress
-from staddle_server.session.reading import ChunkReader
-from staddle_server.session.tenant import Tenant
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +91,12 @@ class UploadWriter:
         self,
         tenant: Tenant,
         catalog: Catalog,
+        *,
         upload: Upload,
         base: Root,
         compressors: Executor,
         clock: Clock,
-        lease_s: int,
+        lease_s: float,
     ) -> None:
         self.upload = upload
         self._tenant = tenant
@@ -105,7 +106,14 @@ class UploadWriter:
         self._lease_s = lease_s
         self._lock = threading.RLock()
         self._base_manifest = Manifest(base, ChunkReader(tenant, catalog))
-        self._chunks = ChunkSink(tenant, catalog, upload.id, upload.epoch, compressors, self._begin_pack)
+        self._chunks = ChunkSink(
+            tenant,
+            catalog,
+            upload=upload.id,
+            epoch=upload.epoch,
+            compressors=compressors,
+            begin_pack=self._begin_pack,
+        )
         self._pages = ManifestSink(self._chunks)
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publishing: Future[_Published] | None = None
@@ -147,7 +155,11 @@ class UploadWriter:
 
     def _fail(self, cause: BaseException) -> None:
         """Nothing in memory is trusted any more; what is durable is."""
-        text = cause.message if isinstance(cause, StaddleError) else f"a fault of the server ({type(cause).__name__})"
+        text = (
+            cause.message
+            if isinstance(cause, StaddleError)
+            else f"a fault of the server ({type(cause).__name__})"
+        )
         self.close(
             Conflict(
                 "RESUME_REQUIRED",
@@ -259,6 +271,7 @@ class UploadWriter:
 
         Raises:
             BadRequest: BAD_FIELD, a chunk is there with another length.
+
         """
         with self._writing():
             here = self._chunks.present(Role.DATA, [ref.digest for ref in refs])
@@ -276,11 +289,16 @@ class UploadWriter:
 
         Raises:
             BadRequest: BAD_SEQUENCE, it does not go on where the open one ended.
+
         """
         with self._writing():
             if continue_at is None:
                 self._open = _OpenFile(entry, ContentBuilder(self._pages, profile))
-            elif self._open is None or self._open.entry.path != entry.path or self._open.content.size != continue_at:
+            elif (
+                self._open is None
+                or self._open.entry.path != entry.path
+                or self._open.content.size != continue_at
+            ):
                 raise BadRequest(
                     "BAD_SEQUENCE",
                     f"{entry.path!r} cannot go on at byte {continue_at}: "
@@ -372,11 +390,14 @@ class UploadWriter:
 
         Raises:
             Precondition: NOT_IN_BASE.
+
         """
         with self._writing():
             entry = self._base_manifest.find(path)
         if entry is None or entry.content is None:
-            raise Precondition("NOT_IN_BASE", f"the base has no file {shown(path)}; send it", path=shown(path))
+            raise Precondition(
+                "NOT_IN_BASE", f"the base has no file {shown(path)}; send it", path=shown(path)
+            )
         return entry.content
 
     def _opened(self) -> _OpenFile:
@@ -523,6 +544,7 @@ class UploadWriter:
         Raises:
             Precondition: COUNT_MISMATCH, MISSING_CHUNKS; the upload stays open.
             BadRequest: an entry is open, or paths contradict each other; the upload stays open.
+
         """
         with self._writing():
             self._check_complete(entry_count, data_bytes)

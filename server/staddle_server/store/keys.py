@@ -96,7 +96,10 @@ def chunk_id(id_key: bytes, role: Role, digest: bytes) -> bytes:
 
 
 def create_master_key(path: str, random: Random = os.urandom, files: Files | None = None) -> bytes:
-    """Make a master key and keep it in `path` (mode 0600), durable on return. Raises MasterKeyError if a file is there."""
+    """Make a master key and keep it in `path` (mode 0600), durable on return.
+
+    Raises MasterKeyError if a file is there, or if it could not be written.
+    """
     files = files or Files()
     master = random(KEY_BYTES)
     temporary = f"{path}.{os.urandom(8).hex()}"

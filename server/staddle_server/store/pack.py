@@ -117,8 +117,8 @@ def parse_pack_name(name: str) -> tuple[bytes, bytes]:
 class PackWriter:
     """One open pack, sealed with the tenant's newest pack key. Not thread-safe; holds tables, never data.
 
-    Its id is random and its own, and each number is used once: a writer that failed is of no more use, and what it was to
-    hold goes into another pack.
+    Its id is random and its own, and each number is used once: a writer that failed is of no more use, and what it was
+    to hold goes into another pack.
 
     Attributes:
         pack: the pack's id, 16 bytes.

@@ -37,6 +37,7 @@ class Call:
         principal: Who calls.
         tenant: The name of the principal's tenant.
         facts: What the log line will say beside the method and its outcome; handlers add to it.
+
     """
 
     def __init__(self, principal: Principal, tenant: str, context: grpc.ServicerContext) -> None:
@@ -85,6 +86,7 @@ class Gate:
 
         Raises:
             Unauthenticated: no token, or none that is known.
+
         """
         for key, value in context.invocation_metadata() or ():
             if key == "authorization" and isinstance(value, str) and value[: len(BEARER)].lower() == BEARER:
@@ -98,6 +100,7 @@ class Gate:
 
         Raises:
             PermissionDenied, Unavailable (DRAINING).
+
         """
         if principal.role < method.role:
             raise PermissionDenied(
@@ -114,6 +117,7 @@ class Gate:
 
         Raises:
             Exhausted: TOO_MANY.
+
         """
         with self._lock:
             if self._streams >= self._streams_max:

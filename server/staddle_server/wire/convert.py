@@ -164,7 +164,9 @@ def _entry_in(m: pb.Entry) -> Entry:
         mtime_ns=m.mtime_ns if m.HasField("mtime_ns") else None,
         ctime_ns=m.ctime_ns if m.HasField("ctime_ns") else None,
         inode=m.inode if m.HasField("inode") else None,
-        link_target=(m.link_target_bytes or m.link_target.encode("utf-8")) if type_ is EntryType.SYMLINK else None,
+        link_target=(m.link_target_bytes or m.link_target.encode("utf-8"))
+        if type_ is EntryType.SYMLINK
+        else None,
         owner=m.owner,
         group=m.group,
         device=(m.device_major, m.device_minor)
@@ -284,7 +286,13 @@ def dataset_name(name: str) -> str:
 
 
 def begin_of(
-    m: sv.BeginUploadRequest, upload: bytes, principal: Principal, *, now_ns: int, lease_s: float, life_s: float
+    m: sv.BeginUploadRequest,
+    upload: bytes,
+    principal: Principal,
+    *,
+    now_ns: int,
+    lease_s: float,
+    life_s: float,
 ) -> BeginUpload:
     """What a BeginUpload asks for."""
     kind = _enum(Kind, m.kind, "kind")

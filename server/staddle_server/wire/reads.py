@@ -166,7 +166,12 @@ class ReadCalls:
         limit = convert.size(request.page_size, "page_size", LONG_PAGE, limits.PAGE_SIZE_MAX)
         selectors = [convert.selector_of(getattr(request, "from")), convert.selector_of(request.to)]
         tokens = self._tokens(call)
-        query = ("changes", dataset, getattr(request, "from").SerializeToString(), request.to.SerializeToString())
+        query = (
+            "changes",
+            dataset,
+            getattr(request, "from").SerializeToString(),
+            request.to.SerializeToString(),
+        )
         behind = None
         if request.page_token:
             *picked, behind = tokens.read(query, request.page_token, tuple[str, str, bytes])
@@ -273,7 +278,9 @@ def _messages(parts: Iterator[sv.RestorePart]) -> Iterator[sv.RestoreResponse]:
     response, size = sv.RestoreResponse(), 0
     for part in parts:
         part_size = part.ByteSize()
-        if response.parts and (size + part_size > limits.RESPONSE_BYTES_TARGET or len(response.parts) >= PARTS_MAX):
+        if response.parts and (
+            size + part_size > limits.RESPONSE_BYTES_TARGET or len(response.parts) >= PARTS_MAX
+        ):
             yield response
             response, size = sv.RestoreResponse(), 0
         response.parts.append(part)

@@ -72,11 +72,17 @@ def methods(uploads: UploadCalls, reads: ReadCalls, info: InfoCalls) -> dict[str
 
 
 def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """gRPC's handlers, with the shape and the messages that the contract gives each method."""
+    """GRPC's handlers, with the shape and the messages that the contract gives each method."""
     made = {}
     for name, method in table.items():
         described = SERVICE.methods_by_name[name]
-        kind = "upstream" if described.client_streaming else "downstream" if described.server_streaming else "unary"
+        kind = (
+            "upstream"
+            if described.client_streaming
+            else "downstream"
+            if described.server_streaming
+            else "unary"
+        )
         make = {
             "unary": grpc.unary_unary_rpc_method_handler,
             "upstream": grpc.stream_unary_rpc_method_handler,
@@ -90,7 +96,7 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
     return made
 
 
-class _Door(grpc.ServerInterceptor):  # type: ignore[misc] # grpc's stubs leave the base class untyped
+class _Door(grpc.ServerInterceptor):
     """Health needs no token, reflection any valid one; our own methods look for themselves; there is nothing else."""
 
     def __init__(self, gate: Gate) -> None:
@@ -142,6 +148,7 @@ class WireServer:
 
         Raises:
             RuntimeError: the address is in use, or is none.
+
         """
         if credentials is None:
             port = self._server.add_insecure_port(address)
@@ -151,7 +158,7 @@ class WireServer:
         self._say(health_pb2.HealthCheckResponse.SERVING)
         return port
 
-    def _say(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+    def _say(self, status: int) -> None:
         for name in ("", SERVICE.full_name):
             self._health.set(name, status)
 

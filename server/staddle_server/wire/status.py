@@ -42,7 +42,9 @@ def status_of(error: errors.StaddleError) -> status_pb2.Status:
     facts = {key: _cut(value, _FACT_MAX) for key, value in list(error.facts.items())[:6]}
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
     status = status_pb2.Status(
-        code=getattr(code_pb2, code_of(error).name), message=_cut(error.message, _TEXT_MAX), details=[_packed(info)]
+        code=getattr(code_pb2, code_of(error).name),
+        message=_cut(error.message, _TEXT_MAX),
+        details=[_packed(info)],
     )
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()

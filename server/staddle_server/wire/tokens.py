@@ -34,6 +34,7 @@ class PageTokens:
 
         Raises:
             BadRequest: BAD_PAGE_TOKEN, it was not made for this query.
+
         """
         try:
             if len(token) > PAGE_TOKEN_BYTES_MAX:
@@ -53,4 +54,3 @@ class PageTokens:
     def _tag(self, query: tuple[object, ...], body: bytes) -> bytes:
         bound = msgspec.msgpack.encode((query, body))
         return blake3(bound, key=self._key).digest(_TAG_BYTES)
-

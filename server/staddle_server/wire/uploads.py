@@ -101,11 +101,11 @@ class UploadCalls:
         call.facts["upload"] = request.upload_id
         upload = self._uploads.resume(call.principal, identifier(request.upload_id, "upload_id"))
         call.facts["dataset"] = upload.dataset
-        return sv.ResumeUploadResponse(
-            upload=self._upload(upload)
-        )
+        return sv.ResumeUploadResponse(upload=self._upload(upload))
 
-    def checkpoint_upload(self, request: sv.CheckpointUploadRequest, call: Call) -> sv.CheckpointUploadResponse:
+    def checkpoint_upload(
+        self, request: sv.CheckpointUploadRequest, call: Call
+    ) -> sv.CheckpointUploadResponse:
         progress = self._writer(request, call).checkpoint()
         return sv.CheckpointUploadResponse(durable=convert.durable_out(progress))
 
@@ -142,9 +142,7 @@ class UploadCalls:
         upload = self._uploads.abort(
             call.principal, identifier(request.upload_id, "upload_id"), request.epoch
         )
-        return sv.AbortUploadResponse(
-            upload=self._upload(upload)
-        )
+        return sv.AbortUploadResponse(upload=self._upload(upload))
 
     # ------------------------------------------------------------------ source side
 
@@ -258,9 +256,7 @@ class UploadCalls:
             writer.checkpoint()
             backup = None
         now = self._uploads.get(call.principal, upload_id=upload.id)
-        return sv.BackupResponse(
-            upload=self._upload(now), backup=backup
-        )
+        return sv.BackupResponse(upload=self._upload(now), backup=backup)
 
     def _put_aside(self, writer: UploadWriter, error: Exception) -> None:
         """A stream broke: what it brought is made durable, and the upload remembers why."""
@@ -295,4 +291,3 @@ def _parts(requests: Iterator[sv.BackupRequest]) -> Iterator[sv.BackupPart]:
         if len(request.parts) > limits.PARTS_PER_MESSAGE_MAX:
             raise bad("parts", f"a message has at most {limits.PARTS_PER_MESSAGE_MAX}")
         yield from request.parts
-

@@ -1,0 +1,5 @@
+"""`python -m staddle.command` is `staddle`."""
+
+from staddle.command import main
+
+main()

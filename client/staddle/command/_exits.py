@@ -1,0 +1,27 @@
+"""How a command ends: its exit codes, and the ends that are not the library's errors."""
+
+from typing import ClassVar, Final
+
+from staddle import StaddleError
+
+DONE: Final = 0
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+INCOMPLETE: Final = 3
+"""Done, but some paths were not read, kept changing, are damaged or could not be written."""
+INTERRUPTED: Final = 130
+
+
+class SourceError(StaddleError):
+    """What was to be backed up did not come whole, so there is no backup of it."""
+
+    default_reason: ClassVar[str] = "SOURCE_FAILED"
+
+
+class Interruption(Exception):  # noqa: N818 - nothing went wrong: somebody wanted it to stop
+    """Ctrl-C, and what is left."""
+
+    def __init__(self, message: str, *, resumable: bool) -> None:
+        super().__init__(message)
+        self.message = message
+        self.resumable = resumable

@@ -1,0 +1,118 @@
+"""Where results, notices and errors go: results and the summary to standard output, all else to standard error.
+
+In words, or with --json one object a line. Everything that is written is printable: a name cannot steer the terminal.
+"""
+
+import itertools
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from staddle.command._words import one_line
+
+BATCH_ROWS: Final = 500
+"""A table fits its columns to so many rows at a time, so that a long one needs no memory."""
+
+Cells = Sequence[str]
+
+
+class Output:
+    """What a command says. Threads may share it."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self._lock = threading.Lock()
+        self._say: Callable[[str], None] | None = None
+
+    # --- standard output
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One result, as JSON."""
+        self._write(_json_line(record))
+
+    def summary(self, command: str, record: Mapping[str, Any], words: str) -> None:
+        """The last line of every command that worked."""
+        self._write(_json_line({"summary": command, **record}) if self.as_json else one_line(words) + "\n")
+
+    def table(self, rows: Iterable[Cells], *, heading: Cells = (), right: frozenset[int] = frozenset()) -> None:
+        """Rows of printable cells in columns; those in `right` are flush right. Nothing at all if there are no rows."""
+        rows = iter(rows)
+        widths = [0] * len(heading)
+        first = [heading] if heading else []
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
+            shown = first + batch
+            first = []
+            width = max(map(len, shown))
+            widths = [
+                max([*widths[column : column + 1], *(len(row[column]) for row in shown if column < len(row))])
+                for column in range(width)
+            ]
+            self._write("".join(_aligned(row, widths, right) for row in shown))
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
+
+    # --- standard error
+
+    def notice(self, message: str) -> None:
+        """Something worth knowing that is no result."""
+        self._write_error(
+            _json_line({"notice": message}) if self.as_json else f"staddle: {one_line(message)}\n"
+        )
+
+    def error(self, reason: str, message: str, facts: Mapping[str, Any] | None = None, hint: str = "") -> None:
+        """Why the command failed, and what to do."""
+        if self.as_json:
+            record = {"reason": reason, "message": message}
+            record |= {"hint": hint} if hint else {}
+            self._write_error(_json_line(record | {k: v for k, v in (facts or {}).items() if k not in record}))
+            return
+        end = "" if message.endswith((".", "!", "?")) else "."
+        self._write_error(f"staddle: {one_line(message)}{end}{' ' if hint else ''}{one_line(hint)}\n")
+
+    def error_line(self, line: str) -> None:
+        """A printable line, as it is."""
+        self._write_error(line + "\n")
+
+    def divert(self, say: Callable[[str], None] | None) -> None:
+        """Has notices and errors shown by `say`, while something else moves on the terminal; None: written again."""
+        self._say = say
+
+    def _write_error(self, text: str) -> None:
+        say = self._say
+        if say is not None:
+            say(text.rstrip("\n"))
+            return
+        with self._lock:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+class NoticeHandler(logging.Handler):
+    """The library's own warnings, as notices."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.WARNING)
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.notice(record.getMessage())
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    # ASCII alone, and json leaves DEL as it is.
+    return json.dumps(record, separators=(", ", ": ")).replace("\x7f", "\\u007f") + "\n"
+
+
+def _aligned(row: Cells, widths: Sequence[int], right: frozenset[int]) -> str:
+    cells = [
+        cell.rjust(width) if column in right else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=False))
+    ]
+    if len(row) - 1 not in right:
+        cells[-1] = row[-1]  # a name may end in spaces of its own
+    line = "  ".join(cells)
+    return (line if row[-1] else line.rstrip(" ")) + "\n"

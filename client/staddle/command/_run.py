@@ -1,0 +1,165 @@
+"""The commands as one group, and the one place that turns what happened into an exit code and words.
+
+0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 130 interrupted.
+"""
+
+import io
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from types import FrameType
+from typing import Final
+
+import click
+
+from staddle import BadRequestError, StaddleError
+from staddle.command._backup import backup
+from staddle.command._entries import cat, ls
+from staddle.command._exits import DONE, FAILED, INTERRUPTED, WRONG_USAGE, Interruption
+from staddle.command._looking import diff, info, list_
+from staddle.command._options import hint_for
+from staddle.command._output import NoticeHandler, Output
+from staddle.command._restore import restore
+from staddle.command._words import escaped
+
+COMMANDS: Final = (backup, restore, list_, ls, diff, cat, info)
+ANOTHER: Final = "Another Ctrl-C ends it at once."
+
+
+class _InOrder(click.Group):
+    """Shows its commands in the order in which a newcomer needs them."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"staddle {version('staddle')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_InOrder,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 130 interrupted.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def group() -> None:
+    """Back data up to a Staddle server, look at what is there, and get it back as it was at any time.
+
+    \b
+      staddle backup /srv/www --dataset www
+      staddle list www
+      staddle restore www --target /tmp/www --at 2h
+    """
+
+
+for _command in COMMANDS:
+    group.add_command(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command line; answers its exit code."""
+    _prepare_streams()
+    _heed_interrupts()
+    output = Output(as_json=_wants_json(arguments))
+    logging.getLogger("staddle").addHandler(NoticeHandler(output))
+    try:
+        code = _invoke(list(arguments) or ["--help"], output)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _end_by_broken_pipe()
+    except (StaddleError, click.ClickException, Interruption, KeyboardInterrupt, OSError) as error:
+        return _failed(error, output)
+    return code
+
+
+def _invoke(arguments: list[str], output: Output) -> int:
+    try:
+        with group.make_context("staddle", arguments, obj=output) as context:
+            result = group.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    return result if isinstance(result, int) else DONE
+
+
+def _failed(error: BaseException, output: Output) -> int:
+    """Says what went wrong; answers the exit code for it."""
+    if isinstance(error, click.ClickException):
+        return _wrong_usage(error, output)
+    if isinstance(error, Interruption):
+        output.error("INTERRUPTED", error.message, {"resumable": error.resumable})
+        return INTERRUPTED
+    if isinstance(error, KeyboardInterrupt):
+        output.error("INTERRUPTED", "Interrupted.", {"resumable": False})
+        return INTERRUPTED
+    if isinstance(error, StaddleError):
+        message = " ".join([error.message, *getattr(error, "__notes__", ())])
+        output.error(error.reason, message, error.facts, hint_for(error))
+        wrong = isinstance(error, BadRequestError) and error.reason == BadRequestError.default_reason
+        return WRONG_USAGE if wrong else FAILED
+    assert isinstance(error, OSError)  # nothing else is caught
+    output.error("OS_ERROR", _os_message(error), {"errno": error.errno})
+    return FAILED
+
+
+def _wrong_usage(error: click.ClickException, output: Output) -> int:
+    if output.as_json:
+        output.error("USAGE", error.format_message())
+    else:
+        shown = io.StringIO()
+        error.show(shown)
+        for line in shown.getvalue().splitlines():
+            output.error_line(escaped(line).replace("\\\\", "\\"))
+    return WRONG_USAGE if isinstance(error, click.UsageError) else FAILED
+
+
+def _os_message(error: OSError) -> str:
+    why = error.strerror or str(error) or type(error).__name__
+    if error.filename is None:
+        return f"{why}"
+    name = error.filename if isinstance(error.filename, str | bytes) else str(error.filename)
+    return f"{escaped(name)}: {why}"
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Known before the arguments are: also a wrong usage is told as JSON."""
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in ours
+
+
+def _prepare_streams() -> None:
+    """A name that the terminal's encoding lacks is shown escaped; it never ends the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _heed_interrupts() -> None:
+    """The first Ctrl-C ends what is under way in order; a second one ends the process. One that is ignored stays so."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def _end_by_broken_pipe() -> int:
+    """Whoever read the output has gone: end as other filters do, by SIGPIPE and without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+    return FAILED

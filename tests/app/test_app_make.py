@@ -1,0 +1,83 @@
+"""The Makefile finds a Python that works, and says in words what a bare machine lacks."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+
+
+def make(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`make` as typed in the project, on a PATH that begins with (or is) the given one."""
+    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "CONSTRAINTS"}
+    env = {name: value for name, value in os.environ.items() if name not in inherited}
+    if path is not None:
+        env["PATH"] = f"{path}:{env['PATH']}"
+    return subprocess.run(
+        ["make", *arguments], cwd=TOP, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def chosen(done: subprocess.CompletedProcess[str]) -> str:
+    """The interpreter that a dry run would make the environment with."""
+    match = re.search(r"^(\S+) -m venv (\S+)$", done.stdout, re.MULTILINE)
+    assert match is not None, done.stdout + done.stderr
+    return match[1]
+
+
+def test_every_target_that_is_announced_exists() -> None:
+    announced = re.findall(r"^make ([a-z| ]+?)  +", make("help").stdout, re.MULTILINE)
+    targets = {word for line in announced for word in line.replace("|", " ").split()}
+    assert targets >= {"demo", "test", "serve", "check", "protos", "bench", "big", "interop", "clean"}
+    for target in targets:
+        assert make("--dry-run", target).returncode == 0, target
+
+
+def test_a_shim_without_an_interpreter_behind_it_is_passed_over(tmp_path: Path) -> None:
+    for name in ("python3.14", "python3.13", "python3.12"):
+        script(tmp_path / name, "echo 'command not found' >&2; exit 127")
+    script(tmp_path / "python3.11", f'exec {sys.executable} "$@"')
+    assert chosen(make("--dry-run", "venv", f"VENV={tmp_path}/v", path=tmp_path)) == "python3.11"
+
+
+def test_a_python_that_is_too_old_or_missing_is_said_with_what_to_do(tmp_path: Path) -> None:
+    old = script(tmp_path / "old", "exit 1")
+    for python in (str(old), "python9.9"):
+        done = make("venv", f"PYTHON={python}", f"VENV={tmp_path}/v")
+        assert done.returncode == 2
+        assert f"{python} is not: it is older or does not run" in done.stderr
+        assert "apt-get install" in done.stderr
+    assert not (tmp_path / "v").exists()
+
+
+def test_without_ensurepip_the_package_to_install_is_named(tmp_path: Path) -> None:
+    bare = script(tmp_path / "bare", f'case "$2" in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"')
+    done = make("venv", f"PYTHON={bare}", f"VENV={tmp_path}/v")
+    assert done.returncode == 2
+    assert f"apt-get install python{sys.version_info[0]}.{sys.version_info[1]}-venv" in done.stderr
+    assert not (tmp_path / "v").exists()
+
+
+def test_another_python_and_other_constraints_get_an_environment_of_their_own(tmp_path: Path) -> None:
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    done = make(
+        "--dry-run", "--always-make", "venv", f"PYTHON={sys.executable}", "CONSTRAINTS=.ci/oldest.txt"
+    )
+    assert f"-m venv .venv-{version}-oldest\n" in done.stdout
+    assert "--constraint .ci/oldest.txt" in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash"])
+def test_the_ci_script_is_one_that_the_shell_understands(shell: str) -> None:
+    subprocess.run([shell, "-n", TOP / ".ci" / "run"], check=True)
+    assert os.access(TOP / ".ci" / "run", os.X_OK)

@@ -1,0 +1,114 @@
+"""A catalog with two tenants, seeded ids, and short ways to say what the tests are not about."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from staddle_server.catalog import (
+    Backup,
+    BeginUpload,
+    Begun,
+    Catalog,
+    ChangeCounts,
+    DurableUpdate,
+    NewBackup,
+    Principal,
+    Upload,
+    open_catalog,
+)
+from staddle_server.types import (
+    ChunkPlace,
+    Kind,
+    PackSummary,
+    Root,
+    SegmentRef,
+    StoredChunk,
+    TokenRole,
+)
+
+SECOND = 1_000_000_000
+LEASE_S = 300
+LIFE_S = 7 * 24 * 3600
+
+
+@dataclass
+class World:
+    """`now` is the time of every call; tests move it."""
+
+    path: str
+    catalog: Catalog
+    seeded: random.Random = field(default_factory=lambda: random.Random(20240601))
+    now: int = 1_700_000_000 * SECOND
+
+    def __post_init__(self) -> None:
+        self.ann = self.principal("one", "ann")
+        self.bob = self.principal_of(self.ann.tenant, "bob")
+        self.eve = self.principal("two", "eve")
+        self.tenant = self.ann.tenant
+
+    def id(self) -> bytes:
+        return self.seeded.randbytes(16)
+
+    def digests(self, count: int) -> list[bytes]:
+        return [self.seeded.randbytes(32) for _ in range(count)]
+
+    def principal(self, tenant: str, name: str) -> Principal:
+        made = self.catalog.tenants.create(self.id(), tenant, self.now)
+        return self.principal_of(made.id, name)
+
+    def principal_of(self, tenant: bytes, name: str) -> Principal:
+        token = self.catalog.tokens.create(tenant, name, TokenRole.WRITER, self.now)
+        return self.catalog.tokens.authenticate(token, self.now)
+
+    def begin(self, principal: Principal | None = None, dataset: str = "www", **said: Any) -> Begun:
+        return self.catalog.uploads.begin(
+            BeginUpload(self.id(), principal or self.ann, dataset, self.now, LEASE_S, LIFE_S, **said)
+        )
+
+    def pack(self, upload: Upload, chunk_ids: list[bytes], *, begin: bool = True) -> PackSummary:
+        """A pack of an upload, begun, with eight chunks to a segment."""
+        pack = self.id()
+        if begin:
+            self.catalog.packs.begin(upload.tenant, upload.id, upload.epoch, pack, self.now)
+        chunks = [
+            StoredChunk(chunk_id, ChunkPlace(SegmentRef(pack, 48 + 1000 * (n // 8), 1000), 100 * (n % 8), 100))
+            for n, chunk_id in enumerate(chunk_ids)
+        ]
+        return PackSummary(pack, 48 + 125 * len(chunks), chunks)
+
+    def checkpoint(self, upload: Upload, *packs: PackSummary, **more: Any) -> int:
+        return self.catalog.uploads.checkpoint(
+            upload.tenant,
+            upload.id,
+            upload.epoch,
+            packs=packs,
+            durable=more.pop("durable", DurableUpdate(b"point", 3, 2, 1)),
+            now_ns=self.now,
+            lease_s=LEASE_S,
+            **more,
+        )
+
+    def commit(self, upload: Upload, *packs: PackSummary, **more: Any) -> Backup:
+        new = NewBackup(
+            more.pop("backup", None) or self.id(), Root(1, b"\x07" * 32, 12, 3456), 789, ChangeCounts(1, 2, 3, 4, 5)
+        )
+        return self.catalog.uploads.commit(
+            upload.tenant, upload.id, upload.epoch, packs=packs, backup=new, now_ns=self.now, **more
+        )
+
+    def backup(self, dataset: str = "www", kind: Kind = Kind.AUTO, **said: Any) -> Backup:
+        """A whole backup, begun and committed, after which a second has passed."""
+        made = self.commit(self.begin(dataset=dataset, kind=kind, **said).upload)
+        self.now += SECOND
+        return made
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    path = str(tmp_path / "catalog.db")
+    catalog = open_catalog(path)
+    yield World(path, catalog)
+    catalog.close()

@@ -1,0 +1,155 @@
+"""The chunk index, claims, packs and their damage."""
+
+import pytest
+from conftest import LEASE_S
+from sqlalchemy import event
+
+
+def _writes(world):
+    """The transactions that write, as they begin."""
+    begun = []
+
+    def note(_connection, _cursor, statement, *_):
+        if statement == "BEGIN IMMEDIATE":
+            begun.append(statement)
+
+    event.listen(world.catalog.database.engine, "before_cursor_execute", note)
+    return begun
+
+
+def _stored(world, ids):
+    upload = world.begin().upload
+    pack = world.pack(upload, ids)
+    world.checkpoint(upload, pack)
+    return upload, pack
+
+
+def test_a_hundred_thousand_chunks_are_inserted_and_found(world):
+    ids = world.digests(100_000)
+    _, pack = _stored(world, ids)
+    found = world.catalog.chunks.find(world.tenant, ids + world.digests(100))
+    assert len(found) == 100_000
+    assert all(found[chunk_id] == [place] for chunk_id, place in pack.chunks)
+
+
+def test_a_chunk_is_its_tenants_own(world):
+    ids = world.digests(3)
+    _stored(world, ids)
+    assert world.catalog.chunks.find(world.eve.tenant, ids) == {}
+    theirs = world.begin(world.eve).upload
+    assert world.catalog.chunks.claim(world.eve.tenant, theirs.id, 1, ids) == {}
+
+
+def test_two_copies_of_a_chunk_are_both_found_and_the_damaged_one_comes_last(world):
+    ids = world.digests(10)
+    _, first = _stored(world, ids)
+    _, second = _stored(world, ids)
+    places = world.catalog.chunks.find(world.tenant, ids)
+    assert all(len(found) == 2 for found in places.values())
+    world.catalog.packs.mark_damaged(world.tenant, first.pack)
+    good = world.catalog.chunks.find(world.tenant, ids)
+    assert all([place.segment.pack for place in found] == [second.pack] for found in good.values())
+    both = world.catalog.chunks.find(world.tenant, ids, include_damaged=True)
+    assert all(
+        [place.segment.pack for place in found] == [second.pack, first.pack] for found in both.values()
+    )
+
+
+def test_a_damaged_segment_hurts_its_own_chunks_only(world):
+    ids = world.digests(24)
+    upload, pack = _stored(world, ids)
+    hurt = pack.chunks[8].place.segment.offset
+    for _ in range(2):
+        world.catalog.packs.mark_damaged(world.tenant, pack.pack, hurt)
+    whole = ids[:8] + ids[16:]
+    assert list(world.catalog.chunks.find(world.tenant, ids)) and set(
+        world.catalog.chunks.find(world.tenant, ids)
+    ) == set(whole)
+    assert set(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids)) == set(whole)
+    assert set(world.catalog.chunks.find(world.tenant, ids, include_damaged=True)) == set(ids)
+    assert world.catalog.packs.damaged_count(world.tenant) == 1
+    assert world.catalog.packs.damaged_count(world.eve.tenant) == 0
+
+
+def test_another_tenant_cannot_mark_a_pack_as_damaged(world):
+    ids = world.digests(2)
+    _, pack = _stored(world, ids)
+    world.catalog.packs.mark_damaged(world.eve.tenant, pack.pack)
+    assert world.catalog.packs.damaged_count(world.tenant) == 0
+
+
+def test_a_claim_answers_what_is_there_and_keeps_its_pack_for_the_upload(world):
+    ids = world.digests(30)
+    _, pack = _stored(world, ids)
+    upload = world.begin(world.bob).upload
+    unknown = world.digests(5)
+    claimed = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids + unknown + ids)
+    assert claimed == dict(pack.chunks)
+    with world.catalog.database.read() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT packs.id FROM claims JOIN packs ON packs.row = claims.pack WHERE claims.upload = ?",
+            (upload.id,),
+        )
+        assert rows.scalars().all() == [pack.pack]
+
+
+def test_a_claim_that_holds_already_makes_no_transaction_that_writes(world):
+    ids = world.digests(30)
+    _stored(world, ids)
+    upload = world.begin(world.bob).upload
+    begun = _writes(world)
+    first = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10])
+    assert len(begun) == 1
+    assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10]) == first
+    assert len(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids)) == 30
+    assert world.catalog.chunks.claim(world.tenant, upload.id, 1, world.digests(5)) == {}
+    assert len(begun) == 1
+
+
+def test_a_claim_stays_after_the_commit(world):
+    upload, _ = _stored(world, world.digests(1))
+    world.commit(upload)
+    with world.catalog.database.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM claims").scalar() == 1
+
+
+@pytest.mark.parametrize("state", [1, 3, 4])
+def test_only_a_live_pack_is_found_or_claimed(world, state):
+    ids = world.digests(3)
+    _, pack = _stored(world, ids)
+    with world.catalog.database.write() as connection:
+        connection.exec_driver_sql("UPDATE packs SET state = ? WHERE id = ?", (state, pack.pack))
+    upload = world.begin(world.bob).upload
+    assert world.catalog.chunks.find(world.tenant, ids, include_damaged=True) == {}
+    assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids) == {}
+
+
+def test_a_chunk_that_stands_twice_in_a_pack_is_indexed_once(world):
+    chunk_id = world.digests(1)[0]
+    upload, pack = _stored(world, [chunk_id, chunk_id])
+    assert world.catalog.chunks.find(world.tenant, [chunk_id]) == {chunk_id: [pack.chunks[0].place]}
+
+
+def test_a_pack_id_is_used_once(world):
+    upload = world.begin().upload
+    pack = world.id()
+    world.catalog.packs.begin(world.tenant, upload.id, 1, pack, 1)
+    with pytest.raises(ValueError, match="used once"):
+        world.catalog.packs.begin(world.tenant, upload.id, 1, pack, 1)
+
+
+def test_packs_of_dead_epochs_and_closed_uploads_are_left_over_and_no_others(world):
+    taken = world.begin().upload
+    stale = world.pack(taken, [])
+    resumed = world.catalog.uploads.resume(world.tenant, taken.id, world.ann, world.now, LEASE_S)
+    fresh = world.pack(resumed, [])
+    aborted = world.begin().upload
+    orphan = world.pack(aborted, [])
+    world.catalog.uploads.abort(world.tenant, aborted.id, 1)
+    _, live = _stored(world, world.digests(1))
+    assert {left.pack for left in world.catalog.packs.writing_left_over()} == {stale.pack, orphan.pack}
+    assert world.catalog.packs.drop_left_over(world.tenant, stale.pack)
+    for kept in (fresh.pack, live.pack, stale.pack):
+        assert not world.catalog.packs.drop_left_over(world.tenant, kept)
+    assert not world.catalog.packs.drop_left_over(world.eve.tenant, orphan.pack)
+    assert {left.pack for left in world.catalog.packs.writing_left_over()} == {orphan.pack}

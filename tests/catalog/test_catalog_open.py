@@ -1,0 +1,214 @@
+"""Opening: the right SQLite, the right tables, and clear words where it cannot be."""
+
+import logging
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, event
+from staddle_server import errors
+from staddle_server.catalog import SqliteChoice, choose_sqlite, open_catalog
+from staddle_server.catalog.dialect import installed_wheel, wal_is_safe
+from staddle_server.catalog.schema import metadata
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "catalog" / "schema.sql"
+
+
+def _sqlite(*version):
+    return SimpleNamespace(sqlite_version_info=version)
+
+
+def _schema(connection):
+    rows = connection.exec_driver_sql(
+        "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT IN ('alembic_version', 'sqlite_sequence') "
+        "ORDER BY type DESC, name"
+    )
+    return "".join(" ".join(row.sql.split()) + ";\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [
+        ((3, 40, 1), False),
+        ((3, 44, 5), False),
+        ((3, 44, 6), True),
+        ((3, 45, 0), False),
+        ((3, 50, 6), False),
+        ((3, 50, 7), True),
+        ((3, 51, 0), False),
+        ((3, 51, 2), False),
+        ((3, 51, 3), True),
+        ((3, 53, 4), True),
+        ((4, 0, 0), True),
+    ],
+)
+def test_only_a_fixed_sqlite_may_have_a_write_ahead_log(version, safe):
+    assert wal_is_safe(version) is safe
+
+
+def test_the_interpreters_own_sqlite_is_used_if_it_is_fixed():
+    own = _sqlite(3, 51, 3)
+    assert choose_sqlite(own, _sqlite(3, 53, 4)) == SqliteChoice(own, wal=True)
+
+
+def test_the_wheel_is_used_where_the_own_sqlite_is_not_fixed():
+    wheel = _sqlite(3, 53, 4)
+    assert choose_sqlite(_sqlite(3, 40, 1), wheel) == SqliteChoice(wheel, wal=True)
+
+
+@pytest.mark.parametrize("wheel", [None, _sqlite(3, 50, 0)])
+def test_without_a_fixed_sqlite_there_is_no_write_ahead_log_and_a_warning_says_so(wheel, caplog):
+    own = _sqlite(3, 40, 1)
+    with caplog.at_level(logging.WARNING):
+        assert choose_sqlite(own, wheel) == SqliteChoice(own, wal=False)
+    assert "3.40.1" in caplog.text
+    assert "rollback journal" in caplog.text
+
+
+@pytest.mark.parametrize("wal", [True, False])
+def test_a_connection_is_durable_checks_references_and_waits(tmp_path, wal):
+    safe = choose_sqlite(wheel=installed_wheel())
+    choice = safe if wal else SqliteChoice(sqlite3, wal=False)
+    if wal and not safe.wal:
+        pytest.skip("no SQLite here that may have a write-ahead log")
+    catalog = open_catalog(str(tmp_path / "catalog.db"), sqlite=choice)
+    with catalog.database.read() as connection:
+
+        def setting(name):
+            return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+
+        assert setting("journal_mode") == ("wal" if wal else "delete")
+        assert setting("synchronous") == (2 if wal else 3)
+        assert setting("foreign_keys") == 1
+        assert setting("busy_timeout") == 30_000
+    catalog.close()
+
+
+def test_a_new_catalog_is_readable_by_its_owner_only(world):
+    for name in os.listdir(os.path.dirname(world.path)):
+        mode = os.stat(os.path.join(os.path.dirname(world.path), name)).st_mode
+        assert stat.S_IMODE(mode) == 0o600
+
+
+def test_the_migrations_make_the_golden_schema(world):
+    with world.catalog.database.read() as connection:
+        assert _schema(connection) == GOLDEN.read_text()
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(world):
+    with world.catalog.database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        migrated = _schema(connection)
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        assert _schema(connection) == migrated
+    engine.dispose()
+
+
+def test_opening_again_changes_nothing_and_finds_everything(world):
+    with world.catalog.database.read() as connection:
+        before = _schema(connection)
+    again = open_catalog(world.path)
+    with again.database.read() as connection:
+        assert _schema(connection) == before
+    assert [tenant.name for tenant in again.tenants.list_all()] == ["one", "two"]
+    again.close()
+
+
+def test_several_processes_may_make_the_same_catalog_at_once(tmp_path):
+    path = str(tmp_path / "catalog.db")
+    program = (
+        "import sys; from staddle_server.catalog import open_catalog; c = open_catalog(sys.argv[1]); "
+        "c.tenants.create(bytes.fromhex(sys.argv[2]), 't' + sys.argv[2][:2], 1); c.close()"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", program, path, f"{n:02x}" * 16]) for n in range(3)
+    ]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    catalog = open_catalog(path)
+    assert len(catalog.tenants.list_all()) == 3
+    catalog.close()
+
+
+def test_a_catalog_that_is_newer_than_the_code_is_refused_in_words(world):
+    with world.catalog.database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'r9999'")
+    with pytest.raises(errors.Unavailable, match="newer version of Staddle.*r9999"):
+        open_catalog(world.path)
+
+
+def test_a_migration_that_fails_leaves_no_half_tables(tmp_path, monkeypatch):
+    path = str(tmp_path / "catalog.db")
+    broken = []
+
+    def fail(_connection, _cursor, statement, *_):
+        if "TABLE packs" in statement:
+            broken.append(statement)
+            raise RuntimeError("power cut")
+
+    from sqlalchemy import Engine
+
+    event.listen(Engine, "before_cursor_execute", fail)
+    try:
+        with pytest.raises(RuntimeError, match="power cut"):
+            open_catalog(path)
+    finally:
+        event.remove(Engine, "before_cursor_execute", fail)
+    assert broken
+    plain = sqlite3.connect(path)
+    assert plain.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    plain.close()
+    open_catalog(path).close()
+
+
+def test_a_file_that_is_no_database_is_named_with_what_to_do(tmp_path):
+    path = tmp_path / "catalog.db"
+    path.write_bytes(b"not a database, but long enough to be looked at" * 100)
+    with pytest.raises(errors.Unavailable, match="damaged.*rebuild") as caught:
+        open_catalog(str(path))
+    assert str(path) in caught.value.message
+
+
+def test_damage_inside_the_file_is_an_error_and_never_an_answer(world):
+    world.catalog.close()
+    with open(world.path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    with pytest.raises(errors.Unavailable, match="damaged"):
+        open_catalog(world.path).tenants.list_all()
+
+
+def test_a_catalog_without_its_directory_is_unavailable(tmp_path):
+    with pytest.raises(errors.Unavailable, match="cannot be opened"):
+        open_catalog(str(tmp_path / "nowhere" / "catalog.db"))
+
+
+def test_a_full_disk_is_said_so_and_changes_nothing(world):
+    with world.catalog.database.write() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+    with world.catalog.database.engine.connect() as connection:
+        # One connection of the pool, the one that the next transaction takes, may not grow the file.
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(errors.Exhausted) as caught:
+        for n in range(5000):
+            world.catalog.tenants.create(world.id(), f"t{n}", 1, wrapped_keys=b"k" * 3000)
+    assert caught.value.reason == "STORE_FULL"
+
+
+def test_a_lock_that_another_holds_for_too_long_is_unavailable_with_a_time_to_retry(world, monkeypatch):
+    monkeypatch.setattr("staddle_server.catalog.dialect.BUSY_TIMEOUT_S", 0.05)
+    impatient = open_catalog(world.path)
+    with world.catalog.database.write(), pytest.raises(errors.Unavailable) as caught:
+        impatient.tenants.mark_record_written(world.tenant)
+    assert caught.value.reason == "STORE_UNAVAILABLE"
+    assert caught.value.retry_after_s
+    impatient.close()

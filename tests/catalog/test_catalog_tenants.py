@@ -1,0 +1,94 @@
+"""Tenants and tokens."""
+
+import pytest
+from staddle_server import errors
+from staddle_server.types import TokenRole
+
+
+def test_a_tenant_is_found_by_id_and_by_name(world):
+    made = world.catalog.tenants.create(world.id(), "a-z_0.9", 5, keys_version=3, wrapped_keys=b"sealed")
+    assert world.catalog.tenants.get(made.id) == made
+    assert world.catalog.tenants.get_by_name("a-z_0.9") == made
+    assert (made.keys_version, made.wrapped_keys, made.created_ns) == (3, b"sealed", 5)
+    assert world.catalog.tenants.get(world.id()) is None
+    assert world.catalog.tenants.get_by_name("nobody") is None
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "a/b", "x" * 65, "ä", "a\n"])
+def test_a_tenant_with_a_bad_name_is_refused(world, name):
+    with pytest.raises(errors.BadRequest) as caught:
+        world.catalog.tenants.create(world.id(), name, 1)
+    assert caught.value.facts == {"field": "name"}
+
+
+def test_a_tenants_name_is_given_once(world):
+    with pytest.raises(errors.BadRequest, match="already"):
+        world.catalog.tenants.create(world.id(), "one", 1)
+
+
+def test_newer_keys_replace_older_ones_and_never_the_other_way(world):
+    world.catalog.tenants.set_keys(world.tenant, 3, b"three")
+    world.catalog.tenants.set_keys(world.tenant, 2, b"two")
+    kept = world.catalog.tenants.get(world.tenant)
+    assert (kept.keys_version, kept.wrapped_keys) == (3, b"three")
+
+
+def test_a_tenant_counts_as_unrecorded_until_its_record_is_durable(world):
+    assert [tenant.name for tenant in world.catalog.backups.records_missing().tenants] == ["one", "two"]
+    world.catalog.tenants.mark_record_written(world.tenant)
+    assert [tenant.name for tenant in world.catalog.backups.records_missing().tenants] == ["two"]
+
+
+def test_a_call_for_a_tenant_that_is_not_there_is_a_fault(world):
+    with pytest.raises(errors.Fault):
+        world.catalog.tokens.list_all(world.id())
+
+
+def test_a_token_says_who_calls_and_only_its_hash_is_kept(world):
+    token = world.catalog.tokens.create(world.tenant, "ci", TokenRole.READER, 7)
+    who = world.catalog.tokens.authenticate(token, 8)
+    assert (who.tenant, who.name, who.role) == (world.tenant, "ci", TokenRole.READER)
+    assert token.startswith("staddle_")
+    world.catalog.close()
+    with open(world.path, "rb") as file:
+        assert token.removeprefix("staddle_").encode() not in file.read()
+
+
+@pytest.mark.parametrize(
+    "token", ["", "staddle_", "staddle_" + "A" * 43, "A" * 51, "staddle_" + "A" * 100_000, "\ud800" * 51]
+)
+def test_what_is_no_known_token_is_refused(world, token):
+    with pytest.raises(errors.Unauthenticated):
+        world.catalog.tokens.authenticate(token, 1)
+
+
+def test_a_token_ends_at_its_expiry(world):
+    token = world.catalog.tokens.create(world.tenant, "short", TokenRole.ADMIN, 0, expires_ns=100)
+    assert world.catalog.tokens.authenticate(token, 99).name == "short"
+    with pytest.raises(errors.Unauthenticated):
+        world.catalog.tokens.authenticate(token, 100)
+
+
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_a_revoked_token_is_refused_and_its_name_is_free_again(world, by):
+    token = world.catalog.tokens.create(world.tenant, "ci", TokenRole.WRITER, 1)
+    who = world.catalog.tokens.authenticate(token, 1)
+    revoked = world.catalog.tokens.revoke(world.tenant, "ci" if by == "name" else who.token.hex(), 9)
+    assert (revoked.id, revoked.revoked_ns) == (who.token, 9)
+    with pytest.raises(errors.Unauthenticated):
+        world.catalog.tokens.authenticate(token, 10)
+    world.catalog.tokens.create(world.tenant, "ci", TokenRole.WRITER, 11)
+    assert [entry.name for entry in world.catalog.tokens.list_all(world.tenant)].count("ci") == 2
+
+
+def test_two_tokens_of_a_tenant_do_not_share_a_name(world):
+    with pytest.raises(errors.BadRequest, match="already"):
+        world.catalog.tokens.create(world.tenant, "ann", TokenRole.ADMIN, 1)
+
+
+def test_another_tenants_token_cannot_be_revoked_or_seen(world):
+    for name in ("eve", world.eve.token.hex()):
+        with pytest.raises(errors.BadRequest):
+            world.catalog.tokens.revoke(world.tenant, name, 1)
+    assert {token.name for token in world.catalog.tokens.list_all(world.tenant)} == {"ann", "bob"}
+    assert {token.name for token in world.catalog.tokens.list_all(world.eve.tenant)} == {"eve"}

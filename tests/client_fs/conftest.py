@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from staddle._client import Client
+from staddle._source import run_backup
+from staddle._types import BackupKind, BackupOptions, BackupReport
+
+SETTLED_NS = 10_000_000_000
+NOBODY = 65_534
+
+
+def settled_clock() -> int:
+    """A clock so far ahead that no timestamp made by the test is too recent."""
+    return time.time_ns() + SETTLED_NS
+
+
+class Protected:
+    """A dataset's source and a client, with a backup for each call."""
+
+    def __init__(self, client: Client, source: Path) -> None:
+        self.client = client
+        self.source = source
+
+    def backup(self, source: Path | bytes | None = None, *, clock: Callable[[], int] = settled_clock, **options) -> BackupReport:
+        options.setdefault("dataset", "data")
+        options["kind"] = BackupKind(options.get("kind", "auto"))
+        path = os.fsencode(source if source is not None else self.source)
+        return run_backup(self.client._calls, path, BackupOptions(**options), clock)
+
+    def restore(self, target: Path, dataset: str = "data", **options):
+        return self.client.restore(dataset, target, **options)
+
+
+@pytest.fixture
+def protected(running, tmp_path: Path) -> Iterator[Protected]:
+    source = tmp_path / "source"
+    source.mkdir()
+    with Client(running.address, running.token(), retry_s=5.0) as client:
+        yield Protected(client, source)
+
+
+@contextmanager
+def _as_ordinary_user() -> Iterator[None]:
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def as_ordinary_user() -> Callable[[], object]:
+    """A `with` in which this process has no special rights."""
+    return _as_ordinary_user
+
+
+@pytest.fixture
+def only_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may do this")
+
+
+@pytest.fixture
+def public_path() -> Iterator[Path]:
+    """A directory that every user may enter, as those of tmp_path are not."""
+    path = Path(tempfile.mkdtemp(prefix="staddle-test-"))
+    path.chmod(0o777)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)

@@ -1,0 +1,193 @@
+"""Scan against base: what the differences say, applied to the base, is the scan."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from staddle._base import (
+    BaseDamagedError,
+    BaseEntry,
+    Changed,
+    ChunkList,
+    Comparison,
+    Removed,
+    base_entries,
+    is_below,
+)
+from staddle._errors import ProtocolError
+from staddle._scan import Found
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
+
+NAMES = [b"a", b"a.b", b"b", b"c"]
+
+
+def order(path: bytes) -> bytes:
+    return path.replace(b"/", b"\0")
+
+
+@st.composite
+def trees(draw) -> dict[bytes, tuple[int, int]]:
+    """Path → (is a directory, version), parents always there."""
+    tree: dict[bytes, tuple[int, int]] = {b"": (1, 0)}
+    for _ in range(draw(st.integers(0, 12))):
+        parent = draw(st.sampled_from(sorted(path for path, (directory, _) in tree.items() if directory)))
+        name = draw(st.sampled_from(NAMES))
+        path = parent + b"/" + name if parent else name
+        if path not in tree:
+            tree[path] = (draw(st.integers(0, 1)), draw(st.integers(0, 2)))
+    return tree
+
+
+def found(path: bytes, directory: int, version: int) -> Found:
+    mode = stat.S_IFDIR if directory else stat.S_IFREG
+    values = [mode | 0o644, 7, 1, 1, 0, 0, version, 0, 0, 0, 0.0, 0.0, 0.0, 0, version, version]
+    return Found(path, path, -1, os.stat_result(values), b"", 0)
+
+
+def base_entry(path: bytes, directory: int, version: int) -> BaseEntry:
+    kind = pb.ENTRY_TYPE_DIRECTORY if directory else pb.ENTRY_TYPE_FILE
+    entry = pb.Entry(type=kind, mtime_ns=version, ctime_ns=version, inode=7)
+    entry.content.size_bytes = version
+    return BaseEntry(path, entry, ChunkList(), whole=True)
+
+
+def differences(base, scan, **options) -> list[Changed | Removed]:
+    return list(
+        Comparison(
+            [found(path, *scan[path]) for path in sorted(scan, key=order)],
+            iter([base_entry(path, *base[path]) for path in sorted(base, key=order)]),
+            **options,
+        )
+    )
+
+
+def applied(base, changes: list[Changed | Removed]):
+    """What a server makes of them: a removal takes what is below; so does an entry that is no directory."""
+    result = dict(base)
+    for change in changes:
+        path = change.path if isinstance(change, Removed) else change.found.path
+        gone = isinstance(change, Removed) or not change.found.is_directory()
+        result = {each: value for each, value in result.items() if not (gone and is_below(each, path))}
+        if isinstance(change, Removed):
+            result.pop(path, None)
+        else:
+            result[path] = (int(change.found.is_directory()), change.found.stat.st_mtime_ns)
+    return result
+
+
+@given(trees(), trees())
+def test_the_differences_applied_to_the_base_are_the_scan(base, scan) -> None:
+    assert applied(base, differences(base, scan)) == scan
+
+
+@given(trees())
+def test_a_tree_that_did_not_change_has_no_differences(tree) -> None:
+    assert differences(tree, tree) == []
+
+
+@given(trees(), trees())
+def test_a_base_that_is_not_relied_on_tells_removals_and_nothing_else(base, scan) -> None:
+    changes = differences(base, scan, rely=False)
+    assert [change.found.path for change in changes if isinstance(change, Changed)] == sorted(scan, key=order)
+    assert all(change.base is None for change in changes if isinstance(change, Changed))
+    assert applied(base, changes) == scan
+
+
+@given(trees(), trees(), st.data())
+def test_a_resumed_comparison_tells_only_what_lies_behind_the_last_path(base, scan, data) -> None:
+    behind = data.draw(st.sampled_from(sorted(scan)))
+    changes = differences(base, scan, behind=behind)
+    everything = differences(base, scan)
+
+    def path_of(change) -> bytes:
+        return change.path if isinstance(change, Removed) else change.found.path
+
+    assert [path_of(change) for change in changes] == [
+        path_of(change) for change in everything if order(path_of(change)) > order(behind)
+    ]
+
+
+def test_an_entry_that_was_to_be_read_again_is_not_taken_as_unchanged() -> None:
+    tree = {b"": (1, 0), b"f": (0, 1)}
+    base = [base_entry(path, *tree[path]) for path in tree]
+    base[1].entry.read_again = True
+    changes = list(Comparison([found(path, *tree[path]) for path in tree], iter(base)))
+    assert [change.found.path for change in changes] == [b"f"]
+
+
+def test_a_damaged_entry_of_the_base_is_read_again_and_nothing_of_it_is_relied_on() -> None:
+    tree = {b"": (1, 0), b"f": (0, 1)}
+    (change,) = differences(tree, tree, distrusted=frozenset({b"f"}))
+    assert change.found.path == b"f"
+    assert change.base is None
+
+
+@pytest.mark.parametrize("field", ["mtime", "ctime", "inode", "size", "type"])
+def test_any_difference_that_stat_shows_is_a_change(field: str) -> None:
+    base = base_entry(b"f", 0, 1)
+    if field == "size":
+        base.entry.content.size_bytes = 2
+    elif field == "type":
+        base.entry.type = pb.ENTRY_TYPE_FIFO
+    else:
+        name = {"mtime": "mtime_ns", "ctime": "ctime_ns", "inode": "inode"}[field]
+        setattr(base.entry, name, 99)
+    assert len(list(Comparison([found(b"f", 0, 1)], iter([base])))) == 1
+
+
+def test_a_root_is_never_removed() -> None:
+    assert differences({b"": (1, 0), b"one": (0, 1)}, {b"one": (0, 1)}) == []
+
+
+def messages(*parts: wire.RestorePart) -> list[wire.RestoreResponse]:
+    return [wire.RestoreResponse(parts=[part]) for part in parts]
+
+
+HEADER = wire.RestorePart(header=wire.RestoreHeader(backup=pb.Backup(id="b")))
+
+
+def test_a_list_of_the_base_that_stops_is_an_error_and_not_a_short_base() -> None:
+    entry = wire.RestorePart(entry=pb.Entry(path="f", type=pb.ENTRY_TYPE_FILE))
+    with pytest.raises(ProtocolError):
+        list(base_entries(messages(HEADER, entry)))
+
+
+def test_a_part_of_the_base_that_cannot_be_listed_is_named() -> None:
+    damage = wire.RestorePart(damage=wire.Damage(path="d", message="a page is missing", subtree=True))
+    with pytest.raises(BaseDamagedError, match="page") as caught:
+        list(base_entries(messages(HEADER, damage)))
+    assert caught.value.path == b"d"
+
+
+def test_references_that_come_in_parts_are_joined() -> None:
+    refs = [pb.ChunkRef(digest=bytes([number]) * 32, length_bytes=number + 1) for number in range(5)]
+    entry = pb.Entry(path="f", type=pb.ENTRY_TYPE_FILE)
+    entry.content.size_bytes = 15
+    entry.content.chunks.extend(refs[:2])
+    (read,) = base_entries(
+        messages(
+            HEADER,
+            wire.RestorePart(entry=entry),
+            wire.RestorePart(content=wire.ContentPart(chunks=refs[2:4])),
+            wire.RestorePart(content=wire.ContentPart(chunks=refs[4:])),
+            wire.RestorePart(end=wire.End(entry_count=1, data_bytes=15)),
+        )
+    )
+    assert list(read.chunks) == [(number + 1, bytes([number]) * 32) for number in range(5)]
+
+
+def test_a_very_long_list_of_chunks_keeps_its_order_on_disk() -> None:
+    chunks = ChunkList()
+    expected = [(number % 1000 + 1, number.to_bytes(32, "big")) for number in range(40_000)]
+    for length, digest in expected:
+        chunks.append(length, digest)
+    assert len(chunks) == 40_000
+    assert list(chunks) == expected
+    chunks.append(5, b"l" * 32)
+    assert list(chunks)[-1] == (5, b"l" * 32)
+    assert chunks.first() == []

@@ -1,0 +1,436 @@
+"""Restoring from streams that a server might send, good and hostile ones: nothing outside the target is ever touched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from fs_trees import nodes_of, seeded_bytes
+from staddle import _restore
+from staddle._errors import ConnectError, ProtocolError
+from staddle._restore import Restore
+from staddle._retry import Retry
+from staddle._types import ProblemKind, RestoreOptions
+from staddle._write import TargetFullError
+from staddle.chunking import content_id
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
+
+BACKUP = pb.Backup(id="b" * 32, dataset="d", entry_count=3)
+MTIME_NS = 1_500_000_000_000_000_001
+
+
+class Waits:
+    """A clock that does not wait."""
+
+    def now_s(self) -> float:
+        return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
+class Server:
+    """Answers Restore from a list of entries, each with its bytes, as the protocol says; `hooks` run before a path's entry goes out."""
+
+    def __init__(self, *items: tuple[pb.Entry, bytes]) -> None:
+        self.items = sorted(items, key=lambda item: path_of(item[0]).replace(b"/", b"\0"))
+        self.hooks: dict[bytes, Callable[[], None]] = {}
+        self.damaged: set[bytes] = set()
+        self.requests: list[wire.RestoreRequest] = []
+        self.break_after: list[int] = []
+        self.clock = Waits()
+
+    def stream(self, method: str, request: wire.RestoreRequest, *, retry: Retry) -> Iterator[wire.RestoreResponse]:
+        assert method == "Restore"
+        asked = wire.RestoreRequest()
+        asked.CopyFrom(request)
+        self.requests.append(asked)
+        left = self.break_after.pop(0) if self.break_after else -1
+        for part in self._parts(asked):
+            if left == 0:
+                raise ConnectError("the connection broke")
+            left -= 1
+            yield wire.RestoreResponse(parts=[part])
+
+    def _parts(self, request: wire.RestoreRequest) -> Iterator[wire.RestorePart]:
+        yield wire.RestorePart(header=wire.RestoreHeader(backup=BACKUP))
+        entries = data_bytes = damages = 0
+        wanted = {path.encode() for path in request.paths} | set(request.path_bytes)
+        for item, data in self.items:
+            path = path_of(item)
+            if wanted and not any(path == each or (not request.exact and path.startswith(each + b"/")) for each in wanted):
+                continue
+            self.hooks.pop(path, lambda: None)()
+            entries += 1
+            entry = pb.Entry()
+            entry.CopyFrom(item)
+            if entry.type != pb.ENTRY_TYPE_FILE:
+                yield wire.RestorePart(entry=entry)
+            elif request.view == wire.ENTRY_VIEW_BASIC:
+                data_bytes += len(data)
+                yield wire.RestorePart(entry=entry)
+            elif path in self.damaged:
+                damages += 1
+                yield wire.RestorePart(entry=entry)
+                yield wire.RestorePart(data=wire.Data(data=data[:1000], chunk_lengths=[1000]))
+                yield wire.RestorePart(damage=wire.Damage(path=entry.path, message="a chunk is gone", offset_bytes=1000))
+            else:
+                data_bytes += len(data)
+                yield from self._file(entry, data)
+        yield wire.RestorePart(end=wire.End(entry_count=entries, data_bytes=data_bytes, damage_count=damages))
+
+    def _file(self, entry: pb.Entry, data: bytes) -> Iterator[wire.RestorePart]:
+        if len(data) <= 1000:
+            entry.data = data
+            yield wire.RestorePart(entry=entry)
+            return
+        yield wire.RestorePart(entry=entry)
+        for piece in pieces_of(data):
+            if piece.count(0) == len(piece):
+                yield wire.RestorePart(data=wire.Data(zero_bytes=len(piece), chunk_lengths=[len(piece)]))
+            else:
+                yield wire.RestorePart(data=wire.Data(data=piece, chunk_lengths=[len(piece)]))
+        yield wire.RestorePart(entry_end=wire.EntryEnd(size_bytes=len(data), content_id=entry.content.content_id))
+
+
+def pieces_of(data: bytes) -> list[bytes]:
+    return [data[start : start + 65_536] for start in range(0, len(data), 65_536)]
+
+
+def path_of(entry: pb.Entry) -> bytes:
+    return entry.path_bytes or entry.path.encode()
+
+
+def file(path: str, data: bytes = b"data", **fields) -> tuple[pb.Entry, bytes]:
+    entry = pb.Entry(path=path, type=pb.ENTRY_TYPE_FILE, mode=0o644, mtime_ns=MTIME_NS, **fields)
+    entry.content.size_bytes = len(data)
+    pieces = pieces_of(data) if len(data) > 1000 else [data]
+    entry.content.content_id = content_id((len(piece), blake3(piece).digest()) for piece in pieces if piece)
+    return entry, data
+
+
+def other(path: str, kind: pb.EntryType.ValueType = pb.ENTRY_TYPE_DIRECTORY, **fields) -> tuple[pb.Entry, bytes]:
+    fields.setdefault("mode", 0o755)
+    return pb.Entry(path=path, type=kind, mtime_ns=MTIME_NS, **fields), b""
+
+
+def restore(server: Server, target: Path, **options):
+    return Restore(server, "d", pb.BackupSelector(), os.fsencode(target), RestoreOptions(**options)).run()
+
+
+def leftovers(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.name.startswith(".staddle-")]
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Path]:
+    """A directory beside the target that must stay as it is."""
+    place = tmp_path / "outside"
+    place.mkdir()
+    (place / "precious").write_text("keep me")
+    before = nodes_of(tmp_path / "outside")
+    yield place
+    assert nodes_of(place) == before
+
+
+HOSTILE = ["../outside/new", "/etc/staddle-was-here", "a/../../outside/new", "..", ".", "a/./b", "a//b", "a/", "nul\0byte", "x/" * 9_000 + "x"]
+
+
+@pytest.mark.parametrize("path", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
+def test_a_path_that_leads_out_ends_the_restore_and_writes_nothing(
+    path: str, kind: str, tmp_path: Path, outside: Path
+) -> None:
+    made = {"file": file, "directory": other}.get(kind, lambda path: other(path, pb.ENTRY_TYPE_SYMLINK, link_target="x"))(path)
+    with pytest.raises(ProtocolError):
+        restore(Server(made), tmp_path / "target")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["outside", "target"]
+    assert list((tmp_path / "target").iterdir()) == []
+    assert not Path("/etc/staddle-was-here").exists()
+
+
+def test_a_file_below_a_stored_symlink_never_follows_it(tmp_path: Path, outside: Path) -> None:
+    link = other("a", pb.ENTRY_TYPE_SYMLINK, link_target=str(outside))
+    restore(Server(link, file("a/precious", b"stolen")), tmp_path / "target")
+    assert not (tmp_path / "target" / "a").is_symlink()
+    assert (tmp_path / "target" / "a" / "precious").read_bytes() == b"stolen"
+
+
+def test_a_link_in_the_target_is_replaced_and_never_followed(tmp_path: Path, outside: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "a").symlink_to(outside)
+    (target / "precious").symlink_to(outside / "precious")
+    restore(Server(other("a"), file("a/new"), file("precious", b"mine")), target)
+    assert not (target / "a").is_symlink()
+    assert (target / "a" / "new").read_bytes() == b"data"
+    assert (target / "precious").read_bytes() == b"mine"
+
+
+def test_a_link_in_the_target_is_kept_under_never_and_what_is_below_is_reported(tmp_path: Path, outside: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "a").symlink_to(outside)
+    report = restore(Server(other("a"), file("a/new"), file("b")), target, overwrite="never")
+    assert (target / "a").is_symlink()
+    assert {problem.path for problem in report.problems} == {"a", "a/new"}
+    assert (target / "b").read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("swapped", ["a", "a/b"])
+def test_a_directory_that_is_swapped_for_a_link_meanwhile_gains_nothing(
+    swapped: str, tmp_path: Path, outside: Path
+) -> None:
+    target = tmp_path / "target"
+    server = Server(other("a"), other("a/b"), file("a/b/c1"), file("a/b/c2", seeded_bytes(1, 300_000)), file("z"))
+
+    def swap() -> None:
+        (target / swapped).rename(tmp_path / "moved")
+        (target / swapped).symlink_to(outside)
+
+    server.hooks[b"a/b/c2"] = swap
+    restore(server, target)
+    assert (target / "z").read_bytes() == b"data"
+
+
+def test_a_hard_link_to_something_swapped_in_is_written_as_a_file_of_its_own(tmp_path: Path, outside: Path) -> None:
+    target = tmp_path / "target"
+    server = Server(file("a", b"shared", link_group=b"g"), file("b", b"shared", link_group=b"g"))
+
+    def swap() -> None:
+        (target / "a").unlink()
+        os.link(outside / "precious", target / "a")
+
+    server.hooks[b"b"] = swap
+    restore(server, target)
+    (target / "a").unlink()
+    assert (target / "b").read_bytes() == b"shared"
+    assert (target / "b").stat().st_nlink == 1
+
+
+def test_hard_links_need_group_and_content_to_agree(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    restore(Server(*(file(name, data, link_group=b"g") for name, data in (("a", b"1"), ("b", b"2"), ("c", b"2")))), target)
+    inodes = {name: (target / name).stat().st_ino for name in "abc"}
+    assert inodes["b"] == inodes["c"] != inodes["a"]
+
+
+def test_damage_is_reported_leaves_no_file_and_the_rest_is_restored(tmp_path: Path) -> None:
+    server = Server(file("a"), file("hurt", seeded_bytes(2, 200_000)), file("z", seeded_bytes(3, 200_000)))
+    server.damaged.add(b"hurt")
+    report = restore(server, tmp_path / "target")
+    assert [(problem.kind, problem.path) for problem in report.problems] == [(ProblemKind.DAMAGED, "hurt")]
+    assert sorted(item.name for item in (tmp_path / "target").iterdir()) == ["a", "z"]
+
+
+def test_damage_keeps_what_was_there_before(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "hurt").write_text("the version of before")
+    server = Server(file("hurt", seeded_bytes(2, 200_000)))
+    server.damaged.add(b"hurt")
+    assert len(restore(server, target).damaged) == 1
+    assert (target / "hurt").read_text() == "the version of before"
+    assert leftovers(target) == []
+
+
+def test_a_stream_that_stops_without_its_end_is_a_failure_and_leaves_no_half_file(tmp_path: Path) -> None:
+    class Stops(Server):
+        def _parts(self, request):
+            yield from list(super()._parts(request))[:-3]
+
+    with pytest.raises(ProtocolError):
+        restore(Stops(file("a"), file("big", seeded_bytes(4, 300_000))), tmp_path / "target")
+    assert [item.name for item in (tmp_path / "target").iterdir()] == ["a"]
+
+
+def test_bytes_that_are_not_what_their_content_id_says_never_get_the_name(tmp_path: Path) -> None:
+    entry, _ = file("f", seeded_bytes(5, 300_000))
+    with pytest.raises(ProtocolError):
+        restore(Server((entry, seeded_bytes(6, 300_000))), tmp_path / "target")
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_files_that_match_are_not_transferred_and_their_metadata_is_put_right(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    items = [other("d"), file("d/same", b"1"), file("d/differs", b"2"), file("d/new", b"3")]
+    target.mkdir()
+    (target / "extra").write_text("stays")
+    restore(Server(*items[:3]), target)
+    (target / "d" / "same").chmod(0o600)
+    (target / "d" / "differs").write_bytes(b"X")
+    inode = (target / "d" / "same").stat().st_ino
+    server = Server(*items)
+    report = restore(server, target)
+    fetched = [sorted(request.paths) for request in server.requests if request.view == wire.ENTRY_VIEW_DATA]
+    assert fetched == [["d/differs", "d/new"]]
+    assert (report.entries_written, report.entries_unchanged) == (2, 2)
+    assert stat.S_IMODE((target / "d" / "same").stat().st_mode) == 0o644
+    assert (target / "d" / "same").stat().st_ino == inode
+    assert (target / "d" / "differs").read_bytes() == b"2"
+    assert (target / "d").stat().st_mtime_ns == MTIME_NS
+    assert (target / "extra").read_text() == "stays"
+
+
+def test_a_file_that_matches_is_not_even_touched(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    server = Server(file("f", b"1"))
+    restore(server, target)
+    before = (target / "f").stat().st_ctime_ns
+    restore(server, target)
+    assert (target / "f").stat().st_ctime_ns == before
+
+
+def test_never_keeps_what_is_there_and_writes_the_rest(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "f").write_bytes(b"old")
+    report = restore(Server(file("f"), file("g")), target, overwrite="never")
+    assert ((target / "f").read_bytes(), (target / "g").read_bytes()) == (b"old", b"data")
+    assert any("kept" in warning for warning in report.warnings)
+
+
+def test_always_writes_everything_anew(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    server = Server(file("f"), file("g"))
+    restore(server, target)
+    inode = (target / "f").stat().st_ino
+    assert restore(server, target, overwrite="always").entries_written == 2
+    assert (target / "f").stat().st_ino != inode
+
+
+def test_a_directory_in_the_way_goes_if_it_is_empty_and_is_reported_if_not(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    (target / "empty").mkdir(parents=True)
+    (target / "full").mkdir()
+    (target / "full" / "x").write_text("stays")
+    report = restore(Server(file("empty"), file("full")), target)
+    assert (target / "empty").read_bytes() == b"data"
+    assert [(problem.kind, problem.path) for problem in report.problems] == [(ProblemKind.NOT_WRITTEN, "full")]
+    assert (target / "full" / "x").read_text() == "stays"
+    assert leftovers(target) == []
+
+
+def test_the_root_keeps_its_own_metadata_where_something_lay_in_it(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir(mode=0o711)
+    (target / "mine").touch()
+    restore(Server(other("", mode=0o700), file("f")), target)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o711
+    restore(Server(other("", mode=0o700), file("f")), tmp_path / "fresh")
+    assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o700
+
+
+def test_parents_of_a_selected_path_are_plain_directories(tmp_path: Path) -> None:
+    restore(Server(other("a", mode=0o700), file("a/b/c")), tmp_path / "target", paths=(b"a/b",))
+    assert (tmp_path / "target" / "a" / "b" / "c").read_bytes() == b"data"
+    assert stat.S_IMODE((tmp_path / "target" / "a").stat().st_mode) & 0o700 == 0o700
+
+
+def test_unset_metadata_follows_the_restoring_process(tmp_path: Path) -> None:
+    entry = pb.Entry(path="f", type=pb.ENTRY_TYPE_FILE)
+    entry.content.size_bytes = 4
+    entry.content.content_id = blake3(b"data").digest()
+    before = os.umask(0o027)
+    try:
+        restore(Server((entry, b"data")), tmp_path / "target")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "target" / "f").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("mtime_ns", [2**63 - 1, -(2**63)])
+def test_times_out_of_range_are_reported_and_the_file_is_there(mtime_ns: int, tmp_path: Path) -> None:
+    entry, data = file("f")
+    entry.mtime_ns = mtime_ns
+    restore(Server((entry, data), file("g")), tmp_path / "target")
+    assert (tmp_path / "target" / "f").read_bytes() == b"data"
+    assert (tmp_path / "target" / "g").read_bytes() == b"data"
+
+
+def test_holes_are_left_out_and_bytes_in_a_wrong_hole_are_written_all_the_same(tmp_path: Path) -> None:
+    data = bytes(400_000) + seeded_bytes(7, 100_000) + bytes(300_000)
+    entry, _ = file("f", data)
+    for offset, length in ((0, 393_216), (400_000, 100_000), (524_288, 275_712)):
+        entry.holes.add(offset_bytes=offset, length_bytes=length)
+    restore(Server((entry, data)), tmp_path / "target")
+    assert (tmp_path / "target" / "f").read_bytes() == data
+    assert (tmp_path / "target" / "f").stat().st_blocks * 512 < 200_000
+
+
+@pytest.mark.parametrize("first", range(1, 16, 2))
+@pytest.mark.parametrize("overwrite", ["if-changed", "always"])
+def test_a_restore_goes_on_where_its_stream_broke(first: int, overwrite: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "extra").touch()
+    items = [other(""), other("d"), file("d/a"), file("d/b", seeded_bytes(8, 200_000)), other("e"), file("e/c"), file("z")]
+    server = Server(*items)
+    server.break_after = [first, 3]
+    report = restore(server, target, overwrite=overwrite)
+    assert report.problems == ()
+    assert (target / "d" / "b").read_bytes() == seeded_bytes(8, 200_000)
+    assert {path.relative_to(target).as_posix() for path in target.rglob("*")} == {"extra", "d", "d/a", "d/b", "e", "e/c", "z"}
+    assert (target / "d").stat().st_mtime_ns == MTIME_NS
+    assert report.data_bytes == 200_000 + 3 * 4
+
+
+def test_a_restore_that_breaks_before_anything_came_makes_no_target(tmp_path: Path) -> None:
+    server = Server(file("a"))
+    server.break_after = [0]
+    with pytest.raises(ConnectError):
+        restore(server, tmp_path / "target", retry_s=0)
+    assert not (tmp_path / "target").exists()
+
+
+def test_many_differing_files_are_fetched_in_bounded_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_restore, "FETCH_PATHS", 10)
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "extra").touch()
+    items = [item for number in range(7) for item in (other(f"d{number}"), *(file(f"d{number}/{name}") for name in "abcde"))]
+    server = Server(*items)
+    restore(server, target)
+    fetches = [len(request.paths) for request in server.requests if request.view == wire.ENTRY_VIEW_DATA]
+    assert fetches == [10, 10, 10, 5]
+    assert all((target / f"d{number}").stat().st_mtime_ns == MTIME_NS for number in range(7))
+
+
+def test_a_full_target_stops_the_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(TargetFullError):
+        restore(Server(file("a"), file("b")), tmp_path / "target")
+    assert leftovers(tmp_path / "target") == []
+
+
+def test_owners_that_only_root_can_set_are_one_counted_warning(public_path: Path, as_ordinary_user) -> None:
+    entries = [file(name, uid=0, gid=0) for name in "abc"]
+    with as_ordinary_user():
+        report = restore(Server(*entries), public_path / "target")
+    assert report.problems == ()
+    assert [warning for warning in report.warnings if warning.startswith("3 ")]
+
+
+def test_a_device_that_this_user_may_not_make_is_reported(public_path: Path, as_ordinary_user) -> None:
+    device = other("null", pb.ENTRY_TYPE_CHAR_DEVICE, device_major=1, device_minor=3)
+    with as_ordinary_user():
+        report = restore(Server(device, file("z")), public_path / "target")
+    assert [problem.path for problem in report.problems] == ["null"]
+    assert (public_path / "target" / "z").read_bytes() == b"data"
+
+
+def test_a_directory_that_its_owner_may_not_write_is_filled_first(public_path: Path, as_ordinary_user) -> None:
+    with as_ordinary_user():
+        report = restore(Server(other("d", mode=0o555), file("d/f")), public_path / "target")
+        assert report.problems == ()
+        (public_path / "target" / "d").chmod(0o755)
+    assert (public_path / "target" / "d" / "f").read_bytes() == b"data"

@@ -1,0 +1,435 @@
+"""Promises 1 to 4, on the wire: what was acknowledged is there, whole or not at all, and comes back as it went in."""
+
+import threading
+
+import grpc
+import pytest
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from thin import (
+    Part,
+    Source,
+    back_up,
+    backups,
+    begin,
+    finish,
+    info,
+    large,
+    messages,
+    noise,
+    pieces,
+    reason,
+    restore,
+    small,
+)
+
+FILES = {
+    "a.txt": b"alpha",
+    "d/b.bin": noise(3_000_000),
+    "d/empty": b"",
+    "d/text": b"the same line again and again\n" * 90_000,
+    "z/y/x": b"deep",
+}
+
+
+def test_a_thin_backup_of_many_files_in_one_stream_comes_back_byte_for_byte(running):
+    stub = running.stub("writer")
+    backup = back_up(stub, "www", FILES)
+    found = restore(stub, "www")
+    assert found.files == FILES
+    assert found.backup.id == backup.id
+    assert backup.number == 1
+    assert backup.kind == pb.BACKUP_KIND_FULL
+    assert backup.data_bytes == sum(map(len, FILES.values()))
+    assert found.end.data_bytes == backup.data_bytes
+
+
+def test_missing_parents_are_implied_and_only_the_path_is_required(running):
+    stub = running.stub()
+    back_up(stub, "www", {"z/y/x": b"deep"})
+    found = restore(stub, "www")
+    assert [(e.path, e.implied) for e in found.entries.values()] == [("z", True), ("z/y", True), ("z/y/x", False)]
+    assert not found.entries["z/y/x"].HasField("mode")
+
+
+def test_a_stream_of_one_byte_messages_makes_the_same_manifest_as_one_of_large_messages(running):
+    stub = running.stub()
+    data = noise(200_000)
+    whole = back_up(stub, "one", {"f": data})
+
+    def parts():
+        yield begin("two")
+        yield Part(entry=pb.Entry(path="f"))
+        for start in range(0, len(data), 997):
+            yield Part(data=sv.Data(data=data[start : start + 997]))
+        yield Part(entry_end=sv.EntryEnd())
+        yield finish(1, len(data))
+
+    assert stub.Backup(messages(parts())).backup.manifest_digest == whole.manifest_digest
+
+
+def test_both_paths_make_the_same_manifest_and_the_second_stores_nothing(running):
+    stub = running.stub()
+    thin = back_up(stub, "www", FILES)
+    source = Source(stub, "copy")
+    for path, data in FILES.items():
+        source.put_file(path, data)
+    backup = source.commit()
+    assert backup.manifest_digest == thin.manifest_digest
+    assert backup.stored_bytes == 0
+    assert restore(stub, "copy").files == FILES
+
+
+def test_both_paths_may_be_mixed_in_one_upload(running):
+    stub = running.stub()
+    source = Source(stub, "mixed")
+    source.put_file("a/by-source", noise(2_000_000, 5))
+    durable = stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id)).durable
+    data = noise(1_500_000, 6)
+
+    def parts():
+        yield Part(continue_upload=sv.ContinueUpload(**source.id, position=durable.position))
+        yield from large("b/by-stream", data)
+        yield Part(checkpoint=sv.Checkpoint())
+
+    answer = stub.Backup(messages(parts()))
+    assert not answer.HasField("backup")
+    assert answer.upload.durable.entry_count == 2
+    source.entries, source.bytes = 2, 2_000_000 + len(data)
+    source.put_entries(source.entry("c", b""))
+    source.commit()
+    assert restore(stub, "mixed").files == {
+        "a/by-source": noise(2_000_000, 5),
+        "b/by-stream": data,
+        "c": b"",
+    }
+
+
+def test_a_stream_that_ends_without_finish_leaves_no_backup_and_says_how_to_go_on(running):
+    stub = running.stub()
+    data = noise(5_000_000)
+    cut = [begin("www"), small("a", b"1"), Part(entry=pb.Entry(path="b")), *list(pieces(data))[:4]]
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Backup(messages(cut))
+    assert failed.value.code() == grpc.StatusCode.CANCELLED
+    assert reason(failed.value) == "UNFINISHED_STREAM"
+    upload_id = info(failed.value).metadata["upload"]
+    assert upload_id in failed.value.details()
+    assert "1 entries with 1 bytes are durable" in failed.value.details()
+    with pytest.raises(grpc.RpcError) as none:
+        restore(stub, "www")
+    assert reason(none.value) == "BACKUP_NOT_FOUND"
+
+    upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload_id)).upload
+    assert upload.epoch == 2
+    assert upload.last_failure == "the stream ended without finish"
+    durable = upload.durable
+    assert durable.last_entry.path == "a"
+    assert durable.open_entry.path == "b"
+    offset = durable.open_offset_bytes
+    assert 2_000_000 < offset <= 4 << 20
+
+    def rest():
+        yield Part(
+            continue_upload=sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=durable.position)
+        )
+        yield Part(entry=pb.Entry(path="b", continue_at_bytes=offset))
+        yield from pieces(data[offset:])
+        yield Part(entry_end=sv.EntryEnd(size_bytes=len(data)))
+        yield finish(2, 1 + len(data))
+
+    resumed = stub.Backup(messages(rest())).backup
+    assert restore(stub, "www").files == {"a": b"1", "b": data}
+    assert resumed.manifest_digest == back_up(stub, "other", {"a": b"1", "b": data}).manifest_digest
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline", "exception", "disconnect"])
+def test_a_client_that_goes_away_leaves_no_backup_and_harms_none(running, end):
+    stub = running.stub()
+    before = back_up(stub, "www", FILES)
+    leaving = running.stub(name="leaving")
+    reached, go = threading.Event(), threading.Event()
+
+    def requests():
+        yield from messages([begin("www", request_id="the-one"), small("new", b"x"), *large("n", noise(3 << 20))])
+        reached.set()
+        go.wait(10)
+        if end == "exception":
+            raise RuntimeError("the client broke")
+        if end != "disconnect":
+            yield sv.BackupRequest(parts=[small("late", b"y")])
+
+    call = leaving.Backup.future(requests(), timeout=1.0 if end == "deadline" else 30)
+    assert reached.wait(10)
+    if end == "cancel":
+        call.cancel()
+    elif end == "disconnect":
+        running._channels[-1].close()
+    go.set() if end != "deadline" else None
+    with pytest.raises((grpc.RpcError, grpc.FutureCancelledError, ValueError)):
+        call.result(timeout=20)
+    go.set()
+    assert [b.id for b in backups(stub, "www")] == [before.id]
+    assert restore(stub, "www").files == FILES
+    upload = stub.GetUpload(sv.GetUploadRequest(request_id="the-one")).upload
+    assert upload.state == pb.UPLOAD_STATE_OPEN
+
+
+def test_what_was_durable_is_not_sent_again_after_the_server_restarts(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    data = noise(4_000_000)
+    chunks = source.cut(data)
+    source.put_chunks(chunks)
+    source.put_entries(source.entry("f", data))
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
+    running.restart()
+    source.stub = stub = running.stub()
+    with pytest.raises(grpc.RpcError) as failed:
+        source.put_entries(pb.Entry(path="g", data=b""))
+    assert reason(failed.value) == "RESUME_REQUIRED"
+    source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    assert source.missing(chunks) == []
+    durable = source.upload.durable
+    assert (durable.entry_count, durable.data_bytes, durable.put_entries_number) == (1, len(data), 1)
+    source.number = 1
+    source.put_entries(source.entry("g", b"later", ))
+    source.put_chunks([b"later"])
+    source.commit()
+    assert restore(stub, "www").files == {"f": data, "g": b"later"}
+
+
+def test_a_take_over_ends_the_old_writer_and_its_stream(running):
+    stub = running.stub()
+    reached, go = threading.Event(), threading.Event()
+
+    def requests():
+        yield from messages([begin("www", request_id="r"), small("a", b"1")])
+        reached.set()
+        go.wait(20)
+
+    old = stub.Backup.future(requests())
+    assert reached.wait(10)
+    upload = _open_upload(stub, "r")
+    taken = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
+    assert taken.epoch == upload.epoch + 1
+    with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
+        old.result(timeout=10)
+    go.set()
+    for call in (
+        lambda: stub.CheckpointUpload(sv.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch)),
+        lambda: stub.CommitUpload(sv.CommitUploadRequest(upload_id=upload.id, epoch=upload.epoch)),
+        lambda: stub.PutEntries(sv.PutEntriesRequest(upload_id=upload.id, epoch=upload.epoch, number=1)),
+    ):
+        with pytest.raises(grpc.RpcError) as stale:
+            call()
+        assert stale.value.code() == grpc.StatusCode.ABORTED
+        assert reason(stale.value) == "STALE_EPOCH"
+
+
+def _open_upload(stub, request_id):
+    for _ in range(200):
+        try:
+            return stub.GetUpload(sv.GetUploadRequest(request_id=request_id)).upload
+        except grpc.RpcError as e:
+            assert reason(e) == "UPLOAD_NOT_FOUND"
+    raise AssertionError("the upload never began")
+
+
+def test_running_the_same_again_takes_the_open_upload_over_at_once_for_the_same_principal_only(running):
+    stub = running.stub()
+    asked = {"take_over": True, "host": "h", "root": "/srv", "fingerprint": "options"}
+    first = Source(stub, "www", **asked)
+    first.put_file("a", b"1")
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**first.id))
+    again = stub.BeginUpload(sv.BeginUploadRequest(dataset="www", **asked))
+    assert again.taken_over
+    assert again.upload.id == first.upload.id
+    assert again.upload.epoch == 2
+    assert again.upload.durable.entry_count == 1
+    other = running.stub("writer", name="somebody-else").BeginUpload(
+        sv.BeginUploadRequest(dataset="www", **asked)
+    )
+    assert not other.taken_over
+    different = stub.BeginUpload(sv.BeginUploadRequest(dataset="www", **{**asked, "fingerprint": "others"}))
+    assert not different.taken_over
+
+
+def test_another_principal_takes_over_only_when_the_lease_has_ended(running):
+    source = Source(running.stub("writer", name="first"), "www")
+    second = running.stub("writer", name="second")
+    with pytest.raises(grpc.RpcError) as held:
+        second.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id))
+    assert held.value.code() == grpc.StatusCode.ABORTED
+    assert reason(held.value) == "LEASE_HELD"
+    running.clock.ahead_s = running.lease_s + 1
+    upload = second.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    assert upload.epoch == 2
+
+
+def test_an_upload_that_was_cut_off_overnight_goes_on_and_one_past_its_life_does_not(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    source.put_file("a", b"1")
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
+    running.clock.ahead_s = 12 * 3600
+    source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    source.commit()
+    late = Source(stub, "www")
+    running.clock.ahead_s += running.upload_life_s + 1
+    with pytest.raises(grpc.RpcError) as closed:
+        stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=late.upload.id))
+    assert reason(closed.value) == "UPLOAD_CLOSED"
+
+
+def test_a_replayed_commit_answers_as_the_first_did(running):
+    stub = running.stub()
+    source = Source(stub, "www", request_id="r")
+    source.put_file("a", b"1")
+    first = source.commit()
+    assert source.commit() == first
+    running.restart()
+    source.stub = running.stub()
+    assert source.commit() == first
+    begun = source.stub.BeginUpload(sv.BeginUploadRequest(dataset="www", request_id="r")).upload
+    assert (begun.state, begun.backup_id) == (pb.UPLOAD_STATE_COMMITTED, first.id)
+    with pytest.raises(grpc.RpcError) as reused:
+        source.stub.BeginUpload(sv.BeginUploadRequest(dataset="other", request_id="r"))
+    assert reused.value.code() == grpc.StatusCode.ALREADY_EXISTS
+
+
+@pytest.mark.parametrize("counts", [(0, 1), (1, 0), (2, 1), (1, 2)])
+def test_a_finish_with_other_counts_makes_no_backup_and_leaves_the_upload_open(running, counts):
+    stub = running.stub()
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Backup(messages([begin("www", request_id="r"), small("a", b"1"), finish(*counts)]))
+    assert failed.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert dict(info(failed.value).metadata) == {"entry_count": "1", "data_bytes": "1"}
+    assert backups(stub, "www") == []
+    upload = stub.GetUpload(sv.GetUploadRequest(request_id="r")).upload
+    assert upload.state == pb.UPLOAD_STATE_OPEN
+    right = sv.CommitUploadRequest(upload_id=upload.id, epoch=upload.epoch, entry_count=1, data_bytes=1)
+    assert stub.CommitUpload(right).backup.number == 1
+
+
+def test_an_aborted_upload_is_over_and_a_replay_changes_nothing(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    source.put_file("a", b"1")
+    for _ in range(2):
+        upload = stub.AbortUpload(sv.AbortUploadRequest(**source.id)).upload
+        assert upload.state == pb.UPLOAD_STATE_ABORTED
+    with pytest.raises(grpc.RpcError) as closed:
+        source.commit()
+    assert reason(closed.value) == "UPLOAD_CLOSED"
+
+
+def test_chunks_that_are_missing_at_commit_are_listed_and_the_upload_stays_open(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    files = {f"f{index}": noise(70_000, index) for index in range(5)}
+    answer = source.put_entries(*[source.entry(path, data) for path, data in files.items()])
+    assert list(answer.incomplete) == [0, 1, 2, 3, 4]
+    source.put_chunks(source.cut(files["f0"]))
+    with pytest.raises(grpc.RpcError) as missing:
+        source.commit()
+    assert reason(missing.value) == "MISSING_CHUNKS"
+    assert info(missing.value).metadata["count"] == str(sum(len(source.cut(files[f"f{i}"])) for i in range(1, 5)))
+    wanted, token = [], ""
+    while True:
+        page = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id, page_size=2, page_token=token))
+        wanted += page.missing_digests
+        token = page.next_page_token
+        if not token:
+            break
+    running.restart()
+    source.stub = stub = running.stub()
+    source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    chunks = [chunk for data in files.values() for chunk in source.cut(data)]
+    lacking = source.missing(chunks)
+    assert len(wanted) == len(set(wanted)) == len(lacking)
+    source.put_chunks(lacking)
+    source.commit()
+    assert restore(stub, "www").files == files
+
+
+def test_put_entries_is_numbered_and_a_replay_changes_nothing(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    source.put_entries(pb.Entry(path="a", data=b"1"))
+    source.put_entries(pb.Entry(path="b", data=b"2"))
+    for number in (1, 2):
+        source.put_entries(pb.Entry(path="other", data=b"x"), number=number)
+    with pytest.raises(grpc.RpcError) as skipped:
+        source.put_entries(pb.Entry(path="c"), number=4)
+    assert reason(skipped.value) == "ENTRIES_OUT_OF_ORDER"
+    assert info(skipped.value).metadata["expected"] == "3"
+    source.entries, source.bytes = 2, 2
+    source.commit()
+    assert restore(stub, "www").files == {"a": b"1", "b": b"2"}
+
+
+def test_a_put_entries_call_with_one_bad_entry_takes_nothing(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    with pytest.raises(grpc.RpcError) as bad:
+        source.put_entries(pb.Entry(path="a", data=b"1"), pb.Entry(path="../b", data=b"2"))
+    assert bad.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    source.put_entries(pb.Entry(path="a", data=b"1"), number=1)
+    source.entries, source.bytes = 1, 1
+    source.commit()
+
+
+def test_a_long_list_of_chunks_goes_in_parts(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    data = noise(12_000_000)
+    chunks = source.cut(data)
+    source.put_chunks(source.missing(chunks))
+    refs = list(source.entry("big", data).content.chunks)
+    offset = 0
+    for index, start in enumerate(range(0, len(refs), 7)):
+        part = refs[start : start + 7]
+        entry = pb.Entry(path="big", content=pb.Content(chunks=part), mode=0o600)
+        if index:
+            entry.continue_at_bytes = offset
+        offset += sum(ref.length_bytes for ref in part)
+        change = sv.EntryChange(entry=entry, more=start + 7 < len(refs))
+        stub.PutEntries(sv.PutEntriesRequest(**source.id, number=index + 1, changes=[change]))
+        if index == 2:
+            stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
+            source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+            assert source.upload.durable.open_offset_bytes == offset
+    backup = source.commit()
+    found = restore(stub, "www")
+    assert found.files == {"big": data}
+    assert found.entries["big"].mode == 0o600
+    thin = stub.Backup(
+        messages([begin("thin"), *large("big", data, mode=0o600), finish(1, len(data))])
+    ).backup
+    assert thin.manifest_digest == backup.manifest_digest
+
+
+def test_only_one_stream_writes_an_upload_at_a_time(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    reached, go = threading.Event(), threading.Event()
+
+    def requests():
+        yield sv.BackupRequest(parts=[Part(continue_upload=sv.ContinueUpload(**source.id, position=0)), small("a", b"")])
+        reached.set()
+        go.wait(20)
+        yield sv.BackupRequest(parts=[finish(1, 0)])
+
+    first = stub.Backup.future(requests())
+    assert reached.wait(10)
+    busy = None
+    for _ in range(100):
+        with pytest.raises(grpc.RpcError) as failed:
+            stub.Backup(messages([Part(continue_upload=sv.ContinueUpload(**source.id, position=9))]))
+        busy = reason(failed.value)
+        if busy == "UPLOAD_BUSY":
+            break
+    assert busy == "UPLOAD_BUSY"
+    go.set()
+    assert first.result(timeout=20).backup.number == 1
