@@ -135,6 +135,6 @@ interop: $(STAMP)
 
 .PHONY: clean
 clean:
-	@rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-* .tools build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find client server tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Removed environments and caches; staddle-data and demo-data are left alone."

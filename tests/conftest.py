@@ -175,21 +175,22 @@ class ServerProcess:
 
     def start(self) -> None:
         """Starts it on a free port and waits until it listens."""
-        self.process = subprocess.Popen(
-            [
-                str(Path(sys.executable).with_name("staddle-server")),
-                "serve",
-                "--data",
-                str(self.data),
-                "--listen",
-                "127.0.0.1:0",
-                *self.flags,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=(self.data.parent / f"{self.data.name}.log").open("a"),
-            text=True,
-            env={key: value for key, value in os.environ.items() if not key.startswith("STADDLE")},
-        )
+        with (self.data.parent / f"{self.data.name}.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [
+                    str(Path(sys.executable).with_name("staddle-server")),
+                    "serve",
+                    "--data",
+                    str(self.data),
+                    "--listen",
+                    "127.0.0.1:0",
+                    *self.flags,
+                ],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={key: value for key, value in os.environ.items() if not key.startswith("STADDLE")},
+            )
         assert self.process.stdout is not None
         for line in self.process.stdout:
             found = re.match(r"Listening on (\S+:\d+)", line)

@@ -6,9 +6,16 @@ from typing import Any, Final, NamedTuple
 import grpc
 from google.protobuf.message import Message
 
-from staddle._channel import Channel
+from staddle._channel import Channel, under_way
 from staddle._config import Settings
-from staddle._errors import CancelledError, ConnectError, ProtocolError, StaddleError, from_rpc_error
+from staddle._errors import (
+    CancelledError,
+    ConnectError,
+    DeadlineError,
+    ProtocolError,
+    StaddleError,
+    from_rpc_error,
+)
 from staddle._retry import MonotonicClock, Retry, may_pass, retrying, was_not_done
 from staddle.v1 import service_pb2 as service
 
@@ -101,58 +108,83 @@ class Calls:
         """
         if method not in STREAMS:
             raise ValueError(f"{method} streams no answer")
-        messages, first = retrying(
+        return retrying(
             lambda: self._open_stream(method, request, timeout_s),
             retry=retry or self._retry,
             clock=self.clock,
             retryable=lambda error: may_pass(error) and self.may_reconnect(error),
         )
-        return self._rest_of_stream(messages, first)
+
+    def pages(self, method: str, request: Any, field: str) -> Iterator[Any]:
+        """The items of all pages. The first page is asked for at once, so that an error comes where the list is asked for."""
+        return self._rest_of_pages(method, request, field, self.call(method, request))
+
+    def _rest_of_pages(self, method: str, request: Any, field: str, page: Any) -> Iterator[Any]:
+        yield from getattr(page, field)
+        while page.next_page_token:
+            request.page_token = page.next_page_token
+            page = self.call(method, request)
+            yield from getattr(page, field)
 
     def start_backup(self, requests: Iterator[service.BackupRequest]) -> "BackupCall":
         """Starts a Backup stream; `requests` is drawn from by another thread. The server's answer comes with `result`."""
         stub = self._channel.stub()
+        under_way.begin()
         try:
             call = stub.Backup.future(requests, metadata=self._channel.metadata)
         except ValueError as error:
+            under_way.end()
             raise self._closed_error(error) from error
+        call.add_done_callback(lambda _: under_way.end())
         return BackupCall(call, self.translate)
 
     def translate(self, error: grpc.RpcError) -> StaddleError:
         """The exception for a failed call."""
         if self._channel.closed:
             return CancelledError("This client was closed while it worked.")
-        return from_rpc_error(error, address=self.address)
+        translated = from_rpc_error(error, address=self.address)
+        if not isinstance(translated, ConnectError | DeadlineError):
+            self._channel.was_ready = True
+        return translated
 
     def _once(self, method: str, request: Message, timeout_s: float) -> Any:
         stub = self._channel.stub()
         try:
-            return getattr(stub, method)(request, timeout=timeout_s, metadata=self._channel.metadata)
+            with under_way:
+                answer = getattr(stub, method)(request, timeout=timeout_s, metadata=self._channel.metadata)
         except grpc.RpcError as error:
             raise self.translate(error) from error
         except ValueError as error:
             raise self._closed_error(error) from error
+        self._channel.was_ready = True
+        return answer
 
-    def _open_stream(self, method: str, request: Message, timeout_s: float | None) -> tuple[Any, Any]:
+    def _open_stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
+        """The stream, once its first message came."""
+        messages = self._stream(method, request, timeout_s)
+        next(messages)
+        return messages
+
+    def _stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
+        """None when the first message came, and then the messages."""
         stub = self._channel.stub()
-        try:
-            messages = getattr(stub, method)(request, timeout=timeout_s, metadata=self._channel.metadata)
-            return messages, next(messages)
-        except grpc.RpcError as error:
-            raise self.translate(error) from error
-        except StopIteration as error:
-            raise ProtocolError(f"The server answered {method} without a single message.") from error
-        except ValueError as error:
-            raise self._closed_error(error) from error
-
-    def _rest_of_stream(self, messages: Any, first: Any) -> Iterator[Any]:
-        try:
-            yield first
-            yield from messages
-        except grpc.RpcError as error:
-            raise self.translate(error) from error
-        finally:
-            messages.cancel()
+        with under_way:
+            try:
+                messages = getattr(stub, method)(request, timeout=timeout_s, metadata=self._channel.metadata)
+            except ValueError as error:
+                raise self._closed_error(error) from error
+            try:
+                first = next(messages, None)
+                if first is None:
+                    raise ProtocolError(f"The server answered {method} without a single message.")
+                self._channel.was_ready = True
+                yield None
+                yield first
+                yield from messages
+            except grpc.RpcError as error:
+                raise self.translate(error) from error
+            finally:
+                messages.cancel()
 
     def _closed_error(self, error: ValueError) -> StaddleError | ValueError:
         """GRPC says ValueError for a channel that was closed meanwhile; any other ValueError is a fault of ours."""

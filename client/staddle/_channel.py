@@ -1,5 +1,6 @@
 """The connection to a server: opened when first used, opened again after a fork, ended by close.
 
+Nothing watches its state from a thread of its own: a process that forks must have no thread inside gRPC.
 The token travels in the metadata of every call. Without TLS nothing goes beyond this machine.
 """
 
@@ -9,15 +10,13 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
 from typing import Final
 
 import grpc
 
 from staddle._config import Settings
-from staddle._errors import CancelledError, ConfigError, UnsupportedError, connect_error
+from staddle._errors import CancelledError, ConfigError, UnsupportedError
 from staddle.v1.service_pb2_grpc import StaddleServiceStub
 
 DEFAULT_PORT: Final = 7443
@@ -27,6 +26,40 @@ SYSTEM_CA: Final = "system"
 """As `ca`: the public certificate authorities that gRPC brings."""
 
 _MIB: Final = 1024 * 1024
+
+
+class UnderWay:
+    """How many calls this process has under way, over all clients."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self.cut_by_fork = False
+        """This process was forked while there was one."""
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def begin(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._count -= 1
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def _after_fork(self) -> None:
+        self.cut_by_fork = self.cut_by_fork or self._count > 0
+        # Threads that held the lock, or would have ended a call, are not in the child.
+        self._lock = threading.Lock()
+        self._count = 0
+
+
+under_way: Final = UnderWay()
 
 # Never used again, and never freed: to end a channel that a parent opened would wait for threads that a fork left behind.
 _inherited: list[grpc.Channel] = []
@@ -133,19 +166,14 @@ class Channel:
         return self._closed.is_set()
 
     def stub(self) -> StaddleServiceStub:
-        """The stub, connected or known not to connect. Raises ConnectError after 5 s without either, CancelledError when closed."""
+        """The stub; it connects with its first call. Raises CancelledError when closed."""
         self._after_fork()
         with self._lock:
             if self._closed.is_set():
                 raise CancelledError("This client is closed.")
             if self._stub is None:
-                self._open()
-            stub, channel = self._stub, self._channel
-        if stub is None or channel is None:
-            raise CancelledError("This client was closed while it connected.")
-        if not self.was_ready:
-            self._wait_ready(channel)
-        return stub
+                self._stub = self._open()
+            return self._stub
 
     def sleep(self, seconds: float) -> None:
         """Waits. Raises CancelledError when the client is closed meanwhile."""
@@ -162,7 +190,15 @@ class Channel:
             channel.close()
 
     def _after_fork(self) -> None:
-        """In a child of the process that opened the channel: leaves that one alone, and starts afresh."""
+        """In a child of the process that opened the channel: leaves that one alone, and starts afresh.
+
+        Raises UnsupportedError in a child that was made while a call was under way: gRPC's state in it is beyond use.
+        """
+        if under_way.cut_by_fork:
+            raise UnsupportedError(
+                "This process was forked while a call to Staddle was under way, and gRPC cannot be used in it. "
+                "Fork before, or start processes with spawn: multiprocessing.get_context('spawn')."
+            )
         if os.getpid() == self._pid:
             return
         # The lock may have been held by a thread that the child does not have.
@@ -177,46 +213,13 @@ class Channel:
         self.was_ready = False
         self._pid = os.getpid()
 
-    def _open(self) -> None:
+    def _open(self) -> StaddleServiceStub:
         target = str(self.address)
         if self._credentials is None:
             self._channel = grpc.insecure_channel(target, options=self._options)
         else:
             self._channel = grpc.secure_channel(target, self._credentials, options=self._options)
-        self._stub = StaddleServiceStub(self._channel)
-
-    def _wait_ready(self, channel: grpc.Channel) -> None:
-        """Waits until it is connected, or known to fail: the call then says why, in better words than are known here."""
-        known = threading.Event()
-        states = {grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE}
-
-        def watch(state: grpc.ChannelConnectivity) -> None:
-            if state is grpc.ChannelConnectivity.READY:
-                self.was_ready = True
-            if state in states:
-                known.set()
-
-        with _subscribed(channel, watch):
-            end_s = monotonic() + CONNECT_S
-            while not known.wait(0.1):
-                if self._closed.is_set():
-                    raise CancelledError("This client was closed while it connected.")
-                if monotonic() > end_s:
-                    raise connect_error(str(self.address), f"no connection within {CONNECT_S:.0f} s")
-
-
-class _subscribed:  # noqa: N801 - reads as a statement: with _subscribed(...)
-    """Watches a channel's state, and asks it to connect."""
-
-    def __init__(self, channel: grpc.Channel, watch: Callable[[grpc.ChannelConnectivity], None]) -> None:
-        self._channel = channel
-        self._watch = watch
-
-    def __enter__(self) -> None:
-        self._channel.subscribe(self._watch, try_to_connect=True)
-
-    def __exit__(self, *_: object) -> None:
-        self._channel.unsubscribe(self._watch)
+        return StaddleServiceStub(self._channel)
 
 
 def _checked_token(token: str) -> str:
@@ -270,7 +273,9 @@ def _options(settings: Settings, address: Address) -> list[tuple[str, int | str]
         # Two clients never share a connection: closing one must not touch the other.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 500),
+        # By this name the library also limits how long one attempt to connect may take, and by the next one a name's look-up.
         ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1000)),
+        ("grpc.dns_ares_query_timeout", int(CONNECT_S * 1000)),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
     if address.loopback:

@@ -8,6 +8,7 @@ from typing import IO, Any, Final, Self, TypeVar, cast
 
 from google.protobuf.message import Message
 
+from staddle._arguments import checked_path, choice
 from staddle._calls import Calls
 from staddle._channel import refuse_other_platforms
 from staddle._config import Settings, load_settings
@@ -16,7 +17,6 @@ from staddle._convert import (
     change_of,
     dataset_of,
     entry_of,
-    path_fault,
     server_info_of,
     split_path,
     text,
@@ -42,7 +42,6 @@ from staddle._types import (
     RestoreReport,
     Scope,
     ServerInfo,
-    path_to_bytes,
 )
 from staddle._when import LATEST, selector_of
 from staddle.v1 import service_pb2 as service
@@ -192,7 +191,7 @@ class Client:
         """
         options = BackupOptions(
             dataset=text("dataset", dataset),
-            kind=_choice("kind", kind, BackupKind),
+            kind=choice("kind", kind, BackupKind),
             exclude=tuple(exclude),
             exclude_files=tuple(exclude_files),
             one_file_system=one_file_system,
@@ -202,7 +201,7 @@ class Client:
             host=host,
             retry_s=retry_s,
             progress=progress,
-            profile=_choice("profile", profile, Profile),
+            profile=choice("profile", profile, Profile),
         )
         try:
             from staddle._source import backup_directory
@@ -238,7 +237,7 @@ class Client:
                 f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
             )
         options = RestoreOptions(
-            paths=tuple(_checked_path(path) for path in paths),
+            paths=tuple(checked_path(path) for path in paths),
             overwrite=overwrite,
             retry_s=retry_s,
             progress=progress,
@@ -278,8 +277,8 @@ class Client:
         """
         options = UploadOptions(
             dataset=text("dataset", dataset),
-            kind=_choice("kind", kind, BackupKind),
-            scope=_choice("scope", scope, Scope),
+            kind=choice("kind", kind, BackupKind),
+            scope=choice("scope", scope, Scope),
             tags=dict(tags or {}),
             host=text("host", host),
             root=text("root", root),
@@ -333,14 +332,14 @@ class Client:
     def datasets(self) -> Iterator[Dataset]:
         """All datasets, by name."""
         request = service.ListDatasetsRequest(page_size=LIST_PAGE)
-        return (dataset_of(each) for each in self._pages("ListDatasets", request, "datasets"))
+        return (dataset_of(each) for each in self._calls.pages("ListDatasets", request, "datasets"))
 
     def backups(self, dataset: str, *, show_deleted: bool = False) -> Iterator[Backup]:
         """A dataset's backups, newest first; with `show_deleted` also those that can be undeleted."""
         request = service.ListBackupsRequest(
             dataset=text("dataset", dataset), show_deleted=show_deleted, page_size=LIST_PAGE
         )
-        return (backup_of(each) for each in self._pages("ListBackups", request, "backups"))
+        return (backup_of(each) for each in self._calls.pages("ListBackups", request, "backups"))
 
     def get_backup(self, dataset: str, backup: str | None = None, *, at: At | None = None) -> Backup:
         """One backup, picked as in `restore`."""
@@ -364,7 +363,7 @@ class Client:
             page_size=ENTRY_PAGE,
             **cast("Any", split_path(path)),
         )
-        return (entry_of(each) for each in self._pages("ListEntries", request, "entries"))
+        return (entry_of(each) for each in self._calls.pages("ListEntries", request, "entries"))
 
     def changes(self, dataset: str, a: str | None = None, b: str | None = None) -> Iterator[Change]:
         """What differs from backup `a` to backup `b`, in order. Without `b`: to the newest; without both: between the last two."""
@@ -375,7 +374,7 @@ class Client:
             page_size=ENTRY_PAGE,
             **cast("Any", {"from": older}),
         )
-        return (change_of(each) for each in self._pages("ListChanges", request, "changes"))
+        return (change_of(each) for each in self._calls.pages("ListChanges", request, "changes"))
 
     def _second_newest(self, dataset: str) -> Backup:
         newest = self.backups(dataset)
@@ -441,33 +440,6 @@ class Client:
         Closing the iterator cancels the call.
         """
         return self._calls.stream(method, request, timeout_s=timeout_s, retry=retry)
-
-    def _pages(self, method: str, request: Any, field: str) -> Iterator[Any]:
-        """The items of all pages. The first page is asked for at once, so that an error comes where it belongs."""
-        return self._rest_of_pages(method, request, field, self.call(method, request))
-
-    def _rest_of_pages(self, method: str, request: Any, field: str, page: Any) -> Iterator[Any]:
-        yield from getattr(page, field)
-        while page.next_page_token:
-            request.page_token = page.next_page_token
-            page = self.call(method, request)
-            yield from getattr(page, field)
-
-
-def _choice(field: str, value: str, choices: type[V]) -> V:
-    try:
-        return choices(value)  # type: ignore[call-arg] # a StrEnum is called with its value
-    except ValueError:
-        names = ", ".join(str(each) for each in choices)  # type: ignore[attr-defined] # and is iterated
-        raise BadRequestError(f"{field} is one of {names}, not {value!r}.", facts={"field": field}) from None
-
-
-def _checked_path(path: PathLike) -> bytes:
-    raw = path_to_bytes(path)
-    wrong = path_fault(raw)
-    if wrong:
-        raise BadRequestError(f"{raw!r} is no path inside a backup: {wrong}.", facts={"field": "path"})
-    return raw
 
 
 def _missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | UnsupportedError:

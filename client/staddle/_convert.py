@@ -33,6 +33,7 @@ from staddle.v1 import service_pb2 as service
 
 PATH_BYTES_MAX: Final = 16 * 1024
 COMPONENT_BYTES_MAX: Final = 1024
+COMPONENTS_MAX: Final = 1024
 
 _NS: Final = 1_000_000_000
 
@@ -112,7 +113,10 @@ def path_fault(path: bytes) -> str:
         return f"it has more than {PATH_BYTES_MAX} bytes"
     if b"\0" in path:
         return "it holds NUL"
-    for component in path.split(b"/"):
+    components = path.split(b"/")
+    if len(components) > COMPONENTS_MAX:
+        return f"it has more than {COMPONENTS_MAX} components"
+    for component in components:
         if component in {b"", b".", b".."}:
             return "its components must not be empty, '.' or '..', and it is relative to the root"
         if len(component) > COMPONENT_BYTES_MAX:

@@ -207,11 +207,22 @@ def _changes_of(step: EntryStep | pb.Remove) -> Iterator[wire.EntryChange]:
     entry = step.entry
     remaining = 0 if step.chunks is None else len(step.chunks)
     chunks = iter(step.chunks or ())
+    offset = 0
     while True:
         for length, digest in itertools.islice(chunks, PART_CHUNKS):
             entry.content.chunks.add(length_bytes=length, digest=digest)
+            offset += length
         remaining -= PART_CHUNKS
         yield wire.EntryChange(entry=entry, more=remaining > 0)
         if remaining <= 0:
             return
-        entry = pb.Entry(path=entry.path, path_bytes=entry.path_bytes)
+        entry = _continued(entry, offset)
+
+
+def _continued(entry: pb.Entry, offset: int) -> pb.Entry:
+    """The entry that carries the next part: the same once more, so that a server may go by either."""
+    part = pb.Entry()
+    part.CopyFrom(entry)
+    del part.content.chunks[:]
+    part.continue_at_bytes = offset
+    return part

@@ -155,7 +155,7 @@ class _Reader:
         if self._data and entry.HasField("data"):
             _check_inline(path, entry)
         elif self._data and size:
-            self._open = _OpenFile(path, size)
+            self._open = _OpenFile(path, size, entry.content.content_id)
             return EntryEvent(path, entry, open=True)
         self._data_bytes += size
         return EntryEvent(path, entry, open=False)
@@ -208,8 +208,9 @@ class _Reader:
 class _OpenFile:
     """The file whose bytes are coming, and the content id of them so far."""
 
-    def __init__(self, path: bytes, size_bytes: int) -> None:
+    def __init__(self, path: bytes, size_bytes: int, content_id: bytes) -> None:
         self.path = path
+        self._content_id = content_id
         self.size_bytes = size_bytes
         self._hasher = ContentHasher()
         self._came_bytes = 0
@@ -242,7 +243,8 @@ class _OpenFile:
             raise ProtocolError(
                 f"{self.path!r}: {self._came_bytes} bytes came of {self.size_bytes}; its end says {end.size_bytes}."
             )
-        if end.content_id != self._hasher.content_id():
+        said = {self._content_id or end.content_id, end.content_id}
+        if said != {self._hasher.content_id()}:
             raise ProtocolError(f"{self.path!r}: the bytes that came are not what its content id says.")
 
 

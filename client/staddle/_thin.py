@@ -11,6 +11,7 @@ from typing import IO, Any, Final, Self, cast
 
 from blake3 import blake3
 
+from staddle._arguments import choice
 from staddle._calls import Calls
 from staddle._convert import KINDS_TO_WIRE, PROFILES_TO_WIRE, SCOPES_TO_WIRE, backup_of, split_path
 from staddle._errors import BadRequestError, ProtocolError, UnfinishedError, UploadClosedError
@@ -135,13 +136,7 @@ class Upload:
         What is not said of its metadata, a restore leaves to the restoring process. The same path again replaces it.
         """
         entry = self._entry(path, resources.ENTRY_TYPE_FILE, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
-        try:
-            entry.profile = PROFILES_TO_WIRE[Profile(profile)]
-        except ValueError:
-            names = ", ".join(Profile)
-            raise BadRequestError(
-                f"profile is one of {names}, not {profile!r}.", facts={"field": "profile"}
-            ) from None
+        entry.profile = PROFILES_TO_WIRE[choice("profile", profile, Profile)]
         with self._handing_over():
             if isinstance(data, bytes | bytearray | memoryview):
                 self._put_bytes(entry, bytes(data))

@@ -14,6 +14,7 @@ from staddle._errors import (
     ProtocolError,
     ServerError,
     StaddleError,
+    UnavailableError,
     UnfinishedError,
     UploadClosedError,
 )
@@ -70,7 +71,11 @@ class UploadStream:
         if durable.HasField("open_entry"):
             self._stale_position = durable.position
         self.resumed = response.taken_over
-        self._start_stream()
+        try:
+            self._start_stream()
+        except BaseException as error:
+            self.abort(error)
+            raise
         return response
 
     def put(self, entry: resources.Entry, size_bytes: int = 0) -> None:
@@ -119,10 +124,9 @@ class UploadStream:
         if self._calls.closed:
             return
         request = service.AbortUploadRequest(upload_id=self.upload.id, epoch=self.upload.epoch)
+        retry = _ONCE if isinstance(error, UnavailableError) else Retry(budget_s=ABORT_RETRY_S)
         try:
-            self._calls.call(
-                "AbortUpload", request, retry=Retry(budget_s=ABORT_RETRY_S), timeout_s=ABORT_RETRY_S
-            )
+            self._calls.call("AbortUpload", request, retry=retry, timeout_s=ABORT_RETRY_S)
         except StaddleError as failure:
             if error is not None:
                 error.add_note(f"The upload {self.upload.id} could not be aborted: {failure}")

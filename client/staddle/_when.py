@@ -20,12 +20,13 @@ LATEST: Final = "latest"
 AGE_S_MAX: Final = 100 * 366 * 24 * 3600
 
 _NS: Final = 1_000_000_000
-_AGE: Final = re.compile(r"(?:\d+(?:\.\d+)?[wdhms])+")
-_AGE_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([wdhms])")
+_AGE: Final = re.compile(r"(?:\d+(?:\.\d+)?[wdhms])+", re.ASCII)
+_AGE_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([wdhms])", re.ASCII)
 _AGE_UNITS_S: Final = {"w": 7 * 24 * 3600, "d": 24 * 3600, "h": 3600, "m": 60, "s": 1}
-_DATE: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
+_DATE: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})", re.ASCII)
 _MOMENT: Final = re.compile(
-    r"(?:(\d{4}-\d{2}-\d{2})[Tt ])?(\d{2}):(\d{2})(?::(\d{2})(?:\.(\d{1,9}))?)?\s?([Zz]|[+-]\d{2}:?\d{2})?"
+    r"(?:(\d{4}-\d{2}-\d{2})[Tt ])?(\d{2}):(\d{2})(?::(\d{2})(?:\.(\d{1,9}))?)?\s?([Zz]|[+-]\d{2}:?\d{2})?",
+    re.ASCII,
 )
 
 HOW_TO_SAY_WHEN: Final = "a time such as 2026-05-01T14:30:05Z or '2026-05-01 14:30' (local), a date such as 2026-05-01, or an age such as 2h, 3d, 90m"

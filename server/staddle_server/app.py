@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
@@ -40,10 +40,14 @@ class Started:
 
 
 def initialise(directory: DataDirectory, settings: Settings) -> None:
-    """Makes a data directory with its client.toml. The caller has claimed it."""
-    token = rooms.initialise(directory, time.time_ns())
+    """Makes a data directory with its client.toml. The caller has claimed it.
+
+    Certificates that cannot be used raise TlsError before anything is made.
+    """
     listening = settings.listen if settings.listen.port else parse_address(LISTEN_DEFAULT)
-    write_client_config(directory.client_toml, local_client(settings, listening, token))
+    client = local_client(settings, listening, token="")
+    token = rooms.initialise(directory, time.time_ns())
+    write_client_config(directory.client_toml, replace(client, token=token))
 
 
 def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:

@@ -22,7 +22,7 @@ from typing import Final
 
 from blake3 import blake3
 
-from staddle_server.limits import MIB
+from staddle_server.limits import KIB, MIB
 
 COPY_BYTES_MAX: Final = 1024 * MIB
 READ_BYTES: Final = 1 * MIB
@@ -33,6 +33,7 @@ DATASET: Final = "demo"
 MADE_BY_MACHINES: Final = (
     ".venv*",
     "node_modules",
+    ".tools",
     "__pycache__",
     ".*_cache",
     ".hypothesis",
@@ -154,7 +155,7 @@ def _left_out(source: Path, places: Places) -> tuple[str, ...]:
 
 def _tell_copied(copied: Copied, source: Path, places: Places) -> None:
     heading("A scratch copy, so that your files are only read")
-    say(f"  {source} -> {_short(places.files)}: {copied.files} files, {copied.data_bytes / MIB:.1f} MiB")
+    say(f"  {source} -> {_short(places.files)}: {copied.files} files, {_size(copied.data_bytes)}")
     if copied.too_much:
         say(
             f"  {copied.too_much} files were left out: the demonstration takes 1 GiB at most (the service takes any amount)."
@@ -163,6 +164,10 @@ def _tell_copied(copied: Copied, source: Path, places: Places) -> None:
         say(f"  {copied.special} devices, sockets or fifos were left out of the copy.")
     if copied.unreadable:
         say(f"  {len(copied.unreadable)} could not be read, such as {copied.unreadable[0]!r}.")
+
+
+def _size(data_bytes: int) -> str:
+    return f"{data_bytes / MIB:.1f} MiB" if data_bytes >= MIB else f"{data_bytes / KIB:.1f} KiB"
 
 
 def _compare(before: dict[bytes, str], restored: dict[bytes, str]) -> None:
@@ -255,7 +260,8 @@ def _copy_one(entry: os.DirEntry[bytes], destination: bytes, copied: Copied, byt
 
 def change_something(root: Path) -> list[str]:
     """Changes a file, removes one and makes one, as far as there are any. Tells what it did, in words."""
-    files = sorted(path for path in root.rglob("*") if stat.S_ISREG(path.lstat().st_mode))
+    every = sorted(path for path in root.rglob("*") if stat.S_ISREG(path.lstat().st_mode))
+    files = [path for path in every if not _inside(path, root).startswith(".")] or every
     done = []
     if files:
         changed = max(files, key=lambda path: path.stat().st_size)
@@ -356,13 +362,18 @@ def staddle(places: Places, *arguments: str) -> None:
         stderr=subprocess.STDOUT,
         check=False,
     )
-    lines = done.stdout.decode(errors="replace").splitlines()
-    for line in lines[:OUTPUT_LINES_MAX]:
-        say(f"    {line}")
-    if len(lines) > OUTPUT_LINES_MAX:
-        say(f"    … {len(lines) - OUTPUT_LINES_MAX} more lines")
+    _show(done.stdout.decode(errors="replace").splitlines(), failed=done.returncode != 0)
     if done.returncode != 0:
         raise DemoError(f"`staddle {arguments[0]}` ended with exit code {done.returncode}")
+
+
+def _show(lines: list[str], *, failed: bool) -> None:
+    """The beginning of what a command printed; of one that failed the end, which says why."""
+    shown = lines[-OUTPUT_LINES_MAX:] if failed else lines[:OUTPUT_LINES_MAX]
+    for line in shown:
+        say(f"    {line}")
+    if len(lines) > len(shown):
+        say(f"    … {len(lines) - len(shown)} more lines")
 
 
 # --- words

@@ -39,6 +39,8 @@ TAG_KEY_BYTES_MAX: Final = 128
 TAG_VALUE_BYTES_MAX: Final = 1024
 PATH_BYTES_MAX: Final = 16 * KIB
 COMPONENT_BYTES_MAX: Final = 1024
+PATH_COMPONENTS_MAX: Final = 1024
+"""Each may imply a directory, so that one entry becomes so many at the most."""
 LINK_TARGET_BYTES_MAX: Final = 4096
 OWNER_BYTES_MAX: Final = 256
 LINK_GROUP_BYTES_MAX: Final = 64
@@ -74,7 +76,6 @@ ENTRY_BYTES_MAX: Final = 32 * KIB
 TREE_HEIGHT_MAX: Final = 16
 
 # --- uploads
-CHECKPOINT_BYTES: Final = 64 * MIB
 CHECKPOINT_S: Final = 5.0
 CHECKPOINT_ENTRIES: Final = 16_384
 """An upload holds so many entries in memory at the most before it writes a run of them."""

@@ -1,5 +1,6 @@
 """The command `staddle-server`, as an operator types it."""
 
+import io
 import json
 import os
 import re
@@ -7,7 +8,9 @@ import stat
 import subprocess
 import sys
 import tomllib
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from staddle_server import __version__, cli
@@ -15,18 +18,35 @@ from staddle_server import __version__, cli
 COMMAND = Path(sys.executable).parent / "staddle-server"
 
 
-def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command as installed, without the settings of whoever runs the tests."""
+class Done(NamedTuple):
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_installed(*arguments: object) -> Done:
+    """The command as it was installed, without the settings of whoever runs the tests."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STADDLED_")}
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)],
-        env=clean | (env or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    words = [COMMAND, *map(str, arguments)]
+    done = subprocess.run(words, env=clean, capture_output=True, text=True, timeout=60, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def run(*arguments: object, env: dict[str, str] | None = None) -> Done:
+    """The same command in this process, which is faster."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in [each for each in os.environ if each.startswith("STADDLED_")]:
+            patch.delenv(name)
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["staddle-server", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    code = ended.value.code
+    return Done(code if isinstance(code, int) else 0 if code is None else 1, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +59,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_version_is_the_packages() -> None:
-    assert run("--version").stdout.split()[-1] == __version__
+    assert run_installed("--version").stdout.split()[-1] == __version__
 
 
 def test_init_makes_the_directory_and_says_what_it_made_and_what_to_keep(tmp_path: Path) -> None:
-    done = run("init", "--data", tmp_path / "d")
+    done = run_installed("init", "--data", tmp_path / "d")
     assert done.returncode == 0
     assert 'the tenant "default"' in done.stdout
     assert f"Keep a copy of {tmp_path}/d/master.key" in done.stdout
@@ -125,7 +145,7 @@ def test_the_data_directory_may_come_from_the_environment(data: Path) -> None:
 
 
 def test_administration_of_a_directory_that_was_never_made_says_how_to_make_it(tmp_path: Path) -> None:
-    done = run("tenant", "list", "--data", tmp_path / "absent")
+    done = run_installed("tenant", "list", "--data", tmp_path / "absent")
     assert done.returncode == 1
     assert f"staddle-server init --data {tmp_path}/absent" in done.stderr
     assert not (tmp_path / "absent").exists()
@@ -200,3 +220,11 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it() -> None:
 
 def test_the_client_file_names_the_address_and_nothing_that_the_client_does_not_know(data: Path) -> None:
     assert set(tomllib.loads((data / "client.toml").read_text())) == {"server", "token"}
+
+
+def test_init_with_certificates_that_are_not_there_makes_nothing(tmp_path: Path) -> None:
+    env = {"STADDLED_TLS_CERT": str(tmp_path / "no.crt"), "STADDLED_TLS_KEY": str(tmp_path / "no.key")}
+    done = run("init", "--data", tmp_path / "d", env=env)
+    assert done.returncode == 1
+    assert "cannot read" in done.stderr
+    assert {path.name for path in tmp_path.rglob("*")} <= {"d", "server.lock"}

@@ -39,8 +39,8 @@ def test_every_target_that_is_announced_exists() -> None:
     announced = re.findall(r"^make ([a-z| ]+?)  +", make("help").stdout, re.MULTILINE)
     targets = {word for line in announced for word in line.replace("|", " ").split()}
     assert targets >= {"demo", "test", "serve", "check", "protos", "bench", "big", "interop", "clean"}
-    for target in targets:
-        assert make("--dry-run", target).returncode == 0, target
+    done = make("--dry-run", *sorted(targets))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_shim_without_an_interpreter_behind_it_is_passed_over(tmp_path: Path) -> None:

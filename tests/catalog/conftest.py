@@ -74,7 +74,9 @@ class World:
         if begin:
             self.catalog.packs.begin(upload.tenant, upload.id, upload.epoch, pack, self.now)
         chunks = [
-            StoredChunk(chunk_id, ChunkPlace(SegmentRef(pack, 48 + 1000 * (n // 8), 1000), 100 * (n % 8), 100))
+            StoredChunk(
+                chunk_id, ChunkPlace(SegmentRef(pack, 48 + 1000 * (n // 8), 1000), 100 * (n % 8), 100)
+            )
             for n, chunk_id in enumerate(chunk_ids)
         ]
         return PackSummary(pack, 48 + 125 * len(chunks), chunks)
@@ -93,7 +95,10 @@ class World:
 
     def commit(self, upload: Upload, *packs: PackSummary, **more: Any) -> Backup:
         new = NewBackup(
-            more.pop("backup", None) or self.id(), Root(1, b"\x07" * 32, 12, 3456), 789, ChangeCounts(1, 2, 3, 4, 5)
+            more.pop("backup", None) or self.id(),
+            Root(1, b"\x07" * 32, 12, 3456),
+            789,
+            ChangeCounts(1, 2, 3, 4, 5),
         )
         return self.catalog.uploads.commit(
             upload.tenant, upload.id, upload.epoch, packs=packs, backup=new, now_ns=self.now, **more

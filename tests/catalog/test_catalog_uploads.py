@@ -1,10 +1,13 @@
 """An upload's life: begun, replayed, taken over, resumed, moved on, closed once."""
 
 import pytest
-from conftest import LEASE_S, LIFE_S, SECOND
 from staddle_server import errors, limits
-from staddle_server.catalog import DurableUpdate, MissingChunk
+from staddle_server.catalog import DurableUpdate, MissingChunk, PendingRecord
 from staddle_server.types import Kind, Scope, UploadState
+
+SECOND = 1_000_000_000
+LEASE_S = 300
+LIFE_S = 7 * 24 * 3600
 
 
 def _reason(caught):
@@ -40,8 +43,6 @@ def test_auto_and_incremental_start_from_the_newest_backup_and_differential_from
 
 
 def test_a_deleted_backup_is_never_a_base(world):
-    from staddle_server.catalog import PendingRecord
-
     full = world.backup(kind=Kind.FULL)
     newest = world.backup()
     for backup in (full, newest):
@@ -340,7 +341,10 @@ def test_a_replayed_checkpoint_changes_nothing(world):
     pack = world.pack(upload, world.digests(5))
     world.checkpoint(upload, pack)
     world.checkpoint(upload, pack)
-    assert all(len(places) == 1 for places in world.catalog.chunks.find(world.tenant, [c for c, _ in pack.chunks]).values())
+    assert all(
+        len(places) == 1
+        for places in world.catalog.chunks.find(world.tenant, [c for c, _ in pack.chunks]).values()
+    )
 
 
 def test_missing_chunks_are_listed_in_pages_and_hold_the_commit(world):
@@ -428,7 +432,7 @@ def test_a_closed_upload_refuses_every_write_and_says_its_state(world):
     world.catalog.uploads.abort(world.tenant, aborted.id, 1)
     for upload, state in ((committed, "committed"), (aborted, "aborted")):
         for call in (
-            lambda u: world.checkpoint(u),
+            world.checkpoint,
             lambda u: world.catalog.packs.begin(world.tenant, u.id, 1, world.id(), 1),
             lambda u: world.catalog.chunks.claim(world.tenant, u.id, 1, []),
             lambda u: world.catalog.uploads.resume(world.tenant, u.id, world.ann, world.now, 1),

@@ -15,20 +15,21 @@ def no_configuration_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path) 
 
 
 @pytest.fixture
-def running() -> Iterator[Running]:
+def listening() -> Iterator[Running]:
+    """The protocol in memory, for what a real server would have to be hurt for."""
     memory = MemoryService()
     server, address = start(memory)
-    running = Running(memory, address, server)
-    yield running
-    running.stop()
+    listening = Running(memory, address, server)
+    yield listening
+    listening.stop()
 
 
 @pytest.fixture
-def memory(running: Running) -> MemoryService:
-    return running.service
+def memory(listening: Running) -> MemoryService:
+    return listening.service
 
 
 @pytest.fixture
-def client(running: Running) -> Iterator[Client]:
-    with Client(running.address, TOKEN) as client:
+def client(listening: Running) -> Iterator[Client]:
+    with Client(listening.address, TOKEN) as client:
         yield client

@@ -3,6 +3,8 @@
 It is slow to make things durable on purpose: only at a checkpoint that is asked for, and at commit.
 """
 
+# ruff: noqa: N802 - the methods have the names of the protocol
+
 from __future__ import annotations
 
 import copy
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import grpc
+from blake3 import blake3
 from google.protobuf import any_pb2, duration_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -21,8 +24,6 @@ from staddle.chunking import ContentHasher
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 from staddle.v1.service_pb2_grpc import StaddleServiceServicer, add_StaddleServiceServicer_to_server
-
-from blake3 import blake3
 
 TOKEN = "writer-token"
 CHUNK = 64 * 1024
@@ -158,16 +159,22 @@ class MemoryService(StaddleServiceServicer):
         self.message_sizes: list[int] = []
         self.now_s = 1_700_000_000
         self.before: Callable[[str, grpc.ServicerContext], None] = lambda _method, _context: None
-        self.on_part: Callable[[service.BackupPart, grpc.ServicerContext], None] = lambda _part, _context: None
+        self.on_part: Callable[[service.BackupPart, grpc.ServicerContext], None] = lambda _part, _context: (
+            None
+        )
         self.after_commit: Callable[[grpc.ServicerContext], None] = lambda _context: None
         self.damaged: set[bytes] = set()
-        self.change_restore: Callable[[list[service.RestorePart]], list[service.RestorePart]] = lambda parts: parts
+        self.change_restore: Callable[[list[service.RestorePart]], list[service.RestorePart]] = lambda parts: (
+            parts
+        )
 
     def _enter(self, method: str, context: grpc.ServicerContext) -> None:
         self.calls.append(method)
         token = dict(context.invocation_metadata()).get("authorization")
         if token != f"Bearer {TOKEN}":
-            rpc_abort(context, grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "No known token; make one.")
+            rpc_abort(
+                context, grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "No known token; make one."
+            )
         self.before(method, context)
 
     # ---------------------------------------------------------------- uploads
@@ -235,7 +242,11 @@ class MemoryService(StaddleServiceServicer):
             if upload.message.state != resources.UPLOAD_STATE_OPEN:
                 state = resources.UploadState.Name(upload.message.state)
                 rpc_abort(
-                    context, grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_CLOSED", f"It is {state}.", state=state
+                    context,
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    "UPLOAD_CLOSED",
+                    f"It is {state}.",
+                    state=state,
                 )
             upload.message.epoch += 1
             upload.received = upload.durable.copied()
@@ -273,7 +284,9 @@ class MemoryService(StaddleServiceServicer):
                         return self._commit(upload, part.finish, context)
                     self._take(upload.received, part, context)
         where = upload.message.id if upload is not None else ""
-        rpc_abort(context, grpc.StatusCode.CANCELLED, "UNFINISHED_STREAM", "It ended without Finish.", upload=where)
+        rpc_abort(
+            context, grpc.StatusCode.CANCELLED, "UNFINISHED_STREAM", "It ended without Finish.", upload=where
+        )
 
     def _continued(self, continued, context) -> OpenUpload:
         upload = self._upload(context, continued.upload_id, continued.epoch)
@@ -351,7 +364,11 @@ class MemoryService(StaddleServiceServicer):
     def _picked(self, context, dataset: str, selector: resources.BackupSelector) -> StoredBackup:
         if dataset not in self.backups:
             rpc_abort(
-                context, grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND", f"No dataset {dataset}.", dataset=dataset
+                context,
+                grpc.StatusCode.NOT_FOUND,
+                "DATASET_NOT_FOUND",
+                f"No dataset {dataset}.",
+                dataset=dataset,
             )
         there = [each for each in self.backups[dataset] if not each.message.HasField("delete_time")]
         by = selector.WhichOneof("by")
@@ -363,7 +380,9 @@ class MemoryService(StaddleServiceServicer):
         elif by == "ago":
             there = [e for e in there if e.message.begin_time.seconds <= self.now_s - selector.ago.seconds]
         if not there:
-            rpc_abort(context, grpc.StatusCode.NOT_FOUND, "BACKUP_NOT_FOUND", "No such backup.", dataset=dataset)
+            rpc_abort(
+                context, grpc.StatusCode.NOT_FOUND, "BACKUP_NOT_FOUND", "No such backup.", dataset=dataset
+            )
         return there[-1]
 
     def _found(self, context, backup: StoredBackup, path: bytes) -> Stored:
@@ -374,7 +393,9 @@ class MemoryService(StaddleServiceServicer):
 
     def GetBackup(self, request, context):
         self._enter("GetBackup", context)
-        return service.GetBackupResponse(backup=self._picked(context, request.dataset, request.backup).message)
+        return service.GetBackupResponse(
+            backup=self._picked(context, request.dataset, request.backup).message
+        )
 
     def ReadRange(self, request, context):
         self._enter("ReadRange", context)
@@ -382,7 +403,9 @@ class MemoryService(StaddleServiceServicer):
         path = path_of(request)
         stored = self._found(context, backup, path)
         if stored.entry.type != resources.ENTRY_TYPE_FILE:
-            rpc_abort(context, grpc.StatusCode.FAILED_PRECONDITION, "NOT_A_FILE", "It is no file.", path=repr(path))
+            rpc_abort(
+                context, grpc.StatusCode.FAILED_PRECONDITION, "NOT_A_FILE", "It is no file.", path=repr(path)
+            )
         if path in self.damaged:
             rpc_abort(context, grpc.StatusCode.DATA_LOSS, "DAMAGED", "It is damaged.", path=repr(path))
         end = request.offset_bytes + request.length_bytes

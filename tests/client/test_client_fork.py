@@ -1,37 +1,66 @@
-"""A process that was forked opens a connection of its own."""
+"""A process that was forked opens a connection of its own, or says why it cannot."""
 
 import subprocess
 import sys
 import textwrap
 
+import pytest
 from memory_service import TOKEN, Running
 
 
-def test_after_a_fork_parent_and_child_both_go_on(running: Running) -> None:
-    program = textwrap.dedent(
-        """
-        import os, signal, sys
-        from staddle import Client
-
-        client = Client(sys.argv[1], sys.argv[2])
-        print("parent", client.info().tenant, flush=True)
-        child = os.fork()
-        if child == 0:
-            signal.alarm(20)
-            print("child", client.info().tenant, flush=True)
-            client.close()
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        print("status", status, flush=True)
-        print("parent again", client.info().tenant, flush=True)
-        client.close()
-        """
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, running.address, TOKEN],
+def run(program: str, listening: Running) -> list[str]:
+    """What a program prints, by itself and in the children that it forks."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), listening.address, TOKEN],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert run.stdout.splitlines() == ["parent default", "child default", "status 0", "parent again default"], run.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("use", ["client.info()", "list(client.datasets())"])
+def test_after_a_fork_parent_and_child_both_go_on(listening: Running, use: str) -> None:
+    program = f"""
+        import os, signal, sys
+        from staddle import Client
+
+        client = Client(sys.argv[1], sys.argv[2])
+        {use}
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                print("child", client.info().tenant, flush=True)
+                client.close()
+                os._exit(0)
+            print("status", os.waitpid(child, 0)[1], flush=True)
+        print("parent", client.info().tenant, flush=True)
+        client.close()
+        """
+    assert run(program, listening) == ["child default", "status 0"] * 5 + ["parent default"]
+
+
+def test_a_child_made_in_the_middle_of_a_call_says_that_it_cannot(listening: Running) -> None:
+    program = """
+        import os, signal, sys
+        from staddle import Client, UnsupportedError
+
+        client = Client(sys.argv[1], sys.argv[2])
+        with client.upload("www") as upload:
+            upload.put("a", b"1")
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                for attempt in (client, Client(sys.argv[1], sys.argv[2])):
+                    try:
+                        attempt.info()
+                    except UnsupportedError as error:
+                        print("spawn" in str(error), flush=True)
+                os._exit(0)
+            print("status", os.waitpid(child, 0)[1], flush=True)
+        print("parent", upload.report.backup.number, flush=True)
+        """
+    assert run(program, listening) == ["True", "True", "status 0", "parent 1"]

@@ -3,7 +3,6 @@
 import asyncio
 import datetime
 import io
-import os
 import random
 import threading
 
@@ -212,14 +211,16 @@ def test_nobody_there_is_said_quickly_with_the_address_and_what_to_do() -> None:
     assert caught.value.facts == {"address": "127.0.0.1:1"}
 
 
-def test_a_wrong_token_is_an_authentication_error(running: Running) -> None:
-    with Client(running.address, "wrong") as client, pytest.raises(AuthenticationError) as caught:
+def test_a_wrong_token_is_an_authentication_error(listening: Running) -> None:
+    with Client(listening.address, "wrong") as client, pytest.raises(AuthenticationError) as caught:
         client.info()
     assert caught.value.reason == "UNAUTHENTICATED"
     assert "wrong" not in repr(client)
 
 
-def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_not(client: Client, memory: MemoryService) -> None:
+def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_not(
+    client: Client, memory: MemoryService
+) -> None:
     failures = iter([("UNAVAILABLE", "DRAINING", 0.01), ("RESOURCE_EXHAUSTED", "TOO_MANY", 0.01)])
 
     def fail(_method: str, context: grpc.ServicerContext) -> None:
@@ -231,7 +232,9 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_not(client: Clien
     assert memory.calls == ["GetServerInfo"] * 3
 
     memory.calls.clear()
-    memory.before = lambda _method, context: rpc_abort(context, grpc.StatusCode.INTERNAL, "INTERNAL", "A fault.")
+    memory.before = lambda _method, context: rpc_abort(
+        context, grpc.StatusCode.INTERNAL, "INTERNAL", "A fault."
+    )
     with pytest.raises(ServerError, match="A fault"):
         client.info()
     assert len(memory.calls) == 1
@@ -257,7 +260,7 @@ def test_a_deletion_is_not_repeated_when_nobody_knows_whether_it_was_done(
     assert memory.calls == ["DeleteBackup"]
 
 
-def test_closing_a_client_ends_what_others_wait_for(running: Running) -> None:
+def test_closing_a_client_ends_what_others_wait_for(listening: Running) -> None:
     waiting = threading.Event()
     done = threading.Event()
 
@@ -265,8 +268,8 @@ def test_closing_a_client_ends_what_others_wait_for(running: Running) -> None:
         waiting.set()
         done.wait(30)
 
-    running.service.before = block
-    client = Client(running.address, TOKEN)
+    listening.service.before = block
+    client = Client(listening.address, TOKEN)
     caught: list[BaseException] = []
 
     def ask() -> None:
@@ -287,8 +290,8 @@ def test_closing_a_client_ends_what_others_wait_for(running: Running) -> None:
     client.close()
 
 
-def test_closing_a_client_ends_the_waiting_between_tries(running: Running) -> None:
-    client = Client(running.address, TOKEN, retry_s=60)
+def test_closing_a_client_ends_the_waiting_between_tries(listening: Running) -> None:
+    client = Client(listening.address, TOKEN, retry_s=60)
     client.info()
     failed = threading.Event()
 
@@ -296,7 +299,7 @@ def test_closing_a_client_ends_the_waiting_between_tries(running: Running) -> No
         failed.set()
         rpc_abort(context, grpc.StatusCode.UNAVAILABLE, "DRAINING", "Later.", retry_after_s=0.99)
 
-    running.service.before = fail
+    listening.service.before = fail
     caught: list[BaseException] = []
 
     def ask() -> None:
@@ -336,7 +339,9 @@ def test_a_streamed_answer_that_is_not_read_to_its_end_is_cancelled(client: Clie
         client.stream("Restore", service.RestoreRequest(dataset="nobody"))
 
 
-def test_an_answer_of_another_length_is_not_taken(client: Client, memory: MemoryService, content: bytes) -> None:
+def test_an_answer_of_another_length_is_not_taken(
+    client: Client, memory: MemoryService, content: bytes
+) -> None:
     stored = memory.backups["www"][0].entries[b"d/big"]
     with client.open("www", "d/big") as remote:
         stored.data = stored.data[: 3 * MIB]

@@ -31,6 +31,7 @@ class Protected:
 
     def backup(self, source: Path | bytes | None = None, *, clock: Callable[[], int] = settled_clock, **options) -> BackupReport:
         options.setdefault("dataset", "data")
+        options.setdefault("retry_s", 5.0)
         options["kind"] = BackupKind(options.get("kind", "auto"))
         path = os.fsencode(source if source is not None else self.source)
         return run_backup(self.client._calls, path, BackupOptions(**options), clock)

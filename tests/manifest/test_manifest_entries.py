@@ -22,7 +22,7 @@ from staddle_server.types import (
     "path",
     [
         b"/a", b"a/", b"a//b", b"/", b".", b"..", b"./a", b"a/.", b"a/./b", b"../a", b"a/..", b"a/../b",
-        b"a\0b", b"x" * (limits.COMPONENT_BYTES_MAX + 1), b"/".join([b"xyz"] * 4097),
+        b"a\0b", b"x" * (limits.COMPONENT_BYTES_MAX + 1), b"/".join([b"xyz"] * (limits.PATH_COMPONENTS_MAX + 1)),
     ],
 )  # fmt: skip
 def test_a_path_that_is_none_is_refused_with_field_and_path(path: bytes) -> None:
@@ -37,7 +37,7 @@ def test_a_path_that_is_none_is_refused_with_field_and_path(path: bytes) -> None
     "path",
     [
         b"", b"a", b"a/b", b".a", b"a/.b", b"a.", b"...", b"a/...", b"..a", b"a\nb", b"\xff\xfe", b"a\\..\\b",
-        b"x" * limits.COMPONENT_BYTES_MAX, b"/".join([b"xyz"] * 4096),
+        b"x" * limits.COMPONENT_BYTES_MAX, b"/".join([b"xyz"] * limits.PATH_COMPONENTS_MAX),
     ],
 )  # fmt: skip
 def test_odd_paths_are_paths(path: bytes) -> None:

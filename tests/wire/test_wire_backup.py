@@ -17,6 +17,7 @@ from thin import (
     large,
     messages,
     noise,
+    open_upload,
     pieces,
     reason,
     restore,
@@ -48,7 +49,11 @@ def test_missing_parents_are_implied_and_only_the_path_is_required(running):
     stub = running.stub()
     back_up(stub, "www", {"z/y/x": b"deep"})
     found = restore(stub, "www")
-    assert [(e.path, e.implied) for e in found.entries.values()] == [("z", True), ("z/y", True), ("z/y/x", False)]
+    assert [(e.path, e.implied) for e in found.entries.values()] == [
+        ("z", True),
+        ("z/y", True),
+        ("z/y/x", False),
+    ]
     assert not found.entries["z/y/x"].HasField("mode")
 
 
@@ -131,7 +136,9 @@ def test_a_stream_that_ends_without_finish_leaves_no_backup_and_says_how_to_go_o
 
     def rest():
         yield Part(
-            continue_upload=sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=durable.position)
+            continue_upload=sv.ContinueUpload(
+                upload_id=upload.id, epoch=upload.epoch, position=durable.position
+            )
         )
         yield Part(entry=pb.Entry(path="b", continue_at_bytes=offset))
         yield from pieces(data[offset:])
@@ -151,7 +158,9 @@ def test_a_client_that_goes_away_leaves_no_backup_and_harms_none(running, end):
     reached, go = threading.Event(), threading.Event()
 
     def requests():
-        yield from messages([begin("www", request_id="the-one"), small("new", b"x"), *large("n", noise(3 << 20))])
+        yield from messages(
+            [begin("www", request_id="the-one"), small("new", b"x"), *large("n", noise(3 << 20))]
+        )
         reached.set()
         go.wait(10)
         if end == "exception":
@@ -171,8 +180,7 @@ def test_a_client_that_goes_away_leaves_no_backup_and_harms_none(running, end):
     go.set()
     assert [b.id for b in backups(stub, "www")] == [before.id]
     assert restore(stub, "www").files == FILES
-    upload = stub.GetUpload(sv.GetUploadRequest(request_id="the-one")).upload
-    assert upload.state == pb.UPLOAD_STATE_OPEN
+    assert open_upload(stub, "the-one").state == pb.UPLOAD_STATE_OPEN
 
 
 def test_what_was_durable_is_not_sent_again_after_the_server_restarts(running):
@@ -193,7 +201,12 @@ def test_what_was_durable_is_not_sent_again_after_the_server_restarts(running):
     durable = source.upload.durable
     assert (durable.entry_count, durable.data_bytes, durable.put_entries_number) == (1, len(data), 1)
     source.number = 1
-    source.put_entries(source.entry("g", b"later", ))
+    source.put_entries(
+        source.entry(
+            "g",
+            b"later",
+        )
+    )
     source.put_chunks([b"later"])
     source.commit()
     assert restore(stub, "www").files == {"f": data, "g": b"later"}
@@ -210,7 +223,7 @@ def test_a_take_over_ends_the_old_writer_and_its_stream(running):
 
     old = stub.Backup.future(requests())
     assert reached.wait(10)
-    upload = _open_upload(stub, "r")
+    upload = open_upload(stub, "r")
     taken = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
     assert taken.epoch == upload.epoch + 1
     with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
@@ -227,16 +240,7 @@ def test_a_take_over_ends_the_old_writer_and_its_stream(running):
         assert reason(stale.value) == "STALE_EPOCH"
 
 
-def _open_upload(stub, request_id):
-    for _ in range(200):
-        try:
-            return stub.GetUpload(sv.GetUploadRequest(request_id=request_id)).upload
-        except grpc.RpcError as e:
-            assert reason(e) == "UPLOAD_NOT_FOUND"
-    raise AssertionError("the upload never began")
-
-
-def test_running_the_same_again_takes_the_open_upload_over_at_once_for_the_same_principal_only(running):
+def test_running_the_same_again_takes_theopen_upload_over_at_once_for_the_same_principal_only(running):
     stub = running.stub()
     asked = {"take_over": True, "host": "h", "root": "/srv", "fingerprint": "options"}
     first = Source(stub, "www", **asked)
@@ -334,7 +338,9 @@ def test_chunks_that_are_missing_at_commit_are_listed_and_the_upload_stays_open(
     with pytest.raises(grpc.RpcError) as missing:
         source.commit()
     assert reason(missing.value) == "MISSING_CHUNKS"
-    assert info(missing.value).metadata["count"] == str(sum(len(source.cut(files[f"f{i}"])) for i in range(1, 5)))
+    assert info(missing.value).metadata["count"] == str(
+        sum(len(source.cut(files[f"f{i}"])) for i in range(1, 5))
+    )
     wanted, token = [], ""
     while True:
         page = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id, page_size=2, page_token=token))
@@ -416,7 +422,9 @@ def test_only_one_stream_writes_an_upload_at_a_time(running):
     reached, go = threading.Event(), threading.Event()
 
     def requests():
-        yield sv.BackupRequest(parts=[Part(continue_upload=sv.ContinueUpload(**source.id, position=0)), small("a", b"")])
+        yield sv.BackupRequest(
+            parts=[Part(continue_upload=sv.ContinueUpload(**source.id, position=0)), small("a", b"")]
+        )
         reached.set()
         go.wait(20)
         yield sv.BackupRequest(parts=[finish(1, 0)])

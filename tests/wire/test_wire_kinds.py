@@ -83,7 +83,9 @@ def test_a_metadata_only_change_is_a_change_of_an_incremental_and_needs_no_data(
     assert found.entries["f"].mode == 0o600
     assert found.files["f"] == data
     with pytest.raises(grpc.RpcError) as failed:
-        _changes(stub, "www", INCREMENTAL, Part(entry=pb.Entry(path="g", content_from_base=True)), counts=(1, 0))
+        _changes(
+            stub, "www", INCREMENTAL, Part(entry=pb.Entry(path="g", content_from_base=True)), counts=(1, 0)
+        )
     assert reason(failed.value) == "NOT_IN_BASE"
 
 
@@ -91,7 +93,14 @@ def test_a_metadata_only_change_is_a_change_of_an_incremental_and_needs_no_data(
 def test_a_differential_starts_from_the_newest_full_and_keeps_its_metadata(running, scope):
     stub = running.stub()
     full = stub.Backup(
-        messages([begin("www", kind=FULL), small("a", b"1", mode=0o644), small("b", b"2", mode=0o644), finish(2, 2)])
+        messages(
+            [
+                begin("www", kind=FULL),
+                small("a", b"1", mode=0o644),
+                small("b", b"2", mode=0o644),
+                finish(2, 2),
+            ]
+        )
     ).backup
     back_up(stub, "www", {"a": b"other", "b": b"2"}, kind=INCREMENTAL)
     parts = [

@@ -11,7 +11,22 @@ from staddle_server import errors
 from staddle_server.types import TokenRole
 from staddle_server.wire.server import SERVICE, methods
 from staddle_server.wire.status import CODES, code_of, status_of
-from thin import Part, Source, back_up, backups, begin, datasets, finish, info, large, messages, noise, reason, restore, small
+from thin import (
+    Part,
+    Source,
+    back_up,
+    backups,
+    begin,
+    datasets,
+    finish,
+    info,
+    large,
+    messages,
+    noise,
+    reason,
+    restore,
+    small,
+)
 
 
 def _packs(running):
@@ -45,7 +60,9 @@ def test_a_damaged_chunk_is_named_by_path_the_rest_restores_and_the_next_backup_
 
     source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
     assert [entry.path for entry in source.begun.damaged_base_entries] == ["a"]
-    assert [e.path for e in stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).damaged_base_entries] == ["a"]
+    assert [
+        e.path for e in stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).damaged_base_entries
+    ] == ["a"]
     missing = source.missing(source.cut(files["a"]))
     assert missing
     assert not source.missing(source.cut(files["c"]))
@@ -193,7 +210,9 @@ def test_a_revoked_token_is_refused_at_once(running):
 
 
 def test_every_reason_of_the_contract_belongs_to_one_error_class_and_every_class_to_one_code():
-    named = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}
+    named = {
+        name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name
+    } - {"UNSPECIFIED"}
     classes = errors.StaddleError.__subclasses__()
     owners = [(reason, cls) for cls in classes for reason in cls.reasons]
     assert sorted(reason for reason, _ in owners) == sorted(named)
@@ -205,7 +224,9 @@ def test_every_reason_of_the_contract_belongs_to_one_error_class_and_every_class
 
 
 def test_a_status_stays_under_three_kibibytes_however_long_its_parts():
-    error = errors.BadRequest("BAD_FIELD", "é" * 10_000, retry_after_s=1.5, **{f"k{i}": "ü" * 5_000 for i in range(20)})
+    error = errors.BadRequest(
+        "BAD_FIELD", "é" * 10_000, retry_after_s=1.5, **{f"k{i}": "ü" * 5_000 for i in range(20)}
+    )
     assert status_of(error).ByteSize() < 3 * 1024
 
 
@@ -270,7 +291,19 @@ def test_chunk_lists_out_of_their_limits_are_refused(running, refs):
     assert reason(failed.value) == "BAD_FIELD"
 
 
-BAD_PATHS = ["/a", "a/", "a//b", ".", "..", "a/../b", "a/./b", "a\0b", "a/..", "x" * 1025, "/".join(["d" * 200] * 90)]
+BAD_PATHS = [
+    "/a",
+    "a/",
+    "a//b",
+    ".",
+    "..",
+    "a/../b",
+    "a/./b",
+    "a\0b",
+    "a/..",
+    "x" * 1025,
+    "/".join(["d" * 200] * 90),
+]
 
 
 @pytest.mark.parametrize("path", BAD_PATHS, ids=range(len(BAD_PATHS)))

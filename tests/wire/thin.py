@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -223,3 +224,15 @@ def datasets(stub) -> list[str]:
 
 def backups(stub, dataset: str, **fields: object) -> list[pb.Backup]:
     return list(stub.ListBackups(sv.ListBackupsRequest(dataset=dataset, **fields)).backups)
+
+
+def open_upload(stub, request_id):
+    """The upload, as soon as the server has taken its begin in."""
+    for _ in range(200):
+        try:
+            return stub.GetUpload(sv.GetUploadRequest(request_id=request_id)).upload
+        except grpc.RpcError as e:
+            if reason(e) != "UPLOAD_NOT_FOUND":
+                raise
+            threading.Event().wait(0.05)
+    raise AssertionError("the upload never began")

@@ -1,11 +1,12 @@
 """What commands take: the connection, which backup, paths inside it, and the forms of durations, ranges and tags."""
 
 import functools
+import inspect
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 import click
 
@@ -16,6 +17,8 @@ from staddle.command._output import Output
 from staddle.command._words import escaped
 
 P = ParamSpec("P")
+R = TypeVar("R")
+V = TypeVar("V")
 
 RETRY_S_MAX: Final = 7 * 24 * 3600.0
 BYTES_MAX: Final = 2**63 - 1
@@ -41,156 +44,156 @@ class ByteRange(NamedTuple):
     end: int | None
 
 
-class Duration(click.ParamType):
-    """A duration in seconds, from text such as 30s, 10m, 1h30m."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        text = str(value).strip()
-        if text == "0":
-            return 0.0
-        if not _DURATION.fullmatch(text):
-            self.fail(f"{value!r} is no duration: write 30s, 10m, 1h30m, or 0 for none.", param, ctx)
-        total_s = sum(float(count) * _UNITS_S[unit] for count, unit in _DURATION_PART.findall(text))
-        if total_s > RETRY_S_MAX:
-            self.fail(f"{value!r} is too long: at most 7d.", param, ctx)
-        return total_s
+def duration(text: str) -> float:
+    """A duration in seconds, from text such as 30s, 10m, 1h30m. Raises ValueError."""
+    text = text.strip()
+    if text == "0":
+        return 0.0
+    if not _DURATION.fullmatch(text):
+        raise ValueError(f"{text!r} is no duration: write 30s, 10m, 1h30m, or 0 for none.")
+    total_s = sum(float(count) * _UNITS_S[unit] for count, unit in _DURATION_PART.findall(text))
+    if total_s > RETRY_S_MAX:
+        raise ValueError(f"{text!r} is too long: at most 7d.")
+    return total_s
 
 
-class Range(click.ParamType):
-    """A:B in bytes, 0-based, without B; either may be missing."""
-
-    name = "range"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ByteRange:
-        if isinstance(value, ByteRange):
-            return value
-        found = re.fullmatch(r"([0-9]{0,19}):([0-9]{0,19})", str(value))
-        if found is None:
-            self.fail(f"{value!r} is no range: write A:B, A: or :B, in bytes from 0, without B.", param, ctx)
-        start, end = int(found[1] or 0), int(found[2]) if found[2] else None
-        if start > BYTES_MAX or (end or 0) > BYTES_MAX or (end is not None and end < start):
-            self.fail(f"{value!r} is no range: B is not smaller than A, and both are below 2^63.", param, ctx)
-        return ByteRange(start, end)
+def byte_range(text: str) -> ByteRange:
+    """Reads A:B in bytes, from 0, without B; either may be missing. Raises ValueError."""
+    found = re.fullmatch(r"([0-9]{0,19}):([0-9]{0,19})", text)
+    if found is None:
+        raise ValueError(f"{text!r} is no range: write A:B, A: or :B, in bytes from 0, without B.")
+    start, end = int(found[1] or 0), int(found[2]) if found[2] else None
+    if max(start, end or 0) > BYTES_MAX or (end is not None and end < start):
+        raise ValueError(f"{text!r} is no range: B is not smaller than A, and both are below 2^63.")
+    return ByteRange(start, end)
 
 
-class Tag(click.ParamType):
-    """K=V."""
-
-    name = "tag"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = str(value).partition("=")
-        if not key or not equals:
-            self.fail(f"{value!r} is no tag: write KEY=VALUE.", param, ctx)
-        try:
-            str(value).encode()
-        except UnicodeEncodeError:
-            self.fail(f"{escaped(str(value))} is not Unicode text.", param, ctx)
-        return key, text
-
-
-class StoredPath(click.ParamType):
-    """A path inside a backup, as bytes. One slash at its end is let pass: a directory is shown with one."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        path = os.fsencode(value)
-        path = path.removesuffix(b"/") if len(path) > 1 else path
-        fault = path_fault(path)
-        if fault:
-            self.fail(f"{escaped(path)} is no path inside a backup: {fault}.", param, ctx)
-        return path
-
-
-def _checked_backup(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    return _accepted(value, lambda: selector_of(value, None))
-
-
-def _checked_time(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    return _accepted(value, lambda: selector_of(None, value))
-
-
-def _accepted(value: str | None, check: Callable[[], object]) -> str | None:
+def tag(text: str) -> tuple[str, str]:
+    """Reads K=V. Raises ValueError."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ValueError(f"{text!r} is no tag: write KEY=VALUE.")
     try:
-        if value is not None:
-            check()
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{escaped(text)} is not Unicode text.") from None
+    return key, value
+
+
+def stored_path(text: str) -> bytes:
+    """A path inside a backup, as bytes. One slash at its end is let pass: directories are shown with one. Raises ValueError."""
+    path = os.fsencode(text)
+    path = path.removesuffix(b"/") if len(path) > 1 else path
+    fault = path_fault(path)
+    if fault:
+        raise ValueError(f"{escaped(path)} is no path inside a backup: {fault}.")
+    return path
+
+
+def backup_named(text: str) -> str:
+    """An id, its first digits, or `latest`; unchanged. Raises ValueError."""
+    return _accepted(text, lambda: selector_of(text, None))
+
+
+def moment(text: str) -> str:
+    """A time or an age; unchanged. Raises ValueError."""
+    return _accepted(text, lambda: selector_of(None, text))
+
+
+def _accepted(text: str, check: Callable[[], object]) -> str:
+    try:
+        check()
     except BadRequestError as error:
-        raise click.BadParameter(error.message) from None
-    return value
+        raise ValueError(error.message) from error
+    return text
 
 
-def command(name: str) -> Callable[[Callable[Concatenate[Session, P], int | None]], click.Command]:
-    """Makes a command of a function: it gets a Session, and has --json and the connection's options. Its result is the exit code."""
+def reading(read: Callable[[str], V]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """For `callback=`: each text that was given becomes what `read` makes of it; its ValueError is a wrong usage."""
+
+    def callback(_ctx: click.Context, _param: click.Parameter, value: Any) -> Any:
+        try:
+            if value is None:
+                return None
+            return tuple(map(read, value)) if isinstance(value, tuple) else read(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return callback
+
+
+def command(
+    name: str, short: str, *examples: str
+) -> Callable[[Callable[Concatenate[Session, P], int | None]], click.Command]:
+    """Makes a command of a function: it gets a Session, and has --json and the connection's options. Its result is the exit code.
+
+    Its docstring, and the examples, are its help; `short` is what the list of commands says.
+    """
 
     def decorate(function: Callable[Concatenate[Session, P], int | None]) -> click.Command:
         @functools.wraps(function)
         def run(*args: Any, as_json: bool, **options: Any) -> int:
+            config = options.pop("config")
             connection = {field: options.pop(field) for field in CONNECTION_FIELDS}
 
             def connect() -> Client:
-                return Client.from_config(connection.pop("config"), **connection)
+                return Client.from_config(config, **connection)
 
             output: Output = click.get_current_context().obj
             output.as_json = as_json
             return function(Session(output, connect), *args, **options) or 0
 
-        decorated: Callable[..., int] = run
-        for option in reversed(COMMON):
-            decorated = option(decorated)
-        return click.command(name)(decorated)
+        shown = "\n".join(f"  {example}" for example in examples)
+        words = f"{inspect.cleandoc(function.__doc__ or '')}\n\n\b\n{shown}"
+        made = click.command(name, short_help=short, help=words)(run)
+        made.params += _common_options()
+        return made
 
     return decorate
 
 
-COMMON: Final = (
-    click.option(
-        "--server",
-        metavar="HOST:PORT",
-        help="The server. [env: STADDLE_SERVER]",
-    ),
-    click.option(
-        "--token",
-        metavar="TOKEN",
-        help="What the server knows you by. Other users of this machine can read it in `ps`: better set STADDLE_TOKEN, "
-        "or keep it in the configuration file.",
-    ),
-    click.option(
-        "--ca",
-        metavar="FILE",
-        help="The authority that signed the server's certificate, or `system` for the public ones. [env: STADDLE_CA]",
-    ),
-    click.option("--cert", metavar="FILE", help="Your own certificate, for mutual TLS. [env: STADDLE_CERT]"),
-    click.option("--key", metavar="FILE", help="Its private key. [env: STADDLE_KEY]"),
-    click.option(
-        "--server-name",
-        metavar="NAME",
-        help="The name in the server's certificate, if it is not its host. [env: STADDLE_SERVER_NAME]",
-    ),
-    click.option(
-        "--config",
-        metavar="FILE",
-        help="Where what is not said here is looked up. [env: STADDLE_CONFIG; else ~/.config/staddle/client.toml, "
-        "/etc/staddle/client.toml]",
-    ),
-    click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        help="One JSON object per line, the summary last; errors as JSON on standard error.",
-    ),
-)
-CONNECTION_FIELDS: Final = ("server", "token", "ca", "cert", "key", "server_name", "config")
+def _common_options() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--server"],
+            metavar="HOST:PORT",
+            help="The server. [env: STADDLE_SERVER]",
+        ),
+        click.Option(
+            ["--token"],
+            metavar="TOKEN",
+            help="What the server knows you by. Other users of this machine can read it in `ps`: better set STADDLE_TOKEN, "
+            "or keep it in the configuration file.",
+        ),
+        click.Option(
+            ["--ca"],
+            metavar="FILE",
+            help="The authority that signed the server's certificate, or `system` for the public ones. [env: STADDLE_CA]",
+        ),
+        click.Option(
+            ["--cert"], metavar="FILE", help="Your own certificate, for mutual TLS. [env: STADDLE_CERT]"
+        ),
+        click.Option(["--key"], metavar="FILE", help="Its private key. [env: STADDLE_KEY]"),
+        click.Option(
+            ["--server-name"],
+            metavar="NAME",
+            help="The name in the server's certificate, if it is not its host. [env: STADDLE_SERVER_NAME]",
+        ),
+        click.Option(
+            ["--config"],
+            metavar="FILE",
+            help="Where what is not said here is looked up. [env: STADDLE_CONFIG; else ~/.config/staddle/client.toml, "
+            "/etc/staddle/client.toml]",
+        ),
+        click.Option(
+            ["--json", "as_json"],
+            is_flag=True,
+            help="One JSON object per line, the summary last; errors as JSON on standard error.",
+        ),
+    ]
+
+
+CONNECTION_FIELDS: Final = ("server", "token", "ca", "cert", "key", "server_name")
 
 
 def picking(function: Callable[P, int | None]) -> Callable[P, int | None]:
@@ -205,18 +208,23 @@ def picking(function: Callable[P, int | None]) -> Callable[P, int | None]:
     run = click.option(
         "--at",
         metavar="TIME",
-        callback=_checked_time,
+        callback=reading(moment),
         help=f"The newest backup that began at or before: {HOW_TO_SAY_WHEN}, counted back by the server's clock.",
     )(run)
     return click.option(
         "--backup",
         metavar="ID",
-        callback=_checked_backup,
+        callback=reading(backup_named),
         help="This backup: its id, the first digits of it (4 or more), or `latest`, which is what you get without --backup and --at.",
     )(run)
 
 
 dataset_argument = click.argument("dataset")
+
+
+def backup_argument(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """An argument that names a backup, and may be missing."""
+    return click.argument(name, required=False, callback=reading(backup_named))
 
 
 def hint_for(error: StaddleError) -> str:

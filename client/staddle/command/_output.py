@@ -37,7 +37,9 @@ class Output:
         """The last line of every command that worked."""
         self._write(_json_line({"summary": command, **record}) if self.as_json else one_line(words) + "\n")
 
-    def table(self, rows: Iterable[Cells], *, heading: Cells = (), right: frozenset[int] = frozenset()) -> None:
+    def table(
+        self, rows: Iterable[Cells], *, heading: Cells = (), right: frozenset[int] = frozenset()
+    ) -> None:
         """Rows of printable cells in columns; those in `right` are flush right. Nothing at all if there are no rows."""
         rows = iter(rows)
         widths = [0] * len(heading)
@@ -63,14 +65,19 @@ class Output:
             _json_line({"notice": message}) if self.as_json else f"staddle: {one_line(message)}\n"
         )
 
-    def error(self, reason: str, message: str, facts: Mapping[str, Any] | None = None, hint: str = "") -> None:
+    def error(
+        self, reason: str, message: str, facts: Mapping[str, Any] | None = None, hint: str = ""
+    ) -> None:
         """Why the command failed, and what to do."""
         if self.as_json:
             record = {"reason": reason, "message": message}
             record |= {"hint": hint} if hint else {}
-            self._write_error(_json_line(record | {k: v for k, v in (facts or {}).items() if k not in record}))
+            self._write_error(
+                _json_line(record | {k: v for k, v in (facts or {}).items() if k not in record})
+            )
             return
         end = "" if message.endswith((".", "!", "?")) else "."
+        message = message[:1].upper() + message[1:]
         self._write_error(f"staddle: {one_line(message)}{end}{' ' if hint else ''}{one_line(hint)}\n")
 
     def error_line(self, line: str) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from types import FrameType
 from typing import Final
 
@@ -26,7 +25,6 @@ from staddle.command._restore import restore
 from staddle.command._words import escaped
 
 COMMANDS: Final = (backup, restore, list_, ls, diff, cat, info)
-ANOTHER: Final = "Another Ctrl-C ends it at once."
 
 
 class _InOrder(click.Group):
@@ -38,6 +36,8 @@ class _InOrder(click.Group):
 
 def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # takes longer to load than all of click
+
         click.echo(f"staddle {version('staddle')}")
         ctx.exit()
 
@@ -45,7 +45,8 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
 @click.group(
     cls=_InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 130 interrupted.",
+    epilog="\b\nFirst steps:\n  staddle backup /srv/www --dataset www\n  staddle list www\n"
+    "  staddle restore www --target /tmp/www --at 2h\n\n\b\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 130 interrupted.",
 )
 @click.option(
     "--version",
@@ -56,13 +57,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
     help="Show the version and exit.",
 )
 def group() -> None:
-    """Back data up to a Staddle server, look at what is there, and get it back as it was at any time.
-
-    \b
-      staddle backup /srv/www --dataset www
-      staddle list www
-      staddle restore www --target /tmp/www --at 2h
-    """
+    """Back data up to a Staddle server, look at what is there, and get it back as it was at any time."""
 
 
 for _command in COMMANDS:

@@ -105,7 +105,7 @@ def rfc3339(time_ns: int) -> str | None:
     """Nanoseconds since 1970 as RFC 3339 in UTC, with all of them; None outside the years 1 to 9999."""
     whole_s, rest_ns = divmod(time_ns, _NS)
     try:
-        moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=whole_s)  # noqa: DTZ001 - UTC throughout
+        moment = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=whole_s)
     except OverflowError:
         return None
     return f"{moment.isoformat()}.{rest_ns:09d}Z"
@@ -148,7 +148,7 @@ def changes(counts: ChangeCounts) -> str:
         ("~", counts.content_changed),
         ("m", counts.metadata_changed),
     )
-    return " ".join(f"{letter}{count}" for letter, count in parts if count) or "none"
+    return " ".join(f"{letter}{count}" for letter, count in parts if count)
 
 
 def tags(of: Mapping[str, str]) -> str:
@@ -166,9 +166,7 @@ def mode(entry: Entry) -> str:
     letter = _TYPE_LETTERS[entry.type]
     if entry.mode is None:
         return letter + "?" * 9
-    letters = [
-        each if entry.mode >> (8 - place) & 1 else "-" for place, each in enumerate("rwxrwxrwx")
-    ]
+    letters = [each if entry.mode >> (8 - place) & 1 else "-" for place, each in enumerate("rwxrwxrwx")]
     for place, bit, mark in ((2, 0o4000, "s"), (5, 0o2000, "s"), (8, 0o1000, "t")):
         if entry.mode & bit:
             letters[place] = mark if letters[place] == "x" else mark.upper()

@@ -1,12 +1,12 @@
 """The chunk index: where chunks lie, and claims, which keep their packs for an upload."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Connection, select
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.dialect import Database, index_rows, insert_or_ignore
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.words import batches
@@ -90,9 +90,9 @@ def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
 def _find(
     connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes], *, include_damaged: bool = False
 ) -> dict[bytes, list[_Hit]]:
-    rows = _index_rows(connection, tenant_row, chunk_ids)
+    rows = [row for some in batches(chunk_ids) for row in index_rows(connection, tenant_row, some)]
     # Neighbours lie in few packs: asking for these once is faster than a join for each chunk.
-    packs = _live_packs(connection, {row.pack for row in rows})
+    packs = _live_packs(connection, {row[1] for row in rows})
     damage = _damage(connection, [pack_row for pack_row, (_, damaged) in packs.items() if damaged])
     segments: dict[tuple[int, int], SegmentRef] = {}
     hits: dict[bytes, list[_Hit]] = {}
@@ -114,15 +114,6 @@ def _find(
         for chunk_id, hit in damaged_hits:
             hits.setdefault(chunk_id, []).append(hit)
     return hits
-
-
-def _index_rows(connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes]) -> list[Any]:
-    query = select(_c.chunk_id, _c.pack, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
-    rows: list[Any] = []
-    for some in batches(chunk_ids):
-        these = query.where(_c.tenant == tenant_row, _c.chunk_id.in_(some))
-        rows += connection.execute(these).all()
-    return rows
 
 
 def _live_packs(connection: Connection, pack_rows: Iterable[int]) -> dict[int, tuple[bytes, bool]]:

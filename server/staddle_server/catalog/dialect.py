@@ -7,17 +7,18 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
 
-from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event
+from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from staddle_server import errors
+from staddle_server.catalog.schema import chunks
 
 _log = logging.getLogger(__name__)
 
@@ -215,6 +216,30 @@ def insert_or_ignore(connection: Connection, table: Table) -> Insert:
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing()
     return sqlite.insert(table).on_conflict_do_nothing()
+
+
+_c = chunks.c
+_INDEX_COLUMNS = (_c.chunk_id, _c.pack, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
+_INDEX_ROWS = (
+    'SELECT chunk_id, pack, segment_offset, segment_length, "offset", length FROM chunks '
+    "WHERE tenant = ? AND chunk_id IN "
+)
+
+
+def index_rows(connection: Connection, tenant_row: int, chunk_ids: Sequence[bytes]) -> Sequence[Any]:
+    """The index rows of these chunks: (chunk_id, pack, segment_offset, segment_length, offset, length).
+
+    The hottest statement there is: on SQLite it goes to the driver as it stands, three times as fast.
+    """
+    if connection.dialect.name != "sqlite":
+        query = select(*_INDEX_COLUMNS).where(_c.tenant == tenant_row, _c.chunk_id.in_(chunk_ids))
+        return connection.execute(query).all()
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(f"{_INDEX_ROWS}({','.join('?' * len(chunk_ids))})", (tenant_row, *chunk_ids))
+        return cursor.fetchall()
+    finally:
+        cursor.close()
 
 
 # --- errors

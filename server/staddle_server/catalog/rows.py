@@ -143,7 +143,7 @@ def open_upload_row(
     """
     row = upload_row(connection, tenant_row, upload, lock=lock)
     if row.state != UploadState.OPEN:
-        raise upload_closed(row)
+        raise upload_closed(row.id, UploadState(row.state))
     require_epoch(row, epoch)
     return row
 
@@ -159,14 +159,14 @@ def require_epoch(row: Row[Any], epoch: int) -> None:
         )
 
 
-def upload_closed(row: Row[Any]) -> errors.Precondition:
+def upload_closed(upload: bytes, state: UploadState) -> errors.Precondition:
     """The error for an upload that is no longer open."""
-    state = UploadState(row.state).name.lower()
+    said = state.name.lower()
     return errors.Precondition(
         "UPLOAD_CLOSED",
-        f"Upload {row.id.hex()} is {state}: begin another one",
-        upload=row.id.hex(),
-        state=state,
+        f"Upload {upload.hex()} is {said}: begin another one",
+        upload=upload.hex(),
+        state=said,
     )
 
 

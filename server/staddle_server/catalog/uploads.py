@@ -93,8 +93,10 @@ class Uploads:
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload, lock=True)
-            if row.state != UploadState.OPEN or row.expires_ns <= now_ns:
-                raise upload_closed(row)
+            if row.state != UploadState.OPEN:
+                raise upload_closed(row.id, UploadState(row.state))
+            if row.expires_ns <= now_ns:
+                raise upload_closed(row.id, UploadState.EXPIRED)
             if row.token != principal.token and row.lease_expires_ns > now_ns:
                 raise _lease_held(row)
             connection.execute(

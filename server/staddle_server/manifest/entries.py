@@ -48,7 +48,10 @@ def _check_components(path: bytes) -> None:
         _bad("path", path, "the path is absolute; paths are relative to the root, without a leading slash")
     if b"\0" in path:
         _bad("path", path, "the path holds a NUL byte")
-    for component in path.split(b"/"):
+    components = path.split(b"/")
+    if len(components) > limits.PATH_COMPONENTS_MAX:
+        _bad("path", path, f"the path has over {limits.PATH_COMPONENTS_MAX} components")
+    for component in components:
         if not component:
             _bad("path", path, "the path has an empty component")
         if component in (b".", b".."):

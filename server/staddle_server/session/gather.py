@@ -69,9 +69,9 @@ class ChunkSink:
     # ------------------------------------------------------------------ what is there
 
     @property
-    def pack_bytes(self) -> int:
-        """The size of the open pack."""
-        return 0 if self._pack is None else self._pack.size
+    def pack_full(self) -> bool:
+        """Whether the open pack has as many bytes or chunks as a pack should have."""
+        return self._pack is not None and self._pack.full
 
     @property
     def dirty(self) -> bool:

@@ -122,15 +122,14 @@ class Restore:
         """
         chosen: list[bytes] = []
         for path in sorted(set(paths), key=sort_key):
-            if chosen and not exact and _below(path, chosen[-1]):
-                continue
             if path and self._manifest.find(path) is None:
                 raise NotFound(
                     "PATH_NOT_FOUND",
                     f"the backup has no {shown(path)}; ListEntries shows what it has",
                     path=shown(path),
                 )
-            chosen.append(path)
+            if exact or not chosen or not _below(path, chosen[-1]):
+                chosen.append(path)
         return chosen
 
     def events(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Event]:

@@ -28,7 +28,6 @@ from staddle_server.catalog import (
 )
 from staddle_server.errors import BadRequest, Conflict, Precondition, StaddleError
 from staddle_server.limits import (
-    CHECKPOINT_BYTES,
     CHECKPOINT_ENTRIES,
     CHECKPOINT_ENTRY_BYTES,
     CHECKPOINT_S,
@@ -436,7 +435,7 @@ class UploadWriter:
     def _due(self) -> bool:
         waiting = self._chunks.dirty or self._position != self._durable.position
         return waiting and (
-            self._chunks.pack_bytes >= CHECKPOINT_BYTES
+            self._chunks.pack_full
             or len(self._entries) >= CHECKPOINT_ENTRIES
             or self._entry_bytes >= CHECKPOINT_ENTRY_BYTES
             or self._clock.monotonic_s() - self._checkpoint_s >= CHECKPOINT_S

@@ -189,6 +189,9 @@ class _Line:
 
     def fail(self, error: Exception) -> NoReturn:
         """Ends the call with the error's status."""
+        if isinstance(error, grpc.RpcError):  # what the library raises where the client's stream broke off
+            self.end("CANCELLED")
+            self._context.abort(grpc.StatusCode.CANCELLED, "the client's stream broke off")
         if not isinstance(error, StaddleError):
             log.error("a fault in %s", self._name, exc_info=error)
             error = Fault("INTERNAL", f"a fault of the server in {self._name}; its log has more")

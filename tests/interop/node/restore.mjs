@@ -185,7 +185,10 @@ function setMetadata(name, entry) {
   setTime(name, entry);
 }
 
-/** To about a microsecond: Node's calls take seconds as a double. */
+/** To about a microsecond: Node takes seconds as a double. Before 1970 it takes only a Date, which has milliseconds. */
 function setTime(name, { mtime_ns: time }) {
-  if (time !== undefined) lutimesSync(name, Number(time) / 1e9, Number(time) / 1e9);
+  if (time === undefined) return;
+  const seconds = Number(time) / 1e9;
+  const modified = seconds < 0 ? new Date(seconds * 1e3) : seconds;
+  lutimesSync(name, modified, modified);
 }

@@ -1,0 +1,287 @@
+"""`staddle backup`: a directory or file, standard input, or what a command prints."""
+
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Final
+
+import click
+
+from staddle import BackupKind, BackupReport
+from staddle._channel import tune_malloc
+from staddle._convert import path_fault
+from staddle._excludes import excludes_of
+from staddle.command import _records, _words
+from staddle.command._exits import DONE, INCOMPLETE, Interruption
+from staddle.command._expected import Expected, Selection, Wanted
+from staddle.command._options import Session, command, duration, reading, tag
+from staddle.command._output import Output
+from staddle.command._problems import tell_problems
+from staddle.command._source import CommandOutput, standard_input
+from staddle.command._watching import watched
+
+STDIN: Final = "-"
+STREAM_ROOT: Final = "-"
+"""The root of a dataset whose one file is streamed: another one than any directory, so that neither replaces the other unasked."""
+KINDS: Final = [kind.value for kind in BackupKind]
+
+
+@command(
+    "backup",
+    "Back up a directory, a file, or what a command prints.",
+    "staddle backup /srv/www --dataset www --exclude '*.tmp'",
+    "staddle backup --dataset orders --name dump.sql --from-command -- pg_dump orders",
+    "zcat old.sql.gz | staddle backup - --dataset orders --name dump.sql",
+)
+@click.argument("source", metavar="[PATH | - | -- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--dataset", metavar="NAME", required=True, help="What the backup belongs to; its first one makes it."
+)
+@click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    default="auto",
+    show_default=True,
+    help="full reads everything; incremental what changed since the newest backup; differential what changed in content since "
+    "the newest full one; auto is incremental if there is a backup, else full.",
+)
+@click.option(
+    "--exclude",
+    metavar="PATTERN",
+    multiple=True,
+    help="Leave out what matches, as in .gitignore. Repeatable.",
+)
+@click.option("--exclude-file", metavar="FILE", multiple=True, help="A file of such patterns. Repeatable.")
+@click.option("--one-file-system", is_flag=True, help="Stay out of file systems that are mounted below PATH.")
+@click.option(
+    "--tag",
+    "tags",
+    callback=reading(tag),
+    metavar="K=V",
+    multiple=True,
+    help="Say something about the backup. Repeatable.",
+)
+@click.option("--name", metavar="NAME", help="The file's name in the backup, with `-` and --from-command.")
+@click.option(
+    "--from-command",
+    is_flag=True,
+    help="Back up what the command behind `--` prints. Only if it exits 0 is there a backup.",
+)
+@click.option("--thin", is_flag=True, help="Send all bytes, and let the server find out which are new.")
+@click.option(
+    "--new-root",
+    is_flag=True,
+    help="The dataset is meant to come from another host or path than before: read everything.",
+)
+@click.option(
+    "--host",
+    metavar="NAME",
+    help="The host to remember, instead of this machine's name (a container has a new one each time).",
+)
+@click.option(
+    "--retry",
+    callback=reading(duration),
+    default="10m",
+    show_default=True,
+    metavar="DURATION",
+    help="How long to try again if the server goes away: 30s, 10m, 1h30m; 0 is not at all.",
+)
+def backup(
+    session: Session,
+    source: tuple[str, ...],
+    *,
+    dataset: str,
+    kind: str,
+    exclude: tuple[str, ...],
+    exclude_file: tuple[str, ...],
+    one_file_system: bool,
+    tags: tuple[tuple[str, str], ...],
+    name: str | None,
+    from_command: bool,
+    thin: bool,
+    new_root: bool,
+    host: str | None,
+    retry: float,
+) -> int:
+    """Back up a directory or a file, standard input (`-`), or what a command prints (--from-command).
+
+    A dataset holds what one PATH holds, and PATH is the same each time. What cannot be read is named, and the rest goes on: exit code 3.
+    The backup of a PATH that was interrupted goes on where it was when the same command runs again.
+    """
+    wanted = Wanted(dataset=dataset, kind=kind, tags=_tags(tags), new_root=new_root, retry_s=retry)
+    selection = Selection(exclude=exclude, exclude_files=exclude_file, one_file_system=one_file_system)
+    if from_command or source == (STDIN,):
+        program = _program(source) if from_command else None
+        report = _backup_stream(session, program, _stored_name(name, selection), wanted, host)
+        return _tell(session.output, report, all_sent=True)
+    path = _one_path(source, name)
+    _check_excludes(selection)
+    report = _backup_path(session, path, wanted, selection, thin=thin, host=host)
+    return _tell(session.output, report, all_sent=thin)
+
+
+# --- what was asked for
+
+
+def _tags(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    tags: dict[str, str] = {}
+    for key, value in pairs:
+        if key in tags:
+            raise click.UsageError(f"--tag {key}=… is there twice, and a backup has it once.")
+        tags[key] = value
+    return tags
+
+
+def _program(source: tuple[str, ...]) -> tuple[str, ...]:
+    if not source:
+        raise click.UsageError(
+            "--from-command needs a command, behind `--`: --from-command -- pg_dump orders"
+        )
+    return source
+
+
+def _stored_name(name: str | None, selection: Selection) -> bytes:
+    """The name that a stream's bytes get."""
+    if name is None:
+        raise click.UsageError("--name is missing: what shall the file be called in the backup?")
+    if selection.exclude or selection.exclude_files or selection.one_file_system:
+        raise click.UsageError("--exclude, --exclude-file and --one-file-system are for a PATH.")
+    raw = os.fsencode(name)
+    fault = path_fault(raw) if raw else "it is empty"
+    if fault:
+        raise click.UsageError(f"--name {_words.escaped(raw)} is no path inside a backup: {fault}.")
+    return raw
+
+
+def _one_path(source: tuple[str, ...], name: str | None) -> str:
+    if not source:
+        raise click.UsageError("PATH is missing: which directory or file shall be backed up?")
+    if len(source) > 1:
+        raise click.UsageError(
+            "A dataset has one PATH. For several, back up what they have in common, or use a dataset for each; "
+            "for what a command prints, add --from-command."
+        )
+    if name is not None:
+        raise click.UsageError("--name is for `-` and --from-command; a PATH keeps its names.")
+    return source[0]
+
+
+def _check_excludes(selection: Selection) -> None:
+    """Patterns that are none, and files of them that cannot be read, are told before anything is sent."""
+    try:
+        excludes_of(selection.exclude, selection.exclude_files)
+    except ValueError as error:
+        raise click.UsageError(f"--exclude: {error}") from error
+
+
+# --- the work
+
+
+def _backup_path(
+    session: Session, path: str, wanted: Wanted, selection: Selection, *, thin: bool, host: str | None
+) -> BackupReport:
+    tune_malloc()
+    with session.connect() as client:
+        expected = Expected(client, os.fsencode(path), wanted, selection)
+        try:
+            with watched(session.output, expected.total) as progress:
+                return client.backup(
+                    path,
+                    dataset=wanted.dataset,
+                    kind=wanted.kind,
+                    exclude=selection.exclude,
+                    exclude_files=selection.exclude_files,
+                    one_file_system=selection.one_file_system,
+                    tags=wanted.tags,
+                    thin=thin,
+                    new_root=wanted.new_root,
+                    host=host,
+                    retry_s=wanted.retry_s,
+                    progress=progress,
+                )
+        except KeyboardInterrupt:
+            raise Interruption(
+                "Interrupted: there is no backup yet. What was sent is kept for some days; "
+                "run the same command again, and it goes on from there.",
+                resumable=True,
+            ) from None
+
+
+def _backup_stream(
+    session: Session, program: tuple[str, ...] | None, name: bytes, wanted: Wanted, host: str | None
+) -> BackupReport:
+    tune_malloc()
+    with ExitStack() as stack:
+        source = standard_input() if program is None else stack.enter_context(CommandOutput(program))
+        client = stack.enter_context(session.connect())
+        try:
+            return client.backup_stream(
+                wanted.dataset,
+                name=name,
+                source=source,
+                kind=wanted.kind,
+                tags=wanted.tags,
+                host=socket.gethostname() if host is None else host,
+                root=STREAM_ROOT,
+                new_root=wanted.new_root,
+                retry_s=wanted.retry_s,
+                progress=stack.enter_context(watched(session.output)),
+            )
+        except KeyboardInterrupt:
+            raise Interruption(
+                "Interrupted: nothing was backed up. A stream cannot be gone on with; run the command again.",
+                resumable=False,
+            ) from None
+
+
+# --- what to say
+
+
+def _tell(output: Output, report: BackupReport, *, all_sent: bool) -> int:
+    """Names every problem, then sums up; answers the exit code. `all_sent`: only the server knows what of it was new."""
+    tell_problems(output, report.problems, report.warnings)
+    backup = report.backup
+    record = {
+        **_records.of_backup(backup),
+        "complete": report.complete,
+        "problem_count": len(report.problems),
+        "warnings": list(report.warnings),
+        "entries_unchanged": report.entries_unchanged,
+        "read_bytes": report.read_bytes,
+        "sent_bytes": report.sent_bytes,
+        "reused_bytes": _reused_bytes(report),
+        "seconds": round(report.seconds, 3),
+        "resumed": report.resumed,
+    }
+    output.summary("backup", record, _summed_up(report, all_sent=all_sent))
+    return DONE if report.complete else INCOMPLETE
+
+
+def _reused_bytes(report: BackupReport) -> int:
+    """Bytes of the backup that did not have to be sent."""
+    return max(0, report.backup.data_bytes - report.sent_bytes)
+
+
+def _summed_up(report: BackupReport, *, all_sent: bool) -> str:
+    backup = report.backup
+    sent = f"{_words.size(report.sent_bytes)} {'sent' if all_sent else 'new'}"
+    head = (
+        f"Backup {_words.short_id(backup.id)} of {_words.escaped(backup.dataset)} ({_words.kind(backup)}, number {backup.number}): "
+        f"{_words.counted(backup.entry_count, 'entry', 'entries')}, {_words.size(backup.data_bytes)}"
+    )
+    parts = [
+        head,
+        f"{sent}, {_words.size(_reused_bytes(report))} reused",
+        f"stored {_words.size(backup.stored_bytes)}",
+        _words.changes(backup.changes) or "nothing changed",
+        f"{_words.seconds(report.seconds)}",
+    ]
+    words = "; ".join(parts)
+    if backup.changes.metadata_kept:
+        words += f"; {_words.counted(backup.changes.metadata_kept, 'entry keeps', 'entries keep')} the full one's metadata"
+    if report.resumed:
+        words += "; it went on where an earlier run had stopped"
+    if report.problems:
+        words += f"; {_words.counted(len(report.problems), 'path was', 'paths were')} not backed up whole"
+    return words + "."

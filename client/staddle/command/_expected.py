@@ -1,0 +1,76 @@
+"""How much there is to read, counted beside a backup that reads everything, so that its progress can say how long still."""
+
+import threading
+from dataclasses import dataclass
+
+from staddle import Client, DatasetNotFoundError, StaddleError
+from staddle._excludes import excludes_of
+from staddle._scan import Scan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is the same for all sources. The fields are arguments of the library."""
+
+    dataset: str
+    kind: str
+    tags: dict[str, str]
+    new_root: bool
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which part of a directory. The fields are arguments of the library."""
+
+    exclude: tuple[str, ...]
+    exclude_files: tuple[str, ...]
+    one_file_system: bool
+
+
+class Expected:
+    """The bytes of all regular files of a backup. Counting begins when somebody first asks, in a thread of its own.
+
+    A backup that reads only what changed has no such total: how much that will be, nobody knows before.
+    """
+
+    def __init__(self, client: Client, root: bytes, wanted: Wanted, selection: Selection) -> None:
+        self._client = client
+        self._root = root
+        self._wanted = wanted
+        self._selection = selection
+        self._total: int | None = None
+        self._thread: threading.Thread | None = None
+
+    def total(self) -> int | None:
+        """The bytes; None: not known, or not yet."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._count, name="staddle-count", daemon=True)
+            self._thread.start()
+        return self._total
+
+    def _count(self) -> None:
+        try:
+            if not self._reads_everything():
+                return
+            scan = Scan(
+                self._root,
+                _ignore,
+                excluded=excludes_of(self._selection.exclude, self._selection.exclude_files),
+                one_file_system=self._selection.one_file_system,
+            )
+            self._total = sum(found.stat.st_size for found in scan if found.is_file())
+        except (StaddleError, OSError):
+            return  # the backup itself meets the same and says so; here it only means that there is no estimate
+
+    def _reads_everything(self) -> bool:
+        if self._wanted.kind == "full" or self._wanted.new_root:
+            return True
+        try:
+            return next(self._client.backups(self._wanted.dataset), None) is None
+        except DatasetNotFoundError:
+            return True
+
+
+def _ignore(_path: bytes, _why: str) -> None:
+    """What cannot be read is reported by the backup."""

@@ -1,0 +1,106 @@
+"""`staddle restore`."""
+
+from typing import cast, get_args
+
+import click
+
+from staddle import DamageError, RestoreReport
+from staddle._channel import tune_malloc
+from staddle._types import Overwrite
+from staddle.command import _records, _words
+from staddle.command._exits import DONE, INCOMPLETE, Interruption
+from staddle.command._options import Session, command, dataset_argument, picking, reading, stored_path
+from staddle.command._output import Output
+from staddle.command._problems import tell_problems
+from staddle.command._watching import watched
+
+
+@command(
+    "restore",
+    "Restore a backup, or some paths of it.",
+    "staddle restore www --target /tmp/www",
+    "staddle restore www --target /tmp/www --at 2026-05-01 etc/nginx",
+)
+@dataset_argument
+@click.argument("paths", metavar="[PATH]...", nargs=-1, callback=reading(stored_path))
+@click.option("--target", metavar="DIR", required=True, help="Where to; it is made if it is not there.")
+@picking
+@click.option(
+    "--overwrite",
+    type=click.Choice(get_args(Overwrite)),
+    default="if-changed",
+    show_default=True,
+    help="What to do where something lies already: keep it, replace what differs, or replace everything. Files that the backup does not "
+    "have are never deleted.",
+)
+def restore(
+    session: Session,
+    dataset: str,
+    paths: tuple[bytes, ...],
+    *,
+    target: str,
+    backup: str | None,
+    at: str | None,
+    overwrite: str,
+) -> int:
+    """Restore a backup, or PATHs of it with all below them, under a directory.
+
+    Without --backup and --at it is the newest one. PATHs are relative to the backup's root, exactly as `staddle ls` shows them; if one is
+    not there, nothing is written. What is damaged or cannot be written is named, and the rest is restored: exit code 3.
+    """
+    report = _restored(
+        session, dataset, paths, target=target, backup=backup, at=at, overwrite=cast("Overwrite", overwrite)
+    )
+    tell_problems(session.output, report.problems, report.warnings)
+    _sum_up(session.output, report)
+    return DONE if report.complete else INCOMPLETE
+
+
+def _restored(
+    session: Session,
+    dataset: str,
+    paths: tuple[bytes, ...],
+    *,
+    target: str,
+    backup: str | None,
+    at: str | None,
+    overwrite: Overwrite,
+) -> RestoreReport:
+    tune_malloc()
+    with session.connect() as client:
+        try:
+            with watched(session.output) as progress:
+                return client.restore(
+                    dataset, target, backup=backup, at=at, paths=paths, overwrite=overwrite, progress=progress
+                )
+        except DamageError as error:
+            if error.report is None:
+                raise
+            return error.report
+        except KeyboardInterrupt:
+            raise Interruption(
+                "Interrupted: not everything is restored. Run the same command again, and what is there already is not fetched again.",
+                resumable=True,
+            ) from None
+
+
+def _sum_up(output: Output, report: RestoreReport) -> None:
+    record = {
+        "backup": _records.of_backup(report.backup),
+        **_records.name("target", report.target),
+        "complete": report.complete,
+        "problem_count": len(report.problems),
+        "warnings": list(report.warnings),
+        "entries_written": report.entries_written,
+        "entries_unchanged": report.entries_unchanged,
+        "data_bytes": report.data_bytes,
+        "seconds": round(report.seconds, 3),
+    }
+    words = (
+        f"Restored {_words.which(report.backup)} to {_words.escaped(report.target)}: "
+        f"{_words.counted(report.entries_written, 'entry', 'entries')} written, {_words.size(report.data_bytes)}; "
+        f"{report.entries_unchanged:,} already there; {_words.seconds(report.seconds)}"
+    )
+    if report.problems:
+        words += f"; {_words.counted(len(report.problems), 'path is', 'paths are')} not restored"
+    output.summary("restore", record, words + ".")

@@ -1,0 +1,90 @@
+"""The bytes that `staddle backup --from-command` and `staddle backup -` read."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import IO, Final, Self
+
+from staddle.command._exits import SourceError
+from staddle.command._words import counted, escaped
+
+PIECE_BYTES: Final = 1024 * 1024
+TERMINATE_S: Final = 5.0
+
+
+class CommandOutput:
+    """What a command prints, in pieces. It is started when the first piece is asked for, and ended when this is left.
+
+    After its last byte it must exit 0: otherwise iterating raises SourceError, so that whoever reads it never takes a part for the whole.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """Raises SourceError if there is no such command."""
+        self._words = words
+        self._process: subprocess.Popen[bytes] | None = None
+        self.size_bytes = 0
+        if shutil.which(words[0]) is None:
+            raise SourceError(
+                f"There is no command {escaped(words[0])} that could be run, so nothing was backed up.",
+                facts={"command": words[0]},
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process = self._process
+        if process is None:
+            return
+        if process.stdout is not None:
+            process.stdout.close()
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(TERMINATE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            self._process = subprocess.Popen(self._words, stdout=subprocess.PIPE)  # noqa: S603 - to run it is what the user asks for
+        except OSError as error:
+            raise SourceError(
+                f"The command {escaped(self._words[0])} could not be started: {error.strerror}. Nothing was backed up.",
+                facts={"command": self._words[0]},
+            ) from error
+        if self._process.stdout is None:
+            raise SourceError("The command has no output that could be read.")
+        while piece := self._process.stdout.read(PIECE_BYTES):
+            self.size_bytes += len(piece)
+            yield piece
+        self._check(self._process.wait())
+
+    def _check(self, status: int) -> None:
+        if status == 0:
+            return
+        how = f"exited with {status}" if status > 0 else f"was ended by {_signal_name(-status)}"
+        raise SourceError(
+            f"The command {escaped(self._words[0])} {how} after {counted(self.size_bytes, 'byte')}, so nothing was backed up.",
+            facts={"command": self._words[0], "exit_status": str(status)},
+        )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def standard_input() -> IO[bytes]:
+    """Standard input as bytes. Raises SourceError if it is closed."""
+    if sys.stdin is None:
+        raise SourceError("Standard input is closed, so there is nothing to back up.")
+    return sys.stdin.buffer

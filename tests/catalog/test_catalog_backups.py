@@ -1,0 +1,183 @@
+"""Backups and datasets: listed, picked, hidden and shown, and the records that must follow."""
+
+import pytest
+from staddle_server import errors
+from staddle_server.catalog import PendingRecord
+from staddle_server.types import Kind
+
+SECOND = 1_000_000_000
+
+
+def _delete(world, backup, **other):
+    record = PendingRecord(world.id(), world.tenant, b"sealed")
+    return world.catalog.backups.delete(other.get("tenant", world.tenant), backup.id, world.now, record)
+
+
+def _undelete(world, backup, **other):
+    record = PendingRecord(world.id(), world.tenant, b"sealed too")
+    return world.catalog.backups.undelete(other.get("tenant", world.tenant), backup.id, world.now, record)
+
+
+def _commit_as(world, id_hex, **said):
+    made = world.commit(world.begin(**said).upload, backup=bytes.fromhex(id_hex))
+    world.now += SECOND
+    return made
+
+
+def test_backups_are_listed_newest_first_in_pages(world):
+    made = [world.backup() for _ in range(5)]
+    first = world.catalog.backups.list_page(world.tenant, "www", limit=3)
+    rest = world.catalog.backups.list_page(world.tenant, "www", limit=3, before_number=first[-1].number)
+    assert first + rest == made[::-1]
+
+
+def test_a_dataset_that_is_not_there_is_named(world):
+    world.backup()
+    for tenant, name in ((world.tenant, "other"), (world.eve.tenant, "www")):
+        for call in (
+            world.catalog.datasets.get,
+            lambda t, n: world.catalog.backups.list_page(t, n, limit=1),
+            world.catalog.backups.resolve,
+        ):
+            with pytest.raises(errors.NotFound) as caught:
+                call(tenant, name)
+            assert (caught.value.reason, caught.value.facts) == ("DATASET_NOT_FOUND", {"dataset": name})
+
+
+def test_datasets_are_listed_by_name_with_their_newest_backup(world):
+    for name in ("b", "ä", "B", "a"):
+        world.begin(dataset=name)
+    world.backup("b")
+    newest = world.backup("b")
+    hidden = world.backup("b")
+    _delete(world, hidden)
+    first = world.catalog.datasets.list_page(world.tenant, "", 2)
+    rest = world.catalog.datasets.list_page(world.tenant, first[-1].name, 10)
+    assert [dataset.name for dataset in first + rest] == ["B", "a", "b", "ä"]
+    assert [dataset.backup_count for dataset in first + rest] == [0, 0, 2, 0]
+    assert [dataset.newest_backup for dataset in first + rest] == [None, None, newest, None]
+    assert world.catalog.datasets.get(world.tenant, "b") == rest[0]
+    assert world.catalog.datasets.list_page(world.eve.tenant, "", 10) == []
+
+
+def test_nothing_or_latest_picks_the_highest_number(world):
+    early = world.begin().upload
+    world.now += SECOND
+    late = world.begin().upload
+    world.commit(late)
+    second = world.commit(early)
+    for said in ("", "latest"):
+        assert world.catalog.backups.resolve(world.tenant, "www", backup=said) == second
+
+
+def test_a_time_picks_the_newest_capture_that_began_by_then(world):
+    early = world.begin().upload
+    world.now += SECOND
+    late = world.begin().upload
+    newer = world.commit(late)
+    older = world.commit(early)
+    resolve = world.catalog.backups.resolve
+    assert resolve(world.tenant, "www", at_ns=late.begin_ns + SECOND) == newer
+    assert resolve(world.tenant, "www", at_ns=late.begin_ns) == newer
+    assert resolve(world.tenant, "www", at_ns=late.begin_ns - 1) == older
+    with pytest.raises(errors.NotFound) as caught:
+        resolve(world.tenant, "www", at_ns=early.begin_ns - 1)
+    assert caught.value.reason == "BACKUP_NOT_FOUND"
+    assert caught.value.facts == {"dataset": "www", "earliest": "2023-11-14T22:13:20Z"}
+
+
+def test_a_unique_prefix_picks_and_a_shared_one_does_not(world):
+    one = _commit_as(world, "abcd1" + "0" * 27)
+    two = _commit_as(world, "abcd2" + "f" * 27)
+    resolve = world.catalog.backups.resolve
+    for prefix in ("abcd1", "ABCD10", "abcd1" + "0" * 27):
+        assert resolve(world.tenant, "www", backup=prefix) == one
+    assert resolve(world.tenant, "www", backup="abcd2") == two
+    with pytest.raises(errors.BadRequest) as caught:
+        resolve(world.tenant, "www", backup="abcd")
+    assert (caught.value.reason, caught.value.facts) == ("AMBIGUOUS_BACKUP", {"backup": "abcd"})
+    with pytest.raises(errors.NotFound) as missing:
+        resolve(world.tenant, "www", backup="abcd3")
+    assert missing.value.facts == {"dataset": "www", "backup": "abcd3"}
+    _delete(world, two)
+    assert resolve(world.tenant, "www", backup="abcd") == one
+
+
+@pytest.mark.parametrize("prefix", ["abc", "ghij", "a" * 33, "abcd ", "ab%d", "１２３４"])
+def test_what_is_no_prefix_is_a_bad_field(world, prefix):
+    world.backup()
+    with pytest.raises(errors.BadRequest) as caught:
+        world.catalog.backups.resolve(world.tenant, "www", backup=prefix)
+    assert caught.value.facts == {"field": "backup"}
+
+
+def test_a_prefix_is_looked_up_in_its_own_dataset(world):
+    _commit_as(world, "abcd" + "1" * 28, dataset="other")
+    mine = _commit_as(world, "abcd" + "2" * 28)
+    assert world.catalog.backups.resolve(world.tenant, "www", backup="abcd") == mine
+
+
+def test_a_deleted_backup_is_hidden_from_every_look_and_comes_back(world):
+    kept, hidden = world.backup(), world.backup()
+    backups = world.catalog.backups
+    deleted, changed = _delete(world, hidden)
+    assert changed
+    assert deleted.deleted_ns == world.now
+    assert backups.list_page(world.tenant, "www", limit=9) == [kept]
+    assert backups.list_page(world.tenant, "www", limit=9, show_deleted=True) == [deleted, kept]
+    assert backups.resolve(world.tenant, "www") == kept
+    assert backups.resolve(world.tenant, "www", at_ns=world.now) == kept
+    with pytest.raises(errors.NotFound):
+        backups.resolve(world.tenant, "www", backup=hidden.id.hex())
+    assert backups.resolve(world.tenant, "www", backup=hidden.id.hex(), include_deleted=True) == deleted
+    shown, changed = _undelete(world, hidden)
+    assert changed
+    assert shown == hidden
+    assert backups.resolve(world.tenant, "www") == hidden
+
+
+def test_deleting_twice_changes_and_records_nothing_more(world):
+    backup = world.backup()
+    first, _ = _delete(world, backup)
+    world.now += SECOND
+    assert _delete(world, backup) == (first, False)
+    assert len(world.catalog.backups.records_missing().pending) == 1
+    assert _undelete(world, backup) == (backup, True)
+    assert _undelete(world, backup) == (backup, False)
+    assert len(world.catalog.backups.records_missing().pending) == 2
+
+
+def test_another_tenants_backup_is_neither_seen_nor_deleted(world):
+    backup = world.backup()
+    for call in (
+        lambda: world.catalog.backups.get(world.eve.tenant, backup.id),
+        lambda: _delete(world, backup, tenant=world.eve.tenant),
+        lambda: _undelete(world, backup, tenant=world.eve.tenant),
+    ):
+        with pytest.raises(errors.NotFound) as caught:
+            call()
+        assert caught.value.reason == "BACKUP_NOT_FOUND"
+    assert world.catalog.backups.get(world.tenant, backup.id) == backup
+    assert world.catalog.backups.records_missing().pending == []
+
+
+def test_start_up_finds_every_decision_without_a_durable_record(world):
+    one, two = world.backup(), world.backup()
+    record = PendingRecord(world.id(), world.tenant, b"sealed body")
+    deleted, _ = world.catalog.backups.delete(world.tenant, one.id, world.now, record)
+    missing = world.catalog.backups.records_missing()
+    assert (missing.backups, missing.pending) == ([deleted, two], [record])
+    world.catalog.backups.mark_record_written(world.eve.tenant, one.id)
+    world.catalog.backups.mark_pending_written(world.eve.tenant, record.id)
+    assert world.catalog.backups.records_missing() == missing
+    world.catalog.backups.mark_record_written(world.tenant, one.id)
+    world.catalog.backups.mark_pending_written(world.tenant, record.id)
+    missing = world.catalog.backups.records_missing()
+    assert (missing.backups, missing.pending) == ([two], [])
+
+
+def test_a_number_is_not_given_again_after_its_backup_is_gone(world):
+    first = world.backup(kind=Kind.FULL)
+    with world.catalog.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM backups WHERE id = ?", (first.id,))
+    assert world.backup().number == 2

@@ -1,0 +1,252 @@
+"""Many at once, and ends in the middle: of two that exclude each other one wins, and nothing is ever half."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from sqlalchemy import event
+from staddle_server import errors
+from staddle_server.catalog import MissingChunk, PendingRecord, open_catalog
+from staddle_server.types import UploadState
+
+ROUNDS = 15
+LEASE_S = 300
+
+
+def _together(*calls):
+    """Runs the calls in threads, started at one moment, and gives their answers or errors."""
+    barrier = threading.Barrier(len(calls))
+    answers = [None] * len(calls)
+
+    def run(n, call):
+        barrier.wait()
+        try:
+            answers[n] = call()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the test looks at it
+            answers[n] = error
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def test_of_many_that_resume_each_gets_an_epoch_of_its_own_and_only_the_last_can_write(world):
+    upload = world.begin().upload
+    resume = world.catalog.uploads.resume
+    resumed = _together(*[lambda: resume(world.tenant, upload.id, world.ann, world.now, LEASE_S)] * 8)
+    assert sorted(answer.epoch for answer in resumed) == list(range(2, 10))
+    written = [answer for answer in resumed if _can_write(world, answer)]
+    assert [answer.epoch for answer in written] == [9]
+
+
+def _can_write(world, upload):
+    try:
+        world.checkpoint(upload)
+    except errors.Conflict:
+        return False
+    return True
+
+
+def test_of_two_other_principals_that_take_over_one_wins(world):
+    carl = world.principal_of(world.tenant, "carl")
+    for _ in range(ROUNDS):
+        upload = world.begin().upload
+        now = upload.lease_expires_ns
+        answers = _together(
+            *[
+                lambda who=who, u=upload, n=now: world.catalog.uploads.resume(
+                    world.tenant, u.id, who, n, LEASE_S
+                )
+                for who in (world.bob, carl)
+            ]
+        )
+        lost = [answer for answer in answers if isinstance(answer, errors.Conflict)]
+        assert [answer.reason for answer in lost] == ["LEASE_HELD"]
+
+
+def test_of_the_same_begin_sent_many_times_at_once_one_opens_an_upload(world):
+    answers = _together(*[lambda: world.begin(request_id="r1", take_over=True)] * 8)
+    assert len({answer.upload.id for answer in answers}) == 1
+    assert sorted(answer.replayed for answer in answers) == [False] + [True] * 7
+
+
+def test_of_commit_and_expiry_exactly_one_wins(world):
+    for _ in range(ROUNDS):
+        upload = world.begin().upload
+        committed, expired = _together(
+            lambda u=upload: world.commit(u), lambda u=upload: world.catalog.uploads.expire(u.expires_ns)
+        )
+        state = world.catalog.uploads.get(world.tenant, upload.id).state
+        if expired:
+            assert state == UploadState.EXPIRED
+            assert committed.reason == "UPLOAD_CLOSED"
+        else:
+            assert state == UploadState.COMMITTED
+            assert committed.upload == upload.id
+
+
+def test_of_commit_and_abort_exactly_one_wins(world):
+    for _ in range(ROUNDS):
+        upload = world.begin().upload
+        committed, aborted = _together(
+            lambda u=upload: world.commit(u),
+            lambda u=upload: world.catalog.uploads.abort(world.tenant, u.id, 1),
+        )
+        lost = [answer for answer in (committed, aborted) if isinstance(answer, errors.Precondition)]
+        assert [answer.reason for answer in lost] == ["UPLOAD_CLOSED"]
+
+
+def test_a_claim_beside_a_commit_is_whole_or_refused(world):
+    ids = world.digests(50)
+    stored = world.begin().upload
+    world.checkpoint(stored, world.pack(stored, ids))
+    for _ in range(ROUNDS):
+        upload = world.begin(world.bob).upload
+        claimed, committed = _together(
+            lambda u=upload: world.catalog.chunks.claim(world.tenant, u.id, 1, ids),
+            lambda u=upload: world.commit(u),
+        )
+        assert committed.upload == upload.id
+        assert claimed.reason == "UPLOAD_CLOSED" if isinstance(claimed, Exception) else len(claimed) == 50
+
+
+def test_commits_at_once_get_numbers_without_gap_or_repeat(world):
+    uploads = [world.begin().upload for _ in range(8)]
+    numbers = [answer.number for answer in _together(*[lambda u=u: world.commit(u) for u in uploads])]
+    assert sorted(numbers) == list(range(1, 9))
+
+
+def test_a_base_that_is_deleted_while_an_upload_begins_is_seen_or_used_but_never_both(world):
+    for n in range(ROUNDS):
+        name = f"set-{n}"
+        base = world.backup(name)
+        record = PendingRecord(world.id(), world.tenant, b"r")
+        _, begun = _together(
+            lambda b=base, r=record: world.catalog.backups.delete(world.tenant, b.id, world.now, r),
+            lambda d=name: world.begin(dataset=d),
+        )
+        assert begun.upload.base in {base.id, b""}
+
+
+def test_reading_and_then_writing_under_load_never_fails(world):
+    """A transaction that reads first and writes later must not fail at once beside another writer (BUSY_SNAPSHOT)."""
+    ids = world.digests(200)
+    stored = world.begin().upload
+    world.checkpoint(stored, world.pack(stored, ids))
+    other = open_catalog(world.path)  # a second pool: its writers do not share the first one's turn
+    uploads = [world.begin(request_id=f"load-{n}").upload for n in range(8)]
+
+    def work(n):
+        catalog = (world.catalog, other)[n % 2]
+        upload = uploads[n]
+        for turn in range(12):
+            catalog.chunks.claim(world.tenant, upload.id, 1, ids[turn * 10 : turn * 10 + 20])
+            pack = bytes([n, turn]) * 8
+            catalog.packs.begin(world.tenant, upload.id, 1, pack, world.now)
+            catalog.uploads.set_failure(world.tenant, upload.id, 1, f"turn {turn}")
+        return turn
+
+    assert _together(*[lambda n=n: work(n) for n in range(8)]) == [11] * 8
+    other.close()
+
+
+def test_a_hundred_and_fifty_threads_are_all_served(world):
+    upload = world.begin().upload
+    calls = [lambda: world.catalog.uploads.get(world.tenant, upload.id).id] * 130
+    calls += [lambda: world.catalog.uploads.set_failure(world.tenant, upload.id, 1, "x")] * 20
+    assert _together(*calls) == [upload.id] * 130 + [True] * 20
+
+
+# --- ends in the middle
+
+
+def _state(world):
+    with world.catalog.database.read() as connection:
+        tables = (
+            connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
+        )
+        return {
+            name: sorted(map(repr, connection.exec_driver_sql(f"SELECT * FROM {name}")))
+            for name in tables
+            if name != "sqlite_sequence"
+        }
+
+
+def _fails_at_every_statement(world, call):
+    """Calls again and again, failing at the first statement, the second, … until it succeeds; gives how often it failed."""
+    before = _state(world)
+    engine = world.catalog.database.engine
+    for last in range(1, 100):
+        left = [last]
+
+        def fail(_connection, _cursor, statement, *_, left=left):
+            if not statement.startswith("BEGIN"):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError("the process ends here")
+
+        event.listen(engine, "before_cursor_execute", fail)
+        try:
+            call()
+        except OSError:
+            pass
+        else:
+            return last
+        finally:
+            event.remove(engine, "before_cursor_execute", fail)
+        assert _state(world) == before
+    raise AssertionError("it never succeeded")
+
+
+@pytest.mark.parametrize(
+    "what", ["begin", "take over", "checkpoint", "commit", "abort", "expire", "claim", "delete"]
+)
+def test_an_end_between_any_two_statements_leaves_nothing_half(world, what):
+    base = world.backup()
+    ids = world.digests(9)
+    live = world.begin().upload
+    world.checkpoint(live, world.pack(live, ids))
+    upload = world.begin(world.bob, fingerprint="f").upload
+    packs = [world.pack(upload, world.digests(3)) for _ in range(2)]
+    missing = [MissingChunk(digest, 1) for digest in world.digests(3)]
+    record = PendingRecord(world.id(), world.tenant, b"r")
+    calls = {
+        "begin": lambda: world.begin(dataset="new", request_id="r"),
+        "take over": lambda: world.begin(world.bob, fingerprint="f", take_over=True, request_id="r"),
+        "checkpoint": lambda: world.checkpoint(upload, *packs, missing_added=missing),
+        "commit": lambda: world.commit(upload, *packs),
+        "abort": lambda: world.catalog.uploads.abort(world.tenant, upload.id, 1),
+        "expire": lambda: world.catalog.uploads.expire(upload.expires_ns),
+        "claim": lambda: world.catalog.chunks.claim(world.tenant, upload.id, 1, ids),
+        "delete": lambda: world.catalog.backups.delete(world.tenant, base.id, world.now, record),
+    }
+    assert _fails_at_every_statement(world, calls[what]) > 3
+
+
+def test_what_was_answered_survives_the_kill_of_its_process(tmp_path):
+    path = str(tmp_path / "catalog.db")
+    program = (
+        "import os, sys\n"
+        "from staddle_server.catalog import open_catalog\n"
+        "catalog = open_catalog(sys.argv[1])\n"
+        "for n in range(1000):\n"
+        "    catalog.tenants.create(n.to_bytes(16, 'big'), f't{n}', n)\n"
+        "    print(n, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True)
+    with process:
+        for line in process.stdout:
+            if int(line) == 50:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        answered = 50 + len(process.stdout.readlines())
+    catalog = open_catalog(path)
+    names = {tenant.name for tenant in catalog.tenants.list_all()}
+    assert {f"t{n}" for n in range(answered + 1)} <= names
+    catalog.close()

@@ -1,0 +1,253 @@
+"""The connection: addresses, TLS, platforms, and asyncio's stubs."""
+
+import asyncio
+import datetime
+import ipaddress
+import pathlib
+import socket
+import time
+
+import grpc
+import pytest
+from memory_service import TOKEN, MemoryService, Running, start
+from staddle import Client, ConfigError, ConnectError, UnsupportedError
+from staddle._channel import Address, refuse_other_platforms, tune_malloc
+from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import service_pb2 as service
+from staddle.v1.service_pb2_grpc import StaddleServiceStub
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "loopback"),
+    [
+        ("localhost", "localhost:7443", True),
+        ("127.0.0.1:80", "127.0.0.1:80", True),
+        ("127.9.9.9", "127.9.9.9:7443", True),
+        ("[::1]:80", "[::1]:80", True),
+        ("::1", "[::1]:7443", True),
+        ("[2001:db8::1]", "[2001:db8::1]:7443", False),
+        ("backup.example.com:443", "backup.example.com:443", False),
+        ("10.0.0.1", "10.0.0.1:7443", False),
+        ("localhost.example.com", "localhost.example.com:7443", False),
+    ],
+)
+def test_addresses(text: str, shown: str, loopback: bool) -> None:
+    address = Address.parse(text)
+    assert (str(address), address.loopback) == (shown, loopback)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":1", "host:port", "host:0", "host:70000", "https://host", "[::1", "[::1]x", "a b", "host:١", "a/b"],
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        Address.parse(text)
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "tökén"])
+def test_what_is_no_token_is_refused_and_not_repeated(token: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Client("localhost", token)
+    assert not token or token not in str(caught.value)
+
+
+def test_beyond_this_machine_there_is_no_plain_text() -> None:
+    with pytest.raises(ConfigError, match="without TLS") as caught:
+        Client("backup.example.com", TOKEN)
+    assert "STADDLE_CA" in str(caught.value)
+    Client("backup.example.com", TOKEN, ca="system").close()
+
+
+def test_certificates_that_cannot_be_used_are_refused_at_once(tmp_path: pathlib.Path) -> None:
+    no_pem = tmp_path / "no.pem"
+    no_pem.write_text("hello")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Client("localhost", TOKEN, ca=tmp_path / "missing.pem")
+    with pytest.raises(ConfigError, match="not a PEM"):
+        Client("localhost", TOKEN, ca=no_pem)
+    with pytest.raises(ConfigError, match="belong together"):
+        Client("localhost", TOKEN, ca="system", cert=no_pem)
+    with pytest.raises(ConfigError, match="need ca"):
+        Client("localhost", TOKEN, cert=no_pem, key=no_pem)
+
+
+def test_a_peer_that_accepts_and_says_nothing_is_given_up_within_five_seconds() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        begun_s = time.monotonic()
+        with Client(address, TOKEN) as client, pytest.raises(ConnectError, match=address):
+            client.info()
+        assert time.monotonic() - begun_s < 7
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"), [("win32", "AMD64"), ("linux", "riscv64"), ("freebsd14", "x86_64")]
+)
+def test_other_platforms_are_refused_by_name(system: str, machine: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"{system} on {machine}"):
+        refuse_other_platforms(system, machine)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"),
+    [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("darwin", "x86_64")],
+)
+def test_tested_platforms_are_not(system: str, machine: str) -> None:
+    refuse_other_platforms(system, machine)
+
+
+def test_malloc_is_tuned_where_it_is_glibcs() -> None:
+    import platform
+
+    assert tune_malloc() == (platform.libc_ver()[0] == "glibc")
+
+
+# ---------------------------------------------------------------- TLS
+
+
+class Authority:
+    """A private CA, and what it signs."""
+
+    def __init__(self, directory: pathlib.Path, name: str) -> None:
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        self._directory = directory
+        directory.mkdir()
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = name
+        self.certificate = self._sign(name, self._key, ca=True)
+        self.file = directory / "ca.pem"
+        self.file.write_bytes(_pem(self.certificate))
+
+    def issue(self, name: str) -> tuple[pathlib.Path, pathlib.Path]:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        cert_file, key_file = self._directory / f"{name}.pem", self._directory / f"{name}.key"
+        cert_file.write_bytes(_pem(self._sign(name, key, ca=False)))
+        key_file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return cert_file, key_file
+
+    def _sign(self, name: str, key, *, ca: bool):
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes
+
+        def named(text: str) -> x509.Name:
+            return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+        now = datetime.datetime.now(datetime.UTC)
+        alternatives = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        if name == "other-name":
+            alternatives = alternatives[:1]
+        return (
+            x509.CertificateBuilder()
+            .subject_name(named(name))
+            .issuer_name(named(self._name))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+
+def _pem(certificate) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture
+def authority(tmp_path: pathlib.Path) -> Authority:
+    return Authority(tmp_path / "pki", "an authority")
+
+
+def serve_tls(authority: Authority, name: str = "server", *, mutual: bool = False) -> Running:
+    cert, key = authority.issue(name)
+    credentials = grpc.ssl_server_credentials(
+        [(key.read_bytes(), cert.read_bytes())],
+        root_certificates=authority.file.read_bytes() if mutual else None,
+        require_client_auth=mutual,
+    )
+    memory = MemoryService()
+    server, address = start(memory, credentials=credentials)
+    return Running(memory, address, server)
+
+
+def test_tls_speaks_to_a_server_of_that_authority_and_to_no_other(authority: Authority, tmp_path) -> None:
+    stranger = Authority(tmp_path / "stranger", "a stranger")
+    running = serve_tls(authority)
+    try:
+        with Client(running.address, TOKEN, ca=authority.file) as client:
+            assert client.info().tenant == "default"
+        with (
+            Client(running.address, TOKEN, ca=stranger.file) as client,
+            pytest.raises(ConnectError) as caught,
+        ):
+            client.info()
+        assert "CERTIFICATE_VERIFY_FAILED" in str(caught.value)
+        with Client(running.address, TOKEN) as client, pytest.raises(ConnectError):
+            client.info()
+    finally:
+        running.stop()
+
+
+def test_the_name_in_the_certificate_is_checked_and_may_be_said(authority: Authority) -> None:
+    running = serve_tls(authority, "other-name")
+    try:
+        with Client(running.address, TOKEN, ca=authority.file) as client, pytest.raises(ConnectError):
+            client.info()
+        with Client(running.address, TOKEN, ca=authority.file, server_name="other-name") as client:
+            assert client.info().tenant == "default"
+    finally:
+        running.stop()
+
+
+def test_mutual_tls_needs_the_clients_certificate(authority: Authority) -> None:
+    running = serve_tls(authority, mutual=True)
+    cert, key = authority.issue("client")
+    try:
+        with Client(running.address, TOKEN, ca=authority.file, cert=cert, key=key) as client:
+            assert client.info().tenant == "default"
+        with Client(running.address, TOKEN, ca=authority.file) as client, pytest.raises(ConnectError):
+            client.info()
+    finally:
+        running.stop()
+
+
+# ---------------------------------------------------------------- asyncio
+
+
+def test_generated_stubs_work_with_asyncio(listening: Running) -> None:
+    metadata = (("authorization", f"Bearer {TOKEN}"),)
+
+    async def back_up_and_restore() -> list[service.RestorePart]:
+        async with grpc.aio.insecure_channel(listening.address) as channel:
+            stub = StaddleServiceStub(channel)
+            begun = await stub.BeginUpload(service.BeginUploadRequest(dataset="aio"), metadata=metadata)
+            upload = begun.upload
+            first = service.ContinueUpload(upload_id=upload.id, epoch=upload.epoch)
+
+            async def parts():
+                yield service.BackupRequest(parts=[service.BackupPart(continue_upload=first)])
+                entry = resources.Entry(path="a", data=b"hello")
+                yield service.BackupRequest(parts=[service.BackupPart(entry=entry)])
+                finish = service.Finish(entry_count=1, data_bytes=5)
+                yield service.BackupRequest(parts=[service.BackupPart(finish=finish)])
+
+            response = await stub.Backup(parts(), metadata=metadata)
+            assert response.backup.data_bytes == 5
+            restore = stub.Restore(service.RestoreRequest(dataset="aio"), metadata=metadata)
+            return [part async for message in restore for part in message.parts]
+
+    parts = asyncio.run(back_up_and_restore())
+    assert [part.WhichOneof("part") for part in parts] == ["header", "entry", "end"]
+    assert parts[1].entry.data == b"hello"

@@ -1,0 +1,243 @@
+"""What is kept until it is durable, and sent again; and when something is tried again."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_service import CHUNK
+from staddle import ConnectError, ExhaustedError, NotFoundError, UnavailableError
+from staddle._replay import Outcome, Record, Replay
+from staddle._retry import NO_RETRY, Attempts, Retry, RetryNotice, may_pass, retrying
+from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import service_pb2 as service
+
+FIRST = service.BackupPart(continue_upload=service.ContinueUpload(upload_id="u"))
+FINISH = service.BackupPart(finish=service.Finish())
+
+files = st.lists(
+    st.one_of(
+        st.binary(max_size=20).map(lambda data: [data]),
+        st.lists(st.binary(min_size=1, max_size=3 * CHUNK // 2), max_size=4).map(
+            lambda pieces: [None, *pieces]
+        ),
+    ),
+    max_size=5,
+)
+
+
+def records_of(described: list[list[bytes | None]]) -> list[Record]:
+    """Each file as its records: [data] is inline, [None, piece, …] comes in pieces."""
+    records: list[Record] = []
+    for number, (inline, *pieces) in enumerate(described):
+        position, entry = number + 1, resources.Entry(path=f"{number}")
+        if inline is not None:
+            entry.data = inline
+            records.append(Record(position, service.BackupPart(entry=entry)))
+            continue
+        records.append(Record(position, service.BackupPart(entry=entry), begins_file=True))
+        offset = 0
+        for piece in pieces:
+            records.append(Record(position, service.BackupPart(data=service.Data(data=piece)), offset))
+            offset += len(piece)
+        records.append(Record(position, service.BackupPart(entry_end=service.EntryEnd(size_bytes=offset))))
+    return records
+
+
+class Receiver:
+    """A server's side of a stream: what was taken, and the file that is open."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.position = 0
+        self.opened: tuple[str, bytes] | None = None
+
+    def take(self, part: service.BackupPart) -> None:
+        kind = part.WhichOneof("part")
+        if kind == "entry" and part.entry.HasField("data"):
+            self.files[part.entry.path] = part.entry.data
+            self.position += 1
+        elif kind == "entry":
+            if part.entry.HasField("continue_at_bytes"):
+                assert self.opened is not None
+                assert (part.entry.path, part.entry.continue_at_bytes) == (
+                    self.opened[0],
+                    len(self.opened[1]),
+                )
+            else:
+                self.opened = (part.entry.path, b"")
+        elif kind == "data":
+            assert self.opened is not None
+            self.opened = (self.opened[0], self.opened[1] + part.data.data)
+        elif kind == "entry_end":
+            assert self.opened is not None
+            path, data = self.opened
+            assert part.entry_end.size_bytes == len(data)
+            self.files[path] = data
+            self.opened = None
+            self.position += 1
+
+    def make_durable(self) -> resources.DurablePoint:
+        """Keeps only whole chunks of the open file, as a server does."""
+        point = resources.DurablePoint(position=self.position)
+        if self.opened is not None:
+            path, data = self.opened
+            self.opened = (path, data[: len(data) // CHUNK * CHUNK])
+            point.open_entry.path = path
+            point.open_offset_bytes = len(self.opened[1])
+        return point
+
+
+@settings(max_examples=60, deadline=None)
+@given(described=files, chance=st.randoms(use_true_random=False))
+def test_wherever_streams_break_every_file_arrives_whole(described, chance) -> None:
+    replay = Replay(linger_s=0)
+    receiver = Receiver()
+    messages = replay.restart(FIRST, resources.DurablePoint())
+    for record in records_of(described):
+        assert replay.append(record) is Outcome.TAKEN
+    last = Record(len(described) + 1, FINISH)
+    assert replay.append(last) is Outcome.TAKEN
+    for _ in range(5):
+        parts = [part for message in messages for part in message.parts]
+        assert parts[0] == FIRST
+        for part in parts[1 : 1 + chance.randrange(len(parts))]:
+            receiver.take(part)
+        durable = receiver.make_durable()
+        if chance.random() < 0.5:
+            replay.trim(durable)
+        messages = replay.restart(FIRST, durable)
+    for message in messages:
+        for part in message.parts:
+            receiver.take(part)
+    expected = {
+        f"{number}": inline if inline is not None else b"".join(pieces)
+        for number, (inline, *pieces) in enumerate(described)
+    }
+    assert receiver.files == expected
+
+
+def test_a_full_replay_takes_nothing_more_until_something_is_durable() -> None:
+    replay = Replay(bytes_max=1000, linger_s=0)
+    replay.restart(FIRST, resources.DurablePoint())
+    big = Record(1, service.BackupPart(entry=resources.Entry(path="a", data=bytes(2000))))
+    assert replay.append(big) is Outcome.TAKEN
+    assert replay.append(big) is Outcome.FULL
+    replay.trim(resources.DurablePoint(position=1))
+    assert replay.held_bytes == 0
+    assert replay.append(big) is Outcome.TAKEN
+
+
+def test_a_stream_that_ended_takes_nothing_and_gives_nothing() -> None:
+    replay = Replay(linger_s=0)
+    record = Record(1, service.BackupPart(entry=resources.Entry(path="a", data=b"1")))
+    assert replay.append(record) is Outcome.ENDED
+    old = replay.restart(FIRST, resources.DurablePoint())
+    assert replay.append(record) is Outcome.TAKEN
+    new = replay.restart(FIRST, resources.DurablePoint())
+    replay.stop(generation=1)
+    assert replay.append(Record(2, FINISH)) is Outcome.TAKEN, (
+        "a late word about the first stream changes nothing"
+    )
+    assert [len(message.parts) for message in old] == [1]
+    assert sum(len(message.parts) for message in new) == 3
+    replay.stop()
+    assert replay.append(record) is Outcome.ENDED
+
+
+def test_an_open_file_of_another_path_is_not_gone_on_with() -> None:
+    replay = Replay(linger_s=0)
+    durable = resources.DurablePoint(open_entry=resources.Entry(path="stale"), open_offset_bytes=3)
+    replay.restart(FIRST, resources.DurablePoint())
+    for record in records_of([[None, b"abcdef"]]):
+        replay.append(record)
+    replay.append(Record(2, FINISH))
+    parts = [part for message in replay.restart(FIRST, durable) for part in message.parts]
+    assert not parts[1].entry.HasField("continue_at_bytes")
+    assert parts[2].data.data == b"abcdef"
+
+
+def test_a_file_that_goes_on_makes_no_claim_about_its_whole_digest() -> None:
+    replay = Replay(linger_s=0)
+    replay.restart(FIRST, resources.DurablePoint())
+    records = records_of([[None, b"abcdef"]])
+    records[0].part.entry.file_digest.blake3 = b"d" * 32
+    for record in [*records, Record(2, FINISH)]:
+        replay.append(record)
+    durable = resources.DurablePoint(open_entry=resources.Entry(path="0"), open_offset_bytes=2)
+    parts = [part for message in replay.restart(FIRST, durable) for part in message.parts]
+    assert parts[1].entry.continue_at_bytes == 2
+    assert not parts[1].entry.HasField("file_digest")
+    assert parts[2].data.data == b"cdef"
+
+
+# ---------------------------------------------------------------- trying again
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.time_s = 1000.0
+        self.slept: list[float] = []
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.time_s += seconds
+
+
+def test_waits_double_with_chance_up_to_a_limit_and_obey_the_server() -> None:
+    retry = Retry(budget_s=60, first_wait_s=1, wait_s_max=5, chance=lambda: 1.0)
+    assert [retry.wait_s(tries, None) for tries in (1, 2, 3, 4, 500)] == [1, 2, 4, 5, 5]
+    assert retry.wait_s(1, 30) == 30
+    low = Retry(budget_s=60, first_wait_s=1, wait_s_max=5, chance=lambda: 0.0)
+    assert low.wait_s(2, None) == 1
+
+
+def test_tries_end_with_the_budget_and_the_last_error_says_how_many_there_were() -> None:
+    clock = FakeClock()
+    notices: list[RetryNotice] = []
+    errors = [UnavailableError(f"{number}") for number in range(100)]
+    tried = iter(errors)
+
+    def work() -> None:
+        raise next(tried)
+
+    retry = Retry(budget_s=10, first_wait_s=1, wait_s_max=4, chance=lambda: 1.0, notify=notices.append)
+    with pytest.raises(UnavailableError) as caught:
+        retrying(work, retry=retry, clock=clock)
+    assert clock.slept == [1, 2, 4]
+    assert caught.value is errors[3]
+    assert caught.value.__notes__ == ["Given up after 4 tries in 7 s."]
+    assert [notice.tries for notice in notices] == [1, 2, 3]
+    assert [notice.left_s for notice in notices] == [10, 9, 7]
+
+
+def test_progress_makes_the_budget_whole_again() -> None:
+    clock = FakeClock()
+    attempts = Attempts(Retry(budget_s=5, first_wait_s=4, chance=lambda: 1.0), clock)
+    attempts.wait_after(UnavailableError("1"))
+    attempts.progressed()
+    clock.time_s += 1000
+    attempts.wait_after(UnavailableError("2"))
+    with pytest.raises(UnavailableError, match="3"):
+        attempts.wait_after(UnavailableError("3"))
+
+
+def test_what_will_not_pass_is_raised_at_once() -> None:
+    clock = FakeClock()
+
+    def work() -> None:
+        raise NotFoundError("never")
+
+    with pytest.raises(NotFoundError):
+        retrying(work, retry=Retry(), clock=clock)
+    with pytest.raises(UnavailableError):
+        Attempts(NO_RETRY, clock).wait_after(UnavailableError("once"))
+    assert clock.slept == []
+
+
+def test_only_what_may_pass_by_itself_is_tried_again() -> None:
+    assert may_pass(ConnectError("nobody"))
+    assert may_pass(ExhaustedError("busy", retry_after_s=1))
+    assert not may_pass(ExhaustedError("full", reason="STORE_FULL"))
+    assert not may_pass(NotFoundError("no"))

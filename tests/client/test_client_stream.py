@@ -1,0 +1,193 @@
+"""A Restore stream is believed only as far as it can be checked."""
+
+import random
+
+import pytest
+from memory_service import CHUNK, MemoryService, State, StoredBackup, restore_parts
+from staddle import Client, ProtocolError
+from staddle._stream import (
+    VIEW_BASIC,
+    VIEW_REFERENCES,
+    ChunksEvent,
+    DamageEvent,
+    DataEvent,
+    EndEvent,
+    EntryEvent,
+    FileEndEvent,
+    HeaderEvent,
+    read_restore,
+)
+from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import service_pb2 as service
+
+BIG = random.Random(1).randbytes(3 * CHUNK + 5)
+HOLEY = bytes(CHUNK) + BIG[:CHUNK] + bytes(CHUNK)
+
+
+@pytest.fixture
+def backup() -> StoredBackup:
+    state = State()
+    state.take(resources.Entry(type=resources.ENTRY_TYPE_DIRECTORY), b"")
+    state.take(resources.Entry(path="a", type=resources.ENTRY_TYPE_DIRECTORY), b"")
+    state.take(resources.Entry(path="a/big"), BIG)
+    state.take(resources.Entry(path="a-b"), b"sorts behind a/big")
+    state.take(resources.Entry(path="empty"), b"")
+    state.take(resources.Entry(path="holey"), HOLEY)
+    state.take(resources.Entry(path="link", type=resources.ENTRY_TYPE_SYMLINK, link_target="a"), b"")
+    return StoredBackup(resources.Backup(id="ab", dataset="www"), state.entries)
+
+
+def events(parts: list[service.RestorePart], **options) -> list:
+    return list(read_restore([service.RestoreResponse(parts=[part]) for part in parts], **options))
+
+
+def refused(parts: list[service.RestorePart], match: str, **options) -> None:
+    with pytest.raises(ProtocolError, match=match):
+        events(parts, **options)
+
+
+def index(parts: list[service.RestorePart], kind: str, number: int = 0) -> int:
+    return [at for at, part in enumerate(parts) if part.WhichOneof("part") == kind][number]
+
+
+def test_an_honest_stream_gives_every_file_whole(backup: StoredBackup) -> None:
+    files: dict[bytes, bytes] = {}
+    opened = b""
+    seen = events(restore_parts(backup))
+    assert isinstance(seen[0], HeaderEvent)
+    assert seen[-1] == EndEvent(7, len(BIG) + len(HOLEY) + 18, 0)
+    for event in seen:
+        if isinstance(event, EntryEvent):
+            files[event.path] = event.entry.data
+            opened = event.path
+        elif isinstance(event, DataEvent):
+            files[opened] += event.data + bytes(event.zero_bytes)
+        elif isinstance(event, FileEndEvent):
+            assert event.size_bytes == len(files[opened])
+    assert list(files) == [b"", b"a", b"a/big", b"a-b", b"empty", b"holey", b"link"]
+    assert (files[b"a/big"], files[b"holey"], files[b"a-b"]) == (BIG, HOLEY, b"sorts behind a/big")
+
+
+@pytest.mark.parametrize("kind", ["data", "entry_end", "end"])
+def test_every_cut_of_the_stream_is_noticed(backup: StoredBackup, kind: str) -> None:
+    parts = restore_parts(backup)
+    for length in range(len(parts)):
+        refused(parts[:length], "stopped after")
+    without = [part for at, part in enumerate(parts) if at != index(parts, kind)]
+    refused(without, "unfinished|bytes came|stopped")
+
+
+def test_a_flipped_bit_is_never_a_file(backup: StoredBackup) -> None:
+    for kind, number in (("data", 0), ("data", 3), ("entry", 3)):
+        parts = restore_parts(backup)
+        part = parts[index(parts, kind, number)]
+        target = part.data if kind == "data" else part.entry
+        flipped = bytearray(target.data)
+        flipped[len(flipped) // 2] ^= 1
+        target.data = bytes(flipped)
+        refused(parts, "not what its content id says")
+
+
+def test_other_cuts_of_the_same_bytes_are_noticed(backup: StoredBackup) -> None:
+    parts = restore_parts(backup)
+    data = parts[index(parts, "data")].data
+    del data.chunk_lengths[:]
+    data.chunk_lengths.extend([CHUNK // 2, CHUNK // 2])
+    refused(parts, "not what its content id says")
+
+
+def test_lengths_that_are_not_the_datas_are_noticed(backup: StoredBackup) -> None:
+    for lengths in ([CHUNK - 1], [CHUNK, 1], [], [CHUNK, 0]):
+        parts = restore_parts(backup)
+        data = parts[index(parts, "data")].data
+        del data.chunk_lengths[:]
+        data.chunk_lengths.extend(lengths)
+        refused(parts, "whole chunks|a chunk of 0 bytes")
+
+
+def test_zeros_and_bytes_at_once_are_refused(backup: StoredBackup) -> None:
+    parts = restore_parts(backup)
+    parts[index(parts, "data")].data.zero_bytes = CHUNK
+    refused(parts, "both bytes and zeros")
+
+
+def test_more_bytes_than_the_entry_has_are_refused(backup: StoredBackup) -> None:
+    parts = restore_parts(backup)
+    at = index(parts, "data")
+    refused([*parts[: at + 4], parts[at], *parts[at + 4 :]], "more data came")
+
+
+def test_the_order_is_checked(backup: StoredBackup) -> None:
+    parts = restore_parts(backup)
+    at = index(parts, "entry", 1)
+    refused([*parts[: at + 1], parts[at], *parts[at + 1 :]], "out of order")
+    parts[at].entry.path = "z"
+    refused(parts, "out of order")
+
+
+@pytest.mark.parametrize("path", ["../etc/passwd", "/etc", "a/../../b", "a//b", "a/./b", "a\0b", "x" * 1025])
+def test_a_path_that_leads_out_is_refused(backup: StoredBackup, path: str) -> None:
+    parts = restore_parts(backup)
+    parts[-2].entry.path = path
+    refused(parts, "The server sent the path")
+
+
+def test_wrong_counts_at_the_end_are_refused(backup: StoredBackup) -> None:
+    for field in ("entry_count", "data_bytes", "damage_count"):
+        parts = restore_parts(backup)
+        setattr(parts[-1].end, field, getattr(parts[-1].end, field) + 1)
+        refused(parts, "end says")
+
+
+def test_parts_where_they_do_not_belong_are_refused(backup: StoredBackup) -> None:
+    parts = restore_parts(backup)
+    data, end = parts[index(parts, "data")], parts[index(parts, "entry_end")]
+    content = service.RestorePart(content=service.ContentPart())
+    refused(parts[1:], "did not begin with its header")
+    refused([parts[0], *parts], "two headers")
+    refused([parts[0], data], "outside a file")
+    refused([parts[0], end], "not open")
+    refused([*parts, parts[1]], "after its end")
+    refused([parts[0], content], "nobody asked for")
+    refused([parts[0], service.RestorePart()], "too old")
+
+
+def test_damage_passes_by_name_and_the_rest_still_comes(backup: StoredBackup) -> None:
+    seen = events(restore_parts(backup, {b"a/big"}))
+    damages = [event for event in seen if isinstance(event, DamageEvent)]
+    assert damages == [DamageEvent(b"a/big", "a segment cannot be opened", 0, subtree=False)]
+    assert seen[-1] == EndEvent(7, len(HOLEY) + 18, 1)
+
+
+def test_damage_in_the_middle_of_a_file_ends_that_file_alone(backup: StoredBackup) -> None:
+    parts = restore_parts(backup)
+    damage = service.RestorePart(damage=service.Damage(path="a/big", message="gone", offset_bytes=CHUNK))
+    at = index(parts, "data")
+    parts[at + 1 : index(parts, "entry_end") + 1] = [damage]
+    parts[-1].end.data_bytes -= len(BIG)
+    parts[-1].end.damage_count = 1
+    assert isinstance(events(parts)[-1], EndEvent)
+    damage.damage.path = "a"
+    refused(parts, "in the middle of")
+
+
+def test_the_other_views_bring_no_bytes(backup: StoredBackup) -> None:
+    whole = restore_parts(backup)
+    parts = [part for part in whole if part.WhichOneof("part") not in {"data", "entry_end"}]
+    for part in parts:
+        part.entry.ClearField("data") if part.HasField("entry") else None
+    assert isinstance(events(parts, view=VIEW_BASIC)[-1], EndEvent)
+    chunks = service.RestorePart(
+        content=service.ContentPart(chunks=[resources.ChunkRef(digest=b"d" * 32, length_bytes=1)])
+    )
+    at = index(parts, "entry", 2) + 1
+    seen = events([*parts[:at], chunks, *parts[at:]], view=VIEW_REFERENCES)
+    assert [len(event.chunks) for event in seen if isinstance(event, ChunksEvent)] == [1]
+
+
+def test_it_reads_what_a_server_streams(client: Client, memory: MemoryService) -> None:
+    with client.upload("www") as upload:
+        upload.put("a", BIG)
+        upload.put("b", b"2")
+    seen = list(read_restore(client.stream("Restore", service.RestoreRequest(dataset="www"))))
+    assert seen[-1] == EndEvent(2, len(BIG) + 1, 0)

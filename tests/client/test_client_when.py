@@ -1,0 +1,149 @@
+"""Saying which backup."""
+
+import contextlib
+import datetime
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from staddle import BadRequestError
+from staddle._when import selector_at, selector_of
+
+UTC = datetime.UTC
+
+
+@pytest.fixture(params=["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata"])
+def local_zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield request.param
+    monkeypatch.undo()
+    time.tzset()
+
+
+def ns_of(selector) -> int:
+    assert selector.WhichOneof("by") == "at"
+    return selector.at.seconds * 1_000_000_000 + selector.at.nanos
+
+
+def utc(*parts: int) -> int:
+    return int(datetime.datetime(*parts, tzinfo=UTC).timestamp()) * 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-05-01T14:30:05Z", utc(2026, 5, 1, 14, 30, 5) + 999_999_999),
+        ("2026-05-01t14:30:05z", utc(2026, 5, 1, 14, 30, 5) + 999_999_999),
+        ("2026-05-01 14:30:05+02:00", utc(2026, 5, 1, 12, 30, 5) + 999_999_999),
+        ("2026-05-01T14:30:05-0330", utc(2026, 5, 1, 18, 0, 5) + 999_999_999),
+        ("2026-05-01T14:30Z", utc(2026, 5, 1, 14, 30) + 999_999_999),
+        ("2026-05-01T14:30:05.5Z", utc(2026, 5, 1, 14, 30, 5) + 599_999_999),
+        ("2026-05-01T14:30:05.123456789Z", utc(2026, 5, 1, 14, 30, 5) + 123_456_789),
+        ("2016-12-31T23:59:60Z", utc(2016, 12, 31, 23, 59, 59) + 999_999_999),
+        ("1969-12-31T23:59:59.25Z", -750_000_000 + 9_999_999),
+    ],
+)
+def test_rfc_3339_is_that_moment_to_its_last_digit(text: str, expected: int) -> None:
+    assert ns_of(selector_at(text)) == expected
+
+
+def test_without_a_zone_it_is_local_time(local_zone: str) -> None:
+    local = datetime.datetime(2026, 7, 1, 14, 30, 5)
+    expected = int(local.timestamp()) * 1_000_000_000
+    assert ns_of(selector_at("2026-07-01 14:30:05")) == expected + 999_999_999
+    assert ns_of(selector_at("2026-07-01T14:30:05")) == expected + 999_999_999
+    assert ns_of(selector_at(local)) == expected + 999
+
+
+@pytest.mark.parametrize("day", ["2026-07-01", "2026-03-29", "2026-10-25", "2026-11-01", "2026-12-31"])
+def test_a_date_is_its_last_moment_also_where_clocks_change(local_zone: str, day: str) -> None:
+    date = datetime.date.fromisoformat(day)
+    midnight = datetime.datetime.combine(date + datetime.timedelta(days=1), datetime.time())
+    expected = int(midnight.timestamp()) * 1_000_000_000 - 1
+    assert ns_of(selector_at(day)) == expected
+    assert ns_of(selector_at(date)) == expected
+
+
+def test_a_time_of_day_is_the_last_such_moment(local_zone: str) -> None:
+    now = datetime.datetime(2026, 7, 1, 12, 0).astimezone()
+    morning = int(datetime.datetime(2026, 7, 1, 9, 15).timestamp()) * 1_000_000_000
+    last_evening = int(datetime.datetime(2026, 6, 30, 20, 15).timestamp()) * 1_000_000_000
+    assert ns_of(selector_at("09:15", now=lambda: now)) == morning + 999_999_999
+    assert ns_of(selector_at("20:15", now=lambda: now)) == last_evening + 999_999_999
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2h", 7200),
+        ("3d", 259_200),
+        ("90m", 5400),
+        ("0s", 0),
+        ("1w", 604_800),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+    ],
+)
+def test_an_age_counts_by_the_servers_clock(text: str, seconds: int) -> None:
+    selector = selector_at(text)
+    assert selector.WhichOneof("by") == "ago"
+    assert (selector.ago.seconds, selector.ago.nanos) == (seconds, 0)
+    assert selector_at(datetime.timedelta(seconds=seconds)) == selector
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yesterday",
+        "2026-13-01",
+        "2026-02-30",
+        "2026-05-01T25:00",
+        "2026-05-01T14:30:05+99:00",
+        "2026-05-01T14:30:05+01:99",
+        "2026-05-01T14",
+        "12:00Z",
+        "2",
+        "-2h",
+        "2y",
+        "200000w",
+        "9999-12-31",
+        "٢h",
+        "2026-05-01T14:30:05.1234567890Z",
+    ],
+)
+def test_what_is_no_time_is_refused_with_what_would_be_one(text: str) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        selector_at(text)
+    assert caught.value.facts == {"field": "at"}
+
+
+@given(st.datetimes(min_value=datetime.datetime(1900, 1, 1), timezones=st.just(UTC)))
+def test_a_datetime_is_never_rounded_to_before_itself(moment: datetime.datetime) -> None:
+    since = moment - datetime.datetime(1970, 1, 1, tzinfo=UTC)
+    exact = (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
+    assert ns_of(selector_at(moment)) == exact + 999
+    assert ns_of(selector_at(moment.isoformat(timespec="microseconds"))) == exact + 999
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_time_or_refused(text: str) -> None:
+    with contextlib.suppress(BadRequestError):
+        assert selector_at(text).WhichOneof("by") in {"at", "ago"}
+
+
+def test_the_future_is_no_age() -> None:
+    with pytest.raises(BadRequestError):
+        selector_at(datetime.timedelta(seconds=-1))
+
+
+def test_an_id_a_prefix_or_latest_name_a_backup() -> None:
+    assert selector_of().WhichOneof("by") is None
+    assert selector_of("latest").backup == "latest"
+    assert selector_of("ab12").backup == "ab12"
+    for wrong in ("", "a b", "../x", "é"):
+        with pytest.raises(BadRequestError):
+            selector_of(wrong)

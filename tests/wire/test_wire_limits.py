@@ -1,0 +1,286 @@
+"""Many at once, slow ones, and the end: limits, stalled readers, draining, kill -9."""
+
+import json
+import threading
+import time
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from thin import (
+    Part,
+    Source,
+    back_up,
+    backups,
+    begin,
+    datasets,
+    finish,
+    large,
+    messages,
+    noise,
+    open_upload,
+    reason,
+    restore,
+    small,
+)
+
+
+@pytest.fixture
+def image(running):
+    """A dataset that is large enough to fill every buffer of a reader that does not read."""
+    stub = running.stub()
+    data = noise(40_000_000)
+    stub.Backup(messages([begin("img"), *large("f", data), finish(1, len(data))]))
+    return stub
+
+
+def test_sixty_four_stalled_restores_hold_nobody_up(running, image):
+    stalled = [image.Restore(sv.RestoreRequest(dataset="img")) for _ in range(64)]
+    for call in stalled:
+        next(iter(call))
+    start = time.monotonic()
+    assert running.stub("reader", name="quick").GetServerInfo(sv.GetServerInfoRequest()).tenant == "default"
+    assert back_up(running.stub("writer"), "small", {"a": b"1"}).number == 1
+    took = time.monotonic() - start
+    for call in stalled:
+        call.cancel()
+    assert took < 20, "a unary call and a small backup waited for stalled readers"
+
+
+def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(running, image):
+    running.service._gate._streams_max = 3
+    stalled = [image.Restore(sv.RestoreRequest(dataset="img")) for _ in range(3)]
+    for call in stalled:
+        next(iter(call))
+    with pytest.raises(grpc.RpcError) as refused:
+        restore(image, "img")
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert reason(refused.value) == "TOO_MANY"
+    retry = error_details_pb2.RetryInfo()
+    assert rpc_status.from_call(refused.value).details[1].Unpack(retry)
+    assert retry.retry_delay.seconds > 0
+    assert datasets(image) == ["img"], "unary calls go on"
+    for call in stalled:
+        call.cancel()
+    for _ in range(200):
+        if not running.service._gate._streams:
+            break
+        threading.Event().wait(0.02)
+    assert restore(image, "img").end.damage_count == 0, "places come free when readers go away"
+
+
+def test_draining_refuses_new_calls_and_ends_streams_at_a_checkpoint(running):
+    stub = running.stub()
+    reached, ended = threading.Event(), threading.Event()
+    data = noise(3_000_000)
+
+    def requests():
+        yield from messages([begin("www", request_id="r"), *large("a", data), small("b", b"2")])
+        reached.set()
+        ended.wait(30)
+
+    call = stub.Backup.future(requests())
+    assert reached.wait(10)
+    open_upload(stub, "r")
+    channel = grpc.insecure_channel(running.address)
+    drained = threading.Thread(target=running.service.drain, args=(1.0,))
+    drained.start()
+    health = health_pb2_grpc.HealthStub(channel)
+    for _ in range(100):
+        if health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING:
+            break
+    with pytest.raises(grpc.RpcError) as refused:
+        datasets(stub)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert reason(refused.value) == "DRAINING"
+    with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
+        call.result(timeout=20)
+    ended.set()
+    drained.join(20)
+    channel.close()
+    running.start()
+    stub = running.stub()
+    upload = stub.GetUpload(sv.GetUploadRequest(request_id="r")).upload
+    assert upload.state == pb.UPLOAD_STATE_OPEN
+    assert upload.durable.entry_count == 2
+
+
+def test_an_idle_upload_is_put_aside_and_goes_on_when_it_is_resumed(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    source.put_file("a", b"1")
+    running.clock.ahead_s = running.lease_s + 10
+    for _ in range(200):
+        if not running.service._uploads._writers:
+            break
+        threading.Event().wait(0.05)
+    with pytest.raises(grpc.RpcError) as failed:
+        source.put_file("b", b"2")
+    assert reason(failed.value) == "RESUME_REQUIRED"
+    source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    assert source.upload.durable.entry_count == 1
+    source.entries, source.bytes, source.number = 1, 1, 1
+    source.put_file("b", b"2")
+    source.commit()
+
+
+def test_what_waits_for_long_is_made_durable_though_nobody_calls(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    source.put_file("a", b"1")
+    running.clock.ahead_s = 6
+    for _ in range(200):
+        upload = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
+        if upload.durable.entry_count:
+            break
+        threading.Event().wait(0.05)
+    assert upload.durable.entry_count == 1
+
+
+def test_many_uploads_of_one_dataset_at_once_all_become_backups(running):
+    done, errors = [], []
+
+    def one(index):
+        try:
+            stub = running.stub("writer", name=f"w{index}")
+            files = {f"f{j}": noise(150_000, index * 10 + j if j else 0) for j in range(6)}
+            done.append((back_up(stub, "www", files), files))
+        except Exception as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(backup.number for backup, _ in done) == list(range(1, 9))
+    for backup, files in done:
+        found = restore(running.stub(), "www", backup=pb.BackupSelector(backup=backup.id))
+        assert found.files == files
+
+
+def test_many_small_checkpoints_and_runs_make_the_same_manifest_as_one(running, monkeypatch):
+    from staddle_server.session import writer
+
+    files = {f"d{i % 7}/f{i}": bytes([i % 256]) * (i % 50) for i in range(600)}
+    stub = running.stub()
+    whole = back_up(stub, "one", files)
+    monkeypatch.setattr(writer, "CHECKPOINT_ENTRIES", 5)
+    monkeypatch.setattr(writer, "RUNS_MERGE", 4)
+    many = back_up(stub, "many", files)
+    assert many.manifest_digest == whole.manifest_digest
+    assert restore(stub, "many").files == files
+
+
+def test_health_needs_no_token_and_reflection_any_valid_one(running):
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    channel = grpc.insecure_channel(running.address)
+    health = health_pb2_grpc.HealthStub(channel)
+    for name in ("", "staddle.v1.StaddleService"):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    with pytest.raises(grpc.RpcError) as denied:
+        list(reflection.ServerReflectionInfo(iter([ask])))
+    assert denied.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    metadata = [("authorization", f"Bearer {running.token('reader')}")]
+    (answer,) = reflection.ServerReflectionInfo(iter([ask]), metadata=metadata)
+    assert "staddle.v1.StaddleService" in {s.name for s in answer.list_services_response.service}
+    channel.close()
+
+
+# ------------------------------------------------------------------ a server in its own process
+
+
+def _stub_of(server):
+    import tomllib
+
+    from staddle.v1 import service_pb2_grpc
+
+    config = tomllib.loads(server.config.read_text())
+    channel = grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
+    from conftest import _Bearer
+
+    return service_pb2_grpc.StaddleServiceStub(grpc.intercept_channel(channel, _Bearer(config["token"])))
+
+
+def test_what_was_acknowledged_survives_kill_minus_nine(server):
+    files = {f"f{i}": noise(400_000, i) for i in range(10)}
+    for step in range(3):
+        files[f"step{step}"] = noise(1000, 50 + step)
+        backup = back_up(_stub_of(server), "www", files)
+        server.kill()
+        server.start()
+        found = restore(_stub_of(server), "www")
+        assert found.backup.id == backup.id
+        assert found.files == files
+
+
+def test_a_server_killed_in_the_middle_of_a_stream_shows_no_backup_and_goes_on_from_its_durable_point(server):
+    stub = _stub_of(server)
+    data = noise(30_000_000)
+    reached, go = threading.Event(), threading.Event()
+
+    def requests():
+        parts = [begin("www", request_id="r"), small("a", b"1"), *large("b", data)]
+        yield from messages([*parts, Part(checkpoint=sv.Checkpoint())])
+
+    stub.Backup(requests())
+    upload = stub.GetUpload(sv.GetUploadRequest(request_id="r")).upload
+
+    def more():
+        id_ = {"upload_id": upload.id, "epoch": upload.epoch, "position": upload.durable.position}
+        yield sv.BackupRequest(parts=[Part(continue_upload=sv.ContinueUpload(**id_)), small("c", b"3")])
+        reached.set()
+        go.wait(20)
+
+    call = stub.Backup.future(more())
+    assert reached.wait(10)
+    server.kill()
+    go.set()
+    with pytest.raises(grpc.RpcError):
+        call.result(timeout=20)
+    server.start()
+    stub = _stub_of(server)
+    assert backups(stub, "www") == []
+    upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
+    assert upload.durable.entry_count == 2
+    id_ = {"upload_id": upload.id, "epoch": upload.epoch, "position": upload.durable.position}
+    rest = [Part(continue_upload=sv.ContinueUpload(**id_)), small("c", b"3"), finish(3, len(data) + 2)]
+    stub.Backup(messages(rest))
+    assert restore(stub, "www").files == {"a": b"1", "b": data, "c": b"3"}
+    left = list((server.data / "store" / "tmp").iterdir())
+    assert left == [], "what a killed server was writing is swept"
+
+
+def test_the_log_has_one_line_a_call_with_facts_and_no_secrets(server):
+    stub = _stub_of(server)
+    back_up(stub, "www", {"secret-name.txt": b"secret data"})
+    restore(stub, "www")
+    with pytest.raises(grpc.RpcError):
+        restore(stub, "nothing")
+    server.stop()
+    import tomllib
+
+    log = server.log()
+    assert "secret" not in log
+    assert tomllib.loads(server.config.read_text())["token"] not in log
+    lines = [json.loads(line) for line in log.splitlines()]
+    calls = {(line["method"], line["outcome"]): line for line in lines if line["message"] == "call"}
+    backup = calls[("Backup", "OK")]
+    assert (backup["tenant"], backup["dataset"], backup["entries"], backup["bytes"]) == (
+        "default",
+        "www",
+        1,
+        11,
+    )
+    assert backup["seconds"] >= 0
+    assert calls[("Restore", "OK")]["entries"] == 1
+    assert calls[("Restore", "NOT_FOUND")]["reason"] == "DATASET_NOT_FOUND"
