@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from staddle._calls import Calls
 
-BATCHES_AHEAD: Final = 2
+BATCHES_AHEAD: Final = 1
 IDLE_S: Final = 60.0
 """After so long without a batch the upload's lease is renewed."""
 POLL_S: Final = 0.5

@@ -182,6 +182,9 @@ class Channel:
 
     def close(self) -> None:
         """Ends the channel and every call on it; whoever waits gets CancelledError. May be called from any thread, more than once."""
+        if under_way.cut_by_fork:
+            self._closed.set()  # and leave alone what cannot be used
+            return
         self._after_fork()
         self._closed.set()
         with self._lock:

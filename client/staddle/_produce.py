@@ -23,7 +23,7 @@ from staddle.chunking import Chunker, ContentHasher, Cut, Cutter
 from staddle.v1 import resources_pb2 as pb
 
 BATCH_CHUNKS_MAX: Final = 4_096
-BATCH_BYTES: Final = 8 * 1024 * 1024
+BATCH_BYTES: Final = 4 * 1024 * 1024
 BATCH_STEPS: Final = 4_096
 RECENT_MAX: Final = 65_536
 """So many digests are remembered as known to the server, and not asked for again."""

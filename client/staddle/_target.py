@@ -147,18 +147,17 @@ def settle(dir_fd: int, temporary: bytes, name: bytes) -> None:
     Raises BlockedError if that is a directory with something in it; the temporary name is gone then too.
     """
     try:
-        _take_away_directory(dir_fd, name)
-        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        try:
+            os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        except IsADirectoryError:
+            _take_away_directory(dir_fd, name)
+            os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
         discard(dir_fd, temporary)
         raise
-    discard(dir_fd, temporary)  # renaming one of two links onto the other leaves both
 
 
 def _take_away_directory(dir_fd: int, name: bytes) -> None:
-    status = look(dir_fd, name)
-    if status is None or not stat.S_ISDIR(status.st_mode):
-        return
     try:
         os.rmdir(name, dir_fd=dir_fd)
     except OSError as error:

@@ -3,6 +3,7 @@
 When a stream breaks, the durable point says where the next one goes on; what lies behind it is still here (see Replay).
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -16,6 +17,7 @@ from staddle._errors import (
     StaddleError,
     UnavailableError,
     UnfinishedError,
+    UnsupportedError,
     UploadClosedError,
 )
 from staddle._replay import CHECKPOINT_BYTES, Outcome, Record, Replay
@@ -52,6 +54,7 @@ class UploadStream:
         self._checkpoint_error: StaddleError | None = None
         self._position = 0
         self._stale_position = -1
+        self._pid = os.getpid()
         self.upload = resources.Upload()
         self.entry_count = 0
         self.data_bytes = 0
@@ -118,6 +121,8 @@ class UploadStream:
 
     def abort(self, error: BaseException | None) -> None:
         """Gives the upload up. If the server cannot be told, a note on `error` says so; it gives the upload up by itself after days."""
+        if os.getpid() != self._pid:
+            return  # it is the parent's, who may well commit it
         self._replay.stop()
         if self._call is not None:
             self._call.cancel()
@@ -138,6 +143,10 @@ class UploadStream:
 
     def _append(self, record: Record) -> None:
         """Sends a record, on a new stream if the one it was meant for has ended."""
+        if os.getpid() != self._pid:
+            raise UnsupportedError(
+                "This upload belongs to the process that opened it, from which this one was forked."
+            )
         while (outcome := self._replay.append(record)) is not Outcome.TAKEN:
             if outcome is Outcome.ENDED:
                 self._recover(self._failure())

@@ -297,6 +297,7 @@ class Writer:
                 discard(dir_fd, temporary)
                 return False
             settle(dir_fd, temporary, name)
+            discard(dir_fd, temporary)  # renaming one of two links onto the other leaves both
             return True
         finally:
             os.close(source_fd)

@@ -121,8 +121,10 @@ class Damaged(StaddleError):
 
     reasons = frozenset({"DAMAGED"})
 
-    def __init__(self, message: str, **facts: str) -> None:
-        super().__init__("DAMAGED", message, **facts)
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__("DAMAGED", message)
+        if path:
+            self.facts["path"] = path
 
 
 class Exhausted(StaddleError):

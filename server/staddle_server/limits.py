@@ -57,13 +57,13 @@ CHUNKS_INLINE_MAX: Final = 16
 
 # --- chunks, segments, packs
 CHUNK_BYTES_MAX: Final = 1 * MIB
-SEGMENT_RAW_BYTES_TARGET: Final = 2 * MIB
+SEGMENT_RAW_BYTES_TARGET: Final = 1 * MIB
 MANIFEST_SEGMENT_RAW_BYTES_TARGET: Final = 128 * KIB
 SEGMENT_RAW_BYTES_MAX: Final = 3 * MIB
 """What a segment may inflate to. The target plus one chunk, and what PutChunks may bring."""
 SEGMENT_CHUNKS_MAX: Final = 65_536
 PACK_BYTES_TARGET: Final = 64 * MIB
-PACK_CHUNKS_TARGET: Final = 65_536
+PACK_CHUNKS_TARGET: Final = 8_192
 """A pack of tiny chunks is closed when it has so many: the tables of an open pack are held in memory."""
 PACK_BYTES_MAX: Final = 128 * MIB
 FOOTER_BYTES_MAX: Final = 64 * MIB
@@ -77,9 +77,9 @@ TREE_HEIGHT_MAX: Final = 16
 
 # --- uploads
 CHECKPOINT_S: Final = 5.0
-CHECKPOINT_ENTRIES: Final = 16_384
+CHECKPOINT_ENTRIES: Final = 8_192
 """An upload holds so many entries in memory at the most before it writes a run of them."""
-CHECKPOINT_ENTRY_BYTES: Final = 12 * MIB
+CHECKPOINT_ENTRY_BYTES: Final = 6 * MIB
 RUNS_MERGE: Final = 64
 """So many runs of one level become one of the next."""
 MISSING_CHUNKS_MAX: Final = 65_536

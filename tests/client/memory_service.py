@@ -162,6 +162,7 @@ class MemoryService(StaddleServiceServicer):
         self.on_part: Callable[[service.BackupPart, grpc.ServicerContext], None] = lambda _part, _context: (
             None
         )
+        self.checkpoint_moves: Callable[[], bool] = lambda: True
         self.after_commit: Callable[[grpc.ServicerContext], None] = lambda _context: None
         self.damaged: set[bytes] = set()
         self.change_restore: Callable[[list[service.RestorePart]], list[service.RestorePart]] = lambda parts: (
@@ -254,9 +255,11 @@ class MemoryService(StaddleServiceServicer):
 
     def CheckpointUpload(self, request, context):
         self._enter("CheckpointUpload", context)
+        moves = self.checkpoint_moves()
         with self.lock:
             upload = self._upload(context, request.upload_id, request.epoch)
-            upload.durable = upload.received.durable()
+            if moves:
+                upload.durable = upload.received.durable()
             return service.CheckpointUploadResponse(durable=upload.durable.point())
 
     def AbortUpload(self, request, context):

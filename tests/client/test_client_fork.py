@@ -59,8 +59,14 @@ def test_a_child_made_in_the_middle_of_a_call_says_that_it_cannot(listening: Run
                         attempt.info()
                     except UnsupportedError as error:
                         print("spawn" in str(error), flush=True)
+                try:
+                    upload.put("b", b"2")
+                except UnsupportedError as error:
+                    print("forked" in str(error), flush=True)
+                upload.__exit__(ValueError, ValueError(), None)
+                client.close()
                 os._exit(0)
             print("status", os.waitpid(child, 0)[1], flush=True)
         print("parent", upload.report.backup.number, flush=True)
         """
-    assert run(program, listening) == ["True", "True", "status 0", "parent 1"]
+    assert run(program, listening) == ["True", "True", "True", "status 0", "parent 1"]

@@ -17,7 +17,7 @@ from staddle import (
     UnfinishedError,
     UploadClosedError,
 )
-from staddle._replay import MIB
+from staddle._replay import MIB, REPLAY_BYTES_MAX
 
 KIB = 1024
 
@@ -330,3 +330,23 @@ def test_memory_stays_flat_while_the_server_makes_nothing_durable_by_itself(
         upload.put("zeros", source(upload))
     assert max(held) <= 97 * MIB
     assert stored(memory, "db") == {b"zeros": piece * 250}
+
+
+def test_a_checkpoint_that_came_too_early_is_asked_for_again(client: Client, memory: MemoryService) -> None:
+    upload = client.upload("db")
+    asked: list[int] = []
+
+    def moves() -> bool:
+        """The first one is taken before anything arrived, and answered when the client can hold no more."""
+        asked.append(upload._stream._replay.held_bytes)
+        if len(asked) == 1:
+            wait = threading.Event()
+            while upload._stream._replay.held_bytes < REPLAY_BYTES_MAX:
+                wait.wait(0.01)
+        return len(asked) > 1
+
+    memory.checkpoint_moves = moves
+    with upload:
+        upload.put("zeros", [bytes(MIB)] * 120)
+    assert stored(memory, "db") == {b"zeros": bytes(120 * MIB)}
+    assert len(asked) > 1

@@ -29,7 +29,9 @@ class Protected:
         self.client = client
         self.source = source
 
-    def backup(self, source: Path | bytes | None = None, *, clock: Callable[[], int] = settled_clock, **options) -> BackupReport:
+    def backup(
+        self, source: Path | bytes | None = None, *, clock: Callable[[], int] = settled_clock, **options
+    ) -> BackupReport:
         options.setdefault("dataset", "data")
         options.setdefault("retry_s", 5.0)
         options["kind"] = BackupKind(options.get("kind", "auto"))

@@ -195,7 +195,11 @@ def owners(source: Path, target: Path, report) -> None:
 
 
 def make_times(at: Path) -> None:
-    for name, time_ns in (("old", ANCIENT_NS), ("before-1970", -1_500_000_000), ("odd", 1_600_000_000_000_000_001)):
+    for name, time_ns in (
+        ("old", ANCIENT_NS),
+        ("before-1970", -1_500_000_000),
+        ("odd", 1_600_000_000_000_000_001),
+    ):
         (at / name).write_text(name)
         os.utime(at / name, ns=(time_ns, time_ns))
     os.mkfifo(at / "pipe")

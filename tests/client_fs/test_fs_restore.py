@@ -46,7 +46,9 @@ class Server:
         self.break_after: list[int] = []
         self.clock = Waits()
 
-    def stream(self, method: str, request: wire.RestoreRequest, *, retry: Retry) -> Iterator[wire.RestoreResponse]:
+    def stream(
+        self, method: str, request: wire.RestoreRequest, *, retry: Retry
+    ) -> Iterator[wire.RestoreResponse]:
         assert method == "Restore"
         asked = wire.RestoreRequest()
         asked.CopyFrom(request)
@@ -64,7 +66,9 @@ class Server:
         wanted = {path.encode() for path in request.paths} | set(request.path_bytes)
         for item, data in self.items:
             path = path_of(item)
-            if wanted and not any(path == each or (not request.exact and path.startswith(each + b"/")) for each in wanted):
+            if wanted and not any(
+                path == each or (not request.exact and path.startswith(each + b"/")) for each in wanted
+            ):
                 continue
             self.hooks.pop(path, lambda: None)()
             entries += 1
@@ -79,7 +83,9 @@ class Server:
                 damages += 1
                 yield wire.RestorePart(entry=entry)
                 yield wire.RestorePart(data=wire.Data(data=data[:1000], chunk_lengths=[1000]))
-                yield wire.RestorePart(damage=wire.Damage(path=entry.path, message="a chunk is gone", offset_bytes=1000))
+                yield wire.RestorePart(
+                    damage=wire.Damage(path=entry.path, message="a chunk is gone", offset_bytes=1000)
+                )
             else:
                 data_bytes += len(data)
                 yield from self._file(entry, data)
@@ -96,7 +102,9 @@ class Server:
                 yield wire.RestorePart(data=wire.Data(zero_bytes=len(piece), chunk_lengths=[len(piece)]))
             else:
                 yield wire.RestorePart(data=wire.Data(data=piece, chunk_lengths=[len(piece)]))
-        yield wire.RestorePart(entry_end=wire.EntryEnd(size_bytes=len(data), content_id=entry.content.content_id))
+        yield wire.RestorePart(
+            entry_end=wire.EntryEnd(size_bytes=len(data), content_id=entry.content.content_id)
+        )
 
 
 def pieces_of(data: bytes) -> list[bytes]:
@@ -115,7 +123,9 @@ def file(path: str, data: bytes = b"data", **fields) -> tuple[pb.Entry, bytes]:
     return entry, data
 
 
-def other(path: str, kind: pb.EntryType.ValueType = pb.ENTRY_TYPE_DIRECTORY, **fields) -> tuple[pb.Entry, bytes]:
+def other(
+    path: str, kind: pb.EntryType.ValueType = pb.ENTRY_TYPE_DIRECTORY, **fields
+) -> tuple[pb.Entry, bytes]:
     fields.setdefault("mode", 0o755)
     return pb.Entry(path=path, type=kind, mtime_ns=MTIME_NS, **fields), b""
 
@@ -139,7 +149,18 @@ def outside(tmp_path: Path) -> Iterator[Path]:
     assert nodes_of(place) == before
 
 
-HOSTILE = ["../outside/new", "/etc/staddle-was-here", "a/../../outside/new", "..", ".", "a/./b", "a//b", "a/", "nul\0byte", "x/" * 9_000 + "x"]
+HOSTILE = [
+    "../outside/new",
+    "/etc/staddle-was-here",
+    "a/../../outside/new",
+    "..",
+    ".",
+    "a/./b",
+    "a//b",
+    "a/",
+    "nul\0byte",
+    "x/" * 9_000 + "x",
+]
 
 
 @pytest.mark.parametrize("path", HOSTILE, ids=range(len(HOSTILE)))
@@ -147,7 +168,9 @@ HOSTILE = ["../outside/new", "/etc/staddle-was-here", "a/../../outside/new", "..
 def test_a_path_that_leads_out_ends_the_restore_and_writes_nothing(
     path: str, kind: str, tmp_path: Path, outside: Path
 ) -> None:
-    made = {"file": file, "directory": other}.get(kind, lambda path: other(path, pb.ENTRY_TYPE_SYMLINK, link_target="x"))(path)
+    made = {"file": file, "directory": other}.get(
+        kind, lambda path: other(path, pb.ENTRY_TYPE_SYMLINK, link_target="x")
+    )(path)
     with pytest.raises(ProtocolError):
         restore(Server(made), tmp_path / "target")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["outside", "target"]
@@ -173,7 +196,9 @@ def test_a_link_in_the_target_is_replaced_and_never_followed(tmp_path: Path, out
     assert (target / "precious").read_bytes() == b"mine"
 
 
-def test_a_link_in_the_target_is_kept_under_never_and_what_is_below_is_reported(tmp_path: Path, outside: Path) -> None:
+def test_a_link_in_the_target_is_kept_under_never_and_what_is_below_is_reported(
+    tmp_path: Path, outside: Path
+) -> None:
     target = tmp_path / "target"
     target.mkdir()
     (target / "a").symlink_to(outside)
@@ -188,7 +213,9 @@ def test_a_directory_that_is_swapped_for_a_link_meanwhile_gains_nothing(
     swapped: str, tmp_path: Path, outside: Path
 ) -> None:
     target = tmp_path / "target"
-    server = Server(other("a"), other("a/b"), file("a/b/c1"), file("a/b/c2", seeded_bytes(1, 300_000)), file("z"))
+    server = Server(
+        other("a"), other("a/b"), file("a/b/c1"), file("a/b/c2", seeded_bytes(1, 300_000)), file("z")
+    )
 
     def swap() -> None:
         (target / swapped).rename(tmp_path / "moved")
@@ -199,7 +226,9 @@ def test_a_directory_that_is_swapped_for_a_link_meanwhile_gains_nothing(
     assert (target / "z").read_bytes() == b"data"
 
 
-def test_a_hard_link_to_something_swapped_in_is_written_as_a_file_of_its_own(tmp_path: Path, outside: Path) -> None:
+def test_a_hard_link_to_something_swapped_in_is_written_as_a_file_of_its_own(
+    tmp_path: Path, outside: Path
+) -> None:
     target = tmp_path / "target"
     server = Server(file("a", b"shared", link_group=b"g"), file("b", b"shared", link_group=b"g"))
 
@@ -216,9 +245,23 @@ def test_a_hard_link_to_something_swapped_in_is_written_as_a_file_of_its_own(tmp
 
 def test_hard_links_need_group_and_content_to_agree(tmp_path: Path) -> None:
     target = tmp_path / "target"
-    restore(Server(*(file(name, data, link_group=b"g") for name, data in (("a", b"1"), ("b", b"2"), ("c", b"2")))), target)
+    restore(
+        Server(
+            *(file(name, data, link_group=b"g") for name, data in (("a", b"1"), ("b", b"2"), ("c", b"2")))
+        ),
+        target,
+    )
     inodes = {name: (target / name).stat().st_ino for name in "abc"}
     assert inodes["b"] == inodes["c"] != inodes["a"]
+
+
+def test_names_of_one_file_that_are_linked_already_leave_no_temporary_name(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    server = Server(*(file(name, b"shared", link_group=b"g") for name in "abc"))
+    restore(server, target)
+    restore(server, target, overwrite="always")
+    assert sorted(item.name for item in target.iterdir()) == ["a", "b", "c"]
+    assert (target / "a").stat().st_nlink == 3
 
 
 def test_damage_is_reported_leaves_no_file_and_the_rest_is_restored(tmp_path: Path) -> None:
@@ -312,7 +355,9 @@ def test_a_directory_in_the_way_goes_if_it_is_empty_and_is_reported_if_not(tmp_p
     (target / "full" / "x").write_text("stays")
     report = restore(Server(file("empty"), file("full")), target)
     assert (target / "empty").read_bytes() == b"data"
-    assert [(problem.kind, problem.path) for problem in report.problems] == [(ProblemKind.NOT_WRITTEN, "full")]
+    assert [(problem.kind, problem.path) for problem in report.problems] == [
+        (ProblemKind.NOT_WRITTEN, "full")
+    ]
     assert (target / "full" / "x").read_text() == "stays"
     assert leftovers(target) == []
 
@@ -370,13 +415,29 @@ def test_a_restore_goes_on_where_its_stream_broke(first: int, overwrite: str, tm
     target = tmp_path / "target"
     target.mkdir()
     (target / "extra").touch()
-    items = [other(""), other("d"), file("d/a"), file("d/b", seeded_bytes(8, 200_000)), other("e"), file("e/c"), file("z")]
+    items = [
+        other(""),
+        other("d"),
+        file("d/a"),
+        file("d/b", seeded_bytes(8, 200_000)),
+        other("e"),
+        file("e/c"),
+        file("z"),
+    ]
     server = Server(*items)
     server.break_after = [first, 3]
     report = restore(server, target, overwrite=overwrite)
     assert report.problems == ()
     assert (target / "d" / "b").read_bytes() == seeded_bytes(8, 200_000)
-    assert {path.relative_to(target).as_posix() for path in target.rglob("*")} == {"extra", "d", "d/a", "d/b", "e", "e/c", "z"}
+    assert {path.relative_to(target).as_posix() for path in target.rglob("*")} == {
+        "extra",
+        "d",
+        "d/a",
+        "d/b",
+        "e",
+        "e/c",
+        "z",
+    }
     assert (target / "d").stat().st_mtime_ns == MTIME_NS
     assert report.data_bytes == 200_000 + 3 * 4
 
@@ -389,12 +450,18 @@ def test_a_restore_that_breaks_before_anything_came_makes_no_target(tmp_path: Pa
     assert not (tmp_path / "target").exists()
 
 
-def test_many_differing_files_are_fetched_in_bounded_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_differing_files_are_fetched_in_bounded_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_restore, "FETCH_PATHS", 10)
     target = tmp_path / "target"
     target.mkdir()
     (target / "extra").touch()
-    items = [item for number in range(7) for item in (other(f"d{number}"), *(file(f"d{number}/{name}") for name in "abcde"))]
+    items = [
+        item
+        for number in range(7)
+        for item in (other(f"d{number}"), *(file(f"d{number}/{name}") for name in "abcde"))
+    ]
     server = Server(*items)
     restore(server, target)
     fetches = [len(request.paths) for request in server.requests if request.view == wire.ENTRY_VIEW_DATA]
@@ -428,7 +495,9 @@ def test_a_device_that_this_user_may_not_make_is_reported(public_path: Path, as_
     assert (public_path / "target" / "z").read_bytes() == b"data"
 
 
-def test_a_directory_that_its_owner_may_not_write_is_filled_first(public_path: Path, as_ordinary_user) -> None:
+def test_a_directory_that_its_owner_may_not_write_is_filled_first(
+    public_path: Path, as_ordinary_user
+) -> None:
     with as_ordinary_user():
         report = restore(Server(other("d", mode=0o555), file("d/f")), public_path / "target")
         assert report.problems == ()

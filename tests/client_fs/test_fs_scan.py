@@ -54,13 +54,29 @@ def test_a_root_that_is_not_there_is_an_error_and_not_an_empty_tree(tmp_path: Pa
 
 
 def test_excludes_work_as_in_gitignore_and_prune_directories(tmp_path: Path) -> None:
-    for name in ("keep.txt", "x.o", "deep/y.o", "deep/important.o", "build/z", "src/build/z", "top", "src/top"):
+    for name in (
+        "keep.txt",
+        "x.o",
+        "deep/y.o",
+        "deep/important.o",
+        "build/z",
+        "src/build/z",
+        "top",
+        "src/top",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     patterns = tmp_path / "patterns"
     patterns.write_text("# a comment\n*.o\n\nbuild/\n")
     excluded = excludes_of(["!important.o", "/top", "patterns"], [patterns])
-    assert paths_of(tmp_path, excluded=excluded) == [b"", b"deep", b"deep/important.o", b"keep.txt", b"src", b"src/top"]
+    assert paths_of(tmp_path, excluded=excluded) == [
+        b"",
+        b"deep",
+        b"deep/important.o",
+        b"keep.txt",
+        b"src",
+        b"src/top",
+    ]
 
 
 def test_an_excluded_directory_is_not_even_opened(public_path: Path, as_ordinary_user) -> None:
@@ -106,7 +122,9 @@ def test_a_tree_deeper_than_the_open_directories_is_walked_whole(tmp_path: Path)
     assert paths == sorted(paths, key=lambda path: path.replace(b"/", b"\0"))
 
 
-def test_a_directory_that_is_moved_away_while_it_is_read_does_not_lead_out_of_the_tree(tmp_path: Path) -> None:
+def test_a_directory_that_is_moved_away_while_it_is_read_does_not_lead_out_of_the_tree(
+    tmp_path: Path,
+) -> None:
     root = tmp_path / "root"
     inner = root.joinpath(*["d"] * (DESCRIPTORS_MAX + 8))
     inner.mkdir(parents=True)
@@ -151,7 +169,9 @@ def test_of_too_many_holes_the_largest_are_kept_in_order() -> None:
     kept = largest(holes, 10)
     assert len(kept) == 10
     assert kept == sorted(kept)
-    assert min(length for _, length in kept) >= max(length for hole in holes if hole not in kept for length in hole[1:])
+    assert min(length for _, length in kept) >= max(
+        length for hole in holes if hole not in kept for length in hole[1:]
+    )
 
 
 def test_holes_of_a_sparse_file_cover_what_takes_no_space(tmp_path: Path) -> None:
@@ -174,7 +194,14 @@ def test_link_groups_are_short_and_differ_between_mounts() -> None:
 
 
 def test_one_file_system_stops_at_a_mount_point(tmp_path: Path, only_root: None) -> None:
-    mounted = next((line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[1] == "/proc"), None)
+    mounted = next(
+        (
+            line.split()[1]
+            for line in Path("/proc/mounts").read_text().splitlines()
+            if line.split()[1] == "/proc"
+        ),
+        None,
+    )
     if mounted is None:
         pytest.skip("no /proc is mounted here")
     excluded = excludes_of(["/*", "!/proc"])

@@ -46,7 +46,7 @@ def make_tree(root: Path) -> int:
         b"just inline": noise.randbytes(64 * KIB),
         b"just not inline": noise.randbytes(64 * KIB + 1),
         **{b"odd/" + name: name for name in ODD_NAMES},
-        **{b"many/%d/%d" % (each % 7, each): b"%d\n" % each * 20 for each in range(2500)},
+        **{b"many/%d/%d" % (each % 7, each): b"%d\n" % each * 20 for each in range(1500)},
         b"/".join([b"deep"] * 60): b"down here",
     }
     base = os.fsencode(root)

@@ -165,13 +165,13 @@ def test_many_uploads_of_one_dataset_at_once_all_become_backups(running):
 
 
 def test_many_small_checkpoints_and_runs_make_the_same_manifest_as_one(running, monkeypatch):
-    from staddle_server.session import writer
+    from staddle_server.session import received
 
     files = {f"d{i % 7}/f{i}": bytes([i % 256]) * (i % 50) for i in range(600)}
     stub = running.stub()
     whole = back_up(stub, "one", files)
-    monkeypatch.setattr(writer, "CHECKPOINT_ENTRIES", 5)
-    monkeypatch.setattr(writer, "RUNS_MERGE", 4)
+    monkeypatch.setattr(received, "CHECKPOINT_ENTRIES", 5)
+    monkeypatch.setattr(received, "RUNS_MERGE", 4)
     many = back_up(stub, "many", files)
     assert many.manifest_digest == whole.manifest_digest
     assert restore(stub, "many").files == files

@@ -17,6 +17,8 @@ def main() -> None:
             raise
         _say_missing(error.name or "")
         code = 1
+    except KeyboardInterrupt:
+        code = 130  # before the command could say anything about it
     sys.exit(code)
 
 

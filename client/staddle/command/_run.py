@@ -69,15 +69,27 @@ def run(arguments: Sequence[str]) -> int:
     _prepare_streams()
     _heed_interrupts()
     output = Output(as_json=_wants_json(arguments))
-    logging.getLogger("staddle").addHandler(NoticeHandler(output))
+    log, handler = logging.getLogger("staddle"), NoticeHandler(output)
+    log.addHandler(handler)
     try:
-        code = _invoke(list(arguments) or ["--help"], output)
+        code = _code_of(list(arguments) or ["--help"], output)
         sys.stdout.flush()
     except BrokenPipeError:
         return _end_by_broken_pipe()
+    except OSError as error:
+        return _failed(error, output)
+    finally:
+        log.removeHandler(handler)
+    return code
+
+
+def _code_of(arguments: list[str], output: Output) -> int:
+    try:
+        return _invoke(arguments, output)
+    except BrokenPipeError:
+        raise
     except (StaddleError, click.ClickException, Interruption, KeyboardInterrupt, OSError) as error:
         return _failed(error, output)
-    return code
 
 
 def _invoke(arguments: list[str], output: Output) -> int:

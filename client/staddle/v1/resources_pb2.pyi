@@ -403,7 +403,7 @@ class Entry(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The path relative to the root: components joined by "/", none empty, "." or "..", no NUL. The empty
-    path is the root itself (a directory, or left out). At most 16,384 bytes, 1,024 a component.
+    path is the root itself (a directory, or left out). At most 16,384 bytes, 1,024 components, 1,024 bytes a component.
     """
     path_bytes: _builtins.bytes
     """Only where the path is not UTF-8; then path is empty."""

@@ -6,8 +6,9 @@ The wire of Staddle. docs/protocol.md tells the same as a story, with examples.
 Every call carries the metadata "authorization: Bearer TOKEN". The token decides the tenant; what
 belongs to another tenant is NOT_FOUND. Roles nest: reader, writer, admin.
 
-Every error carries a google.rpc.Status (metadata "grpc-status-details-bin") with an ErrorInfo of the
-domain "staddle", whose reason is one of ErrorReason without its prefix.
+Every error of the service carries a google.rpc.Status (metadata "grpc-status-details-bin") with an ErrorInfo of the
+domain "staddle", whose reason is one of ErrorReason without its prefix. What gRPC itself refuses has none: a message
+that is too large (RESOURCE_EXHAUSTED) or cannot be decoded (INTERNAL), a method that there is not (UNIMPLEMENTED).
 
 Messages are at most 4 MiB, either way; about 1 MiB a message is fastest for bulk data.
 """

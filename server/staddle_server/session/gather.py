@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from typing import Final
 
@@ -20,7 +20,7 @@ from staddle_server.limits import (
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.frame import compress
 from staddle_server.store.pack import PackWriter
-from staddle_server.types import Chunk, ChunkRef, Role
+from staddle_server.types import Chunk, ChunkRef, PackSummary, Role
 
 Payload = bytes | bytearray | memoryview
 Compressed = tuple[int, Payload]
@@ -49,6 +49,7 @@ class ChunkSink:
         epoch: int,
         compressors: Executor,
         begin_pack: Callable[[], PackWriter],
+        finish_pack: Callable[[PackWriter], Future[PackSummary]],
     ) -> None:
         self._tenant = tenant
         self._catalog = catalog
@@ -56,7 +57,10 @@ class ChunkSink:
         self._epoch = epoch
         self._compressors = compressors
         self._begin_pack = begin_pack
+        self._finish_pack = finish_pack
         self._pack: PackWriter | None = None
+        self._finished: list[Future[PackSummary]] = []
+        """Full packs, sealed or about to be."""
         self._asking: dict[Role, dict[bytes, Payload]] = {role: {} for role in Role}
         self._asking_bytes = dict.fromkeys(Role, 0)
         self._segment: dict[Role, list[Chunk]] = {role: [] for role in Role}
@@ -69,9 +73,9 @@ class ChunkSink:
     # ------------------------------------------------------------------ what is there
 
     @property
-    def pack_full(self) -> bool:
-        """Whether the open pack has as many bytes or chunks as a pack should have."""
-        return self._pack is not None and self._pack.full
+    def full(self) -> bool:
+        """Whether a pack is full and waits to be published."""
+        return bool(self._finished)
 
     @property
     def dirty(self) -> bool:
@@ -130,7 +134,6 @@ class ChunkSink:
             if lengths.get(ref.digest, ref.length) != ref.length:
                 raise BadRequest("BAD_FIELD", f"chunk {ref.digest.hex()} has another length", field="chunks")
         if new:
-            self._drain(0)
             self._append(Role.DATA, list(table), codec, payload, raw_length)
             self._unpublished.update(((Role.DATA, ref.digest), ref.length) for ref in table)
         return len(new)
@@ -172,26 +175,34 @@ class ChunkSink:
         if self._pack is None:
             self._pack = self._begin_pack()
         self._pack.append(role, table, codec, payload, raw)
+        if self._pack.full:
+            self._seal()
+
+    def _seal(self) -> None:
+        if self._pack is not None:
+            pack, self._pack = self._pack, None
+            self._finished.append(self._finish_pack(pack))
 
     # ------------------------------------------------------------------ packs
 
-    def flush(self) -> None:
-        """Brings everything that was taken into the open pack."""
+    def flush(self) -> tuple[list[Future[PackSummary]], list[tuple[Role, bytes]]]:
+        """Brings everything that was taken into packs, and gives these away to be published, with all that is in them.
+
+        What the publication before this one published must have been told to `published`.
+        """
         for role in Role:
             if self._asking[role]:
                 self._look_up(role)
             self._close_segment(role)
         self._drain(0)
+        self._seal()
+        packs, self._finished = self._finished, []
+        return packs, list(self._unpublished)
 
-    def detach(self) -> tuple[PackWriter | None, dict[tuple[Role, bytes], int]]:
-        """Gives away the open pack, after `flush`, with what `published` must be told when it is published."""
-        pack, self._pack = self._pack, None
-        return pack, dict(self._unpublished)
-
-    def published(self, chunks: dict[tuple[Role, bytes], int]) -> None:
-        """The pack with these chunks is durable and published: the catalog knows them from now on."""
+    def published(self, chunks: Iterable[tuple[Role, bytes]]) -> None:
+        """The packs with these chunks are published: the catalog knows them from now on."""
         for key in chunks:
-            self._unpublished.pop(key, None)
+            del self._unpublished[key]
 
     def abort(self) -> None:
         """Drops everything that is not published."""

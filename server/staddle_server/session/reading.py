@@ -13,8 +13,10 @@ from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import Segment
 from staddle_server.types import ChunkPlace, Role, SegmentRef
 
-SEGMENT_CACHE_BYTES: Final = 5 * MIB
-"""What one reader keeps of inflated segments: two of data, or a few dozen of manifest pages."""
+PAGES_KEPT_BYTES: Final = 1 * MIB
+"""What a reader of manifest pages keeps of inflated segments."""
+DATA_KEPT_BYTES: Final = 3 * MIB
+"""The same of a reader of data: two or three segments."""
 
 
 class ChunkReader:
@@ -24,9 +26,10 @@ class ChunkReader:
     one, and the damaged copy is put down in the catalog, so that the next upload of the same bytes heals it.
     """
 
-    def __init__(self, tenant: Tenant, catalog: Catalog) -> None:
+    def __init__(self, tenant: Tenant, catalog: Catalog, kept_bytes: int = PAGES_KEPT_BYTES) -> None:
         self._tenant = tenant
         self._catalog = catalog
+        self._kept_bytes = kept_bytes
         self._segments: OrderedDict[SegmentRef, Segment] = OrderedDict()
         self._cached_bytes = 0
         self._put_down: set[SegmentRef] = set()
@@ -95,15 +98,14 @@ class ChunkReader:
                     return self._read_place(role, digest, place)
                 except Damaged as e:
                     error = e
-        raise error or Damaged(f"chunk {digest.hex()} is missing from the store", chunk=digest.hex())
+        raise error or Damaged(f"chunk {digest.hex()} is missing from the store")
 
     def _read_place(self, role: Role, digest: bytes, place: ChunkPlace) -> memoryview:
         try:
             segment = self.segment(place.segment)
             if segment.role is not role:
                 raise Damaged(
-                    f"pack {place.segment.pack.hex()} has a segment of another role at {place.segment.offset}",
-                    chunk=digest.hex(),
+                    f"pack {place.segment.pack.hex()} has a segment of another role at {place.segment.offset}"
                 )
             return segment.chunk(place.offset, place.length, digest)
         except Damaged:
@@ -134,7 +136,7 @@ class ChunkReader:
         for chunk in segment.table:
             self._inside[(segment.role, chunk.digest)] = (ref, offset, chunk.length)
             offset += chunk.length
-        while self._cached_bytes > SEGMENT_CACHE_BYTES and len(self._segments) > 1:
+        while self._cached_bytes > self._kept_bytes and len(self._segments) > 1:
             gone, old = self._segments.popitem(last=False)
             self._cached_bytes -= len(old.data)
             for chunk in old.table:

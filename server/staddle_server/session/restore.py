@@ -15,14 +15,14 @@ from staddle_server.limits import KIB, MIB
 from staddle_server.manifest.content import chunks_of, load_attributes
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.read import Gap, Manifest
-from staddle_server.session.reading import ChunkReader
+from staddle_server.session.reading import DATA_KEPT_BYTES, ChunkReader
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import Segment
 from staddle_server.types import ChunkPlace, ChunkRef, Content, Entry, Role, Root, SegmentRef, sort_key
 
 INLINE_BYTES_MAX: Final = 64 * KIB
 """A file of one chunk up to this size comes in its entry."""
-WINDOW_STEPS: Final = 2048
+WINDOW_STEPS: Final = 1024
 WINDOW_BYTES: Final = 8 * MIB
 """Look-ups are made for so much at once."""
 AHEAD: Final = 2
@@ -107,7 +107,7 @@ class Restore:
         self._catalog = catalog
         self._manifest_reader = ChunkReader(tenant, catalog)
         self._manifest = Manifest(root, self._manifest_reader)
-        self._reader = ChunkReader(tenant, catalog)
+        self._reader = ChunkReader(tenant, catalog, DATA_KEPT_BYTES)
         self._opener = opener
         self._data = data
         self._refs = refs

@@ -6,46 +6,30 @@ transaction) → manifest durable in the same way → backup committed (one tran
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
 
 import msgspec
 from staddle.chunking import Cut
 
-from staddle_server.catalog import (
-    Backup,
-    Catalog,
-    ChangeCounts,
-    DurableUpdate,
-    MissingChunk,
-    NewBackup,
-    Upload,
-)
+from staddle_server.catalog import Backup, Catalog, ChangeCounts, NewBackup, Upload
 from staddle_server.errors import BadRequest, Conflict, Precondition, StaddleError
-from staddle_server.limits import (
-    CHECKPOINT_ENTRIES,
-    CHECKPOINT_ENTRY_BYTES,
-    CHECKPOINT_S,
-    MISSING_CHUNKS_MAX,
-    RUNS_MERGE,
-)
+from staddle_server.limits import CHECKPOINT_S, MISSING_CHUNKS_MAX
 from staddle_server.manifest.compare import count
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import check_entry, removal, shown
 from staddle_server.manifest.merge import merge
-from staddle_server.manifest.read import Manifest, entries_of
-from staddle_server.manifest.runs import merge_runs, sort_run
-from staddle_server.manifest.tree import write_run
+from staddle_server.manifest.read import Manifest
 from staddle_server.session.clock import Clock
 from staddle_server.session.frames import Frame
 from staddle_server.session.gather import ChunkSink, ManifestSink
-from staddle_server.session.progress import OpenEntry, Progress, Run, decode_progress, encode_progress
+from staddle_server.session.progress import Progress, decode_progress
+from staddle_server.session.publisher import Publisher
 from staddle_server.session.reading import ChunkReader
+from staddle_server.session.received import OpenFile, Received
 from staddle_server.session.records import finish_backup
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import PackWriter
@@ -61,22 +45,6 @@ from staddle_server.types import (
     Scope,
     UploadState,
 )
-
-log = logging.getLogger(__name__)
-
-
-class _OpenFile(NamedTuple):
-    """The file that is being taken: its metadata, and its list of chunks so far."""
-
-    entry: Entry
-    content: ContentBuilder
-
-
-class _Published(NamedTuple):
-    """What a checkpoint made durable."""
-
-    progress: Progress
-    chunks: dict[tuple[Role, bytes], int]
 
 
 class UploadWriter:
@@ -102,9 +70,10 @@ class UploadWriter:
         self._catalog = catalog
         self._base = base
         self._clock = clock
-        self._lease_s = lease_s
         self._lock = threading.RLock()
         self._base_manifest = Manifest(base, ChunkReader(tenant, catalog))
+        self._publisher = Publisher(catalog, upload, clock, lease_s, decode_progress(upload.durable))
+        self._missing = dict(self._publisher.missing)
         self._chunks = ChunkSink(
             tenant,
             catalog,
@@ -112,22 +81,12 @@ class UploadWriter:
             epoch=upload.epoch,
             compressors=compressors,
             begin_pack=self._begin_pack,
+            finish_pack=self._publisher.finish,
         )
         self._pages = ManifestSink(self._chunks)
-        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
-        self._publishing: Future[_Published] | None = None
-        self._durable = decode_progress(upload.durable)
-        self._position = self._durable.position
-        self._entry_count = self._durable.entry_count
-        self._data_bytes = self._durable.data_bytes
-        self._last_path = self._durable.last_path
-        self._put_entries_number = self._durable.put_entries_number
-        self._runs = list(self._durable.runs)
-        self._entries: list[tuple[int, Entry]] = []
-        self._entry_bytes = 0
-        self._open: _OpenFile | None = self._reopen(self._durable.open_entry)
-        self._missing = dict(catalog.uploads.missing(upload.tenant, upload.id, b"", MISSING_CHUNKS_MAX))
-        self._missing_before = set(self._missing)
+        self._received = Received(
+            self._publisher.durable, self._pages, ChunkReader(tenant, catalog), tenant.secrets.page_key
+        )
         self._closed: StaddleError | None = None
         self._on_close: list[Callable[[], None]] = []
         self._streaming = False
@@ -178,8 +137,7 @@ class UploadWriter:
             with suppress(Exception):  # its outcome is in the catalog, whatever it was
                 self._reap(wait=True)
             self._chunks.abort()
-            self._publisher.shutdown(wait=False)
-            self._entries.clear()
+            self._publisher.close()
             on_close, self._on_close = self._on_close, []
         for call in on_close:
             call()
@@ -238,9 +196,20 @@ class UploadWriter:
         with self._writing():
             stored = self._chunks.take_segment(frame.table, frame.codec, frame.payload, frame.raw_length)
             for ref in frame.table:
-                self._missing.pop(ref.digest, None)
+                self._arrived(ref)
             self._checkpoint_when_due()
         return stored
+
+    def _arrived(self, ref: ChunkRef) -> None:
+        """A chunk is there that entries may have been waiting for."""
+        expected = self._missing.get(ref.digest, ref.length)
+        if expected != ref.length:
+            raise BadRequest(
+                "BAD_FIELD",
+                f"an entry refers to chunk {ref.digest.hex()} with {expected} bytes, but it has {ref.length}",
+                field="content.chunks",
+            )
+        self._missing.pop(ref.digest, None)
 
     # ------------------------------------------------------------------ entries
 
@@ -253,17 +222,17 @@ class UploadWriter:
     @property
     def position(self) -> int:
         """Entries and removals accepted so far."""
-        return self._position
+        return self._received.position
 
     @property
     def put_entries_number(self) -> int:
         """The last PutEntries call that was accepted."""
-        return self._put_entries_number
+        return self._received.put_entries_number
 
     def accept_number(self, number: int) -> None:
         """The PutEntries call with this number was taken."""
         with self._writing():
-            self._put_entries_number = number
+            self._received.put_entries_number = number
 
     def absent(self, refs: Sequence[ChunkRef]) -> set[bytes]:
         """Which of these chunks are not there; the others are claimed.
@@ -292,34 +261,30 @@ class UploadWriter:
         """
         with self._writing():
             if continue_at is None:
-                self._open = _OpenFile(entry, ContentBuilder(self._pages, profile))
-            elif (
-                self._open is None
-                or self._open.entry.path != entry.path
-                or self._open.content.size != continue_at
-            ):
+                self._received.open = OpenFile(entry, ContentBuilder(self._pages, profile))
+                return
+            opened = self._received.open
+            if opened is None or (opened.entry.path, opened.content.size) != (entry.path, continue_at):
+                found = (
+                    "none is"
+                    if opened is None
+                    else f"{shown(opened.entry.path)} is, at {opened.content.size}"
+                )
                 raise BadRequest(
                     "BAD_SEQUENCE",
-                    f"{entry.path!r} cannot go on at byte {continue_at}: "
-                    + (
-                        "no entry is open"
-                        if self._open is None
-                        else f"the open entry is {self._open.entry.path!r} at byte {self._open.content.size}"
-                    ),
+                    f"{shown(entry.path)} cannot go on at byte {continue_at} as the open entry: {found}",
                     path=shown(entry.path),
                 )
-            else:
-                self._open = _OpenFile(entry, self._open.content)
 
     @property
     def open_size(self) -> int:
         """The bytes of the open file's chunks so far."""
-        return 0 if self._open is None else self._open.content.size
+        return 0 if self._received.open is None else self._received.open.content.size
 
     @property
     def open_path(self) -> bytes | None:
         """The path of the open file."""
-        return None if self._open is None else self._open.entry.path
+        return None if self._received.open is None else self._received.open.entry.path
 
     def add_cuts(self, cuts: Iterable[Cut]) -> None:
         """The next chunks of the open file, with their bytes."""
@@ -356,14 +321,14 @@ class UploadWriter:
             entry = msgspec.structs.replace(opened.entry, content=content)
             entry = entry if finish is None else finish(entry, content)
             check_entry(entry)
-            self._open = None
+            self._received.open = None
             self._take(entry)
             return entry
 
     def drop_file(self) -> None:
         """Forgets the open file, as if it had never begun."""
         with self._writing():
-            self._open = None
+            self._received.open = None
 
     def put_file(self, entry: Entry, cuts: Sequence[Cut], profile: Profile) -> None:
         """Takes a whole small file with its bytes."""
@@ -382,7 +347,8 @@ class UploadWriter:
     def remove(self, path: bytes) -> None:
         """Takes a path, and all below it, out of what came before."""
         with self._writing():
-            self._append(removal(path))
+            self._received.append(removal(path))
+            self._checkpoint_when_due()
 
     def base_content(self, path: bytes) -> Content:
         """The content that the base has at a path.
@@ -399,29 +365,16 @@ class UploadWriter:
             )
         return entry.content
 
-    def _opened(self) -> _OpenFile:
-        if self._open is None:
+    def _opened(self) -> OpenFile:
+        if self._received.open is None:
             raise BadRequest("BAD_SEQUENCE", "no entry is open: data belongs to the entry before it")
-        return self._open
+        return self._received.open
 
     def _take(self, entry: Entry) -> None:
         entry = store_attributes(entry, self._pages)
-        self._entry_count += 1
-        self._data_bytes += entry.content.size if entry.content is not None else 0
-        self._append(entry)
-
-    def _append(self, entry: Entry) -> None:
-        self._position += 1
-        self._last_path = entry.path
-        self._entries.append((self._position, entry))
-        self._entry_bytes += 512 + len(entry.path)
+        self._received.count(entry)
+        self._received.append(entry)
         self._checkpoint_when_due()
-
-    def _reopen(self, opened: OpenEntry | None) -> _OpenFile | None:
-        if opened is None:
-            return None
-        reader = ChunkReader(self._tenant, self._catalog)
-        return _OpenFile(opened.entry, ContentBuilder.restore(opened.content, reader, self._pages))
 
     # ------------------------------------------------------------------ durable
 
@@ -430,16 +383,13 @@ class UploadWriter:
         with self._writing():
             self._checkpoint()
             self._reap(wait=True)
-            return self._durable
+            return self._publisher.durable
 
     def _due(self) -> bool:
-        waiting = self._chunks.dirty or self._position != self._durable.position
-        return waiting and (
-            self._chunks.pack_full
-            or len(self._entries) >= CHECKPOINT_ENTRIES
-            or self._entry_bytes >= CHECKPOINT_ENTRY_BYTES
-            or self._clock.monotonic_s() - self._checkpoint_s >= CHECKPOINT_S
-        )
+        if self._chunks.full or self._received.full:
+            return True
+        waiting = self._chunks.dirty or self._received.position != self._publisher.durable.position
+        return waiting and self._clock.monotonic_s() - self._checkpoint_s >= CHECKPOINT_S
 
     def _checkpoint_when_due(self) -> None:
         if self._due():
@@ -449,80 +399,17 @@ class UploadWriter:
         """Seals the open pack and the run of entries so far, and publishes both beside what comes next."""
         self._checkpoint_s = self._clock.monotonic_s()
         self._reap(wait=True)
-        self._write_run()
-        self._publish()
+        self._received.write_run()
+        self._publish(self._received.progress)
 
-    def _write_run(self) -> None:
-        if not self._entries:
-            return
-        if len(self._runs) >= RUNS_MERGE and len({run.tier for run in self._runs[-RUNS_MERGE:]}) == 1:
-            self._merge_last_runs()
-        self._runs.append(Run(0, self._write(sort_run(self._entries))))
-        self._entries = []
-        self._entry_bytes = 0
-
-    def _merge_last_runs(self) -> None:
-        """Many runs of one size become one, so that a long upload has few."""
-        last = self._runs[-RUNS_MERGE:]
-        reader = ChunkReader(self._tenant, self._catalog)
-        merged = self._write(merge_runs([entries_of(run.root, reader) for run in last]))
-        self._runs[-RUNS_MERGE:] = [Run(last[0].tier + 1, merged)]
-
-    def _write(self, run: Iterable[Entry]) -> Root:
-        return write_run(run, self._pages, self._tenant.secrets.page_key)
-
-    def _progress(self) -> Progress:
-        opened = self._open
-        return Progress(
-            position=self._position,
-            entry_count=self._entry_count,
-            data_bytes=self._data_bytes,
-            last_path=self._last_path,
-            put_entries_number=self._put_entries_number,
-            runs=tuple(self._runs),
-            open_entry=opened and OpenEntry(opened.entry, opened.content.state(), opened.content.size),
-        )
-
-    def _publish(self) -> None:
-        self._chunks.flush()
-        progress = self._progress()
-        pack, chunks = self._chunks.detach()
-        missing = dict(self._missing)
-        added = [MissingChunk(*item) for item in missing.items() if item[0] not in self._missing_before]
-        removed = [digest for digest in self._missing_before if digest not in missing]
-        self._missing_before = set(missing)
-        stored_bytes = self._durable.stored_bytes
-
-        def publish() -> _Published:
-            summaries = [] if pack is None else [pack.finish()]
-            now = msgspec.structs.replace(
-                progress, stored_bytes=stored_bytes + sum(summary.size_bytes for summary in summaries)
-            )
-            update = DurableUpdate(encode_progress(now), now.position, now.entry_count, now.data_bytes)
-            self._catalog.uploads.checkpoint(
-                self.upload.tenant,
-                self.upload.id,
-                self.upload.epoch,
-                packs=summaries,
-                durable=update,
-                missing_added=added,
-                missing_removed=removed,
-                now_ns=self._clock.now_ns(),
-                lease_s=self._lease_s,
-            )
-            return _Published(now, chunks)
-
-        self._publishing = self._publisher.submit(publish)
+    def _publish(self, progress: Callable[[], Progress]) -> None:
+        """Publishes what was taken, under a durable point that is asked for when everything is in packs."""
+        packs, chunks = self._chunks.flush()
+        self._publisher.publish(progress(), packs, chunks, self._missing)
 
     def _reap(self, *, wait: bool) -> None:
-        """Learns what became of the last checkpoint."""
-        publishing = self._publishing
-        if publishing is None or not (wait or publishing.done()):
-            return
-        self._publishing = None
-        published = publishing.result()
-        self._chunks.published(published.chunks)
-        self._durable = published.progress
+        """Learns what became of the last publication."""
+        self._chunks.published(self._publisher.reap(wait=wait))
 
     def _begin_pack(self) -> PackWriter:
         pack = PackWriter(self._tenant.blobs, self._tenant.keys)
@@ -549,7 +436,9 @@ class UploadWriter:
             self._check_complete(entry_count, data_bytes)
             self._reap(wait=True)
             root, metadata_kept = self._merge()
-            self._publish()
+            # The durable point stays where it was: the entries in memory are in the manifest, but in no run.
+            durable = self._publisher.durable
+            self._publish(lambda: durable)
             self._reap(wait=True)
             backup = self._catalog.uploads.commit(
                 self.upload.tenant,
@@ -560,30 +449,31 @@ class UploadWriter:
                 now_ns=self._clock.now_ns(),
             )
             self._on_close.clear()  # the stream that commits goes on to its answer
-        finish_backup(self._tenant, self._catalog, backup)
-        self.close(
-            Precondition(
-                "UPLOAD_CLOSED",
-                f"upload {self.upload.id.hex()} is committed as backup {backup.id.hex()}",
-                upload=self.upload.id.hex(),
-                state=UploadState.COMMITTED.name,
+            self.close(
+                Precondition(
+                    "UPLOAD_CLOSED",
+                    f"upload {self.upload.id.hex()} is committed as backup {backup.id.hex()}",
+                    upload=self.upload.id.hex(),
+                    state=UploadState.COMMITTED.name,
+                )
             )
-        )
+        finish_backup(self._tenant, self._catalog, backup)
         return backup
 
     def _check_complete(self, entry_count: int, data_bytes: int) -> None:
-        if self._open is not None:
-            raise BadRequest("BAD_SEQUENCE", f"{shown(self._open.entry.path)} was begun and not ended")
-        if (entry_count, data_bytes) != (self._entry_count, self._data_bytes):
+        received = self._received
+        if received.open is not None:
+            raise BadRequest("BAD_SEQUENCE", f"{shown(received.open.entry.path)} was begun and not ended")
+        if (entry_count, data_bytes) != (received.entry_count, received.data_bytes):
             raise Precondition(
                 "COUNT_MISMATCH",
-                f"{entry_count} entries with {data_bytes} bytes were announced, {self._entry_count} entries with "
-                f"{self._data_bytes} bytes have arrived; the upload stays open",
-                entry_count=str(self._entry_count),
-                data_bytes=str(self._data_bytes),
+                f"{entry_count} entries with {data_bytes} bytes were announced, {received.entry_count} entries with "
+                f"{received.data_bytes} bytes have arrived; the upload stays open",
+                entry_count=str(received.entry_count),
+                data_bytes=str(received.data_bytes),
             )
-        for digest in self._chunks.present(Role.DATA, list(self._missing)):
-            del self._missing[digest]
+        for digest, length in self._chunks.present(Role.DATA, list(self._missing)).items():
+            self._arrived(ChunkRef(length, digest))
         if self._missing:
             self._checkpoint()
             self._reap(wait=True)
@@ -597,12 +487,10 @@ class UploadWriter:
 
     def _merge(self) -> tuple[Root, int]:
         """Writes the backup's manifest: what came, newest first, over the base or over nothing."""
-        reader = ChunkReader(self._tenant, self._catalog)
-        runs = [entries_of(run.root, ChunkReader(self._tenant, self._catalog)) for run in self._runs]
         merged = merge(
             self._base if self.upload.scope is Scope.CHANGES else EMPTY_ROOT,
-            [*runs, sort_run(self._entries)],
-            reader,
+            self._received.runs(),
+            ChunkReader(self._tenant, self._catalog),
             self._pages,
             self._tenant.secrets.page_key,
             reference=self._base if self.upload.kind is Kind.DIFFERENTIAL else None,
@@ -614,7 +502,7 @@ class UploadWriter:
         return NewBackup(
             id=os.urandom(16),
             root=root,
-            stored_bytes=self._durable.stored_bytes,
+            stored_bytes=self._publisher.durable.stored_bytes,
             changes=ChangeCounts(
                 added=counts.added,
                 content_changed=counts.content,

@@ -38,7 +38,7 @@ OPTIONS: Final = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.bdp_probe", 1),
+    ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2<<20),
     ("grpc.max_metadata_size", 16 * 1024),
 )
 

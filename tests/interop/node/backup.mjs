@@ -55,7 +55,8 @@ class Sender {
     };
     if (stat.isDirectory()) {
       await this.entry({ ...entry, type: "ENTRY_TYPE_DIRECTORY" });
-      for (const child of await readdir(name, { encoding: "buffer" })) await this.below(root, join(path, child));
+      const children = await readdir(name, { encoding: "buffer" });
+      for (const child of children.sort(Buffer.compare)) await this.below(root, join(path, child));
     } else if (stat.isSymbolicLink()) {
       const target = await readlink(name, { encoding: "buffer" });
       await this.entry({ ...entry, type: "ENTRY_TYPE_SYMLINK", ...fieldsOf("link_target", target) });

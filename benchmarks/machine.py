@@ -1,0 +1,87 @@
+"""The machine that measures: what it is, and how it is brought into the same state before each measurement."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+GIB: Final = 1024**3
+LIBRARIES: Final = ("staddle", "grpcio", "protobuf", "pyfastcdc", "blake3", "zstandard", "cryptography")
+DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
+LEFT_ALONE_BYTES: Final = 2 * GIB
+TOUCH: Final = "import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1])); [m.__setitem__(at, 1) for at in range(0, len(m), 4096)]"
+
+
+def memory(name: str) -> int:
+    """A line of /proc/meminfo, in bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def describe(place: Path) -> dict[str, str]:
+    """Processor, memory, disk and versions, in words."""
+    return {
+        "processor": f"{len(os.sched_getaffinity(0))} cores, {_processor()}",
+        "memory": f"{memory('MemTotal') / GIB:.1f} GiB",
+        "file system": f"{_file_system(place)}, {_free_bytes(place) / GIB:.0f} GiB free",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+    }
+
+
+def touch_free_memory() -> int:
+    """Uses free memory once, all but 2 GiB: in a virtual machine the first use of a page may be slow. Answers how many bytes."""
+    size = memory("MemFree") - LEFT_ALONE_BYTES
+    if size <= 0:
+        return 0
+    subprocess.run([sys.executable, "-S", "-c", TOUCH, str(size)], check=True)
+    return size
+
+
+def can_drop_caches() -> bool:
+    """Whether this process may empty the system's file cache."""
+    return os.access(DROP_CACHES, os.W_OK)
+
+
+def drop_caches() -> None:
+    """Empties the system's file cache."""
+    os.sync()
+    DROP_CACHES.write_text("3")
+
+
+def read_once(root: Path) -> None:
+    """Reads every file, so that what follows finds them in memory."""
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = f"{directory}/{name}"
+            if os.path.isfile(path) and not os.path.islink(path):
+                with open(path, "rb", buffering=0) as file:
+                    while file.read(GIB >> 8):
+                        pass
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _file_system(place: Path) -> str:
+    """The type of the file system that a path lies on."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, mounted, each, *_ = line.split()
+        if str(place).startswith(mounted.rstrip("/") + "/") and len(mounted) >= len(best):
+            best, kind = mounted, each
+    return kind
+
+
+def _free_bytes(place: Path) -> int:
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize

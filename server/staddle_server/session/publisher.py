@@ -1,0 +1,103 @@
+"""Packs become durable and published on a thread of their own, beside what the upload receives meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import msgspec
+
+from staddle_server.catalog import Catalog, DurableUpdate, MissingChunk, Upload
+from staddle_server.session.clock import Clock
+from staddle_server.session.progress import Progress, encode_progress
+from staddle_server.store.pack import PackWriter
+from staddle_server.types import PackSummary, Role
+
+ChunkKey = tuple[Role, bytes]
+
+
+class Published(NamedTuple):
+    """What one publication made durable: the durable point, and the chunks that the catalog knows from now on."""
+
+    progress: Progress
+    chunks: Sequence[ChunkKey]
+
+
+class Publisher:
+    """Publishes one upload's packs together with its durable point: in order, one publication at a time."""
+
+    def __init__(
+        self, catalog: Catalog, upload: Upload, clock: Clock, lease_s: float, durable: Progress
+    ) -> None:
+        self.durable = durable
+        """The durable point, as far as is known."""
+        self._catalog = catalog
+        self._upload = upload
+        self._clock = clock
+        self._lease_s = lease_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._publishing: Future[Published] | None = None
+        missing = catalog.uploads.missing(upload.tenant, upload.id, b"", 2**31 - 1)
+        self.missing = {chunk.digest: chunk.length for chunk in missing}
+        """The chunks that entries refer to and that have not come, as published."""
+
+    def finish(self, pack: PackWriter) -> Future[PackSummary]:
+        """Seals a pack that is full, in the background."""
+        return self._thread.submit(pack.finish)
+
+    def publish(
+        self,
+        progress: Progress,
+        packs: Sequence[Future[PackSummary]],
+        chunks: Sequence[ChunkKey],
+        missing: Mapping[bytes, int],
+    ) -> None:
+        """Begins to make a durable point durable; `reap` tells what became of it. The one before must be reaped."""
+        before, self.missing = self.missing, dict(missing)
+        added = [MissingChunk(*item) for item in missing.items() if item[0] not in before]
+        removed = [digest for digest in before if digest not in missing]
+        self._publishing = self._thread.submit(self._publish, progress, packs, chunks, added, removed)
+
+    def _publish(
+        self,
+        progress: Progress,
+        packs: Sequence[Future[PackSummary]],
+        chunks: Sequence[ChunkKey],
+        added: Sequence[MissingChunk],
+        removed: Sequence[bytes],
+    ) -> Published:
+        summaries = [pack.result() for pack in packs]
+        stored = self.durable.stored_bytes + sum(summary.size_bytes for summary in summaries)
+        now = msgspec.structs.replace(progress, stored_bytes=stored)
+        self._catalog.uploads.checkpoint(
+            self._upload.tenant,
+            self._upload.id,
+            self._upload.epoch,
+            packs=summaries,
+            durable=DurableUpdate(encode_progress(now), now.position, now.entry_count, now.data_bytes),
+            missing_added=added,
+            missing_removed=removed,
+            now_ns=self._clock.now_ns(),
+            lease_s=self._lease_s,
+        )
+        return Published(now, chunks)
+
+    def reap(self, *, wait: bool) -> Sequence[ChunkKey]:
+        """Learns what became of the last publication; gives the chunks that it published.
+
+        Raises:
+            StaddleError: it failed; the upload's writer must end.
+
+        """
+        publishing = self._publishing
+        if publishing is None or not (wait or publishing.done()):
+            return ()
+        self._publishing = None
+        published = publishing.result()
+        self.durable = published.progress
+        return published.chunks
+
+    def close(self) -> None:
+        """Ends the thread; what was begun is finished."""
+        self._thread.shutdown(wait=False)

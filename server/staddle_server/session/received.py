@@ -1,0 +1,98 @@
+"""What an upload has received: entries in memory, sorted runs in the store, and the counts over both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from staddle_server.limits import CHECKPOINT_ENTRIES, CHECKPOINT_ENTRY_BYTES, RUNS_MERGE
+from staddle_server.manifest.content import ContentBuilder
+from staddle_server.manifest.pages import PageSink, PageSource
+from staddle_server.manifest.read import entries_of
+from staddle_server.manifest.runs import merge_runs, sort_run
+from staddle_server.manifest.tree import write_run
+from staddle_server.session.progress import OpenEntry, Progress, Run
+from staddle_server.types import Entry
+
+ENTRY_OVERHEAD_BYTES = 512
+"""What an entry costs in memory beside its path."""
+
+
+class OpenFile(NamedTuple):
+    """The file that is being taken: its metadata, and its list of chunks so far."""
+
+    entry: Entry
+    content: ContentBuilder
+
+
+class Received:
+    """Entries and removals in the order in which they were accepted; of one upload, under its writer's lock."""
+
+    def __init__(self, progress: Progress, pages: PageSink, source: PageSource, page_key: bytes) -> None:
+        self._pages = pages
+        self._source = source
+        self._page_key = page_key
+        self.position = progress.position
+        self.entry_count = progress.entry_count
+        self.data_bytes = progress.data_bytes
+        self.last_path = progress.last_path
+        self.put_entries_number = progress.put_entries_number
+        self.open: OpenFile | None = None
+        if progress.open_entry is not None:
+            content = ContentBuilder.restore(progress.open_entry.content, source, pages)
+            self.open = OpenFile(progress.open_entry.entry, content)
+        self._runs = list(progress.runs)
+        self._entries: list[tuple[int, Entry]] = []
+        self._entry_bytes = 0
+
+    def append(self, entry: Entry) -> None:
+        """Accepts an entry, or a removal, which does not count."""
+        self.position += 1
+        self.last_path = entry.path
+        self._entries.append((self.position, entry))
+        self._entry_bytes += ENTRY_OVERHEAD_BYTES + len(entry.path)
+
+    def count(self, entry: Entry) -> None:
+        """Counts an entry as Finish counts them."""
+        self.entry_count += 1
+        self.data_bytes += entry.content.size if entry.content is not None else 0
+
+    @property
+    def full(self) -> bool:
+        """Whether memory holds as many entries as it may."""
+        return len(self._entries) >= CHECKPOINT_ENTRIES or self._entry_bytes >= CHECKPOINT_ENTRY_BYTES
+
+    def write_run(self) -> None:
+        """Brings the entries in memory into a sorted run."""
+        if not self._entries:
+            return
+        last = self._runs[-RUNS_MERGE:]
+        if len(last) == RUNS_MERGE and len({run.tier for run in last}) == 1:
+            # Many runs of one size become one, so that a long upload has few.
+            merged = self._write(
+                merge_runs([entries_of(run.root, self._source) for run in last]), last[0].tier + 1
+            )
+            self._runs[-RUNS_MERGE:] = [merged]
+        self._runs.append(self._write(sort_run(self._entries), 0))
+        self._entries = []
+        self._entry_bytes = 0
+
+    def _write(self, entries: Iterable[Entry], tier: int) -> Run:
+        return Run(tier, write_run(entries, self._pages, self._page_key))
+
+    def runs(self) -> list[Iterator[Entry] | list[Entry]]:
+        """All that was received, as sorted streams, oldest first. The runs among them must be published."""
+        return [*(entries_of(run.root, self._source) for run in self._runs), sort_run(self._entries)]
+
+    def progress(self) -> Progress:
+        """The durable point that the upload has once everything written so far is published; after `write_run`."""
+        opened = self.open
+        return Progress(
+            position=self.position,
+            entry_count=self.entry_count,
+            data_bytes=self.data_bytes,
+            last_path=self.last_path,
+            put_entries_number=self.put_entries_number,
+            runs=tuple(self._runs),
+            open_entry=opened and OpenEntry(opened.entry, opened.content.state(), opened.content.size),
+        )

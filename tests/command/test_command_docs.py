@@ -1,0 +1,105 @@
+"""docs/command.md says what there is, all of it, and nothing else."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from staddle.command import _exits
+from staddle.command._options import CONNECTION_FIELDS
+from staddle.command._run import COMMANDS, group
+
+TOP = Path(__file__).parents[2]
+PAGE = (TOP / "docs" / "command.md").read_text()
+BY_NAME = {command.name: command for command in COMMANDS}
+COMMON = {"--json", "--config", *(f"--{field.replace('_', '-')}" for field in CONNECTION_FIELDS)}
+
+
+def section(title: str) -> str:
+    """What stands below a heading, up to the next one of its level."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+def documented(text: str) -> set[str]:
+    """The options of a section's table."""
+    return {
+        flag
+        for row in re.findall(r"^\| `(-[^|]*)\|", text, re.MULTILINE)
+        for flag in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", row)
+    }
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {
+        name for parameter in command.params if isinstance(parameter, click.Option) for name in parameter.opts
+    }
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_command_has_its_section_with_exactly_its_options(name: str) -> None:
+    assert documented(section(f"staddle {name}")) == options_of(BY_NAME[name]) - COMMON
+
+
+def test_the_options_of_all_commands_stand_in_a_section_of_their_own() -> None:
+    assert documented(section("Options of every command")) == COMMON
+    for command in COMMANDS:
+        assert options_of(command) >= COMMON
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_command_and_option_explains_itself(name: str) -> None:
+    command = BY_NAME[name]
+    assert command.help
+    assert command.short_help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.opts
+    assert "Usage: " in command.get_help(click.Context(command, info_name=name))
+
+
+def test_there_is_no_section_of_a_command_that_is_not_there() -> None:
+    assert set(re.findall(r"^## staddle (\w+)", PAGE, re.MULTILINE)) == set(BY_NAME)
+
+
+def test_the_exit_codes_are_those_of_the_code() -> None:
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)}
+    assert codes == {
+        value for name, value in vars(_exits).items() if name.isupper() and isinstance(value, int)
+    }
+
+
+def test_the_token_is_said_to_be_visible() -> None:
+    assert "`ps`" in section("Options of every command")
+    token = next(each for each in BY_NAME["list"].params if each.name == "token")
+    assert isinstance(token, click.Option)
+    assert token.help
+    assert "`ps`" in token.help
+
+
+def test_every_example_is_one_that_the_command_takes() -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    shown = [
+        line for command in COMMANDS for line in (command.help or "").splitlines() if line.startswith("  ")
+    ]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + shown
+    examples = [
+        found[0]
+        for line in lines
+        if (found := re.search(r"\bstaddle (backup|restore|list|ls|diff|cat|info)\b.*", line))
+    ]
+    assert len(examples) > 25
+    for example in examples:
+        words = shlex.split(example.partition(" | ")[0].partition(" > ")[0], comments=True)
+        name, arguments = words[1], words[2:]
+        with BY_NAME[name].make_context(name, arguments):
+            pass
+
+
+def test_every_command_is_in_the_help_of_the_whole() -> None:
+    shown = group.get_help(click.Context(group, info_name="staddle"))
+    for name, command in BY_NAME.items():
+        assert f"  {name} " in shown
+        assert command.short_help in shown

@@ -1,0 +1,372 @@
+"""How the command fails: the exit code, the words, and what is left."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine, Done
+
+WAIT_S = 60.0
+
+
+# --- nobody there, or nobody who knows us
+
+
+def test_a_server_that_is_down_is_named_within_five_seconds(nobody: CommandLine) -> None:
+    begun_s = time.monotonic()
+    failed = nobody("list", "--server", "127.0.0.1:1", "--token", "x", code=1)
+    assert time.monotonic() - begun_s < 5
+    assert "127.0.0.1:1" in failed.err
+    assert "staddle-server serve" in failed.err
+    assert failed.out == b""
+    error = nobody(
+        "backup", "/", "--dataset", "d", "--server", "127.0.0.1:1", "--token", "x", "--json", code=1
+    ).error
+    assert (error["reason"], error["address"]) == ("CONNECT", "127.0.0.1:1")
+
+
+def test_a_wrong_token_is_refused_and_says_how_to_get_one(staddle: CommandLine) -> None:
+    failed = staddle("list", "--token", "wrong", code=1)
+    assert "staddle-server token create" in failed.err
+    assert staddle("list", "--json", code=1, STADDLE_TOKEN="wrong").error["reason"] == "UNAUTHENTICATED"
+
+
+def test_a_reader_may_look_and_not_back_up(staddle: CommandLine, running, source: Path) -> None:
+    reader = running.token("reader")
+    staddle("info", "--token", reader)
+    error = staddle("backup", source, "--dataset", "d", "--token", reader, "--json", code=1).error
+    assert (error["reason"], error["role"]) == ("PERMISSION_DENIED", "writer")
+
+
+def test_without_any_configuration_every_place_is_named(nobody: CommandLine) -> None:
+    error = nobody("list", code=1).err
+    for place in (
+        "STADDLE_SERVER",
+        "STADDLE_TOKEN",
+        "STADDLE_CONFIG",
+        ".config/staddle/client.toml",
+        "/etc/staddle/client.toml",
+    ):
+        assert place in error
+
+
+def test_a_flag_comes_before_the_environment_and_that_before_the_file(
+    nobody: CommandLine, running, tmp_path: Path
+) -> None:
+    file = tmp_path / "client.toml"
+    file.touch(0o600)
+    file.write_text(f'server = "{running.address}"\ntoken = "wrong"\n')
+    nobody("info", "--config", file, code=1)
+    nobody("info", "--config", file, STADDLE_TOKEN=running.token("reader"))
+    nobody("info", STADDLE_CONFIG=str(file), STADDLE_TOKEN=running.token("reader"), STADDLE_SERVER="")
+    nobody("info", "--config", file, "--token", running.token("reader"), STADDLE_TOKEN="wrong too")
+    file.chmod(0o644)
+    warned = nobody("info", "--config", file, "--token", running.token("reader"))
+    assert "chmod 600" in warned.err
+
+
+# --- wrong usage
+
+
+USAGE = [
+    ["--bogus"],
+    ["nonsense"],
+    ["backup"],
+    ["backup", "--dataset", "d"],
+    ["backup", "/a", "/b", "--dataset", "d"],
+    ["backup", "/a"],
+    ["backup", "/a", "--dataset", "d", "--name", "n"],
+    ["backup", "/a", "--dataset", "d", "--kind", "partial"],
+    ["backup", "/a", "--dataset", "d", "--tag", "novalue"],
+    ["backup", "/a", "--dataset", "d", "--tag", "k=1", "--tag", "k=2"],
+    ["backup", "/a", "--dataset", "d", "--retry", "soon"],
+    ["backup", "/a", "--dataset", "d", "--retry", "8d"],
+    ["backup", "-", "--dataset", "d"],
+    ["backup", "-", "--dataset", "d", "--name", "../out"],
+    ["backup", "-", "--dataset", "d", "--name", ""],
+    ["backup", "-", "--dataset", "d", "--name", "n", "--exclude", "x"],
+    ["backup", "--dataset", "d", "--name", "n", "--from-command"],
+    ["restore", "d"],
+    ["restore", "d", "../etc", "--target", "/tmp/x"],
+    ["restore", "d", "--target", "/tmp/x", "--overwrite", "maybe"],
+    ["restore", "d", "--target", "/tmp/x", "--backup", "ab12", "--at", "2h"],
+    ["ls"],
+    ["ls", "d", "/etc"],
+    ["ls", "d", "--at", "yesterdayish"],
+    ["ls", "d", "--backup", "no-id"],
+    ["cat", "d"],
+    ["cat", "d", "a", "--range", "9:3"],
+    ["cat", "d", "a", "--range", "5"],
+    ["cat", "d", "a", "--range", "-3:"],
+    ["diff", "d", "no-id"],
+    ["info", "more"],
+]
+
+
+@pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
+def test_a_wrong_usage_exits_2_and_asks_nobody(arguments: list[str], monkeypatch, capsys) -> None:
+    from staddle.command._run import run
+
+    for variable in [name for name in os.environ if name.startswith("STADDLE_")]:
+        monkeypatch.delenv(variable)
+    assert run(arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "Error: " in told.err
+    assert run(["info", "--json"] if arguments == ["info", "more"] else [*arguments, "--json"]) in {1, 2}
+
+
+def test_a_wrong_usage_is_json_where_json_was_asked_for(nobody: CommandLine) -> None:
+    assert nobody("ls", "d", "--at", "soon", "--json", code=2).error["reason"] == "USAGE"
+    assert nobody("ls", "d", "--bogus", "--json", code=2).error["message"]
+
+
+def test_a_field_that_the_server_refuses_is_a_wrong_usage(staddle: CommandLine, source: Path) -> None:
+    assert staddle("backup", source, "--dataset", "x" * 300, "--json", code=2).error["reason"] == "BAD_FIELD"
+
+
+# --- the machine
+
+
+def test_a_path_that_is_not_there_is_named(staddle: CommandLine, tmp_path: Path) -> None:
+    failed = staddle("backup", tmp_path / "nowhere", "--dataset", "d", code=1)
+    assert "nowhere: No such file or directory" in failed.err
+    staddle("backup", tmp_path / "home", "--dataset", "d", "--exclude-file", tmp_path / "nowhere", code=1)
+    assert staddle("list").lines[0].startswith("No datasets")
+
+
+def test_whoever_stops_reading_ends_the_command_without_a_word(staddle: CommandLine, tmp_path: Path) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    (many / "large").write_bytes(bytes(8_000_000))
+    staddle("backup", many, "--dataset", "many")
+    for arguments in (["cat", "many", "large"], ["ls", "many"]):
+        read, write = os.pipe()
+        os.close(read)
+        ended = staddle.start(*arguments, stdout=write)
+        os.close(write)
+        _, err = ended.communicate(timeout=WAIT_S)
+        assert ended.returncode == -signal.SIGPIPE
+        assert b"roken pipe" not in err
+        assert b"Traceback" not in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_cannot_be_written_is_a_failure(staddle: CommandLine) -> None:
+    with open("/dev/full", "wb") as full:
+        ended = staddle.start("list", stdout=full)
+        _, err = ended.communicate(timeout=WAIT_S)
+    assert ended.returncode == 1
+    assert b"No space left on device" in err
+
+
+@pytest.mark.parametrize("package", ["click", "rich"])
+def test_without_the_extra_it_says_what_to_install(package: str) -> None:
+    script = (
+        f"import sys; sys.modules[{package!r}] = None; sys.stderr.isatty = lambda: True; import staddle.command;"
+        "sys.argv = ['staddle', 'backup', '/', '--dataset', 'd', '--server', '127.0.0.1:1', '--token', 'x'];"
+        "staddle.command.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'staddle[cli]'" in done.stderr
+    assert package in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_help_and_a_list_load_nothing_that_they_do_not_need() -> None:
+    script = (
+        "import sys; import grpc, staddle; before = set(sys.modules); import staddle.command._run; "
+        "print(sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=WAIT_S, check=True
+    )
+    loaded = done.stdout
+    for heavy in ("rich", "pathspec", "pyfastcdc", "zstandard", "asyncio"):
+        assert f"'{heavy}'" not in loaded
+
+
+# --- hostile names
+
+
+NAMES = {
+    b"new\nline": r"new\nline",
+    b"\x1b[31mred": r"\x1b[31mred",
+    b"latin-\xe9": r"latin-\xe9",
+    b"back\\slash": r"back\\slash",
+    "\u202etxt.exe".encode(): r"\u202etxt.exe",
+    "\x9b2J".encode(): r"\u009b2J",
+    "grüße".encode(): "grüße",
+    b"end ": "end ",
+}
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> bytes:
+    root = os.fsencode(tmp_path / "odd")
+    os.mkdir(root)
+    for name in NAMES:
+        with open(os.path.join(root, name), "wb") as file:
+            file.write(name)
+    os.symlink(b"to\x07bell", os.path.join(root, b"bell"))
+    return root
+
+
+def is_printable(done: Done) -> bool:
+    return all(line.isprintable() for line in [*done.lines, *done.err.splitlines()])
+
+
+def test_no_name_can_steer_the_terminal(staddle: CommandLine, odd: bytes, tmp_path: Path) -> None:
+    staddle("backup", odd, "--dataset", "odd", "--tag", "a=\u202eb")
+    for arguments in (["ls", "odd"], ["ls", "odd", "-lR"], ["list", "odd"], ["list"]):
+        done = staddle(*arguments)
+        assert is_printable(done)
+    assert set(staddle("ls", "odd").lines[:-1]) == {*NAMES.values(), "bell"}
+    assert r"bell -> to\x07bell" in staddle("ls", "odd", "-l").out.decode()
+    os.unlink(os.path.join(odd, b"\x1b[31mred"))
+    staddle("backup", odd, "--dataset", "odd")
+    assert r"- \x1b[31mred" in staddle("diff", "odd").lines
+    for wrong in (b"nope\x1b[2J", b"nope\xff", "nope\u202e".encode()):
+        for flags in ([], ["--json"]):
+            assert is_printable(staddle("ls", "odd", wrong, *flags, code=1))
+    assert is_printable(staddle("backup", b"/nope\x1b[2J\n", "--dataset", "odd", code=1))
+    assert is_printable(staddle("backup", odd, "--dataset", "odd\x1b[2J", code=2))
+    assert is_printable(staddle("no\x1b[2J", code=2))
+
+
+def test_every_name_can_be_typed_in_and_comes_back(staddle: CommandLine, odd: bytes, tmp_path: Path) -> None:
+    staddle("backup", odd, "--dataset", "odd")
+    for name in NAMES:
+        assert staddle("cat", "odd", name).out == name
+    out = os.fsencode(tmp_path / "out")
+    staddle("restore", "odd", *NAMES, "--target", out)
+    assert set(os.listdir(out)) == set(NAMES)
+
+
+def test_json_has_every_name_exactly_and_is_plain_ascii(staddle: CommandLine, odd: bytes) -> None:
+    staddle("backup", odd, "--dataset", "odd")
+    done = staddle("ls", "odd", "--json")
+    assert done.out.isascii()
+    entries = done.records[:-1]
+    exact = {
+        base64.b64decode(entry["path_base64"]) if "path_base64" in entry else entry["path"].encode()
+        for entry in entries
+    }
+    assert exact == {*NAMES, b"bell"}
+    assert sum("path_base64" in entry for entry in entries) == 1
+
+
+def test_a_terminal_of_few_letters_still_gets_its_list(staddle: CommandLine, odd: bytes) -> None:
+    staddle("backup", odd, "--dataset", "odd")
+    done = staddle(
+        "ls", "odd", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="ascii:strict"
+    )
+    assert rb"gr\xfc\xdfe" in done.out
+
+
+# --- Ctrl-C
+
+
+class Gate:
+    """Blobs that stop after the first pack, until they may go on: the middle of a backup, for as long as a test wants."""
+
+    def __init__(self, blobs) -> None:
+        self._blobs = blobs
+        self.reached = threading.Event()
+        self.open = threading.Event()
+        self._packs = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._blobs, name)
+
+    def create(self):
+        self._packs += 1
+        if self._packs > 1:
+            self.reached.set()
+            self.open.wait(WAIT_S)
+        return self._blobs.create()
+
+
+@pytest.fixture
+def gate(running) -> Iterator[Gate]:
+    gates = []
+
+    def wrap(blobs):
+        gates.append(Gate(blobs))
+        return gates[-1]
+
+    running.wrap = wrap
+    running.restart()
+    yield gates[-1]
+    gates[-1].open.set()
+
+
+@pytest.mark.parametrize("flags", [[], ["--thin"]], ids=["source", "thin"])
+def test_an_interrupted_backup_goes_on_where_it_was(
+    nobody: CommandLine, running, gate: Gate, tmp_path: Path, flags
+) -> None:
+    nobody.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("writer")}
+    root = tmp_path / "data"
+    root.mkdir()
+    for number in range(20):
+        (root / f"{number:02}").write_bytes(os.urandom(8 << 20))
+    words = ["backup", root, "--dataset", "d", "--json", *flags]
+    interrupted = nobody.start(*words)
+    assert gate.reached.wait(WAIT_S)
+    interrupted.send_signal(signal.SIGINT)
+    gate.open.set()
+    out, err = interrupted.communicate(timeout=WAIT_S)
+    assert interrupted.returncode == 130, err
+    assert out == b""
+    told = json.loads(err)
+    assert (told["reason"], told["resumable"]) == ("INTERRUPTED", True)
+    assert "run the same command again" in told["message"]
+    assert nobody("list", "d", "--json").summary["backup_count"] == 0
+
+    done = nobody(*words).summary
+    assert done["resumed"] is True
+    assert done["number"] == 1
+    assert done["data_bytes"] == 20 * (8 << 20)
+    assert done["sent_bytes"] <= done["data_bytes"] - (48 << 20)
+    assert nobody("cat", "d", "19").out == (root / "19").read_bytes()
+
+
+# --- damage
+
+
+def test_damage_is_named_and_the_rest_is_restored(nobody: CommandLine, server, tmp_path: Path) -> None:
+    nobody.variables = {"STADDLE_CONFIG": str(server.config)}
+    root = tmp_path / "data"
+    root.mkdir()
+    for name in ("a", "b"):
+        (root / name).write_bytes(os.urandom(4 << 20))
+        nobody("backup", root, "--dataset", "d")
+    server.stop()
+    packs = sorted((server.data / "store").rglob("*"), key=lambda path: path.stat().st_mtime_ns)
+    first = next(path for path in packs if path.is_file() and path.stat().st_size > 4 << 20)
+    first.chmod(0o600)
+    with first.open("r+b") as file:
+        file.seek(2 << 20)
+        file.write(b"damage" * 100)
+    server.start()
+    out = tmp_path / "out"
+    done = nobody("restore", "d", "--target", out, code=3)
+    assert "damaged: a: " in done.err
+    assert "1 path is not restored" in done.lines[0]
+    assert (out / "b").read_bytes() == (root / "b").read_bytes()
+    assert not (out / "a").exists()
+    records = nobody("restore", "d", "--target", tmp_path / "again", "--json", code=3).records
+    assert (records[0]["problem"], records[0]["path"]) == ("damaged", "a")
+    assert records[-1]["complete"] is False
+    assert nobody("cat", "d", "a", "--range", "3000000:", "--json", code=1).err

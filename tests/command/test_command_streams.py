@@ -1,0 +1,129 @@
+"""What a command prints, and standard input, as a backup of one file."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+
+def python(script: str) -> list[str]:
+    return ["--", sys.executable, "-c", script]
+
+
+def test_what_a_command_prints_becomes_a_backup_if_it_exits_0(staddle: CommandLine) -> None:
+    script = "import sys; [sys.stdout.write(f'row {n}\\n') for n in range(300_000)]"
+    done = staddle(
+        "backup", "--dataset", "orders", "--name", "dumps/all.sql", "--from-command", *python(script)
+    )
+    assert done.lines[0].startswith("Backup ")
+    dumped = staddle("cat", "orders", "dumps/all.sql").out
+    assert dumped == b"".join(b"row %d\n" % number for number in range(300_000))
+
+
+@pytest.mark.parametrize(
+    ("script", "how"),
+    [
+        ("print('half of it', flush=True); raise SystemExit(3)", "exited with 3 after 11 bytes"),
+        ("raise SystemExit(1)", "exited with 1 after 0 bytes"),
+        ("import os; print('x' * 3_000_000, flush=True); os.kill(os.getpid(), 9)", "was ended by SIGKILL"),
+    ],
+)
+def test_a_command_that_fails_leaves_no_backup(staddle: CommandLine, script: str, how: str) -> None:
+    staddle("backup", "--dataset", "orders", "--name", "a", "--from-command", "--", "echo", "good")
+    failed = staddle(
+        "backup", "--dataset", "orders", "--name", "a", "--from-command", *python(script), code=1
+    )
+    assert how in failed.err
+    assert "nothing was backed up" in failed.err
+    assert failed.out == b""
+    assert len(staddle("list", "orders", "--json").records) == 2
+    assert staddle("cat", "orders", "a").out == b"good\n"
+
+
+def test_what_a_command_says_to_its_user_is_let_through(staddle: CommandLine) -> None:
+    script = "import sys; print('careful', file=sys.stderr); print(sys.stdin.read())"
+    words = ["backup", "--dataset", "orders", "--name", "a", "--from-command", *python(script)]
+    done = staddle(*words, given=b"a password")
+    assert done.err == "careful\n"
+    assert staddle("cat", "orders", "a").out == b"a password\n"
+
+
+def test_a_command_that_is_not_there_is_said_before_anything_is_sent(staddle: CommandLine) -> None:
+    words = ["backup", "--dataset", "orders", "--name", "a", "--from-command", "--", "no-such-command"]
+    error = staddle(*words, "--json", code=1)  # behind `--` it belongs to the command
+    assert "no-such-command" in error.err
+    assert staddle("backup", "--json", *words[1:], code=1).error["reason"] == "SOURCE_FAILED"
+    assert staddle("list").lines[0].startswith("No datasets")
+
+
+def test_the_command_is_not_run_if_nobody_would_take_its_output(nobody: CommandLine, tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    nobody.variables = {"STADDLE_SERVER": "127.0.0.1:1", "STADDLE_TOKEN": "x"}
+    nobody("backup", "--dataset", "d", "--name", "a", "--from-command", "--", "touch", touched, code=1)
+    assert not touched.exists()
+
+
+def test_standard_input_becomes_a_backup(staddle: CommandLine) -> None:
+    data = os.urandom(3_000_000)
+    done = staddle("backup", "-", "--dataset", "disk", "--name", "disk.img", "--json", given=data)
+    assert done.summary["data_bytes"] == len(data)
+    assert staddle("cat", "disk", "disk.img").out == data
+    staddle("backup", "-", "--dataset", "disk", "--name", "disk.img", given=b"")
+    assert staddle("cat", "disk", "disk.img").out == b""
+
+
+def test_a_stream_never_replaces_what_a_directory_was_backed_up_to(
+    staddle: CommandLine, source: Path
+) -> None:
+    staddle("backup", source, "--dataset", "www")
+    refused = staddle("backup", "-", "--dataset", "www", "--name", "dump", "--json", given=b"x", code=1)
+    assert refused.error["reason"] == "ROOT_DIFFERS"
+
+
+def test_an_interrupted_stream_leaves_nothing_and_ends_its_command(
+    staddle: CommandLine, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    script = f"import os, sys, time; print('begun', flush=True); open({str(fifo)!r}, 'w').write(str(os.getpid())); time.sleep(300)"
+    running = staddle.start(
+        "backup", "--json", "--dataset", "d", "--name", "a", "--from-command", *python(script)
+    )
+    child = int(fifo.read_text())  # it has begun
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert (running.returncode, out) == (130, b"")
+    assert b'"reason": "INTERRUPTED"' in err
+    assert b'"resumable": false' in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    assert staddle("list", "d", "--json").summary["backup_count"] == 0
+
+
+def test_a_server_that_goes_away_and_comes_back_is_waited_for_and_that_is_said(
+    nobody: CommandLine, server, tmp_path: Path
+) -> None:
+    nobody.variables = {"STADDLE_CONFIG": str(server.config)}
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    os.mkfifo(begun)
+    os.mkfifo(go_on)
+    script = (
+        "import sys; sys.stdout.write('a' * 3_000_000); sys.stdout.flush();"
+        f"open({str(begun)!r}, 'w').close(); open({str(go_on)!r}).read(); sys.stdout.write('b' * 3_000_000)"
+    )
+    backup = nobody.start("backup", "--dataset", "d", "--name", "a", "--from-command", *python(script))
+    begun.read_bytes()
+    server.kill()
+    go_on.write_bytes(b"")
+    assert backup.stderr is not None
+    said = backup.stderr.readline()
+    assert b"Trying again in" in said
+    server.flags = ("--listen", server.address)
+    server.start()
+    out, _ = backup.communicate(timeout=60)
+    assert backup.returncode == 0
+    assert b"it went on where" in out
+    assert nobody("cat", "d", "a").out == b"a" * 3_000_000 + b"b" * 3_000_000

@@ -1,0 +1,62 @@
+"""What a terminal shows beside what a pipe gets."""
+
+import io
+import os
+import pty
+import subprocess
+from contextlib import redirect_stderr
+from pathlib import Path
+
+from command_line import CommandLine
+from staddle import Progress
+from staddle.command._output import Output
+from staddle.command._watching import watched
+
+
+def on_a_terminal(staddle: CommandLine, *arguments: str | Path) -> tuple[int, bytes, bytes]:
+    """Runs it with standard error on a terminal: exit code, standard output, what the terminal was sent."""
+    ours, theirs = pty.openpty()
+    running = staddle.start(*arguments, stderr=theirs, stdout=subprocess.PIPE)
+    os.close(theirs)
+    shown = bytearray()
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # Linux answers so when the other side is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    out, _ = running.communicate(timeout=60)
+    return running.returncode, out, bytes(shown)
+
+
+def test_progress_moves_on_a_terminal_and_only_there(
+    staddle: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    code, out, shown = on_a_terminal(staddle, "backup", source, "--dataset", "www")
+    assert code == 0
+    assert out.count(b"\n") == 1
+    assert b"0 entries" in shown
+    assert b"\x1b[2K" in shown  # the line goes away in the end
+    assert staddle("backup", source, "--dataset", "www").err == ""
+    code, out, shown = on_a_terminal(staddle, "restore", "www", "--target", tmp_path / "out")
+    assert (code, out.count(b"\n")) == (0, 1)
+    assert b"at 0 B/s" in shown
+    code, out, shown = on_a_terminal(staddle, "restore", "www", "--target", tmp_path / "out", "--json")
+    assert (code, shown) == (0, b"")
+
+
+def test_errors_stay_on_the_terminal_when_the_moving_line_goes(staddle: CommandLine, source: Path) -> None:
+    code, out, shown = on_a_terminal(staddle, "backup", source, "--dataset", "www", "--kind", "differential")
+    assert (code, out) == (1, b"")
+    assert b"--kind full" in shown
+
+
+def test_a_retry_is_said_in_a_pipe_too() -> None:
+    written = io.StringIO()
+    with redirect_stderr(written), watched(Output(as_json=False)) as show:
+        show(Progress("send", path="a"))
+        show(Progress("retry", notice="No answer. Trying again in 1 s."))
+    assert written.getvalue() == "staddle: No answer. Trying again in 1 s.\n"

@@ -1,0 +1,48 @@
+"""Where Go or Node is missing, a test says what is left out; where nothing may be left out, it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from _pytest.outcomes import Failed, Skipped
+from conftest import need
+
+
+@pytest.fixture
+def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A PATH with nothing on it, and nobody who requires all."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("STADDLE_TEST_REQUIRE", raising=False)
+    return tmp_path
+
+
+def program(path: Path, name: str, says: str) -> None:
+    (path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+    (path / name).chmod(0o755)
+
+
+def test_a_missing_tool_skips_and_says_what_is_left_out(path: Path) -> None:
+    with pytest.raises(
+        Skipped, match=r"the client in Node left out: node 20\.19 or newer is not on PATH; npm 10"
+    ):
+        need("the client in Node", "node", "npm")
+
+
+def test_a_missing_tool_fails_where_all_is_required(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STADDLE_TEST_REQUIRE", "all")
+    with pytest.raises(Failed, match=r"grpcurl left out: go 1\.24 or newer is not on PATH"):
+        need("grpcurl", "go")
+
+
+def test_a_tool_that_is_too_old_counts_as_missing(path: Path) -> None:
+    program(path, "go", "go version go1.23.9 linux/amd64")
+    with pytest.raises(Skipped, match=r"go 1\.24 or newer is needed, and this is go version go1\.23\.9"):
+        need("the client in Go", "go")
+
+
+def test_tools_that_are_new_enough_leave_nothing_out(path: Path) -> None:
+    program(path, "go", "go version go1.24 linux/amd64")
+    program(path, "node", "v20.19.0")
+    program(path, "npm", "10.8.2")
+    need("nothing", "go", "node", "npm")
