@@ -26,7 +26,7 @@ Buffer = bytes | bytearray | memoryview
 CONTENT_ID_CONTEXT: Final = "staddle.v1 content id"
 EMPTY_CONTENT_ID: Final = blake3(b"").digest()
 CHUNK_BYTES_MAX: Final = 1024 * 1024
-WINDOW_BYTES: Final = 2 * 1024 * 1024
+WINDOW_BYTES: Final = CHUNK_BYTES_MAX + 256 * 1024
 PREDICTIONS_MAX: Final = 100_000
 """Chunks of a neighbour that a Chunker remembers at the most; what lies beyond is scanned."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SECONDS_MAX = 60
+SECONDS_MAX = 120
 
 
 @dataclass(frozen=True)

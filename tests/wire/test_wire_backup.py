@@ -441,3 +441,66 @@ def test_only_one_stream_writes_an_upload_at_a_time(running):
     assert busy == "UPLOAD_BUSY"
     go.set()
     assert first.result(timeout=20).backup.number == 1
+
+
+def test_a_stream_that_is_replayed_after_its_commit_is_answered_as_the_first(running):
+    stub = running.stub()
+    parts = [begin("www", request_id="r"), small("a", b"1"), finish(1, 1)]
+    first = stub.Backup(messages(parts))
+    again = stub.Backup(messages(parts))
+    assert again.backup == first.backup
+    assert again.upload.state == pb.UPLOAD_STATE_COMMITTED
+    assert len(backups(stub, "www")) == 1
+
+
+@pytest.mark.parametrize("fields", [{"request_id": "r"}, {"take_over": True}])
+def test_a_stream_that_begins_again_never_adds_to_what_an_earlier_one_brought(running, fields):
+    stub = running.stub()
+    parts = [begin("www", **fields), small("a", b"1"), small("b", b"2")]
+    with pytest.raises(grpc.RpcError):
+        stub.Backup(messages(parts))
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.Backup(messages([*parts, finish(2, 2)]))
+    assert refused.value.code() == grpc.StatusCode.ABORTED
+    assert reason(refused.value) == "RESUME_REQUIRED"
+    upload = stub.ResumeUpload(
+        sv.ResumeUploadRequest(upload_id=info(refused.value).metadata["upload"])
+    ).upload
+    goes_on = sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=upload.durable.position)
+    stub.Backup(messages([Part(continue_upload=goes_on), finish(2, 2)]))
+    assert restore(stub, "www").files == {"a": b"1", "b": b"2"}
+
+
+def test_nothing_may_come_behind_finish(running):
+    stub = running.stub()
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Backup(messages([begin("www"), finish(0, 0), small("late", b"")]))
+    assert reason(failed.value) == "BAD_SEQUENCE"
+    assert backups(stub, "www") == []
+
+
+def test_a_crash_between_a_commits_packs_and_its_transaction_loses_nothing(running):
+    """The durable point must not run ahead of what the runs hold, or a resumed upload would commit too little."""
+    stub = running.stub()
+    source = Source(stub, "www")
+    source.put_file("a", b"1")
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
+    source.put_file("b", b"2")
+    uploads = running.catalog.uploads
+    commit = uploads.commit
+
+    def crash(*_, **__):
+        raise RuntimeError("the process ends here")
+
+    uploads.commit = crash
+    with pytest.raises(grpc.RpcError):
+        source.commit()
+    uploads.commit = commit
+    running.restart()
+    source.stub = stub = running.stub()
+    source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    assert source.upload.durable.entry_count == 1
+    source.entries, source.bytes, source.number = 1, 1, 1
+    source.put_file("b", b"2")
+    source.commit()
+    assert restore(stub, "www").files == {"a": b"1", "b": b"2"}

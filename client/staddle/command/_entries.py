@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from staddle import Client, Entry, EntryType
+from staddle import Client, Entry, EntryType, ProtocolError
 from staddle._channel import tune_malloc
 from staddle.command import _records, _words
 from staddle.command._options import (
@@ -167,6 +167,8 @@ def _pieces(
         end = size if wanted.end is None else min(wanted.end, size)
         while position < end:
             piece = file.read(min(piece_bytes, end - position))
+            if not piece:
+                raise ProtocolError("The file ended before its size was reached.")
             position += len(piece)
             yield piece
 

@@ -24,7 +24,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     DESCRIPTOR: _descriptor.EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     ERROR_REASON_BAD_FIELD: _ErrorReason.ValueType  # 1
-    """[INVALID_ARGUMENT: field] A field's value is out of its range or form."""
+    """[INVALID_ARGUMENT: field, and path where it is an entry's] A field's value is out of its range or form."""
     ERROR_REASON_BAD_PAGE_TOKEN: _ErrorReason.ValueType  # 2
     """[INVALID_ARGUMENT: field] A page token is not one that this query gave."""
     ERROR_REASON_DIGEST_MISMATCH: _ErrorReason.ValueType  # 3
@@ -99,7 +99,7 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_BAD_FIELD: ErrorReason.ValueType  # 1
-"""[INVALID_ARGUMENT: field] A field's value is out of its range or form."""
+"""[INVALID_ARGUMENT: field, and path where it is an entry's] A field's value is out of its range or form."""
 ERROR_REASON_BAD_PAGE_TOKEN: ErrorReason.ValueType  # 2
 """[INVALID_ARGUMENT: field] A page token is not one that this query gave."""
 ERROR_REASON_DIGEST_MISMATCH: ErrorReason.ValueType  # 3

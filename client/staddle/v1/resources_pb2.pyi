@@ -430,8 +430,9 @@ class Entry(_message.Message):
     own content; a restore links two paths only if group and content id agree.
     """
     data: _builtins.bytes
-    """FILE: the whole content, inline. In a Backup stream a FILE with neither data nor content nor
-    content_from_base is followed by Data parts and one EntryEnd.
+    """FILE: the whole content, inline. In a Backup stream a FILE with neither data nor content nor content_from_base is
+    followed by Data parts and one EntryEnd. Out, in Restore: the content of an empty file, or of one that is a single
+    chunk of up to 64 KiB, so that the content id is its BLAKE3; then neither Data nor EntryEnd follow.
     """
     content_from_base: _builtins.bool
     """In, FILE: the content is the one that the base has at this path (a metadata change, unread)."""
@@ -808,6 +809,7 @@ class Backup(_message.Message):
     kind: Global___BackupKind.ValueType
     base_backup_id: _builtins.str
     entry_count: _builtins.int
+    """Entries in it, implied directories included."""
     data_bytes: _builtins.int
     """The sum of the sizes of its regular files."""
     stored_bytes: _builtins.int
@@ -906,7 +908,7 @@ Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
 
 @_typing.final
 class BackupSelector(_message.Message):
-    """Which backup of a dataset. Nothing set: the newest one. Hidden (deleted) ones are never picked."""
+    """Which backup of a dataset. Nothing set, or an empty text: the newest one. Hidden (deleted) ones are never picked."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -218,7 +218,7 @@ class Data(_message.Message):
     """So many zero bytes instead of data (which is empty then). At most 1 GiB a part."""
     @_builtins.property
     def chunk_lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Out: the lengths of the whole chunks that these bytes are, in order. In: ignored."""
+        """Out: the lengths of the whole chunks that these bytes (or zero bytes) are, in order. In: ignored."""
 
     def __init__(
         self,
@@ -237,6 +237,8 @@ Global___Data: _TypeAlias = Data  # noqa: Y015
 
 @_typing.final
 class EntryEnd(_message.Message):
+    """Every field may be left out on the way in."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SIZE_BYTES_FIELD_NUMBER: _builtins.int

@@ -149,7 +149,8 @@ class StaddleServiceServicer(object):
     def Backup(self, request_iterator, context):
         """A whole backup in one call, or more of an open upload. Role: writer.
 
-        The first part is begin (a new upload) or continue_upload. Only the part finish makes a backup: a stream that
+        The first part is begin (a new upload) or continue_upload. A begin whose request_id made a backup before is answered as
+        it was then; one whose upload (by request_id or take_over) is open and has entries fails with RESUME_REQUIRED. Only the part finish makes a backup: a stream that
         ends without it, for whatever reason, leaves the upload open and fails with UNFINISHED_STREAM, naming the upload and
         what is durable. The part checkpoint ends the stream too, as a success without a backup. After
         any failure ask GetUpload what is true: the status of a broken stream can be lost on its way.
@@ -269,7 +270,7 @@ class StaddleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListEntries(self, request, context):
-        """One directory, or all below it, in order. Role: reader.
+        """One directory, or all below it, in order, without itself (Restore with exact gives that). Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

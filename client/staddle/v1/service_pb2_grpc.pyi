@@ -46,7 +46,8 @@ class StaddleServiceStub:
     Backup: _grpc.StreamUnaryMultiCallable[_service_pb2.BackupRequest, _service_pb2.BackupResponse]
     """A whole backup in one call, or more of an open upload. Role: writer.
 
-    The first part is begin (a new upload) or continue_upload. Only the part finish makes a backup: a stream that
+    The first part is begin (a new upload) or continue_upload. A begin whose request_id made a backup before is answered as
+    it was then; one whose upload (by request_id or take_over) is open and has entries fails with RESUME_REQUIRED. Only the part finish makes a backup: a stream that
     ends without it, for whatever reason, leaves the upload open and fails with UNFINISHED_STREAM, naming the upload and
     what is durable. The part checkpoint ends the stream too, as a success without a backup. After
     any failure ask GetUpload what is true: the status of a broken stream can be lost on its way.
@@ -90,7 +91,7 @@ class StaddleServiceStub:
     GetBackup: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetBackupRequest, _service_pb2.GetBackupResponse]
     """One backup. Role: reader."""
     ListEntries: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListEntriesRequest, _service_pb2.ListEntriesResponse]
-    """One directory, or all below it, in order. Role: reader."""
+    """One directory, or all below it, in order, without itself (Restore with exact gives that). Role: reader."""
     ListChanges: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListChangesRequest, _service_pb2.ListChangesResponse]
     """What differs between two backups of a dataset, in order. Role: reader."""
     DeleteBackup: _grpc.UnaryUnaryMultiCallable[_service_pb2.DeleteBackupRequest, _service_pb2.DeleteBackupResponse]
@@ -108,7 +109,8 @@ class StaddleServiceAsyncStub(StaddleServiceStub):
     Backup: _aio.StreamUnaryMultiCallable[_service_pb2.BackupRequest, _service_pb2.BackupResponse]  # type: ignore[assignment]
     """A whole backup in one call, or more of an open upload. Role: writer.
 
-    The first part is begin (a new upload) or continue_upload. Only the part finish makes a backup: a stream that
+    The first part is begin (a new upload) or continue_upload. A begin whose request_id made a backup before is answered as
+    it was then; one whose upload (by request_id or take_over) is open and has entries fails with RESUME_REQUIRED. Only the part finish makes a backup: a stream that
     ends without it, for whatever reason, leaves the upload open and fails with UNFINISHED_STREAM, naming the upload and
     what is durable. The part checkpoint ends the stream too, as a success without a backup. After
     any failure ask GetUpload what is true: the status of a broken stream can be lost on its way.
@@ -152,7 +154,7 @@ class StaddleServiceAsyncStub(StaddleServiceStub):
     GetBackup: _aio.UnaryUnaryMultiCallable[_service_pb2.GetBackupRequest, _service_pb2.GetBackupResponse]  # type: ignore[assignment]
     """One backup. Role: reader."""
     ListEntries: _aio.UnaryUnaryMultiCallable[_service_pb2.ListEntriesRequest, _service_pb2.ListEntriesResponse]  # type: ignore[assignment]
-    """One directory, or all below it, in order. Role: reader."""
+    """One directory, or all below it, in order, without itself (Restore with exact gives that). Role: reader."""
     ListChanges: _aio.UnaryUnaryMultiCallable[_service_pb2.ListChangesRequest, _service_pb2.ListChangesResponse]  # type: ignore[assignment]
     """What differs between two backups of a dataset, in order. Role: reader."""
     DeleteBackup: _aio.UnaryUnaryMultiCallable[_service_pb2.DeleteBackupRequest, _service_pb2.DeleteBackupResponse]  # type: ignore[assignment]
@@ -173,7 +175,8 @@ class StaddleServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_service_pb2.BackupResponse, _abc.Awaitable[_service_pb2.BackupResponse]]:
         """A whole backup in one call, or more of an open upload. Role: writer.
 
-        The first part is begin (a new upload) or continue_upload. Only the part finish makes a backup: a stream that
+        The first part is begin (a new upload) or continue_upload. A begin whose request_id made a backup before is answered as
+        it was then; one whose upload (by request_id or take_over) is open and has entries fails with RESUME_REQUIRED. Only the part finish makes a backup: a stream that
         ends without it, for whatever reason, leaves the upload open and fails with UNFINISHED_STREAM, naming the upload and
         what is durable. The part checkpoint ends the stream too, as a success without a backup. After
         any failure ask GetUpload what is true: the status of a broken stream can be lost on its way.
@@ -313,7 +316,7 @@ class StaddleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.ListEntriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.ListEntriesResponse, _abc.Awaitable[_service_pb2.ListEntriesResponse]]:
-        """One directory, or all below it, in order. Role: reader."""
+        """One directory, or all below it, in order, without itself (Restore with exact gives that). Role: reader."""
 
     @_abc_1.abstractmethod
     def ListChanges(

@@ -27,7 +27,7 @@ Compressed = tuple[int, Payload]
 
 LOOK_UP_BYTES: Final = {Role.DATA: 1 * MIB, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
 SEGMENT_BYTES: Final = {Role.DATA: SEGMENT_RAW_BYTES_TARGET, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
-COMPRESSING_MAX: Final = 2
+COMPRESSING_MAX: Final = 1
 """Segments that are being compressed at once, for one upload."""
 KNOWN_MAX: Final = 16_384
 """Chunks of which an upload remembers that they are there."""

@@ -15,8 +15,8 @@ from staddle_server.types import ChunkPlace, Role, SegmentRef
 
 PAGES_KEPT_BYTES: Final = 1 * MIB
 """What a reader of manifest pages keeps of inflated segments."""
-DATA_KEPT_BYTES: Final = 3 * MIB
-"""The same of a reader of data: two or three segments."""
+DATA_KEPT_BYTES: Final = 2 * MIB
+"""The same of a reader of data: two segments."""
 
 
 class ChunkReader:

@@ -170,7 +170,7 @@ def _entry_in(m: pb.Entry) -> Entry:
         owner=m.owner,
         group=m.group,
         device=(m.device_major, m.device_minor)
-        if type_ in {EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE}
+        if m.device_major or m.device_minor or type_ in {EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE}
         else None,
         link_group=m.link_group,
         attributes=attributes,

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import StaddleError
-from staddle_server.limits import MESSAGE_BYTES_MAX, UNARY_THREADS
+from staddle_server.limits import MESSAGE_BYTES_MAX, MIB, UNARY_THREADS
 from staddle_server.types import TokenRole
 from staddle_server.wire.call import Gate, Method, handle
 from staddle_server.wire.info import InfoCalls
@@ -38,7 +39,9 @@ OPTIONS: Final = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2<<20),
+    # A stream that is not read holds so much of what was sent, and no more: probing the bandwidth made it several MiB.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", MIB),
     ("grpc.max_metadata_size", 16 * 1024),
 )
 
@@ -123,6 +126,23 @@ class _Door(grpc.ServerInterceptor):
         )
 
 
+class _Symbols:
+    """The default descriptor pool, which finds the file of a method too: `grpcurl describe SERVICE.METHOD` asks for that."""
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - protobuf's name
+        """The file that defines a symbol; KeyError where there is none."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return self._pool.FindMethodByName(symbol).containing_service.file
+
+
 class WireServer:
     """A gRPC server that can be started once, drained, and stopped."""
 
@@ -141,7 +161,7 @@ class WireServer:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._server)
+        reflection.enable_server_reflection(names, self._server, pool=_Symbols())
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens and serves; gives the port.

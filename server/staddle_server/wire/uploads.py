@@ -12,14 +12,15 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server import limits
 from staddle_server.catalog import Upload
-from staddle_server.errors import BadRequest, StaddleError, Unfinished
+from staddle_server.errors import BadRequest, Conflict, StaddleError, Unfinished
+from staddle_server.manifest.entries import shown
 from staddle_server.session.frames import check_frame
 from staddle_server.session.intake import Intake
 from staddle_server.session.stream import BackupStream
 from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Opened, Uploads
 from staddle_server.session.writer import UploadWriter
-from staddle_server.types import ChunkRef
+from staddle_server.types import ChunkRef, UploadState
 from staddle_server.wire import convert
 from staddle_server.wire.call import Call
 from staddle_server.wire.convert import bad, identifier
@@ -200,7 +201,10 @@ class UploadCalls:
             raise BadRequest("BAD_SEQUENCE", "a Backup stream starts with begin or continue_upload")
         if which == "begin":
             upload = self._begin(first.begin, call).upload
+            if upload.state is UploadState.COMMITTED:
+                return self._committed(upload, call)
             writer = self._uploads.writer(call.principal, upload.id, upload.epoch)
+            self._check_new(writer)
         else:
             writer = self._writer(first.continue_upload, call)
         stream = BackupStream(writer, self._tenants.get(call.principal.tenant))
@@ -208,6 +212,28 @@ class UploadCalls:
             if which == "continue_upload":
                 stream.check_position(first.continue_upload.position)
             return self._receive(parts, stream, writer, call)
+
+    def _committed(self, upload: Upload, call: Call) -> sv.BackupResponse:
+        """A replay of a stream whose backup was made: answers as the first did."""
+        backup = self._uploads.commit(call.principal, upload.id, upload.epoch, 0, 0)
+        return sv.BackupResponse(upload=self._upload(upload), backup=convert.backup_out(backup))
+
+    @staticmethod
+    def _check_new(writer: UploadWriter) -> None:
+        """A stream that begins an upload anew must not add to what an earlier one has brought.
+
+        Raises:
+            Conflict: RESUME_REQUIRED.
+
+        """
+        if writer.position or writer.open_path is not None:
+            upload = writer.upload.id.hex()
+            raise Conflict(
+                "RESUME_REQUIRED",
+                f"upload {upload} is open and has {writer.position} entries and removals already: ResumeUpload and "
+                "continue_upload go on with it, AbortUpload gives it up",
+                upload=upload,
+            )
 
     def _receive(
         self, parts: Iterator[sv.BackupPart], stream: BackupStream, writer: UploadWriter, call: Call
@@ -271,7 +297,7 @@ class UploadCalls:
         return Unfinished(
             "UNFINISHED_STREAM",
             f"the stream ended without finish, so there is no backup; {durable}"
-            + (f", the last one {last!r}" if last is not None else "")
+            + (f", the last one is {shown(last)}" if last is not None else "")
             + f"; go on with ResumeUpload of {upload} and continue_upload",
             upload=upload,
         )
@@ -290,4 +316,8 @@ def _parts(requests: Iterator[sv.BackupRequest]) -> Iterator[sv.BackupPart]:
     for request in requests:
         if len(request.parts) > limits.PARTS_PER_MESSAGE_MAX:
             raise bad("parts", f"a message has at most {limits.PARTS_PER_MESSAGE_MAX}")
-        yield from request.parts
+        for index, part in enumerate(request.parts):
+            ends = part.HasField("finish") or part.HasField("checkpoint")
+            if ends and index + 1 < len(request.parts):
+                raise BadRequest("BAD_SEQUENCE", "nothing may come behind finish or checkpoint")
+            yield part
