@@ -5,7 +5,8 @@
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
-#   make bench                 speed and size against restic and borg
+#   make bench                 speed and size against restic and borg; ARGS="--help" tells the sizes
+#   make bench-peers           install restic and borg for it (Debian, as root; borg into .tools/borg)
 #   make big                   a large tree and a large file through everything, with kills in the middle
 #   make interop               clients in other languages: grpcurl, Go, Node
 #   make format                bring the code into its format
@@ -124,6 +125,17 @@ protos-drift: $(PROTOS_STAMP)
 .PHONY: bench
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.bench $(ARGS)
+
+BORG := .tools/borg
+# borg has no wheels: it is built here, and needs these to build against.
+BORG_NEEDS := gcc pkg-config libacl1-dev liblz4-dev libssl-dev libxxhash-dev libzstd-dev
+.PHONY: bench-peers
+bench-peers: python
+	@apt-get update -qq
+	@apt-get install -y -qq restic $(BORG_NEEDS) >/dev/null
+	@$(BASE_PYTHON) -m venv $(BORG)
+	@$(BORG)/bin/python $(PIP) install 'borgbackup>=1.4,<1.5'
+	@restic version && $(BORG)/bin/borg --version
 
 .PHONY: big
 big: $(STAMP)

@@ -178,18 +178,17 @@ def _ratios(done: Run, case: Case) -> Iterable[str]:
     for phase in Phase:
         for one in ours:
             for other in others:
-                cells = [ratio(done, case, phase, one, other, of) for _, of in RATIOS]
+                keys = (case.name, phase, one), (case.name, phase, other)
+                cells = [ratio(done, *keys, of) for _, of in RATIOS]
                 if any(cell is not None for cell in cells):
                     yield f"  {phase:<14}{other + ' / ' + one:<26}" + "".join(
                         f"{_cell(c, '.2f'):>10}" for c in cells
                     )
 
 
-def ratio(
-    done: Run, case: Case, phase: Phase, one: str, other: str, of: Callable[[Figures], float]
-) -> float | None:
-    """What `other` takes, divided by what `one` takes."""
-    ours, theirs = (done.median((case.name, phase, name), of) for name in (one, other))
+def ratio(done: Run, one: Key, other: Key, of: Callable[[Figures], float]) -> float | None:
+    """What `other` takes, divided by what `one` takes. None: one of them was not measured."""
+    ours, theirs = done.median(one, of), done.median(other, of)
     return theirs / ours if ours and theirs else None
 
 
@@ -260,7 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Left out: {reason}.")
     place = Path(tempfile.mkdtemp(prefix="staddle-bench-", dir=given.work))
     try:
-        facts = machine.describe(place) | {"compared": ", ".join(peer.version() for peer in able)}
+        facts = machine.describe(place) | {
+            "compared": ", ".join(dict.fromkeys(peer.version() for peer in able))
+        }
         facts["settings"] = "all compress and encrypt with authentication; benchmarks/peers.py says how"
         facts["file cache"] = (
             "emptied before each measurement"

@@ -12,6 +12,7 @@ GIB: Final = 1024**3
 LIBRARIES: Final = ("staddle", "grpcio", "protobuf", "pyfastcdc", "blake3", "zstandard", "cryptography")
 DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
 LEFT_ALONE_BYTES: Final = 2 * GIB
+TOUCHED_BYTES_MAX: Final = 8 * GIB
 TOUCH: Final = "import mmap, sys; m = mmap.mmap(-1, int(sys.argv[1])); [m.__setitem__(at, 1) for at in range(0, len(m), 4096)]"
 
 
@@ -35,8 +36,8 @@ def describe(place: Path) -> dict[str, str]:
 
 
 def touch_free_memory() -> int:
-    """Uses free memory once, all but 2 GiB: in a virtual machine the first use of a page may be slow. Answers how many bytes."""
-    size = memory("MemFree") - LEFT_ALONE_BYTES
+    """Uses up to 8 GiB of free memory once, and answers how much: in a virtual machine the first use of a page may be slow."""
+    size = min(TOUCHED_BYTES_MAX, memory("MemFree") - LEFT_ALONE_BYTES)
     if size <= 0:
         return 0
     subprocess.run([sys.executable, "-S", "-c", TOUCH, str(size)], check=True)

@@ -68,7 +68,7 @@ class Peer(ABC):
     def stored_bytes(self) -> int:
         """What the repository takes, everything included but caches of the client."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
         """Ends what `open` began."""
 
 

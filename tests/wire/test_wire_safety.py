@@ -342,6 +342,8 @@ BAD_ENTRIES = {
     "link group": pb.Entry(path="a", data=b"", link_group=bytes(65)),
     "xattr": pb.Entry(path="a", data=b"", xattrs=[pb.Xattr(name="user.x", value=bytes(65 * 1024))]),
     "twice the xattr": pb.Entry(path="a", data=b"", xattrs=[pb.Xattr(name="user.x")] * 2),
+    "target of a file": pb.Entry(path="a", data=b"", link_target="b"),
+    "device that is a file": pb.Entry(path="a", data=b"", device_major=1),
     "digest": pb.Entry(path="a", data=b"", file_digest=pb.FileDigest(blake3=b"x")),
     "both contents": pb.Entry(path="a", data=b"", content_from_base=True),
     "profile": pb.Entry(path="a", data=b"", profile=9),

@@ -164,9 +164,7 @@ def _entry_in(m: pb.Entry) -> Entry:
         mtime_ns=m.mtime_ns if m.HasField("mtime_ns") else None,
         ctime_ns=m.ctime_ns if m.HasField("ctime_ns") else None,
         inode=m.inode if m.HasField("inode") else None,
-        link_target=(m.link_target_bytes or m.link_target.encode("utf-8"))
-        if type_ is EntryType.SYMLINK
-        else None,
+        link_target=m.link_target_bytes or m.link_target.encode("utf-8") or None,
         owner=m.owner,
         group=m.group,
         device=(m.device_major, m.device_minor)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import grpc
 from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
@@ -161,7 +162,7 @@ class WireServer:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, self._server, pool=_Symbols())
+        reflection.enable_server_reflection(names, self._server, pool=cast("DescriptorPool", _Symbols()))
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens and serves; gives the port.
