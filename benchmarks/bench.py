@@ -19,7 +19,7 @@ from typing import Final
 
 from benchmarks import data, listing, machine
 from benchmarks.peers import Command, Peer, Phase, peers, usable
-from benchmarks.processes import MIB, run
+from benchmarks.processes import MIB, ProgramError, run
 
 RESULTS: Final = Path(__file__).parent / "results"
 SETTLE_S: Final = 3.0
@@ -85,7 +85,7 @@ class Run:
         peer.open(repository)
         try:
             for phase in peer.phases:
-                figures = self._measure(peer, peer.command(phase, case.source, target))
+                figures = self._measure(peer, phase, peer.command(phase, case.source, target))
                 self.figures.setdefault((case.name, phase, peer.name), []).append(figures)
                 print(f"  {phase} {figures.seconds:.1f} s", end="", flush=True)
             if number == 0 and Phase.RESTORE in peer.phases:
@@ -98,7 +98,7 @@ class Run:
         for large in target.glob("*.img"):
             large.unlink()
 
-    def _measure(self, peer: Peer, command: Command) -> Figures:
+    def _measure(self, peer: Peer, phase: Phase, command: Command) -> Figures:
         if self.cold:
             machine.drop_caches()
         else:
@@ -109,6 +109,8 @@ class Run:
             server.reset_peak()
             before_s = server.cpu_s
         finished = run(command.argv, env=command.env, cwd=command.cwd).checked()
+        if fault := peer.fault(phase, finished.out):
+            raise ProgramError(f"{peer.name}, {phase}: {fault}")
         return Figures(
             finished.seconds,
             finished.cpu_s + (server.cpu_s - before_s if server is not None else 0.0),

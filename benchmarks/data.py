@@ -175,6 +175,7 @@ def make_tree(root: Path, files: int, seed: str, *, odd: bool = True) -> Tree:
         stem = f"{rng.choice(names)}_{number:x}"
         if rng.random() < SYMLINK_SHARE:
             os.symlink(f"../{rng.choice(names)}/{stem}" if rng.random() < 0.5 else ".", f"{directory}/{stem}")
+            _age(f"{directory}/{stem}", rng)
             continue
         large = number % FILES_PER_LARGE == FILES_PER_LARGE // 2
         data, suffix = _file_data(rng, supply, kept, large=large)
@@ -243,7 +244,7 @@ def _moment_ns(rng: random.Random) -> int:
 
 
 def _age(path: str, rng: random.Random) -> None:
-    os.utime(path, ns=(when_ns := _moment_ns(rng), when_ns))
+    os.utime(path, ns=(when_ns := _moment_ns(rng), when_ns), follow_symlinks=False)
 
 
 def _make_odd(root: Path, rng: random.Random, supply: Supply) -> int:
@@ -266,7 +267,7 @@ def _make_odd(root: Path, rng: random.Random, supply: Supply) -> int:
     with suppress(OSError):  # not every file system has them
         os.setxattr(root / "sparse", "user.comment", b"made by make_tree")
     os.chmod(root / "empty", 0o4711)
-    for name in ("empty", "empty-directory", "fifo", "sparse"):
+    for name in ("empty", "empty-directory", "fifo", "dangling", "sparse"):
         _age(str(root / name), rng)
     return 5_000 + 300 + 300 + 2 * 70_000 + 16 * MIB
 

@@ -7,6 +7,7 @@ over loopback, and the processor time and memory of both are counted.
 """
 
 import enum
+import json
 import re
 import shutil
 from abc import ABC, abstractmethod
@@ -64,6 +65,10 @@ class Peer(ABC):
     def command(self, phase: Phase, source: Path, target: Path) -> Command:
         """Backs up the content of the directory `source`, or restores it straight into the empty directory `target`."""
 
+    def fault(self, phase: Phase, out: str) -> str:
+        """What it did other than the phase wants, such as read what it should not; empty: nothing that it would tell."""
+        return ""
+
     @abstractmethod
     def stored_bytes(self) -> int:
         """What the repository takes, everything included but caches of the client."""
@@ -98,6 +103,15 @@ class Staddle(Peer):
             Phase.RESTORE: staddle("restore", "data", "--target", target),
         }
         return Command(argv[phase], self.server.environment, source)
+
+    def fault(self, phase: Phase, out: str) -> str:
+        report = json.loads(out.strip().splitlines()[-1])
+        read, all_bytes = report.get("read_bytes"), report["data_bytes"]
+        if phase is Phase.UNCHANGED and read:
+            return f"it read {read} bytes of what had not changed"
+        if phase in {Phase.FIRST, Phase.RESCAN} and read < all_bytes:
+            return f"it read {read} bytes of {all_bytes}"
+        return ""
 
     def stored_bytes(self) -> int:
         assert self.server is not None
@@ -149,7 +163,7 @@ class Restic(Peer):
         }
 
     def command(self, phase: Phase, source: Path, target: Path) -> Command:
-        backup: list[str | Path] = ["restic", "backup", "--compression", "auto", "--quiet", "."]
+        backup: list[str | Path] = ["restic", "backup", "--compression", "auto", "--json", "--quiet", "."]
         argv: dict[Phase, list[str | Path]] = {
             Phase.FIRST: backup,
             Phase.UNCHANGED: backup,
@@ -157,6 +171,15 @@ class Restic(Peer):
             Phase.RESTORE: ["restic", "restore", "latest", "--quiet", "--target", target],
         }
         return Command(argv[phase], self._env(), source)
+
+    def fault(self, phase: Phase, out: str) -> str:
+        if phase is Phase.RESTORE:
+            return ""
+        report = json.loads(out.strip().splitlines()[-1])
+        unread, others = report["files_unmodified"], report["files_new"] + report["files_changed"]
+        if phase is Phase.UNCHANGED and others:
+            return f"it read {others} files of those that had not changed"
+        return f"it left {unread} files unread" if phase is not Phase.UNCHANGED and unread else ""
 
     def stored_bytes(self) -> int:
         return tree_bytes(self._place / "repository")

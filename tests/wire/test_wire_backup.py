@@ -504,3 +504,21 @@ def test_a_crash_between_a_commits_packs_and_its_transaction_loses_nothing(runni
     source.put_file("b", b"2")
     source.commit()
     assert restore(stub, "www").files == {"a": b"1", "b": b"2"}
+
+
+@pytest.mark.parametrize("instead", ["an entry", "a removal", "the same file anew"])
+def test_an_open_file_that_is_not_gone_on_with_is_given_up(running, instead):
+    stub = running.stub()
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Backup(messages([begin("www"), Part(entry=pb.Entry(path="gone")), *pieces(noise(3_000_000))]))
+    upload_id = info(failed.value).metadata["upload"]
+    upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload_id)).upload
+    assert upload.durable.open_entry.path == "gone"
+    goes_on = sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=upload.durable.position)
+    parts, files = {
+        "an entry": ([small("a", b"1"), finish(1, 1)], {"a": b"1"}),
+        "a removal": ([Part(remove=pb.Remove(path="x")), finish(0, 0)], {}),
+        "the same file anew": ([small("gone", b"12"), finish(1, 2)], {"gone": b"12"}),
+    }[instead]
+    stub.Backup(messages([Part(continue_upload=goes_on), *parts]))
+    assert restore(stub, "www").files == files

@@ -321,7 +321,6 @@ class UploadWriter:
             entry = msgspec.structs.replace(opened.entry, content=content)
             entry = entry if finish is None else finish(entry, content)
             check_entry(entry)
-            self._received.open = None
             self._take(entry)
             return entry
 
@@ -347,6 +346,7 @@ class UploadWriter:
     def remove(self, path: bytes) -> None:
         """Takes a path, and all below it, out of what came before."""
         with self._writing():
+            self._received.open = None
             self._received.append(removal(path))
             self._checkpoint_when_due()
 
@@ -372,6 +372,7 @@ class UploadWriter:
 
     def _take(self, entry: Entry) -> None:
         entry = store_attributes(entry, self._pages)
+        self._received.open = None  # a file that was begun and not gone on with is given up
         self._received.count(entry)
         self._received.append(entry)
         self._checkpoint_when_due()

@@ -1,0 +1,105 @@
+"""A file that is being written under a temporary name, until its content is whole and it gets its own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from staddle._target import discard, make_temporary, settle
+
+if TYPE_CHECKING:
+    from staddle._apply import Applier, Report
+    from staddle.v1 import resources_pb2 as pb
+
+ZEROS: Final = bytes(1024 * 1024)
+FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class OpenedFile:
+    """A file in an open directory, which has to stay open until `finish` or `abandon`. Zeros where the entry has holes take no space."""
+
+    def __init__(self, dir_fd: int, name: bytes, entry: pb.Entry) -> None:
+        """Raises OSError if nothing can be made there."""
+        self.entry = entry
+        self._dir_fd = dir_fd
+        self._name = name
+        mode = 0o600 if entry.HasField("mode") else 0o666
+        self._temporary, self._descriptor = make_temporary(
+            lambda temporary: os.open(temporary, FLAGS, mode, dir_fd=dir_fd)
+        )
+        self._position = 0
+        self._end_of_data = 0
+        self._holes = [(hole.offset_bytes, hole.offset_bytes + hole.length_bytes) for hole in entry.holes]
+        self._holes.reverse()
+
+    def write(self, data: bytes) -> None:
+        """The next bytes."""
+        if not self._holes:
+            self._put(data)
+            return
+        view = memoryview(data)
+        while view:
+            in_hole, length = self._stretch(len(view))
+            piece = view[:length]
+            if in_hole and _is_zeros(piece):
+                self._position += length
+            else:
+                self._put(piece)
+            view = view[length:]
+
+    def write_zeros(self, count: int) -> None:
+        """So many zero bytes."""
+        while count:
+            in_hole, length = self._stretch(count)
+            if in_hole:
+                self._position += length
+            else:
+                length = min(length, len(ZEROS))
+                self._put(memoryview(ZEROS)[:length])
+            count -= length
+
+    def finish(self, applier: Applier, report: Report, *, plain: bool = False) -> os.stat_result:
+        """Sets the metadata and gives it its name; see Applier.to_descriptor for `plain`. Its stat, from before the metadata."""
+        try:
+            if self._end_of_data < self._position:
+                os.ftruncate(self._descriptor, self._position)
+            status = applier.to_descriptor(self._descriptor, self.entry, report, plain=plain)
+        except BaseException:
+            self.abandon()
+            raise
+        os.close(self._descriptor)
+        settle(self._dir_fd, self._temporary, self._name)
+        return status
+
+    def abandon(self) -> None:
+        """Leaves nothing of it."""
+        os.close(self._descriptor)
+        discard(self._dir_fd, self._temporary)
+
+    def _stretch(self, length_max: int) -> tuple[bool, int]:
+        """Whether the position is in a hole, and how far that is so."""
+        while self._holes and self._holes[-1][1] <= self._position:
+            self._holes.pop()
+        if not self._holes:
+            return False, length_max
+        start, end = self._holes[-1]
+        if self._position < start:
+            return False, min(length_max, start - self._position)
+        return True, min(length_max, end - self._position)
+
+    def _put(self, data: bytes | memoryview) -> None:
+        count = os.pwrite(self._descriptor, data, self._position) if data else 0
+        self._position += count
+        rest = memoryview(data)[count:]
+        while rest:
+            count = os.pwrite(self._descriptor, rest, self._position)
+            self._position += count
+            rest = rest[count:]
+        self._end_of_data = self._position
+
+
+def _is_zeros(piece: memoryview) -> bool:
+    return all(
+        piece[start : start + len(ZEROS)] == memoryview(ZEROS)[: len(piece) - start]
+        for start in range(0, len(piece), len(ZEROS))
+    )

@@ -1,0 +1,55 @@
+"""What a restore has done so far."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import Final
+
+from staddle._scan import reason_of
+from staddle._types import PathProblem, ProblemKind
+
+PROBLEMS_MAX: Final = 100_000
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""What makes going on pointless."""
+
+
+class TargetFullError(OSError):
+    """The target takes nothing more."""
+
+
+@dataclass(slots=True)
+class WriteTally:
+    """What was written, and what was not. Each thread has its own."""
+
+    problems: dict[PathProblem, None] = field(default_factory=dict)
+    problems_dropped: int = 0
+    written: int = 0
+    unchanged: int = 0
+    kept: int = 0
+    data_bytes: int = 0
+    sockets: int = 0
+    path: bytes = b""
+
+    def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
+        """Notes a path that is not as it was in the backup."""
+        self._add(PathProblem(kind, path, message))
+
+    def not_written(self, path: bytes, error: OSError) -> None:
+        """Notes a path that the target did not take. Raises TargetFullError if it will take no other either."""
+        if error.errno in FULL:
+            raise TargetFullError(error.errno, reason_of(error), path) from error
+        self.note(ProblemKind.NOT_WRITTEN, path, reason_of(error))
+
+    def take_in(self, other: WriteTally) -> None:
+        """Adds what another thread wrote."""
+        self.written += other.written
+        self.data_bytes += other.data_bytes
+        for problem in other.problems:
+            self._add(problem)
+
+    def _add(self, problem: PathProblem) -> None:
+        if problem in self.problems or len(self.problems) < PROBLEMS_MAX:
+            self.problems[problem] = None
+        else:
+            self.problems_dropped += 1
