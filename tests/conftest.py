@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,6 +208,12 @@ class ServerProcess:
     def config(self) -> Path:
         """The client's configuration for it."""
         return self.data / "client.toml"
+
+    def stub(self) -> Stub:
+        """The generated client, with the token that the server left for this machine."""
+        token = tomllib.loads(self.config.read_text())["token"]
+        channel = grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
+        return Stub(grpc.intercept_channel(channel, _Bearer(token)))
 
     def kill(self) -> None:
         """kill -9."""

@@ -35,17 +35,24 @@ class Applier:
     owners_kept: int = 0
     xattrs_kept: int = 0
 
-    def to_descriptor(self, descriptor: int, entry: pb.Entry, report: Report) -> None:
-        """Onto an open file or directory. What is right already is not touched."""
-        status = os.fstat(descriptor)
+    def to_descriptor(
+        self, descriptor: int, entry: pb.Entry, report: Report, *, plain: bool = False
+    ) -> os.stat_result:
+        """Onto an open file or directory. What is right already is not touched. Its stat, from before.
+
+        `plain` says of a new file that it has no extended attributes that it should not have.
+        """
+        before = status = os.fstat(descriptor)
         if self._owner(descriptor, None, entry, status, report):
             status = os.fstat(descriptor)
         if entry.HasField("mode") and stat.S_IMODE(status.st_mode) != entry.mode & 0o7777:
             _try(report, "mode", lambda: os.fchmod(descriptor, entry.mode & 0o7777))
-        self._xattrs(descriptor, entry, report)
+        if not plain or entry.xattrs:
+            self._xattrs(descriptor, entry, report)
         if entry.HasField("mtime_ns") and status.st_mtime_ns != entry.mtime_ns:
             times = (status.st_atime_ns, entry.mtime_ns)
             _try(report, "modification time", lambda: os.utime(descriptor, ns=times))
+        return before
 
     def to_name(self, dir_fd: int, name: bytes, entry: pb.Entry, report: Report) -> None:
         """Onto a symlink, fifo or device in an open directory. What is right already is not touched."""
@@ -128,6 +135,16 @@ class Applier:
                 self.xattrs_kept += 1
             else:
                 report(f"extended attribute {name!r}: {reason_of(error)}")
+
+
+def inherits_acl(dir_fd: int) -> bool:
+    """Whether a file that is made in this directory may get an ACL from it."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return "system.posix_acl_default" in os.listxattr(dir_fd)
+    except OSError as error:
+        return error.errno not in (errno.ENOTSUP, errno.ENOSYS)
 
 
 def _try(report: Report, what: str, work: Callable[[], None]) -> None:

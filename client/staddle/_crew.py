@@ -1,12 +1,16 @@
-"""Threads that write files while the next ones arrive, a bounded number of them ahead.
+"""Small files, written in batches; where the target makes one wait, by several threads, while the next files arrive.
 
-Small files go in batches, so that what one costs is its system calls. They are whole and checked before they come here. What a
-batch did is taken in by the one thread that hands over, in the order in which it handed over.
+On a disk of this machine the calls are so short that threads only take the interpreter from each other: one thread was as fast as
+two to four. Over a network every call waits, and threads wait side by side.
+
+The files are whole and checked before they come here. What a batch did is taken in by the one thread that hands over, in the
+order in which it handed over.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,13 +25,14 @@ from staddle._types import ProblemKind
 if TYPE_CHECKING:
     from staddle.v1 import resources_pb2 as pb
 
-WRITERS: Final = 2
-"""More did not make it faster: the calls are short, and between them every thread waits for the interpreter."""
+WRITERS: Final = 8
+WAITING: Final = 4.0
+"""A batch that took so many times as long as it worked says that the target makes its writers wait."""
 BATCH_FILES: Final = 64
 BATCH_BYTES: Final = 1024 * 1024
-BATCHES_AHEAD: Final = 6
-PIECES_AHEAD: Final = 3
-"""Of a large file, each about 1 MiB."""
+BATCH_DIRECTORIES: Final = 8
+"""Each is a descriptor, of which a process may have few."""
+BATCHES_AHEAD: Final = 12
 
 
 class SmallFile(NamedTuple):
@@ -66,16 +71,14 @@ class _Batch:
 
 def _write(dir_fd: int, file: SmallFile, applier: Applier, tally: WriteTally, *, plain: bool) -> None:
     try:
-        opened = OpenedFile(dir_fd, file.name, file.entry)
+        opened = OpenedFile(dir_fd, file.name, file.path, file.entry)
         try:
             for piece in file.pieces:
                 opened.write(piece)
         except BaseException:
             opened.abandon()
             raise
-        status = opened.finish(
-            applier, partial(tally.note, ProblemKind.NOT_WRITTEN, file.path), plain=plain
-        )
+        status = opened.finish(applier, partial(tally.note, ProblemKind.NOT_WRITTEN, file.path), plain=plain)
     except OSError as error:
         tally.not_written(file.path, error)
         return
@@ -89,8 +92,8 @@ class Crew:
     def __init__(self, tally: WriteTally, applier: Applier) -> None:
         self._tally = tally
         self._applier = applier
-        self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="staddle-write")
-        self._lane = ThreadPoolExecutor(1, thread_name_prefix="staddle-write-large")
+        self._pool: ThreadPoolExecutor | None = None
+        """Once there is reason for it."""
         self._batch = _Batch()
         self._parent: bytes | None = None
         """Of the files that were added last to the batch."""
@@ -110,11 +113,13 @@ class Crew:
 
     def enter(self, parent: bytes, dir_fd: int) -> None:
         """The next files go into this directory."""
+        if len(self._batch.directories) >= BATCH_DIRECTORIES:
+            self._hand_over()
         self._batch.directories.append((os.dup(dir_fd), []))
         self._parent = parent
 
     def add(self, file: SmallFile) -> None:
-        """Hands a file over. Raises TargetFullError for an earlier one."""
+        """Hands a file over. Raises TargetFullError, perhaps for an earlier one."""
         batch = self._batch
         batch.directories[-1][1].append(file)
         batch.files += 1
@@ -135,23 +140,30 @@ class Crew:
         for batch, _, future in self._under_way:
             if future.cancel():
                 batch.close()
-        self._pool.shutdown()
-        self._lane.shutdown()
-
-    def large(self, path: bytes, name: bytes, dir_fd: int, entry: pb.Entry) -> LargeFile:
-        """Begins a file whose bytes are still to come. Raises OSError."""
-        return LargeFile(path, name, dir_fd, entry, self._lane)
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def _hand_over(self) -> None:
         batch, self._batch, self._parent = self._batch, _Batch(), None
         if not batch.files:
             batch.close()
             return
+        self._handed += 1
+        if self._pool is None:
+            self._write(batch)
+            return
         applier = Applier(self._applier.is_root)
         self._under_way.append((batch, applier, self._pool.submit(batch.write, applier)))
-        self._handed += 1
         while self._under_way and (len(self._under_way) > BATCHES_AHEAD or self._under_way[0][2].done()):
             self._take_in()
+
+    def _write(self, batch: _Batch) -> None:
+        """Writes a batch at once; the next ones are written by threads if this one had to wait."""
+        begun_s, worked_s = time.monotonic(), time.thread_time()
+        self._tally.take_in(batch.write(self._applier))
+        self.written += 1
+        if time.monotonic() - begun_s > WAITING * (time.thread_time() - worked_s):
+            self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="staddle-write")
 
     def _take_in(self) -> None:
         _, applier, future = self._under_way.popleft()
@@ -159,65 +171,3 @@ class Crew:
         self._applier.owners_kept += applier.owners_kept
         self._applier.xattrs_kept += applier.xattrs_kept
         self.written += 1
-
-
-class LargeFile:
-    """A file whose bytes are written by another thread while the next ones come."""
-
-    def __init__(
-        self, path: bytes, name: bytes, dir_fd: int, entry: pb.Entry, lane: ThreadPoolExecutor
-    ) -> None:
-        self.path = path
-        self.entry = entry
-        self._lane = lane
-        self._pieces: deque[Future[None]] = deque()
-        self._dir_fd = os.dup(dir_fd)
-        try:
-            self._opened = OpenedFile(self._dir_fd, name, entry)
-        except BaseException:
-            os.close(self._dir_fd)
-            raise
-
-    def write(self, data: bytes) -> None:
-        """The next bytes. Raises OSError for these or earlier ones."""
-        self._pieces.append(self._lane.submit(self._opened.write, data))
-        self._wait(PIECES_AHEAD)
-
-    def write_zeros(self, count: int) -> None:
-        """So many zero bytes. Raises OSError as write does."""
-        self._pieces.append(self._lane.submit(self._opened.write_zeros, count))
-        self._wait(PIECES_AHEAD)
-
-    def finish(self, applier: Applier, tally: WriteTally) -> os.stat_result:
-        """Ends it, with its metadata and its name. Raises OSError; nothing is left of it then."""
-        try:
-            try:
-                self._wait(0)
-            except BaseException:
-                self._stop()
-                self._opened.abandon()
-                raise
-            return self._opened.finish(applier, partial(tally.note, ProblemKind.NOT_WRITTEN, self.path))
-        finally:
-            os.close(self._dir_fd)
-
-    def abandon(self) -> None:
-        """Leaves nothing of it."""
-        try:
-            self._stop()
-            self._opened.abandon()
-        finally:
-            os.close(self._dir_fd)
-
-    def _wait(self, under_way_max: int) -> None:
-        while len(self._pieces) > under_way_max:
-            self._pieces.popleft().result()
-
-    def _stop(self) -> None:
-        """Nothing is written any more."""
-        for piece in self._pieces:
-            piece.cancel()
-        while self._pieces:
-            piece = self._pieces.popleft()
-            if not piece.cancelled():
-                piece.exception()  # what the first one failed with was raised, or nobody wants it

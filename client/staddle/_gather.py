@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -34,6 +35,8 @@ class Tally:
     reused_bytes: int = 0
     entries_done: int = 0
     path: bytes = b""
+    watch: Callable[[], None] = lambda: None
+    """Called by who reads, often: between paths, and within a file as its bytes come."""
 
     def unreadable(self, path: bytes, message: str) -> None:
         """Notes a path, or something of it, that could not be read."""

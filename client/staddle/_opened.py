@@ -16,17 +16,25 @@ FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEX
 
 
 class OpenedFile:
-    """A file in an open directory, which has to stay open until `finish` or `abandon`. Zeros where the entry has holes take no space."""
+    """A file in an open directory. Zeros where the entry has holes take no space."""
 
-    def __init__(self, dir_fd: int, name: bytes, entry: pb.Entry) -> None:
-        """Raises OSError if nothing can be made there."""
+    def __init__(
+        self, dir_fd: int, name: bytes, path: bytes, entry: pb.Entry, *, closes: bool = False
+    ) -> None:
+        """`dir_fd` has to stay open until `finish` or `abandon`, which close it if `closes`. Raises OSError if nothing can be made there."""
+        self.path = path
         self.entry = entry
         self._dir_fd = dir_fd
+        self._closes = closes
         self._name = name
         mode = 0o600 if entry.HasField("mode") else 0o666
-        self._temporary, self._descriptor = make_temporary(
-            lambda temporary: os.open(temporary, FLAGS, mode, dir_fd=dir_fd)
-        )
+        try:
+            self._temporary, self._descriptor = make_temporary(
+                lambda temporary: os.open(temporary, FLAGS, mode, dir_fd=dir_fd)
+            )
+        except BaseException:
+            self._close_directory()
+            raise
         self._position = 0
         self._end_of_data = 0
         self._holes = [(hole.offset_bytes, hole.offset_bytes + hole.length_bytes) for hole in entry.holes]
@@ -68,13 +76,23 @@ class OpenedFile:
             self.abandon()
             raise
         os.close(self._descriptor)
-        settle(self._dir_fd, self._temporary, self._name)
+        try:
+            settle(self._dir_fd, self._temporary, self._name)
+        finally:
+            self._close_directory()
         return status
 
     def abandon(self) -> None:
         """Leaves nothing of it."""
         os.close(self._descriptor)
-        discard(self._dir_fd, self._temporary)
+        try:
+            discard(self._dir_fd, self._temporary)
+        finally:
+            self._close_directory()
+
+    def _close_directory(self) -> None:
+        if self._closes:
+            os.close(self._dir_fd)
 
     def _stretch(self, length_max: int) -> tuple[bool, int]:
         """Whether the position is in a hole, and how far that is so."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
+
+from blake3 import blake3
 
 from staddle._base import BaseEntry, Changed, ChunkList, Removed
 from staddle._gather import (
@@ -19,7 +21,7 @@ from staddle._metadata import Names, set_path
 from staddle._reading import OpenFile, open_file
 from staddle._scan import Clock, Found, reason_of
 from staddle._types import Profile
-from staddle.chunking import Chunker, ContentHasher, Cut, Cutter
+from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter
 from staddle.v1 import resources_pb2 as pb
 
 BATCH_CHUNKS_MAX: Final = 4_096
@@ -77,6 +79,8 @@ class Producer:
         self._linked = LinkedFiles()
         self._recent: dict[bytes, None] = {}
         self._batch = Batch()
+        fixed = tally.profile is Profile.FIXED
+        self._one_chunk_bytes = cutter.parameters.fixed_bytes if fixed else cutter.parameters.min_bytes
 
     def batches(self) -> Iterator[Batch]:
         """All batches; the last one may be empty."""
@@ -154,6 +158,8 @@ class Producer:
         self._batch.steps.append(EntryStep(entry, content.chunks, content.size_bytes))
 
     def _content(self, opened: OpenFile, base: BaseEntry | None) -> Generator[Batch, None, Content]:
+        if opened.status.st_size <= self._one_chunk_bytes and not opened.holes:
+            return (yield from self._one_chunk(opened, base))
         neighbour = [] if base is None else base.chunks.first()
         known = {digest for _, digest in neighbour} if len(neighbour) <= BASE_KNOWN_MAX else set()
         chunker = Chunker(self._cutter, fixed=self._tally.profile is Profile.FIXED, neighbour=neighbour)
@@ -167,9 +173,28 @@ class Producer:
                 cuts = chunker.push(piece)
                 size += len(piece)
                 self._tally.read_bytes += len(piece)
+            self._tally.watch()
             yield from self._cuts(cuts, hasher, chunks, known)
         yield from self._cuts(chunker.finish(), hasher, chunks, known)
         return Content(chunks, size, hasher.content_id())
+
+    def _one_chunk(self, opened: OpenFile, base: BaseEntry | None) -> Generator[Batch, None, Content]:
+        """A file so small that it is one chunk, or none, wherever cuts may fall."""
+        data = b"".join(cast("Iterator[bytes]", opened.pieces()))  # there are no holes
+        chunks = ChunkList()
+        if not data:
+            return Content(chunks, 0, EMPTY_CONTENT_ID)
+        digest = blake3(data).digest()
+        chunks.append(len(data), digest)
+        self._tally.read_bytes += len(data)
+        if digest in self._recent or (base is not None and (len(data), digest) in base.chunks.first()):
+            self._tally.reused_bytes += len(data)
+        else:
+            self._remember(digest)
+            self._add_cut(Cut(digest, memoryview(data)))
+            if self._batch.is_full():
+                yield self._take_batch()
+        return Content(chunks, len(data), digest)
 
     def _cuts(
         self, cuts: list[Cut], hasher: ContentHasher, chunks: ChunkList, known: set[bytes]
@@ -187,11 +212,14 @@ class Producer:
         # A chunk is a view of all that was read with it: where little of that is wanted, a copy lets the rest go.
         sparse = 2 * sum(len(cut.data) for cut in wanted) < sum(len(cut.data) for cut in cuts)
         for cut in wanted:
-            self._batch.steps.append(Cut(cut.digest, memoryview(bytes(cut.data))) if sparse else cut)
-            self._batch.chunks += 1
-            self._batch.data_bytes += len(cut.data)
+            self._add_cut(Cut(cut.digest, memoryview(bytes(cut.data))) if sparse else cut)
             if self._batch.is_full():
                 yield self._take_batch()
+
+    def _add_cut(self, cut: Cut) -> None:
+        self._batch.steps.append(cut)
+        self._batch.chunks += 1
+        self._batch.data_bytes += len(cut.data)
 
     def _remember(self, digest: bytes) -> None:
         if len(self._recent) >= RECENT_MAX:

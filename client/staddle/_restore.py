@@ -27,9 +27,10 @@ from staddle._stream import (
     is_file,
     read_restore,
 )
+from staddle._tally import WriteTally
 from staddle._target import Target
 from staddle._types import ProblemKind, Progress, RestoreOptions, RestoreReport
-from staddle._write import OpenedFile, Writer, WriteTally
+from staddle._write import LEFT_DIRECTORIES_MAX, FileInProgress, Writer
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 FETCH_PATHS: Final = 2_048
 FETCH_PATH_BYTES: Final = 1024 * 1024
-LEFT_DIRECTORIES_MAX: Final = 4_096
 PROGRESS_S: Final = 0.2
 
 
@@ -72,11 +72,14 @@ class Restore:
         self._writer: Writer | None = None
         self._whole = options.overwrite == "always" or _is_empty_or_absent(target)
         self._done: bytes | None = None
-        """The order of the last path that was dealt with, or that is in `_pending`."""
+        """The last path that was dealt with, or that is in `_pending`."""
         self._pending: dict[bytes, None] = {}
         self._pending_bytes = 0
         self._open_path = b""
         self._told_s = 0.0
+        self._came_bytes = 0
+        self._coming_bytes = 0
+        """Of the file that is not whole yet."""
 
     def run(self) -> RestoreReport:
         """To the end."""
@@ -97,6 +100,8 @@ class Restore:
                     self._whole = False  # what came already need not come again
             self._writing.finish_directories(all_of_them=True)
         finally:
+            if self._writer is not None:
+                self._writer.close()
             if self._target is not None:
                 self._target.close()
         return self._report(time.monotonic() - begun_s)
@@ -148,12 +153,12 @@ class Restore:
 
     def _write(self, events: Iterator[Event]) -> None:
         """Entries with their bytes, written as they come."""
-        opened: OpenedFile | None = None
+        opened: FileInProgress | None = None
         try:
             for event in events:
                 if isinstance(event, EntryEvent):
                     opened = self._write_entry(event)
-                elif isinstance(event, DataEvent) and opened is not None:
+                elif isinstance(event, DataEvent):
                     opened = self._write_data(opened, event)
                 elif isinstance(event, FileEndEvent):
                     ended, opened = opened, None
@@ -164,26 +169,34 @@ class Restore:
         finally:
             if opened is not None:
                 opened.abandon()
+            self._coming_bytes = 0
+            if self._writer is not None:
+                self._writer.drain()  # also if the stream broke: the next one goes on behind what came
 
-    def _write_entry(self, event: EntryEvent) -> OpenedFile | None:
+    def _write_entry(self, event: EntryEvent) -> FileInProgress | None:
         """Writes an entry, or begins the file whose bytes follow."""
         path, entry, writer = event.path, event.entry, self._writing
         self._entered(path)
         self._open_path = path
-        opened: OpenedFile | None = None
+        self._coming_bytes = len(event.data)
+        opened: FileInProgress | None = None
         if not is_file(entry):
             self._make(path, entry)
         elif not writer.link(path, entry):
             if event.open:
                 opened = writer.open_file(path, entry)
             else:
-                writer.whole_file(path, entry)
+                writer.whole_file(path, entry, event.data)
         if not event.open:
             self._finished(path)
         return opened
 
-    def _write_data(self, opened: OpenedFile, event: DataEvent) -> OpenedFile | None:
+    def _write_data(self, opened: FileInProgress | None, event: DataEvent) -> FileInProgress | None:
         """Writes bytes; None if the target does not take them, and the rest of the file is let pass."""
+        self._coming_bytes += event.zero_bytes or len(event.data)
+        self._tell("restore")
+        if opened is None:
+            return None
         try:
             if event.zero_bytes:
                 opened.write_zeros(event.zero_bytes)
@@ -195,12 +208,12 @@ class Restore:
             return None
         return opened
 
-    def _end_file(self, opened: OpenedFile | None) -> None:
+    def _end_file(self, opened: FileInProgress | None) -> None:
         if opened is not None:
             self._writing.finish_file(opened)
         self._finished(self._open_path)
 
-    def _damaged(self, opened: OpenedFile | None, event: DamageEvent) -> None:
+    def _damaged(self, opened: FileInProgress | None, event: DamageEvent) -> None:
         if opened is not None:
             opened.abandon()
         self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
@@ -216,16 +229,15 @@ class Restore:
 
     def _decide(self, events: Iterator[Event]) -> None:
         """Deals with all that needs no bytes, and gathers the files that do; fetches them now and then."""
+        behind = None if self._done is None else sort_key(self._done)
         for event in events:
             if isinstance(event, DamageEvent):
                 self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
-            if not isinstance(event, EntryEvent) or (
-                self._done is not None and sort_key(event.path) <= self._done
-            ):
+            if not isinstance(event, EntryEvent) or (behind is not None and sort_key(event.path) <= behind):
                 continue
             self._entered(event.path)
             self._decide_entry(event.path, event.entry)
-            self._done = sort_key(event.path)
+            self._done = event.path
             if len(self._pending) >= FETCH_PATHS or self._pending_bytes >= FETCH_PATH_BYTES:
                 self._fetch()
 
@@ -269,10 +281,12 @@ class Restore:
             writer.finish_directories()
 
     def _finished(self, path: bytes) -> None:
+        self._came_bytes += self._coming_bytes
+        self._coming_bytes = 0
         if path in self._pending:
             del self._pending[path]
         elif self._whole:
-            self._done = sort_key(path)
+            self._done = path
 
     # --- telling
 
@@ -302,8 +316,8 @@ class Restore:
         )
 
     def _tell(self, phase: str, notice: str = "") -> None:
-        tell, now_s = self._options.progress, time.monotonic()
-        if tell is None or (not notice and now_s - self._told_s < PROGRESS_S):
+        tell = self._options.progress
+        if tell is None or ((now_s := time.monotonic()) - self._told_s < PROGRESS_S and not notice):
             return
         self._told_s = now_s
         tally, backup = self._tally, self._backup
@@ -314,7 +328,7 @@ class Restore:
                 path=os.fsdecode(tally.path),
                 entries_done=tally.written + tally.unchanged,
                 entries_total=backup.entry_count if backup is not None and all_of_it else None,
-                bytes_done=tally.data_bytes,
+                bytes_done=self._came_bytes + self._coming_bytes,
                 bytes_total=backup.data_bytes if backup is not None and all_of_it else None,
                 notice=notice,
             )

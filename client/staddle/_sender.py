@@ -32,6 +32,7 @@ FRAME_BYTES_MAX: Final = 2 * 1024 * 1024
 FRAME_CHUNKS_MAX: Final = 4_096
 ENTRIES_BYTES: Final = 1024 * 1024
 ENTRIES_MAX: Final = 4_096
+CHANGE_OVERHEAD_BYTES: Final = 16
 PART_CHUNKS: Final = 4_096
 """A longer list of chunks goes in parts of so many."""
 COMPRESSION_LEVEL: Final = 1
@@ -61,7 +62,7 @@ class Sender:
         """Of the frame that is being filled."""
         self._waiting: deque[tuple[int, EntryStep | pb.Remove]] = deque()
         """Entries, each with the number of the frame that must have been accepted before."""
-        self._changes: list[wire.EntryChange] = []
+        self._changes = wire.PutEntriesRequest()
         self._changes_bytes = 0
         self._putting: Future[int] | None = None
 
@@ -149,27 +150,29 @@ class Sender:
         while self._waiting and self._waiting[0][0] <= accepted:
             step = self._waiting.popleft()[1]
             self._count(step)
-            for change in _changes_of(step):
-                self._add_change(change)
+            if isinstance(step, EntryStep):
+                for entry, more in _parts_of(step):
+                    change = self._room_for(entry.ByteSize())
+                    change.entry.MergeFrom(entry)
+                    change.more = more
+            else:
+                self._room_for(step.ByteSize()).remove.MergeFrom(step)
 
-    def _add_change(self, change: wire.EntryChange) -> None:
-        size = change.ByteSize()
-        if self._changes and self._changes_bytes + size > ENTRIES_BYTES:
+    def _room_for(self, size: int) -> wire.EntryChange:
+        """A change in the next list of entries, to be filled with a message of that size."""
+        changes = self._changes.changes
+        if changes and (self._changes_bytes + size > ENTRIES_BYTES or len(changes) >= ENTRIES_MAX):
             self._put_entries()
-        self._changes.append(change)
-        self._changes_bytes += size
-        if len(self._changes) >= ENTRIES_MAX:
-            self._put_entries()
+        self._changes_bytes += size + CHANGE_OVERHEAD_BYTES
+        return self._changes.changes.add()
 
     def _put_entries(self) -> None:
-        if not self._changes:
+        if not self._changes.changes:
             return
         self._wait_entries()
         self._number += 1
-        request = wire.PutEntriesRequest(
-            upload_id=self._upload_id, epoch=self._epoch, number=self._number, changes=self._changes
-        )
-        self._changes, self._changes_bytes = [], 0
+        request, self._changes, self._changes_bytes = self._changes, wire.PutEntriesRequest(), 0
+        request.upload_id, request.epoch, request.number = self._upload_id, self._epoch, self._number
         self._putting = self._pool.submit(self._put, request)
 
     def _count(self, step: EntryStep | pb.Remove) -> None:
@@ -199,11 +202,8 @@ def _compressor() -> zstandard.ZstdCompressor:
     return compressor
 
 
-def _changes_of(step: EntryStep | pb.Remove) -> Iterator[wire.EntryChange]:
-    """The changes that stand for a step: several for a file with a long list of chunks."""
-    if isinstance(step, pb.Remove):
-        yield wire.EntryChange(remove=step)
-        return
+def _parts_of(step: EntryStep) -> Iterator[tuple[pb.Entry, bool]]:
+    """The entry with its chunks, and whether more parts follow: several for a file with a long list of chunks."""
     entry = step.entry
     remaining = 0 if step.chunks is None else len(step.chunks)
     chunks = iter(step.chunks or ())
@@ -213,7 +213,7 @@ def _changes_of(step: EntryStep | pb.Remove) -> Iterator[wire.EntryChange]:
             entry.content.chunks.add(length_bytes=length, digest=digest)
             offset += length
         remaining -= PART_CHUNKS
-        yield wire.EntryChange(entry=entry, more=remaining > 0)
+        yield entry, remaining > 0
         if remaining <= 0:
             return
         entry = _continued(entry, offset)

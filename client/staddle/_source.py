@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from staddle._calls import Calls
     from staddle._client import Client
 
+PROGRESS_S: Final = 0.2
 DISTRUSTED_MAX: Final = 200_000
 """If more of the base is damaged, nothing of it is relied on."""
 GOES_ON: Final = frozenset({"RESUME_REQUIRED", "UPLOAD_BUSY"})
@@ -118,6 +119,8 @@ class _Run:
         self._own_work = False
         """Whether what is durable was sent by this very run, so that its problems are known."""
         self._distrusting = False
+        self._told_s = time.monotonic()
+        tally.watch = self._watch
         self.taken_over = False
         self.warnings: list[str] = []
 
@@ -322,14 +325,17 @@ class _Run:
             self._tally.unreadable(found.path, reason_of(error))
 
     def _watched(self, differences: Iterable[Changed | Removed]) -> Iterator[Changed | Removed]:
-        """Passes on, and tells the progress a few times a second."""
-        tell = self._options.progress
-        told_s = time.monotonic()
+        """Passes on, and tells the progress."""
         for difference in differences:
-            if tell is not None and time.monotonic() - told_s > 0.2:
-                told_s = time.monotonic()
-                tell(self._progress("send"))
+            self._watch()
             yield difference
+
+    def _watch(self) -> None:
+        """Tells the progress, a few times a second."""
+        tell = self._options.progress
+        if tell is not None and (now_s := time.monotonic()) - self._told_s > PROGRESS_S:
+            self._told_s = now_s
+            tell(self._progress("send"))
 
     def _progress(self, phase: str, notice: str = "") -> Progress:
         tally = self._tally

@@ -31,11 +31,12 @@ class HeaderEvent(NamedTuple):
 
 
 class EntryEvent(NamedTuple):
-    """The next entry. `open`: its bytes follow, and then FileEndEvent or DamageEvent. Otherwise it is whole: inline bytes were checked."""
+    """The next entry. `open`: its bytes follow, and then FileEndEvent or DamageEvent. Otherwise it is whole: inline `data` was checked."""
 
     path: bytes
     entry: resources.Entry
     open: bool
+    data: bytes = b""
 
 
 class DataEvent(NamedTuple):
@@ -152,13 +153,15 @@ class _Reader:
         if not is_file(entry):
             return EntryEvent(path, entry, open=False)
         size = entry.content.size_bytes
+        data = b""
         if self._data and entry.HasField("data"):
-            _check_inline(path, entry)
+            data = entry.data
+            _check_inline(path, entry, data)
         elif self._data and size:
             self._open = _OpenFile(path, size, entry.content.content_id)
             return EntryEvent(path, entry, open=True)
         self._data_bytes += size
-        return EntryEvent(path, entry, open=False)
+        return EntryEvent(path, entry, open=False, data=data)
 
     def _more_data(self, data: service.Data) -> DataEvent:
         if self._open is None:
@@ -248,11 +251,11 @@ class _OpenFile:
             raise ProtocolError(f"{self.path!r}: the bytes that came are not what its content id says.")
 
 
-def _check_inline(path: bytes, entry: resources.Entry) -> None:
+def _check_inline(path: bytes, entry: resources.Entry, data: bytes) -> None:
     """Inline bytes are one chunk, or none: their digest is the content id."""
-    if len(entry.data) != entry.content.size_bytes:
-        raise ProtocolError(f"{path!r}: {len(entry.data)} bytes came of {entry.content.size_bytes}.")
-    if blake3(entry.data).digest() != entry.content.content_id:
+    if len(data) != entry.content.size_bytes:
+        raise ProtocolError(f"{path!r}: {len(data)} bytes came of {entry.content.size_bytes}.")
+    if blake3(data).digest() != entry.content.content_id:
         raise ProtocolError(f"{path!r}: the bytes that came are not what its content id says.")
 
 

@@ -7,6 +7,7 @@ in an open directory. Who swaps a directory for a link meanwhile gains nothing.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import secrets
 import stat
@@ -19,6 +20,9 @@ from staddle._scan import DIRECTORY_FLAGS
 TEMPORARY_PREFIX: Final = b".staddle-"
 DESCRIPTORS_MAX: Final = 64
 TEMPORARY_TRIES: Final = 16
+
+_OWN: Final = secrets.token_hex(4).encode()
+_numbers: Final = itertools.count()
 
 
 class BlockedError(OSError):
@@ -132,12 +136,12 @@ def look(dir_fd: int, name: bytes) -> os.stat_result | None:
 
 def make_temporary(make: Callable[[bytes], int | None]) -> tuple[bytes, int]:
     """Has `make` make something under a new temporary name; the name, and what `make` answered (0 for None)."""
+    name = b"%s%s-%d" % (TEMPORARY_PREFIX, _OWN, next(_numbers))
     for _ in range(TEMPORARY_TRIES):
-        name = TEMPORARY_PREFIX + secrets.token_hex(4).encode()
         try:
             return name, make(name) or 0
         except FileExistsError:
-            continue
+            name = TEMPORARY_PREFIX + secrets.token_hex(8).encode()
     raise FileExistsError(errno.EEXIST, "no temporary name was free")
 
 

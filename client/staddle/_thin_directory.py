@@ -204,6 +204,7 @@ class _Messages:
             return
         self._tally.read_bytes += len(piece)
         self._tally.sent_bytes += len(piece)
+        self._tally.watch()
         view = memoryview(piece)
         for start in range(0, len(piece), DATA_BYTES):
             yield wire.BackupPart(data=wire.Data(data=bytes(view[start : start + DATA_BYTES])))

@@ -5,188 +5,100 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from staddle._apply import Applier
 from staddle._convert import link_target_of
+from staddle._crew import Crew, SmallFile
 from staddle._metadata import type_of
+from staddle._opened import OpenedFile
 from staddle._reading import OPEN_FLAGS
-from staddle._scan import reason_of
 from staddle._stream import is_file
+from staddle._tally import WriteTally
 from staddle._target import Target, discard, look, make_temporary, settle
-from staddle._types import Overwrite, PathProblem, ProblemKind
+from staddle._types import Overwrite, ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 LINKS_MAX: Final = 100_000
 """So many groups of hard links are remembered; files of others come as files of their own."""
-PROBLEMS_MAX: Final = 100_000
-ZEROS: Final = bytes(1024 * 1024)
-FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""What makes going on pointless."""
+GATHER_BYTES_MAX: Final = 512 * 1024
+"""A file up to this size is written when all of it has come, by whoever of the crew is free."""
+LEFT_DIRECTORIES_MAX: Final = 4_096
 DEVICES: Final = {
     pb.ENTRY_TYPE_CHAR_DEVICE: stat.S_IFCHR,
     pb.ENTRY_TYPE_BLOCK_DEVICE: stat.S_IFBLK,
 }
 
 
-class TargetFullError(OSError):
-    """The target takes nothing more."""
+class _Left(NamedTuple):
+    """A directory that was left, and may get its metadata when the crew has written so much."""
+
+    path: bytes
+    entry: pb.Entry
+    mark: int
 
 
 @dataclass(slots=True)
-class WriteTally:
-    """What a restore has done so far."""
+class GatheredFile:
+    """A file of which everything is kept until all of it has come."""
 
-    problems: dict[PathProblem, None] = field(default_factory=dict)
-    problems_dropped: int = 0
-    written: int = 0
-    unchanged: int = 0
-    kept: int = 0
-    data_bytes: int = 0
-    sockets: int = 0
-    path: bytes = b""
-
-    def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
-        """Notes a path that is not as it was in the backup."""
-        problem = PathProblem(kind, path, message)
-        if problem in self.problems or len(self.problems) < PROBLEMS_MAX:
-            self.problems[problem] = None
-        else:
-            self.problems_dropped += 1
-
-    def not_written(self, path: bytes, error: OSError) -> None:
-        """Notes a path that the target did not take. Raises TargetFullError if it will take no other either."""
-        if error.errno in FULL:
-            raise TargetFullError(error.errno, reason_of(error), path) from error
-        self.note(ProblemKind.NOT_WRITTEN, path, reason_of(error))
-
-
-class OpenedFile:
-    """A file that is being written under a temporary name. Zeros where the entry has holes take no space."""
-
-    def __init__(self, dir_fd: int, name: bytes, path: bytes, entry: pb.Entry) -> None:
-        self.path = path
-        self.entry = entry
-        self.name = name
-        self.dir_fd = os.dup(dir_fd)
-        mode = 0o600 if entry.HasField("mode") else 0o666
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self._temporary, self.descriptor = make_temporary(
-                lambda temporary: os.open(temporary, flags, mode, dir_fd=dir_fd)
-            )
-        except BaseException:
-            os.close(self.dir_fd)
-            raise
-        self._position = 0
-        self._end_of_data = 0
-        self._holes = [(hole.offset_bytes, hole.offset_bytes + hole.length_bytes) for hole in entry.holes]
-        self._holes.reverse()
+    path: bytes
+    entry: pb.Entry
+    pieces: list[bytes] = field(default_factory=list)
 
     def write(self, data: bytes) -> None:
         """The next bytes."""
-        if not self._holes:
-            self._put(memoryview(data))
-            return
-        view = memoryview(data)
-        while view:
-            in_hole, length = self._stretch(len(view))
-            piece = view[:length]
-            if in_hole and _is_zeros(piece):
-                self._position += length
-            else:
-                self._put(piece)
-            view = view[length:]
+        self.pieces.append(data)
 
     def write_zeros(self, count: int) -> None:
         """So many zero bytes."""
-        while count:
-            in_hole, length = self._stretch(count)
-            if in_hole:
-                self._position += length
-            else:
-                length = min(length, len(ZEROS))
-                self._put(memoryview(ZEROS)[:length])
-            count -= length
-
-    def finish(self, applier: Applier, tally: WriteTally) -> os.stat_result:
-        """Sets the metadata and gives it its name. Its stat."""
-        try:
-            if self._end_of_data < self._position:
-                os.ftruncate(self.descriptor, self._position)
-            applier.to_descriptor(
-                self.descriptor,
-                self.entry,
-                lambda message: tally.note(ProblemKind.NOT_WRITTEN, self.path, message),
-            )
-            status = os.fstat(self.descriptor)
-        except BaseException:
-            self.abandon()
-            raise
-        os.close(self.descriptor)
-        try:
-            settle(self.dir_fd, self._temporary, self.name)
-        finally:
-            os.close(self.dir_fd)
-        return status
+        self.pieces.append(bytes(count))
 
     def abandon(self) -> None:
         """Leaves nothing of it."""
-        os.close(self.descriptor)
-        try:
-            discard(self.dir_fd, self._temporary)
-        finally:
-            os.close(self.dir_fd)
-
-    def _stretch(self, length_max: int) -> tuple[bool, int]:
-        """Whether the position is in a hole, and how far that is so."""
-        while self._holes and self._holes[-1][1] <= self._position:
-            self._holes.pop()
-        if not self._holes:
-            return False, length_max
-        start, end = self._holes[-1]
-        if self._position < start:
-            return False, min(length_max, start - self._position)
-        return True, min(length_max, end - self._position)
-
-    def _put(self, view: memoryview) -> None:
-        while view:
-            count = os.pwrite(self.descriptor, view, self._position)
-            self._position += count
-            view = view[count:]
-        self._end_of_data = self._position
+        self.pieces.clear()
 
 
-def _is_zeros(piece: memoryview) -> bool:
-    return all(
-        piece[start : start + len(ZEROS)] == memoryview(ZEROS)[: len(piece) - start]
-        for start in range(0, len(piece), len(ZEROS))
-    )
+FileInProgress = OpenedFile | GatheredFile
 
 
 class Writer:
-    """Puts entries into a target, in their order. A path that fails is noted, and the next one goes on."""
+    """Puts entries into a target, in their order. A path that fails is noted, and the next one goes on.
+
+    Files may be written a little later, by a crew; `drain` waits for that. Close it at the end.
+    """
 
     def __init__(self, target: Target, overwrite: Overwrite, tally: WriteTally) -> None:
         self._target = target
         self._overwrite = overwrite
         self._tally = tally
         self.applier = Applier()
+        self._crew = Crew(tally, self.applier)
+        self._last_file = b""
+        """The last path that was handed to the crew."""
         self._links: OrderedDict[tuple[bytes, bytes], tuple[bytes, tuple[int, int]]] = OrderedDict()
         self._directories: list[tuple[bytes, pb.Entry]] = []
         """Those above the last path, whose metadata is set when all in them is there."""
-        self._left: list[tuple[bytes, pb.Entry]] = []
+        self._left: deque[_Left] = deque()
         """Directories that were left, but get files still."""
+
+    def drain(self) -> None:
+        """Waits until every file that was handed over is written. Raises TargetFullError."""
+        self._crew.drain()
+
+    def close(self) -> None:
+        """Ends the crew; what it has not begun is not written."""
+        self._crew.close()
 
     # --- directories
 
     def enter(self, path: bytes) -> None:
         """Says that `path` comes next: directories that it is not in have all they get but `finish_directories`."""
         while self._directories and not _is_in(path, self._directories[-1][0]):
-            self._left.append(self._directories.pop())
+            self._left.append(_Left(*self._directories.pop(), self._crew.mark))
 
     @property
     def left_count(self) -> int:
@@ -194,21 +106,24 @@ class Writer:
         return len(self._left)
 
     def finish_directories(self, *, all_of_them: bool = False) -> None:
-        """Sets the metadata of the directories that were left; `all_of_them`: nothing comes any more."""
+        """Sets the metadata of the directories that were left and whose files are all written; `all_of_them`: nothing comes any more."""
         if all_of_them:
-            self._left.extend(reversed(self._directories))
-            self._directories.clear()
-        for path, entry in self._left:
+            while self._directories:
+                self._left.append(_Left(*self._directories.pop(), self._crew.mark))
+        if all_of_them or len(self._left) >= LEFT_DIRECTORIES_MAX:
+            self.drain()
+        while self._left and self._left[0].mark <= self._crew.written:
+            path, entry, _ = self._left.popleft()
             try:
                 descriptor = self._target.directory(path)
                 self.applier.to_descriptor(descriptor, entry, self._reporter(path))
             except OSError as error:
                 self._tally.not_written(path, error)
-        self._left.clear()
 
     def directory(self, path: bytes, entry: pb.Entry) -> None:
         """Makes a directory, whose metadata comes later."""
         try:
+            self._settle_above(path)
             made = self._target.make_directory(path, private=entry.HasField("mode"))
         except OSError as error:
             self._tally.not_written(path, error)
@@ -229,8 +144,7 @@ class Writer:
         Of what is the same the metadata is put right.
         """
         try:
-            parent, name = os.path.split(path)
-            dir_fd = self._target.directory(parent)
+            dir_fd, name = self._parent_of(path)
             status = look(dir_fd, name)
             if status is None or self._overwrite == "always":
                 return False
@@ -285,8 +199,7 @@ class Writer:
         source_parent, source_name = os.path.split(source)
         source_fd = os.dup(self._target.directory(source_parent))
         try:
-            parent, name = os.path.split(path)
-            dir_fd = self._target.directory(parent)
+            dir_fd, name = self._parent_of(path)
             temporary, _ = make_temporary(
                 lambda temporary: os.link(
                     source_name, temporary, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False
@@ -302,47 +215,69 @@ class Writer:
         finally:
             os.close(source_fd)
 
-    def open_file(self, path: bytes, entry: pb.Entry) -> OpenedFile | None:
+    def open_file(self, path: bytes, entry: pb.Entry) -> FileInProgress | None:
         """Begins a file. None, noted, if that fails."""
+        if entry.content.size_bytes <= GATHER_BYTES_MAX and not entry.holes:
+            return GatheredFile(path, entry)
         try:
-            parent, name = os.path.split(path)
-            return OpenedFile(self._target.directory(parent), name, path, entry)
+            dir_fd, name = self._parent_of(path)
+            return OpenedFile(os.dup(dir_fd), name, path, entry, closes=True)
         except OSError as error:
             self._tally.not_written(path, error)
             return None
 
-    def finish_file(self, opened: OpenedFile) -> None:
-        """Ends a file whose bytes have all come."""
+    def finish_file(self, file: FileInProgress) -> None:
+        """Ends a file whose bytes have all come, and were checked."""
+        if isinstance(file, GatheredFile):
+            self.whole_file(file.path, file.entry, *file.pieces)
+            return
         try:
-            status = opened.finish(self.applier, self._tally)
+            status = file.finish(self.applier, self._reporter(file.path))
         except OSError as error:
-            self._tally.not_written(opened.path, error)
+            self._tally.not_written(file.path, error)
             return
         self._tally.written += 1
         self._tally.data_bytes += status.st_size
-        self._remember(opened.path, opened.entry, status)
+        self._remember(file.path, file.entry, status)
 
-    def whole_file(self, path: bytes, entry: pb.Entry) -> None:
-        """Writes a file whose bytes stand in its entry."""
-        opened = self.open_file(path, entry)
-        if opened is None:
+    def whole_file(self, path: bytes, entry: pb.Entry, *pieces: bytes) -> None:
+        """Writes a file whose bytes are all here: now if others are to be linked to it, else soon. Raises TargetFullError, also for earlier ones."""
+        if entry.link_group:
+            self._write_linked(path, entry, pieces)
             return
+        parent, _, name = path.rpartition(b"/")
         try:
-            opened.write(entry.data)
+            if not self._crew.takes(parent):
+                self._crew.enter(parent, self._parent_of(path)[0])
         except OSError as error:
-            opened.abandon()
             self._tally.not_written(path, error)
             return
-        self.finish_file(opened)
+        self._last_file = path
+        self._crew.add(SmallFile(path, name, entry, pieces))
+
+    def _write_linked(self, path: bytes, entry: pb.Entry, pieces: tuple[bytes, ...]) -> None:
+        try:
+            dir_fd, name = self._parent_of(path)
+            file = OpenedFile(os.dup(dir_fd), name, path, entry, closes=True)
+        except OSError as error:
+            self._tally.not_written(path, error)
+            return
+        try:
+            for piece in pieces:
+                file.write(piece)
+        except OSError as error:
+            file.abandon()
+            self._tally.not_written(path, error)
+            return
+        self.finish_file(file)
 
     def special(self, path: bytes, entry: pb.Entry) -> None:
         """Makes a symlink, fifo or device. Sockets are counted, and not made."""
         if entry.type == pb.ENTRY_TYPE_SOCKET:
             self._tally.sockets += 1
             return
-        parent, name = os.path.split(path)
         try:
-            dir_fd = self._target.directory(parent)
+            dir_fd, name = self._parent_of(path)
             temporary, _ = make_temporary(lambda temporary: _make_special(dir_fd, temporary, entry))
             try:
                 self.applier.to_name(dir_fd, temporary, entry, self._reporter(path))
@@ -354,6 +289,17 @@ class Writer:
             self._tally.not_written(path, error)
             return
         self._tally.written += 1
+
+    def _parent_of(self, path: bytes) -> tuple[int, bytes]:
+        """The directory of a path, open until the next one is asked for, and its name in it. Raises OSError."""
+        self._settle_above(path)
+        parent, _, name = path.rpartition(b"/")
+        return self._target.directory(parent), name
+
+    def _settle_above(self, path: bytes) -> None:
+        """Waits for the crew if it has a file in hand where a directory has to be; what is below a path comes right behind it."""
+        if self._last_file and path.startswith(self._last_file + b"/"):
+            self.drain()
 
     def _remember(self, path: bytes, entry: pb.Entry, status: os.stat_result) -> None:
         if not entry.link_group:

@@ -180,18 +180,22 @@ def _compare(before: dict[bytes, str], restored: dict[bytes, str]) -> None:
 def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> None:
     server, config = shlex.quote(_short(places.server)), shlex.quote(str(places.client_config))
     again = shlex.quote(_short(places.base / "restored-again"))
+    log = shlex.quote(_short(places.base / "server.log"))
     heading("What happened")
     say(
-        f"  A server kept two backups of {paths} paths. Between them {len(changes)} things changed, and only those travelled. Then the"
+        f"  A server kept two backups of {paths} paths (files, directories, links). Between them {len(changes)} things changed, and with"
     )
     say(
-        "  files were restored as they had been before, and each was compared with what it was. The server has stopped;"
+        "  them the times of the directories that they lie in (m); only those travelled. Then everything was restored as it had been"
     )
-    say(f"  its data is kept in {_short(places.server)}.")
-    heading("How to go on: paste these")
+    say(
+        f"  before, and compared with what it was. The server has stopped; its data is kept in {_short(places.server)}."
+    )
+    heading("How to go on: stay in this directory, and paste these")
     for line in (
         f"export PATH={shlex.quote(str(places.bin))}:$PATH",
-        f"staddle-server serve --data {server} --listen 127.0.0.1:0 &",
+        # Its log would run into what the other commands print.
+        f"staddle-server serve --data {server} --listen 127.0.0.1:0 > {log} 2>&1 &",
         f"staddle-server health --data {server} --wait 30s",
         f"export STADDLE_CONFIG={config}",
         f"staddle list {DATASET}",
@@ -200,7 +204,9 @@ def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> No
         "kill %1",
     ):
         say(f"  {line}")
-    say("\n  Your own data: staddle backup PATH --dataset NAME. README.md goes on from here.")
+    say(
+        "\n  Your own data: README.md goes on from here, with `make serve` and `staddle backup PATH --dataset NAME`."
+    )
 
 
 # --- the scratch copy

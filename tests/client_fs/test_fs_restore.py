@@ -15,8 +15,8 @@ from staddle import _restore
 from staddle._errors import ConnectError, ProtocolError
 from staddle._restore import Restore
 from staddle._retry import Retry
+from staddle._tally import TargetFullError
 from staddle._types import ProblemKind, RestoreOptions
-from staddle._write import TargetFullError
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -183,6 +183,15 @@ def test_a_file_below_a_stored_symlink_never_follows_it(tmp_path: Path, outside:
     restore(Server(link, file("a/precious", b"stolen")), tmp_path / "target")
     assert not (tmp_path / "target" / "a").is_symlink()
     assert (tmp_path / "target" / "a" / "precious").read_bytes() == b"stolen"
+
+
+def test_a_path_below_a_stored_file_makes_a_directory_of_it_every_time(tmp_path: Path) -> None:
+    for number in range(20):
+        target = tmp_path / f"target{number}"
+        report = restore(Server(file("a"), file("a/b/c", b"below"), file("z")), target)
+        assert (target / "a" / "b" / "c").read_bytes() == b"below"
+        assert report.entries_written == 3
+        assert leftovers(target) == []
 
 
 def test_a_link_in_the_target_is_replaced_and_never_followed(tmp_path: Path, outside: Path) -> None:

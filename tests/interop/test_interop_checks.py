@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from blake3 import blake3
-from conftest import Foreign
+from interop_clients import Foreign
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle.v1 import service_pb2_grpc

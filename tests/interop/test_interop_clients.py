@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import Foreign
+from interop_clients import Foreign
 from interop_tree import make_tree, read_times, read_tree
 from staddle import Client
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.outcomes import Failed, Skipped
-from conftest import need
+from interop_clients import need
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def test_a_pack_says_when_it_is_full_and_refuses_what_has_no_room(keys: TenantKe
 
 def test_a_pack_of_tiny_chunks_is_full_by_their_number(keys: TenantKeys) -> None:
     writer = PackWriter(NoBlobs(), keys)
-    table = [ChunkRef(1, DIGEST)] * (SEGMENT_CHUNKS_MAX // 2)
+    table = [ChunkRef(1, DIGEST)] * (PACK_CHUNKS_TARGET // 2)
     while not writer.full:
         writer.append(Role.DATA, table, Codec.RAW, bytes(len(table)), len(table))
     assert writer.chunk_count == PACK_CHUNKS_TARGET

@@ -199,32 +199,20 @@ def test_health_needs_no_token_and_reflection_any_valid_one(running):
 # ------------------------------------------------------------------ a server in its own process
 
 
-def _stub_of(server):
-    import tomllib
-
-    from staddle.v1 import service_pb2_grpc
-
-    config = tomllib.loads(server.config.read_text())
-    channel = grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
-    from conftest import _Bearer
-
-    return service_pb2_grpc.StaddleServiceStub(grpc.intercept_channel(channel, _Bearer(config["token"])))
-
-
 def test_what_was_acknowledged_survives_kill_minus_nine(server):
     files = {f"f{i}": noise(400_000, i) for i in range(10)}
     for step in range(3):
         files[f"step{step}"] = noise(1000, 50 + step)
-        backup = back_up(_stub_of(server), "www", files)
+        backup = back_up(server.stub(), "www", files)
         server.kill()
         server.start()
-        found = restore(_stub_of(server), "www")
+        found = restore(server.stub(), "www")
         assert found.backup.id == backup.id
         assert found.files == files
 
 
 def test_a_server_killed_in_the_middle_of_a_stream_shows_no_backup_and_goes_on_from_its_durable_point(server):
-    stub = _stub_of(server)
+    stub = server.stub()
     data = noise(30_000_000)
     reached, go = threading.Event(), threading.Event()
 
@@ -248,7 +236,7 @@ def test_a_server_killed_in_the_middle_of_a_stream_shows_no_backup_and_goes_on_f
     with pytest.raises(grpc.RpcError):
         call.result(timeout=20)
     server.start()
-    stub = _stub_of(server)
+    stub = server.stub()
     assert backups(stub, "www") == []
     upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
     assert upload.durable.entry_count == 2
@@ -261,7 +249,7 @@ def test_a_server_killed_in_the_middle_of_a_stream_shows_no_backup_and_goes_on_f
 
 
 def test_the_log_has_one_line_a_call_with_facts_and_no_secrets(server):
-    stub = _stub_of(server)
+    stub = server.stub()
     back_up(stub, "www", {"secret-name.txt": b"secret data"})
     restore(stub, "www")
     with pytest.raises(grpc.RpcError):

@@ -6,7 +6,7 @@ import os
 
 from staddle_server.catalog import Backup, Catalog, PendingRecord, Principal
 from staddle_server.session.clock import Clock
-from staddle_server.session.records import finish_pending
+from staddle_server.session.records import finish_missing
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.records import DeletedRecord, UndeletedRecord, encode_record
 
@@ -25,24 +25,26 @@ class Deletion:
         Raises:
             NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND.
             BadRequest: AMBIGUOUS_BACKUP.
+            Exhausted, Unavailable: it is hidden, but no record of that is durable; a replay writes it.
 
         """
         found = self._find(principal, dataset, prefix)
         now_ns = self._clock.now_ns()
         record = self._pending(principal, DeletedRecord(backup=found.id, at_ns=now_ns))
-        backup, changed = self._catalog.backups.delete(principal.tenant, found.id, now_ns, record)
-        if changed:
-            finish_pending(self._tenants.get(principal.tenant), self._catalog, record)
-        return backup
+        backup, _ = self._catalog.backups.delete(principal.tenant, found.id, now_ns, record)
+        return self._recorded(backup)
 
     def undelete(self, principal: Principal, dataset: str, prefix: str) -> Backup:
         """Shows a hidden backup again; one that is not hidden stays as it is. Raises as `delete` does."""
         found = self._find(principal, dataset, prefix)
         now_ns = self._clock.now_ns()
         record = self._pending(principal, UndeletedRecord(backup=found.id, at_ns=now_ns))
-        backup, changed = self._catalog.backups.undelete(principal.tenant, found.id, now_ns, record)
-        if changed:
-            finish_pending(self._tenants.get(principal.tenant), self._catalog, record)
+        backup, _ = self._catalog.backups.undelete(principal.tenant, found.id, now_ns, record)
+        return self._recorded(backup)
+
+    def _recorded(self, backup: Backup) -> Backup:
+        """The backup, once all that was decided is recorded: also what an earlier call could not write."""
+        finish_missing(self._tenants.get(backup.tenant), self._catalog)
         return backup
 
     def _find(self, principal: Principal, dataset: str, prefix: str) -> Backup:

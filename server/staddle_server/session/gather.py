@@ -114,6 +114,10 @@ class ChunkSink:
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
 
+    def forget(self) -> None:
+        """Damage was found: what is taken from now on is looked up anew, and damaged chunks are written once more."""
+        self._known.clear()
+
     # ------------------------------------------------------------------ taking
 
     def take(self, role: Role, digest: bytes, data: Payload) -> None:

@@ -50,11 +50,17 @@ def _damaged(tenant: Tenant, catalog: Catalog, root: Root, after: bytes | None) 
         inline = {ref.digest for entry in batch for ref in (entry.content.chunks if entry.content else ())}
         here = reader.sound(Role.DATA, inline)
         for entry in batch:
-            if entry.content is not None and not _whole(entry, here, reader):
+            if entry.content is not None and not _has_all(entry, here, reader):
                 yield entry
 
 
-def _whole(entry: Entry, here: set[bytes], reader: ChunkReader) -> bool:
+def is_whole(entry: Entry, reader: ChunkReader) -> bool:
+    """Whether nothing of an entry's content is known to be missing or damaged."""
+    refs = entry.content.chunks if entry.content is not None else ()
+    return _has_all(entry, reader.sound(Role.DATA, [ref.digest for ref in refs]), reader)
+
+
+def _has_all(entry: Entry, here: set[bytes], reader: ChunkReader) -> bool:
     content = entry.content
     if content is None or content.root is None:
         return content is None or all(ref.digest in here for ref in content.chunks)

@@ -82,7 +82,9 @@ _Prepared = Removed | _Whole | _Small | _Listed
 
 
 class _Open(NamedTuple):
-    path: bytes | None
+    """The file whose list of chunks goes on, and its bytes so far."""
+
+    entry: Entry | None
     size: int
 
 
@@ -92,6 +94,8 @@ class Intake:
     def __init__(self, writer: UploadWriter, tenant: Tenant) -> None:
         self._writer = writer
         self._tenant = tenant
+        self._damage: bool | None = None
+        """Whether any damage is known; asked for once."""
 
     def put_entries(self, number: int, changes: Sequence[Sent | Removed]) -> list[int]:
         """Takes one PutEntries call, whole or not at all; a number that was taken before changes nothing.
@@ -102,6 +106,7 @@ class Intake:
         Raises:
             BadRequest: BAD_FIELD, BAD_SEQUENCE, DIGEST_MISMATCH.
             Precondition: ENTRIES_OUT_OF_ORDER, NOT_IN_BASE.
+            Conflict: UPLOAD_BUSY.
 
         """
         if len(changes) > ENTRIES_PER_CALL_MAX:
@@ -109,6 +114,7 @@ class Intake:
                 "BAD_FIELD", f"a call carries at most {ENTRIES_PER_CALL_MAX} changes", field="changes"
             )
         with self._writer.together():
+            self._writer.check_free()
             expected = self._writer.put_entries_number + 1
             if not 1 <= number <= expected:
                 raise Precondition(
@@ -117,19 +123,30 @@ class Intake:
                     expected=str(expected),
                 )
             self._check_refs(changes)
-            absent = self._writer.absent([ref for change in changes for ref in _refs(change)])
+            refs = [ref for change in changes for ref in _refs(change)]
+            absent = self._writer.absent(refs)
             if number == expected:
-                for prepared in self._prepare_all(changes):
-                    self._take(prepared, absent)
-                self._writer.accept_number(number)
+                prepared = self._prepare_all(changes)
+                self._writer.expect(ref for ref in refs if ref.digest in absent)
+                with self._writer.taking():
+                    for step in prepared:
+                        self._take(step)
+                    self._writer.accept_number(number)
         return [i for i, change in enumerate(changes) if any(ref.digest in absent for ref in _refs(change))]
 
     def put(self, sent: Sent | Removed) -> None:
         """Takes one entry that is complete, or a removal."""
         self._check_refs([sent])
         refs = _refs(sent)
-        absent = self._writer.absent(refs) if refs else set()
-        self._take(self._prepare(sent, _Open(self._writer.open_path, self._writer.open_size)), absent)
+        with self._writer.together():
+            absent = self._writer.absent(refs) if refs else set()
+            prepared = self._prepare(sent, self._opened())
+            if absent:
+                self._writer.expect(ref for ref in refs if ref.digest in absent)
+            self._take(prepared)
+
+    def _opened(self) -> _Open:
+        return _Open(self._writer.open_entry, self._writer.open_size)
 
     @staticmethod
     def _check_refs(changes: Sequence[Sent | Removed]) -> None:
@@ -139,13 +156,18 @@ class Intake:
 
     def _prepare_all(self, changes: Sequence[Sent | Removed]) -> list[_Prepared]:
         prepared = []
-        opened = _Open(self._writer.open_path, self._writer.open_size)
+        opened = self._opened()
         for change in changes:
             step = self._prepare(change, opened)
             prepared.append(step)
             if isinstance(step, _Listed):
-                size = (step.sent.continue_at or 0) + sum(ref.length for ref in step.refs)
-                opened = _Open(step.sent.entry.path, size) if step.sent.more else _Open(None, 0)
+                size = sum(ref.length for ref in step.refs)
+                if step.sent.continue_at is None:
+                    opened = _Open(step.sent.entry, size)
+                else:
+                    opened = _Open(opened.entry, opened.size + size)
+                if not step.sent.more:
+                    opened = _Open(None, 0)
         return prepared
 
     def _prepare(self, sent: Sent | Removed, opened: _Open) -> _Prepared:
@@ -169,7 +191,9 @@ class Intake:
             return self._prepare_data(sent, sent.data)
         if sent.refs is not None:
             return self._prepare_refs(sent, sent.refs, opened)
-        content = self._writer.base_content(sent.entry.path)
+        if self._damage is None:
+            self._damage = self._writer.base.damage_known()
+        content = self._writer.base_content(sent.entry.path, check=self._damage)
         check_stated(sent, content.size, content.content_id)
         check_file(sent.entry, content.size)
         return _Whole(msgspec.structs.replace(claimed(sent.entry, sent.digest), content=content))
@@ -186,26 +210,17 @@ class Intake:
 
     @staticmethod
     def _prepare_refs(sent: Sent, refs: Sequence[ChunkRef], opened: _Open) -> _Listed:
-        if sent.continue_at is not None:
-            if opened != (sent.entry.path, sent.continue_at):
-                raise BadRequest(
-                    "BAD_SEQUENCE",
-                    f"{shown(sent.entry.path)} cannot go on at byte {sent.continue_at}: "
-                    + (
-                        "no entry is open"
-                        if opened.path is None
-                        else f"{shown(opened.path)} is, at {opened.size}"
-                    ),
-                    path=shown(sent.entry.path),
-                )
-            return _Listed(sent, refs)
         size = sum(ref.length for ref in refs)
+        if sent.continue_at is not None:
+            entry = _continued(sent, opened)
+            check_file(entry, opened.size + size, more=sent.more)
+            return _Listed(sent, refs)
         if not sent.more:
             check_stated(sent, size, content_id(refs))
-        check_file(sent.entry, FILE_BYTES_MAX if sent.more else size)
+        check_file(sent.entry, size, more=sent.more)
         return _Listed(sent, refs)
 
-    def _take(self, prepared: _Prepared, absent: set[bytes]) -> None:
+    def _take(self, prepared: _Prepared) -> None:
         match prepared:
             case Removed(path):
                 self._writer.remove(path)
@@ -216,13 +231,30 @@ class Intake:
             case _Listed(sent, refs):
                 entry = claimed(sent.entry, sent.digest)
                 self._writer.open_file(entry, sent.profile, continue_at=sent.continue_at)
-                self._writer.add_refs(refs, absent)
+                self._writer.add_refs(refs)
                 if not sent.more:
                     self._writer.end_file()
 
 
 def _refs(change: Sent | Removed) -> Sequence[ChunkRef]:
     return () if isinstance(change, Removed) else change.refs or ()
+
+
+def _continued(sent: Sent, opened: _Open) -> Entry:
+    """The open entry, if this goes on with it.
+
+    Raises:
+        BadRequest: BAD_SEQUENCE.
+
+    """
+    entry = opened.entry
+    if entry is None or (entry.path, opened.size) != (sent.entry.path, sent.continue_at):
+        path = shown(sent.entry.path)
+        found = "no entry is open" if entry is None else f"{shown(entry.path)} is, at {opened.size}"
+        raise BadRequest(
+            "BAD_SEQUENCE", f"{path} cannot go on at byte {sent.continue_at}: {found}", path=path
+        )
+    return entry
 
 
 def _bad(sent: Sent, what: str) -> BadRequest:
@@ -262,17 +294,21 @@ def check_stated(sent: Sent, size: int, identity: bytes) -> None:
         )
 
 
-def check_file(entry: Entry, size: int) -> None:
-    """Whether a file of this size may be kept with what its entry says.
+def check_file(entry: Entry, size: int, *, more: bool = False) -> None:
+    """Whether a file of this size, or of this size and more, may be kept with what its entry says.
 
     Raises:
         BadRequest: BAD_FIELD.
 
     """
     check_entry(entry)
+    path = shown(entry.path)
+    if size > FILE_BYTES_MAX:
+        raise BadRequest(
+            "BAD_FIELD", f"{path}: a file has at most {FILE_BYTES_MAX} bytes", field="size", path=path
+        )
     holes = entry.attributes.holes if entry.attributes is not None else ()
-    if holes and holes[-1].offset + holes[-1].length > size:
-        path = shown(entry.path)
+    if holes and not more and holes[-1].offset + holes[-1].length > size:
         raise BadRequest("BAD_FIELD", f"{path}: a hole lies outside the file", field="holes", path=path)
 
 

@@ -11,6 +11,7 @@ import msgspec
 from staddle_server.catalog import Catalog, DurableUpdate, MissingChunk, Upload
 from staddle_server.session.clock import Clock
 from staddle_server.session.progress import Progress, encode_progress
+from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import PackWriter
 from staddle_server.types import PackSummary, Role
 
@@ -41,6 +42,18 @@ class Publisher:
         missing = catalog.uploads.missing(upload.tenant, upload.id, b"", 2**31 - 1)
         self.missing = {chunk.digest: chunk.length for chunk in missing}
         """The chunks that entries refer to and that have not come, as published."""
+
+    def begin(self, tenant: Tenant) -> PackWriter:
+        """A new pack of the upload, announced to the catalog before anything of it is written."""
+        pack = PackWriter(tenant.blobs, tenant.keys)
+        try:
+            self._catalog.packs.begin(
+                tenant.id, self._upload.id, self._upload.epoch, pack.pack, self._clock.now_ns()
+            )
+        except BaseException:
+            pack.abort()
+            raise
+        return pack
 
     def finish(self, pack: PackWriter) -> Future[PackSummary]:
         """Seals a pack that is full, in the background."""

@@ -11,7 +11,7 @@ from staddle_server.errors import BadRequest, Damaged, NotFound, Precondition
 from staddle_server.limits import READ_RANGE_BYTES_MAX
 from staddle_server.manifest.compare import Changed, compare
 from staddle_server.manifest.content import chunks_of, load_attributes
-from staddle_server.manifest.entries import check_path, shown
+from staddle_server.manifest.entries import I64_MAX, I64_MIN, check_path, shown
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.session.clock import Clock
 from staddle_server.session.reading import ChunkReader
@@ -59,6 +59,8 @@ class Reads:
         at_ns = selector.at_ns
         if selector.ago_ns is not None:
             at_ns = self._clock.now_ns() - selector.ago_ns
+        if at_ns is not None:
+            at_ns = min(max(at_ns, I64_MIN), I64_MAX)  # no backup has a time that the catalog cannot hold
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=selector.backup, at_ns=at_ns)
 
     def restore(self, principal: Principal, backup: Backup, *, data: bool, refs: bool) -> Restore:

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from staddle_server.limits import CHECKPOINT_ENTRIES, CHECKPOINT_ENTRY_BYTES, RUNS_MERGE
+from staddle_server.errors import BadRequest
+from staddle_server.limits import (
+    ATTRIBUTES_INLINE_BYTES_MAX,
+    CHECKPOINT_ENTRIES,
+    CHECKPOINT_ENTRY_BYTES,
+    RUNS_MERGE,
+)
 from staddle_server.manifest.content import ContentBuilder
+from staddle_server.manifest.entries import shown
 from staddle_server.manifest.pages import PageSink, PageSource
 from staddle_server.manifest.read import entries_of
 from staddle_server.manifest.runs import merge_runs, sort_run
@@ -15,7 +22,8 @@ from staddle_server.session.progress import OpenEntry, Progress, Run
 from staddle_server.types import Entry
 
 ENTRY_OVERHEAD_BYTES = 512
-"""What an entry costs in memory beside its path."""
+"""What an entry costs in memory beside its path, link target, chunks and attributes."""
+CHUNK_OVERHEAD_BYTES = 192
 
 
 class OpenFile(NamedTuple):
@@ -45,12 +53,29 @@ class Received:
         self._entries: list[tuple[int, Entry]] = []
         self._entry_bytes = 0
 
+    def check_open(self, path: bytes, size: int) -> None:
+        """Whether the file at this path is open and has so many bytes.
+
+        Raises:
+            BadRequest: BAD_SEQUENCE.
+
+        """
+        opened = self.open
+        if opened is not None and (opened.entry.path, opened.content.size) == (path, size):
+            return
+        found = "none is" if opened is None else f"{shown(opened.entry.path)} is, at {opened.content.size}"
+        raise BadRequest(
+            "BAD_SEQUENCE",
+            f"{shown(path)} cannot go on at byte {size} as the open entry: {found}",
+            path=shown(path),
+        )
+
     def append(self, entry: Entry) -> None:
         """Accepts an entry, or a removal, which does not count."""
         self.position += 1
         self.last_path = entry.path
         self._entries.append((self.position, entry))
-        self._entry_bytes += ENTRY_OVERHEAD_BYTES + len(entry.path)
+        self._entry_bytes += _memory_bytes(entry)
 
     def count(self, entry: Entry) -> None:
         """Counts an entry as Finish counts them."""
@@ -96,3 +121,15 @@ class Received:
             runs=tuple(self._runs),
             open_entry=opened and OpenEntry(opened.entry, opened.content.state(), opened.content.size),
         )
+
+
+def _memory_bytes(entry: Entry) -> int:
+    """About what an entry costs in memory."""
+    size = ENTRY_OVERHEAD_BYTES + len(entry.path)
+    if entry.link_target is not None:
+        size += len(entry.link_target)
+    if entry.content is not None:
+        size += CHUNK_OVERHEAD_BYTES * len(entry.content.chunks)
+    if entry.attributes is not None:
+        size += ATTRIBUTES_INLINE_BYTES_MAX
+    return size

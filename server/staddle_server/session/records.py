@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from staddle_server.catalog import Backup, Catalog, PendingRecord
+import logging
+
+from staddle_server.catalog import Backup, Catalog, MissingRecords, PendingRecord
 from staddle_server.catalog import Tenant as TenantRow
-from staddle_server.errors import Fault
+from staddle_server.errors import Fault, StaddleError
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.records import (
     ChangeCounts,
@@ -14,6 +16,8 @@ from staddle_server.store.records import (
     UndeletedRecord,
     decode_record,
 )
+
+log = logging.getLogger(__name__)
 
 
 def finish_tenant(tenant: Tenant, catalog: Catalog, row: TenantRow) -> None:
@@ -46,16 +50,39 @@ def finish_pending(tenant: Tenant, catalog: Catalog, pending: PendingRecord) -> 
 def finish_all(tenants: Tenants, catalog: Catalog) -> int:
     """What start-up does before it serves: writes every record that a crash has left out; gives how many.
 
-    Records of one backup are written in the order in which they were decided: committed before deleted.
+    A tenant whose keys are damaged, or a full disk, does not keep the server from its other work, above all from
+    restoring: what cannot be written stays missing, is said in the log, and is tried again at the next start or replay.
     """
     missing = catalog.backups.records_missing()
-    for row in missing.tenants:
-        finish_tenant(tenants.get(row.id), catalog, row)
-    for backup in missing.backups:
-        finish_backup(tenants.get(backup.tenant), catalog, backup)
-    for pending in missing.pending:
-        finish_pending(tenants.get(pending.tenant), catalog, pending)
-    return len(missing.tenants) + len(missing.backups) + len(missing.pending)
+    concerned = {row.id for row in missing.tenants}
+    concerned.update(backup.tenant for backup in missing.backups)
+    concerned.update(record.tenant for record in missing.pending)
+    written = 0
+    for tenant in sorted(concerned):
+        try:
+            written += _finish(tenants.get(tenant), catalog, missing)
+        except StaddleError as e:
+            log.error("records of tenant %s could not be written: %s", tenant.hex(), e.message)  # noqa: TRY400 - no fault of ours
+    return written
+
+
+def finish_missing(tenant: Tenant, catalog: Catalog) -> int:
+    """Writes every record of a tenant that was decided on and is not durable; gives how many."""
+    return _finish(tenant, catalog, catalog.backups.records_missing())
+
+
+def _finish(tenant: Tenant, catalog: Catalog, missing: MissingRecords) -> int:
+    """Records of one backup are written in the order in which they were decided: committed before deleted."""
+    rows = [row for row in missing.tenants if row.id == tenant.id]
+    backups = [backup for backup in missing.backups if backup.tenant == tenant.id]
+    pending = [record for record in missing.pending if record.tenant == tenant.id]
+    for row in rows:
+        finish_tenant(tenant, catalog, row)
+    for backup in backups:
+        finish_backup(tenant, catalog, backup)
+    for record in pending:
+        finish_pending(tenant, catalog, record)
+    return len(rows) + len(backups) + len(pending)
 
 
 def _committed(backup: Backup) -> CommittedRecord:

@@ -122,7 +122,7 @@ class Restore:
         """
         chosen: list[bytes] = []
         for path in sorted(set(paths), key=sort_key):
-            if path and self._manifest.find(path) is None:
+            if path and not self._may_have(path):
                 raise NotFound(
                     "PATH_NOT_FOUND",
                     f"the backup has no {shown(path)}; ListEntries shows what it has",
@@ -131,6 +131,13 @@ class Restore:
             if exact or not chosen or not _below(path, chosen[-1]):
                 chosen.append(path)
         return chosen
+
+    def _may_have(self, path: bytes) -> bool:
+        """Whether the backup has a path, as far as its manifest can be read: what is damaged is named in the stream."""
+        try:
+            return self._manifest.find(path) is not None
+        except Damaged:
+            return True
 
     def events(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Event]:
         """What to send, in order. With no paths: everything."""
@@ -150,7 +157,11 @@ class Restore:
     def _entries(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Entry | Gap]:
         if exact:
             for path in paths:
-                entry = self._manifest.find(path)
+                try:
+                    entry = self._manifest.find(path)
+                except Damaged as e:
+                    yield Gap(path, path, e.message)
+                    continue
                 if entry is not None:
                     yield entry
             return

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Upload
-from staddle_server.errors import Conflict, Exhausted, Precondition, StaddleError
+from staddle_server.errors import Precondition, StaddleError
 from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX
+from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
 from staddle_server.session.healing import LISTED_MAX, DamagedEntries, damaged_entries
 from staddle_server.session.progress import Progress, decode_progress
@@ -57,6 +58,7 @@ class Uploads:
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
         )
         self._writers: dict[bytes, UploadWriter] = {}
+        self._closing = False
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._keeper = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
@@ -80,34 +82,33 @@ class Uploads:
 
     def resume(self, principal: Principal, upload_id: bytes) -> Upload:
         """Takes an upload over; the durable point that it answers is final."""
-        self._check_room()
+        self._check_room(upload_id)
         upload = self._catalog.uploads.resume(
             principal.tenant, upload_id, principal, self._clock.now_ns(), self._lease_s
         )
         self._open_writer(self._tenants.get(principal.tenant), upload)
         return upload
 
-    def _check_room(self) -> None:
+    def _check_room(self, upload: bytes | None = None) -> None:
+        """Whether an upload, or this one, may get a writer here.
+
+        Raises:
+            Exhausted: TOO_MANY.
+            Unavailable: DRAINING.
+
+        """
         with self._lock:
-            if len(self._writers) >= UPLOADS_OPEN_MAX:
-                raise Exhausted(
-                    "TOO_MANY",
-                    f"this server writes {UPLOADS_OPEN_MAX} uploads already; try again when some have ended",
-                    retry_after_s=10,
-                )
+            if self._closing:
+                raise refusals.draining()
+            if len(self._writers) >= UPLOADS_OPEN_MAX and upload not in self._writers:
+                raise refusals.too_many()
 
     def _open_writer(self, tenant: Tenant, upload: Upload) -> None:
+        """Ends the writers of older epochs, and begins the one of this epoch."""
         with self._lock:
-            old = self._writers.pop(upload.id, None)
-        if old is not None:
-            old.close(
-                Conflict(
-                    "STALE_EPOCH",
-                    f"upload {upload.id.hex()} was taken over (epoch {upload.epoch}); this writer has ended",
-                    upload=upload.id.hex(),
-                    epoch=str(upload.epoch),
-                )
-            )
+            old = self._writers.get(upload.id)
+        if old is not None and old.upload.epoch < upload.epoch:
+            old.close(refusals.taken_over(upload.id, old.upload.epoch, upload.epoch))
         writer = UploadWriter(
             tenant,
             self._catalog,
@@ -117,8 +118,24 @@ class Uploads:
             clock=self._clock,
             lease_s=self._lease_s,
         )
+        refusal = self._install(writer)
+        if refusal is not None:
+            writer.close(refusal)
+            raise refusal
+
+    def _install(self, writer: UploadWriter) -> StaddleError | None:
+        """From now on this is the upload's writer, unless that is another one's turn: then why."""
+        upload = writer.upload
         with self._lock:
+            if self._closing:
+                return refusals.draining()
+            now = self._writers.get(upload.id)
+            if now is not None and now.upload.epoch > upload.epoch:
+                return refusals.taken_over(upload.id, upload.epoch, now.upload.epoch)
             self._writers[upload.id] = writer
+        if now is not None:
+            now.close(refusals.taken_over(upload.id, now.upload.epoch, upload.epoch))
+        return None
 
     def base_root(self, upload: Upload) -> Root:
         """The manifest that the upload starts from."""
@@ -145,14 +162,12 @@ class Uploads:
             writer = self._writers.get(upload_id)
         if writer is None or writer.upload.tenant != principal.tenant or writer.closed is not None:
             upload = self._catalog.uploads.get(principal.tenant, upload_id)
-            self._check_epoch(upload, epoch)
-            raise Conflict(
-                "RESUME_REQUIRED",
-                f"upload {upload_id.hex()} has no writer here: the server restarted, or the upload was idle, or a "
-                "write failed; ResumeUpload goes on from its durable point",
-                upload=upload_id.hex(),
+            refusals.check_open(upload, epoch)
+            raise refusals.resume_required(
+                upload_id,
+                "has no writer here: the server restarted, or the upload was idle, or a write failed",
             )
-        self._check_epoch(writer.upload, epoch)
+        refusals.check_open(writer.upload, epoch)
         return writer
 
     def missing(self, upload: Upload, after: bytes, limit: int) -> list[bytes]:
@@ -166,23 +181,6 @@ class Uploads:
         """Entries of the upload's base that cannot be given back whole, in order."""
         tenant = self._tenants.get(upload.tenant)
         return damaged_entries(tenant, self._catalog, self.base_root(upload), after, limit)
-
-    @staticmethod
-    def _check_epoch(upload: Upload, epoch: int) -> None:
-        if upload.state is not UploadState.OPEN:
-            raise Precondition(
-                "UPLOAD_CLOSED",
-                f"upload {upload.id.hex()} is {upload.state.name.lower()}",
-                upload=upload.id.hex(),
-                state=upload.state.name,
-            )
-        if upload.epoch != epoch:
-            raise Conflict(
-                "STALE_EPOCH",
-                f"upload {upload.id.hex()} is in epoch {upload.epoch}, not {epoch}: another writer took it over",
-                upload=upload.id.hex(),
-                epoch=str(upload.epoch),
-            )
 
     # ------------------------------------------------------------------ going on and ending
 
@@ -221,30 +219,45 @@ class Uploads:
         self, principal: Principal, upload_id: bytes, epoch: int, entry_count: int, data_bytes: int
     ) -> Backup:
         """Commits; a replay finishes what the first attempt left, and answers as it would have."""
-        upload = self._catalog.uploads.get(principal.tenant, upload_id)
-        if upload.state is UploadState.COMMITTED:
-            backup = self._catalog.backups.get(principal.tenant, upload.backup)
-            finish_backup(self._tenants.get(principal.tenant), self._catalog, backup)
-            return backup
-        writer = self.writer(principal, upload_id, epoch)
         try:
-            return writer.commit(entry_count, data_bytes)
-        finally:
-            self._forget(writer)
+            writer = self.writer(principal, upload_id, epoch)
+            try:
+                return writer.commit(entry_count, data_bytes)
+            finally:
+                self._forget(writer)
+        except Precondition as e:
+            if e.reason != "UPLOAD_CLOSED":
+                raise
+            return self._committed(principal, upload_id, epoch, e)
+
+    def _committed(self, principal: Principal, upload_id: bytes, epoch: int, closed: Precondition) -> Backup:
+        """What a commit of this epoch has made before, with its record.
+
+        Raises:
+            Precondition: `closed`, the upload ended otherwise.
+            Conflict: STALE_EPOCH, another writer committed it.
+
+        """
+        upload = self._catalog.uploads.get(principal.tenant, upload_id)
+        if upload.state is not UploadState.COMMITTED:
+            raise closed
+        if upload.epoch != epoch:
+            raise refusals.taken_over(upload_id, epoch, upload.epoch)
+        backup = self._catalog.backups.get(principal.tenant, upload.backup)
+        finish_backup(self._tenants.get(principal.tenant), self._catalog, backup)
+        return backup
 
     def abort(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
         """Gives the upload up; a replay changes nothing."""
         upload = self._catalog.uploads.abort(principal.tenant, upload_id, epoch)
-        self._end(upload_id, f"upload {upload_id.hex()} was aborted")
+        self._end(upload_id, UploadState.ABORTED)
         return upload
 
-    def _end(self, upload_id: bytes, why: str) -> None:
+    def _end(self, upload_id: bytes, state: UploadState) -> None:
         with self._lock:
             writer = self._writers.pop(upload_id, None)
         if writer is not None:
-            writer.close(
-                Precondition("UPLOAD_CLOSED", why, upload=upload_id.hex(), state=UploadState.ABORTED.name)
-            )
+            writer.close(refusals.closed(upload_id, state))
 
     def _forget(self, writer: UploadWriter) -> None:
         with self._lock:
@@ -256,44 +269,34 @@ class Uploads:
     def _keep_house(self) -> None:
         expiry_s = self._clock.monotonic_s()
         while not self._stop.wait(HOUSEKEEPING_S):
-            for writer in self._all():
-                writer.checkpoint_if_due()
-                if writer.idle_s() > self._lease_s:
-                    self._evict(writer)
-                self._forget(writer)
-            if self._clock.monotonic_s() - expiry_s >= EXPIRY_S:
-                expiry_s = self._clock.monotonic_s()
-                self._expire()
+            try:
+                for writer in self._all():
+                    writer.keep(self._lease_s)
+                    self._forget(writer)
+                if self._clock.monotonic_s() - expiry_s >= EXPIRY_S:
+                    expiry_s = self._clock.monotonic_s()
+                    self._expire()
+            except Exception:  # whatever it was: without this thread nothing would become durable by itself
+                log.exception("housekeeping failed, and goes on")
 
     def _all(self) -> Sequence[UploadWriter]:
         with self._lock:
             return list(self._writers.values())
 
-    def _evict(self, writer: UploadWriter) -> None:
-        """An upload that nobody writes to keeps its durable point, and nothing in memory."""
-        upload = writer.upload.id.hex()
-        try:
-            writer.checkpoint()
-        except StaddleError as e:
-            log.warning("upload %s could not be made durable when it was put aside: %s", upload, e.message)
-        writer.close(
-            Conflict(
-                "RESUME_REQUIRED", f"upload {upload} was idle; ResumeUpload goes on with it", upload=upload
-            )
-        )
-
     def _expire(self) -> None:
         try:
             for expired in self._catalog.uploads.expire(self._clock.now_ns()):
-                self._end(expired.upload, f"upload {expired.upload.hex()} was open longer than its life")
+                self._end(expired.upload, UploadState.EXPIRED)
         except StaddleError as e:
             log.warning("uploads could not be looked through for expired ones: %s", e.message)
 
     def close(self) -> None:
-        """Brings every upload to a checkpoint and ends its writer."""
+        """Brings every upload to a checkpoint and ends its writer; from now on none is opened."""
+        with self._lock:
+            self._closing = True
         self._stop.set()
         self._keeper.join()
         for writer in self._all():
-            self._evict(writer)
+            writer.put_aside("was put aside, for the server is shutting down")
             self._forget(writer)
         self._compressors.shutdown()

@@ -6,45 +6,45 @@ transaction) → manifest durable in the same way → backup committed (one tran
 
 from __future__ import annotations
 
-import os
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import msgspec
 from staddle.chunking import Cut
 
-from staddle_server.catalog import Backup, Catalog, ChangeCounts, NewBackup, Upload
-from staddle_server.errors import BadRequest, Conflict, Precondition, StaddleError
-from staddle_server.limits import CHECKPOINT_S, MISSING_CHUNKS_MAX
-from staddle_server.manifest.compare import count
+from staddle_server.catalog import Backup, Catalog, NewBackup, Upload
+from staddle_server.errors import BadRequest, Conflict, Damaged, Precondition, StaddleError
+from staddle_server.limits import CHECKPOINT_S
 from staddle_server.manifest.content import ContentBuilder, store_attributes
-from staddle_server.manifest.entries import check_entry, removal, shown
-from staddle_server.manifest.merge import merge
-from staddle_server.manifest.read import Manifest
+from staddle_server.manifest.entries import check_entry, removal
+from staddle_server.manifest.merge import Merged
+from staddle_server.session import refusals
+from staddle_server.session.base import Base
 from staddle_server.session.clock import Clock
+from staddle_server.session.finishing import all_added, check_counts, compared, new_backup, write_manifest
 from staddle_server.session.frames import Frame
 from staddle_server.session.gather import ChunkSink, ManifestSink
+from staddle_server.session.missing import Missing
 from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.publisher import Publisher
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.received import OpenFile, Received
 from staddle_server.session.records import finish_backup
 from staddle_server.session.tenant import Tenant
-from staddle_server.store.pack import PackWriter
-from staddle_server.types import (
-    EMPTY_ROOT,
-    ChunkRef,
-    Content,
-    Entry,
-    Kind,
-    Profile,
-    Role,
-    Root,
-    Scope,
-    UploadState,
-)
+from staddle_server.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
+
+log = logging.getLogger(__name__)
+
+
+class _Stream(NamedTuple):
+    """The Backup stream that holds the upload: its thread, and what ends it from another one."""
+
+    thread: int
+    cancel: Callable[[], None]
 
 
 class UploadWriter:
@@ -68,19 +68,18 @@ class UploadWriter:
         self.upload = upload
         self._tenant = tenant
         self._catalog = catalog
-        self._base = base
+        self.base = Base(tenant, catalog, base)
         self._clock = clock
         self._lock = threading.RLock()
-        self._base_manifest = Manifest(base, ChunkReader(tenant, catalog))
         self._publisher = Publisher(catalog, upload, clock, lease_s, decode_progress(upload.durable))
-        self._missing = dict(self._publisher.missing)
+        self._missing = Missing(self._publisher.missing)
         self._chunks = ChunkSink(
             tenant,
             catalog,
             upload=upload.id,
             epoch=upload.epoch,
             compressors=compressors,
-            begin_pack=self._begin_pack,
+            begin_pack=lambda: self._publisher.begin(tenant),
             finish_pack=self._publisher.finish,
         )
         self._pages = ManifestSink(self._chunks)
@@ -88,8 +87,8 @@ class UploadWriter:
             self._publisher.durable, self._pages, ChunkReader(tenant, catalog), tenant.secrets.page_key
         )
         self._closed: StaddleError | None = None
-        self._on_close: list[Callable[[], None]] = []
-        self._streaming = False
+        self._stream: _Stream | None = None
+        self._taking = False
         self._used_s = self._checkpoint_s = clock.monotonic_s()
 
     # ------------------------------------------------------------------ life
@@ -98,12 +97,12 @@ class UploadWriter:
     def _writing(self) -> Iterator[None]:
         with self._lock:
             if self._closed is not None:
-                raise self._closed
+                raise self._closed.with_traceback(None)  # else each caller's frames would stay with it
             self._used_s = self._clock.monotonic_s()
             try:
                 self._reap(wait=False)
                 yield
-            except (BadRequest, Precondition, Conflict) as e:
+            except (BadRequest, Precondition, Conflict, Damaged) as e:
                 if e.reason in {"STALE_EPOCH", "UPLOAD_CLOSED"}:
                     self.close(e)
                 raise
@@ -118,13 +117,7 @@ class UploadWriter:
             if isinstance(cause, StaddleError)
             else f"a fault of the server ({type(cause).__name__})"
         )
-        self.close(
-            Conflict(
-                "RESUME_REQUIRED",
-                f"upload {self.upload.id.hex()} stopped: {text}; ResumeUpload goes on from its durable point",
-                upload=self.upload.id.hex(),
-            )
-        )
+        self.close(refusals.resume_required(self.upload.id, f"stopped: {text}"))
         with suppress(StaddleError):
             self._catalog.uploads.set_failure(self.upload.tenant, self.upload.id, self.upload.epoch, text)
 
@@ -138,9 +131,10 @@ class UploadWriter:
                 self._reap(wait=True)
             self._chunks.abort()
             self._publisher.close()
-            on_close, self._on_close = self._on_close, []
-        for call in on_close:
-            call()
+            stream, self._stream = self._stream, None
+        # The stream's own thread goes on to its answer, which says what happened.
+        if stream is not None and stream.thread != threading.get_ident():
+            stream.cancel()
 
     @property
     def closed(self) -> StaddleError | None:
@@ -148,40 +142,63 @@ class UploadWriter:
         return self._closed
 
     @contextmanager
-    def stream(self, on_close: Callable[[], None]) -> Iterator[None]:
-        """Holds the upload for one Backup stream; `on_close` is called if the writer ends meanwhile."""
+    def stream(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Holds the upload for one Backup stream; `cancel` is called if the writer ends meanwhile from outside."""
+        mine = _Stream(threading.get_ident(), cancel)
         with self._writing():
-            if self._streaming:
-                raise Conflict(
-                    "UPLOAD_BUSY",
-                    f"upload {self.upload.id.hex()} has a Backup stream under way; ResumeUpload ends it",
-                    upload=self.upload.id.hex(),
-                )
-            self._streaming = True
-            self._on_close.append(on_close)
+            self.check_free()
+            self._stream = mine
         try:
             yield
         finally:
             with self._lock:
-                self._streaming = False
-                if on_close in self._on_close:
-                    self._on_close.remove(on_close)
+                if self._stream is mine:
+                    self._stream = None
 
-    def idle_s(self) -> float:
-        """How long nobody called."""
-        return self._clock.monotonic_s() - self._used_s
+    def check_free(self) -> None:
+        """Whether no Backup stream is under way.
 
-    def checkpoint_if_due(self) -> None:
-        """Makes durable what has waited for long, unless a call is at work here, which will do it itself."""
+        Raises:
+            Conflict: UPLOAD_BUSY.
+
+        """
+        if self._stream is not None:
+            raise refusals.busy(self.upload.id)
+
+    def keep(self, idle_s: float) -> None:
+        """Makes durable what has waited for long, and puts the upload aside if nobody called for `idle_s`.
+
+        Does nothing while a call is at work here, which will see to it itself.
+        """
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if self._closed is None and self._due():
+            if self._closed is not None:
+                return
+            self._reap(wait=False)
+            if self._clock.monotonic_s() - self._used_s > idle_s:
+                self.put_aside("was idle")
+            elif self._due():
                 self._checkpoint()
         except Exception as e:  # noqa: BLE001 - the next call of this upload gets to know it
             self._fail(e)
         finally:
             self._lock.release()
+
+    def put_aside(self, why: str) -> None:
+        """Ends the writer at a checkpoint: the upload keeps its durable point, and nothing in memory."""
+        with self._lock:
+            if self._closed is not None:
+                return
+            try:
+                self._checkpoint()
+                self._reap(wait=True)
+            except Exception as e:
+                log.warning(
+                    "upload %s could not be made durable at its end", self.upload.id.hex(), exc_info=e
+                )
+                self._fail(e)
+            self.close(refusals.resume_required(self.upload.id, why))
 
     # ------------------------------------------------------------------ chunks
 
@@ -194,22 +211,11 @@ class UploadWriter:
     def put_frame(self, frame: Frame) -> int:
         """Takes chunks that were checked; gives how many were new."""
         with self._writing():
+            self._missing.check(frame.table)
             stored = self._chunks.take_segment(frame.table, frame.codec, frame.payload, frame.raw_length)
-            for ref in frame.table:
-                self._arrived(ref)
+            self._missing.arrived(frame.table)
             self._checkpoint_when_due()
         return stored
-
-    def _arrived(self, ref: ChunkRef) -> None:
-        """A chunk is there that entries may have been waiting for."""
-        expected = self._missing.get(ref.digest, ref.length)
-        if expected != ref.length:
-            raise BadRequest(
-                "BAD_FIELD",
-                f"an entry refers to chunk {ref.digest.hex()} with {expected} bytes, but it has {ref.length}",
-                field="content.chunks",
-            )
-        self._missing.pop(ref.digest, None)
 
     # ------------------------------------------------------------------ entries
 
@@ -218,6 +224,20 @@ class UploadWriter:
         """Holds the writer for several steps that belong together."""
         with self._lock:
             yield
+
+    @contextmanager
+    def taking(self) -> Iterator[None]:
+        """Several steps that are one: none is durable before all are done, and if one fails the writer ends."""
+        with self._writing():
+            self._taking = True
+            try:
+                yield
+            except BaseException as e:
+                self._fail(e)
+                raise
+            finally:
+                self._taking = False
+            self._checkpoint_when_due()
 
     @property
     def position(self) -> int:
@@ -262,19 +282,8 @@ class UploadWriter:
         with self._writing():
             if continue_at is None:
                 self._received.open = OpenFile(entry, ContentBuilder(self._pages, profile))
-                return
-            opened = self._received.open
-            if opened is None or (opened.entry.path, opened.content.size) != (entry.path, continue_at):
-                found = (
-                    "none is"
-                    if opened is None
-                    else f"{shown(opened.entry.path)} is, at {opened.content.size}"
-                )
-                raise BadRequest(
-                    "BAD_SEQUENCE",
-                    f"{shown(entry.path)} cannot go on at byte {continue_at} as the open entry: {found}",
-                    path=shown(entry.path),
-                )
+            else:
+                self._received.check_open(entry.path, continue_at)
 
     @property
     def open_size(self) -> int:
@@ -282,9 +291,9 @@ class UploadWriter:
         return 0 if self._received.open is None else self._received.open.content.size
 
     @property
-    def open_path(self) -> bytes | None:
-        """The path of the open file."""
-        return None if self._received.open is None else self._received.open.entry.path
+    def open_entry(self) -> Entry | None:
+        """The open file."""
+        return None if self._received.open is None else self._received.open.entry
 
     def add_cuts(self, cuts: Iterable[Cut]) -> None:
         """The next chunks of the open file, with their bytes."""
@@ -295,23 +304,22 @@ class UploadWriter:
                 content.add(ChunkRef(len(cut.data), cut.digest))
             self._checkpoint_when_due()
 
-    def add_refs(self, refs: Iterable[ChunkRef], absent: set[bytes]) -> None:
-        """The next chunks of the open file, by reference; `absent` says which are still to come."""
+    def expect(self, refs: Iterable[ChunkRef]) -> None:
+        """Entries refer to these chunks, which are still to come.
+
+        Raises:
+            BadRequest: BAD_FIELD, there are too many, or one has another length elsewhere; none is waited for.
+
+        """
+        with self._writing():
+            self._missing.expect(refs)
+
+    def add_refs(self, refs: Iterable[ChunkRef]) -> None:
+        """The next chunks of the open file, by reference; they are there, or expected."""
         with self._writing():
             content = self._opened().content
             for ref in refs:
-                if ref.digest in absent:
-                    self._expect(ref)
                 content.add(ref)
-
-    def _expect(self, ref: ChunkRef) -> None:
-        if len(self._missing) >= MISSING_CHUNKS_MAX and ref.digest not in self._missing:
-            raise BadRequest(
-                "BAD_FIELD",
-                f"over {MISSING_CHUNKS_MAX} chunks are referred to and not there; send chunks before the entries",
-                field="content.chunks",
-            )
-        self._missing[ref.digest] = ref.length
 
     def end_file(self, finish: Callable[[Entry, Content], Entry] | None = None) -> Entry:
         """Ends the open file and takes it; `finish` has the last word on the entry, or raises."""
@@ -350,20 +358,10 @@ class UploadWriter:
             self._received.append(removal(path))
             self._checkpoint_when_due()
 
-    def base_content(self, path: bytes) -> Content:
-        """The content that the base has at a path.
-
-        Raises:
-            Precondition: NOT_IN_BASE.
-
-        """
+    def base_content(self, path: bytes, *, check: bool) -> Content:
+        """The content that the base has at a path, as Base.content gives it."""
         with self._writing():
-            entry = self._base_manifest.find(path)
-        if entry is None or entry.content is None:
-            raise Precondition(
-                "NOT_IN_BASE", f"the base has no file {shown(path)}; send it", path=shown(path)
-            )
-        return entry.content
+            return self.base.content(path, check=check)
 
     def _opened(self) -> OpenFile:
         if self._received.open is None:
@@ -387,10 +385,22 @@ class UploadWriter:
             return self._publisher.durable
 
     def _due(self) -> bool:
+        if self._taking:
+            return False
         if self._chunks.full or self._received.full:
             return True
-        waiting = self._chunks.dirty or self._received.position != self._publisher.durable.position
-        return waiting and self._clock.monotonic_s() - self._checkpoint_s >= CHECKPOINT_S
+        return self._waiting() and self._clock.monotonic_s() - self._checkpoint_s >= CHECKPOINT_S
+
+    def _waiting(self) -> bool:
+        """Whether anything was taken that is not durable."""
+        durable, received = self._publisher.durable, self._received
+        offset = durable.open_entry.size_bytes if durable.open_entry is not None else 0
+        return (
+            self._chunks.dirty
+            or (received.position, received.put_entries_number)
+            != (durable.position, durable.put_entries_number)
+            or self.open_size != offset
+        )
 
     def _checkpoint_when_due(self) -> None:
         if self._due():
@@ -400,7 +410,11 @@ class UploadWriter:
         """Seals the open pack and the run of entries so far, and publishes both beside what comes next."""
         self._checkpoint_s = self._clock.monotonic_s()
         self._reap(wait=True)
-        self._received.write_run()
+        try:
+            self._received.write_run()
+        except Damaged as e:  # the upload's own runs: there is nothing here to go on with
+            self._fail(e)
+            raise
         self._publish(self._received.progress)
 
     def _publish(self, progress: Callable[[], Progress]) -> None:
@@ -412,17 +426,6 @@ class UploadWriter:
         """Learns what became of the last publication."""
         self._chunks.published(self._publisher.reap(wait=wait))
 
-    def _begin_pack(self) -> PackWriter:
-        pack = PackWriter(self._tenant.blobs, self._tenant.keys)
-        try:
-            self._catalog.packs.begin(
-                self._tenant.id, self.upload.id, self.upload.epoch, pack.pack, self._clock.now_ns()
-            )
-        except BaseException:
-            pack.abort()
-            raise
-        return pack
-
     # ------------------------------------------------------------------ commit
 
     def commit(self, entry_count: int, data_bytes: int) -> Backup:
@@ -431,50 +434,32 @@ class UploadWriter:
         Raises:
             Precondition: COUNT_MISMATCH, MISSING_CHUNKS; the upload stays open.
             BadRequest: an entry is open, or paths contradict each other; the upload stays open.
+            Damaged: a page of the base cannot be read; the upload stays open.
 
         """
         with self._writing():
             self._check_complete(entry_count, data_bytes)
             self._reap(wait=True)
-            root, metadata_kept = self._merge()
-            # The durable point stays where it was: the entries in memory are in the manifest, but in no run.
-            durable = self._publisher.durable
-            self._publish(lambda: durable)
-            self._reap(wait=True)
+            new = self._new_backup()
             backup = self._catalog.uploads.commit(
                 self.upload.tenant,
                 self.upload.id,
                 self.upload.epoch,
                 packs=(),
-                backup=self._new_backup(root, metadata_kept),
+                backup=new,
                 now_ns=self._clock.now_ns(),
             )
-            self._on_close.clear()  # the stream that commits goes on to its answer
-            self.close(
-                Precondition(
-                    "UPLOAD_CLOSED",
-                    f"upload {self.upload.id.hex()} is committed as backup {backup.id.hex()}",
-                    upload=self.upload.id.hex(),
-                    state=UploadState.COMMITTED.name,
-                )
-            )
+            what = f"is committed as backup {backup.id.hex()}"
+            self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))
         finish_backup(self._tenant, self._catalog, backup)
         return backup
 
     def _check_complete(self, entry_count: int, data_bytes: int) -> None:
-        received = self._received
-        if received.open is not None:
-            raise BadRequest("BAD_SEQUENCE", f"{shown(received.open.entry.path)} was begun and not ended")
-        if (entry_count, data_bytes) != (received.entry_count, received.data_bytes):
-            raise Precondition(
-                "COUNT_MISMATCH",
-                f"{entry_count} entries with {data_bytes} bytes were announced, {received.entry_count} entries with "
-                f"{received.data_bytes} bytes have arrived; the upload stays open",
-                entry_count=str(received.entry_count),
-                data_bytes=str(received.data_bytes),
-            )
-        for digest, length in self._chunks.present(Role.DATA, list(self._missing)).items():
-            self._arrived(ChunkRef(length, digest))
+        check_counts(self._received, entry_count, data_bytes)
+        here = self._chunks.present(Role.DATA, list(self._missing))
+        refs = [ChunkRef(length, digest) for digest, length in here.items()]
+        self._missing.check(refs)
+        self._missing.arrived(refs)
         if self._missing:
             self._checkpoint()
             self._reap(wait=True)
@@ -486,29 +471,29 @@ class UploadWriter:
                 count=str(len(self._missing)),
             )
 
-    def _merge(self) -> tuple[Root, int]:
-        """Writes the backup's manifest: what came, newest first, over the base or over nothing."""
-        merged = merge(
-            self._base if self.upload.scope is Scope.CHANGES else EMPTY_ROOT,
-            self._received.runs(),
-            ChunkReader(self._tenant, self._catalog),
-            self._pages,
-            self._tenant.secrets.page_key,
-            reference=self._base if self.upload.kind is Kind.DIFFERENTIAL else None,
-        )
-        return merged.root, merged.metadata_kept
+    def _new_backup(self) -> NewBackup:
+        merged = self._write_manifest()
+        source = ChunkReader(self._tenant, self._catalog)
+        counts = compared(self.upload, self.base.root, merged.root, source)
+        if counts is None:
+            # Pages of this backup may lie where the base was found damaged just now: they are written once more.
+            self._chunks.forget()
+            merged = self._write_manifest()
+            counts = all_added(merged.root)
+        return new_backup(merged, counts, self._publisher.durable.stored_bytes)
 
-    def _new_backup(self, root: Root, metadata_kept: int) -> NewBackup:
-        counts = count(self._base, root, ChunkReader(self._tenant, self._catalog))
-        return NewBackup(
-            id=os.urandom(16),
-            root=root,
-            stored_bytes=self._publisher.durable.stored_bytes,
-            changes=ChangeCounts(
-                added=counts.added,
-                content_changed=counts.content,
-                metadata_changed=counts.metadata,
-                removed=counts.removed,
-                metadata_kept=metadata_kept,
-            ),
+    def _write_manifest(self) -> Merged:
+        """Makes the backup's manifest, and makes it durable."""
+        merged = write_manifest(
+            self.upload,
+            self.base.root,
+            self._received,
+            ChunkReader(self._tenant, self._catalog),
+            sink=self._pages,
+            page_key=self._tenant.secrets.page_key,
         )
+        # The durable point stays where it was: the entries in memory are in the manifest, but in no run.
+        durable = self._publisher.durable
+        self._publish(lambda: durable)
+        self._reap(wait=True)
+        return merged

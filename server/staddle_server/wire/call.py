@@ -28,6 +28,7 @@ from staddle_server.wire.status import code_of, status_of
 log = logging.getLogger(CALLS)
 BEARER: Final = "bearer "
 RETRY_S: Final = 2.0
+FACT_CHARS_MAX: Final = 256
 
 
 class Call:
@@ -215,7 +216,7 @@ class _Line:
             "tenant": call.tenant if call else None,
             "principal": call.principal.name if call else None,
             "peer": self._context.peer(),
-            **(call.facts if call else {}),
+            **(_short(call.facts) if call else {}),
             "seconds": round(time.monotonic() - self._start, 4),
             "outcome": outcome,
         }
@@ -223,3 +224,8 @@ class _Line:
             fields["reason"] = error.reason
             fields["detail"] = error.message
         log.info("call", extra={"fields": fields})
+
+
+def _short(facts: dict[str, object]) -> dict[str, object]:
+    """What a caller said may be long, and is not checked yet when it is noted."""
+    return {key: value[:FACT_CHARS_MAX] if isinstance(value, str) else value for key, value in facts.items()}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from staddle.chunking import ChunkerParameters
 from staddle.v1 import resources_pb2 as pb
@@ -34,6 +35,7 @@ from staddle_server.types import (
 
 _TIMESTAMP_NS_MAX: Final = 253_402_300_799_999_999_999
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 PathMessage = pb.Entry | pb.Remove | sv.ReadRangeRequest | sv.ListEntriesRequest
 
 
@@ -249,6 +251,18 @@ def changed_out(changed: Changed) -> sv.Change:
         before=None if changed.before is None else entry_out(changed.before),
         after=None if changed.after is None else entry_out(changed.after),
     )
+
+
+def fitting(messages: Iterable[M], size_max: int) -> list[M]:
+    """The first of these messages, as many as have so many bytes together, and at least one."""
+    page: list[M] = []
+    size = 0
+    for message in messages:
+        size += message.ByteSize()
+        if page and size > size_max:
+            break
+        page.append(message)
+    return page
 
 
 # ---------------------------------------------------------------------- uploads and backups

@@ -33,7 +33,7 @@ from staddle_server.wire.tokens import PageTokens
 PAGE: Final = 100
 LONG_PAGE: Final = 1_000
 PAGE_BYTES: Final = 2 * limits.MIB
-"""A page of entries is sent when it has so many bytes, whatever its number."""
+"""A page is sent when it has so many bytes, whatever its number."""
 PARTS_MAX: Final = 4096
 REFS_PER_PART: Final = 1024
 
@@ -106,10 +106,9 @@ class ReadCalls:
         tokens = self._tokens(call)
         after = tokens.read(("datasets",), request.page_token, str) if request.page_token else ""
         found = self._catalog.datasets.list_page(call.principal.tenant, after, limit + 1)
-        more = tokens.make(("datasets",), found[limit - 1].name) if len(found) > limit else ""
-        return sv.ListDatasetsResponse(
-            datasets=[convert.dataset_out(dataset) for dataset in found[:limit]], next_page_token=more
-        )
+        page = convert.fitting(map(convert.dataset_out, found[:limit]), PAGE_BYTES)
+        more = tokens.make(("datasets",), page[-1].name) if len(found) > len(page) else ""
+        return sv.ListDatasetsResponse(datasets=page, next_page_token=more)
 
     def list_backups(self, request: sv.ListBackupsRequest, call: Call) -> sv.ListBackupsResponse:
         call.facts["dataset"] = request.dataset
@@ -124,10 +123,9 @@ class ReadCalls:
             before_number=before,
             limit=limit + 1,
         )
-        more = tokens.make(query, found[limit - 1].number) if len(found) > limit else ""
-        return sv.ListBackupsResponse(
-            backups=[convert.backup_out(backup) for backup in found[:limit]], next_page_token=more
-        )
+        page = convert.fitting(map(convert.backup_out, found[:limit]), PAGE_BYTES)
+        more = tokens.make(query, page[-1].number) if len(found) > len(page) else ""
+        return sv.ListBackupsResponse(backups=page, next_page_token=more)
 
     def get_backup(self, request: sv.GetBackupRequest, call: Call) -> sv.GetBackupResponse:
         return sv.GetBackupResponse(backup=convert.backup_out(self._pick(request, call)))

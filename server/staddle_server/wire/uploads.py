@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 from staddle.v1 import resources_pb2 as pb
@@ -28,6 +28,16 @@ from staddle_server.wire.tokens import PageTokens
 
 LISTED: Final = 1024
 LISTED_MAX: Final = 4096
+LISTED_BYTES: Final = 1 * limits.MIB
+"""Entries that one answer lists beside the rest of it."""
+
+
+class _Listed(NamedTuple):
+    """How far GetUpload's two lists have come; None: to the end."""
+
+    missing: bytes | None = b""
+    damaged: tuple[bytes, ...] | None = ()
+    """A path, or nothing: from the beginning."""
 
 
 class UploadCalls:
@@ -42,11 +52,12 @@ class UploadCalls:
 
     def begin_upload(self, request: sv.BeginUploadRequest, call: Call) -> sv.BeginUploadResponse:
         opened = self._begin(request, call)
+        damaged = convert.fitting(map(convert.entry_out, opened.damaged), LISTED_BYTES)
         return sv.BeginUploadResponse(
             upload=self._upload(opened.upload),
             taken_over=opened.taken_over,
-            damaged_base_entries=[convert.entry_out(entry) for entry in opened.damaged],
-            more_damaged_base_entries=opened.more_damaged,
+            damaged_base_entries=damaged,
+            more_damaged_base_entries=opened.more_damaged or len(damaged) < len(opened.damaged),
         )
 
     def _begin(self, request: sv.BeginUploadRequest, call: Call) -> Opened:
@@ -73,30 +84,27 @@ class UploadCalls:
             request_id=request.request_id,
         )
         call.facts.update(dataset=upload.dataset, upload=upload.id.hex())
-        tenant = self._tenants.get(call.principal.tenant)
-        tokens = PageTokens(tenant.secrets.token_key)
+        tokens = PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
         query = ("upload", upload.id)
         limit = convert.size(request.page_size, "page_size", LISTED, LISTED_MAX)
-        after: tuple[bytes | None, bytes | None] = (b"", None)
+        after = _Listed()
         if request.page_token:
-            after = tokens.read(query, request.page_token, tuple[bytes | None, bytes | None])
-        missing = [] if after[0] is None else self._uploads.missing(upload, after[0], limit)
-        damaged = self._uploads.damaged(upload, after[1], limit)
-        token = ""
-        if len(missing) == limit or damaged.more:
-            token = tokens.make(
-                query,
-                (
-                    missing[-1] if len(missing) == limit else None,
-                    damaged.entries[-1].path if damaged.entries else after[1],
-                ),
-            )
-        return sv.GetUploadResponse(
-            upload=self._upload(upload),
-            missing_digests=[digest.hex() for digest in missing],
-            damaged_base_entries=[convert.entry_out(entry) for entry in damaged.entries],
-            next_page_token=token,
-        )
+            after = tokens.read(query, request.page_token, _Listed)
+        response = sv.GetUploadResponse(upload=self._upload(upload))
+        missing, damaged = after.missing, after.damaged
+        if missing is not None:
+            found = self._uploads.missing(upload, missing, limit)
+            response.missing_digests.extend(digest.hex() for digest in found)
+            missing = found[-1] if len(found) == limit else None
+        if damaged is not None:
+            hurt = self._uploads.damaged(upload, damaged[0] if damaged else None, limit)
+            page = convert.fitting(map(convert.entry_out, hurt.entries), LISTED_BYTES)
+            response.damaged_base_entries.extend(page)
+            more = hurt.more or len(page) < len(hurt.entries)
+            damaged = (hurt.entries[len(page) - 1].path,) if more else None
+        if missing is not None or damaged is not None:
+            response.next_page_token = tokens.make(query, _Listed(missing, damaged))
+        return response
 
     def resume_upload(self, request: sv.ResumeUploadRequest, call: Call) -> sv.ResumeUploadResponse:
         call.facts["upload"] = request.upload_id
@@ -226,7 +234,7 @@ class UploadCalls:
             Conflict: RESUME_REQUIRED.
 
         """
-        if writer.position or writer.open_path is not None:
+        if writer.position or writer.open_entry is not None:
             upload = writer.upload.id.hex()
             raise Conflict(
                 "RESUME_REQUIRED",

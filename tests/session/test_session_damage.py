@@ -1,0 +1,144 @@
+"""Damage that an upload or a restore meets: it costs what is damaged, and the rest goes on."""
+
+import grpc
+import pytest
+from blake3 import blake3
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from staddle_server.types import Role
+from thin import Source, back_up, backups, info, noise, reason, restore
+
+MANY = {f"d{i % 7}/{'long' * 40}/f{i:04}": b"%d" % i for i in range(2800)}
+HURT = f"d3/{'long' * 40}/f1403"
+BEFORE, BEHIND = f"d0/{'long' * 40}/f0007", f"d6/{'long' * 40}/f2799"
+
+
+def place_of(running, role, digest):
+    """The file and the offset of the segment that a chunk lies in."""
+    from staddle_server.store.keys import chunk_id, secrets_of
+
+    keys = running.keys.load(running.tenant)
+    name = chunk_id(secrets_of(keys).id_key, role, digest)
+    (place,) = running.catalog.chunks.find(running.tenant, [name])[name]
+    packs = running.root / "store" / "packs" / running.tenant.hex()
+    (path,) = packs.rglob(place.segment.pack.hex())
+    return path, place.segment
+
+
+def damage(running, role, digest):
+    path, segment = place_of(running, role, digest)
+    data = bytearray(path.read_bytes())
+    data[segment.offset + segment.length - 20] ^= 1
+    path.write_bytes(data)
+
+
+def a_leaf(running, backup, path):
+    """The digest of the leaf that a path lies in."""
+    import msgspec
+    from staddle_server.session.reading import ChunkReader
+    from staddle_server.session.tenant import Tenants
+
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    reader = ChunkReader(tenant, running.catalog)
+    digest = bytes.fromhex(backup.manifest_digest)
+    while (data := reader.read(digest))[0] == 2:
+        _, children = msgspec.msgpack.decode(data[1:])
+        key = path.replace(b"/", b"\0")
+        digest = next(child[1] for child in children if child[0].replace(b"/", b"\0") >= key)
+    assert digest != bytes.fromhex(backup.manifest_digest)
+    return digest
+
+
+def test_a_damaged_page_of_the_base_costs_a_whole_backup_nothing_but_its_counts(running):
+    stub = running.stub()
+    first = back_up(stub, "www", MANY)
+    damage(running, Role.MANIFEST, bytes.fromhex(first.manifest_digest))
+    files = MANY | {"new": b"1"}
+    second = back_up(stub, "www", files)
+    assert second.kind == pb.BACKUP_KIND_INCREMENTAL
+    assert second.changes.added == second.entry_count
+    assert restore(stub, "www").files == files
+
+
+def test_a_damaged_page_of_the_base_is_named_at_the_commit_of_changes_and_the_upload_stays_open(running):
+    stub = running.stub()
+    first = back_up(stub, "www", MANY)
+    damage(running, Role.MANIFEST, a_leaf(running, first, HURT.encode()))
+    source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
+    source.put_file(HURT, b"other")
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError) as failed:
+            source.commit()
+        assert failed.value.code() == grpc.StatusCode.DATA_LOSS
+        assert reason(failed.value) == "DAMAGED"
+        assert "FULL" in failed.value.details()
+    assert len(backups(stub, "www")) == 1
+    found = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
+    assert found.state == pb.UPLOAD_STATE_OPEN
+    stub.AbortUpload(sv.AbortUploadRequest(**source.id))
+    back_up(stub, "www", MANY, kind=pb.BACKUP_KIND_FULL)
+    assert restore(stub, "www").files == MANY
+
+
+def test_content_from_a_base_that_is_damaged_there_is_asked_for_again_and_the_upload_stays_open(running):
+    stub = running.stub()
+    data, other = noise(1_500_000, 1), noise(1_500_000, 2)
+    back_up(stub, "www", {"a": data, "b": other})
+    source = Source(stub, "www")
+    damage(running, Role.DATA, blake3(source.cut(data)[1]).digest())
+    assert [found.path for found in restore(stub, "www").damages] == ["a"]
+    with pytest.raises(grpc.RpcError) as refused:
+        source.put_entries(
+            pb.Entry(path="b", content_from_base=True), pb.Entry(path="a", content_from_base=True)
+        )
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert reason(refused.value) == "NOT_IN_BASE"
+    assert info(refused.value).metadata["path"] == "a"
+    source.put_entries(pb.Entry(path="b", content_from_base=True), number=1)
+    source.put_file("a", data)
+    source.entries, source.bytes = 2, 3_000_000
+    source.commit()
+    found = restore(stub, "www")
+    assert found.files == {"a": data, "b": other}
+    assert found.damages == []
+
+
+def test_content_from_a_base_whose_page_is_damaged_is_asked_for_again(running):
+    stub = running.stub()
+    first = back_up(stub, "www", MANY)
+    damage(running, Role.MANIFEST, a_leaf(running, first, HURT.encode()))
+    source = Source(stub, "www")
+    with pytest.raises(grpc.RpcError) as refused:
+        source.put_entries(pb.Entry(path=HURT, content_from_base=True))
+    assert reason(refused.value) == "NOT_IN_BASE"
+    source.number = 0
+    source.put_file(HURT, b"other")
+    source.commit()
+    assert restore(stub, "www").files == {HURT: b"other"}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_selection_of_which_one_path_is_damaged_brings_the_others(running, exact):
+    stub = running.stub()
+    backup = back_up(stub, "www", MANY)
+    damage(running, Role.MANIFEST, a_leaf(running, backup, HURT.encode()))
+    found = restore(stub, "www", paths=[BEFORE, HURT, BEHIND], exact=exact)
+    assert set(found.files) >= {BEFORE, BEHIND}
+    assert HURT not in found.files
+    assert len(found.damages) == 1
+
+
+def test_a_tenant_whose_keys_are_damaged_keeps_nobody_else_from_starting(running):
+    other = running.make_tenant("other")
+    stub = running.stub()
+    back_up(stub, "www", {"a": b"1"})
+    running.stop()
+    (key,) = (running.root / "store" / "keys" / other.hex()).iterdir()
+    data = bytearray(key.read_bytes())
+    data[-1] ^= 1
+    key.write_bytes(data)
+    running.start()
+    assert restore(running.stub(), "www").files == {"a": b"1"}
+    with pytest.raises(grpc.RpcError) as failed:
+        back_up(running.stub(tenant=other), "www", {"a": b"1"})
+    assert failed.value.code() == grpc.StatusCode.DATA_LOSS

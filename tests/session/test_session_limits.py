@@ -1,0 +1,214 @@
+"""Large answers, far times, stale callers and a server that is about to end."""
+
+import threading
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from staddle_server.session import uploads as session_uploads
+from thin import Source, back_up, backups, begin, finish, messages, noise, reason, restore, small
+
+TAGS = {f"{i:03}" + "k" * 120: "v" * 1024 for i in range(64)}
+
+
+def test_backups_and_datasets_with_many_tags_are_listed_in_pages_that_fit_a_message(running):
+    stub = running.stub()
+    for index in range(66):
+        back_up(stub, f"set{index:02}", {}, tags=TAGS)
+        back_up(stub, "www", {}, tags=TAGS)
+    names, numbers, token = [], [], ""
+    while True:
+        page = stub.ListDatasets(sv.ListDatasetsRequest(page_token=token, page_size=1000))
+        names += [dataset.name for dataset in page.datasets]
+        token = page.next_page_token
+        if not token:
+            break
+    assert names == sorted([*(f"set{index:02}" for index in range(66)), "www"])
+    while True:
+        page = stub.ListBackups(sv.ListBackupsRequest(dataset="www", page_token=token, page_size=1000))
+        numbers += [backup.number for backup in page.backups]
+        token = page.next_page_token
+        if not token:
+            break
+    assert numbers == list(range(66, 0, -1))
+
+
+def test_damaged_entries_with_long_paths_are_listed_in_pages_that_fit_a_message(running):
+    stub = running.stub()
+    parent = "/".join("p" * 1000 for _ in range(15))
+    source = Source(stub, "www")
+    data = noise(300_000)
+    source.put_chunks(source.cut(data))
+    paths = sorted(f"{parent}/{i:04}" for i in range(400))
+    for start in range(0, 400, 100):
+        source.put_entries(*(source.entry(path, data) for path in paths[start : start + 100]))
+    source.commit()
+    for pack in (running.root / "store" / "packs").rglob("*/*/*"):
+        content = bytearray(pack.read_bytes())
+        if len(content) > 300_000:
+            content[200_000] ^= 1
+            pack.write_bytes(content)
+    assert restore(stub, "www", paths=[paths[0]]).damages
+    after = Source(stub, "www")
+    assert after.begun.more_damaged_base_entries
+    missing = [noise(70_000, 5), noise(70_000, 6)]
+    for chunk in missing:
+        after.put_entries(after.entry(f"m{len(chunk)}{chunk[:1].hex()}", chunk))
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**after.id))
+    found, digests, token = [], [], ""
+    while True:
+        request = sv.GetUploadRequest(upload_id=after.upload.id, page_token=token, page_size=1)
+        if token:
+            request.page_size = 4096
+        page = stub.GetUpload(request)
+        found += [entry.path for entry in page.damaged_base_entries]
+        digests += page.missing_digests
+        token = page.next_page_token
+        if not token:
+            break
+    assert found == paths
+    assert len(digests) == len(set(digests)) == sum(len(after.cut(chunk)) for chunk in missing)
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        pb.BackupSelector(at=Timestamp(seconds=253_402_300_799)),
+        pb.BackupSelector(at=Timestamp(seconds=-62_135_596_800)),
+        pb.BackupSelector(ago=Duration(seconds=250_000_000_000)),
+        pb.BackupSelector(ago=Duration(seconds=0)),
+    ],
+)
+def test_a_time_however_far_picks_a_backup_or_says_that_there_is_none(running, selector):
+    stub = running.stub()
+    back_up(stub, "www", {"a": b"1"})
+    request = sv.GetBackupRequest(dataset="www", backup=selector)
+    if selector.at.seconds > 0 or selector == pb.BackupSelector(ago=Duration(seconds=0)):
+        assert stub.GetBackup(request).backup.number == 1
+        return
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.GetBackup(request)
+    assert failed.value.code() == grpc.StatusCode.NOT_FOUND
+    assert reason(failed.value) == "BACKUP_NOT_FOUND"
+
+
+def test_a_clock_that_goes_back_harms_no_upload_and_no_backup(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": b"1"})
+    source = Source(stub, "www")
+    source.put_file("a", b"2")
+    running.clock.ahead_s = -3600.0
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
+    source.put_file("b", b"3")
+    source.commit()
+    assert restore(stub, "www").files == {"a": b"2", "b": b"3"}
+    running.restart()
+    assert restore(running.stub(), "www").files == {"a": b"2", "b": b"3"}
+    back_up(running.stub(), "www", {"c": b"4"})
+    assert [backup.number for backup in backups(running.stub(), "www")] == [3, 2, 1]
+
+
+def test_a_stale_writer_is_never_told_that_another_ones_commit_was_its_own(running):
+    stub = running.stub()
+    stale = Source(stub, "www")
+    stale.put_file("a", b"mine, and durable nowhere")
+    other = Source(stub, "www")
+    other.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=stale.upload.id)).upload
+    other.put_file("b", b"2")
+    other.commit()
+    with pytest.raises(grpc.RpcError) as refused:
+        stale.commit()
+    assert refused.value.code() == grpc.StatusCode.ABORTED
+    assert reason(refused.value) == "STALE_EPOCH"
+
+
+def test_an_upload_that_has_its_writer_here_can_be_resumed_though_no_other_has_room(running, monkeypatch):
+    monkeypatch.setattr(session_uploads, "UPLOADS_OPEN_MAX", 1)
+    stub = running.stub()
+    source = Source(stub, "www")
+    with pytest.raises(grpc.RpcError) as refused:
+        Source(stub, "other")
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert reason(refused.value) == "TOO_MANY"
+    source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    source.put_file("a", b"1")
+    source.commit()
+    Source(stub, "other")
+
+
+def test_a_stream_that_begins_while_the_server_ends_is_told_so_and_leaves_no_writer(running):
+    stub = running.stub()
+    admitted, go = threading.Event(), threading.Event()
+
+    def requests():
+        admitted.set()
+        go.wait(20)
+        yield from messages([begin("www", request_id="r"), small("a", b"1"), finish(1, 1)])
+
+    call = stub.Backup.future(requests())
+    assert admitted.wait(10)
+    gate = running.service._gate
+    for _ in range(200):
+        if gate._streams:
+            break
+        threading.Event().wait(0.02)
+    running.service._uploads.close()
+    go.set()
+    with pytest.raises(grpc.RpcError) as refused:
+        call.result(timeout=20)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert reason(refused.value) == "DRAINING"
+    assert running.service._uploads._writers == {}
+
+
+def test_a_fault_in_housekeeping_does_not_end_it(running, monkeypatch):
+    stub = running.stub()
+    source = Source(stub, "www")
+    source.put_file("a", b"1")
+    met = threading.Event()
+
+    def fault(*_):
+        met.set()
+        raise RuntimeError("a fault")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running.service._uploads, "_all", fault)
+        assert met.wait(10)
+    running.clock.ahead_s = 6
+    for _ in range(200):
+        upload = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
+        if upload.durable.entry_count:
+            break
+        threading.Event().wait(0.05)
+    assert upload.durable.entry_count == 1
+
+
+def test_a_long_commit_does_not_hold_up_the_other_uploads(running, monkeypatch):
+    stub = running.stub()
+    source, other = Source(stub, "www"), Source(stub, "other")
+    source.put_file("a", b"1")
+    commit = running.catalog.uploads.commit
+    at_work, go = threading.Event(), threading.Event()
+
+    def slow(*arguments, **fields):
+        at_work.set()
+        go.wait(20)
+        return commit(*arguments, **fields)
+
+    monkeypatch.setattr(running.catalog.uploads, "commit", slow)
+    call = stub.CommitUpload.future(sv.CommitUploadRequest(**source.id, entry_count=1, data_bytes=1))
+    assert at_work.wait(10)
+    running.clock.ahead_s = running.lease_s + 10
+    for _ in range(200):
+        if len(running.service._uploads._writers) == 1:
+            break
+        threading.Event().wait(0.05)
+    assert set(running.service._uploads._writers) == {bytes.fromhex(source.upload.id)}, (
+        "the idle one is aside"
+    )
+    go.set()
+    assert call.result(timeout=20).backup.number == 1
+    assert other.upload.id
