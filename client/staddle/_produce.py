@@ -160,9 +160,9 @@ class Producer:
     def _content(self, opened: OpenFile, base: BaseEntry | None) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes:
             return (yield from self._one_chunk(opened, base))
-        neighbour = [] if base is None else base.chunks.first()
-        known = {digest for _, digest in neighbour} if len(neighbour) <= BASE_KNOWN_MAX else set()
-        chunker = Chunker(self._cutter, fixed=self._tally.profile is Profile.FIXED, neighbour=neighbour)
+        before = [] if base is None else base.chunks.first()
+        known = {digest for _, digest in before} if len(before) <= BASE_KNOWN_MAX else set()
+        chunker = Chunker(self._cutter, fixed=self._tally.profile is Profile.FIXED)
         hasher, chunks = ContentHasher(), ChunkList()
         size = 0
         for piece in opened.pieces():

@@ -1,7 +1,7 @@
 """Bytes to chunks: the one place where data is cut, for the server's thin path and the source side alike.
 
 Cuts depend on the bytes and the tenant's parameters alone, never on how the bytes arrive. They restart at every chunk, so
-a writer that resumes at the end of a chunk makes the same cuts, and a known neighbour predicts the next one.
+a writer that resumes at the end of a chunk makes the same cuts.
 
 The algorithm is FastCDC 2020 (Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage
 Systems", IEEE TPDS 31(9)), from `pyfastcdc`; digests are BLAKE3-256. Only `Chunker` needs `pyfastcdc`: the rest works with
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -27,9 +27,6 @@ CONTENT_ID_CONTEXT: Final = "staddle.v1 content id"
 EMPTY_CONTENT_ID: Final = blake3(b"").digest()
 CHUNK_BYTES_MAX: Final = 1024 * 1024
 WINDOW_BYTES: Final = CHUNK_BYTES_MAX + 256 * 1024
-PREDICTIONS_MAX: Final = 100_000
-"""Chunks of a neighbour that a Chunker remembers at the most; what lies beyond is scanned."""
-
 _PAIR: Final = struct.Struct("<I32s")
 
 
@@ -140,18 +137,13 @@ def _zeros(length: int) -> Zeros:
 
 
 class Chunker:
-    """Cuts one file that is pushed piece by piece.
-
-    `neighbour` is the (length, digest) list of a file that this one may resemble, such as the base's version, cut with the
-    same parameters: where its next chunk is what comes next, one hash replaces scanning. It changes nothing about the cuts.
-    """
+    """Cuts one file that is pushed piece by piece."""
 
     def __init__(
         self,
         cutter: Cutter,
         *,
         fixed: bool = False,
-        neighbour: Sequence[tuple[int, bytes]] = (),
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self._cutter = cutter
@@ -161,7 +153,6 @@ class Chunker:
         self._pending = 0
         self._pending_zeros = 0
         """So many bytes at the end of what is pending are known to be zeros."""
-        self._prediction = _Prediction(neighbour)
 
     @property
     def pending_bytes(self) -> int:
@@ -204,7 +195,7 @@ class Chunker:
     def _cut(self, *, last: bool) -> list[Cut]:
         window = memoryview(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
         cuts, position = [], 0
-        for cut in self._cut_fixed(window) if self._fixed_bytes else self._cut_by_content(window, last=last):
+        for cut in self._cut_fixed(window) if self._fixed_bytes else self._cut_by_content(window):
             if not last and position + len(cut.data) == len(window) and not self._certain(len(cut.data)):
                 break
             cuts.append(cut)
@@ -225,53 +216,9 @@ class Chunker:
                 raise AssertionError("a short piece is the last one")
             yield Cut(blake3(piece).digest(), piece)
 
-    def _cut_by_content(self, window: memoryview, *, last: bool) -> Iterator[Cut]:
+    def _cut_by_content(self, window: memoryview) -> Iterator[Cut]:
         position = 0
-        while position < len(window):
-            rest = window[position:]
-            cut = self._prediction.check(rest, last=last)
-            if cut is not None:
-                position += len(cut.data)
-                yield cut
-                continue
-            for length in self._cutter.lengths(rest):
-                piece = window[position : position + length]
-                cut = Cut(blake3(piece).digest(), piece)
-                position += length
-                yield cut
-                if self._prediction.found(cut):
-                    break
-
-
-class _Prediction:
-    """What a neighbour says about the next chunk."""
-
-    def __init__(self, neighbour: Sequence[tuple[int, bytes]]) -> None:
-        self._chunks = neighbour if len(neighbour) <= PREDICTIONS_MAX else neighbour[:PREDICTIONS_MAX]
-        self._whole = len(self._chunks) == len(neighbour)
-        self._next: int | None = 0 if self._chunks else None
-        self._after: dict[bytes, int] | None = None
-
-    def check(self, rest: memoryview, *, last: bool) -> Cut | None:
-        """The next chunk, if it is the one that the neighbour has next."""
-        if self._next is None or self._next >= len(self._chunks):
-            return None
-        length, digest = self._chunks[self._next]
-        ended_with_file = self._whole and self._next == len(self._chunks) - 1
-        if length > len(rest) - (not last) or (ended_with_file and not (last and length == len(rest))):
-            return None  # a chunk that ends with the window waits for more, as a scanned one does
-        piece = rest[:length]
-        if blake3(piece).digest() != digest:
-            self._next = None
-            return None
-        self._next += 1
-        return Cut(digest, piece)
-
-    def found(self, cut: Cut) -> bool:
-        """Learns from a chunk that was scanned: True if the neighbour has it, so that its next one is worth a try."""
-        if not self._chunks:
-            return False
-        if self._after is None:
-            self._after = {digest: index + 1 for index, (_, digest) in enumerate(self._chunks)}
-        self._next = self._after.get(cut.digest)
-        return self._next is not None
+        for length in self._cutter.lengths(window):
+            piece = window[position : position + length]
+            position += length
+            yield Cut(blake3(piece).digest(), piece)

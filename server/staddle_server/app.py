@@ -1,6 +1,7 @@
 """Joins the rooms to a server, runs it, and takes it down again without losing anything."""
 
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from staddle_server.service import Service
 from staddle_server.signals import listening_for_signals
 
 _log = logging.getLogger(__name__)
+
+GC_THRESHOLD: Final = 50_000
+"""New objects between two looks for reference cycles."""
 
 
 class ListenError(OperatorError):
@@ -56,6 +60,10 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
     Raises OperatorError or StaddleError if it cannot begin.
     """
     accepted = malloc.tune()
+    # Entries and chunk references are many, short-lived and without cycles: looking for cycles among them every 700 took a
+    # quarter of a restore of small files.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     directory = DataDirectory(settings.data)
     with directory.claimed(), listening_for_signals() as stop:
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())

@@ -66,20 +66,6 @@ def test_cuts_do_not_depend_on_how_the_bytes_arrive_nor_on_how_zeros_are_said(pa
     assert cut(scattered, fixed=fixed, window_bytes=2048) == expected
 
 
-@given(pieces, pieces, pieces, st.booleans())
-@settings(deadline=None)
-def test_a_neighbour_changes_nothing_about_the_cuts(before, middle, after, with_middle):
-    def join(parts):
-        return b"".join(bytes(part) if isinstance(part, int) else part for part in parts)
-
-    old = join(before) + join(after)
-    new = join(before) + (join(middle) if with_middle else b"") + join(after)
-    neighbour = cut([old])
-    assert cut([new], neighbour=neighbour) == cut([new])
-    assert cut([new[:-1]], neighbour=neighbour) == cut([new[:-1]])
-    assert cut([new[i : i + 700] for i in range(0, len(new), 700)], neighbour=neighbour) == cut([new])
-
-
 @given(st.integers(0, 40), pieces)
 @settings(deadline=None)
 def test_cuts_restart_at_every_chunk_so_a_resumed_file_is_cut_the_same(index, parts):
