@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -53,6 +54,7 @@ class Running:
 
     def __post_init__(self) -> None:
         (self.root / "store").mkdir(exist_ok=True)
+        self._random = random.Random(2026)
         self._channels: list[grpc.Channel] = []
         self.tokens: dict[str, str] = {}
         self.start()
@@ -61,7 +63,8 @@ class Running:
         """Opens the directory and serves it."""
         self.catalog: Catalog = open_catalog(str(self.root / "catalog.db"))
         self.blobs = self.wrap(DirectoryBlobs(str(self.root / "store")))
-        self.keys = KeyStore(self.blobs, MASTER)
+        # The same secrets in every run, so that chunks and pages end where they ended before.
+        self.keys = KeyStore(self.blobs, MASTER, self._random.randbytes)
         if self.catalog.tenants.get_by_name("default") is None:
             self.tenant = self.make_tenant("default")
         self.service = Service(

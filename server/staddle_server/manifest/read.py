@@ -52,6 +52,8 @@ class Manifest:
                 gap = _open(cursor)
                 if gap is not None:
                     yield gap
+                    if end is not None and gap.upto is not None and sort_key(gap.upto) >= end:
+                        return  # what comes behind the gap is not asked for
                 continue
             first, last = frame.index, len(page)
             if end is not None and sort_key(page.last(last - 1)) >= end:
