@@ -102,6 +102,23 @@ class ChunkSink:
                 self._remember(role, ask[chunk_id], place.length)
         return here
 
+    def absent(self, refs: Sequence[ChunkRef], field: str) -> set[bytes]:
+        """Which of these data chunks are not there; the others are claimed.
+
+        Raises:
+            BadRequest: BAD_FIELD for `field`, a chunk is there with another length.
+
+        """
+        here = self.present(Role.DATA, [ref.digest for ref in refs])
+        for ref in refs:
+            if here.get(ref.digest, ref.length) != ref.length:
+                raise BadRequest(
+                    "BAD_FIELD",
+                    f"chunk {ref.digest.hex()} has {here[ref.digest]} bytes, not {ref.length}",
+                    field=field,
+                )
+        return {ref.digest for ref in refs if ref.digest not in here}
+
     def _length(self, role: Role, digest: bytes) -> int | None:
         asking = self._asking[role].get(digest)
         if asking is not None:
@@ -132,11 +149,7 @@ class ChunkSink:
 
     def take_segment(self, table: Sequence[ChunkRef], codec: int, payload: Payload, raw_length: int) -> int:
         """Takes a segment of data chunks that was checked, as it is; gives the number of chunks that were new."""
-        lengths = self.present(Role.DATA, [ref.digest for ref in table])
-        new = {ref.digest for ref in table if ref.digest not in lengths}
-        for ref in table:
-            if lengths.get(ref.digest, ref.length) != ref.length:
-                raise BadRequest("BAD_FIELD", f"chunk {ref.digest.hex()} has another length", field="chunks")
+        new = self.absent(table, "chunks")
         if new:
             self._append(Role.DATA, list(table), codec, payload, raw_length)
             self._unpublished.update(((Role.DATA, ref.digest), ref.length) for ref in table)

@@ -262,15 +262,7 @@ class UploadWriter:
 
         """
         with self._writing():
-            here = self._chunks.present(Role.DATA, [ref.digest for ref in refs])
-        for ref in refs:
-            if here.get(ref.digest, ref.length) != ref.length:
-                raise BadRequest(
-                    "BAD_FIELD",
-                    f"chunk {ref.digest.hex()} has {here[ref.digest]} bytes, not {ref.length}",
-                    field="content.chunks",
-                )
-        return {ref.digest for ref in refs if ref.digest not in here}
+            return self._chunks.absent(refs, "content.chunks")
 
     def open_file(self, entry: Entry, profile: Profile, *, continue_at: int | None = None) -> None:
         """Begins a file of which the chunks follow, or goes on with the open one at its durable end.
