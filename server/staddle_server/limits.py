@@ -85,5 +85,7 @@ RUNS_MERGE: Final = 64
 MISSING_CHUNKS_MAX: Final = 65_536
 UPLOADS_OPEN_MAX: Final = 256
 """Uploads that one server writes at a time."""
+UPLOADS_OPEN_TENANT_MAX: Final = 192
+"""Of these, uploads of one tenant: the others always find room."""
 LEASE_S: Final = 300
 UPLOAD_LIFE_S: Final = 7 * 24 * 3600

@@ -20,6 +20,7 @@ from staddle_server.wire.call import Gate
 from staddle_server.wire.info import InfoCalls
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.server import WireServer, methods
+from staddle_server.wire.streams import Streams
 from staddle_server.wire.uploads import UploadCalls
 
 
@@ -53,7 +54,7 @@ class Service:
         self._gate = Gate(
             lambda token: catalog.tokens.authenticate(token, clock.now_ns()),
             lambda tenant: tenants.get(tenant).name,
-            streams_max,
+            Streams(streams_max, clock.monotonic_s),
         )
         self._wire = WireServer(self._gate, table, streams_max)
 

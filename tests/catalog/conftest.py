@@ -16,6 +16,7 @@ from staddle_server.catalog import (
     DurableUpdate,
     NewBackup,
     Principal,
+    Terms,
     Upload,
     open_catalog,
 )
@@ -30,8 +31,7 @@ from staddle_server.types import (
 )
 
 SECOND = 1_000_000_000
-LEASE_S = 300
-LIFE_S = 7 * 24 * 3600
+TERMS = Terms(300, 7 * 24 * 3600)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class World:
 
     def begin(self, principal: Principal | None = None, dataset: str = "www", **said: Any) -> Begun:
         return self.catalog.uploads.begin(
-            BeginUpload(self.id(), principal or self.ann, dataset, self.now, LEASE_S, LIFE_S, **said)
+            BeginUpload(self.id(), principal or self.ann, dataset, self.now, TERMS, **said)
         )
 
     def pack(self, upload: Upload, chunk_ids: list[bytes], *, begin: bool = True) -> PackSummary:
@@ -89,7 +89,7 @@ class World:
             packs=packs,
             durable=more.pop("durable", DurableUpdate(b"point", 3, 2, 1)),
             now_ns=self.now,
-            lease_s=LEASE_S,
+            terms=TERMS,
             **more,
         )
 

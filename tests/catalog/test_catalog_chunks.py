@@ -2,8 +2,9 @@
 
 import pytest
 from sqlalchemy import event
+from staddle_server.catalog import Terms
 
-LEASE_S = 300
+TERMS = Terms(300, 7 * 24 * 3600)
 
 
 def _writes(world):
@@ -140,7 +141,7 @@ def test_a_pack_id_is_used_once(world):
 def test_packs_of_dead_epochs_and_closed_uploads_are_left_over_and_no_others(world):
     taken = world.begin().upload
     stale = world.pack(taken, [])
-    resumed = world.catalog.uploads.resume(world.tenant, taken.id, world.ann, world.now, LEASE_S)
+    resumed = world.catalog.uploads.resume(world.tenant, taken.id, world.ann, world.now, TERMS)
     fresh = world.pack(resumed, [])
     aborted = world.begin().upload
     orphan = world.pack(aborted, [])

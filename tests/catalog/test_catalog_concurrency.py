@@ -9,11 +9,11 @@ import threading
 import pytest
 from sqlalchemy import event
 from staddle_server import errors
-from staddle_server.catalog import MissingChunk, PendingRecord, open_catalog
+from staddle_server.catalog import MissingChunk, PendingRecord, Terms, open_catalog
 from staddle_server.types import UploadState
 
 ROUNDS = 15
-LEASE_S = 300
+TERMS = Terms(300, 7 * 24 * 3600)
 
 
 def _together(*calls):
@@ -39,7 +39,7 @@ def _together(*calls):
 def test_of_many_that_resume_each_gets_an_epoch_of_its_own_and_only_the_last_can_write(world):
     upload = world.begin().upload
     resume = world.catalog.uploads.resume
-    resumed = _together(*[lambda: resume(world.tenant, upload.id, world.ann, world.now, LEASE_S)] * 8)
+    resumed = _together(*[lambda: resume(world.tenant, upload.id, world.ann, world.now, TERMS)] * 8)
     assert sorted(answer.epoch for answer in resumed) == list(range(2, 10))
     written = [answer for answer in resumed if _can_write(world, answer)]
     assert [answer.epoch for answer in written] == [9]
@@ -61,7 +61,7 @@ def test_of_two_other_principals_that_take_over_one_wins(world):
         answers = _together(
             *[
                 lambda who=who, u=upload, n=now: world.catalog.uploads.resume(
-                    world.tenant, u.id, who, n, LEASE_S
+                    world.tenant, u.id, who, n, TERMS
                 )
                 for who in (world.bob, carl)
             ]

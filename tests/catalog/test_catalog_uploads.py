@@ -2,12 +2,11 @@
 
 import pytest
 from staddle_server import errors, limits
-from staddle_server.catalog import DurableUpdate, MissingChunk, PendingRecord
+from staddle_server.catalog import DurableUpdate, MissingChunk, PendingRecord, Terms
 from staddle_server.types import Kind, Scope, UploadState
 
 SECOND = 1_000_000_000
-LEASE_S = 300
-LIFE_S = 7 * 24 * 3600
+TERMS = Terms(300, 7 * 24 * 3600)
 
 
 def _reason(caught):
@@ -24,8 +23,8 @@ def test_the_first_upload_makes_the_dataset_and_auto_becomes_full(world):
     assert not begun.taken_over
     assert (upload.asked_kind, upload.kind, upload.base) == (Kind.AUTO, Kind.FULL, b"")
     assert (upload.state, upload.epoch, upload.principal) == (UploadState.OPEN, 1, "ann")
-    assert upload.lease_expires_ns == world.now + LEASE_S * SECOND
-    assert upload.expires_ns == world.now + LIFE_S * SECOND
+    assert upload.lease_expires_ns == world.now + TERMS.lease_s * SECOND
+    assert upload.expires_ns == world.now + TERMS.life_s * SECOND
     assert upload.tags == {"a": "1", "b": "2"}
     assert world.catalog.uploads.get(world.tenant, upload.id) == upload
     assert world.catalog.uploads.get_by_request(world.tenant, "r1") == upload
@@ -162,7 +161,7 @@ def test_a_request_id_is_no_key_to_another_principals_upload(world):
 
 def test_a_replay_after_a_take_over_has_the_old_epoch_and_cannot_write(world):
     first = world.begin(request_id="r1")
-    world.catalog.uploads.resume(world.tenant, first.upload.id, world.ann, world.now, LEASE_S)
+    world.catalog.uploads.resume(world.tenant, first.upload.id, world.ann, world.now, TERMS)
     replayed = world.begin(request_id="r1").upload
     assert replayed.epoch == 1
     with pytest.raises(errors.Conflict) as caught:
@@ -186,7 +185,7 @@ def test_the_same_command_again_takes_its_open_upload_over(world):
     second = world.begin(**said, request_id="r2", tags={"n": "2"})
     assert second.taken_over
     assert (second.upload.id, second.upload.epoch) == (first.id, 2)
-    assert second.upload.lease_expires_ns == world.now + LEASE_S * SECOND
+    assert second.upload.lease_expires_ns == world.now + TERMS.lease_s * SECOND
     assert second.upload.tags == {"n": "2"}
     assert world.catalog.uploads.get_by_request(world.tenant, "r2").id == first.id
     again = world.begin(**said, request_id="r2", tags={"n": "2"})
@@ -247,7 +246,7 @@ def test_an_upload_past_its_life_is_not_taken_over(world):
 
 def test_resuming_ends_the_writer_before(world):
     upload = world.begin().upload
-    resumed = world.catalog.uploads.resume(world.tenant, upload.id, world.ann, world.now, LEASE_S)
+    resumed = world.catalog.uploads.resume(world.tenant, upload.id, world.ann, world.now, TERMS)
     assert resumed.epoch == 2
     for call in (
         lambda: world.checkpoint(upload),
@@ -255,7 +254,7 @@ def test_resuming_ends_the_writer_before(world):
         lambda: world.catalog.uploads.abort(world.tenant, upload.id, 1),
         lambda: world.catalog.packs.begin(world.tenant, upload.id, 1, world.id(), 1),
         lambda: world.catalog.chunks.claim(world.tenant, upload.id, 1, []),
-        lambda: world.catalog.uploads.renew(world.tenant, upload.id, 1, now_ns=1, lease_s=1, life_s=1),
+        lambda: world.catalog.uploads.renew(world.tenant, upload.id, 1, now_ns=1, terms=TERMS),
     ):
         with pytest.raises(errors.Conflict) as caught:
             call()
@@ -267,17 +266,17 @@ def test_another_principal_waits_for_the_lease_and_then_becomes_the_writer(world
     upload = world.begin().upload
     resume = world.catalog.uploads.resume
     with pytest.raises(errors.Conflict) as caught:
-        resume(world.tenant, upload.id, world.bob, upload.lease_expires_ns - 1, LEASE_S)
+        resume(world.tenant, upload.id, world.bob, upload.lease_expires_ns - 1, TERMS)
     assert _reason(caught) == "LEASE_HELD"
     assert caught.value.facts["lease_expire_time"] == "2023-11-14T22:18:20Z"
-    assert resume(world.tenant, upload.id, world.bob, upload.lease_expires_ns, LEASE_S).principal == "bob"
+    assert resume(world.tenant, upload.id, world.bob, upload.lease_expires_ns, TERMS).principal == "bob"
     assert world.commit(world.catalog.uploads.get(world.tenant, upload.id)).principal == "bob"
 
 
 def test_an_upload_past_its_life_is_not_resumed(world):
     upload = world.begin().upload
     with pytest.raises(errors.Precondition) as caught:
-        world.catalog.uploads.resume(world.tenant, upload.id, world.ann, upload.expires_ns, LEASE_S)
+        world.catalog.uploads.resume(world.tenant, upload.id, world.ann, upload.expires_ns, TERMS)
     assert _reason(caught) == "UPLOAD_CLOSED"
     assert caught.value.facts["state"] == "expired"
 
@@ -285,7 +284,7 @@ def test_an_upload_past_its_life_is_not_resumed(world):
 def test_renewing_extends_lease_and_life(world):
     upload = world.begin().upload
     renewed = world.catalog.uploads.renew(
-        world.tenant, upload.id, 1, now_ns=world.now + 5 * SECOND, lease_s=10, life_s=20
+        world.tenant, upload.id, 1, now_ns=world.now + 5 * SECOND, terms=Terms(10, 20)
     )
     assert renewed.lease_expires_ns == world.now + 15 * SECOND
     assert renewed.expires_ns == world.now + 25 * SECOND
@@ -313,7 +312,8 @@ def test_a_checkpoint_moves_the_durable_point_and_publishes_its_packs(world):
     until = world.checkpoint(upload, pack, durable=DurableUpdate(b"blob", 10, 9, 8))
     after = world.catalog.uploads.get(world.tenant, upload.id)
     assert (after.durable, after.position, after.entry_count, after.data_bytes) == (b"blob", 10, 9, 8)
-    assert after.lease_expires_ns == until == world.now + LEASE_S * SECOND
+    assert after.lease_expires_ns == until == world.now + TERMS.lease_s * SECOND
+    assert after.expires_ns == world.now + TERMS.life_s * SECOND
     assert world.catalog.chunks.find(world.tenant, ids) == {c: [place] for c, place in pack.chunks}
 
 
@@ -321,7 +321,7 @@ def test_a_pack_of_an_older_epoch_is_never_published(world):
     first = world.begin().upload
     ids = world.digests(3)
     pack = world.pack(first, ids)
-    resumed = world.catalog.uploads.resume(world.tenant, first.id, world.ann, world.now, LEASE_S)
+    resumed = world.catalog.uploads.resume(world.tenant, first.id, world.ann, world.now, TERMS)
     with pytest.raises(errors.Conflict) as caught:
         world.checkpoint(resumed, pack)
     assert _reason(caught) == "STALE_EPOCH"
@@ -435,7 +435,7 @@ def test_a_closed_upload_refuses_every_write_and_says_its_state(world):
             world.checkpoint,
             lambda u: world.catalog.packs.begin(world.tenant, u.id, 1, world.id(), 1),
             lambda u: world.catalog.chunks.claim(world.tenant, u.id, 1, []),
-            lambda u: world.catalog.uploads.resume(world.tenant, u.id, world.ann, world.now, 1),
+            lambda u: world.catalog.uploads.resume(world.tenant, u.id, world.ann, world.now, TERMS),
         ):
             with pytest.raises(errors.Precondition) as caught:
                 call(upload)
@@ -466,8 +466,8 @@ def test_another_tenants_upload_is_not_there(world):
     for call in (
         lambda: uploads.get(theirs, upload.id),
         lambda: uploads.get_by_request(theirs, "r1"),
-        lambda: uploads.resume(theirs, upload.id, world.eve, upload.lease_expires_ns, 1),
-        lambda: uploads.renew(theirs, upload.id, 1, now_ns=1, lease_s=1, life_s=1),
+        lambda: uploads.resume(theirs, upload.id, world.eve, upload.lease_expires_ns, TERMS),
+        lambda: uploads.renew(theirs, upload.id, 1, now_ns=1, terms=TERMS),
         lambda: uploads.abort(theirs, upload.id, 1),
         lambda: uploads.missing(theirs, upload.id, b"", 1),
         lambda: world.catalog.packs.begin(theirs, upload.id, 1, world.id(), 1),

@@ -10,7 +10,7 @@ from doc_pages import DOCS, Block, blocks
 from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import errors_pb2, resources_pb2, service_pb2
 from staddle_server import errors, limits
-from staddle_server.wire import server
+from staddle_server.wire import server, streams
 from staddle_server.wire.status import CODES
 from wire_transcript import SERVICE, Transcript
 
@@ -200,7 +200,9 @@ def test_the_limits_are_those_of_the_server() -> None:
         "tags: number; key; value": f"{known.TAGS_MAX}; {size(known.TAG_KEY_BYTES_MAX)}; {size(known.TAG_VALUE_BYTES_MAX)}",
         "an error's status": size(known.ERROR_STATUS_BYTES_MAX),
         "Backup and Restore streams at once, uploads being written": f"{known.STREAMS_MAX} (`limits.streams_max`), "
-        f"{known.UPLOADS_OPEN_MAX}",
+        f"{known.UPLOADS_OPEN_MAX}, of one tenant {known.UPLOADS_OPEN_TENANT_MAX}",
+        "a Backup stream's first message; any later one, in or out": f"within {streams.FIRST_S:.0f} s; "
+        f"{streams.IDLE_S / 60:.0f} min, then the call ends with CANCELLED",
         "lease, life of an upload": f"{known.LEASE_S // 60} min, {known.UPLOAD_LIFE_S // 86400} days "
         "(`limits.upload_lease`, `limits.upload_life`)",
     }

@@ -14,7 +14,21 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.store.directory import DirectoryBlobs, Files
 from staddle_server.store.records import CommittedRecord, DeletedRecord
-from thin import Part, Source, back_up, backups, begin, finish, info, large, messages, noise, pieces, restore
+from thin import (
+    Part,
+    Source,
+    back_up,
+    backups,
+    begin,
+    finish,
+    info,
+    large,
+    messages,
+    noise,
+    pieces,
+    restore,
+    wait_until,
+)
 
 
 class FailingFiles(Files):
@@ -158,10 +172,7 @@ def test_a_checkpoint_that_fails_beside_the_calls_is_told_to_the_next_one(runnin
     disk.refused = "/packs/"
     running.clock.ahead_s = 6
     writer = running.service._uploads._writers[bytes.fromhex(source.upload.id)]
-    for _ in range(200):
-        if writer.closed is not None:
-            break
-        threading.Event().wait(0.05)
+    wait_until(lambda: writer.closed is not None)
     with pytest.raises(grpc.RpcError) as failed:
         source.put_file("b", b"2")
     assert info(failed.value).reason == "RESUME_REQUIRED"

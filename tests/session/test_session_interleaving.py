@@ -21,6 +21,7 @@ from thin import (
     open_upload,
     reason,
     restore,
+    wait_until,
 )
 
 
@@ -57,10 +58,7 @@ def test_put_entries_beside_a_stream_is_refused_and_the_file_of_the_stream_stays
     call = stub.Backup.future(requests())
     assert half.wait(10)
     writer = running.service._uploads._writers[bytes.fromhex(source.upload.id)]
-    for _ in range(200):
-        if writer.open_size:
-            break
-        threading.Event().wait(0.02)
+    wait_until(lambda: writer.open_size)
     change = sv.EntryChange(entry=pb.Entry(path="b", content=pb.Content(chunks=[ref_of(other)])), more=True)
     with pytest.raises(grpc.RpcError) as refused:
         stub.PutEntries(sv.PutEntriesRequest(**source.id, number=1, changes=[change]))

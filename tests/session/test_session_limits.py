@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.session import uploads as session_uploads
-from thin import Source, back_up, backups, begin, finish, messages, noise, reason, restore, small
+from thin import Source, back_up, backups, begin, finish, messages, noise, reason, restore, small, wait_until
 
 TAGS = {f"{i:03}" + "k" * 120: "v" * 1024 for i in range(64)}
 
@@ -151,10 +151,7 @@ def test_a_stream_that_begins_while_the_server_ends_is_told_so_and_leaves_no_wri
     call = stub.Backup.future(requests())
     assert admitted.wait(10)
     gate = running.service._gate
-    for _ in range(200):
-        if gate._streams:
-            break
-        threading.Event().wait(0.02)
+    wait_until(lambda: not gate.streams.idle.is_set())
     running.service._uploads.close()
     go.set()
     with pytest.raises(grpc.RpcError) as refused:
@@ -202,13 +199,22 @@ def test_a_long_commit_does_not_hold_up_the_other_uploads(running, monkeypatch):
     call = stub.CommitUpload.future(sv.CommitUploadRequest(**source.id, entry_count=1, data_bytes=1))
     assert at_work.wait(10)
     running.clock.ahead_s = running.lease_s + 10
-    for _ in range(200):
-        if len(running.service._uploads._writers) == 1:
-            break
-        threading.Event().wait(0.05)
+    wait_until(lambda: len(running.service._uploads._writers) == 1)
     assert set(running.service._uploads._writers) == {bytes.fromhex(source.upload.id)}, (
         "the idle one is aside"
     )
     go.set()
     assert call.result(timeout=20).backup.number == 1
     assert other.upload.id
+
+
+def test_one_tenant_leaves_room_for_the_uploads_of_others(running, monkeypatch):
+    monkeypatch.setattr(session_uploads, "UPLOADS_OPEN_TENANT_MAX", 2)
+    stub = running.stub()
+    sources = [Source(stub, f"set-{n}") for n in range(2)]
+    with pytest.raises(grpc.RpcError) as refused:
+        Source(stub, "one-more")
+    assert reason(refused.value) == "TOO_MANY"
+    Source(running.stub(tenant=running.make_tenant("other")), "theirs")
+    sources[0].commit()
+    Source(stub, "one-more")

@@ -11,6 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.wire.server import WATCHES_MAX
+from staddle_server.wire.streams import FIRST_S, IDLE_S, Streams
 from thin import (
     Part,
     Source,
@@ -26,6 +28,7 @@ from thin import (
     reason,
     restore,
     small,
+    wait_until,
 )
 
 
@@ -52,7 +55,7 @@ def test_sixty_four_stalled_restores_hold_nobody_up(running, image):
 
 
 def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(running, image):
-    running.service._gate._streams_max = 3
+    running.service._gate.streams._streams_max = 3
     stalled = [image.Restore(sv.RestoreRequest(dataset="img")) for _ in range(3)]
     for call in stalled:
         next(iter(call))
@@ -66,10 +69,7 @@ def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(run
     assert datasets(image) == ["img"], "unary calls go on"
     for call in stalled:
         call.cancel()
-    for _ in range(200):
-        if not running.service._gate._streams:
-            break
-        threading.Event().wait(0.02)
+    wait_until(running.service._gate.streams.idle.is_set)
     assert restore(image, "img").end.damage_count == 0, "places come free when readers go away"
 
 
@@ -114,10 +114,7 @@ def test_an_idle_upload_is_put_aside_and_goes_on_when_it_is_resumed(running):
     source = Source(stub, "www")
     source.put_file("a", b"1")
     running.clock.ahead_s = running.lease_s + 10
-    for _ in range(200):
-        if not running.service._uploads._writers:
-            break
-        threading.Event().wait(0.05)
+    wait_until(lambda: not running.service._uploads._writers)
     with pytest.raises(grpc.RpcError) as failed:
         source.put_file("b", b"2")
     assert reason(failed.value) == "RESUME_REQUIRED"
@@ -272,3 +269,70 @@ def test_the_log_has_one_line_a_call_with_facts_and_no_secrets(server):
     assert backup["seconds"] >= 0
     assert calls[("Restore", "OK")]["entries"] == 1
     assert calls[("Restore", "NOT_FOUND")]["reason"] == "DATASET_NOT_FOUND"
+
+
+def test_a_stream_that_never_sends_a_message_is_ended_and_its_place_is_free_again(running):
+    sends = threading.Event()
+
+    def nothing():
+        sends.wait(20)
+        yield from ()
+
+    call = running.stub("writer").Backup.future(nothing())
+    streams = running.service._gate.streams
+    wait_until(lambda: not streams.idle.is_set())
+    assert streams.end_idle() == 0
+    running.clock.ahead_s = FIRST_S + 1
+    assert streams.end_idle() == 1
+    with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
+        call.result(timeout=20)
+    sends.set()
+    wait_until(streams.idle.is_set)
+
+
+def test_a_restore_that_nobody_reads_is_ended_after_a_while(running, image):
+    stalled = image.Restore(sv.RestoreRequest(dataset="img"))
+    next(stalled)
+    streams = running.service._gate.streams
+    assert streams.end_idle() == 0
+
+    def ended() -> int:
+        running.clock.ahead_s += IDLE_S + 1
+        return streams.end_idle()
+
+    wait_until(ended)
+    with pytest.raises(grpc.RpcError) as cut:
+        list(stalled)
+    assert cut.value.code() == grpc.StatusCode.CANCELLED
+
+
+def test_a_stream_in_which_something_moves_keeps_its_place(running):
+    now_s = 0.0
+    streams = Streams(1, lambda: now_s)
+
+    class Context:
+        def add_callback(self, callback):
+            return True
+
+        def cancel(self):
+            raise AssertionError("it was ended")
+
+    place = streams.enter(Context())
+    for _ in place.moving(iter("messages")):
+        now_s += IDLE_S
+        assert streams.end_idle() == 0
+
+
+def test_so_many_watch_the_health_and_one_more_is_told_to_try_again(running):
+    channel = grpc.insecure_channel(running.address)
+    health = health_pb2_grpc.HealthStub(channel)
+    watching = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(WATCHES_MAX)]
+    assert {next(each).status for each in watching} == {health_pb2.HealthCheckResponse.SERVING}
+    with pytest.raises(grpc.RpcError) as refused:
+        next(health.Watch(health_pb2.HealthCheckRequest()))
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+    assert datasets(running.stub()) == []
+    for each in watching:
+        each.cancel()
+    channel.close()

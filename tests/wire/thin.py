@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import grpc
@@ -236,3 +237,11 @@ def open_upload(stub, request_id):
                 raise
             threading.Event().wait(0.05)
     raise AssertionError("the upload never began")
+
+
+def wait_until(true: Callable[[], object], deadline_s: float = 20.0) -> None:
+    """Waits for what another thread does; fails if it does not."""
+    deadline_s += time.monotonic()
+    while not true():
+        assert time.monotonic() < deadline_s, "it did not happen"
+        threading.Event().wait(0.02)

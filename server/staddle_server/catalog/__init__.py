@@ -17,6 +17,7 @@ from staddle_server.catalog.values import (
     PendingRecord,
     Principal,
     Tenant,
+    Terms,
     Token,
     Upload,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Principal",
     "SqliteChoice",
     "Tenant",
+    "Terms",
     "Token",
     "Upload",
     "choose_sqlite",

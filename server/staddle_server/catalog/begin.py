@@ -15,7 +15,7 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import insert_or_ignore
 from staddle_server.catalog.rows import dataset_row, upload_value
 from staddle_server.catalog.values import BeginUpload, Begun
-from staddle_server.catalog.words import NS, check_dataset, check_id, pack_tags
+from staddle_server.catalog.words import check_dataset, check_id, pack_tags
 from staddle_server.types import Kind, Scope, UploadState
 
 _d = schema.datasets.c
@@ -178,9 +178,9 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
         .where(_u.id == found.id)
         .values(
             epoch=found.epoch + 1,
-            lease_expires_ns=spec.now_ns + int(spec.lease_s * NS),
             principal=spec.principal.name,
             tags=pack_tags(spec.tags),
+            **spec.terms.expiries(spec.now_ns),
         )
     )
     return bytes(found.id)
@@ -211,8 +211,7 @@ def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes
             "fingerprint": spec.fingerprint,
             "state": UploadState.OPEN.value,
             "epoch": _FIRST_EPOCH,
-            "lease_expires_ns": spec.now_ns + int(spec.lease_s * NS),
-            "expires_ns": spec.now_ns + int(spec.life_s * NS),
+            **spec.terms.expiries(spec.now_ns),
             "begin_ns": spec.now_ns,
             "durable": b"",
             "position": 0,

@@ -31,9 +31,10 @@ from staddle_server.catalog.values import (
     MissingChunk,
     NewBackup,
     Principal,
+    Terms,
     Upload,
 )
-from staddle_server.catalog.words import NS, batches, check_id, rfc3339
+from staddle_server.catalog.words import batches, check_id, rfc3339
 from staddle_server.types import PackSummary, UploadState
 
 FAILURE_CHARS_MAX: Final = 1000
@@ -83,10 +84,8 @@ class Uploads:
             raise upload_not_found(request_id)
         return upload_of(row)
 
-    def resume(
-        self, tenant: bytes, upload: bytes, principal: Principal, now_ns: int, lease_s: float
-    ) -> Upload:
-        """Takes the upload over: its epoch is raised, so that the writer before is refused from now on.
+    def resume(self, tenant: bytes, upload: bytes, principal: Principal, now_ns: int, terms: Terms) -> Upload:
+        """Takes the upload over: its epoch is raised, so that the writer before is refused from now on; renews lease and life.
 
         LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also once its life is over.
         """
@@ -106,23 +105,17 @@ class Uploads:
                     epoch=row.epoch + 1,
                     token=principal.token,
                     principal=principal.name,
-                    lease_expires_ns=now_ns + int(lease_s * NS),
+                    **terms.expiries(now_ns),
                 )
             )
             return upload_value(connection, tenant_row, upload)
 
-    def renew(
-        self, tenant: bytes, upload: bytes, epoch: int, *, now_ns: int, lease_s: float, life_s: float
-    ) -> Upload:
+    def renew(self, tenant: bytes, upload: bytes, epoch: int, *, now_ns: int, terms: Terms) -> Upload:
         """Extends lease and life, to so long after now."""
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             open_upload_row(connection, tenant_row, upload, epoch)
-            connection.execute(
-                update(schema.uploads)
-                .where(_u.id == upload)
-                .values(lease_expires_ns=now_ns + int(lease_s * NS), expires_ns=now_ns + int(life_s * NS))
-            )
+            connection.execute(update(schema.uploads).where(_u.id == upload).values(**terms.expiries(now_ns)))
             return upload_value(connection, tenant_row, upload)
 
     def set_failure(self, tenant: bytes, upload: bytes, epoch: int, text: str) -> bool:
@@ -148,16 +141,16 @@ class Uploads:
         packs: Sequence[PackSummary],
         durable: DurableUpdate,
         now_ns: int,
-        lease_s: float,
+        terms: Terms,
         missing_added: Iterable[MissingChunk] = (),
         missing_removed: Iterable[bytes] = (),
     ) -> int:
         """Publishes packs that are durable in the store, indexes their chunks, and moves the durable point: all or nothing.
 
-        Answers when the renewed lease expires. STALE_EPOCH also for a pack that was not begun under this epoch;
+        Renews lease and life, and answers when the lease expires. STALE_EPOCH also for a pack that was not begun under this epoch;
         TOO_MANY when more than MISSING_CHUNKS_MAX would be missing.
         """
-        lease_expires_ns = now_ns + int(lease_s * NS)
+        expiries = terms.expiries(now_ns)
         with self._database.write() as connection:
             row = open_upload_row(connection, self._tenants.row(connection, tenant), upload, epoch)
             publish(connection, row, packs)
@@ -170,10 +163,10 @@ class Uploads:
                     position=durable.position,
                     entry_count=durable.entry_count,
                     data_bytes=durable.data_bytes,
-                    lease_expires_ns=lease_expires_ns,
+                    **expiries,
                 )
             )
-        return lease_expires_ns
+        return expiries["lease_expires_ns"]
 
     def missing(self, tenant: bytes, upload: bytes, after: bytes, limit: int) -> list[MissingChunk]:
         """At most `limit` chunks that are missing, by digest, those behind `after` (empty for the first ones)."""

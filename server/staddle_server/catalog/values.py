@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from staddle_server.catalog.words import NS
 from staddle_server.types import Kind, Root, Scope, TokenRole, UploadState
 
 
@@ -44,6 +45,20 @@ class Token:
     revoked_ns: int | None
 
 
+class Terms(NamedTuple):
+    """How long after its writer's last sign of life an upload stays with that writer, and how long it can be resumed at all."""
+
+    lease_s: float
+    life_s: float
+
+    def expiries(self, now_ns: int) -> dict[str, int]:
+        """When both end, as columns of an upload's row."""
+        return {
+            "lease_expires_ns": now_ns + int(self.lease_s * NS),
+            "expires_ns": now_ns + int(self.life_s * NS),
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class BeginUpload:
     """What a caller asks for when it begins an upload.
@@ -56,8 +71,7 @@ class BeginUpload:
     principal: Principal
     dataset: str
     now_ns: int
-    lease_s: float
-    life_s: float
+    terms: Terms
     request_id: str = ""
     kind: Kind = Kind.AUTO
     scope: Scope = Scope.WHOLE

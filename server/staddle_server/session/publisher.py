@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from staddle_server.catalog import Catalog, DurableUpdate, MissingChunk, Upload
+from staddle_server.catalog import Catalog, DurableUpdate, MissingChunk, Terms, Upload
 from staddle_server.session.clock import Clock
 from staddle_server.session.progress import Progress, encode_progress
 from staddle_server.session.tenant import Tenant
@@ -29,14 +29,14 @@ class Publisher:
     """Publishes one upload's packs together with its durable point: in order, one publication at a time."""
 
     def __init__(
-        self, catalog: Catalog, upload: Upload, clock: Clock, lease_s: float, durable: Progress
+        self, catalog: Catalog, upload: Upload, clock: Clock, terms: Terms, durable: Progress
     ) -> None:
         self.durable = durable
         """The durable point, as far as is known."""
         self._catalog = catalog
         self._upload = upload
         self._clock = clock
-        self._lease_s = lease_s
+        self._terms = terms
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publishing: Future[Published] | None = None
         missing = catalog.uploads.missing(upload.tenant, upload.id, b"", 2**31 - 1)
@@ -92,7 +92,7 @@ class Publisher:
             missing_added=added,
             missing_removed=removed,
             now_ns=self._clock.now_ns(),
-            lease_s=self._lease_s,
+            terms=self._terms,
         )
         return Published(now, chunks)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from staddle_server.catalog import Upload
 from staddle_server.errors import Conflict, Exhausted, Precondition, Unavailable
-from staddle_server.limits import UPLOADS_OPEN_MAX
 from staddle_server.types import UploadState
 
 
@@ -52,11 +51,11 @@ def check_open(upload: Upload, epoch: int) -> None:
         raise taken_over(upload.id, epoch, upload.epoch)
 
 
-def too_many() -> Exhausted:
+def too_many(count: int, whose: str) -> Exhausted:
     """No further upload can be written here."""
     return Exhausted(
         "TOO_MANY",
-        f"this server writes {UPLOADS_OPEN_MAX} uploads already; try again when some have ended",
+        f"this server writes {count} uploads{whose} already; try again when some have ended",
         retry_after_s=10,
     )
 

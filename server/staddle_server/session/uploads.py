@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
-from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Upload
+from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Terms, Upload
 from staddle_server.errors import Precondition, StaddleError
-from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX
+from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
 from staddle_server.session.healing import LISTED_MAX, DamagedEntries, damaged_entries
@@ -52,8 +52,7 @@ class Uploads:
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
-        self._lease_s = lease_s
-        self._life_s = life_s
+        self._terms = Terms(lease_s, life_s)
         self._compressors = ThreadPoolExecutor(
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
         )
@@ -66,13 +65,13 @@ class Uploads:
 
     # ------------------------------------------------------------------ begin and take over
 
-    def begin(self, specify: Callable[[int, float, float], BeginUpload]) -> Opened:
+    def begin(self, specify: Callable[[int, Terms], BeginUpload]) -> Opened:
         """Opens an upload, or answers with the one that the request id or take_over names.
 
-        `specify` makes the request from the time (ns), the lease and the life (seconds) that the server gives.
+        `specify` makes the request from the time (ns) and the terms that the server gives.
         """
-        self._check_room()
-        spec = specify(self._clock.now_ns(), self._lease_s, self._life_s)
+        spec = specify(self._clock.now_ns(), self._terms)
+        self._check_room(spec.principal)
         begun = self._catalog.uploads.begin(spec)
         tenant = self._tenants.get(spec.principal.tenant)
         if not begun.replayed:
@@ -82,14 +81,14 @@ class Uploads:
 
     def resume(self, principal: Principal, upload_id: bytes) -> Upload:
         """Takes an upload over; the durable point that it answers is final."""
-        self._check_room(upload_id)
+        self._check_room(principal, upload_id)
         upload = self._catalog.uploads.resume(
-            principal.tenant, upload_id, principal, self._clock.now_ns(), self._lease_s
+            principal.tenant, upload_id, principal, self._clock.now_ns(), self._terms
         )
         self._open_writer(self._tenants.get(principal.tenant), upload)
         return upload
 
-    def _check_room(self, upload: bytes | None = None) -> None:
+    def _check_room(self, principal: Principal, upload: bytes | None = None) -> None:
         """Whether an upload, or this one, may get a writer here.
 
         Raises:
@@ -100,8 +99,13 @@ class Uploads:
         with self._lock:
             if self._closing:
                 raise refusals.draining()
-            if len(self._writers) >= UPLOADS_OPEN_MAX and upload not in self._writers:
-                raise refusals.too_many()
+            if upload in self._writers:
+                return
+            if len(self._writers) >= UPLOADS_OPEN_MAX:
+                raise refusals.too_many(UPLOADS_OPEN_MAX, "")
+            own = sum(writer.upload.tenant == principal.tenant for writer in self._writers.values())
+            if own >= UPLOADS_OPEN_TENANT_MAX:
+                raise refusals.too_many(UPLOADS_OPEN_TENANT_MAX, " of this tenant")
 
     def _open_writer(self, tenant: Tenant, upload: Upload) -> None:
         """Ends the writers of older epochs, and begins the one of this epoch."""
@@ -116,7 +120,7 @@ class Uploads:
             base=self.base_root(upload),
             compressors=self._compressors,
             clock=self._clock,
-            lease_s=self._lease_s,
+            terms=self._terms,
         )
         refusal = self._install(writer)
         if refusal is not None:
@@ -211,8 +215,7 @@ class Uploads:
             upload_id,
             epoch,
             now_ns=self._clock.now_ns(),
-            lease_s=self._lease_s,
-            life_s=self._life_s,
+            terms=self._terms,
         )
 
     def commit(
@@ -271,7 +274,7 @@ class Uploads:
         while not self._stop.wait(HOUSEKEEPING_S):
             try:
                 for writer in self._all():
-                    writer.keep(self._lease_s)
+                    writer.keep(self._terms.lease_s)
                     self._forget(writer)
                 if self._clock.monotonic_s() - expiry_s >= EXPIRY_S:
                     expiry_s = self._clock.monotonic_s()

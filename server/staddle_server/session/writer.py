@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 from staddle.chunking import Cut
 
-from staddle_server.catalog import Backup, Catalog, NewBackup, Upload
+from staddle_server.catalog import Backup, Catalog, NewBackup, Terms, Upload
 from staddle_server.errors import BadRequest, Conflict, Damaged, Precondition, StaddleError
 from staddle_server.limits import CHECKPOINT_S
 from staddle_server.manifest.content import ContentBuilder, store_attributes
@@ -63,7 +63,7 @@ class UploadWriter:
         base: Root,
         compressors: Executor,
         clock: Clock,
-        lease_s: float,
+        terms: Terms,
     ) -> None:
         self.upload = upload
         self._tenant = tenant
@@ -71,7 +71,7 @@ class UploadWriter:
         self.base = Base(tenant, catalog, base)
         self._clock = clock
         self._lock = threading.RLock()
-        self._publisher = Publisher(catalog, upload, clock, lease_s, decode_progress(upload.durable))
+        self._publisher = Publisher(catalog, upload, clock, terms, decode_progress(upload.durable))
         self._missing = Missing(self._publisher.missing)
         self._chunks = ChunkSink(
             tenant,

@@ -14,7 +14,6 @@ from grpc_status import rpc_status
 
 from staddle_server.catalog import Principal
 from staddle_server.errors import (
-    Exhausted,
     Fault,
     PermissionDenied,
     StaddleError,
@@ -24,10 +23,10 @@ from staddle_server.errors import (
 from staddle_server.logs import CALLS
 from staddle_server.types import TokenRole
 from staddle_server.wire.status import code_of, status_of
+from staddle_server.wire.streams import RETRY_S, Streams
 
 log = logging.getLogger(CALLS)
 BEARER: Final = "bearer "
-RETRY_S: Final = 2.0
 FACT_CHARS_MAX: Final = 256
 
 
@@ -64,22 +63,17 @@ class Method(NamedTuple):
 
 
 class Gate:
-    """Lets calls in: knows the tokens, counts the streams, and closes when the server drains."""
+    """Lets calls in: knows the tokens and the places for streams, and closes when the server drains."""
 
     def __init__(
         self,
         authenticate: Callable[[str], Principal],
         tenant_name: Callable[[bytes], str],
-        streams_max: int,
+        streams: Streams,
     ) -> None:
         self._authenticate = authenticate
         self.tenant_name = tenant_name
-        self._streams_max = streams_max
-        self._lock = threading.Lock()
-        self._streams = 0
-        self.idle = threading.Event()
-        """Set while no stream is under way."""
-        self.idle.set()
+        self.streams = streams
         self._draining = False
 
     def principal(self, context: grpc.ServicerContext) -> Principal:
@@ -113,32 +107,6 @@ class Gate:
         if self._draining:
             raise Unavailable("DRAINING", "the server is shutting down; try again", retry_after_s=RETRY_S)
 
-    def enter_stream(self, context: grpc.ServicerContext) -> None:
-        """Takes one of the places for streams, until the call has ended.
-
-        Raises:
-            Exhausted: TOO_MANY.
-
-        """
-        with self._lock:
-            if self._streams >= self._streams_max:
-                raise Exhausted(
-                    "TOO_MANY",
-                    f"this server carries {self._streams_max} streams at once, and has so many; try again",
-                    retry_after_s=RETRY_S,
-                )
-            self._streams += 1
-            self.idle.clear()
-        # A handler that waits in the library for a reader that went away may never be resumed; this is called all the same.
-        if not context.add_callback(self._leave_stream):
-            self._leave_stream()
-
-    def _leave_stream(self) -> None:
-        with self._lock:
-            self._streams -= 1
-            if not self._streams:
-                self.idle.set()
-
     def close(self) -> None:
         """From now on calls are told that the server is shutting down."""
         self._draining = True
@@ -150,14 +118,14 @@ def handle(gate: Gate, name: str, method: Method, kind: str) -> Callable[[Any, g
     def admit(context: grpc.ServicerContext) -> Call:
         principal = gate.principal(context)
         gate.check(name, method, principal)
-        if kind != "unary":
-            gate.enter_stream(context)
         return Call(principal, gate.tenant_name(principal.tenant), context)
 
     def answer(request: Any, context: grpc.ServicerContext) -> Message:
         line = _Line(name, context)
         try:
             call = line.call = admit(context)
+            if kind == "upstream":
+                request = gate.streams.enter(context).moving(request)
             response: Message = method.handler(request, call)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
@@ -168,8 +136,10 @@ def handle(gate: Gate, name: str, method: Method, kind: str) -> Callable[[Any, g
         line = _Line(name, context)
         try:
             call = line.call = admit(context)
+            place = gate.streams.enter(context)
             context.add_callback(line.gone)
-            yield from method.handler(request, call)
+            place.moved()  # the request is all that the client sends
+            yield from place.moving(method.handler(request, call))
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")

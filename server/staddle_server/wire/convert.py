@@ -13,7 +13,7 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server import limits
-from staddle_server.catalog import Backup, BeginUpload, Dataset, Principal, Upload
+from staddle_server.catalog import Backup, BeginUpload, Dataset, Principal, Terms, Upload
 from staddle_server.errors import BadRequest
 from staddle_server.manifest.compare import Changed
 from staddle_server.session.intake import Removed, Sent
@@ -303,8 +303,7 @@ def begin_of(
     principal: Principal,
     *,
     now_ns: int,
-    lease_s: float,
-    life_s: float,
+    terms: Terms,
 ) -> BeginUpload:
     """What a BeginUpload asks for."""
     kind = _enum(Kind, m.kind, "kind")
@@ -316,8 +315,7 @@ def begin_of(
         principal=principal,
         dataset=dataset_name(m.dataset),
         now_ns=now_ns,
-        lease_s=lease_s,
-        life_s=life_s,
+        terms=terms,
         request_id=words(m.request_id, "request_id", limits.REQUEST_ID_BYTES_MAX),
         kind=kind,
         scope=scope,

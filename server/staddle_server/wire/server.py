@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, cast
@@ -21,13 +25,19 @@ from staddle_server.wire.call import Gate, Method, handle
 from staddle_server.wire.info import InfoCalls
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.status import status_of
+from staddle_server.wire.streams import Streams
 from staddle_server.wire.uploads import UploadCalls
 
+log = logging.getLogger(__name__)
+
 SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
-HEALTH: Final = "/grpc.health.v1.Health/"
+WATCH: Final = "/grpc.health.v1.Health/Watch"
 REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
+WATCHES_MAX: Final = 64
+"""Calls of health's Watch at once."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
+IDLE_CHECK_S: Final = 5.0
 GRACE_S: Final = 1.0
 """What is left when a server stops has so long to say its last word."""
 
@@ -105,20 +115,44 @@ class _Door(grpc.ServerInterceptor):
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
+        self._watches = Streams(WATCHES_MAX, time.monotonic)
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is None or not details.method.startswith(REFLECTION):
-            return handler
+        if handler is None:
+            return None
+        if details.method == WATCH:
+            return self._watch(handler)
+        return self._reflection(handler) if details.method.startswith(REFLECTION) else handler
+
+    def _watch(self, handler: Any) -> Any:
+        """Health's Watch lasts for as long as its caller likes, and anybody may call it: only so many at once."""
+        serve = handler.unary_stream
+
+        @functools.wraps(serve)  # the library sees by an attribute of it that it needs no thread
+        def checked(request: Any, context: grpc.ServicerContext, *more: Any) -> Any:
+            try:
+                self._watches.enter(context)
+            except StaddleError as e:
+                context.abort_with_status(rpc_status.to_status(status_of(e)))
+            return serve(request, context, *more)
+
+        return grpc.unary_stream_rpc_method_handler(
+            checked,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _reflection(self, handler: Any) -> Any:
         serve = handler.stream_stream
 
         def checked(requests: Any, context: grpc.ServicerContext) -> Any:
             try:
                 self._gate.principal(context)
-                self._gate.enter_stream(context)
+                place = self._gate.streams.enter(context)
             except StaddleError as e:
                 context.abort_with_status(rpc_status.to_status(status_of(e)))
-            yield from serve(requests, context)
+            yield from serve(place.moving(requests), context)
 
         return grpc.stream_stream_rpc_method_handler(
             checked,
@@ -150,12 +184,14 @@ class WireServer:
     def __init__(self, gate: Gate, table: dict[str, Method], streams_max: int) -> None:
         self._gate = gate
         self._health = health.HealthServicer()
+        self._stopping = threading.Event()
+        self._idle_check = threading.Thread(target=self._end_idle_streams, name="idle-streams", daemon=True)
         self._threads = ThreadPoolExecutor(streams_max + UNARY_THREADS, thread_name_prefix="call")
         self._server = grpc.server(
             self._threads,
             interceptors=[_Door(gate)],
             options=OPTIONS,
-            maximum_concurrent_rpcs=streams_max + UNARY_THREADS + WAITING_CALLS_MAX,
+            maximum_concurrent_rpcs=streams_max + UNARY_THREADS + WATCHES_MAX + WAITING_CALLS_MAX,
         )
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(SERVICE.full_name, _handlers(gate, table))]
@@ -176,8 +212,14 @@ class WireServer:
         else:
             port = self._server.add_secure_port(address, credentials)
         self._server.start()
+        self._idle_check.start()
         self._say(health_pb2.HealthCheckResponse.SERVING)
         return port
+
+    def _end_idle_streams(self) -> None:
+        while not self._stopping.wait(IDLE_CHECK_S):
+            if ended := self._gate.streams.end_idle():
+                log.info("%d streams were ended in which nothing moved", ended)
 
     def _say(self, status: int) -> None:
         for name in ("", SERVICE.full_name):
@@ -187,9 +229,10 @@ class WireServer:
         """Takes no new calls, and gives the streams under way so long."""
         self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._gate.close()
-        self._gate.idle.wait(drain_s)
+        self._gate.streams.idle.wait(drain_s)
 
     def stop(self) -> None:
         """Ends what is still under way."""
+        self._stopping.set()
         self._server.stop(grace=GRACE_S).wait()
         self._threads.shutdown(wait=False)

@@ -63,8 +63,8 @@ class UploadCalls:
     def _begin(self, request: sv.BeginUploadRequest, call: Call) -> Opened:
         call.facts["dataset"] = request.dataset
         opened = self._uploads.begin(
-            lambda now_ns, lease_s, life_s: convert.begin_of(
-                request, os.urandom(16), call.principal, now_ns=now_ns, lease_s=lease_s, life_s=life_s
+            lambda now_ns, terms: convert.begin_of(
+                request, os.urandom(16), call.principal, now_ns=now_ns, terms=terms
             )
         )
         call.facts["upload"] = opened.upload.id.hex()
