@@ -1,6 +1,6 @@
 """The rooms of the project import downwards only, and each knows no more than it needs.
 
-app, cli → wire → session → { chunking | store | catalog | manifest } → types, errors, limits
+app, cli → wire → upkeep → session → { chunking | store | catalog | manifest } → types, errors, limits
 """
 
 import ast
@@ -23,8 +23,9 @@ MAY_IMPORT: Final = {
     "catalog": BASE | {"catalog"},
     "manifest": BASE | {"manifest"},
     "session": BASE | SIBLINGS | {"session"},
-    "wire": BASE | SIBLINGS | {"session", "wire"},
-    ABOVE: BASE | SIBLINGS | {"session", "wire", ABOVE},
+    "upkeep": BASE | SIBLINGS | {"session", "upkeep"},
+    "wire": BASE | SIBLINGS | {"session", "upkeep", "wire"},
+    ABOVE: BASE | SIBLINGS | {"session", "upkeep", "wire", ABOVE},
 }
 WHY: Final = {
     "base": "types, errors and limits stand below all rooms, and know none",
@@ -32,6 +33,7 @@ WHY: Final = {
     "catalog": "siblings do not import each other: session joins them, and either can be replaced alone",
     "manifest": "siblings do not import each other: session joins them, and either can be replaced alone",
     "session": "one backup or restore from start to commit knows nothing of how calls arrive",
+    "upkeep": "what looks after stored backups knows nothing of how calls arrive",
     "wire": "what serves calls knows nothing of how the server was configured and joined",
     ABOVE: "",
 }
@@ -169,6 +171,8 @@ def test_the_client_never_imports_the_server() -> None:
             "from staddle_server.app import run_server",
             "knows nothing of how the server was configured",
         ),
+        ("session", "from staddle_server.upkeep import reached", "knows nothing of how calls arrive"),
+        ("upkeep", "import grpc", "only wire"),
         ("wire", "import sqlalchemy.orm", "SQL is the catalog's own"),
         ("manifest", "from staddle import Client", "uses nothing of the client"),
     ],

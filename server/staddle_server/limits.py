@@ -89,3 +89,10 @@ UPLOADS_OPEN_TENANT_MAX: Final = 192
 """Of these, uploads of one tenant: the others always find room."""
 LEASE_S: Final = 300
 UPLOAD_LIFE_S: Final = 7 * 24 * 3600
+
+# --- upkeep
+GRACE_S: Final = 7 * 24 * 3600
+"""How long a deleted backup can be brought back, unless its tenant has another time."""
+REAP_GRACE_S: Final = 24 * 3600
+"""How long the bytes of a condemned pack stay: longer than the longest restore."""
+HOLD_REASON_BYTES_MAX: Final = 1024

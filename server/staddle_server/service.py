@@ -16,6 +16,7 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.upkeep.schedule import Schedule
 from staddle_server.wire.call import Gate
 from staddle_server.wire.info import InfoCalls
 from staddle_server.wire.reads import ReadCalls
@@ -57,6 +58,7 @@ class Service:
             Streams(streams_max, clock.monotonic_s),
         )
         self._wire = WireServer(self._gate, table, streams_max)
+        self._schedule = Schedule((), catalog, clock)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens on HOST:PORT and serves; gives the port, which is a free one where 0 was asked for.
@@ -65,11 +67,14 @@ class Service:
             RuntimeError: the address is in use, or is none.
 
         """
-        return self._wire.start(address, credentials)
+        port = self._wire.start(address, credentials)
+        self._schedule.start()
+        return port
 
     def drain(self, drain_s: float) -> None:
         """Stops: health says NOT_SERVING, new calls are refused, streams get so long, then end at a checkpoint."""
         self._wire.close(drain_s)
+        self._schedule.stop()
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()

@@ -14,9 +14,15 @@ from staddle_server.store.records import (
     ChangeCounts,
     CommittedRecord,
     DeletedRecord,
+    HeldRecord,
+    PolicyRecord,
+    PurgedRecord,
     Record,
     Records,
+    ReleasedRecord,
+    RetainedRecord,
     TenantRecord,
+    TenantSettingsRecord,
     UndeletedRecord,
 )
 from staddle_server.types import Kind, Role, Root, Scope, TenantKeys
@@ -59,6 +65,12 @@ RECORDS: dict[str, tuple[Record, int]] = {
     ),
     "deleted": (DeletedRecord(BACKUP, COMMIT_NS + 1), COMMIT_NS + 1_000_000),
     "undeleted": (UndeletedRecord(BACKUP, COMMIT_NS + 2), COMMIT_NS + 2_000_000),
+    "purged": (PurgedRecord(BACKUP, COMMIT_NS + 3), COMMIT_NS + 3_000_000),
+    "held": (HeldRecord(BACKUP, "orders-db", "case 12", COMMIT_NS + 4), COMMIT_NS + 4_000_000),
+    "released": (ReleasedRecord(b"", "orders-db", COMMIT_NS + 5), COMMIT_NS + 5_000_000),
+    "retained": (RetainedRecord(BACKUP, COMMIT_NS * 2, COMMIT_NS + 6), COMMIT_NS + 6_000_000),
+    "policy": (PolicyRecord("orders-db", '{"keep_last":3}', 86_400, COMMIT_NS + 7), COMMIT_NS + 7_000_000),
+    "tenant_settings": (TenantSettingsRecord(3_600, COMMIT_NS + 8), COMMIT_NS + 8_000_000),
 }
 
 

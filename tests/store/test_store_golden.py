@@ -210,5 +210,16 @@ def test_a_golden_record_opens_by_hand_as_the_format_describes(kind: str) -> Non
             "tenant": {"name": "default", "created_ns": CREATED_NS},
             "deleted": {"backup": BACKUP, "at_ns": COMMIT_NS + 1},
             "undeleted": {"backup": BACKUP, "at_ns": COMMIT_NS + 2},
+            "purged": {"backup": BACKUP, "at_ns": COMMIT_NS + 3},
+            "held": {"backup": BACKUP, "dataset": "orders-db", "reason": "case 12", "at_ns": COMMIT_NS + 4},
+            "released": {"backup": b"", "dataset": "orders-db", "at_ns": COMMIT_NS + 5},
+            "retained": {"backup": BACKUP, "until_ns": COMMIT_NS * 2, "at_ns": COMMIT_NS + 6},
+            "policy": {
+                "dataset": "orders-db",
+                "policy": '{"keep_last":3}',
+                "min_retention_s": 86_400,
+                "at_ns": COMMIT_NS + 7,
+            },
+            "tenant_settings": {"grace_s": 3_600, "at_ns": COMMIT_NS + 8},
         }
         assert body == expected[kind]

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, delete, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
 from staddle_server import errors
 from staddle_server.catalog import schema
@@ -17,6 +17,8 @@ PREFIX_DIGITS_MIN: Final = 4
 _b = schema.backups.c
 _p = schema.pending_records.c
 _SHOWN = _b.deleted_ns.is_(None)
+_KEPT = _b.purged_ns.is_(None)
+"""Shown, or hidden and still to be had."""
 
 
 class Backups:
@@ -38,14 +40,14 @@ class Backups:
         """At most `limit` backups, newest first, those with a number below `before_number`. DATASET_NOT_FOUND."""
         with self._database.read() as connection:
             found = self._of_dataset(connection, tenant, dataset)
-            query = select_backups().where(found, true() if show_deleted else _SHOWN)
+            query = select_backups().where(found, _KEPT if show_deleted else _SHOWN)
             if before_number is not None:
                 query = query.where(_b.number < before_number)
             rows = connection.execute(query.order_by(_b.number.desc()).limit(limit))
             return [backup_of(row) for row in rows]
 
     def get(self, tenant: bytes, backup: bytes) -> Backup:
-        """The backup with this id, deleted or not. BACKUP_NOT_FOUND."""
+        """The backup with this id, deleted or not, and a purged one for as long as its row is there. BACKUP_NOT_FOUND."""
         with self._database.read() as connection:
             mine = _b.tenant == self._tenants.row(connection, tenant)
             row = connection.execute(select_backups().where(_b.id == backup, mine)).one_or_none()
@@ -72,7 +74,7 @@ class Backups:
         """
         with self._database.read() as connection:
             found = self._of_dataset(connection, tenant, dataset)
-            among = (found, true() if include_deleted else _SHOWN)
+            among = (found, _KEPT if include_deleted else _SHOWN)
             if at_ns is not None:
                 return _at(connection, among, dataset, at_ns)
             if backup in {"", "latest"}:
@@ -99,7 +101,7 @@ class Backups:
         check_id("record", record.id)
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            this = (_b.id == backup, _b.tenant == tenant_row)
+            this = (_b.id == backup, _b.tenant == tenant_row, _KEPT)
             # Beginning an upload locks the row of its base in the same way, so one of the two sees the other.
             row = connection.execute(select(_b.deleted_ns).where(*this).with_for_update()).one_or_none()
             if row is None:

@@ -18,6 +18,7 @@ from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.dialect import Database, SqliteChoice, choose_sqlite, installed_wheel, open_sqlite
 from staddle_server.catalog.packs import Packs
+from staddle_server.catalog.tasks import Tasks
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.tokens import Tokens
 from staddle_server.catalog.uploads import Uploads
@@ -42,6 +43,7 @@ class Catalog:
         self.chunks = Chunks(database, self.tenants)
         self.packs = Packs(database, self.tenants)
         self.uploads = Uploads(database, self.tenants)
+        self.tasks = Tasks(database)
 
     def close(self) -> None:
         """Lets go of the database."""

@@ -20,10 +20,12 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     literal,
     text,
 )
 
+from staddle_server.limits import GRACE_S
 from staddle_server.types import UploadState
 
 metadata = MetaData()
@@ -45,6 +47,12 @@ tenants = Table(
     Column("keys_version", Integer, nullable=False),
     Column("wrapped_keys", LargeBinary, nullable=False),
     Column("record_written", Boolean, nullable=False),
+    # How long a deleted backup can be brought back.
+    Column("grace_s", BigInteger, nullable=False, server_default=text(str(GRACE_S))),
+    # After a rebuild nothing is collected before an operator has said so.
+    Column("gc_waits", Boolean, nullable=False, server_default=false()),
+    # Why the tenant's last collection stopped; "": it did not.
+    Column("gc_failure", Text, nullable=False, server_default=text("''")),
 )
 
 tokens = Table(
@@ -80,6 +88,11 @@ datasets = Table(
     Column("root", Text, nullable=False),
     # Not max(number) of the backups: the number of one that was purged is not given again.
     Column("last_number", BigInteger, nullable=False),
+    # For so long after its commit a backup cannot be deleted; what it gave a backup (retain_until_ns) is never taken back.
+    Column("min_retention_s", BigInteger, nullable=False, server_default=text("0")),
+    Column("hold_ns", BigInteger),
+    Column("hold_reason", Text, nullable=False, server_default=text("''")),
+    Column("policy", Text, nullable=False, server_default=text("''")),  # JSON; "": none
     UniqueConstraint("tenant", "name"),
 )
 
@@ -113,9 +126,16 @@ backups = Table(
     Column("host", Text, nullable=False),
     Column("source_root", Text, nullable=False),
     Column("record_written", Boolean, nullable=False),
+    # From then on it is gone for good; the row stays for as long as an open upload has it as its base.
+    Column("purged_ns", BigInteger),
+    Column("retain_until_ns", BigInteger, nullable=False, server_default=text("0")),
+    Column("hold_ns", BigInteger),
+    Column("hold_reason", Text, nullable=False, server_default=text("''")),
     UniqueConstraint("dataset", "number"),
 )
 Index("backups_begin", backups.c.dataset, backups.c.begin_ns)
+_deleted = text("deleted_ns IS NOT NULL")
+Index("backups_deleted", backups.c.deleted_ns, sqlite_where=_deleted, postgresql_where=_deleted)
 Index(
     "backups_unrecorded",
     backups.c.id,
@@ -196,6 +216,11 @@ packs = Table(
     Column("chunk_count", BigInteger, nullable=False),
     Column("damaged", Boolean, nullable=False),  # something of it is: see pack_damage
     Column("created_ns", BigInteger, nullable=False),
+    Column("condemned_ns", BigInteger),
+    Column("verified_ns", BigInteger),  # when every byte of it was last read and found right
+    Column(
+        "parity_bytes", BigInteger, nullable=False, server_default=text("0")
+    ),  # of its parity object; 0: it has none
     UniqueConstraint("tenant", "id"),
     # A row number is never given again: index rows of a pack that is gone must not point into another one.
     sqlite_autoincrement=True,
@@ -203,6 +228,8 @@ packs = Table(
 IS_WRITING = packs.c.state == literal(PACK_WRITING, literal_execute=True)
 _writing = text(f"state = {PACK_WRITING}")
 Index("packs_writing", packs.c.upload, sqlite_where=_writing, postgresql_where=_writing)
+_condemned = text(f"state = {PACK_CONDEMNED}")
+Index("packs_condemned", packs.c.condemned_ns, sqlite_where=_condemned, postgresql_where=_condemned)
 
 WHOLE_PACK = -1
 
@@ -248,4 +275,77 @@ pending_records = Table(
     Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
+)
+
+# --- collection (docs/decisions/2026-11-25-collection.md)
+
+# One row: who collects. A collector that comes later raises the fence, and whatever the earlier one still does is refused.
+collector = Table(
+    "collector",
+    metadata,
+    Column("row", ROW, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("expires_ns", BigInteger, nullable=False),
+)
+
+MARK_WALKING, MARK_WALKED, MARK_DONE, MARK_FAILED = 1, 2, 3, 4
+
+marks = Table(
+    "marks",
+    metadata,
+    Column("number", ROW, primary_key=True, autoincrement=True),
+    Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("begun_ns", BigInteger, nullable=False),
+    Column("ended_ns", BigInteger),
+    Column("report", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# The manifests that a mark walks, listed when it began: those of all backups that are not purged, and of bases of open uploads.
+mark_roots = Table(
+    "mark_roots",
+    metadata,
+    Column("mark", ROW, ForeignKey("marks.number"), nullable=False),
+    Column("backup", ID, nullable=False),
+    Column("upload", ID, nullable=False),  # that became the backup: its claims end with this mark
+    Column("root_level", SmallInteger, nullable=False),
+    Column("root_digest", DIGEST, nullable=False),
+    Column("entry_count", BigInteger, nullable=False),
+    Column("data_bytes", BigInteger, nullable=False),
+    Column("walked", Boolean, nullable=False),
+    PrimaryKeyConstraint("mark", "backup"),
+    sqlite_with_rowid=False,
+)
+
+# The packs that were live when a mark began: only these may it condemn or compact.
+mark_packs = Table(
+    "mark_packs",
+    metadata,
+    Column("mark", ROW, ForeignKey("marks.number"), nullable=False),
+    Column("pack", ROW, nullable=False),
+    Column("reached", LargeBinary, nullable=False),  # what of it is alive: see upkeep/reached.py
+    PrimaryKeyConstraint("mark", "pack"),
+    sqlite_with_rowid=False,
+)
+
+# Objects of the store that no row names, since when they were seen so.
+orphans = Table(
+    "orphans",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+)
+
+# What upkeep does by itself, and when it last did.
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("begun_ns", BigInteger),
+    Column("ended_ns", BigInteger),
+    Column("outcome", Text, nullable=False),
 )

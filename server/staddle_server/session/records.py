@@ -11,9 +11,7 @@ from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.records import (
     ChangeCounts,
     CommittedRecord,
-    DeletedRecord,
     TenantRecord,
-    UndeletedRecord,
     decode_record,
 )
 
@@ -41,7 +39,7 @@ def finish_backup(tenant: Tenant, catalog: Catalog, backup: Backup) -> None:
 def finish_pending(tenant: Tenant, catalog: Catalog, pending: PendingRecord) -> None:
     """Writes a record that the catalog has decided on. Durable on return."""
     record = decode_record(pending.body, f"pending {pending.id.hex()}")
-    if not isinstance(record, DeletedRecord | UndeletedRecord):
+    if isinstance(record, TenantRecord | CommittedRecord):
         raise Fault("INTERNAL", f"the pending record {pending.id.hex()} is of a kind that is never pending")
     tenant.records.put(record, record.at_ns, pending.id)
     catalog.backups.mark_pending_written(tenant.id, pending.id)

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from staddle_server.errors import Damaged
 from staddle_server.limits import (
     DATASET_BYTES_MAX,
+    HOLD_REASON_BYTES_MAX,
     RECORD_BYTES_MAX,
     REQUEST_ID_BYTES_MAX,
     ROOT_BYTES_MAX,
@@ -41,6 +42,7 @@ IdOrEmpty = Annotated[bytes, msgspec.Meta(max_length=ID_BYTES)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=DATASET_BYTES_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=ROOT_BYTES_MAX)]
 Tags = Annotated[dict[Text, Text], msgspec.Meta(max_length=TAGS_MAX)]
+Reason = Annotated[str, msgspec.Meta(max_length=HOLD_REASON_BYTES_MAX)]
 RequestId = Annotated[str, msgspec.Meta(max_length=REQUEST_ID_BYTES_MAX)]
 
 
@@ -61,7 +63,7 @@ class TenantRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tenant"):
     created_ns: Count
 
 
-class CommittedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="committed"):
+class CommittedRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="committed"):
     """An upload became a backup. `base` is empty where there is none."""
 
     backup: Id
@@ -81,6 +83,7 @@ class CommittedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="commit
     principal: Text
     upload: Id
     request_id: RequestId
+    retain_until_ns: Count = 0
 
     def __post_init__(self) -> None:
         if len(self.base) not in {0, ID_BYTES}:
@@ -104,7 +107,66 @@ class UndeletedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="undele
     at_ns: Count
 
 
-Record: TypeAlias = TenantRecord | CommittedRecord | DeletedRecord | UndeletedRecord
+class PurgedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="purged"):
+    """A deleted backup is gone for good: from now on nothing of it is kept alive."""
+
+    backup: Id
+    at_ns: Count
+
+
+class HeldRecord(msgspec.Struct, frozen=True, tag_field="type", tag="held"):
+    """A legal hold was placed, on one backup or (`backup` empty) on a dataset with all its backups, also later ones."""
+
+    backup: IdOrEmpty
+    dataset: Name
+    reason: Reason
+    at_ns: Count
+
+
+class ReleasedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="released"):
+    """A hold was released."""
+
+    backup: IdOrEmpty
+    dataset: Name
+    at_ns: Count
+
+
+class RetainedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="retained"):
+    """A backup cannot be deleted before `until_ns`. Such a time is only ever moved later."""
+
+    backup: Id
+    until_ns: Count
+    at_ns: Count
+
+
+class PolicyRecord(msgspec.Struct, frozen=True, tag_field="type", tag="policy"):
+    """A dataset's retention from now on: `policy` as JSON, empty for none, and the minimum retention of later backups."""
+
+    dataset: Name
+    policy: Text
+    min_retention_s: Count
+    at_ns: Count
+
+
+class TenantSettingsRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tenant_settings"):
+    """The tenant's grace period from now on."""
+
+    grace_s: Count
+    at_ns: Count
+
+
+Decision: TypeAlias = (
+    DeletedRecord
+    | UndeletedRecord
+    | PurgedRecord
+    | HeldRecord
+    | ReleasedRecord
+    | RetainedRecord
+    | PolicyRecord
+    | TenantSettingsRecord
+)
+"""What is decided in the catalog first, kept there as pending, and written then."""
+Record: TypeAlias = TenantRecord | CommittedRecord | Decision
 
 _DECODER: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
 

@@ -1,0 +1,94 @@
+"""What a server does by itself beside its calls: each task now and then, one at a time, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from staddle_server.catalog import Catalog
+from staddle_server.errors import StaddleError
+from staddle_server.session.clock import Clock
+
+log = logging.getLogger(__name__)
+
+NS: Final = 1_000_000_000
+LOOK_S: Final = 10.0
+"""How often the schedule looks what is due."""
+
+Stopping = Callable[[], bool]
+"""Whether the server is about to end: a task asks now and then, and ends soon when it is."""
+
+
+class Task(NamedTuple):
+    """One thing to do again and again.
+
+    Attributes:
+        name: What the catalog and the log call it.
+        every_s: How long after its last beginning it is due again; 0: never by itself.
+        run: Does it; gives in a few words what it did, "" for nothing worth a line.
+
+    """
+
+    name: str
+    every_s: float
+    run: Callable[[Stopping], str]
+
+
+class Schedule:
+    """Runs tasks when they are due. What is due is kept in the catalog, so a restart does not begin everything anew.
+
+    A task that fails is logged and is due again at its time; a clock that was set back makes no task wait longer than
+    its period.
+    """
+
+    def __init__(self, tasks: Sequence[Task], catalog: Catalog, clock: Clock) -> None:
+        self._tasks = [task for task in tasks if task.every_s > 0]
+        self._catalog = catalog
+        self._clock = clock
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+
+    def start(self) -> None:
+        """Begins; the first look is after LOOK_S."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends; a task that is at work is waited for, and knows that it shall end."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            self.look()
+
+    def look(self) -> None:
+        """Runs what is due now."""
+        for task in self._tasks:
+            if self._stop.is_set():
+                return
+            try:
+                if self._is_due(task):
+                    self._catalog.tasks.begin(task.name, self._clock.now_ns())
+                    outcome = task.run(self._stop.is_set)
+                    self._catalog.tasks.end(task.name, self._clock.now_ns(), outcome)
+                    if outcome:
+                        log.info("%s: %s", task.name, outcome)
+            except StaddleError as e:
+                self._failed(task, e.message)
+                log.error("%s failed: %s", task.name, e.message)  # noqa: TRY400 - no fault of ours
+            except Exception as e:
+                self._failed(task, f"a fault of the server ({type(e).__name__})")
+                log.exception("a fault in %s", task.name)
+
+    def _is_due(self, task: Task) -> bool:
+        begun_ns = self._catalog.tasks.last(task.name).begun_ns
+        return begun_ns is None or abs(self._clock.now_ns() - begun_ns) >= task.every_s * NS
+
+    def _failed(self, task: Task, what: str) -> None:
+        try:
+            self._catalog.tasks.end(task.name, self._clock.now_ns(), f"failed: {what}")
+        except StaddleError as e:
+            log.warning("the end of %s could not be put down: %s", task.name, e.message)

@@ -1,0 +1,80 @@
+"""What a server does by itself: when it is due, and what becomes of it."""
+
+import logging
+
+import pytest
+from staddle_server.catalog import open_catalog
+from staddle_server.errors import Unavailable
+from staddle_server.upkeep.schedule import Schedule, Task
+
+
+class Clock:
+    now = 1_700_000_000
+
+    def now_ns(self) -> int:
+        return self.now * 10**9
+
+    def monotonic_s(self) -> float:
+        return float(self.now)
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    made = open_catalog(str(tmp_path / "catalog.db"))
+    yield made
+    made.close()
+
+
+def test_a_task_runs_when_it_is_due_also_over_restarts_and_whatever_the_clock_does(catalog):
+    clock, ran = Clock(), []
+    tasks = [Task("often", 60, lambda _: ran.append("often") or "did it"), Task("never", 0, ran.append)]
+    Schedule(tasks, catalog, clock).look()
+    Schedule(tasks, catalog, clock).look()
+    assert ran == ["often"]
+    assert catalog.tasks.last("often")[1:] == (clock.now_ns(), clock.now_ns(), "did it")
+    clock.now += 59
+    Schedule(tasks, catalog, clock).look()
+    assert ran == ["often"]
+    clock.now += 1
+    Schedule(tasks, catalog, clock).look()
+    assert ran == ["often"] * 2
+    clock.now -= 86_400
+    Schedule(tasks, catalog, clock).look()
+    assert ran == ["often"] * 3, "a clock that was set back makes nothing wait"
+
+
+def test_a_task_that_fails_says_so_and_keeps_no_other_from_running(catalog, caplog):
+    ran = []
+
+    def unavailable(_):
+        raise Unavailable("STORE_UNAVAILABLE", "the disk does not answer")
+
+    def faulty(_):
+        raise KeyError("oops")
+
+    tasks = [
+        Task("first", 60, unavailable),
+        Task("second", 60, faulty),
+        Task("third", 60, lambda _: ran.append(1) or ""),
+    ]
+    with caplog.at_level(logging.ERROR):
+        Schedule(tasks, catalog, Clock()).look()
+    assert ran == [1]
+    assert catalog.tasks.last("first").outcome == "failed: the disk does not answer"
+    assert catalog.tasks.last("second").outcome == "failed: a fault of the server (KeyError)"
+    assert "the disk does not answer" in caplog.text
+
+
+def test_a_task_at_work_learns_that_the_server_is_about_to_end(catalog):
+    seen = []
+    schedule = Schedule([], catalog, Clock())
+
+    def work(stopping):
+        seen.append(stopping())
+        schedule.stop()
+        seen.append(stopping())
+        return ""
+
+    schedule._tasks = [Task("long", 1, work), Task("next", 1, lambda _: seen.append("next") or "")]
+    schedule.look()
+    assert seen == [False, True]
