@@ -166,8 +166,9 @@ class _Reader:
     def _more_data(self, data: service.Data) -> DataEvent:
         if self._open is None:
             raise ProtocolError("The restore has data outside a file.")
-        self._open.add(data)
-        return DataEvent(data.data, data.zero_bytes)
+        payload = data.data  # each look at it copies it
+        self._open.add(data, payload)
+        return DataEvent(payload, data.zero_bytes)
 
     def _entry_end(self, end: service.EntryEnd) -> FileEndEvent:
         if self._open is None:
@@ -218,9 +219,9 @@ class _OpenFile:
         self._hasher = ContentHasher()
         self._came_bytes = 0
 
-    def add(self, data: service.Data) -> None:
-        size = data.zero_bytes or len(data.data)
-        if data.zero_bytes and data.data:
+    def add(self, data: service.Data, payload: bytes) -> None:
+        size = data.zero_bytes or len(payload)
+        if data.zero_bytes and payload:
             raise ProtocolError(f"{self.path!r}: data that is both bytes and zeros.")
         if sum(data.chunk_lengths) != size or not size:
             raise ProtocolError(f"{self.path!r}: data of {size} bytes that are not whole chunks.")
@@ -231,7 +232,7 @@ class _OpenFile:
             for length in data.chunk_lengths:
                 self._hasher.add(self._checked(length), _zeros_digest(length))
             return
-        view, offset = memoryview(data.data), 0
+        view, offset = memoryview(payload), 0
         for length in data.chunk_lengths:
             self._hasher.add(self._checked(length), blake3(view[offset : offset + length]).digest())
             offset += length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Final
+from typing import Final, NamedTuple
 
 from staddle.v1 import service_pb2 as sv
 
@@ -67,7 +67,9 @@ class ReadCalls:
         )
         chosen = restore.select(paths, exact=request.exact)
         header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
-        parts = chain([header], _restore_parts(restore.events(chosen, exact=request.exact)), _end(restore))
+        parts: Iterator[_Part] = chain(
+            [header], _restore_parts(restore.events(chosen, exact=request.exact)), _end(restore)
+        )
         for response in _messages(parts):
             call.facts.update(entries=restore.totals.entries, bytes=restore.totals.data_bytes)
             yield response
@@ -210,16 +212,30 @@ class ReadCalls:
         return convert.dataset_name(request.dataset), prefix
 
 
-def _restore_parts(events: Iterator[Event]) -> Iterator[sv.RestorePart]:
+class _Payload(NamedTuple):
+    """A Data part to be: its bytes are copied into a message once, and not from message to message."""
+
+    data: bytes
+    chunk_lengths: list[int]
+
+    def fill(self, part: sv.RestorePart) -> None:
+        part.data.data = self.data
+        part.data.chunk_lengths.extend(self.chunk_lengths)
+
+
+_Part = sv.RestorePart | _Payload
+
+
+def _restore_parts(events: Iterator[Event]) -> Iterator[_Part]:
     refs: list[ChunkRef] = []
     data: list[memoryview] = []
     size = 0
 
-    def gathered() -> Iterator[sv.RestorePart]:
+    def gathered() -> Iterator[_Part]:
         nonlocal size
         if data:
             payload = bytes(data[0]) if len(data) == 1 else b"".join(data)
-            yield sv.RestorePart(data=sv.Data(data=payload, chunk_lengths=[len(chunk) for chunk in data]))
+            yield _Payload(payload, [len(chunk) for chunk in data])
             data.clear()
             size = 0
         if refs:
@@ -271,16 +287,19 @@ def _end(restore: Restore) -> Iterator[sv.RestorePart]:
     )
 
 
-def _messages(parts: Iterator[sv.RestorePart]) -> Iterator[sv.RestoreResponse]:
+def _messages(parts: Iterator[_Part]) -> Iterator[sv.RestoreResponse]:
     """Parts in messages of about RESPONSE_BYTES_TARGET."""
     response, size = sv.RestoreResponse(), 0
     for part in parts:
-        part_size = part.ByteSize()
+        part_size = len(part.data) if isinstance(part, _Payload) else part.ByteSize()
         if response.parts and (
             size + part_size > limits.RESPONSE_BYTES_TARGET or len(response.parts) >= PARTS_MAX
         ):
             yield response
             response, size = sv.RestoreResponse(), 0
-        response.parts.append(part)
+        if isinstance(part, _Payload):
+            part.fill(response.parts.add())
+        else:
+            response.parts.append(part)
         size += part_size
     yield response
