@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, select
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database, index_rows, insert_or_ignore
+from staddle_server.catalog.dialect import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.words import batches
@@ -16,6 +16,9 @@ _c = schema.chunks.c
 _p = schema.packs.c
 _d = schema.pack_damage.c
 _k = schema.claims.c
+
+
+_INDEX_COLUMNS = (_c.chunk_id, _c.pack, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
 
 
 class _Hit(NamedTuple):
@@ -52,7 +55,7 @@ class Chunks:
             open_upload_row(connection, tenant_row, upload, epoch, lock=False)
             hits = _find(connection, tenant_row, wanted)
             # A pack that an open upload claims is never condemned: what lies in such packs needs no transaction that writes.
-            claimed = _claimed(connection, upload)
+            claimed = _claimed(connection, upload, hits)
         placed = _in_packs(hits, claimed)
         if len(placed) == len(hits):
             return placed
@@ -65,8 +68,7 @@ def _claim(
     connection: Connection, tenant_row: int, upload: bytes, wanted: Sequence[bytes]
 ) -> dict[bytes, ChunkPlace]:
     hits = _find(connection, tenant_row, wanted)
-    claimed = _claimed(connection, upload)
-    placed = _in_packs(hits, claimed)
+    placed = _in_packs(hits, _claimed(connection, upload, hits))
     rest = {chunk_id: found for chunk_id, found in hits.items() if chunk_id not in placed}
     chosen = {hit.pack_row for found in rest.values() for hit in found[:1]}
     locked = _lock_live(connection, chosen)
@@ -90,7 +92,11 @@ def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
 def _find(
     connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes], *, include_damaged: bool = False
 ) -> dict[bytes, list[_Hit]]:
-    rows = [row for some in batches(chunk_ids) for row in index_rows(connection, tenant_row, some)]
+    rows = [
+        row
+        for some in batches(chunk_ids)
+        for row in rows_in(connection, _INDEX_COLUMNS, {_c.tenant: tenant_row}, _c.chunk_id, some)
+    ]
     # Neighbours lie in few packs: asking for these once is faster than a join for each chunk.
     packs = _live_packs(connection, {row[1] for row in rows})
     damage = _damage(connection, [pack_row for pack_row, (_, damaged) in packs.items() if damaged])
@@ -120,8 +126,8 @@ def _live_packs(connection: Connection, pack_rows: Iterable[int]) -> dict[int, t
     """The ids of those packs that are live, and whether something of them is damaged."""
     packs: dict[int, tuple[bytes, bool]] = {}
     for some in batches(sorted(pack_rows)):
-        query = select(_p.row, _p.id, _p.damaged).where(_p.row.in_(some), _p.state == schema.PACK_LIVE)
-        packs.update((row.row, (row.id, row.damaged)) for row in connection.execute(query))
+        live = rows_in(connection, (_p.row, _p.id, _p.damaged), {_p.state: schema.PACK_LIVE}, _p.row, some)
+        packs.update((row, (pack, bool(damaged))) for row, pack, damaged in live)
     return packs
 
 
@@ -133,8 +139,14 @@ def _damage(connection: Connection, pack_rows: Iterable[int]) -> set[tuple[int, 
     return damage
 
 
-def _claimed(connection: Connection, upload: bytes) -> set[int]:
-    return set(connection.execute(select(_k.pack).where(_k.upload == upload)).scalars())
+def _claimed(connection: Connection, upload: bytes, hits: dict[bytes, list[_Hit]]) -> set[int]:
+    """Those of the packs with hits that the upload has claimed. (It may have claimed many thousands of others.)"""
+    claimed: set[int] = set()
+    for some in batches({hit.pack_row for found in hits.values() for hit in found}):
+        claimed.update(
+            pack for (pack,) in rows_in(connection, (_k.pack,), {_k.upload: upload}, _k.pack, some)
+        )
+    return claimed
 
 
 def _in_packs(hits: dict[bytes, list[_Hit]], pack_rows: set[int]) -> dict[bytes, ChunkPlace]:

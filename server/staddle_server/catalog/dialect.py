@@ -1,24 +1,24 @@
 """Everything in which the databases differ: which SQLite, its settings, how a transaction begins, what its errors mean."""
 
 import errno
+import functools
 import importlib
 import logging
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
 
-from sqlalchemy import URL, Connection, Engine, Insert, Table, create_engine, event, select
+from sqlalchemy import URL, Column, Connection, Engine, Insert, Table, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from staddle_server import errors
-from staddle_server.catalog.schema import chunks
 
 _log = logging.getLogger(__name__)
 
@@ -218,28 +218,38 @@ def insert_or_ignore(connection: Connection, table: Table) -> Insert:
     return sqlite.insert(table).on_conflict_do_nothing()
 
 
-_c = chunks.c
-_INDEX_COLUMNS = (_c.chunk_id, _c.pack, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
-_INDEX_ROWS = (
-    'SELECT chunk_id, pack, segment_offset, segment_length, "offset", length FROM chunks '
-    "WHERE tenant = ? AND chunk_id IN "
-)
+def rows_in(
+    connection: Connection,
+    columns: Sequence[Column[Any]],
+    equal: Mapping[Column[Any], object],
+    among: Column[Any],
+    values: Sequence[object],
+) -> Sequence[Any]:
+    """The rows of one table in which some columns have a value each, and one has a value of a list.
 
-
-def index_rows(connection: Connection, tenant_row: int, chunk_ids: Sequence[bytes]) -> Sequence[Any]:
-    """The index rows of these chunks: (chunk_id, pack, segment_offset, segment_length, offset, length).
-
-    The hottest statement there is: on SQLite it goes to the driver as it stands, three times as fast.
+    For the statements that every look-up of chunks makes: on SQLite they go to the driver as they stand, several times as fast.
     """
     if connection.dialect.name != "sqlite":
-        query = select(*_INDEX_COLUMNS).where(_c.tenant == tenant_row, _c.chunk_id.in_(chunk_ids))
-        return connection.execute(query).all()
+        conditions = [column == value for column, value in equal.items()]
+        return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
     cursor = connection.connection.cursor()
     try:
-        cursor.execute(f"{_INDEX_ROWS}({','.join('?' * len(chunk_ids))})", (tenant_row, *chunk_ids))
+        cursor.execute(
+            _rows_in_sql(tuple(columns), tuple(equal), among, len(values)), (*equal.values(), *values)
+        )
         return cursor.fetchall()
     finally:
         cursor.close()
+
+
+@functools.lru_cache(maxsize=4096)
+def _rows_in_sql(
+    columns: tuple[Column[Any], ...], equal: tuple[Column[Any], ...], among: Column[Any], count: int
+) -> str:
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    conditions = "".join(f'"{column.name}" = ? AND ' for column in equal)
+    places = ",".join("?" * count)
+    return f'SELECT {names} FROM "{among.table.name}" WHERE {conditions}"{among.name}" IN ({places})'  # noqa: S608 - names of our own
 
 
 # --- errors
