@@ -1,7 +1,7 @@
 # Everything sets itself up: Python 3.11 or newer and make are enough.
 #
 #   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project
-#   make test                  the tests; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
+#   make test                  the tests, side by side; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
@@ -87,7 +87,7 @@ serve: $(STAMP)
 # --- to work on it
 .PHONY: test
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: check
 check: $(STAMP) $(PROTOS_STAMP)

@@ -29,6 +29,16 @@ Stub = service_pb2_grpc.StaddleServiceStub
 MASTER = bytes(range(32))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """What a test prints and logs may hold names that are no Unicode; what runs the tests side by side cannot pass that on."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
+
 class MovedClock(SystemClock):
     """The machine's clock, moved by `ahead_s`."""
 
