@@ -184,6 +184,15 @@ class ChangeCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """A legal hold: nobody can delete what it is on before it is released."""
+
+    reason: str
+    time: datetime.datetime
+    """Since when."""
+
+
+@dataclass(frozen=True, slots=True)
 class Backup:
     """An immutable point-in-time copy of a dataset."""
 
@@ -213,6 +222,23 @@ class Backup:
     scope: Scope
     manifest_digest: str
     """Two backups with the same hold the same entries."""
+    purge_time: datetime.datetime | None = None
+    """Set while it is deleted: until then it can be undeleted; afterwards it may go for good, unless a hold keeps it."""
+    retain_until_time: datetime.datetime | None = None
+    """Nobody can delete it before then; None: nothing was ever set."""
+    hold: Hold | None = None
+    dataset_hold: Hold | None = None
+    """A hold on the whole dataset."""
+
+    def protection(self, now: datetime.datetime) -> str:
+        """Why nobody can delete it at that time, in words; empty: somebody may."""
+        for hold, what in ((self.hold, "held"), (self.dataset_hold, "dataset held")):
+            if hold is not None:
+                return f"{what}: {hold.reason}"
+        until = self.retain_until_time
+        return (
+            f"retained until {until.isoformat(' ', 'seconds')}" if until is not None and until > now else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ def test_every_reason_says_what_to_do() -> None:
 
 
 def test_every_call_has_its_row_with_its_role_and_shape() -> None:
-    table = server.methods(*(Anything(),) * 3)
+    table = server.methods(*(Anything(),) * 4)
     seen = {}
     for names, role, shape in rows("All calls"):
         for name in re.findall(r"`(\w+)`", names):

@@ -79,6 +79,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[FAILED_PRECONDITION: path] content_from_base: the base has no file there."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 45
     """[ALREADY_EXISTS: field] The request id was used for another request."""
+    ERROR_REASON_PROTECTED: _ErrorReason.ValueType  # 46
+    """[FAILED_PRECONDITION: dataset, backup, by, until] It cannot be deleted. by: hold, dataset_hold or retention, with its end."""
+    ERROR_REASON_PLAN_CHANGED: _ErrorReason.ValueType  # 47
+    """[FAILED_PRECONDITION: dataset] What a retention plan rests on has changed; nothing was deleted."""
     ERROR_REASON_DAMAGED: _ErrorReason.ValueType  # 50
     """[DATA_LOSS: path] What was asked for is damaged at rest."""
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 60
@@ -154,6 +158,10 @@ ERROR_REASON_NOT_IN_BASE: ErrorReason.ValueType  # 44
 """[FAILED_PRECONDITION: path] content_from_base: the base has no file there."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 45
 """[ALREADY_EXISTS: field] The request id was used for another request."""
+ERROR_REASON_PROTECTED: ErrorReason.ValueType  # 46
+"""[FAILED_PRECONDITION: dataset, backup, by, until] It cannot be deleted. by: hold, dataset_hold or retention, with its end."""
+ERROR_REASON_PLAN_CHANGED: ErrorReason.ValueType  # 47
+"""[FAILED_PRECONDITION: dataset] What a retention plan rests on has changed; nothing was deleted."""
 ERROR_REASON_DAMAGED: ErrorReason.ValueType  # 50
 """[DATA_LOSS: path] What was asked for is damaged at rest."""
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 60
