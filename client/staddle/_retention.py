@@ -120,10 +120,13 @@ class RetentionMethods:
             first.free_bytes_unknown,
         )
 
-    def apply_retention(self, plan: RetentionPlan) -> AppliedRetention:
-        """Deletes just what the plan says, all or nothing: PlanChangedError, and nothing was deleted, if anything changed since."""
+    def apply_retention(self, dataset: str, plan_token: str) -> AppliedRetention:
+        """Deletes just what the plan with this token said, all or nothing.
+
+        PlanChangedError, and nothing was deleted, if anything changed since.
+        """
         request = service.ApplyRetentionRequest(
-            dataset=text("dataset", plan.dataset), plan_token=text("plan_token", plan.token)
+            dataset=text("dataset", dataset), plan_token=text("plan_token", plan_token)
         )
         answer = self._calls.call("ApplyRetention", request)
         return AppliedRetention(

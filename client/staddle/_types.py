@@ -230,16 +230,6 @@ class Backup:
     dataset_hold: Hold | None = None
     """A hold on the whole dataset."""
 
-    def protection(self, now: datetime.datetime) -> str:
-        """Why nobody can delete it at that time, in words; empty: somebody may."""
-        for hold, what in ((self.hold, "held"), (self.dataset_hold, "dataset held")):
-            if hold is not None:
-                return f"{what}: {hold.reason}"
-        until = self.retain_until_time
-        return (
-            f"retained until {until.isoformat(' ', 'seconds')}" if until is not None and until > now else ""
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Dataset:

@@ -52,7 +52,7 @@ class Service:
         self._openers = ThreadPoolExecutor(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._uploads = Uploads(catalog, tenants, clock, lease_s=lease_s, life_s=upload_life_s)
         reads = Reads(catalog, tenants, clock, self._openers)
-        policies = Policies(catalog, tenants, clock)
+        policies = Policies(catalog, tenants, clock, retention_every_s)
         table = methods(
             UploadCalls(self._uploads, tenants, endpoint),
             ReadCalls(reads, catalog, tenants),

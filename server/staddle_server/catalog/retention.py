@@ -47,12 +47,12 @@ class Retentions:
         with self._database.read() as connection:
             return _retention(dataset_row(connection, self._tenants.row(connection, tenant), dataset))
 
-    def with_policy(self) -> list[tuple[bytes, str]]:
-        """Of all tenants: the datasets that have a policy, by tenant and name."""
+    def with_policy(self, since_ns: int) -> list[tuple[bytes, str]]:
+        """Of all tenants: the datasets that have a policy, unchanged since then or before, by tenant and name."""
         query = (
             select(schema.tenants.c.id, _d.name)
             .join_from(schema.datasets, schema.tenants, _d.tenant == schema.tenants.c.row)
-            .where(_d.policy != "")
+            .where(_d.policy != "", _d.policy_ns <= since_ns)
             .order_by(schema.tenants.c.name, _d.name)
         )
         with self._database.read() as connection:
@@ -175,6 +175,8 @@ class Retentions:
             if after == before:
                 return after
             _update_dataset(connection, row, policy=after.policy, min_retention_s=after.minimum_s)
+            if after.policy != before.policy:
+                _update_dataset(connection, row, policy_ns=now_ns)
             records = [record(after)]
             if after.minimum_s > before.minimum_s:
                 moved = _move_later(connection, row, after.minimum_s * NS)

@@ -26,7 +26,7 @@ from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.records import DeletedRecord, PolicyRecord, RetainedRecord
 from staddle_server.upkeep.freed import Freed, freed_by
 from staddle_server.upkeep.protection import pending
-from staddle_server.upkeep.retention import Candidate, Planned, Policy, decode_policy, encode_policy, plan
+from staddle_server.upkeep.retention import NS, Candidate, Planned, Policy, decode_policy, encode_policy, plan
 from staddle_server.upkeep.schedule import Stopping
 from staddle_server.upkeep.whole import Wholeness
 
@@ -68,7 +68,9 @@ def _no_tick() -> None:
 class Policies:
     """The policies of all tenants' datasets. What cannot be found is NotFound."""
 
-    def __init__(self, catalog: Catalog, tenants: Tenants, clock: Clock) -> None:
+    def __init__(self, catalog: Catalog, tenants: Tenants, clock: Clock, every_s: float) -> None:
+        """`every_s`: how often `run` is called, and for how long it leaves a policy alone that was just set."""
+        self._every_ns = int(every_s * NS)
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
@@ -145,9 +147,12 @@ class Policies:
         return applied
 
     def run(self, stopping: Stopping) -> str:
-        """Follows the policies of all tenants' datasets; says in a few words what it deleted. One that fails keeps no other back."""
+        """Follows the policies of all tenants' datasets; says in a few words what it deleted. One that fails keeps no other back.
+
+        Whoever sets a policy has time to look at its plan: it is followed once it is as old as that.
+        """
         deleted = failed = 0
-        for tenant, dataset in self._catalog.retention.with_policy():
+        for tenant, dataset in self._catalog.retention.with_policy(self._clock.now_ns() - self._every_ns):
             if stopping():
                 break
             try:

@@ -106,6 +106,7 @@ def _columns() -> dict[str, list[sa.Column[object]]]:
             time("hold_ns"),
             words("hold_reason"),
             words("policy"),
+            number("policy_ns", 0),
             words("applied_plan"),
             number("applied_ns", 0),
         ],
