@@ -159,48 +159,42 @@ def test_a_plan_that_was_applied_and_undone_is_not_taken_for_the_same_again(runn
 
 
 CHANGES = {
-    "a new backup": lambda running, stub, made: back_up(stub, "www", {"a": b"new"}),
-    "a deletion": lambda running, stub, made: delete(stub, made[0]),
-    "a deletion of one that stays": lambda running, stub, made: delete(stub, made[4]),
-    "a hold": lambda running, stub, made: stub.SetHold(
-        sv.SetHoldRequest(dataset="www", backup=made[0].id, reason="x")
+    "a new backup": lambda stub, name, made, now_s: back_up(stub, name, {"a": b"new"}),
+    "a deletion": lambda stub, name, made, now_s: delete(stub, made[0], name),
+    "a deletion of one that stays": lambda stub, name, made, now_s: delete(stub, made[3], name),
+    "a hold": lambda stub, name, made, now_s: hold(stub, name, made[0]),
+    "a hold on one that stays": lambda stub, name, made, now_s: hold(stub, name, made[3]),
+    "a hold on the dataset": lambda stub, name, made, now_s: hold(stub, name),
+    "a retention time": lambda stub, name, made, now_s: stub.RetainBackup(
+        sv.RetainBackupRequest(dataset=name, backup=made[0].id, until_time=Timestamp(seconds=now_s + DAY))
     ),
-    "a hold on one that stays": lambda running, stub, made: stub.SetHold(
-        sv.SetHoldRequest(dataset="www", backup=made[4].id, reason="x")
+    "another policy": lambda stub, name, made, now_s: set_policy(stub, name, keep_last=1),
+    "another policy of the same outcome": lambda stub, name, made, now_s: set_policy(
+        stub, name, keep_last=2, keep_daily=1
     ),
-    "a hold on the dataset": lambda running, stub, made: stub.SetHold(
-        sv.SetHoldRequest(dataset="www", reason="x")
-    ),
-    "a retention time": lambda running, stub, made: stub.RetainBackup(
-        sv.RetainBackupRequest(
-            dataset="www",
-            backup=made[0].id,
-            until_time=Timestamp(seconds=running.clock.now_ns() // 10**9 + DAY),
-        )
-    ),
-    "another policy": lambda running, stub, made: set_policy(stub, keep_last=1),
-    "another policy of the same outcome": lambda running, stub, made: set_policy(
-        stub, keep_last=2, keep_daily=1
-    ),
-    "a minimum retention": lambda running, stub, made: stub.SetRetention(
-        sv.SetRetentionRequest(dataset="www", minimum=Duration(seconds=100 * DAY))
+    "a minimum retention": lambda stub, name, made, now_s: stub.SetRetention(
+        sv.SetRetentionRequest(dataset=name, minimum=Duration(seconds=100 * DAY))
     ),
 }
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_anything_that_changed_since_makes_the_plan_void_and_nothing_is_deleted(running, what):
+def hold(stub, dataset, backup=None):
+    stub.SetHold(sv.SetHoldRequest(dataset=dataset, backup=backup.id if backup else "", reason="x"))
+
+
+def test_anything_that_changed_since_makes_the_plan_void_and_nothing_is_deleted(running):
     stub = running.stub()
-    made = several(running, stub)
-    set_policy(stub, keep_last=2)
-    token = plan(stub, without_free_bytes=True).plan_token
-    CHANGES[what](running, stub, made)
-    before = ids(backups(stub, "www"))
-    with pytest.raises(grpc.RpcError) as caught:
-        apply(stub, token)
-    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    assert info(caught.value).reason == "PLAN_CHANGED"
-    assert ids(backups(stub, "www")) == before
+    for name, change in CHANGES.items():
+        made = several(running, stub, 4, name)
+        set_policy(stub, name, keep_last=2)
+        token = plan(stub, name, without_free_bytes=True).plan_token
+        change(stub, name, made, running.clock.now_ns() // 10**9)
+        before = ids(backups(stub, name))
+        with pytest.raises(grpc.RpcError) as caught:
+            apply(stub, token, name)
+        assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert info(caught.value).reason == "PLAN_CHANGED"
+        assert ids(backups(stub, name)) == before
 
 
 def test_a_retention_that_ended_since_makes_the_plan_void(running):
