@@ -19,7 +19,9 @@ from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenants
 from staddle_server.store import records as rec
 from staddle_server.types import Role
-from thin import Source, back_up, backups, info, noise, reason, restore
+from staddle_server.upkeep.policies import Policies
+from staddle_server.wire import retention
+from thin import Source, back_up, backups, info, noise, reason, restore, wait_until
 
 DAY = 86_400
 
@@ -552,3 +554,56 @@ def test_a_dataset_whose_policy_cannot_be_followed_keeps_no_other_back_and_loses
     with pytest.raises(grpc.RpcError) as caught:
         plan(stub, "a")
     assert reason(caught.value) == "STORE_UNAVAILABLE"
+
+
+def test_a_server_that_is_about_to_end_deletes_nothing_more(running):
+    stub = running.stub()
+    several(running, stub, 3)
+    set_policy(stub, keep_last=1)
+    tenants = Tenants(running.blobs, running.catalog, running.keys)
+    policies = Policies(running.catalog, tenants, running.clock, 1.0)
+    running.clock.ahead_s += 60
+    assert policies.run(lambda: True) == ""
+    assert len(backups(stub, "www")) == 3
+    assert policies.run(lambda: False) == "2 backups deleted"
+
+
+class SlowBlobs:
+    """A store whose reads wait for a sign."""
+
+    def __init__(self, blobs):
+        self._blobs = blobs
+        self.go = threading.Event()
+        self.go.set()
+        self.waiting = 0
+
+    def __getattr__(self, name):
+        return getattr(self._blobs, name)
+
+    def read(self, *asked):
+        self.waiting += 1
+        assert self.go.wait(30)
+        return self._blobs.read(*asked)
+
+
+def test_only_so_many_plans_are_made_at_once_and_other_calls_go_on(running):
+    running.stop()
+    running.wrap = SlowBlobs
+    running.start()
+    stub = running.stub()
+    several(running, stub, 2)
+    set_policy(stub, keep_last=1)
+    running.blobs.waiting = 0
+    running.blobs.go.clear()
+    calls = [
+        stub.PlanRetention.future(sv.PlanRetentionRequest(dataset="www")) for _ in range(retention.PLANS_MAX)
+    ]
+    wait_until(lambda: running.blobs.waiting == retention.PLANS_MAX)
+    with pytest.raises(grpc.RpcError) as caught:
+        plan(stub)
+    assert reason(caught.value) == "TOO_MANY"
+    assert len(backups(stub, "www")) == 2
+    running.blobs.go.set()
+    for call in calls:
+        assert call.result().delete_count == 1
+    assert plan(stub).delete_count == 1

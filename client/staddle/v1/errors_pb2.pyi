@@ -88,7 +88,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 60
     """[RESOURCE_EXHAUSTED] The store's disk is full."""
     ERROR_REASON_TOO_MANY: _ErrorReason.ValueType  # 61
-    """[RESOURCE_EXHAUSTED, with RetryInfo] Too many streams or open uploads at once."""
+    """[RESOURCE_EXHAUSTED, with RetryInfo] Too many streams, open uploads or retention plans at once."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 62
     """[UNAVAILABLE, with RetryInfo] The server is shutting down."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 63
@@ -167,7 +167,7 @@ ERROR_REASON_DAMAGED: ErrorReason.ValueType  # 50
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 60
 """[RESOURCE_EXHAUSTED] The store's disk is full."""
 ERROR_REASON_TOO_MANY: ErrorReason.ValueType  # 61
-"""[RESOURCE_EXHAUSTED, with RetryInfo] Too many streams or open uploads at once."""
+"""[RESOURCE_EXHAUSTED, with RetryInfo] Too many streams, open uploads or retention plans at once."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 62
 """[UNAVAILABLE, with RetryInfo] The server is shutting down."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 63

@@ -19,7 +19,7 @@ from staddle_server.catalog import (
     protection_of,
 )
 from staddle_server.catalog.retention import plan_changed
-from staddle_server.errors import Precondition, StaddleError
+from staddle_server.errors import Precondition, StaddleError, Unavailable
 from staddle_server.session.clock import Clock
 from staddle_server.session.records import finish_missing
 from staddle_server.session.tenant import Tenant, Tenants
@@ -63,6 +63,12 @@ class Plan(NamedTuple):
 
 def _no_tick() -> None:
     pass
+
+
+def _go_on(stopping: Stopping) -> None:
+    """Unavailable once the server is about to end."""
+    if stopping():
+        raise Unavailable("DRAINING", "the server is about to end")
 
 
 class Policies:
@@ -153,24 +159,31 @@ class Policies:
         """
         deleted = failed = 0
         for tenant, dataset in self._catalog.retention.with_policy(self._clock.now_ns() - self._every_ns):
-            if stopping():
-                break
             try:
-                made = self.plan(tenant, dataset)
-                if made.going:
-                    gone = self._apply(tenant, dataset, made).backups
-                    deleted += len(gone)
-                    log.info(
-                        "retention deleted %d backups of dataset %r: %s", len(gone), dataset, _listed(gone)
-                    )
+                deleted += self._follow(tenant, dataset, lambda: _go_on(stopping))
             except Precondition as e:  # a backup came, or a hold, between the plan and its application
                 log.info("retention of dataset %r waits for its next turn: %s", dataset, e.message)
             except StaddleError as e:
+                if stopping():
+                    break
                 failed += 1
                 log.error("retention of dataset %r failed: %s", dataset, e.message)  # noqa: TRY400 - no fault of ours
+            except Exception:
+                failed += 1
+                log.exception("a fault in the retention of dataset %r", dataset)
         words = [f"{deleted} backups deleted"] if deleted else []
         words += [f"{failed} datasets failed: see the log"] if failed else []
         return ", ".join(words)
+
+    def _follow(self, tenant: bytes, dataset: str, tick: Tick) -> int:
+        """Deletes what a dataset's policy lets go; gives how many backups that are."""
+        tick()
+        made = self.plan(tenant, dataset, tick)
+        if not made.going:
+            return 0
+        gone = self._apply(tenant, dataset, made).backups
+        log.info("retention deleted %d backups of dataset %r: %s", len(gone), dataset, _listed(gone))
+        return len(gone)
 
     def _apply(self, tenant: bytes, dataset: str, made: Plan) -> Applied:
         applied = self._catalog.retention.apply(

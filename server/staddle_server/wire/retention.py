@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server import limits
-from staddle_server.errors import Unavailable
+from staddle_server.errors import Exhausted, Unavailable
 from staddle_server.session.deletion import Deletion
 from staddle_server.session.tenant import Tenants
 from staddle_server.upkeep.policies import Plan, Policies
@@ -19,7 +21,10 @@ from staddle_server.wire.convert import bad
 from staddle_server.wire.streams import RETRY_S
 from staddle_server.wire.tokens import PageTokens
 
-PAGE_BYTES = 2 * limits.MIB
+PAGE_BYTES: Final = 2 * limits.MIB
+PLANS_MAX: Final = 4
+"""Plans that are made at once: each may take minutes, and holds a thread that other calls need, too."""
+PLANS_RETRY_S: Final = 2.0
 NamesBackup = (
     sv.DeleteBackupRequest
     | sv.UndeleteBackupRequest
@@ -42,6 +47,20 @@ class RetentionCalls:
         self._protection = protection
         self._policies = policies
         self._tenants = tenants
+        self._plans = threading.BoundedSemaphore(PLANS_MAX)
+
+    @contextmanager
+    def _planning(self) -> Iterator[None]:
+        if not self._plans.acquire(blocking=False):
+            raise Exhausted(
+                "TOO_MANY",
+                f"{PLANS_MAX} retention plans are being made already: try again when one is done",
+                retry_after_s=PLANS_RETRY_S,
+            )
+        try:
+            yield
+        finally:
+            self._plans.release()
 
     # ------------------------------------------------------------------ hiding
 
@@ -104,28 +123,40 @@ class RetentionCalls:
         query, start, expected = ("plan", dataset), 0, ""
         if request.page_token:
             expected, start = tokens.read(query, request.page_token, tuple[str, int])
+        with self._planning():
+            response = self._planned(
+                call, dataset, start, limit, expected, free=not request.without_free_bytes
+            )
+        if start + len(response.backups) < response.delete_count + response.keep_count:
+            position = (response.plan_token, start + len(response.backups))
+            response.next_page_token = tokens.make(query, position)
+        call.facts["entries"] = len(response.backups)
+        return response
+
+    def _planned(
+        self, call: Call, dataset: str, start: int, limit: int, expected: str, *, free: bool
+    ) -> sv.PlanRetentionResponse:
+        """A page of the plan as it is now; `expected`: which must still be the plan of the first page."""
         tick = _until_end_of(call)
         made = self._policies.plan(call.principal.tenant, dataset, tick)
         if expected:
             made.require(dataset, expected)
         response = _plan_out(made, start, limit)
-        if start + len(response.backups) < len(made.planned):
-            response.next_page_token = tokens.make(query, (made.token, start + len(response.backups)))
-        if not expected and not request.without_free_bytes:
+        if free and not expected:
             freed = self._policies.freed(call.principal.tenant, made, tick)
             response.free_bytes_unknown = freed.unknown
             if freed.stored_bytes is not None:
                 response.free_bytes = freed.stored_bytes
-        call.facts["entries"] = len(response.backups)
         return response
 
     def apply_retention(self, request: sv.ApplyRetentionRequest, call: Call) -> sv.ApplyRetentionResponse:
         dataset = _dataset_named(request, call)
         if not request.plan_token:
             raise bad("plan_token", "it must be given: PlanRetention makes it")
-        applied = self._policies.apply(
-            call.principal.tenant, dataset, request.plan_token, _until_end_of(call)
-        )
+        with self._planning():
+            applied = self._policies.apply(
+                call.principal.tenant, dataset, request.plan_token, _until_end_of(call)
+            )
         call.facts["deleted"] = len(applied.backups)
         response = sv.ApplyRetentionResponse(
             deleted_backup_ids=[backup.id.hex() for backup in applied.backups]
