@@ -14,12 +14,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import text
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.errors import Precondition
 from staddle_server.manifest.references import references
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenants
 from staddle_server.store import records as rec
 from staddle_server.types import Role
 from staddle_server.upkeep.policies import Policies
+from staddle_server.upkeep.protection import pending
 from staddle_server.wire import retention
 from thin import Source, back_up, backups, info, noise, reason, restore, wait_until
 
@@ -607,3 +609,36 @@ def test_only_so_many_plans_are_made_at_once_and_other_calls_go_on(running):
     for call in calls:
         assert call.result().delete_count == 1
     assert plan(stub).delete_count == 1
+
+
+def test_what_changes_between_a_plan_and_its_transaction_is_seen_by_the_transaction(running):
+    """The window that callers cannot hit at will: the plan is still right when it is compared, and wrong when it is applied."""
+    stub = running.stub()
+    made = several(running, stub, 3)
+    set_policy(stub, keep_last=1)
+    catalog = running.catalog.retention
+    seen = catalog.state(running.tenant, "www")
+    gone = [bytes.fromhex(each.id) for each in made[:2]]
+
+    def application(expected):
+        return catalog.apply(
+            running.tenant,
+            "www",
+            "a plan",
+            expected=expected,
+            backups=gone,
+            now_ns=running.clock.now_ns(),
+            deleted=lambda backup, at_ns: pending(running.tenant, rec.DeletedRecord(backup, at_ns)),
+        )
+
+    back_up(stub, "www", {"a": b"new"})
+    with pytest.raises(Precondition) as caught:
+        application(seen)
+    assert caught.value.reason == "PLAN_CHANGED"
+    hold(stub, "www", made[0])
+    with pytest.raises(Precondition) as caught:
+        application(catalog.state(running.tenant, "www"))
+    assert caught.value.reason == "PROTECTED", "whatever a plan says"
+    assert len(backups(stub, "www")) == 4, "all or nothing"
+    stub.ReleaseHold(sv.ReleaseHoldRequest(dataset="www", backup=made[0].id))
+    assert len(application(catalog.state(running.tenant, "www")).backups) == 2
