@@ -49,9 +49,18 @@ METHODS: Final = {
     "GetBackup": Method(_QUICK_S),
     "ListEntries": Method(_BULK_S),
     "ListChanges": Method(_BULK_S),
-    # A second deletion of the same backup would not find it.
+    # Between two tries somebody may have undone the first: the second would undo that, unasked.
     "DeleteBackup": Method(_QUICK_S, was_not_done),
     "UndeleteBackup": Method(_QUICK_S, was_not_done),
+    "ReleaseHold": Method(_QUICK_S, was_not_done),
+    "SetHold": Method(_QUICK_S),
+    "RetainBackup": Method(_QUICK_S),
+    "GetRetention": Method(_QUICK_S),
+    # A record for each backup that is concerned.
+    "SetRetention": Method(_BULK_S),
+    "ApplyRetention": Method(_BULK_S),
+    # Reads the manifests of all the tenant's backups.
+    "PlanRetention": Method(_COMMIT_S),
     "GetServerInfo": Method(_QUICK_S),
 }
 STREAMS: Final = frozenset({"Restore"})

@@ -23,6 +23,7 @@ from staddle._convert import (
 )
 from staddle._errors import BackupNotFoundError, BadRequestError, DamageError, UnsupportedError
 from staddle._file import RemoteFile, open_file, read_file
+from staddle._retention import RetentionMethods
 from staddle._retry import Retry
 from staddle._thin import Upload, UploadOptions
 from staddle._types import (
@@ -55,7 +56,7 @@ EXTRAS: Final = frozenset({"click", "pathspec", "pyfastcdc", "rich", "zstandard"
 UPLOAD_RETRY_S: Final = 600.0
 
 
-class Client:
+class Client(RetentionMethods):
     """A client of one Staddle server, as one token.
 
         from staddle import Client
@@ -406,20 +407,6 @@ class Client:
     ) -> io.BufferedReader:
         """One file of a backup as a seekable, read-only binary file. It stays with the backup that it was opened in."""
         return open_file(RemoteFile(self._calls, text("dataset", dataset), path, selector_of(backup, at)))
-
-    # ------------------------------------------------------------------------------------------- deleting
-
-    def delete_backup(self, dataset: str, backup: str) -> Backup:
-        """Hides a backup, named by its id or the first digits of it: it is no longer listed, picked or used as a base, and can be undeleted."""
-        request = service.DeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
-        return backup_of(self.call("DeleteBackup", request).backup)
-
-    def undelete_backup(self, dataset: str, backup: str) -> Backup:
-        """Shows a deleted backup again."""
-        request = service.UndeleteBackupRequest(
-            dataset=text("dataset", dataset), backup=text("backup", backup)
-        )
-        return backup_of(self.call("UndeleteBackup", request).backup)
 
     # ------------------------------------------------------------------------------------------- calls
 

@@ -2,7 +2,7 @@
 
 import datetime
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from google.protobuf import timestamp_pb2
 
@@ -19,6 +19,7 @@ from staddle._types import (
     DigestOrigin,
     Entry,
     EntryType,
+    Hold,
     Hole,
     PathLike,
     Profile,
@@ -156,6 +157,13 @@ def datetime_of(timestamp: timestamp_pb2.Timestamp) -> datetime.datetime:
         raise ProtocolError(f"The server sent a time out of range: {timestamp.seconds} s.") from error
 
 
+def _time_or_none(
+    message: resources.Backup,
+    field: Literal["delete_time", "purge_time", "retain_until_time"],
+) -> datetime.datetime | None:
+    return datetime_of(getattr(message, field)) if message.HasField(field) else None
+
+
 def entry_of(message: resources.Entry) -> Entry:
     """An entry as the server lists it."""
     optional = {
@@ -215,10 +223,19 @@ def backup_of(message: resources.Backup) -> Backup:
         host=message.host,
         root=message.root,
         principal=message.principal,
-        delete_time=datetime_of(message.delete_time) if message.HasField("delete_time") else None,
+        delete_time=_time_or_none(message, "delete_time"),
         scope=SCOPES.get(message.scope, Scope.WHOLE),
         manifest_digest=message.manifest_digest,
+        purge_time=_time_or_none(message, "purge_time"),
+        retain_until_time=_time_or_none(message, "retain_until_time"),
+        hold=hold_of(message.hold) if message.HasField("hold") else None,
+        dataset_hold=hold_of(message.dataset_hold) if message.HasField("dataset_hold") else None,
     )
+
+
+def hold_of(message: resources.Hold) -> Hold:
+    """A legal hold."""
+    return Hold(message.reason, datetime_of(message.time))
 
 
 def dataset_of(message: resources.Dataset) -> Dataset:

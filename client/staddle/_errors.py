@@ -18,7 +18,9 @@
     │   ├── RootDiffersError
     │   ├── MissingChunksError
     │   ├── UploadClosedError
-    │   └── NotAFileError
+    │   ├── NotAFileError
+    │   ├── ProtectedError          a legal hold or a retention time keeps it from being deleted
+    │   └── PlanChangedError        a retention plan no longer holds
     ├── AlreadyExistsError          a request id that was used for something else
     ├── DamageError                 stored data that cannot be given back; carries a restore's report
     ├── ExhaustedError              the disk is full, or too much at once
@@ -182,6 +184,18 @@ class NotAFileError(PreconditionError):
     default_reason = "NOT_A_FILE"
 
 
+class ProtectedError(PreconditionError):
+    """A legal hold or a retention time keeps the backup from being deleted; `facts["until"]` says when a retention ends."""
+
+    default_reason = "PROTECTED"
+
+
+class PlanChangedError(PreconditionError):
+    """What a retention plan rests on has changed: nothing was deleted, and another plan is needed."""
+
+    default_reason = "PLAN_CHANGED"
+
+
 class AlreadyExistsError(StaddleError):
     """The request id was used for another request."""
 
@@ -283,6 +297,8 @@ BY_REASON: Final[Mapping[str, type[StaddleError]]] = {
     "NOT_A_FILE": NotAFileError,
     "NOT_IN_BASE": PreconditionError,
     "REQUEST_ID_REUSED": AlreadyExistsError,
+    "PROTECTED": ProtectedError,
+    "PLAN_CHANGED": PlanChangedError,
     "DAMAGED": DamageError,
     "STORE_FULL": ExhaustedError,
     "TOO_MANY": ExhaustedError,

@@ -184,6 +184,15 @@ class ChangeCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """A legal hold: nobody can delete what it is on before it is released."""
+
+    reason: str
+    time: datetime.datetime
+    """Since when."""
+
+
+@dataclass(frozen=True, slots=True)
 class Backup:
     """An immutable point-in-time copy of a dataset."""
 
@@ -213,6 +222,13 @@ class Backup:
     scope: Scope
     manifest_digest: str
     """Two backups with the same hold the same entries."""
+    purge_time: datetime.datetime | None = None
+    """Set while it is deleted: until then it can be undeleted; afterwards it may go for good, unless a hold keeps it."""
+    retain_until_time: datetime.datetime | None = None
+    """Nobody can delete it before then; None: nothing was ever set."""
+    hold: Hold | None = None
+    dataset_hold: Hold | None = None
+    """A hold on the whole dataset."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,8 @@ class Precondition(StaddleError):
             "ROOT_DIFFERS",
             "NOT_A_FILE",
             "NOT_IN_BASE",
+            "PROTECTED",
+            "PLAN_CHANGED",
         }
     )
 

@@ -96,3 +96,11 @@ GRACE_S: Final = 7 * 24 * 3600
 REAP_GRACE_S: Final = 24 * 3600
 """How long the bytes of a condemned pack stay: longer than the longest restore."""
 HOLD_REASON_BYTES_MAX: Final = 1024
+RETENTION_S_MAX: Final = 100 * 366 * 24 * 3600
+"""The longest minimum retention, and how far ahead a backup can be retained."""
+RETENTION_DELETIONS_MAX: Final = 1_000
+"""So many backups a plan deletes at the most, the oldest first: they go in one transaction."""
+RETENTION_COUNT_MAX: Final = 1_000_000
+RETENTION_TAGS_MAX: Final = 64
+POLICY_BYTES_MAX: Final = 16 * KIB
+RETENTION_EVERY_S: Final = 3600

@@ -16,10 +16,14 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
-from staddle_server.upkeep.schedule import Schedule
+from staddle_server.upkeep.policies import TASK as RETENTION
+from staddle_server.upkeep.policies import Policies
+from staddle_server.upkeep.protection import Protection
+from staddle_server.upkeep.schedule import Schedule, Task
 from staddle_server.wire.call import Gate
 from staddle_server.wire.info import InfoCalls
 from staddle_server.wire.reads import ReadCalls
+from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.server import WireServer, methods
 from staddle_server.wire.streams import Streams
 from staddle_server.wire.uploads import UploadCalls
@@ -38,6 +42,7 @@ class Service:
         lease_s: float,
         upload_life_s: float,
         endpoint: str = "",
+        retention_every_s: float = 0.0,
         clock: Clock | None = None,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet."""
@@ -47,9 +52,13 @@ class Service:
         self._openers = ThreadPoolExecutor(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._uploads = Uploads(catalog, tenants, clock, lease_s=lease_s, life_s=upload_life_s)
         reads = Reads(catalog, tenants, clock, self._openers)
+        policies = Policies(catalog, tenants, clock, retention_every_s)
         table = methods(
             UploadCalls(self._uploads, tenants, endpoint),
-            ReadCalls(reads, Deletion(catalog, tenants, clock), catalog, tenants),
+            ReadCalls(reads, catalog, tenants),
+            RetentionCalls(
+                Deletion(catalog, tenants, clock), Protection(catalog, tenants, clock), policies, tenants
+            ),
             InfoCalls(tenants, clock, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s),
         )
         self._gate = Gate(
@@ -58,7 +67,8 @@ class Service:
             Streams(streams_max, clock.monotonic_s),
         )
         self._wire = WireServer(self._gate, table, streams_max)
-        self._schedule = Schedule((), catalog, clock)
+        tasks = (Task(RETENTION, retention_every_s, policies.run),)
+        self._schedule = Schedule(tasks, catalog, clock)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens on HOST:PORT and serves; gives the port, which is a free one where 0 was asked for.

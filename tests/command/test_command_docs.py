@@ -12,7 +12,21 @@ from staddle.command._run import COMMANDS, group
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "command.md").read_text()
-BY_NAME = {command.name: command for command in COMMANDS}
+
+
+def leaves(commands, *before: str) -> dict[str, click.Command]:
+    """All commands that do something, by their names."""
+    found: dict[str, click.Command] = {}
+    for command in commands:
+        words = (*before, command.name)
+        if isinstance(command, click.Group):
+            found |= leaves(command.commands.values(), *words)
+        else:
+            found[" ".join(words)] = command
+    return found
+
+
+BY_NAME = leaves(COMMANDS)
 COMMON = {"--json", "--config", *(f"--{field.replace('_', '-')}" for field in CONNECTION_FIELDS)}
 
 
@@ -45,7 +59,7 @@ def test_every_command_has_its_section_with_exactly_its_options(name: str) -> No
 
 def test_the_options_of_all_commands_stand_in_a_section_of_their_own() -> None:
     assert documented(section("Options of every command")) == COMMON
-    for command in COMMANDS:
+    for command in BY_NAME.values():
         assert options_of(command) >= COMMON
 
 
@@ -61,7 +75,7 @@ def test_every_command_and_option_explains_itself(name: str) -> None:
 
 
 def test_there_is_no_section_of_a_command_that_is_not_there() -> None:
-    assert set(re.findall(r"^## staddle (\w+)", PAGE, re.MULTILINE)) == set(BY_NAME)
+    assert set(re.findall(r"^## staddle (.+)$", PAGE, re.MULTILINE)) == set(BY_NAME)
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
@@ -82,24 +96,28 @@ def test_the_token_is_said_to_be_visible() -> None:
 def test_every_example_is_one_that_the_command_takes() -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     shown = [
-        line for command in COMMANDS for line in (command.help or "").splitlines() if line.startswith("  ")
+        line
+        for command in BY_NAME.values()
+        for line in (command.help or "").splitlines()
+        if line.startswith("  ")
     ]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + shown
     examples = [
         found[0]
         for line in lines
-        if (found := re.search(r"\bstaddle (backup|restore|list|ls|diff|cat|info)\b.*", line))
+        if (found := re.search(rf"\bstaddle ({'|'.join(map(re.escape, BY_NAME))})\b.*", line))
     ]
-    assert len(examples) > 25
+    assert len(examples) > 50
     for example in examples:
         words = shlex.split(example.partition(" | ")[0].partition(" > ")[0], comments=True)
-        name, arguments = words[1], words[2:]
+        depth = 2 if words[1] in BY_NAME else 3
+        name, arguments = " ".join(words[1:depth]), words[depth:]
         with BY_NAME[name].make_context(name, arguments):
             pass
 
 
 def test_every_command_is_in_the_help_of_the_whole() -> None:
     shown = group.get_help(click.Context(group, info_name="staddle"))
-    for name, command in BY_NAME.items():
-        assert f"  {name} " in shown
+    for command in COMMANDS:
+        assert f"  {command.name} " in shown
         assert command.short_help in shown

@@ -10,7 +10,7 @@ from doc_pages import DOCS, Block, blocks
 from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import errors_pb2, resources_pb2, service_pb2
 from staddle_server import errors, limits
-from staddle_server.wire import server, streams
+from staddle_server.wire import retention, server, streams
 from staddle_server.wire.status import CODES
 from wire_transcript import SERVICE, Transcript
 
@@ -126,7 +126,7 @@ def test_every_reason_says_what_to_do() -> None:
 
 
 def test_every_call_has_its_row_with_its_role_and_shape() -> None:
-    table = server.methods(*(Anything(),) * 3)
+    table = server.methods(*(Anything(),) * 4)
     seen = {}
     for names, role, shape in rows("All calls"):
         for name in re.findall(r"`(\w+)`", names):
@@ -201,6 +201,12 @@ def test_the_limits_are_those_of_the_server() -> None:
         "an error's status": size(known.ERROR_STATUS_BYTES_MAX),
         "Backup and Restore streams at once, uploads being written": f"{known.STREAMS_MAX} (`limits.streams_max`), "
         f"{known.UPLOADS_OPEN_MAX}, of one tenant {known.UPLOADS_OPEN_TENANT_MAX}",
+        "retention plans being made at once; backups that one deletes": f"{retention.PLANS_MAX}; "
+        f"{known.RETENTION_DELETIONS_MAX:,}",
+        "a hold's reason": size(known.HOLD_REASON_BYTES_MAX),
+        "minimum retention, and how far ahead a backup is retained": f"{known.RETENTION_S_MAX // (366 * 86400)} years",
+        "a policy: each number; tags; as JSON": f"{known.RETENTION_COUNT_MAX:,}; {known.RETENTION_TAGS_MAX}; "
+        f"{size(known.POLICY_BYTES_MAX)}",
         "a Backup stream's first message; any later one, in or out": f"within {streams.FIRST_S:.0f} s; "
         f"{streams.IDLE_S / 60:.0f} min, then the call ends with CANCELLED",
         "lease, life of an upload": f"{known.LEASE_S // 60} min, {known.UPLOAD_LIFE_S // 86400} days "

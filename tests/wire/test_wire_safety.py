@@ -163,6 +163,13 @@ ROLES = {
     "ListChanges": "reader",
     "DeleteBackup": "admin",
     "UndeleteBackup": "admin",
+    "SetHold": "admin",
+    "ReleaseHold": "admin",
+    "RetainBackup": "admin",
+    "GetRetention": "reader",
+    "SetRetention": "admin",
+    "PlanRetention": "reader",
+    "ApplyRetention": "admin",
     "GetServerInfo": "reader",
 }
 
@@ -434,7 +441,7 @@ def test_a_whole_file_digest_says_who_vouches_for_it(running):
 
 
 def test_the_roles_table_is_what_the_server_serves():
-    table = methods(_Anything(), _Anything(), _Anything())
+    table = methods(_Anything(), _Anything(), _Anything(), _Anything())
     assert {name: method.role.name.lower() for name, method in table.items()} == ROLES
     assert {role.name.lower() for role in TokenRole} == set(ROLES.values())
 

@@ -33,13 +33,19 @@ LETTER_WORDS: Final = {
     "List the datasets, or the backups of one.",
     "staddle list",
     "staddle list www",
+    "staddle list www --deleted",
 )
 @click.argument("dataset", required=False)
-def list_(session: Session, dataset: str | None) -> None:
-    """List the datasets, or the backups of one, newest first."""
+@click.option("--deleted", is_flag=True, help="Of a dataset: those that are deleted and can be undeleted.")
+def list_(session: Session, dataset: str | None, *, deleted: bool) -> None:
+    """List the datasets, or the backups of one, newest first; or those that are deleted and can be undeleted."""
+    if dataset is None and deleted:
+        raise click.UsageError("--deleted needs a DATASET.")
     with session.connect() as client:
         if dataset is None:
             _list_datasets(session.output, client)
+        elif deleted:
+            _list_deleted(session.output, client, dataset)
         else:
             _list_backups(session.output, client, dataset)
 
@@ -77,14 +83,46 @@ def _list_backups(output: Output, client: Client, dataset: str) -> None:
             output.record(_records.of_backup(backup))
     elif backups:
         digits = _words.id_digits([backup.id for backup in backups])
-        heading = ("ID", "NUMBER", "KIND", "BEGAN", "ENTRIES", "SIZE", "STORED", "CHANGES", "TAGS")
-        rows = (_backup_row(backup, digits) for backup in backups)
+        heading = ["ID", "NUMBER", "KIND", "BEGAN", "ENTRIES", "SIZE", "STORED", "CHANGES", "TAGS"]
+        rows = [_backup_row(backup, digits) for backup in backups]
+        protections = list(map(_words.protection, backups))
+        if any(protections):
+            # Most backups have none, and the line is long enough without.
+            heading.insert(-1, "PROTECTED")
+            rows = [(*row[:-1], word, row[-1]) for row, word in zip(rows, protections, strict=True)]
         output.table(rows, heading=heading, right=frozenset({1, 4, 5, 6}))
     stored_bytes = sum(backup.stored_bytes for backup in backups)
     words = f"{_words.counted(len(backups), 'backup')} of {_words.escaped(dataset)}"
     words += f", which added {_words.size(stored_bytes)} to the store." if backups else "."
     record = {"dataset": dataset, "backup_count": len(backups), "stored_bytes": stored_bytes}
     output.summary("list", record, words)
+
+
+def _list_deleted(output: Output, client: Client, dataset: str) -> None:
+    deleted = [each for each in client.backups(dataset, show_deleted=True) if each.delete_time is not None]
+    if output.as_json:
+        for backup in deleted:
+            output.record(_records.of_backup(backup))
+    elif deleted:
+        digits = _words.id_digits([backup.id for backup in deleted])
+        heading = ("ID", "NUMBER", "BEGAN", "SIZE", "DELETED", "UNDELETE UNTIL", "PROTECTED")
+        rows = (_deleted_row(backup, digits) for backup in deleted)
+        output.table(rows, heading=heading, right=frozenset({1, 3}))
+    words = f"{_words.counted(len(deleted), 'deleted backup')} of {_words.escaped(dataset)}"
+    words += ", which `staddle undelete` brings back." if deleted else "."
+    output.summary("list", {"dataset": dataset, "backup_count": len(deleted)}, words)
+
+
+def _deleted_row(backup: Backup, digits: int) -> tuple[str, ...]:
+    return (
+        backup.id[:digits],
+        str(backup.number),
+        _words.local(backup.begin_time),
+        _words.size(backup.data_bytes),
+        "" if backup.delete_time is None else _words.local(backup.delete_time),
+        "" if backup.purge_time is None else _words.local(backup.purge_time),
+        _words.protection(backup),
+    )
 
 
 def _backup_row(backup: Backup, digits: int) -> tuple[str, ...]:

@@ -1,31 +1,36 @@
 """What commands take: the connection, which backup, paths inside it, and the forms of durations, ranges and tags."""
 
+import datetime
 import functools
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 import click
 
-from staddle import BadRequestError, Client, StaddleError
-from staddle._convert import path_fault
+from staddle import BadRequestError, Client, RetentionTag, StaddleError
+from staddle._convert import datetime_of, path_fault
 from staddle._when import HOW_TO_SAY_WHEN, selector_of
 from staddle.command._output import Output
 from staddle.command._words import escaped
+from staddle.v1.resources_pb2 import BackupSelector
 
 P = ParamSpec("P")
 R = TypeVar("R")
 V = TypeVar("V")
 
 RETRY_S_MAX: Final = 7 * 24 * 3600.0
+KEEP_S_MAX: Final = 100 * 366 * 24 * 3600.0
 BYTES_MAX: Final = 2**63 - 1
+COUNT_MAX: Final = 1_000_000
 
-_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)([dhms]))+")
-_DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
-_UNITS_S: Final = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
+_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)([ywdhms]))+")
+_DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([ywdhms])")
+_UNITS_S: Final = {"y": 365 * 86_400.0, "w": 7 * 86_400.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class ByteRange(NamedTuple):
     end: int | None
 
 
-def duration(text: str) -> float:
+def duration(text: str, most_s: float = RETRY_S_MAX) -> float:
     """A duration in seconds, from text such as 30s, 10m, 1h30m. Raises ValueError."""
     text = text.strip()
     if text == "0":
@@ -52,9 +57,14 @@ def duration(text: str) -> float:
     if not _DURATION.fullmatch(text):
         raise ValueError(f"{text!r} is no duration: write 30s, 10m, 1h30m, or 0 for none.")
     total_s = sum(float(count) * _UNITS_S[unit] for count, unit in _DURATION_PART.findall(text))
-    if total_s > RETRY_S_MAX:
-        raise ValueError(f"{text!r} is too long: at most 7d.")
+    if total_s > most_s:
+        raise ValueError(f"{text!r} is too long: at most {most_s / 86_400:.0f}d.")
     return total_s
+
+
+def long_duration(text: str) -> datetime.timedelta:
+    """A duration of up to a hundred years, in whole seconds: 36h, 14d, 4w, 7y. Raises ValueError."""
+    return datetime.timedelta(seconds=round(duration(text, KEEP_S_MAX)))
 
 
 def byte_range(text: str) -> ByteRange:
@@ -80,6 +90,34 @@ def tag(text: str) -> tuple[str, str]:
     return key, value
 
 
+def count(text: str) -> int:
+    """A whole number, such as of backups to keep. Raises ValueError."""
+    if re.fullmatch(r"[0-9]{1,7}", text) is None or int(text) > COUNT_MAX:
+        raise ValueError(f"{text!r} is no number from 0 to {COUNT_MAX:,}.")
+    return int(text)
+
+
+def kept_tag(text: str) -> RetentionTag:
+    """Reads K or K=V. Raises ValueError."""
+    key, value = tag(text) if "=" in text else tag(f"{text}=")
+    return RetentionTag(key, value if "=" in text else None)
+
+
+def one_backup(text: str) -> str:
+    """An id or its first digits, in lower case, and not `latest`: what is deleted or protected is named. Raises ValueError."""
+    if re.fullmatch(r"[0-9A-Fa-f]{4,32}", text) is None:
+        raise ValueError(f"{text!r} names no backup: give its id, or 4 or more of its first digits.")
+    return text.lower()
+
+
+def end_of(text: str) -> datetime.datetime:
+    """A moment to come: a date is its end. Raises ValueError."""
+    selector = _accepted_selector(text)
+    if not selector.HasField("at"):
+        raise ValueError(f"{text!r} is no moment to come: write a date or a time, such as 2031-12-31.")
+    return datetime_of(selector.at)
+
+
 def stored_path(text: str) -> bytes:
     """A path inside a backup, as bytes. One slash at its end is let pass: directories are shown with one. Raises ValueError."""
     path = os.fsencode(text)
@@ -98,6 +136,13 @@ def backup_named(text: str) -> str:
 def moment(text: str) -> str:
     """A time or an age; unchanged. Raises ValueError."""
     return _accepted(text, lambda: selector_of(None, text))
+
+
+def _accepted_selector(text: str) -> BackupSelector:
+    try:
+        return selector_of(None, text)
+    except BadRequestError as error:
+        raise ValueError(error.message) from error
 
 
 def _accepted(text: str, check: Callable[[], object]) -> str:
@@ -220,6 +265,25 @@ def picking(function: Callable[P, int | None]) -> Callable[P, int | None]:
 
 
 dataset_argument = click.argument("dataset")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def require_somebody(session: Session, *, yes: bool) -> None:
+    """A wrong usage where it will have to be asked and nobody can be: then --yes is needed."""
+    if not yes and (session.output.as_json or not sys.stdin.isatty()):
+        raise click.UsageError("There is nobody to ask whether that is meant: add --yes.")
+
+
+def confirmed(session: Session, question: str, *, yes: bool) -> bool:
+    """Whether it shall be done: asks on the terminal, unless --yes was given."""
+    if yes:
+        return True
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() in {"y", "yes"}:
+        return True
+    session.output.error("NOT_CONFIRMED", "Nothing was done.")
+    return False
 
 
 def backup_argument(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -241,6 +305,7 @@ _HINTS: Final = {
     "DATASET_NOT_FOUND": "`staddle list` shows those that are there.",
     "PATH_NOT_FOUND": "Paths are relative to the backup's root: `staddle ls {dataset} -R` lists them all.",
     "NOT_A_FILE": "`staddle ls` shows what it is.",
+    "PLAN_CHANGED": "`staddle retention plan {dataset}` makes another one.",
     "ROOT_DIFFERS": "If it is, add --new-root; if only this machine's name has changed, --host keeps the old one.",
     "NO_BASE": "`--kind full`, or no --kind at all, makes the first one.",
     "LEASE_HELD": "It goes away by itself when that one has ended, or a few minutes after it broke off.",

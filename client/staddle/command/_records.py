@@ -4,9 +4,23 @@ A name that is UTF-8 stands as it is. One that is not stands escaped, and exactl
 """
 
 import base64
+import datetime
+from dataclasses import fields
 from typing import Any
 
-from staddle import Backup, Change, Dataset, Entry, EntryType, PathProblem, ServerInfo
+from staddle import (
+    Backup,
+    Change,
+    Dataset,
+    Entry,
+    EntryType,
+    Hold,
+    PathProblem,
+    PlannedBackup,
+    Retention,
+    RetentionPolicy,
+    ServerInfo,
+)
 from staddle._types import path_to_bytes
 from staddle.command._words import escaped, is_utf8, kind, rfc3339, rfc3339_of
 
@@ -48,6 +62,47 @@ def of_backup(backup: Backup) -> Record:
         "principal": backup.principal,
         "scope": backup.scope.value,
         "manifest_digest": backup.manifest_digest,
+        "delete_time": _time(backup.delete_time),
+        "purge_time": _time(backup.purge_time),
+        "retain_until_time": _time(backup.retain_until_time),
+        "hold": of_hold(backup.hold),
+        "dataset_hold": of_hold(backup.dataset_hold),
+    }
+
+
+def _time(moment: datetime.datetime | None) -> str | None:
+    return None if moment is None else rfc3339_of(moment)
+
+
+def of_hold(hold: Hold | None) -> Record | None:
+    """A legal hold."""
+    return None if hold is None else {"reason": hold.reason, "time": rfc3339_of(hold.time)}
+
+
+def of_policy(policy: RetentionPolicy) -> Record:
+    """A retention policy: only the rules that there are, and the time zone."""
+    record = {each.name: getattr(policy, each.name) for each in fields(policy)}
+    record["keep_within_s"] = int(record.pop("keep_within").total_seconds())
+    record["keep_tags"] = [{"key": tag.key, "value": tag.value} for tag in policy.keep_tags]
+    return {name: value for name, value in record.items() if value}
+
+
+def of_retention(retention: Retention) -> Record:
+    """What keeps the backups of a dataset."""
+    return {
+        "policy": None if retention.policy is None else of_policy(retention.policy),
+        "minimum_s": int(retention.minimum.total_seconds()),
+        "hold": of_hold(retention.hold),
+    }
+
+
+def of_planned(planned: PlannedBackup) -> Record:
+    """What a plan does to a backup."""
+    return {
+        "goes": planned.goes,
+        "reasons": list(planned.reasons),
+        "damaged": planned.damaged,
+        "backup": of_backup(planned.backup),
     }
 
 

@@ -18,13 +18,29 @@ from staddle import BadRequestError, StaddleError
 from staddle.command._backup import backup
 from staddle.command._entries import cat, ls
 from staddle.command._exits import DONE, FAILED, INTERRUPTED, WRONG_USAGE, Interruption
+from staddle.command._keeping import delete, hold, release, retain, undelete
 from staddle.command._looking import diff, info, list_
 from staddle.command._options import hint_for
 from staddle.command._output import NoticeHandler, Output
+from staddle.command._policies import retention
 from staddle.command._restore import restore
 from staddle.command._words import escaped
 
-COMMANDS: Final = (backup, restore, list_, ls, diff, cat, info)
+COMMANDS: Final[tuple[click.Command, ...]] = (
+    backup,
+    restore,
+    list_,
+    ls,
+    diff,
+    cat,
+    delete,
+    undelete,
+    hold,
+    release,
+    retain,
+    retention,
+    info,
+)
 
 
 class _InOrder(click.Group):

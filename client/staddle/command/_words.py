@@ -8,6 +8,7 @@ from staddle import Backup, BackupKind, ChangeCounts, Entry, EntryType
 from staddle._types import path_to_str
 
 ID_DIGITS: Final = 8
+REASON_CHARS: Final = 50
 
 _NS: Final = 1_000_000_000
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -99,6 +100,27 @@ def local(moment: datetime.datetime) -> str:
         return moment.astimezone().isoformat(" ", "seconds")
     except (OverflowError, ValueError):
         return moment.isoformat(" ", "seconds")
+
+
+def protection(backup: Backup) -> str:
+    """Why a backup cannot be deleted now, shortly: held, or until when it is retained; empty: it can be."""
+    for hold, what in ((backup.hold, "held"), (backup.dataset_hold, "dataset held")):
+        if hold is not None:
+            reason = escaped(hold.reason)
+            return f"{what}: {reason if len(reason) <= REASON_CHARS else reason[: REASON_CHARS - 1] + '…'}"
+    until = backup.retain_until_time
+    if until is not None and until > datetime.datetime.now(datetime.UTC):
+        return f"until {local(until)}"
+    return ""
+
+
+def length(of: datetime.timedelta) -> str:
+    """A length of time in its largest whole unit, as options take it: 36h, 14d."""
+    seconds_ = of.days * 86_400 + of.seconds
+    for unit, unit_s in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds_ and seconds_ % unit_s == 0:
+            return f"{seconds_ // unit_s}{unit}"
+    return f"{seconds_}s"
 
 
 def rfc3339(time_ns: int) -> str | None:

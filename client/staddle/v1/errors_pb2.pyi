@@ -79,12 +79,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[FAILED_PRECONDITION: path] content_from_base: the base has no file there."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 45
     """[ALREADY_EXISTS: field] The request id was used for another request."""
+    ERROR_REASON_PROTECTED: _ErrorReason.ValueType  # 46
+    """[FAILED_PRECONDITION: dataset, backup, by, until] It cannot be deleted. by: hold, dataset_hold or retention, with its end."""
+    ERROR_REASON_PLAN_CHANGED: _ErrorReason.ValueType  # 47
+    """[FAILED_PRECONDITION: dataset] What a retention plan rests on has changed; nothing was deleted."""
     ERROR_REASON_DAMAGED: _ErrorReason.ValueType  # 50
     """[DATA_LOSS: path] What was asked for is damaged at rest."""
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 60
     """[RESOURCE_EXHAUSTED] The store's disk is full."""
     ERROR_REASON_TOO_MANY: _ErrorReason.ValueType  # 61
-    """[RESOURCE_EXHAUSTED, with RetryInfo] Too many streams or open uploads at once."""
+    """[RESOURCE_EXHAUSTED, with RetryInfo] Too many streams, open uploads or retention plans at once."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 62
     """[UNAVAILABLE, with RetryInfo] The server is shutting down."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 63
@@ -154,12 +158,16 @@ ERROR_REASON_NOT_IN_BASE: ErrorReason.ValueType  # 44
 """[FAILED_PRECONDITION: path] content_from_base: the base has no file there."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 45
 """[ALREADY_EXISTS: field] The request id was used for another request."""
+ERROR_REASON_PROTECTED: ErrorReason.ValueType  # 46
+"""[FAILED_PRECONDITION: dataset, backup, by, until] It cannot be deleted. by: hold, dataset_hold or retention, with its end."""
+ERROR_REASON_PLAN_CHANGED: ErrorReason.ValueType  # 47
+"""[FAILED_PRECONDITION: dataset] What a retention plan rests on has changed; nothing was deleted."""
 ERROR_REASON_DAMAGED: ErrorReason.ValueType  # 50
 """[DATA_LOSS: path] What was asked for is damaged at rest."""
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 60
 """[RESOURCE_EXHAUSTED] The store's disk is full."""
 ERROR_REASON_TOO_MANY: ErrorReason.ValueType  # 61
-"""[RESOURCE_EXHAUSTED, with RetryInfo] Too many streams or open uploads at once."""
+"""[RESOURCE_EXHAUSTED, with RetryInfo] Too many streams, open uploads or retention plans at once."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 62
 """[UNAVAILABLE, with RetryInfo] The server is shutting down."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 63

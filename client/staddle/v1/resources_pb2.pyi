@@ -801,6 +801,10 @@ class Backup(_message.Message):
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
+    RETAIN_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    DATASET_HOLD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """32 hexadecimal digits."""
     dataset: _builtins.str
@@ -835,6 +839,22 @@ class Backup(_message.Message):
     def delete_time(self) -> _timestamp_pb2.Timestamp:
         """Set while it is deleted and can still be undeleted."""
 
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """Set while it is deleted: from then on it may go for good, unless a hold keeps it. Until then it can be undeleted."""
+
+    @_builtins.property
+    def retain_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Nobody can delete it before then, by the server's clock. Only ever moved later. Unset: nothing was ever set."""
+
+    @_builtins.property
+    def hold(self) -> Global___Hold:
+        """A legal hold on this backup: nobody can delete it until the hold is released."""
+
+    @_builtins.property
+    def dataset_hold(self) -> Global___Hold:
+        """The same on its whole dataset."""
+
     def __init__(
         self,
         *,
@@ -856,14 +876,172 @@ class Backup(_message.Message):
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         scope: Global___UploadScope.ValueType = ...,
         manifest_digest: _builtins.str = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
+        retain_until_time: _timestamp_pb2.Timestamp | None = ...,
+        hold: Global___Hold | None = ...,
+        dataset_hold: Global___Hold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "changes", b"changes", "commit_time", b"commit_time", "delete_time", b"delete_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "changes", b"changes", "commit_time", b"commit_time", "dataset_hold", b"dataset_hold", "delete_time", b"delete_time", "hold", b"hold", "purge_time", b"purge_time", "retain_until_time", b"retain_until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_backup_id", b"base_backup_id", "begin_time", b"begin_time", "changes", b"changes", "commit_time", b"commit_time", "data_bytes", b"data_bytes", "dataset", b"dataset", "delete_time", b"delete_time", "entry_count", b"entry_count", "host", b"host", "id", b"id", "kind", b"kind", "manifest_digest", b"manifest_digest", "number", b"number", "principal", b"principal", "root", b"root", "scope", b"scope", "stored_bytes", b"stored_bytes", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_backup_id", b"base_backup_id", "begin_time", b"begin_time", "changes", b"changes", "commit_time", b"commit_time", "data_bytes", b"data_bytes", "dataset", b"dataset", "dataset_hold", b"dataset_hold", "delete_time", b"delete_time", "entry_count", b"entry_count", "hold", b"hold", "host", b"host", "id", b"id", "kind", b"kind", "manifest_digest", b"manifest_digest", "number", b"number", "principal", b"principal", "purge_time", b"purge_time", "retain_until_time", b"retain_until_time", "root", b"root", "scope", b"scope", "stored_bytes", b"stored_bytes", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Backup: _TypeAlias = Backup  # noqa: Y015
+
+@_typing.final
+class Hold(_message.Message):
+    """A legal hold. It ends by ReleaseHold alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """In words, by whoever placed it."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hold: _TypeAlias = Hold  # noqa: Y015
+
+@_typing.final
+class RetentionPolicy(_message.Message):
+    """Which backups of a dataset stay. A backup stays that any of the rules keeps; the others go. Each rule looks at the
+    backups from the newest to the oldest, by begin_time. A rule that is 0 or not set keeps nothing; at least one is needed.
+
+    Whatever the rules say, these stay: what a hold or a retention time protects; the newest backup that is whole; one that
+    begins after the server's present time; and every backup while none of them is whole. A backup of which something is
+    damaged takes no other's place.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEP_LAST_FIELD_NUMBER: _builtins.int
+    KEEP_WITHIN_FIELD_NUMBER: _builtins.int
+    KEEP_HOURLY_FIELD_NUMBER: _builtins.int
+    KEEP_DAILY_FIELD_NUMBER: _builtins.int
+    KEEP_WEEKLY_FIELD_NUMBER: _builtins.int
+    KEEP_MONTHLY_FIELD_NUMBER: _builtins.int
+    KEEP_YEARLY_FIELD_NUMBER: _builtins.int
+    KEEP_TAGS_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    keep_last: _builtins.int
+    """The newest so many."""
+    keep_hourly: _builtins.int
+    """The newest one of each of the last so many hours, days, … in which there is one."""
+    keep_daily: _builtins.int
+    keep_weekly: _builtins.int
+    """Weeks begin on Monday (ISO 8601)."""
+    keep_monthly: _builtins.int
+    keep_yearly: _builtins.int
+    time_zone: _builtins.str
+    """Where hours and days begin: a name of the IANA time zone database, such as "Europe/Berlin". Empty: UTC."""
+    @_builtins.property
+    def keep_within(self) -> _duration_pb2.Duration:
+        """Those that began within so long before the newest one: nothing runs out when backups stop."""
+
+    @_builtins.property
+    def keep_tags(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetentionTag]:
+        """Those that have one of these tags. At most 64."""
+
+    def __init__(
+        self,
+        *,
+        keep_last: _builtins.int = ...,
+        keep_within: _duration_pb2.Duration | None = ...,
+        keep_hourly: _builtins.int = ...,
+        keep_daily: _builtins.int = ...,
+        keep_weekly: _builtins.int = ...,
+        keep_monthly: _builtins.int = ...,
+        keep_yearly: _builtins.int = ...,
+        keep_tags: _abc.Iterable[Global___RetentionTag] | None = ...,
+        time_zone: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["keep_within", b"keep_within"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_daily", b"keep_daily", "keep_hourly", b"keep_hourly", "keep_last", b"keep_last", "keep_monthly", b"keep_monthly", "keep_tags", b"keep_tags", "keep_weekly", b"keep_weekly", "keep_within", b"keep_within", "keep_yearly", b"keep_yearly", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetentionPolicy: _TypeAlias = RetentionPolicy  # noqa: Y015
+
+@_typing.final
+class RetentionTag(_message.Message):
+    """A tag that keeps a backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    value: _builtins.str
+    """Unset: whatever its value is."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___RetentionTag: _TypeAlias = RetentionTag  # noqa: Y015
+
+@_typing.final
+class Retention(_message.Message):
+    """What keeps the backups of a dataset, and for how long."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___RetentionPolicy:
+        """Unset: none, and nothing is ever deleted by itself."""
+
+    @_builtins.property
+    def minimum(self) -> _duration_pb2.Duration:
+        """For so long after its commit nobody can delete a backup. It counts for backups that are committed while it is set;
+        those that are there get it, too, when it is raised. Lowering it takes nothing back.
+        """
+
+    @_builtins.property
+    def hold(self) -> Global___Hold:
+        """A legal hold on the dataset, with all its backups, also later ones."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___RetentionPolicy | None = ...,
+        minimum: _duration_pb2.Duration | None = ...,
+        hold: Global___Hold | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "minimum", b"minimum", "policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "minimum", b"minimum", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Retention: _TypeAlias = Retention  # noqa: Y015
 
 @_typing.final
 class Dataset(_message.Message):

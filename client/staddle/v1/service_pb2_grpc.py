@@ -135,6 +135,41 @@ class StaddleServiceStub(object):
                 request_serializer=staddle_dot_v1_dot_service__pb2.UndeleteBackupRequest.SerializeToString,
                 response_deserializer=staddle_dot_v1_dot_service__pb2.UndeleteBackupResponse.FromString,
                 _registered_method=True)
+        self.SetHold = channel.unary_unary(
+                '/staddle.v1.StaddleService/SetHold',
+                request_serializer=staddle_dot_v1_dot_service__pb2.SetHoldRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.SetHoldResponse.FromString,
+                _registered_method=True)
+        self.ReleaseHold = channel.unary_unary(
+                '/staddle.v1.StaddleService/ReleaseHold',
+                request_serializer=staddle_dot_v1_dot_service__pb2.ReleaseHoldRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.ReleaseHoldResponse.FromString,
+                _registered_method=True)
+        self.RetainBackup = channel.unary_unary(
+                '/staddle.v1.StaddleService/RetainBackup',
+                request_serializer=staddle_dot_v1_dot_service__pb2.RetainBackupRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.RetainBackupResponse.FromString,
+                _registered_method=True)
+        self.GetRetention = channel.unary_unary(
+                '/staddle.v1.StaddleService/GetRetention',
+                request_serializer=staddle_dot_v1_dot_service__pb2.GetRetentionRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.GetRetentionResponse.FromString,
+                _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/staddle.v1.StaddleService/SetRetention',
+                request_serializer=staddle_dot_v1_dot_service__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.SetRetentionResponse.FromString,
+                _registered_method=True)
+        self.PlanRetention = channel.unary_unary(
+                '/staddle.v1.StaddleService/PlanRetention',
+                request_serializer=staddle_dot_v1_dot_service__pb2.PlanRetentionRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.PlanRetentionResponse.FromString,
+                _registered_method=True)
+        self.ApplyRetention = channel.unary_unary(
+                '/staddle.v1.StaddleService/ApplyRetention',
+                request_serializer=staddle_dot_v1_dot_service__pb2.ApplyRetentionRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.ApplyRetentionResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/staddle.v1.StaddleService/GetServerInfo',
                 request_serializer=staddle_dot_v1_dot_service__pb2.GetServerInfoRequest.SerializeToString,
@@ -284,14 +319,66 @@ class StaddleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBackup(self, request, context):
-        """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted. Role: admin.
+        """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted until its purge_time. Role: admin.
+        What a hold or a retention time protects is PROTECTED, for everybody. A replay changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UndeleteBackup(self, request, context):
-        """Shows a deleted backup again. Role: admin.
+        """Shows a deleted backup again. Role: admin. A replay changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetHold(self, request, context):
+        """Places a legal hold on a backup, also a deleted one, or on a dataset with all its backups. Role: admin. It keeps them from
+        being deleted, and deleted ones from going for good. Another reason replaces the one there was; a replay changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHold(self, request, context):
+        """Releases the hold of a backup, or that of a dataset; each leaves the other alone. Role: admin. A replay changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetainBackup(self, request, context):
+        """Keeps a backup from being deleted before a time. Role: admin. A time that is earlier than what the backup has changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRetention(self, request, context):
+        """A dataset's policy, minimum retention and hold. Role: reader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRetention(self, request, context):
+        """Sets a dataset's policy, its minimum retention, or both. Role: admin. A replay changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanRetention(self, request, context):
+        """What the dataset's policy would delete now, with the reasons, and what that would free. Role: reader. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyRetention(self, request, context):
+        """Deletes just what a plan said, all or nothing; if anything changed since then that the plan rests on, it is
+        PLAN_CHANGED and nothing is deleted. Role: admin. A replay answers as the first did.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -406,6 +493,41 @@ def add_StaddleServiceServicer_to_server(servicer, server):
                     servicer.UndeleteBackup,
                     request_deserializer=staddle_dot_v1_dot_service__pb2.UndeleteBackupRequest.FromString,
                     response_serializer=staddle_dot_v1_dot_service__pb2.UndeleteBackupResponse.SerializeToString,
+            ),
+            'SetHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetHold,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.SetHoldRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.SetHoldResponse.SerializeToString,
+            ),
+            'ReleaseHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHold,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.ReleaseHoldRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.ReleaseHoldResponse.SerializeToString,
+            ),
+            'RetainBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetainBackup,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.RetainBackupRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.RetainBackupResponse.SerializeToString,
+            ),
+            'GetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRetention,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.GetRetentionRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.GetRetentionResponse.SerializeToString,
+            ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.SetRetentionRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.SetRetentionResponse.SerializeToString,
+            ),
+            'PlanRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanRetention,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.PlanRetentionRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.PlanRetentionResponse.SerializeToString,
+            ),
+            'ApplyRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyRetention,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.ApplyRetentionRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.ApplyRetentionResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -954,6 +1076,195 @@ class StaddleService(object):
             '/staddle.v1.StaddleService/UndeleteBackup',
             staddle_dot_v1_dot_service__pb2.UndeleteBackupRequest.SerializeToString,
             staddle_dot_v1_dot_service__pb2.UndeleteBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/SetHold',
+            staddle_dot_v1_dot_service__pb2.SetHoldRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.SetHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/ReleaseHold',
+            staddle_dot_v1_dot_service__pb2.ReleaseHoldRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.ReleaseHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetainBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/RetainBackup',
+            staddle_dot_v1_dot_service__pb2.RetainBackupRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.RetainBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/GetRetention',
+            staddle_dot_v1_dot_service__pb2.GetRetentionRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.GetRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/SetRetention',
+            staddle_dot_v1_dot_service__pb2.SetRetentionRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.SetRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/PlanRetention',
+            staddle_dot_v1_dot_service__pb2.PlanRetentionRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.PlanRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/ApplyRetention',
+            staddle_dot_v1_dot_service__pb2.ApplyRetentionRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.ApplyRetentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

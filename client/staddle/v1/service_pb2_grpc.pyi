@@ -95,9 +95,29 @@ class StaddleServiceStub:
     ListChanges: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListChangesRequest, _service_pb2.ListChangesResponse]
     """What differs between two backups of a dataset, in order. Role: reader."""
     DeleteBackup: _grpc.UnaryUnaryMultiCallable[_service_pb2.DeleteBackupRequest, _service_pb2.DeleteBackupResponse]
-    """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted. Role: admin."""
+    """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted until its purge_time. Role: admin.
+    What a hold or a retention time protects is PROTECTED, for everybody. A replay changes nothing.
+    """
     UndeleteBackup: _grpc.UnaryUnaryMultiCallable[_service_pb2.UndeleteBackupRequest, _service_pb2.UndeleteBackupResponse]
-    """Shows a deleted backup again. Role: admin."""
+    """Shows a deleted backup again. Role: admin. A replay changes nothing."""
+    SetHold: _grpc.UnaryUnaryMultiCallable[_service_pb2.SetHoldRequest, _service_pb2.SetHoldResponse]
+    """Places a legal hold on a backup, also a deleted one, or on a dataset with all its backups. Role: admin. It keeps them from
+    being deleted, and deleted ones from going for good. Another reason replaces the one there was; a replay changes nothing.
+    """
+    ReleaseHold: _grpc.UnaryUnaryMultiCallable[_service_pb2.ReleaseHoldRequest, _service_pb2.ReleaseHoldResponse]
+    """Releases the hold of a backup, or that of a dataset; each leaves the other alone. Role: admin. A replay changes nothing."""
+    RetainBackup: _grpc.UnaryUnaryMultiCallable[_service_pb2.RetainBackupRequest, _service_pb2.RetainBackupResponse]
+    """Keeps a backup from being deleted before a time. Role: admin. A time that is earlier than what the backup has changes nothing."""
+    GetRetention: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetRetentionRequest, _service_pb2.GetRetentionResponse]
+    """A dataset's policy, minimum retention and hold. Role: reader."""
+    SetRetention: _grpc.UnaryUnaryMultiCallable[_service_pb2.SetRetentionRequest, _service_pb2.SetRetentionResponse]
+    """Sets a dataset's policy, its minimum retention, or both. Role: admin. A replay changes nothing."""
+    PlanRetention: _grpc.UnaryUnaryMultiCallable[_service_pb2.PlanRetentionRequest, _service_pb2.PlanRetentionResponse]
+    """What the dataset's policy would delete now, with the reasons, and what that would free. Role: reader. Changes nothing."""
+    ApplyRetention: _grpc.UnaryUnaryMultiCallable[_service_pb2.ApplyRetentionRequest, _service_pb2.ApplyRetentionResponse]
+    """Deletes just what a plan said, all or nothing; if anything changed since then that the plan rests on, it is
+    PLAN_CHANGED and nothing is deleted. Role: admin. A replay answers as the first did.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_service_pb2.GetServerInfoRequest, _service_pb2.GetServerInfoResponse]
     """Version, limits and chunker parameters. Role: reader."""
 
@@ -158,9 +178,29 @@ class StaddleServiceAsyncStub(StaddleServiceStub):
     ListChanges: _aio.UnaryUnaryMultiCallable[_service_pb2.ListChangesRequest, _service_pb2.ListChangesResponse]  # type: ignore[assignment]
     """What differs between two backups of a dataset, in order. Role: reader."""
     DeleteBackup: _aio.UnaryUnaryMultiCallable[_service_pb2.DeleteBackupRequest, _service_pb2.DeleteBackupResponse]  # type: ignore[assignment]
-    """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted. Role: admin."""
+    """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted until its purge_time. Role: admin.
+    What a hold or a retention time protects is PROTECTED, for everybody. A replay changes nothing.
+    """
     UndeleteBackup: _aio.UnaryUnaryMultiCallable[_service_pb2.UndeleteBackupRequest, _service_pb2.UndeleteBackupResponse]  # type: ignore[assignment]
-    """Shows a deleted backup again. Role: admin."""
+    """Shows a deleted backup again. Role: admin. A replay changes nothing."""
+    SetHold: _aio.UnaryUnaryMultiCallable[_service_pb2.SetHoldRequest, _service_pb2.SetHoldResponse]  # type: ignore[assignment]
+    """Places a legal hold on a backup, also a deleted one, or on a dataset with all its backups. Role: admin. It keeps them from
+    being deleted, and deleted ones from going for good. Another reason replaces the one there was; a replay changes nothing.
+    """
+    ReleaseHold: _aio.UnaryUnaryMultiCallable[_service_pb2.ReleaseHoldRequest, _service_pb2.ReleaseHoldResponse]  # type: ignore[assignment]
+    """Releases the hold of a backup, or that of a dataset; each leaves the other alone. Role: admin. A replay changes nothing."""
+    RetainBackup: _aio.UnaryUnaryMultiCallable[_service_pb2.RetainBackupRequest, _service_pb2.RetainBackupResponse]  # type: ignore[assignment]
+    """Keeps a backup from being deleted before a time. Role: admin. A time that is earlier than what the backup has changes nothing."""
+    GetRetention: _aio.UnaryUnaryMultiCallable[_service_pb2.GetRetentionRequest, _service_pb2.GetRetentionResponse]  # type: ignore[assignment]
+    """A dataset's policy, minimum retention and hold. Role: reader."""
+    SetRetention: _aio.UnaryUnaryMultiCallable[_service_pb2.SetRetentionRequest, _service_pb2.SetRetentionResponse]  # type: ignore[assignment]
+    """Sets a dataset's policy, its minimum retention, or both. Role: admin. A replay changes nothing."""
+    PlanRetention: _aio.UnaryUnaryMultiCallable[_service_pb2.PlanRetentionRequest, _service_pb2.PlanRetentionResponse]  # type: ignore[assignment]
+    """What the dataset's policy would delete now, with the reasons, and what that would free. Role: reader. Changes nothing."""
+    ApplyRetention: _aio.UnaryUnaryMultiCallable[_service_pb2.ApplyRetentionRequest, _service_pb2.ApplyRetentionResponse]  # type: ignore[assignment]
+    """Deletes just what a plan said, all or nothing; if anything changed since then that the plan rests on, it is
+    PLAN_CHANGED and nothing is deleted. Role: admin. A replay answers as the first did.
+    """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_service_pb2.GetServerInfoRequest, _service_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Version, limits and chunker parameters. Role: reader."""
 
@@ -332,7 +372,9 @@ class StaddleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.DeleteBackupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.DeleteBackupResponse, _abc.Awaitable[_service_pb2.DeleteBackupResponse]]:
-        """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted. Role: admin."""
+        """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted until its purge_time. Role: admin.
+        What a hold or a retention time protects is PROTECTED, for everybody. A replay changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def UndeleteBackup(
@@ -340,7 +382,67 @@ class StaddleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _service_pb2.UndeleteBackupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.UndeleteBackupResponse, _abc.Awaitable[_service_pb2.UndeleteBackupResponse]]:
-        """Shows a deleted backup again. Role: admin."""
+        """Shows a deleted backup again. Role: admin. A replay changes nothing."""
+
+    @_abc_1.abstractmethod
+    def SetHold(
+        self,
+        request: _service_pb2.SetHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.SetHoldResponse, _abc.Awaitable[_service_pb2.SetHoldResponse]]:
+        """Places a legal hold on a backup, also a deleted one, or on a dataset with all its backups. Role: admin. It keeps them from
+        being deleted, and deleted ones from going for good. Another reason replaces the one there was; a replay changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseHold(
+        self,
+        request: _service_pb2.ReleaseHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ReleaseHoldResponse, _abc.Awaitable[_service_pb2.ReleaseHoldResponse]]:
+        """Releases the hold of a backup, or that of a dataset; each leaves the other alone. Role: admin. A replay changes nothing."""
+
+    @_abc_1.abstractmethod
+    def RetainBackup(
+        self,
+        request: _service_pb2.RetainBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.RetainBackupResponse, _abc.Awaitable[_service_pb2.RetainBackupResponse]]:
+        """Keeps a backup from being deleted before a time. Role: admin. A time that is earlier than what the backup has changes nothing."""
+
+    @_abc_1.abstractmethod
+    def GetRetention(
+        self,
+        request: _service_pb2.GetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.GetRetentionResponse, _abc.Awaitable[_service_pb2.GetRetentionResponse]]:
+        """A dataset's policy, minimum retention and hold. Role: reader."""
+
+    @_abc_1.abstractmethod
+    def SetRetention(
+        self,
+        request: _service_pb2.SetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.SetRetentionResponse, _abc.Awaitable[_service_pb2.SetRetentionResponse]]:
+        """Sets a dataset's policy, its minimum retention, or both. Role: admin. A replay changes nothing."""
+
+    @_abc_1.abstractmethod
+    def PlanRetention(
+        self,
+        request: _service_pb2.PlanRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.PlanRetentionResponse, _abc.Awaitable[_service_pb2.PlanRetentionResponse]]:
+        """What the dataset's policy would delete now, with the reasons, and what that would free. Role: reader. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ApplyRetention(
+        self,
+        request: _service_pb2.ApplyRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ApplyRetentionResponse, _abc.Awaitable[_service_pb2.ApplyRetentionResponse]]:
+        """Deletes just what a plan said, all or nothing; if anything changed since then that the plan rests on, it is
+        PLAN_CHANGED and nothing is deleted. Role: admin. A replay answers as the first did.
+        """
 
     @_abc_1.abstractmethod
     def GetServerInfo(

@@ -1,8 +1,10 @@
 """The catalog: what exists and who may see it. A commit here is what makes a backup exist."""
 
+from staddle_server.catalog.decisions import protection_of
 from staddle_server.catalog.dialect import SqliteChoice, choose_sqlite
 from staddle_server.catalog.engine import Catalog, open_catalog
 from staddle_server.catalog.values import (
+    Applied,
     Backup,
     BeginUpload,
     Begun,
@@ -10,12 +12,17 @@ from staddle_server.catalog.values import (
     Dataset,
     DurableUpdate,
     ExpiredUpload,
+    Hold,
     LeftOverPack,
     MissingChunk,
     MissingRecords,
     NewBackup,
     PendingRecord,
     Principal,
+    Protection,
+    Retention,
+    RetentionState,
+    StandingRoots,
     Tenant,
     Terms,
     Token,
@@ -23,6 +30,7 @@ from staddle_server.catalog.values import (
 )
 
 __all__ = [
+    "Applied",
     "Backup",
     "BeginUpload",
     "Begun",
@@ -31,17 +39,23 @@ __all__ = [
     "Dataset",
     "DurableUpdate",
     "ExpiredUpload",
+    "Hold",
     "LeftOverPack",
     "MissingChunk",
     "MissingRecords",
     "NewBackup",
     "PendingRecord",
     "Principal",
+    "Protection",
+    "Retention",
+    "RetentionState",
     "SqliteChoice",
+    "StandingRoots",
     "Tenant",
     "Terms",
     "Token",
     "Upload",
     "choose_sqlite",
     "open_catalog",
+    "protection_of",
 ]

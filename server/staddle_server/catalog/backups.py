@@ -2,15 +2,16 @@
 
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, select, update
 
 from staddle_server import errors
 from staddle_server.catalog import schema
+from staddle_server.catalog.decisions import keep_pending, require_unprotected
 from staddle_server.catalog.dialect import Database
-from staddle_server.catalog.rows import backup_of, dataset_row, select_backups
+from staddle_server.catalog.rows import backup_not_found, backup_of, dataset_row, lock_backup, select_backups
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.values import Backup, MissingRecords, PendingRecord
-from staddle_server.catalog.words import ID_BYTES, check_id, rfc3339
+from staddle_server.catalog.words import ID_BYTES, rfc3339
 
 PREFIX_DIGITS_MIN: Final = 4
 
@@ -52,7 +53,7 @@ class Backups:
             mine = _b.tenant == self._tenants.row(connection, tenant)
             row = connection.execute(select_backups().where(_b.id == backup, mine)).one_or_none()
         if row is None:
-            raise _not_found(backup)
+            raise backup_not_found(backup)
         return backup_of(row)
 
     def resolve(
@@ -85,7 +86,7 @@ class Backups:
         """Hides a backup, and keeps `record` as pending in the same transaction.
 
         Answers the backup and whether this call changed it: one that is deleted already stays as it is, and `record` is
-        then not kept. BACKUP_NOT_FOUND.
+        then not kept. BACKUP_NOT_FOUND; PROTECTED.
         """
         return self._set_deleted(tenant, backup, now_ns, record, deleted=True)
 
@@ -98,24 +99,17 @@ class Backups:
     def _set_deleted(
         self, tenant: bytes, backup: bytes, now_ns: int, record: PendingRecord, *, deleted: bool
     ) -> tuple[Backup, bool]:
-        check_id("record", record.id)
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            this = (_b.id == backup, _b.tenant == tenant_row, _KEPT)
-            # Beginning an upload locks the row of its base in the same way, so one of the two sees the other.
-            row = connection.execute(select(_b.deleted_ns).where(*this).with_for_update()).one_or_none()
-            if row is None:
-                raise _not_found(backup)
-            changed = (row.deleted_ns is not None) != deleted
+            found = lock_backup(connection, tenant_row, backup)
+            changed = (found.deleted_ns is not None) != deleted
             if changed:
-                connection.execute(
-                    update(schema.backups).where(*this).values(deleted_ns=now_ns if deleted else None)
-                )
-                connection.execute(
-                    insert(schema.pending_records),
-                    {"id": record.id, "tenant": tenant_row, "body": record.body, "created_ns": now_ns},
-                )
-            return backup_of(connection.execute(select_backups().where(*this)).one()), changed
+                if deleted:
+                    require_unprotected(found, now_ns)
+                this = update(schema.backups).where(_b.id == backup)
+                connection.execute(this.values(deleted_ns=now_ns if deleted else None))
+                keep_pending(connection, tenant_row, now_ns, [record])
+            return backup_of(connection.execute(select_backups().where(_b.id == backup)).one()), changed
 
     def records_missing(self) -> MissingRecords:
         """Of all tenants: what was decided and has no durable record yet. For start-up, and for a replayed commit."""
@@ -219,7 +213,3 @@ def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
         bytes.fromhex(digits.ljust(2 * ID_BYTES, "0")),
         bytes.fromhex(digits.ljust(2 * ID_BYTES, "f")),
     )
-
-
-def _not_found(backup: bytes) -> errors.NotFound:
-    return errors.NotFound("BACKUP_NOT_FOUND", f"There is no backup {backup.hex()}", backup=backup.hex())

@@ -18,6 +18,7 @@ from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.dialect import Database, SqliteChoice, choose_sqlite, installed_wheel, open_sqlite
 from staddle_server.catalog.packs import Packs
+from staddle_server.catalog.retention import Retentions
 from staddle_server.catalog.tasks import Tasks
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.tokens import Tokens
@@ -43,6 +44,7 @@ class Catalog:
         self.chunks = Chunks(database, self.tenants)
         self.packs = Packs(database, self.tenants)
         self.uploads = Uploads(database, self.tenants)
+        self.retention = Retentions(database, self.tenants)
         self.tasks = Tasks(database)
 
     def close(self) -> None:

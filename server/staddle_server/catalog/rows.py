@@ -6,8 +6,8 @@ from sqlalchemy import Connection, Row, Select, select
 
 from staddle_server import errors
 from staddle_server.catalog import schema
-from staddle_server.catalog.values import Backup, ChangeCounts, Upload
-from staddle_server.catalog.words import unpack_tags
+from staddle_server.catalog.values import Backup, ChangeCounts, Hold, Upload
+from staddle_server.catalog.words import NS, unpack_tags
 from staddle_server.types import Kind, Root, Scope, UploadState
 
 _d = schema.datasets.c
@@ -33,7 +33,10 @@ def select_backups() -> Select[Any]:
         select(
             schema.backups,
             _d.name.label("dataset_name"),
+            _d.hold_ns.label("dataset_hold_ns"),
+            _d.hold_reason.label("dataset_hold_reason"),
             schema.tenants.c.id.label("tenant_id"),
+            schema.tenants.c.grace_s,
         )
         .join_from(schema.backups, schema.datasets, _b.dataset == _d.row)
         .join(schema.tenants, _b.tenant == schema.tenants.c.row)
@@ -65,7 +68,43 @@ def backup_of(row: Row[Any]) -> Backup:
         host=row.host,
         source_root=row.source_root,
         record_written=row.record_written,
+        purge_ns=_purge_ns(row),
+        retain_until_ns=row.retain_until_ns,
+        hold=hold_of(row.hold_ns, row.hold_reason),
+        dataset_hold=hold_of(row.dataset_hold_ns, row.dataset_hold_reason),
     )
+
+
+def lock_backup(connection: Connection, tenant_row: int, backup: bytes) -> Backup:
+    """A backup that is not purged; nobody else changes it or its dataset's holds before this transaction ends.
+
+    BACKUP_NOT_FOUND. Beginning an upload locks the row of its base in the same way, so one of the two sees the other.
+    """
+    this = (_b.id == backup, _b.tenant == tenant_row, _b.purged_ns.is_(None))
+    # Its dataset first, as everybody does; not its key, which an upload that begins refers to.
+    of_backup = select(_d.row).join_from(schema.backups, schema.datasets, _b.dataset == _d.row).where(*this)
+    connection.execute(of_backup.with_for_update(key_share=True, of=schema.datasets))
+    connection.execute(select(_b.id).where(*this).with_for_update())
+    row = connection.execute(select_backups().where(*this)).one_or_none()
+    if row is None:
+        raise backup_not_found(backup)
+    return backup_of(row)
+
+
+def backup_not_found(backup: bytes) -> errors.NotFound:
+    """The error for a backup that this tenant does not have."""
+    return errors.NotFound("BACKUP_NOT_FOUND", f"There is no backup {backup.hex()}", backup=backup.hex())
+
+
+def hold_of(since_ns: int | None, reason: str) -> Hold | None:
+    """A hold as two columns have it."""
+    return None if since_ns is None else Hold(reason, since_ns)
+
+
+def _purge_ns(row: Row[Any]) -> int | None:
+    if row.deleted_ns is None:
+        return None
+    return int(max(row.deleted_ns + row.grace_s * NS, row.retain_until_ns))
 
 
 # --- uploads

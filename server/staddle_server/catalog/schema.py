@@ -93,6 +93,10 @@ datasets = Table(
     Column("hold_ns", BigInteger),
     Column("hold_reason", Text, nullable=False, server_default=text("''")),
     Column("policy", Text, nullable=False, server_default=text("''")),  # JSON; "": none
+    Column("policy_ns", BigInteger, nullable=False, server_default=text("0")),  # when that was last changed
+    # The last plan that was applied, and when it deleted what it said: a replay is answered as it was then.
+    Column("applied_plan", Text, nullable=False, server_default=text("''")),
+    Column("applied_ns", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("tenant", "name"),
 )
 

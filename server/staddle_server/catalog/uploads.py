@@ -34,7 +34,7 @@ from staddle_server.catalog.values import (
     Terms,
     Upload,
 )
-from staddle_server.catalog.words import batches, check_id, rfc3339
+from staddle_server.catalog.words import NS, batches, check_id, rfc3339
 from staddle_server.types import PackSummary, UploadState
 
 FAILURE_CHARS_MAX: Final = 1000
@@ -317,6 +317,7 @@ def _insert_backup(connection: Connection, upload: Row[Any], new: NewBackup, now
             "host": upload.host,
             "source_root": upload.root,
             "record_written": False,
+            "retain_until_ns": now_ns + dataset.min_retention_s * NS if dataset.min_retention_s else 0,
         },
     )
     host, root = _remembered_root(dataset, upload)

@@ -171,9 +171,19 @@ class NewBackup:
     changes: ChangeCounts
 
 
+class Hold(NamedTuple):
+    """A legal hold: why, and since when."""
+
+    reason: str
+    since_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A backup, with all that its `committed` record says. `base` is empty for FULL; `deleted_ns` None: it is not deleted."""
+    """A backup, with all that its `committed` record says. `base` is empty for FULL; `deleted_ns` None: it is not deleted.
+
+    `purge_ns`: while it is deleted, from when on it may go for good; `retain_until_ns` 0: nothing was ever set.
+    """
 
     id: bytes
     tenant: bytes
@@ -195,6 +205,61 @@ class Backup:
     host: str
     source_root: str
     record_written: bool
+    purge_ns: int | None
+    retain_until_ns: int
+    hold: Hold | None
+    dataset_hold: Hold | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What keeps a dataset's backups. `policy` is the upkeep room's own, "" for none; `minimum_s` 0: none."""
+
+    policy: str
+    minimum_s: int
+    hold: Hold | None
+
+
+class RetentionState(NamedTuple):
+    """What a retention plan rests on, seen in one transaction: `backups` are those that are not deleted, newest first.
+
+    `applied_ns`: when a plan was last applied, so that the same backups after an undeletion make another plan.
+    """
+
+    retention: Retention
+    applied_ns: int
+    backups: list[Backup]
+
+    def decisive(self) -> tuple[object, ...]:
+        """The same as far as it decides what may go: equal for equal states."""
+        backups = [(each.id, each.retain_until_ns, each.hold) for each in self.backups]
+        return (self.retention.policy, self.retention.hold, self.applied_ns, backups)
+
+
+class Protection(NamedTuple):
+    """Why a backup cannot be deleted: `by` is hold, dataset_hold or retention, `until_ns` None for what has no end."""
+
+    by: str
+    until_ns: int | None
+    words: str
+
+
+class Applied(NamedTuple):
+    """What applying a plan deleted, and when."""
+
+    at_ns: int
+    backups: list[Backup]
+
+
+class StandingRoots(NamedTuple):
+    """What stays reachable in a tenant once all is purged that is deleted and not protected.
+
+    `backups` are by id; `bases` those that open uploads start from; `claimed` the packs that open uploads rely on.
+    """
+
+    backups: dict[bytes, Root]
+    bases: dict[bytes, Root]
+    claimed: set[bytes]
 
 
 @dataclass(frozen=True, slots=True)

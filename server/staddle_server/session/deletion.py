@@ -25,6 +25,7 @@ class Deletion:
         Raises:
             NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND.
             BadRequest: AMBIGUOUS_BACKUP.
+            Precondition: PROTECTED, for everybody, until its hold is released or its retention ends.
             Exhausted, Unavailable: it is hidden, but no record of that is durable; a replay writes it.
 
         """
@@ -35,7 +36,7 @@ class Deletion:
         return self._recorded(backup)
 
     def undelete(self, principal: Principal, dataset: str, prefix: str) -> Backup:
-        """Shows a hidden backup again; one that is not hidden stays as it is. Raises as `delete` does."""
+        """Shows a hidden backup again, until it is purged; one that is not hidden stays as it is. Raises as `delete` does."""
         found = self._find(principal, dataset, prefix)
         now_ns = self._clock.now_ns()
         record = self._pending(principal, UndeletedRecord(backup=found.id, at_ns=now_ns))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 
+from msgspec.structs import replace
+
 from staddle_server.catalog import Backup, Catalog, MissingRecords, PendingRecord
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Fault, StaddleError
 from staddle_server.session.tenant import Tenant, Tenants
+from staddle_server.store.blobs import BlobExists
 from staddle_server.store.records import (
     ChangeCounts,
     CommittedRecord,
     TenantRecord,
     decode_record,
+    record_name,
 )
 
 log = logging.getLogger(__name__)
@@ -32,7 +36,7 @@ def finish_backup(tenant: Tenant, catalog: Catalog, backup: Backup) -> None:
 
     """
     if not backup.record_written:
-        tenant.records.put(_committed(backup), backup.commit_ns, backup.id)
+        _put_committed(tenant, backup)
         catalog.backups.mark_record_written(tenant.id, backup.id)
 
 
@@ -83,6 +87,19 @@ def _finish(tenant: Tenant, catalog: Catalog, missing: MissingRecords) -> int:
     return len(rows) + len(backups) + len(pending)
 
 
+def _put_committed(tenant: Tenant, backup: Backup) -> None:
+    record = _committed(backup)
+    try:
+        tenant.records.put(record, backup.commit_ns, backup.id)
+    except BlobExists:
+        # An earlier try wrote it, and did not hear so. If its retention was raised meanwhile, that has a record of its own.
+        written = tenant.records.read(record_name(tenant.id, backup.commit_ns, backup.id))
+        if not isinstance(written, CommittedRecord) or record != replace(
+            written, retain_until_ns=record.retain_until_ns
+        ):
+            raise
+
+
 def _committed(backup: Backup) -> CommittedRecord:
     return CommittedRecord(
         backup=backup.id,
@@ -102,4 +119,5 @@ def _committed(backup: Backup) -> CommittedRecord:
         principal=backup.principal,
         upload=backup.upload,
         request_id=backup.request_id,
+        retain_until_ns=backup.retain_until_ns,
     )

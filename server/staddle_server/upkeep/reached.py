@@ -63,17 +63,20 @@ class Reached:
     of them count: something of them may still be saved. Not thread-safe.
     """
 
-    def __init__(self, tenant: Tenant, catalog: Catalog) -> None:
+    def __init__(self, tenant: Tenant, catalog: Catalog, behind: Reached | None = None) -> None:
+        """Nothing yet. Pages that were walked for `behind` are left out, with all that they keep alive."""
         self.packs: dict[bytes, Positions] = {}
         """By pack id."""
         self.chunks = 0
         """Digests that were looked up; the same one counts again in another page."""
         self.missing = 0
         """Those of them that no pack has."""
+        self.pages: set[bytes] = set()
+        """Pages and list chunks that were walked."""
         self._tenant = tenant
         self._catalog = catalog
         self._reader = ChunkReader(tenant, catalog)
-        self._pages: set[bytes] = set()
+        self._pages_behind = behind.pages if behind is not None else frozenset()
 
     def walk(self, root: Root, tick: Callable[[], None] = lambda: None) -> None:
         """Adds all that a manifest refers to. `tick` is called every few thousand chunks, and may raise to stop.
@@ -96,10 +99,13 @@ class Reached:
         self._add(Role.DATA, data)
 
     def _new_pages(self, root: Root) -> Iterator[References]:
-        for found in references(root, self._reader, skip=self._pages.__contains__):
+        for found in references(root, self._reader, skip=self._is_known):
             # The first of them is the page itself; those behind it are of other kinds and may be pages of another manifest.
-            self._pages.add(found.manifest[0])
+            self.pages.add(found.manifest[0])
             yield found
+
+    def _is_known(self, digest: bytes) -> bool:
+        return digest in self.pages or digest in self._pages_behind
 
     def _add(self, role: Role, digests: Iterable[bytes]) -> None:
         rest = iter(dict.fromkeys(digests))

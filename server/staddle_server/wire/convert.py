@@ -13,7 +13,15 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server import limits
-from staddle_server.catalog import Backup, BeginUpload, Dataset, Principal, Terms, Upload
+from staddle_server.catalog import (
+    Backup,
+    BeginUpload,
+    Dataset,
+    Hold,
+    Principal,
+    Terms,
+    Upload,
+)
 from staddle_server.errors import BadRequest
 from staddle_server.manifest.compare import Changed
 from staddle_server.session.intake import Removed, Sent
@@ -391,7 +399,16 @@ def backup_out(backup: Backup) -> pb.Backup:
         delete_time=None if backup.deleted_ns is None else timestamp(backup.deleted_ns),
         scope=int(backup.scope),  # type: ignore[arg-type] # the numbers are the same
         manifest_digest=backup.root.digest.hex(),
+        purge_time=None if backup.purge_ns is None else timestamp(backup.purge_ns),
+        retain_until_time=timestamp(backup.retain_until_ns) if backup.retain_until_ns else None,
+        hold=hold_out(backup.hold),
+        dataset_hold=hold_out(backup.dataset_hold),
     )
+
+
+def hold_out(hold: Hold | None) -> pb.Hold | None:
+    """A legal hold as it goes out."""
+    return None if hold is None else pb.Hold(reason=hold.reason, time=timestamp(hold.since_ns))
 
 
 def dataset_out(dataset: Dataset) -> pb.Dataset:

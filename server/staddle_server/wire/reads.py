@@ -11,7 +11,6 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server import limits
 from staddle_server.catalog import Backup, Catalog
 from staddle_server.manifest.entries import check_path
-from staddle_server.session.deletion import Deletion
 from staddle_server.session.reads import Reads
 from staddle_server.session.restore import (
     Event,
@@ -39,11 +38,10 @@ REFS_PER_PART: Final = 1024
 
 
 class ReadCalls:
-    """What answers the calls that read, and the two that hide and show backups."""
+    """What answers the calls that read."""
 
-    def __init__(self, reads: Reads, deletion: Deletion, catalog: Catalog, tenants: Tenants) -> None:
+    def __init__(self, reads: Reads, catalog: Catalog, tenants: Tenants) -> None:
         self._reads = reads
-        self._deletion = deletion
         self._catalog = catalog
         self._tenants = tenants
 
@@ -192,24 +190,6 @@ class ReadCalls:
 
     def _tokens(self, call: Call) -> PageTokens:
         return PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
-
-    # ------------------------------------------------------------------ hiding
-
-    def delete_backup(self, request: sv.DeleteBackupRequest, call: Call) -> sv.DeleteBackupResponse:
-        backup = self._deletion.delete(call.principal, *self._named(request, call))
-        return sv.DeleteBackupResponse(backup=convert.backup_out(backup))
-
-    def undelete_backup(self, request: sv.UndeleteBackupRequest, call: Call) -> sv.UndeleteBackupResponse:
-        backup = self._deletion.undelete(call.principal, *self._named(request, call))
-        return sv.UndeleteBackupResponse(backup=convert.backup_out(backup))
-
-    @staticmethod
-    def _named(request: sv.DeleteBackupRequest | sv.UndeleteBackupRequest, call: Call) -> tuple[str, str]:
-        call.facts.update(dataset=request.dataset, backup=request.backup)
-        prefix = request.backup.lower()
-        if not 4 <= len(prefix) <= 32 or set(prefix) - set("0123456789abcdef"):
-            raise bad("backup", "it is 4 to 32 hexadecimal digits: name the backup that is meant")
-        return convert.dataset_name(request.dataset), prefix
 
 
 class _Payload(NamedTuple):

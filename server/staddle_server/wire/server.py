@@ -24,6 +24,7 @@ from staddle_server.types import TokenRole
 from staddle_server.wire.call import Gate, Method, handle
 from staddle_server.wire.info import InfoCalls
 from staddle_server.wire.reads import ReadCalls
+from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.status import status_of
 from staddle_server.wire.streams import Streams
 from staddle_server.wire.uploads import UploadCalls
@@ -57,7 +58,9 @@ OPTIONS: Final = (
 )
 
 
-def methods(uploads: UploadCalls, reads: ReadCalls, info: InfoCalls) -> dict[str, Method]:
+def methods(
+    uploads: UploadCalls, reads: ReadCalls, retention: RetentionCalls, info: InfoCalls
+) -> dict[str, Method]:
     """Every method, the role that it needs, and what answers. What is not here is not served."""
     reader, writer, admin = TokenRole.READER, TokenRole.WRITER, TokenRole.ADMIN
     return {
@@ -79,8 +82,15 @@ def methods(uploads: UploadCalls, reads: ReadCalls, info: InfoCalls) -> dict[str
         "GetBackup": Method(reader, reads.get_backup),
         "ListEntries": Method(reader, reads.list_entries),
         "ListChanges": Method(reader, reads.list_changes),
-        "DeleteBackup": Method(admin, reads.delete_backup),
-        "UndeleteBackup": Method(admin, reads.undelete_backup),
+        "DeleteBackup": Method(admin, retention.delete_backup),
+        "UndeleteBackup": Method(admin, retention.undelete_backup),
+        "SetHold": Method(admin, retention.set_hold),
+        "ReleaseHold": Method(admin, retention.release_hold),
+        "RetainBackup": Method(admin, retention.retain_backup),
+        "GetRetention": Method(reader, retention.get_retention),
+        "SetRetention": Method(admin, retention.set_retention),
+        "PlanRetention": Method(reader, retention.plan_retention),
+        "ApplyRetention": Method(admin, retention.apply_retention),
         "GetServerInfo": Method(reader, info.get_server_info),
     }
 

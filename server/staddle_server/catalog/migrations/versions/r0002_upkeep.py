@@ -101,7 +101,15 @@ def _columns() -> dict[str, list[sa.Column[object]]]:
             sa.Column("gc_waits", sa.Boolean(), nullable=False, server_default=sa.false()),
             words("gc_failure"),
         ],
-        "datasets": [number("min_retention_s", 0), time("hold_ns"), words("hold_reason"), words("policy")],
+        "datasets": [
+            number("min_retention_s", 0),
+            time("hold_ns"),
+            words("hold_reason"),
+            words("policy"),
+            number("policy_ns", 0),
+            words("applied_plan"),
+            number("applied_ns", 0),
+        ],
         "backups": [time("purged_ns"), number("retain_until_ns", 0), time("hold_ns"), words("hold_reason")],
         "packs": [time("condemned_ns"), time("verified_ns"), number("parity_bytes", 0)],
     }

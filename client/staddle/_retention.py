@@ -1,0 +1,195 @@
+"""The part of the client that deletes, protects and lets go: what `Client` has of it, and its values on the wire."""
+
+import datetime
+from typing import Any, Final
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from staddle._calls import Calls
+from staddle._convert import backup_of, datetime_of, hold_of, text
+from staddle._errors import BadRequestError
+from staddle._retention_types import (
+    AppliedRetention,
+    PlannedBackup,
+    Retention,
+    RetentionPlan,
+    RetentionPolicy,
+    RetentionTag,
+)
+from staddle._types import Backup, Hold
+from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import service_pb2 as service
+
+PLAN_PAGE: Final = 1_000
+COUNT_MAX: Final = 1_000_000
+_COUNTS: Final = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly")
+
+
+class RetentionMethods:
+    """The methods of `Client` for deletion, holds and retention. All but the looking ones need the role admin."""
+
+    _calls: Calls
+
+    # ------------------------------------------------------------------------------------------- deleting
+
+    def delete_backup(self, dataset: str, backup: str) -> Backup:
+        """Hides a backup, named by its id or the first digits of it: it is no longer listed, picked or used as a base.
+
+        It can be undeleted until its `purge_time`. ProtectedError where a hold or a retention time keeps it, whoever asks.
+        """
+        request = service.DeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
+        return backup_of(self._calls.call("DeleteBackup", request).backup)
+
+    def undelete_backup(self, dataset: str, backup: str) -> Backup:
+        """Shows a deleted backup again."""
+        request = service.UndeleteBackupRequest(
+            dataset=text("dataset", dataset), backup=text("backup", backup)
+        )
+        return backup_of(self._calls.call("UndeleteBackup", request).backup)
+
+    # ------------------------------------------------------------------------------------------- protecting
+
+    def set_hold(self, dataset: str, backup: str | None = None, *, reason: str) -> Hold:
+        """Places a legal hold on a backup, also a deleted one, or on the dataset with all its backups, until `release_hold`."""
+        request = service.SetHoldRequest(
+            dataset=text("dataset", dataset),
+            backup=text("backup", backup or ""),
+            reason=text("reason", reason),
+        )
+        return hold_of(self._calls.call("SetHold", request).hold)
+
+    def release_hold(self, dataset: str, backup: str | None = None) -> None:
+        """Releases the hold of a backup, or that of the dataset; each leaves the other alone."""
+        request = service.ReleaseHoldRequest(
+            dataset=text("dataset", dataset), backup=text("backup", backup or "")
+        )
+        self._calls.call("ReleaseHold", request)
+
+    def retain_backup(self, dataset: str, backup: str, until: datetime.datetime) -> Backup:
+        """Keeps a backup from being deleted before a time (without a zone: local). An earlier time than it has changes nothing."""
+        request = service.RetainBackupRequest(
+            dataset=text("dataset", dataset), backup=text("backup", backup), until_time=_timestamp(until)
+        )
+        return backup_of(self._calls.call("RetainBackup", request).backup)
+
+    # ------------------------------------------------------------------------------------------- policies
+
+    def get_retention(self, dataset: str) -> Retention:
+        """A dataset's policy, minimum retention and hold."""
+        request = service.GetRetentionRequest(dataset=text("dataset", dataset))
+        return retention_of(self._calls.call("GetRetention", request).retention)
+
+    def set_retention(
+        self,
+        dataset: str,
+        policy: RetentionPolicy | None = None,
+        *,
+        minimum: datetime.timedelta | None = None,
+    ) -> Retention:
+        """Sets a dataset's policy, its minimum retention, or both; None: as it is. `RetentionPolicy()` takes the policy away.
+
+        For `minimum` after its commit nobody can delete a backup. Raising it protects the backups that are there, too; lowering
+        it takes nothing back.
+        """
+        request = service.SetRetentionRequest(dataset=text("dataset", dataset))
+        if policy is not None:
+            request.policy.CopyFrom(policy_to_wire(policy))
+        if minimum is not None:
+            request.minimum.CopyFrom(_duration("minimum", minimum))
+        return retention_of(self._calls.call("SetRetention", request).retention)
+
+    def plan_retention(self, dataset: str, *, free_bytes: bool = True) -> RetentionPlan:
+        """What the dataset's policy would delete now, why, and how many bytes would come free. Changes nothing; role reader.
+
+        `free_bytes` reads the manifests of all backups of the tenant: without it the plan is there at once.
+        """
+        request = service.PlanRetentionRequest(
+            dataset=text("dataset", dataset), without_free_bytes=not free_bytes, page_size=PLAN_PAGE
+        )
+        first = answer = self._calls.call("PlanRetention", request)
+        backups = [_planned(each) for each in answer.backups]
+        while answer.next_page_token:
+            request.page_token = answer.next_page_token
+            answer = self._calls.call("PlanRetention", request)
+            backups += map(_planned, answer.backups)
+        return RetentionPlan(
+            dataset,
+            first.plan_token,
+            tuple(backups),
+            first.free_bytes if first.HasField("free_bytes") else None,
+            first.free_bytes_unknown,
+        )
+
+    def apply_retention(self, dataset: str, plan_token: str) -> AppliedRetention:
+        """Deletes just what the plan with this token said, all or nothing.
+
+        PlanChangedError, and nothing was deleted, if anything changed since.
+        """
+        request = service.ApplyRetentionRequest(
+            dataset=text("dataset", dataset), plan_token=text("plan_token", plan_token)
+        )
+        answer = self._calls.call("ApplyRetention", request)
+        return AppliedRetention(
+            tuple(answer.deleted_backup_ids),
+            datetime_of(answer.purge_time) if answer.HasField("purge_time") else None,
+        )
+
+
+def _planned(message: service.PlannedBackup) -> PlannedBackup:
+    return PlannedBackup(backup_of(message.backup), message.goes, tuple(message.reasons), message.damaged)
+
+
+def retention_of(message: resources.Retention) -> Retention:
+    """A dataset's retention as the server says it."""
+    return Retention(
+        policy_of(message.policy) if message.HasField("policy") else None,
+        datetime.timedelta(seconds=message.minimum.seconds),
+        hold_of(message.hold) if message.HasField("hold") else None,
+    )
+
+
+def policy_of(message: resources.RetentionPolicy) -> RetentionPolicy:
+    """A policy as the server says it."""
+    return RetentionPolicy(
+        keep_within=datetime.timedelta(seconds=message.keep_within.seconds),
+        keep_tags=tuple(
+            RetentionTag(tag.key, tag.value if tag.HasField("value") else None) for tag in message.keep_tags
+        ),
+        time_zone=message.time_zone,
+        **{name: getattr(message, name) for name in _COUNTS},
+    )
+
+
+def policy_to_wire(policy: RetentionPolicy) -> resources.RetentionPolicy:
+    """A policy as it travels. Raises BadRequestError for what cannot."""
+    counts: dict[str, Any] = {name: getattr(policy, name) for name in _COUNTS}
+    for name, count in counts.items():
+        if not 0 <= count <= COUNT_MAX:
+            raise BadRequestError(f"{name} is 0 to {COUNT_MAX:,}, not {count}.", facts={"field": name})
+    return resources.RetentionPolicy(
+        keep_within=_duration("keep_within", policy.keep_within) if policy.keep_within else None,
+        keep_tags=[
+            resources.RetentionTag(
+                key=text("keep_tags", tag.key),
+                value=None if tag.value is None else text("keep_tags", tag.value),
+            )
+            for tag in policy.keep_tags
+        ],
+        time_zone=text("time_zone", policy.time_zone),
+        **counts,
+    )
+
+
+def _duration(field: str, value: datetime.timedelta) -> duration_pb2.Duration:
+    if value < datetime.timedelta(0) or value.microseconds:
+        raise BadRequestError(f"{field} is whole seconds, not {value}.", facts={"field": field})
+    return duration_pb2.Duration(seconds=value.days * 86_400 + value.seconds)
+
+
+def _timestamp(moment: datetime.datetime) -> timestamp_pb2.Timestamp:
+    message = timestamp_pb2.Timestamp()
+    try:
+        message.FromDatetime(moment.astimezone(datetime.UTC))
+    except (OverflowError, ValueError, OSError) as error:
+        raise BadRequestError(f"{moment} is out of the range of times.", facts={"field": "until"}) from error
+    return message

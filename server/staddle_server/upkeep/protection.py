@@ -1,0 +1,97 @@
+"""Legal holds and retention times: decided in the catalog, recorded in the store, then answered."""
+
+from __future__ import annotations
+
+import os
+
+from staddle_server.catalog import Backup, Catalog, Hold, PendingRecord, Principal
+from staddle_server.errors import BadRequest
+from staddle_server.limits import RETENTION_S_MAX
+from staddle_server.session.clock import Clock
+from staddle_server.session.records import finish_missing
+from staddle_server.session.tenant import Tenants
+from staddle_server.store.records import (
+    Decision,
+    HeldRecord,
+    ReleasedRecord,
+    RetainedRecord,
+    encode_record,
+)
+from staddle_server.upkeep.retention import NS
+
+
+def pending(tenant: bytes, record: Decision) -> PendingRecord:
+    """A decision's record, to be kept in the transaction that decides."""
+    return PendingRecord(os.urandom(16), tenant, encode_record(record))
+
+
+class Protection:
+    """What keeps backups from being deleted by anyone, administrators too.
+
+    All methods raise NotFound and AMBIGUOUS_BACKUP for what they cannot find, and Exhausted or Unavailable where it is decided
+    and no record of that is durable: a replay writes it.
+    """
+
+    def __init__(self, catalog: Catalog, tenants: Tenants, clock: Clock) -> None:
+        self._catalog = catalog
+        self._tenants = tenants
+        self._clock = clock
+
+    def hold_dataset(self, principal: Principal, dataset: str, reason: str) -> Hold:
+        """Holds a dataset with all its backups, also later ones, until it is released."""
+        now_ns = self._clock.now_ns()
+        record = HeldRecord(backup=b"", dataset=dataset, reason=reason, at_ns=now_ns)
+        hold = self._catalog.retention.hold_dataset(
+            principal.tenant, dataset, reason, now_ns, pending(principal.tenant, record)
+        )
+        self._finish(principal)
+        return hold
+
+    def hold_backup(self, principal: Principal, dataset: str, prefix: str, reason: str) -> Backup:
+        """Holds a backup until it is released; one that is deleted is not purged meanwhile."""
+        found, now_ns = self._find(principal, dataset, prefix), self._clock.now_ns()
+        record = HeldRecord(backup=found.id, dataset=dataset, reason=reason, at_ns=now_ns)
+        backup = self._catalog.retention.hold_backup(
+            principal.tenant, found.id, reason, now_ns, pending(principal.tenant, record)
+        )
+        self._finish(principal)
+        return backup
+
+    def release_dataset(self, principal: Principal, dataset: str) -> None:
+        """Releases the dataset's hold. Its backups' own holds stay."""
+        now_ns = self._clock.now_ns()
+        record = ReleasedRecord(backup=b"", dataset=dataset, at_ns=now_ns)
+        self._catalog.retention.release_dataset(
+            principal.tenant, dataset, now_ns, pending(principal.tenant, record)
+        )
+        self._finish(principal)
+
+    def release_backup(self, principal: Principal, dataset: str, prefix: str) -> Backup:
+        """Releases a backup's own hold. That of its dataset stays."""
+        found, now_ns = self._find(principal, dataset, prefix), self._clock.now_ns()
+        record = ReleasedRecord(backup=found.id, dataset=dataset, at_ns=now_ns)
+        backup = self._catalog.retention.release_backup(
+            principal.tenant, found.id, now_ns, pending(principal.tenant, record)
+        )
+        self._finish(principal)
+        return backup
+
+    def retain(self, principal: Principal, dataset: str, prefix: str, until_ns: int) -> Backup:
+        """Keeps a backup from being deleted before a time; an earlier time than it has changes nothing."""
+        found, now_ns = self._find(principal, dataset, prefix), self._clock.now_ns()
+        if not 0 <= until_ns <= now_ns + RETENTION_S_MAX * NS:
+            raise BadRequest(
+                "BAD_FIELD", "until_time: it is at most a hundred years from now", field="until_time"
+            )
+        record = RetainedRecord(backup=found.id, until_ns=until_ns, at_ns=now_ns)
+        backup = self._catalog.retention.retain(
+            principal.tenant, found.id, until_ns, now_ns, pending(principal.tenant, record)
+        )
+        self._finish(principal)
+        return backup
+
+    def _find(self, principal: Principal, dataset: str, prefix: str) -> Backup:
+        return self._catalog.backups.resolve(principal.tenant, dataset, backup=prefix, include_deleted=True)
+
+    def _finish(self, principal: Principal) -> None:
+        finish_missing(self._tenants.get(principal.tenant), self._catalog)

@@ -1,0 +1,284 @@
+"""Deleting, protecting, letting go, as a user types it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+
+import pytest
+from command_line import CommandLine
+from thin import back_up
+
+
+@pytest.fixture
+def backups(running) -> list[str]:
+    """The ids of three backups of `www`, the oldest first."""
+    stub = running.stub()
+    return [
+        back_up(stub, "www", {"a": b"Hello %d!" % number * 1000}, tags={"n": f"{number}"}).id
+        for number in range(3)
+    ]
+
+
+def listed(staddle: CommandLine, *more: str) -> list[str]:
+    return [record["id"] for record in staddle("list", "www", "--json", *more).records[:-1]]
+
+
+def test_a_backup_is_deleted_listed_as_deleted_and_brought_back(
+    staddle: CommandLine, backups: list[str]
+) -> None:
+    oldest, _, newest = backups
+    done = staddle("delete", "www", newest[:8], "--yes")
+    (line,) = done.lines
+    assert line.startswith(f"Deleted backup {newest[:8]} of www (number 3, begun ")
+    assert re.search(r"Until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00, `staddle undelete` brings back", line)
+    assert listed(staddle) == [backups[1], oldest]
+    assert listed(staddle, "--deleted") == [newest]
+    heading, row, summary = staddle("list", "www", "--deleted").lines
+    assert heading.split("  ")[0] == "ID"
+    assert "UNDELETE UNTIL" in heading
+    assert row.startswith(f"{newest[:8]}  ")
+    assert summary == "1 deleted backup of www, which `staddle undelete` brings back."
+    done = staddle("undelete", "www", newest[:8])
+    assert done.lines[0].startswith(f"Undeleted backup {newest[:8]} of www (number 3")
+    assert listed(staddle) == [newest, backups[1], oldest]
+    assert staddle("list", "www", "--deleted").lines == ["0 deleted backups of www."]
+
+
+def test_several_backups_are_deleted_by_one_command_each_once(
+    staddle: CommandLine, backups: list[str]
+) -> None:
+    done = staddle("delete", "www", backups[0], backups[1][:8], backups[0][:8], "--yes")
+    assert [line.split()[0] for line in done.lines] == ["ID", backups[0][:8], backups[1][:8], "Deleted"]
+    assert done.lines[-1].startswith("Deleted 2 backups of www. Until ")
+    assert listed(staddle) == [backups[2]]
+    back = staddle("undelete", "www", backups[0], "--json").summary["backup"]
+    assert (back["id"], back["delete_time"], back["purge_time"]) == (backups[0], None, None)
+
+
+def test_json_says_what_was_deleted_and_until_when(staddle: CommandLine, backups: list[str]) -> None:
+    done = staddle("delete", "www", backups[0], "--yes", "--json")
+    record, summary = done.records
+    assert record["id"] == backups[0]
+    assert record["purge_time"] > record["delete_time"]
+    assert summary == {"summary": "delete", "dataset": "www", "deleted_count": 1}
+
+
+def test_a_name_that_is_none_deletes_nothing_at_all(staddle: CommandLine, backups: list[str]) -> None:
+    done = staddle("delete", "www", backups[0], "ffffffff", "--yes", code=1)
+    assert "has no backup ffffffff" in done.err
+    assert "`staddle list www`" in done.err
+    for name in ("latest", "abc", "zzzz", ""):
+        done = staddle("delete", "www", name, "--yes", code=2)
+        assert "names no backup" in done.err
+    assert len(listed(staddle)) == 3
+
+
+def test_what_deletes_asks_first_or_needs_a_yes(staddle: CommandLine, backups: list[str]) -> None:
+    staddle("retention", "set", "www", "--keep-last", "1")
+    for words in (("delete", "www", backups[0]), ("retention", "apply", "www")):
+        for more in ((), ("--json",)):
+            done = staddle(*words, *more, given=b"y\n", code=2)
+            assert "--yes" in done.err
+            assert done.out == b""
+    assert len(listed(staddle)) == 3
+
+
+def asked(staddle: CommandLine, answer: bytes, *words: str) -> tuple[int, str, str]:
+    """Runs it with standard input on a terminal on which somebody answers."""
+    ours, theirs = pty.openpty()
+    running = staddle.start(*words, stdin=theirs)
+    os.close(theirs)
+    os.write(ours, answer)
+    out, err = running.communicate(timeout=60)
+    os.close(ours)
+    return running.returncode, out.decode(), err.decode()
+
+
+def test_a_question_is_answered_with_yes_or_nothing_is_done(staddle: CommandLine, backups: list[str]) -> None:
+    for answer in (b"n\n", b"\n", b"\x04"):
+        code, _, err = asked(staddle, answer, "delete", "www", backups[0])
+        assert code == 1
+        assert f"Delete backup {backups[0][:8]} of www" in err
+        assert "Nothing was done." in err
+    assert len(listed(staddle)) == 3
+    code, out, _ = asked(staddle, b"y\n", "delete", "www", backups[0])
+    assert (code, out.split()[0]) == (0, "Deleted")
+    staddle("retention", "set", "www", "--keep-last", "1")
+    code, out, err = asked(staddle, b"n\n", "retention", "apply", "www")
+    assert code == 1
+    assert "1 of 2 backups of www goes, which frees" in err
+    code, out, err = asked(staddle, b"yes\n", "retention", "apply", "www")
+    assert (code, out.splitlines()[-1].split(".")[0]) == (0, "Deleted 1 backup of www")
+    assert listed(staddle) == [backups[2]]
+
+
+# --- protecting
+
+
+def test_what_is_held_is_not_deleted_and_the_list_says_why(staddle: CommandLine, backups: list[str]) -> None:
+    assert "PROTECTED" not in staddle("list", "www").lines[0]
+    done = staddle("hold", "www", backups[0][:8], "--reason", "case 17")
+    assert re.fullmatch(rf"Held backup {backups[0][:8]} of www since .*: case 17\.", done.lines[0])
+    lines = staddle("list", "www").lines
+    assert lines[0].split() == [
+        "ID",
+        "NUMBER",
+        "KIND",
+        "BEGAN",
+        "ENTRIES",
+        "SIZE",
+        "STORED",
+        "CHANGES",
+        "PROTECTED",
+        "TAGS",
+    ]
+    assert "held: case 17" in lines[3]
+    assert "held" not in lines[1]
+    done = staddle("delete", "www", backups[0], "--yes", code=1)
+    assert "cannot be deleted: a legal hold since" in done.err
+    error = staddle("delete", "www", backups[0], "--yes", "--json", code=1).error
+    assert (error["reason"], error["by"], error["backup"]) == ("PROTECTED", "hold", backups[0])
+    done = staddle("release", "www", backups[0][:8])
+    assert done.lines == [f"Released: there is no hold on backup {backups[0][:8]} of www."]
+    staddle("delete", "www", backups[0], "--yes")
+
+
+def test_a_dataset_is_held_with_all_its_backups(staddle: CommandLine, backups: list[str]) -> None:
+    summary = staddle("hold", "www", "--reason", "audit\u202e", "--json").summary
+    assert (summary["dataset"], summary["backup"], summary["hold"]["reason"]) == ("www", None, "audit\u202e")
+    shown = staddle("list", "www").lines[1]
+    assert "dataset held: audit\\u202e" in shown, "a reason cannot steer the terminal"
+    assert "since" in staddle("retention", "show", "www").lines[0]
+    staddle("delete", "www", backups[0], "--yes", code=1)
+    assert staddle("release", "www").lines == ["Released: there is no hold on the dataset www."]
+    staddle("delete", "www", backups[0], "--yes")
+
+
+def test_a_retained_backup_says_until_when(staddle: CommandLine, backups: list[str]) -> None:
+    done = staddle("retain", "www", backups[0], "--until", "2031-12-31")
+    assert done.lines[0].endswith(" until 2031-12-31 23:59:59+00:00.")
+    summary = staddle("retain", "www", backups[0], "--until", "2030-01-01", "--json").summary
+    assert summary["backup"]["retain_until_time"].startswith("2031-12-31T23:59:59"), "only ever later"
+    assert "until 2031-12-31 23:59:59+00:00" in staddle("list", "www").lines[3]
+    error = staddle("delete", "www", backups[0], "--yes", "--json", code=1).error
+    assert (error["by"], error["until"][:19]) == ("retention", "2031-12-31T23:59:59")
+    for wrong in ("3d", "sometime", ""):
+        assert "--until" in staddle("retain", "www", backups[0], "--until", wrong, code=2).err
+
+
+# --- policies
+
+
+def test_a_policy_is_set_shown_planned_and_applied(staddle: CommandLine, backups: list[str]) -> None:
+    lines = staddle("retention", "show", "www").lines
+    assert lines == ["www has no policy: none of its backups is deleted by itself."]
+    rules = ["--keep-last", "1", "--keep-within", "0", "--keep-tag", "n=1", "--minimum", "0"]
+    lines = staddle("retention", "set", "www", *rules).lines
+    assert lines[:-1] == ["keep last  1", "keep tags  n=1", "time zone  UTC"]
+    *rows, summary = staddle("retention", "plan", "www").lines
+    assert [row.split()[0] for row in rows] == ["ID", "stays", "stays", "goes"]
+    assert rows[1].endswith("last 1 of 1, the newest")
+    assert rows[2].endswith("it has the tag n=1")
+    assert rows[3].endswith("no rule keeps it")
+    found = re.fullmatch(
+        r"1 of 3 backups of www goes, which frees [\d.]+ K?i?B once their grace period is over\. "
+        r"`staddle retention apply www --plan ([0-9a-f]{32})` deletes just these\.",
+        summary,
+    )
+    assert found, summary
+    assert len(listed(staddle)) == 3
+    done = staddle("retention", "apply", "www", "--plan", found[1])
+    assert done.lines[0].startswith("Deleted 1 backup of www. Until ")
+    assert listed(staddle) == [backups[2], backups[1]]
+    assert staddle("retention", "apply", "www", "--yes").lines[-1] == "No backup of www goes."
+
+
+def test_a_plan_as_json(staddle: CommandLine, backups: list[str]) -> None:
+    staddle("retention", "set", "www", "--keep-last", "2")
+    *records, summary = staddle("retention", "plan", "www", "--json").records
+    assert [(each["backup"]["id"], each["goes"], each["damaged"]) for each in records] == [
+        (backups[2], False, False),
+        (backups[1], False, False),
+        (backups[0], True, False),
+    ]
+    assert records[2]["reasons"] == ["no rule keeps it"]
+    assert summary["free_bytes"] > 0
+    assert (summary["delete_count"], summary["keep_count"], len(summary["plan_token"])) == (1, 2, 32)
+    fast = staddle("retention", "plan", "www", "--fast", "--json").summary
+    assert fast == {**summary, "free_bytes": None}
+    applied = staddle("retention", "apply", "www", "--plan", summary["plan_token"], "--json").summary
+    assert (applied["deleted_count"], applied["deleted_backup_ids"]) == (1, [backups[0]])
+    again = staddle("retention", "apply", "www", "--plan", summary["plan_token"], "--json").summary
+    assert again == applied, "a replay"
+
+
+def test_a_plan_that_no_longer_holds_says_what_to_do(
+    staddle: CommandLine, backups: list[str], running
+) -> None:
+    staddle("retention", "set", "www", "--keep-last", "2")
+    token = staddle("retention", "plan", "www", "--json").summary["plan_token"]
+    back_up(running.stub(), "www", {"a": b"new"})
+    done = staddle("retention", "apply", "www", "--plan", token, code=1)
+    assert "nothing was deleted" in done.err
+    assert "`staddle retention plan www` makes another one." in done.err
+    assert len(listed(staddle)) == 4
+
+
+def test_all_rules_and_their_removal(staddle: CommandLine, backups: list[str]) -> None:
+    words = (
+        "--keep-last 2 --keep-within 1y --keep-hourly 3 --keep-daily 4 --keep-weekly 5 --keep-monthly 6 --keep-yearly 7 "
+        "--keep-tag pin --keep-tag n= --time-zone Europe/Berlin --minimum 36h"
+    )
+    expected = {
+        "keep_last": 2,
+        "keep_hourly": 3,
+        "keep_daily": 4,
+        "keep_weekly": 5,
+        "keep_monthly": 6,
+        "keep_yearly": 7,
+        "keep_tags": [{"key": "pin", "value": None}, {"key": "n", "value": ""}],
+        "time_zone": "Europe/Berlin",
+        "keep_within_s": 365 * 86_400,
+    }
+    summary = staddle("retention", "set", "www", *words.split(), "--json").summary
+    assert (summary["policy"], summary["minimum_s"], summary["hold"]) == (expected, 36 * 3600, None)
+    assert staddle("retention", "show", "www").lines[:-1] == [
+        "keep last          2",
+        "keep within        365d of the newest",
+        "keep hourly        3",
+        "keep daily         4",
+        "keep weekly        5",
+        "keep monthly       6",
+        "keep yearly        7",
+        "keep tags          pin n=",
+        "time zone          Europe/Berlin",
+        "minimum retention  36h after each commit",
+    ]
+    summary = staddle("retention", "set", "www", "--minimum", "0", "--json").summary
+    assert (summary["policy"], summary["minimum_s"]) == (expected, 0)
+    assert staddle("retention", "set", "www", "--none", "--json").summary["policy"] is None
+
+
+def test_what_is_no_policy_is_a_wrong_usage(staddle: CommandLine, backups: list[str]) -> None:
+    for words, said in (
+        ((), "Give the rules"),
+        (("--none", "--keep-last", "1"), "--none"),
+        (("--time-zone", "Europe/Berlin"), "a rule"),
+        (("--keep-last", "1000001"), "--keep-last"),
+        (("--keep-within", "101y"), "--keep-within"),
+        (("--keep-tag", "=x"), "--keep-tag"),
+        (("--keep-last", "1", "--time-zone", "Europe/Atlantis"), "no time zone 'Europe/Atlantis'"),
+    ):
+        assert said in staddle("retention", "set", "www", *words, code=2).err
+    assert staddle("retention", "show", "www", "--json").summary["policy"] is None
+
+
+def test_who_is_no_admin_may_look_and_not_more(staddle: CommandLine, backups: list[str], running) -> None:
+    writer = {"STADDLE_TOKEN": running.token("writer")}
+    staddle("retention", "plan", "www", **writer)
+    staddle("retention", "show", "www", **writer)
+    for words in (("delete", "www", backups[0], "--yes"), ("retention", "apply", "www", "--plan", "00")):
+        error = staddle(*words, "--json", code=1, **writer).error
+        assert error["reason"] == "PERMISSION_DENIED", words
