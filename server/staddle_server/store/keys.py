@@ -64,6 +64,7 @@ class Secrets(msgspec.Struct, frozen=True):
     page_key: bytes
     record_key: bytes
     token_key: bytes
+    parity_key: bytes
     chunker_seed: int
 
     def __repr__(self) -> str:
@@ -83,6 +84,7 @@ def _secrets_of(root: bytes) -> Secrets:
         page_key=derive("staddle.v1 manifest page key", root),
         record_key=derive("staddle.v1 record key", root),
         token_key=derive("staddle.v1 page token key", root),
+        parity_key=derive("staddle.v1 parity key", root),
         chunker_seed=seed % (2**63 - 1) + 1,
     )
 
