@@ -102,6 +102,7 @@ def _serving(settings: Settings, opened: Rooms) -> Iterator[Address]:
         lease_s=settings.lease_s,
         upload_life_s=settings.upload_life_s,
         endpoint=str(settings.endpoint or ""),
+        parity_percent=settings.parity_percent,
     )
     drain_s = 0.0
     try:

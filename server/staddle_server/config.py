@@ -65,6 +65,7 @@ class Settings:
     lease_s: float
     upload_life_s: float
     drain_s: float
+    parity_percent: int
     log_format: str
     log_level: str
 
@@ -226,6 +227,14 @@ OPTIONS: Final = (
         _duration(0, 86_400),
         "20s",
         "How long open streams may go on after SIGTERM before they are ended at a checkpoint.",
+    ),
+    Option(
+        "parity_percent",
+        "parity",
+        "PERCENT",
+        _whole_number(0, limits.PARITY_PERCENT_MAX),
+        "0",
+        "Parity of packs that are written from now on: how much of a pack can be lost and repaired. 0: none.",
     ),
     Option(
         "log_format",

@@ -16,6 +16,8 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.upkeep.copies import copies_task
+from staddle_server.upkeep.parity import parity_task
 from staddle_server.upkeep.schedule import Schedule
 from staddle_server.wire.call import Gate
 from staddle_server.wire.info import InfoCalls
@@ -38,9 +40,15 @@ class Service:
         lease_s: float,
         upload_life_s: float,
         endpoint: str = "",
+        parity_percent: int = 0,
         clock: Clock | None = None,
     ) -> None:
-        """Writes the records that a crash has left out, and builds the server; serves nothing yet."""
+        """Writes the records that a crash has left out, and builds the server; serves nothing yet.
+
+        Raises:
+            ParityLibraryMissing: parity is asked for, and pyeclib is not installed.
+
+        """
         clock = clock or SystemClock()
         tenants = Tenants(blobs, catalog, keys)
         self.finished_records = finish_all(tenants, catalog)
@@ -58,7 +66,11 @@ class Service:
             Streams(streams_max, clock.monotonic_s),
         )
         self._wire = WireServer(self._gate, table, streams_max)
-        self._schedule = Schedule((), catalog, clock)
+        tasks = [
+            parity_task(tenants, catalog, clock, parity_percent),
+            copies_task(tenants, catalog, keys, on=parity_percent > 0),
+        ]
+        self._schedule = Schedule(tasks, catalog, clock)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens on HOST:PORT and serves; gives the port, which is a free one where 0 was asked for.

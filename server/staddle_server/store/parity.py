@@ -10,7 +10,7 @@ from staddle_server.limits import MIB, PACK_BYTES_MAX
 from staddle_server.store import parityform as form
 from staddle_server.store.blobs import BlobMissing, Blobs, BlobShort, BlobWriter, check_range
 from staddle_server.store.keys import chunk_id, secrets_of
-from staddle_server.store.pack import PackDamaged, PackReader, pack_name
+from staddle_server.store.pack import PackDamaged, PackReader, pack_name, parse_pack_name
 from staddle_server.store.packform import PACK_BYTES_MIN, FormError
 from staddle_server.store.reedsolomon import code
 from staddle_server.types import TenantKeys
@@ -54,10 +54,12 @@ class BeyondParity(Damaged):
     """A pack lacks more than its parity gives back. Nothing was changed."""
 
     def __init__(self, pack: bytes, geometry: form.Geometry, damaged: int, beyond: int) -> None:
+        lost = "all" if damaged == geometry.blocks else str(damaged)
         super().__init__(
-            f"pack {pack.hex()} cannot be repaired with its parity, and nothing was changed: {damaged} of its "
-            f"{geometry.blocks} blocks of {geometry.block_bytes} bytes are damaged or missing, and {beyond} of its "
-            f"{geometry.rows} rows have lost more than the {geometry.parity} blocks that a row's parity gives back"
+            f"pack {pack.hex()} cannot be repaired with its parity, and nothing was changed: {lost} of its "
+            f"{geometry.blocks} blocks of {geometry.block_bytes} bytes are damaged or missing; in each row of "
+            f"{geometry.columns} blocks {geometry.parity} can be given back, and {beyond} of its {geometry.rows} rows "
+            "have lost more, or have damaged parity"
         )
         self.pack = pack
 
@@ -70,6 +72,14 @@ def parity_name(tenant: bytes, pack: bytes) -> str:
 def parity_prefix(tenant: bytes) -> str:
     """What the names of a tenant's parity objects lie below."""
     return f"parity/{tenant.hex()}"
+
+
+def parse_parity_name(name: str) -> tuple[bytes, bytes]:
+    """Tenant and pack id of a parity object's name. Raises ValueError."""
+    tenant, pack = parse_pack_name(name.replace("parity/", "packs/", 1))
+    if parity_name(tenant, pack) != name:
+        raise ValueError(f"{name} is not the name of a pack's parity")
+    return tenant, pack
 
 
 def verify_pack(reader: PackReader, keys: TenantKeys, pack: bytes) -> int:
