@@ -145,7 +145,7 @@ def test_parity_that_is_lost_is_made_again_and_that_of_packs_that_are_gone_remov
     stray.parent.mkdir(exist_ok=True)
     stray.write_bytes(b"of a pack that is gone")
     done = run("parity", "--data", server.data)
-    assert "The parity of 1 pack was gone or cut off." in done.stdout
+    assert "The parity of 1 pack was gone, cut off or damaged." in done.stdout
     assert "Removed the parity of 1 pack that is gone." in done.stdout
     assert parities[0].exists()
     assert not stray.exists()
@@ -169,3 +169,20 @@ def test_a_percentage_that_cannot_be_is_refused_and_the_library_is_named_where_i
         done = run(*command)
         assert done.returncode == 1
         assert "pip install 'staddle[parity]'" in done.stderr
+
+
+def test_verifying_finds_damage_that_nobody_met(server) -> None:
+    backed_up(server)
+    run("parity", "--data", server.data)
+    assert run("parity", "--data", server.data, "--verify").stdout.startswith("Packs with parity: 2 of 2; ")
+    large, small = packs_of(server)
+    hurt(large, 500_000, 1)
+    hurt(next((server.data / "store" / "parity").rglob(small.name)), 200, 1)
+    assert run("parity", "--data", server.data).returncode == 0
+    done = run("parity", "--data", server.data, "--verify")
+    assert done.returncode == 1
+    assert "The parity of 2 packs was gone, cut off or damaged." in done.stdout
+    assert f"No parity, tenant default: pack {large.name} is damaged" in done.stderr
+    assert run("parity", "--data", server.data, "--repair").returncode == 0
+    assert run("parity", "--data", server.data, "--verify").returncode == 0
+    assert run("parity", "--data", server.data, "--verify", "--repair").returncode == 2

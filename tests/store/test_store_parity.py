@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from staddle_server.types import PackSummary, Role, TenantKeys
 from store_data import Seeded, tenant_keys, write_pack
 
 BLOCK = PARITY_BLOCK_BYTES
+EXAMPLES = int(os.environ.get("STADDLE_TEST_EXAMPLES", "100"))
+"""Random damages that each property is shown; more in a long run."""
 KEYS = tenant_keys("here", (1, 2))
 
 
@@ -101,7 +104,7 @@ def test_any_one_block_that_is_lost_comes_back_byte_for_byte_and_is_named(size: 
         assert mended == ((Range(block * BLOCK, length),), len(one.data), len(one.data))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.data())
 def test_a_lost_stretch_within_the_budget_comes_back_byte_for_byte(data: st.DataObject) -> None:
     one = sample(data.draw(st.sampled_from(SIZES)), data.draw(st.sampled_from([10, 25])))
@@ -124,7 +127,7 @@ def test_a_lost_stretch_within_the_budget_comes_back_byte_for_byte(data: st.Data
     assert verify_pack(PackReader(hurt.blobs, KEYS), KEYS, hurt.pack) == len(one.data)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.data())
 def test_whatever_is_done_to_a_pack_and_its_parity_it_comes_back_or_stays_as_it_is(
     data: st.DataObject,
@@ -441,7 +444,7 @@ def times(a: int, b: int) -> int:
 INVERSE = {a: next(b for b in range(1, 256) if times(a, b) == 1) for a in range(1, 256)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40 * EXAMPLES // 100, deadline=None)
 @given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 40), st.randoms())
 def test_the_code_is_the_one_that_is_written_down_and_any_blocks_of_a_row_give_it_back(
     columns: int, parity: int, block_bytes: int, seeded

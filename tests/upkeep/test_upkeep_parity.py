@@ -1,5 +1,7 @@
 """Parity beside a server: when it is made, and how damaged packs are made whole with it."""
 
+import errno
+import os
 import sys
 import threading
 from dataclasses import dataclass
@@ -8,12 +10,13 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import Damaged
+from staddle_server.errors import Damaged, Unavailable
 from staddle_server.session.tenant import Tenants
 from staddle_server.store import reedsolomon
 from staddle_server.store.blobs import BlobMissing
+from staddle_server.store.directory import DirectoryBlobs, Files
 from staddle_server.store.pack import PackDamaged, pack_name
-from staddle_server.store.parity import Parity, Range, parity_name
+from staddle_server.store.parity import Parity, Range, parity_name, remove_parity
 from staddle_server.store.reedsolomon import ParityLibraryMissing
 from staddle_server.upkeep.parity import (
     Outcome,
@@ -57,6 +60,9 @@ class Packs:
 
     def make(self, percent=10):
         return make_all(self.tenants, self.catalog, percent)
+
+    def forget_lost(self, **how):
+        return forget_lost(self.tenants, self.catalog, self.running.blobs, **how)
 
     def repair(self, pack):
         return repair_pack(self.tenant, self.catalog, pack, NOW_NS)
@@ -234,7 +240,7 @@ def test_parity_is_made_of_what_is_begun_from_when_it_was_switched_on_also_over_
     on = task(10)
     assert on.every_s > 0
     wanted = backed_up("first")
-    assert on.run(GO_ON).startswith(f"{len(wanted)} packs have got parity")
+    assert on.run(GO_ON).startswith(f"parity was made for {len(wanted)} pack")
     assert set(packs.having_parity()) == wanted
     assert on.run(GO_ON) == ""
 
@@ -286,7 +292,7 @@ def test_a_run_that_is_stopped_or_killed_goes_on_where_it_was(running, packs):
     assert packs.make().packs == count - 1
     assert packs.having_parity() == packs.all()
     assert len(list(running.blobs.list("parity"))) == count
-    assert forget_lost(running.blobs, packs.catalog) == 0
+    assert packs.forget_lost() == 0
 
 
 def test_a_pack_that_is_condemned_meanwhile_keeps_no_parity(running, packs, monkeypatch):
@@ -348,9 +354,89 @@ def test_parity_that_is_gone_or_cut_off_is_noticed_and_made_again(running, packs
     gone, cut, *_ = packs.all()
     packs.parity_path(gone).unlink()
     packs.parity_path(cut).write_bytes(b"")
-    assert forget_lost(running.blobs, packs.catalog) == 2
+    assert packs.forget_lost() == 2
     assert packs.make().packs == 2
-    assert forget_lost(running.blobs, packs.catalog) == 0
+    assert packs.forget_lost() == 0
+
+
+def test_damage_of_a_pack_or_its_parity_that_nobody_met_is_found_by_reading_both(running, packs):
+    stub = running.stub()
+    for number in range(5):
+        back_up(stub, f"set{number}", {"x": noise(50_000, number)})
+    packs.make()
+    assert packs.forget_lost(read=True) == 0
+    head, parity, check, pack, *rest = packs.all()
+    hurt(packs.parity_path(head), 20)
+    hurt(packs.parity_path(parity), 5000)
+    hurt(packs.parity_path(check), packs.parity_path(check).stat().st_size - 120)
+    hurt(packs.path(pack), 5000)
+    hurt(packs.parity_path(rest[0]), packs.parity_path(rest[0]).stat().st_size - 10)
+    assert packs.forget_lost() == 0
+    # One of the two heads is enough, but a damaged first one is found when parity is made again for another reason.
+    assert packs.forget_lost(read=True) == 3
+    report = packs.make()
+    assert report.packs == 2
+    assert [each[1] for each in report.damaged] == [pack]
+    assert packs.repair(pack).outcome is Outcome.REPAIRED
+    assert packs.make().packs == 1
+    assert packs.forget_lost(read=True) == 0
+    assert packs.having_parity() == packs.all()
+
+
+def test_sectors_that_the_disk_cannot_read_are_lost_like_others(running, packs):
+    stub = running.stub()
+    back_up(stub, "www", FILES)
+    packs.make()
+    pack = max(packs.all(), key=lambda each: packs.path(each).stat().st_size)
+    whole = packs.path(pack).read_bytes()
+    bad = FailingSectors(packs.path(pack), 1_000_000, 1_100_000)
+    tenants = Tenants(DirectoryBlobs(str(running.root / "store"), bad), packs.catalog, running.keys)
+    tenant = tenants.get(running.tenant)
+    report = repair_pack(tenant, packs.catalog, pack, NOW_NS)
+    assert (report.outcome, "EIO" in report.found) == (Outcome.REPAIRED, True)
+    assert report.ranges == (Range(999_424, 102_400),)
+    assert packs.path(pack).read_bytes() == whole
+
+    bad.inode, bad.end = packs.path(pack).stat().st_ino, len(whole)
+    with pytest.raises(Unavailable, match="EIO"):
+        repair_pack(tenant, packs.catalog, pack, NOW_NS)
+    remove_parity(running.blobs, running.tenant, pack)
+    bad.end = 1_100_000
+    with pytest.raises(Unavailable, match="EIO"):
+        repair_pack(tenant, packs.catalog, pack, NOW_NS)
+    assert packs.path(pack).read_bytes() == whole
+
+
+class FailingSectors(Files):
+    """A disk that cannot read a range of one file."""
+
+    def __init__(self, path: Path, start: int, end: int) -> None:
+        self.inode, self.start, self.end = path.stat().st_ino, start, end
+
+    def read(self, descriptor, length, offset):
+        hits = offset < self.end and self.start < offset + length
+        if hits and os.fstat(descriptor).st_ino == self.inode:
+            raise OSError(errno.EIO, "input/output error")
+        return super().read(descriptor, length, offset)
+
+
+def test_a_task_that_has_much_to_do_leaves_the_others_their_turn(running, packs):
+    stub = running.stub()
+    task = parity_task(packs.tenants, packs.catalog, running.clock, 10)
+    for number in range(3):
+        back_up(stub, f"set{number}", {"x": noise(5000, number)})
+    count = len(packs.all())
+
+    def slow():
+        running.clock.ahead_s += 40
+        return False
+
+    said = task.run(slow)
+    assert said.startswith("parity was made for 1 pack, ")
+    assert said.endswith(" bytes; there are more")
+    while len(packs.having_parity()) < count:
+        assert task.run(slow).startswith("parity was made for 1 pack, ")
+    assert task.run(lambda: True) == ""
 
 
 def test_parity_of_a_pack_that_is_gone_is_removed_and_no_other(running, packs):

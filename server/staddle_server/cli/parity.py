@@ -42,15 +42,25 @@ RANGES_SHOWN: Final = 5
     is_flag=True,
     help="Repair instead: packs that are marked as damaged, and records and keys.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read all packs that have parity, and it, and make again what does not fit.",
+)
 @json_option
-def parity(data: DataDirectory, percent: int, repair: bool, as_json: bool) -> None:
+def parity(data: DataDirectory, percent: int, *, repair: bool, verify: bool, as_json: bool) -> None:
     """Make parity for the packs that have none, so that they can be repaired; copy records and keys.
 
     It may be stopped at any time and run again. With --repair, make whole again what is damaged. Exit 1 if
     something is damaged in the end.
     """
+    if repair and verify:
+        raise click.UsageError("--repair and --verify do not go together: verify, then repair what it finds")
     with open_rooms(data) as rooms:
-        whole = _repair(rooms, as_json=as_json) if repair else _make(rooms, percent, as_json=as_json)
+        if repair:
+            whole = _repair(rooms, as_json=as_json)
+        else:
+            whole = _make(rooms, percent, verify=verify, as_json=as_json)
     if not whole:
         sys.exit(1)
 
@@ -58,10 +68,10 @@ def parity(data: DataDirectory, percent: int, repair: bool, as_json: bool) -> No
 # --- making
 
 
-def _make(rooms: Rooms, percent: int, *, as_json: bool) -> bool:
+def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
     names = _names(rooms)
     tenants = rooms.tenants()
-    lost = forget_lost(rooms.blobs, rooms.catalog)
+    lost = forget_lost(tenants, rooms.catalog, rooms.blobs, read=verify)
     progress = _Progress(names, as_json=as_json)
     report = make_all(tenants, rooms.catalog, percent, tick=progress.tick)
     progress.end()
@@ -82,7 +92,7 @@ def _make(rooms: Rooms, percent: int, *, as_json: bool) -> bool:
     else:
         _say_made(rooms, report, percent, names)
         if lost:
-            click.echo(f"The parity of {_count(lost, 'pack')} was gone or cut off.")
+            click.echo(f"The parity of {_count(lost, 'pack')} was gone, cut off or damaged.")
         if orphans:
             click.echo(
                 f"Removed the parity of {_count(orphans, 'pack')} that {'are' if orphans > 1 else 'is'} gone."

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Final, NamedTuple
 
-from staddle_server.errors import Damaged
+from staddle_server.errors import Damaged, Unavailable
 from staddle_server.limits import MIB, PACK_BYTES_MAX
 from staddle_server.store import parityform as form
 from staddle_server.store.blobs import BlobMissing, Blobs, BlobShort, BlobWriter, check_range
@@ -74,6 +74,15 @@ def parity_prefix(tenant: bytes) -> str:
     return f"parity/{tenant.hex()}"
 
 
+def remove_parity(blobs: Blobs, tenant: bytes, pack: bytes) -> bool:
+    """Remove a pack's parity, as whoever removes the pack does; whether there was some."""
+    try:
+        blobs.delete(parity_name(tenant, pack))
+    except BlobMissing:
+        return False
+    return True
+
+
 def parse_parity_name(name: str) -> tuple[bytes, bytes]:
     """Tenant and pack id of a parity object's name. Raises ValueError."""
     tenant, pack = parse_pack_name(name.replace("parity/", "packs/", 1))
@@ -135,10 +144,22 @@ class Parity:
             writer.replace(parity_name(self._keys.tenant, pack))
         return geometry.object_bytes
 
+    def check(self, pack: bytes) -> None:
+        """Read a pack and its parity: does each block, of both, have its check?
+
+        Raises BlobMissing if it has no parity, ParityDamaged if anything does not fit, be it in the pack or the parity.
+        """
+        geometry, checks = self._open(pack)
+        view = _View(self._blobs, self._keys, pack, geometry, checks)
+        if self._blobs.size(parity_name(self._keys.tenant, pack)) != geometry.object_bytes:
+            raise ParityDamaged(pack, "it is not as long as it was")
+        if view.found_bytes != geometry.pack_bytes or not view.fits():
+            raise ParityDamaged(pack, "blocks of it, or of the pack, do not have their checks")
+
     def mend(self, pack: bytes) -> Mended:
         """Make a damaged, cut off, overlong or missing pack whole again from its parity. Durable on return.
 
-        What takes the pack's place was checked with the pack's own seals; where that fails, nothing is changed. Raises
+        A block that cannot be read counts as lost. What takes the pack's place was checked with the pack's own seals; where that fails, nothing is changed. Raises
         BlobMissing if it has no parity, ParityDamaged, BeyondParity, and what the blobs raise.
         """
         geometry, checks = self._open(pack)
@@ -199,16 +220,17 @@ class Parity:
         """The geometry and checks in a pack's parity object."""
         name = parity_name(self._keys.tenant, pack)
         size = self._blobs.size(name)
-        fault = "it is cut short"
-        for offset in (0, size - form.HEAD_BYTES):
+        fault = ""
+        for offset in (0, max(0, size - form.HEAD_BYTES)):
             try:
-                head = self._blobs.read(name, max(0, offset), form.HEAD_BYTES)
+                head = self._blobs.read(name, offset, form.HEAD_BYTES)
                 geometry = form.decode_head(head, self._keys.tenant, pack, self._key)
                 return geometry, self._blobs.read(name, geometry.checks_offset, geometry.checks_bytes)
             except FormError as error:
                 fault = str(error)
-            except BlobShort:
-                continue
+            except (BlobShort, Unavailable) as error:
+                # Not even a sector that cannot be read keeps the other head from being of use.
+                fault = error.message
         raise ParityDamaged(pack, fault)
 
 
@@ -278,6 +300,12 @@ class _View:
             raise BeyondParity(self._pack, self._geometry, len(damaged), beyond)
         return self._changed(damaged)
 
+    def fits(self) -> bool:
+        """Whether each block of the pack and of its parity has its check."""
+        return not self._damaged() and all(
+            len(self._parity(row)) == self._geometry.parity for row in range(self._geometry.rows)
+        )
+
     # --- parts
 
     def _damaged(self) -> list[int]:
@@ -314,16 +342,24 @@ class _View:
         found = {}
         for index in range(parity):
             offset = form.HEAD_BYTES + row * self._geometry.row_parity_bytes + index * step
-            with suppress(BlobShort):
+            with suppress(BlobShort, Unavailable):
                 block = self._blobs.read(self._parity_name, offset, step)
                 if self._has_check(self._geometry.blocks + row * parity + index, block):
                     found[columns + index] = block
         return found
 
     def _blocks(self, first: int, count: int) -> Iterator[tuple[int, bytes | None]]:
-        """Blocks from the store or from memory; None for one that is damaged. One behind the pack's end is empty."""
+        """Blocks from the store or from memory; None for one that is lost. One behind the pack's end is empty."""
         step = self._geometry.block_bytes
-        stored = self._stored(first * step, count * step)
+        try:
+            stored = self._stored(first * step, count * step)
+        except Unavailable:
+            if count == 1:
+                yield first, self._restored.get(first)
+            else:
+                for block in range(first, first + count):
+                    yield from self._blocks(block, 1)
+            return
         for number in range(count):
             block = first + number
             found = stored[number * step : number * step + self._length(block)]
@@ -353,8 +389,9 @@ class _View:
         ranges: list[Range] = []
         for block in damaged:
             length = self._length(block)
-            if self._stored(block * step, length) == self._restored[block]:
-                continue
+            with suppress(Unavailable):
+                if self._stored(block * step, length) == self._restored[block]:
+                    continue
             if ranges and sum(ranges[-1]) == block * step:
                 ranges[-1] = Range(ranges[-1].offset, ranges[-1].length + length)
             else:

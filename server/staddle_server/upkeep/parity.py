@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import Catalog, PackParity
-from staddle_server.errors import Damaged
+from staddle_server.errors import Damaged, Unavailable
 from staddle_server.session.clock import Clock
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.blobs import BlobMissing, Blobs, BlobShort
@@ -19,10 +19,12 @@ from staddle_server.store.parity import (
     BeyondParity,
     Mended,
     Parity,
+    ParityDamaged,
     Range,
     parity_name,
     parity_prefix,
     parse_parity_name,
+    remove_parity,
     verify_pack,
 )
 from staddle_server.store.reedsolomon import require
@@ -31,6 +33,8 @@ from staddle_server.upkeep.schedule import Stopping, Task
 log = logging.getLogger(__name__)
 
 EVERY_S: Final = 60.0
+TURN_S: Final = 60.0
+"""After so long the task leaves the thread to the server's others, and goes on when it is due again."""
 SWITCHED_ON: Final = "parity is on"
 """In the catalog's tasks: since when packs that are begun shall have parity. It has ended while they shall not."""
 _BATCH: Final = 500
@@ -92,7 +96,7 @@ def repair_pack(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int) -> R
     """Check every byte of a pack, and if it is damaged, cut off or gone, make it whole again from its parity.
 
     A pack that is sound in the end, repaired or not, is no longer marked as damaged. Where it cannot be repaired nothing is
-    changed. It may be repaired beside reads, uploads and other repairs.
+    changed. Sectors that the disk cannot read are lost like others. It may be repaired beside reads, uploads and other repairs.
 
     Raises:
         Exhausted, Unavailable: the store cannot be read or written; what is there stays as it was.
@@ -101,25 +105,32 @@ def repair_pack(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int) -> R
     """
     try:
         pack_bytes = verify_pack(PackReader(tenant.blobs, tenant.keys), tenant.keys, pack)
-    except (PackDamaged, BlobMissing, BlobShort) as damage:
+    except (PackDamaged, BlobMissing, BlobShort, Unavailable) as damage:
         return _repair(tenant, catalog, pack, now_ns, damage)
     catalog.packs.mark_sound(tenant.id, pack, now_ns)
     return RepairReport(pack, Outcome.SOUND, found_bytes=pack_bytes, pack_bytes=pack_bytes)
 
 
-def _repair(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int, damage: Damaged) -> RepairReport:
+def _repair(
+    tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int, damage: Damaged | Unavailable
+) -> RepairReport:
     try:
         mended: Mended = Parity(tenant.blobs, tenant.keys).mend(pack)
-    except BlobMissing as missing:
-        if missing.name != parity_name(tenant.id, pack):
-            raise
-        return RepairReport(pack, Outcome.NO_PARITY, f"{damage.message}; it has no parity")
     except Damaged as error:
-        why = error.message if isinstance(error, BeyondParity) else f"{damage.message}; {error.message}"
-        return RepairReport(pack, Outcome.BEYOND, why)
+        if isinstance(damage, Unavailable):
+            # Without parity, what cannot be read says nothing about what is stored.
+            raise damage from error
+        return _not_repaired(tenant, pack, damage, error)
     catalog.packs.mark_sound(tenant.id, pack, now_ns)
     log.info("pack %s was repaired with its parity: %s", pack.hex(), damage.message)
     return RepairReport(pack, Outcome.REPAIRED, damage.message, *mended)
+
+
+def _not_repaired(tenant: Tenant, pack: bytes, damage: Damaged, error: Damaged) -> RepairReport:
+    if isinstance(error, BlobMissing) and error.name == parity_name(tenant.id, pack):
+        return RepairReport(pack, Outcome.NO_PARITY, f"{damage.message}; it has no parity")
+    why = error.message if isinstance(error, BeyondParity) else f"{damage.message}; {error.message}"
+    return RepairReport(pack, Outcome.BEYOND, why)
 
 
 def make_parity(tenant: Tenant, catalog: Catalog, pack: bytes, percent: int) -> int:
@@ -145,8 +156,7 @@ def make_parity(tenant: Tenant, catalog: Catalog, pack: bytes, percent: int) -> 
     if catalog.packs.set_parity(tenant.id, pack, parity_bytes):
         return parity_bytes
     # It was condemned meanwhile, and whoever reaps it may have passed already.
-    with suppress(BlobMissing):
-        tenant.blobs.delete(parity_name(tenant.id, pack))
+    remove_parity(tenant.blobs, tenant.id, pack)
     return 0
 
 
@@ -180,17 +190,27 @@ def make_all(
     return ParityReport(packs, pack_bytes, parity_bytes, tuple(damaged))
 
 
-def forget_lost(blobs: Blobs, catalog: Catalog) -> int:
-    """Look which parity objects are gone or of another length: their packs count as without from then on. How many."""
+def forget_lost(tenants: Tenants, catalog: Catalog, blobs: Blobs, *, read: bool = False) -> int:
+    """Look which parity objects are gone or of another length: their packs count as without from then on. How many.
+
+    With `read`, all packs that have parity are read, and their parity, and those count, too, where anything does not fit.
+    """
     lost = 0
     for each in _pages(lambda after: catalog.packs.with_parity(after, _BATCH)):
-        try:
-            found = blobs.size(parity_name(each.tenant, each.pack))
-        except BlobMissing:
-            found = 0
-        if found != each.parity_bytes:
+        if not _fits(tenants, blobs, each, read=read):
             lost += catalog.packs.set_parity(each.tenant, each.pack, 0)
     return lost
+
+
+def _fits(tenants: Tenants, blobs: Blobs, pack: PackParity, *, read: bool) -> bool:
+    try:
+        if blobs.size(parity_name(pack.tenant, pack.pack)) != pack.parity_bytes:
+            return False
+        if read:
+            Parity(blobs, tenants.get(pack.tenant).keys).check(pack.pack)
+    except (BlobMissing, ParityDamaged):
+        return False
+    return True
 
 
 def remove_orphans(blobs: Blobs, catalog: Catalog, tenant: bytes) -> int:
@@ -214,10 +234,7 @@ def _remove_orphan(blobs: Blobs, tenant: bytes, pack: bytes) -> bool:
     with suppress(BlobMissing):
         blobs.size(pack_name(tenant, pack))
         return False
-    with suppress(BlobMissing):
-        blobs.delete(parity_name(tenant, pack))
-        return True
-    return False
+    return remove_parity(blobs, tenant, pack)
 
 
 def _pages(page: Callable[[int], list[PackParity]]) -> Iterator[PackParity]:
@@ -240,7 +257,12 @@ def parity_task(tenants: Tenants, catalog: Catalog, clock: Clock, percent: int) 
     since_ns = _switch(catalog, clock.now_ns(), on=percent > 0)
 
     def run(stopping: Stopping) -> str:
-        return _words(make_all(tenants, catalog, percent, since_ns=since_ns, stopping=stopping))
+        end_s = clock.monotonic_s() + TURN_S
+
+        def enough() -> bool:
+            return stopping() or clock.monotonic_s() > end_s
+
+        return _words(make_all(tenants, catalog, percent, since_ns=since_ns, stopping=enough))
 
     return Task("parity", EVERY_S if percent else 0, run)
 
@@ -257,7 +279,15 @@ def _switch(catalog: Catalog, now_ns: int, *, on: bool) -> int:
 
 
 def _words(report: ParityReport) -> str:
-    said = [f"{report.packs} packs have got parity, {report.parity_bytes} bytes"] if report.packs else []
+    said = []
+    if report.packs:
+        said.append(f"parity was made for {_packs(report.packs)}, {report.parity_bytes} bytes")
+    if not report.finished:
+        said.append("there are more")
     if report.damaged:
-        said.append(f"{len(report.damaged)} packs are damaged: {report.damaged[0][2]}")
+        said.append(f"{_packs(len(report.damaged))} not whole: {report.damaged[0][2]}")
     return "; ".join(said)
+
+
+def _packs(count: int) -> str:
+    return f"{count} pack" if count == 1 else f"{count} packs"
