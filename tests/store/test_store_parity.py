@@ -23,6 +23,7 @@ from staddle_server.store.parity import BeyondParity, Parity, ParityDamaged, Ran
 from staddle_server.store.reedsolomon import Code
 from staddle_server.types import PackSummary, Role, TenantKeys
 from store_data import Seeded, tenant_keys, write_pack
+from test_store_pack_damage import Forge, entry, row
 
 BLOCK = PARITY_BLOCK_BYTES
 EXAMPLES = int(os.environ.get("STADDLE_TEST_EXAMPLES", "100"))
@@ -352,6 +353,27 @@ def test_two_segments_that_changed_places_are_not_a_verified_pack() -> None:
         verify_pack(PackReader(blobs, KEYS), KEYS, summary.pack)
 
 
+@pytest.mark.parametrize(
+    ("in_footer", "in_segment", "says"),
+    [
+        (b"chunk", b"chunk", ""),
+        (b"other", b"chunk", "name different chunks"),
+        (b"other", b"other", "does not have its digest"),
+    ],
+)
+def test_a_pack_whose_seals_open_and_whose_parts_contradict_each_other_is_not_verified(
+    in_footer: bytes, in_segment: bytes, says: str
+) -> None:
+    forge = Forge()
+    segment = forge.segment(entry(5, blake3(in_segment).digest()), b"chunk")
+    forge.finish(segment, row(48, len(segment), 1, 5) + entry(5, blake3(in_footer).digest()))
+    if says:
+        with pytest.raises(PackDamaged, match=says):
+            verify_pack(forge.reader(), forge.keys, forge.pack)
+    else:
+        verify_pack(forge.reader(), forge.keys, forge.pack)
+
+
 class Cut(BaseException):
     """The process ends here."""
 
@@ -477,12 +499,12 @@ def test_a_parity_object_reads_by_hand_as_the_format_describes(
     parity_blocks = [held[96 + BLOCK * number :][:BLOCK] for number in range(rows * parity)]
     checks = b"".join(blake3(block, key=key).digest()[:8] for block in blocks + parity_blocks)
     assert held[96 + BLOCK * rows * parity : -96] == checks
-    for row, index, at in ((0, 0, 0), (rows - 1, parity - 1, BLOCK - 1), (rows // 2, 3, 100)):
+    for number, index, at in ((0, 0, 0), (rows - 1, parity - 1, BLOCK - 1), (rows // 2, 3, 100)):
         expected = 0
         for column in range(columns):
-            byte = data[(column * rows + row) * BLOCK :][:BLOCK].ljust(BLOCK, b"\0")[at]
+            byte = data[(column * rows + number) * BLOCK :][:BLOCK].ljust(BLOCK, b"\0")[at]
             expected ^= times(INVERSE[(columns + index) ^ column], byte)
-        assert parity_blocks[row * parity + index][at] == expected
+        assert parity_blocks[number * parity + index][at] == expected
 
 
 def test_a_code_that_cannot_be_and_blocks_that_are_no_row_are_refused() -> None:

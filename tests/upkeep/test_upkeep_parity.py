@@ -485,11 +485,23 @@ def test_without_the_library_whatever_needs_it_says_what_to_install_and_all_else
         lambda: make_parity(packs.tenant, packs.catalog, pack, 10),
         packs.make,
     ):
-        with pytest.raises(ParityLibraryMissing, match=r"pip install 'staddle\[parity\]'"):
+        with pytest.raises(ParityLibraryMissing, match=r"1.8 or newer.*pip install 'staddle\[parity\]'"):
             needs()
     assert packs.repair(pack).outcome is Outcome.SOUND
     assert parity_task(packs.tenants, packs.catalog, running.clock, 0).every_s == 0
     assert packs.catalog.packs.damaged(running.tenant) == []
+
+
+def test_an_old_library_that_cannot_do_it_is_as_good_as_none(running, packs, monkeypatch):
+    import pyeclib.ec_iface as library
+
+    def refuses(**_):
+        raise library.ECInvalidParameter("at most 32 blocks")
+
+    monkeypatch.setattr(library, "ECDriver", refuses)
+    reedsolomon.code.cache_clear()
+    with pytest.raises(ParityLibraryMissing, match=r"1.8 or newer"):
+        parity_task(packs.tenants, packs.catalog, running.clock, 10)
 
 
 def test_a_damaged_pack_that_only_the_library_could_repair_says_what_to_install(running, packs, monkeypatch):

@@ -115,7 +115,7 @@ class _Progress:
         if self._as_json:
             _print_json(
                 "made",
-                tenant=self._names[pack.tenant],
+                tenant=_name(self._names, pack.tenant),
                 pack=pack.pack.hex(),
                 pack_bytes=pack.size_bytes,
                 parity_bytes=parity_bytes,
@@ -143,7 +143,7 @@ def _say_made(rooms: Rooms, report: ParityReport, percent: int, names: dict[byte
         f"{_mib(totals.pack_bytes)}."
     )
     for tenant, _, why in report.damaged:
-        click.echo(f"No parity, tenant {names[tenant]}: {why}", err=True)
+        click.echo(f"No parity, tenant {_name(names, tenant)}: {why}", err=True)
     without = totals.packs - totals.with_parity - len(report.damaged)
     if without > 0:
         click.echo(
@@ -153,7 +153,7 @@ def _say_made(rooms: Rooms, report: ParityReport, percent: int, names: dict[byte
 
 def _print_damaged_json(report: ParityReport, names: dict[bytes, str]) -> None:
     for tenant, pack, why in report.damaged:
-        _print_json("damaged", tenant=names[tenant], pack=pack.hex(), reason=why)
+        _print_json("damaged", tenant=_name(names, tenant), pack=pack.hex(), reason=why)
 
 
 # --- repairing
@@ -237,6 +237,11 @@ def _print_repair_json(report: RepairReport, tenant: str) -> None:
 
 def _names(rooms: Rooms) -> dict[bytes, str]:
     return {tenant.id: tenant.name for tenant in rooms.catalog.tenants.list_all()}
+
+
+def _name(names: dict[bytes, str], tenant: bytes) -> str:
+    """The tenant's name; its id if it was made a moment ago."""
+    return names.get(tenant, tenant.hex())
 
 
 def _say_copies(copies: CopiesReport) -> None:

@@ -6,7 +6,6 @@ Only the code itself is taken from the library: what it puts before each block s
 import functools
 import importlib
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any, Final
 
 from staddle_server.errors import Fault
@@ -23,16 +22,8 @@ class ParityLibraryMissing(Fault):
     def __init__(self) -> None:
         super().__init__(
             "INTERNAL",
-            "parity needs the Python package pyeclib, which is not installed: pip install 'staddle[parity]'",
+            "parity needs the Python package pyeclib, 1.8 or newer, which is not installed: pip install 'staddle[parity]'",
         )
-
-
-def require() -> ModuleType:
-    """The library. Raises ParityLibraryMissing."""
-    try:
-        return importlib.import_module("pyeclib.ec_iface")
-    except ImportError as error:
-        raise ParityLibraryMissing from error
 
 
 class Code:
@@ -47,7 +38,7 @@ class Code:
         self._columns = columns
         self._block_bytes = block_bytes
         self._padding = bytes(-block_bytes % _ALIGNMENT)
-        self._driver: Any = require().ECDriver(k=columns, m=parity, ec_type=_CODE)
+        self._driver = _driver(columns, parity)
         # The library reads blocks behind heads of its own, which say nothing of what is in them: these fit any data.
         empty = self._driver.encode(bytes(columns * (block_bytes + len(self._padding))))
         self._heads = [fragment[: len(fragment) - block_bytes - len(self._padding)] for fragment in empty]
@@ -71,6 +62,17 @@ class Code:
     def _block(self, index: int, fragment: bytes) -> bytes:
         start = len(self._heads[index])
         return fragment[start : start + self._block_bytes]
+
+
+def _driver(columns: int, parity: int) -> Any:
+    try:
+        library = importlib.import_module("pyeclib.ec_iface")
+    except ImportError as error:
+        raise ParityLibraryMissing from error
+    try:
+        return library.ECDriver(k=columns, m=parity, ec_type=_CODE)
+    except library.ECDriverError as error:  # an older one, or one that was built without ISA-L
+        raise ParityLibraryMissing from error
 
 
 @functools.lru_cache(maxsize=64)

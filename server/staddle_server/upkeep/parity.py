@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from staddle_server.catalog import Catalog, PackParity
 from staddle_server.errors import Damaged, Unavailable
+from staddle_server.limits import PARITY_BLOCK_BYTES, PARITY_COLUMNS_MAX
 from staddle_server.session.clock import Clock
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.blobs import BlobMissing, Blobs, BlobShort
@@ -27,7 +28,7 @@ from staddle_server.store.parity import (
     remove_parity,
     verify_pack,
 )
-from staddle_server.store.reedsolomon import require
+from staddle_server.store.reedsolomon import code
 from staddle_server.upkeep.schedule import Stopping, Task
 
 log = logging.getLogger(__name__)
@@ -253,7 +254,7 @@ def parity_task(tenants: Tenants, catalog: Catalog, clock: Clock, percent: int) 
     Raises ParityLibraryMissing if it is on and pyeclib is not installed.
     """
     if percent:
-        require()
+        code(PARITY_COLUMNS_MAX, percent, PARITY_BLOCK_BYTES)
     since_ns = _switch(catalog, clock.now_ns(), on=percent > 0)
 
     def run(stopping: Stopping) -> str:
