@@ -246,9 +246,37 @@ def test_a_flipped_byte_of_the_parity_never_keeps_it_from_helping() -> None:
     ]:
         hurt = one.copy()
         hurt.damage(hurt.parity_name, at, xored(held[at : at + 1], 0x10))
+        with pytest.raises(ParityDamaged):
+            hurt.parity.check(hurt.pack)
         hurt.damage(hurt.name, 5_000, xored(one.data[5_000:5_010]))
-        hurt.parity.mend(hurt.pack)
+        assert hurt.parity.mend(hurt.pack).ranges == (Range(4096, 4096),)
         assert hurt.now == one.data
+
+
+def test_a_pack_and_its_parity_are_checked_against_each_other() -> None:
+    for size in (1, 300_000, 1_300_000):
+        one = sample(size, 10)
+        one.parity.check(one.pack)
+        for name in (one.name, one.parity_name):
+            held = one.blobs.objects[name]
+            for changed in (
+                held[:-1],
+                held + b"x",
+                b"",
+                xored(held[:1]) + held[1:],
+                held[:-1] + xored(held[-1:]),
+            ):
+                hurt = one.copy()
+                hurt.blobs.objects[name] = changed
+                with pytest.raises(ParityDamaged, match=one.pack.hex()):
+                    hurt.parity.check(hurt.pack)
+    lost = sample(1, 10).copy()
+    del lost.blobs.objects[lost.name]
+    with pytest.raises(ParityDamaged):
+        lost.parity.check(lost.pack)
+    del lost.blobs.objects[lost.parity_name]
+    with pytest.raises(BlobMissing, match="parity/"):
+        lost.parity.check(lost.pack)
 
 
 def test_parity_that_lies_is_never_believed() -> None:

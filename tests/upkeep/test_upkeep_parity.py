@@ -372,10 +372,9 @@ def test_damage_of_a_pack_or_its_parity_that_nobody_met_is_found_by_reading_both
     hurt(packs.path(pack), 5000)
     hurt(packs.parity_path(rest[0]), packs.parity_path(rest[0]).stat().st_size - 10)
     assert packs.forget_lost() == 0
-    # One of the two heads is enough, but a damaged first one is found when parity is made again for another reason.
-    assert packs.forget_lost(read=True) == 3
+    assert packs.forget_lost(read=True) == 5
     report = packs.make()
-    assert report.packs == 2
+    assert report.packs == 4
     assert [each[1] for each in report.damaged] == [pack]
     assert packs.repair(pack).outcome is Outcome.REPAIRED
     assert packs.make().packs == 1
@@ -397,7 +396,12 @@ def test_sectors_that_the_disk_cannot_read_are_lost_like_others(running, packs):
     assert report.ranges == (Range(999_424, 102_400),)
     assert packs.path(pack).read_bytes() == whole
 
-    bad.inode, bad.end = packs.path(pack).stat().st_ino, len(whole)
+    hurt(packs.path(pack), 2_000_000)
+    bad.inode, bad.start, bad.end = packs.parity_path(pack).stat().st_ino, 0, 10_000
+    assert repair_pack(tenant, packs.catalog, pack, NOW_NS).outcome is Outcome.REPAIRED
+    assert packs.path(pack).read_bytes() == whole
+
+    bad.inode, bad.start, bad.end = packs.path(pack).stat().st_ino, 1_000_000, len(whole)
     with pytest.raises(Unavailable, match="EIO"):
         repair_pack(tenant, packs.catalog, pack, NOW_NS)
     remove_parity(running.blobs, running.tenant, pack)

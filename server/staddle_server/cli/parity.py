@@ -52,7 +52,7 @@ def parity(data: DataDirectory, percent: int, *, repair: bool, verify: bool, as_
     """Make parity for the packs that have none, so that they can be repaired; copy records and keys.
 
     It may be stopped at any time and run again. With --repair, make whole again what is damaged. Exit 1 if
-    something is damaged in the end.
+    something that was looked at is damaged in the end.
     """
     if repair and verify:
         raise click.UsageError("--repair and --verify do not go together: verify, then repair what it finds")

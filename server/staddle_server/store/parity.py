@@ -151,8 +151,12 @@ class Parity:
         """
         geometry, checks = self._open(pack)
         view = _View(self._blobs, self._keys, pack, geometry, checks)
-        if self._blobs.size(parity_name(self._keys.tenant, pack)) != geometry.object_bytes:
+        name = parity_name(self._keys.tenant, pack)
+        if self._blobs.size(name) != geometry.object_bytes:
             raise ParityDamaged(pack, "it is not as long as it was")
+        last = self._blobs.read(name, geometry.object_bytes - form.HEAD_BYTES, form.HEAD_BYTES)
+        if self._blobs.read(name, 0, form.HEAD_BYTES) != last:
+            raise ParityDamaged(pack, "one of its two heads is")
         if view.found_bytes != geometry.pack_bytes or not view.fits():
             raise ParityDamaged(pack, "blocks of it, or of the pack, do not have their checks")
 
@@ -372,7 +376,7 @@ class _View:
 
     def _stored(self, offset: int, length: int) -> bytes:
         """What of this range the object has."""
-        end = min(offset + length, self.found_bytes or 0, self._geometry.pack_bytes)
+        end = min(offset + length, self.found_bytes or 0)
         return self._blobs.read(self._name, offset, end - offset) if offset < end else b""
 
     def _length(self, block: int) -> int:
