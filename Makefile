@@ -63,7 +63,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) | python
 	@$(BASE_PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
 	@$(BIN)/python $(PIP) install --upgrade 'pip>=25.1'
-	@$(BIN)/python $(PIP) install --editable '.[server]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	@$(BIN)/python $(PIP) install --editable '.[server,parity]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@touch $@
 
 $(PROTOS_STAMP): requirements-protos.txt | python

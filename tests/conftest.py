@@ -61,6 +61,7 @@ class Running:
     lease_s: float = 300.0
     upload_life_s: float = 7 * 24 * 3600.0
     retention_every_s: float = 0.0
+    parity_percent: int = 0
     clock: MovedClock = field(default_factory=MovedClock)
 
     def __post_init__(self) -> None:
@@ -86,6 +87,7 @@ class Running:
             lease_s=self.lease_s,
             upload_life_s=self.upload_life_s,
             retention_every_s=self.retention_every_s,
+            parity_percent=self.parity_percent,
             clock=self.clock,
         )
         self.port = self.service.start("127.0.0.1:0", None)

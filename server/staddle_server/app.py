@@ -103,6 +103,7 @@ def _serving(settings: Settings, opened: Rooms) -> Iterator[Address]:
         upload_life_s=settings.upload_life_s,
         endpoint=str(settings.endpoint or ""),
         retention_every_s=settings.retention_every_s,
+        parity_percent=settings.parity_percent,
     )
     drain_s = 0.0
     try:

@@ -66,6 +66,7 @@ class Settings:
     upload_life_s: float
     drain_s: float
     retention_every_s: float
+    parity_percent: int
     log_format: str
     log_level: str
 
@@ -235,6 +236,14 @@ OPTIONS: Final = (
         _duration(0, 365 * 86_400),
         format_duration(limits.RETENTION_EVERY_S),
         "How often the datasets' retention policies are followed; 0: never by itself.",
+    ),
+    Option(
+        "parity_percent",
+        "parity",
+        "PERCENT",
+        _whole_number(0, limits.PARITY_PERCENT_MAX),
+        "0",
+        "Parity of packs that are written from now on: how much of a pack can be lost and repaired. 0: none.",
     ),
     Option(
         "log_format",

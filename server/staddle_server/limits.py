@@ -68,6 +68,10 @@ PACK_CHUNKS_TARGET: Final = 8_192
 PACK_BYTES_MAX: Final = 128 * MIB
 FOOTER_BYTES_MAX: Final = 64 * MIB
 RECORD_BYTES_MAX: Final = 1 * MIB
+PARITY_BLOCK_BYTES: Final = 4 * KIB
+PARITY_COLUMNS_MAX: Final = 100
+"""Data blocks that parity blocks are computed from: so a percentage of parity is a number of blocks."""
+PARITY_PERCENT_MAX: Final = 100
 
 # --- manifest
 PAGE_BYTES_MAX: Final = 256 * KIB

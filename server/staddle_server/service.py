@@ -16,6 +16,8 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.upkeep.copies import copies_task
+from staddle_server.upkeep.parity import parity_task
 from staddle_server.upkeep.policies import TASK as RETENTION
 from staddle_server.upkeep.policies import Policies
 from staddle_server.upkeep.protection import Protection
@@ -43,9 +45,15 @@ class Service:
         upload_life_s: float,
         endpoint: str = "",
         retention_every_s: float = 0.0,
+        parity_percent: int = 0,
         clock: Clock | None = None,
     ) -> None:
-        """Writes the records that a crash has left out, and builds the server; serves nothing yet."""
+        """Writes the records that a crash has left out, and builds the server; serves nothing yet.
+
+        Raises:
+            ParityLibraryMissing: parity is asked for, and pyeclib is not installed.
+
+        """
         clock = clock or SystemClock()
         tenants = Tenants(blobs, catalog, keys)
         self.finished_records = finish_all(tenants, catalog)
@@ -67,7 +75,11 @@ class Service:
             Streams(streams_max, clock.monotonic_s),
         )
         self._wire = WireServer(self._gate, table, streams_max)
-        tasks = (Task(RETENTION, retention_every_s, policies.run),)
+        tasks = [
+            Task(RETENTION, retention_every_s, policies.run),
+            parity_task(tenants, catalog, clock, parity_percent),
+            copies_task(tenants, catalog, keys, on=parity_percent > 0),
+        ]
         self._schedule = Schedule(tasks, catalog, clock)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:

@@ -48,6 +48,7 @@ EXAMPLES = {
     "upload_life_s": ("1h", "2h", "3h"),
     "drain_s": ("1s", "2s", "3s"),
     "retention_every_s": ("0s", "1m", "2h"),
+    "parity_percent": ("10", "20", "30"),
     "log_format": ("json", "text", "auto"),
     "log_level": ("debug", "error", "warning"),
 }

@@ -16,7 +16,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.timeout(MAKING_S))
-            item.add_marker(pytest.mark.xdist_group("interop"))  # the clients are made once, not by each worker
+            item.add_marker(
+                pytest.mark.xdist_group("interop")
+            )  # the clients are made once, not by each worker
 
 
 @pytest.fixture(scope="session")

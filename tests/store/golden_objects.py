@@ -9,7 +9,8 @@ import zstandard
 from memory_blobs import MemoryBlobs
 from staddle_server.store.blobs import create_format
 from staddle_server.store.keys import KeyStore, WrappedKeys, keys_name, master_key_line, wrap_keys
-from staddle_server.store.pack import Codec, PackWriter
+from staddle_server.store.pack import Codec, PackWriter, parse_pack_name
+from staddle_server.store.parity import Parity, parity_name
 from staddle_server.store.records import (
     ChangeCounts,
     CommittedRecord,
@@ -97,6 +98,9 @@ def golden_objects() -> dict[str, tuple[str, bytes]]:
     append_raw(writer, Role.MANIFEST, PAGES)
     writer.finish()
     (files["pack.bin"],) = (name for name, _ in blobs.list("packs"))
+    _, pack = parse_pack_name(files["pack.bin"])
+    Parity(blobs, keys).make(pack, 10)
+    files["parity.bin"] = parity_name(keys.tenant, pack)
     records = Records(blobs, keys, random=Seeded("golden records"))
     for kind, (record, now_ns) in RECORDS.items():
         files[f"record-{kind}.bin"] = records.put(record, now_ns)

@@ -76,5 +76,12 @@ class MemoryWriter:
                 raise BlobExists(name)
             self._blobs.objects[name] = data
 
+    def replace(self, name: str) -> None:
+        if self._parts is None:
+            raise ValueError("finished")
+        data, self._parts = b"".join(self._parts), None
+        with self._blobs.lock:
+            self._blobs.objects[check_name(name)] = data
+
     def abort(self) -> None:
         self._parts = None

@@ -83,6 +83,53 @@ def test_an_object_is_never_overwritten(blobs: Blobs) -> None:
     assert list(blobs.list("")) == [(NAME, 5)]
 
 
+@pytest.mark.parametrize("before", [None, b"", b"an older one, which is longer"])
+def test_an_object_takes_a_name_in_place_of_the_one_that_has_it_or_of_none(
+    blobs: Blobs, before: bytes | None
+) -> None:
+    if before is not None:
+        blobs.put(NAME, before)
+    writer = blobs.create()
+    writer.write(b"the new ")
+    writer.write(b"one")
+    assert list(blobs.list("")) == ([] if before is None else [(NAME, len(before))])
+    writer.replace(NAME)
+    assert blobs.read(NAME, 0, 11) == b"the new one"
+    assert list(blobs.list("")) == [(NAME, 11)]
+    with pytest.raises(ValueError, match="finished"):
+        writer.replace(NAME)
+    with pytest.raises(BlobExists):
+        blobs.put(NAME, b"third")
+
+
+def test_an_object_takes_no_name_that_could_lead_elsewhere(blobs: Blobs) -> None:
+    blobs.put(NAME, b"old")
+    for name in ("", "../up", "tmp/x", "a//b"):
+        writer = blobs.create()
+        with pytest.raises(ValueError, match="not a name"):
+            writer.replace(name)
+    assert list(blobs.list("")) == [(NAME, 3)]
+
+
+def test_of_many_that_take_the_place_of_one_object_one_is_there_whole(blobs: Blobs) -> None:
+    blobs.put(NAME, b"old")
+    start = threading.Barrier(8)
+
+    def replace(content: bytes) -> None:
+        writer = blobs.create()
+        writer.write(content)
+        start.wait()
+        writer.replace(NAME)
+
+    contents = [bytes([65 + i]) * 5000 for i in range(8)]
+    threads = [threading.Thread(target=replace, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert blobs.read(NAME, 0, blobs.size(NAME)) in contents
+
+
 def test_what_is_not_committed_has_no_name(blobs: Blobs) -> None:
     writer = blobs.create()
     writer.write(b"half")

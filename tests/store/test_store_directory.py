@@ -17,7 +17,7 @@ from staddle_server.store.directory import WRITE_BACK_BYTES, DirectoryBlobs, Fil
 
 NAME = "packs/aa/00/f00"
 STEPS = ("open", "lock", "write", "write_back", "read", "sync", "sync_directory", "link", "unlink")
-STEPS += ("make_directory", "status", "status_of", "scan")
+STEPS += ("rename", "make_directory", "status", "status_of", "scan")
 
 
 class FaultyFiles(Files):
@@ -324,6 +324,56 @@ def test_files_are_for_their_owner_alone(directory: DirectoryBlobs, tmp_path: Pa
     directory.put(NAME, b"data")
     assert (tmp_path / NAME).stat().st_mode & 0o077 == 0
     assert (tmp_path / "packs").stat().st_mode & 0o077 == 0
+
+
+# --- replacing
+
+
+def replaced(directory: DirectoryBlobs, name: str, data: bytes) -> None:
+    writer = directory.create()
+    try:
+        writer.write(data)
+        writer.replace(name)
+    finally:
+        writer.abort()
+
+
+def test_what_takes_a_name_is_synced_before_and_its_directory_after(
+    directory: DirectoryBlobs, files: FaultyFiles, tmp_path: Path
+) -> None:
+    directory.put(NAME, b"old")
+    files.journal.clear()
+    replaced(directory, NAME, b"new")
+    steps = [step for step in files.steps() if step in {"write", "sync", "link", "rename", "sync_directory"}]
+    assert steps == ["write", "sync", "rename", "sync_directory"]
+    assert directory.read(NAME, 0, 3) == b"new"
+    assert temporary_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("step", ["write", "sync", "rename"])
+def test_a_replacement_that_failed_leaves_the_old_object_and_no_temporary_file(
+    directory: DirectoryBlobs, files: FaultyFiles, tmp_path: Path, step: str
+) -> None:
+    directory.put(NAME, b"old")
+    files.faults[step] = errno.EIO
+    with pytest.raises(Unavailable):
+        replaced(directory, NAME, b"new")
+    assert directory.read(NAME, 0, 3) == b"old"
+    assert temporary_files(tmp_path) == []
+    assert (directory.failed is not None) == (step == "sync")
+
+
+def test_a_replacement_whose_directory_cannot_be_synced_ends_all_writing(
+    directory: DirectoryBlobs, files: FaultyFiles
+) -> None:
+    directory.put(NAME, b"old")
+    files.faults["sync_directory"] = errno.EIO
+    with pytest.raises(Unavailable):
+        replaced(directory, NAME, b"new")
+    files.faults.clear()
+    with pytest.raises(Unavailable, match="restart the server"):
+        replaced(directory, NAME, b"newer")
+    assert directory.read(NAME, 0, 3) == b"new"
 
 
 # --- sweeping

@@ -119,6 +119,7 @@ def test_the_golden_secrets_are_derived_as_the_format_describes() -> None:
     assert secrets.page_key == derive("staddle.v1 manifest page key", root)
     assert secrets.record_key == derive("staddle.v1 record key", root)
     assert secrets.token_key == derive("staddle.v1 page token key", root)
+    assert secrets.parity_key == derive("staddle.v1 parity key", root)
     (seed,) = struct.unpack("<Q", derive("staddle.v1 chunker seed", root)[:8])
     assert secrets.chunker_seed == seed % (2**63 - 1) + 1
 
@@ -159,6 +160,20 @@ def test_the_golden_pack_reads_by_hand_as_the_format_describes() -> None:
     assert offset == len(data) - 32 - footer_bytes
     assert tables == refs
     assert payloads == [(1, b"".join(DATA_CHUNKS)), (1, TEXT), (2, b"".join(PAGES))]
+
+
+def test_the_golden_parity_reads_by_hand_as_the_format_describes() -> None:
+    data, pack = golden("parity.bin"), golden("pack.bin")
+    assert names()["parity.bin"] == names()["pack.bin"].replace("packs/", "parity/")
+    key = derive("staddle.v1 parity key", open_keys("keys-1.bin")["root"])
+    head = data[:96]
+    fields = struct.unpack("<8sHHIQIHH16s16s", head[:64])
+    assert fields == (b"STADPRTY", 1, 0, len(pack), len(pack), 1, 1, 1, pack[16:32], pack[32:48])
+    assert head[64:] == blake3(head[:64], key=key).digest()
+    parity = data[96 : 96 + len(pack)]
+    # One column, one parity block: the factor is the inverse of 1 xor 0.
+    assert parity == pack
+    assert data[96 + len(pack) :] == blake3(pack, key=key).digest()[:8] * 2 + head
 
 
 def test_the_golden_chunks_have_the_ids_that_the_format_describes(store: DirectoryBlobs) -> None:

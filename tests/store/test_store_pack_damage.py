@@ -357,3 +357,18 @@ def test_hostile_bytes_are_damage_to_every_way_of_reading(data: bytes, keep: int
         reader.footer(forge.pack)
     found = [one for one in reader.scan(forge.pack) if isinstance(one, Segment)]
     assert [one.data for one in found] == ([b"chunk"] if keep >= 48 + len(segment) else [])
+
+
+def test_a_reader_that_met_a_damaged_header_reads_the_pack_once_it_is_repaired(memory: MemoryBlobs) -> None:
+    keys = tenant_keys("here", (1, 2))
+    summary = write_pack(memory, keys, [(Role.DATA, [b"chunk"])])
+    name = pack_name(keys.tenant, summary.pack)
+    whole = memory.objects[name]
+    # The number of another pack key that there is: the header looks right, and opens nothing.
+    memory.objects[name] = whole[:12] + b"\x01" + whole[13:]
+    reader = PackReader(memory, keys)
+    ref = summary.chunks[0].place.segment
+    with pytest.raises(PackDamaged):
+        reader.segment(ref)
+    memory.objects[name] = whole
+    assert reader.segment(ref).data == b"chunk"

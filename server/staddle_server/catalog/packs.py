@@ -1,9 +1,9 @@
 """Packs: their rows come before their objects, and only a live one counts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, or_, select, update
 
 from staddle_server import errors
 from staddle_server.catalog import schema
@@ -11,8 +11,8 @@ from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import Tenants
-from staddle_server.catalog.values import LeftOverPack
-from staddle_server.catalog.words import check_id
+from staddle_server.catalog.values import LeftOverPack, PackParity, ParityTotals
+from staddle_server.catalog.words import batches, check_id
 from staddle_server.types import PackSummary, UploadState
 
 _p = schema.packs.c
@@ -72,12 +72,95 @@ class Packs:
                 insert_or_ignore(connection, schema.pack_damage), {"pack": pack_row, "segment_offset": where}
             )
 
+    def mark_sound(self, tenant: bytes, pack: bytes, now_ns: int) -> bool:
+        """Every byte of the pack was read at `now_ns` and found right: nothing of it counts as damaged any more.
+
+        Whether there is such a pack.
+        """
+        with self._database.write() as connection:
+            this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
+            pack_row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            if pack_row is None:
+                return False
+            connection.execute(delete(schema.pack_damage).where(schema.pack_damage.c.pack == pack_row))
+            connection.execute(
+                update(schema.packs).where(_p.row == pack_row).values(damaged=False, verified_ns=now_ns)
+            )
+            return True
+
+    def damaged(self, tenant: bytes) -> list[bytes]:
+        """The tenant's live packs of which something is marked as damaged, oldest first."""
+        with self._database.read() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            query = select(_p.id).where(mine, _p.state == schema.PACK_LIVE, _p.damaged).order_by(_p.row)
+            return list(connection.execute(query).scalars())
+
     def damaged_count(self, tenant: bytes) -> int:
         """How many segments, or whole packs, of the tenant's live packs are damaged."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(func.count()).select_from(schema.pack_damage).join(schema.packs)
             return connection.execute(query.where(mine, _p.state == schema.PACK_LIVE)).scalar_one()
+
+    def without_parity(self, after: int, limit: int, since_ns: int = 0) -> list[PackParity]:
+        """Of all tenants: live, undamaged packs that have no parity and were begun at `since_ns` or later.
+
+        In the order of their rows, behind the row `after`.
+        """
+        return self._parities(
+            schema.LIVE_WITHOUT_PARITY,
+            _p.damaged.is_(False),
+            _p.created_ns >= since_ns,
+            after=after,
+            limit=limit,
+        )
+
+    def with_parity(self, after: int, limit: int) -> list[PackParity]:
+        """Of all tenants: live packs that have parity, in the order of their rows, behind the row `after`."""
+        return self._parities(_p.state == schema.PACK_LIVE, _p.parity_bytes > 0, after=after, limit=limit)
+
+    def _parities(self, *which: ColumnElement[bool], after: int, limit: int) -> list[PackParity]:
+        query = (
+            select(_p.row, schema.tenants.c.id, _p.id, _p.size_bytes, _p.parity_bytes)
+            .join_from(schema.packs, schema.tenants, _p.tenant == schema.tenants.c.row)
+            .where(_p.row > after, *which)
+            .order_by(_p.row)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [PackParity(*row) for row in connection.execute(query)]
+
+    def parity_totals(self) -> ParityTotals:
+        """Of all tenants: the live packs, and how many of them have parity."""
+        with_parity = func.sum(case((_p.parity_bytes > 0, 1), else_=0))
+        query = select(
+            func.count(),
+            func.coalesce(func.sum(_p.size_bytes), 0),
+            func.coalesce(with_parity, 0),
+            func.coalesce(func.sum(_p.parity_bytes), 0),
+        )
+        with self._database.read() as connection:
+            return ParityTotals(*connection.execute(query.where(_p.state == schema.PACK_LIVE)).one())
+
+    def set_parity(self, tenant: bytes, pack: bytes, parity_bytes: int) -> bool:
+        """The pack has a parity object of this length, which is durable; 0: it has none. False: there is no such live pack."""
+        with self._database.write() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            changed = connection.execute(
+                update(schema.packs)
+                .where(mine, _p.id == pack, _p.state == schema.PACK_LIVE)
+                .values(parity_bytes=parity_bytes)
+            )
+            return changed.rowcount == 1
+
+    def known(self, tenant: bytes, packs: Iterable[bytes]) -> set[bytes]:
+        """Those of the packs that have a row, in whatever state."""
+        with self._database.read() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            found: set[bytes] = set()
+            for some in batches(packs):
+                found.update(connection.execute(select(_p.id).where(mine, _p.id.in_(some))).scalars())
+            return found
 
     def writing_left_over(self, limit: int = 1000) -> list[LeftOverPack]:
         """Of all tenants: packs that were begun and can never become live, because their upload was closed or taken over.

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     false,
     literal,
     text,
@@ -234,6 +235,18 @@ _writing = text(f"state = {PACK_WRITING}")
 Index("packs_writing", packs.c.upload, sqlite_where=_writing, postgresql_where=_writing)
 _condemned = text(f"state = {PACK_CONDEMNED}")
 Index("packs_condemned", packs.c.condemned_ns, sqlite_where=_condemned, postgresql_where=_condemned)
+
+LIVE_WITHOUT_PARITY = and_(
+    packs.c.state == literal(PACK_LIVE, literal_execute=True),
+    packs.c.parity_bytes == literal(0, literal_execute=True),
+)
+_without_parity = text(f"state = {PACK_LIVE} AND parity_bytes = 0")
+Index(
+    "packs_without_parity",
+    packs.c.row,
+    sqlite_where=_without_parity,
+    postgresql_where=_without_parity,
+)
 
 WHOLE_PACK = -1
 

@@ -290,6 +290,34 @@ class MissingRecords(NamedTuple):
     pending: list[PendingRecord]
 
 
+class PackParity(NamedTuple):
+    """A live pack and the length of its parity object; 0: it has none.
+
+    Attributes:
+        row: What lists of packs go on behind.
+        tenant: The id of the tenant.
+        pack: Its own id.
+        size_bytes: Its length.
+        parity_bytes: That of its parity object.
+
+    """
+
+    row: int
+    tenant: bytes
+    pack: bytes
+    size_bytes: int
+    parity_bytes: int
+
+
+class ParityTotals(NamedTuple):
+    """How many live packs there are, and how many of them have parity; with their bytes."""
+
+    packs: int
+    pack_bytes: int
+    with_parity: int
+    parity_bytes: int
+
+
 class LeftOverPack(NamedTuple):
     """A pack that was begun and can never become live: its writer's hold on the upload has ended."""
 

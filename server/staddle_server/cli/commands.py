@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "health": "staddle_server.cli.probing:health_command",
     "tenant": "staddle_server.cli.tenants:tenant",
     "token": "staddle_server.cli.tokens:token",
+    "parity": "staddle_server.cli.parity:parity",
     "cert": "staddle_server.cli.certificates:cert",
 }
 

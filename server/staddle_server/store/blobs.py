@@ -61,11 +61,28 @@ class BlobWriter(Protocol):
         Raises BlobExists, Exhausted or Unavailable; the writer is finished in any case.
         """
 
+    def replace(self, name: str) -> None:
+        """Give the object its name in place of the object that may have it: durable on return.
+
+        At every moment before, also after a crash, the name has the old object or the new one, whole. For repair and for
+        parity alone: all else is written once. Raises Exhausted or Unavailable; the writer is finished in any case.
+        """
+
     def abort(self) -> None:
         """Discard what was written. Never raises; does nothing on a finished writer."""
 
 
-class Blobs(Protocol):
+class Readable(Protocol):
+    """What is needed of a place to read objects that are known by name."""
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`. Raises BlobShort or BlobMissing."""
+
+    def size(self, name: str) -> int:
+        """The object's size in bytes. Raises BlobMissing."""
+
+
+class Blobs(Readable, Protocol):
     """A place for objects. Safe to use from several threads.
 
     A backend that does not answer raises Unavailable("STORE_UNAVAILABLE"), never BlobMissing and never an empty
@@ -77,12 +94,6 @@ class Blobs(Protocol):
 
     def put(self, name: str, data: bytes) -> None:
         """Write a whole small object; the promises of BlobWriter.commit."""
-
-    def read(self, name: str, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`. Raises BlobShort or BlobMissing."""
-
-    def size(self, name: str) -> int:
-        """The object's size in bytes. Raises BlobMissing."""
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Names below `prefix` (whole components; "" for all) with sizes in bytes, sorted as strings."""

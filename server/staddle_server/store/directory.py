@@ -73,6 +73,10 @@ class Files:
         """Give a file a second name; unlike a rename it never replaces one."""
         os.link(source, target, follow_symlinks=False)
 
+    def rename(self, source: str, target: str) -> None:
+        """Move a file to a name, in place of the file that may have it."""
+        os.rename(source, target)
+
     def unlink(self, path: str) -> None:
         os.unlink(path)
 
@@ -186,11 +190,8 @@ class DirectoryBlobs:
 
     def publish(self, temporary: str, descriptor: int, name: str) -> None:
         """Sync the file, link it under `name`, sync the directory. Raises as BlobWriter.commit does."""
-        self.check_writable()
-        path = os.path.join(self._root, check_name(name))
+        path = self._sync_for(descriptor, name)
         directory = os.path.dirname(path)
-        self._make_directories(directory)
-        self._sync(descriptor, name)
         with translated(f"name {name}"), self._remembering_directories():
             try:
                 self._files.link(temporary, path)
@@ -199,6 +200,21 @@ class DirectoryBlobs:
                 self._sync_directory(directory)
                 raise BlobExists(name) from error
         self._sync_directory(directory)
+
+    def replace(self, temporary: str, descriptor: int, name: str) -> None:
+        """Sync the file, rename it to `name`, sync the directory. Raises as BlobWriter.replace does."""
+        path = self._sync_for(descriptor, name)
+        with translated(f"replace {name}"), self._remembering_directories():
+            self._files.rename(temporary, path)
+        self._sync_directory(os.path.dirname(path))
+
+    def _sync_for(self, descriptor: int, name: str) -> str:
+        """Sync the file that is to be called `name`, and make that name's directory; its path."""
+        self.check_writable()
+        path = os.path.join(self._root, check_name(name))
+        self._make_directories(os.path.dirname(path))
+        self._sync(descriptor, name)
+        return path
 
     def _sync(self, descriptor: int, name: str) -> None:
         with translated(f"sync {name}"), self._failing(f"sync {name}"):
@@ -380,6 +396,13 @@ class DirectoryWriter:
         descriptor = self._open()
         try:
             self._blobs.publish(self._path, descriptor, name)
+        finally:
+            self.abort()
+
+    def replace(self, name: str) -> None:
+        descriptor = self._open()
+        try:
+            self._blobs.replace(self._path, descriptor, name)
         finally:
             self.abort()
 

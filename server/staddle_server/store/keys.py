@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from staddle_server.errors import Damaged, Fault
 from staddle_server.limits import DATASET_BYTES_MAX, MIB
 from staddle_server.store.blobs import Blobs, Buffer
+from staddle_server.store.copies import Copies
 from staddle_server.store.directory import Files
 from staddle_server.types import Role, TenantKeys
 
@@ -64,6 +65,7 @@ class Secrets(msgspec.Struct, frozen=True):
     page_key: bytes
     record_key: bytes
     token_key: bytes
+    parity_key: bytes
     chunker_seed: int
 
     def __repr__(self) -> str:
@@ -83,6 +85,7 @@ def _secrets_of(root: bytes) -> Secrets:
         page_key=derive("staddle.v1 manifest page key", root),
         record_key=derive("staddle.v1 record key", root),
         token_key=derive("staddle.v1 page token key", root),
+        parity_key=derive("staddle.v1 parity key", root),
         chunker_seed=seed % (2**63 - 1) + 1,
     )
 
@@ -256,6 +259,8 @@ class KeyStore:
         self._blobs = blobs
         self._master = master
         self._random = random
+        self.copies = Copies(blobs, self._parse, KEYS_BYTES_MAX)
+        """The keys objects with their second copies."""
 
     def create(self, name: str, now_ns: int) -> TenantKeys:
         """New secrets for a new tenant, durable on return.
@@ -283,18 +288,15 @@ class KeyStore:
 
     def tenant_ids(self) -> list[bytes]:
         """The ids alone, which need no key: for going on beside a tenant whose secrets are damaged."""
-        return sorted({_parse_keys_name(name)[0] for name, _ in self._blobs.list("keys")})
+        return sorted({_parse_keys_name(name)[0] for name in self.copies.names("keys")})
 
     def _load(self, tenant: bytes) -> WrappedKeys:
-        found = [(_parse_keys_name(name)[1], size) for name, size in self._blobs.list(f"keys/{tenant.hex()}")]
+        versions = [_parse_keys_name(name)[1] for name in self.copies.names(f"keys/{tenant.hex()}")]
         # Never an older one in place of a damaged newest: packs that it cannot open would look damaged.
-        version, size = max(found, default=(1, 0))
-        name = keys_name(tenant, version)
-        if size > KEYS_BYTES_MAX:
-            raise Damaged(
-                f"the tenant secrets {name} have {size} bytes; at most {KEYS_BYTES_MAX} are possible"
-            )
-        data = self._blobs.read(name, 0, size)
+        return self.copies.read(keys_name(tenant, max(versions, default=1)))
+
+    def _parse(self, name: str, data: bytes) -> WrappedKeys:
+        tenant, version = _parse_keys_name(name)
         wrapped = unwrap_keys(self._master, tenant, data, name)
         if max(wrapped.pack_keys) != version:
             raise Damaged(f"the tenant secrets {name} hold other versions than their name says")

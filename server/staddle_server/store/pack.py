@@ -23,7 +23,7 @@ from staddle_server.limits import (
     PACK_CHUNKS_TARGET,
 )
 from staddle_server.store import packform as form
-from staddle_server.store.blobs import Blobs, BlobShort, Buffer
+from staddle_server.store.blobs import Blobs, BlobShort, Buffer, Readable
 from staddle_server.store.frame import Codec, FrameError, compress, inflate
 from staddle_server.store.keys import ID_BYTES, TAG_BYTES, Random, secrets_of
 from staddle_server.types import ChunkRef, PackSummary, Role, SegmentRef, TenantKeys
@@ -259,7 +259,7 @@ class PackReader:
     bytes are not what was stored, Unavailable where the store does not answer.
     """
 
-    def __init__(self, blobs: Blobs, keys: TenantKeys) -> None:
+    def __init__(self, blobs: Readable, keys: TenantKeys) -> None:
         self._blobs = blobs
         self._keys = keys
         self._id_key = secrets_of(keys).id_key
@@ -268,7 +268,13 @@ class PackReader:
 
     def segment(self, ref: SegmentRef) -> Segment:
         """The segment at `ref`, whole."""
-        return self._read_segment(ref, self._opener(ref.pack))
+        try:
+            return self._read_segment(ref, self._opener(ref.pack))
+        except PackDamaged:
+            # It may be the header that is damaged, and repaired one day: it is read again.
+            with self._openers_lock:
+                self._openers.pop(ref.pack, None)
+            raise
 
     def footer(self, pack: bytes) -> PackSummary:
         """What the footer says that the pack holds. Header, footer and trailer are checked; segments are not read."""

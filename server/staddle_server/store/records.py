@@ -20,6 +20,7 @@ from staddle_server.limits import (
     TREE_HEIGHT_MAX,
 )
 from staddle_server.store.blobs import BlobExists, Blobs
+from staddle_server.store.copies import Copies
 from staddle_server.store.keys import (
     ID_BYTES,
     NONCE_BYTES,
@@ -219,6 +220,8 @@ class Records:
         self._tenant = keys.tenant
         self._random = random
         self._seal = AESGCM(secrets_of(keys).record_key)
+        self.copies = Copies(blobs, self._parse, RECORD_BYTES_MAX)
+        """The records with their second copies."""
 
     def put(self, record: Record, now_ns: int, record_id: bytes | None = None) -> str:
         """Write a record and return its name: durable on return.
@@ -243,11 +246,16 @@ class Records:
         return name
 
     def read(self, name: str) -> Record:
-        """The record of that name. Raises BlobMissing, or Damaged, which names it."""
-        size = self._blobs.size(name)
-        if not _HEAD.size + TAG_BYTES <= size <= RECORD_BYTES_MAX:
-            raise Damaged(f"the record {name} is damaged: it has {size} bytes")
-        data = self._blobs.read(name, 0, size)
+        """The record of that name, or what its copy says if it has one. Raises BlobMissing, or Damaged, which names it."""
+        return self.copies.read(name)
+
+    def list(self) -> Iterator[str]:
+        """The names of all records, oldest first; of those that are lost, too, if they have a copy."""
+        return self.copies.names(records_prefix(self._tenant))
+
+    def _parse(self, name: str, data: bytes) -> Record:
+        if len(data) < _HEAD.size + TAG_BYTES:
+            raise Damaged(f"the record {name} is damaged: it has {len(data)} bytes")
         head = data[: _HEAD.size]
         magic, version, zero, tenant, record_id, nonce = _HEAD.unpack(head)
         if (magic, version, zero, tenant) != (_MAGIC, _VERSION, 0, self._tenant):
@@ -259,8 +267,3 @@ class Records:
         except InvalidTag as error:
             raise Damaged(f"the record {name} is damaged: its seal does not open") from error
         return decode_record(body, name)
-
-    def list(self) -> Iterator[str]:
-        """The names of all records, oldest first."""
-        for name, _ in self._blobs.list(records_prefix(self._tenant)):
-            yield name

@@ -21,6 +21,7 @@ CREATE INDEX backups_deleted ON backups (deleted_ns) WHERE deleted_ns IS NOT NUL
 CREATE INDEX backups_unrecorded ON backups (id) WHERE record_written = 0;
 CREATE INDEX claims_pack ON claims (pack);
 CREATE INDEX packs_condemned ON packs (condemned_ns) WHERE state = 3;
+CREATE INDEX packs_without_parity ON packs ("row") WHERE state = 2 AND parity_bytes = 0;
 CREATE INDEX packs_writing ON packs (upload) WHERE state = 1;
 CREATE UNIQUE INDEX tokens_name ON tokens (tenant, name) WHERE revoked_ns IS NULL;
 CREATE INDEX uploads_open ON uploads (dataset) WHERE state = 1;

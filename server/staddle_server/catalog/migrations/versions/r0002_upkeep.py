@@ -20,6 +20,7 @@ def upgrade() -> None:
     for name, table, key, where in (
         ("backups_deleted", "backups", "deleted_ns", "deleted_ns IS NOT NULL"),
         ("packs_condemned", "packs", "condemned_ns", "state = 3"),
+        ("packs_without_parity", "packs", "row", "state = 2 AND parity_bytes = 0"),
     ):
         op.create_index(
             name, table, [key], unique=False, sqlite_where=sa.text(where), postgresql_where=sa.text(where)

@@ -1,0 +1,273 @@
+"""`staddle-server parity`."""
+
+import json
+import sys
+import time
+from typing import Final
+
+import click
+
+from staddle_server.catalog import PackParity
+from staddle_server.cli.options import data_option, json_option
+from staddle_server.datadir import DataDirectory
+from staddle_server.errors import Damaged
+from staddle_server.limits import MIB, PARITY_PERCENT_MAX
+from staddle_server.rooms import Rooms, open_rooms
+from staddle_server.session.tenant import Tenants
+from staddle_server.upkeep.copies import CopiesReport, copy_new, mend_all
+from staddle_server.upkeep.parity import (
+    Outcome,
+    ParityReport,
+    RepairReport,
+    forget_lost,
+    make_all,
+    remove_orphans,
+    repair_pack,
+)
+
+RANGES_SHOWN: Final = 5
+
+
+@click.command()
+@data_option
+@click.option(
+    "--percent",
+    type=click.IntRange(1, PARITY_PERCENT_MAX),
+    default=10,
+    show_default=True,
+    help="How much of a pack can be lost and repaired, and about what its parity takes.",
+)
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Repair instead: packs that are marked as damaged, and records and keys.",
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read all packs that have parity, and it, and make again what does not fit.",
+)
+@json_option
+def parity(data: DataDirectory, percent: int, *, repair: bool, verify: bool, as_json: bool) -> None:
+    """Make parity for the packs that have none, so that they can be repaired; copy records and keys.
+
+    It may be stopped at any time and run again. With --repair, make whole again what is damaged. Exit 1 if
+    something that was looked at is damaged in the end.
+    """
+    if repair and verify:
+        raise click.UsageError("--repair and --verify do not go together: verify, then repair what it finds")
+    with open_rooms(data) as rooms:
+        if repair:
+            whole = _repair(rooms, as_json=as_json)
+        else:
+            whole = _make(rooms, percent, verify=verify, as_json=as_json)
+    if not whole:
+        sys.exit(1)
+
+
+# --- making
+
+
+def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
+    names = _names(rooms)
+    tenants = rooms.tenants()
+    lost = forget_lost(tenants, rooms.catalog, rooms.blobs, read=verify)
+    progress = _Progress(names, as_json=as_json)
+    report = make_all(tenants, rooms.catalog, percent, tick=progress.tick)
+    progress.end()
+    orphans = sum(remove_orphans(rooms.blobs, rooms.catalog, tenant) for tenant in names)
+    copies = copy_new(tenants, rooms.catalog, rooms.keys)
+    if as_json:
+        _print_damaged_json(report, names)
+        _print_json(
+            "parity",
+            packs=report.packs,
+            pack_bytes=report.pack_bytes,
+            parity_bytes=report.parity_bytes,
+            damaged=len(report.damaged),
+            made_again=lost,
+            removed=orphans,
+            **_copies_fields(copies),
+        )
+    else:
+        _say_made(rooms, report, percent, names)
+        if lost:
+            click.echo(f"The parity of {_count(lost, 'pack')} was gone, cut off or damaged.")
+        if orphans:
+            click.echo(
+                f"Removed the parity of {_count(orphans, 'pack')} that {'are' if orphans > 1 else 'is'} gone."
+            )
+        _say_copies(copies)
+    return not report.damaged and not copies.damaged
+
+
+class _Progress:
+    """Says what has been done: each pack as JSON, or a line on the terminal that is written over."""
+
+    def __init__(self, names: dict[bytes, str], *, as_json: bool) -> None:
+        self._names = names
+        self._as_json = as_json
+        self._terminal = not as_json and sys.stderr.isatty()
+        self._packs = self._bytes = 0
+        self._said_s = 0.0
+
+    def tick(self, pack: PackParity, parity_bytes: int) -> None:
+        if self._as_json:
+            _print_json(
+                "made",
+                tenant=_name(self._names, pack.tenant),
+                pack=pack.pack.hex(),
+                pack_bytes=pack.size_bytes,
+                parity_bytes=parity_bytes,
+            )
+        self._packs += 1
+        self._bytes += pack.size_bytes
+        if self._terminal and time.monotonic() - self._said_s > 0.5:
+            self._said_s = time.monotonic()
+            click.echo(f"\r{_count(self._packs, 'pack')}, {_mib(self._bytes)} …", nl=False, err=True)
+
+    def end(self) -> None:
+        if self._said_s:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _say_made(rooms: Rooms, report: ParityReport, percent: int, names: dict[bytes, str]) -> None:
+    if report.packs:
+        click.echo(
+            f"Made parity of {percent} % for {_count(report.packs, 'pack')} ({_mib(report.pack_bytes)}): "
+            f"{_mib(report.parity_bytes)}."
+        )
+    totals = rooms.catalog.packs.parity_totals()
+    click.echo(
+        f"Packs with parity: {totals.with_parity} of {totals.packs}; {_mib(totals.parity_bytes)} for "
+        f"{_mib(totals.pack_bytes)}."
+    )
+    for tenant, _, why in report.damaged:
+        click.echo(f"No parity, tenant {_name(names, tenant)}: {why}", err=True)
+    without = totals.packs - totals.with_parity - len(report.damaged)
+    if without > 0:
+        click.echo(
+            f"{_count(without, 'pack')} {'were' if without > 1 else 'was'} marked as damaged before, or published meanwhile."
+        )
+
+
+def _print_damaged_json(report: ParityReport, names: dict[bytes, str]) -> None:
+    for tenant, pack, why in report.damaged:
+        _print_json("damaged", tenant=_name(names, tenant), pack=pack.hex(), reason=why)
+
+
+# --- repairing
+
+
+def _repair(rooms: Rooms, *, as_json: bool) -> bool:
+    tenants = rooms.tenants()
+    copies = mend_all(tenants, rooms.catalog, rooms.keys)
+    outcomes: list[Outcome] = []
+    for tenant, name in _names(rooms).items():
+        packs = rooms.catalog.packs.damaged(tenant)
+        if packs and not _opens(tenants, tenant):
+            outcomes += [Outcome.BEYOND] * len(packs)  # the tenant's keys are, which is said with the copies
+            continue
+        for pack in packs:
+            report = repair_pack(tenants.get(tenant), rooms.catalog, pack, time.time_ns())
+            outcomes.append(report.outcome)
+            _print_repair_json(report, name) if as_json else _say_repair(report, name)
+    repaired, sound = outcomes.count(Outcome.REPAIRED), outcomes.count(Outcome.SOUND)
+    left = len(outcomes) - repaired - sound
+    if as_json:
+        _print_json("repair", repaired=repaired, sound=sound, not_repaired=left, **_copies_fields(copies))
+    else:
+        _say_copies(copies)
+        if not outcomes:
+            click.echo("No pack is marked as damaged.")
+        else:
+            click.echo(
+                f"{_count(len(outcomes), 'pack')} marked as damaged: {repaired} repaired, {sound} found sound, "
+                f"{left} not repaired."
+            )
+    return not left and not copies.damaged
+
+
+def _opens(tenants: Tenants, tenant: bytes) -> bool:
+    try:
+        tenants.get(tenant)
+    except Damaged:
+        return False
+    return True
+
+
+def _say_repair(report: RepairReport, tenant: str) -> None:
+    where = f"tenant {tenant}, pack {report.pack.hex()}"
+    match report.outcome:
+        case Outcome.SOUND:
+            click.echo(f"{where}: sound, its mark was removed")
+        case Outcome.REPAIRED:
+            click.echo(f"{where}: repaired, {_restored(report)}")
+        case _:
+            click.echo(f"{where}: NOT repaired: {report.found}", err=True)
+
+
+def _restored(report: RepairReport) -> str:
+    """What was done to the pack, in words."""
+    parts = [f"{length} bytes at {offset}" for offset, length in report.ranges[:RANGES_SHOWN]]
+    if len(report.ranges) > RANGES_SHOWN:
+        rest = report.ranges[RANGES_SHOWN:]
+        parts.append(f"{sum(each.length for each in rest)} bytes in {len(rest)} further places")
+    if report.found_bytes is None:
+        parts.append("the whole object was missing")
+    elif report.found_bytes > report.pack_bytes:
+        parts.append(f"{report.found_bytes - report.pack_bytes} bytes behind its end were dropped")
+    return "; ".join(parts)
+
+
+def _print_repair_json(report: RepairReport, tenant: str) -> None:
+    _print_json(
+        report.outcome.value.replace(" ", "_"),
+        tenant=tenant,
+        pack=report.pack.hex(),
+        ranges=[list(each) for each in report.ranges],
+        found_bytes=report.found_bytes,
+        pack_bytes=report.pack_bytes,
+        reason=report.found,
+    )
+
+
+# --- words
+
+
+def _names(rooms: Rooms) -> dict[bytes, str]:
+    return {tenant.id: tenant.name for tenant in rooms.catalog.tenants.list_all()}
+
+
+def _name(names: dict[bytes, str], tenant: bytes) -> str:
+    """The tenant's name; its id if it was made a moment ago."""
+    return names.get(tenant, tenant.hex())
+
+
+def _say_copies(copies: CopiesReport) -> None:
+    if copies.copied:
+        click.echo(f"Copied {_count(copies.copied, 'object')} of records and keys.")
+    for name in copies.restored:
+        click.echo(f"{name}: restored from its copy")
+    for why in copies.damaged:
+        click.echo(f"NOT restored: {why}; no copy of it is right either", err=True)
+
+
+def _copies_fields(copies: CopiesReport) -> dict[str, object]:
+    return {
+        "copied": copies.copied,
+        "restored": list(copies.restored),
+        "damaged_small_objects": list(copies.damaged),
+    }
+
+
+def _print_json(what: str, **fields: object) -> None:
+    click.echo(json.dumps({"what": what, **fields}))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _mib(count: int) -> str:
+    return f"{count / MIB:.1f} MiB" if count >= MIB else f"{count} bytes"

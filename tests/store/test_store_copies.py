@@ -1,0 +1,140 @@
+"""Second copies of records and keys: read where the first is hurt, and each made again from the other."""
+
+import pytest
+from memory_blobs import MemoryBlobs
+from staddle_server.errors import Damaged, Unavailable
+from staddle_server.store.blobs import BlobMissing, Blobs
+from staddle_server.store.copies import Copied, copy_name
+from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, WrappedKeys, keys_name, wrap_keys
+from staddle_server.store.records import DeletedRecord, Records, UndeletedRecord
+from staddle_server.types import TenantKeys
+from store_data import Seeded
+
+NOW_NS = 1_700_000_000_000_000_000
+MASTER = Seeded("master")(32)
+DELETED = DeletedRecord(bytes(range(16)), NOW_NS)
+
+
+def spoilt(blobs: Blobs, name: str, data: bytes) -> None:
+    writer = blobs.create()
+    writer.write(data)
+    writer.replace(name)
+
+
+def whole(blobs: Blobs, name: str) -> bytes:
+    return blobs.read(name, 0, blobs.size(name))
+
+
+def test_a_copy_is_made_once_and_is_the_object_byte_for_byte(blobs: Blobs, keys: TenantKeys) -> None:
+    records = Records(blobs, keys)
+    name = records.put(DELETED, NOW_NS)
+    assert list(records.copies.lacking("records")) == [name]
+    assert records.copies.mend(name) is Copied.COPIED
+    assert whole(blobs, copy_name(name)) == whole(blobs, name)
+    assert records.copies.mend(name) is Copied.WHOLE
+    assert list(records.copies.lacking("records")) == []
+    assert list(records.list()) == [name]
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "huge", "gone", "another one"])
+@pytest.mark.parametrize("which", ["object", "copy"])
+def test_either_of_the_two_is_made_again_from_the_other_and_until_then_the_record_is_read_and_listed(
+    blobs: Blobs, keys: TenantKeys, how: str, which: str
+) -> None:
+    records = Records(blobs, keys)
+    name, other = records.put(DELETED, NOW_NS), records.put(UndeletedRecord(bytes(16), NOW_NS), NOW_NS)
+    records.copies.mend(name)
+    data = whole(blobs, name)
+    hurt = name if which == "object" else copy_name(name)
+    if how == "gone":
+        blobs.delete(hurt)
+    else:
+        changed = {
+            "flipped": data[:60] + bytes([data[60] ^ 1]) + data[61:],
+            "cut": data[:-1],
+            "empty": b"",
+            "huge": data + bytes(2 << 20),
+            "another one": whole(blobs, other),
+        }
+        spoilt(blobs, hurt, changed[how])
+    assert records.read(name) == DELETED
+    assert sorted(records.list()) == sorted([name, other])
+    assert records.copies.mend(name) is (Copied.RESTORED if which == "object" else Copied.COPIED)
+    assert whole(blobs, name) == whole(blobs, copy_name(name)) == data
+
+
+def test_a_record_of_which_nothing_right_is_left_is_damaged_and_stays_as_it_is(
+    memory: MemoryBlobs, keys: TenantKeys
+) -> None:
+    records = Records(memory, keys)
+    name = records.put(DELETED, NOW_NS)
+    records.copies.mend(name)
+    memory.objects[name] = b"one kind of damage"
+    memory.objects[copy_name(name)] = memory.objects[copy_name(name)][:-1]
+    before = dict(memory.objects)
+    for attempt in (records.read, records.copies.mend):
+        with pytest.raises(Damaged, match=f"{name} is damaged: it has 18 bytes"):
+            attempt(name)
+    assert memory.objects == before
+    del memory.objects[name], memory.objects[copy_name(name)]
+    for attempt in (records.read, records.copies.mend):
+        with pytest.raises(BlobMissing, match=f"object {name} is missing"):
+            attempt(name)
+    assert memory.objects == {}
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_damage(memory: MemoryBlobs, keys: TenantKeys) -> None:
+    class Silent(MemoryBlobs):
+        asked = 0
+
+        def read(self, name: str, offset: int, length: int) -> bytes:
+            self.asked += 1
+            raise Unavailable("STORE_UNAVAILABLE", "no answer")
+
+    silent = Silent()
+    name = Records(memory, keys).put(DELETED, NOW_NS)
+    silent.objects = {name: memory.objects[name], copy_name(name): memory.objects[name]}
+    records = Records(silent, keys)
+    for attempt in (records.read, records.copies.mend):
+        with pytest.raises(Unavailable):
+            attempt(name)
+    assert silent.asked == 2
+
+
+def test_objects_without_a_copy_are_found_among_copies_of_what_is_gone(
+    memory: MemoryBlobs, keys: TenantKeys
+) -> None:
+    records = Records(memory, keys)
+    names = [records.put(DELETED, NOW_NS + n * 1_000_000) for n in range(6)]
+    for name in names[1:5]:
+        records.copies.mend(name)
+    for gone in (names[2], names[4]):
+        del memory.objects[gone]
+    assert list(records.copies.lacking("records")) == [names[0], names[5]]
+    assert list(records.list()) == names
+
+
+def test_keys_that_are_lost_or_damaged_are_loaded_from_their_copy_and_never_from_an_older_object(
+    memory: MemoryBlobs,
+) -> None:
+    store = KeyStore(memory, MASTER)
+    first = store.create("default", NOW_NS)
+    newest = WrappedKeys(first.tenant, "default", NOW_NS, first.root, {**first.pack_keys, 2: bytes(32)})
+    name = keys_name(first.tenant, 2)
+    memory.put(name, wrap_keys(MASTER, newest))
+    assert store.copies.mend(name) is Copied.COPIED
+    assert store.copies.mend(keys_name(first.tenant, 1)) is Copied.COPIED
+    for lost in (None, b"", b"x" * (KEYS_BYTES_MAX + 1), memory.objects[keys_name(first.tenant, 1)]):
+        if lost is None:
+            del memory.objects[name]
+        else:
+            memory.objects[name] = lost
+        assert sorted(KeyStore(memory, MASTER).load(first.tenant).pack_keys) == [1, 2]
+        assert store.copies.mend(name) is Copied.RESTORED
+    for lost_name in [each for each in memory.objects if each.startswith("keys/")]:
+        del memory.objects[lost_name]
+    assert KeyStore(memory, MASTER).tenant_ids() == [first.tenant]
+    assert sorted(KeyStore(memory, MASTER).load(first.tenant).pack_keys) == [1, 2]
+    memory.objects[copy_name(name)] = b"damaged"
+    with pytest.raises(Damaged):
+        KeyStore(memory, MASTER).load(first.tenant)

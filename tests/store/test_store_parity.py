@@ -1,0 +1,552 @@
+"""Parity: what is within its budget comes back byte for byte, what is beyond is said, and nothing wrong is ever accepted."""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_blobs import MemoryBlobs
+from staddle_server.limits import PARITY_BLOCK_BYTES
+from staddle_server.store import parityform as form
+from staddle_server.store.blobs import BlobMissing, Blobs
+from staddle_server.store.directory import DirectoryBlobs, Files
+from staddle_server.store.keys import secrets_of
+from staddle_server.store.pack import PackDamaged, PackReader, pack_name
+from staddle_server.store.parity import BeyondParity, Parity, ParityDamaged, Range, parity_name, verify_pack
+from staddle_server.store.reedsolomon import Code
+from staddle_server.types import PackSummary, Role, TenantKeys
+from store_data import Seeded, tenant_keys, write_pack
+from test_store_pack_damage import Forge, entry, row
+
+BLOCK = PARITY_BLOCK_BYTES
+EXAMPLES = int(os.environ.get("STADDLE_TEST_EXAMPLES", "100"))
+"""Random damages that each property is shown; more in a long run."""
+KEYS = tenant_keys("here", (1, 2))
+
+
+class Sample:
+    """A pack with its parity, in memory."""
+
+    def __init__(self, data_bytes: int, percent: int) -> None:
+        self.blobs = MemoryBlobs()
+        self.summary = pack_of(self.blobs, data_bytes)
+        self.pack = self.summary.pack
+        self.parity = Parity(self.blobs, KEYS)
+        self.parity_bytes = self.parity.make(self.pack, percent)
+        self.name, self.parity_name = pack_name(KEYS.tenant, self.pack), parity_name(KEYS.tenant, self.pack)
+        self.data = self.blobs.objects[self.name]
+        self.geometry = form.plan(len(self.data), percent)
+
+    def copy(self) -> Sample:
+        """Another one, to be damaged."""
+        made = object.__new__(Sample)
+        made.__dict__.update(self.__dict__)
+        made.blobs = MemoryBlobs()
+        made.blobs.objects.update(self.blobs.objects)
+        made.parity = Parity(made.blobs, KEYS)
+        return made
+
+    def damage(self, name: str, at: int, data: bytes) -> None:
+        held = bytearray(self.blobs.objects[name])
+        held[at : at + len(data)] = data
+        self.blobs.objects[name] = bytes(held)
+
+    @property
+    def now(self) -> bytes:
+        return self.blobs.objects[self.name]
+
+
+def pack_of(blobs: Blobs, data_bytes: int, keys: TenantKeys = KEYS) -> PackSummary:
+    seeded = Seeded(f"pack of {data_bytes}")
+    sizes = [min(200_000, data_bytes - start) for start in range(0, data_bytes, 200_000)]
+    segments = [(Role.DATA, [seeded(size)]) for size in sizes]
+    return write_pack(blobs, keys, [*segments, (Role.MANIFEST, [b"a page", b"another"])])
+
+
+@functools.cache
+def sample(data_bytes: int, percent: int) -> Sample:
+    return Sample(data_bytes, percent)
+
+
+def xored(data: bytes, with_what: int = 0xFF) -> bytes:
+    return bytes(byte ^ with_what for byte in data)
+
+
+SIZES = [1, 3_000, 9_000, 300_000, 1_300_000]
+
+
+@pytest.mark.parametrize("percent", [1, 10, 100])
+@pytest.mark.parametrize("size", SIZES)
+def test_parity_takes_its_percentage_and_a_little(size: int, percent: int) -> None:
+    one = sample(size, percent)
+    assert one.parity_bytes == len(one.blobs.objects[one.parity_name]) == one.geometry.object_bytes
+    rounding = one.geometry.rows * min(BLOCK, len(one.data))
+    wanted = one.geometry.rows * one.geometry.columns * min(BLOCK, len(one.data)) * percent / 100
+    assert wanted <= one.geometry.rows * one.geometry.row_parity_bytes < wanted + rounding
+    assert one.geometry.checks_bytes <= 8 * (2 + 2 * len(one.data) / BLOCK) + 16
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_any_one_block_that_is_lost_comes_back_byte_for_byte_and_is_named(size: int) -> None:
+    one = sample(size, 1)
+    for block in range(0, one.geometry.blocks, max(1, one.geometry.blocks // 20)):
+        hurt = one.copy()
+        length = min(BLOCK, len(one.data) - block * BLOCK)
+        hurt.damage(hurt.name, block * BLOCK, xored(one.data[block * BLOCK :][:length]))
+        mended = hurt.parity.mend(hurt.pack)
+        assert hurt.now == one.data
+        assert mended == ((Range(block * BLOCK, length),), len(one.data), len(one.data))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.data())
+def test_a_lost_stretch_within_the_budget_comes_back_byte_for_byte(data: st.DataObject) -> None:
+    one = sample(data.draw(st.sampled_from(SIZES)), data.draw(st.sampled_from([10, 25])))
+    budget = max(1, one.geometry.rows * one.geometry.parity * BLOCK - BLOCK + 1)
+    length = data.draw(st.integers(1, min(budget, len(one.data))))
+    # A stretch of so many bytes touches one block more than it fills, unless it begins with one.
+    blocks = one.geometry.rows * one.geometry.parity
+    start = data.draw(st.integers(0, len(one.data) - length))
+    if (start + length - 1) // BLOCK - start // BLOCK >= blocks:
+        start -= start % BLOCK
+    hurt = one.copy()
+    hurt.damage(
+        hurt.name, start, bytes(length) if data.draw(st.booleans()) else xored(one.data[start:][:length])
+    )
+    mended = hurt.parity.mend(hurt.pack)
+    assert hurt.now == one.data
+    for offset, size in mended.ranges:
+        assert start - BLOCK < offset
+        assert offset + size < start + length + BLOCK
+    assert verify_pack(PackReader(hurt.blobs, KEYS), KEYS, hurt.pack) == len(one.data)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.data())
+def test_whatever_is_done_to_a_pack_and_its_parity_it_comes_back_or_stays_as_it_is(
+    data: st.DataObject,
+) -> None:
+    one = sample(data.draw(st.sampled_from(SIZES)), data.draw(st.sampled_from([1, 10, 100])))
+    hurt = one.copy()
+    for name in data.draw(st.lists(st.sampled_from([one.name, one.parity_name]), min_size=1, max_size=6)):
+        held = hurt.blobs.objects.get(name)
+        if held is None:
+            continue
+        start, length = data.draw(st.integers(0, len(held))), data.draw(st.integers(0, len(held)))
+        match data.draw(st.sampled_from(["flip", "zero", "cut", "extend", "shift", "lose"])):
+            case "flip":
+                held = (
+                    held[:start]
+                    + xored(held[start : start + 1], 1 << data.draw(st.integers(0, 7)))
+                    + held[start + 1 :]
+                )
+            case "zero":
+                held = held[:start] + bytes(len(held[start : start + length])) + held[start + length :]
+            case "cut":
+                held = held[:start]
+            case "extend":
+                held += bytes(length)
+            case "shift":
+                held = held[start:] + held[:start]
+            case "lose":
+                del hurt.blobs.objects[name]
+                continue
+        hurt.blobs.objects[name] = held
+    before = dict(hurt.blobs.objects)
+    refused = None
+    try:
+        hurt.parity.mend(hurt.pack)
+    except (BeyondParity, ParityDamaged, BlobMissing) as error:
+        refused = error
+    if refused is None:
+        assert hurt.now == one.data
+    else:
+        assert hurt.blobs.objects == before
+        assert hurt.pack.hex() in refused.message
+
+
+@pytest.mark.parametrize("size", [9_000, 1_300_000])
+def test_one_block_beyond_the_budget_changes_nothing_and_says_how_much_is_lost(size: int) -> None:
+    one = sample(size, 10)
+    hurt = one.copy()
+    for lost in range(one.geometry.parity + 1):
+        at = lost * one.geometry.rows * BLOCK
+        hurt.damage(hurt.name, at, xored(one.data[at : at + 1]))
+    before = dict(hurt.blobs.objects)
+    with pytest.raises(BeyondParity) as refused:
+        hurt.parity.mend(hurt.pack)
+    said = refused.value.message
+    assert hurt.blobs.objects == before
+    assert f"{one.geometry.parity + 1} of its {one.geometry.blocks} blocks" in said
+    assert f"1 of its {one.geometry.rows} rows" in said
+    assert "nothing was changed" in said
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("missing", [1, 7, 500])
+def test_a_pack_that_was_cut_off_or_has_bytes_behind_it_comes_back(size: int, missing: int) -> None:
+    one = sample(size, 10)
+    cut = one.copy()
+    cut.blobs.objects[cut.name] = one.data[:-missing]
+    mended = cut.parity.mend(cut.pack)
+    assert cut.now == one.data
+    assert mended.found_bytes == max(0, len(one.data) - missing)
+    assert sum(mended.ranges[-1]) == len(one.data)
+    longer = one.copy()
+    longer.blobs.objects[longer.name] += bytes(missing)
+    assert longer.parity.mend(longer.pack) == ((), len(one.data) + missing, len(one.data))
+    assert longer.now == one.data
+
+
+def test_a_pack_whose_object_is_gone_comes_back_where_the_parity_has_all_of_it() -> None:
+    for one in (sample(1, 1), sample(3_000, 10), sample(300_000, 100)):
+        gone = one.copy()
+        del gone.blobs.objects[gone.name]
+        mended = gone.parity.mend(gone.pack)
+        assert gone.now == one.data
+        assert mended == ((Range(0, len(one.data)),), None, len(one.data))
+    one = sample(300_000, 10).copy()
+    del one.blobs.objects[one.name]
+    with pytest.raises(BeyondParity):
+        one.parity.mend(one.pack)
+    assert one.name not in one.blobs.objects
+
+
+def test_a_pack_that_is_sound_is_not_written_again() -> None:
+    one = sample(300_000, 10).copy()
+    held = one.blobs.objects[one.name]
+    assert one.parity.mend(one.pack) == ((), len(one.data), len(one.data))
+    assert one.blobs.objects[one.name] is held
+
+
+def test_every_flipped_bit_of_a_small_pack_is_put_right() -> None:
+    one = sample(1, 1)
+    for bit in range(len(one.data) * 8):
+        hurt = one.copy()
+        hurt.damage(hurt.name, bit // 8, xored(one.data[bit // 8 :][:1], 1 << bit % 8))
+        hurt.parity.mend(hurt.pack)
+        assert hurt.now == one.data
+
+
+def test_a_flipped_byte_of_the_parity_never_keeps_it_from_helping() -> None:
+    one = sample(9_000, 50)
+    assert one.geometry.parity == 2
+    held = one.blobs.objects[one.parity_name]
+    for at in [
+        *range(form.HEAD_BYTES),
+        *range(form.HEAD_BYTES, len(held), 37),
+        *range(len(held) - 200, len(held)),
+    ]:
+        hurt = one.copy()
+        hurt.damage(hurt.parity_name, at, xored(held[at : at + 1], 0x10))
+        with pytest.raises(ParityDamaged):
+            hurt.parity.check(hurt.pack)
+        hurt.damage(hurt.name, 5_000, xored(one.data[5_000:5_010]))
+        assert hurt.parity.mend(hurt.pack).ranges == (Range(4096, 4096),)
+        assert hurt.now == one.data
+
+
+def test_a_pack_and_its_parity_are_checked_against_each_other() -> None:
+    for size in (1, 300_000, 1_300_000):
+        one = sample(size, 10)
+        one.parity.check(one.pack)
+        for name in (one.name, one.parity_name):
+            held = one.blobs.objects[name]
+            for changed in (
+                held[:-1],
+                held + b"x",
+                b"",
+                xored(held[:1]) + held[1:],
+                held[:-1] + xored(held[-1:]),
+            ):
+                hurt = one.copy()
+                hurt.blobs.objects[name] = changed
+                with pytest.raises(ParityDamaged, match=one.pack.hex()):
+                    hurt.parity.check(hurt.pack)
+    lost = sample(1, 10).copy()
+    del lost.blobs.objects[lost.name]
+    with pytest.raises(ParityDamaged):
+        lost.parity.check(lost.pack)
+    del lost.blobs.objects[lost.parity_name]
+    with pytest.raises(BlobMissing, match="parity/"):
+        lost.parity.check(lost.pack)
+
+
+def test_parity_that_lies_is_never_believed() -> None:
+    """Its own key is in the wrong hands: the pack's seals still decide."""
+    one = sample(300_000, 10)
+    key = secrets_of(KEYS).parity_key
+    liar = one.copy()
+    other = Seeded("another content")(len(one.data))
+    checks = b"".join(form.check_of(other[at : at + BLOCK], key) for at in range(0, len(other), BLOCK))
+    liar.damage(liar.parity_name, one.geometry.checks_offset, checks)
+    liar.blobs.objects[liar.name] = other
+    with pytest.raises(ParityDamaged, match="what it restores is not the pack, and nothing was changed"):
+        liar.parity.mend(liar.pack)
+    assert liar.now == other
+
+
+def test_the_parity_of_another_pack_or_tenant_is_refused() -> None:
+    one, other = sample(9_000, 10).copy(), sample(3_000, 10)
+    one.blobs.objects[one.parity_name] = other.blobs.objects[other.parity_name]
+    with pytest.raises(ParityDamaged, match="another pack's"):
+        one.parity.mend(one.pack)
+    stranger = Parity(one.blobs, tenant_keys("elsewhere"))
+    one.blobs.objects[parity_name(tenant_keys("elsewhere").tenant, one.pack)] = sample(
+        9_000, 10
+    ).blobs.objects[one.parity_name]
+    with pytest.raises(ParityDamaged, match="not what was written"):
+        stranger.mend(one.pack)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pack_bytes", 2**63),
+        ("pack_bytes", 0),
+        ("block_bytes", 0),
+        ("block_bytes", 1),
+        ("block_bytes", 2**32 - 1),
+        ("rows", 0),
+        ("rows", 2**32 - 1),
+        ("columns", 0),
+        ("columns", 2**16 - 1),
+        ("columns", 7),
+        ("parity", 0),
+        ("parity", 2**16 - 1),
+        ("parity", 250),
+    ],
+)
+def test_a_head_with_a_number_that_cannot_be_is_refused_whoever_wrote_it(field: str, value: int) -> None:
+    key, tenant, pack = bytes(32), bytes(16), bytes(16)
+    geometry = form.plan(1_300_000, 10)
+    assert form.decode_head(form.encode_head(geometry, tenant, pack, key), tenant, pack, key) == geometry
+    forged = form.encode_head(geometry._replace(**{field: value}), tenant, pack, key)
+    with pytest.raises(form.FormError, match="cannot be"):
+        form.decode_head(forged, tenant, pack, key)
+
+
+def test_every_flipped_bit_of_a_head_is_found() -> None:
+    key, tenant, pack = bytes(32), bytes(16), bytes(range(16))
+    head = form.encode_head(form.plan(1_300_000, 10), tenant, pack, key)
+    assert len(head) == form.HEAD_BYTES
+    for bit in range(len(head) * 8):
+        damaged = bytearray(head)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(form.FormError):
+            form.decode_head(damaged, tenant, pack, key)
+
+
+def test_no_parity_is_made_of_a_pack_that_is_not_whole(keys: TenantKeys) -> None:
+    blobs = MemoryBlobs()
+    pack = pack_of(blobs, 9_000).pack
+    name = pack_name(KEYS.tenant, pack)
+    data = blobs.objects[name]
+    for broken in (xored(data[:1]) + data[1:], data[:-1], data[:4000] + b"\0" + data[4001:], b""):
+        blobs.objects[name] = broken
+        with pytest.raises(PackDamaged, match=pack.hex()):
+            Parity(blobs, KEYS).make(pack, 10)
+        assert list(blobs.list("parity")) == []
+    del blobs.objects[name]
+    with pytest.raises(BlobMissing):
+        Parity(blobs, KEYS).make(pack, 10)
+
+
+def test_parity_is_made_again_in_place_of_what_is_there(blobs: Blobs) -> None:
+    pack = pack_of(blobs, 9_000).pack
+    first = Parity(blobs, KEYS).make(pack, 10)
+    second = Parity(blobs, KEYS).make(pack, 100)
+    assert second > first
+    assert list(blobs.list("parity")) == [(parity_name(KEYS.tenant, pack), second)]
+
+
+def test_two_segments_that_changed_places_are_not_a_verified_pack() -> None:
+    blobs = MemoryBlobs()
+    summary = write_pack(blobs, KEYS, [(Role.DATA, [b"first"]), (Role.DATA, [b"other"])])
+    name = pack_name(KEYS.tenant, summary.pack)
+    assert verify_pack(PackReader(blobs, KEYS), KEYS, summary.pack) == len(blobs.objects[name])
+    first, other = (chunk.place.segment for chunk in summary.chunks)
+    data = bytearray(blobs.objects[name])
+    end = other.offset + other.length
+    data[first.offset : end] = data[other.offset : end] + data[first.offset : other.offset]
+    blobs.objects[name] = bytes(data)
+    with pytest.raises(PackDamaged, match="segment 1 lies where 0 should"):
+        verify_pack(PackReader(blobs, KEYS), KEYS, summary.pack)
+
+
+@pytest.mark.parametrize(
+    ("in_footer", "in_segment", "says"),
+    [
+        (b"chunk", b"chunk", ""),
+        (b"other", b"chunk", "name different chunks"),
+        (b"other", b"other", "does not have its digest"),
+    ],
+)
+def test_a_pack_whose_seals_open_and_whose_parts_contradict_each_other_is_not_verified(
+    in_footer: bytes, in_segment: bytes, says: str
+) -> None:
+    forge = Forge()
+    segment = forge.segment(entry(5, blake3(in_segment).digest()), b"chunk")
+    forge.finish(segment, row(48, len(segment), 1, 5) + entry(5, blake3(in_footer).digest()))
+    if says:
+        with pytest.raises(PackDamaged, match=says):
+            verify_pack(forge.reader(), forge.keys, forge.pack)
+    else:
+        verify_pack(forge.reader(), forge.keys, forge.pack)
+
+
+class Cut(BaseException):
+    """The process ends here."""
+
+
+class CutFiles(Files):
+    """Real files, until so many steps that change something are done."""
+
+    def __init__(self) -> None:
+        self.left = 10**9
+        self.opened: set[int] = set()
+
+    def __getattribute__(self, step: str) -> Any:
+        real = super().__getattribute__(step)
+        if step not in {"write", "sync", "link", "rename", "unlink", "sync_directory", "make_directory"}:
+            return real
+
+        def run(*arguments: Any) -> Any:
+            if self.left == 0:
+                raise Cut
+            self.left -= 1
+            return real(*arguments)
+
+        return run
+
+    def open(self, path: str, flags: int) -> int:
+        descriptor = super().open(path, flags)
+        self.opened.add(descriptor)
+        return descriptor
+
+    def close(self, descriptor: int) -> None:
+        self.opened.discard(descriptor)
+        super().close(descriptor)
+
+    def end(self) -> None:
+        """What the system does when a process ends: close, and so unlock, what is open."""
+        self.left = 10**9
+        for descriptor in list(self.opened):
+            self.close(descriptor)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_repair_that_is_cut_off_at_any_step_leaves_a_pack_that_is_as_before_or_whole(
+    tmp_path: Path, lost: bool
+) -> None:
+    files = CutFiles()
+    blobs = DirectoryBlobs(str(tmp_path), files)
+    pack = pack_of(blobs, 9_000).pack
+    Parity(blobs, KEYS).make(pack, 100)
+    path = tmp_path / pack_name(KEYS.tenant, pack)
+    whole = path.read_bytes()
+    hurt = None if lost else whole[:5_000] + b"damaged" + whole[5_007:]
+    outcomes = []
+    for steps in range(200):
+        path.unlink() if hurt is None else path.write_bytes(hurt)
+        files.left = steps
+        try:
+            Parity(blobs, KEYS).mend(pack)
+            done = True
+        except Cut:
+            done = False
+        files.end()
+        found = path.read_bytes() if path.exists() else None
+        assert found in (hurt, whole)
+        outcomes.append(found == whole)
+        DirectoryBlobs(str(tmp_path)).sweep()
+        assert list((tmp_path / "tmp").iterdir()) == []
+        Parity(DirectoryBlobs(str(tmp_path)), KEYS).mend(pack)
+        assert path.read_bytes() == whole
+        if done:
+            break
+    assert done
+    assert outcomes.count(False) > 2
+    assert outcomes == sorted(outcomes)
+    assert outcomes.count(True) > 2
+
+
+# --- the code
+
+
+def times(a: int, b: int) -> int:
+    """Multiplication in the field of 256 elements with the polynomial 0x11D."""
+    product = 0
+    while b:
+        product ^= a if b & 1 else 0
+        a = (a << 1) ^ (0x11D if a & 0x80 else 0)
+        b >>= 1
+    return product
+
+
+INVERSE = {a: next(b for b in range(1, 256) if times(a, b) == 1) for a in range(1, 256)}
+
+
+@settings(max_examples=40 * EXAMPLES // 100, deadline=None)
+@given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 40), st.randoms())
+def test_the_code_is_the_one_that_is_written_down_and_any_blocks_of_a_row_give_it_back(
+    columns: int, parity: int, block_bytes: int, seeded
+) -> None:
+    code = Code(columns, parity, block_bytes)
+    row = [seeded.randbytes(block_bytes) for _ in range(columns)]
+    encoded = code.encode(row)
+    for index in {0, parity // 2, parity - 1}:
+        expected = bytearray(block_bytes)
+        for column in range(columns):
+            factor = INVERSE[(columns + index) ^ column]
+            for at in range(block_bytes):
+                expected[at] ^= times(factor, row[column][at])
+        assert encoded[index] == expected
+    blocks = dict(enumerate(row + encoded))
+    kept = {index: blocks[index] for index in seeded.sample(sorted(blocks), columns)}
+    assert code.restore(kept) == row
+
+
+@pytest.mark.parametrize(("size", "rows", "columns", "parity"), [(300_000, 1, 74, 8), (1_300_000, 4, 80, 8)])
+def test_a_parity_object_reads_by_hand_as_the_format_describes(
+    size: int, rows: int, columns: int, parity: int
+) -> None:
+    one, key = sample(size, 10), secrets_of(KEYS).parity_key
+    held, data = one.blobs.objects[one.parity_name], one.data
+    head = held[:96]
+    assert struct.unpack("<IQIHH", head[12:32]) == (BLOCK, len(data), rows, columns, parity)
+    assert held[-96:] == head
+    blocks = [data[at : at + BLOCK] for at in range(0, len(data), BLOCK)]
+    parity_blocks = [held[96 + BLOCK * number :][:BLOCK] for number in range(rows * parity)]
+    checks = b"".join(blake3(block, key=key).digest()[:8] for block in blocks + parity_blocks)
+    assert held[96 + BLOCK * rows * parity : -96] == checks
+    for number, index, at in ((0, 0, 0), (rows - 1, parity - 1, BLOCK - 1), (rows // 2, 3, 100)):
+        expected = 0
+        for column in range(columns):
+            byte = data[(column * rows + number) * BLOCK :][:BLOCK].ljust(BLOCK, b"\0")[at]
+            expected ^= times(INVERSE[(columns + index) ^ column], byte)
+        assert parity_blocks[number * parity + index][at] == expected
+
+
+def test_a_code_that_cannot_be_and_blocks_that_are_no_row_are_refused() -> None:
+    for numbers in ((0, 1, 16), (1, 0, 16), (200, 56, 16), (1, 1, 0)):
+        with pytest.raises(ValueError, match="no code"):
+            Code(*numbers)
+    code = Code(3, 2, 16)
+    with pytest.raises(ValueError, match="a row has 3 blocks of 16"):
+        code.encode([bytes(16)] * 2)
+    with pytest.raises(ValueError, match="a row has 3 blocks of 16"):
+        code.encode([bytes(15)] * 3)
+    with pytest.raises(ValueError, match="3 blocks are needed"):
+        code.restore({0: bytes(16), 4: bytes(16)})
+
+
+def test_a_check_is_keyed() -> None:
+    assert form.check_of(b"block", bytes(32)) == blake3(b"block", key=bytes(32)).digest()[:8]
