@@ -102,6 +102,7 @@ def _serving(settings: Settings, opened: Rooms) -> Iterator[Address]:
         lease_s=settings.lease_s,
         upload_life_s=settings.upload_life_s,
         endpoint=str(settings.endpoint or ""),
+        gc_every_s=settings.gc_every_s,
     )
     drain_s = 0.0
     try:

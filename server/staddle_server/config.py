@@ -65,6 +65,7 @@ class Settings:
     lease_s: float
     upload_life_s: float
     drain_s: float
+    gc_every_s: float
     log_format: str
     log_level: str
 
@@ -226,6 +227,14 @@ OPTIONS: Final = (
         _duration(0, 86_400),
         "20s",
         "How long open streams may go on after SIGTERM before they are ended at a checkpoint.",
+    ),
+    Option(
+        "gc_every_s",
+        "gc-every",
+        "DURATION",
+        _duration(0, 365 * 86_400),
+        format_duration(limits.GC_EVERY_S),
+        "How often the server collects garbage by itself; 0: never.",
     ),
     Option(
         "log_format",

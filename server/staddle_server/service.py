@@ -16,7 +16,8 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
-from staddle_server.upkeep.schedule import Schedule
+from staddle_server.upkeep.collector import collect
+from staddle_server.upkeep.schedule import Schedule, Task
 from staddle_server.wire.call import Gate
 from staddle_server.wire.info import InfoCalls
 from staddle_server.wire.reads import ReadCalls
@@ -38,6 +39,7 @@ class Service:
         lease_s: float,
         upload_life_s: float,
         endpoint: str = "",
+        gc_every_s: float = 0,
         clock: Clock | None = None,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet."""
@@ -58,7 +60,11 @@ class Service:
             Streams(streams_max, clock.monotonic_s),
         )
         self._wire = WireServer(self._gate, table, streams_max)
-        self._schedule = Schedule((), catalog, clock)
+        self._schedule = Schedule(
+            (Task("gc", gc_every_s, lambda stopping: collect(catalog, tenants, clock, stopping)),),
+            catalog,
+            clock,
+        )
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens on HOST:PORT and serves; gives the port, which is a free one where 0 was asked for.

@@ -47,6 +47,7 @@ EXAMPLES = {
     "lease_s": ("10s", "11s", "12s"),
     "upload_life_s": ("1h", "2h", "3h"),
     "drain_s": ("1s", "2s", "3s"),
+    "gc_every_s": ("1h", "2h", "3h"),
     "log_format": ("json", "text", "auto"),
     "log_level": ("debug", "error", "warning"),
 }

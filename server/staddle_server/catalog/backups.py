@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 from staddle_server import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import Database
-from staddle_server.catalog.rows import backup_of, dataset_row, select_backups
+from staddle_server.catalog.rows import backup_not_found, backup_of, dataset_row, select_backups
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.values import Backup, MissingRecords, PendingRecord
 from staddle_server.catalog.words import ID_BYTES, check_id, rfc3339
@@ -52,7 +52,7 @@ class Backups:
             mine = _b.tenant == self._tenants.row(connection, tenant)
             row = connection.execute(select_backups().where(_b.id == backup, mine)).one_or_none()
         if row is None:
-            raise _not_found(backup)
+            raise backup_not_found(backup)
         return backup_of(row)
 
     def resolve(
@@ -105,7 +105,7 @@ class Backups:
             # Beginning an upload locks the row of its base in the same way, so one of the two sees the other.
             row = connection.execute(select(_b.deleted_ns).where(*this).with_for_update()).one_or_none()
             if row is None:
-                raise _not_found(backup)
+                raise backup_not_found(backup)
             changed = (row.deleted_ns is not None) != deleted
             if changed:
                 connection.execute(
@@ -219,7 +219,3 @@ def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
         bytes.fromhex(digits.ljust(2 * ID_BYTES, "0")),
         bytes.fromhex(digits.ljust(2 * ID_BYTES, "f")),
     )
-
-
-def _not_found(backup: bytes) -> errors.NotFound:
-    return errors.NotFound("BACKUP_NOT_FOUND", f"There is no backup {backup.hex()}", backup=backup.hex())

@@ -68,6 +68,11 @@ def backup_of(row: Row[Any]) -> Backup:
     )
 
 
+def backup_not_found(backup: bytes) -> errors.NotFound:
+    """The error for a backup that this tenant does not have, or not any more."""
+    return errors.NotFound("BACKUP_NOT_FOUND", f"There is no backup {backup.hex()}", backup=backup.hex())
+
+
 # --- uploads
 
 

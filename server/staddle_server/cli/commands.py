@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "health": "staddle_server.cli.probing:health_command",
     "tenant": "staddle_server.cli.tenants:tenant",
     "token": "staddle_server.cli.tokens:token",
+    "gc": "staddle_server.cli.collecting:gc",
     "cert": "staddle_server.cli.certificates:cert",
 }
 

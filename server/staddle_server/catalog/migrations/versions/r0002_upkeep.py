@@ -103,5 +103,6 @@ def _columns() -> dict[str, list[sa.Column[object]]]:
         ],
         "datasets": [number("min_retention_s", 0), time("hold_ns"), words("hold_reason"), words("policy")],
         "backups": [time("purged_ns"), number("retain_until_ns", 0), time("hold_ns"), words("hold_reason")],
+        "pending_records": [sa.Column("purges", ID)],
         "packs": [time("condemned_ns"), time("verified_ns"), number("parity_bytes", 0)],
     }
