@@ -7,8 +7,13 @@ from typing import Any
 
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.catalog import Backup, Catalog
 from staddle_server.limits import REAP_GRACE_S
-from staddle_server.session.tenant import Tenants
+from staddle_server.manifest.content import chunks_of
+from staddle_server.manifest.read import Gap, Manifest
+from staddle_server.session.reading import ChunkReader
+from staddle_server.session.tenant import Tenant, Tenants
+from staddle_server.types import Role
 from staddle_server.upkeep.collector import Collector, Report
 from thin import backups, restore
 
@@ -75,3 +80,15 @@ class Garbage:
         found = restore(self.running.stub(), dataset, backup=pb.BackupSelector(backup=backup))
         assert found.damages == []
         assert {path: data for path, data in found.files.items() if data} == files
+
+
+def contents(catalog: Catalog, tenant: Tenant, backup: Backup) -> dict[str, bytes]:
+    """The files of a backup with their bytes, read without a server; empty ones are left out."""
+    reader = ChunkReader(tenant, catalog)
+    found = {}
+    for entry in Manifest(backup.root, reader).walk():
+        assert not isinstance(entry, Gap), entry
+        if entry.content is not None and entry.content.size:
+            refs = [ref for _, ref in chunks_of(entry.content, reader)]
+            found[entry.path.decode()] = b"".join(reader.chunk(Role.DATA, ref.digest) for ref in refs)
+    return found

@@ -47,8 +47,8 @@ class Collection:
     def begin_mark(self, tenant: bytes, fence: int, now_ns: int) -> Mark:
         """Begins a mark, or goes on with the one that a dead collector left; see `Mark.resumed`.
 
-        A new one lists the roots in one statement, then the packs in another, then ends claims of uploads whose backups are
-        gone. In this order each statement may see a later state than the one before: what was committed in between
+        A new one ends the claims of uploads whose backups are gone, then lists the roots in one statement, then the packs in
+        another. In this order each statement may see a later state than the one before: what was committed in between
         has claims, and these count.
         """
         with self._database.write() as connection:
@@ -67,9 +67,9 @@ class Collection:
             )
             assert made.inserted_primary_key is not None
             number = int(made.inserted_primary_key[0])
+            _end_claims_of_the_gone(connection, tenant_row)
             _list_roots(connection, tenant_row, number)
             _list_packs(connection, tenant_row, number)
-            _end_claims_of_the_gone(connection, tenant_row, number)
             return Mark(number, walked=False, resumed=False)
 
     def roots(self, mark: int) -> list[MarkRoot]:
@@ -313,15 +313,15 @@ def _list_packs(connection: Connection, tenant_row: int, mark: int) -> None:
     connection.execute(insert(schema.mark_packs).from_select(["mark", "pack", "reached"], live))
 
 
-def _end_claims_of_the_gone(connection: Connection, tenant_row: int, mark: int) -> None:
-    """Those of committed uploads whose backup is neither listed nor there any more.
+def _end_claims_of_the_gone(connection: Connection, tenant_row: int) -> None:
+    """Those of committed uploads whose backup is no root any more, and so never will be again: nobody carries over from it.
 
-    That it is not listed does not suffice: one that was committed since the roots were listed is not, and its claims count.
+    Before the roots are listed: a backup that was purged after that may be the base of an upload that has begun after it,
+    and then nothing but these claims keeps what that carries over.
     """
-    listed = exists().where(_r.mark == mark, _r.backup == _u.backup)
-    there = exists().where(_b.id == _u.backup, ~is_gone())
+    root = exists().where(_b.id == _u.backup, is_root(tenant_row))
     over = select(_k.upload).join_from(schema.claims, schema.uploads, _k.upload == _u.id)
-    over = over.where(_u.tenant == tenant_row, _u.state == UploadState.COMMITTED.value, ~listed, ~there)
+    over = over.where(_u.tenant == tenant_row, _u.state == UploadState.COMMITTED.value, ~root)
     connection.execute(delete(schema.claims).where(_k.upload.in_(over)))
 
 

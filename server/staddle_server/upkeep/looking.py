@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from staddle_server.catalog import GoneBackup
 from staddle_server.errors import Damaged
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import packs_prefix, parse_pack_name
@@ -37,6 +38,8 @@ _OF_A_BACKUP: Final = (
 class Decided:
     """What the store's records say about backups that are gone, or that the catalog does not know."""
 
+    gone: list[GoneBackup] = field(default_factory=list)
+    """Backups that were purged a reap grace before the records were read, so that all of their records are here."""
     purged: dict[bytes, tuple[str, int]] = field(default_factory=dict)
     """The name and time (ns) of the `purged` record, by backup."""
     others: dict[bytes, list[str]] = field(default_factory=dict)
@@ -62,7 +65,7 @@ def read_decided(turn: Turn) -> Decided:
         NotCollected: the catalog is older than the store, or a record cannot be read.
 
     """
-    found = Decided()
+    found = Decided(gone=turn.catalog.removal.gone(turn.tenant.id, turn.reaped_before_ns()))
     unknown: set[bytes] = set()
     names = turn.tenant.records.list()
     while batch := list(islice(names, _BATCH)):

@@ -92,7 +92,7 @@ def forget(turn: Turn, decided: Decided) -> None:
     left, and would make this catalog look older than the store.
     """
     before_ns = turn.reaped_before_ns()
-    for gone in turn.catalog.removal.gone(turn.tenant.id, before_ns):
+    for gone in decided.gone:
         turn.tick()
         _remove_records(turn, gone.backup, decided)
         turn.catalog.removal.forget(turn.tenant.id, turn.fence, gone.backup)
