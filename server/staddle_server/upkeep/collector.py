@@ -165,7 +165,7 @@ def collect(catalog: Catalog, tenants: Tenants, clock: Clock, stopping: Callable
     except Conflict as e:
         return e.message
     done = [
-        f"{report.sum_of(name)} {words}"
+        f"{words}: {report.sum_of(name)}"
         for name, words in (
             ("backups_purged", "backups purged"),
             ("packs_condemned", "packs condemned"),
