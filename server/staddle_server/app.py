@@ -104,6 +104,7 @@ def _serving(settings: Settings, opened: Rooms) -> Iterator[Address]:
         endpoint=str(settings.endpoint or ""),
         retention_every_s=settings.retention_every_s,
         parity_percent=settings.parity_percent,
+        gc_every_s=settings.gc_every_s,
     )
     drain_s = 0.0
     try:

@@ -67,6 +67,7 @@ class Settings:
     drain_s: float
     retention_every_s: float
     parity_percent: int
+    gc_every_s: float
     log_format: str
     log_level: str
 
@@ -244,6 +245,14 @@ OPTIONS: Final = (
         _whole_number(0, limits.PARITY_PERCENT_MAX),
         "0",
         "Parity of packs that are written from now on: how much of a pack can be lost and repaired. 0: none.",
+    ),
+    Option(
+        "gc_every_s",
+        "gc-every",
+        "DURATION",
+        _duration(0, 365 * 86_400),
+        format_duration(limits.GC_EVERY_S),
+        "How often the server collects garbage by itself; 0: never.",
     ),
     Option(
         "log_format",

@@ -99,6 +99,8 @@ GRACE_S: Final = 7 * 24 * 3600
 """How long a deleted backup can be brought back, unless its tenant has another time."""
 REAP_GRACE_S: Final = 24 * 3600
 """How long the bytes of a condemned pack stay: longer than the longest restore."""
+GRACE_S_MAX: Final = 100 * 365 * 24 * 3600
+GC_EVERY_S: Final = 6 * 3600
 HOLD_REASON_BYTES_MAX: Final = 1024
 RETENTION_S_MAX: Final = 100 * 366 * 24 * 3600
 """The longest minimum retention, and how far ahead a backup can be retained."""

@@ -4,20 +4,22 @@ Here, and in `app`, concrete classes are named; everywhere else rooms know each 
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from staddle_server.catalog import Catalog, Tenant, open_catalog
+from staddle_server.catalog import Catalog, PendingRecord, Tenant, open_catalog
 from staddle_server.catalog.words import check_name
 from staddle_server.config import OperatorError
 from staddle_server.datadir import DataDirectory
 from staddle_server.errors import BadRequest
-from staddle_server.session.records import finish_tenant
+from staddle_server.session.records import finish_missing, finish_tenant
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import BlobMissing, check_format, create_format
 from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore, create_master_key, keys_name, load_master_key
+from staddle_server.store.records import TenantSettingsRecord, encode_record
 from staddle_server.types import TokenRole
 
 DEFAULT_TENANT: Final = "default"
@@ -91,6 +93,15 @@ def create_tenant(rooms: Rooms, name: str, now_ns: int) -> Tenant:
     )
     finish_tenant(rooms.tenants().get(tenant.id), rooms.catalog, tenant)
     return tenant
+
+
+def set_grace(rooms: Rooms, tenant: Tenant, grace_s: int, now_ns: int) -> None:
+    """Sets how long the tenant's deleted backups can be brought back: durable, with its record, on return."""
+    record = encode_record(TenantSettingsRecord(grace_s=grace_s, at_ns=now_ns))
+    rooms.catalog.tenants.set_grace(
+        tenant.id, grace_s, now_ns, PendingRecord(os.urandom(16), tenant.id, record)
+    )
+    finish_missing(rooms.tenants().get(tenant.id), rooms.catalog)
 
 
 def tenant_named(rooms: Rooms, name: str) -> Tenant:

@@ -16,6 +16,7 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.upkeep.collector import collect
 from staddle_server.upkeep.copies import copies_task
 from staddle_server.upkeep.parity import parity_task
 from staddle_server.upkeep.policies import TASK as RETENTION
@@ -46,6 +47,7 @@ class Service:
         endpoint: str = "",
         retention_every_s: float = 0.0,
         parity_percent: int = 0,
+        gc_every_s: float = 0,
         clock: Clock | None = None,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet.
@@ -79,6 +81,7 @@ class Service:
             Task(RETENTION, retention_every_s, policies.run),
             parity_task(tenants, catalog, clock, parity_percent),
             copies_task(tenants, catalog, keys, on=parity_percent > 0),
+            Task("gc", gc_every_s, lambda stopping: collect(catalog, tenants, clock, stopping)),
         ]
         self._schedule = Schedule(tasks, catalog, clock)
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import queue
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
 
@@ -19,10 +19,10 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._asked = False
+        self.asked = False
 
     def ask(self, why: str) -> None:
-        self._asked = True
+        self.asked = True
         self._queue.put(why)
 
     def wait(self) -> str:
@@ -34,9 +34,16 @@ class StopRequest:
 
         what was acknowledged is durable, and uploads resume from their last checkpoint.
         """
-        if self._asked:
+        if self.asked:
             os._exit(128 + number)
         self.ask(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """For work that looks by itself, now and then, whether a signal has asked it to end. Main thread only."""
+    with listening_for_signals() as request:
+        yield lambda: request.asked
 
 
 @contextlib.contextmanager

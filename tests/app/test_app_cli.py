@@ -92,7 +92,7 @@ def test_tenants_are_made_and_listed(data: Path) -> None:
     ]
     assert {each["name"] for each in listed} == {"acme", "default"}
     heading, *rows = run("tenant", "list", "--data", data).stdout.splitlines()
-    assert heading.split() == ["name", "id", "created"]
+    assert heading.split() == ["name", "id", "created", "grace", "collection"]
     assert len(rows) == 2
 
 

@@ -49,6 +49,7 @@ EXAMPLES = {
     "drain_s": ("1s", "2s", "3s"),
     "retention_every_s": ("0s", "1m", "2h"),
     "parity_percent": ("10", "20", "30"),
+    "gc_every_s": ("1h", "2h", "3h"),
     "log_format": ("json", "text", "auto"),
     "log_level": ("debug", "error", "warning"),
 }

@@ -147,9 +147,12 @@ def test_packs_of_dead_epochs_and_closed_uploads_are_left_over_and_no_others(wor
     orphan = world.pack(aborted, [])
     world.catalog.uploads.abort(world.tenant, aborted.id, 1)
     _, live = _stored(world, world.digests(1))
-    assert {left.pack for left in world.catalog.packs.writing_left_over()} == {stale.pack, orphan.pack}
+    assert {left.pack for left in world.catalog.packs.writing_left_over(world.tenant)} == {
+        stale.pack,
+        orphan.pack,
+    }
     assert world.catalog.packs.drop_left_over(world.tenant, stale.pack)
     for kept in (fresh.pack, live.pack, stale.pack):
         assert not world.catalog.packs.drop_left_over(world.tenant, kept)
     assert not world.catalog.packs.drop_left_over(world.eve.tenant, orphan.pack)
-    assert {left.pack for left in world.catalog.packs.writing_left_over()} == {orphan.pack}
+    assert {left.pack for left in world.catalog.packs.writing_left_over(world.tenant)} == {orphan.pack}

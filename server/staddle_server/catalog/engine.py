@@ -15,9 +15,12 @@ from sqlalchemy import Connection
 from staddle_server import errors
 from staddle_server.catalog.backups import Backups
 from staddle_server.catalog.chunks import Chunks
+from staddle_server.catalog.collection import Collection
+from staddle_server.catalog.collector import Collectors
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.dialect import Database, SqliteChoice, choose_sqlite, installed_wheel, open_sqlite
 from staddle_server.catalog.packs import Packs
+from staddle_server.catalog.removal import Removal
 from staddle_server.catalog.retention import Retentions
 from staddle_server.catalog.tasks import Tasks
 from staddle_server.catalog.tenants import Tenants
@@ -46,6 +49,9 @@ class Catalog:
         self.uploads = Uploads(database, self.tenants)
         self.retention = Retentions(database, self.tenants)
         self.tasks = Tasks(database)
+        self.collectors = Collectors(database)
+        self.collection = Collection(database, self.tenants)
+        self.removal = Removal(database, self.tenants)
 
     def close(self) -> None:
         """Lets go of the database."""

@@ -162,21 +162,21 @@ class Packs:
                 found.update(connection.execute(select(_p.id).where(mine, _p.id.in_(some))).scalars())
             return found
 
-    def writing_left_over(self, limit: int = 1000) -> list[LeftOverPack]:
-        """Of all tenants: packs that were begun and can never become live, because their upload was closed or taken over.
+    def writing_left_over(self, tenant: bytes, limit: int = 1000) -> list[LeftOverPack]:
+        """Packs that were begun and can never become live: their upload was closed or taken over, or their collector was.
 
         Their objects, if there are any, can be removed, and then their rows (`drop_left_over`).
         """
         query = (
-            select(schema.tenants.c.id, _p.id, _p.upload, _p.created_ns)
-            .join_from(schema.packs, schema.tenants, _p.tenant == schema.tenants.c.row)
-            .join(schema.uploads, _p.upload == _u.id, isouter=True)
+            select(_p.id, _p.upload, _p.created_ns)
+            .join_from(schema.packs, schema.uploads, _p.upload == _u.id, isouter=True)
             .where(_LEFT_OVER)
             .order_by(_p.row)
             .limit(limit)
         )
         with self._database.read() as connection:
-            return [LeftOverPack(*row) for row in connection.execute(query)]
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            return [LeftOverPack(tenant, *row) for row in connection.execute(query.where(mine))]
 
     def drop_left_over(self, tenant: bytes, pack: bytes) -> bool:
         """Forgets a pack that `writing_left_over` named, after its object is gone. Whether there was such a one."""
@@ -195,9 +195,17 @@ class Packs:
             return True
 
 
+# A collector's own pack has no upload, and its fence as the epoch: while no other one has come, it may be at work.
+_fence = select(schema.collector.c.fence).scalar_subquery()
 _LEFT_OVER = and_(
     schema.IS_WRITING,
-    or_(_u.id.is_(None), _u.state != UploadState.OPEN.value, _u.epoch != _p.epoch),
+    or_(
+        and_(_p.upload == b"", _p.epoch < func.coalesce(_fence, 0)),
+        and_(
+            _p.upload != b"",
+            or_(_u.id.is_(None), _u.state != UploadState.OPEN.value, _u.epoch != _p.epoch),
+        ),
+    ),
 )
 
 

@@ -206,7 +206,7 @@ upload_missing = Table(
     sqlite_with_rowid=False,
 )
 
-PACK_WRITING, PACK_LIVE, PACK_CONDEMNED, PACK_REAPED = 1, 2, 3, 4
+PACK_WRITING, PACK_LIVE, PACK_CONDEMNED = 1, 2, 3
 
 packs = Table(
     "packs",
@@ -233,6 +233,7 @@ packs = Table(
 IS_WRITING = packs.c.state == literal(PACK_WRITING, literal_execute=True)
 _writing = text(f"state = {PACK_WRITING}")
 Index("packs_writing", packs.c.upload, sqlite_where=_writing, postgresql_where=_writing)
+IS_CONDEMNED = packs.c.state == literal(PACK_CONDEMNED, literal_execute=True)
 _condemned = text(f"state = {PACK_CONDEMNED}")
 Index("packs_condemned", packs.c.condemned_ns, sqlite_where=_condemned, postgresql_where=_condemned)
 
@@ -292,6 +293,9 @@ pending_records = Table(
     Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
+    Column(
+        "purges", ID
+    ),  # the backup that a `purged` record ends: until it is durable, the backup counts as there
 )
 
 # --- collection (docs/decisions/2026-11-25-collection.md)

@@ -2,15 +2,16 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select, update
+from sqlalchemy import Connection, Row, Select, insert, select, update
 
 from staddle_server import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import Database, insert_or_ignore
-from staddle_server.catalog.values import Tenant
+from staddle_server.catalog.values import PendingRecord, Tenant
 from staddle_server.catalog.words import check_id, check_name
 
 _t = schema.tenants.c
+GC_FAILURE_CHARS_MAX = 1000
 
 
 class Tenants:
@@ -75,6 +76,35 @@ class Tenants:
         with self._database.write() as connection:
             connection.execute(update(schema.tenants).where(_t.id == tenant).values(record_written=True))
 
+    def set_grace(self, tenant: bytes, grace_s: int, now_ns: int, record: PendingRecord) -> None:
+        """How long a deleted backup can be brought back from now on; keeps `record` as pending in the same transaction."""
+        check_id("record", record.id)
+        with self._database.write() as connection:
+            connection.execute(update(schema.tenants).where(_t.id == tenant).values(grace_s=grace_s))
+            connection.execute(
+                insert(schema.pending_records),
+                {
+                    "id": record.id,
+                    "tenant": self.row(connection, tenant),
+                    "body": record.body,
+                    "created_ns": now_ns,
+                },
+            )
+
+    def set_gc_failure(self, tenant: bytes, why: str) -> None:
+        """Why the tenant's last collection stopped; "": it did not."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(schema.tenants)
+                .where(_t.id == tenant, _t.gc_failure != why[:GC_FAILURE_CHARS_MAX])
+                .values(gc_failure=why[:GC_FAILURE_CHARS_MAX])
+            )
+
+    def set_gc_waits(self, tenant: bytes, *, waits: bool) -> None:
+        """Whether collection waits for an operator."""
+        with self._database.write() as connection:
+            connection.execute(update(schema.tenants).where(_t.id == tenant).values(gc_waits=waits))
+
     def row(self, connection: Connection, tenant: bytes) -> int:
         """The tenant's small internal number, for this room's tables."""
         known = self._rows.get(tenant)
@@ -93,8 +123,28 @@ class Tenants:
 
 
 def _select() -> Select[Any]:
-    return select(_t.id, _t.name, _t.created_ns, _t.keys_version, _t.wrapped_keys, _t.record_written)
+    return select(
+        _t.id,
+        _t.name,
+        _t.created_ns,
+        _t.keys_version,
+        _t.wrapped_keys,
+        _t.record_written,
+        _t.grace_s,
+        _t.gc_waits,
+        _t.gc_failure,
+    )
 
 
 def _tenant(row: Row[Any]) -> Tenant:
-    return Tenant(row.id, row.name, row.created_ns, row.keys_version, row.wrapped_keys, row.record_written)
+    return Tenant(
+        row.id,
+        row.name,
+        row.created_ns,
+        row.keys_version,
+        row.wrapped_keys,
+        row.record_written,
+        row.grace_s,
+        row.gc_waits,
+        row.gc_failure,
+    )

@@ -10,6 +10,7 @@ from staddle_server.catalog import begin, schema
 from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.packs import publish
 from staddle_server.catalog.rows import (
+    backup_not_found,
     backup_of,
     open_upload_row,
     require_epoch,
@@ -189,8 +190,8 @@ class Uploads:
     ) -> Backup:
         """Makes the upload a backup, with the next number in its dataset. From then on it exists, durably.
 
-        A replay under the same epoch answers the backup that the first one made, and changes nothing. MISSING_CHUNKS,
-        with their count, leaves the upload open and everything as it was. The upload's claims stay: a later mark, which
+        A replay under the same epoch answers the backup that the first one made, and changes nothing (BACKUP_NOT_FOUND once
+        that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was. The upload's claims stay: a later mark, which
         has read the manifest, lifts them.
         """
         check_id("backup", backup.id)
@@ -336,7 +337,10 @@ def _remembered_root(dataset: Row[Any], upload: Row[Any]) -> tuple[str, str]:
 
 
 def _backup(connection: Connection, backup: bytes) -> Backup:
-    return backup_of(connection.execute(select_backups().where(_b.id == backup)).one())
+    row = connection.execute(select_backups().where(_b.id == backup)).one_or_none()
+    if row is None:  # deleted and purged long after the commit that is replayed
+        raise backup_not_found(backup)
+    return backup_of(row)
 
 
 def _lease_held(upload: Row[Any]) -> errors.Conflict:

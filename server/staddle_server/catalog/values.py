@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from staddle_server.catalog.words import NS
+from staddle_server.limits import GRACE_S
 from staddle_server.types import Kind, Root, Scope, TokenRole, UploadState
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A key domain. `wrapped_keys` is the object keys/T/V of the store, V being `keys_version`."""
+    """A key domain. `wrapped_keys` is the object keys/T/V of the store, V being `keys_version`.
+
+    `grace_s` is how long a deleted backup can be brought back; `gc_waits`: nothing is collected before an operator says so;
+    `gc_failure` says why the last collection stopped, and is empty if it did not.
+    """
 
     id: bytes
     name: str
@@ -18,6 +23,9 @@ class Tenant:
     keys_version: int
     wrapped_keys: bytes
     record_written: bool
+    grace_s: int = GRACE_S
+    gc_waits: bool = False
+    gc_failure: str = ""
 
     def __repr__(self) -> str:
         return f"Tenant(id={self.id.hex()}, name={self.name!r})"
@@ -325,3 +333,75 @@ class LeftOverPack(NamedTuple):
     pack: bytes
     upload: bytes
     created_ns: int
+
+
+# --- collection
+
+
+class Mark(NamedTuple):
+    """A mark, by its number. `walked`: all its roots were; `resumed`: a collector before this one began it."""
+
+    number: int
+    walked: bool
+    resumed: bool
+
+
+class MarkRoot(NamedTuple):
+    """A manifest that a mark walks, by its backup."""
+
+    backup: bytes
+    root: Root
+
+
+class MarkedPack(NamedTuple):
+    """A live pack of a mark. `row` is where the next page begins; `reached` is the mark's own; `claimed`: by a claim that counts."""
+
+    row: int
+    pack: bytes
+    size_bytes: int
+    chunk_count: int
+    damaged: bool
+    reached: bytes
+    claimed: bool
+
+
+class PurgeableBackup(NamedTuple):
+    """A deleted backup that nothing protects any more."""
+
+    backup: bytes
+    dataset: str
+    number: int
+    deleted_ns: int
+
+
+class GoneBackup(NamedTuple):
+    """A purged backup whose row is still there."""
+
+    backup: bytes
+    commit_ns: int
+    purged_ns: int
+
+
+class CondemnedPack(NamedTuple):
+    """A pack that is out of the index, and whose object still is there."""
+
+    pack: bytes
+    size_bytes: int
+    condemned_ns: int
+
+
+class Waiting(NamedTuple):
+    """Condemned packs together: how many, how large, and when the first and the last of them were condemned."""
+
+    packs: int
+    size_bytes: int
+    first_ns: int | None
+    last_ns: int | None
+
+
+class Orphan(NamedTuple):
+    """An object that no row names, since it was seen so first."""
+
+    name: str
+    size_bytes: int
+    seen_ns: int

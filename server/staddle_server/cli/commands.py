@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "tenant": "staddle_server.cli.tenants:tenant",
     "token": "staddle_server.cli.tokens:token",
     "parity": "staddle_server.cli.parity:parity",
+    "gc": "staddle_server.cli.collecting:gc",
     "cert": "staddle_server.cli.certificates:cert",
 }
 

@@ -57,6 +57,17 @@ def data_option(command: F) -> F:
     )(command)
 
 
+def duration(flag: str, text: str, most_s: float = float("inf")) -> float:
+    """The seconds of an option that is a duration. Raises SettingsError, which names it."""
+    try:
+        seconds = config.parse_duration(text)
+    except ValueError as error:
+        raise config.SettingsError(f"{flag} is {text!r}: {error}") from error
+    if seconds > most_s:
+        raise config.SettingsError(f"{flag} is {text!r}: at most {config.format_duration(most_s)}")
+    return seconds
+
+
 def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")(command)
 

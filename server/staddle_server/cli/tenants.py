@@ -5,14 +5,16 @@ import time
 import click
 
 from staddle_server.catalog.words import rfc3339
-from staddle_server.cli.options import data_option, json_option, print_rows
+from staddle_server.cli.options import data_option, duration, json_option, print_rows
+from staddle_server.config import format_duration
 from staddle_server.datadir import DataDirectory
-from staddle_server.rooms import create_tenant, open_rooms
+from staddle_server.limits import GRACE_S_MAX
+from staddle_server.rooms import create_tenant, open_rooms, set_grace, tenant_named
 
 
 @click.group()
 def tenant() -> None:
-    """Make and list tenants: each has keys, datasets and tokens of its own."""
+    """Make, list and set tenants: each has keys, datasets and tokens of its own."""
 
 
 @tenant.command()
@@ -27,6 +29,23 @@ def create(name: str, data: DataDirectory) -> None:
     )
 
 
+@tenant.command("set")
+@click.argument("name")
+@click.option(
+    "--grace",
+    metavar="DURATION",
+    required=True,
+    help="How long a deleted backup can be brought back, from now on also those that are deleted already.",
+)
+@data_option
+def set_(name: str, grace: str, data: DataDirectory) -> None:
+    """Set what the tenant NAME has of its own."""
+    grace_s = int(duration("--grace", grace, GRACE_S_MAX))
+    with open_rooms(data) as rooms:
+        set_grace(rooms, tenant_named(rooms, name), grace_s, time.time_ns())
+    click.echo(f"Deleted backups of the tenant {name} can be brought back for {format_duration(grace_s)}.")
+
+
 @tenant.command("list")
 @data_option
 @json_option
@@ -34,5 +53,16 @@ def list_(data: DataDirectory, as_json: bool) -> None:
     """List the tenants."""
     with open_rooms(data) as rooms:
         tenants = rooms.catalog.tenants.list_all()
-    rows = [{"name": each.name, "id": each.id.hex(), "created": rfc3339(each.created_ns)} for each in tenants]
+    rows = [
+        {
+            "name": each.name,
+            "id": each.id.hex(),
+            "created": rfc3339(each.created_ns),
+            "grace": format_duration(each.grace_s),
+            "collection": "waits for you"
+            if each.gc_waits
+            else each.gc_failure and f"failed: {each.gc_failure}",
+        }
+        for each in tenants
+    ]
     print_rows(rows, as_json=as_json, empty="There is no tenant.")

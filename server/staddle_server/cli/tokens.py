@@ -6,10 +6,9 @@ from typing import Final
 
 import click
 
-from staddle_server import config
 from staddle_server.catalog import Token
 from staddle_server.catalog.words import rfc3339
-from staddle_server.cli.options import data_option, json_option, print_rows
+from staddle_server.cli.options import data_option, duration, json_option, print_rows
 from staddle_server.datadir import DataDirectory
 from staddle_server.rooms import DEFAULT_TENANT, open_rooms, tenant_named
 from staddle_server.types import TokenRole
@@ -54,7 +53,7 @@ def create(
 ) -> None:
     """Make a token and print it: this once, it cannot be shown again."""
     now_ns = time.time_ns()
-    expires_ns = None if expires is None else now_ns + int(_seconds(expires) * NS_PER_S)
+    expires_ns = None if expires is None else now_ns + int(duration("--expires", expires) * NS_PER_S)
     name = name or f"{role}-{secrets.token_hex(3)}"
     with open_rooms(data) as rooms:
         owner = tenant_named(rooms, tenant)
@@ -104,10 +103,3 @@ def _state(token: Token, now_ns: int) -> str:
     if token.revoked_ns is not None:
         return "revoked"
     return "expired" if token.expires_ns is not None and token.expires_ns <= now_ns else "good"
-
-
-def _seconds(text: str) -> float:
-    try:
-        return config.parse_duration(text)
-    except ValueError as error:
-        raise config.SettingsError(f"--expires is {text!r}: {error}") from error

@@ -86,19 +86,22 @@ class ChunkReader:
             ref, offset, length = inside
             return self._segments[ref].chunk(offset, length, digest)
         error: Damaged | None = None
-        for place in places if places is not None else self.locate(role, [digest]).get(digest, ()):
-            try:
-                return self._read_place(role, digest, place)
-            except Damaged as e:
-                error = e
-        if error is None or places is not None:
-            # Packs move while a restore runs: what was looked up a while ago is looked up once more.
-            for place in self.locate(role, [digest]).get(digest, ()):
+        tried: set[ChunkPlace] = set()
+        fresh = list(places or ())
+        while True:
+            for place in fresh:
                 try:
                     return self._read_place(role, digest, place)
                 except Damaged as e:
                     error = e
-        raise error or Damaged(f"chunk {digest.hex()} is missing from the store")
+            tried.update(fresh)
+            # Chunks move while a restore runs: a collection may have brought them into another pack since they were looked up.
+            fresh = [place for place in self._places(role, digest) if place not in tried]
+            if not fresh:
+                raise error or Damaged(f"chunk {digest.hex()} is missing from the store")
+
+    def _places(self, role: Role, digest: bytes) -> list[ChunkPlace]:
+        return self.locate(role, [digest]).get(digest, [])
 
     def _read_place(self, role: Role, digest: bytes, place: ChunkPlace) -> memoryview:
         try:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Terms, Upload
-from staddle_server.errors import Precondition, StaddleError
+from staddle_server.errors import NotFound, Precondition, StaddleError
 from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
@@ -142,10 +142,15 @@ class Uploads:
         return None
 
     def base_root(self, upload: Upload) -> Root:
-        """The manifest that the upload starts from."""
+        """The manifest that the upload starts from; deleted and purged it stays for as long as the upload is open."""
         if not upload.base:
             return EMPTY_ROOT
-        return self._catalog.backups.get(upload.tenant, upload.base).root
+        try:
+            return self._catalog.backups.get(upload.tenant, upload.base).root
+        except NotFound:
+            if self._catalog.uploads.get(upload.tenant, upload.id).state is UploadState.OPEN:
+                raise
+            return EMPTY_ROOT  # of one that has ended nobody needs it any more
 
     # ------------------------------------------------------------------ finding
 

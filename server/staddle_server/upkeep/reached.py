@@ -77,6 +77,18 @@ class Reached:
         self._catalog = catalog
         self._reader = ChunkReader(tenant, catalog)
         self._pages_behind = behind.pages if behind is not None else frozenset()
+        self._changed: set[bytes] = set()
+
+    def restore(self, pack: bytes, packed: bytes) -> None:
+        """What an earlier walk reached in a pack, and kept."""
+        if packed:
+            self.packs[pack] = Positions(packed)
+
+    def changed(self) -> Iterator[tuple[bytes, bytes]]:
+        """What is reached by now in each pack where that changed since the last time, to be kept; see `restore`."""
+        changed, self._changed = self._changed, set()
+        for pack in sorted(changed):
+            yield pack, self.packs[pack].pack()
 
     def walk(self, root: Root, tick: Callable[[], None] = lambda: None) -> None:
         """Adds all that a manifest refers to. `tick` is called every few thousand chunks, and may raise to stop.
@@ -130,3 +142,4 @@ class Reached:
         if positions is None:
             positions = self.packs[place.segment.pack] = Positions()
         positions.add(place)
+        self._changed.add(place.segment.pack)

@@ -1,0 +1,204 @@
+"""`staddle-server gc`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from typing import Final
+
+import click
+
+from staddle_server.catalog.words import rfc3339
+from staddle_server.cli.options import data_option, duration, json_option
+from staddle_server.datadir import DataDirectory
+from staddle_server.limits import GRACE_S_MAX, REAP_GRACE_S
+from staddle_server.rooms import Rooms, open_rooms
+from staddle_server.session.clock import SystemClock
+from staddle_server.signals import asked_to_stop
+from staddle_server.upkeep.collector import Collector, Report
+from staddle_server.upkeep.turn import TenantReport
+
+SHOW_S: Final = 0.2
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.option(
+    "--grace",
+    metavar="DURATION",
+    help="This once, instead of every tenant's grace period; a shorter one also ends the wait of packs that are on their way out. "
+    "0 frees everything now.",
+)
+@click.option(
+    "--after-rebuild",
+    is_flag=True,
+    help="Also collect tenants that wait for you since their catalog was rebuilt.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@data_option
+@json_option
+def gc(
+    *, dry_run: bool, grace: str | None, after_rebuild: bool, yes: bool, data: DataDirectory, as_json: bool
+) -> None:
+    """Free what no backup needs any more: purge deleted backups whose grace is over, and collect garbage.
+
+    Runs beside a server, and beside backups and restores. The server does the same by itself every --gc-every. Exit code 0:
+    all done; 1: a tenant could not be collected, and the report says why.
+    """
+    grace_s = None if grace is None else int(duration("--grace", grace, GRACE_S_MAX))
+    with open_rooms(data) as rooms:
+        progress = _Progress()
+        collector = Collector(rooms.catalog, rooms.tenants(), SystemClock(), show=progress.show)
+        if not dry_run and not yes:
+            _ask(collector, rooms, grace_s, after_rebuild=after_rebuild)
+        with asked_to_stop() as stopping:
+            if dry_run:
+                report = collector.look_ahead(stopping, grace_s=grace_s)
+            else:
+                report = collector.collect(stopping, grace_s=grace_s, after_rebuild=after_rebuild)
+        progress.clear()
+    if as_json:
+        for tenant in report.tenants:
+            click.echo(json.dumps({"dry_run": dry_run, **_row(tenant)}))
+    else:
+        _tell(report, dry_run=dry_run)
+    if report.stopped:
+        raise click.ClickException("cut short: what was done is done, and the next collection goes on")
+    if report.failed:
+        sys.exit(1)
+
+
+def _ask(collector: Collector, rooms: Rooms, grace_s: int | None, *, after_rebuild: bool) -> None:
+    """Asks before anything is ended early; does not ask where nothing is."""
+    tenants = rooms.catalog.tenants.list_all()
+    waiting = [tenant.name for tenant in tenants if tenant.gc_waits] if after_rebuild else []
+    shortens = grace_s is not None and (
+        grace_s < REAP_GRACE_S or any(grace_s < tenant.grace_s for tenant in tenants)
+    )
+    if not shortens and not waiting:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(
+            "this ends graces early or collects after a rebuild: say --yes, or run it on a terminal"
+        )
+    if shortens:
+        ahead = collector.look_ahead(grace_s=grace_s)
+        click.echo(
+            f"This purges {_counted(ahead.sum_of('backups_purged'), 'deleted backup')}, which nobody can bring back then, and removes "
+            f"{_counted(ahead.sum_of('packs_reaped'), 'pack')} ({_size(ahead.sum_of('bytes_freed'))}) now.",
+            err=True,
+        )
+    for name in waiting:
+        click.echo(
+            f"The catalog of the tenant {name} was rebuilt: what that did not find will be removed.", err=True
+        )
+    click.confirm("Go on?", abort=True, err=True)
+
+
+# --- the report
+
+
+def _tell(report: Report, *, dry_run: bool) -> None:
+    for tenant in report.tenants:
+        lines = list(_lines(tenant, dry_run=dry_run))
+        click.echo(f"{tenant.tenant}: {lines[0]}" if len(lines) == 1 else f"{tenant.tenant}:")
+        for line in lines if len(lines) > 1 else ():
+            click.echo(f"  {line}")
+
+
+def _lines(tenant: TenantReport, *, dry_run: bool) -> list[str]:
+    would = "would be " if dry_run else ""
+    t = tenant
+    into = f"{t.packs_written} ({'about ' if dry_run else ''}{_size(t.bytes_written)})"
+    told = (
+        (t.backups_purged, f"{_counted(t.backups_purged, 'deleted backup')} {would}purged"),
+        (
+            t.packs_condemned,
+            f"{_counted(t.packs_condemned, 'pack')} with nothing alive ({_size(t.bytes_condemned)}) {would}condemned",
+        ),
+        (
+            t.packs_compacted,
+            f"{_counted(t.packs_compacted, 'pack')} ({_size(t.bytes_compacted)}) {would}compacted into {into}",
+        ),
+        (
+            t.packs_left_over,
+            f"{_counted(t.packs_left_over, 'pack')} that a dead upload or collector began {would}removed",
+        ),
+        (t.bytes_freed, f"{_size(t.bytes_freed)} {would}freed now"),
+        (t.packs_waiting, f"{_size(t.bytes_waiting)} {'would ' if dry_run else ''}come free {_when(t)}"),
+        (
+            t.orphans,
+            f"{_counted(t.orphans, 'object')} ({_size(t.bytes_orphaned)}) that the catalog does not name: kept for now",
+        ),
+        (
+            t.packs_absent,
+            f"{_counted(t.packs_absent, 'pack')} of the catalog cannot be found in the store: data is missing",
+        ),
+        (
+            t.chunks_missing,
+            f"{_counted(t.chunks_missing, 'chunk')} that backups need cannot be found in any pack: data is missing",
+        ),
+        (t.failure, f"NOT COLLECTED: {t.failure}"),
+    )
+    return [line for there, line in told if there] or ["nothing to collect"]
+
+
+def _when(tenant: TenantReport) -> str:
+    if tenant.free_from_ns is None or tenant.free_by_ns is None:
+        return "later"
+    first, last = _minute(tenant.free_from_ns), _minute(tenant.free_by_ns)
+    return f"at the first collection after {first}" if first == last else f"between {first} and {last}"
+
+
+def _minute(time_ns: int) -> str:
+    return rfc3339(time_ns)[:16].replace("T", " ") + " UTC"
+
+
+def _row(tenant: TenantReport) -> dict[str, object]:
+    row: dict[str, object] = dataclasses.asdict(tenant)
+    for name in ("free_from", "free_by"):
+        time_ns = row.pop(f"{name}_ns")
+        row[name] = rfc3339(time_ns) if isinstance(time_ns, int) else None
+    return row
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+class _Progress:
+    """One line on a terminal, written anew a few times a second."""
+
+    def __init__(self) -> None:
+        self._on = sys.stderr.isatty()
+        self._shown_s = 0.0
+        self._width = 0
+
+    def show(self, tenant: str, what: str, done: int, of: int) -> None:
+        """See `Show`."""
+        now_s = time.monotonic()
+        if not self._on or now_s - self._shown_s < SHOW_S:
+            return
+        self._shown_s = now_s
+        self._write(f"{tenant}: {what} {done}{f' of {of}' if of else ''} …")
+
+    def clear(self) -> None:
+        """The line goes."""
+        if self._width:
+            self._write("")
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write(f"\r{line:<{self._width}}" + ("" if line else "\r"))
+        sys.stderr.flush()
+        self._width = len(line)

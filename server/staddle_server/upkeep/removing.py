@@ -1,0 +1,117 @@
+"""What goes for good: backups whose grace is over, condemned packs, left-overs, orphans, records of what is gone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+
+from staddle_server.catalog import PendingRecord
+from staddle_server.session.records import finish_missing
+from staddle_server.store.blobs import BlobMissing
+from staddle_server.store.pack import pack_name, packs_prefix
+from staddle_server.store.records import PurgedRecord, encode_record
+from staddle_server.upkeep.looking import Decided, Objects
+from staddle_server.upkeep.turn import NS, Turn
+
+
+def purge(turn: Turn) -> None:
+    """Ends the backups whose grace is over; the records of that are durable on return."""
+    removal, tenant = turn.catalog.removal, turn.tenant.id
+    for found in removal.purgeable(tenant, turn.clock.now_ns(), turn.graces.purge_s):
+        turn.tick()
+        now_ns = turn.clock.now_ns()
+        body = encode_record(PurgedRecord(backup=found.backup, at_ns=now_ns))
+        record = PendingRecord(os.urandom(16), tenant, body)
+        purged = removal.purge(tenant, turn.fence, found.backup, now_ns, record, grace_s=turn.graces.purge_s)
+        turn.report.backups_purged += purged
+    finish_missing(turn.tenant, turn.catalog)
+
+
+def sweep_left_over(turn: Turn) -> None:
+    """Removes packs that dead uploads and dead collectors began and can never publish: the object, then its row."""
+    while packs := turn.catalog.packs.writing_left_over(turn.tenant.id):
+        for left in packs:
+            turn.tick()
+            _delete(turn, pack_name(turn.tenant.id, left.pack))
+            turn.catalog.packs.drop_left_over(turn.tenant.id, left.pack)
+            turn.report.packs_left_over += 1
+
+
+def reap(turn: Turn) -> None:
+    """Removes the objects of packs whose reap grace is over, each before its row, so that a crash leaves the row to go on from."""
+    removal = turn.catalog.removal
+    while packs := removal.condemned(turn.tenant.id, turn.reaped_before_ns()):
+        for pack in packs:
+            turn.tick()
+            turn.show("removing packs", turn.report.packs_reaped, 0)
+            _delete(turn, pack_name(turn.tenant.id, pack.pack))
+            removal.drop_condemned(turn.tenant.id, turn.fence, pack.pack)
+            turn.report.packs_reaped += 1
+            turn.report.bytes_freed += pack.size_bytes
+    tell_waiting(turn)
+
+
+def tell_waiting(turn: Turn) -> None:
+    """Puts down what comes free later, and when."""
+    waiting = turn.catalog.removal.waiting(turn.tenant.id)
+    turn.report.packs_waiting, turn.report.bytes_waiting = waiting.packs, waiting.size_bytes
+    grace_ns = turn.graces.reap_s * NS
+    if waiting.first_ns is not None and waiting.last_ns is not None:
+        turn.report.free_from_ns = waiting.first_ns + grace_ns
+        turn.report.free_by_ns = waiting.last_ns + grace_ns
+
+
+def sweep_orphans(turn: Turn, found: Objects, before_ns: int) -> None:
+    """Removes objects that no row names and that were seen so before, `before_ns` or earlier; notes the others.
+
+    While a live pack is absent, all of them stay: one of them may hold what it held.
+    """
+    removal = turn.catalog.removal
+    noted = removal.orphans(packs_prefix(turn.tenant.id))
+    removal.drop_orphans(turn.fence, [name for name in noted if name not in found.orphans])
+    removal.note_orphans(
+        turn.fence,
+        {name: size for name, size in found.orphans.items() if name not in noted},
+        turn.clock.now_ns(),
+    )
+    old = [name for name in found.orphans if name in noted and noted[name].seen_ns <= before_ns]
+    for name in () if found.absent else old:
+        turn.tick()
+        _delete(turn, name)
+        removal.drop_orphans(turn.fence, [name])
+        turn.report.bytes_freed += found.orphans.pop(name)
+    turn.report.packs_absent = found.absent
+    turn.report.orphans, turn.report.bytes_orphaned = len(found.orphans), sum(found.orphans.values())
+
+
+def forget(turn: Turn, decided: Decided) -> None:
+    """Removes the records of backups that were purged a reap grace ago, and their rows.
+
+    The `purged` record goes last: a `committed` one without it would bring the backup back at a rebuild, with nothing of it
+    left, and would make this catalog look older than the store.
+    """
+    before_ns = turn.reaped_before_ns()
+    for gone in decided.gone:
+        turn.tick()
+        _remove_records(turn, gone.backup, decided)
+        turn.catalog.removal.forget(turn.tenant.id, turn.fence, gone.backup)
+        turn.report.backups_forgotten += 1
+    for backup, (_, at_ns) in decided.purged.items():
+        # Purged before this catalog was made: only the records are left of it.
+        if backup not in decided.known and at_ns <= before_ns:
+            turn.tick()
+            _remove_records(turn, backup, decided)
+            turn.report.backups_forgotten += 1
+
+
+def _remove_records(turn: Turn, backup: bytes, decided: Decided) -> None:
+    names: Iterable[str] = decided.others.get(backup, ())
+    purged = [decided.purged[backup][0]] if backup in decided.purged else []
+    for name in [*names, *purged]:
+        _delete(turn, name)
+
+
+def _delete(turn: Turn, name: str) -> None:
+    with suppress(BlobMissing):
+        turn.tenant.blobs.delete(name)

@@ -1,0 +1,25 @@
+"""Nothing is lost in a crowd.
+
+STADDLE_TEST_RACE_ROUNDS=N makes each of three writers do N backups (the default is for every day), STADDLE_TEST_RACE_SEED
+another crowd; the figures are printed with pytest's -s.
+"""
+
+import os
+
+import pytest
+from garbage_left import Garbage
+from gc_race import Race
+
+ROUNDS = int(os.environ.get("STADDLE_TEST_RACE_ROUNDS", "15"))
+SEED = int(os.environ.get("STADDLE_TEST_RACE_SEED", "2026"))
+
+
+@pytest.mark.timeout(300 + 2 * ROUNDS)
+def test_many_writers_readers_deleters_and_collectors_lose_nothing(running):
+    running.upload_life_s = 10 * 365 * 86_400.0  # collectors move the clock
+    running.restart()
+    race = Race(Garbage(running), SEED, ROUNDS)
+    race.run()
+    print("\n" + ", ".join(f"{name}: {count}" for name, count in sorted(race.counts.items())))
+    for what in ("restored", "deleted", "collections", "backups_purged", "packs_condemned", "packs_reaped"):
+        assert race.counts[what] > 0, f"no {what}: so nothing was proven"

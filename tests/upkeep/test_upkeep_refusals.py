@@ -1,0 +1,367 @@
+"""When a collection collects nothing, and what it says; who may collect; what it leaves alone."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+
+import pytest
+from garbage_left import Garbage
+from staddle.v1 import service_pb2 as sv
+from staddle_server.errors import Conflict, Unavailable
+from staddle_server.store.pack import pack_name
+from staddle_server.store.records import PurgedRecord, TenantRecord
+from staddle_server.upkeep import collector as collecting
+from staddle_server.upkeep import removing
+from thin import Source, back_up, backups, noise
+
+FILES = {"a": noise(200_000, 1)}
+OTHERS = {"b": noise(200_000, 2)}
+
+
+@pytest.fixture
+def garbage(running):
+    return Garbage(running)
+
+
+def _sql(garbage, statement):
+    with garbage.running.catalog.database.write() as connection:
+        connection.exec_driver_sql(statement)
+
+
+def _failure(garbage, **how):
+    """Why the only tenant is not collected."""
+    report = garbage.collector().collect(**how)
+    assert len(report.failed) == 1
+    assert garbage.running.catalog.tenants.get(garbage.running.tenant).gc_failure in {
+        report.failed[0].failure[:1000],
+        "",
+    }
+    return report.failed[0].failure
+
+
+# ------------------------------------------------------------------ looking ahead
+
+
+def test_a_dry_run_says_what_would_be_done_and_changes_nothing(garbage):
+    stub = garbage.running.stub()
+    back_up(stub, "gone", FILES)
+    back_up(stub, "kept", OTHERS)
+    garbage.delete("gone")
+    before = garbage.tables(), garbage.objects(""), garbage.running.blobs.sweep()
+    ahead = garbage.collector().look_ahead(grace_s=0)
+    assert garbage.collector().look_ahead().sum_of("backups_purged") == 0
+    assert (garbage.tables(), garbage.objects(""), 0) == before
+    done = garbage.collect_all()
+    for name in ("backups_purged", "packs_condemned", "bytes_condemned", "bytes_freed", "packs_reaped"):
+        assert ahead.sum_of(name) == done.sum_of(name) > 0, name
+
+
+def test_a_dry_run_says_when_bytes_come_free(garbage):
+    back_up(garbage.running.stub(), "gone", FILES)
+    garbage.delete("gone")
+    garbage.later(8)
+    ahead = garbage.collector().look_ahead().tenants[0]
+    done = garbage.collect().tenants[0]
+    assert (ahead.bytes_freed, ahead.bytes_waiting) == (0, done.bytes_waiting)
+    assert done.bytes_waiting > 200_000
+    assert abs(ahead.free_by_ns - done.free_by_ns) < 60e9
+    assert abs(done.free_by_ns - garbage.running.clock.now_ns() - 86_400e9) < 60e9
+
+
+# ------------------------------------------------------------------ what is not trusted
+
+
+def test_a_catalog_that_is_older_than_the_store_is_refused(garbage):
+    running = garbage.running
+    back_up(running.stub(), "www", FILES)
+    running.stop()
+    copy = running.root / "copy.db"
+    shutil.copy(running.root / "catalog.db", copy)
+    running.start()
+    back_up(running.stub(), "www", OTHERS)
+    running.stop()
+    for name in running.root.glob("catalog.db*"):
+        name.unlink()
+    shutil.copy(copy, running.root / "catalog.db")
+    running.tokens.clear()
+    running.start()
+    objects = garbage.objects("")
+    for _ in range(3):
+        assert "the catalog is older than the store: it does not know 1 backups" in _failure(
+            garbage, grace_s=0
+        )
+        garbage.reap_grace()
+    assert garbage.objects("") == objects
+
+
+def test_a_catalog_in_which_a_purged_backup_still_is_there_is_refused(garbage):
+    back_up(garbage.running.stub(), "www", FILES)
+    garbage.delete("www")
+    garbage.collect(grace_s=8 * 86_400)
+    garbage.later(8)
+    garbage.collect()
+    _sql(garbage, "UPDATE backups SET purged_ns = NULL, deleted_ns = NULL")
+    assert "has as not purged" in _failure(garbage)
+
+
+def test_an_empty_list_of_the_store_is_not_trusted(garbage):
+    back_up(garbage.running.stub(), "www", FILES)
+    garbage.delete("www")
+    packs = garbage.running.root / "store" / "packs"
+    packs.rename(packs.with_name("away"))
+    before = garbage.tables()
+    assert "lists none of the 1 packs" in _failure(garbage, grace_s=0)
+    after = garbage.tables()
+    for name in ("backups", "packs", "chunks", "claims", "orphans"):
+        assert after[name] == before[name], name
+    packs.with_name("away").rename(packs)
+    garbage.collect_all()
+    assert garbage.objects() == []
+
+
+def test_a_record_that_cannot_be_read_stops_the_tenant_and_is_named(garbage):
+    back_up(garbage.running.stub(), "www", FILES)
+    garbage.delete("www")
+    name = garbage.objects("records")[-1]
+    path = garbage.running.root / "store" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert name in _failure(garbage, grace_s=0)
+
+
+def test_a_manifest_that_cannot_be_read_stops_its_tenant_only_until_its_backup_is_given_up(garbage):
+    running = garbage.running
+    other = running.make_tenant("other")
+    for tenant in (None, other):
+        stub = running.stub(tenant=tenant)
+        for dataset, files in (("gone", OTHERS), ("www", FILES)):
+            backup = back_up(stub, dataset, files)
+            if dataset == "gone":
+                stub.DeleteBackup(sv.DeleteBackupRequest(dataset="gone", backup=backup.id))
+    mine = [name for name in garbage.objects() if running.tenant.hex() in name]
+    kept = backups(running.stub(), "www")[0]
+    with running.catalog.database.read() as connection:
+        pack = connection.exec_driver_sql(
+            "SELECT packs.id FROM packs JOIN backups ON backups.upload = packs.upload WHERE backups.id = ?",
+            (bytes.fromhex(kept.id),),
+        ).scalar_one()
+    hurt = running.root / "store" / pack_name(running.tenant, pack)
+    hurt.write_bytes(bytes(hurt.stat().st_size))
+    report = garbage.collector().collect(grace_s=0)
+    assert [tenant.tenant for tenant in report.failed] == ["default"]
+    assert f"the manifest of backup {kept.id} cannot be read" in report.failed[0].failure
+    assert f"the manifest of backup {kept.id}" in running.catalog.tenants.get(running.tenant).gc_failure
+    assert [name for name in garbage.objects() if running.tenant.hex() in name] == mine
+    assert [tenant.packs_reaped for tenant in report.tenants] == [0, 1], "the other tenant was collected"
+    garbage.delete("www")
+    garbage.collect_all()
+    assert [name for name in garbage.objects() if running.tenant.hex() in name] == []
+    assert running.catalog.tenants.get(running.tenant).gc_failure == ""
+
+
+def test_a_tenant_that_waits_after_a_rebuild_is_collected_only_when_the_operator_says_so(garbage):
+    running = garbage.running
+    back_up(running.stub(), "www", FILES)
+    garbage.delete("www")
+    running.catalog.tenants.set_gc_waits(running.tenant, waits=True)
+    assert "--after-rebuild" in _failure(garbage, grace_s=0)
+    assert len(garbage.objects()) == 1
+    garbage.collect(grace_s=0, after_rebuild=True)
+    assert garbage.objects() == []
+    garbage.collect()
+
+
+# ------------------------------------------------------------------ who collects
+
+
+def test_one_collector_works_at_a_time_and_the_other_is_told_who(garbage):
+    running = garbage.running
+    running.catalog.collectors.acquire("another one", running.clock.now_ns(), 120)
+    with pytest.raises(Conflict, match="another one") as refused:
+        garbage.collector().collect()
+    assert refused.value.reason == "LEASE_HELD"
+    running.clock.ahead_s += 121
+    garbage.collect()
+
+
+def test_a_lease_from_before_the_clock_was_set_back_makes_nobody_wait(garbage):
+    running = garbage.running
+    running.clock.ahead_s = 86_400
+    running.catalog.collectors.acquire("another one", running.clock.now_ns(), 120)
+    running.clock.ahead_s = 0
+    garbage.collect()
+
+
+@pytest.mark.parametrize(
+    "step", ["walk_mark", "condemn_unreached", "compact", "reap", "sweep_orphans", "forget"]
+)
+def test_a_collector_that_was_overtaken_changes_nothing_any_more(garbage, monkeypatch, step):
+    running = garbage.running
+    back_up(running.stub(), "gone", FILES)
+    back_up(running.stub(), "kept", OTHERS)
+    garbage.delete("gone")
+    garbage.collect(grace_s=86_400)
+    original = getattr(collecting, step)
+    seen = {}
+
+    def overtaken_first(turn, *more):
+        running.clock.ahead_s += 121
+        running.catalog.collectors.acquire("the next one", running.clock.now_ns(), 120)
+        seen["before"] = garbage.tables()
+        original(turn, *more)
+
+    monkeypatch.setattr(collecting, step, overtaken_first)
+    garbage.later(2)
+    with suppress(Conflict):  # some steps have nothing to write, and find out later or not at all
+        garbage.collector().collect(grace_s=0)
+    after = garbage.tables()
+    for name in ("backups", "packs", "chunks", "claims", "mark_roots", "collector"):
+        assert after[name] == seen["before"][name], name
+
+
+def test_the_lease_is_renewed_while_a_collection_is_at_work_and_given_back_at_its_end(garbage, monkeypatch):
+    running = garbage.running
+    back_up(running.stub(), "www", FILES)
+    original = collecting.walk_mark
+
+    def long(turn):
+        for _ in range(10):
+            running.clock.ahead_s += 30
+            turn.tick()
+        assert running.catalog.collectors.holder(running.clock.now_ns()) == "a test"
+        return original(turn)
+
+    monkeypatch.setattr(collecting, "walk_mark", long)
+    garbage.collect()
+    assert running.catalog.collectors.holder(running.clock.now_ns()) == ""
+
+
+def test_a_collection_that_is_told_to_end_does_so_and_the_next_one_goes_on(garbage):
+    back_up(garbage.running.stub(), "gone", FILES)
+    garbage.delete("gone")
+    for after in range(40):
+        asked = iter(range(after))
+        report = garbage.collector().collect(lambda asked=asked: next(asked, None) is None, grace_s=0)
+        if not report.stopped:
+            break
+    assert after > 3
+    garbage.collect_all()
+    assert garbage.objects() == []
+
+
+# ------------------------------------------------------------------ left-overs and orphans
+
+
+def test_what_a_dead_upload_was_about_to_write_goes_and_what_a_living_one_writes_stays(garbage):
+    running = garbage.running
+    stub = running.stub()
+    dead, living = Source(stub, "dead"), Source(stub, "living")
+    for source in (dead, living):
+        source.put_chunks([noise(1_000_000, 5 + n) for n in range(3)], raw=True)
+    assert garbage.count("packs") == 2
+    stub.AbortUpload(sv.AbortUploadRequest(**dead.id))
+    assert garbage.collect().sum_of("packs_left_over") == 1
+    assert garbage.count("packs") == 1
+    living.put_file("a", FILES["a"])
+    living.commit()
+    garbage.assert_restores("living", FILES)
+
+
+def test_the_pack_of_a_collector_that_is_at_work_is_not_left_over_and_that_of_a_dead_one_is(garbage):
+    running = garbage.running
+    collection, pack = running.catalog.collection, bytes(16)
+    fence = running.catalog.collectors.acquire("dies", running.clock.now_ns(), 120)
+    collection.begin_pack(running.tenant, fence, pack, running.clock.now_ns())
+    assert running.catalog.packs.writing_left_over(running.tenant) == []
+    running.clock.ahead_s += 121
+    assert garbage.collect().sum_of("packs_left_over") == 1
+    assert garbage.count("packs") == 0
+
+
+def test_an_object_that_no_row_names_goes_when_it_was_seen_so_twice_a_day_apart(garbage):
+    back_up(garbage.running.stub(), "www", FILES)
+    name = pack_name(garbage.running.tenant, bytes(range(16)))
+    garbage.running.blobs.put(name, b"?" * 100)
+    for _ in range(2):
+        report = garbage.collect_all()
+        assert (report.sum_of("orphans"), report.sum_of("bytes_orphaned")) == (1, 100)
+    garbage.reap_grace()
+    assert garbage.collect().sum_of("bytes_freed") == 100
+    assert name not in garbage.objects()
+    assert garbage.count("orphans") == 0
+    garbage.assert_restores("www", FILES)
+
+
+def test_while_a_pack_of_the_catalog_is_absent_no_orphan_goes(garbage):
+    stub = garbage.running.stub()
+    back_up(stub, "one", FILES)
+    back_up(stub, "two", OTHERS)
+    pack = garbage.objects()[0]
+    away = garbage.running.root / "away"
+    (garbage.running.root / "store" / pack).rename(away)
+    garbage.running.blobs.put(pack_name(garbage.running.tenant, bytes(range(16))), b"?")
+    for _ in range(3):
+        garbage.collector().collect()
+        garbage.reap_grace()
+    assert len(garbage.objects()) == 2
+    away.rename(garbage.running.root / "store" / pack)
+    for _ in range(2):
+        garbage.collect()
+        garbage.reap_grace()
+    assert len(garbage.objects()) == 2
+    garbage.assert_restores("one", FILES)
+    garbage.assert_restores("two", OTHERS)
+
+
+# ------------------------------------------------------------------ records
+
+
+def test_the_records_of_a_purged_backup_go_a_day_later_the_purged_one_last(garbage, monkeypatch):
+    running = garbage.running
+    back_up(running.stub(), "gone", FILES)
+    garbage.delete("gone")
+    running.stub().UndeleteBackup(
+        sv.UndeleteBackupRequest(
+            dataset="gone", backup=backups(running.stub(), "gone", show_deleted=True)[0].id
+        )
+    )
+    garbage.delete("gone")
+    before = set(garbage.objects("records"))
+    garbage.later(8)
+    garbage.collect()
+    (purged,) = set(garbage.objects("records")) - before
+    garbage.collect()
+    assert garbage.count("backups") == 1
+    assert before <= set(garbage.objects("records"))
+    went = []
+    delete = running.blobs.delete
+    monkeypatch.setattr(running.blobs, "delete", lambda name: (went.append(name), delete(name)))
+    garbage.reap_grace()
+    assert garbage.collect().sum_of("backups_forgotten") == 1
+    records = [name for name in went if name.startswith("records/")]
+    assert len(records) == 5
+    assert records[-1] == purged
+    assert garbage.count("backups") == 0
+
+
+def test_a_purged_backup_whose_record_is_not_durable_counts_as_there(garbage, monkeypatch):
+    running = garbage.running
+    back_up(running.stub(), "gone", FILES)
+    garbage.delete("gone")
+
+    def unwritten(tenant, catalog):
+        raise Unavailable("STORE_UNAVAILABLE", "the disk does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(removing, "finish_missing", unwritten)
+        assert _failure(garbage, grace_s=0) == "the disk does not answer"
+        patch.setattr(removing, "finish_missing", lambda tenant, catalog: 0)
+        report = garbage.collect_all()
+        assert (report.sum_of("backups_walked"), report.sum_of("packs_condemned")) == (1, 0)
+    report = garbage.collect_all()
+    assert (report.sum_of("backups_walked"), report.sum_of("packs_condemned")) == (0, 1)
+    records = garbage.collector()._tenants.get(running.tenant).records
+    assert PurgedRecord in [type(records.read(name)) for name in records.list()]
+    garbage.collect_all()
+    assert [type(records.read(name)) for name in records.list()] == [TenantRecord]
+    assert garbage.count("backups") == 0
