@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from staddle_server.catalog import Catalog
+from staddle_server.limits import MIB
 from staddle_server.session.clock import Clock, SystemClock
 from staddle_server.session.deletion import Deletion
 from staddle_server.session.reads import Reads
@@ -16,7 +17,9 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.schedule import Schedule
+from staddle_server.upkeep.scrub import Scrubber
 from staddle_server.wire.call import Gate
 from staddle_server.wire.info import InfoCalls
 from staddle_server.wire.reads import ReadCalls
@@ -38,6 +41,8 @@ class Service:
         lease_s: float,
         upload_life_s: float,
         endpoint: str = "",
+        scrub_period_s: float = 0.0,
+        scrub_bytes_per_s: float = 20 * MIB,
         clock: Clock | None = None,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet."""
@@ -58,7 +63,9 @@ class Service:
             Streams(streams_max, clock.monotonic_s),
         )
         self._wire = WireServer(self._gate, table, streams_max)
-        self._schedule = Schedule((), catalog, clock)
+        kept = Kept(catalog, blobs, keys, tenants, clock)
+        scrubber = Scrubber(kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s)
+        self._schedule = Schedule((scrubber.task(),), catalog, clock)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens on HOST:PORT and serves; gives the port, which is a free one where 0 was asked for.

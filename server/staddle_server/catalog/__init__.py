@@ -2,15 +2,20 @@
 
 from staddle_server.catalog.dialect import SqliteChoice, choose_sqlite
 from staddle_server.catalog.engine import Catalog, open_catalog
+from staddle_server.catalog.schema import WHOLE_PACK
 from staddle_server.catalog.values import (
     Backup,
+    BackupFacts,
     BeginUpload,
     Begun,
     ChangeCounts,
     Dataset,
+    DatasetFacts,
     DurableUpdate,
     ExpiredUpload,
+    Facts,
     LeftOverPack,
+    LivePack,
     MissingChunk,
     MissingRecords,
     NewBackup,
@@ -23,15 +28,20 @@ from staddle_server.catalog.values import (
 )
 
 __all__ = [
+    "WHOLE_PACK",
     "Backup",
+    "BackupFacts",
     "BeginUpload",
     "Begun",
     "Catalog",
     "ChangeCounts",
     "Dataset",
+    "DatasetFacts",
     "DurableUpdate",
     "ExpiredUpload",
+    "Facts",
     "LeftOverPack",
+    "LivePack",
     "MissingChunk",
     "MissingRecords",
     "NewBackup",

@@ -18,10 +18,12 @@ from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.dialect import Database, SqliteChoice, choose_sqlite, installed_wheel, open_sqlite
 from staddle_server.catalog.packs import Packs
+from staddle_server.catalog.salvage import Salvage
 from staddle_server.catalog.tasks import Tasks
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.tokens import Tokens
 from staddle_server.catalog.uploads import Uploads
+from staddle_server.catalog.verification import Verification
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _migrating = threading.Lock()  # Alembic keeps the running migration in module globals
@@ -44,6 +46,8 @@ class Catalog:
         self.packs = Packs(database, self.tenants)
         self.uploads = Uploads(database, self.tenants)
         self.tasks = Tasks(database)
+        self.verification = Verification(database, self.tenants)
+        self.salvage = Salvage(database, self.tenants)
 
     def close(self) -> None:
         """Lets go of the database."""

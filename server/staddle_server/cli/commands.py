@@ -16,6 +16,8 @@ COMMANDS: Final = {
     "health": "staddle_server.cli.probing:health_command",
     "tenant": "staddle_server.cli.tenants:tenant",
     "token": "staddle_server.cli.tokens:token",
+    "check": "staddle_server.cli.checking:check",
+    "repair": "staddle_server.cli.checking:repair",
     "cert": "staddle_server.cli.certificates:cert",
 }
 

@@ -32,7 +32,7 @@ def finish_backup(tenant: Tenant, catalog: Catalog, backup: Backup) -> None:
 
     """
     if not backup.record_written:
-        tenant.records.put(_committed(backup), backup.commit_ns, backup.id)
+        tenant.records.put(committed_record(backup), backup.commit_ns, backup.id)
         catalog.backups.mark_record_written(tenant.id, backup.id)
 
 
@@ -83,7 +83,8 @@ def _finish(tenant: Tenant, catalog: Catalog, missing: MissingRecords) -> int:
     return len(rows) + len(backups) + len(pending)
 
 
-def _committed(backup: Backup) -> CommittedRecord:
+def committed_record(backup: Backup) -> CommittedRecord:
+    """What the store is told of a backup."""
     return CommittedRecord(
         backup=backup.id,
         dataset=backup.dataset,
