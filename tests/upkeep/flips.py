@@ -298,7 +298,7 @@ def main() -> None:
         for number, (path, at, bit) in enumerate(chosen, 1):
             whole += flip_and_look(subject, path, at, bit)
             kinds[path.relative_to(running.root / "store").parts[0]] += 1
-            if number % 1000 == 0:
+            if number % 200 == 0:
                 print(
                     f"{number} of {len(chosen)} flips, {number / (time.monotonic() - begun_s):.0f} a second",
                     flush=True,

@@ -7,7 +7,8 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog import WHOLE_PACK
 from staddle_server.errors import Unavailable
-from staddle_server.types import Role
+from staddle_server.store.pack import Codec, PackWriter
+from staddle_server.types import ChunkRef, Role
 from staddle_server.upkeep.examine import Examiner
 from thin import Source, back_up, noise, restore
 
@@ -290,3 +291,18 @@ def test_a_store_that_does_not_answer_is_no_damage(running, monkeypatch):
     assert marks(running) == set()
     (now,) = running.catalog.verification.live_packs(running.tenant)
     assert now.verified_ns is None
+
+
+def test_a_chunk_that_is_not_what_its_digest_says_is_found_though_its_seal_opens(running):
+    """Such a thing comes from memory that failed before the seal."""
+    tenant = kept(running).tenants.get(running.tenant)
+    writer = PackWriter(running.blobs, tenant.keys)
+    table = [ChunkRef(4, blake3(b"good").digest()), ChunkRef(4, blake3(b"what").digest())]
+    writer.append(Role.DATA, table, Codec.RAW, b"goodbad!", 8)
+    salvage = running.catalog.salvage
+    fence = salvage.take_turn("a test", running.clock.now_ns(), 60)
+    salvage.begin(running.tenant, fence, writer.pack, running.clock.now_ns())
+    salvage.publish(running.tenant, fence, writer.finish(), (), running.clock.now_ns())
+    found, _ = check(running, read=True)
+    assert [(each.kind, each.pack, each.segment) for each in found] == [("segment", writer.pack.hex(), 48)]
+    assert blake3(b"what").hexdigest() in found[0].message
