@@ -101,6 +101,8 @@ def _serving(settings: Settings, opened: Rooms) -> Iterator[Address]:
         streams_max=settings.streams_max,
         lease_s=settings.lease_s,
         upload_life_s=settings.upload_life_s,
+        scrub_period_s=settings.scrub_period_s,
+        scrub_bytes_per_s=settings.scrub_bytes_per_s,
         endpoint=str(settings.endpoint or ""),
         retention_every_s=settings.retention_every_s,
         parity_percent=settings.parity_percent,

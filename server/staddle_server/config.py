@@ -68,6 +68,8 @@ class Settings:
     retention_every_s: float
     parity_percent: int
     gc_every_s: float
+    scrub_period_s: float
+    scrub_bytes_per_s: int
     log_format: str
     log_level: str
 
@@ -127,6 +129,24 @@ def format_duration(seconds: float) -> str:
         if seconds and seconds % size == 0:
             return f"{int(seconds // size)}{unit}"
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "1048576", "512KiB", "20MiB" or "1GiB". Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,12})(?:B|(K|M|G|T)iB)?", text.strip())
+    if match is None:
+        raise ValueError("expected a size such as 512KiB, 20MiB or 1GiB")
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def _size(least: int, least_text: str) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        size = parse_size(text)
+        if size < least:
+            raise ValueError(f"must be at least {least_text}")
+        return size
+
+    return parse
 
 
 def _duration(least_s: float, most_s: float) -> Callable[[str], float]:
@@ -253,6 +273,22 @@ OPTIONS: Final = (
         _duration(0, 365 * 86_400),
         format_duration(limits.GC_EVERY_S),
         "How often the server collects garbage by itself; 0: never.",
+    ),
+    Option(
+        "scrub_period_s",
+        "scrub-period",
+        "DURATION",
+        _duration(0, 3650 * 86_400),
+        "30d",
+        "How often everything that is stored is read and checked; 0: never.",
+    ),
+    Option(
+        "scrub_bytes_per_s",
+        "scrub-rate",
+        "SIZE",
+        _size(64 * limits.KIB, "64KiB"),
+        "20MiB",
+        "How many bytes a second are read for that at the most.",
     ),
     Option(
         "log_format",

@@ -14,6 +14,7 @@ from staddle_server.catalog.words import check_name
 from staddle_server.config import OperatorError
 from staddle_server.datadir import DataDirectory
 from staddle_server.errors import BadRequest
+from staddle_server.session.clock import SystemClock
 from staddle_server.session.records import finish_missing, finish_tenant
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import BlobMissing, check_format, create_format
@@ -21,6 +22,7 @@ from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore, create_master_key, keys_name, load_master_key
 from staddle_server.store.records import TenantSettingsRecord, encode_record
 from staddle_server.types import TokenRole
+from staddle_server.upkeep.findings import Kept
 
 DEFAULT_TENANT: Final = "default"
 LOCAL_TOKEN: Final = "local"  # noqa: S105  the name of a token, not a token
@@ -38,6 +40,10 @@ class Rooms:
     def tenants(self) -> Tenants:
         """What opens tenants by their keys."""
         return Tenants(self.blobs, self.catalog, self.keys)
+
+    def kept(self) -> Kept:
+        """What checking and repairing look after."""
+        return Kept(self.catalog, self.blobs, self.keys, self.tenants(), SystemClock())
 
 
 class NoSuchTenantError(OperatorError):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from staddle_server.catalog import Catalog
+from staddle_server.limits import MIB
 from staddle_server.session.clock import Clock, SystemClock
 from staddle_server.session.deletion import Deletion
 from staddle_server.session.reads import Reads
@@ -18,11 +19,13 @@ from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.upkeep.collector import collect
 from staddle_server.upkeep.copies import copies_task
+from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.parity import parity_task
 from staddle_server.upkeep.policies import TASK as RETENTION
 from staddle_server.upkeep.policies import Policies
 from staddle_server.upkeep.protection import Protection
 from staddle_server.upkeep.schedule import Schedule, Task
+from staddle_server.upkeep.scrub import Scrubber
 from staddle_server.wire.call import Gate
 from staddle_server.wire.info import InfoCalls
 from staddle_server.wire.reads import ReadCalls
@@ -48,6 +51,8 @@ class Service:
         retention_every_s: float = 0.0,
         parity_percent: int = 0,
         gc_every_s: float = 0,
+        scrub_period_s: float = 0.0,
+        scrub_bytes_per_s: float = 20 * MIB,
         clock: Clock | None = None,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet.
@@ -77,11 +82,14 @@ class Service:
             Streams(streams_max, clock.monotonic_s),
         )
         self._wire = WireServer(self._gate, table, streams_max)
+        kept = Kept(catalog, blobs, keys, tenants, clock)
+        scrubber = Scrubber(kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s)
         tasks = [
             Task(RETENTION, retention_every_s, policies.run),
             parity_task(tenants, catalog, clock, parity_percent),
             copies_task(tenants, catalog, keys, on=parity_percent > 0),
             Task("gc", gc_every_s, lambda stopping: collect(catalog, tenants, clock, stopping)),
+            scrubber.task(),
         ]
         self._schedule = Schedule(tasks, catalog, clock)
 

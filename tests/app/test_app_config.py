@@ -50,6 +50,8 @@ EXAMPLES = {
     "retention_every_s": ("0s", "1m", "2h"),
     "parity_percent": ("10", "20", "30"),
     "gc_every_s": ("1h", "2h", "3h"),
+    "scrub_period_s": ("1d", "2d", "3d"),
+    "scrub_bytes_per_s": ("1MiB", "2MiB", "3MiB"),
     "log_format": ("json", "text", "auto"),
     "log_level": ("debug", "error", "warning"),
 }
@@ -132,6 +134,8 @@ def test_without_a_data_directory_the_error_names_the_places() -> None:
         ("lease_s", "5", "must be 10s to 1d"),
         ("lease_s", "five", "expected a duration"),
         ("drain_s", "-1s", "expected a duration"),
+        ("scrub_bytes_per_s", "20MB", "expected a size"),
+        ("scrub_bytes_per_s", "1KiB", "must be at least 64KiB"),
         ("log_format", "xml", "expected auto or json or text"),
         ("tls_cert", "a\0b", "NUL"),
     ],

@@ -3,19 +3,24 @@
 from staddle_server.catalog.decisions import protection_of
 from staddle_server.catalog.dialect import SqliteChoice, choose_sqlite
 from staddle_server.catalog.engine import Catalog, open_catalog
+from staddle_server.catalog.schema import WHOLE_PACK
 from staddle_server.catalog.values import (
     Applied,
     Backup,
+    BackupFacts,
     BeginUpload,
     Begun,
     ChangeCounts,
     CondemnedPack,
     Dataset,
+    DatasetFacts,
     DurableUpdate,
     ExpiredUpload,
+    Facts,
     GoneBackup,
     Hold,
     LeftOverPack,
+    LivePack,
     Mark,
     MarkedPack,
     MarkRoot,
@@ -40,19 +45,24 @@ from staddle_server.catalog.values import (
 )
 
 __all__ = [
+    "WHOLE_PACK",
     "Applied",
     "Backup",
+    "BackupFacts",
     "BeginUpload",
     "Begun",
     "Catalog",
     "ChangeCounts",
     "CondemnedPack",
     "Dataset",
+    "DatasetFacts",
     "DurableUpdate",
     "ExpiredUpload",
+    "Facts",
     "GoneBackup",
     "Hold",
     "LeftOverPack",
+    "LivePack",
     "Mark",
     "MarkRoot",
     "MarkedPack",

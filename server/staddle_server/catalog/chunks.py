@@ -1,7 +1,7 @@
 """The chunk index: where chunks lie, and claims, which keep their packs for an upload."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
@@ -92,11 +92,7 @@ def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
 def _find(
     connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes], *, include_damaged: bool = False
 ) -> dict[bytes, list[_Hit]]:
-    rows = [
-        row
-        for some in batches(chunk_ids)
-        for row in rows_in(connection, _INDEX_COLUMNS, {_c.tenant: tenant_row}, _c.chunk_id, some)
-    ]
+    rows = index_rows(connection, tenant_row, chunk_ids)
     # Neighbours lie in few packs: asking for these once is faster than a join for each chunk.
     packs = _live_packs(connection, {row[1] for row in rows})
     damage = _damage(connection, [pack_row for pack_row, (_, damaged) in packs.items() if damaged])
@@ -120,6 +116,15 @@ def _find(
         for chunk_id, hit in damaged_hits:
             hits.setdefault(chunk_id, []).append(hit)
     return hits
+
+
+def index_rows(connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes]) -> list[Any]:
+    """The index rows of these chunks: (chunk_id, pack row, segment_offset, segment_length, offset, length)."""
+    return [
+        row
+        for some in batches(chunk_ids)
+        for row in rows_in(connection, _INDEX_COLUMNS, {_c.tenant: tenant_row}, _c.chunk_id, some)
+    ]
 
 
 def _live_packs(connection: Connection, pack_rows: Iterable[int]) -> dict[int, tuple[bytes, bool]]:

@@ -22,10 +22,12 @@ from staddle_server.catalog.dialect import Database, SqliteChoice, choose_sqlite
 from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.removal import Removal
 from staddle_server.catalog.retention import Retentions
+from staddle_server.catalog.salvage import Salvage
 from staddle_server.catalog.tasks import Tasks
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.tokens import Tokens
 from staddle_server.catalog.uploads import Uploads
+from staddle_server.catalog.verification import Verification
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _migrating = threading.Lock()  # Alembic keeps the running migration in module globals
@@ -52,6 +54,8 @@ class Catalog:
         self.collectors = Collectors(database)
         self.collection = Collection(database, self.tenants)
         self.removal = Removal(database, self.tenants)
+        self.verification = Verification(database, self.tenants)
+        self.salvage = Salvage(database, self.tenants)
 
     def close(self) -> None:
         """Lets go of the database."""

@@ -405,3 +405,47 @@ class Orphan(NamedTuple):
     name: str
     size_bytes: int
     seen_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LivePack:
+    """A live pack as the catalog has it. `marks` are the offsets of its segments that are put down as damaged; WHOLE_PACK: all of it."""
+
+    tenant: bytes
+    id: bytes
+    size_bytes: int
+    chunk_count: int
+    verified_ns: int | None
+    marks: frozenset[int]
+
+
+class BackupFacts(NamedTuple):
+    """What was decided about a backup, as far as records say it too. `hold` is the reason of a hold; None: there is none."""
+
+    id: bytes
+    dataset: str
+    commit_ns: int
+    record_written: bool
+    deleted_ns: int | None
+    purged_ns: int | None
+    retain_until_ns: int
+    hold: str | None
+
+
+class DatasetFacts(NamedTuple):
+    """What was decided about a dataset, as far as records say it too."""
+
+    name: str
+    policy: str
+    min_retention_s: int
+    hold: str | None
+
+
+class Facts(NamedTuple):
+    """What the catalog says that the records of a tenant say too. `pending`: some of it is still on its way there."""
+
+    backups: dict[bytes, BackupFacts]
+    datasets: dict[str, DatasetFacts]
+    grace_s: int
+    record_written: bool
+    pending: bool

@@ -18,6 +18,8 @@ COMMANDS: Final = {
     "token": "staddle_server.cli.tokens:token",
     "parity": "staddle_server.cli.parity:parity",
     "gc": "staddle_server.cli.collecting:gc",
+    "check": "staddle_server.cli.checking:check",
+    "repair": "staddle_server.cli.checking:repair",
     "cert": "staddle_server.cli.certificates:cert",
 }
 

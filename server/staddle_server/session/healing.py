@@ -29,7 +29,7 @@ class DamagedEntries(NamedTuple):
 def damaged_entries(
     tenant: Tenant, catalog: Catalog, root: Root, after: bytes | None, limit: int = LISTED_MAX
 ) -> DamagedEntries:
-    """The entries of a manifest, behind `after`, whose content lacks chunks.
+    """The entries of a manifest, behind `after`, whose content or attributes lack chunks.
 
     Costs nothing while no damage is known in this tenant; else it reads the manifest.
     """
@@ -41,16 +41,19 @@ def damaged_entries(
 
 def _damaged(tenant: Tenant, catalog: Catalog, root: Root, after: bytes | None) -> Iterator[Entry]:
     reader = ChunkReader(tenant, catalog)
-    files = (
+    entries = (
         entry
         for entry in Manifest(root, reader).walk(after=after)
-        if not isinstance(entry, Gap) and entry.content is not None
+        if not isinstance(entry, Gap) and (entry.content is not None or entry.attributes_ref is not None)
     )
-    while batch := list(islice(files, _BATCH)):
+    while batch := list(islice(entries, _BATCH)):
         inline = {ref.digest for entry in batch for ref in (entry.content.chunks if entry.content else ())}
+        large = {entry.attributes_ref.digest for entry in batch if entry.attributes_ref is not None}
         here = reader.sound(Role.DATA, inline)
+        attributes = reader.sound(Role.MANIFEST, large) if large else set()
         for entry in batch:
-            if entry.content is not None and not _has_all(entry, here, reader):
+            whole = entry.attributes_ref is None or entry.attributes_ref.digest in attributes
+            if not (whole and _has_all(entry, here, reader)):
                 yield entry
 
 

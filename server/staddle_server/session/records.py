@@ -88,7 +88,7 @@ def _finish(tenant: Tenant, catalog: Catalog, missing: MissingRecords) -> int:
 
 
 def _put_committed(tenant: Tenant, backup: Backup) -> None:
-    record = _committed(backup)
+    record = committed_record(backup)
     try:
         tenant.records.put(record, backup.commit_ns, backup.id)
     except BlobExists:
@@ -100,7 +100,8 @@ def _put_committed(tenant: Tenant, backup: Backup) -> None:
             raise
 
 
-def _committed(backup: Backup) -> CommittedRecord:
+def committed_record(backup: Backup) -> CommittedRecord:
+    """What the store is told of a backup."""
     return CommittedRecord(
         backup=backup.id,
         dataset=backup.dataset,

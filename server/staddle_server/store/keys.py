@@ -281,6 +281,15 @@ class KeyStore:
         """The tenant's secrets, from its newest object alone. Raises BlobMissing, Damaged or WrongMasterKey."""
         return _tenant_keys(self._load(tenant))
 
+    def opens(self, tenant: bytes, version: int, data: bytes) -> bool:
+        """Whether `data` is a keys object of this tenant and version, and opens with the master key."""
+        try:
+            return (
+                max(unwrap_keys(self._master, tenant, data, keys_name(tenant, version)).pack_keys) == version
+            )
+        except Damaged:
+            return False
+
     def tenants(self) -> list[Tenant]:
         """The tenants that have secrets here, by id. Raises as `load` does."""
         wrapped = [self._load(tenant) for tenant in self.tenant_ids()]

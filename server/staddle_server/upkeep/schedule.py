@@ -1,4 +1,4 @@
-"""What a server does by itself beside its calls: each task now and then, one at a time, on a thread of its own."""
+"""What a server does by itself beside its calls: each task now and then, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -48,40 +48,45 @@ class Schedule:
         self._catalog = catalog
         self._clock = clock
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begins; the first look is after LOOK_S."""
-        self._thread.start()
+        """Begins; the first look is after LOOK_S. A task that takes hours keeps no other waiting."""
+        for task in self._tasks:
+            thread = threading.Thread(target=self._run, args=(task,), name=f"upkeep-{task.name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def stop(self) -> None:
         """Ends; a task that is at work is waited for, and knows that it shall end."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _run(self, task: Task) -> None:
         while not self._stop.wait(LOOK_S):
-            self.look()
+            self._look(task)
 
     def look(self) -> None:
-        """Runs what is due now."""
+        """Runs what is due now, one after the other."""
         for task in self._tasks:
-            if self._stop.is_set():
-                return
-            try:
-                if self._is_due(task):
-                    self._catalog.tasks.begin(task.name, self._clock.now_ns())
-                    outcome = task.run(self._stop.is_set)
-                    self._catalog.tasks.end(task.name, self._clock.now_ns(), outcome)
-                    if outcome:
-                        log.info("%s: %s", task.name, outcome)
-            except StaddleError as e:
-                self._failed(task, e.message)
-                log.error("%s failed: %s", task.name, e.message)  # noqa: TRY400 - no fault of ours
-            except Exception as e:
-                self._failed(task, f"a fault of the server ({type(e).__name__})")
-                log.exception("a fault in %s", task.name)
+            if not self._stop.is_set():
+                self._look(task)
+
+    def _look(self, task: Task) -> None:
+        try:
+            if self._is_due(task):
+                self._catalog.tasks.begin(task.name, self._clock.now_ns())
+                outcome = task.run(self._stop.is_set)
+                self._catalog.tasks.end(task.name, self._clock.now_ns(), outcome)
+                if outcome:
+                    log.info("%s: %s", task.name, outcome)
+        except StaddleError as e:
+            self._failed(task, e.message)
+            log.error("%s failed: %s", task.name, e.message)  # noqa: TRY400 - no fault of ours
+        except Exception as e:
+            self._failed(task, f"a fault of the server ({type(e).__name__})")
+            log.exception("a fault in %s", task.name)
 
     def _is_due(self, task: Task) -> bool:
         begun_ns = self._catalog.tasks.last(task.name).begun_ns

@@ -1,0 +1,187 @@
+"""What repair changes in the catalog: new packs for what was saved, and index rows that were lost.
+
+A pack of repair is like one of a compaction: no upload, and the collector's fence as its epoch. So repair takes the collector's
+turn while it writes, and nothing collects beside it.
+"""
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from staddle_server import errors
+from staddle_server.catalog import schema
+from staddle_server.catalog.chunks import index_pack
+from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.words import NS, batches, check_id
+from staddle_server.types import PackSummary, StoredChunk
+
+_p = schema.packs.c
+_k = schema.claims.c
+_c = schema.chunks.c
+_l = schema.collector.c
+_THE_ONE = 1
+_RETRY_AFTER_S = 60.0
+
+
+class Salvage:
+    """Writes of repair; every one but `reindex` first looks whether the turn is still this caller's."""
+
+    def __init__(self, database: Database, tenants: Tenants) -> None:
+        self._database = database
+        self._tenants = tenants
+
+    def take_turn(self, holder: str, now_ns: int, life_s: float) -> int:
+        """Becomes the one who collects or repairs, for so long; answers the fence.
+
+        Raises:
+            Unavailable: somebody else is at it.
+
+        """
+        with self._database.write() as connection:
+            connection.execute(
+                insert_or_ignore(connection, schema.collector),
+                {"row": _THE_ONE, "holder": "", "fence": 0, "expires_ns": 0},
+            )
+            row = connection.execute(
+                select(schema.collector).where(_l.row == _THE_ONE).with_for_update()
+            ).one()
+            # A lease that ends absurdly late was given by a clock that has been set back since.
+            if row.holder and now_ns < row.expires_ns <= now_ns + 24 * 3600 * NS:
+                raise errors.Unavailable(
+                    "STORE_UNAVAILABLE",
+                    f"{row.holder} is collecting or repairing: nothing was changed; try again when that has ended",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+            values = {"holder": holder, "fence": row.fence + 1, "expires_ns": now_ns + int(life_s * NS)}
+            connection.execute(update(schema.collector).where(_l.row == _THE_ONE).values(**values))
+            return int(row.fence) + 1
+
+    def renew_turn(self, fence: int, now_ns: int, life_s: float) -> None:
+        """Keeps the turn for so long from now. Raises Unavailable if another one has taken it."""
+        with self._database.write() as connection:
+            _require_fence(connection, fence)
+            connection.execute(update(schema.collector).values(expires_ns=now_ns + int(life_s * NS)))
+
+    def end_turn(self, fence: int) -> None:
+        """Gives the turn back, if it still is this caller's."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(schema.collector).where(_l.fence == fence).values(holder="", expires_ns=0)
+            )
+
+    def begin(self, tenant: bytes, fence: int, pack: bytes, now_ns: int) -> None:
+        """Announces a pack, before its object has its name. Raises Unavailable if the turn is lost."""
+        check_id("pack", pack)
+        with self._database.write() as connection:
+            _require_fence(connection, fence)
+            connection.execute(
+                insert(schema.packs),
+                {
+                    "tenant": self._tenants.row(connection, tenant),
+                    "id": pack,
+                    "state": schema.PACK_WRITING,
+                    "upload": b"",
+                    "epoch": fence,
+                    "size_bytes": 0,
+                    "chunk_count": 0,
+                    "damaged": False,
+                    "created_ns": now_ns,
+                },
+            )
+
+    def publish(
+        self, tenant: bytes, fence: int, summary: PackSummary | None, sources: Collection[bytes], now_ns: int
+    ) -> None:
+        """Makes a pack live that holds what was saved from `sources`, which from now on count as damaged as a whole.
+
+        None: nothing had to be saved from them, for all of it lies elsewhere too.
+
+        Whoever claims a source claims the new pack too: an open upload may rely on a chunk that was sound when it claimed it.
+        Marks and claims meet on the row of the source, so no later claim relies on what is saved here.
+
+        Raises:
+            Unavailable: the turn is lost; nothing was changed.
+
+        """
+        with self._database.write() as connection:
+            _require_fence(connection, fence)
+            tenant_row = self._tenants.row(connection, tenant)
+            locked = [
+                row
+                for some in batches(sorted(sources))
+                for row in connection.execute(
+                    select(_p.row)
+                    .where(_p.tenant == tenant_row, _p.id.in_(some), _p.state == schema.PACK_LIVE)
+                    .order_by(_p.row)
+                    .with_for_update()
+                ).scalars()
+            ]
+            _mark_whole(connection, locked)
+            if summary is None:
+                return
+            new = connection.execute(
+                select(_p.row).where(
+                    _p.tenant == tenant_row,
+                    _p.id == summary.pack,
+                    _p.state == schema.PACK_WRITING,
+                    _p.epoch == fence,
+                )
+            ).scalar_one()
+            for some in batches(locked):
+                uploads = select(_k.upload).where(_k.pack.in_(some)).distinct()
+                for upload in connection.execute(uploads).scalars().all():
+                    connection.execute(
+                        insert_or_ignore(connection, schema.claims), {"upload": upload, "pack": new}
+                    )
+            connection.execute(
+                update(schema.packs)
+                .where(_p.row == new)
+                .values(
+                    state=schema.PACK_LIVE,
+                    size_bytes=summary.size_bytes,
+                    chunk_count=len(summary.chunks),
+                    verified_ns=now_ns,
+                )
+            )
+            index_pack(connection, tenant_row, new, summary)
+
+    def reindex(self, tenant: bytes, pack: bytes, chunks: Sequence[StoredChunk], *, all_of_it: bool) -> bool:
+        """Gives a live pack the index rows of these chunks again, in place of wrong ones.
+
+        `all_of_it`: the pack has no other chunks, so that rows of others go. Whether the pack was still live.
+        """
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            this = (_p.tenant == tenant_row, _p.id == pack, _p.state == schema.PACK_LIVE)
+            row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            if row is None:
+                return False
+            mine = (_c.tenant == tenant_row, _c.pack == row)
+            if all_of_it:
+                connection.execute(delete(schema.chunks).where(*mine))
+            else:
+                for some in batches({chunk.chunk_id for chunk in chunks}):
+                    connection.execute(delete(schema.chunks).where(*mine, _c.chunk_id.in_(some)))
+            index_pack(connection, tenant_row, row, PackSummary(pack, 0, list(chunks)))
+            return True
+
+
+def _mark_whole(connection: Connection, pack_rows: Collection[int]) -> None:
+    """Puts packs down as damaged as a whole. The caller has locked their rows."""
+    for row in pack_rows:
+        connection.execute(update(schema.packs).where(_p.row == row).values(damaged=True))
+        connection.execute(
+            insert_or_ignore(connection, schema.pack_damage),
+            {"pack": row, "segment_offset": schema.WHOLE_PACK},
+        )
+
+
+def _require_fence(connection: Connection, fence: int) -> None:
+    query = select(_l.fence).where(_l.row == _THE_ONE).with_for_update()
+    if connection.execute(query).scalar() != fence:
+        raise errors.Unavailable(
+            "STORE_UNAVAILABLE",
+            "a collection has begun meanwhile: what was saved so far is kept; run repair again",
+            retry_after_s=_RETRY_AFTER_S,
+        )

@@ -1,0 +1,193 @@
+"""What checking and scrubbing ask the catalog: which packs to read, where their chunks should be, what records should say."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, delete, func, or_, select, update
+
+from staddle_server.catalog import schema
+from staddle_server.catalog.chunks import index_rows
+from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.rows import backup_of, select_backups
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.values import Backup, BackupFacts, DatasetFacts, Facts, LivePack
+from staddle_server.catalog.words import batches
+from staddle_server.types import ChunkPlace, SegmentRef, StoredChunk
+
+_p = schema.packs.c
+_d = schema.pack_damage.c
+_c = schema.chunks.c
+_b = schema.backups.c
+_s = schema.datasets.c
+_t = schema.tenants.c
+_LIVE = _p.state == schema.PACK_LIVE
+
+
+class Verification:
+    """What there should be in the store, and when it was last looked at."""
+
+    def __init__(self, database: Database, tenants: Tenants) -> None:
+        self._database = database
+        self._tenants = tenants
+
+    # --- packs
+
+    def live_packs(self, tenant: bytes, *, after: bytes = b"", limit: int = 1000) -> list[LivePack]:
+        """At most `limit` of the tenant's live packs by id, those behind `after`."""
+        with self._database.read() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            query = _packs().where(mine, _LIVE, _p.id > after).order_by(_p.id).limit(limit)
+            return _live(connection, connection.execute(query).all())
+
+    def live_pack(self, tenant: bytes, pack: bytes) -> LivePack | None:
+        """The pack as it is now; None: it is not live any more."""
+        with self._database.read() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            found = _live(connection, connection.execute(_packs().where(mine, _LIVE, _p.id == pack)).all())
+        return found[0] if found else None
+
+    def due(self, before_ns: int, limit: int) -> list[LivePack]:
+        """Of all tenants: live packs that were not read whole since then, those that waited longest first."""
+        waits = or_(_p.verified_ns.is_(None), _p.verified_ns < before_ns)
+        query = _packs().where(_LIVE, waits).order_by(func.coalesce(_p.verified_ns, 0), _p.row).limit(limit)
+        with self._database.read() as connection:
+            return _live(connection, connection.execute(query).all())
+
+    def due_bytes(self, before_ns: int) -> int:
+        """How many bytes `due` stands for altogether."""
+        waits = or_(_p.verified_ns.is_(None), _p.verified_ns < before_ns)
+        with self._database.read() as connection:
+            total = select(func.coalesce(func.sum(_p.size_bytes), 0)).where(_LIVE, waits)
+            return int(connection.execute(total).scalar_one())
+
+    def totals(self, tenant: bytes) -> tuple[int, int]:
+        """How many live packs the tenant has, and their bytes."""
+        with self._database.read() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            query = select(func.count(), func.coalesce(func.sum(_p.size_bytes), 0)).where(mine, _LIVE)
+            count, size = connection.execute(query).one()
+        return int(count), int(size)
+
+    def read_whole(
+        self, tenant: bytes, pack: bytes, now_ns: int, *, verified: bool, cleared: Collection[int]
+    ) -> None:
+        """Every byte of a pack was read. `verified`: all was right; `cleared`: marks that turned out wrong, and end.
+
+        A pack that is not live any more stays as it is.
+        """
+        with self._database.write() as connection:
+            this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack, _LIVE)
+            row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            if row is None:
+                return
+            for some in batches(sorted(cleared)):
+                connection.execute(
+                    delete(schema.pack_damage).where(_d.pack == row, _d.segment_offset.in_(some))
+                )
+            left = connection.execute(select(func.count()).where(_d.pack == row)).scalar_one()
+            values: dict[str, Any] = {"damaged": left > 0}
+            if verified:
+                values["verified_ns"] = now_ns
+            connection.execute(update(schema.packs).where(_p.row == row).values(**values))
+
+    def without_row(self, tenant: bytes, packs: Sequence[bytes]) -> set[bytes]:
+        """Which of these packs the catalog does not know."""
+        with self._database.read() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            known: set[bytes] = set()
+            for some in batches(packs):
+                known.update(connection.execute(select(_p.id).where(mine, _p.id.in_(some))).scalars())
+        return set(packs) - known
+
+    # --- the chunk index
+
+    def indexed_counts(self, tenant: bytes) -> dict[bytes, int]:
+        """How many chunks the index has in each pack. Reads the whole index of the tenant once."""
+        with self._database.read() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            query = select(_c.pack, func.count()).where(_c.tenant == tenant_row).group_by(_c.pack)
+            counts = {row: count for row, count in connection.execute(query)}  # noqa: C416  a result is no mapping
+            packs = connection.execute(select(_p.row, _p.id).where(_p.tenant == tenant_row))
+            return {pack: counts[row] for row, pack in packs if row in counts}
+
+    def indexed(self, tenant: bytes, pack: bytes, chunk_ids: Iterable[bytes]) -> dict[bytes, ChunkPlace]:
+        """Where the index has those chunks in this pack."""
+        with self._database.read() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            pack_row = connection.execute(
+                select(_p.row).where(_p.tenant == tenant_row, _p.id == pack)
+            ).scalar()
+            rows = index_rows(connection, tenant_row, chunk_ids)
+        return {
+            row[0]: ChunkPlace(SegmentRef(pack, row[2], row[3]), row[4], row[5])
+            for row in rows
+            if row[1] == pack_row
+        }
+
+    def all_indexed(self, tenant: bytes, pack: bytes) -> list[StoredChunk]:
+        """Everything that the index has in this pack, in order. Reads the whole index: for packs that do not say it themselves."""
+        with self._database.read() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            pack_row = select(_p.row).where(_p.tenant == tenant_row, _p.id == pack).scalar_subquery()
+            query = select(_c.chunk_id, _c.segment_offset, _c.segment_length, _c.offset, _c.length)
+            rows = connection.execute(query.where(_c.tenant == tenant_row, _c.pack == pack_row)).all()
+        found = [
+            StoredChunk(row[0], ChunkPlace(SegmentRef(pack, row[1], row[2]), row[3], row[4])) for row in rows
+        ]
+        return sorted(found, key=lambda chunk: chunk.place)
+
+    # --- backups and what was decided
+
+    def backups(self, tenant: bytes, *, after: bytes = b"", limit: int = 1000) -> list[Backup]:
+        """At most `limit` of the tenant's backups by id that are not purged, deleted ones too; those behind `after`."""
+        with self._database.read() as connection:
+            mine = and_(_b.tenant == self._tenants.row(connection, tenant), _b.purged_ns.is_(None))
+            query = select_backups().where(mine, _b.id > after).order_by(_b.id).limit(limit)
+            return [backup_of(row) for row in connection.execute(query)]
+
+    def facts(self, tenant: bytes) -> Facts:
+        """What was decided in a tenant, all at one moment."""
+        with self._database.read() as connection:
+            row = self._tenants.row(connection, tenant)
+            own = connection.execute(select(_t.grace_s, _t.record_written).where(_t.row == row)).one()
+            query = select(
+                _b.id, _s.name, _b.commit_ns, _b.record_written, _b.deleted_ns, _b.purged_ns, _b.retain_until_ns,
+                _b.hold_ns, _b.hold_reason,
+            ).join_from(schema.backups, schema.datasets)  # fmt: skip
+            backups = {
+                each.id: BackupFacts(*each[:7], None if each.hold_ns is None else each.hold_reason)
+                for each in connection.execute(query.where(_b.tenant == row))
+            }
+            settings = select(_s.name, _s.policy, _s.min_retention_s, _s.hold_ns, _s.hold_reason)
+            datasets = {
+                each.name: DatasetFacts(*each[:3], None if each.hold_ns is None else each.hold_reason)
+                for each in connection.execute(settings.where(_s.tenant == row))
+            }
+            waiting = select(func.count()).where(schema.pending_records.c.tenant == row)
+            pending = connection.execute(waiting).scalar_one() > 0
+        return Facts(backups, datasets, own.grace_s, own.record_written, pending)
+
+
+def _packs() -> Any:
+    return select(
+        _p.row, _t.id.label("tenant"), _p.id, _p.size_bytes, _p.chunk_count, _p.verified_ns, _p.damaged
+    ).join_from(schema.packs, schema.tenants)
+
+
+def _live(connection: Connection, rows: Sequence[Row[Any]]) -> list[LivePack]:
+    marks: dict[int, set[int]] = {}
+    for some in batches([row.row for row in rows if row.damaged]):
+        query = select(_d.pack, _d.segment_offset).where(_d.pack.in_(some))
+        for pack, offset in connection.execute(query):
+            marks.setdefault(pack, set()).add(offset)
+    return [
+        LivePack(
+            row.tenant,
+            row.id,
+            row.size_bytes,
+            row.chunk_count,
+            row.verified_ns,
+            frozenset(marks.get(row.row, ())),
+        )
+        for row in rows
+    ]

@@ -1,0 +1,208 @@
+"""`staddle-server check` and `staddle-server repair`."""
+
+import json
+import os
+import re
+import secrets
+import sys
+import time
+from dataclasses import asdict
+from random import Random
+from typing import Final
+
+import click
+
+from staddle_server.catalog import Tenant
+from staddle_server.cli.options import data_option, json_option
+from staddle_server.datadir import DataDirectory
+from staddle_server.rooms import Rooms, open_rooms, tenant_named
+from staddle_server.store.blobs import TEMPORARY
+from staddle_server.upkeep.check import Check, Plan, Progress, Summary, silent
+from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Finding
+from staddle_server.upkeep.repair import Repair, Repaired
+
+PROGRESS_S: Final = 0.2
+WORDS: Final = {DAMAGE: "DAMAGE", HEALED: "healed", NOTE: "note"}
+
+_tenant_option = click.option("--tenant", metavar="NAME", help="Only this tenant; all of them if left out.")
+
+
+def _percent(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%?", value)
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise click.BadParameter("expected a percentage over 0 and up to 100, such as 10")
+    return float(match[1])
+
+
+@click.command()
+@click.option(
+    "--read-data",
+    metavar="[=PERCENT]",
+    is_flag=False,
+    flag_value="100",
+    callback=_percent,
+    help="Also read every byte and check every digest; of a random part of the packs, another one each time, with =PERCENT.",
+)
+@click.option(
+    "--seed",
+    metavar="N",
+    type=int,
+    help="Choose the same part of the packs as another check with this number.",
+)
+@_tenant_option
+@data_option
+@json_option
+def check(
+    *, read_data: float | None, seed: int | None, tenant: str | None, data: DataDirectory, as_json: bool
+) -> None:
+    """Compare the catalog with the store: is all there, and is it what was stored?
+
+    Works beside a running server. What is found damaged is put down, so that the next backup of the same data heals it. Exits 0 if
+    nothing is damaged, 1 if something is.
+    """
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    plan = Plan(read=read_data is not None, share=(read_data or 100) / 100, random=Random(seed))  # noqa: S311  no secret
+    with open_rooms(data) as rooms:
+        checked = Check(rooms.kept(), plan, lambda finding: _say(finding, as_json=as_json), _progress())
+        summary = checked.run(_tenants(rooms, tenant), all_tenants=tenant is None)
+        summary.temporary = _temporary_files(data)
+    _clear_line()
+    if as_json:
+        click.echo(json.dumps({"kind": "summary", **asdict(summary), "seed": seed}))
+    else:
+        _sum_up(summary, read_data, seed)
+    if summary.damage:
+        sys.exit(1)
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")
+@_tenant_option
+@data_option
+@json_option
+def repair(*, dry_run: bool, tenant: str | None, data: DataDirectory, as_json: bool) -> None:
+    """Mend what can be mended: keys, records, the index, and what can still be read of damaged packs.
+
+    Works beside a running server, and discards nothing. Mends what is known to be damaged and what a look at each pack finds: run
+    `check --read-data` before. Exits 0 if nothing is damaged any more, 1 if something is.
+    """
+    with open_rooms(data) as rooms:
+        repairing = Repair(
+            rooms.kept(), lambda finding: _say(finding, as_json=as_json), _progress(), dry_run=dry_run
+        )
+        done = repairing.run(_tenants(rooms, tenant))
+    _clear_line()
+    if as_json:
+        click.echo(json.dumps({"kind": "summary", **asdict(done)}))
+    else:
+        _sum_up_repair(done, dry_run=dry_run)
+    if done.damage:
+        sys.exit(1)
+
+
+def _tenants(rooms: Rooms, name: str | None) -> list[Tenant]:
+    return rooms.catalog.tenants.list_all() if name is None else [tenant_named(rooms, name)]
+
+
+def _temporary_files(data: DataDirectory) -> int:
+    try:
+        return len(os.listdir(data.store / TEMPORARY))
+    except FileNotFoundError:
+        return 0
+
+
+# --- what is printed
+
+
+def _say(finding: Finding, *, as_json: bool) -> None:
+    _clear_line()
+    if as_json:
+        click.echo(json.dumps(finding.as_json()))
+        return
+    tenant = f"tenant {finding.tenant}: " if finding.tenant not in {"", "default"} else ""
+    click.echo(f"{WORDS[finding.severity]}: {tenant}{finding.message}")
+
+
+def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:
+    read = "" if read_data is None else f", {summary.packs_read} of them read ({_size(summary.bytes_read)})"
+    click.echo(
+        f"Looked at {_count(summary.packs, 'pack')}{read}, {_count(summary.records, 'record')} and "
+        f"{_count(summary.backups, 'backup')} of {_count(summary.tenants, 'tenant')}."
+    )
+    if read_data is not None and read_data < 100:
+        click.echo(f"The same packs again: --read-data={read_data:g} --seed {seed}")
+    if summary.orphans:
+        click.echo(
+            f"{_count(summary.orphans, 'object')} ({_size(summary.orphan_bytes)}) belong to nothing: what is being written now, "
+            "or what a crash has left, which the collector takes away."
+        )
+    if summary.temporary:
+        click.echo(
+            f"{_count(summary.temporary, 'temporary file')} in store/tmp: being written, or left by a crash."
+        )
+    if summary.healed:
+        click.echo(f"{_count(summary.healed, 'damaged thing')} of no consequence: nothing needs it any more.")
+    if not summary.damage:
+        unread = "" if read_data is not None else " (The data itself was not read: --read-data.)"
+        click.echo(f"No damage.{unread}")
+        return
+    paths = (
+        f" {_count(summary.paths, 'path')} in backups cannot be given back whole." if summary.paths else ""
+    )
+    click.echo(f"{_count(summary.damage, 'finding')} of damage.{paths}")
+    click.echo(
+        "Next: look at the disk (dmesg, SMART), then `staddle-server repair`, then back up the same data again."
+    )
+
+
+def _sum_up_repair(done: Repaired, *, dry_run: bool) -> None:
+    would = "Would mend" if dry_run else "Mended"
+    click.echo(
+        f"{would}: {_count(done.chunks, 'chunk')} saved ({_size(done.bytes)}), the index of {_count(done.index_packs, 'pack')}, "
+        f"{_count(done.records, 'record')}, keys of {_count(done.keys, 'tenant')}, {_count(done.cleared, 'wrong mark')}."
+    )
+    if done.damage:
+        click.echo(
+            f"{_count(done.damage, 'finding')} of damage left; {_count(done.paths, 'path')} in backups cannot be given back whole. "
+            "What is lost comes back with the next backup that still has the data."
+        )
+    else:
+        click.echo("No damage is left." if not dry_run else "Nothing would be left damaged.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _progress() -> Progress:
+    """A line on a terminal that is written over; nothing anywhere else."""
+    if not sys.stderr.isatty():
+        return silent
+    told_s = 0.0
+
+    def tell(doing: str, done: int, total: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s < PROGRESS_S:
+            return
+        told_s = time.monotonic()
+        share = f" {min(100, 100 * done // total)} %" if total else ""
+        figure = _size(done) if doing == "reading" else f"{done:,}"
+        click.echo(f"\r\x1b[K{doing}: {figure}{share}", err=True, nl=False)
+
+    return tell
+
+
+def _clear_line() -> None:
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", err=True, nl=False)

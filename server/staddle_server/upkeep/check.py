@@ -1,0 +1,350 @@
+"""Everything that a store should have, compared with what it has: see docs/operations.md, "Check, scrub, repair"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from staddle_server.catalog import WHOLE_PACK, Catalog, LivePack
+from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.errors import Damaged, StaddleError
+from staddle_server.session.tenant import Tenant
+from staddle_server.store.blobs import BlobMissing
+from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
+from staddle_server.upkeep.examine import Examined, Examiner, Fault, Pace
+from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
+from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.recorded import missing_records, unknown_backups
+
+
+@dataclass
+class Summary:
+    """What a check looked at, and what it found."""
+
+    tenants: int = 0
+    packs: int = 0
+    packs_read: int = 0
+    bytes_read: int = 0
+    records: int = 0
+    backups: int = 0
+    chunks: int = 0
+    """References of manifests that were looked up."""
+    damage: int = 0
+    """Findings that matter."""
+    healed: int = 0
+    cleared: int = 0
+    """Marks that turned out wrong, and were removed."""
+    paths: int = 0
+    """Paths in backups that cannot be given back whole."""
+    orphans: int = 0
+    orphan_bytes: int = 0
+    """Objects that no row names, and their bytes: what a crash leaves; the collector takes them away."""
+    temporary: int = 0
+    """Files in store/tmp: what is being written, or a crash has left; the next start takes the latter away."""
+
+
+class Progress(Protocol):
+    """Is told now and then how far a check is."""
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """`done` of `total` bytes (packs) or backups."""
+
+
+def silent(doing: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+@dataclass
+class Plan:
+    """How a check is done.
+
+    Attributes:
+        read: whether packs are read that nothing is known against; then also the manifests are walked.
+        share: what part of these, 0 to 1; others are read only for a reason.
+        random: picks them.
+        pace: is told of every read.
+        put_down: whether the catalog is told of what is found.
+
+    """
+
+    read: bool = False
+    share: float = 1.0
+    random: Random = field(default_factory=Random)
+    pace: Pace = lambda _: None
+    put_down: bool = True
+
+
+class Check:
+    """One check of a store."""
+
+    def __init__(self, kept: Kept, plan: Plan, emit: Emit, progress: Progress = silent) -> None:
+        self.kept = kept
+        self.plan = plan
+        self.progress = progress
+        self._take = emit
+        self.summary = Summary()
+
+    def run(self, tenants: Sequence[TenantRow], *, all_tenants: bool) -> Summary:
+        """Checks these tenants; with `all_tenants` also that there are no others in the store.
+
+        Raises:
+            Unavailable: the store or the catalog does not answer at all.
+
+        """
+        for row in tenants:
+            self.summary.tenants += 1
+            tenant = self._open(row)
+            if tenant is not None:
+                _OfTenant(self, tenant, row).run()
+        if all_tenants:
+            self._look_for_others({row.id for row in tenants})
+        return self.summary
+
+    def emit(self, finding: Finding) -> None:
+        """Counts a finding and hands it on."""
+        self.summary.damage += finding.severity == DAMAGE
+        self.summary.healed += finding.severity == HEALED
+        self._take(finding)
+
+    def _open(self, row: TenantRow) -> Tenant | None:
+        try:
+            return self.kept.tenants.get(row.id)
+        except Damaged as e:
+            self.emit(keys_finding(row, e))
+            return None
+
+    def _look_for_others(self, known: set[bytes]) -> None:
+        for tenant in self.kept.keys.tenant_ids():
+            if tenant not in known:
+                self.emit(
+                    Finding(
+                        "keys",
+                        DAMAGE,
+                        f"the store has keys of a tenant {tenant.hex()} that the catalog does not know: the catalog is older "
+                        "than the store; bring back a newer copy, or rebuild it",
+                        object=f"keys/{tenant.hex()}",
+                    )
+                )
+
+
+class _OfTenant:
+    """The check of one tenant."""
+
+    def __init__(self, check: Check, tenant: Tenant, row: TenantRow) -> None:
+        self._check = check
+        self._tenant = tenant
+        self._row = row
+        self._catalog = check.kept.catalog
+        self._found: list[Examined] = []
+        """Packs with something to say."""
+
+    def run(self) -> None:
+        self._look_at_records()
+        self._look_at_packs()
+        self._look_for_orphans()
+        hurt = self._walk()
+        for seen in self._found:
+            for finding in pack_findings(self._tenant, seen, hurt):
+                self._check.emit(finding)
+            self._check.summary.cleared += len(seen.cleared)
+
+    # --- records
+
+    def _look_at_records(self) -> None:
+        said, wanted = missing_records(
+            self._tenant, self._catalog, self._row, self._check.kept.clock.now_ns()
+        )
+        self._check.summary.records += said.count + len(said.damaged)
+        for finding in record_findings(self._tenant, said.damaged, [each.what for each in wanted]):
+            self._check.emit(finding)
+        unknown = unknown_backups(said, self._catalog.verification.facts(self._tenant.id))
+        for backup in unknown:
+            self._check.emit(
+                Finding(
+                    "unknown-backup",
+                    DAMAGE,
+                    f"the store has a record of backup {backup.hex()}, which the catalog does not know: the catalog is older than "
+                    "the store; bring back a newer copy, or rebuild it",
+                    tenant=self._tenant.name,
+                    backup=backup.hex(),
+                )
+            )
+
+    # --- packs
+
+    def _look_at_packs(self) -> None:
+        plan, summary = self._check.plan, self._check.summary
+        total, total_bytes = self._catalog.verification.totals(self._tenant.id)
+        counts = self._catalog.verification.indexed_counts(self._tenant.id)
+        done = 0
+
+        def pace(size: int) -> None:
+            nonlocal done
+            done += size
+            self._check.progress("reading", done, int(total_bytes * plan.share) if plan.read else total_bytes)
+            plan.pace(size)
+
+        examiner = Examiner(self._tenant, self._catalog, self._check.kept.clock, pace, put_down=plan.put_down)
+        for number, pack in enumerate(each_pack(self._catalog, self._tenant.id)):
+            if not plan.read:
+                self._check.progress("packs", number, total)
+            seen = self._look_at(examiner, pack, counts.get(pack.id, 0))
+            if seen.gone:
+                continue
+            summary.packs += 1
+            if seen.read_bytes:
+                summary.packs_read += 1
+                summary.bytes_read += seen.read_bytes
+            if seen.faults or seen.cleared or pack.marks:
+                self._found.append(seen)
+
+    def _look_at(self, examiner: Examiner, pack: LivePack, indexed: int) -> Examined:
+        plan = self._check.plan
+        if plan.read and plan.random.random() < plan.share:
+            return examiner.read(pack, indexed)
+        seen = examiner.glance(pack, indexed)
+        # What is suspected is read whole, so that what is said of it is certain.
+        suspected = pack.marks or any(fault.kind in {"footer", "index"} for fault in seen.faults)
+        return examiner.read(pack, indexed) if suspected and not seen.gone else seen
+
+    def _look_for_orphans(self) -> None:
+        listed: dict[bytes, int] = {}
+        for name, size in self._check.kept.blobs.list(packs_prefix(self._tenant.id)):
+            try:
+                listed[parse_pack_name(name)[1]] = size
+            except ValueError:
+                self._orphan(size)
+            if len(listed) >= 1000:
+                self._count_orphans(listed)
+                listed = {}
+        self._count_orphans(listed)
+
+    def _count_orphans(self, listed: dict[bytes, int]) -> None:
+        for pack in self._catalog.verification.without_row(self._tenant.id, list(listed)):
+            try:
+                # A pack may go between the listing and the question.
+                self._check.kept.blobs.size(pack_name(self._tenant.id, pack))
+            except BlobMissing:
+                continue
+            self._orphan(listed[pack])
+
+    def _orphan(self, size: int) -> None:
+        self._check.summary.orphans += 1
+        self._check.summary.orphan_bytes += size
+
+    # --- manifests
+
+    def _walk(self) -> Hurt:
+        """Names what is hurt; reads all manifests only if there is a reason, else just the first page of each."""
+        hurt = Hurt(self._tenant, self._catalog)
+        summary = self._check.summary
+        total = 0
+        whole = True
+        walk = self._check.plan.read or bool(self._found)
+        for number, backup in enumerate(each_backup(self._catalog, self._tenant.id)):
+            total += 1
+            summary.backups += 1
+            self._check.progress("backups", number, 0)
+            if whole:
+                whole = hurt.is_whole(backup) if walk else hurt.has_root(backup)
+        if not whole:
+            for number, backup in enumerate(each_backup(self._catalog, self._tenant.id)):
+                self._check.progress("paths", number, total)
+                summary.paths += hurt.name(backup, self._check.emit)
+        summary.chunks += hurt.chunks
+        return hurt
+
+
+def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
+    """All live packs of a tenant."""
+    after = b""
+    while page := catalog.verification.live_packs(tenant, after=after):
+        yield from page
+        after = page[-1].id
+
+
+def keys_finding(row: TenantRow, error: StaddleError) -> Finding:
+    """The keys of a tenant do not open: nothing of it can be looked at."""
+    return Finding(
+        "keys",
+        DAMAGE,
+        f"nothing of tenant {row.name} can be read: {error.message}; `repair` writes the keys again from the catalog",
+        tenant=row.name,
+        object=f"keys/{row.id.hex()}",
+    )
+
+
+def record_findings(tenant: Tenant, damaged: dict[str, str], missing: Iterable[str]) -> list[Finding]:
+    """Records that do not open, and records that are not there."""
+    absent = list(missing)
+    found = [
+        Finding(
+            "record",
+            DAMAGE,
+            f"no record says that {what}: a rebuild would not know; `repair` writes it again",
+            tenant=tenant.name,
+        )
+        for what in absent
+    ]
+    severity = DAMAGE if absent else HEALED
+    why = "" if absent else "; all that the catalog knows stands in other records"
+    for name, message in damaged.items():
+        found.append(Finding("record", severity, message + why, tenant=tenant.name, object=name))
+    return found
+
+
+def pack_findings(tenant: Tenant, seen: Examined, hurt: Hurt) -> Iterator[Finding]:
+    """What is said of a pack, once it is known what of it anything refers to."""
+    pack = seen.pack.id
+    told = {fault.segment for fault in seen.faults}
+    # What a glance does not see is said because it was put down before.
+    before = [
+        Fault("segment" if offset != WHOLE_PACK else "pack", "it was found damaged before", offset)
+        for offset in sorted(seen.pack.marks - set(seen.cleared) - told)
+    ]
+    for fault in [*seen.faults, *before]:
+        severity, then = _weight(seen, fault, hurt)
+        where = f"pack {pack.hex()}" + (
+            f", segment at {fault.segment}" if fault.segment != WHOLE_PACK else ""
+        )
+        yield Finding(
+            fault.kind,
+            severity,
+            f"{fault.message if pack.hex() in fault.message else f'{where}: {fault.message}'}; {then}",
+            tenant=tenant.name,
+            pack=pack.hex(),
+            segment=fault.segment,
+            chunks=fault.chunks,
+            object=pack_name(tenant.id, pack),
+        )
+    for offset in seen.cleared:
+        where = "as a whole" if offset == WHOLE_PACK else f"at {offset}"
+        yield Finding(
+            "cleared",
+            NOTE,
+            f"pack {pack.hex()} was put down as damaged {where}, and is sound: the mark was removed",
+            tenant=tenant.name,
+            pack=pack.hex(),
+            segment=offset,
+            object=pack_name(tenant.id, pack),
+        )
+
+
+def _weight(seen: Examined, fault: Fault, hurt: Hurt) -> tuple[str, str]:
+    """How bad a fault is, and what mends it."""
+    pack = seen.pack.id
+    match fault.kind:
+        case "unanswered":
+            return DAMAGE, "this says nothing about what is stored; look at the disk, and check again"
+        case "index":
+            return DAMAGE, "`repair` makes the index again"
+        case "footer" if WHOLE_PACK not in seen.pack.marks:
+            return DAMAGE, "all its segments can be read by the index; `repair` copies them into a new pack"
+    if hurt.needs(pack, fault.segment):
+        return (
+            DAMAGE,
+            "the paths that need it are named; `repair` saves what can be read, and the next backup of them heals it",
+        )
+    return HEALED, "nothing that can be restored needs it"

@@ -1,0 +1,220 @@
+"""One pack against the catalog: at a glance, or every byte of it. What is found is put down, what was put down wrongly is cleared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+from staddle_server.catalog import WHOLE_PACK, Catalog, LivePack
+from staddle_server.errors import Damaged, Unavailable
+from staddle_server.session.clock import Clock
+from staddle_server.session.tenant import Tenant
+from staddle_server.store.pack import PackDamaged, Segment, pack_name
+from staddle_server.types import PackSummary, SegmentRef, StoredChunk
+
+Pace = Callable[[int], None]
+"""Is told how many bytes were read; may wait, and may raise to stop."""
+READS: Final = 2
+"""What looks damaged is read so often before it is believed: memory and cables err, too."""
+
+
+class Fault(NamedTuple):
+    """Something wrong with a pack.
+
+    `kind`: pack (the object is missing, or its header opens nothing), footer (it does not describe itself any more), segment, index
+    (the catalog does not say of it what it says of itself), or unanswered (the store does not answer, which says nothing about it).
+    """
+
+    kind: str
+    message: str
+    segment: int = WHOLE_PACK
+    chunks: int = 0
+
+
+@dataclass
+class Examined:
+    """What became of a pack. `gone`: it is not live any more, and nothing of this counts."""
+
+    pack: LivePack
+    faults: list[Fault] = field(default_factory=list)
+    cleared: list[int] = field(default_factory=list)
+    read_bytes: int = 0
+    gone: bool = False
+    summary: PackSummary | None = None
+
+    def marks(self) -> set[int]:
+        """What of it is put down as damaged."""
+        return {fault.segment for fault in self.faults if fault.kind in {"pack", "segment"}}
+
+
+class Examiner:
+    """Looks at one tenant's packs. Not thread-safe.
+
+    `put_down`: whether what is found changes the catalog; without it, nothing is written at all.
+    """
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        clock: Clock,
+        pace: Pace = lambda _: None,
+        *,
+        put_down: bool = True,
+    ) -> None:
+        self._tenant = tenant
+        self._catalog = catalog
+        self._clock = clock
+        self._pace = pace
+        self._put_down = put_down
+
+    def glance(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
+        """Looks whether the object is there with its size, and whether its footer opens and says what the index says.
+
+        `indexed_count` is how many chunks the index has in it, where that is known.
+        """
+        seen = Examined(pack)
+        try:
+            size = self._tenant.blobs.size(pack_name(self._tenant.id, pack.id))
+        except Damaged as e:
+            seen.faults.append(Fault("pack", e.message))
+            return self._certain(seen)
+        except Unavailable as e:
+            seen.faults.append(Fault("unanswered", e.message))
+            return seen
+        if size != pack.size_bytes:
+            seen.faults.append(Fault("footer", f"it has {size} bytes, not {pack.size_bytes}"))
+        self._look_at_footer(seen)
+        if seen.summary is not None:
+            self._compare_index(seen, seen.summary, indexed_count)
+        return self._certain(seen)
+
+    def read(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
+        """Looks as `glance` does, then reads every segment, opens and inflates it, and checks every digest.
+
+        Put down in the catalog: what is damaged, marks that turned out wrong, and that the pack was verified.
+        """
+        seen = self.glance(pack, indexed_count)
+        if seen.gone or any(fault.kind in {"pack", "unanswered"} for fault in seen.faults):
+            return seen
+        for ref, chunks in self._segments(seen):
+            fault = self._read_twice(ref, chunks)
+            if fault is not None:
+                seen.faults.append(fault)
+                if fault.kind == "pack":
+                    break
+            seen.read_bytes += ref.length
+            self._pace(ref.length)
+        return self._settle(seen)
+
+    def _look_at_footer(self, seen: Examined) -> None:
+        error: Damaged | None = None
+        for _ in range(READS):
+            try:
+                seen.summary = self._tenant.packs.footer(seen.pack.id)
+            except Damaged as e:
+                error = e
+            except Unavailable as e:
+                seen.faults.append(Fault("unanswered", e.message))
+                return
+            else:
+                return
+        assert error is not None
+        # Without its header nothing of a pack opens; without its footer everything does.
+        whole = getattr(error, "offset", 0) == 0
+        seen.faults.append(Fault("pack" if whole else "footer", error.message))
+
+    def _compare_index(self, seen: Examined, summary: PackSummary, indexed_count: int | None) -> None:
+        places: dict[bytes, set[tuple[int, int]]] = {}
+        for chunk in summary.chunks:
+            places.setdefault(chunk.chunk_id, set()).add((chunk.place.segment.offset, chunk.place.offset))
+        indexed = self._catalog.verification.indexed(self._tenant.id, seen.pack.id, places)
+        wrong = sum(
+            (place.segment.offset, place.offset) not in places[chunk_id]
+            for chunk_id, place in indexed.items()
+        )
+        missing = len(places) - len(indexed)
+        more = max(0, (indexed_count or 0) - len(indexed))
+        if missing or wrong or more:
+            seen.faults.append(
+                Fault(
+                    "index",
+                    f"the index lacks {missing} of its {len(places)} chunks, has {wrong} in another place, and names "
+                    f"{more} that it does not have",
+                    chunks=missing + wrong + more,
+                )
+            )
+
+    def _segments(self, seen: Examined) -> list[tuple[SegmentRef, list[StoredChunk]]]:
+        """The segments, from the footer, or where that is gone from the index."""
+        if seen.summary is not None:
+            chunks = seen.summary.chunks
+        else:
+            chunks = self._catalog.verification.all_indexed(self._tenant.id, seen.pack.id)
+        return [(ref, list(group)) for ref, group in groupby(chunks, key=lambda chunk: chunk.place.segment)]
+
+    def _read_twice(self, ref: SegmentRef, chunks: Sequence[StoredChunk]) -> Fault | None:
+        error: Damaged | None = None
+        for _ in range(READS):
+            try:
+                self._read(ref, chunks)
+            except Damaged as e:
+                error = e
+            except Unavailable as e:
+                return Fault("unanswered", e.message, ref.offset, len(chunks))
+            else:
+                return None
+        assert error is not None
+        return Fault("segment", error.message, ref.offset, len(chunks))
+
+    def _read(self, ref: SegmentRef, chunks: Sequence[StoredChunk]) -> None:
+        segment = self._tenant.packs.segment(ref)
+        check_digests(segment)
+        at: dict[tuple[bytes, int], int] = {}
+        offset = 0
+        for length, digest in segment.table:
+            at[self._tenant.chunk_id(segment.role, digest), offset] = length
+            offset += length
+        for chunk in chunks:
+            if at.get((chunk.chunk_id, chunk.place.offset)) != chunk.place.length:
+                raise PackDamaged(ref.pack, ref.offset, "the segment has not the chunks that it should have")
+
+    def _certain(self, seen: Examined) -> Examined:
+        """A pack that was condemned meanwhile is no finding: its object may rightly be gone. Puts down what is certain."""
+        if not seen.faults:
+            return seen
+        now = self._catalog.verification.live_pack(self._tenant.id, seen.pack.id)
+        seen.gone = now is None
+        if now is not None and self._put_down:
+            for offset in sorted(seen.marks() - seen.pack.marks):
+                where = None if offset == WHOLE_PACK else offset
+                self._catalog.packs.mark_damaged(self._tenant.id, seen.pack.id, where)
+        return seen
+
+    def _settle(self, seen: Examined) -> Examined:
+        self._certain(seen)
+        if seen.gone:
+            return seen
+        wrong = any(fault.kind != "index" for fault in seen.faults)
+        # A whole pack is put down also when only its footer is gone; a segment that could not be read is none that is sound.
+        unsound = {fault.segment for fault in seen.faults if fault.kind != "index"}
+        seen.cleared = sorted(seen.pack.marks - unsound)
+        if self._put_down and (seen.cleared or not wrong):
+            self._catalog.verification.read_whole(
+                self._tenant.id, seen.pack.id, self._clock.now_ns(), verified=not wrong, cleared=seen.cleared
+            )
+        return seen
+
+
+def check_digests(segment: Segment) -> None:
+    """Hashes every chunk of a segment. Raises PackDamaged."""
+    offset = 0
+    view = memoryview(segment.data)
+    for length, digest in segment.table:
+        if blake3(view[offset : offset + length]).digest() != digest:
+            raise PackDamaged(segment.ref.pack, segment.ref.offset, f"a chunk in it is not {digest.hex()}")
+        offset += length

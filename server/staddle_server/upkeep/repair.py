@@ -1,0 +1,364 @@
+"""Mends what can be mended: keys, records and index rows from the other side that still has them, chunks from damaged packs.
+
+Nothing is ever discarded here: a damaged pack stays, and stays readable, until the collector finds that nothing needs it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from staddle_server.catalog import WHOLE_PACK
+from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.errors import Damaged, Unavailable
+from staddle_server.limits import PACK_BYTES_MAX
+from staddle_server.session.records import finish_missing
+from staddle_server.session.tenant import Tenant
+from staddle_server.store.blobs import BlobMissing
+from staddle_server.store.frame import compress
+from staddle_server.store.keys import keys_name
+from staddle_server.store.pack import PackWriter, Segment, Unreadable
+from staddle_server.types import ChunkPlace, ChunkRef, StoredChunk
+from staddle_server.upkeep.check import (
+    Progress,
+    each_pack,
+    keys_finding,
+    pack_findings,
+    record_findings,
+    silent,
+)
+from staddle_server.upkeep.examine import Examined, Examiner, check_digests
+from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
+from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.recorded import missing_records
+
+TURN_S: Final = 600.0
+"""So long repair keeps the collector away after each pack that it writes."""
+
+
+@dataclass
+class Repaired:
+    """What a repair did, or with `dry_run` would do, and what is lost all the same."""
+
+    keys: int = 0
+    records: int = 0
+    index_packs: int = 0
+    """Packs of which the index was made again."""
+    chunks: int = 0
+    """Chunks that were saved from damaged packs into new ones."""
+    bytes: int = 0
+    packs: int = 0
+    """New packs."""
+    cleared: int = 0
+    damage: int = 0
+    """Findings that it could not mend."""
+    paths: int = 0
+    """Paths in backups that cannot be given back whole."""
+
+
+class Repair:
+    """One repair of a store."""
+
+    def __init__(self, kept: Kept, emit: Emit, progress: Progress = silent, *, dry_run: bool = False) -> None:
+        self.kept = kept
+        self.progress = progress
+        self.dry_run = dry_run
+        self.done = Repaired()
+        self._take = emit
+
+    def run(self, tenants: Sequence[TenantRow]) -> Repaired:
+        """Repairs these tenants.
+
+        Raises:
+            Unavailable: the store or the catalog does not answer, or a collection is at work; what was done until then stays.
+            Exhausted: there is no room for what was saved.
+
+        """
+        for row in tenants:
+            tenant = self._open(row)
+            if tenant is not None:
+                _OfTenant(self, tenant, row).run()
+        return self.done
+
+    def emit(self, finding: Finding) -> None:
+        """Counts a finding and hands it on."""
+        self.done.damage += finding.severity == DAMAGE
+        self._take(finding)
+
+    def say(self, kind: str, message: str, tenant: str, **fields: str) -> None:
+        """Something was mended."""
+        would = "would be mended: " if self.dry_run else "mended: "
+        self._take(Finding(kind, NOTE, would + message, tenant=tenant, **fields))  # type: ignore[arg-type]
+
+    def _open(self, row: TenantRow) -> Tenant | None:
+        try:
+            return self.kept.tenants.get(row.id)
+        except Damaged as error:
+            if not self._write_keys(row):
+                self.emit(keys_finding(row, error))
+                return None
+        return None if self.dry_run else self.kept.tenants.get(row.id)
+
+    def _write_keys(self, row: TenantRow) -> bool:
+        """The catalog has a copy of each tenant's wrapped keys. Not where the store has a newer version, which it cannot replace."""
+        name = keys_name(row.id, row.keys_version)
+        newer = any(other > name for other, _ in self.kept.blobs.list(f"keys/{row.id.hex()}"))
+        if newer or not self.kept.keys.opens(row.id, row.keys_version, row.wrapped_keys):
+            return False
+        self.say("keys", f"the keys of tenant {row.name}, from the catalog", row.name, object=name)
+        self.done.keys += 1
+        if not self.dry_run:
+            with suppress(BlobMissing):
+                self.kept.blobs.delete(name)
+            self.kept.blobs.put(name, row.wrapped_keys)
+        return True
+
+
+class _OfTenant:
+    """The repair of one tenant."""
+
+    def __init__(self, repair: Repair, tenant: Tenant, row: TenantRow) -> None:
+        self._repair = repair
+        self._kept = repair.kept
+        self._tenant = tenant
+        self._row = row
+
+    def run(self) -> None:
+        self._mend_records()
+        found = self._mend_packs()
+        hurt = Hurt(self._tenant, self._kept.catalog)
+        if not all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, self._tenant.id)):
+            for backup in each_backup(self._kept.catalog, self._tenant.id):
+                self._repair.done.paths += hurt.name(backup, self._repair.emit)
+        for seen in found:
+            for finding in pack_findings(self._tenant, seen, hurt):
+                self._repair.emit(finding)
+            self._repair.done.cleared += len(seen.cleared)
+
+    # --- records
+
+    def _mend_records(self) -> None:
+        catalog, now_ns = self._kept.catalog, self._kept.clock.now_ns()
+        if not self._repair.dry_run:
+            finish_missing(self._tenant, catalog)
+        said, wanted = missing_records(self._tenant, catalog, self._row, now_ns)
+        for each in wanted:
+            self._repair.say("record", f"the record that {each.what}", self._tenant.name)
+            if not self._repair.dry_run:
+                # Under an id of its own: a damaged record keeps its name.
+                self._tenant.records.put(each.record, each.time_ns)
+            self._repair.done.records += 1
+        for finding in record_findings(self._tenant, said.damaged, ()):
+            self._repair.emit(finding)
+
+    # --- packs
+
+    def _mend_packs(self) -> list[Examined]:
+        """Mends what is wrong with packs; gives those of which something is still to be said."""
+        catalog = self._kept.catalog
+        total, _ = catalog.verification.totals(self._tenant.id)
+        counts = catalog.verification.indexed_counts(self._tenant.id)
+        examiner = Examiner(self._tenant, catalog, self._kept.clock, put_down=not self._repair.dry_run)
+        damaged: list[Examined] = []
+        for number, pack in enumerate(each_pack(catalog, self._tenant.id)):
+            self._repair.progress("packs", number, total)
+            seen = examiner.glance(pack, counts.get(pack.id, 0))
+            if not seen.gone and (seen.faults or pack.marks):
+                seen = examiner.read(pack, counts.get(pack.id, 0))
+            if not seen.gone and (seen.faults or seen.cleared or pack.marks):
+                damaged.append(seen)
+        for seen in damaged:
+            self._mend_index(seen)
+        to_save = [seen for seen in damaged if _falls_apart(seen)]
+        if to_save:
+            self._save(to_save)
+        return [self._again(seen) for seen in damaged]
+
+    def _again(self, seen: Examined) -> Examined:
+        """What is left of a finding when the rest was mended."""
+        if self._repair.dry_run:
+            return seen
+        now = self._kept.catalog.verification.live_pack(self._tenant.id, seen.pack.id)
+        faults = [fault for fault in seen.faults if fault.kind != "index"]
+        return seen if now is None else Examined(now, faults, seen.cleared, seen.read_bytes)
+
+    def _mend_index(self, seen: Examined) -> None:
+        """Gives a pack its index rows again: from its footer, else from what a search of it finds."""
+        if seen.summary is not None:
+            if not any(fault.kind == "index" for fault in seen.faults):
+                return
+            chunks, all_of_it = seen.summary.chunks, True
+        else:
+            chunks, all_of_it = self._missing_from_index(seen), False
+        if not chunks:
+            return
+        self._repair.say(
+            "index", f"the index of pack {seen.pack.id.hex()}", self._tenant.name, pack=seen.pack.id.hex()
+        )
+        self._repair.done.index_packs += 1
+        if not self._repair.dry_run:
+            self._kept.catalog.salvage.reindex(self._tenant.id, seen.pack.id, chunks, all_of_it=all_of_it)
+
+    def _missing_from_index(self, seen: Examined) -> list[StoredChunk]:
+        """Chunks that a search of the pack finds and the index does not have there."""
+        missing: list[StoredChunk] = []
+        for segment in self._readable(seen):
+            chunks = {chunk.chunk_id: chunk for chunk in self._stored(segment)}
+            known = self._kept.catalog.verification.indexed(self._tenant.id, seen.pack.id, chunks)
+            missing += [chunk for chunk_id, chunk in chunks.items() if chunk_id not in known]
+        return missing
+
+    def _stored(self, segment: Segment) -> Iterator[StoredChunk]:
+        offset = 0
+        for length, digest in segment.table:
+            chunk_id = self._tenant.chunk_id(segment.role, digest)
+            yield StoredChunk(chunk_id, ChunkPlace(segment.ref, offset, length))
+            offset += length
+
+    def _readable(self, seen: Examined) -> Iterator[Segment]:
+        """Every segment of a pack that opens and is what it says, wherever it is found."""
+        try:
+            for segment in self._tenant.packs.scan(seen.pack.id):
+                if isinstance(segment, Unreadable):
+                    continue
+                try:
+                    check_digests(segment)
+                except Damaged:
+                    continue
+                yield segment
+        except BlobMissing:
+            return
+        except Unavailable as e:
+            self._repair.emit(
+                Finding(
+                    "unanswered",
+                    DAMAGE,
+                    f"pack {seen.pack.id.hex()} could not be searched to its end: {e.message}; look at the disk, and repair again",
+                    tenant=self._tenant.name,
+                    pack=seen.pack.id.hex(),
+                )
+            )
+
+    # --- saving
+
+    def _save(self, damaged: Sequence[Examined]) -> None:
+        """Copies what only these packs have into new ones."""
+        with self._turn() as fence:
+            saved = _SavedPacks(self._repair, self._tenant, fence, {seen.pack.id for seen in damaged})
+            try:
+                for number, seen in enumerate(damaged):
+                    self._repair.progress("saving", number, len(damaged))
+                    saved.source(seen.pack.id)
+                    for segment in self._readable(seen):
+                        saved.take(segment)
+                saved.finish()
+            finally:
+                saved.abort()
+
+    @contextmanager
+    def _turn(self) -> Iterator[int]:
+        """The collector's turn; for a dry run, nothing."""
+        salvage, clock = self._kept.catalog.salvage, self._kept.clock
+        if self._repair.dry_run:
+            yield 0
+            return
+        fence = salvage.take_turn(f"repair {secrets.token_hex(4)}", clock.now_ns(), TURN_S)
+        try:
+            yield fence
+        finally:
+            salvage.end_turn(fence)
+
+
+class _SavedPacks:
+    """New packs with what was saved. Each is published when it is full, with the packs that it comes from."""
+
+    def __init__(self, repair: Repair, tenant: Tenant, fence: int, damaged: set[bytes]) -> None:
+        self._repair = repair
+        self._kept = repair.kept
+        self._tenant = tenant
+        self._fence = fence
+        self._damaged = damaged
+        self._writer: PackWriter | None = None
+        self._sources: set[bytes] = set()
+        self._taken: set[bytes] = set()
+        """Ids of chunks that were saved from another damaged pack already."""
+
+    def source(self, pack: bytes) -> None:
+        """What comes next comes from this pack."""
+        self._sources.add(pack)
+
+    def take(self, segment: Segment) -> None:
+        """Saves the chunks of a segment that have no sound copy in another pack."""
+        chunks = self._only_here(segment)
+        if not chunks:
+            return
+        data = b"".join(chunk for _, chunk in chunks)
+        self._repair.done.chunks += len(chunks)
+        self._repair.done.bytes += len(data)
+        if self._repair.dry_run:
+            return
+        codec, payload = compress(data)
+        writer = self._open_writer()
+        table = [ref for ref, _ in chunks]
+        writer.append(segment.role, table, codec, payload, len(data))
+        self._kept.catalog.salvage.renew_turn(self._fence, self._kept.clock.now_ns(), TURN_S)
+        if writer.full or writer.size > PACK_BYTES_MAX // 2:
+            self._publish()
+
+    def finish(self) -> None:
+        """Publishes the last one; also where nothing had to be saved, the packs that fall apart are put down as such."""
+        if not self._repair.dry_run:
+            self._publish()
+
+    def abort(self) -> None:
+        """Drops what was not published."""
+        if self._writer is not None:
+            self._writer.abort()
+
+    def _only_here(self, segment: Segment) -> list[tuple[ChunkRef, memoryview]]:
+        ids = [self._tenant.chunk_id(segment.role, ref.digest) for ref in segment.table]
+        sound = self._kept.catalog.chunks.find(self._tenant.id, dict.fromkeys(ids))
+        chunks: list[tuple[ChunkRef, memoryview]] = []
+        offset = 0
+        view = memoryview(segment.data)
+        for chunk_id, ref in zip(ids, segment.table, strict=True):
+            places = sound.get(chunk_id, [])
+            elsewhere = any(place.segment.pack not in self._damaged for place in places)
+            if not elsewhere and chunk_id not in self._taken:
+                self._taken.add(chunk_id)
+                chunks.append((ref, view[offset : offset + ref.length]))
+            offset += ref.length
+        return chunks
+
+    def _open_writer(self) -> PackWriter:
+        if self._writer is None:
+            self._writer = PackWriter(self._kept.blobs, self._tenant.keys)
+            self._kept.catalog.salvage.begin(
+                self._tenant.id, self._fence, self._writer.pack, self._kept.clock.now_ns()
+            )
+        return self._writer
+
+    def _publish(self) -> None:
+        writer, self._writer = self._writer, None
+        salvage, now_ns = self._kept.catalog.salvage, self._kept.clock.now_ns()
+        summary = None if writer is None else writer.finish()
+        salvage.publish(self._tenant.id, self._fence, summary, self._sources, now_ns)
+        if summary is None:
+            return
+        self._repair.done.packs += 1
+        pack = summary.pack.hex()
+        self._repair.say(
+            "saved",
+            f"{len(summary.chunks)} chunks were saved into the new pack {pack}",
+            self._tenant.name,
+            pack=pack,
+        )
+
+
+def _falls_apart(seen: Examined) -> bool:
+    """Whether a pack is to be replaced as a whole: its footer or its header is gone. Single segments leave the others usable."""
+    whole = WHOLE_PACK in seen.pack.marks and WHOLE_PACK not in seen.cleared
+    return whole or any(fault.kind in {"pack", "footer"} for fault in seen.faults)

@@ -1,0 +1,151 @@
+"""Reads everything that is stored once in a period, a little at a time, and puts down what is damaged before anybody needs it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from staddle_server.catalog import LivePack
+from staddle_server.errors import StaddleError
+from staddle_server.session.clock import Clock
+from staddle_server.upkeep.examine import Examined, Examiner
+from staddle_server.upkeep.findings import Kept
+from staddle_server.upkeep.schedule import NS, Stopping, Task
+
+log = logging.getLogger(__name__)
+
+EVERY_S: Final = 60.0
+RUN_S: Final = 300.0
+"""After so long a run ends and says what it did; the next one goes on where it ended."""
+BATCH: Final = 64
+AGAIN_S: Final = 24 * 3600
+PAUSE_S: Final = 0.5
+"""The longest time between two looks whether the server is about to end."""
+
+
+class _EndingError(Exception):
+    """The server is about to end: what was read of a pack counts for nothing."""
+
+
+class Rate:
+    """Keeps reading to so many bytes a second, by waiting; `wait(seconds)` is given for tests."""
+
+    def __init__(
+        self,
+        bytes_per_s: float,
+        clock: Clock,
+        stopping: Stopping,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._clock = clock
+        self._stopping = stopping
+        self._wait = wait or threading.Event().wait
+        self._free_s = clock.monotonic_s()
+
+    def __call__(self, size: int) -> None:
+        """So many bytes were read: waits until more may be. Raises _EndingError when the server is about to end."""
+        self._free_s = max(self._free_s, self._clock.monotonic_s() - 1.0) + size / self._bytes_per_s
+        while not self._stopping():
+            rest_s = self._free_s - self._clock.monotonic_s()
+            if rest_s <= 0:
+                return
+            self._wait(min(rest_s, PAUSE_S))
+        raise _EndingError
+
+
+class Scrubber:
+    """Each run reads packs that were not read for a period, those that waited longest first, until its time is over."""
+
+    def __init__(
+        self,
+        kept: Kept,
+        *,
+        period_s: float,
+        bytes_per_s: float,
+        wait: Callable[[float], object] | None = None,
+    ) -> None:
+        self._kept = kept
+        self._period_s = period_s
+        self._bytes_per_s = bytes_per_s
+        self._wait = wait
+        self._not_right: dict[bytes, int] = {}
+        """Packs that were read and stay due, for they were not found right: when that was."""
+
+    def task(self) -> Task:
+        """It as a task of a server; without a period, one that never runs."""
+        return Task("scrub", EVERY_S if self._period_s else 0, self.run)
+
+    def run(self, stopping: Stopping) -> str:
+        """One run. What it did, in words; "" where nothing was due."""
+        clock = self._kept.clock
+        rate = Rate(self._bytes_per_s, clock, stopping, self._wait)
+        end_s = clock.monotonic_s() + RUN_S
+        read: list[Examined] = []
+        while clock.monotonic_s() < end_s:
+            due = self._due()
+            if not due or stopping():
+                break
+            for pack in due:
+                if clock.monotonic_s() >= end_s:
+                    break
+                try:
+                    read += self._read(pack, rate)
+                except _EndingError:
+                    break
+        if not read:
+            return ""
+        faults = sum(len(seen.faults) for seen in read)
+        size = sum(seen.read_bytes for seen in read)
+        left = self._kept.catalog.verification.due_bytes(self._since_ns())
+        found = f"; {faults} findings of damage: run `staddle-server check`" if faults else ""
+        return f"{len(read)} packs read, {size} bytes; {left} bytes are due{found}"
+
+    def _since_ns(self) -> int:
+        return self._kept.clock.now_ns() - int(self._period_s * NS)
+
+    def _due(self) -> list[LivePack]:
+        """The next packs. One that was not found right stays due, and is read again a day later."""
+        recent_ns = self._kept.clock.now_ns() - AGAIN_S * NS
+        self._not_right = {pack: at_ns for pack, at_ns in self._not_right.items() if at_ns > recent_ns}
+        limit = len(self._not_right) + BATCH
+        due = self._kept.catalog.verification.due(self._since_ns(), limit)
+        return [pack for pack in due if pack.id not in self._not_right]
+
+    def _read(self, pack: LivePack, rate: Rate) -> list[Examined]:
+        """Reads a pack, unless it was condemned since it was listed; nothing: it, or its tenant's keys, could not be read."""
+        catalog = self._kept.catalog
+        now = catalog.verification.live_pack(pack.tenant, pack.id)
+        if now is None:
+            return []
+        self._not_right[pack.id] = self._kept.clock.now_ns()
+        try:
+            tenant = self._kept.tenants.get(pack.tenant)
+            seen = Examiner(tenant, catalog, self._kept.clock, rate).read(now)
+        except _EndingError:
+            del self._not_right[pack.id]
+            raise
+        except StaddleError as e:
+            log.error("pack %s was not scrubbed: %s", pack.id.hex(), e.message)  # noqa: TRY400 - no fault of ours
+            return []
+        if all(fault.kind == "index" for fault in seen.faults):
+            del self._not_right[pack.id]
+        if seen.gone:
+            return []
+        self._log(seen, tenant.name)
+        return [seen]
+
+    def _log(self, seen: Examined, tenant: str) -> None:
+        for fault in seen.faults:
+            fields = {
+                "tenant": tenant,
+                "pack": seen.pack.id.hex(),
+                "segment": fault.segment,
+                "kind": fault.kind,
+            }
+            log.error("damage found: %s", fault.message, extra={"fields": fields})
+        for offset in seen.cleared:
+            fields = {"tenant": tenant, "pack": seen.pack.id.hex(), "segment": offset}
+            log.warning("a mark of damage was wrong, and is removed", extra={"fields": fields})

@@ -1,0 +1,108 @@
+"""`staddle-server check` and `repair` beside a running server: what they print, and with which status they exit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from thin import back_up, noise, restore
+
+DATA = noise(1_200_000, 5)
+
+
+def run(server, *words):
+    """The command's exit status, and what it printed."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("staddle-server")), *words, "--data", str(server.data)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def lines(output):
+    return [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.fixture
+def pack(server):
+    """The one pack of a server with a backup."""
+    back_up(server.stub(), "www", {"a": DATA, "b": b"small"})
+    (path,) = (path for path in (server.data / "store" / "packs").rglob("*") if path.is_file())
+    return path
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+def test_a_sound_store_exits_0_in_words_and_as_json(server, pack):
+    status, out, err = run(server, "check")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "Looked at 1 pack, 2 records and 1 backup of 1 tenant.",
+        "No damage. (The data itself was not read: --read-data.)",
+    ]
+    status, out, _ = run(server, "check", "--read-data", "--json", "--seed", "7")
+    (summary,) = lines(out)
+    assert status == 0
+    assert (summary["kind"], summary["packs_read"], summary["damage"], summary["seed"]) == (
+        "summary",
+        1,
+        0,
+        7,
+    )
+    assert 0 < pack.stat().st_size - summary["bytes_read"] < 1000
+
+
+def test_damage_exits_1_and_names_backup_and_path_and_the_next_backup_makes_it_0_again(server, pack):
+    flip(pack, 600_000)
+    status, out, _ = run(server, "check", "--read-data=100", "--json")
+    *found, summary = lines(out)
+    assert status == 1
+    assert summary["damage"] == len(found) == 2
+    path, segment = found
+    assert (path["kind"], path["path"], path["dataset"], path["number"]) == ("path", "a", "www", 1)
+    assert (segment["kind"], segment["pack"], path["segment"]) == ("segment", pack.name, segment["segment"])
+    assert segment["object"].endswith(pack.name)
+    status, out, _ = run(server, "check", "--tenant", "default")
+    assert status == 1
+    assert "DAMAGE: a in backup" in out
+    assert "staddle-server repair" in out
+    status, out, _ = run(server, "repair")
+    assert status == 1
+    assert "1 path in backups cannot be given back whole" in out
+    back_up(server.stub(), "www", {"a": DATA, "b": b"small"})
+    status, out, _ = run(server, "check", "--read-data")
+    assert status == 0
+    assert "healed: " in out
+    assert restore(server.stub(), "www").files["a"] == DATA
+
+
+def test_repair_saves_what_a_pack_without_a_header_has_and_exits_0(server, pack):
+    flip(pack, 3)
+    status, out, _ = run(server, "repair", "--dry-run")
+    assert status == 1
+    assert "Would mend: " in out
+    status, out, _ = run(server, "repair", "--json")
+    summary = lines(out)[-1]
+    assert (status, summary["packs"], summary["damage"]) == (0, 1, 0)
+    assert {each["kind"] for each in lines(out)} >= {"saved", "pack", "summary"}
+    assert restore(server.stub(), "www").files["a"] == DATA
+
+
+def test_wrong_usage_exits_2_and_a_tenant_that_is_not_there_is_an_error_in_words(server):
+    for words in (("--read-data=0",), ("--read-data=some",)):
+        status, _, err = run(server, "check", *words)
+        assert status == 2
+        assert "Usage: " in err
+        assert "over 0 and up to 100" in err
+    status, out, err = run(server, "check", "--tenant", "nobody")
+    assert (status, out) == (1, "")
+    assert "there is no tenant 'nobody'" in err

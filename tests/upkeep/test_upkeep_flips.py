@@ -1,0 +1,55 @@
+"""Every bit counts: whatever is flipped, cut, made longer or swapped, nothing wrong is returned and the damage is named."""
+
+import random
+
+import pytest
+from flips import Subject, build, flip_and_look, objects, regions, replace_and_look
+from thin import back_up, noise
+
+SAMPLE = 60
+
+
+@pytest.fixture
+def subject(running):
+    return Subject(running, build(running))
+
+
+def test_a_flipped_bit_anywhere_is_never_returned_and_always_named(subject):
+    """A sample; flips.py as a program flips them all."""
+    seeded = random.Random(20_261_125)
+    bytes_of = list(regions(subject))
+    chosen = seeded.sample(bytes_of, SAMPLE)
+    # And of every object its beginning, and the parts that say where the others are.
+    for path in {path for path, _ in bytes_of}:
+        size = path.stat().st_size
+        chosen += [(path, at) for at in {0, 20, 60, size - 40, size - 10, size - 1} if 0 <= at < size]
+    for path, at in chosen:
+        flip_and_look(subject, path, at, seeded.randrange(8))
+
+
+def test_objects_that_are_cut_or_made_longer_are_named(subject):
+    for path in objects(subject.running):
+        data = path.read_bytes()
+        for length in (0, 1, 47, 48, 100, len(data) // 2, len(data) - 33, len(data) - 1):
+            replace_and_look(subject, path, data[:length])
+        for more in (b"\0", noise(100), data):
+            assert replace_and_look(subject, path, data + more), "what is whole still comes back"
+    for kind in ("records", "keys"):
+        path = objects(subject.running, kind)[0]
+        data = path.read_bytes()
+        for other in (b"", data[:-1], data + b"\0"):
+            replace_and_look(subject, path, other)
+
+
+def test_objects_that_changed_places_are_named_also_those_of_another_tenant(subject):
+    running = subject.running
+    other = running.make_tenant("other")
+    back_up(running.stub(tenant=other), "tree", {"text": b"another tenant's"})
+    theirs = [path for path in objects(running) if other.hex() in path.parts]
+    ours = [path for path in objects(running) if running.tenant.hex() in path.parts]
+    for path in ours:
+        for source in [*ours, *theirs]:
+            if source != path:
+                replace_and_look(subject, path, source.read_bytes())
+    records = [path for path in objects(running, "records") if running.tenant.hex() in path.parts]
+    replace_and_look(subject, records[0], records[1].read_bytes())

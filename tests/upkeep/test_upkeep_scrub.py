@@ -1,0 +1,179 @@
+"""The scrubber: everything is read once in a period, at a rate, whatever happens meanwhile."""
+
+import logging
+
+import pytest
+from harm import check, flip, kept, objects, pack_file
+from staddle_server.service import Service
+from staddle_server.upkeep.scrub import AGAIN_S, RUN_S, Scrubber
+from thin import back_up, noise, restore
+
+DAY_S = 24 * 3600.0
+PERIOD_S = 30 * DAY_S
+
+
+class Waits:
+    """A clock that moves only when the scrubber waits."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_800_000_000.0
+        self.waited_s: list[float] = []
+
+    def now_ns(self) -> int:
+        return int(self.now_s * 1e9)
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def wait(self, seconds: float) -> None:
+        self.waited_s.append(seconds)
+        self.now_s += seconds
+
+
+def scrubber(running, clock, rate=1 << 30):
+    parts = kept(running)
+    parts = type(parts)(parts.catalog, parts.blobs, parts.keys, parts.tenants, clock)
+    return Scrubber(parts, period_s=PERIOD_S, bytes_per_s=rate, wait=clock.wait)
+
+
+def verified(running):
+    return {pack.id: pack.verified_ns for pack in running.catalog.verification.live_packs(running.tenant)}
+
+
+def never():
+    return False
+
+
+@pytest.fixture
+def packs(running):
+    """Eight packs of 300 kB."""
+    for n in range(8):
+        back_up(running.stub(), "www", {f"f{n}": noise(300_000, n)})
+    return running
+
+
+def test_everything_is_read_once_in_a_period_and_not_again(packs):
+    clock = Waits()
+    scrub = scrubber(packs, clock)
+    assert scrub.run(never).startswith("8 packs read")
+    assert all(1_800_000_000 * 10**9 < at <= clock.now_ns() for at in verified(packs).values())
+    assert scrub.run(never) == ""
+    clock.now_s += PERIOD_S - 1
+    assert scrub.run(never) == ""
+    clock.now_s += 2
+    assert scrub.run(never).startswith("8 packs read")
+
+
+def test_it_reads_no_faster_than_it_may(packs):
+    clock = Waits()
+    begun_s = clock.now_s
+    scrubber(packs, clock, rate=100_000).run(never)
+    size = sum(path.stat().st_size for path in objects(packs))
+    assert size / 100_000 - 2 <= clock.now_s - begun_s <= size / 100_000
+    assert max(clock.waited_s) <= 0.5, "it looks often whether the server ends"
+
+
+def test_a_run_ends_after_a_while_and_the_next_goes_on_with_what_waited_longest(packs):
+    clock = Waits()
+    size = objects(packs)[0].stat().st_size
+    scrub = scrubber(packs, clock, rate=size / (RUN_S / 2.5))
+    assert "are due" in scrub.run(never)
+    first = {pack for pack, at in verified(packs).items() if at}
+    assert 2 <= len(first) <= 4
+    again = scrubber(packs, clock, rate=size / (RUN_S / 2.5))
+    again.run(never)
+    second = {pack for pack, at in verified(packs).items() if at}
+    assert len(first) < len(second) <= 8, "a new server goes on where the old one ended"
+    while again.run(never):
+        pass
+    assert all(verified(packs).values())
+
+
+def test_it_ends_soon_when_the_server_does_and_a_pack_read_by_half_counts_for_nothing(packs):
+    clock = Waits()
+    asked = []
+
+    def stopping():
+        asked.append(1)
+        return len(asked) > 4
+
+    scrubber(packs, clock, rate=1000).run(stopping)
+    assert len(clock.waited_s) <= 4
+    assert not any(verified(packs).values())
+
+
+def test_damage_is_put_down_and_logged_once_a_day_and_the_rest_goes_on(packs, caplog):
+    clock = Waits()
+    path = objects(packs)[3]
+    flip(path, 1000)
+    scrub = scrubber(packs, clock)
+    with caplog.at_level(logging.ERROR):
+        assert "1 findings of damage: run `staddle-server check`" in scrub.run(never)
+    (record,) = [each for each in caplog.records if each.message.startswith("damage found")]
+    assert record.fields["pack"] == path.name
+    assert (record.fields["tenant"], record.fields["kind"], record.fields["segment"]) == (
+        "default",
+        "segment",
+        48,
+    )
+    assert [pack.hex() for pack, at in verified(packs).items() if not at] == [path.name]
+    found, _ = check(packs)
+    assert path.name in {each.pack for each in found}
+    assert scrub.run(never) == "", "it is not read again at once"
+    clock.now_s += AGAIN_S + 1
+    assert scrub.run(never).startswith("1 packs read")
+    flip(path, 1000)
+    clock.now_s += AGAIN_S + 1
+    scrub.run(never)
+    assert all(verified(packs).values()), "and when it is sound again, it is verified"
+    assert check(packs)[0] == []
+
+
+def test_a_pack_that_is_condemned_while_it_is_read_is_no_damage(packs):
+    clock = Waits()
+    first = packs.catalog.verification.due(clock.now_ns(), 1)[0]
+    gone = pack_file(packs, first.id)
+
+    asked = []
+
+    def condemn():
+        asked.append(1)
+        if len(asked) == 2:  # its first segment was read just now
+            gone.unlink()
+            with packs.catalog.database.write() as connection:
+                connection.exec_driver_sql(
+                    "UPDATE packs SET state = 3 WHERE id = ?", (bytes.fromhex(gone.name),)
+                )
+        return False
+
+    outcome = scrubber(packs, clock, rate=1_000_000).run(condemn)
+    assert outcome.startswith("7 packs read")
+    assert "damage" not in outcome
+    with packs.catalog.database.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM pack_damage").scalar() == 0
+
+
+def test_a_tenant_whose_keys_are_damaged_keeps_no_other_from_being_scrubbed(packs, caplog):
+    other = packs.make_tenant("other")
+    back_up(packs.stub(tenant=other), "www", {"a": b"1"})
+    flip(objects(packs, f"keys/{other.hex()}")[0], -1)
+    assert scrubber(packs, Waits()).run(never).startswith("8 packs read")
+    assert "was not scrubbed" in caplog.text
+    assert all(verified(packs).values())
+
+
+def test_a_server_scrubs_by_itself_beside_its_calls(packs):
+    service = Service(
+        packs.catalog,
+        packs.blobs,
+        packs.keys,
+        streams_max=8,
+        lease_s=300,
+        upload_life_s=3600,
+        scrub_period_s=DAY_S,
+    )
+    service._schedule.look()
+    service.drain(0)
+    assert all(verified(packs).values())
+    assert packs.catalog.tasks.last("scrub").outcome.startswith("8 packs read")
+    assert restore(packs.stub(), "www").files == {"f7": noise(300_000, 7)}
