@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "health": "staddle_server.cli.probing:health_command",
     "tenant": "staddle_server.cli.tenants:tenant",
     "token": "staddle_server.cli.tokens:token",
+    "rebuild": "staddle_server.cli.rebuilding:rebuild",
     "cert": "staddle_server.cli.certificates:cert",
 }
 

@@ -278,15 +278,19 @@ class KeyStore:
 
     def tenants(self) -> list[Tenant]:
         """The tenants that have secrets here, by id. Raises as `load` does."""
-        wrapped = [self._load(tenant) for tenant in self.tenant_ids()]
-        return [Tenant(one.tenant, one.name, one.created_ns) for one in wrapped]
+        return [self.tenant(tenant) for tenant in self.tenant_ids()]
+
+    def tenant(self, tenant: bytes) -> Tenant:
+        """What the tenant's newest secrets say about it. Raises as `load` does."""
+        wrapped = self._load(tenant)
+        return Tenant(wrapped.tenant, wrapped.name, wrapped.created_ns)
 
     def tenant_ids(self) -> list[bytes]:
         """The ids alone, which need no key: for going on beside a tenant whose secrets are damaged."""
-        return sorted({_parse_keys_name(name)[0] for name, _ in self._blobs.list("keys")})
+        return sorted({parse_keys_name(name)[0] for name, _ in self._blobs.list("keys")})
 
     def _load(self, tenant: bytes) -> WrappedKeys:
-        found = [(_parse_keys_name(name)[1], size) for name, size in self._blobs.list(f"keys/{tenant.hex()}")]
+        found = [(parse_keys_name(name)[1], size) for name, size in self._blobs.list(f"keys/{tenant.hex()}")]
         # Never an older one in place of a damaged newest: packs that it cannot open would look damaged.
         version, size = max(found, default=(1, 0))
         name = keys_name(tenant, version)
@@ -305,7 +309,8 @@ def _tenant_keys(wrapped: WrappedKeys) -> TenantKeys:
     return TenantKeys(wrapped.tenant, wrapped.root, dict(wrapped.pack_keys))
 
 
-def _parse_keys_name(name: str) -> tuple[bytes, int]:
+def parse_keys_name(name: str) -> tuple[bytes, int]:
+    """Tenant and version of a keys object's name. Raises Damaged for a name that Staddle does not give."""
     try:
         _, tenant, version = name.split("/")
         parsed = bytes.fromhex(tenant), int(version)
