@@ -251,6 +251,18 @@ def test_what_was_decided_about_tenants_datasets_and_backups_is_rebuilt(running,
     assert reason(refused.value) == "ROOT_DIFFERS"
 
 
+def test_a_backup_that_was_taken_back_under_a_clock_that_had_been_set_back_stays_taken_back(running):
+    stub = running.stub()
+    backup = back_up(stub, "www", {"a": b"1"})
+    running.clock.ahead_s = 86_400
+    delete(stub, "www", backup.id)
+    running.clock.ahead_s = 0
+    undelete(stub, "www", backup.id)
+    _, lost = rebuild_in_place(running)
+    assert facts_of(running.catalog)["backups"] == lost["backups"]
+    assert restore(running.stub(), "www").files == {"a": b"1"}
+
+
 def test_garbage_collection_waits_and_graces_begin_anew(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})
