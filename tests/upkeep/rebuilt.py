@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def rebuild_in_place(running: Any) -> tuple[Report, Facts]:
     lost = facts_in(running.root / "catalog.db")
     for path in running.root.glob("catalog.db*"):
         path.unlink()
-    with rebuilt(running.root / "store", running.root / "catalog.db") as (_, report):
+    with rebuilt(running.root / "store", running.root / "catalog.db", time.time_ns()) as (_, report):
         pass
     running.tokens.clear()
     running.start()

@@ -11,11 +11,13 @@ from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.engine import Catalog
 from staddle_server.catalog.rows import dataset_row
 from staddle_server.catalog.values import ChangeCounts, Tenant
-from staddle_server.catalog.words import pack_tags
+from staddle_server.catalog.words import ID_BYTES, pack_tags
 from staddle_server.types import Kind, PackSummary, Root, Scope
 
 _NO_UPLOAD = b""
 """Of a pack: which upload wrote it is in no object of the store."""
+_LOST_PACK = bytes(ID_BYTES)
+"""No pack's id: those are random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,13 @@ class Rebuild:
             row = dataset_row(connection, tenant_row, dataset).row
             columns = [_backup_columns(backup, tenant_row, row) for backup in backups]
             connection.execute(insert(schema.backups), columns)
+
+    def add_lost_pack(self, tenant: bytes, now_ns: int) -> None:
+        """A damaged pack without an object or chunks: it stands for those that are lost, of which nothing else is known.
+
+        With it the tenant counts as damaged, so that uploads are told which entries of their base to send again.
+        """
+        self.add_packs(tenant, [RebuiltPack(PackSummary(_LOST_PACK, 0, []), (None,))], now_ns)
 
 
 def _add_pack(connection: Connection, tenant_row: int, pack: RebuiltPack, now_ns: int) -> None:

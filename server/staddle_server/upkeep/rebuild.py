@@ -1,8 +1,8 @@
 """A new catalog from what the store alone says.
 
 For each tenant whose secrets open: its records, which are the truth about backups → its packs with their chunks → its
-datasets and backups, for each of which is looked whether its manifest is in a pack. What cannot be used is named, and keeps nothing
-else from being used.
+datasets and backups → their manifests, whose chunks must all be in a pack. What cannot be used is named, and keeps
+nothing else from being used.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
-from staddle_server.catalog import Catalog
+from staddle_server.catalog import Backup, Catalog
 from staddle_server.catalog import Tenant as TenantRow
-from staddle_server.catalog.rebuild import Rebuild, RebuiltBackup, RebuiltPack
+from staddle_server.catalog.rebuild import Rebuild, RebuiltPack
 from staddle_server.errors import Damaged, StaddleError, Unavailable
+from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing, Blobs
-from staddle_server.store.keys import KeyStore, Tenant, chunk_id, keys_name, parse_keys_name, secrets_of
+from staddle_server.store.keys import KeyStore, Tenant, keys_name, parse_keys_name
 from staddle_server.store.pack import PackReader, packs_prefix, parse_pack_name
 from staddle_server.store.records import Records, is_record_name, record_name, records_prefix
-from staddle_server.types import Role, TenantKeys
+from staddle_server.types import TenantKeys
 from staddle_server.upkeep.contents import Contents, read_contents
 from staddle_server.upkeep.history import History, Renumbered
+from staddle_server.upkeep.reached import Reached
 
 READERS: Final = 4
 """Footers that are read at once; twice as many wait to be put into the catalog."""
 CHUNKS_PER_COMMIT: Final = 50_000
-BACKUPS_PER_BATCH: Final = 1000
+PAGE: Final = 1000
+"""Backups, or datasets, that are written or read at once."""
 LISTED_MAX: Final = 1000
 """Problems that a report lists; it counts all of them."""
 BESIDE: Final = frozenset({"parity", "copies"})
@@ -125,6 +128,7 @@ class Rebuilding:
             self._report.tenants += 1
             self._add_packs(tenant)
             self._add_datasets(tenant, history)
+            self._walk_manifests(tenant)
             self._name_orphans(history.orphans() - damaged)
         self._look_for_strangers({tenant.id for tenant in opened})
         return self._report
@@ -268,31 +272,63 @@ class Rebuilding:
             self._rebuild.add_dataset(tenant.id, dataset)
             self._report.datasets += 1
             backups = history.backups(dataset.name, self._now_ns, self._note_number)
-            while batch := list(islice(backups, BACKUPS_PER_BATCH)):
-                self._name_rootless(tenant, dataset.name, batch)
+            while batch := list(islice(backups, PAGE)):
                 self._rebuild.add_backups(tenant.id, dataset.name, batch)
                 self._report.backups += len(batch)
                 self._report.deleted += sum(backup.deleted_ns is not None for backup in batch)
                 self._show("backups", self._report.backups)
         self._report.purged += history.purged
 
-    def _name_rootless(self, tenant: _Opened, dataset: str, backups: list[RebuiltBackup]) -> None:
-        """Names the backups whose manifest no pack has. They stay: it may come back, and a restore says what is missing."""
-        id_key = secrets_of(tenant.keys).id_key
-        roots = [chunk_id(id_key, Role.MANIFEST, backup.root.digest) for backup in backups]
-        here = self._catalog.chunks.find(tenant.id, set(roots), include_damaged=True)
-        for backup, root in zip(backups, roots, strict=True):
-            if backup.root.digest and root not in here:
-                self._report.problem(
-                    f"backup {backup.id.hex()}",
-                    f"number {backup.number} of dataset {dataset!r} is damaged: no pack has the first page of its manifest",
-                )
-
     def _note_number(self, found: Renumbered) -> None:
         self._report.notes.append(
             f"backup {found.backup.hex()} of dataset {found.dataset!r} has the number {found.number} now: another "
             f"one has its number {found.before}, as a catalog was once put back from a copy"
         )
+
+    # ------------------------------------------------------------------ manifests
+
+    def _walk_manifests(self, tenant: _Opened) -> None:
+        """Names the backups whose manifest cannot be read. They stay: it may come back, and a restore says what is missing.
+
+        Chunks that no pack has were in packs that are lost: nothing else tells of these, and the next uploads must know.
+        """
+        reached = Reached(Tenants(self._blobs, self._catalog, self._keys).get(tenant.id), self._catalog)
+        unreadable = 0
+        for count, backup in enumerate(self._kept(tenant.id)):
+            try:
+                reached.walk(backup.root, lambda: self._show("chunks looked for", reached.chunks))
+            except (Damaged, Unavailable) as e:
+                unreadable += 1
+                self._report.problem(
+                    f"backup {backup.id.hex()}",
+                    f"number {backup.number} of dataset {backup.dataset!r} is damaged: {e.message}",
+                )
+            self._show("manifests", count + 1)
+        if reached.missing:
+            self._report.problem(
+                f"packs/{tenant.id.hex()}",
+                f"{reached.missing} chunks that backups refer to are in no pack that can be read. Put what is lost back from a "
+                "copy of the store, and rebuild again; else the next backups of the same data bring them: clients are told "
+                "what to send",
+            )
+        if (reached.missing or unreadable) and not self._catalog.packs.damaged_count(tenant.id):
+            self._rebuild.add_lost_pack(tenant.id, self._now_ns)
+
+    def _kept(self, tenant: bytes) -> Iterator[Backup]:
+        """All backups of the tenant, deleted ones too."""
+        after = ""
+        while datasets := self._catalog.datasets.list_page(tenant, after, PAGE):
+            for dataset in datasets:
+                yield from self._kept_of(tenant, dataset.name)
+            after = datasets[-1].name
+
+    def _kept_of(self, tenant: bytes, dataset: str) -> Iterator[Backup]:
+        before: int | None = None
+        while page := self._catalog.backups.list_page(
+            tenant, dataset, limit=PAGE, before_number=before, show_deleted=True
+        ):
+            yield from page
+            before = page[-1].number
 
     # ------------------------------------------------------------------ what is nobody's
 
