@@ -126,8 +126,13 @@ class DataDirectory:
         """Gives the new catalog, which must be closed, its place; one that is there is set aside as catalog.db.`aside`.
 
         Gives the path of that; None: there was none. Wherever this is cut off, the old catalog is there whole, in its place or
-        aside, and no server starts on half of it. Raises DataDirectoryError if that name is taken.
+        aside, and no server starts on half of it. Raises DataDirectoryError if that name is taken, or the new one is not closed.
         """
+        for part in _CATALOG_PARTS[1:]:
+            if Path(f"{self.new_catalog}{part}").exists():
+                raise DataDirectoryError(
+                    f"{self.new_catalog} is still in use: nothing was changed; run this again"
+                )
         old = [part for part in _CATALOG_PARTS if Path(f"{self.catalog}{part}").exists()]
         kept = Path(f"{self.catalog}.{aside}")
         for part in old:
@@ -135,21 +140,15 @@ class DataDirectory:
                 os.link(f"{self.catalog}{part}", f"{kept}{part}")
             except FileExistsError as error:
                 raise DataDirectoryError(f"{kept}{part} is there already: nothing is overwritten") from error
-        self._sync()
+        _sync(self.path)
         # The database first: without it no server starts, and what SQLite kept beside it never meets another one.
         for part in old:
             Path(f"{self.catalog}{part}").unlink()
-        self._sync()
+            _sync(self.path)
+        _sync(self.new_catalog)
         self.new_catalog.rename(self.catalog)
-        self._sync()
+        _sync(self.path)
         return kept if old else None
-
-    def _sync(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _names(self) -> set[str]:
         try:
@@ -176,12 +175,20 @@ class DataDirectory:
             except BlockingIOError:
                 holder = file.read(32).strip() or "unknown"
                 raise DataDirectoryError(
-                    f"a server already runs on {self.path} (process {holder}); one directory has one server"
+                    f"a server already runs on {self.path} (process {holder}); one directory has one server, or one rebuild"
                 ) from None
             file.truncate()
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)

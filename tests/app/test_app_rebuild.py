@@ -76,7 +76,7 @@ def test_a_lost_catalog_is_made_again_and_the_local_command_gets_in(directory: D
     assert "staddle-server rebuild --data" in run("serve", "--data", directory.path, code=1).output
     assert "staddle-server rebuild --data" in run("tenant", "list", "--data", directory.path, code=1).output
     done = rebuild(directory)
-    assert "Found 0 backups of 0 datasets, 2 tenants" in done.output
+    assert re.search(r"^tenants +2$", done.output, re.MULTILINE)
     assert "Everything in the store was used." in done.output
     assert "client.toml is new already" in done.output
     assert directory.is_complete()
@@ -131,7 +131,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(directory: DataDirectory, t
         lose_catalog(directory)
     before = contents(directory)
     done = rebuild(directory, "--dry-run")
-    assert "2 tenants" in done.output
+    assert re.search(r"^tenants +2$", done.output, re.MULTILINE)
     assert "nothing was changed" in done.output
     assert contents(directory) == before
     said = json.loads(rebuild(directory, "--dry-run", "--json").stdout)
@@ -173,7 +173,7 @@ def test_what_could_not_be_used_is_named_and_the_exit_code_says_so(directory: Da
     (directory.store / record).write_bytes(b"?" * 200)
     done = rebuild(directory, "--replace", code=1)
     assert "2 things could not be used; all else was:" in done.output
-    assert f"{record}: the record {record} is damaged" in done.output
+    assert f"\n  the record {record} is damaged" in done.output
     assert "thesis.odt: it is nothing that Staddle puts into a store" in done.output
     said = json.loads(rebuild(directory, "--replace", "--json", code=1).stdout)
     assert sorted(each["what"] for each in said["problems"]) == [record, "thesis.odt"]
@@ -186,8 +186,9 @@ def test_an_emptied_catalog_beside_a_filled_store_is_refused(directory: DataDire
     directory.catalog.touch()
     if empty == "no rows":
         rooms.open_catalog(str(directory.catalog)).close()
-    for words in (["serve", "--listen", "127.0.0.1:0"], ["tenant", "list"]):
-        assert "rebuild --replace" in run(*words, "--data", directory.path, code=1).output
+    assert "rebuild --replace" in run("tenant", "list", "--data", directory.path, code=1).output
+    with pytest.raises(DataDirectoryError, match="rebuild --replace"), rooms.open_rooms(directory):
+        pass  # what a server begins with
     rebuild(directory, "--replace")
     assert tenants(directory) == ["acme", "default"]
 

@@ -96,9 +96,21 @@ def test_the_latest_of_deletions_and_undeletions_counts_and_a_grace_begins_anew(
     deleted, undeleted = DeletedRecord(backup_id(1), 100), UndeletedRecord(backup_id(1), 200)
     assert one([committed(1), undeleted, deleted]).deleted_ns is None
     assert one([committed(1), undeleted, deleted, DeletedRecord(backup_id(1), 300)]).deleted_ns == NOW
-    assert one([UndeletedRecord(backup_id(1), 100), deleted, committed(1)]).deleted_ns is None, (
-        "of two at the same time the one that keeps the backup"
-    )
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_of_two_decisions_at_the_same_time_the_one_that_keeps_more_counts(names):
+    history = History()
+    history.add(committed(1), "c")
+    for name, record in zip(
+        names, (DeletedRecord(backup_id(1), 100), UndeletedRecord(backup_id(1), 100)), strict=True
+    ):
+        history.add(record, name)
+    held, released = HeldRecord(backup_id(1), "www", "why", 100), ReleasedRecord(backup_id(1), "www", 100)
+    for name, hold in zip(names, (held, released), strict=True):
+        history.add(hold, name)
+    (backup,) = history.backups("www", NOW, lambda _: None)
+    assert (backup.deleted_ns, backup.hold_ns) == (None, 100)
 
 
 def test_a_purged_backup_never_comes_back_and_its_number_is_not_given_again():

@@ -45,8 +45,8 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
     if as_json:
         click.echo(json.dumps(_as_json(rebuilt, seconds)))
     else:
+        click.echo(f"Found in {directory.store}, in {seconds:.1f} s:")
         _say_found(rebuilt.report)
-        click.echo(f"Took {seconds:.1f} s.")
         _say_next(directory, rebuilt, dry_run=dry_run)
     if rebuilt.report.problem_count:
         raise SystemExit(1)
@@ -72,11 +72,11 @@ def _as_json(rebuilt: Rebuilt, seconds: float) -> dict[str, object]:
 
 
 def _say_found(report: Report) -> None:
-    click.echo(
-        f"Found {report.backups:,} backups of {report.datasets:,} datasets, {report.tenants:,} tenants "
-        f"({report.deleted:,} of the backups deleted and to be had back; {report.purged:,} more gone for good)"
-    )
-    click.echo(f"in {report.records:,} records, and {report.chunks:,} chunks in {report.packs:,} packs.")
+    click.echo(f"tenants   {report.tenants:,}")
+    click.echo(f"datasets  {report.datasets:,}")
+    click.echo(f"backups   {report.backups:,}{_of_these(report)}")
+    click.echo(f"records   {report.records:,}")
+    click.echo(f"packs     {report.packs:,}, with {report.chunks:,} chunks")
     for note in report.notes:
         click.echo(f"Note: {note}.")
     if not report.problem_count:
@@ -84,9 +84,15 @@ def _say_found(report: Report) -> None:
         return
     click.echo(f"{report.problem_count:,} things could not be used; all else was:")
     for problem in report.problems:
-        click.echo(f"  {problem.what}: {problem.message}")
+        named = problem.what in problem.message
+        click.echo(f"  {problem.message}" if named else f"  {problem.what}: {problem.message}")
     if report.problem_count > len(report.problems):
         click.echo(f"  … and {report.problem_count - len(report.problems):,} more")
+
+
+def _of_these(report: Report) -> str:
+    deleted = f"; {report.deleted:,} of them deleted, and to be had back" if report.deleted else ""
+    return deleted + (f"; {report.purged:,} more are gone for good" if report.purged else "")
 
 
 def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> None:
@@ -96,12 +102,9 @@ def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> N
     click.echo(f"Made {directory.catalog}.")
     if rebuilt.aside is not None:
         click.echo(f"The catalog that was there is {rebuilt.aside} now.")
-    click.echo("Not in the store, and so not in the catalog:")
-    click.echo(
-        "  tokens: give every client a new one (`staddle-server token create`)"
-        + (f"; the one in {directory.client_toml} is new already" if rebuilt.token else "")
-    )
-    click.echo("  open uploads: run those backups again; what they had stored is not sent again")
+    own = f"; the one in {directory.client_toml} is new already" if rebuilt.token else ""
+    click.echo(f"Tokens are gone: give every client a new one with `staddle-server token create`{own}.")
+    click.echo("Open uploads are gone: run those backups again; what they had stored is not sent again.")
     click.echo("Deleted backups can be had back for their whole grace period, counted from now.")
     click.echo("Garbage collection waits until you say so: look first whether every backup is there.")
     click.echo(f"Next: staddle-server serve --data {shlex.quote(str(directory.path))}")

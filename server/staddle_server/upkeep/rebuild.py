@@ -190,12 +190,16 @@ class Rebuilding:
             name=name,
             created_ns=tenant.created_ns,
             keys_version=version,
-            wrapped_keys=self._bytes(keys_name(tenant.tenant, version)),
+            wrapped_keys=self._object(keys_name(tenant.tenant, version)),
             record_written=self._is_there(record_name(tenant.tenant, tenant.created_ns, tenant.tenant)),
         )
 
-    def _bytes(self, name: str) -> bytes:
-        return self._blobs.read(name, 0, self._blobs.size(name))
+    def _object(self, name: str) -> bytes:
+        """The whole object; empty if it cannot be read: the catalog keeps it as a second copy, no more."""
+        try:
+            return self._blobs.read(name, 0, self._blobs.size(name))
+        except (Damaged, Unavailable):
+            return b""
 
     def _is_there(self, name: str) -> bool:
         try:
