@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -25,25 +26,26 @@ from thin import back_up, backups, noise, restore, wait_until
 NOW_NS = 1_700_000_000_000_000_000
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> DataDirectory:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with a tenant beside the default one, and a token."""
-    path = tmp_path / "d"
+    path = tmp_path_factory.mktemp("made") / "d"
     run("init", "--data", path)
     run("tenant", "create", "acme", "--data", path)
     run("token", "create", "--role", "writer", "--name", "web1", "--data", path)
-    return DataDirectory(path)
+    return path
 
 
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not those of whoever runs the tests."""
-    for name in [each for each in os.environ if each.startswith("STADDLED_")]:
-        monkeypatch.delenv(name)
+@pytest.fixture
+def directory(made: Path, tmp_path: Path) -> DataDirectory:
+    """Such a one for each test."""
+    shutil.copytree(made, tmp_path / "d")
+    return DataDirectory(tmp_path / "d")
 
 
 def run(*arguments: object, code: int = 0) -> Result:
-    done = CliRunner().invoke(group, [str(argument) for argument in arguments])
+    settings = {name: None for name in os.environ if name.startswith("STADDLED_")}
+    done = CliRunner().invoke(group, [str(argument) for argument in arguments], env=settings)
     assert done.exit_code == code, done.output
     return done
 
