@@ -94,8 +94,9 @@ class Running:
 
     def make_tenant(self, name: str) -> bytes:
         """A further tenant, by its id."""
-        keys = self.keys.create(name, time.time_ns())
-        self.catalog.tenants.create(keys.tenant, name, time.time_ns())
+        now_ns = time.time_ns()
+        keys = self.keys.create(name, now_ns)
+        self.catalog.tenants.create(keys.tenant, name, now_ns)
         return keys.tenant
 
     def stop(self) -> None:

@@ -20,9 +20,10 @@ from staddle_server.datadir import (
     write_client_config,
 )
 from staddle_server.errors import Unauthenticated
-from staddle_server.rooms import Rooms, open_rooms
+from staddle_server.rooms import Rebuilt, Rooms, open_rooms
 from staddle_server.service import Service
 from staddle_server.signals import listening_for_signals
+from staddle_server.upkeep.rebuild import Show
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,19 @@ def initialise(directory: DataDirectory, settings: Settings) -> None:
     client = local_client(settings, listening, token="")
     token = rooms.initialise(directory, time.time_ns())
     write_client_config(directory.client_toml, replace(client, token=token))
+
+
+def rebuild(directory: DataDirectory, settings: Settings, show: Show, *, dry_run: bool) -> Rebuilt:
+    """Makes the catalog anew from the store, with a client.toml that fits it. The caller has locked the directory.
+
+    Certificates that cannot be used raise TlsError before anything is made.
+    """
+    listening = settings.listen if settings.listen.port else parse_address(LISTEN_DEFAULT)
+    client = local_client(settings, listening, token="")
+    rebuilt = rooms.rebuild(directory, time.time_ns(), show, dry_run=dry_run)
+    if rebuilt.token:
+        write_client_config(directory.client_toml, replace(client, token=rebuilt.token))
+    return rebuilt
 
 
 def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:

@@ -26,6 +26,11 @@ class DataDirectoryError(OperatorError):
     """The directory cannot be used. The message says why, and what to do."""
 
 
+_FILLED: Final = ("keys", "packs", "records")
+_CATALOG_PARTS: Final = ("", "-wal", "-shm", "-journal")
+"""What SQLite keeps beside a database belongs to it: apart from it, it would be lost, or be taken for part of another one."""
+
+
 @dataclass(frozen=True)
 class DataDirectory:
     """The places in a data directory."""
@@ -39,6 +44,11 @@ class DataDirectory:
     @property
     def catalog(self) -> Path:
         return self.path / "catalog.db"
+
+    @property
+    def new_catalog(self) -> Path:
+        """Where a rebuild makes a catalog, before it takes its place."""
+        return self.path / "catalog.db.new"
 
     @property
     def store(self) -> Path:
@@ -70,10 +80,10 @@ class DataDirectory:
             raise DataDirectoryError(
                 f"{self.master_key} is missing, and without it nothing in {self.path} can be read: put the key back"
             )
-        if "catalog.db" not in ours and self._has_tenants():
+        if "catalog.db" not in ours and self._is_filled():
             raise DataDirectoryError(
-                f"{self.catalog} is missing, but {self.store} holds tenants: put the catalog back from a copy "
-                "(a new, empty one would hide every backup)"
+                f"{self.catalog} is missing, but {self.store} is filled: put the newest copy of the catalog back, or make it "
+                f"anew from the store with `staddle-server rebuild --data {self.path}` (a new, empty one would hide every backup)"
             )
         return ours == {"master.key", "catalog.db", "store"}
 
@@ -96,8 +106,49 @@ class DataDirectory:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise DataDirectoryError(f"cannot make {self.path}: {error.strerror}") from error
-        with self._locked():
+        with self.locked():
             yield
+
+    def require_rebuildable(self) -> None:
+        """Raises DataDirectoryError unless key and store are here, from which a catalog can be made."""
+        for path in (self.master_key, self.store):
+            if not path.exists():
+                raise DataDirectoryError(
+                    f"{path} is missing: a catalog is rebuilt from master.key and store/, so put it back from a copy"
+                )
+
+    def drop_new_catalog(self) -> None:
+        """Removes what a rebuild that was cut off, or a rehearsal, has left."""
+        for part in _CATALOG_PARTS:
+            Path(f"{self.new_catalog}{part}").unlink(missing_ok=True)
+
+    def install_catalog(self, aside: str) -> Path | None:
+        """Gives the new catalog, which must be closed, its place; one that is there is set aside as catalog.db.`aside`.
+
+        Gives the path of that; None: there was none. Wherever this is cut off, the old catalog is there whole, in its place or
+        aside, and no server starts on half of it. Raises DataDirectoryError if that name is taken, or the new one is not closed.
+        """
+        for part in _CATALOG_PARTS[1:]:
+            if Path(f"{self.new_catalog}{part}").exists():
+                raise DataDirectoryError(
+                    f"{self.new_catalog} is still in use: nothing was changed; run this again"
+                )
+        old = [part for part in _CATALOG_PARTS if Path(f"{self.catalog}{part}").exists()]
+        kept = Path(f"{self.catalog}.{aside}")
+        for part in old:
+            try:
+                os.link(f"{self.catalog}{part}", f"{kept}{part}")
+            except FileExistsError as error:
+                raise DataDirectoryError(f"{kept}{part} is there already: nothing is overwritten") from error
+        _sync(self.path)
+        # The database first: without it no server starts, and what SQLite kept beside it never meets another one.
+        for part in old:
+            Path(f"{self.catalog}{part}").unlink()
+            _sync(self.path)
+        _sync(self.new_catalog)
+        self.new_catalog.rename(self.catalog)
+        _sync(self.path)
+        return kept if old else None
 
     def _names(self) -> set[str]:
         try:
@@ -107,12 +158,13 @@ class DataDirectory:
         except OSError as error:
             raise DataDirectoryError(f"cannot read {self.path}: {error.strerror}") from error
 
-    def _has_tenants(self) -> bool:
-        keys = self.store / "keys"
-        return keys.is_dir() and any(keys.iterdir())
+    def _is_filled(self) -> bool:
+        """Whether anything lies in the store that a catalog would know of."""
+        return any(below.is_dir() and any(below.iterdir()) for below in map(self.store.joinpath, _FILLED))
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Holds the directory, whatever is in it, for this process. Raises DataDirectoryError as `claimed` does."""
         try:
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -123,12 +175,20 @@ class DataDirectory:
             except BlockingIOError:
                 holder = file.read(32).strip() or "unknown"
                 raise DataDirectoryError(
-                    f"a server already runs on {self.path} (process {holder}); one directory has one server"
+                    f"a server already runs on {self.path} (process {holder}); one directory has one server, or one rebuild"
                 ) from None
             file.truncate()
             file.write(f"{os.getpid()}\n")
             file.flush()
             yield
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ Here, and in `app`, concrete classes are named; everywhere else rooms know each 
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from staddle_server.catalog import Catalog, PendingRecord, Tenant, open_catalog
 from staddle_server.catalog.words import check_name
 from staddle_server.config import OperatorError
-from staddle_server.datadir import DataDirectory
+from staddle_server.datadir import DataDirectory, DataDirectoryError
 from staddle_server.errors import BadRequest
 from staddle_server.session.clock import SystemClock
 from staddle_server.session.records import finish_missing, finish_tenant
@@ -23,6 +25,7 @@ from staddle_server.store.keys import KeyStore, create_master_key, keys_name, lo
 from staddle_server.store.records import TenantSettingsRecord, encode_record
 from staddle_server.types import TokenRole
 from staddle_server.upkeep.findings import Kept
+from staddle_server.upkeep.rebuild import Rebuilding, Report, Show
 
 DEFAULT_TENANT: Final = "default"
 LOCAL_TOKEN: Final = "local"  # noqa: S105  the name of a token, not a token
@@ -59,9 +62,19 @@ def open_rooms(directory: DataDirectory) -> Iterator[Rooms]:
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
     catalog = open_catalog(str(directory.catalog))
     try:
+        _refuse_emptied(directory, blobs, catalog)
         yield Rooms(blobs, keys, catalog)
     finally:
         catalog.close()
+
+
+def _refuse_emptied(directory: DataDirectory, blobs: DirectoryBlobs, catalog: Catalog) -> None:
+    """Raises DataDirectoryError for a catalog without a tenant where the store has records, which only tenants have."""
+    if not catalog.tenants.list_all() and next(blobs.list("records"), None) is not None:
+        raise DataDirectoryError(
+            f"{directory.catalog} is empty, but {directory.store} is filled: put the newest copy of the catalog back, or make it "
+            f"anew from the store with `staddle-server rebuild --replace --data {directory.path}`"
+        )
 
 
 def initialise(directory: DataDirectory, now_ns: int) -> str:
@@ -84,6 +97,47 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
             rooms, DEFAULT_TENANT, now_ns
         )
         return new_local_token(rooms, tenant, now_ns)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a rebuild did."""
+
+    report: Report
+    aside: Path | None
+    """Where the catalog is now that was there before."""
+    token: str
+    """A new admin token; empty if there is no tenant `default`, or nothing was changed."""
+
+
+def rebuild(directory: DataDirectory, now_ns: int, show: Show, *, dry_run: bool) -> Rebuilt:
+    """Makes a catalog from the store alone, and gives it its place at the end; one that is there is set aside.
+
+    The caller has locked the directory. Cut off at any point, it can be run again. With `dry_run` the catalog is made, to see
+    what comes out, and dropped. Raises what store and catalog raise, and NothingOpens.
+    """
+    blobs = DirectoryBlobs(str(directory.store))
+    check_format(blobs)
+    keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
+    directory.drop_new_catalog()
+    try:
+        catalog = open_catalog(str(directory.new_catalog))
+        try:
+            report = Rebuilding(blobs, keys, catalog, now_ns, show).run()
+            tenant = None if dry_run else catalog.tenants.get_by_name(DEFAULT_TENANT)
+            token = new_local_token(Rooms(blobs, keys, catalog), tenant, now_ns) if tenant else ""
+        finally:
+            catalog.close()
+        aside = None if dry_run else directory.install_catalog(_aside(now_ns))
+        return Rebuilt(report, aside, token)
+    finally:
+        directory.drop_new_catalog()
+
+
+def _aside(now_ns: int) -> str:
+    """What the catalog is called that was there before, from the time."""
+    seconds, rest = divmod(now_ns, 10**9)
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest // 1000:06}Z"
 
 
 def create_tenant(rooms: Rooms, name: str, now_ns: int) -> Tenant:

@@ -68,7 +68,10 @@ def test_a_lost_master_key_or_catalog_is_never_replaced_by_a_new_one(tmp_path: P
         initialise(tmp_path)
     key.rename(directory.master_key)
     directory.catalog.unlink()
-    with pytest.raises(DataDirectoryError, match=r"catalog\.db is missing.*put the catalog back"):
+    with pytest.raises(
+        DataDirectoryError,
+        match=r"catalog\.db is missing.*put the newest copy.*staddle-server rebuild --data",
+    ):
         initialise(tmp_path)
 
 

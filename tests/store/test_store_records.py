@@ -20,6 +20,7 @@ from staddle_server.store.records import (
     Records,
     TenantRecord,
     UndeletedRecord,
+    is_record_name,
     record_name,
 )
 from staddle_server.types import EMPTY_ROOT, Kind, Root, Scope, TenantKeys
@@ -156,6 +157,15 @@ def test_a_record_over_its_limit_is_neither_written_nor_read(memory: MemoryBlobs
 def test_a_name_that_no_record_has_is_refused(keys: TenantKeys, time_ns: int, record_id: bytes) -> None:
     with pytest.raises(ValueError, match="record's name"):
         record_name(keys.tenant, time_ns, record_id)
+
+
+@given(st.integers(0, 2**48 - 1), st.binary(min_size=16, max_size=16), st.integers(0, 85))
+def test_only_a_name_that_a_record_is_given_is_one(time_ms: int, record_id: bytes, at: int) -> None:
+    name = record_name(tenant_keys("here").tenant, time_ms * 1_000_000, record_id)
+    assert is_record_name(name)
+    for wrong in (name[:-1], name + "0", name[1:], name.upper(), f"old/{name}", name.replace("-", "")):
+        assert not is_record_name(wrong)
+    assert not is_record_name(name[:at] + "g" + name[at + 1 :])
 
 
 CHANGES: list[dict[str, Any]] = [

@@ -284,7 +284,8 @@ def _translate_sqlite(path: str, module: Any, error: BaseException) -> errors.St
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return errors.Unavailable(
             "STORE_UNAVAILABLE",
-            f"The catalog {path} is damaged ({cause}): put it aside and bring back a copy, or rebuild it from the store",
+            f"The catalog {path} is damaged ({cause}): bring back a copy, or make it anew with `staddle-server rebuild --replace`, "
+            "which sets this one aside",
             retry_after_s=_RETRY_AFTER_S,
         )
     if code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:

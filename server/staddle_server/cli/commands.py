@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "gc": "staddle_server.cli.collecting:gc",
     "check": "staddle_server.cli.checking:check",
     "repair": "staddle_server.cli.checking:repair",
+    "rebuild": "staddle_server.cli.rebuilding:rebuild",
     "cert": "staddle_server.cli.certificates:cert",
 }
 

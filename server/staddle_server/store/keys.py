@@ -292,20 +292,24 @@ class KeyStore:
 
     def tenants(self) -> list[Tenant]:
         """The tenants that have secrets here, by id. Raises as `load` does."""
-        wrapped = [self._load(tenant) for tenant in self.tenant_ids()]
-        return [Tenant(one.tenant, one.name, one.created_ns) for one in wrapped]
+        return [self.tenant(tenant) for tenant in self.tenant_ids()]
+
+    def tenant(self, tenant: bytes) -> Tenant:
+        """What the tenant's newest secrets say about it. Raises as `load` does."""
+        wrapped = self._load(tenant)
+        return Tenant(wrapped.tenant, wrapped.name, wrapped.created_ns)
 
     def tenant_ids(self) -> list[bytes]:
         """The ids alone, which need no key: for going on beside a tenant whose secrets are damaged."""
-        return sorted({_parse_keys_name(name)[0] for name in self.copies.names("keys")})
+        return sorted({parse_keys_name(name)[0] for name in self.copies.names("keys")})
 
     def _load(self, tenant: bytes) -> WrappedKeys:
-        versions = [_parse_keys_name(name)[1] for name in self.copies.names(f"keys/{tenant.hex()}")]
+        versions = [parse_keys_name(name)[1] for name in self.copies.names(f"keys/{tenant.hex()}")]
         # Never an older one in place of a damaged newest: packs that it cannot open would look damaged.
         return self.copies.read(keys_name(tenant, max(versions, default=1)))
 
     def _parse(self, name: str, data: bytes) -> WrappedKeys:
-        tenant, version = _parse_keys_name(name)
+        tenant, version = parse_keys_name(name)
         wrapped = unwrap_keys(self._master, tenant, data, name)
         if max(wrapped.pack_keys) != version:
             raise Damaged(f"the tenant secrets {name} hold other versions than their name says")
@@ -316,7 +320,8 @@ def _tenant_keys(wrapped: WrappedKeys) -> TenantKeys:
     return TenantKeys(wrapped.tenant, wrapped.root, dict(wrapped.pack_keys))
 
 
-def _parse_keys_name(name: str) -> tuple[bytes, int]:
+def parse_keys_name(name: str) -> tuple[bytes, int]:
+    """Tenant and version of a keys object's name. Raises Damaged for a name that Staddle does not give."""
     try:
         _, tenant, version = name.split("/")
         parsed = bytes.fromhex(tenant), int(version)

@@ -212,6 +212,17 @@ def record_name(tenant: bytes, time_ns: int, record_id: bytes) -> str:
     return f"{records_prefix(tenant)}/{time_ms:012x}-{record_id.hex()}"
 
 
+def is_record_name(name: str) -> bool:
+    """Whether Staddle gives a record such a name."""
+    parts = name.split("/")
+    time, dash, record_id = parts[-1].partition("-")
+    try:
+        tenant, time_ms, parsed = bytes.fromhex(parts[1]), int(time, 16), bytes.fromhex(record_id)
+        return bool(dash) and record_name(tenant, time_ms * _NS_PER_MS, parsed) == name
+    except (IndexError, ValueError):
+        return False
+
+
 class Records:
     """A tenant's records. Thread-safe."""
 

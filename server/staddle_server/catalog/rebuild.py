@@ -1,0 +1,188 @@
+"""Filling a new catalog with what the store says: in bulk, while nobody else uses it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+
+from staddle_server.catalog import schema
+from staddle_server.catalog.chunks import index_pack
+from staddle_server.catalog.engine import Catalog
+from staddle_server.catalog.rows import dataset_row
+from staddle_server.catalog.values import ChangeCounts, Tenant
+from staddle_server.catalog.words import ID_BYTES, pack_tags
+from staddle_server.types import Kind, PackSummary, Root, Scope
+
+_NO_UPLOAD = b""
+"""Of a pack: which upload wrote it is in no object of the store."""
+_LOST_PACK = bytes(ID_BYTES)
+"""No pack's id: those are random."""
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltPack:
+    """A pack of the store. `damage` has the offsets of what could not be read; None stands for the whole pack."""
+
+    summary: PackSummary
+    damage: tuple[int | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltDataset:
+    """A dataset as its records leave it. `hold_ns` None: it is not held; `policy` is JSON, empty for none."""
+
+    name: str
+    created_ns: int
+    host: str
+    root: str
+    last_number: int
+    min_retention_s: int
+    hold_ns: int | None
+    hold_reason: str
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltBackup:
+    """A backup as its records leave it. `deleted_ns` and `hold_ns` None: it is not deleted, not held."""
+
+    id: bytes
+    number: int
+    kind: Kind
+    scope: Scope
+    base: bytes
+    upload: bytes
+    request_id: str
+    principal: str
+    begin_ns: int
+    commit_ns: int
+    deleted_ns: int | None
+    root: Root
+    stored_bytes: int
+    changes: ChangeCounts
+    tags: dict[str, str]
+    host: str
+    source_root: str
+    retain_until_ns: int
+    hold_ns: int | None
+    hold_reason: str
+
+
+class Rebuild:
+    """Writes into a catalog that was made just now. Each method is one transaction."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._database = catalog.database
+        self._tenants = catalog.tenants
+
+    def add_tenant(self, tenant: Tenant, grace_s: int) -> None:
+        """A tenant, whose garbage nobody collects before an operator says so."""
+        with self._database.write() as connection:
+            connection.execute(
+                insert(schema.tenants),
+                {
+                    "id": tenant.id,
+                    "name": tenant.name,
+                    "created_ns": tenant.created_ns,
+                    "keys_version": tenant.keys_version,
+                    "wrapped_keys": tenant.wrapped_keys,
+                    "record_written": tenant.record_written,
+                    "grace_s": grace_s,
+                    "gc_waits": True,
+                },
+            )
+
+    def add_packs(self, tenant: bytes, packs: Iterable[RebuiltPack], now_ns: int) -> None:
+        """Live packs with their chunks and their damage. No upload claims them."""
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            for pack in packs:
+                _add_pack(connection, tenant_row, pack, now_ns)
+
+    def add_dataset(self, tenant: bytes, dataset: RebuiltDataset) -> None:
+        """A dataset, still without its backups."""
+        with self._database.write() as connection:
+            columns = {
+                "tenant": self._tenants.row(connection, tenant),
+                "name": dataset.name,
+                "created_ns": dataset.created_ns,
+                "host": dataset.host,
+                "root": dataset.root,
+                "last_number": dataset.last_number,
+                "min_retention_s": dataset.min_retention_s,
+                "hold_ns": dataset.hold_ns,
+                "hold_reason": dataset.hold_reason,
+                "policy": dataset.policy,
+            }
+            connection.execute(insert(schema.datasets), columns)
+
+    def add_backups(self, tenant: bytes, dataset: str, backups: Iterable[RebuiltBackup]) -> None:
+        """Backups of a dataset that was added. Their records are durable."""
+        with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            row = dataset_row(connection, tenant_row, dataset).row
+            columns = [_backup_columns(backup, tenant_row, row) for backup in backups]
+            connection.execute(insert(schema.backups), columns)
+
+    def add_lost_pack(self, tenant: bytes, now_ns: int) -> None:
+        """A damaged pack without an object or chunks: it stands for those that are lost, of which nothing else is known.
+
+        With it the tenant counts as damaged, so that uploads are told which entries of their base to send again.
+        """
+        self.add_packs(tenant, [RebuiltPack(PackSummary(_LOST_PACK, 0, []), (None,))], now_ns)
+
+
+def _add_pack(connection: Connection, tenant_row: int, pack: RebuiltPack, now_ns: int) -> None:
+    summary = pack.summary
+    this = {"tenant": tenant_row, "id": summary.pack}
+    connection.execute(
+        insert(schema.packs),
+        {
+            **this,
+            "state": schema.PACK_LIVE,
+            "upload": _NO_UPLOAD,
+            "epoch": 0,
+            "size_bytes": summary.size_bytes,
+            "chunk_count": len(summary.chunks),
+            "damaged": bool(pack.damage),
+            "created_ns": now_ns,
+        },
+    )
+    pack_row = connection.execute(select(schema.packs.c.row).filter_by(**this)).scalar_one()
+    index_pack(connection, tenant_row, pack_row, summary)
+    marks = {schema.WHOLE_PACK if offset is None else offset for offset in pack.damage}
+    if marks:
+        rows = [{"pack": pack_row, "segment_offset": offset} for offset in sorted(marks)]
+        connection.execute(insert(schema.pack_damage), rows)
+
+
+def _backup_columns(backup: RebuiltBackup, tenant_row: int, dataset_row: int) -> dict[str, Any]:
+    return {
+        "id": backup.id,
+        "tenant": tenant_row,
+        "dataset": dataset_row,
+        "number": backup.number,
+        "kind": backup.kind.value,
+        "scope": backup.scope.value,
+        "base": backup.base,
+        "upload": backup.upload,
+        "request_id": backup.request_id,
+        "principal": backup.principal,
+        "begin_ns": backup.begin_ns,
+        "commit_ns": backup.commit_ns,
+        "deleted_ns": backup.deleted_ns,
+        "root_level": backup.root.level,
+        "root_digest": backup.root.digest,
+        "entry_count": backup.root.entries,
+        "data_bytes": backup.root.data_bytes,
+        "stored_bytes": backup.stored_bytes,
+        **backup.changes._asdict(),
+        "tags": pack_tags(backup.tags),
+        "host": backup.host,
+        "source_root": backup.source_root,
+        "record_written": True,
+        "retain_until_ns": backup.retain_until_ns,
+        "hold_ns": backup.hold_ns,
+        "hold_reason": backup.hold_reason,
+    }

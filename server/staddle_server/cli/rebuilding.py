@@ -1,0 +1,110 @@
+"""`staddle-server rebuild`."""
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from typing import Final
+
+import click
+
+from staddle_server import app
+from staddle_server.cli.options import settings_from, settings_options
+from staddle_server.datadir import DataDirectory
+from staddle_server.rooms import Rebuilt
+from staddle_server.upkeep.rebuild import Report
+
+SHOW_EVERY_S: Final = 1.0
+
+
+@click.command()
+@settings_options(only=frozenset({"data"}))
+@click.option(
+    "--replace", is_flag=True, help="Set aside the catalog that is there, under a name with the time."
+)
+@click.option("--dry-run", is_flag=True, help="Only show what a rebuild would find; change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None) -> None:
+    """Make the catalog of DIR anew, from store/ and master.key alone. No server may run on DIR.
+
+    Exit 0 if everything in the store was used; 1 if something could not be, which is named: the rest is in the catalog.
+    """
+    settings = settings_from(flags)
+    directory = DataDirectory(settings.data)
+    directory.require_rebuildable()
+    if directory.catalog.exists() and not (replace or dry_run):
+        raise click.ClickException(
+            f"{directory.catalog} is there. A rebuild is for a catalog that is lost or damaged: --replace sets this one "
+            "aside first; --dry-run shows what a rebuild would find"
+        )
+    begun_s = time.monotonic()
+    with directory.locked():
+        rebuilt = app.rebuild(directory, settings, _Progress(), dry_run=dry_run)
+    seconds = time.monotonic() - begun_s
+    if as_json:
+        click.echo(json.dumps(_as_json(rebuilt, seconds)))
+    else:
+        click.echo(f"Found in {directory.store}, in {seconds:.1f} s:")
+        _say_found(rebuilt.report)
+        _say_next(directory, rebuilt, dry_run=dry_run)
+    if rebuilt.report.problem_count:
+        raise SystemExit(1)
+
+
+class _Progress:
+    """A line every second, where a person looks."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def __call__(self, what: str, count: int) -> None:
+        if sys.stderr.isatty() and time.monotonic() - self._last_s >= SHOW_EVERY_S:
+            self._last_s = time.monotonic()
+            click.echo(f"{count:,} {what} …", err=True)
+
+
+def _as_json(rebuilt: Rebuilt, seconds: float) -> dict[str, object]:
+    report = asdict(rebuilt.report)
+    problems = [{"what": each.what, "message": each.message} for each in rebuilt.report.problems]
+    aside = None if rebuilt.aside is None else str(rebuilt.aside)
+    return {**report, "problems": problems, "seconds": round(seconds, 3), "aside": aside}
+
+
+def _say_found(report: Report) -> None:
+    click.echo(f"tenants   {report.tenants:,}")
+    click.echo(f"datasets  {report.datasets:,}")
+    click.echo(f"backups   {report.backups:,}{_of_these(report)}")
+    click.echo(f"records   {report.records:,}")
+    click.echo(f"packs     {report.packs:,}, with {report.chunks:,} chunks")
+    for note in report.notes:
+        click.echo(f"Note: {note}.")
+    if not report.problem_count:
+        click.echo("Everything in the store was used.")
+        return
+    click.echo(f"{report.problem_count:,} things could not be used; all else was:")
+    for problem in report.problems:
+        named = problem.what in problem.message
+        click.echo(f"  {problem.message}" if named else f"  {problem.what}: {problem.message}")
+    if report.problem_count > len(report.problems):
+        click.echo(f"  … and {report.problem_count - len(report.problems):,} more")
+
+
+def _of_these(report: Report) -> str:
+    deleted = f"; {report.deleted:,} of them deleted, and to be had back" if report.deleted else ""
+    return deleted + (f"; {report.purged:,} more are gone for good" if report.purged else "")
+
+
+def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> None:
+    if dry_run:
+        click.echo("This was a dry run: nothing was changed.")
+        return
+    click.echo(f"Made {directory.catalog}.")
+    if rebuilt.aside is not None:
+        click.echo(f"The catalog that was there is {rebuilt.aside} now.")
+    own = f"; the one in {directory.client_toml} is new already" if rebuilt.token else ""
+    click.echo(f"Tokens are gone: give every client a new one with `staddle-server token create`{own}.")
+    click.echo("Open uploads are gone: run those backups again; what they had stored is not sent again.")
+    click.echo("Deleted backups can be had back for their whole grace period, counted from now.")
+    click.echo("Garbage collection waits until you say so: look first whether every backup is there.")
+    click.echo(f"Next: staddle-server serve --data {shlex.quote(str(directory.path))}")

@@ -1,0 +1,142 @@
+"""What the tests of rebuilding share: rebuilding into a fresh catalog, what is in a catalog, and restoring from it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from staddle_server.catalog import Catalog, open_catalog
+from staddle_server.session.restore import Restore, SentDamage, SentData, SentEnd, SentEntry, SentZeros
+from staddle_server.session.tenant import Tenants
+from staddle_server.store.blobs import Blobs
+from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.store.keys import KeyStore
+from staddle_server.types import EntryType
+from staddle_server.upkeep.rebuild import Rebuilding, Report
+
+MASTER = bytes(range(32))
+"""The master key of `running`."""
+NOW_NS = 2_000_000_000_000_000_000
+Facts = dict[str, dict[Any, Any]]
+
+_QUERIES = {
+    "tenants": "SELECT id, name, created_ns, grace_s FROM tenants",
+    "datasets": (
+        "SELECT t.id, d.name, d.created_ns, d.host, d.root, d.last_number, d.min_retention_s, d.hold_ns, d.hold_reason, "
+        "d.policy FROM datasets d JOIN tenants t ON d.tenant = t.row"
+    ),
+    "backups": (
+        "SELECT b.id, t.id, d.name, b.number, b.kind, b.scope, b.base, b.upload, b.request_id, b.principal, b.begin_ns, "
+        "b.commit_ns, b.deleted_ns IS NULL, b.root_level, b.root_digest, b.entry_count, b.data_bytes, b.stored_bytes, "
+        "b.added, b.content_changed, b.metadata_changed, b.removed, b.metadata_kept, b.tags, b.host, b.source_root, "
+        "b.retain_until_ns, b.hold_ns, b.hold_reason, b.record_written FROM backups b "
+        "JOIN datasets d ON b.dataset = d.row JOIN tenants t ON b.tenant = t.row WHERE b.purged_ns IS NULL"
+    ),
+    "packs": (
+        "SELECT t.id, p.id, p.size_bytes, p.chunk_count, p.damaged FROM packs p JOIN tenants t ON p.tenant = t.row "
+        "WHERE p.state = 2"
+    ),
+    "chunks": (
+        'SELECT c.chunk_id, p.id, t.id, c.segment_offset, c.segment_length, c."offset", c.length FROM chunks c '
+        "JOIN packs p ON c.pack = p.row JOIN tenants t ON c.tenant = t.row"
+    ),
+}
+KEYS = {"tenants": 1, "datasets": 2, "backups": 1, "packs": 2, "chunks": 2}
+
+
+def facts_of(catalog: Catalog) -> Facts:
+    """What a catalog says, without its own numbers: for each table, rows by what names them."""
+    with catalog.database.read() as connection:
+        return {
+            table: {
+                tuple(row[: KEYS[table]]): tuple(row[KEYS[table] :])
+                for row in connection.exec_driver_sql(query)
+            }
+            for table, query in _QUERIES.items()
+        }
+
+
+def open_store(path: Path, master: bytes = MASTER) -> tuple[Blobs, KeyStore]:
+    blobs = DirectoryBlobs(str(path))
+    return blobs, KeyStore(blobs, master)
+
+
+@contextmanager
+def rebuilt(store: Path, path: Path, now_ns: int = NOW_NS) -> Iterator[tuple[Catalog, Report]]:
+    """A new catalog at `path`, made from the store alone."""
+    blobs, keys = open_store(store)
+    catalog = open_catalog(str(path))
+    try:
+        yield catalog, Rebuilding(blobs, keys, catalog, now_ns).run()
+    finally:
+        catalog.close()
+
+
+def facts_in(path: Path) -> Facts:
+    """The same, of the catalog in a file."""
+    catalog = open_catalog(str(path))
+    try:
+        return facts_of(catalog)
+    finally:
+        catalog.close()
+
+
+def rebuild_in_place(running: Any) -> tuple[Report, Facts]:
+    """What an operator does who has lost the catalog: stop, rebuild, start. Gives what the lost one said, too.
+
+    Tokens are made anew.
+    """
+    running.stop()
+    lost = facts_in(running.root / "catalog.db")
+    for path in running.root.glob("catalog.db*"):
+        path.unlink()
+    with rebuilt(running.root / "store", running.root / "catalog.db", time.time_ns()) as (_, report):
+        pass
+    running.tokens.clear()
+    running.start()
+    return report, lost
+
+
+def files_of(catalog: Catalog, store: Path, tenant: bytes, backup: bytes) -> dict[str, bytes]:
+    """Restores a backup: its files, each checked by the restore itself. Fails for any damage."""
+    blobs, keys = open_store(store)
+    opened = Tenants(blobs, catalog, keys).get(tenant)
+    root = catalog.backups.get(tenant, backup).root
+    files: dict[str, bytes] = {}
+    path, parts = "", []
+    with ThreadPoolExecutor(1) as opener:
+        for event in Restore(opened, catalog, root, opener, data=True).events([], exact=False):
+            match event:
+                case SentEntry(entry, data) if entry.type is EntryType.FILE:
+                    path, parts = entry.path.decode(), []
+                    if data is not None:
+                        files[path] = bytes(data)
+                case SentData(data):
+                    parts.append(bytes(data))
+                case SentZeros(length):
+                    parts.append(bytes(length))
+                case SentEnd():
+                    files[path] = b"".join(parts)
+                case SentDamage():
+                    raise AssertionError(f"{event.path!r}: {event.message}")
+    return files
+
+
+def link_store(store: Path, to: Path) -> None:
+    """A copy of a store in use, as docs/operations.md says it: records first, then all that they rely on."""
+    to.mkdir(parents=True)
+    for part in ("records", "format", "keys", "packs"):
+        if (store / part).is_dir():
+            shutil.copytree(store / part, to / part, copy_function=_link)
+        elif (store / part).exists():
+            _link(store / part, to / part)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    os.link(source, target)
