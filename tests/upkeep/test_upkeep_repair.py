@@ -7,7 +7,7 @@ from blake3 import blake3
 from harm import check, damage, flip, hurt_chunk, objects, paths, places, repair
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import Unavailable
+from staddle_server.errors import Conflict
 from staddle_server.rooms import Rooms, create_tenant
 from staddle_server.types import Role
 from thin import Source, back_up, noise, restore
@@ -225,21 +225,20 @@ def test_repair_and_collection_take_turns(running):
     back_up(running.stub(), "www", {"a": A})
     (path,) = objects(running)
     flip(path, 3)
-    salvage = running.catalog.salvage
-    fence = salvage.take_turn("a collection", running.clock.now_ns(), 60)
+    collectors = running.catalog.collectors
+    fence = collectors.acquire("a collection", running.clock.now_ns(), 60)
     before = len(objects(running))
-    with pytest.raises(Unavailable, match="a collection is collecting or repairing"):
+    with pytest.raises(Conflict, match="a collection is collecting or repairing"):
         repair(running)
     assert len(objects(running)) == before
-    later = salvage.take_turn  # a lease that has ended keeps nobody away
-    running.clock.ahead_s += 61
-    assert later("repair", running.clock.now_ns(), 60) == fence + 1
-    with pytest.raises(Unavailable, match="a collection has begun meanwhile"):
-        salvage.begin(running.tenant, fence, bytes(16), running.clock.now_ns())
-    salvage.end_turn(fence)
-    with pytest.raises(Unavailable):
+    running.clock.ahead_s += 61  # a lease that has ended keeps nobody away
+    assert collectors.acquire("repair", running.clock.now_ns(), 60) == fence + 1
+    with pytest.raises(Conflict, match="Another collector has taken over"):
+        running.catalog.collection.begin_pack(running.tenant, fence, bytes(16), running.clock.now_ns())
+    collectors.release(fence)
+    with pytest.raises(Conflict):
         repair(running)
-    salvage.end_turn(fence + 1)
+    collectors.release(fence + 1)
     assert repair(running)[1].packs == 1
 
 

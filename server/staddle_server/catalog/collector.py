@@ -1,4 +1,4 @@
-"""Who collects garbage: a lease with a fence, so that one that was thought dead changes nothing any more."""
+"""Who collects garbage, or repairs: a lease with a fence, so that one that was thought dead changes nothing any more."""
 
 from typing import Final
 
@@ -76,6 +76,6 @@ def _held(holder: str, expires_ns: int) -> errors.Conflict:
     until = rfc3339(expires_ns)
     return errors.Conflict(
         "LEASE_HELD",
-        f"Garbage is being collected by {holder}: wait until that has ended (at the latest, if it was killed, at {until})",
+        f"{holder} is collecting or repairing: wait until that has ended (at the latest, if it was killed, at {until})",
         lease_expire_time=until,
     )

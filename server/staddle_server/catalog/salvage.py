@@ -6,89 +6,27 @@ turn while it writes, and nothing collects beside it.
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
-from staddle_server import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
+from staddle_server.catalog.collector import require_fence
 from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.tenants import Tenants
-from staddle_server.catalog.words import NS, batches, check_id
+from staddle_server.catalog.words import batches
 from staddle_server.types import PackSummary, StoredChunk
 
 _p = schema.packs.c
 _k = schema.claims.c
 _c = schema.chunks.c
-_l = schema.collector.c
-_THE_ONE = 1
-_RETRY_AFTER_S = 60.0
 
 
 class Salvage:
-    """Writes of repair; every one but `reindex` first looks whether the turn is still this caller's."""
+    """Writes of repair, which has the collector's lease (`Collectors`) and begins its packs as a compaction does."""
 
     def __init__(self, database: Database, tenants: Tenants) -> None:
         self._database = database
         self._tenants = tenants
-
-    def take_turn(self, holder: str, now_ns: int, life_s: float) -> int:
-        """Becomes the one who collects or repairs, for so long; answers the fence.
-
-        Raises:
-            Unavailable: somebody else is at it.
-
-        """
-        with self._database.write() as connection:
-            connection.execute(
-                insert_or_ignore(connection, schema.collector),
-                {"row": _THE_ONE, "holder": "", "fence": 0, "expires_ns": 0},
-            )
-            row = connection.execute(
-                select(schema.collector).where(_l.row == _THE_ONE).with_for_update()
-            ).one()
-            # A lease that ends absurdly late was given by a clock that has been set back since.
-            if row.holder and now_ns < row.expires_ns <= now_ns + 24 * 3600 * NS:
-                raise errors.Unavailable(
-                    "STORE_UNAVAILABLE",
-                    f"{row.holder} is collecting or repairing: nothing was changed; try again when that has ended",
-                    retry_after_s=_RETRY_AFTER_S,
-                )
-            values = {"holder": holder, "fence": row.fence + 1, "expires_ns": now_ns + int(life_s * NS)}
-            connection.execute(update(schema.collector).where(_l.row == _THE_ONE).values(**values))
-            return int(row.fence) + 1
-
-    def renew_turn(self, fence: int, now_ns: int, life_s: float) -> None:
-        """Keeps the turn for so long from now. Raises Unavailable if another one has taken it."""
-        with self._database.write() as connection:
-            _require_fence(connection, fence)
-            connection.execute(update(schema.collector).values(expires_ns=now_ns + int(life_s * NS)))
-
-    def end_turn(self, fence: int) -> None:
-        """Gives the turn back, if it still is this caller's."""
-        with self._database.write() as connection:
-            connection.execute(
-                update(schema.collector).where(_l.fence == fence).values(holder="", expires_ns=0)
-            )
-
-    def begin(self, tenant: bytes, fence: int, pack: bytes, now_ns: int) -> None:
-        """Announces a pack, before its object has its name. Raises Unavailable if the turn is lost."""
-        check_id("pack", pack)
-        with self._database.write() as connection:
-            _require_fence(connection, fence)
-            connection.execute(
-                insert(schema.packs),
-                {
-                    "tenant": self._tenants.row(connection, tenant),
-                    "id": pack,
-                    "state": schema.PACK_WRITING,
-                    "upload": b"",
-                    "epoch": fence,
-                    "size_bytes": 0,
-                    "chunk_count": 0,
-                    "damaged": False,
-                    "created_ns": now_ns,
-                },
-            )
 
     def publish(
         self, tenant: bytes, fence: int, summary: PackSummary | None, sources: Collection[bytes], now_ns: int
@@ -101,11 +39,11 @@ class Salvage:
         Marks and claims meet on the row of the source, so no later claim relies on what is saved here.
 
         Raises:
-            Unavailable: the turn is lost; nothing was changed.
+            Conflict: STALE_EPOCH, the lease is lost; nothing was changed.
 
         """
         with self._database.write() as connection:
-            _require_fence(connection, fence)
+            require_fence(connection, fence)
             tenant_row = self._tenants.row(connection, tenant)
             locked = [
                 row
@@ -174,14 +112,4 @@ def _mark_whole(connection: Connection, pack_rows: Collection[int]) -> None:
         connection.execute(
             insert_or_ignore(connection, schema.pack_damage),
             {"pack": row, "segment_offset": schema.WHOLE_PACK},
-        )
-
-
-def _require_fence(connection: Connection, fence: int) -> None:
-    query = select(_l.fence).where(_l.row == _THE_ONE).with_for_update()
-    if connection.execute(query).scalar() != fence:
-        raise errors.Unavailable(
-            "STORE_UNAVAILABLE",
-            "a collection has begun meanwhile: what was saved so far is kept; run repair again",
-            retry_after_s=_RETRY_AFTER_S,
         )

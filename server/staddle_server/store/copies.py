@@ -3,6 +3,7 @@
 import enum
 import heapq
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 from staddle_server.errors import Damaged
@@ -68,6 +69,12 @@ class Copies(Generic[T]):
                 have = next(copied, None)
             if have != name:
                 yield name
+
+    def remove(self, name: str) -> None:
+        """Removes the object and its copy, those of them that there are. Durable on return; cut off, it can be done again."""
+        for at in (copy_name(name), name):
+            with suppress(BlobMissing):
+                self._blobs.delete(at)
 
     def mend(self, name: str) -> Copied:
         """See that object and copy are both there and right. Durable on return. Raises Damaged if neither is right."""

@@ -9,7 +9,8 @@ from contextlib import suppress
 from staddle_server.catalog import PendingRecord
 from staddle_server.session.records import finish_missing
 from staddle_server.store.blobs import BlobMissing
-from staddle_server.store.pack import pack_name, packs_prefix
+from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
+from staddle_server.store.parity import remove_parity
 from staddle_server.store.records import PurgedRecord, encode_record
 from staddle_server.upkeep.looking import Decided, Objects
 from staddle_server.upkeep.turn import NS, Turn
@@ -33,7 +34,7 @@ def sweep_left_over(turn: Turn) -> None:
     while packs := turn.catalog.packs.writing_left_over(turn.tenant.id):
         for left in packs:
             turn.tick()
-            _delete(turn, pack_name(turn.tenant.id, left.pack))
+            _delete(turn, left.pack)
             turn.catalog.packs.drop_left_over(turn.tenant.id, left.pack)
             turn.report.packs_left_over += 1
 
@@ -45,7 +46,7 @@ def reap(turn: Turn) -> None:
         for pack in packs:
             turn.tick()
             turn.show("removing packs", turn.report.packs_reaped, 0)
-            _delete(turn, pack_name(turn.tenant.id, pack.pack))
+            _delete(turn, pack.pack)
             removal.drop_condemned(turn.tenant.id, turn.fence, pack.pack)
             turn.report.packs_reaped += 1
             turn.report.bytes_freed += pack.size_bytes
@@ -78,7 +79,7 @@ def sweep_orphans(turn: Turn, found: Objects, before_ns: int) -> None:
     old = [name for name in found.orphans if name in noted and noted[name].seen_ns <= before_ns]
     for name in () if found.absent else old:
         turn.tick()
-        _delete(turn, name)
+        _delete(turn, parse_pack_name(name)[1])
         removal.drop_orphans(turn.fence, [name])
         turn.report.bytes_freed += found.orphans.pop(name)
     turn.report.packs_absent = found.absent
@@ -109,9 +110,12 @@ def _remove_records(turn: Turn, backup: bytes, decided: Decided) -> None:
     names: Iterable[str] = decided.others.get(backup, ())
     purged = [decided.purged[backup][0]] if backup in decided.purged else []
     for name in [*names, *purged]:
-        _delete(turn, name)
+        turn.tenant.records.copies.remove(name)
 
 
-def _delete(turn: Turn, name: str) -> None:
+def _delete(turn: Turn, pack: bytes) -> None:
+    """Removes a pack's object and its parity, those of them that there are."""
+    tenant = turn.tenant
+    remove_parity(tenant.blobs, tenant.id, pack)
     with suppress(BlobMissing):
-        turn.tenant.blobs.delete(name)
+        tenant.blobs.delete(pack_name(tenant.id, pack))

@@ -9,7 +9,6 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
 
 from staddle_server.catalog import WHOLE_PACK
 from staddle_server.catalog import Tenant as TenantRow
@@ -30,12 +29,12 @@ from staddle_server.upkeep.check import (
     record_findings,
     silent,
 )
+from staddle_server.upkeep.collector import LEASE_S
 from staddle_server.upkeep.examine import Examined, Examiner, check_digests
 from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
 from staddle_server.upkeep.recorded import missing_records
 
-TURN_S: Final = 600.0
 """So long repair keeps the collector away after each pack that it writes."""
 
 
@@ -73,7 +72,8 @@ class Repair:
         """Repairs these tenants.
 
         Raises:
-            Unavailable: the store or the catalog does not answer, or a collection is at work; what was done until then stays.
+            Unavailable: the store or the catalog does not answer; what was done until then stays.
+            Conflict: LEASE_HELD, STALE_EPOCH: a collection is at work; the same.
             Exhausted: there is no room for what was saved.
 
         """
@@ -261,15 +261,15 @@ class _OfTenant:
     @contextmanager
     def _turn(self) -> Iterator[int]:
         """The collector's turn; for a dry run, nothing."""
-        salvage, clock = self._kept.catalog.salvage, self._kept.clock
+        collectors, clock = self._kept.catalog.collectors, self._kept.clock
         if self._repair.dry_run:
             yield 0
             return
-        fence = salvage.take_turn(f"repair {secrets.token_hex(4)}", clock.now_ns(), TURN_S)
+        fence = collectors.acquire(f"repair {secrets.token_hex(4)}", clock.now_ns(), LEASE_S)
         try:
             yield fence
         finally:
-            salvage.end_turn(fence)
+            collectors.release(fence)
 
 
 class _SavedPacks:
@@ -304,7 +304,7 @@ class _SavedPacks:
         writer = self._open_writer()
         table = [ref for ref, _ in chunks]
         writer.append(segment.role, table, codec, payload, len(data))
-        self._kept.catalog.salvage.renew_turn(self._fence, self._kept.clock.now_ns(), TURN_S)
+        self._kept.catalog.collectors.renew(self._fence, self._kept.clock.now_ns(), LEASE_S)
         if writer.full or writer.size > PACK_BYTES_MAX // 2:
             self._publish()
 
@@ -336,7 +336,7 @@ class _SavedPacks:
     def _open_writer(self) -> PackWriter:
         if self._writer is None:
             self._writer = PackWriter(self._kept.blobs, self._tenant.keys)
-            self._kept.catalog.salvage.begin(
+            self._kept.catalog.collection.begin_pack(
                 self._tenant.id, self._fence, self._writer.pack, self._kept.clock.now_ns()
             )
         return self._writer
