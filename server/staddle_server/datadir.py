@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from staddle_server.config import Address, OperatorError
+from staddle_server.store.directory import Files, sync_directory, write_synced
 
 CLIENT_TOML_BYTES_MAX: Final = 64 * 1024
-NOT_DATA: Final = frozenset({"client.toml", "server.toml", "server.lock", "tls", "lost+found"})
-"""What may lie in a directory that is still to be made: settings, certificates, what a new file system holds."""
+NOT_DATA: Final = frozenset(
+    {"client.toml", "client.toml.new", "server.toml", "server.lock", "tls", "lost+found", "master.key.new"}
+)
+"""What may lie in a directory that is still to be made: settings, certificates, what a new file system holds, what a crash left."""
 
 
 class DataDirectoryError(OperatorError):
@@ -91,9 +94,10 @@ class DataDirectory:
         A foreign directory is refused before anything is written to it. Raises DataDirectoryError, which names the
         process that has it, if another one does.
         """
-        self.is_complete()
+        complete = self.is_complete()
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not complete:
+                _make_durable(self.path, Files())
         except OSError as error:
             raise DataDirectoryError(f"cannot make {self.path}: {error.strerror}") from error
         with self._locked():
@@ -131,6 +135,21 @@ class DataDirectory:
             yield
 
 
+def _make_durable(path: Path, files: Files) -> None:
+    """Makes a directory and those above it that are missing, each name synced into its parent.
+
+    The name of one that is there already is synced too, where that is allowed: a start that was cut off may have made it.
+    """
+    if path.is_dir():
+        with contextlib.suppress(PermissionError):
+            sync_directory(files, str(path.parent))
+        return
+    _make_durable(path.parent, files)
+    with contextlib.suppress(FileExistsError):
+        files.make_directory(str(path))
+    sync_directory(files, str(path.parent))
+
+
 @dataclass(frozen=True)
 class ClientConfig:
     """What DIR/client.toml tells the local command, in the client's own keys: where the server is, and an admin token."""
@@ -163,15 +182,12 @@ def write_client_config(path: Path, config: ClientConfig) -> None:
     for key, value in dataclasses.asdict(config).items():
         if value:
             lines.append(f"{key} = {json.dumps(value)}")
-    temporary = path.with_name(path.name + ".new")
+    files, temporary = Files(), f"{path}.new"
     with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write("\n".join(lines) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        files.unlink(temporary)
+    write_synced(files, temporary, ("\n".join(lines) + "\n").encode())
+    files.replace(temporary, str(path))
+    sync_directory(files, str(path.parent))
 
 
 def read_client_config(path: Path) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Service:
             lambda tenant: tenants.get(tenant).name,
             Streams(streams_max, clock.monotonic_s),
         )
-        self._wire = WireServer(self._gate, table, streams_max)
+        self._wire = WireServer(self._gate, table, streams_max, lambda: blobs.failed is None)
         self._schedule = Schedule((), catalog, clock)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:

@@ -15,6 +15,8 @@ from staddle_server.store.blobs import (
 
 
 class MemoryBlobs:
+    failed: str | None = None
+
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.lock = threading.Lock()
