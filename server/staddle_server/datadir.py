@@ -97,7 +97,7 @@ class DataDirectory:
         complete = self.is_complete()
         try:
             if not complete:
-                _make_durable(self.path, Files())
+                make_durable(self.path)
         except OSError as error:
             raise DataDirectoryError(f"cannot make {self.path}: {error.strerror}") from error
         with self._locked():
@@ -135,16 +135,18 @@ class DataDirectory:
             yield
 
 
-def _make_durable(path: Path, files: Files) -> None:
+def make_durable(path: Path) -> None:
     """Makes a directory and those above it that are missing, each name synced into its parent.
 
     The name of one that is there already is synced too, where that is allowed: a start that was cut off may have made it.
+    Raises OSError.
     """
+    files = Files()
     if path.is_dir():
         with contextlib.suppress(PermissionError):
             sync_directory(files, str(path.parent))
         return
-    _make_durable(path.parent, files)
+    make_durable(path.parent)
     with contextlib.suppress(FileExistsError):
         files.make_directory(str(path))
     sync_directory(files, str(path.parent))

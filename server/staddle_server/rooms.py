@@ -11,12 +11,12 @@ from typing import Final
 from staddle_server.catalog import Catalog, Tenant, open_catalog
 from staddle_server.catalog.words import check_name
 from staddle_server.config import OperatorError
-from staddle_server.datadir import DataDirectory
+from staddle_server.datadir import DataDirectory, make_durable
 from staddle_server.errors import BadRequest
 from staddle_server.session.records import finish_tenant
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import BlobMissing, check_format, create_format
-from staddle_server.store.directory import DirectoryBlobs, Files, sync_directory
+from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import (
     KeyStore,
     clear_master_key_temporary,
@@ -71,9 +71,7 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     clear_master_key_temporary(str(directory.master_key))
     if not directory.master_key.exists():
         create_master_key(str(directory.master_key))
-    directory.store.mkdir(mode=0o700, exist_ok=True)
-    # Also what an earlier start made and did not come to sync.
-    sync_directory(Files(), str(directory.path))
+    make_durable(directory.store)  # and the name of the key, if an earlier start did not come to sync that
     blobs = DirectoryBlobs(str(directory.store))
     try:
         check_format(blobs)

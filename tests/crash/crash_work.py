@@ -85,6 +85,9 @@ class Place:
 class Worker:
     """One client, with a dataset of its own."""
 
+    sizes = (0, 10, 3_000, 70_000, 200_000, LARGE_BYTES)
+    """Of its files."""
+
     def __init__(self, name: str, seed: int, place: Place) -> None:
         self.dataset = name
         self.place = place
@@ -130,7 +133,7 @@ class Worker:
         return shown[-1] if shown else None
 
     def _data(self) -> bytes:
-        size = self.random.choice((0, 10, 3_000, 70_000, 200_000, LARGE_BYTES))
+        size = self.random.choice(self.sizes)
         # Now and then what another backup has already.
         seed = self.random.randint(0, 3) if self.random.random() < 0.3 else self.random.getrandbits(32)
         return random.Random(seed).randbytes(size)
@@ -230,7 +233,7 @@ class Worker:
         if sample is not None and len(looked) > sample:
             looked = [*looked[-sample // 2 :], *self.random.sample(looked[: -sample // 2], sample // 2)]
         for attempt in looked:
-            self._check_restore(stub, attempt)
+            self.check_restore(stub, attempt)
 
     def _listed(self, stub: object, *, show_deleted: bool = True) -> list[pb.Backup]:
         try:
@@ -240,7 +243,7 @@ class Worker:
                 raise
             return []
 
-    def _check_restore(self, stub: object, attempt: Attempt) -> None:
+    def check_restore(self, stub: object, attempt: Attempt) -> None:
         restored = restore(stub, self.dataset, backup=pb.BackupSelector(backup=attempt.backup))
         if restored.damages or restored.files != attempt.files:
             raise LostError(f"{attempt.request_id} does not come back as it went in: {restored.damages}")
