@@ -51,6 +51,7 @@ class Running:
     lease_s: float = 300.0
     upload_life_s: float = 7 * 24 * 3600.0
     clock: MovedClock = field(default_factory=MovedClock)
+    catalog_options: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.root / "store").mkdir(exist_ok=True)
@@ -61,7 +62,7 @@ class Running:
 
     def start(self) -> None:
         """Opens the directory and serves it."""
-        self.catalog: Catalog = open_catalog(str(self.root / "catalog.db"))
+        self.catalog: Catalog = open_catalog(str(self.root / "catalog.db"), **self.catalog_options)
         self.blobs = self.wrap(DirectoryBlobs(str(self.root / "store")))
         # The same secrets in every run, so that chunks and pages end where they ended before.
         self.keys = KeyStore(self.blobs, MASTER, self._random.randbytes)

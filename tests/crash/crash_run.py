@@ -167,16 +167,14 @@ class Crashes:
         threads = Working(server, workers)
         if plan is None:
             threads.ended.wait(rng.uniform(0.0, 1.5))
-            server.kill()
+            server.strike()
         threads.join()
-        if plan is not None and server.has_died():
-            server.kill()
-            self.figures.kills[plan.step] += 1
-            return str(plan)
-        if plan is not None:
-            server.kill()
-        self.figures.kills["a random time"] += 1
-        return "at a random time" if plan is None else f"at the end ({plan} did not come)"
+        reached = plan is not None and server.has_died()
+        server.kill()
+        self.figures.kills[plan.step if plan is not None and reached else "a random time"] += 1
+        if plan is None:
+            return "at a random time"
+        return str(plan) if reached else f"at the end ({plan} did not come)"
 
     def _look(self, server: CrashServer, workers: Sequence[Worker], sample: int | None) -> None:
         stub = server.stub

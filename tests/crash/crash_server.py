@@ -137,10 +137,15 @@ class CrashServer:
             return False
         return True
 
+    def strike(self) -> None:
+        """kill -9, while clients are at work."""
+        assert self._process is not None
+        self._process.kill()
+
     def kill(self) -> None:
-        """kill -9."""
+        """kill -9, and all is closed. Does nothing to one that was killed before."""
         if self._process is not None:
-            self._process.kill()
+            self.strike()
             self.wait()
 
     def wait(self) -> int:

@@ -21,6 +21,9 @@ class MemoryBlobs:
         self.objects: dict[str, bytes] = {}
         self.lock = threading.Lock()
 
+    def check_writable(self) -> None:
+        """Memory does not fail."""
+
     def create(self) -> "MemoryWriter":
         return MemoryWriter(self)
 

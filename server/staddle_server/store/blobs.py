@@ -78,6 +78,9 @@ class Blobs(Protocol):
 
     failed: str | None
 
+    def check_writable(self) -> None:
+        """Raise Unavailable while `failed`: for those who would decide what can then not be written."""
+
     def create(self) -> BlobWriter:
         """Begin an object; it has no name before it is whole."""
 

@@ -203,10 +203,7 @@ class DirectoryBlobs:
                     swept += self._sweep(entry.path)
         return swept
 
-    # --- what writers share
-
     def check_writable(self) -> None:
-        """Raise Unavailable if a sync has failed."""
         if self.failed is not None:
             raise Unavailable(
                 "STORE_UNAVAILABLE",
@@ -214,6 +211,8 @@ class DirectoryBlobs:
                 "look at the disk, then restart the server",
                 retry_after_s=_RETRY_AFTER_S,
             )
+
+    # --- what writers share
 
     def publish(self, temporary: str, descriptor: int, name: str) -> None:
         """Sync the file, link it under `name`, sync the directory. Raises as BlobWriter.commit does."""
