@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -77,11 +78,11 @@ class Figures:
 class Crashes:
     """Runs on one data directory after another."""
 
-    def __init__(self, place: Path, seed: int) -> None:
+    def __init__(self, place: Path, seed: int, figures: Figures) -> None:
         self._place = place
         self._seed = seed
         self._first, self._start, self._work = Seen(), Seen(), Seen()
-        self.figures = Figures()
+        self.figures = figures
 
     def learn(self) -> None:
         """Which steps there are: a first start, work to its end, a second start."""
@@ -212,13 +213,12 @@ class Working:
                 raise error
 
 
-def crash(place: Path, seed: int, runs: int) -> Figures:
+def crash(place: Path, seed: int, runs: int, figures: Figures) -> None:
     """So many runs. Raises LostError."""
-    crashes = Crashes(place, seed)
+    crashes = Crashes(place, seed, figures)
     crashes.learn()
     for number, start in enumerate(range(0, runs, RUNS_PER_DIRECTORY)):
         crashes.directory(number, range(start, min(start + RUNS_PER_DIRECTORY, runs)))
-    return crashes.figures
 
 
 def main() -> None:
@@ -233,11 +233,14 @@ def main() -> None:
     seed = random.SystemRandom().randrange(1_000_000) if asked.seed is None else asked.seed
     place = Path(tempfile.mkdtemp(prefix="staddle-crash-"))
     print(f"seed {seed}, {asked.runs} runs, in {place}", flush=True)
-    begun = time.monotonic()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    begun, figures = time.monotonic(), Figures()
     try:
-        figures = crash(place, seed, asked.runs)
+        crash(place, seed, asked.runs, figures)
     except LostError as lost:
         sys.exit(f"BROKEN: {lost}\nThe directory is kept: {place}")
+    except KeyboardInterrupt:
+        print("Interrupted; so far:")
     print(figures.text())
     print(f"{time.monotonic() - begun:.0f} s; nothing was lost (seed {seed})")
     shutil.rmtree(place)
