@@ -138,6 +138,7 @@ class Crashes:
                 died.append(self._die_starting(server, self._start, rng))
             server.start()
             check_swept(server.data)
+            check_agreement(server.data)  # what was owed is done before anybody asks for it
             self._look(server, workers, sample=SAMPLE)
             server.steps()
             died.append(self._die_working(server, workers, rng))

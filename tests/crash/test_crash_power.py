@@ -6,34 +6,18 @@ The long form, every prefix of the record in several variants: make power ARGS="
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from crash_disk import VARIANTS, Event
-from crash_power import Cuts, record
+from crash_disk import VARIANTS
+from crash_power import Cuts
 from crash_work import LostError
 
 SEED = 7
 
 
-@dataclass
-class Recorded:
-    root: Path
-    events: list[Event]
-
-    def cuts(self, scratch: Path, *lying: str) -> Cuts:
-        return Cuts(self.events, self.root, scratch, lying)
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    root = tmp_path_factory.mktemp("power")
-    return Recorded(root, record(root, SEED, operations=8))
-
-
 def test_a_power_cut_during_the_first_start_leaves_what_the_next_one_makes_whole(
-    recorded: Recorded, tmp_path: Path
+    recorded, tmp_path: Path
 ) -> None:
     cuts = recorded.cuts(tmp_path)
     for prefix in range(0, cuts.answers()[0], 2):
@@ -41,7 +25,7 @@ def test_a_power_cut_during_the_first_start_leaves_what_the_next_one_makes_whole
 
 
 def test_a_power_cut_takes_nothing_that_was_answered_and_leaves_nothing_half(
-    recorded: Recorded, tmp_path: Path
+    recorded, tmp_path: Path
 ) -> None:
     cuts, rng = recorded.cuts(tmp_path), random.Random(SEED)
     answers = cuts.answers()
@@ -69,7 +53,7 @@ NEEDED = [
 
 
 @pytest.mark.parametrize("step", NEEDED)
-def test_without_this_sync_a_loss_is_found(recorded: Recorded, tmp_path: Path, step: str) -> None:
+def test_without_this_sync_a_loss_is_found(recorded, tmp_path: Path, step: str) -> None:
     """So the harness bites, and no sync is there for nothing."""
     cuts = recorded.cuts(tmp_path, step)
     assert any(is_lost(cuts, prefix) for prefix in reversed(cuts.answers()))
@@ -84,7 +68,7 @@ def is_lost(cuts: Cuts, prefix: int) -> bool:
     return False
 
 
-def test_every_sync_is_among_those_that_are_tried_to_be_left_out(recorded: Recorded) -> None:
+def test_every_sync_is_among_those_that_are_tried_to_be_left_out(recorded) -> None:
     syncs = {event.step.name for event in recorded.events if event.step.operation.startswith("sync")}
     # What client.toml says is made again by the next start.
     assert syncs - {"client-config.sync"} == set(NEEDED)
