@@ -6,6 +6,7 @@ administration works beside that.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -138,13 +139,17 @@ class DataDirectory:
 def make_durable(path: Path) -> None:
     """Makes a directory and those above it that are missing, each name synced into its parent.
 
-    The name of one that is there already is synced too, where that is allowed: a start that was cut off may have made it.
+    The name of one that is there already is synced too, where that can be done: a start that was cut off may have made it.
     Raises OSError.
     """
     files = Files()
     if path.is_dir():
-        with contextlib.suppress(PermissionError):
+        try:
             sync_directory(files, str(path.parent))
+        except OSError as error:
+            # The directory above may be somebody else's, or of a file system that syncs no directories.
+            if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL}:
+                raise
         return
     make_durable(path.parent)
     with contextlib.suppress(FileExistsError):
