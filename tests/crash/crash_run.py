@@ -55,6 +55,11 @@ class Seen:
         self.kills[name] += 1
         return Plan(name, rng.choice(("before", "after")), rng.randint(1, self.counts[name]))
 
+    def choose_in_order(self, rng: random.Random, count: int) -> list[Plan]:
+        """So many, the first that comes first: a start that goes on where the last was cut off takes no step twice."""
+        order = list(self.counts)
+        return sorted((self.choose(rng) for _ in range(count)), key=lambda plan: order.index(plan.step))
+
 
 @dataclass
 class Figures:
@@ -133,9 +138,10 @@ class Crashes:
         died: list[str] = []
         try:
             if fresh:
-                died += [self._die_starting(server, self._first, rng) for _ in range(FIRST_STARTS)]
+                plans = self._first.choose_in_order(rng, FIRST_STARTS)
+                died += [self._die_starting(server, plan) for plan in plans]
             elif rng.random() < START_SHARE:
-                died.append(self._die_starting(server, self._start, rng))
+                died.append(self._die_starting(server, self._start.choose(rng)))
             server.start()
             check_swept(server.data)
             check_agreement(server.data)  # what was owed is done before anybody asks for it
@@ -152,8 +158,7 @@ class Crashes:
             f"run {run}: died {', '.join(died)}; {kept} backups; {time.monotonic() - begun:.1f} s", flush=True
         )
 
-    def _die_starting(self, server: CrashServer, seen: Seen, rng: random.Random) -> str:
-        plan = seen.choose(rng)
+    def _die_starting(self, server: CrashServer, plan: Plan) -> str:
         if server.start(plan):
             # The step had been taken by an earlier start.
             server.kill()
