@@ -8,6 +8,8 @@
 #   make bench                 speed and size against restic and borg; ARGS="--help" tells the sizes
 #   make bench-peers           install restic and borg for it (Debian, as root; borg into .tools/borg)
 #   make big                   a large tree and a large file through everything, with kills in the middle
+#   make crash                 servers that are killed at every durable step; ARGS="--runs 1000 --seed 7"
+#   make power                 power cuts after every step of a recorded run; ARGS="--operations 12 --random 3 --seed 7"
 #   make interop               clients in other languages: grpcurl, Go, Node
 #   make format                bring the code into its format
 #   make clean                 remove what these have made, but no data
@@ -140,6 +142,14 @@ bench-peers: python
 .PHONY: big
 big: $(STAMP)
 	@$(BIN)/python -m benchmarks.big $(ARGS)
+
+.PHONY: crash
+crash: $(STAMP)
+	@PYTHONPATH=tests/wire $(BIN)/python tests/crash/crash_run.py $(ARGS)
+
+.PHONY: power
+power: $(STAMP)
+	@PYTHONPATH=tests/wire $(BIN)/python tests/crash/crash_power.py $(ARGS)
 
 .PHONY: interop
 interop: $(STAMP)

@@ -63,6 +63,7 @@ class Running:
     retention_every_s: float = 0.0
     parity_percent: int = 0
     clock: MovedClock = field(default_factory=MovedClock)
+    catalog_options: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.root / "store").mkdir(exist_ok=True)
@@ -73,7 +74,7 @@ class Running:
 
     def start(self) -> None:
         """Opens the directory and serves it."""
-        self.catalog: Catalog = open_catalog(str(self.root / "catalog.db"))
+        self.catalog: Catalog = open_catalog(str(self.root / "catalog.db"), **self.catalog_options)
         self.blobs = self.wrap(DirectoryBlobs(str(self.root / "store")))
         # The same secrets in every run, so that chunks and pages end where they ended before.
         self.keys = KeyStore(self.blobs, MASTER, self._random.randbytes)

@@ -149,8 +149,7 @@ def local_token(opened: Rooms, directory: DataDirectory) -> str:
     token = read_client_config(directory.client_toml).get("token")
     now_ns = time.time_ns()
     if token is None:
-        tenant = rooms.tenant_named(opened, rooms.DEFAULT_TENANT)
-        return rooms.new_local_token(opened, tenant, now_ns)
+        return rooms.new_local_token(opened, rooms.default_tenant(opened, now_ns), now_ns)
     try:
         opened.catalog.tokens.authenticate(token, now_ns)
     except Unauthenticated:

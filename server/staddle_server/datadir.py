@@ -6,6 +6,7 @@ administration works beside that.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -16,10 +17,13 @@ from pathlib import Path
 from typing import Final
 
 from staddle_server.config import Address, OperatorError
+from staddle_server.store.directory import Files, sync_directory, write_synced
 
 CLIENT_TOML_BYTES_MAX: Final = 64 * 1024
-NOT_DATA: Final = frozenset({"client.toml", "server.toml", "server.lock", "tls", "lost+found"})
-"""What may lie in a directory that is still to be made: settings, certificates, what a new file system holds."""
+NOT_DATA: Final = frozenset(
+    {"client.toml", "client.toml.new", "server.toml", "server.lock", "tls", "lost+found", "master.key.new"}
+)
+"""What may lie in a directory that is still to be made: settings, certificates, what a new file system holds, what a crash left."""
 
 
 class DataDirectoryError(OperatorError):
@@ -101,9 +105,10 @@ class DataDirectory:
         A foreign directory is refused before anything is written to it. Raises DataDirectoryError, which names the
         process that has it, if another one does.
         """
-        self.is_complete()
+        complete = self.is_complete()
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not complete:
+                make_durable(self.path)
         except OSError as error:
             raise DataDirectoryError(f"cannot make {self.path}: {error.strerror}") from error
         with self.locked():
@@ -191,6 +196,27 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_durable(path: Path) -> None:
+    """Makes a directory and those above it that are missing, each name synced into its parent.
+
+    The name of one that is there already is synced too, where that can be done: a start that was cut off may have made it.
+    Raises OSError.
+    """
+    files = Files()
+    if path.is_dir():
+        try:
+            sync_directory(files, str(path.parent))
+        except OSError as error:
+            # The directory above may be somebody else's, or of a file system that syncs no directories.
+            if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL}:
+                raise
+        return
+    make_durable(path.parent)
+    with contextlib.suppress(FileExistsError):
+        files.make_directory(str(path))
+    sync_directory(files, str(path.parent))
+
+
 @dataclass(frozen=True)
 class ClientConfig:
     """What DIR/client.toml tells the local command, in the client's own keys: where the server is, and an admin token."""
@@ -223,15 +249,12 @@ def write_client_config(path: Path, config: ClientConfig) -> None:
     for key, value in dataclasses.asdict(config).items():
         if value:
             lines.append(f"{key} = {json.dumps(value)}")
-    temporary = path.with_name(path.name + ".new")
+    files, temporary = Files(), f"{path}.new"
     with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write("\n".join(lines) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        files.unlink(temporary)
+    write_synced(files, temporary, ("\n".join(lines) + "\n").encode())
+    files.replace(temporary, str(path))
+    sync_directory(files, str(path.parent))
 
 
 def read_client_config(path: Path) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """The health probe: asks a server, with gRPC's own health protocol, whether it serves."""
 
+from __future__ import annotations
+
 import time
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -12,14 +14,23 @@ from staddle_server.config import Address, OperatorError
 SERVING: Final = "SERVING"
 METHOD: Final = "/grpc.health.v1.Health/Check"
 RETRY_S: Final = 0.1
+WRITES: Final = "staddle.v1.StaddleService/writes"
+"""What health calls the writing half of the service."""
 
 
 class ProbeError(OperatorError):
     """The server does not serve, or cannot be asked."""
 
 
-def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> str:
-    """The status of the server at the address, such as "SERVING". Raises ProbeError if it does not answer in time."""
+class ReadOnlyError(OperatorError):
+    """The server gives backups back, and takes none."""
+
+
+def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> None:
+    """Returns if the server at the address serves all that it should.
+
+    Raises ProbeError if it does not, or does not answer in time, and ReadOnlyError if it only reads.
+    """
     target = str(address)
     if files is None:
         channel = grpc.insecure_channel(target)
@@ -33,11 +44,29 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> str
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         try:
-            answer = ask(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+            # In this order: a server that begins to drain says so of both.
+            writes = _status(ask, WRITES, timeout_s)
+            serves = _status(ask, "", timeout_s)
         except grpc.RpcError as error:
             raise ProbeError(
                 f"no server answers at {target}: {error.code().name}, {error.details()}"
             ) from error
+    if serves != SERVING:
+        raise ProbeError(f"the server at {address} says {serves}")
+    if writes != SERVING:
+        raise ReadOnlyError(
+            f"the server at {address} is read-only: it restores, and takes no backups, since a sync failed. "
+            "Its log says which; look at the disk, then restart it"
+        )
+
+
+def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s: float) -> str:
+    try:
+        answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+    except grpc.RpcError as error:
+        if service == WRITES and error.code() is grpc.StatusCode.NOT_FOUND:
+            return SERVING  # a server of before this was told
+        raise
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 

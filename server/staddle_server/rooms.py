@@ -14,14 +14,20 @@ from typing import Final
 from staddle_server.catalog import Catalog, PendingRecord, Tenant, open_catalog
 from staddle_server.catalog.words import check_name
 from staddle_server.config import OperatorError
-from staddle_server.datadir import DataDirectory, DataDirectoryError
+from staddle_server.datadir import DataDirectory, DataDirectoryError, make_durable
 from staddle_server.errors import BadRequest
 from staddle_server.session.clock import SystemClock
 from staddle_server.session.records import finish_missing, finish_tenant
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import BlobMissing, check_format, create_format
 from staddle_server.store.directory import DirectoryBlobs
-from staddle_server.store.keys import KeyStore, create_master_key, keys_name, load_master_key
+from staddle_server.store.keys import (
+    KeyStore,
+    clear_master_key_temporary,
+    create_master_key,
+    keys_name,
+    load_master_key,
+)
 from staddle_server.store.records import TenantSettingsRecord, encode_record
 from staddle_server.types import TokenRole
 from staddle_server.upkeep.findings import Kept
@@ -83,9 +89,10 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     The order lets it begin again wherever it was cut off: the catalog exists before a tenant's keys do, so keys
     without a catalog always mean that a catalog was lost. Raises what store and catalog raise.
     """
+    clear_master_key_temporary(str(directory.master_key))
     if not directory.master_key.exists():
         create_master_key(str(directory.master_key))
-    directory.store.mkdir(mode=0o700, exist_ok=True)
+    make_durable(directory.store)  # and the name of the key, if an earlier start did not come to sync that
     blobs = DirectoryBlobs(str(directory.store))
     try:
         check_format(blobs)
@@ -93,10 +100,26 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
         create_format(blobs)
     open_catalog(str(directory.catalog)).close()
     with open_rooms(directory) as rooms:
-        tenant = rooms.catalog.tenants.get_by_name(DEFAULT_TENANT) or create_tenant(
-            rooms, DEFAULT_TENANT, now_ns
+        return new_local_token(rooms, default_tenant(rooms, now_ns), now_ns)
+
+
+def default_tenant(rooms: Rooms, now_ns: int) -> Tenant:
+    """The default tenant, made now if the first start was cut off before it was.
+
+    Raises NoSuchTenantError where there was more than that, so that another catalog, or an empty one, lies beside the store.
+    """
+    tenant = rooms.catalog.tenants.get_by_name(DEFAULT_TENANT)
+    if tenant is not None:
+        return tenant
+    if rooms.catalog.tenants.list_all():
+        return tenant_named(rooms, DEFAULT_TENANT)
+    # A tenant's first record comes after its row: where there is one, there was a row.
+    if next(rooms.blobs.list("records"), None) is not None:
+        raise NoSuchTenantError(
+            "the catalog knows no tenant, but the store holds records of one: put the catalog back from a copy "
+            "(a new tenant would hide every backup)"
         )
-        return new_local_token(rooms, tenant, now_ns)
+    return create_tenant(rooms, DEFAULT_TENANT, now_ns)
 
 
 @dataclass(frozen=True)

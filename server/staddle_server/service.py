@@ -81,7 +81,7 @@ class Service:
             lambda tenant: tenants.get(tenant).name,
             Streams(streams_max, clock.monotonic_s),
         )
-        self._wire = WireServer(self._gate, table, streams_max)
+        self._wire = WireServer(self._gate, table, streams_max, lambda: blobs.failed is None)
         kept = Kept(catalog, blobs, keys, tenants, clock)
         scrubber = Scrubber(kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s)
         tasks = [

@@ -98,6 +98,43 @@ def test_making_a_directory_goes_on_wherever_it_was_cut_off(tmp_path: Path, reac
         opened.keys.load(tenant.id)
 
 
+@pytest.mark.parametrize("left", [["master.key.new"], ["master.key", "master.key.new"], ["client.toml.new"]])
+def test_what_a_crash_while_it_was_made_left_is_no_hindrance_and_goes(
+    tmp_path: Path, left: list[str]
+) -> None:
+    if "master.key" in left:
+        rooms.create_master_key(str(tmp_path / "master.key"))
+    for name in set(left) - {"master.key"}:
+        (tmp_path / name).write_text("half a line")
+    assert initialise(tmp_path).is_complete()
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_directory_whose_first_start_ended_before_its_tenant_serves_at_the_next(tmp_path: Path) -> None:
+    directory = initialise(tmp_path / "model")
+    half = DataDirectory(tmp_path / "half")
+    half.store.mkdir(parents=True)
+    half.master_key.write_bytes(directory.master_key.read_bytes())
+    rooms.create_format(rooms.DirectoryBlobs(str(half.store)))
+    rooms.open_catalog(str(half.catalog)).close()
+    assert half.is_complete(), "so that serving does not make it anew"
+    with rooms.open_rooms(half) as opened:
+        token = app.local_token(opened, half)
+        assert opened.catalog.tokens.authenticate(token, NOW_NS).name == "local"
+
+
+def test_an_empty_catalog_beside_a_store_in_use_is_refused_and_not_filled(tmp_path: Path) -> None:
+    directory = initialise(tmp_path)
+    for part in tmp_path.glob("catalog.db*"):
+        part.unlink()
+    rooms.open_catalog(str(directory.catalog)).close()
+    directory.client_toml.unlink()
+    with rooms.open_rooms(directory) as opened:
+        with pytest.raises(rooms.NoSuchTenantError, match=r"catalog knows no tenant.*put the catalog back"):
+            app.local_token(opened, directory)
+        assert opened.catalog.tenants.list_all() == []
+
+
 def test_the_token_in_the_client_file_is_an_admins_of_the_default_tenant(tmp_path: Path) -> None:
     directory = initialise(tmp_path)
     table = tomllib.loads(directory.client_toml.read_text())

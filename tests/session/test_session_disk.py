@@ -176,9 +176,12 @@ def test_a_checkpoint_that_fails_beside_the_calls_is_told_to_the_next_one(runnin
     with pytest.raises(grpc.RpcError) as failed:
         source.put_file("b", b"2")
     assert info(failed.value).reason == "RESUME_REQUIRED"
-    found = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
-    assert "no room" in found.last_failure
-    assert found.durable.entry_count == 0
+
+    def found() -> pb.Upload:
+        return stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
+
+    wait_until(lambda: "no room" in found().last_failure)
+    assert found().durable.entry_count == 0
     disk.mend()
     assert resume(stub, source).entry_count == 0
     source.put_file("a", b"1")

@@ -15,9 +15,14 @@ from staddle_server.store.blobs import (
 
 
 class MemoryBlobs:
+    failed: str | None = None
+
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.lock = threading.Lock()
+
+    def check_writable(self) -> None:
+        """Memory does not fail."""
 
     def create(self) -> "MemoryWriter":
         return MemoryWriter(self)

@@ -76,11 +76,15 @@ class Database:
     """One database with its pool. Safe for many threads; a transaction belongs to the thread that began it."""
 
     def __init__(
-        self, engine: Engine, translate: Callable[[BaseException], errors.StaddleError | None]
+        self,
+        engine: Engine,
+        translate: Callable[[BaseException], errors.StaddleError | None],
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
     ) -> None:
         self.engine = engine
         self._writer = engine.execution_options(**{_WRITE_OPTION: True})
         self._translate = translate
+        self._busy_timeout_s = busy_timeout_s
         self._turn = threading.Lock() if engine.dialect.name == "sqlite" else None
 
     @contextmanager
@@ -105,7 +109,7 @@ class Database:
         if self._turn is None:
             yield
             return
-        if not self._turn.acquire(timeout=BUSY_TIMEOUT_S):
+        if not self._turn.acquire(timeout=self._busy_timeout_s):
             raise _busy()
         try:
             yield
@@ -129,7 +133,7 @@ class Database:
         self.engine.dispose()
 
 
-def open_sqlite(path: str, choice: SqliteChoice) -> Database:
+def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
     """Opens the file, made with mode 0600 if it is not there, and sets the journal.
 
     Raises:
@@ -141,18 +145,18 @@ def open_sqlite(path: str, choice: SqliteChoice) -> Database:
         URL.create("sqlite", database=path),
         module=choice.module,
         # Autocommit at the module's level: this room says itself when a transaction begins, and how (_begin).
-        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        connect_args={"isolation_level": None, "timeout": busy_timeout_s, "check_same_thread": False},
         pool_size=CONNECTIONS_MAX,
         max_overflow=0,
-        pool_timeout=BUSY_TIMEOUT_S,
+        pool_timeout=busy_timeout_s,
         pool_use_lifo=True,
     )
-    event.listen(engine, "connect", _settings_of(choice))
+    event.listen(engine, "connect", _settings_of(choice, busy_timeout_s))
     event.listen(engine, "begin", _begin)
-    database = Database(engine, _sqlite_translator(path, choice.module))
+    database = Database(engine, _sqlite_translator(path, choice.module), busy_timeout_s)
     try:
         _create_private(path)
-        _set_journal(path, choice)
+        _set_journal(path, choice, busy_timeout_s)
     except Exception as error:
         told = _translate_os(path, error) or _translate_sqlite(path, choice.module, error)
         if told is None:
@@ -173,11 +177,11 @@ def _create_private(path: str) -> None:
         os.close(directory)
 
 
-def _set_journal(path: str, choice: SqliteChoice) -> None:
+def _set_journal(path: str, choice: SqliteChoice, busy_timeout_s: float) -> None:
     """Once for the file, not for each connection: the mode is kept in it, and a change needs the file alone."""
     wanted = "wal" if choice.wal else "delete"
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    connection = choice.module.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+    deadline = time.monotonic() + busy_timeout_s
+    connection = choice.module.connect(path, isolation_level=None, timeout=busy_timeout_s)
     try:
         while connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
             try:
@@ -191,13 +195,13 @@ def _set_journal(path: str, choice: SqliteChoice) -> None:
         connection.close()
 
 
-def _settings_of(choice: SqliteChoice) -> Callable[[Any, object], None]:
+def _settings_of(choice: SqliteChoice, busy_timeout_s: float) -> Callable[[Any, object], None]:
     # With a rollback journal FULL does not sync the directory after the journal is gone, so that a power loss could undo an
     # acknowledged commit; EXTRA does.
     synchronous = "FULL" if choice.wal else "EXTRA"
 
     def settings(connection: Any, _record: object) -> None:
-        connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+        connection.execute(f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
 

@@ -18,7 +18,14 @@ from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.collection import Collection
 from staddle_server.catalog.collector import Collectors
 from staddle_server.catalog.datasets import Datasets
-from staddle_server.catalog.dialect import Database, SqliteChoice, choose_sqlite, installed_wheel, open_sqlite
+from staddle_server.catalog.dialect import (
+    BUSY_TIMEOUT_S,
+    Database,
+    SqliteChoice,
+    choose_sqlite,
+    installed_wheel,
+    open_sqlite,
+)
 from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.removal import Removal
 from staddle_server.catalog.retention import Retentions
@@ -63,11 +70,16 @@ class Catalog:
 
 
 def open_catalog(
-    path: str, *, sqlite: SqliteChoice | None = None, random: Callable[[int], bytes] = secrets.token_bytes
+    path: str,
+    *,
+    sqlite: SqliteChoice | None = None,
+    random: Callable[[int], bytes] = secrets.token_bytes,
+    busy_timeout_s: float = BUSY_TIMEOUT_S,
 ) -> Catalog:
     """Opens the catalog at `path`, makes it if it is not there, and brings its tables up to date.
 
-    Any number of processes may do so at once. `random(n)` gives n unpredictable bytes, for tokens and their ids.
+    Any number of processes may do so at once. `random(n)` gives n unpredictable bytes, for tokens and their ids. A
+    transaction waits `busy_timeout_s` for its turn beside the others.
 
     Raises:
         Unavailable: the file cannot be used, is no catalog, or a newer version of Staddle wrote it.
@@ -75,7 +87,7 @@ def open_catalog(
 
     """
     choice = sqlite or choose_sqlite(wheel=installed_wheel())
-    database = open_sqlite(path, choice)
+    database = open_sqlite(path, choice, busy_timeout_s)
     try:
         migrate(database, path)
     except BaseException:

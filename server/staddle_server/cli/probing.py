@@ -1,12 +1,17 @@
 """`staddle-server health`."""
 
+import sys
 import time
+from typing import Final
 
 import click
 
 from staddle_server import config, health, tls
 from staddle_server.cli.options import probe_options, settings_from
 from staddle_server.datadir import DataDirectory, read_client_config
+
+READ_ONLY: Final = 3
+"""The exit code for a server that only restores: waiting does not mend that."""
 
 
 @click.command(name="health")
@@ -23,7 +28,10 @@ from staddle_server.datadir import DataDirectory, read_client_config
     help="Ask again for so long, until it serves.",
 )
 def health_command(server: str | None, timeout: str, wait: str, **flags: str | None) -> None:
-    """Ask the server of DIR whether it serves: exit 0 if so, 1 if not. For containers and scripts; needs no token."""
+    """Ask the server of DIR whether it serves: exit 0 if so, 1 if not, 3 if it only restores.
+
+    For containers and scripts; needs no token.
+    """
     settings = settings_from({**flags, "listen": config.LISTEN_DEFAULT})
     timeout_s, wait_s = _duration("--timeout", timeout), _duration("--wait", wait)
     deadline_s = time.monotonic() + wait_s
@@ -31,6 +39,9 @@ def health_command(server: str | None, timeout: str, wait: str, **flags: str | N
         try:
             _ask(settings, server, timeout_s)
             return
+        except health.ReadOnlyError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(READ_ONLY)
         except health.ProbeError:
             if not health.still(deadline_s):
                 raise
@@ -38,10 +49,8 @@ def health_command(server: str | None, timeout: str, wait: str, **flags: str | N
 
 def _ask(settings: config.Settings, server: str | None, timeout_s: float) -> None:
     address = _address(settings, server)
-    status = health.check(address, tls.files_of(settings), timeout_s)
-    if status != health.SERVING:
-        raise health.ProbeError(f"the server at {address} says {status}")
-    click.echo(f"{address} {status}")
+    health.check(address, tls.files_of(settings), timeout_s)
+    click.echo(f"{address} {health.SERVING}")
 
 
 def _address(settings: config.Settings, server: str | None) -> config.Address:

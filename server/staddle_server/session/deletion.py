@@ -50,6 +50,8 @@ class Deletion:
         return backup
 
     def _find(self, principal: Principal, dataset: str, prefix: str) -> Backup:
+        """The backup, if it can be recorded what is decided about it."""
+        self._tenants.get(principal.tenant).blobs.check_writable()
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=prefix, include_deleted=True)
 
     @staticmethod

@@ -72,8 +72,9 @@ class Uploads:
         """
         spec = specify(self._clock.now_ns(), self._terms)
         self._check_room(spec.principal)
-        begun = self._catalog.uploads.begin(spec)
         tenant = self._tenants.get(spec.principal.tenant)
+        tenant.blobs.check_writable()
+        begun = self._catalog.uploads.begin(spec)
         if not begun.replayed:
             self._open_writer(tenant, begun.upload)
         damaged = self.damaged(begun.upload, None, LISTED_MAX)

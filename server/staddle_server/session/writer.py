@@ -433,6 +433,7 @@ class UploadWriter:
             self._check_complete(entry_count, data_bytes)
             self._reap(wait=True)
             new = self._new_backup()
+            self._tenant.blobs.check_writable()  # or there would be a backup that cannot be recorded
             backup = self._catalog.uploads.commit(
                 self.upload.tenant,
                 self.upload.id,

@@ -87,7 +87,16 @@ class Blobs(Readable, Protocol):
 
     A backend that does not answer raises Unavailable("STORE_UNAVAILABLE"), never BlobMissing and never an empty
     list; one without room raises Exhausted("STORE_FULL").
+
+    Attributes:
+        failed: Why nothing is written any more until a restart; None while writing works, or may work again by itself.
+
     """
+
+    failed: str | None
+
+    def check_writable(self) -> None:
+        """Raise Unavailable while `failed`: for those who would decide what can then not be written."""
 
     def create(self) -> BlobWriter:
         """Begin an object; it has no name before it is whole."""

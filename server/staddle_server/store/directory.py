@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
 import threading
@@ -23,6 +24,8 @@ from staddle_server.store.blobs import (
     is_component,
 )
 
+_log = logging.getLogger(__name__)
+
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
 WRITE_BACK_BYTES: Final = 8 * MIB
@@ -34,7 +37,7 @@ _RETRY_AFTER_S: Final = 30.0
 class Files:
     """The system calls that durability hangs on, one method each, so that tests can make each of them fail.
 
-    Every method raises OSError as the system does.
+    Every method raises OSError as the system does. docs/safety.md names the steps that are made of them.
     """
 
     def open(self, path: str, flags: int) -> int:
@@ -73,9 +76,9 @@ class Files:
         """Give a file a second name; unlike a rename it never replaces one."""
         os.link(source, target, follow_symlinks=False)
 
-    def rename(self, source: str, target: str) -> None:
-        """Move a file to a name, in place of the file that may have it."""
-        os.rename(source, target)
+    def replace(self, source: str, target: str) -> None:
+        """Move a file to a name that may be taken."""
+        os.replace(source, target)
 
     def unlink(self, path: str) -> None:
         os.unlink(path)
@@ -92,6 +95,30 @@ class Files:
     def scan(self, path: str) -> "list[os.DirEntry[str]]":
         with os.scandir(path) as entries:
             return list(entries)
+
+
+def write_synced(files: Files, path: str, data: bytes) -> None:
+    """Make the file `path` of `data`, synced; its name is not. Nothing stays if that fails. Raises OSError."""
+    descriptor = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[files.write(descriptor, rest) :]
+        files.sync(descriptor)
+    except OSError:
+        files.unlink(path)
+        raise
+    finally:
+        files.close(descriptor)
+
+
+def sync_directory(files: Files, path: str) -> None:
+    """Make durable which names the directory `path` has. Raises OSError."""
+    descriptor = files.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files.sync_directory(descriptor)
+    finally:
+        files.close(descriptor)
 
 
 class DirectoryBlobs:
@@ -176,10 +203,7 @@ class DirectoryBlobs:
                     swept += self._sweep(entry.path)
         return swept
 
-    # --- what writers share
-
     def check_writable(self) -> None:
-        """Raise Unavailable if a sync has failed."""
         if self.failed is not None:
             raise Unavailable(
                 "STORE_UNAVAILABLE",
@@ -187,6 +211,8 @@ class DirectoryBlobs:
                 "look at the disk, then restart the server",
                 retry_after_s=_RETRY_AFTER_S,
             )
+
+    # --- what writers share
 
     def publish(self, temporary: str, descriptor: int, name: str) -> None:
         """Sync the file, link it under `name`, sync the directory. Raises as BlobWriter.commit does."""
@@ -205,7 +231,7 @@ class DirectoryBlobs:
         """Sync the file, rename it to `name`, sync the directory. Raises as BlobWriter.replace does."""
         path = self._sync_for(descriptor, name)
         with translated(f"replace {name}"), self._remembering_directories():
-            self._files.rename(temporary, path)
+            self._files.replace(temporary, path)
         self._sync_directory(os.path.dirname(path))
 
     def _sync_for(self, descriptor: int, name: str) -> str:
@@ -236,7 +262,12 @@ class DirectoryBlobs:
         try:
             yield
         except OSError as error:
-            self.failed = _store_error(action, error).message
+            if self.failed is None:
+                self.failed = _store_error(action, error).message
+                _log.error(
+                    "%s: from now on nothing is written, and what is there can be read; look at the disk, then restart the server",
+                    self.failed,
+                )
             raise
 
     # --- parts

@@ -1,5 +1,6 @@
 """The master key, tenants' secrets as stored, and what is derived from them (docs/format.md, "Tenant secrets")."""
 
+import contextlib
 import os
 import struct
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from staddle_server.errors import Damaged, Fault
 from staddle_server.limits import DATASET_BYTES_MAX, MIB
 from staddle_server.store.blobs import Blobs, Buffer
 from staddle_server.store.copies import Copies
-from staddle_server.store.directory import Files
+from staddle_server.store.directory import Files, sync_directory, write_synced
 from staddle_server.types import Role, TenantKeys
 
 KEY_BYTES: Final = 32
@@ -24,6 +25,9 @@ NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 KEYS_BYTES_MAX: Final = 1 * MIB
 """A keys object: room for more than 20,000 pack keys."""
+
+MASTER_KEY_TEMPORARY: Final = ".new"
+"""Behind the name of a master key while it is being made."""
 
 _MASTER_PREFIX: Final = "staddle-master-key-1 "
 _MASTER_LINE_CHARS: Final = len(_MASTER_PREFIX) + 2 * KEY_BYTES + 1 + 8 + 1
@@ -105,18 +109,15 @@ def create_master_key(path: str, random: Random = os.urandom, files: Files | Non
     """
     files = files or Files()
     master = random(KEY_BYTES)
-    temporary = f"{path}.{os.urandom(8).hex()}"
+    temporary = path + MASTER_KEY_TEMPORARY
     try:
-        _write_synced(files, temporary, master_key_line(master).encode())
+        clear_master_key_temporary(path, files)
+        write_synced(files, temporary, master_key_line(master).encode())
         try:
             files.link(temporary, path)
         finally:
             files.unlink(temporary)
-        directory = files.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            files.sync_directory(directory)
-        finally:
-            files.close(directory)
+        sync_directory(files, os.path.dirname(path) or ".")
     except FileExistsError as error:
         raise MasterKeyError(f"{path} exists already; a master key is never overwritten") from error
     except OSError as error:
@@ -124,18 +125,10 @@ def create_master_key(path: str, random: Random = os.urandom, files: Files | Non
     return master
 
 
-def _write_synced(files: Files, path: str, data: bytes) -> None:
-    descriptor = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[files.write(descriptor, rest) :]
-        files.sync(descriptor)
-    except OSError:
-        files.unlink(path)
-        raise
-    finally:
-        files.close(descriptor)
+def clear_master_key_temporary(path: str, files: Files | None = None) -> None:
+    """Remove what a crash while the master key `path` was made has left beside it. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        (files or Files()).unlink(path + MASTER_KEY_TEMPORARY)
 
 
 def load_master_key(path: str) -> bytes:

@@ -35,8 +35,6 @@ from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
 from staddle_server.upkeep.recorded import missing_records
 
-"""So long repair keeps the collector away after each pack that it writes."""
-
 
 @dataclass
 class Repaired:

@@ -74,7 +74,8 @@ class Gate:
         self._authenticate = authenticate
         self.tenant_name = tenant_name
         self.streams = streams
-        self._draining = False
+        self.draining = False
+        """Whether calls are told that the server is shutting down."""
 
     def principal(self, context: grpc.ServicerContext) -> Principal:
         """Who calls.
@@ -104,12 +105,12 @@ class Gate:
                 f"{principal.role.name.lower()}",
                 role=method.role.name.lower(),
             )
-        if self._draining:
+        if self.draining:
             raise Unavailable("DRAINING", "the server is shutting down; try again", retry_after_s=RETRY_S)
 
     def close(self) -> None:
         """From now on calls are told that the server is shutting down."""
-        self._draining = True
+        self.draining = True
 
 
 def handle(gate: Gate, name: str, method: Method, kind: str) -> Callable[[Any, grpc.ServicerContext], Any]:

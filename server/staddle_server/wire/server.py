@@ -34,13 +34,19 @@ log = logging.getLogger(__name__)
 SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 WATCH: Final = "/grpc.health.v1.Health/Watch"
 REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
+WRITES: Final = f"{SERVICE.full_name}/writes"
+"""What health calls the writing half of the service: NOT_SERVING once the store takes no more writes."""
 WATCHES_MAX: Final = 64
 """Calls of health's Watch at once."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
+HEALTH_CHECK_S: Final = 1.0
 GRACE_S: Final = 1.0
 """What is left when a server stops has so long to say its last word."""
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -191,11 +197,14 @@ class _Symbols:
 class WireServer:
     """A gRPC server that can be started once, drained, and stopped."""
 
-    def __init__(self, gate: Gate, table: dict[str, Method], streams_max: int) -> None:
+    def __init__(
+        self, gate: Gate, table: dict[str, Method], streams_max: int, is_writable: Callable[[], bool]
+    ) -> None:
         self._gate = gate
+        self._is_writable = is_writable
         self._health = health.HealthServicer()
         self._stopping = threading.Event()
-        self._idle_check = threading.Thread(target=self._end_idle_streams, name="idle-streams", daemon=True)
+        self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)
         self._threads = ThreadPoolExecutor(streams_max + UNARY_THREADS, thread_name_prefix="call")
         self._server = grpc.server(
             self._threads,
@@ -222,23 +231,33 @@ class WireServer:
         else:
             port = self._server.add_secure_port(address, credentials)
         self._server.start()
-        self._idle_check.start()
-        self._say(health_pb2.HealthCheckResponse.SERVING)
+        self._look_after.start()
+        self._say(_SERVING, "", SERVICE.full_name)
+        self._say_writes()
         return port
 
-    def _end_idle_streams(self) -> None:
-        while not self._stopping.wait(IDLE_CHECK_S):
+    def _look(self) -> None:
+        """Ends streams in which nothing moves, and keeps what health says about writing true."""
+        idle_check_s = time.monotonic()
+        while not self._stopping.wait(HEALTH_CHECK_S):
+            self._say_writes()
+            if time.monotonic() - idle_check_s < IDLE_CHECK_S:
+                continue
+            idle_check_s = time.monotonic()
             if ended := self._gate.streams.end_idle():
                 log.info("%d streams were ended in which nothing moved", ended)
 
-    def _say(self, status: int) -> None:
-        for name in ("", SERVICE.full_name):
+    def _say_writes(self) -> None:
+        self._say(_SERVING if self._is_writable() and not self._gate.draining else _NOT_SERVING, WRITES)
+
+    def _say(self, status: int, *names: str) -> None:
+        for name in names:
             self._health.set(name, status)
 
     def close(self, drain_s: float) -> None:
         """Takes no new calls, and gives the streams under way so long."""
-        self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._gate.close()
+        self._say(_NOT_SERVING, "", SERVICE.full_name, WRITES)
         self._gate.streams.idle.wait(drain_s)
 
     def stop(self) -> None:

@@ -1,0 +1,67 @@
+"""kill -9 at named steps and at random times: what was acknowledged is there, the rest is there whole or not at all.
+
+The long form: make crash ARGS="--runs 1000 --seed 7".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import crash_run
+import pytest
+from crash_server import CrashServer, Plan, check_agreement, check_swept
+from crash_work import LostError, Place, Worker
+from staddle_server import rooms
+from staddle_server.datadir import DataDirectory
+
+
+def test_servers_that_are_killed_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    figures = crash_run.Figures()
+    crash_run.crash(tmp_path, seed=7, runs=3, figures=figures)
+    assert sum(figures.kills.values()) >= 3
+    assert figures.checks["acknowledged"] > 0
+    assert figures.checks["restored"] > 0
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    made = CrashServer(tmp_path)
+    yield made
+    made.kill()
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+def test_a_server_dies_at_the_step_that_was_named(server: CrashServer, phase: str) -> None:
+    assert not server.start(Plan("master-key.link", phase, 1))
+    assert (server.data / "master.key").exists() == (phase == "after")
+    assert server.start(Plan("catalog.tenants.create", phase, 2))
+    check_swept(server.data)
+
+
+def test_the_harness_finds_what_is_lost(server: CrashServer) -> None:
+    server.start()
+    worker = Worker("set", 1, Place(server.data))
+    worker.work(server.stub, 6)
+    worker.check(server.stub)
+    assert worker.kept
+    with rooms.open_rooms(DataDirectory(server.data)) as opened:
+        (tenant,) = opened.catalog.tenants.list_all()
+        packs = list(opened.blobs.list(f"packs/{tenant.id.hex()}"))
+        gone = opened.blobs.read(packs[0][0], 0, packs[0][1])
+        opened.blobs.delete(packs[0][0])
+    with pytest.raises(Exception, match="is missing"):
+        check_agreement(server.data)
+    with pytest.raises(LostError, match="does not come back"):
+        worker.check(server.stub)
+    with rooms.open_rooms(DataDirectory(server.data)) as opened:
+        opened.blobs.put(packs[0][0], gone)
+        records = list(opened.blobs.list(f"records/{tenant.id.hex()}"))
+        opened.blobs.delete(records[-1][0])
+    with pytest.raises(LostError, match=r"record"):
+        check_agreement(server.data)
+    worker.kept.append(worker.attempt(by_source=False, changes=False))
+    with pytest.raises(LostError, match="should have"):
+        worker.check(server.stub)
+    (server.data / "store" / "tmp" / "left").touch()
+    with pytest.raises(LostError, match="left behind"):
+        check_swept(server.data)

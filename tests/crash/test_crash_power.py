@@ -1,0 +1,74 @@
+"""The power is cut after each step of a recorded run: whatever had been answered by then is there, byte for byte.
+
+The long form, every prefix of the record in several variants: make power ARGS="--operations 12 --random 3 --seed 7".
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from crash_disk import VARIANTS
+from crash_power import Cuts
+from crash_work import LostError
+
+SEED = 7
+
+
+def test_a_power_cut_during_the_first_start_leaves_what_the_next_one_makes_whole(
+    recorded, tmp_path: Path
+) -> None:
+    cuts = recorded.cuts(tmp_path)
+    for prefix in range(0, cuts.answers()[0], 3):
+        cuts.check(prefix, VARIANTS[prefix // 3 % len(VARIANTS)], SEED)
+
+
+def test_a_power_cut_takes_nothing_that_was_answered_and_leaves_nothing_half(
+    recorded, tmp_path: Path
+) -> None:
+    cuts, rng = recorded.cuts(tmp_path), random.Random(SEED)
+    answers = cuts.answers()
+    for prefix in rng.sample(range(answers[0], len(recorded.events) + 1), 16):
+        cuts.check(prefix, rng.choice(VARIANTS), SEED)
+    for prefix in rng.sample(answers, 4):
+        cuts.check(prefix, "nothing", SEED)
+    assert cuts.figures["restored"] > 0
+
+
+NEEDED = [
+    "parent.sync-directory",
+    "data.sync-directory",
+    "master-key.sync",
+    "store.sync-directory",
+    "directory.sync",
+    "format.sync",
+    "keys.sync",
+    "keys.sync-directory",
+    "pack.sync",
+    "pack.sync-directory",
+    "record.sync",
+    "record.sync-directory",
+]
+
+
+@pytest.mark.parametrize("step", NEEDED)
+def test_without_this_sync_a_loss_is_found(recorded, tmp_path: Path, step: str) -> None:
+    """So the harness bites, and no sync is there for nothing."""
+    cuts = recorded.cuts(tmp_path, step)
+    assert any(is_lost(cuts, prefix) for prefix in reversed(cuts.answers()))
+
+
+def is_lost(cuts: Cuts, prefix: int) -> bool:
+    try:
+        cuts.check(prefix, "nothing")
+    except LostError as lost:
+        print(lost)
+        return True
+    return False
+
+
+def test_every_sync_is_among_those_that_are_tried_to_be_left_out(recorded) -> None:
+    syncs = {event.step.name for event in recorded.events if event.step.operation.startswith("sync")}
+    # What client.toml says is made again by the next start.
+    assert syncs - {"client-config.sync"} == set(NEEDED)
