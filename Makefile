@@ -8,6 +8,7 @@
 #   make bench                 speed and size against restic and borg; ARGS="--help" tells the sizes
 #   make bench-peers           install restic and borg for it (Debian, as root; borg into .tools/borg)
 #   make big                   a large tree and a large file through everything, with kills in the middle
+#   make fuzz                  hostile input: ARGS="frame --runs 1000000 --seed 1"; without ARGS, all targets
 #   make interop               clients in other languages: grpcurl, Go, Node
 #   make format                bring the code into its format
 #   make clean                 remove what these have made, but no data
@@ -140,6 +141,10 @@ bench-peers: python
 .PHONY: big
 big: $(STAMP)
 	@$(BIN)/python -m benchmarks.big $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(STAMP)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 .PHONY: interop
 interop: $(STAMP)
