@@ -301,7 +301,10 @@ def _read_config(named: str | None, data: str | None) -> tuple[Path, dict[Option
         table = tomllib.loads(raw.decode())
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, numbers too long, lists in lists in lists
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also text that is not UTF-8, numbers too long, lists in lists in lists
         raise SettingsError(f"{path} is not TOML: {error}") from error
     return path, {_known(key, path): _text(key, value, path) for key, value in table.items()}
 
