@@ -32,6 +32,9 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help="put inputs that end in a new way into tests/fuzz/corpus"
     )
+    parser.add_argument(
+        "--outcomes", action="store_true", help="say how the inputs ended, and how many of them"
+    )
     parser.add_argument("--input", type=Path, help="try this one file, and nothing else")
     options = parser.parse_args()
     unknown = [name for name in options.target if name not in BY_NAME]
@@ -68,6 +71,9 @@ def _run(target: Target, options: argparse.Namespace) -> int:
     finally:
         faulthandler.cancel_dump_traceback_later()
     print(_line(report), flush=True)
+    if options.outcomes:
+        for outcome, count in sorted(report.outcomes.items(), key=lambda each: -each[1]):
+            print(f"  {count:9,}  {outcome}")
     if options.keep:
         _keep(report)
     return 0

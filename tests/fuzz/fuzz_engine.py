@@ -25,7 +25,7 @@ Check = Callable[[bytes], str]
 Mutate = Callable[[random.Random, bytes], bytes]
 
 CORPUS: Final = Path(__file__).parent / "corpus"
-INPUT_S_MAX: Final = 5.0
+INPUT_S_MAX: Final = 15.0
 INPUT_BYTES_MAX: Final = 8 << 20
 POOL_MAX: Final = 4_000
 OUTCOME_CHARS_MAX: Final = 200

@@ -268,5 +268,5 @@ def _mutate_tree(chance: random.Random, data: bytes) -> bytes:
 
 TARGETS = [
     Target("page", _page, _page_seeds, _mutate_page, short_runs=2000),
-    Target("manifest", _trees, _tree_seeds, _mutate_tree, short_runs=500),
+    Target("manifest", _trees, _tree_seeds, _mutate_tree, short_runs=250),
 ]

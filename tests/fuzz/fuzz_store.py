@@ -220,5 +220,5 @@ TARGETS = [
         short_runs=3000,
     ),
     Target("keys", _keys, _keys_seeds, mutate_msgpack, short_runs=1500),
-    Target("master", _master, lambda: [master_key_line(MASTER).encode()], mutate_bytes, short_runs=1500),
+    Target("master", _master, lambda: [master_key_line(MASTER).encode()], mutate_bytes, short_runs=800),
 ]

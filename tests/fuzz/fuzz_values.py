@@ -268,7 +268,7 @@ TARGETS = [
     ),
     Target(
         "client-config", _client_config, lambda: [_CLIENT_FILE],
-        lambda chance, data: mutate_text(chance, data, _CLIENT_WORDS), short_runs=500,
+        lambda chance, data: mutate_text(chance, data, _CLIENT_WORDS), short_runs=200,
     ),
     Target("message", _messages, _message_seeds, mutate_bytes, short_runs=4000),
 ]  # fmt: skip
