@@ -32,6 +32,10 @@ ARRIVING_MAX: Final = 96
 """Calls without a stream whose message has not come yet: each holds a thread."""
 ARRIVING_TOKEN_MAX: Final = 32
 """Of these, calls of one token: the others always find room."""
+CONNECTIONS_MAX: Final = 4096
+"""Connections at once; fewer where the process may have few files, half of which are for the store."""
+FILES_WANTED: Final = 65_536
+"""Open files that the server asks the system for when it starts."""
 UNARY_THREADS: Final = 16
 """Threads that neither streams nor calls whose message has not come can hold."""
 

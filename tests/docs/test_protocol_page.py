@@ -204,6 +204,8 @@ def test_the_limits_are_those_of_the_server() -> None:
         f"{known.UPLOADS_OPEN_MAX}, of one tenant {known.UPLOADS_OPEN_TENANT_MAX}",
         "a Backup stream's first message; any later one, in or out": f"within {streams.FIRST_S:.0f} s; "
         f"{streams.IDLE_S / 60:.0f} min, then the call ends with CANCELLED",
+        "connections": f"{known.CONNECTIONS_MAX:,}; one without a call is closed after "
+        f"{dict(server.OPTIONS)['grpc.max_connection_idle_ms'] // 60_000} min",
         "calls whose message has not come, at once; of one token; the message of such a call": f"{known.ARRIVING_MAX}; "
         f"{known.ARRIVING_TOKEN_MAX}; within {streams.ARRIVING_S / 60:.0f} min",
         "lease, life of an upload": f"{known.LEASE_S // 60} min, {known.UPLOAD_LIFE_S // 86400} days "

@@ -89,3 +89,31 @@ def test_counting_changes_nothing_of_what_is_decoded(parts, behind):
         assert expected is None or any(byte & 7 in (3, 4) for byte in behind)
         return
     assert found == expected
+
+
+def test_numbers_that_are_written_in_a_longer_way_are_counted_all_the_same():
+    number = pb.Entry.DESCRIPTOR.fields_by_name["xattrs"].number
+    head = number << 3 | 2
+    overlong = bytes([head & 0x7F | 0x80, head >> 7 | 0x80, 0, 0])
+    assert len(pb.Entry.FromString(overlong * 3).xattrs) == 3
+    inside = overlong * (ITEMS_PER_MESSAGE_MAX + 1)
+    assert (
+        sv.BackupRequest(parts=[sv.BackupPart(entry=pb.Entry())]).SerializeToString() == b"\x0a\x02\x1a\x00"
+    )
+
+    def sized(tag, body):
+        length, size = len(body), bytearray()
+        while length >= 0x80:
+            size.append(length & 0x7F | 0x80)
+            length >>= 7
+        return tag + bytes([*size, length]) + body
+
+    with pytest.raises(BadRequest, match="at most 262144"):
+        decoder(sv.BackupRequest)(sized(b"\x0a", sized(b"\x1a", inside)))
+
+
+def test_data_that_looks_like_items_is_data():
+    tag = bytes([pb.Content.DESCRIPTOR.fields_by_name["chunks"].number << 3 | 2])
+    part = sv.BackupPart(entry=pb.Entry(path="a", data=tag * (ITEMS_PER_MESSAGE_MAX + 10)))
+    request = sv.BackupRequest(parts=[part])
+    assert decoder(sv.BackupRequest)(request.SerializeToString()) == request

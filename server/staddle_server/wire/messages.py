@@ -1,8 +1,8 @@
 """Messages from their bytes: a few bytes can stand for a large object, so what is in a message is counted before it is used.
 
-An empty entry of four bytes becomes an object of several hundred. A message is counted at its top level before it is decoded,
-and inside its entries before it is given out; and one at a time, so that there is never more than one that is too large.
-Small messages cannot be: they cost nothing here.
+An empty entry of four bytes becomes an object of several hundred. What a message repeats, and what its entries repeat, is counted
+before it is decoded; and once more behind that, one message at a time, because numbers may be written in longer ways than
+counting in bytes looks for. Small messages cannot be too large: they cost nothing here.
 """
 
 from __future__ import annotations
@@ -24,6 +24,23 @@ FIELDS_MAX: Final = PARTS_PER_MESSAGE_MAX + 64
 """Fields at the top of a message: what it repeats, and a few beside it."""
 _FIELD_BYTES_MIN: Final = 2
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
+
+
+def _number(type_: type[Message], name: str) -> int:
+    number: int = type_.DESCRIPTOR.fields_by_name[name].number
+    return number
+
+
+def _tag(number: int) -> bytes:
+    """How a field of this number, below 2048, begins if it holds bytes."""
+    key = number << 3 | _BYTES
+    return bytes([key]) if key < 0x80 else bytes([key & 0x7F | 0x80, key >> 7])
+
+
+_ENTRY_TAGS: Final = {_tag(_number(type_, "entry"))[0] for type_ in (sv.BackupPart, sv.EntryChange)}
+_CONTENT_FIELD: Final = _number(pb.Entry, "content")
+_ITEM_FIELDS: Final = {_number(pb.Entry, "xattrs"), _number(pb.Entry, "holes")}
+_ITEM_TAGS: Final = tuple(map(_tag, (*_ITEM_FIELDS, _number(pb.Content, "chunks"))))
 
 _one_at_a_time: Final = threading.Lock()
 
@@ -52,30 +69,74 @@ def decoder(type_: type[M]) -> Callable[[bytes], M]:
     return decode
 
 
+def _too_many_items() -> BadRequest:
+    return BadRequest(
+        "BAD_FIELD",
+        f"entries: a message has at most {ITEMS_PER_MESSAGE_MAX} extended attributes, holes and chunk references",
+        field="entry",
+    )
+
+
 def _unreadable(name: str) -> BadRequest:
     return BadRequest("BAD_FIELD", f"the message cannot be read as {name}", field="message")
 
 
 def _check_fields(data: bytes) -> None:
-    """Raises BadRequest for more than FIELDS_MAX fields. Looks at their heads alone."""
-    at, end, count = 0, len(data), 0
+    """Raises BadRequest for more than FIELDS_MAX fields, or more than ITEMS_PER_MESSAGE_MAX items in the entries.
+
+    Looks at the heads of fields alone, and into entries only where the bytes of items' tags are many: they may be data.
+    """
+    at, end, count, suspects = 0, len(data), 0, 0
     while at < end:
         count += 1
         if count > FIELDS_MAX:
             raise BadRequest(
                 "BAD_FIELD", f"parts: a message has at most {PARTS_PER_MESSAGE_MAX}", field="parts"
             )
-        tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == _BYTES:
-            length, at = _varint(data, at)
-            at += length
-        elif kind == _VARINT:
-            _, at = _varint(data, at)
-        elif kind in (_EIGHT, _FOUR):
-            at += 8 if kind == _EIGHT else 4
-        else:  # a group: nothing of ours has any, and what is in it could not be counted
-            raise _unreadable("a message of this service")
+        _, start, at = _field(data, at)
+        if start < end and data[start] in _ENTRY_TAGS:
+            suspects += sum(data.count(tag, start, at) for tag in _ITEM_TAGS)
+    if suspects > ITEMS_PER_MESSAGE_MAX:
+        # No more of them are counted than say that there are too many.
+        for items, _ in enumerate(_items(data), 1):
+            if items > ITEMS_PER_MESSAGE_MAX:
+                raise _too_many_items()
+
+
+def _items(data: bytes) -> Iterator[int]:
+    """Where the attributes, holes and chunk references in the entries of a message begin."""
+    at = 0
+    while at < len(data):
+        _, start, at = _field(data, at)
+        if start < len(data) and data[start] in _ENTRY_TAGS:
+            _, inner, stop = _field(data, start)
+            yield from _items_of_entry(data, inner, min(stop, at))
+
+
+def _items_of_entry(data: bytes, at: int, end: int) -> Iterator[int]:
+    while at < end:
+        number, start, at = _field(data, at)
+        if number in _ITEM_FIELDS:
+            yield start
+        elif number == _CONTENT_FIELD:
+            while start < at:
+                yield start
+                _, _, start = _field(data, start)
+
+
+def _field(data: bytes, at: int) -> tuple[int, int, int]:
+    """The number of the field that begins at `at`, where its value begins, and where that ends."""
+    tag, at = _varint(data, at)
+    kind = tag & 7
+    if kind == _BYTES:
+        length, at = _varint(data, at)
+        return tag >> 3, at, at + length
+    if kind == _VARINT:
+        return tag >> 3, at, _varint(data, at)[1]
+    if kind in (_EIGHT, _FOUR):
+        return tag >> 3, at, at + (8 if kind == _EIGHT else 4)
+    # A group: nothing of ours has any, and what is in it could not be counted.
+    raise _unreadable("a message of this service")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -99,11 +160,7 @@ def _check_items(message: Message) -> None:
         if entry.HasField("content"):
             items += len(entry.content.chunks)
         if items > ITEMS_PER_MESSAGE_MAX:
-            raise BadRequest(
-                "BAD_FIELD",
-                f"entries: a message has at most {ITEMS_PER_MESSAGE_MAX} extended attributes, holes and chunk references",
-                field="entry",
-            )
+            raise _too_many_items()
 
 
 def _entries(message: Message) -> Iterator[pb.Entry]:

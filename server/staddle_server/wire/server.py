@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from grpc_status import rpc_status
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import StaddleError
-from staddle_server.limits import ARRIVING_MAX, MESSAGE_BYTES_MAX, MIB, UNARY_THREADS
+from staddle_server.limits import ARRIVING_MAX, CONNECTIONS_MAX, MESSAGE_BYTES_MAX, MIB, UNARY_THREADS
 from staddle_server.types import TokenRole
 from staddle_server.wire.call import Gate, Method, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
@@ -52,7 +53,16 @@ OPTIONS: Final = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", MIB),
     ("grpc.max_metadata_size", 16 * 1024),
+    # Who connects and does not speak, or has nothing to say, is let go; a client's library connects again when it has.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 300_000),
 )
+
+
+def connections_max() -> int:
+    """Connections at once: callers never take the files that the store needs."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS_MAX if files == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, files // 2)
 
 
 def methods(uploads: UploadCalls, reads: ReadCalls, info: InfoCalls) -> dict[str, Method]:
@@ -161,7 +171,7 @@ class WireServer:
         self._server = grpc.server(
             self._threads,
             interceptors=[_Door(gate)],
-            options=OPTIONS,
+            options=(*OPTIONS, ("grpc.max_allowed_incoming_connections", connections_max())),
             maximum_concurrent_rpcs=threads + WAITING_CALLS_MAX,
         )
         self._server.add_generic_rpc_handlers(
