@@ -155,7 +155,7 @@ def _records() -> Iterator[Check]:
         try:
             record = decode_record(data, "records/x")
         except Damaged as error:
-            return f"{error.message} {type(error.__cause__).__name__} {error.__cause__}"
+            return f"{error.message} {type(error.__cause__).__name__} {str(error.__cause__)[:40]}"
         # What was read can be written again, and says the same.
         again = decode_record(encode_record(record), "records/x")
         assert again == record
