@@ -183,6 +183,23 @@ TARGETS_OF_LINKS = ("/", "..", "../outside", "", "x" * 5000, "a\0b", "/proc/self
 NUMBERS = (0, 1, 4095, 2**31, 2**32 - 1, 2**53, 2**63 - 1)
 
 
+def _restore_seeds() -> list[bytes]:
+    """An honest stream; and for each path, and each name beside a path, that means harm, one that is honest but for that."""
+    honest, link = (
+        _parts(),
+        Part(entry=pb.Entry(path="out", type=pb.ENTRY_TYPE_SYMLINK, link_target="../outside")),
+    )
+    start = honest[:2]
+    harmful = [[*start, *file_parts(path, [b"harm"])] for path in PATHS]
+    harmful += [[*start, link, *file_parts(path, [b"harm"])] for path in ("out/x", "out/file", "out/../x")]
+    harmful += [
+        [*start, Part(entry=pb.Entry(path="l", type=pb.ENTRY_TYPE_SYMLINK, link_target=target))]
+        for target in TARGETS_OF_LINKS
+    ]
+    harmful.append([*start, *file_parts("f", [b"x"], xattrs=[pb.Xattr(name="user.a\0b", value=b"1")])])
+    return [with_end(parts) for parts in (honest, *harmful)]
+
+
 def _mutate_restore(chance: random.Random, data: bytes) -> bytes:
     """A stream with a few things changed, so that all around them is as the protocol says."""
     parts = parts_of(data)
@@ -398,5 +415,5 @@ def _remove(target: Path) -> None:
 
 
 TARGETS = [
-    Target("restore", _restores, lambda: [with_end(_parts())], _mutate_restore, growth_bytes_max=96 * MIB, short_runs=100),
+    Target("restore", _restores, _restore_seeds, _mutate_restore, growth_bytes_max=96 * MIB, short_runs=100),
 ]  # fmt: skip
