@@ -131,6 +131,10 @@ class Calls:
     def _rest_of_pages(self, method: str, request: Any, field: str, page: Any) -> Iterator[Any]:
         yield from getattr(page, field)
         while page.next_page_token:
+            if page.next_page_token == request.page_token:
+                raise ProtocolError(
+                    f"The server's pages of {method} lead back to themselves: the list does not end."
+                )
             request.page_token = page.next_page_token
             page = self.call(method, request)
             yield from getattr(page, field)

@@ -128,7 +128,10 @@ def _read_file(path: str) -> dict[str, str]:
         )
     try:
         table = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also text that is not UTF-8, numbers too long, lists in lists in lists
         raise ConfigError(f"{path} is not TOML: {error}.", facts={"path": path}) from error
     values = _checked(table, path)
     if values.get("token") and mode & (stat.S_IRGRP | stat.S_IROTH):

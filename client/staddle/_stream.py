@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
-from staddle._convert import path_of, sort_key
+from staddle._convert import link_target_of, path_of, sort_key
 from staddle._errors import ProtocolError
 from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
 from staddle.v1 import resources_pb2 as resources
@@ -149,6 +149,7 @@ class _Reader:
         if self._last_key is not None and key <= self._last_key:
             raise ProtocolError(f"The restore is out of order at {path!r}.")
         self._last_key = key
+        _check_names(path, entry)
         self._entries += 1
         if not is_file(entry):
             return EntryEvent(path, entry, open=False)
@@ -250,6 +251,16 @@ class _OpenFile:
         said = {self._content_id or end.content_id, end.content_id}
         if said != {self._hasher.content_id()}:
             raise ProtocolError(f"{self.path!r}: the bytes that came are not what its content id says.")
+
+
+def _check_names(path: bytes, entry: resources.Entry) -> None:
+    """What a file system is given beside the path: no file system has names that hold NUL."""
+    if b"\0" in link_target_of(entry):
+        raise ProtocolError(f"{path!r}: the server sent a link target that holds NUL.")
+    for xattr in entry.xattrs:
+        name = xattr.name_bytes or xattr.name.encode()
+        if not name or b"\0" in name:
+            raise ProtocolError(f"{path!r}: the server sent an extended attribute with the name {name!r}.")
 
 
 def _check_inline(path: bytes, entry: resources.Entry, data: bytes) -> None:

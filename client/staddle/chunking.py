@@ -27,6 +27,8 @@ CONTENT_ID_CONTEXT: Final = "staddle.v1 content id"
 EMPTY_CONTENT_ID: Final = blake3(b"").digest()
 CHUNK_BYTES_MAX: Final = 1024 * 1024
 WINDOW_BYTES: Final = CHUNK_BYTES_MAX + 256 * 1024
+SMALL_BYTES: Final = 4 * 1024
+"""Pushed pieces up to this size are gathered: each would cost more to keep than it holds."""
 _PAIR: Final = struct.Struct("<I32s")
 
 
@@ -163,7 +165,12 @@ class Chunker:
         """Adds bytes; gives the chunks that are certain by now. The data must not change afterwards."""
         if not data:
             return []
-        self._parts.append(data)
+        if len(data) > SMALL_BYTES:
+            self._parts.append(data)
+        elif self._parts and isinstance(self._parts[-1], bytearray):
+            self._parts[-1] += data
+        else:
+            self._parts.append(bytearray(data))
         self._pending += len(data)
         self._pending_zeros = 0
         if self._pending < self._window_bytes:

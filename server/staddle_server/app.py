@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from staddle_server.datadir import (
     write_client_config,
 )
 from staddle_server.errors import Unauthenticated
+from staddle_server.limits import FILES_WANTED
 from staddle_server.rooms import Rebuilt, Rooms, open_rooms
 from staddle_server.service import Service
 from staddle_server.signals import listening_for_signals
@@ -75,6 +77,7 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
     Raises OperatorError or StaddleError if it cannot begin.
     """
     accepted = malloc.tune()
+    raise_file_limit()
     # Entries and chunk references are many, short-lived and without cycles: looking for cycles among them every 700 took a
     # quarter of a restore of small files.
     gc.freeze()
@@ -97,6 +100,14 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
                 _event("serving", address=listening)
                 _event("draining", signal=stop.wait(), drain_s=settings.drain_s)
     _event("stopped")
+
+
+def raise_file_limit() -> None:
+    """Lets the process have as many files as it may, up to FILES_WANTED: the usual 1,024 are few for connections and packs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _event(message: str, **fields: object) -> None:

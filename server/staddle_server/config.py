@@ -180,7 +180,10 @@ def _one_of(*words: str) -> Callable[[str], str]:
 def _path(text: str) -> Path:
     if "\0" in text:
         raise ValueError("a path cannot hold NUL")
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError("there is no such home directory") from error
 
 
 OPTIONS: Final = (
@@ -345,10 +348,13 @@ def _parse(option: Option, text: str, origin: str) -> object:
 
 
 def _read_config(named: str | None, data: str | None) -> tuple[Path, dict[Option, str]]:
-    path = _path(named) if named else _path(data or ".") / CONFIG_NAME
-    if named is None and (data is None or not path.is_file()):
-        return path, {}
     try:
+        path = _path(named) if named else _path(data or ".") / CONFIG_NAME
+    except ValueError as error:
+        raise SettingsError(f"cannot read the settings file of {named or data!r}: {error}") from error
+    try:
+        if named is None and (data is None or not path.is_file()):
+            return path, {}
         with path.open("rb") as file:
             raw = file.read(CONFIG_BYTES_MAX + 1)
         if len(raw) > CONFIG_BYTES_MAX:
@@ -358,7 +364,10 @@ def _read_config(named: str | None, data: str | None) -> tuple[Path, dict[Option
         table = tomllib.loads(raw.decode())
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also text that is not UTF-8, numbers too long, lists in lists in lists
         raise SettingsError(f"{path} is not TOML: {error}") from error
     return path, {_known(key, path): _text(key, value, path) for key, value in table.items()}
 

@@ -19,6 +19,8 @@ ZERO_BYTES_MAX: Final = 1024 * MIB
 CHUNKS_PER_CALL_MAX: Final = 4096
 ENTRIES_PER_CALL_MAX: Final = 4096
 PARTS_PER_MESSAGE_MAX: Final = 65_536
+ITEMS_PER_MESSAGE_MAX: Final = 262_144
+"""Extended attributes, holes and chunk references in all entries of a message together: a few bytes of each become an object."""
 READ_RANGE_BYTES_MAX: Final = 3 * MIB
 RESTORE_PATHS_MAX: Final = 65_536
 PAGE_SIZE_MAX: Final = 10_000
@@ -26,7 +28,16 @@ SHORT_PAGE_SIZE_MAX: Final = 1_000
 PAGE_TOKEN_BYTES_MAX: Final = 64 * KIB
 ERROR_STATUS_BYTES_MAX: Final = 3 * KIB
 STREAMS_MAX: Final = 128
+ARRIVING_MAX: Final = 96
+"""Calls without a stream whose message has not come yet: each holds a thread."""
+ARRIVING_TOKEN_MAX: Final = 32
+"""Of these, calls of one token: the others always find room."""
+CONNECTIONS_MAX: Final = 4096
+"""Connections at once; fewer where the process may have few files, half of which are for the store."""
+FILES_WANTED: Final = 65_536
+"""Open files that the server asks the system for when it starts."""
 UNARY_THREADS: Final = 16
+"""Threads that neither streams nor calls whose message has not come can hold."""
 
 # --- names and entries
 DATASET_BYTES_MAX: Final = 255

@@ -80,6 +80,7 @@ class Service:
             lambda token: catalog.tokens.authenticate(token, clock.now_ns()),
             lambda tenant: tenants.get(tenant).name,
             Streams(streams_max, clock.monotonic_s),
+            clock.monotonic_s,
         )
         self._wire = WireServer(self._gate, table, streams_max, lambda: blobs.failed is None)
         kept = Kept(catalog, blobs, keys, tenants, clock)

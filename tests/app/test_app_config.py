@@ -138,6 +138,7 @@ def test_without_a_data_directory_the_error_names_the_places() -> None:
         ("scrub_bytes_per_s", "1KiB", "must be at least 64KiB"),
         ("log_format", "xml", "expected auto or json or text"),
         ("tls_cert", "a\0b", "NUL"),
+        ("data", "~nobody-of-this-name/data", "no such home directory"),
     ],
 )
 def test_a_bad_value_is_named_with_its_origin_and_what_was_expected(field: str, text: str, says: str) -> None:
@@ -147,13 +148,30 @@ def test_a_bad_value_is_named_with_its_origin_and_what_was_expected(field: str, 
 
 
 @pytest.mark.parametrize(
-    "text", ["streams_max = true", "streams_max = [1]", "data = 1979-05-27", "= 3", "\xff"]
+    "text",
+    [
+        "streams_max = true",
+        "streams_max = [1]",
+        "data = 1979-05-27",
+        "= 3",
+        "\xff",
+        "streams_max = " + "9" * 5000,
+        "data = " + "[" * 2000,
+    ],
+    ids=["boolean", "list", "date", "no key", "no UTF-8", "number too long", "lists in lists"],
 )
 def test_a_file_that_is_no_settings_file_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     file = tmp_path / "s.toml"
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(SettingsError, match=r"s\.toml"):
         load(file=str(file))
+
+
+def test_a_name_that_no_file_can_have_is_an_error_that_says_so() -> None:
+    with pytest.raises(SettingsError, match="File name too long"):
+        load({"data": "d" * 5000})
+    with pytest.raises(SettingsError, match="no such home directory"):
+        load(file="~nobody-of-this-name/s.toml")
 
 
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,15 @@ def test_the_pure_part_needs_no_native_chunker():
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True, parents=True)
     GOLDEN.write_text(json.dumps(_golden(), indent=1) + "\n")
+
+
+def test_small_pieces_cost_no_more_memory_than_what_they_hold():
+    data = noise(1_000_000)
+    chunker = Chunker(REAL)
+    tracemalloc.start()
+    for at in range(0, len(data), 2):
+        chunker.push(data[at : at + 2])
+    held_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert chunker.pending_bytes == len(data)
+    assert held_bytes < 1.5 * len(data)

@@ -165,6 +165,7 @@ class MemoryService(StaddleServiceServicer):
         self.checkpoint_moves: Callable[[], bool] = lambda: True
         self.after_commit: Callable[[grpc.ServicerContext], None] = lambda _context: None
         self.damaged: set[bytes] = set()
+        self.same_page = False
         self.change_restore: Callable[[list[service.RestorePart]], list[service.RestorePart]] = lambda parts: (
             parts
         )
@@ -420,7 +421,7 @@ class MemoryService(StaddleServiceServicer):
         )
 
     def _page(self, request, response, field: str, items: list) -> object:
-        start = int(request.page_token or 0)
+        start = 0 if self.same_page else int(request.page_token or 0)
         getattr(response, field).extend(items[start : start + PAGE])
         if start + PAGE < len(items):
             response.next_page_token = str(start + PAGE)

@@ -85,6 +85,8 @@ def test_a_file_without_a_token_is_named(tmp_path: pathlib.Path) -> None:
         ('server = "a"\nserve = "b"\n', "unknown key serve"),
         ("server = 7443\n", "server must be a string"),
         ("server = \n", "is not TOML"),
+        ("server = " + "9" * 5000, "is not TOML"),
+        ("server = " + "[" * 2000, "is not TOML"),
         ("#" * 70_000, "more than"),
     ],
 )

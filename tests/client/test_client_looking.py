@@ -46,6 +46,14 @@ def test_lists_go_through_all_pages(client: Client) -> None:
     assert newest.id == ids[-1]
 
 
+def test_a_list_whose_pages_lead_back_to_themselves_is_refused(client: Client, memory: MemoryService) -> None:
+    for number in range(5):
+        put(client, "www", a=bytes([number]))
+    memory.same_page = True
+    with pytest.raises(ProtocolError, match="does not end"):
+        list(client.backups("www"))
+
+
 def test_entries_are_one_level_or_all_below(client: Client) -> None:
     with client.upload("www") as upload:
         upload.mkdir("d")

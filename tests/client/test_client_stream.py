@@ -191,3 +191,19 @@ def test_it_reads_what_a_server_streams(client: Client, memory: MemoryService) -
         upload.put("b", b"2")
     seen = list(read_restore(client.stream("Restore", service.RestoreRequest(dataset="www"))))
     assert seen[-1] == EndEvent(2, len(BIG) + 1, 0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"type": resources.ENTRY_TYPE_SYMLINK, "link_target": "a\0b"},
+        {"type": resources.ENTRY_TYPE_SYMLINK, "link_target_bytes": b"\xff\0"},
+        {"xattrs": [resources.Xattr(name="user.a\0b")]},
+        {"xattrs": [resources.Xattr(name_bytes=b"user.\xff\0")]},
+        {"xattrs": [resources.Xattr(value=b"of no name")]},
+    ],
+)
+def test_names_that_no_file_system_has_are_refused(backup: StoredBackup, fields: dict) -> None:
+    parts = restore_parts(backup)
+    parts.insert(index(parts, "end"), service.RestorePart(entry=resources.Entry(path="z", **fields)))
+    refused(parts, "holds NUL" if "type" in fields else "extended attribute with the name")

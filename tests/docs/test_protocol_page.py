@@ -173,6 +173,7 @@ def test_the_limits_are_those_of_the_server() -> None:
     assert table == {
         "a message": size(known.MESSAGE_BYTES_MAX),
         "parts in a message": f"{known.PARTS_PER_MESSAGE_MAX:,}",
+        "extended attributes, holes and chunk references in a message": f"{known.ITEMS_PER_MESSAGE_MAX:,}",
         "PutChunks: `data`; what it inflates to; chunks": f"{size(known.PUT_CHUNKS_BYTES_MAX)}; "
         f"{size(known.PUT_CHUNKS_INFLATED_BYTES_MAX)}; {known.CHUNKS_PER_CALL_MAX:,}",
         "a chunk": f"1 byte to {size(known.CHUNK_BYTES_MAX)}",
@@ -209,6 +210,10 @@ def test_the_limits_are_those_of_the_server() -> None:
         f"{size(known.POLICY_BYTES_MAX)}",
         "a Backup stream's first message; any later one, in or out": f"within {streams.FIRST_S:.0f} s; "
         f"{streams.IDLE_S / 60:.0f} min, then the call ends with CANCELLED",
+        "connections": f"{known.CONNECTIONS_MAX:,}; one without a call is closed after "
+        f"{dict(server.OPTIONS)['grpc.max_connection_idle_ms'] // 60_000} min",
+        "calls whose message has not come, at once; of one token; the message of such a call": f"{known.ARRIVING_MAX}; "
+        f"{known.ARRIVING_TOKEN_MAX}; within {streams.ARRIVING_S / 60:.0f} min",
         "lease, life of an upload": f"{known.LEASE_S // 60} min, {known.UPLOAD_LIFE_S // 86400} days "
         "(`limits.upload_lease`, `limits.upload_life`)",
     }

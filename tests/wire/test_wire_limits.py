@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.wire.server import WATCHES_MAX
+from staddle_server.wire.health import WATCHES_MAX
 from staddle_server.wire.streams import FIRST_S, IDLE_S, Streams
 from thin import (
     Part,
@@ -55,7 +55,7 @@ def test_sixty_four_stalled_restores_hold_nobody_up(running, image):
 
 
 def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(running, image):
-    running.service._gate.streams._streams_max = 3
+    running.service._gate.streams._places_max = 3
     stalled = [image.Restore(sv.RestoreRequest(dataset="img")) for _ in range(3)]
     for call in stalled:
         next(iter(call))

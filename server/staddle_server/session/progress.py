@@ -61,10 +61,10 @@ def encode_progress(progress: Progress) -> bytes:
 
 
 def decode_progress(data: bytes) -> Progress:
-    """What encode_progress made; nothing at all is the beginning."""
+    """What encode_progress made; nothing at all is the beginning. Raises Fault for anything else."""
     if not data:
         return Progress()
     try:
         return _decoder.decode(data)
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:  # text that is not UTF-8 is a ValueError
         raise Fault("INTERNAL", f"the durable point of this upload cannot be read: {e}") from e

@@ -20,10 +20,11 @@ from staddle_server.errors import (
     Unauthenticated,
     Unavailable,
 )
+from staddle_server.limits import ARRIVING_MAX, ARRIVING_TOKEN_MAX
 from staddle_server.logs import CALLS
 from staddle_server.types import TokenRole
 from staddle_server.wire.status import code_of, status_of
-from staddle_server.wire.streams import RETRY_S, Streams
+from staddle_server.wire.streams import ARRIVING_S, RETRY_S, Streams
 
 log = logging.getLogger(CALLS)
 BEARER: Final = "bearer "
@@ -63,19 +64,33 @@ class Method(NamedTuple):
 
 
 class Gate:
-    """Lets calls in: knows the tokens and the places for streams, and closes when the server drains."""
+    """Lets calls in: knows the tokens and the places, and closes when the server drains.
+
+    Attributes:
+        streams: The places for Backup and Restore streams.
+        arriving: The places for other calls, until their message has come.
+
+    """
 
     def __init__(
         self,
         authenticate: Callable[[str], Principal],
         tenant_name: Callable[[bytes], str],
         streams: Streams,
+        now_s: Callable[[], float],
     ) -> None:
         self._authenticate = authenticate
         self.tenant_name = tenant_name
         self.streams = streams
         self.draining = False
         """Whether calls are told that the server is shutting down."""
+        self.arriving = Streams(
+            ARRIVING_MAX,
+            now_s,
+            what="calls whose message has not come",
+            first_s=ARRIVING_S,
+            owner_max=ARRIVING_TOKEN_MAX,
+        )
 
     def principal(self, context: grpc.ServicerContext) -> Principal:
         """Who calls.
@@ -113,32 +128,42 @@ class Gate:
         self.draining = True
 
 
-def handle(gate: Gate, name: str, method: Method, kind: str) -> Callable[[Any, grpc.ServicerContext], Any]:
-    """The function that gRPC calls for a method. `kind` is "unary", "upstream" or "downstream"."""
+def handle(
+    gate: Gate, name: str, method: Method, kind: str, decode: Callable[[bytes], Any]
+) -> Callable[[Iterator[bytes], grpc.ServicerContext], Any]:
+    """The function that gRPC calls for a method. `kind` is "unary", "upstream" or "downstream".
+
+    For gRPC every method streams its requests, which is the same on the wire: so who calls is known before anything that was
+    sent is looked at, and a caller that sends nothing waits here, where it is counted and ended.
+    """
 
     def admit(context: grpc.ServicerContext) -> Call:
         principal = gate.principal(context)
         gate.check(name, method, principal)
         return Call(principal, gate.tenant_name(principal.tenant), context)
 
-    def answer(request: Any, context: grpc.ServicerContext) -> Message:
+    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Message:
         line = _Line(name, context)
         try:
             call = line.call = admit(context)
+            request: Any
             if kind == "upstream":
-                request = gate.streams.enter(context).moving(request)
+                request = map(decode, gate.streams.enter(context).moving(requests))
+            else:
+                request = decode(gate.arriving.only(requests, context, call.principal.token))
             response: Message = method.handler(request, call)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")
         return response
 
-    def answers(request: Any, context: grpc.ServicerContext) -> Iterator[Message]:
+    def answers(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
         line = _Line(name, context)
         try:
             call = line.call = admit(context)
             place = gate.streams.enter(context)
             context.add_callback(line.gone)
+            request = decode(gate.arriving.only(requests, context, call.principal.token))
             place.moved()  # the request is all that the client sends
             yield from place.moving(method.handler(request, call))
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -13,31 +13,30 @@ from typing import Any, Final, cast
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import StaddleError
-from staddle_server.limits import MESSAGE_BYTES_MAX, MIB, UNARY_THREADS
+from staddle_server.limits import ARRIVING_MAX, CONNECTIONS_MAX, MESSAGE_BYTES_MAX, MIB, UNARY_THREADS
 from staddle_server.types import TokenRole
 from staddle_server.wire.call import Gate, Method, handle
+from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
+from staddle_server.wire.health import SERVICE as HEALTH
 from staddle_server.wire.info import InfoCalls
+from staddle_server.wire.messages import decoder
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.status import status_of
-from staddle_server.wire.streams import Streams
 from staddle_server.wire.uploads import UploadCalls
 
 log = logging.getLogger(__name__)
 
 SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
-WATCH: Final = "/grpc.health.v1.Health/Watch"
 REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
 WRITES: Final = f"{SERVICE.full_name}/writes"
 """What health calls the writing half of the service: NOT_SERVING once the store takes no more writes."""
-WATCHES_MAX: Final = 64
-"""Calls of health's Watch at once."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
@@ -61,7 +60,16 @@ OPTIONS: Final = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", MIB),
     ("grpc.max_metadata_size", 16 * 1024),
+    # Who connects and does not speak, or has nothing to say, is let go; a client's library connects again when it has.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 300_000),
 )
+
+
+def connections_max() -> int:
+    """Connections at once: callers never take the files that the store needs."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS_MAX if files == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, files // 2)
 
 
 def methods(
@@ -102,62 +110,32 @@ def methods(
 
 
 def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """GRPC's handlers, with the shape and the messages that the contract gives each method."""
-    made = {}
+    """GRPC's handlers, with the messages that the contract gives each method; `handle` says why all stream their requests."""
+    made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for name, method in table.items():
         described = SERVICE.methods_by_name[name]
-        kind = (
-            "upstream"
-            if described.client_streaming
-            else "downstream"
-            if described.server_streaming
-            else "unary"
-        )
-        make = {
-            "unary": grpc.unary_unary_rpc_method_handler,
-            "upstream": grpc.stream_unary_rpc_method_handler,
-            "downstream": grpc.unary_stream_rpc_method_handler,
-        }[kind]
+        downstream = described.server_streaming
+        kind = "upstream" if described.client_streaming else "downstream" if downstream else "unary"
+        make = grpc.stream_stream_rpc_method_handler if downstream else grpc.stream_unary_rpc_method_handler
         made[name] = make(
-            handle(gate, name, method, kind),
-            request_deserializer=getattr(sv, described.input_type.name).FromString,
+            handle(gate, name, method, kind, decoder(getattr(sv, described.input_type.name))),
+            request_deserializer=None,
             response_serializer=getattr(sv, described.output_type.name).SerializeToString,
         )
     return made
 
 
 class _Door(grpc.ServerInterceptor):
-    """Health needs no token, reflection any valid one; our own methods look for themselves; there is nothing else."""
+    """Reflection needs any valid token; our own methods and health look for themselves; there is nothing else."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._watches = Streams(WATCHES_MAX, time.monotonic)
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         handler = continuation(details)
-        if handler is None:
-            return None
-        if details.method == WATCH:
-            return self._watch(handler)
-        return self._reflection(handler) if details.method.startswith(REFLECTION) else handler
-
-    def _watch(self, handler: Any) -> Any:
-        """Health's Watch lasts for as long as its caller likes, and anybody may call it: only so many at once."""
-        serve = handler.unary_stream
-
-        @functools.wraps(serve)  # the library sees by an attribute of it that it needs no thread
-        def checked(request: Any, context: grpc.ServicerContext, *more: Any) -> Any:
-            try:
-                self._watches.enter(context)
-            except StaddleError as e:
-                context.abort_with_status(rpc_status.to_status(status_of(e)))
-            return serve(request, context, *more)
-
-        return grpc.unary_stream_rpc_method_handler(
-            checked,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        if handler is None or not details.method.startswith(REFLECTION):
+            return handler
+        return self._reflection(handler)
 
     def _reflection(self, handler: Any) -> Any:
         serve = handler.stream_stream
@@ -202,21 +180,26 @@ class WireServer:
     ) -> None:
         self._gate = gate
         self._is_writable = is_writable
-        self._health = health.HealthServicer()
+        self._health = Health({"", SERVICE.full_name, WRITES}, time.monotonic)
         self._stopping = threading.Event()
         self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)
-        self._threads = ThreadPoolExecutor(streams_max + UNARY_THREADS, thread_name_prefix="call")
+        # Whatever waits for its caller holds one of the first; the last are for what is at work.
+        threads = streams_max + ARRIVING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="call")
+        self._places = (gate.streams, gate.arriving, self._health.asked)
         self._server = grpc.server(
             self._threads,
             interceptors=[_Door(gate)],
-            options=OPTIONS,
-            maximum_concurrent_rpcs=streams_max + UNARY_THREADS + WATCHES_MAX + WAITING_CALLS_MAX,
+            options=(*OPTIONS, ("grpc.max_allowed_incoming_connections", connections_max())),
+            maximum_concurrent_rpcs=threads + WAITING_CALLS_MAX,
         )
         self._server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(SERVICE.full_name, _handlers(gate, table))]
+            [
+                grpc.method_handlers_generic_handler(SERVICE.full_name, _handlers(gate, table)),
+                self._health.handlers(),
+            ]
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = [SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        names = [SERVICE.full_name, HEALTH.full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server, pool=cast("DescriptorPool", _Symbols()))
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -232,32 +215,29 @@ class WireServer:
             port = self._server.add_secure_port(address, credentials)
         self._server.start()
         self._look_after.start()
-        self._say(_SERVING, "", SERVICE.full_name)
+        self._health.say(_SERVING, "", SERVICE.full_name)
         self._say_writes()
         return port
 
     def _look(self) -> None:
-        """Ends streams in which nothing moves, and keeps what health says about writing true."""
+        """Ends calls in which nothing moves, and keeps what health says about writing true."""
         idle_check_s = time.monotonic()
         while not self._stopping.wait(HEALTH_CHECK_S):
             self._say_writes()
             if time.monotonic() - idle_check_s < IDLE_CHECK_S:
                 continue
             idle_check_s = time.monotonic()
-            if ended := self._gate.streams.end_idle():
-                log.info("%d streams were ended in which nothing moved", ended)
+            if ended := sum(places.end_idle() for places in self._places):
+                log.info("%d calls were ended in which nothing moved", ended)
 
     def _say_writes(self) -> None:
-        self._say(_SERVING if self._is_writable() and not self._gate.draining else _NOT_SERVING, WRITES)
-
-    def _say(self, status: int, *names: str) -> None:
-        for name in names:
-            self._health.set(name, status)
+        writes = self._is_writable() and not self._gate.draining
+        self._health.say(_SERVING if writes else _NOT_SERVING, WRITES)
 
     def close(self, drain_s: float) -> None:
         """Takes no new calls, and gives the streams under way so long."""
         self._gate.close()
-        self._say(_NOT_SERVING, "", SERVICE.full_name, WRITES)
+        self._health.say(_NOT_SERVING, "", SERVICE.full_name, WRITES)
         self._gate.streams.idle.wait(drain_s)
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The places for streams: so many at once, and none for a stream in which nothing moves."""
+"""The places for what holds a thread while it waits for its caller: so many at once, and none for one in which nothing moves."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
-from staddle_server.errors import Exhausted
+from staddle_server.errors import BadRequest, Exhausted
 
 RETRY_S: Final = 2.0
 FIRST_S: Final = 60.0
 """A stream that the client sends has to begin within so long."""
+ARRIVING_S: Final = 10 * 60.0
+"""The message of any other call has to come within so long: on a slow line, several of 3 MiB come at once."""
 IDLE_S: Final = 15 * 60.0
 """A stream in which no message moved for so long is ended: its client is gone, or will ask what is durable and go on."""
 
@@ -28,13 +30,16 @@ class Context(Protocol):
 
 
 class Place:
-    """One stream's place."""
+    """One call's place. `owner`: whose it is, where places are counted by owner."""
 
-    def __init__(self, context: Context, begun_s: float, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, context: Context, now_s: Callable[[], float], first_s: float, owner: bytes = b""
+    ) -> None:
         self.context = context
+        self.owner = owner
         self._now_s = now_s
-        self._moved_s = begun_s
-        self._limit_s = FIRST_S
+        self._moved_s = now_s()
+        self._limit_s = first_s
 
     def moving(self, messages: Iterator[T]) -> Iterator[T]:
         """Passes messages on, and notes that they move."""
@@ -52,53 +57,99 @@ class Place:
 
 
 class Streams:
-    """The places of one server. Thread-safe.
+    """The places of one server for one kind of call. Thread-safe.
 
     Attributes:
-        idle: Set while no stream is under way.
+        idle: Set while no place is taken.
 
     """
 
-    def __init__(self, streams_max: int, now_s: Callable[[], float]) -> None:
-        self._streams_max = streams_max
+    def __init__(
+        self,
+        places_max: int,
+        now_s: Callable[[], float],
+        *,
+        what: str = "streams",
+        first_s: float = FIRST_S,
+        owner_max: int | None = None,
+    ) -> None:
+        """`what` is counted here, as the refusal names it; of one owner at most `owner_max`."""
+        self._places_max = places_max
         self._now_s = now_s
+        self._what = what
+        self._first_s = first_s
+        self._owner_max = owner_max
         self._lock = threading.Lock()
-        self._places: set[Place] = set()
+        self._places: dict[Place, None] = {}
+        """The oldest first."""
         self.idle = threading.Event()
         self.idle.set()
 
-    def enter(self, context: Context) -> Place:
-        """A place, until the call has ended.
+    def enter(self, context: Context, owner: bytes = b"") -> Place:
+        """A place, until the call has ended or `leave` is called.
 
         Raises:
             Exhausted: TOO_MANY.
 
         """
-        place = Place(context, self._now_s(), self._now_s)
+        place = Place(context, self._now_s, self._first_s, owner)
         with self._lock:
-            if len(self._places) >= self._streams_max:
-                raise Exhausted(
-                    "TOO_MANY",
-                    f"this server carries {self._streams_max} streams at once, and has so many; try again",
-                    retry_after_s=RETRY_S,
-                )
-            self._places.add(place)
+            self._check_room(owner)
+            self._places[place] = None
             self.idle.clear()
         # A handler that waits in the library for a reader that went away may never be resumed; this is called all the same.
-        if not context.add_callback(lambda: self._leave(place)):
-            self._leave(place)
+        if not context.add_callback(lambda: self.leave(place)):
+            self.leave(place)
         return place
 
-    def _leave(self, place: Place) -> None:
+    def _check_room(self, owner: bytes) -> None:
+        most, whose = self._places_max, ""
+        if len(self._places) < most:
+            own = sum(place.owner == owner for place in self._places) if self._owner_max is not None else 0
+            if self._owner_max is None or own < self._owner_max:
+                return
+            most, whose = self._owner_max, " of one token"
+        raise Exhausted(
+            "TOO_MANY",
+            f"this server carries {most} {self._what}{whose} at once, and has so many; try again",
+            retry_after_s=RETRY_S,
+        )
+
+    def leave(self, place: Place) -> None:
+        """The place is free again; does nothing if it is already."""
         with self._lock:
-            self._places.discard(place)
+            self._places.pop(place, None)
             if not self._places:
                 self.idle.set()
 
+    def only(self, messages: Iterator[T], context: Context, owner: bytes = b"") -> T:
+        """The message of a call that has one; the call holds a place until it comes.
+
+        Raises:
+            Exhausted: TOO_MANY.
+            BadRequest: BAD_SEQUENCE, it carries none.
+
+        """
+        place = self.enter(context, owner)
+        try:
+            for message in messages:
+                return message
+        finally:
+            self.leave(place)
+        raise BadRequest("BAD_SEQUENCE", "the call carries no message: send its request, even if it is empty")
+
     def end_idle(self) -> int:
-        """Ends the streams in which nothing moves; their number."""
+        """Ends the calls in which nothing moves; their number."""
         with self._lock:
             idle = [place for place in self._places if place.is_idle()]
         for place in idle:
             place.context.cancel()
         return len(idle)
+
+    def end_oldest(self) -> None:
+        """Ends the call that came first, for one that comes now."""
+        with self._lock:
+            oldest = next(iter(self._places), None)
+        if oldest is not None:
+            self.leave(oldest)
+            oldest.context.cancel()

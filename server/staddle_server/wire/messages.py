@@ -1,0 +1,170 @@
+"""Messages from their bytes: a few bytes can stand for a large object, so what is in a message is counted before it is used.
+
+An empty entry of four bytes becomes an object of several hundred. What a message repeats, and what its entries repeat, is counted
+before it is decoded; and once more behind that, one message at a time, because numbers may be written in longer ways than
+counting in bytes looks for. Small messages cannot be too large: they cost nothing here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+
+from staddle_server.errors import BadRequest
+from staddle_server.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
+
+M = TypeVar("M", bound=Message)
+
+FIELDS_MAX: Final = PARTS_PER_MESSAGE_MAX + 64
+"""Fields at the top of a message: what it repeats, and a few beside it."""
+_FIELD_BYTES_MIN: Final = 2
+_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
+
+
+def _number(type_: type[Message], name: str) -> int:
+    number: int = type_.DESCRIPTOR.fields_by_name[name].number
+    return number
+
+
+def _tag(number: int) -> bytes:
+    """How a field of this number, below 2048, begins if it holds bytes."""
+    key = number << 3 | _BYTES
+    return bytes([key]) if key < 0x80 else bytes([key & 0x7F | 0x80, key >> 7])
+
+
+_ENTRY_TAGS: Final = {_tag(_number(type_, "entry"))[0] for type_ in (sv.BackupPart, sv.EntryChange)}
+_CONTENT_FIELD: Final = _number(pb.Entry, "content")
+_ITEM_FIELDS: Final = {_number(pb.Entry, "xattrs"), _number(pb.Entry, "holes")}
+_ITEM_TAGS: Final = tuple(map(_tag, (*_ITEM_FIELDS, _number(pb.Content, "chunks"))))
+
+_one_at_a_time: Final = threading.Lock()
+
+
+def decoder(type_: type[M]) -> Callable[[bytes], M]:
+    """What makes messages of a type from bytes.
+
+    It raises BadRequest (BAD_FIELD) for bytes that are no such message, and for one with more in it than any may have.
+    """
+
+    def read(data: bytes) -> M:
+        try:
+            return type_.FromString(data)
+        except DecodeError as error:
+            raise _unreadable(type_.DESCRIPTOR.name) from error
+
+    def decode(data: bytes) -> M:
+        if len(data) <= _FIELD_BYTES_MIN * FIELDS_MAX:
+            return read(data)
+        with _one_at_a_time:
+            _check_fields(data)
+            message = read(data)
+            _check_items(message)
+            return message
+
+    return decode
+
+
+def _too_many_items() -> BadRequest:
+    return BadRequest(
+        "BAD_FIELD",
+        f"entries: a message has at most {ITEMS_PER_MESSAGE_MAX} extended attributes, holes and chunk references",
+        field="entry",
+    )
+
+
+def _unreadable(name: str) -> BadRequest:
+    return BadRequest("BAD_FIELD", f"the message cannot be read as {name}", field="message")
+
+
+def _check_fields(data: bytes) -> None:
+    """Raises BadRequest for more than FIELDS_MAX fields, or more than ITEMS_PER_MESSAGE_MAX items in the entries.
+
+    Looks at the heads of fields alone, and into entries only where the bytes of items' tags are many: they may be data.
+    """
+    at, end, count, suspects = 0, len(data), 0, 0
+    while at < end:
+        count += 1
+        if count > FIELDS_MAX:
+            raise BadRequest(
+                "BAD_FIELD", f"parts: a message has at most {PARTS_PER_MESSAGE_MAX}", field="parts"
+            )
+        _, start, at = _field(data, at)
+        if start < end and data[start] in _ENTRY_TAGS:
+            suspects += sum(data.count(tag, start, at) for tag in _ITEM_TAGS)
+    if suspects > ITEMS_PER_MESSAGE_MAX:
+        # No more of them are counted than say that there are too many.
+        for items, _ in enumerate(_items(data), 1):
+            if items > ITEMS_PER_MESSAGE_MAX:
+                raise _too_many_items()
+
+
+def _items(data: bytes) -> Iterator[int]:
+    """Where the attributes, holes and chunk references in the entries of a message begin."""
+    at = 0
+    while at < len(data):
+        _, start, at = _field(data, at)
+        if start < len(data) and data[start] in _ENTRY_TAGS:
+            _, inner, stop = _field(data, start)
+            yield from _items_of_entry(data, inner, min(stop, at))
+
+
+def _items_of_entry(data: bytes, at: int, end: int) -> Iterator[int]:
+    while at < end:
+        number, start, at = _field(data, at)
+        if number in _ITEM_FIELDS:
+            yield start
+        elif number == _CONTENT_FIELD:
+            while start < at:
+                yield start
+                _, _, start = _field(data, start)
+
+
+def _field(data: bytes, at: int) -> tuple[int, int, int]:
+    """The number of the field that begins at `at`, where its value begins, and where that ends."""
+    tag, at = _varint(data, at)
+    kind = tag & 7
+    if kind == _BYTES:
+        length, at = _varint(data, at)
+        return tag >> 3, at, at + length
+    if kind == _VARINT:
+        return tag >> 3, at, _varint(data, at)[1]
+    if kind in (_EIGHT, _FOUR):
+        return tag >> 3, at, at + (8 if kind == _EIGHT else 4)
+    # A group: nothing of ours has any, and what is in it could not be counted.
+    raise _unreadable("a message of this service")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that begins at `at`, and where it ends. What is cut off ends behind the data: decoding will say so."""
+    if at < len(data) and data[at] < 0x80:
+        return data[at], at + 1
+    number = shift = 0
+    for byte in data[at : at + 10]:
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+        shift += 7
+    return 0, len(data)
+
+
+def _check_items(message: Message) -> None:
+    items = 0
+    for entry in _entries(message):
+        items += len(entry.xattrs) + len(entry.holes)
+        if entry.HasField("content"):
+            items += len(entry.content.chunks)
+        if items > ITEMS_PER_MESSAGE_MAX:
+            raise _too_many_items()
+
+
+def _entries(message: Message) -> Iterator[pb.Entry]:
+    if isinstance(message, sv.BackupRequest):
+        yield from (part.entry for part in message.parts if part.HasField("entry"))
+    elif isinstance(message, sv.PutEntriesRequest):
+        yield from (change.entry for change in message.changes if change.HasField("entry"))

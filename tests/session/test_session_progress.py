@@ -1,0 +1,16 @@
+"""What the catalog keeps of an open upload: read back, or refused by name."""
+
+import pytest
+from staddle_server.errors import Fault
+from staddle_server.manifest.content import ContentState
+from staddle_server.session.progress import OpenEntry, Progress, decode_progress, encode_progress
+from staddle_server.types import Entry, Profile
+
+
+def test_a_durable_point_that_cannot_be_read_is_an_error_that_says_so_whatever_is_wrong_with_it():
+    state = ContentState(Profile.FIXED, 0, 0, ())
+    good = encode_progress(Progress(1, open_entry=OpenEntry(Entry(b"a", owner="root"), state, 0)))
+    assert decode_progress(good).open_entry is not None
+    for bad in (good.replace(b"root", b"\xff\xfe\xfd\xfc"), good[:-1], b"\x91" * 5000, b"\xc1"):
+        with pytest.raises(Fault, match="durable point"):
+            decode_progress(bad)

@@ -1,0 +1,119 @@
+"""What a few bytes can stand for is bounded before it is used."""
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from staddle_server.errors import BadRequest
+from staddle_server.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
+from staddle_server.wire import messages
+from staddle_server.wire.messages import FIELDS_MAX, decoder
+
+PART = b"\x0a\x00"
+ENTRY = pb.Entry(path="a", content=pb.Content(chunks=[pb.ChunkRef(digest=bytes(32), length_bytes=5)]))
+
+
+def test_as_many_parts_as_a_message_may_have_are_decoded_and_more_are_refused():
+    read = decoder(sv.BackupRequest)
+    assert len(read(PART * PARTS_PER_MESSAGE_MAX).parts) == PARTS_PER_MESSAGE_MAX
+    with pytest.raises(BadRequest, match="at most 65536") as refused:
+        read(PART * (FIELDS_MAX + 1))
+    assert refused.value.reason == "BAD_FIELD"
+
+
+@pytest.mark.parametrize("field", ["xattrs", "holes", "chunks"])
+@pytest.mark.parametrize("message", ["BackupRequest", "PutEntriesRequest"])
+def test_what_entries_hold_is_counted_over_all_entries_of_a_message(field, message):
+    half = ITEMS_PER_MESSAGE_MAX // 2
+
+    def entry(count):
+        made = pb.Entry(path="a")
+        if field == "chunks":
+            made.content.MergeFromString(PART * count)
+        else:
+            made.MergeFromString(_repeat(pb.Entry.DESCRIPTOR.fields_by_name[field].number, count))
+        return made
+
+    def request(*counts):
+        if message == "BackupRequest":
+            return sv.BackupRequest(parts=[sv.BackupPart(entry=entry(count)) for count in counts])
+        return sv.PutEntriesRequest(changes=[sv.EntryChange(entry=entry(count)) for count in counts])
+
+    read = decoder(getattr(sv, message))
+    within = request(half, half)
+    assert read(within.SerializeToString()) == within
+    with pytest.raises(BadRequest, match="at most 262144") as refused:
+        read(request(half, half, 2).SerializeToString())
+    assert refused.value.reason == "BAD_FIELD"
+
+
+def _repeat(number, count):
+    """A field of that number so many times, each empty."""
+    key = number << 3 | 2
+    head = bytes([key]) if key < 0x80 else bytes([key & 0x7F | 0x80, key >> 7])
+    return (head + b"\0") * count
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x0b" + PART * FIELDS_MAX + b"\x0c", b"\xff" * 200_000, PART * 66_000 + b"\x0a", b"\x0a\xff\xff\xff\xff\x0f" * 40_000],
+    ids=["group", "no number", "cut off", "longer than it is"],
+)  # fmt: skip
+def test_bytes_that_are_no_message_are_refused(data):
+    with pytest.raises(BadRequest) as refused:
+        decoder(sv.BackupRequest)(data)
+    assert refused.value.reason == "BAD_FIELD"
+    with pytest.raises(BadRequest, match="cannot be read"):
+        decoder(sv.BackupRequest)(b"\xff" * 10)
+
+
+@given(
+    st.lists(
+        st.sampled_from([sv.BackupPart(entry=ENTRY), sv.BackupPart(), sv.BackupPart(data=sv.Data(data=bytes(200)))]), max_size=30
+    ),
+    st.binary(max_size=20),
+)  # fmt: skip
+def test_counting_changes_nothing_of_what_is_decoded(parts, behind):
+    data = sv.BackupRequest(parts=parts).SerializeToString() + behind
+    try:
+        expected = sv.BackupRequest.FromString(data)
+    except DecodeError:
+        expected = None
+    try:
+        messages._check_fields(data)
+        found = decoder(sv.BackupRequest)(data)
+    except BadRequest:
+        # What protobuf passes over and this service does not: groups, which it never had.
+        assert expected is None or any(byte & 7 in (3, 4) for byte in behind)
+        return
+    assert found == expected
+
+
+def test_numbers_that_are_written_in_a_longer_way_are_counted_all_the_same():
+    number = pb.Entry.DESCRIPTOR.fields_by_name["xattrs"].number
+    head = number << 3 | 2
+    overlong = bytes([head & 0x7F | 0x80, head >> 7 | 0x80, 0, 0])
+    assert len(pb.Entry.FromString(overlong * 3).xattrs) == 3
+    inside = overlong * (ITEMS_PER_MESSAGE_MAX + 1)
+    assert (
+        sv.BackupRequest(parts=[sv.BackupPart(entry=pb.Entry())]).SerializeToString() == b"\x0a\x02\x1a\x00"
+    )
+
+    def sized(tag, body):
+        length, size = len(body), bytearray()
+        while length >= 0x80:
+            size.append(length & 0x7F | 0x80)
+            length >>= 7
+        return tag + bytes([*size, length]) + body
+
+    with pytest.raises(BadRequest, match="at most 262144"):
+        decoder(sv.BackupRequest)(sized(b"\x0a", sized(b"\x1a", inside)))
+
+
+def test_data_that_looks_like_items_is_data():
+    tag = bytes([pb.Content.DESCRIPTOR.fields_by_name["chunks"].number << 3 | 2])
+    part = sv.BackupPart(entry=pb.Entry(path="a", data=tag * (ITEMS_PER_MESSAGE_MAX + 10)))
+    request = sv.BackupRequest(parts=[part])
+    assert decoder(sv.BackupRequest)(request.SerializeToString()) == request

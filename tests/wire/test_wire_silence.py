@@ -1,0 +1,202 @@
+"""Callers that begin and then say nothing: they are counted, ended, and hold up nobody but themselves."""
+
+import threading
+from contextlib import ExitStack, contextmanager, suppress
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from staddle.v1 import service_pb2 as sv
+from staddle_server.limits import ARRIVING_MAX, ARRIVING_TOKEN_MAX
+from staddle_server.wire.health import ASKED_MAX, ASKED_S
+from staddle_server.wire.streams import ARRIVING_S
+from thin import back_up, datasets, reason, restore, wait_until
+
+SERVICE = "/staddle.v1.StaddleService/"
+HEALTH = "/grpc.health.v1.Health/"
+
+
+@contextmanager
+def silent(running, method, count, token=None):
+    """So many calls of a method whose message does not come."""
+    end = threading.Event()
+
+    def nothing():
+        end.wait(60)
+        yield from ()
+
+    metadata = [("authorization", f"Bearer {token}")] if token else None
+    channel = grpc.insecure_channel(running.address, options=[("grpc.use_local_subchannel_pool", 1)])
+    try:
+        begin = channel.stream_unary(method).future
+        yield [begin(nothing(), metadata=metadata) for _ in range(count)]
+    finally:
+        end.set()
+        channel.close()
+
+
+def waiting(running) -> int:
+    return len(running.service._gate.arriving._places)
+
+
+def test_without_a_token_nobody_keeps_a_thread_by_saying_nothing(running):
+    with silent(running, SERVICE + "GetServerInfo", 400) as calls:
+        codes = {call.exception(timeout=20).code() for call in calls}
+        assert grpc.StatusCode.UNAUTHENTICATED in codes
+        # What is more than the server queues is refused before anybody looks at its token.
+        assert codes <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert datasets(running.stub()) == []
+
+
+@pytest.mark.parametrize("method", ["PutChunks", "Restore"])
+def test_one_token_that_says_nothing_harms_no_other(running, method):
+    mine = running.token("writer", name="mine")
+    with silent(running, SERVICE + method, ARRIVING_TOKEN_MAX, mine) as calls:
+        wait_until(lambda: waiting(running) == ARRIVING_TOKEN_MAX)
+        with pytest.raises(grpc.RpcError) as refused:
+            datasets(running.stub_with(mine))
+        assert reason(refused.value) == "TOO_MANY"
+        assert "of one token" in refused.value.details()
+        retry = error_details_pb2.RetryInfo()
+        assert rpc_status.from_call(refused.value).details[1].Unpack(retry)
+        other = running.stub("writer", name="other")
+        back_up(other, "www", {"a": b"1"})
+        assert restore(other, "www").files == {"a": b"1"}
+        assert not any(call.done() for call in calls)
+    wait_until(lambda: waiting(running) == 0)
+    assert datasets(running.stub_with(mine)) == ["www"]
+
+
+def test_many_tokens_that_say_nothing_leave_threads_for_calls_that_are_at_work(running):
+    tokens = [running.token("reader", name=f"r{at}") for at in range(ARRIVING_MAX // ARRIVING_TOKEN_MAX)]
+    with ExitStack() as stack:
+        method = SERVICE + "ListDatasets"
+        calls = [stack.enter_context(silent(running, method, ARRIVING_TOKEN_MAX, token)) for token in tokens]
+        wait_until(lambda: waiting(running) == ARRIVING_MAX)
+        channel = grpc.insecure_channel(running.address)
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        channel.close()
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as refused:
+            datasets(running.stub())
+        assert reason(refused.value) == "TOO_MANY"
+        back_up(running.stub(), "www", {"a": b"1"})  # streams have places of their own
+        assert len(calls) == len(tokens)
+    wait_until(lambda: waiting(running) == 0)
+    assert datasets(running.stub()) == ["www"]
+
+
+def test_a_call_whose_message_does_not_come_is_ended(running):
+    with silent(running, SERVICE + "CommitUpload", 3, running.token()) as calls:
+        wait_until(lambda: waiting(running) == 3)
+        arriving = running.service._gate.arriving
+        assert arriving.end_idle() == 0
+        running.clock.ahead_s = ARRIVING_S + 1
+        assert arriving.end_idle() == 3
+        assert {call.exception(timeout=20).code() for call in calls} == {grpc.StatusCode.CANCELLED}
+        wait_until(lambda: waiting(running) == 0)
+
+
+def test_a_call_at_work_is_never_ended_for_its_silence(running, monkeypatch):
+    at_work, go = threading.Event(), threading.Event()
+    list_page = running.catalog.datasets.list_page
+
+    def slow(*arguments):
+        at_work.set()
+        go.wait(20)
+        return list_page(*arguments)
+
+    monkeypatch.setattr(running.catalog.datasets, "list_page", slow)
+    call = running.stub().ListDatasets.future(sv.ListDatasetsRequest())
+    assert at_work.wait(10)
+    running.clock.ahead_s = ARRIVING_S * 10
+    assert running.service._gate.arriving.end_idle() == 0
+    go.set()
+    assert list(call.result(timeout=20).datasets) == []
+
+
+def test_a_call_that_ends_without_a_message_is_told_so(running):
+    channel = grpc.insecure_channel(running.address)
+    call = channel.stream_unary(SERVICE + "GetServerInfo")
+    with pytest.raises(grpc.RpcError) as refused:
+        call(iter([]), metadata=[("authorization", f"Bearer {running.token()}")])
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert reason(refused.value) == "BAD_SEQUENCE"
+    channel.close()
+
+
+# ---------------------------------------------------------------------- health
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_health_answers_though_many_ask_it_nothing(running, method):
+    health = running.service._wire._health
+    with silent(running, HEALTH + method, 3 * ASKED_MAX) as calls:
+        channel = grpc.insecure_channel(running.address)
+        stub = health_pb2_grpc.HealthStub(channel)
+        wait_until(lambda: sum(call.done() for call in calls) >= 2 * ASKED_MAX)
+        for _ in range(3):
+            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+            assert next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=10)).status == 1
+        assert len(health.asked._places) <= ASKED_MAX
+        back_up(running.stub(), "www", {"a": b"1"})
+        channel.close()
+
+
+def test_who_asks_health_nothing_is_ended_soon(running, monkeypatch):
+    health = running.service._wire._health
+    monkeypatch.setattr(health.asked, "_now_s", running.clock.monotonic_s)
+    with silent(running, HEALTH + "Check", 2) as calls:
+        wait_until(lambda: len(health.asked._places) == 2)
+        assert health.asked.end_idle() == 0
+        running.clock.ahead_s = ASKED_S + 1
+        assert health.asked.end_idle() == 2
+        assert {call.exception(timeout=20).code() for call in calls} == {grpc.StatusCode.CANCELLED}
+
+
+def test_watchers_that_leave_while_others_are_told_stop_nobody(running):
+    """The library's own health held its lock while it sent, and its leavers wanted that lock on the thread that sends."""
+    health = running.service._wire._health
+    channel = grpc.insecure_channel(running.address)
+    stub = health_pb2_grpc.HealthStub(channel)
+    told = []
+    steady = stub.Watch(health_pb2.HealthCheckRequest())
+    reader = threading.Thread(
+        target=lambda: told.extend(answer.status for answer in _until_cancelled(steady))
+    )
+    reader.start()
+    for turn in range(60):
+        watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(8)]
+        for each in watching[:4]:
+            next(each)
+        for each in watching:
+            each.cancel()
+        health.say(1 + turn % 2)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1 + turn % 2
+    health.say(1)
+    wait_until(lambda: told[-1:] == [1])
+    steady.cancel()
+    reader.join(10)
+    wait_until(health._watches.idle.is_set)
+    assert datasets(running.stub()) == []
+    channel.close()
+
+
+def _until_cancelled(call):
+    with suppress(grpc.RpcError):
+        yield from call
+    assert call.code() == grpc.StatusCode.CANCELLED
+
+
+def test_a_name_that_the_server_does_not_have_is_unknown_to_health(running):
+    channel = grpc.insecure_channel(running.address)
+    stub = health_pb2_grpc.HealthStub(channel)
+    with pytest.raises(grpc.RpcError) as unknown:
+        stub.Check(health_pb2.HealthCheckRequest(service="nothing"))
+    assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service="nothing"))
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+    channel.close()
