@@ -16,7 +16,7 @@ from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.upkeep.examine import Examined, Examiner, Fault, Pace
 from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
-from staddle_server.upkeep.recorded import missing_records, unknown_backups
+from staddle_server.upkeep.recorded import missing_records, read_records, unknown_backups
 
 
 @dataclass
@@ -160,6 +160,11 @@ class _OfTenant:
         for finding in record_findings(self._tenant, said.damaged, [each.what for each in wanted]):
             self._check.emit(finding)
         unknown = unknown_backups(said, self._catalog.verification.facts(self._tenant.id))
+        if unknown:
+            # One that was purged between the two looks has a record of that by now.
+            unknown = unknown_backups(
+                read_records(self._tenant), self._catalog.verification.facts(self._tenant.id)
+            )
         for backup in unknown:
             self._check.emit(
                 Finding(
