@@ -30,6 +30,9 @@ from staddle_server.store.records import (
 from staddle_server.upkeep.rebuild import NothingOpens, Rebuilding
 from thin import Source, back_up, backups, datasets, noise, reason, restore, wait_until
 
+MOMENTS = int(os.environ.get("STADDLE_REBUILD_MOMENTS", "6"))
+"""How often the catalog of a busy store is lost; more for a long run."""
+
 
 def delete(stub, dataset, backup):
     stub.DeleteBackup(sv.DeleteBackupRequest(dataset=dataset, backup=backup))
@@ -170,7 +173,7 @@ def test_whenever_the_catalog_of_a_busy_store_is_lost_all_that_was_acknowledged_
     seen = []
     moments = random.Random(11)
     made = 0
-    for moment in range(6):
+    for moment in range(MOMENTS):
         made += moments.randrange(1, 6)
         wait_until(lambda: sum(len(client.contents) for client in clients) >= made)  # noqa: B023 - asked at once
         acknowledged = [dict(client.contents) for client in clients]
