@@ -339,12 +339,19 @@ def test_a_tenant_whose_keys_are_damaged_keeps_no_other_from_getting_parity(runn
     other = running.make_tenant("other")
     back_up(running.stub(tenant=other), "www", {"a": b"1"})
     back_up(running.stub(), "www", {"a": b"1"})
+    (had,) = [each for each in packs.catalog.packs.without_parity(0, 1) if each.tenant == other]
+    make_parity(packs.tenants.get(other), packs.catalog, had.pack, 10)
+    back_up(running.stub(tenant=other), "www", {"a": b"2"})
+    packs.tenants = Tenants(running.blobs, packs.catalog, running.keys)
     (key,) = (running.root / "store" / "keys" / other.hex()).iterdir()
     hurt(key, 50)
     report = packs.make()
     assert {tenant for tenant, _, _ in report.damaged} == {other}
     assert packs.catalog.packs.damaged(other) == []
-    assert {each.tenant for each in packs.catalog.packs.with_parity(0, 100)} == {running.tenant}
+    parities = packs.catalog.packs.with_parity(0, 100)
+    assert {each.pack for each in parities if each.tenant == other} == {had.pack}
+    assert {each.tenant for each in parities} == {running.tenant, other}
+    assert packs.forget_lost(read=True) == 0
 
 
 def test_parity_that_is_gone_or_cut_off_is_noticed_and_made_again(running, packs):
