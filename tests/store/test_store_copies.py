@@ -37,6 +37,19 @@ def test_a_copy_is_made_once_and_is_the_object_byte_for_byte(blobs: Blobs, keys:
     assert list(records.list()) == [name]
 
 
+def test_a_record_that_was_lost_and_written_again_is_copied_again(
+    memory: MemoryBlobs, keys: TenantKeys
+) -> None:
+    records = Records(memory, keys)
+    name = records.put(DELETED, NOW_NS, bytes(16))
+    records.copies.mend(name)
+    del memory.objects[name]
+    assert records.put(DELETED, NOW_NS, bytes(16)) == name
+    assert memory.objects[name] != memory.objects[copy_name(name)]
+    assert records.copies.mend(name) is Copied.COPIED
+    assert memory.objects[name] == memory.objects[copy_name(name)]
+
+
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "huge", "gone", "another one"])
 @pytest.mark.parametrize("which", ["object", "copy"])
 def test_either_of_the_two_is_made_again_from_the_other_and_until_then_the_record_is_read_and_listed(
