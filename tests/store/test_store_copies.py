@@ -3,6 +3,7 @@
 import pytest
 from memory_blobs import MemoryBlobs
 from staddle_server.errors import Damaged, Unavailable
+from staddle_server.limits import RECORD_BYTES_MAX
 from staddle_server.store.blobs import BlobMissing, Blobs
 from staddle_server.store.copies import Copied, copy_name
 from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, WrappedKeys, keys_name, wrap_keys
@@ -34,6 +35,19 @@ def test_a_copy_is_made_once_and_is_the_object_byte_for_byte(blobs: Blobs, keys:
     assert records.copies.mend(name) is Copied.WHOLE
     assert list(records.copies.lacking("records")) == []
     assert list(records.list()) == [name]
+
+
+def test_a_record_that_was_lost_and_written_again_is_copied_again(
+    memory: MemoryBlobs, keys: TenantKeys
+) -> None:
+    records = Records(memory, keys)
+    name = records.put(DELETED, NOW_NS, bytes(16))
+    records.copies.mend(name)
+    del memory.objects[name]
+    assert records.put(DELETED, NOW_NS, bytes(16)) == name
+    assert memory.objects[name] != memory.objects[copy_name(name)]
+    assert records.copies.mend(name) is Copied.COPIED
+    assert memory.objects[name] == memory.objects[copy_name(name)]
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "huge", "gone", "another one"])
@@ -99,6 +113,23 @@ def test_a_store_that_does_not_answer_is_not_taken_for_damage(memory: MemoryBlob
         with pytest.raises(Unavailable):
             attempt(name)
     assert silent.asked == 2
+
+
+def test_an_object_that_is_far_too_long_is_refused_unread(memory: MemoryBlobs, keys: TenantKeys) -> None:
+    class Counting(MemoryBlobs):
+        bytes_read = 0
+
+        def read(self, name: str, offset: int, length: int) -> bytes:
+            self.bytes_read += length
+            return super().read(name, offset, length)
+
+    name = Records(memory, keys).put(DELETED, NOW_NS)
+    counting = Counting()
+    counting.objects[name] = bytes(RECORD_BYTES_MAX + 1)
+    counting.objects[copy_name(name)] = memory.objects[name]
+    assert Records(counting, keys).read(name) == DELETED
+    assert Records(counting, keys).copies.mend(name) is Copied.RESTORED
+    assert counting.bytes_read == 2 * len(memory.objects[name])
 
 
 def test_objects_without_a_copy_are_found_among_copies_of_what_is_gone(

@@ -13,13 +13,22 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_blobs import MemoryBlobs
-from staddle_server.limits import PARITY_BLOCK_BYTES
+from staddle_server.limits import PACK_BYTES_MAX, PARITY_BLOCK_BYTES
 from staddle_server.store import parityform as form
 from staddle_server.store.blobs import BlobMissing, Blobs
 from staddle_server.store.directory import DirectoryBlobs, Files
 from staddle_server.store.keys import secrets_of
 from staddle_server.store.pack import PackDamaged, PackReader, pack_name
-from staddle_server.store.parity import BeyondParity, Parity, ParityDamaged, Range, parity_name, verify_pack
+from staddle_server.store.packform import PACK_BYTES_MIN
+from staddle_server.store.parity import (
+    BeyondParity,
+    Parity,
+    ParityDamaged,
+    Range,
+    parity_name,
+    parse_parity_name,
+    verify_pack,
+)
 from staddle_server.store.reedsolomon import Code
 from staddle_server.types import PackSummary, Role, TenantKeys
 from store_data import Seeded, tenant_keys, write_pack
@@ -296,7 +305,7 @@ def test_parity_that_lies_is_never_believed() -> None:
 def test_the_parity_of_another_pack_or_tenant_is_refused() -> None:
     one, other = sample(9_000, 10).copy(), sample(3_000, 10)
     one.blobs.objects[one.parity_name] = other.blobs.objects[other.parity_name]
-    with pytest.raises(ParityDamaged, match="another pack's"):
+    with pytest.raises(ParityDamaged, match="cannot help: it is another pack's"):
         one.parity.mend(one.pack)
     stranger = Parity(one.blobs, tenant_keys("elsewhere"))
     one.blobs.objects[parity_name(tenant_keys("elsewhere").tenant, one.pack)] = sample(
@@ -331,6 +340,36 @@ def test_a_head_with_a_number_that_cannot_be_is_refused_whoever_wrote_it(field: 
     forged = form.encode_head(geometry._replace(**{field: value}), tenant, pack, key)
     with pytest.raises(form.FormError, match="cannot be"):
         form.decode_head(forged, tenant, pack, key)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        form.plan(2**40, 10),
+        form.plan(PACK_BYTES_MAX + 1, 10),
+        form.plan(PACK_BYTES_MIN - 1, 10),
+        form.Geometry(10_000, 100, 1, 100, 10),
+        form.Geometry(3_000, 4_096, 1, 1, 1),
+    ],
+)
+def test_a_head_whose_numbers_fit_each_other_and_no_pack_is_refused(geometry: form.Geometry) -> None:
+    key, tenant, pack = bytes(32), bytes(16), bytes(16)
+    with pytest.raises(form.FormError, match="cannot be"):
+        form.decode_head(form.encode_head(geometry, tenant, pack, key), tenant, pack, key)
+
+
+@pytest.mark.parametrize("percent", [0, 101, -1])
+def test_a_percentage_that_cannot_be_is_refused(percent: int) -> None:
+    with pytest.raises(ValueError, match="1 to 100 percent"):
+        form.plan(1_000_000, percent)
+
+
+def test_a_name_says_whose_parity_it_is() -> None:
+    one = sample(1, 1)
+    assert parse_parity_name(one.parity_name) == (KEYS.tenant, one.pack)
+    for name in (one.name, one.parity_name + "0", "parity/x", f"parity/{one.name}", one.parity_name.upper()):
+        with pytest.raises(ValueError):  # noqa: PT011  any kind of it
+            parse_parity_name(name)
 
 
 def test_every_flipped_bit_of_a_head_is_found() -> None:

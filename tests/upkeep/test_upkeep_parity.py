@@ -72,6 +72,11 @@ class Packs:
         with self.catalog.database.read() as connection:
             return connection.exec_driver_sql(query, (pack,)).scalar_one()
 
+    def damaged_at(self, pack):
+        query = "SELECT segment_offset FROM pack_damage d JOIN packs p ON d.pack = p.row WHERE p.id = ?"
+        with self.catalog.database.read() as connection:
+            return connection.exec_driver_sql(query, (pack,)).scalar_one()
+
     def set_state(self, pack, state):
         with self.catalog.database.write() as connection:
             connection.exec_driver_sql("UPDATE packs SET state = ? WHERE id = ?", (state, pack))
@@ -331,9 +336,11 @@ def test_a_damaged_pack_gets_no_parity_is_marked_and_keeps_no_other_from_getting
     assert packs.having_parity() == rest
     assert packs.catalog.packs.damaged(running.tenant) == [segment, footer, gone]
     assert packs.make() == ParityReport()
-    # Damage of a footer alone hurts no chunk: a restore still has all of that backup.
-    damages = [bool(restore(stub, f"set{number}").damages) for number in range(4)]
-    assert damages.count(True) <= 2
+    # Damage of a footer alone hurts no chunk.
+    begins = packs.damaged_at(footer)
+    assert packs.path(footer).stat().st_size - 200 < begins < packs.path(footer).stat().st_size
+    assert packs.damaged_at(segment) == 48
+    assert packs.damaged_at(gone) == -1
     with pytest.raises(PackDamaged):
         make_parity(packs.tenant, packs.catalog, segment, 10)
     with pytest.raises(BlobMissing):
@@ -344,12 +351,19 @@ def test_a_tenant_whose_keys_are_damaged_keeps_no_other_from_getting_parity(runn
     other = running.make_tenant("other")
     back_up(running.stub(tenant=other), "www", {"a": b"1"})
     back_up(running.stub(), "www", {"a": b"1"})
+    (had,) = [each for each in packs.catalog.packs.without_parity(0, 1) if each.tenant == other]
+    make_parity(packs.tenants.get(other), packs.catalog, had.pack, 10)
+    back_up(running.stub(tenant=other), "www", {"a": b"2"})
+    packs.tenants = Tenants(running.blobs, packs.catalog, running.keys)
     (key,) = (running.root / "store" / "keys" / other.hex()).iterdir()
     hurt(key, 50)
     report = packs.make()
     assert {tenant for tenant, _, _ in report.damaged} == {other}
     assert packs.catalog.packs.damaged(other) == []
-    assert {each.tenant for each in packs.catalog.packs.with_parity(0, 100)} == {running.tenant}
+    parities = packs.catalog.packs.with_parity(0, 100)
+    assert {each.pack for each in parities if each.tenant == other} == {had.pack}
+    assert {each.tenant for each in parities} == {running.tenant, other}
+    assert packs.forget_lost(read=True) == 0
 
 
 def test_parity_that_is_gone_or_cut_off_is_noticed_and_made_again(running, packs):

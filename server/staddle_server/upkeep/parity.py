@@ -20,7 +20,6 @@ from staddle_server.store.parity import (
     BeyondParity,
     Mended,
     Parity,
-    ParityDamaged,
     Range,
     parity_name,
     parity_prefix,
@@ -207,9 +206,19 @@ def _fits(tenants: Tenants, blobs: Blobs, pack: PackParity, *, read: bool) -> bo
     try:
         if blobs.size(parity_name(pack.tenant, pack.pack)) != pack.parity_bytes:
             return False
-        if read:
-            Parity(blobs, tenants.get(pack.tenant).keys).check(pack.pack)
-    except (BlobMissing, ParityDamaged):
+    except BlobMissing:
+        return False
+    return not read or _fits_the_pack(tenants, pack)
+
+
+def _fits_the_pack(tenants: Tenants, pack: PackParity) -> bool:
+    try:
+        tenant = tenants.get(pack.tenant)
+    except Damaged:
+        return True  # without the tenant's keys there is nothing to be said of its packs
+    try:
+        Parity(tenant.blobs, tenant.keys).check(pack.pack)
+    except Damaged:
         return False
     return True
 
