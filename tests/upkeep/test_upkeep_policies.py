@@ -641,4 +641,7 @@ def test_what_changes_between_a_plan_and_its_transaction_is_seen_by_the_transact
     assert caught.value.reason == "PROTECTED", "whatever a plan says"
     assert len(backups(stub, "www")) == 4, "all or nothing"
     stub.ReleaseHold(sv.ReleaseHoldRequest(dataset="www", backup=made[0].id))
-    assert len(application(catalog.state(running.tenant, "www")).backups) == 2
+    seen = catalog.state(running.tenant, "www")
+    first = application(seen)
+    assert len(first.backups) == 2
+    assert application(seen) == first, "of two at once the later one is answered as the first was"
