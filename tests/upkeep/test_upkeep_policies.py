@@ -550,7 +550,7 @@ def test_a_dataset_whose_policy_cannot_be_followed_keeps_no_other_back_and_loses
     assert len(backups(stub, "a")) == 3
     assert len(backups(stub, "b")) == 1
     assert (
-        running.catalog.tasks.last("retention").outcome == "2 backups deleted, 1 datasets failed: see the log"
+        running.catalog.tasks.last("retention").outcome == "2 backups deleted, 1 dataset failed: see the log"
     )
     assert "retention of dataset 'a' failed" in caplog.text
     with pytest.raises(grpc.RpcError) as caught:

@@ -151,6 +151,15 @@ def test_no_plan_ever_takes_the_last_whole_backup_or_a_protected_one(policy, bac
         assert not gone
 
 
+@settings(max_examples=300, deadline=None)
+@given(policies, candidates())
+def test_damage_only_ever_keeps_more(policy, backups):
+    """So that a server need not look for damage where nothing goes without any."""
+    sound = [each._replace(damaged=False) for each in backups]
+    gone = {each.id for each in plan(policy, backups, NOW * NS) if each.goes}
+    assert gone <= {each.id for each in plan(policy, sound, NOW * NS) if each.goes}
+
+
 @settings(max_examples=200, deadline=None)
 @given(policies, candidates(), st.integers(0, 400))
 def test_what_a_plan_deleted_changes_no_later_plan(policy, backups, days):
