@@ -18,7 +18,7 @@ class RetentionTag:
 class RetentionPolicy:
     """Which backups of a dataset stay: those that any rule keeps. What is 0 or empty keeps nothing.
 
-    Each rule looks at the backups from the newest to the oldest. The newest that is whole, and what is protected, always stays.
+    Each rule looks at the backups from the newest to the oldest. The newest one, the newest that is whole, and what is protected always stay.
     """
 
     keep_last: int = 0

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from staddle.v1 import errors_pb2
 from staddle_server import config, limits
 from staddle_server.cli.commands import COMMANDS, group
+from staddle_server.wire.retention import PLANS_MAX
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "operations.md").read_text()
@@ -76,6 +77,7 @@ def test_the_numbers_in_the_page_are_the_limits() -> None:
     assert f"at most {limits.UPLOADS_OPEN_MAX} uploads" in PAGE
     assert f"{limits.UPLOADS_OPEN_MAX} open uploads (" in PAGE
     assert f"or {limits.ARRIVING_MAX} calls ({limits.ARRIVING_TOKEN_MAX} of one token)" in PAGE
+    assert f"{PLANS_MAX} retention plans" in PAGE
 
 
 def test_commands_in_the_page_parse() -> None:

@@ -193,6 +193,10 @@ def test_a_policy_is_set_shown_planned_and_applied(staddle: CommandLine, backups
     assert done.lines[0].startswith("Deleted 1 backup of www. Until ")
     assert listed(staddle) == [backups[2], backups[1]]
     assert staddle("retention", "apply", "www", "--yes").lines[-1] == "No backup of www goes."
+    done = staddle("undelete", "www", backups[0])
+    assert f"`staddle hold www {backups[0][:8]}` keeps it" in done.err, "the policy would take it again"
+    staddle("hold", "www", backups[0], "--reason", "x")
+    assert staddle("undelete", "www", backups[0]).err == ""
 
 
 def test_a_plan_as_json(staddle: CommandLine, backups: list[str]) -> None:

@@ -53,8 +53,9 @@ def oracle(policy: Policy, backups: list[Candidate], now_s: int) -> set[bytes]:
     kept = kept_by_rules(policy, whole)
     kept |= {each.id for each in past if each.damaged} & kept_by_rules(policy, past)
     kept |= {each.id for each in backups if each.protection or each.begin_ns > now_s * NS}
-    if whole:
-        kept.add(max(whole, key=lambda each: (each.begin_ns, each.number)).id)
+    for some in (past, whole):
+        if some:
+            kept.add(max(some, key=lambda each: (each.begin_ns, each.number)).id)
     return kept
 
 
@@ -151,6 +152,15 @@ def test_no_plan_ever_takes_the_last_whole_backup_or_a_protected_one(policy, bac
         assert not gone
 
 
+@settings(max_examples=300, deadline=None)
+@given(policies, candidates())
+def test_damage_only_ever_keeps_more(policy, backups):
+    """So that a server need not look for damage where nothing goes without any."""
+    sound = [each._replace(damaged=False) for each in backups]
+    gone = {each.id for each in plan(policy, backups, NOW * NS) if each.goes}
+    assert gone <= {each.id for each in plan(policy, sound, NOW * NS) if each.goes}
+
+
 @settings(max_examples=200, deadline=None)
 @given(policies, candidates(), st.integers(0, 400))
 def test_what_a_plan_deleted_changes_no_later_plan(policy, backups, days):
@@ -229,7 +239,9 @@ def test_a_damaged_backup_takes_no_place_and_the_newest_whole_one_stays():
     damaged = [made(1, NOW - DAY, damaged=True), made(2, NOW - 2 * DAY, damaged=True)]
     whole = [made(number, NOW - number * DAY) for number in (3, 4, 5)]
     assert stays(Policy(keep_last=1), damaged + whole) == {1, 3}
-    assert stays(Policy(keep_tags=(Tag("no"),)), damaged + whole) == {3}
+    assert stays(Policy(keep_tags=(Tag("no"),)), damaged + whole) == {1, 3}, (
+        "the newest, and the newest whole one"
+    )
     planned = plan(Policy(keep_last=1), damaged + whole, NOW * NS)
     assert [each.damaged for each in planned] == [True, True, False, False, False]
     assert planned[2].reasons == ("last 1 of 1", "the newest that is whole")

@@ -87,9 +87,18 @@ def _until(gone: list[Backup]) -> str:
 @dataset_argument
 @_ONE
 def undelete(session: Session, dataset: str, backup: str) -> None:
-    """Bring a deleted BACKUP back, as it was. `staddle list DATASET --deleted` shows those that can be."""
+    """Bring a deleted BACKUP back, as it was. `staddle list DATASET --deleted` shows those that can be.
+
+    A policy that lets it go deletes it again at the server's next turn: hold or retain what shall stay.
+    """
     with session.connect() as client:
+        policy = client.get_retention(dataset).policy
         back = client.undelete_backup(dataset, backup)
+    if policy is not None and not _words.protection(back):
+        name, id_ = _words.escaped(dataset), _words.short_id(back.id)
+        session.output.notice(
+            f"the policy of {name} may delete it again: `staddle retention plan {name}` tells; `staddle hold {name} {id_}` keeps it"
+        )
     words = f"Undeleted {_words.which(back)}."
     session.output.summary("undelete", {"backup": _records.of_backup(back)}, words)
 

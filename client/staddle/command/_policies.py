@@ -150,8 +150,8 @@ def set_(
 ) -> None:
     """Set the policy of a dataset: a backup stays that any of the rules keeps. The rules that are given are the whole policy.
 
-    Without any rule the policy stays as it is (or goes, with --none). The newest backup that is whole, and what is held or retained, stays whatever
-    the rules say. --minimum is no rule: it keeps everything that is younger, from everybody.
+    Without any rule the policy stays as it is (or goes, with --none). The newest backup, the newest that is whole, and what is held or retained stay
+    whatever the rules say. --minimum is no rule: it keeps everything that is younger, from everybody.
     """
     given = {name: value for name, value in rules.items() if value}
     policy = RetentionPolicy(**given) if given else None

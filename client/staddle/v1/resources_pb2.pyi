@@ -922,7 +922,7 @@ class RetentionPolicy(_message.Message):
     """Which backups of a dataset stay. A backup stays that any of the rules keeps; the others go. Each rule looks at the
     backups from the newest to the oldest, by begin_time. A rule that is 0 or not set keeps nothing; at least one is needed.
 
-    Whatever the rules say, these stay: what a hold or a retention time protects; the newest backup that is whole; one that
+    Whatever the rules say, these stay: what a hold or a retention time protects; the newest backup, and the newest that is whole; one that
     begins after the server's present time; and every backup while none of them is whole. A backup of which something is
     damaged takes no other's place.
     """

@@ -120,9 +120,8 @@ class Policies:
         opened = self._tenants.get(tenant)
         state = self._catalog.retention.state(tenant, dataset)
         policy = decode_policy(state.retention.policy)
-        now_ns = self._clock.now_ns()
         damaged = self._damaged(opened, state.backups, tick) if policy.has_rule else set()
-        planned = plan(policy, [_candidate(each, damaged, now_ns) for each in state.backups], now_ns)
+        planned = _planned(policy, state.backups, damaged, self._clock.now_ns())
         return Plan(_token(opened, dataset, state, planned), state, planned)
 
     def freed(self, tenant: bytes, made: Plan, tick: Tick = _no_tick) -> Freed:
@@ -171,18 +170,25 @@ class Policies:
             except Exception:
                 failed += 1
                 log.exception("a fault in the retention of dataset %r", dataset)
-        words = [f"{deleted} backups deleted"] if deleted else []
-        words += [f"{failed} datasets failed: see the log"] if failed else []
+        words = [f"{_counted(deleted, 'backup')} deleted"] if deleted else []
+        words += [f"{_counted(failed, 'dataset')} failed: see the log"] if failed else []
         return ", ".join(words)
 
     def _follow(self, tenant: bytes, dataset: str, tick: Tick) -> int:
         """Deletes what a dataset's policy lets go; gives how many backups that are."""
         tick()
+        state = self._catalog.retention.state(tenant, dataset)
+        policy = decode_policy(state.retention.policy)
+        # Damage only ever keeps more. Where nothing goes without any, no manifest is walked, hour for hour, to look for some.
+        if not any(each.goes for each in _planned(policy, state.backups, set(), self._clock.now_ns())):
+            return 0
         made = self.plan(tenant, dataset, tick)
         if not made.going:
             return 0
         gone = self._apply(tenant, dataset, made).backups
-        log.info("retention deleted %d backups of dataset %r: %s", len(gone), dataset, _listed(gone))
+        log.info(
+            "retention deleted %s of dataset %r: %s", _counted(len(gone), "backup"), dataset, _listed(gone)
+        )
         return len(gone)
 
     def _apply(self, tenant: bytes, dataset: str, made: Plan) -> Applied:
@@ -212,6 +218,10 @@ class Policies:
         return {backup.id for backup in backups if not look.is_whole(backup.root)}
 
 
+def _planned(policy: Policy, backups: list[Backup], damaged: set[bytes], now_ns: int) -> list[Planned]:
+    return plan(policy, [_candidate(each, damaged, now_ns) for each in backups], now_ns)
+
+
 def _candidate(backup: Backup, damaged: set[bytes], now_ns: int) -> Candidate:
     protection = protection_of(backup, now_ns)
     return Candidate(
@@ -229,6 +239,10 @@ def _token(tenant: Tenant, dataset: str, state: RetentionState, planned: list[Pl
     becomes = [(each.id, each.goes, each.damaged) for each in planned]
     body = msgspec.msgpack.encode(("retention plan", dataset, state.decisive(), becomes))
     return blake3(body, key=tenant.secrets.token_key).hexdigest(TOKEN_BYTES)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _listed(backups: list[Backup]) -> str:

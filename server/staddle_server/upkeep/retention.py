@@ -144,9 +144,9 @@ class Planned(NamedTuple):
 def plan(policy: Policy, backups: Iterable[Candidate], now_ns: int) -> list[Planned]:
     """What becomes of each backup under a policy, the newest first.
 
-    Whatever the rules say, these stay: what is protected; the newest backup that is whole; what begins behind `now_ns`, which also
-    counts for no rule; and everything while nothing is whole. Damaged backups take no other's place. At most
-    RETENTION_DELETIONS_MAX go, the oldest ones.
+    Whatever the rules say, these stay: what is protected; the newest backup, and the newest that is whole; what begins behind
+    `now_ns`, which also counts for no rule; and everything while nothing is whole. Damaged backups take no other's place, so that
+    damage only ever keeps more. At most RETENTION_DELETIONS_MAX go, the oldest ones.
 
     Raises:
         Unavailable: this machine does not know the policy's time zone.
@@ -188,8 +188,10 @@ def _reasons(policy: Policy, ordered: Sequence[Candidate], now_ns: int) -> Itera
     if len(whole) < len(counted):
         # What would stay if nothing were damaged; beside the whole ones these are damaged ones alone.
         yield from (found for found in _kept(policy, counted) if found[0].damaged)
-    if whole:
-        yield whole[0], "the newest that is whole" if len(whole) < len(counted) else "the newest"
+    if counted:
+        yield counted[0], "the newest"
+    if whole and whole[0] is not counted[0]:
+        yield whole[0], "the newest that is whole"
 
 
 def _kept(policy: Policy, newest_first: Sequence[Candidate]) -> Iterator[tuple[Candidate, str]]:
