@@ -113,12 +113,6 @@ def default_tenant(rooms: Rooms, now_ns: int) -> Tenant:
         return tenant
     if rooms.catalog.tenants.list_all():
         return tenant_named(rooms, DEFAULT_TENANT)
-    # A tenant's first record comes after its row: where there is one, there was a row.
-    if next(rooms.blobs.list("records"), None) is not None:
-        raise NoSuchTenantError(
-            "the catalog knows no tenant, but the store holds records of one: put the catalog back from a copy "
-            "(a new tenant would hide every backup)"
-        )
     return create_tenant(rooms, DEFAULT_TENANT, now_ns)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -149,13 +150,18 @@ RECORDS: list[Record] = [
 ]  # fmt: skip
 
 
+def _before_names(cause: object) -> str:
+    """What an error says before it quotes the input."""
+    return re.split("['`]", str(cause), maxsplit=1)[0]
+
+
 @contextmanager
 def _records() -> Iterator[Check]:
     def check(data: bytes) -> str:
         try:
             record = decode_record(data, "records/x")
         except Damaged as error:
-            return f"{error.message} {type(error.__cause__).__name__} {str(error.__cause__)[:40]}"
+            return f"{error.message} {type(error.__cause__).__name__} {_before_names(error.__cause__)}"
         # What was read can be written again, and says the same.
         again = decode_record(encode_record(record), "records/x")
         assert again == record

@@ -17,7 +17,7 @@ from staddle_server.store.directory import WRITE_BACK_BYTES, DirectoryBlobs, Fil
 
 NAME = "packs/aa/00/f00"
 STEPS = ("open", "lock", "write", "write_back", "read", "sync", "sync_directory", "link", "unlink")
-STEPS += ("rename", "make_directory", "status", "status_of", "scan")
+STEPS += ("replace", "make_directory", "status", "status_of", "scan")
 
 
 class FaultyFiles(Files):
@@ -344,13 +344,13 @@ def test_what_takes_a_name_is_synced_before_and_its_directory_after(
     directory.put(NAME, b"old")
     files.journal.clear()
     replaced(directory, NAME, b"new")
-    steps = [step for step in files.steps() if step in {"write", "sync", "link", "rename", "sync_directory"}]
-    assert steps == ["write", "sync", "rename", "sync_directory"]
+    steps = [step for step in files.steps() if step in {"write", "sync", "link", "replace", "sync_directory"}]
+    assert steps == ["write", "sync", "replace", "sync_directory"]
     assert directory.read(NAME, 0, 3) == b"new"
     assert temporary_files(tmp_path) == []
 
 
-@pytest.mark.parametrize("step", ["write", "sync", "rename"])
+@pytest.mark.parametrize("step", ["write", "sync", "replace"])
 def test_a_replacement_that_failed_leaves_the_old_object_and_no_temporary_file(
     directory: DirectoryBlobs, files: FaultyFiles, tmp_path: Path, step: str
 ) -> None:

@@ -454,7 +454,7 @@ class CutFiles(Files):
 
     def __getattribute__(self, step: str) -> Any:
         real = super().__getattribute__(step)
-        if step not in {"write", "sync", "link", "rename", "unlink", "sync_directory", "make_directory"}:
+        if step not in {"write", "sync", "link", "replace", "unlink", "sync_directory", "make_directory"}:
             return real
 
         def run(*arguments: Any) -> Any:

@@ -173,9 +173,9 @@ def test_watchers_that_leave_while_others_are_told_stop_nobody(running):
             next(each)
         for each in watching:
             each.cancel()
-        health.say(1 + turn % 2)
+        health.say(1 + turn % 2, "")
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1 + turn % 2
-    health.say(1)
+    health.say(1, "")
     wait_until(lambda: told[-1:] == [1])
     steady.cancel()
     reader.join(10)

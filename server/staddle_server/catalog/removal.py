@@ -138,15 +138,6 @@ class Removal:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             return set(connection.execute(select(_p.id).where(mine, _p.state == schema.PACK_LIVE)).scalars())
 
-    def has_row(self, tenant: bytes, packs: Iterable[bytes]) -> set[bytes]:
-        """Those of these packs that the catalog knows, in whatever state."""
-        known: set[bytes] = set()
-        with self._database.read() as connection:
-            mine = _p.tenant == self._tenants.row(connection, tenant)
-            for some in batches(packs):
-                known.update(connection.execute(select(_p.id).where(mine, _p.id.in_(some))).scalars())
-        return known
-
     def unclaimed(self, tenant: bytes) -> dict[bytes, tuple[int, int]]:
         """Live packs that no open upload claims, with their sizes and numbers of chunks; for looking ahead."""
         claimed = exists().where(

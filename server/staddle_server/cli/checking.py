@@ -160,7 +160,7 @@ def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:
 def _sum_up_repair(done: Repaired, *, dry_run: bool) -> None:
     would = "Would mend" if dry_run else "Mended"
     click.echo(
-        f"{would}: {_count(done.chunks, 'chunk')} saved ({_size(done.bytes)}), the index of {_count(done.index_packs, 'pack')}, "
+        f"{would}: {_count(done.parity_packs, 'pack')} from parity, {_count(done.chunks, 'chunk')} saved ({_size(done.bytes)}), the index of {_count(done.index_packs, 'pack')}, "
         f"{_count(done.records, 'record')}, keys of {_count(done.keys, 'tenant')}, {_count(done.cleared, 'wrong mark')}."
     )
     if done.damage:

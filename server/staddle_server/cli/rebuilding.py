@@ -106,5 +106,7 @@ def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> N
     click.echo(f"Tokens are gone: give every client a new one with `staddle-server token create`{own}.")
     click.echo("Open uploads are gone: run those backups again; what they had stored is not sent again.")
     click.echo("Deleted backups can be had back for their whole grace period, counted from now.")
-    click.echo("Garbage collection waits until you say so: look first whether every backup is there.")
+    click.echo(
+        "Garbage collection waits until you say so: look first whether every backup is there, then `staddle-server gc --after-rebuild`."
+    )
     click.echo(f"Next: staddle-server serve --data {shlex.quote(str(directory.path))}")

@@ -10,6 +10,7 @@ from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged
 from staddle_server.limits import CHUNKS_PER_CALL_MAX, MIB
 from staddle_server.session.tenant import Tenant
+from staddle_server.store.blobs import FORMAT_NAME, FORMAT_TEXT, BlobUnreadable
 from staddle_server.store.pack import Segment
 from staddle_server.types import ChunkPlace, Role, SegmentRef
 
@@ -94,11 +95,23 @@ class ChunkReader:
                     return self._read_place(role, digest, place)
                 except Damaged as e:
                     error = e
+                except BlobUnreadable as e:
+                    error = self._unreadable(e)
             tried.update(fresh)
             # Chunks move while a restore runs: a collection may have brought them into another pack since they were looked up.
             fresh = [place for place in self._places(role, digest) if place not in tried]
             if not fresh:
                 raise error or Damaged(f"chunk {digest.hex()} is missing from the store")
+
+    def _unreadable(self, error: BlobUnreadable) -> Damaged:
+        """What one place of a disk that otherwise answers becomes: lost to this call, and not put down, for it may be read again.
+
+        Raises:
+            Unavailable: it does not answer otherwise, either.
+
+        """
+        self._tenant.blobs.read(FORMAT_NAME, 0, len(FORMAT_TEXT))
+        return Damaged(f"{error.message}: a bad sector? Look at the disk; it was not marked as damaged")
 
     def _places(self, role: Role, digest: bytes) -> list[ChunkPlace]:
         return self.locate(role, [digest]).get(digest, [])

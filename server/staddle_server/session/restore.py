@@ -17,6 +17,7 @@ from staddle_server.manifest.entries import shown
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.session.reading import DATA_KEPT_BYTES, ChunkReader
 from staddle_server.session.tenant import Tenant
+from staddle_server.store.blobs import BlobUnreadable
 from staddle_server.store.pack import Segment
 from staddle_server.types import ChunkPlace, ChunkRef, Content, Entry, Role, Root, SegmentRef, sort_key
 
@@ -328,7 +329,9 @@ class _Ahead:
         """Before the chunk is read: takes in the segment that it needs first, if it is one that was opened for it."""
         if self._opening and self._opening[0][0] == digest:
             _, ref, future = self._opening.popleft()
-            with suppress(Damaged):  # the reader will meet it again, note it, and look for another copy
+            with suppress(
+                Damaged, BlobUnreadable
+            ):  # the reader will meet it again, note it, and look for another copy
                 self._reader.keep(ref, future.result())
             self._fill()
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, Protocol, TypeAlias
 
-from staddle_server.errors import Damaged, Fault
+from staddle_server.errors import Damaged, Fault, Unavailable
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -39,6 +39,16 @@ class BlobShort(Damaged):
         self.offset = offset
         self.length = length
         self.size = size
+
+
+class BlobUnreadable(Unavailable):
+    """The disk cannot read these bytes, or cannot just now; it may well read others."""
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(
+            "STORE_UNAVAILABLE", f"the stored object {name} cannot be read ({cause})", retry_after_s=30.0
+        )
+        self.name = name
 
 
 class BlobExists(Fault):
@@ -76,7 +86,7 @@ class Readable(Protocol):
     """What is needed of a place to read objects that are known by name."""
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`. Raises BlobShort or BlobMissing."""
+        """Exactly `length` bytes from `offset`. Raises BlobShort, BlobMissing or BlobUnreadable."""
 
     def size(self, name: str) -> int:
         """The object's size in bytes. Raises BlobMissing."""
@@ -142,6 +152,19 @@ def check_range(offset: int, length: int) -> None:
     """Raise ValueError for a range that no object has."""
     if offset < 0 or length < 0:
         raise ValueError(f"{length} bytes at {offset} is no range")
+
+
+def replace_object(blobs: Blobs, name: str, data: bytes) -> None:
+    """Write a whole small object in place of the damaged one that may have its name. Durable on return; never neither of them.
+
+    For repair alone: what is not damaged is written once. Raises what the blobs raise.
+    """
+    writer = blobs.create()
+    try:
+        writer.write(data)
+        writer.replace(name)
+    finally:
+        writer.abort()
 
 
 def create_format(blobs: Blobs) -> None:

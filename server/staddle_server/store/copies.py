@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 from staddle_server.errors import Damaged
-from staddle_server.store.blobs import BlobMissing, Blobs
+from staddle_server.store.blobs import BlobMissing, Blobs, replace_object
 
 PREFIX: Final = "copies/"
 
@@ -83,10 +83,10 @@ class Copies(Generic[T]):
         if data is not None:
             if copy == data:
                 return Copied.WHOLE
-            self._replace(copy_name(name), data)
+            replace_object(self._blobs, copy_name(name), data)
             return Copied.COPIED
         if copy is not None:
-            self._replace(name, copy)
+            replace_object(self._blobs, name, copy)
             return Copied.RESTORED
         self._parse(name, self._bytes(name, name))
         raise Damaged(f"the stored object {name} changes while it is read")
@@ -120,11 +120,3 @@ class Copies(Generic[T]):
         except Damaged:
             return None
         return data
-
-    def _replace(self, name: str, data: bytes) -> None:
-        writer = self._blobs.create()
-        try:
-            writer.write(data)
-            writer.replace(name)
-        finally:
-            writer.abort()

@@ -17,6 +17,7 @@ from staddle_server.store.blobs import (
     BlobExists,
     BlobMissing,
     BlobShort,
+    BlobUnreadable,
     Buffer,
     check_name,
     check_prefix,
@@ -165,6 +166,10 @@ class DirectoryBlobs:
             descriptor = self._files.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 return self._read(descriptor, name, offset, length)
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    raise BlobUnreadable(name, "EIO") from error
+                raise
             finally:
                 self._files.close(descriptor)
 

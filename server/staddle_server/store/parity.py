@@ -74,6 +74,15 @@ def parity_prefix(tenant: bytes) -> str:
     return f"parity/{tenant.hex()}"
 
 
+def has_parity(blobs: Blobs, tenant: bytes, pack: bytes) -> bool:
+    """Whether a pack has parity, in whatever state."""
+    try:
+        blobs.size(parity_name(tenant, pack))
+    except BlobMissing:
+        return False
+    return True
+
+
 def remove_parity(blobs: Blobs, tenant: bytes, pack: bytes) -> bool:
     """Remove a pack's parity, as whoever removes the pack does; whether there was some."""
     try:

@@ -142,7 +142,7 @@ def look_at_objects(turn: Turn) -> Objects:
         turn.tick()
         others = [pack for pack, _, _ in batch if pack not in live]
         live.difference_update(pack for pack, _, _ in batch)
-        nameless = set(others) - turn.catalog.removal.has_row(turn.tenant.id, others)
+        nameless = set(others) - turn.catalog.packs.known(turn.tenant.id, others)
         found.orphans.update((name, size) for pack, name, size in batch if pack in nameless)
     if expected and len(live) == expected:
         raise NotCollected(

@@ -21,13 +21,14 @@ from staddle_server.store.parity import (
     Mended,
     Parity,
     Range,
+    has_parity,
     parity_name,
     parity_prefix,
     parse_parity_name,
     remove_parity,
     verify_pack,
 )
-from staddle_server.store.reedsolomon import code
+from staddle_server.store.reedsolomon import ParityLibraryMissing, code
 from staddle_server.upkeep.schedule import Stopping, Task
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,22 @@ def repair_pack(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int) -> R
         return _repair(tenant, catalog, pack, now_ns, damage)
     catalog.packs.mark_sound(tenant.id, pack, now_ns)
     return RepairReport(pack, Outcome.SOUND, found_bytes=pack_bytes, pack_bytes=pack_bytes)
+
+
+def repair_if_possible(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int) -> RepairReport | None:
+    """As `repair_pack`, for whoever goes on in another way where it cannot; None: there is no parity, or no pyeclib.
+
+    Raises:
+        Exhausted, Unavailable: the store cannot be read or written; what is there stays as it was.
+
+    """
+    if not has_parity(tenant.blobs, tenant.id, pack):
+        return None
+    try:
+        return repair_pack(tenant, catalog, pack, now_ns)
+    except ParityLibraryMissing as e:
+        log.warning("pack %s has parity, and cannot be repaired: %s", pack.hex(), e.message)
+        return None
 
 
 def _repair(

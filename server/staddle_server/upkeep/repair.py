@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from staddle_server.catalog import WHOLE_PACK
@@ -16,7 +16,7 @@ from staddle_server.errors import Damaged, Unavailable
 from staddle_server.limits import PACK_BYTES_MAX
 from staddle_server.session.records import finish_missing
 from staddle_server.session.tenant import Tenant
-from staddle_server.store.blobs import BlobMissing
+from staddle_server.store.blobs import BlobMissing, replace_object
 from staddle_server.store.frame import compress
 from staddle_server.store.keys import keys_name
 from staddle_server.store.pack import PackWriter, Segment, Unreadable
@@ -33,6 +33,7 @@ from staddle_server.upkeep.collector import LEASE_S
 from staddle_server.upkeep.examine import Examined, Examiner, check_digests
 from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.parity import Outcome, repair_if_possible
 from staddle_server.upkeep.recorded import missing_records
 
 
@@ -44,6 +45,8 @@ class Repaired:
     records: int = 0
     index_packs: int = 0
     """Packs of which the index was made again."""
+    parity_packs: int = 0
+    """Packs that were made whole again from their parity."""
     chunks: int = 0
     """Chunks that were saved from damaged packs into new ones."""
     bytes: int = 0
@@ -109,9 +112,7 @@ class Repair:
         self.say("keys", f"the keys of tenant {row.name}, from the catalog", row.name, object=name)
         self.done.keys += 1
         if not self.dry_run:
-            with suppress(BlobMissing):
-                self.kept.blobs.delete(name)
-            self.kept.blobs.put(name, row.wrapped_keys)
+            replace_object(self.kept.blobs, name, row.wrapped_keys)
         return True
 
 
@@ -166,6 +167,8 @@ class _OfTenant:
             seen = examiner.glance(pack, counts.get(pack.id, 0))
             if not seen.gone and (seen.faults or pack.marks):
                 seen = examiner.read(pack, counts.get(pack.id, 0))
+            if any(fault.kind != "index" for fault in seen.faults):
+                seen = self._from_parity(seen, examiner)
             if not seen.gone and (seen.faults or seen.cleared or pack.marks):
                 damaged.append(seen)
         for seen in damaged:
@@ -174,6 +177,21 @@ class _OfTenant:
         if to_save:
             self._save(to_save)
         return [self._again(seen) for seen in damaged]
+
+    def _from_parity(self, seen: Examined, examiner: Examiner) -> Examined:
+        """A damaged pack as it is when its parity, if it has some, has given back what was lost."""
+        if self._repair.dry_run:
+            return seen
+        catalog, pack = self._kept.catalog, seen.pack.id
+        report = repair_if_possible(self._tenant, catalog, pack, self._kept.clock.now_ns())
+        now = catalog.verification.live_pack(self._tenant.id, pack)
+        if report is None or report.outcome is not Outcome.REPAIRED or now is None:
+            return seen
+        self._repair.done.parity_packs += 1
+        restored = sum(each.length for each in report.ranges)
+        what = f"pack {pack.hex()}, {restored} bytes of it from its parity"
+        self._repair.say("pack", what, self._tenant.name, pack=pack.hex())
+        return examiner.read(now)
 
     def _again(self, seen: Examined) -> Examined:
         """What is left of a finding when the rest was mended."""

@@ -10,8 +10,10 @@ from typing import Final
 from staddle_server.catalog import LivePack
 from staddle_server.errors import StaddleError
 from staddle_server.session.clock import Clock
+from staddle_server.session.tenant import Tenant
 from staddle_server.upkeep.examine import Examined, Examiner
 from staddle_server.upkeep.findings import Kept
+from staddle_server.upkeep.parity import Outcome, repair_if_possible
 from staddle_server.upkeep.schedule import NS, Stopping, Task
 
 log = logging.getLogger(__name__)
@@ -130,12 +132,21 @@ class Scrubber:
         except StaddleError as e:
             log.error("pack %s was not scrubbed: %s", pack.id.hex(), e.message)  # noqa: TRY400 - no fault of ours
             return []
-        if all(fault.kind == "index" for fault in seen.faults):
-            del self._not_right[pack.id]
         if seen.gone:
+            del self._not_right[pack.id]
             return []
         self._log(seen, tenant.name)
+        if self._is_right_now(seen, tenant):
+            del self._not_right[pack.id]
         return [seen]
+
+    def _is_right_now(self, seen: Examined, tenant: Tenant) -> bool:
+        """Whether the pack was right, or was made so from its parity."""
+        if all(fault.kind == "index" for fault in seen.faults):
+            return True
+        pack = seen.pack.id
+        report = repair_if_possible(tenant, self._kept.catalog, pack, self._kept.clock.now_ns())
+        return report is not None and report.outcome in {Outcome.REPAIRED, Outcome.SOUND}
 
     def _log(self, seen: Examined, tenant: str) -> None:
         for fault in seen.faults:
