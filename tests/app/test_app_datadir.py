@@ -129,9 +129,11 @@ def test_an_empty_catalog_beside_a_store_in_use_is_refused_and_not_filled(tmp_pa
         part.unlink()
     rooms.open_catalog(str(directory.catalog)).close()
     directory.client_toml.unlink()
-    with pytest.raises(DataDirectoryError, match=r"is empty, but .* is filled: put the newest copy"):
-        with rooms.open_rooms(directory):
-            pass
+    with (
+        pytest.raises(DataDirectoryError, match=r"is empty, but .* is filled: put the newest copy"),
+        rooms.open_rooms(directory),
+    ):
+        pass
     catalog = rooms.open_catalog(str(directory.catalog))
     assert catalog.tenants.list_all() == []
     catalog.close()

@@ -103,7 +103,9 @@ class Worker:
     def work(self, stub: object, operations: int) -> None:
         """So many operations. A call that fails ends it with grpc.RpcError: what was under way is in doubt."""
         for _ in range(operations):
-            self.random.choice(OPERATIONS)(self, stub)
+            operation = self.random.choice(OPERATIONS)
+            if self.place.collect or operation is not collect:
+                operation(self, stub)
 
     # --- what is sent
 
@@ -432,7 +434,7 @@ def collect(worker: Worker, _stub: object) -> None:
     worker.place.collected = True
     done = subprocess.run(worker.place.collect, capture_output=True, text=True, timeout=120, check=False)
     # One that was killed keeps its place for a while.
-    busy = "Garbage is being collected by" in done.stderr
+    busy = "is collecting or repairing" in done.stderr
     if done.returncode not in {0, -signal.SIGKILL} and not busy:
         raise LostError(f"the collection failed: {done.stderr}")
 

@@ -68,12 +68,17 @@ class Fault(Observer):
 
 
 class Reading(Files):
-    """Files of which nothing can be read while a test says so."""
+    """Files of which nothing can be read while a test says so, or only what is in `where` of the one that has this size."""
 
     fails = 0
+    where = range(0)
+    size = 0
 
     def read(self, descriptor: int, length: int, offset: int) -> bytes:
-        if self.fails:
+        here = not self.where or (
+            os.fstat(descriptor).st_size == self.size and {*self.where} & {*range(offset, offset + length)}
+        )
+        if self.fails and here:
             raise OSError(self.fails, os.strerror(self.fails))
         return super().read(descriptor, length, offset)
 
@@ -156,6 +161,30 @@ def test_what_cannot_be_read_just_now_is_not_called_damaged(running, number: int
     assert restore(stub, "www").files == {"a": noise(500_000)}
     source = Source(stub, "other")
     assert source.missing(source.cut(noise(500_000))) == [], "nothing was marked as damaged"
+
+
+def test_a_sector_that_cannot_be_read_costs_what_lies_there_and_the_rest_is_restored(running) -> None:
+    files = {"a": noise(600_000, 1), "b": noise(1_200_000, 2), "c": noise(1_200_000, 3)}
+    back_up(running.stub(), "www", files)
+    pack = max((running.root / "store" / "packs").rglob("*"), key=lambda path: path.stat().st_size)
+    reading = Reading()
+    running.stop()
+    running.wrap = lambda _: DirectoryBlobs(str(running.root / "store"), reading)
+    running.start()
+    stub = running.stub()
+    reading.size, reading.where, reading.fails = pack.stat().st_size, range(1000, 1512), errno.EIO
+    restored = restore(stub, "www")
+    hurt = {damage.path for damage in restored.damages}
+    assert "a" in hurt
+    assert "c" not in hurt, "b may share a segment with a; c does not"
+    assert "EIO" in restored.damages[0].message
+    assert {path: data for path, data in restored.files.items() if path not in hurt} == {
+        path: data for path, data in files.items() if path not in hurt
+    }
+    reading.fails = 0
+    assert restore(stub, "www").files == files, "it was not marked, and is read again"
+    source = Source(stub, "other")
+    assert source.missing(source.cut(files["a"])) == [], "nothing was marked as damaged"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Self
 
 import grpc
 import psutil
-from conftest import ServerProcess
+from servers import ServerProcess
 from thin import back_up, noise, restore
 
 MIB = 1 << 20

@@ -11,8 +11,8 @@ import grpc
 import pytest
 import zstandard
 from blake3 import blake3
-from conftest import ServerProcess
 from hostile_watch import SERVICE, Watch, bearer, channel
+from servers import ServerProcess
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.limits import CONNECTIONS_MAX, FILES_WANTED, MESSAGE_BYTES_MAX, MIB

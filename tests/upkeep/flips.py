@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import importlib.util
 import random
 import sys
 import tempfile
@@ -28,6 +27,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(TESTS / "wire"), str(TESTS.parent / "client"), str(TESTS.parent / "server")]
 
 from harm import check, damage, objects, repair
+from servers import Running
 from staddle.v1 import resources_pb2 as pb
 from staddle_server.catalog import Principal
 from staddle_server.errors import Damaged
@@ -269,15 +269,7 @@ def replace_and_look(subject: Subject, path: Path, data: bytes) -> bool:
 
 
 def _running(root: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(
-        "service_conftest", Path(__file__).parents[1] / "conftest.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["service_conftest"] = module
-    spec.loader.exec_module(module)
-    return module.Running(root)
+    return Running(root)
 
 
 def main() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged
 from staddle_server.limits import CHUNKS_PER_CALL_MAX, MIB
 from staddle_server.session.tenant import Tenant
-from staddle_server.store.blobs import FORMAT_NAME, FORMAT_TEXT, BlobUnreadable
+from staddle_server.store.blobs import BlobUnreadable
+from staddle_server.store.keys import keys_name
 from staddle_server.store.pack import Segment
 from staddle_server.types import ChunkPlace, Role, SegmentRef
 
@@ -110,7 +112,8 @@ class ChunkReader:
             Unavailable: it does not answer otherwise, either.
 
         """
-        self._tenant.blobs.read(FORMAT_NAME, 0, len(FORMAT_TEXT))
+        with suppress(Damaged):  # whatever it says, it answers
+            self._tenant.blobs.read(keys_name(self._tenant.id, max(self._tenant.keys.pack_keys)), 0, 1)
         return Damaged(f"{error.message}: a bad sector? Look at the disk; it was not marked as damaged")
 
     def _places(self, role: Role, digest: bytes) -> list[ChunkPlace]:

@@ -274,10 +274,6 @@ class PackReader:
             # It may be the header that is damaged, and repaired one day: it is read again.
             with self._openers_lock:
                 self._openers.pop(ref.pack, None)
-            # Nothing in it cannot be told from the pack's name and the tenant's keys.
-            for opener in self._candidate_openers(ref.pack):
-                with suppress(PackDamaged):
-                    return self._read_segment(ref, opener)
             raise
 
     def footer(self, pack: bytes) -> PackSummary:

@@ -1,0 +1,231 @@
+"""A service in this process, and a server in one of its own: what several rooms' tests work with."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from staddle.v1 import service_pb2_grpc
+from staddle_server.catalog import Catalog, open_catalog
+from staddle_server.service import Service
+from staddle_server.session.clock import SystemClock
+from staddle_server.store.blobs import Blobs
+from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.store.keys import KeyStore
+from staddle_server.types import TokenRole
+
+Stub = service_pb2_grpc.StaddleServiceStub
+MASTER = bytes(range(32))
+
+
+class MovedClock(SystemClock):
+    """The machine's clock, moved by `ahead_s`."""
+
+    ahead_s = 0.0
+
+    def now_ns(self) -> int:
+        return super().now_ns() + int(self.ahead_s * 1e9)
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.ahead_s
+
+
+@dataclass
+class Running:
+    """A service in this process: call it as a client, look at its parts, restart it, move its clock."""
+
+    root: Path
+    wrap: Callable[[Blobs], Blobs] = lambda blobs: blobs
+    streams_max: int = 128
+    lease_s: float = 300.0
+    upload_life_s: float = 7 * 24 * 3600.0
+    retention_every_s: float = 0.0
+    parity_percent: int = 0
+    clock: MovedClock = field(default_factory=MovedClock)
+    catalog_options: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        (self.root / "store").mkdir(exist_ok=True)
+        self._random = random.Random(2026)
+        self._channels: list[grpc.Channel] = []
+        self.tokens: dict[str, str] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Opens the directory and serves it."""
+        self.catalog: Catalog = open_catalog(str(self.root / "catalog.db"), **self.catalog_options)
+        self.blobs = self.wrap(DirectoryBlobs(str(self.root / "store")))
+        # The same secrets in every run, so that chunks and pages end where they ended before.
+        self.keys = KeyStore(self.blobs, MASTER, self._random.randbytes)
+        if self.catalog.tenants.get_by_name("default") is None:
+            self.tenant = self.make_tenant("default")
+        self.service = Service(
+            self.catalog,
+            self.blobs,
+            self.keys,
+            streams_max=self.streams_max,
+            lease_s=self.lease_s,
+            upload_life_s=self.upload_life_s,
+            retention_every_s=self.retention_every_s,
+            parity_percent=self.parity_percent,
+            clock=self.clock,
+        )
+        self.port = self.service.start("127.0.0.1:0", None)
+
+    def make_tenant(self, name: str) -> bytes:
+        """A further tenant, by its id."""
+        now_ns = time.time_ns()
+        keys = self.keys.create(name, now_ns)
+        self.catalog.tenants.create(keys.tenant, name, now_ns)
+        return keys.tenant
+
+    def stop(self) -> None:
+        """Drains the service and closes what it held."""
+        for channel in self._channels:
+            channel.close()
+        self._channels.clear()
+        self.service.drain(2.0)
+        self.catalog.close()
+
+    def restart(self) -> None:
+        """As an operator would: drain, then serve again."""
+        self.stop()
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def token(self, role: str = "admin", tenant: bytes | None = None, name: str | None = None) -> str:
+        """A token; the same one for the same name."""
+        tenant = tenant or self.tenant
+        name = name or f"{role}-{tenant.hex()[:6]}"
+        if name not in self.tokens:
+            self.tokens[name] = self.catalog.tokens.create(
+                tenant, name, TokenRole[role.upper()], time.time_ns()
+            )
+        return self.tokens[name]
+
+    def stub(self, role: str = "admin", tenant: bytes | None = None, name: str | None = None) -> Stub:
+        """The generated client, with a token."""
+        return self.stub_with(self.token(role, tenant, name))
+
+    def stub_with(self, token: str | None) -> Stub:
+        """The generated client, with this token or without any."""
+        channel = grpc.insecure_channel(
+            self.address,
+            options=[("grpc.max_receive_message_length", 4 << 20), ("grpc.use_local_subchannel_pool", 1)],
+        )
+        self._channels.append(channel)
+        return Stub(channel if token is None else grpc.intercept_channel(channel, _Bearer(token)))
+
+
+class _Details(grpc.ClientCallDetails):
+    def __init__(self, details: grpc.ClientCallDetails, metadata: list[tuple[str, str]]) -> None:
+        self.method = details.method
+        self.timeout = details.timeout
+        self.metadata = metadata
+        self.credentials = details.credentials
+        self.wait_for_ready = details.wait_for_ready
+        self.compression = details.compression
+
+
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+):
+    """Adds the token to every call."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def _add(self, details):
+        metadata = [*(details.metadata or ()), ("authorization", f"Bearer {self._token}")]
+        return _Details(details, metadata)
+
+    def intercept_unary_unary(self, continuation, details, request):
+        return continuation(self._add(details), request)
+
+    def intercept_unary_stream(self, continuation, details, request):
+        return continuation(self._add(details), request)
+
+    def intercept_stream_unary(self, continuation, details, requests):
+        return continuation(self._add(details), requests)
+
+
+@dataclass
+class ServerProcess:
+    """`staddle-server serve` in a process of its own."""
+
+    data: Path
+    process: subprocess.Popen[str] | None = None
+    flags: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        """Starts it on a free port and waits until it listens."""
+        with (self.data.parent / f"{self.data.name}.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [
+                    str(Path(sys.executable).with_name("staddle-server")),
+                    "serve",
+                    "--data",
+                    str(self.data),
+                    "--listen",
+                    "127.0.0.1:0",
+                    *self.flags,
+                ],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={key: value for key, value in os.environ.items() if not key.startswith("STADDLE")},
+            )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            found = re.match(r"Listening on (\S+:\d+)", line)
+            if found:
+                self.address = found[1]
+                return
+        raise AssertionError(f"the server did not start: see its log\n{self.log()[-2000:]}")
+
+    def log(self) -> str:
+        """What it wrote to standard error."""
+        return (self.data.parent / f"{self.data.name}.log").read_text()
+
+    @property
+    def config(self) -> Path:
+        """The client's configuration for it."""
+        return self.data / "client.toml"
+
+    def stub(self) -> Stub:
+        """The generated client, with the token that the server left for this machine."""
+        token = tomllib.loads(self.config.read_text())["token"]
+        channel = grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
+        return Stub(grpc.intercept_channel(channel, _Bearer(token)))
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit status."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> int:
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        process.send_signal(number)
+        assert process.stdout is not None
+        process.stdout.close()
+        return process.wait(30)
