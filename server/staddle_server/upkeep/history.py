@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -81,11 +82,14 @@ class History:
     _decided_ns: dict[str, int] = field(default_factory=dict)
     """When something was first decided about a dataset itself."""
 
+    tenant_made: bool = False
+    """There is the record that the tenant was made. (Its keys say the same, and more.)"""
+
     def add(self, record: Record, name: str) -> None:
         """Takes a record, by the name of its object."""
         match record:
             case TenantRecord():
-                pass  # the tenant's keys say the same, and more
+                self.tenant_made = True
             case TenantSettingsRecord():
                 key = (record.at_ns, True, name)
                 if self._grace is None or key > self._grace.key:
@@ -109,6 +113,34 @@ class History:
     def purged(self) -> int:
         """Backups of which only records are left."""
         return len(self._purged & self._known)
+
+    @property
+    def committed(self) -> AbstractSet[bytes]:
+        """Backups that were committed, purged ones too."""
+        return self._known
+
+    def is_purged(self, backup: bytes) -> bool:
+        """Whether the backup is gone for good."""
+        return backup in self._purged
+
+    def is_deleted(self, backup: bytes) -> bool:
+        """Whether the backup is deleted, softly."""
+        deleted = self._deleted.get(backup)
+        return deleted is not None and deleted.value
+
+    def retain_until_ns(self, backup: bytes) -> int:
+        """Until when the backup cannot be deleted; 0: nothing was said."""
+        return self._retained_ns.get(backup, 0)
+
+    def hold(self, backup: bytes, dataset: str) -> str | None:
+        """The reason of the hold on a backup or (`backup` empty) on a dataset; None: there is none."""
+        hold = _value(self._held.get(backup) if backup else self._datasets_held.get(dataset))
+        return None if hold.since_ns is None else hold.reason
+
+    def retention(self, dataset: str) -> tuple[str, int]:
+        """A dataset's policy ("": none) and minimum retention in seconds."""
+        policy = self._policies.get(dataset)
+        return ("", 0) if policy is None else (policy.value.policy, policy.value.min_retention_s)
 
     def orphans(self) -> set[bytes]:
         """Backups about which something was decided, and of which there is no record that they were committed."""
@@ -153,13 +185,18 @@ class History:
             case PurgedRecord():
                 self._purged.add(record.backup)
             case RetainedRecord():
-                before_ns = self._retained_ns.get(record.backup, 0)
-                self._retained_ns[record.backup] = max(before_ns, record.until_ns)
+                self._retain(record.backup, record.until_ns)
+
+    def _retain(self, backup: bytes, until_ns: int) -> None:
+        """Such a time is only ever moved later."""
+        if until_ns > self._retained_ns.get(backup, 0):
+            self._retained_ns[backup] = until_ns
 
     def _commit(self, record: CommittedRecord) -> None:
         commit = _Commit(record.number, record.commit_ns, record.backup, encode_record(record))
         self._commits.setdefault(record.dataset, {})[record.backup] = commit
         self._known.add(record.backup)
+        self._retain(record.backup, record.retain_until_ns)
 
     def _hold(self, record: HeldRecord | ReleasedRecord, key: tuple[int, bool, str], hold: _Hold) -> None:
         if record.backup:
@@ -181,7 +218,7 @@ class History:
             host, root = record.host or host, record.source_root or root
             created_ns = [min([record.begin_ns, *created_ns])]
             last = number
-        policy = self._policies.get(name)
+        policy, min_retention_s = self.retention(name)
         hold = _value(self._datasets_held.get(name))
         return RebuiltDataset(
             name=name,
@@ -189,14 +226,13 @@ class History:
             host=host,
             root=root,
             last_number=last,
-            min_retention_s=policy.value.min_retention_s if policy else 0,
+            min_retention_s=min_retention_s,
             hold_ns=hold.since_ns,
             hold_reason=hold.reason,
-            policy=policy.value.policy if policy else "",
+            policy=policy,
         )
 
     def _backup(self, record: CommittedRecord, upload: bytes, number: int, now_ns: int) -> RebuiltBackup:
-        deleted = self._deleted.get(record.backup)
         hold = _value(self._held.get(record.backup))
         counts = record.changes
         return RebuiltBackup(
@@ -210,7 +246,7 @@ class History:
             principal=record.principal,
             begin_ns=record.begin_ns,
             commit_ns=record.commit_ns,
-            deleted_ns=now_ns if deleted is not None and deleted.value else None,
+            deleted_ns=now_ns if self.is_deleted(record.backup) else None,
             root=record.root,
             stored_bytes=record.stored_bytes,
             changes=ChangeCounts(
@@ -219,7 +255,7 @@ class History:
             tags=record.tags,
             host=record.host,
             source_root=record.source_root,
-            retain_until_ns=max(record.retain_until_ns, self._retained_ns.get(record.backup, 0)),
+            retain_until_ns=self.retain_until_ns(record.backup),
             hold_ns=hold.since_ns,
             hold_reason=hold.reason,
         )

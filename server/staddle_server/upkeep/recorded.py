@@ -8,12 +8,10 @@ from typing import NamedTuple
 from staddle_server.catalog import Backup, BackupFacts, Catalog, DatasetFacts, Facts
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged
-from staddle_server.limits import GRACE_S
 from staddle_server.session.records import committed_record
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.records import (
-    CommittedRecord,
     DeletedRecord,
     HeldRecord,
     PolicyRecord,
@@ -25,6 +23,7 @@ from staddle_server.store.records import (
     TenantSettingsRecord,
     UndeletedRecord,
 )
+from staddle_server.upkeep.history import History
 
 
 class Wanted(NamedTuple):
@@ -37,68 +36,20 @@ class Wanted(NamedTuple):
 
 @dataclass
 class Said:
-    """What a tenant's records say together, the later ones last."""
+    """What a tenant's records say together, and those of them that do not open, with the reason."""
 
-    tenant: bool = False
-    committed: set[bytes] = field(default_factory=set)
-    retained: dict[bytes, int] = field(default_factory=dict)
-    """Until when, by backup."""
-    deleted: set[bytes] = field(default_factory=set)
-    purged: set[bytes] = field(default_factory=set)
-    held: dict[tuple[bytes, str], str] = field(default_factory=dict)
-    """Reasons, by backup and "" or by b"" and dataset."""
-    policies: dict[str, tuple[str, int]] = field(default_factory=dict)
-    grace_s: int | None = None
+    history: History = field(default_factory=History)
     count: int = 0
     damaged: dict[str, str] = field(default_factory=dict)
-    """Records that do not open, with the reason."""
-
-    def take(self, record: Record) -> None:
-        """The next record."""
-        self.count += 1
-        match record:
-            case TenantRecord():
-                self.tenant = True
-            case TenantSettingsRecord():
-                self.grace_s = record.grace_s
-            case PolicyRecord():
-                self.policies[record.dataset] = (record.policy, record.min_retention_s)
-            case _:
-                self._take_of_backup(record)
-
-    def _take_of_backup(self, record: Record) -> None:
-        match record:
-            case CommittedRecord():
-                self.committed.add(record.backup)
-                self._retain(record.backup, record.retain_until_ns)
-            case DeletedRecord():
-                self.deleted.add(record.backup)
-            case UndeletedRecord():
-                self.deleted.discard(record.backup)
-            case PurgedRecord():
-                self.purged.add(record.backup)
-            case HeldRecord():
-                self.held[_hold_key(record)] = record.reason
-            case ReleasedRecord():
-                self.held.pop(_hold_key(record), None)
-            case RetainedRecord():
-                self._retain(record.backup, record.until_ns)
-
-    def _retain(self, backup: bytes, until_ns: int) -> None:
-        """Such a time is only ever moved later."""
-        self.retained[backup] = max(until_ns, self.retained.get(backup, 0))
-
-
-def _hold_key(record: HeldRecord | ReleasedRecord) -> tuple[bytes, str]:
-    return (record.backup, "") if record.backup else (b"", record.dataset)
 
 
 def read_records(tenant: Tenant) -> Said:
-    """Reads all records of a tenant, in the order in which they were decided. Raises Unavailable."""
+    """Reads all records of a tenant. Raises Unavailable."""
     said = Said()
     for name in tenant.records.list():
         try:
-            said.take(tenant.records.read(name))
+            said.history.add(tenant.records.read(name), name)
+            said.count += 1
         except BlobMissing:
             continue  # it was there a moment ago, and records are never replaced: whoever took it away is found by what it said
         except Damaged as e:
@@ -125,17 +76,17 @@ def _look(tenant: Tenant, catalog: Catalog, row: TenantRow, now_ns: int) -> tupl
     facts = catalog.verification.facts(tenant.id)
     said = read_records(tenant)
     wanted: list[Wanted] = []
-    if facts.record_written and not said.tenant:
+    if facts.record_written and not said.history.tenant_made:
         record = TenantRecord(name=row.name, created_ns=row.created_ns)
         wanted.append(Wanted(f"the tenant {row.name} was made", record, row.created_ns))
     if not facts.pending:
-        wanted += _wanted(catalog, tenant.id, facts, said, now_ns)
+        wanted += _wanted(catalog, tenant.id, facts, said.history, now_ns)
     return said, wanted
 
 
-def _wanted(catalog: Catalog, tenant: bytes, facts: Facts, said: Said, now_ns: int) -> list[Wanted]:
+def _wanted(catalog: Catalog, tenant: bytes, facts: Facts, said: History, now_ns: int) -> list[Wanted]:
     wanted: list[Wanted] = []
-    if facts.grace_s != (GRACE_S if said.grace_s is None else said.grace_s):
+    if facts.grace_s != said.grace_s:
         record = TenantSettingsRecord(grace_s=facts.grace_s, at_ns=now_ns)
         wanted.append(Wanted(f"deleted backups stay for {facts.grace_s} s", record, now_ns))
     for dataset in facts.datasets.values():
@@ -152,9 +103,9 @@ def _committed(backup: Backup) -> list[Wanted]:
     return [Wanted(what, committed_record(backup), backup.commit_ns)]
 
 
-def _of_dataset(dataset: DatasetFacts, said: Said, now_ns: int) -> list[Wanted]:
+def _of_dataset(dataset: DatasetFacts, said: History, now_ns: int) -> list[Wanted]:
     wanted: list[Wanted] = []
-    if (dataset.policy, dataset.min_retention_s) != said.policies.get(dataset.name, ("", 0)):
+    if (dataset.policy, dataset.min_retention_s) != said.retention(dataset.name):
         policy = PolicyRecord(
             dataset=dataset.name, policy=dataset.policy, min_retention_s=dataset.min_retention_s, at_ns=now_ns
         )
@@ -163,29 +114,29 @@ def _of_dataset(dataset: DatasetFacts, said: Said, now_ns: int) -> list[Wanted]:
     return wanted
 
 
-def _of_backup(backup: BackupFacts, said: Said, now_ns: int) -> list[Wanted]:
+def _of_backup(backup: BackupFacts, said: History, now_ns: int) -> list[Wanted]:
     name = f"backup {backup.id.hex()} of {backup.dataset}"
     wanted: list[Wanted] = []
     if backup.purged_ns is not None:
-        if backup.id not in said.purged:
+        if not said.is_purged(backup.id):
             purged = PurgedRecord(backup=backup.id, at_ns=backup.purged_ns)
             wanted.append(Wanted(f"{name} was purged", purged, backup.purged_ns))
         return wanted
-    if backup.deleted_ns is not None and backup.id not in said.deleted:
+    if backup.deleted_ns is not None and not said.is_deleted(backup.id):
         deleted = DeletedRecord(backup=backup.id, at_ns=backup.deleted_ns)
         wanted.append(Wanted(f"{name} was deleted", deleted, now_ns))
-    if backup.deleted_ns is None and backup.id in said.deleted:
+    if backup.deleted_ns is None and said.is_deleted(backup.id):
         undeleted = UndeletedRecord(backup=backup.id, at_ns=now_ns)
         wanted.append(Wanted(f"{name} was taken back", undeleted, now_ns))
-    if backup.retain_until_ns > said.retained.get(backup.id, 0):
+    if backup.retain_until_ns > said.retain_until_ns(backup.id):
         retained = RetainedRecord(backup=backup.id, until_ns=backup.retain_until_ns, at_ns=now_ns)
         wanted.append(Wanted(f"{name} is retained", retained, now_ns))
     wanted += _hold(backup.id, backup.dataset, backup.hold, said, now_ns)
     return wanted
 
 
-def _hold(backup: bytes, dataset: str, reason: str | None, said: Said, now_ns: int) -> list[Wanted]:
-    there = said.held.get((backup, "") if backup else (b"", dataset))
+def _hold(backup: bytes, dataset: str, reason: str | None, said: History, now_ns: int) -> list[Wanted]:
+    there = said.hold(backup, dataset)
     what = f"backup {backup.hex()}" if backup else f"dataset {dataset}"
     if reason is not None and reason != there:
         held = HeldRecord(backup=backup, dataset=dataset, reason=reason, at_ns=now_ns)
@@ -201,4 +152,9 @@ def _hold(backup: bytes, dataset: str, reason: str | None, said: Said, now_ns: i
 
 def unknown_backups(said: Said, facts: Facts) -> list[bytes]:
     """Backups that the records have and the catalog has not, and that were not purged: then the catalog is older than the store."""
-    return [backup for backup in said.committed if backup not in facts.backups and backup not in said.purged]
+    history = said.history
+    return [
+        backup
+        for backup in history.committed
+        if backup not in facts.backups and not history.is_purged(backup)
+    ]
