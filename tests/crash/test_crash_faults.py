@@ -20,6 +20,7 @@ from crash_server import CrashServer
 from crash_steps import Observer, Step, watched
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import event
+from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server import health
 from staddle_server.catalog import open_catalog
@@ -212,6 +213,11 @@ def test_after_a_failed_sync_health_says_that_nothing_is_written_until_a_restart
     for decided in (
         lambda: stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=shown[0])),
         lambda: stub.BeginUpload(sv.BeginUploadRequest(dataset="www")),
+        lambda: stub.SetHold(sv.SetHoldRequest(dataset="www", reason="case 1")),
+        lambda: stub.SetHold(sv.SetHoldRequest(dataset="www", backup=shown[0], reason="case 1")),
+        lambda: stub.SetRetention(
+            sv.SetRetentionRequest(dataset="www", policy=pb.RetentionPolicy(keep_last=1))
+        ),
     ):
         assert failure(decided) == UNAVAILABLE
     assert [backup.id for backup in backups(stub, "www")] == shown, (
@@ -419,6 +425,4 @@ def test_a_clock_that_jumps_a_day_while_backups_run_ends_none_and_mixes_up_none(
 
 
 def _by_id(backup: str):
-    from staddle.v1 import resources_pb2 as pb
-
     return pb.BackupSelector(backup=backup)

@@ -41,6 +41,7 @@ class RebuiltDataset:
     hold_ns: int | None
     hold_reason: str
     policy: str
+    policy_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class Rebuild:
                 "hold_ns": dataset.hold_ns,
                 "hold_reason": dataset.hold_reason,
                 "policy": dataset.policy,
+                "policy_ns": dataset.policy_ns,
             }
             connection.execute(insert(schema.datasets), columns)
 

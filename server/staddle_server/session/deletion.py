@@ -51,7 +51,7 @@ class Deletion:
 
     def _find(self, principal: Principal, dataset: str, prefix: str) -> Backup:
         """The backup, if it can be recorded what is decided about it."""
-        self._tenants.get(principal.tenant).blobs.check_writable()
+        self._tenants.require_recording(principal.tenant)
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=prefix, include_deleted=True)
 
     @staticmethod

@@ -56,6 +56,15 @@ class Tenants:
                 self._open[tenant] = self._load(tenant)
             return self._open[tenant]
 
+    def require_recording(self, tenant: bytes) -> None:
+        """Before something is decided: whether it can be recorded.
+
+        Raises:
+            Unavailable: the store takes no more writes.
+
+        """
+        self.get(tenant).blobs.check_writable()
+
     def _load(self, tenant: bytes) -> Tenant:
         row = self._catalog.tenants.get(tenant)
         if row is None:

@@ -230,6 +230,7 @@ class History:
             hold_ns=hold.since_ns,
             hold_reason=hold.reason,
             policy=policy,
+            policy_ns=self._policies[name].value.at_ns if name in self._policies else 0,
         )
 
     def _backup(self, record: CommittedRecord, upload: bytes, number: int, now_ns: int) -> RebuiltBackup:

@@ -95,6 +95,7 @@ class Policies:
             Exhausted, Unavailable: it is decided, and no record of that is durable; a replay writes it.
 
         """
+        self._tenants.require_recording(principal.tenant)
         tenant, now_ns = principal.tenant, self._clock.now_ns()
         retention = self._catalog.retention.change(
             tenant,
@@ -192,6 +193,7 @@ class Policies:
         return len(gone)
 
     def _apply(self, tenant: bytes, dataset: str, made: Plan) -> Applied:
+        self._tenants.require_recording(tenant)
         applied = self._catalog.retention.apply(
             tenant,
             dataset,

@@ -39,6 +39,7 @@ class Protection:
 
     def hold_dataset(self, principal: Principal, dataset: str, reason: str) -> Hold:
         """Holds a dataset with all its backups, also later ones, until it is released."""
+        self._tenants.require_recording(principal.tenant)
         now_ns = self._clock.now_ns()
         record = HeldRecord(backup=b"", dataset=dataset, reason=reason, at_ns=now_ns)
         hold = self._catalog.retention.hold_dataset(
@@ -59,6 +60,7 @@ class Protection:
 
     def release_dataset(self, principal: Principal, dataset: str) -> None:
         """Releases the dataset's hold. Its backups' own holds stay."""
+        self._tenants.require_recording(principal.tenant)
         now_ns = self._clock.now_ns()
         record = ReleasedRecord(backup=b"", dataset=dataset, at_ns=now_ns)
         self._catalog.retention.release_dataset(
@@ -91,6 +93,8 @@ class Protection:
         return backup
 
     def _find(self, principal: Principal, dataset: str, prefix: str) -> Backup:
+        """The backup that something is to be decided about."""
+        self._tenants.require_recording(principal.tenant)
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=prefix, include_deleted=True)
 
     def _finish(self, principal: Principal) -> None:
