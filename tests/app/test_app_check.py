@@ -106,3 +106,34 @@ def test_wrong_usage_exits_2_and_a_tenant_that_is_not_there_is_an_error_in_words
     status, out, err = run(server, "check", "--tenant", "nobody")
     assert (status, out) == (1, "")
     assert "there is no tenant 'nobody'" in err
+
+
+def test_of_many_paths_that_are_hurt_some_are_named_in_words_and_all_as_json(server):
+    names = [f"f{n:03}" for n in range(30)]
+    back_up(server.stub(), "www", {name: name.encode() * 50 for name in names})
+    (path,) = (path for path in (server.data / "store" / "packs").rglob("*") if path.is_file())
+    flip(path, 300)
+    status, out, _ = run(server, "check", "--read-data")
+    assert status == 1
+    assert out.count("cannot be given back whole: chunk") == 20
+    assert "… and 10 more paths: --json names all of them." in out
+    status, out, _ = run(server, "check", "--read-data", "--json")
+    assert [each["path"] for each in lines(out) if each["kind"] == "path"] == names
+
+
+def test_repair_makes_a_pack_whole_again_from_its_parity(server, pack):
+    status, _, err = run(server, "parity", "--percent", "10")
+    assert status == 0, err
+    before = pack.read_bytes()
+    flip(pack, 5000)
+    assert run(server, "check", "--read-data")[0] == 1
+    status, out, _ = run(server, "repair", "--dry-run")
+    assert status == 1
+    assert pack.read_bytes() != before, "a dry run changes nothing"
+    status, out, _ = run(server, "repair")
+    assert status == 0
+    assert f"mended: pack {pack.name}, 4096 bytes of it from its parity" in out
+    assert "Mended: 1 pack from parity, 0 chunks saved" in out
+    assert pack.read_bytes() == before
+    assert run(server, "check", "--read-data")[0] == 0
+    assert restore(server.stub(), "www").files == {"a": DATA, "b": b"small"}

@@ -11,6 +11,8 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenants
 from staddle_server.types import Role
+from staddle_server.upkeep.copies import copy_new
+from staddle_server.upkeep.parity import make_all
 from thin import Source, back_up, backups, noise, reason, restore
 
 FILES = {"a": noise(400_000, 1), "b": noise(300_000, 2)}
@@ -41,6 +43,29 @@ def test_a_deleted_backup_comes_free_after_its_grace_and_a_day_and_the_others_re
     garbage.reap_grace()
     assert garbage.collect().sum_of("bytes_freed") > 700_000
     assert len(garbage.objects()) == 1
+    garbage.assert_restores("kept", OTHERS)
+
+
+def test_with_a_pack_its_parity_goes_and_with_a_record_its_copy(garbage):
+    running = garbage.running
+    back_up(running.stub(), "gone", FILES)
+    back_up(running.stub(), "kept", OTHERS)
+    tenants = Tenants(running.blobs, running.catalog, running.keys)
+    make_all(tenants, running.catalog, 10)
+    copy_new(tenants, running.catalog, running.keys)
+    assert len(garbage.objects("parity")) == 2
+    assert [name.removeprefix("copies/") for name in garbage.objects("copies/records")] == garbage.objects(
+        "records"
+    )
+    garbage.delete("gone")
+    garbage.collect_all()
+    (pack,) = garbage.objects()
+    assert garbage.objects("parity") == [pack.replace("packs/", "parity/")]
+    garbage.later(2)
+    garbage.collect_all()
+    assert {name.removeprefix("copies/") for name in garbage.objects("copies/records")} <= {
+        *garbage.objects("records")
+    }
     garbage.assert_restores("kept", OTHERS)
 
 

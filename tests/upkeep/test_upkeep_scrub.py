@@ -5,6 +5,7 @@ import logging
 import pytest
 from harm import check, flip, kept, objects, pack_file
 from staddle_server.service import Service
+from staddle_server.upkeep.parity import make_parity
 from staddle_server.upkeep.scrub import AGAIN_S, RUN_S, Scrubber
 from thin import back_up, noise, restore
 
@@ -177,3 +178,19 @@ def test_a_server_scrubs_by_itself_beside_its_calls(packs):
     assert all(verified(packs).values())
     assert packs.catalog.tasks.last("scrub").outcome.startswith("8 packs read")
     assert restore(packs.stub(), "www").files == {"f7": noise(300_000, 7)}
+
+
+def test_a_damaged_pack_that_has_parity_is_repaired_at_once_and_said_so(packs, caplog):
+    tenant = kept(packs).tenants.get(packs.tenant)
+    path = objects(packs)[0]
+    pack, sound = bytes.fromhex(path.name), path.read_bytes()
+    make_parity(tenant, packs.catalog, pack, 10)
+    flip(path, 1000)
+    clock = Waits()
+    with caplog.at_level(logging.INFO):
+        scrubber(packs, clock).run(never)
+    assert path.read_bytes() == sound
+    assert "damage found" in caplog.text
+    assert f"pack {pack.hex()} was repaired with its parity" in caplog.text
+    assert packs.catalog.packs.damaged(packs.tenant) == []
+    assert verified(packs)[pack] >= 1_800_000_000 * 10**9, "it need not be read again soon"

@@ -46,6 +46,18 @@ class Removal:
             rows = connection.execute(_purgeable(tenant_row, now_ns, grace_s).order_by(_b.deleted_ns, _b.id))
             return [PurgeableBackup(*row) for row in rows]
 
+    def hidden(self, tenant: bytes, now_ns: int, grace_s: int | None = None) -> tuple[int, int | None]:
+        """How many deleted backups are in their grace, and when that of the first of them is over."""
+        with self._database.read() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            if grace_s is None:
+                grace_s = connection.execute(select(_t.grace_s).where(_t.row == tenant_row)).scalar_one()
+            hidden = (_b.tenant == tenant_row, _b.deleted_ns > now_ns - grace_s * NS, _b.purged_ns.is_(None))
+            count, first_ns = connection.execute(
+                select(func.count(), func.min(_b.deleted_ns)).where(*hidden)
+            ).one()
+        return count, None if first_ns is None else int(first_ns) + grace_s * NS
+
     def purge(
         self,
         tenant: bytes,

@@ -22,6 +22,7 @@ from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Finding
 from staddle_server.upkeep.repair import Repair, Repaired
 
 PROGRESS_S: Final = 0.2
+PATHS_SHOWN: Final = 20
 WORDS: Final = {DAMAGE: "DAMAGE", HEALED: "healed", NOTE: "note"}
 
 _tenant_option = click.option("--tenant", metavar="NAME", help="Only this tenant; all of them if left out.")
@@ -65,10 +66,11 @@ def check(
     seed = secrets.randbelow(2**31) if seed is None else seed
     plan = Plan(read=read_data is not None, share=(read_data or 100) / 100, random=Random(seed))  # noqa: S311  no secret
     with open_rooms(data) as rooms:
-        checked = Check(rooms.kept(), plan, lambda finding: _say(finding, as_json=as_json), _progress())
+        told = _Told(as_json=as_json)
+        checked = Check(rooms.kept(), plan, told, _progress())
         summary = checked.run(_tenants(rooms, tenant), all_tenants=tenant is None)
         summary.temporary = _temporary_files(data)
-    _clear_line()
+    told.end()
     if as_json:
         click.echo(json.dumps({"kind": "summary", **asdict(summary), "seed": seed}))
     else:
@@ -89,11 +91,9 @@ def repair(*, dry_run: bool, tenant: str | None, data: DataDirectory, as_json: b
     `check --read-data` before. Exits 0 if nothing is damaged any more, 1 if something is.
     """
     with open_rooms(data) as rooms:
-        repairing = Repair(
-            rooms.kept(), lambda finding: _say(finding, as_json=as_json), _progress(), dry_run=dry_run
-        )
-        done = repairing.run(_tenants(rooms, tenant))
-    _clear_line()
+        told = _Told(as_json=as_json)
+        done = Repair(rooms.kept(), told, _progress(), dry_run=dry_run).run(_tenants(rooms, tenant))
+    told.end()
     if as_json:
         click.echo(json.dumps({"kind": "summary", **asdict(done)}))
     else:
@@ -116,13 +116,32 @@ def _temporary_files(data: DataDirectory) -> int:
 # --- what is printed
 
 
-def _say(finding: Finding, *, as_json: bool) -> None:
-    _clear_line()
-    if as_json:
-        click.echo(json.dumps(finding.as_json()))
-        return
-    tenant = f"tenant {finding.tenant}: " if finding.tenant not in {"", "default"} else ""
-    click.echo(f"{WORDS[finding.severity]}: {tenant}{finding.message}")
+class _Told:
+    """Says findings: all of them as JSON; in words, of paths that are hurt so many, for one pack may hold thousands."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._paths = 0
+
+    def __call__(self, finding: Finding) -> None:
+        """The next finding."""
+        if self._as_json:
+            _clear_line()
+            click.echo(json.dumps(finding.as_json()))
+            return
+        if finding.kind == "path":
+            self._paths += 1
+            if self._paths > PATHS_SHOWN:
+                return
+        _clear_line()
+        tenant = f"tenant {finding.tenant}: " if finding.tenant not in {"", "default"} else ""
+        click.echo(f"{WORDS[finding.severity]}: {tenant}{finding.message}")
+
+    def end(self) -> None:
+        """There are no more."""
+        _clear_line()
+        if self._paths > PATHS_SHOWN:
+            click.echo(f"… and {self._paths - PATHS_SHOWN:,} more paths: --json names all of them.")
 
 
 def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:

@@ -112,8 +112,11 @@ def _lines(tenant: TenantReport, *, dry_run: bool) -> list[str]:
     would = "would be " if dry_run else ""
     t = tenant
     into = f"{t.packs_written} ({'about ' if dry_run else ''}{_size(t.bytes_written)})"
+    first = "" if t.purge_from_ns is None else f"; the first goes after {_minute(t.purge_from_ns)}"
+    hidden = f"{_counted(t.backups_hidden, 'deleted backup')} can still be brought back{first}"
     told = (
         (t.backups_purged, f"{_counted(t.backups_purged, 'deleted backup')} {would}purged"),
+        (t.backups_hidden, hidden),
         (
             t.packs_condemned,
             f"{_counted(t.packs_condemned, 'pack')} with nothing alive ({_size(t.bytes_condemned)}) {would}condemned",
@@ -158,7 +161,7 @@ def _minute(time_ns: int) -> str:
 
 def _row(tenant: TenantReport) -> dict[str, object]:
     row: dict[str, object] = dataclasses.asdict(tenant)
-    for name in ("free_from", "free_by"):
+    for name in ("free_from", "free_by", "purge_from"):
         time_ns = row.pop(f"{name}_ns")
         row[name] = rfc3339(time_ns) if isinstance(time_ns, int) else None
     return row

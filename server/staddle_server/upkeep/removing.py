@@ -55,6 +55,11 @@ def reap(turn: Turn) -> None:
 
 def tell_waiting(turn: Turn) -> None:
     """Puts down what comes free later, and when."""
+    report = turn.report
+    hidden, report.purge_from_ns = turn.catalog.removal.hidden(
+        turn.tenant.id, turn.clock.now_ns(), turn.graces.purge_s
+    )
+    report.backups_hidden = hidden
     waiting = turn.catalog.removal.waiting(turn.tenant.id)
     turn.report.packs_waiting, turn.report.bytes_waiting = waiting.packs, waiting.size_bytes
     grace_ns = turn.graces.reap_s * NS

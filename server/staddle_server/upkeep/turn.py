@@ -26,6 +26,10 @@ class TenantReport:
 
     tenant: str
     backups_purged: int = 0
+    backups_hidden: int = 0
+    """Deleted ones that can still be brought back."""
+    purge_from_ns: int | None = None
+    """When the grace of the first of these is over."""
     backups_walked: int = 0
     chunks_looked_up: int = 0
     chunks_missing: int = 0
