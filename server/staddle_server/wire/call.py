@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -193,7 +194,9 @@ class _Line:
             log.error("a fault in %s", self._name, exc_info=error)
             error = Fault("INTERNAL", f"a fault of the server in {self._name}; its log has more")
         self.end(code_of(error).name, error)
-        self._context.abort_with_status(rpc_status.to_status(status_of(error)))
+        status = rpc_status.to_status(status_of(error))
+        _free_frames(error)
+        self._context.abort_with_status(status)
         raise AssertionError("abort_with_status raises")
 
     def gone(self) -> None:
@@ -220,6 +223,15 @@ class _Line:
             fields["reason"] = error.reason
             fields["detail"] = error.message
         log.info("call", extra={"fields": fields})
+
+
+def _free_frames(error: BaseException | None) -> None:
+    """Frees what the frames that an error went through hold: messages, packs. In Python 3.13 such frames may be part of a cycle."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _short(facts: dict[str, object]) -> dict[str, object]:
