@@ -21,7 +21,6 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     and_,
-    false,
     literal,
     text,
 )
@@ -51,7 +50,7 @@ tenants = Table(
     # How long a deleted backup can be brought back.
     Column("grace_s", BigInteger, nullable=False, server_default=text(str(GRACE_S))),
     # After a rebuild nothing is collected before an operator has said so.
-    Column("gc_waits", Boolean, nullable=False, server_default=false()),
+    Column("gc_waits", Boolean, nullable=False, server_default=text("FALSE")),
     # Why the tenant's last collection stopped; "": it did not.
     Column("gc_failure", Text, nullable=False, server_default=text("''")),
 )

@@ -99,7 +99,7 @@ def _columns() -> dict[str, list[sa.Column[object]]]:
     return {
         "tenants": [
             number("grace_s", 604800),
-            sa.Column("gc_waits", sa.Boolean(), nullable=False, server_default=sa.false()),
+            sa.Column("gc_waits", sa.Boolean(), nullable=False, server_default=sa.text("FALSE")),
             words("gc_failure"),
         ],
         "datasets": [
