@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Select, delete, exists, func, insert, sele
 from staddle_server.catalog import schema
 from staddle_server.catalog.collection import is_gone, is_root
 from staddle_server.catalog.collector import require_fence
+from staddle_server.catalog.decisions import is_protected
 from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.values import (
@@ -235,8 +236,6 @@ def _purgeable(tenant_row: int, now_ns: int, grace_s: int | None) -> Select[Any]
             _b.deleted_ns.is_not(None),
             _b.purged_ns.is_(None),
             _b.deleted_ns <= now_ns - grace_ns,
-            _b.retain_until_ns <= now_ns,
-            _b.hold_ns.is_(None),
-            _d.hold_ns.is_(None),
+            ~is_protected(now_ns),
         )
     )
