@@ -42,10 +42,12 @@ class Place:
         self._limit_s = first_s
 
     def moving(self, messages: Iterator[T]) -> Iterator[T]:
-        """Passes messages on, and notes that they move."""
-        for message in messages:
-            self.moved()
-            yield message
+        """Passes messages on, and notes that they move. Keeps none of them: a generator would hold each until the next has come."""
+        return map(self._pass, messages)
+
+    def _pass(self, message: T) -> T:
+        self.moved()
+        return message
 
     def moved(self) -> None:
         """Something went through the stream."""
