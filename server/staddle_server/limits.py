@@ -94,7 +94,7 @@ TREE_HEIGHT_MAX: Final = 16
 CHECKPOINT_S: Final = 5.0
 CHECKPOINT_ENTRIES: Final = 8_192
 """An upload holds so many entries in memory at the most before it writes a run of them."""
-CHECKPOINT_ENTRY_BYTES: Final = 6 * MIB
+CHECKPOINT_ENTRY_BYTES: Final = 4 * MIB
 RUNS_MERGE: Final = 64
 """So many runs of one level become one of the next."""
 MISSING_CHUNKS_MAX: Final = 65_536

@@ -80,14 +80,14 @@ class Chunk(NamedTuple):
     data: bytes | bytearray | memoryview
 
 
-class ListRoot(msgspec.Struct, frozen=True, array_like=True):
+class ListRoot(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The top of a tree of list chunks: `level` 0 is a list of data chunks."""
 
     level: int
     digest: bytes
 
 
-class Content(msgspec.Struct, frozen=True, array_like=True):
+class Content(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The bytes of one file: either up to CHUNKS_INLINE_MAX chunks inline, or a tree of list chunks."""
 
     size: int
@@ -107,7 +107,7 @@ class Hole(NamedTuple):
     length: int
 
 
-class Attributes(msgspec.Struct, frozen=True, array_like=True):
+class Attributes(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What few entries have and may be large: in the entry up to ATTRIBUTES_INLINE_BYTES_MAX, else in a chunk of its own."""
 
     xattrs: tuple[Xattr, ...] = ()
@@ -120,7 +120,7 @@ class Flag(enum.IntFlag):
     DIGEST_VERIFIED = 4
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One path of a backup.
 
     `path` is bytes relative to the root; the root itself is b"". Times are nanoseconds since 1970; None means: as the restoring
@@ -155,7 +155,7 @@ def sort_key(path: bytes) -> bytes:
     return path.replace(b"/", b"\0")
 
 
-class Root(msgspec.Struct, frozen=True, array_like=True):
+class Root(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The first page of a manifest (or run): `level` 0 is a leaf. An empty one has no page: level 0, digest b""."""
 
     level: int

@@ -24,19 +24,28 @@ from manifest_model import (
 )
 from staddle_server import errors
 from staddle_server.manifest.entries import implied_directory, removal, same, same_content
-from staddle_server.manifest.merge import merge, merge_runs, sort_run
+from staddle_server.manifest.merge import merge, merge_runs
 from staddle_server.manifest.pages import FORMAT, is_boundary
 from staddle_server.manifest.read import Manifest
+from staddle_server.manifest.runs import Gathered
 from staddle_server.types import EMPTY_ROOT, Entry, EntryType, Flag, Root
 
 said_lists = st.lists(entries | removals, max_size=12)
 
 
+def run_of(said: list[Entry]) -> list[Entry]:
+    """What was said, as one run."""
+    gathered = Gathered()
+    for entry in said:
+        gathered.append(entry)
+    assert len(gathered) == len(said)
+    return list(gathered.sorted())
+
+
 def runs_of(said: list[Entry], cuts: list[int]) -> list[list[Entry]]:
     """What was said, cut into runs."""
-    numbered = list(enumerate(said))
     bounds = [0, *sorted(cut % (len(said) + 1) for cut in cuts), len(said)]
-    return [sort_run(numbered[a:b]) for a, b in itertools.pairwise(bounds)]
+    return [run_of(said[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def listed(root: Root, pages: Pages) -> list[Entry]:
@@ -77,7 +86,7 @@ def test_runs_may_be_merged_in_any_grouping(said: list[Entry], cuts: list[int], 
     split %= len(runs) + 1
     whole = list(merge_runs(runs))
     assert list(merge_runs([merge_runs(runs[:split]), merge_runs(runs[split:])])) == whole
-    assert sort_run(list(enumerate(said))) == whole
+    assert run_of(said) == whole
     build(whole, Pages(), run=True)
 
 
@@ -104,9 +113,7 @@ def test_a_differential_keeps_the_references_metadata_where_the_content_is_the_s
         else:
             expected.append(entry)
     base = EMPTY_ROOT if whole else reference
-    merged = merge(
-        base, [sort_run(list(enumerate(said)))], pages, pages, PAGE_KEY, reference=reference, rules=TINY
-    )
+    merged = merge(base, [run_of(said)], pages, pages, PAGE_KEY, reference=reference, rules=TINY)
     assert listed(merged.root, pages) == expected
     assert merged.root == build(expected, Pages())
     assert merged.metadata_kept == kept
@@ -254,7 +261,7 @@ def test_a_removal_spares_what_its_own_run_and_newer_ones_hold() -> None:
 
 def test_a_directory_that_was_a_file_in_between_is_emptied_of_what_is_older() -> None:
     said = [file(b"d"), directory(b"d"), file(b"d/new")]
-    assert sort_run(list(enumerate(said))) == [removal(b"d"), directory(b"d"), file(b"d/new")]
+    assert run_of(said) == [removal(b"d"), directory(b"d"), file(b"d/new")]
 
 
 @pytest.mark.parametrize("in_base", [True, False])

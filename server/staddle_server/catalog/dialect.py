@@ -19,12 +19,19 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from staddle_server import errors
+from staddle_server.catalog.words import BATCH
 
 _log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S: Final = 30.0
-CONNECTIONS_MAX: Final = 32
+CONNECTIONS_MAX: Final = 12
 """Transactions are short and take turns; 150 threads share so many connections, each with its own page cache."""
+PAGE_CACHE_KIB: Final = 1024
+"""Of one connection. The file's pages are in the system's cache, too."""
+STATEMENTS_KEPT: Final = 32
+"""Prepared statements that a connection keeps; one with a thousand values takes 100 KiB and more."""
+_COUNTS: Final = (1, 4, 16, 64, 256, BATCH)
+"""Numbers of values for which `rows_in` has a statement: one for each number would fill every connection's memory."""
 _RETRY_AFTER_S: Final = 2.0
 _WRITE_OPTION: Final = "staddle_write"
 
@@ -145,7 +152,12 @@ def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TI
         URL.create("sqlite", database=path),
         module=choice.module,
         # Autocommit at the module's level: this room says itself when a transaction begins, and how (_begin).
-        connect_args={"isolation_level": None, "timeout": busy_timeout_s, "check_same_thread": False},
+        connect_args={
+            "isolation_level": None,
+            "timeout": busy_timeout_s,
+            "check_same_thread": False,
+            "cached_statements": STATEMENTS_KEPT,
+        },
         pool_size=CONNECTIONS_MAX,
         max_overflow=0,
         pool_timeout=busy_timeout_s,
@@ -203,6 +215,7 @@ def _settings_of(choice: SqliteChoice, busy_timeout_s: float) -> Callable[[Any, 
     def settings(connection: Any, _record: object) -> None:
         connection.execute(f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA cache_size = {-PAGE_CACHE_KIB}")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
 
     return settings
@@ -229,24 +242,26 @@ def rows_in(
     among: Column[Any],
     values: Sequence[object],
 ) -> Sequence[Any]:
-    """The rows of one table in which some columns have a value each, and one has a value of a list.
+    """The rows of one table in which some columns have a value each, and one has a value of a list of 1 to BATCH.
 
     For the statements that every look-up of chunks makes: on SQLite they go to the driver as they stand, several times as fast.
     """
     if connection.dialect.name != "sqlite":
         conditions = [column == value for column, value in equal.items()]
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
+    count = next(count for count in _COUNTS if count >= len(values))
+    again = values[-1:] * (count - len(values))  # what stands in the list twice is found once
     cursor = connection.connection.cursor()
     try:
         cursor.execute(
-            _rows_in_sql(tuple(columns), tuple(equal), among, len(values)), (*equal.values(), *values)
+            _rows_in_sql(tuple(columns), tuple(equal), among, count), (*equal.values(), *values, *again)
         )
         return cursor.fetchall()
     finally:
         cursor.close()
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=64)
 def _rows_in_sql(
     columns: tuple[Column[Any], ...], equal: tuple[Column[Any], ...], among: Column[Any], count: int
 ) -> str:

@@ -1,18 +1,11 @@
 """Opening the catalog: the right SQLite, the newest tables, and the nouns on one object."""
 
 import secrets
-import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import inspect
 
-from staddle_server import errors
+from staddle_server.catalog import schema
 from staddle_server.catalog.backups import Backups
 from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.collection import Collection
@@ -35,9 +28,6 @@ from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.tokens import Tokens
 from staddle_server.catalog.uploads import Uploads
 from staddle_server.catalog.verification import Verification
-
-_MIGRATIONS: Final = Path(__file__).parent / "migrations"
-_migrating = threading.Lock()  # Alembic keeps the running migration in module globals
 
 
 class Catalog:
@@ -89,35 +79,26 @@ def open_catalog(
     choice = sqlite or choose_sqlite(wheel=installed_wheel())
     database = open_sqlite(path, choice, busy_timeout_s)
     try:
-        migrate(database, path)
+        bring_up_to_date(database, path)
     except BaseException:
         database.close()
         raise
     return Catalog(database, random)
 
 
-def migrate(database: Database, path: str) -> None:
-    """Brings the tables up to date in one transaction, so that of two processes one does it and the other sees it done."""
-    script = ScriptDirectory(str(_MIGRATIONS))
+def bring_up_to_date(database: Database, path: str) -> None:
+    """Sees to it that the catalog has the tables of this version.
+
+    Raises:
+        Unavailable: a newer version of Staddle wrote it.
+
+    """
     with database.read() as connection:
-        if _is_current(connection, script, path):
-            return
-    with _migrating, database.write() as connection:
-        if _is_current(connection, script, path):
-            return
-        config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        if inspect(connection).has_table("alembic_version"):
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+            if found == schema.REVISION:
+                return
+    # Alembic takes 12 MiB, and is needed for this alone.
+    from staddle_server.catalog.migrate import migrate
 
-
-def _is_current(connection: Connection, script: ScriptDirectory, path: str) -> bool:
-    found = MigrationContext.configure(connection).get_current_revision()
-    known = {revision.revision for revision in script.walk_revisions()}
-    if found is not None and found not in known:
-        raise errors.Unavailable(
-            "STORE_UNAVAILABLE",
-            f"The catalog {path} was written by a newer version of Staddle (its tables are at {found!r}): run that version, "
-            "or bring back the catalog from before",
-        )
-    return found == script.get_current_head()
+    migrate(database, path)

@@ -5,6 +5,8 @@ keep the big tables small; they never leave this room. Types are those that SQLi
 differences stand here as variants and in `dialect.py`.
 """
 
+from typing import Final
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -27,6 +29,9 @@ from sqlalchemy import (
 
 from staddle_server.limits import GRACE_S
 from staddle_server.types import UploadState
+
+REVISION: Final = "r0002"
+"""The newest of the migrations: what a catalog has to have."""
 
 metadata = MetaData()
 

@@ -9,7 +9,7 @@ from staddle_server import errors
 from staddle_server.manifest.pages import Child, Page, PageSource, load_page
 from staddle_server.types import Entry, Root, sort_key
 
-PAGES_KEPT: Final = 12
+PAGES_KEPT: Final = 6
 """Decoded pages that a PageCache holds: a path down from the root, and a few leaves."""
 
 Load = Callable[[bytes, int], Page]

@@ -18,11 +18,11 @@ from staddle_server import errors
 from staddle_server.manifest.cursor import Cursor, Load, PageCache, entry_at, find_entry, subtree_end
 from staddle_server.manifest.entries import implied_directory, same, same_content, shown
 from staddle_server.manifest.pages import FORMAT, PageRules, PageSink, PageSource
-from staddle_server.manifest.runs import Change, beginning, fold, merge_runs, sort_run
+from staddle_server.manifest.runs import Change, beginning, fold, merge_runs
 from staddle_server.manifest.tree import TreeBuilder
 from staddle_server.types import Entry, EntryType, Flag, Root, sort_key
 
-__all__ = ["Merged", "merge", "merge_runs", "sort_run"]
+__all__ = ["Merged", "merge", "merge_runs"]
 
 
 class Merged(NamedTuple):

@@ -58,7 +58,7 @@ class PageRules:
 FORMAT: Final = PageRules()
 
 
-class Child(msgspec.Struct, frozen=True, array_like=True):
+class Child(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A page as its index page names it: its last path, its digest, and sums over all below it."""
 
     last: bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
@@ -16,7 +16,7 @@ from staddle_server.store.keys import keys_name
 from staddle_server.store.pack import Segment
 from staddle_server.types import ChunkPlace, Role, SegmentRef
 
-PAGES_KEPT_BYTES: Final = 1 * MIB
+PAGES_KEPT_BYTES: Final = MIB // 2
 """What a reader of manifest pages keeps of inflated segments."""
 DATA_KEPT_BYTES: Final = 2 * MIB
 """The same of a reader of data: two segments."""
@@ -39,6 +39,9 @@ class ChunkReader:
         """Segments that this reader found damaged."""
         self._inside: dict[tuple[Role, bytes], tuple[SegmentRef, int, int]] = {}
         """Where the chunks of the cached segments are."""
+        self._expected: Counter[tuple[Role, bytes]] = Counter()
+        self._saved: dict[tuple[Role, bytes], memoryview] = {}
+        """Expected chunks of segments that are not cached any more."""
 
     def locate(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, list[ChunkPlace]]:
         """Where chunks lie, undamaged copies first; those that are nowhere are left out."""
@@ -62,6 +65,14 @@ class ChunkReader:
             here.update(self._catalog.chunks.find(self._tenant.id, batch))
         return {ids[chunk_id] for chunk_id in here}
 
+    def expect(self, role: Role, digests: Iterable[bytes]) -> None:
+        """What is going to be read, each as often as it stands here: when its segment leaves the cache, it stays.
+
+        A segment that many places refer to is opened once for all of them. What was expected before is forgotten.
+        """
+        self._expected = Counter((role, digest) for digest in digests)
+        self._saved.clear()
+
     def read(self, digest: bytes) -> bytes:
         """A chunk of role manifest: what manifest pages, list chunks and attributes are read through.
 
@@ -84,10 +95,25 @@ class ChunkReader:
             Unavailable: the store does not answer, which says nothing about the chunk.
 
         """
-        inside = self._inside.get((role, digest))
-        if inside is not None:
-            ref, offset, length = inside
-            return self._segments[ref].chunk(offset, length, digest)
+        key = (role, digest)
+        data = self._saved.get(key)
+        if data is None:
+            data = self._cached(key) or self._find(role, digest, places)
+        left = self._expected.pop(key, 0) - 1
+        if left > 0:
+            self._expected[key] = left
+        else:
+            self._saved.pop(key, None)
+        return data
+
+    def _cached(self, key: tuple[Role, bytes]) -> memoryview | None:
+        inside = self._inside.get(key)
+        if inside is None:
+            return None
+        ref, offset, length = inside
+        return self._segments[ref].chunk(offset, length, key[1])
+
+    def _find(self, role: Role, digest: bytes, places: Iterable[ChunkPlace] | None) -> memoryview:
         error: Damaged | None = None
         tried: set[ChunkPlace] = set()
         fresh = list(places or ())
@@ -159,5 +185,13 @@ class ChunkReader:
             gone, old = self._segments.popitem(last=False)
             self._cached_bytes -= len(old.data)
             for chunk in old.table:
-                if self._inside.get((old.role, chunk.digest), (None,))[0] == gone:
-                    del self._inside[(old.role, chunk.digest)]
+                key = (old.role, chunk.digest)
+                if self._inside.get(key, (None,))[0] == gone:
+                    self._save(old, key)
+                    del self._inside[key]
+
+    def _save(self, segment: Segment, key: tuple[Role, bytes]) -> None:
+        if self._expected.get(key):
+            _, offset, length = self._inside[key]
+            with suppress(Damaged):  # it will be looked for when it is read
+                self._saved[key] = memoryview(bytes(segment.chunk(offset, length, key[1])))

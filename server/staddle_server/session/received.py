@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from staddle_server.errors import BadRequest
 from staddle_server.limits import (
-    ATTRIBUTES_INLINE_BYTES_MAX,
     CHECKPOINT_ENTRIES,
     CHECKPOINT_ENTRY_BYTES,
     RUNS_MERGE,
@@ -16,14 +15,10 @@ from staddle_server.manifest.content import ContentBuilder
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.pages import PageSink, PageSource
 from staddle_server.manifest.read import entries_of
-from staddle_server.manifest.runs import merge_runs, sort_run
+from staddle_server.manifest.runs import Gathered, merge_runs
 from staddle_server.manifest.tree import write_run
 from staddle_server.session.progress import OpenEntry, Progress, Run
 from staddle_server.types import Entry
-
-ENTRY_OVERHEAD_BYTES = 512
-"""What an entry costs in memory beside its path, link target, chunks and attributes."""
-CHUNK_OVERHEAD_BYTES = 192
 
 
 class OpenFile(NamedTuple):
@@ -50,8 +45,7 @@ class Received:
             content = ContentBuilder.restore(progress.open_entry.content, source, pages)
             self.open = OpenFile(progress.open_entry.entry, content)
         self._runs = list(progress.runs)
-        self._entries: list[tuple[int, Entry]] = []
-        self._entry_bytes = 0
+        self._gathered = Gathered()
 
     def check_open(self, path: bytes, size: int) -> None:
         """Whether the file at this path is open and has so many bytes.
@@ -74,8 +68,7 @@ class Received:
         """Accepts an entry, or a removal, which does not count."""
         self.position += 1
         self.last_path = entry.path
-        self._entries.append((self.position, entry))
-        self._entry_bytes += _memory_bytes(entry)
+        self._gathered.append(entry)
 
     def count(self, entry: Entry) -> None:
         """Counts an entry as Finish counts them."""
@@ -85,11 +78,13 @@ class Received:
     @property
     def full(self) -> bool:
         """Whether memory holds as many entries as it may."""
-        return len(self._entries) >= CHECKPOINT_ENTRIES or self._entry_bytes >= CHECKPOINT_ENTRY_BYTES
+        return (
+            len(self._gathered) >= CHECKPOINT_ENTRIES or self._gathered.size_bytes >= CHECKPOINT_ENTRY_BYTES
+        )
 
     def write_run(self) -> None:
         """Brings the entries in memory into a sorted run."""
-        if not self._entries:
+        if not self._gathered:
             return
         last = self._runs[-RUNS_MERGE:]
         if len(last) == RUNS_MERGE and len({run.tier for run in last}) == 1:
@@ -98,16 +93,15 @@ class Received:
                 merge_runs([entries_of(run.root, self._source) for run in last]), last[0].tier + 1
             )
             self._runs[-RUNS_MERGE:] = [merged]
-        self._runs.append(self._write(sort_run(self._entries), 0))
-        self._entries = []
-        self._entry_bytes = 0
+        self._runs.append(self._write(self._gathered.sorted(), 0))
+        self._gathered = Gathered()
 
     def _write(self, entries: Iterable[Entry], tier: int) -> Run:
         return Run(tier, write_run(entries, self._pages, self._page_key))
 
-    def runs(self) -> list[Iterator[Entry] | list[Entry]]:
+    def runs(self) -> list[Iterator[Entry]]:
         """All that was received, as sorted streams, oldest first. The runs among them must be published."""
-        return [*(entries_of(run.root, self._source) for run in self._runs), sort_run(self._entries)]
+        return [*(entries_of(run.root, self._source) for run in self._runs), self._gathered.sorted()]
 
     def progress(self) -> Progress:
         """The durable point that the upload has once everything written so far is published; after `write_run`."""
@@ -121,15 +115,3 @@ class Received:
             runs=tuple(self._runs),
             open_entry=opened and OpenEntry(opened.entry, opened.content.state(), opened.content.size),
         )
-
-
-def _memory_bytes(entry: Entry) -> int:
-    """About what an entry costs in memory."""
-    size = ENTRY_OVERHEAD_BYTES + len(entry.path)
-    if entry.link_target is not None:
-        size += len(entry.link_target)
-    if entry.content is not None:
-        size += CHUNK_OVERHEAD_BYTES * len(entry.content.chunks)
-    if entry.attributes is not None:
-        size += ATTRIBUTES_INLINE_BYTES_MAX
-    return size

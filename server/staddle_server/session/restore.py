@@ -23,7 +23,7 @@ from staddle_server.types import ChunkPlace, ChunkRef, Content, Entry, Role, Roo
 
 INLINE_BYTES_MAX: Final = 64 * KIB
 """A file of one chunk up to this size comes in its entry."""
-WINDOW_STEPS: Final = 1024
+WINDOW_STEPS: Final = 2048
 WINDOW_BYTES: Final = 8 * MIB
 """Look-ups are made for so much at once."""
 AHEAD: Final = 2
@@ -201,11 +201,10 @@ class Restore:
         if not self._data:
             yield from self._send_without_data(steps)
             return
-        zeros = self._tenant.cutter.zeros
-        places = self._reader.locate(
-            Role.DATA,
-            {step.ref.digest for step in steps if step.ref is not None and step.ref.digest != zeros.digest},
-        )
+        zeros = self._tenant.cutter.zeros.digest
+        digests = [step.ref.digest for step in steps if step.ref is not None and step.ref.digest != zeros]
+        places = self._reader.locate(Role.DATA, set(digests))
+        self._reader.expect(Role.DATA, digests)
         ahead = _Ahead(self._tenant, self._opener, self._reader, self._order(steps, places))
         try:
             yield from self._send_data(steps, places, ahead)

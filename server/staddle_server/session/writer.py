@@ -71,20 +71,24 @@ class UploadWriter:
         self.base = Base(tenant, catalog, base)
         self._clock = clock
         self._lock = threading.RLock()
-        self._publisher = Publisher(catalog, upload, clock, terms, decode_progress(upload.durable))
-        self._missing = Missing(self._publisher.missing)
+        publisher = self._publisher = Publisher(
+            catalog, upload, clock, terms, decode_progress(upload.durable)
+        )
+        self._missing = Missing(publisher.missing)
         self._chunks = ChunkSink(
             tenant,
             catalog,
             upload=upload.id,
             epoch=upload.epoch,
             compressors=compressors,
-            begin_pack=lambda: self._publisher.begin(tenant),
-            finish_pack=self._publisher.finish,
+            begin_pack=lambda: publisher.begin(
+                tenant
+            ),  # of `self` it would make a cycle: memory that stays for a while
+            finish_pack=publisher.finish,
         )
         self._pages = ManifestSink(self._chunks)
         self._received = Received(
-            self._publisher.durable, self._pages, ChunkReader(tenant, catalog), tenant.secrets.page_key
+            publisher.durable, self._pages, ChunkReader(tenant, catalog), tenant.secrets.page_key
         )
         self._closed: StaddleError | None = None
         self._stream: _Stream | None = None

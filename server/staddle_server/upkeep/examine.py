@@ -14,7 +14,7 @@ from staddle_server.errors import Damaged, Unavailable
 from staddle_server.session.clock import Clock
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import PackDamaged, Segment, pack_name
-from staddle_server.types import PackSummary, SegmentRef, StoredChunk
+from staddle_server.types import SegmentRef, StoredChunk
 
 Pace = Callable[[int], None]
 """Is told how many bytes were read; may wait, and may raise to stop."""
@@ -44,7 +44,6 @@ class Examined:
     cleared: list[int] = field(default_factory=list)
     read_bytes: int = 0
     gone: bool = False
-    summary: PackSummary | None = None
 
     def marks(self) -> set[int]:
         """What of it is put down as damaged."""
@@ -77,31 +76,37 @@ class Examiner:
 
         `indexed_count` is how many chunks the index has in it, where that is known.
         """
+        return self._glance(pack, indexed_count)[0]
+
+    def _glance(
+        self, pack: LivePack, indexed_count: int | None
+    ) -> tuple[Examined, Sequence[StoredChunk] | None]:
+        """With the chunks that the footer names, if it opens: thousands of objects, which nothing that lasts may hold."""
         seen = Examined(pack)
         try:
             size = self._tenant.blobs.size(pack_name(self._tenant.id, pack.id))
         except Damaged as e:
             seen.faults.append(Fault("pack", e.message))
-            return self._certain(seen)
+            return self._certain(seen), None
         except Unavailable as e:
             seen.faults.append(Fault("unanswered", e.message))
-            return seen
+            return seen, None
         if size != pack.size_bytes:
             seen.faults.append(Fault("footer", f"it has {size} bytes, not {pack.size_bytes}"))
-        self._look_at_footer(seen)
-        if seen.summary is not None:
-            self._compare_index(seen, seen.summary, indexed_count)
-        return self._certain(seen)
+        chunks = self._footer_chunks(seen)
+        if chunks is not None:
+            self._compare_index(seen, chunks, indexed_count)
+        return self._certain(seen), chunks
 
     def read(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
         """Looks as `glance` does, then reads every segment, opens and inflates it, and checks every digest.
 
         Put down in the catalog: what is damaged, marks that turned out wrong, and that the pack was verified.
         """
-        seen = self.glance(pack, indexed_count)
+        seen, named = self._glance(pack, indexed_count)
         if seen.gone or any(fault.kind in {"pack", "unanswered"} for fault in seen.faults):
             return seen
-        for ref, chunks in self._segments(seen):
+        for ref, chunks in self._segments(pack, named):
             fault = self._read_twice(ref, chunks)
             if fault is not None:
                 seen.faults.append(fault)
@@ -111,26 +116,27 @@ class Examiner:
             self._pace(ref.length)
         return self._settle(seen)
 
-    def _look_at_footer(self, seen: Examined) -> None:
+    def _footer_chunks(self, seen: Examined) -> Sequence[StoredChunk] | None:
         error: Damaged | None = None
         for _ in range(READS):
             try:
-                seen.summary = self._tenant.packs.footer(seen.pack.id)
+                return self._tenant.packs.footer(seen.pack.id).chunks
             except Damaged as e:
                 error = e
             except Unavailable as e:
                 seen.faults.append(Fault("unanswered", e.message))
-                return
-            else:
-                return
+                return None
         assert error is not None
         # Without its header nothing of a pack opens; without its footer everything does.
         whole = getattr(error, "offset", 0) == 0
         seen.faults.append(Fault("pack" if whole else "footer", error.message))
+        return None
 
-    def _compare_index(self, seen: Examined, summary: PackSummary, indexed_count: int | None) -> None:
+    def _compare_index(
+        self, seen: Examined, chunks: Sequence[StoredChunk], indexed_count: int | None
+    ) -> None:
         places: dict[bytes, set[tuple[int, int]]] = {}
-        for chunk in summary.chunks:
+        for chunk in chunks:
             places.setdefault(chunk.chunk_id, set()).add((chunk.place.segment.offset, chunk.place.offset))
         indexed = self._catalog.verification.indexed(self._tenant.id, seen.pack.id, places)
         wrong = sum(
@@ -149,12 +155,11 @@ class Examiner:
                 )
             )
 
-    def _segments(self, seen: Examined) -> list[tuple[SegmentRef, list[StoredChunk]]]:
-        """The segments, from the footer, or where that is gone from the index."""
-        if seen.summary is not None:
-            chunks = seen.summary.chunks
-        else:
-            chunks = self._catalog.verification.all_indexed(self._tenant.id, seen.pack.id)
+    def _segments(
+        self, pack: LivePack, named: Sequence[StoredChunk] | None
+    ) -> list[tuple[SegmentRef, list[StoredChunk]]]:
+        """The segments, from what the footer names, or where that is gone from the index."""
+        chunks = self._catalog.verification.all_indexed(self._tenant.id, pack.id) if named is None else named
         return [(ref, list(group)) for ref, group in groupby(chunks, key=lambda chunk: chunk.place.segment)]
 
     def _read_twice(self, ref: SegmentRef, chunks: Sequence[StoredChunk]) -> Fault | None:

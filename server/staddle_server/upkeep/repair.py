@@ -203,12 +203,12 @@ class _OfTenant:
 
     def _mend_index(self, seen: Examined) -> None:
         """Gives a pack its index rows again: from its footer, else from what a search of it finds."""
-        if seen.summary is not None:
-            if not any(fault.kind == "index" for fault in seen.faults):
-                return
-            chunks, all_of_it = seen.summary.chunks, True
-        else:
+        try:
+            chunks, all_of_it = self._tenant.packs.footer(seen.pack.id).chunks, True
+        except (Damaged, Unavailable):
             chunks, all_of_it = self._missing_from_index(seen), False
+        if all_of_it and not any(fault.kind == "index" for fault in seen.faults):
+            return
         if not chunks:
             return
         self._repair.say(

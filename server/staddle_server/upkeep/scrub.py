@@ -85,7 +85,7 @@ class Scrubber:
         clock = self._kept.clock
         rate = Rate(self._bytes_per_s, clock, stopping, self._wait)
         end_s = clock.monotonic_s() + RUN_S
-        read: list[Examined] = []
+        packs = size = faults = 0
         while clock.monotonic_s() < end_s:
             due = self._due()
             if not due or stopping():
@@ -94,16 +94,16 @@ class Scrubber:
                 if clock.monotonic_s() >= end_s:
                     break
                 try:
-                    read += self._read(pack, rate)
+                    seen = self._read(pack, rate)
                 except _EndingError:
                     break
-        if not read:
+                if seen is not None:
+                    packs, size, faults = packs + 1, size + seen.read_bytes, faults + len(seen.faults)
+        if not packs:
             return ""
-        faults = sum(len(seen.faults) for seen in read)
-        size = sum(seen.read_bytes for seen in read)
         left = self._kept.catalog.verification.due_bytes(self._since_ns())
         found = f"; {faults} findings of damage: run `staddle-server check`" if faults else ""
-        return f"{len(read)} packs read, {size} bytes; {left} bytes are due{found}"
+        return f"{packs} packs read, {size} bytes; {left} bytes are due{found}"
 
     def _since_ns(self) -> int:
         return self._kept.clock.now_ns() - int(self._period_s * NS)
@@ -116,12 +116,12 @@ class Scrubber:
         due = self._kept.catalog.verification.due(self._since_ns(), limit)
         return [pack for pack in due if pack.id not in self._not_right]
 
-    def _read(self, pack: LivePack, rate: Rate) -> list[Examined]:
-        """Reads a pack, unless it was condemned since it was listed; nothing: it, or its tenant's keys, could not be read."""
+    def _read(self, pack: LivePack, rate: Rate) -> Examined | None:
+        """Reads a pack, unless it was condemned since it was listed; None: it, or its tenant's keys, could not be read."""
         catalog = self._kept.catalog
         now = catalog.verification.live_pack(pack.tenant, pack.id)
         if now is None:
-            return []
+            return None
         self._not_right[pack.id] = self._kept.clock.now_ns()
         try:
             tenant = self._kept.tenants.get(pack.tenant)
@@ -131,14 +131,14 @@ class Scrubber:
             raise
         except StaddleError as e:
             log.error("pack %s was not scrubbed: %s", pack.id.hex(), e.message)  # noqa: TRY400 - no fault of ours
-            return []
+            return None
         if seen.gone:
             del self._not_right[pack.id]
-            return []
+            return None
         self._log(seen, tenant.name)
         if self._is_right_now(seen, tenant):
             del self._not_right[pack.id]
-        return [seen]
+        return seen
 
     def _is_right_now(self, seen: Examined, tenant: Tenant) -> bool:
         """Whether the pack was right, or was made so from its parity."""

@@ -147,12 +147,14 @@ def handle(
         line = _Line(name, context)
         try:
             call = line.call = admit(context)
-            request: Any
+            # No name holds what came: a handler that has taken what it needs can let go of the message.
+            response: Message
             if kind == "upstream":
-                request = map(decode, gate.streams.enter(context).moving(requests))
+                response = method.handler(map(decode, gate.streams.enter(context).moving(requests)), call)
             else:
-                request = decode(gate.arriving.only(requests, context, call.principal.token))
-            response: Message = method.handler(request, call)
+                response = method.handler(
+                    decode(gate.arriving.only(requests, context, call.principal.token)), call
+                )
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -47,6 +48,8 @@ class UploadCalls:
         self._uploads = uploads
         self._tenants = tenants
         self._endpoint = endpoint
+        self._checking = threading.Semaphore(max(2, os.cpu_count() or 1))
+        """Frames that are inflated at once: more would only take memory."""
 
     # ------------------------------------------------------------------ life
 
@@ -169,7 +172,10 @@ class UploadCalls:
     def put_chunks(self, request: sv.PutChunksRequest, call: Call) -> sv.PutChunksResponse:
         writer = self._writer(request, call)
         table = [ChunkRef(ref.length_bytes, ref.digest) for ref in request.chunks]
-        frame = check_frame(table, request.data, raw=request.raw)
+        data, raw = request.data, request.raw
+        del request  # it would be kept, with a copy of the data, while the writer is busy with others
+        with self._checking:
+            frame = check_frame(table, data, raw=raw)
         stored = writer.put_frame(frame)
         call.facts.update(chunks=len(table), bytes=frame.raw_length)
         return sv.PutChunksResponse(stored=stored)
@@ -179,9 +185,11 @@ class UploadCalls:
         if len(request.changes) > limits.ENTRIES_PER_CALL_MAX:
             raise bad("changes", f"a call carries at most {limits.ENTRIES_PER_CALL_MAX}")
         changes = [convert.change_of(change) for change in request.changes]
+        number = request.number
+        del request  # as in put_chunks
         intake = Intake(writer, self._tenants.get(call.principal.tenant))
         call.facts["entries"] = len(changes)
-        return sv.PutEntriesResponse(incomplete=intake.put_entries(request.number, changes))
+        return sv.PutEntriesResponse(incomplete=intake.put_entries(number, changes))
 
     def _writer(
         self,
