@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Final
 
 from staddle.v1 import service_pb2 as sv
 
@@ -24,7 +24,7 @@ from staddle_server.session.restore import (
 )
 from staddle_server.session.tenant import Tenants
 from staddle_server.types import ChunkRef
-from staddle_server.wire import convert
+from staddle_server.wire import convert, encoding
 from staddle_server.wire.call import Call
 from staddle_server.wire.convert import bad
 from staddle_server.wire.tokens import PageTokens
@@ -47,7 +47,7 @@ class ReadCalls:
 
     # ------------------------------------------------------------------ restore
 
-    def restore(self, request: sv.RestoreRequest, call: Call) -> Iterator[sv.RestoreResponse]:
+    def restore(self, request: sv.RestoreRequest, call: Call) -> Iterator[bytes]:
         paths = [path.encode("utf-8") for path in request.paths] + list(request.path_bytes)
         if len(paths) > limits.RESTORE_PATHS_MAX:
             raise bad("paths", f"a call names at most {limits.RESTORE_PATHS_MAX}")
@@ -68,12 +68,17 @@ class ReadCalls:
         parts: Iterator[_Part] = chain(
             [header], _restore_parts(restore.events(chosen, exact=request.exact)), _end(restore)
         )
-        for response in _messages(parts):
-            call.facts.update(entries=restore.totals.entries, bytes=restore.totals.data_bytes)
-            yield response
-        call.facts.update(
-            entries=restore.totals.entries, bytes=restore.totals.data_bytes, damages=restore.totals.damages
-        )
+
+        def noted(response: bytes) -> bytes:
+            call.facts.update(
+                entries=restore.totals.entries,
+                bytes=restore.totals.data_bytes,
+                damages=restore.totals.damages,
+            )
+            return response
+
+        # No name holds a message while the next one is made.
+        yield from map(noted, _messages(parts))
 
     def _pick(
         self,
@@ -192,18 +197,8 @@ class ReadCalls:
         return PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
 
 
-class _Payload(NamedTuple):
-    """A Data part to be: its bytes are copied into a message once, and not from message to message."""
-
-    data: bytes
-    chunk_lengths: list[int]
-
-    def fill(self, part: sv.RestorePart) -> None:
-        part.data.data = self.data
-        part.data.chunk_lengths.extend(self.chunk_lengths)
-
-
-_Part = sv.RestorePart | _Payload
+_Part = sv.RestorePart | list[memoryview]
+"""A part, or the chunks of a Data part."""
 
 
 def _restore_parts(events: Iterator[Event]) -> Iterator[_Part]:
@@ -214,8 +209,7 @@ def _restore_parts(events: Iterator[Event]) -> Iterator[_Part]:
     def gathered() -> Iterator[_Part]:
         nonlocal size
         if data:
-            payload = bytes(data[0]) if len(data) == 1 else b"".join(data)
-            yield _Payload(payload, [len(chunk) for chunk in data])
+            yield data.copy()
             data.clear()
             size = 0
         if refs:
@@ -267,19 +261,16 @@ def _end(restore: Restore) -> Iterator[sv.RestorePart]:
     )
 
 
-def _messages(parts: Iterator[_Part]) -> Iterator[sv.RestoreResponse]:
-    """Parts in messages of about RESPONSE_BYTES_TARGET."""
-    response, size = sv.RestoreResponse(), 0
+def _messages(parts: Iterator[_Part]) -> Iterator[bytes]:
+    """Parts in messages, RestoreResponse, of about RESPONSE_BYTES_TARGET."""
+    pieces: list[encoding.Piece] = []
+    count = size = 0
     for part in parts:
-        part_size = len(part.data) if isinstance(part, _Payload) else part.ByteSize()
-        if response.parts and (
-            size + part_size > limits.RESPONSE_BYTES_TARGET or len(response.parts) >= PARTS_MAX
-        ):
-            yield response
-            response, size = sv.RestoreResponse(), 0
-        if isinstance(part, _Payload):
-            part.fill(response.parts.add())
-        else:
-            response.parts.append(part)
-        size += part_size
-    yield response
+        encoded = encoding.data_part(part) if isinstance(part, list) else encoding.part(part)
+        part_size = sum(map(len, encoded))
+        if count and (size + part_size > limits.RESPONSE_BYTES_TARGET or count >= PARTS_MAX):
+            count = size = 0
+            yield encoding.response(pieces)
+        pieces += encoded
+        count, size = count + 1, size + part_size
+    yield encoding.response(pieces)

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
@@ -120,9 +121,14 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
         made[name] = make(
             handle(gate, name, method, kind, decoder(getattr(sv, described.input_type.name))),
             request_deserializer=None,
-            response_serializer=getattr(sv, described.output_type.name).SerializeToString,
+            response_serializer=_encoded,
         )
     return made
+
+
+def _encoded(response: Message | bytes) -> bytes:
+    """A message as bytes; Restore's are already."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 class _Door(grpc.ServerInterceptor):

@@ -50,6 +50,8 @@ class UploadCalls:
         self._endpoint = endpoint
         self._checking = threading.Semaphore(max(2, os.cpu_count() or 1))
         """Frames that are inflated at once: more would only take memory."""
+        self._taking = threading.Semaphore(max(4, 2 * (os.cpu_count() or 1)))
+        """The same for lists of entries: thousands of objects each. Some of them may wait for the disk."""
 
     # ------------------------------------------------------------------ life
 
@@ -184,12 +186,13 @@ class UploadCalls:
         writer = self._writer(request, call)
         if len(request.changes) > limits.ENTRIES_PER_CALL_MAX:
             raise bad("changes", f"a call carries at most {limits.ENTRIES_PER_CALL_MAX}")
-        changes = [convert.change_of(change) for change in request.changes]
-        number = request.number
-        del request  # as in put_chunks
+        call.facts["entries"] = len(request.changes)
         intake = Intake(writer, self._tenants.get(call.principal.tenant))
-        call.facts["entries"] = len(changes)
-        return sv.PutEntriesResponse(incomplete=intake.put_entries(number, changes))
+        with self._taking:
+            changes = [convert.change_of(change) for change in request.changes]
+            number = request.number
+            del request  # as in put_chunks
+            return sv.PutEntriesResponse(incomplete=intake.put_entries(number, changes))
 
     def _writer(
         self,
