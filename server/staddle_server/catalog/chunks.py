@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, select
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database, insert_or_ignore, rows_in
+from staddle_server.catalog.dialect import Database, insert_or_ignore, insert_rows, rows_in
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.words import batches
@@ -166,20 +166,11 @@ def _in_packs(hits: dict[bytes, list[_Hit]], pack_rows: set[int]) -> dict[bytes,
 
 def index_pack(connection: Connection, tenant_row: int, pack_row: int, summary: PackSummary) -> None:
     """Inserts the index rows of a pack, in the transaction that makes it live."""
-    query = insert_or_ignore(connection, schema.chunks)
-    for some in batches(summary.chunks, 4096):
-        connection.execute(
-            query,
-            [
-                {
-                    "tenant": tenant_row,
-                    "chunk_id": chunk_id,
-                    "pack": pack_row,
-                    "segment_offset": place.segment.offset,
-                    "segment_length": place.segment.length,
-                    "offset": place.offset,
-                    "length": place.length,
-                }
-                for chunk_id, place in some
-            ],
-        )
+    insert_rows(
+        connection,
+        (_c.tenant, *_INDEX_COLUMNS),
+        (
+            (tenant_row, chunk_id, pack_row, segment.offset, segment.length, offset, length)
+            for chunk_id, (segment, offset, length) in summary.chunks
+        ),
+    )
