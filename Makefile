@@ -6,6 +6,7 @@
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
 #   make bench                 speed and size against restic and borg; ARGS="--help" tells the sizes
+#   make bench-memory          the server's memory with eight clients at work; ARGS="--streams 24" for more
 #   make bench-peers           install restic and borg for it (Debian, as root; borg into .tools/borg)
 #   make big                   a large tree and a large file through everything, with kills in the middle
 #   make crash                 servers that are killed at every durable step; ARGS="--runs 1000 --seed 7"
@@ -128,6 +129,10 @@ protos-drift: $(PROTOS_STAMP)
 .PHONY: bench
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.bench $(ARGS)
+
+.PHONY: bench-memory
+bench-memory: $(STAMP)
+	@$(BIN)/python -m benchmarks.memory $(ARGS)
 
 BORG := .tools/borg
 # borg has no wheels: it is built here, and needs these to build against.

@@ -16,7 +16,8 @@ from sqlalchemy import Engine, create_engine, event
 from staddle_server import errors
 from staddle_server.catalog import SqliteChoice, choose_sqlite, open_catalog
 from staddle_server.catalog.dialect import installed_wheel, wal_is_safe
-from staddle_server.catalog.schema import metadata
+from staddle_server.catalog.migrate import newest_revision
+from staddle_server.catalog.schema import REVISION, metadata
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "catalog" / "schema.sql"
 
@@ -121,6 +122,18 @@ def test_the_migrations_make_the_tables_that_the_code_uses(world):
         metadata.create_all(connection)
         assert _parts(_schema(connection)) == migrated
     engine.dispose()
+
+
+def test_the_newest_migration_is_the_one_that_the_code_wants():
+    assert newest_revision() == REVISION
+
+
+def test_a_catalog_that_is_up_to_date_is_opened_without_what_brings_it_there(world):
+    program = (
+        "import sys; from staddle_server.catalog import open_catalog; c = open_catalog(sys.argv[1]); "
+        "assert len(c.tenants.list_all()) == 2; assert 'alembic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, world.path], check=True)
 
 
 def test_opening_again_changes_nothing_and_finds_everything(world):

@@ -1,10 +1,13 @@
 """The scrubber: everything is read once in a period, at a rate, whatever happens meanwhile."""
 
+import gc
 import logging
 
 import pytest
 from harm import check, flip, kept, objects, pack_file
 from staddle_server.service import Service
+from staddle_server.types import StoredChunk
+from staddle_server.upkeep.examine import Examiner
 from staddle_server.upkeep.parity import make_parity
 from staddle_server.upkeep.scrub import AGAIN_S, RUN_S, Scrubber
 from thin import back_up, noise, restore
@@ -63,6 +66,21 @@ def test_everything_is_read_once_in_a_period_and_not_again(packs):
     assert scrub.run(never) == ""
     clock.now_s += 2
     assert scrub.run(never).startswith("8 packs read")
+
+
+def test_a_run_keeps_nothing_of_the_chunks_of_the_packs_that_it_has_read(packs, monkeypatch):
+    seen = []
+    read = Examiner.read
+
+    def noted(self, *arguments):
+        gc.collect()
+        seen.append(sum(type(each) is StoredChunk for each in gc.get_objects()))
+        return read(self, *arguments)
+
+    monkeypatch.setattr(Examiner, "read", noted)
+    assert scrubber(packs, Waits()).run(never).startswith("8 packs read")
+    assert len(seen) == 8
+    assert max(seen) == min(seen)
 
 
 def test_it_reads_no_faster_than_it_may(packs):

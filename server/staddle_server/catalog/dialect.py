@@ -245,7 +245,7 @@ def insert_rows(
         for some in batches(rows, 4096):
             connection.execute(query, [dict(zip(names, row, strict=True)) for row in some])
         return
-    cursor = connection.connection.cursor()
+    cursor: Any = connection.connection.cursor()  # which takes any iterable
     try:
         cursor.executemany(_insert_sql(tuple(columns)), rows)
     finally:
@@ -274,7 +274,7 @@ def rows_in(
         conditions = [column == value for column, value in equal.items()]
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
     count = next(count for count in _COUNTS if count >= len(values))
-    again = values[-1:] * (count - len(values))  # what stands in the list twice is found once
+    again = [values[-1]] * (count - len(values))  # what stands in the list twice is found once
     cursor = connection.connection.cursor()
     try:
         cursor.execute(

@@ -1,0 +1,96 @@
+"""What is let go of when it is not needed any more, and what is opened once for many."""
+
+import gc
+import weakref
+from collections import Counter
+
+import pytest
+from blake3 import blake3
+from staddle_server.session.reading import ChunkReader
+from staddle_server.session.restore import WINDOW_STEPS
+from staddle_server.session.tenant import Tenants
+from staddle_server.session.uploads import Uploads
+from staddle_server.store.pack import PackReader
+from staddle_server.types import Role
+from thin import Source, back_up, noise, restore
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """How often each segment was opened."""
+    counts = Counter()
+    segment = PackReader.segment
+
+    def counted(self, ref):
+        counts[ref] += 1
+        return segment(self, ref)
+
+    monkeypatch.setattr(PackReader, "segment", counted)
+    return counts
+
+
+def test_the_writer_of_an_upload_is_gone_when_it_has_committed(running, monkeypatch):
+    writers = []
+    install = Uploads._install
+
+    def noted(self, writer):
+        writers.append(weakref.ref(writer))
+        return install(self, writer)
+
+    monkeypatch.setattr(Uploads, "_install", noted)
+    gc.collect()
+    gc.disable()  # nothing may need it
+    try:
+        stub = running.stub()
+        source = Source(stub, "www")
+        source.put_file("a", noise(100_000))
+        source.commit()
+        back_up(stub, "thin", {"a": noise(100_000)})
+        restore(stub, "www")  # the threads have taken another call since
+        assert len(writers) == 2
+        assert [writer() for writer in writers] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_scattered_files_open_each_segment_once_for_a_window(running, opened):
+    """As a tree has them: every third file is in another segment, and comes back by turns."""
+    stub = running.stub()
+    parts = [{f"f{n:04}": noise(20_000, n) for n in range(k, 300, 6)} for k in range(6)]
+    for number, files in enumerate(parts):
+        back_up(stub, f"part{number}", files)
+    everything = {path: data for files in parts for path, data in files.items()}
+    back_up(stub, "all", everything)
+    opened.clear()
+    assert restore(stub, "all").files == everything
+    data = {ref: count for ref, count in opened.items() if ref.length > 500_000}
+    windows = 1 + 3 * len(everything) // WINDOW_STEPS
+    assert len(data) == 6
+    assert max(data.values()) <= windows + 1
+
+
+def test_what_is_expected_outlives_its_segment_until_it_was_read_so_often(running, opened):
+    stub = running.stub()
+    contents = [noise(30_000, n) for n in range(4)]
+    digests = []
+    for n, content in enumerate(contents):
+        source = Source(stub, f"d{n}")
+        (chunk,) = source.cut(content)
+        source.put_file("f", content)
+        source.commit()
+        digests.append(blake3(chunk).digest())
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    reader = ChunkReader(tenant, running.catalog, kept_bytes=1)
+    order = [0, 1, 0, 2, 0, 3, 1]
+    opened.clear()
+    reader.expect(Role.DATA, [digests[n] for n in order])
+    for n in order:
+        assert reader.chunk(Role.DATA, digests[n]) == contents[n]
+    assert sorted(opened.values()) == [1, 1, 1, 1]
+    assert not reader._saved, "what was read as often as expected is let go of"
+    reader.chunk(Role.DATA, digests[0])
+    assert sum(opened.values()) == 5
+    reader.expect(Role.DATA, [digests[0]])
+    reader.chunk(Role.DATA, digests[1])
+    reader.expect(Role.DATA, [])
+    assert not reader._saved

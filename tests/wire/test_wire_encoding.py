@@ -1,0 +1,43 @@
+"""What Restore writes by hand is what the library would write."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from staddle.v1 import service_pb2 as sv
+from staddle_server.wire import encoding
+
+chunks = st.lists(st.binary(min_size=1, max_size=300).map(memoryview), min_size=1, max_size=5)
+parts = st.one_of(
+    chunks,
+    st.builds(lambda n: sv.RestorePart(data=sv.Data(zero_bytes=n, chunk_lengths=[n])), st.integers(1, 2**20)),
+    st.builds(lambda n: sv.RestorePart(end=sv.End(entry_count=n)), st.integers(0, 2**63)),
+    st.just(sv.RestorePart()),
+)
+
+
+@given(st.lists(parts, max_size=6))
+def test_parts_in_any_order_are_read_as_the_message_that_was_meant(said):
+    meant, pieces = sv.RestoreResponse(), []
+    for each in said:
+        if isinstance(each, list):
+            meant.parts.add().data.MergeFrom(
+                sv.Data(data=b"".join(each), chunk_lengths=[len(chunk) for chunk in each])
+            )
+            pieces += encoding.data_part(each)
+        else:
+            meant.parts.append(each)
+            pieces += encoding.part(each)
+    assert sv.RestoreResponse.FromString(encoding.response(pieces)) == meant
+    assert pieces == []
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_numbers_are_written_as_the_library_writes_them(number):
+    written = sv.Data(zero_bytes=number).SerializeToString()
+    assert encoding.varint(number) == (written[1:] or b"\0")
+
+
+def test_a_mebibyte_is_written_with_few_bytes_around_it():
+    pieces = encoding.data_part([memoryview(bytes(65_536))] * 16)
+    message = encoding.response(pieces)
+    assert len(message) < 2**20 + 80
+    assert sv.RestoreResponse.FromString(message).parts[0].data.data == bytes(2**20)
