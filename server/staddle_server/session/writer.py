@@ -81,9 +81,7 @@ class UploadWriter:
             upload=upload.id,
             epoch=upload.epoch,
             compressors=compressors,
-            begin_pack=lambda: publisher.begin(
-                tenant
-            ),  # of `self` it would make a cycle: memory that stays for a while
+            begin_pack=lambda: publisher.begin(tenant),  # not of `self`: the cycle would stay for a while
             finish_pack=publisher.finish,
         )
         self._pages = ManifestSink(self._chunks)
