@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from typing import Final
@@ -29,8 +29,35 @@ LOOK_UP_BYTES: Final = {Role.DATA: 1 * MIB, Role.MANIFEST: MANIFEST_SEGMENT_RAW_
 SEGMENT_BYTES: Final = {Role.DATA: SEGMENT_RAW_BYTES_TARGET, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
 COMPRESSING_MAX: Final = 1
 """Segments that are being compressed at once, for one upload."""
-KNOWN_MAX: Final = 16_384
-"""Chunks of which an upload remembers that they are there."""
+KNOWN_MAX: Final = 8_192
+"""Chunks of which an upload remembers that they are there, at least; at most twice as many."""
+
+
+def _key(role: Role, digest: bytes) -> bytes:
+    """A chunk among those of all roles. Of data it is the digest itself: an upload holds thousands, and a pair would take more."""
+    return digest if role is Role.DATA else bytes([role]) + digest
+
+
+class _Known:
+    """Chunks that are there, and their lengths: the last ones that were put in or asked for, in two plain dictionaries.
+
+    An ordered one takes twice the memory for each.
+    """
+
+    def __init__(self) -> None:
+        self._new: dict[bytes, int] = {}
+        self._old: dict[bytes, int] = {}
+
+    def get(self, key: bytes) -> int | None:
+        return self._new.get(key) or self._old.get(key)
+
+    def put(self, key: bytes, length: int) -> None:
+        self._new[key] = length
+        if len(self._new) >= KNOWN_MAX:
+            self._old, self._new = self._new, {}
+
+    def clear(self) -> None:
+        self._new, self._old = {}, {}
 
 
 class ChunkSink:
@@ -66,9 +93,9 @@ class ChunkSink:
         self._segment: dict[Role, list[Chunk]] = {role: [] for role in Role}
         self._segment_bytes = dict.fromkeys(Role, 0)
         self._compressing: deque[tuple[Role, list[ChunkRef], int, Future[Compressed]]] = deque()
-        self._unpublished: dict[tuple[Role, bytes], int] = {}
+        self._unpublished: dict[bytes, int] = {}
         """Length of each chunk that went towards a pack that is not published yet."""
-        self._known: OrderedDict[tuple[Role, bytes], int] = OrderedDict()
+        self._known = _Known()
 
     # ------------------------------------------------------------------ what is there
 
@@ -99,7 +126,7 @@ class ChunkSink:
             )
             for chunk_id, place in claimed.items():
                 here[ask[chunk_id]] = place.length
-                self._remember(role, ask[chunk_id], place.length)
+                self._known.put(_key(role, ask[chunk_id]), place.length)
         return here
 
     def absent(self, refs: Sequence[ChunkRef], field: str) -> set[bytes]:
@@ -123,13 +150,8 @@ class ChunkSink:
         asking = self._asking[role].get(digest)
         if asking is not None:
             return len(asking)
-        key = (role, digest)
+        key = _key(role, digest)
         return self._unpublished.get(key) or self._known.get(key)
-
-    def _remember(self, role: Role, digest: bytes, length: int) -> None:
-        self._known[(role, digest)] = length
-        if len(self._known) > KNOWN_MAX:
-            self._known.popitem(last=False)
 
     def forget(self) -> None:
         """Damage was found: what is taken from now on is looked up anew, and damaged chunks are written once more."""
@@ -152,7 +174,7 @@ class ChunkSink:
         new = self.absent(table, "chunks")
         if new:
             self._append(Role.DATA, list(table), codec, payload, raw_length)
-            self._unpublished.update(((Role.DATA, ref.digest), ref.length) for ref in table)
+            self._unpublished.update((_key(Role.DATA, ref.digest), ref.length) for ref in table)
         return len(new)
 
     def _look_up(self, role: Role) -> None:
@@ -166,7 +188,7 @@ class ChunkSink:
                 self._close_segment(role)
             self._segment[role].append(Chunk(digest, data))
             self._segment_bytes[role] += len(data)
-            self._unpublished[(role, digest)] = len(data)
+            self._unpublished[_key(role, digest)] = len(data)
         if self._segment_bytes[role] >= SEGMENT_BYTES[role]:
             self._close_segment(role)
 
@@ -202,7 +224,7 @@ class ChunkSink:
 
     # ------------------------------------------------------------------ packs
 
-    def flush(self) -> tuple[list[Future[PackSummary]], list[tuple[Role, bytes]]]:
+    def flush(self) -> tuple[list[Future[PackSummary]], list[bytes]]:
         """Brings everything that was taken into packs, and gives these away to be published, with all that is in them.
 
         What the publication before this one published must have been told to `published`.
@@ -216,7 +238,7 @@ class ChunkSink:
         packs, self._finished = self._finished, []
         return packs, list(self._unpublished)
 
-    def published(self, chunks: Iterable[tuple[Role, bytes]]) -> None:
+    def published(self, chunks: Iterable[bytes]) -> None:
         """The packs with these chunks are published: the catalog knows them from now on."""
         for key in chunks:
             del self._unpublished[key]

@@ -13,9 +13,10 @@ from staddle_server.session.clock import Clock
 from staddle_server.session.progress import Progress, encode_progress
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import PackWriter
-from staddle_server.types import PackSummary, Role
+from staddle_server.types import PackSummary
 
-ChunkKey = tuple[Role, bytes]
+ChunkKey = bytes
+"""What a ChunkSink calls a chunk."""
 
 
 class Published(NamedTuple):
