@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 
 from staddle_server.catalog import WHOLE_PACK, Catalog, LivePack
+from staddle_server.catalog.words import batches
 from staddle_server.errors import Damaged, Unavailable
 from staddle_server.session.clock import Clock
 from staddle_server.session.tenant import Tenant
@@ -135,21 +136,23 @@ class Examiner:
     def _compare_index(
         self, seen: Examined, chunks: Sequence[StoredChunk], indexed_count: int | None
     ) -> None:
-        places: dict[bytes, set[tuple[int, int]]] = {}
-        for chunk in chunks:
-            places.setdefault(chunk.chunk_id, set()).add((chunk.place.segment.offset, chunk.place.offset))
-        indexed = self._catalog.verification.indexed(self._tenant.id, seen.pack.id, places)
-        wrong = sum(
-            (place.segment.offset, place.offset) not in places[chunk_id]
-            for chunk_id, place in indexed.items()
-        )
-        missing = len(places) - len(indexed)
-        more = max(0, (indexed_count or 0) - len(indexed))
+        places = {(chunk.chunk_id, chunk.place.segment.offset, chunk.place.offset) for chunk in chunks}
+        chunk_ids = {chunk.chunk_id for chunk in chunks}
+        found = wrong = 0
+        for some in batches(chunk_ids):
+            indexed = self._catalog.verification.indexed(self._tenant.id, seen.pack.id, some)
+            found += len(indexed)
+            wrong += sum(
+                (chunk_id, place.segment.offset, place.offset) not in places
+                for chunk_id, place in indexed.items()
+            )
+        missing = len(chunk_ids) - found
+        more = max(0, (indexed_count or 0) - found)
         if missing or wrong or more:
             seen.faults.append(
                 Fault(
                     "index",
-                    f"the index lacks {missing} of its {len(places)} chunks, has {wrong} in another place, and names "
+                    f"the index lacks {missing} of its {len(chunk_ids)} chunks, has {wrong} in another place, and names "
                     f"{more} that it does not have",
                     chunks=missing + wrong + more,
                 )
