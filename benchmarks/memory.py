@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 1: the server had more than it may."""
     parser = argparse.ArgumentParser(prog="make bench-memory", description=__doc__)
     parser.add_argument("--streams", type=int, default=STREAMS, help="clients at once (%(default)s)")
-    parser.add_argument("--image", type=int, default=96, help="MiB of each image (%(default)s)")
-    parser.add_argument("--files", type=int, default=4_000, help="files of each tree (%(default)s)")
+    parser.add_argument("--image", type=int, default=300, help="MiB of each image (%(default)s)")
+    parser.add_argument("--files", type=int, default=12_000, help="files of each tree (%(default)s)")
     parser.add_argument("--work", type=Path, help="where the data is made (a temporary directory)")
     chosen = parser.parse_args(arguments)
     place = Path(tempfile.mkdtemp(prefix="staddle-memory-", dir=chosen.work))
