@@ -43,7 +43,8 @@ def measure(place: Path, streams: int, image_bytes: int, files: int) -> list[tup
     measured: list[tuple[str, int]] = []
     with Server(place / "server") as server:
         # As it is found on any day: it has been started before, and its catalog is there.
-        server.stop()
+        server.kill()
+        server.reset_peak()
         server.start()
         measured.append(("idle", server.peak_bytes // MIB))
         for kind in ("image", "tree"):

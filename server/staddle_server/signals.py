@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Final
 
 ASKED_TO_STOP: Final = (signal.SIGTERM, signal.SIGINT)
+LOOK_S: Final = 1.0
 
 
 class StopRequest:
@@ -26,8 +27,13 @@ class StopRequest:
         self._queue.put(why)
 
     def wait(self) -> str:
-        """Blocks until asked; answers why."""
-        return self._queue.get()
+        """Blocks until asked; answers why.
+
+        A signal that comes just before the thread falls asleep wakes nobody, and its handler runs only when the thread goes on.
+        """
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=LOOK_S)
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first asks. The second ends the process there and then, with the exit code that a shell shows for that signal:
