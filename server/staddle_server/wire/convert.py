@@ -176,9 +176,8 @@ def _entry_in(m: pb.Entry) -> Entry:
         ctime_ns=m.ctime_ns if m.HasField("ctime_ns") else None,
         inode=m.inode if m.HasField("inode") else None,
         link_target=m.link_target_bytes or m.link_target.encode("utf-8") or None,
-        owner=sys.intern(
-            m.owner
-        ),  # a tree has few of them, and thousands of its entries are in memory at once
+        # A tree has few of them, and thousands of its entries are in memory at once.
+        owner=sys.intern(m.owner),
         group=sys.intern(m.group),
         device=(m.device_major, m.device_minor)
         if m.device_major or m.device_minor or type_ in {EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE}

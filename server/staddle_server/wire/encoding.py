@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from google.protobuf.message import Message
 from staddle.v1 import service_pb2 as sv
 
-_BYTES: Final = 2
+BYTES: Final = 2
 """The wire type of what has a length."""
 
 Piece = bytes | memoryview
 
 
-def _tag(name: str, message: type[sv.RestoreResponse | sv.RestorePart | sv.Data]) -> bytes:
-    return varint(message.DESCRIPTOR.fields_by_name[name].number << 3 | _BYTES)
+def tag(message: type[Message], name: str) -> bytes:
+    """How a field that has a length begins."""
+    return varint(message.DESCRIPTOR.fields_by_name[name].number << 3 | BYTES)
 
 
 def varint(number: int) -> bytes:
@@ -30,9 +32,9 @@ def varint(number: int) -> bytes:
     return bytes(written)
 
 
-_PARTS: Final = _tag("parts", sv.RestoreResponse)
-_DATA: Final = _tag("data", sv.RestorePart)
-_BYTES_OF_DATA: Final = _tag("data", sv.Data)
+_PARTS: Final = tag(sv.RestoreResponse, "parts")
+_DATA: Final = tag(sv.RestorePart, "data")
+_BYTES_OF_DATA: Final = tag(sv.Data, "data")
 
 
 def part(message: sv.RestorePart) -> list[Piece]:

@@ -17,13 +17,14 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import BadRequest
 from staddle_server.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
+from staddle_server.wire.encoding import BYTES, tag
 
 M = TypeVar("M", bound=Message)
 
 FIELDS_MAX: Final = PARTS_PER_MESSAGE_MAX + 64
 """Fields at the top of a message: what it repeats, and a few beside it."""
 _FIELD_BYTES_MIN: Final = 2
-_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
+_VARINT, _EIGHT, _FOUR = 0, 1, 5
 
 
 def _number(type_: type[Message], name: str) -> int:
@@ -31,16 +32,10 @@ def _number(type_: type[Message], name: str) -> int:
     return number
 
 
-def _tag(number: int) -> bytes:
-    """How a field of this number, below 2048, begins if it holds bytes."""
-    key = number << 3 | _BYTES
-    return bytes([key]) if key < 0x80 else bytes([key & 0x7F | 0x80, key >> 7])
-
-
-_ENTRY_TAGS: Final = {_tag(_number(type_, "entry"))[0] for type_ in (sv.BackupPart, sv.EntryChange)}
+_ENTRY_TAGS: Final = {tag(type_, "entry")[0] for type_ in (sv.BackupPart, sv.EntryChange)}
 _CONTENT_FIELD: Final = _number(pb.Entry, "content")
 _ITEM_FIELDS: Final = {_number(pb.Entry, "xattrs"), _number(pb.Entry, "holes")}
-_ITEM_TAGS: Final = tuple(map(_tag, (*_ITEM_FIELDS, _number(pb.Content, "chunks"))))
+_ITEM_TAGS: Final = (tag(pb.Entry, "xattrs"), tag(pb.Entry, "holes"), tag(pb.Content, "chunks"))
 
 _one_at_a_time: Final = threading.Lock()
 
@@ -128,7 +123,7 @@ def _field(data: bytes, at: int) -> tuple[int, int, int]:
     """The number of the field that begins at `at`, where its value begins, and where that ends."""
     tag, at = _varint(data, at)
     kind = tag & 7
-    if kind == _BYTES:
+    if kind == BYTES:
         length, at = _varint(data, at)
         return tag >> 3, at, at + length
     if kind == _VARINT:
