@@ -68,16 +68,13 @@ class Gathered:
 
     def sorted(self) -> Iterator[Entry]:
         """All of them as one run. Streams."""
-        order = sorted(
-            range(len(self._packed)), key=lambda number: self._packed[number][0]
-        )  # stable: newer ones last
-        return _entries(
-            _fold(
-                (key, number, _decoder.decode(packed))
-                for number in order
-                for key, packed in (self._packed[number],)
-            )
-        )
+        # The sort is stable: of one path the newer comes last.
+        order = sorted(range(len(self._packed)), key=lambda number: self._packed[number][0])
+        return _entries(_fold(map(self._record, order)))
+
+    def _record(self, number: int) -> _Record:
+        key, packed = self._packed[number]
+        return key, number, _decoder.decode(packed)
 
 
 def _entries(changes: Iterable[Change]) -> Iterator[Entry]:
