@@ -31,8 +31,8 @@ FRAMES_MAX: Final = 5
 FRAME_BYTES_MAX: Final = 3 * 512 * 1024
 """What frames have is what segments have, and a restore holds some of them: with 2 MiB the server took 25 MiB more for eight streams."""
 FRAME_CHUNKS_MAX: Final = 4_096
-ENTRIES_BYTES: Final = 1024 * 1024
-ENTRIES_MAX: Final = 4_096
+ENTRIES_BYTES: Final = 512 * 1024
+ENTRIES_MAX: Final = 2_048
 CHANGE_OVERHEAD_BYTES: Final = 16
 PART_CHUNKS: Final = 4_096
 """A longer list of chunks goes in parts of so many."""

@@ -26,7 +26,6 @@ Buffer = bytes | bytearray | memoryview
 CONTENT_ID_CONTEXT: Final = "staddle.v1 content id"
 EMPTY_CONTENT_ID: Final = blake3(b"").digest()
 CHUNK_BYTES_MAX: Final = 1024 * 1024
-WINDOW_BYTES: Final = CHUNK_BYTES_MAX + 256 * 1024
 SMALL_BYTES: Final = 4 * 1024
 """Pushed pieces up to this size are gathered: each would cost more to keep than it holds."""
 _PAIR: Final = struct.Struct("<I32s")
@@ -139,18 +138,19 @@ def _zeros(length: int) -> Zeros:
 
 
 class Chunker:
-    """Cuts one file that is pushed piece by piece."""
+    """Cuts one file that is pushed piece by piece.
 
-    def __init__(
-        self,
-        cutter: Cutter,
-        *,
-        fixed: bool = False,
-        window_bytes: int = WINDOW_BYTES,
-    ) -> None:
+    Chunks are views of the pieces, where they lie in one; a chunk that lies across pieces is a copy.
+    """
+
+    def __init__(self, cutter: Cutter, *, fixed: bool = False) -> None:
+        parameters = cutter.parameters
         self._cutter = cutter
-        self._fixed_bytes = cutter.parameters.fixed_bytes if fixed else 0
-        self._window_bytes = max(window_bytes, cutter.parameters.max_bytes + 1)
+        self._fixed_bytes = parameters.fixed_bytes if fixed else 0
+        self._max_bytes = self._fixed_bytes or parameters.max_bytes
+        # Where a chunk ends by content depends on the byte behind it.
+        self._enough_bytes = self._fixed_bytes or parameters.max_bytes + 1
+        """In so many bytes at least one chunk is certain."""
         self._parts: list[Buffer] = []
         self._pending = 0
         self._pending_zeros = 0
@@ -173,8 +173,6 @@ class Chunker:
             self._parts.append(bytearray(data))
         self._pending += len(data)
         self._pending_zeros = 0
-        if self._pending < self._window_bytes:
-            return []
         return self._cut(last=False)
 
     def push_zeros(self, count: int) -> list[Cut]:
@@ -200,30 +198,62 @@ class Chunker:
         return self._cut(last=True)
 
     def _cut(self, *, last: bool) -> list[Cut]:
-        window = memoryview(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts))
-        cuts, position = [], 0
-        for cut in self._cut_fixed(window) if self._fixed_bytes else self._cut_by_content(window):
-            if not last and position + len(cut.data) == len(window) and not self._certain(len(cut.data)):
+        cuts: list[Cut] = []
+        while self._pending and (last or self._pending >= self._enough_bytes):
+            if len(self._parts) == 1:
+                cuts += self._cut_in_place(last=last)
                 break
-            cuts.append(cut)
-            position += len(cut.data)
-        self._parts = [window[position:]] if position < len(window) else []
-        self._pending = len(window) - position
+            cuts += self._cut_across(last=last)
         self._pending_zeros = min(self._pending_zeros, self._pending)
         return cuts
 
-    def _certain(self, length: int) -> bool:
-        """Whether a chunk that ends where the window ends would end there too if more followed."""
-        return length == (self._fixed_bytes or self._cutter.parameters.max_bytes)
+    def _cut_in_place(self, *, last: bool) -> list[Cut]:
+        """The chunks of the only part."""
+        window = memoryview(self._parts[0])
+        pieces = list(self._pieces(window, ends=last))
+        self._drop(sum(map(len, pieces)))
+        return [Cut(blake3(piece).digest(), piece) for piece in pieces]
 
-    def _cut_fixed(self, window: memoryview) -> Iterator[Cut]:
-        for start in range(0, len(window), self._fixed_bytes):
-            piece = window[start : start + self._fixed_bytes]
-            yield Cut(blake3(piece).digest(), piece)
+    def _cut_across(self, *, last: bool) -> list[Cut]:
+        """The chunks from the first part on, up to the first one that ends in the last part; at least one."""
+        before = self._pending - len(self._parts[-1])
+        window = memoryview(b"".join(self._first(self._enough_bytes)))
+        cuts, position = [], 0
+        for piece in self._pieces(window, ends=last and len(window) == self._pending):
+            cuts.append(Cut(blake3(piece).digest(), memoryview(bytes(piece))))
+            position += len(piece)
+            if position >= before:
+                break
+        self._drop(position)
+        return cuts
 
-    def _cut_by_content(self, window: memoryview) -> Iterator[Cut]:
+    def _pieces(self, window: memoryview, *, ends: bool) -> Iterator[memoryview]:
+        """The window's chunks, but not a last one that may be longer when more follows."""
         position = 0
-        for length in self._cutter.lengths(window):
-            piece = window[position : position + length]
-            position += length
-            yield Cut(blake3(piece).digest(), piece)
+        for length in self._fixed_lengths(window) if self._fixed_bytes else self._cutter.lengths(window):
+            start, position = position, position + length
+            if ends or position < len(window) or length == self._max_bytes:
+                yield window[start:position]
+
+    def _fixed_lengths(self, window: memoryview) -> Iterator[int]:
+        for start in range(0, len(window), self._fixed_bytes):
+            yield min(self._fixed_bytes, len(window) - start)
+
+    def _first(self, count: int) -> Iterator[Buffer]:
+        """The first bytes that are pending: so many, or all."""
+        for part in self._parts:
+            if count <= 0:
+                return
+            yield part if len(part) <= count else memoryview(part)[:count]
+            count -= len(part)
+
+    def _drop(self, count: int) -> None:
+        """Takes the first bytes out of what is pending."""
+        self._pending -= count
+        whole = 0
+        while whole < len(self._parts) and len(self._parts[whole]) <= count:
+            count -= len(self._parts[whole])
+            whole += 1
+        del self._parts[:whole]
+        if count:
+            self._parts[0] = memoryview(self._parts[0])[count:]

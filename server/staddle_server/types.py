@@ -73,13 +73,6 @@ class ChunkRef(NamedTuple):
     digest: bytes
 
 
-class Chunk(NamedTuple):
-    """A chunk with its bytes."""
-
-    digest: bytes
-    data: bytes | bytearray | memoryview
-
-
 class ListRoot(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The top of a tree of list chunks: `level` 0 is a list of data chunks."""
 

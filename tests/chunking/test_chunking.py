@@ -64,7 +64,7 @@ def test_cuts_do_not_depend_on_how_the_bytes_arrive_nor_on_how_zeros_are_said(pa
         size = rng.choice([1, 7, 300, 2000, 5000])
         scattered.append(whole[start : start + size])
         start += size
-    assert cut(scattered, fixed=fixed, window_bytes=2048) == expected
+    assert cut(scattered, fixed=fixed) == expected
 
 
 @given(st.integers(0, 40), pieces)

@@ -2,12 +2,20 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.wire import encoding
 
 chunks = st.lists(st.binary(min_size=1, max_size=300).map(memoryview), min_size=1, max_size=5)
+entries = st.tuples(
+    st.builds(
+        lambda path, mode: pb.Entry(path=path, mode=mode), st.text(max_size=20), st.integers(0, 0o7777)
+    ),
+    st.binary(max_size=300),
+)
 parts = st.one_of(
     chunks,
+    entries,
     st.builds(lambda n: sv.RestorePart(data=sv.Data(zero_bytes=n, chunk_lengths=[n])), st.integers(1, 2**20)),
     st.builds(lambda n: sv.RestorePart(end=sv.End(entry_count=n)), st.integers(0, 2**63)),
     st.just(sv.RestorePart()),
@@ -23,6 +31,12 @@ def test_parts_in_any_order_are_read_as_the_message_that_was_meant(said):
                 sv.Data(data=b"".join(each), chunk_lengths=[len(chunk) for chunk in each])
             )
             pieces += encoding.data_part(each)
+        elif isinstance(each, tuple):
+            entry, data = each
+            added = meant.parts.add().entry
+            added.MergeFrom(entry)
+            added.data = data
+            pieces += encoding.entry_part(entry, memoryview(data))
         else:
             meant.parts.append(each)
             pieces += encoding.part(each)

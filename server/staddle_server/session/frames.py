@@ -14,6 +14,7 @@ from staddle_server.limits import (
     PUT_CHUNKS_BYTES_MAX,
     PUT_CHUNKS_INFLATED_BYTES_MAX,
 )
+from staddle_server.store.blobs import Buffer
 from staddle_server.store.frame import Codec, FrameError, inflate
 from staddle_server.types import ChunkRef
 
@@ -23,11 +24,11 @@ class Frame(NamedTuple):
 
     table: Sequence[ChunkRef]
     codec: int
-    payload: bytes
+    payload: Buffer
     raw_length: int
 
 
-def check_frame(table: Sequence[ChunkRef], data: bytes, *, raw: bool) -> Frame:
+def check_frame(table: Sequence[ChunkRef], data: Buffer, *, raw: bool) -> Frame:
     """Inflates what a client sent, within limits, and checks every chunk of it.
 
     Raises:

@@ -20,7 +20,7 @@ from staddle_server.limits import (
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.frame import compress
 from staddle_server.store.pack import PackWriter
-from staddle_server.types import Chunk, ChunkRef, PackSummary, Role
+from staddle_server.types import ChunkRef, PackSummary, Role
 
 Payload = bytes | bytearray | memoryview
 Compressed = tuple[int, Payload]
@@ -90,8 +90,9 @@ class ChunkSink:
         """Full packs, sealed or about to be."""
         self._asking: dict[Role, dict[bytes, Payload]] = {role: {} for role in Role}
         self._asking_bytes = dict.fromkeys(Role, 0)
-        self._segment: dict[Role, list[Chunk]] = {role: [] for role in Role}
-        self._segment_bytes = dict.fromkeys(Role, 0)
+        self._table: dict[Role, list[ChunkRef]] = {role: [] for role in Role}
+        self._segment: dict[Role, bytearray] = {role: bytearray() for role in Role}
+        """The chunks in the table, one behind the other: copies, for each was a view of all that it came with."""
         self._compressing: deque[tuple[Role, list[ChunkRef], int, Future[Compressed]]] = deque()
         self._unpublished: dict[bytes, int] = {}
         """Length of each chunk that went towards a pack that is not published yet."""
@@ -184,24 +185,21 @@ class ChunkSink:
         for digest, data in asking.items():
             if digest in here:
                 continue
-            if self._segment_bytes[role] + len(data) > SEGMENT_BYTES[role]:
+            if len(self._segment[role]) + len(data) > SEGMENT_BYTES[role]:
                 self._close_segment(role)
-            self._segment[role].append(Chunk(digest, data))
-            self._segment_bytes[role] += len(data)
+            self._table[role].append(ChunkRef(len(data), digest))
+            self._segment[role] += data
             self._unpublished[_key(role, digest)] = len(data)
-        if self._segment_bytes[role] >= SEGMENT_BYTES[role]:
+        if len(self._segment[role]) >= SEGMENT_BYTES[role]:
             self._close_segment(role)
 
     def _close_segment(self, role: Role) -> None:
-        chunks, self._segment[role] = self._segment[role], []
-        self._segment_bytes[role] = 0
-        if not chunks:
+        if not self._table[role]:
             return
         self._drain(COMPRESSING_MAX - 1)
-        payload = chunks[0].data if len(chunks) == 1 else b"".join(chunk.data for chunk in chunks)
-        table = [ChunkRef(len(chunk.data), chunk.digest) for chunk in chunks]
-        future = self._compressors.submit(compress, payload)
-        self._compressing.append((role, table, len(payload), future))
+        table, self._table[role] = self._table[role], []
+        payload, self._segment[role] = self._segment[role], bytearray()
+        self._compressing.append((role, table, len(payload), self._compressors.submit(compress, payload)))
 
     def _drain(self, leave: int) -> None:
         """Appends compressed segments, oldest first, until so many are left."""

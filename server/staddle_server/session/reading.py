@@ -18,7 +18,7 @@ from staddle_server.types import ChunkPlace, Role, SegmentRef
 
 PAGES_KEPT_BYTES: Final = MIB // 2
 """What a reader of manifest pages keeps of inflated segments."""
-DATA_KEPT_BYTES: Final = 2 * MIB
+DATA_KEPT_BYTES: Final = 1 * MIB
 """The same of a reader of data: two segments."""
 
 

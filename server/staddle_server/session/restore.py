@@ -26,7 +26,7 @@ INLINE_BYTES_MAX: Final = 64 * KIB
 WINDOW_STEPS: Final = 2048
 WINDOW_BYTES: Final = 8 * MIB
 """Look-ups are made for so much at once."""
-AHEAD: Final = 2
+AHEAD: Final = 1
 """Segments that are opened before they are needed."""
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
-from staddle.chunking import Chunker
+from staddle.chunking import Buffer, Chunker
 
 from staddle_server.errors import BadRequest
 from staddle_server.limits import FILE_BYTES_MAX, MIB, ZERO_BYTES_MAX
@@ -64,8 +64,8 @@ class BackupStream:
         hasher = blake3() if sent.digest and sent.continue_at in {None, 0} else None
         self._receiving = _Receiving(sent, Chunker(self._tenant.cutter, fixed=fixed), hasher)
 
-    def data(self, data: bytes) -> None:
-        """The next bytes of the open file."""
+    def data(self, data: Buffer) -> None:
+        """The next bytes of the open file; they must not change afterwards."""
         receiving = self._open("data")
         if receiving.hasher is not None:
             receiving.hasher.update(data)

@@ -1,8 +1,10 @@
 """Payloads as stored: raw, or one zstd frame (RFC 8878) that states what it holds."""
 
 import enum
-import threading
-from typing import Final
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Generic, TypeVar
 
 import zstandard
 
@@ -14,6 +16,9 @@ WINDOW_BYTES_MAX: Final = 2 * MIB
 ZSTD_LEVEL: Final = 1
 KEPT_PERCENT_MAX: Final = 97
 """A frame that is larger than so much of what it holds is not worth its decompression."""
+
+
+C = TypeVar("C")
 
 
 class Codec(enum.IntEnum):
@@ -30,27 +35,41 @@ class FrameError(BadRequest):
         super().__init__("BAD_FRAME", message)
 
 
-class _PerThread(threading.local):
-    """Contexts of zstd serve one thread at a time."""
+class _Contexts(Generic[C]):
+    """Contexts of zstd: each serves one thread at a time, and there are only as many as were in use at once."""
 
-    def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True)
-        self.decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
+    def __init__(self, make: Callable[[], C]) -> None:
+        self._make = make
+        self._idle: deque[C] = deque()
+
+    @contextmanager
+    def one(self) -> Iterator[C]:
+        """A context that nobody else uses meanwhile."""
+        try:
+            context = self._idle.pop()
+        except IndexError:
+            context = self._make()
+        try:
+            yield context
+        finally:
+            self._idle.append(context)
 
 
-_contexts: Final = _PerThread()
+_compressors: Final = _Contexts(lambda: zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True))
+_decompressors: Final = _Contexts(lambda: zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX))
 
 
 def compress(payload: Buffer) -> tuple[int, Buffer]:
     """Codec and payload as stored; `payload` itself where compression saves under 3 %. Releases the GIL."""
-    frame = _contexts.compressor.compress(payload)
+    with _compressors.one() as compressor:
+        frame = compressor.compress(payload)
     if len(frame) * 100 > len(payload) * KEPT_PERCENT_MAX:
         return Codec.RAW, payload
     return Codec.ZSTD, frame
 
 
-def inflate(codec: int, payload: Buffer, raw_length: int) -> bytes:
-    """The `raw_length` bytes that `payload` stands for. Releases the GIL.
+def inflate(codec: int, payload: Buffer, raw_length: int) -> Buffer:
+    """The `raw_length` bytes that `payload` stands for: `payload` itself if it is raw. Releases the GIL.
 
     Allocates no more than `raw_length` bytes, whatever the frame says. Raises FrameError for an unknown codec, a length
     outside 1 to SEGMENT_RAW_BYTES_MAX or not the one stated, a window over 2 MiB, a dictionary, a broken frame, or
@@ -64,13 +83,14 @@ def inflate(codec: int, payload: Buffer, raw_length: int) -> bytes:
         raise FrameError(f"codec {codec} is not known")
     if len(payload) != raw_length:
         raise FrameError(f"a raw payload has {len(payload)} bytes where {raw_length} were stated")
-    return bytes(payload)
+    return payload
 
 
 def _inflate_frame(frame: Buffer, raw_length: int) -> bytes:
     _check_parameters(frame, raw_length)
     try:
-        raw = _contexts.decompressor.decompress(frame, read_across_frames=False, allow_extra_data=False)
+        with _decompressors.one() as decompressor:
+            raw = decompressor.decompress(frame, read_across_frames=False, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FrameError(f"a zstd frame is broken: {error}") from error
     if len(raw) != raw_length:

@@ -77,7 +77,7 @@ class Segment:
     number: int
     role: Role
     table: tuple[ChunkRef, ...]
-    data: bytes
+    data: Buffer
 
     def chunk(self, place_offset: int, length: int, digest: bytes) -> memoryview:
         """The bytes of one chunk, hashed. Raises PackDamaged if they do not have `digest`."""
@@ -352,6 +352,7 @@ class PackReader:
             body = memoryview(
                 opener.decrypt(form.nonce(head.number), data[form.HEAD_BYTES :], data[: form.HEAD_BYTES])
             )
+            del data  # what is sealed and what is inflated need not be there at once
             table = form.decode_table(body[: head.table_bytes], head.raw_bytes)
             raw = inflate(head.codec, body[head.table_bytes :], head.raw_bytes)
         return Segment(ref, head.number, head.role, table, raw)

@@ -9,12 +9,18 @@ from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.message import Message
+from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
 BYTES: Final = 2
 """The wire type of what has a length."""
 
 Piece = bytes | memoryview
+
+
+def compact(view: memoryview) -> Piece:
+    """The view, or a copy of it where it would keep more than four times what it shows."""
+    return bytes(view) if 4 * len(view) < memoryview(view.obj).nbytes else view
 
 
 def tag(message: type[Message], name: str) -> bytes:
@@ -32,29 +38,42 @@ def varint(number: int) -> bytes:
     return bytes(written)
 
 
+Pieces = list[Piece]
+"""A part of a RestoreResponse, as it is written."""
+
 _PARTS: Final = tag(sv.RestoreResponse, "parts")
 _DATA: Final = tag(sv.RestorePart, "data")
 _BYTES_OF_DATA: Final = tag(sv.Data, "data")
+_ENTRY: Final = tag(sv.RestorePart, "entry")
+_BYTES_OF_ENTRY: Final = tag(pb.Entry, "data")
 
 
-def part(message: sv.RestorePart) -> list[Piece]:
-    """A part of a RestoreResponse."""
+def part(message: sv.RestorePart) -> Pieces:
+    """A part without bulk."""
     encoded = message.SerializeToString()
     return [_PARTS + varint(len(encoded)), encoded]
 
 
-def data_part(chunks: Sequence[memoryview]) -> list[Piece]:
+def data_part(chunks: Sequence[Piece]) -> Pieces:
     """The part with these chunks' bytes and their lengths."""
-    lengths = sv.Data(chunk_lengths=map(len, chunks)).SerializeToString()
-    size = sum(map(len, chunks))
-    head = _BYTES_OF_DATA + varint(size)
-    inner = len(lengths) + len(head) + size
-    of_part = _DATA + varint(inner)
-    return [_PARTS + varint(len(of_part) + inner) + of_part + lengths + head, *chunks]
+    return _bulk(_DATA, sv.Data(chunk_lengths=map(len, chunks)), _BYTES_OF_DATA, chunks)
 
 
-def response(parts: list[Piece]) -> bytes:
-    """A RestoreResponse of parts as `part` and `data_part` give them; the list is empty afterwards, and holds no chunk any more."""
+def entry_part(entry: pb.Entry, data: Piece) -> Pieces:
+    """The part with an entry whose content is `data`, which is copied."""
+    return [b"".join(_bulk(_ENTRY, entry, _BYTES_OF_ENTRY, [data]))]
+
+
+def _bulk(field: bytes, message: Message, bulk: bytes, data: Sequence[Piece]) -> Pieces:
+    """A part that is `message`, with `data` as one more field of it."""
+    size = sum(map(len, data))
+    inside = message.SerializeToString() + bulk + varint(size)
+    of_part = field + varint(len(inside) + size)
+    return [_PARTS + varint(len(of_part) + len(inside) + size) + of_part + inside, *data]
+
+
+def response(parts: Pieces) -> bytes:
+    """A RestoreResponse of parts that were written; the list is empty afterwards, and holds no chunk any more."""
     message = b"".join(parts)
     parts.clear()
     return message

@@ -3,13 +3,15 @@
 An empty entry of four bytes becomes an object of several hundred. What a message repeats, and what its entries repeat, is counted
 before it is decoded; and once more behind that, one message at a time, because numbers may be written in longer ways than
 counting in bytes looks for. Small messages cannot be too large: they cost nothing here.
+
+What is bulk, the data of PutChunks and of Backup, is not decoded: it stays where it came, and handlers get a view of it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from staddle.v1 import resources_pb2 as pb
@@ -17,7 +19,7 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import BadRequest
 from staddle_server.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
-from staddle_server.wire.encoding import BYTES, tag
+from staddle_server.wire.encoding import BYTES, Piece, compact, tag
 
 M = TypeVar("M", bound=Message)
 
@@ -32,6 +34,9 @@ def _number(type_: type[Message], name: str) -> int:
     return number
 
 
+_PARTS: Final = _number(sv.BackupRequest, "parts")
+_CHUNK_DATA: Final = _number(sv.PutChunksRequest, "data")
+_DATA_TAGS: Final = (tag(sv.BackupPart, "data")[0], tag(sv.Data, "data")[0])
 _ENTRY_TAGS: Final = {tag(type_, "entry")[0] for type_ in (sv.BackupPart, sv.EntryChange)}
 _CONTENT_FIELD: Final = _number(pb.Entry, "content")
 _ITEM_FIELDS: Final = {_number(pb.Entry, "xattrs"), _number(pb.Entry, "holes")}
@@ -58,10 +63,75 @@ def decoder(type_: type[M]) -> Callable[[bytes], M]:
         with _one_at_a_time:
             _check_fields(data)
             message = read(data)
-            _check_items(message)
+            if _items_in(message) > ITEMS_PER_MESSAGE_MAX:
+                raise _too_many_items()
             return message
 
     return decode
+
+
+class PutChunks(NamedTuple):
+    """A PutChunksRequest, and the data that it came with."""
+
+    request: sv.PutChunksRequest
+    data: memoryview
+
+
+def put_chunks(message: bytes) -> PutChunks:
+    """A PutChunksRequest, with its data as a view of the message. Raises what `decoder` says."""
+    view = memoryview(message)
+    data, rest, kept = view[:0], bytearray(), 0
+    for number, kind, begin, start, end in _fields(message):
+        if number == _CHUNK_DATA and kind == BYTES:
+            rest += view[kept:begin]
+            data, kept = view[start:end], end
+    rest += view[kept:]
+    return PutChunks(_put_chunks(bytes(rest)), data)
+
+
+_put_chunks: Final = decoder(sv.PutChunksRequest)
+
+
+def backup_parts(message: bytes) -> Iterator[sv.BackupPart | Piece]:
+    """The parts of a BackupRequest, each decoded when its turn comes. Bytes stand for a part that is `data.data` and nothing else.
+
+    It raises what `decoder` says, at the part with which it becomes too much.
+    """
+    view = memoryview(message)
+    count = items = 0
+    for number, kind, begin, start, end in _fields(message):
+        if number != _PARTS or kind != BYTES:
+            continue
+        count += 1
+        if count > PARTS_PER_MESSAGE_MAX:
+            raise _too_many_parts()
+        data = _data_alone(message, start, end)
+        if data is None:
+            request = _backup(message[begin:end])
+            items += _items_in(request)
+            if items > ITEMS_PER_MESSAGE_MAX:
+                raise _too_many_items()
+            yield request.parts[0]
+        else:
+            yield compact(view[data])
+
+
+_backup: Final = decoder(sv.BackupRequest)
+
+
+def _data_alone(message: bytes, start: int, end: int) -> slice | None:
+    """Where the bytes are that the BackupPart between `start` and `end` consists of, if it does."""
+    for expected in _DATA_TAGS:
+        if start == end or message[start] != expected:
+            return None
+        _, _, start, stop = _field(message, start)
+        if stop != end:
+            return None
+    return slice(start, end)
+
+
+def _too_many_parts() -> BadRequest:
+    return BadRequest("BAD_FIELD", f"parts: a message has at most {PARTS_PER_MESSAGE_MAX}", field="parts")
 
 
 def _too_many_items() -> BadRequest:
@@ -81,16 +151,10 @@ def _check_fields(data: bytes) -> None:
 
     Looks at the heads of fields alone, and into entries only where the bytes of items' tags are many: they may be data.
     """
-    at, end, count, suspects = 0, len(data), 0, 0
-    while at < end:
-        count += 1
-        if count > FIELDS_MAX:
-            raise BadRequest(
-                "BAD_FIELD", f"parts: a message has at most {PARTS_PER_MESSAGE_MAX}", field="parts"
-            )
-        _, start, at = _field(data, at)
+    suspects = 0
+    for _, _, _, start, end in _fields(data):
         if start < end and data[start] in _ENTRY_TAGS:
-            suspects += sum(data.count(tag, start, at) for tag in _ITEM_TAGS)
+            suspects += sum(data.count(tag, start, end) for tag in _ITEM_TAGS)
     if suspects > ITEMS_PER_MESSAGE_MAX:
         # No more of them are counted than say that there are too many.
         for items, _ in enumerate(_items(data), 1):
@@ -98,38 +162,53 @@ def _check_fields(data: bytes) -> None:
                 raise _too_many_items()
 
 
+def _fields(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """The number and the type of each field at the top of a message; where it begins, where its value begins, and where that ends.
+
+    Raises BadRequest for more than FIELDS_MAX, and for one that is cut off.
+    """
+    at, count = 0, 0
+    while at < len(data):
+        count += 1
+        if count > FIELDS_MAX:
+            raise _too_many_parts()
+        begin = at
+        number, kind, start, at = _field(data, begin)
+        if at > len(data):
+            raise _unreadable("a message of this service")
+        yield number, kind, begin, start, at
+
+
 def _items(data: bytes) -> Iterator[int]:
     """Where the attributes, holes and chunk references in the entries of a message begin."""
-    at = 0
-    while at < len(data):
-        _, start, at = _field(data, at)
-        if start < len(data) and data[start] in _ENTRY_TAGS:
-            _, inner, stop = _field(data, start)
-            yield from _items_of_entry(data, inner, min(stop, at))
+    for _, _, _, start, end in _fields(data):
+        if start < end and data[start] in _ENTRY_TAGS:
+            _, _, inner, stop = _field(data, start)
+            yield from _items_of_entry(data, inner, min(stop, end))
 
 
 def _items_of_entry(data: bytes, at: int, end: int) -> Iterator[int]:
     while at < end:
-        number, start, at = _field(data, at)
+        number, _, start, at = _field(data, at)
         if number in _ITEM_FIELDS:
             yield start
         elif number == _CONTENT_FIELD:
             while start < at:
                 yield start
-                _, _, start = _field(data, start)
+                _, _, _, start = _field(data, start)
 
 
-def _field(data: bytes, at: int) -> tuple[int, int, int]:
-    """The number of the field that begins at `at`, where its value begins, and where that ends."""
+def _field(data: bytes, at: int) -> tuple[int, int, int, int]:
+    """The number and the type of the field that begins at `at`, where its value begins, and where that ends."""
     tag, at = _varint(data, at)
-    kind = tag & 7
+    number, kind = tag >> 3, tag & 7
     if kind == BYTES:
         length, at = _varint(data, at)
-        return tag >> 3, at, at + length
+        return number, kind, at, at + length
     if kind == _VARINT:
-        return tag >> 3, at, _varint(data, at)[1]
+        return number, kind, at, _varint(data, at)[1]
     if kind in (_EIGHT, _FOUR):
-        return tag >> 3, at, at + (8 if kind == _EIGHT else 4)
+        return number, kind, at, at + (8 if kind == _EIGHT else 4)
     # A group: nothing of ours has any, and what is in it could not be counted.
     raise _unreadable("a message of this service")
 
@@ -148,14 +227,14 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return 0, len(data)
 
 
-def _check_items(message: Message) -> None:
+def _items_in(message: Message) -> int:
+    """How many attributes, holes and chunk references the entries of a message have."""
     items = 0
     for entry in _entries(message):
         items += len(entry.xattrs) + len(entry.holes)
         if entry.HasField("content"):
             items += len(entry.content.chunks)
-        if items > ITEMS_PER_MESSAGE_MAX:
-            raise _too_many_items()
+    return items
 
 
 def _entries(message: Message) -> Iterator[pb.Entry]:

@@ -27,6 +27,7 @@ from staddle_server.types import ChunkRef
 from staddle_server.wire import convert, encoding
 from staddle_server.wire.call import Call
 from staddle_server.wire.convert import bad
+from staddle_server.wire.encoding import Pieces
 from staddle_server.wire.tokens import PageTokens
 
 PAGE: Final = 100
@@ -65,8 +66,10 @@ class ReadCalls:
         )
         chosen = restore.select(paths, exact=request.exact)
         header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
-        parts: Iterator[_Part] = chain(
-            [header], _restore_parts(restore.events(chosen, exact=request.exact)), _end(restore)
+        parts: Iterator[Pieces] = chain(
+            [encoding.part(header)],
+            _restore_parts(restore.events(chosen, exact=request.exact)),
+            _end(restore),
         )
 
         def noted(response: bytes) -> bytes:
@@ -197,33 +200,29 @@ class ReadCalls:
         return PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
 
 
-_Part = sv.RestorePart | list[memoryview]
-"""A part, or the chunks of a Data part."""
-
-
-def _restore_parts(events: Iterator[Event]) -> Iterator[_Part]:
+def _restore_parts(events: Iterator[Event]) -> Iterator[Pieces]:
     refs: list[ChunkRef] = []
-    data: list[memoryview] = []
+    data: Pieces = []
     size = 0
 
-    def gathered() -> Iterator[_Part]:
+    def gathered() -> Iterator[Pieces]:
         nonlocal size
         if data:
-            yield data.copy()
+            yield encoding.data_part(data)
             data.clear()
             size = 0
         if refs:
             part = sv.RestorePart(content=sv.ContentPart())
             for length, digest in refs:
                 part.content.chunks.add(digest=digest, length_bytes=length)
-            yield part
+            yield encoding.part(part)
             refs.clear()
 
     for event in events:
         if isinstance(event, SentData):
             if size and size + len(event.data) > limits.RESPONSE_BYTES_TARGET:
                 yield from gathered()
-            data.append(event.data)
+            data.append(encoding.compact(event.data))
             size += len(event.data)
             continue
         if isinstance(event, SentRef):
@@ -236,12 +235,13 @@ def _restore_parts(events: Iterator[Event]) -> Iterator[_Part]:
     yield from gathered()
 
 
-def _part(event: SentEntry | SentZeros | SentEnd | SentDamage) -> sv.RestorePart:
+def _part(event: SentEntry | SentZeros | SentEnd | SentDamage) -> Pieces:
     match event:
         case SentEntry(entry, data):
-            part = sv.RestorePart(entry=convert.entry_out(entry))
+            sent = convert.entry_out(entry)
             if data is not None:
-                part.entry.data = bytes(data)
+                return encoding.entry_part(sent, data)
+            part = sv.RestorePart(entry=sent)
         case SentZeros(length):
             part = sv.RestorePart(data=sv.Data(zero_bytes=length, chunk_lengths=[length]))
         case SentEnd(content):
@@ -251,26 +251,24 @@ def _part(event: SentEntry | SentZeros | SentEnd | SentDamage) -> sv.RestorePart
         case SentDamage(path, message, offset, subtree):
             part = sv.RestorePart(damage=sv.Damage(message=message, offset_bytes=offset, subtree=subtree))
             convert.set_path(part.damage, path)
-    return part
+    return encoding.part(part)
 
 
-def _end(restore: Restore) -> Iterator[sv.RestorePart]:
+def _end(restore: Restore) -> Iterator[Pieces]:
     totals = restore.totals
-    yield sv.RestorePart(
-        end=sv.End(entry_count=totals.entries, data_bytes=totals.data_bytes, damage_count=totals.damages)
-    )
+    end = sv.End(entry_count=totals.entries, data_bytes=totals.data_bytes, damage_count=totals.damages)
+    yield encoding.part(sv.RestorePart(end=end))
 
 
-def _messages(parts: Iterator[_Part]) -> Iterator[bytes]:
+def _messages(parts: Iterator[Pieces]) -> Iterator[bytes]:
     """Parts in messages, RestoreResponse, of about RESPONSE_BYTES_TARGET."""
-    pieces: list[encoding.Piece] = []
+    pieces: Pieces = []
     count = size = 0
     for part in parts:
-        encoded = encoding.data_part(part) if isinstance(part, list) else encoding.part(part)
-        part_size = sum(map(len, encoded))
+        part_size = sum(map(len, part))
         if count and (size + part_size > limits.RESPONSE_BYTES_TARGET or count >= PARTS_MAX):
             count = size = 0
             yield encoding.response(pieces)
-        pieces += encoded
+        pieces += part
         count, size = count + 1, size + part_size
     yield encoding.response(pieces)

@@ -26,7 +26,7 @@ from staddle_server.wire.call import Gate, Method, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.wire.health import SERVICE as HEALTH
 from staddle_server.wire.info import InfoCalls
-from staddle_server.wire.messages import decoder
+from staddle_server.wire.messages import backup_parts, decoder, put_chunks
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.status import status_of
@@ -110,6 +110,10 @@ def methods(
     }
 
 
+_BULK: Final[dict[str, Callable[[bytes], Any]]] = {"Backup": backup_parts, "PutChunks": put_chunks}
+"""How messages are read in which most is data; of all other methods they are decoded."""
+
+
 def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """GRPC's handlers, with the messages that the contract gives each method; `handle` says why all stream their requests."""
     made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -118,8 +122,9 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
         downstream = described.server_streaming
         kind = "upstream" if described.client_streaming else "downstream" if downstream else "unary"
         make = grpc.stream_stream_rpc_method_handler if downstream else grpc.stream_unary_rpc_method_handler
+        decode = _BULK.get(name) or decoder(getattr(sv, described.input_type.name))
         made[name] = make(
-            handle(gate, name, method, kind, decoder(getattr(sv, described.input_type.name))),
+            handle(gate, name, method, kind, decode),
             request_deserializer=None,
             response_serializer=_encoded,
         )

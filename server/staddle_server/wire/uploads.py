@@ -25,8 +25,11 @@ from staddle_server.types import ChunkRef, UploadState
 from staddle_server.wire import convert
 from staddle_server.wire.call import Call
 from staddle_server.wire.convert import bad, identifier
+from staddle_server.wire.encoding import Piece
+from staddle_server.wire.messages import PutChunks
 from staddle_server.wire.tokens import PageTokens
 
+Part = sv.BackupPart | Piece
 LISTED: Final = 1024
 LISTED_MAX: Final = 4096
 LISTED_BYTES: Final = 1 * limits.MIB
@@ -171,13 +174,12 @@ class UploadCalls:
         call.facts.update(chunks=len(request.digests), missing=len(missing))
         return sv.FindMissingChunksResponse(missing=missing)
 
-    def put_chunks(self, request: sv.PutChunksRequest, call: Call) -> sv.PutChunksResponse:
+    def put_chunks(self, sent: PutChunks, call: Call) -> sv.PutChunksResponse:
+        request = sent.request
         writer = self._writer(request, call)
         table = [ChunkRef(ref.length_bytes, ref.digest) for ref in request.chunks]
-        data, raw = request.data, request.raw
-        del request  # it would be kept, with a copy of the data, while the writer is busy with others
         with self._checking:
-            frame = check_frame(table, data, raw=raw)
+            frame = check_frame(table, sent.data, raw=request.raw)
         stored = writer.put_frame(frame)
         call.facts.update(chunks=len(table), bytes=frame.raw_length)
         return sv.PutChunksResponse(stored=stored)
@@ -191,7 +193,7 @@ class UploadCalls:
         with self._taking:
             changes = [convert.change_of(change) for change in request.changes]
             number = request.number
-            del request  # as in put_chunks
+            del request  # thousands of objects, which would be kept while the writer is busy with others
             return sv.PutEntriesResponse(incomplete=intake.put_entries(number, changes))
 
     def _writer(
@@ -212,11 +214,11 @@ class UploadCalls:
 
     # ------------------------------------------------------------------ thin path
 
-    def backup(self, requests: Iterator[sv.BackupRequest], call: Call) -> sv.BackupResponse:
-        parts = _parts(requests)
+    def backup(self, messages: Iterator[Iterator[Part]], call: Call) -> sv.BackupResponse:
+        parts = _parts(messages)
         first = next(parts, None)
-        which = first and first.WhichOneof("part")
-        if first is None or which not in {"begin", "continue_upload"}:
+        which = first.WhichOneof("part") if isinstance(first, sv.BackupPart) else None
+        if not isinstance(first, sv.BackupPart) or which not in {"begin", "continue_upload"}:
             raise BadRequest("BAD_SEQUENCE", "a Backup stream starts with begin or continue_upload")
         if which == "begin":
             upload = self._begin(first.begin, call).upload
@@ -255,7 +257,7 @@ class UploadCalls:
             )
 
     def _receive(
-        self, parts: Iterator[sv.BackupPart], stream: BackupStream, writer: UploadWriter, call: Call
+        self, parts: Iterator[Part], stream: BackupStream, writer: UploadWriter, call: Call
     ) -> sv.BackupResponse:
         take: dict[str, Callable[[sv.BackupPart], None]] = {
             "entry": lambda part: stream.entry(convert.sent_of(part.entry)),
@@ -269,6 +271,9 @@ class UploadCalls:
         }
         try:
             for part in parts:
+                if not isinstance(part, sv.BackupPart):
+                    stream.data(part)
+                    continue
                 which = part.WhichOneof("part")
                 if which in take:
                     take[which](part)
@@ -331,12 +336,12 @@ def _take_data(stream: BackupStream, data: sv.Data) -> None:
         stream.data(data.data)
 
 
-def _parts(requests: Iterator[sv.BackupRequest]) -> Iterator[sv.BackupPart]:
-    for request in requests:
-        if len(request.parts) > limits.PARTS_PER_MESSAGE_MAX:
-            raise bad("parts", f"a message has at most {limits.PARTS_PER_MESSAGE_MAX}")
-        for index, part in enumerate(request.parts):
-            ends = part.HasField("finish") or part.HasField("checkpoint")
-            if ends and index + 1 < len(request.parts):
+def _parts(messages: Iterator[Iterator[Part]]) -> Iterator[Part]:
+    for parts in messages:
+        for part in parts:
+            ends = isinstance(part, sv.BackupPart) and (
+                part.HasField("finish") or part.HasField("checkpoint")
+            )
+            if ends and next(parts, None) is not None:
                 raise BadRequest("BAD_SEQUENCE", "nothing may come behind finish or checkpoint")
             yield part
