@@ -199,11 +199,12 @@ class Chunker:
 
     def _cut(self, *, last: bool) -> list[Cut]:
         cuts: list[Cut] = []
-        while self._pending and (last or self._pending >= self._enough_bytes):
-            if len(self._parts) == 1:
-                cuts += self._cut_in_place(last=last)
-                break
+        if not last and self._pending < self._enough_bytes:
+            return cuts
+        while len(self._parts) > 1 and (last or self._pending >= self._enough_bytes):
             cuts += self._cut_across(last=last)
+        if len(self._parts) == 1:
+            cuts += self._cut_in_place(last=last)
         self._pending_zeros = min(self._pending_zeros, self._pending)
         return cuts
 

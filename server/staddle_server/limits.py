@@ -10,8 +10,8 @@ MIB: Final = 1024 * KIB
 
 # --- wire
 MESSAGE_BYTES_MAX: Final = 4 * MIB
-RESPONSE_BYTES_TARGET: Final = 1 * MIB
-"""A streamed answer is sent when it has so many bytes: about 1 MiB a message is the fastest in Python."""
+RESPONSE_BYTES_TARGET: Final = 768 * KIB
+"""A streamed answer is sent when it has so many bytes. 1 MiB is no faster, and takes more memory for each stream."""
 PUT_CHUNKS_BYTES_MAX: Final = 3 * MIB
 PUT_CHUNKS_INFLATED_BYTES_MAX: Final = 2 * MIB
 ZERO_BYTES_MAX: Final = 1024 * MIB

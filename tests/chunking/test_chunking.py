@@ -160,6 +160,22 @@ def test_the_pure_part_needs_no_native_chunker():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_chunks_are_views_of_the_piece_that_they_lie_in_and_copies_where_they_lie_across():
+    pieces = [noise(1_100_000, seed) for seed in range(6)]
+    chunker = Chunker(REAL)
+    cuts = [cut for piece in pieces for cut in chunker.push(piece)] + chunker.finish()
+    assert b"".join(cut.data for cut in cuts) == b"".join(pieces)
+    ends = {sum(map(len, pieces[:n])) for n in range(1, 6)}
+    start = 0
+    for cut in cuts:
+        stop = start + len(cut.data)
+        if any(start < end < stop for end in ends):
+            assert memoryview(cut.data.obj).nbytes == len(cut.data)
+        else:
+            assert any(cut.data.obj is piece for piece in pieces)
+        start = stop
+
+
 if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True, parents=True)
     GOLDEN.write_text(json.dumps(_golden(), indent=1) + "\n")

@@ -7,6 +7,7 @@ import pytest
 from blake3 import blake3
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.catalog.chunks import Chunks
 from staddle_server.session import intake, received
 from thin import (
     Part,
@@ -352,3 +353,42 @@ def test_chunks_that_were_put_twice_and_calls_that_were_put_twice_after_a_resume
     source.entries, source.bytes = entries, size
     source.commit()
     assert restore(stub, "www").files == {"a": data}
+
+
+# ------------------------------------------------------------------ chunks
+
+
+def test_a_chunk_that_was_asked_for_is_not_looked_up_again_when_it_comes(running, monkeypatch):
+    asked = []
+    claim = Chunks.claim
+
+    def noted(self, tenant, upload, epoch, chunk_ids):
+        ids = list(chunk_ids)
+        asked.append(len(ids))
+        return claim(self, tenant, upload, epoch, ids)
+
+    monkeypatch.setattr(Chunks, "claim", noted)
+    source = Source(running.stub(), "www")
+    chunks = [noise(70_000, n) for n in range(3)]
+    assert source.missing(chunks[:2]) == chunks[:2]
+    assert asked == [2]
+    assert source.put_chunks(chunks) == 3
+    assert asked == [2, 1]
+    assert source.put_chunks(chunks) == 0
+    source.put_entries(*(source.entry(f"f{n}", chunk) for n, chunk in enumerate(chunks)))
+    source.commit()
+    assert restore(running.stub(), "www").files == {f"f{n}": chunk for n, chunk in enumerate(chunks)}
+
+
+def test_two_uploads_that_were_both_told_to_send_a_chunk_both_restore(running):
+    stub = running.stub()
+    data = noise(70_000)
+    first, second = Source(stub, "first"), Source(stub, "second")
+    for source in (first, second):
+        assert source.missing([data]) == [data]
+    for source in (first, second):
+        assert source.put_chunks([data]) == 1
+        source.put_entries(source.entry("f", data))
+        source.commit()
+    stub.DeleteBackup(sv.DeleteBackupRequest(dataset="first", backup=backups(stub, "first")[0].id))
+    assert restore(stub, "second").files == {"f": data}

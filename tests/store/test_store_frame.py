@@ -3,6 +3,7 @@
 import struct
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import zstandard
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from staddle_server.errors import BadRequest
 from staddle_server.limits import MIB, SEGMENT_RAW_BYTES_MAX
-from staddle_server.store.frame import WINDOW_BYTES_MAX, Codec, FrameError, compress, inflate
+from staddle_server.store.frame import WINDOW_BYTES_MAX, Codec, FrameError, _Contexts, compress, inflate
 from store_data import Seeded
 
 TEXT = b"what is written twice is stored once. " * 2000
@@ -48,6 +49,16 @@ def test_a_frame_of_ours_states_its_size_and_keeps_to_the_window() -> None:
     assert parameters.content_size == min(len(raw), SEGMENT_RAW_BYTES_MAX)
     assert parameters.window_size <= WINDOW_BYTES_MAX
     assert parameters.dict_id == 0
+
+
+def test_contexts_are_as_many_as_are_in_use_and_come_back_after_an_error() -> None:
+    contexts = _Contexts(object)
+    with contexts.one() as first, contexts.one() as second:
+        assert first is not second
+    with contexts.one() as again, suppress(ValueError), contexts.one() as other:
+        assert {again, other} == {first, second}
+        raise ValueError
+    assert set(contexts._idle) == {first, second}
 
 
 def test_threads_compress_beside_one_another() -> None:

@@ -9,7 +9,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.errors import BadRequest
 from staddle_server.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
 from staddle_server.wire import messages
-from staddle_server.wire.messages import FIELDS_MAX, decoder
+from staddle_server.wire.messages import FIELDS_MAX, backup_parts, decoder, put_chunks
 
 PART = b"\x0a\x00"
 ENTRY = pb.Entry(path="a", content=pb.Content(chunks=[pb.ChunkRef(digest=bytes(32), length_bytes=5)]))
@@ -117,3 +117,102 @@ def test_data_that_looks_like_items_is_data():
     part = sv.BackupPart(entry=pb.Entry(path="a", data=tag * (ITEMS_PER_MESSAGE_MAX + 10)))
     request = sv.BackupRequest(parts=[part])
     assert decoder(sv.BackupRequest)(request.SerializeToString()) == request
+
+
+def _as_sent(parts):
+    """What backup_parts gives, as BackupParts again."""
+    return [
+        part if isinstance(part, sv.BackupPart) else sv.BackupPart(data=sv.Data(data=bytes(part)))
+        for part in parts
+    ]
+
+
+sent_parts = st.one_of(
+    st.sampled_from([
+        sv.BackupPart(entry=ENTRY), sv.BackupPart(), sv.BackupPart(data=sv.Data()), sv.BackupPart(finish=sv.Finish(entry_count=3)),
+        sv.BackupPart(data=sv.Data(zero_bytes=9)), sv.BackupPart(data=sv.Data(data=b"both", zero_bytes=9, chunk_lengths=[4])),
+    ]),
+    st.binary(max_size=400).map(lambda data: sv.BackupPart(data=sv.Data(data=data))),
+)  # fmt: skip
+
+
+@given(st.lists(sent_parts, max_size=20), st.binary(max_size=12), st.integers(0, 3))
+def test_the_parts_of_a_backup_are_what_the_library_reads(parts, behind, cut):
+    data = sv.BackupRequest(parts=parts).SerializeToString()
+    data = data[: len(data) - cut] + behind
+    try:
+        expected = list(sv.BackupRequest.FromString(data).parts)
+    except DecodeError:
+        expected = None
+    try:
+        found = _as_sent(backup_parts(data))
+    except BadRequest:
+        assert expected is None or any(byte & 7 in (3, 4) for byte in behind)
+        return
+    assert found == expected
+
+
+def test_data_of_which_there_is_much_are_a_view_of_the_message_and_little_is_a_copy():
+    parts = [
+        sv.BackupPart(data=sv.Data(data=bytes([n]) * size)) for n, size in enumerate((700_000, 10, 300_000))
+    ]
+    message = sv.BackupRequest(parts=parts).SerializeToString()
+    much, little, enough = backup_parts(message)
+    assert much.obj is message
+    assert enough.obj is message
+    assert isinstance(little, bytes)
+    assert (much, little, enough) == tuple(part.data.data for part in parts)
+
+
+def test_a_backup_may_have_so_many_parts_and_one_more_is_refused_where_it_comes():
+    message = PART * (PARTS_PER_MESSAGE_MAX + 1)
+    parts = backup_parts(message)
+    for _ in range(PARTS_PER_MESSAGE_MAX):
+        next(parts)
+    with pytest.raises(BadRequest, match="at most 65536"):
+        next(parts)
+    half = pb.Entry(path="a")
+    half.content.MergeFromString(PART * (ITEMS_PER_MESSAGE_MAX // 2))
+    several = sv.BackupRequest(
+        parts=[sv.BackupPart(entry=half)] * 2 + [sv.BackupPart(entry=ENTRY)]
+    ).SerializeToString()
+    parts = backup_parts(several)
+    next(parts)
+    next(parts)
+    with pytest.raises(BadRequest, match="at most 262144"):
+        next(parts)
+    alone = pb.Entry(path="a")
+    alone.content.MergeFromString(PART * (ITEMS_PER_MESSAGE_MAX + 1))
+    with pytest.raises(BadRequest, match="at most 262144"):
+        next(backup_parts(sv.BackupRequest(parts=[sv.BackupPart(entry=alone)]).SerializeToString()))
+
+
+@given(
+    st.builds(
+        sv.PutChunksRequest,
+        upload_id=st.text(max_size=10),
+        epoch=st.integers(0, 2**64 - 1),
+        chunks=st.lists(st.builds(pb.ChunkRef, digest=st.binary(max_size=40), length_bytes=st.integers(0, 2**32 - 1)), max_size=5),
+        data=st.binary(max_size=300),
+        raw=st.booleans(),
+    ),
+    st.binary(max_size=12),
+    st.booleans(),
+)  # fmt: skip
+def test_a_frame_is_what_the_library_reads_and_its_data_stay_where_they_came(request, behind, twice):
+    message = request.SerializeToString() + behind
+    if twice:  # the last one counts
+        message = sv.PutChunksRequest(upload_id="x", data=b"before").SerializeToString() + message
+    try:
+        expected = sv.PutChunksRequest.FromString(message)
+    except DecodeError:
+        expected = None
+    try:
+        sent = put_chunks(message)
+    except BadRequest:
+        assert expected is None or any(byte & 7 in (3, 4) for byte in behind)
+        return
+    assert sent.data.obj is message
+    assert sent.data == expected.data
+    expected.ClearField("data")
+    assert sent.request == expected

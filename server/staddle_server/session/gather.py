@@ -97,6 +97,8 @@ class ChunkSink:
         self._unpublished: dict[bytes, int] = {}
         """Length of each chunk that went towards a pack that is not published yet."""
         self._known = _Known()
+        self._announced: set[bytes] = set()
+        """Data chunks that were asked for, are not there, and have not come: they are not looked up again when they come."""
 
     # ------------------------------------------------------------------ what is there
 
@@ -129,6 +131,14 @@ class ChunkSink:
                 here[ask[chunk_id]] = place.length
                 self._known.put(_key(role, ask[chunk_id]), place.length)
         return here
+
+    def missing(self, digests: Sequence[bytes]) -> list[int]:
+        """The positions of those data chunks that are not there and must be sent; the others are claimed."""
+        here = self.present(Role.DATA, digests)
+        if len(self._announced) >= KNOWN_MAX:
+            self._announced.clear()
+        self._announced.update(digest for digest in digests if digest not in here)
+        return [index for index, digest in enumerate(digests) if digest not in here]
 
     def absent(self, refs: Sequence[ChunkRef], field: str) -> set[bytes]:
         """Which of these data chunks are not there; the others are claimed.
@@ -172,11 +182,14 @@ class ChunkSink:
 
     def take_segment(self, table: Sequence[ChunkRef], codec: int, payload: Payload, raw_length: int) -> int:
         """Takes a segment of data chunks that was checked, as it is; gives the number of chunks that were new."""
-        new = self.absent(table, "chunks")
+        unasked = [ref for ref in table if ref.digest not in self._announced]
+        # If another upload has stored one since it was asked for, it is stored twice, which the index may say.
+        new = len(table) - len(unasked) + len(self.absent(unasked, "chunks"))
+        self._announced.difference_update(ref.digest for ref in table)
         if new:
             self._append(Role.DATA, list(table), codec, payload, raw_length)
             self._unpublished.update((_key(Role.DATA, ref.digest), ref.length) for ref in table)
-        return len(new)
+        return new
 
     def _look_up(self, role: Role) -> None:
         asking, self._asking[role] = self._asking[role], {}

@@ -205,10 +205,9 @@ class UploadWriter:
     # ------------------------------------------------------------------ chunks
 
     def find_missing(self, digests: Sequence[bytes]) -> list[int]:
-        """Which of these chunks must be sent; the others are claimed."""
+        """The positions of those chunks that must be sent; the others are claimed."""
         with self._writing():
-            here = self._chunks.present(Role.DATA, digests)
-        return [index for index, digest in enumerate(digests) if digest not in here]
+            return self._chunks.missing(digests)
 
     def put_frame(self, frame: Frame) -> int:
         """Takes chunks that were checked; gives how many were new."""

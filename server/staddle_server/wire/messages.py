@@ -101,6 +101,9 @@ def backup_parts(message: bytes) -> Iterator[sv.BackupPart | Piece]:
     count = items = 0
     for number, kind, begin, start, end in _fields(message):
         if number != _PARTS or kind != BYTES:
+            _backup(
+                message[begin:end]
+            )  # what the contract does not know is passed over, if it is a field at all
             continue
         count += 1
         if count > PARTS_PER_MESSAGE_MAX:
