@@ -79,7 +79,8 @@ class Service:
         self._gate = Gate(
             lambda token: catalog.tokens.authenticate(token, clock.now_ns()),
             lambda tenant: tenants.get(tenant).name,
-            Streams(streams_max, clock.monotonic_s),
+            # Some are left for the other tenants.
+            Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
             clock.monotonic_s,
         )
         self._wire = WireServer(self._gate, table, streams_max, lambda: blobs.failed is None)

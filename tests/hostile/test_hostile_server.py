@@ -196,7 +196,9 @@ def test_silent_calls_streams_and_watchers_by_the_thousand_hold_up_nobody(server
                 calls += [connection.stream_unary(method).future(nothing()) for _ in range(120)]
             calls += [
                 connection.stream_unary(SERVICE + "Backup").future(nothing(), metadata=bearer(server))
-                for _ in range(25)
+                for _ in range(
+                    22
+                )  # together fewer than one tenant may have, for the others are of the same one
             ]
         watch.others_are_served()
         watch.memory_is_bounded()

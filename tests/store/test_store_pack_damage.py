@@ -54,7 +54,7 @@ def check_damaged_pack(
             reader.footer(summary.pack)
         assert caught.value.pack == summary.pack
         assert caught.value.offset == 0 if at < 48 else caught.value.offset >= footer_at
-    hurt = [one for one in segments if at < 48 or one.ref.offset <= at < one.ref.offset + one.ref.length]
+    hurt = [one for one in segments if one.ref.offset <= at < one.ref.offset + one.ref.length]
     for segment in segments:
         if segment not in hurt:
             assert PackReader(blobs, keys).segment(segment.ref) == segment
@@ -359,16 +359,19 @@ def test_hostile_bytes_are_damage_to_every_way_of_reading(data: bytes, keep: int
     assert [one.data for one in found] == ([b"chunk"] if keep >= 48 + len(segment) else [])
 
 
-def test_a_reader_that_met_a_damaged_header_reads_the_pack_once_it_is_repaired(memory: MemoryBlobs) -> None:
+def test_segments_open_whatever_the_header_says_and_the_footer_tells_of_it(memory: MemoryBlobs) -> None:
     keys = tenant_keys("here", (1, 2))
     summary = write_pack(memory, keys, [(Role.DATA, [b"chunk"])])
     name = pack_name(keys.tenant, summary.pack)
     whole = memory.objects[name]
-    # The number of another pack key that there is: the header looks right, and opens nothing.
-    memory.objects[name] = whole[:12] + b"\x01" + whole[13:]
     reader = PackReader(memory, keys)
     ref = summary.chunks[0].place.segment
-    with pytest.raises(PackDamaged):
-        reader.segment(ref)
+    # The first one has the number of another pack key that there is: it looks right, and opens nothing.
+    for header in (whole[:12] + b"\x01" + whole[13:48], bytes(48), whole[:47] + b"?"):
+        memory.objects[name] = header + whole[48:]
+        assert reader.segment(ref).data == b"chunk"
+        with pytest.raises(PackDamaged):
+            reader.footer(summary.pack)
     memory.objects[name] = whole
+    assert reader.footer(summary.pack) == summary
     assert reader.segment(ref).data == b"chunk"

@@ -123,20 +123,10 @@ def test_a_mark_that_turns_out_wrong_is_removed_and_check_says_so(running):
     assert source.missing(source.cut(A)[:1]) == []
 
 
-@pytest.mark.parametrize("at", [0, 20, 47])
-def test_a_damaged_header_costs_the_whole_pack(running, at):
-    stub = running.stub()
-    backup = back_up(stub, "www", {"a": A})
-    (path,) = objects(running)
-    flip(path, at)
-    found, _ = check(running)
-    assert [each.kind for each in damage(found) if each.kind != "manifest"] == ["pack"]
-    assert {each.backup for each in found if each.kind == "manifest"} == {backup.id}
-    assert (bytes.fromhex(path.name), WHOLE_PACK) in marks(running)
-
-
-@pytest.mark.parametrize("at", [-1, -20, -60])
-def test_a_damaged_footer_is_damage_but_everything_restores_and_nothing_counts_as_missing(running, at):
+@pytest.mark.parametrize("at", [0, 20, 47, -1, -20, -60])
+def test_a_damaged_header_or_footer_is_damage_but_everything_restores_and_nothing_counts_as_missing(
+    running, at
+):
     stub = running.stub()
     back_up(stub, "www", FILES)
     (path,) = objects(running)

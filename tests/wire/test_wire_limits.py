@@ -290,6 +290,28 @@ def test_a_stream_that_never_sends_a_message_is_ended_and_its_place_is_free_agai
     wait_until(streams.idle.is_set)
 
 
+def test_a_tenant_that_takes_all_streams_it_may_have_leaves_some_for_the_others(running):
+    sends = threading.Event()
+
+    def nothing():
+        sends.wait(20)
+        yield from ()
+
+    greedy = running.stub("writer")
+    streams = running.service._gate.streams
+    held = [greedy.Backup.future(nothing()) for _ in range(96)]
+    wait_until(lambda: len(streams._places) == 96)
+    with pytest.raises(grpc.RpcError, match="carries 96 streams of one tenant") as refused:
+        back_up(greedy, "www", {"a": b"1"})
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY")
+    other = running.stub(tenant=running.make_tenant("other"))
+    back_up(other, "www", {"a": b"1"})
+    assert restore(other, "www").files == {"a": b"1"}
+    for call in held:
+        call.cancel()
+    sends.set()
+
+
 def test_a_restore_that_nobody_reads_is_ended_after_a_while(running, image):
     stalled = image.Restore(sv.RestoreRequest(dataset="img"))
     next(stalled)

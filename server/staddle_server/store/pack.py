@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, suppress, suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -267,13 +267,16 @@ class PackReader:
         self._openers_lock = threading.Lock()
 
     def segment(self, ref: SegmentRef) -> Segment:
-        """The segment at `ref`, whole."""
+        """The segment at `ref`, whole. A damaged header harms none: what it says of the key can be found out."""
         try:
             return self._read_segment(ref, self._opener(ref.pack))
         except PackDamaged:
             # It may be the header that is damaged, and repaired one day: it is read again.
             with self._openers_lock:
                 self._openers.pop(ref.pack, None)
+            for opener in self._candidate_openers(ref.pack):
+                with suppress(PackDamaged):
+                    return self._read_segment(ref, opener)
             raise
 
     def footer(self, pack: bytes) -> PackSummary:

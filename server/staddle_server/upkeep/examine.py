@@ -26,7 +26,7 @@ READS: Final = 2
 class Fault(NamedTuple):
     """Something wrong with a pack.
 
-    `kind`: pack (the object is missing, or its header opens nothing), footer (it does not describe itself any more), segment, index
+    `kind`: pack (the object is missing), footer (header or footer: it does not describe itself any more), segment, index
     (the catalog does not say of it what it says of itself), or unanswered (the store does not answer, which says nothing about it).
     """
 
@@ -128,9 +128,7 @@ class Examiner:
                 seen.faults.append(Fault("unanswered", e.message))
                 return None
         assert error is not None
-        # Without its header nothing of a pack opens; without its footer everything does.
-        whole = getattr(error, "offset", 0) == 0
-        seen.faults.append(Fault("pack" if whole else "footer", error.message))
+        seen.faults.append(Fault("footer", error.message))
         return None
 
     def _compare_index(

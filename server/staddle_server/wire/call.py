@@ -68,7 +68,7 @@ class Gate:
     """Lets calls in: knows the tokens and the places, and closes when the server drains.
 
     Attributes:
-        streams: The places for Backup and Restore streams.
+        streams: The places for Backup and Restore streams; a tenant owns its own.
         arriving: The places for other calls, until their message has come.
 
     """
@@ -150,7 +150,9 @@ def handle(
             # No name holds what came: a handler that has taken what it needs can let go of the message.
             response: Message
             if kind == "upstream":
-                response = method.handler(map(decode, gate.streams.enter(context).moving(requests)), call)
+                response = method.handler(
+                    map(decode, gate.streams.enter(context, call.principal.tenant).moving(requests)), call
+                )
             else:
                 response = method.handler(
                     decode(gate.arriving.only(requests, context, call.principal.token)), call
@@ -164,7 +166,7 @@ def handle(
         line = _Line(name, context)
         try:
             call = line.call = admit(context)
-            place = gate.streams.enter(context)
+            place = gate.streams.enter(context, call.principal.tenant)
             context.add_callback(line.gone)
             request = decode(gate.arriving.only(requests, context, call.principal.token))
             place.moved()  # the request is all that the client sends

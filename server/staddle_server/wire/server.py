@@ -153,8 +153,8 @@ class _Door(grpc.ServerInterceptor):
 
         def checked(requests: Any, context: grpc.ServicerContext) -> Any:
             try:
-                self._gate.principal(context)
-                place = self._gate.streams.enter(context)
+                principal = self._gate.principal(context)
+                place = self._gate.streams.enter(context, principal.tenant)
             except StaddleError as e:
                 context.abort_with_status(rpc_status.to_status(status_of(e)))
             yield from serve(place.moving(requests), context)

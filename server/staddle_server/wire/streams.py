@@ -73,13 +73,15 @@ class Streams:
         *,
         what: str = "streams",
         first_s: float = FIRST_S,
+        owner: str = "token",
         owner_max: int | None = None,
     ) -> None:
-        """`what` is counted here, as the refusal names it; of one owner at most `owner_max`."""
+        """`what` is counted here, as the refusal names it; of one `owner` at most `owner_max`."""
         self._places_max = places_max
         self._now_s = now_s
         self._what = what
         self._first_s = first_s
+        self._owner = owner
         self._owner_max = owner_max
         self._lock = threading.Lock()
         self._places: dict[Place, None] = {}
@@ -110,7 +112,7 @@ class Streams:
             own = sum(place.owner == owner for place in self._places) if self._owner_max is not None else 0
             if self._owner_max is None or own < self._owner_max:
                 return
-            most, whose = self._owner_max, " of one token"
+            most, whose = self._owner_max, f" of one {self._owner}"
         raise Exhausted(
             "TOO_MANY",
             f"this server carries {most} {self._what}{whose} at once, and has so many; try again",
