@@ -5,7 +5,6 @@ from blake3 import blake3
 from harm import check, damage, flip, hurt_chunk, kept, objects, pack_file, paths, places
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.catalog import WHOLE_PACK
 from staddle_server.errors import Unavailable
 from staddle_server.store.pack import Codec, PackWriter
 from staddle_server.types import ChunkRef, Role
