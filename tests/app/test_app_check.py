@@ -93,7 +93,7 @@ def test_repair_saves_what_a_pack_without_a_header_has_and_exits_0(server, pack)
     status, out, _ = run(server, "repair", "--json")
     summary = lines(out)[-1]
     assert (status, summary["packs"], summary["damage"]) == (0, 1, 0)
-    assert {each["kind"] for each in lines(out)} >= {"saved", "pack", "summary"}
+    assert {each["kind"] for each in lines(out)} >= {"saved", "footer", "summary"}
     assert restore(server.stub(), "www").files["a"] == DATA
 
 

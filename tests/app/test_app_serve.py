@@ -167,6 +167,34 @@ def test_serve_makes_an_absent_directory_and_prints_the_line_to_paste(server: Se
     assert not server.client_config["server"].endswith(":0")
 
 
+def test_a_server_whose_words_nobody_reads_serves_all_the_same(tmp_path: Path) -> None:
+    data, log = tmp_path / "d", tmp_path / "log"
+    unread, written = os.pipe()
+    os.close(unread)  # as behind `staddle-server serve | head -1`
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [BIN / "staddle-server", "serve", "--data", data, "--listen", "127.0.0.1:0"],
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=errors,
+        )
+    os.close(written)
+    try:
+        deadline = time.monotonic() + START_S
+        while '"message": "serving"' not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        with Client.from_config(data / "client.toml") as client:
+            assert client.info().tenant == "default"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(START_S) == 0
+        assert "BrokenPipe" not in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_the_client_file_lets_the_library_in_as_admin_of_the_default_tenant(server: Server) -> None:
     with Client.from_config(server.data / "client.toml") as client:
         info = client.info()

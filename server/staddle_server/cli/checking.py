@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import sys
-import time
 from dataclasses import asdict
 from random import Random
 from typing import Final
@@ -14,14 +13,14 @@ import click
 
 from staddle_server.catalog import Tenant
 from staddle_server.cli.options import data_option, json_option
+from staddle_server.cli.words import Line, counted, size
 from staddle_server.datadir import DataDirectory
 from staddle_server.rooms import Rooms, open_rooms, tenant_named
 from staddle_server.store.blobs import TEMPORARY
-from staddle_server.upkeep.check import Check, Plan, Progress, Summary, silent
+from staddle_server.upkeep.check import Check, Plan, Progress, Summary
 from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Finding
 from staddle_server.upkeep.repair import Repair, Repaired
 
-PROGRESS_S: Final = 0.2
 PATHS_SHOWN: Final = 20
 WORDS: Final = {DAMAGE: "DAMAGE", HEALED: "healed", NOTE: "note"}
 
@@ -66,8 +65,9 @@ def check(
     seed = secrets.randbelow(2**31) if seed is None else seed
     plan = Plan(read=read_data is not None, share=(read_data or 100) / 100, random=Random(seed))  # noqa: S311  no secret
     with open_rooms(data) as rooms:
-        told = _Told(as_json=as_json)
-        checked = Check(rooms.kept(), plan, told, _progress())
+        line = Line()
+        told = _Told(line, as_json=as_json)
+        checked = Check(rooms.kept(), plan, told, _progress(line))
         summary = checked.run(_tenants(rooms, tenant), all_tenants=tenant is None)
         summary.temporary = _temporary_files(data)
     told.end()
@@ -91,8 +91,9 @@ def repair(*, dry_run: bool, tenant: str | None, data: DataDirectory, as_json: b
     `check --read-data` before. Exits 0 if nothing is damaged any more, 1 if something is.
     """
     with open_rooms(data) as rooms:
-        told = _Told(as_json=as_json)
-        done = Repair(rooms.kept(), told, _progress(), dry_run=dry_run).run(_tenants(rooms, tenant))
+        line = Line()
+        told = _Told(line, as_json=as_json)
+        done = Repair(rooms.kept(), told, _progress(line), dry_run=dry_run).run(_tenants(rooms, tenant))
     told.end()
     if as_json:
         click.echo(json.dumps({"kind": "summary", **asdict(done)}))
@@ -119,58 +120,61 @@ def _temporary_files(data: DataDirectory) -> int:
 class _Told:
     """Says findings: all of them as JSON; in words, of paths that are hurt so many, for one pack may hold thousands."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, line: Line, *, as_json: bool) -> None:
+        self._line = line
         self._as_json = as_json
         self._paths = 0
 
     def __call__(self, finding: Finding) -> None:
         """The next finding."""
         if self._as_json:
-            _clear_line()
+            self._line.clear()
             click.echo(json.dumps(finding.as_json()))
             return
         if finding.kind == "path":
             self._paths += 1
             if self._paths > PATHS_SHOWN:
                 return
-        _clear_line()
+        self._line.clear()
         tenant = f"tenant {finding.tenant}: " if finding.tenant not in {"", "default"} else ""
         click.echo(f"{WORDS[finding.severity]}: {tenant}{finding.message}")
 
     def end(self) -> None:
         """There are no more."""
-        _clear_line()
+        self._line.clear()
         if self._paths > PATHS_SHOWN:
             click.echo(f"… and {self._paths - PATHS_SHOWN:,} more paths: --json names all of them.")
 
 
 def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:
-    read = "" if read_data is None else f", {summary.packs_read} of them read ({_size(summary.bytes_read)})"
+    read = "" if read_data is None else f", {summary.packs_read} of them read ({size(summary.bytes_read)})"
     click.echo(
-        f"Looked at {_count(summary.packs, 'pack')}{read}, {_count(summary.records, 'record')} and "
-        f"{_count(summary.backups, 'backup')} of {_count(summary.tenants, 'tenant')}."
+        f"Looked at {counted(summary.packs, 'pack')}{read}, {counted(summary.records, 'record')} and "
+        f"{counted(summary.backups, 'backup')} of {counted(summary.tenants, 'tenant')}."
     )
     if read_data is not None and read_data < 100:
         click.echo(f"The same packs again: --read-data={read_data:g} --seed {seed}")
     if summary.orphans:
         click.echo(
-            f"{_count(summary.orphans, 'object')} ({_size(summary.orphan_bytes)}) belong to nothing: what is being written now, "
+            f"{counted(summary.orphans, 'object')} ({size(summary.orphan_bytes)}) belong to nothing: what is being written now, "
             "or what a crash has left, which the collector takes away."
         )
     if summary.temporary:
         click.echo(
-            f"{_count(summary.temporary, 'temporary file')} in store/tmp: being written, or left by a crash."
+            f"{counted(summary.temporary, 'temporary file')} in store/tmp: being written, or left by a crash."
         )
     if summary.healed:
-        click.echo(f"{_count(summary.healed, 'damaged thing')} of no consequence: nothing needs it any more.")
+        click.echo(
+            f"{counted(summary.healed, 'damaged thing')} of no consequence: nothing needs it any more."
+        )
     if not summary.damage:
         unread = "" if read_data is not None else " (The data itself was not read: --read-data.)"
         click.echo(f"No damage.{unread}")
         return
     paths = (
-        f" {_count(summary.paths, 'path')} in backups cannot be given back whole." if summary.paths else ""
+        f" {counted(summary.paths, 'path')} in backups cannot be given back whole." if summary.paths else ""
     )
-    click.echo(f"{_count(summary.damage, 'finding')} of damage.{paths}")
+    click.echo(f"{counted(summary.damage, 'finding')} of damage.{paths}")
     click.echo(
         "Next: look at the disk (dmesg, SMART), then `staddle-server repair`, then back up the same data again."
     )
@@ -179,49 +183,21 @@ def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:
 def _sum_up_repair(done: Repaired, *, dry_run: bool) -> None:
     would = "Would mend" if dry_run else "Mended"
     click.echo(
-        f"{would}: {_count(done.parity_packs, 'pack')} from parity, {_count(done.chunks, 'chunk')} saved ({_size(done.bytes)}), the index of {_count(done.index_packs, 'pack')}, "
-        f"{_count(done.records, 'record')}, keys of {_count(done.keys, 'tenant')}, {_count(done.cleared, 'wrong mark')}."
+        f"{would}: {counted(done.parity_packs, 'pack')} from parity, {counted(done.chunks, 'chunk')} saved ({size(done.bytes)}), the index of {counted(done.index_packs, 'pack')}, "
+        f"{counted(done.records, 'record')}, keys of {counted(done.keys, 'tenant')}, {counted(done.cleared, 'wrong mark')}."
     )
     if done.damage:
         click.echo(
-            f"{_count(done.damage, 'finding')} of damage left; {_count(done.paths, 'path')} in backups cannot be given back whole. "
+            f"{counted(done.damage, 'finding')} of damage left; {counted(done.paths, 'path')} in backups cannot be given back whole. "
             "What is lost comes back with the next backup that still has the data."
         )
     else:
         click.echo("No damage is left." if not dry_run else "Nothing would be left damaged.")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def _progress() -> Progress:
-    """A line on a terminal that is written over; nothing anywhere else."""
-    if not sys.stderr.isatty():
-        return silent
-    told_s = 0.0
-
+def _progress(line: Line) -> Progress:
     def tell(doing: str, done: int, total: int) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s < PROGRESS_S:
-            return
-        told_s = time.monotonic()
         share = f" {min(100, 100 * done // total)} %" if total else ""
-        figure = _size(done) if doing == "reading" else f"{done:,}"
-        click.echo(f"\r\x1b[K{doing}: {figure}{share}", err=True, nl=False)
+        line.show(f"{doing}: {size(done) if doing == 'reading' else f'{done:,}'}{share}")
 
     return tell
-
-
-def _clear_line() -> None:
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K", err=True, nl=False)

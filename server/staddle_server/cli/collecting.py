@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from typing import Final
 
 import click
 
 from staddle_server.catalog.words import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option
+from staddle_server.cli.words import Line, counted, size
 from staddle_server.datadir import DataDirectory
 from staddle_server.limits import GRACE_S_MAX, REAP_GRACE_S
 from staddle_server.rooms import Rooms, open_rooms
 from staddle_server.session.clock import SystemClock
 from staddle_server.signals import asked_to_stop
-from staddle_server.upkeep.collector import Collector, Report
+from staddle_server.upkeep.collector import Collector, Report, Show
 from staddle_server.upkeep.turn import TenantReport
 
 SHOW_S: Final = 0.2
@@ -49,8 +49,8 @@ def gc(
     """
     grace_s = None if grace is None else int(duration("--grace", grace, GRACE_S_MAX))
     with open_rooms(data) as rooms:
-        progress = _Progress()
-        collector = Collector(rooms.catalog, rooms.tenants(), SystemClock(), show=progress.show)
+        line = Line()
+        collector = Collector(rooms.catalog, rooms.tenants(), SystemClock(), show=_progress(line))
         if not dry_run and not yes:
             _ask(collector, rooms, grace_s, after_rebuild=after_rebuild)
         with asked_to_stop() as stopping:
@@ -58,7 +58,7 @@ def gc(
                 report = collector.look_ahead(stopping, grace_s=grace_s)
             else:
                 report = collector.collect(stopping, grace_s=grace_s, after_rebuild=after_rebuild)
-        progress.clear()
+        line.clear()
     if as_json:
         for tenant in report.tenants:
             click.echo(json.dumps({"dry_run": dry_run, **_row(tenant)}))
@@ -86,8 +86,8 @@ def _ask(collector: Collector, rooms: Rooms, grace_s: int | None, *, after_rebui
     if shortens:
         ahead = collector.look_ahead(grace_s=grace_s)
         click.echo(
-            f"This purges {_counted(ahead.sum_of('backups_purged'), 'deleted backup')}, which nobody can bring back then, and removes "
-            f"{_counted(ahead.sum_of('packs_reaped'), 'pack')} ({_size(ahead.sum_of('bytes_freed'))}) now.",
+            f"This purges {counted(ahead.sum_of('backups_purged'), 'deleted backup')}, which nobody can bring back then, and removes "
+            f"{counted(ahead.sum_of('packs_reaped'), 'pack')} ({size(ahead.sum_of('bytes_freed'))}) now.",
             err=True,
         )
     for name in waiting:
@@ -111,37 +111,37 @@ def _tell(report: Report, *, dry_run: bool) -> None:
 def _lines(tenant: TenantReport, *, dry_run: bool) -> list[str]:
     would = "would be " if dry_run else ""
     t = tenant
-    into = f"{t.packs_written} ({'about ' if dry_run else ''}{_size(t.bytes_written)})"
+    into = f"{t.packs_written} ({'about ' if dry_run else ''}{size(t.bytes_written)})"
     first = "" if t.purge_from_ns is None else f"; the first goes after {_minute(t.purge_from_ns)}"
-    hidden = f"{_counted(t.backups_hidden, 'deleted backup')} can still be brought back{first}"
+    hidden = f"{counted(t.backups_hidden, 'deleted backup')} can still be brought back{first}"
     told = (
-        (t.backups_purged, f"{_counted(t.backups_purged, 'deleted backup')} {would}purged"),
+        (t.backups_purged, f"{counted(t.backups_purged, 'deleted backup')} {would}purged"),
         (t.backups_hidden, hidden),
         (
             t.packs_condemned,
-            f"{_counted(t.packs_condemned, 'pack')} with nothing alive ({_size(t.bytes_condemned)}) {would}condemned",
+            f"{counted(t.packs_condemned, 'pack')} with nothing alive ({size(t.bytes_condemned)}) {would}condemned",
         ),
         (
             t.packs_compacted,
-            f"{_counted(t.packs_compacted, 'pack')} ({_size(t.bytes_compacted)}) {would}compacted into {into}",
+            f"{counted(t.packs_compacted, 'pack')} ({size(t.bytes_compacted)}) {would}compacted into {into}",
         ),
         (
             t.packs_left_over,
-            f"{_counted(t.packs_left_over, 'pack')} that a dead upload or collector began {would}removed",
+            f"{counted(t.packs_left_over, 'pack')} that a dead upload or collector began {would}removed",
         ),
-        (t.bytes_freed, f"{_size(t.bytes_freed)} {would}freed now"),
-        (t.packs_waiting, f"{_size(t.bytes_waiting)} {'would ' if dry_run else ''}come free {_when(t)}"),
+        (t.bytes_freed, f"{size(t.bytes_freed)} {would}freed now"),
+        (t.packs_waiting, f"{size(t.bytes_waiting)} {'would ' if dry_run else ''}come free {_when(t)}"),
         (
             t.orphans,
-            f"{_counted(t.orphans, 'object')} ({_size(t.bytes_orphaned)}) that the catalog does not name: kept for now",
+            f"{counted(t.orphans, 'object')} ({size(t.bytes_orphaned)}) that the catalog does not name: kept for now",
         ),
         (
             t.packs_absent,
-            f"{_counted(t.packs_absent, 'pack')} of the catalog cannot be found in the store: data is missing",
+            f"{counted(t.packs_absent, 'pack')} of the catalog cannot be found in the store: data is missing",
         ),
         (
             t.chunks_missing,
-            f"{_counted(t.chunks_missing, 'chunk')} that backups need cannot be found in any pack: data is missing",
+            f"{counted(t.chunks_missing, 'chunk')} that backups need cannot be found in any pack: data is missing",
         ),
         (t.failure, f"NOT COLLECTED: {t.failure}"),
     )
@@ -167,41 +167,8 @@ def _row(tenant: TenantReport) -> dict[str, object]:
     return row
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _progress(line: Line) -> Show:
+    def show(tenant: str, what: str, done: int, of: int) -> None:
+        line.show(f"{tenant}: {what} {done:,}{f' of {of:,}' if of else ''} …")
 
-
-def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-class _Progress:
-    """One line on a terminal, written anew a few times a second."""
-
-    def __init__(self) -> None:
-        self._on = sys.stderr.isatty()
-        self._shown_s = 0.0
-        self._width = 0
-
-    def show(self, tenant: str, what: str, done: int, of: int) -> None:
-        """See `Show`."""
-        now_s = time.monotonic()
-        if not self._on or now_s - self._shown_s < SHOW_S:
-            return
-        self._shown_s = now_s
-        self._write(f"{tenant}: {what} {done}{f' of {of}' if of else ''} …")
-
-    def clear(self) -> None:
-        """The line goes."""
-        if self._width:
-            self._write("")
-
-    def _write(self, line: str) -> None:
-        sys.stderr.write(f"\r{line:<{self._width}}" + ("" if line else "\r"))
-        sys.stderr.flush()
-        self._width = len(line)
+    return show

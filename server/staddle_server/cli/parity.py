@@ -9,9 +9,10 @@ import click
 
 from staddle_server.catalog import PackParity
 from staddle_server.cli.options import data_option, json_option
+from staddle_server.cli.words import Line, counted, size
 from staddle_server.datadir import DataDirectory
 from staddle_server.errors import Damaged
-from staddle_server.limits import MIB, PARITY_PERCENT_MAX
+from staddle_server.limits import PARITY_PERCENT_MAX
 from staddle_server.rooms import Rooms, open_rooms
 from staddle_server.session.tenant import Tenants
 from staddle_server.upkeep.copies import CopiesReport, copy_new, mend_all
@@ -92,10 +93,10 @@ def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
     else:
         _say_made(rooms, report, percent, names)
         if lost:
-            click.echo(f"The parity of {_count(lost, 'pack')} was gone, cut off or damaged.")
+            click.echo(f"The parity of {counted(lost, 'pack')} was gone, cut off or damaged.")
         if orphans:
             click.echo(
-                f"Removed the parity of {_count(orphans, 'pack')} that {'are' if orphans > 1 else 'is'} gone."
+                f"Removed the parity of {counted(orphans, 'pack')} that {'are' if orphans > 1 else 'is'} gone."
             )
         _say_copies(copies)
     return not report.damaged and not copies.damaged
@@ -107,9 +108,8 @@ class _Progress:
     def __init__(self, names: dict[bytes, str], *, as_json: bool) -> None:
         self._names = names
         self._as_json = as_json
-        self._terminal = not as_json and sys.stderr.isatty()
+        self._line = Line(on=not as_json)
         self._packs = self._bytes = 0
-        self._said_s = 0.0
 
     def tick(self, pack: PackParity, parity_bytes: int) -> None:
         if self._as_json:
@@ -122,32 +122,29 @@ class _Progress:
             )
         self._packs += 1
         self._bytes += pack.size_bytes
-        if self._terminal and time.monotonic() - self._said_s > 0.5:
-            self._said_s = time.monotonic()
-            click.echo(f"\r{_count(self._packs, 'pack')}, {_mib(self._bytes)} …", nl=False, err=True)
+        self._line.show(f"{counted(self._packs, 'pack')}, {size(self._bytes)} …")
 
     def end(self) -> None:
-        if self._said_s:
-            click.echo("\r\x1b[K", nl=False, err=True)
+        self._line.clear()
 
 
 def _say_made(rooms: Rooms, report: ParityReport, percent: int, names: dict[bytes, str]) -> None:
     if report.packs:
         click.echo(
-            f"Made parity of {percent} % for {_count(report.packs, 'pack')} ({_mib(report.pack_bytes)}): "
-            f"{_mib(report.parity_bytes)}."
+            f"Made parity of {percent} % for {counted(report.packs, 'pack')} ({size(report.pack_bytes)}): "
+            f"{size(report.parity_bytes)}."
         )
     totals = rooms.catalog.packs.parity_totals()
     click.echo(
-        f"Packs with parity: {totals.with_parity} of {totals.packs}; {_mib(totals.parity_bytes)} for "
-        f"{_mib(totals.pack_bytes)}."
+        f"Packs with parity: {totals.with_parity} of {totals.packs}; {size(totals.parity_bytes)} for "
+        f"{size(totals.pack_bytes)}."
     )
     for tenant, _, why in report.damaged:
         click.echo(f"No parity, tenant {_name(names, tenant)}: {why}", err=True)
     without = totals.packs - totals.with_parity - len(report.damaged)
     if without > 0:
         click.echo(
-            f"{_count(without, 'pack')} {'were' if without > 1 else 'was'} marked as damaged before, or published meanwhile."
+            f"{counted(without, 'pack')} {'were' if without > 1 else 'was'} marked as damaged before, or published meanwhile."
         )
 
 
@@ -182,7 +179,7 @@ def _repair(rooms: Rooms, *, as_json: bool) -> bool:
             click.echo("No pack is marked as damaged.")
         else:
             click.echo(
-                f"{_count(len(outcomes), 'pack')} marked as damaged: {repaired} repaired, {sound} found sound, "
+                f"{counted(len(outcomes), 'pack')} marked as damaged: {repaired} repaired, {sound} found sound, "
                 f"{left} not repaired."
             )
     return not left and not copies.damaged
@@ -246,7 +243,7 @@ def _name(names: dict[bytes, str], tenant: bytes) -> str:
 
 def _say_copies(copies: CopiesReport) -> None:
     if copies.copied:
-        click.echo(f"Copied {_count(copies.copied, 'object')} of records and keys.")
+        click.echo(f"Copied {counted(copies.copied, 'object')} of records and keys.")
     for name in copies.restored:
         click.echo(f"{name}: restored from its copy")
     for why in copies.damaged:
@@ -263,11 +260,3 @@ def _copies_fields(copies: CopiesReport) -> dict[str, object]:
 
 def _print_json(what: str, **fields: object) -> None:
     click.echo(json.dumps({"what": what, **fields}))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _mib(count: int) -> str:
-    return f"{count / MIB:.1f} MiB" if count >= MIB else f"{count} bytes"

@@ -2,20 +2,17 @@
 
 import json
 import shlex
-import sys
 import time
 from dataclasses import asdict
-from typing import Final
 
 import click
 
 from staddle_server import app
 from staddle_server.cli.options import settings_from, settings_options
+from staddle_server.cli.words import Line
 from staddle_server.datadir import DataDirectory
 from staddle_server.rooms import Rebuilt
 from staddle_server.upkeep.rebuild import Report
-
-SHOW_EVERY_S: Final = 1.0
 
 
 @click.command()
@@ -39,8 +36,12 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
             "aside first; --dry-run shows what a rebuild would find"
         )
     begun_s = time.monotonic()
+    line = Line()
     with directory.locked():
-        rebuilt = app.rebuild(directory, settings, _Progress(), dry_run=dry_run)
+        rebuilt = app.rebuild(
+            directory, settings, lambda what, count: line.show(f"{count:,} {what} …"), dry_run=dry_run
+        )
+    line.clear()
     seconds = time.monotonic() - begun_s
     if as_json:
         click.echo(json.dumps(_as_json(rebuilt, seconds)))
@@ -50,18 +51,6 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
         _say_next(directory, rebuilt, dry_run=dry_run)
     if rebuilt.report.problem_count:
         raise SystemExit(1)
-
-
-class _Progress:
-    """A line every second, where a person looks."""
-
-    def __init__(self) -> None:
-        self._last_s = time.monotonic()
-
-    def __call__(self, what: str, count: int) -> None:
-        if sys.stderr.isatty() and time.monotonic() - self._last_s >= SHOW_EVERY_S:
-            self._last_s = time.monotonic()
-            click.echo(f"{count:,} {what} …", err=True)
 
 
 def _as_json(rebuilt: Rebuilt, seconds: float) -> dict[str, object]:

@@ -1,6 +1,8 @@
 """`staddle-server init` and `staddle-server serve`."""
 
+import os
 import shlex
+import sys
 
 import click
 
@@ -32,7 +34,16 @@ def serve(**flags: str | None) -> None:
     """Run the server on DIR until it is told to stop. An empty or absent DIR is made first, as by `init`."""
     settings = settings_from(flags)
     logs.setup(settings.log_format, settings.log_level)
-    app.run_server(settings, _say_started)
+    app.run_server(settings, _announce)
+
+
+def _announce(started: app.Started) -> None:
+    """Says where the server is. That nobody reads it (`staddle-server serve | head -1`) is no reason to stop."""
+    try:
+        _say_started(started)
+    except BrokenPipeError:
+        # Nor is it one to complain at the end, when Python flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_started(started: app.Started) -> None:

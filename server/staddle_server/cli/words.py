@@ -1,0 +1,49 @@
+"""How the commands say figures, and how far they are."""
+
+import sys
+import time
+from typing import Final
+
+SHOW_S: Final = 0.2
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something: "1 pack", "1,234 packs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def size(size_bytes: int) -> str:
+    """A number of bytes in the largest unit that leaves at least one of it."""
+    amount = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+class Line:
+    """One line on standard error, written over a few times a second; nothing where that is no terminal."""
+
+    def __init__(self, *, on: bool = True) -> None:
+        self._on = on and sys.stderr.isatty()
+        self._shown = False
+        self._shown_s = 0.0
+
+    def show(self, text: str) -> None:
+        """Says how far it is now."""
+        now_s = time.monotonic()
+        if self._on and now_s - self._shown_s >= SHOW_S:
+            self._shown, self._shown_s = True, now_s
+            self._write(text)
+
+    def clear(self) -> None:
+        """The line goes, so that something can be said."""
+        if self._shown:
+            self._shown = False
+            self._write("")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
