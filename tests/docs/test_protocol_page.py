@@ -200,7 +200,7 @@ def test_the_limits_are_those_of_the_server() -> None:
         "`root`": size(known.ROOT_BYTES_MAX),
         "tags: number; key; value": f"{known.TAGS_MAX}; {size(known.TAG_KEY_BYTES_MAX)}; {size(known.TAG_VALUE_BYTES_MAX)}",
         "an error's status": size(known.ERROR_STATUS_BYTES_MAX),
-        "Backup and Restore streams at once, uploads being written": f"{known.STREAMS_MAX} (`limits.streams_max`), "
+        "Backup and Restore streams at once, uploads being written": f"{known.STREAMS_MAX} (`limits.streams_max`), of one tenant three in four; "
         f"{known.UPLOADS_OPEN_MAX}, of one tenant {known.UPLOADS_OPEN_TENANT_MAX}",
         "retention plans being made at once; backups that one deletes": f"{retention.PLANS_MAX}; "
         f"{known.RETENTION_DELETIONS_MAX:,}",

@@ -77,8 +77,8 @@ class Rebuild:
         self._database = catalog.database
         self._tenants = catalog.tenants
 
-    def add_tenant(self, tenant: Tenant, grace_s: int) -> None:
-        """A tenant, whose garbage nobody collects before an operator says so."""
+    def add_tenant(self, tenant: Tenant, grace_s: int, decided_ns: int) -> None:
+        """A tenant, whose garbage nobody collects before an operator says so, and whose newest decision was made then."""
         with self._database.write() as connection:
             connection.execute(
                 insert(schema.tenants),
@@ -91,6 +91,7 @@ class Rebuild:
                     "record_written": tenant.record_written,
                     "grace_s": grace_s,
                     "gc_waits": True,
+                    "decided_ns": decided_ns,
                 },
             )
 

@@ -30,7 +30,7 @@ from sqlalchemy import (
 from staddle_server.limits import GRACE_S
 from staddle_server.types import UploadState
 
-REVISION: Final = "r0002"
+REVISION: Final = "r0003"
 """The newest of the migrations: what a catalog has to have."""
 
 metadata = MetaData()
@@ -58,6 +58,8 @@ tenants = Table(
     Column("gc_waits", Boolean, nullable=False, server_default=text("FALSE")),
     # Why the tenant's last collection stopped; "": it did not.
     Column("gc_failure", Text, nullable=False, server_default=text("''")),
+    # The time of the newest decision, as its record has it: the next one is later, whatever the clock says.
+    Column("decided_ns", BigInteger, nullable=False, server_default=text("0")),
 )
 
 tokens = Table(

@@ -91,6 +91,17 @@ class Tenants:
                 },
             )
 
+    def decide(self, tenant: bytes, now_ns: int) -> int:
+        """The time that a decision's record is to have: now, or if the clock was set back, later than every one before it.
+
+        Nothing else may go by it: what a time ends, and what it protects, goes by the clock.
+        """
+        with self._database.write() as connection:
+            mine = select(_t.decided_ns).where(_t.id == tenant).with_for_update()
+            decided_ns = max(now_ns, int(connection.execute(mine).scalar_one()) + 1)
+            connection.execute(update(schema.tenants).where(_t.id == tenant).values(decided_ns=decided_ns))
+        return decided_ns
+
     def set_gc_failure(self, tenant: bytes, why: str) -> None:
         """Why the tenant's last collection stopped; "": it did not."""
         with self._database.write() as connection:

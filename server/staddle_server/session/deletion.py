@@ -31,16 +31,17 @@ class Deletion:
         """
         found = self._find(principal, dataset, prefix)
         now_ns = self._clock.now_ns()
-        record = self._pending(principal, DeletedRecord(backup=found.id, at_ns=now_ns))
+        at_ns = self._catalog.tenants.decide(principal.tenant, now_ns)
+        record = self._pending(principal, DeletedRecord(backup=found.id, at_ns=at_ns))
         backup, _ = self._catalog.backups.delete(principal.tenant, found.id, now_ns, record)
         return self._recorded(backup)
 
     def undelete(self, principal: Principal, dataset: str, prefix: str) -> Backup:
         """Shows a hidden backup again, until it is purged; one that is not hidden stays as it is. Raises as `delete` does."""
         found = self._find(principal, dataset, prefix)
-        # Records count by their times: a clock that was set back must not make this one older than the deletion's.
-        now_ns = max(self._clock.now_ns(), (found.deleted_ns or 0) + 1)
-        record = self._pending(principal, UndeletedRecord(backup=found.id, at_ns=now_ns))
+        now_ns = self._clock.now_ns()
+        at_ns = self._catalog.tenants.decide(principal.tenant, now_ns)
+        record = self._pending(principal, UndeletedRecord(backup=found.id, at_ns=at_ns))
         backup, _ = self._catalog.backups.undelete(principal.tenant, found.id, now_ns, record)
         return self._recorded(backup)
 

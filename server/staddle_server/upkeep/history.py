@@ -82,11 +82,16 @@ class History:
     _decided_ns: dict[str, int] = field(default_factory=dict)
     """When something was first decided about a dataset itself."""
 
+    last_ns: int = 0
+    """When the newest decision was made."""
+
     tenant_made: bool = False
     """There is the record that the tenant was made. (Its keys say the same, and more.)"""
 
     def add(self, record: Record, name: str) -> None:
         """Takes a record, by the name of its object."""
+        if not isinstance(record, TenantRecord | CommittedRecord):
+            self.last_ns = max(self.last_ns, record.at_ns)
         match record:
             case TenantRecord():
                 self.tenant_made = True

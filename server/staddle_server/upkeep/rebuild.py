@@ -124,7 +124,7 @@ class Rebuilding:
         opened = self._open_tenants()
         for tenant in opened:
             history, damaged = self._read_records(tenant)
-            self._rebuild.add_tenant(tenant.row, history.grace_s)
+            self._rebuild.add_tenant(tenant.row, history.grace_s, history.last_ns)
             self._report.tenants += 1
             self._add_packs(tenant)
             self._add_datasets(tenant, history)

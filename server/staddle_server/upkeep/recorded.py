@@ -80,21 +80,22 @@ def _look(tenant: Tenant, catalog: Catalog, row: TenantRow, now_ns: int) -> tupl
         record = TenantRecord(name=row.name, created_ns=row.created_ns)
         wanted.append(Wanted(f"the tenant {row.name} was made", record, row.created_ns))
     if not facts.pending:
-        wanted += _wanted(catalog, tenant.id, facts, said.history, now_ns)
+        # What is said now is later than all that was said, or it would not count.
+        wanted += _wanted(catalog, tenant.id, facts, said.history, max(now_ns, said.history.last_ns + 1))
     return said, wanted
 
 
-def _wanted(catalog: Catalog, tenant: bytes, facts: Facts, said: History, now_ns: int) -> list[Wanted]:
+def _wanted(catalog: Catalog, tenant: bytes, facts: Facts, said: History, at_ns: int) -> list[Wanted]:
     wanted: list[Wanted] = []
     if facts.grace_s != said.grace_s:
-        record = TenantSettingsRecord(grace_s=facts.grace_s, at_ns=now_ns)
-        wanted.append(Wanted(f"deleted backups stay for {facts.grace_s} s", record, now_ns))
+        record = TenantSettingsRecord(grace_s=facts.grace_s, at_ns=at_ns)
+        wanted.append(Wanted(f"deleted backups stay for {facts.grace_s} s", record, at_ns))
     for dataset in facts.datasets.values():
-        wanted += _of_dataset(dataset, said, now_ns)
+        wanted += _of_dataset(dataset, said, at_ns)
     for backup in facts.backups.values():
         if backup.id not in said.committed and backup.record_written:
             wanted += _committed(catalog.backups.get(tenant, backup.id))
-        wanted += _of_backup(backup, said, now_ns)
+        wanted += _of_backup(backup, said, at_ns)
     return wanted
 
 
@@ -103,18 +104,18 @@ def _committed(backup: Backup) -> list[Wanted]:
     return [Wanted(what, committed_record(backup), backup.commit_ns)]
 
 
-def _of_dataset(dataset: DatasetFacts, said: History, now_ns: int) -> list[Wanted]:
+def _of_dataset(dataset: DatasetFacts, said: History, at_ns: int) -> list[Wanted]:
     wanted: list[Wanted] = []
     if (dataset.policy, dataset.min_retention_s) != said.retention(dataset.name):
         policy = PolicyRecord(
-            dataset=dataset.name, policy=dataset.policy, min_retention_s=dataset.min_retention_s, at_ns=now_ns
+            dataset=dataset.name, policy=dataset.policy, min_retention_s=dataset.min_retention_s, at_ns=at_ns
         )
-        wanted.append(Wanted(f"the retention of dataset {dataset.name}", policy, now_ns))
-    wanted += _hold(b"", dataset.name, dataset.hold, said, now_ns)
+        wanted.append(Wanted(f"the retention of dataset {dataset.name}", policy, at_ns))
+    wanted += _hold(b"", dataset.name, dataset.hold, said, at_ns)
     return wanted
 
 
-def _of_backup(backup: BackupFacts, said: History, now_ns: int) -> list[Wanted]:
+def _of_backup(backup: BackupFacts, said: History, at_ns: int) -> list[Wanted]:
     name = f"backup {backup.id.hex()} of {backup.dataset}"
     wanted: list[Wanted] = []
     if backup.purged_ns is not None:
@@ -123,29 +124,27 @@ def _of_backup(backup: BackupFacts, said: History, now_ns: int) -> list[Wanted]:
             wanted.append(Wanted(f"{name} was purged", purged, backup.purged_ns))
         return wanted
     if backup.deleted_ns is not None and not said.is_deleted(backup.id):
-        deleted = DeletedRecord(backup=backup.id, at_ns=backup.deleted_ns)
-        wanted.append(Wanted(f"{name} was deleted", deleted, now_ns))
+        deleted = DeletedRecord(backup=backup.id, at_ns=at_ns)
+        wanted.append(Wanted(f"{name} was deleted", deleted, at_ns))
     if backup.deleted_ns is None and said.is_deleted(backup.id):
-        undeleted = UndeletedRecord(backup=backup.id, at_ns=now_ns)
-        wanted.append(Wanted(f"{name} was taken back", undeleted, now_ns))
+        undeleted = UndeletedRecord(backup=backup.id, at_ns=at_ns)
+        wanted.append(Wanted(f"{name} was taken back", undeleted, at_ns))
     if backup.retain_until_ns > said.retain_until_ns(backup.id):
-        retained = RetainedRecord(backup=backup.id, until_ns=backup.retain_until_ns, at_ns=now_ns)
-        wanted.append(Wanted(f"{name} is retained", retained, now_ns))
-    wanted += _hold(backup.id, backup.dataset, backup.hold, said, now_ns)
+        retained = RetainedRecord(backup=backup.id, until_ns=backup.retain_until_ns, at_ns=at_ns)
+        wanted.append(Wanted(f"{name} is retained", retained, at_ns))
+    wanted += _hold(backup.id, backup.dataset, backup.hold, said, at_ns)
     return wanted
 
 
-def _hold(backup: bytes, dataset: str, reason: str | None, said: History, now_ns: int) -> list[Wanted]:
+def _hold(backup: bytes, dataset: str, reason: str | None, said: History, at_ns: int) -> list[Wanted]:
     there = said.hold(backup, dataset)
     what = f"backup {backup.hex()}" if backup else f"dataset {dataset}"
     if reason is not None and reason != there:
-        held = HeldRecord(backup=backup, dataset=dataset, reason=reason, at_ns=now_ns)
-        return [Wanted(f"{what} is held", held, now_ns)]
+        held = HeldRecord(backup=backup, dataset=dataset, reason=reason, at_ns=at_ns)
+        return [Wanted(f"{what} is held", held, at_ns)]
     if reason is None and there is not None:
         return [
-            Wanted(
-                f"{what} was released", ReleasedRecord(backup=backup, dataset=dataset, at_ns=now_ns), now_ns
-            )
+            Wanted(f"{what} was released", ReleasedRecord(backup=backup, dataset=dataset, at_ns=at_ns), at_ns)
         ]
     return []
 

@@ -147,6 +147,7 @@ class _OfTenant:
         for each in wanted:
             self._repair.say("record", f"the record that {each.what}", self._tenant.name)
             if not self._repair.dry_run:
+                catalog.tenants.decide(self._tenant.id, each.time_ns)  # what is decided next is later
                 # Under an id of its own: a damaged record keeps its name.
                 self._tenant.records.put(each.record, each.time_ns)
             self._repair.done.records += 1

@@ -1,0 +1,14 @@
+"""When the newest decision was made, so that each is later than the one before it."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "r0003"
+down_revision = "r0002"
+
+
+def upgrade() -> None:
+    """Adds a column."""
+    op.add_column(
+        "tenants", sa.Column("decided_ns", sa.BigInteger(), nullable=False, server_default=sa.text("0"))
+    )
