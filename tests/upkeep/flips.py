@@ -242,25 +242,17 @@ def regions(subject: Subject) -> Iterator[tuple[Path, int]]:
 
 def flip_and_look(subject: Subject, path: Path, at: int, bit: int) -> bool:
     """Flips one bit, looks, and flips it back. Whether everything came back all the same."""
-    sound = path.read_bytes()
-    data = bytearray(sound)
+    data = bytearray(path.read_bytes())
     data[at] ^= 1 << bit
+    return replace_and_look(subject, path, bytes(data), at)
+
+
+def replace_and_look(subject: Subject, path: Path, data: bytes, at: int | None = None) -> bool:
+    """The same with other bytes in place of the object's; `at`: where one of them differs, if it is only one."""
+    sound = path.read_bytes()
     path.write_bytes(data)
     try:
         whole = subject.check_readers(path, at)
-        subject.check_named(path)
-    finally:
-        path.write_bytes(sound)
-        subject.forget_marks()
-    return whole
-
-
-def replace_and_look(subject: Subject, path: Path, data: bytes) -> bool:
-    """The same with other bytes in place of the object's."""
-    sound = path.read_bytes()
-    path.write_bytes(data)
-    try:
-        whole = subject.check_readers(path, None)
         subject.check_named(path)
     finally:
         path.write_bytes(sound)
