@@ -210,7 +210,8 @@ class Producer:
                 self._remember(cut.digest)
                 wanted.append(cut)
         # A chunk is a view of all that was read with it: where little of that is wanted, a copy lets the rest go.
-        sparse = 2 * sum(len(cut.data) for cut in wanted) < sum(len(cut.data) for cut in cuts)
+        kept = {id(cut.data.obj): memoryview(cut.data.obj).nbytes for cut in wanted}
+        sparse = 2 * sum(len(cut.data) for cut in wanted) < sum(kept.values())
         for cut in wanted:
             self._add_cut(Cut(cut.digest, memoryview(bytes(cut.data))) if sparse else cut)
             if self._batch.is_full():

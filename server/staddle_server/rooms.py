@@ -174,11 +174,11 @@ def create_tenant(rooms: Rooms, name: str, now_ns: int) -> Tenant:
 
 def set_grace(rooms: Rooms, tenant: Tenant, grace_s: int, now_ns: int) -> None:
     """Sets how long the tenant's deleted backups can be brought back: durable, with its record, on return."""
-    at_ns = rooms.catalog.tenants.decide(tenant.id, now_ns)
-    record = encode_record(TenantSettingsRecord(grace_s=grace_s, at_ns=at_ns))
-    rooms.catalog.tenants.set_grace(
-        tenant.id, grace_s, now_ns, PendingRecord(os.urandom(16), tenant.id, record)
-    )
+    with rooms.catalog.tenants.deciding(tenant.id, now_ns) as at_ns:
+        record = encode_record(TenantSettingsRecord(grace_s=grace_s, at_ns=at_ns))
+        rooms.catalog.tenants.set_grace(
+            tenant.id, grace_s, now_ns, PendingRecord(os.urandom(16), tenant.id, record)
+        )
     finish_missing(rooms.tenants().get(tenant.id), rooms.catalog)
 
 

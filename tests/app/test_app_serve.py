@@ -180,11 +180,7 @@ def test_a_server_whose_words_nobody_reads_serves_all_the_same(tmp_path: Path) -
         )
     os.close(written)
     try:
-        deadline = time.monotonic() + START_S
-        while '"message": "serving"' not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
+        _wait_for_words(process, log)
         with Client.from_config(data / "client.toml") as client:
             assert client.info().tenant == "default"
         process.send_signal(signal.SIGTERM)
@@ -193,6 +189,32 @@ def test_a_server_whose_words_nobody_reads_serves_all_the_same(tmp_path: Path) -
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_server_that_cannot_say_where_it_is_serves_all_the_same(tmp_path: Path) -> None:
+    data, log = tmp_path / "d", tmp_path / "log"
+    with log.open("w") as errors, Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(
+            [BIN / "staddle-server", "serve", "--data", data, "--listen", "127.0.0.1:0"],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=errors,
+        )
+    try:
+        _wait_for_words(process, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(START_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_words(process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while '"message": "serving"' not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
 
 
 def test_the_client_file_lets_the_library_in_as_admin_of_the_default_tenant(server: Server) -> None:

@@ -375,9 +375,14 @@ def test_a_chunk_that_was_asked_for_is_not_looked_up_again_when_it_comes(running
     assert source.put_chunks(chunks) == 3
     assert asked == [2, 1]
     assert source.put_chunks(chunks) == 0
+    assert source.missing([noise(5, 9)])
+    source.put_entries(pb.Entry(path="inline", data=noise(5, 9)))
+    assert source.put_chunks([noise(5, 9)]) == 0, "it came meanwhile"
+    source.entries, source.bytes = 1, 5
     source.put_entries(*(source.entry(f"f{n}", chunk) for n, chunk in enumerate(chunks)))
     source.commit()
-    assert restore(running.stub(), "www").files == {f"f{n}": chunk for n, chunk in enumerate(chunks)}
+    files = {f"f{n}": chunk for n, chunk in enumerate(chunks)} | {"inline": noise(5, 9)}
+    assert restore(running.stub(), "www").files == files
 
 
 def test_two_uploads_that_were_both_told_to_send_a_chunk_both_restore(running):

@@ -6,13 +6,16 @@ from collections import Counter
 
 import pytest
 from blake3 import blake3
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from staddle_server.session.gather import ChunkSink
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.restore import WINDOW_STEPS
 from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.pack import PackReader
 from staddle_server.types import Role
-from thin import Source, back_up, noise, restore
+from thin import Part, Source, back_up, begin, finish, messages, noise, restore
 
 
 @pytest.fixture
@@ -51,6 +54,34 @@ def test_the_writer_of_an_upload_is_gone_when_it_has_committed(running, monkeypa
         assert [writer() for writer in writers] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_new_chunk_in_a_large_message_of_known_ones_keeps_no_more_than_itself(running, monkeypatch):
+    """Of forty files nothing but the last bytes is new: what waits to be looked up must not keep forty messages."""
+    stub = running.stub()
+    body = noise(2 << 20)
+    files = {f"f{n:02}": body + b"tail %03d" % n for n in range(40)}
+
+    def parts():
+        yield begin("www")
+        for path, data in files.items():
+            yield Part(entry=pb.Entry(path=path, profile=pb.CHUNKER_PROFILE_FIXED))
+            yield Part(data=sv.Data(data=data))
+            yield Part(entry_end=sv.EntryEnd())
+        yield finish(len(files), sum(map(len, files.values())))
+
+    kept = []
+    take = ChunkSink.take
+
+    def noted(self, role, digest, data):
+        take(self, role, digest, data)
+        waiting = [view for view in self._asking[role].values() if isinstance(view, memoryview)]
+        kept.append(sum({id(view.obj): len(view.obj) for view in waiting}.values()))
+
+    monkeypatch.setattr(ChunkSink, "take", noted)
+    stub.Backup(messages(parts()))
+    assert max(kept) < 8 << 20
+    assert restore(stub, "www").files == files
 
 
 def test_scattered_files_open_each_segment_once_for_a_window(running, opened):

@@ -15,6 +15,7 @@ from rebuilt import NOW_NS, facts_of, files_of, link_store, open_store, rebuild_
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog import open_catalog
+from staddle_server.catalog.retention import Retentions
 from staddle_server.errors import Unavailable
 from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore, keys_name
@@ -295,6 +296,44 @@ def test_the_last_decision_counts_whatever_the_clock_said_when_it_was_made(runni
         stub = running.stub()
         stub.ReleaseHold(sv.ReleaseHoldRequest(dataset="www", backup=held.id))
         stub.SetHold(sv.SetHoldRequest(dataset="www", backup=held.id, reason="case 12"))
+
+
+def test_decisions_that_meet_have_their_times_in_the_order_in_which_they_were_made(running, monkeypatch):
+    """A hold that was placed last must be the one that a rebuild finds, also if its call began first."""
+    stub = running.stub()
+    back_up(stub, "www", {"a": b"1"})
+    stub.SetHold(sv.SetHoldRequest(dataset="www", reason="first"))
+    begun, released = threading.Event(), threading.Event()
+    hold = Retentions.hold_dataset
+
+    def slow(self, *arguments):
+        begun.set()
+        released.wait(1)
+        return hold(self, *arguments)
+
+    monkeypatch.setattr(Retentions, "hold_dataset", slow)
+    holding = stub.SetHold.future(sv.SetHoldRequest(dataset="www", reason="case 13"))
+    assert begun.wait(10)
+    stub.ReleaseHold(sv.ReleaseHoldRequest(dataset="www"))
+    released.set()
+    holding.result()
+    _, lost = rebuild_in_place(running)
+    reasons = [
+        catalog["datasets"][(running.tenant, "www")][6] for catalog in (lost, facts_of(running.catalog))
+    ]
+    assert reasons[0] == reasons[1]
+
+
+def test_no_time_of_a_rebuilt_catalog_lies_ahead_of_the_clock(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": b"1"})
+    running.clock.ahead_s = 30 * 86_400
+    stub.SetHold(sv.SetHoldRequest(dataset="www", reason="case 12"))
+    running.clock.ahead_s = 0
+    stub.SetRetention(sv.SetRetentionRequest(dataset="www", policy=pb.RetentionPolicy(keep_last=9)))
+    rebuild_in_place(running)
+    found = facts_of(running.catalog)["datasets"][(running.tenant, "www")]
+    assert all(not isinstance(value, int) or value < time.time_ns() + 10**9 for value in found), found
 
 
 def test_garbage_collection_waits_and_graces_begin_anew(running):

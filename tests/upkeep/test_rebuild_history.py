@@ -64,7 +64,7 @@ def state(records: list[Record]):
         history.add(record, repr(record))  # as in the store: one object for one decision
     notes = []
     datasets = {}
-    for dataset in history.datasets():
+    for dataset in history.datasets(2**62):
         datasets[dataset] = list(history.backups(dataset.name, NOW, notes.append))
     return history.grace_s, datasets, sorted(notes), history.purged, history.orphans()
 

@@ -67,6 +67,11 @@ def test_bytes_that_are_no_message_are_refused(data):
     assert refused.value.reason == "BAD_FIELD"
     with pytest.raises(BadRequest, match="cannot be read"):
         decoder(sv.BackupRequest)(b"\xff" * 10)
+    for cut_off in (bytes.fromhex("0a0522030aa984"), b"\x0a", b"\x0a\x02\x22\x80"):
+        with pytest.raises(BadRequest, match="cannot be read"):
+            list(backup_parts(cut_off))
+    with pytest.raises(BadRequest, match="cannot be read"):
+        put_chunks(b"\x22\x80")
 
 
 @given(

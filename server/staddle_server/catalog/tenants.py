@@ -1,5 +1,8 @@
 """Tenants: the key and dedup domains."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, insert, select, update
@@ -20,6 +23,7 @@ class Tenants:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._rows: dict[bytes, int] = {}
+        self._deciding = threading.RLock()
 
     def create(
         self, tenant: bytes, name: str, now_ns: int, *, keys_version: int = 1, wrapped_keys: bytes = b""
@@ -91,11 +95,18 @@ class Tenants:
                 },
             )
 
-    def decide(self, tenant: bytes, now_ns: int) -> int:
-        """The time that a decision's record is to have: now, or if the clock was set back, later than every one before it.
+    @contextmanager
+    def deciding(self, tenant: bytes, now_ns: int) -> Iterator[int]:
+        """While it lasts one thing is decided, of which the record has this time.
 
-        Nothing else may go by it: what a time ends, and what it protects, goes by the clock.
+        That is now or, if the clock was set back, later than every decision before it. One thing at a time, so that decisions
+        have their times in the order in which they are made. (With several servers the tenant's row would have to be locked.)
+        Nothing else goes by this time: what a time ends, and what it protects, goes by the clock.
         """
+        with self._deciding:
+            yield self._decide(tenant, now_ns)
+
+    def _decide(self, tenant: bytes, now_ns: int) -> int:
         with self._database.write() as connection:
             mine = select(_t.decided_ns).where(_t.id == tenant).with_for_update()
             decided_ns = max(now_ns, int(connection.execute(mine).scalar_one()) + 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import Final
 
 import click
 
@@ -19,8 +18,6 @@ from staddle_server.session.clock import SystemClock
 from staddle_server.signals import asked_to_stop
 from staddle_server.upkeep.collector import Collector, Report, Show
 from staddle_server.upkeep.turn import TenantReport
-
-SHOW_S: Final = 0.2
 
 
 @click.command()

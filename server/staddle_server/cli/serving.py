@@ -38,10 +38,10 @@ def serve(**flags: str | None) -> None:
 
 
 def _announce(started: app.Started) -> None:
-    """Says where the server is. That nobody reads it (`staddle-server serve | head -1`) is no reason to stop."""
+    """Says where the server is. That nobody reads it (`staddle-server serve | head -1`), or a full disk, is no reason to stop."""
     try:
         _say_started(started)
-    except BrokenPipeError:
+    except OSError:
         # Nor is it one to complain at the end, when Python flushes what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

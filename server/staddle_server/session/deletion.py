@@ -31,18 +31,20 @@ class Deletion:
         """
         found = self._find(principal, dataset, prefix)
         now_ns = self._clock.now_ns()
-        at_ns = self._catalog.tenants.decide(principal.tenant, now_ns)
-        record = self._pending(principal, DeletedRecord(backup=found.id, at_ns=at_ns))
-        backup, _ = self._catalog.backups.delete(principal.tenant, found.id, now_ns, record)
+        with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
+            record = self._pending(principal, DeletedRecord(backup=found.id, at_ns=at_ns))
+            backup, _ = self._catalog.backups.delete(principal.tenant, found.id, now_ns, record)
         return self._recorded(backup)
 
     def undelete(self, principal: Principal, dataset: str, prefix: str) -> Backup:
         """Shows a hidden backup again, until it is purged; one that is not hidden stays as it is. Raises as `delete` does."""
         found = self._find(principal, dataset, prefix)
         now_ns = self._clock.now_ns()
-        at_ns = self._catalog.tenants.decide(principal.tenant, now_ns)
-        record = self._pending(principal, UndeletedRecord(backup=found.id, at_ns=at_ns))
-        backup, _ = self._catalog.backups.undelete(principal.tenant, found.id, now_ns, record)
+        # A catalog that was put back from a copy may not know when it was deleted last, but this backup says it.
+        latest_ns = max(now_ns, (found.deleted_ns or 0) + 1)
+        with self._catalog.tenants.deciding(principal.tenant, latest_ns) as at_ns:
+            record = self._pending(principal, UndeletedRecord(backup=found.id, at_ns=at_ns))
+            backup, _ = self._catalog.backups.undelete(principal.tenant, found.id, now_ns, record)
         return self._recorded(backup)
 
     def _recorded(self, backup: Backup) -> Backup:

@@ -18,6 +18,7 @@ from staddle_server.limits import (
     SEGMENT_RAW_BYTES_TARGET,
 )
 from staddle_server.session.tenant import Tenant
+from staddle_server.store.blobs import compact
 from staddle_server.store.frame import compress
 from staddle_server.store.pack import PackWriter
 from staddle_server.types import ChunkRef, PackSummary, Role
@@ -174,22 +175,24 @@ class ChunkSink:
         """Takes a chunk whose digest is known to be right."""
         if self._length(role, digest) is not None:
             return
+        self._announced.discard(digest)
         asking = self._asking[role]
-        asking[digest] = data
+        # Of a large message with one new chunk in it the rest may go.
+        asking[digest] = compact(data) if isinstance(data, memoryview) else data
         self._asking_bytes[role] += len(data)
         if self._asking_bytes[role] >= LOOK_UP_BYTES[role] or len(asking) >= CHUNKS_PER_CALL_MAX:
             self._look_up(role)
 
     def take_segment(self, table: Sequence[ChunkRef], codec: int, payload: Payload, raw_length: int) -> int:
         """Takes a segment of data chunks that was checked, as it is; gives the number of chunks that were new."""
-        unasked = [ref for ref in table if ref.digest not in self._announced]
-        # If another upload has stored one since it was asked for, it is stored twice, which the index may say.
-        new = len(table) - len(unasked) + len(self.absent(unasked, "chunks"))
-        self._announced.difference_update(ref.digest for ref in table)
+        # If another upload has stored one since it was announced, it is stored twice, which the index may say.
+        new = {ref.digest for ref in table if ref.digest in self._announced}
+        new |= self.absent([ref for ref in table if ref.digest not in new], "chunks")
+        self._announced -= new
         if new:
             self._append(Role.DATA, list(table), codec, payload, raw_length)
             self._unpublished.update((_key(Role.DATA, ref.digest), ref.length) for ref in table)
-        return new
+        return len(new)
 
     def _look_up(self, role: Role) -> None:
         asking, self._asking[role] = self._asking[role], {}

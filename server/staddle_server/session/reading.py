@@ -19,7 +19,7 @@ from staddle_server.types import ChunkPlace, Role, SegmentRef
 PAGES_KEPT_BYTES: Final = MIB // 2
 """What a reader of manifest pages keeps of inflated segments."""
 DATA_KEPT_BYTES: Final = 1 * MIB
-"""The same of a reader of data: two segments."""
+"""The same of a reader of data: the last segment, and what is expected of the ones before it."""
 
 
 class ChunkReader:

@@ -11,6 +11,12 @@ from staddle_server.errors import Damaged, Fault, Unavailable
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
+
+def compact(view: memoryview) -> bytes | memoryview:
+    """The view, or a copy of it where it would keep more than four times what it shows: for what is kept for a while."""
+    return bytes(view) if 4 * len(view) < memoryview(view.obj).nbytes else view
+
+
 NAME_CHARS_MAX: Final = 512
 COMPONENT_CHARS_MAX: Final = 128
 TEMPORARY: Final = "tmp"

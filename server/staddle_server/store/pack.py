@@ -60,6 +60,11 @@ class PackDamaged(Damaged):
         self.pack = pack
         self.offset = offset
 
+    @property
+    def mark(self) -> int:
+        """Where the catalog puts it down. Where no segment begins, the pack is marked and none of its chunks: they can be read."""
+        return max(1, self.offset)
+
 
 class Unreadable(NamedTuple):
     """A stretch of a pack in which no segment was found."""

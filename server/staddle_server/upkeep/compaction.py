@@ -12,7 +12,7 @@ from staddle_server.limits import PACK_BYTES_TARGET, PACK_CHUNKS_TARGET
 from staddle_server.session.gather import SEGMENT_BYTES
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.frame import compress
-from staddle_server.store.pack import PackWriter, Segment, pack_name
+from staddle_server.store.pack import PackDamaged, PackWriter, Segment, pack_name
 from staddle_server.types import ChunkPlace, ChunkRef, PackSummary, Role
 from staddle_server.upkeep.marking import chunk_ids, marked
 from staddle_server.upkeep.reached import Positions
@@ -114,8 +114,9 @@ def _copy(turn: Turn, pack: MarkedPack, copier: _Copier) -> bool:
     alive = Positions(pack.reached).whole()
     try:
         places = [chunk.place for chunk in turn.tenant.packs.footer(pack.pack).chunks]
-    except Damaged:
-        turn.catalog.packs.mark_damaged(turn.tenant.id, pack.pack)
+    except Damaged as e:
+        where = e.mark if isinstance(e, PackDamaged) else None
+        turn.catalog.packs.mark_damaged(turn.tenant.id, pack.pack, where)
         return False
     copied = 0
     for ref in dict.fromkeys(place.segment for place in places if Positions.key(place) in alive):

@@ -41,8 +41,8 @@ def _scanned(reader: PackReader, keys: TenantKeys, summary: PackSummary, cause: 
                 summary.chunks.extend(_chunks(found, id_key))
                 end = found.ref.offset + found.ref.length
             else:
-                # Without its header a pack is searched, and never read: whatever is in it has to be sent again.
-                damage.append(found.offset or None)
+                if found.offset:  # segments are read without the header
+                    damage.append(found.offset)
                 end = found.offset + found.length
     except (Damaged, Unavailable):
         damage.append(end)  # the disk does not give more of it

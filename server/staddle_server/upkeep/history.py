@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from staddle_server.catalog import ChangeCounts
@@ -152,10 +152,19 @@ class History:
         decided = self._deleted.keys() | self._retained_ns.keys() | self._held.keys()
         return decided - self._known - self._purged
 
-    def datasets(self) -> Iterator[RebuiltDataset]:
-        """The datasets, by name: those with a committed backup, also a purged one, and those about which something was decided."""
+    def datasets(self, now_ns: int) -> Iterator[RebuiltDataset]:
+        """The datasets, by name: those with a committed backup, also a purged one, and those about which something was decided.
+
+        Times of decisions only say which one was later. Where the clock counts, none of them lies ahead of it.
+        """
         for name in sorted(self._commits.keys() | self._decided_ns.keys()):
-            yield self._dataset(name)
+            dataset = self._dataset(name)
+            yield replace(
+                dataset,
+                created_ns=min(dataset.created_ns, now_ns),
+                hold_ns=None if dataset.hold_ns is None else min(dataset.hold_ns, now_ns),
+                policy_ns=min(dataset.policy_ns, now_ns),
+            )
 
     def backups(
         self, dataset: str, now_ns: int, renumbered: Callable[[Renumbered], None]

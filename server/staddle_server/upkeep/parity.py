@@ -164,8 +164,7 @@ def make_parity(tenant: Tenant, catalog: Catalog, pack: bytes, percent: int) -> 
     try:
         parity_bytes = Parity(tenant.blobs, tenant.keys).make(pack, percent)
     except PackDamaged as damage:
-        # An offset where no segment begins marks the pack, and none of its chunks.
-        catalog.packs.mark_damaged(tenant.id, pack, damage.offset or None)
+        catalog.packs.mark_damaged(tenant.id, pack, damage.mark)
         raise
     except (BlobMissing, BlobShort):
         catalog.packs.mark_damaged(tenant.id, pack)

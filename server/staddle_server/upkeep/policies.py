@@ -97,16 +97,18 @@ class Policies:
         """
         self._tenants.require_recording(principal.tenant)
         tenant, now_ns = principal.tenant, self._clock.now_ns()
-        at_ns = self._catalog.tenants.decide(tenant, now_ns)
-        retention = self._catalog.retention.change(
-            tenant,
-            dataset,
-            policy=None if policy is None else encode_policy(policy),
-            minimum_s=minimum_s,
-            now_ns=now_ns,
-            record=lambda after: pending(tenant, PolicyRecord(dataset, after.policy, after.minimum_s, at_ns)),
-            retained=lambda backup, until_ns: pending(tenant, RetainedRecord(backup, until_ns, at_ns)),
-        )
+        with self._catalog.tenants.deciding(tenant, now_ns) as at_ns:
+            retention = self._catalog.retention.change(
+                tenant,
+                dataset,
+                policy=None if policy is None else encode_policy(policy),
+                minimum_s=minimum_s,
+                now_ns=now_ns,
+                record=lambda after: pending(
+                    tenant, PolicyRecord(dataset, after.policy, after.minimum_s, at_ns)
+                ),
+                retained=lambda backup, until_ns: pending(tenant, RetainedRecord(backup, until_ns, at_ns)),
+            )
         finish_missing(self._tenants.get(tenant), self._catalog)
         return retention
 
@@ -194,16 +196,16 @@ class Policies:
     def _apply(self, tenant: bytes, dataset: str, made: Plan) -> Applied:
         self._tenants.require_recording(tenant)
         now_ns = self._clock.now_ns()
-        at_ns = self._catalog.tenants.decide(tenant, now_ns)
-        applied = self._catalog.retention.apply(
-            tenant,
-            dataset,
-            made.token,
-            expected=made.state,
-            backups=made.going,
-            now_ns=now_ns,
-            deleted=lambda backup, _now_ns: pending(tenant, DeletedRecord(backup, at_ns)),
-        )
+        with self._catalog.tenants.deciding(tenant, now_ns) as at_ns:
+            applied = self._catalog.retention.apply(
+                tenant,
+                dataset,
+                made.token,
+                expected=made.state,
+                backups=made.going,
+                now_ns=now_ns,
+                deleted=lambda backup, _now_ns: pending(tenant, DeletedRecord(backup, at_ns)),
+            )
         finish_missing(self._tenants.get(tenant), self._catalog)
         return applied
 

@@ -41,22 +41,22 @@ class Protection:
         """Holds a dataset with all its backups, also later ones, until it is released."""
         self._tenants.require_recording(principal.tenant)
         now_ns = self._clock.now_ns()
-        record = HeldRecord(backup=b"", dataset=dataset, reason=reason, at_ns=self._decide(principal, now_ns))
-        hold = self._catalog.retention.hold_dataset(
-            principal.tenant, dataset, reason, now_ns, pending(principal.tenant, record)
-        )
+        with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
+            record = HeldRecord(backup=b"", dataset=dataset, reason=reason, at_ns=at_ns)
+            hold = self._catalog.retention.hold_dataset(
+                principal.tenant, dataset, reason, now_ns, pending(principal.tenant, record)
+            )
         self._finish(principal)
         return hold
 
     def hold_backup(self, principal: Principal, dataset: str, prefix: str, reason: str) -> Backup:
         """Holds a backup until it is released; one that is deleted is not purged meanwhile."""
         found, now_ns = self._find(principal, dataset, prefix), self._clock.now_ns()
-        record = HeldRecord(
-            backup=found.id, dataset=dataset, reason=reason, at_ns=self._decide(principal, now_ns)
-        )
-        backup = self._catalog.retention.hold_backup(
-            principal.tenant, found.id, reason, now_ns, pending(principal.tenant, record)
-        )
+        with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
+            record = HeldRecord(backup=found.id, dataset=dataset, reason=reason, at_ns=at_ns)
+            backup = self._catalog.retention.hold_backup(
+                principal.tenant, found.id, reason, now_ns, pending(principal.tenant, record)
+            )
         self._finish(principal)
         return backup
 
@@ -64,19 +64,21 @@ class Protection:
         """Releases the dataset's hold. Its backups' own holds stay."""
         self._tenants.require_recording(principal.tenant)
         now_ns = self._clock.now_ns()
-        record = ReleasedRecord(backup=b"", dataset=dataset, at_ns=self._decide(principal, now_ns))
-        self._catalog.retention.release_dataset(
-            principal.tenant, dataset, now_ns, pending(principal.tenant, record)
-        )
+        with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
+            record = ReleasedRecord(backup=b"", dataset=dataset, at_ns=at_ns)
+            self._catalog.retention.release_dataset(
+                principal.tenant, dataset, now_ns, pending(principal.tenant, record)
+            )
         self._finish(principal)
 
     def release_backup(self, principal: Principal, dataset: str, prefix: str) -> Backup:
         """Releases a backup's own hold. That of its dataset stays."""
         found, now_ns = self._find(principal, dataset, prefix), self._clock.now_ns()
-        record = ReleasedRecord(backup=found.id, dataset=dataset, at_ns=self._decide(principal, now_ns))
-        backup = self._catalog.retention.release_backup(
-            principal.tenant, found.id, now_ns, pending(principal.tenant, record)
-        )
+        with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
+            record = ReleasedRecord(backup=found.id, dataset=dataset, at_ns=at_ns)
+            backup = self._catalog.retention.release_backup(
+                principal.tenant, found.id, now_ns, pending(principal.tenant, record)
+            )
         self._finish(principal)
         return backup
 
@@ -87,15 +89,13 @@ class Protection:
             raise BadRequest(
                 "BAD_FIELD", "until_time: it is at most a hundred years from now", field="until_time"
             )
-        record = RetainedRecord(backup=found.id, until_ns=until_ns, at_ns=self._decide(principal, now_ns))
-        backup = self._catalog.retention.retain(
-            principal.tenant, found.id, until_ns, now_ns, pending(principal.tenant, record)
-        )
+        with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
+            record = RetainedRecord(backup=found.id, until_ns=until_ns, at_ns=at_ns)
+            backup = self._catalog.retention.retain(
+                principal.tenant, found.id, until_ns, now_ns, pending(principal.tenant, record)
+            )
         self._finish(principal)
         return backup
-
-    def _decide(self, principal: Principal, now_ns: int) -> int:
-        return self._catalog.tenants.decide(principal.tenant, now_ns)
 
     def _find(self, principal: Principal, dataset: str, prefix: str) -> Backup:
         """The backup that something is to be decided about."""

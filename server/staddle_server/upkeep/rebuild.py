@@ -272,7 +272,7 @@ class Rebuilding:
     # ------------------------------------------------------------------ datasets and backups
 
     def _add_datasets(self, tenant: _Opened, history: History) -> None:
-        for dataset in history.datasets():
+        for dataset in history.datasets(self._now_ns):
             self._rebuild.add_dataset(tenant.id, dataset)
             self._report.datasets += 1
             backups = history.backups(dataset.name, self._now_ns, self._note_number)

@@ -147,9 +147,9 @@ class _OfTenant:
         for each in wanted:
             self._repair.say("record", f"the record that {each.what}", self._tenant.name)
             if not self._repair.dry_run:
-                catalog.tenants.decide(self._tenant.id, each.time_ns)  # what is decided next is later
-                # Under an id of its own: a damaged record keeps its name.
-                self._tenant.records.put(each.record, each.time_ns)
+                with catalog.tenants.deciding(self._tenant.id, each.time_ns):  # what is decided next is later
+                    # Under an id of its own: a damaged record keeps its name.
+                    self._tenant.records.put(each.record, each.time_ns)
             self._repair.done.records += 1
         for finding in record_findings(self._tenant, said.damaged, ()):
             self._repair.emit(finding)

@@ -18,11 +18,6 @@ BYTES: Final = 2
 Piece = bytes | memoryview
 
 
-def compact(view: memoryview) -> Piece:
-    """The view, or a copy of it where it would keep more than four times what it shows."""
-    return bytes(view) if 4 * len(view) < memoryview(view.obj).nbytes else view
-
-
 def tag(message: type[Message], name: str) -> bytes:
     """How a field that has a length begins."""
     return varint(message.DESCRIPTOR.fields_by_name[name].number << 3 | BYTES)

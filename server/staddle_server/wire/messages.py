@@ -19,7 +19,8 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import BadRequest
 from staddle_server.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
-from staddle_server.wire.encoding import BYTES, Piece, compact, tag
+from staddle_server.store.blobs import compact
+from staddle_server.wire.encoding import BYTES, Piece, tag
 
 M = TypeVar("M", bound=Message)
 
@@ -227,7 +228,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at
         shift += 7
-    return 0, len(data)
+    return 0, len(data) + 1
 
 
 def _items_in(message: Message) -> int:

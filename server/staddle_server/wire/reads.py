@@ -23,6 +23,7 @@ from staddle_server.session.restore import (
     SentZeros,
 )
 from staddle_server.session.tenant import Tenants
+from staddle_server.store.blobs import compact
 from staddle_server.types import ChunkRef
 from staddle_server.wire import convert, encoding
 from staddle_server.wire.call import Call
@@ -222,7 +223,7 @@ def _restore_parts(events: Iterator[Event]) -> Iterator[Pieces]:
         if isinstance(event, SentData):
             if size and size + len(event.data) > limits.RESPONSE_BYTES_TARGET:
                 yield from gathered()
-            data.append(encoding.compact(event.data))
+            data.append(compact(event.data))
             size += len(event.data)
             continue
         if isinstance(event, SentRef):
