@@ -437,6 +437,8 @@ def test_a_pack_with_a_damaged_header_is_named_and_its_backup_restores(running):
     ]
     found = restore(running.stub(), "www")
     assert (found.files, found.damages) == ({"a": noise(300_000, 1)}, [])
+    source = Source(running.stub(), "more")
+    assert source.missing(source.cut(noise(300_000, 1))) == []
 
 
 @pytest.mark.parametrize("part", ["all", "cut", "empty"])

@@ -321,22 +321,27 @@ def test_a_pack_that_is_condemned_meanwhile_keeps_no_parity(running, packs, monk
 
 def test_a_damaged_pack_gets_no_parity_is_marked_and_keeps_no_other_from_getting_it(running, packs):
     stub = running.stub()
-    for number in range(4):
+    for number in range(5):
         back_up(stub, f"set{number}", {"x": noise(5000, number)})
-    segment, footer, gone, *rest = packs.all()
+    segment, footer, gone, header, *rest = packs.all()
     hurt(packs.path(segment), 100)
+    hurt(packs.path(header), 20)
     hurt(packs.path(footer), packs.path(footer).stat().st_size - 60)
     packs.path(gone).unlink()
     report = packs.make()
     assert [each[:2] for each in report.damaged] == [
-        (running.tenant, pack) for pack in (segment, footer, gone)
+        (running.tenant, pack) for pack in (segment, footer, gone, header)
     ]
     assert "its seal does not open" in report.damaged[0][2]
     assert report.packs == len(rest)
     assert packs.having_parity() == rest
-    assert packs.catalog.packs.damaged(running.tenant) == [segment, footer, gone]
+    assert packs.catalog.packs.damaged(running.tenant) == [segment, footer, gone, header]
     assert packs.make() == ParityReport()
-    # Damage of a footer alone hurts no chunk.
+    # Damage of a header or a footer alone hurts no chunk.
+    assert packs.damaged_at(header) == 1
+    source = Source(stub, "more")
+    lost = [number for number in range(5) if source.missing([noise(5000, number)])]
+    assert len(lost) == 2, "those of the damaged segment and of the pack that is gone"
     begins = packs.damaged_at(footer)
     assert packs.path(footer).stat().st_size - 200 < begins < packs.path(footer).stat().st_size
     assert packs.damaged_at(segment) == 48
