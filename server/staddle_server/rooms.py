@@ -4,20 +4,19 @@ Here, and in `app`, concrete classes are named; everywhere else rooms know each 
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from staddle_server.catalog import Catalog, PendingRecord, Tenant, open_catalog
+from staddle_server.catalog import Catalog, Tenant, open_catalog
 from staddle_server.catalog.words import check_name
 from staddle_server.config import OperatorError
 from staddle_server.datadir import DataDirectory, DataDirectoryError, make_durable
 from staddle_server.errors import BadRequest
 from staddle_server.session.clock import SystemClock
-from staddle_server.session.records import finish_missing, finish_tenant
+from staddle_server.session.records import as_pending, finish_missing, finish_tenant
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import BlobMissing, check_format, create_format
 from staddle_server.store.directory import DirectoryBlobs
@@ -28,7 +27,7 @@ from staddle_server.store.keys import (
     keys_name,
     load_master_key,
 )
-from staddle_server.store.records import TenantSettingsRecord, encode_record
+from staddle_server.store.records import TenantSettingsRecord
 from staddle_server.types import TokenRole
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.rebuild import Rebuilding, Report, Show
@@ -175,10 +174,8 @@ def create_tenant(rooms: Rooms, name: str, now_ns: int) -> Tenant:
 def set_grace(rooms: Rooms, tenant: Tenant, grace_s: int, now_ns: int) -> None:
     """Sets how long the tenant's deleted backups can be brought back: durable, with its record, on return."""
     with rooms.catalog.tenants.deciding(tenant.id, now_ns) as at_ns:
-        record = encode_record(TenantSettingsRecord(grace_s=grace_s, at_ns=at_ns))
-        rooms.catalog.tenants.set_grace(
-            tenant.id, grace_s, now_ns, PendingRecord(os.urandom(16), tenant.id, record)
-        )
+        record = TenantSettingsRecord(grace_s=grace_s, at_ns=at_ns)
+        rooms.catalog.tenants.set_grace(tenant.id, grace_s, now_ns, as_pending(tenant.id, record))
     finish_missing(rooms.tenants().get(tenant.id), rooms.catalog)
 
 

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import grpc
 import pytest
@@ -167,54 +167,50 @@ def test_serve_makes_an_absent_directory_and_prints_the_line_to_paste(server: Se
     assert not server.client_config["server"].endswith(":0")
 
 
-def test_a_server_whose_words_nobody_reads_serves_all_the_same(tmp_path: Path) -> None:
-    data, log = tmp_path / "d", tmp_path / "log"
-    unread, written = os.pipe()
-    os.close(unread)  # as behind `staddle-server serve | head -1`
+@contextmanager
+def _saying_to(stdout: int | IO[str], data: Path, log: Path) -> Iterator[None]:
+    """A server that serves, and stops well when it is told to, whatever its words go to."""
     with log.open("w") as errors:
         process = subprocess.Popen(
             [BIN / "staddle-server", "serve", "--data", data, "--listen", "127.0.0.1:0"],
             stdin=subprocess.DEVNULL,
-            stdout=written,
+            stdout=stdout,
             stderr=errors,
         )
-    os.close(written)
     try:
-        _wait_for_words(process, log)
-        with Client.from_config(data / "client.toml") as client:
-            assert client.info().tenant == "default"
+        deadline = time.monotonic() + START_S
+        while '"message": "serving"' not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+        yield
         process.send_signal(signal.SIGTERM)
         assert process.wait(START_S) == 0
-        assert "BrokenPipe" not in log.read_text()
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_server_whose_words_nobody_reads_serves_all_the_same(tmp_path: Path) -> None:
+    data, log = tmp_path / "d", tmp_path / "log"
+    unread, written = os.pipe()
+    os.close(unread)  # as behind `staddle-server serve | head -1`
+    try:
+        with _saying_to(written, data, log), Client.from_config(data / "client.toml") as client:
+            assert client.info().tenant == "default"
+    finally:
+        os.close(written)
+    assert "BrokenPipe" not in log.read_text()
 
 
 def test_a_server_that_cannot_say_where_it_is_serves_all_the_same(tmp_path: Path) -> None:
     data, log = tmp_path / "d", tmp_path / "log"
-    with log.open("w") as errors, Path("/dev/full").open("w") as full:
-        process = subprocess.Popen(
-            [BIN / "staddle-server", "serve", "--data", data, "--listen", "127.0.0.1:0"],
-            stdin=subprocess.DEVNULL,
-            stdout=full,
-            stderr=errors,
-        )
-    try:
-        _wait_for_words(process, log)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(START_S) == 0
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_for_words(process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while '"message": "serving"' not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.02)
+    with (
+        Path("/dev/full").open("w") as full,
+        _saying_to(full, data, log),
+        Client.from_config(data / "client.toml") as client,
+    ):
+        assert client.info().tenant == "default"
 
 
 def test_the_client_file_lets_the_library_in_as_admin_of_the_default_tenant(server: Server) -> None:

@@ -17,11 +17,11 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.errors import Precondition
 from staddle_server.manifest.references import references
 from staddle_server.session.reading import ChunkReader
+from staddle_server.session.records import as_pending
 from staddle_server.session.tenant import Tenants
 from staddle_server.store import records as rec
 from staddle_server.types import Role
 from staddle_server.upkeep.policies import Policies
-from staddle_server.upkeep.protection import pending
 from staddle_server.wire import retention
 from thin import Source, back_up, backups, info, noise, reason, restore, wait_until
 
@@ -621,14 +621,15 @@ def test_what_changes_between_a_plan_and_its_transaction_is_seen_by_the_transact
     gone = [bytes.fromhex(each.id) for each in made[:2]]
 
     def application(expected):
+        now_ns = running.clock.now_ns()
         return catalog.apply(
             running.tenant,
             "www",
             "a plan",
             expected=expected,
             backups=gone,
-            now_ns=running.clock.now_ns(),
-            deleted=lambda backup, at_ns: pending(running.tenant, rec.DeletedRecord(backup, at_ns)),
+            now_ns=now_ns,
+            deleted=lambda backup: as_pending(running.tenant, rec.DeletedRecord(backup, now_ns)),
         )
 
     back_up(stub, "www", {"a": b"new"})

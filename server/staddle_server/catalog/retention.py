@@ -29,7 +29,6 @@ _u = schema.uploads.c
 _KEPT = _b.purged_ns.is_(None)
 _SHOWN = _b.deleted_ns.is_(None)
 
-ForBackup = Callable[[bytes, int], PendingRecord]
 """Makes the record of what happens to one backup: its id, and the time that the record is about."""
 
 
@@ -157,7 +156,7 @@ class Retentions:
         minimum_s: int | None,
         now_ns: int,
         record: Callable[[Retention], PendingRecord],
-        retained: ForBackup,
+        retained: Callable[[bytes, int], PendingRecord],
     ) -> Retention:
         """Sets the policy, the minimum, or both; None: as it is. `record` is asked only if that changes anything.
 
@@ -201,7 +200,7 @@ class Retentions:
         expected: RetentionState,
         backups: Sequence[bytes],
         now_ns: int,
-        deleted: ForBackup,
+        deleted: Callable[[bytes], PendingRecord],
     ) -> Applied:
         """Deletes `backups`, all or none, if everything that decides is as `expected`: PLAN_CHANGED otherwise.
 
@@ -225,7 +224,7 @@ class Retentions:
             for some in batches(backups):
                 connection.execute(update(schema.backups).where(_b.id.in_(some)).values(deleted_ns=now_ns))
             _update_dataset(connection, row, applied_plan=plan, applied_ns=now_ns)
-            keep_pending(connection, row.tenant, now_ns, [deleted(backup, now_ns) for backup in backups])
+            keep_pending(connection, row.tenant, now_ns, map(deleted, backups))
             return _applied(connection, dataset_row(connection, row.tenant, dataset), plan) or Applied(
                 now_ns, []
             )

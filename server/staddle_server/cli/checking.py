@@ -64,8 +64,7 @@ def check(
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
     plan = Plan(read=read_data is not None, share=(read_data or 100) / 100, random=Random(seed))  # noqa: S311  no secret
-    with open_rooms(data) as rooms:
-        line = Line()
+    with open_rooms(data) as rooms, Line() as line:
         told = _Told(line, as_json=as_json)
         checked = Check(rooms.kept(), plan, told, _progress(line))
         summary = checked.run(_tenants(rooms, tenant), all_tenants=tenant is None)
@@ -90,8 +89,7 @@ def repair(*, dry_run: bool, tenant: str | None, data: DataDirectory, as_json: b
     Works beside a running server, and discards nothing. Mends what is known to be damaged and what a look at each pack finds: run
     `check --read-data` before. Exits 0 if nothing is damaged any more, 1 if something is.
     """
-    with open_rooms(data) as rooms:
-        line = Line()
+    with open_rooms(data) as rooms, Line() as line:
         told = _Told(line, as_json=as_json)
         done = Repair(rooms.kept(), told, _progress(line), dry_run=dry_run).run(_tenants(rooms, tenant))
     told.end()

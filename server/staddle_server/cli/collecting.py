@@ -45,8 +45,7 @@ def gc(
     all done; 1: a tenant could not be collected, and the report says why.
     """
     grace_s = None if grace is None else int(duration("--grace", grace, GRACE_S_MAX))
-    with open_rooms(data) as rooms:
-        line = Line()
+    with open_rooms(data) as rooms, Line() as line:
         collector = Collector(rooms.catalog, rooms.tenants(), SystemClock(), show=_progress(line))
         if not dry_run and not yes:
             _ask(collector, rooms, grace_s, after_rebuild=after_rebuild)
@@ -55,7 +54,6 @@ def gc(
                 report = collector.look_ahead(stopping, grace_s=grace_s)
             else:
                 report = collector.collect(stopping, grace_s=grace_s, after_rebuild=after_rebuild)
-        line.clear()
     if as_json:
         for tenant in report.tenants:
             click.echo(json.dumps({"dry_run": dry_run, **_row(tenant)}))

@@ -36,12 +36,10 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
             "aside first; --dry-run shows what a rebuild would find"
         )
     begun_s = time.monotonic()
-    line = Line()
-    with directory.locked():
+    with directory.locked(), Line() as line:
         rebuilt = app.rebuild(
             directory, settings, lambda what, count: line.show(f"{count:,} {what} …"), dry_run=dry_run
         )
-    line.clear()
     seconds = time.monotonic() - begun_s
     if as_json:
         click.echo(json.dumps(_as_json(rebuilt, seconds)))

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Final
+from typing import Final, Self
 
 SHOW_S: Final = 0.2
 
@@ -23,12 +23,18 @@ def size(size_bytes: int) -> str:
 
 
 class Line:
-    """One line on standard error, written over a few times a second; nothing where that is no terminal."""
+    """One line on standard error, written over a few times a second; nothing where that is no terminal. It goes at the context's end."""
 
     def __init__(self, *, on: bool = True) -> None:
         self._on = on and sys.stderr.isatty()
         self._shown = False
         self._shown_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
 
     def show(self, text: str) -> None:
         """Says how far it is now."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
-from staddle_server.catalog import Backup, Catalog, PendingRecord, Principal
+from staddle_server.catalog import Backup, Catalog, Principal
 from staddle_server.session.clock import Clock
-from staddle_server.session.records import finish_missing
+from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenants
-from staddle_server.store.records import DeletedRecord, UndeletedRecord, encode_record
+from staddle_server.store.records import DeletedRecord, UndeletedRecord
 
 
 class Deletion:
@@ -32,7 +30,7 @@ class Deletion:
         found = self._find(principal, dataset, prefix)
         now_ns = self._clock.now_ns()
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
-            record = self._pending(principal, DeletedRecord(backup=found.id, at_ns=at_ns))
+            record = as_pending(principal.tenant, DeletedRecord(backup=found.id, at_ns=at_ns))
             backup, _ = self._catalog.backups.delete(principal.tenant, found.id, now_ns, record)
         return self._recorded(backup)
 
@@ -43,7 +41,7 @@ class Deletion:
         # A catalog that was put back from a copy may not know when it was deleted last, but this backup says it.
         latest_ns = max(now_ns, (found.deleted_ns or 0) + 1)
         with self._catalog.tenants.deciding(principal.tenant, latest_ns) as at_ns:
-            record = self._pending(principal, UndeletedRecord(backup=found.id, at_ns=at_ns))
+            record = as_pending(principal.tenant, UndeletedRecord(backup=found.id, at_ns=at_ns))
             backup, _ = self._catalog.backups.undelete(principal.tenant, found.id, now_ns, record)
         return self._recorded(backup)
 
@@ -56,7 +54,3 @@ class Deletion:
         """The backup, if it can be recorded what is decided about it."""
         self._tenants.require_recording(principal.tenant)
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=prefix, include_deleted=True)
-
-    @staticmethod
-    def _pending(principal: Principal, record: DeletedRecord | UndeletedRecord) -> PendingRecord:
-        return PendingRecord(os.urandom(16), principal.tenant, encode_record(record))

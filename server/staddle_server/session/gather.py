@@ -18,13 +18,12 @@ from staddle_server.limits import (
     SEGMENT_RAW_BYTES_TARGET,
 )
 from staddle_server.session.tenant import Tenant
-from staddle_server.store.blobs import compact
+from staddle_server.store.blobs import Buffer, compact
 from staddle_server.store.frame import compress
 from staddle_server.store.pack import PackWriter
 from staddle_server.types import ChunkRef, PackSummary, Role
 
-Payload = bytes | bytearray | memoryview
-Compressed = tuple[int, Payload]
+Compressed = tuple[int, Buffer]
 
 LOOK_UP_BYTES: Final = {Role.DATA: 1 * MIB, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
 SEGMENT_BYTES: Final = {Role.DATA: SEGMENT_RAW_BYTES_TARGET, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
@@ -89,7 +88,7 @@ class ChunkSink:
         self._pack: PackWriter | None = None
         self._finished: list[Future[PackSummary]] = []
         """Full packs, sealed or about to be."""
-        self._asking: dict[Role, dict[bytes, Payload]] = {role: {} for role in Role}
+        self._asking: dict[Role, dict[bytes, bytes | memoryview]] = {role: {} for role in Role}
         self._asking_bytes = dict.fromkeys(Role, 0)
         self._table: dict[Role, list[ChunkRef]] = {role: [] for role in Role}
         self._segment: dict[Role, bytearray] = {role: bytearray() for role in Role}
@@ -171,19 +170,19 @@ class ChunkSink:
 
     # ------------------------------------------------------------------ taking
 
-    def take(self, role: Role, digest: bytes, data: Payload) -> None:
+    def take(self, role: Role, digest: bytes, data: bytes | memoryview) -> None:
         """Takes a chunk whose digest is known to be right."""
         if self._length(role, digest) is not None:
             return
         self._announced.discard(digest)
         asking = self._asking[role]
         # Of a large message with one new chunk in it the rest may go.
-        asking[digest] = compact(data) if isinstance(data, memoryview) else data
+        asking[digest] = compact(data)
         self._asking_bytes[role] += len(data)
         if self._asking_bytes[role] >= LOOK_UP_BYTES[role] or len(asking) >= CHUNKS_PER_CALL_MAX:
             self._look_up(role)
 
-    def take_segment(self, table: Sequence[ChunkRef], codec: int, payload: Payload, raw_length: int) -> int:
+    def take_segment(self, table: Sequence[ChunkRef], codec: int, payload: Buffer, raw_length: int) -> int:
         """Takes a segment of data chunks that was checked, as it is; gives the number of chunks that were new."""
         # If another upload has stored one since it was announced, it is stored twice, which the index may say.
         new = {ref.digest for ref in table if ref.digest in self._announced}
@@ -224,7 +223,7 @@ class ChunkSink:
             codec, payload = future.result()
             self._append(role, table, codec, payload, raw_length)
 
-    def _append(self, role: Role, table: list[ChunkRef], codec: int, payload: Payload, raw: int) -> None:
+    def _append(self, role: Role, table: list[ChunkRef], codec: int, payload: Buffer, raw: int) -> None:
         if self._pack is None:
             self._pack = self._begin_pack()
         self._pack.append(role, table, codec, payload, raw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from msgspec.structs import replace
 
@@ -14,12 +15,19 @@ from staddle_server.store.blobs import BlobExists
 from staddle_server.store.records import (
     ChangeCounts,
     CommittedRecord,
+    Decision,
     TenantRecord,
     decode_record,
+    encode_record,
     record_name,
 )
 
 log = logging.getLogger(__name__)
+
+
+def as_pending(tenant: bytes, record: Decision) -> PendingRecord:
+    """A decision's record, to be kept in the transaction that decides."""
+    return PendingRecord(os.urandom(16), tenant, encode_record(record))
 
 
 def finish_tenant(tenant: Tenant, catalog: Catalog, row: TenantRow) -> None:

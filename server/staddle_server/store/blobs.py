@@ -12,9 +12,10 @@ from staddle_server.errors import Damaged, Fault, Unavailable
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-def compact(view: memoryview) -> bytes | memoryview:
-    """The view, or a copy of it where it would keep more than four times what it shows: for what is kept for a while."""
-    return bytes(view) if 4 * len(view) < memoryview(view.obj).nbytes else view
+def compact(data: bytes | memoryview) -> bytes | memoryview:
+    """What is to be kept for a while: a copy of a view that would keep more than four times what it shows, else the data itself."""
+    sparse = isinstance(data, memoryview) and 4 * len(data) < memoryview(data.obj).nbytes
+    return bytes(data) if sparse else data
 
 
 NAME_CHARS_MAX: Final = 512

@@ -21,11 +21,10 @@ from staddle_server.catalog import (
 from staddle_server.catalog.retention import plan_changed
 from staddle_server.errors import Precondition, StaddleError, Unavailable
 from staddle_server.session.clock import Clock
-from staddle_server.session.records import finish_missing
+from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.records import DeletedRecord, PolicyRecord, RetainedRecord
 from staddle_server.upkeep.freed import Freed, freed_by
-from staddle_server.upkeep.protection import pending
 from staddle_server.upkeep.retention import NS, Candidate, Planned, Policy, decode_policy, encode_policy, plan
 from staddle_server.upkeep.schedule import Stopping
 from staddle_server.upkeep.whole import Wholeness
@@ -104,10 +103,10 @@ class Policies:
                 policy=None if policy is None else encode_policy(policy),
                 minimum_s=minimum_s,
                 now_ns=now_ns,
-                record=lambda after: pending(
+                record=lambda after: as_pending(
                     tenant, PolicyRecord(dataset, after.policy, after.minimum_s, at_ns)
                 ),
-                retained=lambda backup, until_ns: pending(tenant, RetainedRecord(backup, until_ns, at_ns)),
+                retained=lambda backup, until_ns: as_pending(tenant, RetainedRecord(backup, until_ns, at_ns)),
             )
         finish_missing(self._tenants.get(tenant), self._catalog)
         return retention
@@ -204,7 +203,7 @@ class Policies:
                 expected=made.state,
                 backups=made.going,
                 now_ns=now_ns,
-                deleted=lambda backup, _now_ns: pending(tenant, DeletedRecord(backup, at_ns)),
+                deleted=lambda backup: as_pending(tenant, DeletedRecord(backup, at_ns)),
             )
         finish_missing(self._tenants.get(tenant), self._catalog)
         return applied

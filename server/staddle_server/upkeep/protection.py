@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
-from staddle_server.catalog import Backup, Catalog, Hold, PendingRecord, Principal
+from staddle_server.catalog import Backup, Catalog, Hold, Principal
 from staddle_server.errors import BadRequest
 from staddle_server.limits import RETENTION_S_MAX
 from staddle_server.session.clock import Clock
-from staddle_server.session.records import finish_missing
+from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.records import (
-    Decision,
     HeldRecord,
     ReleasedRecord,
     RetainedRecord,
-    encode_record,
 )
 from staddle_server.upkeep.retention import NS
-
-
-def pending(tenant: bytes, record: Decision) -> PendingRecord:
-    """A decision's record, to be kept in the transaction that decides."""
-    return PendingRecord(os.urandom(16), tenant, encode_record(record))
 
 
 class Protection:
@@ -44,7 +35,7 @@ class Protection:
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = HeldRecord(backup=b"", dataset=dataset, reason=reason, at_ns=at_ns)
             hold = self._catalog.retention.hold_dataset(
-                principal.tenant, dataset, reason, now_ns, pending(principal.tenant, record)
+                principal.tenant, dataset, reason, now_ns, as_pending(principal.tenant, record)
             )
         self._finish(principal)
         return hold
@@ -55,7 +46,7 @@ class Protection:
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = HeldRecord(backup=found.id, dataset=dataset, reason=reason, at_ns=at_ns)
             backup = self._catalog.retention.hold_backup(
-                principal.tenant, found.id, reason, now_ns, pending(principal.tenant, record)
+                principal.tenant, found.id, reason, now_ns, as_pending(principal.tenant, record)
             )
         self._finish(principal)
         return backup
@@ -67,7 +58,7 @@ class Protection:
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = ReleasedRecord(backup=b"", dataset=dataset, at_ns=at_ns)
             self._catalog.retention.release_dataset(
-                principal.tenant, dataset, now_ns, pending(principal.tenant, record)
+                principal.tenant, dataset, now_ns, as_pending(principal.tenant, record)
             )
         self._finish(principal)
 
@@ -77,7 +68,7 @@ class Protection:
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = ReleasedRecord(backup=found.id, dataset=dataset, at_ns=at_ns)
             backup = self._catalog.retention.release_backup(
-                principal.tenant, found.id, now_ns, pending(principal.tenant, record)
+                principal.tenant, found.id, now_ns, as_pending(principal.tenant, record)
             )
         self._finish(principal)
         return backup
@@ -92,7 +83,7 @@ class Protection:
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = RetainedRecord(backup=found.id, until_ns=until_ns, at_ns=at_ns)
             backup = self._catalog.retention.retain(
-                principal.tenant, found.id, until_ns, now_ns, pending(principal.tenant, record)
+                principal.tenant, found.id, until_ns, now_ns, as_pending(principal.tenant, record)
             )
         self._finish(principal)
         return backup

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 
-from staddle_server.catalog import PendingRecord
-from staddle_server.session.records import finish_missing
+from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.parity import remove_parity
-from staddle_server.store.records import PurgedRecord, encode_record
+from staddle_server.store.records import PurgedRecord
 from staddle_server.upkeep.looking import Decided, Objects
 from staddle_server.upkeep.turn import NS, Turn
 
@@ -22,8 +20,7 @@ def purge(turn: Turn) -> None:
     for found in removal.purgeable(tenant, turn.clock.now_ns(), turn.graces.purge_s):
         turn.tick()
         now_ns = turn.clock.now_ns()
-        body = encode_record(PurgedRecord(backup=found.backup, at_ns=now_ns))
-        record = PendingRecord(os.urandom(16), tenant, body)
+        record = as_pending(tenant, PurgedRecord(backup=found.backup, at_ns=now_ns))
         purged = removal.purge(tenant, turn.fence, found.backup, now_ns, record, grace_s=turn.graces.purge_s)
         turn.report.backups_purged += purged
     finish_missing(turn.tenant, turn.catalog)
