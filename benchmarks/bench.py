@@ -1,254 +1,244 @@
-"""`make bench`: Staddle against restic and borg, on the same data in the same run.
+"""`make bench`: Staddle against restic, borg, rustic and bupstash, on the same data in the same run.
 
-An image file and a tree of small files; first backup, unchanged, rescan, restore. Rounds are interleaved, the figures are medians. What is
-restored in the first round is compared with the source, byte for byte. Results go to benchmarks/results/ as JSON, too.
+Phase by phase, and in each the programs one after another, another one first in each round; the figures are medians. The time of a phase
+ends when what it wrote is on the disk. What is restored in the first round is compared with the source, byte for byte. Results go to
+benchmarks/results/ as JSON, too; `python -m benchmarks.report` makes docs/performance.md of them.
 """
 
 import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from benchmarks import data, listing, machine
-from benchmarks.peers import Command, Peer, Phase, peers, usable
+from benchmarks import cases, limits, listing, machine
+from benchmarks.cases import Case
+from benchmarks.figures import Figures, Results, tables
+from benchmarks.peers import LIMIT, Peer, Phase, peers, usable
 from benchmarks.processes import MIB, ProgramError, run
 
 RESULTS: Final = Path(__file__).parent / "results"
 SETTLE_S: Final = 3.0
 """Files that were changed shortly before are read again by all these programs: let them get old."""
-OURS: Final = "staddle"
+REMOVED_S: Final = 20.0
+"""ext4 is slow to make files for a while after many were removed."""
+MANY: Final = 10_000
+TOUCHED_BYTES_MAX: Final = 4 * machine.GIB
+TOUCHED_BYTES_MIN: Final = machine.GIB // 2
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """One measurement. Memory is the peak, of client and server apart; a peer without a server has 0 there."""
-
-    seconds: float
-    cpu_s: float
-    client_bytes: int
-    server_bytes: int
-    stored_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One of the sources."""
-
-    name: str
-    source: Path
-    data_bytes: int
-    files: int
-
-    @property
-    def title(self) -> str:
-        """In words, for the tables."""
-        files = "an image file" if self.files == 1 else f"a tree of {self.files:,} files"
-        return f"{files}, {self.data_bytes / MIB:,.0f} MiB"
-
-
-Key = tuple[str, Phase, str]
-"""Case, phase, peer."""
-
-
-@dataclass
 class Run:
-    """All measurements of one run."""
+    """All measurements of one case, in rounds."""
 
-    place: Path
-    peers: Sequence[Peer]
-    rounds: int
-    cold: bool
-    figures: dict[Key, list[Figures]] = field(default_factory=dict)
+    def __init__(
+        self, place: Path, case: Case, able: Sequence[Peer], results: Results, *, cold: bool
+    ) -> None:
+        self._place = place / f"{case.name}-work"
+        self._case = case
+        self._peers = [peer for peer in able if peer.name not in case.without]
+        self._results = results
+        self._cold = cold
+        self._touched_bytes = touched_bytes(results.data_bytes[case.name])
+        self._place.mkdir()
 
-    def measure_all(self, cases: Sequence[Case]) -> None:
-        """Round by round, in each another peer first."""
-        for number in range(self.rounds):
-            for case in cases:
-                turn = number % len(self.peers)
-                for peer in [*self.peers[turn:], *self.peers[:turn]]:
-                    self._measure_peer(number, case, peer)
-
-    def _measure_peer(self, number: int, case: Case, peer: Peer) -> None:
-        label = f"round {number + 1}/{self.rounds}  {case.name:<6}  {peer.name:<15}"
-        print(label, end="", flush=True)
-        repository = self.place / "repository"
-        target = self.place / "restored" / f"{number}-{case.name}-{peer.name.replace(' ', '')}"
-        target.mkdir(parents=True)
-        peer.open(repository)
+    def rounds(self, count: int) -> None:
+        """Measures everything so many times."""
         try:
-            for phase in peer.phases:
-                figures = self._measure(peer, phase, peer.command(phase, case.source, target))
-                self.figures.setdefault((case.name, phase, peer.name), []).append(figures)
-                print(f"  {phase} {figures.seconds:.1f} s", end="", flush=True)
-            if number == 0 and Phase.RESTORE in peer.phases:
-                check_restored(case, peer, target, self.place)
+            for number in range(count):
+                if number == 0 or not self._case.keeps:
+                    self._open(number)
+                self._round(number)
+                if not self._case.keeps:
+                    self._close()
         finally:
-            peer.close()
-        print(flush=True)
-        shutil.rmtree(repository)
-        # Trees stay until the end: ext4 is slow to make files for half a minute after many were removed.
-        for large in target.glob("*.img"):
-            large.unlink()
+            self._close()
 
-    def _measure(self, peer: Peer, phase: Phase, command: Command) -> Figures:
-        if self.cold:
-            machine.drop_caches()
+    def _open(self, number: int) -> None:
+        for peer in self._peers:
+            peer.open(self._place / f"{number}-{_file_name(peer)}")
+            _pause(peer)
+
+    def _close(self) -> None:
+        for peer in self._peers:
+            _go_on(peer)
+            peer.close()
+        for each in self._place.iterdir():
+            shutil.rmtree(each)
+
+    def _round(self, number: int) -> None:
+        case = self._case
+        for phase in case.phases:
+            if phase is Phase.FIRST and number and case.keeps:
+                continue
+            if (edit := case.edits.get(phase)) is not None:
+                edit(case.source, f"{phase.name} {number}")
+                time.sleep(SETTLE_S)
+            machine.read_once(case.source)
+            print(f"  round {number + 1}  {phase:<14}", end="", flush=True)
+            turn = number % len(self._peers)
+            for peer in [*self._peers[turn:], *self._peers[:turn]]:
+                if phase in peer.phases:
+                    self._measure_peer(number, phase, peer)
+            print(flush=True)
+            if phase.restores:
+                self._clear_restored()
+
+    def _measure_peer(self, number: int, phase: Phase, peer: Peer) -> None:
+        target = self._place / f"restored-{_file_name(peer)}"
+        paths = self._case.chosen(phase, f"{phase.name} {number}")
+        _go_on(peer)
+        try:
+            figures = self._measure(phase, peer, target, paths)
+        finally:
+            _pause(peer)
+        self._results.add(self._case.name, phase, peer.name, figures)
+        print(f"  {peer.name} {figures.seconds:.2f}", end="", flush=True)
+        if phase.restores and number == 0:
+            self._check(peer, target, paths)
+
+    def _measure(self, phase: Phase, peer: Peer, target: Path, paths: Sequence[str]) -> Figures:
+        if phase.restores:
+            target.mkdir()
+            command = peer.restore(target, paths)
         else:
-            os.sync()  # what was written before is not paid for here
+            command = peer.backup(self._case.source, read_all=phase.reads_all)
+        machine.touch_free_memory(self._touched_bytes)
+        if self._cold:
+            machine.drop_caches()
+        os.sync()  # what was written before is not paid for here
         server = peer.server
         before_s = 0.0
         if server is not None:
             server.reset_peak()
             before_s = server.cpu_s
+        wire_bytes = machine.loopback_bytes()
         finished = run(command.argv, env=command.env, cwd=command.cwd).checked()
+        wire_bytes = machine.loopback_bytes() - wire_bytes
+        begun_s = time.monotonic()
+        os.sync()
+        sync_s = time.monotonic() - begun_s
         if fault := peer.fault(phase, finished.out):
             raise ProgramError(f"{peer.name}, {phase}: {fault}")
         return Figures(
-            finished.seconds,
-            finished.cpu_s + (server.cpu_s - before_s if server is not None else 0.0),
-            finished.peak_bytes,
-            server.peak_bytes if server is not None else 0,
-            peer.stored_bytes(),
+            seconds=finished.seconds + sync_s,
+            sync_s=sync_s,
+            client_cpu_s=finished.cpu_s,
+            server_cpu_s=server.cpu_s - before_s if server is not None else 0.0,
+            client_bytes=finished.peak_bytes,
+            server_bytes=server.peak_bytes if server is not None else 0,
+            stored_bytes=peer.stored_bytes(),
+            wire_bytes=wire_bytes if server is not None else 0,
         )
 
-    def median(self, key: Key, of: Callable[[Figures], float]) -> float | None:
-        """None: it was not measured."""
-        found = self.figures.get(key)
-        return statistics.median(map(of, found)) if found else None
+    def _check(self, peer: Peer, target: Path, paths: Sequence[str]) -> None:
+        """Ends the run if what a peer gave back is not what it got: types, sizes and every byte."""
+        root = restored_root(target, self._case.source)
+        expected, actual = self._place / "expected.listing", self._place / "actual.listing"
+        listing.write_listing(self._case.source, expected)
+        listing.write_listing(root, actual)
+        chosen = set(paths)
+        wanted = {(line.path, line.what) for line in listing.read_listing(expected) if _wanted(line, chosen)}
+        found = {(line.path, line.what) for line in listing.read_listing(actual) if _wanted(line, chosen)}
+        expected.unlink()
+        actual.unlink()
+        if wanted != found:
+            shown = ", ".join(path for path, _ in sorted(wanted ^ found)[:3])
+            sys.exit(f"\n{peer.name} did not give back what it got ({shown}): nothing here can be compared.")
+
+    def _clear_restored(self) -> None:
+        many = False
+        for each in self._place.glob("restored-*"):
+            many = many or sum(1 for _ in each.rglob("*")) > MANY
+            shutil.rmtree(each)
+        if many:
+            os.sync()
+            time.sleep(REMOVED_S)
 
 
-def check_restored(case: Case, peer: Peer, target: Path, place: Path) -> None:
-    """Ends the run if what a peer gave back is not what it got: types, sizes and every byte."""
-    listing.write_listing(target, place / "restored.listing")
-    expected = ((line.path, line.what) for line in listing.read_listing(place / f"{case.name}.listing"))
-    actual = ((line.path, line.what) for line in listing.read_listing(place / "restored.listing"))
-    if list(expected) != list(actual):
-        sys.exit(f"\n{peer.name} did not give back what it got: nothing here can be compared.")
+def touched_bytes(data_bytes: int) -> int:
+    """How much memory is used once before a measurement, so that the measurement itself uses none for the first time."""
+    return min(TOUCHED_BYTES_MAX, TOUCHED_BYTES_MIN + 2 * data_bytes)
 
 
-# --- the tables
-
-MEASURES: Final[tuple[tuple[str, Callable[[Figures], float], str], ...]] = (
-    ("wall s", lambda figures: figures.seconds, ".2f"),
-    ("CPU s", lambda figures: figures.cpu_s, ".2f"),
-    ("client MiB", lambda figures: figures.client_bytes / MIB, ".0f"),
-    ("server MiB", lambda figures: figures.server_bytes / MIB, ".0f"),
-    ("stored MiB", lambda figures: figures.stored_bytes / MIB, ".1f"),
-)
-RATIOS: Final[tuple[tuple[str, Callable[[Figures], float]], ...]] = (
-    ("wall", lambda figures: figures.seconds),
-    ("CPU", lambda figures: figures.cpu_s),
-    ("memory", lambda figures: figures.client_bytes + figures.server_bytes),
-    ("stored", lambda figures: figures.stored_bytes),
-)
+def _wanted(line: listing.Line, chosen: set[str]) -> bool:
+    return line.path in chosen if chosen else bool(line.path)
 
 
-def tables(done: Run, cases: Sequence[Case]) -> str:
-    """Everything, to be read."""
-    return "\n".join(line for case in cases for line in (*_figures(done, case), "", *_ratios(done, case), ""))
+def restored_root(target: Path, source: Path) -> Path:
+    """Where what was restored begins: some write the whole path of the source below the target."""
+    nested = target / source.relative_to("/")
+    return nested if nested.is_dir() else target
 
 
-def _figures(done: Run, case: Case) -> Iterable[str]:
-    yield f"{case.title}; medians of {done.rounds}"
-    yield f"  {'':<14}{'':<16}" + "".join(f"{name:>12}" for name, _, _ in MEASURES) + f"{'MiB/s':>10}"
-    for phase in Phase:
-        for peer in done.peers:
-            key = (case.name, phase, peer.name)
-            if key not in done.figures:
-                continue
-            cells = [_cell(done.median(key, of), form) for _, of, form in MEASURES]
-            wall = done.median(key, lambda figures: figures.seconds)
-            rate = _cell(case.data_bytes / MIB / wall if wall else None, ",.0f")
-            yield f"  {phase:<14}{peer.name:<16}" + "".join(f"{cell:>12}" for cell in cells) + f"{rate:>10}"
+def _file_name(peer: Peer) -> str:
+    return peer.name.replace(" ", "")
 
 
-def _ratios(done: Run, case: Case) -> Iterable[str]:
-    others = [peer.name for peer in done.peers if not peer.name.startswith(OURS)]
-    ours = [peer.name for peer in done.peers if peer.name.startswith(OURS)]
-    if not others:
-        return
-    yield "  how many times as much the other one takes (over 1: Staddle takes less)"
-    yield f"  {'':<14}{'':<26}" + "".join(f"{name:>10}" for name, _ in RATIOS)
-    for phase in Phase:
-        for one in ours:
-            for other in others:
-                keys = (case.name, phase, one), (case.name, phase, other)
-                cells = [ratio(done, *keys, of) for _, of in RATIOS]
-                if any(cell is not None for cell in cells):
-                    yield f"  {phase:<14}{other + ' / ' + one:<26}" + "".join(
-                        f"{_cell(c, '.2f'):>10}" for c in cells
-                    )
+def _pause(peer: Peer) -> None:
+    """A server that waits does nothing beside the others, not even now and then."""
+    if peer.server is not None:
+        peer.server.pause()
 
 
-def ratio(done: Run, one: Key, other: Key, of: Callable[[Figures], float]) -> float | None:
-    """What `other` takes, divided by what `one` takes. None: one of them was not measured."""
-    ours, theirs = done.median(one, of), done.median(other, of)
-    return theirs / ours if ours and theirs else None
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "-" if not value else format(value, form)
-
-
-def write_results(done: Run, cases: Sequence[Case], facts: dict[str, str]) -> Path:
-    """All single measurements, medians and ratios can be had from them."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}.json"
-    record = {
-        "machine": facts,
-        "rounds": done.rounds,
-        "cold": done.cold,
-        "cases": [{"name": case.name, "data_bytes": case.data_bytes, "files": case.files} for case in cases],
-        "measurements": [
-            {"case": case, "phase": phase.value, "peer": peer, "rounds": [asdict(each) for each in found]}
-            for (case, phase, peer), found in done.figures.items()
-        ],
-    }
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+def _go_on(peer: Peer) -> None:
+    if peer.server is not None:
+        peer.server.go_on()
 
 
 # --- all of it
 
 
-def make_cases(place: Path, image_mib: int, files: int) -> list[Case]:
-    """The data, and listings of it."""
-    image, tree = place / "image", place / "tree"
-    cases = []
-    if image_mib:
-        image.mkdir()
-        data.make_image(image / "disk.img", image_mib * MIB, "bench", holes=False)
-        cases.append(Case("image", image, image_mib * MIB, 1))
-    if files:
-        made = data.make_tree(tree, files, "bench", odd=False)
-        cases.append(Case("tree", tree, made.data_bytes, made.files))
-    for case in cases:
-        listing.write_listing(case.source, place / f"{case.name}.listing")
-    time.sleep(SETTLE_S)
-    return cases
+def make_cases(place: Path, given: argparse.Namespace) -> Iterable[Case]:
+    """The cases that were asked for, each made when its turn has come."""
+    wanted = given.case or [name for name in CASES if name != "many" or given.many]
+    makers = {
+        "image": lambda: cases.image(place, given.image_mib * MIB, given.libraries),
+        "tree": lambda: cases.tree(place, given.files, given.tree),
+        "text": lambda: cases.text(place, given.kind_mib * MIB),
+        "media": lambda: cases.media(place, given.kind_mib * MIB),
+        "pages": lambda: cases.pages(place, given.kind_mib * MIB),
+        "many": lambda: cases.many(place, given.many or 1_000_000),
+    }
+    for name in CASES:
+        if name in wanted:
+            yield makers[name]()
+
+
+CASES: Final = ("image", "tree", "text", "media", "pages", "many")
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("--image-mib", type=int, default=1024, help="size of the image file (1024; 0: none)")
-    parser.add_argument("--files", type=int, default=20_000, help="files of the tree (20,000; 0: none)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (3)")
-    parser.add_argument(
-        "--only", action="append", metavar="NAME", help="one of the programs: staddle, restic, borg"
+    add = parser.add_argument
+    add("--case", action="append", choices=CASES, help="only this one; repeatable")
+    add(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="only this program, of staddle, restic, borg, …; repeatable",
     )
-    parser.add_argument(
-        "--cold", action="store_true", help="empty the system's file cache before each measurement (root)"
-    )
-    parser.add_argument("--work", type=Path, help="where to work (the directory for temporary files)")
-    return parser.parse_args(arguments)
+    add("--rounds", type=int, default=3, help="how often everything is measured (%(default)s)")
+    add("--image-mib", type=int, default=512, help="size of the image (%(default)s)")
+    add("--files", type=int, default=20_000, help="files of the tree (%(default)s)")
+    add("--kind-mib", type=int, default=128, help="size of logs, media and databases (%(default)s each)")
+    add("--many", type=int, default=0, help="tiny files of the case `many` (none)")
+    add("--tree", type=Path, metavar="DIR", help="a copy of this directory is the tree")
+    add("--libraries", type=Path, metavar="DIR", help="the image has the bytes of the libraries below it")
+    add("--full", action="store_true", help="the sizes that docs/performance.md speaks of; an hour or two")
+    add("--cold", action="store_true", help="empty the system's file cache before each measurement (root)")
+    add("--work", type=Path, help="where to work (the directory for temporary files)")
+    given = parser.parse_args(arguments)
+    if given.full:
+        given.image_mib, given.files, given.kind_mib = 2048, 110_000, 512
+        given.rounds = max(5, given.rounds)
+        given.many = given.many or 1_000_000
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,34 +252,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = Path(tempfile.mkdtemp(prefix="staddle-bench-", dir=given.work))
     try:
         facts = machine.describe(place) | {
-            "compared": ", ".join(dict.fromkeys(peer.version() for peer in able))
+            "compared": ", ".join(dict.fromkeys(peer.version() for peer in able)),
+            "settings": "all but cp compress and encrypt with authentication; benchmarks/peers.py says how",
+            "file cache": "emptied before each measurement" if given.cold else "the sources are in memory",
         }
-        facts["settings"] = "all compress and encrypt with authentication; benchmarks/peers.py says how"
-        facts["file cache"] = (
-            "emptied before each measurement"
-            if given.cold
-            else "not emptied: the sources are in memory (--cold empties it)"
-        )
         for name, words in facts.items():
             print(f"{name:>12}: {words}")
-        return measure(Run(place, able, given.rounds, given.cold), given.image_mib, given.files, facts)
+        return measure(place, able, given, facts)
     finally:
         shutil.rmtree(place)
 
 
-def measure(done: Run, image_mib: int, files: int, facts: dict[str, str]) -> int:
+def measure(place: Path, able: Sequence[Peer], given: argparse.Namespace, facts: Mapping[str, str]) -> int:
     begun_s = time.monotonic()
-    print(
-        f"{'memory':>12}: {machine.touch_free_memory() / MIB:,.0f} MiB of it used once, so that no measurement is the first"
-    )
-    cases = make_cases(done.place, image_mib, files)
-    print(f"{'data':>12}: {'; '.join(case.title for case in cases)}\n")
-    for case in cases:
-        machine.read_once(case.source)
-    done.measure_all(cases)
-    print("\n" + tables(done, cases))
-    print(f"All figures: {write_results(done, cases, facts)}   ({time.monotonic() - begun_s:.0f} s)")
+    results = Results()
+    for case in make_cases(place, given):
+        results.titles[case.name] = case.title
+        results.data_bytes[case.name] = case.data_bytes
+        time.sleep(SETTLE_S)
+        print(f"\n{case.name}: {case.title}")
+        machine.touch_free_memory(touched_bytes(case.data_bytes))
+        results.limits[case.name] = limits.measure(case.source)
+        Run(place, case, able, results, cold=given.cold).rounds(given.rounds)
+        cases.remove(case.source)
+    print("\n" + tables(results, [peer.name for peer in able]))
+    path = write_results(results, given, facts)
+    print(f"All figures: {path}   ({time.monotonic() - begun_s:.0f} s)")
     return 0
+
+
+def write_results(results: Results, given: argparse.Namespace, facts: Mapping[str, str]) -> Path:
+    """All single measurements; medians and ratios can be had from them."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}.json"
+    record = {
+        "machine": dict(facts),
+        "rounds": given.rounds,
+        "cold": given.cold,
+        "limit": LIMIT,
+        "cases": [
+            {
+                "name": name,
+                "title": title,
+                "data_bytes": results.data_bytes[name],
+                "limits": results.limits[name],
+            }
+            for name, title in results.titles.items()
+        ],
+        "measurements": [
+            {"case": case, "phase": phase.value, "peer": peer, "rounds": [asdict(each) for each in found]}
+            for (case, phase, peer), found in results.figures.items()
+        ],
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
 
 
 if __name__ == "__main__":

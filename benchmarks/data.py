@@ -107,7 +107,7 @@ def make_image(path: Path, size: int, seed: str, *, holes: bool = True) -> None:
             else:
                 data = _extent(supply, kind, wanted)
             if kind != "hole" or not holes:
-                _write_all(file.fileno(), data)
+                write_all(file.fileno(), data)
             at = file.seek(at + wanted)
         file.truncate(size)
     os.utime(path, ns=(IMAGE_MTIME_NS, IMAGE_MTIME_NS))
@@ -179,7 +179,7 @@ def make_tree(root: Path, files: int, seed: str, *, odd: bool = True) -> Tree:
             continue
         large = number % FILES_PER_LARGE == FILES_PER_LARGE // 2
         data, suffix = _file_data(rng, supply, kept, large=large)
-        _write_file(f"{directory}/{stem}.{suffix}", data, rng)
+        write_file(f"{directory}/{stem}.{suffix}", data, rng)
         data_bytes += len(data)
     if odd:
         data_bytes += _make_odd(root / ODD, rng, supply)
@@ -223,17 +223,17 @@ def _file_data(rng: random.Random, supply: Supply, kept: list[bytes], *, large: 
     return made, suffix
 
 
-def _write_file(path: str, data: bytes, rng: random.Random) -> None:
+def write_file(path: str, data: bytes, rng: random.Random) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        _write_all(fd, data)
+        write_all(fd, data)
         os.fchmod(fd, rng.choice(MODES))
         os.utime(fd, ns=(when_ns := _moment_ns(rng), when_ns))
     finally:
         os.close(fd)
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -254,10 +254,10 @@ def _make_odd(root: Path, rng: random.Random, supply: Supply) -> int:
     (root / "empty-directory").mkdir()
     os.mkfifo(root / "fifo", 0o640)
     os.symlink("nowhere/at all", root / "dangling")
-    _write_file(os.fsdecode(os.fsencode(root) + b"/not text \xff\xfe"), supply.text(5_000), rng)
-    _write_file(str(root / ("long-" + "n" * 250)), supply.text(300), rng)
-    _write_file(str(root / "two\nlines"), supply.noise(300), rng)
-    _write_file(str(root / "linked"), supply.noise(70_000), rng)
+    write_file(os.fsdecode(os.fsencode(root) + b"/not text \xff\xfe"), supply.text(5_000), rng)
+    write_file(str(root / ("long-" + "n" * 250)), supply.text(300), rng)
+    write_file(str(root / "two\nlines"), supply.noise(300), rng)
+    write_file(str(root / "linked"), supply.noise(70_000), rng)
     os.link(root / "linked", root / "linked too")
     with (root / "sparse").open("wb") as file:
         file.write(supply.text(100_000))
@@ -295,7 +295,7 @@ def change_tree(root: Path, seed: str, share: float = 0.005) -> Changed:
     Files of more than 4 MiB are only appended to.
     """
     rng, supply = random.Random(seed), Supply(seed)
-    files = list(_files_below(os.fsencode(root), os.fsencode(root / ODD)))
+    files = list(files_below(os.fsencode(root), os.fsencode(root / ODD)))
     chosen = rng.sample(files, min(len(files), max(len(CHANGE_KINDS), int(len(files) * share))))
     counts = dict.fromkeys(CHANGE_KINDS, 0)
     data_bytes = 0
@@ -310,14 +310,14 @@ def change_tree(root: Path, seed: str, share: float = 0.005) -> Changed:
     return Changed(counts, data_bytes)
 
 
-def _files_below(directory: bytes, without: bytes) -> Iterator[bytes]:
+def files_below(directory: bytes, without: bytes = b"") -> Iterator[bytes]:
     """Regular files in order of their names."""
     with os.scandir(directory) as scan:
         found = sorted(scan, key=lambda entry: entry.name)
     for entry in found:
         if entry.is_dir(follow_symlinks=False):
             if entry.path != without:
-                yield from _files_below(entry.path, without)
+                yield from files_below(entry.path, without)
         elif entry.is_file(follow_symlinks=False):
             yield entry.path
 
@@ -337,7 +337,7 @@ def _change_file(path: bytes, kind: str, rng: random.Random, supply: Supply) -> 
         os.rename(path, path + b".old")
         return os.stat(path + b".old").st_size
     if kind == "add":
-        _write_file(os.fsdecode(path) + ".new", supply.text(rng.randint(0, 64 * KIB)), rng)
+        write_file(os.fsdecode(path) + ".new", supply.text(rng.randint(0, 64 * KIB)), rng)
         return os.stat(path + b".new").st_size
     with open(path, "rb+", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size

@@ -35,13 +35,22 @@ def describe(place: Path) -> dict[str, str]:
     }
 
 
-def touch_free_memory() -> int:
-    """Uses up to 8 GiB of free memory once, and answers how much: in a virtual machine the first use of a page may be slow."""
-    size = min(TOUCHED_BYTES_MAX, memory("MemFree") - LEFT_ALONE_BYTES)
+def touch_free_memory(wanted_bytes: int = TOUCHED_BYTES_MAX) -> int:
+    """Uses so much free memory once, and answers how much: in a virtual machine the first use of a page may be slow."""
+    size = min(wanted_bytes, memory("MemFree") - LEFT_ALONE_BYTES)
     if size <= 0:
         return 0
     subprocess.run([sys.executable, "-S", "-c", TOUCH, str(size)], check=True)
     return size
+
+
+def loopback_bytes() -> int:
+    """What has gone over the loopback device since the start, heads and acknowledgements included."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        device, _, fields = line.partition(":")
+        if device.strip() == "lo":
+            return int(fields.split()[0])
+    return 0
 
 
 def can_drop_caches() -> bool:

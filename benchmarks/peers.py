@@ -1,9 +1,10 @@
-"""The programs that are compared, each behind the same few questions: Staddle's two ways, restic and borg.
+"""The programs that are compared, each behind the same few questions: Staddle's two ways, restic, borg, rustic, bupstash, and `cp`.
 
-All compress and all encrypt with authentication, each at what it is usually run with: Staddle zstd 1 and AES-256-GCM; restic
-repository version 2, compression `auto`, AES-256-CTR with Poly1305; borg `--compression zstd,1`, `--encryption repokey-blake2`. Chunk
-sizes are each program's own. restic and borg write into a directory of this machine by themselves; Staddle's client talks to a server
-over loopback, and the processor time and memory of both are counted.
+All but `cp` compress and encrypt with authentication, each at what it is usually run with: Staddle zstd 1 and AES-256-GCM; restic and
+rustic repository version 2, AES-256-CTR with Poly1305, zstd at each one's default; borg `--compression zstd,1`, `--encryption
+repokey-blake2`; bupstash its default (zstd, XSalsa20 with Poly1305). Chunk sizes are each program's own. They write into a directory of
+this machine by themselves; Staddle's client talks to a server over loopback, and the processor time and memory of both are counted. `cp`
+is the limit: it keeps one copy, whole and open to all.
 """
 
 import enum
@@ -11,13 +12,16 @@ import json
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks.processes import ProgramError, Server, run, staddle, tree_bytes
 
-BORG: Final = Path(__file__).parents[1] / ".tools" / "borg" / "bin" / "borg"
+TOOLS: Final = Path(__file__).parents[1] / ".tools"
+BORG: Final = TOOLS / "borg" / "bin" / "borg"
+RUSTIC: Final = TOOLS / "cargo" / "bin" / "rustic"
+BUPSTASH: Final = TOOLS / "cargo" / "bin" / "bupstash"
 PASSPHRASE: Final = "benchmark"
 RESTIC_COMPRESSION_SINCE: Final = (0, 14)
 
@@ -26,11 +30,34 @@ class Phase(enum.StrEnum):
     """What is measured, in this order."""
 
     FIRST = "first backup"
-    UNCHANGED = "unchanged"
-    """The same data again; what looks unchanged is not read."""
     RESCAN = "rescan"
     """The same data again, and all of it is read."""
+    UNCHANGED = "unchanged"
+    """The same data again; what looks unchanged is not read."""
+    CHANGED = "changed"
+    """One per cent is other data, in many places."""
+    INSERTED = "inserted"
+    """A MiB more at the front of every file."""
+    TEN = "ten changes"
+    """Ten files are others, of however many."""
     RESTORE = "restore"
+    SCATTERED = "restore 1 %"
+    """One file in a hundred, from everywhere."""
+    ONE = "restore one"
+    """One file."""
+
+    @property
+    def reads_all(self) -> bool:
+        """A backup that must not rely on one before."""
+        return self in {Phase.FIRST, Phase.RESCAN}
+
+    @property
+    def restores(self) -> bool:
+        """Something comes back."""
+        return self in {Phase.RESTORE, Phase.SCATTERED, Phase.ONE}
+
+
+BACKUPS: Final = tuple(phase for phase in Phase if not phase.restores)
 
 
 class Command(NamedTuple):
@@ -42,7 +69,7 @@ class Command(NamedTuple):
 
 
 class Peer(ABC):
-    """A program that makes backups, with a repository of its own for each round."""
+    """A program that makes backups, with a repository of its own in each round."""
 
     name: str
     phases: tuple[Phase, ...] = tuple(Phase)
@@ -62,8 +89,12 @@ class Peer(ABC):
         """Makes a repository in a directory that is not there yet."""
 
     @abstractmethod
-    def command(self, phase: Phase, source: Path, target: Path) -> Command:
-        """Backs up the content of the directory `source`, or restores it straight into the empty directory `target`."""
+    def backup(self, source: Path, *, read_all: bool) -> Command:
+        """Backs up the content of a directory. `read_all`: also of files that look as they did the last time."""
+
+    @abstractmethod
+    def restore(self, target: Path, paths: Sequence[str]) -> Command:
+        """Restores the newest backup straight into an empty directory: those files of it, or everything."""
 
     def fault(self, phase: Phase, out: str) -> str:
         """What it did other than the phase wants, such as read what it should not; empty: nothing that it would tell."""
@@ -90,26 +121,31 @@ class Staddle(Peer):
         return run(staddle("--version")[:-1]).checked().out.strip()
 
     def open(self, place: Path) -> None:
-        self.server = Server(place)
+        place.mkdir()
+        self.server = Server(place / "server")
         self.server.start()
 
-    def command(self, phase: Phase, source: Path, target: Path) -> Command:
+    def backup(self, source: Path, *, read_all: bool) -> Command:
+        kind = ("--kind", "full") if read_all else ()
+        return Command(
+            staddle("backup", source, "--dataset", "data", *kind, *self.options), self._env(), source
+        )
+
+    def restore(self, target: Path, paths: Sequence[str]) -> Command:
+        return Command(staddle("restore", "data", "--target", target, *paths), self._env(), target)
+
+    def _env(self) -> Mapping[str, str]:
         assert self.server is not None
-        backup = staddle("backup", source, "--dataset", "data", *self.options)
-        argv = {
-            Phase.FIRST: backup,
-            Phase.UNCHANGED: [*backup, "--kind", "incremental"],
-            Phase.RESCAN: [*backup, "--kind", "full"],
-            Phase.RESTORE: staddle("restore", "data", "--target", target),
-        }
-        return Command(argv[phase], self.server.environment, source)
+        return self.server.environment
 
     def fault(self, phase: Phase, out: str) -> str:
         report = json.loads(out.strip().splitlines()[-1])
+        if phase.restores:
+            return ""
         read, all_bytes = report.get("read_bytes"), report["data_bytes"]
         if phase is Phase.UNCHANGED and read:
             return f"it read {read} bytes of what had not changed"
-        if phase in {Phase.FIRST, Phase.RESCAN} and read < all_bytes:
+        if phase.reads_all and read < all_bytes:
             return f"it read {read} bytes of {all_bytes}"
         return ""
 
@@ -128,7 +164,7 @@ class StaddleThin(Staddle):
 
     name = "staddle --thin"
     options = ("--thin",)
-    phases = (Phase.FIRST, Phase.UNCHANGED, Phase.RESCAN)
+    phases = BACKUPS
 
 
 class Restic(Peer):
@@ -162,24 +198,24 @@ class Restic(Peer):
             "RESTIC_COMPRESSION": "auto",
         }
 
-    def command(self, phase: Phase, source: Path, target: Path) -> Command:
-        backup: list[str | Path] = ["restic", "backup", "--compression", "auto", "--json", "--quiet", "."]
-        argv: dict[Phase, list[str | Path]] = {
-            Phase.FIRST: backup,
-            Phase.UNCHANGED: backup,
-            Phase.RESCAN: [*backup, "--force"],
-            Phase.RESTORE: ["restic", "restore", "latest", "--quiet", "--target", target],
-        }
-        return Command(argv[phase], self._env(), source)
+    def backup(self, source: Path, *, read_all: bool) -> Command:
+        argv = ["restic", "backup", "--compression", "auto", "--json", "--quiet", "."]
+        return Command([*argv, *(["--force"] if read_all else [])], self._env(), source)
+
+    def restore(self, target: Path, paths: Sequence[str]) -> Command:
+        # Its snapshot holds the directory under its whole path; the pattern may begin anywhere.
+        chosen = [word for path in paths for word in ("--include", path)]
+        argv = ["restic", "restore", "latest", "--quiet", "--target", str(target), *chosen]
+        return Command(list(argv), self._env(), target)
 
     def fault(self, phase: Phase, out: str) -> str:
-        if phase is Phase.RESTORE:
+        if phase.restores:
             return ""
         report = json.loads(out.strip().splitlines()[-1])
         unread, others = report["files_unmodified"], report["files_new"] + report["files_changed"]
         if phase is Phase.UNCHANGED and others:
             return f"it read {others} files of those that had not changed"
-        return f"it left {unread} files unread" if phase is not Phase.UNCHANGED and unread else ""
+        return f"it left {unread} files unread" if phase.reads_all and unread else ""
 
     def stored_bytes(self) -> int:
         return tree_bytes(self._place / "repository")
@@ -198,6 +234,7 @@ class Borg(Peer):
 
     def open(self, place: Path) -> None:
         self._place = place
+        self._archives = 0
         place.mkdir()
         run([BORG, "init", "--encryption", "repokey-blake2"], env=self._env()).checked()
 
@@ -208,24 +245,132 @@ class Borg(Peer):
             "BORG_PASSPHRASE": PASSPHRASE,
         }
 
-    def command(self, phase: Phase, source: Path, target: Path) -> Command:
-        create: list[str | Path] = [BORG, "create", "--compression", "zstd,1"]
-        archive = f"::{phase.name.lower()}"
-        argv: dict[Phase, list[str | Path]] = {
-            Phase.FIRST: [*create, archive, "."],
-            Phase.UNCHANGED: [*create, archive, "."],
-            Phase.RESCAN: [*create, "--files-cache", "disabled", archive, "."],
-            Phase.RESTORE: [BORG, "extract", f"::{Phase.FIRST.name.lower()}"],
-        }
-        return Command(argv[phase], self._env(), target if phase is Phase.RESTORE else source)
+    def backup(self, source: Path, *, read_all: bool) -> Command:
+        self._archives += 1
+        cache = ["--files-cache", "disabled"] if read_all and self._archives > 1 else []
+        argv = [BORG, "create", "--compression", "zstd,1", *cache, f"::{self._archives}", "."]
+        return Command(argv, self._env(), source)
+
+    def restore(self, target: Path, paths: Sequence[str]) -> Command:
+        return Command([BORG, "extract", f"::{self._archives}", *paths], self._env(), target)
 
     def stored_bytes(self) -> int:
         return tree_bytes(self._place / "repository")
 
 
+class Rustic(Peer):
+    """rustic, from crates.io, on a local repository, with its cache."""
+
+    name = "rustic"
+
+    def missing(self) -> str:
+        return "" if RUSTIC.exists() else "rustic is not installed: make bench-peers"
+
+    def version(self) -> str:
+        return run([RUSTIC, "--version"]).checked().out.strip()
+
+    def open(self, place: Path) -> None:
+        self._place = place
+        place.mkdir()
+        run([RUSTIC, "init", "--no-progress"], env=self._env(), cwd=place).checked()
+
+    def _env(self) -> dict[str, str]:
+        return {
+            "RUSTIC_REPOSITORY": str(self._place / "repository"),
+            "RUSTIC_CACHE_DIR": str(self._place / "cache"),
+            "RUSTIC_PASSWORD": PASSPHRASE,
+            "HOME": str(self._place),
+        }
+
+    def backup(self, source: Path, *, read_all: bool) -> Command:
+        argv: list[str | Path] = [RUSTIC, "backup", "--no-progress", "--log-level", "warn", "."]
+        return Command([*argv, *(["--force"] if read_all else [])], self._env(), source)
+
+    def restore(self, target: Path, paths: Sequence[str]) -> Command:
+        chosen = [word for path in paths for word in ("--glob", path)]
+        argv: list[str | Path] = [RUSTIC, "restore", "--no-progress", "--log-level", "warn", *chosen]
+        return Command([*argv, "latest", target], self._env(), self._place)
+
+    def stored_bytes(self) -> int:
+        return tree_bytes(self._place / "repository")
+
+
+class Bupstash(Peer):
+    """bupstash, from crates.io, on a local repository, with its send log."""
+
+    name = "bupstash"
+    phases = (*BACKUPS, Phase.RESTORE)
+    """It takes out a directory or one file, and no list of them."""
+
+    def missing(self) -> str:
+        return "" if BUPSTASH.exists() else "bupstash is not installed: make bench-peers"
+
+    def version(self) -> str:
+        return run([BUPSTASH, "version"]).checked().out.strip()
+
+    def open(self, place: Path) -> None:
+        self._place = place
+        self._number = 0
+        place.mkdir()
+        run([BUPSTASH, "new-key", "-o", place / "key"]).checked()
+        run([BUPSTASH, "init"], env=self._env()).checked()
+
+    def _env(self) -> dict[str, str]:
+        return {
+            "BUPSTASH_REPOSITORY": str(self._place / "repository"),
+            "BUPSTASH_KEY": str(self._place / "key"),
+            "BUPSTASH_SEND_LOG": str(self._place / "send-log"),
+            "BUPSTASH_QUERY_CACHE": str(self._place / "query-cache"),
+            "HOME": str(self._place),
+        }
+
+    def backup(self, source: Path, *, read_all: bool) -> Command:
+        self._number += 1
+        argv: list[str | Path] = [BUPSTASH, "put", "--quiet", *(["--no-stat-caching"] if read_all else [])]
+        return Command([*argv, f"number={self._number}", "."], self._env(), source)
+
+    def restore(self, target: Path, paths: Sequence[str]) -> Command:
+        argv: list[str | Path] = [BUPSTASH, "restore", "--quiet", "--into", target, f"number={self._number}"]
+        return Command(argv, self._env(), self._place)
+
+    def stored_bytes(self) -> int:
+        return tree_bytes(self._place / "repository")
+
+
+class Copy(Peer):
+    """`cp -a`, which keeps nothing: how fast this machine reads and writes the files themselves."""
+
+    name = "cp"
+    phases = (Phase.FIRST, Phase.RESTORE)
+
+    def missing(self) -> str:
+        return ""
+
+    def version(self) -> str:
+        return "cp -a"
+
+    def open(self, place: Path) -> None:
+        self._place = place
+        place.mkdir()
+
+    def backup(self, source: Path, *, read_all: bool) -> Command:
+        self._source = source
+        return Command(["cp", "-a", f"{source}/.", self._place / "copy"], {}, source)
+
+    def restore(self, target: Path, paths: Sequence[str]) -> Command:
+        return Command(["cp", "-a", f"{self._source}/.", target], {}, self._place)
+
+    def stored_bytes(self) -> int:
+        return tree_bytes(self._place)
+
+
+LIMIT: Final = Copy.name
+"""Not a peer: the limit that is printed beside them."""
+
+
 def peers() -> list[Peer]:
     """All of them, those to compare with last."""
-    return [Staddle(), StaddleThin(), Restic(), Borg()]
+    return [Staddle(), StaddleThin(), Restic(), Borg(), Rustic(), Bupstash(), Copy()]
 
 
 def usable(found: list[Peer]) -> tuple[list[Peer], list[str]]:

@@ -168,8 +168,8 @@ def staddle(*arguments: str | Path) -> list[str | Path]:
 
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without settings of Staddle, restic and borg, and with `more`."""
-    ours = ("STADDLE", "RESTIC_", "BORG_")
+    """This process's environment without settings of the programs that are measured, and with `more`."""
+    ours = ("STADDLE", "RESTIC_", "BORG_", "RUSTIC_", "BUPSTASH_")
     return {key: value for key, value in os.environ.items() if not key.startswith(ours)} | dict(more or {})
 
 
@@ -246,6 +246,16 @@ class Server:
         last = self._log.read_text(errors="replace")[-600:]
         self.kill()
         raise ProgramError(f"the server did not start: {last}")
+
+    def pause(self) -> None:
+        """Takes its processor time away, until `go_on`."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """After `pause`."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """kill -9."""
