@@ -73,7 +73,7 @@ def image(place: Path, size: int, libraries: Path | None) -> Case:
         ),
         Phase.INSERTED: lambda root, seed: corpora.insert_bytes(root / "disk.img", seed, MIB),
     }
-    phases = (Phase.FIRST, Phase.RESCAN, Phase.UNCHANGED, Phase.CHANGED, Phase.INSERTED, Phase.RESTORE)
+    phases = (Phase.FIRST, Phase.UNCHANGED, Phase.RESCAN, Phase.CHANGED, Phase.INSERTED, Phase.RESTORE)
     return Case("image", f"an image of {size // MIB:,} MiB", source, phases, edits)
 
 

@@ -85,7 +85,9 @@ class Service:
         )
         self._wire = WireServer(self._gate, table, streams_max, lambda: blobs.failed is None)
         kept = Kept(catalog, blobs, keys, tenants, clock)
-        scrubber = Scrubber(kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s)
+        scrubber = Scrubber(
+            kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy
+        )
         tasks = [
             Task(RETENTION, retention_every_s, policies.run),
             parity_task(tenants, catalog, clock, parity_percent),

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from harm import check, flip, kept, objects, pack_file
+from staddle.v1 import service_pb2 as sv
 from staddle_server.service import Service
 from staddle_server.types import StoredChunk
 from staddle_server.upkeep.examine import Examiner
@@ -34,10 +35,10 @@ class Waits:
         self.now_s += seconds
 
 
-def scrubber(running, clock, rate=1 << 30):
+def scrubber(running, clock, rate=1 << 26, busy=lambda: False):
     parts = kept(running)
     parts = type(parts)(parts.catalog, parts.blobs, parts.keys, parts.tenants, clock)
-    return Scrubber(parts, period_s=PERIOD_S, bytes_per_s=rate, wait=clock.wait)
+    return Scrubber(parts, period_s=PERIOD_S, bytes_per_s=rate, busy=busy, wait=clock.wait)
 
 
 def verified(running):
@@ -90,6 +91,30 @@ def test_it_reads_no_faster_than_it_may(packs):
     size = sum(path.stat().st_size for path in objects(packs))
     assert size / 100_000 - 2 <= clock.now_s - begun_s <= size / 100_000
     assert max(clock.waited_s) <= 0.5, "it looks often whether the server ends"
+
+
+def test_while_clients_are_at_work_only_a_small_part_of_the_rate_is_read(packs):
+    size = sum(pack.size_bytes for pack in packs.catalog.verification.live_packs(packs.tenant))
+    clock = Waits()
+    scrubber(packs, clock, rate=200_000, busy=lambda: True).run(never)
+    assert sum(clock.waited_s) == pytest.approx(16 * size / 200_000, rel=0.2)
+
+
+def test_when_they_have_gone_it_goes_on_as_fast_as_it_may(packs):
+    clock = Waits()
+    end_s = clock.now_s + 30
+    scrubber(packs, clock, rate=200_000, busy=lambda: clock.now_s < end_s).run(never)
+    size = sum(pack.size_bytes for pack in packs.catalog.verification.live_packs(packs.tenant))
+    assert sum(clock.waited_s) == pytest.approx(30 + (size - 30 * 200_000 / 16) / 200_000, rel=0.1)
+
+
+def test_a_server_is_busy_while_calls_are_made_and_a_little_longer(running):
+    assert not running.service._gate.is_busy()
+    running.stub().ListDatasets(sv.ListDatasetsRequest())
+    assert running.service._gate.is_busy()
+    running.clock.ahead_s += 10
+    assert not running.service._gate.is_busy()
+
 
 
 def test_a_run_ends_after_a_while_and_the_next_goes_on_with_what_waited_longest(packs):

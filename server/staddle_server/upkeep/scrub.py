@@ -25,6 +25,10 @@ BATCH: Final = 64
 AGAIN_S: Final = 24 * 3600
 PAUSE_S: Final = 0.5
 """The longest time between two looks whether the server is about to end."""
+TOO_SHORT_S: Final = 0.001
+"""What is shorter is not waited for: it stays to be waited for with the next bytes."""
+BUSY_PART: Final = 16
+"""While clients are at work, only one in so many bytes of the rate is read: enough to come round, too little to be felt."""
 
 
 class _EndingError(Exception):
@@ -32,30 +36,49 @@ class _EndingError(Exception):
 
 
 class Rate:
-    """Keeps reading to so many bytes a second, by waiting; `wait(seconds)` is given for tests."""
+    """Keeps reading to so many bytes a second, by waiting, and to a small part of that while the server is `busy`.
+
+    `wait(seconds)` is given for tests.
+    """
 
     def __init__(
         self,
         bytes_per_s: float,
         clock: Clock,
         stopping: Stopping,
+        *,
+        busy: Callable[[], bool],
         wait: Callable[[float], object] | None = None,
     ) -> None:
         self._bytes_per_s = bytes_per_s
         self._clock = clock
         self._stopping = stopping
+        self._busy = busy
         self._wait = wait or threading.Event().wait
-        self._free_s = clock.monotonic_s()
+        self._ahead_bytes = 0.0
+        """What was read and is still to be waited for; up to a second's worth may have been saved."""
+        self._at_s = clock.monotonic_s()
 
     def __call__(self, size: int) -> None:
         """So many bytes were read: waits until more may be. Raises _EndingError when the server is about to end."""
-        self._free_s = max(self._free_s, self._clock.monotonic_s() - 1.0) + size / self._bytes_per_s
+        self._pass()
+        self._ahead_bytes = max(self._ahead_bytes, -self._bytes_per_s) + size
         while not self._stopping():
-            rest_s = self._free_s - self._clock.monotonic_s()
-            if rest_s <= 0:
+            rest_s = self._ahead_bytes / self._now_bytes_per_s()
+            if rest_s <= TOO_SHORT_S:
                 return
             self._wait(min(rest_s, PAUSE_S))
+            self._pass()
         raise _EndingError
+
+    def _pass(self) -> None:
+        """Takes the time into account that has gone by."""
+        now_s = self._clock.monotonic_s()
+        self._ahead_bytes -= (now_s - self._at_s) * self._now_bytes_per_s()
+        self._at_s = now_s
+
+    def _now_bytes_per_s(self) -> float:
+        return self._bytes_per_s / BUSY_PART if self._busy() else self._bytes_per_s
 
 
 class Scrubber:
@@ -67,11 +90,13 @@ class Scrubber:
         *,
         period_s: float,
         bytes_per_s: float,
+        busy: Callable[[], bool] = lambda: False,
         wait: Callable[[float], object] | None = None,
     ) -> None:
         self._kept = kept
         self._period_s = period_s
         self._bytes_per_s = bytes_per_s
+        self._busy = busy
         self._wait = wait
         self._not_right: dict[bytes, int] = {}
         """Packs that were read and stay due, for they were not found right: when that was."""
@@ -83,7 +108,7 @@ class Scrubber:
     def run(self, stopping: Stopping) -> str:
         """One run. What it did, in words; "" where nothing was due."""
         clock = self._kept.clock
-        rate = Rate(self._bytes_per_s, clock, stopping, self._wait)
+        rate = Rate(self._bytes_per_s, clock, stopping, busy=self._busy, wait=self._wait)
         end_s = clock.monotonic_s() + RUN_S
         packs = size = faults = 0
         while clock.monotonic_s() < end_s:

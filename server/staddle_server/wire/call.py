@@ -30,6 +30,8 @@ from staddle_server.wire.streams import ARRIVING_S, RETRY_S, Streams
 log = logging.getLogger(CALLS)
 BEARER: Final = "bearer "
 FACT_CHARS_MAX: Final = 256
+BUSY_S: Final = 2.0
+"""So long after a call began the server counts as busy, and as long as there are streams."""
 
 
 class Call:
@@ -83,6 +85,8 @@ class Gate:
         self._authenticate = authenticate
         self.tenant_name = tenant_name
         self.streams = streams
+        self._now_s = now_s
+        self._admitted_s = -BUSY_S
         self.draining = False
         """Whether calls are told that the server is shutting down."""
         self.arriving = Streams(
@@ -123,6 +127,12 @@ class Gate:
             )
         if self.draining:
             raise Unavailable("DRAINING", "the server is shutting down; try again", retry_after_s=RETRY_S)
+
+        self._admitted_s = self._now_s()
+
+    def is_busy(self) -> bool:
+        """Whether clients are at work: what can wait should."""
+        return not self.streams.idle.is_set() or self._now_s() - self._admitted_s < BUSY_S
 
     def close(self) -> None:
         """From now on calls are told that the server is shutting down."""
