@@ -116,7 +116,6 @@ def test_a_server_is_busy_while_calls_are_made_and_a_little_longer(running):
     assert not running.service._gate.is_busy()
 
 
-
 def test_a_run_ends_after_a_while_and_the_next_goes_on_with_what_waited_longest(packs):
     clock = Waits()
     size = objects(packs)[0].stat().st_size

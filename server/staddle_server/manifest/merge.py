@@ -18,11 +18,11 @@ from staddle_server import errors
 from staddle_server.manifest.cursor import Cursor, Load, PageCache, entry_at, find_entry, subtree_end
 from staddle_server.manifest.entries import implied_directory, same, same_content, shown
 from staddle_server.manifest.pages import FORMAT, PageRules, PageSink, PageSource
-from staddle_server.manifest.runs import Change, beginning, fold, merge_runs
+from staddle_server.manifest.runs import Change, Packed, beginning, fold, merge_runs
 from staddle_server.manifest.tree import TreeBuilder
 from staddle_server.types import Entry, EntryType, Flag, Root, sort_key
 
-__all__ = ["Merged", "merge", "merge_runs"]
+__all__ = ["Merged", "join", "merge", "merge_runs"]
 
 
 class Merged(NamedTuple):
@@ -53,6 +53,56 @@ def merge(
     if reference is not None and base.entries and reference != base:
         raise ValueError("a reference beside another base is not supported")
     return _Merge(base, source, TreeBuilder(sink, page_key, rules), reference).run(fold(runs))
+
+
+def copy_until(cursor: Cursor, builder: TreeBuilder, key: bytes | None) -> None:
+    """Takes what a tree has before `key` (None: all that is left), in whole subtrees where that is possible."""
+    while (frame := cursor.frame()) is not None:
+        page = frame.page
+        if page.level:
+            child = page.children[frame.index]
+            level = page.level - 1
+            if (
+                (key is None or sort_key(child.last) < key)
+                and not cursor.straddles
+                and builder.takes(child, level, at_end=frame.rightmost and frame.index == len(page) - 1)
+            ):
+                builder.add_subtree(child, level)
+                cursor.skip()
+            else:
+                cursor.open()
+            continue
+        entry = page.entries[frame.index]
+        entry_key = sort_key(entry.path)
+        if key is not None and entry_key >= key:
+            return
+        builder.add_checked(entry, entry_key)
+        cursor.skip()
+
+
+def join(
+    trees: Sequence[Root],
+    rest: Iterable[Packed],
+    source: PageSource,
+    sink: PageSink,
+    page_key: bytes,
+    *,
+    rules: PageRules = FORMAT,
+) -> Root:
+    """One tree of several that follow one another in order, and of the entries behind them all. Whole pages are taken unread.
+
+    The trees have no removals. The result is what building the list of all entries from nothing gives. Raises ValueError where
+    they are not in order, Damaged where a page that must be looked at cannot be read.
+    """
+    builder = TreeBuilder(sink, page_key, rules)
+    load: Load = PageCache(source).load
+    for root in trees:
+        cursor = Cursor(root, load)
+        cursor.open_root()
+        copy_until(cursor, builder, None)
+    for key, packed, data_bytes in rest:
+        builder.add_packed(key, packed, data_bytes)
+    return builder.finish(source)
 
 
 class _Above:
@@ -91,37 +141,12 @@ class _Merge:
         changed = False
         for change in changes:
             changed = True
-            self._copy_until(change.key)
+            copy_until(self._base, self._builder, change.key)
             self._place(change)
         if not changed:
             return Merged(self._base_root, 0)
-        self._copy_until(None)
+        copy_until(self._base, self._builder, None)
         return Merged(self._builder.finish(self._source), self._kept)
-
-    def _copy_until(self, key: bytes | None) -> None:
-        """Takes what the base has before `key` (None: all that is left), in whole subtrees where that is possible."""
-        base, builder = self._base, self._builder
-        while (frame := base.frame()) is not None:
-            page = frame.page
-            if page.level:
-                child = page.children[frame.index]
-                level = page.level - 1
-                if (
-                    (key is None or sort_key(child.last) < key)
-                    and not base.straddles
-                    and builder.takes(child, level, at_end=frame.rightmost and frame.index == len(page) - 1)
-                ):
-                    builder.add_subtree(child, level)
-                    base.skip()
-                else:
-                    base.open()
-                continue
-            entry = page.entries[frame.index]
-            entry_key = sort_key(entry.path)
-            if key is not None and entry_key >= key:
-                return
-            builder.add_checked(entry, entry_key)
-            base.skip()
 
     def _place(self, change: Change) -> None:
         key, entry, cut = change

@@ -17,8 +17,8 @@ from staddle_server.manifest.entries import removal, shown
 from staddle_server.manifest.pages import encoder
 from staddle_server.types import Entry, EntryType, sort_key
 
-_OVERHEAD_BYTES: Final = 160
-"""A pair of bytes objects in a list, beside the bytes."""
+_OVERHEAD_BYTES: Final = 200
+"""Two bytes objects and a number in a list, beside the bytes."""
 _decoder: Final = msgspec.msgpack.Decoder(Entry)
 
 _Record = tuple[bytes, int, Entry]
@@ -45,6 +45,16 @@ def merge_runs(runs: Sequence[Iterable[Entry]]) -> Iterator[Entry]:
     return _entries(fold(runs))
 
 
+class Packed(NamedTuple):
+    """An entry or a removal as pages hold it."""
+
+    key: bytes
+    """Its sort key."""
+    packed: bytes
+    data_bytes: int
+    """The size of its content."""
+
+
 class Gathered:
     """Entries and removals in the order in which they came, to become a run.
 
@@ -52,28 +62,37 @@ class Gathered:
     """
 
     def __init__(self) -> None:
-        self._packed: list[tuple[bytes, bytes]] = []
-        """Sort key, and the entry as pages hold it."""
+        self._packed: list[Packed] = []
+        self._last_key: bytes | None = None
         self.size_bytes = 0
         """What they take in memory, about."""
+        self.in_order = True
+        """They came in order of path, each path once, and no removal is among them: they are a run as they are."""
 
     def __len__(self) -> int:
         return len(self._packed)
 
     def append(self, entry: Entry) -> None:
         """Adds an entry or a removal; it counts as newer than those before it."""
-        key, packed = sort_key(entry.path), encoder.encode(entry)
-        self._packed.append((key, packed))
+        key, packed, content = sort_key(entry.path), encoder.encode(entry), entry.content
+        self._packed.append(Packed(key, packed, 0 if content is None else content.size))
         self.size_bytes += len(key) + len(packed) + _OVERHEAD_BYTES
+        last, self._last_key = self._last_key, key
+        if (last is not None and key <= last) or entry.type == EntryType.REMOVED:
+            self.in_order = False
+
+    def packed(self) -> Sequence[Packed]:
+        """All of them, as they came."""
+        return self._packed
 
     def sorted(self) -> Iterator[Entry]:
         """All of them as one run. Streams."""
         # The sort is stable: of one path the newer comes last.
-        order = sorted(range(len(self._packed)), key=lambda number: self._packed[number][0])
+        order = sorted(range(len(self._packed)), key=lambda number: self._packed[number].key)
         return _entries(_fold(map(self._record, order)))
 
     def _record(self, number: int) -> _Record:
-        key, packed = self._packed[number]
+        key, packed, _ = self._packed[number]
         return key, number, _decoder.decode(packed)
 
 

@@ -83,19 +83,33 @@ class TreeBuilder:
     def add_checked(self, entry: Entry, key: bytes) -> None:
         """Adds the next entry, which was decoded from a page or is known to be right; `key` is its sort_key."""
         self._follow(entry, key)
-        leaf = self._levels[0]
-        encoded = leaf.encoded
+        encoded = self._levels[0].encoded
         before = len(encoded)
         encoder.encode_into(entry, encoded, -1)
-        if len(encoded) - before > limits.ENTRY_BYTES_MAX:
-            raise ValueError(f"{shown(entry.path)!r} is too large for a page: its attributes were not stored")
+        content = entry.content
+        self._added(entry.path, len(encoded) - before, 0 if content is None else content.size)
+
+    def add_packed(self, key: bytes, packed: bytes, data_bytes: int) -> None:
+        """As add_checked, for an entry as pages hold it, which is no removal; `data_bytes` is the size of its content."""
+        last = self._last_key
+        if last is not None and key <= last:
+            raise ValueError(f"{shown(key)!r} is out of order")
+        self._last_key = key
+        self._last_removed = False
+        self._levels[0].encoded += packed
+        self._added(key.replace(b"\0", b"/"), len(packed), data_bytes)
+
+    def _added(self, path: bytes, size: int, data_bytes: int) -> None:
+        """Counts the entry that was written into the leaf, and ends the leaf where the rules say so."""
+        if size > limits.ENTRY_BYTES_MAX:
+            raise ValueError(f"{shown(path)!r} is too large for a page: its attributes were not stored")
+        leaf = self._levels[0]
         leaf.count += 1
         leaf.entries += 1
-        if entry.content is not None:
-            leaf.data_bytes += entry.content.size
-        path = leaf.last = entry.path
+        leaf.data_bytes += data_bytes
+        leaf.last = path
         hash_of_path = path_hash(self._page_key, path)
-        if hash_of_path & leaf.mask == 0 or len(encoded) >= self._rules.page_bytes:
+        if hash_of_path & leaf.mask == 0 or len(leaf.encoded) >= self._rules.page_bytes:
             self._rise(self._end(0), 0, hash_of_path)
 
     def _follow(self, entry: Entry, key: bytes) -> None:

@@ -38,9 +38,18 @@ def check_counts(received: Received, entry_count: int, data_bytes: int) -> None:
 
 
 def write_manifest(
-    upload: Upload, base: Root, received: Received, source: PageSource, *, sink: PageSink, page_key: bytes
+    upload: Upload,
+    base: Root,
+    received: Received,
+    source: PageSource,
+    *,
+    sink: PageSink,
+    page_key: bytes,
+    anew: bool,
 ) -> Merged:
     """Writes the backup's manifest: what came, newest first, over the base or over nothing.
+
+    `anew`: every page is written, also those that what was received has already.
 
     Raises:
         BadRequest: PATH_CONFLICT.
@@ -48,6 +57,13 @@ def write_manifest(
 
     """
     try:
+        if (
+            not anew
+            and upload.scope is Scope.WHOLE
+            and upload.kind is not Kind.DIFFERENTIAL
+            and (whole := received.whole()) is not None
+        ):
+            return Merged(whole, 0)
         return merge(
             base if upload.scope is Scope.CHANGES else EMPTY_ROOT,
             received.runs(),

@@ -10,15 +10,15 @@ from blake3 import blake3
 from staddle.chunking import Chunker, Cut, content_id
 
 from staddle_server.errors import BadRequest, Precondition
-from staddle_server.limits import ENTRIES_PER_CALL_MAX, FILE_BYTES_MAX
+from staddle_server.limits import CHUNKS_INLINE_MAX, ENTRIES_PER_CALL_MAX, FILE_BYTES_MAX
 from staddle_server.manifest.entries import check_entry, check_path, shown
-from staddle_server.session.frames import check_ref
+from staddle_server.session.frames import check_ref, is_ref
 from staddle_server.session.tenant import Tenant
 from staddle_server.session.writer import UploadWriter
-from staddle_server.types import ChunkRef, Entry, EntryType, Flag, Profile
+from staddle_server.types import ChunkRef, Content, Entry, EntryType, Flag, Profile
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """One entry as it was sent.
 
     Attributes:
@@ -129,9 +129,10 @@ class Intake:
                 prepared = self._prepare_all(changes)
                 self._writer.expect(ref for ref in refs if ref.digest in absent)
                 with self._writer.taking():
-                    for step in prepared:
-                        self._take(step)
+                    self._take_all(prepared)
                     self._writer.accept_number(number)
+        if not absent:
+            return []
         return [i for i, change in enumerate(changes) if any(ref.digest in absent for ref in _refs(change))]
 
     def put(self, sent: Sent | Removed) -> None:
@@ -151,8 +152,10 @@ class Intake:
     @staticmethod
     def _check_refs(changes: Sequence[Sent | Removed]) -> None:
         for index, change in enumerate(changes):
-            for position, ref in enumerate(_refs(change)):
-                check_ref(ref, f"changes[{index}].entry.content.chunks[{position}]")
+            refs = _refs(change)
+            if not all(map(is_ref, refs)):
+                for position, ref in enumerate(refs):
+                    check_ref(ref, f"changes[{index}].entry.content.chunks[{position}]")
 
     def _prepare_all(self, changes: Sequence[Sent | Removed]) -> list[_Prepared]:
         prepared = []
@@ -209,23 +212,45 @@ class Intake:
         return _Small(entry, cuts, sent.profile)
 
     @staticmethod
-    def _prepare_refs(sent: Sent, refs: Sequence[ChunkRef], opened: _Open) -> _Listed:
+    def _prepare_refs(sent: Sent, refs: Sequence[ChunkRef], opened: _Open) -> _Whole | _Listed:
         size = sum(ref.length for ref in refs)
         if sent.continue_at is not None:
             entry = _continued(sent, opened)
             check_file(entry, opened.size + size, more=sent.more)
             return _Listed(sent, refs)
-        if not sent.more:
-            check_stated(sent, size, content_id(refs))
-        check_file(sent.entry, size, more=sent.more)
-        return _Listed(sent, refs)
+        if sent.more:
+            check_file(sent.entry, size, more=True)
+            return _Listed(sent, refs)
+        identity = content_id(refs)
+        check_stated(sent, size, identity)
+        if len(refs) > CHUNKS_INLINE_MAX:
+            check_file(sent.entry, size)
+            return _Listed(sent, refs)
+        content = Content(size, identity, sent.profile, tuple(refs))
+        entry = msgspec.structs.replace(claimed(sent.entry, sent.digest), content=content)
+        check_file(entry, size)
+        return _Whole(entry)
+
+    def _take_all(self, prepared: Sequence[_Prepared]) -> None:
+        """Takes one after another; what is whole, many at a time."""
+        whole: list[Entry] = []
+        for step in prepared:
+            if isinstance(step, _Whole):
+                whole.append(step.entry)
+                continue
+            if whole:
+                self._writer.put_entries(whole)
+                whole = []
+            self._take(step)
+        if whole:
+            self._writer.put_entries(whole)
 
     def _take(self, prepared: _Prepared) -> None:
         match prepared:
             case Removed(path):
                 self._writer.remove(path)
             case _Whole(entry):
-                self._writer.put_entry(entry)
+                self._writer.put_entries([entry])
             case _Small(entry, cuts, profile):
                 self._writer.put_file(entry, cuts, profile)
             case _Listed(sent, refs):
@@ -281,12 +306,13 @@ def check_stated(sent: Sent, size: int, identity: bytes) -> None:
         BadRequest: DIGEST_MISMATCH.
 
     """
-    path = shown(sent.entry.path)
     if sent.size is not None and sent.size != size:
+        path = shown(sent.entry.path)
         raise BadRequest(
             "DIGEST_MISMATCH", f"{path}: {sent.size} bytes were announced, {size} came", path=path
         )
     if sent.content_id and sent.content_id != identity:
+        path = shown(sent.entry.path)
         raise BadRequest(
             "DIGEST_MISMATCH",
             f"{path}: its content id is {identity.hex()}, not {sent.content_id.hex()}",
@@ -302,13 +328,14 @@ def check_file(entry: Entry, size: int, *, more: bool = False) -> None:
 
     """
     check_entry(entry)
-    path = shown(entry.path)
     if size > FILE_BYTES_MAX:
+        path = shown(entry.path)
         raise BadRequest(
             "BAD_FIELD", f"{path}: a file has at most {FILE_BYTES_MAX} bytes", field="size", path=path
         )
     holes = entry.attributes.holes if entry.attributes is not None else ()
     if holes and not more and holes[-1].offset + holes[-1].length > size:
+        path = shown(entry.path)
         raise BadRequest("BAD_FIELD", f"{path}: a hole lies outside the file", field="holes", path=path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from staddle_server.errors import BadRequest
@@ -13,12 +13,13 @@ from staddle_server.limits import (
 )
 from staddle_server.manifest.content import ContentBuilder
 from staddle_server.manifest.entries import shown
+from staddle_server.manifest.merge import join, merge_runs
 from staddle_server.manifest.pages import PageSink, PageSource
 from staddle_server.manifest.read import entries_of
-from staddle_server.manifest.runs import Gathered, merge_runs
+from staddle_server.manifest.runs import Gathered
 from staddle_server.manifest.tree import write_run
 from staddle_server.session.progress import OpenEntry, Progress, Run
-from staddle_server.types import Entry
+from staddle_server.types import Entry, EntryType, Root, sort_key
 
 
 class OpenFile(NamedTuple):
@@ -26,6 +27,30 @@ class OpenFile(NamedTuple):
 
     entry: Entry
     content: ContentBuilder
+
+
+class _Way:
+    """The way down to the entry that came last, for as long as every entry goes on where a manifest would go on."""
+
+    def __init__(self) -> None:
+        self._last_key: bytes | None = None
+        self._directories: list[bytes] = []
+
+    def goes_on(self, entry: Entry) -> bool:
+        """Whether the entry comes behind all before it, and its directory has come."""
+        path, last = entry.path, self._last_key
+        self._last_key = key = sort_key(path)
+        if entry.type == EntryType.REMOVED or (last is not None and key <= last):
+            return False
+        parent, slash, _ = path.rpartition(b"/")
+        way = self._directories
+        while way and way[-1] != parent:
+            way.pop()
+        if slash and not way:
+            return False
+        if entry.type == EntryType.DIRECTORY and path:
+            way.append(path)
+        return True
 
 
 class Received:
@@ -46,6 +71,8 @@ class Received:
             self.open = OpenFile(progress.open_entry.entry, content)
         self._runs = list(progress.runs)
         self._gathered = Gathered()
+        self._way = _Way() if progress.position == 0 else None
+        """None: what was received is not known to be a tree as it came."""
 
     def check_open(self, path: bytes, size: int) -> None:
         """Whether the file at this path is open and has so many bytes.
@@ -69,6 +96,8 @@ class Received:
         self.position += 1
         self.last_path = entry.path
         self._gathered.append(entry)
+        if self._way is not None and not self._way.goes_on(entry):
+            self._way = None
 
     def count(self, entry: Entry) -> None:
         """Counts an entry as Finish counts them."""
@@ -89,15 +118,30 @@ class Received:
         last = self._runs[-RUNS_MERGE:]
         if len(last) == RUNS_MERGE and len({run.tier for run in last}) == 1:
             # Many runs of one size become one, so that a long upload has few.
-            merged = self._write(
-                merge_runs([entries_of(run.root, self._source) for run in last]), last[0].tier + 1
-            )
-            self._runs[-RUNS_MERGE:] = [merged]
-        self._runs.append(self._write(self._gathered.sorted(), 0))
+            self._runs[-RUNS_MERGE:] = [Run(last[0].tier + 1, self._merged([run.root for run in last]))]
+        self._runs.append(Run(0, self._gathered_run()))
         self._gathered = Gathered()
 
-    def _write(self, entries: Iterable[Entry], tier: int) -> Run:
-        return Run(tier, write_run(entries, self._pages, self._page_key))
+    def _merged(self, runs: Sequence[Root]) -> Root:
+        if self._way is not None:
+            return join(runs, (), self._source, self._pages, self._page_key)
+        merged = merge_runs([entries_of(run, self._source) for run in runs])
+        return write_run(merged, self._pages, self._page_key)
+
+    def _gathered_run(self) -> Root:
+        if self._gathered.in_order:
+            return join((), self._gathered.packed(), self._source, self._pages, self._page_key)
+        return write_run(self._gathered.sorted(), self._pages, self._page_key)
+
+    def whole(self) -> Root | None:
+        """The manifest of all that was received, if it came as it stands in one: in order, and nothing without its directory.
+
+        None: it did not, or it is not known; then `runs` has to be merged. Raises Damaged.
+        """
+        if self._way is None:
+            return None
+        runs = [run.root for run in self._runs]
+        return join(runs, self._gathered.packed(), self._source, self._pages, self._page_key)
 
     def runs(self) -> list[Iterator[Entry]]:
         """All that was received, as sorted streams, oldest first. The runs among them must be published."""

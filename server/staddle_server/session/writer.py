@@ -339,10 +339,11 @@ class UploadWriter:
                 content.add(ChunkRef(len(cut.data), cut.digest))
             self._take(msgspec.structs.replace(entry, content=content.finish()))
 
-    def put_entry(self, entry: Entry) -> None:
-        """Takes an entry that is complete: no file, or one whose content is known to be in the base."""
+    def put_entries(self, entries: Iterable[Entry]) -> None:
+        """Takes entries that are complete and were checked: no files, or such whose chunks are there or expected."""
         with self._writing():
-            self._take(entry)
+            for entry in entries:
+                self._take(entry)
 
     def remove(self, path: bytes) -> None:
         """Takes a path, and all below it, out of what came before."""
@@ -466,17 +467,17 @@ class UploadWriter:
             )
 
     def _new_backup(self) -> NewBackup:
-        merged = self._write_manifest()
+        merged = self._write_manifest(anew=False)
         source = ChunkReader(self._tenant, self._catalog)
         counts = compared(self.upload, self.base.root, merged.root, source)
         if counts is None:
             # Pages of this backup may lie where the base was found damaged just now: they are written once more.
             self._chunks.forget()
-            merged = self._write_manifest()
+            merged = self._write_manifest(anew=True)
             counts = all_added(merged.root)
         return new_backup(merged, counts, self._publisher.durable.stored_bytes)
 
-    def _write_manifest(self) -> Merged:
+    def _write_manifest(self, *, anew: bool) -> Merged:
         """Makes the backup's manifest, and makes it durable."""
         merged = write_manifest(
             self.upload,
@@ -485,6 +486,7 @@ class UploadWriter:
             ChunkReader(self._tenant, self._catalog),
             sink=self._pages,
             page_key=self._tenant.secrets.page_key,
+            anew=anew,
         )
         # The durable point stays where it was: the entries in memory are in the manifest, but in no run.
         durable = self._publisher.durable

@@ -84,9 +84,10 @@ def size(value: int, field: str, default: int, limit: int) -> int:
 
 def path_of(message: PathMessage) -> bytes:
     """The path of a message that has it as text or, where it is not UTF-8, as bytes."""
-    if message.path and message.path_bytes:
+    text, raw = message.path, message.path_bytes
+    if text and raw:
         raise bad("path", "path and path_bytes exclude each other")
-    return message.path_bytes or message.path.encode("utf-8")
+    return raw or text.encode()
 
 
 def set_path(message: pb.Entry | sv.Damage, path: bytes) -> None:
@@ -124,29 +125,36 @@ def duration(seconds: float) -> Duration:
 
 
 def sent_of(message: pb.Entry, *, more: bool = False) -> Sent:
-    """An entry as it was sent."""
-    content = message.content if message.HasField("content") else None
-    if message.file_digest.blake3 and len(message.file_digest.blake3) != 32:
+    """An entry as it was sent. Called for each of millions: a field that is not set costs no more than being asked for."""
+    digest = message.file_digest.blake3 if message.HasField("file_digest") else b""
+    if digest and len(digest) != 32:
         raise bad("entry.file_digest.blake3", "a digest has 32 bytes")
-    if content is not None and content.content_id and len(content.content_id) != 32:
-        raise bad("entry.content.content_id", "a content id has 32 bytes")
     refs = None
     stated_size = None
-    if content is not None:
+    content_id = b""
+    profile = message.profile
+    data = message.data if message.HasField("data") else None
+    from_base = message.content_from_base
+    if message.HasField("content"):
+        content = message.content
+        content_id = content.content_id
+        if content_id and len(content_id) != 32:
+            raise bad("entry.content.content_id", "a content id has 32 bytes")
         stated_size = content.size_bytes or None
-        if content.chunks or not (message.HasField("data") or message.content_from_base):
-            refs = [ChunkRef(ref.length_bytes, ref.digest) for ref in content.chunks]
-    profile = message.profile or (content.profile if content is not None else 0)
+        profile = profile or content.profile
+        chunks = content.chunks
+        if chunks or (data is None and not from_base):
+            refs = [ChunkRef(ref.length_bytes, ref.digest) for ref in chunks]
     return Sent(
         entry=_entry_in(message),
-        data=message.data if message.HasField("data") else None,
+        data=data,
         refs=refs,
-        from_base=message.content_from_base,
+        from_base=from_base,
         size=stated_size,
-        content_id=content.content_id if content is not None else b"",
-        profile=_enum(Profile, profile or Profile.CONTENT_DEFINED, "entry.profile"),
+        content_id=content_id,
+        profile=_PROFILES.get(profile) or _enum(Profile, profile, "entry.profile"),
         continue_at=message.continue_at_bytes if message.HasField("continue_at_bytes") else None,
-        digest=message.file_digest.blake3,
+        digest=digest,
         more=more,
     )
 
@@ -160,40 +168,45 @@ def _enum(enum: type[T], value: int, field: str) -> T:
 
 def _entry_in(m: pb.Entry) -> Entry:
     attributes = None
-    if m.xattrs or m.holes:
+    xattrs, holes = m.xattrs, m.holes
+    if xattrs or holes:
         attributes = Attributes(
-            tuple(Xattr(x.name_bytes or x.name.encode("utf-8"), x.value) for x in m.xattrs),
-            tuple(Hole(h.offset_bytes, h.length_bytes) for h in m.holes),
+            tuple(Xattr(x.name_bytes or x.name.encode("utf-8"), x.value) for x in xattrs),
+            tuple(Hole(h.offset_bytes, h.length_bytes) for h in holes),
         )
-    type_ = _enum(EntryType, m.type or EntryType.FILE, "entry.type")
+    type_ = _TYPES.get(m.type) or _enum(EntryType, m.type, "entry.type")
+    has = m.HasField
+    major, minor = m.device_major, m.device_minor
     return Entry(
-        path=path_of(m),
-        type=type_,
-        mode=m.mode if m.HasField("mode") else None,
-        uid=m.uid if m.HasField("uid") else None,
-        gid=m.gid if m.HasField("gid") else None,
-        mtime_ns=m.mtime_ns if m.HasField("mtime_ns") else None,
-        ctime_ns=m.ctime_ns if m.HasField("ctime_ns") else None,
-        inode=m.inode if m.HasField("inode") else None,
+        path_of(m),
+        type_,
+        m.mode if has("mode") else None,
+        m.uid if has("uid") else None,
+        m.gid if has("gid") else None,
+        m.mtime_ns if has("mtime_ns") else None,
+        m.ctime_ns if has("ctime_ns") else None,
+        m.inode if has("inode") else None,
         link_target=m.link_target_bytes or m.link_target.encode("utf-8") or None,
         # A tree has few of them, and thousands of its entries are in memory at once.
         owner=sys.intern(m.owner),
         group=sys.intern(m.group),
-        device=(m.device_major, m.device_minor)
-        if m.device_major or m.device_minor or type_ in {EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE}
-        else None,
+        device=(major, minor) if major or minor or type_ in _DEVICES else None,
         link_group=m.link_group,
         attributes=attributes,
-        flags=Flag.READ_AGAIN if m.read_again else 0,
+        flags=Flag.READ_AGAIN.value if m.read_again else 0,
     )
+
+
+_TYPES: Final = {each.value: each for each in EntryType} | {0: EntryType.FILE}
+_PROFILES: Final = {0: Profile.CONTENT_DEFINED} | {each.value: each for each in Profile}
+_DEVICES: Final = frozenset({EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE})
 
 
 def change_of(message: sv.EntryChange) -> Sent | Removed:
     """One change of a PutEntries call."""
-    which = message.WhichOneof("change")
-    if which == "entry":
+    if message.HasField("entry"):
         return sent_of(message.entry, more=message.more)
-    if which == "remove":
+    if message.HasField("remove"):
         return Removed(path_of(message.remove))
     raise bad("changes", "a change is an entry or a removal")
 

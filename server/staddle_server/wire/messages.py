@@ -62,6 +62,9 @@ def decoder(type_: type[M]) -> Callable[[bytes], M]:
         if len(data) <= _FIELD_BYTES_MIN * FIELDS_MAX:
             return read(data)
         with _one_at_a_time:
+            if len(data) <= _FIELD_BYTES_MIN * ITEMS_PER_MESSAGE_MAX:  # no room for too many items
+                _count_fields(data)
+                return read(data)
             _check_fields(data)
             message = read(data)
             if _items_in(message) > ITEMS_PER_MESSAGE_MAX:
@@ -148,6 +151,12 @@ def _too_many_items() -> BadRequest:
 
 def _unreadable(name: str) -> BadRequest:
     return BadRequest("BAD_FIELD", f"the message cannot be read as {name}", field="message")
+
+
+def _count_fields(data: bytes) -> None:
+    """Raises BadRequest for more than FIELDS_MAX fields."""
+    for _ in _fields(data):
+        pass
 
 
 def _check_fields(data: bytes) -> None:
