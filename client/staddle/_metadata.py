@@ -164,6 +164,16 @@ def via_descriptor(dir_fd: int, name: bytes) -> bytes:
     return b"/proc/self/fd/%d/%s" % (dir_fd, name)
 
 
+def may_have_xattrs(descriptor: int) -> bool:
+    """Whether an open file has extended attributes, or cannot tell."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return bool(os.listxattr(descriptor))
+    except OSError as error:
+        return error.errno not in _NO_XATTRS_HERE
+
+
 def add_xattrs(entry: pb.Entry, target: int | bytes, report: Report) -> None:
     """Adds the extended attributes of an open file, or of a path (not following it); POSIX ACLs are among them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, cast
@@ -17,18 +18,21 @@ from staddle._gather import (
     entry_of_file,
     entry_without_content,
 )
-from staddle._metadata import Names, set_path
-from staddle._reading import OpenFile, open_file
+from staddle._metadata import Names, entry_of, set_path
+from staddle._reading import OpenFile, is_racy, open_file, read_small
 from staddle._scan import Clock, Found, reason_of
 from staddle._types import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter
 from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 
 BATCH_CHUNKS_MAX: Final = 4_096
 BATCH_BYTES: Final = 4 * 1024 * 1024
 BATCH_STEPS: Final = 4_096
 RECENT_MAX: Final = 65_536
 """So many digests are remembered as known to the server, and not asked for again."""
+PART_CHUNKS: Final = 4_096
+"""A longer list of chunks goes in parts of so many."""
 BASE_KNOWN_MAX: Final = 65_536
 """A file of the base with more chunks than that is asked for like any other."""
 PROFILES: Final = {
@@ -37,16 +41,57 @@ PROFILES: Final = {
 }
 
 
-class EntryStep(NamedTuple):
-    """An entry whose chunks have all been steps before, or are known to the server. `chunks` go into its content."""
+class Change(NamedTuple):
+    """An entry whose chunks have all been steps before, or are known to the server; or a removal.
 
-    entry: pb.Entry
-    chunks: ChunkList | None
+    In bytes: a list of entries is one such after the other, and as objects they would take several times as much.
+    """
+
+    parts: Iterable[bytes]
+    """Lists of one change each; several for a file with a long list of chunks."""
+    is_entry: bool
     size_bytes: int
 
 
-Step = Cut | EntryStep | pb.Remove
+Step = Cut | Change
 """What to send, in order. Of the chunks only those that the server does not have."""
+
+
+def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> Change:
+    """An entry with its chunks."""
+    if chunks is not None and len(chunks) > PART_CHUNKS:
+        return Change(_parts_of(entry, chunks), True, size_bytes)
+    for length, digest in chunks or ():
+        entry.content.chunks.add(length_bytes=length, digest=digest)
+    return Change((_packed(entry, more=False),), True, size_bytes)
+
+
+def removal(path: bytes) -> Change:
+    """A path that is no longer there."""
+    request = wire.PutEntriesRequest()
+    set_path(request.changes.add().remove, path)
+    return Change((request.SerializeToString(),), False, 0)
+
+
+def _packed(entry: pb.Entry, *, more: bool) -> bytes:
+    request = wire.PutEntriesRequest()
+    request.changes.add(entry=entry, more=more)
+    return request.SerializeToString()
+
+
+def _parts_of(entry: pb.Entry, chunks: ChunkList) -> Iterator[bytes]:
+    """The entry in parts: in each the same once more, so that a server may go by either, and the next of its chunks."""
+    remaining, references, offset = len(chunks), iter(chunks), 0
+    while remaining > 0:
+        part = pb.Entry()
+        part.CopyFrom(entry)
+        if offset:
+            part.continue_at_bytes = offset
+        for length, digest in itertools.islice(references, PART_CHUNKS):
+            part.content.chunks.add(length_bytes=length, digest=digest)
+            offset += length
+        remaining -= PART_CHUNKS
+        yield _packed(part, more=remaining > 0)
 
 
 @dataclass(slots=True)
@@ -80,15 +125,14 @@ class Producer:
         self._recent: dict[bytes, None] = {}
         self._batch = Batch()
         fixed = tally.profile is Profile.FIXED
+        self._profile = PROFILES[tally.profile]
         self._one_chunk_bytes = cutter.parameters.fixed_bytes if fixed else cutter.parameters.min_bytes
 
     def batches(self) -> Iterator[Batch]:
         """All batches; the last one may be empty."""
         for difference in self._differences:
             if isinstance(difference, Removed):
-                remove = pb.Remove()
-                set_path(remove, difference.path)
-                self._batch.steps.append(remove)
+                self._batch.steps.append(removal(difference.path))
             else:
                 self._tally.path = difference.found.path
                 yield from self._changed(difference.found, difference.base)
@@ -104,25 +148,27 @@ class Producer:
         if not found.is_file():
             entry = entry_without_content(found, self._names, self._tally)
             if entry is not None:
-                self._batch.steps.append(EntryStep(entry, None, 0))
+                self._add(entry, None, 0)
             elif base is not None:
-                self._remove(found.path)
+                self._batch.steps.append(removal(found.path))
             return
         linked = self._linked.find(found)
         if linked is not None:
             self._add_linked(found, *linked)
             return
         try:
-            yield from self._file(found, base)
+            data = read_small(found, self._one_chunk_bytes)
+            if data is None:
+                yield from self._file(found, base)
+            else:
+                self._small(found, data, base)
         except OSError as error:
             self._tally.unreadable(found.path, reason_of(error))
             if base is not None:
-                self._remove(found.path)
+                self._batch.steps.append(removal(found.path))
 
-    def _remove(self, path: bytes) -> None:
-        remove = pb.Remove()
-        set_path(remove, path)
-        self._batch.steps.append(remove)
+    def _add(self, entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> None:
+        self._batch.steps.append(entry_change(entry, chunks, size_bytes))
 
     def _add_linked(self, found: Found, known: pb.Entry, content: Content) -> None:
         entry = pb.Entry()
@@ -130,7 +176,16 @@ class Producer:
         entry.ClearField("path")
         entry.ClearField("path_bytes")
         set_path(entry, found.path)
-        self._batch.steps.append(EntryStep(entry, content.chunks, content.size_bytes))
+        self._add(entry, content.chunks, content.size_bytes)
+
+    def _small(self, found: Found, data: bytes, base: BaseEntry | None) -> None:
+        """Takes a small file that was read in one piece."""
+        entry = entry_of(found, self._names, self._tally.unreadable)
+        if entry is not None:
+            content = self._one_chunk(data, base)
+            racy = is_racy(found.stat, found.seen_ns)
+            entry = self._with_content(entry, content, read_again=racy)
+            self._add(entry, content.chunks, content.size_bytes)
 
     def _file(self, found: Found, base: BaseEntry | None) -> Iterator[Batch]:
         """Reads a file; once more if it changed meanwhile, and then takes it as it is."""
@@ -143,23 +198,27 @@ class Producer:
                 settled = opened.is_settled()
                 if settled or last:
                     add_holes(entry, opened.holes, content.size_bytes)
-                    self._finish_file(entry, content, settled=settled, racy=opened.racy)
+                    entry = self._with_content(entry, content, read_again=opened.racy or not settled)
                     if settled:
                         self._linked.keep(opened, entry, content)
                     else:
                         self._tally.kept_changing(found.path)
+                    self._add(entry, content.chunks, content.size_bytes)
                     return
 
-    def _finish_file(self, entry: pb.Entry, content: Content, *, settled: bool, racy: bool) -> None:
-        entry.read_again = racy or not settled
-        entry.content.size_bytes = content.size_bytes
-        entry.content.content_id = content.content_id
-        entry.content.profile = PROFILES[self._tally.profile]
-        self._batch.steps.append(EntryStep(entry, content.chunks, content.size_bytes))
+    def _with_content(self, entry: pb.Entry, content: Content, *, read_again: bool) -> pb.Entry:
+        """The entry with all but its chunks."""
+        entry.read_again = read_again
+        own = entry.content
+        own.size_bytes = content.size_bytes
+        own.content_id = content.content_id
+        own.profile = self._profile
+        return entry
 
     def _content(self, opened: OpenFile, base: BaseEntry | None) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes:
-            return (yield from self._one_chunk(opened, base))
+            # There are no holes, so all pieces are bytes.
+            return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())), base)
         before = [] if base is None else base.chunks.first()
         known = {digest for _, digest in before} if len(before) <= BASE_KNOWN_MAX else set()
         chunker = Chunker(self._cutter, fixed=self._tally.profile is Profile.FIXED)
@@ -178,23 +237,20 @@ class Producer:
         yield from self._cuts(chunker.finish(), hasher, chunks, known)
         return Content(chunks, size, hasher.content_id())
 
-    def _one_chunk(self, opened: OpenFile, base: BaseEntry | None) -> Generator[Batch, None, Content]:
-        """A file so small that it is one chunk, or none, wherever cuts may fall."""
-        data = b"".join(cast("Iterator[bytes]", opened.pieces()))  # there are no holes
+    def _one_chunk(self, data: bytes, base: BaseEntry | None) -> Content:
+        """The content of a file so small that it is one chunk, or none, wherever cuts may fall."""
         chunks = ChunkList()
         if not data:
             return Content(chunks, 0, EMPTY_CONTENT_ID)
-        digest = blake3(data).digest()
-        chunks.append(len(data), digest)
-        self._tally.read_bytes += len(data)
-        if digest in self._recent or (base is not None and (len(data), digest) in base.chunks.first()):
-            self._tally.reused_bytes += len(data)
+        size, digest = len(data), blake3(data).digest()
+        chunks.append(size, digest)
+        self._tally.read_bytes += size
+        if digest in self._recent or (base is not None and (size, digest) in base.chunks.first()):
+            self._tally.reused_bytes += size
         else:
             self._remember(digest)
             self._add_cut(Cut(digest, memoryview(data)))
-            if self._batch.is_full():
-                yield self._take_batch()
-        return Content(chunks, len(data), digest)
+        return Content(chunks, size, digest)
 
     def _cuts(
         self, cuts: list[Cut], hasher: ContentHasher, chunks: ChunkList, known: set[bytes]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from staddle._metadata import holes_of
+from staddle._metadata import holes_of, may_have_xattrs
 from staddle._scan import Clock, Found
 
 READ_BYTES: Final = 2 * 1024 * 1024
@@ -82,6 +82,41 @@ class OpenFile:
             and after.st_mtime_ns == before.st_mtime_ns
             and after.st_ctime_ns == before.st_ctime_ns
         )
+
+
+def read_small(found: Found, size_max: int) -> bytes | None:
+    """The bytes of a small file that is as the scan saw it, in as few calls as possible: what a tree has most.
+
+    None: it is larger than `size_max`, has another name, holes, or extended attributes, or has changed since; `open_file` takes it
+    as it is. Raises OSError if it cannot be read.
+    """
+    seen = found.stat
+    if seen.st_size > size_max or seen.st_nlink > 1 or seen.st_blocks * 512 < seen.st_size:
+        return None
+    descriptor = os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd)
+    try:
+        data = os.pread(descriptor, seen.st_size, 0) if seen.st_size else b""
+        if may_have_xattrs(descriptor):
+            return None
+        # Whatever it was replaced or written by since the scan, it is now what the scan saw, and so it was all the time.
+        now = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return data if len(data) == seen.st_size and _identity(now) == _identity(seen) else None
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (
+        status.st_mode,
+        status.st_ino,
+        status.st_dev,
+        status.st_nlink,
+        status.st_uid,
+        status.st_gid,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
 
 
 @contextmanager

@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
 import zstandard
 
 from staddle._gather import Tally
-from staddle._produce import Batch, EntryStep
+from staddle._produce import Batch, Change
 from staddle.chunking import Cut
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -33,9 +32,6 @@ FRAME_BYTES_MAX: Final = 3 * 512 * 1024
 FRAME_CHUNKS_MAX: Final = 4_096
 ENTRIES_BYTES: Final = 512 * 1024
 ENTRIES_MAX: Final = 2_048
-CHANGE_OVERHEAD_BYTES: Final = 16
-PART_CHUNKS: Final = 4_096
-"""A longer list of chunks goes in parts of so many."""
 COMPRESSION_LEVEL: Final = 1
 
 _compressors = threading.local()
@@ -61,9 +57,9 @@ class Sender:
         self._frames: deque[tuple[int, Future[None]]] = deque()
         self._frame_number = 0
         """Of the frame that is being filled."""
-        self._waiting: deque[tuple[int, EntryStep | pb.Remove]] = deque()
+        self._waiting: deque[tuple[int, Change]] = deque()
         """Entries, each with the number of the frame that must have been accepted before."""
-        self._changes = wire.PutEntriesRequest()
+        self._changes: list[bytes] = []
         self._changes_bytes = 0
         self._putting: Future[int] | None = None
 
@@ -149,37 +145,35 @@ class Sender:
         self._wait_frames(FRAMES_MAX)
         accepted = self._frames[0][0] - 1 if self._frames else self._frame_number - 1
         while self._waiting and self._waiting[0][0] <= accepted:
-            step = self._waiting.popleft()[1]
-            self._count(step)
-            if isinstance(step, EntryStep):
-                for entry, more in _parts_of(step):
-                    change = self._room_for(entry.ByteSize())
-                    change.entry.MergeFrom(entry)
-                    change.more = more
-            else:
-                self._room_for(step.ByteSize()).remove.MergeFrom(step)
+            change = self._waiting.popleft()[1]
+            self._count(change)
+            for part in change.parts:
+                self._add_change(part)
 
-    def _room_for(self, size: int) -> wire.EntryChange:
-        """A change in the next list of entries, to be filled with a message of that size."""
-        changes = self._changes.changes
-        if changes and (self._changes_bytes + size > ENTRIES_BYTES or len(changes) >= ENTRIES_MAX):
+    def _add_change(self, part: bytes) -> None:
+        """Adds a list of one change to the next list of entries."""
+        if self._changes and (
+            self._changes_bytes + len(part) > ENTRIES_BYTES or len(self._changes) >= ENTRIES_MAX
+        ):
             self._put_entries()
-        self._changes_bytes += size + CHANGE_OVERHEAD_BYTES
-        return self._changes.changes.add()
+        self._changes.append(part)
+        self._changes_bytes += len(part)
 
     def _put_entries(self) -> None:
-        if not self._changes.changes:
+        if not self._changes:
             return
         self._wait_entries()
         self._number += 1
-        request, self._changes, self._changes_bytes = self._changes, wire.PutEntriesRequest(), 0
+        # Messages one after the other are one message with what all of them repeat.
+        request = wire.PutEntriesRequest.FromString(b"".join(self._changes))
+        self._changes, self._changes_bytes = [], 0
         request.upload_id, request.epoch, request.number = self._upload_id, self._epoch, self._number
         self._putting = self._pool.submit(self._put, request)
 
-    def _count(self, step: EntryStep | pb.Remove) -> None:
-        if isinstance(step, EntryStep):
+    def _count(self, change: Change) -> None:
+        if change.is_entry:
             self.entry_count += 1
-            self.data_bytes += step.size_bytes
+            self.data_bytes += change.size_bytes
             self._tally.entries_done += 1
 
     def _put(self, request: wire.PutEntriesRequest) -> int:
@@ -201,29 +195,3 @@ def _compressor() -> zstandard.ZstdCompressor:
     if compressor is None:
         compressor = _compressors.own = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
     return compressor
-
-
-def _parts_of(step: EntryStep) -> Iterator[tuple[pb.Entry, bool]]:
-    """The entry with its chunks, and whether more parts follow: several for a file with a long list of chunks."""
-    entry = step.entry
-    remaining = 0 if step.chunks is None else len(step.chunks)
-    chunks = iter(step.chunks or ())
-    offset = 0
-    while True:
-        for length, digest in itertools.islice(chunks, PART_CHUNKS):
-            entry.content.chunks.add(length_bytes=length, digest=digest)
-            offset += length
-        remaining -= PART_CHUNKS
-        yield entry, remaining > 0
-        if remaining <= 0:
-            return
-        entry = _continued(entry, offset)
-
-
-def _continued(entry: pb.Entry, offset: int) -> pb.Entry:
-    """The entry that carries the next part: the same once more, so that a server may go by either."""
-    part = pb.Entry()
-    part.CopyFrom(entry)
-    del part.content.chunks[:]
-    part.continue_at_bytes = offset
-    return part

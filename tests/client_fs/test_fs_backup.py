@@ -251,7 +251,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_once_more_and_then_marked(
 def test_a_file_of_many_chunks_goes_in_parts_and_comes_back(
     protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sender, "PART_CHUNKS", 3)
+    monkeypatch.setattr(_produce, "PART_CHUNKS", 3)
     (protected.source / "big").write_bytes(seeded_bytes(5, 9_000_000))
     digest = protected.backup().backup.manifest_digest
     assert protected.backup(dataset="t", thin=True).backup.manifest_digest == digest
