@@ -226,7 +226,8 @@ def test_an_end_between_any_two_statements_leaves_nothing_half(world, what):
         "claim": lambda: world.catalog.chunks.claim(world.tenant, upload.id, 1, ids),
         "delete": lambda: world.catalog.backups.delete(world.tenant, base.id, world.now, record),
     }
-    assert _fails_at_every_statement(world, calls[what]) > 3
+    # Look-ups of chunks go straight to the driver, and are not seen here.
+    assert _fails_at_every_statement(world, calls[what]) > (2 if what == "claim" else 3)
 
 
 def test_what_was_answered_survives_the_kill_of_its_process(tmp_path):

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, select
 
 from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import Database, insert_or_ignore, insert_rows, rows_in
-from staddle_server.catalog.rows import open_upload_row
+from staddle_server.catalog.rows import look_at_upload, open_upload_row
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.words import batches
 from staddle_server.types import ChunkPlace, PackSummary, SegmentRef
@@ -52,7 +52,7 @@ class Chunks:
         wanted = list(dict.fromkeys(chunk_ids))
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            open_upload_row(connection, tenant_row, upload, epoch, lock=False)
+            look_at_upload(connection, tenant_row, upload, epoch)
             hits = _find(connection, tenant_row, wanted)
             # A pack that an open upload claims is never condemned: what lies in such packs needs no transaction that writes.
             claimed = _claimed(connection, upload, hits)

@@ -101,6 +101,12 @@ class Database:
             yield connection
 
     @contextmanager
+    def look_up(self) -> Iterator[Connection]:
+        """For a single `rows_in` that is asked again and again: half the time of `read`, and no two statements see the same state."""
+        with self._translated(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction that is committed, durably, when the block ends without an exception, and otherwise never was.
 

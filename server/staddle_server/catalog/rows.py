@@ -6,6 +6,7 @@ from sqlalchemy import Connection, Row, Select, select
 
 from staddle_server import errors
 from staddle_server.catalog import schema
+from staddle_server.catalog.dialect import rows_in
 from staddle_server.catalog.values import Backup, ChangeCounts, Hold, Upload
 from staddle_server.catalog.words import NS, unpack_tags
 from staddle_server.types import Kind, Root, Scope, UploadState
@@ -163,43 +164,64 @@ def upload_value(connection: Connection, tenant_row: int, upload: bytes) -> Uplo
     return upload_of(row)
 
 
-_UNLOCKED = select(_u.id, _u.tenant, _u.state, _u.epoch)
-"""What is looked at before every claim: of a row with 26 columns these."""
-
-
-def upload_row(connection: Connection, tenant_row: int, upload: bytes, *, lock: bool) -> Row[Any]:
-    """The upload's own row, and nobody else changes it before this transaction ends; without `lock`, id, tenant, state and epoch."""
-    this = (_u.id == upload, _u.tenant == tenant_row)
-    query = select(schema.uploads).where(*this).with_for_update() if lock else _UNLOCKED.where(*this)
+def upload_row(connection: Connection, tenant_row: int, upload: bytes) -> Row[Any]:
+    """The upload's own row, and nobody else changes it before this transaction ends."""
+    query = select(schema.uploads).where(_u.id == upload, _u.tenant == tenant_row).with_for_update()
     row = connection.execute(query).one_or_none()
     if row is None:
         raise upload_not_found(upload)
     return row
 
 
-def open_upload_row(
-    connection: Connection, tenant_row: int, upload: bytes, epoch: int, *, lock: bool = True
-) -> Row[Any]:
-    """The upload's own row, if it is open and `epoch` is its epoch.
+def open_upload_row(connection: Connection, tenant_row: int, upload: bytes, epoch: int) -> Row[Any]:
+    """The upload's own row, locked, if it is open and `epoch` is its epoch.
 
     UPLOAD_NOT_FOUND, UPLOAD_CLOSED or STALE_EPOCH otherwise. What is done to an upload meets on this lock: of
     commit, abort, expiry and take-over one comes first, and the others see it.
     """
-    row = upload_row(connection, tenant_row, upload, lock=lock)
-    if row.state != UploadState.OPEN:
-        raise upload_closed(row.id, UploadState(row.state))
+    row = upload_row(connection, tenant_row, upload)
+    _require_open(upload, row.state)
     require_epoch(row, epoch)
     return row
 
 
+_LOOKED_AT = (_u.state, _u.epoch)
+"""Of a row with 26 columns: this is looked at before every claim."""
+
+
+def require_upload(connection: Connection, tenant_row: int, upload: bytes) -> tuple[int, int]:
+    """State and epoch of the upload, as they are now. NotFound UPLOAD_NOT_FOUND."""
+    rows = rows_in(connection, _LOOKED_AT, {_u.tenant: tenant_row}, _u.id, (upload,))
+    if not rows:
+        raise upload_not_found(upload)
+    state, epoch = rows[0]
+    return state, epoch
+
+
+def look_at_upload(connection: Connection, tenant_row: int, upload: bytes, epoch: int) -> None:
+    """As open_upload_row, without a lock: what is read afterwards in this transaction goes with it."""
+    state, found = require_upload(connection, tenant_row, upload)
+    _require_open(upload, state)
+    _require_epoch(upload, found, epoch)
+
+
+def _require_open(upload: bytes, state: int) -> None:
+    if state != UploadState.OPEN:
+        raise upload_closed(upload, UploadState(state))
+
+
 def require_epoch(row: Row[Any], epoch: int) -> None:
     """STALE_EPOCH unless `epoch` is the upload's."""
-    if row.epoch != epoch:
+    _require_epoch(row.id, row.epoch, epoch)
+
+
+def _require_epoch(upload: bytes, found: int, epoch: int) -> None:
+    if found != epoch:
         raise errors.Conflict(
             "STALE_EPOCH",
-            f"Another writer has taken upload {row.id.hex()} over (epoch {row.epoch}, not {epoch}): stop writing",
-            upload=row.id.hex(),
-            epoch=str(row.epoch),
+            f"Another writer has taken upload {upload.hex()} over (epoch {found}, not {epoch}): stop writing",
+            upload=upload.hex(),
+            epoch=str(found),
         )
 
 

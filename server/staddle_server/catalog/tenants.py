@@ -23,6 +23,7 @@ class Tenants:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._rows: dict[bytes, int] = {}
+        self._ids: dict[int, bytes] = {}
         self._deciding = threading.RLock()
 
     def create(
@@ -137,6 +138,15 @@ class Tenants:
             raise errors.Fault("INTERNAL", f"There is no tenant {tenant.hex()} in the catalog")
         self._rows[tenant] = int(row)
         return int(row)
+
+    def id_of(self, connection: Connection, row: int) -> bytes:
+        """The id of the tenant with this number."""
+        known = self._ids.get(row)
+        if known is None:
+            known = self._ids[row] = bytes(
+                connection.execute(select(_t.id).where(_t.row == row)).scalar_one()
+            )
+        return known
 
     def _one(self, query: Select[Any]) -> Tenant | None:
         with self._database.read() as connection:

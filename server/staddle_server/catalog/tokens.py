@@ -5,11 +5,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, bindparam, or_, select, update
+from sqlalchemy import Row, Select, or_, select, update
 
 from staddle_server import errors
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.dialect import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.values import Principal, Token
 from staddle_server.catalog.words import ID_BYTES, check_name
@@ -20,11 +20,7 @@ _SECRET_BYTES: Final = 32
 _TOKEN_CHARS: Final = len(_PREFIX) + 43
 
 _t = schema.tokens.c
-_AUTHENTICATE = (
-    select(schema.tenants.c.id.label("tenant"), _t.id, _t.name, _t.role, _t.expires_ns, _t.revoked_ns)
-    .join_from(schema.tokens, schema.tenants, _t.tenant == schema.tenants.c.row)
-    .where(_t.hash == bindparam("hash"))
-)
+_LOOKED_AT = (_t.tenant, _t.id, _t.name, _t.role, _t.expires_ns, _t.revoked_ns)
 
 
 class Tokens:
@@ -89,19 +85,17 @@ class Tokens:
             return _token(tenant, connection.execute(_select().where(_t.id == row.id)).one())
 
     def authenticate(self, token: str, now_ns: int) -> Principal:
-        """Who this token stands for. One indexed read.
+        """Who this token stands for. One indexed read, before every call.
 
         Unauthenticated if it is unknown, revoked or expired: which of these is not said.
         """
         if len(token) == _TOKEN_CHARS and token.startswith(_PREFIX):
-            with self._database.read() as connection:
-                row = connection.execute(_AUTHENTICATE, {"hash": _hash(token)}).one_or_none()
-            if (
-                row is not None
-                and row.revoked_ns is None
-                and (row.expires_ns is None or now_ns < row.expires_ns)
-            ):
-                return Principal(row.tenant, row.id, row.name, TokenRole(row.role))
+            with self._database.look_up() as connection:
+                rows = rows_in(connection, _LOOKED_AT, {}, _t.hash, (_hash(token),))
+                for tenant_row, id_, name, role, expires_ns, revoked_ns in rows:
+                    if revoked_ns is None and (expires_ns is None or now_ns < expires_ns):
+                        tenant = self._tenants.id_of(connection, tenant_row)
+                        return Principal(tenant, id_, name, TokenRole(role))
         raise errors.Unauthenticated(
             "UNAUTHENTICATED", "This token is not known, or it was revoked, or it has expired: get a new one"
         )

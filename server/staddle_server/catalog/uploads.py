@@ -14,6 +14,7 @@ from staddle_server.catalog.rows import (
     backup_of,
     open_upload_row,
     require_epoch,
+    require_upload,
     select_backups,
     select_uploads,
     upload_closed,
@@ -92,7 +93,7 @@ class Uploads:
         """
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            row = upload_row(connection, tenant_row, upload, lock=True)
+            row = upload_row(connection, tenant_row, upload)
             if row.state != UploadState.OPEN:
                 raise upload_closed(row.id, UploadState(row.state))
             if row.expires_ns <= now_ns:
@@ -172,7 +173,7 @@ class Uploads:
     def missing(self, tenant: bytes, upload: bytes, after: bytes, limit: int) -> list[MissingChunk]:
         """At most `limit` chunks that are missing, by digest, those behind `after` (empty for the first ones)."""
         with self._database.read() as connection:
-            upload_row(connection, self._tenants.row(connection, tenant), upload, lock=False)
+            require_upload(connection, self._tenants.row(connection, tenant), upload)
             query = select(_m.digest, _m.length).where(_m.upload == upload, _m.digest > after)
             rows = connection.execute(query.order_by(_m.digest).limit(limit))
             return [MissingChunk(*row) for row in rows]
@@ -197,7 +198,7 @@ class Uploads:
         check_id("backup", backup.id)
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            row = upload_row(connection, tenant_row, upload, lock=True)
+            row = upload_row(connection, tenant_row, upload)
             if row.state == UploadState.COMMITTED:
                 require_epoch(row, epoch)
                 return _backup(connection, row.backup)
@@ -217,7 +218,7 @@ class Uploads:
         """Gives the upload up, and its claims. A replay changes nothing."""
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            row = upload_row(connection, tenant_row, upload, lock=True)
+            row = upload_row(connection, tenant_row, upload)
             if row.state == UploadState.ABORTED:
                 require_epoch(row, epoch)
             else:

@@ -56,13 +56,13 @@ class Rate:
         self._busy = busy
         self._wait = wait or threading.Event().wait
         self._ahead_bytes = 0.0
-        """What was read and is still to be waited for; up to a second's worth may have been saved."""
+        """What was read and is still to be waited for; no more than a second may have been saved."""
         self._at_s = clock.monotonic_s()
 
     def __call__(self, size: int) -> None:
         """So many bytes were read: waits until more may be. Raises _EndingError when the server is about to end."""
         self._pass()
-        self._ahead_bytes = max(self._ahead_bytes, -self._bytes_per_s) + size
+        self._ahead_bytes = max(self._ahead_bytes, -self._now_bytes_per_s()) + size
         while not self._stopping():
             rest_s = self._ahead_bytes / self._now_bytes_per_s()
             if rest_s <= TOO_SHORT_S:
