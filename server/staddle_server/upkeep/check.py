@@ -72,7 +72,7 @@ class Plan:
     read: bool = False
     share: float = 1.0
     random: Random = field(default_factory=Random)
-    pace: Pace = lambda _: None
+    pace: Pace = lambda _size, _chunks: None
     put_down: bool = True
 
 
@@ -185,11 +185,11 @@ class _OfTenant:
         counts = self._catalog.verification.indexed_counts(self._tenant.id)
         done = 0
 
-        def pace(size: int) -> None:
+        def pace(size: int, chunks: int) -> None:
             nonlocal done
             done += size
             self._check.progress("reading", done, int(total_bytes * plan.share) if plan.read else total_bytes)
-            plan.pace(size)
+            plan.pace(size, chunks)
 
         examiner = Examiner(self._tenant, self._catalog, self._check.kept.clock, pace, put_down=plan.put_down)
         for number, pack in enumerate(each_pack(self._catalog, self._tenant.id)):

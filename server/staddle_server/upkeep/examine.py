@@ -17,8 +17,8 @@ from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import PackDamaged, Segment, pack_name
 from staddle_server.types import SegmentRef, StoredChunk
 
-Pace = Callable[[int], None]
-"""Is told how many bytes were read; may wait, and may raise to stop."""
+Pace = Callable[[int, int], None]
+"""Is told how many bytes were read, and how many chunks they were; may wait, and may raise to stop."""
 READS: Final = 2
 """What looks damaged is read so often before it is believed: memory and cables err, too."""
 
@@ -62,7 +62,7 @@ class Examiner:
         tenant: Tenant,
         catalog: Catalog,
         clock: Clock,
-        pace: Pace = lambda _: None,
+        pace: Pace = lambda _size, _chunks: None,
         *,
         put_down: bool = True,
     ) -> None:
@@ -114,7 +114,7 @@ class Examiner:
                 if fault.kind == "pack":
                     break
             seen.read_bytes += ref.length
-            self._pace(ref.length)
+            self._pace(ref.length, len(chunks))
         return self._settle(seen)
 
     def _footer_chunks(self, seen: Examined) -> Sequence[StoredChunk] | None:

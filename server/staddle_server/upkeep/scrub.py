@@ -25,6 +25,8 @@ BATCH: Final = 64
 AGAIN_S: Final = 24 * 3600
 PAUSE_S: Final = 0.5
 """The longest time between two looks whether the server is about to end."""
+CHUNK_BYTES: Final = 4096
+"""What checking a chunk counts for, beside its own bytes: packs of tiny chunks are much work and few bytes."""
 TOO_SHORT_S: Final = 0.001
 """What is shorter is not waited for: it stays to be waited for with the next bytes."""
 BUSY_PART: Final = 16
@@ -59,8 +61,9 @@ class Rate:
         """What was read and is still to be waited for; no more than a second may have been saved."""
         self._at_s = clock.monotonic_s()
 
-    def __call__(self, size: int) -> None:
+    def __call__(self, size: int, chunks: int) -> None:
         """So many bytes were read: waits until more may be. Raises _EndingError when the server is about to end."""
+        size += CHUNK_BYTES * chunks
         self._pass()
         self._ahead_bytes = max(self._ahead_bytes, -self._now_bytes_per_s()) + size
         while not self._stopping():
