@@ -2,71 +2,16 @@
 
 from __future__ import annotations
 
-import struct
-import tempfile
-import weakref
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Final, NamedTuple
+from typing import NamedTuple
 
 from staddle._convert import sort_key
 from staddle._metadata import type_of
 from staddle._scan import Found
-from staddle._stream import VIEW_REFERENCES, ChunksEvent, DamageEvent, EntryEvent, read_restore
+from staddle._stream import VIEW_BASIC, DamageEvent, EntryEvent, read_restore
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
-
-CHUNKS_IN_MEMORY_MAX: Final = 16_384
-"""A longer list of chunks lies in a temporary file."""
-
-_REFERENCE: Final = struct.Struct("<I32s")
-
-
-class ChunkList:
-    """The chunks of one file, (length, digest) in order; a file of any size takes little memory."""
-
-    __slots__ = ("__weakref__", "_count", "_few", "_file")
-
-    def __init__(self) -> None:
-        self._few: list[tuple[int, bytes]] = []
-        self._file: IO[bytes] | None = None
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        if self._file is not None:
-            self._spill(self._file)
-            position = 0
-            while block := self._block(self._file, position):
-                position += len(block)
-                yield from _REFERENCE.iter_unpack(block)
-        yield from self._few
-
-    def append(self, length: int, digest: bytes) -> None:
-        """Adds the next chunk."""
-        self._count += 1
-        self._few.append((length, digest))
-        if len(self._few) >= CHUNKS_IN_MEMORY_MAX:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the list
-                weakref.finalize(self, self._file.close)
-            self._spill(self._file)
-
-    def first(self) -> list[tuple[int, bytes]]:
-        """The chunks, or of a very long list, those that are in memory: none."""
-        return self._few if self._file is None else []
-
-    def _spill(self, file: IO[bytes]) -> None:
-        file.seek(0, 2)
-        file.write(b"".join(_REFERENCE.pack(*chunk) for chunk in self._few))
-        self._few.clear()
-
-    @staticmethod
-    def _block(file: IO[bytes], position: int) -> bytes:
-        file.seek(position)
-        return file.read(_REFERENCE.size * 4096)
 
 
 class BaseEntry(NamedTuple):
@@ -74,7 +19,6 @@ class BaseEntry(NamedTuple):
 
     path: bytes
     entry: pb.Entry
-    chunks: ChunkList
     whole: bool
 
 
@@ -87,36 +31,22 @@ class BaseDamagedError(Exception):
 
 
 def base_entries(messages: Iterable[wire.RestoreResponse]) -> Generator[BaseEntry]:
-    """The entries of a Restore stream with references, or without.
+    """The entries of a Restore stream without data.
 
     Raises BaseDamagedError if a part of the tree is damaged, ProtocolError if the stream is not as it should be.
     """
     last: BaseEntry | None = None
-    for event in read_restore(messages, view=VIEW_REFERENCES):
+    for event in read_restore(messages, view=VIEW_BASIC):
         if isinstance(event, EntryEvent):
             if last is not None:
                 yield last
-            last = _base_entry(event)
-        elif isinstance(event, ChunksEvent) and last is not None:
-            _extend(last.chunks, event.chunks)
+            last = BaseEntry(event.path, event.entry, whole=True)
         elif isinstance(event, DamageEvent):
             if event.subtree or last is None or event.path != last.path:
                 raise BaseDamagedError(event.path, event.message)
             last = last._replace(whole=False)
     if last is not None:
         yield last
-
-
-def _base_entry(event: EntryEvent) -> BaseEntry:
-    chunks = ChunkList()
-    _extend(chunks, event.entry.content.chunks)
-    del event.entry.content.chunks[:]
-    return BaseEntry(event.path, event.entry, chunks, whole=True)
-
-
-def _extend(chunks: ChunkList, references: Iterable[pb.ChunkRef]) -> None:
-    for reference in references:
-        chunks.append(reference.length_bytes, reference.digest)
 
 
 class Changed(NamedTuple):

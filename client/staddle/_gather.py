@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from staddle._base import ChunkList
+from staddle._chunks import ChunkList
 from staddle._metadata import Names, add_xattrs, entry_of, via_descriptor
 from staddle._reading import OpenFile, is_racy
 from staddle._scan import Found

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple, cast
 
 from blake3 import blake3
 
-from staddle._base import BaseEntry, Changed, ChunkList, Removed
+from staddle._base import BaseEntry, Changed, Removed
+from staddle._chunks import ChunkList
 from staddle._gather import (
     Content,
     LinkedFiles,
@@ -33,8 +34,6 @@ RECENT_MAX: Final = 32_768
 """So many digests at least, and at most twice as many, are remembered as known to the server, and not asked for again."""
 PART_CHUNKS: Final = 4_096
 """A longer list of chunks goes in parts of so many."""
-BASE_KNOWN_MAX: Final = 65_536
-"""A file of the base with more chunks than that is asked for like any other."""
 PROFILES: Final = {
     Profile.CONTENT_DEFINED: pb.CHUNKER_PROFILE_CONTENT_DEFINED,
     Profile.FIXED: pb.CHUNKER_PROFILE_FIXED,
@@ -161,9 +160,9 @@ class Producer:
         try:
             data = read_small(found, self._one_chunk_bytes)
             if data is None:
-                yield from self._file(found, base)
+                yield from self._file(found)
             else:
-                self._small(found, data, base)
+                self._small(found, data)
         except OSError as error:
             self._tally.unreadable(found.path, reason_of(error))
             if base is not None:
@@ -180,23 +179,23 @@ class Producer:
         set_path(entry, found.path)
         self._add(entry, content.chunks, content.size_bytes)
 
-    def _small(self, found: Found, data: bytes, base: BaseEntry | None) -> None:
+    def _small(self, found: Found, data: bytes) -> None:
         """Takes a small file that was read in one piece."""
         entry = entry_of(found, self._names, self._tally.unreadable)
         if entry is not None:
-            content = self._one_chunk(data, base)
+            content = self._one_chunk(data)
             racy = is_racy(found.stat, found.seen_ns)
             entry = self._with_content(entry, content, read_again=racy)
             self._add(entry, content.chunks, content.size_bytes)
 
-    def _file(self, found: Found, base: BaseEntry | None) -> Iterator[Batch]:
+    def _file(self, found: Found) -> Iterator[Batch]:
         """Reads a file; once more if it changed meanwhile, and then takes it as it is."""
         for last in (False, True):
             with open_file(found, self._clock) as opened:
                 entry = entry_of_file(found, opened, self._names, self._tally)
                 if entry is None:
                     return
-                content = yield from self._content(opened, base)
+                content = yield from self._content(opened)
                 settled = opened.is_settled()
                 if settled or last:
                     add_holes(entry, opened.holes, content.size_bytes)
@@ -217,12 +216,10 @@ class Producer:
         own.profile = self._profile
         return entry
 
-    def _content(self, opened: OpenFile, base: BaseEntry | None) -> Generator[Batch, None, Content]:
+    def _content(self, opened: OpenFile) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes:
             # There are no holes, so all pieces are bytes.
-            return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())), base)
-        before = [] if base is None else base.chunks.first()
-        known = {digest for _, digest in before} if len(before) <= BASE_KNOWN_MAX else set()
+            return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())))
         chunker = Chunker(self._cutter, fixed=self._tally.profile is Profile.FIXED)
         hasher, chunks = ContentHasher(), ChunkList()
         size = 0
@@ -235,11 +232,11 @@ class Producer:
                 size += len(piece)
                 self._tally.read_bytes += len(piece)
             self._tally.watch()
-            yield from self._cuts(cuts, hasher, chunks, known)
-        yield from self._cuts(chunker.finish(), hasher, chunks, known)
+            yield from self._cuts(cuts, hasher, chunks)
+        yield from self._cuts(chunker.finish(), hasher, chunks)
         return Content(chunks, size, hasher.content_id())
 
-    def _one_chunk(self, data: bytes, base: BaseEntry | None) -> Content:
+    def _one_chunk(self, data: bytes) -> Content:
         """The content of a file so small that it is one chunk, or none, wherever cuts may fall."""
         chunks = ChunkList()
         if not data:
@@ -247,22 +244,20 @@ class Producer:
         size, digest = len(data), blake3(data).digest()
         chunks.append(size, digest)
         self._tally.read_bytes += size
-        if self._is_recent(digest) or (base is not None and (size, digest) in base.chunks.first()):
+        if self._is_recent(digest):
             self._tally.reused_bytes += size
         else:
             self._remember(digest)
             self._add_cut(Cut(digest, memoryview(data)))
         return Content(chunks, size, digest)
 
-    def _cuts(
-        self, cuts: list[Cut], hasher: ContentHasher, chunks: ChunkList, known: set[bytes]
-    ) -> Iterator[Batch]:
+    def _cuts(self, cuts: list[Cut], hasher: ContentHasher, chunks: ChunkList) -> Iterator[Batch]:
         wanted = []
         for cut in cuts:
             length = len(cut.data)
             hasher.add(length, cut.digest)
             chunks.append(length, cut.digest)
-            if cut.digest in known or self._is_recent(cut.digest):
+            if self._is_recent(cut.digest):
                 self._tally.reused_bytes += length
             else:
                 self._remember(cut.digest)

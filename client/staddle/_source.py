@@ -290,9 +290,8 @@ class _Run:
             return
         if not upload.base_backup_id:
             raise ProtocolError("The server opened an upload of changes without a base.")
-        view = wire.ENTRY_VIEW_BASIC if self._options.thin else wire.ENTRY_VIEW_REFERENCES
         selector = pb.BackupSelector(backup=upload.base_backup_id)
-        request = wire.RestoreRequest(dataset=upload.dataset, backup=selector, view=view)
+        request = wire.RestoreRequest(dataset=upload.dataset, backup=selector, view=wire.ENTRY_VIEW_BASIC)
         messages = cast(
             "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
         )

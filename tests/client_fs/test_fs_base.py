@@ -12,12 +12,12 @@ from staddle._base import (
     BaseDamagedError,
     BaseEntry,
     Changed,
-    ChunkList,
     Comparison,
     Removed,
     base_entries,
     is_below,
 )
+from staddle._chunks import ChunkList
 from staddle._errors import ProtocolError
 from staddle._scan import Found
 from staddle.v1 import resources_pb2 as pb
@@ -53,7 +53,7 @@ def base_entry(path: bytes, directory: int, version: int) -> BaseEntry:
     kind = pb.ENTRY_TYPE_DIRECTORY if directory else pb.ENTRY_TYPE_FILE
     entry = pb.Entry(type=kind, mtime_ns=version, ctime_ns=version, inode=7)
     entry.content.size_bytes = version
-    return BaseEntry(path, entry, ChunkList(), whole=True)
+    return BaseEntry(path, entry, whole=True)
 
 
 def differences(base, scan, **options) -> list[Changed | Removed]:
@@ -164,23 +164,6 @@ def test_a_part_of_the_base_that_cannot_be_listed_is_named() -> None:
     assert caught.value.path == b"d"
 
 
-def test_references_that_come_in_parts_are_joined() -> None:
-    refs = [pb.ChunkRef(digest=bytes([number]) * 32, length_bytes=number + 1) for number in range(5)]
-    entry = pb.Entry(path="f", type=pb.ENTRY_TYPE_FILE)
-    entry.content.size_bytes = 15
-    entry.content.chunks.extend(refs[:2])
-    (read,) = base_entries(
-        messages(
-            HEADER,
-            wire.RestorePart(entry=entry),
-            wire.RestorePart(content=wire.ContentPart(chunks=refs[2:4])),
-            wire.RestorePart(content=wire.ContentPart(chunks=refs[4:])),
-            wire.RestorePart(end=wire.End(entry_count=1, data_bytes=15)),
-        )
-    )
-    assert list(read.chunks) == [(number + 1, bytes([number]) * 32) for number in range(5)]
-
-
 def test_a_very_long_list_of_chunks_keeps_its_order_on_disk() -> None:
     chunks = ChunkList()
     expected = [(number % 1000 + 1, number.to_bytes(32, "big")) for number in range(40_000)]
@@ -190,4 +173,3 @@ def test_a_very_long_list_of_chunks_keeps_its_order_on_disk() -> None:
     assert list(chunks) == expected
     chunks.append(5, b"l" * 32)
     assert list(chunks)[-1] == (5, b"l" * 32)
-    assert chunks.first() == []

@@ -216,21 +216,24 @@ def change_of(message: sv.EntryChange) -> Sent | Removed:
 
 def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
     """An entry as it goes out, with its content's size and id, and with the chunks that are given."""
+    flags = entry.flags
     m = pb.Entry(
         type=int(entry.type),  # type: ignore[arg-type] # the numbers are the same
         mode=entry.mode,
         uid=entry.uid,
         gid=entry.gid,
-        owner=entry.owner,
-        group=entry.group,
         mtime_ns=entry.mtime_ns,
         ctime_ns=entry.ctime_ns,
         inode=entry.inode,
-        link_group=entry.link_group,
-        read_again=bool(entry.flags & Flag.READ_AGAIN),
-        implied=bool(entry.flags & Flag.IMPLIED),
     )
     set_path(m, entry.path)
+    if entry.owner or entry.group:
+        m.owner, m.group = entry.owner, entry.group
+    if entry.link_group:
+        m.link_group = entry.link_group
+    if flags:
+        m.read_again = bool(flags & _READ_AGAIN)
+        m.implied = bool(flags & _IMPLIED)
     if entry.link_target is not None:
         try:
             m.link_target = entry.link_target.decode("utf-8")
@@ -244,9 +247,15 @@ def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
         _content_out(entry.content, refs, m.content)
     if entry.file_digest:
         m.file_digest.blake3 = entry.file_digest
-        verified = entry.flags & Flag.DIGEST_VERIFIED
+        verified = flags & _DIGEST_VERIFIED
         m.file_digest.origin = pb.DIGEST_ORIGIN_VERIFIED if verified else pb.DIGEST_ORIGIN_CLAIMED
     return m
+
+
+# As plain numbers: an operation on flags makes an object of their class, for each of millions of entries.
+_READ_AGAIN: Final = Flag.READ_AGAIN.value
+_IMPLIED: Final = Flag.IMPLIED.value
+_DIGEST_VERIFIED: Final = Flag.DIGEST_VERIFIED.value
 
 
 def _content_out(content: Content, refs: Iterable[tuple[int, bytes]], m: pb.Content) -> None:
