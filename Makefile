@@ -5,9 +5,11 @@
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
-#   make bench                 speed and size against restic and borg; ARGS="--help" tells the sizes
+#   make bench                 speed and size against restic, borg, rustic and bupstash; ARGS="--help" tells the sizes
+#   make bench-full            the same at the sizes of docs/performance.md, which takes hours; ARGS="--tree DIR --libraries DIR" for real files
+#   make bench-report          tables and plots in docs/performance.md from the newest results; ARGS="FILE" from others
 #   make bench-memory          the server's memory with eight clients at work; ARGS="--streams 24" for more
-#   make bench-peers           install restic and borg for it (Debian, as root; borg into .tools/borg)
+#   make bench-peers           install these for it (Debian, as root, with cargo; into .tools/)
 #   make big                   a large tree and a large file through everything, with kills in the middle
 #   make crash                 servers that are killed at every durable step; ARGS="--runs 1000 --seed 7"
 #   make power                 power cuts after every step of a recorded run; ARGS="--operations 12 --random 3 --seed 7"
@@ -130,6 +132,15 @@ protos-drift: $(PROTOS_STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.bench $(ARGS)
 
+.PHONY: bench-full
+bench-full: $(STAMP)
+	@$(BIN)/python -m benchmarks.bench --full $(ARGS)
+
+.PHONY: bench-report
+bench-report: $(STAMP)
+	@$(BIN)/python $(PIP) install --group bench
+	@$(BIN)/python -m benchmarks.report $(ARGS)
+
 .PHONY: bench-memory
 bench-memory: $(STAMP)
 	@$(BIN)/python -m benchmarks.memory $(ARGS)
@@ -137,13 +148,18 @@ bench-memory: $(STAMP)
 BORG := .tools/borg
 # borg has no wheels: it is built here, and needs these to build against.
 BORG_NEEDS := gcc pkg-config libacl1-dev liblz4-dev libssl-dev libxxhash-dev libzstd-dev
+# rustic and bupstash are built from crates.io.
+CARGO_ROOT := .tools/cargo
+BUPSTASH_NEEDS := libsodium-dev
 .PHONY: bench-peers
 bench-peers: python
 	@apt-get update -qq
-	@apt-get install -y -qq restic $(BORG_NEEDS) >/dev/null
+	@apt-get install -y -qq restic $(BORG_NEEDS) $(BUPSTASH_NEEDS) >/dev/null
 	@$(BASE_PYTHON) -m venv $(BORG)
 	@$(BORG)/bin/python $(PIP) install 'borgbackup>=1.4,<1.5'
-	@restic version && $(BORG)/bin/borg --version
+	@command -v cargo >/dev/null || { echo "cargo is not installed: rustic and bupstash are left out (https://rustup.rs)" >&2; exit 1; }
+	@cargo install --quiet --locked --root $(CARGO_ROOT) rustic-rs bupstash
+	@restic version && $(BORG)/bin/borg --version && $(CARGO_ROOT)/bin/rustic --version && $(CARGO_ROOT)/bin/bupstash version
 
 .PHONY: big
 big: $(STAMP)

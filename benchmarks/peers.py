@@ -328,7 +328,9 @@ class Bupstash(Peer):
 
     def backup(self, source: Path, *, read_all: bool) -> Command:
         self._number += 1
-        argv: list[str | Path] = [BUPSTASH, "put", "--quiet", *(["--no-stat-caching"] if read_all else [])]
+        # The first one must fill what the next ones go by.
+        again = ["--no-stat-caching"] if read_all and self._number > 1 else []
+        argv: list[str | Path] = [BUPSTASH, "put", "--quiet", *again]
         return Command([*argv, f"number={self._number}", "."], self._env(), source)
 
     def restore(self, target: Path, paths: Sequence[str]) -> Command:

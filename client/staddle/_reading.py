@@ -88,14 +88,17 @@ def read_small(found: Found, size_max: int) -> bytes | None:
     """The bytes of a small file that is as the scan saw it, in as few calls as possible: what a tree has most.
 
     None: it is larger than `size_max`, has another name, holes, or extended attributes, or has changed since; `open_file` takes it
-    as it is. Raises OSError if it cannot be read.
+    as it is. Raises OSError if it cannot be opened.
     """
     seen = found.stat
     if seen.st_size > size_max or seen.st_nlink > 1 or seen.st_blocks * 512 < seen.st_size:
         return None
     descriptor = os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd)
     try:
-        data = os.pread(descriptor, seen.st_size, 0) if seen.st_size else b""
+        try:
+            data = os.pread(descriptor, seen.st_size, 0) if seen.st_size else b""
+        except OSError:
+            return None  # `open_file` finds out what it is, and says so
         if may_have_xattrs(descriptor):
             return None
         # Whatever it was replaced or written by since the scan, it is now what the scan saw, and so it was all the time.

@@ -1,0 +1,83 @@
+"""Joining trees that follow one another gives what building all their entries gives, digest for digest, and reads few pages."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from manifest_model import PAGE_KEY, SMALL, TINY, Pages, build, entries, full_list, grown_tree
+from staddle_server.errors import Damaged
+from staddle_server.manifest.merge import join
+from staddle_server.manifest.runs import Gathered
+from staddle_server.types import EMPTY_ROOT, Entry, Root
+
+
+def gathered(said: list[Entry]) -> Gathered:
+    made = Gathered()
+    for entry in said:
+        made.append(entry)
+    return made
+
+
+def cut(all_of_them: list[Entry], cuts: list[int]) -> list[list[Entry]]:
+    bounds = [0, *sorted(each % (len(all_of_them) + 1) for each in cuts), len(all_of_them)]
+    return [all_of_them[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(entries, max_size=40), st.lists(st.integers(0, 40), max_size=4))
+def test_what_is_joined_is_what_is_built_from_nothing(said: list[Entry], cuts: list[int]) -> None:
+    whole = full_list(said)
+    *before, last = cut(whole, cuts)
+    pages = Pages()
+    trees = [build(part, pages) for part in before]
+    rest = gathered(last)
+    assert rest.in_order
+    joined = join(trees, rest.packed(), pages, pages, PAGE_KEY, rules=TINY)
+    assert joined == build(whole, Pages())
+
+
+@pytest.mark.parametrize("rules", [SMALL, TINY])
+def test_whole_pages_are_taken_unread(rules) -> None:
+    whole = grown_tree(4_000, seed=1)
+    pages = Pages()
+    trees = [build(part, pages, rules) for part in cut(whole, [1_000, 1_000, 2_500])]
+    leaves = len(pages.stored)
+    pages.forget_counts()
+    assert join(trees, (), pages, pages, PAGE_KEY, rules=rules) == build(whole, Pages(), rules)
+    assert len(pages.read_digests) < leaves / 10
+    assert len(pages.written_digests) < leaves / 10
+
+
+def test_one_tree_is_itself_and_no_tree_is_the_empty_one() -> None:
+    pages = Pages()
+    root = build(grown_tree(300, seed=2), pages)
+    assert join([root], (), pages, pages, PAGE_KEY, rules=TINY) == root
+    assert join([EMPTY_ROOT, root, EMPTY_ROOT], (), pages, pages, PAGE_KEY, rules=TINY) == root
+    assert join((), (), pages, pages, PAGE_KEY, rules=TINY) == EMPTY_ROOT
+
+
+def test_trees_and_entries_that_do_not_follow_one_another_are_refused() -> None:
+    whole = grown_tree(300, seed=3)
+    pages = Pages()
+    first, second = (build(part, pages) for part in cut(whole, [150]))
+
+    def joined(trees: list[Root], rest: list[Entry]) -> None:
+        join(trees, gathered(rest).packed(), pages, pages, PAGE_KEY, rules=TINY)
+
+    for trees, rest in (
+        ([second, first], []),
+        ([first, first], []),
+        ([second], whole[:1]),
+        ([], whole[1::-1]),
+    ):
+        with pytest.raises(ValueError, match=r"order|fit"):
+            joined(trees, rest)
+
+
+def test_a_page_that_must_be_looked_at_and_is_damaged_is_said_to_be() -> None:
+    pages = Pages()
+    trees = [build(part, pages) for part in cut(grown_tree(300, seed=4), [150])]
+    pages.damaged.add(trees[1].digest)
+    with pytest.raises(Damaged):
+        join(trees, (), pages, pages, PAGE_KEY, rules=TINY)
