@@ -35,6 +35,8 @@ def test_what_is_joined_is_what_is_built_from_nothing(said: list[Entry], cuts: l
     assert rest.in_order
     joined = join(trees, rest.packed(), pages, pages, PAGE_KEY, rules=TINY)
     assert joined == build(whole, Pages())
+    assert joined.entries == len(whole)
+    assert joined.data_bytes == sum(entry.content.size for entry in whole if entry.content is not None)
 
 
 @pytest.mark.parametrize("rules", [SMALL, TINY])

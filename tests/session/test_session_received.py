@@ -102,6 +102,8 @@ def test_a_root_may_be_left_out(said: list[Entry]) -> None:
 
 def test_an_upload_that_is_gone_on_with_is_merged_for_nobody_knows_how_it_began() -> None:
     pages = Pages()
+    taken_back = receive([directory(b""), file(b"a"), removal(b"a")], 3, pages)
+    assert receive([file(b"b")], 100, pages, taken_back.progress()).whole() is None
     first = receive(TREE[:3], 3, pages)
     again = receive(TREE[3:], 100, pages, first.progress())
     assert again.whole() is None
