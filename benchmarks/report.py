@@ -40,14 +40,8 @@ def read_results(path: Path) -> tuple[Results, dict[str, Any]]:
 
 def page_of(results: Results, record: dict[str, Any]) -> str:
     """The tables and plots, as Markdown."""
-    rounds = record["rounds"]
-    of = f"medians of {rounds} rounds" if rounds > 1 else "one round"
-    lines = [
-        f"{of.capitalize()}. "
-        + "; ".join(f"{name}: {record['machine'][name]}" for name in FACTS if name in record["machine"])
-        + ".",
-        "",
-    ]
+    facts = [f"{name}: {record['machine'][name]}" for name in FACTS if name in record["machine"]]
+    lines = ["; ".join(facts) + ".", ""]
     for case in results.titles:
         lines += [*_case(results, case), ""]
     return "\n".join(lines)
@@ -57,7 +51,10 @@ def _case(results: Results, case: str) -> Iterable[str]:
     names = list(dict.fromkeys(peer for name, _, peer in results.figures if name == case))
     phases = [phase for phase in Phase if any((case, phase, name) in results.figures for name in names)]
     title = results.titles[case]
+    rounds = max(len(found) for (name, _, _), found in results.figures.items() if name == case)
     yield f"### {title[:1].upper()}{title[1:]}"
+    yield ""
+    yield f"Medians of {rounds} rounds." if rounds > 1 else "One round."
     yield ""
     yield f"![Wall time of {title}](performance/{case}.svg)"
     yield ""
@@ -133,7 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.exit("There are no results: run make bench first.")
     results, record = read_results(paths[0])
     for path in paths[1:]:
-        results.figures.update(read_results(path)[0].figures)
+        more, _ = read_results(path)
+        results.figures.update(more.figures)
+        results.titles = more.titles | results.titles
+        results.data_bytes = more.data_bytes | results.data_bytes
+        results.limits = more.limits | results.limits
     PAGE.write_text(written(PAGE.read_text(), page_of(results, record)))
     PLOTS.mkdir(exist_ok=True)
     for case in results.titles:

@@ -135,7 +135,8 @@ def test_results_are_written_read_again_and_become_a_page(
     assert read == results
     assert json.loads(path.read_text())["rounds"] == 5
     page = report.page_of(read, record)
-    assert "Medians of 5 rounds. system: some." in page
+    assert "system: some." in page
+    assert "One round." in page
     assert "| first backup | 3.00 | 3.00 | 3.00 | 1.00 |" in page
     whole = f"before\n{report.BEGIN}old\n{report.END}after\n"
     assert report.written(whole, page).startswith(f"before\n{report.BEGIN}")
