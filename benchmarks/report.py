@@ -87,8 +87,10 @@ def _case(results: Results, case: str) -> Iterable[str]:
 
 def draw(results: Results, case: str, to: Path) -> None:
     """A bar for each program and phase, as an image file."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams["svg.hashsalt"] = "staddle"  # else the same figures make another file each time
     names = list(dict.fromkeys(peer for name, _, peer in results.figures if name == case))
     phases = [phase for phase in Phase if any((case, phase, name) in results.figures for name in names)]
     figure = Figure(figsize=(9, 0.6 + 0.22 * len(phases) * (len(names) + 1)), layout="constrained")
