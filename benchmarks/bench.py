@@ -41,7 +41,7 @@ class Run:
     ) -> None:
         self._place = place / f"{case.name}-work"
         self._case = case
-        self._peers = [peer for peer in able if peer.name not in case.without]
+        self._peers = able
         self._results = results
         self._cold = cold
         self._touched_bytes = touched_bytes(results.data_bytes[case.name])
@@ -271,10 +271,10 @@ def measure(place: Path, able: Sequence[Peer], given: argparse.Namespace, facts:
         results.data_bytes[case.name] = case.data_bytes
         time.sleep(SETTLE_S)
         print(f"\n{case.name}: {case.title}")
-        machine.touch_free_memory(touched_bytes(case.data_bytes))
+        machine.touch_free_memory(touched_bytes(results.data_bytes[case.name]))
         results.limits[case.name] = limits.measure(case.source)
         Run(place, case, able, results, cold=given.cold).rounds(given.rounds)
-        cases.remove(case.source)
+        shutil.rmtree(case.source)
     print("\n" + tables(results, [peer.name for peer in able]))
     path = write_results(results, given, facts)
     print(f"All figures: {path}   ({time.monotonic() - begun_s:.0f} s)")

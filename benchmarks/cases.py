@@ -5,7 +5,6 @@ Everything is made from a seed. Only a tree may be a copy of one that exists (`-
 
 import os
 import random
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +36,6 @@ class Case:
     """What happens to the source before a phase."""
     keeps: bool = False
     """Repositories stay from round to round, and FIRST is measured in the first one only: they take long to make."""
-    without: frozenset[str] = frozenset()
-    """Programs for which it would take too long."""
 
     @property
     def files(self) -> list[str]:
@@ -123,9 +120,3 @@ def many(place: Path, files: int) -> Case:
     corpora.make_many(source, files, "bench")
     edits: dict[Phase, Edit] = {Phase.TEN: corpora.change_ten}
     return Case("many", f"{files:,} tiny files", source, (Phase.FIRST, Phase.TEN), edits, keeps=True)
-
-
-def remove(path: Path) -> None:
-    """Takes a directory away, if it is there."""
-    if path.exists():
-        shutil.rmtree(path)

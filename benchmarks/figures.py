@@ -26,10 +26,6 @@ class Figures:
     stored_bytes: int
     wire_bytes: int
 
-    @property
-    def cpu_s(self) -> float:
-        return self.client_cpu_s + self.server_cpu_s
-
 
 Of = Callable[[Figures], float]
 Key = tuple[str, Phase, str]

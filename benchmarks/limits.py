@@ -9,7 +9,7 @@ from typing import Final
 import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from pyfastcdc import FastCDC
+from staddle.chunking import ChunkerParameters, Cutter
 
 from benchmarks.data import MIB, files_below
 
@@ -22,13 +22,12 @@ def measure(source: Path) -> dict[str, float]:
     spent: dict[str, float] = {}
     spent["list"] = _timed(lambda: sum(1 for _ in files_below(os.fsencode(source))))
     spent |= dict.fromkeys(("read", "cut", "hash", "compress", "inflate", "seal"), 0.0)
-    cutter = FastCDC(avg_size=256 * 1024, min_size=64 * 1024, max_size=MIB, normalized_chunking=2)
+    cutter = Cutter(ChunkerParameters(seed=1))
     compressor, inflater = zstandard.ZstdCompressor(level=1), zstandard.ZstdDecompressor()
     sealer = AESGCM(bytes(32))
     waiting = bytearray()
-    pieces = _pieces(source, spent)
-    for piece, last in pieces:
-        spent["cut"] += _timed(lambda piece=piece: sum(1 for _ in cutter.cut_buf(piece)))
+    for piece, last in _pieces(source, spent):
+        spent["cut"] += _timed(lambda piece=piece: sum(1 for _ in cutter.lengths(memoryview(piece))))
         spent["hash"] += _timed(lambda piece=piece: blake3(piece).digest())
         waiting += piece
         while len(waiting) >= SEGMENT_BYTES or (last and waiting):

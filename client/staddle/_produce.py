@@ -185,7 +185,7 @@ class Producer:
         if entry is not None:
             content = self._one_chunk(data)
             racy = is_racy(found.stat, found.seen_ns)
-            entry = self._with_content(entry, content, read_again=racy)
+            self._set_content(entry, content, read_again=racy)
             self._add(entry, content.chunks, content.size_bytes)
 
     def _file(self, found: Found) -> Iterator[Batch]:
@@ -199,7 +199,7 @@ class Producer:
                 settled = opened.is_settled()
                 if settled or last:
                     add_holes(entry, opened.holes, content.size_bytes)
-                    entry = self._with_content(entry, content, read_again=opened.racy or not settled)
+                    self._set_content(entry, content, read_again=opened.racy or not settled)
                     if settled:
                         self._linked.keep(opened, entry, content)
                     else:
@@ -207,14 +207,13 @@ class Producer:
                     self._add(entry, content.chunks, content.size_bytes)
                     return
 
-    def _with_content(self, entry: pb.Entry, content: Content, *, read_again: bool) -> pb.Entry:
-        """The entry with all but its chunks."""
+    def _set_content(self, entry: pb.Entry, content: Content, *, read_again: bool) -> None:
+        """Says all of the content but its chunks."""
         entry.read_again = read_again
         own = entry.content
         own.size_bytes = content.size_bytes
         own.content_id = content.content_id
         own.profile = self._profile
-        return entry
 
     def _content(self, opened: OpenFile) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes:

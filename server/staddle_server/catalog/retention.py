@@ -29,8 +29,6 @@ _u = schema.uploads.c
 _KEPT = _b.purged_ns.is_(None)
 _SHOWN = _b.deleted_ns.is_(None)
 
-"""Makes the record of what happens to one backup: its id, and the time that the record is about."""
-
 
 class Retentions:
     """The retention of all tenants' datasets and backups. What cannot be found is DATASET_NOT_FOUND or BACKUP_NOT_FOUND."""

@@ -180,8 +180,8 @@ def open_upload_row(connection: Connection, tenant_row: int, upload: bytes, epoc
     commit, abort, expiry and take-over one comes first, and the others see it.
     """
     row = upload_row(connection, tenant_row, upload)
-    _require_open(upload, row.state)
-    require_epoch(row, epoch)
+    require_open(upload, row.state)
+    require_epoch(upload, row.epoch, epoch)
     return row
 
 
@@ -201,21 +201,18 @@ def require_upload(connection: Connection, tenant_row: int, upload: bytes) -> tu
 def look_at_upload(connection: Connection, tenant_row: int, upload: bytes, epoch: int) -> None:
     """As open_upload_row, without a lock: what is read afterwards in this transaction goes with it."""
     state, found = require_upload(connection, tenant_row, upload)
-    _require_open(upload, state)
-    _require_epoch(upload, found, epoch)
+    require_open(upload, state)
+    require_epoch(upload, found, epoch)
 
 
-def _require_open(upload: bytes, state: int) -> None:
+def require_open(upload: bytes, state: int) -> None:
+    """UPLOAD_CLOSED unless this state of the upload is OPEN."""
     if state != UploadState.OPEN:
         raise upload_closed(upload, UploadState(state))
 
 
-def require_epoch(row: Row[Any], epoch: int) -> None:
-    """STALE_EPOCH unless `epoch` is the upload's."""
-    _require_epoch(row.id, row.epoch, epoch)
-
-
-def _require_epoch(upload: bytes, found: int, epoch: int) -> None:
+def require_epoch(upload: bytes, found: int, epoch: int) -> None:
+    """STALE_EPOCH unless `epoch` is what was found to be the upload's."""
     if found != epoch:
         raise errors.Conflict(
             "STALE_EPOCH",

@@ -14,6 +14,7 @@ from staddle_server.catalog.rows import (
     backup_of,
     open_upload_row,
     require_epoch,
+    require_open,
     require_upload,
     select_backups,
     select_uploads,
@@ -94,8 +95,7 @@ class Uploads:
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
-            if row.state != UploadState.OPEN:
-                raise upload_closed(row.id, UploadState(row.state))
+            require_open(upload, row.state)
             if row.expires_ns <= now_ns:
                 raise upload_closed(row.id, UploadState.EXPIRED)
             if row.token != principal.token and row.lease_expires_ns > now_ns:
@@ -200,7 +200,7 @@ class Uploads:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             if row.state == UploadState.COMMITTED:
-                require_epoch(row, epoch)
+                require_epoch(upload, row.epoch, epoch)
                 return _backup(connection, row.backup)
             row = open_upload_row(connection, tenant_row, upload, epoch)
             publish(connection, row, packs)
@@ -220,7 +220,7 @@ class Uploads:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             if row.state == UploadState.ABORTED:
-                require_epoch(row, epoch)
+                require_epoch(upload, row.epoch, epoch)
             else:
                 open_upload_row(connection, tenant_row, upload, epoch)
                 _close(connection, upload, UploadState.ABORTED)
