@@ -169,7 +169,28 @@ class StaddleThin(Staddle):
     phases = BACKUPS
 
 
-class Restic(Peer):
+class Local(Peer):
+    """A program that keeps a repository in a directory of this machine by itself."""
+
+    program: Path
+    version_argument = "--version"
+
+    def missing(self) -> str:
+        return "" if self.program.exists() else f"{self.name} is not installed: make bench-peers"
+
+    def version(self) -> str:
+        return run([self.program, self.version_argument]).checked().out.strip()
+
+    def open(self, place: Path) -> None:
+        self._place = place
+        self._number = 0
+        place.mkdir()
+
+    def stored_bytes(self) -> int:
+        return tree_bytes(self._place / "repository")
+
+
+class Restic(Local):
     """restic, as Debian has it, on a local repository, with its cache."""
 
     name = "restic"
@@ -189,7 +210,7 @@ class Restic(Peer):
         return tuple(map(int, found.groups())) if found else (0,)
 
     def open(self, place: Path) -> None:
-        self._place = place
+        super().open(place)
         run(["restic", "init", "--repository-version", "2", "--quiet"], env=self._env()).checked()
 
     def _env(self) -> dict[str, str]:
@@ -219,25 +240,15 @@ class Restic(Peer):
             return f"it read {others} files of those that had not changed"
         return f"it left {unread} files unread" if phase.reads_all and unread else ""
 
-    def stored_bytes(self) -> int:
-        return tree_bytes(self._place / "repository")
 
-
-class Borg(Peer):
+class Borg(Local):
     """borg 1.4, from PyPI, on a local repository, with its caches."""
 
     name = "borg"
-
-    def missing(self) -> str:
-        return "" if BORG.exists() else "borg 1.4 is not installed: make bench-peers"
-
-    def version(self) -> str:
-        return run([BORG, "--version"]).checked().out.strip()
+    program = BORG
 
     def open(self, place: Path) -> None:
-        self._place = place
-        self._archives = 0
-        place.mkdir()
+        super().open(place)
         run([BORG, "init", "--encryption", "repokey-blake2"], env=self._env()).checked()
 
     def _env(self) -> dict[str, str]:
@@ -248,32 +259,23 @@ class Borg(Peer):
         }
 
     def backup(self, source: Path, *, read_all: bool) -> Command:
-        self._archives += 1
-        cache = ["--files-cache", "disabled"] if read_all and self._archives > 1 else []
-        argv = [BORG, "create", "--compression", "zstd,1", *cache, f"::{self._archives}", "."]
+        self._number += 1
+        cache = ["--files-cache", "disabled"] if read_all and self._number > 1 else []
+        argv = [BORG, "create", "--compression", "zstd,1", *cache, f"::{self._number}", "."]
         return Command(argv, self._env(), source)
 
     def restore(self, target: Path, paths: Sequence[str]) -> Command:
-        return Command([BORG, "extract", f"::{self._archives}", *paths], self._env(), target)
-
-    def stored_bytes(self) -> int:
-        return tree_bytes(self._place / "repository")
+        return Command([BORG, "extract", f"::{self._number}", *paths], self._env(), target)
 
 
-class Rustic(Peer):
+class Rustic(Local):
     """rustic, from crates.io, on a local repository, with its cache."""
 
     name = "rustic"
-
-    def missing(self) -> str:
-        return "" if RUSTIC.exists() else "rustic is not installed: make bench-peers"
-
-    def version(self) -> str:
-        return run([RUSTIC, "--version"]).checked().out.strip()
+    program = RUSTIC
 
     def open(self, place: Path) -> None:
-        self._place = place
-        place.mkdir()
+        super().open(place)
         run([RUSTIC, "init", "--no-progress"], env=self._env(), cwd=place).checked()
 
     def _env(self) -> dict[str, str]:
@@ -293,27 +295,18 @@ class Rustic(Peer):
         argv: list[str | Path] = [RUSTIC, "restore", "--no-progress", "--log-level", "warn", *chosen]
         return Command([*argv, "latest", target], self._env(), self._place)
 
-    def stored_bytes(self) -> int:
-        return tree_bytes(self._place / "repository")
 
-
-class Bupstash(Peer):
+class Bupstash(Local):
     """bupstash, from crates.io, on a local repository, with its send log."""
 
     name = "bupstash"
+    program = BUPSTASH
+    version_argument = "version"
     phases = (*BACKUPS, Phase.RESTORE)
     """It takes out a directory or one file, and no list of them."""
 
-    def missing(self) -> str:
-        return "" if BUPSTASH.exists() else "bupstash is not installed: make bench-peers"
-
-    def version(self) -> str:
-        return run([BUPSTASH, "version"]).checked().out.strip()
-
     def open(self, place: Path) -> None:
-        self._place = place
-        self._number = 0
-        place.mkdir()
+        super().open(place)
         run([BUPSTASH, "new-key", "-o", place / "key"]).checked()
         run([BUPSTASH, "init"], env=self._env()).checked()
 
@@ -336,9 +329,6 @@ class Bupstash(Peer):
     def restore(self, target: Path, paths: Sequence[str]) -> Command:
         argv: list[str | Path] = [BUPSTASH, "restore", "--quiet", "--into", target, f"number={self._number}"]
         return Command(argv, self._env(), self._place)
-
-    def stored_bytes(self) -> int:
-        return tree_bytes(self._place / "repository")
 
 
 class Copy(Peer):
