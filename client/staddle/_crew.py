@@ -41,7 +41,7 @@ class SmallFile(NamedTuple):
     path: bytes
     name: bytes
     entry: pb.Entry
-    pieces: tuple[bytes, ...]
+    pieces: tuple[bytes | memoryview, ...]
 
 
 @dataclass(slots=True)

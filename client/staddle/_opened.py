@@ -40,7 +40,7 @@ class OpenedFile:
         self._holes = [(hole.offset_bytes, hole.offset_bytes + hole.length_bytes) for hole in entry.holes]
         self._holes.reverse()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """The next bytes."""
         if not self._holes:
             self._put(data)

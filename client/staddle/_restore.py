@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final, cast
 
 from staddle._convert import backup_of, sort_key
 from staddle._errors import ProtocolError, StaddleError
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
+from staddle._segments import Segments, can_open
 from staddle._stream import (
     VIEW_BASIC,
     VIEW_DATA,
@@ -71,6 +72,8 @@ class Restore:
         self._target: Target | None = None
         self._writer: Writer | None = None
         self._whole = options.overwrite == "always" or _is_empty_or_absent(target)
+        self._segments = can_open()
+        """Whether data is asked for as it is stored."""
         self._done: bytes | None = None
         """The last path that was dealt with, or that is in `_pending`."""
         self._pending: dict[bytes, None] = {}
@@ -91,6 +94,11 @@ class Restore:
                 try:
                     self._pass()
                     break
+                except ProtocolError:
+                    if self._backup is None or not self._segments:
+                        raise
+                    self._segments = False  # the server opens them itself then, and names what is damaged
+                    self._whole = False
                 except StaddleError as error:
                     if self._backup is None or not may_pass(error):
                         raise
@@ -125,7 +133,12 @@ class Restore:
         self._fetch()
 
     def _request(self, view: wire.EntryView.ValueType) -> wire.RestoreRequest:
-        request = wire.RestoreRequest(dataset=self._dataset, backup=self._selector, view=view)
+        request = wire.RestoreRequest(
+            dataset=self._dataset,
+            backup=self._selector,
+            view=view,
+            segments=self._segments and view == VIEW_DATA,
+        )
         _add_paths(request, self._options.paths)
         return request
 
@@ -133,8 +146,10 @@ class Restore:
         messages = cast(
             "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
         )
-        with closing(messages):
-            for event in read_restore(messages, view=request.view):
+        with ExitStack() as stack:
+            stack.enter_context(closing(messages))
+            segments = stack.enter_context(closing(Segments())) if request.segments else None
+            for event in read_restore(messages, view=request.view, segments=segments):
                 if isinstance(event, HeaderEvent):
                     self._begin(event.backup)
                 yield event
@@ -255,7 +270,11 @@ class Restore:
         """Fetches the files that were gathered, and with that the directories that were left have all they get."""
         if self._pending:
             request = wire.RestoreRequest(
-                dataset=self._dataset, backup=self._selector, view=VIEW_DATA, exact=True
+                dataset=self._dataset,
+                backup=self._selector,
+                view=VIEW_DATA,
+                exact=True,
+                segments=self._segments,
             )
             _add_paths(request, self._pending)
             with closing(self._events(request)) as events:

@@ -6,13 +6,14 @@ FileEnd came.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
 
 from staddle._convert import link_target_of, path_of, sort_key
 from staddle._errors import ProtocolError
+from staddle._segments import Chunk, Segments
 from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
@@ -36,13 +37,13 @@ class EntryEvent(NamedTuple):
     path: bytes
     entry: resources.Entry
     open: bool
-    data: bytes = b""
+    data: bytes | memoryview = b""
 
 
 class DataEvent(NamedTuple):
     """The next bytes of the open entry, not yet checked as a whole: `data`, or so many zeros."""
 
-    data: bytes
+    data: bytes | memoryview
     zero_bytes: int
 
 
@@ -85,21 +86,28 @@ def is_file(entry: resources.Entry) -> bool:
 
 
 def read_restore(
-    responses: Iterable[service.RestoreResponse], *, view: service.EntryView.ValueType = VIEW_DATA
+    responses: Iterable[service.RestoreResponse],
+    *,
+    view: service.EntryView.ValueType = VIEW_DATA,
+    segments: Segments | None = None,
 ) -> Iterator[Event]:
-    """The events of a Restore stream that was asked for with `view`. Raises ProtocolError, and what `responses` raises."""
-    reader = _Reader(data=view == VIEW_DATA)
-    for response in responses:
+    """The events of a Restore stream that was asked for with `view`, and with segments if `segments` are given.
+
+    Raises ProtocolError, and what `responses` raises.
+    """
+    reader = _Reader(data=view == VIEW_DATA, segments=segments)
+    for response in responses if segments is None else segments.ahead(responses):
         for part in response.parts:
-            yield reader.read(part)
+            yield from reader.read(part)
     reader.finish()
 
 
 class _Reader:
     """What has to be remembered between parts."""
 
-    def __init__(self, *, data: bool) -> None:
+    def __init__(self, *, data: bool, segments: Segments | None) -> None:
         self._data = data
+        self._segments = segments
         self._started = False
         self._ended = False
         self._last_key: bytes | None = None
@@ -108,27 +116,19 @@ class _Reader:
         self._data_bytes = 0
         self._damages = 0
 
-    def read(self, part: service.RestorePart) -> Event:
+    def read(self, part: service.RestorePart) -> Iterable[Event]:
         kind = part.WhichOneof("part")
         if self._ended:
             raise ProtocolError("The restore went on after its end.")
         if not self._started and kind != "header":
             raise ProtocolError("The restore did not begin with its header.")
         if kind == "entry":
-            return self._entry(part.entry)
-        if kind == "data":
-            return self._more_data(part.data)
-        if kind == "entry_end":
-            return self._entry_end(part.entry_end)
-        if kind == "damage":
-            return self._damage(part.damage)
-        if kind == "content":
-            return self._content(part.content)
-        if kind == "end":
-            return self._end(part.end)
-        if kind == "header":
-            return self._header(part.header)
-        raise ProtocolError("The restore has a part that this client does not know: it is too old.")
+            piece = self._opened_segments().chunk(part.piece) if part.HasField("piece") else None
+            return (self._entry(part.entry, piece),)
+        read = _PARTS.get(kind or "")
+        if read is None:
+            raise ProtocolError("The restore has a part that this client does not know: it is too old.")
+        return read(self, getattr(part, kind or ""))
 
     def finish(self) -> None:
         if not self._ended:
@@ -136,13 +136,18 @@ class _Reader:
                 f"The restore stopped after {self._entries} entries, without its end: the rest did not come."
             )
 
-    def _header(self, header: service.RestoreHeader) -> HeaderEvent:
+    def header(self, header: service.RestoreHeader) -> tuple[HeaderEvent]:
         if self._started:
             raise ProtocolError("The restore has two headers.")
         self._started = True
-        return HeaderEvent(header.backup)
+        return (HeaderEvent(header.backup),)
 
-    def _entry(self, entry: resources.Entry) -> EntryEvent:
+    def _opened_segments(self) -> Segments:
+        if self._segments is None:
+            raise ProtocolError("The restore has segments that nobody asked for.")
+        return self._segments
+
+    def _entry(self, entry: resources.Entry, piece: Chunk | None) -> EntryEvent:
         path = path_of(entry)
         self._no_open_file(f"before {path!r} came")
         key = sort_key(path)
@@ -154,32 +159,45 @@ class _Reader:
         if not is_file(entry):
             return EntryEvent(path, entry, open=False)
         size = entry.content.size_bytes
-        data = b""
-        if self._data and entry.HasField("data"):
-            data = entry.data
-            _check_inline(path, entry, data)
+        data: bytes | memoryview = b""
+        if self._data and (piece is not None or entry.HasField("data")):
+            data, digest = piece or _hashed(entry.data)
+            _check_inline(path, entry, data, digest)
         elif self._data and size:
             self._open = _OpenFile(path, size, entry.content.content_id)
             return EntryEvent(path, entry, open=True)
         self._data_bytes += size
         return EntryEvent(path, entry, open=False, data=data)
 
-    def _more_data(self, data: service.Data) -> DataEvent:
+    def more_data(self, data: service.Data) -> tuple[DataEvent]:
         if self._open is None:
             raise ProtocolError("The restore has data outside a file.")
         payload = data.data  # each look at it copies it
         self._open.add(data, payload)
-        return DataEvent(payload, data.zero_bytes)
+        return (DataEvent(payload, data.zero_bytes),)
 
-    def _entry_end(self, end: service.EntryEnd) -> FileEndEvent:
+    def segment(self, _: service.Segment) -> tuple[()]:
+        self._opened_segments().next_segment()
+        return ()
+
+    def pieces(self, pieces: service.Pieces) -> Iterator[DataEvent]:
+        segments = self._opened_segments()
+        for _ in pieces.pieces:
+            if self._open is None:
+                raise ProtocolError("The restore has a piece outside a file.")
+            chunk = segments.next_chunk()
+            self._open.add_chunk(chunk)
+            yield DataEvent(chunk.data, 0)
+
+    def entry_end(self, end: service.EntryEnd) -> tuple[FileEndEvent]:
         if self._open is None:
             raise ProtocolError("The restore ends a file that was not open.")
         file, self._open = self._open, None
         file.check(end)
         self._data_bytes += file.size_bytes
-        return FileEndEvent(file.size_bytes, end.content_id)
+        return (FileEndEvent(file.size_bytes, end.content_id),)
 
-    def _damage(self, damage: service.Damage) -> DamageEvent:
+    def damage(self, damage: service.Damage) -> tuple[DamageEvent]:
         path = path_of(damage)
         if self._open is not None:
             if path != self._open.path:
@@ -188,14 +206,14 @@ class _Reader:
                 )
             self._open = None
         self._damages += 1
-        return DamageEvent(path, damage.message, damage.offset_bytes, damage.subtree)
+        return (DamageEvent(path, damage.message, damage.offset_bytes, damage.subtree),)
 
-    def _content(self, content: service.ContentPart) -> ChunksEvent:
+    def content(self, content: service.ContentPart) -> tuple[ChunksEvent]:
         if self._data or self._last_key is None:
             raise ProtocolError("The restore has chunk references that nobody asked for.")
-        return ChunksEvent(tuple(content.chunks))
+        return (ChunksEvent(tuple(content.chunks)),)
 
-    def _end(self, end: service.End) -> EndEvent:
+    def end(self, end: service.End) -> tuple[EndEvent]:
         self._no_open_file("at the end")
         said = (end.entry_count, end.data_bytes, end.damage_count)
         seen = (self._entries, self._data_bytes, self._damages)
@@ -203,11 +221,23 @@ class _Reader:
         if said != seen if self._data else said[0] != seen[0]:
             raise ProtocolError(f"The restore's end says {said} entries, bytes and damages, and {seen} came.")
         self._ended = True
-        return EndEvent(*said)
+        return (EndEvent(*said),)
 
     def _no_open_file(self, when: str) -> None:
         if self._open is not None:
             raise ProtocolError(f"The restore left {self._open.path!r} unfinished {when}.")
+
+
+_PARTS: Final[Mapping[str, Callable[[_Reader, Any], Iterable[Event]]]] = {
+    "header": _Reader.header,
+    "data": _Reader.more_data,
+    "segment": _Reader.segment,
+    "pieces": _Reader.pieces,
+    "entry_end": _Reader.entry_end,
+    "damage": _Reader.damage,
+    "content": _Reader.content,
+    "end": _Reader.end,
+}
 
 
 class _OpenFile:
@@ -226,9 +256,7 @@ class _OpenFile:
             raise ProtocolError(f"{self.path!r}: data that is both bytes and zeros.")
         if sum(data.chunk_lengths) != size or not size:
             raise ProtocolError(f"{self.path!r}: data of {size} bytes that are not whole chunks.")
-        self._came_bytes += size
-        if self._came_bytes > self.size_bytes:
-            raise ProtocolError(f"{self.path!r}: more data came than its {self.size_bytes} bytes.")
+        self._came(size)
         if data.zero_bytes:
             for length in data.chunk_lengths:
                 self._hasher.add(self._checked(length), _zeros_digest(length))
@@ -237,6 +265,16 @@ class _OpenFile:
         for length in data.chunk_lengths:
             self._hasher.add(self._checked(length), blake3(view[offset : offset + length]).digest())
             offset += length
+
+    def add_chunk(self, chunk: Chunk) -> None:
+        length = len(chunk.data)
+        self._came(length)
+        self._hasher.add(self._checked(length), chunk.digest)
+
+    def _came(self, size: int) -> None:
+        self._came_bytes += size
+        if self._came_bytes > self.size_bytes:
+            raise ProtocolError(f"{self.path!r}: more data came than its {self.size_bytes} bytes.")
 
     def _checked(self, length: int) -> int:
         if not 0 < length <= CHUNK_BYTES_MAX:
@@ -263,11 +301,15 @@ def _check_names(path: bytes, entry: resources.Entry) -> None:
             raise ProtocolError(f"{path!r}: the server sent an extended attribute with the name {name!r}.")
 
 
-def _check_inline(path: bytes, entry: resources.Entry, data: bytes) -> None:
+def _hashed(data: bytes) -> tuple[bytes, bytes]:
+    return data, blake3(data).digest()
+
+
+def _check_inline(path: bytes, entry: resources.Entry, data: bytes | memoryview, digest: bytes) -> None:
     """Inline bytes are one chunk, or none: their digest is the content id."""
     if len(data) != entry.content.size_bytes:
         raise ProtocolError(f"{path!r}: {len(data)} bytes came of {entry.content.size_bytes}.")
-    if blake3(data).digest() != entry.content.content_id:
+    if digest != entry.content.content_id:
         raise ProtocolError(f"{path!r}: the bytes that came are not what its content id says.")
 
 

@@ -47,9 +47,9 @@ class GatheredFile:
 
     path: bytes
     entry: pb.Entry
-    pieces: list[bytes] = field(default_factory=list)
+    pieces: list[bytes | memoryview] = field(default_factory=list)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """The next bytes."""
         self.pieces.append(data)
 
@@ -240,7 +240,7 @@ class Writer:
         self._tally.data_bytes += status.st_size
         self._remember(file.path, file.entry, status)
 
-    def whole_file(self, path: bytes, entry: pb.Entry, *pieces: bytes) -> None:
+    def whole_file(self, path: bytes, entry: pb.Entry, *pieces: bytes | memoryview) -> None:
         """Writes a file whose bytes are all here: now if others are to be linked to it, else soon. Raises TargetFullError, also for earlier ones."""
         if entry.link_group:
             self._write_linked(path, entry, pieces)
@@ -255,7 +255,7 @@ class Writer:
         self._last_file = path
         self._crew.add(SmallFile(path, name, entry, pieces))
 
-    def _write_linked(self, path: bytes, entry: pb.Entry, pieces: tuple[bytes, ...]) -> None:
+    def _write_linked(self, path: bytes, entry: pb.Entry, pieces: tuple[bytes | memoryview, ...]) -> None:
         try:
             dir_fd, name = self._parent_of(path)
             file = OpenedFile(os.dup(dir_fd), name, path, entry, closes=True)

@@ -72,6 +72,8 @@ SEGMENT_RAW_BYTES_TARGET: Final = 1 * MIB
 MANIFEST_SEGMENT_RAW_BYTES_TARGET: Final = 128 * KIB
 SEGMENT_RAW_BYTES_MAX: Final = 3 * MIB
 """What a segment may inflate to. The target plus one chunk, and what PutChunks may bring."""
+SEGMENTS_REFERRED_MAX: Final = 8
+"""What a restore sends as it is stored, callers keep for so many segments."""
 SEGMENT_CHUNKS_MAX: Final = 65_536
 PACK_BYTES_TARGET: Final = 64 * MIB
 PACK_CHUNKS_TARGET: Final = 8_192

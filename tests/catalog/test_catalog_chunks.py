@@ -2,7 +2,7 @@
 
 import pytest
 from sqlalchemy import event
-from staddle_server.catalog import Terms, dialect
+from staddle_server.catalog import PendingRecord, Terms, dialect
 from staddle_server.catalog.words import BATCH
 
 TERMS = Terms(300, 7 * 24 * 3600)
@@ -177,3 +177,19 @@ def test_packs_of_dead_epochs_and_closed_uploads_are_left_over_and_no_others(wor
         assert not world.catalog.packs.drop_left_over(world.tenant, kept)
     assert not world.catalog.packs.drop_left_over(world.eve.tenant, orphan.pack)
     assert {left.pack for left in world.catalog.packs.writing_left_over(world.tenant)} == {orphan.pack}
+
+
+def test_packs_are_of_a_live_backup_until_it_is_deleted_and_never_for_another_tenant(world):
+    mine, other = world.digests(2), world.digests(2)
+    first, second = world.begin(dataset="a").upload, world.begin(dataset="b").upload
+    packs = [world.pack(first, mine), world.pack(second, other)]
+    ids = [pack.pack for pack in packs]
+    tenant = world.tenant
+    assert world.catalog.packs.of_live_backups(tenant, ids) == set()
+    backup = world.commit(first, packs[0])
+    assert world.catalog.packs.of_live_backups(tenant, [*ids, b"x" * 16]) == {ids[0]}
+    stranger = world.principal("stranger", "reader").tenant
+    assert world.catalog.packs.of_live_backups(stranger, ids) == set()
+    record = PendingRecord(world.id(), tenant, b"sealed")
+    world.catalog.backups.delete(tenant, backup.id, world.now, record)
+    assert world.catalog.packs.of_live_backups(tenant, ids) == set()

@@ -309,6 +309,29 @@ def test_bytes_that_are_not_what_their_content_id_says_never_get_the_name(tmp_pa
     assert list((tmp_path / "target").iterdir()) == []
 
 
+def test_segments_that_are_not_right_are_done_without_and_the_server_says_what_is_wrong(
+    tmp_path: Path,
+) -> None:
+    class Wrong(Server):
+        """Its segments hold other bytes than they should, as after a fault of memory while they were made."""
+
+        def _file(self, entry, data):
+            if not self.requests[-1].segments or entry.path != "wrong":
+                yield from super()._file(entry, data)
+                return
+            yield wire.RestorePart(segment=wire.Segment(data=data[::-1], raw=True, raw_bytes=len(data)))
+            yield wire.RestorePart(entry=entry, piece=wire.Piece(length_bytes=len(data)))
+
+    server = Wrong(file("a"), file("hurt", seeded_bytes(2, 200_000)), file("wrong", b"bytes"), file("z"))
+    server.damaged.add(b"hurt")
+    report = restore(server, tmp_path / "target", retry_s=0.0)
+    assert [request.segments for request in server.requests] == [True, False, False]
+    assert {(problem.kind, problem.path) for problem in report.problems} == {(ProblemKind.DAMAGED, "hurt")}
+    assert sorted(path.name for path in (tmp_path / "target").iterdir()) == ["a", "wrong", "z"]
+    assert (tmp_path / "target" / "wrong").read_bytes() == b"bytes"
+    assert leftovers(tmp_path / "target") == []
+
+
 def test_files_that_match_are_not_transferred_and_their_metadata_is_put_right(tmp_path: Path) -> None:
     target = tmp_path / "target"
     items = [other("d"), file("d/same", b"1"), file("d/differs", b"2"), file("d/new", b"3")]

@@ -20,6 +20,17 @@ parts = st.one_of(
     st.builds(lambda n: sv.RestorePart(end=sv.End(entry_count=n)), st.integers(0, 2**63)),
     st.just(sv.RestorePart()),
 )
+bare = st.builds(lambda path, mode: pb.Entry(path=path, mode=mode), st.text(max_size=20), st.integers(0, 9))
+pieces = st.builds(
+    lambda segment, offset, length: sv.Piece(segment=segment, offset_bytes=offset, length_bytes=length),
+    *[st.integers(0, 2**32 - 1)] * 3,
+)
+segments = st.builds(
+    lambda raw, size, data: sv.Segment(raw=raw, raw_bytes=size, data=data),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+    st.binary(min_size=1, max_size=300),
+)
 
 
 @given(st.lists(parts, max_size=6))
@@ -36,7 +47,7 @@ def test_parts_in_any_order_are_read_as_the_message_that_was_meant(said):
             added = meant.parts.add().entry
             added.MergeFrom(entry)
             added.data = data
-            pieces += encoding.entry_part(entry, memoryview(data))
+            pieces += encoding.inline_part(entry, memoryview(data))
         else:
             meant.parts.append(each)
             pieces += encoding.part(each)
@@ -55,3 +66,20 @@ def test_a_mebibyte_is_written_with_few_bytes_around_it():
     message = encoding.response(pieces)
     assert len(message) < 2**20 + 80
     assert sv.RestoreResponse.FromString(message).parts[0].data.data == bytes(2**20)
+
+
+@given(bare, pieces)
+def test_an_entry_and_its_piece_are_one_part(entry, piece):
+    meant = sv.RestoreResponse(parts=[sv.RestorePart(entry=entry, piece=piece)])
+    assert sv.RestoreResponse.FromString(encoding.response(encoding.entry_and_piece(entry, piece))) == meant
+    meant.parts[0].ClearField("piece")
+    assert sv.RestoreResponse.FromString(encoding.response(encoding.entry_part(entry))) == meant
+
+
+@given(segments)
+def test_a_segment_is_written_around_its_bytes(segment):
+    head = sv.Segment(raw=segment.raw, raw_bytes=segment.raw_bytes)
+    written = encoding.response(encoding.segment_part(head, memoryview(segment.data)))
+    assert sv.RestoreResponse.FromString(written) == sv.RestoreResponse(
+        parts=[sv.RestorePart(segment=segment)]
+    )

@@ -17,6 +17,7 @@ from staddle_server.types import PackSummary, UploadState
 
 _p = schema.packs.c
 _u = schema.uploads.c
+_b = schema.backups.c
 
 
 class Packs:
@@ -161,6 +162,22 @@ class Packs:
             for some in batches(packs):
                 found.update(connection.execute(select(_p.id).where(mine, _p.id.in_(some))).scalars())
             return found
+
+    def of_live_backups(self, tenant: bytes, packs: Iterable[bytes]) -> set[bytes]:
+        """Those of the packs whose upload became a backup that is there and not deleted.
+
+        All that they hold was sent for that backup, and may be read by whoever may read it.
+        """
+        mine = (_p.tenant == _b.tenant, _p.upload == _b.upload, _b.deleted_ns.is_(None))
+        found: set[bytes] = set()
+        with self._database.read() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            for some in batches(packs):
+                query = select(_p.id).join_from(schema.packs, schema.backups, and_(*mine))
+                found.update(
+                    connection.execute(query.where(_p.tenant == tenant_row, _p.id.in_(some))).scalars()
+                )
+        return found
 
     def writing_left_over(self, tenant: bytes, limit: int = 1000) -> list[LeftOverPack]:
         """Packs that were begun and can never become live: their upload was closed or taken over, or their collector was.

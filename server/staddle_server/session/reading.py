@@ -20,6 +20,8 @@ PAGES_KEPT_BYTES: Final = MIB // 2
 """What a reader of manifest pages keeps of inflated segments."""
 DATA_KEPT_BYTES: Final = 1 * MIB
 """The same of a reader of data: the last segment, and what is expected of the ones before it."""
+SAVED_BYTES_MAX: Final = 8 * MIB
+"""So much is kept of what is expected; the segments of the rest are opened once more."""
 
 
 class ChunkReader:
@@ -42,6 +44,7 @@ class ChunkReader:
         self._expected: Counter[tuple[Role, bytes]] = Counter()
         self._saved: dict[tuple[Role, bytes], memoryview] = {}
         """Expected chunks of segments that are not cached any more."""
+        self._saved_bytes = 0
 
     def locate(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, list[ChunkPlace]]:
         """Where chunks lie, undamaged copies first; those that are nowhere are left out."""
@@ -72,6 +75,7 @@ class ChunkReader:
         """
         self._expected = Counter((role, digest) for digest in digests)
         self._saved.clear()
+        self._saved_bytes = 0
 
     def read(self, digest: bytes) -> bytes:
         """A chunk of role manifest: what manifest pages, list chunks and attributes are read through.
@@ -102,8 +106,8 @@ class ChunkReader:
         left = self._expected.pop(key, 0) - 1
         if left > 0:
             self._expected[key] = left
-        else:
-            self._saved.pop(key, None)
+        elif self._saved.pop(key, None) is not None:
+            self._saved_bytes -= len(data)
         return data
 
     def _cached(self, key: tuple[Role, bytes]) -> memoryview | None:
@@ -191,7 +195,9 @@ class ChunkReader:
                     del self._inside[key]
 
     def _save(self, segment: Segment, key: tuple[Role, bytes]) -> None:
-        if self._expected.get(key):
-            _, offset, length = self._inside[key]
-            with suppress(Damaged):  # it will be looked for when it is read
-                self._saved[key] = memoryview(bytes(segment.chunk(offset, length, key[1])))
+        _, offset, length = self._inside[key]
+        if not self._expected.get(key) or key in self._saved or self._saved_bytes + length > SAVED_BYTES_MAX:
+            return
+        with suppress(Damaged):  # it will be looked for when it is read
+            self._saved[key] = memoryview(bytes(segment.chunk(offset, length, key[1])))
+            self._saved_bytes += length

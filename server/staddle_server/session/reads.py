@@ -63,10 +63,14 @@ class Reads:
             at_ns = min(max(at_ns, I64_MIN), I64_MAX)  # no backup has a time that the catalog cannot hold
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=selector.backup, at_ns=at_ns)
 
-    def restore(self, principal: Principal, backup: Backup, *, data: bool, refs: bool) -> Restore:
-        """A restore of a backup."""
+    def restore(
+        self, principal: Principal, backup: Backup, *, data: bool, refs: bool, segments: bool
+    ) -> Restore:
+        """A restore of a backup; see Restore."""
         tenant = self._tenants.get(principal.tenant)
-        return Restore(tenant, self._catalog, backup.root, self._openers, data=data, refs=refs)
+        return Restore(
+            tenant, self._catalog, backup.root, self._openers, data=data, refs=refs, segments=segments
+        )
 
     def entries(
         self, principal: Principal, backup: Backup, path: bytes, *, recursive: bool, after: bytes | None

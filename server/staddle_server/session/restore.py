@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -15,26 +14,38 @@ from staddle_server.limits import KIB, MIB
 from staddle_server.manifest.content import chunks_of, load_attributes
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.read import Gap, Manifest
+from staddle_server.session.ahead import Ahead
+from staddle_server.session.asstored import AsStored, Piece
 from staddle_server.session.reading import DATA_KEPT_BYTES, ChunkReader
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobUnreadable
-from staddle_server.store.pack import Segment
+from staddle_server.store.pack import Segment, StoredSegment
 from staddle_server.types import ChunkPlace, ChunkRef, Content, Entry, Role, Root, SegmentRef, sort_key
 
 INLINE_BYTES_MAX: Final = 64 * KIB
 """A file of one chunk up to this size comes in its entry."""
-WINDOW_STEPS: Final = 2048
-WINDOW_BYTES: Final = 8 * MIB
-"""Look-ups are made for so much at once."""
-AHEAD: Final = 1
-"""Segments that are opened before they are needed."""
+WINDOW_STEPS: Final = 8192
+WINDOW_BYTES: Final = 32 * MIB
+"""Look-ups are made for so much at once, and it is seen how much of each segment is needed."""
 
 
 class SentEntry(NamedTuple):
-    """An entry; `data` is its whole content if it comes inline."""
+    """An entry; `data` is its whole content if it comes inline, or as a piece of a segment."""
 
     entry: Entry
-    data: bytes | memoryview | None
+    data: bytes | memoryview | Piece | None
+
+
+class SentSegment(NamedTuple):
+    """What later pieces are taken from."""
+
+    segment: StoredSegment
+
+
+class SentPiece(NamedTuple):
+    """The next chunk of the last entry, as a piece of a segment."""
+
+    piece: Piece
 
 
 class SentData(NamedTuple):
@@ -79,7 +90,7 @@ class Totals:
     damages: int = 0
 
 
-Event = SentEntry | SentData | SentZeros | SentRef | SentEnd | SentDamage
+Event = SentEntry | SentSegment | SentPiece | SentData | SentZeros | SentRef | SentEnd | SentDamage
 
 
 class _Step(NamedTuple):
@@ -103,13 +114,16 @@ class Restore:
         *,
         data: bool,
         refs: bool = False,
+        segments: bool = False,
     ) -> None:
+        """`data`: with the bytes, and of these much as it is stored if `segments`; `refs`: with references to chunks."""
         self._tenant = tenant
         self._catalog = catalog
         self._manifest_reader = ChunkReader(tenant, catalog)
         self._manifest = Manifest(root, self._manifest_reader)
         self._reader = ChunkReader(tenant, catalog, DATA_KEPT_BYTES)
         self._opener = opener
+        self._as_stored = AsStored(tenant, catalog, opener) if data and segments else None
         self._data = data
         self._refs = refs
         self.totals = Totals()
@@ -147,7 +161,7 @@ class Restore:
         size = 0
         for step in steps:
             window.append(step)
-            size += step.ref.length if step.ref is not None else 0
+            size += _size_of(step)
             if len(window) >= WINDOW_STEPS or size >= WINDOW_BYTES:
                 yield from self._send(window)
                 window, size = [], 0
@@ -204,12 +218,23 @@ class Restore:
         zeros = self._tenant.cutter.zeros.digest
         digests = [step.ref.digest for step in steps if step.ref is not None and step.ref.digest != zeros]
         places = self._reader.locate(Role.DATA, set(digests))
+        as_stored = self._as_stored
+        if as_stored is not None:
+            pieces = as_stored.choose(digests, places)
+            digests = [digest for digest in digests if digest not in pieces]
         self._reader.expect(Role.DATA, digests)
-        ahead = _Ahead(self._tenant, self._opener, self._reader, self._order(steps, places))
+        ahead = Ahead(
+            self._opener,
+            self._tenant.packs.segment,
+            lambda ref: not self._reader.has(ref),
+            self._order(digests, places),
+        )
         try:
             yield from self._send_data(steps, places, ahead)
         finally:
             ahead.close()
+            if as_stored is not None:
+                as_stored.close()
 
     def _send_without_data(self, steps: Sequence[_Step]) -> Iterator[Event]:
         for step in steps:
@@ -221,7 +246,7 @@ class Restore:
                 yield self._damage(step.error)
 
     def _send_data(
-        self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]], ahead: _Ahead
+        self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]], ahead: Ahead[Segment]
     ) -> Iterator[Event]:
         for step in steps:
             if step.entry is not None:
@@ -252,23 +277,45 @@ class Restore:
             empty = entry.content is not None and not entry.content.size
             yield self._entry(entry, b"" if empty else None)
 
-    def _chunk(self, ref: ChunkRef, places: dict[bytes, list[ChunkPlace]], ahead: _Ahead) -> Iterator[Event]:
+    def _chunk(
+        self, ref: ChunkRef, places: dict[bytes, list[ChunkPlace]], ahead: Ahead[Segment]
+    ) -> Iterator[Event]:
         if ref.digest == self._tenant.cutter.zeros.digest and self._held is None:
             self._offset += ref.length
             yield SentZeros(ref.length)
             return
+        if self._as_stored is not None:
+            segment = self._as_stored.segment_for(ref.digest)
+            if segment is not None:
+                yield SentSegment(segment)
+                del segment  # it is not needed while what follows is sent
+            piece = self._as_stored.piece(ref.digest, ref.length)
+            if piece is not None:
+                yield self._sent_chunk(piece, ref.length)
+                return
         try:
-            ahead.next(ref.digest)
+            self._take(ahead, ref.digest)
             data = self._reader.chunk(Role.DATA, ref.digest, places.get(ref.digest, ()))
         except Damaged as e:
             yield from self._give_up(SentDamage(self._path, e.message, self._offset, subtree=False))
             return
-        self._offset += len(data)
-        if self._held is None:
-            yield SentData(data)
-        else:
+        yield self._sent_chunk(data, len(data))
+
+    def _sent_chunk(self, data: memoryview | Piece, length: int) -> Event:
+        self._offset += length
+        if self._held is not None:
             held, self._held = self._held, None
-            yield self._entry(held, data)
+            return self._entry(held, data)
+        return SentPiece(data) if isinstance(data, Piece) else SentData(data)
+
+    def _take(self, ahead: Ahead[Segment], digest: bytes) -> None:
+        """Puts a segment that was opened ahead where chunks are read from."""
+        with suppress(
+            Damaged, BlobUnreadable
+        ):  # the reader meets it again, notes it, and looks for another copy
+            taken = ahead.take(digest)
+            if taken is not None:
+                self._reader.keep(*taken)
 
     def _give_up(self, damage: SentDamage) -> Iterator[Event]:
         """The last entry, or a part of the manifest, cannot be given back."""
@@ -278,7 +325,7 @@ class Restore:
         self._skipping = True
         yield self._damage(damage)
 
-    def _entry(self, entry: Entry, data: bytes | memoryview | None) -> SentEntry:
+    def _entry(self, entry: Entry, data: bytes | memoryview | Piece | None) -> SentEntry:
         self.totals.entries += 1
         return SentEntry(entry, data)
 
@@ -286,58 +333,26 @@ class Restore:
         self.totals.damages += 1
         return damage
 
+    @staticmethod
     def _order(
-        self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]]
-    ) -> list[tuple[bytes, SegmentRef]]:
+        digests: Iterable[bytes], places: dict[bytes, list[ChunkPlace]]
+    ) -> Iterator[tuple[bytes, SegmentRef]]:
         """The segments that will be needed, each at the chunk that needs it first."""
-        order: list[tuple[bytes, SegmentRef]] = []
         seen: set[SegmentRef] = set()
-        for step in steps:
-            found = places.get(step.ref.digest) if step.ref is not None else None
-            if step.ref is not None and found and found[0].segment not in seen:
+        for digest in digests:
+            found = places.get(digest)
+            if found and found[0].segment not in seen:
                 seen.add(found[0].segment)
-                order.append((step.ref.digest, found[0].segment))
-        return order
+                yield digest, found[0].segment
 
 
-class _Ahead:
-    """Opens segments on other threads, a few before they are needed."""
-
-    def __init__(
-        self,
-        tenant: Tenant,
-        opener: Executor,
-        reader: ChunkReader,
-        order: Sequence[tuple[bytes, SegmentRef]],
-    ) -> None:
-        self._tenant = tenant
-        self._opener = opener
-        self._reader = reader
-        self._order = deque(order)
-        self._opening: deque[tuple[bytes, SegmentRef, Future[Segment]]] = deque()
-        self._fill()
-
-    def _fill(self) -> None:
-        while self._order and len(self._opening) < AHEAD:
-            digest, ref = self._order.popleft()
-            if self._reader.has(ref):
-                continue
-            self._opening.append((digest, ref, self._opener.submit(self._tenant.packs.segment, ref)))
-
-    def next(self, digest: bytes) -> None:
-        """Before the chunk is read: takes in the segment that it needs first, if it is one that was opened for it."""
-        if self._opening and self._opening[0][0] == digest:
-            _, ref, future = self._opening.popleft()
-            with suppress(
-                Damaged, BlobUnreadable
-            ):  # the reader will meet it again, note it, and look for another copy
-                self._reader.keep(ref, future.result())
-            self._fill()
-
-    def close(self) -> None:
-        """Drops what was not needed."""
-        for *_, future in self._opening:
-            future.cancel()
+def _size_of(step: _Step) -> int:
+    """What a window counts: bytes to come, and what an entry may have beside them."""
+    if step.ref is not None:
+        return step.ref.length
+    if step.entry is None or step.entry.attributes is None:
+        return 0
+    return sum(len(xattr.value) for xattr in step.entry.attributes.xattrs)
 
 
 def _inline(content: Content) -> bool:

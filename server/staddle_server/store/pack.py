@@ -35,6 +35,7 @@ __all__ = [
     "PackReader",
     "PackWriter",
     "Segment",
+    "StoredSegment",
     "Unreadable",
     "compress",
     "inflate",
@@ -95,6 +96,15 @@ class Segment:
 
     def _damaged(self, what: str) -> PackDamaged:
         return PackDamaged(self.ref.pack, self.ref.offset, f"the segment is not what it should be, {what}")
+
+
+class StoredSegment(NamedTuple):
+    """A segment of which the seal was opened, and nothing else: its chunks are as they were stored, compressed or not."""
+
+    role: Role
+    codec: Codec
+    payload: Buffer
+    raw_bytes: int
 
 
 def pack_name(tenant: bytes, pack: bytes) -> str:
@@ -271,6 +281,11 @@ class PackReader:
         self._openers: OrderedDict[bytes, AESGCM] = OrderedDict()
         self._openers_lock = threading.Lock()
 
+    def stored(self, ref: SegmentRef) -> StoredSegment:
+        """The segment at `ref` without inflating it. Its seal says that these are the bytes that were stored."""
+        head, body = self._read_body(ref, self._opener(ref.pack))
+        return StoredSegment(head.role, head.codec, body[head.table_bytes :], head.raw_bytes)
+
     def segment(self, ref: SegmentRef) -> Segment:
         """The segment at `ref`, whole. A damaged header harms none: what it says of the key can be found out."""
         try:
@@ -347,23 +362,27 @@ class PackReader:
         return AESGCM(form.pack_key(self._keys.pack_keys[header.key_version], data))
 
     def _read_segment(self, ref: SegmentRef, opener: AESGCM) -> Segment:
+        head, body = self._read_body(ref, opener)
+        with _naming(ref.pack, ref.offset):
+            table = form.decode_table(body[: head.table_bytes], head.raw_bytes)
+            raw = inflate(head.codec, body[head.table_bytes :], head.raw_bytes)
+        return Segment(ref, head.number, head.role, table, raw)
+
+    def _read_body(self, ref: SegmentRef, opener: AESGCM) -> tuple[form.Head, memoryview]:
+        """A segment's head, and what its seal holds: the table, and the payload behind it."""
         with _naming(ref.pack, ref.offset):
             if ref.offset < form.HEADER_BYTES:
                 raise form.FormError("no segment can lie there")
             if not form.SEGMENT_BYTES_MIN <= ref.length <= form.SEGMENT_BYTES_MAX:
                 raise form.FormError(f"a segment cannot have {ref.length} bytes")
+        # What is sealed is let go on return: it and what is inflated need not be there at once.
         data = memoryview(self._blobs.read(self._name(ref.pack), ref.offset, ref.length))
         with _naming(ref.pack, ref.offset):
             head = form.decode_head(data[: form.HEAD_BYTES])
             if head.segment_bytes != ref.length:
                 raise form.FormError(f"the segment has {head.segment_bytes} bytes, not {ref.length}")
-            body = memoryview(
-                opener.decrypt(form.nonce(head.number), data[form.HEAD_BYTES :], data[: form.HEAD_BYTES])
-            )
-            del data  # what is sealed and what is inflated need not be there at once
-            table = form.decode_table(body[: head.table_bytes], head.raw_bytes)
-            raw = inflate(head.codec, body[head.table_bytes :], head.raw_bytes)
-        return Segment(ref, head.number, head.role, table, raw)
+            body = opener.decrypt(form.nonce(head.number), data[form.HEAD_BYTES :], data[: form.HEAD_BYTES])
+        return head, memoryview(body)
 
     def _open_footer(self, pack: bytes, size: int, opener: AESGCM) -> tuple[form.Trailer, bytes]:
         offset = max(0, size - form.TRAILER_BYTES)

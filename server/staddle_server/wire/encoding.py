@@ -15,7 +15,7 @@ from staddle.v1 import service_pb2 as sv
 BYTES: Final = 2
 """The wire type of what has a length."""
 
-Piece = bytes | memoryview
+Piece = bytes | bytearray | memoryview
 
 
 def tag(message: type[Message], name: str) -> bytes:
@@ -41,6 +41,9 @@ _DATA: Final = tag(sv.RestorePart, "data")
 _BYTES_OF_DATA: Final = tag(sv.Data, "data")
 _ENTRY: Final = tag(sv.RestorePart, "entry")
 _BYTES_OF_ENTRY: Final = tag(pb.Entry, "data")
+_PIECE: Final = tag(sv.RestorePart, "piece")
+_SEGMENT: Final = tag(sv.RestorePart, "segment")
+_BYTES_OF_SEGMENT: Final = tag(sv.Segment, "data")
 
 
 def part(message: sv.RestorePart) -> Pieces:
@@ -54,9 +57,31 @@ def data_part(chunks: Sequence[Piece]) -> Pieces:
     return _bulk(_DATA, sv.Data(chunk_lengths=map(len, chunks)), _BYTES_OF_DATA, chunks)
 
 
-def entry_part(entry: pb.Entry, data: Piece) -> Pieces:
+def entry_part(entry: pb.Entry) -> Pieces:
+    """The part with an entry."""
+    encoded = entry.SerializeToString()
+    return _part_of(_ENTRY + varint(len(encoded)), encoded)
+
+
+def inline_part(entry: pb.Entry, data: Piece) -> Pieces:
     """The part with an entry whose content is `data`, which is copied."""
     return [b"".join(_bulk(_ENTRY, entry, _BYTES_OF_ENTRY, [data]))]
+
+
+def entry_and_piece(entry: pb.Entry, piece: sv.Piece) -> Pieces:
+    """The part with an entry whose content is a piece of a segment."""
+    encoded, place = entry.SerializeToString(), piece.SerializeToString()
+    return _part_of(_ENTRY + varint(len(encoded)), encoded, _PIECE + varint(len(place)), place)
+
+
+def segment_part(segment: sv.Segment, data: Piece) -> Pieces:
+    """The part with a segment that consists of `data`."""
+    return _bulk(_SEGMENT, segment, _BYTES_OF_SEGMENT, [data])
+
+
+def _part_of(*fields: bytes) -> Pieces:
+    encoded = b"".join(fields)
+    return [_PARTS + varint(len(encoded)) + encoded]
 
 
 def _bulk(field: bytes, message: Message, bulk: bytes, data: Sequence[Piece]) -> Pieces:

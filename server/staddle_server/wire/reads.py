@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Final
 
+from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server import limits
 from staddle_server.catalog import Backup, Catalog
 from staddle_server.manifest.entries import check_path
+from staddle_server.session.asstored import Piece
 from staddle_server.session.reads import Reads
 from staddle_server.session.restore import (
     Event,
@@ -19,12 +21,14 @@ from staddle_server.session.restore import (
     SentData,
     SentEnd,
     SentEntry,
+    SentPiece,
     SentRef,
+    SentSegment,
     SentZeros,
 )
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import compact
-from staddle_server.types import ChunkRef
+from staddle_server.store.frame import Codec
 from staddle_server.wire import convert, encoding
 from staddle_server.wire.call import Call
 from staddle_server.wire.convert import bad
@@ -58,12 +62,15 @@ class ReadCalls:
         if request.exact and not paths:
             raise bad("exact", "it needs paths")
         view = request.view or sv.ENTRY_VIEW_DATA
+        if request.segments and view != sv.ENTRY_VIEW_DATA:
+            raise bad("segments", "it goes with the view DATA")
         backup = self._pick(request, call)
         restore = self._reads.restore(
             call.principal,
             backup,
             data=view == sv.ENTRY_VIEW_DATA,
             refs=view == sv.ENTRY_VIEW_REFERENCES,
+            segments=request.segments,
         )
         chosen = restore.select(paths, exact=request.exact)
         header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
@@ -202,47 +209,70 @@ class ReadCalls:
 
 
 def _restore_parts(events: Iterator[Event]) -> Iterator[Pieces]:
-    refs: list[ChunkRef] = []
-    data: Pieces = []
-    size = 0
-
-    def gathered() -> Iterator[Pieces]:
-        nonlocal size
-        if data:
-            yield encoding.data_part(data)
-            data.clear()
-            size = 0
-        if refs:
-            part = sv.RestorePart(content=sv.ContentPart())
-            for length, digest in refs:
-                part.content.chunks.add(digest=digest, length_bytes=length)
-            yield encoding.part(part)
-            refs.clear()
-
+    """Parts, of which those that are next to each other and alike are one."""
+    gathered = _Gathered()
     for event in events:
+        if not gathered.takes(event):
+            yield from gathered.parts()
+            if not gathered.takes(event):
+                yield _part(event)
+                continue
+        gathered.add(event)
+    yield from gathered.parts()
+
+
+class _Gathered:
+    """Chunks of one file that follow each other, all of them bytes, pieces or references."""
+
+    def __init__(self) -> None:
+        self._kind: type[Event] | None = None
+        self._data: Pieces = []
+        self._size = 0
+        self._part = sv.RestorePart()
+
+    def takes(self, event: Event) -> bool:
+        """Whether this one can be in one part with what was gathered."""
+        kind = type(event)
+        if kind not in _GATHERED or (self._kind is not None and kind is not self._kind):
+            return False
         if isinstance(event, SentData):
-            if size and size + len(event.data) > limits.RESPONSE_BYTES_TARGET:
-                yield from gathered()
-            data.append(compact(event.data))
-            size += len(event.data)
-            continue
-        if isinstance(event, SentRef):
-            refs.append(event.ref)
-            if len(refs) >= REFS_PER_PART:
-                yield from gathered()
-            continue
-        yield from gathered()
-        yield _part(event)
-    yield from gathered()
+            return not self._size or self._size + len(event.data) <= limits.RESPONSE_BYTES_TARGET
+        return self._size < REFS_PER_PART
+
+    def add(self, event: Event) -> None:
+        self._kind = type(event)
+        match event:
+            case SentData(data):
+                self._data.append(compact(data))
+                self._size += len(data)
+            case SentPiece(piece):
+                self._part.pieces.pieces.append(_piece_out(piece))
+                self._size += 1
+            case SentRef((length, digest)):
+                self._part.content.chunks.add(digest=digest, length_bytes=length)
+                self._size += 1
+
+    def parts(self) -> Iterator[Pieces]:
+        """What was gathered; nothing is afterwards."""
+        if self._kind is SentData:
+            yield encoding.data_part(self._data)
+            self._data.clear()
+        elif self._kind is not None:
+            yield encoding.part(self._part)
+            self._part.Clear()
+        self._kind, self._size = None, 0
 
 
-def _part(event: SentEntry | SentZeros | SentEnd | SentDamage) -> Pieces:
+_GATHERED: Final = frozenset({SentData, SentPiece, SentRef})
+
+
+def _part(event: Event) -> Pieces:
     match event:
         case SentEntry(entry, data):
-            sent = convert.entry_out(entry)
-            if data is not None:
-                return encoding.entry_part(sent, data)
-            part = sv.RestorePart(entry=sent)
+            return _entry_part(convert.entry_out(entry), data)
+        case SentSegment(segment):
+            raw = segment.codec is Codec.RAW
+            return encoding.segment_part(sv.Segment(raw=raw, raw_bytes=segment.raw_bytes), segment.payload)
         case SentZeros(length):
             part = sv.RestorePart(data=sv.Data(zero_bytes=length, chunk_lengths=[length]))
         case SentEnd(content):
@@ -252,7 +282,22 @@ def _part(event: SentEntry | SentZeros | SentEnd | SentDamage) -> Pieces:
         case SentDamage(path, message, offset, subtree):
             part = sv.RestorePart(damage=sv.Damage(message=message, offset_bytes=offset, subtree=subtree))
             convert.set_path(part.damage, path)
+        case _:
+            raise AssertionError(event)
     return encoding.part(part)
+
+
+def _entry_part(entry: pb.Entry, data: bytes | memoryview | Piece | None) -> Pieces:
+    if data is None:
+        return encoding.entry_part(entry)
+    if isinstance(data, Piece):
+        return encoding.entry_and_piece(entry, _piece_out(data))
+    return encoding.inline_part(entry, data)
+
+
+def _piece_out(piece: Piece) -> sv.Piece:
+    segment, offset, length = piece
+    return sv.Piece(segment=segment, offset_bytes=offset, length_bytes=length)
 
 
 def _end(restore: Restore) -> Iterator[Pieces]:
