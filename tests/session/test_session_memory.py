@@ -24,9 +24,9 @@ def opened(monkeypatch):
     counts = Counter()
     segment = PackReader.segment
 
-    def counted(self, ref):
+    def counted(self, ref, *more):
         counts[ref] += 1
-        return segment(self, ref)
+        return segment(self, ref, *more)
 
     monkeypatch.setattr(PackReader, "segment", counted)
     return counts

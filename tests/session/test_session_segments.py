@@ -189,3 +189,24 @@ def test_another_kind_of_entry_is_as_it_was(running):
     source.commit()
     with_segments = list(stub.Restore(sv.RestoreRequest(dataset="www", segments=True)))
     assert with_segments == list(stub.Restore(sv.RestoreRequest(dataset="www")))
+
+
+def test_a_segment_of_which_a_start_was_inflated_is_opened_again_for_what_lies_behind(running):
+    from staddle_server.session.reading import ChunkReader
+    from staddle_server.session.tenant import Tenants
+
+    stub = running.stub()
+    files = {f"f{i:02}": words(30_000, i) for i in range(20)}
+    back_up(stub, "www", files)
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    reader = ChunkReader(tenant, running.catalog)
+    digests = {path: blake3(data).digest() for path, data in files.items()}
+    places = reader.locate(Role.DATA, digests.values())
+    order = sorted(files, key=lambda path: places[digests[path]][0].offset)
+    first = places[digests[order[0]]][0]
+    started = tenant.packs.segment(first.segment, first.offset + first.length)
+    assert len(started.data) == first.length < started.raw_bytes
+    reader.keep(first.segment, started)
+    for path in [order[0], order[-1], order[1], order[0]]:
+        assert reader.chunk(Role.DATA, digests[path], places[digests[path]]) == files[path]
+    assert running.catalog.packs.damaged_count(running.tenant) == 0

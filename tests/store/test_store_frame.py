@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from staddle_server.errors import BadRequest
 from staddle_server.limits import MIB, SEGMENT_RAW_BYTES_MAX
-from staddle_server.store.frame import WINDOW_BYTES_MAX, Codec, FrameError, _Contexts, compress, inflate
+from staddle_server.store.frame import (
+    WINDOW_BYTES_MAX,
+    Codec,
+    FrameError,
+    _Contexts,
+    compress,
+    inflate,
+    inflate_start,
+)
 from store_data import Seeded
 
 TEXT = b"what is written twice is stored once. " * 2000
@@ -205,3 +213,25 @@ def test_a_flipped_bit_in_a_frame_never_changes_how_much_comes_out(bit: int) -> 
     except FrameError:
         return
     assert len(raw) == len(TEXT)
+
+
+@given(st.binary(min_size=1, max_size=5000), st.integers(1, 6000), st.booleans())
+def test_the_start_of_a_payload_is_what_inflating_all_of_it_begins_with(
+    data: bytes, length: int, raw: bool
+) -> None:
+    payload = data if raw else zstandard.ZstdCompressor().compress(data)
+    start = inflate_start(Codec.RAW if raw else Codec.ZSTD, payload, len(data), length)
+    assert bytes(start) == (data if raw else data[: max(length, 0)])
+
+
+def test_the_start_of_a_frame_that_is_not_what_was_said_is_refused() -> None:
+    data = bytes(range(256)) * 40
+    frame = zstandard.ZstdCompressor().compress(data)
+    for payload, raw_length in (
+        (frame, len(data) - 1),
+        (frame[: len(frame) // 2], len(data)),
+        (b"no frame", len(data)),
+        (zstandard.ZstdCompressor(write_content_size=False).compress(data), len(data)),
+    ):
+        with pytest.raises(FrameError):
+            inflate_start(Codec.ZSTD, payload, raw_length, len(data) - 2)

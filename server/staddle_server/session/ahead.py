@@ -11,7 +11,7 @@ from staddle_server.types import SegmentRef
 
 S = TypeVar("S")
 
-AHEAD: Final = 1
+AHEAD: Final = 2
 """Segments that are opened before they are needed."""
 
 

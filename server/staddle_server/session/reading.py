@@ -152,6 +152,9 @@ class ChunkReader:
     def _read_place(self, role: Role, digest: bytes, place: ChunkPlace) -> memoryview:
         try:
             segment = self.segment(place.segment)
+            if not segment.reaches(place.offset + place.length):
+                self._drop(place.segment)
+                segment = self.segment(place.segment)
             if segment.role is not role:
                 raise Damaged(
                     f"pack {place.segment.pack.hex()} has a segment of another role at {place.segment.offset}"
@@ -183,16 +186,21 @@ class ChunkReader:
         self._cached_bytes += len(segment.data)
         offset = 0
         for chunk in segment.table:
-            self._inside[(segment.role, chunk.digest)] = (ref, offset, chunk.length)
+            if segment.reaches(offset + chunk.length):
+                self._inside[(segment.role, chunk.digest)] = (ref, offset, chunk.length)
             offset += chunk.length
         while self._cached_bytes > self._kept_bytes and len(self._segments) > 1:
-            gone, old = self._segments.popitem(last=False)
-            self._cached_bytes -= len(old.data)
-            for chunk in old.table:
-                key = (old.role, chunk.digest)
-                if self._inside.get(key, (None,))[0] == gone:
-                    self._save(old, key)
-                    del self._inside[key]
+            self._drop(next(iter(self._segments)))
+
+    def _drop(self, ref: SegmentRef) -> None:
+        """Takes a segment out of the cache; what is expected of it is kept."""
+        segment = self._segments.pop(ref)
+        self._cached_bytes -= len(segment.data)
+        for chunk in segment.table:
+            key = (segment.role, chunk.digest)
+            if self._inside.get(key, (None,))[0] == ref:
+                self._save(segment, key)
+                del self._inside[key]
 
     def _save(self, segment: Segment, key: tuple[Role, bytes]) -> None:
         _, offset, length = self._inside[key]

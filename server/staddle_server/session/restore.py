@@ -20,13 +20,27 @@ from staddle_server.session.reading import DATA_KEPT_BYTES, ChunkReader
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobUnreadable
 from staddle_server.store.pack import Segment, StoredSegment
-from staddle_server.types import ChunkPlace, ChunkRef, Content, Entry, Role, Root, SegmentRef, sort_key
+from staddle_server.types import (
+    ChunkPlace,
+    ChunkRef,
+    Content,
+    Entry,
+    EntryType,
+    Role,
+    Root,
+    SegmentRef,
+    sort_key,
+)
 
 INLINE_BYTES_MAX: Final = 64 * KIB
 """A file of one chunk up to this size comes in its entry."""
 WINDOW_STEPS: Final = 8192
 WINDOW_BYTES: Final = 32 * MIB
 """Look-ups are made for so much at once, and it is seen how much of each segment is needed."""
+
+
+FOUND_MAX: Final = 4096
+"""So many entries that were looked up are kept until they are sent."""
 
 
 class SentEntry(NamedTuple):
@@ -126,6 +140,8 @@ class Restore:
         self._as_stored = AsStored(tenant, catalog, opener) if data and segments else None
         self._data = data
         self._refs = refs
+        self._found: dict[bytes, Entry] = {}
+        """Entries that were asked for, and in which nothing lies: their pages need not be read twice."""
         self.totals = Totals()
 
     def select(self, paths: Sequence[bytes], *, exact: bool) -> list[bytes]:
@@ -150,9 +166,12 @@ class Restore:
     def _may_have(self, path: bytes) -> bool:
         """Whether the backup has a path, as far as its manifest can be read: what is damaged is named in the stream."""
         try:
-            return self._manifest.find(path) is not None
+            entry = self._manifest.find(path)
         except Damaged:
             return True
+        if entry is not None and entry.type is not EntryType.DIRECTORY and len(self._found) < FOUND_MAX:
+            self._found[path] = entry
+        return entry is not None
 
     def events(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Event]:
         """What to send, in order. With no paths: everything."""
@@ -170,18 +189,23 @@ class Restore:
     # ------------------------------------------------------------------ what there is to send
 
     def _entries(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Entry | Gap]:
-        if exact:
-            for path in paths:
-                try:
-                    entry = self._manifest.find(path)
-                except Damaged as e:
-                    yield Gap(path, path, e.message)
-                    continue
-                if entry is not None:
-                    yield entry
-            return
         for path in paths or (b"",):
-            yield from self._manifest.walk(path)
+            found = self._found.pop(path, None)
+            if found is not None:
+                yield found
+            elif exact:
+                yield from self._exactly(path)
+            else:
+                yield from self._manifest.walk(path)
+
+    def _exactly(self, path: bytes) -> Iterator[Entry | Gap]:
+        try:
+            entry = self._manifest.find(path)
+        except Damaged as e:
+            yield Gap(path, path, e.message)
+            return
+        if entry is not None:
+            yield entry
 
     def _steps(self, entries: Iterable[Entry | Gap]) -> Iterator[_Step]:
         for entry in entries:
@@ -223,11 +247,12 @@ class Restore:
             pieces = as_stored.choose(digests, places)
             digests = [digest for digest in digests if digest not in pieces]
         self._reader.expect(Role.DATA, digests)
+        firsts, ends = self._order(digests, places)
         ahead = Ahead(
             self._opener,
-            self._tenant.packs.segment,
+            lambda ref: self._tenant.packs.segment(ref, ends[ref]),
             lambda ref: not self._reader.has(ref),
-            self._order(digests, places),
+            firsts,
         )
         try:
             yield from self._send_data(steps, places, ahead)
@@ -336,14 +361,19 @@ class Restore:
     @staticmethod
     def _order(
         digests: Iterable[bytes], places: dict[bytes, list[ChunkPlace]]
-    ) -> Iterator[tuple[bytes, SegmentRef]]:
-        """The segments that will be needed, each at the chunk that needs it first."""
-        seen: set[SegmentRef] = set()
+    ) -> tuple[list[tuple[bytes, SegmentRef]], dict[SegmentRef, int]]:
+        """The segments that will be needed, each at the chunk that needs it first, and up to where."""
+        firsts: list[tuple[bytes, SegmentRef]] = []
+        ends: dict[SegmentRef, int] = {}
         for digest in digests:
             found = places.get(digest)
-            if found and found[0].segment not in seen:
-                seen.add(found[0].segment)
-                yield digest, found[0].segment
+            if not found:
+                continue
+            ref, offset, length = found[0]
+            if ref not in ends:
+                firsts.append((digest, ref))
+            ends[ref] = max(ends.get(ref, 0), offset + length)
+        return firsts, ends
 
 
 def _size_of(step: _Step) -> int:

@@ -86,6 +86,21 @@ def inflate(codec: int, payload: Buffer, raw_length: int) -> Buffer:
     return payload
 
 
+def inflate_start(codec: int, payload: Buffer, raw_length: int, length: int) -> Buffer:
+    """The first `length` of the `raw_length` bytes that `payload` stands for, without inflating the rest. Raises what `inflate` does."""
+    if codec != Codec.ZSTD or not 1 <= length < raw_length <= SEGMENT_RAW_BYTES_MAX:
+        return inflate(codec, payload, raw_length)
+    _check_parameters(payload, raw_length)
+    try:
+        with _decompressors.one() as decompressor, decompressor.stream_reader(payload) as reader:
+            start: bytes = reader.read(length)
+    except zstandard.ZstdError as error:
+        raise FrameError(f"a zstd frame is broken: {error}") from error
+    if len(start) != length:
+        raise FrameError(f"a zstd frame ends after {len(start)} bytes where {raw_length} were stated")
+    return start
+
+
 def _inflate_frame(frame: Buffer, raw_length: int) -> bytes:
     _check_parameters(frame, raw_length)
     try:

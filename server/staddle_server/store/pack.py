@@ -21,10 +21,11 @@ from staddle_server.limits import (
     PACK_BYTES_MAX,
     PACK_BYTES_TARGET,
     PACK_CHUNKS_TARGET,
+    SEGMENT_RAW_BYTES_MAX,
 )
 from staddle_server.store import packform as form
 from staddle_server.store.blobs import Blobs, BlobShort, Buffer, Readable
-from staddle_server.store.frame import Codec, FrameError, compress, inflate
+from staddle_server.store.frame import Codec, FrameError, compress, inflate, inflate_start
 from staddle_server.store.keys import ID_BYTES, TAG_BYTES, Random, secrets_of
 from staddle_server.types import ChunkRef, PackSummary, Role, SegmentRef, TenantKeys
 
@@ -77,13 +78,21 @@ class Unreadable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment that was opened: as stored, unless the tenant's keys are in other hands."""
+    """A segment that was opened: as stored, unless the tenant's keys are in other hands.
+
+    `data` is all of it, unless only a start was asked for.
+    """
 
     ref: SegmentRef
     number: int
     role: Role
     table: tuple[ChunkRef, ...]
     data: Buffer
+    raw_bytes: int
+
+    def reaches(self, end: int) -> bool:
+        """Whether the bytes before `end` are in `data`, as far as there are so many."""
+        return min(end, self.raw_bytes) <= len(self.data)
 
     def chunk(self, place_offset: int, length: int, digest: bytes) -> memoryview:
         """The bytes of one chunk, hashed. Raises PackDamaged if they do not have `digest`."""
@@ -286,17 +295,17 @@ class PackReader:
         head, body = self._read_body(ref, self._opener(ref.pack))
         return StoredSegment(head.role, head.codec, body[head.table_bytes :], head.raw_bytes)
 
-    def segment(self, ref: SegmentRef) -> Segment:
-        """The segment at `ref`, whole. A damaged header harms none: what it says of the key can be found out."""
+    def segment(self, ref: SegmentRef, end: int = SEGMENT_RAW_BYTES_MAX) -> Segment:
+        """The segment at `ref`; inflated up to `end` at least. A damaged header harms none: what it says of the key can be found out."""
         try:
-            return self._read_segment(ref, self._opener(ref.pack))
+            return self._read_segment(ref, self._opener(ref.pack), end)
         except PackDamaged:
             # It may be the header that is damaged, and repaired one day: it is read again.
             with self._openers_lock:
                 self._openers.pop(ref.pack, None)
             for opener in self._candidate_openers(ref.pack):
                 with suppress(PackDamaged):
-                    return self._read_segment(ref, opener)
+                    return self._read_segment(ref, opener, end)
             raise
 
     def footer(self, pack: bytes) -> PackSummary:
@@ -361,12 +370,12 @@ class PackReader:
                 )
         return AESGCM(form.pack_key(self._keys.pack_keys[header.key_version], data))
 
-    def _read_segment(self, ref: SegmentRef, opener: AESGCM) -> Segment:
+    def _read_segment(self, ref: SegmentRef, opener: AESGCM, end: int = SEGMENT_RAW_BYTES_MAX) -> Segment:
         head, body = self._read_body(ref, opener)
         with _naming(ref.pack, ref.offset):
             table = form.decode_table(body[: head.table_bytes], head.raw_bytes)
-            raw = inflate(head.codec, body[head.table_bytes :], head.raw_bytes)
-        return Segment(ref, head.number, head.role, table, raw)
+            raw = inflate_start(head.codec, body[head.table_bytes :], head.raw_bytes, end)
+        return Segment(ref, head.number, head.role, table, raw, head.raw_bytes)
 
     def _read_body(self, ref: SegmentRef, opener: AESGCM) -> tuple[form.Head, memoryview]:
         """A segment's head, and what its seal holds: the table, and the payload behind it."""
