@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import grpc
 
@@ -33,6 +34,9 @@ from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.server import WireServer, methods
 from staddle_server.wire.streams import Streams
 from staddle_server.wire.uploads import UploadCalls
+
+GC_PATIENCE: Final = 4
+"""A collection that is due waits up to this part of its period for a moment without clients."""
 
 
 class Service:
@@ -92,10 +96,15 @@ class Service:
             Task(RETENTION, retention_every_s, policies.run),
             parity_task(tenants, catalog, clock, parity_percent),
             copies_task(tenants, catalog, keys, on=parity_percent > 0),
-            Task("gc", gc_every_s, lambda stopping: collect(catalog, tenants, clock, stopping)),
+            Task(
+                "gc",
+                gc_every_s,
+                lambda stopping: collect(catalog, tenants, clock, stopping),
+                patience_s=gc_every_s / GC_PATIENCE,
+            ),
             scrubber.task(),
         ]
-        self._schedule = Schedule(tasks, catalog, clock)
+        self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Listens on HOST:PORT and serves; gives the port, which is a free one where 0 was asked for.

@@ -43,6 +43,28 @@ def test_a_task_runs_when_it_is_due_also_over_restarts_and_whatever_the_clock_do
     assert ran == ["often"] * 3, "a clock that was set back makes nothing wait"
 
 
+def test_a_patient_task_lets_clients_go_first_but_not_for_ever(catalog):
+    clock, ran, busy = Clock(), [], [True]
+    tasks = [
+        Task("patient", 600, lambda _: ran.append("patient") or "", patience_s=150),
+        Task("hasty", 600, lambda _: ran.append("hasty") or ""),
+    ]
+    schedule = Schedule(tasks, catalog, clock, busy=lambda: busy[0])
+    schedule.look()
+    clock.now += 149
+    schedule.look()
+    assert ran == ["hasty"]
+    clock.now += 1
+    schedule.look()
+    assert ran == ["hasty", "patient"]
+    clock.now += 600
+    schedule.look()
+    assert ran == ["hasty", "patient", "hasty"], "it waits anew when it is due again"
+    busy[0] = False
+    schedule.look()
+    assert ran == ["hasty", "patient", "hasty", "patient"]
+
+
 def test_a_task_that_fails_says_so_and_keeps_no_other_from_running(catalog, caplog):
     ran = []
 

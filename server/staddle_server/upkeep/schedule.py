@@ -28,12 +28,14 @@ class Task(NamedTuple):
         name: What the catalog and the log call it.
         every_s: How long after its last beginning it is due again; 0: never by itself.
         run: Does it; gives in a few words what it did, "" for nothing worth a line.
+        patience_s: When it is due it waits so long for a moment in which no client is at work.
 
     """
 
     name: str
     every_s: float
     run: Callable[[Stopping], str]
+    patience_s: float = 0.0
 
 
 class Schedule:
@@ -43,7 +45,17 @@ class Schedule:
     its period.
     """
 
-    def __init__(self, tasks: Sequence[Task], catalog: Catalog, clock: Clock) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        catalog: Catalog,
+        clock: Clock,
+        *,
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`busy` says whether clients are at work."""
+        self._busy = busy
+        self._due_since_s: dict[str, float] = {}
         self._tasks = [task for task in tasks if task.every_s > 0]
         self._catalog = catalog
         self._clock = clock
@@ -75,7 +87,7 @@ class Schedule:
 
     def _look(self, task: Task) -> None:
         try:
-            if self._is_due(task):
+            if self._is_due(task) and not self._waits(task):
                 self._catalog.tasks.begin(task.name, self._clock.now_ns())
                 outcome = task.run(self._stop.is_set)
                 self._catalog.tasks.end(task.name, self._clock.now_ns(), outcome)
@@ -91,6 +103,15 @@ class Schedule:
     def _is_due(self, task: Task) -> bool:
         begun_ns = self._catalog.tasks.last(task.name).begun_ns
         return begun_ns is None or abs(self._clock.now_ns() - begun_ns) >= task.every_s * NS
+
+    def _waits(self, task: Task) -> bool:
+        """Whether a task that is due lets clients go first."""
+        now_s = self._clock.monotonic_s()
+        since_s = self._due_since_s.setdefault(task.name, now_s)
+        if self._busy() and now_s - since_s < task.patience_s:
+            return True
+        del self._due_since_s[task.name]
+        return False
 
     def _failed(self, task: Task, what: str) -> None:
         try:
