@@ -64,6 +64,10 @@ OF_THE_CLIENT: Final = {
         frozenset({"wire", ABOVE}),
         "protobuf messages are turned into values in wire, and go no further",
     ),
+    "staddle._encoding": (
+        frozenset({"wire"}),
+        "fields that are written by hand are messages as much as those of the generated code",
+    ),
     "staddle.chunking": (
         frozenset({"session", "wire", "manifest"}),
         "the server cuts and names content as the client does, with the same code",
@@ -122,7 +126,11 @@ def broken(found: Import) -> str | None:
     if target[0] == "staddle":
         name = ".".join(target[:2])
         rooms, why = OF_THE_CLIENT.get(
-            name, (frozenset(), "the server uses nothing of the client but the protos' code and chunking")
+            name,
+            (
+                frozenset(),
+                "the server uses nothing of the client but the protos' code, how its fields are written, and chunking",
+            ),
         )
     else:
         rooms, why = OUTSIDE.get(target[0], (frozenset(MAY_IMPORT), ""))

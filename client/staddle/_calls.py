@@ -92,9 +92,17 @@ class Calls:
         self._channel.close()
 
     def call(
-        self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
+        self,
+        method: str,
+        request: Message | bytes,
+        *,
+        timeout_s: float | None = None,
+        retry: Retry | None = None,
     ) -> Any:
-        """One unary call, repeated within `retry` where that is safe; the answer is the method's response message."""
+        """One unary call, repeated within `retry` where that is safe; the answer is the method's response message.
+
+        The requests of PutChunks and PutEntries may be encoded already.
+        """
         about = METHODS[method]
         deadline_s = timeout_s or self._timeout_s or about.timeout_s
         return retrying(
@@ -160,7 +168,7 @@ class Calls:
             self._channel.was_ready = True
         return translated
 
-    def _once(self, method: str, request: Message, timeout_s: float) -> Any:
+    def _once(self, method: str, request: Message | bytes, timeout_s: float) -> Any:
         stub = self._channel.stub()
         try:
             with under_way:

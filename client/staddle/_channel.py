@@ -10,13 +10,16 @@ import os
 import platform
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import grpc
+from google.protobuf.message import Message
 
 from staddle._config import Settings
 from staddle._errors import CancelledError, ConfigError, UnsupportedError
+from staddle.v1 import service_pb2 as service
 from staddle.v1.service_pb2_grpc import StaddleServiceStub
 
 DEFAULT_PORT: Final = 7443
@@ -227,7 +230,26 @@ class Channel:
             self._channel = grpc.insecure_channel(target, options=self._options)
         else:
             self._channel = grpc.secure_channel(target, self._credentials, options=self._options)
-        return StaddleServiceStub(self._channel)
+        stub = StaddleServiceStub(self._channel)
+        for name, answer in _ENCODED.items():
+            method = self._channel.unary_unary(
+                f"/staddle.v1.StaddleService/{name}",
+                request_serializer=_encoded,
+                response_deserializer=answer.FromString,
+            )
+            setattr(stub, name, method)
+        return stub
+
+
+# Their requests may be bytes: what is in them is bytes already, and through a message it would be copied twice more.
+_ENCODED: Final[Mapping[str, type[Message]]] = {
+    "PutChunks": service.PutChunksResponse,
+    "PutEntries": service.PutEntriesResponse,
+}
+
+
+def _encoded(request: Message | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
 
 
 def _checked_token(token: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from staddle._target import discard, make_temporary, settle
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 ZEROS: Final = bytes(1024 * 1024)
 FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+WRITE_BACK_BYTES: Final = 32 * 1024 * 1024
+_WRITES_BACK: Final = sys.platform == "linux"
 
 
 class OpenedFile:
@@ -37,6 +41,7 @@ class OpenedFile:
             raise
         self._position = 0
         self._end_of_data = 0
+        self._handed_over = 0
         self._holes = [(hole.offset_bytes, hole.offset_bytes + hole.length_bytes) for hole in entry.holes]
         self._holes.reverse()
 
@@ -114,6 +119,16 @@ class OpenedFile:
             self._position += count
             rest = rest[count:]
         self._end_of_data = self._position
+        if self._position - self._handed_over >= WRITE_BACK_BYTES:
+            self._write_back()
+
+    def _write_back(self) -> None:
+        """Has the system begin to write what it holds: else all of a large file waits in memory, and its end is waited for."""
+        start, self._handed_over = self._handed_over, self._position
+        if _WRITES_BACK:
+            # On Linux this begins to write dirty pages; what is dropped is a few that were written meanwhile.
+            with suppress(OSError):
+                os.posix_fadvise(self._descriptor, start, self._position - start, os.POSIX_FADV_DONTNEED)
 
 
 def _is_zeros(piece: memoryview) -> bool:

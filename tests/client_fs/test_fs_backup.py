@@ -407,7 +407,8 @@ def test_a_second_writer_ends_the_first_with_a_clear_error(protected, running) -
 
     def call(method, request, **options):
         if method == "PutEntries":
-            real("ResumeUpload", wire.ResumeUploadRequest(upload_id=request.upload_id))
+            upload_id = wire.PutEntriesRequest.FromString(request).upload_id
+            real("ResumeUpload", wire.ResumeUploadRequest(upload_id=upload_id))
         return real(method, request, **options)
 
     calls.call = call

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 from fs_trees import nodes_of, seeded_bytes
-from staddle import _restore
+from staddle import _opened, _restore
 from staddle._errors import ConnectError, ProtocolError
 from staddle._restore import Restore
 from staddle._retry import Retry
@@ -330,6 +331,29 @@ def test_segments_that_are_not_right_are_done_without_and_the_server_says_what_i
     assert sorted(path.name for path in (tmp_path / "target").iterdir()) == ["a", "wrong", "z"]
     assert (tmp_path / "target" / "wrong").read_bytes() == b"bytes"
     assert leftovers(tmp_path / "target") == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system is left to itself")
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_system_writes_a_large_file_while_it_comes(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+
+    def advise(_descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        begun.append((offset, length))
+        if fails:
+            raise OSError(errno.EINVAL, "not on this file system")
+
+    monkeypatch.setattr(_opened, "WRITE_BACK_BYTES", 200_000)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    data = seeded_bytes(9, 1_500_000)
+    restore(Server(file("large", data), file("small", data[:900])), tmp_path / "target")
+    assert (tmp_path / "target" / "large").read_bytes() == data
+    ends = [offset + length for offset, length in begun]
+    assert [0, *ends[:-1]] == [offset for offset, _ in begun]
+    assert len(data) - 200_000 < ends[-1] <= len(data)
 
 
 def test_files_that_match_are_not_transferred_and_their_metadata_is_put_right(tmp_path: Path) -> None:

@@ -9,28 +9,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.message import Message
+from staddle._encoding import tag, varint
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
-BYTES: Final = 2
-"""The wire type of what has a length."""
-
 Piece = bytes | bytearray | memoryview
-
-
-def tag(message: type[Message], name: str) -> bytes:
-    """How a field that has a length begins."""
-    return varint(message.DESCRIPTOR.fields_by_name[name].number << 3 | BYTES)
-
-
-def varint(number: int) -> bytes:
-    """A number of 0 or more, seven bits a byte, the lowest first."""
-    written = bytearray()
-    while number >= 0x80:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)
 
 
 Pieces = list[Piece]

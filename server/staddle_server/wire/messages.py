@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
+from staddle._encoding import BYTES, tag
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import BadRequest
 from staddle_server.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
 from staddle_server.store.blobs import compact
-from staddle_server.wire.encoding import BYTES, Piece, tag
+from staddle_server.wire.encoding import Piece
 
 M = TypeVar("M", bound=Message)
 
