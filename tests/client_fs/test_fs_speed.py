@@ -33,10 +33,10 @@ def counted_calls() -> Iterator[Counter[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             calls[record.fields["method"]] += 1
 
-    log, handler = logging.getLogger(CALLS), Counting(logging.INFO)
+    log, handler = logging.getLogger(CALLS), Counting(logging.DEBUG)
     level = log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     try:
         yield calls
     finally:

@@ -1,6 +1,7 @@
 """Many at once, slow ones, and the end: limits, stalled readers, draining, kill -9."""
 
 import json
+import logging
 import threading
 import time
 
@@ -11,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.logs import CALLS
 from staddle_server.wire.health import WATCHES_MAX
 from staddle_server.wire.streams import FIRST_S, IDLE_S, Streams
 from thin import (
@@ -269,6 +271,26 @@ def test_the_log_has_one_line_a_call_with_facts_and_no_secrets(server):
     assert backup["seconds"] >= 0
     assert calls[("Restore", "OK")]["entries"] == 1
     assert calls[("Restore", "NOT_FOUND")]["reason"] == "DATASET_NOT_FOUND"
+
+
+def test_calls_of_which_an_upload_makes_thousands_are_logged_when_they_fail(running, caplog):
+    source = Source(running.stub(), "www")
+    with caplog.at_level(logging.INFO, logger=CALLS):
+        source.put_file("a", b"data")
+        with pytest.raises(grpc.RpcError):
+            source.put_entries(pb.Entry(path="/not/relative"))
+        source.number -= 1
+        source.commit()
+    calls = [(record.fields["method"], record.fields["outcome"]) for record in caplog.records]
+    assert calls == [("PutEntries", "INVALID_ARGUMENT"), ("CommitUpload", "OK")]
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, logger=CALLS):
+        Source(running.stub(), "www").put_file("a", b"other")
+    assert [record.fields["method"] for record in caplog.records if record.levelno == logging.DEBUG] == [
+        "FindMissingChunks",
+        "PutChunks",
+        "PutEntries",
+    ]
 
 
 def test_a_stream_that_never_sends_a_message_is_ended_and_its_place_is_free_again(running):

@@ -60,10 +60,18 @@ class Call:
 
 
 class Method(NamedTuple):
-    """A method of the service: who may call it, and what answers."""
+    """A method of the service: who may call it, and what answers.
+
+    Attributes:
+        role: The least that a token needs.
+        handler: Takes the decoded request, or an iterator of such, and the call.
+        one_of_many: Whether an upload makes thousands of these calls, so that those that succeed are no news.
+
+    """
 
     role: TokenRole
     handler: Callable[[Any, Call], Any]
+    one_of_many: bool = False
 
 
 class Gate:
@@ -154,7 +162,7 @@ def handle(
         return Call(principal, gate.tenant_name(principal.tenant), context)
 
     def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Message:
-        line = _Line(name, context)
+        line = _Line(name, context, logging.DEBUG if method.one_of_many else logging.INFO)
         try:
             call = line.call = admit(context)
             # No name holds what came: a handler that has taken what it needs can let go of the message.
@@ -189,10 +197,11 @@ def handle(
 
 
 class _Line:
-    """The log line of a call, written once."""
+    """The log line of a call, written once: at `level` if it succeeds, else at INFO."""
 
-    def __init__(self, name: str, context: grpc.ServicerContext) -> None:
+    def __init__(self, name: str, context: grpc.ServicerContext, level: int = logging.INFO) -> None:
         self.call: Call | None = None
+        self._level = level
         self._name = name
         self._context = context
         self._start = time.monotonic()
@@ -223,6 +232,9 @@ class _Line:
             if self._written:
                 return
             self._written = True
+        level = self._level if outcome == "OK" else logging.INFO
+        if not log.isEnabledFor(level):
+            return
         call = self.call
         fields: dict[str, object] = {
             "method": self._name,
@@ -236,7 +248,7 @@ class _Line:
         if error is not None:
             fields["reason"] = error.reason
             fields["detail"] = error.message
-        log.info("call", extra={"fields": fields})
+        log.log(level, "call", extra={"fields": fields})
 
 
 def _free_frames(error: BaseException | None) -> None:
