@@ -9,6 +9,9 @@
 #   make bench-full            the same at the sizes of docs/performance.md, which takes hours; ARGS="--tree DIR --libraries DIR" for real files
 #   make bench-report          tables and plots in docs/performance.md from the newest results; ARGS="FILE" from others
 #   make bench-memory          the server's memory with eight clients at work; ARGS="--streams 24" for more
+#   make bench-clients         1 to 256 uploads at once, and a small call beside them; ARGS="--count 64 --way thin"
+#   make bench-wire            one stream in and out, beside what gRPC alone can carry; ARGS="--tls"
+#   make bench-profile         where the processor time goes, stage by stage, in client and server; needs root, or ptrace_scope 0
 #   make bench-peers           install these for it (Debian, as root, with cargo; into .tools/)
 #   make big                   a large tree and a large file through everything, with kills in the middle
 #   make crash                 servers that are killed at every durable step; ARGS="--runs 1000 --seed 7"
@@ -144,6 +147,19 @@ bench-report: $(STAMP)
 .PHONY: bench-memory
 bench-memory: $(STAMP)
 	@$(BIN)/python -m benchmarks.memory $(ARGS)
+
+.PHONY: bench-clients
+bench-clients: $(STAMP)
+	@$(BIN)/python -m benchmarks.clients $(ARGS)
+
+.PHONY: bench-wire
+bench-wire: $(STAMP)
+	@$(BIN)/python -m benchmarks.wire $(ARGS)
+
+.PHONY: bench-profile
+bench-profile: $(STAMP)
+	@$(BIN)/python $(PIP) install --group bench
+	@$(BIN)/python -m benchmarks.profile $(ARGS)
 
 BORG := .tools/borg
 # borg has no wheels: it is built here, and needs these to build against.

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ class Finished:
     err: str
     seconds: float
     cpu_s: float
+    kernel_s: float
+    """The part of it in the system."""
     peak_bytes: int
 
     def checked(self, *codes: int) -> Self:
@@ -92,7 +95,7 @@ class Program:
             stdout=self._out if out is None else out,
             stderr=self._err,
         )
-        self._pidfd = os.pidfd_open(self._process.pid)
+        self.pidfd = os.pidfd_open(self._process.pid)
         self._finished: Finished | None = None
 
     def __enter__(self) -> Self:
@@ -103,6 +106,11 @@ class Program:
             self.kill()
             self.wait()
         self._files.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
 
     def kill(self) -> None:
         """kill -9."""
@@ -126,7 +134,7 @@ class Program:
     def _ends_soon(self) -> bool:
         """Waits for LOOK_MS, and looks at its memory; True: it has ended. Raises ProgramError after DEADLINE_S."""
         poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
+        poll.register(self.pidfd, select.POLLIN)
         if poll.poll(LOOK_MS):
             return True
         self._peak_bytes = max(self._peak_bytes, peak_bytes(self._process.pid))
@@ -139,7 +147,7 @@ class Program:
         _, status, usage = os.wait4(self._process.pid, 0)
         seconds = time.monotonic() - self._begun_s
         self._process.returncode = code = os.waitstatus_to_exitcode(status)
-        os.close(self._pidfd)
+        os.close(self.pidfd)
         # A child begins with its parent's peak: the kernel's own number says something only above that.
         if usage.ru_maxrss * 1024 > peak_bytes(os.getpid()):
             self._peak_bytes = max(self._peak_bytes, usage.ru_maxrss * 1024)
@@ -150,6 +158,7 @@ class Program:
             _text(self._err),
             seconds,
             usage.ru_utime + usage.ru_stime,
+            usage.ru_stime,
             self._peak_bytes,
         )
 
@@ -180,10 +189,27 @@ def _text(file: IO[bytes]) -> str:
 
 def peak_bytes(pid: int) -> int:
     """The most that a process had resident; 0 if it is gone."""
+    return _status(pid, "VmHWM") * 1024
+
+
+def thread_count(pid: int) -> int:
+    """How many threads a process has now; 0 if it is gone."""
+    return _status(pid, "Threads")
+
+
+def processor_s(pid: int) -> tuple[float, float]:
+    """Processor time of all threads of a process since it was started: all of it, and that in the system. Raises OSError if it is gone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    user, system = int(fields[11]), int(fields[12])
+    return (user + system) / TICKS_PER_S, system / TICKS_PER_S
+
+
+def _status(pid: int, name: str) -> int:
+    """A number of /proc/PID/status; 0 if the process is gone."""
     with suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         for line in file:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+            if line.startswith(name + ":"):
+                return int(line.split()[1])
     return 0
 
 
@@ -204,6 +230,8 @@ class Server:
     data: Path
     address: str = "127.0.0.1:0"
     """Where it listens; port 0 becomes the one that it got, and stays that over restarts."""
+    options: tuple[str | Path, ...] = ()
+    """More of its command line."""
     _process: subprocess.Popen[str] | None = field(default=None, repr=False)
     _killed_peak_bytes: int = 0
 
@@ -214,21 +242,18 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def command(self) -> list[str | Path]:
+        """The command line that starts it."""
+        program = BIN / "staddle-server"
+        place = ("--data", self.data, "--listen", self.address)
+        return [program, "serve", *place, "--log-format", "json", *self.options]
+
     def start(self) -> None:
         """Starts it and waits until it listens."""
-        argv: list[str | Path] = [
-            BIN / "staddle-server",
-            "serve",
-            "--data",
-            self.data,
-            "--listen",
-            self.address,
-            "--log-format",
-            "json",
-        ]
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                argv,
+                self.command,
                 env=clean_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -273,6 +298,7 @@ class Server:
         if process is None:
             return 0
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)  # one that is paused would never hear of it
         assert process.stdout is not None
         process.stdout.close()
         try:
@@ -290,25 +316,30 @@ class Server:
         return {"STADDLE_CONFIG": str(self.data / "client.toml")}
 
     @property
-    def _pid(self) -> int:
+    def pid(self) -> int:
+        """Its process; 0 while there is none."""
         return self._process.pid if self._process is not None else 0
 
     def reset_peak(self) -> None:
         """From now on `peak_bytes` is the peak since now."""
         self._killed_peak_bytes = 0
-        if self._pid:
-            Path(f"/proc/{self._pid}/clear_refs").write_text("5")
+        if self.pid:
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     @property
     def peak_bytes(self) -> int:
         """The most it had resident, also before it was killed, since the last reset."""
-        return max(self._killed_peak_bytes, peak_bytes(self._pid) if self._pid else 0)
+        return max(self._killed_peak_bytes, peak_bytes(self.pid) if self.pid else 0)
 
     @property
     def cpu_s(self) -> float:
         """Processor time of all of its threads since it was started."""
-        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+        return processor_s(self.pid)[0]
+
+    @property
+    def kernel_s(self) -> float:
+        """The part of it in the system."""
+        return processor_s(self.pid)[1]
 
     @property
     def stored_bytes(self) -> int:
@@ -322,12 +353,20 @@ class Server:
 
     def calls(self, method: str) -> Iterator[dict[str, Any]]:
         """What its log says of calls of a method that ended well, from its beginning on."""
+        for fields in self._logged(f'"method": "{method}"'):
+            if fields["outcome"] == "OK":
+                yield fields
+
+    def refusals(self) -> Counter[tuple[str, str]]:
+        """How often it said that there is too much at once, by method and by what there was too much of."""
+        return Counter((call["method"], call["detail"]) for call in self._logged('"reason": "TOO_MANY"'))
+
+    def _logged(self, text: str) -> Iterator[dict[str, Any]]:
+        """The lines of its log that have such a text."""
         with self._log.open() as log:
             for line in log:
-                if f'"method": "{method}"' in line:
-                    fields = json.loads(line)
-                    if fields["outcome"] == "OK":
-                        yield fields
+                if text in line:
+                    yield json.loads(line)
 
     def received_bytes(self) -> int:
         """How many bytes of chunks came with PutChunks so far, uncompressed."""
