@@ -13,13 +13,14 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import cases, limits, machine, records, sampling, stages
+from benchmarks import bench, cases, limits, machine, records, sampling, stages
 from benchmarks.cases import Case
 from benchmarks.peers import Command, Phase, Staddle
 from benchmarks.processes import MIB, Program, ProgramError, Server, run
@@ -97,19 +98,19 @@ class Round:
             for phase in PHASES:
                 self._alone(peers[0], phase, into[phase])
                 self._sampled(peers[1], phase, into[phase])
-        for name in ("alone", "sampled"):
+        for name in ("alone", "sampled", "restored-alone", "restored-sampled"):
             shutil.rmtree(self._place / name)
 
-    def _command(self, peer: Staddle, phase: Phase) -> Command:
+    def _command(self, peer: Staddle, phase: Phase, name: str) -> Command:
+        machine.touch_free_memory(bench.touched_bytes(self._case.data_bytes))
         if not phase.restores:
             return peer.backup(self._case.source, read_all=True)
-        target = self._place / "restored"
-        shutil.rmtree(target, ignore_errors=True)
+        target = self._place / f"restored-{name}"
         target.mkdir()
         return peer.restore(target, ())
 
     def _alone(self, peer: Staddle, phase: Phase, measured: Measured) -> None:
-        command = self._command(peer, phase)
+        command = self._command(peer, phase, "alone")
         os.sync()
         server = _server(peer)
         server.go_on()
@@ -123,7 +124,7 @@ class Round:
         measured.wall_s.append(finished.seconds)
 
     def _sampled(self, peer: Staddle, phase: Phase, measured: Measured) -> None:
-        command = self._command(peer, phase)
+        command = self._command(peer, phase, "sampled")
         os.sync()
         server = _server(peer)
         server.go_on()
@@ -135,7 +136,7 @@ class Round:
             sampling.Sampling(server.pid, self._rate) as at_server,
             sampling.Sampling(program.pid, self._rate) as at_client,
         ):
-            program.watch(lambda: _opened(gate))
+            program.watch(lambda: opened(gate))
             finished = program.wait()
         gate.unlink()
         finished.checked()
@@ -144,7 +145,7 @@ class Round:
         measured.server.add(at_server.sampled)
 
 
-def _opened(gate: Path) -> bool:
+def opened(gate: Path) -> bool:
     """Opens the gate if somebody stands before it."""
     try:
         os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
@@ -166,7 +167,11 @@ def measure(place: Path, made: Sequence[Case], rounds: int, rate: int) -> list[d
     for case in made:
         alone = limits.measure(case.source)
         measured = {phase: Measured() for phase in PHASES}
+        many = len(case.files) > bench.MANY
         for number in range(rounds):
+            if number and many:
+                os.sync()
+                time.sleep(bench.REMOVED_S)
             Round(place, case, rate).measure(measured)
             walls = ", ".join(f"{phase} {measured[phase].wall_s[-1]:.2f}" for phase in PHASES)
             print(f"  {case.name}, round {number + 1}, wall s: {walls}", flush=True)
@@ -221,7 +226,7 @@ def section(record: Mapping[str, Any]) -> list[str]:
     """The lines of docs/performance.md, from what `main` wrote."""
     how = (
         "Sums are the system's count of processor time, of runs without a sampler; the division is from "
-        f"{record['rate']} samples a second, over {record['rounds']} rounds."
+        f"{record['rate']} samples a second, rounds: {record['rounds']}."
     )
     lines = ["### Where the processor time goes", ""]
     lines += [

@@ -231,7 +231,7 @@ def section(record: Mapping[str, Any]) -> list[str]:
     return [
         f"### {title(record)}",
         "",
-        f"Medians of {rounds} rounds. The limit is gRPC alone: a server with the same options that drops what comes, or sends as much.",
+        f"{'One round' if rounds == 1 else f'Medians of {rounds} rounds'}. The limit is gRPC alone: a server with the same options that drops what comes, or sends as much.",
         "",
         f"![Speed of one stream](performance/{KIND}.svg)",
         "",

@@ -1,0 +1,156 @@
+"""`make bench-clients` has every upload committed, whoever has to wait, and says so where one is not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import clients, load, records
+from benchmarks.load import Asked, Outcome
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(clients, "IDLE_S", 0.3)
+    monkeypatch.setattr(clients.machine, "touch_free_memory", lambda size: 0)
+    return tmp_path / "results"
+
+
+def only_record(results: Path) -> dict[str, Any]:
+    (path,) = results.glob("clients-*.json")
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def test_all_uploads_of_both_ways_are_committed_and_measured(tmp_path: Path, results: Path) -> None:
+    (tmp_path / "work").mkdir()
+    sizes = ["--mib", "3", "--count", "1", "--count", "5", "--drivers", "2"]
+    assert clients.main([*sizes, "--work", str(tmp_path / "work")]) == 0
+    record = only_record(results)
+    assert record["kind"] == "clients"
+    assert [(case["way"], case["count"]) for case in record["cases"]] == [
+        ("source", 1), ("source", 5), ("thin", 1), ("thin", 5),
+    ]  # fmt: skip
+    for case in record["cases"]:
+        assert case["failures"] == case["refusals"] == []
+        assert len(case["finish_s"]) == case["count"]
+        assert case["mib_per_s"] > 0
+        assert 0 < case["jain_together"] <= 1.0001
+        assert case["server_bytes"] > 20 << 20
+        assert case["server_threads"] > 3
+        assert case["idle_ms"]["count"] > 0
+    assert not list((tmp_path / "work").iterdir()), "it leaves nothing behind"
+
+
+def test_uploads_that_the_server_has_no_room_for_wait_and_are_committed(
+    tmp_path: Path, results: Path
+) -> None:
+    small = ["--mib", "4", "--count", "6", "--way", "thin", "--streams-max", "2", "--work", str(tmp_path)]
+    assert clients.main(small) == 0
+    (case,) = only_record(results)["cases"]
+    assert case["failures"] == []
+    assert {each["method"] for each in case["refusals"]} == {"Backup"}
+    assert sum(each["times"] for each in case["refusals"]) >= 4
+    assert case["seconds"] > 2, "they waited for as long as the server had asked"
+
+
+@pytest.mark.parametrize("way", load.WAYS)
+def test_an_upload_that_does_not_become_what_it_should_fails_the_run(
+    tmp_path: Path,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    way: str,
+) -> None:
+    split = clients.split
+
+    def lossy(data: Path, sources: Path, count: int) -> int:
+        size = split(data, sources, count)
+        (load.source_of(sources, 1) / load.NAME).unlink()
+        return size
+
+    monkeypatch.setattr(clients, "split", lossy)
+    assert clients.main(["--mib", "1", "--count", "2", "--way", way, "--work", str(tmp_path)]) == 1
+    assert "FAILED: client-001" in capsys.readouterr().out
+    (case,) = only_record(results)["cases"]
+    assert case["failures"]
+
+
+def test_fairness_is_one_where_all_have_the_same_and_one_nth_where_one_has_everything() -> None:
+    assert clients.jain([3.0, 3.0, 3.0]) == pytest.approx(1.0)
+    assert clients.jain([5.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+    assert clients.jain([0.0]) == 0.0
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    values = [float(each) for each in range(1, 101)]
+    assert [clients.percentile(values, share) for share in (0.0, 0.5, 0.95, 0.99, 1.0)] == [
+        1,
+        50,
+        95,
+        99,
+        100,
+    ]
+    assert clients.percentile([7.0], 0.99) == 7.0
+    assert clients.percentile([], 0.5) == 0.0
+
+
+def test_what_an_upload_had_handed_over_lies_between_what_was_noted() -> None:
+    outcome = Outcome(0, begun_s=10.0, ended_s=14.0, progress=[(11.0, 100), (12.0, 300)])
+    at = {10.0: 0.0, 10.5: 50.0, 11.0: 100.0, 11.5: 200.0, 13.0: 350.0, 14.0: 400.0, 20.0: 400.0}
+    assert {moment: clients.handed_over(outcome, moment, 400) for moment in at} == at
+
+
+def test_only_the_uploads_part_before_the_first_end_counts_as_all_at_work() -> None:
+    fast = Outcome(0, 10.0, 11.0, progress=[(10.5, 100)])
+    slow = Outcome(1, 10.0, 14.0, progress=[(11.0, 0), (13.0, 100)])
+    found = clients.of_uploads([fast, slow], 100)
+    assert found["together_s"] == pytest.approx(1.0)
+    assert found["jain_together"] == pytest.approx(0.5), "one had everything"
+    assert found["slowest_to_fastest"] == pytest.approx(4.0)
+    assert found["mib_per_s"] == pytest.approx(200 / clients.MIB / 4)
+
+
+def test_the_bystanders_calls_are_told_apart_by_what_was_beside_them() -> None:
+    outcomes = [Outcome(0, begun_s=10.0, ended_s=20.0)]
+    asked = [Asked("GetServerInfo", 9.0, 0.001, "OK"), Asked("GetServerInfo", 11.0, 0.5, "OK")]
+    asked += [Asked("ListDatasets", 12.0, 9.0, "RESOURCE_EXHAUSTED"), Asked("ListDatasets", 30.0, 7.0, "OK")]
+    found = clients.of_bystander(asked, outcomes)
+    assert found["idle_ms"]["max"] == pytest.approx(1.0)
+    assert found["beside_ms"]["max"] == pytest.approx(500.0)
+    assert found["beside_failed"] == 1
+
+
+def some_record() -> dict[str, Any]:
+    latencies = {"count": 9, "p50": 1.5, "p99": 20.0, "max": 30.0}
+    case = {
+        "drivers": 4, "bytes_each": 1 << 20, "mib_per_s": 123.4, "finish_s": [1.0, 2.0, 4.0], "together_s": 1.0,
+        "jain_together": 0.9, "jain": 0.8, "slowest_to_fastest": 4.0, "idle_ms": latencies, "beside_ms": latencies,
+        "beside_failed": 2, "server_bytes": 200 << 20, "server_threads": 77, "server_cpu_s": 3.0, "clients_cpu_s": 4.0,
+        "refusals": [{"method": "Backup", "detail": "too many", "times": 5}], "failures": [],
+    }  # fmt: skip
+    cases = [case | {"way": way, "count": count} for way in load.WAYS for count in (1, 8)]
+    return {"data_bytes": 512 << 20, "drivers": 4, "cases": cases}
+
+
+def test_the_section_tells_who_was_refused_and_whether_everything_was_committed() -> None:
+    record = some_record()
+    lines = clients.section(record)
+    row = (
+        "| 8, thin | 123 | 2.00 | 4.00 | 4.00 | 0.90 | 0.80 | 4.0 | 1.5 | 20.0 | 30.0 | 200 | 77 | 3.00 | 5 |"
+    )
+    assert row in lines
+    assert "- 8, thin: refused and tried again: Backup 5 (too many)." in lines
+    assert "- 8, thin: 2 small calls failed." in lines
+    assert any("Every upload became a backup" in line for line in lines)
+    record["cases"][0]["failures"] = ["client-000: it broke"]
+    assert any("1 uploads failed" in line for line in clients.section(record))
+
+
+def test_the_same_figures_give_the_same_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("one.svg", "two.svg"):
+        clients.draw(some_record(), tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

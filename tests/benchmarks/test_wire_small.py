@@ -1,0 +1,81 @@
+"""`make bench-wire` measures both directions beside gRPC alone, and fails where data that the store has is stored again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import pipe, records, wire
+
+SMALL = ["--mib", "3", "--message-kib", "256", "--work"]
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(wire.machine, "touch_free_memory", lambda size: 0)
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize(("more", "rounds"), [(["--rounds", "2"], 2), (["--rounds", "1", "--tls"], 1)])
+def test_every_stream_is_measured_in_each_round_and_written_down(
+    tmp_path: Path, results: Path, more: list[str], rounds: int
+) -> None:
+    (tmp_path / "work").mkdir()
+    assert wire.main([*SMALL, str(tmp_path / "work"), *more]) == 0
+    (path,) = results.glob("wire-*.json")
+    record = json.loads(path.read_text())
+    assert (record["kind"], record["tls"]) == ("wire", "--tls" in more)
+    assert "processor" in record["machine"]
+    assert {way: len(found) for way, found in record["ways"].items()} == dict.fromkeys(wire.WORDS, rounds)
+    for found in record["ways"].values():
+        for each in found:
+            assert each["seconds"] > 0
+            assert each["message_bytes"] >= 3 << 20
+            assert each["messages"] >= 3
+    assert not list((tmp_path / "work").iterdir()), "it leaves nothing behind"
+
+
+def test_storing_again_what_the_store_has_ends_the_run(
+    tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "NEW_SHARE_MAX", -1.0)
+    with pytest.raises(SystemExit, match="stored once more"):
+        wire.main([*SMALL, str(tmp_path), "--rounds", "1"])
+    assert not results.exists()
+
+
+def test_messages_come_out_of_a_file_as_they_went_in_and_another_file_is_refused(tmp_path: Path) -> None:
+    messages = [b"", b"one", bytes(100_000)]
+    pipe.write_messages(tmp_path / "file", messages)
+    assert list(pipe.read_messages(tmp_path / "file")) == messages
+    whole = (tmp_path / "file").read_bytes()
+    for broken in (whole[:-1], whole + b"\1", b"\xff\xff\xff\xff" + bytes(10)):
+        (tmp_path / "file").write_bytes(broken)
+        with pytest.raises(ValueError, match="does not hold messages"):
+            list(pipe.read_messages(tmp_path / "file"))
+
+
+def taken(seconds: float) -> dict[str, float]:
+    return {"seconds": seconds, "client_cpu_s": 1.0, "server_cpu_s": 2.0, "messages": 4, "message_bytes": 9}
+
+
+def some_record() -> dict[str, object]:
+    times = {"limit in": (1.0, 1.0, 9.0), "again": (2.0, 1.25, 1.0), "first": (4.0, 4.0, 4.0)}
+    times |= {"limit out": (1.0, 1.0, 1.0), "restore": (2.0, 2.0, 2.0)}
+    ways = {way: [taken(each) for each in found] for way, found in times.items()}
+    return {"data_bytes": 1 << 30, "message_bytes": 1 << 20, "tls": False, "ways": ways}
+
+
+def test_the_section_has_medians_shares_of_the_limit_and_whether_the_aim_is_met() -> None:
+    lines = wire.section(some_record())
+    assert "| in: data that the store has | 819 | 0.80 | 1.00 | 2.00 |" in lines
+    assert "| out: restore | 512 | 0.50 | 1.00 | 2.00 |" in lines
+    assert lines[-1] == "Data that the store has: 0.80 of the limit; the aim of 0.70 is met."
+
+
+def test_the_same_figures_give_the_same_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("one.svg", "two.svg"):
+        wire.draw(some_record(), tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
