@@ -186,10 +186,14 @@ _FRAME: Final = re.compile(r"(?P<function>.*) \((?P<file>.*):(?P<line>\d{1,9})\)
 
 
 def described(frame: str) -> str:
-    """A frame of py-spy's, `FUNCTION (FILE:LINE)`, as `stages` reads it, with the source line."""
+    """A frame of py-spy's, `FUNCTION (FILE:LINE)`, as `stages` reads it, with the source line.
+
+    What was read while the process changed it may be anything: only a name that a source can have is looked up.
+    """
     if (parts := _FRAME.fullmatch(frame)) is None:
         return frame
-    text = linecache.getline(parts["file"], int(parts["line"])).strip()
+    named = parts["file"].isprintable() and parts["file"].endswith(".py")
+    text = linecache.getline(parts["file"], int(parts["line"])).strip() if named else ""
     return f"{parts['file']} {parts['function']}: {text[:TEXT_CHARS_MAX]}"
 
 

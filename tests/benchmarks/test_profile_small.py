@@ -87,11 +87,20 @@ def test_what_the_standard_library_does_is_its_callers() -> None:
     assert stages.stage_of([caller, "/lib/os.py fsencode: return filename.encode(encoding)"]) == stages.WALK
 
 
+def test_lines_that_wait_are_told_from_those_that_work() -> None:
+    waiting = ["work_item = work_queue.get(block=True)", "event = call.next_event()", "with self._lock:"]
+    working = ['data = b"".join(pieces)', "hit = self._cache.get(key)", "packed = compressor.compress(data)"]
+    assert all(stages.waits(f"/file.py function: {line}") for line in waiting)
+    assert not any(stages.waits(f"/file.py function: {line}") for line in working)
+
+
 def test_a_frame_is_described_with_its_source_line(tmp_path: Path) -> None:
     source = tmp_path / "source.py"
     source.write_text("def work():\n    return blake3(data)\n")
     assert sampling.described(f"work ({source}:2)") == f"{source} work: return blake3(data)"
     assert sampling.described("--torn (half:-7)") == "--torn (half:-7)", "what was read in a bad moment stays"
+    assert sampling.described("torn (\0/torn.py:7)") == "\0/torn.py torn: "
+    assert sampling.described("torn (/dev/zero:7)") == "/dev/zero torn: ", "and opens no other file"
 
 
 # --- weighing

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def taken(seconds: float) -> dict[str, float]:
     return {"seconds": seconds, "client_cpu_s": 1.0, "server_cpu_s": 2.0, "messages": 4, "message_bytes": 9}
 
 
-def some_record() -> dict[str, object]:
+def some_record() -> dict[str, Any]:
     times = {"limit in": (1.0, 1.0, 9.0), "again": (2.0, 1.25, 1.0), "first": (4.0, 4.0, 4.0)}
     times |= {"limit out": (1.0, 1.0, 1.0), "restore": (2.0, 2.0, 2.0)}
     ways = {way: [taken(each) for each in found] for way, found in times.items()}
@@ -72,6 +73,9 @@ def test_the_section_has_medians_shares_of_the_limit_and_whether_the_aim_is_met(
     assert "| in: data that the store has | 819 | 0.80 | 1.00 | 2.00 |" in lines
     assert "| out: restore | 512 | 0.50 | 1.00 | 2.00 |" in lines
     assert lines[-1] == "Data that the store has: 0.80 of the limit; the aim of 0.70 is met."
+    slower = some_record()
+    slower["ways"]["again"] = [taken(1.5)]
+    assert wire.section(slower)[-1].endswith("0.67 of the limit; the aim of 0.70 is not met.")
 
 
 def test_the_same_figures_give_the_same_plot(tmp_path: Path) -> None:
