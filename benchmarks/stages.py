@@ -77,7 +77,7 @@ _PATTERNS: Final = tuple(
 )  # fmt: skip
 
 _WAITS: Final = re.compile(
-    r": .*(\b(acquire|wait|poll|next_event|next_call_event|operate|start_server_batch|segregated_call)|_lock\.__enter__|queue\.get|\.result)\("
+    r": .*(\b(acquire|wait|poll|next_event|next_call_event|operate|start_server_batch)|_lock\.__enter__|queue\.get|\.result)\("
     r"|: with self\._(lock|mutex|cond|turn)\b"
 )
 """Lines that wait for something, if only for the interpreter that they gave away for a moment, and go on when it has come."""
