@@ -88,6 +88,7 @@ def _told(connection: Connection, server: Server, threads: list[int]) -> Any:
     """What a process has to tell; meanwhile the server's threads are counted. Raises ProgramError if nothing comes."""
     until_s = time.monotonic() + DEADLINE_S
     try:
+        threads.append(thread_count(server.pid))
         while not connection.poll(LOOK_S):
             threads.append(thread_count(server.pid))
             if time.monotonic() > until_s:
@@ -173,17 +174,19 @@ class Measurement:
 
     def _faults(self, server: Server, sources: Path, size: int) -> list[str]:
         """What is wrong with the backups that were made: each has to be there, and one, by chance, to come back."""
-        faults = []
-        chosen = random.Random(f"{self._way} {self._count}").randrange(self._count)
+        faults, good = [], []
         with Client.from_config(server.data / "client.toml") as client:
             there = {dataset.name for dataset in client.datasets()}
             for number in range(self._count):
                 name = load.dataset_of(number)
                 sizes = [backup.data_bytes for backup in client.backups(name)] if name in there else []
-                if sizes != [size]:
+                if sizes == [size]:
+                    good.append(number)
+                else:
                     faults.append(f"{name}: backups of {sizes} bytes, and not one of {size}")
-            target = self._place / "restored"
-            if load.dataset_of(chosen) in there:
+            if good:
+                chosen = random.Random(f"{self._way} {self._count}").choice(good)
+                target = self._place / "restored"
                 client.restore(load.dataset_of(chosen), target)
                 source = load.source_of(sources, chosen) / load.NAME
                 if not filecmp.cmp(source, target / load.NAME, shallow=False):

@@ -78,6 +78,14 @@ def test_an_upload_that_does_not_become_what_it_should_fails_the_run(
     assert case["failures"]
 
 
+def test_uploads_that_end_at_once_are_measured_all_the_same(
+    tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "LOOK_S", 60.0)
+    assert clients.main(["--mib", "1", "--count", "1", "--way", "thin", "--work", str(tmp_path)]) == 0
+    assert only_record(results)["cases"][0]["server_threads"] > 3
+
+
 def test_fairness_is_one_where_all_have_the_same_and_one_nth_where_one_has_everything() -> None:
     assert clients.jain([3.0, 3.0, 3.0]) == pytest.approx(1.0)
     assert clients.jain([5.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
