@@ -1,9 +1,11 @@
 """Promises 1 to 4, on the wire: what was acknowledged is there, whole or not at all, and comes back as it went in."""
 
+import random
 import threading
 
 import grpc
 import pytest
+from blake3 import blake3
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from thin import (
@@ -522,3 +524,51 @@ def test_an_open_file_that_is_not_gone_on_with_is_given_up(running, instead):
     }[instead]
     stub.Backup(messages([Part(continue_upload=goes_on), *parts]))
     assert restore(stub, "www").files == files
+
+
+def in_pieces(data, size):
+    return [Part(data=sv.Data(data=data[at : at + size])) for at in range(0, len(data), size)]
+
+
+def certain_bytes(stub, data):
+    """So many of its first bytes lie in chunks that do not depend on what follows."""
+    source = Source(stub, "cut")
+    lengths = [len(chunk) for chunk in source.cut(data)]
+    return len(data) - (lengths[-1] if lengths[-1] < source.upload.chunker.max_bytes else 0)
+
+
+@pytest.mark.parametrize("end", ["checkpoint", "nothing", "nonsense"])
+def test_all_that_came_of_an_open_file_is_durable_however_its_stream_ended(running, end):
+    stub = running.stub()
+    data = noise(4 << 20, 11)
+    parts = [begin("www", request_id="open"), Part(entry=pb.Entry(path="f")), *in_pieces(data, 1 << 20)]
+    parts += {"checkpoint": [Part(checkpoint=sv.Checkpoint())], "nothing": [], "nonsense": [Part()]}[end]
+    if end == "checkpoint":
+        durable = stub.Backup(messages(parts)).upload.durable
+    else:
+        with pytest.raises(grpc.RpcError):
+            stub.Backup(messages(parts))
+        durable = open_upload(stub, "open").durable
+    assert durable.open_entry.path == "f"
+    assert durable.open_offset_bytes == certain_bytes(stub, data) > 3 << 20
+
+
+def test_bytes_and_zeros_stay_in_their_order_whatever_their_sizes(running):
+    stub = running.stub()
+    chance = random.Random(5)
+    for number in range(6):
+        parts, expected = [], []
+        for _ in range(12):
+            size = chance.choice([1, 5_000, 130_000, 700_000, 1 << 20])
+            if chance.random() < 0.4:
+                parts.append(Part(data=sv.Data(zero_bytes=size)))
+                expected.append(bytes(size))
+            else:
+                expected.append(chance.randbytes(size))
+                parts.append(Part(data=sv.Data(data=expected[-1])))
+        data = b"".join(expected)
+        digest = pb.FileDigest(blake3=blake3(data).digest())
+        entry = Part(entry=pb.Entry(path="f", file_digest=digest))
+        ended = Part(entry_end=sv.EntryEnd(size_bytes=len(data)))
+        stub.Backup(messages([begin(f"n{number}"), entry, *parts, ended, finish(1, len(data))]))
+        assert restore(stub, f"n{number}").files == {"f": data}
