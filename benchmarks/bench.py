@@ -6,18 +6,16 @@ benchmarks/results/ as JSON, too; `python -m benchmarks.report` makes docs/perfo
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from benchmarks import cases, limits, listing, machine
+from benchmarks import cases, limits, listing, machine, sections
 from benchmarks.cases import Case
 from benchmarks.figures import Figures, Results, tables
 from benchmarks.peers import LIMIT, Peer, Phase, peers, usable
@@ -134,6 +132,7 @@ class Run:
             server_bytes=server.peak_bytes if server is not None else 0,
             stored_bytes=peer.stored_bytes(),
             wire_bytes=wire_bytes if server is not None else 0,
+            catalog_bytes=server.catalog_bytes if server is not None else 0,
         )
 
     def _check(self, peer: Peer, target: Path, paths: Sequence[str]) -> None:
@@ -276,16 +275,14 @@ def measure(place: Path, able: Sequence[Peer], given: argparse.Namespace, facts:
         Run(place, case, able, results, cold=given.cold).rounds(given.rounds)
         shutil.rmtree(case.source)
     print("\n" + tables(results, [peer.name for peer in able]))
-    path = write_results(results, given, facts)
+    path = sections.save(sections.PEERS, record_of(results, given, facts))
     print(f"All figures: {path}   ({time.monotonic() - begun_s:.0f} s)")
     return 0
 
 
-def write_results(results: Results, given: argparse.Namespace, facts: Mapping[str, str]) -> Path:
-    """All single measurements; medians and ratios can be had from them."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}.json"
-    record = {
+def record_of(results: Results, given: argparse.Namespace, facts: Mapping[str, str]) -> dict[str, Any]:
+    """What is written of a run."""
+    return {
         "machine": dict(facts),
         "rounds": given.rounds,
         "cold": given.cold,
@@ -299,13 +296,8 @@ def write_results(results: Results, given: argparse.Namespace, facts: Mapping[st
             }
             for name, title in results.titles.items()
         ],
-        "measurements": [
-            {"case": case, "phase": phase.value, "peer": peer, "rounds": [asdict(each) for each in found]}
-            for (case, phase, peer), found in results.figures.items()
-        ],
+        "measurements": results.to_record(),
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What was measured, medians of it, and tables to read in a terminal."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final
 
 from benchmarks.peers import LIMIT, Phase
 from benchmarks.processes import MIB
@@ -25,6 +25,8 @@ class Figures:
     server_bytes: int
     stored_bytes: int
     wire_bytes: int
+    catalog_bytes: int = 0
+    """The part of what is stored that is the server's catalog."""
 
 
 Of = Callable[[Figures], float]
@@ -44,6 +46,22 @@ class Results:
 
     def add(self, case: str, phase: Phase, peer: str, figures: Figures) -> None:
         self.figures.setdefault((case, phase, peer), []).append(figures)
+
+    def to_record(self) -> list[dict[str, Any]]:
+        """All single measurements, for a file of results."""
+        return [
+            {"case": case, "phase": phase.value, "peer": peer, "rounds": [asdict(each) for each in found]}
+            for (case, phase, peer), found in self.figures.items()
+        ]
+
+    def take(self, measurements: Iterable[Mapping[str, Any]]) -> None:
+        """Those of a file of results, instead of what is here of the same; figures that are not known any more are left out."""
+        known = {each.name for each in fields(Figures)}
+        for each in measurements:
+            self.figures[each["case"], Phase(each["phase"]), each["peer"]] = [
+                Figures(**{name: value for name, value in taken.items() if name in known})
+                for taken in each["rounds"]
+            ]
 
     def median(self, case: str, phase: Phase, peer: str, of: Of) -> float | None:
         """None: it was not measured."""

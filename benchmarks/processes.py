@@ -347,6 +347,11 @@ class Server:
         return tree_bytes(self.data)
 
     @property
+    def catalog_bytes(self) -> int:
+        """The catalog, with the journal beside it."""
+        return sum(path.stat().st_size for path in self.data.glob("catalog.db*"))
+
+    @property
     def pack_bytes(self) -> int:
         """Packs that are durable."""
         return tree_bytes(self.data / "store" / "packs")

@@ -1,50 +1,53 @@
-"""`make bench-report`: the tables and plots of docs/performance.md, from the results of a run of `make bench`.
+"""`make bench-report`: the tables and plots of docs/performance.md, from the results of benchmarks.
 
-Between the two marks in that page everything is written anew; what stands around them is left alone.
+Between the marks of a section everything is written anew; what stands around them is left alone, and so is a section without results.
+A further kind of results is one more line of SECTIONS, and its marks in the page.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from benchmarks.figures import MEASURES, OURS, Figures, Results, cell, stored, wall
+from benchmarks import sections
+from benchmarks.figures import MEASURES, OURS, Results, cell, stored, wall
 from benchmarks.peers import LIMIT, Phase
 from benchmarks.processes import MIB
+from benchmarks.sections import Record, Section
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
 PLOTS: Final = PAGE.with_suffix("")
-BEGIN: Final = "<!-- results: written by make bench-report -->\n"
-END: Final = "<!-- end of results -->\n"
-FACTS: Final = ("processor", "memory", "file system", "system", "libraries", "compared", "file cache")
+
+# --- beside other programs
 
 
-def read_results(path: Path) -> tuple[Results, dict[str, Any]]:
-    """The measurements of a file that `make bench` has written, and all else that it says."""
-    record: dict[str, Any] = json.loads(path.read_text())
+def results_of(records: Sequence[Record]) -> Results:
+    """The measurements of files that `make bench` has written; what a later one has counts, in the order of the first."""
     results = Results()
-    known = {field.name for field in fields(Figures)}
-    for case in record["cases"]:
-        results.titles[case["name"]] = case["title"]
-        results.data_bytes[case["name"]] = case["data_bytes"]
-        results.limits[case["name"]] = case["limits"]
-    for each in record["measurements"]:
-        for figures in each["rounds"]:
-            chosen = Figures(**{name: value for name, value in figures.items() if name in known})
-            results.add(each["case"], Phase(each["phase"]), each["peer"], chosen)
-    return results, record
+    for record in records:
+        for case in record["cases"]:
+            results.titles[case["name"]] = case["title"]
+            results.data_bytes[case["name"]] = case["data_bytes"]
+            results.limits[case["name"]] = case["limits"]
+        results.take(record["measurements"])
+    return results
 
 
-def page_of(results: Results, record: dict[str, Any]) -> str:
+def peers_text(records: Sequence[Record]) -> str:
     """The tables and plots, as Markdown."""
-    facts = [f"{name}: {record['machine'][name]}" for name in FACTS if name in record["machine"]]
-    lines = ["; ".join(facts) + ".", ""]
+    results = results_of(records)
+    lines = [sections.facts(records[0]), ""]
     for case in results.titles:
         lines += [*_case(results, case), ""]
     return "\n".join(lines)
+
+
+def peers_plots(records: Sequence[Record], directory: Path) -> Iterable[Path]:
+    """A plot of each case."""
+    results = results_of(records)
+    for case in results.titles:
+        yield _draw(results, case, directory / f"{case}.svg")
 
 
 def _case(results: Results, case: str) -> Iterable[str]:
@@ -85,15 +88,11 @@ def _case(results: Results, case: str) -> Iterable[str]:
     yield f"One core alone, seconds: {parts}."
 
 
-def draw(results: Results, case: str, to: Path) -> None:
-    """A bar for each program and phase, as an image file."""
-    from matplotlib import rcParams
-    from matplotlib.figure import Figure
-
-    rcParams["svg.hashsalt"] = "staddle"  # else the same figures make another file each time
+def _draw(results: Results, case: str, to: Path) -> Path:
+    """A bar for each program and phase."""
     names = list(dict.fromkeys(peer for name, _, peer in results.figures if name == case))
     phases = [phase for phase in Phase if any((case, phase, name) in results.figures for name in names)]
-    figure = Figure(figsize=(9, 0.6 + 0.22 * len(phases) * (len(names) + 1)), layout="constrained")
+    figure = sections.figure(9, 0.6 + 0.22 * len(phases) * (len(names) + 1))
     axes = figure.subplots()
     for number, name in enumerate(names):
         measured = [(at, results.median(case, phase, name, wall)) for at, phase in enumerate(phases)]
@@ -109,39 +108,44 @@ def draw(results: Results, case: str, to: Path) -> None:
     axes.set_xlabel("seconds, until it is on the disk")
     axes.set_title(results.titles[case])
     axes.legend()
-    figure.savefig(to, metadata={"Date": None})
+    return sections.keep(figure, to)
 
 
-def written(page: str, results: str) -> str:
-    """The page with other results between its marks. Raises ValueError where it has no marks."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page lacks its marks {BEGIN.strip()} and {END.strip()}")
-    return f"{head}{BEGIN}\n{results}\n{END}{tail}"
+# --- all of it
+
+SECTIONS: Final = (Section(sections.PEERS, "results", peers_text, peers_plots),)
+
+
+def write(page: Path, plots: Path, records: Sequence[Record]) -> list[Path]:
+    """Writes the sections that there are records for, and answers their plots. Raises ValueError for records that no section shows."""
+    by_kind: dict[str, list[Record]] = {}
+    for record in records:
+        by_kind.setdefault(sections.kind_of(record), []).append(record)
+    if unknown := by_kind.keys() - {section.kind for section in SECTIONS}:
+        raise ValueError(f"no section shows results of the kind {', '.join(sorted(unknown))}")
+    plots.mkdir(exist_ok=True)
+    drawn: list[Path] = []
+    for section in SECTIONS:
+        if found := by_kind.get(section.kind):
+            page.write_text(section.written(page.read_text(), section.render(found)))
+            drawn += section.draw(found, plots)
+    return drawn
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make bench-report", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "results", nargs="*", type=Path, help="files of results (the newest); what a later one has counts"
+        "results",
+        nargs="*",
+        type=Path,
+        help="files of results (the newest of each kind); what a later one of a kind has counts",
     )
     given = parser.parse_args(arguments)
-    paths = given.results or sorted((Path(__file__).parent / "results").glob("*.json"))[-1:]
+    paths = given.results or sections.newest()
     if not paths:
         sys.exit("There are no results: run make bench first.")
-    results, record = read_results(paths[0])
-    for path in paths[1:]:
-        more, _ = read_results(path)
-        results.figures.update(more.figures)
-        results.titles = more.titles | results.titles
-        results.data_bytes = more.data_bytes | results.data_bytes
-        results.limits = more.limits | results.limits
-    PAGE.write_text(written(PAGE.read_text(), page_of(results, record)))
-    PLOTS.mkdir(exist_ok=True)
-    for case in results.titles:
-        draw(results, case, PLOTS / f"{case}.svg")
-    print(f"Wrote {PAGE.name} and {len(results.titles)} plots from {', '.join(path.name for path in paths)}.")
+    drawn = write(PAGE, PLOTS, [sections.load(path) for path in paths])
+    print(f"Wrote {PAGE.name} and {len(drawn)} plots from {', '.join(path.name for path in paths)}.")
     return 0
 
 

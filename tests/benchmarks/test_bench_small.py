@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench, cases, corpora, data, figures, limits, report
+from benchmarks import bench, cases, corpora, data, figures, limits, report, sections
 from benchmarks.figures import Figures, Results, wall
 from benchmarks.peers import Copy, Phase, Staddle, StaddleThin
 
@@ -123,23 +123,81 @@ def test_the_best_other_program_is_compared_and_neither_ours_nor_the_limit() -> 
     assert figures.cell(None, ".2f") == "-"
 
 
-def test_results_are_written_read_again_and_become_a_page(
+def a_page(*kept: sections.Section) -> str:
+    return "before\n" + "".join(f"{each.begin}old {each.kind}\n{each.end}between\n" for each in kept)
+
+
+def saved(place: Path, *, seconds: float, case: str = "case") -> Path:
+    results = Results(titles={case: "a case"}, data_bytes={case: 7}, limits={case: {"read": 0.5}})
+    for peer in ("staddle", "other", "cp"):
+        results.add(case, Phase.FIRST, peer, taken(seconds))
+    record = bench.record_of(results, argparse.Namespace(rounds=5, cold=False), {"system": "some"})
+    return sections.save("peers", record, place)
+
+
+def test_results_are_written_read_again_and_become_a_page(tmp_path: Path) -> None:
+    record = sections.load(saved(tmp_path, seconds=3.0))
+    assert record["rounds"] == 5
+    text = report.peers_text([record])
+    assert "system: some." in text
+    assert "One round." in text
+    assert "| first backup | 3.00 | 3.00 | 3.00 | 1.00 |" in text
+
+
+def test_what_a_later_file_has_counts_and_the_rest_of_an_earlier_one_stays(tmp_path: Path) -> None:
+    records = [
+        sections.load(saved(tmp_path, seconds=seconds, case=case))
+        for seconds, case in ((3.0, "one"), (4.0, "two"), (5.0, "one"))
+    ]
+    text = report.peers_text(records)
+    assert "3.00" not in text
+    assert text.index("| first backup | 5.00 |") < text.index("| first backup | 4.00 |")
+
+
+def test_figures_of_another_version_are_read_as_far_as_they_are_known() -> None:
+    figures = {"seconds": 2.0, "sync_s": 0.0, "client_cpu_s": 1.0, "server_cpu_s": 1.0, "client_bytes": 1}
+    figures |= {"server_bytes": 1, "stored_bytes": 1, "wire_bytes": 1, "unknown": 1}
+    results = Results()
+    results.take([{"case": "case", "phase": "first backup", "peer": "staddle", "rounds": [figures]}])
+    assert results.figures["case", Phase.FIRST, "staddle"] == [Figures(2.0, 0.0, 1.0, 1.0, 1, 1, 1, 1)]
+
+
+def test_each_section_is_written_between_its_own_marks_and_others_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "RESULTS", tmp_path)
-    results = Results(titles={"case": "a case"}, data_bytes={"case": 7}, limits={"case": {"read": 0.5}})
-    for peer in ("staddle", "other", "cp"):
-        results.add("case", Phase.FIRST, peer, taken(3.0))
-    path = bench.write_results(results, argparse.Namespace(rounds=5, cold=False), {"system": "some"})
-    read, record = report.read_results(path)
-    assert read == results
-    assert json.loads(path.read_text())["rounds"] == 5
-    page = report.page_of(read, record)
-    assert "system: some." in page
-    assert "One round." in page
-    assert "| first backup | 3.00 | 3.00 | 3.00 | 1.00 |" in page
-    whole = f"before\n{report.BEGIN}old\n{report.END}after\n"
-    assert report.written(whole, page).startswith(f"before\n{report.BEGIN}")
-    assert "old" not in report.written(whole, page)
+    peers, other = (
+        sections.Section(kind, kind, lambda records: f"{len(records)} new", lambda records, place: [])
+        for kind in ("peers", "other")
+    )
+    monkeypatch.setattr(report, "SECTIONS", (peers, other))
+    page = tmp_path / "page.md"
+    page.write_text(a_page(peers, other))
+    # A record without a kind is one of `make bench`, as they were before there were others.
+    report.write(page, tmp_path / "plots", [{}, {"kind": "peers"}])
+    assert "2 new" in page.read_text()
+    assert "old peers" not in page.read_text()
+    assert "old other" in page.read_text()
+    report.write(page, tmp_path / "plots", [{"kind": "other"}])
+    assert page.read_text() == a_page(peers, other).replace("old peers", "\n2 new").replace(
+        "old other", "\n1 new"
+    )
+
+
+def test_a_page_without_marks_and_results_of_no_section_are_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
     with pytest.raises(ValueError, match="marks"):
-        report.written("no marks", page)
+        report.SECTIONS[0].written("no marks", "text")
+    with pytest.raises(ValueError, match="no section shows results of the kind unheard"):
+        report.write(page, tmp_path, [{"kind": "unheard"}])
+
+
+def test_the_page_has_the_marks_of_every_section() -> None:
+    page = report.PAGE.read_text()
+    assert [section.kind for section in report.SECTIONS if section.written(page, "text") == page] == []
+
+
+def test_the_newest_results_of_each_kind_are_taken(tmp_path: Path) -> None:
+    for name, kind in (("2026-01.json", None), ("2026-02.json", "peers"), ("growth-2025.json", "growth")):
+        (tmp_path / name).write_text(json.dumps({} if kind is None else {"kind": kind}))
+    assert [path.name for path in sections.newest(tmp_path)] == ["2026-02.json", "growth-2025.json"]
