@@ -7,7 +7,8 @@
 #   make protos                generate client/staddle/v1 anew
 #   make bench                 speed and size against restic, borg, rustic and bupstash; ARGS="--help" tells the sizes
 #   make bench-full            the same at the sizes of docs/performance.md, which takes hours; ARGS="--tree DIR --libraries DIR" for real files
-#   make bench-report          tables and plots in docs/performance.md from the newest results; ARGS="FILE" from others
+#   make bench-growth          the same work at several sizes: what grows, and how; ARGS="--full" for those of docs/performance.md
+#   make bench-report          tables and plots in docs/performance.md from the newest results of each kind; ARGS="FILE" from others
 #   make bench-memory          the server's memory with eight clients at work; ARGS="--streams 24" for more
 #   make bench-clients         1 to 256 uploads at once, and a small call beside them; ARGS="--count 64 --way thin"
 #   make bench-wire            one stream in and out, beside what gRPC alone can carry; ARGS="--tls"
@@ -138,6 +139,10 @@ bench: $(STAMP)
 .PHONY: bench-full
 bench-full: $(STAMP)
 	@$(BIN)/python -m benchmarks.bench --full $(ARGS)
+
+.PHONY: bench-growth
+bench-growth: $(STAMP)
+	@$(BIN)/python -m benchmarks.growth $(ARGS)
 
 .PHONY: bench-report
 bench-report: $(STAMP)

@@ -77,7 +77,8 @@ class Run:
             if (edit := case.edits.get(phase)) is not None:
                 edit(case.source, f"{phase.name} {number}")
                 time.sleep(SETTLE_S)
-            machine.read_once(case.source)
+            if phase is Phase.FIRST or not case.keeps:  # so many files stay in memory, and take long to read
+                machine.read_once(case.source)
             print(f"  round {number + 1}  {phase:<14}", end="", flush=True)
             turn = number % len(self._peers)
             for peer in [*self._peers[turn:], *self._peers[:turn]]:

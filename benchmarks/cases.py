@@ -114,9 +114,9 @@ def pages(place: Path, size: int) -> Case:
     return _directory(place, "pages", "database files, pages written over", size)
 
 
-def many(place: Path, files: int) -> Case:
+def many(place: Path, files: int, per_directory: int = corpora.PER_DIRECTORY) -> Case:
     """So many files that looking at them is the work: ten changes each time."""
     source = place / "many"
-    corpora.make_many(source, files, "bench")
+    corpora.make_many(source, files, "bench", per_directory)
     edits: dict[Phase, Edit] = {Phase.TEN: corpora.change_ten}
     return Case("many", f"{files:,} tiny files", source, (Phase.FIRST, Phase.TEN), edits, keeps=True)

@@ -158,25 +158,45 @@ KINDS: Final[dict[str, tuple[Make, Change]]] = {
 PER_DIRECTORY: Final = 250
 
 
-def make_many(root: Path, files: int, seed: str) -> None:
-    """So many files of about 40 bytes, 250 to a directory, a hundred directories to one above them."""
+def make_many(root: Path, files: int, seed: str, per_directory: int = PER_DIRECTORY) -> None:
+    """So many files of about 40 bytes, a hundred directories to one above them."""
     rng = random.Random(seed)
     root.mkdir()
-    for first in range(0, files, PER_DIRECTORY):
-        number = first // PER_DIRECTORY
+    for first in range(0, files, per_directory):
+        number = first // per_directory
         directory = f"{root}/{number // 100:04}/{number:06}"
         os.makedirs(directory)
-        for each in range(first, min(files, first + PER_DIRECTORY)):
+        for each in range(first, min(files, first + per_directory)):
             write_file(f"{directory}/{each:08}.txt", b"file %d holds %d\n" % (each, rng.getrandbits(64)), rng)
 
 
+CHANGED_FILES: Final = 10
+DESCENTS_MAX: Final = 10_000
+"""So often it is tried to come upon them: a tree may have empty directories, and files that are not ours to write."""
+
+
 def change_ten(root: Path, seed: str) -> None:
-    """Writes over ten files, wherever they are."""
+    """Writes over ten files of a tree, wherever they are; over all if it has fewer. Raises ValueError if it comes upon none."""
     rng = random.Random(seed)
-    tops = sorted(os.listdir(root))
-    for number in range(10):
-        directory = f"{root}/{rng.choice(tops)}"
-        directory = f"{directory}/{rng.choice(sorted(os.listdir(directory)))}"
-        path = f"{directory}/{rng.choice(sorted(os.listdir(directory)))}"
+    chosen: dict[str, None] = {}
+    for _ in range(DESCENTS_MAX):
+        path = _descend(str(root), rng)
+        if os.path.isfile(path) and not os.path.islink(path) and os.access(path, os.W_OK):
+            chosen[path] = None
+        if len(chosen) == CHANGED_FILES:
+            break
+    if not chosen:
+        raise ValueError(f"{root} has no file to change")
+    for number, path in enumerate(chosen):
         with open(path, "wb") as file:
             file.write(f"changed by {seed}, {number}\n".encode())
+
+
+def _descend(path: str, rng: random.Random) -> str:
+    """What a way down ends with that takes any entry of each directory: a tree of a million files is not listed for ten."""
+    while os.path.isdir(path) and not os.path.islink(path):
+        names = sorted(os.listdir(path))
+        if not names:
+            break
+        path = f"{path}/{rng.choice(names)}"
+    return path

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -27,20 +26,15 @@ from staddle_server.store.keys import KeyStore
 from staddle_server.types import ChunkRef, Content, Entry, Role, Root
 from staddle_server.upkeep.reached import Reached
 
+from benchmarks import index
+from benchmarks.index import Shape
 from benchmarks.processes import MIB, peak_bytes
 
-PACK_CHUNKS: Final = 8_192
-SEGMENT_CHUNKS: Final = 16
 FILE_CHUNKS: Final = 16
 FILES_A_BACKUP: Final = 100_000
-CHUNK_BYTES: Final = 65_536
+SHAPE: Final = Shape(pack_chunks=8_192, segment_chunks=16, chunk_bytes=65_536, segment_bytes=1_000)
 PAGES: Final = "pages"
 PLACES: Final = "pages.json"
-
-
-def digest_of(number: int) -> bytes:
-    """The digest of a chunk that does not exist."""
-    return blake3(number.to_bytes(8, "little")).digest()
 
 
 class Pages:
@@ -88,15 +82,13 @@ def fill(directory: Path, chunks: int) -> list[Root]:
         manifest(tenant, pages, first, chunks) for first in range(0, chunks, FILES_A_BACKUP * FILE_CHUNKS)
     ]
     (directory / PLACES).write_text(json.dumps(pages.places))
-    database = sqlite3.connect(directory / "catalog.db")
-    database.execute("PRAGMA synchronous = OFF")
-    packs = -(-chunks // PACK_CHUNKS)
-    database.executemany(
-        "INSERT INTO packs (tenant, id, state, upload, epoch, size_bytes, chunk_count, damaged, created_ns) "
-        "VALUES (1, ?, 2, x'', 0, 1, ?, 0, 1)",
-        ((pack.to_bytes(16, "big"), PACK_CHUNKS) for pack in range(packs)),
+    index.fill(
+        directory / "catalog.db",
+        chunks,
+        SHAPE,
+        lambda number: tenant.chunk_id(Role.DATA, index.digest_of(number)),
     )
-    database.executemany("INSERT INTO chunks VALUES (1, ?, ?, ?, 1000, ?, ?)", rows(tenant, chunks))
+    database = sqlite3.connect(directory / "catalog.db")
     # Whoever refers to pages looks them up, too: they lie in the first pack.
     database.executemany(
         "INSERT INTO chunks VALUES (1, ?, 1, 999, 1000, ?, 1)",
@@ -112,21 +104,12 @@ def manifest(tenant: Tenant, pages: Pages, first: int, chunks: int) -> Root:
     builder = TreeBuilder(pages, tenant.secrets.page_key)
     for number in range(first, min(chunks, first + FILES_A_BACKUP * FILE_CHUNKS), FILE_CHUNKS):
         refs = tuple(
-            ChunkRef(CHUNK_BYTES, digest_of(each))
+            ChunkRef(SHAPE.chunk_bytes, index.digest_of(each))
             for each in range(number, min(chunks, number + FILE_CHUNKS))
         )
-        content = Content(CHUNK_BYTES * len(refs), digest_of(number), chunks=refs)
+        content = Content(SHAPE.chunk_bytes * len(refs), index.digest_of(number), chunks=refs)
         builder.add(Entry(b"%012d" % number, content=content))
     return builder.finish()
-
-
-def rows(tenant: Tenant, chunks: int) -> Iterator[tuple[bytes, int, int, int, int]]:
-    """The chunk index, in the order of its key, which is the fastest way to fill it."""
-    ids = sorted((tenant.chunk_id(Role.DATA, digest_of(number)), number) for number in range(chunks))
-    for chunk_id, number in ids:
-        pack, inside = divmod(number, PACK_CHUNKS)
-        segment, place = divmod(inside, SEGMENT_CHUNKS)
-        yield chunk_id, pack + 1, 1000 + segment * 1000, place * CHUNK_BYTES, CHUNK_BYTES
 
 
 def walk(directory: Path, roots: list[Root]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import sections
+from benchmarks import growth_report, sections
 from benchmarks.figures import MEASURES, OURS, Results, cell, stored, wall
 from benchmarks.peers import LIMIT, Phase
 from benchmarks.processes import MIB
@@ -113,7 +113,10 @@ def _draw(results: Results, case: str, to: Path) -> Path:
 
 # --- all of it
 
-SECTIONS: Final = (Section(sections.PEERS, "results", peers_text, peers_plots),)
+SECTIONS: Final = (
+    Section(sections.PEERS, "results", peers_text, peers_plots),
+    Section(growth_report.KIND, "growth", growth_report.text, growth_report.plots),
+)
 
 
 def write(page: Path, plots: Path, records: Sequence[Record]) -> list[Path]:

@@ -26,11 +26,7 @@ def measured(place: Path, case: cases.Case, *peers: object, rounds: int = 1) -> 
     return results
 
 
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "SETTLE_S", 2.1)
-    monkeypatch.setattr(bench, "touched_bytes", lambda size: 0)
-    monkeypatch.setattr(bench.machine, "touch_free_memory", lambda size: 0)
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 def test_an_image_goes_through_all_its_phases_and_comes_back(tmp_path: Path) -> None:
