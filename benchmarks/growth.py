@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -116,55 +116,52 @@ class Growth:
 
     def part(self, name: str) -> None:
         """Measures one of PARTS."""
-        {"sizes": self._sizes, "catalog": self._catalog, "million": self._million}[name]()
+        # Sources stay to the end of their part: a file system that has lost many files is slow to make others.
+        with ExitStack() as sources:
+            {"sizes": self._sizes, "catalog": self._catalog, "million": self._million}[name](sources)
+        if any(case["entries"] > bench.MANY for case in self.cases):
+            os.sync()
+            time.sleep(bench.REMOVED_S)
 
-    def _sizes(self) -> None:
+    def _sizes(self, sources: ExitStack) -> None:
         image = (Phase.FIRST, Phase.UNCHANGED, Phase.RESCAN, Phase.RESTORE)
         for mib in self.sizes.image_mib:
-            with self._case(partial(cases.image, size=mib * MIB, libraries=None)) as case:
-                self._measure(replace(case, phases=image, edits={}), "image", mib, self.programs)
+            case = self._made(sources, partial(cases.image, size=mib * MIB, libraries=None))
+            self._measure(replace(case, phases=image, edits={}), "image", mib, self.programs)
         tree = (Phase.FIRST, Phase.UNCHANGED, Phase.RESCAN, Phase.TEN, Phase.RESTORE)
         for files in self.sizes.files:
-            with self._case(partial(cases.tree, files=files, like=None)) as case:
-                changed = replace(case, phases=tree, edits={Phase.TEN: corpora.change_ten})
-                self._measure(changed, "tree", files, self.programs)
+            case = self._made(sources, partial(cases.tree, files=files, like=None))
+            changed = replace(case, phases=tree, edits={Phase.TEN: corpora.change_ten})
+            self._measure(changed, "tree", files, self.programs)
 
-    def _million(self) -> None:
+    def _million(self, sources: ExitStack) -> None:
         phases = (Phase.FIRST, Phase.UNCHANGED, Phase.TEN)
         for files in self.sizes.tiny:
-            with self._case(partial(cases.many, files=files, per_directory=TINY_PER_DIRECTORY)) as case:
-                self._measure(replace(case, phases=phases), "million", files, self.programs)
+            case = self._made(sources, partial(cases.many, files=files, per_directory=TINY_PER_DIRECTORY))
+            self._measure(replace(case, phases=phases), "million", files, self.programs)
 
-    def _catalog(self) -> None:
+    def _catalog(self, sources: ExitStack) -> None:
         phases = (Phase.FIRST, Phase.UNCHANGED, Phase.RESCAN, Phase.RESTORE)
-        with (
-            self._case(partial(cases.image, size=self.sizes.fixed_mib * MIB, libraries=None)) as image,
-            self._case(partial(cases.tree, files=self.sizes.fixed_files, like=None)) as tree,
-        ):
-            for chunks in self.sizes.chunks:
-                filled = self.place / "filled"
-                begun_s = time.monotonic()
-                bytes_each = make_filled(filled, chunks)
-                filled_s = time.monotonic() - begun_s
-                print(f"\n{chunks:,} chunks: {bytes_each:.1f} bytes each, made in {filled_s:.0f} s", end="")
-                for series, case in (("catalog", image), ("catalog-tree", tree)):
-                    fixed = replace(case, phases=phases, edits={})
-                    self._measure(fixed, series, chunks, [Filled(filled)], index_bytes=bytes_each * chunks)
-                shutil.rmtree(filled)
+        image = self._made(sources, partial(cases.image, size=self.sizes.fixed_mib * MIB, libraries=None))
+        tree = self._made(sources, partial(cases.tree, files=self.sizes.fixed_files, like=None))
+        for chunks in self.sizes.chunks:
+            filled = self.place / "filled"
+            begun_s = time.monotonic()
+            bytes_each = make_filled(filled, chunks)
+            filled_s = time.monotonic() - begun_s
+            print(f"\n{chunks:,} chunks: {bytes_each:.1f} bytes each, made in {filled_s:.0f} s", end="")
+            for series, case in (("catalog", image), ("catalog-tree", tree)):
+                fixed = replace(case, phases=phases, edits={})
+                self._measure(fixed, series, chunks, [Filled(filled)], index_bytes=bytes_each * chunks)
+            shutil.rmtree(filled)
 
-    @contextmanager
-    def _case(self, make: Callable[[Path], Case]) -> Iterator[Case]:
-        """A case that is made, gets old, and is removed after."""
-        case = make(self.place)
-        try:
-            time.sleep(bench.SETTLE_S)
-            yield case
-        finally:
-            many = len(case.files) > bench.MANY
-            shutil.rmtree(case.source)
-            if many:
-                os.sync()
-                time.sleep(bench.REMOVED_S)
+    def _made(self, sources: ExitStack, make: Callable[[Path], Case]) -> Case:
+        """A case in a directory of its own, which has got old, and goes with the others."""
+        place = Path(tempfile.mkdtemp(prefix="source-", dir=self.place))
+        sources.callback(shutil.rmtree, place)
+        case = make(place)
+        time.sleep(bench.SETTLE_S)
+        return case
 
     def _measure(self, case: Case, series: str, size: int, programs: Sequence[Peer], **more: float) -> None:
         case = replace(case, name=f"{series}-{size}")

@@ -18,5 +18,6 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import bench
 
     monkeypatch.setattr(bench, "SETTLE_S", 2.1)
+    monkeypatch.setattr(bench, "REMOVED_S", 0.0)
     monkeypatch.setattr(bench, "touched_bytes", lambda size: 0)
     monkeypatch.setattr(bench.machine, "touch_free_memory", lambda size: 0)
