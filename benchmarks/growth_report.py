@@ -108,14 +108,14 @@ def text(records: Sequence[Record]) -> str:
 
 
 def _series(together: Grown, series: Series, cases: Sequence[dict[str, Any]]) -> Iterable[str]:
-    yield f"### Growth: {series.title}"
+    yield f"### {_upper(series.title)}"
     yield ""
     rounds = [
         len(found) for (name, _, _), found in together.results.figures.items() if name == cases[-1]["name"]
     ]
-    yield f"{_what(series, cases)} Medians of {max(rounds)}."
+    yield f"{_what(series, cases)} {f'Medians of {max(rounds)} rounds.' if max(rounds) > 1 else 'One round.'}"
     yield ""
-    yield f"![{series.title[:1].upper()}{series.title[1:]}](performance/{KIND}-{series.name}.svg)"
+    yield f"![{_upper(series.title)}](performance/{KIND}-{series.name}.svg)"
     yield ""
     yield from _table(together, series, cases)
     yield ""
@@ -125,12 +125,16 @@ def _series(together: Grown, series: Series, cases: Sequence[dict[str, Any]]) ->
         yield from _others(together, series, cases)
 
 
+def _upper(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def _what(series: Series, cases: Sequence[dict[str, Any]]) -> str:
     sizes = ", ".join(f"{case['size']:,}" for case in cases)
     if not all("index_bytes" in case for case in cases):
         return f"{sizes} {series.unit}."
     each = ", ".join(f"{case['index_bytes'] / case['size']:.1f}" for case in cases)
-    return f"{cases[0]['title'][:1].upper()}{cases[0]['title'][1:]}, beside {sizes} chunks, which take {each} bytes each in the catalog."  # fmt: skip
+    return f"{_upper(cases[0]['title'])}, beside {sizes} chunks, which take {each} bytes each in the catalog."  # fmt: skip
 
 
 def _table(together: Grown, series: Series, cases: Sequence[dict[str, Any]]) -> Iterable[str]:
@@ -228,7 +232,7 @@ def _plot(together: Grown, series: Series, cases: Sequence[dict[str, Any]], to: 
         for name in programs:
             axes.plot(*_columns(together.line(cases, phase, wall, name)), "o-", label=name)
         _finish(axes, series, cases, f"{phase}, seconds")
-    figure.suptitle(f"{series.title[:1].upper()}{series.title[1:]}")
+    figure.suptitle(_upper(series.title))
     return sections.keep(figure, to)
 
 
