@@ -20,7 +20,6 @@ from benchmarks.cases import Case
 from benchmarks.figures import Figures, Results, tables
 from benchmarks.peers import LIMIT, Peer, Phase, peers, usable
 from benchmarks.processes import MIB, ProgramError, run
-from benchmarks.records import RESULTS
 
 SETTLE_S: Final = 3.0
 """Files that were changed shortly before are read again by all these programs: let them get old."""

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from staddle import Client
 
-from benchmarks import bench, load, machine, records
+from benchmarks import bench, load, machine, sections
 from benchmarks.data import KIB, Supply
 from benchmarks.load import Asked, Driven, Outcome, Share
 from benchmarks.processes import MIB, ProgramError, Server, thread_count
@@ -324,7 +324,7 @@ def section(record: Mapping[str, Any]) -> list[str]:
         "",
         f"![Throughput and latency by number of clients](performance/{KIND}.svg)",
         "",
-        *records.table(HEAD, [_row(case) for case in record["cases"]]),
+        *sections.table(HEAD, [_row(case) for case in record["cases"]]),
         "",
         *(f"- {note}" for note in _notes(record)),
     ]
@@ -332,7 +332,7 @@ def section(record: Mapping[str, Any]) -> list[str]:
 
 def draw(record: Mapping[str, Any], to: Path) -> None:
     """Throughput, and the latency of the small call, by number of clients."""
-    figure = records.new_figure(10, 3.6)
+    figure = sections.figure(10, 3.6)
     throughput, latency = figure.subplots(1, 2)
     for number, way in enumerate(load.WAYS):
         found = [case for case in record["cases"] if case["way"] == way]
@@ -356,7 +356,7 @@ def draw(record: Mapping[str, Any], to: Path) -> None:
     throughput.set_title("all uploads together, MiB/s")
     latency.set_yscale("log")
     latency.set_title("a small call beside them, ms")
-    records.save_figure(figure, to)
+    sections.keep(figure, to)
 
 
 def measure(
@@ -411,9 +411,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         shutil.rmtree(place)
     record = {"data_bytes": given.mib * MIB, "drivers": given.drivers, "cases": cases}
-    print(f"\n{title(record)}\n{records.in_columns(HEAD, [_row(case) for case in cases])}")
+    print(f"\n{title(record)}\n{sections.in_columns(HEAD, [_row(case) for case in cases])}")
     print("\n".join(_notes(record)))
-    print(f"All figures: {records.write(KIND, facts, record)}")
+    print(f"All figures: {sections.save(KIND, {'machine': facts, **record})}")
     return int(any(case["failures"] for case in cases))
 
 

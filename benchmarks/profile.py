@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import bench, cases, limits, machine, records, sampling, stages
+from benchmarks import bench, cases, limits, machine, sampling, sections, stages
 from benchmarks.cases import Case
 from benchmarks.peers import Command, Phase, Staddle
 from benchmarks.processes import MIB, Program, ProgramError, Server, run
@@ -237,7 +237,7 @@ def section(record: Mapping[str, Any]) -> list[str]:
     ]
     for case in record["cases"]:
         title = case["title"]
-        lines += [f"{title[:1].upper()}{title[1:]}:", "", *records.table(_head(case), _rows(case)), ""]
+        lines += [f"{title[:1].upper()}{title[1:]}:", "", *sections.table(_head(case), _rows(case)), ""]
     return lines[:-1]
 
 
@@ -249,7 +249,7 @@ def draw(record: Mapping[str, Any], to: Path) -> None:
         for each in case["phases"]
         for side in SIDES
     ]
-    figure = records.new_figure(10, 1.8 + 0.28 * len(bars))
+    figure = sections.figure(10, 1.8 + 0.28 * len(bars))
     axes = figure.subplots()
     left = [0.0] * len(bars)
     for number, stage in enumerate(stages.STAGES):
@@ -261,7 +261,7 @@ def draw(record: Mapping[str, Any], to: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("core-seconds a GiB")
     figure.legend(loc="outside lower center", ncols=5, fontsize="small")
-    records.save_figure(figure, to)
+    sections.keep(figure, to)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -296,8 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         shutil.rmtree(place)
     for case in record["cases"]:
-        print(f"\n{case['title']}\n{records.in_columns(_head(case), _rows(case))}")
-    print(f"\nAll figures: {records.write(KIND, facts, record)}")
+        print(f"\n{case['title']}\n{sections.in_columns(_head(case), _rows(case))}")
+    print(f"\nAll figures: {sections.save(KIND, {'machine': facts, **record})}")
     return 0
 
 

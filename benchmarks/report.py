@@ -6,11 +6,11 @@ A further kind of results is one more line of SECTIONS, and its marks in the pag
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import growth_report, sections
+from benchmarks import clients, growth_report, profile, sections, wire
 from benchmarks.figures import MEASURES, OURS, Results, cell, stored, wall
 from benchmarks.peers import LIMIT, Phase
 from benchmarks.processes import MIB
@@ -113,9 +113,24 @@ def _draw(results: Results, case: str, to: Path) -> Path:
 
 # --- all of it
 
+
+def _of_newest(
+    kind: str, section: Callable[[Record], Sequence[str]], draw: Callable[[Record, Path], None]
+) -> Section:
+    """A section that shows the last record alone, with one plot."""
+
+    def plots(records: Sequence[Record], directory: Path) -> Iterable[Path]:
+        to = directory / f"{kind}.svg"
+        draw(records[-1], to)
+        return [to]
+
+    return Section(kind, kind, lambda records: "\n".join(section(records[-1])), plots)
+
+
 SECTIONS: Final = (
     Section(sections.PEERS, "results", peers_text, peers_plots),
     Section(growth_report.KIND, "growth", growth_report.text, growth_report.plots),
+    *(_of_newest(each.KIND, each.section, each.draw) for each in (clients, wire, profile)),
 )
 
 

@@ -89,6 +89,22 @@ def facts(record: Record) -> str:
     return "; ".join(f"{name}: {machine[name]}" for name in FACTS if name in machine) + "."
 
 
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A table of Markdown."""
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def in_columns(head: list[str], rows: list[list[str]]) -> str:
+    """The same table for a terminal: the first column to the left, the others to the right."""
+    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
+    lines = []
+    for row in [head, *rows]:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(widths[at]) for at, cell in enumerate(row) if at)]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
 def figure(width: float, height: float) -> "Figure":
     """A figure to draw in. The same figures make the same file, if `keep` writes it."""
     from matplotlib import rcParams

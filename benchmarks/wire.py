@@ -20,7 +20,7 @@ from typing import Any, Final
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
-from benchmarks import bench, corpora, machine, pipe, records
+from benchmarks import bench, corpora, machine, pipe, sections
 from benchmarks.processes import BIN, MIB, ProgramError, Server, run, staddle
 
 GIB: Final = 1024 * MIB
@@ -235,7 +235,7 @@ def section(record: Mapping[str, Any]) -> list[str]:
         "",
         f"![Speed of one stream](performance/{KIND}.svg)",
         "",
-        *records.table(HEAD, _rows(record)),
+        *sections.table(HEAD, _rows(record)),
         "",
         f"Data that the store has: {reached:.2f} of the limit; the aim of {AIM:.2f} is {'met' if reached >= AIM else 'not met'}.",
     ]
@@ -243,7 +243,7 @@ def section(record: Mapping[str, Any]) -> list[str]:
 
 def draw(record: Mapping[str, Any], to: Path) -> None:
     """A bar for each stream, the limits in another colour."""
-    figure = records.new_figure(8, 2.6)
+    figure = sections.figure(8, 2.6)
     axes = figure.subplots()
     ways = list(WORDS)
     bars = axes.barh(
@@ -256,7 +256,7 @@ def draw(record: Mapping[str, Any], to: Path) -> None:
     axes.margins(x=0.1)
     axes.set_xlabel("MiB/s; beside each bar its share of the limit")
     axes.set_title(title(record))
-    records.save_figure(figure, to)
+    sections.keep(figure, to)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -287,8 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tls": given.tls,
         "ways": figures,
     }
-    print(f"\n{title(record)}, medians of {given.rounds}:\n{records.in_columns(HEAD, _rows(record))}")
-    print(f"All figures: {records.write(KIND, facts, record)}")
+    print(f"\n{title(record)}, medians of {given.rounds}:\n{sections.in_columns(HEAD, _rows(record))}")
+    print(f"All figures: {sections.save(KIND, {'machine': facts, **record})}")
     return 0
 
 

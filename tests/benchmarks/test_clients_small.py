@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import clients, load, records
+from benchmarks import clients, load, sections
 from benchmarks.load import Asked, Outcome
 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(clients, "IDLE_S", 0.3)
     monkeypatch.setattr(clients.machine, "touch_free_memory", lambda size: 0)
     return tmp_path / "results"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import profile, records, sampling, stages
+from benchmarks import profile, sampling, sections, stages
 from benchmarks.processes import Program, ProgramError, processor_s
 from benchmarks.sampling import Thread
 
@@ -26,7 +26,7 @@ while True:
 
 @pytest.fixture(autouse=True)
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(profile.machine, "touch_free_memory", lambda size: 0)
     return tmp_path / "results"
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import pipe, records, wire
+from benchmarks import pipe, sections, wire
 
 SMALL = ["--mib", "3", "--message-kib", "256", "--work"]
 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(wire.machine, "touch_free_memory", lambda size: 0)
     return tmp_path / "results"
 
