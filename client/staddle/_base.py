@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from staddle._convert import sort_key
+from staddle._convert import is_below, sort_key
 from staddle._metadata import type_of
 from staddle._scan import Found
 from staddle._stream import VIEW_BASIC, DamageEvent, EntryEvent, read_restore
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
+
+if TYPE_CHECKING:
+    from staddle._cache_record import Record
 
 
 class BaseEntry(NamedTuple):
@@ -49,22 +53,27 @@ def base_entries(messages: Iterable[wire.RestoreResponse]) -> Generator[BaseEntr
         yield last
 
 
-class Changed(NamedTuple):
-    """A path that must be looked at; `base` is what the base has there, if it can be relied on."""
+@dataclass(slots=True)
+class Changed:
+    """A path that must be looked at. Whoever sends it says with `holds` what the backup has there then; otherwise it has nothing."""
 
     found: Found
-    base: BaseEntry | None
+    in_base: bool
+    """The base has this path, and can be relied on: what is not sent must be removed."""
+    doubted: bool = False
+    """The base has something there, but cannot be relied on."""
+    held: os.stat_result | None = None
+    read_again: bool = False
+
+    def holds(self, status: os.stat_result, *, read_again: bool) -> None:
+        """An entry with this stat was sent, and marked, or not, as to be read again."""
+        self.held, self.read_again = status, read_again
 
 
 class Removed(NamedTuple):
     """A path of the base that is not there any more, with all below it."""
 
     path: bytes
-
-
-def is_below(path: bytes, directory: bytes) -> bool:
-    """Whether a path lies below a directory (the root is above all others)."""
-    return path.startswith(directory + b"/") if directory else bool(path)
 
 
 @dataclass(slots=True)
@@ -81,6 +90,8 @@ class Comparison:
     distrusted: frozenset[bytes] = frozenset()
     """Paths of the base that are damaged."""
     behind: bytes | None = None
+    record: Record | None = None
+    """Gets to know what the backup then holds."""
     unchanged: int = 0
     _next: BaseEntry | None = None
     _gone: bytes | None = field(default=None)
@@ -95,10 +106,16 @@ class Comparison:
             base = self._take(found)
             if behind is not None and order <= behind:
                 continue
-            if base is not None and is_unchanged(found, base):
+            relied = base is not None and self._relies_on(base)
+            if base is not None and relied and is_unchanged(found, base):
                 self.unchanged += 1
+                if self.record is not None:
+                    self.record.kept()
                 continue
-            yield Changed(found, base)
+            changed = Changed(found, in_base=relied, doubted=base is not None and not relied)
+            yield changed
+            if self.record is not None:
+                self.record.settle(changed)
         yield from self._removed_before(None, behind)
 
     def _removed_before(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
@@ -112,13 +129,16 @@ class Comparison:
                 yield Removed(path)
 
     def _take(self, found: Found) -> BaseEntry | None:
-        """What the base has at this path, if that is of use."""
+        """What the base has at this path."""
         if self._next is None or self._next.path != found.path:
             return None
         base, self._next = self._next, next(self.base, None)
         if base.entry.type == pb.ENTRY_TYPE_DIRECTORY and not found.is_directory():
             self._gone = found.path  # an entry that is no directory takes out what was below it
-        return base if self.rely and base.whole and base.path not in self.distrusted else None
+        return base
+
+    def _relies_on(self, base: BaseEntry) -> bool:
+        return self.rely and base.whole and base.path not in self.distrusted
 
 
 def is_unchanged(found: Found, base: BaseEntry) -> bool:

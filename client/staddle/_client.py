@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from staddle._arguments import checked_path, choice
 from staddle._calls import Calls
 from staddle._channel import refuse_other_platforms
-from staddle._config import Settings, load_settings
+from staddle._config import NOWHERE, Settings, load_settings
 from staddle._convert import (
     backup_of,
     change_of,
@@ -82,6 +82,7 @@ class Client(RetentionMethods):
         cert: str | os.PathLike[str] | None = None,
         key: str | os.PathLike[str] | None = None,
         server_name: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         timeout_s: float | None = None,
         retry_s: float | None = None,
     ) -> None:
@@ -89,7 +90,8 @@ class Client(RetentionMethods):
 
         `ca` is the file of the authority that signed the server's certificate, or "system" for a public one; a server on
         another machine is only spoken to with it. `cert` and `key` are the client's own, for mutual TLS. `server_name` is
-        the name in the server's certificate where it is not the host.
+        the name in the server's certificate where it is not the host. `cache_dir` is the directory in which it remembers what the
+        backups hold that it has made, or "none"; by default $XDG_CACHE_HOME/staddle, which is mostly ~/.cache/staddle.
 
         One call has `timeout_s` (by default what suits it, a minute to an hour); what fails for a reason that passes is tried
         again for `retry_s` (by default 10 s; backups have an argument of their own).
@@ -104,7 +106,9 @@ class Client(RetentionMethods):
             cert=os.fspath(cert or ""),
             key=os.fspath(key or ""),
             server_name=server_name or "",
+            cache_dir=os.fspath(cache_dir or ""),
         )
+        self._cache_dir = settings.cache_dir
         retry = Retry() if retry_s is None else Retry(budget_s=retry_s)
         self._calls = Calls(settings, timeout_s=timeout_s, retry=retry)
 
@@ -119,17 +123,26 @@ class Client(RetentionMethods):
         cert: str | None = None,
         key: str | None = None,
         server_name: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         timeout_s: float | None = None,
         retry_s: float | None = None,
     ) -> Self:
         """A client of what the configuration names, field by field: these arguments; STADDLE_SERVER, STADDLE_TOKEN, STADDLE_CA,
-        STADDLE_CERT, STADDLE_KEY, STADDLE_SERVER_NAME; a TOML file with the keys server, token, ca, cert, key, server_name.
+        STADDLE_CERT, STADDLE_KEY, STADDLE_SERVER_NAME, STADDLE_CACHE_DIR; a TOML file with the keys server, token, ca, cert, key, server_name,
+        cache_dir.
 
         The file is the first of: `path`, $STADDLE_CONFIG, ~/.config/staddle/client.toml, /etc/staddle/client.toml. Raises ConfigError,
         naming every place, where nothing is found.
         """
         settings = load_settings(
-            path, server=server, token=token, ca=ca, cert=cert, key=key, server_name=server_name
+            path,
+            server=server,
+            token=token,
+            ca=ca,
+            cert=cert,
+            key=key,
+            server_name=server_name,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
         )
         return cls(
             settings.server,
@@ -138,6 +151,7 @@ class Client(RetentionMethods):
             cert=settings.cert,
             key=settings.key,
             server_name=settings.server_name,
+            cache_dir=settings.cache_dir,
             timeout_s=timeout_s,
             retry_s=retry_s,
         )
@@ -178,6 +192,7 @@ class Client(RetentionMethods):
         new_root: bool = False,
         host: str | None = None,
         profile: str = "content-defined",
+        cache: bool = True,
         retry_s: float = UPLOAD_RETRY_S,
         progress: ProgressCallback | None = None,
     ) -> BackupReport:
@@ -186,7 +201,8 @@ class Client(RetentionMethods):
         `kind` is auto, full, incremental or differential; `exclude` are patterns as in .gitignore, `exclude_files` files of such.
         The dataset has one root: another one is RootDiffersError without `new_root`. `host` is where the data is, by default this
         machine's name. `thin` sends all bytes and lets the server cut them; otherwise they are cut here, and only what is missing
-        travels, which needs the packages of `pip install 'staddle[cli]'`. What fails for a reason that passes is tried again for `retry_s`.
+        travels, which needs the packages of `pip install 'staddle[cli]'`. `cache` lets it remember what the
+        backup holds, so that the next one need not ask the server (see `cache_dir`). What fails for a reason that passes is tried again for `retry_s`.
 
         When it returns, the backup is durable. An interrupted one is gone on with when it is called again.
         """
@@ -203,6 +219,7 @@ class Client(RetentionMethods):
             retry_s=retry_s,
             progress=progress,
             profile=choice("profile", profile, Profile),
+            cache_dir=self._cache_place() if cache else None,
         )
         try:
             from staddle._source import backup_directory
@@ -210,6 +227,13 @@ class Client(RetentionMethods):
             return backup_directory(self, os.fsencode(path), options)
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
+
+    def _cache_place(self) -> str | None:
+        if self._cache_dir == NOWHERE:
+            return None
+        from staddle._cache import default_place
+
+        return self._cache_dir or default_place(os.environ) or None
 
     def restore(
         self,

@@ -1,8 +1,8 @@
 """Where the server is and who asks: from arguments, the environment and a file, field by field in this order.
 
 The file is the first that exists of: the one that was named, STADDLE_CONFIG, ~/.config/staddle/client.toml,
-/etc/staddle/client.toml. It is TOML with the keys server, token, ca, cert, key, server_name; relative paths in it are relative
-to it.
+/etc/staddle/client.toml. It is TOML with the keys server, token, ca, cert, key, server_name, cache_dir; relative paths in it are
+relative to it.
 """
 
 import logging
@@ -18,8 +18,10 @@ from staddle._errors import ConfigError
 CONFIG_VARIABLE: Final = "STADDLE_CONFIG"
 CONFIG_FILES: Final = ("~/.config/staddle/client.toml", "/etc/staddle/client.toml")
 CONFIG_BYTES_MAX: Final = 64 * 1024
-PATH_FIELDS: Final = frozenset({"ca", "cert", "key"})
-NOT_A_PATH: Final = frozenset({"", "system"})
+PATH_FIELDS: Final = frozenset({"ca", "cert", "key", "cache_dir"})
+NOWHERE: Final = "none"
+"""The cache directory that is none."""
+NOT_A_PATH: Final = frozenset({"", "system", NOWHERE})
 
 _log = logging.getLogger("staddle")
 _warned: set[str] = set()
@@ -27,7 +29,7 @@ _warned: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to reach a server. Empty means: not set.
+    """How to reach a server, and where to remember what it holds. Empty means: not set.
 
     Attributes:
         server: HOST:PORT.
@@ -36,6 +38,7 @@ class Settings:
         cert: file of the client's own certificate, for mutual TLS.
         key: file of its private key.
         server_name: the name in the server's certificate, where it is not the host of `server`.
+        cache_dir: where the client remembers what backups hold, or "none".
 
     """
 
@@ -45,6 +48,7 @@ class Settings:
     cert: str = ""
     key: str = ""
     server_name: str = ""
+    cache_dir: str = ""
 
 
 FIELDS: Final = tuple(each.name for each in fields(Settings))

@@ -144,6 +144,11 @@ def sort_key(path: bytes) -> bytes:
     return path.replace(b"/", b"\0")
 
 
+def is_below(path: bytes, directory: bytes) -> bool:
+    """Whether a path lies below a directory (the root is above all others)."""
+    return path.startswith(directory + b"/") if directory else bool(path)
+
+
 def time_ns_of(timestamp: timestamp_pb2.Timestamp) -> int:
     """A Timestamp as nanoseconds since 1970."""
     return timestamp.seconds * _NS + timestamp.nanos

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, cast
 
 from blake3 import blake3
 
-from staddle._base import BaseEntry, Changed, Removed
+from staddle._base import Changed, Removed
 from staddle._chunks import ChunkList
 from staddle._gather import (
     Content,
@@ -136,7 +136,7 @@ class Producer:
                 self._batch.steps.append(removal(difference.path))
             else:
                 self._tally.path = difference.found.path
-                yield from self._changed(difference.found, difference.base)
+                yield from self._changed(difference)
             if self._batch.is_full():
                 yield self._take_batch()
         yield self._take_batch()
@@ -145,27 +145,30 @@ class Producer:
         batch, self._batch = self._batch, Batch()
         return batch
 
-    def _changed(self, found: Found, base: BaseEntry | None) -> Iterator[Batch]:
+    def _changed(self, changed: Changed) -> Iterator[Batch]:
+        found = changed.found
         if not found.is_file():
             entry = entry_without_content(found, self._names, self._tally)
             if entry is not None:
+                changed.holds(found.stat, read_again=entry.read_again)
                 self._add(entry, None, 0)
-            elif base is not None:
+            elif changed.in_base:
                 self._batch.steps.append(removal(found.path))
             return
         linked = self._linked.find(found)
         if linked is not None:
+            changed.holds(found.stat, read_again=linked[0].read_again)
             self._add_linked(found, *linked)
             return
         try:
             data = read_small(found, self._one_chunk_bytes)
             if data is None:
-                yield from self._file(found)
+                yield from self._file(changed)
             else:
-                self._small(found, data)
+                self._small(changed, data)
         except OSError as error:
             self._tally.unreadable(found.path, reason_of(error))
-            if base is not None:
+            if changed.in_base:
                 self._batch.steps.append(removal(found.path))
 
     def _add(self, entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> None:
@@ -179,17 +182,20 @@ class Producer:
         set_path(entry, found.path)
         self._add(entry, content.chunks, content.size_bytes)
 
-    def _small(self, found: Found, data: bytes) -> None:
+    def _small(self, changed: Changed, data: bytes) -> None:
         """Takes a small file that was read in one piece."""
+        found = changed.found
         entry = entry_of(found, self._names, self._tally.unreadable)
         if entry is not None:
             content = self._one_chunk(data)
             racy = is_racy(found.stat, found.seen_ns)
             self._set_content(entry, content, read_again=racy)
+            changed.holds(found.stat, read_again=racy)
             self._add(entry, content.chunks, content.size_bytes)
 
-    def _file(self, found: Found) -> Iterator[Batch]:
+    def _file(self, changed: Changed) -> Iterator[Batch]:
         """Reads a file; once more if it changed meanwhile, and then takes it as it is."""
+        found = changed.found
         for last in (False, True):
             with open_file(found, self._clock) as opened:
                 entry = entry_of_file(found, opened, self._names, self._tally)
@@ -200,6 +206,7 @@ class Producer:
                 if settled or last:
                     add_holes(entry, opened.holes, content.size_bytes)
                     self._set_content(entry, content, read_again=opened.racy or not settled)
+                    changed.holds(opened.status, read_again=entry.read_again)
                     if settled:
                         self._linked.keep(opened, entry, content)
                     else:

@@ -10,14 +10,22 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
+from staddle._cache_file import CHILDREN_MAX
+from staddle._convert import COMPONENT_BYTES_MAX, PATH_BYTES_MAX
 from staddle._excludes import Excludes, no_excludes
 
-PATH_BYTES_MAX: Final = 16 * 1024
-COMPONENT_BYTES_MAX: Final = 1024
+if TYPE_CHECKING:
+    from staddle._cache_record import Piece, Record
+
+T = TypeVar("T")
+
+TOO_LONG: Final = "the path is longer than a backup can hold"
+MOVED: Final = "a directory above it was moved while it was read"
 DESCRIPTORS_MAX: Final = 64
 """So many directories stay open; those further up are opened again through ".." on the way back."""
 
@@ -51,19 +59,21 @@ class Found(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Level:
-    """A directory on the way to where the scan is. `names` are those still to come, the next one last."""
+class Level:
+    """A directory on the way to where the walk is. `names` are those still to come, the next one last."""
 
     path: bytes
     mount: bytes
     identity: tuple[int, int]
     names: list[bytes]
     descriptor: int | None
+    piece: Piece | None = None
+    """Those of its children that the record is at."""
 
 
 @dataclass(slots=True)
-class Scan:
-    """Walks the tree at `root`, which may also be a single file: then its base name is the only path.
+class Walk(ABC, Generic[T]):
+    """The way through the tree at `root`, down and back again. What it looks at, and in which steps, is its children's.
 
     Raises OSError, when walked, if the root itself cannot be opened.
     """
@@ -75,10 +85,11 @@ class Scan:
     skip: Skip | None = None
     """Paths that a resumed backup has behind it: those directories are not opened."""
     clock: Clock = time.time_ns
+    record: Record | None = None
     excluded_count: int = 0
-    _levels: list[_Level] = field(default_factory=list)
+    _levels: list[Level] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Generator[T]:
         try:
             root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except NotADirectoryError:
@@ -92,41 +103,30 @@ class Scan:
                     os.close(level.descriptor)
             self._levels.clear()
 
-    def _single(self) -> Iterator[Found]:
-        parent, name = os.path.split(os.path.abspath(self.root))
-        parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            seen_ns = self.clock()
-            status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
-            yield Found(name, name, parent_fd, status, b"", seen_ns)
-        finally:
-            os.close(parent_fd)
+    @abstractmethod
+    def _single(self) -> Iterator[T]:
+        """The root is not a directory."""
 
-    def _walk(self, root_fd: int) -> Iterator[Found]:
+    @abstractmethod
+    def _walk(self, root_fd: int) -> Iterator[T]:
+        """The root is a directory, opened."""
+
+    def _start(self, root_fd: int) -> Found:
+        """Enters the root; what it is."""
         seen_ns = self.clock()
-        root_stat = os.fstat(root_fd)
-        self._push(b"", b"", root_stat, root_fd)
-        yield Found(b"", b".", root_fd, root_stat, b"", seen_ns)
-        while self._levels:
-            level = self._levels[-1]
-            if not level.names:
-                self._pop()
-                continue
-            name = level.names.pop()
-            found = self._look(level, name)
-            if found is None:
-                continue
-            yield found
-            if found.is_directory():
-                self._enter(level, found, root_stat.st_dev)
+        status = os.fstat(root_fd)
+        self._push(b"", b"", status, root_fd)
+        if self.record is not None:
+            self.record.at_root(status)
+        return Found(b"", b".", root_fd, status, b"", seen_ns)
 
-    def _look(self, level: _Level, name: bytes) -> Found | None:
+    def _look(self, level: Level, name: bytes) -> Found | None:
         path = level.path + b"/" + name if level.path else name
         if len(name) > COMPONENT_BYTES_MAX or len(path) > PATH_BYTES_MAX:
-            self.report(path[:PATH_BYTES_MAX], "the path is longer than a backup can hold")
+            self.report(path[:PATH_BYTES_MAX], TOO_LONG)
             return None
         if level.descriptor is None:
-            self.report(path, "a directory above it was moved while it was read")
+            self.report(path, MOVED)
             return None
         seen_ns = self.clock()
         try:
@@ -141,27 +141,29 @@ class Scan:
         mounted_here = is_directory and status.st_dev != level.identity[0]
         return Found(path, name, level.descriptor, status, path if mounted_here else level.mount, seen_ns)
 
-    def _enter(self, level: _Level, found: Found, root_device: int) -> None:
-        if self.one_file_system and found.stat.st_dev != root_device:
-            return
-        if self.skip is not None and self.skip(found.path):
-            return
+    def _enter(self, level: Level, name: bytes, path: bytes, device: int) -> bool:
+        """Enters a directory that was looked at; whether that was wanted and went well."""
+        if self.one_file_system and device != self._levels[0].identity[0]:
+            return False
+        if self.skip is not None and self.skip(path):
+            return False
         assert level.descriptor is not None
         try:
-            descriptor = os.open(found.name, DIRECTORY_FLAGS, dir_fd=level.descriptor)
+            descriptor = os.open(name, DIRECTORY_FLAGS, dir_fd=level.descriptor)
         except OSError as error:
-            self.report(found.path, reason_of(error))
-            return
-        self._push(found.path, found.mount, os.fstat(descriptor), descriptor)
+            self.report(path, reason_of(error))
+            return False
+        status = os.fstat(descriptor)
+        self._push(path, level.mount if device == level.identity[0] else path, status, descriptor)
+        return True
 
     def _push(self, path: bytes, mount: bytes, status: os.stat_result, descriptor: int) -> None:
         try:
-            with os.scandir(descriptor) as listing:
-                names = sorted((os.fsencode(item.name) for item in listing), reverse=True)
+            names = _names_of(descriptor)
         except OSError as error:
             self.report(path, reason_of(error))
             names = []
-        self._levels.append(_Level(path, mount, (status.st_dev, status.st_ino), names, descriptor))
+        self._levels.append(Level(path, mount, (status.st_dev, status.st_ino), names, descriptor))
         if len(self._levels) > DESCRIPTORS_MAX:
             far = self._levels[-1 - DESCRIPTORS_MAX]
             if far.descriptor is not None:
@@ -170,13 +172,15 @@ class Scan:
 
     def _pop(self) -> None:
         level = self._levels.pop()
+        if self.record is not None and level.piece is not None:
+            self.record.end(level.piece)
         above = self._levels[-1] if self._levels else None
         if above is not None and above.descriptor is None and level.descriptor is not None:
             above.descriptor = self._open_above(level.descriptor, above)
         if level.descriptor is not None:
             os.close(level.descriptor)
 
-    def _open_above(self, descriptor: int, above: _Level) -> int | None:
+    def _open_above(self, descriptor: int, above: Level) -> int | None:
         try:
             opened = os.open(b"..", DIRECTORY_FLAGS, dir_fd=descriptor)
         except OSError as error:
@@ -187,6 +191,63 @@ class Scan:
             return opened
         os.close(opened)
         return None
+
+
+@dataclass(slots=True)
+class Scan(Walk[Found]):
+    """All that is there, path by path. The root may also be a single file: then its base name is the only path."""
+
+    def _single(self) -> Iterator[Found]:
+        if self.record is not None:
+            self.record.abandon()
+        parent, name = os.path.split(os.path.abspath(self.root))
+        parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            seen_ns = self.clock()
+            status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+            yield Found(name, name, parent_fd, status, b"", seen_ns)
+        finally:
+            os.close(parent_fd)
+
+    def _walk(self, root_fd: int) -> Iterator[Found]:
+        yield self._start(root_fd)
+        while self._levels:
+            level = self._levels[-1]
+            if not level.names:
+                self._pop()
+                continue
+            index = 0 if self.record is None else self._begun(self.record, level)
+            name = level.names.pop()
+            found = self._look(level, name)
+            if found is None:
+                continue
+            if self.record is not None and level.piece is not None:
+                self.record.at(level.piece, index, found.stat)
+            yield found
+            if found.is_directory():
+                self._enter(level, name, found.path, found.stat.st_dev)
+
+    def _begun(self, record: Record, level: Level) -> int:
+        """The place of the next name among those that the record has begun with."""
+        piece = level.piece
+        if piece is None or piece.full:
+            if piece is not None:
+                record.end(piece)
+            names = level.names[: -CHILDREN_MAX - 1 : -1]
+            more = len(level.names) > len(names)
+            piece = level.piece = record.begin(level.path, names, first=piece is None, more=more)
+        piece.next_index += 1
+        return piece.next_index - 1
+
+
+def _names_of(descriptor: int) -> list[bytes]:
+    """The names in an open directory, the first one in order last."""
+    names = os.listdir(descriptor)
+    joined = "\0".join(names)
+    if not names or joined.isascii():
+        names.sort(reverse=True)
+        return "\0".join(names).encode().split(b"\0") if names else []
+    return sorted(map(os.fsencode, names), reverse=True)
 
 
 def reason_of(error: OSError) -> str:

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from blake3 import blake3
 
-from staddle._base import BaseDamagedError, BaseEntry, Changed, Comparison, Removed, base_entries, is_below
-from staddle._convert import KINDS_TO_WIRE, backup_of, path_of, sort_key
+from staddle._base import BaseDamagedError, BaseEntry, Changed, Comparison, Removed, base_entries
+from staddle._cache import Cache
+from staddle._cache_file import CacheError
+from staddle._cached import CachedScan
+from staddle._convert import KINDS_TO_WIRE, backup_of, is_below, path_of, sort_key
 from staddle._errors import (
     CancelledError,
     ConflictError,
@@ -41,6 +44,8 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
+    from staddle._cache_file import CacheReader
+    from staddle._cache_record import Record
     from staddle._calls import Calls
     from staddle._client import Client
 
@@ -100,6 +105,8 @@ class _Opened:
     distrusted: frozenset[bytes]
     rely: bool
     """Whether the base may be relied on at all."""
+    pristine: bool = False
+    """Nothing was sent to it before: what it holds will be known."""
 
 
 class _Run:
@@ -119,6 +126,10 @@ class _Run:
         self._own_work = False
         """Whether what is durable was sent by this very run, so that its problems are known."""
         self._distrusting = False
+        self._cache = (
+            None if not options.cache_dir else Cache(options.cache_dir, calls.address, options.dataset)
+        )
+        self._cache_is_wrong = False
         self._told_s = time.monotonic()
         tally.watch = self._watch
         self.taken_over = False
@@ -133,6 +144,9 @@ class _Run:
                 return self._send(opened)
             except BaseDamagedError as error:
                 opened = self._begin_without_base(opened, error)
+            except CacheError:
+                self._cache_is_wrong = True
+                opened = self._begin_anew(opened)
             except MissingChunksError as error:
                 opened = self._begin_distrusting(opened, error)
             except StaddleError as error:
@@ -166,7 +180,8 @@ class _Run:
         distrusted = self._distrusted(response)
         self._durable_position = upload.durable.position
         rely = distrusted is not None and not options.new_root
-        return _Opened(upload, distrusted or frozenset(), rely)
+        exact = rely or upload.scope == pb.UPLOAD_SCOPE_WHOLE
+        return _Opened(upload, distrusted or frozenset(), rely, pristine=exact and not response.taken_over)
 
     def _scope(self) -> pb.UploadScope.ValueType:
         if self._kind is BackupKind.FULL:
@@ -213,10 +228,14 @@ class _Run:
             raise DamageError(
                 f"The list of the base's entries below {error.path!r} is damaged: {error}. Make a full backup (kind full)."
             ) from error
-        upload = opened.upload
-        self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
         self.warnings.append(f"The base is damaged below {error.path!r}: this became a full backup.")
         self._kind = BackupKind.FULL
+        return self._begin_anew(opened)
+
+    def _begin_anew(self, opened: _Opened) -> _Opened:
+        """Gives up what was sent."""
+        upload = opened.upload
+        self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
         return self._begin()
 
     def _begin_distrusting(self, opened: _Opened, error: MissingChunksError) -> _Opened:
@@ -271,14 +290,68 @@ class _Run:
     # --- one attempt
 
     def _send(self, opened: _Opened) -> pb.Backup:
-        return self._attempt(opened.upload, self._differences(opened), self._tally, self._clock)
+        with self._recording(opened) as record:
+            differences = self._differences(opened, record)
+            backup = self._attempt(opened.upload, differences, self._tally, self._clock)
+            if self._cache is not None and record is not None:
+                self._cache.keep(record, backup.id, full=backup.kind == pb.BACKUP_KIND_FULL)
+            return backup
 
-    def _differences(self, opened: _Opened) -> Generator[Changed | Removed]:
+    @contextmanager
+    def _recording(self, opened: _Opened) -> Iterator[Record | None]:
+        """The cache of the backup that is being made. None: what it will hold cannot be told exactly, or nobody wants to know."""
+        record = None
+        if self._cache is not None and opened.pristine:
+            record = self._cache.record(differential=opened.upload.kind == pb.BACKUP_KIND_DIFFERENTIAL)
+        try:
+            yield record
+        finally:
+            if self._cache is not None and record is not None:
+                self._cache.discard(record)
+
+    def _differences(self, opened: _Opened, record: Record | None) -> Generator[Changed | Removed]:
         """What to send. The base's list is opened by the thread that draws from this, and closed by it."""
+        known = self._known(opened)
+        if known is None:
+            yield from self._compared(opened, record)
+            return
+        with closing(known):
+            scan = CachedScan(
+                self._root,
+                self._tally.unreadable,
+                excluded=self._excludes,
+                one_file_system=self._options.one_file_system,
+                clock=self._clock,
+                record=record,
+                known=known,
+                distrusted=opened.distrusted,
+            )
+            with closing(iter(scan)) as differences:
+                yield from self._watched(differences)
+            self._tally.unchanged = scan.unchanged
+
+    def _known(self, opened: _Opened) -> CacheReader | None:
+        """The cache of the base, if it may be used."""
+        upload = opened.upload
+        if (
+            self._cache is None
+            or self._cache_is_wrong
+            or not opened.rely
+            or upload.scope != pb.UPLOAD_SCOPE_CHANGES
+            or upload.durable.HasField("last_entry")
+            or not os.path.isdir(self._root)
+        ):
+            return None
+        return self._cache.find(upload.base_backup_id)
+
+    def _compared(self, opened: _Opened, record: Record | None) -> Iterator[Changed | Removed]:
+        """The differences from the base's entries, as the server lists them."""
         durable = opened.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
-        with self._base_of(opened) as base, closing(self._scan(behind)) as scan:
-            comparison = Comparison(scan, base, rely=opened.rely, distrusted=opened.distrusted, behind=behind)
+        with self._base_of(opened) as base, closing(self._scan(behind, record)) as scan:
+            comparison = Comparison(
+                scan, base, rely=opened.rely, distrusted=opened.distrusted, behind=behind, record=record
+            )
             yield from self._watched(comparison)
             self._tally.unchanged = comparison.unchanged
 
@@ -298,7 +371,7 @@ class _Run:
         with closing(messages), closing(base_entries(messages)) as entries:
             yield entries
 
-    def _scan(self, behind: bytes | None) -> Generator[Found]:
+    def _scan(self, behind: bytes | None, record: Record | None) -> Generator[Found]:
         skip: Callable[[bytes], bool] | None = None
         if behind is not None and self._own_work:
             skip = _is_behind(behind)
@@ -309,6 +382,7 @@ class _Run:
             one_file_system=self._options.one_file_system,
             skip=skip,
             clock=self._clock,
+            record=record,
         )
         limit = None if behind is None or self._own_work else sort_key(behind)
         for found in scan:

@@ -15,7 +15,7 @@ from staddle._errors import ProtocolError, StaddleError
 from staddle._gather import Tally, add_holes, entry_of_file, entry_without_content
 from staddle._metadata import Names, set_path
 from staddle._reading import OpenFile, open_file
-from staddle._scan import Clock, Found, reason_of
+from staddle._scan import Clock, reason_of
 from staddle._types import Profile
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -120,18 +120,20 @@ class _Messages:
         if not found.is_file():
             entry = entry_without_content(found, self._names, self._tally)
             if entry is not None:
+                changed.holds(found.stat, read_again=entry.read_again)
                 yield self._counted(entry, 0)
-            elif changed.base is not None:
+            elif changed.in_base:
                 yield _remove(found.path)
             return
         sent = False
         try:
-            for part in self._file(found):
+            for part in self._file(changed):
                 sent = True
                 yield part
         except OSError as error:
             self._tally.unreadable(found.path, reason_of(error))
-            if sent or changed.base is not None:
+            changed.held = None
+            if sent or changed.in_base:
                 yield _remove(found.path)
 
     def _counted(self, entry: pb.Entry, size: int) -> wire.BackupPart:
@@ -140,8 +142,9 @@ class _Messages:
         self._tally.entries_done += 1
         return wire.BackupPart(entry=entry)
 
-    def _file(self, found: Found) -> Iterator[wire.BackupPart]:
+    def _file(self, changed: Changed) -> Iterator[wire.BackupPart]:
         """Sends a file; once more if it changed meanwhile, and then leaves it at that."""
+        found = changed.found
         for last in (False, True):
             with open_file(found, self._clock) as opened:
                 entry = entry_of_file(found, opened, self._names, self._tally)
@@ -155,6 +158,7 @@ class _Messages:
                 else:
                     yield from self._streamed(opened, entry)
                 settled = opened.is_settled()
+                changed.holds(opened.status, read_again=opened.racy or not settled)
             if settled:
                 return
         self._tally.kept_changing(found.path)

@@ -411,6 +411,8 @@ class BackupOptions:
     retry_s: float = 600.0
     progress: ProgressCallback | None = None
     profile: Profile = Profile.CONTENT_DEFINED
+    cache_dir: str | bytes | None = None
+    """Where the client remembers what backups hold; None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,15 +25,17 @@ def settled_clock() -> int:
 class Protected:
     """A dataset's source and a client, with a backup for each call."""
 
-    def __init__(self, client: Client, source: Path) -> None:
+    def __init__(self, client: Client, source: Path, cache: Path) -> None:
         self.client = client
         self.source = source
+        self.cache = cache
 
     def backup(
         self, source: Path | bytes | None = None, *, clock: Callable[[], int] = settled_clock, **options
     ) -> BackupReport:
         options.setdefault("dataset", "data")
         options.setdefault("retry_s", 5.0)
+        options.setdefault("cache_dir", str(self.cache))
         options["kind"] = BackupKind(options.get("kind", "auto"))
         path = os.fsencode(source if source is not None else self.source)
         return run_backup(self.client._calls, path, BackupOptions(**options), clock)
@@ -47,7 +49,7 @@ def protected(running, tmp_path: Path) -> Iterator[Protected]:
     source = tmp_path / "source"
     source.mkdir()
     with Client(running.address, running.token(), retry_s=5.0) as client:
-        yield Protected(client, source)
+        yield Protected(client, source, tmp_path / "cache")
 
 
 @contextmanager

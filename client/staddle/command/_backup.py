@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Final
 
 import click
@@ -25,6 +26,16 @@ STDIN: Final = "-"
 STREAM_ROOT: Final = "-"
 """The root of a dataset whose one file is streamed: another one than any directory, so that neither replaces the other unasked."""
 KINDS: Final = [kind.value for kind in BackupKind]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How a directory is backed up. The fields are arguments of the library."""
+
+    thin: bool
+    host: str | None
+    cache: bool
+    cache_dir: str | None
 
 
 @command(
@@ -74,6 +85,12 @@ KINDS: Final = [kind.value for kind in BackupKind]
     is_flag=True,
     help="The dataset is meant to come from another host or path than before: read everything.",
 )
+@click.option("--no-cache", is_flag=True, help="Do not remember what backups hold: ask the server each time.")
+@click.option(
+    "--cache-dir",
+    metavar="DIR",
+    help="Where to remember what backups hold, instead of ~/.cache/staddle.",
+)
 @click.option(
     "--host",
     metavar="NAME",
@@ -101,6 +118,8 @@ def backup(
     from_command: bool,
     thin: bool,
     new_root: bool,
+    no_cache: bool,
+    cache_dir: str | None,
     host: str | None,
     retry: float,
 ) -> int:
@@ -117,7 +136,8 @@ def backup(
         return _tell(session.output, report, all_sent=True)
     path = _one_path(source, name)
     _check_excludes(selection)
-    report = _backup_path(session, path, wanted, selection, thin=thin, host=host)
+    how = How(thin=thin, host=host, cache=not no_cache, cache_dir=cache_dir)
+    report = _backup_path(session, path, wanted, selection, how)
     return _tell(session.output, report, all_sent=thin)
 
 
@@ -178,11 +198,9 @@ def _check_excludes(selection: Selection) -> None:
 # --- the work
 
 
-def _backup_path(
-    session: Session, path: str, wanted: Wanted, selection: Selection, *, thin: bool, host: str | None
-) -> BackupReport:
+def _backup_path(session: Session, path: str, wanted: Wanted, selection: Selection, how: How) -> BackupReport:
     tune_malloc()
-    with session.connect() as client:
+    with session.connect(cache_dir=how.cache_dir) as client:
         expected = Expected(client, os.fsencode(path), wanted, selection)
         try:
             with watched(session.output, expected.total) as progress:
@@ -194,9 +212,10 @@ def _backup_path(
                     exclude_files=selection.exclude_files,
                     one_file_system=selection.one_file_system,
                     tags=wanted.tags,
-                    thin=thin,
+                    thin=how.thin,
                     new_root=wanted.new_root,
-                    host=host,
+                    host=how.host,
+                    cache=how.cache,
                     retry_s=wanted.retry_s,
                     progress=progress,
                 )

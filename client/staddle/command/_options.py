@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import click
 
@@ -33,12 +33,18 @@ _DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([ywdhms])")
 _UNITS_S: Final = {"y": 365 * 86_400.0, "w": 7 * 86_400.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 
 
+class Connect(Protocol):
+    """Opens a client."""
+
+    def __call__(self, *, cache_dir: str | None = None) -> Client: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """What every command gets: where to write, and a server to ask."""
 
     output: Output
-    connect: Callable[[], Client]
+    connect: Connect
     """Opens a client as flags, environment and files say. A command calls it once its arguments are known to be right."""
 
 
@@ -181,8 +187,8 @@ def command(
             config = options.pop("config")
             connection = {field: options.pop(field) for field in CONNECTION_FIELDS}
 
-            def connect() -> Client:
-                return Client.from_config(config, **connection)
+            def connect(*, cache_dir: str | None = None) -> Client:
+                return Client.from_config(config, cache_dir=cache_dir, **connection)
 
             output: Output = click.get_current_context().obj
             output.as_json = as_json

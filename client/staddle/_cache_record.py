@@ -1,0 +1,129 @@
+"""Mirrors what a backup holds, while it is made, into a file of the cache.
+
+Whatever is looked at counts as to be looked at again until whoever sends has said what the backup now holds there. So an entry of which
+nobody spoke, a file that changed while it was read, and one whose timestamps were too recent are read again by the next backup, as the
+base's own `read_again` has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from staddle._cache_file import (
+    ABSENT,
+    KIND,
+    LOOK,
+    NO_ROW,
+    ROW_BYTES,
+    UNTOLD,
+    Block,
+    CacheWriter,
+    row_of,
+)
+
+if TYPE_CHECKING:
+    from staddle._base import Changed
+
+_NOWHERE: Final = -1
+
+
+@dataclass(slots=True)
+class Piece:
+    """Children of a directory that are being dealt with: a block whose rows are not settled yet."""
+
+    offset: int
+    """Where in the file its rows stand; _NOWHERE: the root's row."""
+    rows: bytearray
+    next_index: int = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether a walk has come to the last of them."""
+        return self.next_index * ROW_BYTES == len(self.rows)
+
+
+class Record:
+    """What the backup that is being made holds, so far."""
+
+    def __init__(self, writer: CacheWriter, *, differential: bool) -> None:
+        """`differential`: an entry that is sent may keep the metadata that the full backup has."""
+        self.writer = writer
+        self._differential = differential
+        self._piece = Piece(_NOWHERE, bytearray(NO_ROW))
+        self._index = 0
+
+    def abandon(self) -> None:
+        """What the backup holds cannot be told: there will be no file."""
+        self.writer.failed = True
+
+    # --- the walk
+
+    def at_root(self, status: os.stat_result) -> None:
+        """The walk is at the root."""
+        self._piece, self._index = Piece(_NOWHERE, _looked_at(row_of(status))), 0
+        self._mark(LOOK)
+
+    def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> Piece:
+        """The walk begins with these children of a directory, of which it knows nothing yet."""
+        rows = NO_ROW * len(names)
+        return self.begin_with(Block(path, first, more, len(names), b"\0".join(names), rows))
+
+    def begin_with(self, block: Block) -> Piece:
+        """The same, with the rows as far as they are known."""
+        return Piece(self.writer.add(block), bytearray(block.rows))
+
+    def add_unchanged(self, block: Block) -> None:
+        """Children that are all as the base has them."""
+        self.writer.add(block)
+
+    def at(self, piece: Piece, index: int, status: os.stat_result) -> None:
+        """The walk looks at a child."""
+        self._piece, self._index = piece, index
+        start = index * ROW_BYTES
+        piece.rows[start : start + ROW_BYTES] = _looked_at(row_of(status))
+
+    def nothing_at(self, piece: Piece, index: int) -> None:
+        """A child cannot be looked at any more: the backup will not have it."""
+        start = index * ROW_BYTES
+        piece.rows[start : start + ROW_BYTES] = NO_ROW
+
+    def end(self, piece: Piece) -> None:
+        """The walk is done with these children."""
+        self.writer.replace(piece.offset, piece.rows)
+
+    # --- what became of it
+
+    def kept(self) -> None:
+        """The backup holds what the walk is at, as the base does."""
+        self._mark(0)
+
+    def settle(self, changed: Changed) -> None:
+        """Whoever sends is done with what the walk is at."""
+        if self._differential and changed.in_base:
+            self.abandon()
+        if changed.held is None:
+            self._mark(LOOK if changed.doubted else ABSENT)
+            return
+        row = row_of(changed.held)
+        if not changed.read_again and not row[0] & UNTOLD and _looked_at(row) == self._row():
+            self._mark(0)
+
+    def _row(self) -> bytearray:
+        start = self._index * ROW_BYTES
+        return self._piece.rows[start : start + ROW_BYTES]
+
+    def _mark(self, flags: int) -> None:
+        rows, start = self._piece.rows, self._index * ROW_BYTES
+        rows[start] = rows[start] & KIND | flags
+        if self._piece.offset == _NOWHERE:
+            self.writer.set_root(bytes(rows))
+
+
+def _looked_at(row: bytes) -> bytearray:
+    """The row of a path of which nobody has said yet what the backup holds there."""
+    looked_at = bytearray(row)
+    looked_at[0] |= LOOK
+    return looked_at

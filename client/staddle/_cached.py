@@ -1,0 +1,367 @@
+"""What changed since the base, by the cache of what the base holds: directory by directory, with flat memory.
+
+All children of a directory are looked at in one go, and what stat says of them is compared, as bytes, with what the cache has. Where that is the
+same, nothing more is done than to enter the directories among them. Only elsewhere are they compared one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from staddle._base import Changed, Removed
+from staddle._cache_file import (
+    ABSENT,
+    CHILDREN_MAX,
+    FILE_KIND,
+    KIND,
+    LOOK,
+    ROW_BYTES,
+    SIZE_AT,
+    Block,
+    CacheError,
+    CacheReader,
+    pack_row,
+    row_of,
+)
+from staddle._convert import COMPONENT_BYTES_MAX, PATH_BYTES_MAX
+from staddle._excludes import no_excludes
+from staddle._scan import MOVED, TOO_LONG, Level, Walk, reason_of
+
+
+class _Enter(NamedTuple):
+    """A directory that is as in the base; what is in it may differ."""
+
+    name: bytes
+    device: int
+
+
+class _Look(NamedTuple):
+    """A child that may have changed."""
+
+    name: bytes
+    place: int
+    """Among the children that were looked at together."""
+    in_base: bool
+    doubted: bool
+
+
+class _Gone(NamedTuple):
+    """A child that only the base has."""
+
+    name: bytes
+
+
+_Step = _Enter | _Look | _Gone
+
+
+class _Seen(NamedTuple):
+    """Children that were looked at together."""
+
+    names: list[bytes]
+    rows: list[bytes]
+    devices: dict[bytes, int]
+    """Of the directories among them."""
+
+
+class _Old:
+    """A block of the cache, of which the first `used` children are dealt with."""
+
+    __slots__ = ("_names", "block", "used")
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self.used = 0
+        self._names: list[bytes] | None = None
+
+    @property
+    def names(self) -> list[bytes]:
+        """All names. Raises CacheError if they are not in order."""
+        if self._names is None:
+            names = self.block.names.split(b"\0")
+            if any(map(bytes.__ge__, names, names[1:])):
+                raise CacheError("names are not in order")
+            self._names = names
+        return self._names
+
+    @property
+    def last(self) -> bytes:
+        return self.block.names.rpartition(b"\0")[2]
+
+    def row(self, index: int) -> bytes:
+        return self.block.rows[index * ROW_BYTES : (index + 1) * ROW_BYTES]
+
+    def is_absent(self, index: int) -> bool:
+        return bool(self.block.rows[index * ROW_BYTES] & ABSENT)
+
+
+@dataclass(slots=True)
+class _Way:
+    """How far a directory is compared."""
+
+    old: _Old | None
+    steps: list[_Step] = field(default_factory=list)
+    """What follows from the children that were looked at together; the next one last."""
+    first: bool = True
+    """Nothing of it was recorded yet."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CachedScan(Walk[Changed | Removed]):
+    """The differences between a directory on disk and the base, in order; `unchanged` counts what is in both.
+
+    Raises CacheError, when walked, if the cache contradicts itself: nothing that was told before can be relied on then.
+    """
+
+    known: CacheReader
+    distrusted: frozenset[bytes] = frozenset()
+    """Paths of the base that are damaged."""
+    unchanged: int = 0
+    _doubtful: frozenset[bytes] = frozenset()
+    """The directories in which these lie."""
+    _ways: list[_Way] = field(default_factory=list)
+    """For each directory on the way, as `_levels`."""
+
+    def _single(self) -> Iterator[Changed | Removed]:
+        raise NotADirectoryError(None, "it was a directory a moment ago", self.root)
+
+    def _walk(self, root_fd: int) -> Iterator[Changed | Removed]:
+        self._doubtful = frozenset(path.rpartition(b"/")[0] for path in self.distrusted if path)
+        root = self._start(root_fd)
+        doubted = b"" in self.distrusted
+        if not doubted and _is_same(self.known.root, row_of(root.stat)):
+            self.unchanged += 1
+            if self.record is not None:
+                self.record.kept()
+        else:
+            yield from self._told(Changed(root, in_base=not doubted, doubted=doubted))
+        self._ways.append(self._way_into(b""))
+        while self._levels:
+            level, way = self._levels[-1], self._ways[-1]
+            if way.steps:
+                yield from self._do(level, way.steps.pop())
+            elif not self._refill(level, way):
+                self._ways.pop()
+                self._pop()
+
+    # --- what is there
+
+    def _refill(self, level: Level, way: _Way) -> bool:
+        """Looks at the next children of a directory, and finds out what to do about them. False: there are none."""
+        old = way.old
+        if old is not None and old.used == old.block.children:
+            block = self.known.next(level.path) if old.block.more else None
+            old = way.old = None if block is None else _Old(block)
+        names = _take(level.names, old)
+        if not names and old is None:
+            return False
+        seen = self._see(level, names)
+        if self.record is not None and level.piece is not None:
+            self.record.end(level.piece)
+            level.piece = None
+        block = Block(
+            level.path,
+            way.first,
+            bool(level.names),
+            len(seen.names),
+            b"\0".join(seen.names),
+            b"".join(seen.rows),
+        )
+        if old is not None and self._is_unchanged(old, block):
+            self._keep(old, block)
+            way.steps = [_Enter(*each) for each in seen.devices.items()]
+        else:
+            way.steps = self._compare(level, old, seen, _end_of(old, level.names, names))
+            self._begin(level, block, way.steps)
+        way.steps.reverse()
+        way.first = way.first and not block.children
+        return True
+
+    def _see(self, level: Level, names: list[bytes]) -> _Seen:
+        """What stat says of children, in one go. Those that are excluded, or cannot be looked at, are left out; the latter are reported."""
+        prefix = level.path + b"/" if level.path else b""
+        names = self._storable(prefix, names)
+        directory_fd = level.descriptor
+        if directory_fd is None:
+            for name in names:
+                self.report(prefix + name, MOVED)
+            return _Seen([], [], {})
+        excluded = None if self.excluded is no_excludes else self.excluded
+        look, pack = os.stat, pack_row
+        rows: list[bytes] = []
+        devices: dict[bytes, int] = {}
+        out: set[bytes] = set()
+        for name in names:
+            try:
+                status = look(name, dir_fd=directory_fd, follow_symlinks=False)
+            except OSError as error:
+                self.report(prefix + name, reason_of(error))
+                out.add(name)
+                continue
+            mode = status.st_mode
+            is_directory = mode & 0o170000 == stat.S_IFDIR
+            if excluded is not None and excluded(prefix + name, is_directory):
+                self.excluded_count += 1
+                out.add(name)
+                continue
+            try:
+                row = pack(
+                    mode >> 8 & KIND, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+                )
+            except struct.error:
+                row = row_of(status)
+            rows.append(row)
+            if is_directory:
+                devices[name] = status.st_dev
+        return _Seen([name for name in names if name not in out] if out else names, rows, devices)
+
+    def _storable(self, prefix: bytes, names: list[bytes]) -> list[bytes]:
+        """Those that a backup can hold; the others are reported."""
+        longest = max(map(len, names), default=0)
+        if longest <= COMPONENT_BYTES_MAX and len(prefix) + longest <= PATH_BYTES_MAX:
+            return names
+        kept = []
+        for name in names:
+            if len(name) <= COMPONENT_BYTES_MAX and len(prefix) + len(name) <= PATH_BYTES_MAX:
+                kept.append(name)
+            else:
+                self.report((prefix + name)[:PATH_BYTES_MAX], TOO_LONG)
+        return kept
+
+    # --- what differs
+
+    def _is_unchanged(self, old: _Old, block: Block) -> bool:
+        known = old.block
+        return (
+            old.used == 0
+            and known.rows == block.rows
+            and known.names == block.names
+            and block.path not in self._doubtful
+        )
+
+    def _keep(self, old: _Old, block: Block) -> None:
+        self.unchanged += block.children
+        old.used = block.children
+        if self.record is not None:
+            self.record.add_unchanged(block)
+
+    def _compare(self, level: Level, old: _Old | None, seen: _Seen, end: int) -> list[_Step]:
+        """What to do about children, in order, where something differs; of the old ones those before `end` are dealt with."""
+        prefix = level.path + b"/" if level.path else b""
+        doubtful = level.path in self._doubtful
+        old_names = [] if old is None else old.names
+        at = 0 if old is None else old.used
+        steps: list[_Step] = []
+        for index, (name, row) in enumerate(zip(seen.names, seen.rows, strict=True)):
+            while old is not None and at < end and old_names[at] < name:
+                if not old.is_absent(at):
+                    steps.append(_Gone(old_names[at]))
+                at += 1
+            doubted = doubtful and prefix + name in self.distrusted
+            known = old is not None and at < end and old_names[at] == name
+            if old is not None and known:
+                at += 1
+                if not doubted and _is_same(old.row(at - 1), row):
+                    self.unchanged += 1
+                    if name in seen.devices:
+                        steps.append(_Enter(name, seen.devices[name]))
+                    continue
+                known = not old.is_absent(at - 1)
+            steps.append(_Look(name, index, known and not doubted, doubted))
+        if old is not None:
+            steps.extend(_Gone(old_names[i]) for i in range(at, end) if not old.is_absent(i))
+            old.used = end
+        return steps
+
+    def _begin(self, level: Level, block: Block, steps: list[_Step]) -> None:
+        """Has the record begin with children of which some may have changed."""
+        if self.record is None or not block.children:
+            return
+        rows = bytearray(block.rows)
+        for step in steps:
+            if isinstance(step, _Look):
+                rows[step.place * ROW_BYTES] |= LOOK
+        level.piece = self.record.begin_with(block._replace(rows=bytes(rows)))
+
+    # --- what to do about it
+
+    def _do(self, level: Level, step: _Step) -> Iterator[Changed | Removed]:
+        path = level.path + b"/" + step.name if level.path else step.name
+        if isinstance(step, _Gone):
+            yield Removed(path)
+        elif isinstance(step, _Look):
+            yield from self._look_at(level, step, path)
+        elif level.descriptor is not None:
+            yield from self._into(level, step.name, path, step.device)
+        else:
+            self.report(path, MOVED)
+            self.unchanged -= 1
+            if self.record is not None:
+                self.record.abandon()
+            yield Removed(path)
+
+    def _look_at(self, level: Level, step: _Look, path: bytes) -> Iterator[Changed | Removed]:
+        """Looks once more, now that it is its turn: it may have waited for long."""
+        found = self._look(level, step.name)
+        if found is None:
+            if self.record is not None and level.piece is not None:
+                self.record.nothing_at(level.piece, step.place)
+            if step.in_base or step.doubted:
+                yield Removed(path)
+            return
+        if self.record is not None and level.piece is not None:
+            self.record.at(level.piece, step.place, found.stat)
+        yield from self._told(Changed(found, step.in_base, step.doubted))
+        if found.is_directory():
+            yield from self._into(level, step.name, path, found.stat.st_dev)
+
+    def _told(self, changed: Changed) -> Iterator[Changed]:
+        yield changed
+        if self.record is not None:
+            self.record.settle(changed)
+
+    def _into(self, level: Level, name: bytes, path: bytes, device: int) -> Iterator[Removed]:
+        if self._enter(level, name, path, device):
+            self._ways.append(self._way_into(path))
+            return
+        block = self.known.first(path)
+        while block is not None:
+            old = _Old(block)
+            for index, child in enumerate(old.names):
+                if not old.is_absent(index):
+                    yield Removed(path + b"/" + child)
+            block = self.known.next(path) if block.more else None
+
+    def _way_into(self, path: bytes) -> _Way:
+        block = self.known.first(path)
+        return _Way(None if block is None else _Old(block))
+
+
+def _take(names: list[bytes], old: _Old | None) -> list[bytes]:
+    """The next names to look at together, taken out of all of a directory: at most as many as a block holds, and as far as the old one goes."""
+    taken = names[: -CHILDREN_MAX - 1 : -1]
+    if old is not None and old.block.more:
+        taken = taken[: bisect_right(taken, old.last)]
+    del names[len(names) - len(taken) :]
+    return taken
+
+
+def _end_of(old: _Old | None, left: list[bytes], taken: list[bytes]) -> int:
+    """Up to where an old block is dealt with, once `taken` are: to its end, unless names that belong to it are left."""
+    if old is None:
+        return 0
+    if taken and left and (not old.block.more or left[-1] <= old.last):
+        return bisect_right(old.names, taken[-1])
+    return old.block.children
+
+
+def _is_same(old: bytes, new: bytes) -> bool:
+    """Whether two rows prove a path unchanged, as `is_unchanged` does: of all but regular files the size says nothing."""
+    if old[0] & ~KIND or old[:SIZE_AT] != new[:SIZE_AT]:
+        return False
+    return old[0] != FILE_KIND or old[SIZE_AT:] == new[SIZE_AT:]
