@@ -48,7 +48,6 @@ class _Look(NamedTuple):
     place: int
     """Among the children that were looked at together."""
     in_base: bool
-    doubted: bool
 
 
 class _Gone(NamedTuple):
@@ -96,6 +95,10 @@ class _Old:
     def row(self, index: int) -> bytes:
         return self.block.rows[index * ROW_BYTES : (index + 1) * ROW_BYTES]
 
+    def is_as(self, seen: Block) -> bool:
+        """Whether exactly this was seen."""
+        return self.used == 0 and self.block.rows == seen.rows and self.block.names == seen.names
+
     def is_absent(self, index: int) -> bool:
         return bool(self.block.rows[index * ROW_BYTES] & ABSENT)
 
@@ -119,11 +122,7 @@ class CachedScan(Walk[Changed | Removed]):
     """
 
     known: CacheReader
-    distrusted: frozenset[bytes] = frozenset()
-    """Paths of the base that are damaged."""
     unchanged: int = 0
-    _doubtful: frozenset[bytes] = frozenset()
-    """The directories in which these lie."""
     _ways: list[_Way] = field(default_factory=list)
     """For each directory on the way, as `_levels`."""
 
@@ -131,15 +130,13 @@ class CachedScan(Walk[Changed | Removed]):
         raise NotADirectoryError(None, "it was a directory a moment ago", self.root)
 
     def _walk(self, root_fd: int) -> Iterator[Changed | Removed]:
-        self._doubtful = frozenset(path.rpartition(b"/")[0] for path in self.distrusted if path)
         root = self._start(root_fd)
-        doubted = b"" in self.distrusted
-        if not doubted and _is_same(self.known.root, row_of(root.stat)):
+        if _is_same(self.known.root, row_of(root.stat)):
             self.unchanged += 1
             if self.record is not None:
                 self.record.kept()
         else:
-            yield from self._told(Changed(root, in_base=not doubted, doubted=doubted))
+            yield from self._told(Changed(root, in_base=True))
         self._ways.append(self._way_into(b""))
         while self._levels:
             level, way = self._levels[-1], self._ways[-1]
@@ -172,11 +169,11 @@ class CachedScan(Walk[Changed | Removed]):
             b"\0".join(seen.names),
             b"".join(seen.rows),
         )
-        if old is not None and self._is_unchanged(old, block):
+        if old is not None and old.is_as(block):
             self._keep(old, block)
             way.steps = [_Enter(*each) for each in seen.devices.items()]
         else:
-            way.steps = self._compare(level, old, seen, _end_of(old, level.names, names))
+            way.steps = self._compare(old, seen, _end_of(old, level.names, names))
             self._begin(level, block, way.steps)
         way.steps.reverse()
         way.first = way.first and not block.children
@@ -235,25 +232,14 @@ class CachedScan(Walk[Changed | Removed]):
 
     # --- what differs
 
-    def _is_unchanged(self, old: _Old, block: Block) -> bool:
-        known = old.block
-        return (
-            old.used == 0
-            and known.rows == block.rows
-            and known.names == block.names
-            and block.path not in self._doubtful
-        )
-
     def _keep(self, old: _Old, block: Block) -> None:
         self.unchanged += block.children
         old.used = block.children
         if self.record is not None:
             self.record.add_unchanged(block)
 
-    def _compare(self, level: Level, old: _Old | None, seen: _Seen, end: int) -> list[_Step]:
+    def _compare(self, old: _Old | None, seen: _Seen, end: int) -> list[_Step]:
         """What to do about children, in order, where something differs; of the old ones those before `end` are dealt with."""
-        prefix = level.path + b"/" if level.path else b""
-        doubtful = level.path in self._doubtful
         old_names = [] if old is None else old.names
         at = 0 if old is None else old.used
         steps: list[_Step] = []
@@ -262,17 +248,16 @@ class CachedScan(Walk[Changed | Removed]):
                 if not old.is_absent(at):
                     steps.append(_Gone(old_names[at]))
                 at += 1
-            doubted = doubtful and prefix + name in self.distrusted
             known = old is not None and at < end and old_names[at] == name
             if old is not None and known:
                 at += 1
-                if not doubted and _is_same(old.row(at - 1), row):
+                if _is_same(old.row(at - 1), row):
                     self.unchanged += 1
                     if name in seen.devices:
                         steps.append(_Enter(name, seen.devices[name]))
                     continue
                 known = not old.is_absent(at - 1)
-            steps.append(_Look(name, index, known and not doubted, doubted))
+            steps.append(_Look(name, index, known))
         if old is not None:
             steps.extend(_Gone(old_names[i]) for i in range(at, end) if not old.is_absent(i))
             old.used = end
@@ -311,12 +296,12 @@ class CachedScan(Walk[Changed | Removed]):
         if found is None:
             if self.record is not None and level.piece is not None:
                 self.record.nothing_at(level.piece, step.place)
-            if step.in_base or step.doubted:
+            if step.in_base:
                 yield Removed(path)
             return
         if self.record is not None and level.piece is not None:
             self.record.at(level.piece, step.place, found.stat)
-        yield from self._told(Changed(found, step.in_base, step.doubted))
+        yield from self._told(Changed(found, step.in_base))
         if found.is_directory():
             yield from self._into(level, step.name, path, found.stat.st_dev)
 

@@ -324,19 +324,21 @@ class _Run:
                 clock=self._clock,
                 record=record,
                 known=known,
-                distrusted=opened.distrusted,
             )
             with closing(iter(scan)) as differences:
                 yield from self._watched(differences)
             self._tally.unchanged = scan.unchanged
 
     def _known(self, opened: _Opened) -> CacheReader | None:
-        """The cache of the base, if it may be used."""
+        """The cache of the base, if it may be used. Not where something of the base is damaged: that may be the list of entries itself,
+        and then nobody who does not ask for it learns that the next backup has to be a full one.
+        """
         upload = opened.upload
         if (
             self._cache is None
             or self._cache_is_wrong
             or not opened.rely
+            or opened.distrusted
             or upload.scope != pb.UPLOAD_SCOPE_CHANGES
             or upload.durable.HasField("last_entry")
             or not os.path.isdir(self._root)

@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import random
 import struct
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fs_calls import counted_calls
 from fs_trees import assert_same, plant, seeded_bytes
 from staddle import _crew, _restore, _source
 from staddle._tally import TargetFullError
 from staddle._types import Profile
-from staddle_server.logs import CALLS
 
 MIB = 1024 * 1024
-
-
-@contextmanager
-def counted_calls() -> Iterator[Counter[str]]:
-    """The calls that the server answered, by method, as its log has them."""
-    calls: Counter[str] = Counter()
-
-    class Counting(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            calls[record.fields["method"]] += 1
-
-    log, handler = logging.getLogger(CALLS), Counting(logging.DEBUG)
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-    try:
-        yield calls
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
 
 
 def plant_small(root: Path, count: int) -> None:

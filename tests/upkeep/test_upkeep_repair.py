@@ -1,14 +1,22 @@
 """Repair: mends from the side that still has it, saves what can be read, takes nothing away, and says what is lost."""
 
+import os
 import threading
+import time
 
 import pytest
 from blake3 import blake3
-from harm import check, damage, flip, hurt_chunk, objects, paths, places, repair
+from harm import check, damage, flip, hurt_chunk, kept, objects, paths, places, repair
+from staddle import Client
+from staddle._source import run_backup
+from staddle._types import BackupOptions
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.errors import Conflict
+from staddle_server.manifest.pages import decode_index
+from staddle_server.manifest.read import Manifest
 from staddle_server.rooms import Rooms, create_tenant
+from staddle_server.session.reading import ChunkReader
 from staddle_server.types import Role
 from thin import Source, back_up, noise, restore
 
@@ -377,11 +385,43 @@ def attributed(stub, entries, **fields):
 
 
 def attributes_digest(running, path):
-    from harm import kept
-    from staddle_server.manifest.read import Manifest
-    from staddle_server.session.reading import ChunkReader
-
     tenant = kept(running).tenants.get(running.tenant)
     backup = running.catalog.backups.resolve(running.tenant, "www")
     entry = Manifest(backup.root, ChunkReader(tenant, running.catalog)).find(path)
     return entry.attributes_ref.digest
+
+
+@pytest.mark.parametrize("kind", ["data", "manifest"])
+def test_a_client_that_remembers_the_base_heals_it_all_the_same(kind, running, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(600):
+        (source / f"f{number:03}").write_bytes(noise(2_000, number))
+    options = BackupOptions(dataset="www", cache_dir=str(tmp_path / "cache"))
+    with Client(running.address, running.token()) as client:
+
+        def back_up_source():
+            settled_ns = time.time_ns() + 10**10  # nothing is too recent to be trusted
+            return run_backup(client._calls, os.fsencode(source), options, lambda: settled_ns)
+
+        first = back_up_source().backup
+        if kind == "data":
+            hurt_chunk(running, Role.DATA, blake3(noise(2_000, 300)).digest())
+        else:
+            hurt_chunk(running, Role.MANIFEST, a_leaf(running, bytes.fromhex(first.manifest_digest)))
+        assert damage(check(running, read=True)[0])
+        second = back_up_source().backup
+        assert str(second.kind) == ("incremental" if kind == "data" else "full")
+        assert damage(check(running, read=True)[0]) == []
+        third = back_up_source()
+        assert third.entries_unchanged == first.entry_count
+        client.restore("www", tmp_path / "out")
+        assert (tmp_path / "out" / "f300").read_bytes() == noise(2_000, 300)
+
+
+def a_leaf(running, root: bytes) -> bytes:
+    """The digest of a page of entries in the middle of a manifest."""
+    tenant = kept(running).tenants.get(running.tenant)
+    level, children = decode_index(ChunkReader(tenant, running.catalog).read(root))
+    assert level == 1
+    return children[len(children) // 2].digest

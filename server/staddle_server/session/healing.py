@@ -12,7 +12,7 @@ from staddle_server.manifest.content import chunks_of
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenant
-from staddle_server.types import Entry, Role, Root
+from staddle_server.types import Entry, EntryType, Role, Root
 
 LISTED_MAX: Final = 1000
 """Damaged entries that one answer lists."""
@@ -29,7 +29,8 @@ class DamagedEntries(NamedTuple):
 def damaged_entries(
     tenant: Tenant, catalog: Catalog, root: Root, after: bytes | None, limit: int = LISTED_MAX
 ) -> DamagedEntries:
-    """The entries of a manifest, behind `after`, whose content or attributes lack chunks.
+    """The entries of a manifest, behind `after`, whose content or attributes lack chunks; and for each part of the manifest that cannot
+    be read one path at its end, as a directory, so that nobody takes what is there for whole.
 
     Costs nothing while no damage is known in this tenant; else it reads the manifest.
     """
@@ -44,14 +45,18 @@ def _damaged(tenant: Tenant, catalog: Catalog, root: Root, after: bytes | None) 
     entries = (
         entry
         for entry in Manifest(root, reader).walk(after=after)
-        if not isinstance(entry, Gap) and (entry.content is not None or entry.attributes_ref is not None)
+        if isinstance(entry, Gap) or entry.content is not None or entry.attributes_ref is not None
     )
     while batch := list(islice(entries, _BATCH)):
-        inline = {ref.digest for entry in batch for ref in (entry.content.chunks if entry.content else ())}
-        large = {entry.attributes_ref.digest for entry in batch if entry.attributes_ref is not None}
+        known = [entry for entry in batch if isinstance(entry, Entry)]
+        inline = {ref.digest for entry in known for ref in (entry.content.chunks if entry.content else ())}
+        large = {entry.attributes_ref.digest for entry in known if entry.attributes_ref is not None}
         here = reader.sound(Role.DATA, inline)
         attributes = reader.sound(Role.MANIFEST, large) if large else set()
         for entry in batch:
+            if isinstance(entry, Gap):
+                yield Entry(entry.upto or entry.after or b"", EntryType.DIRECTORY)
+                continue
             whole = entry.attributes_ref is None or entry.attributes_ref.digest in attributes
             if not (whole and _has_all(entry, here, reader)):
                 yield entry

@@ -1,0 +1,231 @@
+"""A file of the cache: what is written comes back, what is damaged is found, and the format is the stored one.
+
+Run as a program, writes the golden file: `python tests/client_fs/test_fs_cache_file.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from staddle._cache_file import (
+    ABSENT,
+    CHILDREN_MAX,
+    LOOK,
+    ROW_BYTES,
+    Block,
+    CacheError,
+    CacheReader,
+    CacheWriter,
+    is_cache_of,
+    pack_row,
+)
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "client" / "cache.bin"
+BACKUP_ID = bytes(range(16))
+SCOPE = bytes(range(100, 132))
+ROOT = pack_row(0x40, 2, 1_700_000_000_123_456_789, 1_700_000_001_000_000_000, 4096)
+BLOCKS = [
+    Block(
+        b"",
+        True,
+        True,
+        2,
+        b"a\0b.txt",
+        pack_row(0x40, 3, -1, 2**62, 4096) + pack_row(0x80, 2**64 - 1, 0, 1, 17),
+    ),
+    Block(b"a", True, False, 1, b"\xff", pack_row(0xA0 | LOOK, 5, 6, 7, 8)),
+    Block(b"", False, False, 1, b"z", pack_row(0x80 | ABSENT, 0, 0, 0, 0)),
+]
+
+
+@contextmanager
+def opened(data: bytes = b"") -> Iterator[int]:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        yield file.fileno()
+
+
+def made(root: bytes, blocks: list[Block]) -> bytes:
+    """The bytes of a file."""
+    with opened() as descriptor:
+        writer = CacheWriter(os.dup(descriptor), b"")
+        writer.set_root(root)
+        for block in blocks:
+            writer.add(block)
+        assert writer.finish(BACKUP_ID, SCOPE)
+        writer.close()
+        return os.pread(descriptor, 1 << 30, 0)
+
+
+def is_good(data: bytes, backup_id: bytes = BACKUP_ID, scope: bytes = SCOPE) -> bool:
+    with opened(data) as descriptor:
+        return is_cache_of(descriptor, backup_id, scope)
+
+
+def read(data: bytes, blocks: list[Block]) -> tuple[bytes, list[Block | None]]:
+    """The root's row, and the blocks, asked for as a walk asks."""
+    with opened(data) as descriptor:
+        reader = CacheReader(os.dup(descriptor))
+        found = [reader.first(block.path) if block.first else reader.next(block.path) for block in blocks]
+        root = reader.root
+        reader.close()
+    return root, found
+
+
+names = st.binary(min_size=1, max_size=6).filter(lambda name: not set(name) & set(b"\0/"))
+rows = st.builds(
+    pack_row,
+    st.integers(0, 255),
+    st.integers(0, 2**64 - 1),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 2**64 - 1),
+)
+
+
+@st.composite
+def trees(draw: st.DrawFn, path: bytes = b"", depth: int = 0) -> list[Block]:
+    """The blocks of a directory and of those in it, in a scan's order."""
+    children = sorted(draw(st.sets(names, max_size=5)))
+    blocks: list[Block] = []
+    while children:
+        count = draw(st.integers(1, len(children)))
+        some, children = children[:count], children[count:]
+        data = b"".join(draw(rows) for _ in some)
+        blocks.append(Block(path, not blocks, bool(children), count, b"\0".join(some), data))
+        for name in some:
+            if depth < 3 and draw(st.booleans()):
+                blocks.extend(draw(trees(path=path + b"/" + name if path else name, depth=depth + 1)))
+    return blocks
+
+
+@given(rows, trees())
+def test_what_is_written_comes_back_and_nothing_is_put_anew(root: bytes, blocks: list[Block]) -> None:
+    data = made(root, blocks)
+    assert is_good(data)
+    assert read(data, blocks) == (root, blocks)
+
+
+@given(trees(), st.data())
+def test_a_walk_that_passes_directories_by_still_finds_the_others(blocks: list[Block], data) -> None:
+    left_out = {block.path for block in blocks if block.path and data.draw(st.booleans())}
+
+    def is_left_out(path: bytes) -> bool:
+        return any(path == each or path.startswith(each + b"/") for each in left_out)
+
+    asked = [block for block in blocks if not is_left_out(block.path)]
+    assert read(made(ROOT, blocks), asked)[1] == asked
+
+
+@given(trees(), names)
+def test_a_directory_that_the_base_does_not_have_takes_nothing_from_those_behind_it(
+    blocks: list[Block], name: bytes
+) -> None:
+    known = {block.path for block in blocks}
+    with opened(made(ROOT, blocks)) as descriptor:
+        reader = CacheReader(os.dup(descriptor))
+        found = []
+        for block in blocks:
+            # A directory that sorts directly before the first child of this block.
+            if block.first:
+                found.append(reader.first(block.path))
+            else:
+                found.append(reader.next(block.path))
+            first = block.names.partition(b"\0")[0]
+            new = (block.path + b"/" if block.path else b"") + first[:-1] + b"\x01" + name
+            if new < block.path + b"/" + first and new not in known:
+                assert reader.first(new) is None
+        reader.close()
+    assert found == blocks
+
+
+@settings(max_examples=300)
+@given(trees(), st.data())
+def test_no_byte_can_change_unnoticed(blocks: list[Block], data) -> None:
+    good = made(ROOT, blocks)
+    at = data.draw(st.integers(0, len(good) - 1))
+    change = data.draw(st.integers(1, 255))
+    assert not is_good(good[:at] + bytes([good[at] ^ change]) + good[at + 1 :])
+    assert not is_good(good[:at])
+    assert not is_good(good + b"\0")
+
+
+def test_it_is_the_cache_of_one_backup_of_one_dataset() -> None:
+    data = made(ROOT, BLOCKS)
+    assert is_good(data)
+    assert not is_good(data, backup_id=bytes(16))
+    assert not is_good(data, scope=bytes(32))
+
+
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_behind_a_good_header_are_blocks_or_an_error(tail: bytes) -> None:
+    head = made(ROOT, [])
+    with opened(head + tail) as descriptor:
+        reader = CacheReader(os.dup(descriptor))
+        try:
+            for path in (b"", b"a", b"a/b", b"z"):
+                reader.first(path)
+                reader.next(path)
+        except CacheError:
+            pass
+        finally:
+            reader.close()
+
+
+def test_rows_are_replaced_wherever_they_have_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [
+        Block(b"%06d" % number, True, False, 1, b"x", pack_row(0x80, number, 0, 0, 0))
+        for number in range(2_000)
+    ]
+    monkeypatch.setattr("staddle._cache_file.PIECE_BYTES", 5_000)
+    with opened() as descriptor:
+        writer = CacheWriter(os.dup(descriptor), b"")
+        writer.set_root(ROOT)
+        places = [writer.add(block) for block in many]
+        changed = [pack_row(0xA0, number, 1, 2, 3) for number in range(2_000)]
+        for place, row in zip(places, changed, strict=True):
+            writer.replace(place, row)
+        writer.set_root(changed[0])
+        assert writer.finish(BACKUP_ID, SCOPE)
+        writer.close()
+        data = os.pread(descriptor, 1 << 30, 0)
+    expected = [block._replace(rows=row) for block, row in zip(many, changed, strict=True)]
+    assert is_good(data)
+    assert read(data, expected) == (changed[0], expected)
+
+
+def test_what_is_closed_while_somebody_writes_is_written_no_more() -> None:
+    with opened() as descriptor:
+        writer = CacheWriter(os.dup(descriptor), b"")
+        writer.close()
+        writer.add(BLOCKS[0])
+        assert not writer.finish(BACKUP_ID, SCOPE)
+        writer.close()
+        assert os.fstat(descriptor).st_size == 0
+
+
+def test_the_stored_file_is_what_is_made_today_and_is_read() -> None:
+    stored = GOLDEN.read_bytes()
+    assert made(ROOT, BLOCKS) == stored
+    assert is_good(stored)
+    assert read(stored, BLOCKS) == (ROOT, BLOCKS)
+
+
+def test_a_block_and_a_row_are_as_large_as_the_format_says() -> None:
+    assert ROW_BYTES == 33
+    assert CHILDREN_MAX < 2**16
+    assert stat.S_IFREG >> 8 == 0x80
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_bytes(made(ROOT, BLOCKS))
