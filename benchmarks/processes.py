@@ -313,7 +313,10 @@ class Server:
     @property
     def environment(self) -> dict[str, str]:
         """What a client needs to find it."""
-        return {"STADDLE_CONFIG": str(self.data / "client.toml")}
+        return {
+            "STADDLE_CONFIG": str(self.data / "client.toml"),
+            "STADDLE_CACHE_DIR": str(self.data.with_name(self.data.name + "-cache")),
+        }
 
     @property
     def pid(self) -> int:

@@ -49,7 +49,7 @@ class Cache:
 
     def __init__(self, place: str | bytes, server: str, dataset: str) -> None:
         """`place` is the directory; it is made when something is written."""
-        self._place = os.fsencode(place)
+        self._place = os.path.abspath(os.fsencode(place))
         self._scope = blake3(f"{server}\0{dataset}".encode()).digest()
         self._prefix = self._scope.hex()[:PREFIX_DIGITS] + "-"
 

@@ -67,6 +67,10 @@ class Places:
         return self.base / "restored"
 
     @property
+    def cache(self) -> Path:
+        return self.base / "cache"
+
+    @property
     def client_config(self) -> Path:
         return self.server / "client.toml"
 
@@ -360,6 +364,7 @@ def staddle(places: Places, *arguments: str) -> None:
     say(f"  $ {shlex.join(('staddle', *arguments))}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE_")}
     environment["STADDLE_CONFIG"] = str(places.client_config)
+    environment["STADDLE_CACHE_DIR"] = str(places.cache)
     done = subprocess.run(  # noqa: S603  our own two commands, no shell
         [str(places.bin / "staddle"), *arguments],
         env=environment,

@@ -429,7 +429,9 @@ class BeginUploadResponse(_message.Message):
     def upload(self) -> _resources_pb2.Upload: ...
     @_builtins.property
     def damaged_base_entries(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Entry]:
-        """Entries of the base that cannot be restored whole: send these again. More: GetUpload."""
+        """Entries of the base that cannot be restored whole: send these again. A directory stands at the end of a part of the list
+        of entries that cannot be read: only a FULL backup brings that back. More: GetUpload.
+        """
 
     def __init__(
         self,
@@ -496,7 +498,7 @@ class GetUploadResponse(_message.Message):
 
     @_builtins.property
     def damaged_base_entries(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Entry]:
-        """Entries of the base that cannot be restored whole: send these again."""
+        """Entries of the base that cannot be restored whole: send these again, as in BeginUploadResponse."""
 
     def __init__(
         self,

@@ -1,0 +1,78 @@
+"""Where `staddle backup` remembers what backups hold: as the flag, the variable, the file or the system says, or nowhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+
+
+def made_in(place: Path) -> int:
+    """How many caches lie there."""
+    return len(list(place.iterdir())) if place.exists() else 0
+
+
+@pytest.fixture
+def back_up(staddle: CommandLine, source: Path):
+    """Makes a backup, with these arguments and variables; `XDG_CACHE_HOME` is not set unless they do."""
+
+    def run(*arguments: str, **variables: str) -> None:
+        staddle("backup", source, "--dataset", "data", *arguments, **{"XDG_CACHE_HOME": ""} | variables)
+
+    return run
+
+
+def test_by_default_it_is_below_the_users_cache_directory(
+    back_up, staddle: CommandLine, tmp_path: Path
+) -> None:
+    back_up()
+    assert made_in(staddle.home / ".cache" / "staddle") == 1
+    back_up(XDG_CACHE_HOME=str(tmp_path / "xdg"))
+    assert made_in(tmp_path / "xdg" / "staddle") == 1
+    back_up(XDG_CACHE_HOME="relative")  # which is as if it were not set
+    assert made_in(staddle.home / ".cache" / "staddle") == 2
+
+
+def test_the_flag_comes_before_the_variable_and_that_before_the_file(
+    back_up, staddle: CommandLine, tmp_path: Path
+) -> None:
+    config = tmp_path / "config" / "client.toml"
+    config.parent.mkdir()
+    config.write_text('cache_dir = "remembered"\n')
+    settings = {"STADDLE_CONFIG": str(config)}
+    back_up(**settings)
+    assert made_in(config.parent / "remembered") == 1
+    back_up(**settings, STADDLE_CACHE_DIR=str(tmp_path / "variable"))
+    back_up("--cache-dir", str(tmp_path / "flag"), **settings, STADDLE_CACHE_DIR=str(tmp_path / "variable"))
+    assert made_in(tmp_path / "variable") == made_in(tmp_path / "flag") == 1
+    assert not (staddle.home / ".cache").exists()
+
+
+def test_it_can_be_switched_off(back_up, staddle: CommandLine, tmp_path: Path) -> None:
+    config = tmp_path / "client.toml"
+    config.write_text('cache_dir = "none"\n')
+    back_up("--no-cache")
+    back_up("--cache-dir", "none")
+    back_up(STADDLE_CACHE_DIR="none")
+    back_up(STADDLE_CONFIG=str(config))
+    back_up("--no-cache", "--cache-dir", str(tmp_path / "flag"))
+    assert not (staddle.home / ".cache").exists()
+    assert not (tmp_path / "flag").exists()
+    assert not (staddle.home / "none").exists()
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_home_that_cannot_be_written_costs_the_cache_and_not_the_backup(
+    back_up, staddle: CommandLine, source: Path
+) -> None:
+    (staddle.home / ".cache").touch()
+    back_up()
+    done = staddle("backup", source, "--dataset", "data", XDG_CACHE_HOME="")
+    assert done.err == ""
+
+
+def test_without_a_home_there_is_no_cache(back_up) -> None:
+    back_up(HOME="relative")
+    assert not os.path.exists("relative")
