@@ -20,7 +20,7 @@ from typing import Final
 
 from blake3 import blake3
 
-from staddle._cache_file import CacheReader, CacheWriter, is_cache_of
+from staddle._cache_file import ID_BYTES, CacheReader, CacheWriter, is_cache_of
 from staddle._cache_record import Record
 
 DIRECTORY_BYTES_MAX: Final = 2 * 1024 * 1024 * 1024
@@ -31,6 +31,7 @@ UNFINISHED_S: Final = 24 * 3600
 FULL_SUFFIX: Final = ".full"
 LATER_SUFFIX: Final = ".later"
 PREFIX_DIGITS: Final = 32
+_HEX_DIGITS: Final = frozenset("0123456789abcdef")
 
 _log = logging.getLogger("staddle")
 
@@ -55,15 +56,18 @@ class Cache:
 
     def find(self, backup_id: str) -> CacheReader | None:
         """What a backup holds, checked from end to end; None: it is not here."""
+        raw_id = _raw_id(backup_id)
+        if raw_id is None:
+            return None
         for suffix in (LATER_SUFFIX, FULL_SUFFIX):
-            reader = self._open(f"{self._prefix}{backup_id}{suffix}", bytes.fromhex(backup_id))
+            reader = self._open(f"{self._prefix}{backup_id}{suffix}", raw_id)
             if reader is not None:
                 return reader
         return None
 
     def _open(self, name: str, backup_id: bytes) -> CacheReader | None:
         try:
-            if not _is_own(os.lstat(self._place)):
+            if not _is_own(os.stat(self._place)):
                 return None
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -85,7 +89,7 @@ class Cache:
         """Begins the cache of a backup that is being made; None: nothing can be written here. `keep` or `discard` ends it."""
         try:
             os.makedirs(self._place, mode=0o700, exist_ok=True)
-            if not _is_own(os.lstat(self._place)):
+            if not _is_own(os.stat(self._place)):
                 _log.debug("The cache directory %r is not used: others may write there", self._place)
                 return None
             path = self._path(UNFINISHED_PREFIX + secrets.token_hex(8))
@@ -97,8 +101,9 @@ class Cache:
 
     def keep(self, record: Record, backup_id: str, *, full: bool) -> None:
         """The backup was committed: completes the file, gives it its name, and takes away what it makes useless."""
+        raw_id = _raw_id(backup_id)
         try:
-            if record.writer.finish(bytes.fromhex(backup_id), self._scope):
+            if raw_id is not None and record.writer.finish(raw_id, self._scope):
                 name = f"{self._prefix}{backup_id}{FULL_SUFFIX if full else LATER_SUFFIX}"
                 os.rename(record.writer.path, self._path(name))
                 self._tidy(name, full=full)
@@ -139,6 +144,13 @@ class Cache:
             return
         except OSError as error:
             _log.debug("The cache %r cannot be removed: %s", path, error)
+
+
+def _raw_id(backup_id: str) -> bytes | None:
+    """The bytes of a backup's id; None: a server that says such a thing gets no file named after it."""
+    if len(backup_id) != 2 * ID_BYTES or not set(backup_id) <= _HEX_DIGITS:
+        return None
+    return bytes.fromhex(backup_id)
 
 
 def _listed(place: bytes) -> list[tuple[str, os.stat_result]]:

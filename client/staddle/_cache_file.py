@@ -100,9 +100,9 @@ class CacheReader:
     """A checked file of the cache, read from its beginning to its end. It owns the descriptor."""
 
     def __init__(self, descriptor: int) -> None:
+        self.root = os.pread(descriptor, ROW_BYTES, _HEADER.size)
         self._file = open(descriptor, "rb", buffering=PIECE_BYTES)  # noqa: SIM115 - closed by close
-        self._file.seek(_HEADER.size)
-        self.root = self._file.read(ROW_BYTES)
+        self._file.seek(_BODY_AT)
         self._ahead: Block | None = None
         self._ended = False
 

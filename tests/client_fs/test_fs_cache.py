@@ -372,6 +372,18 @@ def test_a_symbolic_link_in_place_of_a_cache_is_not_followed(protected, tmp_path
     assert calls["Restore"] == 1
 
 
+@pytest.mark.parametrize(
+    "backup_id", ["", "ab", "../" * 10 + "ab", "AB" * 16, "zz" * 16, " " + "ab" * 15 + "a"]
+)
+def test_a_server_cannot_name_a_file(backup_id: str, tmp_path: Path) -> None:
+    cache = Cache(str(tmp_path / "cache"), "server:1", "data")
+    assert cache.find(backup_id) is None
+    record = cache.record(differential=False)
+    cache.keep(record, backup_id, full=True)
+    cache.discard(record)
+    assert files_of(tmp_path / "cache") == []
+
+
 def test_a_cache_is_for_its_owners_eyes_only(protected) -> None:
     plant(protected.source, files=4)
     before = os.umask(0)

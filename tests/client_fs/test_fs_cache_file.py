@@ -135,14 +135,10 @@ def test_a_directory_that_the_base_does_not_have_takes_nothing_from_those_behind
         reader = CacheReader(os.dup(descriptor))
         found = []
         for block in blocks:
-            # A directory that sorts directly before the first child of this block.
-            if block.first:
-                found.append(reader.first(block.path))
-            else:
-                found.append(reader.next(block.path))
-            first = block.names.partition(b"\0")[0]
-            new = (block.path + b"/" if block.path else b"") + first[:-1] + b"\x01" + name
-            if new < block.path + b"/" + first and new not in known:
+            found.append(reader.first(block.path) if block.first else reader.next(block.path))
+            prefix, first = block.path + b"/" if block.path else b"", block.names.partition(b"\0")[0]
+            new = prefix + first[:-1] + b"\x01" + name
+            if new < prefix + first and new not in known:
                 assert reader.first(new) is None
         reader.close()
     assert found == blocks
