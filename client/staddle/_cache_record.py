@@ -107,13 +107,10 @@ class Record:
         if changed.held is None:
             self._mark(LOOK if changed.doubted else ABSENT)
             return
-        row = row_of(changed.held)
-        if not changed.read_again and not row[0] & UNTOLD and _looked_at(row) == self._row():
-            self._mark(0)
-
-    def _row(self) -> bytearray:
-        start = self._index * ROW_BYTES
-        return self._piece.rows[start : start + ROW_BYTES]
+        # As it was when it was read, which may be later than when the walk looked at it.
+        row, start = row_of(changed.held), self._index * ROW_BYTES
+        self._piece.rows[start : start + ROW_BYTES] = row
+        self._mark(LOOK if changed.read_again or row[0] & UNTOLD else 0)
 
     def _mark(self, flags: int) -> None:
         rows, start = self._piece.rows, self._index * ROW_BYTES

@@ -227,7 +227,10 @@ def test_a_file_that_cannot_be_read_is_tried_each_time_and_not_removed_each_time
         return real(path, *args, **options)
 
     monkeypatch.setattr(os, "open", refusing)
-    made = [protected.backup(thin=thin) for _ in range(3)]
+    made = [protected.backup(thin=thin) for _ in range(2)]
+    with counted_calls() as calls:
+        made.append(protected.backup(thin=thin))
+    assert calls["PutEntries"] == 0
     monkeypatch.undo()
     assert [len(each.problems) for each in made] == [1, 1, 1]
     with counted_calls() as calls:
@@ -654,6 +657,29 @@ def test_a_file_that_changes_between_the_two_looks_is_backed_up_as_it_is(
     assert len(looks) >= 2
     assert protected.client.read("data", "f") == b"number four"
     assert protected.backup().read_bytes == 0
+
+
+@BOTH_WAYS
+def test_a_file_that_changes_between_look_and_reading_is_remembered_as_it_was_read(
+    thin: bool, protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (protected.source / "f").write_bytes(b"one")
+    real = os.open
+
+    def changing(path, *args, **options) -> int:
+        if path == b"f":
+            monkeypatch.setattr(os, "open", real)
+            (protected.source / "f").write_bytes(b"two and more")
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", changing)
+    protected.backup(thin=thin)
+    assert protected.client.read("data", "f") == b"two and more"
+    with counted_calls() as calls:
+        made = protected.backup(thin=thin)
+    assert calls["Restore"] == 0
+    assert made.read_bytes == 0
+    assert made.entries_unchanged == 2
 
 
 def test_dates_beyond_what_a_row_holds_are_compared_each_time(protected) -> None:
