@@ -8,7 +8,7 @@ import click
 import pytest
 from staddle.command import _exits
 from staddle.command._options import CONNECTION_FIELDS
-from staddle.command._run import COMMANDS, group
+from staddle.command._run import COMMANDS, command_named, group
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "command.md").read_text()
@@ -26,7 +26,7 @@ def leaves(commands, *before: str) -> dict[str, click.Command]:
     return found
 
 
-BY_NAME = leaves(COMMANDS)
+BY_NAME = leaves(map(command_named, COMMANDS))
 COMMON = {"--json", "--config", *(f"--{field.replace('_', '-')}" for field in CONNECTION_FIELDS)}
 
 
@@ -118,6 +118,6 @@ def test_every_example_is_one_that_the_command_takes() -> None:
 
 def test_every_command_is_in_the_help_of_the_whole() -> None:
     shown = group.get_help(click.Context(group, info_name="staddle"))
-    for command in COMMANDS:
+    for command in map(command_named, COMMANDS):
         assert f"  {command.name} " in shown
         assert command.short_help in shown

@@ -3,6 +3,7 @@
 0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 130 interrupted.
 """
 
+import importlib
 import io
 import logging
 import os
@@ -15,39 +16,43 @@ from typing import Final
 import click
 
 from staddle import BadRequestError, StaddleError
-from staddle.command._backup import backup
-from staddle.command._entries import cat, ls
 from staddle.command._exits import DONE, FAILED, INTERRUPTED, WRONG_USAGE, Interruption
-from staddle.command._keeping import delete, hold, release, retain, undelete
-from staddle.command._looking import diff, info, list_
 from staddle.command._options import hint_for
 from staddle.command._output import NoticeHandler, Output
-from staddle.command._policies import retention
-from staddle.command._restore import restore
 from staddle.command._words import escaped
 
-COMMANDS: Final[tuple[click.Command, ...]] = (
-    backup,
-    restore,
-    list_,
-    ls,
-    diff,
-    cat,
-    delete,
-    undelete,
-    hold,
-    release,
-    retain,
-    retention,
-    info,
-)
+COMMANDS: Final = {
+    "backup": "_backup",
+    "restore": "_restore",
+    "list": "_looking",
+    "ls": "_entries",
+    "diff": "_looking",
+    "cat": "_entries",
+    "delete": "_keeping",
+    "undelete": "_keeping",
+    "hold": "_keeping",
+    "release": "_keeping",
+    "retain": "_keeping",
+    "retention": "_policies",
+    "info": "_looking",
+}
+"""The modules in which the commands are, in the order in which a newcomer needs them. Only the one that runs is loaded."""
+
+
+def command_named(name: str) -> click.Command:
+    """A command of these."""
+    module = importlib.import_module(f"staddle.command.{COMMANDS[name]}")
+    return next(
+        each for each in vars(module).values() if isinstance(each, click.Command) and each.name == name
+    )
 
 
 class _InOrder(click.Group):
-    """Shows its commands in the order in which a newcomer needs them."""
-
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        return command_named(name) if name in COMMANDS else None
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -74,10 +79,6 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
 )
 def group() -> None:
     """Back data up to a Staddle server, look at what is there, and get it back as it was at any time."""
-
-
-for _command in COMMANDS:
-    group.add_command(_command)
 
 
 def run(arguments: Sequence[str]) -> int:
