@@ -20,7 +20,6 @@ from staddle._cache_file import (
     CHILDREN_MAX,
     FILE_KIND,
     KIND,
-    LOOK,
     ROW_BYTES,
     SIZE_AT,
     Block,
@@ -174,7 +173,8 @@ class CachedScan(Walk[Changed | Removed]):
             way.steps = [_Enter(*each) for each in seen.devices.items()]
         else:
             way.steps = self._compare(old, seen, _end_of(old, level.names, names))
-            self._begin(level, block, way.steps)
+            if self.record is not None and block.children:
+                level.piece = self.record.begin_with(block)
         way.steps.reverse()
         way.first = way.first and not block.children
         return True
@@ -262,16 +262,6 @@ class CachedScan(Walk[Changed | Removed]):
             steps.extend(_Gone(old_names[i]) for i in range(at, end) if not old.is_absent(i))
             old.used = end
         return steps
-
-    def _begin(self, level: Level, block: Block, steps: list[_Step]) -> None:
-        """Has the record begin with children of which some may have changed."""
-        if self.record is None or not block.children:
-            return
-        rows = bytearray(block.rows)
-        for step in steps:
-            if isinstance(step, _Look):
-                rows[step.place * ROW_BYTES] |= LOOK
-        level.piece = self.record.begin_with(block._replace(rows=bytes(rows)))
 
     # --- what to do about it
 

@@ -10,14 +10,17 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fs_calls import counted_calls
 from fs_trees import plant, seeded_bytes
 from staddle import _cache, _cache_file, _cached, _scan
+from staddle._base import Removed
 from staddle._cache import Cache
-from staddle._cache_file import Block, row_of
+from staddle._cache_file import NO_ROW, Block, row_of
+from staddle._cached import CachedScan
 from staddle._errors import ConnectError
 from staddle._scan import DESCRIPTORS_MAX
 from staddle._types import BackupKind
@@ -680,6 +683,67 @@ def test_a_file_that_changes_between_look_and_reading_is_remembered_as_it_was_re
     assert calls["Restore"] == 0
     assert made.read_bytes == 0
     assert made.entries_unchanged == 2
+
+
+def differences(place: Path, root: Path, blocks: list[Block]) -> list[tuple[str, bytes]]:
+    """What a walk finds, against a cache with these blocks."""
+    cache = Cache(str(place), "server:1", "data")
+    record = cache.record(differential=False)
+    record.writer.set_root(row_of(root.lstat()))
+    for block in blocks:
+        record.writer.add(block)
+    cache.keep(record, "ab" * 16, full=True)
+    cache.discard(record)
+    scan = CachedScan(os.fsencode(root), pytest.fail, known=cache.find("ab" * 16))
+    with closing(scan.known):
+        return [
+            ("removed", each.path) if isinstance(each, Removed) else ("changed", each.found.path)
+            for each in scan
+        ]
+
+
+def test_what_stat_says_of_another_name_proves_nothing(protected, tmp_path: Path) -> None:
+    (protected.source / "new").touch()
+    row = row_of((protected.source / "new").lstat())
+    assert differences(tmp_path / "c", protected.source, [Block(b"", True, False, 1, b"new", row)]) == []
+    assert differences(tmp_path / "c", protected.source, [Block(b"", True, False, 1, b"old", row)]) == [
+        ("changed", b"new"),
+        ("removed", b"old"),
+    ]
+
+
+def test_what_the_backup_does_not_have_is_not_removed_when_it_goes(protected, tmp_path: Path) -> None:
+    (protected.source / "m").touch()
+    row = row_of((protected.source / "m").lstat())
+    block = Block(b"", True, False, 3, b"a\0m\0z", NO_ROW + row + NO_ROW)
+    assert differences(tmp_path / "c", protected.source, [block]) == []
+    known = Block(b"", True, False, 3, b"a\0m\0z", row + row + row)
+    assert differences(tmp_path / "c", protected.source, [known]) == [("removed", b"a"), ("removed", b"z")]
+
+
+def test_the_size_of_what_is_no_file_proves_nothing(protected, tmp_path: Path) -> None:
+    (protected.source / "d").mkdir()
+    (protected.source / "f").touch()
+    rows = [row_of((protected.source / name).lstat())[:-8] + bytes([9] * 8) for name in "df"]
+    blocks = [Block(b"", True, False, 2, b"d\0f", b"".join(rows))]
+    assert differences(tmp_path / "c", protected.source, blocks) == [("changed", b"f")]
+
+
+def test_differences_come_in_the_order_of_a_backup(protected, tmp_path: Path) -> None:
+    """What is durable of a backup is told by its last path: all before it must have been sent."""
+    edits = Edits(protected.source, 17)
+    edits.some(80)
+    protected.backup()
+    edits.some(60)
+    newest = next(iter(protected.client.backups("data")))
+    known = Cache(str(protected.cache), protected.client.address, "data").find(newest.id)
+    with closing(known):
+        paths = [
+            each.path if isinstance(each, Removed) else each.found.path
+            for each in CachedScan(os.fsencode(protected.source), pytest.fail, known=known)
+        ]
+    assert len(paths) > 40
+    assert paths == sorted(paths, key=lambda path: path.replace(b"/", b"\0"))
 
 
 def test_dates_beyond_what_a_row_holds_are_compared_each_time(protected) -> None:
