@@ -1,8 +1,7 @@
 """Mirrors what a backup holds, while it is made, into a file of the cache.
 
-Whatever is looked at counts as to be looked at again until whoever sends has said what the backup now holds there. So an entry of which
-nobody spoke, a file that changed while it was read, and one whose timestamps were too recent are read again by the next backup, as the
-base's own `read_again` has it.
+Whoever sends says of each path that was looked at what the backup now holds there. A path of which nothing was sent is not in it. A file that
+changed while it was read, and one whose timestamps were too recent, are looked at again by the next backup, as the base's own `read_again` has it.
 """
 
 from __future__ import annotations
@@ -54,6 +53,8 @@ class Record:
         self._differential = differential
         self._piece = Piece(_NOWHERE, bytearray(NO_ROW))
         self._index = 0
+        self._status: os.stat_result
+        """What stat said of the path that the walk is at: set with the first one, the root."""
 
     def abandon(self) -> None:
         """What the backup holds cannot be told: there will be no file."""
@@ -63,8 +64,7 @@ class Record:
 
     def at_root(self, status: os.stat_result) -> None:
         """The walk is at the root."""
-        self._piece, self._index = Piece(_NOWHERE, _looked_at(row_of(status))), 0
-        self._mark(LOOK)
+        self.at(Piece(_NOWHERE, bytearray(NO_ROW)), 0, status)
 
     def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> Piece:
         """The walk begins with these children of a directory, of which it knows nothing yet."""
@@ -80,10 +80,8 @@ class Record:
         self.writer.add(block)
 
     def at(self, piece: Piece, index: int, status: os.stat_result) -> None:
-        """The walk looks at a child."""
-        self._piece, self._index = piece, index
-        start = index * ROW_BYTES
-        piece.rows[start : start + ROW_BYTES] = _looked_at(row_of(status))
+        """The walk is at a child."""
+        self._piece, self._index, self._status = piece, index, status
 
     def nothing_at(self, piece: Piece, index: int) -> None:
         """A child cannot be looked at any more: the backup will not have it."""
@@ -98,29 +96,22 @@ class Record:
 
     def kept(self) -> None:
         """The backup holds what the walk is at, as the base does."""
-        self._mark(0)
+        self._set(row_of(self._status), 0)
 
     def settle(self, changed: Changed) -> None:
         """Whoever sends is done with what the walk is at."""
         if self._differential and changed.in_base:
             self.abandon()
         if changed.held is None:
-            self._mark(LOOK if changed.doubted else ABSENT)
+            self._set(NO_ROW, LOOK if changed.doubted else ABSENT)
             return
         # As it was when it was read, which may be later than when the walk looked at it.
-        row, start = row_of(changed.held), self._index * ROW_BYTES
-        self._piece.rows[start : start + ROW_BYTES] = row
-        self._mark(LOOK if changed.read_again or row[0] & UNTOLD else 0)
+        row = row_of(changed.held)
+        self._set(row, LOOK if changed.read_again or row[0] & UNTOLD else 0)
 
-    def _mark(self, flags: int) -> None:
+    def _set(self, row: bytes, flags: int) -> None:
         rows, start = self._piece.rows, self._index * ROW_BYTES
-        rows[start] = rows[start] & KIND | flags
+        rows[start : start + ROW_BYTES] = row
+        rows[start] = row[0] & KIND | flags
         if self._piece.offset == _NOWHERE:
             self.writer.set_root(bytes(rows))
-
-
-def _looked_at(row: bytes) -> bytearray:
-    """The row of a path of which nobody has said yet what the backup holds there."""
-    looked_at = bytearray(row)
-    looked_at[0] |= LOOK
-    return looked_at

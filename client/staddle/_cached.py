@@ -141,21 +141,20 @@ class CachedScan(Walk[Changed | Removed]):
             level, way = self._levels[-1], self._ways[-1]
             if way.steps:
                 yield from self._do(level, way.steps.pop())
-            elif not self._refill(level, way):
+            elif level.names or way.old is not None:
+                self._refill(level, way)
+            else:
                 self._ways.pop()
                 self._pop()
 
     # --- what is there
 
-    def _refill(self, level: Level, way: _Way) -> bool:
-        """Looks at the next children of a directory, and finds out what to do about them. False: there are none."""
+    def _refill(self, level: Level, way: _Way) -> None:
+        """Looks at the next children of a directory, and finds out what to do about them."""
         old = way.old
         if old is not None and old.used == old.block.children:
-            block = self.known.next(level.path) if old.block.more else None
-            old = way.old = None if block is None else _Old(block)
+            old = way.old = _old_of(self.known.next(level.path))
         names = _take(level.names, old)
-        if not names and old is None:
-            return False
         seen = self._see(level, names)
         if self.record is not None and level.piece is not None:
             self.record.end(level.piece)
@@ -177,7 +176,8 @@ class CachedScan(Walk[Changed | Removed]):
                 level.piece = self.record.begin_with(block)
         way.steps.reverse()
         way.first = way.first and not block.children
-        return True
+        if old is not None and old.used == old.block.children and not old.block.more:
+            way.old = None
 
     def _see(self, level: Level, names: list[bytes]) -> _Seen:
         """What stat says of children, in one go. Those that are excluded, or cannot be looked at, are left out; the latter are reported."""
@@ -313,8 +313,11 @@ class CachedScan(Walk[Changed | Removed]):
             block = self.known.next(path) if block.more else None
 
     def _way_into(self, path: bytes) -> _Way:
-        block = self.known.first(path)
-        return _Way(None if block is None else _Old(block))
+        return _Way(_old_of(self.known.first(path)))
+
+
+def _old_of(block: Block | None) -> _Old | None:
+    return None if block is None else _Old(block)
 
 
 def _take(names: list[bytes], old: _Old | None) -> list[bytes]:

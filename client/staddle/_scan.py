@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar, cast
 
 from staddle._cache_file import CHILDREN_MAX
 from staddle._convert import COMPONENT_BYTES_MAX, PATH_BYTES_MAX
@@ -28,6 +28,9 @@ TOO_LONG: Final = "the path is longer than a backup can hold"
 MOVED: Final = "a directory above it was moved while it was read"
 DESCRIPTORS_MAX: Final = 64
 """So many directories stay open; those further up are opened again through ".." on the way back."""
+
+NAMES_AT_ONCE: Final = 10_000
+"""So many names are turned into bytes in one go."""
 
 DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -198,13 +201,14 @@ class Scan(Walk[Found]):
     """All that is there, path by path. The root may also be a single file: then its base name is the only path."""
 
     def _single(self) -> Iterator[Found]:
-        if self.record is not None:
-            self.record.abandon()
         parent, name = os.path.split(os.path.abspath(self.root))
         parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             seen_ns = self.clock()
             status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+            if self.record is not None:
+                self.record.at_root(status)
+                self.record.abandon()
             yield Found(name, name, parent_fd, status, b"", seen_ns)
         finally:
             os.close(parent_fd)
@@ -243,11 +247,14 @@ class Scan(Walk[Found]):
 def _names_of(descriptor: int) -> list[bytes]:
     """The names in an open directory, the first one in order last."""
     names = os.listdir(descriptor)
-    joined = "\0".join(names)
-    if not names or joined.isascii():
-        names.sort(reverse=True)
-        return "\0".join(names).encode().split(b"\0") if names else []
-    return sorted(map(os.fsencode, names), reverse=True)
+    if 0 < len(names) <= NAMES_AT_ONCE and (joined := "\0".join(names)).isascii():
+        encoded = joined.encode().split(b"\0")
+    else:
+        encoded = cast("list[bytes]", names)
+        for index, name in enumerate(names):  # in place: of a huge directory there is one list at a time
+            encoded[index] = os.fsencode(name)
+    encoded.sort(reverse=True)
+    return encoded
 
 
 def reason_of(error: OSError) -> str:

@@ -357,9 +357,10 @@ def test_an_interrupted_backup_is_gone_on_with_by_the_next_run(thin: bool, prote
     calls.call("CheckpointUpload", wire.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch))
     durable = calls.call("GetUpload", wire.GetUploadRequest(upload_id=upload.id)).upload.durable
     assert durable.entry_count > 0
-    made = backup_over(calls, protected.source, thin=thin)
+    made = backup_over(calls, protected.source, thin=thin, cache_dir=str(protected.cache))
     calls.close()
     assert made.resumed
+    assert not list(protected.cache.glob(f"*{made.backup.id}*"))  # only the run before knows what it has sent
     assert made.backup.manifest_digest == expected.manifest_digest
     assert made.backup.entry_count == expected.entry_count
 
