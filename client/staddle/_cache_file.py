@@ -146,7 +146,7 @@ class CacheReader:
         return self._ahead
 
     def _read(self) -> Block | None:
-        head = self._file.read(_BLOCK.size)
+        head = self._data(_BLOCK.size)
         if not head:
             return None
         if len(head) < _BLOCK.size:
@@ -154,7 +154,7 @@ class CacheReader:
         path_bytes, bits, count, names_bytes = _BLOCK.unpack(head)
         if path_bytes > PATH_BYTES_MAX or count > CHILDREN_MAX or names_bytes > NAMES_BYTES_MAX:
             raise CacheError("a block is larger than any can be")
-        data = self._file.read(path_bytes + names_bytes + count * ROW_BYTES)
+        data = self._data(path_bytes + names_bytes + count * ROW_BYTES)
         if len(data) < path_bytes + names_bytes + count * ROW_BYTES:
             raise CacheError("it ends within a block")
         names = data[path_bytes : path_bytes + names_bytes]
@@ -168,6 +168,12 @@ class CacheReader:
             names,
             data[path_bytes + names_bytes :],
         )
+
+    def _data(self, count: int) -> bytes:
+        try:
+            return self._file.read(count)
+        except OSError as error:
+            raise CacheError(f"it cannot be read: {error.strerror}") from error
 
 
 def is_cache_of(descriptor: int, backup_id: bytes, scope: bytes) -> bool:

@@ -177,6 +177,18 @@ def test_arbitrary_bytes_behind_a_good_header_are_blocks_or_an_error(tail: bytes
             reader.close()
 
 
+def test_a_disk_that_fails_while_a_file_is_read_is_an_error_of_the_cache(tmp_path: Path) -> None:
+    with opened(made(ROOT, BLOCKS)) as descriptor:
+        own = os.dup(descriptor)
+        reader = CacheReader(own)
+        directory = os.open(tmp_path, os.O_RDONLY)
+        os.dup2(directory, own)  # reading a directory fails, as a bad disk does
+        os.close(directory)
+        with pytest.raises(CacheError, match="cannot be read"):
+            reader.first(b"")
+        reader.close()
+
+
 def test_rows_are_replaced_wherever_they_have_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [
         Block(b"%06d" % number, True, False, 1, b"x", pack_row(0x80, number, 0, 0, 0))
