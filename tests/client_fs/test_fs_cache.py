@@ -662,6 +662,33 @@ def test_a_file_that_changes_between_the_two_looks_is_backed_up_as_it_is(
     assert protected.backup().read_bytes == 0
 
 
+def test_a_file_that_cannot_be_looked_at_the_second_time_is_in_the_next_backup(
+    protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (protected.source / "f").write_bytes(b"one")
+    protected.backup()
+    (protected.source / "f").write_bytes(b"three")
+    real = os.stat
+    looks = []
+
+    def stat_of(path, **options):
+        if path == b"f":
+            looks.append(path)
+            if len(looks) == 2:
+                raise OSError(errno.EIO, "Input/output error")
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat_of)
+    made = protected.backup()
+    monkeypatch.undo()
+    assert [problem.path for problem in made.problems] == ["f"]
+    assert [entry.path for entry in protected.client.entries("data")] == []
+    with counted_calls() as calls:
+        assert protected.backup().read_bytes == 5
+    assert calls["Restore"] == 0
+    assert protected.client.read("data", "f") == b"three"
+
+
 @BOTH_WAYS
 def test_a_file_that_changes_between_look_and_reading_is_remembered_as_it_was_read(
     thin: bool, protected, monkeypatch: pytest.MonkeyPatch
