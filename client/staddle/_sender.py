@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 ASKS_MAX: Final = 3
 FRAMES_MAX: Final = 5
-FRAME_BYTES_MAX: Final = 3 * 512 * 1024
-"""What frames have is what segments have, and a restore holds some of them: with 2 MiB the server took 25 MiB more for eight streams."""
+FRAME_BYTES_MAX: Final = 2 * 1024 * 1024
+"""The most that a call may bring: each costs the server more than half a millisecond. What frames have is what segments have."""
 FRAME_CHUNKS_MAX: Final = 4_096
 ENTRIES_BYTES: Final = 512 * 1024
 ENTRIES_MAX: Final = 2_048

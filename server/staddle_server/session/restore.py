@@ -34,7 +34,7 @@ from staddle_server.types import (
 
 INLINE_BYTES_MAX: Final = 64 * KIB
 """A file of one chunk up to this size comes in its entry."""
-WINDOW_STEPS: Final = 8192
+WINDOW_STEPS: Final = 4096
 WINDOW_BYTES: Final = 32 * MIB
 """Look-ups are made for so much at once, and it is seen how much of each segment is needed."""
 
