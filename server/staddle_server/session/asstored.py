@@ -3,7 +3,7 @@
 The seal says that the bytes are those that were stored, every chunk of which was checked when it came; the caller checks each file
 against its content id. A segment goes out this way only if
 - its pack was written for a backup that is there and not deleted, so that all of it may be read by whoever restores; and
-- what is needed of it now is about as much as it is stored with.
+- what is needed of it now is about as much as it is stored with, or the caller has it already.
 
 Everything else is inflated here, as is what cannot be opened: damage is then found, noted and named in one place.
 """
@@ -60,7 +60,11 @@ class AsStored:
         needed: Counter[SegmentRef] = Counter()
         for place in wanted.values():
             needed[place.segment] += place.length
-        used = {ref for ref, size in needed.items() if size * 100 >= ref.length * USED_PERCENT_MIN}
+        used = {
+            ref
+            for ref, size in needed.items()
+            if ref in self._sent or size * 100 >= ref.length * USED_PERCENT_MIN
+        }
         readable = self._readable({ref.pack for ref in used})
         chosen = {ref for ref in used if ref.pack in readable}
         self._refused = set()
