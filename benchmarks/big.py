@@ -77,7 +77,8 @@ class State:
         return self.place / f"{name}.listing"
 
     def server(self, name: str) -> Server:
-        return Server(self.place / f"server-{name}")
+        # What came with PutChunks is in the log at this level.
+        return Server(self.place / f"server-{name}", options=("--log-level", "debug"))
 
     def compare(
         self, restored: Path, expected: str, only: Callable[[listing.Line], bool] | None = None

@@ -126,6 +126,7 @@ class Measurement:
             found["failures"] += self._faults(server, sources, size)
         shutil.rmtree(sources)
         shutil.rmtree(self._place / "server")
+        (self._place / "server.log").unlink()  # the next server's refusals are its own
         return found
 
     def _load(self, server: Server, sources: Path, size: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Small files, written in batches; where the target makes one wait, by several threads, while the next files arrive.
+"""Small files, written in batches by another thread, while the next files arrive; where the target makes one wait, by several.
 
-On a disk of this machine the calls are so short that threads only take the interpreter from each other: one thread was as fast as
+On a disk of this machine the calls are so short that several threads only take the interpreter from each other: one was as fast as
 two to four. Over a network every call waits, and threads wait side by side.
 
 The files are whole and checked before they come here. What a batch did is taken in by the one thread that hands over, in the
@@ -32,7 +32,8 @@ BATCH_FILES: Final = 64
 BATCH_BYTES: Final = 1024 * 1024
 BATCH_DIRECTORIES: Final = 8
 """Each is a descriptor, of which a process may have few."""
-BATCHES_AHEAD: Final = 12
+BATCHES_AHEAD: Final = {1: 1, WRITERS: 12}
+"""By the number of writers: each batch holds its directories open."""
 
 
 class SmallFile(NamedTuple):
@@ -93,7 +94,8 @@ class Crew:
         self._tally = tally
         self._applier = applier
         self._pool: ThreadPoolExecutor | None = None
-        """Once there is reason for it."""
+        """From the second batch on."""
+        self._ahead = 0
         self._batch = _Batch()
         self._parent: bytes | None = None
         """Of the files that were added last to the batch."""
@@ -154,16 +156,18 @@ class Crew:
             return
         applier = Applier(self._applier.is_root)
         self._under_way.append((batch, applier, self._pool.submit(batch.write, applier)))
-        while self._under_way and (len(self._under_way) > BATCHES_AHEAD or self._under_way[0][2].done()):
+        while self._under_way and (len(self._under_way) > self._ahead or self._under_way[0][2].done()):
             self._take_in()
 
     def _write(self, batch: _Batch) -> None:
-        """Writes a batch at once; the next ones are written by threads if this one had to wait."""
+        """Writes the first batch at once; the next ones are written by another thread, or by several if this one had to wait."""
         begun_s, worked_s = time.monotonic(), time.thread_time()
         self._tally.take_in(batch.write(self._applier))
         self.written += 1
-        if time.monotonic() - begun_s > WAITING * (time.thread_time() - worked_s):
-            self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="staddle-write")
+        waited = time.monotonic() - begun_s > WAITING * (time.thread_time() - worked_s)
+        writers = WRITERS if waited else 1
+        self._ahead = BATCHES_AHEAD[writers]
+        self._pool = ThreadPoolExecutor(writers, thread_name_prefix="staddle-write")
 
     def _take_in(self) -> None:
         _, applier, future = self._under_way.popleft()

@@ -47,10 +47,12 @@ def test_all_uploads_of_both_ways_are_committed_and_measured(tmp_path: Path, res
 def test_uploads_that_the_server_has_no_room_for_wait_and_are_committed(
     tmp_path: Path, results: Path
 ) -> None:
-    small = ["--mib", "4", "--count", "6", "--way", "thin", "--streams-max", "2", "--work", str(tmp_path)]
+    counts = ["--count", "6", "--count", "1"]
+    small = ["--mib", "4", *counts, "--way", "thin", "--streams-max", "2", "--work", str(tmp_path)]
     assert clients.main(small) == 0
-    (case,) = only_record(results)["cases"]
+    case, alone = only_record(results)["cases"]
     assert case["failures"] == []
+    assert alone["refusals"] == [], "each measurement has a server of its own"
     assert {each["method"] for each in case["refusals"]} == {"Backup"}
     assert sum(each["times"] for each in case["refusals"]) >= 4
     assert case["seconds"] > 2, "they waited for as long as the server had asked"
