@@ -64,7 +64,7 @@ class Reads:
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=selector.backup, at_ns=at_ns)
 
     def restore(
-        self, principal: Principal, backup: Backup, *, data: bool, refs: bool, segments: bool
+        self, principal: Principal, backup: Backup, *, data: bool, refs: bool, segments: bool = False
     ) -> Restore:
         """A restore of a backup; see Restore."""
         tenant = self._tenants.get(principal.tenant)

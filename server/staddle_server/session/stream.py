@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
-from staddle.chunking import Buffer, Chunker, Cut
+from staddle.chunking import Buffer, Chunker
 
 from staddle_server.errors import BadRequest
-from staddle_server.limits import FILE_BYTES_MAX, KIB, MIB, ZERO_BYTES_MAX
+from staddle_server.limits import FILE_BYTES_MAX, MIB, ZERO_BYTES_MAX
 from staddle_server.manifest.entries import shown
 from staddle_server.session.intake import Intake, Removed, Sent, check_file, claimed, verified
 from staddle_server.session.tenant import Tenant
 from staddle_server.session.writer import UploadWriter
 from staddle_server.types import Content, Entry, Flag, Profile
-
-ELSEWHERE_BYTES_MIN: Final = 128 * KIB
-"""Data from this size on is cut and hashed on another thread, while the next arrives and what came before is taken."""
 
 
 class _Receiving(NamedTuple):
@@ -29,21 +24,12 @@ class _Receiving(NamedTuple):
     chunker: Chunker
     hasher: blake3 | None
 
-    def push(self, data: Buffer) -> list[Cut]:
-        """The next bytes; the chunks that are certain by now."""
-        if self.hasher is not None:
-            self.hasher.update(data)
-        return self.chunker.push(data)
-
 
 class BackupStream:
     """What the parts of one Backup stream do to its upload; not thread-safe, one stream has one."""
 
-    def __init__(self, writer: UploadWriter, tenant: Tenant, workers: Executor) -> None:
+    def __init__(self, writer: UploadWriter, tenant: Tenant) -> None:
         self._writer = writer
-        self._workers = workers
-        self._cutting: Future[list[Cut]] | None = None
-        """The chunks of the data that came last, which are taken before anything else is."""
         self._tenant = tenant
         self._intake = Intake(writer, tenant)
         self._receiving: _Receiving | None = None
@@ -81,22 +67,9 @@ class BackupStream:
     def data(self, data: Buffer) -> None:
         """The next bytes of the open file; they must not change afterwards."""
         receiving = self._open("data")
-        before = self._cut()  # one after the other: where chunks end depends on what came before
-        if len(data) >= ELSEWHERE_BYTES_MIN:
-            self._cutting = self._workers.submit(receiving.push, data)
-            self._add(before)
-        else:
-            self._add([*before, *receiving.push(data)])
-
-    def settle(self) -> None:
-        """Takes what came and is being cut still. Does nothing a second time, also if the first time failed."""
-        self._add(self._cut())
-
-    def _cut(self) -> Sequence[Cut]:
-        cutting, self._cutting = self._cutting, None
-        return () if cutting is None else cutting.result()
-
-    def _add(self, cuts: Sequence[Cut]) -> None:
+        if receiving.hasher is not None:
+            receiving.hasher.update(data)
+        cuts = receiving.chunker.push(data)
         if cuts:
             self._writer.add_cuts(cuts)
 
@@ -107,13 +80,13 @@ class BackupStream:
             raise BadRequest(
                 "BAD_FIELD", f"a part stands for at most {ZERO_BYTES_MAX} zeros", field="zero_bytes"
             )
-        self.settle()
         cuts = receiving.chunker.push_zeros(count)
         if receiving.hasher is not None:
             block = memoryview(bytes(min(count, MIB)))
             for start in range(0, count, MIB):
                 receiving.hasher.update(block[: count - start])
-        self._add(cuts)
+        if cuts:
+            self._writer.add_cuts(cuts)
 
     def entry_end(self, size: int | None, content_id: bytes, *, read_again: bool) -> None:
         """The open file is whole."""
@@ -140,8 +113,7 @@ class BackupStream:
                 entry = msgspec.structs.replace(entry, flags=entry.flags | Flag.READ_AGAIN)
             return entry
 
-        self.settle()
-        self._add(receiving.chunker.finish())
+        self._writer.add_cuts(receiving.chunker.finish())
         try:
             self._writer.end_file(finish)
         except BadRequest:

@@ -47,13 +47,15 @@ class Uploads:
         *,
         lease_s: float = LEASE_S,
         life_s: float = UPLOAD_LIFE_S,
+        compress_threads: int | None = None,
     ) -> None:
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
         self._terms = Terms(lease_s, life_s)
-        self.workers: Final = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="work")
-        """What takes long and needs no other work: cutting, hashing, compressing."""
+        self._compressors = ThreadPoolExecutor(
+            compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
+        )
         self._writers: dict[bytes, UploadWriter] = {}
         self._closing = False
         self._lock = threading.Lock()
@@ -117,7 +119,7 @@ class Uploads:
             self._catalog,
             upload=upload,
             base=self.base_root(upload),
-            compressors=self.workers,
+            compressors=self._compressors,
             clock=self._clock,
             terms=self._terms,
         )
@@ -306,4 +308,4 @@ class Uploads:
         for writer in self._all():
             writer.put_aside("was put aside, for the server is shutting down")
             self._forget(writer)
-        self.workers.shutdown()
+        self._compressors.shutdown()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 import grpc
@@ -229,7 +228,7 @@ class UploadCalls:
             self._check_new(writer)
         else:
             writer = self._writer(first.continue_upload, call)
-        stream = BackupStream(writer, self._tenants.get(call.principal.tenant), self._uploads.workers)
+        stream = BackupStream(writer, self._tenants.get(call.principal.tenant))
         with writer.stream(call.cancel):
             if which == "continue_upload":
                 stream.check_position(first.continue_upload.position)
@@ -282,10 +281,7 @@ class UploadCalls:
                     return self._end(which, part, stream, writer, call)
                 else:
                     raise BadRequest("BAD_SEQUENCE", f"{which or 'an empty part'} may not come here")
-            stream.settle()
         except (StaddleError, grpc.RpcError) as e:
-            with suppress(StaddleError):
-                stream.settle()
             self._put_aside(writer, e)
             raise
         raise self._unfinished(writer)
@@ -307,7 +303,6 @@ class UploadCalls:
             )
             backup = response.backup
         else:
-            stream.settle()
             writer.checkpoint()
             backup = None
         now = self._uploads.get(call.principal, upload_id=upload.id)
