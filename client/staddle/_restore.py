@@ -125,21 +125,24 @@ class Restore:
     def _pass(self) -> None:
         """One stream over all entries, from the first that was not dealt with yet."""
         if self._whole:
-            with closing(self._events(self._request(VIEW_DATA))) as events:
+            with closing(self._events(self._request(VIEW_DATA, self._options.paths))) as events:
                 self._write(events)
             return
-        with closing(self._events(self._request(VIEW_BASIC))) as events:
+        with closing(self._events(self._request(VIEW_BASIC, self._options.paths))) as events:
             self._decide(events)
         self._fetch()
 
-    def _request(self, view: wire.EntryView.ValueType) -> wire.RestoreRequest:
+    def _request(
+        self, view: wire.EntryView.ValueType, paths: Iterable[bytes], *, exact: bool = False
+    ) -> wire.RestoreRequest:
         request = wire.RestoreRequest(
             dataset=self._dataset,
             backup=self._selector,
             view=view,
+            exact=exact,
             segments=self._segments and view == VIEW_DATA,
         )
-        _add_paths(request, self._options.paths)
+        _add_paths(request, paths)
         return request
 
     def _events(self, request: wire.RestoreRequest) -> Generator[Event]:
@@ -269,14 +272,7 @@ class Restore:
     def _fetch(self) -> None:
         """Fetches the files that were gathered, and with that the directories that were left have all they get."""
         if self._pending:
-            request = wire.RestoreRequest(
-                dataset=self._dataset,
-                backup=self._selector,
-                view=VIEW_DATA,
-                exact=True,
-                segments=self._segments,
-            )
-            _add_paths(request, self._pending)
+            request = self._request(VIEW_DATA, self._pending, exact=True)
             with closing(self._events(request)) as events:
                 self._write(events)
             if self._pending:

@@ -54,8 +54,7 @@ class AsStored:
         self._ahead: Ahead[StoredSegment] | None = None
 
     def choose(self, digests: Sequence[bytes], places: Mapping[bytes, Sequence[ChunkPlace]]) -> set[bytes]:
-        """Begins a window in which these chunks are needed, in this order. Those that may come as pieces."""
-        self.close()
+        """Begins a window in which these chunks are needed, in this order. Those that may come as pieces; `close` ends it."""
         wanted = {digest: places[digest][0] for digest in digests if places.get(digest)}
         needed: Counter[SegmentRef] = Counter()
         for place in wanted.values():

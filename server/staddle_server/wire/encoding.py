@@ -15,7 +15,6 @@ from staddle.v1 import service_pb2 as sv
 
 Piece = bytes | bytearray | memoryview
 
-
 Pieces = list[Piece]
 """A part of a RestoreResponse, as it is written."""
 
