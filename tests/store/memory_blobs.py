@@ -14,6 +14,11 @@ from staddle_server.store.blobs import (
 )
 
 
+def xored(data: bytes, with_what: int = 0xFF) -> bytes:
+    """Other bytes of the same length, whatever they were."""
+    return bytes(byte ^ with_what for byte in data)
+
+
 class MemoryBlobs:
     failed: str | None = None
 

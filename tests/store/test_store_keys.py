@@ -10,7 +10,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_blobs import MemoryBlobs
+from memory_blobs import MemoryBlobs, xored
 from staddle_server.errors import Damaged
 from staddle_server.store.blobs import BlobMissing, Blobs
 from staddle_server.store.directory import Files
@@ -164,7 +164,8 @@ def test_the_newest_version_counts_and_a_damaged_one_is_not_replaced_by_an_older
     assert sorted(store.load(TENANT).pack_keys) == [1, 2, 10]
     assert store.tenant_ids() == [TENANT]
     newest = keys_name(TENANT, 10)
-    memory.objects[newest] = memory.objects[newest][:-1] + b"?"
+    held = memory.objects[newest]
+    memory.objects[newest] = held[:-1] + xored(held[-1:])
     with pytest.raises(Damaged, match=newest):
         store.load(TENANT)
 

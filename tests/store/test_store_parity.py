@@ -12,7 +12,7 @@ import pytest
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_blobs import MemoryBlobs
+from memory_blobs import MemoryBlobs, xored
 from staddle_server.limits import PACK_BYTES_MAX, PARITY_BLOCK_BYTES
 from staddle_server.store import parityform as form
 from staddle_server.store.blobs import BlobMissing, Blobs
@@ -82,10 +82,6 @@ def pack_of(blobs: Blobs, data_bytes: int, keys: TenantKeys = KEYS) -> PackSumma
 @functools.cache
 def sample(data_bytes: int, percent: int) -> Sample:
     return Sample(data_bytes, percent)
-
-
-def xored(data: bytes, with_what: int = 0xFF) -> bytes:
-    return bytes(byte ^ with_what for byte in data)
 
 
 SIZES = [1, 3_000, 9_000, 300_000, 1_300_000]
@@ -388,7 +384,12 @@ def test_no_parity_is_made_of_a_pack_that_is_not_whole(keys: TenantKeys) -> None
     pack = pack_of(blobs, 9_000).pack
     name = pack_name(KEYS.tenant, pack)
     data = blobs.objects[name]
-    for broken in (xored(data[:1]) + data[1:], data[:-1], data[:4000] + b"\0" + data[4001:], b""):
+    for broken in (
+        xored(data[:1]) + data[1:],
+        data[:-1],
+        data[:4000] + xored(data[4000:4001]) + data[4001:],
+        b"",
+    ):
         blobs.objects[name] = broken
         with pytest.raises(PackDamaged, match=pack.hex()):
             Parity(blobs, KEYS).make(pack, 10)

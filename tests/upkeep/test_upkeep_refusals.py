@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 from garbage_left import Garbage
+from harm import flip
 from staddle.v1 import service_pb2 as sv
 from staddle_server.errors import Conflict, Unavailable
 from staddle_server.store.pack import pack_name
@@ -124,8 +125,7 @@ def test_a_record_that_cannot_be_read_stops_the_tenant_and_is_named(garbage):
     back_up(garbage.running.stub(), "www", FILES)
     garbage.delete("www")
     name = garbage.objects("records")[-1]
-    path = garbage.running.root / "store" / name
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    flip(garbage.running.root / "store" / name, -1)
     assert name in _failure(garbage, grace_s=0)
 
 
