@@ -227,9 +227,8 @@ def test_a_full_disk_is_said_so_and_changes_nothing(world):
     assert caught.value.reason == "STORE_FULL"
 
 
-def test_a_lock_that_another_holds_for_too_long_is_unavailable_with_a_time_to_retry(world, monkeypatch):
-    monkeypatch.setattr("staddle_server.catalog.dialect.BUSY_TIMEOUT_S", 0.05)
-    impatient = open_catalog(world.path)
+def test_a_lock_that_another_holds_for_too_long_is_unavailable_with_a_time_to_retry(world):
+    impatient = open_catalog(world.path, busy_timeout_s=0.05)
     with world.catalog.database.write(), pytest.raises(errors.Unavailable) as caught:
         impatient.tenants.mark_record_written(world.tenant)
     assert caught.value.reason == "STORE_UNAVAILABLE"
