@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final, Self
 
 from staddle._base import Changed, Removed
+from staddle._earlier import Earlier
 from staddle._errors import MissingChunksError
 from staddle._gather import Tally
 from staddle._produce import Batch, Producer
@@ -40,7 +41,8 @@ class SourceAttempt:
         self, upload: pb.Upload, differences: Generator[Changed | Removed], tally: Tally, clock: Clock
     ) -> pb.Backup:
         """Raises MissingChunksError if the server lost chunks that were relied on, and what reading or a call failed with."""
-        producer = Producer(differences, self._cutter_for(upload.chunker), tally, clock)
+        earlier = Earlier(self._calls, upload.dataset)
+        producer = Producer(differences, self._cutter_for(upload.chunker), tally, clock, earlier)
         with _Feed(producer.batches(), differences) as feed, Sender(self._calls, upload, tally) as sender:
             for batch in feed:
                 if batch is not None:
@@ -86,7 +88,7 @@ class _Feed:
     Leave it to stop that thread.
     """
 
-    def __init__(self, batches: Iterator[Batch], source: Generator[Changed | Removed]) -> None:
+    def __init__(self, batches: Generator[Batch], source: Generator[Changed | Removed]) -> None:
         self._batches = batches
         self._source = source
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(BATCHES_AHEAD)
@@ -125,6 +127,7 @@ class _Feed:
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits for batches
             self._put(error)
         finally:
+            self._batches.close()
             self._source.close()
 
     def _put(self, item: Batch | BaseException | None) -> bool:

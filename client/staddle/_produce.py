@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple, cast
 
 from blake3 import blake3
 
 from staddle._base import Changed, Removed
 from staddle._chunks import ChunkList
+from staddle._earlier import Earlier
 from staddle._gather import (
     Content,
     LinkedFiles,
@@ -20,10 +23,10 @@ from staddle._gather import (
     entry_without_content,
 )
 from staddle._metadata import Names, entry_of, set_path
-from staddle._reading import OpenFile, is_racy, open_file, read_small
+from staddle._reading import READ_BYTES, OpenFile, is_racy, open_file, read_small
 from staddle._scan import Clock, Found, reason_of
 from staddle._types import Profile
-from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter
+from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -110,36 +113,49 @@ class Batch:
 
 
 class Producer:
-    """Turns differences into batches. Not thread-safe: one thread draws from `batches`."""
+    """Turns differences into batches. Not thread-safe: one thread draws from `batches`, and closes it.
+
+    What is read of a large file is cut by a thread of its own, while the next piece is read and the one before is hashed.
+    """
 
     def __init__(
-        self, differences: Iterable[Changed | Removed], cutter: Cutter, tally: Tally, clock: Clock
+        self,
+        differences: Iterable[Changed | Removed],
+        cutter: Cutter,
+        tally: Tally,
+        clock: Clock,
+        earlier: Earlier,
     ) -> None:
         self._differences = differences
         self._cutter = cutter
         self._tally = tally
         self._clock = clock
+        self._earlier = earlier
         self._names = Names()
         self._linked = LinkedFiles()
         # Two sets: taking the oldest key out of a dictionary gets slower with every key that was taken out before.
         self._recent: set[bytes] = set()
         self._recent_before: set[bytes] = set()
         self._batch = Batch()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="staddle-cut")
         fixed = tally.profile is Profile.FIXED
         self._profile = PROFILES[tally.profile]
         self._one_chunk_bytes = cutter.parameters.fixed_bytes if fixed else cutter.parameters.min_bytes
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch]:
         """All batches; the last one may be empty."""
-        for difference in self._differences:
-            if isinstance(difference, Removed):
-                self._batch.steps.append(removal(difference.path))
-            else:
-                self._tally.path = difference.found.path
-                yield from self._changed(difference)
-            if self._batch.is_full():
-                yield self._take_batch()
-        yield self._take_batch()
+        try:
+            for difference in self._differences:
+                if isinstance(difference, Removed):
+                    self._batch.steps.append(removal(difference.path))
+                else:
+                    self._tally.path = difference.found.path
+                    yield from self._changed(difference)
+                if self._batch.is_full():
+                    yield self._take_batch()
+            yield self._take_batch()
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _take_batch(self) -> Batch:
         batch, self._batch = self._batch, Batch()
@@ -201,7 +217,7 @@ class Producer:
                 entry = entry_of_file(found, opened, self._names, self._tally)
                 if entry is None:
                     return
-                content = yield from self._content(opened)
+                content = yield from self._content(found.path, opened)
                 settled = opened.is_settled()
                 if settled or last:
                     add_holes(entry, opened.holes, content.size_bytes)
@@ -222,25 +238,46 @@ class Producer:
         own.content_id = content.content_id
         own.profile = self._profile
 
-    def _content(self, opened: OpenFile) -> Generator[Batch, None, Content]:
+    def _content(self, path: bytes, opened: OpenFile) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes:
             # There are no holes, so all pieces are bytes.
             return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())))
-        chunker = Chunker(self._cutter, fixed=self._tally.profile is Profile.FIXED)
+        chunker = self._chunker(path, opened.status.st_size)
         hasher, chunks = ContentHasher(), ChunkList()
         size = 0
+        for cuts in self._cut(chunker, opened):
+            size += sum(len(cut.data) for cut in cuts)
+            yield from self._take_cuts(hashed(cuts), hasher, chunks)
+        return Content(chunks, size, hasher.content_id())
+
+    def _chunker(self, path: bytes, size_bytes: int) -> Chunker:
+        """What leaves the digests to this thread, except where they say how to cut."""
+        if self._tally.profile is Profile.FIXED:
+            return Chunker(self._cutter, fixed=True, hashes=False)
+        chunks = self._earlier.chunks_of(path, size_bytes)
+        expected = Expected(chunks, self._cutter.parameters) if chunks else None
+        return Chunker(self._cutter, hashes=False, expected=expected)
+
+    def _cut(self, chunker: Chunker, opened: OpenFile) -> Iterator[list[Cut]]:
+        """All chunks, piece by piece, without their digests. While a piece of a large file is cut, the next one is read."""
+        cutting: Future[list[Cut]] | None = None
         for piece in opened.pieces():
+            push: Callable[[], list[Cut]]
             if isinstance(piece, int):
-                cuts = chunker.push_zeros(piece)
-                size += piece
+                push = partial(chunker.push_zeros, piece)
             else:
-                cuts = chunker.push(piece)
-                size += len(piece)
+                push = partial(chunker.push, piece)
                 self._tally.read_bytes += len(piece)
             self._tally.watch()
-            yield from self._cuts(cuts, hasher, chunks)
-        yield from self._cuts(chunker.finish(), hasher, chunks)
-        return Content(chunks, size, hasher.content_id())
+            if opened.status.st_size <= READ_BYTES:
+                yield push()  # to hand it over takes longer
+                continue
+            before, cutting = cutting, self._pool.submit(push)
+            if before is not None:
+                yield before.result()
+        if cutting is not None:
+            yield cutting.result()
+        yield chunker.finish()
 
     def _one_chunk(self, data: bytes) -> Content:
         """The content of a file so small that it is one chunk, or none, wherever cuts may fall."""
@@ -257,7 +294,7 @@ class Producer:
             self._add_cut(Cut(digest, memoryview(data)))
         return Content(chunks, size, digest)
 
-    def _cuts(self, cuts: list[Cut], hasher: ContentHasher, chunks: ChunkList) -> Iterator[Batch]:
+    def _take_cuts(self, cuts: list[Cut], hasher: ContentHasher, chunks: ChunkList) -> Iterator[Batch]:
         wanted = []
         for cut in cuts:
             length = len(cut.data)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -26,6 +27,8 @@ Buffer = bytes | bytearray | memoryview
 CONTENT_ID_CONTEXT: Final = "staddle.v1 content id"
 EMPTY_CONTENT_ID: Final = blake3(b"").digest()
 CHUNK_BYTES_MAX: Final = 1024 * 1024
+EXPECTED_AHEAD: Final = 4_096
+"""So many expected chunks are known at once: where the file goes on behind what was put in or taken out, is seen within so many."""
 SMALL_BYTES: Final = 4 * 1024
 """Pushed pieces up to this size are gathered: each would cost more to keep than it holds."""
 _PAIR: Final = struct.Struct("<I32s")
@@ -59,6 +62,11 @@ class Cut(NamedTuple):
 
     digest: bytes
     data: memoryview
+
+
+def hashed(cuts: Iterable[Cut]) -> list[Cut]:
+    """The same with their digests, where they have none yet."""
+    return [cut if cut.digest else Cut(blake3(cut.data).digest(), cut.data) for cut in cuts]
 
 
 class ContentHasher:
@@ -137,20 +145,101 @@ def _zeros(length: int) -> Zeros:
     return Zeros(data, blake3(data).digest())
 
 
+class Expected:
+    """The chunks of an earlier version of a file, in order: where one of them begins, so mostly does the next one where it ends.
+
+    Nothing is believed. A chunk is what was expected if its digest says so; and it is not scanned only if the next one is what was expected
+    too, for whether a chunk ends at a byte depends on what lies behind it (docs/decisions/2026-11-26-expected-cuts.md).
+    """
+
+    def __init__(self, chunks: Iterable[tuple[int, bytes]], parameters: ChunkerParameters) -> None:
+        """`chunks` are (length, digest), of a file that was cut with the same parameters; drawn from as the file goes by."""
+        self._source = iter(chunks)
+        self._lengths = range(parameters.min_bytes, parameters.max_bytes + 1)
+        self._coming: deque[tuple[int, bytes]] = deque()
+        self._passed = 0
+        """So many chunks stood before the first that is coming."""
+        self._numbers: dict[bytes, int] = {}
+        self._following = True
+        """Whether the first that is coming is expected at this place."""
+        self._seen = False
+        """Whether it was found there already."""
+        self._next_seen = False
+        """Whether the one behind it was found as well."""
+        self._fill()
+
+    def length_at(self, data: memoryview) -> int:
+        """The length of the chunk that begins here; 0 if it has to be found by scanning. `digest_of` has to be asked next."""
+        self._next_seen = False
+        if not self._following or len(self._coming) < 2:
+            return 0
+        (length, digest), (next_length, next_digest) = self._coming[0], self._coming[1]
+        end = length + next_length
+        if end > len(data):
+            return 0
+        self._seen = self._seen or blake3(data[:length]).digest() == digest
+        self._following = self._next_seen = self._seen and blake3(data[length:end]).digest() == next_digest
+        return length if self._following else 0
+
+    def digest_of(self, chunk: memoryview) -> bytes:
+        """The digest of the chunk that begins here, and what is expected behind it."""
+        if self._seen and len(chunk) == self._coming[0][0]:
+            digest, found = self._coming[0][1], self._passed
+        else:
+            digest = blake3(chunk).digest()
+            is_next = bool(self._coming) and digest == self._coming[0][1]
+            found = self._passed if is_next else self._numbers.get(digest, -1)
+        self._seen = self._next_seen and found == self._passed
+        self._following = found >= 0
+        while self._passed <= found:
+            self._pass()
+        return digest
+
+    def lose(self) -> None:
+        """Bytes were passed that `digest_of` was not asked about."""
+        self._following = self._seen = self._next_seen = False
+
+    def _pass(self) -> None:
+        _, digest = self._coming.popleft()
+        if self._numbers.get(digest) == self._passed:
+            del self._numbers[digest]
+        self._passed += 1
+        self._fill()
+
+    def _fill(self) -> None:
+        while len(self._coming) < EXPECTED_AHEAD:
+            length, digest = next(self._source, (0, b""))
+            if length not in self._lengths:  # the end of the file, or nothing that a chunk could be
+                self._source = iter(())
+                return
+            self._numbers.setdefault(digest, self._passed + len(self._coming))
+            self._coming.append((length, digest))
+
+
 class Chunker:
     """Cuts one file that is pushed piece by piece.
 
     Chunks are views of the pieces, where they lie in one; a chunk that lies across pieces is a copy.
     """
 
-    def __init__(self, cutter: Cutter, *, fixed: bool = False) -> None:
+    def __init__(
+        self, cutter: Cutter, *, fixed: bool = False, hashes: bool = True, expected: Expected | None = None
+    ) -> None:
+        """`hashes` False: digests are left empty, for somebody else (`hashed`), where it takes time to find them out.
+
+        `expected` says where cuts may be; they are where they are without it. It is of no use for fixed chunks.
+        """
         parameters = cutter.parameters
         self._cutter = cutter
+        self._hashes = hashes
+        self._expected = None if fixed else expected
         self._fixed_bytes = parameters.fixed_bytes if fixed else 0
         self._max_bytes = self._fixed_bytes or parameters.max_bytes
         # Where a chunk ends by content depends on the byte behind it.
         self._enough_bytes = self._fixed_bytes or parameters.max_bytes + 1
         """In so many bytes at least one chunk is certain."""
+        self._likely_bytes = self._fixed_bytes or parameters.min_bytes + parameters.avg_bytes
+        """In so many bytes mostly one ends."""
         self._parts: list[Buffer] = []
         self._pending = 0
         self._pending_zeros = 0
@@ -182,6 +271,8 @@ class Chunker:
         while count:
             if self._pending_zeros == self._pending and self._pending + count >= len(zeros.data):
                 whole, rest = divmod(self._pending + count, len(zeros.data))
+                if self._expected is not None:
+                    self._expected.lose()
                 cuts.extend([Cut(zeros.digest, memoryview(zeros.data))] * whole)
                 self._parts = [memoryview(zeros.data)[:rest]] if rest else []
                 self._pending = self._pending_zeros = rest
@@ -211,19 +302,28 @@ class Chunker:
     def _cut_in_place(self, *, last: bool) -> list[Cut]:
         """The chunks of the only part."""
         window = memoryview(self._parts[0])
-        pieces = list(self._pieces(window, ends=last))
-        self._drop(sum(map(len, pieces)))
-        return [Cut(blake3(piece).digest(), piece) for piece in pieces]
+        cuts = [self._cut_of(piece) for piece in self._pieces(window, ends=last)]
+        self._drop(sum(len(cut.data) for cut in cuts))
+        return cuts
+
+    def _cut_of(self, piece: memoryview) -> Cut:
+        if self._expected is not None:
+            return Cut(self._expected.digest_of(piece), piece)
+        return Cut(blake3(piece).digest() if self._hashes else b"", piece)
 
     def _cut_across(self, *, last: bool) -> list[Cut]:
         """The chunks from the first part on, up to the first one that ends in the last part; at least one."""
         before = self._pending - len(self._parts[-1])
-        window = memoryview(b"".join(self._first(self._enough_bytes)))
-        cuts, position = [], 0
-        for piece in self._pieces(window, ends=last and len(window) == self._pending):
-            cuts.append(Cut(blake3(piece).digest(), memoryview(bytes(piece))))
-            position += len(piece)
-            if position >= before:
+        # Joining copies, so a shorter stretch is tried first.
+        for count in (before + self._likely_bytes, self._enough_bytes):
+            window = memoryview(b"".join(self._first(count)))
+            cuts, position = [], 0
+            for piece in self._pieces(window, ends=last and len(window) == self._pending):
+                cuts.append(self._cut_of(memoryview(bytes(piece))))
+                position += len(piece)
+                if position >= before:
+                    break
+            if cuts:
                 break
         self._drop(position)
         return cuts
@@ -231,14 +331,29 @@ class Chunker:
     def _pieces(self, window: memoryview, *, ends: bool) -> Iterator[memoryview]:
         """The window's chunks, but not a last one that may be longer when more follows."""
         position = 0
-        for length in self._fixed_lengths(window) if self._fixed_bytes else self._cutter.lengths(window):
+        for length in self._lengths(window):
             start, position = position, position + length
             if ends or position < len(window) or length == self._max_bytes:
                 yield window[start:position]
 
+    def _lengths(self, window: memoryview) -> Iterator[int]:
+        if self._fixed_bytes:
+            return self._fixed_lengths(window)
+        return (
+            self._cutter.lengths(window)
+            if self._expected is None
+            else self._expected_lengths(window, self._expected)
+        )
+
     def _fixed_lengths(self, window: memoryview) -> Iterator[int]:
         for start in range(0, len(window), self._fixed_bytes):
             yield min(self._fixed_bytes, len(window) - start)
+
+    def _expected_lengths(self, window: memoryview, expected: Expected) -> Iterator[int]:
+        while window:
+            length = expected.length_at(window) or next(self._cutter.lengths(window))
+            yield length
+            window = window[length:]
 
     def _first(self, count: int) -> Iterator[Buffer]:
         """The first bytes that are pending: so many, or all."""

@@ -1,0 +1,124 @@
+"""Large files, cut along what the newest backup has of them: as if it had nothing, whatever it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fs_calls import counted_calls
+from fs_trees import assert_same, seeded_bytes
+from staddle import _earlier
+from staddle._chunks import ChunkList
+from staddle._client import Client
+from staddle._errors import ConnectError
+from staddle._stream import ChunksEvent, EntryEvent
+from staddle._types import Profile
+from staddle.chunking import Cutter
+from staddle.v1 import resources_pb2 as pb
+
+LARGE = seeded_bytes(3, 3_000_000)
+
+
+@pytest.fixture
+def scanned(protected, monkeypatch) -> list[int]:
+    """A backup of one large file; and the lengths of all chunks that are found by scanning from now on."""
+    monkeypatch.setattr(_earlier, "FILE_BYTES_MIN", 2_900_000)
+    (protected.source / "large").write_bytes(LARGE)
+    protected.backup()
+    lengths: list[int] = []
+    plain = Cutter.lengths
+
+    def counting(cutter: Cutter, window: memoryview):
+        for length in plain(cutter, window):
+            lengths.append(length)
+            yield length
+
+    monkeypatch.setattr(Cutter, "lengths", counting)
+    return lengths
+
+
+def manifest_of_scanned(protected) -> str:
+    """What a dataset has of the source that never had a backup before."""
+    return protected.backup(dataset="fresh").backup.manifest_digest
+
+
+def test_a_rescan_asks_for_the_chunks_of_large_files_only_and_scans_little(protected, scanned) -> None:
+    (protected.source / "small").write_bytes(LARGE[:1_000_000])
+    with counted_calls() as calls:
+        made = protected.backup(kind="full", cache_dir="")
+    assert calls["Restore"] == 1
+    assert made.read_bytes == len(LARGE) + 1_000_000
+    assert made.sent_bytes <= 1_000_000
+    assert sum(scanned) < 0.75 * len(LARGE) + 1_000_000
+
+
+def test_what_was_changed_put_in_and_taken_out_comes_back(protected, scanned, tmp_path: Path) -> None:
+    changed = b"in front" + LARGE[:700_000] + b"?" * 90_000 + LARGE[700_000:1_500_000] + LARGE[1_700_000:]
+    (protected.source / "large").write_bytes(changed)
+    made = protected.backup()
+    protected.restore(tmp_path / "out")
+    assert_same(protected.source, tmp_path / "out", but=frozenset({b""}))
+    assert made.reused_bytes > len(LARGE) / 3
+    assert protected.backup(kind="full").backup.manifest_digest == manifest_of_scanned(protected)
+
+
+@pytest.mark.parametrize("chunks", [[(70_000, bytes(32))] * 50, [(0, b"")], [(2**40, bytes(32))], []])
+def test_a_server_that_lies_about_earlier_chunks_changes_nothing(
+    protected, scanned, monkeypatch, chunks, tmp_path: Path
+) -> None:
+    listed = ChunkList()
+    for length, digest in chunks:
+        listed.append(length, digest)
+    monkeypatch.setattr(_earlier.Earlier, "_ask", lambda *_: listed)
+    first = protected.backup(kind="full").backup
+    assert first.manifest_digest == manifest_of_scanned(protected)
+    protected.restore(tmp_path / "out")
+    assert (tmp_path / "out" / "large").read_bytes() == LARGE
+
+
+def test_a_backup_needs_no_answer_about_earlier_chunks(protected, scanned, monkeypatch) -> None:
+    def fails(*_):
+        raise ConnectError("nobody there")
+
+    monkeypatch.setattr(_earlier.Earlier, "_ask", fails)
+    assert protected.backup(kind="full").complete
+    assert sum(scanned) >= len(LARGE)
+
+
+def test_a_dataset_without_backups_is_asked_once(protected, scanned) -> None:
+    (protected.source / "other").write_bytes(LARGE[::-1])
+    with counted_calls() as calls:
+        manifest_of_scanned(protected)
+    assert calls["Restore"] == 1
+
+
+def test_a_file_that_was_cut_by_length_says_nothing_about_cuts_by_content(
+    protected, scanned, running
+) -> None:
+    protected.backup(profile=Profile.FIXED, kind="full")
+    scanned.clear()
+    with Client(running.address, running.token()) as client:
+        assert _earlier.Earlier(client._calls, "data").chunks_of(b"large", len(LARGE)) is None
+    assert protected.backup(kind="full").complete
+    assert sum(scanned) >= len(LARGE)
+
+
+def test_of_a_list_that_does_not_end_no_more_is_taken_than_is_of_use(protected, scanned, monkeypatch) -> None:
+    monkeypatch.setattr(_earlier, "CHUNK_BYTES_LEAST", 1_500_000)
+    known = _earlier.Earlier(protected.client._calls, "data").chunks_of(b"large", len(LARGE))
+    assert known is not None
+    assert len(known) > 2, "a part is taken whole"
+    taken = []
+
+    def endless(_messages, **_view):
+        yield EntryEvent(
+            b"large", pb.Entry(content=pb.Content(profile=pb.CHUNKER_PROFILE_CONTENT_DEFINED)), open=False
+        )
+        while True:
+            taken.append(1)
+            yield ChunksEvent((pb.ChunkRef(digest=bytes(32), length_bytes=70_000),))
+
+    monkeypatch.setattr(_earlier, "read_restore", endless)
+    known = _earlier.Earlier(protected.client._calls, "data").chunks_of(b"large", len(LARGE))
+    assert known is not None
+    assert len(known) == len(taken) == 3
