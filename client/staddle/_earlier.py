@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 FILE_BYTES_MIN: Final = 32 * 1024 * 1024
 """Of a smaller file to scan it takes no longer than to ask."""
-
-
 CHUNK_BYTES_LEAST: Final = 16 * 1024
 """Of more chunks than the file would have of this size nobody wants to know."""
 

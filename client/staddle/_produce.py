@@ -259,7 +259,7 @@ class Producer:
         return Chunker(self._cutter, hashes=False, expected=expected)
 
     def _cut(self, chunker: Chunker, opened: OpenFile) -> Iterator[list[Cut]]:
-        """All chunks, piece by piece, without their digests. While a piece of a large file is cut, the next one is read."""
+        """All chunks, piece by piece, not all with their digests. While a piece of a large file is cut, the next one is read."""
         cutting: Future[list[Cut]] | None = None
         for piece in opened.pieces():
             push: Callable[[], list[Cut]]

@@ -155,7 +155,6 @@ def test_the_grpcurl_example_is_what_the_protocol_takes(running) -> None:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.xdist_group("interop")  # whose tests make the same program
 def test_the_grpcurl_example_works_when_pasted(shell: Shell, server) -> None:
     (block,) = of_kind("sh", "grpcurl")
     path = os.pathsep.join([str(_grpcurl().parent), shell.environment["PATH"]])

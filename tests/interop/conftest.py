@@ -12,7 +12,6 @@ from interop_clients import Foreign, need
 MAKING_S = 1500
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks for the groups in this very hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
