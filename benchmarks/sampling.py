@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -59,6 +60,15 @@ def threads_of(pid: int) -> dict[int, Thread]:
                 used, queued, _ = map(int, (task / "schedstat").read_text().split())
                 found[int(name)] = Thread((task / "comm").read_text().strip(), used, queued)
     return found
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal. False also if there is no such process."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 @dataclass(slots=True)
@@ -109,6 +119,7 @@ class Sampling:
             raise ProgramError(
                 f"py-spy cannot sample (it needs root, or kernel.yama.ptrace_scope = 0): {said[-300:]}"
             )
+        self._wait_until_it_can_be_stopped()
         self._watch.start()
         return self
 
@@ -122,6 +133,15 @@ class Sampling:
             said += line
         self._process.wait()
         return said.strip() or "it said nothing"
+
+    def _wait_until_it_can_be_stopped(self) -> None:
+        """py-spy says that it samples just before it sets its handler: SIGINT in between would end it, with nothing written."""
+        deadline_s = time.monotonic() + STOP_S
+        while not catches(self._process.pid, signal.SIGINT) and self._process.poll() is None:
+            if time.monotonic() > deadline_s:
+                self._process.kill()
+                break
+            time.sleep(0.001)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stopping.set()

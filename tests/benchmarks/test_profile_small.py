@@ -1,6 +1,7 @@
 """`make bench-profile` divides the processor time that was used, all of it, and counts no thread that sleeps."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -140,6 +141,25 @@ def test_a_program_that_hashes_is_seen_to_hash_and_its_sleeping_thread_is_not(tm
     assert sampled.cpu_s > 0.6
     assert sampled.stages.get(stages.HASH, 0.0) > 0.8 * sampled.cpu_s
     assert sampled.stages.get(stages.THREADS, 0.0) < 0.1 * sampled.cpu_s
+
+
+@pytest.mark.usefixtures("can_sample")
+def test_what_is_sampled_for_no_time_at_all_is_still_written(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    with Program([sys.executable, tmp_path / "busy.py"]) as program:
+        for _ in range(5):
+            with sampling.Sampling(program.pid) as sampling_it:
+                pass
+            assert sampling_it.sampled.cpu_s >= 0.0
+
+
+def test_a_program_is_seen_to_catch_a_signal() -> None:
+    with Program(
+        [sys.executable, "-c", "import signal; signal.signal(signal.SIGUSR1, print); signal.pause()"]
+    ) as program:
+        assert program.watch(lambda: sampling.catches(program.pid, signal.SIGUSR1))
+        assert not sampling.catches(program.pid, signal.SIGUSR2)
+    assert not sampling.catches(program.pid, signal.SIGUSR1), "it is gone"
 
 
 def test_a_gate_opens_when_somebody_stands_before_it(tmp_path: Path) -> None:
