@@ -10,6 +10,7 @@ from typing import Final
 
 GIB: Final = 1024**3
 LIBRARIES: Final = ("staddle", "grpcio", "protobuf", "pyfastcdc", "blake3", "zstandard", "cryptography")
+EXT4: Final = Path("/sys/fs/ext4")
 DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
 LEFT_ALONE_BYTES: Final = 2 * GIB
 TOUCHED_BYTES_MAX: Final = 8 * GIB
@@ -82,14 +83,27 @@ def _processor() -> str:
     return platform.machine()
 
 
+def remembers_removed_files(place: Path) -> bool:
+    """Whether making files is slow for a minute after many were removed: ext4 without a journal looks at each inode that was freed."""
+    device, kind = _mounted(place)
+    task = EXT4 / Path(device).resolve().name / "journal_task"
+    return kind == "ext4" and not (task.exists() and task.read_text().strip().isdecimal())
+
+
 def _file_system(place: Path) -> str:
-    """The type of the file system that a path lies on."""
-    best, kind = "", "unknown"
+    """The file system that a path lies on, in words."""
+    _, kind = _mounted(place)
+    return kind + ", without a journal" * remembers_removed_files(place)
+
+
+def _mounted(place: Path) -> tuple[str, str]:
+    """Device and type of the file system that a path lies on."""
+    best, found = "", ("unknown", "unknown")
     for line in Path("/proc/mounts").read_text().splitlines():
-        _, mounted, each, *_ = line.split()
+        device, mounted, kind, *_ = line.split()
         if str(place).startswith(mounted.rstrip("/") + "/") and len(mounted) >= len(best):
-            best, kind = mounted, each
-    return kind
+            best, found = mounted, (device, kind)
+    return found
 
 
 def _free_bytes(place: Path) -> int:

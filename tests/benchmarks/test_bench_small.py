@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench, cases, corpora, data, figures, limits, report, sections
+from benchmarks import bench, cases, corpora, data, figures, limits, machine, report, sections
 from benchmarks.figures import Figures, Results, wall
 from benchmarks.peers import Copy, Phase, Staddle, StaddleThin
 
@@ -197,3 +197,19 @@ def test_the_newest_results_of_each_kind_are_taken(tmp_path: Path) -> None:
     for name, kind in (("2026-01.json", None), ("2026-02.json", "peers"), ("growth-2025.json", "growth")):
         (tmp_path / name).write_text(json.dumps({} if kind is None else {"kind": kind}))
     assert [path.name for path in sections.newest(tmp_path)] == ["2026-02.json", "growth-2025.json"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "slow"),
+    [("ext4", "4288\n", False), ("ext4", "<none>\n", True), ("ext4", None, True), ("xfs", None, False)],
+)
+def test_only_ext4_without_a_journal_is_slow_to_make_files_after_many_were_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, task: str | None, slow: bool
+) -> None:
+    if task is not None:
+        (tmp_path / "vdz").mkdir()
+        (tmp_path / "vdz" / "journal_task").write_text(task)
+    monkeypatch.setattr(machine, "EXT4", tmp_path)
+    monkeypatch.setattr(machine, "_mounted", lambda place: ("/dev/vdz", kind))
+    assert machine.remembers_removed_files(tmp_path) is slow
+    assert ("journal" in machine.describe(tmp_path)["file system"]) is slow
