@@ -12,7 +12,7 @@ from typing import Final
 from staddle._metadata import holes_of, may_have_xattrs
 from staddle._scan import Clock, Found
 
-READ_BYTES: Final = 2 * 1024 * 1024
+READ_BYTES: Final = 4 * 1024 * 1024
 ZEROS_BYTES_MAX: Final = 1024 * 1024 * 1024
 """Longer holes are told in pieces of this size."""
 RACY_NS: Final = 2_000_000_000
@@ -45,7 +45,7 @@ class OpenFile:
     _read_bytes: int = 0
 
     def pieces(self, position: int = 0) -> Iterator[bytes | int]:
-        """The file's bytes in order from `position` on: pieces of up to 2 MiB, or a number of zero bytes where it has a hole.
+        """The file's bytes in order from `position` on: pieces of up to 4 MiB, or a number of zero bytes where it has a hole.
 
         Ends early if the file has become shorter; `is_settled` tells then.
         """

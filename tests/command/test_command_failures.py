@@ -197,6 +197,27 @@ def test_the_help_and_a_list_load_nothing_that_they_do_not_need() -> None:
         assert f"'{heavy}'" not in loaded
 
 
+ENDING = """
+import atexit, gc, sys
+import staddle.command, staddle
+atexit.register(print, "taken down")
+def look(*_, **__):
+    print("collects", gc.isenabled(), gc.get_freeze_count() > 10_000, end="")
+    raise staddle.ConfigError("nothing to see")
+staddle.Client.from_config = look
+sys.argv = ["staddle", "list"]
+staddle.command.main()
+"""
+
+
+def test_a_command_collects_garbage_once_it_is_loaded_and_ends_at_once_with_all_that_it_said() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "collects True True")
+    assert "Nothing to see" in done.stderr
+
+
 # --- hostile names
 
 

@@ -1,8 +1,11 @@
 """The command `staddle`. This module imports nothing that `pip install staddle` alone does not bring."""
 
+import gc
 import importlib
 import json
+import os
 import sys
+from contextlib import suppress
 
 EXTRAS = frozenset({"click", "rich", "pathspec", "pyfastcdc", "zstandard"})
 """What the extra `cli` installs."""
@@ -10,6 +13,7 @@ EXTRAS = frozenset({"click", "rich", "pathspec", "pyfastcdc", "zstandard"})
 
 def main() -> None:
     """Runs the command, and ends the process with its exit code; without the extra `cli` it says what to install."""
+    gc.disable()  # what modules make while they load stays: looking for garbage in it takes 12 ms; see _options.command
     try:
         code = importlib.import_module("staddle.command._run").run(sys.argv[1:])
     except ModuleNotFoundError as error:
@@ -19,7 +23,15 @@ def main() -> None:
         code = 1
     except KeyboardInterrupt:
         code = 130  # before the command could say anything about it
-    sys.exit(code)
+    _end(code)
+
+
+def _end(code: int) -> None:
+    """Ends the process without taking the interpreter down piece by piece, which takes 30 ms: everything is closed and written by now."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # who read it has gone, or it never was open
+            stream.flush()
+    os._exit(code)
 
 
 def _say_missing(package: str) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import gc
 import inspect
 import os
 import re
@@ -192,6 +193,8 @@ def command(
 
             output: Output = click.get_current_context().obj
             output.as_json = as_json
+            gc.freeze()
+            gc.enable()
             return function(Session(output, connect), *args, **options) or 0
 
         shown = "\n".join(f"  {example}" for example in examples)
