@@ -33,7 +33,8 @@ FRAME_BYTES_MAX: Final = 2 * 1024 * 1024
 FRAME_CHUNKS_MAX: Final = 4_096
 ENTRIES_BYTES: Final = 512 * 1024
 ENTRIES_MAX: Final = 2_048
-COMPRESSION_LEVEL: Final = 1
+COMPRESSION_LEVEL: Final = 2
+"""See docs/decisions/2026-11-26-stages-that-overlap.md."""
 
 _DATA_TAG: Final = tag(wire.PutChunksRequest, "data")
 
