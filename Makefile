@@ -11,6 +11,7 @@
 #   make bench-report          tables and plots in docs/performance.md from the newest results of each kind; ARGS="FILE" from others
 #   make bench-memory          the server's memory with eight clients at work; ARGS="--streams 24" for more
 #   make bench-clients         1 to 256 uploads at once, and a small call beside them; ARGS="--count 64 --way thin"
+#   make bench-servers         the same uploads at once against one server, and divided between two
 #   make bench-wire            one stream in and out, beside what gRPC alone can carry; ARGS="--tls"
 #   make bench-profile         where the processor time goes, stage by stage, in client and server; needs root, or ptrace_scope 0
 #   make bench-peers           install these for it (Debian, as root, with cargo; into .tools/)
@@ -156,6 +157,10 @@ bench-memory: $(STAMP)
 .PHONY: bench-clients
 bench-clients: $(STAMP)
 	@$(BIN)/python -m benchmarks.clients $(ARGS)
+
+.PHONY: bench-servers
+bench-servers: $(STAMP)
+	@$(BIN)/python -m benchmarks.servers $(ARGS)
 
 .PHONY: bench-wire
 bench-wire: $(STAMP)

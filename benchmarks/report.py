@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import clients, growth_report, profile, sections, wire
+from benchmarks import clients, growth_report, profile, sections, servers, wire
 from benchmarks.figures import MEASURES, OURS, Results, cell, stored, wall
 from benchmarks.peers import LIMIT, Phase
 from benchmarks.processes import MIB
@@ -130,7 +130,7 @@ def _of_newest(
 SECTIONS: Final = (
     Section(sections.PEERS, "results", peers_text, peers_plots),
     Section(growth_report.KIND, "growth", growth_report.text, growth_report.plots),
-    *(_of_newest(each.KIND, each.section, each.draw) for each in (clients, wire, profile)),
+    *(_of_newest(each.KIND, each.section, each.draw) for each in (clients, servers, wire, profile)),
 )
 
 
