@@ -265,6 +265,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(place: Path, able: Sequence[Peer], given: argparse.Namespace, facts: Mapping[str, str]) -> int:
     begun_s = time.monotonic()
     results = Results()
+    try:
+        _measure_cases(place, able, given, results)
+    except (Exception, KeyboardInterrupt):  # what was measured for hours before it is kept
+        _keep(results, able, given, facts, begun_s)
+        raise
+    _keep(results, able, given, facts, begun_s)
+    return 0
+
+
+def _keep(
+    results: Results,
+    able: Sequence[Peer],
+    given: argparse.Namespace,
+    facts: Mapping[str, str],
+    begun_s: float,
+) -> None:
+    results.leave_out_unmeasured()
+    print("\n" + tables(results, [peer.name for peer in able]))
+    path = sections.save(sections.PEERS, record_of(results, given, facts))
+    print(f"All figures: {path}   ({time.monotonic() - begun_s:.0f} s)")
+
+
+def _measure_cases(place: Path, able: Sequence[Peer], given: argparse.Namespace, results: Results) -> None:
     for case in make_cases(place, given):
         results.titles[case.name] = case.title
         results.data_bytes[case.name] = case.data_bytes
@@ -274,10 +297,6 @@ def measure(place: Path, able: Sequence[Peer], given: argparse.Namespace, facts:
         results.limits[case.name] = limits.measure(case.source)
         Run(place, case, able, results, cold=given.cold).rounds(given.rounds)
         shutil.rmtree(case.source)
-    print("\n" + tables(results, [peer.name for peer in able]))
-    path = sections.save(sections.PEERS, record_of(results, given, facts))
-    print(f"All figures: {path}   ({time.monotonic() - begun_s:.0f} s)")
-    return 0
 
 
 def record_of(results: Results, given: argparse.Namespace, facts: Mapping[str, str]) -> dict[str, Any]:

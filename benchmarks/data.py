@@ -322,6 +322,14 @@ def files_below(directory: bytes, without: bytes = b"") -> Iterator[bytes]:
             yield entry.path
 
 
+def _free_name(path: bytes, suffix: bytes) -> bytes:
+    """A name beside a path that nothing has: the same file may be chosen again by a later change."""
+    name = path + suffix
+    while os.path.lexists(name):
+        name += suffix
+    return name
+
+
 def _change_file(path: bytes, kind: str, rng: random.Random, supply: Supply) -> int:
     """Answers the bytes of the file whose content is new."""
     if kind == "remove":
@@ -334,11 +342,13 @@ def _change_file(path: bytes, kind: str, rng: random.Random, supply: Supply) -> 
         os.chmod(path, os.stat(path).st_mode ^ 0o040)
         return 0
     if kind == "rename":
-        os.rename(path, path + b".old")
-        return os.stat(path + b".old").st_size
+        renamed = _free_name(path, b".old")
+        os.rename(path, renamed)
+        return os.stat(renamed).st_size
     if kind == "add":
-        write_file(os.fsdecode(path) + ".new", supply.text(rng.randint(0, 64 * KIB)), rng)
-        return os.stat(path + b".new").st_size
+        added = _free_name(path, b".new")
+        write_file(os.fsdecode(added), supply.text(rng.randint(0, 64 * KIB)), rng)
+        return os.stat(added).st_size
     with open(path, "rb+", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         in_place = kind == "modify" and 0 < size <= SIZE_MAX

@@ -54,6 +54,11 @@ class Results:
             for (case, phase, peer), found in self.figures.items()
         ]
 
+    def leave_out_unmeasured(self) -> None:
+        """Forgets cases of which nothing was measured."""
+        measured = {case for case, _, _ in self.figures}
+        self.titles = {case: title for case, title in self.titles.items() if case in measured}
+
     def take(self, measurements: Iterable[Mapping[str, Any]]) -> None:
         """Those of a file of results, instead of what is here of the same; figures that are not known any more are left out."""
         known = {each.name for each in fields(Figures)}

@@ -68,6 +68,14 @@ def test_a_change_changes_a_few_files_in_every_way(tree: Path) -> None:
     )
 
 
+def test_a_file_may_be_chosen_again_and_again(tree: Path) -> None:
+    for number in range(12):
+        before = sum(1 for path in tree.rglob("*") if path.is_file())
+        changed = data.change_tree(tree, f"change {number}", share=0.9)
+        after = sum(1 for path in tree.rglob("*") if path.is_file())
+        assert after - before == changed.counts["add"] - changed.counts["remove"], "nothing was written over"
+
+
 def test_a_little_change_leaves_most_of_an_image_alone(tmp_path: Path) -> None:
     data.make_image(tmp_path / "image", 8 * data.MIB, "seed")
     before = (tmp_path / "image").read_bytes()

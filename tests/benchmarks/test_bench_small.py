@@ -65,6 +65,28 @@ def test_what_comes_back_otherwise_ends_the_run(tmp_path: Path) -> None:
         measured(tmp_path, cases.tree(tmp_path, 20, None), Forger())
 
 
+def test_what_was_measured_before_something_failed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(root: Path, seed: str) -> None:
+        raise OSError("no space")
+
+    def broken(place: Path, given: argparse.Namespace) -> list[cases.Case]:
+        made = [cases.tree(place, 20, None), cases.text(place, data.MIB)]
+        for case in made:
+            case.edits[Phase.CHANGED] = fail
+        return made
+
+    monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(bench, "make_cases", broken)
+    with pytest.raises(OSError, match="no space"):
+        bench.main(["--rounds", "1", "--only", "staddle", "--work", str(tmp_path)])
+    (path,) = (tmp_path / "results").iterdir()
+    record = sections.load(path)
+    assert [case["name"] for case in record["cases"]] == ["tree"]
+    assert {each["phase"] for each in record["measurements"]} >= {"first backup", "rescan"}
+
+
 @pytest.mark.parametrize("name", corpora.KINDS)
 def test_each_kind_is_the_same_from_the_same_seed_and_changes_a_little(tmp_path: Path, name: str) -> None:
     make, change = corpora.KINDS[name]
