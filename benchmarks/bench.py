@@ -263,28 +263,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(place: Path, able: Sequence[Peer], given: argparse.Namespace, facts: Mapping[str, str]) -> int:
+    """Measures all cases, and tells and keeps what was measured, also if something fails on the way."""
     begun_s = time.monotonic()
     results = Results()
     try:
         _measure_cases(place, able, given, results)
-    except (Exception, KeyboardInterrupt):  # what was measured for hours before it is kept
-        _keep(results, able, given, facts, begun_s)
-        raise
-    _keep(results, able, given, facts, begun_s)
+    finally:
+        if results.figures:
+            results.leave_out_unmeasured()
+            print("\n" + tables(results, [peer.name for peer in able]))
+            path = sections.save(sections.PEERS, record_of(results, given, facts))
+            print(f"All figures: {path}   ({time.monotonic() - begun_s:.0f} s)")
     return 0
-
-
-def _keep(
-    results: Results,
-    able: Sequence[Peer],
-    given: argparse.Namespace,
-    facts: Mapping[str, str],
-    begun_s: float,
-) -> None:
-    results.leave_out_unmeasured()
-    print("\n" + tables(results, [peer.name for peer in able]))
-    path = sections.save(sections.PEERS, record_of(results, given, facts))
-    print(f"All figures: {path}   ({time.monotonic() - begun_s:.0f} s)")
 
 
 def _measure_cases(place: Path, able: Sequence[Peer], given: argparse.Namespace, results: Results) -> None:

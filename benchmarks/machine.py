@@ -76,13 +76,6 @@ def read_once(root: Path) -> None:
                         pass
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
 def remembers_removed_files(place: Path) -> bool:
     """Whether making files is slow for a minute after many were removed: ext4 without a journal looks at each inode that was freed."""
     device, kind = _mounted(place)
@@ -90,10 +83,17 @@ def remembers_removed_files(place: Path) -> bool:
     return kind == "ext4" and not (task.exists() and task.read_text().strip().isdecimal())
 
 
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
 def _file_system(place: Path) -> str:
     """The file system that a path lies on, in words."""
     _, kind = _mounted(place)
-    return kind + ", without a journal" * remembers_removed_files(place)
+    return f"{kind}, without a journal" if remembers_removed_files(place) else kind
 
 
 def _mounted(place: Path) -> tuple[str, str]:

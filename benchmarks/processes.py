@@ -114,7 +114,9 @@ class Program:
 
     def kill(self) -> None:
         """kill -9."""
-        self._process.send_signal(signal.SIGKILL)
+        if self._finished is None:
+            with suppress(ProcessLookupError):  # Popen.send_signal would take its end away from `wait`
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def watch(self, until: Callable[[], bool]) -> bool:
         """Waits until it has ended (False), or something is so (True)."""
@@ -204,12 +206,17 @@ def processor_s(pid: int) -> tuple[float, float]:
     return (user + system) / TICKS_PER_S, system / TICKS_PER_S
 
 
-def _status(pid: int, name: str) -> int:
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal; False if it is gone."""
+    return bool(_status(pid, "SigCgt", base=16) >> (number - 1) & 1)
+
+
+def _status(pid: int, name: str, *, base: int = 10) -> int:
     """A number of /proc/PID/status; 0 if the process is gone."""
     with suppress(OSError), open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
         for line in file:
             if line.startswith(name + ":"):
-                return int(line.split()[1])
+                return int(line.split()[1], base)
     return 0
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from benchmarks import stages
-from benchmarks.processes import BIN, ProgramError
+from benchmarks.processes import BIN, ProgramError, catches
 
 RATE: Final = 200
 LOOK_S: Final = 0.02
@@ -60,15 +60,6 @@ def threads_of(pid: int) -> dict[int, Thread]:
                 used, queued, _ = map(int, (task / "schedstat").read_text().split())
                 found[int(name)] = Thread((task / "comm").read_text().strip(), used, queued)
     return found
-
-
-def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler of its own for a signal. False also if there is no such process."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("SigCgt:"):
-                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
-    return False
 
 
 @dataclass(slots=True)

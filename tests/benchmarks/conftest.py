@@ -13,6 +13,16 @@ if not sys.platform.startswith("linux"):
 
 
 @pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where results go instead; and memory stays as it is."""
+    from benchmarks import machine, sections
+
+    monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(machine, "touch_free_memory", lambda size: 0)
+    return tmp_path / "results"
+
+
+@pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits as short as it can be, and memory as it is: for figures that nobody looks at."""
     from benchmarks import bench

@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import clients, load, sections
+from benchmarks import clients, load
 from benchmarks.load import Asked, Outcome
+
+pytestmark = pytest.mark.usefixtures("results")
 
 
 @pytest.fixture(autouse=True)
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clients, "IDLE_S", 0.3)
-    monkeypatch.setattr(clients.machine, "touch_free_memory", lambda size: 0)
-    return tmp_path / "results"
 
 
 def only_record(results: Path) -> dict[str, Any]:

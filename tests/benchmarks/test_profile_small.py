@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import profile, sampling, sections, stages
-from benchmarks.processes import Program, ProgramError, processor_s
+from benchmarks import profile, sampling, stages
+from benchmarks.processes import Program, ProgramError, catches, processor_s
 from benchmarks.sampling import Thread
 
 NS = 10**9
@@ -25,11 +25,7 @@ while True:
 """
 
 
-@pytest.fixture(autouse=True)
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(profile.machine, "touch_free_memory", lambda size: 0)
-    return tmp_path / "results"
+pytestmark = pytest.mark.usefixtures("results")
 
 
 @pytest.fixture(scope="module")
@@ -150,16 +146,16 @@ def test_what_is_sampled_for_no_time_at_all_is_still_written(tmp_path: Path) -> 
         for _ in range(5):
             with sampling.Sampling(program.pid) as sampling_it:
                 pass
-            assert sampling_it.sampled.cpu_s >= 0.0
+            assert sampling_it.sampled.stages
 
 
 def test_a_program_is_seen_to_catch_a_signal() -> None:
     with Program(
         [sys.executable, "-c", "import signal; signal.signal(signal.SIGUSR1, print); signal.pause()"]
     ) as program:
-        assert program.watch(lambda: sampling.catches(program.pid, signal.SIGUSR1))
-        assert not sampling.catches(program.pid, signal.SIGUSR2)
-    assert not sampling.catches(program.pid, signal.SIGUSR1), "it is gone"
+        assert program.watch(lambda: catches(program.pid, signal.SIGUSR1))
+        assert not catches(program.pid, signal.SIGUSR2)
+    assert not catches(program.pid, signal.SIGUSR1), "it is gone"
 
 
 def test_a_gate_opens_when_somebody_stands_before_it(tmp_path: Path) -> None:

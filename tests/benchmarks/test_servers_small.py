@@ -1,20 +1,19 @@
 """`make bench-servers` divides the same uploads between one server and several, and fails where one of them does."""
 
 import json
+import select
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import sections, servers
+from benchmarks import servers
+from benchmarks.processes import Program
 
 SMALL = ["--mib", "3", "--uploads", "3", "--work"]
 
 
-@pytest.fixture(autouse=True)
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(servers.machine, "touch_free_memory", lambda size: 0)
-    return tmp_path / "results"
+pytestmark = pytest.mark.usefixtures("results")
 
 
 def test_every_upload_is_made_with_each_number_of_servers_in_each_round(
@@ -41,6 +40,14 @@ def test_an_upload_that_fails_ends_the_run(
     with pytest.raises(SystemExit, match="Nothing was measured"):
         servers.main([*SMALL, str(tmp_path), "--rounds", "1"])
     assert not results.exists()
+
+
+def test_a_program_that_has_just_ended_by_itself_may_be_killed() -> None:
+    with Program([sys.executable, "-c", "pass"]) as program:
+        select.select([program.pidfd], [], [])
+        program.kill()
+        assert program.wait().code == 0
+        program.kill()
 
 
 def test_a_server_that_got_nothing_ends_the_run(

@@ -6,16 +6,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import pipe, sections, wire
+from benchmarks import pipe, wire
 
 SMALL = ["--mib", "3", "--message-kib", "256", "--work"]
 
 
-@pytest.fixture(autouse=True)
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(wire.machine, "touch_free_memory", lambda size: 0)
-    return tmp_path / "results"
+pytestmark = pytest.mark.usefixtures("results")
 
 
 @pytest.mark.parametrize(("more", "rounds"), [(["--rounds", "2"], 2), (["--rounds", "1", "--tls"], 1)])
