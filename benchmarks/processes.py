@@ -3,6 +3,8 @@
 Memory is the peak of what was resident (VmHWM); processor is user and system time of all threads. Linux only.
 """
 
+import compileall
+import functools
 import json
 import os
 import re
@@ -16,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -173,8 +176,18 @@ def run(
         return program.wait()
 
 
+@functools.cache
+def compile_ours() -> None:
+    """Has Staddle's modules compiled, as they are where it is installed: in a checkout they may be compiled anew at every start."""
+    for package in ("staddle", "staddle_server"):
+        spec = find_spec(package)  # importing them would make this process larger than what it measures
+        for place in (spec and spec.submodule_search_locations) or ():
+            compileall.compile_dir(place, quiet=2)
+
+
 def staddle(*arguments: str | Path) -> list[str | Path]:
     """The command line of `staddle … --json` of this environment."""
+    compile_ours()
     return [BIN / "staddle", *arguments, "--json"]
 
 
@@ -258,6 +271,7 @@ class Server:
 
     def start(self) -> None:
         """Starts it and waits until it listens."""
+        compile_ours()
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 self.command,

@@ -3,11 +3,14 @@
 import argparse
 import json
 import time
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
+import staddle._errors
+import staddle_server.errors
 
-from benchmarks import bench, cases, corpora, data, figures, limits, machine, report, sections
+from benchmarks import bench, cases, corpora, data, figures, limits, machine, processes, report, sections
 from benchmarks.figures import Figures, Results, wall
 from benchmarks.peers import Copy, Phase, Staddle, StaddleThin
 
@@ -51,6 +54,17 @@ def test_a_case_that_keeps_its_repositories_makes_them_once(tmp_path: Path) -> N
     results = measured(tmp_path, cases.many(tmp_path, 600), Staddle(), rounds=2)
     assert len(results.figures["many", Phase.FIRST, "staddle"]) == 1
     assert len(results.figures["many", Phase.TEN, "staddle"]) == 2
+
+
+def test_what_is_measured_is_compiled_as_where_it_is_installed() -> None:
+    compiled = [
+        Path(cache_from_source(module.__file__)) for module in (staddle._errors, staddle_server.errors)
+    ]
+    for file in compiled:
+        file.unlink(missing_ok=True)
+    processes.compile_ours.cache_clear()
+    processes.staddle()
+    assert all(file.exists() for file in compiled)
 
 
 class Forger(Copy):
