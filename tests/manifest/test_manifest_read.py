@@ -22,10 +22,10 @@ from manifest_model import (
 )
 from staddle_server import errors
 from staddle_server.manifest.entries import removal
-from staddle_server.manifest.pages import decode_index
+from staddle_server.manifest.pages import decode_index, encode_leaf
 from staddle_server.manifest.read import Gap, Manifest, entries_of
 from staddle_server.manifest.tree import write_run
-from staddle_server.types import EMPTY_ROOT, Entry, sort_key
+from staddle_server.types import EMPTY_ROOT, Entry, Root, sort_key
 
 
 @settings(max_examples=400, deadline=None)
@@ -151,6 +151,21 @@ def test_a_page_in_the_place_of_another_is_damage() -> None:
     items = list(Manifest(root, pages).walk())
     assert isinstance(items[0], Gap)
     assert items[0].upto == children[0].last
+
+
+@pytest.mark.parametrize("wrong", [file(b"c", mode=0o10000), Entry(b"c"), file(b"c\0d"), file(b"c/../d")])
+def test_an_entry_that_cannot_be_is_never_found_and_its_neighbours_are(wrong: Entry) -> None:
+    pages = Pages()
+    leaf = [directory(b""), file(b"b"), wrong, file(b"e")]
+    root = Root(0, pages.write(encode_leaf(leaf)), len(leaf), 0)
+    manifest = Manifest(root, pages)
+    for path in {wrong.path, wrong.path.replace(b"\0", b"/")}:
+        with pytest.raises(errors.Damaged, match="what cannot be"):
+            manifest.find(path)
+    assert manifest.find(b"b") == leaf[1]
+    assert manifest.find(b"e") == leaf[3]
+    [gap] = manifest.walk()
+    assert isinstance(gap, Gap)
 
 
 def test_an_empty_manifest_has_nothing() -> None:

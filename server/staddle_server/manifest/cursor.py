@@ -18,9 +18,13 @@ Load = Callable[[bytes, int], Page]
 class PageCache:
     """Reads pages and keeps the last few, since look-ups come in order. Not for several threads at once."""
 
-    def __init__(self, source: PageSource, *, run: bool = False, kept: int = PAGES_KEPT) -> None:
+    def __init__(
+        self, source: PageSource, *, run: bool = False, kept: int = PAGES_KEPT, checked: bool = True
+    ) -> None:
+        """`run` and `checked` are those of load_page."""
         self._source = source
         self._run = run
+        self._checked = checked
         self._kept = kept
         self._pages: OrderedDict[tuple[bytes, int], Page] = OrderedDict()
 
@@ -30,7 +34,7 @@ class PageCache:
         if page is not None:
             self._pages.move_to_end((digest, level))
             return page
-        page = load_page(self._source, digest, level, run=self._run)
+        page = load_page(self._source, digest, level, run=self._run, checked=self._checked)
         self._pages[digest, level] = page
         if len(self._pages) > self._kept:
             self._pages.popitem(last=False)

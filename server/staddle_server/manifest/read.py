@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from staddle_server import errors
 from staddle_server.manifest.cursor import Cursor, PageCache, find_entry, subtree_end
-from staddle_server.manifest.pages import PageSource
+from staddle_server.manifest.pages import PageSource, check_stored
 from staddle_server.types import Entry, EntryType, Root, sort_key
 
 
@@ -27,10 +27,16 @@ class Manifest:
     def __init__(self, root: Root, source: PageSource) -> None:
         self.root = root
         self._load = PageCache(source).load
+        self._load_unchecked = PageCache(source, checked=False).load
 
     def find(self, path: bytes) -> Entry | None:
-        """The entry at exactly this path. Raises Damaged where a page on the way to it cannot be read."""
-        return find_entry(self.root, path, self._load)
+        """The entry at exactly this path. Raises Damaged where it, or a page on the way to it, cannot be read; what else stands in the last
+        page is not looked at.
+        """
+        entry = find_entry(self.root, path, self._load_unchecked)
+        if entry is not None:
+            check_stored(entry)
+        return entry
 
     def walk(self, below: bytes = b"", *, after: bytes | None = None) -> Iterator[Entry | Gap]:
         """Everything at or below a path, in order; with `after`, only what comes behind that path.
