@@ -9,12 +9,12 @@ from typing import Final
 import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from staddle._sender import COMPRESSION_LEVEL, FRAME_BYTES_MAX
 from staddle.chunking import ChunkerParameters, Cutter
 
 from benchmarks.data import MIB, files_below
 
 PIECE_BYTES: Final = 4 * MIB
-SEGMENT_BYTES: Final = 1536 * 1024
 
 
 def measure(source: Path) -> dict[str, float]:
@@ -23,16 +23,16 @@ def measure(source: Path) -> dict[str, float]:
     spent["list"] = _timed(lambda: sum(1 for _ in files_below(os.fsencode(source))))
     spent |= dict.fromkeys(("read", "cut", "hash", "compress", "inflate", "seal"), 0.0)
     cutter = Cutter(ChunkerParameters(seed=1))
-    compressor, inflater = zstandard.ZstdCompressor(level=1), zstandard.ZstdDecompressor()
+    compressor, inflater = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL), zstandard.ZstdDecompressor()
     sealer = AESGCM(bytes(32))
     waiting = bytearray()
     for piece, last in _pieces(source, spent):
         spent["cut"] += _timed(lambda piece=piece: sum(1 for _ in cutter.lengths(memoryview(piece))))
         spent["hash"] += _timed(lambda piece=piece: blake3(piece).digest())
         waiting += piece
-        while len(waiting) >= SEGMENT_BYTES or (last and waiting):
-            segment = bytes(waiting[:SEGMENT_BYTES])
-            del waiting[:SEGMENT_BYTES]
+        while len(waiting) >= FRAME_BYTES_MAX or (last and waiting):
+            segment = bytes(waiting[:FRAME_BYTES_MAX])
+            del waiting[:FRAME_BYTES_MAX]
             begun_s = time.monotonic()
             frame = compressor.compress(segment)
             compressed_s = time.monotonic()
