@@ -164,8 +164,17 @@ def test_an_entry_that_cannot_be_is_never_found_and_its_neighbours_are(wrong: En
             manifest.find(path)
     assert manifest.find(b"b") == leaf[1]
     assert manifest.find(b"e") == leaf[3]
-    [gap] = manifest.walk()
+    [gap] = manifest.walk()  # though the page is here, unchecked
     assert isinstance(gap, Gap)
+
+
+def test_a_page_that_a_search_has_read_is_not_read_again_for_a_walk() -> None:
+    pages = Pages()
+    tree = [directory(b""), file(b"b"), file(b"e")]
+    manifest = Manifest(build(tree, pages), pages)
+    assert manifest.find(b"b") == tree[1]
+    assert list(manifest.walk()) == tree
+    assert len(pages.read_digests) == len(set(pages.read_digests))
 
 
 def test_an_empty_manifest_has_nothing() -> None:

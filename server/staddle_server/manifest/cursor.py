@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from staddle_server import errors
-from staddle_server.manifest.pages import Child, Page, PageSource, load_page
+from staddle_server.manifest.pages import Child, Page, PageSource, check_stored, load_page
 from staddle_server.types import Entry, Root, sort_key
 
 PAGES_KEPT: Final = 6
@@ -18,24 +18,29 @@ Load = Callable[[bytes, int], Page]
 class PageCache:
     """Reads pages and keeps the last few, since look-ups come in order. Not for several threads at once."""
 
-    def __init__(
-        self, source: PageSource, *, run: bool = False, kept: int = PAGES_KEPT, checked: bool = True
-    ) -> None:
-        """`run` and `checked` are those of load_page."""
+    def __init__(self, source: PageSource, *, run: bool = False, kept: int = PAGES_KEPT) -> None:
         self._source = source
         self._run = run
-        self._checked = checked
         self._kept = kept
-        self._pages: OrderedDict[tuple[bytes, int], Page] = OrderedDict()
+        self._pages: OrderedDict[tuple[bytes, int], tuple[Page, bool]] = OrderedDict()
+        """Each with whether its entries were checked."""
 
     def load(self, digest: bytes, level: int) -> Page:
         """The page with this digest. Raises Damaged."""
-        page = self._pages.get((digest, level))
-        if page is not None:
-            self._pages.move_to_end((digest, level))
-            return page
-        page = load_page(self._source, digest, level, run=self._run, checked=self._checked)
-        self._pages[digest, level] = page
+        return self._page(digest, level, checked=True)
+
+    def load_unchecked(self, digest: bytes, level: int) -> Page:
+        """The same, but who takes an entry out of it has that checked; see decode_leaf."""
+        return self._page(digest, level, checked=False)
+
+    def _page(self, digest: bytes, level: int, *, checked: bool) -> Page:
+        page, was_checked = self._pages.pop((digest, level), (None, checked))
+        if page is None:
+            page = load_page(self._source, digest, level, run=self._run, checked=checked)
+        elif checked and not was_checked:
+            for entry in page.entries:
+                check_stored(entry)
+        self._pages[digest, level] = page, checked or was_checked
         if len(self._pages) > self._kept:
             self._pages.popitem(last=False)
         return page

@@ -26,8 +26,9 @@ class Manifest:
 
     def __init__(self, root: Root, source: PageSource) -> None:
         self.root = root
-        self._load = PageCache(source).load
-        self._load_unchecked = PageCache(source, checked=False).load
+        pages = PageCache(source)
+        self._load = pages.load
+        self._load_unchecked = pages.load_unchecked
 
     def find(self, path: bytes) -> Entry | None:
         """The entry at exactly this path. Raises Damaged where it, or a page on the way to it, cannot be read; what else stands in the last
