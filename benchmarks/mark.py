@@ -69,7 +69,7 @@ def opened(directory: Path) -> tuple[Tenant, Tenants]:
     if new:
         create_format(blobs)
         made = keys.create("default", 1)
-        catalog.tenants.create(made.tenant, "default", 1)
+        catalog.tenants.create(made.tenant, "default", 1, record=b"made")
     tenants = Tenants(blobs, catalog, keys)
     return tenants.get(catalog.tenants.list_all()[0].id), tenants
 

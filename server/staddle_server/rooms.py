@@ -14,9 +14,9 @@ from staddle_server.catalog import Catalog, Tenant, open_catalog
 from staddle_server.catalog.words import check_name
 from staddle_server.config import OperatorError
 from staddle_server.datadir import DataDirectory, DataDirectoryError, make_durable
-from staddle_server.errors import BadRequest
+from staddle_server.errors import BadRequest, Damaged
 from staddle_server.session.clock import SystemClock
-from staddle_server.session.records import as_pending, finish_missing, finish_tenant
+from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import BlobMissing, check_format, create_format
 from staddle_server.store.directory import DirectoryBlobs
@@ -27,8 +27,9 @@ from staddle_server.store.keys import (
     keys_name,
     load_master_key,
 )
-from staddle_server.store.records import TenantSettingsRecord
+from staddle_server.store.records import TenantRecord, TenantSettingsRecord, encode_record
 from staddle_server.types import TokenRole
+from staddle_server.upkeep.age import records_unknown
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.rebuild import Rebuilding, Report, Show
 
@@ -59,8 +60,12 @@ class NoSuchTenantError(OperatorError):
 
 
 @contextlib.contextmanager
-def open_rooms(directory: DataDirectory) -> Iterator[Rooms]:
-    """Opens a data directory that was made. Raises what store and catalog raise: a wrong key, damage, no access."""
+def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator[Rooms]:
+    """Opens a data directory that was made.
+
+    A catalog that is older than its store is refused, unless the caller decides nothing by it (`only_look`). Raises what store
+    and catalog raise: a wrong key, damage, no access.
+    """
     directory.require()
     blobs = DirectoryBlobs(str(directory.store))
     check_format(blobs)
@@ -68,7 +73,10 @@ def open_rooms(directory: DataDirectory) -> Iterator[Rooms]:
     catalog = open_catalog(str(directory.catalog))
     try:
         _refuse_emptied(directory, blobs, catalog)
-        yield Rooms(blobs, keys, catalog)
+        opened = Rooms(blobs, keys, catalog)
+        if not only_look:
+            _refuse_older(directory, opened)
+        yield opened
     finally:
         catalog.close()
 
@@ -80,6 +88,22 @@ def _refuse_emptied(directory: DataDirectory, blobs: DirectoryBlobs, catalog: Ca
             f"{directory.catalog} is empty, but {directory.store} is filled: put the newest copy of the catalog back, or make it "
             f"anew from the store with `staddle-server rebuild --replace --data {directory.path}`"
         )
+
+
+def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
+    """Raises DataDirectoryError for a catalog that has not made all the decisions of which the store has records."""
+    tenants = opened.tenants()
+    for row in opened.catalog.tenants.list_all():
+        try:
+            unknown = records_unknown(tenants.get(row.id), opened.catalog)
+        except Damaged:
+            continue  # its keys do not open: nothing of this tenant is served
+        if unknown:
+            raise DataDirectoryError(
+                f"{directory.catalog} is older than its store: it does not know {unknown} of the newest decisions (backups, "
+                f"deletions, holds) of tenant {row.name}. Put the newest copy of the catalog back, or make it anew from the store "
+                f"with `staddle-server rebuild --replace --data {directory.path}`"
+            )
 
 
 def initialise(directory: DataDirectory, now_ns: int) -> str:
@@ -165,9 +189,14 @@ def create_tenant(rooms: Rooms, name: str, now_ns: int) -> Tenant:
     object_name = keys_name(keys.tenant, KEYS_FIRST)
     wrapped = rooms.blobs.read(object_name, 0, rooms.blobs.size(object_name))
     tenant = rooms.catalog.tenants.create(
-        keys.tenant, name, now_ns, keys_version=KEYS_FIRST, wrapped_keys=wrapped
+        keys.tenant,
+        name,
+        now_ns,
+        record=encode_record(TenantRecord(name=name, created_ns=now_ns)),
+        keys_version=KEYS_FIRST,
+        wrapped_keys=wrapped,
     )
-    finish_tenant(rooms.tenants().get(tenant.id), rooms.catalog, tenant)
+    finish_missing(rooms.tenants().get(tenant.id), rooms.catalog)
     return tenant
 
 
@@ -175,7 +204,7 @@ def set_grace(rooms: Rooms, tenant: Tenant, grace_s: int, now_ns: int) -> None:
     """Sets how long the tenant's deleted backups can be brought back: durable, with its record, on return."""
     with rooms.catalog.tenants.deciding(tenant.id, now_ns) as at_ns:
         record = TenantSettingsRecord(grace_s=grace_s, at_ns=at_ns)
-        rooms.catalog.tenants.set_grace(tenant.id, grace_s, now_ns, as_pending(tenant.id, record))
+        rooms.catalog.tenants.set_grace(tenant.id, grace_s, as_pending(tenant.id, record))
     finish_missing(rooms.tenants().get(tenant.id), rooms.catalog)
 
 

@@ -5,9 +5,15 @@ position for ever and new ones go to the end, with a default.
 """
 
 import enum
-from typing import NamedTuple
+import struct
+from typing import Final, NamedTuple
 
 import msgspec
+from blake3 import blake3
+
+_LINK: Final = struct.Struct("<16s16sQ32s")
+NO_LINK: Final = bytes(32)
+"""What the first record of a tenant names as the one before."""
 
 
 class Role(enum.IntEnum):
@@ -202,3 +208,16 @@ class TenantKeys(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"TenantKeys(tenant={self.tenant.hex()}, …)"
+
+
+class Place(NamedTuple):
+    """A record's place in its tenant's chain: its number, from 1, and the link of the record before it."""
+
+    sequence: int
+    previous: bytes
+
+
+def record_link(tenant: bytes, record_id: bytes, place: Place, body: bytes) -> bytes:
+    """What the next record of the tenant names: a digest (32 bytes) of a record with its place (docs/format.md, "Records")."""
+    head = _LINK.pack(tenant, record_id, *place)
+    return blake3(head + body, derive_key_context="staddle.v1 record link").digest()

@@ -12,7 +12,7 @@ from staddle_server.datadir import ClientConfig, DataDirectory, DataDirectoryErr
 from staddle_server.errors import BadRequest, Unauthenticated
 from staddle_server.session.records import finish_all
 from staddle_server.store.keys import WrongMasterKey
-from staddle_server.store.records import Records, TenantRecord
+from staddle_server.store.records import Records, TenantRecord, encode_record
 from staddle_server.types import TokenRole
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -194,7 +194,7 @@ def test_a_new_tenant_has_keys_and_a_record_in_the_store(tmp_path: Path) -> None
         made = rooms.create_tenant(opened, "acme", NOW_NS)
         found = opened.catalog.tenants.get_by_name("acme")
         assert found is not None
-        assert found.record_written
+        assert opened.catalog.backups.pending_records(made.id) == []
         assert found.wrapped_keys == (directory.store / "keys" / made.id.hex() / "00000001").read_bytes()
         records = Records(opened.blobs, opened.keys.load(made.id))
         assert [records.read(name) for name in records.list()] == [
@@ -216,9 +216,11 @@ def test_a_tenants_record_that_was_not_written_is_written_at_the_next_start(tmp_
     directory = initialise(tmp_path)
     with rooms.open_rooms(directory) as opened:
         keys = opened.keys.create("half", NOW_NS)
-        opened.catalog.tenants.create(keys.tenant, "half", NOW_NS)
+        opened.catalog.tenants.create(
+            keys.tenant, "half", NOW_NS, record=encode_record(TenantRecord("half", NOW_NS))
+        )
         assert finish_all(opened.tenants(), opened.catalog) == 1
-        assert opened.catalog.tenants.list_all(unrecorded_only=True) == []
+        assert opened.catalog.backups.pending_records() == []
         assert [
             Records(opened.blobs, keys).read(name).name for name in Records(opened.blobs, keys).list()
         ] == ["half"]

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from staddle_server import rooms
 from staddle_server.cli.commands import group
 from staddle_server.datadir import DataDirectory, DataDirectoryError
+from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.store.records import DeletedRecord, Records
 from staddle_server.types import TokenRole
 from thin import back_up, backups, noise, restore, wait_until
@@ -171,7 +172,9 @@ def test_what_could_not_be_used_is_named_and_the_exit_code_says_so(directory: Da
     (directory.store / "thesis.odt").write_text("a stranger")
     with rooms.open_rooms(directory) as opened:
         tenant = rooms.tenant_named(opened, "acme")
-        record = Records(opened.blobs, opened.keys.load(tenant.id)).put(DeletedRecord(bytes(16), 5), 5)
+        opened.catalog.tenants.keep_records(tenant.id, [as_pending(tenant.id, DeletedRecord(bytes(16), 5))])
+        finish_missing(opened.tenants().get(tenant.id), opened.catalog)
+        record = list(Records(opened.blobs, opened.keys.load(tenant.id)).list())[-1]
     (directory.store / record).write_bytes(b"?" * 200)
     done = rebuild(directory, "--replace", code=1)
     assert "2 things could not be used; all else was:" in done.output
@@ -191,6 +194,29 @@ def test_an_emptied_catalog_beside_a_filled_store_is_refused(directory: DataDire
     assert "rebuild --replace" in run("tenant", "list", "--data", directory.path, code=1).output
     with pytest.raises(DataDirectoryError, match="rebuild --replace"), rooms.open_rooms(directory):
         pass  # what a server begins with
+    rebuild(directory, "--replace")
+    assert tenants(directory) == ["acme", "default"]
+
+
+def test_a_catalog_that_is_older_than_its_store_is_refused_and_changes_nothing(
+    directory: DataDirectory, tmp_path: Path
+) -> None:
+    shutil.copy(directory.catalog, tmp_path / "catalog.db")
+    with rooms.open_rooms(directory) as opened:
+        rooms.set_grace(opened, rooms.tenant_named(opened, "acme"), 3600, NOW_NS)
+    lose_catalog(directory)
+    shutil.copy(tmp_path / "catalog.db", directory.catalog)
+    before = contents(directory)
+    for words in (("serve", "--listen", "127.0.0.1:0"), ("tenant", "list"), ("repair",), ("gc",)):
+        said = run(*words, "--data", directory.path, code=1).output
+        assert "is older than its store: it does not know 1 of the newest decisions" in said
+        assert "rebuild --replace" in said
+    found = run("check", "--json", "--data", directory.path, code=1).stdout.splitlines()
+    assert [json.loads(each)["kind"] for each in found] == ["older-catalog", "summary"]
+    after = contents(directory)
+    assert {name: after[name] for name in before if name != "catalog.db"} == {
+        name: before[name] for name in before if name != "catalog.db"
+    }
     rebuild(directory, "--replace")
     assert tenants(directory) == ["acme", "default"]
 

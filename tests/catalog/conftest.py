@@ -52,11 +52,19 @@ class World:
     def id(self) -> bytes:
         return self.seeded.randbytes(16)
 
+    def pending(self) -> list[bytes]:
+        """The ids of the records that are not durable, without those of commits and of tenants that were made."""
+        return [
+            each.id
+            for each in self.catalog.backups.pending_records()
+            if each.body != b"made" and not each.body.startswith(b"committed")
+        ]
+
     def digests(self, count: int) -> list[bytes]:
         return [self.seeded.randbytes(32) for _ in range(count)]
 
     def principal(self, tenant: str, name: str) -> Principal:
-        made = self.catalog.tenants.create(self.id(), tenant, self.now)
+        made = self.catalog.tenants.create(self.id(), tenant, self.now, record=b"made")
         return self.principal_of(made.id, name)
 
     def principal_of(self, tenant: bytes, name: str) -> Principal:
@@ -101,7 +109,14 @@ class World:
             ChangeCounts(1, 2, 3, 4, 5),
         )
         return self.catalog.uploads.commit(
-            upload.tenant, upload.id, upload.epoch, packs=packs, backup=new, now_ns=self.now, **more
+            upload.tenant,
+            upload.id,
+            upload.epoch,
+            packs=packs,
+            backup=new,
+            record=lambda made: b"committed " + made.id,
+            now_ns=self.now,
+            **more,
         )
 
     def backup(self, dataset: str = "www", kind: Kind = Kind.AUTO, **said: Any) -> Backup:

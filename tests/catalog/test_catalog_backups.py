@@ -3,7 +3,7 @@
 import pytest
 from staddle_server import errors
 from staddle_server.catalog import PendingRecord
-from staddle_server.types import Kind
+from staddle_server.types import NO_LINK, Kind, record_link
 
 SECOND = 1_000_000_000
 
@@ -141,10 +141,10 @@ def test_deleting_twice_changes_and_records_nothing_more(world):
     first, _ = _delete(world, backup)
     world.now += SECOND
     assert _delete(world, backup) == (first, False)
-    assert len(world.catalog.backups.records_missing().pending) == 1
+    assert len(world.pending()) == 1
     assert _undelete(world, backup) == (backup, True)
     assert _undelete(world, backup) == (backup, False)
-    assert len(world.catalog.backups.records_missing().pending) == 2
+    assert len(world.pending()) == 2
 
 
 def test_another_tenants_backup_is_neither_seen_nor_deleted(world):
@@ -158,22 +158,45 @@ def test_another_tenants_backup_is_neither_seen_nor_deleted(world):
             call()
         assert caught.value.reason == "BACKUP_NOT_FOUND"
     assert world.catalog.backups.get(world.tenant, backup.id) == backup
-    assert world.catalog.backups.records_missing().pending == []
+    assert world.pending() == []
 
 
-def test_start_up_finds_every_decision_without_a_durable_record(world):
+def test_start_up_finds_every_decision_without_a_durable_record_in_the_order_of_its_chain(world):
     one, two = world.backup(), world.backup()
     record = PendingRecord(world.id(), world.tenant, b"sealed body")
-    deleted, _ = world.catalog.backups.delete(world.tenant, one.id, world.now, record)
-    missing = world.catalog.backups.records_missing()
-    assert (missing.backups, missing.pending) == ([deleted, two], [record])
-    world.catalog.backups.mark_record_written(world.eve.tenant, one.id)
-    world.catalog.backups.mark_pending_written(world.eve.tenant, record.id)
-    assert world.catalog.backups.records_missing() == missing
-    world.catalog.backups.mark_record_written(world.tenant, one.id)
-    world.catalog.backups.mark_pending_written(world.tenant, record.id)
-    missing = world.catalog.backups.records_missing()
-    assert (missing.backups, missing.pending) == ([two], [])
+    world.catalog.backups.delete(world.tenant, one.id, world.now, record)
+    pending = world.catalog.backups.pending_records(world.tenant)
+    assert [each.id for each in pending] == [world.tenant, one.id, two.id, record.id]
+    assert [each.body for each in pending][1:] == [
+        b"committed " + one.id,
+        b"committed " + two.id,
+        b"sealed body",
+    ]
+    assert [each.place.sequence for each in pending] == [1, 2, 3, 4]
+    world.catalog.backups.mark_records_written(world.eve.tenant, [one.id, record.id])
+    assert world.catalog.backups.pending_records(world.tenant) == pending
+    world.catalog.backups.mark_records_written(world.tenant, [one.id, record.id])
+    assert world.catalog.backups.pending_records(world.tenant) == [pending[0], pending[2]]
+    assert [each.id for each in world.catalog.backups.pending_records(world.eve.tenant)] == [world.eve.tenant]
+
+
+def test_each_record_names_the_link_of_the_one_before_it(world):
+    world.backup()
+    world.backup()
+    pending = world.catalog.backups.pending_records(world.tenant)
+    link = NO_LINK
+    for record in pending:
+        assert record.place.previous == link
+        link = record_link(world.tenant, record.id, record.place, record.body)
+    assert world.catalog.tenants.newest_record(world.tenant) == len(pending) == 3
+
+
+def test_a_decision_that_is_taken_back_with_its_transaction_leaves_no_gap_in_the_chain(world):
+    backup = world.backup()
+    with pytest.raises(errors.NotFound):
+        _delete(world, backup, tenant=world.eve.tenant)
+    _delete(world, backup)
+    assert [each.place.sequence for each in world.catalog.backups.pending_records(world.tenant)] == [1, 2, 3]
 
 
 def test_a_number_is_not_given_again_after_its_backup_is_gone(world):

@@ -237,7 +237,7 @@ def test_what_was_answered_survives_the_kill_of_its_process(tmp_path):
         "from staddle_server.catalog import open_catalog\n"
         "catalog = open_catalog(sys.argv[1])\n"
         "for n in range(1000):\n"
-        "    catalog.tenants.create(n.to_bytes(16, 'big'), f't{n}', n)\n"
+        "    catalog.tenants.create(n.to_bytes(16, 'big'), f't{n}', n, record=b'made')\n"
         "    print(n, flush=True)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True)

@@ -150,7 +150,7 @@ def test_several_processes_may_make_the_same_catalog_at_once(tmp_path):
     path = str(tmp_path / "catalog.db")
     program = (
         "import sys; from staddle_server.catalog import open_catalog; c = open_catalog(sys.argv[1]); "
-        "c.tenants.create(bytes.fromhex(sys.argv[2]), 't' + sys.argv[2][:2], 1); c.close()"
+        "c.tenants.create(bytes.fromhex(sys.argv[2]), 't' + sys.argv[2][:2], 1, record=b'made'); c.close()"
     )
     running = [subprocess.Popen([sys.executable, "-c", program, path, f"{n:02x}" * 16]) for n in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
@@ -220,7 +220,7 @@ def test_a_full_disk_is_said_so_and_changes_nothing(world):
 
     def fill():
         for n in range(5000):
-            world.catalog.tenants.create(world.id(), f"t{n}", 1, wrapped_keys=b"k" * 3000)
+            world.catalog.tenants.create(world.id(), f"t{n}", 1, record=b"made", wrapped_keys=b"k" * 3000)
 
     with pytest.raises(errors.Exhausted) as caught:
         fill()
@@ -230,7 +230,7 @@ def test_a_full_disk_is_said_so_and_changes_nothing(world):
 def test_a_lock_that_another_holds_for_too_long_is_unavailable_with_a_time_to_retry(world):
     impatient = open_catalog(world.path, busy_timeout_s=0.05)
     with world.catalog.database.write(), pytest.raises(errors.Unavailable) as caught:
-        impatient.tenants.mark_record_written(world.tenant)
+        impatient.tenants.set_gc_waits(world.tenant, waits=True)
     assert caught.value.reason == "STORE_UNAVAILABLE"
     assert caught.value.retry_after_s
     impatient.close()

@@ -6,7 +6,9 @@ from staddle_server.types import TokenRole
 
 
 def test_a_tenant_is_found_by_id_and_by_name(world):
-    made = world.catalog.tenants.create(world.id(), "a-z_0.9", 5, keys_version=3, wrapped_keys=b"sealed")
+    made = world.catalog.tenants.create(
+        world.id(), "a-z_0.9", 5, record=b"made", keys_version=3, wrapped_keys=b"sealed"
+    )
     assert world.catalog.tenants.get(made.id) == made
     assert world.catalog.tenants.get_by_name("a-z_0.9") == made
     assert (made.keys_version, made.wrapped_keys, made.created_ns) == (3, b"sealed", 5)
@@ -17,13 +19,13 @@ def test_a_tenant_is_found_by_id_and_by_name(world):
 @pytest.mark.parametrize("name", ["", "A", "a b", "a/b", "x" * 65, "ä", "a\n"])
 def test_a_tenant_with_a_bad_name_is_refused(world, name):
     with pytest.raises(errors.BadRequest) as caught:
-        world.catalog.tenants.create(world.id(), name, 1)
+        world.catalog.tenants.create(world.id(), name, 1, record=b"made")
     assert caught.value.facts == {"field": "name"}
 
 
 def test_a_tenants_name_is_given_once(world):
     with pytest.raises(errors.BadRequest, match="already"):
-        world.catalog.tenants.create(world.id(), "one", 1)
+        world.catalog.tenants.create(world.id(), "one", 1, record=b"made")
 
 
 def test_newer_keys_replace_older_ones_and_never_the_other_way(world):
@@ -33,10 +35,13 @@ def test_newer_keys_replace_older_ones_and_never_the_other_way(world):
     assert (kept.keys_version, kept.wrapped_keys) == (3, b"three")
 
 
-def test_a_tenant_counts_as_unrecorded_until_its_record_is_durable(world):
-    assert [tenant.name for tenant in world.catalog.backups.records_missing().tenants] == ["one", "two"]
-    world.catalog.tenants.mark_record_written(world.tenant)
-    assert [tenant.name for tenant in world.catalog.backups.records_missing().tenants] == ["two"]
+def test_a_tenants_record_is_pending_until_it_is_durable(world):
+    def pending():
+        return {record.tenant for record in world.catalog.backups.pending_records()}
+
+    assert pending() == {world.tenant, world.eve.tenant}
+    world.catalog.backups.mark_records_written(world.tenant, [world.tenant])
+    assert pending() == {world.eve.tenant}
 
 
 def test_a_call_for_a_tenant_that_is_not_there_is_a_fault(world):

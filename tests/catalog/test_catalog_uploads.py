@@ -394,7 +394,7 @@ def test_a_commit_makes_one_backup_with_all_that_was_said(world):
     assert (backup.stored_bytes, backup.changes) == (789, (1, 2, 3, 4, 5))
     assert (backup.tags, backup.host, backup.source_root) == ({"k": "v"}, "h", "/srv")
     assert (backup.principal, backup.upload, backup.request_id) == ("ann", upload.id, "r")
-    assert not backup.record_written
+    assert [each.id for each in world.catalog.backups.pending_records(world.tenant)][-1] == backup.id
     assert world.catalog.backups.get(world.tenant, backup.id) == backup
     assert set(world.catalog.chunks.find(world.tenant, ids)) == set(ids)
     closed = world.catalog.uploads.get(world.tenant, upload.id)

@@ -210,7 +210,7 @@ def _check_tenant(opened: rooms.Rooms, tenant: bytes) -> int:
         elif isinstance(record, DeletedRecord | UndeletedRecord):
             deleted[record.backup] = isinstance(record, DeletedRecord)
     for backup in backups:
-        if not backup.record_written or backup.id not in committed:
+        if backup.id not in committed:
             raise LostError(f"the backup {backup.id.hex()} has no record")
         if deleted.get(backup.id, False) != (backup.deleted_ns is not None):
             raise LostError(

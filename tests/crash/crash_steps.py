@@ -23,9 +23,10 @@ MAGICS: Final = {
     b"STADPACK": "pack",
     b"STADRECD": "record",
     b"STADKEYS": "keys",
+    b"STADHEAD": "head",
     b"staddle store": "format",
 }
-DIRECTORIES: Final = {"packs": "pack", "records": "record", "keys": "keys"}
+DIRECTORIES: Final = {"packs": "pack", "records": "record", "keys": "keys", "heads": "head"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def directory_step(path: str) -> str:
     below = parts[len(parts) - parts[::-1].index("store") :]
     if not below:
         return "store.sync-directory"
-    depth = {"packs": 3, "records": 2, "keys": 2}
+    depth = {"packs": 3, "records": 2, "keys": 2, "heads": 1}
     if len(below) == depth.get(below[0]):
         return f"{DIRECTORIES[below[0]]}.sync-directory"
     return "directory.sync"

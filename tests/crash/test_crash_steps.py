@@ -55,9 +55,9 @@ def test_a_commit_has_a_before_and_an_after_and_what_is_rolled_back_has_neither(
     made = open_catalog(str(tmp_path / "catalog.db"))
     seen = Seen()
     with watched(seen):
-        made.tenants.create(bytes(16), "a", 1)
+        made.tenants.create(bytes(16), "a", 1, record=b"made")
         with pytest.raises(Exception, match="There is already"):
-            made.tenants.create(bytes(16), "a", 1)
+            made.tenants.create(bytes(16), "a", 1, record=b"made")
         made.tenants.list_all()
     made.close()
     assert seen.all == [("before", "catalog.tenants.create"), ("after", "catalog.tenants.create")]

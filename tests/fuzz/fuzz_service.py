@@ -26,6 +26,7 @@ from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S
 from staddle_server.service import Service
 from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.types import TokenRole
 
 SERVICE = sv.DESCRIPTOR.services_by_name["StaddleService"]
@@ -46,7 +47,9 @@ class Served:
         blobs = DirectoryBlobs(str(root / "store"))
         keys = KeyStore(blobs, bytes(range(32)), random.Random(1).randbytes)
         tenant = keys.create("default", time.time_ns()).tenant
-        self._catalog.tenants.create(tenant, "default", time.time_ns())
+        self._catalog.tenants.create(
+            tenant, "default", time.time_ns(), record=encode_record(TenantRecord("default", 1))
+        )
         token = self._catalog.tokens.create(tenant, "fuzz", TokenRole.ADMIN, time.time_ns())
         self._service = Service(
             self._catalog, blobs, keys, streams_max=8, lease_s=LEASE_S, upload_life_s=UPLOAD_LIFE_S

@@ -264,7 +264,7 @@ def test_a_crash_between_the_commit_and_its_record_is_made_good_by_the_next_star
         raise RuntimeError("the process ends here")
 
     with monkeypatch.context() as patched:
-        patched.setattr("staddle_server.session.writer.finish_backup", crash)
+        patched.setattr("staddle_server.session.writer.finish_record", crash)
         with pytest.raises(grpc.RpcError):
             source.commit()
     assert records(running, CommittedRecord) == []

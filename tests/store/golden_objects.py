@@ -15,6 +15,7 @@ from staddle_server.store.records import (
     ChangeCounts,
     CommittedRecord,
     DeletedRecord,
+    ForgottenRecord,
     HeldRecord,
     PolicyRecord,
     PurgedRecord,
@@ -25,8 +26,9 @@ from staddle_server.store.records import (
     TenantRecord,
     TenantSettingsRecord,
     UndeletedRecord,
+    encode_record,
 )
-from staddle_server.types import Kind, Role, Root, Scope, TenantKeys
+from staddle_server.types import NO_LINK, Kind, Place, Role, Root, Scope, TenantKeys
 from store_data import Seeded, append_raw, table_of
 
 DIRECTORY = Path(__file__).parent.parent / "golden" / "store"
@@ -40,38 +42,36 @@ PAGES = [b"\x01\x90"]
 # As zstandard 0.25 made it at level 1. Fixed here, since another zstd may compress otherwise.
 FRAME = DIRECTORY / "frame.zst"
 BACKUP = Seeded("golden backup")(16)
-RECORDS: dict[str, tuple[Record, int]] = {
-    "tenant": (TenantRecord("default", CREATED_NS), CREATED_NS),
-    "committed": (
-        CommittedRecord(
-            backup=BACKUP,
-            dataset="orders-db",
-            number=2,
-            kind=Kind.INCREMENTAL,
-            scope=Scope.WHOLE,
-            base=Seeded("golden base")(16),
-            begin_ns=COMMIT_NS - 5_000_000_000,
-            commit_ns=COMMIT_NS,
-            root=Root(1, Seeded("golden root")(32), 1000, 123_456_789_012),
-            stored_bytes=4_321,
-            changes=ChangeCounts(1, 2, 3, 4, 5),
-            tags={"env": "test", "größe": ""},
-            host="db-1.example",
-            source_root="/srv/orders",
-            principal="token:golden",
-            upload=Seeded("golden upload")(16),
-            request_id="request-1",
-        ),
-        COMMIT_NS,
+RECORDS: dict[str, Record] = {
+    "tenant": TenantRecord("default", CREATED_NS),
+    "committed": CommittedRecord(
+        backup=BACKUP,
+        dataset="orders-db",
+        number=2,
+        kind=Kind.INCREMENTAL,
+        scope=Scope.WHOLE,
+        base=Seeded("golden base")(16),
+        begin_ns=COMMIT_NS - 5_000_000_000,
+        commit_ns=COMMIT_NS,
+        root=Root(1, Seeded("golden root")(32), 1000, 123_456_789_012),
+        stored_bytes=4_321,
+        changes=ChangeCounts(1, 2, 3, 4, 5),
+        tags={"env": "test", "größe": ""},
+        host="db-1.example",
+        source_root="/srv/orders",
+        principal="token:golden",
+        upload=Seeded("golden upload")(16),
+        request_id="request-1",
     ),
-    "deleted": (DeletedRecord(BACKUP, COMMIT_NS + 1), COMMIT_NS + 1_000_000),
-    "undeleted": (UndeletedRecord(BACKUP, COMMIT_NS + 2), COMMIT_NS + 2_000_000),
-    "purged": (PurgedRecord(BACKUP, COMMIT_NS + 3), COMMIT_NS + 3_000_000),
-    "held": (HeldRecord(BACKUP, "orders-db", "case 12", COMMIT_NS + 4), COMMIT_NS + 4_000_000),
-    "released": (ReleasedRecord(b"", "orders-db", COMMIT_NS + 5), COMMIT_NS + 5_000_000),
-    "retained": (RetainedRecord(BACKUP, COMMIT_NS * 2, COMMIT_NS + 6), COMMIT_NS + 6_000_000),
-    "policy": (PolicyRecord("orders-db", '{"keep_last":3}', 86_400, COMMIT_NS + 7), COMMIT_NS + 7_000_000),
-    "tenant_settings": (TenantSettingsRecord(3_600, COMMIT_NS + 8), COMMIT_NS + 8_000_000),
+    "deleted": DeletedRecord(BACKUP, COMMIT_NS + 1),
+    "undeleted": UndeletedRecord(BACKUP, COMMIT_NS + 2),
+    "purged": PurgedRecord(BACKUP, COMMIT_NS + 3),
+    "held": HeldRecord(BACKUP, "orders-db", "case 12", COMMIT_NS + 4),
+    "released": ReleasedRecord(b"", "orders-db", COMMIT_NS + 5),
+    "retained": RetainedRecord(BACKUP, COMMIT_NS * 2, COMMIT_NS + 6),
+    "policy": PolicyRecord("orders-db", '{"keep_last":3}', 86_400, COMMIT_NS + 7),
+    "forgotten": ForgottenRecord([(3, 5), (9, 9)], COMMIT_NS + 9),
+    "tenant_settings": TenantSettingsRecord(3_600, COMMIT_NS + 8),
 }
 
 
@@ -102,8 +102,13 @@ def golden_objects() -> dict[str, tuple[str, bytes]]:
     Parity(blobs, keys).make(pack, 10)
     files["parity.bin"] = parity_name(keys.tenant, pack)
     records = Records(blobs, keys, random=Seeded("golden records"))
-    for kind, (record, now_ns) in RECORDS.items():
-        files[f"record-{kind}.bin"] = records.put(record, now_ns)
+    place = Place(1, NO_LINK)
+    for kind, record in RECORDS.items():
+        record_id = Seeded(f"golden {kind}")(16)
+        name = files[f"record-{kind}.bin"] = records.put(encode_record(record), place, record_id)
+        place = Place(place.sequence + 1, records.stored(name).link)
+    records.head.write(len(RECORDS))
+    files["head.bin"] = records.head.name
     objects = {file: (name, blobs.objects[name]) for file, name in files.items()}
     return {"master.key": ("master.key", master_key_line(MASTER).encode()), **objects}
 

@@ -7,13 +7,17 @@ from staddle_server.limits import RECORD_BYTES_MAX
 from staddle_server.store.blobs import BlobMissing, Blobs
 from staddle_server.store.copies import Copied, copy_name
 from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, WrappedKeys, keys_name, wrap_keys
-from staddle_server.store.records import DeletedRecord, Records, UndeletedRecord
-from staddle_server.types import TenantKeys
+from staddle_server.store.records import DeletedRecord, Record, Records, UndeletedRecord, encode_record
+from staddle_server.types import NO_LINK, Place, TenantKeys
 from store_data import Seeded
 
 NOW_NS = 1_700_000_000_000_000_000
 MASTER = Seeded("master")(32)
 DELETED = DeletedRecord(bytes(range(16)), NOW_NS)
+
+
+def put(records: Records, record: Record, number: int = 1) -> str:
+    return records.put(encode_record(record), Place(number, NO_LINK), bytes(16))
 
 
 def spoilt(blobs: Blobs, name: str, data: bytes) -> None:
@@ -28,7 +32,7 @@ def whole(blobs: Blobs, name: str) -> bytes:
 
 def test_a_copy_is_made_once_and_is_the_object_byte_for_byte(blobs: Blobs, keys: TenantKeys) -> None:
     records = Records(blobs, keys)
-    name = records.put(DELETED, NOW_NS)
+    name = put(records, DELETED)
     assert list(records.copies.lacking("records")) == [name]
     assert records.copies.mend(name) is Copied.COPIED
     assert whole(blobs, copy_name(name)) == whole(blobs, name)
@@ -41,10 +45,10 @@ def test_a_record_that_was_lost_and_written_again_is_copied_again(
     memory: MemoryBlobs, keys: TenantKeys
 ) -> None:
     records = Records(memory, keys)
-    name = records.put(DELETED, NOW_NS, bytes(16))
+    name = put(records, DELETED)
     records.copies.mend(name)
     del memory.objects[name]
-    assert records.put(DELETED, NOW_NS, bytes(16)) == name
+    assert put(records, DELETED) == name
     assert memory.objects[name] != memory.objects[copy_name(name)]
     assert records.copies.mend(name) is Copied.COPIED
     assert memory.objects[name] == memory.objects[copy_name(name)]
@@ -56,7 +60,7 @@ def test_either_of_the_two_is_made_again_from_the_other_and_until_then_the_recor
     blobs: Blobs, keys: TenantKeys, how: str, which: str
 ) -> None:
     records = Records(blobs, keys)
-    name, other = records.put(DELETED, NOW_NS), records.put(UndeletedRecord(bytes(16), NOW_NS), NOW_NS)
+    name, other = put(records, DELETED), put(records, UndeletedRecord(bytes(16), NOW_NS), 2)
     records.copies.mend(name)
     data = whole(blobs, name)
     hurt = name if which == "object" else copy_name(name)
@@ -81,7 +85,7 @@ def test_a_record_of_which_nothing_right_is_left_is_damaged_and_stays_as_it_is(
     memory: MemoryBlobs, keys: TenantKeys
 ) -> None:
     records = Records(memory, keys)
-    name = records.put(DELETED, NOW_NS)
+    name = put(records, DELETED)
     records.copies.mend(name)
     memory.objects[name] = b"one kind of damage"
     memory.objects[copy_name(name)] = memory.objects[copy_name(name)][:-1]
@@ -106,7 +110,7 @@ def test_a_store_that_does_not_answer_is_not_taken_for_damage(memory: MemoryBlob
             raise Unavailable("STORE_UNAVAILABLE", "no answer")
 
     silent = Silent()
-    name = Records(memory, keys).put(DELETED, NOW_NS)
+    name = put(Records(memory, keys), DELETED)
     silent.objects = {name: memory.objects[name], copy_name(name): memory.objects[name]}
     records = Records(silent, keys)
     for attempt in (records.read, records.copies.mend):
@@ -123,7 +127,7 @@ def test_an_object_that_is_far_too_long_is_refused_unread(memory: MemoryBlobs, k
             self.bytes_read += length
             return super().read(name, offset, length)
 
-    name = Records(memory, keys).put(DELETED, NOW_NS)
+    name = put(Records(memory, keys), DELETED)
     counting = Counting()
     counting.objects[name] = bytes(RECORD_BYTES_MAX + 1)
     counting.objects[copy_name(name)] = memory.objects[name]
@@ -136,7 +140,7 @@ def test_objects_without_a_copy_are_found_among_copies_of_what_is_gone(
     memory: MemoryBlobs, keys: TenantKeys
 ) -> None:
     records = Records(memory, keys)
-    names = [records.put(DELETED, NOW_NS + n * 1_000_000) for n in range(6)]
+    names = [put(records, DELETED, n + 1) for n in range(6)]
     for name in names[1:5]:
         records.copies.mend(name)
     for gone in (names[2], names[4]):

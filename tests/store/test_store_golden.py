@@ -82,7 +82,7 @@ def test_the_golden_files_are_a_store_that_reads_back(store: DirectoryBlobs) -> 
     ] == CHUNKS
     assert len([found for found in reader.scan(pack) if isinstance(found, Segment)]) == 3
     records = Records(store, keys)
-    assert [records.read(record) for record in records.list()] == [record for record, _ in RECORDS.values()]
+    assert [records.read(record) for record in records.list()] == list(RECORDS.values())
 
 
 def test_the_golden_master_key_is_the_line_that_the_format_describes() -> None:
@@ -187,15 +187,33 @@ def test_the_golden_chunks_have_the_ids_that_the_format_describes(store: Directo
     ]
 
 
+def test_the_golden_head_opens_by_hand_as_the_format_describes() -> None:
+    data = golden("head.bin")
+    magic, version, zero, tenant, nonce = struct.unpack("<8sHH16s12s", data[:40])
+    assert (magic, version, zero) == (b"STADHEAD", 1, 0)
+    assert names()["head.bin"] == f"heads/{tenant.hex()}"
+    key = derive("staddle.v1 record key", open_keys("keys-1.bin")["root"])
+    opened = AESGCM(key).decrypt(nonce, data[40:], data[:40])
+    assert struct.unpack("<Q", opened) == (len(RECORDS),)
+
+
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_golden_record_opens_by_hand_as_the_format_describes(kind: str) -> None:
     data = golden(f"record-{kind}.bin")
-    magic, version, zero, tenant, record_id, nonce = struct.unpack("<8sHH16s16s12s", data[:56])
+    magic, version, zero, tenant, record_id, sequence, previous, nonce = struct.unpack(
+        "<8sHH16s16sQ32s12s", data[:96]
+    )
     assert (magic, version, zero) == (b"STADRECD", 1, 0)
-    now_ms = RECORDS[kind][1] // 1_000_000
-    assert names()[f"record-{kind}.bin"] == f"records/{tenant.hex()}/{now_ms:012x}-{record_id.hex()}"
+    assert sequence == list(RECORDS).index(kind) + 1
+    assert names()[f"record-{kind}.bin"] == f"records/{tenant.hex()}/{sequence:012x}-{record_id.hex()}"
     key = derive("staddle.v1 record key", open_keys("keys-1.bin")["root"])
-    body = msgspec.msgpack.decode(AESGCM(key).decrypt(nonce, data[56:], data[:56]))
+    opened = AESGCM(key).decrypt(nonce, data[96:], data[:96])
+    if sequence == 1:
+        assert previous == bytes(32)
+    if sequence < len(RECORDS):
+        after = golden(f"record-{list(RECORDS)[sequence]}.bin")
+        assert after[52:84] == derive("staddle.v1 record link", data[12:84] + opened)
+    body = msgspec.msgpack.decode(opened)
     assert body.pop("type") == kind
     if kind == "committed":
         assert list(body) == [
@@ -235,6 +253,7 @@ def test_a_golden_record_opens_by_hand_as_the_format_describes(kind: str) -> Non
                 "min_retention_s": 86_400,
                 "at_ns": COMMIT_NS + 7,
             },
+            "forgotten": {"spans": [[3, 5], [9, 9]], "at_ns": COMMIT_NS + 9},
             "tenant_settings": {"grace_s": 3_600, "at_ns": COMMIT_NS + 8},
         }
         assert body == expected[kind]

@@ -20,10 +20,11 @@ from staddle_server.store.records import (
     Records,
     TenantRecord,
     UndeletedRecord,
-    is_record_name,
+    encode_record,
     record_name,
+    sequence_of,
 )
-from staddle_server.types import EMPTY_ROOT, Kind, Root, Scope, TenantKeys
+from staddle_server.types import EMPTY_ROOT, NO_LINK, Kind, Place, Root, Scope, TenantKeys, record_link
 from store_data import tenant_keys
 
 NOW_NS = 1_700_000_000_123_456_789
@@ -56,48 +57,91 @@ RECORDS: list[Record] = [
 ]
 
 
+FIRST = Place(1, NO_LINK)
+
+
+def put(records: Records, record: Record, place: Place = FIRST, record_id: bytes = ID) -> str:
+    return records.put(encode_record(record), place, record_id)
+
+
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_record_reads_back_as_it_was_put(blobs: Blobs, keys: TenantKeys, record: Record) -> None:
-    name = Records(blobs, keys).put(record, NOW_NS)
+    place = Place(77, bytes(range(32)))
+    name = put(Records(blobs, keys), record, place)
     assert Records(blobs, keys).read(name) == record
     assert type(Records(blobs, keys).read(name)) is type(record)
+    stored = Records(blobs, keys).stored(name)
+    assert stored == (record, place, record_link(keys.tenant, ID, place, encode_record(record)))
 
 
-def test_records_are_listed_in_the_order_of_their_time(
+def test_records_are_listed_in_the_order_of_their_chain(
     blobs: Blobs, keys: TenantKeys, other_keys: TenantKeys
 ) -> None:
     records = Records(blobs, keys)
-    times = [NOW_NS + 1_000_000 * i for i in (5, 0, 3, 900_000_000_000, 1)]
-    names = {time: records.put(DeletedRecord(ID, time), time) for time in times}
-    Records(blobs, other_keys).put(DeletedRecord(ID, 1), 1)
-    assert list(records.list()) == [names[time] for time in sorted(times)]
+    numbers = (6, 1, 4, 900_000_000_000, 2)
+    names = {number: put(records, DeletedRecord(ID, 1), Place(number, NO_LINK)) for number in numbers}
+    put(Records(blobs, other_keys), DeletedRecord(ID, 1))
+    assert list(records.list()) == [names[number] for number in sorted(numbers)]
     assert len(list(Records(blobs, other_keys).list())) == 1
 
 
-def test_a_record_that_is_put_again_under_its_id_is_there_once(blobs: Blobs, keys: TenantKeys) -> None:
+def test_a_record_that_is_put_again_at_its_place_is_there_once(blobs: Blobs, keys: TenantKeys) -> None:
     records = Records(blobs, keys)
-    names = {records.put(COMMITTED, NOW_NS, ID) for _ in range(3)}
+    names = {put(records, COMMITTED) for _ in range(3)}
     assert list(records.list()) == sorted(names)
-    assert names == {record_name(keys.tenant, NOW_NS, ID)}
+    assert names == {record_name(keys.tenant, 1, ID)}
 
 
-def test_an_id_that_stands_for_another_record_is_refused(blobs: Blobs, keys: TenantKeys) -> None:
+def test_a_place_that_has_another_record_is_refused(blobs: Blobs, keys: TenantKeys) -> None:
     records = Records(blobs, keys)
-    name = records.put(DeletedRecord(ID, 1), NOW_NS, ID)
+    name = put(records, DeletedRecord(ID, 1))
     with pytest.raises(BlobExists):
-        records.put(UndeletedRecord(ID, 1), NOW_NS, ID)
+        put(records, UndeletedRecord(ID, 1))
+    with pytest.raises(BlobExists):
+        put(records, DeletedRecord(ID, 1), Place(1, bytes(range(32))))
     assert records.read(name) == DeletedRecord(ID, 1)
 
 
-def test_records_put_without_an_id_are_each_their_own(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_each_record_is_sealed_under_a_nonce_of_its_own(memory: MemoryBlobs, keys: TenantKeys) -> None:
     records = Records(memory, keys)
-    assert len({records.put(COMMITTED, NOW_NS) for _ in range(100)}) == 100
-    nonces = {data[44:56] for data in memory.objects.values()}
+    for number in range(1, 101):
+        put(records, COMMITTED, Place(number, NO_LINK))
+    nonces = {data[84:96] for data in memory.objects.values()}
     assert len(nonces) == 100
 
 
+def test_the_head_says_which_record_is_the_newest(memory: MemoryBlobs, keys: TenantKeys) -> None:
+    head = Records(memory, keys).head
+    with pytest.raises(BlobMissing, match=head.name):
+        head.read()
+    for number in (1, 2, 2**47):
+        head.write(number)
+        assert Records(memory, keys).head.read() == number
+    assert list(memory.objects) == [head.name]
+
+
+def test_every_flipped_bit_and_every_cut_of_a_head_is_damage_that_names_it(
+    memory: MemoryBlobs, keys: TenantKeys, other_keys: TenantKeys
+) -> None:
+    head = Records(memory, keys).head
+    head.write(7)
+    data = memory.objects[head.name]
+    wrong = [data[:length] for length in range(len(data))] + [data + b"x"]
+    for bit in range(len(data) * 8):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        wrong.append(bytes(damaged))
+    other = Records(memory, other_keys).head
+    other.write(9)
+    wrong.append(memory.objects[other.name])
+    for each in wrong:
+        memory.objects[head.name] = each
+        with pytest.raises(Damaged, match=head.name):
+            head.read()
+
+
 def test_a_missing_record_is_named(blobs: Blobs, keys: TenantKeys) -> None:
-    name = record_name(keys.tenant, NOW_NS, ID)
+    name = record_name(keys.tenant, 1, ID)
     with pytest.raises(BlobMissing, match=name):
         Records(blobs, keys).read(name)
 
@@ -106,7 +150,7 @@ def test_every_flipped_bit_and_every_cut_of_a_record_is_damage_that_names_it(
     memory: MemoryBlobs, keys: TenantKeys
 ) -> None:
     records = Records(memory, keys)
-    name = records.put(DeletedRecord(ID, NOW_NS), NOW_NS)
+    name = put(records, DeletedRecord(ID, NOW_NS))
     data = memory.objects[name]
     for bit in range(len(data) * 8):
         damaged = bytearray(data)
@@ -123,9 +167,9 @@ def test_every_flipped_bit_and_every_cut_of_a_record_is_damage_that_names_it(
 def test_a_record_under_another_name_or_tenant_is_damage(
     memory: MemoryBlobs, keys: TenantKeys, other_keys: TenantKeys
 ) -> None:
-    name = Records(memory, keys).put(DeletedRecord(ID, NOW_NS), NOW_NS, ID)
-    moved = record_name(keys.tenant, NOW_NS, bytes(16))
-    planted = record_name(other_keys.tenant, NOW_NS, ID)
+    name = put(Records(memory, keys), DeletedRecord(ID, NOW_NS))
+    moved = record_name(keys.tenant, 1, bytes(16))
+    planted = record_name(other_keys.tenant, 1, ID)
     memory.objects[moved] = memory.objects[planted] = memory.objects[name]
     with pytest.raises(Damaged, match="another one"):
         Records(memory, keys).read(moved)
@@ -145,27 +189,27 @@ def test_a_record_over_its_limit_is_neither_written_nor_read(memory: MemoryBlobs
     tags = {f"{i}": "x" * 16_000 for i in range(64)}
     huge = msgspec.structs.replace(COMMITTED, tags=tags, host="x" * 16_000, principal="x" * 16_000)
     with pytest.raises(ValueError, match="at most"):
-        records.put(huge, NOW_NS)
+        put(records, huge)
     assert memory.objects == {}
-    name = record_name(keys.tenant, NOW_NS, ID)
+    name = record_name(keys.tenant, 1, ID)
     memory.objects[name] = bytes(RECORD_BYTES_MAX + 1)
     with pytest.raises(Damaged, match=name):
         records.read(name)
 
 
-@pytest.mark.parametrize(("time_ns", "record_id"), [(-1, ID), (2**48 * 1_000_000, ID), (0, ID[1:]), (0, b"")])
-def test_a_name_that_no_record_has_is_refused(keys: TenantKeys, time_ns: int, record_id: bytes) -> None:
+@pytest.mark.parametrize(("sequence", "record_id"), [(0, ID), (-1, ID), (2**48, ID), (1, ID[1:]), (1, b"")])
+def test_a_name_that_no_record_has_is_refused(keys: TenantKeys, sequence: int, record_id: bytes) -> None:
     with pytest.raises(ValueError, match="record's name"):
-        record_name(keys.tenant, time_ns, record_id)
+        record_name(keys.tenant, sequence, record_id)
 
 
-@given(st.integers(0, 2**48 - 1), st.binary(min_size=16, max_size=16), st.integers(0, 85))
-def test_only_a_name_that_a_record_is_given_is_one(time_ms: int, record_id: bytes, at: int) -> None:
-    name = record_name(tenant_keys("here").tenant, time_ms * 1_000_000, record_id)
-    assert is_record_name(name)
+@given(st.integers(1, 2**48 - 1), st.binary(min_size=16, max_size=16), st.integers(0, 85))
+def test_only_a_name_that_a_record_is_given_is_one(sequence: int, record_id: bytes, at: int) -> None:
+    name = record_name(tenant_keys("here").tenant, sequence, record_id)
+    assert sequence_of(name) == sequence
     for wrong in (name[:-1], name + "0", name[1:], name.upper(), f"old/{name}", name.replace("-", "")):
-        assert not is_record_name(wrong)
-    assert not is_record_name(name[:at] + "g" + name[at + 1 :])
+        assert sequence_of(wrong) is None
+    assert sequence_of(name[:at] + "g" + name[at + 1 :]) is None
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -195,9 +239,9 @@ CHANGES: list[dict[str, Any]] = [
 
 def seal(keys: TenantKeys, body: bytes) -> dict[str, bytes]:
     """A record around any body, as one who has the tenant's keys could make it."""
-    head = b"STADRECD" + bytes([1, 0, 0, 0]) + keys.tenant + ID + bytes(12)
+    head = b"STADRECD" + bytes([1, 0, 0, 0]) + keys.tenant + ID + bytes([1, *bytes(7)]) + NO_LINK + bytes(12)
     data = head + AESGCM(secrets_of(keys).record_key).encrypt(bytes(12), body, head)
-    return {record_name(keys.tenant, NOW_NS, ID): data}
+    return {record_name(keys.tenant, 1, ID): data}
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -35,7 +35,7 @@ _QUERIES = {
         "SELECT b.id, t.id, d.name, b.number, b.kind, b.scope, b.base, b.upload, b.request_id, b.principal, b.begin_ns, "
         "b.commit_ns, b.deleted_ns IS NULL, b.root_level, b.root_digest, b.entry_count, b.data_bytes, b.stored_bytes, "
         "b.added, b.content_changed, b.metadata_changed, b.removed, b.metadata_kept, b.tags, b.host, b.source_root, "
-        "b.retain_until_ns, b.hold_ns, b.hold_reason, b.record_written FROM backups b "
+        "b.retain_until_ns, b.hold_ns, b.hold_reason FROM backups b "
         "JOIN datasets d ON b.dataset = d.row JOIN tenants t ON b.tenant = t.row WHERE b.purged_ns IS NULL"
     ),
     "packs": (
@@ -129,9 +129,9 @@ def files_of(catalog: Catalog, store: Path, tenant: bytes, backup: bytes) -> dic
 
 
 def link_store(store: Path, to: Path) -> None:
-    """A copy of a store in use, as docs/operations.md says it: records first, then all that they rely on."""
+    """A copy of a store in use, as docs/operations.md says it: heads first, then records, then all that they rely on."""
     to.mkdir(parents=True)
-    for part in ("records", "format", "keys", "packs"):
+    for part in ("heads", "records", "format", "keys", "packs"):
         if (store / part).is_dir():
             shutil.copytree(store / part, to / part, copy_function=_link)
         elif (store / part).exists():

@@ -17,6 +17,8 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog import open_catalog
 from staddle_server.catalog.retention import Retentions
 from staddle_server.errors import Unavailable
+from staddle_server.session.records import as_pending, finish_missing
+from staddle_server.session.tenant import Tenants
 from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore, keys_name
 from staddle_server.store.records import (
@@ -27,7 +29,9 @@ from staddle_server.store.records import (
     Records,
     RetainedRecord,
     TenantSettingsRecord,
+    encode_record,
 )
+from staddle_server.types import NO_LINK, Place
 from staddle_server.upkeep.rebuild import NothingOpens, Rebuilding
 from thin import Source, back_up, backups, datasets, noise, reason, restore, wait_until
 
@@ -214,7 +218,7 @@ def test_what_was_decided_about_tenants_datasets_and_backups_is_rebuilt(running,
         back_up(stub, "www", {"a": noise(1000, seed)}, host="h", root="/r") for seed in (1, 2, 3)
     )
     ids = [bytes.fromhex(each.id) for each in (one, two, three)]
-    records = records_of(running)
+    catalog = running.catalog
     for record in (
         HeldRecord(ids[0], "www", "case 12", 50),
         RetainedRecord(ids[1], NOW_NS, 60),
@@ -225,7 +229,8 @@ def test_what_was_decided_about_tenants_datasets_and_backups_is_rebuilt(running,
         PolicyRecord("later", '{"keep_daily":7}', 0, 110),
         TenantSettingsRecord(3_600, 120),
     ):
-        records.put(record, record.at_ns)
+        catalog.tenants.keep_records(running.tenant, [as_pending(running.tenant, record)])
+    finish_missing(Tenants(running.blobs, catalog, running.keys).get(running.tenant), catalog)
     report, _ = rebuild_in_place(running)
     assert (report.backups, report.deleted, report.purged, report.problems) == (2, 0, 1, [])
     found = facts_of(running.catalog)
@@ -247,8 +252,8 @@ def test_what_was_decided_about_tenants_datasets_and_backups_is_rebuilt(running,
         "",
         '{"keep_daily":7}',
     )
-    assert found["backups"][(ids[0],)][-3:-1] == (50, "case 12")
-    assert found["backups"][(ids[1],)][-4] == NOW_NS
+    assert found["backups"][(ids[0],)][-2:] == (50, "case 12")
+    assert found["backups"][(ids[1],)][-3] == NOW_NS
     stub = running.stub()
     assert back_up(stub, "www", {"b": b"1"}).number == 4, "the number of a purged backup is not given again"
     with pytest.raises(grpc.RpcError) as refused:
@@ -523,7 +528,8 @@ def test_a_lost_record_is_noticed_where_another_one_speaks_of_its_backup(running
     (record,) = (path for path in objects(running, "records") if path.name.endswith(one.id))
     record.unlink()
     report, _ = rebuild_in_place(running)
-    assert [each.what for each in report.problems] == [f"backup {one.id}"]
+    assert [each.what for each in report.problems] == [f"records/{running.tenant.hex()}", f"backup {one.id}"]
+    assert "record 2 of tenant default is missing" in report.problems[0].message
 
 
 def test_a_tenant_whose_keys_are_damaged_is_named_and_the_others_are_rebuilt(running):
@@ -534,6 +540,7 @@ def test_a_tenant_whose_keys_are_damaged_is_named_and_the_others_are_rebuilt(run
     flip(running.root / "store" / keys_name(other, 1), 60)
     report, _ = rebuild_in_place(running)
     assert sorted(each.what for each in report.problems) == [
+        f"heads/{other.hex()}",
         f"keys/{other.hex()}",
         f"packs/{other.hex()}",
         f"records/{other.hex()}",
@@ -595,7 +602,9 @@ def test_two_tenants_of_one_name_are_both_rebuilt(running):
     """A catalog that was put back from a copy does not know the tenant, and another one is made."""
     back_up(running.stub(), "www", {"a": b"1"})
     keys = KeyStore(running.blobs, bytes(range(32))).create("default", NOW_NS)
-    Records(running.blobs, keys).put(PolicyRecord("x", "", 0, 1), 1)
+    records = Records(running.blobs, keys)
+    records.put(encode_record(PolicyRecord("x", "", 0, 1)), Place(1, NO_LINK), bytes(16))
+    records.head.write(1)
     report, _ = rebuild_in_place(running)
     assert (report.tenants, report.problems) == (2, [])
     names = {each.id: each.name for each in running.catalog.tenants.list_all()}

@@ -186,9 +186,10 @@ def test_records_that_are_missing_or_damaged_are_found(running):
     for record in records:
         before = record.read_bytes()
         record.unlink()
-        (found,) = check(running)[0]
+        found, gap = check(running)[0]
         assert (found.kind, found.severity) == ("record", "damage")
         assert any(what in found.message for what in (first.id, second.id, "the tenant default"))
+        assert (gap.kind, gap.severity) == ("record-missing", "damage")
         record.write_bytes(before)
         flip(record, 80)
         found, _ = check(running)

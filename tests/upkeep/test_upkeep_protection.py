@@ -12,6 +12,7 @@ from sqlalchemy import select, text
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog import protection_of, schema
 from staddle_server.catalog.decisions import is_protected
+from staddle_server.errors import Unavailable
 from staddle_server.session.tenant import Tenants
 from staddle_server.store import records as rec
 from staddle_server.store.directory import DirectoryBlobs, Files
@@ -269,15 +270,24 @@ def test_every_decision_has_its_record_and_a_replay_writes_none(running):
     assert policies == [("", 10 * DAY), ("", 20 * DAY)]
 
 
-def test_raising_the_minimum_does_not_contradict_a_committed_record_that_was_written_unheard(running):
+def test_raising_the_minimum_does_not_contradict_a_committed_record_that_was_written_unheard(
+    running, monkeypatch
+):
     """The record is in the store, but the catalog did not hear so; meanwhile the backup's retention is raised."""
     stub = running.stub()
-    backup = back_up(stub, "www", {"a": b"1"})
-    with running.catalog.database.write() as connection:
-        connection.execute(text("UPDATE backups SET record_written = 0"))
+
+    def unheard(*_):
+        raise Unavailable("STORE_UNAVAILABLE", "the catalog does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(running.catalog.backups), "mark_records_written", unheard)
+        with pytest.raises(grpc.RpcError):
+            back_up(stub, "www", {"a": b"1"})
+    assert len(records(running, rec.CommittedRecord)) == 1
     minimum(stub, 10)
     running.restart()
     assert running.service.finished_records == 0
+    (backup,) = backups(running.stub(), "www")
     assert protected(running.stub(), backup)["by"] == "retention"
     assert len(records(running, rec.CommittedRecord)) == 1
     assert len(records(running, rec.RetainedRecord)) == 1

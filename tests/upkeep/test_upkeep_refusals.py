@@ -11,7 +11,7 @@ from harm import flip
 from staddle.v1 import service_pb2 as sv
 from staddle_server.errors import Conflict, Unavailable
 from staddle_server.store.pack import pack_name
-from staddle_server.store.records import PurgedRecord, TenantRecord
+from staddle_server.store.records import ForgottenRecord, PurgedRecord, TenantRecord
 from staddle_server.upkeep import collector as collecting
 from staddle_server.upkeep import removing
 from thin import Source, back_up, backups, noise
@@ -363,5 +363,5 @@ def test_a_purged_backup_whose_record_is_not_durable_counts_as_there(garbage, mo
     records = garbage.collector()._tenants.get(running.tenant).records
     assert PurgedRecord in [type(records.read(name)) for name in records.list()]
     garbage.collect_all()
-    assert [type(records.read(name)) for name in records.list()] == [TenantRecord]
+    assert [type(records.read(name)) for name in records.list()] == [TenantRecord, ForgottenRecord]
     assert garbage.count("backups") == 0

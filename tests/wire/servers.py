@@ -22,6 +22,7 @@ from staddle_server.session.clock import SystemClock
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.types import TokenRole
 
 Stub = service_pb2_grpc.StaddleServiceStub
@@ -86,7 +87,9 @@ class Running:
         """A further tenant, by its id."""
         now_ns = time.time_ns()
         keys = self.keys.create(name, now_ns)
-        self.catalog.tenants.create(keys.tenant, name, now_ns)
+        self.catalog.tenants.create(
+            keys.tenant, name, now_ns, record=encode_record(TenantRecord(name, now_ns))
+        )
         return keys.tenant
 
     def stop(self) -> None:

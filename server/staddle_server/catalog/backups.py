@@ -1,5 +1,6 @@
 """Backups: looking at them, picking one, hiding and showing them, and the records that must follow."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, delete, select, update
@@ -10,8 +11,9 @@ from staddle_server.catalog.decisions import keep_pending, require_unprotected
 from staddle_server.catalog.dialect import Database
 from staddle_server.catalog.rows import backup_not_found, backup_of, dataset_row, lock_backup, select_backups
 from staddle_server.catalog.tenants import Tenants
-from staddle_server.catalog.values import Backup, MissingRecords, PendingRecord
-from staddle_server.catalog.words import ID_BYTES, rfc3339
+from staddle_server.catalog.values import Backup, PendingRecord
+from staddle_server.catalog.words import ID_BYTES, batches, rfc3339
+from staddle_server.types import Place
 
 PREFIX_DIGITS_MIN: Final = 4
 
@@ -108,38 +110,27 @@ class Backups:
                     require_unprotected(found, now_ns)
                 this = update(schema.backups).where(_b.id == backup)
                 connection.execute(this.values(deleted_ns=now_ns if deleted else None))
-                keep_pending(connection, tenant_row, now_ns, [record])
+                keep_pending(connection, tenant_row, [record])
             return backup_of(connection.execute(select_backups().where(_b.id == backup)).one()), changed
 
-    def records_missing(self) -> MissingRecords:
-        """Of all tenants: what was decided and has no durable record yet. For start-up, and for a replayed commit."""
-        tenants = self._tenants.list_all(unrecorded_only=True)
+    def pending_records(self, tenant: bytes | None = None) -> list[PendingRecord]:
+        """What was decided and has no durable record yet, each tenant's in the order of its chain; of all tenants, or of one."""
+        query = (
+            select(_p.id, schema.tenants.c.id, _p.body, _p.sequence, _p.previous)
+            .join_from(schema.pending_records, schema.tenants, _p.tenant == schema.tenants.c.row)
+            .order_by(schema.tenants.c.id, _p.sequence)
+        )
         with self._database.read() as connection:
-            backups = connection.execute(
-                select_backups().where(~_b.record_written).order_by(_b.commit_ns, _b.id)
-            )
-            pending = connection.execute(
-                select(_p.id, schema.tenants.c.id, _p.body)
-                .join_from(schema.pending_records, schema.tenants, _p.tenant == schema.tenants.c.row)
-                .order_by(_p.created_ns, _p.id)
-            )
-            return MissingRecords(
-                tenants, [backup_of(row) for row in backups], [PendingRecord(*row) for row in pending]
-            )
+            if tenant is not None:
+                query = query.where(_p.tenant == self._tenants.row(connection, tenant))
+            return [PendingRecord(*row[:3], Place(*row[3:])) for row in connection.execute(query)]
 
-    def mark_record_written(self, tenant: bytes, backup: bytes) -> None:
-        """The backup's `committed` record is durable in the store."""
-        with self._database.write() as connection:
-            mine = _b.tenant == self._tenants.row(connection, tenant)
-            connection.execute(
-                update(schema.backups).where(_b.id == backup, mine).values(record_written=True)
-            )
-
-    def mark_pending_written(self, tenant: bytes, record: bytes) -> None:
-        """The pending record is durable in the store, and no longer pending."""
+    def mark_records_written(self, tenant: bytes, records: Iterable[bytes]) -> None:
+        """These pending records are durable in the store, and no longer pending."""
         with self._database.write() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
-            connection.execute(delete(schema.pending_records).where(_p.id == record, mine))
+            for some in batches(records):
+                connection.execute(delete(schema.pending_records).where(_p.id.in_(some), mine))
 
     def _of_dataset(self, connection: Connection, tenant: bytes, dataset: str) -> ColumnElement[bool]:
         row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)

@@ -2,27 +2,47 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, Connection, insert
+from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from staddle_server import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.values import Backup, PendingRecord, Protection
 from staddle_server.catalog.words import check_id, rfc3339
+from staddle_server.types import Place, record_link
 
+_t = schema.tenants.c
 _b = schema.backups.c
 _d = schema.datasets.c
 
 
 def keep_pending(
-    connection: Connection, tenant_row: int, now_ns: int, records: Iterable[PendingRecord]
+    connection: Connection,
+    tenant_row: int,
+    records: Iterable[PendingRecord],
+    *,
+    purges: bytes | None = None,
 ) -> None:
-    """Keeps records in the transaction that decides what they say. Whoever called writes them before it answers."""
+    """Keeps records in the transaction that decides what they say, and gives each its place in the tenant's chain.
+
+    The caller writes them to the store before it answers. `purges` names the backup that they end.
+    """
+    records = list(records)
+    if not records:
+        return
+    chain = select(_t.id, _t.records_sequence, _t.records_link).where(_t.row == tenant_row).with_for_update()
+    tenant, sequence, link = connection.execute(chain).one()
     rows = []
     for record in records:
         check_id("record", record.id)
-        rows.append({"id": record.id, "tenant": tenant_row, "body": record.body, "created_ns": now_ns})
-    if rows:
-        connection.execute(insert(schema.pending_records), rows)
+        sequence += 1
+        place = Place(sequence, link)
+        rows.append(
+            {"id": record.id, "tenant": tenant_row, "body": record.body, "purges": purges, **place._asdict()}
+        )
+        link = record_link(tenant, record.id, place, record.body)
+    connection.execute(insert(schema.pending_records), rows)
+    newest = {"records_sequence": sequence, "records_link": link}
+    connection.execute(update(schema.tenants).where(_t.row == tenant_row).values(**newest))
 
 
 def protection_of(backup: Backup, now_ns: int) -> Protection | None:

@@ -77,8 +77,11 @@ class Rebuild:
         self._database = catalog.database
         self._tenants = catalog.tenants
 
-    def add_tenant(self, tenant: Tenant, grace_s: int, decided_ns: int) -> None:
-        """A tenant, whose garbage nobody collects before an operator says so, and whose newest decision was made then."""
+    def add_tenant(self, tenant: Tenant, grace_s: int, decided_ns: int, newest: int, link: bytes) -> None:
+        """A tenant, whose garbage nobody collects before an operator says so.
+
+        Its newest decision was made at `decided_ns`; its newest record has the number `newest` and this link.
+        """
         with self._database.write() as connection:
             connection.execute(
                 insert(schema.tenants),
@@ -88,7 +91,9 @@ class Rebuild:
                     "created_ns": tenant.created_ns,
                     "keys_version": tenant.keys_version,
                     "wrapped_keys": tenant.wrapped_keys,
-                    "record_written": tenant.record_written,
+                    "records_sequence": newest,
+                    "records_link": link,
+                    "records_rebuilt": newest,
                     "grace_s": grace_s,
                     "gc_waits": True,
                     "decided_ns": decided_ns,
@@ -184,7 +189,6 @@ def _backup_columns(backup: RebuiltBackup, tenant_row: int, dataset_row: int) ->
         "tags": pack_tags(backup.tags),
         "host": backup.host,
         "source_root": backup.source_root,
-        "record_written": True,
         "retain_until_ns": backup.retain_until_ns,
         "hold_ns": backup.hold_ns,
         "hold_reason": backup.hold_reason,

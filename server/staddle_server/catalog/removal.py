@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, delete, exists, func, select, update
 
 from staddle_server.catalog import schema
 from staddle_server.catalog.collection import is_gone, is_root
 from staddle_server.catalog.collector import require_fence
-from staddle_server.catalog.decisions import is_protected
+from staddle_server.catalog.decisions import is_protected, keep_pending
 from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.values import (
@@ -20,7 +20,7 @@ from staddle_server.catalog.values import (
     PurgeableBackup,
     Waiting,
 )
-from staddle_server.catalog.words import NS, batches, check_id
+from staddle_server.catalog.words import NS, batches
 from staddle_server.types import Root
 
 _b = schema.backups.c
@@ -73,7 +73,6 @@ class Removal:
 
         Its dataset and the backup itself are locked, so that a hold or an undelete comes before, or finds it gone.
         """
-        check_id("record", record.id)
         with self._database.write() as connection:
             require_fence(connection, fence)
             tenant_row = self._tenants.row(connection, tenant)
@@ -84,16 +83,7 @@ class Removal:
             if connection.execute(may).one_or_none() is None:
                 return False
             connection.execute(update(schema.backups).where(_b.id == backup).values(purged_ns=now_ns))
-            connection.execute(
-                insert(schema.pending_records),
-                {
-                    "id": record.id,
-                    "tenant": tenant_row,
-                    "body": record.body,
-                    "created_ns": now_ns,
-                    "purges": backup,
-                },
-            )
+            keep_pending(connection, tenant_row, [record], purges=backup)
             return True
 
     def known(self, tenant: bytes, backups: Iterable[bytes]) -> dict[bytes, bool]:

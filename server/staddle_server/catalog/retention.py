@@ -98,16 +98,16 @@ class Retentions:
             if hold is None or hold.reason != reason:
                 hold = Hold(reason, now_ns)
                 _update_dataset(connection, row, hold_ns=now_ns, hold_reason=reason)
-                keep_pending(connection, row.tenant, now_ns, [record])
+                keep_pending(connection, row.tenant, [record])
             return hold
 
-    def release_dataset(self, tenant: bytes, dataset: str, now_ns: int, record: PendingRecord) -> None:
+    def release_dataset(self, tenant: bytes, dataset: str, record: PendingRecord) -> None:
         """Releases a dataset's hold; those of its backups stay. Where there is none, `record` is not kept."""
         with self._database.write() as connection:
             row = self._locked(connection, tenant, dataset)
             if row.hold_ns is not None:
                 _update_dataset(connection, row, hold_ns=None, hold_reason="")
-                keep_pending(connection, row.tenant, now_ns, [record])
+                keep_pending(connection, row.tenant, [record])
 
     def hold_backup(
         self, tenant: bytes, backup: bytes, reason: str, now_ns: int, record: PendingRecord
@@ -118,31 +118,29 @@ class Retentions:
             found = lock_backup(connection, tenant_row, backup)
             if found.hold is not None and found.hold.reason == reason:
                 return found
-            keep_pending(connection, tenant_row, now_ns, [record])
+            keep_pending(connection, tenant_row, [record])
             return _update_backup(connection, backup, hold_ns=now_ns, hold_reason=reason)
 
-    def release_backup(self, tenant: bytes, backup: bytes, now_ns: int, record: PendingRecord) -> Backup:
+    def release_backup(self, tenant: bytes, backup: bytes, record: PendingRecord) -> Backup:
         """Releases a backup's own hold; that of its dataset stays. Where there is none, `record` is not kept."""
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             found = lock_backup(connection, tenant_row, backup)
             if found.hold is None:
                 return found
-            keep_pending(connection, tenant_row, now_ns, [record])
+            keep_pending(connection, tenant_row, [record])
             return _update_backup(connection, backup, hold_ns=None, hold_reason="")
 
     # --- retention times
 
-    def retain(
-        self, tenant: bytes, backup: bytes, until_ns: int, now_ns: int, record: PendingRecord
-    ) -> Backup:
+    def retain(self, tenant: bytes, backup: bytes, until_ns: int, record: PendingRecord) -> Backup:
         """Keeps a backup from being deleted before `until_ns`. Where that is no later than before, `record` is not kept."""
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             found = lock_backup(connection, tenant_row, backup)
             if until_ns <= found.retain_until_ns:
                 return found
-            keep_pending(connection, tenant_row, now_ns, [record])
+            keep_pending(connection, tenant_row, [record])
             return _update_backup(connection, backup, retain_until_ns=until_ns)
 
     def change(
@@ -178,7 +176,7 @@ class Retentions:
             if after.minimum_s > before.minimum_s:
                 moved = _move_later(connection, row, after.minimum_s * NS)
                 records += [retained(backup, until_ns) for backup, until_ns in moved]
-            keep_pending(connection, row.tenant, now_ns, records)
+            keep_pending(connection, row.tenant, records)
             return after
 
     # --- plans
@@ -222,7 +220,7 @@ class Retentions:
             for some in batches(backups):
                 connection.execute(update(schema.backups).where(_b.id.in_(some)).values(deleted_ns=now_ns))
             _update_dataset(connection, row, applied_plan=plan, applied_ns=now_ns)
-            keep_pending(connection, row.tenant, now_ns, map(deleted, backups))
+            keep_pending(connection, row.tenant, map(deleted, backups))
             return _applied(connection, dataset_row(connection, row.tenant, dataset), plan) or Applied(
                 now_ns, []
             )

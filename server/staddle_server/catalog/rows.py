@@ -68,7 +68,6 @@ def backup_of(row: Row[Any]) -> Backup:
         tags=unpack_tags(row.tags),
         host=row.host,
         source_root=row.source_root,
-        record_written=row.record_written,
         purge_ns=_purge_ns(row),
         retain_until_ns=row.retain_until_ns,
         hold=hold_of(row.hold_ns, row.hold_reason),

@@ -51,7 +51,11 @@ tenants = Table(
     Column("created_ns", BigInteger, nullable=False),
     Column("keys_version", Integer, nullable=False),
     Column("wrapped_keys", LargeBinary, nullable=False),
-    Column("record_written", Boolean, nullable=False),
+    # The chain of the tenant's records: the number and the link of the newest one that was decided on.
+    Column("records_sequence", BigInteger, nullable=False),
+    Column("records_link", DIGEST, nullable=False),
+    # Records up to this number were decided by an earlier catalog: what they said is known only as far as they could be read.
+    Column("records_rebuilt", BigInteger, nullable=False),
     # How long a deleted backup can be brought back.
     Column("grace_s", BigInteger, nullable=False, server_default=text(str(GRACE_S))),
     # After a rebuild nothing is collected before an operator has said so.
@@ -136,7 +140,6 @@ backups = Table(
     Column("tags", Text, nullable=False),
     Column("host", Text, nullable=False),
     Column("source_root", Text, nullable=False),
-    Column("record_written", Boolean, nullable=False),
     # From then on it is gone for good; the row stays for as long as an open upload has it as its base.
     Column("purged_ns", BigInteger),
     Column("retain_until_ns", BigInteger, nullable=False, server_default=text("0")),
@@ -147,12 +150,6 @@ backups = Table(
 Index("backups_begin", backups.c.dataset, backups.c.begin_ns)
 _deleted = text("deleted_ns IS NOT NULL")
 Index("backups_deleted", backups.c.deleted_ns, sqlite_where=_deleted, postgresql_where=_deleted)
-Index(
-    "backups_unrecorded",
-    backups.c.id,
-    sqlite_where=text("record_written = 0"),
-    postgresql_where=text("NOT record_written"),
-)
 
 uploads = Table(
     "uploads",
@@ -298,7 +295,8 @@ pending_records = Table(
     Column("id", ID, primary_key=True),
     Column("tenant", ROW, ForeignKey("tenants.row"), nullable=False),
     Column("body", LargeBinary, nullable=False),
-    Column("created_ns", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("previous", DIGEST, nullable=False),
     Column(
         "purges", ID
     ),  # the backup that a `purged` record ends: until it is durable, the backup counts as there

@@ -1,17 +1,19 @@
 """Tenants: the key and dedup domains."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import Connection, Row, Select, select, update
 
 from staddle_server import errors
 from staddle_server.catalog import schema
+from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.values import PendingRecord, Tenant
 from staddle_server.catalog.words import check_id, check_name
+from staddle_server.types import NO_LINK
 
 _t = schema.tenants.c
 GC_FAILURE_CHARS_MAX = 1000
@@ -27,11 +29,18 @@ class Tenants:
         self._deciding = threading.RLock()
 
     def create(
-        self, tenant: bytes, name: str, now_ns: int, *, keys_version: int = 1, wrapped_keys: bytes = b""
+        self,
+        tenant: bytes,
+        name: str,
+        now_ns: int,
+        *,
+        record: bytes,
+        keys_version: int = 1,
+        wrapped_keys: bytes = b"",
     ) -> Tenant:
-        """Makes a tenant. BAD_FIELD for a name that is not one, or is taken.
+        """Makes a tenant, and keeps its record, the first of its chain, as pending under the tenant's own id.
 
-        Its record counts as missing until `mark_record_written`.
+        BAD_FIELD for a name that is not one, or is taken.
         """
         check_id("tenant", tenant)
         check_name("tenant", name)
@@ -44,12 +53,15 @@ class Tenants:
                     "created_ns": now_ns,
                     "keys_version": keys_version,
                     "wrapped_keys": wrapped_keys,
-                    "record_written": False,
+                    "records_sequence": 0,
+                    "records_link": NO_LINK,
+                    "records_rebuilt": 0,
                 },
             )
             if made.rowcount != 1:
                 raise errors.BadRequest("BAD_FIELD", f"There is already a tenant {name!r}", field="name")
-        return Tenant(tenant, name, now_ns, keys_version, wrapped_keys, record_written=False)
+            keep_pending(connection, self.row(connection, tenant), [PendingRecord(tenant, tenant, record)])
+        return Tenant(tenant, name, now_ns, keys_version, wrapped_keys)
 
     def get(self, tenant: bytes) -> Tenant | None:
         """The tenant with this id."""
@@ -59,13 +71,10 @@ class Tenants:
         """The tenant with this name."""
         return self._one(_select().where(_t.name == name))
 
-    def list_all(self, *, unrecorded_only: bool = False) -> list[Tenant]:
-        """All of them, by name; or only those whose record is not known to be durable."""
-        query = _select().order_by(_t.name)
-        if unrecorded_only:
-            query = query.where(~_t.record_written)
+    def list_all(self) -> list[Tenant]:
+        """All of them, by name."""
         with self._database.read() as connection:
-            return [_tenant(row) for row in connection.execute(query)]
+            return [_tenant(row) for row in connection.execute(_select().order_by(_t.name))]
 
     def set_keys(self, tenant: bytes, keys_version: int, wrapped_keys: bytes) -> None:
         """Remembers the newest wrapped keys. An older version than is known changes nothing."""
@@ -76,25 +85,22 @@ class Tenants:
                 .values(keys_version=keys_version, wrapped_keys=wrapped_keys)
             )
 
-    def mark_record_written(self, tenant: bytes) -> None:
-        """Its record is durable in the store."""
-        with self._database.write() as connection:
-            connection.execute(update(schema.tenants).where(_t.id == tenant).values(record_written=True))
+    def newest_record(self, tenant: bytes) -> int:
+        """The number of the newest record that was decided on."""
+        with self._database.read() as connection:
+            query = select(_t.records_sequence).where(_t.row == self.row(connection, tenant))
+            return int(connection.execute(query).scalar_one())
 
-    def set_grace(self, tenant: bytes, grace_s: int, now_ns: int, record: PendingRecord) -> None:
+    def keep_records(self, tenant: bytes, records: Iterable[PendingRecord]) -> None:
+        """Keeps records as pending that say nothing new: what was lost, or what may be forgotten."""
+        with self._database.write() as connection:
+            keep_pending(connection, self.row(connection, tenant), records)
+
+    def set_grace(self, tenant: bytes, grace_s: int, record: PendingRecord) -> None:
         """How long a deleted backup can be brought back from now on; keeps `record` as pending in the same transaction."""
-        check_id("record", record.id)
         with self._database.write() as connection:
             connection.execute(update(schema.tenants).where(_t.id == tenant).values(grace_s=grace_s))
-            connection.execute(
-                insert(schema.pending_records),
-                {
-                    "id": record.id,
-                    "tenant": self.row(connection, tenant),
-                    "body": record.body,
-                    "created_ns": now_ns,
-                },
-            )
+            keep_pending(connection, self.row(connection, tenant), [record])
 
     @contextmanager
     def deciding(self, tenant: bytes, now_ns: int) -> Iterator[int]:
@@ -161,7 +167,6 @@ def _select() -> Select[Any]:
         _t.created_ns,
         _t.keys_version,
         _t.wrapped_keys,
-        _t.record_written,
         _t.grace_s,
         _t.gc_waits,
         _t.gc_failure,
@@ -175,7 +180,6 @@ def _tenant(row: Row[Any]) -> Tenant:
         row.created_ns,
         row.keys_version,
         row.wrapped_keys,
-        row.record_written,
         row.grace_s,
         row.gc_waits,
         row.gc_failure,

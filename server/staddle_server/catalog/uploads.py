@@ -1,12 +1,13 @@
 """Uploads: begun, resumed, moved on by checkpoints, and closed by exactly one of commit, abort and expiry."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from staddle_server import errors, limits
 from staddle_server.catalog import begin, schema
+from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.packs import publish
 from staddle_server.catalog.rows import (
@@ -33,6 +34,7 @@ from staddle_server.catalog.values import (
     ExpiredUpload,
     MissingChunk,
     NewBackup,
+    PendingRecord,
     Principal,
     Terms,
     Upload,
@@ -186,11 +188,13 @@ class Uploads:
         *,
         packs: Sequence[PackSummary],
         backup: NewBackup,
+        record: Callable[[Backup], bytes],
         now_ns: int,
         missing_removed: Iterable[bytes] = (),
     ) -> Backup:
         """Makes the upload a backup, with the next number in its dataset. From then on it exists, durably.
 
+        `record` encodes what the store is told of the backup, kept as pending under the backup's id in the same transaction.
         A replay under the same epoch answers the backup that the first one made, and changes nothing (BACKUP_NOT_FOUND once
         that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was. The upload's claims stay: a later mark, which
         has read the manifest, lifts them.
@@ -212,7 +216,9 @@ class Uploads:
                 .where(_u.id == upload)
                 .values(state=UploadState.COMMITTED.value, backup=backup.id, last_failure="")
             )
-            return _backup(connection, backup.id)
+            made = _backup(connection, backup.id)
+            keep_pending(connection, row.tenant, [PendingRecord(made.id, tenant, record(made))])
+            return made
 
     def abort(self, tenant: bytes, upload: bytes, epoch: int) -> Upload:
         """Gives the upload up, and its claims. A replay changes nothing."""
@@ -318,7 +324,6 @@ def _insert_backup(connection: Connection, upload: Row[Any], new: NewBackup, now
             "tags": upload.tags,
             "host": upload.host,
             "source_root": upload.root,
-            "record_written": False,
             "retain_until_ns": now_ns + dataset.min_retention_s * NS if dataset.min_retention_s else 0,
         },
     )

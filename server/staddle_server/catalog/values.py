@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from staddle_server.catalog.words import NS
 from staddle_server.limits import GRACE_S
-from staddle_server.types import Kind, Root, Scope, TokenRole, UploadState
+from staddle_server.types import NO_LINK, Kind, Place, Root, Scope, TokenRole, UploadState
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,6 @@ class Tenant:
     created_ns: int
     keys_version: int
     wrapped_keys: bytes
-    record_written: bool
     grace_s: int = GRACE_S
     gc_waits: bool = False
     gc_failure: str = ""
@@ -212,7 +211,6 @@ class Backup:
     tags: Mapping[str, str]
     host: str
     source_root: str
-    record_written: bool
     purge_ns: int | None
     retain_until_ns: int
     hold: Hold | None
@@ -283,19 +281,12 @@ class Dataset:
 
 
 class PendingRecord(NamedTuple):
-    """A record that was decided on and may not be in the store yet. `body` is the caller's own."""
+    """A record that was decided on and may not be in the store yet. `body` is the caller's own; `place` is given by the catalog."""
 
     id: bytes
     tenant: bytes
     body: bytes
-
-
-class MissingRecords(NamedTuple):
-    """What start-up has to write before it serves: decisions whose record is not known to be durable."""
-
-    tenants: list[Tenant]
-    backups: list[Backup]
-    pending: list[PendingRecord]
+    place: Place = Place(0, NO_LINK)
 
 
 class PackParity(NamedTuple):
@@ -425,7 +416,6 @@ class BackupFacts(NamedTuple):
     id: bytes
     dataset: str
     commit_ns: int
-    record_written: bool
     deleted_ns: int | None
     purged_ns: int | None
     retain_until_ns: int
@@ -442,10 +432,18 @@ class DatasetFacts(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the catalog says that the records of a tenant say too. `pending`: some of it is still on its way there."""
+    """What the catalog says that the records of a tenant say too.
+
+    Attributes:
+        pending: The ids of records that are still on their way to the store.
+        recorded: All records up to this number are durable.
+        rebuilt: Those up to this number were decided by an earlier catalog.
+
+    """
 
     backups: dict[bytes, BackupFacts]
     datasets: dict[str, DatasetFacts]
     grace_s: int
-    record_written: bool
-    pending: bool
+    pending: frozenset[bytes]
+    recorded: int
+    rebuilt: int

@@ -20,6 +20,7 @@ _c = schema.chunks.c
 _b = schema.backups.c
 _s = schema.datasets.c
 _t = schema.tenants.c
+_r = schema.pending_records.c
 _LIVE = _p.state == schema.PACK_LIVE
 
 
@@ -149,13 +150,15 @@ class Verification:
         """What was decided in a tenant, all at one moment."""
         with self._database.read() as connection:
             row = self._tenants.row(connection, tenant)
-            own = connection.execute(select(_t.grace_s, _t.record_written).where(_t.row == row)).one()
+            own = connection.execute(
+                select(_t.grace_s, _t.records_sequence, _t.records_rebuilt).where(_t.row == row)
+            ).one()
             query = select(
-                _b.id, _s.name, _b.commit_ns, _b.record_written, _b.deleted_ns, _b.purged_ns, _b.retain_until_ns,
+                _b.id, _s.name, _b.commit_ns, _b.deleted_ns, _b.purged_ns, _b.retain_until_ns,
                 _b.hold_ns, _b.hold_reason,
             ).join_from(schema.backups, schema.datasets)  # fmt: skip
             backups = {
-                each.id: BackupFacts(*each[:7], None if each.hold_ns is None else each.hold_reason)
+                each.id: BackupFacts(*each[:6], None if each.hold_ns is None else each.hold_reason)
                 for each in connection.execute(query.where(_b.tenant == row))
             }
             settings = select(_s.name, _s.policy, _s.min_retention_s, _s.hold_ns, _s.hold_reason)
@@ -163,9 +166,11 @@ class Verification:
                 each.name: DatasetFacts(*each[:3], None if each.hold_ns is None else each.hold_reason)
                 for each in connection.execute(settings.where(_s.tenant == row))
             }
-            waiting = select(func.count()).where(schema.pending_records.c.tenant == row)
-            pending = connection.execute(waiting).scalar_one() > 0
-        return Facts(backups, datasets, own.grace_s, own.record_written, pending)
+            waiting = select(_r.id, _r.sequence).where(_r.tenant == row)
+            pending = {each.id: each.sequence for each in connection.execute(waiting)}
+        # They become durable in the order of the chain.
+        recorded = min([own.records_sequence, *(sequence - 1 for sequence in pending.values())])
+        return Facts(backups, datasets, own.grace_s, frozenset(pending), recorded, own.records_rebuilt)
 
 
 def _packs() -> Any:

@@ -64,7 +64,7 @@ def check(
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
     plan = Plan(read=read_data is not None, share=(read_data or 100) / 100, random=Random(seed))  # noqa: S311  no secret
-    with open_rooms(data) as rooms, Line() as line:
+    with open_rooms(data, only_look=True) as rooms, Line() as line:
         told = _Told(line, as_json=as_json)
         checked = Check(rooms.kept(), plan, told, _progress(line))
         summary = checked.run(_tenants(rooms, tenant), all_tenants=tenant is None)
@@ -80,10 +80,17 @@ def check(
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")
+@click.option(
+    "--accept-lost-records",
+    is_flag=True,
+    help="Give up records that a rebuild did not find, with the decisions in them. Put them back from a copy instead if there is one.",
+)
 @_tenant_option
 @data_option
 @json_option
-def repair(*, dry_run: bool, tenant: str | None, data: DataDirectory, as_json: bool) -> None:
+def repair(
+    *, dry_run: bool, accept_lost_records: bool, tenant: str | None, data: DataDirectory, as_json: bool
+) -> None:
     """Mend what can be mended: keys, records, the index, and what can still be read of damaged packs.
 
     Works beside a running server, and discards nothing. Mends what is known to be damaged and what a look at each pack finds: run
@@ -91,7 +98,10 @@ def repair(*, dry_run: bool, tenant: str | None, data: DataDirectory, as_json: b
     """
     with open_rooms(data) as rooms, Line() as line:
         told = _Told(line, as_json=as_json)
-        done = Repair(rooms.kept(), told, _progress(line), dry_run=dry_run).run(_tenants(rooms, tenant))
+        repairing = Repair(
+            rooms.kept(), told, _progress(line), dry_run=dry_run, accept_lost_records=accept_lost_records
+        )
+        done = repairing.run(_tenants(rooms, tenant))
     told.end()
     if as_json:
         click.echo(json.dumps({"kind": "summary", **asdict(done)}))

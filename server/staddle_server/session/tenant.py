@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from staddle.chunking import ChunkerParameters, Cutter
 
@@ -28,6 +28,8 @@ class Tenant:
     blobs: Blobs
     packs: PackReader
     records: Records
+    recording: threading.Lock = field(default_factory=threading.Lock)
+    """Held while records are written: they become durable in the order of their chain."""
 
     def chunk_id(self, role: Role, digest: bytes) -> bytes:
         """The chunk's name at rest."""

@@ -16,7 +16,7 @@ from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
 from staddle_server.session.healing import LISTED_MAX, DamagedEntries, damaged_entries
 from staddle_server.session.progress import Progress, decode_progress
-from staddle_server.session.records import finish_backup
+from staddle_server.session.records import finish_record
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.session.writer import UploadWriter
 from staddle_server.types import EMPTY_ROOT, Entry, Root, UploadState
@@ -253,7 +253,7 @@ class Uploads:
         if upload.epoch != epoch:
             raise refusals.taken_over(upload_id, epoch, upload.epoch)
         backup = self._catalog.backups.get(principal.tenant, upload.backup)
-        finish_backup(self._tenants.get(principal.tenant), self._catalog, backup)
+        finish_record(self._tenants.get(principal.tenant), self._catalog, backup.id)
         return backup
 
     def abort(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:

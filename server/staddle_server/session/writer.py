@@ -33,7 +33,7 @@ from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.publisher import Publisher
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.received import OpenFile, Received
-from staddle_server.session.records import finish_backup
+from staddle_server.session.records import encode_committed, finish_record
 from staddle_server.session.tenant import Tenant
 from staddle_server.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
 
@@ -442,11 +442,12 @@ class UploadWriter:
                 self.upload.epoch,
                 packs=(),
                 backup=new,
+                record=encode_committed,
                 now_ns=self._clock.now_ns(),
             )
             what = f"is committed as backup {backup.id.hex()}"
             self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))
-        finish_backup(self._tenant, self._catalog, backup)
+        finish_record(self._tenant, self._catalog, backup.id)
         return backup
 
     def _check_complete(self, entry_count: int, data_bytes: int) -> None:

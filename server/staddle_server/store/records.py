@@ -3,7 +3,7 @@
 import os
 import struct
 from collections.abc import Iterator
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, NamedTuple, TypeAlias
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -19,7 +19,7 @@ from staddle_server.limits import (
     TAGS_MAX,
     TREE_HEIGHT_MAX,
 )
-from staddle_server.store.blobs import BlobExists, Blobs
+from staddle_server.store.blobs import BlobExists, Blobs, replace_object
 from staddle_server.store.copies import Copies
 from staddle_server.store.keys import (
     ID_BYTES,
@@ -31,19 +31,23 @@ from staddle_server.store.keys import (
     TenantName,
     secrets_of,
 )
-from staddle_server.types import EMPTY_ROOT, Kind, Root, Scope, TenantKeys
+from staddle_server.types import EMPTY_ROOT, Kind, Place, Root, Scope, TenantKeys, record_link
 
-_HEAD: Final = struct.Struct("<8sHH16s16s12s")
+_HEAD: Final = struct.Struct("<8sHH16s16sQ32s12s")
 _MAGIC: Final = b"STADRECD"
+_TOP: Final = struct.Struct("<8sHH16s12s")
+_TOP_MAGIC: Final = b"STADHEAD"
 _VERSION: Final = 1
-_NS_PER_MS: Final = 1_000_000
-_MS_MAX: Final = 2**48 - 1
+SEQUENCE_MAX: Final = 2**48 - 1
+SPANS_MAX: Final = 32_768
+"""Spans of sequence numbers in one `forgotten` record."""
 
 IdOrEmpty = Annotated[bytes, msgspec.Meta(max_length=ID_BYTES)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=DATASET_BYTES_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=ROOT_BYTES_MAX)]
 Tags = Annotated[dict[Text, Text], msgspec.Meta(max_length=TAGS_MAX)]
 Reason = Annotated[str, msgspec.Meta(max_length=HOLD_REASON_BYTES_MAX)]
+Sequence = Annotated[int, msgspec.Meta(ge=1, le=SEQUENCE_MAX)]
 RequestId = Annotated[str, msgspec.Meta(max_length=REQUEST_ID_BYTES_MAX)]
 
 
@@ -149,6 +153,17 @@ class PolicyRecord(msgspec.Struct, frozen=True, tag_field="type", tag="policy"):
     at_ns: Count
 
 
+class ForgottenRecord(msgspec.Struct, frozen=True, tag_field="type", tag="forgotten"):
+    """Records with these sequence numbers (first and last of each span) may be absent: later records say all that still counts."""
+
+    spans: Annotated[list[tuple[Sequence, Sequence]], msgspec.Meta(max_length=SPANS_MAX)]
+    at_ns: Count
+
+    def __post_init__(self) -> None:
+        if any(first > last for first, last in self.spans):
+            raise ValueError("a span ends before it begins")
+
+
 class TenantSettingsRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tenant_settings"):
     """The tenant's grace period from now on."""
 
@@ -165,9 +180,19 @@ Decision: TypeAlias = (
     | RetainedRecord
     | PolicyRecord
     | TenantSettingsRecord
+    | ForgottenRecord
 )
-"""What is decided in the catalog first, kept there as pending, and written then."""
+"""What is decided at a time of its own: of two about the same thing the later one counts."""
 Record: TypeAlias = TenantRecord | CommittedRecord | Decision
+
+
+class Stored(NamedTuple):
+    """A record as it is in the store: what it says, its place in the chain, and the link that the next one names."""
+
+    record: Record
+    place: Place
+    link: bytes
+
 
 _DECODER: Final[msgspec.msgpack.Decoder[Record]] = msgspec.msgpack.Decoder(Record)
 
@@ -204,23 +229,36 @@ def records_prefix(tenant: bytes) -> str:
     return f"records/{tenant.hex()}"
 
 
-def record_name(tenant: bytes, time_ns: int, record_id: bytes) -> str:
-    """The name of a record: names sort by time."""
-    time_ms = time_ns // _NS_PER_MS
-    if not 0 <= time_ms <= _MS_MAX or len(record_id) != ID_BYTES:
-        raise ValueError("a record's name needs a time from 1970 on and an id of 16 bytes")
-    return f"{records_prefix(tenant)}/{time_ms:012x}-{record_id.hex()}"
+def record_name(tenant: bytes, sequence: int, record_id: bytes) -> str:
+    """The name of a record: names sort by their place in the chain."""
+    if not 1 <= sequence <= SEQUENCE_MAX or len(record_id) != ID_BYTES:
+        raise ValueError("a record's name needs a sequence number from 1 on and an id of 16 bytes")
+    return f"{records_prefix(tenant)}/{sequence:012x}-{record_id.hex()}"
 
 
-def is_record_name(name: str) -> bool:
-    """Whether Staddle gives a record such a name."""
+def sequence_of(name: str) -> int | None:
+    """The sequence number in the name of a record; None: Staddle gives no record such a name."""
     parts = name.split("/")
-    time, dash, record_id = parts[-1].partition("-")
+    number, dash, record_id = parts[-1].partition("-")
     try:
-        tenant, time_ms, parsed = bytes.fromhex(parts[1]), int(time, 16), bytes.fromhex(record_id)
-        return bool(dash) and record_name(tenant, time_ms * _NS_PER_MS, parsed) == name
+        tenant, sequence, parsed = bytes.fromhex(parts[1]), int(number, 16), bytes.fromhex(record_id)
+        return sequence if dash and record_name(tenant, sequence, parsed) == name else None
     except (IndexError, ValueError):
+        return None
+
+
+def head_name(tenant: bytes) -> str:
+    """The name of a tenant's head."""
+    return f"heads/{tenant.hex()}"
+
+
+def is_head_name(name: str) -> bool:
+    """Whether Staddle gives a head such a name."""
+    try:
+        tenant = bytes.fromhex(name.partition("/")[2])
+    except ValueError:
         return False
+    return len(tenant) == ID_BYTES and head_name(tenant) == name
 
 
 class Records:
@@ -233,48 +271,88 @@ class Records:
         self._seal = AESGCM(secrets_of(keys).record_key)
         self.copies = Copies(blobs, self._parse, RECORD_BYTES_MAX)
         """The records with their second copies."""
+        self.head = Head(blobs, self._tenant, self._seal, random)
+        """What says which record is the newest."""
 
-    def put(self, record: Record, now_ns: int, record_id: bytes | None = None) -> str:
-        """Write a record and return its name: durable on return.
+    def put(self, body: bytes, place: Place, record_id: bytes) -> str:
+        """Write an encoded record at its place and return its name: durable on return.
 
-        With the same time and id it may be repeated: a record of the same content that is there already is success;
-        one of another content raises BlobExists. Without an id, each call writes one. Raises
-        msgspec.ValidationError for values that no record has, and what the blobs raise.
+        It may be repeated: the same record that is there already is success; another one with this place and id raises
+        BlobExists. Raises what the blobs raise.
         """
-        body = encode_record(record)
-        record_id = self._random(ID_BYTES) if record_id is None else record_id
-        name = record_name(self._tenant, now_ns, record_id)
+        name = record_name(self._tenant, place.sequence, record_id)
         nonce = self._random(NONCE_BYTES)
-        head = _HEAD.pack(_MAGIC, _VERSION, 0, self._tenant, record_id, nonce)
+        head = _HEAD.pack(_MAGIC, _VERSION, 0, self._tenant, record_id, *place, nonce)
         data = head + self._seal.encrypt(nonce, body, head)
         if len(data) > RECORD_BYTES_MAX:
             raise ValueError(f"a record has at most {RECORD_BYTES_MAX} bytes, not {len(data)}")
         try:
             self._blobs.put(name, data)
         except BlobExists:
-            if self.read(name) != record:
+            if self.stored(name).link != record_link(self._tenant, record_id, place, body):
                 raise
         return name
 
     def read(self, name: str) -> Record:
         """The record of that name, or what its copy says if it has one. Raises BlobMissing, or Damaged, which names it."""
+        return self.copies.read(name).record
+
+    def stored(self, name: str) -> Stored:
+        """The same with its place and link."""
         return self.copies.read(name)
 
     def list(self) -> Iterator[str]:
-        """The names of all records, oldest first; of those that are lost, too, if they have a copy."""
+        """The names of all records, in the order of the chain; of those that are lost, too, if they have a copy."""
         return self.copies.names(records_prefix(self._tenant))
 
-    def _parse(self, name: str, data: bytes) -> Record:
+    def _parse(self, name: str, data: bytes) -> Stored:
         if len(data) < _HEAD.size + TAG_BYTES:
             raise Damaged(f"the record {name} is damaged: it has {len(data)} bytes")
         head = data[: _HEAD.size]
-        magic, version, zero, tenant, record_id, nonce = _HEAD.unpack(head)
+        magic, version, zero, tenant, record_id, sequence, previous, nonce = _HEAD.unpack(head)
         if (magic, version, zero, tenant) != (_MAGIC, _VERSION, 0, self._tenant):
             raise Damaged(f"the record {name} is damaged: it has a wrong header")
-        if not name.endswith(f"-{record_id.hex()}"):
+        if not name.endswith(f"/{sequence:012x}-{record_id.hex()}"):
             raise Damaged(f"the record {name} is damaged: it is another one")
         try:
             body = self._seal.decrypt(nonce, data[_HEAD.size :], head)
         except InvalidTag as error:
             raise Damaged(f"the record {name} is damaged: its seal does not open") from error
-        return decode_record(body, name)
+        place = Place(sequence, previous)
+        return Stored(decode_record(body, name), place, record_link(tenant, record_id, place, body))
+
+
+class Head:
+    """The place of a tenant's newest record, so that the loss of the last records shows. Thread-safe.
+
+    It is replaced after each record, before the call that caused the record is answered.
+    """
+
+    def __init__(self, blobs: Blobs, tenant: bytes, seal: AESGCM, random: Random) -> None:
+        self._blobs = blobs
+        self._tenant = tenant
+        self._seal = seal
+        self._random = random
+        self.name: Final = head_name(tenant)
+
+    def write(self, sequence: int) -> None:
+        """Say that the record with this number is durable. Durable on return. Raises what the blobs raise."""
+        nonce = self._random(NONCE_BYTES)
+        head = _TOP.pack(_TOP_MAGIC, _VERSION, 0, self._tenant, nonce)
+        body = self._seal.encrypt(nonce, sequence.to_bytes(8, "little"), head)
+        replace_object(self._blobs, self.name, head + body)
+
+    def read(self) -> int:
+        """The number of the newest record. Raises BlobMissing, or Damaged, which names the object."""
+        size = self._blobs.size(self.name)
+        if size != _TOP.size + 8 + TAG_BYTES:
+            raise Damaged(f"the stored object {self.name} is damaged: it has {size} bytes")
+        data = self._blobs.read(self.name, 0, size)
+        head = data[: _TOP.size]
+        magic, version, zero, tenant, nonce = _TOP.unpack(head)
+        if (magic, version, zero, tenant) != (_TOP_MAGIC, _VERSION, 0, self._tenant):
+            raise Damaged(f"the stored object {self.name} is damaged: it has a wrong header")
+        try:
+            return int.from_bytes(self._seal.decrypt(nonce, data[_TOP.size :], head), "little")
+        except InvalidTag as error:
+            raise Damaged(f"the stored object {self.name} is damaged: its seal does not open") from error

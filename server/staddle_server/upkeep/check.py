@@ -13,10 +13,11 @@ from staddle_server.errors import Damaged, StaddleError
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
+from staddle_server.store.records import records_prefix
 from staddle_server.upkeep.examine import Examined, Examiner, Fault, Pace
 from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
-from staddle_server.upkeep.recorded import missing_records, read_records, unknown_backups
+from staddle_server.upkeep.recorded import Said, missing_records, read_records, unknown_backups
 
 
 @dataclass
@@ -157,8 +158,26 @@ class _OfTenant:
             self._tenant, self._catalog, self._row, self._check.kept.clock.now_ns()
         )
         self._check.summary.records += said.count + len(said.damaged)
+        newer = said.chain.newest - self._catalog.tenants.newest_record(self._tenant.id)
+        if newer > 0:
+            self._check.emit(
+                Finding(
+                    "older-catalog",
+                    DAMAGE,
+                    f"the catalog is older than its store: it does not know {newer} of the newest decisions of tenant "
+                    f"{self._tenant.name}; put the newest copy of it back, or run `rebuild --replace`",
+                    tenant=self._tenant.name,
+                )
+            )
+            wanted = []  # what an older catalog says may have been decided otherwise since
         for finding in record_findings(self._tenant, said.damaged, [each.what for each in wanted]):
             self._check.emit(finding)
+        facts = self._catalog.verification.facts(self._tenant.id)
+        for finding in chain_findings(self._tenant, said, facts.rebuilt):
+            self._check.emit(finding)
+        head = head_finding(self._tenant, said.chain.newest)
+        if head is not None:
+            self._check.emit(head)
         unknown = unknown_backups(said, self._catalog.verification.facts(self._tenant.id))
         if unknown:
             # One that was purged between the two looks has a record of that by now.
@@ -298,6 +317,51 @@ def record_findings(tenant: Tenant, damaged: dict[str, str], missing: Iterable[s
     for name, message in damaged.items():
         found.append(Finding("record", severity, message + why, tenant=tenant.name, object=name))
     return found
+
+
+def chain_findings(tenant: Tenant, said: Said, rebuilt: int) -> Iterator[Finding]:
+    """Records that are gone, and such as do not follow one another. What a rebuild did not find, nothing knows any more."""
+    for span in said.missing:
+        known = span.first > rebuilt
+        then = (
+            "the catalog knows all that still counts of it, and `repair` writes that again"
+            if known
+            else "the catalog was rebuilt without it, so what it said is lost. Put the object back from a copy of the store and "
+            "rebuild again; or accept the loss with `repair --accept-lost-records`"
+        )
+        yield Finding(
+            "record-missing",
+            DAMAGE,
+            f"{span} of tenant {tenant.name} {'is' if span.first == span.last else 'are'} missing in the store: {then}",
+            tenant=tenant.name,
+            object=records_prefix(tenant.id),
+        )
+    for words in said.chain.breaks:
+        yield Finding(
+            "record-order",
+            DAMAGE,
+            f"{words}: records of two histories are mixed, as when an older catalog was put back. Rebuild the catalog",
+            tenant=tenant.name,
+            object=records_prefix(tenant.id),
+        )
+
+
+def head_finding(tenant: Tenant, newest: int) -> Finding | None:
+    """The tenant's head, if it does not say that there is a record with the number `newest`."""
+    head = tenant.records.head
+    try:
+        if head.read() >= newest:
+            return None
+        why = f"the stored object {head.name} is older than the newest record"
+    except Damaged as e:
+        why = e.message
+    return Finding(
+        "head",
+        DAMAGE,
+        f"{why}: a rebuild could not tell whether the newest records are there; `repair` writes it again",
+        tenant=tenant.name,
+        object=head.name,
+    )
 
 
 def pack_findings(tenant: Tenant, seen: Examined, hurt: Hurt) -> Iterator[Finding]:

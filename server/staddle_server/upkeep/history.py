@@ -13,6 +13,7 @@ from staddle_server.limits import GRACE_S
 from staddle_server.store.records import (
     CommittedRecord,
     DeletedRecord,
+    ForgottenRecord,
     HeldRecord,
     PolicyRecord,
     PurgedRecord,
@@ -95,6 +96,8 @@ class History:
         match record:
             case TenantRecord():
                 self.tenant_made = True
+            case ForgottenRecord():
+                pass  # of no backup, and of no dataset: the chain reads it
             case TenantSettingsRecord():
                 key = (record.at_ns, True, name)
                 if self._grace is None or key > self._grace.key:

@@ -14,6 +14,7 @@ from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.store.records import (
     CommittedRecord,
     DeletedRecord,
+    ForgottenRecord,
     HeldRecord,
     PurgedRecord,
     Record,
@@ -44,6 +45,8 @@ class Decided:
     """The name and time (ns) of the `purged` record, by backup."""
     others: dict[bytes, list[str]] = field(default_factory=dict)
     """The names of all other records of a backup; of one that is not purged, not of all kinds."""
+    forgotten: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    """What the `forgotten` records say, by their names."""
     known: dict[bytes, bool] = field(default_factory=dict)
     """Of those in `purged`: whether the catalog has them as purged; those that it does not know are left out."""
 
@@ -85,7 +88,9 @@ def read_decided(turn: Turn) -> Decided:
 
 def _take(turn: Turn, name: str, found: Decided, unknown: set[bytes]) -> None:
     record = _read(turn, name)
-    if isinstance(record, PurgedRecord):
+    if isinstance(record, ForgottenRecord):
+        found.forgotten[name] = record.spans
+    elif isinstance(record, PurgedRecord):
         found.purged[record.backup] = (name, record.at_ns)
     elif isinstance(record, _OF_A_BACKUP) and record.backup:
         found.others.setdefault(record.backup, []).append(name)

@@ -58,7 +58,7 @@ class Protection:
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = ReleasedRecord(backup=b"", dataset=dataset, at_ns=at_ns)
             self._catalog.retention.release_dataset(
-                principal.tenant, dataset, now_ns, as_pending(principal.tenant, record)
+                principal.tenant, dataset, as_pending(principal.tenant, record)
             )
         self._finish(principal)
 
@@ -68,7 +68,7 @@ class Protection:
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = ReleasedRecord(backup=found.id, dataset=dataset, at_ns=at_ns)
             backup = self._catalog.retention.release_backup(
-                principal.tenant, found.id, now_ns, as_pending(principal.tenant, record)
+                principal.tenant, found.id, as_pending(principal.tenant, record)
             )
         self._finish(principal)
         return backup
@@ -83,7 +83,7 @@ class Protection:
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = RetainedRecord(backup=found.id, until_ns=until_ns, at_ns=at_ns)
             backup = self._catalog.retention.retain(
-                principal.tenant, found.id, until_ns, now_ns, as_pending(principal.tenant, record)
+                principal.tenant, found.id, until_ns, as_pending(principal.tenant, record)
             )
         self._finish(principal)
         return backup

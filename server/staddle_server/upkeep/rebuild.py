@@ -22,8 +22,9 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing, Blobs
 from staddle_server.store.keys import KeyStore, Tenant, keys_name, parse_keys_name
 from staddle_server.store.pack import PackReader, packs_prefix, parse_pack_name
-from staddle_server.store.records import Records, is_record_name, record_name, records_prefix
-from staddle_server.types import TenantKeys
+from staddle_server.store.records import ForgottenRecord, Records, is_head_name, records_prefix, sequence_of
+from staddle_server.types import NO_LINK, TenantKeys
+from staddle_server.upkeep.chain import Chain
 from staddle_server.upkeep.contents import Contents, read_contents
 from staddle_server.upkeep.history import History, Renumbered
 from staddle_server.upkeep.reached import Reached
@@ -123,8 +124,11 @@ class Rebuilding:
         """
         opened = self._open_tenants()
         for tenant in opened:
-            history, damaged = self._read_records(tenant)
-            self._rebuild.add_tenant(tenant.row, history.grace_s, history.last_ns)
+            history, chain, damaged = self._read_records(tenant)
+            newest = max(chain.newest, self._head(tenant, chain))
+            link = chain.link if chain.newest == newest else NO_LINK
+            self._rebuild.add_tenant(tenant.row, history.grace_s, history.last_ns, newest, link)
+            self._name_missing(tenant, chain, newest)
             self._report.tenants += 1
             self._add_packs(tenant)
             self._add_datasets(tenant, history)
@@ -191,7 +195,6 @@ class Rebuilding:
             created_ns=tenant.created_ns,
             keys_version=version,
             wrapped_keys=self._object(keys_name(tenant.tenant, version)),
-            record_written=self._is_there(record_name(tenant.tenant, tenant.created_ns, tenant.tenant)),
         )
 
     def _object(self, name: str) -> bytes:
@@ -201,30 +204,59 @@ class Rebuilding:
         except (Damaged, Unavailable):
             return b""
 
-    def _is_there(self, name: str) -> bool:
-        try:
-            self._blobs.size(name)
-        except BlobMissing:
-            return False
-        return True
-
     # ------------------------------------------------------------------ records
 
-    def _read_records(self, tenant: _Opened) -> tuple[History, set[bytes]]:
-        """What the records come to, and the ids of those that cannot be read."""
-        history, damaged = History(), set[bytes]()
+    def _read_records(self, tenant: _Opened) -> tuple[History, Chain, set[bytes]]:
+        """What the records come to, their chain, and the ids of those that cannot be read."""
+        history, chain, damaged = History(), Chain(), set[bytes]()
         records = Records(self._blobs, tenant.keys)
         for count, name in enumerate(records.list()):
             self._show("records", count)
-            if not is_record_name(name):
+            if sequence_of(name) is None:
                 continue
             try:
-                history.add(records.read(name), name)
-                self._report.records += 1
+                stored = records.stored(name)
             except (Damaged, Unavailable) as e:
                 damaged.add(bytes.fromhex(name[-32:]))
                 self._report.problem(name, e.message)
-        return history, damaged
+                chain.take(name, None)
+                continue
+            history.add(stored.record, name)
+            chain.take(name, stored)
+            if isinstance(stored.record, ForgottenRecord):
+                chain.forget(stored.record.spans)
+            self._report.records += 1
+        return history, chain, damaged
+
+    def _head(self, tenant: _Opened, chain: Chain) -> int:
+        """The number of the newest record, as the tenant's head says it; 0 where nothing says it."""
+        head = Records(self._blobs, tenant.keys).head
+        try:
+            return head.read()
+        except BlobMissing:
+            if chain.newest > 1:  # the first one is written before it
+                self._report.problem(
+                    head.name, "it is missing: whether the newest records are there cannot be told"
+                )
+        except (Damaged, Unavailable) as e:
+            self._report.problem(
+                head.name, f"{e.message}: whether the newest records are there cannot be told"
+            )
+        return 0
+
+    def _name_missing(self, tenant: _Opened, chain: Chain, newest: int) -> None:
+        """Records that are gone: what they said is lost with the old catalog."""
+        for span in chain.missing(newest):
+            self._report.problem(
+                records_prefix(tenant.id),
+                f"{span} of tenant {tenant.row.name} {'is' if span.first == span.last else 'are'} missing, and so is what "
+                "was decided in them: a backup, a deletion, a hold, a policy. Put the objects back from a copy of the store, "
+                "and rebuild again",
+            )
+        for words in chain.breaks:
+            self._report.problem(
+                records_prefix(tenant.id), f"{words}: two histories of this store were mixed"
+            )
 
     def _name_orphans(self, backups: set[bytes]) -> None:
         """Decisions about a backup that no record made: that record is lost, and the backup with it."""
@@ -377,6 +409,8 @@ def _owner(kind: str, name: str) -> bytes | None:
         return _keys_owner(name)
     if kind == "packs":
         return None if _pack_of(name) is None else bytes.fromhex(name.split("/")[1])
-    if kind == "records" and is_record_name(name):
+    if kind == "records" and sequence_of(name) is not None:
+        return bytes.fromhex(name.split("/")[1])
+    if kind == "heads" and is_head_name(name):
         return bytes.fromhex(name.split("/")[1])
     return None

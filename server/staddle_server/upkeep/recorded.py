@@ -13,6 +13,7 @@ from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.records import (
     DeletedRecord,
+    ForgottenRecord,
     HeldRecord,
     PolicyRecord,
     PurgedRecord,
@@ -23,24 +24,29 @@ from staddle_server.store.records import (
     TenantSettingsRecord,
     UndeletedRecord,
 )
+from staddle_server.upkeep.chain import Chain, Span
 from staddle_server.upkeep.history import History
 
 
 class Wanted(NamedTuple):
-    """A record that the catalog implies and the store lacks: what it says, and of when."""
+    """A record that the catalog implies and the store lacks: what it says in words."""
 
     what: str
     record: Record
-    time_ns: int
 
 
 @dataclass
 class Said:
-    """What a tenant's records say together, and those of them that do not open, with the reason."""
+    """What a tenant's records say together, and those of them that do not open, with the reason.
+
+    `missing`: numbers of records that the catalog decided on, and that are gone without a word about that.
+    """
 
     history: History = field(default_factory=History)
+    chain: Chain = field(default_factory=Chain)
     count: int = 0
     damaged: dict[str, str] = field(default_factory=dict)
+    missing: list[Span] = field(default_factory=list)
 
 
 def read_records(tenant: Tenant) -> Said:
@@ -48,12 +54,18 @@ def read_records(tenant: Tenant) -> Said:
     said = Said()
     for name in tenant.records.list():
         try:
-            said.history.add(tenant.records.read(name), name)
-            said.count += 1
+            stored = tenant.records.stored(name)
         except BlobMissing:
-            continue  # it was there a moment ago, and records are never replaced: whoever took it away is found by what it said
+            continue  # it was there a moment ago: the chain says whether it may be gone
         except Damaged as e:
             said.damaged[name] = e.message
+            said.chain.take(name, None)
+            continue
+        said.history.add(stored.record, name)
+        said.chain.take(name, stored)
+        if isinstance(stored.record, ForgottenRecord):
+            said.chain.forget(stored.record.spans)
+        said.count += 1
     return said
 
 
@@ -65,7 +77,7 @@ def missing_records(
     What is being decided meanwhile is not taken for missing: only what two looks in a row find missing is.
     """
     said, wanted = _look(tenant, catalog, row, now_ns)
-    if not wanted:
+    if not wanted and not said.missing:
         return said, []
     before = {each.what for each in wanted}
     said, wanted = _look(tenant, catalog, row, now_ns)
@@ -75,11 +87,13 @@ def missing_records(
 def _look(tenant: Tenant, catalog: Catalog, row: TenantRow, now_ns: int) -> tuple[Said, list[Wanted]]:
     facts = catalog.verification.facts(tenant.id)
     said = read_records(tenant)
+    said.missing = said.chain.missing(facts.recorded)
     wanted: list[Wanted] = []
-    if facts.record_written and not said.history.tenant_made:
+    if tenant.id not in facts.pending and not said.history.tenant_made:
         record = TenantRecord(name=row.name, created_ns=row.created_ns)
-        wanted.append(Wanted(f"the tenant {row.name} was made", record, row.created_ns))
-    if not facts.pending:
+        wanted.append(Wanted(f"the tenant {row.name} was made", record))
+    # A decision on its way may be about anything; the record of a backup or of the tenant is about that alone.
+    if not facts.pending - facts.backups.keys() - {tenant.id}:
         # What is said now is later than all that was said, or it would not count.
         wanted += _wanted(catalog, tenant.id, facts, said.history, max(now_ns, said.history.last_ns + 1))
     return said, wanted
@@ -89,11 +103,11 @@ def _wanted(catalog: Catalog, tenant: bytes, facts: Facts, said: History, at_ns:
     wanted: list[Wanted] = []
     if facts.grace_s != said.grace_s:
         record = TenantSettingsRecord(grace_s=facts.grace_s, at_ns=at_ns)
-        wanted.append(Wanted(f"deleted backups stay for {facts.grace_s} s", record, at_ns))
+        wanted.append(Wanted(f"deleted backups stay for {facts.grace_s} s", record))
     for dataset in facts.datasets.values():
         wanted += _of_dataset(dataset, said, at_ns)
     for backup in facts.backups.values():
-        if backup.id not in said.committed and backup.record_written:
+        if backup.id not in said.committed and backup.id not in facts.pending:
             wanted += _committed(catalog.backups.get(tenant, backup.id))
         wanted += _of_backup(backup, said, at_ns)
     return wanted
@@ -101,7 +115,7 @@ def _wanted(catalog: Catalog, tenant: bytes, facts: Facts, said: History, at_ns:
 
 def _committed(backup: Backup) -> list[Wanted]:
     what = f"backup {backup.id.hex()} ({backup.dataset} #{backup.number}) was committed"
-    return [Wanted(what, committed_record(backup), backup.commit_ns)]
+    return [Wanted(what, committed_record(backup))]
 
 
 def _of_dataset(dataset: DatasetFacts, said: History, at_ns: int) -> list[Wanted]:
@@ -110,7 +124,7 @@ def _of_dataset(dataset: DatasetFacts, said: History, at_ns: int) -> list[Wanted
         policy = PolicyRecord(
             dataset=dataset.name, policy=dataset.policy, min_retention_s=dataset.min_retention_s, at_ns=at_ns
         )
-        wanted.append(Wanted(f"the retention of dataset {dataset.name}", policy, at_ns))
+        wanted.append(Wanted(f"the retention of dataset {dataset.name}", policy))
     wanted += _hold(b"", dataset.name, dataset.hold, said, at_ns)
     return wanted
 
@@ -121,17 +135,17 @@ def _of_backup(backup: BackupFacts, said: History, at_ns: int) -> list[Wanted]:
     if backup.purged_ns is not None:
         if not said.is_purged(backup.id):
             purged = PurgedRecord(backup=backup.id, at_ns=backup.purged_ns)
-            wanted.append(Wanted(f"{name} was purged", purged, backup.purged_ns))
+            wanted.append(Wanted(f"{name} was purged", purged))
         return wanted
     if backup.deleted_ns is not None and not said.is_deleted(backup.id):
         deleted = DeletedRecord(backup=backup.id, at_ns=at_ns)
-        wanted.append(Wanted(f"{name} was deleted", deleted, at_ns))
+        wanted.append(Wanted(f"{name} was deleted", deleted))
     if backup.deleted_ns is None and said.is_deleted(backup.id):
         undeleted = UndeletedRecord(backup=backup.id, at_ns=at_ns)
-        wanted.append(Wanted(f"{name} was taken back", undeleted, at_ns))
+        wanted.append(Wanted(f"{name} was taken back", undeleted))
     if backup.retain_until_ns > said.retain_until_ns(backup.id):
         retained = RetainedRecord(backup=backup.id, until_ns=backup.retain_until_ns, at_ns=at_ns)
-        wanted.append(Wanted(f"{name} is retained", retained, at_ns))
+        wanted.append(Wanted(f"{name} is retained", retained))
     wanted += _hold(backup.id, backup.dataset, backup.hold, said, at_ns)
     return wanted
 
@@ -141,11 +155,9 @@ def _hold(backup: bytes, dataset: str, reason: str | None, said: History, at_ns:
     what = f"backup {backup.hex()}" if backup else f"dataset {dataset}"
     if reason is not None and reason != there:
         held = HeldRecord(backup=backup, dataset=dataset, reason=reason, at_ns=at_ns)
-        return [Wanted(f"{what} is held", held, at_ns)]
+        return [Wanted(f"{what} is held", held)]
     if reason is None and there is not None:
-        return [
-            Wanted(f"{what} was released", ReleasedRecord(backup=backup, dataset=dataset, at_ns=at_ns), at_ns)
-        ]
+        return [Wanted(f"{what} was released", ReleasedRecord(backup=backup, dataset=dataset, at_ns=at_ns))]
     return []
 
 

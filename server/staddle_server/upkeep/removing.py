@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 
+from staddle_server.catalog.words import batches
 from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.parity import remove_parity
-from staddle_server.store.records import PurgedRecord
+from staddle_server.store.records import SPANS_MAX, ForgottenRecord, PurgedRecord, sequence_of
+from staddle_server.upkeep.chain import merge_spans
 from staddle_server.upkeep.looking import Decided, Objects
 from staddle_server.upkeep.turn import NS, Turn
 
@@ -91,27 +93,60 @@ def sweep_orphans(turn: Turn, found: Objects, before_ns: int) -> None:
 def forget(turn: Turn, decided: Decided) -> None:
     """Removes the records of backups that were purged a reap grace ago, and their rows.
 
-    The `purged` record goes last: a `committed` one without it would bring the backup back at a rebuild, with nothing of it
-    left, and would make this catalog look older than the store.
+    That these records may be absent is durable before the first one goes. The `purged` record of a backup goes last: a
+    `committed` one without it would bring the backup back at a rebuild, with nothing of it left, and would make this catalog
+    look older than the store.
     """
     before_ns = turn.reaped_before_ns()
-    for gone in decided.gone:
-        turn.tick()
-        _remove_records(turn, gone.backup, decided)
-        turn.catalog.removal.forget(turn.tenant.id, turn.fence, gone.backup)
+    rows = [gone.backup for gone in decided.gone]
+    # Purged before this catalog was made: only the records are left of these.
+    rest = [
+        backup
+        for backup, (_, at_ns) in decided.purged.items()
+        if backup not in decided.known and at_ns <= before_ns
+    ]
+    names = {backup: _records_of(backup, decided) for backup in [*rows, *rest]}
+    folded = _say_forgotten(turn, decided, [name for of_backup in names.values() for name in of_backup])
+    for backup in rows:
+        _remove_records(turn, names[backup])
+        turn.catalog.removal.forget(turn.tenant.id, turn.fence, backup)
         turn.report.backups_forgotten += 1
-    for backup, (_, at_ns) in decided.purged.items():
-        # Purged before this catalog was made: only the records are left of it.
-        if backup not in decided.known and at_ns <= before_ns:
-            turn.tick()
-            _remove_records(turn, backup, decided)
-            turn.report.backups_forgotten += 1
+    for backup in rest:
+        _remove_records(turn, names[backup])
+        turn.report.backups_forgotten += 1
+    _remove_records(turn, folded)
 
 
-def _remove_records(turn: Turn, backup: bytes, decided: Decided) -> None:
-    names: Iterable[str] = decided.others.get(backup, ())
+def _records_of(backup: bytes, decided: Decided) -> list[str]:
     purged = [decided.purged[backup][0]] if backup in decided.purged else []
-    for name in [*names, *purged]:
+    return [*decided.others.get(backup, ()), *purged]
+
+
+def _say_forgotten(turn: Turn, decided: Decided, names: list[str]) -> list[str]:
+    """Records that the records of these names may be absent; gives the names of earlier such records that this one replaces."""
+    numbers = [sequence for name in names if (sequence := sequence_of(name)) is not None]
+    if not numbers:
+        return []
+    new = merge_spans((number, number) for number in numbers)
+    earlier = [(sequence_of(name) or 0,) * 2 for name in decided.forgotten]
+    spans = merge_spans([*new, *earlier, *(span for spans in decided.forgotten.values() for span in spans)])
+    folded = list(decided.forgotten)
+    if len(spans) > SPANS_MAX:
+        spans, folded = new, []
+    tenants, tenant = turn.catalog.tenants, turn.tenant.id
+    with tenants.deciding(tenant, turn.clock.now_ns()) as at_ns:
+        records = [
+            as_pending(tenant, ForgottenRecord([(first, last) for first, last in some], at_ns))
+            for some in batches(spans, SPANS_MAX)
+        ]
+        tenants.keep_records(tenant, records)
+    finish_missing(turn.tenant, turn.catalog)
+    return folded
+
+
+def _remove_records(turn: Turn, names: Iterable[str]) -> None:
+    turn.tick()
+    for name in names:
         turn.tenant.records.copies.remove(name)
 
 

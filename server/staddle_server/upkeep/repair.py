@@ -14,16 +14,19 @@ from staddle_server.catalog import WHOLE_PACK
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, Unavailable
 from staddle_server.limits import PACK_BYTES_MAX
-from staddle_server.session.records import finish_missing
+from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobMissing, replace_object
 from staddle_server.store.frame import compress
 from staddle_server.store.keys import keys_name
 from staddle_server.store.pack import PackWriter, Segment, Unreadable
+from staddle_server.store.records import SPANS_MAX, ForgottenRecord
 from staddle_server.types import ChunkPlace, ChunkRef, StoredChunk
 from staddle_server.upkeep.check import (
     Progress,
+    chain_findings,
     each_pack,
+    head_finding,
     keys_finding,
     pack_findings,
     record_findings,
@@ -34,7 +37,7 @@ from staddle_server.upkeep.examine import Examined, Examiner, check_digests
 from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
 from staddle_server.upkeep.parity import Outcome, repair_if_possible
-from staddle_server.upkeep.recorded import missing_records
+from staddle_server.upkeep.recorded import Said, missing_records
 
 
 @dataclass
@@ -62,10 +65,20 @@ class Repaired:
 class Repair:
     """One repair of a store."""
 
-    def __init__(self, kept: Kept, emit: Emit, progress: Progress = silent, *, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        kept: Kept,
+        emit: Emit,
+        progress: Progress = silent,
+        *,
+        dry_run: bool = False,
+        accept_lost_records: bool = False,
+    ) -> None:
+        """`accept_lost_records`: records that a rebuild did not find are given up, with what they said."""
         self.kept = kept
         self.progress = progress
         self.dry_run = dry_run
+        self.accept_lost_records = accept_lost_records
         self.done = Repaired()
         self._take = emit
 
@@ -147,12 +160,46 @@ class _OfTenant:
         for each in wanted:
             self._repair.say("record", f"the record that {each.what}", self._tenant.name)
             if not self._repair.dry_run:
-                with catalog.tenants.deciding(self._tenant.id, each.time_ns):  # what is decided next is later
+                with catalog.tenants.deciding(
+                    self._tenant.id, said.history.last_ns
+                ):  # what is decided next is later
                     # Under an id of its own: a damaged record keeps its name.
-                    self._tenant.records.put(each.record, each.time_ns)
+                    catalog.tenants.keep_records(self._tenant.id, [as_pending(self._tenant.id, each.record)])
             self._repair.done.records += 1
         for finding in record_findings(self._tenant, said.damaged, ()):
             self._repair.emit(finding)
+        self._mend_chain(said, now_ns)
+
+    def _mend_chain(self, said: Said, now_ns: int) -> None:
+        """Records that are gone and of which nothing is lost may be absent from now on: what they said is written by now."""
+        catalog = self._kept.catalog
+        rebuilt = catalog.verification.facts(self._tenant.id).rebuilt
+        accepted = self._repair.accept_lost_records
+        given_up = [span for span in said.missing if accepted or span.first > rebuilt]
+        for span in given_up:
+            what = f"{span}: all that still counts of it stands in other records"
+            if span.first <= rebuilt:
+                what = f"{span}: it is given up, with what it said"
+            self._repair.say("record-missing", what, self._tenant.name)
+        if given_up and not self._repair.dry_run:
+            with catalog.tenants.deciding(self._tenant.id, now_ns) as at_ns:
+                spans = [(span.first, span.last) for span in given_up[:SPANS_MAX]]
+                record = ForgottenRecord(spans=spans, at_ns=at_ns)
+                catalog.tenants.keep_records(self._tenant.id, [as_pending(self._tenant.id, record)])
+        if not self._repair.dry_run:
+            finish_missing(self._tenant, catalog)
+        finding = head_finding(
+            self._tenant, max(said.chain.newest, catalog.verification.facts(self._tenant.id).recorded)
+        )
+        if finding is not None:
+            self._repair.say(
+                "head", "the head of the records", self._tenant.name, object=self._tenant.records.head.name
+            )
+            if not self._repair.dry_run:
+                self._tenant.records.head.write(catalog.verification.facts(self._tenant.id).recorded)
+        said.missing = [span for span in said.missing if span not in given_up]
+        for left in chain_findings(self._tenant, said, rebuilt):
+            self._repair.emit(left)
 
     # --- packs
 

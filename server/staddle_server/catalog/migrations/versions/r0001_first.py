@@ -34,7 +34,9 @@ def upgrade() -> None:
         sa.Column("created_ns", sa.BigInteger(), nullable=False),
         sa.Column("keys_version", sa.Integer(), nullable=False),
         sa.Column("wrapped_keys", sa.LargeBinary(), nullable=False),
-        sa.Column("record_written", sa.Boolean(), nullable=False),
+        sa.Column("records_sequence", sa.BigInteger(), nullable=False),
+        sa.Column("records_link", DIGEST, nullable=False),
+        sa.Column("records_rebuilt", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("row"),
         sa.UniqueConstraint("id"),
         sa.UniqueConstraint("name"),
@@ -88,7 +90,8 @@ def upgrade() -> None:
         sa.Column("id", ID, nullable=False),
         sa.Column("tenant", ROW, nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
-        sa.Column("created_ns", sa.BigInteger(), nullable=False),
+        sa.Column("sequence", sa.BigInteger(), nullable=False),
+        sa.Column("previous", DIGEST, nullable=False),
         sa.ForeignKeyConstraint(
             ["tenant"],
             ["tenants.row"],
@@ -148,7 +151,6 @@ def upgrade() -> None:
         sa.Column("tags", sa.Text(), nullable=False),
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("source_root", sa.Text(), nullable=False),
-        sa.Column("record_written", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(
             ["dataset"],
             ["datasets.row"],
@@ -162,14 +164,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("upload"),
     )
     op.create_index("backups_begin", "backups", ["dataset", "begin_ns"], unique=False)
-    op.create_index(
-        "backups_unrecorded",
-        "backups",
-        ["id"],
-        unique=False,
-        sqlite_where=sa.text("record_written = 0"),
-        postgresql_where=sa.text("NOT record_written"),
-    )
     op.create_table(
         "pack_damage",
         sa.Column("pack", ROW, nullable=False),

@@ -1,0 +1,167 @@
+"""The chain of records: one that is missing is named by check and rebuild, whichever it is, and mended while anything knows it."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import pairwise
+
+import pytest
+from harm import check, damage, flip, kept, objects, repair
+from hypothesis import given
+from hypothesis import strategies as st
+from rebuilt import rebuild_in_place
+from staddle.v1 import service_pb2 as sv
+from staddle_server.session.clock import SystemClock
+from staddle_server.session.tenant import Tenants
+from staddle_server.store.records import ForgottenRecord, sequence_of
+from staddle_server.upkeep.age import records_unknown
+from staddle_server.upkeep.chain import Chain, Span, merge_spans, subtract
+from staddle_server.upkeep.collector import Collector
+from staddle_server.upkeep.repair import Repair
+from thin import back_up, backups, restore
+
+NUMBERS = st.lists(
+    st.tuples(st.integers(1, 60), st.integers(0, 9)).map(lambda pair: (pair[0], sum(pair))), max_size=12
+)
+
+
+def numbers(spans) -> set[int]:
+    return {number for first, last in spans for number in range(first, last + 1)}
+
+
+@given(NUMBERS, NUMBERS)
+def test_spans_are_sets_of_numbers(some, others):
+    merged, without = merge_spans(some), merge_spans(others)
+    assert numbers(merged) == numbers(some)
+    assert all(one.last + 1 < two.first for one, two in pairwise(merged))
+    assert numbers(subtract(merged, without)) == numbers(some) - numbers(others)
+
+
+@given(st.sets(st.integers(1, 80)), NUMBERS, st.integers(0, 90))
+def test_what_is_missing_is_what_is_neither_there_nor_forgotten(there, forgotten, upto):
+    chain = Chain()
+    for number in sorted(there):
+        chain.take(f"records/{'0' * 32}/{number:012x}-{'0' * 32}", None)
+    chain.forget(forgotten)
+    assert numbers(chain.missing(upto)) == set(range(1, upto + 1)) - there - numbers(forgotten)
+
+
+def decide(running) -> None:
+    """Three backups, of which one is held and one is deleted and taken back."""
+    stub = running.stub()
+    made = [back_up(stub, "www", {"a": b"%d" % n}) for n in range(3)]
+    stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=made[0].id))
+    stub.UndeleteBackup(sv.UndeleteBackupRequest(dataset="www", backup=made[0].id))
+    stub.SetHold(sv.SetHoldRequest(dataset="www", backup=made[1].id, reason="case 12"))
+
+
+def test_whichever_records_are_missing_a_rebuild_names_them(running):
+    decide(running)
+    records = objects(running, "records")
+    assert len(records) == 7, "the tenant, three commits, three decisions"
+    for number, record in enumerate(records, 1):
+        data = record.read_bytes()
+        record.unlink()
+        report, _ = rebuild_in_place(running)
+        (message,) = [each.message for each in report.problems if each.what.startswith("records/")]
+        assert message.startswith(f"record {number} of tenant default is missing")
+        record.write_bytes(data)
+    report, _ = rebuild_in_place(running)
+    assert report.problems == []
+
+
+def test_a_head_that_is_missing_or_damaged_is_named_and_written_again(running):
+    decide(running)
+    (head,) = objects(running, "heads")
+    for spoil in (head.unlink, lambda: flip(head, 50)):
+        spoil()
+        report, _ = rebuild_in_place(running)
+        assert [each.what for each in report.problems] == [f"heads/{running.tenant.hex()}"]
+        assert [each.kind for each in damage(check(running)[0])] == ["head"]
+        assert damage(repair(running)[0]) == []
+        assert check(running)[0] == []
+
+
+def test_records_that_are_lost_under_a_catalog_are_named_by_check_and_written_again_by_repair(running):
+    decide(running)
+    for record in objects(running, "records")[1:6:2]:
+        record.unlink()
+    found, _ = check(running)
+    gaps = [each.message.partition(" of tenant")[0] for each in found if each.kind == "record-missing"]
+    assert gaps == ["record 2", "record 4", "record 6"]
+    assert damage(repair(running)[0]) == []
+    assert check(running)[0] == []
+    report, _ = rebuild_in_place(running)
+    assert report.problems == []
+    assert len(backups(running.stub(), "www")) == 3
+
+
+def test_what_a_rebuild_did_not_find_stays_damage_until_it_is_given_up_by_name(running):
+    decide(running)
+    objects(running, "records")[-1].unlink()
+    rebuild_in_place(running)
+    for _ in range(2):
+        assert [each.kind for each in damage(repair(running)[0])] == ["record-missing"]
+        assert [each.kind for each in damage(check(running)[0])] == ["record-missing"]
+    back_up(running.stub(), "www", {"a": b"later"})
+    found = []
+    Repair(kept(running), found.append, accept_lost_records=True).run(running.catalog.tenants.list_all())
+    assert damage(found) == []
+    assert check(running)[0] == []
+    assert restore(running.stub(), "www").files == {"a": b"later"}
+
+
+def test_the_collector_says_which_records_it_removes_so_that_they_leave_no_gap(running):
+    decide(running)
+    stub = running.stub()
+    for _ in range(2):
+        for each in backups(stub, "www")[1:]:
+            stub.ReleaseHold(sv.ReleaseHoldRequest(dataset="www", backup=each.id))
+            stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=each.id))
+        for _ in range(3):
+            tenants = Tenants(running.blobs, running.catalog, running.keys)
+            report = Collector(running.catalog, tenants, SystemClock()).collect(grace_s=0)
+            assert [tenant.failure for tenant in report.tenants] == [""]
+        back_up(stub, "www", {"a": b"more"})
+    records = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant).records
+    kinds = [type(records.read(name)) for name in records.list()]
+    assert kinds.count(ForgottenRecord) == 1, "a later one replaces the earlier ones"
+    assert sequence_of(list(records.list())[-1]) > 2 * len(kinds), "most records are gone"
+    assert check(running)[0] == []
+    report, _ = rebuild_in_place(running)
+    assert report.problems == []
+
+
+def test_records_of_another_history_are_named(running, tmp_path):
+    """A catalog is put back from an older copy, and decides other things under numbers that were given already."""
+    stub = running.stub()
+    back_up(stub, "www", {"a": b"1"})
+    running.stop()
+    shutil.copytree(running.root, tmp_path / "older")
+    running.start()
+    back_up(running.stub(), "www", {"a": b"2"})
+    running.stop()
+    for path in running.root.glob("catalog.db*"):
+        path.unlink()
+    shutil.copy(tmp_path / "older" / "catalog.db", running.root / "catalog.db")
+    running.start()
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    assert records_unknown(tenant, running.catalog) == 1, "which is what start-up refuses"
+    back_up(running.stub(), "www", {"a": b"3"})
+    kinds = {each.kind for each in damage(check(running)[0])}
+    assert kinds == {"record-order", "unknown-backup"}
+
+
+@pytest.mark.parametrize("lost", ["record", "head"])
+def test_either_of_record_and_head_is_enough_to_tell_an_older_catalog(running, lost):
+    back_up(running.stub(), "www", {"a": b"1"})
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    assert records_unknown(tenant, running.catalog) == 0
+    with running.catalog.database.write() as connection:
+        connection.exec_driver_sql("UPDATE tenants SET records_sequence = records_sequence - 1")
+    objects(running, f"{lost}s")[-1].unlink()
+    assert records_unknown(tenant, running.catalog) == 1
+
+
+def test_spans_are_said_in_words():
+    assert [str(Span(3, 3)), str(Span(3, 5))] == ["record 3", "records 3 to 5"]
