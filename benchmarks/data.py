@@ -5,6 +5,7 @@ The same parameters give the same bytes, names and times on every machine.
 
 import os
 import random
+import stat
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -349,7 +350,11 @@ def _change_file(path: bytes, kind: str, rng: random.Random, supply: Supply) -> 
         added = _free_name(path, b".new")
         write_file(os.fsdecode(added), supply.text(rng.randint(0, 64 * KIB)), rng)
         return os.stat(added).st_size
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    # A file without write permission can be opened for writing by root alone.
+    os.chmod(path, mode | stat.S_IWUSR)
     with open(path, "rb+", buffering=0) as file:
+        os.fchmod(file.fileno(), mode)
         size = os.fstat(file.fileno()).st_size
         in_place = kind == "modify" and 0 < size <= SIZE_MAX
         at = rng.randrange(size) if in_place else size

@@ -101,7 +101,7 @@ class Applier:
 
     def _xattrs(self, target: int | bytes, entry: pb.Entry, report: Report) -> None:
         """Makes the extended attributes those of the entry, as far as this process may see and set them."""
-        wanted = {xattr.name_bytes or xattr.name.encode(): xattr.value for xattr in entry.xattrs}
+        wanted = {xattr.raw_name or xattr.name.encode(): xattr.value for xattr in entry.xattrs}
         if sys.platform != "linux":
             self.xattrs_kept += len(wanted)
             return

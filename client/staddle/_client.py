@@ -395,9 +395,9 @@ class Client(RetentionMethods):
         older = selector_of(a) if a is not None else selector_of(self._second_newest(dataset).id)
         request = service.ListChangesRequest(
             dataset=text("dataset", dataset),
-            to=selector_of(b or LATEST),
+            from_backup=older,
+            to_backup=selector_of(b or LATEST),
             page_size=ENTRY_PAGE,
-            **cast("Any", {"from": older}),
         )
         return (change_of(each) for each in self._calls.pages("ListChanges", request, "changes"))
 

@@ -90,7 +90,7 @@ def text(field: str, value: str) -> str:
 
 
 def split_path(path: PathLike) -> dict[str, bytes | str]:
-    """A path as the fields `path` or `path_bytes` of a message: `Entry(**split_path(p))`. Raises BadRequestError for what is no path."""
+    """A path as the fields `path` or `raw_path` of a message: `Entry(**split_path(p))`. Raises BadRequestError for what is no path."""
     raw = path_to_bytes(path)
     wrong = path_fault(raw)
     if wrong:
@@ -103,7 +103,7 @@ def wire_path(path: bytes) -> dict[str, bytes | str]:
     try:
         return {"path": path.decode()}
     except UnicodeDecodeError:
-        return {"path_bytes": path}
+        return {"raw_path": path}
 
 
 def path_fault(path: bytes) -> str:
@@ -127,7 +127,7 @@ def path_fault(path: bytes) -> str:
 
 def path_of(message: resources.Entry | resources.Remove | service.Damage) -> bytes:
     """The path that a message of the server names. Raises ProtocolError for one that could lead out of a root."""
-    path = message.path_bytes or message.path.encode()
+    path = message.raw_path or message.path.encode()
     wrong = path_fault(path)
     if wrong:
         raise ProtocolError(f"The server sent the path {path!r}: {wrong}.")
@@ -136,7 +136,7 @@ def path_of(message: resources.Entry | resources.Remove | service.Damage) -> byt
 
 def link_target_of(entry: resources.Entry) -> bytes:
     """Where a symlink points."""
-    return entry.link_target_bytes or entry.link_target.encode()
+    return entry.raw_link_target or entry.link_target.encode()
 
 
 def sort_key(path: bytes) -> bytes:
@@ -193,7 +193,7 @@ def entry_of(message: resources.Entry) -> Entry:
         link_target_bytes=link_target_of(message),
         device=(message.device_major, message.device_minor) if is_device else None,
         link_group=message.link_group,
-        xattrs=tuple(Xattr(xattr.name_bytes or xattr.name.encode(), xattr.value) for xattr in message.xattrs),
+        xattrs=tuple(Xattr(xattr.raw_name or xattr.name.encode(), xattr.value) for xattr in message.xattrs),
         holes=tuple(Hole(hole.offset_bytes, hole.length_bytes) for hole in message.holes),
         file_digest=message.file_digest.blake3.hex(),
         digest_origin=DIGEST_ORIGINS.get(message.file_digest.origin),

@@ -44,7 +44,7 @@ class Earlier:
 
     def _ask(self, path: bytes, count_max: int) -> ChunkList | None:
         request = wire.RestoreRequest(
-            dataset=self._dataset, path_bytes=[path], exact=True, view=VIEW_REFERENCES
+            dataset=self._dataset, raw_paths=[path], exact=True, view=VIEW_REFERENCES
         )
         messages = cast("Generator[wire.RestoreResponse]", self._calls.stream("Restore", request))
         chunks: ChunkList | None = None

@@ -93,7 +93,7 @@ def set_path(item: pb.Entry | pb.Remove, path: bytes) -> None:
     try:
         item.path = path.decode()
     except UnicodeDecodeError:
-        item.path_bytes = path
+        item.raw_path = path
 
 
 def type_of(status: os.stat_result) -> pb.EntryType.ValueType | None:
@@ -147,7 +147,7 @@ def _set_target(entry: pb.Entry, found: Found, report: Report) -> bool:
     try:
         entry.link_target = target.decode()
     except UnicodeDecodeError:
-        entry.link_target_bytes = target
+        entry.raw_link_target = target
     return True
 
 
@@ -211,7 +211,7 @@ def _add_xattr(entry: pb.Entry, name: bytes, value: bytes) -> None:
     try:
         entry.xattrs.add(name=name.decode(), value=value)
     except UnicodeDecodeError:
-        entry.xattrs.add(name_bytes=name, value=value)
+        entry.xattrs.add(raw_name=name, value=value)
 
 
 def holes_of(descriptor: int, size: int) -> list[tuple[int, int]]:

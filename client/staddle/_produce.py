@@ -194,7 +194,7 @@ class Producer:
         entry = pb.Entry()
         entry.CopyFrom(known)
         entry.ClearField("path")
-        entry.ClearField("path_bytes")
+        entry.ClearField("raw_path")
         set_path(entry, found.path)
         self._add(entry, content.chunks, content.size_bytes)
 

@@ -191,7 +191,7 @@ def _is_open(record: Record, durable: resources.DurablePoint) -> bool:
     return (
         record.begins_file
         and durable.HasField("open_entry")
-        and (entry.path, entry.path_bytes) == (opened.path, opened.path_bytes)
+        and (entry.path, entry.raw_path) == (opened.path, opened.raw_path)
     )
 
 

@@ -361,7 +361,7 @@ def _add_paths(request: wire.RestoreRequest, paths: Iterable[bytes]) -> None:
         try:
             request.paths.append(path.decode())
         except UnicodeDecodeError:
-            request.path_bytes.append(path)
+            request.raw_paths.append(path)
 
 
 def _is_empty_or_absent(path: bytes) -> bool:

@@ -296,7 +296,7 @@ def _check_names(path: bytes, entry: resources.Entry) -> None:
     if b"\0" in link_target_of(entry):
         raise ProtocolError(f"{path!r}: the server sent a link target that holds NUL.")
     for xattr in entry.xattrs:
-        name = xattr.name_bytes or xattr.name.encode()
+        name = xattr.raw_name or xattr.name.encode()
         if not name or b"\0" in name:
             raise ProtocolError(f"{path!r}: the server sent an extended attribute with the name {name!r}.")
 

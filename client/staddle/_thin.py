@@ -166,7 +166,7 @@ class Upload:
         try:
             entry.link_target = raw.decode()
         except UnicodeDecodeError:
-            entry.link_target_bytes = raw
+            entry.raw_link_target = raw
         with self._handing_over():
             self._stream.put(entry)
 
@@ -241,7 +241,7 @@ class Upload:
         now_s = monotonic()
         if self._options.progress is not None and now_s - self._shown_s >= PROGRESS_S:
             self._shown_s = now_s
-            self._say("send", path_to_str(entry.path_bytes or entry.path.encode()))
+            self._say("send", path_to_str(entry.raw_path or entry.path.encode()))
 
     def _say(self, phase: str, path: str = "", notice: str = "") -> None:
         if self._options.progress is not None:

@@ -35,7 +35,7 @@ def sort_key(path: bytes) -> bytes:
 
 
 def path_of(message) -> bytes:
-    return message.path_bytes or message.path.encode()
+    return message.raw_path or message.path.encode()
 
 
 def chunks_of(data: bytes) -> list[bytes]:
@@ -457,8 +457,8 @@ class MemoryService(StaddleServiceServicer):
 
     def ListChanges(self, request, context):
         self._enter("ListChanges", context)
-        before = self._picked(context, request.dataset, getattr(request, "from"))
-        after = self._picked(context, request.dataset, request.to)
+        before = self._picked(context, request.dataset, request.from_backup)
+        after = self._picked(context, request.dataset, request.to_backup)
         items = []
         for path in sorted({*before.entries, *after.entries}, key=sort_key):
             old, new = before.entries.get(path), after.entries.get(path)

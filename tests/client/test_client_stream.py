@@ -197,9 +197,9 @@ def test_it_reads_what_a_server_streams(client: Client, memory: MemoryService) -
     "fields",
     [
         {"type": resources.ENTRY_TYPE_SYMLINK, "link_target": "a\0b"},
-        {"type": resources.ENTRY_TYPE_SYMLINK, "link_target_bytes": b"\xff\0"},
+        {"type": resources.ENTRY_TYPE_SYMLINK, "raw_link_target": b"\xff\0"},
         {"xattrs": [resources.Xattr(name="user.a\0b")]},
-        {"xattrs": [resources.Xattr(name_bytes=b"user.\xff\0")]},
+        {"xattrs": [resources.Xattr(raw_name=b"user.\xff\0")]},
         {"xattrs": [resources.Xattr(value=b"of no name")]},
     ],
 )

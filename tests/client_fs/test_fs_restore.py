@@ -64,7 +64,7 @@ class Server:
     def _parts(self, request: wire.RestoreRequest) -> Iterator[wire.RestorePart]:
         yield wire.RestorePart(header=wire.RestoreHeader(backup=BACKUP))
         entries = data_bytes = damages = 0
-        wanted = {path.encode() for path in request.paths} | set(request.path_bytes)
+        wanted = {path.encode() for path in request.paths} | set(request.raw_paths)
         for item, data in self.items:
             path = path_of(item)
             if wanted and not any(
@@ -113,7 +113,7 @@ def pieces_of(data: bytes) -> list[bytes]:
 
 
 def path_of(entry: pb.Entry) -> bytes:
-    return entry.path_bytes or entry.path.encode()
+    return entry.raw_path or entry.path.encode()
 
 
 def file(path: str, data: bytes = b"data", **fields) -> tuple[pb.Entry, bytes]:

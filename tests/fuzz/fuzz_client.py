@@ -146,8 +146,8 @@ def blocks_of(parts: list[Part]) -> list[list[Part]]:
 
 
 def _is_asked(block: list[Part], asked: sv.RestoreRequest) -> bool:
-    path = block[0].entry.path_bytes or block[0].entry.path.encode()
-    wanted = {each.encode() for each in asked.paths} | set(asked.path_bytes)
+    path = block[0].entry.raw_path or block[0].entry.path.encode()
+    wanted = {each.encode() for each in asked.paths} | set(asked.raw_paths)
     return not block[0].HasField("entry") or not asked.exact or path in wanted
 
 
@@ -224,7 +224,7 @@ def _mutate_restore(chance: random.Random, data: bytes) -> bytes:
 
 
 def _key(part: Part) -> bytes:
-    return (part.entry.path_bytes or part.entry.path.encode()).replace(b"/", b"\0")
+    return (part.entry.raw_path or part.entry.path.encode()).replace(b"/", b"\0")
 
 
 def _change_blocks(chance: random.Random, blocks: list[list[Part]]) -> None:
@@ -256,10 +256,10 @@ def _change_parts(chance: random.Random, parts: list[Part]) -> None:
 
 
 def _set_path(chance: random.Random, entry: pb.Entry) -> None:
-    entry.ClearField("path_bytes")
+    entry.ClearField("raw_path")
     entry.path = chance.choice(PATHS if chance.random() < 0.3 else NEAR)
     if chance.random() < 0.1:
-        entry.path_bytes = chance.choice((b"\xff", b"../\xff", b"d/\xff\xfe", b"/"))
+        entry.raw_path = chance.choice((b"\xff", b"../\xff", b"d/\xff\xfe", b"/"))
 
 
 def _change_entry(chance: random.Random, entry: pb.Entry) -> None:

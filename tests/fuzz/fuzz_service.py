@@ -200,7 +200,7 @@ def _expected(parts: list[Part]) -> list[tuple[bytes, Pieces]]:
             whole = entry.HasField("data") or entry.type not in (0, 1)
             known = whole or not (entry.HasField("content") or entry.content_from_base)
             pieces: Pieces = ([entry.data] if entry.HasField("data") else []) if known else None
-            entries.append((entry.path_bytes or entry.path.encode(), pieces))
+            entries.append((entry.raw_path or entry.path.encode(), pieces))
         elif part.HasField("data") and entries and entries[-1][1] is not None:
             entries[-1][1].append(part.data.zero_bytes or part.data.data)
     return entries
@@ -296,7 +296,7 @@ def _requests() -> list[tuple[str, Message]]:
         ("ListBackups", sv.ListBackupsRequest(dataset="d0", page_size=1, show_deleted=True)),
         ("GetBackup", sv.GetBackupRequest(dataset="d0", backup=pb.BackupSelector(at={"seconds": 2**33}))),
         ("ListEntries", sv.ListEntriesRequest(dataset="d0", path="d", recursive=True, page_size=1, view=3)),
-        ("ListChanges", sv.ListChangesRequest(dataset="d0", to=latest, page_size=1, **{"from": latest})),
+        ("ListChanges", sv.ListChangesRequest(dataset="d0", from_backup=latest, to_backup=latest, page_size=1)),
         ("DeleteBackup", sv.DeleteBackupRequest(dataset="d0", backup="0000")),
         ("UndeleteBackup", sv.UndeleteBackupRequest(dataset="d0", backup="0000")),
         ("GetServerInfo", sv.GetServerInfoRequest()),

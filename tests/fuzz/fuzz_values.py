@@ -211,7 +211,7 @@ def _client_config() -> Iterator[Check]:
 PRINCIPAL = Principal(tenant=bytes(16), name="p", role=TokenRole.ADMIN, token=bytes(16))
 MESSAGES: list[tuple[type, object]] = [
     (pb.Entry, pb.Entry(path="a/b", mode=0o644, uid=1, mtime_ns=-5, data=b"x", owner="root", device_major=1)),
-    (pb.Entry, pb.Entry(path_bytes=b"\xff", content=pb.Content(size_bytes=9, content_id=bytes(32), chunks=[pb.ChunkRef(digest=bytes(32), length_bytes=9)]))),
+    (pb.Entry, pb.Entry(raw_path=b"\xff", content=pb.Content(size_bytes=9, content_id=bytes(32), chunks=[pb.ChunkRef(digest=bytes(32), length_bytes=9)]))),
     (pb.Entry, pb.Entry(path="l", type=pb.ENTRY_TYPE_SYMLINK, link_target="..", xattrs=[pb.Xattr(name="user.a", value=b"1")], holes=[pb.Hole(offset_bytes=1, length_bytes=2)])),
     (sv.EntryChange, sv.EntryChange(remove=pb.Remove(path="a"))),
     (sv.EntryChange, sv.EntryChange(entry=pb.Entry(path="a", content_from_base=True), more=True)),

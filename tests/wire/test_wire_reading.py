@@ -77,14 +77,14 @@ def test_entries_come_in_order_component_by_component(running):
 def test_names_that_are_not_utf8_travel_as_bytes(running):
     stub = running.stub()
     raw = b"d/\xff\xfe name\n"
-    parts = [begin("odd"), Part(entry=pb.Entry(path_bytes=raw, data=b"x")), finish(1, 1)]
+    parts = [begin("odd"), Part(entry=pb.Entry(raw_path=raw, data=b"x")), finish(1, 1)]
     stub.Backup(messages(parts))
     (_, entry) = _entries(stub, "odd", recursive=True)
-    assert (entry.path, entry.path_bytes) == ("", raw)
-    read = stub.ReadRange(sv.ReadRangeRequest(dataset="odd", path_bytes=raw, length_bytes=5))
+    assert (entry.path, entry.raw_path) == ("", raw)
+    read = stub.ReadRange(sv.ReadRangeRequest(dataset="odd", raw_path=raw, length_bytes=5))
     assert read.data == b"x"
-    messages_ = list(stub.Restore(sv.RestoreRequest(dataset="odd", path_bytes=[raw])))
-    assert messages_[0].parts[1].entry.path_bytes == raw
+    messages_ = list(stub.Restore(sv.RestoreRequest(dataset="odd", raw_paths=[raw])))
+    assert messages_[0].parts[1].entry.raw_path == raw
 
 
 def test_all_metadata_comes_back_as_it_was_given(running):
@@ -103,7 +103,7 @@ def test_all_metadata_comes_back_as_it_was_given(running):
         link_group=b"g",
         xattrs=[
             pb.Xattr(name="user.a", value=b"\0\1"),
-            pb.Xattr(name_bytes=b"user.\xff", value=b"v" * 60_000),
+            pb.Xattr(raw_name=b"user.\xff", value=b"v" * 60_000),
         ],
         holes=[pb.Hole(offset_bytes=1, length_bytes=2), pb.Hole(offset_bytes=9_000, length_bytes=1_000)],
         read_again=True,
@@ -111,7 +111,7 @@ def test_all_metadata_comes_back_as_it_was_given(running):
     others = [
         pb.Entry(path="", type=pb.ENTRY_TYPE_DIRECTORY, mode=0o700),
         pb.Entry(path="l", type=pb.ENTRY_TYPE_SYMLINK, link_target="../anywhere"),
-        pb.Entry(path="m", type=pb.ENTRY_TYPE_SYMLINK, link_target_bytes=b"\xff"),
+        pb.Entry(path="m", type=pb.ENTRY_TYPE_SYMLINK, raw_link_target=b"\xff"),
         pb.Entry(path="b", type=pb.ENTRY_TYPE_BLOCK_DEVICE, device_major=8, device_minor=2**32 - 1),
         pb.Entry(path="c", type=pb.ENTRY_TYPE_CHAR_DEVICE, device_major=1),
         pb.Entry(path="p", type=pb.ENTRY_TYPE_FIFO),
@@ -354,9 +354,8 @@ def test_changes_name_what_differs_between_any_two_backups_in_pages(running):
     def changes(a, b, size):
         found, token = [], ""
         while True:
-            request = sv.ListChangesRequest(to=pb.BackupSelector(backup=b), page_size=size, page_token=token)
-            request.dataset = "www"
-            getattr(request, "from").backup = a
+            between = {"from_backup": pb.BackupSelector(backup=a), "to_backup": pb.BackupSelector(backup=b)}
+            request = sv.ListChangesRequest(dataset="www", **between, page_size=size, page_token=token)
             page = stub.ListChanges(request)
             found += [(c.type, c.before.path or c.after.path) for c in page.changes]
             token = page.next_page_token

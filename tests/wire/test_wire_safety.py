@@ -345,7 +345,7 @@ BAD_ENTRIES = {
         data=b"x" * 9,
         holes=[pb.Hole(offset_bytes=5, length_bytes=1), pb.Hole(offset_bytes=1, length_bytes=1)],
     ),
-    "two paths": pb.Entry(path="a", path_bytes=b"b", data=b""),
+    "two paths": pb.Entry(path="a", raw_path=b"b", data=b""),
     "link group": pb.Entry(path="a", data=b"", link_group=bytes(65)),
     "xattr": pb.Entry(path="a", data=b"", xattrs=[pb.Xattr(name="user.x", value=bytes(65 * 1024))]),
     "twice the xattr": pb.Entry(path="a", data=b"", xattrs=[pb.Xattr(name="user.x")] * 2),

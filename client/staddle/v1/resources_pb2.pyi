@@ -295,23 +295,23 @@ class Xattr(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    NAME_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_NAME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name, with its namespace ("user.comment")."""
-    name_bytes: _builtins.bytes
+    raw_name: _builtins.bytes
     """Only where the name is not UTF-8; then name is empty."""
     value: _builtins.bytes
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        name_bytes: _builtins.bytes = ...,
+        raw_name: _builtins.bytes = ...,
         value: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "name_bytes", b"name_bytes", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "raw_name", b"raw_name", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -376,7 +376,7 @@ class Entry(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
-    PATH_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_PATH_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
@@ -387,7 +387,7 @@ class Entry(_message.Message):
     CTIME_NS_FIELD_NUMBER: _builtins.int
     INODE_FIELD_NUMBER: _builtins.int
     LINK_TARGET_FIELD_NUMBER: _builtins.int
-    LINK_TARGET_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_LINK_TARGET_FIELD_NUMBER: _builtins.int
     DEVICE_MAJOR_FIELD_NUMBER: _builtins.int
     DEVICE_MINOR_FIELD_NUMBER: _builtins.int
     LINK_GROUP_FIELD_NUMBER: _builtins.int
@@ -405,7 +405,7 @@ class Entry(_message.Message):
     """The path relative to the root: components joined by "/", none empty, "." or "..", no NUL. The empty
     path is the root itself (a directory, or left out). At most 16,384 bytes, 1,024 components, 1,024 bytes a component.
     """
-    path_bytes: _builtins.bytes
+    raw_path: _builtins.bytes
     """Only where the path is not UTF-8; then path is empty."""
     type: Global___EntryType.ValueType
     mode: _builtins.int
@@ -420,7 +420,7 @@ class Entry(_message.Message):
     inode: _builtins.int
     link_target: _builtins.str
     """SYMLINK only."""
-    link_target_bytes: _builtins.bytes
+    raw_link_target: _builtins.bytes
     """Only where the target is not UTF-8; then link_target is empty."""
     device_major: _builtins.int
     """Devices only."""
@@ -464,7 +464,7 @@ class Entry(_message.Message):
         self,
         *,
         path: _builtins.str = ...,
-        path_bytes: _builtins.bytes = ...,
+        raw_path: _builtins.bytes = ...,
         type: Global___EntryType.ValueType = ...,
         mode: _builtins.int | None = ...,
         uid: _builtins.int | None = ...,
@@ -475,7 +475,7 @@ class Entry(_message.Message):
         ctime_ns: _builtins.int | None = ...,
         inode: _builtins.int | None = ...,
         link_target: _builtins.str = ...,
-        link_target_bytes: _builtins.bytes = ...,
+        raw_link_target: _builtins.bytes = ...,
         device_major: _builtins.int = ...,
         device_minor: _builtins.int = ...,
         link_group: _builtins.bytes = ...,
@@ -492,7 +492,7 @@ class Entry(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_continue_at_bytes", b"_continue_at_bytes", "_ctime_ns", b"_ctime_ns", "_data", b"_data", "_gid", b"_gid", "_inode", b"_inode", "_mode", b"_mode", "_mtime_ns", b"_mtime_ns", "_uid", b"_uid", "content", b"content", "continue_at_bytes", b"continue_at_bytes", "ctime_ns", b"ctime_ns", "data", b"data", "file_digest", b"file_digest", "gid", b"gid", "inode", b"inode", "mode", b"mode", "mtime_ns", b"mtime_ns", "uid", b"uid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_continue_at_bytes", b"_continue_at_bytes", "_ctime_ns", b"_ctime_ns", "_data", b"_data", "_gid", b"_gid", "_inode", b"_inode", "_mode", b"_mode", "_mtime_ns", b"_mtime_ns", "_uid", b"_uid", "content", b"content", "content_from_base", b"content_from_base", "continue_at_bytes", b"continue_at_bytes", "ctime_ns", b"ctime_ns", "data", b"data", "device_major", b"device_major", "device_minor", b"device_minor", "file_digest", b"file_digest", "gid", b"gid", "group", b"group", "holes", b"holes", "implied", b"implied", "inode", b"inode", "link_group", b"link_group", "link_target", b"link_target", "link_target_bytes", b"link_target_bytes", "mode", b"mode", "mtime_ns", b"mtime_ns", "owner", b"owner", "path", b"path", "path_bytes", b"path_bytes", "profile", b"profile", "read_again", b"read_again", "type", b"type", "uid", b"uid", "xattrs", b"xattrs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_continue_at_bytes", b"_continue_at_bytes", "_ctime_ns", b"_ctime_ns", "_data", b"_data", "_gid", b"_gid", "_inode", b"_inode", "_mode", b"_mode", "_mtime_ns", b"_mtime_ns", "_uid", b"_uid", "content", b"content", "content_from_base", b"content_from_base", "continue_at_bytes", b"continue_at_bytes", "ctime_ns", b"ctime_ns", "data", b"data", "device_major", b"device_major", "device_minor", b"device_minor", "file_digest", b"file_digest", "gid", b"gid", "group", b"group", "holes", b"holes", "implied", b"implied", "inode", b"inode", "link_group", b"link_group", "link_target", b"link_target", "mode", b"mode", "mtime_ns", b"mtime_ns", "owner", b"owner", "path", b"path", "profile", b"profile", "raw_link_target", b"raw_link_target", "raw_path", b"raw_path", "read_again", b"read_again", "type", b"type", "uid", b"uid", "xattrs", b"xattrs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__continue_at_bytes: _TypeAlias = _typing.Literal["continue_at_bytes"]  # noqa: Y015
     _WhichOneofArgType__continue_at_bytes: _TypeAlias = _typing.Literal["_continue_at_bytes", b"_continue_at_bytes"]  # noqa: Y015
@@ -536,19 +536,19 @@ class Remove(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
-    PATH_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_PATH_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    path_bytes: _builtins.bytes
+    raw_path: _builtins.bytes
     """Only where the path is not UTF-8; then path is empty."""
     def __init__(
         self,
         *,
         path: _builtins.str = ...,
-        path_bytes: _builtins.bytes = ...,
+        raw_path: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "path_bytes", b"path_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "raw_path", b"raw_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

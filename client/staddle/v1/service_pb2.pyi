@@ -937,7 +937,7 @@ class RestoreRequest(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     BACKUP_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
-    PATH_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_PATHS_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
@@ -958,7 +958,7 @@ class RestoreRequest(_message.Message):
         """
 
     @_builtins.property
-    def path_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+    def raw_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Further paths, such as are not UTF-8."""
 
     def __init__(
@@ -967,14 +967,14 @@ class RestoreRequest(_message.Message):
         dataset: _builtins.str = ...,
         backup: _resources_pb2.BackupSelector | None = ...,
         paths: _abc.Iterable[_builtins.str] | None = ...,
-        path_bytes: _abc.Iterable[_builtins.bytes] | None = ...,
+        raw_paths: _abc.Iterable[_builtins.bytes] | None = ...,
         view: Global___EntryView.ValueType = ...,
         exact: _builtins.bool = ...,
         segments: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "exact", b"exact", "path_bytes", b"path_bytes", "paths", b"paths", "segments", b"segments", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "exact", b"exact", "paths", b"paths", "raw_paths", b"raw_paths", "segments", b"segments", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1197,12 +1197,12 @@ class Damage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
-    PATH_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_PATH_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     SUBTREE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    path_bytes: _builtins.bytes
+    raw_path: _builtins.bytes
     """Only where the path is not UTF-8; then path is empty."""
     message: _builtins.str
     """What is wrong, in words, without data."""
@@ -1214,14 +1214,14 @@ class Damage(_message.Message):
         self,
         *,
         path: _builtins.str = ...,
-        path_bytes: _builtins.bytes = ...,
+        raw_path: _builtins.bytes = ...,
         message: _builtins.str = ...,
         offset_bytes: _builtins.int = ...,
         subtree: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "offset_bytes", b"offset_bytes", "path", b"path", "path_bytes", b"path_bytes", "subtree", b"subtree"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "offset_bytes", b"offset_bytes", "path", b"path", "raw_path", b"raw_path", "subtree", b"subtree"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1261,12 +1261,12 @@ class ReadRangeRequest(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     BACKUP_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
-    PATH_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_PATH_FIELD_NUMBER: _builtins.int
     OFFSET_BYTES_FIELD_NUMBER: _builtins.int
     LENGTH_BYTES_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
     path: _builtins.str
-    path_bytes: _builtins.bytes
+    raw_path: _builtins.bytes
     offset_bytes: _builtins.int
     length_bytes: _builtins.int
     """At most 3,145,728. Past the end of the file the answer is shorter."""
@@ -1278,13 +1278,13 @@ class ReadRangeRequest(_message.Message):
         dataset: _builtins.str = ...,
         backup: _resources_pb2.BackupSelector | None = ...,
         path: _builtins.str = ...,
-        path_bytes: _builtins.bytes = ...,
+        raw_path: _builtins.bytes = ...,
         offset_bytes: _builtins.int = ...,
         length_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "length_bytes", b"length_bytes", "offset_bytes", b"offset_bytes", "path", b"path", "path_bytes", b"path_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "length_bytes", b"length_bytes", "offset_bytes", b"offset_bytes", "path", b"path", "raw_path", b"raw_path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1469,7 +1469,7 @@ class ListEntriesRequest(_message.Message):
     DATASET_FIELD_NUMBER: _builtins.int
     BACKUP_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
-    PATH_BYTES_FIELD_NUMBER: _builtins.int
+    RAW_PATH_FIELD_NUMBER: _builtins.int
     RECURSIVE_FIELD_NUMBER: _builtins.int
     VIEW_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
@@ -1477,7 +1477,7 @@ class ListEntriesRequest(_message.Message):
     dataset: _builtins.str
     path: _builtins.str
     """A directory (empty: the root), whose entries are listed; any other entry lists itself."""
-    path_bytes: _builtins.bytes
+    raw_path: _builtins.bytes
     recursive: _builtins.bool
     """All below the path instead of one level."""
     view: Global___EntryView.ValueType
@@ -1493,7 +1493,7 @@ class ListEntriesRequest(_message.Message):
         dataset: _builtins.str = ...,
         backup: _resources_pb2.BackupSelector | None = ...,
         path: _builtins.str = ...,
-        path_bytes: _builtins.bytes = ...,
+        raw_path: _builtins.bytes = ...,
         recursive: _builtins.bool = ...,
         view: Global___EntryView.ValueType = ...,
         page_size: _builtins.int = ...,
@@ -1501,7 +1501,7 @@ class ListEntriesRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "path_bytes", b"path_bytes", "recursive", b"recursive", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "dataset", b"dataset", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "raw_path", b"raw_path", "recursive", b"recursive", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1570,8 +1570,8 @@ class ListChangesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DATASET_FIELD_NUMBER: _builtins.int
-    FROM_FIELD_NUMBER: _builtins.int
-    TO_FIELD_NUMBER: _builtins.int
+    FROM_BACKUP_FIELD_NUMBER: _builtins.int
+    TO_BACKUP_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     dataset: _builtins.str
@@ -1579,18 +1579,21 @@ class ListChangesRequest(_message.Message):
     """At most 10,000; 0: 1,000. A page may be shorter, and even empty."""
     page_token: _builtins.str
     @_builtins.property
-    def to(self) -> _resources_pb2.BackupSelector: ...
+    def from_backup(self) -> _resources_pb2.BackupSelector: ...
+    @_builtins.property
+    def to_backup(self) -> _resources_pb2.BackupSelector: ...
     def __init__(
         self,
         *,
         dataset: _builtins.str = ...,
-        to: _resources_pb2.BackupSelector | None = ...,
+        from_backup: _resources_pb2.BackupSelector | None = ...,
+        to_backup: _resources_pb2.BackupSelector | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "to", b"to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_backup", b"from_backup", "to_backup", b"to_backup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "from", b"from", "page_size", b"page_size", "page_token", b"page_token", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "from_backup", b"from_backup", "page_size", b"page_size", "page_token", b"page_token", "to_backup", b"to_backup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,9 +84,9 @@ def size(value: int, field: str, default: int, limit: int) -> int:
 
 def path_of(message: PathMessage) -> bytes:
     """The path of a message that has it as text or, where it is not UTF-8, as bytes."""
-    text, raw = message.path, message.path_bytes
+    text, raw = message.path, message.raw_path
     if text and raw:
-        raise bad("path", "path and path_bytes exclude each other")
+        raise bad("path", "path and raw_path exclude each other")
     return raw or text.encode()
 
 
@@ -95,7 +95,7 @@ def set_path(message: pb.Entry | sv.Damage, path: bytes) -> None:
     try:
         message.path = path.decode("utf-8")
     except UnicodeDecodeError:
-        message.path_bytes = path
+        message.raw_path = path
 
 
 # ---------------------------------------------------------------------- times
@@ -171,7 +171,7 @@ def _entry_in(m: pb.Entry) -> Entry:
     xattrs, holes = m.xattrs, m.holes
     if xattrs or holes:
         attributes = Attributes(
-            tuple(Xattr(x.name_bytes or x.name.encode("utf-8"), x.value) for x in xattrs),
+            tuple(Xattr(x.raw_name or x.name.encode("utf-8"), x.value) for x in xattrs),
             tuple(Hole(h.offset_bytes, h.length_bytes) for h in holes),
         )
     type_ = _TYPES.get(m.type) or _enum(EntryType, m.type, "entry.type")
@@ -186,7 +186,7 @@ def _entry_in(m: pb.Entry) -> Entry:
         m.mtime_ns if has("mtime_ns") else None,
         m.ctime_ns if has("ctime_ns") else None,
         m.inode if has("inode") else None,
-        link_target=m.link_target_bytes or m.link_target.encode("utf-8") or None,
+        link_target=m.raw_link_target or m.link_target.encode("utf-8") or None,
         # A tree has few of them, and thousands of its entries are in memory at once.
         owner=sys.intern(m.owner),
         group=sys.intern(m.group),
@@ -238,7 +238,7 @@ def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
         try:
             m.link_target = entry.link_target.decode("utf-8")
         except UnicodeDecodeError:
-            m.link_target_bytes = entry.link_target
+            m.raw_link_target = entry.link_target
     if entry.device is not None:
         m.device_major, m.device_minor = entry.device
     if entry.attributes is not None:
@@ -271,7 +271,7 @@ def _attributes_out(attributes: Attributes, m: pb.Entry) -> None:
         try:
             m.xattrs.add(name=name.decode("utf-8"), value=value)
         except UnicodeDecodeError:
-            m.xattrs.add(name_bytes=name, value=value)
+            m.xattrs.add(raw_name=name, value=value)
     for offset, length in attributes.holes:
         m.holes.add(offset_bytes=offset, length_bytes=length)
 

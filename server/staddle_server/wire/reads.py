@@ -54,7 +54,7 @@ class ReadCalls:
     # ------------------------------------------------------------------ restore
 
     def restore(self, request: sv.RestoreRequest, call: Call) -> Iterator[bytes]:
-        paths = [path.encode("utf-8") for path in request.paths] + list(request.path_bytes)
+        paths = [path.encode("utf-8") for path in request.paths] + list(request.raw_paths)
         if len(paths) > limits.RESTORE_PATHS_MAX:
             raise bad("paths", f"a call names at most {limits.RESTORE_PATHS_MAX}")
         for path in paths:
@@ -178,13 +178,13 @@ class ReadCalls:
         call.facts["dataset"] = request.dataset
         dataset = convert.dataset_name(request.dataset)
         limit = convert.size(request.page_size, "page_size", LONG_PAGE, limits.PAGE_SIZE_MAX)
-        selectors = [convert.selector_of(getattr(request, "from")), convert.selector_of(request.to)]
+        selectors = [convert.selector_of(request.from_backup), convert.selector_of(request.to_backup)]
         tokens = self._tokens(call)
         query = (
             "changes",
             dataset,
-            getattr(request, "from").SerializeToString(),
-            request.to.SerializeToString(),
+            request.from_backup.SerializeToString(),
+            request.to_backup.SerializeToString(),
         )
         behind = None
         if request.page_token:

@@ -93,7 +93,7 @@ func (to *sender) one(name, path string, info fs.FileInfo) error {
 	if utf8.ValidString(path) {
 		entry.Path = path
 	} else {
-		entry.PathBytes = []byte(path)
+		entry.RawPath = []byte(path)
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -116,7 +116,7 @@ func (to *sender) one(name, path string, info fs.FileInfo) error {
 		if utf8.ValidString(target) {
 			entry.LinkTarget = target
 		} else {
-			entry.LinkTargetBytes = []byte(target)
+			entry.RawLinkTarget = []byte(target)
 		}
 	default:
 		return fmt.Errorf("%s: this client knows files, directories and symbolic links only", name)

@@ -43,7 +43,7 @@ func listEntries(ctx context.Context, client staddle.StaddleServiceClient, datas
 		}
 		for _, each := range page.GetEntries() {
 			err := printLine(map[string]any{
-				"path_hex":   hex.EncodeToString([]byte(pathOf(each.GetPath(), each.GetPathBytes()))),
+				"path_hex":   hex.EncodeToString([]byte(pathOf(each.GetPath(), each.GetRawPath()))),
 				"type":       each.GetType().String(),
 				"bytes":      each.GetContent().GetSizeBytes(),
 				"content_id": hex.EncodeToString(each.GetContent().GetContentId()),

@@ -114,7 +114,7 @@ func (to *restorer) place(path string) (string, error) {
 }
 
 func (to *restorer) entry(entry *staddle.Entry) error {
-	path := pathOf(entry.GetPath(), entry.GetPathBytes())
+	path := pathOf(entry.GetPath(), entry.GetRawPath())
 	if to.open != nil {
 		return fmt.Errorf("%q came before the end of the file before it", path)
 	}
@@ -132,7 +132,7 @@ func (to *restorer) entry(entry *staddle.Entry) error {
 		to.made[path] = true
 		return os.Mkdir(name, 0o700)
 	case staddle.EntryType_ENTRY_TYPE_SYMLINK:
-		if err := os.Symlink(pathOf(entry.GetLinkTarget(), entry.GetLinkTargetBytes()), name); err != nil {
+		if err := os.Symlink(pathOf(entry.GetLinkTarget(), entry.GetRawLinkTarget()), name); err != nil {
 			return err
 		}
 		return setTime(name, entry)
@@ -223,13 +223,13 @@ func (to *restorer) close(size uint64, id []byte) error {
 
 // damage takes away what was written of the open file.
 func (to *restorer) damage(damage *staddle.Damage) error {
-	path := pathOf(damage.GetPath(), damage.GetPathBytes())
+	path := pathOf(damage.GetPath(), damage.GetRawPath())
 	fmt.Fprintf(os.Stderr, "interop: %q is damaged: %s\n", path, damage.GetMessage())
 	to.damageCount++
 	if to.open == nil {
 		return nil
 	}
-	if path != pathOf(to.open.GetPath(), to.open.GetPathBytes()) {
+	if path != pathOf(to.open.GetPath(), to.open.GetRawPath()) {
 		return fmt.Errorf("%q is damaged, and %q was open", path, to.file.Name())
 	}
 	to.open = nil
@@ -251,7 +251,7 @@ func (to *restorer) complete() error {
 	}
 	for index := len(to.directories) - 1; index >= 0; index-- {
 		entry := to.directories[index]
-		path := pathOf(entry.GetPath(), entry.GetPathBytes())
+		path := pathOf(entry.GetPath(), entry.GetRawPath())
 		if err := setMetadata(filepath.Join(to.target, path), entry); err != nil {
 			return err
 		}

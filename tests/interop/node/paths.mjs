@@ -4,14 +4,14 @@ import { Buffer, isUtf8 } from "node:buffer";
 
 const SLASH = Buffer.from("/");
 
-/** Two fields of a message, of which one is set: `name` as text or `name_bytes`. */
+/** Two fields of a message, of which one is set: `name` as text, or `raw_` before its name as bytes. */
 export function fieldsOf(name, bytes) {
-  return isUtf8(bytes) ? { [name]: bytes.toString() } : { [`${name}_bytes`]: bytes };
+  return isUtf8(bytes) ? { [name]: bytes.toString() } : { [`raw_${name}`]: bytes };
 }
 
 /** What such two fields hold, as bytes. */
 export function bytesOf(name, message) {
-  const bytes = message[`${name}_bytes`];
+  const bytes = message[`raw_${name}`];
   return bytes?.length ? bytes : Buffer.from(message[name] ?? "");
 }
 
