@@ -87,16 +87,26 @@ class Uploads:
             raise upload_not_found(request_id)
         return upload_of(row)
 
-    def resume(self, tenant: bytes, upload: bytes, principal: Principal, now_ns: int, terms: Terms) -> Upload:
+    def resume(
+        self,
+        tenant: bytes,
+        upload: bytes,
+        principal: Principal,
+        now_ns: int,
+        terms: Terms,
+        *,
+        alive_ns: int | None = None,
+    ) -> Upload:
         """Takes the upload over: its epoch is raised, so that the writer before is refused from now on; renews lease and life.
 
-        LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also once its life is over.
+        LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also if its life was over at `alive_ns` (`now_ns` unless
+        given).
         """
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             require_open(upload, row.state)
-            if row.expires_ns <= now_ns:
+            if row.expires_ns <= (now_ns if alive_ns is None else alive_ns):
                 raise upload_closed(row.id, UploadState.EXPIRED)
             if row.token != principal.token and row.lease_expires_ns > now_ns:
                 raise _lease_held(row)
