@@ -87,6 +87,15 @@ class Uploads:
             raise upload_not_found(request_id)
         return upload_of(row)
 
+    def list_open(self, tenant: bytes, dataset: str, after: bytes, limit: int) -> list[Upload]:
+        """At most `limit` open uploads by id, those behind `after` (empty for the first ones); `dataset` "": of all datasets."""
+        with self._database.read() as connection:
+            mine = (_u.tenant == self._tenants.row(connection, tenant), schema.IS_OPEN, _u.id > after)
+            query = select_uploads().where(*mine).order_by(_u.id).limit(limit)
+            if dataset:
+                query = query.where(_d.name == dataset)
+            return [upload_of(row) for row in connection.execute(query)]
+
     def resume(
         self,
         tenant: bytes,
@@ -258,7 +267,9 @@ class Uploads:
 def _close(connection: Connection, upload: bytes, state: UploadState) -> None:
     connection.execute(delete(schema.claims).where(schema.claims.c.upload == upload))
     connection.execute(delete(schema.upload_missing).where(_m.upload == upload))
-    connection.execute(update(schema.uploads).where(_u.id == upload).values(state=state.value, durable=b""))
+    # What an upload that has ended said of paths is nobody's business any more.
+    over = {"state": state.value, "durable": b"", "last_failure": ""}
+    connection.execute(update(schema.uploads).where(_u.id == upload).values(**over))
 
 
 def _change_missing(

@@ -168,6 +168,10 @@ class Uploads:
             return self._catalog.uploads.get(principal.tenant, upload_id)
         return self._catalog.uploads.get_by_request(principal.tenant, request_id)
 
+    def list_open(self, principal: Principal, dataset: str, after: bytes, limit: int) -> list[Upload]:
+        """At most `limit` open uploads of the tenant (of one dataset, if it is named) by id, those behind `after`."""
+        return self._catalog.uploads.list_open(principal.tenant, dataset, after, limit)
+
     def writer(self, principal: Principal, upload_id: bytes, epoch: int) -> UploadWriter:
         """The writer of an upload, for a caller that states its epoch.
 

@@ -89,6 +89,7 @@ def methods(
         "RenewUpload": Method(writer, uploads.renew_upload),
         "CommitUpload": Method(writer, uploads.commit_upload),
         "AbortUpload": Method(writer, uploads.abort_upload),
+        "ListUploads": Method(admin, uploads.list_uploads),
         "FindMissingChunks": Method(writer, uploads.find_missing_chunks, one_of_many=True),
         "PutChunks": Method(writer, uploads.put_chunks, one_of_many=True),
         "PutEntries": Method(writer, uploads.put_entries, one_of_many=True),
