@@ -46,6 +46,7 @@ METHODS: Final = {
     "ReadRange": Method(_BULK_S),
     "ListDatasets": Method(_QUICK_S),
     "ListBackups": Method(_QUICK_S),
+    "ListUploads": Method(_QUICK_S),
     "GetBackup": Method(_QUICK_S),
     "ListEntries": Method(_BULK_S),
     "ListChanges": Method(_BULK_S),

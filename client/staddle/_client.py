@@ -17,6 +17,7 @@ from staddle._convert import (
     change_of,
     dataset_of,
     entry_of,
+    open_upload_of,
     server_info_of,
     split_path,
     text,
@@ -35,6 +36,7 @@ from staddle._types import (
     Change,
     Dataset,
     Entry,
+    OpenUpload,
     Overwrite,
     PathLike,
     Profile,
@@ -365,6 +367,18 @@ class Client(RetentionMethods):
             dataset=text("dataset", dataset), show_deleted=show_deleted, page_size=LIST_PAGE
         )
         return (backup_of(each) for each in self._calls.pages("ListBackups", request, "backups"))
+
+    def uploads(self, dataset: str = "") -> Iterator[OpenUpload]:
+        """Open uploads of the tenant, or of one dataset, by id. Needs an admin token."""
+        request = service.ListUploadsRequest(dataset=text("dataset", dataset), page_size=LIST_PAGE)
+        return (open_upload_of(each) for each in self._calls.pages("ListUploads", request, "uploads"))
+
+    def abort_upload(self, upload: OpenUpload) -> None:
+        """Gives an upload up, whoever writes it: its writer is refused from then on, and its data is garbage. Cannot be undone.
+
+        Raises StaleEpochError if somebody has resumed it since it was listed, UploadClosedError if it has ended.
+        """
+        self.call("AbortUpload", service.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 
     def get_backup(self, dataset: str, backup: str | None = None, *, at: At | None = None) -> Backup:
         """One backup, picked as in `restore`."""

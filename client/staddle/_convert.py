@@ -21,6 +21,7 @@ from staddle._types import (
     EntryType,
     Hold,
     Hole,
+    OpenUpload,
     PathLike,
     Profile,
     Scope,
@@ -252,6 +253,24 @@ def dataset_of(message: resources.Dataset) -> Dataset:
         root=message.root,
         backup_count=message.backup_count,
         newest_backup=backup_of(message.newest_backup) if message.HasField("newest_backup") else None,
+    )
+
+
+def open_upload_of(message: resources.Upload) -> OpenUpload:
+    """An open upload as the server lists it."""
+    return OpenUpload(
+        id=message.id,
+        dataset=message.dataset,
+        epoch=message.epoch,
+        principal=message.principal,
+        host=message.host,
+        root=message.root,
+        begin_time=datetime_of(message.begin_time),
+        lease_expire_time=datetime_of(message.lease_expire_time),
+        expire_time=datetime_of(message.expire_time),
+        durable_entries=message.durable.entry_count,
+        durable_bytes=message.durable.data_bytes,
+        last_failure=message.last_failure,
     )
 
 

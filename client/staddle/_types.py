@@ -244,6 +244,28 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """A backup that has begun and is neither committed nor given up."""
+
+    id: str
+    dataset: str
+    epoch: int
+    principal: str
+    """The name of the token that writes it."""
+    host: str
+    root: str
+    begin_time: datetime.datetime
+    lease_expire_time: datetime.datetime
+    """Until then no other token may resume it."""
+    expire_time: datetime.datetime
+    """The server gives it up then."""
+    durable_entries: int
+    durable_bytes: int
+    last_failure: str
+    """Why its last stream or call failed; empty: it did not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """What differs at one path between two backups."""
 

@@ -16,6 +16,9 @@ METHOD: Final = "/grpc.health.v1.Health/Check"
 RETRY_S: Final = 0.1
 WRITES: Final = "staddle.v1.StaddleService/writes"
 """What health calls the writing half of the service."""
+UPKEEP: Final = "staddle.v1.StaddleService/upkeep"
+"""What health calls purging, expiry and policies."""
+CLOCK_IN_DOUBT: Final = "the server does not believe its clock, and purges, expires and deletes nothing: `staddle-server clock` says why"
 
 
 class ProbeError(OperatorError):
@@ -26,8 +29,8 @@ class ReadOnlyError(OperatorError):
     """The server gives backups back, and takes none."""
 
 
-def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> None:
-    """Returns if the server at the address serves all that it should.
+def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> list[str]:
+    """Returns if the server at the address serves all that it should, with warnings in words.
 
     Raises ProbeError if it does not, or does not answer in time, and ReadOnlyError if it only reads.
     """
@@ -47,6 +50,7 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> Non
             # In this order: a server that begins to drain says so of both.
             writes = _status(ask, WRITES, timeout_s)
             serves = _status(ask, "", timeout_s)
+            upkeep = _status(ask, UPKEEP, timeout_s)
         except grpc.RpcError as error:
             raise ProbeError(
                 f"no server answers at {target}: {error.code().name}, {error.details()}"
@@ -58,13 +62,14 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> Non
             f"the server at {address} is read-only: it restores, and takes no backups, since a sync failed. "
             "Its log says which; look at the disk, then restart it"
         )
+    return [] if upkeep == SERVING else [CLOCK_IN_DOUBT]
 
 
 def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s: float) -> str:
     try:
         answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
     except grpc.RpcError as error:
-        if service == WRITES and error.code() is grpc.StatusCode.NOT_FOUND:
+        if service in {WRITES, UPKEEP} and error.code() is grpc.StatusCode.NOT_FOUND:
             return SERVING  # a server of before this was told
         raise
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

@@ -4,10 +4,14 @@ An event is a message and named fields, given as `extra={"fields": {...}}`; the 
 a person reads along. Whatever looks like a credential is taken out here, once more, behind everybody's back.
 """
 
+import collections
 import json
 import logging
+import os
 import re
+import stat
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Final, TextIO
@@ -16,6 +20,10 @@ LOGGER: Final = "staddle_server"
 CALLS: Final = "staddle_server.calls"
 """The logger of the one line per call; its fields are documented in docs/operations.md."""
 MESSAGE_CHARACTERS_MAX: Final = 8_192
+QUEUE_BYTES_MAX: Final = 1024 * 1024
+"""Lines that standard error does not take yet; what comes on top of that is dropped and counted."""
+FLUSH_S: Final = 1.0
+"""How long the end of the server waits for them."""
 REDACTED: Final = "[redacted]"
 
 _CREDENTIALS: Final = re.compile(
@@ -90,19 +98,135 @@ def _utc(seconds: float) -> str:
     return f"{whole}.{int(seconds % 1 * 1000):03d}Z"
 
 
+class BackgroundHandler(logging.Handler):
+    """Writes lines to a file descriptor on a thread of its own, so that nobody who logs waits for a reader that does not read.
+
+    At most QUEUE_BYTES_MAX wait; further lines are dropped, and a line says how many as soon as one can be written again.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._changed = threading.Condition()
+        self._lines: collections.deque[bytes] = collections.deque()
+        self._bytes = 0
+        self._dropped = 0
+        self._writing = False
+        self._writable = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queues the line, or counts it as dropped."""
+        try:
+            line = (self.format(record) + "\n").encode(errors="backslashreplace")
+        except Exception:  # noqa: BLE001  a record that cannot be formatted is the caller's fault, as in every handler
+            self.handleError(record)
+            return
+        with self._changed:
+            if self._bytes + len(line) > QUEUE_BYTES_MAX:
+                self._dropped += 1
+                return
+            self._lines.append(line)
+            self._bytes += len(line)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Waits until everything is written, for FLUSH_S at the most."""
+        end_s = time.monotonic() + FLUSH_S
+        with self._changed:
+            while (self._lines or self._writing) and (left_s := end_s - time.monotonic()) > 0:
+                self._changed.wait(left_s)
+
+    def close(self) -> None:
+        """Writes what it can in FLUSH_S, and ends the thread as soon as it is not in a write."""
+        self.flush()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        super().close()
+
+    def _run(self) -> None:
+        while (found := self._next()) is not None:
+            line, stands_for = found
+            written = self._write(line)
+            with self._changed:
+                self._writing, self._writable = False, written
+                self._dropped += 0 if written else stands_for
+                self._changed.notify_all()
+
+    def _next(self) -> tuple[bytes, int] | None:
+        """What to write next, and how many lines are lost if that fails. None: nothing is left, and nothing comes."""
+        with self._changed:
+            while not self._lines and not (self._dropped and self._writable) and not self._closed:
+                self._changed.wait()
+            if self._lines:
+                self._writing = True
+                line = self._lines.popleft()
+                self._bytes -= len(line)
+                return line, 1
+            if not (self._dropped and self._writable):
+                return None
+            self._writing = True
+            dropped, self._dropped = self._dropped, 0
+        return self._dropped_line(dropped), dropped
+
+    def _dropped_line(self, dropped: int) -> bytes:
+        words = f"{dropped} log lines were dropped: standard error was not read, or could not be written"
+        record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, words, None, None)
+        return (self.format(record) + "\n").encode()
+
+    def _write(self, line: bytes) -> bool:
+        """Whether the line is written, or the beginning of it. May wait for ever: nobody waits for this thread."""
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:  # the reader has gone, or the disk is full
+            return False
+        return True
+
+
+def never_block(descriptor: int) -> None:
+    """Lets writes to a pipe fail with BlockingIOError where they would wait for its reader.
+
+    For what does not go through the log: libraries in C, and what Python itself has to say. Nobody else who has the pipe is
+    affected: it is opened once more. Other kinds of files stay as they are.
+    """
+    try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            again = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.dup2(again, descriptor)
+            os.close(again)
+    except OSError as error:
+        logging.getLogger(LOGGER).debug("descriptor %d stays as it is: %s", descriptor, error)
+
+
+def _handler(stream: TextIO | None) -> logging.Handler:
+    try:
+        descriptor = sys.stderr.fileno() if stream is None else -1
+    except (AttributeError, OSError, ValueError):  # standard error is closed, or no file
+        descriptor = -1
+    if descriptor < 0:
+        return logging.StreamHandler(stream or sys.stderr)
+    return BackgroundHandler(os.dup(descriptor))
+
+
 def setup(log_format: str, level: str, stream: TextIO | None = None) -> None:
     """Logs of the server, and warnings of the libraries, go to `stream` (standard error) from now on.
 
-    `log_format` is "json", "text", or "auto": text where the stream is a terminal.
+    `log_format` is "json", "text", or "auto": text where the stream is a terminal. Whoever logs to standard error never waits for
+    its reader: see BackgroundHandler.
     """
-    stream = stream or sys.stderr
-    as_text = log_format == "text" or (log_format == "auto" and stream.isatty())
-    handler = logging.StreamHandler(stream)
+    as_text = log_format == "text" or (log_format == "auto" and (stream or sys.stderr).isatty())
+    handler = _handler(stream)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     root = logging.getLogger()
     for old in list(root.handlers):
         if isinstance(old.formatter, JsonFormatter | TextFormatter):
             root.removeHandler(old)
+            old.close()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger(LOGGER).setLevel(getattr(logging, level.upper()))

@@ -11,6 +11,7 @@ import grpc
 from staddle_server.catalog import Catalog
 from staddle_server.limits import MIB
 from staddle_server.session.clock import Clock, SystemClock
+from staddle_server.session.clockguard import ClockGuard
 from staddle_server.session.deletion import Deletion
 from staddle_server.session.reads import Reads
 from staddle_server.session.records import finish_all
@@ -18,6 +19,7 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.upkeep.clockwatch import ClockWatch
 from staddle_server.upkeep.collector import collect
 from staddle_server.upkeep.copies import copies_task
 from staddle_server.upkeep.findings import Kept
@@ -87,7 +89,14 @@ class Service:
             Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
             clock.monotonic_s,
         )
-        self._wire = WireServer(self._gate, table, streams_max, lambda: blobs.failed is None)
+        self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
+        self._wire = WireServer(
+            self._gate,
+            table,
+            streams_max,
+            lambda: blobs.failed is None,
+            lambda: not self.clock_watch.in_doubt,
+        )
         kept = Kept(catalog, blobs, keys, tenants, clock)
         scrubber = Scrubber(
             kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy
@@ -113,6 +122,7 @@ class Service:
             RuntimeError: the address is in use, or is none.
 
         """
+        self.clock_watch.start()
         port = self._wire.start(address, credentials)
         self._schedule.start()
         return port
@@ -121,6 +131,7 @@ class Service:
         """Stops: health says NOT_SERVING, new calls are refused, streams get so long, then end at a checkpoint."""
         self._wire.close(drain_s)
         self._schedule.stop()
+        self.clock_watch.stop()
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()

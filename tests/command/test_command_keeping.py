@@ -164,6 +164,7 @@ def test_a_retained_backup_says_until_when(staddle: CommandLine, backups: list[s
     assert "until 2031-12-31 23:59:59+00:00" in staddle("list", "www").lines[3]
     error = staddle("delete", "www", backups[0], "--yes", "--json", code=1).error
     assert (error["by"], error["until"][:19]) == ("retention", "2031-12-31T23:59:59")
+    assert "has passed" in staddle("retain", "www", backups[0], "--until", "2020-01-01", code=2).err
     for wrong in ("3d", "sometime", ""):
         assert "--until" in staddle("retain", "www", backups[0], "--until", wrong, code=2).err
 

@@ -352,6 +352,22 @@ def test_a_time_beyond_all_reason_is_refused(running):
     assert not look(stub, backup).HasField("retain_until_time")
 
 
+def test_a_time_that_has_passed_is_refused_but_not_the_replay_of_a_call_that_was_right(running):
+    stub = running.stub()
+    backup = back_up(stub, "www", {"a": b"1"})
+    for until in (0, running.clock.now_ns() - 1):
+        with pytest.raises(grpc.RpcError) as caught:
+            retain(stub, backup, max(until, 1))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert info(caught.value).metadata["field"] == "until_time"
+        assert "has passed" in caught.value.details()
+    assert not look(stub, backup).HasField("retain_until_time")
+    until = running.clock.now_ns() + DAY * 10**9
+    retain(stub, backup, until)
+    running.clock.ahead_s += 2 * DAY
+    assert ns(retain(stub, backup, until).retain_until_time) == until
+
+
 def test_another_tenants_things_are_not_found(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})

@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "release": "_keeping",
     "retain": "_keeping",
     "retention": "_policies",
+    "uploads": "_uploads",
     "info": "_looking",
 }
 """The modules in which the commands are, in the order in which a newcomer needs them. Only the one that runs is loaded."""

@@ -656,6 +656,7 @@ class Upload(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """32 hexadecimal digits."""
     dataset: _builtins.str
@@ -676,6 +677,8 @@ class Upload(_message.Message):
     """COMMITTED only."""
     host: _builtins.str
     root: _builtins.str
+    principal: _builtins.str
+    """The name of the token that writes."""
     @_builtins.property
     def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
         """Until then only the writer's own principal may take the upload over. Every accepted write renews it."""
@@ -714,10 +717,11 @@ class Upload(_message.Message):
         host: _builtins.str = ...,
         root: _builtins.str = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        principal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "chunker", b"chunker", "durable", b"durable", "expire_time", b"expire_time", "lease_expire_time", b"lease_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "base_backup_id", b"base_backup_id", "begin_time", b"begin_time", "chunker", b"chunker", "dataset", b"dataset", "durable", b"durable", "endpoint", b"endpoint", "epoch", b"epoch", "expire_time", b"expire_time", "host", b"host", "id", b"id", "kind", b"kind", "last_failure", b"last_failure", "lease_expire_time", b"lease_expire_time", "request_id", b"request_id", "root", b"root", "scope", b"scope", "state", b"state", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "base_backup_id", b"base_backup_id", "begin_time", b"begin_time", "chunker", b"chunker", "dataset", b"dataset", "durable", b"durable", "endpoint", b"endpoint", "epoch", b"epoch", "expire_time", b"expire_time", "host", b"host", "id", b"id", "kind", b"kind", "last_failure", b"last_failure", "lease_expire_time", b"lease_expire_time", "principal", b"principal", "request_id", b"request_id", "root", b"root", "scope", b"scope", "state", b"state", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

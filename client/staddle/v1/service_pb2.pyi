@@ -735,6 +735,58 @@ class AbortUploadResponse(_message.Message):
 Global___AbortUploadResponse: _TypeAlias = AbortUploadResponse  # noqa: Y015
 
 @_typing.final
+class ListUploadsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """Only those of this dataset; empty: of all."""
+    page_size: _builtins.int
+    """At most 1,000; 0: 100."""
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUploadsRequest: _TypeAlias = ListUploadsRequest  # noqa: Y015
+
+@_typing.final
+class ListUploadsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOADS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Upload]:
+        """By id."""
+
+    def __init__(
+        self,
+        *,
+        uploads: _abc.Iterable[_resources_pb2.Upload] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "uploads", b"uploads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUploadsResponse: _TypeAlias = ListUploadsResponse  # noqa: Y015
+
+@_typing.final
 class FindMissingChunksRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1825,7 +1877,11 @@ class RetainBackupRequest(_message.Message):
     backup: _builtins.str
     """An id or a unique prefix."""
     @_builtins.property
-    def until_time(self) -> _timestamp_pb2.Timestamp: ...
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """In the future, by the server's clock, and at most a hundred years from now. A time before the one that the backup has changes
+        nothing.
+        """
+
     def __init__(
         self,
         *,

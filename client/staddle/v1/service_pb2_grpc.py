@@ -75,6 +75,11 @@ class StaddleServiceStub(object):
                 request_serializer=staddle_dot_v1_dot_service__pb2.AbortUploadRequest.SerializeToString,
                 response_deserializer=staddle_dot_v1_dot_service__pb2.AbortUploadResponse.FromString,
                 _registered_method=True)
+        self.ListUploads = channel.unary_unary(
+                '/staddle.v1.StaddleService/ListUploads',
+                request_serializer=staddle_dot_v1_dot_service__pb2.ListUploadsRequest.SerializeToString,
+                response_deserializer=staddle_dot_v1_dot_service__pb2.ListUploadsResponse.FromString,
+                _registered_method=True)
         self.FindMissingChunks = channel.unary_unary(
                 '/staddle.v1.StaddleService/FindMissingChunks',
                 request_serializer=staddle_dot_v1_dot_service__pb2.FindMissingChunksRequest.SerializeToString,
@@ -239,6 +244,14 @@ class StaddleServiceServicer(object):
 
     def AbortUpload(self, request, context):
         """Gives an upload up. Role: writer. A replay changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUploads(self, request, context):
+        """Lists the open uploads of the tenant, paged: who writes them, how far they are, why they last failed. Role: admin. AbortUpload with
+        the id and epoch that are listed gives one up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -433,6 +446,11 @@ def add_StaddleServiceServicer_to_server(servicer, server):
                     servicer.AbortUpload,
                     request_deserializer=staddle_dot_v1_dot_service__pb2.AbortUploadRequest.FromString,
                     response_serializer=staddle_dot_v1_dot_service__pb2.AbortUploadResponse.SerializeToString,
+            ),
+            'ListUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUploads,
+                    request_deserializer=staddle_dot_v1_dot_service__pb2.ListUploadsRequest.FromString,
+                    response_serializer=staddle_dot_v1_dot_service__pb2.ListUploadsResponse.SerializeToString,
             ),
             'FindMissingChunks': grpc.unary_unary_rpc_method_handler(
                     servicer.FindMissingChunks,
@@ -752,6 +770,33 @@ class StaddleService(object):
             '/staddle.v1.StaddleService/AbortUpload',
             staddle_dot_v1_dot_service__pb2.AbortUploadRequest.SerializeToString,
             staddle_dot_v1_dot_service__pb2.AbortUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/staddle.v1.StaddleService/ListUploads',
+            staddle_dot_v1_dot_service__pb2.ListUploadsRequest.SerializeToString,
+            staddle_dot_v1_dot_service__pb2.ListUploadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

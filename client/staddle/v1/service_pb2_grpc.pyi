@@ -68,6 +68,10 @@ class StaddleServiceStub:
     """Makes the upload a backup: durable, visible, whole. Role: writer. A replay answers as the first did."""
     AbortUpload: _grpc.UnaryUnaryMultiCallable[_service_pb2.AbortUploadRequest, _service_pb2.AbortUploadResponse]
     """Gives an upload up. Role: writer. A replay changes nothing."""
+    ListUploads: _grpc.UnaryUnaryMultiCallable[_service_pb2.ListUploadsRequest, _service_pb2.ListUploadsResponse]
+    """Lists the open uploads of the tenant, paged: who writes them, how far they are, why they last failed. Role: admin. AbortUpload with
+    the id and epoch that are listed gives one up.
+    """
     FindMissingChunks: _grpc.UnaryUnaryMultiCallable[_service_pb2.FindMissingChunksRequest, _service_pb2.FindMissingChunksResponse]
     """Which of these chunks must be sent? The others are kept for this upload from now on. Role: writer."""
     PutChunks: _grpc.UnaryUnaryMultiCallable[_service_pb2.PutChunksRequest, _service_pb2.PutChunksResponse]
@@ -151,6 +155,10 @@ class StaddleServiceAsyncStub(StaddleServiceStub):
     """Makes the upload a backup: durable, visible, whole. Role: writer. A replay answers as the first did."""
     AbortUpload: _aio.UnaryUnaryMultiCallable[_service_pb2.AbortUploadRequest, _service_pb2.AbortUploadResponse]  # type: ignore[assignment]
     """Gives an upload up. Role: writer. A replay changes nothing."""
+    ListUploads: _aio.UnaryUnaryMultiCallable[_service_pb2.ListUploadsRequest, _service_pb2.ListUploadsResponse]  # type: ignore[assignment]
+    """Lists the open uploads of the tenant, paged: who writes them, how far they are, why they last failed. Role: admin. AbortUpload with
+    the id and epoch that are listed gives one up.
+    """
     FindMissingChunks: _aio.UnaryUnaryMultiCallable[_service_pb2.FindMissingChunksRequest, _service_pb2.FindMissingChunksResponse]  # type: ignore[assignment]
     """Which of these chunks must be sent? The others are kept for this upload from now on. Role: writer."""
     PutChunks: _aio.UnaryUnaryMultiCallable[_service_pb2.PutChunksRequest, _service_pb2.PutChunksResponse]  # type: ignore[assignment]
@@ -279,6 +287,16 @@ class StaddleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_service_pb2.AbortUploadResponse, _abc.Awaitable[_service_pb2.AbortUploadResponse]]:
         """Gives an upload up. Role: writer. A replay changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ListUploads(
+        self,
+        request: _service_pb2.ListUploadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_service_pb2.ListUploadsResponse, _abc.Awaitable[_service_pb2.ListUploadsResponse]]:
+        """Lists the open uploads of the tenant, paged: who writes them, how far they are, why they last failed. Role: admin. AbortUpload with
+        the id and epoch that are listed gives one up.
+        """
 
     @_abc_1.abstractmethod
     def FindMissingChunks(

@@ -1,5 +1,6 @@
 """The catalog: what exists and who may see it. A commit here is what makes a backup exist."""
 
+from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import protection_of
 from staddle_server.catalog.dialect import SqliteChoice, choose_sqlite
 from staddle_server.catalog.engine import Catalog, open_catalog
@@ -52,6 +53,7 @@ __all__ = [
     "Begun",
     "Catalog",
     "ChangeCounts",
+    "ClockSeen",
     "CondemnedPack",
     "Dataset",
     "DatasetFacts",

@@ -84,22 +84,38 @@ class Backups:
                 return _latest(connection, among, dataset)
             return _by_prefix(connection, among, dataset, backup)
 
-    def delete(self, tenant: bytes, backup: bytes, now_ns: int, record: PendingRecord) -> tuple[Backup, bool]:
+    def delete(
+        self,
+        tenant: bytes,
+        backup: bytes,
+        now_ns: int,
+        record: PendingRecord,
+        *,
+        protected_ns: int | None = None,
+    ) -> tuple[Backup, bool]:
         """Hides a backup, and keeps `record` as pending in the same transaction.
 
         Answers the backup and whether this call changed it: one that is deleted already stays as it is, and `record` is
-        then not kept. BACKUP_NOT_FOUND; PROTECTED.
+        then not kept. BACKUP_NOT_FOUND; PROTECTED, if it was at `protected_ns` (`now_ns` unless given).
         """
-        return self._set_deleted(tenant, backup, now_ns, record, deleted=True)
+        protected_ns = now_ns if protected_ns is None else protected_ns
+        return self._set_deleted(tenant, backup, now_ns, record, deleted=True, protected_ns=protected_ns)
 
     def undelete(
         self, tenant: bytes, backup: bytes, now_ns: int, record: PendingRecord
     ) -> tuple[Backup, bool]:
         """Shows a deleted backup again; otherwise as `delete`."""
-        return self._set_deleted(tenant, backup, now_ns, record, deleted=False)
+        return self._set_deleted(tenant, backup, now_ns, record, deleted=False, protected_ns=now_ns)
 
     def _set_deleted(
-        self, tenant: bytes, backup: bytes, now_ns: int, record: PendingRecord, *, deleted: bool
+        self,
+        tenant: bytes,
+        backup: bytes,
+        now_ns: int,
+        record: PendingRecord,
+        *,
+        deleted: bool,
+        protected_ns: int,
     ) -> tuple[Backup, bool]:
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
@@ -107,7 +123,7 @@ class Backups:
             changed = (found.deleted_ns is not None) != deleted
             if changed:
                 if deleted:
-                    require_unprotected(found, now_ns)
+                    require_unprotected(found, protected_ns)
                 this = update(schema.backups).where(_b.id == backup)
                 connection.execute(this.values(deleted_ns=now_ns if deleted else None))
                 keep_pending(connection, tenant_row, [record])

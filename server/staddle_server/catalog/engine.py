@@ -8,6 +8,7 @@ from sqlalchemy import inspect
 from staddle_server.catalog import schema
 from staddle_server.catalog.backups import Backups
 from staddle_server.catalog.chunks import Chunks
+from staddle_server.catalog.clocks import Clocks
 from staddle_server.catalog.collection import Collection
 from staddle_server.catalog.collector import Collectors
 from staddle_server.catalog.datasets import Datasets
@@ -48,6 +49,7 @@ class Catalog:
         self.uploads = Uploads(database, self.tenants)
         self.retention = Retentions(database, self.tenants)
         self.tasks = Tasks(database)
+        self.clock = Clocks(database)
         self.collectors = Collectors(database)
         self.collection = Collection(database, self.tenants)
         self.removal = Removal(database, self.tenants)

@@ -374,3 +374,16 @@ tasks = Table(
     Column("ended_ns", BigInteger),
     Column("outcome", Text, nullable=False),
 )
+
+# One row: what was last seen of the wall clock (clocks.py).
+clock = Table(
+    "clock",
+    metadata,
+    Column("row", ROW, primary_key=True),
+    Column("boot", Text, nullable=False),
+    Column("offset_ns", BigInteger, nullable=False),
+    Column("uptime_ns", BigInteger, nullable=False),
+    Column("seen_ns", BigInteger, nullable=False),
+    Column("jump_ns", BigInteger, nullable=False),
+    Column("waited_ns", BigInteger, nullable=False),
+)

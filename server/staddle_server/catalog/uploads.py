@@ -89,16 +89,35 @@ class Uploads:
             raise upload_not_found(request_id)
         return upload_of(row)
 
-    def resume(self, tenant: bytes, upload: bytes, principal: Principal, now_ns: int, terms: Terms) -> Upload:
+    def list_open(self, tenant: bytes, dataset: str, after: bytes, limit: int) -> list[Upload]:
+        """At most `limit` open uploads by id, those behind `after` (empty for the first ones); `dataset` "": of all datasets."""
+        with self._database.read() as connection:
+            mine = (_u.tenant == self._tenants.row(connection, tenant), schema.IS_OPEN, _u.id > after)
+            query = select_uploads().where(*mine).order_by(_u.id).limit(limit)
+            if dataset:
+                query = query.where(_d.name == dataset)
+            return [upload_of(row) for row in connection.execute(query)]
+
+    def resume(
+        self,
+        tenant: bytes,
+        upload: bytes,
+        principal: Principal,
+        now_ns: int,
+        terms: Terms,
+        *,
+        alive_ns: int | None = None,
+    ) -> Upload:
         """Takes the upload over: its epoch is raised, so that the writer before is refused from now on; renews lease and life.
 
-        LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also once its life is over.
+        LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also if its life was over at `alive_ns` (`now_ns` unless
+        given).
         """
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             require_open(upload, row.state)
-            if row.expires_ns <= now_ns:
+            if row.expires_ns <= (now_ns if alive_ns is None else alive_ns):
                 raise upload_closed(row.id, UploadState.EXPIRED)
             if row.token != principal.token and row.lease_expires_ns > now_ns:
                 raise _lease_held(row)
@@ -254,7 +273,9 @@ class Uploads:
 def _close(connection: Connection, upload: bytes, state: UploadState) -> None:
     connection.execute(delete(schema.claims).where(schema.claims.c.upload == upload))
     connection.execute(delete(schema.upload_missing).where(_m.upload == upload))
-    connection.execute(update(schema.uploads).where(_u.id == upload).values(state=state.value, durable=b""))
+    # What an upload that has ended said of paths is nobody's business any more.
+    over = {"state": state.value, "durable": b"", "last_failure": ""}
+    connection.execute(update(schema.uploads).where(_u.id == upload).values(**over))
 
 
 def _change_missing(

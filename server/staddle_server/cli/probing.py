@@ -49,8 +49,10 @@ def health_command(server: str | None, timeout: str, wait: str, **flags: str | N
 
 def _ask(settings: config.Settings, server: str | None, timeout_s: float) -> None:
     address = _address(settings, server)
-    health.check(address, tls.files_of(settings), timeout_s)
+    warnings = health.check(address, tls.files_of(settings), timeout_s)
     click.echo(f"{address} {health.SERVING}")
+    for warning in warnings:
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def _address(settings: config.Settings, server: str | None) -> config.Address:

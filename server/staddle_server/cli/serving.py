@@ -34,6 +34,8 @@ def serve(**flags: str | None) -> None:
     """Run the server on DIR until it is told to stop. An empty or absent DIR is made first, as by `init`."""
     settings = settings_from(flags)
     logs.setup(settings.log_format, settings.log_level)
+    logs.never_block(1)
+    logs.never_block(2)
     app.run_server(settings, _announce)
 
 

@@ -9,6 +9,7 @@ import click
 from staddle_server.catalog import Token
 from staddle_server.catalog.words import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option, print_rows
+from staddle_server.config import SettingsError
 from staddle_server.datadir import DataDirectory
 from staddle_server.rooms import DEFAULT_TENANT, open_rooms, tenant_named
 from staddle_server.types import TokenRole
@@ -53,7 +54,7 @@ def create(
 ) -> None:
     """Make a token and print it: this once, it cannot be shown again."""
     now_ns = time.time_ns()
-    expires_ns = None if expires is None else now_ns + int(duration("--expires", expires) * NS_PER_S)
+    expires_ns = None if expires is None else now_ns + _life_ns(expires)
     name = name or f"{role}-{secrets.token_hex(3)}"
     with open_rooms(data) as rooms:
         owner = tenant_named(rooms, tenant)
@@ -103,3 +104,11 @@ def _state(token: Token, now_ns: int) -> str:
     if token.revoked_ns is not None:
         return "revoked"
     return "expired" if token.expires_ns is not None and token.expires_ns <= now_ns else "good"
+
+
+def _life_ns(text: str) -> int:
+    """How long a token is good for. Raises SettingsError."""
+    seconds = duration("--expires", text)
+    if seconds <= 0:
+        raise SettingsError(f"--expires is {text!r}: the token would never be good")
+    return int(seconds * NS_PER_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from staddle_server.catalog import Backup, Catalog, Principal
 from staddle_server.session.clock import Clock
+from staddle_server.session.clockguard import ClockGuard
 from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.records import DeletedRecord, UndeletedRecord
@@ -16,6 +17,7 @@ class Deletion:
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
+        self._guard = ClockGuard(catalog, clock)
 
     def delete(self, principal: Principal, dataset: str, prefix: str) -> Backup:
         """Hides a backup. Hiding a hidden one changes nothing.
@@ -28,10 +30,12 @@ class Deletion:
 
         """
         found = self._find(principal, dataset, prefix)
-        now_ns = self._clock.now_ns()
+        now_ns = self._guard.latest_ns()
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = as_pending(principal.tenant, DeletedRecord(backup=found.id, at_ns=at_ns))
-            backup, _ = self._catalog.backups.delete(principal.tenant, found.id, now_ns, record)
+            backup, _ = self._catalog.backups.delete(
+                principal.tenant, found.id, now_ns, record, protected_ns=self._guard.earliest_ns()
+            )
         return self._recorded(backup)
 
     def undelete(self, principal: Principal, dataset: str, prefix: str) -> Backup:

@@ -14,6 +14,7 @@ from staddle_server.errors import NotFound, Precondition, StaddleError
 from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
+from staddle_server.session.clockguard import ClockGuard, ClockInDoubt
 from staddle_server.session.healing import LISTED_MAX, DamagedEntries, damaged_entries
 from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.records import finish_record
@@ -52,6 +53,7 @@ class Uploads:
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
+        self._guard = ClockGuard(catalog, clock)
         self._terms = Terms(lease_s, life_s)
         self._compressors = ThreadPoolExecutor(
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
@@ -84,7 +86,12 @@ class Uploads:
         """Takes an upload over; the durable point that it answers is final."""
         self._check_room(principal, upload_id)
         upload = self._catalog.uploads.resume(
-            principal.tenant, upload_id, principal, self._clock.now_ns(), self._terms
+            principal.tenant,
+            upload_id,
+            principal,
+            self._clock.now_ns(),
+            self._terms,
+            alive_ns=self._guard.earliest_ns(),
         )
         self._open_writer(self._tenants.get(principal.tenant), upload)
         return upload
@@ -160,6 +167,10 @@ class Uploads:
         if upload_id is not None:
             return self._catalog.uploads.get(principal.tenant, upload_id)
         return self._catalog.uploads.get_by_request(principal.tenant, request_id)
+
+    def list_open(self, principal: Principal, dataset: str, after: bytes, limit: int) -> list[Upload]:
+        """At most `limit` open uploads of the tenant (of one dataset, if it is named) by id, those behind `after`."""
+        return self._catalog.uploads.list_open(principal.tenant, dataset, after, limit)
 
     def writer(self, principal: Principal, upload_id: bytes, epoch: int) -> UploadWriter:
         """The writer of an upload, for a caller that states its epoch.
@@ -294,8 +305,10 @@ class Uploads:
 
     def _expire(self) -> None:
         try:
-            for expired in self._catalog.uploads.expire(self._clock.now_ns()):
+            for expired in self._catalog.uploads.expire(self._guard.require()):
                 self._end(expired.upload, UploadState.EXPIRED)
+        except ClockInDoubt:
+            pass  # the watch of the clock says so, once
         except StaddleError as e:
             log.warning("uploads could not be looked through for expired ones: %s", e.message)
 

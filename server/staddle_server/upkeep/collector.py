@@ -17,6 +17,7 @@ from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Conflict, StaddleError
 from staddle_server.limits import REAP_GRACE_S
 from staddle_server.session.clock import Clock
+from staddle_server.session.clockguard import BelievedClock, ClockGuard
 from staddle_server.session.tenant import Tenants
 from staddle_server.upkeep.compaction import compact
 from staddle_server.upkeep.forecast import forecast
@@ -139,7 +140,7 @@ class Collector:
         return Turn(
             self._catalog,
             tenant,
-            self._clock,
+            BelievedClock(ClockGuard(self._catalog, self._clock), self._clock),
             graces,
             fence=lease.fence,
             tick=lease.tick,
@@ -189,6 +190,7 @@ def collect_tenant(turn: Turn) -> None:
         Conflict: STALE_EPOCH, another collector has taken over.
 
     """
+    turn.clock.now_ns()  # nothing begins while the clock is in doubt
     decided = read_decided(turn)
     objects = look_at_objects(turn)
     sweep_left_over(turn)

@@ -21,6 +21,7 @@ from staddle_server.catalog import (
 from staddle_server.catalog.retention import plan_changed
 from staddle_server.errors import Precondition, StaddleError, Unavailable
 from staddle_server.session.clock import Clock
+from staddle_server.session.clockguard import ClockGuard
 from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.records import DeletedRecord, PolicyRecord, RetainedRecord
@@ -79,6 +80,7 @@ class Policies:
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
+        self._guard = ClockGuard(catalog, clock)
 
     def get(self, principal: Principal, dataset: str) -> Retention:
         """What keeps a dataset's backups."""
@@ -122,7 +124,7 @@ class Policies:
         state = self._catalog.retention.state(tenant, dataset)
         policy = decode_policy(state.retention.policy)
         damaged = self._damaged(opened, state.backups, tick) if policy.has_rule else set()
-        planned = _planned(policy, state.backups, damaged, self._clock.now_ns())
+        planned = _planned(policy, state.backups, damaged, self._guard.earliest_ns())
         return Plan(_token(opened, dataset, state, planned), state, planned)
 
     def freed(self, tenant: bytes, made: Plan, tick: Tick = _no_tick) -> Freed:
@@ -130,7 +132,7 @@ class Policies:
         going = set(made.going)
         if not going:
             return Freed(0)
-        standing = self._catalog.retention.standing(tenant, self._clock.now_ns())
+        standing = self._catalog.retention.standing(tenant, self._guard.earliest_ns())
         for backup in going:
             standing.backups.pop(backup, None)
         roots = [backup.root for backup in made.state.backups if backup.id in going]
@@ -156,9 +158,13 @@ class Policies:
         """Follows the policies of all tenants' datasets; says in a few words what it deleted. One that fails keeps no other back.
 
         Whoever sets a policy has time to look at its plan: it is followed once it is as old as that.
+
+        Raises:
+            ClockInDoubt: the clock has jumped, and nobody has confirmed it.
+
         """
         deleted = failed = 0
-        for tenant, dataset in self._catalog.retention.with_policy(self._clock.now_ns() - self._every_ns):
+        for tenant, dataset in self._catalog.retention.with_policy(self._guard.require() - self._every_ns):
             try:
                 deleted += self._follow(tenant, dataset, lambda: _go_on(stopping))
             except Precondition as e:  # a backup came, or a hold, between the plan and its application
@@ -178,14 +184,16 @@ class Policies:
     def _follow(self, tenant: bytes, dataset: str, tick: Tick) -> int:
         """Deletes what a dataset's policy lets go; gives how many backups that are."""
         tick()
+        now_ns = self._guard.require()
         state = self._catalog.retention.state(tenant, dataset)
         policy = decode_policy(state.retention.policy)
         # Damage only ever keeps more. Where nothing goes without any, no manifest is walked, hour for hour, to look for some.
-        if not any(each.goes for each in _planned(policy, state.backups, set(), self._clock.now_ns())):
+        if not any(each.goes for each in _planned(policy, state.backups, set(), now_ns)):
             return 0
         made = self.plan(tenant, dataset, tick)
         if not made.going:
             return 0
+        self._guard.require()
         gone = self._apply(tenant, dataset, made).backups
         log.info(
             "retention deleted %s of dataset %r: %s", _counted(len(gone), "backup"), dataset, _listed(gone)
@@ -194,7 +202,7 @@ class Policies:
 
     def _apply(self, tenant: bytes, dataset: str, made: Plan) -> Applied:
         self._tenants.require_recording(tenant)
-        now_ns = self._clock.now_ns()
+        now_ns = self._guard.latest_ns()
         with self._catalog.tenants.deciding(tenant, now_ns) as at_ns:
             applied = self._catalog.retention.apply(
                 tenant,

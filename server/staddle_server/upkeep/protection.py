@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from staddle_server.catalog import Backup, Catalog, Hold, Principal
+from staddle_server.catalog.words import rfc3339
 from staddle_server.errors import BadRequest
 from staddle_server.limits import RETENTION_S_MAX
 from staddle_server.session.clock import Clock
@@ -74,11 +75,20 @@ class Protection:
         return backup
 
     def retain(self, principal: Principal, dataset: str, prefix: str, until_ns: int) -> Backup:
-        """Keeps a backup from being deleted before a time; an earlier time than it has changes nothing."""
+        """Keeps a backup from being deleted before a time; an earlier time than it has changes nothing.
+
+        BAD_FIELD for a time that has passed (unless it is the one that the backup has: a replay), or more than a hundred years away.
+        """
         found, now_ns = self._find(principal, dataset, prefix), self._clock.now_ns()
         if not 0 <= until_ns <= now_ns + RETENTION_S_MAX * NS:
             raise BadRequest(
                 "BAD_FIELD", "until_time: it is at most a hundred years from now", field="until_time"
+            )
+        if until_ns <= now_ns and until_ns != found.retain_until_ns:
+            raise BadRequest(
+                "BAD_FIELD",
+                f"until_time: {rfc3339(until_ns)} has passed (the server's clock says {rfc3339(now_ns)}): nothing would be retained",
+                field="until_time",
             )
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = RetainedRecord(backup=found.id, until_ns=until_ns, at_ns=at_ns)

@@ -399,6 +399,7 @@ def upload_out(upload: Upload, chunker: ChunkerParameters, endpoint: str) -> pb.
         host=upload.host,
         root=upload.root,
         tags=upload.tags,
+        principal=upload.principal,
     )
 
 

@@ -38,6 +38,8 @@ SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
 WRITES: Final = f"{SERVICE.full_name}/writes"
 """What health calls the writing half of the service: NOT_SERVING once the store takes no more writes."""
+UPKEEP: Final = f"{SERVICE.full_name}/upkeep"
+"""What health calls purging, expiry and policies: NOT_SERVING while the clock is in doubt."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
@@ -87,6 +89,7 @@ def methods(
         "RenewUpload": Method(writer, uploads.renew_upload),
         "CommitUpload": Method(writer, uploads.commit_upload),
         "AbortUpload": Method(writer, uploads.abort_upload),
+        "ListUploads": Method(admin, uploads.list_uploads),
         "FindMissingChunks": Method(writer, uploads.find_missing_chunks, one_of_many=True),
         "PutChunks": Method(writer, uploads.put_chunks, one_of_many=True),
         "PutEntries": Method(writer, uploads.put_entries, one_of_many=True),
@@ -187,11 +190,17 @@ class WireServer:
     """A gRPC server that can be started once, drained, and stopped."""
 
     def __init__(
-        self, gate: Gate, table: dict[str, Method], streams_max: int, is_writable: Callable[[], bool]
+        self,
+        gate: Gate,
+        table: dict[str, Method],
+        streams_max: int,
+        is_writable: Callable[[], bool],
+        is_kept_up: Callable[[], bool],
     ) -> None:
         self._gate = gate
+        self._is_kept_up = is_kept_up
         self._is_writable = is_writable
-        self._health = Health({"", SERVICE.full_name, WRITES}, time.monotonic)
+        self._health = Health({"", SERVICE.full_name, WRITES, UPKEEP}, time.monotonic)
         self._stopping = threading.Event()
         self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)
         # Whatever waits for its caller holds one of the first; the last are for what is at work.
@@ -244,11 +253,13 @@ class WireServer:
     def _say_writes(self) -> None:
         writes = self._is_writable() and not self._gate.draining
         self._health.say(_SERVING if writes else _NOT_SERVING, WRITES)
+        kept_up = self._is_kept_up() and not self._gate.draining
+        self._health.say(_SERVING if kept_up else _NOT_SERVING, UPKEEP)
 
     def close(self, drain_s: float) -> None:
         """Takes no new calls, and gives the streams under way so long."""
         self._gate.close()
-        self._health.say(_NOT_SERVING, "", SERVICE.full_name, WRITES)
+        self._health.say(_NOT_SERVING, "", SERVICE.full_name, WRITES, UPKEEP)
         self._gate.streams.idle.wait(drain_s)
 
     def stop(self) -> None:

@@ -32,6 +32,7 @@ from staddle_server.wire.tokens import PageTokens
 Part = sv.BackupPart | Piece
 LISTED: Final = 1024
 LISTED_MAX: Final = 4096
+UPLOADS_LISTED: Final = 100
 LISTED_BYTES: Final = 1 * limits.MIB
 """Entries that one answer lists beside the rest of it."""
 
@@ -160,6 +161,18 @@ class UploadCalls:
             call.principal, identifier(request.upload_id, "upload_id"), request.epoch
         )
         return sv.AbortUploadResponse(upload=self._upload(upload))
+
+    def list_uploads(self, request: sv.ListUploadsRequest, call: Call) -> sv.ListUploadsResponse:
+        dataset = convert.dataset_name(request.dataset) if request.dataset else ""
+        call.facts["dataset"] = dataset
+        limit = convert.size(request.page_size, "page_size", UPLOADS_LISTED, limits.SHORT_PAGE_SIZE_MAX)
+        tokens = PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
+        query = ("uploads", dataset)
+        after = tokens.read(query, request.page_token, bytes) if request.page_token else b""
+        found = self._uploads.list_open(call.principal, dataset, after, limit + 1)
+        page = convert.fitting(map(self._upload, found[:limit]), LISTED_BYTES)
+        more = tokens.make(query, found[len(page) - 1].id) if len(found) > len(page) else ""
+        return sv.ListUploadsResponse(uploads=page, next_page_token=more)
 
     # ------------------------------------------------------------------ source side
 

@@ -84,6 +84,16 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
+    op.create_table(
+        "clock",
+        sa.Column("row", ROW, nullable=False),
+        sa.Column("boot", sa.Text(), nullable=False),
+        *(
+            sa.Column(name, sa.BigInteger(), nullable=False)
+            for name in ("offset_ns", "uptime_ns", "seen_ns", "jump_ns", "waited_ns")
+        ),
+        sa.PrimaryKeyConstraint("row"),
+    )
 
 
 def _columns() -> dict[str, list[sa.Column[object]]]:

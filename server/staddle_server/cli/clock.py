@@ -1,0 +1,43 @@
+"""`staddle-server clock`."""
+
+import json
+import sys
+
+import click
+
+from staddle_server.catalog.words import rfc3339
+from staddle_server.cli.options import data_option
+from staddle_server.datadir import DataDirectory
+from staddle_server.rooms import open_rooms
+from staddle_server.session.clock import SystemClock
+from staddle_server.session.clockguard import ClockGuard
+
+
+@click.command()
+@click.option("--confirm", is_flag=True, help="The machine's clock is right now: believe it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@data_option
+def clock(*, confirm: bool, as_json: bool, data: DataDirectory) -> None:
+    """Show whether the server believes the machine's clock. Exit code 0: it does; 3: it does not.
+
+    While it does not, nothing is purged, expired, collected or deleted by policy. Runs beside a server.
+    """
+    with open_rooms(data) as rooms:
+        guard = ClockGuard(rooms.catalog, SystemClock())
+        standing = guard.confirm() if confirm else guard.look()
+    in_doubt = bool(standing.jump_ns) and not confirm
+    if as_json:
+        told = {
+            "believed": not in_doubt,
+            "clock": rfc3339(standing.wall_ns),
+            "expected": rfc3339(standing.expected_ns),
+            "jump_seconds": standing.jump_ns // 10**9,
+            "believed_after_seconds": standing.left_ns // 10**9 if in_doubt else 0,
+        }
+        click.echo(json.dumps(told))
+    elif in_doubt:
+        click.echo(f"In doubt: {standing.words}.")
+    else:
+        click.echo(f"Believed: the clock says {rfc3339(standing.wall_ns)}.")
+    if in_doubt:
+        sys.exit(3)

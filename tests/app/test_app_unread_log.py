@@ -1,0 +1,116 @@
+"""A server whose standard error nobody reads: calls, health and shutdown do not wait for the reader."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+from staddle import Client
+from staddle_server import logs
+
+COMMAND = str(Path(sys.executable).with_name("staddle-server"))
+PIPE_BYTES = 4096
+"""The smallest pipe that the system makes."""
+
+
+class Unread:
+    """A server process with a small pipe as standard error, which is full before it starts."""
+
+    def __init__(self, data: Path, *, stdout_too: bool = False) -> None:
+        self.data = data
+        self.reader, writer = os.pipe()
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(writer, False)
+        while True:
+            try:
+                os.write(writer, b"x" * PIPE_BYTES)
+            except BlockingIOError:
+                break
+        os.set_blocking(writer, True)
+        self.process: subprocess.Popen[str] = subprocess.Popen(
+            [COMMAND, "serve", "--data", str(data), "--listen", "127.0.0.1:0", "--drain", "0s"],
+            stdout=writer if stdout_too else subprocess.PIPE,
+            stderr=writer,
+            text=True,
+            env={name: value for name, value in os.environ.items() if not name.startswith("STADDLE")},
+        )
+        os.close(writer)
+
+    def address(self) -> str:
+        """Where it listens, as it says on standard output."""
+        out: IO[str] | None = self.process.stdout
+        assert out is not None
+        for line in out:
+            if found := re.match(r"Listening on (\S+:\d+)", line):
+                return found[1]
+        raise AssertionError("the server ended")
+
+    def client(self) -> Client:
+        return Client(self.address(), token=tomllib.loads((self.data / "client.toml").read_text())["token"])
+
+
+@pytest.fixture
+def unread(tmp_path: Path) -> Iterator[Unread]:
+    made = Unread(tmp_path / "data")
+    yield made
+    made.process.kill()
+    made.process.wait()
+    os.close(made.reader)
+    assert made.process.stdout is not None
+    made.process.stdout.close()
+
+
+def test_hundreds_of_calls_health_and_sigterm_work_with_a_full_pipe_as_standard_error(unread: Unread) -> None:
+    with unread.client() as client:
+        for _ in range(600):
+            assert list(client.datasets()) == []
+    probe = subprocess.run([COMMAND, "health", "--data", str(unread.data)], check=False, timeout=60)
+    assert probe.returncode == 0
+    unread.process.send_signal(signal.SIGTERM)
+    assert unread.process.wait(60) == 0
+
+
+def test_a_server_starts_and_ends_when_standard_output_is_the_same_full_pipe(tmp_path: Path) -> None:
+    unread = Unread(tmp_path / "data", stdout_too=True)
+    probe = [COMMAND, "health", "--data", str(unread.data), "--wait", "60s"]
+    try:
+        while unread.process.poll() is None and not (unread.data / "client.toml").exists():
+            os.sched_yield()
+        assert subprocess.run(probe, check=False, timeout=90).returncode == 0
+        unread.process.send_signal(signal.SIGTERM)
+        assert unread.process.wait(60) == 0
+    finally:
+        unread.process.kill()
+        unread.process.wait()
+        os.close(unread.reader)
+
+
+def test_lines_that_do_not_fit_are_dropped_and_counted_and_the_rest_comes_in_order() -> None:
+    reader, writer = os.pipe()
+    handler = logs.BackgroundHandler(writer)
+    handler.setFormatter(logs.TextFormatter())
+    sent = 2 * logs.QUEUE_BYTES_MAX // 1000
+    for number in range(sent):
+        handler.emit(record(f"{number:06} " + "x" * 1000))
+    numbers = []
+    with os.fdopen(reader) as lines:
+        while "were dropped" not in (line := lines.readline()):
+            numbers.append(int(line.split()[1]))
+    handler.close()
+    os.close(writer)
+    assert numbers == sorted(numbers)
+    assert int(line.split()[2]) == sent - len(numbers) > 0
+
+
+def record(words: str) -> logging.LogRecord:
+    return logging.LogRecord("test", logging.INFO, "", 0, words, None, None)

@@ -1,0 +1,290 @@
+"""A clock that jumps: nothing that cannot be undone happens until the clock is right, confirmed, or the time has really passed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from garbage_left import Garbage
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from servers import MovedClock
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from staddle_server.catalog import open_catalog
+from staddle_server.session.clockguard import ClockGuard, ClockInDoubt
+from staddle_server.session.tenant import Tenants
+from staddle_server.upkeep.policies import Policies
+from thin import Source, back_up, backups, reason
+
+DAY = 86_400
+YEAR = 365 * DAY
+NS = 10**9
+
+
+class JumpingClock(MovedClock):
+    """`ahead_s` lets time pass; `jump_s` sets the wall clock alone."""
+
+    jump_s = 0.0
+
+    def now_ns(self) -> int:
+        return super().now_ns() + int(self.jump_s * NS)
+
+
+@pytest.fixture
+def garbage(running):
+    running.clock = JumpingClock()
+    return Garbage(running)
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    made = open_catalog(str(tmp_path / "guarded.db"))
+    yield made
+    made.close()
+
+
+def guard(garbage) -> ClockGuard:
+    return ClockGuard(garbage.running.catalog, garbage.running.clock)
+
+
+def failures(report) -> str:
+    return " ".join(tenant.failure for tenant in report.tenants)
+
+
+def deleted_long_ago(garbage):
+    """A backup that is deleted, in its grace of seven days, and one that stays."""
+    stub = garbage.running.stub()
+    gone = back_up(stub, "www", {"a": b"1"})
+    back_up(stub, "www", {"a": b"2"})
+    garbage.delete("www", gone.id)
+    return gone
+
+
+@pytest.mark.parametrize("jump_s", [YEAR, 8 * DAY, -YEAR, -4 * 3600, 4 * 3600])
+def test_after_a_jump_nothing_is_purged_or_collected_and_the_report_says_why(garbage, jump_s):
+    gone = deleted_long_ago(garbage)
+    garbage.running.clock.jump_s = jump_s
+    report = garbage.collector().collect()
+    assert "the clock jumped " + ("forward" if jump_s > 0 else "back") in failures(report)
+    assert "staddle-server clock --confirm" in failures(report)
+    assert report.sum_of("backups_purged") == report.sum_of("packs_condemned") == 0
+    garbage.running.clock.jump_s = 0
+    stub = garbage.running.stub()
+    stub.UndeleteBackup(sv.UndeleteBackupRequest(dataset="www", backup=gone.id))
+    assert gone.id in {each.id for each in backups(stub, "www")}
+    garbage.collect()
+
+
+def test_not_even_an_administrators_shorter_grace_purges_while_the_clock_is_in_doubt(garbage):
+    deleted_long_ago(garbage)
+    garbage.running.clock.jump_s = YEAR
+    assert garbage.collector().collect(grace_s=0).sum_of("backups_purged") == 0
+
+
+def test_a_correction_of_less_than_hours_is_no_jump_and_time_that_really_passes_is_none(garbage):
+    deleted_long_ago(garbage)
+    garbage.running.clock.jump_s = 2 * 3600
+    assert garbage.collect().sum_of("backups_purged") == 0, "its grace is not over"
+    garbage.running.clock.ahead_s += 8 * DAY
+    assert garbage.collect().sum_of("backups_purged") == 1
+
+
+def test_small_steps_add_up_to_a_jump(garbage):
+    deleted_long_ago(garbage)
+    for _ in range(100):
+        garbage.running.clock.jump_s += 2 * 3600
+        guard(garbage).look()
+    assert "the clock jumped forward" in failures(garbage.collector().collect())
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_jump_is_believed_once_an_administrator_confirms_it(garbage, restart):
+    deleted_long_ago(garbage)
+    garbage.running.clock.jump_s = YEAR
+    if restart:
+        garbage.running.restart()
+    assert "the clock jumped" in failures(garbage.collector().collect())
+    assert guard(garbage).confirm().jump_ns > 0
+    assert garbage.collect().sum_of("backups_purged") == 1
+
+
+def test_a_jump_is_believed_once_as_much_time_has_really_passed_but_no_moment_before(garbage):
+    deleted_long_ago(garbage)
+    garbage.running.clock.jump_s = 20 * DAY
+    for _ in range(20):
+        assert "the clock jumped" in failures(garbage.collector().collect())
+        garbage.running.clock.ahead_s += DAY
+    garbage.running.restart()
+    assert garbage.collect().sum_of("backups_purged") == 1
+
+
+def test_a_second_jump_begins_the_wait_anew(garbage):
+    garbage.running.clock.jump_s = 2 * DAY
+    guard(garbage).look()
+    garbage.running.clock.ahead_s += 1.5 * DAY
+    guard(garbage).look()
+    garbage.running.clock.jump_s = 3 * DAY
+    assert guard(garbage).look().left_ns == pytest.approx(3 * DAY * NS, rel=0.01)
+
+
+def test_policies_delete_nothing_while_the_clock_is_in_doubt_and_retention_still_protects(garbage):
+    running = garbage.running
+    stub = running.stub()
+    first = back_up(stub, "www", {"a": b"1"})
+    stub.SetRetention(sv.SetRetentionRequest(dataset="www", policy=pb.RetentionPolicy(keep_last=1)))
+    until = Timestamp(seconds=running.clock.now_ns() // NS + 30 * DAY)
+    stub.RetainBackup(sv.RetainBackupRequest(dataset="www", backup=first.id, until_time=until))
+    back_up(stub, "www", {"a": b"2"})
+    running.clock.ahead_s += 60
+    running.clock.jump_s = YEAR
+    tenants = Tenants(running.blobs, running.catalog, running.keys)
+    policies = Policies(running.catalog, tenants, running.clock, 1.0)
+    with pytest.raises(ClockInDoubt):
+        policies.run(lambda: False)
+    plan = stub.PlanRetention(sv.PlanRetentionRequest(dataset="www"))
+    stub.ApplyRetention(sv.ApplyRetentionRequest(dataset="www", plan_token=plan.plan_token))
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=first.id))
+    assert reason(caught.value) == "PROTECTED"
+    assert first.id in {each.id for each in backups(stub, "www")}
+    guard(garbage).confirm()
+    assert policies.run(lambda: False) == "1 backup deleted"
+
+
+def test_an_upload_does_not_expire_by_a_jump_and_does_once_it_is_confirmed(running):
+    running.clock = JumpingClock()
+    running.restart()
+    stub = running.stub()
+    source = Source(stub, "www")
+    source.put_file("a", b"1")
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
+    late = Source(stub, "late")
+    running.clock.jump_s = running.upload_life_s + DAY
+    source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    source.commit()
+    ClockGuard(running.catalog, running.clock).confirm()
+    with pytest.raises(grpc.RpcError) as closed:
+        stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=late.upload.id))
+    assert reason(closed.value) == "UPLOAD_CLOSED"
+
+
+def test_a_deletion_while_the_clock_is_back_has_its_whole_grace_once_the_clock_is_right(garbage):
+    stub = garbage.running.stub()
+    back_up(stub, "www", {"a": b"1"})
+    back_up(stub, "www", {"a": b"2"})
+    garbage.running.clock.jump_s = -YEAR
+    garbage.delete("www")
+    garbage.running.clock.jump_s = 0
+    assert garbage.collect().sum_of("backups_purged") == 0
+    garbage.later(8)
+    assert garbage.collect().sum_of("backups_purged") == 1
+
+
+# --- over a reboot, where nothing has counted the time
+
+
+def after_reboot(catalog, clock, off_s: float, **of_before: int) -> ClockGuard:
+    """The machine was off for so long, by its clock now."""
+    seen = catalog.clock.get()
+    assert seen is not None
+    before = seen._replace(boot="an earlier one", uptime_ns=10**18, **of_before)
+    assert catalog.clock.put(before, seen)
+    clock.jump_s += off_s
+    return ClockGuard(catalog, clock)
+
+
+@pytest.mark.parametrize(
+    ("off_s", "believed"), [(60, True), (2.9 * DAY, True), (-3600, True), (3.1 * DAY, False)]
+)
+def test_after_a_reboot_an_absence_of_days_is_believed_and_a_longer_one_is_not(catalog, off_s, believed):
+    clock = JumpingClock()
+    ClockGuard(catalog, clock).look()
+    found = after_reboot(catalog, clock, off_s)
+    assert (found.look().jump_ns == 0) is believed
+
+
+def test_after_a_month_off_an_administrator_confirms_or_a_month_passes(catalog):
+    clock = JumpingClock()
+    ClockGuard(catalog, clock).look()
+    found = after_reboot(catalog, clock, 30 * DAY)
+    with pytest.raises(ClockInDoubt, match="forward by 30 days"):
+        found.require()
+    clock.ahead_s += 31 * DAY
+    assert found.require() == pytest.approx(clock.now_ns(), abs=60 * NS)
+
+
+def test_a_reboot_settles_no_doubt_that_there_was_before(catalog):
+    clock = JumpingClock()
+    ClockGuard(catalog, clock).look()
+    clock.jump_s = 2 * DAY
+    assert ClockGuard(catalog, clock).look().jump_ns
+    found = after_reboot(catalog, clock, 600)
+    with pytest.raises(ClockInDoubt):
+        found.require()
+
+
+def test_a_catalog_that_knows_no_clock_is_measured_by_its_newest_commit(garbage):
+    back_up(garbage.running.stub(), "www", {"a": b"1"})
+    with garbage.running.catalog.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM clock")
+    garbage.running.clock.jump_s = -YEAR
+    assert guard(garbage).look().jump_ns < 0
+
+
+# --- saying so
+
+
+def upkeep_health(running) -> int:
+    with grpc.insecure_channel(running.address) as channel:
+        ask = health_pb2.HealthCheckRequest(service="staddle.v1.StaddleService/upkeep")
+        return health_pb2_grpc.HealthStub(channel).Check(ask).status
+
+
+def test_log_and_health_say_that_the_clock_is_in_doubt_and_that_it_is_believed_again(garbage, caplog):
+    running = garbage.running
+    running.clock.jump_s = YEAR
+    with caplog.at_level(logging.WARNING):
+        running.restart()
+        running.service.clock_watch.look()
+        running.clock.ahead_s += 2 * 3600
+        running.service.clock_watch.look()
+        assert caplog.text.count("the clock jumped forward by 365 days") == 2, "once, and again after an hour"
+        assert upkeep_health(running) == health_pb2.HealthCheckResponse.NOT_SERVING
+        running.clock.jump_s = 0
+        running.restart()
+    assert upkeep_health(running) == health_pb2.HealthCheckResponse.SERVING
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("staddle-server")), *arguments],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={key: value for key, value in os.environ.items() if not key.startswith("STADDLE")},
+    )
+
+
+def test_the_command_shows_a_doubt_of_a_running_server_and_confirms_the_clock(server):
+    catalog = open_catalog(str(server.data / "catalog.db"))
+    seen = catalog.clock.get()
+    assert seen is not None
+    assert catalog.clock.put(seen._replace(offset_ns=seen.offset_ns - YEAR * NS), seen), "as if it had jumped"
+    shown = command("clock", "--data", str(server.data))
+    assert (shown.returncode, "the clock jumped forward by 365 days" in shown.stdout) == (3, True)
+    told = json.loads(command("clock", "--json", "--data", str(server.data)).stdout)
+    assert (told["believed"], round(told["jump_seconds"] / DAY)) == (False, 365)
+    collected = command("gc", "--data", str(server.data))
+    assert collected.returncode == 1
+    assert "NOT COLLECTED: the clock jumped" in collected.stdout
+    assert command("clock", "--confirm", "--data", str(server.data)).returncode == 0
+    assert command("clock", "--data", str(server.data)).stdout.startswith("Believed")
+    assert command("gc", "--data", str(server.data)).returncode == 0
+    catalog.close()

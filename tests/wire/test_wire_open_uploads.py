@@ -1,0 +1,90 @@
+"""Open uploads: an administrator sees those of its tenant, and can give them up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from staddle import AccessDeniedError, Client
+from staddle.v1 import service_pb2 as sv
+from thin import Source, reason
+
+
+def listed(stub, **request) -> list[str]:
+    """The ids, over all pages."""
+    found, token = [], ""
+    while True:
+        answer = stub.ListUploads(sv.ListUploadsRequest(page_token=token, **request))
+        found += [each.id for each in answer.uploads]
+        token = answer.next_page_token
+        if not token:
+            return found
+
+
+def test_an_administrator_lists_the_open_uploads_of_its_tenant_and_nobody_elses_paged(running):
+    stub = running.stub("writer")
+    mine = [Source(stub, f"set{number % 2}") for number in range(5)]
+    ended = Source(stub, "set0")
+    ended.put_file("a", b"1")
+    ended.commit()
+    theirs = running.make_tenant("other")
+    Source(running.stub("writer", tenant=theirs), "set0")
+    admin = running.stub()
+    ids = sorted(each.upload.id for each in mine)
+    assert listed(admin) == listed(admin, page_size=1) == listed(admin, page_size=5) == ids
+    assert listed(admin, dataset="set1") == sorted(each.upload.id for each in mine[1::2])
+    assert admin.ListUploads(sv.ListUploadsRequest()).uploads[0].principal.startswith("writer")
+    assert listed(running.stub("admin", tenant=theirs)) not in ([], ids)
+    with pytest.raises(grpc.RpcError) as refused:
+        listed(stub)
+    assert reason(refused.value) == "PERMISSION_DENIED"
+
+
+def test_an_upload_that_an_administrator_gives_up_is_closed_to_its_writer_and_says_nothing_of_paths(running):
+    source = Source(running.stub("writer"), "www")
+    source.put_file("secret/name", b"1")
+    running.catalog.uploads.set_failure(
+        running.tenant, bytes.fromhex(source.upload.id), 1, "secret/name broke"
+    )
+    with Client(running.address, token=running.token()) as client:
+        (found,) = client.uploads("www")
+        assert (found.id, found.last_failure) == (source.upload.id, "secret/name broke")
+        client.abort_upload(found)
+        assert list(client.uploads()) == []
+    with pytest.raises(grpc.RpcError) as closed:
+        source.put_file("b", b"2")
+    assert reason(closed.value) == "UPLOAD_CLOSED"
+    assert running.catalog.uploads.get(running.tenant, bytes.fromhex(source.upload.id)).last_failure == ""
+    with (
+        Client(running.address, token=running.token("writer")) as writer,
+        pytest.raises(AccessDeniedError),
+    ):
+        list(writer.uploads())
+
+
+def test_both_commands_list_uploads_and_give_one_up(server):
+    source = [Source(server.stub(), "www"), Source(server.stub(), "db")]
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        program, *rest = words
+        return subprocess.run(
+            [str(Path(sys.executable).with_name(program)), *rest], check=False, capture_output=True, text=True
+        )
+
+    data = ("--data", str(server.data))
+    rows = [
+        json.loads(line) for line in run("staddle-server", "uploads", "--json", *data).stdout.splitlines()
+    ]
+    assert {row["dataset"] for row in rows} == {"www", "db"}
+    gone = run("staddle-server", "uploads", "--abort", source[0].upload.id, *data)
+    assert (gone.returncode, gone.stdout.startswith("Gave up")) == (0, True), gone.stderr
+    assert run("staddle-server", "uploads", "--abort", source[0].upload.id, *data).returncode == 2
+    config = ("--config", str(server.config))
+    assert "db" in run("staddle", "uploads", *config).stdout
+    given_up = run("staddle", "uploads", *config, "--abort", source[1].upload.id[:8], "--yes")
+    assert (given_up.returncode, "Gave up" in given_up.stdout) == (0, True), given_up.stderr
+    assert "No open uploads" in run("staddle", "uploads", *config).stdout
