@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +18,27 @@ from pathlib import Path
 from typing import Final
 
 from staddle_server.config import Address, OperatorError
+from staddle_server.owner import owner_of
+from staddle_server.store.blobs import TEMPORARY
 from staddle_server.store.directory import Files, sync_directory, write_synced
 
 CLIENT_TOML_BYTES_MAX: Final = 64 * 1024
 NOT_DATA: Final = frozenset(
-    {"client.toml", "client.toml.new", "server.toml", "server.lock", "tls", "lost+found", "master.key.new"}
+    {
+        "client.toml",
+        "client.toml.new",
+        "server.toml",
+        "server.lock",
+        "tls",
+        "lost+found",
+        "master.key.new",
+        "reserve",
+    }
 )
 """What may lie in a directory that is still to be made: settings, certificates, what a new file system holds, what a crash left."""
+
+NOT_STORED: Final = frozenset({TEMPORARY, "lost+found"})
+"""What may lie in a store that is still to be marked as one."""
 
 
 class DataDirectoryError(OperatorError):
@@ -67,29 +82,117 @@ class DataDirectory:
         return self.path / "server.lock"
 
     def is_complete(self) -> bool:
-        """Tells a directory that was made from one that is still to be made (or made to the end).
+        """Whether the directory was made to the end. False: there is none, or it is empty, or making it was cut off.
 
-        Raises DataDirectoryError if it is neither: a foreign one, or one that has lost a part that nothing can replace.
+        Raises DataDirectoryError, having changed nothing, for a foreign directory, and for one that has lost a part or holds
+        something else in its place (a store that is not mounted, an empty catalog): a new part would hide every backup.
         """
         names = self._names() - NOT_DATA
         if not names:
+            self._refuse_lost()
             return False
-        ours = names & {"master.key", "catalog.db", "store"}
-        if not ours:
+        if not names & {"master.key", "catalog.db", "store"}:
             raise DataDirectoryError(
                 f"{self.path} is not empty and holds no Staddle data: name an empty or a new directory "
                 f"(found {', '.join(sorted(names)[:3])})"
             )
-        if "master.key" not in ours:
+        has_key, has_catalog = self._has_file(self.master_key), self._has_file(self.catalog)
+        has_store, filled = self._has_store(), self._is_filled()
+        if os.path.lexists(self.store) and not self.store.is_dir():
+            raise self._no_store()
+        if not has_key:
+            if has_catalog or filled:
+                raise DataDirectoryError(
+                    f"{self.master_key} is missing, and without it nothing in {self.path} can be read: put the key back"
+                )
+            return False
+        if not has_store:
+            # The store is made before the key: where there is a key, there was a store.
+            raise self._no_store()
+        if has_catalog and self.catalog.stat().st_size:
+            return True
+        if filled:
+            flaw, replace = ("is empty", " --replace") if has_catalog else ("is missing", "")
             raise DataDirectoryError(
-                f"{self.master_key} is missing, and without it nothing in {self.path} can be read: put the key back"
+                f"{self.catalog} {flaw}, but {self.store} is filled: put the newest copy of the catalog back, or make it "
+                f"anew from the store with `staddle-server rebuild{replace} --data {self.path}` (a new, empty one would hide every "
+                "backup)"
             )
-        if "catalog.db" not in ours and self._is_filled():
+        return False
+
+    def _refuse_lost(self) -> None:
+        """Raises DataDirectoryError for a directory that holds just what a server wrote at the end of its first start."""
+        if self.client_toml.is_file():
             raise DataDirectoryError(
-                f"{self.catalog} is missing, but {self.store} is filled: put the newest copy of the catalog back, or make it "
-                f"anew from the store with `staddle-server rebuild --data {self.path}` (a new, empty one would hide every backup)"
+                f"{self.client_toml} shows that a server ran here, but master.key, catalog.db and store/ are gone (not mounted?): "
+                f"put them back; or remove {self.client_toml}, and a new, empty server is made here"
             )
-        return ours == {"master.key", "catalog.db", "store"}
+
+    def _no_store(self) -> DataDirectoryError:
+        if not os.path.lexists(self.store):
+            flaw = "is missing"
+        elif not self.store.exists():
+            flaw = f"is a link to {os.readlink(self.store)}, which is missing"
+        elif not self.store.is_dir():
+            flaw = "is not a directory"
+        else:
+            flaw = "holds no store (it has no file `format`)"
+        return DataDirectoryError(
+            f"{self.store} {flaw}: is its file system mounted? Nothing was changed; mount it, or put the store back"
+        )
+
+    def _has_store(self) -> bool:
+        """Whether the store is there and marked as one. Raises DataDirectoryError for a directory with something else in it."""
+        try:
+            names = set(os.listdir(self.store))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise self._unreadable(self.store, error) from error
+        if "format" in names:
+            return True
+        if names & set(_FILLED):
+            raise DataDirectoryError(
+                f"{self.store / 'format'} is missing, but the store is filled: nothing was changed; put the file back from a copy "
+                "(docs/format.md says what it holds)"
+            )
+        foreign = names - NOT_STORED
+        if foreign:
+            raise DataDirectoryError(
+                f"{self.store} is not empty and is no Staddle store, as it has no file `format` (found "
+                f"{', '.join(sorted(foreign)[:3])}): nothing was changed; is another file system mounted there?"
+            )
+        return False
+
+    def _has_file(self, path: Path) -> bool:
+        """Whether there is such a file. Raises DataDirectoryError if there is something else of that name."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise DataDirectoryError(
+                    f"{path} is a link to {os.readlink(path)}, which is missing: is its file system mounted? Nothing was changed"
+                ) from None
+            return False
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+        if stat.S_ISDIR(status.st_mode):
+            raise DataDirectoryError(
+                f"{path} is a directory and should be a file: nothing was changed; containers make a directory where the file to "
+                "mount does not exist"
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise DataDirectoryError(f"{path} is not a regular file: nothing was changed")
+        return True
+
+    @staticmethod
+    def _unreadable(path: Path, error: OSError) -> DataDirectoryError:
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            with contextlib.suppress(OSError):
+                return DataDirectoryError(
+                    f"cannot read {path}: {error.strerror}; run this as root or as the owner, {owner_of(path)}"
+                )
+        return DataDirectoryError(f"cannot read {path}: {error.strerror}")
 
     def require(self) -> None:
         """Raises DataDirectoryError unless a server can run here."""
@@ -116,11 +219,17 @@ class DataDirectory:
 
     def require_rebuildable(self) -> None:
         """Raises DataDirectoryError unless key and store are here, from which a catalog can be made."""
-        for path in (self.master_key, self.store):
-            if not path.exists():
-                raise DataDirectoryError(
-                    f"{path} is missing: a catalog is rebuilt from master.key and store/, so put it back from a copy"
-                )
+        self._has_file(self.catalog)
+        if not self._has_file(self.master_key):
+            raise DataDirectoryError(
+                f"{self.master_key} is missing: a catalog is rebuilt from master.key and store/, so put it back from a copy"
+            )
+        if not self._has_store():
+            raise self._no_store()
+        if not self._is_filled():
+            raise DataDirectoryError(
+                f"{self.store} is empty, so no catalog can be made from it: is the right file system mounted? Nothing was changed"
+            )
 
     def drop_new_catalog(self) -> None:
         """Removes what a rebuild that was cut off, or a rehearsal, has left."""
@@ -161,11 +270,14 @@ class DataDirectory:
         except FileNotFoundError:
             return set()
         except OSError as error:
-            raise DataDirectoryError(f"cannot read {self.path}: {error.strerror}") from error
+            raise self._unreadable(self.path, error) from error
 
     def _is_filled(self) -> bool:
         """Whether anything lies in the store that a catalog would know of."""
-        return any(below.is_dir() and any(below.iterdir()) for below in map(self.store.joinpath, _FILLED))
+        try:
+            return any(below.is_dir() and any(below.iterdir()) for below in map(self.store.joinpath, _FILLED))
+        except OSError as error:
+            raise self._unreadable(self.store, error) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -109,18 +109,20 @@ def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
 def initialise(directory: DataDirectory, now_ns: int) -> str:
     """Makes keys, catalog, store and the default tenant, or what is missing of them; answers a new admin token.
 
-    The order lets it begin again wherever it was cut off: the catalog exists before a tenant's keys do, so keys
-    without a catalog always mean that a catalog was lost. Raises what store and catalog raise.
+    The order lets it begin again wherever it was cut off: the store is made before the key, and the catalog before a
+    tenant's keys. So a key without a store, and keys without a catalog, always mean that something was lost.
+    Raises what store and catalog raise.
     """
-    clear_master_key_temporary(str(directory.master_key))
-    if not directory.master_key.exists():
-        create_master_key(str(directory.master_key))
-    make_durable(directory.store)  # and the name of the key, if an earlier start did not come to sync that
+    make_durable(directory.store)
     blobs = DirectoryBlobs(str(directory.store))
     try:
         check_format(blobs)
     except BlobMissing:
         create_format(blobs)
+    clear_master_key_temporary(str(directory.master_key))
+    if not directory.master_key.exists():
+        create_master_key(str(directory.master_key))
+    make_durable(directory.store)  # and the name of the key, if an earlier start did not come to sync that
     open_catalog(str(directory.catalog)).close()
     with open_rooms(directory) as rooms:
         return new_local_token(rooms, default_tenant(rooms, now_ns), now_ns)

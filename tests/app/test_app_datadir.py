@@ -75,21 +75,25 @@ def test_a_lost_master_key_or_catalog_is_never_replaced_by_a_new_one(tmp_path: P
         initialise(tmp_path)
 
 
-@pytest.mark.parametrize("reached", ["nothing", "key", "store", "format", "catalog", "tenant keys"])
+@pytest.mark.parametrize(
+    "reached", ["nothing", "store", "format", "key", "empty catalog", "catalog", "tenant keys"]
+)
 def test_making_a_directory_goes_on_wherever_it_was_cut_off(tmp_path: Path, reached: str) -> None:
-    steps = ["nothing", "key", "store", "format", "catalog", "tenant keys"]
+    steps = ["nothing", "store", "format", "key", "empty catalog", "catalog", "tenant keys"]
     directory = DataDirectory(tmp_path)
     done = steps.index(reached)
     if done >= 1:
-        master = rooms.create_master_key(str(directory.master_key))
-    if done >= 2:
         directory.store.mkdir()
         blobs = rooms.DirectoryBlobs(str(directory.store))
-    if done >= 3:
+    if done >= 2:
         rooms.create_format(blobs)
+    if done >= 3:
+        master = rooms.create_master_key(str(directory.master_key))
     if done >= 4:
-        rooms.open_catalog(str(directory.catalog)).close()
+        directory.catalog.touch()
     if done >= 5:
+        rooms.open_catalog(str(directory.catalog)).close()
+    if done >= 6:
         rooms.KeyStore(blobs, master).create("default", NOW_NS)
     initialise(tmp_path)
     with rooms.open_rooms(directory) as opened:
@@ -103,6 +107,8 @@ def test_what_a_crash_while_it_was_made_left_is_no_hindrance_and_goes(
     tmp_path: Path, left: list[str]
 ) -> None:
     if "master.key" in left:
+        (tmp_path / "store").mkdir()
+        rooms.create_format(rooms.DirectoryBlobs(str(tmp_path / "store")))
         rooms.create_master_key(str(tmp_path / "master.key"))
     for name in set(left) - {"master.key"}:
         (tmp_path / name).write_text("half a line")

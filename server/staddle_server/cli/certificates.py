@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from staddle_server import certs
+from staddle_server.owner import act_as_owner
 
 
 @click.command()
@@ -44,6 +45,7 @@ def cert(directory: str, hosts: tuple[str, ...], clients: tuple[str, ...], days:
     --client alone, only the clients'. Files that exist are never written over.
     """
     path = Path(directory).expanduser().absolute()
+    act_as_owner(path)
     for_server = hosts or (() if clients else ("localhost",))
     made = certs.make(path, for_server, clients, days, datetime.datetime.now(datetime.UTC))
     for files in made:

@@ -10,6 +10,7 @@ import click
 
 from staddle_server import config
 from staddle_server.datadir import DataDirectory
+from staddle_server.owner import act_as_owner
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -74,6 +75,7 @@ def json_option(command: F) -> F:
 
 def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> DataDirectory:
     directory = DataDirectory(Path(value).expanduser().absolute())
+    act_as_owner(directory.path)
     directory.require()
     return directory
 

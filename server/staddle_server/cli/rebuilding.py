@@ -11,6 +11,7 @@ from staddle_server import app
 from staddle_server.cli.options import settings_from, settings_options
 from staddle_server.cli.words import Line
 from staddle_server.datadir import DataDirectory
+from staddle_server.owner import act_as_owner
 from staddle_server.rooms import Rebuilt
 from staddle_server.upkeep.rebuild import Report
 
@@ -28,6 +29,7 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
     Exit 0 if everything in the store was used; 1 if something could not be, which is named: the rest is in the catalog.
     """
     settings = settings_from(flags)
+    act_as_owner(settings.data)
     directory = DataDirectory(settings.data)
     directory.require_rebuildable()
     if directory.catalog.exists() and not (replace or dry_run):

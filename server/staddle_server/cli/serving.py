@@ -9,6 +9,7 @@ import click
 from staddle_server import app, config, logs
 from staddle_server.cli.options import settings_from, settings_options
 from staddle_server.datadir import DataDirectory
+from staddle_server.owner import act_as_owner
 
 
 @click.command()
@@ -19,6 +20,7 @@ def init(**flags: str | None) -> None:
     `serve` does the same by itself where DIR is empty or absent.
     """
     settings = settings_from(flags)
+    act_as_owner(settings.data)
     directory = DataDirectory(settings.data)
     if directory.is_complete():
         raise click.ClickException(f"{directory.path} is a data directory already; nothing was changed")
@@ -33,6 +35,7 @@ def init(**flags: str | None) -> None:
 def serve(**flags: str | None) -> None:
     """Run the server on DIR until it is told to stop. An empty or absent DIR is made first, as by `init`."""
     settings = settings_from(flags)
+    act_as_owner(settings.data)
     logs.setup(settings.log_format, settings.log_level)
     logs.never_block(1)
     logs.never_block(2)

@@ -1,0 +1,207 @@
+"""A data directory of which a part is gone, or has something else in its place: every command refuses, names it, and changes nothing."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from staddle_server import rooms
+from staddle_server.datadir import DataDirectory
+from test_app_cli import run
+
+NOW_NS = 1_700_000_000_000_000_000
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A directory that was made, whose catalog has what its store has."""
+    path = tmp_path / "data"
+    assert run("init", "--data", path).returncode == 0
+    return path
+
+
+def state(path: Path) -> list[tuple[str, int, int, int]]:
+    """Everything in the directory, so that any change shows."""
+    found = []
+    for each in sorted([path, *path.rglob("*")]):
+        status = each.lstat()
+        found.append((str(each), status.st_mode, status.st_size, status.st_mtime_ns))
+    return found
+
+
+# --- what can happen to it
+
+
+def unmounted(path: Path) -> None:
+    shutil.rmtree(path / "store")
+
+
+def mount_point(path: Path) -> None:
+    shutil.rmtree(path / "store")
+    (path / "store").mkdir()
+
+
+def another_file_system(path: Path) -> None:
+    mount_point(path)
+    (path / "store" / "lost+found").mkdir()
+
+
+def somebody_elses_file_system(path: Path) -> None:
+    mount_point(path)
+    (path / "store" / "photo.jpg").touch()
+
+
+def dangling_store(path: Path) -> None:
+    shutil.rmtree(path / "store")
+    (path / "store").symlink_to("/nowhere/store")
+
+
+def store_is_a_file(path: Path) -> None:
+    shutil.rmtree(path / "store")
+    (path / "store").touch()
+
+
+def format_gone(path: Path) -> None:
+    (path / "store" / "format").unlink()
+
+
+def key_gone(path: Path) -> None:
+    (path / "master.key").unlink()
+
+
+def key_and_catalog_gone(path: Path) -> None:
+    key_gone(path)
+    catalog_gone(path)
+
+
+def key_is_a_directory(path: Path) -> None:
+    (path / "master.key").unlink()
+    (path / "master.key").mkdir()
+
+
+def dangling_key(path: Path) -> None:
+    (path / "master.key").unlink()
+    (path / "master.key").symlink_to("/nowhere/master.key")
+
+
+def catalog_gone(path: Path) -> None:
+    for part in path.glob("catalog.db*"):
+        part.unlink()
+
+
+def catalog_of_no_bytes(path: Path) -> None:
+    catalog_gone(path)
+    (path / "catalog.db").touch()
+
+
+def catalog_is_a_directory(path: Path) -> None:
+    catalog_gone(path)
+    (path / "catalog.db").mkdir()
+
+
+def dangling_catalog(path: Path) -> None:
+    catalog_gone(path)
+    (path / "catalog.db").symlink_to("/nowhere/catalog.db")
+
+
+def all_but_the_clients_file(path: Path) -> None:
+    key_and_catalog_gone(path)
+    unmounted(path)
+
+
+LOST: list[tuple[Callable[[Path], None], str]] = [
+    (unmounted, r"/store is missing: is its file system mounted\?"),
+    (mount_point, r"/store holds no store .*is its file system mounted\?"),
+    (another_file_system, r"/store holds no store .*is its file system mounted\?"),
+    (somebody_elses_file_system, r"/store is not empty and is no Staddle store.*found photo\.jpg"),
+    (dangling_store, r"/store is a link to /nowhere/store, which is missing: is its file system mounted\?"),
+    (store_is_a_file, r"/store is not a directory"),
+    (format_gone, r"/store/format is missing, but the store is filled"),
+    (key_gone, r"/master\.key is missing"),
+    (key_and_catalog_gone, r"/master\.key is missing"),
+    (key_is_a_directory, r"/master\.key is a directory and should be a file.*containers"),
+    (dangling_key, r"/master\.key is a link to /nowhere/master\.key, which is missing"),
+    (catalog_gone, r"/catalog\.db is missing, but .*/store is filled: .*rebuild --data"),
+    (catalog_of_no_bytes, r"/catalog\.db is empty, but .*/store is filled: .*rebuild --replace --data"),
+    (catalog_is_a_directory, r"/catalog\.db is a directory and should be a file"),
+    (dangling_catalog, r"/catalog\.db is a link to /nowhere/catalog\.db, which is missing"),
+    (all_but_the_clients_file, r"/client\.toml shows that a server ran here, but .* are gone"),
+]
+COMMANDS = [
+    ["init"],
+    ["serve", "--listen", "127.0.0.1:0"],
+    ["check"],
+    ["repair"],
+    ["gc"],
+    ["token", "list"],
+    ["tenant", "create", "t"],
+]
+
+
+@pytest.mark.parametrize(("lose", "says"), LOST, ids=[lose.__name__ for lose, _ in LOST])
+def test_what_has_lost_a_part_is_refused_by_every_command_and_nothing_is_changed(
+    data: Path, lose: Callable[[Path], None], says: str
+) -> None:
+    lose(data)
+    before = state(data)
+    for words in COMMANDS:
+        done = run(*words, "--data", data)
+        assert done.returncode == 1, (words, done)
+        assert re.search(says, done.stderr), (words, done.stderr)
+        assert "Made" not in done.stdout
+        assert state(data) == before, words
+
+
+@pytest.mark.parametrize(
+    ("lose", "says"),
+    [
+        *(each for each in LOST if "store" in each[0].__name__),
+        (unmounted, r"/store is missing"),
+        (mount_point, r"/store holds no store"),
+        (format_gone, r"/store/format is missing"),
+        (key_gone, r"/master\.key is missing"),
+        (key_is_a_directory, r"/master\.key is a directory"),
+        (catalog_is_a_directory, r"/catalog\.db is a directory"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--replace", "--dry-run"])
+def test_a_rebuild_from_what_is_no_store_is_refused_and_the_catalog_stays(
+    data: Path, lose: Callable[[Path], None], says: str, flag: str
+) -> None:
+    lose(data)
+    before = state(data)
+    done = run("rebuild", flag, "--data", data)
+    assert done.returncode == 1
+    assert re.search(says, done.stderr), done.stderr
+    assert state(data) == before
+
+
+def test_a_rebuild_from_another_servers_new_store_does_not_replace_a_catalog(data: Path) -> None:
+    mount_point(data)
+    rooms.create_format(rooms.DirectoryBlobs(str(data / "store")))
+    before = state(data)
+    done = run("rebuild", "--replace", "--data", data)
+    assert done.returncode == 1
+    assert "/store is empty, so no catalog can be made from it" in done.stderr
+    assert state(data) == before
+
+
+def test_a_store_on_a_file_system_of_its_own_may_be_mounted_before_the_first_start(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "data", tmp_path / "disk"
+    path.mkdir()
+    (elsewhere / "lost+found").mkdir(parents=True)
+    (path / "store").symlink_to(elsewhere)
+    done = run("init", "--data", path)
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "format").exists()
+    assert DataDirectory(path).is_complete()
+
+
+def test_a_link_to_a_store_that_is_not_mounted_yet_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(tmp_path / "nowhere")
+    done = run("init", "--data", tmp_path)
+    assert done.returncode == 1
+    assert "/store is a link to" in done.stderr
+    assert os.listdir(tmp_path) == ["store"]

@@ -1,0 +1,184 @@
+"""Commands that root runs act as the owner of the data directory: the server, which runs as that user, can read all that they leave."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from staddle_server.cli.commands import group
+from staddle_server.owner import owner_of
+
+COMMAND = Path(sys.executable).parent / "staddle-server"
+UID, GID = 54_321, 54_322
+START_S = 60
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+
+ARGUMENTS = {
+    "tenant create": ["second"],
+    "tenant set": ["default", "--grace", "1d"],
+    "token create": ["--role", "reader", "--name", "r"],
+    "token revoke": ["local"],
+    "gc": ["--grace", "0", "--yes"],
+    "check": ["--read-data"],
+    "rebuild": ["--replace"],
+}
+"""What a command needs beside --data, to do something."""
+
+
+def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from leaves(found, f"{path} {name}".strip())
+    else:
+        yield path, command
+
+
+WITH_DATA = sorted(
+    name
+    for name, command in leaves(group)
+    if any(parameter.name == "data" for parameter in command.params) and name not in {"init", "serve"}
+)
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A directory that every user can reach, which pytest's own are not."""
+    path = Path(tempfile.mkdtemp(prefix="staddle-owner-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def data(base: Path) -> Path:
+    """A data directory of another user, in which a server has run and something was stored."""
+    path = base / "data"
+    path.mkdir()
+    os.chown(path, UID, GID)
+    done = run("init", "--data", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("STADDLED_")}
+    return subprocess.run(
+        [COMMAND, *map(str, words)], env=clean, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def strangers(path: Path) -> list[tuple[str, int, int]]:
+    """What below `path` is not its owner's."""
+    found = [(str(each), each.lstat().st_uid, each.lstat().st_gid) for each in [path, *path.rglob("*")]]
+    return [each for each in found if each[1:] != (UID, GID)]
+
+
+def test_an_empty_directory_of_another_user_is_filled_as_that_user(data: Path) -> None:
+    assert strangers(data) == []
+    assert (data / "master.key").exists()
+
+
+@pytest.mark.parametrize("name", WITH_DATA)
+def test_a_command_that_root_runs_leaves_nothing_that_the_owner_cannot_read(data: Path, name: str) -> None:
+    done = run(*name.split(), *ARGUMENTS.get(name, []), "--data", data)
+    if name in ARGUMENTS:
+        assert done.returncode == 0, done.stderr
+    assert strangers(data) == []
+
+
+def test_parity_and_collection_of_stored_data_leave_it_to_the_owner_and_so_does_serving(data: Path) -> None:
+    source = data.parent / "source"
+    source.mkdir()
+    (source / "file").write_bytes(os.urandom(300_000))
+    with (data.parent / "log").open("w") as log:
+        server = subprocess.Popen(
+            [COMMAND, "serve", "--data", data, "--listen", "127.0.0.1:0"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    try:
+        assert server.stdout is not None
+        told = iter(server.stdout.readline, "")
+        assert any("Ctrl-C stops" in line for line in told), (data.parent / "log").read_text()
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n" in status
+        assert f"Gid:\t{GID}\t{GID}\t{GID}\t{GID}\n" in status
+        assert f"Groups:\t{GID} \n" in status, "none of root's groups"
+        staddle = COMMAND.with_name("staddle")
+        environment = {**os.environ, "STADDLE_CONFIG": str(data / "client.toml")}
+        done = subprocess.run(
+            [staddle, "backup", source, "--dataset", "d"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        for words in (
+            ["gc", "--grace", "0", "--yes"],
+            ["check", "--read-data"],
+            ["repair"],
+            ["parity", "--percent", "10"],
+        ):
+            done = run(*words, "--data", data)
+            assert done.returncode == 0, done.stderr
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=START_S)
+    assert list((data / "store" / "parity").rglob("*")), "the parity was made"
+    assert strangers(data) == []
+
+
+def test_a_directory_that_does_not_exist_belongs_to_whom_the_one_above_it_belongs(base: Path) -> None:
+    home = base / "home"
+    home.mkdir()
+    os.chown(home, UID, GID)
+    path = home / "a" / "b"
+    assert owner_of(path) == (UID, GID)
+    done = run("init", "--data", path)
+    assert done.returncode == 0, done.stderr
+    done = run("cert", "--dir", home / "tls")
+    assert done.returncode == 0, done.stderr
+    assert strangers(home) == []
+
+
+def test_a_volume_of_root_that_holds_another_users_data_is_worked_on_as_that_user(data: Path) -> None:
+    os.chown(data, 0, 0)
+    data.chmod(0o777)
+    done = run("token", "create", "--role", "reader", "--name", "r", "--data", data, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["name"] == "r"
+    assert [path for path, *_ in strangers(data)] == [str(data)]
+
+
+def test_where_root_may_not_become_the_owner_nothing_is_changed_and_the_refusal_says_what_to_do(
+    data: Path,
+) -> None:
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("setpriv (util-linux) takes capabilities away, and is not installed")
+    before = sorted((str(each), each.lstat().st_mtime_ns) for each in data.rglob("*"))
+    done = subprocess.run(
+        [setpriv, "--bounding-set", "-setuid,-setgid", COMMAND, "gc", "--data", data],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"belongs to uid {UID}, and root cannot act as that user here" in done.stderr
+    assert "nothing was changed; run this as that user" in done.stderr
+    assert sorted((str(each), each.lstat().st_mtime_ns) for each in data.rglob("*")) == before
