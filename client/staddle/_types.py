@@ -421,5 +421,6 @@ class RestoreOptions:
 
     paths: tuple[bytes, ...] = ()
     overwrite: Overwrite = "if-changed"
+    verify: bool = False
     retry_s: float = 60.0
     progress: ProgressCallback | None = None
