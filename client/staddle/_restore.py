@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from staddle._convert import backup_of, sort_key
 from staddle._errors import ProtocolError, StaddleError
+from staddle._preview import Preview
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
 from staddle._segments import Segments, can_open
 from staddle._stream import (
@@ -72,9 +73,9 @@ class Restore:
         self._tally = WriteTally()
         self._retry = Retry(budget_s=options.retry_s, notify=self._tell_retry)
         self._backup: pb.Backup | None = None
-        self._writer: Writer | None = None
+        self._writer: Writer | Preview | None = None
         self._fresh = _is_empty_or_absent(target)
-        self._whole = options.overwrite == "always" or self._fresh
+        self._whole = (options.overwrite == "always" or self._fresh) and not options.dry_run
         self._ways: dict[bytes, pb.Entry] | None = None if options.paths else {}
         """Metadata for the directories above the paths; None until it is known."""
         self._segments = can_open()
@@ -112,17 +113,23 @@ class Restore:
                         attempts.progressed()
                     attempts.wait_after(error)
                     self._whole = False  # what came already need not come again
-            self._writing.finish_directories(all_of_them=True)
+            self._places.finish_directories(all_of_them=True)
         finally:
             if self._writer is not None:
                 self._writer.close()
         return self._report(time.monotonic() - begun_s)
 
     @property
-    def _writing(self) -> Writer:
+    def _places(self) -> Writer | Preview:
         if self._writer is None:
             raise ProtocolError("The restore began without naming its backup.")
         return self._writer
+
+    @property
+    def _writing(self) -> Writer:
+        places = self._places
+        assert isinstance(places, Writer)  # a preview asks for no data
+        return places
 
     # --- streams
 
@@ -194,6 +201,11 @@ class Restore:
 
     def _begin(self) -> None:
         """The first answer came, so all paths are there: from now on things are written."""
+        if self._options.dry_run:
+            self._writer = Preview(
+                self._path, self._options.overwrite, self._tally, verify=self._options.verify
+            )
+            return
         self._writer = Writer(
             self._path,
             self._options.overwrite,
@@ -223,7 +235,7 @@ class Restore:
             if opened is not None:
                 opened.abandon()
             self._coming_bytes = 0
-            if self._writer is not None:
+            if isinstance(self._writer, Writer):
                 self._writer.drain()  # also if the stream broke: the next one goes on behind what came
 
     def _write_entry(self, event: EntryEvent) -> FileInProgress | None:
@@ -316,15 +328,15 @@ class Restore:
     def _decide_entry(self, path: bytes, entry: pb.Entry) -> Comparison | None:
         """Deals with an entry, or has it gathered; or begins to compare it."""
         if entry.type == pb.ENTRY_TYPE_DIRECTORY:
-            self._writing.directory(path, entry)
+            self._places.directory(path, entry)
             return None
         if entry.type == pb.ENTRY_TYPE_SOCKET:
-            self._writing.special(path, entry)
+            self._places.special(path, entry)
             return None
-        there = self._writing.what_is_there(path, entry)
+        there = self._places.what_is_there(path, entry)
         if there is There.COMPARE:
             try:
-                comparison = Comparison(self._writing.open_present(path), path, entry)
+                comparison = Comparison(self._places.open_present(path), path, entry)
             except OSError as error:
                 self._tally.not_written(path, error)
                 return None
@@ -351,7 +363,7 @@ class Restore:
         try:
             if not (isinstance(event, DamageEvent) and event.path == path):
                 same = comparison.is_same()
-                self._replace(path, entry, self._writing.compared(path, entry, same=same))
+                self._replace(path, entry, self._places.compared(path, entry, same=same))
         finally:
             comparison.close()
         self._decided(path)
@@ -362,8 +374,8 @@ class Restore:
             return
         new = there is There.NOTHING
         if not is_file(entry):
-            self._writing.special(path, entry, new=new)
-        elif not self._writing.link(path, entry, new=new):
+            self._places.special(path, entry, new=new)
+        elif not self._places.link(path, entry, new=new):
             self._pending[path] = new
             self._pending_bytes += len(path)
 
@@ -378,7 +390,7 @@ class Restore:
                     f"The server left out {len(self._pending)} of the paths that were asked for."
                 )
         self._pending_bytes = 0
-        self._writing.finish_directories()
+        self._places.finish_directories()
 
     def _entered(self, path: bytes) -> None:
         """A path comes; directories that it is not in are finished, unless files for them are still to come."""
@@ -386,7 +398,7 @@ class Restore:
         self._tell("restore")
         if path in self._pending:
             return
-        writer = self._writing
+        writer = self._places
         writer.enter(path)
         if writer.left_count >= LEFT_DIRECTORIES_MAX and self._pending:
             self._fetch()
@@ -404,7 +416,7 @@ class Restore:
     # --- telling
 
     def _report(self, seconds: float) -> RestoreReport:
-        tally, applier = self._tally, self._writing.applier
+        tally, applier = self._tally, self._places.applier
         warnings = [
             f"{count} {words}"
             for count, words in (

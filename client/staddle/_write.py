@@ -307,7 +307,7 @@ class Writer:
         time unless content is compared.
         """
         if not is_file(entry):
-            return _is_same_special(dir_fd, name, status, entry)
+            return is_same_special(dir_fd, name, status, entry)
         if not stat.S_ISREG(status.st_mode) or status.st_size != entry.content.size_bytes:
             return False
         if self._verify:
@@ -484,7 +484,7 @@ def _link_key(entry: pb.Entry) -> tuple[bytes, bytes]:
     return entry.link_group, entry.content.content_id
 
 
-def _is_same_special(dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
+def is_same_special(dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
     """Whether what is no file has the entry's type, target or number."""
     if type_of(status) != entry.type:
         return False
