@@ -1,7 +1,7 @@
 """Metadata from an entry onto what a restore has made, or found the same.
 
-The order matters: the owner first (changing it clears setuid and capabilities), then the mode, then extended attributes with the ACLs
-among them, and the times last. Nothing here follows a symbolic link.
+The order matters: the owner first (changing it clears setuid and capabilities), then extended attributes, which only whoever may write
+can set, then the mode, then the ACLs, which refine it, and the times last. Nothing here follows a symbolic link.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 from staddle._metadata import via_descriptor
 from staddle._scan import reason_of
+from staddle._target import chmod_name
 from staddle.v1 import resources_pb2 as pb
 
 KEPT_XATTRS: Final = (b"security.selinux", b"security.ima", b"security.evm", b"trusted.overlay.")
 """What belongs to the machine that restores: neither taken away nor, unless the entry has it, set."""
 ACL_PREFIX: Final = b"system.posix_acl_"
+_OWNER_RW: Final = stat.S_IRUSR | stat.S_IWUSR
 
 Report = Callable[[str], None]
 """Takes what could not be set, and why."""
@@ -45,28 +48,47 @@ class Applier:
         before = status = os.fstat(descriptor)
         if self._owner(descriptor, None, entry, status, report):
             status = os.fstat(descriptor)
-        if entry.HasField("mode") and stat.S_IMODE(status.st_mode) != entry.mode & 0o7777:
-            _try(report, "mode", lambda: os.fchmod(descriptor, entry.mode & 0o7777))
-        if not plain or entry.xattrs:
-            self._xattrs(descriptor, entry, report)
+        changes = _Changes() if plain and not entry.xattrs else self._xattrs(descriptor, entry, report)
+        mode = stat.S_IMODE(status.st_mode)
+        if changes.plain and not self.is_root and mode & _OWNER_RW != _OWNER_RW:
+            with suppress(OSError):  # then the attributes say why
+                os.fchmod(descriptor, mode | _OWNER_RW)
+                status = os.fstat(descriptor)
+        self._change_xattrs(changes.plain, report)
+        wanted = mode_for(entry, status, report)
+        wanted = mode if wanted is None else wanted
+        if stat.S_IMODE(status.st_mode) != wanted:
+            _try(report, "mode", lambda: os.fchmod(descriptor, wanted))
+        self._change_xattrs(changes.acls, report)
         if entry.HasField("mtime_ns") and status.st_mtime_ns != entry.mtime_ns:
             times = (status.st_atime_ns, entry.mtime_ns)
             _try(report, "modification time", lambda: os.utime(descriptor, ns=times))
         return before
+
+    def begin_directory(self, descriptor: int, entry: pb.Entry) -> None:
+        """Gives a new directory its owner and mode, with what its owner needs to fill it. What fails is left to `to_descriptor`."""
+        with suppress(OSError, OverflowError):
+            if entry.HasField("uid") or entry.HasField("gid"):
+                os.chown(
+                    descriptor,
+                    entry.uid if entry.HasField("uid") else -1,
+                    entry.gid if entry.HasField("gid") else -1,
+                )
+        with suppress(OSError):
+            if entry.HasField("mode"):
+                os.fchmod(descriptor, (entry.mode & 0o1777) | stat.S_IRWXU)
 
     def to_name(self, dir_fd: int, name: bytes, entry: pb.Entry, report: Report) -> None:
         """Onto a symlink, fifo or device in an open directory. What is right already is not touched."""
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if self._owner(name, dir_fd, entry, status, report):
             status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        wanted = entry.mode & 0o7777
-        if (
-            entry.HasField("mode")
-            and not stat.S_ISLNK(status.st_mode)
-            and stat.S_IMODE(status.st_mode) != wanted
-        ):
-            _try(report, "mode", lambda: _chmod_name(dir_fd, name, wanted))
-        self._xattrs(via_descriptor(dir_fd, name), entry, report)
+        changes = self._xattrs(via_descriptor(dir_fd, name), entry, report)
+        self._change_xattrs(changes.plain, report)
+        wanted = None if stat.S_ISLNK(status.st_mode) else mode_for(entry, status, report)
+        if wanted is not None and stat.S_IMODE(status.st_mode) != wanted:
+            _try(report, "mode", lambda: chmod_name(dir_fd, name, wanted))
+        self._change_xattrs(changes.acls, report)
         if entry.HasField("mtime_ns") and status.st_mtime_ns != entry.mtime_ns:
             times = (status.st_atime_ns, entry.mtime_ns)
             _try(
@@ -99,42 +121,82 @@ class Applier:
             return False
         return True
 
-    def _xattrs(self, target: int | bytes, entry: pb.Entry, report: Report) -> None:
-        """Makes the extended attributes those of the entry, as far as this process may see and set them."""
+    def _xattrs(self, target: int | bytes, entry: pb.Entry, report: Report) -> _Changes:
+        """What makes the extended attributes those of the entry, as far as this process may see and set them."""
+        changes = _Changes()
         wanted = {xattr.raw_name or xattr.name.encode(): xattr.value for xattr in entry.xattrs}
         if sys.platform != "linux":
             self.xattrs_kept += len(wanted)
-            return
+            return changes
         follow = isinstance(target, int)
         try:
             present = {os.fsencode(name) for name in os.listxattr(target, follow_symlinks=follow)}
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.ENOSYS) or wanted:
                 report(f"extended attributes: {reason_of(error)}")
-            return
+            return changes
         for name in sorted(present - wanted.keys()):
             if not name.startswith(KEPT_XATTRS):
-                self._change_xattr(
-                    name, report, partial(os.removexattr, target, name, follow_symlinks=follow)
-                )
+                changes.add(name, partial(os.removexattr, target, name, follow_symlinks=follow))
         for name, value in wanted.items():
-            if name not in present or os.getxattr(target, name, follow_symlinks=follow) != value:
-                self._change_xattr(
-                    name, report, partial(os.setxattr, target, name, value, follow_symlinks=follow)
-                )
+            if name not in present or _xattr(target, name, follow=follow) != value:
+                changes.add(name, partial(os.setxattr, target, name, value, follow_symlinks=follow))
+        return changes
 
-    def _change_xattr(self, name: bytes, report: Report, change: Callable[[], None]) -> None:
-        try:
-            change()
-        except OSError as error:
-            if (
-                error.errno == errno.EPERM
-                and not self.is_root
-                and not name.startswith((b"user.", ACL_PREFIX))
-            ):
-                self.xattrs_kept += 1
-            else:
-                report(f"extended attribute {name!r}: {reason_of(error)}")
+    def _change_xattrs(self, changes: list[tuple[bytes, Callable[[], None]]], report: Report) -> None:
+        for name, change in changes:
+            try:
+                change()
+            except OSError as error:
+                if (
+                    error.errno == errno.EPERM
+                    and not self.is_root
+                    and not name.startswith((b"user.", ACL_PREFIX))
+                ):
+                    self.xattrs_kept += 1
+                else:
+                    report(f"extended attribute {name!r}: {reason_of(error)}")
+
+
+@dataclass(slots=True)
+class _Changes:
+    """Changes of extended attributes: `plain` ones need the right to write, `acls` come after the mode, which they refine."""
+
+    plain: list[tuple[bytes, Callable[[], None]]] = field(default_factory=list)
+    acls: list[tuple[bytes, Callable[[], None]]] = field(default_factory=list)
+
+    def add(self, name: bytes, change: Callable[[], None]) -> None:
+        """Adds one."""
+        (self.acls if name.startswith(ACL_PREFIX) else self.plain).append((name, change))
+
+
+def _xattr(target: int | bytes, name: bytes, *, follow: bool) -> bytes | None:
+    """The value that an attribute has; None if it cannot be read, so that it is set."""
+    try:
+        return os.getxattr(target, name, follow_symlinks=follow)
+    except OSError:
+        return None
+
+
+def mode_for(entry: pb.Entry, status: os.stat_result, report: Report) -> int | None:
+    """The mode that something with this owner may get; None: the entry says none.
+
+    Setuid and setgid give the rights of the owner. Where that is not the owner that the entry says, they would give
+    the rights of somebody else, so they are dropped, and reported.
+    """
+    if not entry.HasField("mode"):
+        return None
+    mode = entry.mode & 0o7777
+    dropped = []
+    if mode & stat.S_ISUID and entry.HasField("uid") and status.st_uid != entry.uid:
+        mode &= ~stat.S_ISUID
+        dropped.append("setuid")
+    if mode & stat.S_ISGID and entry.HasField("gid") and status.st_gid != entry.gid:
+        mode &= ~stat.S_ISGID
+        dropped.append("setgid")
+    if dropped:
+        report(f"mode: {' and '.join(dropped)} dropped, because its owner could not be set")
+    return mode
 
 
 def inherits_acl(dir_fd: int) -> bool:
@@ -154,19 +216,3 @@ def _try(report: Report, what: str, work: Callable[[], None]) -> None:
         report(f"{what}: {reason_of(error)}")
     except OverflowError:
         report(f"{what}: it is out of the range of this system")
-
-
-def _chmod_name(dir_fd: int, name: bytes, mode: int) -> None:
-    """Sets the mode of a name that is no symlink, and is not followed should it have become one."""
-    if os.chmod in os.supports_follow_symlinks:
-        os.chmod(name, mode, dir_fd=dir_fd, follow_symlinks=False)
-        return
-    if sys.platform != "linux":
-        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
-    descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        if stat.S_ISLNK(os.fstat(descriptor).st_mode):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        os.chmod(b"/proc/self/fd/%d" % descriptor, mode)
-    finally:
-        os.close(descriptor)

@@ -246,6 +246,8 @@ class Client(RetentionMethods):
         at: At | None = None,
         paths: Iterable[PathLike] = (),
         overwrite: Overwrite = "if-changed",
+        verify: bool = False,
+        dry_run: bool = False,
         retry_s: float = 60.0,
         progress: ProgressCallback | None = None,
     ) -> RestoreReport:
@@ -255,6 +257,10 @@ class Client(RetentionMethods):
         date (its last moment), a string with a time or date, or an age such as "2h" (or a timedelta), by the server's clock;
         neither: the newest. `overwrite` says what happens where something lies already: "never", "if-changed", "always"; extra
         files are never deleted.
+
+        "if-changed" compares type, size and modification time; with `verify` it compares the content of files instead of their
+        times. `dry_run` writes nothing and says in the report what would be written; with both, the report's problems name what is
+        not as in the backup, also its owner, mode and time.
 
         Every file's content is checked against its id before it gets its name. Damage does not stop it: it finishes, and then
         raises DamageError, with the report. Otherwise `report.problems` names what could not be written.
@@ -266,6 +272,8 @@ class Client(RetentionMethods):
         options = RestoreOptions(
             paths=tuple(checked_path(path) for path in paths),
             overwrite=overwrite,
+            verify=verify,
+            dry_run=dry_run,
             retry_s=retry_s,
             progress=progress,
         )

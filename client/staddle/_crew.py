@@ -43,6 +43,8 @@ class SmallFile(NamedTuple):
     name: bytes
     entry: pb.Entry
     pieces: tuple[bytes | memoryview, ...]
+    exclusive: bool
+    """It replaces nothing."""
 
 
 @dataclass(slots=True)
@@ -53,9 +55,9 @@ class _Batch:
     files: int = 0
     data_bytes: int = 0
 
-    def write(self, applier: Applier) -> WriteTally:
+    def write(self, applier: Applier, *, keeps: bool) -> WriteTally:
         """Writes all of them. Raises TargetFullError; any other failure is noted, and the next one goes on."""
-        tally = WriteTally()
+        tally = WriteTally(keeps=keeps)
         try:
             for dir_fd, files in self.directories:
                 plain = not inherits_acl(dir_fd)
@@ -66,13 +68,13 @@ class _Batch:
         return tally
 
     def close(self) -> None:
-        for dir_fd, _ in self.directories:
-            os.close(dir_fd)
+        while self.directories:
+            os.close(self.directories.pop()[0])
 
 
 def _write(dir_fd: int, file: SmallFile, applier: Applier, tally: WriteTally, *, plain: bool) -> None:
     try:
-        opened = OpenedFile(dir_fd, file.name, file.path, file.entry)
+        opened = OpenedFile(dir_fd, file.name, file.path, file.entry, exclusive=file.exclusive)
         try:
             for piece in file.pieces:
                 opened.write(piece)
@@ -155,14 +157,16 @@ class Crew:
             self._write(batch)
             return
         applier = Applier(self._applier.is_root)
-        self._under_way.append((batch, applier, self._pool.submit(batch.write, applier)))
+        self._under_way.append(
+            (batch, applier, self._pool.submit(partial(batch.write, applier, keeps=self._tally.keeps)))
+        )
         while self._under_way and (len(self._under_way) > self._ahead or self._under_way[0][2].done()):
             self._take_in()
 
     def _write(self, batch: _Batch) -> None:
         """Writes the first batch at once; the next ones are written by another thread, or by several if this one had to wait."""
         begun_s, worked_s = time.monotonic(), time.thread_time()
-        self._tally.take_in(batch.write(self._applier))
+        self._tally.take_in(batch.write(self._applier, keeps=self._tally.keeps))
         self.written += 1
         waited = time.monotonic() - begun_s > WAITING * (time.thread_time() - worked_s)
         writers = WRITERS if waited else 1

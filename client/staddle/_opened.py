@@ -7,7 +7,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from staddle._target import discard, make_temporary, settle
+from staddle._target import settle
+from staddle._temporaries import discard, open_temporary
 
 if TYPE_CHECKING:
     from staddle._apply import Applier, Report
@@ -23,19 +24,29 @@ class OpenedFile:
     """A file in an open directory. Zeros where the entry has holes take no space."""
 
     def __init__(
-        self, dir_fd: int, name: bytes, path: bytes, entry: pb.Entry, *, closes: bool = False
+        self,
+        dir_fd: int,
+        name: bytes,
+        path: bytes,
+        entry: pb.Entry,
+        *,
+        closes: bool = False,
+        exclusive: bool = False,
     ) -> None:
-        """`dir_fd` has to stay open until `finish` or `abandon`, which close it if `closes`. Raises OSError if nothing can be made there."""
+        """`dir_fd` has to stay open until `finish` or `abandon`, which close it if `closes`. `exclusive`: it replaces nothing.
+
+        Raises OSError if nothing can be made there.
+        """
         self.path = path
         self.entry = entry
         self._dir_fd = dir_fd
         self._closes = closes
+        self._exclusive = exclusive
         self._name = name
+        self._is_over = False
         mode = 0o600 if entry.HasField("mode") else 0o666
         try:
-            self._temporary, self._descriptor = make_temporary(
-                lambda temporary: os.open(temporary, FLAGS, mode, dir_fd=dir_fd)
-            )
+            self._temporary, self._descriptor = open_temporary(dir_fd, FLAGS, mode)
         except BaseException:
             self._close_directory()
             raise
@@ -77,23 +88,27 @@ class OpenedFile:
             if self._end_of_data < self._position:
                 os.ftruncate(self._descriptor, self._position)
             status = applier.to_descriptor(self._descriptor, self.entry, report, plain=plain)
+            # The lock is held until the file has its name, so this closes a duplicate: network file systems report at
+            # any close what they could not write.
+            os.close(os.dup(self._descriptor))
+            settle(self._dir_fd, self._temporary, self._name, exclusive=self._exclusive)
         except BaseException:
             self.abandon()
             raise
-        os.close(self._descriptor)
-        try:
-            settle(self._dir_fd, self._temporary, self._name)
-        finally:
-            self._close_directory()
+        self._end()
         return status
 
     def abandon(self) -> None:
-        """Leaves nothing of it."""
-        os.close(self._descriptor)
-        try:
+        """Leaves nothing of it. Does nothing the second time, and never raises: what led here is the error to report."""
+        if not self._is_over:
             discard(self._dir_fd, self._temporary)
-        finally:
-            self._close_directory()
+            self._end()
+
+    def _end(self) -> None:
+        self._is_over = True
+        with suppress(OSError):
+            os.close(self._descriptor)
+        self._close_directory()
 
     def _close_directory(self) -> None:
         if self._closes:

@@ -1,7 +1,7 @@
 """A backup into a directory.
 
 Into a directory that is empty, or where everything is to be replaced, one stream brings everything. Otherwise a first stream tells what
-there is, without its bytes, and only what differs is fetched, in batches. Either way a broken stream is gone on with where it broke.
+there is, without its bytes, and only what differs is fetched, in batches. Either way a broken stream is resumed where it broke.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 from staddle._convert import backup_of, sort_key
 from staddle._errors import ProtocolError, StaddleError
+from staddle._preview import Preview
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
 from staddle._segments import Segments, can_open
 from staddle._stream import (
     VIEW_BASIC,
     VIEW_DATA,
+    VIEW_REFERENCES,
+    ChunksEvent,
     DamageEvent,
     DataEvent,
     EntryEvent,
@@ -29,9 +32,9 @@ from staddle._stream import (
     read_restore,
 )
 from staddle._tally import WriteTally
-from staddle._target import Target
 from staddle._types import ProblemKind, Progress, RestoreOptions, RestoreReport
-from staddle._write import LEFT_DIRECTORIES_MAX, FileInProgress, Writer
+from staddle._verify import Comparison
+from staddle._write import LEFT_DIRECTORIES_MAX, FileInProgress, There, Writer
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from staddle._client import Client
 
 FETCH_PATHS: Final = 2_048
+WAYS_AT_ONCE: Final = 8_192
 FETCH_PATH_BYTES: Final = 1024 * 1024
 PROGRESS_S: Final = 0.2
 
@@ -69,14 +73,17 @@ class Restore:
         self._tally = WriteTally()
         self._retry = Retry(budget_s=options.retry_s, notify=self._tell_retry)
         self._backup: pb.Backup | None = None
-        self._target: Target | None = None
-        self._writer: Writer | None = None
-        self._whole = options.overwrite == "always" or _is_empty_or_absent(target)
+        self._writer: Writer | Preview | None = None
+        self._fresh = _is_empty_or_absent(target)
+        self._whole = (options.overwrite == "always" or self._fresh) and not options.dry_run
+        self._ways: dict[bytes, pb.Entry] | None = None if options.paths else {}
+        """Metadata for the directories above the paths; None until it is known."""
         self._segments = can_open()
         """Whether data is asked for as it is stored."""
         self._done: bytes | None = None
         """The last path that was dealt with, or that is in `_pending`."""
-        self._pending: dict[bytes, None] = {}
+        self._pending: dict[bytes, bool] = {}
+        """Files to be fetched, and whether nothing was there when that was decided."""
         self._pending_bytes = 0
         self._open_path = b""
         self._told_s = 0.0
@@ -106,31 +113,55 @@ class Restore:
                         attempts.progressed()
                     attempts.wait_after(error)
                     self._whole = False  # what came already need not come again
-            self._writing.finish_directories(all_of_them=True)
+            self._places.finish_directories(all_of_them=True)
         finally:
             if self._writer is not None:
                 self._writer.close()
-            if self._target is not None:
-                self._target.close()
         return self._report(time.monotonic() - begun_s)
 
     @property
-    def _writing(self) -> Writer:
+    def _places(self) -> Writer | Preview:
         if self._writer is None:
             raise ProtocolError("The restore began without naming its backup.")
         return self._writer
+
+    @property
+    def _writing(self) -> Writer:
+        places = self._places
+        assert isinstance(places, Writer)  # a preview asks for no data
+        return places
 
     # --- streams
 
     def _pass(self) -> None:
         """One stream over all entries, from the first that was not dealt with yet."""
+        if self._ways is None:
+            self._ways = self._fetch_ways()
         if self._whole:
             with closing(self._events(self._request(VIEW_DATA, self._options.paths))) as events:
                 self._write(events)
             return
-        with closing(self._events(self._request(VIEW_BASIC, self._options.paths))) as events:
+        view = VIEW_REFERENCES if self._options.verify else VIEW_BASIC
+        with closing(self._events(self._request(view, self._options.paths))) as events:
             self._decide(events)
         self._fetch()
+
+    def _fetch_ways(self) -> dict[bytes, pb.Entry]:
+        """The directories above the paths that were asked for, as the backup has them.
+
+        Those paths are asked for with them, so that one that is not there fails before anything is written.
+        """
+        paths = set(self._options.paths)
+        above = {each for path in paths if path for each in _above(path)} - paths
+        ways: dict[bytes, pb.Entry] = {}
+        wanted = sorted(above | paths, key=sort_key)
+        for start in range(0, len(wanted), WAYS_AT_ONCE):
+            request = self._request(VIEW_BASIC, wanted[start : start + WAYS_AT_ONCE], exact=True)
+            with closing(self._events(request, begins=False)) as events:
+                for event in events:
+                    if isinstance(event, EntryEvent) and event.path in above:
+                        ways[event.path] = event.entry
+        return ways
 
     def _request(
         self, view: wire.EntryView.ValueType, paths: Iterable[bytes], *, exact: bool = False
@@ -145,7 +176,7 @@ class Restore:
         _add_paths(request, paths)
         return request
 
-    def _events(self, request: wire.RestoreRequest) -> Generator[Event]:
+    def _events(self, request: wire.RestoreRequest, *, begins: bool = True) -> Generator[Event]:
         messages = cast(
             "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
         )
@@ -154,20 +185,36 @@ class Restore:
             segments = stack.enter_context(closing(Segments())) if request.segments else None
             for event in read_restore(messages, view=request.view, segments=segments):
                 if isinstance(event, HeaderEvent):
-                    self._begin(event.backup)
+                    self._pick(event.backup)
+                    if begins and self._writer is None:
+                        self._begin()
                 yield event
 
-    def _begin(self, backup: pb.Backup) -> None:
-        """The first answer came, so all paths are there: from now on things are written, and from this backup."""
+    def _pick(self, backup: pb.Backup) -> None:
+        """From now on it is this backup."""
         if self._backup is not None:
             if backup.id != self._backup.id:
                 raise ProtocolError("The server answered with another backup than it was asked for.")
             return
         self._backup = backup
         self._selector = pb.BackupSelector(backup=backup.id)
-        replace = self._options.overwrite != "never"
-        self._target = Target(self._path, replace=replace)
-        self._writer = Writer(self._target, self._options.overwrite, self._tally)
+
+    def _begin(self) -> None:
+        """The first answer came, so all paths are there: from now on things are written."""
+        if self._options.dry_run:
+            self._writer = Preview(
+                self._path, self._options.overwrite, self._tally, verify=self._options.verify
+            )
+            return
+        self._writer = Writer(
+            self._path,
+            self._options.overwrite,
+            self._tally,
+            fresh=self._fresh,
+            verify=self._options.verify,
+        )
+        self._writer.ways.update(self._ways or {})
+        self._writer.begin_ways()
 
     def _write(self, events: Iterator[Event]) -> None:
         """Entries with their bytes, written as they come."""
@@ -188,7 +235,7 @@ class Restore:
             if opened is not None:
                 opened.abandon()
             self._coming_bytes = 0
-            if self._writer is not None:
+            if isinstance(self._writer, Writer):
                 self._writer.drain()  # also if the stream broke: the next one goes on behind what came
 
     def _write_entry(self, event: EntryEvent) -> FileInProgress | None:
@@ -198,13 +245,14 @@ class Restore:
         self._open_path = path
         self._coming_bytes = len(event.data)
         opened: FileInProgress | None = None
+        new = self._pending.get(path, False)
         if not is_file(entry):
             self._make(path, entry)
-        elif not writer.link(path, entry):
+        elif not writer.link(path, entry, new=new):
             if event.open:
-                opened = writer.open_file(path, entry)
+                opened = writer.open_file(path, entry, new=new)
             else:
-                writer.whole_file(path, entry, event.data)
+                writer.whole_file(path, entry, event.data, new=new)
         if not event.open:
             self._finished(path)
         return opened
@@ -221,7 +269,7 @@ class Restore:
             else:
                 opened.write(event.data)
         except OSError as error:
-            opened.abandon()
+            opened.abandon()  # if nothing more can be written, the next line raises, and `_write` abandons it again
             self._tally.not_written(opened.path, error)
             return None
         return opened
@@ -248,26 +296,88 @@ class Restore:
     def _decide(self, events: Iterator[Event]) -> None:
         """Deals with all that needs no bytes, and gathers the files that do; fetches them now and then."""
         behind = None if self._done is None else sort_key(self._done)
-        for event in events:
-            if isinstance(event, DamageEvent):
-                self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
-            if not isinstance(event, EntryEvent) or (behind is not None and sort_key(event.path) <= behind):
-                continue
-            self._entered(event.path)
-            self._decide_entry(event.path, event.entry)
-            self._done = event.path
-            if len(self._pending) >= FETCH_PATHS or self._pending_bytes >= FETCH_PATH_BYTES:
-                self._fetch()
+        comparison: Comparison | None = None
+        try:
+            for event in events:
+                if isinstance(event, ChunksEvent):
+                    if comparison is not None:
+                        comparison = self._compare(comparison, event.chunks)
+                    continue
+                if comparison is not None:
+                    ended, comparison = comparison, None
+                    self._decide_compared(ended, event)
+                if isinstance(event, DamageEvent):
+                    self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
+                if not isinstance(event, EntryEvent):
+                    continue
+                if behind is not None and sort_key(event.path) <= behind:
+                    continue
+                self._entered(event.path)
+                comparison = self._decide_entry(event.path, event.entry)
+                if comparison is None:
+                    self._decided(event.path)
+        finally:
+            if comparison is not None:
+                comparison.close()
 
-    def _decide_entry(self, path: bytes, entry: pb.Entry) -> None:
+    def _decided(self, path: bytes) -> None:
+        self._done = path
+        if len(self._pending) >= FETCH_PATHS or self._pending_bytes >= FETCH_PATH_BYTES:
+            self._fetch()
+
+    def _decide_entry(self, path: bytes, entry: pb.Entry) -> Comparison | None:
+        """Deals with an entry, or has it gathered; or begins to compare it."""
         if entry.type == pb.ENTRY_TYPE_DIRECTORY:
-            self._writing.directory(path, entry)
-        elif entry.type == pb.ENTRY_TYPE_SOCKET or not self._writing.is_there(path, entry):
-            if not is_file(entry):
-                self._writing.special(path, entry)
-            elif not self._writing.link(path, entry):
-                self._pending[path] = None
-                self._pending_bytes += len(path)
+            self._places.directory(path, entry)
+            return None
+        if entry.type == pb.ENTRY_TYPE_SOCKET:
+            self._places.special(path, entry)
+            return None
+        there = self._places.what_is_there(path, entry)
+        if there is There.COMPARE:
+            try:
+                comparison = Comparison(self._places.open_present(path), path, entry)
+            except OSError as error:
+                self._tally.not_written(path, error)
+                return None
+            return self._compare(comparison, entry.content.chunks)
+        self._replace(path, entry, there)
+        return None
+
+    def _compare(self, comparison: Comparison, chunks: Iterable[pb.ChunkRef]) -> Comparison | None:
+        """Compares the next chunks; None, noted, if the file cannot be read."""
+        try:
+            comparison.add(chunks)
+        except OSError as error:
+            comparison.close()
+            self._tally.not_written(comparison.path, error)
+            return None
+        except BaseException:
+            comparison.close()
+            raise
+        return comparison
+
+    def _decide_compared(self, comparison: Comparison, event: Event) -> None:
+        """Deals with a file all of whose chunks were compared, before the event that follows."""
+        path, entry = comparison.path, comparison.entry
+        try:
+            if not (isinstance(event, DamageEvent) and event.path == path):
+                same = comparison.is_same()
+                self._replace(path, entry, self._places.compared(path, entry, same=same))
+        finally:
+            comparison.close()
+        self._decided(path)
+
+    def _replace(self, path: bytes, entry: pb.Entry, there: There) -> None:
+        """Makes what is not there as it should be, or gathers it."""
+        if there is There.STAYS:
+            return
+        new = there is There.NOTHING
+        if not is_file(entry):
+            self._places.special(path, entry, new=new)
+        elif not self._places.link(path, entry, new=new):
+            self._pending[path] = new
+            self._pending_bytes += len(path)
 
     def _fetch(self) -> None:
         """Fetches the files that were gathered, and with that the directories that were left have all they get."""
@@ -280,7 +390,7 @@ class Restore:
                     f"The server left out {len(self._pending)} of the paths that were asked for."
                 )
         self._pending_bytes = 0
-        self._writing.finish_directories()
+        self._places.finish_directories()
 
     def _entered(self, path: bytes) -> None:
         """A path comes; directories that it is not in are finished, unless files for them are still to come."""
@@ -288,7 +398,7 @@ class Restore:
         self._tell("restore")
         if path in self._pending:
             return
-        writer = self._writing
+        writer = self._places
         writer.enter(path)
         if writer.left_count >= LEFT_DIRECTORIES_MAX and self._pending:
             self._fetch()
@@ -306,7 +416,7 @@ class Restore:
     # --- telling
 
     def _report(self, seconds: float) -> RestoreReport:
-        tally, applier = self._tally, self._writing.applier
+        tally, applier = self._tally, self._places.applier
         warnings = [
             f"{count} {words}"
             for count, words in (
@@ -362,6 +472,13 @@ def _add_paths(request: wire.RestoreRequest, paths: Iterable[bytes]) -> None:
             request.paths.append(path.decode())
         except UnicodeDecodeError:
             request.raw_paths.append(path)
+
+
+def _above(path: bytes) -> Iterator[bytes]:
+    """All directories above a path, up to the root."""
+    while path:
+        path = path.rpartition(b"/")[0]
+        yield path
 
 
 def _is_empty_or_absent(path: bytes) -> bool:

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from staddle._scan import reason_of
+from staddle._target import AppearedError
 from staddle._types import PathProblem, ProblemKind
 
 PROBLEMS_MAX: Final = 100_000
+PROBLEM_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Their paths and messages together: what a server says of damage must not fill the memory."""
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """What makes going on pointless."""
 
@@ -23,6 +26,7 @@ class WriteTally:
     """What was written, and what was not. Each thread has its own."""
 
     problems: dict[PathProblem, None] = field(default_factory=dict)
+    problem_bytes: int = 0
     problems_dropped: int = 0
     written: int = 0
     unchanged: int = 0
@@ -30,6 +34,8 @@ class WriteTally:
     data_bytes: int = 0
     sockets: int = 0
     path: bytes = b""
+    keeps: bool = False
+    """What appears in the place of a path is kept because the caller wants that, and is no problem."""
 
     def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
         """Notes a path that is not as it was in the backup."""
@@ -37,6 +43,9 @@ class WriteTally:
 
     def not_written(self, path: bytes, error: OSError) -> None:
         """Notes a path that the target did not take. Raises TargetFullError if it will take no other either."""
+        if self.keeps and isinstance(error, AppearedError):
+            self.kept += 1
+            return
         if error.errno in FULL:
             raise TargetFullError(error.errno, reason_of(error), path) from error
         self.note(ProblemKind.NOT_WRITTEN, path, reason_of(error))
@@ -44,12 +53,18 @@ class WriteTally:
     def take_in(self, other: WriteTally) -> None:
         """Adds what another thread wrote."""
         self.written += other.written
+        self.kept += other.kept
         self.data_bytes += other.data_bytes
+        self.problems_dropped += other.problems_dropped
         for problem in other.problems:
             self._add(problem)
 
     def _add(self, problem: PathProblem) -> None:
-        if problem in self.problems or len(self.problems) < PROBLEMS_MAX:
+        if problem in self.problems:
+            return
+        size = len(problem.path_bytes) + len(problem.message)
+        if len(self.problems) < PROBLEMS_MAX and self.problem_bytes + size <= PROBLEM_BYTES_MAX:
             self.problems[problem] = None
+            self.problem_bytes += size
         else:
             self.problems_dropped += 1

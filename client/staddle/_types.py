@@ -326,6 +326,8 @@ class ProblemKind(enum.StrEnum):
     """Restore: the stored data is damaged; the file was not written."""
     NOT_WRITTEN = "not-written"
     """Restore: the target did not take it."""
+    DIFFERENT = "different"
+    """Restore that verifies and writes nothing: what is there is not as in the backup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,5 +445,7 @@ class RestoreOptions:
 
     paths: tuple[bytes, ...] = ()
     overwrite: Overwrite = "if-changed"
+    verify: bool = False
+    dry_run: bool = False
     retry_s: float = 60.0
     progress: ProgressCallback | None = None

@@ -3,12 +3,14 @@
 A moment is one that the user writes: RFC 3339, or the same without a zone (then local time), or a date, or a time of day.
 What is not written is the last of what it may be: a date is its last moment, 14:30:05 the last moment of that second, so
 that a time copied from a list finds the backup that it was listed for. A time of minutes is at its first second.
+A local time that comes twice, when clocks go back, is the last one that is not to come; one that clocks skip is the moment at which they do.
 """
 
 import datetime
 import re
+import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
@@ -19,7 +21,12 @@ from staddle.v1 import resources_pb2 as resources
 LATEST: Final = "latest"
 AGE_S_MAX: Final = 100 * 366 * 24 * 3600
 
+CLOCKS_DIFFER_NS: Final = 300 * 1_000_000_000
+"""A moment that is no further ahead may be one that the server's clock has had already."""
+
 _NS: Final = 1_000_000_000
+_US: Final = datetime.timedelta(microseconds=1)
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _AGE: Final = re.compile(r"(?:\d+(?:\.\d+)?[wdhms])+", re.ASCII)
 _AGE_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([wdhms])", re.ASCII)
 _AGE_UNITS_S: Final = {"w": 7 * 24 * 3600, "d": 24 * 3600, "h": 3600, "m": 60, "s": 1}
@@ -32,12 +39,14 @@ _MOMENT: Final = re.compile(
 HOW_TO_SAY_WHEN: Final = "a time such as 2026-05-01T14:30:05Z or '2026-05-01 14:30' (local), a date such as 2026-05-01, or an age such as 2h, 3d, 90m"
 
 
-def selector_of(backup: str | None = None, at: At | None = None) -> resources.BackupSelector:
-    """What the wire names a backup by; neither given: the newest. Raises BadRequestError."""
+def selector_of(
+    backup: str | None = None, at: At | None = None, *, future: bool = False
+) -> resources.BackupSelector:
+    """What the wire names a backup by; neither given: the newest. Raises BadRequestError, also for a moment to come unless `future`."""
     if backup is not None and at is not None:
         raise BadRequestError("backup and at exclude each other: one backup, or the newest at a time.")
     if at is not None:
-        return selector_at(at)
+        return selector_at(at, future=future)
     if backup is None:
         return resources.BackupSelector()
     if not backup.isascii() or not backup.isalnum():
@@ -48,49 +57,82 @@ def selector_of(backup: str | None = None, at: At | None = None) -> resources.Ba
     return resources.BackupSelector(backup=backup)
 
 
-def selector_at(at: At, *, now: Callable[[], datetime.datetime] | None = None) -> resources.BackupSelector:
-    """The selector for a moment or an age. A naive datetime is local time. Raises BadRequestError."""
+def selector_at(
+    at: At, *, now: Callable[[], datetime.datetime] | None = None, future: bool = True
+) -> resources.BackupSelector:
+    """The selector for a moment or an age. A naive datetime is local time, and its fold says which one of two.
+
+    Raises BadRequestError; unless `future`, also for a moment to come by this machine's clock.
+    """
+    now = now or _local_now
     if isinstance(at, str):
-        return _selector_from_text(at.strip(), now or _local_now)
-    if isinstance(at, datetime.timedelta):
+        at = at.strip()
+        if (seconds := _age_s(at)) is not None:
+            return _ago(datetime.timedelta(seconds=seconds))
+        span = _span_of_text(at, now)
+    elif isinstance(at, datetime.timedelta):
         return _ago(at)
-    if isinstance(at, datetime.datetime):
+    elif isinstance(at, datetime.datetime):
         # A datetime has microseconds, the server's clock nanoseconds: Backup.begin_time must find its own backup.
-        return _moment(_ns_of(at) + 999)
-    return _moment(_end_of_day_ns(at))
+        time_ns = _ns_of(at)
+        span = _Span(time_ns, time_ns + 999)
+    else:
+        span = _day(at)
+    if not future and span.first_ns > _ns_of(now()) + CLOCKS_DIFFER_NS:
+        raise BadRequestError(
+            f"{str(at)!r} is in the future by this machine's clock; for the newest backup give no time.",
+            facts={"field": "at"},
+        )
+    return _moment(span.last_ns)
 
 
-def _selector_from_text(text: str, now: Callable[[], datetime.datetime]) -> resources.BackupSelector:
-    if _AGE.fullmatch(text):
-        seconds = sum(float(count) * _AGE_UNITS_S[unit] for count, unit in _AGE_PART.findall(text))
-        if seconds > AGE_S_MAX:
-            raise BadRequestError(f"{text} is an age of more than a hundred years.", facts={"field": "at"})
-        return _ago(datetime.timedelta(seconds=seconds))
+class _Span(NamedTuple):
+    """What a moment may be that is not written to the last digit."""
+
+    first_ns: int
+    last_ns: int
+
+
+def _age_s(text: str) -> float | None:
+    if not _AGE.fullmatch(text):
+        return None
+    seconds = sum(float(count) * _AGE_UNITS_S[unit] for count, unit in _AGE_PART.findall(text))
+    if seconds > AGE_S_MAX:
+        raise BadRequestError(f"{text} is an age of more than a hundred years.", facts={"field": "at"})
+    return seconds
+
+
+def _span_of_text(text: str, now: Callable[[], datetime.datetime]) -> _Span:
     try:
         if (date := _DATE.fullmatch(text)) is not None:
             year, month, day = (int(part) for part in date.groups())
-            return _moment(_end_of_day_ns(datetime.date(year, month, day)))
+            return _day(datetime.date(year, month, day))
         if (moment := _MOMENT.fullmatch(text)) is not None:
-            return _moment(_moment_ns(moment, now))
+            return _span_of_moment(moment, now)
     except (ValueError, OverflowError) as error:
         raise BadRequestError(f"{text!r} is no time: {error}.", facts={"field": "at"}) from error
     raise BadRequestError(f"{text!r} is no time: write {HOW_TO_SAY_WHEN}.", facts={"field": "at"})
 
 
-def _moment_ns(match: re.Match[str], now: Callable[[], datetime.datetime]) -> int:
+def _span_of_moment(match: re.Match[str], now: Callable[[], datetime.datetime]) -> _Span:
     date_text, hour, minute, second, fraction, zone = match.groups()
     if date_text is None and zone is not None:
         raise ValueError("a time of day has no zone; write the date too")
     date = datetime.date.fromisoformat(date_text) if date_text else now().date()
     leap = second == "60"
-    time = datetime.time(int(hour), int(minute), 59 if leap else int(second or 0))
-    moment = datetime.datetime.combine(date, time, _zone(zone))
-    time_ns = _ns_of(moment)
-    if date_text is None and time_ns > _ns_of(now()):
-        time_ns = _ns_of(moment - datetime.timedelta(days=1))
-    if fraction is None:
-        return time_ns + _NS - 1
-    return time_ns + int(fraction.ljust(9, "9"))
+    clock = datetime.time(int(hour), int(minute), 59 if leap else int(second or 0))
+    moment = datetime.datetime.combine(date, clock, _zone(zone))
+    now_ns = _ns_of(now())
+    time_ns = _last_ns_of(moment, now_ns)
+    if date_text is None and time_ns > now_ns:
+        time_ns = _last_ns_of(moment - datetime.timedelta(days=1), now_ns)
+    return _Span(time_ns, time_ns + (_NS - 1 if fraction is None else int(fraction.ljust(9, "9"))))
+
+
+def _last_ns_of(moment: datetime.datetime, now_ns: int) -> int:
+    """The last moment with this local time that is not to come, or else the first one."""
+    first_ns, last_ns = _ns_of(moment.replace(fold=0)), _ns_of(moment.replace(fold=1))
+    return last_ns if last_ns <= now_ns else first_ns
 
 
 def _zone(text: str | None) -> datetime.tzinfo | None:
@@ -105,18 +147,39 @@ def _zone(text: str | None) -> datetime.tzinfo | None:
     return datetime.timezone(sign * datetime.timedelta(hours=hours, minutes=minutes))
 
 
-def _end_of_day_ns(day: datetime.date) -> int:
-    next_midnight = datetime.datetime.combine(day + datetime.timedelta(days=1), datetime.time())
-    return _ns_of(next_midnight) - 1
+def _day(day: datetime.date) -> _Span:
+    midnight = datetime.datetime.combine(day, datetime.time())
+    return _Span(_ns_of(midnight), _ns_of(midnight + datetime.timedelta(days=1)) - 1)
 
 
 def _ns_of(moment: datetime.datetime) -> int:
-    """Exact, where timestamp() would round. A naive one is local time."""
+    """Exact, where timestamp() would round. A naive one is local time; one that clocks skip is the moment at which they do."""
     try:
-        since = moment.astimezone(datetime.UTC) - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+        since_us = (moment.astimezone(datetime.UTC) - _EPOCH) // _US
+        if moment.tzinfo is None:
+            other_us = (moment.replace(fold=1 - moment.fold).astimezone(datetime.UTC) - _EPOCH) // _US
+            first_us, last_us = sorted((since_us, other_us))
+            if first_us != last_us and _local_of(first_us) != moment.replace(fold=0):
+                since_us = _jump_s(first_us // 1_000_000, last_us // 1_000_000) * 1_000_000
     except (OverflowError, OSError, ValueError) as error:
         raise BadRequestError(f"{moment} is out of the range of times.", facts={"field": "at"}) from error
-    return (since.days * 86_400 + since.seconds) * _NS + since.microseconds * 1000
+    return since_us * 1000
+
+
+def _local_of(time_us: int) -> datetime.datetime:
+    return (_EPOCH + time_us * _US).astimezone().replace(tzinfo=None, fold=0)
+
+
+def _jump_s(before_s: int, after_s: int) -> int:
+    """The first second at which local time has the offset from UTC that it has at `after_s`."""
+    offset = time.localtime(after_s).tm_gmtoff
+    while after_s - before_s > 1:
+        middle_s = (before_s + after_s) // 2
+        if time.localtime(middle_s).tm_gmtoff == offset:
+            after_s = middle_s
+        else:
+            before_s = middle_s
+    return after_s
 
 
 def _moment(time_ns: int) -> resources.BackupSelector:

@@ -7,7 +7,9 @@ import os
 import stat
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from staddle._apply import Applier
@@ -18,7 +20,9 @@ from staddle._opened import OpenedFile
 from staddle._reading import OPEN_FLAGS
 from staddle._stream import is_file
 from staddle._tally import WriteTally
-from staddle._target import Target, discard, look, make_temporary, settle
+from staddle._target import AppearedError, Target, chmod_name, is_in, look, settle
+from staddle._temporaries import discard, make_temporary
+from staddle._times import KeptTimes
 from staddle._types import Overwrite, ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
@@ -27,10 +31,23 @@ LINKS_MAX: Final = 100_000
 GATHER_BYTES_MAX: Final = 512 * 1024
 """A file up to this size is written when all of it has come, by whoever of the crew is free."""
 LEFT_DIRECTORIES_MAX: Final = 4_096
+SWEPT_TRIES: Final = 3
 DEVICES: Final = {
     pb.ENTRY_TYPE_CHAR_DEVICE: stat.S_IFCHR,
     pb.ENTRY_TYPE_BLOCK_DEVICE: stat.S_IFBLK,
 }
+
+
+class There(Enum):
+    """What lies where a path has to go."""
+
+    NOTHING = auto()
+    OTHER = auto()
+    """Something that is to be replaced."""
+    STAYS = auto()
+    """What stays, and is dealt with."""
+    COMPARE = auto()
+    """A file of the right size, whose content has to be compared."""
 
 
 class _Left(NamedTuple):
@@ -47,6 +64,7 @@ class GatheredFile:
 
     path: bytes
     entry: pb.Entry
+    new: bool
     pieces: list[bytes | memoryview] = field(default_factory=list)
 
     def write(self, data: bytes | memoryview) -> None:
@@ -71,10 +89,31 @@ class Writer:
     Files may be written a little later, by a crew; `drain` waits for that. Close it at the end.
     """
 
-    def __init__(self, target: Target, overwrite: Overwrite, tally: WriteTally) -> None:
-        self._target = target
+    def __init__(
+        self,
+        target: bytes,
+        overwrite: Overwrite,
+        tally: WriteTally,
+        *,
+        fresh: bool = False,
+        verify: bool = False,
+    ) -> None:
+        """`fresh`: the target was empty, so what is found in it appeared meanwhile, and is not replaced. `verify`: files
+        are the same if their content is. Raises OSError if the target cannot be made or opened.
+        """
         self._overwrite = overwrite
+        self._verify = verify
+        self._fresh = fresh and overwrite != "always"
+        self._exclusive = self._fresh or overwrite == "never"
         self._tally = tally
+        self._tally.keeps = overwrite == "never"
+        self.ways: dict[bytes, pb.Entry] = {}
+        """Directories that are not restored themselves, and get this metadata if something below them is."""
+        self._made_ways: dict[bytes, pb.Entry] = {}
+        """Those that were made, and whose metadata is not final yet."""
+        self._swept_ways: set[bytes] = set()
+        self._times = KeptTimes()
+        self._target = Target(target, replace=not self._exclusive, on_the_way=self)
         self.applier = Applier()
         self._crew = Crew(tally, self.applier)
         self._last_file = b""
@@ -90,14 +129,46 @@ class Writer:
         self._crew.drain()
 
     def close(self) -> None:
-        """Ends the crew; what it has not begun is not written."""
-        self._crew.close()
+        """Ends the crew; what it has not begun is not written. Directories on the way get their metadata all the same."""
+        with ExitStack() as stack:
+            stack.callback(self._target.close)
+            stack.callback(self._times.close)
+            stack.callback(self._finish_ways)
+            stack.callback(self._crew.close)
+
+    # --- directories on the way
+
+    def begin_ways(self) -> None:
+        """Says that `ways` is known. The target itself is one of them if it was made for this."""
+        entry = self.ways.get(b"")
+        if entry is not None and self._target.was_made:
+            self.made(b"", self._target.directory(b""))
+
+    def mode_of(self, path: bytes) -> int:
+        """See OnTheWay."""
+        entry = self.ways.get(path)
+        return 0o777 if entry is not None and not entry.HasField("mode") else 0o700
+
+    def made(self, path: bytes, descriptor: int) -> None:
+        """See OnTheWay. Another restore leaves it as it is, so it gets owner and mode at once, and the rest later."""
+        entry = self.ways.get(path)
+        if entry is None or entry.implied:
+            return
+        self._made_ways[path] = entry
+        self._directories.append((path, entry))
+        self.applier.begin_directory(descriptor, entry)
+
+    def _finish_ways(self) -> None:
+        for path, entry in sorted(self._made_ways.items(), reverse=True):
+            with suppress(OSError):  # the restore failed already, and said why
+                self.applier.to_descriptor(self._target.existing(path), entry, self._reporter(path))
+                self._target.keep_mode(path)
 
     # --- directories
 
     def enter(self, path: bytes) -> None:
         """Says that `path` comes next: directories that it is not in have all they get but `finish_directories`."""
-        while self._directories and not _is_in(path, self._directories[-1][0]):
+        while self._directories and not is_in(path, self._directories[-1][0]):
             self._left.append(_Left(*self._directories.pop(), self._crew.mark))
 
     @property
@@ -115,16 +186,22 @@ class Writer:
         while self._left and self._left[0].mark <= self._crew.written:
             path, entry, _ = self._left.popleft()
             try:
+                self._target.put_back(path, itself=False)
                 descriptor = self._target.directory(path)
                 self.applier.to_descriptor(descriptor, entry, self._reporter(path))
             except OSError as error:
                 self._tally.not_written(path, error)
+            if entry.HasField("mode"):
+                self._target.keep_mode(path)
+            self._made_ways.pop(path, None)
 
     def directory(self, path: bytes, entry: pb.Entry) -> None:
         """Makes a directory, whose metadata comes later."""
         try:
             self._settle_above(path)
             made = self._target.make_directory(path, private=entry.HasField("mode"))
+            if not made:
+                self._target.sweep(path)
         except OSError as error:
             self._tally.not_written(path, error)
             return
@@ -132,60 +209,123 @@ class Writer:
             self._tally.written += 1
         else:
             self._tally.unchanged += 1
-        ours = made or (self._overwrite != "never" if path else self._target.is_fresh)
+        ours = made or (not self._exclusive if path else self._target.is_fresh)
         if ours and not entry.implied:
             self._directories.append((path, entry))
 
     # --- everything else
 
-    def is_there(self, path: bytes, entry: pb.Entry) -> bool:
-        """Whether what lies at `path` stays: as `overwrite` says, or (if-changed) because it is the same already.
+    def what_is_there(self, path: bytes, entry: pb.Entry) -> There:
+        """What lies at `path`, and what becomes of it: as `overwrite` says, or because it is the same already.
 
         Of what is the same the metadata is put right.
         """
         try:
             dir_fd, name = self._parent_of(path)
             status = look(dir_fd, name)
-            if status is None or self._overwrite == "always":
-                return False
+            if status is None:
+                return There.NOTHING
+            if self._overwrite == "always":
+                return There.OTHER
             if self._overwrite == "never":
                 self._tally.kept += 1
-                return True
-            if not _is_same(dir_fd, name, status, entry):
-                return False
-            if is_file(entry):
-                return self._same_file(dir_fd, path, name, entry, status)
-            self.applier.to_name(dir_fd, name, entry, self._reporter(path))
+                return There.STAYS
+            if self._is_linked_elsewhere(entry, status) or not self._is_same(dir_fd, name, status, entry):
+                if self._fresh:
+                    raise AppearedError
+                return There.OTHER
+            if self._verify and is_file(entry):
+                return There.COMPARE
+            self._put_right(dir_fd, path, name, entry, status)
         except OSError as error:
             self._tally.not_written(path, error)
-            return True
-        self._tally.unchanged += 1
-        return True
+        return There.STAYS
 
-    def _same_file(
-        self, dir_fd: int, path: bytes, name: bytes, entry: pb.Entry, status: os.stat_result
-    ) -> bool:
-        linked = self._links.get(_link_key(entry)) if entry.link_group else None
-        if linked is not None and linked[1] != (status.st_dev, status.st_ino):
-            return False  # the same bytes, but not the same file
-        descriptor = os.open(name, OPEN_FLAGS, dir_fd=dir_fd)
+    def compared(self, path: bytes, entry: pb.Entry, *, same: bool) -> There:
+        """What becomes of a file whose content was compared."""
+        if not same and not self._fresh:
+            return There.OTHER
         try:
-            self.applier.to_descriptor(descriptor, entry, self._reporter(path))
-        finally:
-            os.close(descriptor)
-        self._remember(path, entry, status)
-        self._tally.unchanged += 1
-        return True
+            dir_fd, name = self._parent_of(path)
+            status = look(dir_fd, name)
+            if status is None:
+                return There.NOTHING
+            if not same:
+                raise AppearedError
+            self._put_right(dir_fd, path, name, entry, status)
+        except OSError as error:
+            self._tally.not_written(path, error)
+        return There.STAYS
 
-    def link(self, path: bytes, entry: pb.Entry) -> bool:
-        """Makes a file by linking it to one of its group that is there already; False if it must be written."""
+    def open_present(self, path: bytes) -> int:
+        """The file at `path`, opened for reading; close it. Raises OSError."""
+        dir_fd, name = self._parent_of(path)
+        status = look(dir_fd, name)
+        return (
+            os.open(name, OPEN_FLAGS, dir_fd=dir_fd)
+            if status is None
+            else self._opened_file(dir_fd, name, status)
+        )
+
+    def _is_linked_elsewhere(self, entry: pb.Entry, status: os.stat_result) -> bool:
+        """Whether a file is not the one that the others of its group are."""
+        linked = self._links.get(_link_key(entry)) if entry.link_group else None
+        return linked is not None and linked[1] != (status.st_dev, status.st_ino)
+
+    def _put_right(
+        self, dir_fd: int, path: bytes, name: bytes, entry: pb.Entry, status: os.stat_result
+    ) -> None:
+        """Gives what is the same already the entry's metadata, and counts it. Raises OSError."""
+        if self._fresh:
+            self._tally.unchanged += 1  # it is not this restore's
+            return
+        if is_file(entry):
+            descriptor = self._opened_file(dir_fd, name, status)
+            try:
+                self.applier.to_descriptor(descriptor, entry, self._reporter(path))
+                if not entry.HasField("mode"):
+                    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            finally:
+                os.close(descriptor)
+            self._remember(path, entry, status)
+        else:
+            self.applier.to_name(dir_fd, name, entry, self._reporter(path))
+        self._tally.unchanged += 1
+
+    def _opened_file(self, dir_fd: int, name: bytes, status: os.stat_result) -> int:
+        """An existing file, opened, whose mode may have to be changed for that: it gets its final one next."""
+        try:
+            return os.open(name, OPEN_FLAGS, dir_fd=dir_fd)
+        except PermissionError:
+            if status.st_uid != os.geteuid():
+                raise
+        chmod_name(dir_fd, name, stat.S_IMODE(status.st_mode) | stat.S_IRUSR | stat.S_IWUSR)
+        return os.open(name, OPEN_FLAGS, dir_fd=dir_fd)
+
+    def _is_same(self, dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
+        """Whether what is there has the entry's content, as far as stat and readlink tell: for a file, its size, and its
+        time unless content is compared.
+        """
+        if not is_file(entry):
+            return is_same_special(dir_fd, name, status, entry)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.content.size_bytes:
+            return False
+        if self._verify:
+            return True
+        return entry.HasField("mtime_ns") and self._times.match(dir_fd, status, entry.mtime_ns)
+
+    def link(self, path: bytes, entry: pb.Entry, *, new: bool = False) -> bool:
+        """Makes a file by linking it to one of its group that is there already; False if it must be written.
+
+        `new`, here and below: nothing was there, and what has appeared since is not replaced.
+        """
         key = _link_key(entry)
         known = self._links.get(key) if entry.link_group else None
         if known is None:
             return False
         source, identity = known
         try:
-            if self._link(source, identity, path):
+            if self._link(source, identity, path, exclusive=self._exclusive or new):
                 self._tally.written += 1
                 return True
         except OSError as error:
@@ -195,33 +335,33 @@ class Writer:
         del self._links[key]
         return False
 
-    def _link(self, source: bytes, identity: tuple[int, int], path: bytes) -> bool:
+    def _link(self, source: bytes, identity: tuple[int, int], path: bytes, *, exclusive: bool) -> bool:
         source_parent, source_name = os.path.split(source)
         source_fd = os.dup(self._target.directory(source_parent))
         try:
-            dir_fd, name = self._parent_of(path)
-            temporary, _ = make_temporary(
+            dir_fd, name = self._parent_of(path, writing=True)
+            temporary = make_temporary(
                 lambda temporary: os.link(
                     source_name, temporary, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False
                 )
             )
-            status = look(dir_fd, temporary)
-            if status is None or (status.st_dev, status.st_ino) != identity:
-                discard(dir_fd, temporary)
-                return False
-            settle(dir_fd, temporary, name)
-            discard(dir_fd, temporary)  # renaming one of two links onto the other leaves both
+            try:
+                status = look(dir_fd, temporary)
+                if status is None or (status.st_dev, status.st_ino) != identity:
+                    return False
+                settle(dir_fd, temporary, name, exclusive=exclusive)
+            finally:
+                discard(dir_fd, temporary)  # renaming one of two links onto the other leaves both
             return True
         finally:
             os.close(source_fd)
 
-    def open_file(self, path: bytes, entry: pb.Entry) -> FileInProgress | None:
+    def open_file(self, path: bytes, entry: pb.Entry, *, new: bool = False) -> FileInProgress | None:
         """Begins a file. None, noted, if that fails."""
         if entry.content.size_bytes <= GATHER_BYTES_MAX and not entry.holes:
-            return GatheredFile(path, entry)
+            return GatheredFile(path, entry, new)
         try:
-            dir_fd, name = self._parent_of(path)
-            return OpenedFile(os.dup(dir_fd), name, path, entry, closes=True)
+            return self._begun(path, entry, new=new)
         except OSError as error:
             self._tally.not_written(path, error)
             return None
@@ -229,7 +369,7 @@ class Writer:
     def finish_file(self, file: FileInProgress) -> None:
         """Ends a file whose bytes have all come, and were checked."""
         if isinstance(file, GatheredFile):
-            self.whole_file(file.path, file.entry, *file.pieces)
+            self.whole_file(file.path, file.entry, *file.pieces, new=file.new)
             return
         try:
             status = file.finish(self.applier, self._reporter(file.path))
@@ -238,27 +378,38 @@ class Writer:
             return
         self._tally.written += 1
         self._tally.data_bytes += status.st_size
+        self._target.replaceable = file.path
         self._remember(file.path, file.entry, status)
 
-    def whole_file(self, path: bytes, entry: pb.Entry, *pieces: bytes | memoryview) -> None:
-        """Writes a file whose bytes are all here: now if others are to be linked to it, else soon. Raises TargetFullError, also for earlier ones."""
+    def whole_file(
+        self, path: bytes, entry: pb.Entry, *pieces: bytes | memoryview, new: bool = False
+    ) -> None:
+        """Writes a file whose bytes are all here: now if others are to be linked to it, else soon.
+
+        Raises TargetFullError, also for earlier ones.
+        """
         if entry.link_group:
-            self._write_linked(path, entry, pieces)
+            self._write_linked(path, entry, pieces, new=new)
             return
         parent, _, name = path.rpartition(b"/")
         try:
             if not self._crew.takes(parent):
-                self._crew.enter(parent, self._parent_of(path)[0])
+                self._crew.enter(parent, self._parent_of(path, writing=True)[0])
         except OSError as error:
             self._tally.not_written(path, error)
             return
-        self._last_file = path
-        self._crew.add(SmallFile(path, name, entry, pieces))
+        self._last_file = self._target.replaceable = path
+        self._crew.add(SmallFile(path, name, entry, pieces, self._exclusive or new))
 
-    def _write_linked(self, path: bytes, entry: pb.Entry, pieces: tuple[bytes | memoryview, ...]) -> None:
+    def _begun(self, path: bytes, entry: pb.Entry, *, new: bool) -> OpenedFile:
+        dir_fd, name = self._parent_of(path, writing=True)
+        return OpenedFile(os.dup(dir_fd), name, path, entry, closes=True, exclusive=self._exclusive or new)
+
+    def _write_linked(
+        self, path: bytes, entry: pb.Entry, pieces: tuple[bytes | memoryview, ...], *, new: bool
+    ) -> None:
         try:
-            dir_fd, name = self._parent_of(path)
-            file = OpenedFile(os.dup(dir_fd), name, path, entry, closes=True)
+            file = self._begun(path, entry, new=new)
         except OSError as error:
             self._tally.not_written(path, error)
             return
@@ -271,30 +422,47 @@ class Writer:
             return
         self.finish_file(file)
 
-    def special(self, path: bytes, entry: pb.Entry) -> None:
+    def special(self, path: bytes, entry: pb.Entry, *, new: bool = False) -> None:
         """Makes a symlink, fifo or device. Sockets are counted, and not made."""
         if entry.type == pb.ENTRY_TYPE_SOCKET:
             self._tally.sockets += 1
             return
         try:
-            dir_fd, name = self._parent_of(path)
-            temporary, _ = make_temporary(lambda temporary: _make_special(dir_fd, temporary, entry))
-            try:
-                self.applier.to_name(dir_fd, temporary, entry, self._reporter(path))
-            except BaseException:
-                discard(dir_fd, temporary)
-                raise
-            settle(dir_fd, temporary, name)
+            dir_fd, name = self._parent_of(path, writing=True)
+            for left in reversed(range(SWEPT_TRIES)):
+                try:
+                    self._make_special(dir_fd, path, name, entry, exclusive=self._exclusive or new)
+                    break
+                except (
+                    FileNotFoundError
+                ):  # another restore swept it: nothing but a regular file can be locked
+                    if not left:
+                        raise
         except OSError as error:
             self._tally.not_written(path, error)
             return
+        self._target.replaceable = path
         self._tally.written += 1
 
-    def _parent_of(self, path: bytes) -> tuple[int, bytes]:
+    def _make_special(
+        self, dir_fd: int, path: bytes, name: bytes, entry: pb.Entry, *, exclusive: bool
+    ) -> None:
+        temporary = make_temporary(lambda temporary: _make_special(dir_fd, temporary, entry))
+        try:
+            self.applier.to_name(dir_fd, temporary, entry, self._reporter(path))
+        except BaseException:
+            discard(dir_fd, temporary)
+            raise
+        settle(dir_fd, temporary, name, exclusive=exclusive)
+
+    def _parent_of(self, path: bytes, *, writing: bool = False) -> tuple[int, bytes]:
         """The directory of a path, open until the next one is asked for, and its name in it. Raises OSError."""
         self._settle_above(path)
         parent, _, name = path.rpartition(b"/")
-        return self._target.directory(parent), name
+        if parent in self.ways and parent not in self._swept_ways:
+            self._swept_ways.add(parent)
+            self._target.sweep(parent)
+        return self._target.directory(parent, writing=writing), name
 
     def _settle_above(self, path: bytes) -> None:
         """Waits for the crew if it has a file in hand where a directory has to be; what is below a path comes right behind it."""
@@ -316,19 +484,8 @@ def _link_key(entry: pb.Entry) -> tuple[bytes, bytes]:
     return entry.link_group, entry.content.content_id
 
 
-def _is_in(path: bytes, directory: bytes) -> bool:
-    return path == directory or not directory or path.startswith(directory + b"/")
-
-
-def _is_same(dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
-    """Whether what is there has the entry's content, as far as stat and readlink tell."""
-    if is_file(entry):
-        return (
-            stat.S_ISREG(status.st_mode)
-            and status.st_size == entry.content.size_bytes
-            and entry.HasField("mtime_ns")
-            and status.st_mtime_ns == entry.mtime_ns
-        )
+def is_same_special(dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
+    """Whether what is no file has the entry's type, target or number."""
     if type_of(status) != entry.type:
         return False
     if entry.type == pb.ENTRY_TYPE_SYMLINK:

@@ -147,3 +147,95 @@ def test_an_id_a_prefix_or_latest_name_a_backup() -> None:
     for wrong in ("", "a b", "../x", "é"):
         with pytest.raises(BadRequestError):
             selector_of(wrong)
+
+
+NS = 1_000_000_000
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def at_ns(text: str, now: int) -> int:
+    """The first moment that a local time stands for, seen from another moment."""
+    seen = datetime.datetime.fromtimestamp(now / NS, UTC).astimezone()
+    return ns_of(selector_at(text, now=lambda: seen)) // NS * NS
+
+
+def test_a_local_time_that_clocks_skip_is_the_moment_at_which_they_do(berlin: None) -> None:
+    now = utc(2026, 3, 29, 12)
+    times = ["01:59:59", "02:00", "02:00:01", "02:30", "02:59:59", "03:00", "03:00:01"]
+    found = [at_ns(f"2026-03-29 {text}", now) for text in times]
+    assert found == sorted(found)
+    assert found[1:6] == [utc(2026, 3, 29, 1)] * 5
+    assert [at_ns(text, now) for text in times] == found
+    assert at_ns("02:30", utc(2026, 3, 30, 12)) == utc(2026, 3, 30, 0, 30)
+    assert ns_of(selector_at(datetime.datetime(2026, 3, 29, 2, 30))) == utc(2026, 3, 29, 1) + 999
+
+
+@pytest.mark.parametrize("date", ["2026-10-25 ", ""])
+def test_a_local_time_that_comes_twice_is_the_last_one_that_has_been(berlin: None, date: str) -> None:
+    first, last = utc(2026, 10, 25, 0, 30), utc(2026, 10, 25, 1, 30)
+    assert at_ns(date + "02:30", utc(2026, 10, 25, 12)) == last
+    assert at_ns(date + "02:30", last) == last
+    assert at_ns(date + "02:30", last - NS) == first
+    assert at_ns(date + "02:30", first) == first
+
+
+def test_the_fold_of_a_datetime_says_which_one_of_two_it_is(berlin: None) -> None:
+    moment = datetime.datetime(2026, 10, 25, 2, 30)
+    assert ns_of(selector_at(moment)) == utc(2026, 10, 25, 0, 30) + 999
+    assert ns_of(selector_at(moment.replace(fold=1))) == utc(2026, 10, 25, 1, 30) + 999
+
+
+def test_a_date_ends_at_the_jump_if_clocks_skip_its_midnight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "XXX2YYY1,M3.2.0/0,M10.2.0/0")
+    time.tzset()
+    try:
+        assert ns_of(selector_at("2026-03-07")) == utc(2026, 3, 8, 2) - 1
+        assert ns_of(selector_at("2026-10-10")) == utc(2026, 10, 11, 2) - 1
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("at", "refused"),
+    [
+        ("2026-07-01", False),
+        ("2026-07-02", True),
+        (datetime.date(2026, 7, 1), False),
+        (datetime.date(2026, 7, 2), True),
+        ("2026-07-01 12:04", False),
+        ("2026-07-01 12:06Z", True),
+        ("2062-05-01T14:30:05Z", True),
+        (datetime.datetime(2026, 7, 1, 12, 4, tzinfo=UTC), False),
+        (datetime.datetime(2026, 7, 1, 13, tzinfo=UTC), True),
+        ("23:00", False),
+        ("2h", False),
+    ],
+)
+def test_a_time_in_the_future_is_refused(at: object, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    try:
+        now = datetime.datetime(2026, 7, 1, 12, tzinfo=UTC)
+        selector_at(at, now=lambda: now)
+        if refused:
+            with pytest.raises(BadRequestError, match="future"):
+                selector_at(at, now=lambda: now, future=False)
+        else:
+            selector_at(at, now=lambda: now, future=False)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_selector_takes_no_time_in_the_future() -> None:
+    with pytest.raises(BadRequestError, match="future"):
+        selector_of(None, datetime.datetime.now(UTC) + datetime.timedelta(hours=1))

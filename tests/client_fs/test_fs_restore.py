@@ -13,7 +13,7 @@ import pytest
 from blake3 import blake3
 from fs_trees import nodes_of, seeded_bytes
 from staddle import _opened, _restore
-from staddle._errors import ConnectError, ProtocolError
+from staddle._errors import ConnectError, PathNotFoundError, ProtocolError
 from staddle._restore import Restore
 from staddle._retry import Retry
 from staddle._tally import TargetFullError
@@ -428,10 +428,66 @@ def test_the_root_keeps_its_own_metadata_where_something_lay_in_it(tmp_path: Pat
     assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o700
 
 
-def test_parents_of_a_selected_path_are_plain_directories(tmp_path: Path) -> None:
-    restore(Server(other("a", mode=0o700), file("a/b/c")), tmp_path / "target", paths=(b"a/b",))
-    assert (tmp_path / "target" / "a" / "b" / "c").read_bytes() == b"data"
-    assert stat.S_IMODE((tmp_path / "target" / "a").stat().st_mode) & 0o700 == 0o700
+def test_directories_made_on_the_way_to_a_selected_path_are_as_in_the_backup(tmp_path: Path) -> None:
+    items = [
+        other("", mode=0o710),
+        other("a", mode=0o700),
+        other("a/b", mode=0o2750),
+        file("a/b/c"),
+        file("z"),
+    ]
+    target = tmp_path / "target"
+    report = restore(Server(*items), target, paths=(b"a/b/c",))
+    assert (target / "a" / "b" / "c").read_bytes() == b"data"
+    assert (report.entries_written, report.problems) == (1, ())
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (target, target / "a", target / "a" / "b")]
+    assert modes == [0o710, 0o700, 0o2750]
+    assert {path.stat().st_mtime_ns for path in (target, target / "a", target / "a" / "b")} == {MTIME_NS}
+    assert not (target / "z").exists()
+
+
+def test_directories_on_the_way_that_exist_are_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    (target / "a").mkdir(parents=True)
+    (target / "a").chmod(0o711)
+    target.chmod(0o711)
+    items = [
+        other("", mode=0o700),
+        other("a", mode=0o700),
+        other("a/b", mode=0o700),
+        file("a/b/c"),
+        file("a/d"),
+    ]
+    restore(Server(*items), target, paths=(b"a/b/c", b"a/d"))
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (target, target / "a", target / "a" / "b")]
+    assert modes == [0o711, 0o711, 0o700]
+
+
+def test_directories_on_the_way_are_finished_also_if_the_restore_fails(tmp_path: Path) -> None:
+    items = [
+        other("a", mode=0o750),
+        other("a/b", mode=0o550),
+        file("a/b/c"),
+        file("a/b/d", seeded_bytes(3, 300_000)),
+    ]
+    server = Server(*items)
+    server.break_after = [-1, 4]
+    with pytest.raises(ConnectError):
+        restore(server, tmp_path / "target", paths=(b"a/b/c", b"a/b/d"), retry_s=0)
+    assert stat.S_IMODE((tmp_path / "target" / "a").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "target" / "a" / "b").stat().st_mode) == 0o550
+
+
+def test_a_selected_path_that_the_server_refuses_makes_no_target(tmp_path: Path) -> None:
+    class Refuses(Server):
+        def stream(self, method, request, *, retry):
+            if request.exact and "gone" in request.paths:
+                raise PathNotFoundError("the backup has no gone")
+            return super().stream(method, request, retry=retry)
+
+    with pytest.raises(PathNotFoundError):
+        restore(Refuses(other("a"), file("a/b")), tmp_path / "target", paths=(b"a/b", b"gone"))
+    assert not (tmp_path / "target").exists()
 
 
 def test_unset_metadata_follows_the_restoring_process(tmp_path: Path) -> None:

@@ -363,6 +363,63 @@ def test_an_interrupted_backup_goes_on_where_it_was(
     assert nobody("cat", "d", "19").out == (root / "19").read_bytes()
 
 
+class ReadGate:
+    """Blobs of which nothing more is read after the first two reads, until they may go on: the middle of a restore."""
+
+    def __init__(self, blobs) -> None:
+        self._blobs = blobs
+        self.armed = False
+        self.reached = threading.Event()
+        self.open = threading.Event()
+
+    def __getattr__(self, name: str):
+        return getattr(self._blobs, name)
+
+    def read(self, *args, **options):
+        if self.armed and self._is_far(*args):
+            self.reached.set()
+            self.open.wait(WAIT_S)
+        return self._blobs.read(*args, **options)
+
+    def _is_far(self, _key, offset: int = 0, *_more) -> bool:
+        return 24 << 20 < offset < 32 << 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_restore_in_order_and_leaves_no_temporary_file(
+    number: signal.Signals, nobody: CommandLine, running, tmp_path: Path
+) -> None:
+    gates: list[ReadGate] = []
+    running.wrap = lambda blobs: gates.append(ReadGate(blobs)) or gates[-1]
+    running.restart()
+    nobody.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("writer")}
+    root, target = tmp_path / "data", tmp_path / "target"
+    root.mkdir()
+    (root / "large").write_bytes(os.urandom(48 << 20))
+    nobody("backup", root, "--dataset", "d")
+    gate = gates[-1]
+    gate.armed = True
+    interrupted = nobody.start("restore", "d", "--target", target, "--json")
+    try:
+        assert gate.reached.wait(WAIT_S)
+        while not list(target.glob(".staddle-restore-*")):
+            assert interrupted.poll() is None
+        interrupted.send_signal(number)
+        _, err = interrupted.communicate(timeout=WAIT_S)
+    finally:
+        gate.open.set()
+    assert interrupted.returncode == 130, err
+    assert json.loads(err)["reason"] == "INTERRUPTED"
+    assert list(target.iterdir()) == []
+
+
+def test_sigterm_and_sighup_together_are_one_request_to_end(nobody: CommandLine) -> None:
+    words = "import os, signal; from staddle.command._run import _heed_interrupts as heed; heed()\n"
+    words += "try: os.kill(os.getpid(), signal.SIGTERM)\nexcept KeyboardInterrupt: os.kill(os.getpid(), signal.SIGHUP); print('in order')"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"in order\n")
+
+
 # --- damage
 
 

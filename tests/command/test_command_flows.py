@@ -258,3 +258,24 @@ def make_deep(root: Path, levels: int) -> None:
         os.close(descriptor)
         descriptor = below
     os.close(descriptor)
+
+
+def test_a_finished_restore_is_checked_by_content_and_the_exit_code_says_so(
+    staddle: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    staddle("backup", source, "--dataset", "d")
+    target = tmp_path / "target"
+    dry = staddle("restore", "d", "--target", target, "--dry-run", "--json").summary
+    assert dry["dry_run"] is True
+    assert not target.exists()
+    done = staddle("restore", "d", "--target", target, "--json").summary
+    assert done["entries_written"] >= dry["entries_written"] - 1
+    staddle("restore", "d", "--target", target, "--verify", "-n")
+    status = (target / "hello.txt").stat()
+    (target / "hello.txt").write_text("Jello!\n")
+    os.utime(target / "hello.txt", ns=(status.st_atime_ns, status.st_mtime_ns))
+    checked = staddle("restore", "d", "--target", target, "--verify", "-n", code=3)
+    assert "different: hello.txt: " in checked.err
+    assert (target / "hello.txt").read_text() == "Jello!\n"
+    assert "1 entry written" in staddle("restore", "d", "--target", target, "--verify").lines[-1]
+    assert (target / "hello.txt").read_text() == "Hello!\n"

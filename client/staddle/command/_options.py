@@ -147,7 +147,7 @@ def moment(text: str) -> str:
 
 def _accepted_selector(text: str) -> BackupSelector:
     try:
-        return selector_of(None, text)
+        return selector_of(None, text, future=True)
     except BadRequestError as error:
         raise ValueError(error.message) from error
 

@@ -14,6 +14,7 @@ WORDS: Final = {
     ProblemKind.SKIPPED: "left out",
     ProblemKind.DAMAGED: "damaged",
     ProblemKind.NOT_WRITTEN: "not written",
+    ProblemKind.DIFFERENT: "different",
 }
 
 

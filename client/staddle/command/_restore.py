@@ -33,6 +33,17 @@ from staddle.command._watching import watched
     help="What to do where something lies already: keep it, replace what differs, or replace everything. Files that the backup does not "
     "have are never deleted.",
 )
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Compare files by content, not by size and time, with what lies there.",
+)
+@click.option(
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing, and say what would be written. With --verify, name what is not as in the backup; exit code 3 if anything is.",
+)
 def restore(
     session: Session,
     dataset: str,
@@ -42,6 +53,8 @@ def restore(
     backup: str | None,
     at: str | None,
     overwrite: str,
+    verify: bool,
+    dry_run: bool,
 ) -> int:
     """Restore a backup, or PATHs of it with all below them, under a directory.
 
@@ -49,10 +62,18 @@ def restore(
     not there, nothing is written. What is damaged or cannot be written is named, and the rest is restored: exit code 3.
     """
     report = _restored(
-        session, dataset, paths, target=target, backup=backup, at=at, overwrite=cast("Overwrite", overwrite)
+        session,
+        dataset,
+        paths,
+        target=target,
+        backup=backup,
+        at=at,
+        overwrite=cast("Overwrite", overwrite),
+        verify=verify,
+        dry_run=dry_run,
     )
     tell_problems(session.output, report.problems, report.warnings)
-    _sum_up(session.output, report)
+    _sum_up(session.output, report, dry_run=dry_run, verify=verify)
     return DONE if report.complete else INCOMPLETE
 
 
@@ -65,13 +86,23 @@ def _restored(
     backup: str | None,
     at: str | None,
     overwrite: Overwrite,
+    verify: bool,
+    dry_run: bool,
 ) -> RestoreReport:
     tune_malloc()
     with session.connect() as client:
         try:
             with watched(session.output) as progress:
                 return client.restore(
-                    dataset, target, backup=backup, at=at, paths=paths, overwrite=overwrite, progress=progress
+                    dataset,
+                    target,
+                    backup=backup,
+                    at=at,
+                    paths=paths,
+                    overwrite=overwrite,
+                    verify=verify,
+                    dry_run=dry_run,
+                    progress=progress,
                 )
         except DamageError as error:
             if error.report is None:
@@ -84,8 +115,9 @@ def _restored(
             ) from None
 
 
-def _sum_up(output: Output, report: RestoreReport) -> None:
+def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: bool) -> None:
     record = {
+        "dry_run": dry_run,
         "backup": _records.of_backup(report.backup),
         **_records.name("target", report.target),
         "complete": report.complete,
@@ -96,11 +128,21 @@ def _sum_up(output: Output, report: RestoreReport) -> None:
         "data_bytes": report.data_bytes,
         "seconds": round(report.seconds, 3),
     }
-    words = (
-        f"Restored {_words.which(report.backup)} to {_words.escaped(report.target)}: "
-        f"{_words.counted(report.entries_written, 'entry', 'entries')} written, {_words.size(report.data_bytes)}; "
-        f"{report.entries_unchanged:,} already there; {_words.seconds(report.seconds)}"
-    )
-    if report.problems:
+    target = _words.escaped(report.target)
+    entries = _words.counted(report.entries_written, "entry", "entries")
+    if dry_run and verify:
+        words = f"Compared {_words.which(report.backup)} with {target}: {entries} not as in the backup; {report.entries_unchanged:,} the same"
+    elif dry_run:
+        words = (
+            f"Would restore {_words.which(report.backup)} to {target}: {entries} to write, {_words.size(report.data_bytes)}; "
+            f"{report.entries_unchanged:,} already there"
+        )
+    else:
+        words = (
+            f"Restored {_words.which(report.backup)} to {target}: {entries} written, {_words.size(report.data_bytes)}; "
+            f"{report.entries_unchanged:,} already there"
+        )
+    words += f"; {_words.seconds(report.seconds)}"
+    if report.problems and not dry_run:
         words += f"; {_words.counted(len(report.problems), 'path is', 'paths are')} not restored"
     output.summary("restore", record, words + ".")

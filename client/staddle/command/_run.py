@@ -172,14 +172,25 @@ def _prepare_streams() -> None:
 
 
 def _heed_interrupts() -> None:
-    """The first Ctrl-C ends what is under way in order; a second one ends the process. One that is ignored stays so."""
+    """Ctrl-C, SIGTERM and SIGHUP end what is under way in order; the same signal again, or Ctrl-C, ends the process.
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    A signal that is ignored, as SIGHUP under nohup, stays ignored.
+    """
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        for each in heeded:
+            # A service manager may send SIGTERM and SIGHUP together: the second one is no second request.
+            again = each in (number, signal.SIGINT)
+            signal.signal(each, signal.SIG_DFL if again else signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    heeded = [
+        each
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(each) in (signal.default_int_handler, signal.SIG_DFL)
+    ]
+    for each in heeded:
+        signal.signal(each, interrupt)
 
 
 def _end_by_broken_pipe() -> int:

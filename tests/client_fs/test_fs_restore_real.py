@@ -1,0 +1,397 @@
+"""Restoring onto real machines: full disks, missing permissions, coarse times, others who write meanwhile, killed restores."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fs_trees import seeded_bytes
+from staddle._tally import TargetFullError
+from staddle._temporaries import is_temporary, open_temporary
+from staddle._types import ProblemKind
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
+from test_fs_restore import MTIME_NS, Server, file, leftovers, other, restore
+
+SECOND_NS = 1_000_000_000
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, only_root: None) -> Iterator[Callable[..., Path]]:
+    """Mounts a small file system; skips where that is not possible."""
+    places: list[Path] = []
+
+    def mount(*arguments: str) -> Path:
+        place = tmp_path / f"mounted-{len(places)}"
+        place.mkdir()
+        done = subprocess.run(["mount", *arguments, place], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"nothing can be mounted here: {done.stderr.decode().strip()}")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", place], check=True)
+
+
+def modes_of(*paths: Path) -> list[int]:
+    return [stat.S_IMODE(path.lstat().st_mode) for path in paths]
+
+
+# --- a full target
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [file("large", seeded_bytes(1, 3_000_000))],
+        [file(f"small-{number}", seeded_bytes(number, 400_000)) for number in range(9)],
+        [file("linked", seeded_bytes(2, 3_000_000), link_group=b"g")],
+    ],
+    ids=["a large file", "small files", "a linked file"],
+)
+def test_a_target_that_is_full_says_so_and_keeps_no_temporary_file(
+    items: list[tuple[pb.Entry, bytes]], mounted: Callable[..., Path]
+) -> None:
+    target = mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs")
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(TargetFullError) as caught:
+        restore(Server(other(""), *items), target)
+    assert caught.value.errno == errno.ENOSPC
+    assert leftovers(target) == []
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_file_over_the_limit_of_the_process_is_reported_with_its_cause(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    server = Server(file("large", seeded_bytes(1, 3_000_000)), file("small"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        report = restore(server, tmp_path / "target")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [(problem.path, problem.message) for problem in report.problems] == [
+        ("large", os.strerror(errno.EFBIG))
+    ]
+    assert (tmp_path / "target" / "small").read_bytes() == b"data"
+    assert leftovers(tmp_path / "target") == []
+
+
+# --- permissions that the owner lacks
+
+
+def test_the_owner_gets_files_and_directories_without_permissions_right(
+    public_path: Path, as_ordinary_user
+) -> None:
+    target = public_path / "target"
+    items = [
+        other("d", mode=0o555),
+        file("d/gone", b"again"),
+        file("d/same", b"same"),
+        other("shut", mode=0o750),
+        other("shut/in", mode=0o700),
+        file("shut/in/f", b"inside"),
+        file("unreadable", b"mine"),
+    ]
+    with as_ordinary_user():
+        restore(Server(*items), target)
+        (target / "d").chmod(0o755)
+        (target / "d" / "gone").unlink()
+        for path in ("unreadable", "d/same", "d", "shut/in", "shut"):
+            (target / path).chmod(0o555 if path == "d" else 0)
+        report = restore(Server(*items), target)
+        assert report.problems == ()
+        assert (report.entries_written, report.entries_unchanged) == (1, 6)
+        paths = [target / path for path in ("d", "d/same", "shut", "shut/in", "unreadable")]
+        assert modes_of(*paths) == [0o555, 0o644, 0o750, 0o700, 0o644]
+        assert (target / "d" / "gone").read_bytes() == b"again"
+        assert (target / "shut" / "in" / "f").read_bytes() == b"inside"
+        (target / "d").chmod(0o755)
+
+
+def test_permissions_are_put_back_on_directories_that_a_restore_leaves_alone(
+    public_path: Path, as_ordinary_user
+) -> None:
+    target = public_path / "target"
+    with as_ordinary_user():
+        (target / "a" / "b").mkdir(parents=True)
+        (target / "a" / "b").chmod(0o500)
+        (target / "a").chmod(0o000)
+        report = restore(
+            Server(other("a", mode=0o700), other("a/b", mode=0o700), file("a/b/c")), target, paths=(b"a/b/c",)
+        )
+        assert report.problems == ()
+        assert modes_of(target / "a") == [0o000]
+        (target / "a").chmod(0o700)
+        assert modes_of(target / "a" / "b") == [0o500]
+        assert (target / "a" / "b" / "c").read_bytes() == b"data"
+        (target / "a" / "b").chmod(0o700)
+
+
+def test_attributes_of_a_file_that_its_owner_may_not_write_are_set(
+    public_path: Path, as_ordinary_user
+) -> None:
+    entry, data = file("f")
+    entry.mode = 0o444
+    entry.xattrs.add(name="user.note", value=b"kept")
+    target = public_path / "target"
+    with as_ordinary_user():
+        for _ in range(2):
+            assert restore(Server((entry, data)), target).problems == ()
+            assert os.getxattr(target / "f", "user.note") == b"kept"
+            assert modes_of(target / "f") == [0o444]
+            (target / "f").chmod(0o644)
+            os.removexattr(target / "f", "user.note")
+            (target / "f").chmod(0o000)
+
+
+# --- setuid and setgid
+
+
+@pytest.mark.parametrize(
+    ("owner", "wanted", "words"),
+    [
+        ({"uid": 0, "gid": 0}, 0o755, "setuid and setgid"),
+        ({"uid": 0}, 0o2755, "setuid"),
+        ({"gid": 0}, 0o4755, "setgid"),
+        ({}, 0o6755, ""),
+    ],
+)
+def test_setuid_and_setgid_are_dropped_and_reported_where_the_owner_could_not_be_set(
+    owner: dict[str, int], wanted: int, words: str, public_path: Path, as_ordinary_user
+) -> None:
+    entry, data = file("tool", **owner)
+    entry.mode = 0o6755
+    with as_ordinary_user():
+        for _ in range(2):
+            report = restore(Server((entry, data)), public_path / "target")
+            assert modes_of(public_path / "target" / "tool") == [wanted]
+            found = [problem.message for problem in report.problems]
+            assert found == ([f"mode: {words} dropped, because its owner could not be set"] if words else [])
+
+
+def test_root_keeps_setuid_of_the_owner_that_it_sets(tmp_path: Path, only_root: None) -> None:
+    entry, data = file("tool", uid=65534, gid=65534)
+    entry.mode = 0o6755
+    assert restore(Server((entry, data)), tmp_path / "target").problems == ()
+    assert modes_of(tmp_path / "target" / "tool") == [0o6755]
+
+
+# --- what appears meanwhile
+
+APPEARING: dict[str, tuple[pb.Entry, bytes]] = {
+    "a small file": file("x"),
+    "a large file": file("x", seeded_bytes(5, 900_000)),
+    "a linked file": file("x", link_group=b"g"),
+    "a symlink": other("x", pb.ENTRY_TYPE_SYMLINK, link_target="y"),
+    "a fifo": other("x", pb.ENTRY_TYPE_FIFO),
+    "a directory": other("x"),
+}
+
+
+@pytest.mark.parametrize("there", ["file", "link"])
+@pytest.mark.parametrize("overwrite", ["if-changed", "never"])
+@pytest.mark.parametrize(
+    ("what", "fresh"),
+    [(what, True) for what in APPEARING] + [(what, False) for what in APPEARING if what.endswith("file")],
+)
+def test_what_appears_in_the_target_during_a_restore_is_neither_replaced_nor_followed(
+    there: str, what: str, overwrite: str, fresh: bool, tmp_path: Path
+) -> None:
+    target, precious = tmp_path / "target", tmp_path / "precious"
+    precious.write_text("keep me")
+    item = APPEARING[what]
+    target.mkdir()
+    if not fresh:
+        (target / "extra").touch()
+
+    def appear() -> None:
+        if there == "file":
+            (target / "x").write_text("somebody's")
+        else:
+            (target / "x").symlink_to(precious)
+
+    class Late(Server):
+        """Something appears at x after it was decided what to do there."""
+
+        def stream(self, method, request, *, retry):
+            for response in super().stream(method, request, retry=retry):
+                if request.view == wire.ENTRY_VIEW_DATA and not os.path.lexists(target / "x"):
+                    appear()
+                yield response
+
+    report = restore(Late(file("g", link_group=b"g"), item), target, overwrite=overwrite)
+    assert (target / "g").read_bytes() == b"data"
+    assert (target / "x").read_text() == ("somebody's" if there == "file" else "keep me")
+    assert (target / "x").is_symlink() == (there == "link")
+    assert precious.read_text() == "keep me"
+    if overwrite == "never" and item[0].type != pb.ENTRY_TYPE_DIRECTORY:
+        assert report.problems == ()
+        assert any("kept" in warning for warning in report.warnings)
+    else:
+        assert [(problem.kind, problem.path) for problem in report.problems] == [
+            (ProblemKind.NOT_WRITTEN, "x")
+        ]
+    assert leftovers(target) == []
+
+
+# --- what is there already
+
+
+def test_a_target_with_times_of_whole_seconds_is_not_written_again(
+    tmp_path: Path, mounted: Callable[..., Path]
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4_000_000))
+    subprocess.run(["mkfs.ext2", "-q", "-I", "128", image], check=True)
+    target = mounted("-o", "loop", str(image))
+    (target / "lost+found").rmdir()
+    old, _ = file("old")
+    old.mtime_ns = -9_000_000_000 * SECOND_NS
+    items = [file("f"), (old, b"data"), other("link", pb.ENTRY_TYPE_SYMLINK, link_target="f")]
+    assert restore(Server(*items), target).entries_written == 3
+    assert (target / "f").stat().st_mtime_ns == MTIME_NS // SECOND_NS * SECOND_NS
+    again = restore(Server(*items), target)
+    assert (again.entries_written, again.entries_unchanged) == (0, 3)
+    os.utime(target / "f", ns=(0, MTIME_NS + SECOND_NS))
+    assert restore(Server(*items), target).entries_written == 1
+
+
+def test_a_time_without_its_fraction_is_another_time_where_the_target_keeps_fractions(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    restore(Server(file("f", b"right")), target)
+    (target / "f").write_bytes(b"wrong")
+    os.utime(target / "f", ns=(0, MTIME_NS // SECOND_NS * SECOND_NS))
+    assert restore(Server(file("f", b"right")), target).entries_written == 1
+    assert (target / "f").read_bytes() == b"right"
+
+
+# --- restores that were killed
+
+
+def test_a_restore_removes_what_killed_ones_left_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    (target / "d").mkdir(parents=True)
+    dead = [f".staddle-restore-{'0' * 16}-1", f".staddle-restore-{'0' * 16}-2"]
+    alive = f".staddle-restore-{'1' * 16}-3"
+    others = [".staddle-restore", ".staddle-restore-notes-1", f".staddle-restore-{'0' * 16}-1.txt"]
+    for name in (dead[0], alive, *others):
+        (target / "d" / name).write_text("something")
+    (target / "d" / dead[1]).symlink_to("nowhere")
+    with (target / "d" / alive).open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        restore(Server(other("d"), file("d/f")), target)
+        assert {path.name for path in (target / "d").iterdir()} == {"f", alive, *others}
+    restore(Server(other("d"), file("d/f")), target, paths=(b"d/f",))
+    assert {path.name for path in (target / "d").iterdir()} == {"f", *others}
+
+
+def test_a_temporary_file_is_locked_as_long_as_it_has_its_name(tmp_path: Path) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    name, descriptor = open_temporary(directory, flags, 0o600)
+    try:
+        assert is_temporary(name)
+        with (tmp_path / os.fsdecode(name)).open() as second, pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
+        os.close(directory)
+    assert not is_temporary(b"d/" + name)
+    assert not is_temporary(name + b"\n")
+
+
+# --- with a server
+
+
+def test_one_path_of_a_private_tree_stays_private(protected, tmp_path: Path) -> None:
+    source = protected.source
+    (source / "home" / "keys").mkdir(parents=True)
+    (source / "home" / "keys" / "id").write_text("secret")
+    (source / "home").chmod(0o711)
+    (source / "home" / "keys").chmod(0o700)
+    source.chmod(0o700)
+    os.utime(source / "home", ns=(MTIME_NS, MTIME_NS))
+    protected.backup()
+    target = tmp_path / "target"
+    protected.restore(target, paths=["home/keys/id"])
+    assert modes_of(target, target / "home", target / "home" / "keys") == [0o700, 0o711, 0o700]
+    assert (target / "home").stat().st_mtime_ns == MTIME_NS
+
+
+@pytest.fixture
+def restored(protected, tmp_path: Path) -> Path:
+    """A finished restore of files with one chunk, many chunks and none, links and directories."""
+    source = protected.source
+    (source / "d").mkdir()
+    (source / "d" / "large").write_bytes(seeded_bytes(1, 3_000_000))
+    (source / "d" / "small").write_bytes(b"small")
+    (source / "empty").touch()
+    (source / "link").symlink_to("d/small")
+    (source / "sparse").write_bytes(b"")
+    os.truncate(source / "sparse", 9_000_000)
+    protected.backup()
+    protected.restore(tmp_path / "target")
+    return tmp_path / "target"
+
+
+def tamper(path: Path) -> None:
+    """Changes a byte of a file, and leaves its size and times."""
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["d/large", "d/small", "sparse"])
+def test_a_comparison_by_content_finds_what_size_and_time_do_not_tell_and_puts_it_right(
+    name: str, restored: Path, protected
+) -> None:
+    right = (restored / name).read_bytes()
+    tamper(restored / name)
+    assert protected.restore(restored).entries_written == 0
+    checked = protected.restore(restored, verify=True, dry_run=True)
+    assert [(problem.kind, problem.path) for problem in checked.problems] == [(ProblemKind.DIFFERENT, name)]
+    assert (restored / name).read_bytes() != right
+    done = protected.restore(restored, verify=True)
+    assert (done.entries_written, done.problems) == (1, ())
+    assert (restored / name).read_bytes() == right
+    assert protected.restore(restored, verify=True, dry_run=True).problems == ()
+
+
+def test_a_comparison_also_names_what_is_missing_and_metadata_that_differs(restored: Path, protected) -> None:
+    (restored / "empty").unlink()
+    (restored / "d").chmod(0o711)
+    (restored / "link").unlink()
+    (restored / "link").symlink_to("elsewhere")
+    os.utime(restored / "d" / "small", ns=(0, 12_345_678_901))
+    found = {p.path: p.message for p in protected.restore(restored, verify=True, dry_run=True).problems}
+    assert sorted(found) == ["d", "d/small", "empty", "link"]
+    assert found["empty"] == "it is not there"
+    assert "mode" in found["d"]
+    assert "modification time" in found["d/small"]
+
+
+@pytest.mark.parametrize("overwrite", ["if-changed", "always", "never"])
+@pytest.mark.parametrize("paths", [(), ("d/large",)])
+def test_a_dry_run_writes_nothing_and_counts_what_a_restore_then_writes(
+    overwrite: str, paths: tuple[str, ...], restored: Path, protected, tmp_path: Path
+) -> None:
+    (restored / "d" / "large").write_bytes(b"other")
+    for target in (restored, tmp_path / "new"):
+        before = {path: path.lstat() for path in sorted(target.rglob("*"))}
+        dry = protected.restore(target, overwrite=overwrite, paths=paths, dry_run=True)
+        assert {path: path.lstat() for path in sorted(target.rglob("*"))} == before
+        assert target.exists() == (target == restored)
+        real = protected.restore(target, overwrite=overwrite, paths=paths)
+        assert dry.problems == real.problems == ()
+        assert (dry.entries_written, dry.data_bytes) == (real.entries_written, real.data_bytes)
