@@ -101,7 +101,14 @@ class World:
             ChangeCounts(1, 2, 3, 4, 5),
         )
         return self.catalog.uploads.commit(
-            upload.tenant, upload.id, upload.epoch, packs=packs, backup=new, now_ns=self.now, **more
+            upload.tenant,
+            upload.id,
+            upload.epoch,
+            packs=packs,
+            backup=new,
+            now_ns=self.now,
+            accepted=(2, 1),
+            **more,
         )
 
     def backup(self, dataset: str = "www", kind: Kind = Kind.AUTO, **said: Any) -> Backup:

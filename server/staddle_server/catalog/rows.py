@@ -8,7 +8,7 @@ from staddle_server import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import rows_in
 from staddle_server.catalog.values import Backup, ChangeCounts, Hold, Upload
-from staddle_server.catalog.words import NS, unpack_tags
+from staddle_server.catalog.words import NS, rfc3339, unpack_tags
 from staddle_server.types import Kind, Root, Scope, UploadState
 
 _d = schema.datasets.c
@@ -240,3 +240,15 @@ def upload_not_found(upload: bytes | str) -> errors.NotFound:
             "UPLOAD_NOT_FOUND", f"There is no upload with the request id {upload!r}", upload=""
         )
     return errors.NotFound("UPLOAD_NOT_FOUND", f"There is no upload {upload.hex()}", upload=upload.hex())
+
+
+def lease_held(upload: Row[Any] | Upload) -> errors.Conflict:
+    """The error for a caller that is not the one that writes the upload."""
+    until = rfc3339(upload.lease_expires_ns)
+    return errors.Conflict(
+        "LEASE_HELD",
+        f"{upload.principal!r} writes upload {upload.id.hex()}, with a lease until {until}: wait until then, and take "
+        "it over with ResumeUpload",
+        upload=upload.id.hex(),
+        lease_expire_time=until,
+    )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from staddle.chunking import Cut
@@ -38,6 +39,9 @@ from staddle_server.session.tenant import Tenant
 from staddle_server.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
 
 log = logging.getLogger(__name__)
+
+REPLAYS_KNOWN: Final = 64
+"""Of so many PutEntries calls a writer knows what they said, to tell a replay from another call with its number."""
 
 
 class _Stream(NamedTuple):
@@ -88,6 +92,8 @@ class UploadWriter:
         self._received = Received(
             publisher.durable, self._pages, ChunkReader(tenant, catalog), tenant.secrets.page_key
         )
+        self._digests: deque[tuple[int, bytes]] = deque(maxlen=REPLAYS_KNOWN)
+        """The last PutEntries calls."""
         self._closed: StaddleError | None = None
         self._stream: _Stream | None = None
         self._taking = False
@@ -250,10 +256,26 @@ class UploadWriter:
         """The last PutEntries call that was accepted."""
         return self._received.put_entries_number
 
-    def accept_number(self, number: int) -> None:
-        """The PutEntries call with this number was taken."""
+    def accept_number(self, number: int, digest: bytes) -> None:
+        """The PutEntries call with this number was taken; `digest` is that of its changes."""
         with self._writing():
             self._received.put_entries_number = number
+            self._received.put_entries_digest = digest
+            self._digests.append((number, digest))
+
+    def check_replay(self, number: int, digest: bytes) -> None:
+        """Whether a PutEntries call that was taken before says the same again, as far as that is known.
+
+        The last calls of this writer are known, and the last one before it.
+
+        Raises:
+            AlreadyExists: REQUEST_ID_REUSED.
+
+        """
+        received = self._received
+        known = {received.put_entries_number: received.put_entries_digest, **dict(self._digests)}
+        if known.get(number, digest) not in {digest, b""}:
+            raise refusals.other_entries(number)
 
     def absent(self, refs: Sequence[ChunkRef]) -> set[bytes]:
         """Which of these chunks are not there; the others are claimed.
@@ -443,6 +465,7 @@ class UploadWriter:
                 packs=(),
                 backup=new,
                 now_ns=self._clock.now_ns(),
+                accepted=(entry_count, data_bytes),
             )
             what = f"is committed as backup {backup.id.hex()}"
             self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))

@@ -223,7 +223,7 @@ class UploadCalls:
         if which == "begin":
             upload = self._begin(first.begin, call).upload
             if upload.state is UploadState.COMMITTED:
-                return self._committed(upload, call)
+                return self._committed(parts, upload, call)
             writer = self._uploads.writer(call.principal, upload.id, upload.epoch)
             self._check_new(writer)
         else:
@@ -234,10 +234,25 @@ class UploadCalls:
                 stream.check_position(first.continue_upload.position)
             return self._receive(parts, stream, writer, call)
 
-    def _committed(self, upload: Upload, call: Call) -> sv.BackupResponse:
-        """A replay of a stream whose backup was made: answers as the first did."""
-        backup = self._uploads.commit(call.principal, upload.id, upload.epoch, 0, 0)
-        return sv.BackupResponse(upload=self._upload(upload), backup=convert.backup_out(backup))
+    def _committed(self, parts: Iterator[Part], upload: Upload, call: Call) -> sv.BackupResponse:
+        """A replay of a stream whose backup was made: reads it to its end, and answers as the first did if it says the same.
+
+        Raises:
+            AlreadyExists: REQUEST_ID_REUSED, its Finish has other counts.
+            Unfinished: it ended without Finish.
+
+        """
+        for part in parts:
+            if isinstance(part, sv.BackupPart) and part.HasField("finish"):
+                counts = part.finish.entry_count, part.finish.data_bytes
+                backup = self._uploads.commit(call.principal, upload.id, upload.epoch, *counts)
+                return sv.BackupResponse(upload=self._upload(upload), backup=convert.backup_out(backup))
+        raise Unfinished(
+            "UNFINISHED_STREAM",
+            f"the stream ended without finish; its upload {upload.id.hex()} was committed before as backup "
+            f"{upload.backup.hex()}",
+            upload=upload.id.hex(),
+        )
 
     @staticmethod
     def _check_new(writer: UploadWriter) -> None:
