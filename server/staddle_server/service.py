@@ -86,6 +86,7 @@ class Service:
             # Some are left for the other tenants.
             Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
             clock.monotonic_s,
+            lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
         )
         self._wire = WireServer(self._gate, table, streams_max, lambda: blobs.failed is None)
         kept = Kept(catalog, blobs, keys, tenants, clock)

@@ -16,6 +16,7 @@ from staddle_server.catalog.rows import (
     open_upload_row,
     require_epoch,
     require_open,
+    require_token,
     require_upload,
     select_backups,
     select_uploads,
@@ -196,7 +197,8 @@ class Uploads:
         `accepted`: the entries and bytes that its commit stated, which the upload keeps, so that a replay can be compared.
 
         A replay under the same epoch answers the backup that the first one made, and changes nothing (BACKUP_NOT_FOUND once
-        that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was. The upload's claims stay: a later mark, which
+        that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was, as does UNAUTHENTICATED where the token
+        that holds the upload was revoked or has expired. The upload's claims stay: a later mark, which
         has read the manifest, lifts them.
         """
         check_id("backup", backup.id)
@@ -207,6 +209,7 @@ class Uploads:
                 require_epoch(upload, row.epoch, epoch)
                 return _backup(connection, row.backup)
             row = open_upload_row(connection, tenant_row, upload, epoch)
+            require_token(connection, row.token, now_ns)
             publish(connection, row, packs)
             _change_missing(connection, upload, (), missing_removed)
             _require_complete(connection, row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,14 +129,16 @@ class Restore:
         data: bool,
         refs: bool = False,
         segments: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`data`: with the bytes, and of these much as it is stored if `segments`; `refs`: with references to chunks."""
+        """`check` raises where the caller has gone; `data`: with the bytes, and of these much as it is stored if `segments`; `refs`: with references to chunks."""
         self._tenant = tenant
         self._catalog = catalog
-        self._manifest_reader = ChunkReader(tenant, catalog)
+        self._manifest_reader = ChunkReader(tenant, catalog, check=check)
         self._manifest = Manifest(root, self._manifest_reader)
-        self._reader = ChunkReader(tenant, catalog, DATA_KEPT_BYTES)
+        self._reader = ChunkReader(tenant, catalog, DATA_KEPT_BYTES, check)
         self._opener = opener
+        self._check = check
         self._as_stored = AsStored(tenant, catalog, opener) if data and segments else None
         self._data = data
         self._refs = refs
@@ -153,6 +155,7 @@ class Restore:
         """
         chosen: list[bytes] = []
         for path in sorted(set(paths), key=sort_key):
+            self._check()
             if path and not self._may_have(path):
                 raise NotFound(
                     "PATH_NOT_FOUND",
@@ -179,6 +182,7 @@ class Restore:
         window: list[_Step] = []
         size = 0
         for step in steps:
+            self._check()
             window.append(step)
             size += _size_of(step)
             if len(window) >= WINDOW_STEPS or size >= WINDOW_BYTES:

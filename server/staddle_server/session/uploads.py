@@ -65,7 +65,7 @@ class Uploads:
 
     # ------------------------------------------------------------------ begin and take over
 
-    def begin(self, specify: Callable[[int, Terms], BeginUpload]) -> Opened:
+    def begin(self, specify: Callable[[int, Terms], BeginUpload], check: Callable[[], None]) -> Opened:
         """Opens an upload, or answers with the one that the request id or take_over names.
 
         `specify` makes the request from the time (ns) and the terms that the server gives.
@@ -77,7 +77,7 @@ class Uploads:
         begun = self._catalog.uploads.begin(spec)
         if not begun.replayed:
             self._open_writer(tenant, begun.upload)
-        damaged = self.damaged(begun.upload, None, LISTED_MAX)
+        damaged = self.damaged(begun.upload, None, LISTED_MAX, check)
         return Opened(begun.upload, begun.taken_over, damaged.entries, damaged.more)
 
     def resume(self, principal: Principal, upload_id: bytes) -> Upload:
@@ -200,10 +200,12 @@ class Uploads:
             for missing in self._catalog.uploads.missing(upload.tenant, upload.id, after, limit)
         ]
 
-    def damaged(self, upload: Upload, after: bytes | None, limit: int) -> DamagedEntries:
-        """Entries of the upload's base that cannot be given back whole, in order."""
+    def damaged(
+        self, upload: Upload, after: bytes | None, limit: int, check: Callable[[], None]
+    ) -> DamagedEntries:
+        """Entries of the upload's base that cannot be given back whole, in order; `check` raises where the caller has gone."""
         tenant = self._tenants.get(upload.tenant)
-        return damaged_entries(tenant, self._catalog, self.base_root(upload), after, limit)
+        return damaged_entries(tenant, self._catalog, self.base_root(upload), after, limit, check=check)
 
     # ------------------------------------------------------------------ going on and ending
 

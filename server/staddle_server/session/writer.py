@@ -18,7 +18,14 @@ import msgspec
 from staddle.chunking import Cut
 
 from staddle_server.catalog import Backup, Catalog, NewBackup, Terms, Upload
-from staddle_server.errors import BadRequest, Conflict, Damaged, Precondition, StaddleError
+from staddle_server.errors import (
+    BadRequest,
+    Conflict,
+    Damaged,
+    Precondition,
+    StaddleError,
+    Unauthenticated,
+)
 from staddle_server.limits import CHECKPOINT_S
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import check_entry, removal
@@ -110,7 +117,7 @@ class UploadWriter:
             try:
                 self._reap(wait=False)
                 yield
-            except (BadRequest, Precondition, Conflict, Damaged) as e:
+            except (BadRequest, Precondition, Conflict, Damaged, Unauthenticated) as e:
                 if e.reason in {"STALE_EPOCH", "UPLOAD_CLOSED"}:
                     self.close(e)
                 raise
@@ -451,6 +458,7 @@ class UploadWriter:
             Precondition: COUNT_MISMATCH, MISSING_CHUNKS; the upload stays open.
             BadRequest: an entry is open, or paths contradict each other; the upload stays open.
             Damaged: a page of the base cannot be read; the upload stays open.
+            Unauthenticated: the holder's token has ended meanwhile; the upload stays open.
 
         """
         with self._writing():

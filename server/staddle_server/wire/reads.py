@@ -71,6 +71,7 @@ class ReadCalls:
             data=view == sv.ENTRY_VIEW_DATA,
             refs=view == sv.ENTRY_VIEW_REFERENCES,
             segments=request.segments,
+            check=call.check,
         )
         chosen = restore.select(paths, exact=request.exact)
         header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
@@ -105,7 +106,12 @@ class ReadCalls:
     def read_range(self, request: sv.ReadRangeRequest, call: Call) -> sv.ReadRangeResponse:
         backup = self._pick(request, call)
         found = self._reads.read_range(
-            call.principal, backup, convert.path_of(request), request.offset_bytes, request.length_bytes
+            call.principal,
+            backup,
+            convert.path_of(request),
+            request.offset_bytes,
+            request.length_bytes,
+            check=call.check,
         )
         call.facts["bytes"] = len(found.data)
         return sv.ReadRangeResponse(
@@ -158,15 +164,18 @@ class ReadCalls:
             picked, after = tokens.read(query, request.page_token, tuple[str, bytes])
             request.backup.backup = picked
         backup = self._pick(request, call)
-        entries = self._reads.entries(call.principal, backup, path, recursive=request.recursive, after=after)
+        entries = self._reads.entries(
+            call.principal, backup, path, recursive=request.recursive, after=after, check=call.check
+        )
         refs = limits.CHUNKS_PER_CALL_MAX if request.view == sv.ENTRY_VIEW_REFERENCES else 0
         response = sv.ListEntriesResponse(backup_id=backup.id.hex())
         size, last = 0, b""
         for entry in entries:
+            call.check()
             if len(response.entries) >= limit or size >= PAGE_BYTES:
                 response.next_page_token = tokens.make(query, (backup.id.hex(), last))
                 break
-            chunks = self._reads.chunks(call.principal, entry, refs) if refs else ()
+            chunks = self._reads.chunks(call.principal, entry, refs, call.check) if refs else ()
             message = convert.entry_out(entry, chunks)
             size += message.ByteSize()
             response.entries.append(message)
@@ -193,7 +202,7 @@ class ReadCalls:
         before, after = (self._reads.pick(call.principal, dataset, selector) for selector in selectors)
         response = sv.ListChangesResponse(from_backup_id=before.id.hex(), to_backup_id=after.id.hex())
         size, last = 0, b""
-        for changed in self._reads.changes(call.principal, before, after, behind):
+        for changed in self._reads.changes(call.principal, before, after, behind, call.check):
             if len(response.changes) >= limit or size >= PAGE_BYTES:
                 response.next_page_token = tokens.make(query, (before.id.hex(), after.id.hex(), last))
                 break

@@ -42,6 +42,8 @@ WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
 HEALTH_CHECK_S: Final = 1.0
+TOKEN_CHECK_S: Final = 2.0
+"""How often the tokens of calls under way are looked at."""
 GRACE_S: Final = 1.0
 """What is left when a server stops has so long to say its last word."""
 
@@ -232,14 +234,24 @@ class WireServer:
 
     def _look(self) -> None:
         """Ends calls in which nothing moves, and keeps what health says about writing true."""
-        idle_check_s = time.monotonic()
+        idle_check_s = token_check_s = time.monotonic()
         while not self._stopping.wait(HEALTH_CHECK_S):
             self._say_writes()
+            if time.monotonic() - token_check_s >= TOKEN_CHECK_S:
+                token_check_s = time.monotonic()
+                self._end_invalid()
             if time.monotonic() - idle_check_s < IDLE_CHECK_S:
                 continue
             idle_check_s = time.monotonic()
             if ended := sum(places.end_idle() for places in self._places):
                 log.info("%d calls were ended in which nothing moved", ended)
+
+    def _end_invalid(self) -> None:
+        try:
+            if ended := self._gate.end_invalid():
+                log.warning("%d calls were ended whose token was revoked or has expired", ended)
+        except StaddleError as e:
+            log.warning("the tokens of calls under way could not be looked at: %s", e.message)
 
     def _say_writes(self) -> None:
         writes = self._is_writable() and not self._gate.draining

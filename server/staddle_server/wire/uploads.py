@@ -73,7 +73,8 @@ class UploadCalls:
         opened = self._uploads.begin(
             lambda now_ns, terms: convert.begin_of(
                 request, os.urandom(16), call.principal, now_ns=now_ns, terms=terms
-            )
+            ),
+            call.check,
         )
         call.facts["upload"] = opened.upload.id.hex()
         return opened
@@ -105,7 +106,7 @@ class UploadCalls:
             response.missing_digests.extend(digest.hex() for digest in found)
             missing = found[-1] if len(found) == limit else None
         if damaged is not None:
-            hurt = self._uploads.damaged(upload, damaged[0] if damaged else None, limit)
+            hurt = self._uploads.damaged(upload, damaged[0] if damaged else None, limit, call.check)
             page = convert.fitting(map(convert.entry_out, hurt.entries), LISTED_BYTES)
             response.damaged_base_entries.extend(page)
             more = hurt.more or len(page) < len(hurt.entries)
@@ -243,6 +244,7 @@ class UploadCalls:
 
         """
         for part in parts:
+            call.check()
             if isinstance(part, sv.BackupPart) and part.HasField("finish"):
                 counts = part.finish.entry_count, part.finish.data_bytes
                 backup = self._uploads.commit(call.principal, upload.id, upload.epoch, *counts)
@@ -286,6 +288,7 @@ class UploadCalls:
         }
         try:
             for part in parts:
+                call.check()  # a few bytes can stand for a gibibyte of zeros
                 if not isinstance(part, sv.BackupPart):
                     stream.data(part)
                     continue
