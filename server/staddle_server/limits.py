@@ -62,6 +62,8 @@ HOLES_MAX: Final = 32_768
 ATTRIBUTES_BYTES_MAX: Final = 1 * MIB
 """Extended attributes and holes of one entry together, encoded."""
 ATTRIBUTES_INLINE_BYTES_MAX: Final = 2 * KIB
+ATTRIBUTES_INLINE_ITEMS_MAX: Final = 32
+"""Of extended attributes and holes: each takes some 150 bytes of memory in a page that was read, whatever it has encoded."""
 FILE_BYTES_MAX: Final = 2**56
 CHUNKS_INLINE_MAX: Final = 16
 """An entry names so many chunks itself; a longer list becomes a tree of list chunks."""

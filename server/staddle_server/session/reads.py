@@ -10,7 +10,7 @@ from staddle_server.catalog import Backup, Catalog, Principal
 from staddle_server.errors import BadRequest, Damaged, NotFound, Precondition
 from staddle_server.limits import READ_RANGE_BYTES_MAX
 from staddle_server.manifest.compare import Changed, compare
-from staddle_server.manifest.content import chunks_of, load_attributes
+from staddle_server.manifest.content import chunks_of, read_attributes
 from staddle_server.manifest.entries import I64_MAX, I64_MIN, check_path, shown
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.session.clock import Clock
@@ -44,6 +44,17 @@ class Range(NamedTuple):
     data: bytes
     file_size: int
     content_id: bytes
+
+
+class Listed(NamedTuple):
+    """An entry of a listing, with the attributes that it has in a chunk of their own, encoded."""
+
+    entry: Entry
+    attributes: bytes | None
+
+
+def _listed(entry: Entry, reader: ChunkReader) -> Listed:
+    return Listed(entry, read_attributes(entry, reader))
 
 
 class Reads:
@@ -101,7 +112,7 @@ class Reads:
         recursive: bool,
         after: bytes | None,
         check: Check = unchecked,
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Listed]:
         """The entries in a directory, or all below it, or the one entry that is no directory, in order.
 
         Raises:
@@ -117,11 +128,11 @@ class Reads:
             if entry is None:
                 raise NotFound("PATH_NOT_FOUND", f"the backup has no {shown(path)}", path=shown(path))
             if entry.type is not EntryType.DIRECTORY:
-                return iter([load_attributes(entry, reader)] if after is None else [])
+                return iter([_listed(entry, reader)] if after is None else [])
         found = manifest.walk(path, after=after) if recursive else manifest.children(path, after=after)
         return self._whole(found, path, reader)
 
-    def _whole(self, found: Iterator[Entry | Gap], path: bytes, reader: ChunkReader) -> Iterator[Entry]:
+    def _whole(self, found: Iterator[Entry | Gap], path: bytes, reader: ChunkReader) -> Iterator[Listed]:
         for entry in found:
             if isinstance(entry, Gap):
                 raise Damaged(
@@ -129,7 +140,7 @@ class Reads:
                     path=shown(entry.after or b""),
                 )
             if entry.path != path:
-                yield load_attributes(entry, reader)
+                yield _listed(entry, reader)
 
     def chunks(
         self, principal: Principal, entry: Entry, limit: int, check: Check = unchecked
