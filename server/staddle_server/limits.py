@@ -28,16 +28,21 @@ SHORT_PAGE_SIZE_MAX: Final = 1_000
 PAGE_TOKEN_BYTES_MAX: Final = 64 * KIB
 ERROR_STATUS_BYTES_MAX: Final = 3 * KIB
 STREAMS_MAX: Final = 128
-ARRIVING_MAX: Final = 96
-"""Calls without a stream whose message has not come yet: each holds a thread."""
-ARRIVING_TOKEN_MAX: Final = 32
-"""Of these, calls of one token: the others always find room."""
+CALLS_MAX: Final = 96
+"""Calls without a stream at once: each holds a thread, from before its message comes until it is answered."""
+CALLS_TENANT_MAX: Final = 64
+"""Of these, calls of one tenant: the others always find room."""
+CALLS_TOKEN_MAX: Final = 32
+"""Of these, calls of one token."""
+CALLS_WAITING_MAX: Final = 128
+"""Calls that wait a moment for one of these places; each holds a thread, and no message."""
+CALLS_WAITING_TENANT_MAX: Final = 64
 CONNECTIONS_MAX: Final = 4096
 """Connections at once; fewer where the process may have few files, half of which are for the store."""
 FILES_WANTED: Final = 65_536
 """Open files that the server asks the system for when it starts."""
 UNARY_THREADS: Final = 16
-"""Threads that neither streams nor calls whose message has not come can hold."""
+"""Threads that none of these can hold: they refuse what is too much."""
 
 # --- names and entries
 DATASET_BYTES_MAX: Final = 255

@@ -21,11 +21,17 @@ from staddle_server.errors import (
     Unauthenticated,
     Unavailable,
 )
-from staddle_server.limits import ARRIVING_MAX, ARRIVING_TOKEN_MAX
+from staddle_server.limits import (
+    CALLS_MAX,
+    CALLS_TENANT_MAX,
+    CALLS_TOKEN_MAX,
+    CALLS_WAITING_MAX,
+    CALLS_WAITING_TENANT_MAX,
+)
 from staddle_server.logs import CALLS
 from staddle_server.types import TokenRole
 from staddle_server.wire.status import code_of, status_of
-from staddle_server.wire.streams import ARRIVING_S, RETRY_S, Streams
+from staddle_server.wire.streams import ARRIVING_S, RETRY_S, Place, Streams, first
 
 log = logging.getLogger(CALLS)
 BEARER: Final = "bearer "
@@ -121,7 +127,7 @@ class Gate:
 
     Attributes:
         streams: The places for Backup and Restore streams; a tenant owns its own.
-        arriving: The places for other calls, until their message has come.
+        calls: The places for other calls, from before their message comes until they are answered.
 
     """
 
@@ -145,12 +151,15 @@ class Gate:
         self._admitted_s = -BUSY_S
         self.draining = False
         """Whether calls are told that the server is shutting down."""
-        self.arriving = Streams(
-            ARRIVING_MAX,
+        self.calls = Streams(
+            CALLS_MAX,
             now_s,
-            what="calls whose message has not come",
+            what="calls without a stream",
             first_s=ARRIVING_S,
-            owner_max=ARRIVING_TOKEN_MAX,
+            owner_max=CALLS_TOKEN_MAX,
+            group_max=CALLS_TENANT_MAX,
+            waiting_max=CALLS_WAITING_MAX,
+            waiting_group_max=CALLS_WAITING_TENANT_MAX,
         )
 
     def principal(self, context: grpc.ServicerContext) -> Principal:
@@ -248,12 +257,19 @@ def handle(
             # No name holds what came: a handler that has taken what it needs can let go of the message.
             response: Message
             if kind == "upstream":
-                place = gate.streams.enter(context, call.principal.tenant)
-                response = method.handler(map(decode, call.passing(place.moving(requests))), call)
+                place = gate.streams.enter(context, call.principal.tenant, until_left=True)
+                try:
+                    response = method.handler(map(decode, call.passing(place.moving(requests))), call)
+                finally:
+                    gate.streams.leave(place)
             else:
-                response = method.handler(
-                    decode(gate.arriving.only(requests, context, call.principal.token)), call
-                )
+                # Its place is the thread that works for it, so it is kept until the answer.
+                principal = call.principal
+                place = gate.calls.enter(context, principal.token, principal.tenant, until_left=True)
+                try:
+                    response = method.handler(decode(_come(place, requests)), call)
+                finally:
+                    gate.calls.leave(place)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")
@@ -265,7 +281,7 @@ def handle(
             call = line.call = admit(context)
             place = gate.streams.enter(context, call.principal.tenant)
             context.add_callback(line.gone)
-            request = decode(gate.arriving.only(requests, context, call.principal.token))
+            request = decode(gate.calls.only(requests, context, call.principal.token, call.principal.tenant))
             place.moved()  # the request is all that the client sends
             yield from call.passing(place.moving(method.handler(request, call)))
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
@@ -273,6 +289,13 @@ def handle(
         line.end("OK")
 
     return answers if kind == "downstream" else answer
+
+
+def _come(place: Place, requests: Iterator[bytes]) -> bytes:
+    """The message of a call, after which its caller has nothing more to say."""
+    message = first(requests)
+    place.at_work()
+    return message
 
 
 class _Line:

@@ -20,13 +20,20 @@ from grpc_status import rpc_status
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import StaddleError
-from staddle_server.limits import ARRIVING_MAX, CONNECTIONS_MAX, MESSAGE_BYTES_MAX, MIB, UNARY_THREADS
+from staddle_server.limits import (
+    CALLS_MAX,
+    CALLS_WAITING_MAX,
+    CONNECTIONS_MAX,
+    MESSAGE_BYTES_MAX,
+    MIB,
+    UNARY_THREADS,
+)
 from staddle_server.types import TokenRole
 from staddle_server.wire.call import Gate, Method, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.wire.health import SERVICE as HEALTH
 from staddle_server.wire.info import InfoCalls
-from staddle_server.wire.messages import backup_parts, decoder, put_chunks
+from staddle_server.wire.messages import backup_parts, decoder, put_chunks, put_entries
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.status import status_of
@@ -112,8 +119,12 @@ def methods(
     }
 
 
-_BULK: Final[dict[str, Callable[[bytes], Any]]] = {"Backup": backup_parts, "PutChunks": put_chunks}
-"""How messages are read in which most is data; of all other methods they are decoded."""
+_BULK: Final[dict[str, Callable[[bytes], Any]]] = {
+    "Backup": backup_parts,
+    "PutChunks": put_chunks,
+    "PutEntries": put_entries,
+}
+"""How messages are read in which most is data, or much waits for its turn; of all other methods they are decoded."""
 
 
 def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -197,9 +208,9 @@ class WireServer:
         self._stopping = threading.Event()
         self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)
         # Whatever waits for its caller holds one of the first; the last are for what is at work.
-        threads = streams_max + ARRIVING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
+        threads = streams_max + CALLS_MAX + CALLS_WAITING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="call")
-        self._places = (gate.streams, gate.arriving, self._health.asked)
+        self._places = (gate.streams, gate.calls, self._health.asked)
         self._server = grpc.server(
             self._threads,
             interceptors=[_Door(gate)],

@@ -26,7 +26,7 @@ from staddle_server.wire import convert
 from staddle_server.wire.call import Call
 from staddle_server.wire.convert import bad, identifier
 from staddle_server.wire.encoding import Piece
-from staddle_server.wire.messages import PutChunks
+from staddle_server.wire.messages import PutChunks, PutEntries
 from staddle_server.wire.tokens import PageTokens
 
 Part = sv.BackupPart | Piece
@@ -185,16 +185,20 @@ class UploadCalls:
         call.facts.update(chunks=len(table), bytes=frame.raw_length)
         return sv.PutChunksResponse(stored=stored)
 
-    def put_entries(self, request: sv.PutEntriesRequest, call: Call) -> sv.PutEntriesResponse:
-        writer = self._writer(request, call)
-        if len(request.changes) > limits.ENTRIES_PER_CALL_MAX:
-            raise bad("changes", f"a call carries at most {limits.ENTRIES_PER_CALL_MAX}")
-        call.facts["entries"] = len(request.changes)
+    def put_entries(self, sent: PutEntries, call: Call) -> sv.PutEntriesResponse:
+        writer = self._writer(sent.head, call)
         intake = Intake(writer, self._tenants.get(call.principal.tenant))
-        with self._taking:
+        # The writer's turn first: who waits for it holds no more than a message, and none of the places that others need.
+        with writer.together(), self._taking:
+            call.check()
+            request = sent.read()
+            del sent
+            if len(request.changes) > limits.ENTRIES_PER_CALL_MAX:
+                raise bad("changes", f"a call carries at most {limits.ENTRIES_PER_CALL_MAX}")
+            call.facts["entries"] = len(request.changes)
             changes = [convert.change_of(change) for change in request.changes]
             number = request.number
-            del request  # thousands of objects, which would be kept while the writer is busy with others
+            del request  # thousands of objects
             return sv.PutEntriesResponse(incomplete=intake.put_entries(number, changes))
 
     def _writer(
