@@ -26,7 +26,7 @@ from staddle_server.errors import (
     StaddleError,
     Unauthenticated,
 )
-from staddle_server.limits import CHECKPOINT_S
+from staddle_server.limits import CHECKPOINT_S, MISSING_CHUNKS_MAX
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import check_entry, removal
 from staddle_server.manifest.merge import Merged
@@ -85,7 +85,7 @@ class UploadWriter:
         publisher = self._publisher = Publisher(
             catalog, upload, clock, terms, decode_progress(upload.durable)
         )
-        self._missing = Missing(publisher.missing)
+        self._missing = Missing(catalog.uploads.missing(upload.tenant, upload.id, b"", MISSING_CHUNKS_MAX))
         self._chunks = ChunkSink(
             tenant,
             catalog,
@@ -443,7 +443,7 @@ class UploadWriter:
     def _publish(self, progress: Callable[[], Progress]) -> None:
         """Publishes what was taken, under a durable point that is asked for when everything is in packs."""
         packs, chunks = self._chunks.flush()
-        self._publisher.publish(progress(), packs, chunks, self._missing)
+        self._publisher.publish(progress(), packs, chunks, self._missing.take_change())
 
     def _reap(self, *, wait: bool) -> None:
         """Learns what became of the last publication."""
