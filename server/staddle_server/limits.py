@@ -28,16 +28,21 @@ SHORT_PAGE_SIZE_MAX: Final = 1_000
 PAGE_TOKEN_BYTES_MAX: Final = 64 * KIB
 ERROR_STATUS_BYTES_MAX: Final = 3 * KIB
 STREAMS_MAX: Final = 128
-ARRIVING_MAX: Final = 96
-"""Calls without a stream whose message has not come yet: each holds a thread."""
-ARRIVING_TOKEN_MAX: Final = 32
-"""Of these, calls of one token: the others always find room."""
+CALLS_MAX: Final = 96
+"""Calls without a stream at once: each holds a thread, from before its message comes until it is answered."""
+CALLS_TENANT_MAX: Final = 64
+"""Of these, calls of one tenant: the others always find room."""
+CALLS_TOKEN_MAX: Final = 32
+"""Of these, calls of one token."""
+CALLS_WAITING_MAX: Final = 128
+"""Calls that wait a moment for one of these places; each holds a thread, and no message."""
+CALLS_WAITING_TENANT_MAX: Final = 64
 CONNECTIONS_MAX: Final = 4096
 """Connections at once; fewer where the process may have few files, half of which are for the store."""
 FILES_WANTED: Final = 65_536
 """Open files that the server asks the system for when it starts."""
 UNARY_THREADS: Final = 16
-"""Threads that neither streams nor calls whose message has not come can hold."""
+"""Threads that none of these can hold: they refuse what is too much."""
 
 # --- names and entries
 DATASET_BYTES_MAX: Final = 255
@@ -62,6 +67,8 @@ HOLES_MAX: Final = 32_768
 ATTRIBUTES_BYTES_MAX: Final = 1 * MIB
 """Extended attributes and holes of one entry together, encoded."""
 ATTRIBUTES_INLINE_BYTES_MAX: Final = 2 * KIB
+ATTRIBUTES_INLINE_ITEMS_MAX: Final = 32
+"""Of extended attributes and holes: each takes some 150 bytes of memory in a page that was read, whatever it has encoded."""
 FILE_BYTES_MAX: Final = 2**56
 CHUNKS_INLINE_MAX: Final = 16
 """An entry names so many chunks itself; a longer list becomes a tree of list chunks."""

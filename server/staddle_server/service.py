@@ -88,6 +88,7 @@ class Service:
             # Some are left for the other tenants.
             Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
             clock.monotonic_s,
+            lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
         )
         self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
         self._wire = WireServer(

@@ -76,7 +76,10 @@ def test_every_error_reason_has_its_line_for_the_night() -> None:
 def test_the_numbers_in_the_page_are_the_limits() -> None:
     assert f"at most {limits.UPLOADS_OPEN_MAX} uploads" in PAGE
     assert f"{limits.UPLOADS_OPEN_MAX} open uploads (" in PAGE
-    assert f"or {limits.ARRIVING_MAX} calls ({limits.ARRIVING_TOKEN_MAX} of one token)" in PAGE
+    assert (
+        f"or {limits.CALLS_MAX} calls ({limits.CALLS_TENANT_MAX} of one tenant, {limits.CALLS_TOKEN_MAX} of one token)"
+        in PAGE
+    )
     assert f"{PLANS_MAX} retention plans" in PAGE
 
 

@@ -116,6 +116,7 @@ class World:
             backup=new,
             record=lambda made: b"committed " + made.id,
             now_ns=self.now,
+            accepted=(2, 1),
             **more,
         )
 

@@ -212,8 +212,9 @@ def test_the_limits_are_those_of_the_server() -> None:
         f"{streams.IDLE_S / 60:.0f} min, then the call ends with CANCELLED",
         "connections": f"{known.CONNECTIONS_MAX:,}; one without a call is closed after "
         f"{dict(server.OPTIONS)['grpc.max_connection_idle_ms'] // 60_000} min",
-        "calls whose message has not come, at once; of one token; the message of such a call": f"{known.ARRIVING_MAX}; "
-        f"{known.ARRIVING_TOKEN_MAX}; within {streams.ARRIVING_S / 60:.0f} min",
+        "calls without a stream at once; of one tenant; of one token": f"{known.CALLS_MAX}; "
+        f"{known.CALLS_TENANT_MAX}; {known.CALLS_TOKEN_MAX}; more wait up to {streams.WAIT_S:.0f} s",
+        "the message of such a call": f"within {streams.ARRIVING_S / 60:.0f} min",
         "lease, life of an upload": f"{known.LEASE_S // 60} min, {known.UPLOAD_LIFE_S // 86400} days "
         "(`limits.upload_lease`, `limits.upload_life`)",
     }

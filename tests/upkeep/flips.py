@@ -31,6 +31,7 @@ from servers import Running
 from staddle.v1 import resources_pb2 as pb
 from staddle_server.catalog import Principal
 from staddle_server.errors import Damaged
+from staddle_server.manifest.content import with_attributes
 from staddle_server.session.reads import Reads
 from staddle_server.session.restore import SentDamage, SentData, SentEnd, SentEntry, SentZeros
 from staddle_server.session.tenant import Tenants
@@ -64,6 +65,10 @@ def build(running: Any) -> dict[str, dict[str, bytes]]:
     source.entries, source.bytes = 2 + len(many), len(listed) + 1
     source.commit()
     return {"tree": first, "list": {"listed": listed, "attributed": b"x"}}
+
+
+def _whole(entry: Entry, attributes: bytes | None) -> Entry:
+    return entry if attributes is None else with_attributes(entry, attributes)
 
 
 @dataclass
@@ -107,9 +112,9 @@ class Subject:
         open_path, parts = b"", []
         for event in reads.restore(self.principal, backup, data=True, refs=False).events([], exact=False):
             match event:
-                case SentEntry(entry, data):
+                case SentEntry(entry, data, attributes):
                     open_path, parts = entry.path, []
-                    seen.entries[entry.path] = entry
+                    seen.entries[entry.path] = _whole(entry, attributes)
                     if data is not None:
                         seen.files[entry.path] = bytes(data)
                 case SentData(data):
@@ -189,7 +194,9 @@ class Subject:
             )
         except Damaged:
             return False
-        assert {entry.path: entry for entry in listed} == self.sound[dataset].entries
+        assert {entry.path: _whole(entry, attributes) for entry, attributes in listed} == self.sound[
+            dataset
+        ].entries
         return True
 
     def _check_ranges(self, dataset: str) -> bool:

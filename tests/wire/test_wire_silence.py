@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from staddle.v1 import service_pb2 as sv
-from staddle_server.limits import ARRIVING_MAX, ARRIVING_TOKEN_MAX
+from staddle_server.limits import CALLS_TENANT_MAX, CALLS_TOKEN_MAX
 from staddle_server.wire.health import ASKED_MAX, ASKED_S
 from staddle_server.wire.streams import ARRIVING_S
 from thin import back_up, datasets, reason, restore, wait_until
@@ -38,7 +38,7 @@ def silent(running, method, count, token=None):
 
 
 def waiting(running) -> int:
-    return len(running.service._gate.arriving._places)
+    return len(running.service._gate.calls._places)
 
 
 def test_without_a_token_nobody_keeps_a_thread_by_saying_nothing(running):
@@ -53,8 +53,8 @@ def test_without_a_token_nobody_keeps_a_thread_by_saying_nothing(running):
 @pytest.mark.parametrize("method", ["PutChunks", "Restore"])
 def test_one_token_that_says_nothing_harms_no_other(running, method):
     mine = running.token("writer", name="mine")
-    with silent(running, SERVICE + method, ARRIVING_TOKEN_MAX, mine) as calls:
-        wait_until(lambda: waiting(running) == ARRIVING_TOKEN_MAX)
+    with silent(running, SERVICE + method, CALLS_TOKEN_MAX, mine) as calls:
+        wait_until(lambda: waiting(running) == CALLS_TOKEN_MAX)
         with pytest.raises(grpc.RpcError) as refused:
             datasets(running.stub_with(mine))
         assert reason(refused.value) == "TOO_MANY"
@@ -69,12 +69,12 @@ def test_one_token_that_says_nothing_harms_no_other(running, method):
     assert datasets(running.stub_with(mine)) == ["www"]
 
 
-def test_many_tokens_that_say_nothing_leave_threads_for_calls_that_are_at_work(running):
-    tokens = [running.token("reader", name=f"r{at}") for at in range(ARRIVING_MAX // ARRIVING_TOKEN_MAX)]
+def test_many_tokens_of_a_tenant_that_say_nothing_leave_places_for_the_others(running):
+    tokens = [running.token("reader", name=f"r{at}") for at in range(CALLS_TENANT_MAX // CALLS_TOKEN_MAX)]
     with ExitStack() as stack:
         method = SERVICE + "ListDatasets"
-        calls = [stack.enter_context(silent(running, method, ARRIVING_TOKEN_MAX, token)) for token in tokens]
-        wait_until(lambda: waiting(running) == ARRIVING_MAX)
+        calls = [stack.enter_context(silent(running, method, CALLS_TOKEN_MAX, token)) for token in tokens]
+        wait_until(lambda: waiting(running) == CALLS_TENANT_MAX)
         channel = grpc.insecure_channel(running.address)
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         channel.close()
@@ -82,7 +82,11 @@ def test_many_tokens_that_say_nothing_leave_threads_for_calls_that_are_at_work(r
         with pytest.raises(grpc.RpcError) as refused:
             datasets(running.stub())
         assert reason(refused.value) == "TOO_MANY"
+        assert "of one tenant" in refused.value.details()
         back_up(running.stub(), "www", {"a": b"1"})  # streams have places of their own
+        other = running.stub(tenant=running.make_tenant("other"))
+        back_up(other, "theirs", {"a": b"1"})
+        assert datasets(other) == ["theirs"]
         assert len(calls) == len(tokens)
     wait_until(lambda: waiting(running) == 0)
     assert datasets(running.stub()) == ["www"]
@@ -91,7 +95,7 @@ def test_many_tokens_that_say_nothing_leave_threads_for_calls_that_are_at_work(r
 def test_a_call_whose_message_does_not_come_is_ended(running):
     with silent(running, SERVICE + "CommitUpload", 3, running.token()) as calls:
         wait_until(lambda: waiting(running) == 3)
-        arriving = running.service._gate.arriving
+        arriving = running.service._gate.calls
         assert arriving.end_idle() == 0
         running.clock.ahead_s = ARRIVING_S + 1
         assert arriving.end_idle() == 3
@@ -112,7 +116,7 @@ def test_a_call_at_work_is_never_ended_for_its_silence(running, monkeypatch):
     call = running.stub().ListDatasets.future(sv.ListDatasetsRequest())
     assert at_work.wait(10)
     running.clock.ahead_s = ARRIVING_S * 10
-    assert running.service._gate.arriving.end_idle() == 0
+    assert running.service._gate.calls.end_idle() == 0
     go.set()
     assert list(call.result(timeout=20).datasets) == []
 

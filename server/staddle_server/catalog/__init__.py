@@ -4,6 +4,7 @@ from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import protection_of
 from staddle_server.catalog.dialect import SqliteChoice, choose_sqlite
 from staddle_server.catalog.engine import Catalog, open_catalog
+from staddle_server.catalog.rows import lease_held
 from staddle_server.catalog.schema import WHOLE_PACK
 from staddle_server.catalog.values import (
     Applied,
@@ -86,6 +87,7 @@ __all__ = [
     "Upload",
     "Waiting",
     "choose_sqlite",
+    "lease_held",
     "open_catalog",
     "protection_of",
 ]

@@ -2,18 +2,19 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, or_, select
 
 from staddle_server import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import rows_in
 from staddle_server.catalog.values import Backup, ChangeCounts, Hold, Upload
-from staddle_server.catalog.words import NS, unpack_tags
+from staddle_server.catalog.words import NS, rfc3339, unpack_tags
 from staddle_server.types import Kind, Root, Scope, UploadState
 
 _d = schema.datasets.c
 _b = schema.backups.c
 _u = schema.uploads.c
+_t = schema.tokens.c
 
 
 def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
@@ -239,3 +240,37 @@ def upload_not_found(upload: bytes | str) -> errors.NotFound:
             "UPLOAD_NOT_FOUND", f"There is no upload with the request id {upload!r}", upload=""
         )
     return errors.NotFound("UPLOAD_NOT_FOUND", f"There is no upload {upload.hex()}", upload=upload.hex())
+
+
+def lease_held(upload: Row[Any] | Upload) -> errors.Conflict:
+    """The error for a caller that is not the one that writes the upload."""
+    until = rfc3339(upload.lease_expires_ns)
+    return errors.Conflict(
+        "LEASE_HELD",
+        f"{upload.principal!r} writes upload {upload.id.hex()}, with a lease until {until}: wait until then, and take "
+        "it over with ResumeUpload",
+        upload=upload.id.hex(),
+        lease_expire_time=until,
+    )
+
+
+# --- tokens
+
+
+def token_is_valid(now_ns: int) -> ColumnElement[bool]:
+    """The condition that a token is neither revoked nor expired."""
+    return and_(_t.revoked_ns.is_(None), or_(_t.expires_ns.is_(None), _t.expires_ns > now_ns))
+
+
+def require_token(connection: Connection, token: bytes, now_ns: int) -> None:
+    """Unauthenticated unless the token with this id is still valid."""
+    query = select(_t.id).where(_t.id == token, token_is_valid(now_ns))
+    if connection.execute(query).one_or_none() is None:
+        raise unknown_token()
+
+
+def unknown_token() -> errors.Unauthenticated:
+    """The error for a token that stands for nobody; which of the reasons it is is not said."""
+    return errors.Unauthenticated(
+        "UNAUTHENTICATED", "This token is not known, or it was revoked, or it has expired: get a new one"
+    )

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from sqlalchemy import Row, Select, or_, select, update
@@ -10,9 +10,10 @@ from sqlalchemy import Row, Select, or_, select, update
 from staddle_server import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import Database, insert_or_ignore, rows_in
+from staddle_server.catalog.rows import token_is_valid, unknown_token
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.values import Principal, Token
-from staddle_server.catalog.words import ID_BYTES, check_name
+from staddle_server.catalog.words import ID_BYTES, batches, check_name
 from staddle_server.types import TokenRole
 
 _PREFIX: Final = "staddle_"
@@ -96,9 +97,16 @@ class Tokens:
                     if revoked_ns is None and (expires_ns is None or now_ns < expires_ns):
                         tenant = self._tenants.id_of(connection, tenant_row)
                         return Principal(tenant, id_, name, TokenRole(role))
-        raise errors.Unauthenticated(
-            "UNAUTHENTICATED", "This token is not known, or it was revoked, or it has expired: get a new one"
-        )
+        raise unknown_token()
+
+    def valid(self, tokens: Iterable[bytes], now_ns: int) -> set[bytes]:
+        """Those of these tokens, named by their ids, that are neither revoked nor expired."""
+        found: set[bytes] = set()
+        with self._database.read() as connection:
+            for some in batches(tokens):
+                query = select(_t.id).where(_t.id.in_(some), token_is_valid(now_ns))
+                found.update(connection.execute(query).scalars())
+        return found
 
 
 def _hash(token: str) -> bytes:

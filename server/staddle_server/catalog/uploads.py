@@ -13,9 +13,11 @@ from staddle_server.catalog.packs import publish
 from staddle_server.catalog.rows import (
     backup_not_found,
     backup_of,
+    lease_held,
     open_upload_row,
     require_epoch,
     require_open,
+    require_token,
     require_upload,
     select_backups,
     select_uploads,
@@ -39,7 +41,7 @@ from staddle_server.catalog.values import (
     Terms,
     Upload,
 )
-from staddle_server.catalog.words import NS, batches, check_id, rfc3339
+from staddle_server.catalog.words import NS, batches, check_id
 from staddle_server.types import PackSummary, UploadState
 
 FAILURE_CHARS_MAX: Final = 1000
@@ -120,7 +122,7 @@ class Uploads:
             if row.expires_ns <= (now_ns if alive_ns is None else alive_ns):
                 raise upload_closed(row.id, UploadState.EXPIRED)
             if row.token != principal.token and row.lease_expires_ns > now_ns:
-                raise _lease_held(row)
+                raise lease_held(row)
             connection.execute(
                 update(schema.uploads)
                 .where(_u.id == upload)
@@ -209,13 +211,17 @@ class Uploads:
         backup: NewBackup,
         record: Callable[[Backup], bytes],
         now_ns: int,
+        accepted: tuple[int, int],
         missing_removed: Iterable[bytes] = (),
     ) -> Backup:
         """Makes the upload a backup, with the next number in its dataset. From then on it exists, durably.
 
         `record` encodes what the store is told of the backup, kept as pending under the backup's id in the same transaction.
+        `accepted`: the entries and bytes that its commit stated, which the upload keeps, so that a replay can be compared.
+
         A replay under the same epoch answers the backup that the first one made, and changes nothing (BACKUP_NOT_FOUND once
-        that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was. The upload's claims stay: a later mark, which
+        that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was, as does UNAUTHENTICATED where the token
+        that holds the upload was revoked or has expired. The upload's claims stay: a later mark, which
         has read the manifest, lifts them.
         """
         check_id("backup", backup.id)
@@ -226,6 +232,7 @@ class Uploads:
                 require_epoch(upload, row.epoch, epoch)
                 return _backup(connection, row.backup)
             row = open_upload_row(connection, tenant_row, upload, epoch)
+            require_token(connection, row.token, now_ns)
             publish(connection, row, packs)
             _change_missing(connection, upload, (), missing_removed)
             _require_complete(connection, row)
@@ -233,7 +240,13 @@ class Uploads:
             connection.execute(
                 update(schema.uploads)
                 .where(_u.id == upload)
-                .values(state=UploadState.COMMITTED.value, backup=backup.id, last_failure="")
+                .values(
+                    state=UploadState.COMMITTED.value,
+                    backup=backup.id,
+                    entry_count=accepted[0],
+                    data_bytes=accepted[1],
+                    last_failure="",
+                )
             )
             made = _backup(connection, backup.id)
             keep_pending(connection, row.tenant, [PendingRecord(made.id, tenant, record(made))])
@@ -368,13 +381,3 @@ def _backup(connection: Connection, backup: bytes) -> Backup:
     if row is None:  # deleted and purged long after the commit that is replayed
         raise backup_not_found(backup)
     return backup_of(row)
-
-
-def _lease_held(upload: Row[Any]) -> errors.Conflict:
-    until = rfc3339(upload.lease_expires_ns)
-    return errors.Conflict(
-        "LEASE_HELD",
-        f"{upload.principal!r} writes upload {upload.id.hex()}, with a lease until {until}: wait for that",
-        upload=upload.id.hex(),
-        lease_expire_time=until,
-    )

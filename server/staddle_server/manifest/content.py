@@ -1,5 +1,6 @@
 """The chunks of a file: inline, or as a tree of list chunks (docs/format.md, "List chunk"); and large attributes."""
 
+import threading
 from collections.abc import Iterator
 from struct import Struct
 from typing import Final
@@ -252,7 +253,8 @@ def store_attributes(entry: Entry, sink: PageSink) -> Entry:
         return msgspec.structs.replace(entry, attributes=None)
     check_attributes(attributes, entry)
     attributes = Attributes(tuple(sorted(attributes.xattrs)), attributes.holes)
-    if len(encoder.encode(attributes)) <= limits.ATTRIBUTES_INLINE_BYTES_MAX:
+    few = len(attributes.xattrs) + len(attributes.holes) <= limits.ATTRIBUTES_INLINE_ITEMS_MAX
+    if few and len(encoder.encode(attributes)) <= limits.ATTRIBUTES_INLINE_BYTES_MAX:
         return msgspec.structs.replace(entry, attributes=attributes)
     data = encode_attributes(attributes)
     return msgspec.structs.replace(
@@ -260,19 +262,38 @@ def store_attributes(entry: Entry, sink: PageSink) -> Entry:
     )
 
 
-def load_attributes(entry: Entry, source: PageSource) -> Entry:
-    """The entry with its attributes, wherever they lie. Raises Damaged."""
+def read_attributes(entry: Entry, source: PageSource) -> bytes | None:
+    """The attributes that an entry has in a chunk of their own, checked and still encoded: so they take at most a MiB, and as
+    objects several times that. `with_attributes` decodes them. None: it has none there.
+
+    Raises Damaged.
+    """
     ref = entry.attributes_ref
     if ref is None:
-        return entry
+        return None
     data = source.read(ref.digest)
     if len(data) != ref.length:
         raise errors.Damaged(
             f"The attributes of {shown(entry.path)!r} are damaged: they have another length."
         )
-    attributes = decode_attributes(data)
-    try:
-        check_attributes(attributes, entry)
-    except errors.BadRequest as error:
-        raise errors.Damaged(f"The attributes are damaged: {error.message}") from error
-    return msgspec.structs.replace(entry, attributes=attributes, attributes_ref=None)
+    with _decoding:
+        try:
+            check_attributes(decode_attributes(data), entry)
+        except errors.BadRequest as error:
+            raise errors.Damaged(f"The attributes are damaged: {error.message}") from error
+    return data
+
+
+_decoding: Final = threading.Lock()
+"""Attributes are checked one at a time, since as objects they are large."""
+
+
+def with_attributes(entry: Entry, attributes: bytes) -> Entry:
+    """The entry with what `read_attributes` gave."""
+    return msgspec.structs.replace(entry, attributes=decode_attributes(attributes), attributes_ref=None)
+
+
+def load_attributes(entry: Entry, source: PageSource) -> Entry:
+    """The entry with its attributes, wherever they lie. Raises Damaged."""
+    attributes = read_attributes(entry, source)
+    return entry if attributes is None else with_attributes(entry, attributes)

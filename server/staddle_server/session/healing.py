@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -27,21 +27,27 @@ class DamagedEntries(NamedTuple):
 
 
 def damaged_entries(
-    tenant: Tenant, catalog: Catalog, root: Root, after: bytes | None, limit: int = LISTED_MAX
+    tenant: Tenant,
+    catalog: Catalog,
+    root: Root,
+    after: bytes | None,
+    limit: int = LISTED_MAX,
+    *,
+    check: Callable[[], None] = lambda: None,
 ) -> DamagedEntries:
     """The entries of a manifest, behind `after`, whose content or attributes lack chunks; and for each part of the manifest that cannot
     be read one path at its end, as a directory, so that nobody takes what is there for whole.
 
-    Costs nothing while no damage is known in this tenant; else it reads the manifest.
+    Costs nothing while no damage is known in this tenant; else it reads the manifest, and asks `check` at each page, which
+    raises where the caller has gone.
     """
     if not root.digest or not catalog.packs.damaged_count(tenant.id):
         return DamagedEntries([], more=False)
-    found = list(islice(_damaged(tenant, catalog, root, after), limit + 1))
+    found = list(islice(_damaged(ChunkReader(tenant, catalog, check=check), root, after), limit + 1))
     return DamagedEntries(found[:limit], len(found) > limit)
 
 
-def _damaged(tenant: Tenant, catalog: Catalog, root: Root, after: bytes | None) -> Iterator[Entry]:
-    reader = ChunkReader(tenant, catalog)
+def _damaged(reader: ChunkReader, root: Root, after: bytes | None) -> Iterator[Entry]:
     entries = (
         entry
         for entry in Manifest(root, reader).walk(after=after)

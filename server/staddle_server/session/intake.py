@@ -17,6 +17,8 @@ from staddle_server.session.tenant import Tenant
 from staddle_server.session.writer import UploadWriter
 from staddle_server.types import ChunkRef, Content, Entry, EntryType, Flag, Profile
 
+_encoder = msgspec.msgpack.Encoder()
+
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
     """One entry as it was sent.
@@ -107,6 +109,7 @@ class Intake:
             BadRequest: BAD_FIELD, BAD_SEQUENCE, DIGEST_MISMATCH.
             Precondition: ENTRIES_OUT_OF_ORDER, NOT_IN_BASE.
             Conflict: UPLOAD_BUSY.
+            AlreadyExists: REQUEST_ID_REUSED, the number was taken with other changes.
 
         """
         if len(changes) > ENTRIES_PER_CALL_MAX:
@@ -122,6 +125,9 @@ class Intake:
                     f"PutEntries call {number} came, {expected} is expected",
                     expected=str(expected),
                 )
+            digest = blake3(_encoder.encode(changes)).digest()
+            if number != expected:
+                self._writer.check_replay(number, digest)
             self._check_refs(changes)
             refs = [ref for change in changes for ref in _refs(change)]
             absent = self._writer.absent(refs)
@@ -130,7 +136,7 @@ class Intake:
                 self._writer.expect(ref for ref in refs if ref.digest in absent)
                 with self._writer.taking():
                     self._take_all(prepared)
-                    self._writer.accept_number(number)
+                    self._writer.accept_number(number, digest)
         if not absent:
             return []
         return [i for i, change in enumerate(changes) if any(ref.digest in absent for ref in _refs(change))]

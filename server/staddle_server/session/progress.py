@@ -38,6 +38,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
         runs: Sorted runs, oldest first.
         open_entry: The entry that is being sent.
         stored_bytes: What the upload's packs add to the store.
+        put_entries_digest: The digest of that call's changes; empty: there was none.
 
     """
 
@@ -49,6 +50,7 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     runs: tuple[Run, ...] = ()
     open_entry: OpenEntry | None = None
     stored_bytes: int = 0
+    put_entries_digest: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import msgspec
 
 from staddle_server.catalog import Catalog, DurableUpdate, MissingChunk, Terms, Upload
 from staddle_server.session.clock import Clock
+from staddle_server.session.missing import MissingChange
 from staddle_server.session.progress import Progress, encode_progress
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import PackWriter
@@ -40,9 +41,6 @@ class Publisher:
         self._terms = terms
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._publishing: Future[Published] | None = None
-        missing = catalog.uploads.missing(upload.tenant, upload.id, b"", 2**31 - 1)
-        self.missing = {chunk.digest: chunk.length for chunk in missing}
-        """The chunks that entries refer to and that have not come, as published."""
 
     def begin(self, tenant: Tenant) -> PackWriter:
         """A new pack of the upload, announced to the catalog before anything of it is written."""
@@ -65,21 +63,17 @@ class Publisher:
         progress: Progress,
         packs: Sequence[Future[PackSummary]],
         chunks: Sequence[ChunkKey],
-        missing: Mapping[bytes, int],
+        missing: MissingChange,
     ) -> None:
         """Begins to make a durable point durable; `reap` tells what became of it. The one before must be reaped."""
-        before, self.missing = self.missing, dict(missing)
-        added = [MissingChunk(*item) for item in missing.items() if item[0] not in before]
-        removed = [digest for digest in before if digest not in missing]
-        self._publishing = self._thread.submit(self._publish, progress, packs, chunks, added, removed)
+        self._publishing = self._thread.submit(self._publish, progress, packs, chunks, missing)
 
     def _publish(
         self,
         progress: Progress,
         packs: Sequence[Future[PackSummary]],
         chunks: Sequence[ChunkKey],
-        added: Sequence[MissingChunk],
-        removed: Sequence[bytes],
+        missing: MissingChange,
     ) -> Published:
         summaries = [pack.result() for pack in packs]
         stored = self.durable.stored_bytes + sum(summary.size_bytes for summary in summaries)
@@ -90,8 +84,8 @@ class Publisher:
             self._upload.epoch,
             packs=summaries,
             durable=DurableUpdate(encode_progress(now), now.position, now.entry_count, now.data_bytes),
-            missing_added=added,
-            missing_removed=removed,
+            missing_added=[MissingChunk(*item) for item in missing.added.items()],
+            missing_removed=missing.removed,
             now_ns=self._clock.now_ns(),
             terms=self._terms,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -31,10 +31,18 @@ class ChunkReader:
     one, and the damaged copy is put down in the catalog, so that the next upload of the same bytes heals it.
     """
 
-    def __init__(self, tenant: Tenant, catalog: Catalog, kept_bytes: int = PAGES_KEPT_BYTES) -> None:
+    def __init__(
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        kept_bytes: int = PAGES_KEPT_BYTES,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check` raises where nobody waits for what is read any more: every loop over what is stored comes through here."""
         self._tenant = tenant
         self._catalog = catalog
         self._kept_bytes = kept_bytes
+        self._check = check
         self._segments: OrderedDict[SegmentRef, Segment] = OrderedDict()
         self._cached_bytes = 0
         self._put_down: set[SegmentRef] = set()
@@ -99,6 +107,7 @@ class ChunkReader:
             Unavailable: the store does not answer, which says nothing about the chunk.
 
         """
+        self._check()
         key = (role, digest)
         data = self._saved.get(key)
         if data is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from staddle_server.catalog import Backup, Catalog, Principal
 from staddle_server.errors import BadRequest, Damaged, NotFound, Precondition
 from staddle_server.limits import READ_RANGE_BYTES_MAX
 from staddle_server.manifest.compare import Changed, compare
-from staddle_server.manifest.content import chunks_of, load_attributes
+from staddle_server.manifest.content import chunks_of, read_attributes
 from staddle_server.manifest.entries import I64_MAX, I64_MIN, check_path, shown
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.session.clock import Clock
@@ -18,6 +18,13 @@ from staddle_server.session.reading import ChunkReader
 from staddle_server.session.restore import Restore
 from staddle_server.session.tenant import Tenants
 from staddle_server.types import Entry, EntryType, Role
+
+Check = Callable[[], None]
+"""Raises where the caller has gone, or may not read any more. Whatever reads many pages asks at each."""
+
+
+def unchecked() -> None:
+    """For who reads without a call."""
 
 
 class Selector(NamedTuple):
@@ -37,6 +44,17 @@ class Range(NamedTuple):
     data: bytes
     file_size: int
     content_id: bytes
+
+
+class Listed(NamedTuple):
+    """An entry of a listing, with the attributes that it has in a chunk of their own, encoded."""
+
+    entry: Entry
+    attributes: bytes | None
+
+
+def _listed(entry: Entry, reader: ChunkReader) -> Listed:
+    return Listed(entry, read_attributes(entry, reader))
 
 
 class Reads:
@@ -64,17 +82,37 @@ class Reads:
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=selector.backup, at_ns=at_ns)
 
     def restore(
-        self, principal: Principal, backup: Backup, *, data: bool, refs: bool, segments: bool = False
+        self,
+        principal: Principal,
+        backup: Backup,
+        *,
+        data: bool,
+        refs: bool,
+        segments: bool = False,
+        check: Check = unchecked,
     ) -> Restore:
         """A restore of a backup; see Restore."""
-        tenant = self._tenants.get(principal.tenant)
         return Restore(
-            tenant, self._catalog, backup.root, self._openers, data=data, refs=refs, segments=segments
+            self._tenants.get(principal.tenant),
+            self._catalog,
+            backup.root,
+            self._openers,
+            data=data,
+            refs=refs,
+            segments=segments,
+            check=check,
         )
 
     def entries(
-        self, principal: Principal, backup: Backup, path: bytes, *, recursive: bool, after: bytes | None
-    ) -> Iterator[Entry]:
+        self,
+        principal: Principal,
+        backup: Backup,
+        path: bytes,
+        *,
+        recursive: bool,
+        after: bytes | None,
+        check: Check = unchecked,
+    ) -> Iterator[Listed]:
         """The entries in a directory, or all below it, or the one entry that is no directory, in order.
 
         Raises:
@@ -83,18 +121,18 @@ class Reads:
 
         """
         check_path(path)
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog)
+        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
         manifest = Manifest(backup.root, reader)
         if path:
             entry = manifest.find(path)
             if entry is None:
                 raise NotFound("PATH_NOT_FOUND", f"the backup has no {shown(path)}", path=shown(path))
             if entry.type is not EntryType.DIRECTORY:
-                return iter([load_attributes(entry, reader)] if after is None else [])
+                return iter([_listed(entry, reader)] if after is None else [])
         found = manifest.walk(path, after=after) if recursive else manifest.children(path, after=after)
         return self._whole(found, path, reader)
 
-    def _whole(self, found: Iterator[Entry | Gap], path: bytes, reader: ChunkReader) -> Iterator[Entry]:
+    def _whole(self, found: Iterator[Entry | Gap], path: bytes, reader: ChunkReader) -> Iterator[Listed]:
         for entry in found:
             if isinstance(entry, Gap):
                 raise Damaged(
@@ -102,26 +140,40 @@ class Reads:
                     path=shown(entry.after or b""),
                 )
             if entry.path != path:
-                yield load_attributes(entry, reader)
+                yield _listed(entry, reader)
 
-    def chunks(self, principal: Principal, entry: Entry, limit: int) -> Sequence[tuple[int, bytes]]:
+    def chunks(
+        self, principal: Principal, entry: Entry, limit: int, check: Check = unchecked
+    ) -> Sequence[tuple[int, bytes]]:
         """The first chunks of an entry's content, (length, digest)."""
         if entry.content is None:
             return ()
         if entry.content.root is None:
             return entry.content.chunks
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog)
+        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
         return [ref for _, (_, ref) in zip(range(limit), chunks_of(entry.content, reader), strict=False)]
 
     def changes(
-        self, principal: Principal, before: Backup, after: Backup, behind: bytes | None
+        self,
+        principal: Principal,
+        before: Backup,
+        after: Backup,
+        behind: bytes | None,
+        check: Check = unchecked,
     ) -> Iterator[Changed]:
         """What differs between two backups, in order; reads only the pages that differ."""
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog)
+        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
         return compare(before.root, after.root, reader, after=behind)
 
     def read_range(
-        self, principal: Principal, backup: Backup, path: bytes, offset: int, length: int
+        self,
+        principal: Principal,
+        backup: Backup,
+        path: bytes,
+        offset: int,
+        length: int,
+        *,
+        check: Check = unchecked,
     ) -> Range:
         """Bytes of one file; fewer where it ends.
 
@@ -137,7 +189,7 @@ class Reads:
             raise BadRequest(
                 "BAD_FIELD", f"one call reads at most {READ_RANGE_BYTES_MAX} bytes", field="length_bytes"
             )
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog)
+        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
         entry = Manifest(backup.root, reader).find(path)
         if entry is None:
             raise NotFound("PATH_NOT_FOUND", f"the backup has no {shown(path)}", path=shown(path))

@@ -65,6 +65,7 @@ class Received:
         self.data_bytes = progress.data_bytes
         self.last_path = progress.last_path
         self.put_entries_number = progress.put_entries_number
+        self.put_entries_digest = progress.put_entries_digest
         self.open: OpenFile | None = None
         if progress.open_entry is not None:
             content = ContentBuilder.restore(progress.open_entry.content, source, pages)
@@ -156,6 +157,7 @@ class Received:
             data_bytes=self.data_bytes,
             last_path=self.last_path,
             put_entries_number=self.put_entries_number,
+            put_entries_digest=self.put_entries_digest,
             runs=tuple(self._runs),
             open_entry=opened and OpenEntry(opened.entry, opened.content.state(), opened.content.size),
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from staddle_server.catalog import Upload
-from staddle_server.errors import Conflict, Exhausted, Precondition, Unavailable
+from staddle_server.catalog import Upload, lease_held
+from staddle_server.errors import AlreadyExists, Conflict, Exhausted, Precondition, Unavailable
 from staddle_server.types import UploadState
 
 
@@ -49,6 +49,43 @@ def check_open(upload: Upload, epoch: int) -> None:
         raise closed(upload.id, upload.state)
     if upload.epoch != epoch:
         raise taken_over(upload.id, epoch, upload.epoch)
+
+
+def check_held(upload: Upload, token: bytes, now_ns: int) -> None:
+    """Whether the caller's token holds the upload. ResumeUpload is the only way to take one over.
+
+    Raises:
+        Precondition: UPLOAD_CLOSED, another principal ended it.
+        Conflict: LEASE_HELD while the holder's lease lasts, RESUME_REQUIRED after that.
+
+    """
+    if upload.token == token:
+        return
+    if upload.state is not UploadState.OPEN:
+        raise closed(upload.id, upload.state)
+    if upload.lease_expires_ns <= now_ns:
+        raise resume_required(upload.id, f"belongs to {upload.principal!r}, whose lease has ended")
+    raise lease_held(upload)
+
+
+def other_counts(upload: Upload, entry_count: int, data_bytes: int) -> AlreadyExists:
+    """A commit is replayed with other counts than the first had."""
+    return AlreadyExists(
+        "REQUEST_ID_REUSED",
+        f"upload {upload.id.hex()} was committed with {upload.entry_count} entries and {upload.data_bytes} bytes; this "
+        f"call says {entry_count} entries and {data_bytes} bytes, so it is not a replay: begin a new upload",
+        field="entry_count" if entry_count != upload.entry_count else "data_bytes",
+    )
+
+
+def other_entries(number: int) -> AlreadyExists:
+    """A PutEntries call has the number of an earlier one and other changes."""
+    return AlreadyExists(
+        "REQUEST_ID_REUSED",
+        f"PutEntries call {number} was accepted with other changes: send a replay unchanged, and new changes under the "
+        "next number",
+        field="number",
+    )
 
 
 def too_many(count: int, whose: str) -> Exhausted:

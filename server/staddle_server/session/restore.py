@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged, NotFound
 from staddle_server.limits import KIB, MIB
-from staddle_server.manifest.content import chunks_of, load_attributes
+from staddle_server.manifest.content import chunks_of, read_attributes
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.session.ahead import Ahead
@@ -44,10 +44,14 @@ FOUND_MAX: Final = 4096
 
 
 class SentEntry(NamedTuple):
-    """An entry; `data` is its whole content if it comes inline, or as a piece of a segment."""
+    """An entry; `data` is its whole content if it comes inline, or as a piece of a segment.
+
+    `attributes` are those that it has in a chunk of their own, encoded: as objects they are made where they are sent.
+    """
 
     entry: Entry
     data: bytes | memoryview | Piece | None
+    attributes: bytes | None = None
 
 
 class SentSegment(NamedTuple):
@@ -129,14 +133,16 @@ class Restore:
         data: bool,
         refs: bool = False,
         segments: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`data`: with the bytes, and of these much as it is stored if `segments`; `refs`: with references to chunks."""
+        """`check` raises where the caller has gone; `data`: with the bytes, and of these much as it is stored if `segments`; `refs`: with references to chunks."""
         self._tenant = tenant
         self._catalog = catalog
-        self._manifest_reader = ChunkReader(tenant, catalog)
+        self._manifest_reader = ChunkReader(tenant, catalog, check=check)
         self._manifest = Manifest(root, self._manifest_reader)
-        self._reader = ChunkReader(tenant, catalog, DATA_KEPT_BYTES)
+        self._reader = ChunkReader(tenant, catalog, DATA_KEPT_BYTES, check)
         self._opener = opener
+        self._check = check
         self._as_stored = AsStored(tenant, catalog, opener) if data and segments else None
         self._data = data
         self._refs = refs
@@ -153,6 +159,7 @@ class Restore:
         """
         chosen: list[bytes] = []
         for path in sorted(set(paths), key=sort_key):
+            self._check()
             if path and not self._may_have(path):
                 raise NotFound(
                     "PATH_NOT_FOUND",
@@ -179,6 +186,7 @@ class Restore:
         window: list[_Step] = []
         size = 0
         for step in steps:
+            self._check()
             window.append(step)
             size += _size_of(step)
             if len(window) >= WINDOW_STEPS or size >= WINDOW_BYTES:
@@ -212,16 +220,10 @@ class Restore:
             if isinstance(entry, Gap):
                 yield _Step(error=SentDamage(entry.after or b"", entry.message, 0, subtree=True))
                 continue
-            try:
-                whole = load_attributes(entry, self._manifest_reader)
-            except Damaged as e:
-                yield _Step(entry=entry)
-                yield _Step(error=SentDamage(entry.path, e.message, 0, subtree=False))
-                continue
-            yield _Step(entry=whole)
-            content = whole.content
+            yield _Step(entry=entry)
+            content = entry.content
             if content is not None and content.size and (self._data or self._refs):
-                yield from self._content_steps(whole.path, content)
+                yield from self._content_steps(entry.path, content)
 
     def _content_steps(self, path: bytes, content: Content) -> Iterator[_Step]:
         offset = 0
@@ -264,11 +266,11 @@ class Restore:
     def _send_without_data(self, steps: Sequence[_Step]) -> Iterator[Event]:
         for step in steps:
             if step.entry is not None:
-                yield self._entry(step.entry, None)
-            elif step.ref is not None:
-                yield SentRef(step.ref)
+                yield from self._begin(step.entry)
             elif step.error is not None:
-                yield self._damage(step.error)
+                yield from self._give_up(step.error)
+            elif step.ref is not None and not self._skipping:
+                yield SentRef(step.ref)
 
     def _send_data(
         self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]], ahead: Ahead[Segment]
@@ -291,15 +293,24 @@ class Restore:
     _offset: int = 0
     _skipping: bool = False
     """The rest of the last entry is not sent: it is damaged."""
+    _attributes: bytes | None = None
+    """Those of the last entry, until it is sent."""
     _held: Entry | None = None
     """An entry that waits for its only chunk."""
 
     def _begin(self, entry: Entry) -> Iterator[Event]:
         self._path, self._offset, self._skipping = entry.path, 0, False
-        if entry.content is not None and _inline(entry.content):
+        try:
+            self._attributes = read_attributes(entry, self._manifest_reader)
+        except Damaged as e:
+            self._held = None
+            yield self._entry(entry, None)
+            yield from self._give_up(SentDamage(entry.path, e.message, 0, subtree=False))
+            return
+        if self._data and entry.content is not None and _inline(entry.content):
             self._held = entry
         else:
-            empty = entry.content is not None and not entry.content.size
+            empty = self._data and entry.content is not None and not entry.content.size
             yield self._entry(entry, b"" if empty else None)
 
     def _chunk(
@@ -352,7 +363,8 @@ class Restore:
 
     def _entry(self, entry: Entry, data: bytes | memoryview | Piece | None) -> SentEntry:
         self.totals.entries += 1
-        return SentEntry(entry, data)
+        attributes, self._attributes = self._attributes, None
+        return SentEntry(entry, data, attributes)
 
     def _damage(self, damage: SentDamage) -> SentDamage:
         self.totals.damages += 1
@@ -377,12 +389,18 @@ class Restore:
 
 
 def _size_of(step: _Step) -> int:
-    """What a window counts: bytes to come, and what an entry may have beside them."""
+    """What a window counts: bytes to come, and what the entry takes beside them, of which pages hold only a little."""
     if step.ref is not None:
         return step.ref.length
-    if step.entry is None or step.entry.attributes is None:
+    attributes = None if step.entry is None else step.entry.attributes
+    if attributes is None:
         return 0
-    return sum(len(xattr.value) for xattr in step.entry.attributes.xattrs)
+    items = len(attributes.xattrs) + len(attributes.holes)
+    return items * _ITEM_BYTES + sum(len(xattr.value) for xattr in attributes.xattrs)
+
+
+_ITEM_BYTES: Final = 1024
+"""What a window counts for an attribute or hole in memory: more than the 150 bytes that it takes, for a window is large."""
 
 
 def _inline(content: Content) -> bool:

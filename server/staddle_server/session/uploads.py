@@ -67,7 +67,7 @@ class Uploads:
 
     # ------------------------------------------------------------------ begin and take over
 
-    def begin(self, specify: Callable[[int, Terms], BeginUpload]) -> Opened:
+    def begin(self, specify: Callable[[int, Terms], BeginUpload], check: Callable[[], None]) -> Opened:
         """Opens an upload, or answers with the one that the request id or take_over names.
 
         `specify` makes the request from the time (ns) and the terms that the server gives.
@@ -79,7 +79,7 @@ class Uploads:
         begun = self._catalog.uploads.begin(spec)
         if not begun.replayed:
             self._open_writer(tenant, begun.upload)
-        damaged = self.damaged(begun.upload, None, LISTED_MAX)
+        damaged = self.damaged(begun.upload, None, LISTED_MAX, check)
         return Opened(begun.upload, begun.taken_over, damaged.entries, damaged.more)
 
     def resume(self, principal: Principal, upload_id: bytes) -> Upload:
@@ -173,23 +173,36 @@ class Uploads:
         return self._catalog.uploads.list_open(principal.tenant, dataset, after, limit)
 
     def writer(self, principal: Principal, upload_id: bytes, epoch: int) -> UploadWriter:
-        """The writer of an upload, for a caller that states its epoch.
+        """The writer of an upload, for a caller that holds it and states its epoch.
 
         Raises:
-            NotFound, Conflict (STALE_EPOCH, RESUME_REQUIRED), Precondition (UPLOAD_CLOSED).
+            NotFound, Conflict (STALE_EPOCH, RESUME_REQUIRED, LEASE_HELD), Precondition (UPLOAD_CLOSED).
 
         """
         with self._lock:
             writer = self._writers.get(upload_id)
         if writer is None or writer.upload.tenant != principal.tenant or writer.closed is not None:
-            upload = self._catalog.uploads.get(principal.tenant, upload_id)
-            refusals.check_open(upload, epoch)
+            self._held(principal, upload_id, epoch)
             raise refusals.resume_required(
                 upload_id,
                 "has no writer here: the server restarted, or the upload was idle, or a write failed",
             )
         refusals.check_open(writer.upload, epoch)
+        if writer.upload.token != principal.token:
+            self._held(principal, upload_id, epoch)
         return writer
+
+    def _held(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
+        """The open upload, if the caller holds it in this epoch. Whoever holds an epoch holds it to its end.
+
+        Raises:
+            NotFound, Precondition (UPLOAD_CLOSED), Conflict (STALE_EPOCH, LEASE_HELD, RESUME_REQUIRED).
+
+        """
+        upload = self._catalog.uploads.get(principal.tenant, upload_id)
+        refusals.check_open(upload, epoch)
+        refusals.check_held(upload, principal.token, self._clock.now_ns())
+        return upload
 
     def missing(self, upload: Upload, after: bytes, limit: int) -> list[bytes]:
         """Digests that the upload's entries refer to and that are not there, as of its durable point, in order."""
@@ -198,10 +211,12 @@ class Uploads:
             for missing in self._catalog.uploads.missing(upload.tenant, upload.id, after, limit)
         ]
 
-    def damaged(self, upload: Upload, after: bytes | None, limit: int) -> DamagedEntries:
-        """Entries of the upload's base that cannot be given back whole, in order."""
+    def damaged(
+        self, upload: Upload, after: bytes | None, limit: int, check: Callable[[], None]
+    ) -> DamagedEntries:
+        """Entries of the upload's base that cannot be given back whole, in order; `check` raises where the caller has gone."""
         tenant = self._tenants.get(upload.tenant)
-        return damaged_entries(tenant, self._catalog, self.base_root(upload), after, limit)
+        return damaged_entries(tenant, self._catalog, self.base_root(upload), after, limit, check=check)
 
     # ------------------------------------------------------------------ going on and ending
 
@@ -226,7 +241,8 @@ class Uploads:
             return Progress()
 
     def renew(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
-        """Extends the upload's lease and life."""
+        """Extends the upload's lease and life. Only its holder may."""
+        self._held(principal, upload_id, epoch)
         return self._catalog.uploads.renew(
             principal.tenant,
             upload_id,
@@ -238,7 +254,12 @@ class Uploads:
     def commit(
         self, principal: Principal, upload_id: bytes, epoch: int, entry_count: int, data_bytes: int
     ) -> Backup:
-        """Commits; a replay finishes what the first attempt left, and answers as it would have."""
+        """Commits; a replay finishes what the first attempt left, and answers as it would have.
+
+        Raises:
+            AlreadyExists: REQUEST_ID_REUSED, the upload was committed with other counts.
+
+        """
         try:
             writer = self.writer(principal, upload_id, epoch)
             try:
@@ -248,13 +269,18 @@ class Uploads:
         except Precondition as e:
             if e.reason != "UPLOAD_CLOSED":
                 raise
-            return self._committed(principal, upload_id, epoch, e)
+            upload = self._committed(principal, upload_id, epoch, e)
+        if (entry_count, data_bytes) != (upload.entry_count, upload.data_bytes):
+            raise refusals.other_counts(upload, entry_count, data_bytes)
+        backup = self._catalog.backups.get(principal.tenant, upload.backup)
+        finish_record(self._tenants.get(principal.tenant), self._catalog, backup.id)
+        return backup
 
-    def _committed(self, principal: Principal, upload_id: bytes, epoch: int, closed: Precondition) -> Backup:
-        """What a commit of this epoch has made before, with its record.
+    def _committed(self, principal: Principal, upload_id: bytes, epoch: int, closed: Precondition) -> Upload:
+        """The upload that an earlier commit of this epoch and principal has closed.
 
         Raises:
-            Precondition: `closed`, the upload ended otherwise.
+            Precondition: `closed`, the upload ended otherwise, or another principal committed it.
             Conflict: STALE_EPOCH, another writer committed it.
 
         """
@@ -263,12 +289,15 @@ class Uploads:
             raise closed
         if upload.epoch != epoch:
             raise refusals.taken_over(upload_id, epoch, upload.epoch)
-        backup = self._catalog.backups.get(principal.tenant, upload.backup)
-        finish_record(self._tenants.get(principal.tenant), self._catalog, backup.id)
-        return backup
+        if upload.token != principal.token:
+            raise closed
+        return upload
 
     def abort(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
-        """Gives the upload up; a replay changes nothing."""
+        """Gives the upload up; a replay changes nothing. Only its holder may."""
+        upload = self._catalog.uploads.get(principal.tenant, upload_id)
+        if upload.epoch == epoch:
+            refusals.check_held(upload, principal.token, self._clock.now_ns())
         upload = self._catalog.uploads.abort(principal.tenant, upload_id, epoch)
         self._end(upload_id, UploadState.ABORTED)
         return upload

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from staddle.chunking import Cut
 
 from staddle_server.catalog import Backup, Catalog, NewBackup, Terms, Upload
-from staddle_server.errors import BadRequest, Conflict, Damaged, Precondition, StaddleError
-from staddle_server.limits import CHECKPOINT_S
+from staddle_server.errors import (
+    BadRequest,
+    Conflict,
+    Damaged,
+    Precondition,
+    StaddleError,
+    Unauthenticated,
+)
+from staddle_server.limits import CHECKPOINT_S, MISSING_CHUNKS_MAX
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import check_entry, removal
 from staddle_server.manifest.merge import Merged
@@ -38,6 +46,9 @@ from staddle_server.session.tenant import Tenant
 from staddle_server.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
 
 log = logging.getLogger(__name__)
+
+REPLAYS_KNOWN: Final = 64
+"""Of so many PutEntries calls a writer knows what they said, to tell a replay from another call with its number."""
 
 
 class _Stream(NamedTuple):
@@ -74,7 +85,7 @@ class UploadWriter:
         publisher = self._publisher = Publisher(
             catalog, upload, clock, terms, decode_progress(upload.durable)
         )
-        self._missing = Missing(publisher.missing)
+        self._missing = Missing(catalog.uploads.missing(upload.tenant, upload.id, b"", MISSING_CHUNKS_MAX))
         self._chunks = ChunkSink(
             tenant,
             catalog,
@@ -88,6 +99,8 @@ class UploadWriter:
         self._received = Received(
             publisher.durable, self._pages, ChunkReader(tenant, catalog), tenant.secrets.page_key
         )
+        self._digests: deque[tuple[int, bytes]] = deque(maxlen=REPLAYS_KNOWN)
+        """The last PutEntries calls."""
         self._closed: StaddleError | None = None
         self._stream: _Stream | None = None
         self._taking = False
@@ -104,7 +117,7 @@ class UploadWriter:
             try:
                 self._reap(wait=False)
                 yield
-            except (BadRequest, Precondition, Conflict, Damaged) as e:
+            except (BadRequest, Precondition, Conflict, Damaged, Unauthenticated) as e:
                 if e.reason in {"STALE_EPOCH", "UPLOAD_CLOSED"}:
                     self.close(e)
                 raise
@@ -250,10 +263,26 @@ class UploadWriter:
         """The last PutEntries call that was accepted."""
         return self._received.put_entries_number
 
-    def accept_number(self, number: int) -> None:
-        """The PutEntries call with this number was taken."""
+    def accept_number(self, number: int, digest: bytes) -> None:
+        """The PutEntries call with this number was taken; `digest` is that of its changes."""
         with self._writing():
             self._received.put_entries_number = number
+            self._received.put_entries_digest = digest
+            self._digests.append((number, digest))
+
+    def check_replay(self, number: int, digest: bytes) -> None:
+        """Whether a PutEntries call that was taken before says the same again, as far as that is known.
+
+        The last calls of this writer are known, and the last one before it.
+
+        Raises:
+            AlreadyExists: REQUEST_ID_REUSED.
+
+        """
+        received = self._received
+        known = {received.put_entries_number: received.put_entries_digest, **dict(self._digests)}
+        if known.get(number, digest) not in {digest, b""}:
+            raise refusals.other_entries(number)
 
     def absent(self, refs: Sequence[ChunkRef]) -> set[bytes]:
         """Which of these chunks are not there; the others are claimed.
@@ -414,7 +443,7 @@ class UploadWriter:
     def _publish(self, progress: Callable[[], Progress]) -> None:
         """Publishes what was taken, under a durable point that is asked for when everything is in packs."""
         packs, chunks = self._chunks.flush()
-        self._publisher.publish(progress(), packs, chunks, self._missing)
+        self._publisher.publish(progress(), packs, chunks, self._missing.take_change())
 
     def _reap(self, *, wait: bool) -> None:
         """Learns what became of the last publication."""
@@ -429,6 +458,7 @@ class UploadWriter:
             Precondition: COUNT_MISMATCH, MISSING_CHUNKS; the upload stays open.
             BadRequest: an entry is open, or paths contradict each other; the upload stays open.
             Damaged: a page of the base cannot be read; the upload stays open.
+            Unauthenticated: the holder's token has ended meanwhile; the upload stays open.
 
         """
         with self._writing():
@@ -444,6 +474,7 @@ class UploadWriter:
                 backup=new,
                 record=encode_committed,
                 now_ns=self._clock.now_ns(),
+                accepted=(entry_count, data_bytes),
             )
             what = f"is committed as backup {backup.id.hex()}"
             self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))

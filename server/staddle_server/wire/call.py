@@ -6,8 +6,8 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, NoReturn
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -21,17 +21,28 @@ from staddle_server.errors import (
     Unauthenticated,
     Unavailable,
 )
-from staddle_server.limits import ARRIVING_MAX, ARRIVING_TOKEN_MAX
+from staddle_server.limits import (
+    CALLS_MAX,
+    CALLS_TENANT_MAX,
+    CALLS_TOKEN_MAX,
+    CALLS_WAITING_MAX,
+    CALLS_WAITING_TENANT_MAX,
+)
 from staddle_server.logs import CALLS
 from staddle_server.types import TokenRole
 from staddle_server.wire.status import code_of, status_of
-from staddle_server.wire.streams import ARRIVING_S, RETRY_S, Streams
+from staddle_server.wire.streams import ARRIVING_S, RETRY_S, Place, Streams, first
 
 log = logging.getLogger(CALLS)
 BEARER: Final = "bearer "
+T = TypeVar("T")
 FACT_CHARS_MAX: Final = 256
 BUSY_S: Final = 2.0
 """So long after a call began the server counts as busy, and as long as there are streams."""
+
+
+class CallerGone(grpc.RpcError):
+    """The call has ended from outside: cancelled, timed out, or cut off."""
 
 
 class Call:
@@ -49,6 +60,43 @@ class Call:
         self.tenant = tenant
         self.facts: dict[str, object] = {}
         self._context = context
+        self._gone = False
+        self._refusal: StaddleError | None = None
+        if not context.add_callback(self._end):
+            self._end()
+
+    def _end(self) -> None:
+        self._gone = True
+
+    def check(self) -> None:
+        """Whether to work on for this call. Every loop over a caller's work asks.
+
+        Raises:
+            CallerGone: nobody waits for the answer.
+            Unauthenticated: the token was revoked, or has expired, since the call began.
+
+        """
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)
+        if self._gone:
+            raise CallerGone
+
+    def passing(self, messages: Iterator[T]) -> Iterator[T]:
+        """Passes a stream's messages on for as long as `check` lets it."""
+        return map(self._pass, messages)
+
+    def _pass(self, message: T) -> T:
+        self.check()
+        return message
+
+    def refuse(self, error: StaddleError) -> None:
+        """The next `check` raises this."""
+        self._refusal = error
+
+    @property
+    def refused(self) -> bool:
+        """Whether the call may not go on; it ends itself where it looks next."""
+        return self._refusal is not None
 
     def on_end(self, callback: Callable[[], None]) -> bool:
         """Calls back when the call has ended, however; False: it has already."""
@@ -79,7 +127,7 @@ class Gate:
 
     Attributes:
         streams: The places for Backup and Restore streams; a tenant owns its own.
-        arriving: The places for other calls, until their message has come.
+        calls: The places for other calls, from before their message comes until they are answered.
 
     """
 
@@ -89,20 +137,29 @@ class Gate:
         tenant_name: Callable[[bytes], str],
         streams: Streams,
         now_s: Callable[[], float],
+        valid: Callable[[Collection[bytes]], set[bytes]],
     ) -> None:
+        """`valid`: those of these tokens, named by their ids, that may still call."""
         self._authenticate = authenticate
+        self._valid = valid
+        self._lock = threading.Lock()
+        self._calls: dict[Call, None] = {}
+        """What is under way."""
         self.tenant_name = tenant_name
         self.streams = streams
         self._now_s = now_s
         self._admitted_s = -BUSY_S
         self.draining = False
         """Whether calls are told that the server is shutting down."""
-        self.arriving = Streams(
-            ARRIVING_MAX,
+        self.calls = Streams(
+            CALLS_MAX,
             now_s,
-            what="calls whose message has not come",
+            what="calls without a stream",
             first_s=ARRIVING_S,
-            owner_max=ARRIVING_TOKEN_MAX,
+            owner_max=CALLS_TOKEN_MAX,
+            group_max=CALLS_TENANT_MAX,
+            waiting_max=CALLS_WAITING_MAX,
+            waiting_group_max=CALLS_WAITING_TENANT_MAX,
         )
 
     def principal(self, context: grpc.ServicerContext) -> Principal:
@@ -138,6 +195,36 @@ class Gate:
 
         self._admitted_s = self._now_s()
 
+    def enter(self, call: Call) -> None:
+        """From now until its end the call's token is looked at again and again."""
+        with self._lock:
+            self._calls[call] = None
+        if not call.on_end(lambda: self._leave(call)):
+            self._leave(call)
+
+    def _leave(self, call: Call) -> None:
+        with self._lock:
+            self._calls.pop(call, None)
+
+    def end_invalid(self) -> int:
+        """Ends the calls whose token was revoked or has expired; their number.
+
+        Each is told so where it works, so that it ends at a checkpoint and says why. One that waits for its caller is cut off the
+        next time.
+        """
+        with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            if call.refused:
+                call.cancel()
+        valid = self._valid({call.principal.token for call in calls}) if calls else set()
+        ended = [call for call in calls if not call.refused and call.principal.token not in valid]
+        for call in ended:
+            call.refuse(
+                Unauthenticated("UNAUTHENTICATED", "This token was revoked, or has expired: get a new one")
+            )
+        return len(ended)
+
     def is_busy(self) -> bool:
         """Whether clients are at work: what can wait should."""
         return not self.streams.idle.is_set() or self._now_s() - self._admitted_s < BUSY_S
@@ -159,7 +246,9 @@ def handle(
     def admit(context: grpc.ServicerContext) -> Call:
         principal = gate.principal(context)
         gate.check(name, method, principal)
-        return Call(principal, gate.tenant_name(principal.tenant), context)
+        call = Call(principal, gate.tenant_name(principal.tenant), context)
+        gate.enter(call)
+        return call
 
     def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Message:
         line = _Line(name, context, logging.DEBUG if method.one_of_many else logging.INFO)
@@ -168,13 +257,19 @@ def handle(
             # No name holds what came: a handler that has taken what it needs can let go of the message.
             response: Message
             if kind == "upstream":
-                response = method.handler(
-                    map(decode, gate.streams.enter(context, call.principal.tenant).moving(requests)), call
-                )
+                place = gate.streams.enter(context, call.principal.tenant, until_left=True)
+                try:
+                    response = method.handler(map(decode, call.passing(place.moving(requests))), call)
+                finally:
+                    gate.streams.leave(place)
             else:
-                response = method.handler(
-                    decode(gate.arriving.only(requests, context, call.principal.token)), call
-                )
+                # Its place is the thread that works for it, so it is kept until the answer.
+                principal = call.principal
+                place = gate.calls.enter(context, principal.token, principal.tenant, until_left=True)
+                try:
+                    response = method.handler(decode(_come(place, requests)), call)
+                finally:
+                    gate.calls.leave(place)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")
@@ -186,14 +281,21 @@ def handle(
             call = line.call = admit(context)
             place = gate.streams.enter(context, call.principal.tenant)
             context.add_callback(line.gone)
-            request = decode(gate.arriving.only(requests, context, call.principal.token))
+            request = decode(gate.calls.only(requests, context, call.principal.token, call.principal.tenant))
             place.moved()  # the request is all that the client sends
-            yield from place.moving(method.handler(request, call))
+            yield from call.passing(place.moving(method.handler(request, call)))
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")
 
     return answers if kind == "downstream" else answer
+
+
+def _come(place: Place, requests: Iterator[bytes]) -> bytes:
+    """The message of a call, after which its caller has nothing more to say."""
+    message = first(requests)
+    place.at_work()
+    return message
 
 
 class _Line:

@@ -25,6 +25,7 @@ _ENTRY: Final = tag(sv.RestorePart, "entry")
 _BYTES_OF_ENTRY: Final = tag(pb.Entry, "data")
 _PIECE: Final = tag(sv.RestorePart, "piece")
 _SEGMENT: Final = tag(sv.RestorePart, "segment")
+_LISTED: Final = tag(sv.ListEntriesResponse, "entries")
 _BYTES_OF_SEGMENT: Final = tag(sv.Segment, "data")
 
 
@@ -72,6 +73,12 @@ def _bulk(field: bytes, message: Message, bulk: bytes, data: Sequence[Piece]) ->
     inside = message.SerializeToString() + bulk + varint(size)
     of_part = field + varint(len(inside) + size)
     return [_PARTS + varint(len(of_part) + len(inside) + size) + of_part + inside, *data]
+
+
+def entries_response(rest: sv.ListEntriesResponse, entries: Sequence[bytes]) -> bytes:
+    """A ListEntriesResponse of encoded entries, which as messages would take several times their bytes."""
+    fields = (piece for entry in entries for piece in (_LISTED + varint(len(entry)), entry))
+    return b"".join((rest.SerializeToString(), *fields))
 
 
 def response(parts: Pieces) -> bytes:

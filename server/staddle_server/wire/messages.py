@@ -97,6 +97,41 @@ def put_chunks(message: bytes) -> PutChunks:
 _put_chunks: Final = decoder(sv.PutChunksRequest)
 
 
+class PutEntries(NamedTuple):
+    """A PutEntriesRequest that is still bytes but for its head: whose it is.
+
+    Its changes are thousands of objects, so they are made when it is their turn.
+    """
+
+    head: sv.PutEntriesRequest
+    message: bytes
+
+    def read(self) -> sv.PutEntriesRequest:
+        """The whole request. Raises what `decoder` says."""
+        request = _put_entries(self.message)
+        if (request.upload_id, request.epoch) != (self.head.upload_id, self.head.epoch):
+            raise BadRequest("BAD_FIELD", "upload_id and epoch stand behind the changes", field="upload_id")
+        return request
+
+
+_put_entries: Final = decoder(sv.PutEntriesRequest)
+_CHANGES: Final = _number(sv.PutEntriesRequest, "changes")
+
+
+def put_entries(message: bytes) -> PutEntries:
+    """A PutEntriesRequest of which only what comes before its changes is read. Raises what `decoder` says."""
+    end = len(message)
+    for number, _, begin, _, _ in _fields(message):
+        if number == _CHANGES:
+            end = begin
+            break
+    head = _put_entries(message[:end])
+    if not head.upload_id:  # its fields came in another order than that of their numbers
+        head = _put_entries(message)
+        del head.changes[:]
+    return PutEntries(head, message)
+
+
 def backup_parts(message: bytes) -> Iterator[sv.BackupPart | Piece]:
     """The parts of a BackupRequest, each decoded when its turn comes. Bytes stand for a part that is `data.data` and nothing else.
 

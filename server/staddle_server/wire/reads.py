@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final
 
@@ -11,9 +12,10 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server import limits
 from staddle_server.catalog import Backup, Catalog
+from staddle_server.manifest.content import with_attributes
 from staddle_server.manifest.entries import check_path
 from staddle_server.session.asstored import Piece
-from staddle_server.session.reads import Reads
+from staddle_server.session.reads import Listed, Reads
 from staddle_server.session.restore import (
     Event,
     Restore,
@@ -71,6 +73,7 @@ class ReadCalls:
             data=view == sv.ENTRY_VIEW_DATA,
             refs=view == sv.ENTRY_VIEW_REFERENCES,
             segments=request.segments,
+            check=call.check,
         )
         chosen = restore.select(paths, exact=request.exact)
         header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
@@ -105,7 +108,12 @@ class ReadCalls:
     def read_range(self, request: sv.ReadRangeRequest, call: Call) -> sv.ReadRangeResponse:
         backup = self._pick(request, call)
         found = self._reads.read_range(
-            call.principal, backup, convert.path_of(request), request.offset_bytes, request.length_bytes
+            call.principal,
+            backup,
+            convert.path_of(request),
+            request.offset_bytes,
+            request.length_bytes,
+            check=call.check,
         )
         call.facts["bytes"] = len(found.data)
         return sv.ReadRangeResponse(
@@ -146,7 +154,7 @@ class ReadCalls:
     def get_backup(self, request: sv.GetBackupRequest, call: Call) -> sv.GetBackupResponse:
         return sv.GetBackupResponse(backup=convert.backup_out(self._pick(request, call)))
 
-    def list_entries(self, request: sv.ListEntriesRequest, call: Call) -> sv.ListEntriesResponse:
+    def list_entries(self, request: sv.ListEntriesRequest, call: Call) -> bytes:
         call.facts["dataset"] = request.dataset
         path = convert.path_of(request)
         limit = convert.size(request.page_size, "page_size", LONG_PAGE, limits.PAGE_SIZE_MAX)
@@ -158,21 +166,24 @@ class ReadCalls:
             picked, after = tokens.read(query, request.page_token, tuple[str, bytes])
             request.backup.backup = picked
         backup = self._pick(request, call)
-        entries = self._reads.entries(call.principal, backup, path, recursive=request.recursive, after=after)
+        entries = self._reads.entries(
+            call.principal, backup, path, recursive=request.recursive, after=after, check=call.check
+        )
         refs = limits.CHUNKS_PER_CALL_MAX if request.view == sv.ENTRY_VIEW_REFERENCES else 0
         response = sv.ListEntriesResponse(backup_id=backup.id.hex())
+        page: list[bytes] = []
         size, last = 0, b""
-        for entry in entries:
-            if len(response.entries) >= limit or size >= PAGE_BYTES:
+        for listed in entries:
+            call.check()
+            if len(page) >= limit or size >= PAGE_BYTES:
                 response.next_page_token = tokens.make(query, (backup.id.hex(), last))
                 break
-            chunks = self._reads.chunks(call.principal, entry, refs) if refs else ()
-            message = convert.entry_out(entry, chunks)
-            size += message.ByteSize()
-            response.entries.append(message)
-            last = entry.path
-        call.facts["entries"] = len(response.entries)
-        return response
+            chunks = self._reads.chunks(call.principal, listed.entry, refs, call.check) if refs else ()
+            page.append(_listed_bytes(listed, chunks))
+            size += len(page[-1])
+            last = listed.entry.path
+        call.facts["entries"] = len(page)
+        return encoding.entries_response(response, page)
 
     def list_changes(self, request: sv.ListChangesRequest, call: Call) -> sv.ListChangesResponse:
         call.facts["dataset"] = request.dataset
@@ -193,7 +204,7 @@ class ReadCalls:
         before, after = (self._reads.pick(call.principal, dataset, selector) for selector in selectors)
         response = sv.ListChangesResponse(from_backup_id=before.id.hex(), to_backup_id=after.id.hex())
         size, last = 0, b""
-        for changed in self._reads.changes(call.principal, before, after, behind):
+        for changed in self._reads.changes(call.principal, before, after, behind, call.check):
             if len(response.changes) >= limit or size >= PAGE_BYTES:
                 response.next_page_token = tokens.make(query, (before.id.hex(), after.id.hex(), last))
                 break
@@ -268,8 +279,11 @@ _GATHERED: Final = frozenset({SentData, SentPiece, SentRef})
 
 def _part(event: Event) -> Pieces:
     match event:
-        case SentEntry(entry, data):
-            return _entry_part(convert.entry_out(entry), data)
+        case SentEntry(entry, data, attributes):
+            if attributes is None:
+                return _entry_part(convert.entry_out(entry), data)
+            with _large:
+                return _entry_part(convert.entry_out(with_attributes(entry, attributes)), data)
         case SentSegment(segment):
             raw = segment.codec is Codec.RAW
             return encoding.segment_part(sv.Segment(raw=raw, raw_bytes=segment.raw_bytes), segment.payload)
@@ -285,6 +299,18 @@ def _part(event: Event) -> Pieces:
         case _:
             raise AssertionError(event)
     return encoding.part(part)
+
+
+_large: Final = threading.Lock()
+"""Entries with large attributes become messages one at a time: as objects these take several times what they have encoded."""
+
+
+def _listed_bytes(listed: Listed, chunks: Iterable[tuple[int, bytes]]) -> bytes:
+    entry, attributes = listed
+    if attributes is None:
+        return convert.entry_out(entry, chunks).SerializeToString()
+    with _large:
+        return convert.entry_out(with_attributes(entry, attributes), chunks).SerializeToString()
 
 
 def _entry_part(entry: pb.Entry, data: bytes | memoryview | Piece | None) -> Pieces:

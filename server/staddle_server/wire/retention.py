@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server import limits
-from staddle_server.errors import Exhausted, Unavailable
+from staddle_server.errors import Exhausted
 from staddle_server.session.deletion import Deletion
 from staddle_server.session.tenant import Tenants
 from staddle_server.upkeep.policies import Plan, Policies
@@ -18,7 +18,6 @@ from staddle_server.upkeep.protection import Protection
 from staddle_server.wire import convert, policy
 from staddle_server.wire.call import Call
 from staddle_server.wire.convert import bad
-from staddle_server.wire.streams import RETRY_S
 from staddle_server.wire.tokens import PageTokens
 
 PAGE_BYTES: Final = 2 * limits.MIB
@@ -137,7 +136,7 @@ class RetentionCalls:
         self, call: Call, dataset: str, start: int, limit: int, expected: str, *, free: bool
     ) -> sv.PlanRetentionResponse:
         """A page of the plan as it is now; `expected`: which must still be the plan of the first page."""
-        tick = _until_end_of(call)
+        tick = call.check
         made = self._policies.plan(call.principal.tenant, dataset, tick)
         if expected:
             made.require(dataset, expected)
@@ -154,9 +153,7 @@ class RetentionCalls:
         if not request.plan_token:
             raise bad("plan_token", "it must be given: PlanRetention makes it")
         with self._planning():
-            applied = self._policies.apply(
-                call.principal.tenant, dataset, request.plan_token, _until_end_of(call)
-            )
+            applied = self._policies.apply(call.principal.tenant, dataset, request.plan_token, call.check)
         call.facts["deleted"] = len(applied.backups)
         response = sv.ApplyRetentionResponse(
             deleted_backup_ids=[backup.id.hex() for backup in applied.backups]
@@ -185,19 +182,6 @@ def _plan_out(made: Plan, start: int, limit: int) -> sv.PlanRetentionResponse:
         delete_count=len(made.going),
         keep_count=len(made.planned) - len(made.going),
     )
-
-
-def _until_end_of(call: Call) -> Callable[[], None]:
-    """Stops what takes long once its caller is gone, or the server ends."""
-    ended = threading.Event()
-    if not call.on_end(ended.set):
-        ended.set()
-
-    def tick() -> None:
-        if ended.is_set():
-            raise Unavailable("DRAINING", "the call has ended before its answer", retry_after_s=RETRY_S)
-
-    return tick
 
 
 def _dataset_named(request: NamesDataset | sv.SetHoldRequest | sv.ReleaseHoldRequest, call: Call) -> str:

@@ -20,13 +20,20 @@ from grpc_status import rpc_status
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import StaddleError
-from staddle_server.limits import ARRIVING_MAX, CONNECTIONS_MAX, MESSAGE_BYTES_MAX, MIB, UNARY_THREADS
+from staddle_server.limits import (
+    CALLS_MAX,
+    CALLS_WAITING_MAX,
+    CONNECTIONS_MAX,
+    MESSAGE_BYTES_MAX,
+    MIB,
+    UNARY_THREADS,
+)
 from staddle_server.types import TokenRole
 from staddle_server.wire.call import Gate, Method, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.wire.health import SERVICE as HEALTH
 from staddle_server.wire.info import InfoCalls
-from staddle_server.wire.messages import backup_parts, decoder, put_chunks
+from staddle_server.wire.messages import backup_parts, decoder, put_chunks, put_entries
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.status import status_of
@@ -44,6 +51,8 @@ WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
 HEALTH_CHECK_S: Final = 1.0
+TOKEN_CHECK_S: Final = 2.0
+"""How often the tokens of calls under way are looked at."""
 GRACE_S: Final = 1.0
 """What is left when a server stops has so long to say its last word."""
 
@@ -113,8 +122,12 @@ def methods(
     }
 
 
-_BULK: Final[dict[str, Callable[[bytes], Any]]] = {"Backup": backup_parts, "PutChunks": put_chunks}
-"""How messages are read in which most is data; of all other methods they are decoded."""
+_BULK: Final[dict[str, Callable[[bytes], Any]]] = {
+    "Backup": backup_parts,
+    "PutChunks": put_chunks,
+    "PutEntries": put_entries,
+}
+"""How messages are read in which most is data, or much waits for its turn; of all other methods they are decoded."""
 
 
 def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -204,9 +217,9 @@ class WireServer:
         self._stopping = threading.Event()
         self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)
         # Whatever waits for its caller holds one of the first; the last are for what is at work.
-        threads = streams_max + ARRIVING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
+        threads = streams_max + CALLS_MAX + CALLS_WAITING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="call")
-        self._places = (gate.streams, gate.arriving, self._health.asked)
+        self._places = (gate.streams, gate.calls, self._health.asked)
         self._server = grpc.server(
             self._threads,
             interceptors=[_Door(gate)],
@@ -241,14 +254,24 @@ class WireServer:
 
     def _look(self) -> None:
         """Ends calls in which nothing moves, and keeps what health says about writing true."""
-        idle_check_s = time.monotonic()
+        idle_check_s = token_check_s = time.monotonic()
         while not self._stopping.wait(HEALTH_CHECK_S):
             self._say_writes()
+            if time.monotonic() - token_check_s >= TOKEN_CHECK_S:
+                token_check_s = time.monotonic()
+                self._end_invalid()
             if time.monotonic() - idle_check_s < IDLE_CHECK_S:
                 continue
             idle_check_s = time.monotonic()
             if ended := sum(places.end_idle() for places in self._places):
                 log.info("%d calls were ended in which nothing moved", ended)
+
+    def _end_invalid(self) -> None:
+        try:
+            if ended := self._gate.end_invalid():
+                log.warning("%d calls were ended whose token was revoked or has expired", ended)
+        except StaddleError as e:
+            log.warning("the tokens of calls under way could not be looked at: %s", e.message)
 
     def _say_writes(self) -> None:
         writes = self._is_writable() and not self._gate.draining

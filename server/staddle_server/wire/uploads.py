@@ -26,7 +26,7 @@ from staddle_server.wire import convert
 from staddle_server.wire.call import Call
 from staddle_server.wire.convert import bad, identifier
 from staddle_server.wire.encoding import Piece
-from staddle_server.wire.messages import PutChunks
+from staddle_server.wire.messages import PutChunks, PutEntries
 from staddle_server.wire.tokens import PageTokens
 
 Part = sv.BackupPart | Piece
@@ -74,7 +74,8 @@ class UploadCalls:
         opened = self._uploads.begin(
             lambda now_ns, terms: convert.begin_of(
                 request, os.urandom(16), call.principal, now_ns=now_ns, terms=terms
-            )
+            ),
+            call.check,
         )
         call.facts["upload"] = opened.upload.id.hex()
         return opened
@@ -106,7 +107,7 @@ class UploadCalls:
             response.missing_digests.extend(digest.hex() for digest in found)
             missing = found[-1] if len(found) == limit else None
         if damaged is not None:
-            hurt = self._uploads.damaged(upload, damaged[0] if damaged else None, limit)
+            hurt = self._uploads.damaged(upload, damaged[0] if damaged else None, limit, call.check)
             page = convert.fitting(map(convert.entry_out, hurt.entries), LISTED_BYTES)
             response.damaged_base_entries.extend(page)
             more = hurt.more or len(page) < len(hurt.entries)
@@ -197,16 +198,20 @@ class UploadCalls:
         call.facts.update(chunks=len(table), bytes=frame.raw_length)
         return sv.PutChunksResponse(stored=stored)
 
-    def put_entries(self, request: sv.PutEntriesRequest, call: Call) -> sv.PutEntriesResponse:
-        writer = self._writer(request, call)
-        if len(request.changes) > limits.ENTRIES_PER_CALL_MAX:
-            raise bad("changes", f"a call carries at most {limits.ENTRIES_PER_CALL_MAX}")
-        call.facts["entries"] = len(request.changes)
+    def put_entries(self, sent: PutEntries, call: Call) -> sv.PutEntriesResponse:
+        writer = self._writer(sent.head, call)
         intake = Intake(writer, self._tenants.get(call.principal.tenant))
-        with self._taking:
+        # The writer's turn first: who waits for it holds no more than a message, and none of the places that others need.
+        with writer.together(), self._taking:
+            call.check()
+            request = sent.read()
+            del sent
+            if len(request.changes) > limits.ENTRIES_PER_CALL_MAX:
+                raise bad("changes", f"a call carries at most {limits.ENTRIES_PER_CALL_MAX}")
+            call.facts["entries"] = len(request.changes)
             changes = [convert.change_of(change) for change in request.changes]
             number = request.number
-            del request  # thousands of objects, which would be kept while the writer is busy with others
+            del request  # thousands of objects
             return sv.PutEntriesResponse(incomplete=intake.put_entries(number, changes))
 
     def _writer(
@@ -236,7 +241,7 @@ class UploadCalls:
         if which == "begin":
             upload = self._begin(first.begin, call).upload
             if upload.state is UploadState.COMMITTED:
-                return self._committed(upload, call)
+                return self._committed(parts, upload, call)
             writer = self._uploads.writer(call.principal, upload.id, upload.epoch)
             self._check_new(writer)
         else:
@@ -247,10 +252,26 @@ class UploadCalls:
                 stream.check_position(first.continue_upload.position)
             return self._receive(parts, stream, writer, call)
 
-    def _committed(self, upload: Upload, call: Call) -> sv.BackupResponse:
-        """A replay of a stream whose backup was made: answers as the first did."""
-        backup = self._uploads.commit(call.principal, upload.id, upload.epoch, 0, 0)
-        return sv.BackupResponse(upload=self._upload(upload), backup=convert.backup_out(backup))
+    def _committed(self, parts: Iterator[Part], upload: Upload, call: Call) -> sv.BackupResponse:
+        """A replay of a stream whose backup was made: reads it to its end, and answers as the first did if it says the same.
+
+        Raises:
+            AlreadyExists: REQUEST_ID_REUSED, its Finish has other counts.
+            Unfinished: it ended without Finish.
+
+        """
+        for part in parts:
+            call.check()
+            if isinstance(part, sv.BackupPart) and part.HasField("finish"):
+                counts = part.finish.entry_count, part.finish.data_bytes
+                backup = self._uploads.commit(call.principal, upload.id, upload.epoch, *counts)
+                return sv.BackupResponse(upload=self._upload(upload), backup=convert.backup_out(backup))
+        raise Unfinished(
+            "UNFINISHED_STREAM",
+            f"the stream ended without finish; its upload {upload.id.hex()} was committed before as backup "
+            f"{upload.backup.hex()}",
+            upload=upload.id.hex(),
+        )
 
     @staticmethod
     def _check_new(writer: UploadWriter) -> None:
@@ -284,6 +305,7 @@ class UploadCalls:
         }
         try:
             for part in parts:
+                call.check()  # a few bytes can stand for a gibibyte of zeros
                 if not isinstance(part, sv.BackupPart):
                     stream.data(part)
                     continue
