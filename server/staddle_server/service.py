@@ -18,6 +18,7 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.space import Space
 from staddle_server.upkeep.collector import collect
 from staddle_server.upkeep.copies import copies_task
 from staddle_server.upkeep.findings import Kept
@@ -58,6 +59,7 @@ class Service:
         scrub_period_s: float = 0.0,
         scrub_bytes_per_s: float = 20 * MIB,
         clock: Clock | None = None,
+        space: Space | None = None,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet.
 
@@ -69,7 +71,14 @@ class Service:
         tenants = Tenants(blobs, catalog, keys)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = ThreadPoolExecutor(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
-        self._uploads = Uploads(catalog, tenants, clock, lease_s=lease_s, life_s=upload_life_s)
+        self._uploads = Uploads(
+            catalog,
+            tenants,
+            clock,
+            lease_s=lease_s,
+            life_s=upload_life_s,
+            check_disk=(lambda: None) if space is None else space.check,
+        )
         reads = Reads(catalog, tenants, clock, self._openers)
         policies = Policies(catalog, tenants, clock, retention_every_s)
         table = methods(
@@ -87,7 +96,13 @@ class Service:
             Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
             clock.monotonic_s,
         )
-        self._wire = WireServer(self._gate, table, streams_max, lambda: blobs.failed is None)
+        self._wire = WireServer(
+            self._gate,
+            table,
+            streams_max,
+            lambda: blobs.failed is None,
+            lambda: space is None or space.flaw() is None,
+        )
         kept = Kept(catalog, blobs, keys, tenants, clock)
         scrubber = Scrubber(
             kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy

@@ -38,6 +38,8 @@ SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
 WRITES: Final = f"{SERVICE.full_name}/writes"
 """What health calls the writing half of the service: NOT_SERVING once the store takes no more writes."""
+ROOM: Final = f"{SERVICE.full_name}/room"
+"""What health calls the room on the disk: NOT_SERVING while it is too little for backups, so that writes is, too."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
@@ -187,11 +189,17 @@ class WireServer:
     """A gRPC server that can be started once, drained, and stopped."""
 
     def __init__(
-        self, gate: Gate, table: dict[str, Method], streams_max: int, is_writable: Callable[[], bool]
+        self,
+        gate: Gate,
+        table: dict[str, Method],
+        streams_max: int,
+        is_writable: Callable[[], bool],
+        has_room: Callable[[], bool],
     ) -> None:
         self._gate = gate
         self._is_writable = is_writable
-        self._health = Health({"", SERVICE.full_name, WRITES}, time.monotonic)
+        self._has_room = has_room
+        self._health = Health({"", SERVICE.full_name, WRITES, ROOM}, time.monotonic)
         self._stopping = threading.Event()
         self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)
         # Whatever waits for its caller holds one of the first; the last are for what is at work.
@@ -242,7 +250,9 @@ class WireServer:
                 log.info("%d calls were ended in which nothing moved", ended)
 
     def _say_writes(self) -> None:
-        writes = self._is_writable() and not self._gate.draining
+        room = self._has_room()
+        writes = self._is_writable() and room and not self._gate.draining
+        self._health.say(_SERVING if room else _NOT_SERVING, ROOM)
         self._health.say(_SERVING if writes else _NOT_SERVING, WRITES)
 
     def close(self, drain_s: float) -> None:
