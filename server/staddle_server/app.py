@@ -1,12 +1,14 @@
 """Joins the rooms to a server, runs it, and takes it down again without losing anything."""
 
 import contextlib
+import errno
 import gc
 import logging
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import grpc
@@ -22,9 +24,11 @@ from staddle_server.datadir import (
 )
 from staddle_server.errors import Unauthenticated
 from staddle_server.limits import FILES_WANTED
+from staddle_server.reserve import Keeper, give_up_at_start, reserves_of
 from staddle_server.rooms import Rebuilt, Rooms, open_rooms
 from staddle_server.service import Service
 from staddle_server.signals import listening_for_signals
+from staddle_server.store.space import Space
 from staddle_server.upkeep.rebuild import Show
 
 _log = logging.getLogger(__name__)
@@ -84,6 +88,7 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
     gc.set_threshold(GC_THRESHOLD)
     directory = DataDirectory(settings.data)
     with directory.claimed(), listening_for_signals() as stop:
+        given_up = give_up_at_start(directory.path, directory.store)
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
         with open_rooms(directory) as opened:
             swept = opened.blobs.sweep()
@@ -92,14 +97,35 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
                 version=__version__,
                 malloc=malloc.describe(accepted),
                 temporary_files_swept=swept,
+                reserve_bytes_given_up=given_up,
             )
-            with _serving(settings, opened) as listening:
+            reserves = reserves_of(directory.path, directory.store)
+            space = Space(
+                [str(path) for path in directory.disks()],
+                settings.min_free,
+                missing_bytes=lambda: sum(reserve.missing_bytes for reserve in reserves),
+            )
+            keeper = Keeper(space, reserves)
+            with keeper.running(), _serving(settings, opened, space) as listening:
                 token = new_token or local_token(opened, directory)
-                write_client_config(directory.client_toml, local_client(settings, listening, token))
+                _keep_client_config(directory.client_toml, local_client(settings, listening, token))
                 announce(Started(settings, listening, made=new_token is not None))
                 _event("serving", address=listening)
                 _event("draining", signal=stop.wait(), drain_s=settings.drain_s)
     _event("stopped")
+
+
+def _keep_client_config(path: Path, config: ClientConfig) -> None:
+    """Writes client.toml if it is another one; a full disk keeps the old one, and does not keep the server from serving."""
+    with contextlib.suppress(OperatorError):
+        if read_client_config(path) == {key: value for key, value in asdict(config).items() if value}:
+            return
+    try:
+        write_client_config(path, config)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        _log.warning("%s could not be written, as the disk is full: it may name an older address", path)
 
 
 def raise_file_limit() -> None:
@@ -115,7 +141,7 @@ def _event(message: str, **fields: object) -> None:
 
 
 @contextlib.contextmanager
-def _serving(settings: Settings, opened: Rooms) -> Iterator[Address]:
+def _serving(settings: Settings, opened: Rooms, space: Space) -> Iterator[Address]:
     """Listens and serves while the context lasts, then drains; if the context ends with an error, without waiting for streams."""
     files = tls.files_of(settings)
     credentials = tls.server_credentials(files) if files is not None else None
@@ -132,6 +158,7 @@ def _serving(settings: Settings, opened: Rooms) -> Iterator[Address]:
         retention_every_s=settings.retention_every_s,
         parity_percent=settings.parity_percent,
         gc_every_s=settings.gc_every_s,
+        space=space,
     )
     drain_s = 0.0
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from staddle_server import limits
+from staddle_server.store.space import MinFree
 
 VARIABLE_PREFIX: Final = "STADDLED_"
 CONFIG_VARIABLE: Final = "STADDLED_CONFIG"
@@ -68,6 +69,7 @@ class Settings:
     retention_every_s: float
     parity_percent: int
     gc_every_s: float
+    min_free: MinFree
     scrub_period_s: float
     scrub_bytes_per_s: int
     log_format: str
@@ -137,6 +139,20 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError("expected a size such as 512KiB, 20MiB or 1GiB")
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def parse_min_free(text: str) -> MinFree:
+    """Reads "auto", a size, or a part such as "2%". Raises ValueError."""
+    text = text.strip()
+    if text == "auto":
+        return MinFree()
+    match = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,3})?) ?%", text)
+    if match is not None:
+        return MinFree(part=float(match[1]) / 100)
+    try:
+        return MinFree(size_bytes=parse_size(text))
+    except ValueError:
+        raise ValueError("expected auto, a size such as 256MiB, or a part such as 2%") from None
 
 
 def _size(least: int, least_text: str) -> Callable[[str], int]:
@@ -276,6 +292,14 @@ OPTIONS: Final = (
         _duration(0, 365 * 86_400),
         format_duration(limits.GC_EVERY_S),
         "How often the server collects garbage by itself; 0: never.",
+    ),
+    Option(
+        "min_free",
+        "min-free",
+        "auto|SIZE|PERCENT%",
+        parse_min_free,
+        "auto",
+        "Take backups only while so much of each disk is free. auto: 1 %, at most 1 GiB; 0: to the last byte.",
     ),
     Option(
         "scrub_period_s",

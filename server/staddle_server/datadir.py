@@ -194,6 +194,14 @@ class DataDirectory:
                 )
         return DataDirectoryError(f"cannot read {path}: {error.strerror}")
 
+    def disks(self) -> list[Path]:
+        """The directory, and its store if that is on a disk of its own; of what cannot be looked at, nothing."""
+        seen: dict[int, Path] = {}
+        for path in (self.path, self.store):
+            with contextlib.suppress(OSError):
+                seen.setdefault(path.stat().st_dev, path)
+        return list(seen.values())
+
     def require(self) -> None:
         """Raises DataDirectoryError unless a server can run here."""
         if not self.is_complete():
@@ -294,9 +302,10 @@ class DataDirectory:
                 raise DataDirectoryError(
                     f"a server already runs on {self.path} (process {holder}); one directory has one server, or one rebuild"
                 ) from None
-            file.truncate()
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            # The lock is what counts; who has it is a courtesy, for which a full disk has no room.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
 
 

@@ -20,6 +20,9 @@ UPKEEP: Final = "staddle.v1.StaddleService/upkeep"
 """What health calls purging, expiry and policies."""
 CLOCK_IN_DOUBT: Final = "the server does not believe its clock, and purges, expires and deletes nothing: `staddle-server clock` says why"
 
+ROOM: Final = "staddle.v1.StaddleService/room"
+"""What health calls the room on the disk of a server."""
+
 
 class ProbeError(OperatorError):
     """The server does not serve, or cannot be asked."""
@@ -49,6 +52,7 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> lis
         try:
             # In this order: a server that begins to drain says so of both.
             writes = _status(ask, WRITES, timeout_s)
+            room = _status(ask, ROOM, timeout_s)
             serves = _status(ask, "", timeout_s)
             upkeep = _status(ask, UPKEEP, timeout_s)
         except grpc.RpcError as error:
@@ -57,6 +61,11 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> lis
             ) from error
     if serves != SERVING:
         raise ProbeError(f"the server at {address} says {serves}")
+    if room != SERVING:
+        raise ReadOnlyError(
+            f"the server at {address} takes no backups, as its disk is nearly full (--min-free): it restores, deletes and collects. "
+            "Delete backups and collect (staddle-server gc), or make room"
+        )
     if writes != SERVING:
         raise ReadOnlyError(
             f"the server at {address} is read-only: it restores, and takes no backups, since a sync failed. "
@@ -69,7 +78,7 @@ def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s
     try:
         answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
     except grpc.RpcError as error:
-        if service in {WRITES, UPKEEP} and error.code() is grpc.StatusCode.NOT_FOUND:
+        if service in {WRITES, ROOM, UPKEEP} and error.code() is grpc.StatusCode.NOT_FOUND:
             return SERVING  # a server of before this was told
         raise
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

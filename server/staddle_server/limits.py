@@ -41,6 +41,14 @@ CONNECTIONS_MAX: Final = 4096
 """Connections at once; fewer where the process may have few files, half of which are for the store."""
 FILES_WANTED: Final = 65_536
 """Open files that the server asks the system for when it starts."""
+MIN_FREE_PART: Final = 0.01
+"""Of a file system's bytes and inodes: backups are taken while so much is free, if nothing else is set."""
+MIN_FREE_BYTES_AUTO_MAX: Final = 1024 * MIB
+MIN_FREE_INODES_MAX: Final = 10_000
+RESERVE_BYTES_MAX: Final = 16 * MIB
+RESERVE_BYTES_MIN: Final = 1 * MIB
+RESERVE_PART: Final = 1 / 64
+"""The reserve file: so much of a small file system."""
 UNARY_THREADS: Final = 16
 """Threads that none of these can hold: they refuse what is too much."""
 

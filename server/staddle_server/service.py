@@ -19,6 +19,7 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.space import Space
 from staddle_server.upkeep.clockwatch import ClockWatch
 from staddle_server.upkeep.collector import collect
 from staddle_server.upkeep.copies import copies_task
@@ -60,6 +61,7 @@ class Service:
         scrub_period_s: float = 0.0,
         scrub_bytes_per_s: float = 20 * MIB,
         clock: Clock | None = None,
+        space: Space | None = None,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet.
 
@@ -71,7 +73,14 @@ class Service:
         tenants = Tenants(blobs, catalog, keys)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = ThreadPoolExecutor(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
-        self._uploads = Uploads(catalog, tenants, clock, lease_s=lease_s, life_s=upload_life_s)
+        self._uploads = Uploads(
+            catalog,
+            tenants,
+            clock,
+            lease_s=lease_s,
+            life_s=upload_life_s,
+            check_disk=(lambda: None) if space is None else space.check,
+        )
         reads = Reads(catalog, tenants, clock, self._openers)
         policies = Policies(catalog, tenants, clock, retention_every_s)
         table = methods(
@@ -95,8 +104,9 @@ class Service:
             self._gate,
             table,
             streams_max,
-            lambda: blobs.failed is None,
-            lambda: not self.clock_watch.in_doubt,
+            is_writable=lambda: blobs.failed is None,
+            has_room=lambda: space is None or space.flaw() is None,
+            is_kept_up=lambda: not self.clock_watch.in_doubt,
         )
         kept = Kept(catalog, blobs, keys, tenants, clock)
         scrubber = Scrubber(

@@ -49,6 +49,7 @@ EXAMPLES = {
     "drain_s": ("1s", "2s", "3s"),
     "retention_every_s": ("0s", "1m", "2h"),
     "parity_percent": ("10", "20", "30"),
+    "min_free": ("1GiB", "2%", "auto"),
     "gc_every_s": ("1h", "2h", "3h"),
     "scrub_period_s": ("1d", "2d", "3d"),
     "scrub_bytes_per_s": ("1MiB", "2MiB", "3MiB"),

@@ -221,7 +221,11 @@ def test_the_client_file_lets_the_library_in_as_admin_of_the_default_tenant(serv
 
 def test_health_finds_the_server_by_its_directory(server: Server) -> None:
     done = server.command("health", "--wait", "10s")
-    assert (done.returncode, done.stdout) == (0, f"{server.client_config['server']} SERVING\n")
+    serving, room = done.stdout.splitlines()
+    assert (done.returncode, serving) == (0, f"{server.client_config['server']} SERVING")
+    assert re.fullmatch(
+        rf"{server.data}: [0-9.]+ .?i?B( and [0-9,]+ inodes)? free; backups need [0-9.]+ .?i?B", room
+    )
 
 
 def test_a_second_server_on_the_directory_is_refused_and_the_first_is_named(server: Server) -> None:

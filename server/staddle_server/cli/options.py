@@ -11,10 +11,11 @@ import click
 from staddle_server import config
 from staddle_server.datadir import DataDirectory
 from staddle_server.owner import act_as_owner
+from staddle_server.reserve import give_up_at_start
 
 F = TypeVar("F", bound=Callable[..., object])
 
-_PROBE_FIELDS: Final = frozenset({"data", "tls_cert", "tls_key", "tls_client_ca"})
+_PROBE_FIELDS: Final = frozenset({"data", "min_free", "tls_cert", "tls_key", "tls_client_ca"})
 
 
 def settings_options(*, only: frozenset[str] | None = None) -> Callable[[F], F]:
@@ -77,6 +78,7 @@ def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> D
     directory = DataDirectory(Path(value).expanduser().absolute())
     act_as_owner(directory.path)
     directory.require()
+    give_up_at_start(directory.path, directory.store)
     return directory
 
 

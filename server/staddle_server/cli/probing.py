@@ -1,5 +1,6 @@
 """`staddle-server health`."""
 
+import contextlib
 import sys
 import time
 from typing import Final
@@ -8,7 +9,9 @@ import click
 
 from staddle_server import config, health, tls
 from staddle_server.cli.options import probe_options, settings_from
+from staddle_server.cli.words import size
 from staddle_server.datadir import DataDirectory, read_client_config
+from staddle_server.store.space import look
 
 READ_ONLY: Final = 3
 """The exit code for a server that only restores: waiting does not mend that."""
@@ -38,8 +41,10 @@ def health_command(server: str | None, timeout: str, wait: str, **flags: str | N
     while True:
         try:
             _ask(settings, server, timeout_s)
+            _say_room(settings)
             return
         except health.ReadOnlyError as error:
+            _say_room(settings)
             click.echo(f"Error: {error}", err=True)
             sys.exit(READ_ONLY)
         except health.ProbeError:
@@ -53,6 +58,15 @@ def _ask(settings: config.Settings, server: str | None, timeout_s: float) -> Non
     click.echo(f"{address} {health.SERVING}")
     for warning in warnings:
         click.echo(f"Warning: {warning}", err=True)
+
+
+def _say_room(settings: config.Settings) -> None:
+    """What the disks have left, where they are this machine's and can be seen."""
+    for path in DataDirectory(settings.data).disks():
+        with contextlib.suppress(OSError):
+            free = look(str(path), settings.min_free)
+            inodes = "" if free.free_inodes is None else f" and {free.free_inodes:,} inodes"
+            click.echo(f"{path}: {size(free.free_bytes)}{inodes} free; backups need {size(free.min_bytes)}")
 
 
 def _address(settings: config.Settings, server: str | None) -> config.Address:

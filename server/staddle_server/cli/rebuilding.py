@@ -12,6 +12,7 @@ from staddle_server.cli.options import settings_from, settings_options
 from staddle_server.cli.words import Line
 from staddle_server.datadir import DataDirectory
 from staddle_server.owner import act_as_owner
+from staddle_server.reserve import give_up_at_start
 from staddle_server.rooms import Rebuilt
 from staddle_server.upkeep.rebuild import Report
 
@@ -37,6 +38,7 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
             f"{directory.catalog} is there. A rebuild is for a catalog that is lost or damaged: --replace sets this one "
             "aside first; --dry-run shows what a rebuild would find"
         )
+    give_up_at_start(directory.path, directory.store)
     begun_s = time.monotonic()
     with directory.locked(), Line() as line:
         rebuilt = app.rebuild(

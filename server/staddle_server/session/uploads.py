@@ -49,12 +49,15 @@ class Uploads:
         lease_s: float = LEASE_S,
         life_s: float = UPLOAD_LIFE_S,
         compress_threads: int | None = None,
+        check_disk: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check_disk` raises while the disk has too little room for more of a backup."""
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
         self._guard = ClockGuard(catalog, clock)
         self._terms = Terms(lease_s, life_s)
+        self._check_disk = check_disk
         self._compressors = ThreadPoolExecutor(
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
         )
@@ -76,6 +79,7 @@ class Uploads:
         self._check_room(spec.principal)
         tenant = self._tenants.get(spec.principal.tenant)
         tenant.blobs.check_writable()
+        self._check_disk()
         begun = self._catalog.uploads.begin(spec)
         if not begun.replayed:
             self._open_writer(tenant, begun.upload)
@@ -129,6 +133,7 @@ class Uploads:
             compressors=self._compressors,
             clock=self._clock,
             terms=self._terms,
+            check_disk=self._check_disk,
         )
         refusal = self._install(writer)
         if refusal is not None:

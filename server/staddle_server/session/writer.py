@@ -75,8 +75,11 @@ class UploadWriter:
         compressors: Executor,
         clock: Clock,
         terms: Terms,
+        check_disk: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check_disk` raises while the disk has too little room for more; what has arrived can be made durable then."""
         self.upload = upload
+        self._check_disk = check_disk
         self._tenant = tenant
         self._catalog = catalog
         self.base = Base(tenant, catalog, base)
@@ -224,6 +227,7 @@ class UploadWriter:
 
     def put_frame(self, frame: Frame) -> int:
         """Takes chunks that were checked; gives how many were new."""
+        self._check_disk()
         with self._writing():
             self._missing.check(frame.table)
             stored = self._chunks.take_segment(frame.table, frame.codec, frame.payload, frame.raw_length)
@@ -242,6 +246,7 @@ class UploadWriter:
     @contextmanager
     def taking(self) -> Iterator[None]:
         """Several steps that are one: none is durable before all are done, and if one fails the writer ends."""
+        self._check_disk()
         with self._writing():
             self._taking = True
             try:
@@ -319,6 +324,7 @@ class UploadWriter:
 
     def add_cuts(self, cuts: Iterable[Cut]) -> None:
         """The next chunks of the open file, with their bytes."""
+        self._check_disk()
         with self._writing():
             content = self._opened().content
             for cut in cuts:
@@ -361,6 +367,7 @@ class UploadWriter:
 
     def put_file(self, entry: Entry, cuts: Sequence[Cut], profile: Profile) -> None:
         """Takes a whole small file with its bytes."""
+        self._check_disk()
         with self._writing():
             content = ContentBuilder(self._pages, profile)
             for cut in cuts:

@@ -47,6 +47,8 @@ WRITES: Final = f"{SERVICE.full_name}/writes"
 """What health calls the writing half of the service: NOT_SERVING once the store takes no more writes."""
 UPKEEP: Final = f"{SERVICE.full_name}/upkeep"
 """What health calls purging, expiry and policies: NOT_SERVING while the clock is in doubt."""
+ROOM: Final = f"{SERVICE.full_name}/room"
+"""What health calls the room on the disk: NOT_SERVING while it is too little for backups, so that writes is, too."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
@@ -207,13 +209,14 @@ class WireServer:
         gate: Gate,
         table: dict[str, Method],
         streams_max: int,
+        *,
         is_writable: Callable[[], bool],
+        has_room: Callable[[], bool],
         is_kept_up: Callable[[], bool],
     ) -> None:
         self._gate = gate
-        self._is_kept_up = is_kept_up
-        self._is_writable = is_writable
-        self._health = Health({"", SERVICE.full_name, WRITES, UPKEEP}, time.monotonic)
+        self._is_true = {WRITES: lambda: is_writable() and has_room(), ROOM: has_room, UPKEEP: is_kept_up}
+        self._health = Health({"", SERVICE.full_name, *self._is_true}, time.monotonic)
         self._stopping = threading.Event()
         self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)
         # Whatever waits for its caller holds one of the first; the last are for what is at work.
@@ -249,14 +252,14 @@ class WireServer:
         self._server.start()
         self._look_after.start()
         self._health.say(_SERVING, "", SERVICE.full_name)
-        self._say_writes()
+        self._say_parts()
         return port
 
     def _look(self) -> None:
-        """Ends calls in which nothing moves, and keeps what health says about writing true."""
+        """Ends calls in which nothing moves, and keeps true what health says about parts of the service."""
         idle_check_s = token_check_s = time.monotonic()
         while not self._stopping.wait(HEALTH_CHECK_S):
-            self._say_writes()
+            self._say_parts()
             if time.monotonic() - token_check_s >= TOKEN_CHECK_S:
                 token_check_s = time.monotonic()
                 self._end_invalid()
@@ -273,16 +276,15 @@ class WireServer:
         except StaddleError as e:
             log.warning("the tokens of calls under way could not be looked at: %s", e.message)
 
-    def _say_writes(self) -> None:
-        writes = self._is_writable() and not self._gate.draining
-        self._health.say(_SERVING if writes else _NOT_SERVING, WRITES)
-        kept_up = self._is_kept_up() and not self._gate.draining
-        self._health.say(_SERVING if kept_up else _NOT_SERVING, UPKEEP)
+    def _say_parts(self) -> None:
+        for name, is_true in self._is_true.items():
+            serves = is_true() and not self._gate.draining
+            self._health.say(_SERVING if serves else _NOT_SERVING, name)
 
     def close(self, drain_s: float) -> None:
         """Takes no new calls, and gives the streams under way so long."""
         self._gate.close()
-        self._health.say(_NOT_SERVING, "", SERVICE.full_name, WRITES, UPKEEP)
+        self._health.say(_NOT_SERVING, "", SERVICE.full_name, *self._is_true)
         self._gate.streams.idle.wait(drain_s)
 
     def stop(self) -> None:

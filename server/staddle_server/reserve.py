@@ -1,0 +1,164 @@
+"""A file that holds room on the disk: part of it is given up when the disk is full, so that a server can start, delete and collect."""
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from staddle_server.limits import KIB, RESERVE_BYTES_MAX, RESERVE_BYTES_MIN, RESERVE_PART
+from staddle_server.store.space import Space
+
+_log = logging.getLogger(__name__)
+
+NAME: Final = "reserve"
+STORE_NAME: Final = "_reserve"
+"""Its name in a store that is on a disk of its own; no stored object can have it."""
+STEP_BYTES: Final = 64 * KIB
+LOOK_S: Final = 1.0
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Reserve:
+    """One such file. A server that runs gives up half of it; the other half is for starts, an eighth each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def size_bytes(self) -> int:
+        """What it holds now."""
+        try:
+            return self._path.stat().st_size
+        except OSError:
+            return 0
+
+    def full_bytes(self) -> int:
+        """What it should hold: a part of the file system. Raises OSError."""
+        found = os.statvfs(self._path.parent)
+        part = min(RESERVE_BYTES_MAX, int(found.f_blocks * found.f_frsize * RESERVE_PART))
+        return max(part - part % STEP_BYTES, RESERVE_BYTES_MIN)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What it has given up, or has not got yet."""
+        try:
+            return max(0, self.full_bytes() - self.size_bytes)
+        except OSError:
+            return 0
+
+    def is_needed(self) -> bool:
+        """Whether the disk is as good as full. Raises OSError."""
+        found = os.statvfs(self._path.parent)
+        return found.f_bavail * found.f_frsize < self.full_bytes() // 8
+
+    def give_up(self, *, at_start: bool) -> int:
+        """Makes room on a full disk; gives how many bytes. Raises OSError."""
+        have = self.size_bytes
+        if not have or not self.is_needed():
+            return 0
+        full = self.full_bytes()
+        left = max(0, have - full // 8) if at_start else min(have, full // 2)
+        if left == have:
+            return 0
+        os.truncate(self._path, left)
+        return have - left
+
+    def make(self, spare_bytes: int) -> int:
+        """Fills it up where the disk has room for that and `spare_bytes` besides; gives by how many bytes. Raises OSError."""
+        have, full = self.size_bytes, self.full_bytes()
+        found = os.statvfs(self._path.parent)
+        if have >= full or found.f_bavail * found.f_frsize < full - have + spare_bytes:
+            return 0
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, full)
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, have)
+            raise
+        finally:
+            os.close(descriptor)
+        return full - have
+
+
+def reserves_of(path: Path, store: Path) -> list[Reserve]:
+    """Those of a data directory: one, or two where the store is on a disk of its own."""
+    reserves = [Reserve(path / NAME)]
+    with contextlib.suppress(OSError):
+        if path.stat().st_dev != store.stat().st_dev:
+            reserves.append(Reserve(store / STORE_NAME))
+    return reserves
+
+
+def give_up_at_start(path: Path, store: Path) -> int:
+    """Makes room for a command that is about to open a data directory on a full disk; gives how many bytes. Never raises OSError."""
+    freed = 0
+    for reserve in reserves_of(path, store):
+        with contextlib.suppress(OSError):
+            freed += reserve.give_up(at_start=True)
+    return freed
+
+
+class Keeper:
+    """Looks at the room every second: says in the log when it gets scarce, and gives up or fills up the reserves."""
+
+    def __init__(self, space: Space, reserves: Sequence[Reserve]) -> None:
+        self._space = space
+        self._reserves = reserves
+        self._told: str | None = None
+        self._stop = threading.Event()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Looks while the context lasts."""
+        self.look()
+        thread = threading.Thread(target=self._look_again, name="space", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def look(self) -> None:
+        """One look. Never raises OSError."""
+        flaw = self._space.flaw()
+        free = self._space.free()
+        facts = {
+            "free_bytes": [each.free_bytes for each in free],
+            "free_inodes": [each.free_inodes for each in free],
+        }
+        if flaw is not None and self._told is None:
+            _log.warning(
+                "the disk is nearly full, and no backups are taken: %s; delete backups and collect, or make room",
+                flaw,
+                extra={"fields": facts},
+            )
+        elif flaw is None and self._told is not None:
+            _log.info("the disk has room again, and backups are taken", extra={"fields": facts})
+        self._told = flaw
+        spare_bytes = max((each.min_bytes for each in free), default=0) * 3 // 2
+        for reserve in self._reserves:
+            self._keep(reserve, spare_bytes)
+
+    def _keep(self, reserve: Reserve, spare_bytes: int) -> None:
+        try:
+            freed = reserve.give_up(at_start=False)
+            if freed:
+                _log.warning(
+                    "the disk is full: %d bytes of the reserve are given up, for deleting and collecting",
+                    freed,
+                )
+            elif reserve.make(max(spare_bytes, reserve.full_bytes())):
+                _log.info("the reserve is whole: it is given up when the disk is full")
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                _log.warning("the reserve cannot be kept: %s", error)
+
+    def _look_again(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            self.look()

@@ -1,0 +1,128 @@
+"""How much room the disks of a server have, and when they have too little for another backup."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from staddle_server.errors import Exhausted
+from staddle_server.limits import MIB, MIN_FREE_BYTES_AUTO_MAX, MIN_FREE_INODES_MAX, MIN_FREE_PART
+
+LOOK_S: Final = 0.1
+"""A look is good for so long: what arrives meanwhile is little beside the room that is kept."""
+
+Status = Callable[[str], os.statvfs_result]
+
+
+class MinFree(NamedTuple):
+    """How much of a file system is kept for deleting and collecting: bytes, or a part of it. Neither: a hundredth, at most 1 GiB."""
+
+    size_bytes: int | None = None
+    part: float | None = None
+
+    def of(self, total_bytes: int) -> int:
+        """The bytes for a file system of that size; 0: nothing is kept."""
+        if self.size_bytes is not None:
+            return self.size_bytes
+        if self.part is not None:
+            return int(total_bytes * self.part)
+        return min(int(total_bytes * MIN_FREE_PART), MIN_FREE_BYTES_AUTO_MAX)
+
+
+class Free(NamedTuple):
+    """What one file system has left for this process, and what is kept of it."""
+
+    path: str
+    free_bytes: int
+    free_inodes: int | None
+    """None: the file system does not count them."""
+    min_bytes: int
+    min_inodes: int
+
+    def flaw(self, missing_bytes: int, *, again: bool) -> str | None:
+        """What there is too little of, in words.
+
+        `missing_bytes` of what is free are to be a reserve; `again`: once there was too little, a quarter more is needed.
+        """
+        factor = 1.25 if again else 1.0
+        if self.min_bytes and self.free_bytes - missing_bytes < self.min_bytes * factor:
+            return f"{_mib(self.free_bytes)} free, where {_mib(self.min_bytes + missing_bytes)} are kept"
+        if self.free_inodes is not None and self.free_inodes < self.min_inodes * factor:
+            return f"{self.free_inodes:,} inodes free, where {self.min_inodes:,} are kept"
+        return None
+
+
+def look(path: str, min_free: MinFree, status: Status = os.statvfs) -> Free:
+    """The room of the file system that `path` is on. Raises OSError."""
+    found = status(path)
+    min_bytes = min_free.of(found.f_blocks * found.f_frsize)
+    counts = found.f_files > 0
+    min_inodes = min(MIN_FREE_INODES_MAX, int(found.f_files * MIN_FREE_PART)) if counts and min_bytes else 0
+    return Free(
+        path,
+        found.f_bavail * found.f_frsize,
+        found.f_favail if counts else None,
+        min_bytes,
+        min_inodes,
+    )
+
+
+class Space:
+    """The room below several directories. Backups are taken while each has more than what is kept; deleting always goes on.
+
+    Safe for many threads. What cannot be looked at is not held against anybody: writing there will say what is wrong.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        min_free: MinFree,
+        *,
+        missing_bytes: Callable[[], int] = lambda: 0,
+        status: Status = os.statvfs,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`missing_bytes` is what a reserve has given up: room that is free, and not for backups."""
+        self._missing_bytes = missing_bytes
+        self._paths = tuple(paths)
+        self._min_free = min_free
+        self._status = status
+        self._now_s = now_s
+        self._lock = threading.Lock()
+        self._seen_s = float("-inf")
+        self._flaw: str | None = None
+
+    def free(self) -> list[Free]:
+        """What each directory's file system has now."""
+        found = []
+        for path in self._paths:
+            try:
+                found.append(look(path, self._min_free, self._status))
+            except OSError:
+                continue
+        return found
+
+    def flaw(self) -> str | None:
+        """What there is too little of, and where; None while backups are taken."""
+        with self._lock:
+            now_s = self._now_s()
+            if now_s - self._seen_s >= LOOK_S:
+                self._seen_s = now_s
+                again, missing = self._flaw is not None, self._missing_bytes()
+                flaws = ((each.path, each.flaw(missing, again=again)) for each in self.free())
+                self._flaw = next((f"{path} has {flaw}" for path, flaw in flaws if flaw is not None), None)
+            return self._flaw
+
+    def check(self) -> None:
+        """Raises Exhausted STORE_FULL while there is too little room for more of a backup."""
+        if (flaw := self.flaw()) is not None:
+            raise Exhausted(
+                "STORE_FULL",
+                f"The disk is nearly full: {flaw} for deleting and collecting (--min-free). What is durable stays, and "
+                "the upload can be resumed: delete backups and collect (staddle-server gc), or make room",
+            )
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / MIB:,.1f} MiB"

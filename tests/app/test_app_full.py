@@ -1,0 +1,256 @@
+"""A disk that is full or nearly so: the server starts, gives back, deletes and collects, and takes no backups before the last byte."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from staddle_server.errors import Exhausted
+from staddle_server.limits import KIB, MIB, RESERVE_BYTES_MIN
+from staddle_server.reserve import Keeper, Reserve
+from staddle_server.store.space import LOOK_S, MinFree, Space
+from test_app_serve import Server
+
+WAIT_S = 30
+STADDLE = Path(sys.executable).parent / "staddle"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m,nr_inodes=20000", "none", path],
+        check=False,
+        capture_output=True,
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def fill(path: Path, *, leave: int = 0) -> Path:
+    """Somebody else's file that takes all the room, but for so many bytes."""
+    filler = path / "filler"
+    with filler.open("ab", buffering=0) as file:
+        free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
+        if free > leave:
+            os.posix_fallocate(file.fileno(), filler.stat().st_size, free - leave)
+    return filler
+
+
+def staddle(server: Server, *words: object, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [STADDLE, *map(str, words)],
+        env={**os.environ, "STADDLE_CONFIG": str(server.data / "client.toml")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert code is None or done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def until(holds: Callable[[], bool], server: Server) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.05)
+
+
+def stop(server: Server) -> None:
+    if server.process.poll() is None:
+        server.process.terminate()
+    assert server.wait() == 0, server.log.read_text()
+
+
+def source_of(tmp_path: Path, name: str, size_bytes: int) -> Path:
+    path = tmp_path / name
+    path.mkdir()
+    (path / "file").write_bytes(os.urandom(size_bytes))
+    return path
+
+
+def digits(server: Server, dataset: str) -> str:
+    """The id of the only backup of a dataset."""
+    lines = map(json.loads, staddle(server, "list", dataset, "--json").stdout.splitlines())
+    (backup,) = [str(line["id"]) for line in lines if "id" in line]
+    return backup
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_server_starts_on_a_full_disk_gives_back_deletes_and_collects_and_then_takes_backups(
+    tmp_path: Path, disk: Path, killed: bool
+) -> None:
+    first = source_of(tmp_path, "first", 4 * MIB)
+    server = Server(disk)
+    staddle(server, "backup", first, "--dataset", "d")
+    backup = digits(server, "d")
+    reserve = disk / "reserve"
+    until(lambda: reserve.exists() and reserve.stat().st_size > 0, server)
+    if killed:
+        server.process.kill()
+        server.wait()
+    else:
+        stop(server)
+    filler = fill(disk)
+    assert os.statvfs(disk).f_bavail == 0
+    server = Server(disk)
+    try:
+        probe = server.command("health")
+        assert probe.returncode == 3, probe.stderr
+        assert "takes no backups, as its disk is nearly full" in probe.stderr
+        assert re.search(r"disk: [0-9.]+ .?i?B and [0-9,]+ inodes free; backups need", probe.stdout), (
+            probe.stdout
+        )
+        assert any("the disk is nearly full" in str(line["message"]) for line in server.lines)
+        target = tmp_path / "target"
+        staddle(server, "restore", "d", "--target", target)
+        assert (target / "file").read_bytes() == (first / "file").read_bytes()
+        second = source_of(tmp_path, "second", MIB)
+        refused = staddle(server, "backup", second, "--dataset", "e", code=None)
+        assert refused.returncode not in {0, 3}
+        assert "nearly full" in refused.stderr
+        staddle(server, "delete", "d", backup, "--yes")
+        done = server.command("gc", "--grace", "0", "--yes")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "freed now" in done.stdout
+        assert [path for path in (disk / "store" / "packs").rglob("*") if path.is_file()] == []
+        filler.unlink()
+        until(lambda: server.command("health").returncode == 0, server)
+        staddle(server, "backup", second, "--dataset", "e")
+        until(lambda: reserve.stat().st_size == Reserve(reserve).full_bytes(), server)
+        assert any("the disk has room again" in str(line["message"]) for line in server.lines)
+    finally:
+        stop(server)
+
+
+def test_collecting_needs_no_server_and_no_room(tmp_path: Path, disk: Path) -> None:
+    server = Server(disk)
+    staddle(server, "backup", source_of(tmp_path, "first", 4 * MIB), "--dataset", "d")
+    staddle(server, "delete", "d", digits(server, "d"), "--yes")
+    until((disk / "reserve").exists, server)
+    stop(server)
+    fill(disk)
+    done = server.command("gc", "--grace", "0", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path for path in (disk / "store" / "packs").rglob("*") if path.is_file()] == []
+
+
+def test_a_server_starts_on_a_full_disk_again_and_again_though_others_take_what_it_gives_up(
+    tmp_path: Path, disk: Path
+) -> None:
+    first = source_of(tmp_path, "first", MIB)
+    server = Server(disk)
+    staddle(server, "backup", first, "--dataset", "d")
+    until((disk / "reserve").exists, server)
+    stop(server)
+    for number in range(3):
+        fill(disk)
+        server = Server(disk)
+        fill(disk)
+        try:
+            staddle(server, "restore", "d", "--target", tmp_path / f"target{number}")
+        finally:
+            stop(server)
+
+
+def test_backups_end_before_the_last_byte_and_what_was_durable_is_resumed_when_there_is_room(
+    tmp_path: Path, disk: Path
+) -> None:
+    server = Server(disk, "--min-free", "16MiB")
+    try:
+        large = source_of(tmp_path, "large", 40 * MIB)
+        refused = staddle(server, "backup", large, "--dataset", "d", code=None)
+        assert refused.returncode not in {0, 3}
+        assert "nearly full" in refused.stderr
+        status = os.statvfs(disk)
+        assert 0 < status.f_bavail * status.f_frsize < 16 * MIB
+        until(lambda: server.command("health").returncode == 3, server)
+        subprocess.run(["mount", "-o", "remount,size=128m", disk], check=True)
+        until(lambda: server.command("health").returncode == 0, server)
+        staddle(server, "backup", large, "--dataset", "d")
+        staddle(server, "restore", "d", "--target", tmp_path / "target")
+        assert (tmp_path / "target" / "file").read_bytes() == (large / "file").read_bytes()
+    finally:
+        stop(server)
+
+
+# --- the limit
+
+
+class Disk:
+    """The figures of a file system, as a test sets them, and a clock that moves on at each look."""
+
+    def __init__(self, *, free: int, inodes: int = 10**6, total: int = 1000 * MIB) -> None:
+        self.free, self.inodes, self.total, self.now_s = free, inodes, total, 0.0
+
+    def status(self, _path: str) -> os.statvfs_result:
+        block = 4 * KIB
+        free = self.free // block
+        return os.statvfs_result(
+            (block, block, self.total // block, free, free, 10**6, self.inodes, self.inodes, 0, 255)
+        )
+
+    def now(self) -> float:
+        self.now_s += 2 * LOOK_S
+        return self.now_s
+
+    def space(self, min_free: MinFree) -> Space:
+        return Space(["/data"], min_free, status=self.status, now_s=self.now)
+
+
+def test_once_there_was_too_little_room_a_quarter_more_is_needed() -> None:
+    disk = Disk(free=101 * MIB)
+    space = disk.space(MinFree(size_bytes=100 * MIB))
+    space.check()
+    disk.free = 99 * MIB
+    with pytest.raises(Exhausted, match=r"/data has 99\.0 MiB free, where 100\.0 MiB are kept"):
+        space.check()
+    disk.free = 124 * MIB
+    with pytest.raises(Exhausted):
+        space.check()
+    disk.free = 126 * MIB
+    space.check()
+    disk.free = 101 * MIB
+    space.check()
+
+
+def test_a_disk_without_inodes_is_full_too_and_one_that_does_not_count_them_is_not() -> None:
+    disk = Disk(free=500 * MIB, inodes=9_999)
+    with pytest.raises(Exhausted, match="9,999 inodes free, where 10,000 are kept"):
+        disk.space(MinFree()).check()
+    disk = Disk(free=500 * MIB, inodes=0)
+    uncounted = lambda path: os.statvfs_result((*disk.status(path)[:5], 0, 0, 0, 0, 255))  # noqa: E731
+    Space(["/data"], MinFree(), status=uncounted).check()
+
+
+def test_a_limit_of_nothing_takes_backups_to_the_last_byte() -> None:
+    Disk(free=0, inodes=0).space(MinFree(size_bytes=0)).check()
+
+
+def test_a_disk_that_cannot_be_looked_at_is_not_called_full(tmp_path: Path) -> None:
+    Space([str(tmp_path / "absent")], MinFree(size_bytes=10**15)).check()
+
+
+def test_a_reserve_is_not_made_where_it_would_take_the_last_room(disk: Path) -> None:
+    reserve = Reserve(disk / "reserve")
+    filler = fill(disk, leave=2 * MIB)
+    Keeper(Space([str(disk)], MinFree(size_bytes=2 * MIB)), [reserve]).look()
+    assert reserve.size_bytes == 0
+    filler.unlink()
+    Keeper(Space([str(disk)], MinFree(size_bytes=2 * MIB)), [reserve]).look()
+    assert reserve.size_bytes == reserve.full_bytes() == RESERVE_BYTES_MIN
+    assert (disk / "reserve").stat().st_blocks * 512 >= reserve.size_bytes, (
+        "it takes the room that it stands for"
+    )
