@@ -16,6 +16,7 @@ from staddle._errors import (
     StaddleError,
     from_rpc_error,
 )
+from staddle._pages import PageGuard
 from staddle._retry import MonotonicClock, Retry, may_pass, retrying, was_not_done
 from staddle.v1 import service_pb2 as service
 
@@ -138,15 +139,15 @@ class Calls:
         return self._rest_of_pages(method, request, field, self.call(method, request))
 
     def _rest_of_pages(self, method: str, request: Any, field: str, page: Any) -> Iterator[Any]:
-        yield from getattr(page, field)
-        while page.next_page_token:
-            if page.next_page_token == request.page_token:
-                raise ProtocolError(
-                    f"The server's pages of {method} lead back to themselves: the list does not end."
-                )
+        guard = PageGuard(method)
+        while True:
+            items = getattr(page, field)
+            yield from items
+            if not page.next_page_token:
+                return
+            guard.check(page.next_page_token, len(items))
             request.page_token = page.next_page_token
             page = self.call(method, request)
-            yield from getattr(page, field)
 
     def start_backup(self, requests: Iterator[service.BackupRequest]) -> "BackupCall":
         """Starts a Backup stream; `requests` is drawn from by another thread. The server's answer comes with `result`."""

@@ -8,6 +8,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from staddle._calls import Calls
 from staddle._convert import backup_of, datetime_of, hold_of, text
 from staddle._errors import BadRequestError
+from staddle._pages import PageGuard
 from staddle._retention_types import (
     AppliedRetention,
     PlannedBackup,
@@ -108,7 +109,9 @@ class RetentionMethods:
         )
         first = answer = self._calls.call("PlanRetention", request)
         backups = [_planned(each) for each in answer.backups]
+        guard = PageGuard("PlanRetention")
         while answer.next_page_token:
+            guard.check(answer.next_page_token, len(answer.backups))
             request.page_token = answer.next_page_token
             answer = self._calls.call("PlanRetention", request)
             backups += map(_planned, answer.backups)

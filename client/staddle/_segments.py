@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from blake3 import blake3
 
 from staddle._errors import ProtocolError
+from staddle.chunking import CHUNK_BYTES_MAX
 from staddle.v1 import service_pb2 as wire
 
 KEPT: Final = 8
@@ -23,6 +24,45 @@ RAW_BYTES_MAX: Final = 3 * 1024 * 1024
 WINDOW_BYTES_MAX: Final = 2 * 1024 * 1024
 MESSAGES_AHEAD: Final = 2
 """So many messages are taken before they are needed, for the sake of what is in them."""
+OPENED_BYTES_MAX: Final = 8 * 1024 * 1024
+"""So much is opened and hashed of a message at once: a few bytes can stand for a segment, and fewer for a piece."""
+
+
+class Parts(Protocol):
+    """A message, or some parts of one."""
+
+    @property
+    def parts(self) -> Iterable[wire.RestorePart]:
+        """In order."""
+
+
+class _Some(NamedTuple):
+    parts: list[wire.RestorePart]
+
+
+def _slices(response: wire.RestoreResponse) -> Iterator[Parts]:
+    """A message in as many slices as keep what is opened of it bounded."""
+    sizes = [_opened_bytes(part) for part in response.parts]
+    if sum(sizes) <= OPENED_BYTES_MAX:
+        yield response
+        return
+    some, opened = _Some([]), 0
+    for part, size in zip(response.parts, sizes, strict=True):
+        if some.parts and opened + size > OPENED_BYTES_MAX:
+            yield some
+            some, opened = _Some([]), 0
+        some.parts.append(part)
+        opened += size
+    yield some
+
+
+def _opened_bytes(part: wire.RestorePart) -> int:
+    kind = part.WhichOneof("part")
+    if kind == "segment":
+        return part.segment.raw_bytes
+    if kind == "pieces":
+        return sum(piece.length_bytes for piece in part.pieces.pieces)
+    return 0
 
 
 class Chunk(NamedTuple):
@@ -54,6 +94,8 @@ class _Kept:
             raise ProtocolError(
                 f"The restore refers to {length} bytes at {offset} of a segment of {len(segment)}."
             )
+        if length > CHUNK_BYTES_MAX:
+            raise ProtocolError(f"The restore has a chunk of {length} bytes, over {CHUNK_BYTES_MAX}.")
         data = segment[offset : offset + length]
         return Chunk(data, blake3(data).digest())
 
@@ -85,13 +127,13 @@ class Segments:
         """Ends what is under way."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def ahead(self, responses: Iterable[wire.RestoreResponse]) -> Iterator[wire.RestoreResponse]:
+    def ahead(self, responses: Iterable[wire.RestoreResponse]) -> Iterator[Parts]:
         """Passes messages on, each when its segments are there, while those behind it are opened.
 
         Raises ProtocolError for segments and pieces that are none, and what `responses` raises.
         """
-        waiting: deque[tuple[wire.RestoreResponse, Future[_Opened]]] = deque()
-        for response in responses:
+        waiting: deque[tuple[Parts, Future[_Opened]]] = deque()
+        for response in (each for message in responses for each in _slices(message)):
             large = [part for part in response.parts if part.WhichOneof("part") in _LARGE]
             if not large and not waiting:
                 yield response
@@ -102,7 +144,7 @@ class Segments:
         while waiting:
             yield self._come(*waiting.popleft())
 
-    def _come(self, response: wire.RestoreResponse, opening: Future[_Opened]) -> wire.RestoreResponse:
+    def _come(self, response: Parts, opening: Future[_Opened]) -> Parts:
         self._opened = opening.result()
         return response
 

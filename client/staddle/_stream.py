@@ -5,7 +5,6 @@ End, or breaks a rule, raises ProtocolError; what came before may then be used o
 FileEnd came.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +16,18 @@ from staddle._segments import Chunk, Segments
 from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
+
+ZERO_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Zeros in one part, as the protocol says."""
+ZERO_LENGTHS_MAX: Final = 64
+"""So many different lengths chunks of zeros have in one stream: each is hashed once. A server cuts runs of zeros into one length."""
+MESSAGE_CHARACTERS_MAX: Final = 1_024
+LINK_TARGET_BYTES_MAX: Final = 4_096
+LINK_GROUP_BYTES_MAX: Final = 64
+XATTRS_MAX: Final = 1_024
+XATTR_BYTES_MAX: Final = 1024 * 1024
+HOLES_MAX: Final = 32_768
+CONTENT_ID_BYTES: Final = 32
 
 VIEW_DATA: Final = service.ENTRY_VIEW_DATA
 VIEW_BASIC: Final = service.ENTRY_VIEW_BASIC
@@ -115,6 +126,7 @@ class _Reader:
         self._entries = 0
         self._data_bytes = 0
         self._damages = 0
+        self._zeros: dict[int, bytes] = {}
 
     def read(self, part: service.RestorePart) -> Iterable[Event]:
         kind = part.WhichOneof("part")
@@ -155,6 +167,7 @@ class _Reader:
             raise ProtocolError(f"The restore is out of order at {path!r}.")
         self._last_key = key
         _check_names(path, entry)
+        _check_sizes(path, entry)
         self._entries += 1
         if not is_file(entry):
             return EntryEvent(path, entry, open=False)
@@ -164,7 +177,7 @@ class _Reader:
             data, digest = piece or _hashed(entry.data)
             _check_inline(path, entry, data, digest)
         elif self._data and size:
-            self._open = _OpenFile(path, size, entry.content.content_id)
+            self._open = _OpenFile(path, size, entry.content.content_id, self._zeros)
             return EntryEvent(path, entry, open=True)
         self._data_bytes += size
         return EntryEvent(path, entry, open=False, data=data)
@@ -206,7 +219,9 @@ class _Reader:
                 )
             self._open = None
         self._damages += 1
-        return (DamageEvent(path, damage.message, damage.offset_bytes, damage.subtree),)
+        return (
+            DamageEvent(path, damage.message[:MESSAGE_CHARACTERS_MAX], damage.offset_bytes, damage.subtree),
+        )
 
     def content(self, content: service.ContentPart) -> tuple[ChunksEvent]:
         if self._data or self._last_key is None:
@@ -243,8 +258,10 @@ _PARTS: Final[Mapping[str, Callable[[_Reader, Any], Iterable[Event]]]] = {
 class _OpenFile:
     """The file whose bytes are coming, and the content id of them so far."""
 
-    def __init__(self, path: bytes, size_bytes: int, content_id: bytes) -> None:
+    def __init__(self, path: bytes, size_bytes: int, content_id: bytes, zeros: dict[int, bytes]) -> None:
+        """`zeros`: the digests of chunks of zeros by their lengths, which one stream keeps."""
         self.path = path
+        self._zeros = zeros
         self._content_id = content_id
         self.size_bytes = size_bytes
         self._hasher = ContentHasher()
@@ -254,17 +271,27 @@ class _OpenFile:
         size = data.zero_bytes or len(payload)
         if data.zero_bytes and payload:
             raise ProtocolError(f"{self.path!r}: data that is both bytes and zeros.")
+        if data.zero_bytes > ZERO_BYTES_MAX:
+            raise ProtocolError(f"{self.path!r}: {size} zeros at once, over {ZERO_BYTES_MAX}.")
         if sum(data.chunk_lengths) != size or not size:
             raise ProtocolError(f"{self.path!r}: data of {size} bytes that are not whole chunks.")
         self._came(size)
         if data.zero_bytes:
             for length in data.chunk_lengths:
-                self._hasher.add(self._checked(length), _zeros_digest(length))
+                self._hasher.add(length, self._zeros_digest(self._checked(length)))
             return
         view, offset = memoryview(payload), 0
         for length in data.chunk_lengths:
             self._hasher.add(self._checked(length), blake3(view[offset : offset + length]).digest())
             offset += length
+
+    def _zeros_digest(self, length: int) -> bytes:
+        digest = self._zeros.get(length)
+        if digest is None:
+            if len(self._zeros) >= ZERO_LENGTHS_MAX:
+                raise ProtocolError(f"{self.path!r}: zeros in chunks of over {ZERO_LENGTHS_MAX} lengths.")
+            digest = self._zeros[length] = blake3(bytes(length)).digest()
+        return digest
 
     def add_chunk(self, chunk: Chunk) -> None:
         length = len(chunk.data)
@@ -301,6 +328,21 @@ def _check_names(path: bytes, entry: resources.Entry) -> None:
             raise ProtocolError(f"{path!r}: the server sent an extended attribute with the name {name!r}.")
 
 
+def _check_sizes(path: bytes, entry: resources.Entry) -> None:
+    """What may be kept of an entry for longer is bounded, as the protocol says: a server must not fill the memory."""
+    named = sum(len(xattr.name) + len(xattr.name_bytes) + len(xattr.value) for xattr in entry.xattrs)
+    for what, size, size_max in (
+        ("a link target", len(link_target_of(entry)), LINK_TARGET_BYTES_MAX),
+        ("a link group", len(entry.link_group), LINK_GROUP_BYTES_MAX),
+        ("extended attributes", len(entry.xattrs), XATTRS_MAX),
+        ("bytes of extended attributes", named, XATTR_BYTES_MAX),
+        ("holes", len(entry.holes), HOLES_MAX),
+        ("a content id", len(entry.content.content_id), CONTENT_ID_BYTES),
+    ):
+        if size > size_max:
+            raise ProtocolError(f"{path!r}: {what} of {size}, over {size_max}.")
+
+
 def _hashed(data: bytes) -> tuple[bytes, bytes]:
     return data, blake3(data).digest()
 
@@ -311,8 +353,3 @@ def _check_inline(path: bytes, entry: resources.Entry, data: bytes | memoryview,
         raise ProtocolError(f"{path!r}: {len(data)} bytes came of {entry.content.size_bytes}.")
     if digest != entry.content.content_id:
         raise ProtocolError(f"{path!r}: the bytes that came are not what its content id says.")
-
-
-@functools.lru_cache(maxsize=64)
-def _zeros_digest(length: int) -> bytes:
-    return blake3(bytes(length)).digest()

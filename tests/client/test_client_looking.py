@@ -3,8 +3,10 @@
 import asyncio
 import datetime
 import io
+import itertools
 import random
 import threading
+from collections.abc import Iterable
 
 import grpc
 import pytest
@@ -25,6 +27,7 @@ from staddle import (
     ServerError,
     UnavailableError,
 )
+from staddle._pages import PageGuard
 
 MIB = 1024 * 1024
 
@@ -52,6 +55,30 @@ def test_a_list_whose_pages_lead_back_to_themselves_is_refused(client: Client, m
     memory.same_page = True
     with pytest.raises(ProtocolError, match="does not end"):
         list(client.backups("www"))
+
+
+def follow(guard: PageGuard, tokens: Iterable[str], item_count: int) -> None:
+    for token in tokens:
+        guard.check(token, item_count)
+
+
+@pytest.mark.parametrize("before", [0, 1, 5, 40])
+@pytest.mark.parametrize("around", [1, 2, 3, 7, 30])
+def test_pages_that_lead_back_to_any_earlier_one_are_refused(before: int, around: int) -> None:
+    guard = PageGuard("ListBackups")
+    tokens = itertools.chain(
+        (f"before {n}" for n in range(before)), itertools.cycle([f"around {n}" for n in range(around)])
+    )
+    with pytest.raises(ProtocolError, match="does not end"):
+        follow(guard, itertools.islice(tokens, 4 * (before + around) + 4), 1)
+
+
+def test_a_list_of_nothing_but_empty_pages_is_refused_and_a_long_one_is_not() -> None:
+    guard = PageGuard("ListBackups")
+    for n in range(5_000):
+        guard.check(str(n), n % 500 == 0)
+    with pytest.raises(ProtocolError, match="empty pages"):
+        follow(guard, map(str, range(5_000, 6_500)), 0)
 
 
 def test_entries_are_one_level_or_all_below(client: Client) -> None:

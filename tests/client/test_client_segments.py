@@ -1,12 +1,13 @@
 """Segments are believed as little as everything else in a Restore stream."""
 
 import random
+import tracemalloc
 
 import pytest
 import zstandard
 from blake3 import blake3
 from staddle import ProtocolError
-from staddle._segments import Segments
+from staddle._segments import RAW_BYTES_MAX, Segments
 from staddle._stream import DataEvent, EndEvent, EntryEvent, read_restore
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
@@ -156,3 +157,23 @@ def test_segments_and_pieces_that_nobody_asked_for_are_refused():
             list(read_restore([wire.RestoreResponse(parts=[part]) for part in chosen]))
     made = parts()
     refused([*made[:2], made[3]], "piece outside a file")
+
+
+def test_a_message_of_small_frames_that_stand_for_much_is_opened_bit_by_bit():
+    packed = frame(bytes(RAW_BYTES_MAX))
+    message = wire.RestoreResponse()
+    for _ in range(200):
+        message.parts.add(segment=wire.Segment(data=packed, raw_bytes=RAW_BYTES_MAX))
+    segments = Segments()
+    tracemalloc.start()
+    try:
+        slices = 0
+        for some in segments.ahead([message]):
+            slices += 1
+            for _ in some.parts:
+                segments.next_segment()
+        assert slices == 100
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20
+    finally:
+        tracemalloc.stop()
+        segments.close()

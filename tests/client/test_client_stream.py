@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from blake3 import blake3
 from memory_service import CHUNK, MemoryService, State, StoredBackup, restore_parts
 from staddle import Client, ProtocolError
 from staddle._stream import (
@@ -207,3 +208,68 @@ def test_names_that_no_file_system_has_are_refused(backup: StoredBackup, fields:
     parts = restore_parts(backup)
     parts.insert(index(parts, "end"), service.RestorePart(entry=resources.Entry(path="z", **fields)))
     refused(parts, "holds NUL" if "type" in fields else "extended attribute with the name")
+
+
+def zeros_parts(lengths: list[int]) -> list[service.RestorePart]:
+    size = sum(lengths)
+    entry = resources.Entry(path="z", type=resources.ENTRY_TYPE_FILE)
+    entry.content.size_bytes = size
+    return [
+        service.RestorePart(header=service.RestoreHeader()),
+        service.RestorePart(entry=entry),
+        service.RestorePart(data=service.Data(zero_bytes=size, chunk_lengths=lengths)),
+    ]
+
+
+def test_zeros_of_ever_other_chunk_lengths_are_not_hashed_for_long() -> None:
+    refused(zeros_parts([1024 * 1024 - n for n in range(65)]), "lengths")
+    refused(zeros_parts([1024 * 1024] * 1025), "zeros at once")
+
+
+def test_zeros_of_ever_other_lengths_count_over_all_files_of_a_stream() -> None:
+    parts = [service.RestorePart(header=service.RestoreHeader())]
+    for n in range(1, 70):
+        entry = resources.Entry(path=f"{n:03}", type=resources.ENTRY_TYPE_FILE)
+        entry.content.size_bytes = n
+        digest = blake3(bytes(n)).digest()
+        parts += [
+            service.RestorePart(entry=entry),
+            service.RestorePart(data=service.Data(zero_bytes=n, chunk_lengths=[n])),
+            service.RestorePart(entry_end=service.EntryEnd(size_bytes=n, content_id=digest)),
+        ]
+    refused(parts, "lengths")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda entry: setattr(entry, "link_target", "x" * 4097), "a link target"),
+        (lambda entry: setattr(entry, "link_group", b"x" * 65), "a link group"),
+        (lambda entry: setattr(entry.content, "content_id", b"x" * 33), "a content id"),
+        (lambda entry: entry.holes.extend([resources.Hole(length_bytes=1)] * 32_769), "holes"),
+        (
+            lambda entry: entry.xattrs.extend([resources.Xattr(name=f"user.{n}") for n in range(1025)]),
+            "extended attributes",
+        ),
+        (
+            lambda entry: entry.xattrs.add(name="user.a", value=bytes(1024 * 1024)),
+            "bytes of extended attributes",
+        ),
+    ],
+)
+def test_what_is_kept_of_an_entry_is_bounded(change, match: str) -> None:
+    entry = resources.Entry(path="e", type=resources.ENTRY_TYPE_DIRECTORY)
+    change(entry)
+    refused([service.RestorePart(header=service.RestoreHeader()), service.RestorePart(entry=entry)], match)
+
+
+def test_words_about_damage_are_cut_off() -> None:
+    damage = service.Damage(path="e", message="x" * 1_000_000)
+    found = events(
+        [
+            service.RestorePart(header=service.RestoreHeader()),
+            service.RestorePart(damage=damage),
+            service.RestorePart(end=service.End(damage_count=1)),
+        ]
+    )
+    assert len(found[1].message) == 1024
