@@ -16,6 +16,8 @@ METHOD: Final = "/grpc.health.v1.Health/Check"
 RETRY_S: Final = 0.1
 WRITES: Final = "staddle.v1.StaddleService/writes"
 """What health calls the writing half of the service."""
+INTEGRITY: Final = "staddle.v1.StaddleService/integrity"
+"""What health calls the wholeness of what is stored."""
 
 
 class ProbeError(OperatorError):
@@ -26,10 +28,15 @@ class ReadOnlyError(OperatorError):
     """The server gives backups back, and takes none."""
 
 
+class DamageKnownError(OperatorError):
+    """The server serves, and some of what is stored is known to be damaged."""
+
+
 def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> None:
     """Returns if the server at the address serves all that it should.
 
-    Raises ProbeError if it does not, or does not answer in time, and ReadOnlyError if it only reads.
+    Raises ProbeError if it does not, or does not answer in time, ReadOnlyError if it only reads, and DamageKnownError if it serves
+    and knows of damage.
     """
     target = str(address)
     if files is None:
@@ -45,6 +52,7 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> Non
         )
         try:
             # In this order: a server that begins to drain says so of both.
+            integrity = _status(ask, INTEGRITY, timeout_s)
             writes = _status(ask, WRITES, timeout_s)
             serves = _status(ask, "", timeout_s)
         except grpc.RpcError as error:
@@ -58,13 +66,18 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> Non
             f"the server at {address} is read-only: it restores, and takes no backups, since a sync failed. "
             "Its log says which; look at the disk, then restart it"
         )
+    if integrity != SERVING:
+        raise DamageKnownError(
+            f"the server at {address} serves, and some of what is stored is damaged or gone. `staddle-server check` names it; a "
+            "FULL backup of the same data heals it"
+        )
 
 
 def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s: float) -> str:
     try:
         answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
     except grpc.RpcError as error:
-        if service == WRITES and error.code() is grpc.StatusCode.NOT_FOUND:
+        if service in {WRITES, INTEGRITY} and error.code() is grpc.StatusCode.NOT_FOUND:
             return SERVING  # a server of before this was told
         raise
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

@@ -21,6 +21,7 @@ from staddle_server.store.keys import KeyStore
 from staddle_server.upkeep.collector import collect
 from staddle_server.upkeep.copies import copies_task
 from staddle_server.upkeep.findings import Kept
+from staddle_server.upkeep.integrity import Integrity
 from staddle_server.upkeep.parity import parity_task
 from staddle_server.upkeep.policies import TASK as RETENTION
 from staddle_server.upkeep.policies import Policies
@@ -87,8 +88,15 @@ class Service:
             Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
             clock.monotonic_s,
         )
-        self._wire = WireServer(self._gate, table, streams_max, lambda: blobs.failed is None)
         kept = Kept(catalog, blobs, keys, tenants, clock)
+        integrity = self._integrity = Integrity(kept)
+        self._wire = WireServer(
+            self._gate,
+            table,
+            streams_max,
+            is_writable=lambda: blobs.failed is None,
+            is_whole=lambda: integrity.is_whole,
+        )
         scrubber = Scrubber(
             kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy
         )
@@ -103,16 +111,18 @@ class Service:
                 patience_s=gc_every_s / GC_PATIENCE,
             ),
             scrubber.task(),
+            self._integrity.task(),
         ]
         self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Listens on HOST:PORT and serves; gives the port, which is a free one where 0 was asked for.
+        """Compares the packs with the store, then listens on HOST:PORT and serves; gives the port, a free one where 0 was asked for.
 
         Raises:
             RuntimeError: the address is in use, or is none.
 
         """
+        self._integrity.start()
         port = self._wire.start(address, credentials)
         self._schedule.start()
         return port
@@ -121,6 +131,7 @@ class Service:
         """Stops: health says NOT_SERVING, new calls are refused, streams get so long, then end at a checkpoint."""
         self._wire.close(drain_s)
         self._schedule.stop()
+        self._integrity.stop()
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()

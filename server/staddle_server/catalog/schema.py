@@ -52,6 +52,8 @@ tenants = Table(
     Column("keys_version", Integer, nullable=False),
     Column("wrapped_keys", LargeBinary, nullable=False),
     Column("record_written", Boolean, nullable=False),
+    # Rises with every mark of damage: an upload looks whether damage was found since it began.
+    Column("damage_epoch", BigInteger, nullable=False, server_default=text("0")),
     # How long a deleted backup can be brought back.
     Column("grace_s", BigInteger, nullable=False, server_default=text(str(GRACE_S))),
     # After a rebuild nothing is collected before an operator has said so.
@@ -262,6 +264,8 @@ pack_damage = Table(
     metadata,
     Column("pack", ROW, ForeignKey("packs.row"), nullable=False),
     Column("segment_offset", BigInteger, nullable=False),  # WHOLE_PACK: all of it
+    # Whether a backup may need what was lost here; False once all backups were found whole without it.
+    Column("needed", Boolean, nullable=False, server_default=text("TRUE")),
     PrimaryKeyConstraint("pack", "segment_offset"),
     sqlite_with_rowid=False,
 )

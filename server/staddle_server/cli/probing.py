@@ -12,6 +12,8 @@ from staddle_server.datadir import DataDirectory, read_client_config
 
 READ_ONLY: Final = 3
 """The exit code for a server that only restores: waiting does not mend that."""
+DAMAGE: Final = 4
+"""The exit code for a server that serves, and knows that something stored is damaged."""
 
 
 @click.command(name="health")
@@ -28,7 +30,7 @@ READ_ONLY: Final = 3
     help="Ask again for so long, until it serves.",
 )
 def health_command(server: str | None, timeout: str, wait: str, **flags: str | None) -> None:
-    """Ask the server of DIR whether it serves: exit 0 if so, 1 if not, 3 if it only restores.
+    """Ask the server of DIR whether it serves: exit 0 if so, 1 if not, 3 if it only restores, 4 if it serves and knows of damage.
 
     For containers and scripts; needs no token.
     """
@@ -42,6 +44,9 @@ def health_command(server: str | None, timeout: str, wait: str, **flags: str | N
         except health.ReadOnlyError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(READ_ONLY)
+        except health.DamageKnownError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(DAMAGE)
         except health.ProbeError:
             if not health.still(deadline_s):
                 raise

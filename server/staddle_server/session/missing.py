@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 from staddle_server.errors import BadRequest
 from staddle_server.limits import MISSING_CHUNKS_MAX
@@ -43,6 +44,10 @@ class Missing(Mapping[bytes, int]):
                 field="content.chunks",
             )
         self._lengths.update(more)
+
+    def only(self, lengths: Mapping[bytes, int]) -> None:
+        """These are waited for and no others: as many of them as may be."""
+        self._lengths = dict(islice(lengths.items(), MISSING_CHUNKS_MAX))
 
     def check(self, refs: Iterable[ChunkRef]) -> None:
         """Whether these may be the chunks that entries wait for.

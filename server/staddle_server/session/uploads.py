@@ -15,6 +15,7 @@ from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLO
 from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
 from staddle_server.session.healing import LISTED_MAX, DamagedEntries, damaged_entries
+from staddle_server.session.presence import Presence
 from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.records import finish_backup
 from staddle_server.session.tenant import Tenant, Tenants
@@ -53,6 +54,7 @@ class Uploads:
         self._tenants = tenants
         self._clock = clock
         self._terms = Terms(lease_s, life_s)
+        self._presence = Presence(catalog, clock)
         self._compressors = ThreadPoolExecutor(
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
         )
@@ -119,6 +121,7 @@ class Uploads:
             self._catalog,
             upload=upload,
             base=self.base_root(upload),
+            presence=self._presence,
             compressors=self._compressors,
             clock=self._clock,
             terms=self._terms,

@@ -38,6 +38,8 @@ SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
 WRITES: Final = f"{SERVICE.full_name}/writes"
 """What health calls the writing half of the service: NOT_SERVING once the store takes no more writes."""
+INTEGRITY: Final = f"{SERVICE.full_name}/integrity"
+"""What health calls the wholeness of what is stored: NOT_SERVING while damage is known; everything else goes on."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
@@ -187,11 +189,17 @@ class WireServer:
     """A gRPC server that can be started once, drained, and stopped."""
 
     def __init__(
-        self, gate: Gate, table: dict[str, Method], streams_max: int, is_writable: Callable[[], bool]
+        self,
+        gate: Gate,
+        table: dict[str, Method],
+        streams_max: int,
+        *,
+        is_writable: Callable[[], bool],
+        is_whole: Callable[[], bool],
     ) -> None:
         self._gate = gate
-        self._is_writable = is_writable
-        self._health = Health({"", SERVICE.full_name, WRITES}, time.monotonic)
+        self._is_true = {WRITES: is_writable, INTEGRITY: is_whole}
+        self._health = Health({"", SERVICE.full_name, *self._is_true}, time.monotonic)
         self._stopping = threading.Event()
         self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)
         # Whatever waits for its caller holds one of the first; the last are for what is at work.
@@ -227,28 +235,29 @@ class WireServer:
         self._server.start()
         self._look_after.start()
         self._health.say(_SERVING, "", SERVICE.full_name)
-        self._say_writes()
+        self._say_parts()
         return port
 
     def _look(self) -> None:
-        """Ends calls in which nothing moves, and keeps what health says about writing true."""
+        """Ends calls in which nothing moves, and keeps true what health says about parts of the service."""
         idle_check_s = time.monotonic()
         while not self._stopping.wait(HEALTH_CHECK_S):
-            self._say_writes()
+            self._say_parts()
             if time.monotonic() - idle_check_s < IDLE_CHECK_S:
                 continue
             idle_check_s = time.monotonic()
             if ended := sum(places.end_idle() for places in self._places):
                 log.info("%d calls were ended in which nothing moved", ended)
 
-    def _say_writes(self) -> None:
-        writes = self._is_writable() and not self._gate.draining
-        self._health.say(_SERVING if writes else _NOT_SERVING, WRITES)
+    def _say_parts(self) -> None:
+        for name, is_true in self._is_true.items():
+            serves = is_true() and not self._gate.draining
+            self._health.say(_SERVING if serves else _NOT_SERVING, name)
 
     def close(self, drain_s: float) -> None:
         """Takes no new calls, and gives the streams under way so long."""
         self._gate.close()
-        self._health.say(_NOT_SERVING, "", SERVICE.full_name, WRITES)
+        self._health.say(_NOT_SERVING, "", SERVICE.full_name, *self._is_true)
         self._gate.streams.idle.wait(drain_s)
 
     def stop(self) -> None:

@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("keys_version", sa.Integer(), nullable=False),
         sa.Column("wrapped_keys", sa.LargeBinary(), nullable=False),
         sa.Column("record_written", sa.Boolean(), nullable=False),
+        sa.Column("damage_epoch", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
         sa.PrimaryKeyConstraint("row"),
         sa.UniqueConstraint("id"),
         sa.UniqueConstraint("name"),
@@ -174,6 +175,7 @@ def upgrade() -> None:
         "pack_damage",
         sa.Column("pack", ROW, nullable=False),
         sa.Column("segment_offset", sa.BigInteger(), nullable=False),
+        sa.Column("needed", sa.Boolean(), nullable=False, server_default=sa.text("TRUE")),
         sa.ForeignKeyConstraint(
             ["pack"],
             ["packs.row"],
