@@ -149,6 +149,12 @@ class _Run:
                 opened = self._begin_anew(opened)
             except MissingChunksError as error:
                 opened = self._begin_distrusting(opened, error)
+            except DamageError:
+                if self._distrusting:
+                    raise
+                # What the upload or its base starts from is damaged: another upload, which asks anew, need not rely on it.
+                self._distrusting = True
+                opened = self._begin_anew(opened)
             except StaddleError as error:
                 if self._calls.closed or not _goes_on(error):
                     raise

@@ -330,7 +330,7 @@ def _check_names(path: bytes, entry: resources.Entry) -> None:
 
 def _check_sizes(path: bytes, entry: resources.Entry) -> None:
     """What may be kept of an entry for longer is bounded, as the protocol says: a server must not fill the memory."""
-    named = sum(len(xattr.name) + len(xattr.name_bytes) + len(xattr.value) for xattr in entry.xattrs)
+    named = sum(len(xattr.name) + len(xattr.raw_name) + len(xattr.value) for xattr in entry.xattrs)
     for what, size, size_max in (
         ("a link target", len(link_target_of(entry)), LINK_TARGET_BYTES_MAX),
         ("a link group", len(entry.link_group), LINK_GROUP_BYTES_MAX),

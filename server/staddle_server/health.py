@@ -22,6 +22,8 @@ CLOCK_IN_DOUBT: Final = "the server does not believe its clock, and purges, expi
 
 ROOM: Final = "staddle.v1.StaddleService/room"
 """What health calls the room on the disk of a server."""
+INTEGRITY: Final = "staddle.v1.StaddleService/integrity"
+"""What health calls the wholeness of what is stored."""
 
 
 class ProbeError(OperatorError):
@@ -32,10 +34,15 @@ class ReadOnlyError(OperatorError):
     """The server gives backups back, and takes none."""
 
 
+class DamageKnownError(OperatorError):
+    """The server serves, and some of what is stored is known to be damaged."""
+
+
 def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> list[str]:
     """Returns if the server at the address serves all that it should, with warnings in words.
 
-    Raises ProbeError if it does not, or does not answer in time, and ReadOnlyError if it only reads.
+    Raises ProbeError if it does not, or does not answer in time, ReadOnlyError if it only reads, and DamageKnownError if it serves
+    and knows of damage.
     """
     target = str(address)
     if files is None:
@@ -51,6 +58,7 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> lis
         )
         try:
             # In this order: a server that begins to drain says so of both.
+            integrity = _status(ask, INTEGRITY, timeout_s)
             writes = _status(ask, WRITES, timeout_s)
             room = _status(ask, ROOM, timeout_s)
             serves = _status(ask, "", timeout_s)
@@ -71,6 +79,11 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> lis
             f"the server at {address} is read-only: it restores, and takes no backups, since a sync failed. "
             "Its log says which; look at the disk, then restart it"
         )
+    if integrity != SERVING:
+        raise DamageKnownError(
+            f"the server at {address} serves, and some of what is stored is damaged or gone. `staddle-server check` names it; a "
+            "FULL backup of the same data heals it"
+        )
     return [] if upkeep == SERVING else [CLOCK_IN_DOUBT]
 
 
@@ -78,7 +91,7 @@ def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s
     try:
         answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
     except grpc.RpcError as error:
-        if service in {WRITES, ROOM, UPKEEP} and error.code() is grpc.StatusCode.NOT_FOUND:
+        if service in {WRITES, ROOM, UPKEEP, INTEGRITY} and error.code() is grpc.StatusCode.NOT_FOUND:
             return SERVING  # a server of before this was told
         raise
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

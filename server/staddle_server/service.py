@@ -24,6 +24,7 @@ from staddle_server.upkeep.clockwatch import ClockWatch
 from staddle_server.upkeep.collector import collect
 from staddle_server.upkeep.copies import copies_task
 from staddle_server.upkeep.findings import Kept
+from staddle_server.upkeep.integrity import Integrity
 from staddle_server.upkeep.parity import parity_task
 from staddle_server.upkeep.policies import TASK as RETENTION
 from staddle_server.upkeep.policies import Policies
@@ -100,6 +101,8 @@ class Service:
             lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
         )
         self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
+        kept = Kept(catalog, blobs, keys, tenants, clock)
+        integrity = self._integrity = Integrity(kept)
         self._wire = WireServer(
             self._gate,
             table,
@@ -107,8 +110,8 @@ class Service:
             is_writable=lambda: blobs.failed is None,
             has_room=lambda: space is None or space.flaw() is None,
             is_kept_up=lambda: not self.clock_watch.in_doubt,
+            is_whole=lambda: integrity.is_whole,
         )
-        kept = Kept(catalog, blobs, keys, tenants, clock)
         scrubber = Scrubber(
             kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy
         )
@@ -123,17 +126,19 @@ class Service:
                 patience_s=gc_every_s / GC_PATIENCE,
             ),
             scrubber.task(),
+            self._integrity.task(),
         ]
         self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Listens on HOST:PORT and serves; gives the port, which is a free one where 0 was asked for.
+        """Compares the packs with the store, then listens on HOST:PORT and serves; gives the port, a free one where 0 was asked for.
 
         Raises:
             RuntimeError: the address is in use, or is none.
 
         """
         self.clock_watch.start()
+        self._integrity.start()
         port = self._wire.start(address, credentials)
         self._schedule.start()
         return port
@@ -143,6 +148,7 @@ class Service:
         self._wire.close(drain_s)
         self._schedule.stop()
         self.clock_watch.stop()
+        self._integrity.stop()
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()

@@ -11,11 +11,12 @@ from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import Tenants
-from staddle_server.catalog.values import LeftOverPack, PackParity, ParityTotals
+from staddle_server.catalog.values import KnownDamage, LeftOverPack, PackParity, ParityTotals
 from staddle_server.catalog.words import batches, check_id
 from staddle_server.types import PackSummary, UploadState
 
 _p = schema.packs.c
+_d = schema.pack_damage.c
 _u = schema.uploads.c
 _b = schema.backups.c
 
@@ -67,11 +68,22 @@ class Packs:
             pack_row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
             if pack_row is None:
                 return
-            connection.execute(update(schema.packs).where(_p.row == pack_row).values(damaged=True))
-            where = schema.WHOLE_PACK if segment_offset is None else segment_offset
-            connection.execute(
-                insert_or_ignore(connection, schema.pack_damage), {"pack": pack_row, "segment_offset": where}
-            )
+            put_down(connection, pack_row, schema.WHOLE_PACK if segment_offset is None else segment_offset)
+
+    def mark_lost(self, tenant: bytes, packs: Iterable[bytes]) -> list[bytes]:
+        """The objects of these packs are not there, or not as they were published: those that are live count as damaged as a whole.
+
+        Which of them are live.
+        """
+        marked: list[bytes] = []
+        for some in batches(sorted(packs)):
+            with self._database.write() as connection:
+                mine = _p.tenant == self._tenants.row(connection, tenant)
+                query = select(_p.row, _p.id).where(mine, _p.state == schema.PACK_LIVE, _p.id.in_(some))
+                for row in connection.execute(query.order_by(_p.row).with_for_update()).all():
+                    put_down(connection, row.row, schema.WHOLE_PACK)
+                    marked.append(row.id)
+        return marked
 
     def mark_sound(self, tenant: bytes, pack: bytes, now_ns: int) -> bool:
         """Every byte of the pack was read at `now_ns` and found right: nothing of it counts as damaged any more.
@@ -102,6 +114,66 @@ class Packs:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(func.count()).select_from(schema.pack_damage).join(schema.packs)
             return connection.execute(query.where(mine, _p.state == schema.PACK_LIVE)).scalar_one()
+
+    def damage_epoch(self, tenant: bytes) -> int:
+        """A number that rises with every mark of damage in the tenant."""
+        with self._database.read() as connection:
+            mine = schema.tenants.c.row == self._tenants.row(connection, tenant)
+            return int(connection.execute(select(schema.tenants.c.damage_epoch).where(mine)).scalar_one())
+
+    def known_damage(self) -> dict[bytes, KnownDamage]:
+        """What is damaged, and may be needed by a backup, of each tenant of which something is: the one definition of damage.
+
+        Costs next to nothing while nothing is.
+        """
+        whole = func.sum(case((_d.segment_offset == schema.WHOLE_PACK, 1), else_=0))
+        query = (
+            select(schema.tenants.c.id, schema.tenants.c.damage_epoch, whole, func.count())
+            .select_from(schema.pack_damage.join(schema.packs).join(schema.tenants))
+            .where(_d.needed, _p.state == schema.PACK_LIVE)
+            .group_by(schema.tenants.c.row)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return {tenant: KnownDamage(epoch, packs, marks - packs) for tenant, epoch, packs, marks in rows}
+
+    def not_needed(self, tenant: bytes, damage_epoch: int) -> bool:
+        """All backups were found whole without what is damaged: the marks of this epoch are no damage any more.
+
+        Whether that still holds: False where damage was found meanwhile, and nothing was changed.
+        """
+        with self._database.write() as connection:
+            row = self._tenants.row(connection, tenant)
+            now = select(schema.tenants.c.damage_epoch).where(schema.tenants.c.row == row).with_for_update()
+            if connection.execute(now).scalar_one() != damage_epoch:
+                return False
+            mine = select(_p.row).where(_p.tenant == row, _p.damaged)
+            connection.execute(
+                update(schema.pack_damage).where(_d.needed, _d.pack.in_(mine)).values(needed=False)
+            )
+            return True
+
+    def live_sizes(self, tenant: bytes, packs: Iterable[bytes]) -> dict[bytes, int]:
+        """The bytes that those of the packs have which are live."""
+        sizes: dict[bytes, int] = {}
+        with self._database.read() as connection:
+            mine = (_p.tenant == self._tenants.row(connection, tenant), _p.state == schema.PACK_LIVE)
+            for some in batches(packs):
+                query = select(_p.id, _p.size_bytes).where(*mine, _p.id.in_(some))
+                sizes.update((row.id, row.size_bytes) for row in connection.execute(query))
+        return sizes
+
+    def claimed(self, tenant: bytes, upload: bytes) -> list[bytes]:
+        """The live packs that an upload relies on, without those that are damaged as a whole."""
+        whole = select(_d.pack).where(_d.segment_offset == schema.WHOLE_PACK)
+        query = (
+            select(_p.id)
+            .join_from(schema.claims, schema.packs, schema.claims.c.pack == _p.row)
+            .where(schema.claims.c.upload == upload, _p.state == schema.PACK_LIVE, _p.row.not_in(whole))
+        )
+        with self._database.read() as connection:
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            return list(connection.execute(query.where(mine)).scalars())
 
     def without_parity(self, after: int, limit: int, since_ns: int = 0) -> list[PackParity]:
         """Of all tenants: live, undamaged packs that have no parity and were begun at `since_ns` or later.
@@ -224,6 +296,26 @@ _LEFT_OVER = and_(
         ),
     ),
 )
+
+
+def put_down(connection: Connection, pack_row: int, segment_offset: int) -> None:
+    """Marks a segment, or WHOLE_PACK, as damaged, unless it is. The caller has locked the pack's row.
+
+    What is marked and not needed stays so: nothing that was stored since relies on a damaged place.
+    """
+    made = connection.execute(
+        insert_or_ignore(connection, schema.pack_damage),
+        {"pack": pack_row, "segment_offset": segment_offset, "needed": True},
+    )
+    if made.rowcount != 1:
+        return
+    connection.execute(update(schema.packs).where(_p.row == pack_row).values(damaged=True))
+    owner = select(_p.tenant).where(_p.row == pack_row).scalar_subquery()
+    connection.execute(
+        update(schema.tenants)
+        .where(schema.tenants.c.row == owner)
+        .values(damage_epoch=schema.tenants.c.damage_epoch + 1)
+    )
 
 
 def publish(connection: Connection, upload: Row[Any], summaries: Sequence[PackSummary]) -> None:

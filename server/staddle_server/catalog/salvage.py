@@ -12,6 +12,7 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.collector import require_fence
 from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.packs import put_down
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.words import batches
 from staddle_server.types import PackSummary, StoredChunk
@@ -108,8 +109,4 @@ class Salvage:
 def _mark_whole(connection: Connection, pack_rows: Collection[int]) -> None:
     """Puts packs down as damaged as a whole. The caller has locked their rows."""
     for row in pack_rows:
-        connection.execute(update(schema.packs).where(_p.row == row).values(damaged=True))
-        connection.execute(
-            insert_or_ignore(connection, schema.pack_damage),
-            {"pack": row, "segment_offset": schema.WHOLE_PACK},
-        )
+        put_down(connection, row, schema.WHOLE_PACK)

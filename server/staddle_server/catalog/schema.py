@@ -56,6 +56,8 @@ tenants = Table(
     Column("records_link", DIGEST, nullable=False),
     # Records up to this number were decided by an earlier catalog: what they said is known only as far as they could be read.
     Column("records_rebuilt", BigInteger, nullable=False),
+    # Rises with every mark of damage: an upload looks whether damage was found since it began.
+    Column("damage_epoch", BigInteger, nullable=False, server_default=text("0")),
     # How long a deleted backup can be brought back.
     Column("grace_s", BigInteger, nullable=False, server_default=text(str(GRACE_S))),
     # After a rebuild nothing is collected before an operator has said so.
@@ -259,6 +261,8 @@ pack_damage = Table(
     metadata,
     Column("pack", ROW, ForeignKey("packs.row"), nullable=False),
     Column("segment_offset", BigInteger, nullable=False),  # WHOLE_PACK: all of it
+    # Whether a backup may need what was lost here; False once all backups were found whole without it.
+    Column("needed", Boolean, nullable=False, server_default=text("TRUE")),
     PrimaryKeyConstraint("pack", "segment_offset"),
     sqlite_with_rowid=False,
 )

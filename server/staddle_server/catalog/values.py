@@ -308,6 +308,14 @@ class PackParity(NamedTuple):
     parity_bytes: int
 
 
+class KnownDamage(NamedTuple):
+    """What is known to be damaged in a tenant and may be needed: whole packs, and single segments of others."""
+
+    epoch: int
+    packs: int
+    segments: int
+
+
 class ParityTotals(NamedTuple):
     """How many live packs there are, and how many of them have parity; with their bytes."""
 

@@ -69,6 +69,15 @@ class Verification:
             count, size = connection.execute(query).one()
         return int(count), int(size)
 
+    def stands(self, tenant: bytes) -> tuple[int, int, int]:
+        """What changes whenever backups come or go, or chunks come: how many backups there are, and live packs, and the last of these."""
+        with self._database.read() as connection:
+            row = self._tenants.row(connection, tenant)
+            backups = select(func.count()).where(_b.tenant == row, _b.purged_ns.is_(None))
+            packs = select(func.count(), func.coalesce(func.max(_p.row), 0)).where(_p.tenant == row, _LIVE)
+            count, last = connection.execute(packs).one()
+            return int(connection.execute(backups).scalar_one()), int(count), int(last)
+
     def read_whole(
         self, tenant: bytes, pack: bytes, now_ns: int, *, verified: bool, cleared: Collection[int]
     ) -> None:

@@ -94,14 +94,15 @@ def repair(
     """Mend what can be mended: keys, records, the index, and what can still be read of damaged packs.
 
     Works beside a running server, and discards nothing. Mends what is known to be damaged and what a look at each pack finds: run
-    `check --read-data` before. Exits 0 if nothing is damaged any more, 1 if something is.
+    `check --read-data` before. Ends with a check: what `check`
+    would find is named, with what mends it. Exits 0 if that is nothing, 1 if it is something.
     """
     with open_rooms(data) as rooms, Line() as line:
         told = _Told(line, as_json=as_json)
         repairing = Repair(
             rooms.kept(), told, _progress(line), dry_run=dry_run, accept_lost_records=accept_lost_records
         )
-        done = repairing.run(_tenants(rooms, tenant))
+        done = repairing.run(_tenants(rooms, tenant), all_tenants=tenant is None)
     told.end()
     if as_json:
         click.echo(json.dumps({"kind": "summary", **asdict(done)}))
@@ -197,7 +198,7 @@ def _sum_up_repair(done: Repaired, *, dry_run: bool) -> None:
     if done.damage:
         click.echo(
             f"{counted(done.damage, 'finding')} of damage left; {counted(done.paths, 'path')} in backups cannot be given back whole. "
-            "What is lost comes back with the next backup that still has the data."
+            "Each line above says what mends it. Lost data come back with the next FULL backup that still has them."
         )
     else:
         click.echo("No damage is left." if not dry_run else "Nothing would be left damaged.")

@@ -15,6 +15,8 @@ from staddle_server.store.space import look
 
 READ_ONLY: Final = 3
 """The exit code for a server that only restores: waiting does not mend that."""
+DAMAGE: Final = 4
+"""The exit code for a server that serves, and knows that something stored is damaged."""
 
 
 @click.command(name="health")
@@ -31,7 +33,7 @@ READ_ONLY: Final = 3
     help="Ask again for so long, until it serves.",
 )
 def health_command(server: str | None, timeout: str, wait: str, **flags: str | None) -> None:
-    """Ask the server of DIR whether it serves: exit 0 if so, 1 if not, 3 if it only restores.
+    """Ask the server of DIR whether it serves: exit 0 if so, 1 if not, 3 if it only restores, 4 if it serves and knows of damage.
 
     For containers and scripts; needs no token.
     """
@@ -47,6 +49,9 @@ def health_command(server: str | None, timeout: str, wait: str, **flags: str | N
             _say_room(settings)
             click.echo(f"Error: {error}", err=True)
             sys.exit(READ_ONLY)
+        except health.DamageKnownError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(DAMAGE)
         except health.ProbeError:
             if not health.still(deadline_s):
                 raise

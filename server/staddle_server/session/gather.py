@@ -17,11 +17,12 @@ from staddle_server.limits import (
     MIB,
     SEGMENT_RAW_BYTES_TARGET,
 )
+from staddle_server.session.presence import Presence
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import Buffer, compact
 from staddle_server.store.frame import compress
 from staddle_server.store.pack import PackWriter
-from staddle_server.types import ChunkRef, PackSummary, Role
+from staddle_server.types import ChunkPlace, ChunkRef, PackSummary, Role
 
 Compressed = tuple[int, Buffer]
 
@@ -74,14 +75,21 @@ class ChunkSink:
         *,
         upload: bytes,
         epoch: int,
+        presence: Presence,
+        since_s: float,
         compressors: Executor,
         begin_pack: Callable[[], PackWriter],
         finish_pack: Callable[[PackWriter], Future[PackSummary]],
     ) -> None:
+        """Of packs that were last seen before `since_s` (monotonic) the sink looks itself whether they are there."""
         self._tenant = tenant
         self._catalog = catalog
         self._upload = upload
         self._epoch = epoch
+        self._presence = presence
+        self._since_s = since_s
+        self.damage_epoch = catalog.packs.damage_epoch(tenant.id)
+        """Damage that was found later is not known here."""
         self._compressors = compressors
         self._begin_pack = begin_pack
         self._finish_pack = finish_pack
@@ -113,7 +121,12 @@ class ChunkSink:
         return bool(self._unpublished)
 
     def present(self, role: Role, digests: Sequence[bytes]) -> dict[bytes, int]:
-        """The lengths of those chunks that are there; they are claimed for the upload, and stay."""
+        """The lengths of those chunks that are there; they are claimed for the upload, and stay.
+
+        The first claim on a pack looks whether the pack is there, so that its chunks are taken anew if it is not: the bytes of
+        a stream come only once.
+        """
+        self.heed_damage()
         here: dict[bytes, int] = {}
         ask: dict[bytes, bytes] = {}
         for digest in digests:
@@ -124,13 +137,42 @@ class ChunkSink:
                 here[digest] = length
         wanted = list(ask)
         for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
-            claimed = self._catalog.chunks.claim(
-                self._tenant.id, self._upload, self._epoch, wanted[start : start + CHUNKS_PER_CALL_MAX]
-            )
+            claimed = self._claim(wanted[start : start + CHUNKS_PER_CALL_MAX])
             for chunk_id, place in claimed.items():
                 here[ask[chunk_id]] = place.length
                 self._known.put(_key(role, ask[chunk_id]), place.length)
         return here
+
+    def _claim(self, chunk_ids: Sequence[bytes]) -> dict[bytes, ChunkPlace]:
+        while True:
+            claimed = self._catalog.chunks.claim(self._tenant.id, self._upload, self._epoch, chunk_ids)
+            if not self._lost({place.segment.pack for place in claimed.values()}):
+                return claimed
+
+    def _lost(self, packs: Iterable[bytes]) -> bool:
+        """Whether a pack is gone; then nothing is taken for present that was not looked up since."""
+        lost = bool(self._presence.lost(self._tenant, packs, self._since_s))
+        if lost:
+            self.forget()
+        return lost
+
+    def heed_damage(self) -> bool:
+        """Whether damage was found since this was last asked; then what is taken from now on is looked up anew."""
+        now = self._catalog.packs.damage_epoch(self._tenant.id)
+        if now == self.damage_epoch:
+            return False
+        self.damage_epoch = now
+        self.forget()
+        return True
+
+    def look_for_packs(self) -> None:
+        """Looks whether the packs are there that the upload relies on; those that are gone are marked as damaged.
+
+        Raises:
+            Unavailable: the store does not answer.
+
+        """
+        self._lost(self._catalog.packs.claimed(self._tenant.id, self._upload))
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:
         """The positions of those data chunks that are not there and must be sent; the others are claimed."""
@@ -233,6 +275,7 @@ class ChunkSink:
     def _seal(self) -> None:
         if self._pack is not None:
             pack, self._pack = self._pack, None
+            self._presence.saw(self._tenant.id, [pack.pack])
             self._finished.append(self._finish_pack(pack))
 
     # ------------------------------------------------------------------ packs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -107,6 +107,14 @@ class Missing(Mapping[bytes, int]):
                 field="content.chunks",
             )
         for digest, length in more.items():
+            self._set(digest, length)
+
+    def only(self, lengths: Mapping[bytes, int]) -> None:
+        """These are waited for and no others: as many of them as may be."""
+        wanted = dict(islice(lengths.items(), MISSING_CHUNKS_MAX))
+        for digest in [digest for digest in self if digest not in wanted]:
+            self._set(digest, 0)
+        for digest, length in wanted.items():
             self._set(digest, length)
 
     def check(self, refs: Iterable[ChunkRef]) -> None:

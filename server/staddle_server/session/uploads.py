@@ -16,6 +16,7 @@ from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
 from staddle_server.session.clockguard import ClockGuard, ClockInDoubt
 from staddle_server.session.healing import LISTED_MAX, DamagedEntries, damaged_entries
+from staddle_server.session.presence import Presence
 from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.records import finish_record
 from staddle_server.session.tenant import Tenant, Tenants
@@ -58,6 +59,7 @@ class Uploads:
         self._guard = ClockGuard(catalog, clock)
         self._terms = Terms(lease_s, life_s)
         self._check_disk = check_disk
+        self._presence = Presence(catalog, clock)
         self._compressors = ThreadPoolExecutor(
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
         )
@@ -130,6 +132,7 @@ class Uploads:
             self._catalog,
             upload=upload,
             base=self.base_root(upload),
+            presence=self._presence,
             compressors=self._compressors,
             clock=self._clock,
             terms=self._terms,

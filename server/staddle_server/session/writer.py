@@ -7,12 +7,13 @@ transaction) → manifest durable in the same way → backup committed (one tran
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 import msgspec
 from staddle.chunking import Cut
@@ -28,7 +29,7 @@ from staddle_server.errors import (
 )
 from staddle_server.limits import CHECKPOINT_S, MISSING_CHUNKS_MAX
 from staddle_server.manifest.content import ContentBuilder, store_attributes
-from staddle_server.manifest.entries import check_entry, removal
+from staddle_server.manifest.entries import check_entry, removal, shown
 from staddle_server.manifest.merge import Merged
 from staddle_server.session import refusals
 from staddle_server.session.base import Base
@@ -37,18 +38,22 @@ from staddle_server.session.finishing import all_added, check_counts, compared, 
 from staddle_server.session.frames import Frame
 from staddle_server.session.gather import ChunkSink, ManifestSink
 from staddle_server.session.missing import Missing
+from staddle_server.session.presence import Presence
 from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.publisher import Publisher
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.received import OpenFile, Received
 from staddle_server.session.records import encode_committed, finish_record
 from staddle_server.session.tenant import Tenant
-from staddle_server.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
+from staddle_server.session.wholeness import Lacking, lacking
+from staddle_server.types import ChunkRef, Content, Entry, Kind, Profile, Role, Root, Scope, UploadState
 
 log = logging.getLogger(__name__)
 
 REPLAYS_KNOWN: Final = 64
 """Of so many PutEntries calls a writer knows what they said, to tell a replay from another call with its number."""
+FIRST_EPOCH: Final = 1
+"""The epoch of an upload that nobody has taken over."""
 
 
 class _Stream(NamedTuple):
@@ -72,6 +77,7 @@ class UploadWriter:
         *,
         upload: Upload,
         base: Root,
+        presence: Presence,
         compressors: Executor,
         clock: Clock,
         terms: Terms,
@@ -94,10 +100,15 @@ class UploadWriter:
             catalog,
             upload=upload.id,
             epoch=upload.epoch,
+            presence=presence,
+            # A FULL trusts nothing that was seen before it.
+            since_s=clock.monotonic_s() if upload.kind is Kind.FULL else -math.inf,
             compressors=compressors,
             begin_pack=lambda: publisher.begin(tenant),  # not of `self`: the cycle would stay for a while
             finish_pack=publisher.finish,
         )
+        self._damage_epoch = self._chunks.damage_epoch
+        self._resumed = upload.epoch > FIRST_EPOCH
         self._pages = ManifestSink(self._chunks)
         self._received = Received(
             publisher.durable, self._pages, ChunkReader(tenant, catalog), tenant.secrets.page_key
@@ -469,9 +480,10 @@ class UploadWriter:
 
         """
         with self._writing():
-            self._check_complete(entry_count, data_bytes)
+            check_counts(self._received, entry_count, data_bytes)
             self._reap(wait=True)
-            new = self._new_backup()
+            self._chunks.look_for_packs()
+            new = self._whole_backup()
             self._tenant.blobs.check_writable()  # or there would be a backup that cannot be recorded
             backup = self._catalog.uploads.commit(
                 self.upload.tenant,
@@ -488,25 +500,82 @@ class UploadWriter:
         finish_record(self._tenant, self._catalog, backup.id)
         return backup
 
-    def _check_complete(self, entry_count: int, data_bytes: int) -> None:
-        check_counts(self._received, entry_count, data_bytes)
+    def _whole_backup(self) -> NewBackup:
+        """The backup's manifest, made durable, of which nothing is missing as far as is known.
+
+        Raises:
+            Precondition: MISSING_CHUNKS.
+
+        """
+        self._forget_arrived()
+        while True:
+            epoch = self._catalog.packs.damage_epoch(self.upload.tenant)
+            suspected = self._is_suspected(epoch)
+            new = self._new_backup(anew=suspected)
+            if suspected or self._missing:
+                self._check_whole(new)
+            if self._catalog.packs.damage_epoch(self.upload.tenant) == epoch:
+                return new
+
+    def _is_suspected(self, damage_epoch: int) -> bool:
+        """Whether the backup may rely on what is known to be damaged.
+
+        Damage that was known when the upload began cannot hurt what came since: that was asked for with the damage in mind. It can
+        hurt what a base brings along, and what an earlier writer of this upload was told.
+        """
+        if damage_epoch != self._damage_epoch:
+            return True
+        brings = self.upload.scope is Scope.CHANGES or self.upload.kind is Kind.DIFFERENTIAL
+        return (brings or self._resumed) and self.base.damage_known()
+
+    def _forget_arrived(self) -> None:
         here = self._chunks.present(Role.DATA, list(self._missing))
         refs = [ChunkRef(length, digest) for digest, length in here.items()]
         self._missing.check(refs)
         self._missing.arrived(refs)
-        if self._missing:
-            self._checkpoint()
-            self._reap(wait=True)
-            raise Precondition(
-                "MISSING_CHUNKS",
-                f"{len(self._missing)} chunks that entries refer to are not there; GetUpload lists them, PutChunks "
-                "brings them; the upload stays open",
-                upload=self.upload.id.hex(),
-                count=str(len(self._missing)),
-            )
 
-    def _new_backup(self) -> NewBackup:
-        merged = self._write_manifest(anew=False)
+    def _check_whole(self, new: NewBackup) -> None:
+        """Looks up everything that the backup refers to.
+
+        Raises:
+            Precondition: MISSING_CHUNKS, with all that is missing put down for GetUpload; the upload stays open.
+            Damaged: a page of the base cannot be read.
+
+        """
+        lost = lacking(self._tenant, self._catalog, new.root, MISSING_CHUNKS_MAX)
+        self._missing.only(lost.chunks)
+        if not lost.total:
+            durable = self._publisher.durable
+            self._publish(lambda: durable)  # that nothing is missing any more
+            self._reap(wait=True)
+            return
+        self._chunks.forget()
+        self._checkpoint()
+        self._reap(wait=True)
+        self._refuse(lost)
+
+    def _refuse(self, lost: Lacking) -> NoReturn:
+        upload = self.upload.id.hex()
+        what = []
+        if lost.chunks:
+            what.append(
+                f"{len(lost.chunks)} chunks that entries refer to are not there, or are damaged; GetUpload lists them, PutChunks "
+                "brings them"
+            )
+        if lost.paths:
+            what.append(
+                f"of {len(lost.paths)} entries the list of chunks or the attributes are damaged, the first is "
+                f"{shown(lost.paths[0])}; send these entries again"
+            )
+        raise Precondition(
+            "MISSING_CHUNKS",
+            "; ".join([*what, "the upload stays open"]),
+            upload=upload,
+            count=str(lost.total),
+        )
+
+    def _new_backup(self, *, anew: bool) -> NewBackup:
+        merged = self._write_manifest(anew=anew)
         source = ChunkReader(self._tenant, self._catalog)
         counts = compared(self.upload, self.base.root, merged.root, source)
         if counts is None:

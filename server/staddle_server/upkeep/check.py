@@ -388,6 +388,12 @@ def pack_findings(tenant: Tenant, seen: Examined, hurt: Hurt) -> Iterator[Findin
             chunks=fault.chunks,
             object=pack_name(tenant.id, pack),
         )
+    yield from cleared_findings(tenant, seen)
+
+
+def cleared_findings(tenant: Tenant, seen: Examined) -> Iterator[Finding]:
+    """Marks of a pack that turned out wrong."""
+    pack = seen.pack.id
     for offset in seen.cleared:
         where = "as a whole" if offset == WHOLE_PACK else f"at {offset}"
         yield Finding(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from staddle_server.catalog import WHOLE_PACK
 from staddle_server.catalog import Tenant as TenantRow
@@ -23,8 +24,11 @@ from staddle_server.store.pack import PackWriter, Segment, Unreadable
 from staddle_server.store.records import SPANS_MAX, ForgottenRecord
 from staddle_server.types import ChunkPlace, ChunkRef, StoredChunk
 from staddle_server.upkeep.check import (
+    Check,
+    Plan,
     Progress,
     chain_findings,
+    cleared_findings,
     each_pack,
     head_finding,
     keys_finding,
@@ -38,6 +42,24 @@ from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
 from staddle_server.upkeep.parity import Outcome, repair_if_possible
 from staddle_server.upkeep.recorded import Said, missing_records
+
+LOOKED_AT: Final = frozenset(
+    {
+        "cleared",
+        "footer",
+        "head",
+        "index",
+        "keys",
+        "manifest",
+        "pack",
+        "path",
+        "record",
+        "record-missing",
+        "record-order",
+    }
+    | {"segment", "unanswered"}
+)
+"""Kinds of findings that a dry run says itself: what of them would be left."""
 
 
 @dataclass
@@ -82,8 +104,10 @@ class Repair:
         self.done = Repaired()
         self._take = emit
 
-    def run(self, tenants: Sequence[TenantRow]) -> Repaired:
-        """Repairs these tenants.
+    def run(self, tenants: Sequence[TenantRow], *, all_tenants: bool = True) -> Repaired:
+        """Repairs these tenants (`all_tenants`: there are no others), and then checks them: what a check finds is what is left.
+
+        A dry run, which mends nothing, counts as left what it would not mend.
 
         Raises:
             Unavailable: the store or the catalog does not answer; what was done until then stays.
@@ -95,12 +119,30 @@ class Repair:
             tenant = self._open(row)
             if tenant is not None:
                 _OfTenant(self, tenant, row).run()
+        self._check(tenants, all_tenants=all_tenants)
         return self.done
+
+    def _check(self, tenants: Sequence[TenantRow], *, all_tenants: bool) -> None:
+        """The verdict: one definition of damage, that of `check`."""
+        left: list[Finding] = []
+        plan = Plan(put_down=not self.dry_run)
+        take = left.append if self.dry_run else self.emit
+        checked = Check(self.kept, plan, take, self.progress).run(tenants, all_tenants=all_tenants)
+        if not self.dry_run:
+            self.done.paths = checked.paths
+            return
+        for finding in left:
+            if finding.kind not in LOOKED_AT:
+                self.emit(finding)
 
     def emit(self, finding: Finding) -> None:
         """Counts a finding and hands it on."""
         self.done.damage += finding.severity == DAMAGE
         self._take(finding)
+
+    def note(self, finding: Finding) -> None:
+        """Hands on what says nothing of what is left."""
+        self._take(replace(finding, severity=NOTE))
 
     def say(self, kind: str, message: str, tenant: str, **fields: str) -> None:
         """Something was mended."""
@@ -112,7 +154,8 @@ class Repair:
             return self.kept.tenants.get(row.id)
         except Damaged as error:
             if not self._write_keys(row):
-                self.emit(keys_finding(row, error))
+                if self.dry_run:
+                    self.emit(keys_finding(row, error))
                 return None
         return None if self.dry_run else self.kept.tenants.get(row.id)
 
@@ -141,6 +184,12 @@ class _OfTenant:
     def run(self) -> None:
         self._mend_records()
         found = self._mend_packs()
+        self._repair.done.cleared += sum(len(seen.cleared) for seen in found)
+        if not self._repair.dry_run:
+            for seen in found:
+                for finding in cleared_findings(self._tenant, seen):
+                    self._repair.emit(finding)
+            return
         hurt = Hurt(self._tenant, self._kept.catalog)
         if not all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, self._tenant.id)):
             for backup in each_backup(self._kept.catalog, self._tenant.id):
@@ -148,7 +197,6 @@ class _OfTenant:
         for seen in found:
             for finding in pack_findings(self._tenant, seen, hurt):
                 self._repair.emit(finding)
-            self._repair.done.cleared += len(seen.cleared)
 
     # --- records
 
@@ -166,8 +214,9 @@ class _OfTenant:
                     # Under an id of its own: a damaged record keeps its name.
                     catalog.tenants.keep_records(self._tenant.id, [as_pending(self._tenant.id, each.record)])
             self._repair.done.records += 1
-        for finding in record_findings(self._tenant, said.damaged, ()):
-            self._repair.emit(finding)
+        if self._repair.dry_run:
+            for finding in record_findings(self._tenant, said.damaged, ()):
+                self._repair.emit(finding)
         self._mend_chain(said, now_ns)
 
     def _mend_chain(self, said: Said, now_ns: int) -> None:
@@ -198,8 +247,9 @@ class _OfTenant:
             if not self._repair.dry_run:
                 self._tenant.records.head.write(catalog.verification.facts(self._tenant.id).recorded)
         said.missing = [span for span in said.missing if span not in given_up]
-        for left in chain_findings(self._tenant, said, rebuilt):
-            self._repair.emit(left)
+        if self._repair.dry_run:
+            for left in chain_findings(self._tenant, said, rebuilt):
+                self._repair.emit(left)
 
     # --- packs
 
@@ -296,7 +346,7 @@ class _OfTenant:
         except BlobMissing:
             return
         except Unavailable as e:
-            self._repair.emit(
+            self._repair.note(
                 Finding(
                     "unanswered",
                     DAMAGE,

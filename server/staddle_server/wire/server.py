@@ -49,6 +49,8 @@ UPKEEP: Final = f"{SERVICE.full_name}/upkeep"
 """What health calls purging, expiry and policies: NOT_SERVING while the clock is in doubt."""
 ROOM: Final = f"{SERVICE.full_name}/room"
 """What health calls the room on the disk: NOT_SERVING while it is too little for backups, so that writes is, too."""
+INTEGRITY: Final = f"{SERVICE.full_name}/integrity"
+"""What health calls the wholeness of what is stored: NOT_SERVING while damage is known; everything else goes on."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
@@ -213,9 +215,15 @@ class WireServer:
         is_writable: Callable[[], bool],
         has_room: Callable[[], bool],
         is_kept_up: Callable[[], bool],
+        is_whole: Callable[[], bool],
     ) -> None:
         self._gate = gate
-        self._is_true = {WRITES: lambda: is_writable() and has_room(), ROOM: has_room, UPKEEP: is_kept_up}
+        self._is_true = {
+            WRITES: lambda: is_writable() and has_room(),
+            ROOM: has_room,
+            UPKEEP: is_kept_up,
+            INTEGRITY: is_whole,
+        }
         self._health = Health({"", SERVICE.full_name, *self._is_true}, time.monotonic)
         self._stopping = threading.Event()
         self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)

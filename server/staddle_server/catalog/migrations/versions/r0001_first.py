@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("records_sequence", sa.BigInteger(), nullable=False),
         sa.Column("records_link", DIGEST, nullable=False),
         sa.Column("records_rebuilt", sa.BigInteger(), nullable=False),
+        sa.Column("damage_epoch", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
         sa.PrimaryKeyConstraint("row"),
         sa.UniqueConstraint("id"),
         sa.UniqueConstraint("name"),
@@ -168,6 +169,7 @@ def upgrade() -> None:
         "pack_damage",
         sa.Column("pack", ROW, nullable=False),
         sa.Column("segment_offset", sa.BigInteger(), nullable=False),
+        sa.Column("needed", sa.Boolean(), nullable=False, server_default=sa.text("TRUE")),
         sa.ForeignKeyConstraint(
             ["pack"],
             ["packs.row"],

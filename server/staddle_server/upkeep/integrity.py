@@ -1,0 +1,212 @@
+"""Whether all packs are there, and whether anything is known to be damaged: what health says, and one line in the log.
+
+What is damaged stands in the catalog alone, as marks of packs (`Packs.known_damage`), whoever found it: this comparison, a check,
+the scrubber, a restore, an upload. A mark counts until every backup was found whole without what is marked.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from staddle_server.catalog import KnownDamage
+from staddle_server.errors import StaddleError
+from staddle_server.session.tenant import Tenant
+from staddle_server.store.blobs import BlobMissing
+from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
+from staddle_server.upkeep.check import each_pack
+from staddle_server.upkeep.findings import Kept
+from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.schedule import Stopping, Task
+
+log = logging.getLogger(__name__)
+
+COMPARE_EVERY_S: Final = 3600.0
+LOOK_S: Final = 1.0
+REST: Final = 10
+"""Reading all manifests takes at most one in so many parts of the time."""
+MARKED_AT_ONCE: Final = 1000
+
+
+class _EndingError(Exception):
+    """The server is about to end."""
+
+
+class Compared(NamedTuple):
+    """How the live packs of a tenant compare with the store: how many there are, are gone, and have another size."""
+
+    packs: int = 0
+    gone: int = 0
+    other_size: int = 0
+
+
+class _State(NamedTuple):
+    """What decides whether a tenant's backups are whole."""
+
+    damage: KnownDamage
+    stands: tuple[int, int, int]
+
+
+def compare_packs(kept: Kept, tenant: Tenant, stopping: Stopping = lambda: False) -> Compared:
+    """Compares the live packs with one listing of the store, in memory that does not grow with either.
+
+    A pack of which the object is gone, or has another size than was published, is marked as damaged as a whole.
+
+    Raises:
+        Unavailable: the store does not answer.
+
+    """
+    packs = gone = other = 0
+    suspects: list[bytes] = []
+
+    def settle() -> None:
+        nonlocal gone, other
+        # A pack may have been collected, or replaced by repair, since it was listed.
+        sizes = kept.catalog.packs.live_sizes(tenant.id, suspects)
+        now = {pack: _size(kept, tenant, pack) for pack in sizes}
+        for pack in kept.catalog.packs.mark_lost(
+            tenant.id, [pack for pack in now if now[pack] != sizes[pack]]
+        ):
+            gone, other = gone + (now[pack] is None), other + (now[pack] is not None)
+        suspects.clear()
+
+    listed = _listed(kept, tenant)
+    at = next(listed, None)
+    for pack in each_pack(kept.catalog, tenant.id):
+        if stopping():
+            break
+        packs += 1
+        while at is not None and at[0] < pack.id:
+            at = next(listed, None)
+        if at is None or at != (pack.id, pack.size_bytes):
+            suspects.append(pack.id)
+            if len(suspects) >= MARKED_AT_ONCE:
+                settle()
+    settle()
+    return Compared(packs, gone, other)
+
+
+def _listed(kept: Kept, tenant: Tenant) -> Iterator[tuple[bytes, int]]:
+    for name, size in kept.blobs.list(packs_prefix(tenant.id)):
+        try:
+            yield parse_pack_name(name)[1], size
+        except ValueError:
+            continue
+
+
+def _size(kept: Kept, tenant: Tenant, pack: bytes) -> int | None:
+    try:
+        return kept.blobs.size(pack_name(tenant.id, pack))
+    except BlobMissing:
+        return None
+
+
+class Integrity:
+    """Keeps what is said about damage true while a server runs, on a thread of its own."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="integrity", daemon=True)
+        self._told: dict[bytes, KnownDamage] = {}
+        self._walked: dict[bytes, _State] = {}
+        """What was so when a tenant's backups were last found not to be whole."""
+        self._rest_until_s = 0.0
+        self.is_whole = True
+        """Whether nothing is known to be damaged, a second ago."""
+
+    def start(self) -> None:
+        """Compares the packs of all tenants with the store, says what is damaged, and goes on looking."""
+        self.compare(self._stop.is_set)
+        self._tell(self._kept.catalog.packs.known_damage())
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def task(self) -> Task:
+        """The comparison as a task of a running server."""
+        return Task("packs", COMPARE_EVERY_S, self.compare)
+
+    def compare(self, stopping: Stopping) -> str:
+        """Compares the packs of all tenants. What was found, in words; "" for nothing."""
+        gone = other = 0
+        for row in self._kept.catalog.tenants.list_all():
+            try:
+                found = compare_packs(self._kept, self._kept.tenants.get(row.id), stopping)
+            except StaddleError as e:
+                log.error("the packs of tenant %s were not compared with the store: %s", row.name, e.message)  # noqa: TRY400
+                continue
+            gone, other = gone + found.gone, other + found.other_size
+        return f"{gone} packs are gone, {other} have another size" if gone or other else ""
+
+    def look(self) -> None:
+        """Looks what is known to be damaged, and whether the backups are whole without it."""
+        known = self._kept.catalog.packs.known_damage()
+        if known and self._kept.clock.monotonic_s() >= self._rest_until_s:
+            known = self._without_healed(known)
+        self._tell(known)
+
+    def _without_healed(self, known: dict[bytes, KnownDamage]) -> dict[bytes, KnownDamage]:
+        begun_s = self._kept.clock.monotonic_s()
+        left = dict(known)
+        for tenant, damage in known.items():
+            state = _State(damage, self._kept.catalog.verification.stands(tenant))
+            if self._walked.get(tenant) == state:
+                continue
+            try:
+                whole = self._all_whole(tenant)
+            except StaddleError as e:
+                log.warning("whether backups are whole could not be found out: %s", e.message)
+                continue
+            if whole and self._kept.catalog.packs.not_needed(tenant, damage.epoch):
+                del left[tenant]
+            else:
+                self._walked[tenant] = state
+        now_s = self._kept.clock.monotonic_s()
+        self._rest_until_s = now_s + REST * (now_s - begun_s)
+        return left
+
+    def _all_whole(self, tenant: bytes) -> bool:
+        hurt = Hurt(self._kept.tenants.get(tenant), self._kept.catalog, self._tick)
+        return all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, tenant))
+
+    def _tick(self) -> None:
+        if self._stop.is_set():
+            raise _EndingError
+
+    def _tell(self, known: dict[bytes, KnownDamage]) -> None:
+        if known == self._told:
+            return
+        names = {row.id: row.name for row in self._kept.catalog.tenants.list_all()}
+        for tenant, damage in known.items():
+            before = self._told.get(tenant)
+            if before is None or (damage.packs, damage.segments) != (before.packs, before.segments):
+                log.error(
+                    "damage is known in tenant %s: %d packs are gone or damaged as a whole, %d segments of others are damaged. "
+                    "Run `staddle-server check` to see what it costs; the next FULL backup of the same data heals it",
+                    names.get(tenant, tenant.hex()),
+                    damage.packs,
+                    damage.segments,
+                    extra={"fields": {"packs": damage.packs, "segments": damage.segments}},
+                )
+        for tenant in self._told.keys() - known.keys():
+            log.warning("no damage is left in tenant %s: all its backups are whole", names.get(tenant, ""))
+        self._told = known
+        self.is_whole = not known
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            try:
+                self.look()
+            except _EndingError:
+                return
+            except StaddleError as e:
+                log.warning("it could not be found out whether anything is damaged: %s", e.message)
+            except Exception:
+                log.exception("a fault in looking for known damage, which goes on")

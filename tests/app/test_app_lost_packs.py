@@ -1,0 +1,106 @@
+"""A server whose packs are gone: it says so at its start, takes the data again, and the alarm ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from thin import noise, wait_until
+
+BIN = Path(sys.executable).parent
+FILES = {"a": noise(3_000_000, 1), "b": noise(700_000, 2), "text": b"few words" * 1000, "d/small": b"x"}
+
+
+def run(program, *words, config=None):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE")}
+    if config is not None:
+        env["STADDLE_CONFIG"] = str(config)
+    return subprocess.run(
+        [BIN / program, *map(str, words)], capture_output=True, text=True, env=env, timeout=120, check=False
+    )
+
+
+def packs(server):
+    return [path for path in (server.data / "store" / "packs").rglob("*") if path.is_file()]
+
+
+def health(server):
+    return run("staddle-server", "health", "--data", server.data)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, data in FILES.items():
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "folder"
+
+
+def alarms(server):
+    return [
+        line for line in map(json.loads, server.log().splitlines()) if "damage is known" in line["message"]
+    ]
+
+
+def restored(server, target):
+    done = run("staddle", "restore", "www", "--target", target, config=server.config)
+    assert done.returncode == 0, done.stderr
+    return {name: (target / name).read_bytes() for name in FILES}
+
+
+@pytest.mark.parametrize("way", [(), ("--thin",)], ids=["source", "thin"])
+def test_packs_that_went_while_the_server_was_stopped_are_an_alarm_until_a_full_backup(
+    server, folder, tmp_path, way
+):
+    backup = ("backup", folder, "--dataset", "www", *way)
+    assert run("staddle", *backup, config=server.config).returncode == 0
+    assert health(server).returncode == 0
+    server.stop()
+    for path in packs(server):
+        path.unlink()
+    server.start()
+    (alarm,) = alarms(server)
+    assert (alarm["level"], alarm["packs"]) == ("error", 1)
+    assert "staddle-server check" in alarm["message"]
+    assert "FULL" in alarm["message"]
+    said = health(server)
+    assert said.returncode == 4
+    assert "damaged or gone" in said.stderr
+    done = run("staddle", *backup, "--kind", "full", config=server.config)
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: health(server).returncode == 0)
+    assert restored(server, tmp_path / "target") == FILES
+    assert run("staddle-server", "check", "--read-data", "--data", server.data).returncode == 0
+
+
+def test_packs_that_go_while_the_server_runs_are_an_alarm_once_check_has_seen_it(server, folder):
+    backup = ("backup", folder, "--dataset", "www")
+    assert run("staddle", *backup, config=server.config).returncode == 0
+    for path in packs(server):
+        path.unlink()
+    assert run("staddle-server", "check", "--data", server.data).returncode == 1
+    wait_until(lambda: health(server).returncode == 4)
+    done = run("staddle-server", "repair", "--data", server.data)
+    assert done.returncode == 1
+    assert "FULL backup" in done.stdout
+    assert run("staddle", *backup, "--kind", "full", config=server.config).returncode == 0
+    wait_until(lambda: health(server).returncode == 0)
+    assert run("staddle-server", "repair", "--data", server.data).returncode == 0
+    assert run("staddle-server", "check", "--data", server.data).returncode == 0
+
+
+def test_a_pack_of_another_size_is_an_alarm_and_packs_that_are_whole_are_none(server, folder):
+    assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
+    server.stop()
+    server.start()
+    assert alarms(server) == []
+    server.stop()
+    (path,) = packs(server)
+    path.chmod(0o600)
+    os.truncate(path, path.stat().st_size - 10)
+    server.start()
+    assert len(alarms(server)) == 1
+    assert health(server).returncode == 4

@@ -1,0 +1,224 @@
+"""Packs that are gone, and damage that is found while an upload runs: nothing is acknowledged that relies on either."""
+
+import os
+
+import grpc
+import pytest
+from blake3 import blake3
+from staddle import Client
+from staddle._source import run_backup
+from staddle._types import BackupKind, BackupOptions
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from staddle_server.types import Role
+from thin import Source, back_up, noise, reason, restore
+
+DATA, OTHER = noise(1_500_000, 1), noise(1_500_000, 2)
+LONG = noise(9_000_000, 3)
+
+
+def packs(running):
+    return sorted(path for path in (running.root / "store" / "packs").rglob("*") if path.is_file())
+
+
+def lose_packs(running):
+    for path in packs(running):
+        path.unlink()
+
+
+def mark(running, role, digest):
+    """Damages the segment that a chunk lies in, and puts that down as a reader does that finds it."""
+    from staddle_server.store.keys import chunk_id, secrets_of
+
+    name = chunk_id(secrets_of(running.keys.load(running.tenant)).id_key, role, digest)
+    places = running.catalog.chunks.find(running.tenant, [name]).get(name, [])
+    if not places:
+        return  # the segment is damaged already
+    (place,) = places
+    (path,) = (path for path in packs(running) if path.name == place.segment.pack.hex())
+    data = bytearray(path.read_bytes())
+    data[place.segment.offset + place.segment.length - 20] ^= 1
+    path.write_bytes(data)
+    running.catalog.packs.mark_damaged(running.tenant, place.segment.pack, place.segment.offset)
+
+
+def refused(commit):
+    with pytest.raises(grpc.RpcError) as failed:
+        commit()
+    assert failed.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert reason(failed.value) == "MISSING_CHUNKS"
+    return failed.value.details()
+
+
+def listed(stub, source):
+    return set(stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).missing_digests)
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["source", "thin"])
+def test_a_full_backup_stores_anew_what_lay_in_packs_that_are_gone(running, tmp_path, thin):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_bytes(DATA)
+    (folder / "long").write_bytes(LONG)
+
+    def run(kind):
+        with Client(running.address, token=running.token()) as client:
+            options = BackupOptions(dataset="www", kind=kind, thin=thin)
+            return run_backup(client._calls, os.fsencode(folder), options, lambda: 2**62)
+
+    run(BackupKind.AUTO)
+    lose_packs(running)  # while the server runs, and has just seen them
+    report = run(BackupKind.FULL)
+    assert report.problems == ()
+    assert report.sent_bytes >= len(DATA) + len(LONG)
+    found = restore(running.stub(), "www")
+    assert found.damages == []
+    assert (found.files["a"], found.files["long"]) == (DATA, LONG)
+
+
+def test_a_stream_whose_data_are_known_from_a_pack_that_is_gone_is_stored_at_once(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA, "b": b"small"})
+    lose_packs(running)
+    back_up(stub, "www", {"a": DATA, "b": b"small"}, kind=pb.BACKUP_KIND_FULL)
+    assert restore(stub, "www").files == {"a": DATA, "b": b"small"}
+
+
+def test_a_pack_that_nobody_has_seen_for_minutes_is_looked_for_by_any_upload(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA})
+    lose_packs(running)
+    running.clock.ahead_s += 400
+    source = Source(stub, "other")
+    assert source.missing(source.cut(DATA)) == source.cut(DATA)
+    source.put_file("a", DATA)
+    source.commit()
+    assert restore(stub, "other").files == {"a": DATA}
+
+
+def test_packs_that_go_between_the_question_and_the_commit_are_missed_at_the_commit(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA})
+    source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
+    source.put_file("a", DATA)
+    lose_packs(running)
+    running.clock.ahead_s += 400
+    refused(source.commit)
+    assert listed(stub, source) == {blake3(chunk).digest().hex() for chunk in source.cut(DATA)}
+    source.put_chunks(source.missing(source.cut(DATA)))
+    source.commit()
+    assert restore(stub, "www").files == {"a": DATA}
+    assert listed(stub, source) == set()
+
+
+def test_a_chunk_that_was_present_and_is_found_damaged_is_asked_for_at_the_commit(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA, "b": OTHER})
+    source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
+    source.put_file("a", DATA)
+    source.put_file("b", OTHER)
+    hurt = source.cut(DATA)[1]
+    mark(running, Role.DATA, blake3(hurt).digest())
+    refused(source.commit)
+    missing = listed(stub, source)
+    assert blake3(hurt).digest().hex() in missing
+    source.put_chunks(source.missing(source.cut(DATA) + source.cut(OTHER)))
+    backup = source.commit()
+    found = restore(stub, "www", backup=pb.BackupSelector(backup=backup.id))
+    assert found.files == {"a": DATA, "b": OTHER}
+
+
+def test_a_resumed_upload_is_told_of_damage_that_was_found_while_it_lay(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA})
+    source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
+    source.put_file("a", DATA)
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
+    running.restart()
+    mark(running, Role.DATA, blake3(source.cut(DATA)[0]).digest())
+    stub = source.stub = running.stub()
+    source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    refused(source.commit)
+    source.put_chunks(source.missing(source.cut(DATA)))
+    source.commit()
+    assert restore(stub, "www").files == {"a": DATA}
+
+
+def test_what_is_lost_of_an_entry_that_was_sent_again_otherwise_is_not_waited_for(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA})
+    source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
+    source.put_file("a", DATA)
+    mark(running, Role.DATA, blake3(source.cut(DATA)[0]).digest())
+    refused(source.commit)
+    source.put_file("a", OTHER)
+    source.commit()
+    assert restore(stub, "www").files == {"a": OTHER}
+
+
+def test_a_list_of_chunks_that_is_found_damaged_is_written_anew_when_its_entry_comes_again(running):
+    stub = running.stub()
+    first = back_up(stub, "www", {"long": LONG})
+    source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
+    source.put_file("long", LONG, mode=0o600)  # its page is another one than the first backup's
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
+    for digest in manifest_chunks(running, first) - {bytes.fromhex(first.manifest_digest)}:
+        mark(running, Role.MANIFEST, digest)
+    assert "send these entries again" in refused(source.commit)
+    source.put_entries(source.entry("long", LONG, mode=0o600))
+    source.commit()
+    assert restore(stub, "www").files == {"long": LONG}
+
+
+def test_changes_over_a_base_that_became_damaged_ask_for_what_is_lost_of_it(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA, "b": OTHER})
+    source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
+    source.put_file("c", b"new")
+    mark(running, Role.DATA, blake3(source.cut(DATA)[0]).digest())
+    refused(source.commit)
+    answer = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id))
+    assert "a" in {entry.path for entry in answer.damaged_base_entries}
+    source.put_chunks(source.missing(source.cut(DATA) + source.cut(OTHER)))
+    source.commit()
+    assert restore(stub, "www").files == {"a": DATA, "b": OTHER, "c": b"new"}
+
+
+def test_changes_over_a_base_that_was_damaged_before_are_not_taken_for_whole(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA})
+    source = Source(stub, "www")
+    mark(running, Role.DATA, blake3(source.cut(DATA)[0]).digest())
+    stub.AbortUpload(sv.AbortUploadRequest(**source.id))
+    source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
+    assert [entry.path for entry in source.begun.damaged_base_entries] == ["a"]
+    source.put_file("c", b"new")
+    refused(source.commit)
+    source.put_file("a", DATA)
+    source.commit()
+    assert restore(stub, "www").files == {"a": DATA, "c": b"new"}
+
+
+def test_content_from_a_base_that_is_found_damaged_later_is_asked_for_at_the_commit(running):
+    stub = running.stub()
+    back_up(stub, "www", {"a": DATA})
+    source = Source(stub, "www")
+    source.put_entries(pb.Entry(path="a", content_from_base=True))
+    source.entries, source.bytes = 1, len(DATA)
+    mark(running, Role.DATA, blake3(source.cut(DATA)[0]).digest())
+    refused(source.commit)
+    source.put_chunks(source.missing(source.cut(DATA)))
+    source.commit()
+    assert restore(stub, "www").files == {"a": DATA}
+
+
+def manifest_chunks(running, backup):
+    from staddle_server.manifest.references import references
+    from staddle_server.session.reading import ChunkReader
+    from staddle_server.session.tenant import Tenants
+
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    (kept,) = running.catalog.verification.backups(running.tenant)
+    assert kept.id.hex() == backup.id
+    found = references(kept.root, ChunkReader(tenant, running.catalog))
+    return {digest for each in found for digest in each.manifest}
