@@ -165,19 +165,20 @@ def test_a_server_starts_on_a_full_disk_again_and_again_though_others_take_what_
             stop(server)
 
 
-def test_backups_end_before_the_last_byte_and_what_was_durable_is_resumed_when_there_is_room(
+def test_no_backup_is_taken_below_the_limit_that_was_set_and_it_is_taken_when_there_is_room(
     tmp_path: Path, disk: Path
 ) -> None:
     server = Server(disk, "--min-free", "16MiB")
     try:
         large = source_of(tmp_path, "large", 40 * MIB)
+        fill(disk, leave=10 * MIB)
+        until(lambda: server.command("health").returncode == 3, server)
         refused = staddle(server, "backup", large, "--dataset", "d", code=None)
         assert refused.returncode not in {0, 3}
         assert "nearly full" in refused.stderr
         status = os.statvfs(disk)
         assert 0 < status.f_bavail * status.f_frsize < 16 * MIB
-        until(lambda: server.command("health").returncode == 3, server)
-        subprocess.run(["mount", "-o", "remount,size=128m", disk], check=True)
+        subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
         until(lambda: server.command("health").returncode == 0, server)
         staddle(server, "backup", large, "--dataset", "d")
         staddle(server, "restore", "d", "--target", tmp_path / "target")

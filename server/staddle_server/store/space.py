@@ -107,7 +107,7 @@ class Space:
         """What there is too little of, and where; None while backups are taken."""
         with self._lock:
             now_s = self._now_s()
-            if now_s - self._seen_s >= LOOK_S:
+            if self._flaw is not None or now_s - self._seen_s >= LOOK_S:
                 self._seen_s = now_s
                 again, missing = self._flaw is not None, self._missing_bytes()
                 flaws = ((each.path, each.flaw(missing, again=again)) for each in self.free())
