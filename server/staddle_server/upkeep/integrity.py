@@ -169,7 +169,7 @@ class Integrity:
             else:
                 self._walked[tenant] = state
         now_s = self._kept.clock.monotonic_s()
-        self._rest_until_s = now_s + REST * (now_s - begun_s)
+        self._rest_until_s = now_s + REST * max(0.0, now_s - begun_s - LOOK_S)
         return left
 
     def _all_whole(self, tenant: bytes) -> bool:
