@@ -21,7 +21,7 @@ from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.records import finish_record
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.session.writer import UploadWriter
-from staddle_server.types import EMPTY_ROOT, Entry, Root, UploadState
+from staddle_server.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
 
 log = logging.getLogger(__name__)
 
@@ -302,9 +302,9 @@ class Uploads:
         return upload
 
     def abort(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
-        """Gives the upload up; a replay changes nothing. Only its holder may."""
+        """Gives the upload up; a replay changes nothing. Only its holder may, or an administrator of the tenant."""
         upload = self._catalog.uploads.get(principal.tenant, upload_id)
-        if upload.epoch == epoch:
+        if upload.epoch == epoch and principal.role is not TokenRole.ADMIN:
             refusals.check_held(upload, principal.token, self._clock.now_ns())
         upload = self._catalog.uploads.abort(principal.tenant, upload_id, epoch)
         self._end(upload_id, UploadState.ABORTED)
