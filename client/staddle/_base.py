@@ -93,14 +93,23 @@ class Comparison:
     record: Record | None = None
     """Gets to know what the backup then holds."""
     unchanged: int = 0
+    behind_is_whole: bool = False
+    """Of what the base has up to `behind` nothing was removed, and not all of it is scanned."""
+    base_count: int = 0
+    """Entries of the base so far, without its root."""
+    kept_count: int = 0
+    """Those of them that are still there, changed or not."""
+    found_count: int = 0
+    """Paths of the scan so far, without its root."""
     _next: BaseEntry | None = None
     _gone: bytes | None = field(default=None)
     """Everything of the base below this path is dealt with."""
 
     def __iter__(self) -> Iterator[Changed | Removed]:
         behind = None if self.behind is None else sort_key(self.behind)
-        self._next = next(self.base, None)
+        self._advance()
         for found in self.scan:
+            self.found_count += bool(found.path)
             order = sort_key(found.path)
             yield from self._removed_before(order, behind)
             base = self._take(found)
@@ -118,10 +127,17 @@ class Comparison:
                 self.record.settle(changed)
         yield from self._removed_before(None, behind)
 
+    def _advance(self) -> None:
+        self._next = next(self.base, None)
+        if self._next is not None:
+            self.base_count += bool(self._next.path)
+
     def _removed_before(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
         while self._next is not None and (order is None or sort_key(self._next.path) < order):
             path = self._next.path
-            self._next = next(self.base, None)
+            self._advance()
+            if self.behind_is_whole and behind is not None and sort_key(path) <= behind:
+                self.kept_count += bool(path)
             if not path or (self._gone is not None and is_below(path, self._gone)):
                 continue  # a root is never removed: that would take everything
             self._gone = path
@@ -132,7 +148,9 @@ class Comparison:
         """What the base has at this path."""
         if self._next is None or self._next.path != found.path:
             return None
-        base, self._next = self._next, next(self.base, None)
+        base = self._next
+        self.kept_count += bool(base.path)
+        self._advance()
         if base.entry.type == pb.ENTRY_TYPE_DIRECTORY and not found.is_directory():
             self._gone = found.path  # an entry that is no directory takes out what was below it
         return base

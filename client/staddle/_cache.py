@@ -22,6 +22,7 @@ from blake3 import blake3
 
 from staddle._cache_file import ID_BYTES, CacheReader, CacheWriter, is_cache_of
 from staddle._cache_record import Record
+from staddle._omissions import CACHE_TAG, CACHE_TAG_TEXT
 
 DIRECTORY_BYTES_MAX: Final = 2 * 1024 * 1024 * 1024
 FILES_MAX: Final = 10_000
@@ -92,12 +93,23 @@ class Cache:
             if not _is_own(os.stat(self._place)):
                 _log.debug("The cache directory %r is not used: others may write there", self._place)
                 return None
+            self._mark()
             path = self._path(UNFINISHED_PREFIX + secrets.token_hex(8))
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             _log.debug("There is no cache: %s", error)
             return None
         return Record(CacheWriter(descriptor, path), differential=differential)
+
+    def _mark(self) -> None:
+        """Says to backups, ours and those of other programs, that they may leave the directory out."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with suppress(FileExistsError):
+            descriptor = os.open(os.path.join(self._place, CACHE_TAG), flags, 0o600)
+            try:
+                os.write(descriptor, CACHE_TAG_TEXT)
+            finally:
+                os.close(descriptor)
 
     def keep(self, record: Record, backup_id: str, *, full: bool) -> None:
         """The backup was committed: completes the file, gives it its name, and takes away what it makes useless."""

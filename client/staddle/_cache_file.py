@@ -54,6 +54,7 @@ SIZE_AT: Final = ROW_BYTES - 8
 """Where a row's size begins: only that of a regular file says anything."""
 KIND: Final = 0xF0
 FILE_KIND: Final = 0x80
+_PRESENT_KINDS: Final = bytes(kind for kind in range(256) if not kind & ABSENT)
 NO_ROW: Final = bytes([ABSENT]) + bytes(ROW_BYTES - 1)
 _BODY_AT: Final = _HEADER.size + ROW_BYTES
 
@@ -105,6 +106,7 @@ class CacheReader:
         self._file.seek(_BODY_AT)
         self._ahead: Block | None = None
         self._ended = False
+        self._present = 0
 
     def close(self) -> None:
         """Closes the file."""
@@ -129,6 +131,12 @@ class CacheReader:
             block = self._pass()
         return self._taken(block, directory, first=False)
 
+    def count_all(self) -> int:
+        """The paths that the backup holds, without the root; reads to the end. Raises CacheError."""
+        while self._next() is not None:
+            self._ahead = None
+        return self._present
+
     def _taken(self, block: Block | None, directory: bytes, *, first: bool) -> Block | None:
         if block is None or block.path != directory or block.first is not first:
             return None
@@ -143,6 +151,9 @@ class CacheReader:
         if self._ahead is None and not self._ended:
             self._ahead = self._read()
             self._ended = self._ahead is None
+            if self._ahead is not None:
+                kinds = self._ahead.rows[::ROW_BYTES]
+                self._present += len(kinds) - len(kinds.translate(None, _PRESENT_KINDS))
         return self._ahead
 
     def _read(self) -> Block | None:

@@ -28,9 +28,9 @@ from staddle._cache_file import (
     pack_row,
     row_of,
 )
-from staddle._convert import COMPONENT_BYTES_MAX, PATH_BYTES_MAX
+from staddle._convert import PATH_BYTES_MAX
 from staddle._excludes import no_excludes
-from staddle._scan import MOVED, TOO_LONG, Level, Walk, reason_of
+from staddle._scan import MOVED, TOO_LONG, Level, Walk
 
 
 class _Enter(NamedTuple):
@@ -122,6 +122,8 @@ class CachedScan(Walk[Changed | Removed]):
 
     known: CacheReader
     unchanged: int = 0
+    _changed_count: int = 0
+    _new_count: int = 0
     _ways: list[_Way] = field(default_factory=list)
     """For each directory on the way, as `_levels`."""
 
@@ -182,14 +184,18 @@ class CachedScan(Walk[Changed | Removed]):
     def _see(self, level: Level, names: list[bytes]) -> _Seen:
         """What stat says of children, in one go. Those that are excluded, or cannot be looked at, are left out; the latter are reported."""
         prefix = level.path + b"/" if level.path else b""
-        names = self._storable(prefix, names)
+        excluded = None if self.excluded is no_excludes else self.excluded
+        undecided: set[bytes] = set()
+        if excluded is not None:
+            names, undecided = self._asked(prefix, names)
         directory_fd = level.descriptor
         if directory_fd is None:
             for name in names:
                 self.report(prefix + name, MOVED)
             return _Seen([], [], {})
-        excluded = None if self.excluded is no_excludes else self.excluded
+        names = self._storable(prefix, names)
         look, pack = os.stat, pack_row
+        limited = self.omissions.larger_than_bytes is not None
         rows: list[bytes] = []
         devices: dict[bytes, int] = {}
         out: set[bytes] = set()
@@ -197,12 +203,14 @@ class CachedScan(Walk[Changed | Removed]):
             try:
                 status = look(name, dir_fd=directory_fd, follow_symlinks=False)
             except OSError as error:
-                self.report(prefix + name, reason_of(error))
+                self._not_seen(level, name, prefix + name, error, may_be_excluded=name in undecided)
                 out.add(name)
                 continue
             mode = status.st_mode
             is_directory = mode & 0o170000 == stat.S_IFDIR
-            if excluded is not None and excluded(prefix + name, is_directory):
+            if (name in undecided and self.excluded(prefix + name, is_directory)) or (
+                limited and self._is_omitted(prefix + name, status)
+            ):
                 self.excluded_count += 1
                 out.add(name)
                 continue
@@ -217,17 +225,31 @@ class CachedScan(Walk[Changed | Removed]):
                 devices[name] = status.st_dev
         return _Seen([name for name in names if name not in out] if out else names, rows, devices)
 
+    def _asked(self, prefix: bytes, names: list[bytes]) -> tuple[list[bytes], set[bytes]]:
+        """Those that the patterns do not leave out by their name alone, and of these the ones of which the type decides."""
+        kept: list[bytes] = []
+        undecided: set[bytes] = set()
+        for name in names:
+            verdict = self.excluded.of_name(prefix + name)
+            if verdict:
+                self.excluded_count += 1
+                continue
+            kept.append(name)
+            if verdict is None:
+                undecided.add(name)
+        return kept, undecided
+
     def _storable(self, prefix: bytes, names: list[bytes]) -> list[bytes]:
         """Those that a backup can hold; the others are reported."""
-        longest = max(map(len, names), default=0)
-        if longest <= COMPONENT_BYTES_MAX and len(prefix) + longest <= PATH_BYTES_MAX:
+        longest = max(names, key=len, default=b"")
+        if not self._is_too_long(longest, prefix + longest):
             return names
         kept = []
         for name in names:
-            if len(name) <= COMPONENT_BYTES_MAX and len(prefix) + len(name) <= PATH_BYTES_MAX:
-                kept.append(name)
-            else:
+            if self._is_too_long(name, prefix + name):
                 self.report((prefix + name)[:PATH_BYTES_MAX], TOO_LONG)
+            else:
+                kept.append(name)
         return kept
 
     # --- what differs
@@ -295,7 +317,24 @@ class CachedScan(Walk[Changed | Removed]):
         if found.is_directory():
             yield from self._into(level, step.name, path, found.stat.st_dev)
 
+    @property
+    def kept_count(self) -> int:
+        """Once walked: the entries of the base that are still there, changed or not, without the root."""
+        return self.unchanged + self._changed_count - 1
+
+    @property
+    def found_count(self) -> int:
+        """Once walked: the paths that are there, without the root."""
+        return self.kept_count + self._new_count
+
+    @property
+    def base_count(self) -> int:
+        """Once walked: the entries of the base, without its root. Raises CacheError."""
+        return self.known.count_all()
+
     def _told(self, changed: Changed) -> Iterator[Changed]:
+        self._changed_count += changed.in_base
+        self._new_count += not changed.in_base
         yield changed
         if self.record is not None:
             self.record.settle(changed)

@@ -188,6 +188,10 @@ class Client(RetentionMethods):
         kind: str = "auto",
         exclude: Sequence[str] = (),
         exclude_files: Sequence[str] = (),
+        exclude_caches: bool = True,
+        exclude_if_present: Sequence[str] = (),
+        exclude_larger_than_bytes: int | None = None,
+        max_removed_percent: float | None = None,
         one_file_system: bool = False,
         tags: Mapping[str, str] | None = None,
         thin: bool = False,
@@ -200,7 +204,13 @@ class Client(RetentionMethods):
     ) -> BackupReport:
         """Makes a backup of a directory, or of one file, and says what it did: `report.problems` names what was not read.
 
-        `kind` is auto, full, incremental or differential; `exclude` are patterns as in .gitignore, `exclude_files` files of such.
+        `kind` is auto, full, incremental or differential; `exclude` are patterns as in .gitignore, `exclude_files` files of such, each
+        read once. A pattern that begins with the path of the root means what lies there; one that cannot be meant is BadRequestError, and
+        one that matched nothing is a warning. `exclude_caches` leaves out what is in directories marked by CACHEDIR.TAG and in data
+        directories of a Staddle server, `exclude_if_present` what is in directories that hold a file of such a name, and
+        `exclude_larger_than_bytes` larger files. `path` is followed if it is a symbolic link; what is neither a directory nor a file is
+        BadRequestError. A source that has become empty, or has lost more than `max_removed_percent` of the entries that the base has, is
+        TooMuchRemovedError, and there is no backup; 100 allows everything.
         The dataset has one root: another one is RootDiffersError without `new_root`. `host` is where the data is, by default this
         machine's name. `thin` sends all bytes and lets the server cut them; otherwise they are cut here, and only what is missing
         travels, which needs the packages of `pip install 'staddle[cli]'`. `cache` lets it remember what the
@@ -213,6 +223,10 @@ class Client(RetentionMethods):
             kind=choice("kind", kind, BackupKind),
             exclude=tuple(exclude),
             exclude_files=tuple(exclude_files),
+            exclude_caches=exclude_caches,
+            exclude_if_present=tuple(exclude_if_present),
+            exclude_larger_than_bytes=exclude_larger_than_bytes,
+            max_removed_percent=max_removed_percent,
             one_file_system=one_file_system,
             tags=dict(tags or {}),
             thin=thin,
@@ -384,7 +398,7 @@ class Client(RetentionMethods):
     def abort_upload(self, upload: OpenUpload) -> None:
         """Gives an upload up, whoever writes it: its writer is refused from then on, and its data is garbage. Cannot be undone.
 
-        Raises StaleEpochError if somebody has resumed it since it was listed, UploadClosedError if it has ended.
+        Raises ConflictError if somebody has resumed it since it was listed, UploadClosedError if it has ended.
         """
         self.call("AbortUpload", service.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 

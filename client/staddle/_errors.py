@@ -16,6 +16,7 @@
     ├── PreconditionError           the state of things does not allow it
     │   ├── NoBaseError
     │   ├── RootDiffersError
+    │   ├── TooMuchRemovedError
     │   ├── MissingChunksError
     │   ├── UploadClosedError
     │   ├── NotAFileError
@@ -164,6 +165,12 @@ class RootDiffersError(PreconditionError):
     """The dataset comes from another host or root; `new_root=True` says that this is meant."""
 
     default_reason = "ROOT_DIFFERS"
+
+
+class TooMuchRemovedError(PreconditionError):
+    """The source has lost more since the base than is allowed, such as everything: `max_removed_percent` says that this is meant."""
+
+    default_reason = "TOO_MUCH_REMOVED"
 
 
 class MissingChunksError(PreconditionError):

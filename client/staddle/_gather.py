@@ -11,7 +11,7 @@ from typing import Final
 from staddle._chunks import ChunkList
 from staddle._metadata import Names, add_xattrs, entry_of, via_descriptor
 from staddle._reading import OpenFile, is_racy
-from staddle._scan import Found
+from staddle._scan import VANISHED, Found, reason_of
 from staddle._types import PathProblem, ProblemKind, Profile
 from staddle.v1 import resources_pb2 as pb
 
@@ -29,6 +29,8 @@ class Tally:
     profile: Profile = Profile.CONTENT_DEFINED
     problems: dict[tuple[ProblemKind, bytes], PathProblem] = field(default_factory=dict)
     problems_dropped: int = 0
+    notes: dict[tuple[ProblemKind, bytes], PathProblem] = field(default_factory=dict)
+    notes_dropped: int = 0
     unchanged: int = 0
     read_bytes: int = 0
     sent_bytes: int = 0
@@ -41,6 +43,24 @@ class Tally:
     def unreadable(self, path: bytes, message: str) -> None:
         """Notes a path, or something of it, that could not be read."""
         self._note(PathProblem(ProblemKind.UNREADABLE, path, message))
+
+    def failed(self, path: bytes, error: OSError) -> None:
+        """Notes a path that could not be read, or that was removed since the scan came to it."""
+        if isinstance(error, FileNotFoundError):
+            self.note(ProblemKind.VANISHED, path, VANISHED)
+        else:
+            self.unreadable(path, reason_of(error))
+
+    def altered(self, path: bytes, message: str) -> None:
+        """Notes a path of which a value does not fit into a backup."""
+        self._note(PathProblem(ProblemKind.ALTERED, path, message))
+
+    def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
+        """Notes a path that is not in the backup, which is no problem."""
+        if (kind, path) in self.notes or len(self.notes) < PROBLEMS_MAX:
+            self.notes[kind, path] = PathProblem(kind, path, message)
+        else:
+            self.notes_dropped += 1
 
     def kept_changing(self, path: bytes) -> None:
         """Notes a file of which the backup may hold a mixture."""
@@ -98,7 +118,7 @@ def _signature(status: os.stat_result) -> tuple[int, int, int]:
 
 def entry_without_content(found: Found, names: Names, tally: Tally) -> pb.Entry | None:
     """The whole entry of anything but a regular file; None, reported, if it cannot be read."""
-    entry = entry_of(found, names, tally.unreadable)
+    entry = entry_of(found, names, tally)
     if entry is None:
         return None
     add_xattrs(entry, via_descriptor(found.dir_fd, found.name), tally.unreadable)
@@ -108,7 +128,7 @@ def entry_without_content(found: Found, names: Names, tally: Tally) -> pb.Entry 
 
 def entry_of_file(found: Found, opened: OpenFile, names: Names, tally: Tally) -> pb.Entry | None:
     """The entry of an open regular file, without its content, holes and `read_again`; None, reported, if that fails."""
-    entry = entry_of(found, names, tally.unreadable, opened.status)
+    entry = entry_of(found, names, tally, opened.status)
     if entry is None:
         return None
     add_xattrs(entry, opened.descriptor, tally.unreadable)

@@ -13,7 +13,7 @@ import pwd
 import stat
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from blake3 import blake3
 
@@ -35,6 +35,11 @@ LINK_GROUP_BYTES_MAX: Final = 64
 OWNER_BYTES_MAX: Final = 256
 NAMES_CACHED_MAX: Final = 10_000
 LINK_TARGET_BYTES_MAX: Final = 4096
+FILE_BYTES_MAX: Final = 2**56
+U32_MAX: Final = 2**32 - 1
+U64_MAX: Final = 2**64 - 1
+I64_MIN: Final = -(2**63)
+I64_MAX: Final = 2**63 - 1
 
 TYPES: Final[dict[int, pb.EntryType.ValueType]] = {
     stat.S_IFREG: pb.ENTRY_TYPE_FILE,
@@ -101,48 +106,91 @@ def type_of(status: os.stat_result) -> pb.EntryType.ValueType | None:
     return TYPES.get(stat.S_IFMT(status.st_mode))
 
 
+class Problems(Protocol):
+    """Takes what is wrong with a path."""
+
+    def unreadable(self, path: bytes, message: str) -> None:
+        """It, or something of it, cannot be read."""
+
+    def failed(self, path: bytes, error: OSError) -> None:
+        """Reading it failed."""
+
+    def altered(self, path: bytes, message: str) -> None:
+        """A value of it does not fit into a backup."""
+
+
 def entry_of(
-    found: Found, names: Names, report: Report, status: os.stat_result | None = None
+    found: Found, names: Names, problems: Problems, status: os.stat_result | None = None
 ) -> pb.Entry | None:
     """The entry of a path with all metadata that its stat, its link and its directory tell; without content, attributes, holes.
 
-    `status` replaces what the scan saw, where the file was opened since. None, reported, if the link cannot be read.
+    `status` replaces what the scan saw, where the file was opened since. A value that does not fit is the nearest one that does, or is
+    left out, and is reported; such an entry is not proved unchanged by anything. None, reported, if no backup can hold the path, or the
+    link cannot be read.
     """
     status = found.stat if status is None else status
     kind = type_of(status)
     if kind is None:
-        report(found.path, "it is of a type that a backup cannot hold")
+        problems.unreadable(found.path, "it is of a type that a backup cannot hold")
+        return None
+    if kind == pb.ENTRY_TYPE_FILE and status.st_size > FILE_BYTES_MAX:
+        problems.unreadable(found.path, "it is larger than a backup can hold")
         return None
     entry = pb.Entry(
         type=kind,
         mode=stat.S_IMODE(status.st_mode),
-        uid=status.st_uid,
-        gid=status.st_gid,
         owner=names.user(status.st_uid),
         group=names.group(status.st_gid),
-        mtime_ns=status.st_mtime_ns,
-        ctime_ns=status.st_ctime_ns,
-        inode=status.st_ino,
     )
     set_path(entry, found.path)
-    if kind == pb.ENTRY_TYPE_SYMLINK and not _set_target(entry, found, report):
+    _set_numbers(entry, found.path, status, problems)
+    if kind == pb.ENTRY_TYPE_SYMLINK and not _set_target(entry, found, problems):
         return None
     if kind in (pb.ENTRY_TYPE_CHAR_DEVICE, pb.ENTRY_TYPE_BLOCK_DEVICE):
-        entry.device_major = os.major(status.st_rdev)
-        entry.device_minor = os.minor(status.st_rdev)
+        major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
+        if not (0 <= major <= U32_MAX and 0 <= minor <= U32_MAX):
+            problems.unreadable(
+                found.path, f"its device number {major}:{minor} is none that a backup can hold"
+            )
+            return None
+        entry.device_major, entry.device_minor = major, minor
     if kind == pb.ENTRY_TYPE_FILE and status.st_nlink > 1:
         entry.link_group = link_group(status.st_ino, found.mount)
     return entry
 
 
-def _set_target(entry: pb.Entry, found: Found, report: Report) -> bool:
+def _set_numbers(entry: pb.Entry, path: bytes, status: os.stat_result, problems: Problems) -> None:
+    """Owner, times and inode. Some file systems have times from 1601 on, or up to 2446, and 64 bits of nanoseconds do not reach so far."""
+    if 0 <= status.st_uid <= U32_MAX and 0 <= status.st_gid <= U32_MAX:
+        entry.uid, entry.gid = status.st_uid, status.st_gid
+    else:
+        problems.altered(
+            path, f"its owner {status.st_uid}:{status.st_gid} does not fit into a backup and was left out"
+        )
+    entry.mtime_ns = min(max(status.st_mtime_ns, I64_MIN), I64_MAX)
+    entry.ctime_ns = min(max(status.st_ctime_ns, I64_MIN), I64_MAX)  # no restore sets it
+    if entry.mtime_ns != status.st_mtime_ns:
+        nearest = "1677-09-21" if status.st_mtime_ns < 0 else "2262-04-11"
+        seconds = status.st_mtime_ns // 10**9
+        problems.altered(
+            path,
+            f"its modification time, {seconds} s from 1970, does not fit into a backup and became {nearest}",
+        )
+    if 0 <= status.st_ino <= U64_MAX:
+        entry.inode = status.st_ino
+
+
+def _set_target(entry: pb.Entry, found: Found, problems: Problems) -> bool:
     try:
         target = os.readlink(found.name, dir_fd=found.dir_fd)
     except OSError as error:
-        report(found.path, reason_of(error))
+        problems.failed(found.path, error)
+        return False
+    if not target:
+        problems.unreadable(found.path, "its link target is empty")
         return False
     if len(target) > LINK_TARGET_BYTES_MAX:
-        report(found.path, "its link target is longer than a backup can hold")
+        problems.unreadable(found.path, "its link target is longer than a backup can hold")
         return False
     try:
         entry.link_target = target.decode()
@@ -192,16 +240,19 @@ def add_xattrs(entry: pb.Entry, target: int | bytes, report: Report) -> None:
     size = 0
     for text in sorted(names)[:XATTRS_MAX]:
         name = os.fsencode(text)
+        if not 1 <= len(name) <= XATTR_NAME_BYTES_MAX:
+            report(path, f"extended attribute {text!a}: its name is empty or longer than a backup can hold")
+            continue
         try:
             value = os.getxattr(target, name, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in _NO_XATTRS_HERE:
                 report(path, f"extended attribute {text!a}: {reason_of(error)}")
             continue
-        size += len(name) + len(value)
-        if len(value) > XATTR_VALUE_BYTES_MAX or size > XATTR_BYTES_MAX:
+        if len(value) > XATTR_VALUE_BYTES_MAX or size + len(name) + len(value) > XATTR_BYTES_MAX:
             report(path, f"extended attribute {text!a}: larger than a backup can hold")
-            return
+            continue
+        size += len(name) + len(value)
         _add_xattr(entry, name, value)
     if len(names) > XATTRS_MAX:
         report(path, f"extended attributes: more than {XATTRS_MAX}")

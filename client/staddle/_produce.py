@@ -24,7 +24,7 @@ from staddle._gather import (
 )
 from staddle._metadata import Names, entry_of, set_path
 from staddle._reading import READ_BYTES, OpenFile, is_racy, open_file, read_small
-from staddle._scan import Clock, Found, reason_of
+from staddle._scan import Clock, Found
 from staddle._types import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
 from staddle.v1 import resources_pb2 as pb
@@ -183,7 +183,7 @@ class Producer:
             else:
                 self._small(changed, data)
         except OSError as error:
-            self._tally.unreadable(found.path, reason_of(error))
+            self._tally.failed(found.path, error)
             if changed.in_base:
                 self._batch.steps.append(removal(found.path))
 
@@ -201,13 +201,15 @@ class Producer:
     def _small(self, changed: Changed, data: bytes) -> None:
         """Takes a small file that was read in one piece."""
         found = changed.found
-        entry = entry_of(found, self._names, self._tally.unreadable)
+        entry = entry_of(found, self._names, self._tally)
         if entry is not None:
             content = self._one_chunk(data)
             racy = is_racy(found.stat, found.seen_ns)
             self._set_content(entry, content, read_again=racy)
             changed.holds(found.stat, read_again=racy)
             self._add(entry, content.chunks, content.size_bytes)
+        elif changed.in_base:
+            self._batch.steps.append(removal(found.path))
 
     def _file(self, changed: Changed) -> Iterator[Batch]:
         """Reads a file; once more if it changed meanwhile, and then takes it as it is."""
@@ -216,12 +218,15 @@ class Producer:
             with open_file(found, self._clock) as opened:
                 entry = entry_of_file(found, opened, self._names, self._tally)
                 if entry is None:
+                    if changed.in_base:
+                        self._batch.steps.append(removal(found.path))
                     return
                 content = yield from self._content(found.path, opened)
                 settled = opened.is_settled()
                 if settled or last:
                     add_holes(entry, opened.holes, content.size_bytes)
-                    self._set_content(entry, content, read_again=opened.racy or not settled)
+                    again = opened.racy or not settled or opened.size_is_wrong()
+                    self._set_content(entry, content, read_again=again)
                     changed.holds(opened.status, read_again=entry.read_again)
                     if settled:
                         self._linked.keep(opened, entry, content)
@@ -239,7 +244,7 @@ class Producer:
         own.profile = self._profile
 
     def _content(self, path: bytes, opened: OpenFile) -> Generator[Batch, None, Content]:
-        if opened.status.st_size <= self._one_chunk_bytes and not opened.holes:
+        if opened.status.st_size <= self._one_chunk_bytes and not opened.holes and not opened.unsized:
             # There are no holes, so all pieces are bytes.
             return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())))
         chunker = self._chunker(path, opened.status.st_size)
@@ -269,7 +274,7 @@ class Producer:
                 push = partial(chunker.push, piece)
                 self._tally.read_bytes += len(piece)
             self._tally.watch()
-            if opened.status.st_size <= READ_BYTES:
+            if opened.status.st_size <= READ_BYTES and not opened.unsized:
                 yield push()  # to hand it over takes longer
                 continue
             before, cutting = cutting, self._pool.submit(push)

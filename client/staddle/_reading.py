@@ -15,6 +15,8 @@ from staddle._scan import Clock, Found
 READ_BYTES: Final = 4 * 1024 * 1024
 ZEROS_BYTES_MAX: Final = 1024 * 1024 * 1024
 """Longer holes are told in pieces of this size."""
+UNSIZED_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""So much is read of a file that has more than its size says: some have no end."""
 RACY_NS: Final = 2_000_000_000
 """A timestamp this close to the moment of reading does not prove that nothing was written afterwards."""
 
@@ -35,14 +37,22 @@ def is_racy(status: os.stat_result, read_ns: int) -> bool:
 
 @dataclass(slots=True)
 class OpenFile:
-    """A regular file, opened for one reading from its beginning to the size that it had then."""
+    """A regular file, opened for one reading from its beginning to the size that it had then, or to its end if that size is wrong."""
 
     descriptor: int
     status: os.stat_result
     """As it was opened."""
     racy: bool
     holes: list[tuple[int, int]] = field(default_factory=list)
+    unsized: bool = False
+    """It has more bytes than its size says, as files of /proc do: it is read to its end."""
+    padded: bool = False
+    """It ended early, and zeros were sent in place of the rest."""
     _read_bytes: int = 0
+
+    @property
+    def _end_max(self) -> int:
+        return self.status.st_size + UNSIZED_BYTES_MAX * self.unsized
 
     def pieces(self, position: int = 0) -> Iterator[bytes | int]:
         """The file's bytes in order from `position` on: pieces of up to 4 MiB, or a number of zero bytes where it has a hole.
@@ -63,7 +73,7 @@ class OpenFile:
                 position += zeros
                 self._read_bytes = position
                 yield zeros
-        yield from self._data(position, self.status.st_size)
+        yield from self._data(position, self._end_max)
 
     def _data(self, start: int, end: int) -> Iterator[bytes]:
         while start < end:
@@ -75,13 +85,26 @@ class OpenFile:
             yield piece
 
     def is_settled(self) -> bool:
-        """Whether, after all pieces, the file is as it was when it was opened."""
+        """Whether, after all pieces, the file is as it was when it was opened, and was read whole.
+
+        A file whose size never was right, as in /proc and /sys, and which says that nothing changed, was.
+        """
         before, after = self.status, os.fstat(self.descriptor)
         return (
-            self._read_bytes == before.st_size == after.st_size
+            before.st_size == after.st_size
             and after.st_mtime_ns == before.st_mtime_ns
             and after.st_ctime_ns == before.st_ctime_ns
+            and not self.padded
+            and (
+                self._read_bytes < self._end_max
+                if self.unsized
+                else self._read_bytes == before.st_size or not before.st_blocks
+            )
         )
+
+    def size_is_wrong(self) -> bool:
+        """Whether, after all pieces, there were more or fewer bytes than the file said: then stat proves nothing of it."""
+        return self._read_bytes != self.status.st_size
 
 
 def read_small(found: Found, size_max: int) -> bytes | None:
@@ -96,7 +119,7 @@ def read_small(found: Found, size_max: int) -> bytes | None:
     descriptor = os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd)
     try:
         try:
-            data = os.pread(descriptor, seen.st_size, 0) if seen.st_size else b""
+            data = os.pread(descriptor, seen.st_size + 1, 0)
         except OSError:
             return None  # `open_file` finds out what it is, and says so
         if may_have_xattrs(descriptor):
@@ -122,6 +145,15 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
     )
 
 
+def _has_more(descriptor: int, status: os.stat_result) -> bool:
+    """Whether an open file has bytes behind its size although it does not grow."""
+    try:
+        more = os.pread(descriptor, 1, status.st_size)
+    except OSError:
+        return False  # what reading it from the beginning meets is reported
+    return bool(more) and os.fstat(descriptor).st_size == status.st_size
+
+
 @contextmanager
 def open_file(found: Found, clock: Clock) -> Iterator[OpenFile]:
     """Opens a regular file of the scan, without waiting for anything and without following a link.
@@ -130,13 +162,14 @@ def open_file(found: Found, clock: Clock) -> Iterator[OpenFile]:
     """
     descriptor = os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd)
     try:
-        read_ns = clock()
+        read_ns = min(clock(), found.seen_ns)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotRegularError
         opened = OpenFile(descriptor, status, is_racy(status, read_ns))
         if status.st_blocks * 512 < status.st_size:
             opened.holes = holes_of(descriptor, status.st_size)
+        opened.unsized = _has_more(descriptor, status)
         yield opened
     finally:
         os.close(descriptor)

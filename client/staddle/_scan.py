@@ -7,6 +7,7 @@ goes on.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -16,8 +17,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar, cast
 
 from staddle._cache_file import CHILDREN_MAX
-from staddle._convert import COMPONENT_BYTES_MAX, PATH_BYTES_MAX
+from staddle._convert import COMPONENT_BYTES_MAX, COMPONENTS_MAX, PATH_BYTES_MAX
 from staddle._excludes import Excludes, no_excludes
+from staddle._omissions import NOTHING, Omissions
+from staddle._temporaries import is_temporary
+from staddle._types import ProblemKind
 
 if TYPE_CHECKING:
     from staddle._cache_record import Piece, Record
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TOO_LONG: Final = "the path is longer than a backup can hold"
+VANISHED: Final = "it was removed during the backup"
 MOVED: Final = "a directory above it was moved while it was read"
 DESCRIPTORS_MAX: Final = 64
 """So many directories stay open; those further up are opened again through ".." on the way back."""
@@ -36,6 +41,8 @@ DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLO
 
 Report = Callable[[bytes, str], None]
 """Takes a path and why it could not be read."""
+Note = Callable[[ProblemKind, bytes, str], None]
+"""Takes a path that is left out for a reason that is no problem, and the reason."""
 Clock = Callable[[], int]
 """Nanoseconds since 1970, as time.time_ns gives them."""
 Skip = Callable[[bytes], bool]
@@ -52,7 +59,8 @@ class Found(NamedTuple):
     mount: bytes
     """The path of the directory on which this path's file system is mounted; empty for the root's own."""
     seen_ns: int
-    """When it was looked at, or a little before."""
+    """From when on a change of it may have left no trace in its times: when it was looked at, or when its file system was last brought
+    to the disk before."""
 
     def is_file(self) -> bool:
         return stat.S_ISREG(self.stat.st_mode)
@@ -72,6 +80,12 @@ class Level:
     descriptor: int | None
     piece: Piece | None = None
     """Those of its children that the record is at."""
+    vanished: list[bytes] = field(default_factory=list)
+    """Names that were listed and then led nowhere."""
+
+
+def ignored(_kind: ProblemKind, _path: bytes, _why: str) -> None:
+    """Takes a note that nobody reads."""
 
 
 @dataclass(slots=True)
@@ -89,7 +103,13 @@ class Walk(ABC, Generic[T]):
     """Paths that a resumed backup has behind it: those directories are not opened."""
     clock: Clock = time.time_ns
     record: Record | None = None
+    note: Note = ignored
+    omissions: Omissions = NOTHING
+    sync: Callable[[int], None] | None = None
+    """Brings the file system of a descriptor to its disk, once before anything of it is looked at."""
     excluded_count: int = 0
+    _synced_ns: dict[int, int] = field(default_factory=dict)
+    """By device, when that was done."""
     _levels: list[Level] = field(default_factory=list)
 
     def __iter__(self) -> Generator[T]:
@@ -116,7 +136,8 @@ class Walk(ABC, Generic[T]):
 
     def _start(self, root_fd: int) -> Found:
         """Enters the root; what it is."""
-        seen_ns = self.clock()
+        status = os.fstat(root_fd)
+        seen_ns = self._sync(status.st_dev, root_fd)
         status = os.fstat(root_fd)
         self._push(b"", b"", status, root_fd)
         if self.record is not None:
@@ -124,8 +145,16 @@ class Walk(ABC, Generic[T]):
         return Found(b"", b".", root_fd, status, b"", seen_ns)
 
     def _look(self, level: Level, name: bytes) -> Found | None:
+        if is_temporary(name):  # a restore that was killed, or still runs, makes it: nobody's data
+            self.excluded_count += 1
+            return None
         path = level.path + b"/" + name if level.path else name
-        if len(name) > COMPONENT_BYTES_MAX or len(path) > PATH_BYTES_MAX:
+        # The patterns come first: what is excluded may be a mount that does not answer.
+        verdict = False if self.excluded is no_excludes else self.excluded.of_name(path)
+        if verdict:
+            self.excluded_count += 1
+            return None
+        if self._is_too_long(name, path):
             self.report(path[:PATH_BYTES_MAX], TOO_LONG)
             return None
         if level.descriptor is None:
@@ -135,14 +164,53 @@ class Walk(ABC, Generic[T]):
         try:
             status = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
         except OSError as error:
-            self.report(path, reason_of(error))
+            self._not_seen(level, name, path, error, may_be_excluded=verdict is None)
             return None
         is_directory = stat.S_ISDIR(status.st_mode)
-        if self.excluded(path, is_directory):
+        if (verdict is None and self.excluded(path, is_directory)) or self._is_omitted(path, status):
             self.excluded_count += 1
             return None
+        seen_ns = self._synced_ns.get(status.st_dev, seen_ns)
         mounted_here = is_directory and status.st_dev != level.identity[0]
         return Found(path, name, level.descriptor, status, path if mounted_here else level.mount, seen_ns)
+
+    def _is_too_long(self, name: bytes, path: bytes) -> bool:
+        """Whether no backup can hold a child of the directory that the walk is in."""
+        return (
+            len(name) > COMPONENT_BYTES_MAX
+            or len(path) > PATH_BYTES_MAX
+            or len(self._levels) > COMPONENTS_MAX
+        )
+
+    def _not_seen(
+        self, level: Level, name: bytes, path: bytes, error: OSError, *, may_be_excluded: bool
+    ) -> None:
+        """A child cannot be looked at. Where it is excluded if it is a directory, it is taken for one, such as a dead mount."""
+        if isinstance(error, FileNotFoundError):
+            level.vanished.append(name)
+        elif may_be_excluded and self.excluded(path, True):
+            self.excluded_count += 1
+        else:
+            self.report(path, reason_of(error))
+
+    def _is_omitted(self, path: bytes, status: os.stat_result) -> bool:
+        """Whether a file is left out because of its size."""
+        most = self.omissions.larger_than_bytes
+        if most is None or not stat.S_ISREG(status.st_mode) or status.st_size <= most:
+            return False
+        self.note(ProblemKind.SKIPPED, path, f"it has {status.st_size:,} bytes")
+        return True
+
+    def _sync(self, device: int, descriptor: int) -> int:
+        """Brings a file system to its disk, unless that was done; answers when that began."""
+        known = self._synced_ns.get(device)
+        if known is not None:
+            return known
+        now_ns = self.clock()
+        if self.sync is not None:
+            self.sync(descriptor)
+            self._synced_ns[device] = now_ns
+        return now_ns
 
     def _enter(self, level: Level, name: bytes, path: bytes, device: int) -> bool:
         """Enters a directory that was looked at; whether that was wanted and went well."""
@@ -153,10 +221,15 @@ class Walk(ABC, Generic[T]):
         assert level.descriptor is not None
         try:
             descriptor = os.open(name, DIRECTORY_FLAGS, dir_fd=level.descriptor)
+        except FileNotFoundError:
+            self.note(ProblemKind.VANISHED, path, VANISHED)
+            return False
         except OSError as error:
             self.report(path, reason_of(error))
             return False
         status = os.fstat(descriptor)
+        if self.sync is not None and status.st_dev not in self._synced_ns:
+            self._sync(status.st_dev, descriptor)
         self._push(path, level.mount if device == level.identity[0] else path, status, descriptor)
         return True
 
@@ -166,6 +239,8 @@ class Walk(ABC, Generic[T]):
         except OSError as error:
             self.report(path, reason_of(error))
             names = []
+        if path or self.omissions.if_present:
+            names = self._kept_names(path, descriptor, names)
         self._levels.append(Level(path, mount, (status.st_dev, status.st_ino), names, descriptor))
         if len(self._levels) > DESCRIPTORS_MAX:
             far = self._levels[-1 - DESCRIPTORS_MAX]
@@ -173,8 +248,18 @@ class Walk(ABC, Generic[T]):
                 os.close(far.descriptor)
                 far.descriptor = None
 
+    def _kept_names(self, path: bytes, descriptor: int, names: list[bytes]) -> list[bytes]:
+        omitted = self.omissions.of_directory(descriptor, names)
+        if omitted is None:
+            return names
+        kept, why = omitted
+        self.note(ProblemKind.SKIPPED, path, f"{why}, so what is in it is left out")
+        return kept
+
     def _pop(self) -> None:
         level = self._levels.pop()
+        if level.vanished:
+            self._tell_vanished(level)
         if self.record is not None and level.piece is not None:
             self.record.end(level.piece)
         above = self._levels[-1] if self._levels else None
@@ -182,6 +267,19 @@ class Walk(ABC, Generic[T]):
             above.descriptor = self._open_above(level.descriptor, above)
         if level.descriptor is not None:
             os.close(level.descriptor)
+
+    def _tell_vanished(self, level: Level) -> None:
+        """Of names that led nowhere, those that are listed still cannot be read, and the others are gone."""
+        try:
+            listed = set() if level.descriptor is None else set(_names_of(level.descriptor))
+        except OSError:
+            listed = set()
+        for name in level.vanished:
+            path = level.path + b"/" + name if level.path else name
+            if name in listed:
+                self.report(path, os.strerror(errno.ENOENT))
+            else:
+                self.note(ProblemKind.VANISHED, path, VANISHED)
 
     def _open_above(self, descriptor: int, above: Level) -> int | None:
         try:
@@ -201,15 +299,17 @@ class Scan(Walk[Found]):
     """All that is there, path by path. The root may also be a single file: then its base name is the only path."""
 
     def _single(self) -> Iterator[Found]:
-        parent, name = os.path.split(os.path.abspath(self.root))
+        path = os.path.basename(os.path.abspath(self.root))
+        parent, name = os.path.split(os.path.realpath(self.root))  # a path that was named is followed
         parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            seen_ns = self.clock()
+            status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+            seen_ns = self._sync(status.st_dev, parent_fd)
             status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
             if self.record is not None:
                 self.record.at_root(status)
                 self.record.abandon()
-            yield Found(name, name, parent_fd, status, b"", seen_ns)
+            yield Found(path, name, parent_fd, status, b"", seen_ns)
         finally:
             os.close(parent_fd)
 

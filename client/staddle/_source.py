@@ -31,15 +31,25 @@ from staddle._errors import (
     ProtocolError,
     ServerError,
     StaddleError,
+    TooMuchRemovedError,
     UnfinishedError,
     UploadClosedError,
 )
-from staddle._excludes import Excludes, excludes_of, lines_of
+from staddle._excludes import UNMATCHED_SHOWN_MAX
 from staddle._gather import Tally
 from staddle._reading import OPEN_FLAGS
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
-from staddle._scan import Clock, Found, Scan, reason_of
-from staddle._types import BackupKind, BackupOptions, BackupReport, Progress
+from staddle._scan import Clock, Found, Scan
+from staddle._selected import (
+    ALL_PERCENT,
+    check_removed,
+    check_source,
+    excludes_for,
+    omissions_of,
+    patterns_of,
+)
+from staddle._sync import sync_file_system
+from staddle._types import BackupKind, BackupOptions, BackupReport, ProblemKind, Progress
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -76,7 +86,7 @@ def backup_directory(client: Client, path: bytes, options: BackupOptions) -> Bac
 
 def run_backup(calls: Calls, path: bytes, options: BackupOptions, clock: Clock) -> BackupReport:
     """As backup_directory; `clock` tells what a timestamp too recent to be trusted is."""
-    os.stat(path)  # before anything is opened at the server
+    check_source(path, exclude_caches=options.exclude_caches)  # before anything is opened at the server
     begun_s = time.monotonic()
     tally = Tally(options.profile)
     run = _Run(calls, path, options, tally, clock)
@@ -84,10 +94,14 @@ def run_backup(calls: Calls, path: bytes, options: BackupOptions, clock: Clock) 
     warnings = list(run.warnings)
     if tally.problems_dropped:
         warnings.append(f"{tally.problems_dropped} more paths had problems than are named.")
+    if tally.notes_dropped:
+        warnings.append(f"{tally.notes_dropped} more paths vanished or were left out than are named.")
+    warnings.extend(run.unmatched())
     return BackupReport(
         backup=backup_of(backup),
         problems=tuple(tally.problems.values()),
         warnings=tuple(warnings),
+        notes=tuple(tally.notes.values()),
         entries_unchanged=tally.unchanged,
         read_bytes=tally.read_bytes,
         sent_bytes=tally.sent_bytes,
@@ -118,7 +132,12 @@ class _Run:
         self._options = options
         self._tally = tally
         self._clock = clock
-        self._excludes: Excludes = excludes_of(options.exclude, options.exclude_files)
+        self._patterns = patterns_of(options)
+        self._excludes = excludes_for(self._patterns, self._root)
+        self._omissions = omissions_of(options)
+        self._removed_any = False
+        """Whether something of the base was found to be removed, so that it has to be counted again after a failure."""
+        self._skipped_any = False
         self._attempt = _attempt_of(calls, options)
         self._retry = Retry(budget_s=options.retry_s, notify=self._tell_retry)
         self._kind = options.kind
@@ -144,6 +163,9 @@ class _Run:
                 return self._send(opened)
             except BaseDamagedError as error:
                 opened = self._begin_without_base(opened, error)
+            except TooMuchRemovedError:
+                self._abort(opened)
+                raise
             except CacheError:
                 self._cache_is_wrong = True
                 opened = self._begin_anew(opened)
@@ -206,8 +228,8 @@ class _Run:
     def _fingerprint(self) -> str:
         options = self._options
         what = (
-            tuple(options.exclude),
-            tuple(tuple(lines_of(file)) for file in options.exclude_files),
+            self._patterns,
+            self._omissions,
             options.one_file_system,
             options.profile.value,
             sorted(options.tags.items()),
@@ -240,9 +262,12 @@ class _Run:
 
     def _begin_anew(self, opened: _Opened) -> _Opened:
         """Gives up what was sent."""
+        self._abort(opened)
+        return self._begin()
+
+    def _abort(self, opened: _Opened) -> None:
         upload = opened.upload
         self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
-        return self._begin()
 
     def _begin_distrusting(self, opened: _Opened, error: MissingChunksError) -> _Opened:
         """The server lost chunks that were relied on: everything is read again, and asked for."""
@@ -330,10 +355,14 @@ class _Run:
                 clock=self._clock,
                 record=record,
                 known=known,
+                note=self._tally.note,
+                omissions=self._omissions,
+                sync=sync_file_system,
             )
             with closing(iter(scan)) as differences:
                 yield from self._watched(differences)
             self._tally.unchanged = scan.unchanged
+            self._check_removed(opened, scan)
 
     def _known(self, opened: _Opened) -> CacheReader | None:
         """The cache of the base, if it may be used. Not where something of the base is damaged: that may be the list of entries itself,
@@ -356,12 +385,60 @@ class _Run:
         """The differences from the base's entries, as the server lists them."""
         durable = opened.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
-        with self._base_of(opened) as base, closing(self._scan(behind, record)) as scan:
+        skips = behind is not None and self._own_work and not self._removed_any
+        self._skipped_any = self._skipped_any or skips
+        with self._base_of(opened) as base, closing(self._scan(behind, record, skips=skips)) as scan:
             comparison = Comparison(
-                scan, base, rely=opened.rely, distrusted=opened.distrusted, behind=behind, record=record
+                scan,
+                base,
+                rely=opened.rely,
+                distrusted=opened.distrusted,
+                behind=behind,
+                record=record,
+                behind_is_whole=skips,
             )
             yield from self._watched(comparison)
             self._tally.unchanged = comparison.unchanged
+            self._check_removed(opened, comparison)
+
+    def _check_removed(self, opened: _Opened, seen: Comparison | CachedScan) -> None:
+        """Raises TooMuchRemovedError if the source has become empty, or has lost more than it may have."""
+        most = self._options.max_removed_percent
+        if most is not None and most >= ALL_PERCENT:
+            return
+        unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
+        emptied = not seen.found_count and not unread and os.path.isdir(self._root)
+        if emptied:  # a differential's base may be older than a backup that was meant to be empty
+            before, kept = max(0, self._newest_count() - 1), 0
+        elif opened.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
+            before, kept = seen.base_count, seen.kept_count
+        elif most is not None:
+            before = max(0, self._newest_count() - 1)
+            kept = min(before, seen.found_count)
+        else:
+            return
+        check_removed(os.fsdecode(self._root), before, kept, emptied=emptied, max_percent=most)
+
+    def _newest_count(self) -> int:
+        """The entries of the dataset's newest backup; 0: it has none."""
+        request = wire.ListBackupsRequest(dataset=self._options.dataset, page_size=1)
+        try:
+            backups = self._calls.call("ListBackups", request, retry=self._retry).backups
+        except DatasetNotFoundError:
+            return 0
+        return backups[0].entry_count if backups else 0
+
+    def unmatched(self) -> list[str]:
+        """What to say of patterns that matched nothing; nothing where directories were passed over."""
+        patterns = [] if self._skipped_any else self._excludes.unmatched()
+        if not patterns:
+            return []
+        shown = ", ".join(map(repr, patterns[:UNMATCHED_SHOWN_MAX]))
+        more = len(patterns) - UNMATCHED_SHOWN_MAX
+        shown += f" and {more} more" if more > 0 else ""
+        return [
+            f"These exclude patterns matched nothing: {shown}. A pattern is relative to PATH, as in .gitignore."
+        ]
 
     @contextmanager
     def _base_of(self, opened: _Opened) -> Iterator[Iterator[BaseEntry]]:
@@ -379,10 +456,8 @@ class _Run:
         with closing(messages), closing(base_entries(messages)) as entries:
             yield entries
 
-    def _scan(self, behind: bytes | None, record: Record | None) -> Generator[Found]:
-        skip: Callable[[bytes], bool] | None = None
-        if behind is not None and self._own_work:
-            skip = _is_behind(behind)
+    def _scan(self, behind: bytes | None, record: Record | None, *, skips: bool) -> Generator[Found]:
+        skip = _is_behind(behind) if behind is not None and skips else None
         scan = Scan(
             self._root,
             self._tally.unreadable,
@@ -391,6 +466,9 @@ class _Run:
             skip=skip,
             clock=self._clock,
             record=record,
+            note=self._tally.note,
+            omissions=self._omissions,
+            sync=sync_file_system,
         )
         limit = None if behind is None or self._own_work else sort_key(behind)
         for found in scan:
@@ -403,12 +481,13 @@ class _Run:
         try:
             os.close(os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd))
         except OSError as error:
-            self._tally.unreadable(found.path, reason_of(error))
+            self._tally.failed(found.path, error)
 
     def _watched(self, differences: Iterable[Changed | Removed]) -> Iterator[Changed | Removed]:
         """Passes on, and tells the progress."""
         for difference in differences:
             self._watch()
+            self._removed_any = self._removed_any or isinstance(difference, Removed)
             yield difference
 
     def _watch(self) -> None:

@@ -15,7 +15,7 @@ from staddle._errors import ProtocolError, StaddleError
 from staddle._gather import Tally, add_holes, entry_of_file, entry_without_content
 from staddle._metadata import Names, set_path
 from staddle._reading import OpenFile, open_file
-from staddle._scan import Clock, reason_of
+from staddle._scan import Clock
 from staddle._types import Profile
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -131,7 +131,7 @@ class _Messages:
                 sent = True
                 yield part
         except OSError as error:
-            self._tally.unreadable(found.path, reason_of(error))
+            self._tally.failed(found.path, error)
             changed.held = None
             if sent or changed.in_base:
                 yield _remove(found.path)
@@ -144,21 +144,24 @@ class _Messages:
 
     def _file(self, changed: Changed) -> Iterator[wire.BackupPart]:
         """Sends a file; once more if it changed meanwhile, and then leaves it at that."""
-        found = changed.found
+        found, sent = changed.found, False
         for last in (False, True):
             with open_file(found, self._clock) as opened:
                 entry = entry_of_file(found, opened, self._names, self._tally)
                 if entry is None:
+                    if changed.in_base or sent:
+                        yield _remove(found.path)
                     return
                 entry.profile = PROFILES[self._tally.profile]
-                if opened.status.st_size <= INLINE_BYTES_MAX:
+                if opened.status.st_size <= INLINE_BYTES_MAX and not opened.unsized:
                     part = self._inline(opened, entry, last=last)
                     if part is not None:
                         yield part
                 else:
                     yield from self._streamed(opened, entry)
                 settled = opened.is_settled()
-                changed.holds(opened.status, read_again=opened.racy or not settled)
+                changed.holds(opened.status, read_again=opened.racy or not settled or opened.size_is_wrong())
+                sent = True
             if settled:
                 return
         self._tally.kept_changing(found.path)
@@ -172,7 +175,7 @@ class _Messages:
         self._tally.read_bytes += len(data)
         self._tally.sent_bytes += len(data)
         add_holes(entry, opened.holes, len(data))
-        entry.read_again = opened.racy or not settled
+        entry.read_again = opened.racy or not settled or opened.size_is_wrong()
         entry.data = data
         return self._counted(entry, len(data))
 
@@ -196,9 +199,11 @@ class _Messages:
             # The holes that were announced must lie inside the file; it is sent again, or reported as a mixture.
             yield wire.BackupPart(data=wire.Data(zero_bytes=opened.status.st_size - size))
             size = opened.status.st_size
+            opened.padded = True
         self._data_bytes += size
         settled = failure is None and opened.is_settled()
-        yield wire.BackupPart(entry_end=wire.EntryEnd(size_bytes=size, read_again=opened.racy or not settled))
+        again = opened.racy or not settled or opened.size_is_wrong()
+        yield wire.BackupPart(entry_end=wire.EntryEnd(size_bytes=size, read_again=again))
         if failure is not None:
             raise failure
 

@@ -320,8 +320,12 @@ class ProblemKind(enum.StrEnum):
     """Backup: it could not be read; it is not in the backup, or as in the base."""
     CHANGED = "changed"
     """Backup: it kept changing while it was read; what is in the backup may be a mixture."""
+    ALTERED = "altered"
+    """Backup: it is in the backup, except for a value that no backup can hold; the message says what became of that."""
     SKIPPED = "skipped"
-    """Backup: left out for another reason, which the message gives."""
+    """Backup, as a note: left out because of what it is; the message says why."""
+    VANISHED = "vanished"
+    """Backup, as a note: it was removed by others during the backup."""
     DAMAGED = "damaged"
     """Restore: the stored data is damaged; the file was not written."""
     NOT_WRITTEN = "not-written"
@@ -354,6 +358,8 @@ class BackupReport:
     backup: Backup
     problems: tuple[PathProblem, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[PathProblem, ...] = ()
+    """Paths that are not in the backup for a reason that is no problem: vanished, or left out because of what they are."""
     entries_unchanged: int = 0
     """Carried over from the base, unread."""
     read_bytes: int = 0
@@ -427,6 +433,10 @@ class BackupOptions:
     kind: BackupKind = BackupKind.AUTO
     exclude: Sequence[str] = ()
     exclude_files: Sequence[str] = ()
+    exclude_caches: bool = True
+    exclude_if_present: Sequence[str] = ()
+    exclude_larger_than_bytes: int | None = None
+    max_removed_percent: float | None = None
     one_file_system: bool = False
     tags: Mapping[str, str] = field(default_factory=dict)
     thin: bool = False

@@ -23,13 +23,13 @@ from staddle._cache_file import NO_ROW, Block, row_of
 from staddle._cached import CachedScan
 from staddle._errors import ConnectError
 from staddle._scan import DESCRIPTORS_MAX
-from staddle._types import BackupKind
+from staddle._types import BackupKind, ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 
 
 def files_of(cache: Path) -> list[Path]:
-    return sorted(cache.iterdir()) if cache.exists() else []
+    return sorted(each for each in cache.iterdir() if each.name != "CACHEDIR.TAG") if cache.exists() else []
 
 
 def newest_of(cache: Path) -> Path:
@@ -626,7 +626,8 @@ def test_a_directory_that_goes_while_the_tree_is_compared_is_reported_and_remove
     monkeypatch.setattr(os, "open", removing)
     made = protected.backup()
     monkeypatch.undo()
-    assert [problem.path for problem in made.problems] == ["b"]
+    assert made.complete
+    assert [(note.kind, note.path) for note in made.notes] == [(ProblemKind.VANISHED, "b")]
     again = protected.backup()
     assert again.complete
     assert {entry.path for entry in protected.client.entries("data", recursive=True)} == {

@@ -12,13 +12,13 @@ import click
 from staddle import BackupKind, BackupReport
 from staddle._channel import tune_malloc
 from staddle._convert import path_fault
-from staddle._excludes import excludes_of
+from staddle._excludes import excludes_of, lines_of
 from staddle.command import _records, _words
 from staddle.command._exits import DONE, INCOMPLETE, Interruption
 from staddle.command._expected import Expected, Selection, Wanted
-from staddle.command._options import Session, command, duration, reading, tag
+from staddle.command._options import Session, command, duration, percent, reading, size_bytes, tag
 from staddle.command._output import Output
-from staddle.command._problems import tell_problems
+from staddle.command._problems import tell_notes, tell_problems
 from staddle.command._source import CommandOutput, standard_input
 from staddle.command._watching import watched
 
@@ -36,6 +36,7 @@ class How:
     host: str | None
     cache: bool
     cache_dir: str | None
+    max_removed_percent: float | None
 
 
 @command(
@@ -63,7 +64,33 @@ class How:
     multiple=True,
     help="Leave out what matches, as in .gitignore. Repeatable.",
 )
-@click.option("--exclude-file", metavar="FILE", multiple=True, help="A file of such patterns. Repeatable.")
+@click.option(
+    "--exclude-file", metavar="FILE", multiple=True, help="Read such patterns from FILE. Repeatable."
+)
+@click.option(
+    "--exclude-if-present",
+    metavar="FILE",
+    multiple=True,
+    help="Leave out what is in directories that hold a file of this name. Repeatable.",
+)
+@click.option(
+    "--exclude-larger-than",
+    callback=reading(size_bytes),
+    metavar="SIZE",
+    help="Leave out files that are larger: 500k, 20M, 1G.",
+)
+@click.option(
+    "--no-exclude-caches",
+    is_flag=True,
+    help="Back up what is in directories marked by CACHEDIR.TAG, too, and in data directories of a Staddle server.",
+)
+@click.option(
+    "--max-removed",
+    callback=reading(percent),
+    metavar="PERCENT",
+    help="Refuse to make a backup that has lost more than this of the entries of the one before. Without it only an empty PATH is "
+    "refused; 100 allows everything.",
+)
 @click.option("--one-file-system", is_flag=True, help="Stay out of file systems that are mounted below PATH.")
 @click.option(
     "--tag",
@@ -112,6 +139,10 @@ def backup(
     kind: str,
     exclude: tuple[str, ...],
     exclude_file: tuple[str, ...],
+    exclude_if_present: tuple[str, ...],
+    exclude_larger_than: int | None,
+    no_exclude_caches: bool,
+    max_removed: float | None,
     one_file_system: bool,
     tags: tuple[tuple[str, str], ...],
     name: str | None,
@@ -129,14 +160,24 @@ def backup(
     The backup of a PATH that was interrupted goes on where it was when the same command runs again.
     """
     wanted = Wanted(dataset=dataset, kind=kind, tags=_tags(tags), new_root=new_root, retry_s=retry)
-    selection = Selection(exclude=exclude, exclude_files=exclude_file, one_file_system=one_file_system)
+    of_path = (
+        exclude or exclude_file or exclude_if_present or exclude_larger_than is not None or no_exclude_caches
+    )
     if from_command or source == (STDIN,):
+        if of_path or one_file_system or max_removed is not None:
+            raise click.UsageError("What is left out, and --max-removed, are for a PATH.")
         program = _program(source) if from_command else None
-        report = _backup_stream(session, program, _stored_name(name, selection), wanted, host)
+        report = _backup_stream(session, program, _stored_name(name), wanted, host)
         return _tell(session.output, report, all_sent=True)
     path = _one_path(source, name)
-    _check_excludes(selection)
-    how = How(thin=thin, host=host, cache=not no_cache, cache_dir=cache_dir)
+    selection = Selection(
+        exclude=_patterns(path, exclude_file, exclude),
+        exclude_caches=not no_exclude_caches,
+        exclude_if_present=exclude_if_present,
+        exclude_larger_than_bytes=exclude_larger_than,
+        one_file_system=one_file_system,
+    )
+    how = How(thin=thin, host=host, cache=not no_cache, cache_dir=cache_dir, max_removed_percent=max_removed)
     report = _backup_path(session, path, wanted, selection, how)
     return _tell(session.output, report, all_sent=thin)
 
@@ -161,12 +202,10 @@ def _program(source: tuple[str, ...]) -> tuple[str, ...]:
     return source
 
 
-def _stored_name(name: str | None, selection: Selection) -> bytes:
+def _stored_name(name: str | None) -> bytes:
     """The name that a stream's bytes get."""
     if name is None:
         raise click.UsageError("--name is missing: what shall the file be called in the backup?")
-    if selection.exclude or selection.exclude_files or selection.one_file_system:
-        raise click.UsageError("--exclude, --exclude-file and --one-file-system are for a PATH.")
     raw = os.fsencode(name)
     fault = path_fault(raw) if raw else "it is empty"
     if fault:
@@ -187,12 +226,14 @@ def _one_path(source: tuple[str, ...], name: str | None) -> str:
     return source[0]
 
 
-def _check_excludes(selection: Selection) -> None:
-    """Patterns that are none, and files of them that cannot be read, are told before anything is sent."""
+def _patterns(path: str, files: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
+    """All patterns. Each file is read here, once; what is wrong with one is told before anything is sent."""
     try:
-        excludes_of(selection.exclude, selection.exclude_files)
+        patterns = (*(line for file in files for line in lines_of(file)), *given)
+        excludes_of(patterns, root=path)
     except ValueError as error:
-        raise click.UsageError(f"--exclude: {error}") from error
+        raise click.UsageError(f"--exclude: {error}.") from error
+    return patterns
 
 
 # --- the work
@@ -209,7 +250,10 @@ def _backup_path(session: Session, path: str, wanted: Wanted, selection: Selecti
                     dataset=wanted.dataset,
                     kind=wanted.kind,
                     exclude=selection.exclude,
-                    exclude_files=selection.exclude_files,
+                    exclude_caches=selection.exclude_caches,
+                    exclude_if_present=selection.exclude_if_present,
+                    exclude_larger_than_bytes=selection.exclude_larger_than_bytes,
+                    max_removed_percent=how.max_removed_percent,
                     one_file_system=selection.one_file_system,
                     tags=wanted.tags,
                     thin=how.thin,
@@ -259,12 +303,14 @@ def _backup_stream(
 
 def _tell(output: Output, report: BackupReport, *, all_sent: bool) -> int:
     """Names every problem, then sums up; answers the exit code. `all_sent`: only the server knows what of it was new."""
+    tell_notes(output, report.notes)
     tell_problems(output, report.problems, report.warnings)
     backup = report.backup
     record = {
         **_records.of_backup(backup),
         "complete": report.complete,
         "problem_count": len(report.problems),
+        "note_count": len(report.notes),
         "warnings": list(report.warnings),
         "entries_unchanged": report.entries_unchanged,
         "read_bytes": report.read_bytes,

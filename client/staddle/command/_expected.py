@@ -1,10 +1,12 @@
 """How much there is to read, counted beside a backup that reads everything, so that its progress can say how long still."""
 
+import os
 import threading
 from dataclasses import dataclass
 
 from staddle import Client, DatasetNotFoundError, StaddleError
 from staddle._excludes import excludes_of
+from staddle._omissions import Omissions
 from staddle._scan import Scan
 
 
@@ -21,11 +23,13 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which part of a directory. The fields are arguments of the library."""
+    """Which part of a directory. The fields are arguments of the library; files of patterns have been read."""
 
-    exclude: tuple[str, ...]
-    exclude_files: tuple[str, ...]
-    one_file_system: bool
+    exclude: tuple[str, ...] = ()
+    exclude_caches: bool = True
+    exclude_if_present: tuple[str, ...] = ()
+    exclude_larger_than_bytes: int | None = None
+    one_file_system: bool = False
 
 
 class Expected:
@@ -53,11 +57,17 @@ class Expected:
         try:
             if not self._reads_everything():
                 return
+            selection = self._selection
             scan = Scan(
                 self._root,
                 _ignore,
-                excluded=excludes_of(self._selection.exclude, self._selection.exclude_files),
-                one_file_system=self._selection.one_file_system,
+                excluded=excludes_of(selection.exclude, root=self._root),
+                one_file_system=selection.one_file_system,
+                omissions=Omissions(
+                    selection.exclude_caches,
+                    tuple(map(os.fsencode, selection.exclude_if_present)),
+                    selection.exclude_larger_than_bytes,
+                ),
             )
             self._total = sum(found.stat.st_size for found in scan if found.is_file())
         except (StaddleError, OSError):

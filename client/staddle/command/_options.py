@@ -74,6 +74,25 @@ def long_duration(text: str) -> datetime.timedelta:
     return datetime.timedelta(seconds=round(duration(text, KEEP_S_MAX)))
 
 
+def size_bytes(text: str) -> int:
+    """A size in bytes, from text such as 500, 100k, 20M, 1.5G; units are binary. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"invalid size {text!r}: use a number of bytes, or one with k, M, G or T")
+    total = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
+    if total > BYTES_MAX:
+        raise ValueError(f"invalid size {text!r}: it is larger than any file")
+    return total
+
+
+def percent(text: str) -> float:
+    """A percentage from 0 to 100; a % at its end is let pass. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?) ?%?", text.strip())
+    if found is None or float(found[1]) > 100:
+        raise ValueError(f"invalid percentage {text!r}: use a number from 0 to 100")
+    return float(found[1])
+
+
 def byte_range(text: str) -> ByteRange:
     """Reads A:B in bytes, from 0, without B; either may be missing. Raises ValueError."""
     found = re.fullmatch(r"([0-9]{0,19}):([0-9]{0,19})", text)

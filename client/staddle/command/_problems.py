@@ -1,21 +1,42 @@
 """The paths with which something went wrong, each named."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
 from staddle import PathProblem, ProblemKind
 from staddle.command._output import Output
-from staddle.command._records import of_problem
+from staddle.command._records import of_note, of_problem
 from staddle.command._words import escaped, one_line
 
+NOTES_SHOWN_MAX: Final = 20
+"""So many of a kind are shown in words; --json has all."""
 WORDS: Final = {
     ProblemKind.UNREADABLE: "not read",
     ProblemKind.CHANGED: "kept changing",
+    ProblemKind.ALTERED: "stored differently",
     ProblemKind.SKIPPED: "left out",
+    ProblemKind.VANISHED: "vanished",
     ProblemKind.DAMAGED: "damaged",
     ProblemKind.NOT_WRITTEN: "not written",
     ProblemKind.DIFFERENT: "different",
 }
+
+
+def tell_notes(output: Output, notes: Iterable[PathProblem]) -> None:
+    """Paths that are not in a backup for a reason that is no problem."""
+    shown: Counter[ProblemKind] = Counter()
+    for note in notes:
+        shown[note.kind] += 1
+        if output.as_json:
+            output.record(of_note(note))
+        elif shown[note.kind] <= NOTES_SHOWN_MAX:
+            path = escaped(note.path_bytes) or "./"
+            output.notice(f"note: {WORDS[note.kind]}: {path}: {one_line(note.message)}")
+    if not output.as_json:
+        for kind, count in shown.items():
+            if count > NOTES_SHOWN_MAX:
+                output.notice(f"note: {WORDS[kind]}: {count - NOTES_SHOWN_MAX:,} more paths")
 
 
 def tell_problems(output: Output, problems: Iterable[PathProblem], warnings: Iterable[str]) -> None:

@@ -162,6 +162,12 @@ def of_change(change: Change) -> Record:
     }
 
 
+def of_note(note: PathProblem) -> dict[str, object]:
+    """A path that is not in a backup for a reason that is no problem."""
+    record = of_problem(note)
+    return {"note": record.pop("problem"), **record}
+
+
 def of_problem(problem: PathProblem) -> Record:
     """A path with which something went wrong."""
     return {"problem": problem.kind.value, **name("path", problem.path_bytes), "message": problem.message}

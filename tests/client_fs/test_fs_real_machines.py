@@ -1,0 +1,421 @@
+"""What real machines hold: values that fit nowhere, pseudo files, caches, dead mounts, disks that are not mounted."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from staddle import _metadata
+from staddle._errors import BadRequestError, TooMuchRemovedError
+from staddle._excludes import excludes_of, lines_of
+from staddle._omissions import CACHE_TAG_SIGNATURE
+from staddle._types import ProblemKind
+
+BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
+FAR_NS = 2**63 + 5 * 10**9
+
+
+def set_far_time(path: Path) -> None:
+    os.utime(path, ns=(0, FAR_NS))
+    if path.stat().st_mtime_ns != FAR_NS:
+        pytest.skip("this file system has no time beyond 64 bits of nanoseconds")
+
+
+def names_in(protected, dataset: str = "data") -> set[str]:
+    return {entry.path for entry in protected.client.entries(dataset, recursive=True)}
+
+
+# --- values that do not fit
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])
+def test_a_time_beyond_64_bits_is_named_and_the_backup_goes_on(thin: bool, cached: bool, protected) -> None:
+    for name in ("far", "near"):
+        (protected.source / name).write_text(name)
+    (protected.source / "directory").mkdir()
+    set_far_time(protected.source / "far")
+    set_far_time(protected.source / "directory")
+    options = {} if cached else {"cache_dir": None}
+    for _ in range(2):  # the second one compares with the base
+        made = protected.backup(thin=thin, **options)
+        assert [(problem.kind, problem.path) for problem in made.problems] == [
+            (ProblemKind.ALTERED, "directory"),
+            (ProblemKind.ALTERED, "far"),
+        ]
+    entries = {entry.path: entry for entry in protected.client.entries("data")}
+    assert entries["far"].mtime_ns == entries["directory"].mtime_ns == 2**63 - 1
+    assert protected.client.read("data", "far") == b"far"
+
+
+@BOTH_WAYS
+def test_a_path_with_too_many_components_is_named_and_the_backup_goes_on(thin: bool, protected) -> None:
+    (protected.source / "near").touch()
+    directory = os.open(protected.source, os.O_RDONLY)
+    for _ in range(1030):
+        os.mkdir("d", dir_fd=directory)
+        below = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    os.close(directory)
+    try:
+        for _ in range(2):
+            made = protected.backup(thin=thin)
+            assert [problem.path.count("/") for problem in made.problems] == [1024]
+            assert made.backup.entry_count == 1024 + 2
+    finally:  # it is deeper than Python's own removal reaches
+        subprocess.run(["rm", "-rf", protected.source / "d"], check=True)
+
+
+@BOTH_WAYS
+def test_a_file_larger_than_a_backup_can_hold_is_named(
+    thin: bool, protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (protected.source / "large").write_bytes(b"x" * 1000)
+    (protected.source / "small").write_bytes(b"x")
+    monkeypatch.setattr(_metadata, "FILE_BYTES_MAX", 999)
+    made = protected.backup(thin=thin)
+    assert [problem.path for problem in made.problems] == ["large"]
+    assert names_in(protected) == {"small"}
+
+
+# --- excludes
+
+
+def test_patterns_from_a_pipe_exclude_in_every_reading(protected) -> None:
+    for name in ("secret", "open"):
+        (protected.source / name).touch()
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as file:
+        file.write(b"secret\n")
+    try:
+        protected.backup(exclude_files=(f"/proc/self/fd/{reading}",))
+    finally:
+        os.close(reading)
+    assert names_in(protected) == {"open"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfsecret\nother\n",
+        b"secret\r\nother\r\n",
+        b"\xef\xbb\xbf# why\r\n\r\nsecret\r\nother",
+        "secret\r\nother\r\n".encode("utf-16"),
+    ],
+)
+def test_a_file_of_patterns_is_read_as_editors_write_it(data: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "patterns"
+    file.write_bytes(data)
+    assert lines_of(file) == ["secret", "other"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{root}/cache", "{root}/cache/", "./cache", "//cache", "{root}//cache", "{link}/cache"]
+)
+def test_a_pattern_that_leads_to_a_path_by_another_way_excludes_it(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "link").symlink_to("root")
+    root, link = tmp_path / "root", tmp_path / "link"
+    given = link if "{link}" in pattern else root
+    excluded = excludes_of([pattern.format(root=root, link=link)], root=os.fsencode(given))
+    assert excluded(b"cache", True)
+    assert not excluded(b"other/cache", True)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[z-a]", "[!9-0]x", "!", "! ", "", " ", "#emacs#", "/", "..", "../x", "a/../b", "./", "x\\"]
+)
+def test_a_pattern_that_cannot_be_meant_is_refused_by_name(pattern: str, protected) -> None:
+    with pytest.raises(BadRequestError, match="invalid pattern"):
+        protected.backup(exclude=(pattern,))
+
+
+def test_the_root_itself_cannot_be_excluded(protected) -> None:
+    with pytest.raises(BadRequestError, match="all of PATH"):
+        protected.backup(exclude=(str(protected.source),))
+
+
+@BOTH_WAYS
+def test_a_pattern_that_matched_nothing_is_a_warning_on_every_backup(thin: bool, protected) -> None:
+    for name in ("a.o", "keep.o", "file"):
+        (protected.source / name).touch()
+    (protected.source / "dir").mkdir()
+    for _ in range(2):
+        made = protected.backup(thin=thin, exclude=("*.o", "!keep.o", "file/", "dir/", "nothing"))
+        (warning,) = made.warnings
+        assert "'file/', 'nothing'." in warning
+        assert not any(name in warning for name in ("*.o", "keep.o", "dir/"))
+
+
+@pytest.mark.parametrize("pattern", ["dead", "dead/", "/dead/", "d*"])
+def test_an_excluded_mount_that_does_not_answer_is_no_problem(
+    pattern: str, protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (protected.source / "dead").mkdir()
+    (protected.source / "file").touch()
+    real = os.stat
+
+    def look(path, **options):
+        if path == b"dead":
+            raise OSError(107, "Transport endpoint is not connected")
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", look)
+    for _ in range(2):  # the second one by the cache
+        made = protected.backup(exclude=(pattern,))
+        assert made.complete
+        assert not made.warnings
+    assert not protected.backup().complete
+
+
+# --- what is named
+
+
+@BOTH_WAYS
+def test_a_path_that_is_a_link_is_followed(thin: bool, protected, tmp_path: Path) -> None:
+    (protected.source / "f").write_text("in it")
+    directory, file = tmp_path / "to-directory", tmp_path / "to-file"
+    directory.symlink_to(protected.source)
+    file.symlink_to(protected.source / "f")
+    protected.backup(directory, dataset="d", thin=thin)
+    protected.backup(file, dataset="f", thin=thin)
+    assert protected.client.read("d", "f") == b"in it"
+    assert protected.client.read("f", "to-file") == b"in it"
+
+
+def test_a_pipe_or_a_device_is_refused_with_what_to_do(protected, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(BadRequestError, match="staddle backup - "):
+            protected.backup(path)
+    assert list(protected.client.datasets()) == []
+
+
+# --- files that say another size than they have
+
+
+@BOTH_WAYS
+def test_files_of_proc_are_read_to_their_end(thin: bool, protected) -> None:
+    if not os.path.exists("/proc/version"):
+        pytest.skip("there is no /proc")
+    for name in ("version", "kallsyms"):
+        size = len(Path("/proc", name).read_bytes())
+        made = protected.backup(f"/proc/{name}".encode(), dataset=name, thin=thin)
+        assert made.complete
+        assert made.backup.data_bytes == size > 0
+
+
+@BOTH_WAYS
+def test_a_file_of_sysfs_has_what_it_gives(thin: bool, protected) -> None:
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not path.exists():
+        pytest.skip("there is no such file here")
+    assert path.stat().st_size > len(path.read_bytes())
+    made = protected.backup(path, thin=thin)
+    assert made.complete
+    assert protected.client.read("data", "enabled") == path.read_bytes()
+
+
+# --- caches and servers
+
+
+def make_cache(directory: Path, tag: bytes = CACHE_TAG_SIGNATURE + b"\n") -> None:
+    directory.mkdir()
+    (directory / "CACHEDIR.TAG").write_bytes(tag)
+    (directory / "thing").write_text("again")
+
+
+@BOTH_WAYS
+def test_what_is_marked_as_a_cache_is_left_out_with_a_note(thin: bool, protected) -> None:
+    make_cache(protected.source / "cache")
+    make_cache(protected.source / "no-cache", b"Signature: something else")
+    left = {"cache", "cache/CACHEDIR.TAG", "no-cache", "no-cache/CACHEDIR.TAG", "no-cache/thing"}
+    protected.backup(thin=thin, exclude_caches=False)
+    assert names_in(protected) == {*left, "cache/thing"}
+    made = protected.backup(thin=thin)
+    assert names_in(protected) == left
+    assert made.complete
+    assert [(note.kind, note.path) for note in made.notes] == [(ProblemKind.SKIPPED, "cache")]
+    protected.backup(protected.source / "cache", dataset="named", thin=thin)
+    assert names_in(protected, "named") == {"CACHEDIR.TAG", "thing"}
+
+
+def test_the_clients_own_cache_is_not_backed_up(protected) -> None:
+    cache = protected.source / "cache"
+    for _ in range(2):
+        protected.backup(cache_dir=str(cache))
+    assert names_in(protected) == {"cache", "cache/CACHEDIR.TAG"}
+
+
+def test_the_data_of_a_server_is_left_out_and_refused_as_the_root(protected) -> None:
+    data = protected.source / "server"
+    (data / "store").mkdir(parents=True)
+    (data / "master.key").write_text("staddle-master-key-1 secret\n")
+    made = protected.backup()
+    assert names_in(protected) == {"server"}
+    assert [note.path for note in made.notes] == ["server"]
+    with pytest.raises(BadRequestError, match="no-exclude-caches"):
+        protected.backup(data, dataset="other")
+    protected.backup(exclude_caches=False)
+    assert "server/master.key" in names_in(protected)
+
+
+@BOTH_WAYS
+def test_marked_directories_and_large_files_are_left_out(thin: bool, protected) -> None:
+    (protected.source / "big").write_bytes(b"x" * 1001)
+    (protected.source / "fits").write_bytes(b"x" * 1000)
+    (protected.source / "marked").mkdir()
+    (protected.source / "marked" / ".nobackup").touch()
+    (protected.source / "marked" / "f").touch()
+    for _ in range(2):
+        made = protected.backup(thin=thin, exclude_if_present=(".nobackup",), exclude_larger_than_bytes=1000)
+        assert names_in(protected) == {"fits", "marked", "marked/.nobackup"}
+        assert [note.path for note in made.notes] == ["big", "marked"]
+
+
+# --- what was removed
+
+
+def fill(source: Path, count: int = 10) -> None:
+    for number in range(count):
+        (source / f"d{number}").mkdir()
+        (source / f"d{number}" / "f").write_text("here")
+
+
+def empty(source: Path) -> None:
+    for directory in source.iterdir():
+        (directory / "f").unlink()
+        directory.rmdir()
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])
+@pytest.mark.parametrize("kind", ["auto", "full", "differential"])
+def test_a_source_that_has_become_empty_makes_no_backup_unless_it_is_meant(
+    kind: str, cached: bool, thin: bool, protected
+) -> None:
+    options = {"thin": thin} if cached else {"thin": thin, "cache_dir": None}
+    fill(protected.source)
+    first = protected.backup(**options).backup
+    empty(protected.source)
+    for _ in range(2):
+        with pytest.raises(TooMuchRemovedError, match="--max-removed 100"):
+            protected.backup(kind=kind, **options)
+    assert [backup.id for backup in protected.client.backups("data")] == [first.id]
+    assert protected.backup(kind=kind, max_removed_percent=100.0, **options).backup.entry_count == 1
+    assert protected.backup(kind=kind, **options).complete
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])
+@pytest.mark.parametrize("kind", ["auto", "full"])
+def test_more_may_not_be_removed_than_is_allowed(kind: str, cached: bool, thin: bool, protected) -> None:
+    options = {"thin": thin, "kind": kind} if cached else {"thin": thin, "kind": kind, "cache_dir": None}
+    fill(protected.source)
+    protected.backup(**options)
+    for number in range(5):
+        (protected.source / f"d{number}" / "f").unlink()
+    (protected.source / "d0").rmdir()
+    with pytest.raises(TooMuchRemovedError, match=r"6 of 20 .* 29 %"):
+        protected.backup(max_removed_percent=29.0, **options)
+    assert protected.backup(max_removed_percent=30.0, **options).complete
+
+
+def test_a_refused_backup_leaves_nothing_to_go_on_with(protected) -> None:
+    fill(protected.source)
+    protected.backup()
+    empty(protected.source)
+    with pytest.raises(TooMuchRemovedError):
+        protected.backup()
+    fill(protected.source)
+    assert not protected.backup().resumed
+
+
+# --- changes that leave no trace
+
+
+@BOTH_WAYS
+def test_a_write_through_a_mapping_that_moves_no_time_is_in_the_next_backup(thin: bool, protected) -> None:
+    path = protected.source / "mapped"
+    path.write_bytes(b"a" * 8192)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 8192) as mapped:
+        mapped[0] = ord("1")
+        old = time.time_ns() - 3600 * 10**9
+        os.utime(path, ns=(old, old))
+
+        def later() -> int:
+            return time.time_ns() + 3600 * 10**9
+
+        protected.backup(thin=thin, clock=later)
+        before = path.stat().st_mtime_ns, path.stat().st_ctime_ns
+        mapped[0] = ord("2")
+        if (path.stat().st_mtime_ns, path.stat().st_ctime_ns) == before:
+            pytest.skip("no file system of this kind writes mapped pages to a disk")
+        protected.backup(thin=thin, clock=later)
+        assert protected.client.read("data", "mapped", length=1) == b"2"
+
+
+def test_what_changed_since_its_file_system_was_brought_to_the_disk_is_read_again(protected) -> None:
+    path = protected.source / "f"
+    path.write_bytes(b"12345")
+    now = iter([path.stat().st_mtime_ns])
+    synced_then_much_later = lambda: next(now, path.stat().st_mtime_ns + 3600 * 10**9)  # noqa: E731
+    protected.backup(clock=synced_then_much_later)
+    assert protected.backup().read_bytes == 5
+    assert protected.backup().read_bytes == 0
+
+
+# --- what goes while it is looked at
+
+
+@BOTH_WAYS
+def test_a_path_that_vanishes_during_the_run_is_a_note(
+    thin: bool, protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "stays"):
+        (protected.source / name).write_text(name)
+    real_stat, real_open = os.stat, os.open
+
+    def look(path, **options):
+        if path == b"a":
+            (protected.source / "a").unlink(missing_ok=True)
+        return real_stat(path, **options)
+
+    def opened(path, *rest, **options):
+        if path == b"b":
+            (protected.source / "b").unlink(missing_ok=True)
+        return real_open(path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", look)
+    monkeypatch.setattr(os, "open", opened)
+    made = protected.backup(thin=thin)
+    assert made.complete
+    assert {(note.kind, note.path) for note in made.notes} == {
+        (ProblemKind.VANISHED, "a"),
+        (ProblemKind.VANISHED, "b"),
+    }
+    assert names_in(protected) == {"stays"}
+
+
+def test_a_name_that_is_listed_and_never_found_stays_a_problem(
+    protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("odd", "f"):
+        (protected.source / name).touch()
+    real = os.stat
+
+    def look(path, **options):
+        if path == b"odd":
+            raise FileNotFoundError(2, "No such file or directory")
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", look)
+    for _ in range(2):
+        made = protected.backup()
+        assert [problem.path for problem in made.problems] == ["odd"]
+        assert made.notes == ()

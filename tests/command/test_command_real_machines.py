@@ -1,0 +1,73 @@
+"""`staddle backup` says what is left out, refuses what cannot be meant, and reads files of patterns once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from command_line import CommandLine
+
+
+def paths_of(staddle: CommandLine) -> set[str]:
+    return {record["path"] for record in staddle("ls", "data", "-R", "--json").records if "path" in record}
+
+
+def test_patterns_come_from_standard_input_and_a_pattern_without_a_match_is_a_warning(
+    staddle: CommandLine, source: Path
+) -> None:
+    words = ("backup", source, "--dataset", "data", "--exclude-file", "/dev/stdin")
+    done = staddle(*words, given=b"\xef\xbb\xbf" + os.fsencode(source / "etc") + b"\r\nnothing\r\n")
+    assert paths_of(staddle) == {"hello.txt", "link"}
+    assert "warning: These exclude patterns matched nothing: 'nothing'." in done.err
+
+
+def test_a_pattern_that_cannot_be_meant_is_a_wrong_usage(staddle: CommandLine, source: Path) -> None:
+    for pattern in ("[z-a]", "!", "", "../x", str(source)):
+        done = staddle("backup", source, "--dataset", "data", "--exclude", pattern, code=2)
+        assert f"invalid pattern {pattern!r}" in done.err
+
+
+def test_a_cache_is_left_out_with_a_note_and_exit_code_0(staddle: CommandLine, source: Path) -> None:
+    (source / "etc" / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
+    done = staddle("backup", source, "--dataset", "data")
+    assert "note: left out: etc: it is marked as a cache by CACHEDIR.TAG" in done.err
+    assert paths_of(staddle) == {"etc", "etc/CACHEDIR.TAG", "hello.txt", "link"}
+    (note,) = [
+        each for each in staddle("backup", source, "--dataset", "data", "--json").records if "note" in each
+    ]
+    assert (note["note"], note["path"]) == ("skipped", "etc")
+    staddle("backup", source, "--dataset", "data", "--no-exclude-caches")
+    assert "etc/conf" in paths_of(staddle)
+
+
+def test_marked_directories_and_large_files_are_left_out(staddle: CommandLine, source: Path) -> None:
+    (source / "etc" / "deep" / ".nobackup").touch()
+    options = ("--exclude-if-present", ".nobackup", "--exclude-larger-than", "10k")
+    staddle("backup", source, "--dataset", "data", *options)
+    assert paths_of(staddle) == {"etc", "etc/conf", "etc/deep", "etc/deep/.nobackup", "hello.txt", "link"}
+    staddle("backup", source, "--dataset", "data", "--exclude-larger-than", "9.9KiB")
+    assert "etc/conf" not in paths_of(staddle)
+
+
+def test_an_emptied_path_is_refused_and_the_option_says_that_it_is_meant(
+    staddle: CommandLine, source: Path
+) -> None:
+    staddle("backup", source, "--dataset", "data")
+    shutil.rmtree(source / "etc")
+    done = staddle("backup", source, "--dataset", "data", "--max-removed", "10%", code=1)
+    assert "--max-removed" in done.err
+    (source / "hello.txt").unlink()
+    (source / "link").unlink()
+    assert "--max-removed 100" in staddle("backup", source, "--dataset", "data", code=1).err
+    staddle("backup", source, "--dataset", "data", "--max-removed", "100")
+    staddle("backup", source, "--dataset", "data")
+
+
+def test_what_is_neither_directory_nor_file_is_refused_with_what_to_do(
+    staddle: CommandLine, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = staddle("backup", tmp_path / "pipe", "--dataset", "data", code=2)
+    assert "is a pipe" in done.err
+    assert "staddle backup - " in done.err
