@@ -39,7 +39,7 @@ TINY_PER_DIRECTORY: Final = 1_000
 INDEX: Final = index.Shape(pack_chunks=300, segment_chunks=5, chunk_bytes=285_000, segment_bytes=967_000)
 """What a first backup of an image made of a pack of 64 MiB."""
 UNTENDED: Final = """\
-# The chunks of this catalog have no packs: nothing may go and look for them.
+# The packs of this catalog are empty files: nothing may read them.
 gc_every = "0"
 scrub_period = "0"
 """

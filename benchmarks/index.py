@@ -13,6 +13,7 @@ from typing import Final
 
 from blake3 import blake3
 from staddle_server.catalog import schema
+from staddle_server.store.pack import pack_name
 
 BATCH: Final = 2_000_000
 """So many rows are sorted and inserted at a time: sorting bounds the work, and this the memory."""
@@ -58,9 +59,10 @@ def fill(catalog: Path, chunks: int, shape: Shape, name: Name) -> None:
         # If this is cut off, the catalog is thrown away.
         database.execute("PRAGMA synchronous = OFF")
         database.execute(f"PRAGMA cache_size = {-WRITE_CACHE_KIB}")
-        (tenant,) = database.execute("SELECT min(row) FROM tenants").fetchone()
+        tenant, tenant_id = database.execute("SELECT row, id FROM tenants ORDER BY row LIMIT 1").fetchone()
         (before,) = database.execute("SELECT coalesce(max(row), 0) FROM packs").fetchone()
         _insert_packs(database, tenant, before + 1, chunks, shape)
+        _make_packs(catalog.parent / "store", tenant_id, before + 1, chunks, shape)
         for first in range(0, chunks, BATCH):
             numbers = range(first, min(chunks, first + BATCH))
             _insert_chunks(database, tenant, before + 1, _sorted(numbers, name), shape)
@@ -81,6 +83,15 @@ def _insert_packs(database: sqlite3.Connection, tenant: int, first: int, chunks:
         rows,
     )
     database.commit()
+
+
+def _make_packs(store: Path, tenant: bytes, first: int, chunks: int, shape: Shape) -> None:
+    """Objects of the right size without content: a server compares its packs with the store when it starts."""
+    for number, _ in enumerate(_pack_counts(chunks, shape.pack_chunks), first):
+        path = store / pack_name(tenant, number.to_bytes(16, "big"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            file.truncate(shape.pack_bytes)
 
 
 def _pack_counts(chunks: int, pack_chunks: int) -> Iterator[int]:

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from thin import noise, wait_until
 
 BIN = Path(sys.executable).parent
+SETTLED_S = 2.5
 FILES = {"a": noise(3_000_000, 1), "b": noise(700_000, 2), "text": b"few words" * 1000, "d/small": b"x"}
 
 
@@ -36,6 +38,9 @@ def folder(tmp_path):
         path = tmp_path / "folder" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    # A backup marks what has just changed, and a later one does not: their pages would differ.
+    written_s = time.time()
+    wait_until(lambda: time.time() > written_s + SETTLED_S)
     return tmp_path / "folder"
 
 

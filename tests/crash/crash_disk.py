@@ -178,11 +178,14 @@ class Disk:
         self._change(step.target, self._at(step.path))
 
     def _replace(self, step: Step) -> None:
-        names = self._names(os.path.dirname(step.path))
-        assert names is not None
-        assert os.path.dirname(step.path) == os.path.dirname(step.target)
-        old, new = os.path.basename(step.path), os.path.basename(step.target)
-        names.changes.append({new: self._at(step.path), old: None})
+        moved, old, new = self._at(step.path), os.path.basename(step.path), os.path.basename(step.target)
+        if os.path.dirname(step.path) == os.path.dirname(step.target):
+            names = self._names(os.path.dirname(step.path))
+            assert names is not None
+            names.changes.append({new: moved, old: None})
+        else:  # each directory keeps its own change
+            self._change(step.target, moved)
+            self._change(step.path, None)
 
     def _unlink(self, step: Step) -> None:
         self._change(step.path, None)

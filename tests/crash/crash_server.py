@@ -32,6 +32,7 @@ RESTING = {
     "catalog.db-wal",
     "catalog.db-shm",
     "server.lock",
+    "reserve",
     "store",
 }
 

@@ -182,9 +182,9 @@ CALLS = {
         "ListChanges",
         lambda ids: sv.ListChangesRequest(
             dataset="www",
-            to=pb.BackupSelector(backup=ids[0]),
+            to_backup=pb.BackupSelector(backup=ids[0]),
             page_size=10_000,
-            **{"from": pb.BackupSelector(backup=ids[1])},
+            from_backup=pb.BackupSelector(backup=ids[1]),
         ),
     ),
     "restore": (

@@ -151,6 +151,7 @@ ROLES = {
     "RenewUpload": "writer",
     "CommitUpload": "writer",
     "AbortUpload": "writer",
+    "ListUploads": "admin",
     "FindMissingChunks": "writer",
     "PutChunks": "writer",
     "PutEntries": "writer",
