@@ -5,6 +5,7 @@
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
+#   make protos-keep           renew the image of the protos that make check compares with: a deliberate break
 #   make bench                 speed and size against restic, borg, rustic and bupstash; ARGS="--help" tells the sizes
 #   make bench-full            the same at the sizes of docs/performance.md, which takes hours; ARGS="--tree DIR --libraries DIR" for real files
 #   make bench-growth          the same work at several sizes: what grows, and how; ARGS="--full" for those of docs/performance.md
@@ -108,6 +109,7 @@ check: $(STAMP) $(PROTOS_STAMP)
 	@echo "import rule";   $(BIN)/python -m pytest --quiet --no-header tests/test_rooms.py
 	@echo "generated code"; $(MAKE) protos-drift
 	@echo "protos";        $(BIN)/buf lint
+	@echo "protocol kept"; $(MAKE) protos-kept
 	@echo "All checks passed."
 
 .PHONY: format
@@ -132,6 +134,20 @@ protos-drift: $(PROTOS_STAMP)
 	@cp client/staddle/v1/__init__.py build/protos/staddle/v1/
 	@diff -r --exclude=__pycache__ build/protos/staddle/v1 client/staddle/v1 \
 	  || { echo "client/staddle/v1 is not what the protos give: run make protos" >&2; exit 1; }
+
+# What the protos must stay compatible with: an image of them, renewed by `make protos-keep` alone.
+PROTOS_KEPT := tests/golden/protos/staddle-v1.binpb
+.PHONY: protos-kept
+protos-kept: $(STAMP)
+	@$(BIN)/buf breaking --against $(PROTOS_KEPT) || { \
+	  echo "The protos break clients made from $(PROTOS_KEPT): add fields instead, or run make protos-keep if the break is meant" >&2; \
+	  exit 1; }
+
+.PHONY: protos-keep
+protos-keep: $(STAMP)
+	@mkdir -p $(dir $(PROTOS_KEPT))
+	@$(BIN)/buf build --exclude-source-info --output $(PROTOS_KEPT)
+	@echo "Kept the protos in $(PROTOS_KEPT): from now on changes must be compatible with them."
 
 .PHONY: bench
 bench: $(STAMP)
