@@ -399,7 +399,9 @@ def test_a_signal_ends_a_restore_in_order_and_leaves_no_temporary_file(
     nobody("backup", root, "--dataset", "d")
     gate = gates[-1]
     gate.armed = True
-    before = signal.signal(number, signal.SIG_DFL)  # under nohup the tests ignore SIGHUP, and so would the command
+    before = signal.signal(
+        number, signal.SIG_DFL
+    )  # under nohup the tests ignore SIGHUP, and so would the command
     try:
         interrupted = nobody.start("restore", "d", "--target", target, "--json")
     finally:

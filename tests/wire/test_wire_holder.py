@@ -41,7 +41,12 @@ def learned(stub) -> dict[str, object]:
 # Only an administrator's AbortUpload is another matter: it gives an upload up (test_wire_open_uploads.py).
 @pytest.mark.parametrize(
     ("method", "role"),
-    [(method, role) for method in CALLS for role in ("writer", "admin") if (method, role) != ("AbortUpload", "admin")],
+    [
+        (method, role)
+        for method in CALLS
+        for role in ("writer", "admin")
+        if (method, role) != ("AbortUpload", "admin")
+    ],
 )
 def test_another_token_that_knows_id_and_epoch_cannot_touch_an_upload(running, first, method, role):
     second = running.stub(role, name="second")
