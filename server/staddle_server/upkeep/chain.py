@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from staddle_server.store.records import Stored, sequence_of
+from staddle_server.store.records import ForgottenRecord, Stored, sequence_of
 from staddle_server.types import NO_LINK
 
 BREAKS_MAX: Final = 100
@@ -20,6 +20,10 @@ class Span(NamedTuple):
 
     def __str__(self) -> str:
         return f"record {self.first}" if self.first == self.last else f"records {self.first} to {self.last}"
+
+    def missing_of(self, tenant: str) -> str:
+        """In words: that a tenant's records with these numbers are missing."""
+        return f"{self} of tenant {tenant} {'is' if self.first == self.last else 'are'} missing"
 
 
 class Chain:
@@ -53,6 +57,8 @@ class Chain:
             self._break(f"the record {name} does not follow record {self.newest}")
         self.newest = sequence
         self.link = NO_LINK if stored is None else stored.link
+        if stored is not None and isinstance(stored.record, ForgottenRecord):
+            self.forget(stored.record.spans)
 
     def forget(self, spans: Iterable[tuple[int, int]]) -> None:
         """Records with these numbers may be absent."""

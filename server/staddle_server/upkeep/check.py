@@ -172,8 +172,7 @@ class _OfTenant:
             wanted = []  # what an older catalog says may have been decided otherwise since
         for finding in record_findings(self._tenant, said.damaged, [each.what for each in wanted]):
             self._check.emit(finding)
-        facts = self._catalog.verification.facts(self._tenant.id)
-        for finding in chain_findings(self._tenant, said, facts.rebuilt):
+        for finding in chain_findings(self._tenant, said):
             self._check.emit(finding)
         head = head_finding(self._tenant, said.chain.newest)
         if head is not None:
@@ -319,10 +318,10 @@ def record_findings(tenant: Tenant, damaged: dict[str, str], missing: Iterable[s
     return found
 
 
-def chain_findings(tenant: Tenant, said: Said, rebuilt: int) -> Iterator[Finding]:
+def chain_findings(tenant: Tenant, said: Said) -> Iterator[Finding]:
     """Records that are gone, and such as do not follow one another. What a rebuild did not find, nothing knows any more."""
     for span in said.missing:
-        known = span.first > rebuilt
+        known = span.first > said.rebuilt
         then = (
             "the catalog knows all that still counts of it, and `repair` writes that again"
             if known
@@ -332,7 +331,7 @@ def chain_findings(tenant: Tenant, said: Said, rebuilt: int) -> Iterator[Finding
         yield Finding(
             "record-missing",
             DAMAGE,
-            f"{span} of tenant {tenant.name} {'is' if span.first == span.last else 'are'} missing in the store: {then}",
+            f"{span.missing_of(tenant.name)} in the store: {then}",
             tenant=tenant.name,
             object=records_prefix(tenant.id),
         )

@@ -22,7 +22,7 @@ from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing, Blobs
 from staddle_server.store.keys import KeyStore, Tenant, keys_name, parse_keys_name
 from staddle_server.store.pack import PackReader, packs_prefix, parse_pack_name
-from staddle_server.store.records import ForgottenRecord, Records, is_head_name, records_prefix, sequence_of
+from staddle_server.store.records import Records, is_head_name, records_prefix, sequence_of
 from staddle_server.types import NO_LINK, TenantKeys
 from staddle_server.upkeep.chain import Chain
 from staddle_server.upkeep.contents import Contents, read_contents
@@ -223,8 +223,6 @@ class Rebuilding:
                 continue
             history.add(stored.record, name)
             chain.take(name, stored)
-            if isinstance(stored.record, ForgottenRecord):
-                chain.forget(stored.record.spans)
             self._report.records += 1
         return history, chain, damaged
 
@@ -249,7 +247,7 @@ class Rebuilding:
         for span in chain.missing(newest):
             self._report.problem(
                 records_prefix(tenant.id),
-                f"{span} of tenant {tenant.row.name} {'is' if span.first == span.last else 'are'} missing, and so is what "
+                f"{span.missing_of(tenant.row.name)}, and so is what "
                 "was decided in them: a backup, a deletion, a hold, a policy. Put the objects back from a copy of the store, "
                 "and rebuild again",
             )

@@ -13,7 +13,6 @@ from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.records import (
     DeletedRecord,
-    ForgottenRecord,
     HeldRecord,
     PolicyRecord,
     PurgedRecord,
@@ -40,6 +39,7 @@ class Said:
     """What a tenant's records say together, and those of them that do not open, with the reason.
 
     `missing`: numbers of records that the catalog decided on, and that are gone without a word about that.
+    `rebuilt`: records up to this number were decided by an earlier catalog.
     """
 
     history: History = field(default_factory=History)
@@ -47,6 +47,7 @@ class Said:
     count: int = 0
     damaged: dict[str, str] = field(default_factory=dict)
     missing: list[Span] = field(default_factory=list)
+    rebuilt: int = 0
 
 
 def read_records(tenant: Tenant) -> Said:
@@ -63,8 +64,6 @@ def read_records(tenant: Tenant) -> Said:
             continue
         said.history.add(stored.record, name)
         said.chain.take(name, stored)
-        if isinstance(stored.record, ForgottenRecord):
-            said.chain.forget(stored.record.spans)
         said.count += 1
     return said
 
@@ -87,7 +86,7 @@ def missing_records(
 def _look(tenant: Tenant, catalog: Catalog, row: TenantRow, now_ns: int) -> tuple[Said, list[Wanted]]:
     facts = catalog.verification.facts(tenant.id)
     said = read_records(tenant)
-    said.missing = said.chain.missing(facts.recorded)
+    said.missing, said.rebuilt = said.chain.missing(facts.recorded), facts.rebuilt
     wanted: list[Wanted] = []
     if tenant.id not in facts.pending and not said.history.tenant_made:
         record = TenantRecord(name=row.name, created_ns=row.created_ns)

@@ -222,12 +222,11 @@ class _OfTenant:
     def _mend_chain(self, said: Said, now_ns: int) -> None:
         """Records that are gone and of which nothing is lost may be absent from now on: what they said is written by now."""
         catalog = self._kept.catalog
-        rebuilt = catalog.verification.facts(self._tenant.id).rebuilt
         accepted = self._repair.accept_lost_records
-        given_up = [span for span in said.missing if accepted or span.first > rebuilt]
+        given_up = [span for span in said.missing if accepted or span.first > said.rebuilt]
         for span in given_up:
             what = f"{span}: all that still counts of it stands in other records"
-            if span.first <= rebuilt:
+            if span.first <= said.rebuilt:
                 what = f"{span}: it is given up, with what it said"
             self._repair.say("record-missing", what, self._tenant.name)
         if given_up and not self._repair.dry_run:
@@ -237,18 +236,17 @@ class _OfTenant:
                 catalog.tenants.keep_records(self._tenant.id, [as_pending(self._tenant.id, record)])
         if not self._repair.dry_run:
             finish_missing(self._tenant, catalog)
-        finding = head_finding(
-            self._tenant, max(said.chain.newest, catalog.verification.facts(self._tenant.id).recorded)
-        )
+        recorded = catalog.verification.facts(self._tenant.id).recorded
+        finding = head_finding(self._tenant, max(said.chain.newest, recorded))
         if finding is not None:
             self._repair.say(
                 "head", "the head of the records", self._tenant.name, object=self._tenant.records.head.name
             )
             if not self._repair.dry_run:
-                self._tenant.records.head.write(catalog.verification.facts(self._tenant.id).recorded)
+                self._tenant.records.head.write(recorded)
         said.missing = [span for span in said.missing if span not in given_up]
         if self._repair.dry_run:
-            for left in chain_findings(self._tenant, said, rebuilt):
+            for left in chain_findings(self._tenant, said):
                 self._repair.emit(left)
 
     # --- packs
