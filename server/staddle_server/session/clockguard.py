@@ -53,6 +53,16 @@ class Standing(NamedTuple):
     left_ns: int
 
     @property
+    def earliest_ns(self) -> int:
+        """The earlier of the times that it may be: what protects until a time still does while the clock is in doubt."""
+        return min(self.wall_ns, self.expected_ns) if self.jump_ns else self.wall_ns
+
+    @property
+    def latest_ns(self) -> int:
+        """The later of the times that it may be: a grace that begins while the clock is in doubt is not cut short."""
+        return max(self.wall_ns, self.expected_ns) if self.jump_ns else self.wall_ns
+
+    @property
     def words(self) -> str:
         """What is wrong, what follows, and what to do; "" for a clock that can be believed."""
         if not self.jump_ns:
@@ -105,16 +115,6 @@ class ClockGuard:
             right = ClockSeen(self._boot, wall_ns - uptime_ns, uptime_ns, wall_ns, 0, 0)
             if self._catalog.clock.put(right, self._catalog.clock.get()):
                 return standing
-
-    def earliest_ns(self) -> int:
-        """The earlier of the times that it may be: what protects until a time still does while the clock is in doubt."""
-        standing = self.look()
-        return min(standing.wall_ns, standing.expected_ns) if standing.jump_ns else standing.wall_ns
-
-    def latest_ns(self) -> int:
-        """The later of the times that it may be: a grace that begins while the clock is in doubt is not cut short."""
-        standing = self.look()
-        return max(standing.wall_ns, standing.expected_ns) if standing.jump_ns else standing.wall_ns
 
     def _uptime_ns(self) -> int:
         """Real time since the machine started, as the injected clock counts it, with the time that the machine slept."""

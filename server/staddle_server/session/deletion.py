@@ -30,11 +30,12 @@ class Deletion:
 
         """
         found = self._find(principal, dataset, prefix)
-        now_ns = self._guard.latest_ns()
+        standing = self._guard.look()
+        now_ns = standing.latest_ns
         with self._catalog.tenants.deciding(principal.tenant, now_ns) as at_ns:
             record = as_pending(principal.tenant, DeletedRecord(backup=found.id, at_ns=at_ns))
             backup, _ = self._catalog.backups.delete(
-                principal.tenant, found.id, now_ns, record, protected_ns=self._guard.earliest_ns()
+                principal.tenant, found.id, now_ns, record, protected_ns=standing.earliest_ns
             )
         return self._recorded(backup)
 

@@ -83,8 +83,13 @@ class Presence:
         return self._new.get(key) or self._old.get(key, float("-inf"))
 
 
-def _is_there(tenant: Tenant, pack: bytes, size_bytes: int) -> bool:
+def stored_size(tenant: Tenant, pack: bytes) -> int | None:
+    """The bytes of a pack's object; None: there is none. Raises Unavailable."""
     try:
-        return tenant.blobs.size(pack_name(tenant.id, pack)) == size_bytes
+        return tenant.blobs.size(pack_name(tenant.id, pack))
     except BlobMissing:
-        return False
+        return None
+
+
+def _is_there(tenant: Tenant, pack: bytes, size_bytes: int) -> bool:
+    return stored_size(tenant, pack) == size_bytes

@@ -97,7 +97,7 @@ class Uploads:
             principal,
             self._clock.now_ns(),
             self._terms,
-            alive_ns=self._guard.earliest_ns(),
+            alive_ns=self._guard.look().earliest_ns,
         )
         self._open_writer(self._tenants.get(principal.tenant), upload)
         return upload

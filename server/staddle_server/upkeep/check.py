@@ -10,8 +10,8 @@ from typing import Protocol
 from staddle_server.catalog import WHOLE_PACK, Catalog, LivePack
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, StaddleError
+from staddle_server.session.presence import stored_size
 from staddle_server.session.tenant import Tenant
-from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.records import records_prefix
 from staddle_server.upkeep.examine import Examined, Examiner, Fault, Pace
@@ -246,12 +246,9 @@ class _OfTenant:
 
     def _count_orphans(self, listed: dict[bytes, int]) -> None:
         for pack in self._catalog.verification.without_row(self._tenant.id, list(listed)):
-            try:
-                # A pack may go between the listing and the question.
-                self._check.kept.blobs.size(pack_name(self._tenant.id, pack))
-            except BlobMissing:
-                continue
-            self._orphan(listed[pack])
+            # A pack may go between the listing and the question.
+            if stored_size(self._tenant, pack) is not None:
+                self._orphan(listed[pack])
 
     def _orphan(self, size: int) -> None:
         self._check.summary.orphans += 1

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 from staddle_server.catalog import KnownDamage
 from staddle_server.errors import StaddleError
+from staddle_server.session.presence import stored_size
 from staddle_server.session.tenant import Tenant
-from staddle_server.store.blobs import BlobMissing
-from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
+from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.upkeep.check import each_pack
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
@@ -65,7 +65,7 @@ def compare_packs(kept: Kept, tenant: Tenant, stopping: Stopping = lambda: False
         nonlocal gone, other
         # A pack may have been collected, or replaced by repair, since it was listed.
         sizes = kept.catalog.packs.live_sizes(tenant.id, suspects)
-        now = {pack: _size(kept, tenant, pack) for pack in sizes}
+        now = {pack: stored_size(tenant, pack) for pack in sizes}
         for pack in kept.catalog.packs.mark_lost(
             tenant.id, [pack for pack in now if now[pack] != sizes[pack]]
         ):
@@ -94,13 +94,6 @@ def _listed(kept: Kept, tenant: Tenant) -> Iterator[tuple[bytes, int]]:
             yield parse_pack_name(name)[1], size
         except ValueError:
             continue
-
-
-def _size(kept: Kept, tenant: Tenant, pack: bytes) -> int | None:
-    try:
-        return kept.blobs.size(pack_name(tenant.id, pack))
-    except BlobMissing:
-        return None
 
 
 class Integrity:

@@ -124,7 +124,7 @@ class Policies:
         state = self._catalog.retention.state(tenant, dataset)
         policy = decode_policy(state.retention.policy)
         damaged = self._damaged(opened, state.backups, tick) if policy.has_rule else set()
-        planned = _planned(policy, state.backups, damaged, self._guard.earliest_ns())
+        planned = _planned(policy, state.backups, damaged, self._guard.look().earliest_ns)
         return Plan(_token(opened, dataset, state, planned), state, planned)
 
     def freed(self, tenant: bytes, made: Plan, tick: Tick = _no_tick) -> Freed:
@@ -132,7 +132,7 @@ class Policies:
         going = set(made.going)
         if not going:
             return Freed(0)
-        standing = self._catalog.retention.standing(tenant, self._guard.earliest_ns())
+        standing = self._catalog.retention.standing(tenant, self._guard.look().earliest_ns)
         for backup in going:
             standing.backups.pop(backup, None)
         roots = [backup.root for backup in made.state.backups if backup.id in going]
@@ -202,7 +202,7 @@ class Policies:
 
     def _apply(self, tenant: bytes, dataset: str, made: Plan) -> Applied:
         self._tenants.require_recording(tenant)
-        now_ns = self._guard.latest_ns()
+        now_ns = self._guard.look().latest_ns
         with self._catalog.tenants.deciding(tenant, now_ns) as at_ns:
             applied = self._catalog.retention.apply(
                 tenant,
