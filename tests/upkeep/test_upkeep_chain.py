@@ -13,7 +13,8 @@ from rebuilt import rebuild_in_place
 from staddle.v1 import service_pb2 as sv
 from staddle_server.session.clock import SystemClock
 from staddle_server.session.tenant import Tenants
-from staddle_server.store.records import ForgottenRecord, sequence_of
+from staddle_server.store.records import ForgottenRecord, Stored, TenantRecord, sequence_of
+from staddle_server.types import NO_LINK, Place
 from staddle_server.upkeep.age import records_unknown
 from staddle_server.upkeep.chain import Chain, Span, merge_spans, subtract
 from staddle_server.upkeep.collector import Collector
@@ -44,6 +45,21 @@ def test_what_is_missing_is_what_is_neither_there_nor_forgotten(there, forgotten
         chain.take(f"records/{'0' * 32}/{number:012x}-{'0' * 32}", None)
     chain.forget(forgotten)
     assert numbers(chain.missing(upto)) == set(range(1, upto + 1)) - there - numbers(forgotten)
+
+
+def test_a_record_that_names_another_link_than_that_of_the_one_before_it_is_named():
+    link, other = b"1" * 32, b"2" * 32
+    record = TenantRecord("default", 1)
+    names = [f"records/{'0' * 32}/{number:012x}-{'0' * 32}" for number in (1, 2)]
+    for previous, breaks in ((link, 0), (other, 1), (NO_LINK, 0)):
+        chain = Chain()
+        chain.take(names[0], Stored(record, Place(1, NO_LINK), link))
+        chain.take(names[1], Stored(record, Place(2, previous), other))
+        assert len(chain.breaks) == breaks
+    unread = Chain()
+    unread.take(names[0], None)
+    unread.take(names[1], Stored(record, Place(2, link), other))
+    assert unread.breaks == [], "of one that cannot be read nobody knows the link"
 
 
 def decide(running) -> None:
