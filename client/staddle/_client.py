@@ -259,6 +259,10 @@ class Client(RetentionMethods):
         backup: str | None = None,
         at: At | None = None,
         paths: Iterable[PathLike] = (),
+        include: Sequence[str] = (),
+        include_files: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
         overwrite: Overwrite = "if-changed",
         verify: bool = False,
         dry_run: bool = False,
@@ -272,6 +276,11 @@ class Client(RetentionMethods):
         neither: the newest. `overwrite` says what happens where something lies already: "never", "if-changed", "always"; extra
         files are never deleted.
 
+        `include` and `exclude` are patterns as in .gitignore, relative to the backup's root; the files hold such patterns, and each is
+        read once. Restored is what is included (without `include`: everything) and not excluded, with all below it; bytes of other files do not
+        travel. Directories above what is included are made as the backup has them. A pattern that cannot be meant is BadRequestError;
+        one that matched nothing is a warning.
+
         "if-changed" compares type, size and modification time; with `verify` it compares the content of files instead of their
         times. `dry_run` writes nothing and says in the report what would be written; with both, the report's problems name what is
         not as in the backup, also its owner, mode and time.
@@ -283,8 +292,13 @@ class Client(RetentionMethods):
             raise BadRequestError(
                 f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
             )
+        from staddle._restore import restore_to_directory
+        from staddle._selection import lines_of_all
+
         options = RestoreOptions(
             paths=tuple(checked_path(path) for path in paths),
+            include=(*lines_of_all("include_files", include_files), *include),
+            exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
             overwrite=overwrite,
             verify=verify,
             dry_run=dry_run,
@@ -292,9 +306,12 @@ class Client(RetentionMethods):
             progress=progress,
         )
         selector = selector_of(backup, at)
-        from staddle._restore import restore_to_directory
-
-        report = restore_to_directory(self, text("dataset", dataset), selector, os.fsencode(target), options)
+        try:
+            report = restore_to_directory(
+                self, text("dataset", dataset), selector, os.fsencode(target), options
+            )
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
         if report.damaged:
             raise _damage_error(report)
         return report
@@ -495,7 +512,7 @@ def _missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | Unsuppor
         return error
     return UnsupportedError(
         f"This needs the package {error.name}: `pip install 'staddle[cli]'` installs it. "
-        "With thin=True, and without excludes, a backup works without it.",
+        "With thin=True, and without patterns, a backup works without it; so does a restore without patterns.",
         facts={"package": error.name or ""},
     )
 

@@ -454,6 +454,8 @@ class RestoreOptions:
     """How `Client.restore` works; the fields are its arguments."""
 
     paths: tuple[bytes, ...] = ()
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
     overwrite: Overwrite = "if-changed"
     verify: bool = False
     dry_run: bool = False

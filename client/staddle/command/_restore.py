@@ -9,7 +9,15 @@ from staddle._channel import tune_malloc
 from staddle._types import Overwrite
 from staddle.command import _records, _words
 from staddle.command._exits import DONE, INCOMPLETE, Interruption
-from staddle.command._options import Session, command, dataset_argument, picking, reading, stored_path
+from staddle.command._options import (
+    Session,
+    command,
+    dataset_argument,
+    picking,
+    reading,
+    selecting,
+    stored_path,
+)
 from staddle.command._output import Output
 from staddle.command._problems import tell_problems
 from staddle.command._watching import watched
@@ -25,6 +33,7 @@ from staddle.command._watching import watched
 @click.argument("paths", metavar="[PATH]...", nargs=-1, callback=reading(stored_path))
 @click.option("--target", metavar="DIR", required=True, help="Where to; it is made if it is not there.")
 @picking
+@selecting
 @click.option(
     "--overwrite",
     type=click.Choice(get_args(Overwrite)),
@@ -52,6 +61,8 @@ def restore(
     target: str,
     backup: str | None,
     at: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     overwrite: str,
     verify: bool,
     dry_run: bool,
@@ -59,7 +70,7 @@ def restore(
     """Restore a backup, or PATHs of it with all below them, under a directory.
 
     Without --backup and --at it is the newest one. PATHs are relative to the backup's root, exactly as `staddle ls` shows them; if one is
-    not there, nothing is written. What is damaged or cannot be written is named, and the rest is restored: exit code 3.
+    not there, nothing is written. With --include, only what matches one of the patterns is restored, and the directories above it. What is damaged or cannot be written is named, and the rest is restored: exit code 3.
     """
     report = _restored(
         session,
@@ -68,6 +79,8 @@ def restore(
         target=target,
         backup=backup,
         at=at,
+        include=include,
+        exclude=exclude,
         overwrite=cast("Overwrite", overwrite),
         verify=verify,
         dry_run=dry_run,
@@ -85,6 +98,8 @@ def _restored(
     target: str,
     backup: str | None,
     at: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     overwrite: Overwrite,
     verify: bool,
     dry_run: bool,
@@ -99,6 +114,8 @@ def _restored(
                     backup=backup,
                     at=at,
                     paths=paths,
+                    include=include,
+                    exclude=exclude,
                     overwrite=overwrite,
                     verify=verify,
                     dry_run=dry_run,
