@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
 from staddle._convert import backup_of, sort_key
 from staddle._errors import ProtocolError
+from staddle._extras import Extras
 from staddle._preview import Preview
 from staddle._retry import Retry, RetryNotice
 from staddle._selection import Choice
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 FETCH_PATHS: Final = 2_048
 WAYS_MAX: Final = 4_096
 """So many directories are remembered because included paths lie in them, before what was gathered is fetched."""
+FAILURES: Final = frozenset({ProblemKind.DAMAGED, ProblemKind.NOT_WRITTEN})
+"""After them nothing is deleted."""
 FETCH_PATH_BYTES: Final = 1024 * 1024
 PROGRESS_S: Final = 0.2
 
@@ -84,6 +87,7 @@ class Restore:
         """Everything is to be written, so one stream brings it."""
         self._ways: dict[bytes, pb.Entry] | None = None if options.paths else {}
         """Metadata for the directories above the paths; None until it is known."""
+        self._warnings: list[str] = []
         self._passed: list[tuple[bytes, pb.Entry]] = []
         """Directories above the last entry that are not included themselves."""
         self._done: bytes | None = None
@@ -100,12 +104,16 @@ class Restore:
     def run(self) -> RestoreReport:
         """To the end."""
         begun_s = time.monotonic()
-        try:
-            self._streams.to_the_end(self._pass, lambda: (self._done, len(self._pending)))
-            self._places.finish_directories(all_of_them=True)
-        finally:
-            if self._writer is not None:
-                self._writer.close()
+        with ExitStack() as stack:
+            extras = stack.enter_context(closing(self._find_extras())) if self._deletes else None
+            try:
+                self._streams.to_the_end(self._pass, lambda: (self._done, len(self._pending)))
+                self._places.finish_directories(all_of_them=True)
+            finally:
+                if self._writer is not None:
+                    self._writer.close()
+            if extras is not None:
+                self._delete(extras)
         return self._report(time.monotonic() - begun_s)
 
     @property
@@ -124,6 +132,61 @@ class Restore:
         places = self._places
         assert isinstance(places, Writer)  # a preview asks for no data
         return places
+
+    # --- what the backup does not have
+
+    @property
+    def _deletes(self) -> bool:
+        return self._options.delete and not self._fresh
+
+    def _find_extras(self) -> Extras:
+        """What is to be deleted in the end. Changes nothing; `confirm_delete` may refuse by raising."""
+        found: list[Extras] = []
+
+        def look() -> None:
+            while found:
+                found.pop().close()
+            with closing(self._streams.events(VIEW_BASIC, self._options.paths)) as events:
+                for event in events:
+                    if isinstance(event, HeaderEvent):
+                        found.append(Extras(self._path, self._streams.selection.again()))
+                    elif isinstance(event, EntryEvent):
+                        found[0].add(event.path, event.entry)
+            found[0].end()
+
+        try:
+            self._streams.to_the_end(look, lambda: None)
+            confirm = self._options.confirm_delete
+            if confirm is not None and found[0].count and not self._options.dry_run:
+                confirm(found[0].count)
+        except BaseException:
+            for each in found:
+                each.close()
+            raise
+        return found[0]
+
+    def _delete(self, extras: Extras) -> None:
+        """Deletes what was found, if all else is as it should be."""
+        tally = self._tally
+        if tally.problems_dropped or any(problem.kind in FAILURES for problem in tally.problems):
+            self._warnings.extend(
+                [
+                    f"{extras.count} paths that the backup does not have were kept, because not everything was restored."
+                ]
+                if extras.count
+                else []
+            )
+            return
+        if extras.mounts:
+            self._warnings.append(
+                f"{extras.mounts} directories were not looked into for what to delete: other file systems."
+            )
+        if self._options.dry_run:
+            extras.tell_failed(tally)
+            for path in extras.paths():
+                tally.deleted(path)
+        else:
+            extras.remove(tally)
 
     # --- streams
 
@@ -402,7 +465,7 @@ class Restore:
             )
             if count
         ]
-        warnings.extend(self._streams.selection.warnings())
+        warnings += [*self._warnings, *self._streams.selection.warnings()]
         assert self._streams.backup is not None  # a pass came to its end
         return RestoreReport(
             backup=backup_of(self._streams.backup),
@@ -413,6 +476,8 @@ class Restore:
             entries_unchanged=tally.unchanged,
             data_bytes=tally.data_bytes,
             seconds=seconds,
+            entries_deleted=tally.deleted_count,
+            deleted_paths=tuple(tally.deleted_paths),
         )
 
     def _tell(self, phase: str, notice: str = "") -> None:

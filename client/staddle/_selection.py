@@ -49,10 +49,22 @@ class Selection:
         left_out = self._left_out
         return left_out is not None and (path == left_out or path.startswith(left_out + b"/"))
 
+    def excludes(self, path: bytes, is_directory: bool) -> bool:
+        """Whether a path that need not be in the backup is excluded by its own name, and not only by what it lies in."""
+        return self._exclude(path, is_directory)
+
+    def includes(self, path: bytes, is_directory: bool) -> bool:
+        """Whether a path that need not be in the backup is included."""
+        return self._include is no_excludes or self._include(path, is_directory)
+
+    def again(self) -> Selection:
+        """The same patterns for another walk. What matches there counts as matched here."""
+        return Selection(self._include, self._exclude)
+
     def warnings(self) -> list[str]:
         """What to say of patterns that have matched nothing."""
         return [
-            f"Patterns of --{name} that matched nothing in the backup: {_listed(patterns)}"
+            f"Patterns of --{name} that matched nothing: {_listed(patterns)}"
             for name, excludes in (("include", self._include), ("exclude", self._exclude))
             if (patterns := excludes.unmatched())
         ]
