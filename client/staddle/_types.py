@@ -330,6 +330,8 @@ class ProblemKind(enum.StrEnum):
     """Restore: the stored data is damaged; the file was not written."""
     NOT_WRITTEN = "not-written"
     """Restore: the target did not take it."""
+    NOT_DELETED = "not-deleted"
+    """Restore that deletes: the backup does not have it, and it could not be deleted, or has changed since it was found."""
     DIFFERENT = "different"
     """Restore that verifies and writes nothing: what is there is not as in the backup."""
 
@@ -392,6 +394,10 @@ class RestoreReport:
     data_bytes: int = 0
     """Bytes of regular files that were written."""
     seconds: float = 0.0
+    entries_deleted: int = 0
+    """Paths that the backup does not have, and that were removed because `delete` was asked for."""
+    deleted_paths: tuple[bytes, ...] = ()
+    """The first 10,000 of them."""
 
     @property
     def complete(self) -> bool:
@@ -454,8 +460,12 @@ class RestoreOptions:
     """How `Client.restore` works; the fields are its arguments."""
 
     paths: tuple[bytes, ...] = ()
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
     overwrite: Overwrite = "if-changed"
     verify: bool = False
+    delete: bool = False
+    confirm_delete: Callable[[int], None] | None = None
     dry_run: bool = False
     retry_s: float = 60.0
     progress: ProgressCallback | None = None
