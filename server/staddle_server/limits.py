@@ -115,6 +115,8 @@ CHECKPOINT_ENTRY_BYTES: Final = 4 * MIB
 RUNS_MERGE: Final = 64
 """So many runs of one level become one of the next."""
 MISSING_CHUNKS_MAX: Final = 65_536
+UPLOAD_WRITERS_MAX: Final = 32
+"""So many names of tokens that wrote an upload are kept; of more, only that there were more."""
 UPLOADS_OPEN_MAX: Final = 256
 """Uploads that one server writes at a time."""
 UPLOADS_OPEN_TENANT_MAX: Final = 192
