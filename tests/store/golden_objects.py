@@ -63,6 +63,8 @@ RECORDS: dict[str, Record] = {
         principal="token:golden",
         upload=Seeded("golden upload")(16),
         request_id="request-1",
+        begun_by="token:began",
+        written_by=("token:began", "token:golden"),
     ),
     "deleted": DeletedRecord(BACKUP, COMMIT_NS + 1),
     "undeleted": UndeletedRecord(BACKUP, COMMIT_NS + 2),

@@ -243,7 +243,10 @@ def test_a_golden_record_opens_by_hand_as_the_format_describes(kind: str) -> Non
             "principal",
             "upload",
             "request_id",
+            "begun_by",
+            "written_by",
         ]
+        assert body["written_by"] == ["token:began", "token:golden"]
         assert body["changes"] == [1, 2, 3, 4, 5]
         assert body["root"][0::2] == [1, 1000]
         assert (body["kind"], body["scope"], body["commit_ns"]) == (2, 1, COMMIT_NS)
