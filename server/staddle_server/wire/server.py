@@ -51,6 +51,8 @@ ROOM: Final = f"{SERVICE.full_name}/room"
 """What health calls the room on the disk: NOT_SERVING while it is too little for backups, so that writes is, too."""
 INTEGRITY: Final = f"{SERVICE.full_name}/integrity"
 """What health calls the wholeness of what is stored: NOT_SERVING while damage is known; everything else goes on."""
+CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
+"""What health calls the server's certificate: NOT_SERVING from 30 days before its end on; everything else goes on."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
@@ -216,6 +218,7 @@ class WireServer:
         has_room: Callable[[], bool],
         is_kept_up: Callable[[], bool],
         is_whole: Callable[[], bool],
+        certificates_last: Callable[[], bool] = lambda: True,
     ) -> None:
         self._gate = gate
         self._is_true = {
@@ -223,6 +226,7 @@ class WireServer:
             ROOM: has_room,
             UPKEEP: is_kept_up,
             INTEGRITY: is_whole,
+            CERTIFICATE: certificates_last,
         }
         self._health = Health({"", SERVICE.full_name, *self._is_true}, time.monotonic)
         self._stopping = threading.Event()
