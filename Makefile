@@ -21,7 +21,7 @@
 #   make crash                 servers that are killed at every durable step; ARGS="--runs 1000 --seed 7"
 #   make power                 power cuts after every step of a recorded run; ARGS="--operations 12 --random 3 --seed 7"
 #   make fuzz                  hostile input: ARGS="frame --runs 1000000 --seed 1"; without ARGS, all targets
-#   make interop               clients in other languages: grpcurl, Go, Node
+#   make interop               clients in other languages: grpcurl, buf curl, Go, Node, Java
 #   make format                bring the code into its format
 #   make clean                 remove what these have made, but no data
 
