@@ -136,3 +136,19 @@ def test_a_list_is_read_once_from_a_file_or_a_pipe(staddle: CommandLine, source:
     assert (
         "for a PATH" in staddle(*("backup", "-", *words[2:]), "--name", "f", "--files-from", "x", code=2).err
     )
+
+
+def test_a_restore_takes_patterns_and_files_of_them(
+    staddle: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    staddle("backup", source, "--dataset", "www")
+    (tmp_path / "list").write_text("# what is small\r\n*.txt\r\nempty\r\n")
+    words = ("restore", "www", "--target")
+    done = staddle(*words, tmp_path / "a", "--include-file", tmp_path / "list", "--include", "*.ini")
+    assert sorted(path.name for path in (tmp_path / "a").rglob("*")) == ["deep", "empty", "etc", "hello.txt"]
+    assert "matched nothing: '*.ini'" in done.err
+    staddle(*words, tmp_path / "b", "--exclude-file", "/dev/stdin", given=b"etc/*\n!conf\n")
+    assert sorted(path.name for path in (tmp_path / "b").rglob("*")) == ["conf", "etc", "hello.txt", "link"]
+    done = staddle(*words, tmp_path / "c", "--include", "../x", code=2)
+    assert "--include" in done.err
+    assert not (tmp_path / "c").exists()
