@@ -11,6 +11,7 @@ from staddle._chosen import Source, source_of
 from staddle._errors import BadRequestError, TooMuchRemovedError
 from staddle._excludes import Excludes, excludes_of, lines_of
 from staddle._omissions import Omissions, is_server_directory
+from staddle._quietly import open_quietly
 from staddle._types import BackupOptions, path_to_bytes
 
 ALL_PERCENT: Final = 100.0
@@ -73,7 +74,7 @@ def check_excludes(source: Source, excluded: Excludes) -> None:
 
 def _is_server(path: bytes) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = open_quietly(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return False  # the scan meets it and says so
     try:
