@@ -106,9 +106,9 @@ def omissions_of(options: BackupOptions) -> Omissions:
     """What is left out because of what it is. Raises BadRequestError."""
     marks = tuple(map(os.fsencode, options.exclude_if_present))
     for mark in marks:
-        if mark in {b"", b".", b".."} or b"/" in mark or b"\0" in mark:
+        if mark in {b"", b".", b".."} or any(letter in mark for letter in (b"/", b"\0", b"*", b"?")):
             raise BadRequestError(
-                f"{os.fsdecode(mark)!r} cannot mark a directory: give the name of a file in it.",
+                f"{os.fsdecode(mark)!r} cannot mark a directory: give the name of a file in it, without a path or wildcards.",
                 facts={"field": "exclude_if_present"},
             )
     most = options.exclude_larger_than_bytes

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import click
@@ -32,6 +33,7 @@ COUNT_MAX: Final = 1_000_000
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)([ywdhms]))+")
 _DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([ywdhms])")
+_SIZE: Final = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
 _UNITS_S: Final = {"y": 365 * 86_400.0, "w": 7 * 86_400.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 
 
@@ -77,10 +79,11 @@ def long_duration(text: str) -> datetime.timedelta:
 
 def size_bytes(text: str) -> int:
     """A size in bytes, from text such as 500, 100k, 20M, 1.5G; units are binary. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise ValueError(f"invalid size {text!r}: use a number of bytes, or one with k, M, G or T")
-    total = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
+    found = _SIZE.fullmatch(text.strip())
+    unit = "" if found is None else (found[2] or "").lower()
+    if found is None or ("." in found[1] and not unit):
+        raise ValueError(f"invalid size {text!r}: use a whole number of bytes, or a number with k, M, G or T")
+    total = int(Decimal(found[1]) * 1024 ** " kmgt".index(unit or " "))
     if total > BYTES_MAX:
         raise ValueError(f"invalid size {text!r}: it is larger than any file")
     return total
