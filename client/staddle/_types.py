@@ -9,10 +9,13 @@ import datetime
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 Overwrite = Literal["never", "if-changed", "always"]
 """What a restore does where something lies already: keep it; replace what differs; replace everything."""
+
+ArchiveFormat = Literal["tar", "zip"]
+"""What a backup can be written as."""
 
 PathLike = str | bytes
 """A path inside a backup, relative to its root."""
@@ -29,6 +32,13 @@ def path_to_bytes(path: PathLike) -> bytes:
 def path_to_str(path: bytes) -> str:
     """A path as text; bytes that are not UTF-8 become lone surrogates, and come back unchanged."""
     return path.decode("utf-8", "surrogateescape")
+
+
+class BinarySink(Protocol):
+    """What an archive is written to: any binary file that is open for writing."""
+
+    def write(self, data: bytes, /) -> object:
+        """Takes all of these bytes."""
 
 
 class EntryType(enum.StrEnum):
