@@ -390,6 +390,17 @@ class BackupReport:
         return not self.problems
 
 
+@dataclass(slots=True)
+class EntryCounts:
+    """Entries by what they are."""
+
+    files: int = 0
+    directories: int = 0
+    symlinks: int = 0
+    others: int = 0
+    """Fifos and devices."""
+
+
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
     """What a restore did. `problems` names every path that is not as it was in the backup."""
@@ -408,6 +419,10 @@ class RestoreReport:
     """Paths that the backup does not have, and that were removed because `delete` was asked for."""
     deleted_paths: tuple[bytes, ...] = ()
     """The first 10,000 of them."""
+    made: EntryCounts = field(default_factory=EntryCounts)
+    """Only with `dry_run`: of the entries that would be written, those where nothing is."""
+    replaced: EntryCounts = field(default_factory=EntryCounts)
+    """Only with `dry_run`: those that would replace what is there."""
 
     @property
     def complete(self) -> bool:

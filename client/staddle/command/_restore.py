@@ -1,10 +1,11 @@
 """`staddle restore`."""
 
+from dataclasses import asdict
 from typing import cast, get_args
 
 import click
 
-from staddle import DamageError, ProblemKind, RestoreReport
+from staddle import DamageError, EntryCounts, ProblemKind, RestoreReport
 from staddle._channel import tune_malloc
 from staddle._types import ArchiveFormat, Overwrite
 from staddle.command import _records, _words
@@ -199,6 +200,17 @@ def _restored(
             ) from None
 
 
+def _kinds(counts: EntryCounts) -> str:
+    """Counts in words: 2 directories, 1 file; or nothing."""
+    parts = (
+        (counts.directories, "directory", "directories"),
+        (counts.files, "file", "files"),
+        (counts.symlinks, "symbolic link", "symbolic links"),
+        (counts.others, "special file", "special files"),
+    )
+    return ", ".join(_words.counted(*part) for part in parts if part[0]) or "nothing"
+
+
 class _DeclinedError(Exception):
     """Nothing shall be deleted, and so nothing is restored."""
 
@@ -226,6 +238,7 @@ def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: boo
         "entries_unchanged": report.entries_unchanged,
         "entries_deleted": report.entries_deleted,
         "data_bytes": report.data_bytes,
+        **({"made": asdict(report.made), "replaced": asdict(report.replaced)} if dry_run else {}),
         "seconds": round(report.seconds, 3),
     }
     target = _words.escaped(report.target)
@@ -234,8 +247,8 @@ def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: boo
         words = f"Compared {_words.which(report.backup)} with {target}: {entries} not as in the backup; {report.entries_unchanged:,} the same"
     elif dry_run:
         words = (
-            f"Would restore {_words.which(report.backup)} to {target}: {entries} to write, {_words.size(report.data_bytes)}; "
-            f"{report.entries_unchanged:,} already there"
+            f"Would restore {_words.which(report.backup)} to {target}: {_kinds(report.made)} to make, "
+            f"{_kinds(report.replaced)} to replace, {_words.size(report.data_bytes)} to fetch; {report.entries_unchanged:,} already there"
         )
     else:
         words = (
