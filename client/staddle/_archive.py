@@ -6,6 +6,7 @@ SCHILY.xattr. zip: APPNOTE 6.3.10 (https://pkware.cachefly.net/webdocs/casestudi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -90,6 +91,18 @@ class Archive(ABC):
             piece = min(count, len(ZEROS))
             self.write(memoryview(ZEROS)[:piece])
             count -= piece
+
+
+def write_all(sink: BinarySink, data: bytes) -> None:
+    """Writes all of it, also to a file without a buffer, which may take a part. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        count = sink.write(bytes(view))
+        if count is None:
+            raise BlockingIOError(
+                errno.EAGAIN, "the output takes nothing more at the moment, and does not wait"
+            )
+        view = view[count:] if isinstance(count, int) else view[:0]
 
 
 # --- tar
@@ -189,7 +202,7 @@ class TarArchive(Archive):
 
     def _flush(self) -> None:
         data, self._buffer = bytes(self._buffer), bytearray()
-        self._sink.write(data)
+        write_all(self._sink, data)
 
 
 def _add_xattrs(info: tarfile.TarInfo, entry: pb.Entry) -> str:
@@ -297,6 +310,10 @@ class ZipArchive(Archive):
             name = path.decode()
         except UnicodeDecodeError as error:
             raise CannotHoldError("a zip archive cannot hold a name that is not UTF-8") from error
+        if ".." in name.replace("\\", "/").split("/"):
+            raise CannotHoldError(
+                "a zip archive cannot hold a name that leads out where backslashes separate names"
+            )
         is_directory = entry.type == pb.ENTRY_TYPE_DIRECTORY
         time_s = (entry.mtime_ns if entry.HasField("mtime_ns") else self._time_ns) // 10**9
         info = zipfile.ZipInfo(name + "/" if is_directory else name, _dos_time(time_s))
@@ -338,7 +355,7 @@ class _Gate:
 
     def write(self, data: bytes) -> int:
         if not self.is_shut:
-            self._sink.write(data)
+            write_all(self._sink, data)
         return len(data)
 
     def flush(self) -> None:

@@ -37,8 +37,8 @@ def path_to_str(path: bytes) -> str:
 class BinarySink(Protocol):
     """What an archive is written to: any binary file that is open for writing."""
 
-    def write(self, data: bytes, /) -> object:
-        """Takes all of these bytes."""
+    def write(self, data: bytes, /) -> int | None:
+        """Takes these bytes, or the first of them, and says how many."""
 
 
 class EntryType(enum.StrEnum):

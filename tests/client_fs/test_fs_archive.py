@@ -244,7 +244,30 @@ def test_a_pattern_that_cannot_be_meant_and_an_unknown_format_are_refused_before
     assert sink.getvalue() == b""
 
 
+@pytest.mark.parametrize("form", ["tar", "zip"])
+def test_a_file_without_a_buffer_gets_all_of_it(form: str) -> None:
+    class Raw(io.BytesIO):
+        def write(self, data, /) -> int:
+            return super().write(data[:1_000])
+
+    tree = [file("large", LARGE), file("a")]
+    assert archive(Server(*tree), form, Raw())[1] == archive(Server(*tree), form)[1]
+
+    class Busy(io.BytesIO):
+        def write(self, data, /) -> None:
+            return None
+
+    with pytest.raises(BlockingIOError):
+        archive(Server(*tree), form, Busy())
+
+
 # --- zip
+
+
+def test_a_name_that_leads_out_where_backslashes_separate_names_is_in_no_zip() -> None:
+    report, data = archive(Server(file("a\\b"), file("a\\..\\..\\x")), "zip")
+    assert zipfile.ZipFile(io.BytesIO(data)).namelist() == ["a\\b"]
+    assert [problem.path for problem in report.problems] == ["a\\..\\..\\x"]
 
 
 def test_unzip_makes_of_a_zip_archive_what_it_can_hold_and_the_rest_is_named(
