@@ -19,14 +19,14 @@ from google.protobuf.message import Message
 
 from staddle._config import Settings
 from staddle._errors import CancelledError, ConfigError, UnsupportedError
+from staddle._given import token_of
+from staddle._tls import SYSTEM_CA, Failure, Identity, explain, load
 from staddle.v1 import service_pb2 as service
 from staddle.v1.service_pb2_grpc import StaddleServiceStub
 
 DEFAULT_PORT: Final = 7443
 CONNECT_S: Final = 5.0
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
-SYSTEM_CA: Final = "system"
-"""As `ca`: the public certificate authorities that gRPC brings."""
 
 _MIB: Final = 1024 * 1024
 
@@ -157,9 +157,11 @@ class Channel:
 
     def __init__(self, settings: Settings) -> None:
         self.address = Address.parse(settings.server)
-        self._credentials = _credentials(settings, self.address)
+        self._settings = settings
+        self._identity = _identity(settings, self.address)
+        self._credentials = None if self._identity is None else self._identity.credentials()
         self._options = _options(settings, self.address)
-        self.metadata: Final = (("authorization", f"Bearer {_checked_token(settings.token)}"),)
+        self.metadata: Final = (("authorization", f"Bearer {token_of(settings.token)}"),)
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._channel: grpc.Channel | None = None
@@ -182,6 +184,10 @@ class Channel:
             if self._stub is None:
                 self._stub = self._open()
             return self._stub
+
+    def explain(self, detail: str) -> Failure | None:
+        """Why the connection failed of which gRPC says `detail`, if TLS is why; may take some seconds."""
+        return explain(self.address.host, self.address.port, self._identity, self._settings, detail)
 
     def sleep(self, seconds: float) -> None:
         """Waits. Raises CancelledError when the client is closed meanwhile."""
@@ -252,15 +258,7 @@ def _encoded(request: Message | bytes) -> bytes:
     return request if isinstance(request, bytes) else request.SerializeToString()
 
 
-def _checked_token(token: str) -> str:
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(
-            "The token is empty or holds characters that no token has; it is one word of ASCII."
-        )
-    return token
-
-
-def _credentials(settings: Settings, address: Address) -> grpc.ChannelCredentials | None:
+def _identity(settings: Settings, address: Address) -> Identity | None:
     """TLS as the settings say; None: plain text, on this machine only."""
     if bool(settings.cert) != bool(settings.key):
         raise ConfigError("cert and key belong together: give both, or neither.")
@@ -273,22 +271,7 @@ def _credentials(settings: Settings, address: Address) -> grpc.ChannelCredential
                 f"Set ca to the file of the server's authority (STADDLE_CA, `ca` in client.toml), or to {SYSTEM_CA!r} for a public one."
             )
         return None
-    return grpc.ssl_channel_credentials(
-        root_certificates=None if settings.ca == SYSTEM_CA else _read_pem("ca", settings.ca),
-        private_key=_read_pem("key", settings.key) if settings.key else None,
-        certificate_chain=_read_pem("cert", settings.cert) if settings.cert else None,
-    )
-
-
-def _read_pem(name: str, path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            pem = file.read(_MIB + 1)
-    except OSError as error:
-        raise ConfigError(f"{name} {path} cannot be read: {error.strerror}.") from error
-    if len(pem) > _MIB or b"-----BEGIN " not in pem:
-        raise ConfigError(f"{name} {path} is not a PEM file.")
-    return pem
+    return load(settings)
 
 
 def _options(settings: Settings, address: Address) -> list[tuple[str, int | str]]:

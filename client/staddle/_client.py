@@ -24,6 +24,7 @@ from staddle._convert import (
 )
 from staddle._errors import BackupNotFoundError, BadRequestError, DamageError, UnsupportedError
 from staddle._file import RemoteFile, open_file, read_file
+from staddle._plan_types import BackupPlan, PlannedPathCallback
 from staddle._retention import RetentionMethods
 from staddle._retry import Retry
 from staddle._thin import Upload, UploadOptions
@@ -243,6 +244,52 @@ class Client(RetentionMethods):
             from staddle._source import backup_directory
 
             return backup_directory(self, os.fsencode(path), options)
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
+
+    def plan_backup(
+        self,
+        path: str | bytes | os.PathLike[str],
+        *,
+        dataset: str,
+        kind: str = "auto",
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
+        exclude_caches: bool = True,
+        exclude_if_present: Sequence[str] = (),
+        exclude_larger_than_bytes: int | None = None,
+        max_removed_percent: float | None = None,
+        one_file_system: bool = False,
+        new_root: bool = False,
+        host: str | None = None,
+        each: PlannedPathCallback | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> BackupPlan:
+        """What `backup` with the same arguments would do now: how much is new, changed, removed and unchanged. `each` takes the paths.
+
+        It looks at the tree and at the base's list of entries. It opens no upload, writes nothing at the server or in the client's cache,
+        and reads no file, but opens those that would be read, so that `problems` names the ones that cannot be. It raises what
+        `backup` would raise before it sends anything, such as TooMuchRemovedError and RootDiffersError.
+        """
+        options = BackupOptions(
+            dataset=text("dataset", dataset),
+            kind=choice("kind", kind, BackupKind),
+            exclude=tuple(exclude),
+            exclude_files=tuple(exclude_files),
+            exclude_caches=exclude_caches,
+            exclude_if_present=tuple(exclude_if_present),
+            exclude_larger_than_bytes=exclude_larger_than_bytes,
+            max_removed_percent=max_removed_percent,
+            one_file_system=one_file_system,
+            new_root=new_root,
+            host=host,
+            thin=True,  # it needs no package that only cutting needs
+            progress=progress,
+        )
+        try:
+            from staddle._plan import plan_backup
+
+            return plan_backup(self._calls, os.fsencode(path), options, each=each)
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
 

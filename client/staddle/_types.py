@@ -226,7 +226,7 @@ class Backup:
     host: str
     root: str
     principal: str
-    """The name of the token that made it."""
+    """The name of the token that committed it."""
     delete_time: datetime.datetime | None
     """Set while it is deleted and can still be undeleted."""
     scope: Scope
@@ -239,6 +239,12 @@ class Backup:
     hold: Hold | None = None
     dataset_hold: Hold | None = None
     """A hold on the whole dataset."""
+    begun_by: str = ""
+    """The name of the token that began its upload."""
+    written_by: tuple[str, ...] = ()
+    """The names of the tokens that sent what is in it."""
+    more_writers: bool = False
+    """More tokens than are listed sent some of it."""
 
 
 @dataclass(frozen=True, slots=True)

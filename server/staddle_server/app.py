@@ -13,7 +13,7 @@ from typing import Final
 
 import grpc
 
-from staddle_server import __version__, malloc, rooms, tls
+from staddle_server import __version__, generation, malloc, rooms, tls
 from staddle_server.config import LISTEN_DEFAULT, Address, OperatorError, Settings, parse_address
 from staddle_server.datadir import (
     ClientConfig,
@@ -24,6 +24,7 @@ from staddle_server.datadir import (
 )
 from staddle_server.errors import Unauthenticated
 from staddle_server.limits import FILES_WANTED
+from staddle_server.reloading import Reloading
 from staddle_server.reserve import Keeper, give_up_at_start, reserves_of
 from staddle_server.rooms import Rebuilt, Rooms, open_rooms
 from staddle_server.service import Service
@@ -75,10 +76,12 @@ def rebuild(directory: DataDirectory, settings: Settings, show: Show, *, dry_run
     return rebuilt
 
 
-def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
+def run_server(
+    settings: Settings, announce: Callable[[Started], None], reread: Callable[[], Settings]
+) -> None:
     """Serves until a signal says stop, then drains; returns when everything is durable and closed.
 
-    Raises OperatorError or StaddleError if it cannot begin.
+    After a SIGHUP, `reread` gives the settings once more; see Reloading. Raises OperatorError or StaddleError if it cannot begin.
     """
     accepted = malloc.tune()
     raise_file_limit()
@@ -87,10 +90,11 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     directory = DataDirectory(settings.data)
-    with directory.claimed(), listening_for_signals() as stop:
+    with directory.claimed(), listening_for_signals(hangup=True) as stop:
         given_up = give_up_at_start(directory.path, directory.store)
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
-        with open_rooms(directory) as opened:
+        with directory.store_locked(), open_rooms(directory) as opened:
+            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns())
             swept = opened.blobs.sweep()
             _event(
                 "starting",
@@ -106,12 +110,16 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
                 missing_bytes=lambda: sum(reserve.missing_bytes for reserve in reserves),
             )
             keeper = Keeper(space, reserves)
-            with keeper.running(), _serving(settings, opened, space) as listening:
+            files = tls.files_of(settings)
+            certificates = None if files is None else tls.ServerCertificates(files)
+            reloading = Reloading(settings, reread, space, certificates)
+            with keeper.running(), _serving(reloading, opened, space, certificates) as listening:
                 token = new_token or local_token(opened, directory)
                 _keep_client_config(directory.client_toml, local_client(settings, listening, token))
                 announce(Started(settings, listening, made=new_token is not None))
                 _event("serving", address=listening)
-                _event("draining", signal=stop.wait(), drain_s=settings.drain_s)
+                why = stop.wait(reloading.reload, reloading.tick)
+                _event("draining", signal=why, drain_s=reloading.settings.drain_s)
     _event("stopped")
 
 
@@ -141,10 +149,12 @@ def _event(message: str, **fields: object) -> None:
 
 
 @contextlib.contextmanager
-def _serving(settings: Settings, opened: Rooms, space: Space) -> Iterator[Address]:
+def _serving(
+    reloading: Reloading, opened: Rooms, space: Space, certificates: tls.ServerCertificates | None
+) -> Iterator[Address]:
     """Listens and serves while the context lasts, then drains; if the context ends with an error, without waiting for streams."""
-    files = tls.files_of(settings)
-    credentials = tls.server_credentials(files) if files is not None else None
+    settings = reloading.settings
+    credentials = None if certificates is None else certificates.credentials()
     service = Service(
         opened.catalog,
         opened.blobs,
@@ -159,12 +169,13 @@ def _serving(settings: Settings, opened: Rooms, space: Space) -> Iterator[Addres
         parity_percent=settings.parity_percent,
         gc_every_s=settings.gc_every_s,
         space=space,
+        certificates_last=(lambda: True) if certificates is None else certificates.lasts,
     )
     drain_s = 0.0
     try:
         port = _start(service, settings.listen, credentials)
         yield Address(settings.listen.host, port)
-        drain_s = settings.drain_s
+        drain_s = reloading.settings.drain_s
     finally:
         service.drain(drain_s)
 

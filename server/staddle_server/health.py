@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from typing import Any, Final
 
@@ -26,6 +27,11 @@ INTEGRITY: Final = "staddle.v1.StaddleService/integrity"
 """What health calls the wholeness of what is stored."""
 
 
+CERTIFICATE: Final = "staddle.v1.StaddleService/certificate"
+"""What health calls the dates of the server's certificate."""
+CERTIFICATE_ENDS: Final = "the server's certificate is valid for less than 30 days: its log says until when"
+
+
 class ProbeError(OperatorError):
     """The server does not serve, or cannot be asked."""
 
@@ -48,6 +54,9 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> lis
     if files is None:
         channel = grpc.insecure_channel(target)
     else:
+        found = tls.load(files).validity(datetime.datetime.now(datetime.UTC))
+        if not found.is_valid:
+            raise ProbeError(found.words)
         credentials, name = tls.probe_credentials(files)
         channel = grpc.secure_channel(target, credentials, [("grpc.ssl_target_name_override", name)])
     with channel:
@@ -63,6 +72,7 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> lis
             room = _status(ask, ROOM, timeout_s)
             serves = _status(ask, "", timeout_s)
             upkeep = _status(ask, UPKEEP, timeout_s)
+            certificate = _status(ask, CERTIFICATE, timeout_s)
         except grpc.RpcError as error:
             raise ProbeError(
                 f"no server answers at {target}: {error.code().name}, {error.details()}"
@@ -84,14 +94,25 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> lis
             f"the server at {address} serves, and some of what is stored is damaged or gone. `staddle-server check` names it; a "
             "FULL backup of the same data heals it"
         )
-    return [] if upkeep == SERVING else [CLOCK_IN_DOUBT]
+    warnings = [] if upkeep == SERVING else [CLOCK_IN_DOUBT]
+    if certificate != SERVING:
+        # The files are the server's own, unless another server was asked for.
+        warnings.append(_dates(files) or CERTIFICATE_ENDS)
+    return warnings
+
+
+def _dates(files: tls.TlsFiles | None) -> str:
+    return "" if files is None else tls.load(files).validity(datetime.datetime.now(datetime.UTC)).words
 
 
 def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s: float) -> str:
     try:
         answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
     except grpc.RpcError as error:
-        if service in {WRITES, ROOM, UPKEEP, INTEGRITY} and error.code() is grpc.StatusCode.NOT_FOUND:
+        if (
+            service in {WRITES, ROOM, UPKEEP, INTEGRITY, CERTIFICATE}
+            and error.code() is grpc.StatusCode.NOT_FOUND
+        ):
             return SERVING  # a server of before this was told
         raise
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

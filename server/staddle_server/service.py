@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -63,6 +64,7 @@ class Service:
         scrub_bytes_per_s: float = 20 * MIB,
         clock: Clock | None = None,
         space: Space | None = None,
+        certificates_last: Callable[[], bool] = lambda: True,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet.
 
@@ -99,6 +101,7 @@ class Service:
             Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
             clock.monotonic_s,
             lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
+            decoded=tenants.decoded,
         )
         self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
         kept = Kept(catalog, blobs, keys, tenants, clock)
@@ -111,6 +114,7 @@ class Service:
             has_room=lambda: space is None or space.flaw() is None,
             is_kept_up=lambda: not self.clock_watch.in_doubt,
             is_whole=lambda: integrity.is_whole,
+            certificates_last=certificates_last,
         )
         scrubber = Scrubber(
             kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy

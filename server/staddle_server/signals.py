@@ -1,4 +1,4 @@
-"""Signals: the first SIGTERM or SIGINT asks the server to stop, the second ends it at once."""
+"""Signals: the first SIGTERM or SIGINT asks the server to stop, the second ends it at once; SIGHUP asks it to read its files again."""
 
 import contextlib
 import os
@@ -12,6 +12,13 @@ ASKED_TO_STOP: Final = (signal.SIGTERM, signal.SIGINT)
 LOOK_S: Final = 1.0
 
 
+_HANGUP: Final = "SIGHUP"
+
+
+def _nothing() -> None:
+    pass
+
+
 class StopRequest:
     """Waits in the main thread for somebody to ask.
 
@@ -21,19 +28,27 @@ class StopRequest:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.asked = False
+        self._hangup = False
 
     def ask(self, why: str) -> None:
         self.asked = True
         self._queue.put(why)
 
-    def wait(self) -> str:
-        """Blocks until asked; answers why.
+    def wait(self, on_hangup: Callable[[], None] = _nothing, on_look: Callable[[], None] = _nothing) -> str:
+        """Blocks until asked; answers why. Meanwhile calls `on_hangup` after a SIGHUP, and `on_look` every LOOK_S or so.
 
         A signal that comes just before the thread falls asleep wakes nobody, and its handler runs only when the thread goes on.
         """
         while True:
             with contextlib.suppress(queue.Empty):
-                return self._queue.get(timeout=LOOK_S)
+                why = self._queue.get(timeout=LOOK_S)
+                if why != _HANGUP:
+                    return why
+            if self._hangup:
+                # Before the work: a signal that comes during it asks for it once more.
+                self._hangup = False
+                on_hangup()
+            on_look()
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first asks. The second ends the process there and then, with the exit code that a shell shows for that signal:
@@ -44,6 +59,12 @@ class StopRequest:
             os._exit(128 + number)
         self.ask(signal.Signals(number).name)
 
+    def on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        """Remembers a SIGHUP; many of them before the thread gets to it count as one."""
+        if not self._hangup:
+            self._hangup = True
+            self._queue.put(_HANGUP)
+
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
@@ -53,10 +74,12 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def listening_for_signals() -> Iterator[StopRequest]:
-    """Signals go to the StopRequest while the context lasts. Main thread only."""
+def listening_for_signals(*, hangup: bool = False) -> Iterator[StopRequest]:
+    """Signals go to the StopRequest while the context lasts; with `hangup` also SIGHUP, unless it is ignored (nohup). Main thread only."""
     request = StopRequest()
     before = {number: signal.signal(number, request.on_signal) for number in ASKED_TO_STOP}
+    if hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, request.on_hangup)
     try:
         yield request
     finally:

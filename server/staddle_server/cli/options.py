@@ -84,8 +84,9 @@ def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> D
 
 def settings_from(flags: dict[str, str | None]) -> config.Settings:
     """The settings of a command that has settings_options. Raises SettingsError."""
-    file = flags.pop("config", None)
-    return config.load(flags, os.environ, file)
+    texts = dict(flags)
+    file = texts.pop("config", None)
+    return config.load(texts, os.environ, file)
 
 
 def print_rows(rows: Iterable[dict[str, str]], *, as_json: bool, empty: str) -> None:

@@ -39,7 +39,7 @@ def serve(**flags: str | None) -> None:
     logs.setup(settings.log_format, settings.log_level)
     logs.never_block(1)
     logs.never_block(2)
-    app.run_server(settings, _announce)
+    app.run_server(settings, _announce, reread=lambda: settings_from(flags))
 
 
 def _announce(started: app.Started) -> None:

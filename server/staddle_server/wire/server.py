@@ -29,11 +29,11 @@ from staddle_server.limits import (
     UNARY_THREADS,
 )
 from staddle_server.types import TokenRole
-from staddle_server.wire.call import Gate, Method, handle
+from staddle_server.wire.call import Gate, Method, Reading, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.wire.health import SERVICE as HEALTH
 from staddle_server.wire.info import InfoCalls
-from staddle_server.wire.messages import backup_parts, decoder, put_chunks, put_entries
+from staddle_server.wire.messages import backup_parts, decoder, put_chunks, put_entries, weigher
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.status import status_of
@@ -51,6 +51,8 @@ ROOM: Final = f"{SERVICE.full_name}/room"
 """What health calls the room on the disk: NOT_SERVING while it is too little for backups, so that writes is, too."""
 INTEGRITY: Final = f"{SERVICE.full_name}/integrity"
 """What health calls the wholeness of what is stored: NOT_SERVING while damage is known; everything else goes on."""
+CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
+"""What health calls the server's certificate: NOT_SERVING from 30 days before its end on; everything else goes on."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 IDLE_CHECK_S: Final = 5.0
@@ -142,9 +144,12 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
         downstream = described.server_streaming
         kind = "upstream" if described.client_streaming else "downstream" if downstream else "unary"
         make = grpc.stream_stream_rpc_method_handler if downstream else grpc.stream_unary_rpc_method_handler
-        decode = _BULK.get(name) or decoder(getattr(sv, described.input_type.name))
+        type_ = getattr(sv, described.input_type.name)
+        decode = _BULK.get(name) or decoder(type_)
+        # Bulk stays as it came; what is made of it counts where that happens.
+        weigh = len if name in _BULK else weigher(type_)
         made[name] = make(
-            handle(gate, name, method, kind, decode),
+            handle(gate, name, method, kind, Reading(decode, weigh)),
             request_deserializer=None,
             response_serializer=_encoded,
         )
@@ -216,6 +221,7 @@ class WireServer:
         has_room: Callable[[], bool],
         is_kept_up: Callable[[], bool],
         is_whole: Callable[[], bool],
+        certificates_last: Callable[[], bool] = lambda: True,
     ) -> None:
         self._gate = gate
         self._is_true = {
@@ -223,6 +229,7 @@ class WireServer:
             ROOM: has_room,
             UPKEEP: is_kept_up,
             INTEGRITY: is_whole,
+            CERTIFICATE: certificates_last,
         }
         self._health = Health({"", SERVICE.full_name, *self._is_true}, time.monotonic)
         self._stopping = threading.Event()
