@@ -136,6 +136,17 @@ def test_an_authority_without_its_key_or_with_another_is_refused(made: Path, tmp
         certs.make(tmp_path, ["localhost"], [], 30, NOW)
 
 
+def test_no_certificate_outlives_its_authority_and_an_expired_one_signs_nothing(tmp_path: Path) -> None:
+    certs.make(tmp_path, ["localhost"], [], 30, NOW)
+    authority = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
+    ends = authority.not_valid_after_utc
+    (late,) = certs.make(tmp_path, [], ["late"], 825, ends - 10 * DAY)
+    assert x509.load_pem_x509_certificate(late.certificate.read_bytes()).not_valid_after_utc == ends
+    with pytest.raises(CertificateError, match=r"expired at .* and nobody accepts what it signs"):
+        certs.make(tmp_path, [], ["later"], 825, ends)
+    assert not (tmp_path / "client-later.crt").exists()
+
+
 @pytest.mark.parametrize(
     ("hosts", "clients"), [(["a b"], []), ([""], []), (["-x"], []), ([], ["../x"]), ([], ["a\nb"])]
 )
