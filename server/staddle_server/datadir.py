@@ -21,7 +21,7 @@ from typing import Final
 from staddle_server import given
 from staddle_server.config import Address, OperatorError
 from staddle_server.owner import owner_of
-from staddle_server.store.blobs import TEMPORARY
+from staddle_server.store.blobs import FORMAT_NAME, TEMPORARY
 from staddle_server.store.directory import Files, sync_directory, write_synced
 
 HOLDER_BYTES_MAX: Final = 300
@@ -344,6 +344,34 @@ class DataDirectory:
                     f"cannot write {path}: {error.strerror}; it belongs to {owner_of(path)}: run this as root or as that user"
                 )
         return DataDirectoryError(f"cannot write in {self.path}: {error.strerror}")
+
+    @contextlib.contextmanager
+    def store_locked(self) -> Iterator[None]:
+        """Holds the store, which must be there, for this process: another data directory may lead to the same one.
+
+        Where the file system has no locks, nothing is held. Raises DataDirectoryError if a server on another directory has it.
+        """
+        marked = self.store / FORMAT_NAME
+        try:
+            descriptor = os.open(marked, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            try:
+                descriptor = os.open(marked, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise self._unreadable(marked, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise DataDirectoryError(
+                f"a server that runs on another data directory uses {self.store}: one store has one server"
+            ) from None
+        except OSError:
+            pass  # a network file system without locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def _holder(data: bytes) -> str:
