@@ -213,7 +213,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def _path(text: str) -> Path:
+def parse_path(text: str) -> Path:
     if "\0" in text:
         raise ValueError("a path cannot hold NUL")
     if not os.path.lexists(text):
@@ -228,7 +228,7 @@ def _path(text: str) -> Path:
 
 
 OPTIONS: Final = (
-    Option("data", "data", "DIR", _path, "", "The data directory: keys, catalog and store."),
+    Option("data", "data", "DIR", parse_path, "", "The data directory: keys, catalog and store."),
     Option(
         "listen",
         "listen",
@@ -249,16 +249,16 @@ OPTIONS: Final = (
         "tls_cert",
         "tls-cert",
         "FILE",
-        _path,
+        parse_path,
         "",
         "Certificate chain of the server, PEM. Read again when it changes.",
     ),
-    Option("tls_key", "tls-key", "FILE", _path, "", "Private key of the server, PEM."),
+    Option("tls_key", "tls-key", "FILE", parse_path, "", "Private key of the server, PEM."),
     Option(
         "tls_client_ca",
         "tls-client-ca",
         "FILE",
-        _path,
+        parse_path,
         "",
         "Mutual TLS: only clients with a certificate of this authority (PEM) are let in.",
     ),
@@ -392,7 +392,7 @@ def _parse(option: Option, text: str, origin: str) -> object:
     if text == "" and option.default == "":
         return None
     try:
-        return option.parse(text if option.parse is _path else given.unquoted(text))
+        return option.parse(text if option.parse is parse_path else given.unquoted(text))
     except ValueError as error:
         shown = "something else" if "-----BEGIN " in text else repr(text[:200])
         raise SettingsError(f"{origin} is {shown}: {error}") from error
@@ -404,7 +404,7 @@ _UNQUOTED: Final = ("Invalid value", "after a statement")
 
 def _read_config(named: str | None, data: str | None) -> tuple[Path, dict[Option, str]]:
     try:
-        path = _path(named) if named else _path(data or ".") / CONFIG_NAME
+        path = parse_path(named) if named else parse_path(data or ".") / CONFIG_NAME
     except ValueError as error:
         raise SettingsError(f"cannot read the settings file of {named or data!r}: {error}") from error
     try:
@@ -456,7 +456,7 @@ def _text(option: Option, value: object, path: Path) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = _KINDS.get(type(value), type(value).__name__)
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
-    if option.parse is _path and value:
+    if option.parse is parse_path and value:
         return str(path.parent / os.path.expanduser(str(value)))
     return str(value)
 
