@@ -197,7 +197,7 @@ def _certificate_refused(
     """Why the server's certificate is not accepted."""
     code = error.verify_code
     now = datetime.datetime.now(datetime.UTC)
-    clock = f"(This machine's clock says {now:%Y-%m-%d %H:%M} UTC.)"
+    clock = f"This machine's clock says {now:%Y-%m-%d %H:%M} UTC."
     if code in _OTHER_NAME:
         return Failure(
             "other-name",

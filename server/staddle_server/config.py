@@ -363,18 +363,24 @@ OPTIONS: Final = (
 _BY_KEY: Final = {option.key: option for option in OPTIONS}
 
 
-def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config: str | None = None) -> Settings:
+def load(
+    flags: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    config: str | None = None,
+    *,
+    again: bool = False,
+) -> Settings:
     """The settings, each from the first place that has it: flag, environment (empty is unset), file, default.
 
     `flags` is by field. The file is `config`, else STADDLED_CONFIG, else DIR/server.toml if there is one; a file that
-    is named must exist. Raises SettingsError.
+    is named must exist. `again`: it was read before, so that a pipe, which is empty now, is refused. Raises SettingsError.
     """
     flag_texts = {_BY_FIELD[field]: text for field, text in flags.items() if text is not None}
     variables = {option: environ.get(option.variable, "") for option in OPTIONS}
     variable_texts = {option: text for option, text in variables.items() if given.unquoted(text)}
     named_file = config or given.unquoted(environ.get(CONFIG_VARIABLE, "")) or None
     data = next((texts[_DATA] for texts in (flag_texts, variable_texts) if _DATA in texts), None)
-    file_path, file_texts = _read_config(named_file, data)
+    file_path, file_texts = _read_config(named_file, data, again=again)
     values: dict[str, object] = {}
     for option in OPTIONS:
         text, origin = option.default, "the default"
@@ -402,7 +408,7 @@ _UNQUOTED: Final = ("Invalid value", "after a statement")
 """What tomllib says of text without quotes."""
 
 
-def _read_config(named: str | None, data: str | None) -> tuple[Path, dict[Option, str]]:
+def _read_config(named: str | None, data: str | None, *, again: bool) -> tuple[Path, dict[Option, str]]:
     try:
         path = parse_path(named) if named else parse_path(data or ".") / CONFIG_NAME
     except ValueError as error:
@@ -410,10 +416,10 @@ def _read_config(named: str | None, data: str | None) -> tuple[Path, dict[Option
     try:
         if named is None and (data is None or not _exists(path)):
             return path, {}
-        raw = given.read(path, CONFIG_BYTES_MAX, "a settings file")
+        raw = given.read(path, CONFIG_BYTES_MAX, "a settings file", pipe_s=None if again else given.PIPE_S)
         table = tomllib.loads(given.text_of(raw, path))
     except given.GivenError as error:
-        raise SettingsError(f"settings: {error}") from error
+        raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # also numbers too long, lists in lists in lists

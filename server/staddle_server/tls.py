@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -22,6 +23,7 @@ WARN: Final = datetime.timedelta(days=30)
 """How long before its end a certificate is warned of."""
 WARN_EVERY_S: Final = 86_400.0
 LOOK_EVERY_S: Final = 60.0
+CURVES: Final = frozenset({"secp256r1", "secp384r1"})
 _log = logging.getLogger(__name__)
 
 Signature = tuple[tuple[int, ...], ...]
@@ -122,6 +124,7 @@ def load(files: TlsFiles) -> Identity:
         raise TlsError(f"{files.key} is not the key of {files.certificate}, which holds {names}")
     leaf, key = pairs[0]
     _refuse_client(leaf, files.certificate)
+    _refuse_kind(leaf, files.certificate)
     chain = pem.chain(leaf, certificates)
     authorities = pem.read(files.client_ca).certificates() if files.client_ca is not None else []
     return Identity(
@@ -146,6 +149,19 @@ def _refuse_client(leaf: x509.Certificate, path: Path) -> None:
         return
     if not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(purposes):
         raise TlsError(f"{path} is not a server's certificate: its extended key usage lacks serverAuth")
+
+
+def _refuse_kind(leaf: x509.Certificate, path: Path) -> None:
+    """With other kinds of keys gRPC does not listen, or no client of gRPC connects, and neither says why."""
+    key = leaf.public_key()
+    if isinstance(key, rsa.RSAPublicKey) or (
+        isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in CURVES
+    ):
+        return
+    kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+    raise TlsError(
+        f"{path} has a key of a kind that gRPC does not use ({kind.removesuffix('PublicKey')}): take RSA, or ECDSA with P-256 or P-384"
+    )
 
 
 class ServerCertificates:

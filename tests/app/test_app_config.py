@@ -327,6 +327,8 @@ def test_a_settings_file_that_is_none_is_named_and_never_waited_for(tmp_path: Pa
     os.write(writer, b"streams_max = 7\n")
     os.close(writer)
     assert load(file=f"/dev/fd/{reader}").streams_max == 7
+    with pytest.raises(SettingsError, match="is a pipe"):  # empty now, it would set everything to its default
+        config.load({"data": "/srv/x"}, {}, f"/dev/fd/{reader}", again=True)
     os.close(reader)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(files.GivenError, match=r"nothing was written to it in 0\.01 s"):

@@ -13,8 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509 import verification
 from grpc_health.v1 import health as health_service
 from grpc_health.v1 import health_pb2_grpc
@@ -291,7 +291,6 @@ def test_certificates_and_key_may_lie_in_one_file_and_in_any_order(made: Path, t
 
 def _converted(made: Path, how: str) -> tuple[bytes, bytes]:
     """The server's certificate and key in another form."""
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.serialization import pkcs7, pkcs12
 
     certificate, key = (made / "server.crt").read_bytes(), (made / "server.key").read_bytes()
@@ -354,6 +353,29 @@ def test_a_file_of_another_kind_is_named_with_what_to_do(made: Path, tmp_path: P
         tls.load(as_given(tmp_path, certificate, key))
     secret = (made / "server.key").read_bytes().splitlines()[1].decode()
     assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        (ed25519.Ed25519PrivateKey.generate(), "Ed25519"),
+        (ec.generate_private_key(ec.SECP521R1()), "secp521r1"),
+        (ec.generate_private_key(ec.SECP256K1()), "secp256k1"),
+    ],
+    ids=["Ed25519", "P-521", "secp256k1"],
+)
+def test_a_key_of_a_kind_with_which_nobody_could_connect_is_refused_by_name(
+    tmp_path: Path, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, kind: str
+) -> None:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(NOW - DAY).not_valid_after(NOW + 90 * DAY)
+    algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
+    certificate = builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    with pytest.raises(tls.TlsError, match=rf"gRPC does not use \({kind}\): take RSA"):
+        tls.load(as_given(tmp_path, certificate, pem))
 
 
 def test_what_is_no_file_or_cannot_be_read_is_named_and_never_waited_for(made: Path, tmp_path: Path) -> None:

@@ -84,11 +84,11 @@ def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> D
     return directory
 
 
-def settings_from(flags: dict[str, str | None]) -> config.Settings:
-    """The settings of a command that has settings_options. Raises SettingsError."""
+def settings_from(flags: dict[str, str | None], *, again: bool = False) -> config.Settings:
+    """The settings of a command that has settings_options; `again`: read once more. Raises SettingsError."""
     texts = dict(flags)
     file = texts.pop("config", None)
-    return config.load(texts, os.environ, file)
+    return config.load(texts, os.environ, file, again=again)
 
 
 def print_rows(rows: Iterable[dict[str, str]], *, as_json: bool, empty: str) -> None:

@@ -44,7 +44,7 @@ def serve(**flags: str | None) -> None:
     logs.never_block(2)
     if unknown := config.unknown_variables(os.environ):
         _log.warning("no such setting, and nothing is done about it: %s", ", ".join(unknown))
-    app.run_server(settings, _announce, reread=lambda: settings_from(flags))
+    app.run_server(settings, _announce, reread=lambda: settings_from(flags, again=True))
 
 
 def _announce(started: app.Started) -> None:
