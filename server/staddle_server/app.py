@@ -92,6 +92,8 @@ def run_server(
     # Before anything is made or changed: they may be unusable.
     files = tls.files_of(settings)
     certificates = None if files is None else tls.ServerCertificates(files)
+    if certificates is not None:
+        certificates.advise(settings.endpoint.host if settings.endpoint is not None else "")
     directory = DataDirectory(settings.data)
     with directory.claimed(), listening_for_signals(hangup=True) as stop:
         given_up = give_up_at_start(directory.path, directory.store)
