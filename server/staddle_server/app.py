@@ -89,6 +89,11 @@ def run_server(
     # quarter of a restore of small files.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
+    # Before anything is made or changed: they may be unusable.
+    files = tls.files_of(settings)
+    certificates = None if files is None else tls.ServerCertificates(files)
+    if certificates is not None:
+        certificates.advise(settings.endpoint.host if settings.endpoint is not None else "")
     directory = DataDirectory(settings.data)
     with directory.claimed(), listening_for_signals(hangup=True) as stop:
         given_up = give_up_at_start(directory.path, directory.store)
@@ -110,8 +115,6 @@ def run_server(
                 missing_bytes=lambda: sum(reserve.missing_bytes for reserve in reserves),
             )
             keeper = Keeper(space, reserves)
-            files = tls.files_of(settings)
-            certificates = None if files is None else tls.ServerCertificates(files)
             reloading = Reloading(settings, reread, space, certificates)
             with keeper.running(), _serving(reloading, opened, space, certificates) as listening:
                 token = new_token or local_token(opened, directory)
