@@ -13,8 +13,15 @@ from typing import Final
 
 import grpc
 
-from staddle_server import __version__, malloc, rooms, tls
-from staddle_server.config import LISTEN_DEFAULT, Address, OperatorError, Settings, parse_address
+from staddle_server import __version__, malloc, rooms, sockets, tls
+from staddle_server.config import (
+    LISTEN_DEFAULT,
+    Address,
+    OperatorError,
+    Settings,
+    UnixAddress,
+    parse_address,
+)
 from staddle_server.datadir import (
     ClientConfig,
     DataDirectory,
@@ -38,16 +45,12 @@ GC_THRESHOLD: Final = 50_000
 """New objects between two looks for reference cycles."""
 
 
-class ListenError(OperatorError):
-    """The server cannot listen where it was told to."""
-
-
 @dataclass(frozen=True)
 class Started:
     """A server that serves."""
 
     settings: Settings
-    listening: Address
+    listening: Address | UnixAddress
     made: bool
     """The data directory was made just now."""
 
@@ -57,7 +60,7 @@ def initialise(directory: DataDirectory, settings: Settings) -> None:
 
     Certificates that cannot be used raise TlsError before anything is made.
     """
-    listening = settings.listen if settings.listen.port else parse_address(LISTEN_DEFAULT)
+    listening = parse_address(LISTEN_DEFAULT) if settings.listen.picks_port else settings.listen
     client = local_client(settings, listening, token="")
     token = rooms.initialise(directory, time.time_ns())
     write_client_config(directory.client_toml, replace(client, token=token))
@@ -68,7 +71,7 @@ def rebuild(directory: DataDirectory, settings: Settings, show: Show, *, dry_run
 
     Certificates that cannot be used raise TlsError before anything is made.
     """
-    listening = settings.listen if settings.listen.port else parse_address(LISTEN_DEFAULT)
+    listening = parse_address(LISTEN_DEFAULT) if settings.listen.picks_port else settings.listen
     client = local_client(settings, listening, token="")
     rebuilt = rooms.rebuild(directory, time.time_ns(), show, dry_run=dry_run)
     if rebuilt.token:
@@ -150,7 +153,7 @@ def _event(message: str, **fields: object) -> None:
 @contextlib.contextmanager
 def _serving(
     reloading: Reloading, opened: Rooms, space: Space, certificates: tls.ServerCertificates | None
-) -> Iterator[Address]:
+) -> Iterator[Address | UnixAddress]:
     """Listens and serves while the context lasts, then drains; if the context ends with an error, without waiting for streams."""
     settings = reloading.settings
     credentials = None if certificates is None else certificates.credentials()
@@ -171,19 +174,30 @@ def _serving(
         certificates_last=(lambda: True) if certificates is None else certificates.lasts,
     )
     drain_s = 0.0
+    listen = settings.listen
+    made = None
     try:
-        port = _start(service, settings.listen, credentials)
-        yield Address(settings.listen.host, port)
+        if isinstance(listen, UnixAddress):
+            with sockets.place_for(listen, settings.socket_mode):
+                _start(service, listen, credentials)
+            made = sockets.identity(listen)
+            yield listen
+        else:
+            yield listen.with_port(_start(service, listen, credentials))
         drain_s = reloading.settings.drain_s
     finally:
         service.drain(drain_s)
+        if isinstance(listen, UnixAddress):
+            sockets.remove(listen, made)
 
 
-def _start(service: Service, listen: Address, credentials: grpc.ServerCredentials | None) -> int:
+def _start(
+    service: Service, listen: Address | UnixAddress, credentials: grpc.ServerCredentials | None
+) -> int:
     try:
-        return service.start(str(listen), credentials)
+        return service.start(listen.target, credentials)
     except RuntimeError as error:
-        raise ListenError(
+        raise sockets.ListenError(
             f"cannot listen on {listen}: another program does already, or this machine has no such address; "
             "choose another with --listen"
         ) from error
@@ -208,7 +222,7 @@ def local_token(opened: Rooms, directory: DataDirectory) -> str:
     return token
 
 
-def local_client(settings: Settings, listening: Address, token: str) -> ClientConfig:
+def local_client(settings: Settings, listening: Address | UnixAddress, token: str) -> ClientConfig:
     """What the command on this machine needs: it trusts exactly the server's own certificate."""
     address = client_address(listening, settings.endpoint)
     files = tls.files_of(settings)
@@ -221,5 +235,5 @@ def local_client(settings: Settings, listening: Address, token: str) -> ClientCo
         ca=str(files.certificate),
         cert=str(files.certificate) if mutual else "",
         key=str(files.key) if mutual else "",
-        server_name=tls.name_to_expect(files, address.host),
+        server_name=tls.name_to_expect(files, address.host if isinstance(address, Address) else ""),
     )

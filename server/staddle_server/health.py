@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from staddle_server import tls
-from staddle_server.config import Address, OperatorError
+from staddle_server.config import Address, OperatorError, UnixAddress
 
 SERVING: Final = "SERVING"
 METHOD: Final = "/grpc.health.v1.Health/Check"
@@ -44,7 +44,7 @@ class DamageKnownError(OperatorError):
     """The server serves, and some of what is stored is known to be damaged."""
 
 
-def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> list[str]:
+def check(address: Address | UnixAddress, files: tls.TlsFiles | None, timeout_s: float) -> list[str]:
     """Returns if the server at the address serves all that it should, with warnings in words.
 
     Raises ProbeError if it does not, or does not answer in time, ReadOnlyError if it only reads, and DamageKnownError if it serves
@@ -52,13 +52,13 @@ def check(address: Address, files: tls.TlsFiles | None, timeout_s: float) -> lis
     """
     target = str(address)
     if files is None:
-        channel = grpc.insecure_channel(target)
+        channel = grpc.insecure_channel(address.target)
     else:
         found = tls.load(files).validity(datetime.datetime.now(datetime.UTC))
         if not found.is_valid:
             raise ProbeError(found.words)
         credentials, name = tls.probe_credentials(files)
-        channel = grpc.secure_channel(target, credentials, [("grpc.ssl_target_name_override", name)])
+        channel = grpc.secure_channel(address.target, credentials, [("grpc.ssl_target_name_override", name)])
     with channel:
         ask = channel.unary_unary(
             METHOD,

@@ -134,7 +134,7 @@ class Service:
         self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
 
     def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Compares the packs with the store, then listens on HOST:PORT and serves; gives the port, a free one where 0 was asked for.
+        """Compares the packs with the store, then listens on HOST:PORT or unix:PATH and serves; gives the port, a free one where 0 was asked for.
 
         Raises:
             RuntimeError: the address is in use, or is none.
