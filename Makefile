@@ -2,6 +2,7 @@
 #
 #   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project
 #   make test                  the tests, side by side; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
+#   make test-all              these, and the slow ones that make test leaves out
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
@@ -99,7 +100,12 @@ serve: $(STAMP)
 # --- to work on it
 .PHONY: test
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" $(ARGS)
+
+# With what CI runs besides: large data, every step of a sweep, the full number of examples.
+.PHONY: test-all
+test-all: $(STAMP)
+	@STADDLE_TEST_ALL=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: check
 check: $(STAMP) $(PROTOS_STAMP)

@@ -42,6 +42,7 @@ from staddle._errors import (
     UploadClosedError,
     UploadNotFoundError,
 )
+from staddle._plan_types import Amount, BackupPlan, PlannedChange, PlannedPath
 from staddle._retention_types import (
     AppliedRetention,
     PlannedBackup,
@@ -80,11 +81,13 @@ from staddle._types import (
 __all__ = [
     "AccessDeniedError",
     "AlreadyExistsError",
+    "Amount",
     "AppliedRetention",
     "AuthenticationError",
     "Backup",
     "BackupKind",
     "BackupNotFoundError",
+    "BackupPlan",
     "BackupReport",
     "BadRequestError",
     "CancelledError",
@@ -116,6 +119,8 @@ __all__ = [
     "PathProblem",
     "PlanChangedError",
     "PlannedBackup",
+    "PlannedChange",
+    "PlannedPath",
     "PreconditionError",
     "ProblemKind",
     "Profile",

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Final, Self, TypeVar, cast
 
@@ -24,6 +24,7 @@ from staddle._convert import (
 )
 from staddle._errors import BackupNotFoundError, BadRequestError, DamageError, UnsupportedError
 from staddle._file import RemoteFile, open_file, read_file
+from staddle._plan_types import BackupPlan, PlannedPathCallback
 from staddle._retention import RetentionMethods
 from staddle._retry import Retry
 from staddle._thin import Upload, UploadOptions
@@ -244,6 +245,52 @@ class Client(RetentionMethods):
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
 
+    def plan_backup(
+        self,
+        path: str | bytes | os.PathLike[str],
+        *,
+        dataset: str,
+        kind: str = "auto",
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
+        exclude_caches: bool = True,
+        exclude_if_present: Sequence[str] = (),
+        exclude_larger_than_bytes: int | None = None,
+        max_removed_percent: float | None = None,
+        one_file_system: bool = False,
+        new_root: bool = False,
+        host: str | None = None,
+        each: PlannedPathCallback | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> BackupPlan:
+        """What `backup` with the same arguments would do now: how much is new, changed, removed and unchanged. `each` takes the paths.
+
+        It looks at the tree and at the base's list of entries. It opens no upload, writes nothing at the server or in the client's cache,
+        and reads no file, but opens those that would be read, so that `problems` names the ones that cannot be. It raises what
+        `backup` would raise before it sends anything, such as TooMuchRemovedError and RootDiffersError.
+        """
+        options = BackupOptions(
+            dataset=text("dataset", dataset),
+            kind=choice("kind", kind, BackupKind),
+            exclude=tuple(exclude),
+            exclude_files=tuple(exclude_files),
+            exclude_caches=exclude_caches,
+            exclude_if_present=tuple(exclude_if_present),
+            exclude_larger_than_bytes=exclude_larger_than_bytes,
+            max_removed_percent=max_removed_percent,
+            one_file_system=one_file_system,
+            new_root=new_root,
+            host=host,
+            thin=True,  # it needs no package that only cutting needs
+            progress=progress,
+        )
+        try:
+            from staddle._plan import plan_backup
+
+            return plan_backup(self._calls, os.fsencode(path), options, each=each)
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
+
     def _cache_place(self) -> str | None:
         if self._cache_dir == NOWHERE:
             return None
@@ -259,8 +306,14 @@ class Client(RetentionMethods):
         backup: str | None = None,
         at: At | None = None,
         paths: Iterable[PathLike] = (),
+        include: Sequence[str] = (),
+        include_files: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
         overwrite: Overwrite = "if-changed",
         verify: bool = False,
+        delete: bool = False,
+        confirm_delete: Callable[[int], None] | None = None,
         dry_run: bool = False,
         retry_s: float = 60.0,
         progress: ProgressCallback | None = None,
@@ -270,11 +323,21 @@ class Client(RetentionMethods):
         Which one: `backup`, an id or the first digits of one; or the newest whose capture began at or before `at`: a datetime, a
         date (its last moment), a string with a time or date, or an age such as "2h" (or a timedelta), by the server's clock;
         neither: the newest. `overwrite` says what happens where something lies already: "never", "if-changed", "always"; extra
-        files are never deleted.
+        files are deleted only with `delete`.
+
+        `include` and `exclude` are patterns as in .gitignore, relative to the backup's root; the files hold such patterns, and each is
+        read once. Restored is what is included (without `include`: everything) and not excluded, with all below it; bytes of other files do not
+        travel. Directories above what is included are made as the backup has them. A pattern that cannot be meant is BadRequestError;
+        one that matched nothing is a warning.
 
         "if-changed" compares type, size and modification time; with `verify` it compares the content of files instead of their
         times. `dry_run` writes nothing and says in the report what would be written; with both, the report's problems name what is
         not as in the backup, also its owner, mode and time.
+
+        `delete` makes the restored directories as in the backup: when everything has been restored without a problem, it removes what was in them
+        before and is not in the backup. Excluded names stay, as do names that are not included, mounted file systems, the target itself
+        and everything outside `paths`; links are not followed. `confirm_delete` gets the number of paths before anything is changed; an
+        exception that it raises ends the restore. With `dry_run` the report's `deleted_paths` names what would be removed.
 
         Every file's content is checked against its id before it gets its name. Damage does not stop it: it finishes, and then
         raises DamageError, with the report. Otherwise `report.problems` names what could not be written.
@@ -283,18 +346,28 @@ class Client(RetentionMethods):
             raise BadRequestError(
                 f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
             )
+        from staddle._restore import restore_to_directory
+        from staddle._selection import lines_of_all
+
         options = RestoreOptions(
             paths=tuple(checked_path(path) for path in paths),
+            include=(*lines_of_all("include_files", include_files), *include),
+            exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
             overwrite=overwrite,
             verify=verify,
+            delete=delete,
+            confirm_delete=confirm_delete,
             dry_run=dry_run,
             retry_s=retry_s,
             progress=progress,
         )
         selector = selector_of(backup, at)
-        from staddle._restore import restore_to_directory
-
-        report = restore_to_directory(self, text("dataset", dataset), selector, os.fsencode(target), options)
+        try:
+            report = restore_to_directory(
+                self, text("dataset", dataset), selector, os.fsencode(target), options
+            )
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
         if report.damaged:
             raise _damage_error(report)
         return report
@@ -495,7 +568,7 @@ def _missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | Unsuppor
         return error
     return UnsupportedError(
         f"This needs the package {error.name}: `pip install 'staddle[cli]'` installs it. "
-        "With thin=True, and without excludes, a backup works without it.",
+        "With thin=True, and without patterns, a backup works without it; so does a restore without patterns.",
         facts={"package": error.name or ""},
     )
 

@@ -57,6 +57,11 @@ class Preview:
     def begin_ways(self) -> None:
         """Directories above a selected path are neither counted nor compared."""
 
+    def forget_ways(self, kept: dict[bytes, pb.Entry]) -> None:
+        """See Writer.forget_ways."""
+        self.ways.clear()
+        self.ways.update(kept)
+
     def directory(self, path: bytes, entry: pb.Entry) -> None:
         """Looks for a directory."""
         try:

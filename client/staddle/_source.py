@@ -37,6 +37,7 @@ from staddle._errors import (
 )
 from staddle._excludes import UNMATCHED_SHOWN_MAX
 from staddle._gather import Tally
+from staddle._pages import PageGuard
 from staddle._reading import OPEN_FLAGS
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
 from staddle._scan import Clock, Found, Scan
@@ -89,18 +90,12 @@ def run_backup(calls: Calls, path: bytes, options: BackupOptions, clock: Clock) 
     check_source(path, exclude_caches=options.exclude_caches)  # before anything is opened at the server
     begun_s = time.monotonic()
     tally = Tally(options.profile)
-    run = _Run(calls, path, options, tally, clock)
+    run = Run(calls, path, options, tally, clock)
     backup = run.to_end()
-    warnings = list(run.warnings)
-    if tally.problems_dropped:
-        warnings.append(f"{tally.problems_dropped} more paths had problems than are named.")
-    if tally.notes_dropped:
-        warnings.append(f"{tally.notes_dropped} more paths vanished or were left out than are named.")
-    warnings.extend(run.unmatched())
     return BackupReport(
         backup=backup_of(backup),
         problems=tuple(tally.problems.values()),
-        warnings=tuple(warnings),
+        warnings=run.all_warnings(),
         notes=tuple(tally.notes.values()),
         entries_unchanged=tally.unchanged,
         read_bytes=tally.read_bytes,
@@ -112,7 +107,7 @@ def run_backup(calls: Calls, path: bytes, options: BackupOptions, clock: Clock) 
 
 
 @dataclass(slots=True)
-class _Opened:
+class Opened:
     """An open upload of ours, and what of its base is damaged."""
 
     upload: pb.Upload
@@ -123,12 +118,22 @@ class _Opened:
     """Nothing was sent to it before: what it holds will be known."""
 
 
-class _Run:
+class Run:
     """One backup, over all its attempts."""
 
-    def __init__(self, calls: Calls, path: bytes, options: BackupOptions, tally: Tally, clock: Clock) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        path: bytes,
+        options: BackupOptions,
+        tally: Tally,
+        clock: Clock,
+        *,
+        sync: Callable[[int], None] | None = sync_file_system,
+    ) -> None:
         self._calls = calls
         self._root = os.path.abspath(path)
+        self._sync = sync
         self._options = options
         self._tally = tally
         self._clock = clock
@@ -153,12 +158,24 @@ class _Run:
         tally.watch = self._watch
         self.taken_over = False
         self.warnings: list[str] = []
+        self.comparison: Comparison | None = None
+        """What was compared last with the base's entries as the server lists them."""
+
+    @property
+    def host(self) -> str:
+        """The host that the backup names as its origin."""
+        return _text("host", socket.gethostname() if self._options.host is None else self._options.host)
+
+    @property
+    def root_text(self) -> str:
+        """The root that it names."""
+        return _text("root", os.fsdecode(self._root))
 
     def to_end(self) -> pb.Backup:
         """Begins, sends, commits, however many attempts that takes."""
         attempts = Attempts(self._retry, self._calls.clock)
-        opened: _Opened | pb.Backup = self._begin()
-        while isinstance(opened, _Opened):
+        opened: Opened | pb.Backup = self._begin()
+        while isinstance(opened, Opened):
             try:
                 return self._send(opened)
             except BaseDamagedError as error:
@@ -185,7 +202,7 @@ class _Run:
 
     # --- the upload
 
-    def _begin(self) -> _Opened:
+    def _begin(self) -> Opened:
         options = self._options
         response = self._calls.call(
             "BeginUpload",
@@ -195,8 +212,8 @@ class _Run:
                 kind=KINDS_TO_WIRE[self._kind],
                 scope=self._scope(),
                 tags=dict(options.tags),
-                host=_text("host", socket.gethostname() if options.host is None else options.host),
-                root=_text("root", os.fsdecode(self._root)),
+                host=self.host,
+                root=self.root_text,
                 new_root=options.new_root,
                 take_over=True,
                 fingerprint=self._fingerprint(),
@@ -209,7 +226,7 @@ class _Run:
         self._durable_position = upload.durable.position
         rely = distrusted is not None and not options.new_root
         exact = rely or upload.scope == pb.UPLOAD_SCOPE_WHOLE
-        return _Opened(upload, distrusted or frozenset(), rely, pristine=exact and not response.taken_over)
+        return Opened(upload, distrusted or frozenset(), rely, pristine=exact and not response.taken_over)
 
     def _scope(self) -> pb.UploadScope.ValueType:
         if self._kind is BackupKind.FULL:
@@ -237,39 +254,45 @@ class _Run:
         return blake3(repr(what).encode("utf-8", "surrogateescape")).hexdigest()
 
     def _distrusted(self, response: wire.BeginUploadResponse) -> frozenset[bytes] | None:
-        """The base's damaged paths; None if there are too many to remember."""
+        """The base's damaged paths; None if there are too many to remember. Raises ProtocolError for a list that does not end."""
         paths = {path_of(entry) for entry in response.damaged_base_entries}
         if not response.more_damaged_base_entries:
             return frozenset(paths)
         request = wire.GetUploadRequest(upload_id=response.upload.id, page_size=4_096)
+        pages = PageGuard("GetUpload")
         while len(paths) <= DISTRUSTED_MAX:
             page = self._calls.call("GetUpload", request, retry=self._retry)
             paths.update(path_of(entry) for entry in page.damaged_base_entries)
+            pages.check(page.next_page_token, len(page.damaged_base_entries))
             if not page.next_page_token:
                 return frozenset(paths)
             request.page_token = page.next_page_token
         return None
 
-    def _begin_without_base(self, opened: _Opened, error: BaseDamagedError) -> _Opened:
+    def _begin_without_base(self, opened: Opened, error: BaseDamagedError) -> Opened:
         """The base cannot even be listed: what was not asked for by name becomes a full backup."""
         if self._kind is not BackupKind.AUTO:
-            raise DamageError(
-                f"The list of the base's entries below {error.path!r} is damaged: {error}. Make a full backup (kind full)."
-            ) from error
+            raise self.damaged(error) from error
         self.warnings.append(f"The base is damaged below {error.path!r}: this became a full backup.")
         self._kind = BackupKind.FULL
         return self._begin_anew(opened)
 
-    def _begin_anew(self, opened: _Opened) -> _Opened:
+    def damaged(self, error: BaseDamagedError) -> DamageError:
+        """The error for who asked for a kind that needs the base."""
+        return DamageError(
+            f"The list of the base's entries below {error.path!r} is damaged: {error}. Make a full backup (kind full)."
+        )
+
+    def _begin_anew(self, opened: Opened) -> Opened:
         """Gives up what was sent."""
         self._abort(opened)
         return self._begin()
 
-    def _abort(self, opened: _Opened) -> None:
+    def _abort(self, opened: Opened) -> None:
         upload = opened.upload
         self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 
-    def _begin_distrusting(self, opened: _Opened, error: MissingChunksError) -> _Opened:
+    def _begin_distrusting(self, opened: Opened, error: MissingChunksError) -> Opened:
         """The server lost chunks that were relied on: everything is read again, and asked for."""
         if self._distrusting:
             raise error
@@ -277,9 +300,9 @@ class _Run:
         upload = self._take_over(opened.upload)
         upload.durable.ClearField("last_entry")
         upload.durable.ClearField("open_entry")
-        return _Opened(upload, opened.distrusted, rely=False)
+        return Opened(upload, opened.distrusted, rely=False)
 
-    def _go_on(self, opened: _Opened, attempts: Attempts, error: StaddleError) -> _Opened | pb.Backup:
+    def _go_on(self, opened: Opened, attempts: Attempts, error: StaddleError) -> Opened | pb.Backup:
         """After a failure that passes: waits, takes the upload over, and goes on behind what is durable."""
         while True:
             attempts.wait_after(error)
@@ -296,7 +319,7 @@ class _Run:
             if upload.durable.position > self._durable_position:
                 self._durable_position = upload.durable.position
                 attempts.progressed()
-            return _Opened(upload, opened.distrusted, opened.rely)
+            return Opened(upload, opened.distrusted, opened.rely)
 
     def _take_over(self, upload: pb.Upload) -> pb.Upload:
         taken: pb.Upload = self._calls.call(
@@ -320,16 +343,16 @@ class _Run:
 
     # --- one attempt
 
-    def _send(self, opened: _Opened) -> pb.Backup:
+    def _send(self, opened: Opened) -> pb.Backup:
         with self._recording(opened) as record:
-            differences = self._differences(opened, record)
+            differences = self.differences(opened, record)
             backup = self._attempt(opened.upload, differences, self._tally, self._clock)
             if self._cache is not None and record is not None:
                 self._cache.keep(record, backup.id, full=backup.kind == pb.BACKUP_KIND_FULL)
             return backup
 
     @contextmanager
-    def _recording(self, opened: _Opened) -> Iterator[Record | None]:
+    def _recording(self, opened: Opened) -> Iterator[Record | None]:
         """The cache of the backup that is being made. None: what it will hold cannot be told exactly, or nobody wants to know."""
         record = None
         if self._cache is not None and opened.pristine:
@@ -340,7 +363,7 @@ class _Run:
             if self._cache is not None and record is not None:
                 self._cache.discard(record)
 
-    def _differences(self, opened: _Opened, record: Record | None) -> Generator[Changed | Removed]:
+    def differences(self, opened: Opened, record: Record | None) -> Generator[Changed | Removed]:
         """What to send. The base's list is opened by the thread that draws from this, and closed by it."""
         known = self._known(opened)
         if known is None:
@@ -357,14 +380,15 @@ class _Run:
                 known=known,
                 note=self._tally.note,
                 omissions=self._omissions,
-                sync=sync_file_system,
+                sync=self._sync,
             )
             with closing(iter(scan)) as differences:
                 yield from self._watched(differences)
             self._tally.unchanged = scan.unchanged
+            self._tally.excluded = scan.excluded_count
             self._check_removed(opened, scan)
 
-    def _known(self, opened: _Opened) -> CacheReader | None:
+    def _known(self, opened: Opened) -> CacheReader | None:
         """The cache of the base, if it may be used. Not where something of the base is damaged: that may be the list of entries itself,
         and then nobody who does not ask for it learns that the next backup has to be a full one.
         """
@@ -381,7 +405,7 @@ class _Run:
             return None
         return self._cache.find(upload.base_backup_id)
 
-    def _compared(self, opened: _Opened, record: Record | None) -> Iterator[Changed | Removed]:
+    def _compared(self, opened: Opened, record: Record | None) -> Iterator[Changed | Removed]:
         """The differences from the base's entries, as the server lists them."""
         durable = opened.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
@@ -397,11 +421,12 @@ class _Run:
                 record=record,
                 behind_is_whole=skips,
             )
+            self.comparison = comparison
             yield from self._watched(comparison)
             self._tally.unchanged = comparison.unchanged
             self._check_removed(opened, comparison)
 
-    def _check_removed(self, opened: _Opened, seen: Comparison | CachedScan) -> None:
+    def _check_removed(self, opened: Opened, seen: Comparison | CachedScan) -> None:
         """Raises TooMuchRemovedError if the source has become empty, or has lost more than it may have."""
         most = self._options.max_removed_percent
         if most is not None and most >= ALL_PERCENT:
@@ -428,7 +453,16 @@ class _Run:
             return 0
         return backups[0].entry_count if backups else 0
 
-    def unmatched(self) -> list[str]:
+    def all_warnings(self) -> tuple[str, ...]:
+        """What is to be said of the whole, once it is done."""
+        tally, warnings = self._tally, list(self.warnings)
+        if tally.problems_dropped:
+            warnings.append(f"{tally.problems_dropped} more paths had problems than are named.")
+        if tally.notes_dropped:
+            warnings.append(f"{tally.notes_dropped} more paths vanished or were left out than are named.")
+        return (*warnings, *self._unmatched())
+
+    def _unmatched(self) -> list[str]:
         """What to say of patterns that matched nothing; nothing where directories were passed over."""
         patterns = [] if self._skipped_any else self._excludes.unmatched()
         if not patterns:
@@ -441,7 +475,7 @@ class _Run:
         ]
 
     @contextmanager
-    def _base_of(self, opened: _Opened) -> Iterator[Iterator[BaseEntry]]:
+    def _base_of(self, opened: Opened) -> Iterator[Iterator[BaseEntry]]:
         upload = opened.upload
         if upload.scope != pb.UPLOAD_SCOPE_CHANGES:
             yield iter(())
@@ -468,20 +502,23 @@ class _Run:
             record=record,
             note=self._tally.note,
             omissions=self._omissions,
-            sync=sync_file_system,
+            sync=self._sync,
         )
         limit = None if behind is None or self._own_work else sort_key(behind)
         for found in scan:
             if limit is not None and found.is_file() and sort_key(found.path) <= limit:
-                self._probe(found)
+                self.probe(found)  # that run's report is lost
             yield found
+        self._tally.excluded = scan.excluded_count
 
-    def _probe(self, found: Found) -> None:
-        """Sees whether a file that an earlier run dealt with could be read at all: that run's report is lost."""
+    def probe(self, found: Found) -> bool:
+        """Whether a file can be opened for reading; if not, that is reported."""
         try:
             os.close(os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd))
         except OSError as error:
             self._tally.failed(found.path, error)
+            return False
+        return True
 
     def _watched(self, differences: Iterable[Changed | Removed]) -> Iterator[Changed | Removed]:
         """Passes on, and tells the progress."""

@@ -216,7 +216,7 @@ class Backup:
     host: str
     root: str
     principal: str
-    """The name of the token that made it."""
+    """The name of the token that committed it."""
     delete_time: datetime.datetime | None
     """Set while it is deleted and can still be undeleted."""
     scope: Scope
@@ -229,6 +229,12 @@ class Backup:
     hold: Hold | None = None
     dataset_hold: Hold | None = None
     """A hold on the whole dataset."""
+    begun_by: str = ""
+    """The name of the token that began its upload."""
+    written_by: tuple[str, ...] = ()
+    """The names of the tokens that sent what is in it."""
+    more_writers: bool = False
+    """More tokens than are listed sent some of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +336,8 @@ class ProblemKind(enum.StrEnum):
     """Restore: the stored data is damaged; the file was not written."""
     NOT_WRITTEN = "not-written"
     """Restore: the target did not take it."""
+    NOT_DELETED = "not-deleted"
+    """Restore that deletes: the backup does not have it, and it could not be deleted, or has changed since it was found."""
     DIFFERENT = "different"
     """Restore that verifies and writes nothing: what is there is not as in the backup."""
 
@@ -392,6 +400,10 @@ class RestoreReport:
     data_bytes: int = 0
     """Bytes of regular files that were written."""
     seconds: float = 0.0
+    entries_deleted: int = 0
+    """Paths that the backup does not have, and that were removed because `delete` was asked for."""
+    deleted_paths: tuple[bytes, ...] = ()
+    """The first 10,000 of them."""
 
     @property
     def complete(self) -> bool:
@@ -454,8 +466,12 @@ class RestoreOptions:
     """How `Client.restore` works; the fields are its arguments."""
 
     paths: tuple[bytes, ...] = ()
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
     overwrite: Overwrite = "if-changed"
     verify: bool = False
+    delete: bool = False
+    confirm_delete: Callable[[int], None] | None = None
     dry_run: bool = False
     retry_s: float = 60.0
     progress: ProgressCallback | None = None

@@ -13,7 +13,7 @@ from typing import Final
 
 import grpc
 
-from staddle_server import __version__, malloc, rooms, sockets, tls
+from staddle_server import __version__, generation, malloc, rooms, sockets, tls
 from staddle_server.config import (
     LISTEN_DEFAULT,
     Address,
@@ -96,7 +96,8 @@ def run_server(
     with directory.claimed(), listening_for_signals(hangup=True) as stop:
         given_up = give_up_at_start(directory.path, directory.store)
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
-        with open_rooms(directory) as opened:
+        with directory.store_locked(), open_rooms(directory) as opened:
+            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns())
             swept = opened.blobs.sweep()
             _event(
                 "starting",

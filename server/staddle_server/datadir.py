@@ -19,7 +19,7 @@ from typing import Final
 
 from staddle_server.config import Address, OperatorError, UnixAddress
 from staddle_server.owner import owner_of
-from staddle_server.store.blobs import TEMPORARY
+from staddle_server.store.blobs import FORMAT_NAME, TEMPORARY
 from staddle_server.store.directory import Files, sync_directory, write_synced
 
 CLIENT_TOML_BYTES_MAX: Final = 64 * 1024
@@ -307,6 +307,34 @@ class DataDirectory:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
+
+    @contextlib.contextmanager
+    def store_locked(self) -> Iterator[None]:
+        """Holds the store, which must be there, for this process: another data directory may lead to the same one.
+
+        Where the file system has no locks, nothing is held. Raises DataDirectoryError if a server on another directory has it.
+        """
+        marked = self.store / FORMAT_NAME
+        try:
+            descriptor = os.open(marked, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            try:
+                descriptor = os.open(marked, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise self._unreadable(marked, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise DataDirectoryError(
+                f"a server that runs on another data directory uses {self.store}: one store has one server"
+            ) from None
+        except OSError:
+            pass  # a network file system without locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

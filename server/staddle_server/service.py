@@ -101,6 +101,7 @@ class Service:
             Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
             clock.monotonic_s,
             lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
+            decoded=tenants.decoded,
         )
         self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
         kept = Kept(catalog, blobs, keys, tenants, clock)

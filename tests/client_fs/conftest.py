@@ -86,4 +86,9 @@ def public_path() -> Iterator[Path]:
     try:
         yield path
     finally:
+        # What a test closed must be open again before an ordinary user can remove it.
+        for at, names, _ in os.walk(path):
+            for name in names:
+                if not os.path.islink(os.path.join(at, name)):
+                    os.chmod(os.path.join(at, name), 0o700)
         shutil.rmtree(path)

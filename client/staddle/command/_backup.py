@@ -18,6 +18,7 @@ from staddle.command._exits import DONE, INCOMPLETE, Interruption
 from staddle.command._expected import Expected, Selection, Wanted
 from staddle.command._options import Session, command, duration, percent, reading, size_bytes, tag
 from staddle.command._output import Output
+from staddle.command._planning import Guard, plan
 from staddle.command._problems import tell_notes, tell_problems
 from staddle.command._source import CommandOutput, standard_input
 from staddle.command._watching import watched
@@ -112,6 +113,15 @@ class How:
     is_flag=True,
     help="The dataset is meant to come from another host or path than before: read everything.",
 )
+@click.option(
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    help="Send and change nothing; say how much is new, changed, removed and unchanged.",
+)
+@click.option(
+    "-v", "--verbose", is_flag=True, help="With --dry-run: name every path that would be sent or removed."
+)
 @click.option("--no-cache", is_flag=True, help="Do not remember what backups hold: ask the server each time.")
 @click.option(
     "--cache-dir",
@@ -149,6 +159,8 @@ def backup(
     from_command: bool,
     thin: bool,
     new_root: bool,
+    dry_run: bool,
+    verbose: bool,
     no_cache: bool,
     cache_dir: str | None,
     host: str | None,
@@ -159,6 +171,8 @@ def backup(
     A dataset holds what one PATH holds, and PATH is the same each time. What cannot be read is named, and the rest goes on: exit code 3.
     The backup of a PATH that was interrupted goes on where it was when the same command runs again.
     """
+    if verbose and not dry_run:
+        raise click.UsageError("-v names the paths of a --dry-run: add -n.")
     wanted = Wanted(dataset=dataset, kind=kind, tags=_tags(tags), new_root=new_root, retry_s=retry)
     of_path = (
         exclude or exclude_file or exclude_if_present or exclude_larger_than is not None or no_exclude_caches
@@ -166,6 +180,8 @@ def backup(
     if from_command or source == (STDIN,):
         if of_path or one_file_system or max_removed is not None:
             raise click.UsageError("What is left out, and --max-removed, are for a PATH.")
+        if dry_run:
+            raise click.UsageError("--dry-run is for a PATH: a stream cannot be looked at before it is sent.")
         program = _program(source) if from_command else None
         report = _backup_stream(session, program, _stored_name(name), wanted, host)
         return _tell(session.output, report, all_sent=True)
@@ -178,6 +194,15 @@ def backup(
         one_file_system=one_file_system,
     )
     how = How(thin=thin, host=host, cache=not no_cache, cache_dir=cache_dir, max_removed_percent=max_removed)
+    if dry_run:
+        return plan(
+            session,
+            path,
+            wanted,
+            selection,
+            Guard(host=host, max_removed_percent=max_removed),
+            verbose=verbose,
+        )
     report = _backup_path(session, path, wanted, selection, how)
     return _tell(session.output, report, all_sent=thin)
 

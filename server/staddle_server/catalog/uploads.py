@@ -41,7 +41,7 @@ from staddle_server.catalog.values import (
     Terms,
     Upload,
 )
-from staddle_server.catalog.words import NS, batches, check_id
+from staddle_server.catalog.words import NS, batches, check_id, pack_authors, unpack_authors
 from staddle_server.types import PackSummary, UploadState
 
 FAILURE_CHARS_MAX: Final = 1000
@@ -167,11 +167,13 @@ class Uploads:
         durable: DurableUpdate,
         now_ns: int,
         terms: Terms,
+        wrote: bool = True,
         missing_added: Iterable[MissingChunk] = (),
         missing_removed: Iterable[bytes] = (),
     ) -> int:
         """Publishes packs that are durable in the store, indexes their chunks, and moves the durable point: all or nothing.
 
+        `wrote`: the upload's holder has sent something, and counts among its authors.
         Renews lease and life, and answers when the lease expires. STALE_EPOCH also for a pack that was not begun under this epoch;
         TOO_MANY when more than MISSING_CHUNKS_MAX would be missing.
         """
@@ -188,6 +190,7 @@ class Uploads:
                     position=durable.position,
                     entry_count=durable.entry_count,
                     data_bytes=durable.data_bytes,
+                    authors=_authors(row, wrote=wrote),
                     **expiries,
                 )
             )
@@ -212,12 +215,13 @@ class Uploads:
         record: Callable[[Backup], bytes],
         now_ns: int,
         accepted: tuple[int, int],
+        wrote: bool = True,
         missing_removed: Iterable[bytes] = (),
     ) -> Backup:
         """Makes the upload a backup, with the next number in its dataset. From then on it exists, durably.
 
         `record` encodes what the store is told of the backup, kept as pending under the backup's id in the same transaction.
-        `accepted`: the entries and bytes that its commit stated, which the upload keeps, so that a replay can be compared.
+        `wrote`: as `checkpoint` has it. `accepted`: the entries and bytes that its commit stated, which the upload keeps, so that a replay can be compared.
 
         A replay under the same epoch answers the backup that the first one made, and changes nothing (BACKUP_NOT_FOUND once
         that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was, as does UNAUTHENTICATED where the token
@@ -236,7 +240,8 @@ class Uploads:
             publish(connection, row, packs)
             _change_missing(connection, upload, (), missing_removed)
             _require_complete(connection, row)
-            _insert_backup(connection, row, backup, now_ns)
+            authors = _authors(row, wrote=wrote)
+            _insert_backup(connection, row, backup, authors, now_ns)
             connection.execute(
                 update(schema.uploads)
                 .where(_u.id == upload)
@@ -245,6 +250,7 @@ class Uploads:
                     backup=backup.id,
                     entry_count=accepted[0],
                     data_bytes=accepted[1],
+                    authors=authors,
                     last_failure="",
                 )
             )
@@ -328,7 +334,15 @@ def _require_complete(connection: Connection, upload: Row[Any]) -> None:
         )
 
 
-def _insert_backup(connection: Connection, upload: Row[Any], new: NewBackup, now_ns: int) -> None:
+def _authors(upload: Row[Any], *, wrote: bool) -> str:
+    if not wrote:
+        return str(upload.authors)
+    return pack_authors(unpack_authors(upload.authors).and_writer(upload.principal))
+
+
+def _insert_backup(
+    connection: Connection, upload: Row[Any], new: NewBackup, authors: str, now_ns: int
+) -> None:
     dataset = connection.execute(
         select(schema.datasets).where(_d.row == upload.dataset).with_for_update()
     ).one()
@@ -346,6 +360,7 @@ def _insert_backup(connection: Connection, upload: Row[Any], new: NewBackup, now
             "upload": upload.id,
             "request_id": upload.request_id,
             "principal": upload.principal,
+            "authors": authors,
             "begin_ns": upload.begin_ns,
             "commit_ns": now_ns,
             "deleted_ns": None,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from staddle_server.catalog.words import NS
 from staddle_server.limits import GRACE_S
-from staddle_server.types import NO_LINK, Kind, Place, Root, Scope, TokenRole, UploadState
+from staddle_server.types import NO_LINK, Authors, Kind, Place, Root, Scope, TokenRole, UploadState
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class Upload:
     request_id: str
     token: bytes
     principal: str
+    authors: Authors
     asked_kind: Kind
     kind: Kind
     scope: Scope
@@ -202,6 +203,7 @@ class Backup:
     upload: bytes
     request_id: str
     principal: str
+    authors: Authors
     begin_ns: int
     commit_ns: int
     deleted_ns: int | None

@@ -118,6 +118,7 @@ class UploadWriter:
         self._closed: StaddleError | None = None
         self._stream: _Stream | None = None
         self._taking = False
+        self._wrote = False
         self._used_s = self._checkpoint_s = clock.monotonic_s()
 
     # ------------------------------------------------------------------ life
@@ -220,8 +221,10 @@ class UploadWriter:
             if self._closed is not None:
                 return
             try:
-                self._checkpoint()
                 self._reap(wait=True)
+                if self._waiting():  # or the lease of a caller that has gone would be renewed
+                    self._checkpoint()
+                    self._reap(wait=True)
             except Exception as e:
                 log.warning(
                     "upload %s could not be made durable at its end", self.upload.id.hex(), exc_info=e
@@ -443,6 +446,10 @@ class UploadWriter:
             or self.open_size != offset
         )
 
+    def _note_wrote(self) -> None:
+        """Whether this writer's caller is an author: not for a manifest, which the server writes, and so asked before it."""
+        self._wrote = self._wrote or self._waiting()
+
     def _checkpoint_when_due(self) -> None:
         if self._due():
             self._checkpoint()
@@ -450,6 +457,7 @@ class UploadWriter:
     def _checkpoint(self) -> None:
         """Seals the open pack and the run of entries so far, and publishes both beside what comes next."""
         self._checkpoint_s = self._clock.monotonic_s()
+        self._note_wrote()
         self._reap(wait=True)
         try:
             self._received.write_run()
@@ -461,7 +469,8 @@ class UploadWriter:
     def _publish(self, progress: Callable[[], Progress]) -> None:
         """Publishes what was taken, under a durable point that is asked for when everything is in packs."""
         packs, chunks = self._chunks.flush()
-        self._publisher.publish(progress(), packs, chunks, self._missing.take_change())
+        change = self._missing.take_change()
+        self._publisher.publish(progress(), packs, chunks, change, wrote=self._wrote)
 
     def _reap(self, *, wait: bool) -> None:
         """Learns what became of the last publication."""
@@ -481,6 +490,7 @@ class UploadWriter:
         """
         with self._writing():
             check_counts(self._received, entry_count, data_bytes)
+            self._note_wrote()
             self._reap(wait=True)
             self._chunks.look_for_packs()
             new = self._whole_backup()
@@ -494,6 +504,7 @@ class UploadWriter:
                 record=encode_committed,
                 now_ns=self._clock.now_ns(),
                 accepted=(entry_count, data_bytes),
+                wrote=self._wrote,
             )
             what = f"is committed as backup {backup.id.hex()}"
             self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))

@@ -428,6 +428,9 @@ def backup_out(backup: Backup) -> pb.Backup:
         retain_until_time=timestamp(backup.retain_until_ns) if backup.retain_until_ns else None,
         hold=hold_out(backup.hold),
         dataset_hold=hold_out(backup.dataset_hold),
+        begun_by=backup.authors.begun_by,
+        written_by=backup.authors.written_by,
+        more_writers=backup.authors.more_writers,
     )
 
 

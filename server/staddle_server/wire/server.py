@@ -29,11 +29,11 @@ from staddle_server.limits import (
     UNARY_THREADS,
 )
 from staddle_server.types import TokenRole
-from staddle_server.wire.call import Gate, Method, handle
+from staddle_server.wire.call import Gate, Method, Reading, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.wire.health import SERVICE as HEALTH
 from staddle_server.wire.info import InfoCalls
-from staddle_server.wire.messages import backup_parts, decoder, put_chunks, put_entries
+from staddle_server.wire.messages import backup_parts, decoder, put_chunks, put_entries, weigher
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.status import status_of
@@ -144,9 +144,12 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
         downstream = described.server_streaming
         kind = "upstream" if described.client_streaming else "downstream" if downstream else "unary"
         make = grpc.stream_stream_rpc_method_handler if downstream else grpc.stream_unary_rpc_method_handler
-        decode = _BULK.get(name) or decoder(getattr(sv, described.input_type.name))
+        type_ = getattr(sv, described.input_type.name)
+        decode = _BULK.get(name) or decoder(type_)
+        # Bulk stays as it came; what is made of it counts where that happens.
+        weigh = len if name in _BULK else weigher(type_)
         made[name] = make(
-            handle(gate, name, method, kind, decode),
+            handle(gate, name, method, kind, Reading(decode, weigh)),
             request_deserializer=None,
             response_serializer=_encoded,
         )
