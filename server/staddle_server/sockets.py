@@ -6,9 +6,10 @@ import fcntl
 import os
 import socket
 import stat
+import tempfile
 from collections.abc import Iterator
 
-from staddle_server.config import OperatorError, UnixAddress
+from staddle_server.config import UNIX_PATH_BYTES_MAX, OperatorError, UnixAddress
 
 
 class ListenError(OperatorError):
@@ -30,6 +31,25 @@ def place_for(address: UnixAddress, mode: int) -> Iterator[None]:
         finally:
             os.umask(before)
         os.chmod(address.path, mode)
+
+
+@contextlib.contextmanager
+def private(parent: str | None) -> Iterator[UnixAddress]:
+    """An address for this process's user alone, in a new directory below `parent` (None: that for temporary files).
+
+    The directory goes in the end, with what is in it. Raises ListenError if it cannot be made.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="staddle-", dir=parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ListenError(f"a directory for the server's own socket cannot be made: {error}") from error
+    with made as directory:
+        address = UnixAddress(os.path.join(os.path.abspath(directory), "own"))
+        if len(os.fsencode(address.path)) > UNIX_PATH_BYTES_MAX:
+            raise ListenError(
+                f"{address.path} is too long for a socket: set TMPDIR or RUNTIME_DIRECTORY to a directory with a shorter name"
+            )
+        yield address
 
 
 def identity(address: UnixAddress) -> tuple[int, int] | None:
