@@ -81,7 +81,7 @@ class Calls:
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the server."""
+        """HOST:PORT or unix:PATH of the server."""
         return str(self._channel.address)
 
     @property

@@ -94,7 +94,7 @@ class Client(RetentionMethods):
         timeout_s: float | None = None,
         retry_s: float | None = None,
     ) -> None:
-        """A client of `server` (HOST:PORT).
+        """A client of `server` (HOST:PORT or unix:PATH).
 
         `ca` is the file of the authority that signed the server's certificate, or "system" for a public one; a server on
         another machine is only spoken to with it. `cert` and `key` are the client's own, for mutual TLS. `server_name` is
@@ -177,7 +177,7 @@ class Client(RetentionMethods):
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the server."""
+        """HOST:PORT or unix:PATH of the server."""
         return self._calls.address
 
     def close(self) -> None:

@@ -134,8 +134,10 @@ class Service:
         ]
         self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
 
-    def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Compares the packs with the store, then listens on HOST:PORT and serves; gives the port, a free one where 0 was asked for.
+    def start(self, address: str, credentials: grpc.ServerCredentials | None, own: str = "") -> int:
+        """Compares the packs with the store, then listens on HOST:PORT or unix:PATH and serves; gives the port, a free one where 0 was asked for.
+
+        `own` is a second address, without TLS, for the server's own questions.
 
         Raises:
             RuntimeError: the address is in use, or is none.
@@ -143,7 +145,7 @@ class Service:
         """
         self.clock_watch.start()
         self._integrity.start()
-        port = self._wire.start(address, credentials)
+        port = self._wire.start(address, credentials, own)
         self._schedule.start()
         return port
 

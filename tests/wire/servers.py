@@ -195,7 +195,7 @@ class ServerProcess:
             )
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            found = re.match(r"Listening on (\S+:\d+)", line)
+            found = re.match(r"Listening on (.+?) \(", line)
             if found:
                 self.address = found[1]
                 return

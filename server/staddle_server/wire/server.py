@@ -253,8 +253,8 @@ class WireServer:
         names = [SERVICE.full_name, HEALTH.full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server, pool=cast("DescriptorPool", _Symbols()))
 
-    def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Listens and serves; gives the port.
+    def start(self, address: str, credentials: grpc.ServerCredentials | None, own: str = "") -> int:
+        """Listens and serves; gives the port. `own` is a second address, without TLS, for the server's own questions.
 
         Raises:
             RuntimeError: the address is in use, or is none.
@@ -264,6 +264,8 @@ class WireServer:
             port = self._server.add_insecure_port(address)
         else:
             port = self._server.add_secure_port(address, credentials)
+        if own:
+            self._server.add_insecure_port(own)
         self._server.start()
         self._look_after.start()
         self._health.say(_SERVING, "", SERVICE.full_name)
