@@ -82,7 +82,7 @@ class Service:
             clock,
             lease_s=lease_s,
             life_s=upload_life_s,
-            check_disk=(lambda: None) if space is None else space.check,
+            space=space,
         )
         reads = Reads(catalog, tenants, clock, self._openers)
         policies = Policies(catalog, tenants, clock, retention_every_s)
