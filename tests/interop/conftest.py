@@ -12,8 +12,6 @@ from interop_clients import Foreign, need
 MAKING_S = 1500
 
 
-# First: what runs the tests side by side reads the groups in the same hook.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
