@@ -27,8 +27,9 @@ from staddle_server.limits import FILES_WANTED
 from staddle_server.reserve import Keeper, give_up_at_start, reserves_of
 from staddle_server.rooms import Rebuilt, Rooms, open_rooms
 from staddle_server.service import Service
-from staddle_server.signals import listening_for_signals
+from staddle_server.signals import listening_for_signals, watching_threads
 from staddle_server.store.space import Space
+from staddle_server.threads import is_no_thread
 from staddle_server.upkeep.rebuild import Show
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     directory = DataDirectory(settings.data)
-    with directory.claimed(), listening_for_signals() as stop:
+    with directory.claimed(), listening_for_signals() as stop, watching_threads(stop):
         given_up = give_up_at_start(directory.path, directory.store)
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
         with open_rooms(directory) as opened:
@@ -113,6 +114,10 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
                 _event("serving", address=listening)
                 _event("draining", signal=stop.wait(), drain_s=settings.drain_s)
     _event("stopped")
+    if stop.died:
+        raise OperatorError(
+            f"the server stopped, since its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
+        )
 
 
 def _keep_client_config(path: Path, config: ClientConfig) -> None:
@@ -173,6 +178,8 @@ def _start(service: Service, listen: Address, credentials: grpc.ServerCredential
     try:
         return service.start(str(listen), credentials)
     except RuntimeError as error:
+        if is_no_thread(error):
+            raise
         raise ListenError(
             f"cannot listen on {listen}: another program does already, or this machine has no such address; "
             "choose another with --listen"
