@@ -16,13 +16,12 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import grpc
-import staddle_server.wire.server as wire_server
+from direct import Failed, Stub, open_door
 from servers import Running
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -30,117 +29,22 @@ from thin import messages, noise
 
 ALLOCATIONS = {True: 14_000, False: 4_000}
 """So many a backup makes, or a restore, and some more."""
-SERVICE = "/staddle.v1.StaddleService/"
 
 
-class Failed(grpc.RpcError):
-    """A call that ended with a status."""
-
-    def __init__(self, status: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self.status = status
-
-
-class Context:
-    """What a handler needs of gRPC's context."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-        self._callbacks: list[Callable[[], None]] = []
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        self._callbacks.append(callback)
-        return True
-
-    def invocation_metadata(self) -> list[tuple[str, str]]:
-        return [("authorization", f"Bearer {self._token}")]
-
-    def peer(self) -> str:
-        return "here"
-
-    def cancel(self) -> None: ...
-
-    def abort_with_status(self, status: Any) -> None:
-        raise Failed(status.code, status.details)
-
-    def abort(self, code: grpc.StatusCode, details: str) -> None:
-        raise Failed(code, details)
-
-    def end(self) -> None:
-        """The call has ended: as the library does, whatever became of it."""
-        for callback in self._callbacks:
-            callback()
-
-
-class _Details(NamedTuple):
-    method: str
-
-
-class Door:
-    """Stands where gRPC's server stands, and keeps the handlers."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.handlers: list[Any] = []
-        Door.last = self
-
-    def add_generic_rpc_handlers(self, handlers: list[Any]) -> None:
-        self.handlers += handlers
-
-    def add_registered_method_handlers(self, *_: object) -> None: ...
-
-    def add_insecure_port(self, _address: str) -> int:
-        return 1
-
-    def start(self) -> None: ...
-
-    def stop(self, grace: object) -> threading.Event:
-        stopped = threading.Event()
-        stopped.set()
-        return stopped
-
-
-class Stub:
-    """Calls the handlers as gRPC does. `failing`: the allocation that fails in the next call, counted from its beginning."""
+class Failing(Stub):
+    """`failing`: the allocation that fails in the next call, counted from its beginning."""
 
     failing: int | None = None
-    reached = False
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __getattr__(self, name: str) -> Any:
-        handler = next(
-            found
-            for each in Door.last.handlers
-            if (found := each.service(_Details(SERVICE + name))) is not None
-        )
-
-        def call(requests: Any) -> Any:
-            context = Context(self._token)
-            many = requests if isinstance(requests, list) else [requests]
-            encoded = iter([each.SerializeToString() for each in many])
-            described = wire_server.SERVICE.methods_by_name[name]
-            answer = getattr(sv, described.output_type.name).FromString
-            with self._failing():
-                try:
-                    if described.server_streaming:
-                        return [
-                            answer(handler.response_serializer(each))
-                            for each in handler.stream_stream(encoded, context)
-                        ]
-                    return answer(handler.response_serializer(handler.stream_unary(encoded, context)))
-                finally:
-                    _testcapi.remove_mem_hooks()
-                    context.end()
-
-        return call
 
     @contextmanager
-    def _failing(self) -> Iterator[None]:
+    def calling(self) -> Iterator[None]:
         at, self.failing = self.failing, None
         if at is not None:
             _testcapi.set_nomemory(at, at + 1)
-        yield
+        try:
+            yield
+        finally:
+            _testcapi.remove_mem_hooks()
 
 
 def held(running: Running) -> list[str]:
@@ -210,7 +114,7 @@ class Sweep:
         token = root / "token"
         if not token.exists():
             token.write_text(self.running.token())
-        self.stub = Stub(token.read_text())
+        self.stub = Failing(token.read_text())
         self.outcomes: Counter[str] = Counter()
         self.problems: list[str] = []
 
@@ -239,7 +143,7 @@ class Sweep:
                 self.problems.append(f"{number}: a restore gave something else")
             outcome = "OK"
         except Failed as failed:
-            outcome = failed.status.name
+            outcome = failed.code().name
         except Exception as error:
             outcome = type(error).__name__
         self.outcomes[outcome] += 1
@@ -256,7 +160,7 @@ class Sweep:
         try:
             upload = self.stub.GetUpload(sv.GetUploadRequest(request_id=f"r{number}")).upload
         except Failed as failed:
-            if failed.status is not grpc.StatusCode.NOT_FOUND:
+            if failed.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
             return self.back_up(number, f"r{number}")
         if upload.state == pb.UPLOAD_STATE_COMMITTED:
@@ -285,7 +189,11 @@ def main() -> None:
     root, seed, points = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     first = int(sys.argv[4])
     logging.disable(logging.CRITICAL)
-    wire_server.grpc.server = Door
+    with open_door():
+        sweep_points(root, seed, points, first)
+
+
+def sweep_points(root: Path, seed: int, points: int, first: int) -> None:
     died: list[str] = []
     threading.excepthook = lambda args: died.append("".join(traceback.format_exception(args.exc_value)))
     sweep = Sweep(root, seed)
