@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import IO, Any, Final, Self, TypeVar, cast
+from typing import IO, Any, Final, Self, TypeVar, cast, get_args
 
 from google.protobuf.message import Message
 
@@ -29,11 +29,13 @@ from staddle._retention import RetentionMethods
 from staddle._retry import Retry
 from staddle._thin import Upload, UploadOptions
 from staddle._types import (
+    ArchiveFormat,
     At,
     Backup,
     BackupKind,
     BackupOptions,
     BackupReport,
+    BinarySink,
     Change,
     Dataset,
     Entry,
@@ -92,7 +94,7 @@ class Client(RetentionMethods):
         timeout_s: float | None = None,
         retry_s: float | None = None,
     ) -> None:
-        """A client of `server` (HOST:PORT).
+        """A client of `server` (HOST:PORT or unix:PATH).
 
         `ca` is the file of the authority that signed the server's certificate, or "system" for a public one; a server on
         another machine is only spoken to with it. `cert` and `key` are the client's own, for mutual TLS. `server_name` is
@@ -175,7 +177,7 @@ class Client(RetentionMethods):
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the server."""
+        """HOST:PORT or unix:PATH of the server."""
         return self._calls.address
 
     def close(self) -> None:
@@ -376,6 +378,55 @@ class Client(RetentionMethods):
             report = restore_to_directory(
                 self, text("dataset", dataset), selector, os.fsencode(target), options
             )
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
+        if report.damaged:
+            raise _damage_error(report)
+        return report
+
+    def write_archive(
+        self,
+        dataset: str,
+        output: BinarySink,
+        *,
+        format: ArchiveFormat = "tar",  # noqa: A002 - the word that everybody expects
+        backup: str | None = None,
+        at: At | None = None,
+        paths: Iterable[PathLike] = (),
+        include: Sequence[str] = (),
+        include_files: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
+        retry_s: float = 60.0,
+        progress: ProgressCallback | None = None,
+    ) -> RestoreReport:
+        """Writes a backup, or `paths` of it with all below them, as an archive to `output`, a binary file that need not be seekable.
+
+        Which backup, and what of it, is said as in `restore`. The format "tar" (pax) holds everything but sockets, and holes as zeros; "zip" has
+        neither fifos nor devices, extended attributes, hard links, nor names that are not UTF-8. `report.problems` names every
+        path that is not in the archive as it is in the backup. The root directory itself is not in the archive. Memory is bounded.
+
+        A damaged file of up to 16 MiB is left out; at the end DamageError is raised with the report. A larger one that turns out to be
+        damaged when a part of it is written raises DamageError without a report. Whenever another exception than DamageError with a report is
+        raised, the archive has no end, so that readers refuse it. Does not close `output`.
+        """
+        if format not in get_args(ArchiveFormat):
+            raise BadRequestError(f"invalid format {format!r}: use tar or zip.", facts={"field": "format"})
+        from staddle._archived import ToArchive
+        from staddle._selection import lines_of_all
+
+        options = RestoreOptions(
+            paths=tuple(checked_path(path) for path in paths),
+            include=(*lines_of_all("include_files", include_files), *include),
+            exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
+            retry_s=retry_s,
+            progress=progress,
+        )
+        name, selector = text("dataset", dataset), selector_of(backup, at)
+        try:
+            report = ToArchive(
+                self._calls, name, selector, output, archive_format=format, options=options
+            ).run()
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
         if report.damaged:
