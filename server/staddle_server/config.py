@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import tomllib
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ VARIABLE_PREFIX: Final = "STADDLED_"
 CONFIG_VARIABLE: Final = "STADDLED_CONFIG"
 CONFIG_NAME: Final = "server.toml"
 CONFIG_BYTES_MAX: Final = 1024 * 1024
+UNIX_PREFIX: Final = "unix:"
+UNIX_PATH_BYTES_MAX: Final = 107
+"""What the system takes of a socket's path."""
 LISTEN_DEFAULT: Final = "127.0.0.1:7443"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost"})
 LOG_FORMATS: Final = ("auto", "json", "text")
@@ -51,14 +55,56 @@ class Address(NamedTuple):
     def is_wildcard(self) -> bool:
         return self.host in {"0.0.0.0", "::"}
 
+    @property
+    def target(self) -> str:
+        """How gRPC names it."""
+        return str(self)
+
+    @property
+    def picks_port(self) -> bool:
+        return self.port == 0
+
+    def with_port(self, port: int) -> "Address":
+        return Address(self.host, port)
+
+
+class UnixAddress(NamedTuple):
+    """A Unix socket, by its absolute path. Only this machine reaches it, and its mode says who there does."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"{UNIX_PREFIX}{self.path}"
+
+    @property
+    def target(self) -> str:
+        """How gRPC names it: it reads the path as a part of a URI."""
+        return UNIX_PREFIX + urllib.parse.quote(self.path)
+
+    @property
+    def is_loopback(self) -> bool:
+        return True
+
+    @property
+    def is_wildcard(self) -> bool:
+        return False
+
+    @property
+    def picks_port(self) -> bool:
+        return False
+
+    def with_port(self, _port: int) -> "UnixAddress":
+        return self
+
 
 @dataclass(frozen=True)
 class Settings:
     """What a server runs with. Times are seconds."""
 
     data: Path
-    listen: Address
-    endpoint: Address | None
+    listen: Address | UnixAddress
+    socket_mode: int
+    endpoint: Address | UnixAddress | None
     tls_cert: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None
@@ -96,23 +142,47 @@ class Option(NamedTuple):
         return self.name.replace("-", "_")
 
 
-def parse_address(text: str) -> Address:
-    """HOST:PORT, with an IPv6 host in brackets. Raises ValueError."""
+def parse_address(text: str) -> Address | UnixAddress:
+    """HOST:PORT, with an IPv6 host in brackets, or unix:PATH. Raises ValueError."""
+    if text.startswith(UNIX_PREFIX):
+        return UnixAddress(_socket_path(text.removeprefix(UNIX_PREFIX)))
+    if text.startswith("unix-abstract:"):
+        raise ValueError(
+            "everybody on this machine can connect to an abstract socket: name a path, as in unix:PATH"
+        )
     match = re.fullmatch(
         r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]{1,253})):(?P<port>[0-9]{1,5})", text
     )
     if match is None:
-        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7443 or [::1]:7443")
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7443 or [::1]:7443, or unix:PATH")
     port = int(match["port"])
     if port > 65_535:
         raise ValueError("a port is at most 65535")
     return Address(match["v6"] or match["host"], port)
 
 
-def parse_endpoint(text: str) -> Address:
+def _socket_path(text: str) -> str:
+    """The absolute path of a socket. Raises ValueError."""
+    if text.startswith("//"):
+        if not text.startswith("///"):
+            raise ValueError("a Unix socket has no host: write unix:PATH or unix:///PATH")
+        text = text[2:]
+    if not text or text.endswith("/"):
+        raise ValueError("expected the path of a socket after unix:")
+    if not text.isprintable():
+        raise ValueError("a socket's path is UTF-8 without control characters")
+    path = str(parse_path(text))
+    if (length := len(os.fsencode(path))) > UNIX_PATH_BYTES_MAX:
+        raise ValueError(
+            f"the system takes at most {UNIX_PATH_BYTES_MAX} bytes as a socket's path, and {path} has {length}: choose a shorter one"
+        )
+    return path
+
+
+def parse_endpoint(text: str) -> Address | UnixAddress:
     """An address that clients can connect to: neither port 0 nor a wildcard. Raises ValueError."""
     address = parse_address(text)
-    if address.port == 0 or address.is_wildcard:
+    if address.picks_port or address.is_wildcard:
         raise ValueError("clients connect to this address: it needs a host name and a port")
     return address
 
@@ -130,6 +200,13 @@ _UNITS_S: Final = {
 }
 _DURATION: Final = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})? ?[A-Za-z]{1,7} ?)+")
 _DURATION_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([A-Za-z]{1,7})")
+
+
+def parse_mode(text: str) -> int:
+    """A mode in octal that lets the owner read and write, such as 0660. Raises ValueError."""
+    if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
+        raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
+    return int(text[-3:], 8)
 
 
 def parse_duration(text: str) -> float:
@@ -232,15 +309,23 @@ OPTIONS: Final = (
     Option(
         "listen",
         "listen",
-        "HOST:PORT",
+        "HOST:PORT|unix:PATH",
         parse_address,
         LISTEN_DEFAULT,
-        "Where to listen. Port 0 picks a free one. Beyond loopback TLS is required.",
+        "Where to listen. Port 0 picks a free one. Beyond loopback TLS is required. unix:PATH is a Unix socket.",
+    ),
+    Option(
+        "socket_mode",
+        "socket-mode",
+        "MODE",
+        parse_mode,
+        "0660",
+        "Mode of the Unix socket, in octal. Whoever may write it can connect, and still needs a token.",
     ),
     Option(
         "endpoint",
         "endpoint",
-        "HOST:PORT",
+        "HOST:PORT|unix:PATH",
         parse_endpoint,
         "",
         "The address that clients use, where it differs from --listen (a name in front, a container).",
@@ -464,6 +549,9 @@ def _text(option: Option, value: object, path: Path) -> str:
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
     if option.parse is parse_path and value:
         return str(path.parent / os.path.expanduser(str(value)))
+    if option.parse in {parse_address, parse_endpoint} and str(value).startswith(UNIX_PREFIX):
+        socket = os.path.expanduser(str(value).removeprefix(UNIX_PREFIX))
+        return UNIX_PREFIX + (socket if socket.startswith("/") else str(path.parent / socket))
     return str(value)
 
 
@@ -480,7 +568,7 @@ def _checked(values: dict[str, object]) -> Settings:
     if not settings.listen.is_loopback and settings.tls_cert is None:
         raise SettingsError(
             f"{settings.listen} can be reached from beyond this machine, and nothing starts there without TLS: give "
-            "--tls-cert and --tls-key (`staddle-server cert` makes them), or listen on 127.0.0.1"
+            "--tls-cert and --tls-key (`staddle-server cert` makes them), or listen on 127.0.0.1 or unix:PATH"
         )
     return settings
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from staddle_server import given
-from staddle_server.config import Address, OperatorError
+from staddle_server.config import Address, OperatorError, UnixAddress
 from staddle_server.owner import owner_of
 from staddle_server.store.blobs import FORMAT_NAME, TEMPORARY
 from staddle_server.store.directory import Files, sync_directory, write_synced
@@ -427,11 +427,13 @@ class ClientConfig:
         return f"ClientConfig(server={self.server}, token=…)"
 
 
-def client_address(listening: Address, endpoint: Address | None) -> Address:
+def client_address(
+    listening: Address | UnixAddress, endpoint: Address | UnixAddress | None
+) -> Address | UnixAddress:
     """Where a client on this machine finds a server that listens there."""
     if endpoint is not None:
         return endpoint
-    if listening.is_wildcard:
+    if isinstance(listening, Address) and listening.is_wildcard:
         return Address("::1" if ":" in listening.host else "127.0.0.1", listening.port)
     return listening
 

@@ -77,6 +77,8 @@ def _say_made(directory: DataDirectory) -> None:
 
 
 def _transport(settings: config.Settings) -> str:
+    if settings.tls_cert is None and isinstance(settings.listen, config.UnixAddress):
+        return f"without TLS: whoever may write the socket, mode {settings.socket_mode:04o}, can connect"
     if settings.tls_cert is None:
         return "without TLS: only this machine can connect"
     return "mutual TLS" if settings.tls_client_ca is not None else "TLS"
