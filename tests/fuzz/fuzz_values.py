@@ -230,6 +230,7 @@ _PEM_WORDS = [
 def _pem() -> Iterator[Check]:
     with tempfile.TemporaryDirectory() as tmp:
         path = Path(tmp) / "given.pem"
+        path.touch(0o600)
 
         def tried(read: Callable[[], object]) -> str:
             try:
