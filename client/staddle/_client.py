@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import IO, Any, Final, Self, TypeVar, cast
+from typing import IO, Any, Final, Self, TypeVar, cast, get_args
 
 from google.protobuf.message import Message
 
@@ -29,11 +29,13 @@ from staddle._retention import RetentionMethods
 from staddle._retry import Retry
 from staddle._thin import Upload, UploadOptions
 from staddle._types import (
+    ArchiveFormat,
     At,
     Backup,
     BackupKind,
     BackupOptions,
     BackupReport,
+    BinarySink,
     Change,
     Dataset,
     Entry,
@@ -49,6 +51,9 @@ from staddle._types import (
 )
 from staddle._when import LATEST, selector_of
 from staddle.v1 import service_pb2 as service
+
+LocalPath = str | bytes | os.PathLike[str]
+"""A path of this machine."""
 
 M = TypeVar("M", bound=Message)
 V = TypeVar("V")
@@ -183,10 +188,11 @@ class Client(RetentionMethods):
 
     def backup(
         self,
-        path: str | bytes | os.PathLike[str],
+        path: LocalPath | Sequence[LocalPath],
         *,
         dataset: str,
         kind: str = "auto",
+        paths: Iterable[PathLike] | None = None,
         exclude: Sequence[str] = (),
         exclude_files: Sequence[str] = (),
         exclude_caches: bool = True,
@@ -205,6 +211,9 @@ class Client(RetentionMethods):
     ) -> BackupReport:
         """Makes a backup of a directory, or of one file, and says what it did: `report.problems` names what was not read.
 
+        Several paths become one backup, whose root is the directory that all of them lie in; of what else is in it, only the directories on
+        the way are recorded. `paths` limits the backup of one directory to these paths in it, with everything below them; one that does not
+        exist is a problem, and it is BadRequestError if none does.
         `kind` is auto, full, incremental or differential; `exclude` are patterns as in .gitignore, `exclude_files` files of such, each
         read once. A pattern that begins with the path of the root means what lies there; one that cannot be meant is BadRequestError, and
         one that matched nothing is a warning. `exclude_caches` leaves out what is in directories marked by CACHEDIR.TAG and in data
@@ -222,6 +231,7 @@ class Client(RetentionMethods):
         options = BackupOptions(
             dataset=text("dataset", dataset),
             kind=choice("kind", kind, BackupKind),
+            paths=None if paths is None else tuple(paths),
             exclude=tuple(exclude),
             exclude_files=tuple(exclude_files),
             exclude_caches=exclude_caches,
@@ -241,16 +251,17 @@ class Client(RetentionMethods):
         try:
             from staddle._source import backup_directory
 
-            return backup_directory(self, os.fsencode(path), options)
+            return backup_directory(self, _local_paths(path), options)
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
 
     def plan_backup(
         self,
-        path: str | bytes | os.PathLike[str],
+        path: LocalPath | Sequence[LocalPath],
         *,
         dataset: str,
         kind: str = "auto",
+        paths: Iterable[PathLike] | None = None,
         exclude: Sequence[str] = (),
         exclude_files: Sequence[str] = (),
         exclude_caches: bool = True,
@@ -272,6 +283,7 @@ class Client(RetentionMethods):
         options = BackupOptions(
             dataset=text("dataset", dataset),
             kind=choice("kind", kind, BackupKind),
+            paths=None if paths is None else tuple(paths),
             exclude=tuple(exclude),
             exclude_files=tuple(exclude_files),
             exclude_caches=exclude_caches,
@@ -287,7 +299,7 @@ class Client(RetentionMethods):
         try:
             from staddle._plan import plan_backup
 
-            return plan_backup(self._calls, os.fsencode(path), options, each=each)
+            return plan_backup(self._calls, _local_paths(path), options, each=each)
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
 
@@ -366,6 +378,55 @@ class Client(RetentionMethods):
             report = restore_to_directory(
                 self, text("dataset", dataset), selector, os.fsencode(target), options
             )
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
+        if report.damaged:
+            raise _damage_error(report)
+        return report
+
+    def write_archive(
+        self,
+        dataset: str,
+        output: BinarySink,
+        *,
+        format: ArchiveFormat = "tar",  # noqa: A002 - the word that everybody expects
+        backup: str | None = None,
+        at: At | None = None,
+        paths: Iterable[PathLike] = (),
+        include: Sequence[str] = (),
+        include_files: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
+        retry_s: float = 60.0,
+        progress: ProgressCallback | None = None,
+    ) -> RestoreReport:
+        """Writes a backup, or `paths` of it with all below them, as an archive to `output`, a binary file that need not be seekable.
+
+        Which backup, and what of it, is said as in `restore`. The format "tar" (pax) holds everything but sockets, and holes as zeros; "zip" has
+        neither fifos nor devices, extended attributes, hard links, nor names that are not UTF-8. `report.problems` names every
+        path that is not in the archive as it is in the backup. The root directory itself is not in the archive. Memory is bounded.
+
+        A damaged file of up to 16 MiB is left out; at the end DamageError is raised with the report. A larger one that turns out to be
+        damaged when a part of it is written raises DamageError without a report. Whenever another exception than DamageError with a report is
+        raised, the archive has no end, so that readers refuse it. Does not close `output`.
+        """
+        if format not in get_args(ArchiveFormat):
+            raise BadRequestError(f"invalid format {format!r}: use tar or zip.", facts={"field": "format"})
+        from staddle._archived import ToArchive
+        from staddle._selection import lines_of_all
+
+        options = RestoreOptions(
+            paths=tuple(checked_path(path) for path in paths),
+            include=(*lines_of_all("include_files", include_files), *include),
+            exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
+            retry_s=retry_s,
+            progress=progress,
+        )
+        name, selector = text("dataset", dataset), selector_of(backup, at)
+        try:
+            report = ToArchive(
+                self._calls, name, selector, output, archive_format=format, options=options
+            ).run()
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
         if report.damaged:
@@ -560,6 +621,11 @@ class Client(RetentionMethods):
         Closing the iterator cancels the call.
         """
         return self._calls.stream(method, request, timeout_s=timeout_s, retry=retry)
+
+
+def _local_paths(path: LocalPath | Sequence[LocalPath]) -> list[bytes]:
+    paths = [path] if isinstance(path, str | bytes | os.PathLike) else list(path)
+    return [os.fsencode(each) for each in paths]
 
 
 def _missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | UnsupportedError:

@@ -478,6 +478,8 @@ class Restore:
             seconds=seconds,
             entries_deleted=tally.deleted_count,
             deleted_paths=tuple(tally.deleted_paths),
+            made=tally.made,
+            replaced=tally.replaced,
         )
 
     def _tell(self, phase: str, notice: str = "") -> None:

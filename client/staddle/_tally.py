@@ -8,7 +8,7 @@ from typing import Final
 
 from staddle._scan import reason_of
 from staddle._target import AppearedError
-from staddle._types import PathProblem, ProblemKind
+from staddle._types import EntryCounts, PathProblem, ProblemKind
 
 PROBLEMS_MAX: Final = 100_000
 PROBLEM_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -34,6 +34,8 @@ class WriteTally:
     kept: int = 0
     data_bytes: int = 0
     sockets: int = 0
+    made: EntryCounts = field(default_factory=EntryCounts)
+    replaced: EntryCounts = field(default_factory=EntryCounts)
     deleted_count: int = 0
     deleted_paths: list[bytes] = field(default_factory=list)
     """The first of them."""

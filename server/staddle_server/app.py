@@ -95,6 +95,11 @@ def run_server(
     # quarter of a restore of small files.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
+    # Before anything is made or changed: they may be unusable.
+    files = tls.files_of(settings)
+    certificates = None if files is None else tls.ServerCertificates(files)
+    if certificates is not None:
+        certificates.advise(settings.endpoint.host if settings.endpoint is not None else "")
     directory = DataDirectory(settings.data)
     manager = Manager(os.environ)
     manager.status("Starting")
@@ -118,8 +123,6 @@ def run_server(
                 missing_bytes=lambda: sum(reserve.missing_bytes for reserve in reserves),
             )
             keeper = Keeper(space, reserves)
-            files = tls.files_of(settings)
-            certificates = None if files is None else tls.ServerCertificates(files)
             reloading = Reloading(settings, reread, space, certificates)
             with (
                 keeper.running(),
@@ -287,5 +290,5 @@ def local_client(settings: Settings, listening: Address | UnixAddress, token: st
         ca=str(files.certificate),
         cert=str(files.certificate) if mutual else "",
         key=str(files.key) if mutual else "",
-        server_name=tls.name_to_expect(files, address.host if isinstance(address, Address) else ""),
+        server_name=tls.name_to_expect(files, address.host),
     )

@@ -53,9 +53,12 @@ class StopRequest:
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first asks. The second ends the process there and then, with the exit code that a shell shows for that signal:
 
-        what was acknowledged is durable, and uploads resume from their last checkpoint.
+        what was acknowledged is durable, and uploads resume from their last checkpoint. A SIGHUP is never a second one: a terminal that
+        closes may send it beside another signal.
         """
         if self.asked:
+            if number == signal.SIGHUP:
+                return
             os._exit(128 + number)
         self.ask(signal.Signals(number).name)
 
@@ -75,11 +78,15 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def listening_for_signals(*, hangup: bool = False) -> Iterator[StopRequest]:
-    """Signals go to the StopRequest while the context lasts; with `hangup` also SIGHUP, unless it is ignored (nohup). Main thread only."""
+    """Signals go to the StopRequest while the context lasts. Main thread only.
+
+    With `hangup` a SIGHUP asks to read files again, else to stop, as a terminal that closes does; where it is ignored (nohup), it stays so.
+    """
     request = StopRequest()
     before = {number: signal.signal(number, request.on_signal) for number in ASKED_TO_STOP}
-    if hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, request.on_hangup)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        on_hangup = request.on_hangup if hangup else request.on_signal
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, on_hangup)
     try:
         yield request
     finally:

@@ -308,7 +308,7 @@ def test_a_restore_that_deletes_asks_first_and_says_what_it_did(
         assert "--yes" in done.err
     done = staddle(*words, "--dry-run")
     assert done.lines[:2] == ["- etc/extra", "- extra\\x1b"]
-    assert "2 to delete" in done.lines[2]
+    assert "nothing to make, 1 file to replace, 7 B to fetch; 6 already there; 2 to delete" in done.lines[2]
     done = staddle(*words, "--dry-run", "--json")
     assert [record["path"] for record in done.records[:-1]] == ["etc/extra", "extra\x1b"]
     code, _, err = asked(staddle, b"n\n", *words)

@@ -25,6 +25,7 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
+        self._has_stdout = True
         self._lock = threading.Lock()
         self._say: Callable[[str], None] | None = None
         self._pause: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -56,8 +57,15 @@ class Output:
             ]
             self._write("".join(_aligned(row, widths, right) for row in shown))
 
+    def give_away_stdout(self) -> None:
+        """Standard output is for data: results and the summary go to standard error, too."""
+        self._has_stdout = False
+
     def _write(self, text: str) -> None:
-        sys.stdout.write(text)
+        if self._has_stdout:
+            sys.stdout.write(text)
+        else:
+            self._write_error(text)
 
     # --- standard error
 

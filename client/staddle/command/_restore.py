@@ -1,13 +1,15 @@
 """`staddle restore`."""
 
+from dataclasses import asdict
 from typing import cast, get_args
 
 import click
 
-from staddle import DamageError, ProblemKind, RestoreReport
+from staddle import DamageError, EntryCounts, ProblemKind, RestoreReport
 from staddle._channel import tune_malloc
-from staddle._types import Overwrite
+from staddle._types import ArchiveFormat, Overwrite
 from staddle.command import _records, _words
+from staddle.command._archive import STDOUT, Wanted, write_archive
 from staddle.command._exits import DONE, FAILED, INCOMPLETE, Interruption
 from staddle.command._options import (
     Session,
@@ -31,10 +33,21 @@ from staddle.command._watching import watched
     "Restore a backup, or some paths of it.",
     "staddle restore www --target /tmp/www",
     "staddle restore www --target /tmp/www --at 2026-05-01 etc/nginx",
+    "staddle restore www --format tar etc/nginx | tar -tv",
 )
 @dataset_argument
 @click.argument("paths", metavar="[PATH]...", nargs=-1, callback=reading(stored_path))
-@click.option("--target", metavar="DIR", required=True, help="Where to; it is made if it is not there.")
+@click.option(
+    "--target",
+    metavar="DIR",
+    help="Where to; it is made if it is not there. `-`: write an archive to standard output.",
+)
+@click.option(
+    "--format",
+    "archive",
+    type=click.Choice(get_args(ArchiveFormat)),
+    help="Write an archive to standard output, by default tar. No --target is needed.",
+)
 @picking
 @selecting
 @click.option(
@@ -67,7 +80,8 @@ def restore(
     dataset: str,
     paths: tuple[bytes, ...],
     *,
-    target: str,
+    target: str | None,
+    archive: str | None,
     backup: str | None,
     at: str | None,
     include: tuple[str, ...],
@@ -78,11 +92,17 @@ def restore(
     yes: bool,
     dry_run: bool,
 ) -> int:
-    """Restore a backup, or PATHs of it with all below them, under a directory.
+    """Restore a backup, or PATHs of it with all below them, under a directory, or as an archive to standard output.
 
     Without --backup and --at it is the newest one. PATHs are relative to the backup's root, exactly as `staddle ls` shows them; if one is
     not there, nothing is written. With --include, only what matches one of the patterns is restored, and the directories above it. What is damaged or cannot be written is named, and the rest is restored: exit code 3.
     """
+    if archive is not None or target == STDOUT:
+        _refuse_for_archive(target)
+        wanted = Wanted(dataset, paths, backup, at, include, exclude)
+        return write_archive(session, wanted, cast("ArchiveFormat", archive or "tar"))
+    if target is None:
+        raise click.UsageError("--target is missing: a directory, or `-` for an archive to standard output.")
     if yes and not delete:
         raise click.UsageError("--yes is for --delete: nothing else is asked.")
     if delete and not dry_run:
@@ -109,6 +129,15 @@ def restore(
         _tell_deleted(session.output, report)
     _sum_up(session.output, report, dry_run=dry_run, verify=verify)
     return DONE if report.complete else INCOMPLETE
+
+
+def _refuse_for_archive(target: str | None) -> None:
+    if target not in {None, STDOUT}:
+        raise click.UsageError("--format writes to standard output: leave --target out, and write `> FILE`.")
+    context = click.get_current_context()
+    for name in ("overwrite", "verify", "delete", "yes", "dry_run"):
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for a --target that is a directory.")
 
 
 def _restored(
@@ -171,6 +200,17 @@ def _restored(
             ) from None
 
 
+def _kinds(counts: EntryCounts) -> str:
+    """Counts in words: 2 directories, 1 file; or nothing."""
+    parts = (
+        (counts.directories, "directory", "directories"),
+        (counts.files, "file", "files"),
+        (counts.symlinks, "symbolic link", "symbolic links"),
+        (counts.others, "special file", "special files"),
+    )
+    return ", ".join(_words.counted(*part) for part in parts if part[0]) or "nothing"
+
+
 class _DeclinedError(Exception):
     """Nothing shall be deleted, and so nothing is restored."""
 
@@ -198,6 +238,7 @@ def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: boo
         "entries_unchanged": report.entries_unchanged,
         "entries_deleted": report.entries_deleted,
         "data_bytes": report.data_bytes,
+        **({"made": asdict(report.made), "replaced": asdict(report.replaced)} if dry_run else {}),
         "seconds": round(report.seconds, 3),
     }
     target = _words.escaped(report.target)
@@ -206,8 +247,8 @@ def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: boo
         words = f"Compared {_words.which(report.backup)} with {target}: {entries} not as in the backup; {report.entries_unchanged:,} the same"
     elif dry_run:
         words = (
-            f"Would restore {_words.which(report.backup)} to {target}: {entries} to write, {_words.size(report.data_bytes)}; "
-            f"{report.entries_unchanged:,} already there"
+            f"Would restore {_words.which(report.backup)} to {target}: {_kinds(report.made)} to make, "
+            f"{_kinds(report.replaced)} to replace, {_words.size(report.data_bytes)} to fetch; {report.entries_unchanged:,} already there"
         )
     else:
         words = (
