@@ -191,13 +191,16 @@ def _event(message: str, **fields: object) -> None:
 
 @contextlib.contextmanager
 def _own_address(manager: Manager) -> Iterator[UnixAddress | None]:
-    """Where the server asks itself how it is, whatever it uses for others; None: no service manager wants to know."""
-    if not manager.listens:
-        yield None
-        return
-    # systemd gives several directories as one text.
-    parent = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or None
-    with sockets.private(parent) as own:
+    """Where the server asks itself how it is, whatever it uses for others; None: no manager wants to know, or there is no such place."""
+    with contextlib.ExitStack() as stack:
+        own = None
+        if manager.listens:
+            # systemd gives several directories as one text.
+            parent = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+            try:
+                own = stack.enter_context(sockets.private(parent))
+            except sockets.ListenError as error:
+                _log.warning("the service manager hears only that the process lives: %s", error)
         yield own
 
 
@@ -205,7 +208,9 @@ def _own_address(manager: Manager) -> Iterator[UnixAddress | None]:
 def _pulse(manager: Manager, own: UnixAddress | None, listening: Address | UnixAddress) -> Iterator[Pulse]:
     """Asks the server at its own address how it is, for the manager, while the context lasts."""
     if own is None:
-        yield Pulse(manager, lambda _timeout_s: "")
+        yield Pulse(
+            manager, lambda _timeout_s: f"Serving on {listening}; it does not check itself, see the log"
+        )
         return
     with grpc.insecure_channel(own.target) as channel:
         yield Pulse(manager, lambda timeout_s: health.describe(channel, str(listening), timeout_s))
@@ -307,5 +312,5 @@ def local_client(settings: Settings, listening: Address | UnixAddress, token: st
         ca=str(files.certificate),
         cert=str(files.certificate) if mutual else "",
         key=str(files.key) if mutual else "",
-        server_name=tls.name_to_expect(files, address.host if isinstance(address, Address) else ""),
+        server_name=tls.name_to_expect(files, address.host),
     )
