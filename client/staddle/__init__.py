@@ -73,6 +73,7 @@ from staddle._types import (
     Progress,
     RestoreReport,
     Scope,
+    ServerCondition,
     ServerInfo,
     Xattr,
 )
@@ -129,6 +130,7 @@ __all__ = [
     "RetentionTag",
     "RootDiffersError",
     "Scope",
+    "ServerCondition",
     "ServerError",
     "ServerInfo",
     "Settings",
