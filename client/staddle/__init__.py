@@ -42,6 +42,7 @@ from staddle._errors import (
     UploadClosedError,
     UploadNotFoundError,
 )
+from staddle._plan_types import Amount, BackupPlan, PlannedChange, PlannedPath
 from staddle._retention_types import (
     AppliedRetention,
     PlannedBackup,
@@ -63,6 +64,7 @@ from staddle._types import (
     Dataset,
     DigestOrigin,
     Entry,
+    EntryCounts,
     EntryType,
     Hold,
     Hole,
@@ -81,11 +83,13 @@ from staddle._types import (
 __all__ = [
     "AccessDeniedError",
     "AlreadyExistsError",
+    "Amount",
     "AppliedRetention",
     "AuthenticationError",
     "Backup",
     "BackupKind",
     "BackupNotFoundError",
+    "BackupPlan",
     "BackupReport",
     "BadRequestError",
     "CancelledError",
@@ -104,6 +108,7 @@ __all__ = [
     "DeadlineError",
     "DigestOrigin",
     "Entry",
+    "EntryCounts",
     "EntryType",
     "ExhaustedError",
     "Hold",
@@ -117,6 +122,8 @@ __all__ = [
     "PathProblem",
     "PlanChangedError",
     "PlannedBackup",
+    "PlannedChange",
+    "PlannedPath",
     "PreconditionError",
     "ProblemKind",
     "Profile",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -20,6 +20,7 @@ from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.space import Space
+from staddle_server.threads import Threads
 from staddle_server.upkeep.clockwatch import ClockWatch
 from staddle_server.upkeep.collector import collect
 from staddle_server.upkeep.condition import Conditions
@@ -64,6 +65,7 @@ class Service:
         scrub_bytes_per_s: float = 20 * MIB,
         clock: Clock | None = None,
         space: Space | None = None,
+        certificates_last: Callable[[], bool] = lambda: True,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet.
 
@@ -74,7 +76,7 @@ class Service:
         clock = clock or SystemClock()
         tenants = Tenants(blobs, catalog, keys)
         self.finished_records = finish_all(tenants, catalog)
-        self._openers = ThreadPoolExecutor(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
+        self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._uploads = Uploads(
             catalog,
             tenants,
@@ -123,6 +125,7 @@ class Service:
             has_room=has_room,
             is_kept_up=lambda: not self.clock_watch.in_doubt,
             is_whole=lambda: integrity.is_whole,
+            certificates_last=certificates_last,
         )
         scrubber = Scrubber(
             kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy
@@ -142,8 +145,10 @@ class Service:
         ]
         self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
 
-    def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Compares the packs with the store, then listens on HOST:PORT and serves; gives the port, a free one where 0 was asked for.
+    def start(self, address: str, credentials: grpc.ServerCredentials | None, own: str = "") -> int:
+        """Compares the packs with the store, then listens on HOST:PORT or unix:PATH and serves; gives the port, a free one where 0 was asked for.
+
+        `own` is a second address, without TLS, for the server's own questions.
 
         Raises:
             RuntimeError: the address is in use, or is none.
@@ -151,7 +156,7 @@ class Service:
         """
         self.clock_watch.start()
         self._integrity.start()
-        port = self._wire.start(address, credentials)
+        port = self._wire.start(address, credentials, own)
         self._schedule.start()
         return port
 

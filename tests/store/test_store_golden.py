@@ -1,5 +1,7 @@
 """The golden files: made again byte for byte, read by the code, and read by hand as docs/format.md says."""
 
+import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -195,6 +197,13 @@ def test_the_golden_head_opens_by_hand_as_the_format_describes() -> None:
     key = derive("staddle.v1 record key", open_keys("keys-1.bin")["root"])
     opened = AESGCM(key).decrypt(nonce, data[40:], data[:40])
     assert struct.unpack("<Q", opened) == (len(RECORDS),)
+
+
+def test_the_golden_mark_says_who_began_when() -> None:
+    first, told, end = golden("mark.bin").split(b"\n")
+    assert (first, end) == (b"staddle mark 1", b"")
+    assert json.loads(told) == {"host": "granary", "began": "2026-11-29T08:00:00Z"}
+    assert re.fullmatch(r"marks/000000000007-[0-9a-f]{16}", names()["mark.bin"])
 
 
 @pytest.mark.parametrize("kind", RECORDS)

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from staddle_server import errors
 from staddle_server.catalog.words import BATCH, batches
+from staddle_server.threads import is_no_memory
 
 _log = logging.getLogger(__name__)
 
@@ -140,10 +141,17 @@ class Database:
         except errors.StaddleError:
             raise
         except Exception as error:
+            if is_no_memory(error):
+                self._renew_pool()
             told = self._translate(error)
             if told is None:
                 raise
             raise told from error
+
+    def _renew_pool(self) -> None:
+        """Begins anew with connections: one whose return failed for want of memory is lost to the old pool for ever."""
+        with suppress(Exception):
+            self.engine.dispose()
 
     def close(self) -> None:
         """Closes all idle connections; the database opens again when it is used again."""

@@ -396,3 +396,13 @@ clock = Table(
     Column("jump_ns", BigInteger, nullable=False),
     Column("waited_ns", BigInteger, nullable=False),
 )
+
+# One row: the mark of the last start, and when its file in the store was made.
+generation = Table(
+    "generation",
+    metadata,
+    Column("row", ROW, primary_key=True),
+    Column("current", Text, nullable=False),
+    Column("birth_ns", BigInteger),
+    Column("intended", Text, nullable=False),
+)

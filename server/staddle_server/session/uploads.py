@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Terms, Upload
@@ -22,6 +21,7 @@ from staddle_server.session.records import finish_record
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.session.writer import UploadWriter
 from staddle_server.store.space import Space
+from staddle_server.threads import Background, Threads
 from staddle_server.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
 
 log = logging.getLogger(__name__)
@@ -63,14 +63,14 @@ class Uploads:
         if space is not None:
             space.unwritten = lambda: sum(writer.unwritten_bytes for writer in self._all())
         self._presence = Presence(catalog, clock)
-        self._compressors = ThreadPoolExecutor(
+        self._compressors = Threads(
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
         )
         self._writers: dict[bytes, UploadWriter] = {}
         self._closing = False
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._keeper = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
+        self._expiry_s = clock.monotonic_s()
+        self._keeper = Background("housekeeping", HOUSEKEEPING_S, self._keep_house)
         self._keeper.start()
 
     # ------------------------------------------------------------------ begin and take over
@@ -328,17 +328,12 @@ class Uploads:
     # ------------------------------------------------------------------ housekeeping
 
     def _keep_house(self) -> None:
-        expiry_s = self._clock.monotonic_s()
-        while not self._stop.wait(HOUSEKEEPING_S):
-            try:
-                for writer in self._all():
-                    writer.keep(self._terms.lease_s)
-                    self._forget(writer)
-                if self._clock.monotonic_s() - expiry_s >= EXPIRY_S:
-                    expiry_s = self._clock.monotonic_s()
-                    self._expire()
-            except Exception:  # whatever it was: without this thread nothing would become durable by itself
-                log.exception("housekeeping failed, and goes on")
+        for writer in self._all():
+            writer.keep(self._terms.lease_s)
+            self._forget(writer)
+        if self._clock.monotonic_s() - self._expiry_s >= EXPIRY_S:
+            self._expiry_s = self._clock.monotonic_s()
+            self._expire()
 
     def _all(self) -> Sequence[UploadWriter]:
         with self._lock:
@@ -357,8 +352,7 @@ class Uploads:
         """Brings every upload to a checkpoint and ends its writer; from now on none is opened."""
         with self._lock:
             self._closing = True
-        self._stop.set()
-        self._keeper.join()
+        self._keeper.stop()
         for writer in self._all():
             writer.put_aside("was put aside, for the server is shutting down")
             self._forget(writer)

@@ -47,6 +47,7 @@ from staddle_server.session.records import encode_committed, finish_record
 from staddle_server.session.tenant import Tenant
 from staddle_server.session.wholeness import Lacking, lacking
 from staddle_server.store.space import Space
+from staddle_server.threads import shortage
 from staddle_server.types import ChunkRef, Content, Entry, Kind, Profile, Role, Root, Scope, UploadState
 
 log = logging.getLogger(__name__)
@@ -143,11 +144,8 @@ class UploadWriter:
 
     def _fail(self, cause: BaseException) -> None:
         """Nothing in memory is trusted any more; what is durable is."""
-        text = (
-            cause.message
-            if isinstance(cause, StaddleError)
-            else f"a fault of the server ({type(cause).__name__})"
-        )
+        told = cause if isinstance(cause, StaddleError) else shortage(cause)
+        text = told.message if told is not None else f"a fault of the server ({type(cause).__name__})"
         self.close(refusals.resume_required(self.upload.id, f"stopped: {text}"))
         with suppress(StaddleError):
             self._catalog.uploads.set_failure(self.upload.tenant, self.upload.id, self.upload.epoch, text)
@@ -158,11 +156,13 @@ class UploadWriter:
             if self._closed is not None:
                 return
             self._closed = reason
-            with suppress(Exception):  # its outcome is in the catalog, whatever it was
-                self._reap(wait=True)
-            self._chunks.abort()
-            self._publisher.close()
-            stream, self._stream = self._stream, None
+            try:
+                with suppress(Exception):  # its outcome is in the catalog, whatever it was
+                    self._reap(wait=True)
+                self._chunks.abort()
+            finally:
+                self._publisher.close()
+                stream, self._stream = self._stream, None
         # The stream's own thread goes on to its answer, which says what happened.
         if stream is not None and stream.thread != threading.get_ident():
             stream.cancel()

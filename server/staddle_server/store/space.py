@@ -107,6 +107,14 @@ class Space:
         """What was taken and is not on the disk yet."""
         self._flaw: str | None = None
 
+    def keep(self, min_free: MinFree) -> None:
+        """How much is kept from now on; the next look counts it."""
+        with self._lock:
+            if min_free != self._min_free:
+                self._min_free = min_free
+                # What there was too little of by another measure says nothing by this one.
+                self._flaw, self._seen_s = None, float("-inf")
+
     def free(self) -> list[Free]:
         """What each directory's file system has now."""
         found = []

@@ -7,7 +7,6 @@ the scrubber, a restore, an upload. A mark counts until every backup was found w
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -16,6 +15,7 @@ from staddle_server.errors import StaddleError
 from staddle_server.session.presence import stored_size
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import packs_prefix, parse_pack_name
+from staddle_server.threads import Background
 from staddle_server.upkeep.check import each_pack
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
@@ -101,8 +101,7 @@ class Integrity:
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="integrity", daemon=True)
+        self._thread = Background("integrity", LOOK_S, self._look_again)
         self.known: dict[bytes, KnownDamage] = {}
         """What is damaged, by tenant, a second ago."""
         self._walked: dict[bytes, _State] = {}
@@ -113,15 +112,13 @@ class Integrity:
 
     def start(self) -> None:
         """Compares the packs of all tenants with the store, says what is damaged, and goes on looking."""
-        self.compare(self._stop.is_set)
+        self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())
         self._thread.start()
 
     def stop(self) -> None:
         """Ends."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.stop()
 
     def task(self) -> Task:
         """The comparison as a task of a running server."""
@@ -175,7 +172,7 @@ class Integrity:
         return all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, tenant))
 
     def _tick(self) -> None:
-        if self._stop.is_set():
+        if self._thread.stopping:
             raise _EndingError
 
     def _tell(self, known: dict[bytes, KnownDamage]) -> None:
@@ -206,13 +203,10 @@ class Integrity:
         self.known = known
         self.is_whole = not known
 
-    def _run(self) -> None:
-        while not self._stop.wait(LOOK_S):
-            try:
-                self.look()
-            except _EndingError:
-                return
-            except StaddleError as e:
-                log.warning("it could not be found out whether anything is damaged: %s", e.message)
-            except Exception:
-                log.exception("a fault in looking for known damage, which goes on")
+    def _look_again(self) -> None:
+        try:
+            self.look()
+        except _EndingError:
+            return
+        except StaddleError as e:
+            log.warning("it could not be found out whether anything is damaged: %s", e.message)
