@@ -135,7 +135,7 @@ def test_the_demonstration_backs_up_changes_restores_and_compares(shown: tuple[P
 
 def test_the_demonstration_stops_the_server_that_it_started(shown: tuple[Path, Path, str]) -> None:
     here, _, _ = shown
-    pid = int((here / "demo-data" / "server" / "server.lock").read_text())
+    pid = int((here / "demo-data" / "server" / "server.lock").read_text().split()[0])
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

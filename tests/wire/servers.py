@@ -68,8 +68,8 @@ class Running:
         self.blobs = self.wrap(DirectoryBlobs(str(self.root / "store")))
         # The same secrets in every run, so that chunks and pages end where they ended before.
         self.keys = KeyStore(self.blobs, MASTER, self._random.randbytes)
-        if self.catalog.tenants.get_by_name("default") is None:
-            self.tenant = self.make_tenant("default")
+        known = self.catalog.tenants.get_by_name("default")
+        self.tenant = self.make_tenant("default") if known is None else known.id
         self.service = Service(
             self.catalog,
             self.blobs,
@@ -178,13 +178,14 @@ class ServerProcess:
     data: Path
     process: subprocess.Popen[str] | None = None
     flags: tuple[str, ...] = NOTHING_BY_ITSELF
+    command: tuple[str, ...] = (str(Path(sys.executable).with_name("staddle-server")),)
 
     def start(self) -> None:
         """Starts it on a free port and waits until it listens."""
         with (self.data.parent / f"{self.data.name}.log").open("a") as log:
             self.process = subprocess.Popen(
                 [
-                    str(Path(sys.executable).with_name("staddle-server")),
+                    *self.command,
                     "serve",
                     "--data",
                     str(self.data),
@@ -199,7 +200,7 @@ class ServerProcess:
             )
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            found = re.match(r"Listening on (\S+:\d+)", line)
+            found = re.match(r"Listening on (.+?) \(", line)
             if found:
                 self.address = found[1]
                 return

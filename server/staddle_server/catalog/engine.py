@@ -20,6 +20,7 @@ from staddle_server.catalog.dialect import (
     installed_wheel,
     open_sqlite,
 )
+from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.removal import Removal
 from staddle_server.catalog.retention import Retentions
@@ -50,6 +51,7 @@ class Catalog:
         self.retention = Retentions(database, self.tenants)
         self.tasks = Tasks(database)
         self.clock = Clocks(database)
+        self.generation = Generations(database)
         self.collectors = Collectors(database)
         self.collection = Collection(database, self.tenants)
         self.removal = Removal(database, self.tenants)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +14,7 @@ from staddle_server.session.missing import MissingChange
 from staddle_server.session.progress import Progress, encode_progress
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import PackWriter
+from staddle_server.threads import Threads
 from staddle_server.types import PackSummary
 
 ChunkKey = bytes
@@ -39,7 +40,7 @@ class Publisher:
         self._upload = upload
         self._clock = clock
         self._terms = terms
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._thread = Threads(1, thread_name_prefix="publish")
         self._publishing: Future[Published] | None = None
 
     def begin(self, tenant: Tenant) -> PackWriter:
@@ -64,9 +65,14 @@ class Publisher:
         packs: Sequence[Future[PackSummary]],
         chunks: Sequence[ChunkKey],
         missing: MissingChange,
+        *,
+        wrote: bool,
     ) -> None:
-        """Begins to make a durable point durable; `reap` tells what became of it. The one before must be reaped."""
-        self._publishing = self._thread.submit(self._publish, progress, packs, chunks, missing)
+        """Begins to make a durable point durable; `reap` tells what became of it. The one before must be reaped.
+
+        `wrote`: the upload's holder has sent something.
+        """
+        self._publishing = self._thread.submit(self._publish, progress, packs, chunks, missing, wrote)
 
     def _publish(
         self,
@@ -74,6 +80,7 @@ class Publisher:
         packs: Sequence[Future[PackSummary]],
         chunks: Sequence[ChunkKey],
         missing: MissingChange,
+        wrote: bool,
     ) -> Published:
         summaries = [pack.result() for pack in packs]
         stored = self.durable.stored_bytes + sum(summary.size_bytes for summary in summaries)
@@ -86,6 +93,7 @@ class Publisher:
             durable=DurableUpdate(encode_progress(now), now.position, now.entry_count, now.data_bytes),
             missing_added=[MissingChunk(*item) for item in missing.added.items()],
             missing_removed=missing.removed,
+            wrote=wrote,
             now_ns=self._clock.now_ns(),
             terms=self._terms,
         )

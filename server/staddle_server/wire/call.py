@@ -29,6 +29,8 @@ from staddle_server.limits import (
     CALLS_WAITING_TENANT_MAX,
 )
 from staddle_server.logs import CALLS
+from staddle_server.session.decoded import DecodedBytes, Held
+from staddle_server.threads import shortage
 from staddle_server.types import TokenRole
 from staddle_server.wire.status import code_of, status_of
 from staddle_server.wire.streams import ARRIVING_S, RETRY_S, Place, Streams, first
@@ -122,12 +124,27 @@ class Method(NamedTuple):
     one_of_many: bool = False
 
 
+class Reading(NamedTuple):
+    """How the messages of a method are read.
+
+    Attributes:
+        decode: Makes what the handler gets.
+        weigh: What that takes in memory, from above; the call holds it to its end. Streams that come in count part by part.
+
+    """
+
+    decode: Callable[[bytes], Any]
+    weigh: Callable[[bytes], int]
+
+
 class Gate:
     """Lets calls in: knows the tokens and the places, and closes when the server drains.
 
     Attributes:
         streams: The places for Backup and Restore streams; a tenant owns its own.
         calls: The places for other calls, from before their message comes until they are answered.
+        decoded: The memory for what calls hold decoded.
+        check_threads: Whether a call may keep its thread; raises Exhausted. Whoever has the threads sets it.
 
     """
 
@@ -138,6 +155,8 @@ class Gate:
         streams: Streams,
         now_s: Callable[[], float],
         valid: Callable[[Collection[bytes]], set[bytes]],
+        *,
+        decoded: DecodedBytes,
     ) -> None:
         """`valid`: those of these tokens, named by their ids, that may still call."""
         self._authenticate = authenticate
@@ -147,8 +166,10 @@ class Gate:
         """What is under way."""
         self.tenant_name = tenant_name
         self.streams = streams
+        self.decoded = decoded
         self._now_s = now_s
         self._admitted_s = -BUSY_S
+        self.check_threads: Callable[..., None] = lambda *, stream: None  # noqa: ARG005
         self.draining = False
         """Whether calls are told that the server is shutting down."""
         self.calls = Streams(
@@ -199,7 +220,12 @@ class Gate:
         """From now until its end the call's token is looked at again and again."""
         with self._lock:
             self._calls[call] = None
-        if not call.on_end(lambda: self._leave(call)):
+        try:
+            lives = call.on_end(lambda: self._leave(call))
+        except BaseException:
+            self._leave(call)
+            raise
+        if not lives:
             self._leave(call)
 
     def _leave(self, call: Call) -> None:
@@ -235,17 +261,19 @@ class Gate:
 
 
 def handle(
-    gate: Gate, name: str, method: Method, kind: str, decode: Callable[[bytes], Any]
+    gate: Gate, name: str, method: Method, kind: str, reading: Reading
 ) -> Callable[[Iterator[bytes], grpc.ServicerContext], Any]:
     """The function that gRPC calls for a method. `kind` is "unary", "upstream" or "downstream".
 
     For gRPC every method streams its requests, which is the same on the wire: so who calls is known before anything that was
     sent is looked at, and a caller that sends nothing waits here, where it is counted and ended.
     """
+    decode, weigh = reading
 
     def admit(context: grpc.ServicerContext) -> Call:
         principal = gate.principal(context)
         gate.check(name, method, principal)
+        gate.check_threads(stream=kind != "unary")
         call = Call(principal, gate.tenant_name(principal.tenant), context)
         gate.enter(call)
         return call
@@ -266,9 +294,11 @@ def handle(
                 # Its place is the thread that works for it, so it is kept until the answer.
                 principal = call.principal
                 place = gate.calls.enter(context, principal.token, principal.tenant, until_left=True)
+                held = gate.decoded.held(principal.tenant, call.check)
                 try:
-                    response = method.handler(decode(_come(place, requests)), call)
+                    response = method.handler(decode(_counted(held, weigh, _come(place, requests))), call)
                 finally:
+                    held.close()
                     gate.calls.leave(place)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
@@ -281,9 +311,13 @@ def handle(
             call = line.call = admit(context)
             place = gate.streams.enter(context, call.principal.tenant)
             context.add_callback(line.gone)
-            request = decode(gate.calls.only(requests, context, call.principal.token, call.principal.tenant))
+            held = gate.decoded.held(call.principal.tenant, call.check)
+            message = gate.calls.only(requests, context, call.principal.token, call.principal.tenant)
+            request = decode(_counted(held, weigh, message))
+            del message
             place.moved()  # the request is all that the client sends
             yield from call.passing(place.moving(method.handler(request, call)))
+            held.close()
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")
@@ -296,6 +330,16 @@ def _come(place: Place, requests: Iterator[bytes]) -> bytes:
     message = first(requests)
     place.at_work()
     return message
+
+
+def _counted(held: Held, weigh: Callable[[bytes], int], message: bytes) -> bytes:
+    """The message, once there is room for what it becomes. Small ones are not looked at: no call has room only for those."""
+    if len(message) > _SMALL_BYTES:
+        held.change(weigh(message))
+    return message
+
+
+_SMALL_BYTES: Final = 4096
 
 
 class _Line:
@@ -316,8 +360,9 @@ class _Line:
             self.end("CANCELLED")
             self._context.abort(grpc.StatusCode.CANCELLED, "the client's stream broke off")
         if not isinstance(error, StaddleError):
+            scarce = shortage(error)
             log.error("a fault in %s", self._name, exc_info=error)
-            error = Fault("INTERNAL", f"a fault of the server in {self._name}; its log has more")
+            error = scarce or Fault("INTERNAL", f"a fault of the server in {self._name}; its log has more")
         self.end(code_of(error).name, error)
         status = rpc_status.to_status(status_of(error))
         _free_frames(error)
