@@ -376,8 +376,21 @@ def test_a_dry_run_knows_lists_and_several_paths(protected) -> None:
 
 def test_an_interrupted_backup_of_other_paths_is_not_gone_on_with(protected) -> None:
     make(protected.source, "a", "d/x", "e/y")
-    one = protected.backup(paths=["a", "d"], dataset="x")
-    other = protected.backup(paths=["a", "e"], dataset="x")
-    assert not one.resumed
-    assert not other.resumed
-    assert names_in(protected, "x") == ["a", "e", "e/y"]
+
+    class StoppedError(Exception):
+        pass
+
+    def interrupting() -> int:
+        raise StoppedError
+
+    def interrupt(*names: str) -> None:
+        with pytest.raises(StoppedError):
+            protected.backup(paths=names, clock=interrupting)
+
+    interrupt("a", "d")
+    assert protected.backup(paths=["d", "a"]).resumed
+    interrupt("a", "d")
+    assert not protected.backup(paths=["a", "e"]).resumed
+    assert names_in(protected) == ["a", "e", "e/y"]
+    interrupt("a", "d")
+    assert not protected.backup([protected.source / name for name in ("a", "d")]).resumed

@@ -109,6 +109,9 @@ def test_several_paths_in_one_command(staddle: CommandLine, source: Path) -> Non
     assert paths_of(staddle) == {"-dash", "etc", "etc/deep", "etc/deep/empty"}
     missing = staddle("backup", source / "etc", source / "nothing", "--dataset", "data", code=1)
     assert "nothing: No such file" in missing.err
+    named = staddle("backup", source / "etc", "small-name", "--dataset", "data", code=1)
+    assert "Cannot use small-name: No such file" in named.err
+    assert "Cannot use '': No such file" in staddle("backup", "", "--dataset", "data", code=1).err
     usual = staddle("backup", "--dataset", "data", "--", "ls", "-l", code=2)
     assert "--from-command" in usual.err
     assert "backed up alone" in staddle("backup", source, "-", "--dataset", "data", code=2).err
