@@ -231,6 +231,14 @@ def test_another_common_parent_is_another_root(protected) -> None:
         protected.backup([protected.source / "a/b", protected.source / "d"])
 
 
+def test_one_string_is_not_a_list_of_paths(protected) -> None:
+    make(protected.source, "a")
+    with pytest.raises(BadRequestError, match="list of paths"):
+        protected.client.backup(protected.source, dataset="data", paths="a")
+    with pytest.raises(BadRequestError, match="No path"):
+        protected.client.backup([], dataset="data")
+
+
 def test_the_roots_of_paths() -> None:
     assert source_of([b"/etc", b"/home"]).root == b"/"
     assert source_of([b"/etc", b"/home"]).chosen.named == {b"etc", b"home"}
