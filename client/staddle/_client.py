@@ -231,7 +231,7 @@ class Client(RetentionMethods):
         options = BackupOptions(
             dataset=text("dataset", dataset),
             kind=choice("kind", kind, BackupKind),
-            paths=None if paths is None else tuple(paths),
+            paths=_names(paths),
             exclude=tuple(exclude),
             exclude_files=tuple(exclude_files),
             exclude_caches=exclude_caches,
@@ -283,7 +283,7 @@ class Client(RetentionMethods):
         options = BackupOptions(
             dataset=text("dataset", dataset),
             kind=choice("kind", kind, BackupKind),
-            paths=None if paths is None else tuple(paths),
+            paths=_names(paths),
             exclude=tuple(exclude),
             exclude_files=tuple(exclude_files),
             exclude_caches=exclude_caches,
@@ -621,6 +621,13 @@ class Client(RetentionMethods):
         Closing the iterator cancels the call.
         """
         return self._calls.stream(method, request, timeout_s=timeout_s, retry=retry)
+
+
+def _names(paths: Iterable[PathLike] | None) -> tuple[PathLike, ...] | None:
+    """Names of a list. One string is none: its letters would be taken for names."""
+    if isinstance(paths, str | bytes):
+        raise BadRequestError(f"paths is a list of paths, not {paths!r}.", facts={"field": "paths"})
+    return None if paths is None else tuple(paths)
 
 
 def _local_paths(path: LocalPath | Sequence[LocalPath]) -> list[bytes]:

@@ -231,6 +231,14 @@ def test_another_common_parent_is_another_root(protected) -> None:
         protected.backup([protected.source / "a/b", protected.source / "d"])
 
 
+def test_one_string_is_not_a_list_of_paths(protected) -> None:
+    make(protected.source, "a")
+    with pytest.raises(BadRequestError, match="list of paths"):
+        protected.client.backup(protected.source, dataset="data", paths="a")
+    with pytest.raises(BadRequestError, match="No path"):
+        protected.client.backup([], dataset="data")
+
+
 def test_the_roots_of_paths() -> None:
     assert source_of([b"/etc", b"/home"]).root == b"/"
     assert source_of([b"/etc", b"/home"]).chosen.named == {b"etc", b"home"}
@@ -376,8 +384,21 @@ def test_a_dry_run_knows_lists_and_several_paths(protected) -> None:
 
 def test_an_interrupted_backup_of_other_paths_is_not_gone_on_with(protected) -> None:
     make(protected.source, "a", "d/x", "e/y")
-    one = protected.backup(paths=["a", "d"], dataset="x")
-    other = protected.backup(paths=["a", "e"], dataset="x")
-    assert not one.resumed
-    assert not other.resumed
-    assert names_in(protected, "x") == ["a", "e", "e/y"]
+
+    class StoppedError(Exception):
+        pass
+
+    def interrupting() -> int:
+        raise StoppedError
+
+    def interrupt(*names: str) -> None:
+        with pytest.raises(StoppedError):
+            protected.backup(paths=names, clock=interrupting)
+
+    interrupt("a", "d")
+    assert protected.backup(paths=["d", "a"]).resumed
+    interrupt("a", "d")
+    assert not protected.backup(paths=["a", "e"]).resumed
+    assert names_in(protected) == ["a", "e", "e/y"]
+    interrupt("a", "d")
+    assert not protected.backup([protected.source / name for name in ("a", "d")]).resumed

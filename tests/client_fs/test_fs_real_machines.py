@@ -267,6 +267,10 @@ def test_what_is_marked_as_a_cache_is_left_out_with_a_note(thin: bool, protected
     assert [(note.kind, note.path) for note in made.notes] == [(ProblemKind.SKIPPED, "cache")]
     protected.backup(protected.source / "cache", dataset="named", thin=thin)
     assert names_in(protected, "named") == {"CACHEDIR.TAG", "thing"}
+    protected.backup(
+        protected.source / "cache", dataset="marked", thin=thin, exclude_if_present=(".nobackup",)
+    )
+    assert names_in(protected, "marked") == {"CACHEDIR.TAG", "thing"}
 
 
 def test_the_clients_own_cache_is_not_backed_up(protected) -> None:

@@ -84,9 +84,11 @@ def test_a_dry_run_says_what_would_travel_and_makes_no_backup(staddle: CommandLi
     (source / "etc" / b"odd\n\xff".decode("utf-8", "surrogateescape")).write_text("new")
     (source / "hello.txt").unlink()
     listed = staddle(*words, "--dry-run", "-v")
-    assert listed.lines[:-1] == ["~ ./", "~ etc", "+ etc/odd\\n\\xff", "- hello.txt"]
+    assert listed.lines[:2] == ["~ ./", "~ etc"]  # and what is too new to be trusted
+    assert [line for line in listed.lines[:-1] if line[0] != "~"] == ["+ etc/odd\\n\\xff", "- hello.txt"]
     told = staddle(*words, "--dry-run", "--json")
-    assert [(each["change"], each["path"]) for each in told.records[:-1]][2:] == [
+    named = [(each["change"], each["path"]) for each in told.records[:-1]]
+    assert [each for each in named if each[0] != "changed"] == [
         ("new", "etc/odd\\n\\xff"),
         ("removed", "hello.txt"),
     ]
@@ -109,6 +111,9 @@ def test_several_paths_in_one_command(staddle: CommandLine, source: Path) -> Non
     assert paths_of(staddle) == {"-dash", "etc", "etc/deep", "etc/deep/empty"}
     missing = staddle("backup", source / "etc", source / "nothing", "--dataset", "data", code=1)
     assert "nothing: No such file" in missing.err
+    named = staddle("backup", source / "etc", "small-name", "--dataset", "data", code=1)
+    assert "Cannot use small-name: No such file" in named.err
+    assert "Cannot use '': No such file" in staddle("backup", "", "--dataset", "data", code=1).err
     usual = staddle("backup", "--dataset", "data", "--", "ls", "-l", code=2)
     assert "--from-command" in usual.err
     assert "backed up alone" in staddle("backup", source, "-", "--dataset", "data", code=2).err

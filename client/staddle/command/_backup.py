@@ -44,7 +44,7 @@ class How:
 
 @command(
     "backup",
-    "Back up a directory, a file, or what a command prints.",
+    "Back up directories, files, or what a command prints.",
     "staddle backup /srv/www --dataset www --exclude '*.tmp'",
     "staddle backup --dataset orders --name dump.sql --from-command -- pg_dump orders",
     "zcat old.sql.gz | staddle backup - --dataset orders --name dump.sql",
@@ -184,7 +184,8 @@ def backup(
 ) -> int:
     """Back up a directory or a file, standard input (`-`), or what a command prints (--from-command).
 
-    A dataset holds what one PATH holds, and PATH is the same each time. What cannot be read is named, and the rest goes on: exit code 3.
+    Several PATHs become one backup, whose root is the directory that all of them lie in. A dataset has one root, which is the same each time.
+    What cannot be read is named, and the rest goes on: exit code 3.
     The backup of a PATH that was interrupted goes on where it was when the same command runs again.
     """
     if verbose and not dry_run:

@@ -166,7 +166,8 @@ def _os_message(error: OSError) -> str:
     if error.filename is None:
         return f"{why}"
     name = error.filename if isinstance(error.filename, str | bytes) else str(error.filename)
-    return f"{escaped(name)}: {why}"
+    # A message begins with a capital letter, and a name must keep its own.
+    return f"cannot use {escaped(name) or repr('')}: {why}"
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
