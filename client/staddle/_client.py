@@ -52,6 +52,9 @@ from staddle._types import (
 from staddle._when import LATEST, selector_of
 from staddle.v1 import service_pb2 as service
 
+LocalPath = str | bytes | os.PathLike[str]
+"""A path of this machine."""
+
 M = TypeVar("M", bound=Message)
 V = TypeVar("V")
 
@@ -91,7 +94,7 @@ class Client(RetentionMethods):
         timeout_s: float | None = None,
         retry_s: float | None = None,
     ) -> None:
-        """A client of `server` (HOST:PORT).
+        """A client of `server` (HOST:PORT or unix:PATH).
 
         `ca` is the file of the authority that signed the server's certificate, or "system" for a public one; a server on
         another machine is only spoken to with it. `cert` and `key` are the client's own, for mutual TLS. `server_name` is
@@ -174,7 +177,7 @@ class Client(RetentionMethods):
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the server."""
+        """HOST:PORT or unix:PATH of the server."""
         return self._calls.address
 
     def close(self) -> None:
@@ -185,10 +188,11 @@ class Client(RetentionMethods):
 
     def backup(
         self,
-        path: str | bytes | os.PathLike[str],
+        path: LocalPath | Sequence[LocalPath],
         *,
         dataset: str,
         kind: str = "auto",
+        paths: Iterable[PathLike] | None = None,
         exclude: Sequence[str] = (),
         exclude_files: Sequence[str] = (),
         exclude_caches: bool = True,
@@ -207,6 +211,9 @@ class Client(RetentionMethods):
     ) -> BackupReport:
         """Makes a backup of a directory, or of one file, and says what it did: `report.problems` names what was not read.
 
+        Several paths become one backup, whose root is the directory that all of them lie in; of what else is in it, only the directories on
+        the way are recorded. `paths` limits the backup of one directory to these paths in it, with everything below them; one that does not
+        exist is a problem, and it is BadRequestError if none does.
         `kind` is auto, full, incremental or differential; `exclude` are patterns as in .gitignore, `exclude_files` files of such, each
         read once. A pattern that begins with the path of the root means what lies there; one that cannot be meant is BadRequestError, and
         one that matched nothing is a warning. `exclude_caches` leaves out what is in directories marked by CACHEDIR.TAG and in data
@@ -224,6 +231,7 @@ class Client(RetentionMethods):
         options = BackupOptions(
             dataset=text("dataset", dataset),
             kind=choice("kind", kind, BackupKind),
+            paths=None if paths is None else tuple(paths),
             exclude=tuple(exclude),
             exclude_files=tuple(exclude_files),
             exclude_caches=exclude_caches,
@@ -243,16 +251,17 @@ class Client(RetentionMethods):
         try:
             from staddle._source import backup_directory
 
-            return backup_directory(self, os.fsencode(path), options)
+            return backup_directory(self, _local_paths(path), options)
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
 
     def plan_backup(
         self,
-        path: str | bytes | os.PathLike[str],
+        path: LocalPath | Sequence[LocalPath],
         *,
         dataset: str,
         kind: str = "auto",
+        paths: Iterable[PathLike] | None = None,
         exclude: Sequence[str] = (),
         exclude_files: Sequence[str] = (),
         exclude_caches: bool = True,
@@ -274,6 +283,7 @@ class Client(RetentionMethods):
         options = BackupOptions(
             dataset=text("dataset", dataset),
             kind=choice("kind", kind, BackupKind),
+            paths=None if paths is None else tuple(paths),
             exclude=tuple(exclude),
             exclude_files=tuple(exclude_files),
             exclude_caches=exclude_caches,
@@ -289,7 +299,7 @@ class Client(RetentionMethods):
         try:
             from staddle._plan import plan_backup
 
-            return plan_backup(self._calls, os.fsencode(path), options, each=each)
+            return plan_backup(self._calls, _local_paths(path), options, each=each)
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
 
@@ -611,6 +621,11 @@ class Client(RetentionMethods):
         Closing the iterator cancels the call.
         """
         return self._calls.stream(method, request, timeout_s=timeout_s, retry=retry)
+
+
+def _local_paths(path: LocalPath | Sequence[LocalPath]) -> list[bytes]:
+    paths = [path] if isinstance(path, str | bytes | os.PathLike) else list(path)
+    return [os.fsencode(each) for each in paths]
 
 
 def _missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | UnsupportedError:

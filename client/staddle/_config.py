@@ -17,6 +17,7 @@ from typing import Final
 from staddle._errors import ConfigError
 from staddle._given import read, text_of, unquoted
 
+UNIX_PREFIX: Final = "unix:"
 CONFIG_VARIABLE: Final = "STADDLE_CONFIG"
 CONFIG_FILES: Final = ("~/.config/staddle/client.toml", "/etc/staddle/client.toml")
 CONFIG_BYTES_MAX: Final = 64 * 1024
@@ -34,7 +35,7 @@ class Settings:
     """How to reach a server, and where to remember what it holds. Empty means: not set.
 
     Attributes:
-        server: HOST:PORT.
+        server: HOST:PORT, or unix:PATH.
         token: what the server knows the caller by.
         ca: file of the authority that signed the server's certificate, or "system" for the public ones. Empty: no TLS.
         cert: file of the client's own certificate, for mutual TLS.
@@ -151,6 +152,8 @@ def _checked(table: Mapping[str, object], path: str) -> dict[str, str]:
             kind = _KINDS.get(type(value), "something else")
             raise ConfigError(f"{path}: {name} must be a string, not {kind}.", facts={"path": path})
         text = unquoted(value)
+        if name == "server" and text.startswith(UNIX_PREFIX) and not text.startswith(f"{UNIX_PREFIX}/"):
+            text = UNIX_PREFIX + _beside(path, text.removeprefix(UNIX_PREFIX))
         values[name] = _beside(path, text) if name in PATH_FIELDS else text
     return values
 

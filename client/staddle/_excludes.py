@@ -114,11 +114,11 @@ def lines_of(file: str | os.PathLike[str]) -> list[str]:
         data = opened.read(PATTERN_FILE_BYTES_MAX + 1)
     if len(data) > PATTERN_FILE_BYTES_MAX:
         raise ValueError(f"the pattern file {os.fspath(file)} is larger than {PATTERN_FILE_BYTES_MAX} bytes")
-    lines = (line.removesuffix("\r") for line in _decoded(data).split("\n"))
+    lines = (line.removesuffix("\r") for line in decoded(data).split("\n"))
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def _decoded(data: bytes) -> str:
+def decoded(data: bytes) -> str:
     """Text as editors write it: UTF-8, with or without a byte order mark, or UTF-16 with one."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")

@@ -32,7 +32,8 @@ class Block(NamedTuple):
         """The block alone, as libraries take it."""
         text = base64.b64encode(self.der).decode()
         lines = "\n".join(text[at : at + 64] for at in range(0, len(text), 64))
-        return f"-----BEGIN {self.label}-----\n{lines}\n-----END {self.label}-----\n".encode()
+        label = "CERTIFICATE" if self.label in _CERTIFICATES else self.label
+        return f"-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n".encode()
 
 
 class PemFile(NamedTuple):

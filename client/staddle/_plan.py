@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from staddle._gather import Tally
 from staddle._metadata import Names, entry_of
 from staddle._pages import PageGuard
 from staddle._plan_types import Amount, BackupPlan, PlannedChange, PlannedPath, PlannedPathCallback
-from staddle._selected import check_source
+from staddle._selected import find_source
 from staddle._source import Opened, Run
 from staddle._types import BackupKind, BackupOptions
 from staddle.v1 import resources_pb2 as pb
@@ -23,26 +23,27 @@ from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
     from staddle._calls import Calls
+    from staddle._chosen import Source
     from staddle._scan import Clock
 
 
 def plan_backup(
     calls: Calls,
-    path: bytes,
+    paths: bytes | Sequence[bytes],
     options: BackupOptions,
     clock: Clock = time.time_ns,
     each: PlannedPathCallback | None = None,
 ) -> BackupPlan:
     """See Client.plan_backup. Begins no upload, and neither reads nor writes the client's cache."""
-    check_source(path, exclude_caches=options.exclude_caches)
-    return _Plan(calls, path, replace(options, cache_dir=None), clock, each).made()
+    source = find_source(paths, options)
+    return _Plan(calls, source, replace(options, cache_dir=None), clock, each).made()
 
 
 class _Plan:
     def __init__(
         self,
         calls: Calls,
-        path: bytes,
+        source: Source,
         options: BackupOptions,
         clock: Clock,
         each: PlannedPathCallback | None,
@@ -51,7 +52,7 @@ class _Plan:
         self._options = options
         self._each = each
         self._tally = Tally(options.profile)
-        self._run = Run(calls, path, options, self._tally, clock, sync=None)
+        self._run = Run(calls, source, options, self._tally, clock, sync=None)
         self._names = Names()
         self._warnings: list[str] = []
         self._new = Amount()

@@ -10,10 +10,10 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from blake3 import blake3
 
@@ -21,13 +21,15 @@ from staddle._base import BaseDamagedError, BaseEntry, Changed, Comparison, Remo
 from staddle._cache import Cache
 from staddle._cache_file import CacheError
 from staddle._cached import CachedScan
-from staddle._convert import KINDS_TO_WIRE, backup_of, is_below, path_of, sort_key
+from staddle._chosen import Source
+from staddle._convert import KINDS_TO_WIRE, backup_of, is_below, path_of, sort_key, split_path
 from staddle._errors import (
     CancelledError,
     ConflictError,
     DamageError,
     DatasetNotFoundError,
     MissingChunksError,
+    NotFoundError,
     ProtocolError,
     ServerError,
     StaddleError,
@@ -43,9 +45,11 @@ from staddle._retry import Attempts, Retry, RetryNotice, may_pass
 from staddle._scan import Clock, Found, Scan
 from staddle._selected import (
     ALL_PERCENT,
+    check_excludes,
     check_removed,
-    check_source,
+    emptied,
     excludes_for,
+    find_source,
     omissions_of,
     patterns_of,
 )
@@ -79,18 +83,19 @@ class Attempt(Protocol):
     ) -> pb.Backup: ...
 
 
-def backup_directory(client: Client, path: bytes, options: BackupOptions) -> BackupReport:
-    """Makes a backup of a directory or of one file; see Client.backup. Raises StaddleError, or OSError if the path cannot be opened."""
+def backup_directory(client: Client, paths: Sequence[bytes], options: BackupOptions) -> BackupReport:
+    """Makes a backup of directories and files; see Client.backup. Raises StaddleError, or OSError if the path cannot be opened."""
     calls = client._calls  # noqa: SLF001 - one library; the Backup stream has no public method
-    return run_backup(calls, path, options, time.time_ns)
+    return run_backup(calls, paths, options, time.time_ns)
 
 
-def run_backup(calls: Calls, path: bytes, options: BackupOptions, clock: Clock) -> BackupReport:
+def run_backup(
+    calls: Calls, paths: bytes | Sequence[bytes], options: BackupOptions, clock: Clock
+) -> BackupReport:
     """As backup_directory; `clock` tells what a timestamp too recent to be trusted is."""
-    check_source(path, exclude_caches=options.exclude_caches)  # before anything is opened at the server
     begun_s = time.monotonic()
     tally = Tally(options.profile)
-    run = Run(calls, path, options, tally, clock)
+    run = Run(calls, find_source(paths, options), options, tally, clock)
     backup = run.to_end()
     return BackupReport(
         backup=backup_of(backup),
@@ -124,7 +129,7 @@ class Run:
     def __init__(
         self,
         calls: Calls,
-        path: bytes,
+        source: Source,
         options: BackupOptions,
         tally: Tally,
         clock: Clock,
@@ -132,14 +137,18 @@ class Run:
         sync: Callable[[int], None] | None = sync_file_system,
     ) -> None:
         self._calls = calls
-        self._root = os.path.abspath(path)
+        self._root = source.root
+        self._chosen = source.chosen
         self._sync = sync
         self._options = options
         self._tally = tally
         self._clock = clock
         self._patterns = patterns_of(options)
         self._excludes = excludes_for(self._patterns, self._root)
+        check_excludes(source, self._excludes)
         self._omissions = omissions_of(options)
+        self._empty: Sequence[bytes] = ()
+        """PATHs of several that have nothing in them."""
         self._removed_any = False
         """Whether something of the base was found to be removed, so that it has to be counted again after a failure."""
         self._skipped_any = False
@@ -247,6 +256,7 @@ class Run:
         what = (
             self._patterns,
             self._omissions,
+            None if self._chosen is None else self._chosen.fingerprint(),
             options.one_file_system,
             options.profile.value,
             sorted(options.tags.items()),
@@ -380,12 +390,14 @@ class Run:
                 known=known,
                 note=self._tally.note,
                 omissions=self._omissions,
+                chosen=self._chosen,
                 sync=self._sync,
             )
             with closing(iter(scan)) as differences:
                 yield from self._watched(differences)
             self._tally.unchanged = scan.unchanged
             self._tally.excluded = scan.excluded_count
+            self._empty = scan.empty
             self._check_removed(opened, scan)
 
     def _known(self, opened: Opened) -> CacheReader | None:
@@ -431,9 +443,12 @@ class Run:
         most = self._options.max_removed_percent
         if most is not None and most >= ALL_PERCENT:
             return
+        for path in self._empty:
+            if self._had_entries(path):
+                raise emptied(os.path.join(self._root, path))
         unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
-        emptied = not seen.found_count and not unread and os.path.isdir(self._root)
-        if emptied:  # a differential's base may be older than a backup that was meant to be empty
+        nothing = not seen.found_count and not unread and os.path.isdir(self._root)
+        if nothing:  # a differential's base may be older than a backup that was meant to be empty
             before, kept = max(0, self._newest_count() - 1), 0
         elif opened.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
             before, kept = seen.base_count, seen.kept_count
@@ -442,7 +457,7 @@ class Run:
             kept = min(before, seen.found_count)
         else:
             return
-        check_removed(os.fsdecode(self._root), before, kept, emptied=emptied, max_percent=most)
+        check_removed(self._root, before, kept, nothing=nothing, max_percent=most)
 
     def _newest_count(self) -> int:
         """The entries of the dataset's newest backup; 0: it has none."""
@@ -452,6 +467,15 @@ class Run:
         except DatasetNotFoundError:
             return 0
         return backups[0].entry_count if backups else 0
+
+    def _had_entries(self, path: bytes) -> bool:
+        """Whether the dataset's newest backup has something in a directory."""
+        fields: dict[str, Any] = {"dataset": self._options.dataset, **split_path(path)}
+        request = wire.ListEntriesRequest(**fields)
+        try:
+            return any(path_of(each) != path for each in self._calls.pages("ListEntries", request, "entries"))
+        except NotFoundError:
+            return False
 
     def all_warnings(self) -> tuple[str, ...]:
         """What is to be said of the whole, once it is done."""
@@ -502,6 +526,7 @@ class Run:
             record=record,
             note=self._tally.note,
             omissions=self._omissions,
+            chosen=self._chosen,
             sync=self._sync,
         )
         limit = None if behind is None or self._own_work else sort_key(behind)
@@ -510,6 +535,7 @@ class Run:
                 self.probe(found)  # that run's report is lost
             yield found
         self._tally.excluded = scan.excluded_count
+        self._empty = scan.empty
 
     def probe(self, found: Found) -> bool:
         """Whether a file can be opened for reading; if not, that is reported."""

@@ -4,6 +4,7 @@ gRPC says of most failed handshakes that it cannot connect. So after one, Python
 """
 
 import datetime
+import logging
 import os
 import re
 import socket
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 SYSTEM_CA: Final = "system"
 """As `ca`: the public certificate authorities that gRPC brings."""
 PROBE_S: Final = 1.5
+WARN: Final = datetime.timedelta(days=30)
+"""How long before its end the client's certificate is warned of."""
+_log = logging.getLogger("staddle")
+_warned: set[str] = set()
 _MAY_BE_TLS: Final = re.compile(
     r"(?i)handshake|certificate|verif|ssl|tls|socket closed|reset|broken pipe|EOF|removed"
 )
@@ -62,7 +67,25 @@ def load(settings: Settings) -> Identity:
         return Identity(trusted, None, None)
     certificates = read_pem("cert", settings.cert).certificates()
     key = read_pem("key", settings.key).private_key()
-    return Identity(trusted, _chain(certificates, key, settings), key)
+    chain = _chain(certificates, key, settings)
+    _warn_of_end(chain, settings.cert)
+    return Identity(trusted, chain, key)
+
+
+def _warn_of_end(chain: bytes, path: str) -> None:
+    """Says once in the log that the client's certificate ends soon, or has ended."""
+    import ssl
+
+    leaf = chain.decode().split("-----END", 1)[0] + "-----END CERTIFICATE-----\n"
+    _, ends = _dates(ssl.PEM_cert_to_DER_cert(leaf))
+    now = datetime.datetime.now(datetime.UTC)
+    if ends is None or ends - now > WARN or path in _warned:
+        return
+    _warned.add(path)
+    if ends <= now:
+        _log.warning("cert %s expired at %s: servers refuse it until it is renewed.", path, _shown(ends))
+    else:
+        _log.warning("cert %s expires at %s, in %d days: renew it.", path, _shown(ends), (ends - now).days)
 
 
 def _chain(certificates: list[bytes], key: bytes, settings: Settings) -> bytes:
@@ -174,7 +197,7 @@ def _certificate_refused(
     """Why the server's certificate is not accepted."""
     code = error.verify_code
     now = datetime.datetime.now(datetime.UTC)
-    clock = f"(This machine's clock says {now:%Y-%m-%d %H:%M} UTC.)"
+    clock = f"This machine's clock says {now:%Y-%m-%d %H:%M} UTC."
     if code in _OTHER_NAME:
         return Failure(
             "other-name",

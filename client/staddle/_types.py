@@ -468,6 +468,8 @@ class BackupOptions:
 
     dataset: str
     kind: BackupKind = BackupKind.AUTO
+    paths: Sequence[PathLike] | None = None
+    """Only these, below the root; None: everything."""
     exclude: Sequence[str] = ()
     exclude_files: Sequence[str] = ()
     exclude_caches: bool = True

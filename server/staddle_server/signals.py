@@ -1,15 +1,19 @@
 """Signals: the first SIGTERM or SIGINT asks the server to stop, the second ends it at once; SIGHUP asks it to read its files again."""
 
 import contextlib
+import logging
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
 
 ASKED_TO_STOP: Final = (signal.SIGTERM, signal.SIGINT)
 LOOK_S: Final = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 _HANGUP: Final = "SIGHUP"
@@ -29,6 +33,8 @@ class StopRequest:
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.asked = False
         self._hangup = False
+        self.died = ""
+        """The thread that has died, and so ended the server."""
 
     def ask(self, why: str) -> None:
         self.asked = True
@@ -53,9 +59,12 @@ class StopRequest:
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first asks. The second ends the process there and then, with the exit code that a shell shows for that signal:
 
-        what was acknowledged is durable, and uploads resume from their last checkpoint.
+        what was acknowledged is durable, and uploads resume from their last checkpoint. A SIGHUP is never a second one: a terminal that
+        closes may send it beside another signal.
         """
         if self.asked:
+            if number == signal.SIGHUP:
+                return
             os._exit(128 + number)
         self.ask(signal.Signals(number).name)
 
@@ -75,13 +84,37 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def listening_for_signals(*, hangup: bool = False) -> Iterator[StopRequest]:
-    """Signals go to the StopRequest while the context lasts; with `hangup` also SIGHUP, unless it is ignored (nohup). Main thread only."""
+    """Signals go to the StopRequest while the context lasts. Main thread only.
+
+    With `hangup` a SIGHUP asks to read files again, else to stop, as a terminal that closes does; where it is ignored (nohup), it stays so.
+    """
     request = StopRequest()
     before = {number: signal.signal(number, request.on_signal) for number in ASKED_TO_STOP}
-    if hangup and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, request.on_hangup)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        on_hangup = request.on_hangup if hangup else request.on_signal
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, on_hangup)
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def watching_threads(request: StopRequest) -> Iterator[None]:
+    """A thread that dies of an error asks the server to stop: it may be the one that takes in calls, and what supervises the
+    server starts it again. Our own threads survive whatever they meet (see threads.py); those of libraries may not.
+    """
+
+    def died(failure: threading.ExceptHookArgs) -> None:
+        name = failure.thread.name if failure.thread is not None else "without a name"
+        request.died = request.died or name
+        request.ask(f"the thread {name} died")
+        error = failure.exc_value or failure.exc_type()
+        _log.critical("the thread %s died, and the server stops", name, exc_info=error)
+
+    before, threading.excepthook = threading.excepthook, died
+    try:
+        yield
+    finally:
+        threading.excepthook = before

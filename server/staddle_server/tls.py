@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
 from staddle_server import pem
 from staddle_server.config import Settings
@@ -22,6 +23,7 @@ WARN: Final = datetime.timedelta(days=30)
 """How long before its end a certificate is warned of."""
 WARN_EVERY_S: Final = 86_400.0
 LOOK_EVERY_S: Final = 60.0
+CURVES: Final = frozenset({"secp256r1", "secp384r1"})
 _log = logging.getLogger(__name__)
 
 Signature = tuple[tuple[int, ...], ...]
@@ -122,6 +124,12 @@ def load(files: TlsFiles) -> Identity:
         raise TlsError(f"{files.key} is not the key of {files.certificate}, which holds {names}")
     leaf, key = pairs[0]
     _refuse_client(leaf, files.certificate)
+    _refuse_kind(leaf, files.certificate)
+    if not any(_names(leaf)):
+        raise TlsError(
+            f"{files.certificate} names no host (subject alternative name), and clients refuse it: make one that does "
+            "(`openssl req` takes -addext subjectAltName=DNS:NAME)"
+        )
     chain = pem.chain(leaf, certificates)
     authorities = pem.read(files.client_ca).certificates() if files.client_ca is not None else []
     return Identity(
@@ -146,6 +154,28 @@ def _refuse_client(leaf: x509.Certificate, path: Path) -> None:
         return
     if not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(purposes):
         raise TlsError(f"{path} is not a server's certificate: its extended key usage lacks serverAuth")
+
+
+def _has_issuer_elsewhere(leaf: x509.Certificate) -> bool:
+    """Whether the certificate says where its issuer's can be had: public authorities, which sign with intermediate ones, do."""
+    try:
+        access = leaf.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    return any(each.access_method == AuthorityInformationAccessOID.CA_ISSUERS for each in access)
+
+
+def _refuse_kind(leaf: x509.Certificate, path: Path) -> None:
+    """With other kinds of keys gRPC does not listen, or no client of gRPC connects, and neither says why."""
+    key = leaf.public_key()
+    if isinstance(key, rsa.RSAPublicKey) or (
+        isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in CURVES
+    ):
+        return
+    kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+    raise TlsError(
+        f"{path} has a key of a kind that gRPC does not use ({kind.removesuffix('PublicKey')}): take RSA, or ECDSA with P-256 or P-384"
+    )
 
 
 class ServerCertificates:
@@ -175,6 +205,22 @@ class ServerCertificates:
             extra={"fields": {"expires": _expiry(self._identity), "mutual": files.client_ca is not None}},
         )
         self.warn()
+
+    def advise(self, endpoint: str) -> None:
+        """Says in the log what will keep clients from connecting to `endpoint`, a host, that a server cannot know for certain."""
+        leaf = self._identity.leaf
+        if endpoint and not _is_for(leaf, endpoint):
+            _log.warning(
+                "the certificate %s is not for %s, the --endpoint that clients connect to: they refuse it unless they set server_name",
+                self._files.certificate,
+                endpoint,
+            )
+        if len(self._identity.chain) == 1 and _has_issuer_elsewhere(leaf):
+            _log.warning(
+                "%s holds the server's certificate alone, without the one of the authority that signed it: clients that lack that "
+                "one refuse it. Use the full chain (fullchain.pem)",
+                self._files.certificate,
+            )
 
     def credentials(self) -> grpc.ServerCredentials:
         """Credentials that follow the files; with a client CA, clients must show a certificate of it."""
@@ -278,16 +324,22 @@ def name_to_expect(files: TlsFiles, host: str) -> str:
     Raises TlsError.
     """
     leaf = load(files).leaf
-    hosts, addresses = _names(leaf)
-    return "" if host in hosts or host in addresses else server_name(leaf)
+    return "" if _is_for(leaf, host) else server_name(leaf)
 
 
 def server_name(certificate: x509.Certificate) -> str:
-    """The first name that the certificate is for. Raises TlsError if it has none."""
+    """The first name that the certificate, which has one, is for."""
     hosts, addresses = _names(certificate)
-    if not hosts and not addresses:
-        raise TlsError("the certificate names no host (subject alternative name): clients would refuse it")
     return hosts[0].replace("*", "probe") if hosts else addresses[0]
+
+
+def _is_for(certificate: x509.Certificate, host: str) -> bool:
+    """Whether a client that connects to `host` accepts the certificate's names."""
+    hosts, addresses = _names(certificate)
+    host = host.lower().removesuffix(".")
+    # A wildcard stands for one label.
+    patterns = {host, f"*.{host.partition('.')[2]}"}
+    return host in addresses or any(each.lower() in patterns for each in hosts)
 
 
 def _names(certificate: x509.Certificate) -> tuple[list[str], list[str]]:

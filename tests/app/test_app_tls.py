@@ -13,8 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509 import verification
 from grpc_health.v1 import health as health_service
 from grpc_health.v1 import health_pb2_grpc
@@ -134,6 +134,17 @@ def test_an_authority_without_its_key_or_with_another_is_refused(made: Path, tmp
     (tmp_path / "ca.key").write_bytes((made / "server.key").read_bytes())
     with pytest.raises(CertificateError, match=r"ca\.key is not the key of"):
         certs.make(tmp_path, ["localhost"], [], 30, NOW)
+
+
+def test_no_certificate_outlives_its_authority_and_an_expired_one_signs_nothing(tmp_path: Path) -> None:
+    certs.make(tmp_path, ["localhost"], [], 30, NOW)
+    authority = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
+    ends = authority.not_valid_after_utc
+    (late,) = certs.make(tmp_path, [], ["late"], 825, ends - 10 * DAY)
+    assert x509.load_pem_x509_certificate(late.certificate.read_bytes()).not_valid_after_utc == ends
+    with pytest.raises(CertificateError, match=r"expired at .* and nobody accepts what it signs"):
+        certs.make(tmp_path, [], ["later"], 825, ends)
+    assert not (tmp_path / "client-later.crt").exists()
 
 
 @pytest.mark.parametrize(
@@ -280,7 +291,6 @@ def test_certificates_and_key_may_lie_in_one_file_and_in_any_order(made: Path, t
 
 def _converted(made: Path, how: str) -> tuple[bytes, bytes]:
     """The server's certificate and key in another form."""
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.serialization import pkcs7, pkcs12
 
     certificate, key = (made / "server.crt").read_bytes(), (made / "server.key").read_bytes()
@@ -343,6 +353,75 @@ def test_a_file_of_another_kind_is_named_with_what_to_do(made: Path, tmp_path: P
         tls.load(as_given(tmp_path, certificate, key))
     secret = (made / "server.key").read_bytes().splitlines()[1].decode()
     assert secret not in str(caught.value)
+
+
+def self_signed(
+    directory: Path,
+    key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey,
+    *extensions: x509.ExtensionType,
+) -> tls.TlsFiles:
+    """A certificate that no authority has signed, and its key, as files."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(NOW - DAY).not_valid_after(NOW + 90 * DAY)
+    for each in extensions:
+        builder = builder.add_extension(each, critical=False)
+    algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
+    certificate = builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    return as_given(directory, certificate, pem)
+
+
+def alternative(host: str) -> x509.SubjectAlternativeName:
+    return x509.SubjectAlternativeName([x509.DNSName(host)])
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        (ed25519.Ed25519PrivateKey.generate(), "Ed25519"),
+        (ec.generate_private_key(ec.SECP521R1()), "secp521r1"),
+        (ec.generate_private_key(ec.SECP256K1()), "secp256k1"),
+    ],
+    ids=["Ed25519", "P-521", "secp256k1"],
+)
+def test_a_key_of_a_kind_with_which_nobody_could_connect_is_refused_by_name(
+    tmp_path: Path, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, kind: str
+) -> None:
+    given = self_signed(tmp_path, key, alternative("localhost"))
+    with pytest.raises(tls.TlsError, match=rf"gRPC does not use \({kind}\): take RSA"):
+        tls.load(given)
+
+
+def test_a_certificate_without_a_name_for_hosts_is_refused_with_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(tls.TlsError, match=r"given\.crt names no host .*subjectAltName"):
+        tls.load(self_signed(tmp_path, ec.generate_private_key(ec.SECP256R1())))
+
+
+def test_what_will_keep_clients_away_is_said_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer = x509.AuthorityInformationAccess(
+        [
+            x509.AccessDescription(
+                x509.oid.AuthorityInformationAccessOID.CA_ISSUERS,
+                x509.UniformResourceIdentifier("http://authority.example/issuer.crt"),
+            )
+        ]
+    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    held = tls.ServerCertificates(self_signed(tmp_path, key, alternative("*.example.org")))
+    for good in ("", "backup.example.org", "BACKUP.example.org."):
+        held.advise(good)
+    assert warnings_of(caplog) == []
+    for other in ("example.org", "a.backup.example.org", "192.0.2.7"):
+        held.advise(other)
+        ((_, words),) = warnings_of(caplog)
+        assert f"is not for {other}, the --endpoint" in words
+    tls.ServerCertificates(self_signed(tmp_path, key, alternative("localhost"), issuer)).advise("localhost")
+    ((_, words),) = warnings_of(caplog)
+    assert "fullchain.pem" in words
 
 
 def test_what_is_no_file_or_cannot_be_read_is_named_and_never_waited_for(made: Path, tmp_path: Path) -> None:

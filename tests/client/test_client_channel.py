@@ -4,6 +4,7 @@ import asyncio
 import pathlib
 import socket
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -42,6 +43,37 @@ def test_addresses(text: str, shown: str, loopback: bool) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         Address.parse(text)
+
+
+@pytest.mark.parametrize("text", ["unix:/run/s 50%☂", "unix:///run/s 50%☂"])
+def test_a_unix_socket_is_this_machine(text: str) -> None:
+    address = Address.parse(text)
+    assert (str(address), address.loopback) == ("unix:/run/s 50%☂", True)
+    assert address.target == "unix:/run/s%2050%25%E2%98%82"
+
+
+def test_a_relative_socket_starts_where_the_command_runs_or_at_the_file_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(Address.parse("unix:s")) == f"unix:{tmp_path}/s"
+    file = tmp_path / "below" / "client.toml"
+    file.parent.mkdir()
+    file.write_text(f'server = "unix:s"\ntoken = "{TOKEN}"\n')
+    file.chmod(0o600)
+    with Client.from_config(file) as client:
+        assert client.address == f"unix:{file.parent}/s"
+
+
+@pytest.mark.parametrize("text", ["unix:", "unix:/run/", "unix://host/s", "unix:/a\nb", "unix:/\udcff"])
+def test_what_is_no_unix_socket_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="unix:PATH"):
+        Address.parse(text)
+
+
+def test_a_socket_with_too_long_a_path_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"at most \d+ bytes as a socket's path, and this one has 121"):
+        Address.parse("unix:/" + "x" * 120)
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "tökén"])

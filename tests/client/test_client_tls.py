@@ -166,6 +166,20 @@ def test_files_that_do_not_fit_or_are_of_another_kind_are_refused_at_once_by_nam
         assert key.read_text().splitlines()[1] not in str(caught.value)
 
 
+def test_the_clients_own_certificate_is_warned_of_once_before_its_end(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    lasts = authority.issue("lasts", ends_h=31 * 24)
+    ends = authority.issue("ends", ends_h=29 * 24 + 1)
+    expired = authority.issue("expired", begins_h=-20, ends_h=-10)
+    for cert, key in (lasts, ends, ends, expired):
+        Client("localhost", TOKEN, ca=authority.file, cert=cert, key=key).close()
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first.startswith(f"cert {ends[0]} expires at 20")
+    assert first.endswith("in 29 days: renew it.")
+    assert second.startswith(f"cert {expired[0]} expired at 20")
+
+
 # ---------------------------------------------------------------- tokens and settings
 
 SECRET = "staddle_" + "aB3_-" * 8 + "xyz"

@@ -100,6 +100,44 @@ def test_a_dry_run_says_what_would_travel_and_makes_no_backup(staddle: CommandLi
     )
 
 
+def test_several_paths_in_one_command(staddle: CommandLine, source: Path) -> None:
+    (source / "-dash").write_text("x")
+    done = staddle(
+        *("backup", "--dataset", "data", "--", source / "etc" / "deep", f"{source}/./-dash", source / "-dash")
+    )
+    assert "5 entries" in done.out.decode()
+    assert paths_of(staddle) == {"-dash", "etc", "etc/deep", "etc/deep/empty"}
+    missing = staddle("backup", source / "etc", source / "nothing", "--dataset", "data", code=1)
+    assert "nothing: No such file" in missing.err
+    usual = staddle("backup", "--dataset", "data", "--", "ls", "-l", code=2)
+    assert "--from-command" in usual.err
+    assert "backed up alone" in staddle("backup", source, "-", "--dataset", "data", code=2).err
+
+
+def test_a_list_is_read_once_from_a_file_or_a_pipe(staddle: CommandLine, source: Path) -> None:
+    (source / " two words ").touch()
+    (source / "#hash").touch()
+    (source / "new\nline").touch()
+    words = ("backup", source, "--dataset", "data")
+    text = (
+        b"\xef\xbb\xbf# why\r\n\r\n two words \r\n./#hash\r\n" + os.fsencode(source / "etc" / "deep") + b"/"
+    )
+    for data in (text, text.decode("utf-8-sig").encode("utf-16")):
+        done = staddle(*words, "--files-from", "-", given=data)
+        assert paths_of(staddle) == {" two words ", "#hash", "etc", "etc/deep", "etc/deep/empty"}
+    staddle(*words, "--files-from0", "/dev/stdin", given=b"new\nline\0hello.txt\0\0")
+    assert paths_of(staddle) == {"new\nline", "hello.txt"}
+    done = staddle(*words, "--files-from", "-", given=b"hello.txt\ngone\n", code=3)
+    assert "not read: gone: it was named, and does not exist" in done.err
+    assert paths_of(staddle) == {"hello.txt"}
+    for data, why in ((b"a\0b\0", "--files-from0"), (b"../x\n", "no path below"), (b"# no\n", "empty")):
+        assert why in staddle(*words, "--files-from", "-", given=data, code=2).err
+    assert "only once" in staddle(*words, "--files-from", "-", "--files-from0", "-", code=2).err
+    assert (
+        "for a PATH" in staddle(*("backup", "-", *words[2:]), "--name", "f", "--files-from", "x", code=2).err
+    )
+
+
 def test_a_restore_takes_patterns_and_files_of_them(
     staddle: CommandLine, source: Path, tmp_path: Path
 ) -> None:

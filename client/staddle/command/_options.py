@@ -230,7 +230,7 @@ def _common_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["--server"],
-            metavar="HOST:PORT",
+            metavar="HOST:PORT|unix:PATH",
             help="The server. [env: STADDLE_SERVER]",
         ),
         click.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,16 +27,23 @@ class Guard:
 
 
 def plan(
-    session: Session, path: str, wanted: Wanted, selection: Selection, guard: Guard, *, verbose: bool
+    session: Session,
+    paths: Sequence[str],
+    wanted: Wanted,
+    selection: Selection,
+    guard: Guard,
+    *,
+    verbose: bool,
 ) -> int:
     """Shows what a backup would do; answers the exit code."""
     output = session.output
     names = _Names(output)
     with session.connect() as client, watched(output) as progress:
         made = client.plan_backup(
-            path,
+            paths,
             dataset=wanted.dataset,
             kind=wanted.kind,
+            paths=selection.paths,
             exclude=selection.exclude,
             exclude_caches=selection.exclude_caches,
             exclude_if_present=selection.exclude_if_present,
