@@ -151,6 +151,8 @@ class Restore:
                     if isinstance(event, HeaderEvent):
                         found.append(Extras(self._path, self._streams.selection.again()))
                     elif isinstance(event, EntryEvent):
+                        self._tally.path = event.path
+                        self._tell("compare")
                         found[0].add(event.path, event.entry)
             found[0].end()
 

@@ -466,7 +466,7 @@ class Progress:
     """A moment in a backup or restore, for showing. Totals are None while nobody knows them."""
 
     phase: str
-    """In one word: "connect", "scan", "send", "commit", "restore", "retry"."""
+    """In one word: "connect", "scan", "send", "commit", "compare", "restore", "retry"."""
     path: str = ""
     entries_done: int = 0
     entries_total: int | None = None

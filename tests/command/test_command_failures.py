@@ -81,7 +81,6 @@ USAGE = [
     ["nonsense"],
     ["backup"],
     ["backup", "--dataset", "d"],
-    ["backup", "/a", "/b", "--dataset", "d"],
     ["backup", "/a"],
     ["backup", "/a", "--dataset", "d", "--name", "n"],
     ["backup", "/a", "--dataset", "d", "--kind", "partial"],
