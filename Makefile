@@ -20,6 +20,7 @@
 #   make big                   a large tree and a large file through everything, with kills in the middle
 #   make crash                 servers that are killed at every durable step; ARGS="--runs 1000 --seed 7"
 #   make power                 power cuts after every step of a recorded run; ARGS="--operations 12 --random 3 --seed 7"
+#   make together              clock, disk, network and clients fail together, by seeds; ARGS="--runs 100 --seed 7"
 #   make fuzz                  hostile input: ARGS="frame --runs 1000000 --seed 1"; without ARGS, all targets
 #   make interop               clients in other languages: grpcurl, buf curl, Go, Node, Java
 #   make format                bring the code into its format
@@ -220,6 +221,10 @@ crash: $(STAMP)
 .PHONY: power
 power: $(STAMP)
 	@PYTHONPATH=tests/wire $(BIN)/python tests/crash/crash_power.py $(ARGS)
+
+.PHONY: together
+together: $(STAMP)
+	@PYTHONPATH=tests/wire $(BIN)/python tests/crash/crash_together.py $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(STAMP)

@@ -13,7 +13,7 @@ import pytest
 TOP: Final = Path(__file__).parents[1]
 SOURCES: Final = (TOP / "client" / "staddle", TOP / "server" / "staddle_server")
 
-BASE: Final = frozenset({"types", "errors", "limits", "logs", "__init__"})
+BASE: Final = frozenset({"types", "errors", "limits", "logs", "threads", "__init__"})
 SIBLINGS: Final = frozenset({"store", "catalog", "manifest"})
 ABOVE: Final = "app"
 """Every module that lies in no room: what joins the rooms, and what surrounds a server."""
@@ -67,6 +67,10 @@ OF_THE_CLIENT: Final = {
     "staddle._encoding": (
         frozenset({"wire"}),
         "fields that are written by hand are messages as much as those of the generated code",
+    ),
+    "staddle._threads": (
+        frozenset({"base"}),
+        "pools of threads are the same on both sides, and the server's rooms take them from its own base",
     ),
     "staddle.chunking": (
         frozenset({"session", "wire", "manifest"}),

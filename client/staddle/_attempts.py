@@ -13,6 +13,7 @@ from staddle._errors import MissingChunksError
 from staddle._gather import Tally
 from staddle._produce import Batch, Producer
 from staddle._scan import Clock
+from staddle._scarce import start
 from staddle._sender import Sender
 from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import resources_pb2 as pb
@@ -96,7 +97,7 @@ class _Feed:
         self._thread = threading.Thread(target=self._run, name="staddle-read", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        start(self._thread)
         return self
 
     def __exit__(

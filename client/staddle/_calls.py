@@ -18,6 +18,7 @@ from staddle._errors import (
 )
 from staddle._pages import PageGuard
 from staddle._retry import MonotonicClock, Retry, may_pass, retrying, was_not_done
+from staddle._scarce import of_runtime_error
 from staddle.v1 import service_pb2 as service
 
 
@@ -158,6 +159,9 @@ class Calls:
         except ValueError as error:
             under_way.end()
             raise self._closed_error(error) from error
+        except RuntimeError as error:
+            under_way.end()
+            raise of_runtime_error(error) from error
         call.add_done_callback(lambda _: under_way.end())
         return BackupCall(call, self.translate)
 
@@ -181,6 +185,8 @@ class Calls:
             raise self.translate(error) from error
         except ValueError as error:
             raise self._closed_error(error) from error
+        except RuntimeError as error:
+            raise of_runtime_error(error) from error
         self._channel.was_ready = True
         return answer
 
@@ -198,6 +204,8 @@ class Calls:
                 messages = getattr(stub, method)(request, timeout=timeout_s, metadata=self._channel.metadata)
             except ValueError as error:
                 raise self._closed_error(error) from error
+            except RuntimeError as error:
+                raise of_runtime_error(error) from error
             try:
                 first = next(messages, None)
                 if first is None:

@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from staddle._config import UNIX_PREFIX, Settings
 from staddle._errors import CancelledError, ConfigError, UnsupportedError
 from staddle._given import token_of
+from staddle._scarce import start
 from staddle._tls import SYSTEM_CA, Failure, Identity, explain, load
 from staddle.v1 import service_pb2 as service
 from staddle.v1.service_pb2_grpc import StaddleServiceStub
@@ -216,10 +217,11 @@ class Channel:
 
     def explain(self, detail: str) -> Failure | None:
         """Why the connection failed of which gRPC says `detail`, if TLS is why; may take some seconds."""
-        if self.address.path:
-            return None
         if self._identity is None and self.was_ready:
             return None  # it has answered without TLS before
+
+        if self.address.path:
+            return None
         return explain(self.address.host, self.address.port, self._identity, self._settings, detail)
 
     def sleep(self, seconds: float) -> None:
@@ -265,6 +267,8 @@ class Channel:
 
     def _open(self) -> StaddleServiceStub:
         target = self.address.target
+        # gRPC ends the process by a signal if it gets none of its own.
+        start(threading.Thread(target=bool, name="staddle-probe", daemon=True))
         if self._credentials is None:
             self._channel = grpc.insecure_channel(target, options=self._options)
         else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from staddle._apply import Applier, inherits_acl
 from staddle._opened import OpenedFile
 from staddle._tally import WriteTally
+from staddle._threads import Threads
 from staddle._types import ProblemKind
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Crew:
     def __init__(self, tally: WriteTally, applier: Applier) -> None:
         self._tally = tally
         self._applier = applier
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: Threads | None = None
         """From the second batch on."""
         self._ahead = 0
         self._batch = _Batch()
@@ -171,7 +172,7 @@ class Crew:
         waited = time.monotonic() - begun_s > WAITING * (time.thread_time() - worked_s)
         writers = WRITERS if waited else 1
         self._ahead = BATCHES_AHEAD[writers]
-        self._pool = ThreadPoolExecutor(writers, thread_name_prefix="staddle-write")
+        self._pool = Threads(writers, thread_name_prefix="staddle-write")
 
     def _take_in(self) -> None:
         _, applier, future = self._under_way.popleft()

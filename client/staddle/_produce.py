@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, cast
@@ -25,6 +25,7 @@ from staddle._gather import (
 from staddle._metadata import Names, entry_of, set_path
 from staddle._reading import READ_BYTES, OpenFile, is_racy, open_file, read_small
 from staddle._scan import Clock, Found
+from staddle._threads import Threads
 from staddle._types import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
 from staddle.v1 import resources_pb2 as pb
@@ -137,7 +138,7 @@ class Producer:
         self._recent: set[bytes] = set()
         self._recent_before: set[bytes] = set()
         self._batch = Batch()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="staddle-cut")
+        self._pool = Threads(1, thread_name_prefix="staddle-cut")
         fixed = tally.profile is Profile.FIXED
         self._profile = PROFILES[tally.profile]
         self._one_chunk_bytes = cutter.parameters.fixed_bytes if fixed else cutter.parameters.min_bytes

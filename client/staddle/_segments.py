@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib.util import find_spec
 from typing import Final, NamedTuple, Protocol
 
 from blake3 import blake3
 
 from staddle._errors import ProtocolError
+from staddle._threads import Threads
 from staddle.chunking import CHUNK_BYTES_MAX
 from staddle.v1 import service_pb2 as wire
 
@@ -116,7 +117,7 @@ class Segments:
     """The last segments of one stream. One thread uses it; close it at the end."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="staddle-inflate")
+        self._pool = Threads(1, thread_name_prefix="staddle-inflate")
         self._kept = _Kept()
         self._opened = _Opened(deque(), deque())
         """Of the message that was passed on last."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, Self
 
 import zstandard
@@ -17,6 +17,7 @@ import zstandard
 from staddle._encoding import tag, varint
 from staddle._gather import Tally
 from staddle._produce import Batch, Change
+from staddle._threads import Threads
 from staddle.chunking import Cut
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -54,7 +55,7 @@ class Sender:
         self.data_bytes = upload.durable.data_bytes
         self.incomplete = 0
         """Entries that the server took although a chunk of theirs is not there any more."""
-        self._pool = ThreadPoolExecutor(ASKS_MAX + FRAMES_MAX + 1, thread_name_prefix="staddle-send")
+        self._pool = Threads(ASKS_MAX + FRAMES_MAX + 1, thread_name_prefix="staddle-send")
         self._asks: deque[tuple[Batch, Future[set[int]] | None]] = deque()
         self._frame: list[Cut] = []
         self._frame_bytes = 0

@@ -22,6 +22,7 @@ from staddle._errors import (
 )
 from staddle._replay import CHECKPOINT_BYTES, Outcome, Record, Replay
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
+from staddle._scarce import start
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 
@@ -215,12 +216,17 @@ class UploadStream:
         """Has the server make durable what it has, so that it need not be kept here; beside the stream."""
         if self._checkpointing.acquire(blocking=False):
             generation = self._replay.generation
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._checkpoint,
                 args=(generation, self.upload.epoch),
                 name="staddle-checkpoint",
                 daemon=True,
-            ).start()
+            )
+            try:
+                start(thread)
+            except BaseException:
+                self._checkpointing.release()
+                raise
 
     def _checkpoint(self, generation: int, epoch: int) -> None:
         try:

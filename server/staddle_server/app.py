@@ -38,8 +38,9 @@ from staddle_server.reloading import Reloading
 from staddle_server.reserve import Keeper, give_up_at_start, reserves_of
 from staddle_server.rooms import Rebuilt, Rooms, open_rooms
 from staddle_server.service import Service
-from staddle_server.signals import listening_for_signals
+from staddle_server.signals import listening_for_signals, watching_threads
 from staddle_server.store.space import Space
+from staddle_server.threads import is_no_thread
 from staddle_server.upkeep.rebuild import Show
 
 _log = logging.getLogger(__name__)
@@ -99,11 +100,11 @@ def run_server(
     files = tls.files_of(settings)
     certificates = None if files is None else tls.ServerCertificates(files)
     if certificates is not None:
-        certificates.advise(settings.endpoint.host if settings.endpoint is not None else "")
+        certificates.advise(settings.endpoint.host if isinstance(settings.endpoint, Address) else "")
     directory = DataDirectory(settings.data)
     manager = Manager(os.environ)
     manager.status("Starting")
-    with directory.claimed(), listening_for_signals(hangup=True) as stop:
+    with directory.claimed(), listening_for_signals(hangup=True) as stop, watching_threads(stop):
         given_up = give_up_at_start(directory.path, directory.store)
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
         with directory.store_locked(), open_rooms(directory) as opened:
@@ -147,6 +148,10 @@ def run_server(
                 )
                 _event("draining", signal=why, drain_s=drain_s)
     _event("stopped")
+    if stop.died:
+        raise OperatorError(
+            f"the server stopped, since its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
+        )
 
 
 def _keep_client_config(path: Path, config: ClientConfig) -> None:
@@ -257,6 +262,8 @@ def _start(
     try:
         return service.start(listen.target, credentials, "" if own is None else own.target)
     except RuntimeError as error:
+        if is_no_thread(error):
+            raise
         raise sockets.ListenError(
             f"cannot listen on {listen}: another program does already, or this machine has no such address; "
             "choose another with --listen"

@@ -24,6 +24,8 @@ QUEUE_BYTES_MAX: Final = 1024 * 1024
 """Lines that standard error does not take yet; what comes on top of that is dropped and counted."""
 FLUSH_S: Final = 1.0
 """How long the end of the server waits for them."""
+PAUSE_S: Final = 0.1
+"""After a line for which there was no memory."""
 REDACTED: Final = "[redacted]"
 
 _CREDENTIALS: Final = re.compile(
@@ -148,13 +150,28 @@ class BackgroundHandler(logging.Handler):
         super().close()
 
     def _run(self) -> None:
-        while (found := self._next()) is not None:
-            line, stands_for = found
-            written = self._write(line)
-            with self._changed:
-                self._writing, self._writable = False, written
-                self._dropped += 0 if written else stands_for
-                self._changed.notify_all()
+        while True:
+            try:
+                if not self._write_next():
+                    return
+            except Exception:  # noqa: BLE001  no memory for the line: it counts as dropped, and the next one is tried
+                with self._changed:
+                    self._writing = False
+                    self._dropped += 1
+                time.sleep(PAUSE_S)
+
+    def _write_next(self) -> bool:
+        """False: nothing comes any more."""
+        found = self._next()
+        if found is None:
+            return False
+        line, stands_for = found
+        written = self._write(line)
+        with self._changed:
+            self._writing, self._writable = False, written
+            self._dropped += 0 if written else stands_for
+            self._changed.notify_all()
+        return True
 
     def _next(self) -> tuple[bytes, int] | None:
         """What to write next, and how many lines are lost if that fails. None: nothing is left, and nothing comes."""

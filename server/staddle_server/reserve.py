@@ -4,13 +4,13 @@ import contextlib
 import errno
 import logging
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from staddle_server.limits import KIB, RESERVE_BYTES_MAX, RESERVE_BYTES_MIN, RESERVE_PART
 from staddle_server.store.space import Space
+from staddle_server.threads import Background
 
 _log = logging.getLogger(__name__)
 
@@ -110,19 +110,17 @@ class Keeper:
         self._space = space
         self._reserves = reserves
         self._told: str | None = None
-        self._stop = threading.Event()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Looks while the context lasts."""
         self.look()
-        thread = threading.Thread(target=self._look_again, name="space", daemon=True)
+        thread = Background("space", LOOK_S, self.look)
         thread.start()
         try:
             yield
         finally:
-            self._stop.set()
-            thread.join()
+            thread.stop()
 
     def look(self) -> None:
         """One look. Never raises OSError."""
@@ -158,7 +156,3 @@ class Keeper:
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 _log.warning("the reserve cannot be kept: %s", error)
-
-    def _look_again(self) -> None:
-        while not self._stop.wait(LOOK_S):
-            self.look()

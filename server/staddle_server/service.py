@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import grpc
@@ -21,6 +20,7 @@ from staddle_server.session.uploads import Uploads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.space import Space
+from staddle_server.threads import Threads
 from staddle_server.upkeep.clockwatch import ClockWatch
 from staddle_server.upkeep.collector import collect
 from staddle_server.upkeep.copies import copies_task
@@ -75,14 +75,14 @@ class Service:
         clock = clock or SystemClock()
         tenants = Tenants(blobs, catalog, keys)
         self.finished_records = finish_all(tenants, catalog)
-        self._openers = ThreadPoolExecutor(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
+        self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._uploads = Uploads(
             catalog,
             tenants,
             clock,
             lease_s=lease_s,
             life_s=upload_life_s,
-            check_disk=(lambda: None) if space is None else space.check,
+            space=space,
         )
         reads = Reads(catalog, tenants, clock, self._openers)
         policies = Policies(catalog, tenants, clock, retention_every_s)

@@ -1,15 +1,19 @@
 """Signals: the first SIGTERM or SIGINT asks the server to stop, the second ends it at once; SIGHUP asks it to read its files again."""
 
 import contextlib
+import logging
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
 
 ASKED_TO_STOP: Final = (signal.SIGTERM, signal.SIGINT)
 LOOK_S: Final = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 _HANGUP: Final = "SIGHUP"
@@ -29,6 +33,8 @@ class StopRequest:
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.asked = False
         self._hangup = False
+        self.died = ""
+        """The thread that has died, and so ended the server."""
 
     def ask(self, why: str) -> None:
         self.asked = True
@@ -92,3 +98,23 @@ def listening_for_signals(*, hangup: bool = False) -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def watching_threads(request: StopRequest) -> Iterator[None]:
+    """A thread that dies of an error asks the server to stop: it may be the one that takes in calls, and what supervises the
+    server starts it again. Our own threads survive whatever they meet (see threads.py); those of libraries may not.
+    """
+
+    def died(failure: threading.ExceptHookArgs) -> None:
+        name = failure.thread.name if failure.thread is not None else "without a name"
+        request.died = request.died or name
+        request.ask(f"the thread {name} died")
+        error = failure.exc_value or failure.exc_type()
+        _log.critical("the thread %s died, and the server stops", name, exc_info=error)
+
+    before, threading.excepthook = threading.excepthook, died
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -140,6 +140,7 @@ def test_the_demonstration_stops_the_server_that_it_started(shown: tuple[Path, P
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_the_commands_at_the_end_work_when_pasted(shown: tuple[Path, Path, str]) -> None:
     here, _, said = shown
     ending = said[said.index("paste these") :].splitlines()[1:]

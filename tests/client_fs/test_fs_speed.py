@@ -200,6 +200,7 @@ def test_small_files_that_are_not_cut_at_the_source_have_the_chunks_that_the_ser
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 @pytest.mark.parametrize("thin", [False, True], ids=["source", "thin"])
+@pytest.mark.slow
 def test_a_command_takes_less_than_200_mib_of_memory_for_what_is_larger(
     thin: bool, running, protected, tmp_path: Path
 ) -> None:

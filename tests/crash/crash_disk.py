@@ -129,17 +129,33 @@ class Names:
         self.changes = []
 
 
+def _names_in(path: Path) -> Names:
+    """A directory that is durable with all that is in it."""
+    names = Names()
+    for each in path.iterdir():
+        data = b"" if each.is_dir() else each.read_bytes()
+        names.durable[each.name] = _names_in(each) if each.is_dir() else Inode(bytearray(data), data)
+    return names
+
+
 class Disk:
     """What is on a disk, and what is only on its way there, after some events in the directory `root`.
 
-    `lying` names steps whose syncs seem to succeed and do nothing.
+    `lying` names steps whose syncs seem to succeed and do nothing. `before`: a copy of the directory, and its catalog, as they
+    durably were before; without it there was nothing.
     """
 
-    def __init__(self, root: Path, events: Sequence[Event], lying: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        events: Sequence[Event],
+        lying: Collection[str] = (),
+        before: tuple[Path, bytes] | None = None,
+    ) -> None:
         self._root = str(root)
-        self._top = Names()
+        self._top = Names() if before is None else _names_in(before[0])
         self._files: dict[int, Inode] = {}
-        self._commit: Snapshot | None = None
+        self._commit: Snapshot | None = None if before is None else Snapshot(before[1])
         self._committing: Snapshot | None = None
         self.answer: Any = None
         for event in events:

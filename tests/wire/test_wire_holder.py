@@ -230,3 +230,19 @@ def test_the_last_put_entries_call_is_known_after_a_restart_too(running):
         source.put_entries(pb.Entry(path="a", data=b"9"), number=1)
     assert reason(reused.value) == "REQUEST_ID_REUSED"
     assert list(source.put_entries(entry, number=1).incomplete) == [0]
+
+
+def test_a_replayed_stream_is_answered_also_where_its_sender_resumed_the_upload_in_between(running):
+    stub = running.stub()
+    parts = [begin("www", request_id="r"), small("a", b"1"), finish(1, 1)]
+    with pytest.raises(grpc.RpcError):
+        stub.Backup(messages(parts[:2]))
+    upload = stub.GetUpload(sv.GetUploadRequest(request_id="r")).upload
+    resumed = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
+    going = sv.ContinueUpload(upload_id=resumed.id, epoch=resumed.epoch, position=resumed.durable.position)
+    made = stub.Backup(messages([Part(continue_upload=going), parts[2]])).backup
+    assert stub.Backup(messages(parts)).backup.id == made.id
+    assert [backup.id for backup in backups(stub, "www")] == [made.id]
+    with pytest.raises(grpc.RpcError) as refused:
+        running.stub("writer").Backup(messages(parts))
+    assert reason(refused.value) == "REQUEST_ID_REUSED", "another token learns nothing by it"

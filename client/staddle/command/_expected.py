@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from staddle import Client, DatasetNotFoundError, StaddleError
@@ -53,7 +54,8 @@ class Expected:
         """The bytes; None: not known, or not yet."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._count, name="staddle-count", daemon=True)
-            self._thread.start()
+            with suppress(RuntimeError):  # without a thread there is no estimate
+                self._thread.start()
         return self._total
 
     def _count(self) -> None:

@@ -106,7 +106,14 @@ def _code_of(arguments: list[str], output: Output) -> int:
         return _invoke(arguments, output)
     except BrokenPipeError:
         raise
-    except (StaddleError, click.ClickException, Interruption, KeyboardInterrupt, OSError) as error:
+    except (
+        StaddleError,
+        click.ClickException,
+        Interruption,
+        KeyboardInterrupt,
+        OSError,
+        MemoryError,
+    ) as error:
         return _failed(error, output)
 
 
@@ -134,6 +141,10 @@ def _failed(error: BaseException, output: Output) -> int:
         output.error(error.reason, message, error.facts, hint_for(error))
         wrong = isinstance(error, BadRequestError) and error.reason == BadRequestError.default_reason
         return WRONG_USAGE if wrong else FAILED
+    if isinstance(error, MemoryError):
+        message = "This machine has no memory left for this: free some, or raise the limit of this process, and try again."
+        output.error("NO_MEMORY", message)
+        return FAILED
     assert isinstance(error, OSError)  # nothing else is caught
     output.error("OS_ERROR", _os_message(error), {"errno": error.errno})
     return FAILED

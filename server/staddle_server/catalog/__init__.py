@@ -6,7 +6,7 @@ from staddle_server.catalog.dialect import SqliteChoice, choose_sqlite
 from staddle_server.catalog.engine import Catalog, open_catalog
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.rows import lease_held
-from staddle_server.catalog.schema import WHOLE_PACK
+from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
 from staddle_server.catalog.values import (
     Applied,
     Backup,
@@ -48,6 +48,7 @@ from staddle_server.catalog.values import (
 )
 
 __all__ = [
+    "FOOTER",
     "WHOLE_PACK",
     "Applied",
     "Backup",

@@ -257,12 +257,15 @@ Index(
 )
 
 WHOLE_PACK = -1
+FOOTER = -2
 
 pack_damage = Table(
     "pack_damage",
     metadata,
     Column("pack", ROW, ForeignKey("packs.row"), nullable=False),
-    Column("segment_offset", BigInteger, nullable=False),  # WHOLE_PACK: all of it
+    Column(
+        "segment_offset", BigInteger, nullable=False
+    ),  # WHOLE_PACK: all of it; FOOTER: its header or footer, and nothing that is needed to read chunks
     # Whether a backup may need what was lost here; False once all backups were found whole without it.
     Column("needed", Boolean, nullable=False, server_default=text("TRUE")),
     PrimaryKeyConstraint("pack", "segment_offset"),

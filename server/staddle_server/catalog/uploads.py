@@ -45,6 +45,8 @@ from staddle_server.catalog.words import NS, batches, check_id, pack_authors, un
 from staddle_server.types import PackSummary, UploadState
 
 FAILURE_CHARS_MAX: Final = 1000
+_OVER: Final = {"durable": b"", "last_failure": ""}
+"""What an upload that has ended, however, no longer says: both may name paths."""
 
 _u = schema.uploads.c
 _m = schema.upload_missing.c
@@ -71,7 +73,7 @@ class Uploads:
         BAD_FIELD; REQUEST_ID_REUSED; ROOT_DIFFERS; NO_BASE.
         """
         begin.check_begin(spec)
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, spec.principal.tenant)
             return begin.begin(connection, tenant_row, spec)
 
@@ -115,7 +117,7 @@ class Uploads:
         LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also if its life was over at `alive_ns` (`now_ns` unless
         given).
         """
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             require_open(upload, row.state)
@@ -137,7 +139,7 @@ class Uploads:
 
     def renew(self, tenant: bytes, upload: bytes, epoch: int, *, now_ns: int, terms: Terms) -> Upload:
         """Extends lease and life, to so long after now."""
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             open_upload_row(connection, tenant_row, upload, epoch)
             connection.execute(update(schema.uploads).where(_u.id == upload).values(**terms.expiries(now_ns)))
@@ -148,7 +150,7 @@ class Uploads:
 
         Whether it was noted: what a writer says that is no longer the upload's, or of one that is closed, is not.
         """
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             mine = _u.tenant == self._tenants.row(connection, tenant)
             noted = connection.execute(
                 update(schema.uploads)
@@ -178,7 +180,7 @@ class Uploads:
         TOO_MANY when more than MISSING_CHUNKS_MAX would be missing.
         """
         expiries = terms.expiries(now_ns)
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             row = open_upload_row(connection, self._tenants.row(connection, tenant), upload, epoch)
             publish(connection, row, packs)
             _change_missing(connection, upload, missing_added, missing_removed)
@@ -229,7 +231,7 @@ class Uploads:
         has read the manifest, lifts them.
         """
         check_id("backup", backup.id)
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             if row.state == UploadState.COMMITTED:
@@ -251,7 +253,7 @@ class Uploads:
                     entry_count=accepted[0],
                     data_bytes=accepted[1],
                     authors=authors,
-                    last_failure="",
+                    **_OVER,
                 )
             )
             made = _backup(connection, backup.id)
@@ -260,7 +262,7 @@ class Uploads:
 
     def abort(self, tenant: bytes, upload: bytes, epoch: int) -> Upload:
         """Gives the upload up, and its claims. A replay changes nothing."""
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             if row.state == UploadState.ABORTED:
@@ -282,7 +284,7 @@ class Uploads:
         with self._database.read() as connection:
             if connection.execute(query).first() is None:
                 return []
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             over = connection.execute(query.with_for_update(of=schema.uploads)).all()
             for row in over:
                 _close(connection, row.id, UploadState.EXPIRED)
@@ -292,9 +294,7 @@ class Uploads:
 def _close(connection: Connection, upload: bytes, state: UploadState) -> None:
     connection.execute(delete(schema.claims).where(schema.claims.c.upload == upload))
     connection.execute(delete(schema.upload_missing).where(_m.upload == upload))
-    # What an upload that has ended said of paths is nobody's business any more.
-    over = {"state": state.value, "durable": b"", "last_failure": ""}
-    connection.execute(update(schema.uploads).where(_u.id == upload).values(**over))
+    connection.execute(update(schema.uploads).where(_u.id == upload).values(state=state.value, **_OVER))
 
 
 def _change_missing(

@@ -311,11 +311,15 @@ class PackParity(NamedTuple):
 
 
 class KnownDamage(NamedTuple):
-    """What is known to be damaged in a tenant and may be needed: whole packs, and single segments of others."""
+    """What is known to be damaged in a tenant and may be needed: whole packs, and single segments of others.
+
+    `footers`: headers and footers of packs. No backup needs them, only a rebuild of the catalog: they stay damage until they are mended.
+    """
 
     epoch: int
     packs: int
     segments: int
+    footers: int = 0
 
 
 class ParityTotals(NamedTuple):
@@ -410,7 +414,7 @@ class Orphan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LivePack:
-    """A live pack as the catalog has it. `marks` are the offsets of its segments that are put down as damaged; WHOLE_PACK: all of it."""
+    """A live pack as the catalog has it. `marks` are the offsets of its segments that are put down as damaged; WHOLE_PACK: all of it; FOOTER: its header or footer."""
 
     tenant: bytes
     id: bytes

@@ -9,6 +9,7 @@ import staddle_server
 from staddle_server.cli import missing
 from staddle_server.config import OperatorError, SettingsError
 from staddle_server.errors import StaddleError
+from staddle_server.threads import shortage
 
 COMMANDS: Final = {
     "init": "staddle_server.cli.serving:init",
@@ -52,6 +53,11 @@ class Commands(click.Group):
             raise click.UsageError(str(error), ctx) from error
         except (OperatorError, StaddleError, OSError) as error:
             raise click.ClickException(str(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            told = shortage(error)
+            if told is None:
+                raise
+            raise click.ClickException(told.message) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from staddle_server.catalog import Catalog
@@ -13,6 +12,7 @@ from staddle_server.session.clock import Clock
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import pack_name
+from staddle_server.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Presence:
         if len(sizes) <= AT_ONCE:
             there = [_is_there(tenant, *item) for item in sizes.items()]
         else:
-            with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="look") as threads:
+            with Threads(AT_ONCE, thread_name_prefix="look") as threads:
                 there = list(threads.map(lambda item: _is_there(tenant, *item), sizes.items()))
         found = dict(zip(sizes, there, strict=True))
         self.saw(tenant.id, [pack for pack, is_there in found.items() if is_there])

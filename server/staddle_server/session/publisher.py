@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import msgspec
@@ -14,6 +14,7 @@ from staddle_server.session.missing import MissingChange
 from staddle_server.session.progress import Progress, encode_progress
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import PackWriter
+from staddle_server.threads import Threads
 from staddle_server.types import PackSummary
 
 ChunkKey = bytes
@@ -39,7 +40,7 @@ class Publisher:
         self._upload = upload
         self._clock = clock
         self._terms = terms
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._thread = Threads(1, thread_name_prefix="publish")
         self._publishing: Future[Published] | None = None
 
     def begin(self, tenant: Tenant) -> PackWriter:

@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Terms, Upload
@@ -21,6 +20,8 @@ from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.records import finish_record
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.session.writer import UploadWriter
+from staddle_server.store.space import Space
+from staddle_server.threads import Background, Threads
 from staddle_server.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
 
 log = logging.getLogger(__name__)
@@ -50,24 +51,26 @@ class Uploads:
         lease_s: float = LEASE_S,
         life_s: float = UPLOAD_LIFE_S,
         compress_threads: int | None = None,
-        check_disk: Callable[[], None] = lambda: None,
+        space: Space | None = None,
     ) -> None:
-        """`check_disk` raises while the disk has too little room for more of a backup."""
+        """`space` is the room on the disk, which must do for what the uploads have taken and not written; None: there is no limit."""
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
         self._guard = ClockGuard(catalog, clock)
         self._terms = Terms(lease_s, life_s)
-        self._check_disk = check_disk
+        self._space = space
+        if space is not None:
+            space.unwritten = lambda: sum(writer.unwritten_bytes for writer in self._all())
         self._presence = Presence(catalog, clock)
-        self._compressors = ThreadPoolExecutor(
+        self._compressors = Threads(
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
         )
         self._writers: dict[bytes, UploadWriter] = {}
         self._closing = False
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._keeper = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
+        self._expiry_s = clock.monotonic_s()
+        self._keeper = Background("housekeeping", HOUSEKEEPING_S, self._keep_house)
         self._keeper.start()
 
     # ------------------------------------------------------------------ begin and take over
@@ -81,7 +84,8 @@ class Uploads:
         self._check_room(spec.principal)
         tenant = self._tenants.get(spec.principal.tenant)
         tenant.blobs.check_writable()
-        self._check_disk()
+        if self._space is not None:
+            self._space.check()
         begun = self._catalog.uploads.begin(spec)
         if not begun.replayed:
             self._open_writer(tenant, begun.upload)
@@ -136,7 +140,7 @@ class Uploads:
             compressors=self._compressors,
             clock=self._clock,
             terms=self._terms,
-            check_disk=self._check_disk,
+            space=self._space,
         )
         refusal = self._install(writer)
         if refusal is not None:
@@ -324,17 +328,12 @@ class Uploads:
     # ------------------------------------------------------------------ housekeeping
 
     def _keep_house(self) -> None:
-        expiry_s = self._clock.monotonic_s()
-        while not self._stop.wait(HOUSEKEEPING_S):
-            try:
-                for writer in self._all():
-                    writer.keep(self._terms.lease_s)
-                    self._forget(writer)
-                if self._clock.monotonic_s() - expiry_s >= EXPIRY_S:
-                    expiry_s = self._clock.monotonic_s()
-                    self._expire()
-            except Exception:  # whatever it was: without this thread nothing would become durable by itself
-                log.exception("housekeeping failed, and goes on")
+        for writer in self._all():
+            writer.keep(self._terms.lease_s)
+            self._forget(writer)
+        if self._clock.monotonic_s() - self._expiry_s >= EXPIRY_S:
+            self._expiry_s = self._clock.monotonic_s()
+            self._expire()
 
     def _all(self) -> Sequence[UploadWriter]:
         with self._lock:
@@ -353,8 +352,7 @@ class Uploads:
         """Brings every upload to a checkpoint and ends its writer; from now on none is opened."""
         with self._lock:
             self._closing = True
-        self._stop.set()
-        self._keeper.join()
+        self._keeper.stop()
         for writer in self._all():
             writer.put_aside("was put aside, for the server is shutting down")
             self._forget(writer)

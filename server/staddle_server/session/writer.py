@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Final, NamedTuple, NoReturn
 
 import msgspec
@@ -46,6 +46,8 @@ from staddle_server.session.received import OpenFile, Received
 from staddle_server.session.records import encode_committed, finish_record
 from staddle_server.session.tenant import Tenant
 from staddle_server.session.wholeness import Lacking, lacking
+from staddle_server.store.space import Space
+from staddle_server.threads import shortage
 from staddle_server.types import ChunkRef, Content, Entry, Kind, Profile, Role, Root, Scope, UploadState
 
 log = logging.getLogger(__name__)
@@ -81,11 +83,11 @@ class UploadWriter:
         compressors: Executor,
         clock: Clock,
         terms: Terms,
-        check_disk: Callable[[], None] = lambda: None,
+        space: Space | None = None,
     ) -> None:
-        """`check_disk` raises while the disk has too little room for more; what has arrived can be made durable then."""
+        """`space`: the room on the disk. Where there is too little for more, what has arrived can still be made durable."""
         self.upload = upload
-        self._check_disk = check_disk
+        self._space = space
         self._tenant = tenant
         self._catalog = catalog
         self.base = Base(tenant, catalog, base)
@@ -142,11 +144,8 @@ class UploadWriter:
 
     def _fail(self, cause: BaseException) -> None:
         """Nothing in memory is trusted any more; what is durable is."""
-        text = (
-            cause.message
-            if isinstance(cause, StaddleError)
-            else f"a fault of the server ({type(cause).__name__})"
-        )
+        told = cause if isinstance(cause, StaddleError) else shortage(cause)
+        text = told.message if told is not None else f"a fault of the server ({type(cause).__name__})"
         self.close(refusals.resume_required(self.upload.id, f"stopped: {text}"))
         with suppress(StaddleError):
             self._catalog.uploads.set_failure(self.upload.tenant, self.upload.id, self.upload.epoch, text)
@@ -157,11 +156,13 @@ class UploadWriter:
             if self._closed is not None:
                 return
             self._closed = reason
-            with suppress(Exception):  # its outcome is in the catalog, whatever it was
-                self._reap(wait=True)
-            self._chunks.abort()
-            self._publisher.close()
-            stream, self._stream = self._stream, None
+            try:
+                with suppress(Exception):  # its outcome is in the catalog, whatever it was
+                    self._reap(wait=True)
+                self._chunks.abort()
+            finally:
+                self._publisher.close()
+                stream, self._stream = self._stream, None
         # The stream's own thread goes on to its answer, which says what happened.
         if stream is not None and stream.thread != threading.get_ident():
             stream.cancel()
@@ -184,6 +185,17 @@ class UploadWriter:
             with self._lock:
                 if self._stream is mine:
                     self._stream = None
+
+    def _room(self, size: int) -> AbstractContextManager[None]:
+        """Takes so many bytes, if the disk has room for them. Raises what `Space.taking` does."""
+        return nullcontext() if self._space is None else self._space.taking(size)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """What was taken, and what writing it down takes beside it, as far as it is not on the disk. Asked from any thread."""
+        if self._closed is not None:
+            return 0
+        return self._chunks.unwritten_bytes + self._received.unwritten_bytes
 
     def check_free(self) -> None:
         """Whether no Backup stream is under way.
@@ -241,8 +253,7 @@ class UploadWriter:
 
     def put_frame(self, frame: Frame) -> int:
         """Takes chunks that were checked; gives how many were new."""
-        self._check_disk()
-        with self._writing():
+        with self._room(len(frame.payload)), self._writing():
             self._missing.check(frame.table)
             stored = self._chunks.take_segment(frame.table, frame.codec, frame.payload, frame.raw_length)
             self._missing.arrived(frame.table)
@@ -260,8 +271,7 @@ class UploadWriter:
     @contextmanager
     def taking(self) -> Iterator[None]:
         """Several steps that are one: none is durable before all are done, and if one fails the writer ends."""
-        self._check_disk()
-        with self._writing():
+        with self._room(0), self._writing():
             self._taking = True
             try:
                 yield
@@ -336,10 +346,9 @@ class UploadWriter:
         """The open file."""
         return None if self._received.open is None else self._received.open.entry
 
-    def add_cuts(self, cuts: Iterable[Cut]) -> None:
+    def add_cuts(self, cuts: Sequence[Cut]) -> None:
         """The next chunks of the open file, with their bytes."""
-        self._check_disk()
-        with self._writing():
+        with self._room(_bytes_of(cuts)), self._writing():
             content = self._opened().content
             for cut in cuts:
                 self._chunks.take(Role.DATA, cut.digest, cut.data)
@@ -381,8 +390,7 @@ class UploadWriter:
 
     def put_file(self, entry: Entry, cuts: Sequence[Cut], profile: Profile) -> None:
         """Takes a whole small file with its bytes."""
-        self._check_disk()
-        with self._writing():
+        with self._room(_bytes_of(cuts)), self._writing():
             content = ContentBuilder(self._pages, profile)
             for cut in cuts:
                 self._chunks.take(Role.DATA, cut.digest, cut.data)
@@ -612,3 +620,8 @@ class UploadWriter:
         self._publish(lambda: durable)
         self._reap(wait=True)
         return merged
+
+
+def _bytes_of(cuts: Iterable[Cut]) -> int:
+    """What different chunks have: a gibibyte of zeros is one."""
+    return sum({cut.digest: len(cut.data) for cut in cuts}.values())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Final
 
 from staddle_server.errors import StaddleError
 from staddle_server.session.clockguard import ClockGuard, Standing
+from staddle_server.threads import Background
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,7 @@ class ClockWatch:
 
     def __init__(self, guard: ClockGuard) -> None:
         self._guard = guard
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="clock-watch", daemon=True)
+        self._thread = Background("clock-watch", LOOK_S, self.look)
         self._said_ns: int | None = None
         self.in_doubt = False
 
@@ -33,9 +32,7 @@ class ClockWatch:
 
     def stop(self) -> None:
         """Ends."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.stop()
 
     def look(self) -> None:
         """Compares the clocks now, and logs what has changed."""
@@ -56,7 +53,3 @@ class ClockWatch:
         if self._said_ns is None or abs(standing.expected_ns - self._said_ns) >= AGAIN_S * 1e9:
             self._said_ns = standing.expected_ns
             log.error("%s", standing.words)
-
-    def _run(self) -> None:
-        while not self._stop.wait(LOOK_S):
-            self.look()

@@ -7,7 +7,6 @@ the scrubber, a restore, an upload. A mark counts until every backup was found w
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -16,6 +15,7 @@ from staddle_server.errors import StaddleError
 from staddle_server.session.presence import stored_size
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import packs_prefix, parse_pack_name
+from staddle_server.threads import Background
 from staddle_server.upkeep.check import each_pack
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
@@ -101,8 +101,7 @@ class Integrity:
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="integrity", daemon=True)
+        self._thread = Background("integrity", LOOK_S, self._look_again)
         self._told: dict[bytes, KnownDamage] = {}
         self._walked: dict[bytes, _State] = {}
         """What was so when a tenant's backups were last found not to be whole."""
@@ -112,15 +111,13 @@ class Integrity:
 
     def start(self) -> None:
         """Compares the packs of all tenants with the store, says what is damaged, and goes on looking."""
-        self.compare(self._stop.is_set)
+        self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())
         self._thread.start()
 
     def stop(self) -> None:
         """Ends."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.stop()
 
     def task(self) -> Task:
         """The comparison as a task of a running server."""
@@ -149,6 +146,8 @@ class Integrity:
         begun_s = self._kept.clock.monotonic_s()
         left = dict(known)
         for tenant, damage in known.items():
+            if not damage.packs and not damage.segments:
+                continue  # no backup can tell whether footers are whole
             state = _State(damage, self._kept.catalog.verification.stands(tenant))
             if self._walked.get(tenant) == state:
                 continue
@@ -158,7 +157,9 @@ class Integrity:
                 log.warning("whether backups are whole could not be found out: %s", e.message)
                 continue
             if whole and self._kept.catalog.packs.not_needed(tenant, damage.epoch):
-                del left[tenant]
+                left[tenant] = damage._replace(packs=0, segments=0)
+                if not damage.footers:
+                    del left[tenant]
             else:
                 self._walked[tenant] = state
         now_s = self._kept.clock.monotonic_s()
@@ -170,7 +171,7 @@ class Integrity:
         return all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, tenant))
 
     def _tick(self) -> None:
-        if self._stop.is_set():
+        if self._thread.stopping:
             raise _EndingError
 
     def _tell(self, known: dict[bytes, KnownDamage]) -> None:
@@ -179,27 +180,32 @@ class Integrity:
         names = {row.id: row.name for row in self._kept.catalog.tenants.list_all()}
         for tenant, damage in known.items():
             before = self._told.get(tenant)
-            if before is None or (damage.packs, damage.segments) != (before.packs, before.segments):
+            if before is None or damage[1:] != before[1:]:
                 log.error(
-                    "damage is known in tenant %s: %d packs are gone or damaged as a whole, %d segments of others are damaged. "
-                    "Run `staddle-server check` to see what it costs; the next FULL backup of the same data heals it",
+                    "damage is known in tenant %s: %d packs are gone or damaged as a whole, %d segments and %d headers or footers of others are "
+                    "damaged. Run `staddle-server check` to see what it costs; the next FULL backup of the same data heals packs and "
+                    "segments, `staddle-server repair` the others",
                     names.get(tenant, tenant.hex()),
                     damage.packs,
                     damage.segments,
-                    extra={"fields": {"packs": damage.packs, "segments": damage.segments}},
+                    damage.footers,
+                    extra={
+                        "fields": {
+                            "packs": damage.packs,
+                            "segments": damage.segments,
+                            "footers": damage.footers,
+                        }
+                    },
                 )
         for tenant in self._told.keys() - known.keys():
             log.warning("no damage is left in tenant %s: all its backups are whole", names.get(tenant, ""))
         self._told = known
         self.is_whole = not known
 
-    def _run(self) -> None:
-        while not self._stop.wait(LOOK_S):
-            try:
-                self.look()
-            except _EndingError:
-                return
-            except StaddleError as e:
-                log.warning("it could not be found out whether anything is damaged: %s", e.message)
-            except Exception:
-                log.exception("a fault in looking for known damage, which goes on")
+    def _look_again(self) -> None:
+        try:
+            self.look()
+        except _EndingError:
+            return
+        except StaddleError as e:
+            log.warning("it could not be found out whether anything is damaged: %s", e.message)

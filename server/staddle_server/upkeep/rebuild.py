@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
@@ -24,6 +24,7 @@ from staddle_server.store.keys import KeyStore, Tenant, keys_name, parse_keys_na
 from staddle_server.store.marks import is_mark_name
 from staddle_server.store.pack import PackReader, packs_prefix, parse_pack_name
 from staddle_server.store.records import Records, is_head_name, records_prefix, sequence_of
+from staddle_server.threads import Threads
 from staddle_server.types import NO_LINK, TenantKeys
 from staddle_server.upkeep.chain import Chain
 from staddle_server.upkeep.contents import Contents, read_contents
@@ -288,7 +289,7 @@ class Rebuilding:
         """The tenant's packs, in order; the next few are read meanwhile."""
         reader = PackReader(self._blobs, tenant.keys)
         reading: deque[tuple[str, Future[Contents]]] = deque()
-        with ThreadPoolExecutor(READERS, thread_name_prefix="footers") as readers:
+        with Threads(READERS, thread_name_prefix="footers") as readers:
             for name, size in self._blobs.list(packs_prefix(tenant.id)):
                 pack = _pack_of(name)
                 if pack is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import Catalog
 from staddle_server.errors import StaddleError
 from staddle_server.session.clock import Clock
+from staddle_server.threads import Background, shortage
 
 log = logging.getLogger(__name__)
 
@@ -59,37 +60,33 @@ class Schedule:
         self._tasks = [task for task in tasks if task.every_s > 0]
         self._catalog = catalog
         self._clock = clock
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._threads = [
+            Background(f"upkeep-{task.name}", LOOK_S, partial(self._look, task)) for task in self._tasks
+        ]
+        self._stopping = False
 
     def start(self) -> None:
         """Begins; the first look is after LOOK_S. A task that takes hours keeps no other waiting."""
-        for task in self._tasks:
-            thread = threading.Thread(target=self._run, args=(task,), name=f"upkeep-{task.name}", daemon=True)
-            self._threads.append(thread)
+        for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """Ends; a task that is at work is waited for, and knows that it shall end."""
-        self._stop.set()
+        self._stopping = True
         for thread in self._threads:
-            thread.join()
-
-    def _run(self, task: Task) -> None:
-        while not self._stop.wait(LOOK_S):
-            self._look(task)
+            thread.stop()
 
     def look(self) -> None:
         """Runs what is due now, one after the other."""
         for task in self._tasks:
-            if not self._stop.is_set():
+            if not self._stopping:
                 self._look(task)
 
     def _look(self, task: Task) -> None:
         try:
             if self._is_due(task) and not self._waits(task):
                 self._catalog.tasks.begin(task.name, self._clock.now_ns())
-                outcome = task.run(self._stop.is_set)
+                outcome = task.run(lambda: self._stopping)
                 self._catalog.tasks.end(task.name, self._clock.now_ns(), outcome)
                 if outcome:
                     log.info("%s: %s", task.name, outcome)
@@ -97,7 +94,8 @@ class Schedule:
             self._failed(task, e.message)
             log.error("%s failed: %s", task.name, e.message)  # noqa: TRY400 - no fault of ours
         except Exception as e:
-            self._failed(task, f"a fault of the server ({type(e).__name__})")
+            scarce = shortage(e)
+            self._failed(task, scarce.message if scarce else f"a fault of the server ({type(e).__name__})")
             log.exception("a fault in %s", task.name)
 
     def _is_due(self, task: Task) -> bool:

@@ -30,6 +30,7 @@ from staddle_server.limits import (
 )
 from staddle_server.logs import CALLS
 from staddle_server.session.decoded import DecodedBytes, Held
+from staddle_server.threads import shortage
 from staddle_server.types import TokenRole
 from staddle_server.wire.status import code_of, status_of
 from staddle_server.wire.streams import ARRIVING_S, RETRY_S, Place, Streams, first
@@ -143,6 +144,7 @@ class Gate:
         streams: The places for Backup and Restore streams; a tenant owns its own.
         calls: The places for other calls, from before their message comes until they are answered.
         decoded: The memory for what calls hold decoded.
+        check_threads: Whether a call may keep its thread; raises Exhausted. Whoever has the threads sets it.
 
     """
 
@@ -167,6 +169,7 @@ class Gate:
         self.decoded = decoded
         self._now_s = now_s
         self._admitted_s = -BUSY_S
+        self.check_threads: Callable[..., None] = lambda *, stream: None  # noqa: ARG005
         self.draining = False
         """Whether calls are told that the server is shutting down."""
         self.calls = Streams(
@@ -217,7 +220,12 @@ class Gate:
         """From now until its end the call's token is looked at again and again."""
         with self._lock:
             self._calls[call] = None
-        if not call.on_end(lambda: self._leave(call)):
+        try:
+            lives = call.on_end(lambda: self._leave(call))
+        except BaseException:
+            self._leave(call)
+            raise
+        if not lives:
             self._leave(call)
 
     def _leave(self, call: Call) -> None:
@@ -265,6 +273,7 @@ def handle(
     def admit(context: grpc.ServicerContext) -> Call:
         principal = gate.principal(context)
         gate.check(name, method, principal)
+        gate.check_threads(stream=kind != "unary")
         call = Call(principal, gate.tenant_name(principal.tenant), context)
         gate.enter(call)
         return call
@@ -351,8 +360,9 @@ class _Line:
             self.end("CANCELLED")
             self._context.abort(grpc.StatusCode.CANCELLED, "the client's stream broke off")
         if not isinstance(error, StaddleError):
+            scarce = shortage(error)
             log.error("a fault in %s", self._name, exc_info=error)
-            error = Fault("INTERNAL", f"a fault of the server in {self._name}; its log has more")
+            error = scarce or Fault("INTERNAL", f"a fault of the server in {self._name}; its log has more")
         self.end(code_of(error).name, error)
         status = rpc_status.to_status(status_of(error))
         _free_frames(error)

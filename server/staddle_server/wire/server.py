@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import resource
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 from google.protobuf import descriptor_pool
@@ -28,6 +26,7 @@ from staddle_server.limits import (
     MIB,
     UNARY_THREADS,
 )
+from staddle_server.threads import Background, CallThreads, no_thread
 from staddle_server.types import TokenRole
 from staddle_server.wire.call import Gate, Method, Reading, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
@@ -38,6 +37,9 @@ from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.status import status_of
 from staddle_server.wire.uploads import UploadCalls
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
 """What health calls the server's certificate: NOT_SERVING from 30 days before its end on; everything else goes on."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
+THREADS_LEFT_MIN: Final = 4
+"""Where the system gives no more threads, calls leave so many for health and for refusing, and streams twice as many."""
 IDLE_CHECK_S: Final = 5.0
 HEALTH_CHECK_S: Final = 1.0
 TOKEN_CHECK_S: Final = 2.0
@@ -232,14 +236,15 @@ class WireServer:
             CERTIFICATE: certificates_last,
         }
         self._health = Health({"", SERVICE.full_name, *self._is_true}, time.monotonic)
-        self._stopping = threading.Event()
-        self._look_after = threading.Thread(target=self._look, name="look-after", daemon=True)
+        self._looked_s = self._tokens_looked_s = time.monotonic()
+        self._look_after = Background("look-after", HEALTH_CHECK_S, self._look)
         # Whatever waits for its caller holds one of the first; the last are for what is at work.
         threads = streams_max + CALLS_MAX + CALLS_WAITING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="call")
+        self._threads = CallThreads(threads, UNARY_THREADS)
+        gate.check_threads = self._check_threads
         self._places = (gate.streams, gate.calls, self._health.asked)
         self._server = grpc.server(
-            self._threads,
+            cast("ThreadPoolExecutor", self._threads),  # gRPC only submits
             interceptors=[_Door(gate)],
             options=(*OPTIONS, ("grpc.max_allowed_incoming_connections", connections_max())),
             maximum_concurrent_rpcs=threads + WAITING_CALLS_MAX,
@@ -258,6 +263,7 @@ class WireServer:
 
         Raises:
             RuntimeError: the address is in use, or is none.
+            Exhausted: TOO_MANY, the system does not give the threads that the server needs.
 
         """
         if credentials is None:
@@ -266,23 +272,32 @@ class WireServer:
             port = self._server.add_secure_port(address, credentials)
         if own:
             self._server.add_insecure_port(own)
-        self._server.start()
+        self._threads.start()
         self._look_after.start()
+        self._server.start()
         self._health.say(_SERVING, "", SERVICE.full_name)
         self._say_parts()
         return port
 
+    def _check_threads(self, *, stream: bool) -> None:
+        """Whether a call may keep its thread. Where the system gives no more, the last ones are for calls that end soon.
+
+        Raises:
+            Exhausted: TOO_MANY.
+
+        """
+        if self._threads.is_short and self._threads.left < THREADS_LEFT_MIN * (2 if stream else 1):
+            raise no_thread()
+
     def _look(self) -> None:
         """Ends calls in which nothing moves, and keeps true what health says about parts of the service."""
-        idle_check_s = token_check_s = time.monotonic()
-        while not self._stopping.wait(HEALTH_CHECK_S):
-            self._say_parts()
-            if time.monotonic() - token_check_s >= TOKEN_CHECK_S:
-                token_check_s = time.monotonic()
-                self._end_invalid()
-            if time.monotonic() - idle_check_s < IDLE_CHECK_S:
-                continue
-            idle_check_s = time.monotonic()
+        self._say_parts()
+        now_s = time.monotonic()
+        if now_s - self._tokens_looked_s >= TOKEN_CHECK_S:
+            self._tokens_looked_s = now_s
+            self._end_invalid()
+        if now_s - self._looked_s >= IDLE_CHECK_S:
+            self._looked_s = now_s
             if ended := sum(places.end_idle() for places in self._places):
                 log.info("%d calls were ended in which nothing moved", ended)
 
@@ -306,6 +321,10 @@ class WireServer:
 
     def stop(self) -> None:
         """Ends what is still under way."""
-        self._stopping.set()
-        self._server.stop(grace=GRACE_S).wait()
+        self._look_after.stop()
+        try:
+            ended = self._server.stop(grace=GRACE_S)
+        except RuntimeError:  # the library waits on a thread of its own, and the system gives none
+            ended = self._server.stop(grace=None)
+        ended.wait()
         self._threads.shutdown(wait=False)

@@ -135,7 +135,12 @@ class Streams:
             self._places[place] = None
             self.idle.clear()
         # A handler that waits in the library for a reader that went away may never be resumed; this is called all the same.
-        if not until_left and not context.add_callback(lambda: self.leave(place)):
+        try:
+            gone = not until_left and not context.add_callback(lambda: self.leave(place))
+        except BaseException:
+            self.leave(place)
+            raise
+        if gone:
             self.leave(place)
         return place
 

@@ -243,7 +243,9 @@ class UploadCalls:
         if which == "begin":
             upload = self._begin(first.begin, call).upload
             if upload.state is UploadState.COMMITTED:
-                return self._committed(parts, upload, call)
+                # With the epoch that committed it: the caller may have resumed it since it began.
+                committed = self._uploads.get(call.principal, upload_id=upload.id)
+                return self._committed(parts, committed, call)
             writer = self._uploads.writer(call.principal, upload.id, upload.epoch)
             self._check_new(writer)
         else:
