@@ -75,6 +75,7 @@ from staddle._types import (
     Progress,
     RestoreReport,
     Scope,
+    ServerCondition,
     ServerInfo,
     Xattr,
 )
@@ -136,6 +137,7 @@ __all__ = [
     "RetentionTag",
     "RootDiffersError",
     "Scope",
+    "ServerCondition",
     "ServerError",
     "ServerInfo",
     "Settings",

@@ -4,7 +4,7 @@ import datetime
 from types import MappingProxyType
 from typing import Final, Literal
 
-from google.protobuf import timestamp_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 
 from staddle._errors import BadRequestError, ProtocolError
 from staddle._types import (
@@ -25,6 +25,7 @@ from staddle._types import (
     PathLike,
     Profile,
     Scope,
+    ServerCondition,
     ServerInfo,
     Xattr,
     datetime_from_ns,
@@ -317,4 +318,24 @@ def server_info_of(message: service.GetServerInfoResponse) -> ServerInfo:
         chunker=chunker_of(message.chunker),
         server_time=datetime_of(message.server_time),
         limits=MappingProxyType(limits),
+        condition=_condition_of(message.condition) if message.HasField("condition") else ServerCondition(),
     )
+
+
+def _condition_of(message: service.ServerCondition) -> ServerCondition:
+    return ServerCondition(
+        takes_backups=message.takes_backups,
+        clock_in_doubt=message.clock_in_doubt,
+        clock_jump=_timedelta(message.clock_jump),
+        clock_wait=_timedelta(message.clock_wait),
+        damaged_packs=message.damaged_packs,
+        damaged_segments=message.damaged_segments,
+        damaged_footers=message.damaged_footers,
+    )
+
+
+def _timedelta(message: duration_pb2.Duration) -> datetime.timedelta:
+    try:
+        return datetime.timedelta(seconds=message.seconds, microseconds=message.nanos // 1000)
+    except OverflowError:
+        raise ProtocolError(f"The server sent a duration of {message.seconds} s.") from None

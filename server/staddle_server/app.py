@@ -6,8 +6,9 @@ import gc
 import logging
 import os
 import resource
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -108,6 +109,7 @@ def run_server(
         given_up = give_up_at_start(directory.path, directory.store)
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
         with directory.store_locked(), open_rooms(directory) as opened:
+            warn_of_readable([directory.master_key, directory.client_toml, settings.tls_key])
             generation.begin(directory, opened.blobs, opened.catalog, time.time_ns())
             swept = opened.blobs.sweep()
             _event(
@@ -152,6 +154,14 @@ def run_server(
         raise OperatorError(
             f"the server stopped, since its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
         )
+
+
+def warn_of_readable(paths: Iterable[Path | None]) -> None:
+    """Says in the log which of these secrets every user of the machine can read: a copy or a mount loses the mode."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path is not None and path.stat().st_mode & stat.S_IROTH:
+                _log.warning("every user of this machine can read %s: chmod 600 it", path)
 
 
 def _keep_client_config(path: Path, config: ClientConfig) -> None:

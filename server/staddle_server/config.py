@@ -192,6 +192,13 @@ def parse_endpoint(text: str) -> Address | UnixAddress:
     return address
 
 
+def parse_mode(text: str) -> int:
+    """A mode in octal that lets the owner read and write, such as 0660. Raises ValueError."""
+    if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
+        raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
+    return int(text[-3:], 8)
+
+
 _UNITS_S: Final = {
     unit: seconds
     for seconds, units in (
@@ -205,13 +212,6 @@ _UNITS_S: Final = {
 }
 _DURATION: Final = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})? ?[A-Za-z]{1,7} ?)+")
 _DURATION_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([A-Za-z]{1,7})")
-
-
-def parse_mode(text: str) -> int:
-    """A mode in octal that lets the owner read and write, such as 0660. Raises ValueError."""
-    if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
-        raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
-    return int(text[-3:], 8)
 
 
 def parse_duration(text: str) -> float:

@@ -24,6 +24,7 @@ from staddle_server.store.space import Space
 from staddle_server.threads import Threads
 from staddle_server.upkeep.clockwatch import ClockWatch
 from staddle_server.upkeep.collector import collect
+from staddle_server.upkeep.condition import Conditions
 from staddle_server.upkeep.copies import copies_task
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.integrity import Integrity
@@ -86,6 +87,17 @@ class Service:
             space=space,
         )
         reads = Reads(catalog, tenants, clock, self._openers)
+        self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
+        kept = Kept(catalog, blobs, keys, tenants, clock)
+        integrity = self._integrity = Integrity(kept)
+
+        def is_writable() -> bool:
+            return blobs.failed is None
+
+        def has_room() -> bool:
+            return space is None or space.flaw() is None
+
+        conditions = Conditions(self.clock_watch, integrity, lambda: is_writable() and has_room())
         policies = Policies(catalog, tenants, clock, retention_every_s)
         table = methods(
             UploadCalls(self._uploads, tenants, endpoint),
@@ -93,7 +105,9 @@ class Service:
             RetentionCalls(
                 Deletion(catalog, tenants, clock), Protection(catalog, tenants, clock), policies, tenants
             ),
-            InfoCalls(tenants, clock, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s),
+            InfoCalls(
+                tenants, clock, conditions, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s
+            ),
         )
         self._gate = Gate(
             lambda token: catalog.tokens.authenticate(token, clock.now_ns()),
@@ -104,15 +118,12 @@ class Service:
             lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
             decoded=tenants.decoded,
         )
-        self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
-        kept = Kept(catalog, blobs, keys, tenants, clock)
-        integrity = self._integrity = Integrity(kept)
         self._wire = WireServer(
             self._gate,
             table,
             streams_max,
-            is_writable=lambda: blobs.failed is None,
-            has_room=lambda: space is None or space.flaw() is None,
+            is_writable=is_writable,
+            has_room=has_room,
             is_kept_up=lambda: not self.clock_watch.in_doubt,
             is_whole=lambda: integrity.is_whole,
             certificates_last=certificates_last,

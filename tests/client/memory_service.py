@@ -511,6 +511,11 @@ class MemoryService(StaddleServiceServicer):
                 read_range_bytes_max=3 * 1024 * 1024, upload_lease=duration_pb2.Duration(seconds=300)
             ),
             server_time=timestamp_pb2.Timestamp(seconds=self.now_s),
+            condition=service.ServerCondition(
+                clock_in_doubt=True,
+                clock_jump=duration_pb2.Duration(seconds=-7200, nanos=-500),
+                damaged_packs=3,
+            ),
         )
 
 

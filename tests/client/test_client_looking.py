@@ -164,6 +164,9 @@ def test_a_deleted_backup_is_hidden_until_it_is_undeleted(client: Client) -> Non
 def test_info_says_who_asks_and_keeps_the_seed_out_of_sight(client: Client) -> None:
     info = client.info()
     assert (info.tenant, info.principal, info.role) == ("default", "tests", "writer")
+    told = info.condition
+    assert (told.takes_backups, told.clock_in_doubt, told.damaged_packs) == (False, True, 3)
+    assert told.clock_jump.total_seconds() == pytest.approx(-7200)
     assert info.chunker.seed == 7
     assert "seed" not in repr(info)
     assert info.limits["upload_lease"] == 300

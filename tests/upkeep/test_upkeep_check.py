@@ -150,6 +150,7 @@ def test_a_damaged_footer_is_an_alarm_until_it_is_mended_though_all_backups_are_
     assert not integrity.is_whole
     damage = running.catalog.packs.known_damage()[running.tenant]
     assert (damage.packs, damage.segments, damage.footers) == (0, 0, 1)
+    assert told(stub) == (0, 0, 1)
     found, _ = check(running)
     assert [(each.kind, each.severity) for each in found] == [("footer", "damage")]
     flip(path, -20)
@@ -159,6 +160,18 @@ def test_a_damaged_footer_is_an_alarm_until_it_is_mended_though_all_backups_are_
     assert marks(running) == set()
     integrity.look()
     assert integrity.is_whole
+    assert told(stub) == (0, 0, 0)
+    flip(path, -20)
+    check(running)
+    integrity.look()
+    assert told(stub) == (0, 0, 1)
+    others = running.stub("reader", tenant=running.make_tenant("theirs"))
+    assert told(others) == (0, 0, 0), "what is damaged is its own tenant's business"
+
+
+def told(stub):
+    said = stub.GetServerInfo(sv.GetServerInfoRequest()).condition
+    return said.damaged_packs, said.damaged_segments, said.damaged_footers
 
 
 def test_a_missing_pack_and_one_cut_short_are_found_at_a_glance(running):

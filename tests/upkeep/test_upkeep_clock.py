@@ -257,9 +257,19 @@ def test_log_and_health_say_that_the_clock_is_in_doubt_and_that_it_is_believed_a
         running.service.clock_watch.look()
         assert caplog.text.count("the clock jumped forward by 365 days") == 2, "once, and again after an hour"
         assert upkeep_health(running) == health_pb2.HealthCheckResponse.NOT_SERVING
+        told = condition(running)
+        assert told.clock_in_doubt
+        assert told.clock_jump.seconds // DAY == 365
+        assert 0 < told.clock_wait.seconds <= YEAR - 2 * 3600
         running.clock.jump_s = 0
         running.restart()
     assert upkeep_health(running) == health_pb2.HealthCheckResponse.SERVING
+    told = condition(running)
+    assert (told.takes_backups, told.clock_in_doubt, told.HasField("clock_jump")) == (True, False, False)
+
+
+def condition(running) -> sv.ServerCondition:
+    return running.stub("reader").GetServerInfo(sv.GetServerInfoRequest()).condition
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

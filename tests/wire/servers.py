@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -171,6 +173,19 @@ class _Bearer(
 NOTHING_BY_ITSELF = ("--gc-every", "0", "--scrub-period", "0", "--retention-every", "0")
 
 
+@contextmanager
+def heeding_hangups() -> Iterator[None]:
+    """What is started here heeds SIGHUP, also where the tests run under nohup, which every child would inherit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @dataclass
 class ServerProcess:
     """`staddle-server serve` in a process of its own, which neither collects, scrubs nor follows policies by itself."""
@@ -182,7 +197,7 @@ class ServerProcess:
 
     def start(self) -> None:
         """Starts it on a free port and waits until it listens."""
-        with (self.data.parent / f"{self.data.name}.log").open("a") as log:
+        with (self.data.parent / f"{self.data.name}.log").open("a") as log, heeding_hangups():
             self.process = subprocess.Popen(
                 [
                     *self.command,

@@ -178,7 +178,7 @@ def of_problem(problem: PathProblem) -> Record:
 
 def of_info(info: ServerInfo) -> Record:
     """A server. The seed of the chunker stays out: it is kept like a credential."""
-    chunker = info.chunker
+    chunker, condition = info.chunker, info.condition
     return {
         "version": info.version,
         "tenant": info.tenant,
@@ -193,4 +193,13 @@ def of_info(info: ServerInfo) -> Record:
             "fixed_bytes": chunker.fixed_bytes,
         },
         "limits": dict(info.limits),
+        "condition": {
+            "takes_backups": condition.takes_backups,
+            "clock_in_doubt": condition.clock_in_doubt,
+            "clock_jump_s": condition.clock_jump.total_seconds(),
+            "clock_wait_s": condition.clock_wait.total_seconds(),
+            "damaged_packs": condition.damaged_packs,
+            "damaged_segments": condition.damaged_segments,
+            "damaged_footers": condition.damaged_footers,
+        },
     }

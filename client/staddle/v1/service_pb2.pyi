@@ -2198,6 +2198,7 @@ class GetServerInfoResponse(_message.Message):
     CHUNKER_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     SERVER_TIME_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     tenant: _builtins.str
     """Of the caller's token."""
@@ -2209,6 +2210,8 @@ class GetServerInfoResponse(_message.Message):
     def limits(self) -> Global___Limits: ...
     @_builtins.property
     def server_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def condition(self) -> Global___ServerCondition: ...
     def __init__(
         self,
         *,
@@ -2219,14 +2222,63 @@ class GetServerInfoResponse(_message.Message):
         chunker: _resources_pb2.Chunker | None = ...,
         limits: Global___Limits | None = ...,
         server_time: _timestamp_pb2.Timestamp | None = ...,
+        condition: Global___ServerCondition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunker", b"chunker", "limits", b"limits", "server_time", b"server_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunker", b"chunker", "condition", b"condition", "limits", b"limits", "server_time", b"server_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunker", b"chunker", "limits", b"limits", "principal", b"principal", "role", b"role", "server_time", b"server_time", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunker", b"chunker", "condition", b"condition", "limits", b"limits", "principal", b"principal", "role", b"role", "server_time", b"server_time", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class ServerCondition(_message.Message):
+    """What an operator should know, as of a few seconds ago: what health and the log say, in numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAKES_BACKUPS_FIELD_NUMBER: _builtins.int
+    CLOCK_IN_DOUBT_FIELD_NUMBER: _builtins.int
+    CLOCK_JUMP_FIELD_NUMBER: _builtins.int
+    CLOCK_WAIT_FIELD_NUMBER: _builtins.int
+    DAMAGED_PACKS_FIELD_NUMBER: _builtins.int
+    DAMAGED_SEGMENTS_FIELD_NUMBER: _builtins.int
+    DAMAGED_FOOTERS_FIELD_NUMBER: _builtins.int
+    takes_backups: _builtins.bool
+    """The server accepts backups: its store takes writes and its disks have room."""
+    clock_in_doubt: _builtins.bool
+    """The server's clock jumped and is not believed: nothing is purged, expired, collected or deleted by policy."""
+    damaged_packs: _builtins.int
+    """Packs of the caller's tenant that are gone or damaged as a whole, and damaged parts of others."""
+    damaged_segments: _builtins.int
+    damaged_footers: _builtins.int
+    @_builtins.property
+    def clock_jump(self) -> _duration_pb2.Duration:
+        """How far the clock jumped; negative: back. Unset: it is not in doubt."""
+
+    @_builtins.property
+    def clock_wait(self) -> _duration_pb2.Duration:
+        """The jump is believed once so much more time has passed."""
+
+    def __init__(
+        self,
+        *,
+        takes_backups: _builtins.bool = ...,
+        clock_in_doubt: _builtins.bool = ...,
+        clock_jump: _duration_pb2.Duration | None = ...,
+        clock_wait: _duration_pb2.Duration | None = ...,
+        damaged_packs: _builtins.int = ...,
+        damaged_segments: _builtins.int = ...,
+        damaged_footers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_jump", b"clock_jump", "clock_wait", b"clock_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_in_doubt", b"clock_in_doubt", "clock_jump", b"clock_jump", "clock_wait", b"clock_wait", "damaged_footers", b"damaged_footers", "damaged_packs", b"damaged_packs", "damaged_segments", b"damaged_segments", "takes_backups", b"takes_backups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerCondition: _TypeAlias = ServerCondition  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):

@@ -24,6 +24,8 @@ class ClockWatch:
         self._thread = Background("clock-watch", LOOK_S, self.look)
         self._said_ns: int | None = None
         self.in_doubt = False
+        self.standing: Standing | None = None
+        """What was thought of the clock at the last look."""
 
     def start(self) -> None:
         """Looks once, and then every LOOK_S."""
@@ -42,6 +44,7 @@ class ClockWatch:
             log.warning("the clock could not be compared with the catalog: %s", e.message)
             return
         self.in_doubt = bool(standing.jump_ns)
+        self.standing = standing
         self._say(standing)
 
     def _say(self, standing: Standing) -> None:

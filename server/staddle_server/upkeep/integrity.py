@@ -102,7 +102,8 @@ class Integrity:
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
         self._thread = Background("integrity", LOOK_S, self._look_again)
-        self._told: dict[bytes, KnownDamage] = {}
+        self.known: dict[bytes, KnownDamage] = {}
+        """What is damaged, by tenant, a second ago."""
         self._walked: dict[bytes, _State] = {}
         """What was so when a tenant's backups were last found not to be whole."""
         self._rest_until_s = 0.0
@@ -175,11 +176,11 @@ class Integrity:
             raise _EndingError
 
     def _tell(self, known: dict[bytes, KnownDamage]) -> None:
-        if known == self._told:
+        if known == self.known:
             return
         names = {row.id: row.name for row in self._kept.catalog.tenants.list_all()}
         for tenant, damage in known.items():
-            before = self._told.get(tenant)
+            before = self.known.get(tenant)
             if before is None or damage[1:] != before[1:]:
                 log.error(
                     "damage is known in tenant %s: %d packs are gone or damaged as a whole, %d segments and %d headers or footers of others are "
@@ -197,9 +198,9 @@ class Integrity:
                         }
                     },
                 )
-        for tenant in self._told.keys() - known.keys():
+        for tenant in self.known.keys() - known.keys():
             log.warning("no damage is left in tenant %s: all its backups are whole", names.get(tenant, ""))
-        self._told = known
+        self.known = known
         self.is_whole = not known
 
     def _look_again(self) -> None:

@@ -7,6 +7,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server import __version__, limits
 from staddle_server.session.clock import Clock
 from staddle_server.session.tenant import Tenants
+from staddle_server.upkeep.condition import Condition, Conditions
 from staddle_server.wire import convert
 from staddle_server.wire.call import Call
 
@@ -15,9 +16,17 @@ class InfoCalls:
     """What answers GetServerInfo."""
 
     def __init__(
-        self, tenants: Tenants, clock: Clock, *, streams_max: int, lease_s: float, life_s: float
+        self,
+        tenants: Tenants,
+        clock: Clock,
+        conditions: Conditions,
+        *,
+        streams_max: int,
+        lease_s: float,
+        life_s: float,
     ) -> None:
         self._tenants = tenants
+        self._conditions = conditions
         self._clock = clock
         self._limits = sv.Limits(
             message_bytes_max=limits.MESSAGE_BYTES_MAX,
@@ -42,4 +51,20 @@ class InfoCalls:
             chunker=convert.chunker_out(tenant.cutter.parameters),
             limits=self._limits,
             server_time=convert.timestamp(self._clock.now_ns()),
+            condition=_condition_out(self._conditions.of(tenant.id)),
         )
+
+
+def _condition_out(condition: Condition) -> sv.ServerCondition:
+    clock, damage = condition.clock, condition.damage
+    message = sv.ServerCondition(
+        takes_backups=condition.takes_backups,
+        damaged_packs=damage.packs,
+        damaged_segments=damage.segments,
+        damaged_footers=damage.footers,
+    )
+    if clock is not None and clock.jump_ns:
+        message.clock_in_doubt = True
+        message.clock_jump.FromNanoseconds(clock.jump_ns)
+        message.clock_wait.FromNanoseconds(clock.left_ns)
+    return message

@@ -1,0 +1,42 @@
+"""What an operator should know of a server that runs, as data: what health says, the log, GetServerInfo, and whatever else asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from staddle_server.catalog import KnownDamage
+from staddle_server.session.clockguard import Standing
+from staddle_server.upkeep.clockwatch import ClockWatch
+from staddle_server.upkeep.integrity import Integrity
+
+NO_DAMAGE = KnownDamage(0, 0, 0)
+
+
+class Condition(NamedTuple):
+    """The condition of a server, for one tenant.
+
+    Attributes:
+        takes_backups: The store takes writes, and the disks have room.
+        clock: What is thought of the clock; None: it could not be looked at yet.
+        damage: What is known to be damaged of the tenant.
+
+    """
+
+    takes_backups: bool
+    clock: Standing | None
+    damage: KnownDamage
+
+
+class Conditions:
+    """The condition as the watches have last seen it. Costs nothing to ask for."""
+
+    def __init__(self, clock: ClockWatch, integrity: Integrity, takes_backups: Callable[[], bool]) -> None:
+        self._clock = clock
+        self._integrity = integrity
+        self._takes_backups = takes_backups
+
+    def of(self, tenant: bytes) -> Condition:
+        """For the tenant with this id."""
+        damage = self._integrity.known.get(tenant, NO_DAMAGE)
+        return Condition(self._takes_backups(), self._clock.standing, damage)
