@@ -247,12 +247,7 @@ def _serving(
     listen = settings.listen
     made = None
     try:
-        with contextlib.ExitStack() as places:
-            if isinstance(listen, UnixAddress):
-                places.enter_context(sockets.place_for(listen, settings.socket_mode))
-            if own is not None:
-                places.enter_context(sockets.place_for(own, 0o600))
-            port = _start(service, listen, credentials, own)
+        port = _start(service, settings, credentials, own)
         if isinstance(listen, UnixAddress):
             made = sockets.identity(listen)
         yield listen.with_port(port)
@@ -263,14 +258,27 @@ def _serving(
             sockets.remove(listen, made)
 
 
+@contextlib.contextmanager
+def _places(settings: Settings, own: UnixAddress | None) -> Iterator[None]:
+    """Where the server may bind its Unix sockets, if it has any."""
+    with contextlib.ExitStack() as places:
+        if isinstance(settings.listen, UnixAddress):
+            places.enter_context(sockets.place_for(settings.listen, settings.socket_mode))
+        if own is not None:
+            places.enter_context(sockets.place_for(own, 0o600))
+        yield
+
+
 def _start(
     service: Service,
-    listen: Address | UnixAddress,
+    settings: Settings,
     credentials: grpc.ServerCredentials | None,
     own: UnixAddress | None,
 ) -> int:
+    listen = settings.listen
+    own_target = "" if own is None else own.target
     try:
-        return service.start(listen.target, credentials, "" if own is None else own.target)
+        return service.start(listen.target, credentials, own_target, _places(settings, own))
     except RuntimeError as error:
         if is_no_thread(error):
             raise

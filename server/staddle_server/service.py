@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 import grpc
@@ -145,10 +146,17 @@ class Service:
         ]
         self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
 
-    def start(self, address: str, credentials: grpc.ServerCredentials | None, own: str = "") -> int:
+    def start(
+        self,
+        address: str,
+        credentials: grpc.ServerCredentials | None,
+        own: str = "",
+        place: AbstractContextManager[object] | None = None,
+    ) -> int:
         """Compares the packs with the store, then listens on HOST:PORT or unix:PATH and serves; gives the port, a free one where 0 was asked for.
 
-        `own` is a second address, without TLS, for the server's own questions.
+        `own` is a second address, without TLS, for the server's own questions. `place` holds the addresses' places while they are
+        bound, which is after the comparison: that may take minutes.
 
         Raises:
             RuntimeError: the address is in use, or is none.
@@ -156,7 +164,7 @@ class Service:
         """
         self.clock_watch.start()
         self._integrity.start()
-        port = self._wire.start(address, credentials, own)
+        port = self._wire.start(address, credentials, own, place)
         self._schedule.start()
         return port
 

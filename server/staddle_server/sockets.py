@@ -7,9 +7,14 @@ import os
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
+from typing import Final
 
 from staddle_server.config import UNIX_PATH_BYTES_MAX, OperatorError, UnixAddress
+
+LOCK_S: Final = 2.0
+LOCK_LOOK_S: Final = 0.05
 
 
 class ListenError(OperatorError):
@@ -81,15 +86,25 @@ def _locked(address: UnixAddress) -> Iterator[None]:
             f"cannot listen on {address}: {parent}: {error.strerror}; the directory must exist, and belong to the server's user"
         ) from error
     try:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ListenError(
-                f"cannot listen on {address}: another server is just starting in {parent}; try again"
-            ) from error
+        if not _lock(directory):
+            raise ListenError(f"cannot listen on {address}: another program holds {parent} locked; try again")
         yield
     finally:
         os.close(directory)
+
+
+def _lock(directory: int) -> bool:
+    """Waits for the lock a little: another server needs it for an instant. Answers whether it came."""
+    until_s = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until_s:
+                return False
+            time.sleep(LOCK_LOOK_S)
+        else:
+            return True
 
 
 def _remove_stale(address: UnixAddress) -> None:

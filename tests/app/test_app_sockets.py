@@ -150,7 +150,7 @@ def test_two_servers_that_start_at_once_do_not_take_each_others_socket(here: Pat
     directory = os.open(here, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        with pytest.raises(sockets.ListenError, match="another server is just starting"):
+        with pytest.raises(sockets.ListenError, match=f"another program holds {here} locked"):
             take(here / "s")
     finally:
         os.close(directory)

@@ -91,7 +91,9 @@ def java_client() -> tuple[str, ...]:
 def _make_java_client(made: Path, archive: Path) -> None:
     folder = _fresh_copy("java", made.parents[1])
     # Maven asks for nothing that it has: after the first time this needs no network.
-    _run(["mvn", "-B", "-q", "-ntp", f"-Dprotos={PROTOS}", "package"], cwd=folder)
+    # Java takes the home that the system's list of users names, and not HOME: that of `nobody` does not exist.
+    options = f"{os.environ.get('MAVEN_OPTS', '')} -Duser.home={Path.home()}".strip()
+    _run(["mvn", "-B", "-q", "-ntp", f"-Dprotos={PROTOS}", "package"], cwd=folder, MAVEN_OPTS=options)
     # A call that fails loads most of the classes, too. Without the archive the client is slower, and the same.
     subprocess.run(
         ["java", *JAVA_FLAGS, f"-XX:ArchiveClassesAtExit={archive}", "-jar", str(made), "list", "none"],

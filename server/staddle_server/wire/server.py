@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import time
@@ -258,20 +259,29 @@ class WireServer:
         names = [SERVICE.full_name, HEALTH.full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server, pool=cast("DescriptorPool", _Symbols()))
 
-    def start(self, address: str, credentials: grpc.ServerCredentials | None, own: str = "") -> int:
+    def start(
+        self,
+        address: str,
+        credentials: grpc.ServerCredentials | None,
+        own: str = "",
+        place: contextlib.AbstractContextManager[object] | None = None,
+    ) -> int:
         """Listens and serves; gives the port. `own` is a second address, without TLS, for the server's own questions.
+
+        `place` holds the addresses' places while they are bound.
 
         Raises:
             RuntimeError: the address is in use, or is none.
             Exhausted: TOO_MANY, the system does not give the threads that the server needs.
 
         """
-        if credentials is None:
-            port = self._server.add_insecure_port(address)
-        else:
-            port = self._server.add_secure_port(address, credentials)
-        if own:
-            self._server.add_insecure_port(own)
+        with place or contextlib.nullcontext():
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+            if own:
+                self._server.add_insecure_port(own)
         self._threads.start()
         self._look_after.start()
         self._server.start()
