@@ -103,10 +103,9 @@ serve: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" $(ARGS)
 
-# With what CI runs besides: large data, every step of a sweep, the full number of examples.
 .PHONY: test-all
 test-all: $(STAMP)
-	@STADDLE_TEST_ALL=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: check
 check: $(STAMP) $(PROTOS_STAMP)

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from servers import Running, ServerProcess
+
+# How long an example takes says nothing where other work shares the machine.
+settings.register_profile("staddle", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("staddle")
 
 # A shell's background job ignores Ctrl-C, and so would every command that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,16 +11,19 @@ import json
 import os
 import stat
 import struct
+import sys
 import tarfile
 import time
 import zipfile
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from tempfile import SpooledTemporaryFile
 from typing import IO, Final
 
 from staddle._convert import link_target_of
+from staddle._errors import DamageError
 from staddle._stream import is_file
 from staddle._types import BinarySink
 from staddle.v1 import resources_pb2 as pb
@@ -28,6 +31,7 @@ from staddle.v1 import resources_pb2 as pb
 BUFFER_BYTES: Final = 256 * 1024
 ZEROS: Final = bytes(256 * 1024)
 MEMBERS_BYTES_IN_MEMORY: Final = 8 * 1024 * 1024
+SPARSE_BYTES_MIN: Final = 16 * 1024 * 1024
 NOT_COMPLETE: Final = ".staddle-archive-is-not-complete"
 LABELS: Final = (b"security.selinux", b"security.ima", b"security.evm")
 """Attributes of the machine that the backup is of; an archive that cannot hold them lacks nothing."""
@@ -109,7 +113,10 @@ def write_all(sink: BinarySink, data: bytes) -> None:
 
 
 class TarArchive(Archive):
-    """A pax archive. Holes are written as zeros."""
+    """A pax archive. Large files with holes are in GNU's sparse format 1.0; other holes are zeros.
+
+    https://www.gnu.org/software/tar/manual/html_node/PAX-1.html
+    """
 
     def __init__(self, sink: BinarySink, time_ns: int) -> None:
         super().__init__(sink, time_ns)
@@ -117,7 +124,13 @@ class TarArchive(Archive):
         self._total = 0
         self._size = 0
         self._left = 0
-        """Bytes that have to come of the file that has begun."""
+        self._position = 0
+        self._path = b""
+        """Bytes that the file that has begun still has in the archive."""
+        self._stretches: deque[tuple[int, int]] = deque()
+        """Of a sparse file: where its data begins and ends, and where it goes on."""
+        self._is_sparse = False
+        self._sparse_count = 0
         self._is_finished = False
 
     def add(self, path: bytes, entry: pb.Entry) -> str:
@@ -146,15 +159,67 @@ class TarArchive(Archive):
     def begin(self, path: bytes, entry: pb.Entry) -> str:
         """See Archive."""
         info = self._info(path, entry, tarfile.REGTYPE)
-        info.size = self._size = self._left = entry.content.size_bytes
+        self._stretches.clear()
+        self._is_sparse = False
+        self._path = path
         lost = _add_xattrs(info, entry)
-        self._header(info)
+        size = entry.content.size_bytes
+        if size >= SPARSE_BYTES_MIN and (stretches := _stretches(entry)) is not None:
+            self._begin_sparse(info, size, stretches)
+        else:
+            info.size = self._size = self._left = size
+            self._header(info)
         return lost
+
+    def _begin_sparse(self, info: tarfile.TarInfo, size: int, stretches: list[tuple[int, int]]) -> None:
+        """Writes the header and the map of a sparse file, whose bytes in holes are then not written."""
+        numbers = [len(stretches), *(number for start, end in stretches for number in (start, end - start))]
+        data_map = b"".join(b"%d\n" % number for number in numbers)
+        data_map += bytes(-len(data_map) % tarfile.BLOCKSIZE)
+        self._sparse_count += 1
+        info.pax_headers = {
+            **info.pax_headers,
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": info.name,
+            "GNU.sparse.realsize": str(size),
+        }
+        info.name = (
+            f"GNUSparseFile.0/{self._sparse_count}"  # the name for readers that do not know the format
+        )
+        self._left = sum(end - start for start, end in stretches)
+        info.size = self._size = len(data_map) + self._left
+        self._header(info)
+        self._put(data_map)
+        self._is_sparse = True
+        self._stretches.extend(stretches)
+        self._position = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """See Archive."""
-        self._left -= len(data)
-        self._put(data)
+        if not self._is_sparse:
+            self._left -= len(data)
+            self._put(data)
+            return
+        view = memoryview(data)
+        while view:
+            while self._stretches and self._stretches[0][1] <= self._position:
+                self._stretches.popleft()
+            start, end = self._stretches[0] if self._stretches else (sys.maxsize, sys.maxsize)
+            if start <= self._position:
+                piece = view[: end - self._position]
+                self._left -= len(piece)
+                self._put(piece)
+            else:
+                piece = view[: min(start - self._position, len(ZEROS))]
+                if piece != memoryview(ZEROS)[: len(piece)]:
+                    raise DamageError(
+                        f"{self._path!r} has data where the backup says that it has a hole, so that no tar archive can hold it: the archive "
+                        "ends there and is not complete. `--exclude` leaves the file out.",
+                        facts={"path": ascii(self._path)},
+                    )
+            self._position += len(piece)
+            view = view[len(piece) :]
 
     def end(self) -> None:
         """See Archive."""
@@ -172,6 +237,7 @@ class TarArchive(Archive):
         if self._is_finished:
             return
         if not self._left:
+            self._put(bytes(-self._total % tarfile.BLOCKSIZE))
             info = tarfile.TarInfo(NOT_COMPLETE)
             info.size = 1
             self._header(info)
@@ -203,6 +269,21 @@ class TarArchive(Archive):
     def _flush(self) -> None:
         data, self._buffer = bytes(self._buffer), bytearray()
         write_all(self._sink, data)
+
+
+def _stretches(entry: pb.Entry) -> list[tuple[int, int]] | None:
+    """Where the data of a file with holes begins and ends, and at last its end; None: it has no holes, or they are not in order."""
+    size = entry.content.size_bytes
+    found, position = [], 0
+    for hole in entry.holes:
+        if hole.offset_bytes < position or hole.length_bytes > size - hole.offset_bytes:
+            return None
+        if hole.offset_bytes > position:
+            found.append((position, hole.offset_bytes))
+        position = hole.offset_bytes + hole.length_bytes
+    if not position:
+        return None
+    return [*found, (position, size)]
 
 
 def _add_xattrs(info: tarfile.TarInfo, entry: pb.Entry) -> str:

@@ -38,6 +38,7 @@ class _Enter(NamedTuple):
 
     name: bytes
     device: int
+    owner: int
 
 
 class _Look(NamedTuple):
@@ -63,8 +64,8 @@ class _Seen(NamedTuple):
 
     names: list[bytes]
     rows: list[bytes]
-    devices: dict[bytes, int]
-    """Of the directories among them."""
+    directories: dict[bytes, tuple[int, int]]
+    """Of the directories among them the device and the owner."""
 
 
 class _Old:
@@ -171,7 +172,7 @@ class CachedScan(Walk[Changed | Removed]):
         )
         if old is not None and old.is_as(block):
             self._keep(old, block)
-            way.steps = [_Enter(*each) for each in seen.devices.items()]
+            way.steps = [_Enter(name, *where) for name, where in seen.directories.items()]
         else:
             way.steps = self._compare(old, seen, _end_of(old, level.names, names))
             if self.record is not None and block.children:
@@ -197,7 +198,7 @@ class CachedScan(Walk[Changed | Removed]):
         look, pack = os.stat, pack_row
         limited = self.omissions.larger_than_bytes is not None
         rows: list[bytes] = []
-        devices: dict[bytes, int] = {}
+        directories: dict[bytes, tuple[int, int]] = {}
         out: set[bytes] = set()
         for name in names:
             try:
@@ -222,17 +223,19 @@ class CachedScan(Walk[Changed | Removed]):
                 row = row_of(status)
             rows.append(row)
             if is_directory:
-                devices[name] = status.st_dev
+                directories[name] = status.st_dev, status.st_uid
         names = [name for name in names if name not in out] if out else names
         if self.chosen is not None:
-            self._tell_all_beyond([prefix + name for name in names if name not in devices])
-        return _Seen(names, rows, devices)
+            self._tell_all_beyond([prefix + name for name in names if name not in directories])
+        return _Seen(names, rows, directories)
 
     def _see_chosen(self, level: Level, names: list[bytes]) -> _Seen:
         """The same on the way to what was named, where links may have to be followed. There are few."""
         found = [(name, each) for name in names if (each := self._look(level, name)) is not None]
-        devices = {name: each.stat.st_dev for name, each in found if each.is_directory()}
-        return _Seen([name for name, _ in found], [row_of(each.stat) for _, each in found], devices)
+        directories = {
+            name: (each.stat.st_dev, each.stat.st_uid) for name, each in found if each.is_directory()
+        }
+        return _Seen([name for name, _ in found], [row_of(each.stat) for _, each in found], directories)
 
     def _asked(self, prefix: bytes, names: list[bytes]) -> tuple[list[bytes], set[bytes]]:
         """Those that the patterns do not leave out by their name alone, and of these the ones of which the type decides."""
@@ -284,8 +287,8 @@ class CachedScan(Walk[Changed | Removed]):
                 at += 1
                 if _is_same(old.row(at - 1), row):
                     self.unchanged += 1
-                    if name in seen.devices:
-                        steps.append(_Enter(name, seen.devices[name]))
+                    if name in seen.directories:
+                        steps.append(_Enter(name, *seen.directories[name]))
                     continue
                 known = not old.is_absent(at - 1)
             steps.append(_Look(name, index, known))
@@ -303,7 +306,7 @@ class CachedScan(Walk[Changed | Removed]):
         elif isinstance(step, _Look):
             yield from self._look_at(level, step, path)
         elif level.descriptor is not None:
-            yield from self._into(level, step.name, path, step.device)
+            yield from self._into(level, path, step)
         else:
             self.report(path, MOVED)
             self.unchanged -= 1
@@ -324,7 +327,7 @@ class CachedScan(Walk[Changed | Removed]):
             self.record.at(level.piece, step.place, found.stat)
         yield from self._told(Changed(found, step.in_base))
         if found.is_directory():
-            yield from self._into(level, step.name, path, found.stat.st_dev)
+            yield from self._into(level, path, _Enter(step.name, found.stat.st_dev, found.stat.st_uid))
 
     @property
     def kept_count(self) -> int:
@@ -348,8 +351,8 @@ class CachedScan(Walk[Changed | Removed]):
         if self.record is not None:
             self.record.settle(changed)
 
-    def _into(self, level: Level, name: bytes, path: bytes, device: int) -> Iterator[Removed]:
-        if self._enter(level, name, path, device):
+    def _into(self, level: Level, path: bytes, way: _Enter) -> Iterator[Removed]:
+        if self._enter(level, way.name, path, way.device, way.owner):
             self._ways.append(self._way_into(path))
             return
         block = self.known.first(path)

@@ -217,11 +217,10 @@ class Channel:
 
     def explain(self, detail: str) -> Failure | None:
         """Why the connection failed of which gRPC says `detail`, if TLS is why; may take some seconds."""
-        if self._identity is None and self.was_ready:
-            return None  # it has answered without TLS before
-
         if self.address.path:
             return None
+        if self._identity is None and self.was_ready:
+            return None  # it has answered without TLS before
         return explain(self.address.host, self.address.port, self._identity, self._settings, detail)
 
     def sleep(self, seconds: float) -> None:

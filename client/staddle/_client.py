@@ -402,7 +402,7 @@ class Client(RetentionMethods):
     ) -> RestoreReport:
         """Writes a backup, or `paths` of it with all below them, as an archive to `output`, a binary file that need not be seekable.
 
-        Which backup, and what of it, is said as in `restore`. The format "tar" (pax) holds everything but sockets, and holes as zeros; "zip" has
+        Which backup, and what of it, is said as in `restore`. The format "tar" (pax) holds everything but sockets, and holes of files from 16 MiB on; "zip" has
         neither fifos nor devices, extended attributes, hard links, nor names that are not UTF-8. `report.problems` names every
         path that is not in the archive as it is in the backup. The root directory itself is not in the archive. Memory is bounded.
 

@@ -142,9 +142,9 @@ def _normal(pattern: str, roots: Sequence[list[str]]) -> str:
     if wrong:
         raise ValueError(f"invalid pattern {pattern!r}: {wrong}")
     components = body.split("/")
-    if "." in components[:-1] or "" in components[1:-1]:
-        anchored = components[0] in {"", "."}
-        end = [""] if components[-1] == "" else []
+    if "." in components or "" in components[1:-1]:
+        anchored = components[0] in {"", "."} or components[-1] == "."
+        end = [""] if components[-1] in {"", "."} else []
         components = [""] * anchored + [each for each in components if each not in {"", "."}] + end
     if components[0] == "":
         components = _below_root(components, roots) or components

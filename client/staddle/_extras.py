@@ -24,6 +24,8 @@ from staddle._types import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 DESCRIPTORS_MAX: Final = 64
+DEEP: Final = 64
+"""Directories that lie deeper are not opened anew from the target for every directory above them: that would grow with the square."""
 CHANGED: Final = "it changed or was replaced after it was found"
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
@@ -228,8 +230,10 @@ class Extras:
         if not _is_still(self._target, self._root):
             tally.note(ProblemKind.NOT_DELETED, b"", "the target was replaced by another directory meanwhile")
             return
+        self._forget()
         for group in self._groups:
-            self._forget()  # what was opened before may have been moved out of the target
+            if group.path.count(b"/") < DEEP:
+                self._forget()  # what was opened before may have been moved out of the target meanwhile
             try:
                 self._remove_group(group, tally)
             except OSError as error:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from staddle._quietly import open_quietly
+
 CACHE_TAG: Final = b"CACHEDIR.TAG"
 CACHE_TAG_SIGNATURE: Final = b"Signature: 8a477f597d28d172789f06886806bc55"
 """What such a file begins with: https://bford.info/cachedir/."""
@@ -64,7 +66,7 @@ def is_server_directory(descriptor: int, names: list[bytes]) -> bool:
 def begins_with(directory_fd: int, name: bytes, beginning: bytes) -> bool:
     """Whether a regular file in an open directory begins with these bytes; False if it cannot be read."""
     try:
-        descriptor = os.open(name, _OPEN_FLAGS, dir_fd=directory_fd)
+        descriptor = open_quietly(name, _OPEN_FLAGS, dir_fd=directory_fd)
     except OSError:
         return False
     try:

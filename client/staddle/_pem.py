@@ -6,13 +6,17 @@ certificates and key in one file. Names everything else, with the command that c
 
 import base64
 import binascii
+import logging
 import re
+import stat
 from typing import Final, NamedTuple
 
 from staddle._errors import ConfigError
 from staddle._given import read, text_of
 
 PEM_BYTES_MAX: Final = 1024 * 1024
+_log = logging.getLogger("staddle")
+_warned: set[str] = set()
 _BEGIN: Final = "-----BEGIN "
 _LABEL: Final = re.compile(r"[A-Z0-9 ]{1,40}")
 _HEADER: Final = re.compile(r"[A-Za-z-]+:.*\n(?:[ \t].*\n)*")
@@ -80,7 +84,10 @@ def read_pem(name: str, path: str) -> PemFile:
     """The blocks of the PEM file that the setting `name` names. Raises ConfigError."""
     if _BEGIN in path:
         raise ConfigError(f"{name} must name a file, and what was given is a certificate or key itself.")
-    data, _ = read(path, PEM_BYTES_MAX, "a PEM file")
+    data, mode = read(path, PEM_BYTES_MAX, "a PEM file")
+    if name == "key" and mode & stat.S_IROTH and path not in _warned:
+        _warned.add(path)
+        _log.warning("key %s is a private key, and others can read it: chmod 600 it.", path)
     if not data.strip():
         raise ConfigError(f"{name} {path} is empty, not a PEM file.", facts={"path": path})
     if binary := _binary(data, path):

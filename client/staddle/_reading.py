@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from staddle._metadata import holes_of, may_have_xattrs
+from staddle._quietly import open_quietly
 from staddle._scan import Clock, Found
 
 READ_BYTES: Final = 4 * 1024 * 1024
@@ -116,7 +117,7 @@ def read_small(found: Found, size_max: int) -> bytes | None:
     seen = found.stat
     if seen.st_size > size_max or seen.st_nlink > 1 or seen.st_blocks * 512 < seen.st_size:
         return None
-    descriptor = os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd)
+    descriptor = open_quietly(found.name, OPEN_FLAGS, dir_fd=found.dir_fd, owner=found.stat.st_uid)
     try:
         try:
             data = os.pread(descriptor, seen.st_size + 1, 0)
@@ -160,7 +161,7 @@ def open_file(found: Found, clock: Clock) -> Iterator[OpenFile]:
 
     Raises OSError if it cannot be opened, NotRegularError if it is not a file any more.
     """
-    descriptor = os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd)
+    descriptor = open_quietly(found.name, OPEN_FLAGS, dir_fd=found.dir_fd, owner=found.stat.st_uid)
     try:
         read_ns = min(clock(), found.seen_ns)
         status = os.fstat(descriptor)

@@ -22,6 +22,7 @@ from staddle._chosen import Chosen
 from staddle._convert import COMPONENT_BYTES_MAX, COMPONENTS_MAX, PATH_BYTES_MAX
 from staddle._excludes import Excludes, no_excludes
 from staddle._omissions import NOTHING, Omissions
+from staddle._quietly import open_quietly
 from staddle._temporaries import is_temporary
 from staddle._types import ProblemKind
 
@@ -194,10 +195,12 @@ class Walk(ABC, Generic[T]):
             self._followed[path] = self._open(above or b"/", None, ROOT_FLAGS, is_way=True), real or b"."
         return self._followed[path]
 
-    def _open(self, name: bytes, dir_fd: int | None, flags: int, *, is_way: bool) -> int:
+    def _open(
+        self, name: bytes, dir_fd: int | None, flags: int, *, is_way: bool, owner: int | None = None
+    ) -> int:
         """Opens a directory. One that is only passed through need not be readable."""
         try:
-            return os.open(name, flags, dir_fd=dir_fd)
+            return open_quietly(name, flags, dir_fd=dir_fd, owner=owner)
         except PermissionError:
             if not is_way or not PATH_FLAG:
                 raise
@@ -296,7 +299,7 @@ class Walk(ABC, Generic[T]):
             self._synced_ns[device] = now_ns
         return now_ns
 
-    def _enter(self, level: Level, name: bytes, path: bytes, device: int) -> bool:
+    def _enter(self, level: Level, name: bytes, path: bytes, device: int, owner: int) -> bool:
         """Enters a directory that was looked at; whether that was wanted and went well."""
         everything = level.everything or self._takes_all_of(path)
         home = level.home
@@ -315,7 +318,7 @@ class Walk(ABC, Generic[T]):
         assert level.descriptor is not None
         try:
             dir_fd, name = self._place_of(level, name, path)
-            descriptor = self._open(name, dir_fd, DIRECTORY_FLAGS, is_way=not everything)
+            descriptor = self._open(name, dir_fd, DIRECTORY_FLAGS, is_way=not everything, owner=owner)
         except FileNotFoundError:
             self.note(ProblemKind.VANISHED, path, VANISHED)
             return False
@@ -446,7 +449,7 @@ class Scan(Walk[Found]):
                 self.record.at(level.piece, index, found.stat)
             yield found
             if found.is_directory():
-                self._enter(level, name, found.path, found.stat.st_dev)
+                self._enter(level, name, found.path, found.stat.st_dev, found.stat.st_uid)
 
     def _begun(self, record: Record, level: Level) -> int:
         """The place of the next name among those that the record has begun with."""

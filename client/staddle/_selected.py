@@ -11,6 +11,7 @@ from staddle._chosen import Source, source_of
 from staddle._errors import BadRequestError, TooMuchRemovedError
 from staddle._excludes import Excludes, excludes_of, lines_of
 from staddle._omissions import Omissions, is_server_directory
+from staddle._quietly import open_quietly
 from staddle._types import BackupOptions, path_to_bytes
 
 ALL_PERCENT: Final = 100.0
@@ -73,7 +74,7 @@ def check_excludes(source: Source, excluded: Excludes) -> None:
 
 def _is_server(path: bytes) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = open_quietly(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return False  # the scan meets it and says so
     try:
@@ -105,9 +106,9 @@ def omissions_of(options: BackupOptions) -> Omissions:
     """What is left out because of what it is. Raises BadRequestError."""
     marks = tuple(map(os.fsencode, options.exclude_if_present))
     for mark in marks:
-        if mark in {b"", b".", b".."} or b"/" in mark or b"\0" in mark:
+        if mark in {b"", b".", b".."} or any(letter in mark for letter in (b"/", b"\0", b"*", b"?")):
             raise BadRequestError(
-                f"{os.fsdecode(mark)!r} cannot mark a directory: give the name of a file in it.",
+                f"{os.fsdecode(mark)!r} cannot mark a directory: give the name of a file in it, without a path or wildcards.",
                 facts={"field": "exclude_if_present"},
             )
     most = options.exclude_larger_than_bytes

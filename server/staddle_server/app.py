@@ -6,8 +6,9 @@ import gc
 import logging
 import os
 import resource
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -108,6 +109,7 @@ def run_server(
         given_up = give_up_at_start(directory.path, directory.store)
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
         with directory.store_locked(), open_rooms(directory) as opened:
+            warn_of_readable([directory.master_key, directory.client_toml, settings.tls_key])
             generation.begin(directory, opened.blobs, opened.catalog, time.time_ns())
             swept = opened.blobs.sweep()
             _event(
@@ -154,6 +156,14 @@ def run_server(
         )
 
 
+def warn_of_readable(paths: Iterable[Path | None]) -> None:
+    """Says in the log which of these secrets every user of the machine can read: a copy or a mount loses the mode."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path is not None and path.stat().st_mode & stat.S_IROTH:
+                _log.warning("every user of this machine can read %s: chmod 600 it", path)
+
+
 def _keep_client_config(path: Path, config: ClientConfig) -> None:
     """Writes client.toml if it is another one; a full disk keeps the old one, and does not keep the server from serving."""
     with contextlib.suppress(OperatorError):
@@ -181,13 +191,16 @@ def _event(message: str, **fields: object) -> None:
 
 @contextlib.contextmanager
 def _own_address(manager: Manager) -> Iterator[UnixAddress | None]:
-    """Where the server asks itself how it is, whatever it uses for others; None: no service manager wants to know."""
-    if not manager.listens:
-        yield None
-        return
-    # systemd gives several directories as one text.
-    parent = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or None
-    with sockets.private(parent) as own:
+    """Where the server asks itself how it is, whatever it uses for others; None: no manager wants to know, or there is no such place."""
+    with contextlib.ExitStack() as stack:
+        own = None
+        if manager.listens:
+            # systemd gives several directories as one text.
+            parent = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+            try:
+                own = stack.enter_context(sockets.private(parent))
+            except sockets.ListenError as error:
+                _log.warning("the service manager hears only that the process lives: %s", error)
         yield own
 
 
@@ -195,7 +208,9 @@ def _own_address(manager: Manager) -> Iterator[UnixAddress | None]:
 def _pulse(manager: Manager, own: UnixAddress | None, listening: Address | UnixAddress) -> Iterator[Pulse]:
     """Asks the server at its own address how it is, for the manager, while the context lasts."""
     if own is None:
-        yield Pulse(manager, lambda _timeout_s: "")
+        yield Pulse(
+            manager, lambda _timeout_s: f"Serving on {listening}; it does not check itself, see the log"
+        )
         return
     with grpc.insecure_channel(own.target) as channel:
         yield Pulse(manager, lambda timeout_s: health.describe(channel, str(listening), timeout_s))
@@ -297,5 +312,5 @@ def local_client(settings: Settings, listening: Address | UnixAddress, token: st
         ca=str(files.certificate),
         cert=str(files.certificate) if mutual else "",
         key=str(files.key) if mutual else "",
-        server_name=tls.name_to_expect(files, address.host if isinstance(address, Address) else ""),
+        server_name=tls.name_to_expect(files, address.host),
     )

@@ -82,6 +82,11 @@ class UnixAddress(NamedTuple):
         return UNIX_PREFIX + urllib.parse.quote(self.path)
 
     @property
+    def host(self) -> str:
+        """A socket has none."""
+        return ""
+
+    @property
     def is_loopback(self) -> bool:
         return True
 
@@ -187,6 +192,13 @@ def parse_endpoint(text: str) -> Address | UnixAddress:
     return address
 
 
+def parse_mode(text: str) -> int:
+    """A mode in octal that lets the owner read and write, such as 0660. Raises ValueError."""
+    if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
+        raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
+    return int(text[-3:], 8)
+
+
 _UNITS_S: Final = {
     unit: seconds
     for seconds, units in (
@@ -200,13 +212,6 @@ _UNITS_S: Final = {
 }
 _DURATION: Final = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})? ?[A-Za-z]{1,7} ?)+")
 _DURATION_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([A-Za-z]{1,7})")
-
-
-def parse_mode(text: str) -> int:
-    """A mode in octal that lets the owner read and write, such as 0660. Raises ValueError."""
-    if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
-        raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
-    return int(text[-3:], 8)
 
 
 def parse_duration(text: str) -> float:
@@ -549,8 +554,9 @@ def _text(option: Option, value: object, path: Path) -> str:
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
     if option.parse is parse_path and value:
         return str(path.parent / os.path.expanduser(str(value)))
-    if option.parse in {parse_address, parse_endpoint} and str(value).startswith(UNIX_PREFIX):
-        socket = os.path.expanduser(str(value).removeprefix(UNIX_PREFIX))
+    address = given.unquoted(str(value))
+    if option.parse in {parse_address, parse_endpoint} and address.startswith(UNIX_PREFIX):
+        socket = os.path.expanduser(address.removeprefix(UNIX_PREFIX))
         return UNIX_PREFIX + (socket if socket.startswith("/") else str(path.parent / socket))
     return str(value)
 

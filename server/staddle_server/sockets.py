@@ -34,13 +34,15 @@ def place_for(address: UnixAddress, mode: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def private(parent: str | None) -> Iterator[UnixAddress]:
-    """An address for this process's user alone, in a new directory below `parent` (None: that for temporary files).
+def private(parent: str) -> Iterator[UnixAddress]:
+    """An address for this process's user alone, in a new directory below `parent`; empty, or not for this user: below that for temporary files.
 
     The directory goes in the end, with what is in it. Raises ListenError if it cannot be made.
     """
+    if not (parent and os.access(parent, os.W_OK | os.X_OK)):
+        parent = ""
     try:
-        made = tempfile.TemporaryDirectory(prefix="staddle-", dir=parent, ignore_cleanup_errors=True)
+        made = tempfile.TemporaryDirectory(prefix="staddle-", dir=parent or None, ignore_cleanup_errors=True)
     except OSError as error:
         raise ListenError(f"a directory for the server's own socket cannot be made: {error}") from error
     with made as directory:

@@ -226,6 +226,65 @@ def test_an_address_is_either_refused_or_read_back_as_it_was_written(text: str) 
     assert config.parse_address(str(address)) == address
 
 
+# --- Unix sockets
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("unix:/run/staddle/server.sock", "/run/staddle/server.sock"),
+        ("unix:///run/staddle/server.sock", "/run/staddle/server.sock"),
+        ("unix:/run/two words:1/50%/#?☂", "/run/two words:1/50%/#?☂"),
+        ("unix:/" + "x" * 106, "/" + "x" * 106),
+    ],
+)
+def test_a_unix_socket_is_an_address_and_needs_no_tls(text: str, path: str) -> None:
+    settings = load({"listen": text})
+    assert settings.listen == UnixAddress(path)
+    assert (str(settings.listen), settings.listen.is_loopback) == (f"unix:{path}", True)
+    assert config.parse_address(str(settings.listen)) == settings.listen
+    assert settings.socket_mode == 0o660
+
+
+def test_the_path_of_a_socket_is_relative_to_what_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load({"listen": "unix:s"}).listen == UnixAddress(f"{tmp_path}/s")
+    file = tmp_path / "below" / "server.toml"
+    file.parent.mkdir()
+    file.write_text('listen = "unix:s"\nendpoint = "unix:/else/where"\n')
+    read = load(file=str(file))
+    assert read.listen == UnixAddress(f"{file.parent}/s")
+    assert read.endpoint == UnixAddress("/else/where")
+    monkeypatch.setenv("HOME", "/home/web")
+    assert load({"listen": "unix:~/s"}).listen == UnixAddress("/home/web/s")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("unix:", "expected the path of a socket"),
+        ("unix:/run/", "expected the path of a socket"),
+        ("unix://host/run/s", "has no host"),
+        ("unix:/a\nb", "without control characters"),
+        ("unix:/\udcff", "UTF-8"),
+        ("unix:/" + "x" * 107, "at most 107 bytes as a socket's path, and /x+ has 108"),
+        ("unix:/" + "☂" * 36, "at most 107 bytes .* has 109"),
+        ("unix-abstract:staddle", "everybody on this machine"),
+    ],
+)
+def test_what_is_no_unix_socket_is_named(text: str, why: str) -> None:
+    with pytest.raises(SettingsError, match=f"(?s)--listen is .*{why}"):
+        load({"listen": text})
+
+
+@pytest.mark.parametrize("mode", ["rw", "0888", "066", "0060", "4660", "-660", ""])
+def test_a_mode_that_is_none_or_shuts_the_server_out_is_named(mode: str) -> None:
+    with pytest.raises(SettingsError, match=r"--socket-mode is .*in octal"):
+        load({"socket_mode": mode})
+
+
 # --- values as people write them
 
 
@@ -346,62 +405,3 @@ def test_a_variable_that_is_nearly_a_setting_is_named_with_the_one_that_is_meant
         "STADDLED_UNHEARD_OF": "1",
     }
     assert config.unknown_variables(environ) == ["STADDLED_TLS_CLIENTCA (is STADDLED_TLS_CLIENT_CA meant?)"]
-
-
-# --- Unix sockets
-
-
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ("unix:/run/staddle/server.sock", "/run/staddle/server.sock"),
-        ("unix:///run/staddle/server.sock", "/run/staddle/server.sock"),
-        ("unix:/run/two words:1/50%/#?☂", "/run/two words:1/50%/#?☂"),
-        ("unix:/" + "x" * 106, "/" + "x" * 106),
-    ],
-)
-def test_a_unix_socket_is_an_address_and_needs_no_tls(text: str, path: str) -> None:
-    settings = load({"listen": text})
-    assert settings.listen == UnixAddress(path)
-    assert (str(settings.listen), settings.listen.is_loopback) == (f"unix:{path}", True)
-    assert config.parse_address(str(settings.listen)) == settings.listen
-    assert settings.socket_mode == 0o660
-
-
-def test_the_path_of_a_socket_is_relative_to_what_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert load({"listen": "unix:s"}).listen == UnixAddress(f"{tmp_path}/s")
-    file = tmp_path / "below" / "server.toml"
-    file.parent.mkdir()
-    file.write_text('listen = "unix:s"\nendpoint = "unix:/else/where"\n')
-    read = load(file=str(file))
-    assert read.listen == UnixAddress(f"{file.parent}/s")
-    assert read.endpoint == UnixAddress("/else/where")
-    monkeypatch.setenv("HOME", "/home/web")
-    assert load({"listen": "unix:~/s"}).listen == UnixAddress("/home/web/s")
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("unix:", "expected the path of a socket"),
-        ("unix:/run/", "expected the path of a socket"),
-        ("unix://host/run/s", "has no host"),
-        ("unix:/a\nb", "without control characters"),
-        ("unix:/\udcff", "UTF-8"),
-        ("unix:/" + "x" * 107, "at most 107 bytes as a socket's path, and /x+ has 108"),
-        ("unix:/" + "☂" * 36, "at most 107 bytes .* has 109"),
-        ("unix-abstract:staddle", "everybody on this machine"),
-    ],
-)
-def test_what_is_no_unix_socket_is_named(text: str, why: str) -> None:
-    with pytest.raises(SettingsError, match=f"(?s)--listen is .*{why}"):
-        load({"listen": text})
-
-
-@pytest.mark.parametrize("mode", ["rw", "0888", "066", "0060", "4660", "-660", ""])
-def test_a_mode_that_is_none_or_shuts_the_server_out_is_named(mode: str) -> None:
-    with pytest.raises(SettingsError, match=r"--socket-mode is .*in octal"):
-        load({"socket_mode": mode})

@@ -261,6 +261,19 @@ def test_a_token_does_not_show_where_values_are_printed() -> None:
     assert "staddle_secret" not in repr(ClientConfig("127.0.0.1:1", "staddle_secret"))
 
 
+def test_a_secret_that_every_user_can_read_is_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    modes = {"open": 0o644, "of the group": 0o640, "closed": 0o600}
+    for name, mode in modes.items():
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    app.warn_of_readable([*(tmp_path / name for name in modes), tmp_path / "missing", None])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"every user of this machine can read {tmp_path}/open: chmod 600 it"
+    ]
+
+
 # --- the lock
 
 

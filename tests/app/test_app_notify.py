@@ -19,7 +19,7 @@ from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from servers import ServerProcess
-from staddle_server import health
+from staddle_server import health, sockets
 from staddle_server.config import UnixAddress
 from staddle_server.notify import LOOK_EVERY_S, Manager, Pulse
 
@@ -222,6 +222,31 @@ def test_a_server_that_only_restores_or_knows_of_damage_lives_and_says_so(system
             }
             assert systemd.heard_nothing()
         server.stop(0).wait()
+
+
+def test_the_servers_own_address_lies_where_its_user_may_write_and_goes_with_it(tmp_path: Path) -> None:
+    for parent, below in ((str(tmp_path), tmp_path), ("", None), (str(tmp_path / "none"), None)):
+        with sockets.private(parent) as own:
+            directory = Path(own.path).parent
+            assert directory.stat().st_mode & 0o777 == 0o700
+            assert below in {None, directory.parent}
+        assert not directory.exists()
+
+
+def test_no_place_for_the_servers_own_address_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    with (
+        pytest.raises(sockets.ListenError, match="too long for a socket"),
+        sockets.private(str(deep)),
+    ):
+        pass
+    assert list(deep.iterdir()) == []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(sockets.ListenError, match="cannot be made"), sockets.private(""):
+        pass
 
 
 # --- the unit

@@ -508,6 +508,41 @@ def test_one_that_is_not_valid_yet_says_from_when_on_and_what_the_clock_says(mad
     assert f"{NOW - DAY:%Y-%m-%d %H:%M} UTC" in found.words
 
 
+def test_of_a_chain_the_first_certificate_that_ends_counts_but_not_a_root_that_clients_bring_themselves(
+    tmp_path: Path,
+) -> None:
+    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("root", "between", "server")}
+
+    def signed(name: str, by: str, days: int) -> bytes:
+        subject, issuer = (
+            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, each)]) for each in (name, by)
+        )
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
+        builder = builder.public_key(keys[name].public_key()).serial_number(1)
+        builder = builder.not_valid_before(NOW - 100 * DAY).not_valid_after(NOW + days * DAY)
+        builder = builder.add_extension(alternative("localhost"), critical=False)
+        return builder.sign(keys[by], hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    key = keys["server"].private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+    def words(between_days: int, root_days: int) -> str:
+        chain = signed("root", "root", root_days) + signed("between", "root", between_days)
+        given = as_given(tmp_path, chain + signed("server", "between", 90), key)
+        loaded = tls.load(given)
+        assert [each.subject.rfc4514_string() for each in loaded.chain] == [
+            "CN=server",
+            "CN=between",
+            "CN=root",
+        ]
+        return loaded.validity(NOW).words
+
+    assert words(between_days=60, root_days=-1) == ""
+    assert "in 19 days" in words(between_days=20, root_days=900)
+    assert "expired at" in words(between_days=-1, root_days=900)
+
+
 def test_an_authority_of_the_clients_that_ends_is_named_unless_another_one_lasts(tmp_path: Path) -> None:
     certs.make(tmp_path / "lasts", ["localhost"], [], 4000, NOW)
     certs.make(tmp_path / "old", ["localhost"], [], 3, NOW - 3640 * DAY)

@@ -174,10 +174,26 @@ def test_the_clients_own_certificate_is_warned_of_once_before_its_end(
     expired = authority.issue("expired", begins_h=-20, ends_h=-10)
     for cert, key in (lasts, ends, ends, expired):
         Client("localhost", TOKEN, ca=authority.file, cert=cert, key=key).close()
-    first, second = [record.getMessage() for record in caplog.records]
+    first, second = [
+        record.getMessage() for record in caplog.records if record.getMessage().startswith("cert ")
+    ]
     assert first.startswith(f"cert {ends[0]} expires at 20")
     assert first.endswith("in 29 days: renew it.")
     assert second.startswith(f"cert {expired[0]} expired at 20")
+
+
+def test_a_private_key_that_others_can_read_is_warned_of_once(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, key = authority.issue("client")
+    key.chmod(0o640)
+    read_pem("key", str(key))
+    assert caplog.records == []
+    key.chmod(0o644)
+    for _ in range(2):
+        read_pem("key", str(key))
+    (record,) = caplog.records
+    assert record.getMessage() == f"key {key} is a private key, and others can read it: chmod 600 it."
 
 
 # ---------------------------------------------------------------- tokens and settings

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fs_trees import assert_same, make_socket, plant, seeded_bytes
-from staddle import _archived
+from staddle import _archive, _archived
 from staddle._archive import NOT_COMPLETE, ZipArchive
 from staddle._archived import ToArchive
 from staddle._errors import BadRequestError, ConnectError, DamageError, ProtocolError
@@ -84,16 +84,73 @@ def test_gnu_tar_makes_of_a_tar_archive_what_was_backed_up(protected, tmp_path: 
     assert_same(source, tmp_path / "target")
 
 
-def test_a_sparse_file_comes_out_of_a_tar_archive_with_all_its_bytes(protected, tmp_path: Path) -> None:
-    with (protected.source / "sparse").open("wb") as made:
-        made.truncate(40_000_000)
-        made.seek(30_000_000)
-        made.write(b"island")
+@pytest.mark.parametrize("name", [b"sparse", b"sp\xff\n" + b"n" * 200])
+def test_a_large_sparse_file_is_sparse_in_a_tar_archive_and_behind_it(
+    name: bytes, protected, tmp_path: Path
+) -> None:
+    path = os.path.join(os.fsencode(protected.source), name)
+    with open(path, "wb") as made:
+        made.truncate(80_000_000)
+        for place in (0, 30_000_000, 50_000_000):
+            made.seek(place)
+            made.write(b"island" * 1_000)
+    (protected.source / "z").write_text("behind it")
     protected.backup()
     written = io.BytesIO()
     protected.client.write_archive("data", written)
+    assert len(written.getvalue()) < 500_000
     assert unpack(written.getvalue(), tmp_path / "target").returncode == 0
-    assert (tmp_path / "target" / "sparse").read_bytes() == (protected.source / "sparse").read_bytes()
+    shutil.copystat(protected.source, tmp_path / "target")
+    assert_same(protected.source, tmp_path / "target")
+    with tarfile.open(fileobj=io.BytesIO(written.getvalue())) as opened:
+        found = opened.extractfile(opened.getmember(os.fsdecode(name)))
+        with open(path, "rb") as expected:
+            assert found.read() == expected.read()
+
+
+@pytest.mark.parametrize(
+    "holes",
+    [[(0, 2**16)], [(2**16, 2**17)], [(0, 2**16), (2**17, 2**16)], [(2**18, 2**18)], [(0, 2**19)]],
+)
+def test_every_place_of_holes_comes_back_in_every_size_of_pieces(
+    holes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_archive, "SPARSE_BYTES_MIN", 0)
+    data = bytearray(seeded_bytes(1, 2**19))
+    for start, length in holes:
+        data[start : start + length] = bytes(length)
+    entry, _ = file("s", bytes(data))
+    for start, length in holes:
+        entry.holes.add(offset_bytes=start, length_bytes=length)
+    _, made = archive(Server((entry, bytes(data)), file("z")))
+    assert len(made) < len(data) - sum(length for _, length in holes) + 20_000
+    assert unpack(made, tmp_path / "target").returncode == 0
+    assert (tmp_path / "target" / "s").read_bytes() == data
+    assert (tmp_path / "target" / "z").read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("holes", [[(5, 10), (8, 10)], [(0, 2**40)], [(2**63, 2**63)], [(0, 0)]])
+def test_holes_that_cannot_be_are_no_holes(
+    holes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_archive, "SPARSE_BYTES_MIN", 0)
+    entry, data = file("s", seeded_bytes(1, 5_000))
+    for start, length in holes:
+        entry.holes.add(offset_bytes=start, length_bytes=length)
+    _, made = archive(Server((entry, data)))
+    assert unpack(made, tmp_path / "target").returncode == 0
+    assert (tmp_path / "target" / "s").read_bytes() == data
+
+
+def test_data_in_a_hole_ends_the_archive_and_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_archive, "SPARSE_BYTES_MIN", 0)
+    entry, data = file("s", seeded_bytes(1, 5_000))
+    entry.holes.add(offset_bytes=1_000, length_bytes=1_000)
+    sink = io.BytesIO()
+    with pytest.raises(DamageError):
+        archive(Server((entry, data)), sink=sink)
+    with pytest.raises(tarfile.ReadError):
+        members(sink.getvalue())
 
 
 def test_an_archive_of_selected_paths_has_the_directories_above_them_and_not_the_root() -> None:

@@ -115,7 +115,17 @@ def test_a_file_of_patterns_is_read_as_editors_write_it(data: bytes, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "pattern", ["{root}/cache", "{root}/cache/", "./cache", "//cache", "{root}//cache", "{link}/cache"]
+    "pattern",
+    [
+        "{root}/cache",
+        "{root}/cache/",
+        "{root}/./cache/.",
+        "./cache",
+        "cache/.",
+        "//cache",
+        "{root}//cache",
+        "{link}/cache",
+    ],
 )
 def test_a_pattern_that_leads_to_a_path_by_another_way_excludes_it(pattern: str, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
@@ -171,6 +181,20 @@ def test_an_excluded_mount_that_does_not_answer_is_no_problem(
         assert made.complete
         assert not made.warnings
     assert not protected.backup().complete
+
+
+@pytest.mark.parametrize("mark", ["", ".", "..", "a/b", "/a", "*.tag", "no?"])
+def test_what_cannot_mark_a_directory_is_refused(mark: str, protected) -> None:
+    with pytest.raises(BadRequestError, match="cannot mark a directory"):
+        protected.backup(exclude_if_present=(mark,))
+
+
+def test_an_absolute_pattern_outside_the_root_is_a_warning_and_one_above_it_too(protected) -> None:
+    (protected.source / "cache").mkdir()
+    patterns = ("/var/cache", str(protected.source.parent), "~/cache", f"{protected.source}/cach")
+    made = protected.backup(exclude=patterns)
+    assert names_in(protected) == {"cache"}
+    assert all(repr(pattern) in made.warnings[0] for pattern in patterns)
 
 
 # --- what is named

@@ -28,7 +28,7 @@ def paths_of(root: Path | bytes, **options) -> list[bytes]:
     return paths
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.sets(components.map(tuple), max_size=12))
 def test_paths_come_component_by_component_and_each_directory_before_what_is_in_it(
     tmp_path_factory, trees: set[tuple[bytes, ...]]

@@ -101,13 +101,24 @@ def test_ids_are_as_long_as_it_takes_to_tell_them_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("0", 0), ("30s", 30), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400), ("7d", 604800)]
+    ("text", "value"),
+    [
+        ("0", 0),
+        ("30s", 30),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("7d", 604800),
+        ("10 min", 600),
+        ("1h 30 m", 5400),
+        ("7 Days", 604800),
+    ],
 )
 def test_durations_are_read(text: str, value: float) -> None:
     assert duration(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "10", "m", "-5s", "10 m", "1e9s", "8d"])
+@pytest.mark.parametrize("text", ["", "10", "m", "-5s", "10M", "10 fortnights", "m 10", "1e9s", "8d"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"duration|too long"):
         duration(text)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fuzz_engine import Check, Target, documented, mutate_bytes, mutate_msgpack, mutate_text
 from fuzz_manifest import TINY, Pages, content, entries, refs
 from google.protobuf.message import DecodeError
 from staddle._config import load_settings
 from staddle._errors import ConfigError
+from staddle._pem import read_pem
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server import pem
 from staddle_server.catalog import Principal, Terms
 from staddle_server.config import OPTIONS, SettingsError, load
 from staddle_server.errors import BadRequest, Damaged, Fault
@@ -206,6 +212,65 @@ def _client_config() -> Iterator[Check]:
         yield check
 
 
+_PEM_WORDS = [
+    "-----BEGIN ",
+    "-----END ",
+    "-----",
+    "CERTIFICATE",
+    "PRIVATE KEY",
+    "ENCRYPTED",
+    "Proc-Type: 4,",
+    "\\n",
+    "\r\n",
+    "=",
+]
+
+
+@contextmanager
+def _pem() -> Iterator[Check]:
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp) / "given.pem"
+        path.touch(0o600)
+
+        def tried(read: Callable[[], object]) -> str:
+            try:
+                read()
+            except (pem.TlsError, ConfigError) as error:
+                return str(error).replace(tmp, "")
+            return "read"
+
+        def check(data: bytes) -> str:
+            path.write_bytes(data)
+            return " ".join(
+                (
+                    tried(lambda: pem.read(path).certificates()),
+                    tried(lambda: pem.read(path).keys()),
+                    tried(lambda: read_pem("ca", str(path)).certificates()),
+                    tried(lambda: read_pem("key", str(path)).private_key()),
+                )
+            )
+
+        yield check
+
+
+def _pem_seeds() -> list[bytes]:
+    private = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))  # which signs the same way every time
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
+    begins = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(private.public_key())
+    builder = builder.serial_number(1).not_valid_before(begins).not_valid_after(begins.replace(year=2027))
+    certificate = builder.sign(private, None).public_bytes(serialization.Encoding.PEM)
+    pkcs8, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key = private.private_bytes(serialization.Encoding.PEM, pkcs8, plain)
+    return [
+        certificate,
+        key,
+        key + certificate,
+        certificate.replace(b"\n", b" "),
+        key.decode().encode("utf-16"),
+    ]
+
+
 # ---------------------------------------------------------------------- messages to values
 
 PRINCIPAL = Principal(tenant=bytes(16), name="p", role=TokenRole.ADMIN, token=bytes(16))
@@ -269,6 +334,10 @@ TARGETS = [
     Target(
         "client-config", _client_config, lambda: [_CLIENT_FILE],
         lambda chance, data: mutate_text(chance, data, _CLIENT_WORDS), short_runs=200,
+    ),
+    Target(
+        "pem", _pem, _pem_seeds,
+        lambda chance, data: mutate_text(chance, data, _PEM_WORDS), short_runs=200,
     ),
     Target("message", _messages, _message_seeds, mutate_bytes, short_runs=4000),
 ]  # fmt: skip

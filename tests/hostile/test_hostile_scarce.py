@@ -128,7 +128,7 @@ def test_a_server_without_further_threads_refuses_streams_and_serves_everything_
         assert "TasksMax" in refused[0].details()
         for _ in range(20):
             assert {"before", "small"} <= set(datasets(stub))
-        put(scarce, signal.SIGHUP)
+        put(scarce, signal.SIGRTMIN)
         back_up(stub, "after", files)
     for name in ("before", "small", "after"):
         assert restore(stub, name).files == files

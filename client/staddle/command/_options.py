@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import click
@@ -30,9 +31,21 @@ KEEP_S_MAX: Final = 100 * 366 * 24 * 3600.0
 BYTES_MAX: Final = 2**63 - 1
 COUNT_MAX: Final = 1_000_000
 
-_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)([ywdhms]))+")
-_DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([ywdhms])")
-_UNITS_S: Final = {"y": 365 * 86_400.0, "w": 7 * 86_400.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
+_SIZE: Final = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
+_DURATION: Final = re.compile(r"(?:\d{1,12}(?:\.\d{1,9})? ?[A-Za-z]{1,7} ?)+", re.ASCII)
+_DURATION_PART: Final = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?([A-Za-z]{1,7})", re.ASCII)
+_UNITS_S: Final = {
+    unit: seconds
+    for seconds, units in (
+        (365 * 86_400.0, "y year years"),
+        (7 * 86_400.0, "w week weeks"),
+        (86_400.0, "d day days"),
+        (3_600.0, "h hr hrs hour hours"),
+        (60.0, "m min mins minute minutes"),
+        (1.0, "s sec secs second seconds"),
+    )
+    for unit in units.split()
+}
 
 
 class Connect(Protocol):
@@ -58,13 +71,15 @@ class ByteRange(NamedTuple):
 
 
 def duration(text: str, most_s: float = RETRY_S_MAX) -> float:
-    """A duration in seconds, from text such as 30s, 10m, 1h30m. Raises ValueError."""
+    """A duration in seconds, from text such as 30s, 10m, 1h30m or 7 days. Raises ValueError."""
     text = text.strip()
     if text == "0":
         return 0.0
-    if not _DURATION.fullmatch(text):
+    parts = _DURATION_PART.findall(text) if _DURATION.fullmatch(text) else []
+    # 10M could be minutes or months.
+    if not parts or any(unit == "M" or unit.lower() not in _UNITS_S for _, unit in parts):
         raise ValueError(f"{text!r} is no duration: write 30s, 10m, 1h30m, or 0 for none.")
-    total_s = sum(float(count) * _UNITS_S[unit] for count, unit in _DURATION_PART.findall(text))
+    total_s = sum(float(count) * _UNITS_S[unit.lower()] for count, unit in parts)
     if total_s > most_s:
         raise ValueError(f"{text!r} is too long: at most {most_s / 86_400:.0f}d.")
     return total_s
@@ -77,10 +92,11 @@ def long_duration(text: str) -> datetime.timedelta:
 
 def size_bytes(text: str) -> int:
     """A size in bytes, from text such as 500, 100k, 20M, 1.5G; units are binary. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise ValueError(f"invalid size {text!r}: use a number of bytes, or one with k, M, G or T")
-    total = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
+    found = _SIZE.fullmatch(text.strip())
+    unit = "" if found is None else (found[2] or "").lower()
+    if found is None or ("." in found[1] and not unit):
+        raise ValueError(f"invalid size {text!r}: use a whole number of bytes, or a number with k, M, G or T")
+    total = int(Decimal(found[1]) * 1024 ** " kmgt".index(unit or " "))
     if total > BYTES_MAX:
         raise ValueError(f"invalid size {text!r}: it is larger than any file")
     return total

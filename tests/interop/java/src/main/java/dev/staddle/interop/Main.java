@@ -12,11 +12,18 @@ import io.grpc.Status;
 import io.grpc.StatusException;
 import io.grpc.StatusRuntimeException;
 import io.grpc.netty.shaded.io.grpc.netty.NettyChannelBuilder;
+import io.grpc.netty.shaded.io.netty.channel.EventLoopGroup;
+import io.grpc.netty.shaded.io.netty.channel.epoll.EpollDomainSocketChannel;
+import io.grpc.netty.shaded.io.netty.channel.epoll.EpollEventLoopGroup;
+import io.grpc.netty.shaded.io.netty.channel.unix.DomainSocketAddress;
 import io.grpc.protobuf.StatusProto;
 import io.grpc.stub.MetadataUtils;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.Map;
+import java.util.concurrent.TimeUnit;
+import java.util.logging.Level;
+import java.util.logging.Logger;
 
 /**
  * A small Staddle client, generated from the protos alone: what another service would write.
@@ -27,12 +34,13 @@ import java.util.Map;
  * interop restore DATASET DIR
  * </pre>
  *
- * <p>STADDLE_SERVER is HOST:PORT and STADDLE_TOKEN a token. Results are JSON lines on standard output. The exit status
+ * <p>STADDLE_SERVER is HOST:PORT or unix:PATH, and STADDLE_TOKEN a token. Results are JSON lines on standard output. The exit status
  * is 1 after a failure, which is reported as "CODE REASON: message", 2 for wrong usage, and 3 if a path is damaged.
  */
 public final class Main {
     private static final String USAGE = "usage: interop backup DIR DATASET | list DATASET | restore DATASET DIR";
     private static final String ERROR_DOMAIN = "staddle";
+    private static final String UNIX = "unix:";
     private static final int MESSAGE_BYTES_MAX = 4 << 20;
     private static final Map<String, Integer> ARGUMENTS = Map.of("backup", 3, "list", 2, "restore", 3);
 
@@ -47,8 +55,12 @@ public final class Main {
     }
 
     private static int run(String[] arguments) {
-        ManagedChannel channel = NettyChannelBuilder.forTarget(System.getenv("STADDLE_SERVER"))
-                .usePlaintext() // this client connects to loopback only
+        // grpc-java sets an option of TCP on every channel, and netty warns that a Unix socket has none.
+        Logger netty = Logger.getLogger("io.grpc.netty.shaded.io.netty.bootstrap");
+        netty.setLevel(Level.SEVERE);
+        EventLoopGroup sockets = new EpollEventLoopGroup(1);
+        ManagedChannel channel = builder(System.getenv("STADDLE_SERVER"), sockets)
+                .usePlaintext() // this client connects to this machine only
                 .maxInboundMessageSize(MESSAGE_BYTES_MAX)
                 .build();
         try {
@@ -72,8 +84,20 @@ public final class Main {
             System.err.println("interop: interrupted");
         } finally {
             channel.shutdownNow();
+            sockets.shutdownGracefully(0, 0, TimeUnit.SECONDS);
         }
         return 1;
+    }
+
+    /** A channel to HOST:PORT, or to unix:PATH, which grpc-java does not know by itself. */
+    private static NettyChannelBuilder builder(String server, EventLoopGroup sockets) {
+        if (!server.startsWith(UNIX)) {
+            return NettyChannelBuilder.forTarget(server);
+        }
+        return NettyChannelBuilder.forAddress(new DomainSocketAddress(server.substring(UNIX.length())))
+                .eventLoopGroup(sockets)
+                .channelType(EpollDomainSocketChannel.class, DomainSocketAddress.class)
+                .overrideAuthority("localhost");
     }
 
     private static Metadata bearer(String token) {
