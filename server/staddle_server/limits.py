@@ -55,6 +55,9 @@ RESERVE_BYTES_MAX: Final = 16 * MIB
 RESERVE_BYTES_MIN: Final = 1 * MIB
 RESERVE_PART: Final = 1 / 64
 """The reserve file: so much of a small file system."""
+CATALOG_CHANGE_BYTES_MAX: Final = 40 * MIB
+"""What one transaction of the catalog may write to its log: PACK_CHUNKS_TARGET rows that leave the index, each in a page of its own.
+Half of the reserve has room for it, or for as much as the catalog has."""
 UNARY_THREADS: Final = 16
 """Threads that none of these can hold: they refuse what is too much."""
 

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from staddle_server.limits import KIB, RESERVE_BYTES_MAX, RESERVE_BYTES_MIN, RESERVE_PART
+from staddle_server.limits import (
+    CATALOG_CHANGE_BYTES_MAX,
+    KIB,
+    MIB,
+    RESERVE_BYTES_MAX,
+    RESERVE_BYTES_MIN,
+    RESERVE_PART,
+)
 from staddle_server.store.space import Space
 from staddle_server.threads import Background
 
@@ -17,16 +24,21 @@ _log = logging.getLogger(__name__)
 NAME: Final = "reserve"
 STORE_NAME: Final = "_reserve"
 """Its name in a store that is on a disk of its own; no stored object can have it."""
+CATALOG: Final = "catalog.db"
+LOG_BYTES: Final = 4 * MIB
+"""SQLite brings its log into the catalog when it has so much."""
 STEP_BYTES: Final = 64 * KIB
 LOOK_S: Final = 1.0
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Reserve:
-    """One such file. A server that runs gives up half of it; the other half is for starts, an eighth each."""
+    """One such file. A server that runs gives up half of it; each start half of what there is, but no less than an eighth."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, catalog: Path | None = None) -> None:
+        """`catalog`: the file of the catalog that is on the same disk, whose largest transaction must have room."""
         self._path = path
+        self._catalog = catalog
 
     @property
     def size_bytes(self) -> int:
@@ -37,10 +49,19 @@ class Reserve:
             return 0
 
     def full_bytes(self) -> int:
-        """What it should hold: a part of the file system. Raises OSError."""
+        """What it should hold: a part of the file system, or twice what the catalog's largest transaction takes. Raises OSError."""
         found = os.statvfs(self._path.parent)
         part = min(RESERVE_BYTES_MAX, int(found.f_blocks * found.f_frsize * RESERVE_PART))
-        return max(part - part % STEP_BYTES, RESERVE_BYTES_MIN)
+        size = max(part, 2 * self._largest_change(), RESERVE_BYTES_MIN)
+        return size - size % STEP_BYTES
+
+    def _largest_change(self) -> int:
+        try:
+            size = 0 if self._catalog is None else self._catalog.stat().st_size
+        except OSError:
+            size = 0
+        # The log may have LOG_BYTES of earlier transactions, and has a head before each page.
+        return min(CATALOG_CHANGE_BYTES_MAX, size + size // 64) + min(LOG_BYTES, size)
 
     @property
     def missing_bytes(self) -> int:
@@ -53,7 +74,7 @@ class Reserve:
     def is_needed(self) -> bool:
         """Whether the disk is as good as full. Raises OSError."""
         found = os.statvfs(self._path.parent)
-        return found.f_bavail * found.f_frsize < self.full_bytes() // 8
+        return found.f_bavail * found.f_frsize < max(self.full_bytes() // 8, self._largest_change())
 
     def give_up(self, *, at_start: bool) -> int:
         """Makes room on a full disk; gives how many bytes. Raises OSError."""
@@ -61,7 +82,7 @@ class Reserve:
         if not have or not self.is_needed():
             return 0
         full = self.full_bytes()
-        left = max(0, have - full // 8) if at_start else min(have, full // 2)
+        left = max(0, have - max(full // 8, have // 2)) if at_start else min(have, full // 2)
         if left == have:
             return 0
         os.truncate(self._path, left)
@@ -87,7 +108,7 @@ class Reserve:
 
 def reserves_of(path: Path, store: Path) -> list[Reserve]:
     """Those of a data directory: one, or two where the store is on a disk of its own."""
-    reserves = [Reserve(path / NAME)]
+    reserves = [Reserve(path / NAME, path / CATALOG)]
     with contextlib.suppress(OSError):
         if path.stat().st_dev != store.stat().st_dev:
             reserves.append(Reserve(store / STORE_NAME))

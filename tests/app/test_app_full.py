@@ -147,6 +147,31 @@ def test_collecting_needs_no_server_and_no_room(tmp_path: Path, disk: Path) -> N
     assert [path for path in (disk / "store" / "packs").rglob("*") if path.is_file()] == []
 
 
+def test_a_pack_of_many_small_chunks_is_collected_on_a_full_disk(tmp_path: Path, disk: Path) -> None:
+    """Each of its rows in the index lies in another page, so that one transaction writes nearly all of the catalog to its log."""
+    server = Server(disk)
+    try:
+        for name in ("d", "e", "f"):
+            source = tmp_path / name
+            source.mkdir()
+            for number in range(4000):
+                (source / str(number)).write_bytes(os.urandom(16))
+            staddle(server, "backup", source, "--dataset", name, "--thin")
+        staddle(server, "delete", "d", digits(server, "d"), "--yes")
+        # The catalog has grown, and the reserve follows.
+        reserve = Reserve(disk / "reserve", disk / "catalog.db")
+        stop(server)
+        server = Server(disk)
+        until(lambda: reserve.size_bytes == reserve.full_bytes(), server)
+        assert reserve.size_bytes > 2 * (disk / "catalog.db").stat().st_size
+    finally:
+        stop(server)
+    fill(disk)
+    done = server.command("gc", "--grace", "0", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len([path for path in (disk / "store" / "packs").rglob("*") if path.is_file()]) == 2
+
+
 def test_a_server_starts_on_a_full_disk_again_and_again_though_others_take_what_it_gives_up(
     tmp_path: Path, disk: Path
 ) -> None:
