@@ -310,6 +310,7 @@ def test_unzip_makes_of_a_zip_archive_what_it_can_hold_and_the_rest_is_named(
     assert_same(source, target)
 
 
+@pytest.mark.slow
 def test_zip_archives_hold_more_than_65535_members_in_bounded_memory() -> None:
     count = 70_000
 
