@@ -259,6 +259,7 @@ def test_a_listing_that_breaks_is_asked_for_again_and_counts_nothing_twice(targe
     assert names(target) == ["d", "d/keep", "f"]
 
 
+@pytest.mark.slow
 def test_an_extra_tree_of_any_depth_is_removed(target: Path) -> None:
     descriptor = os.open(target, os.O_RDONLY)
     for _ in range(1_100):

@@ -642,10 +642,21 @@ ACTIONS_OF: Final[list[Callable[[Simulation], None]]] = [
 ]
 
 
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """What the service logs of what is done to it is of no use here, and of use to the tests that follow."""
+    logger = logging.getLogger("staddle_server")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def simulate(place: Path, seed: int, episodes: int = EPISODES) -> Counter[str]:
     """One simulation in an empty directory; its figures. Raises LostError, which says how to run it again."""
-    logging.getLogger("staddle_server").setLevel(logging.CRITICAL + 1)
-    with open_door():
+    with silence(), open_door():
         simulation = Simulation(place, seed)
         try:
             simulation.run(episodes)

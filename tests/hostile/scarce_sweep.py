@@ -144,6 +144,9 @@ class Sweep:
             outcome = "OK"
         except Failed as failed:
             outcome = failed.code().name
+        except AssertionError as error:
+            outcome = "damage"
+            self.problems.append(f"{number}: what is whole is said to be damaged: {error}")
         except Exception as error:
             outcome = type(error).__name__
         self.outcomes[outcome] += 1

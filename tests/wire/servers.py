@@ -219,6 +219,7 @@ class ServerProcess:
             if found:
                 self.address = found[1]
                 return
+        self._end(signal.SIGKILL)
         raise AssertionError(f"the server did not start: see its log\n{self.log()[-2000:]}")
 
     def log(self) -> str:

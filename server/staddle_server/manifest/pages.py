@@ -105,6 +105,8 @@ _attributes_decoder: Final = msgspec.msgpack.Decoder(Attributes)
 _LEAF: Final = bytes([PageKind.LEAF])
 _INDEX_PAIR: Final = bytes([PageKind.INDEX, 0x92])
 _ATTRIBUTES: Final = bytes([PageKind.ATTRIBUTES])
+_DECODED_BYTES_MAX: Final = 64 * limits.MIB
+"""What a page without false claims takes in memory at the most."""
 _PAGE_BYTES_MAX: Final = limits.PAGE_BYTES_MAX + limits.ENTRY_BYTES_MAX + 16
 
 
@@ -210,9 +212,26 @@ def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes, kind: PageKind) 
     if len(data) > most:
         _damaged(f"a page has {len(data)} bytes")
     try:
+        return _decode_once(decoder, data)
+    except MemoryError:
+        _need_memory()
+    try:
+        return _decode_once(decoder, data)
+    except MemoryError as error:
+        _need_memory()
+        raise errors.Damaged("a page of a manifest claims more items than fit into memory") from error
+
+
+def _decode_once(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
+    try:
         return decoder.decode(memoryview(data)[1:])
-    except (msgspec.DecodeError, ValueError, RecursionError, MemoryError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise errors.Damaged(f"a page of a manifest cannot be read: {error}") from error
+
+
+def _need_memory() -> None:
+    """Raises MemoryError where any page could lack memory: that says nothing about the page."""
+    bytearray(_DECODED_BYTES_MAX)
 
 
 def load_page(
