@@ -103,7 +103,11 @@ PACK_BYTES_TARGET: Final = 64 * MIB
 PACK_CHUNKS_TARGET: Final = 8_192
 """A pack of tiny chunks is closed when it has so many: the tables of an open pack are held in memory."""
 PACK_BYTES_MAX: Final = 128 * MIB
-FOOTER_BYTES_MAX: Final = 64 * MIB
+PACK_CHUNKS_MAX: Final = PACK_CHUNKS_TARGET + SEGMENT_CHUNKS_MAX
+"""Whoever reads a footer makes some 500 bytes of objects of each chunk in it."""
+FOOTER_BYTES_MAX: Final = 8 * MIB
+STORED_MEMORY_MAX: Final = 96 * MIB
+"""What reading any stored object may add to the memory of the process, whatever stands in its place."""
 RECORD_BYTES_MAX: Final = 1 * MIB
 PARITY_BLOCK_BYTES: Final = 4 * KIB
 PARITY_COLUMNS_MAX: Final = 100

@@ -242,6 +242,7 @@ class Client(Worker):
 
     def _gone(self, attempt: Attempt) -> None:
         """A backup is not there any more."""
+        self._simulation.figures["purged"] += 1
         hidden_s = self.hidden_s.get(attempt.backup)
         if hidden_s is None or self._simulation.clock.ahead_s - hidden_s < GRACE_S:
             raise LostError(f"{attempt.backup} is gone before its grace has passed: hidden {hidden_s}")
@@ -259,19 +260,31 @@ class Client(Worker):
             self.pending = None
             return
         if upload.state == pb.UPLOAD_STATE_EXPIRED:
-            if self._simulation.clock.ahead_s - self.begun_s < UPLOAD_LIFE_S:
-                raise LostError(f"{attempt.request_id} expired within its life")
-            self.pending = None
+            self._expired(attempt)
         elif upload.state == pb.UPLOAD_STATE_COMMITTED:
             if not attempt.finishing:
                 raise LostError(f"{attempt.request_id} is committed before its end was sent")
             self._replay(stub, attempt, upload)
         elif upload.state == pb.UPLOAD_STATE_OPEN:
-            self._resume(stub, attempt, upload.id)
+            try:
+                self._resume(stub, attempt, upload.id)
+            except Failed as failed:
+                # Its life may have ended although nothing has looked for that yet.
+                if (
+                    failed.code() is not grpc.StatusCode.FAILED_PRECONDITION
+                    or "expired" not in failed.details()
+                ):
+                    raise
+                self._expired(attempt)
         elif attempt.finishing or upload.state != pb.UPLOAD_STATE_ABORTED:
             raise LostError(f"{attempt.request_id} is {pb.UploadState.Name(upload.state)}")
         else:
             self.pending = None
+
+    def _expired(self, attempt: Attempt) -> None:
+        if self._simulation.clock.ahead_s - self.begun_s < UPLOAD_LIFE_S:
+            raise LostError(f"{attempt.request_id} expired within its life")
+        self.pending = None
 
     def check(self, stub: object, sample: int | None = None) -> None:
         """As the worker does; and what a policy hid it was allowed to hide, no number is given twice, and nothing goes early."""
@@ -286,6 +299,7 @@ class Client(Worker):
                 if attempt.backup not in self.may_go:
                     raise LostError(f"{attempt.backup} was hidden, and nobody asked for it")
                 attempt.deleted = True
+                self._simulation.figures["hidden by policy"] += 1
         self.may_go = set()
         super().check(stub, sample)
         self._note(before)
@@ -295,7 +309,8 @@ def delete_one(client: Worker, stub: object) -> None:
     """Deletes any backup but the newest, also one that is protected."""
     shown = [attempt for attempt in client.kept if not attempt.deleted]
     if len(shown) > 1:
-        attempt = client.random.choice(shown)
+        kept = [attempt for attempt in shown if client.is_protected(attempt.backup)]  # type: ignore[attr-defined]
+        attempt = client.random.choice(kept if kept and client.random.random() < 0.4 else shown)
         client.deciding = attempt, True
         stub.DeleteBackup(sv.DeleteBackupRequest(dataset=client.dataset, backup=attempt.backup))  # type: ignore[attr-defined]
         attempt.deleted, client.deciding = True, None
@@ -427,7 +442,7 @@ class Simulation:
 
     def _episode(self, episode: int) -> None:
         rng, machine = self.random, self.machine
-        self.loss = rng.choice((0.0, 0.1, 0.3))
+        self.loss = rng.choice((0.0, 0.15, 0.4))
         for _ in range(ACTIONS):
             self._break_something()
             action = rng.choice(ACTIONS_OF)

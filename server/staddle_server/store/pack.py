@@ -20,6 +20,7 @@ from staddle_server.limits import (
     MIB,
     PACK_BYTES_MAX,
     PACK_BYTES_TARGET,
+    PACK_CHUNKS_MAX,
     PACK_CHUNKS_TARGET,
     SEGMENT_RAW_BYTES_MAX,
 )
@@ -237,7 +238,8 @@ class PackWriter:
             raise ValueError("the chunks in the table do not have the payload's length together")
         footer_bytes = form.footer_bytes(self._segments + 1, self.chunk_count + head.chunks)
         total = self.size + head.segment_bytes + footer_bytes + form.TRAILER_BYTES
-        if total > PACK_BYTES_MAX or footer_bytes > FOOTER_BYTES_MAX:
+        chunks = self.chunk_count + head.chunks
+        if total > PACK_BYTES_MAX or footer_bytes > FOOTER_BYTES_MAX or chunks > PACK_CHUNKS_MAX:
             raise ValueError(
                 f"a pack of {self.size} bytes has no room for {head.segment_bytes} more; finish it first"
             )

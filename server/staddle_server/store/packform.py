@@ -9,6 +9,7 @@ from staddle_server.limits import (
     CHUNK_BYTES_MAX,
     FOOTER_BYTES_MAX,
     PACK_BYTES_MAX,
+    PACK_CHUNKS_MAX,
     SEGMENT_CHUNKS_MAX,
     SEGMENT_RAW_BYTES_MAX,
 )
@@ -238,7 +239,8 @@ def decode_trailer(data: Buffer, pack_bytes: int) -> Trailer:
     if not PACK_BYTES_MIN <= trailer.pack_bytes == pack_bytes <= PACK_BYTES_MAX:
         raise FormError(f"it has {pack_bytes} bytes where {trailer.pack_bytes} were stored")
     room = pack_bytes - HEADER_BYTES - SEGMENT_BYTES_MIN - TRAILER_BYTES
-    fits = 1 <= trailer.segments <= trailer.chunks and trailer.footer_bytes <= min(room, FOOTER_BYTES_MAX)
+    counts = 1 <= trailer.segments <= trailer.chunks <= PACK_CHUNKS_MAX
+    fits = counts and trailer.footer_bytes <= min(room, FOOTER_BYTES_MAX)
     if not fits or trailer.footer_bytes != footer_bytes(trailer.segments, trailer.chunks):
         raise FormError("its trailer describes a footer that cannot be")
     return trailer

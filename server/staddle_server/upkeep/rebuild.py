@@ -20,7 +20,7 @@ from staddle_server.catalog.rebuild import Rebuild, RebuiltPack
 from staddle_server.errors import Damaged, StaddleError, Unavailable
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing, Blobs
-from staddle_server.store.keys import KeyStore, Tenant, keys_name, parse_keys_name
+from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, Tenant, keys_name, parse_keys_name
 from staddle_server.store.marks import is_mark_name
 from staddle_server.store.pack import PackReader, packs_prefix, parse_pack_name
 from staddle_server.store.records import Records, is_head_name, records_prefix, sequence_of
@@ -202,7 +202,8 @@ class Rebuilding:
     def _object(self, name: str) -> bytes:
         """The whole object; empty if it cannot be read: the catalog keeps it as a second copy, no more."""
         try:
-            return self._blobs.read(name, 0, self._blobs.size(name))
+            size = self._blobs.size(name)
+            return self._blobs.read(name, 0, size) if size <= KEYS_BYTES_MAX else b""
         except (Damaged, Unavailable):
             return b""
 
