@@ -2,6 +2,7 @@
 #
 #   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project
 #   make test                  the tests, side by side; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
+#   make test-all              these, and the slow ones that make test leaves out
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
@@ -21,7 +22,7 @@
 #   make power                 power cuts after every step of a recorded run; ARGS="--operations 12 --random 3 --seed 7"
 #   make together              clock, disk, network and clients fail together, by seeds; ARGS="--runs 100 --seed 7"
 #   make fuzz                  hostile input: ARGS="frame --runs 1000000 --seed 1"; without ARGS, all targets
-#   make interop               clients in other languages: grpcurl, Go, Node
+#   make interop               clients in other languages: grpcurl, buf curl, Go, Node, Java
 #   make format                bring the code into its format
 #   make clean                 remove what these have made, but no data
 
@@ -100,7 +101,12 @@ serve: $(STAMP)
 # --- to work on it
 .PHONY: test
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" $(ARGS)
+
+# With what CI runs besides: large data, every step of a sweep, the full number of examples.
+.PHONY: test-all
+test-all: $(STAMP)
+	@STADDLE_TEST_ALL=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: check
 check: $(STAMP) $(PROTOS_STAMP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +15,27 @@ from servers import Running, ServerProcess
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LOG_BYTES = 8_000
+
+
+def _text(written: str | bytes | None) -> str:
+    return written.decode("utf-8", "backslashreplace") if isinstance(written, bytes) else written or ""
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """What a test prints and logs may hold names that are no Unicode; what runs the tests side by side cannot pass that on."""
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A failed test shows what its command and its server wrote.
+
+    What a test prints and logs may hold names that are no Unicode; what runs the tests side by side cannot pass that on.
+    """
     report = yield
+    if report.failed:
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, subprocess.CalledProcessError | subprocess.TimeoutExpired):
+            report.sections.append(("Standard error of the command", _text(error.stderr)[-LOG_BYTES:]))
+        for name, value in getattr(item, "funcargs", {}).items():
+            if isinstance(value, ServerProcess):
+                report.sections.append((f"Log of the server `{name}`", value.log()[-LOG_BYTES:]))
     report.sections = [
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]

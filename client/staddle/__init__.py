@@ -42,6 +42,7 @@ from staddle._errors import (
     UploadClosedError,
     UploadNotFoundError,
 )
+from staddle._plan_types import Amount, BackupPlan, PlannedChange, PlannedPath
 from staddle._retention_types import (
     AppliedRetention,
     PlannedBackup,
@@ -63,6 +64,7 @@ from staddle._types import (
     Dataset,
     DigestOrigin,
     Entry,
+    EntryCounts,
     EntryType,
     Hold,
     Hole,
@@ -80,11 +82,13 @@ from staddle._types import (
 __all__ = [
     "AccessDeniedError",
     "AlreadyExistsError",
+    "Amount",
     "AppliedRetention",
     "AuthenticationError",
     "Backup",
     "BackupKind",
     "BackupNotFoundError",
+    "BackupPlan",
     "BackupReport",
     "BadRequestError",
     "CancelledError",
@@ -103,6 +107,7 @@ __all__ = [
     "DeadlineError",
     "DigestOrigin",
     "Entry",
+    "EntryCounts",
     "EntryType",
     "ExhaustedError",
     "Hold",
@@ -116,6 +121,8 @@ __all__ = [
     "PathProblem",
     "PlanChangedError",
     "PlannedBackup",
+    "PlannedChange",
+    "PlannedPath",
     "PreconditionError",
     "ProblemKind",
     "Profile",

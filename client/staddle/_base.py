@@ -101,6 +101,10 @@ class Comparison:
     """Those of them that are still there, changed or not."""
     found_count: int = 0
     """Paths of the scan so far, without its root."""
+    unchanged_bytes: int = 0
+    """Of the unchanged regular files."""
+    removed_bytes: int = 0
+    """Of the regular files that only the base has."""
     _next: BaseEntry | None = None
     _gone: bytes | None = field(default=None)
     """Everything of the base below this path is dealt with."""
@@ -118,6 +122,7 @@ class Comparison:
             relied = base is not None and self._relies_on(base)
             if base is not None and relied and is_unchanged(found, base):
                 self.unchanged += 1
+                self.unchanged_bytes += found.stat.st_size if found.is_file() else 0
                 if self.record is not None:
                     self.record.kept()
                 continue
@@ -135,6 +140,7 @@ class Comparison:
     def _removed_before(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
         while self._next is not None and (order is None or sort_key(self._next.path) < order):
             path = self._next.path
+            self.removed_bytes += self._next.entry.content.size_bytes
             self._advance()
             if self.behind_is_whole and behind is not None and sort_key(path) <= behind:
                 self.kept_count += bool(path)

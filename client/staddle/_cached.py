@@ -157,7 +157,7 @@ class CachedScan(Walk[Changed | Removed]):
         if old is not None and old.used == old.block.children:
             old = way.old = _old_of(self.known.next(level.path))
         names = _take(level.names, old)
-        seen = self._see(level, names)
+        seen = self._see(level, names) if level.everything else self._see_chosen(level, names)
         if self.record is not None and level.piece is not None:
             self.record.end(level.piece)
             level.piece = None
@@ -223,7 +223,16 @@ class CachedScan(Walk[Changed | Removed]):
             rows.append(row)
             if is_directory:
                 devices[name] = status.st_dev
-        return _Seen([name for name in names if name not in out] if out else names, rows, devices)
+        names = [name for name in names if name not in out] if out else names
+        if self.chosen is not None:
+            self._tell_all_beyond([prefix + name for name in names if name not in devices])
+        return _Seen(names, rows, devices)
+
+    def _see_chosen(self, level: Level, names: list[bytes]) -> _Seen:
+        """The same on the way to what was named, where links may have to be followed. There are few."""
+        found = [(name, each) for name in names if (each := self._look(level, name)) is not None]
+        devices = {name: each.stat.st_dev for name, each in found if each.is_directory()}
+        return _Seen([name for name, _ in found], [row_of(each.stat) for _, each in found], devices)
 
     def _asked(self, prefix: bytes, names: list[bytes]) -> tuple[list[bytes], set[bytes]]:
         """Those that the patterns do not leave out by their name alone, and of these the ones of which the type decides."""

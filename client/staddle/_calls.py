@@ -82,7 +82,7 @@ class Calls:
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the server."""
+        """HOST:PORT or unix:PATH of the server."""
         return str(self._channel.address)
 
     @property
@@ -170,6 +170,8 @@ class Calls:
         if self._channel.closed:
             return CancelledError("This client was closed while it worked.")
         translated = from_rpc_error(error, address=self.address)
+        if isinstance(translated, ConnectError) and (failure := self._channel.explain(str(translated))):
+            translated = ConnectError(failure.message, facts={"address": self.address, "tls": failure.kind})
         if not isinstance(translated, ConnectError | DeadlineError):
             self._channel.was_ready = True
         return translated

@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import threading
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -17,17 +18,19 @@ from typing import Final
 import grpc
 from google.protobuf.message import Message
 
-from staddle._config import Settings
+from staddle._config import UNIX_PREFIX, Settings
 from staddle._errors import CancelledError, ConfigError, UnsupportedError
+from staddle._given import token_of
 from staddle._scarce import start
+from staddle._tls import SYSTEM_CA, Failure, Identity, explain, load
 from staddle.v1 import service_pb2 as service
 from staddle.v1.service_pb2_grpc import StaddleServiceStub
 
 DEFAULT_PORT: Final = 7443
+UNIX_PATH_BYTES_MAX: Final = 107 if sys.platform == "linux" else 103
+"""What the system takes of a socket's path."""
 CONNECT_S: Final = 5.0
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
-SYSTEM_CA: Final = "system"
-"""As `ca`: the public certificate authorities that gRPC brings."""
 
 _MIB: Final = 1024 * 1024
 
@@ -80,14 +83,17 @@ _inherited: list[grpc.Channel] = []
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A server's host and port."""
+    """A server's host and port, or the absolute path of its Unix socket."""
 
     host: str
     port: int
+    path: str = ""
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Reads HOST, HOST:PORT, [IPV6] or [IPV6]:PORT. Raises ConfigError."""
+        """Reads HOST, HOST:PORT, [IPV6], [IPV6]:PORT or unix:PATH. Raises ConfigError."""
+        if text.startswith(UNIX_PREFIX):
+            return cls("", 0, _socket_path(text))
         host, port = text, ""
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")
@@ -107,21 +113,44 @@ class Address:
     @property
     def loopback(self) -> bool:
         """Whether it is this machine, and cannot be another one."""
-        if self.host == "localhost":
+        if self.path or self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
 
+    @property
+    def target(self) -> str:
+        """How gRPC names it: it reads a path as a part of a URI."""
+        return UNIX_PREFIX + urllib.parse.quote(self.path) if self.path else str(self)
+
     def __str__(self) -> str:
+        if self.path:
+            return UNIX_PREFIX + self.path
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def _bad_address(text: str) -> ConfigError:
     return ConfigError(
-        f"{text!r} is not a server's address: write HOST:PORT, such as 127.0.0.1:{DEFAULT_PORT}."
+        f"{text!r} is not a server's address: write HOST:PORT, such as 127.0.0.1:{DEFAULT_PORT}, or unix:PATH."
     )
+
+
+def _socket_path(text: str) -> str:
+    """The absolute path in unix:PATH or unix:///PATH."""
+    path = text.removeprefix(UNIX_PREFIX)
+    if path.startswith("//"):
+        path = path[2:] if path.startswith("///") else ""
+    if not path or path.endswith("/") or not path.isprintable():
+        raise _bad_address(text)
+    path = os.path.abspath(os.path.expanduser(path))
+    if (length := len(os.fsencode(path))) > UNIX_PATH_BYTES_MAX:
+        raise ConfigError(
+            f"{UNIX_PREFIX}{path} is not a server's address: the system takes at most {UNIX_PATH_BYTES_MAX} bytes as a socket's path, "
+            f"and this one has {length}."
+        )
+    return path
 
 
 def refuse_other_platforms(system: str = sys.platform, machine: str = "") -> None:
@@ -158,9 +187,11 @@ class Channel:
 
     def __init__(self, settings: Settings) -> None:
         self.address = Address.parse(settings.server)
-        self._credentials = _credentials(settings, self.address)
+        self._settings = settings
+        self._identity = _identity(settings, self.address)
+        self._credentials = None if self._identity is None else self._identity.credentials()
         self._options = _options(settings, self.address)
-        self.metadata: Final = (("authorization", f"Bearer {_checked_token(settings.token)}"),)
+        self.metadata: Final = (("authorization", f"Bearer {token_of(settings.token)}"),)
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._channel: grpc.Channel | None = None
@@ -183,6 +214,15 @@ class Channel:
             if self._stub is None:
                 self._stub = self._open()
             return self._stub
+
+    def explain(self, detail: str) -> Failure | None:
+        """Why the connection failed of which gRPC says `detail`, if TLS is why; may take some seconds."""
+        if self._identity is None and self.was_ready:
+            return None  # it has answered without TLS before
+
+        if self.address.path:
+            return None
+        return explain(self.address.host, self.address.port, self._identity, self._settings, detail)
 
     def sleep(self, seconds: float) -> None:
         """Waits. Raises CancelledError when the client is closed meanwhile."""
@@ -226,7 +266,7 @@ class Channel:
         self._pid = os.getpid()
 
     def _open(self) -> StaddleServiceStub:
-        target = str(self.address)
+        target = self.address.target
         # gRPC ends the process by a signal if it gets none of its own.
         start(threading.Thread(target=bool, name="staddle-probe", daemon=True))
         if self._credentials is None:
@@ -255,15 +295,7 @@ def _encoded(request: Message | bytes) -> bytes:
     return request if isinstance(request, bytes) else request.SerializeToString()
 
 
-def _checked_token(token: str) -> str:
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(
-            "The token is empty or holds characters that no token has; it is one word of ASCII."
-        )
-    return token
-
-
-def _credentials(settings: Settings, address: Address) -> grpc.ChannelCredentials | None:
+def _identity(settings: Settings, address: Address) -> Identity | None:
     """TLS as the settings say; None: plain text, on this machine only."""
     if bool(settings.cert) != bool(settings.key):
         raise ConfigError("cert and key belong together: give both, or neither.")
@@ -276,22 +308,7 @@ def _credentials(settings: Settings, address: Address) -> grpc.ChannelCredential
                 f"Set ca to the file of the server's authority (STADDLE_CA, `ca` in client.toml), or to {SYSTEM_CA!r} for a public one."
             )
         return None
-    return grpc.ssl_channel_credentials(
-        root_certificates=None if settings.ca == SYSTEM_CA else _read_pem("ca", settings.ca),
-        private_key=_read_pem("key", settings.key) if settings.key else None,
-        certificate_chain=_read_pem("cert", settings.cert) if settings.cert else None,
-    )
-
-
-def _read_pem(name: str, path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            pem = file.read(_MIB + 1)
-    except OSError as error:
-        raise ConfigError(f"{name} {path} cannot be read: {error.strerror}.") from error
-    if len(pem) > _MIB or b"-----BEGIN " not in pem:
-        raise ConfigError(f"{name} {path} is not a PEM file.")
-    return pem
+    return load(settings)
 
 
 def _options(settings: Settings, address: Address) -> list[tuple[str, int | str]]:

@@ -2,9 +2,9 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import IO, Any, Final, Self, TypeVar, cast
+from typing import IO, Any, Final, Self, TypeVar, cast, get_args
 
 from google.protobuf.message import Message
 
@@ -24,15 +24,18 @@ from staddle._convert import (
 )
 from staddle._errors import BackupNotFoundError, BadRequestError, DamageError, UnsupportedError
 from staddle._file import RemoteFile, open_file, read_file
+from staddle._plan_types import BackupPlan, PlannedPathCallback
 from staddle._retention import RetentionMethods
 from staddle._retry import Retry
 from staddle._thin import Upload, UploadOptions
 from staddle._types import (
+    ArchiveFormat,
     At,
     Backup,
     BackupKind,
     BackupOptions,
     BackupReport,
+    BinarySink,
     Change,
     Dataset,
     Entry,
@@ -48,6 +51,9 @@ from staddle._types import (
 )
 from staddle._when import LATEST, selector_of
 from staddle.v1 import service_pb2 as service
+
+LocalPath = str | bytes | os.PathLike[str]
+"""A path of this machine."""
 
 M = TypeVar("M", bound=Message)
 V = TypeVar("V")
@@ -88,7 +94,7 @@ class Client(RetentionMethods):
         timeout_s: float | None = None,
         retry_s: float | None = None,
     ) -> None:
-        """A client of `server` (HOST:PORT).
+        """A client of `server` (HOST:PORT or unix:PATH).
 
         `ca` is the file of the authority that signed the server's certificate, or "system" for a public one; a server on
         another machine is only spoken to with it. `cert` and `key` are the client's own, for mutual TLS. `server_name` is
@@ -171,7 +177,7 @@ class Client(RetentionMethods):
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the server."""
+        """HOST:PORT or unix:PATH of the server."""
         return self._calls.address
 
     def close(self) -> None:
@@ -182,10 +188,11 @@ class Client(RetentionMethods):
 
     def backup(
         self,
-        path: str | bytes | os.PathLike[str],
+        path: LocalPath | Sequence[LocalPath],
         *,
         dataset: str,
         kind: str = "auto",
+        paths: Iterable[PathLike] | None = None,
         exclude: Sequence[str] = (),
         exclude_files: Sequence[str] = (),
         exclude_caches: bool = True,
@@ -204,6 +211,9 @@ class Client(RetentionMethods):
     ) -> BackupReport:
         """Makes a backup of a directory, or of one file, and says what it did: `report.problems` names what was not read.
 
+        Several paths become one backup, whose root is the directory that all of them lie in; of what else is in it, only the directories on
+        the way are recorded. `paths` limits the backup of one directory to these paths in it, with everything below them; one that does not
+        exist is a problem, and it is BadRequestError if none does.
         `kind` is auto, full, incremental or differential; `exclude` are patterns as in .gitignore, `exclude_files` files of such, each
         read once. A pattern that begins with the path of the root means what lies there; one that cannot be meant is BadRequestError, and
         one that matched nothing is a warning. `exclude_caches` leaves out what is in directories marked by CACHEDIR.TAG and in data
@@ -221,6 +231,7 @@ class Client(RetentionMethods):
         options = BackupOptions(
             dataset=text("dataset", dataset),
             kind=choice("kind", kind, BackupKind),
+            paths=None if paths is None else tuple(paths),
             exclude=tuple(exclude),
             exclude_files=tuple(exclude_files),
             exclude_caches=exclude_caches,
@@ -240,7 +251,55 @@ class Client(RetentionMethods):
         try:
             from staddle._source import backup_directory
 
-            return backup_directory(self, os.fsencode(path), options)
+            return backup_directory(self, _local_paths(path), options)
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
+
+    def plan_backup(
+        self,
+        path: LocalPath | Sequence[LocalPath],
+        *,
+        dataset: str,
+        kind: str = "auto",
+        paths: Iterable[PathLike] | None = None,
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
+        exclude_caches: bool = True,
+        exclude_if_present: Sequence[str] = (),
+        exclude_larger_than_bytes: int | None = None,
+        max_removed_percent: float | None = None,
+        one_file_system: bool = False,
+        new_root: bool = False,
+        host: str | None = None,
+        each: PlannedPathCallback | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> BackupPlan:
+        """What `backup` with the same arguments would do now: how much is new, changed, removed and unchanged. `each` takes the paths.
+
+        It looks at the tree and at the base's list of entries. It opens no upload, writes nothing at the server or in the client's cache,
+        and reads no file, but opens those that would be read, so that `problems` names the ones that cannot be. It raises what
+        `backup` would raise before it sends anything, such as TooMuchRemovedError and RootDiffersError.
+        """
+        options = BackupOptions(
+            dataset=text("dataset", dataset),
+            kind=choice("kind", kind, BackupKind),
+            paths=None if paths is None else tuple(paths),
+            exclude=tuple(exclude),
+            exclude_files=tuple(exclude_files),
+            exclude_caches=exclude_caches,
+            exclude_if_present=tuple(exclude_if_present),
+            exclude_larger_than_bytes=exclude_larger_than_bytes,
+            max_removed_percent=max_removed_percent,
+            one_file_system=one_file_system,
+            new_root=new_root,
+            host=host,
+            thin=True,  # it needs no package that only cutting needs
+            progress=progress,
+        )
+        try:
+            from staddle._plan import plan_backup
+
+            return plan_backup(self._calls, _local_paths(path), options, each=each)
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
 
@@ -259,8 +318,14 @@ class Client(RetentionMethods):
         backup: str | None = None,
         at: At | None = None,
         paths: Iterable[PathLike] = (),
+        include: Sequence[str] = (),
+        include_files: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
         overwrite: Overwrite = "if-changed",
         verify: bool = False,
+        delete: bool = False,
+        confirm_delete: Callable[[int], None] | None = None,
         dry_run: bool = False,
         retry_s: float = 60.0,
         progress: ProgressCallback | None = None,
@@ -270,11 +335,21 @@ class Client(RetentionMethods):
         Which one: `backup`, an id or the first digits of one; or the newest whose capture began at or before `at`: a datetime, a
         date (its last moment), a string with a time or date, or an age such as "2h" (or a timedelta), by the server's clock;
         neither: the newest. `overwrite` says what happens where something lies already: "never", "if-changed", "always"; extra
-        files are never deleted.
+        files are deleted only with `delete`.
+
+        `include` and `exclude` are patterns as in .gitignore, relative to the backup's root; the files hold such patterns, and each is
+        read once. Restored is what is included (without `include`: everything) and not excluded, with all below it; bytes of other files do not
+        travel. Directories above what is included are made as the backup has them. A pattern that cannot be meant is BadRequestError;
+        one that matched nothing is a warning.
 
         "if-changed" compares type, size and modification time; with `verify` it compares the content of files instead of their
         times. `dry_run` writes nothing and says in the report what would be written; with both, the report's problems name what is
         not as in the backup, also its owner, mode and time.
+
+        `delete` makes the restored directories as in the backup: when everything has been restored without a problem, it removes what was in them
+        before and is not in the backup. Excluded names stay, as do names that are not included, mounted file systems, the target itself
+        and everything outside `paths`; links are not followed. `confirm_delete` gets the number of paths before anything is changed; an
+        exception that it raises ends the restore. With `dry_run` the report's `deleted_paths` names what would be removed.
 
         Every file's content is checked against its id before it gets its name. Damage does not stop it: it finishes, and then
         raises DamageError, with the report. Otherwise `report.problems` names what could not be written.
@@ -283,18 +358,77 @@ class Client(RetentionMethods):
             raise BadRequestError(
                 f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
             )
+        from staddle._restore import restore_to_directory
+        from staddle._selection import lines_of_all
+
         options = RestoreOptions(
             paths=tuple(checked_path(path) for path in paths),
+            include=(*lines_of_all("include_files", include_files), *include),
+            exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
             overwrite=overwrite,
             verify=verify,
+            delete=delete,
+            confirm_delete=confirm_delete,
             dry_run=dry_run,
             retry_s=retry_s,
             progress=progress,
         )
         selector = selector_of(backup, at)
-        from staddle._restore import restore_to_directory
+        try:
+            report = restore_to_directory(
+                self, text("dataset", dataset), selector, os.fsencode(target), options
+            )
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
+        if report.damaged:
+            raise _damage_error(report)
+        return report
 
-        report = restore_to_directory(self, text("dataset", dataset), selector, os.fsencode(target), options)
+    def write_archive(
+        self,
+        dataset: str,
+        output: BinarySink,
+        *,
+        format: ArchiveFormat = "tar",  # noqa: A002 - the word that everybody expects
+        backup: str | None = None,
+        at: At | None = None,
+        paths: Iterable[PathLike] = (),
+        include: Sequence[str] = (),
+        include_files: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        exclude_files: Sequence[str] = (),
+        retry_s: float = 60.0,
+        progress: ProgressCallback | None = None,
+    ) -> RestoreReport:
+        """Writes a backup, or `paths` of it with all below them, as an archive to `output`, a binary file that need not be seekable.
+
+        Which backup, and what of it, is said as in `restore`. The format "tar" (pax) holds everything but sockets, and holes as zeros; "zip" has
+        neither fifos nor devices, extended attributes, hard links, nor names that are not UTF-8. `report.problems` names every
+        path that is not in the archive as it is in the backup. The root directory itself is not in the archive. Memory is bounded.
+
+        A damaged file of up to 16 MiB is left out; at the end DamageError is raised with the report. A larger one that turns out to be
+        damaged when a part of it is written raises DamageError without a report. Whenever another exception than DamageError with a report is
+        raised, the archive has no end, so that readers refuse it. Does not close `output`.
+        """
+        if format not in get_args(ArchiveFormat):
+            raise BadRequestError(f"invalid format {format!r}: use tar or zip.", facts={"field": "format"})
+        from staddle._archived import ToArchive
+        from staddle._selection import lines_of_all
+
+        options = RestoreOptions(
+            paths=tuple(checked_path(path) for path in paths),
+            include=(*lines_of_all("include_files", include_files), *include),
+            exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
+            retry_s=retry_s,
+            progress=progress,
+        )
+        name, selector = text("dataset", dataset), selector_of(backup, at)
+        try:
+            report = ToArchive(
+                self._calls, name, selector, output, archive_format=format, options=options
+            ).run()
+        except ModuleNotFoundError as error:
+            raise _missing_extra(error) from error
         if report.damaged:
             raise _damage_error(report)
         return report
@@ -489,13 +623,18 @@ class Client(RetentionMethods):
         return self._calls.stream(method, request, timeout_s=timeout_s, retry=retry)
 
 
+def _local_paths(path: LocalPath | Sequence[LocalPath]) -> list[bytes]:
+    paths = [path] if isinstance(path, str | bytes | os.PathLike) else list(path)
+    return [os.fsencode(each) for each in paths]
+
+
 def _missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | UnsupportedError:
     """What to say where a package of the extra `cli` is not there; any other missing module stays what it is."""
     if error.name not in EXTRAS:
         return error
     return UnsupportedError(
         f"This needs the package {error.name}: `pip install 'staddle[cli]'` installs it. "
-        "With thin=True, and without excludes, a backup works without it.",
+        "With thin=True, and without patterns, a backup works without it; so does a restore without patterns.",
         facts={"package": error.name or ""},
     )
 

@@ -5,6 +5,7 @@ The file is the first that exists of: the one that was named, STADDLE_CONFIG, ~/
 relative to it.
 """
 
+import difflib
 import logging
 import os
 import stat
@@ -14,7 +15,9 @@ from dataclasses import dataclass, field, fields
 from typing import Final
 
 from staddle._errors import ConfigError
+from staddle._given import read, text_of, unquoted
 
+UNIX_PREFIX: Final = "unix:"
 CONFIG_VARIABLE: Final = "STADDLE_CONFIG"
 CONFIG_FILES: Final = ("~/.config/staddle/client.toml", "/etc/staddle/client.toml")
 CONFIG_BYTES_MAX: Final = 64 * 1024
@@ -32,7 +35,7 @@ class Settings:
     """How to reach a server, and where to remember what it holds. Empty means: not set.
 
     Attributes:
-        server: HOST:PORT.
+        server: HOST:PORT, or unix:PATH.
         token: what the server knows the caller by.
         ca: file of the authority that signed the server's certificate, or "system" for the public ones. Empty: no TLS.
         cert: file of the client's own certificate, for mutual TLS.
@@ -72,7 +75,9 @@ def load_settings(
     file, looked_at = _find_file(path, environment, default_files)
     from_file = _read_file(file) if file is not None else {}
     found = {
-        name: overrides.get(name) or environment.get(_variable(name)) or from_file.get(name, "")
+        name: unquoted(overrides.get(name) or "")
+        or unquoted(environment.get(_variable(name), ""))
+        or from_file.get(name, "")
         for name in FIELDS
     }
     missing = [name for name in ("server", "token") if not found[name]]
@@ -104,7 +109,9 @@ def _find_file(
 ) -> tuple[str | None, list[str]]:
     """The file to read, if any, and the places that were looked at. A file that was named must exist."""
     named, by = (
-        (os.fspath(path), "config") if path else (environment.get(CONFIG_VARIABLE, ""), CONFIG_VARIABLE)
+        (os.fspath(path), "config")
+        if path
+        else (unquoted(environment.get(CONFIG_VARIABLE, "")), CONFIG_VARIABLE)
     )
     if named:
         if not os.path.exists(named):
@@ -120,23 +127,13 @@ def _find_file(
 
 
 def _read_file(path: str) -> dict[str, str]:
+    data, mode = read(path, CONFIG_BYTES_MAX, "a client.toml")
+    text = text_of(data, path)
     try:
-        with open(path, "rb") as file:
-            text = file.read(CONFIG_BYTES_MAX + 1)
-            mode = os.fstat(file.fileno()).st_mode
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.", facts={"path": path}) from error
-    if len(text) > CONFIG_BYTES_MAX:
-        raise ConfigError(
-            f"{path} has more than {CONFIG_BYTES_MAX} bytes: it is no client.toml.", facts={"path": path}
-        )
-    try:
-        table = tomllib.loads(text.decode())
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also text that is not UTF-8, numbers too long, lists in lists in lists
-        raise ConfigError(f"{path} is not TOML: {error}.", facts={"path": path}) from error
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers too long, lists in lists in lists
+        hint = "; values stand in quotes" if "Invalid value" in str(error) else ""
+        raise ConfigError(f"{path} is not TOML: {error}{hint}.", facts={"path": path}) from error
     values = _checked(table, path)
     if values.get("token") and mode & (stat.S_IRGRP | stat.S_IROTH):
         _warn_readable(path)
@@ -144,23 +141,45 @@ def _read_file(path: str) -> dict[str, str]:
 
 
 def _checked(table: Mapping[str, object], path: str) -> dict[str, str]:
-    unknown = sorted(set(table) - set(FIELDS))
-    if unknown:
-        raise ConfigError(
-            f"{path} has the unknown key {', '.join(unknown)}; there are {', '.join(FIELDS)}.",
-            facts={"path": path},
-        )
     values: dict[str, str] = {}
-    for name, value in table.items():
+    for key, value in table.items():
+        name = key.replace("-", "_").lower()
+        if name not in FIELDS:
+            raise _unknown_key(key, value, path)
+        if name in values:
+            raise ConfigError(f"{path} has {name} twice.", facts={"path": path})
         if not isinstance(value, str):
-            raise ConfigError(f"{path}: {name} must be a string.", facts={"path": path})
-        values[name] = _beside(path, value) if name in PATH_FIELDS else value
+            kind = _KINDS.get(type(value), "something else")
+            raise ConfigError(f"{path}: {name} must be a string, not {kind}.", facts={"path": path})
+        text = unquoted(value)
+        if name == "server" and text.startswith(UNIX_PREFIX) and not text.startswith(f"{UNIX_PREFIX}/"):
+            text = UNIX_PREFIX + _beside(path, text.removeprefix(UNIX_PREFIX))
+        values[name] = _beside(path, text) if name in PATH_FIELDS else text
     return values
+
+
+_KINDS: Final[Mapping[type, str]] = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def _unknown_key(key: str, value: object, path: str) -> ConfigError:
+    if isinstance(value, dict):
+        what = f"{path} has a section [{key[:40]}]: its keys stand at the top, without a section"
+    else:
+        near = difflib.get_close_matches(key.replace("-", "_").lower(), FIELDS, n=1)
+        what = f"{path} has the unknown key {key[:40]}"
+        what += f" (is {near[0]} meant?)" if near else ""
+    return ConfigError(f"{what}; there are {', '.join(FIELDS)}.", facts={"path": path})
 
 
 def _beside(path: str, value: str) -> str:
     """A path in a file is relative to the file."""
-    if value in NOT_A_PATH:
+    if value in NOT_A_PATH or value.startswith("-----BEGIN "):
         return value
     return os.path.join(os.path.dirname(os.path.abspath(path)), os.path.expanduser(value))
 

@@ -236,6 +236,9 @@ def backup_of(message: resources.Backup) -> Backup:
         retain_until_time=_time_or_none(message, "retain_until_time"),
         hold=hold_of(message.hold) if message.HasField("hold") else None,
         dataset_hold=hold_of(message.dataset_hold) if message.HasField("dataset_hold") else None,
+        begun_by=message.begun_by,
+        written_by=tuple(message.written_by),
+        more_writers=message.more_writers,
     )
 
 

@@ -73,10 +73,13 @@ def excludes_of(
     patterns: Sequence[str],
     files: Iterable[str | os.PathLike[str]] = (),
     root: str | bytes | None = None,
+    *,
+    resolve: bool = True,
 ) -> Excludes:
     """Joins patterns and the lines of pattern files, files first, so that a pattern given directly has the last word.
 
-    A pattern that begins with the path of `root` means what lies there. Raises OSError if a file cannot be read, ValueError if a pattern
+    A pattern that begins with the path of `root` means what lies there; `resolve`: `root` is a path of this machine, which may
+    contain symbolic links. Raises OSError if a file cannot be read, ValueError if a pattern
     cannot be meant or a file is larger than 16 MiB, and ModuleNotFoundError, saying what to install, if there are patterns and `pathspec`
     is not installed.
     """
@@ -90,7 +93,7 @@ def excludes_of(
         raise ModuleNotFoundError(
             "excluding needs the package pathspec: pip install 'staddle[cli]'", name=error.name
         ) from error
-    roots = _names_of_root(root)
+    roots = _names_of_root(root, resolve=resolve)
     lines = [_normal(pattern, roots) for pattern in given]
     for pattern, line in zip(given, lines, strict=True):
         try:
@@ -111,22 +114,23 @@ def lines_of(file: str | os.PathLike[str]) -> list[str]:
         data = opened.read(PATTERN_FILE_BYTES_MAX + 1)
     if len(data) > PATTERN_FILE_BYTES_MAX:
         raise ValueError(f"the pattern file {os.fspath(file)} is larger than {PATTERN_FILE_BYTES_MAX} bytes")
-    lines = (line.removesuffix("\r") for line in _decoded(data).split("\n"))
+    lines = (line.removesuffix("\r") for line in decoded(data).split("\n"))
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def _decoded(data: bytes) -> str:
+def decoded(data: bytes) -> str:
     """Text as editors write it: UTF-8, with or without a byte order mark, or UTF-16 with one."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
-def _names_of_root(root: str | bytes | None) -> tuple[list[str], ...]:
-    """The components of the root's path, as it was given and without symbolic links."""
+def _names_of_root(root: str | bytes | None, *, resolve: bool) -> tuple[list[str], ...]:
+    """The components of the root's path, as it was given and, with `resolve`, without symbolic links."""
     if root is None:
         return ()
-    paths = dict.fromkeys((os.path.abspath(root), os.path.realpath(root)))
+    given = os.path.abspath(root)
+    paths = dict.fromkeys((given, os.path.realpath(root) if resolve else given))
     found = (os.fsdecode(path).strip("/").split("/") for path in paths)
     return tuple(components for components in found if components != [""])
 
@@ -145,7 +149,7 @@ def _normal(pattern: str, roots: Sequence[list[str]]) -> str:
     if components[0] == "":
         components = _below_root(components, roots) or components
     if all(each in {"", "."} for each in components):
-        raise ValueError(f"invalid pattern {pattern!r}: it leaves out all of PATH")
+        raise ValueError(f"invalid pattern {pattern!r}: it matches all of PATH")
     return mark + "/".join(components)
 
 

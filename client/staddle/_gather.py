@@ -32,6 +32,8 @@ class Tally:
     notes: dict[tuple[ProblemKind, bytes], PathProblem] = field(default_factory=dict)
     notes_dropped: int = 0
     unchanged: int = 0
+    excluded: int = 0
+    """Paths that patterns or other rules leave out."""
     read_bytes: int = 0
     sent_bytes: int = 0
     reused_bytes: int = 0

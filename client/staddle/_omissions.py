@@ -34,12 +34,17 @@ class Omissions:
     larger_than_bytes: int | None = None
     """Regular files that are larger."""
 
-    def of_directory(self, descriptor: int, names: list[bytes]) -> tuple[list[bytes], str] | None:
-        """Of a directory whose contents are left out: the names that stay, and why; None: it is an ordinary one."""
+    def of_directory(
+        self, descriptor: int, names: list[bytes], *, named: bool
+    ) -> tuple[list[bytes], str] | None:
+        """Of a directory whose contents are left out: the names that stay, and why; None: it is an ordinary one.
+
+        `named`: it is a PATH, which is backed up although it is a cache.
+        """
         for mark in self.if_present:
             if mark in names:
                 return [mark], f"it holds {os.fsdecode(mark)!a}"
-        if not self.caches:
+        if named or not self.caches:
             return None
         if CACHE_TAG in names and begins_with(descriptor, CACHE_TAG, CACHE_TAG_SIGNATURE):
             return [CACHE_TAG], IS_CACHE

@@ -14,7 +14,7 @@ from staddle._stream import is_file
 from staddle._tally import WriteTally
 from staddle._target import look
 from staddle._types import Overwrite, ProblemKind
-from staddle._write import There, is_same_special
+from staddle._write import LINKS_MAX, There, is_same_special
 from staddle.v1 import resources_pb2 as pb
 
 ABSENT: Final = "it is not there"
@@ -36,6 +36,8 @@ class Preview:
         self.applier = Applier()
         self.ways: dict[bytes, pb.Entry] = {}
         self.left_count = 0
+        self._links: set[tuple[bytes, bytes]] = set()
+        """Groups of hard links whose content is counted."""
         self._root: int | None = None
         with suppress(FileNotFoundError):
             self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -57,6 +59,11 @@ class Preview:
     def begin_ways(self) -> None:
         """Directories above a selected path are neither counted nor compared."""
 
+    def forget_ways(self, kept: dict[bytes, pb.Entry]) -> None:
+        """See Writer.forget_ways."""
+        self.ways.clear()
+        self.ways.update(kept)
+
     def directory(self, path: bytes, entry: pb.Entry) -> None:
         """Looks for a directory."""
         try:
@@ -69,19 +76,23 @@ class Preview:
         elif not path and not self._verify:
             self._tally.unchanged += 1  # a restore that makes its target does not count that
         else:
-            self._differs(path, ABSENT if status is None else "it is no directory")
+            self._differs(path, entry, new=status is None, why="it is no directory")
 
     def special(self, path: bytes, entry: pb.Entry, *, new: bool = False) -> None:
         """Counts a link or special file that would be made."""
         if entry.type == pb.ENTRY_TYPE_SOCKET:
             self._tally.sockets += 1
         else:
-            self._differs(path, ABSENT if new else "it is another link or special file")
+            self._differs(path, entry, new=new, why="it is another link or special file")
 
     def link(self, path: bytes, entry: pb.Entry, *, new: bool = False) -> bool:
         """Counts a file that would be written; True, for nothing has to be fetched."""
-        self._tally.data_bytes += entry.content.size_bytes
-        self._differs(path, ABSENT if new else "its content differs")
+        key = (entry.link_group, entry.content.content_id)
+        if not entry.link_group or key not in self._links:
+            self._tally.data_bytes += entry.content.size_bytes
+            if entry.link_group and len(self._links) < LINKS_MAX:
+                self._links.add(key)
+        self._differs(path, entry, new=new, why="its content differs")
         return True
 
     def what_is_there(self, path: bytes, entry: pb.Entry) -> There:
@@ -131,7 +142,7 @@ class Preview:
         # The target itself need not be the backup's: a restore leaves one alone that is not empty.
         differences = self._differences(entry, status) if self._verify and path else []
         if differences:
-            self._differs(path, ", ".join(differences))
+            self._differs(path, entry, new=False, why=", ".join(differences))
         else:
             self._tally.unchanged += 1
 
@@ -150,10 +161,19 @@ class Preview:
             found.append("its modification time differs")
         return found
 
-    def _differs(self, path: bytes, why: str) -> None:
+    def _differs(self, path: bytes, entry: pb.Entry, *, new: bool, why: str) -> None:
         self._tally.written += 1
+        counts = self._tally.made if new else self._tally.replaced
+        if is_file(entry):
+            counts.files += 1
+        elif entry.type == pb.ENTRY_TYPE_DIRECTORY:
+            counts.directories += 1
+        elif entry.type == pb.ENTRY_TYPE_SYMLINK:
+            counts.symlinks += 1
+        else:
+            counts.others += 1
         if self._verify:
-            self._tally.note(ProblemKind.DIFFERENT, path, why)
+            self._tally.note(ProblemKind.DIFFERENT, path, ABSENT if new else why)
 
     def _status(self, path: bytes) -> os.stat_result | None:
         """What lies at a path. Raises OSError if that cannot be seen."""

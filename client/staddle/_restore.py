@@ -10,13 +10,14 @@ import os
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from staddle._convert import backup_of, sort_key
-from staddle._errors import ProtocolError, StaddleError
+from staddle._errors import ProtocolError
+from staddle._extras import Extras
 from staddle._preview import Preview
-from staddle._retry import Attempts, Retry, RetryNotice, may_pass
-from staddle._segments import Segments, can_open
+from staddle._retry import Retry, RetryNotice
+from staddle._selection import Choice
 from staddle._stream import (
     VIEW_BASIC,
     VIEW_DATA,
@@ -29,21 +30,25 @@ from staddle._stream import (
     FileEndEvent,
     HeaderEvent,
     is_file,
-    read_restore,
 )
+from staddle._streams import Streams, retry_words
 from staddle._tally import WriteTally
+from staddle._target import is_in
 from staddle._types import ProblemKind, Progress, RestoreOptions, RestoreReport
 from staddle._verify import Comparison
 from staddle._write import LEFT_DIRECTORIES_MAX, FileInProgress, There, Writer
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
     from staddle._calls import Calls
     from staddle._client import Client
+    from staddle.v1 import service_pb2 as wire
 
 FETCH_PATHS: Final = 2_048
-WAYS_AT_ONCE: Final = 8_192
+WAYS_MAX: Final = 4_096
+"""So many directories are remembered because included paths lie in them, before what was gathered is fetched."""
+FAILURES: Final = frozenset({ProblemKind.DAMAGED, ProblemKind.NOT_WRITTEN})
+"""After them nothing is deleted."""
 FETCH_PATH_BYTES: Final = 1024 * 1024
 PROGRESS_S: Final = 0.2
 
@@ -65,21 +70,26 @@ class Restore:
     def __init__(
         self, calls: Calls, dataset: str, selector: pb.BackupSelector, target: bytes, options: RestoreOptions
     ) -> None:
-        self._calls = calls
-        self._dataset = dataset
-        self._selector = selector
+        retry = Retry(budget_s=options.retry_s, notify=self._tell_retry)
+        self._streams = Streams(
+            calls, dataset, selector, retry, include=options.include, exclude=options.exclude
+        )
         self._path = target
         self._options = options
         self._tally = WriteTally()
-        self._retry = Retry(budget_s=options.retry_s, notify=self._tell_retry)
-        self._backup: pb.Backup | None = None
         self._writer: Writer | Preview | None = None
         self._fresh = _is_empty_or_absent(target)
-        self._whole = (options.overwrite == "always" or self._fresh) and not options.dry_run
+        self._at_once = (
+            (options.overwrite == "always" or self._fresh)
+            and not options.dry_run
+            and self._streams.selection.takes_all
+        )
+        """Everything is to be written, so one stream brings it."""
         self._ways: dict[bytes, pb.Entry] | None = None if options.paths else {}
         """Metadata for the directories above the paths; None until it is known."""
-        self._segments = can_open()
-        """Whether data is asked for as it is stored."""
+        self._warnings: list[str] = []
+        self._passed: list[tuple[bytes, pb.Entry]] = []
+        """Directories above the last entry that are not included themselves."""
         self._done: bytes | None = None
         """The last path that was dealt with, or that is in `_pending`."""
         self._pending: dict[bytes, bool] = {}
@@ -94,30 +104,22 @@ class Restore:
     def run(self) -> RestoreReport:
         """To the end."""
         begun_s = time.monotonic()
-        attempts = Attempts(self._retry, self._calls.clock)
-        try:
-            while True:
-                before = (self._done, len(self._pending))
-                try:
-                    self._pass()
-                    break
-                except ProtocolError:
-                    if self._backup is None or not self._segments:
-                        raise
-                    self._segments = False  # the server opens them itself then, and names what is damaged
-                    self._whole = False
-                except StaddleError as error:
-                    if self._backup is None or not may_pass(error):
-                        raise
-                    if (self._done, len(self._pending)) != before:
-                        attempts.progressed()
-                    attempts.wait_after(error)
-                    self._whole = False  # what came already need not come again
-            self._places.finish_directories(all_of_them=True)
-        finally:
-            if self._writer is not None:
-                self._writer.close()
+        with ExitStack() as stack:
+            extras = stack.enter_context(closing(self._find_extras())) if self._deletes else None
+            try:
+                self._streams.to_the_end(self._pass, lambda: (self._done, len(self._pending)))
+                self._places.finish_directories(all_of_them=True)
+            finally:
+                if self._writer is not None:
+                    self._writer.close()
+            if extras is not None:
+                self._delete(extras)
         return self._report(time.monotonic() - begun_s)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a stream brings everything with its data. After one broke, what came already need not come again."""
+        return self._at_once and not self._streams.broken
 
     @property
     def _places(self) -> Writer | Preview:
@@ -131,73 +133,84 @@ class Restore:
         assert isinstance(places, Writer)  # a preview asks for no data
         return places
 
+    # --- what the backup does not have
+
+    @property
+    def _deletes(self) -> bool:
+        return self._options.delete and not self._fresh
+
+    def _find_extras(self) -> Extras:
+        """What is to be deleted in the end. Changes nothing; `confirm_delete` may refuse by raising."""
+        found: list[Extras] = []
+
+        def look() -> None:
+            while found:
+                found.pop().close()
+            with closing(self._streams.events(VIEW_BASIC, self._options.paths)) as events:
+                for event in events:
+                    if isinstance(event, HeaderEvent):
+                        found.append(Extras(self._path, self._streams.selection.again()))
+                    elif isinstance(event, EntryEvent):
+                        found[0].add(event.path, event.entry)
+            found[0].end()
+
+        try:
+            self._streams.to_the_end(look, lambda: None)
+            confirm = self._options.confirm_delete
+            if confirm is not None and found[0].count and not self._options.dry_run:
+                confirm(found[0].count)
+        except BaseException:
+            for each in found:
+                each.close()
+            raise
+        return found[0]
+
+    def _delete(self, extras: Extras) -> None:
+        """Deletes what was found, if all else is as it should be."""
+        tally = self._tally
+        if tally.problems_dropped or any(problem.kind in FAILURES for problem in tally.problems):
+            self._warnings.extend(
+                [
+                    f"{extras.count} paths that the backup does not have were kept, because not everything was restored."
+                ]
+                if extras.count
+                else []
+            )
+            return
+        if extras.mounts:
+            self._warnings.append(
+                f"{extras.mounts} directories were not looked into for what to delete: other file systems."
+            )
+        if self._options.dry_run:
+            extras.tell_failed(tally)
+            for path in extras.paths():
+                tally.deleted(path)
+        else:
+            extras.remove(tally)
+
     # --- streams
 
     def _pass(self) -> None:
         """One stream over all entries, from the first that was not dealt with yet."""
         if self._ways is None:
-            self._ways = self._fetch_ways()
+            self._ways = self._streams.ways(self._options.paths)
         if self._whole:
-            with closing(self._events(self._request(VIEW_DATA, self._options.paths))) as events:
+            with closing(self._events(VIEW_DATA, self._options.paths)) as events:
                 self._write(events)
             return
         view = VIEW_REFERENCES if self._options.verify else VIEW_BASIC
-        with closing(self._events(self._request(view, self._options.paths))) as events:
+        with closing(self._events(view, self._options.paths)) as events:
             self._decide(events)
         self._fetch()
 
-    def _fetch_ways(self) -> dict[bytes, pb.Entry]:
-        """The directories above the paths that were asked for, as the backup has them.
-
-        Those paths are asked for with them, so that one that is not there fails before anything is written.
-        """
-        paths = set(self._options.paths)
-        above = {each for path in paths if path for each in _above(path)} - paths
-        ways: dict[bytes, pb.Entry] = {}
-        wanted = sorted(above | paths, key=sort_key)
-        for start in range(0, len(wanted), WAYS_AT_ONCE):
-            request = self._request(VIEW_BASIC, wanted[start : start + WAYS_AT_ONCE], exact=True)
-            with closing(self._events(request, begins=False)) as events:
-                for event in events:
-                    if isinstance(event, EntryEvent) and event.path in above:
-                        ways[event.path] = event.entry
-        return ways
-
-    def _request(
+    def _events(
         self, view: wire.EntryView.ValueType, paths: Iterable[bytes], *, exact: bool = False
-    ) -> wire.RestoreRequest:
-        request = wire.RestoreRequest(
-            dataset=self._dataset,
-            backup=self._selector,
-            view=view,
-            exact=exact,
-            segments=self._segments and view == VIEW_DATA,
-        )
-        _add_paths(request, paths)
-        return request
-
-    def _events(self, request: wire.RestoreRequest, *, begins: bool = True) -> Generator[Event]:
-        messages = cast(
-            "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
-        )
-        with ExitStack() as stack:
-            stack.enter_context(closing(messages))
-            segments = stack.enter_context(closing(Segments())) if request.segments else None
-            for event in read_restore(messages, view=request.view, segments=segments):
-                if isinstance(event, HeaderEvent):
-                    self._pick(event.backup)
-                    if begins and self._writer is None:
-                        self._begin()
+    ) -> Generator[Event]:
+        with closing(self._streams.events(view, paths, exact=exact)) as events:
+            for event in events:
+                if isinstance(event, HeaderEvent) and self._writer is None:
+                    self._begin()
                 yield event
-
-    def _pick(self, backup: pb.Backup) -> None:
-        """From now on it is this backup."""
-        if self._backup is not None:
-            if backup.id != self._backup.id:
-                raise ProtocolError("The server answered with another backup than it was asked for.")
-            return
-        self._backup = backup
-        self._selector = pb.BackupSelector(backup=backup.id)
 
     def _begin(self) -> None:
         """The first answer came, so all paths are there: from now on things are written."""
@@ -306,9 +319,11 @@ class Restore:
                 if comparison is not None:
                     ended, comparison = comparison, None
                     self._decide_compared(ended, event)
-                if isinstance(event, DamageEvent):
+                if isinstance(event, DamageEvent) and not self._streams.selection.is_below_excluded(
+                    event.path
+                ):
                     self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
-                if not isinstance(event, EntryEvent):
+                if not isinstance(event, EntryEvent) or not self._takes(event.path, event.entry):
                     continue
                 if behind is not None and sort_key(event.path) <= behind:
                     continue
@@ -319,6 +334,29 @@ class Restore:
         finally:
             if comparison is not None:
                 comparison.close()
+
+    def _takes(self, path: bytes, entry: pb.Entry) -> bool:
+        """Whether an entry is to be restored. If so, the directories above it may be made, as the backup has them."""
+        selection = self._streams.selection
+        if selection.takes_all:
+            return True
+        while self._passed and not is_in(path, self._passed[-1][0]):
+            self._passed.pop()
+        choice = selection.choose(path, is_directory=entry.type == pb.ENTRY_TYPE_DIRECTORY)
+        if choice is Choice.ON_THE_WAY:
+            self._passed.append((path, entry))
+        if choice is not Choice.TAKEN:
+            return False
+        ways = self._places.ways
+        if len(ways) >= WAYS_MAX + len(self._ways or ()):
+            self._fetch()
+            self._places.forget_ways(self._ways or {})
+        for above, its in self._passed:
+            if above not in ways:
+                ways[above] = its
+                if not above:
+                    self._places.begin_ways()
+        return True
 
     def _decided(self, path: bytes) -> None:
         self._done = path
@@ -382,8 +420,7 @@ class Restore:
     def _fetch(self) -> None:
         """Fetches the files that were gathered, and with that the directories that were left have all they get."""
         if self._pending:
-            request = self._request(VIEW_DATA, self._pending, exact=True)
-            with closing(self._events(request)) as events:
+            with closing(self._events(VIEW_DATA, self._pending, exact=True)) as events:
                 self._write(events)
             if self._pending:
                 raise ProtocolError(
@@ -428,9 +465,10 @@ class Restore:
             )
             if count
         ]
-        assert self._backup is not None  # a pass came to its end
+        warnings += [*self._warnings, *self._streams.selection.warnings()]
+        assert self._streams.backup is not None  # a pass came to its end
         return RestoreReport(
-            backup=backup_of(self._backup),
+            backup=backup_of(self._streams.backup),
             target=os.fsdecode(self._path),
             problems=tuple(tally.problems),
             warnings=tuple(warnings),
@@ -438,6 +476,10 @@ class Restore:
             entries_unchanged=tally.unchanged,
             data_bytes=tally.data_bytes,
             seconds=seconds,
+            entries_deleted=tally.deleted_count,
+            deleted_paths=tuple(tally.deleted_paths),
+            made=tally.made,
+            replaced=tally.replaced,
         )
 
     def _tell(self, phase: str, notice: str = "") -> None:
@@ -445,8 +487,8 @@ class Restore:
         if tell is None or ((now_s := time.monotonic()) - self._told_s < PROGRESS_S and not notice):
             return
         self._told_s = now_s
-        tally, backup = self._tally, self._backup
-        all_of_it = backup is not None and not self._options.paths
+        tally, backup = self._tally, self._streams.backup
+        all_of_it = backup is not None and not self._options.paths and self._streams.selection.takes_all
         tell(
             Progress(
                 phase=phase,
@@ -460,25 +502,7 @@ class Restore:
         )
 
     def _tell_retry(self, notice: RetryNotice) -> None:
-        text = (
-            f"{notice.error.message} Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
-        )
-        self._tell("retry", text)
-
-
-def _add_paths(request: wire.RestoreRequest, paths: Iterable[bytes]) -> None:
-    for path in paths:
-        try:
-            request.paths.append(path.decode())
-        except UnicodeDecodeError:
-            request.raw_paths.append(path)
-
-
-def _above(path: bytes) -> Iterator[bytes]:
-    """All directories above a path, up to the root."""
-    while path:
-        path = path.rpartition(b"/")[0]
-        yield path
+        self._tell("retry", retry_words(notice))
 
 
 def _is_empty_or_absent(path: bytes) -> bool:

@@ -8,6 +8,7 @@ goes on.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar, cast
 
 from staddle._cache_file import CHILDREN_MAX
+from staddle._chosen import Chosen
 from staddle._convert import COMPONENT_BYTES_MAX, COMPONENTS_MAX, PATH_BYTES_MAX
 from staddle._excludes import Excludes, no_excludes
 from staddle._omissions import NOTHING, Omissions
@@ -30,14 +32,23 @@ T = TypeVar("T")
 
 TOO_LONG: Final = "the path is longer than a backup can hold"
 VANISHED: Final = "it was removed during the backup"
+ABSENT: Final = "it was named, and does not exist"
+NO_DIRECTORY: Final = (
+    "it was named, and what lies above it is not a directory (symbolic links are not followed there)"
+)
+ELSEWHERE: Final = "it lies on another file system, so what was named in it is left out"
 MOVED: Final = "a directory above it was moved while it was read"
 DESCRIPTORS_MAX: Final = 64
 """So many directories stay open; those further up are opened again through ".." on the way back."""
 
+_NONE: Final[frozenset[bytes]] = frozenset()
 NAMES_AT_ONCE: Final = 10_000
 """So many names are turned into bytes in one go."""
 
-DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+ROOT_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+DIRECTORY_FLAGS: Final = ROOT_FLAGS | os.O_NOFOLLOW
+PATH_FLAG: Final = getattr(os, "O_PATH", 0)
+"""Opens a directory that may be entered but not read, where the system can do that."""
 
 Report = Callable[[bytes, str], None]
 """Takes a path and why it could not be read."""
@@ -78,6 +89,10 @@ class Level:
     identity: tuple[int, int]
     names: list[bytes]
     descriptor: int | None
+    everything: bool = True
+    """All of it is taken; otherwise it is on the way to what was named."""
+    home: int = 0
+    """The device of the file system in which a walk stays that leaves no file system."""
     piece: Piece | None = None
     """Those of its children that the record is at."""
     vanished: list[bytes] = field(default_factory=list)
@@ -107,14 +122,20 @@ class Walk(ABC, Generic[T]):
     omissions: Omissions = NOTHING
     sync: Callable[[int], None] | None = None
     """Brings the file system of a descriptor to its disk, once before anything of it is looked at."""
+    chosen: Chosen | None = None
+    """What is taken of the root; None: everything."""
     excluded_count: int = 0
+    empty: list[bytes] = field(default_factory=list)
+    """Directories that were named as PATHs and have nothing in them."""
+    _followed: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
+    """Where PATHs lead that are symbolic links, and directories above them: an open directory, and a name in it."""
     _synced_ns: dict[int, int] = field(default_factory=dict)
     """By device, when that was done."""
     _levels: list[Level] = field(default_factory=list)
 
     def __iter__(self) -> Generator[T]:
         try:
-            root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            root_fd = self._open(self.root, None, ROOT_FLAGS, is_way=not self._takes_all_of(b""))
         except NotADirectoryError:
             yield from self._single()
             return
@@ -125,6 +146,9 @@ class Walk(ABC, Generic[T]):
                 if level.descriptor is not None:
                     os.close(level.descriptor)
             self._levels.clear()
+            for descriptor, _ in self._followed.values():
+                os.close(descriptor)
+            self._followed.clear()
 
     @abstractmethod
     def _single(self) -> Iterator[T]:
@@ -139,18 +163,56 @@ class Walk(ABC, Generic[T]):
         status = os.fstat(root_fd)
         seen_ns = self._sync(status.st_dev, root_fd)
         status = os.fstat(root_fd)
-        self._push(b"", b"", status, root_fd)
+        everything = self._takes_all_of(b"")
+        self._push(Level(b"", b"", identity_of(status), [], root_fd, everything, status.st_dev))
         if self.record is not None:
             self.record.at_root(status)
         return Found(b"", b".", root_fd, status, b"", seen_ns)
 
+    # --- what is chosen
+
+    def _takes_all_of(self, path: bytes) -> bool:
+        """Whether a directory is taken with all that is in it because it was named, or everything is."""
+        return self.chosen is None or path in self.chosen.named
+
+    def _is_chosen(self, path: bytes) -> bool:
+        """Whether a path was named, or leads to one that was."""
+        return self.chosen is not None and self.chosen.knows(path)
+
+    def _must_have(self, path: bytes) -> bool:
+        return self.chosen is not None and self.chosen.must_have(path)
+
+    def _place_of(self, level: Level, name: bytes, path: bytes) -> tuple[int, bytes]:
+        """An open directory, and the name in it, of a child: elsewhere if it is a link that was named. Raises OSError."""
+        assert level.descriptor is not None
+        if level.everything or not self._must_have(path):
+            return level.descriptor, name
+        if path not in self._followed:
+            if not stat.S_ISLNK(os.stat(name, dir_fd=level.descriptor, follow_symlinks=False).st_mode):
+                return level.descriptor, name
+            above, _, real = os.path.realpath(os.path.join(self.root, path)).rpartition(b"/")
+            self._followed[path] = self._open(above or b"/", None, ROOT_FLAGS, is_way=True), real or b"."
+        return self._followed[path]
+
+    def _open(self, name: bytes, dir_fd: int | None, flags: int, *, is_way: bool) -> int:
+        """Opens a directory. One that is only passed through need not be readable."""
+        try:
+            return os.open(name, flags, dir_fd=dir_fd)
+        except PermissionError:
+            if not is_way or not PATH_FLAG:
+                raise
+            return os.open(name, flags | PATH_FLAG, dir_fd=dir_fd)
+
     def _look(self, level: Level, name: bytes) -> Found | None:
-        if is_temporary(name):  # a restore that was killed, or still runs, makes it: nobody's data
+        path = level.path + b"/" + name if level.path else name
+        wanted = self._must_have(path)
+        if (
+            is_temporary(name) and not wanted
+        ):  # a restore that was killed, or still runs, makes it: nobody's data
             self.excluded_count += 1
             return None
-        path = level.path + b"/" + name if level.path else name
         # The patterns come first: what is excluded may be a mount that does not answer.
-        verdict = False if self.excluded is no_excludes else self.excluded.of_name(path)
+        verdict = False if wanted or self.excluded is no_excludes else self.excluded.of_name(path)
         if verdict:
             self.excluded_count += 1
             return None
@@ -162,7 +224,8 @@ class Walk(ABC, Generic[T]):
             return None
         seen_ns = self.clock()
         try:
-            status = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
+            dir_fd, name = self._place_of(level, name, path)
+            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         except OSError as error:
             self._not_seen(level, name, path, error, may_be_excluded=verdict is None)
             return None
@@ -170,9 +233,13 @@ class Walk(ABC, Generic[T]):
         if (verdict is None and self.excluded(path, is_directory)) or self._is_omitted(path, status):
             self.excluded_count += 1
             return None
+        if not is_directory and self.chosen is not None and self.chosen.below(path):
+            self._tell_all_beyond([path])
+            if not (level.everything or self._takes_all_of(path)):
+                return None
         seen_ns = self._synced_ns.get(status.st_dev, seen_ns)
         mounted_here = is_directory and status.st_dev != level.identity[0]
-        return Found(path, name, level.descriptor, status, path if mounted_here else level.mount, seen_ns)
+        return Found(path, name, dir_fd, status, path if mounted_here else level.mount, seen_ns)
 
     def _is_too_long(self, name: bytes, path: bytes) -> bool:
         """Whether no backup can hold a child of the directory that the walk is in."""
@@ -186,17 +253,34 @@ class Walk(ABC, Generic[T]):
         self, level: Level, name: bytes, path: bytes, error: OSError, *, may_be_excluded: bool
     ) -> None:
         """A child cannot be looked at. Where it is excluded if it is a directory, it is taken for one, such as a dead mount."""
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and self._is_chosen(path):
+            self._tell_named(path, ABSENT)
+        elif isinstance(error, FileNotFoundError):
             level.vanished.append(name)
         elif may_be_excluded and self.excluded(path, True):
             self.excluded_count += 1
         else:
             self.report(path, reason_of(error))
 
+    def _tell_named(self, path: bytes, why: str) -> None:
+        """Of a path that cannot be, what was named at and below it."""
+        assert self.chosen is not None
+        for each in self.chosen.under(path):
+            self.report(each, why)
+
+    def _tell_all_beyond(self, paths: list[bytes]) -> None:
+        """Of paths that are no directories, what was named below them."""
+        assert self.chosen is not None
+        for path in paths:
+            for name in self.chosen.below(path):
+                self._tell_named(path + b"/" + name, NO_DIRECTORY)
+
     def _is_omitted(self, path: bytes, status: os.stat_result) -> bool:
         """Whether a file is left out because of its size."""
         most = self.omissions.larger_than_bytes
         if most is None or not stat.S_ISREG(status.st_mode) or status.st_size <= most:
+            return False
+        if self._must_have(path):
             return False
         self.note(ProblemKind.SKIPPED, path, f"it has {status.st_size:,} bytes")
         return True
@@ -207,20 +291,31 @@ class Walk(ABC, Generic[T]):
         if known is not None:
             return known
         now_ns = self.clock()
-        if self.sync is not None:
+        if self.sync is not None and not _is_path_only(descriptor):
             self.sync(descriptor)
             self._synced_ns[device] = now_ns
         return now_ns
 
     def _enter(self, level: Level, name: bytes, path: bytes, device: int) -> bool:
         """Enters a directory that was looked at; whether that was wanted and went well."""
-        if self.one_file_system and device != self._levels[0].identity[0]:
+        everything = level.everything or self._takes_all_of(path)
+        home = level.home
+        crosses = self.one_file_system and device != home
+        if self._must_have(path):
+            if self._takes_all_of(path) or not level.everything:
+                home = device
+            elif crosses:
+                everything, home = False, device
+        elif crosses:
+            if self._is_chosen(path):
+                self.note(ProblemKind.SKIPPED, path, ELSEWHERE)
             return False
         if self.skip is not None and self.skip(path):
             return False
         assert level.descriptor is not None
         try:
-            descriptor = os.open(name, DIRECTORY_FLAGS, dir_fd=level.descriptor)
+            dir_fd, name = self._place_of(level, name, path)
+            descriptor = self._open(name, dir_fd, DIRECTORY_FLAGS, is_way=not everything)
         except FileNotFoundError:
             self.note(ProblemKind.VANISHED, path, VANISHED)
             return False
@@ -230,31 +325,53 @@ class Walk(ABC, Generic[T]):
         status = os.fstat(descriptor)
         if self.sync is not None and status.st_dev not in self._synced_ns:
             self._sync(status.st_dev, descriptor)
-        self._push(path, level.mount if device == level.identity[0] else path, status, descriptor)
+        mount = level.mount if device == level.identity[0] else path
+        self._push(Level(path, mount, identity_of(status), [], descriptor, everything, home))
         return True
 
-    def _push(self, path: bytes, mount: bytes, status: os.stat_result, descriptor: int) -> None:
-        try:
-            names = _names_of(descriptor)
-        except OSError as error:
-            self.report(path, reason_of(error))
-            names = []
-        if path or self.omissions.if_present:
-            names = self._kept_names(path, descriptor, names)
-        self._levels.append(Level(path, mount, (status.st_dev, status.st_ino), names, descriptor))
+    def _push(self, level: Level) -> None:
+        """Goes down into a directory, whose names are still to be found."""
+        level.names = self._names_in(level)
+        self._levels.append(level)
         if len(self._levels) > DESCRIPTORS_MAX:
             far = self._levels[-1 - DESCRIPTORS_MAX]
-            if far.descriptor is not None:
+            # The way back to a directory on the way to a PATH may lead elsewhere, where a link was followed.
+            if far.descriptor is not None and (far.everything or not self._must_have(far.path)):
                 os.close(far.descriptor)
                 far.descriptor = None
 
-    def _kept_names(self, path: bytes, descriptor: int, names: list[bytes]) -> list[bytes]:
-        omitted = self.omissions.of_directory(descriptor, names)
+    def _names_in(self, level: Level) -> list[bytes]:
+        """The names in a directory that are to be looked at, the next one last."""
+        assert level.descriptor is not None
+        path = level.path
+        below = _NONE if self.chosen is None else self.chosen.below(path)
+        overrules = self.chosen is not None and self.chosen.overrules
+        if not level.everything and (overrules or self.omissions == NOTHING):
+            return sorted(below, reverse=True)
+        try:
+            names = _names_of(level.descriptor)
+        except OSError as error:
+            if not level.everything:
+                return sorted(below, reverse=True)
+            self.report(path, reason_of(error))
+            return []
+        if below:
+            for name in sorted(below.difference(names)):
+                self._tell_named(path + b"/" + name if path else name, ABSENT)
+        named = not path or (overrules and self._takes_all_of(path))
+        if named and path and not names:
+            self.empty.append(path)
+        omitted = self.omissions.of_directory(level.descriptor, names, named=named)
         if omitted is None:
-            return names
+            return names if level.everything else sorted(below, reverse=True)
         kept, why = omitted
         self.note(ProblemKind.SKIPPED, path, f"{why}, so what is in it is left out")
-        return kept
+        if not level.everything:
+            return sorted(below.intersection(kept), reverse=True)
+        if not overrules or not below:
+            return kept
+        level.everything = False  # what was named in it is taken all the same
+        return sorted({*kept, *below}, reverse=True)
 
     def _pop(self) -> None:
         level = self._levels.pop()
@@ -283,7 +400,7 @@ class Walk(ABC, Generic[T]):
 
     def _open_above(self, descriptor: int, above: Level) -> int | None:
         try:
-            opened = os.open(b"..", DIRECTORY_FLAGS, dir_fd=descriptor)
+            opened = self._open(b"..", descriptor, DIRECTORY_FLAGS, is_way=not above.everything)
         except OSError as error:
             self.report(above.path, f"the way back to the directory was lost: {reason_of(error)}")
             return None
@@ -355,6 +472,16 @@ def _names_of(descriptor: int) -> list[bytes]:
             encoded[index] = os.fsencode(name)
     encoded.sort(reverse=True)
     return encoded
+
+
+def identity_of(status: os.stat_result) -> tuple[int, int]:
+    """What tells a file from all others while it is open."""
+    return status.st_dev, status.st_ino
+
+
+def _is_path_only(descriptor: int) -> bool:
+    """Whether a directory was opened only to pass through it."""
+    return bool(PATH_FLAG and fcntl.fcntl(descriptor, fcntl.F_GETFL) & PATH_FLAG)
 
 
 def reason_of(error: OSError) -> str:

@@ -7,10 +7,11 @@ import stat
 from collections.abc import Sequence
 from typing import Final
 
+from staddle._chosen import Source, source_of
 from staddle._errors import BadRequestError, TooMuchRemovedError
 from staddle._excludes import Excludes, excludes_of, lines_of
 from staddle._omissions import Omissions, is_server_directory
-from staddle._types import BackupOptions
+from staddle._types import BackupOptions, path_to_bytes
 
 ALL_PERCENT: Final = 100.0
 
@@ -43,6 +44,31 @@ def check_source(path: bytes, *, exclude_caches: bool) -> None:
             "`--no-exclude-caches` (exclude_caches=False).",
             facts=facts,
         )
+
+
+def find_source(paths: bytes | Sequence[bytes], options: BackupOptions) -> Source:
+    """What a backup of PATHs takes. Raises OSError if one does not exist, BadRequestError for what cannot be backed up."""
+    paths = [paths] if isinstance(paths, bytes) else paths
+    for path in paths:
+        check_source(path, exclude_caches=options.exclude_caches)
+    names = None if options.paths is None else map(path_to_bytes, options.paths)
+    return source_of(paths, names)
+
+
+def check_excludes(source: Source, excluded: Excludes) -> None:
+    """Raises BadRequestError if the patterns leave out a PATH of several, or what leads to it."""
+    if source.chosen is None or not source.chosen.overrules:
+        return
+    for path in sorted(source.chosen.named):
+        parts = path.split(b"/") if path else []
+        for count in range(1, len(parts) + 1):
+            part = b"/".join(parts[:count])
+            if excluded(part, os.path.isdir(os.path.join(source.root, part))):
+                raise BadRequestError(
+                    f"The exclude patterns leave out all of {os.fsdecode(os.path.join(source.root, path))!r}. Patterns are relative to "
+                    f"{os.fsdecode(source.root)!r}, which all PATHs have in common; '!/{os.fsdecode(part)}' takes it back.",
+                    facts={"field": "exclude"},
+                )
 
 
 def _is_server(path: bytes) -> bool:
@@ -97,21 +123,27 @@ def omissions_of(options: BackupOptions) -> Omissions:
     return Omissions(options.exclude_caches, marks, most)
 
 
-def check_removed(root: str, before: int, kept: int, *, emptied: bool, max_percent: float | None) -> None:
+def emptied(path: bytes) -> TooMuchRemovedError:
+    """The error for a directory that has become empty."""
+    root = os.fsdecode(path)
+    return TooMuchRemovedError(
+        f"There is nothing in {root!r}, and the backup before has entries in it. Is its disk mounted? Nothing was backed up. "
+        "If it is meant to be empty, say `--max-removed 100` (max_removed_percent=100).",
+        facts={"root": root},
+    )
+
+
+def check_removed(root: bytes, before: int, kept: int, *, nothing: bool, max_percent: float | None) -> None:
     """Raises TooMuchRemovedError if of `before` entries of the base too few are left."""
     if not before:
         return
     removed = before - kept
-    facts = {"root": root, "base_entries": str(before), "removed_entries": str(removed)}
-    if emptied:
-        raise TooMuchRemovedError(
-            f"There is nothing in {root!r}, and the backup before has {before:,} entries in it. Is its disk mounted? Nothing was backed up. "
-            "If it is meant to be empty, say `--max-removed 100` (max_removed_percent=100).",
-            facts=facts,
-        )
+    if nothing:
+        raise emptied(root)
+    facts = {"root": os.fsdecode(root), "base_entries": str(before), "removed_entries": str(removed)}
     if max_percent is not None and removed * ALL_PERCENT > max_percent * before:
         raise TooMuchRemovedError(
-            f"{removed:,} of {before:,} entries of the backup before are gone from {root!r}, or are excluded now: more than {max_percent:g} %. "
+            f"{removed:,} of {before:,} entries of the backup before are gone from {os.fsdecode(root)!r}, or are excluded now: more than {max_percent:g} %. "
             "Nothing was backed up. If that is meant, allow more with `--max-removed` (max_removed_percent).",
             facts=facts,
         )

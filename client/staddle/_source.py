@@ -10,10 +10,10 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from blake3 import blake3
 
@@ -21,13 +21,15 @@ from staddle._base import BaseDamagedError, BaseEntry, Changed, Comparison, Remo
 from staddle._cache import Cache
 from staddle._cache_file import CacheError
 from staddle._cached import CachedScan
-from staddle._convert import KINDS_TO_WIRE, backup_of, is_below, path_of, sort_key
+from staddle._chosen import Source
+from staddle._convert import KINDS_TO_WIRE, backup_of, is_below, path_of, sort_key, split_path
 from staddle._errors import (
     CancelledError,
     ConflictError,
     DamageError,
     DatasetNotFoundError,
     MissingChunksError,
+    NotFoundError,
     ProtocolError,
     ServerError,
     StaddleError,
@@ -37,14 +39,17 @@ from staddle._errors import (
 )
 from staddle._excludes import UNMATCHED_SHOWN_MAX
 from staddle._gather import Tally
+from staddle._pages import PageGuard
 from staddle._reading import OPEN_FLAGS
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
 from staddle._scan import Clock, Found, Scan
 from staddle._selected import (
     ALL_PERCENT,
+    check_excludes,
     check_removed,
-    check_source,
+    emptied,
     excludes_for,
+    find_source,
     omissions_of,
     patterns_of,
 )
@@ -78,29 +83,24 @@ class Attempt(Protocol):
     ) -> pb.Backup: ...
 
 
-def backup_directory(client: Client, path: bytes, options: BackupOptions) -> BackupReport:
-    """Makes a backup of a directory or of one file; see Client.backup. Raises StaddleError, or OSError if the path cannot be opened."""
+def backup_directory(client: Client, paths: Sequence[bytes], options: BackupOptions) -> BackupReport:
+    """Makes a backup of directories and files; see Client.backup. Raises StaddleError, or OSError if the path cannot be opened."""
     calls = client._calls  # noqa: SLF001 - one library; the Backup stream has no public method
-    return run_backup(calls, path, options, time.time_ns)
+    return run_backup(calls, paths, options, time.time_ns)
 
 
-def run_backup(calls: Calls, path: bytes, options: BackupOptions, clock: Clock) -> BackupReport:
+def run_backup(
+    calls: Calls, paths: bytes | Sequence[bytes], options: BackupOptions, clock: Clock
+) -> BackupReport:
     """As backup_directory; `clock` tells what a timestamp too recent to be trusted is."""
-    check_source(path, exclude_caches=options.exclude_caches)  # before anything is opened at the server
     begun_s = time.monotonic()
     tally = Tally(options.profile)
-    run = _Run(calls, path, options, tally, clock)
+    run = Run(calls, find_source(paths, options), options, tally, clock)
     backup = run.to_end()
-    warnings = list(run.warnings)
-    if tally.problems_dropped:
-        warnings.append(f"{tally.problems_dropped} more paths had problems than are named.")
-    if tally.notes_dropped:
-        warnings.append(f"{tally.notes_dropped} more paths vanished or were left out than are named.")
-    warnings.extend(run.unmatched())
     return BackupReport(
         backup=backup_of(backup),
         problems=tuple(tally.problems.values()),
-        warnings=tuple(warnings),
+        warnings=run.all_warnings(),
         notes=tuple(tally.notes.values()),
         entries_unchanged=tally.unchanged,
         read_bytes=tally.read_bytes,
@@ -112,7 +112,7 @@ def run_backup(calls: Calls, path: bytes, options: BackupOptions, clock: Clock) 
 
 
 @dataclass(slots=True)
-class _Opened:
+class Opened:
     """An open upload of ours, and what of its base is damaged."""
 
     upload: pb.Upload
@@ -123,18 +123,32 @@ class _Opened:
     """Nothing was sent to it before: what it holds will be known."""
 
 
-class _Run:
+class Run:
     """One backup, over all its attempts."""
 
-    def __init__(self, calls: Calls, path: bytes, options: BackupOptions, tally: Tally, clock: Clock) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        source: Source,
+        options: BackupOptions,
+        tally: Tally,
+        clock: Clock,
+        *,
+        sync: Callable[[int], None] | None = sync_file_system,
+    ) -> None:
         self._calls = calls
-        self._root = os.path.abspath(path)
+        self._root = source.root
+        self._chosen = source.chosen
+        self._sync = sync
         self._options = options
         self._tally = tally
         self._clock = clock
         self._patterns = patterns_of(options)
         self._excludes = excludes_for(self._patterns, self._root)
+        check_excludes(source, self._excludes)
         self._omissions = omissions_of(options)
+        self._empty: Sequence[bytes] = ()
+        """PATHs of several that have nothing in them."""
         self._removed_any = False
         """Whether something of the base was found to be removed, so that it has to be counted again after a failure."""
         self._skipped_any = False
@@ -153,12 +167,24 @@ class _Run:
         tally.watch = self._watch
         self.taken_over = False
         self.warnings: list[str] = []
+        self.comparison: Comparison | None = None
+        """What was compared last with the base's entries as the server lists them."""
+
+    @property
+    def host(self) -> str:
+        """The host that the backup names as its origin."""
+        return _text("host", socket.gethostname() if self._options.host is None else self._options.host)
+
+    @property
+    def root_text(self) -> str:
+        """The root that it names."""
+        return _text("root", os.fsdecode(self._root))
 
     def to_end(self) -> pb.Backup:
         """Begins, sends, commits, however many attempts that takes."""
         attempts = Attempts(self._retry, self._calls.clock)
-        opened: _Opened | pb.Backup = self._begin()
-        while isinstance(opened, _Opened):
+        opened: Opened | pb.Backup = self._begin()
+        while isinstance(opened, Opened):
             try:
                 return self._send(opened)
             except BaseDamagedError as error:
@@ -185,7 +211,7 @@ class _Run:
 
     # --- the upload
 
-    def _begin(self) -> _Opened:
+    def _begin(self) -> Opened:
         options = self._options
         response = self._calls.call(
             "BeginUpload",
@@ -195,8 +221,8 @@ class _Run:
                 kind=KINDS_TO_WIRE[self._kind],
                 scope=self._scope(),
                 tags=dict(options.tags),
-                host=_text("host", socket.gethostname() if options.host is None else options.host),
-                root=_text("root", os.fsdecode(self._root)),
+                host=self.host,
+                root=self.root_text,
                 new_root=options.new_root,
                 take_over=True,
                 fingerprint=self._fingerprint(),
@@ -209,7 +235,7 @@ class _Run:
         self._durable_position = upload.durable.position
         rely = distrusted is not None and not options.new_root
         exact = rely or upload.scope == pb.UPLOAD_SCOPE_WHOLE
-        return _Opened(upload, distrusted or frozenset(), rely, pristine=exact and not response.taken_over)
+        return Opened(upload, distrusted or frozenset(), rely, pristine=exact and not response.taken_over)
 
     def _scope(self) -> pb.UploadScope.ValueType:
         if self._kind is BackupKind.FULL:
@@ -230,6 +256,7 @@ class _Run:
         what = (
             self._patterns,
             self._omissions,
+            None if self._chosen is None else self._chosen.fingerprint(),
             options.one_file_system,
             options.profile.value,
             sorted(options.tags.items()),
@@ -237,39 +264,45 @@ class _Run:
         return blake3(repr(what).encode("utf-8", "surrogateescape")).hexdigest()
 
     def _distrusted(self, response: wire.BeginUploadResponse) -> frozenset[bytes] | None:
-        """The base's damaged paths; None if there are too many to remember."""
+        """The base's damaged paths; None if there are too many to remember. Raises ProtocolError for a list that does not end."""
         paths = {path_of(entry) for entry in response.damaged_base_entries}
         if not response.more_damaged_base_entries:
             return frozenset(paths)
         request = wire.GetUploadRequest(upload_id=response.upload.id, page_size=4_096)
+        pages = PageGuard("GetUpload")
         while len(paths) <= DISTRUSTED_MAX:
             page = self._calls.call("GetUpload", request, retry=self._retry)
             paths.update(path_of(entry) for entry in page.damaged_base_entries)
+            pages.check(page.next_page_token, len(page.damaged_base_entries))
             if not page.next_page_token:
                 return frozenset(paths)
             request.page_token = page.next_page_token
         return None
 
-    def _begin_without_base(self, opened: _Opened, error: BaseDamagedError) -> _Opened:
+    def _begin_without_base(self, opened: Opened, error: BaseDamagedError) -> Opened:
         """The base cannot even be listed: what was not asked for by name becomes a full backup."""
         if self._kind is not BackupKind.AUTO:
-            raise DamageError(
-                f"The list of the base's entries below {error.path!r} is damaged: {error}. Make a full backup (kind full)."
-            ) from error
+            raise self.damaged(error) from error
         self.warnings.append(f"The base is damaged below {error.path!r}: this became a full backup.")
         self._kind = BackupKind.FULL
         return self._begin_anew(opened)
 
-    def _begin_anew(self, opened: _Opened) -> _Opened:
+    def damaged(self, error: BaseDamagedError) -> DamageError:
+        """The error for who asked for a kind that needs the base."""
+        return DamageError(
+            f"The list of the base's entries below {error.path!r} is damaged: {error}. Make a full backup (kind full)."
+        )
+
+    def _begin_anew(self, opened: Opened) -> Opened:
         """Gives up what was sent."""
         self._abort(opened)
         return self._begin()
 
-    def _abort(self, opened: _Opened) -> None:
+    def _abort(self, opened: Opened) -> None:
         upload = opened.upload
         self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 
-    def _begin_distrusting(self, opened: _Opened, error: MissingChunksError) -> _Opened:
+    def _begin_distrusting(self, opened: Opened, error: MissingChunksError) -> Opened:
         """The server lost chunks that were relied on: everything is read again, and asked for."""
         if self._distrusting:
             raise error
@@ -277,9 +310,9 @@ class _Run:
         upload = self._take_over(opened.upload)
         upload.durable.ClearField("last_entry")
         upload.durable.ClearField("open_entry")
-        return _Opened(upload, opened.distrusted, rely=False)
+        return Opened(upload, opened.distrusted, rely=False)
 
-    def _go_on(self, opened: _Opened, attempts: Attempts, error: StaddleError) -> _Opened | pb.Backup:
+    def _go_on(self, opened: Opened, attempts: Attempts, error: StaddleError) -> Opened | pb.Backup:
         """After a failure that passes: waits, takes the upload over, and goes on behind what is durable."""
         while True:
             attempts.wait_after(error)
@@ -296,7 +329,7 @@ class _Run:
             if upload.durable.position > self._durable_position:
                 self._durable_position = upload.durable.position
                 attempts.progressed()
-            return _Opened(upload, opened.distrusted, opened.rely)
+            return Opened(upload, opened.distrusted, opened.rely)
 
     def _take_over(self, upload: pb.Upload) -> pb.Upload:
         taken: pb.Upload = self._calls.call(
@@ -320,16 +353,16 @@ class _Run:
 
     # --- one attempt
 
-    def _send(self, opened: _Opened) -> pb.Backup:
+    def _send(self, opened: Opened) -> pb.Backup:
         with self._recording(opened) as record:
-            differences = self._differences(opened, record)
+            differences = self.differences(opened, record)
             backup = self._attempt(opened.upload, differences, self._tally, self._clock)
             if self._cache is not None and record is not None:
                 self._cache.keep(record, backup.id, full=backup.kind == pb.BACKUP_KIND_FULL)
             return backup
 
     @contextmanager
-    def _recording(self, opened: _Opened) -> Iterator[Record | None]:
+    def _recording(self, opened: Opened) -> Iterator[Record | None]:
         """The cache of the backup that is being made. None: what it will hold cannot be told exactly, or nobody wants to know."""
         record = None
         if self._cache is not None and opened.pristine:
@@ -340,7 +373,7 @@ class _Run:
             if self._cache is not None and record is not None:
                 self._cache.discard(record)
 
-    def _differences(self, opened: _Opened, record: Record | None) -> Generator[Changed | Removed]:
+    def differences(self, opened: Opened, record: Record | None) -> Generator[Changed | Removed]:
         """What to send. The base's list is opened by the thread that draws from this, and closed by it."""
         known = self._known(opened)
         if known is None:
@@ -357,14 +390,17 @@ class _Run:
                 known=known,
                 note=self._tally.note,
                 omissions=self._omissions,
-                sync=sync_file_system,
+                chosen=self._chosen,
+                sync=self._sync,
             )
             with closing(iter(scan)) as differences:
                 yield from self._watched(differences)
             self._tally.unchanged = scan.unchanged
+            self._tally.excluded = scan.excluded_count
+            self._empty = scan.empty
             self._check_removed(opened, scan)
 
-    def _known(self, opened: _Opened) -> CacheReader | None:
+    def _known(self, opened: Opened) -> CacheReader | None:
         """The cache of the base, if it may be used. Not where something of the base is damaged: that may be the list of entries itself,
         and then nobody who does not ask for it learns that the next backup has to be a full one.
         """
@@ -381,7 +417,7 @@ class _Run:
             return None
         return self._cache.find(upload.base_backup_id)
 
-    def _compared(self, opened: _Opened, record: Record | None) -> Iterator[Changed | Removed]:
+    def _compared(self, opened: Opened, record: Record | None) -> Iterator[Changed | Removed]:
         """The differences from the base's entries, as the server lists them."""
         durable = opened.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
@@ -397,18 +433,22 @@ class _Run:
                 record=record,
                 behind_is_whole=skips,
             )
+            self.comparison = comparison
             yield from self._watched(comparison)
             self._tally.unchanged = comparison.unchanged
             self._check_removed(opened, comparison)
 
-    def _check_removed(self, opened: _Opened, seen: Comparison | CachedScan) -> None:
+    def _check_removed(self, opened: Opened, seen: Comparison | CachedScan) -> None:
         """Raises TooMuchRemovedError if the source has become empty, or has lost more than it may have."""
         most = self._options.max_removed_percent
         if most is not None and most >= ALL_PERCENT:
             return
+        for path in self._empty:
+            if self._had_entries(path):
+                raise emptied(os.path.join(self._root, path))
         unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
-        emptied = not seen.found_count and not unread and os.path.isdir(self._root)
-        if emptied:  # a differential's base may be older than a backup that was meant to be empty
+        nothing = not seen.found_count and not unread and os.path.isdir(self._root)
+        if nothing:  # a differential's base may be older than a backup that was meant to be empty
             before, kept = max(0, self._newest_count() - 1), 0
         elif opened.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
             before, kept = seen.base_count, seen.kept_count
@@ -417,7 +457,7 @@ class _Run:
             kept = min(before, seen.found_count)
         else:
             return
-        check_removed(os.fsdecode(self._root), before, kept, emptied=emptied, max_percent=most)
+        check_removed(self._root, before, kept, nothing=nothing, max_percent=most)
 
     def _newest_count(self) -> int:
         """The entries of the dataset's newest backup; 0: it has none."""
@@ -428,7 +468,25 @@ class _Run:
             return 0
         return backups[0].entry_count if backups else 0
 
-    def unmatched(self) -> list[str]:
+    def _had_entries(self, path: bytes) -> bool:
+        """Whether the dataset's newest backup has something in a directory."""
+        fields: dict[str, Any] = {"dataset": self._options.dataset, **split_path(path)}
+        request = wire.ListEntriesRequest(**fields)
+        try:
+            return any(path_of(each) != path for each in self._calls.pages("ListEntries", request, "entries"))
+        except NotFoundError:
+            return False
+
+    def all_warnings(self) -> tuple[str, ...]:
+        """What is to be said of the whole, once it is done."""
+        tally, warnings = self._tally, list(self.warnings)
+        if tally.problems_dropped:
+            warnings.append(f"{tally.problems_dropped} more paths had problems than are named.")
+        if tally.notes_dropped:
+            warnings.append(f"{tally.notes_dropped} more paths vanished or were left out than are named.")
+        return (*warnings, *self._unmatched())
+
+    def _unmatched(self) -> list[str]:
         """What to say of patterns that matched nothing; nothing where directories were passed over."""
         patterns = [] if self._skipped_any else self._excludes.unmatched()
         if not patterns:
@@ -441,7 +499,7 @@ class _Run:
         ]
 
     @contextmanager
-    def _base_of(self, opened: _Opened) -> Iterator[Iterator[BaseEntry]]:
+    def _base_of(self, opened: Opened) -> Iterator[Iterator[BaseEntry]]:
         upload = opened.upload
         if upload.scope != pb.UPLOAD_SCOPE_CHANGES:
             yield iter(())
@@ -468,20 +526,25 @@ class _Run:
             record=record,
             note=self._tally.note,
             omissions=self._omissions,
-            sync=sync_file_system,
+            chosen=self._chosen,
+            sync=self._sync,
         )
         limit = None if behind is None or self._own_work else sort_key(behind)
         for found in scan:
             if limit is not None and found.is_file() and sort_key(found.path) <= limit:
-                self._probe(found)
+                self.probe(found)  # that run's report is lost
             yield found
+        self._tally.excluded = scan.excluded_count
+        self._empty = scan.empty
 
-    def _probe(self, found: Found) -> None:
-        """Sees whether a file that an earlier run dealt with could be read at all: that run's report is lost."""
+    def probe(self, found: Found) -> bool:
+        """Whether a file can be opened for reading; if not, that is reported."""
         try:
             os.close(os.open(found.name, OPEN_FLAGS, dir_fd=found.dir_fd))
         except OSError as error:
             self._tally.failed(found.path, error)
+            return False
+        return True
 
     def _watched(self, differences: Iterable[Changed | Removed]) -> Iterator[Changed | Removed]:
         """Passes on, and tells the progress."""

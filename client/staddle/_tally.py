@@ -8,11 +8,12 @@ from typing import Final
 
 from staddle._scan import reason_of
 from staddle._target import AppearedError
-from staddle._types import PathProblem, ProblemKind
+from staddle._types import EntryCounts, PathProblem, ProblemKind
 
 PROBLEMS_MAX: Final = 100_000
 PROBLEM_BYTES_MAX: Final = 32 * 1024 * 1024
 """Their paths and messages together: what a server says of damage must not fill the memory."""
+DELETED_NAMED_MAX: Final = 10_000
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """What makes going on pointless."""
 
@@ -33,6 +34,11 @@ class WriteTally:
     kept: int = 0
     data_bytes: int = 0
     sockets: int = 0
+    made: EntryCounts = field(default_factory=EntryCounts)
+    replaced: EntryCounts = field(default_factory=EntryCounts)
+    deleted_count: int = 0
+    deleted_paths: list[bytes] = field(default_factory=list)
+    """The first of them."""
     path: bytes = b""
     keeps: bool = False
     """What appears in the place of a path is kept because the caller wants that, and is no problem."""
@@ -49,6 +55,12 @@ class WriteTally:
         if error.errno in FULL:
             raise TargetFullError(error.errno, reason_of(error), path) from error
         self.note(ProblemKind.NOT_WRITTEN, path, reason_of(error))
+
+    def deleted(self, path: bytes) -> None:
+        """Counts a path that was removed because the backup does not have it."""
+        self.deleted_count += 1
+        if self.deleted_count <= DELETED_NAMED_MAX:
+            self.deleted_paths.append(path)
 
     def take_in(self, other: WriteTally) -> None:
         """Adds what another thread wrote."""

@@ -9,10 +9,13 @@ import datetime
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 Overwrite = Literal["never", "if-changed", "always"]
 """What a restore does where something lies already: keep it; replace what differs; replace everything."""
+
+ArchiveFormat = Literal["tar", "zip"]
+"""What a backup can be written as."""
 
 PathLike = str | bytes
 """A path inside a backup, relative to its root."""
@@ -29,6 +32,13 @@ def path_to_bytes(path: PathLike) -> bytes:
 def path_to_str(path: bytes) -> str:
     """A path as text; bytes that are not UTF-8 become lone surrogates, and come back unchanged."""
     return path.decode("utf-8", "surrogateescape")
+
+
+class BinarySink(Protocol):
+    """What an archive is written to: any binary file that is open for writing."""
+
+    def write(self, data: bytes, /) -> int | None:
+        """Takes these bytes, or the first of them, and says how many."""
 
 
 class EntryType(enum.StrEnum):
@@ -216,7 +226,7 @@ class Backup:
     host: str
     root: str
     principal: str
-    """The name of the token that made it."""
+    """The name of the token that committed it."""
     delete_time: datetime.datetime | None
     """Set while it is deleted and can still be undeleted."""
     scope: Scope
@@ -229,6 +239,12 @@ class Backup:
     hold: Hold | None = None
     dataset_hold: Hold | None = None
     """A hold on the whole dataset."""
+    begun_by: str = ""
+    """The name of the token that began its upload."""
+    written_by: tuple[str, ...] = ()
+    """The names of the tokens that sent what is in it."""
+    more_writers: bool = False
+    """More tokens than are listed sent some of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +346,8 @@ class ProblemKind(enum.StrEnum):
     """Restore: the stored data is damaged; the file was not written."""
     NOT_WRITTEN = "not-written"
     """Restore: the target did not take it."""
+    NOT_DELETED = "not-deleted"
+    """Restore that deletes: the backup does not have it, and it could not be deleted, or has changed since it was found."""
     DIFFERENT = "different"
     """Restore that verifies and writes nothing: what is there is not as in the backup."""
 
@@ -378,6 +396,17 @@ class BackupReport:
         return not self.problems
 
 
+@dataclass(slots=True)
+class EntryCounts:
+    """Entries by what they are."""
+
+    files: int = 0
+    directories: int = 0
+    symlinks: int = 0
+    others: int = 0
+    """Fifos and devices."""
+
+
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
     """What a restore did. `problems` names every path that is not as it was in the backup."""
@@ -392,6 +421,14 @@ class RestoreReport:
     data_bytes: int = 0
     """Bytes of regular files that were written."""
     seconds: float = 0.0
+    entries_deleted: int = 0
+    """Paths that the backup does not have, and that were removed because `delete` was asked for."""
+    deleted_paths: tuple[bytes, ...] = ()
+    """The first 10,000 of them."""
+    made: EntryCounts = field(default_factory=EntryCounts)
+    """Only with `dry_run`: of the entries that would be written, those where nothing is."""
+    replaced: EntryCounts = field(default_factory=EntryCounts)
+    """Only with `dry_run`: those that would replace what is there."""
 
     @property
     def complete(self) -> bool:
@@ -431,6 +468,8 @@ class BackupOptions:
 
     dataset: str
     kind: BackupKind = BackupKind.AUTO
+    paths: Sequence[PathLike] | None = None
+    """Only these, below the root; None: everything."""
     exclude: Sequence[str] = ()
     exclude_files: Sequence[str] = ()
     exclude_caches: bool = True
@@ -454,8 +493,12 @@ class RestoreOptions:
     """How `Client.restore` works; the fields are its arguments."""
 
     paths: tuple[bytes, ...] = ()
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
     overwrite: Overwrite = "if-changed"
     verify: bool = False
+    delete: bool = False
+    confirm_delete: Callable[[int], None] | None = None
     dry_run: bool = False
     retry_s: float = 60.0
     progress: ProgressCallback | None = None

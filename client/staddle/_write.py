@@ -139,10 +139,16 @@ class Writer:
     # --- directories on the way
 
     def begin_ways(self) -> None:
-        """Says that `ways` is known. The target itself is one of them if it was made for this."""
+        """Says that the root, or what else `ways` has, is known. The target itself is one of them if it was made for this."""
         entry = self.ways.get(b"")
-        if entry is not None and self._target.was_made:
+        if entry is not None and self._target.was_made and b"" not in self._made_ways:
             self.made(b"", self._target.directory(b""))
+
+    def forget_ways(self, kept: dict[bytes, pb.Entry]) -> None:
+        """Drops from `ways` all that is not in `kept`. Those that were made are finished all the same."""
+        self.ways.clear()
+        self.ways.update(kept)
+        self._swept_ways.clear()
 
     def mode_of(self, path: bytes) -> int:
         """See OnTheWay."""

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gc
 import logging
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,16 @@ from typing import Final
 
 import grpc
 
-from staddle_server import __version__, malloc, rooms, tls
-from staddle_server.config import LISTEN_DEFAULT, Address, OperatorError, Settings, parse_address
+from staddle_server import __version__, generation, health, malloc, rooms, sockets, tls
+from staddle_server.config import (
+    LISTEN_DEFAULT,
+    Address,
+    OperatorError,
+    Settings,
+    UnixAddress,
+    format_duration,
+    parse_address,
+)
 from staddle_server.datadir import (
     ClientConfig,
     DataDirectory,
@@ -24,6 +33,8 @@ from staddle_server.datadir import (
 )
 from staddle_server.errors import Unauthenticated
 from staddle_server.limits import FILES_WANTED
+from staddle_server.notify import Manager, Pulse
+from staddle_server.reloading import Reloading
 from staddle_server.reserve import Keeper, give_up_at_start, reserves_of
 from staddle_server.rooms import Rebuilt, Rooms, open_rooms
 from staddle_server.service import Service
@@ -38,16 +49,12 @@ GC_THRESHOLD: Final = 50_000
 """New objects between two looks for reference cycles."""
 
 
-class ListenError(OperatorError):
-    """The server cannot listen where it was told to."""
-
-
 @dataclass(frozen=True)
 class Started:
     """A server that serves."""
 
     settings: Settings
-    listening: Address
+    listening: Address | UnixAddress
     made: bool
     """The data directory was made just now."""
 
@@ -57,7 +64,7 @@ def initialise(directory: DataDirectory, settings: Settings) -> None:
 
     Certificates that cannot be used raise TlsError before anything is made.
     """
-    listening = settings.listen if settings.listen.port else parse_address(LISTEN_DEFAULT)
+    listening = parse_address(LISTEN_DEFAULT) if settings.listen.picks_port else settings.listen
     client = local_client(settings, listening, token="")
     token = rooms.initialise(directory, time.time_ns())
     write_client_config(directory.client_toml, replace(client, token=token))
@@ -68,7 +75,7 @@ def rebuild(directory: DataDirectory, settings: Settings, show: Show, *, dry_run
 
     Certificates that cannot be used raise TlsError before anything is made.
     """
-    listening = settings.listen if settings.listen.port else parse_address(LISTEN_DEFAULT)
+    listening = parse_address(LISTEN_DEFAULT) if settings.listen.picks_port else settings.listen
     client = local_client(settings, listening, token="")
     rebuilt = rooms.rebuild(directory, time.time_ns(), show, dry_run=dry_run)
     if rebuilt.token:
@@ -76,10 +83,12 @@ def rebuild(directory: DataDirectory, settings: Settings, show: Show, *, dry_run
     return rebuilt
 
 
-def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
+def run_server(
+    settings: Settings, announce: Callable[[Started], None], reread: Callable[[], Settings]
+) -> None:
     """Serves until a signal says stop, then drains; returns when everything is durable and closed.
 
-    Raises OperatorError or StaddleError if it cannot begin.
+    After a SIGHUP, `reread` gives the settings once more; see Reloading. Raises OperatorError or StaddleError if it cannot begin.
     """
     accepted = malloc.tune()
     raise_file_limit()
@@ -87,11 +96,19 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
     # quarter of a restore of small files.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
+    # Before anything is made or changed: they may be unusable.
+    files = tls.files_of(settings)
+    certificates = None if files is None else tls.ServerCertificates(files)
+    if certificates is not None:
+        certificates.advise(settings.endpoint.host if isinstance(settings.endpoint, Address) else "")
     directory = DataDirectory(settings.data)
-    with directory.claimed(), listening_for_signals() as stop, watching_threads(stop):
+    manager = Manager(os.environ)
+    manager.status("Starting")
+    with directory.claimed(), listening_for_signals(hangup=True) as stop, watching_threads(stop):
         given_up = give_up_at_start(directory.path, directory.store)
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
-        with open_rooms(directory) as opened:
+        with directory.store_locked(), open_rooms(directory) as opened:
+            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns())
             swept = opened.blobs.sweep()
             _event(
                 "starting",
@@ -107,12 +124,29 @@ def run_server(settings: Settings, announce: Callable[[Started], None]) -> None:
                 missing_bytes=lambda: sum(reserve.missing_bytes for reserve in reserves),
             )
             keeper = Keeper(space, reserves)
-            with keeper.running(), _serving(settings, opened, space) as listening:
+            reloading = Reloading(settings, reread, space, certificates)
+            with (
+                keeper.running(),
+                _own_address(manager) as own,
+                _serving(reloading, opened, space, certificates, own) as listening,
+                _pulse(manager, own, listening) as pulse,
+            ):
                 token = new_token or local_token(opened, directory)
                 _keep_client_config(directory.client_toml, local_client(settings, listening, token))
                 announce(Started(settings, listening, made=new_token is not None))
                 _event("serving", address=listening)
-                _event("draining", signal=stop.wait(), drain_s=settings.drain_s)
+                manager.ready(f"Serving on {listening}")
+
+                def tick() -> None:
+                    reloading.tick()
+                    pulse.tick()
+
+                why = stop.wait(lambda: manager.reload(reloading.reload), tick)
+                drain_s = reloading.settings.drain_s
+                manager.stopping(
+                    f"Draining after {why}: open streams may take up to {format_duration(drain_s)}"
+                )
+                _event("draining", signal=why, drain_s=drain_s)
     _event("stopped")
     if stop.died:
         raise OperatorError(
@@ -146,10 +180,38 @@ def _event(message: str, **fields: object) -> None:
 
 
 @contextlib.contextmanager
-def _serving(settings: Settings, opened: Rooms, space: Space) -> Iterator[Address]:
+def _own_address(manager: Manager) -> Iterator[UnixAddress | None]:
+    """Where the server asks itself how it is, whatever it uses for others; None: no service manager wants to know."""
+    if not manager.listens:
+        yield None
+        return
+    # systemd gives several directories as one text.
+    parent = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or None
+    with sockets.private(parent) as own:
+        yield own
+
+
+@contextlib.contextmanager
+def _pulse(manager: Manager, own: UnixAddress | None, listening: Address | UnixAddress) -> Iterator[Pulse]:
+    """Asks the server at its own address how it is, for the manager, while the context lasts."""
+    if own is None:
+        yield Pulse(manager, lambda _timeout_s: "")
+        return
+    with grpc.insecure_channel(own.target) as channel:
+        yield Pulse(manager, lambda timeout_s: health.describe(channel, str(listening), timeout_s))
+
+
+@contextlib.contextmanager
+def _serving(
+    reloading: Reloading,
+    opened: Rooms,
+    space: Space,
+    certificates: tls.ServerCertificates | None,
+    own: UnixAddress | None,
+) -> Iterator[Address | UnixAddress]:
     """Listens and serves while the context lasts, then drains; if the context ends with an error, without waiting for streams."""
-    files = tls.files_of(settings)
-    credentials = tls.server_credentials(files) if files is not None else None
+    settings = reloading.settings
+    credentials = None if certificates is None else certificates.credentials()
     service = Service(
         opened.catalog,
         opened.blobs,
@@ -164,23 +226,40 @@ def _serving(settings: Settings, opened: Rooms, space: Space) -> Iterator[Addres
         parity_percent=settings.parity_percent,
         gc_every_s=settings.gc_every_s,
         space=space,
+        certificates_last=(lambda: True) if certificates is None else certificates.lasts,
     )
     drain_s = 0.0
+    listen = settings.listen
+    made = None
     try:
-        port = _start(service, settings.listen, credentials)
-        yield Address(settings.listen.host, port)
-        drain_s = settings.drain_s
+        with contextlib.ExitStack() as places:
+            if isinstance(listen, UnixAddress):
+                places.enter_context(sockets.place_for(listen, settings.socket_mode))
+            if own is not None:
+                places.enter_context(sockets.place_for(own, 0o600))
+            port = _start(service, listen, credentials, own)
+        if isinstance(listen, UnixAddress):
+            made = sockets.identity(listen)
+        yield listen.with_port(port)
+        drain_s = reloading.settings.drain_s
     finally:
         service.drain(drain_s)
+        if isinstance(listen, UnixAddress):
+            sockets.remove(listen, made)
 
 
-def _start(service: Service, listen: Address, credentials: grpc.ServerCredentials | None) -> int:
+def _start(
+    service: Service,
+    listen: Address | UnixAddress,
+    credentials: grpc.ServerCredentials | None,
+    own: UnixAddress | None,
+) -> int:
     try:
-        return service.start(str(listen), credentials)
+        return service.start(listen.target, credentials, "" if own is None else own.target)
     except RuntimeError as error:
         if is_no_thread(error):
             raise
-        raise ListenError(
+        raise sockets.ListenError(
             f"cannot listen on {listen}: another program does already, or this machine has no such address; "
             "choose another with --listen"
         ) from error
@@ -205,7 +284,7 @@ def local_token(opened: Rooms, directory: DataDirectory) -> str:
     return token
 
 
-def local_client(settings: Settings, listening: Address, token: str) -> ClientConfig:
+def local_client(settings: Settings, listening: Address | UnixAddress, token: str) -> ClientConfig:
     """What the command on this machine needs: it trusts exactly the server's own certificate."""
     address = client_address(listening, settings.endpoint)
     files = tls.files_of(settings)
@@ -218,5 +297,5 @@ def local_client(settings: Settings, listening: Address, token: str) -> ClientCo
         ca=str(files.certificate),
         cert=str(files.certificate) if mutual else "",
         key=str(files.key) if mutual else "",
-        server_name=tls.name_to_expect(files, address.host),
+        server_name=tls.name_to_expect(files, address.host if isinstance(address, Address) else ""),
     )

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from staddle_server import pem
 from staddle_server.config import OperatorError
 
 AUTHORITY_DAYS: Final = 3650
@@ -84,7 +85,7 @@ def make(
 def _authority(directory: Path, now: datetime.datetime) -> tuple[Pair, list[Files]]:
     files = files_of(directory, "ca")
     if files.certificate.exists() and files.key.exists():
-        return _read(files), []
+        return _read(files, now), []
     _refuse_existing(files)
     pair = _self_signed(now)
     return pair, [_write(files, pair, chain=[])]
@@ -98,21 +99,28 @@ def _refuse_existing(files: Files) -> None:
             )
 
 
-def _read(files: Files) -> Pair:
+def _read(files: Files, now: datetime.datetime) -> Pair:
     try:
-        certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
-        key = serialization.load_pem_private_key(files.key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
+        certificate = pem.read(files.certificate).certificates()[0]
+        key = pem.read(files.key).keys()[0]
+    except pem.TlsError as error:
         raise CertificateError(f"cannot use the authority in {files.certificate.parent}: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise CertificateError(f"{files.key} is not the key of {files.certificate}")
+    ends = certificate.not_valid_after_utc
+    if ends <= now:
+        raise CertificateError(
+            f"the authority {files.certificate} expired at {ends:%Y-%m-%d %H:%M} UTC, and nobody accepts what it signs: move ca.crt and "
+            "ca.key away, and a new one is made, which every client must get"
+        )
     return Pair(certificate, key)
 
 
 def _self_signed(now: datetime.datetime) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Staddle private authority")])
-    builder = _builder(name, name, key, AUTHORITY_DAYS, now)
+    ends = now + datetime.timedelta(days=AUTHORITY_DAYS)
+    builder = _builder(name, name, key, ends, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
     return Pair(builder.sign(key, hashes.SHA256()), key)
@@ -127,7 +135,9 @@ def _leaf(
     """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
-    builder = _builder(subject, authority.certificate.subject, key, days, now)
+    # One that outlives its authority would end before its time, and nothing would warn of it.
+    ends = min(now + datetime.timedelta(days=days), authority.certificate.not_valid_after_utc)
+    builder = _builder(subject, authority.certificate.subject, key, ends, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
     purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -142,7 +152,11 @@ def _leaf(
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, now: datetime.datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    ends: datetime.datetime,
+    now: datetime.datetime,
 ) -> x509.CertificateBuilder:
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return (
@@ -152,7 +166,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - EARLIER)
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(ends)
         .add_extension(identifier, critical=False)
     )
 

@@ -8,18 +8,22 @@ import difflib
 import os
 import re
 import tomllib
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from staddle_server import limits
+from staddle_server import given, limits
 from staddle_server.store.space import MinFree
 
 VARIABLE_PREFIX: Final = "STADDLED_"
 CONFIG_VARIABLE: Final = "STADDLED_CONFIG"
 CONFIG_NAME: Final = "server.toml"
 CONFIG_BYTES_MAX: Final = 1024 * 1024
+UNIX_PREFIX: Final = "unix:"
+UNIX_PATH_BYTES_MAX: Final = 107
+"""What the system takes of a socket's path."""
 LISTEN_DEFAULT: Final = "127.0.0.1:7443"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost"})
 LOG_FORMATS: Final = ("auto", "json", "text")
@@ -51,14 +55,56 @@ class Address(NamedTuple):
     def is_wildcard(self) -> bool:
         return self.host in {"0.0.0.0", "::"}
 
+    @property
+    def target(self) -> str:
+        """How gRPC names it."""
+        return str(self)
+
+    @property
+    def picks_port(self) -> bool:
+        return self.port == 0
+
+    def with_port(self, port: int) -> "Address":
+        return Address(self.host, port)
+
+
+class UnixAddress(NamedTuple):
+    """A Unix socket, by its absolute path. Only this machine reaches it, and its mode says who there does."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"{UNIX_PREFIX}{self.path}"
+
+    @property
+    def target(self) -> str:
+        """How gRPC names it: it reads the path as a part of a URI."""
+        return UNIX_PREFIX + urllib.parse.quote(self.path)
+
+    @property
+    def is_loopback(self) -> bool:
+        return True
+
+    @property
+    def is_wildcard(self) -> bool:
+        return False
+
+    @property
+    def picks_port(self) -> bool:
+        return False
+
+    def with_port(self, _port: int) -> "UnixAddress":
+        return self
+
 
 @dataclass(frozen=True)
 class Settings:
     """What a server runs with. Times are seconds."""
 
     data: Path
-    listen: Address
-    endpoint: Address | None
+    listen: Address | UnixAddress
+    socket_mode: int
+    endpoint: Address | UnixAddress | None
     tls_cert: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None
@@ -96,33 +142,83 @@ class Option(NamedTuple):
         return self.name.replace("-", "_")
 
 
-def parse_address(text: str) -> Address:
-    """HOST:PORT, with an IPv6 host in brackets. Raises ValueError."""
+def parse_address(text: str) -> Address | UnixAddress:
+    """HOST:PORT, with an IPv6 host in brackets, or unix:PATH. Raises ValueError."""
+    if text.startswith(UNIX_PREFIX):
+        return UnixAddress(_socket_path(text.removeprefix(UNIX_PREFIX)))
+    if text.startswith("unix-abstract:"):
+        raise ValueError(
+            "everybody on this machine can connect to an abstract socket: name a path, as in unix:PATH"
+        )
     match = re.fullmatch(
         r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]{1,253})):(?P<port>[0-9]{1,5})", text
     )
     if match is None:
-        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7443 or [::1]:7443")
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:7443 or [::1]:7443, or unix:PATH")
     port = int(match["port"])
     if port > 65_535:
         raise ValueError("a port is at most 65535")
     return Address(match["v6"] or match["host"], port)
 
 
-def parse_endpoint(text: str) -> Address:
+def _socket_path(text: str) -> str:
+    """The absolute path of a socket. Raises ValueError."""
+    if text.startswith("//"):
+        if not text.startswith("///"):
+            raise ValueError("a Unix socket has no host: write unix:PATH or unix:///PATH")
+        text = text[2:]
+    if not text or text.endswith("/"):
+        raise ValueError("expected the path of a socket after unix:")
+    if not text.isprintable():
+        raise ValueError("a socket's path is UTF-8 without control characters")
+    path = str(parse_path(text))
+    if (length := len(os.fsencode(path))) > UNIX_PATH_BYTES_MAX:
+        raise ValueError(
+            f"the system takes at most {UNIX_PATH_BYTES_MAX} bytes as a socket's path, and {path} has {length}: choose a shorter one"
+        )
+    return path
+
+
+def parse_endpoint(text: str) -> Address | UnixAddress:
     """An address that clients can connect to: neither port 0 nor a wildcard. Raises ValueError."""
     address = parse_address(text)
-    if address.port == 0 or address.is_wildcard:
+    if address.picks_port or address.is_wildcard:
         raise ValueError("clients connect to this address: it needs a host name and a port")
     return address
 
 
+_UNITS_S: Final = {
+    unit: seconds
+    for seconds, units in (
+        (1, "s sec secs second seconds"),
+        (60, "m min mins minute minutes"),
+        (3600, "h hr hrs hour hours"),
+        (86_400, "d day days"),
+        (604_800, "w week weeks"),
+    )
+    for unit in units.split()
+}
+_DURATION: Final = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})? ?[A-Za-z]{1,7} ?)+")
+_DURATION_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([A-Za-z]{1,7})")
+
+
+def parse_mode(text: str) -> int:
+    """A mode in octal that lets the owner read and write, such as 0660. Raises ValueError."""
+    if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
+        raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
+    return int(text[-3:], 8)
+
+
 def parse_duration(text: str) -> float:
-    """Seconds in "90", "90s", "5m", "2h" or "7d". Raises ValueError."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(s|m|h|d)?", text.strip())
-    if match is None:
-        raise ValueError("expected a duration such as 90s, 5m, 2h or 7d")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2] or "s"]
+    """Seconds in "90", "90s", "5m", "2h", "1h30m", "7d", "2w", or with words: "7 days". Raises ValueError."""
+    text = text.strip()
+    if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,3})?", text):
+        return float(text)
+    parts = _DURATION_PART.findall(text) if _DURATION.fullmatch(text) else []
+    # 10M could be minutes or months.
+    if not parts or any(unit == "M" or unit.lower() not in _UNITS_S for _, unit in parts):
+        raise ValueError("expected a duration such as 90s, 5m, 2h, 1h30m or 7d")
+    return sum(float(count) * _UNITS_S[unit.lower()] for count, unit in parts)
 
 
 def format_duration(seconds: float) -> str:
@@ -134,17 +230,18 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes in "1048576", "512KiB", "20MiB" or "1GiB". Raises ValueError."""
-    match = re.fullmatch(r"([0-9]{1,12})(?:B|(K|M|G|T)iB)?", text.strip())
-    if match is None:
+    """Bytes in "1048576", "512KiB", "20 MiB", "1.5G" or "1GB"; all units are binary, as the client's are. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
+    if match is None or ("." in match[1] and not match[2]):
         raise ValueError("expected a size such as 512KiB, 20MiB or 1GiB")
-    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+    factor = 1 << 10 * " kmgt".index(match[2].lower() or " ")
+    return int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
 
 
 def parse_min_free(text: str) -> MinFree:
     """Reads "auto", a size, or a part such as "2%". Raises ValueError."""
     text = text.strip()
-    if text == "auto":
+    if text.lower() == "auto":
         return MinFree()
     match = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,3})?) ?%", text)
     if match is not None:
@@ -186,16 +283,21 @@ def _whole_number(least: int, most: int) -> Callable[[str], int]:
 
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        if text not in words:
+        if text.lower() not in words:
             raise ValueError("expected " + " or ".join(words))
-        return text
+        return text.lower()
 
     return parse
 
 
-def _path(text: str) -> Path:
+def parse_path(text: str) -> Path:
     if "\0" in text:
         raise ValueError("a path cannot hold NUL")
+    if not os.path.lexists(text):
+        # A line end of Windows, or quotes that an env file of Docker keeps.
+        text = given.unquoted(text)
+    if text.startswith("-----BEGIN "):
+        raise ValueError("expected the name of a file, not what is in it")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:
@@ -203,19 +305,27 @@ def _path(text: str) -> Path:
 
 
 OPTIONS: Final = (
-    Option("data", "data", "DIR", _path, "", "The data directory: keys, catalog and store."),
+    Option("data", "data", "DIR", parse_path, "", "The data directory: keys, catalog and store."),
     Option(
         "listen",
         "listen",
-        "HOST:PORT",
+        "HOST:PORT|unix:PATH",
         parse_address,
         LISTEN_DEFAULT,
-        "Where to listen. Port 0 picks a free one. Beyond loopback TLS is required.",
+        "Where to listen. Port 0 picks a free one. Beyond loopback TLS is required. unix:PATH is a Unix socket.",
+    ),
+    Option(
+        "socket_mode",
+        "socket-mode",
+        "MODE",
+        parse_mode,
+        "0660",
+        "Mode of the Unix socket, in octal. Whoever may write it can connect, and still needs a token.",
     ),
     Option(
         "endpoint",
         "endpoint",
-        "HOST:PORT",
+        "HOST:PORT|unix:PATH",
         parse_endpoint,
         "",
         "The address that clients use, where it differs from --listen (a name in front, a container).",
@@ -224,16 +334,16 @@ OPTIONS: Final = (
         "tls_cert",
         "tls-cert",
         "FILE",
-        _path,
+        parse_path,
         "",
         "Certificate chain of the server, PEM. Read again when it changes.",
     ),
-    Option("tls_key", "tls-key", "FILE", _path, "", "Private key of the server, PEM."),
+    Option("tls_key", "tls-key", "FILE", parse_path, "", "Private key of the server, PEM."),
     Option(
         "tls_client_ca",
         "tls-client-ca",
         "FILE",
-        _path,
+        parse_path,
         "",
         "Mutual TLS: only clients with a certificate of this authority (PEM) are let in.",
     ),
@@ -338,17 +448,24 @@ OPTIONS: Final = (
 _BY_KEY: Final = {option.key: option for option in OPTIONS}
 
 
-def load(flags: Mapping[str, str | None], environ: Mapping[str, str], config: str | None = None) -> Settings:
+def load(
+    flags: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    config: str | None = None,
+    *,
+    again: bool = False,
+) -> Settings:
     """The settings, each from the first place that has it: flag, environment (empty is unset), file, default.
 
     `flags` is by field. The file is `config`, else STADDLED_CONFIG, else DIR/server.toml if there is one; a file that
-    is named must exist. Raises SettingsError.
+    is named must exist. `again`: it was read before, so that a pipe, which is empty now, is refused. Raises SettingsError.
     """
     flag_texts = {_BY_FIELD[field]: text for field, text in flags.items() if text is not None}
-    variable_texts = {option: environ[option.variable] for option in OPTIONS if environ.get(option.variable)}
-    named_file = config or environ.get(CONFIG_VARIABLE) or None
+    variables = {option: environ.get(option.variable, "") for option in OPTIONS}
+    variable_texts = {option: text for option, text in variables.items() if given.unquoted(text)}
+    named_file = config or given.unquoted(environ.get(CONFIG_VARIABLE, "")) or None
     data = next((texts[_DATA] for texts in (flag_texts, variable_texts) if _DATA in texts), None)
-    file_path, file_texts = _read_config(named_file, data)
+    file_path, file_texts = _read_config(named_file, data, again=again)
     values: dict[str, object] = {}
     for option in OPTIONS:
         text, origin = option.default, "the default"
@@ -366,50 +483,75 @@ def _parse(option: Option, text: str, origin: str) -> object:
     if text == "" and option.default == "":
         return None
     try:
-        return option.parse(text)
+        return option.parse(text if option.parse is parse_path else given.unquoted(text))
     except ValueError as error:
-        raise SettingsError(f"{origin} is {text!r}: {error}") from error
+        shown = "something else" if "-----BEGIN " in text else repr(text[:200])
+        raise SettingsError(f"{origin} is {shown}: {error}") from error
 
 
-def _read_config(named: str | None, data: str | None) -> tuple[Path, dict[Option, str]]:
+_UNQUOTED: Final = ("Invalid value", "after a statement")
+"""What tomllib says of text without quotes."""
+
+
+def _read_config(named: str | None, data: str | None, *, again: bool) -> tuple[Path, dict[Option, str]]:
     try:
-        path = _path(named) if named else _path(data or ".") / CONFIG_NAME
+        path = parse_path(named) if named else parse_path(data or ".") / CONFIG_NAME
     except ValueError as error:
         raise SettingsError(f"cannot read the settings file of {named or data!r}: {error}") from error
     try:
-        if named is None and (data is None or not path.is_file()):
+        if named is None and (data is None or not _exists(path)):
             return path, {}
-        with path.open("rb") as file:
-            raw = file.read(CONFIG_BYTES_MAX + 1)
-        if len(raw) > CONFIG_BYTES_MAX:
-            raise SettingsError(
-                f"{path} is larger than {CONFIG_BYTES_MAX} bytes: this is not a settings file"
-            )
-        table = tomllib.loads(raw.decode())
+        raw = given.read(path, CONFIG_BYTES_MAX, "a settings file", pipe_s=None if again else given.PIPE_S)
+        table = tomllib.loads(given.text_of(raw, path))
+    except given.GivenError as error:
+        raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # also text that is not UTF-8, numbers too long, lists in lists in lists
-        raise SettingsError(f"{path} is not TOML: {error}") from error
-    return path, {_known(key, path): _text(key, value, path) for key, value in table.items()}
+    except (ValueError, RecursionError) as error:  # also numbers too long, lists in lists in lists
+        hint = "; text stands in quotes" if any(words in str(error) for words in _UNQUOTED) else ""
+        raise SettingsError(f"{path} is not TOML: {error}{hint}") from error
+    texts: dict[Option, str] = {}
+    for key, value in table.items():
+        option = _known(key, value, path)
+        if option in texts:
+            raise SettingsError(f"{path} has {option.key} twice")
+        texts[option] = _text(option, value, path)
+    return path, texts
 
 
-def _known(key: str, path: Path) -> Option:
-    option = _BY_KEY.get(key)
+def _exists(path: Path) -> bool:
+    """Raises OSError where that cannot be known."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _known(key: str, value: object, path: Path) -> Option:
+    name = key.replace("-", "_").lower()
+    option = _BY_KEY.get(name)
+    if option is None and isinstance(value, dict):
+        raise SettingsError(f"{path} has a section [{key}]: settings stand at the top, without a section")
     if option is None:
-        near = difflib.get_close_matches(key.replace("-", "_").lower(), _BY_KEY, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(name, _BY_KEY, n=1, cutoff=0.0)[0]
         raise SettingsError(f"{path}: there is no setting {key!r}; the nearest one is {near!r}")
     return option
 
 
-def _text(key: str, value: object, path: Path) -> str:
+_KINDS: Final[Mapping[type, str]] = {bool: "true or false", list: "a list", dict: "a table"}
+
+
+def _text(option: Option, value: object, path: Path) -> str:
     """A value of the file as a flag would give it. Paths in the file are relative to it."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise SettingsError(f"{path}: {key} must be a string or a number, not {type(value).__name__}")
-    if _BY_KEY[key].parse is _path and value:
+        kind = _KINDS.get(type(value), type(value).__name__)
+        raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
+    if option.parse is parse_path and value:
         return str(path.parent / os.path.expanduser(str(value)))
+    if option.parse in {parse_address, parse_endpoint} and str(value).startswith(UNIX_PREFIX):
+        socket = os.path.expanduser(str(value).removeprefix(UNIX_PREFIX))
+        return UNIX_PREFIX + (socket if socket.startswith("/") else str(path.parent / socket))
     return str(value)
 
 
@@ -426,9 +568,23 @@ def _checked(values: dict[str, object]) -> Settings:
     if not settings.listen.is_loopback and settings.tls_cert is None:
         raise SettingsError(
             f"{settings.listen} can be reached from beyond this machine, and nothing starts there without TLS: give "
-            "--tls-cert and --tls-key (`staddle-server cert` makes them), or listen on 127.0.0.1"
+            "--tls-cert and --tls-key (`staddle-server cert` makes them), or listen on 127.0.0.1 or unix:PATH"
         )
     return settings
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like settings and are none, each with the nearest that there is: a typing error switches nothing on.
+
+    Those that orchestrators make up for a service of this name are left out.
+    """
+    known = {option.variable for option in OPTIONS} | {CONFIG_VARIABLE}
+    found = []
+    for name in sorted(set(environ) - known):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if name.startswith(VARIABLE_PREFIX) and near and "_SERVICE_" not in name and "_PORT" not in name:
+            found.append(f"{name} (is {near[0]} meant?)")
+    return found
 
 
 def _is_loopback_ipv4(host: str) -> bool:

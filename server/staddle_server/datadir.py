@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import stat
 import tomllib
 from collections.abc import Iterator
@@ -17,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from staddle_server.config import Address, OperatorError
+from staddle_server import given
+from staddle_server.config import Address, OperatorError, UnixAddress
 from staddle_server.owner import owner_of
-from staddle_server.store.blobs import TEMPORARY
+from staddle_server.store.blobs import FORMAT_NAME, TEMPORARY
 from staddle_server.store.directory import Files, sync_directory, write_synced
 
+HOLDER_BYTES_MAX: Final = 300
+"""A process and a host name, in the lock."""
 CLIENT_TOML_BYTES_MAX: Final = 64 * 1024
 NOT_DATA: Final = frozenset(
     {
@@ -291,22 +295,92 @@ class DataDirectory:
     def locked(self) -> Iterator[None]:
         """Holds the directory, whatever is in it, for this process. Raises DataDirectoryError as `claimed` does."""
         try:
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Through a link, two directories could have one lock.
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(self.lock, flags, 0o600)
         except OSError as error:
-            raise DataDirectoryError(f"cannot write in {self.path}: {error.strerror}") from error
-        with os.fdopen(descriptor, "r+") as file:
+            raise self._no_lock(error) from error
+        with os.fdopen(descriptor, "rb+", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise DataDirectoryError(
+                    f"{self.lock} is not a regular file: remove it; a server makes it again"
+                )
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = file.read(32).strip() or "unknown"
                 raise DataDirectoryError(
-                    f"a server already runs on {self.path} (process {holder}); one directory has one server, or one rebuild"
+                    f"a server already runs on {self.path} ({_holder(file.read(HOLDER_BYTES_MAX))}); one directory has one server, "
+                    "or one rebuild"
                 ) from None
+            except OSError as error:
+                raise DataDirectoryError(
+                    f"cannot lock {self.lock}: {error.strerror}. The file system must have locks (flock), which keep two servers from "
+                    "one directory"
+                ) from error
             # The lock is what counts; who has it is a courtesy, for which a full disk has no room.
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
             yield
+
+    def _no_lock(self, error: OSError) -> DataDirectoryError:
+        """Why the lock cannot be opened."""
+        if error.errno == errno.ELOOP:
+            return DataDirectoryError(
+                f"{self.lock} is a link: remove it, as through a link two directories could have one lock; a server makes it again"
+            )
+        if error.errno == errno.EISDIR:
+            return DataDirectoryError(
+                f"{self.lock} is a directory and should be a file: remove it; a server makes it again"
+            )
+        if error.errno == errno.EROFS:
+            return DataDirectoryError(
+                f"{self.path} is on a read-only file system, and a server has to write there: mount it with write access"
+            )
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            with contextlib.suppress(OSError):
+                path = self.lock if self.lock.exists() else self.path
+                return DataDirectoryError(
+                    f"cannot write {path}: {error.strerror}; it belongs to {owner_of(path)}: run this as root or as that user"
+                )
+        return DataDirectoryError(f"cannot write in {self.path}: {error.strerror}")
+
+    @contextlib.contextmanager
+    def store_locked(self) -> Iterator[None]:
+        """Holds the store, which must be there, for this process: another data directory may lead to the same one.
+
+        Where the file system has no locks, nothing is held. Raises DataDirectoryError if a server on another directory has it.
+        """
+        marked = self.store / FORMAT_NAME
+        try:
+            descriptor = os.open(marked, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            try:
+                descriptor = os.open(marked, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise self._unreadable(marked, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise DataDirectoryError(
+                f"a server that runs on another data directory uses {self.store}: one store has one server"
+            ) from None
+        except OSError:
+            pass  # a network file system without locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _holder(data: bytes) -> str:
+    """Who has the lock, as the file says: a process, and its host where that is another one."""
+    words = "".join(each for each in data.decode(errors="replace") if each.isprintable()).split()
+    if not words or not words[0].isdecimal():
+        return "process unknown"
+    host = f" on {words[1]}" if len(words) > 1 and words[1] != socket.gethostname() else ""
+    return f"process {words[0]}{host}"
 
 
 def _sync(path: Path) -> None:
@@ -353,11 +427,13 @@ class ClientConfig:
         return f"ClientConfig(server={self.server}, token=…)"
 
 
-def client_address(listening: Address, endpoint: Address | None) -> Address:
+def client_address(
+    listening: Address | UnixAddress, endpoint: Address | UnixAddress | None
+) -> Address | UnixAddress:
     """Where a client on this machine finds a server that listens there."""
     if endpoint is not None:
         return endpoint
-    if listening.is_wildcard:
+    if isinstance(listening, Address) and listening.is_wildcard:
         return Address("::1" if ":" in listening.host else "127.0.0.1", listening.port)
     return listening
 
@@ -381,13 +457,13 @@ def write_client_config(path: Path, config: ClientConfig) -> None:
 def read_client_config(path: Path) -> dict[str, str]:
     """The file's strings, by key; empty if there is no file. Raises DataDirectoryError if it is none of ours."""
     try:
-        with path.open("rb") as file:
-            table = tomllib.loads(file.read(CLIENT_TOML_BYTES_MAX).decode())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise DataDirectoryError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if not os.path.lexists(path):
+            return {}
+        data = given.read(path, CLIENT_TOML_BYTES_MAX, "a client.toml", pipe_s=None)
+        table = tomllib.loads(given.text_of(data, path))
+    except given.GivenError as error:
+        raise DataDirectoryError(f"{error}; if it is removed, the next start makes it again") from error
+    except (ValueError, RecursionError) as error:
         raise DataDirectoryError(
             f"{path} is broken ({error}): remove it, and the next start makes it again"
         ) from error

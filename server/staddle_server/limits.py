@@ -37,6 +37,12 @@ CALLS_TOKEN_MAX: Final = 32
 CALLS_WAITING_MAX: Final = 128
 """Calls that wait a moment for one of these places; each holds a thread, and no message."""
 CALLS_WAITING_TENANT_MAX: Final = 64
+DECODED_CALL_BYTES: Final = 1 * MIB
+"""What a call may hold decoded without asking: so much each for its message, for pages of a manifest, for entries on their way."""
+DECODED_TENANT_BYTES_MAX: Final = 96 * MIB
+"""Calls of one tenant that need more share so much memory for it."""
+DECODED_BYTES_MAX: Final = 192 * MIB
+"""All tenants together: while one has its share, the others have as much."""
 CONNECTIONS_MAX: Final = 4096
 """Connections at once; fewer where the process may have few files, half of which are for the store."""
 FILES_WANTED: Final = 65_536
@@ -119,6 +125,8 @@ CHECKPOINT_ENTRY_BYTES: Final = 4 * MIB
 RUNS_MERGE: Final = 64
 """So many runs of one level become one of the next."""
 MISSING_CHUNKS_MAX: Final = 65_536
+UPLOAD_WRITERS_MAX: Final = 32
+"""So many names of tokens that wrote an upload are kept; of more, only that there were more."""
 UPLOADS_OPEN_MAX: Final = 256
 """Uploads that one server writes at a time."""
 UPLOADS_OPEN_TENANT_MAX: Final = 192

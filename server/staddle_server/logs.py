@@ -246,5 +246,10 @@ def setup(log_format: str, level: str, stream: TextIO | None = None) -> None:
             old.close()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger(LOGGER).setLevel(getattr(logging, level.upper()))
+    set_level(level)
     logging.captureWarnings(capture=True)
+
+
+def set_level(level: str) -> None:
+    """The least that the server logs from now on, such as "info"."""
+    logging.getLogger(LOGGER).setLevel(getattr(logging, level.upper()))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from staddle_server import generation
 from staddle_server.catalog import Catalog, Tenant, open_catalog
 from staddle_server.catalog.words import check_name
 from staddle_server.config import OperatorError
@@ -75,6 +76,7 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
         _refuse_emptied(directory, blobs, catalog)
         opened = Rooms(blobs, keys, catalog)
         if not only_look:
+            generation.refuse_older(directory, blobs, catalog)
             _refuse_older(directory, opened)
         yield opened
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -63,6 +64,7 @@ class Service:
         scrub_bytes_per_s: float = 20 * MIB,
         clock: Clock | None = None,
         space: Space | None = None,
+        certificates_last: Callable[[], bool] = lambda: True,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet.
 
@@ -80,7 +82,7 @@ class Service:
             clock,
             lease_s=lease_s,
             life_s=upload_life_s,
-            check_disk=(lambda: None) if space is None else space.check,
+            space=space,
         )
         reads = Reads(catalog, tenants, clock, self._openers)
         policies = Policies(catalog, tenants, clock, retention_every_s)
@@ -99,6 +101,7 @@ class Service:
             Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
             clock.monotonic_s,
             lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
+            decoded=tenants.decoded,
         )
         self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
         kept = Kept(catalog, blobs, keys, tenants, clock)
@@ -111,6 +114,7 @@ class Service:
             has_room=lambda: space is None or space.flaw() is None,
             is_kept_up=lambda: not self.clock_watch.in_doubt,
             is_whole=lambda: integrity.is_whole,
+            certificates_last=certificates_last,
         )
         scrubber = Scrubber(
             kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy
@@ -130,8 +134,10 @@ class Service:
         ]
         self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
 
-    def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Compares the packs with the store, then listens on HOST:PORT and serves; gives the port, a free one where 0 was asked for.
+    def start(self, address: str, credentials: grpc.ServerCredentials | None, own: str = "") -> int:
+        """Compares the packs with the store, then listens on HOST:PORT or unix:PATH and serves; gives the port, a free one where 0 was asked for.
+
+        `own` is a second address, without TLS, for the server's own questions.
 
         Raises:
             RuntimeError: the address is in use, or is none.
@@ -139,7 +145,7 @@ class Service:
         """
         self.clock_watch.start()
         self._integrity.start()
-        port = self._wire.start(address, credentials)
+        port = self._wire.start(address, credentials, own)
         self._schedule.start()
         return port
 

@@ -1,4 +1,4 @@
-"""Signals: the first SIGTERM or SIGINT asks the server to stop, the second ends it at once."""
+"""Signals: the first SIGTERM or SIGINT asks the server to stop, the second ends it at once; SIGHUP asks it to read its files again."""
 
 import contextlib
 import logging
@@ -16,6 +16,13 @@ LOOK_S: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
+_HANGUP: Final = "SIGHUP"
+
+
+def _nothing() -> None:
+    pass
+
+
 class StopRequest:
     """Waits in the main thread for somebody to ask.
 
@@ -25,6 +32,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.asked = False
+        self._hangup = False
         self.died = ""
         """The thread that has died, and so ended the server."""
 
@@ -32,23 +40,39 @@ class StopRequest:
         self.asked = True
         self._queue.put(why)
 
-    def wait(self) -> str:
-        """Blocks until asked; answers why.
+    def wait(self, on_hangup: Callable[[], None] = _nothing, on_look: Callable[[], None] = _nothing) -> str:
+        """Blocks until asked; answers why. Meanwhile calls `on_hangup` after a SIGHUP, and `on_look` every LOOK_S or so.
 
         A signal that comes just before the thread falls asleep wakes nobody, and its handler runs only when the thread goes on.
         """
         while True:
             with contextlib.suppress(queue.Empty):
-                return self._queue.get(timeout=LOOK_S)
+                why = self._queue.get(timeout=LOOK_S)
+                if why != _HANGUP:
+                    return why
+            if self._hangup:
+                # Before the work: a signal that comes during it asks for it once more.
+                self._hangup = False
+                on_hangup()
+            on_look()
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first asks. The second ends the process there and then, with the exit code that a shell shows for that signal:
 
-        what was acknowledged is durable, and uploads resume from their last checkpoint.
+        what was acknowledged is durable, and uploads resume from their last checkpoint. A SIGHUP is never a second one: a terminal that
+        closes may send it beside another signal.
         """
         if self.asked:
+            if number == signal.SIGHUP:
+                return
             os._exit(128 + number)
         self.ask(signal.Signals(number).name)
+
+    def on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        """Remembers a SIGHUP; many of them before the thread gets to it count as one."""
+        if not self._hangup:
+            self._hangup = True
+            self._queue.put(_HANGUP)
 
 
 @contextlib.contextmanager
@@ -59,10 +83,16 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def listening_for_signals() -> Iterator[StopRequest]:
-    """Signals go to the StopRequest while the context lasts. Main thread only."""
+def listening_for_signals(*, hangup: bool = False) -> Iterator[StopRequest]:
+    """Signals go to the StopRequest while the context lasts. Main thread only.
+
+    With `hangup` a SIGHUP asks to read files again, else to stop, as a terminal that closes does; where it is ignored (nohup), it stays so.
+    """
     request = StopRequest()
     before = {number: signal.signal(number, request.on_signal) for number in ASKED_TO_STOP}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        on_hangup = request.on_hangup if hangup else request.on_signal
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, on_hangup)
     try:
         yield request
     finally:

@@ -3,23 +3,35 @@
 import datetime
 import logging
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
-from staddle_server.config import OperatorError, Settings
+from staddle_server import pem
+from staddle_server.config import Settings
+from staddle_server.pem import TlsError
 
-PEM_BYTES_MAX: Final = 1024 * 1024
+WARN: Final = datetime.timedelta(days=30)
+"""How long before its end a certificate is warned of."""
+WARN_EVERY_S: Final = 86_400.0
+LOOK_EVERY_S: Final = 60.0
+CURVES: Final = frozenset({"secp256r1", "secp384r1"})
 _log = logging.getLogger(__name__)
 
-Signature = tuple[tuple[int, int, int], ...]
+Signature = tuple[tuple[int, ...], ...]
+Now = Callable[[], datetime.datetime]
 
 
-class TlsError(OperatorError):
-    """Certificates or keys cannot be used. The message names the file and says why."""
+def _utc_now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 class TlsFiles(NamedTuple):
@@ -30,13 +42,60 @@ class TlsFiles(NamedTuple):
     client_ca: Path | None
 
 
-class Identity(NamedTuple):
-    """What the files held, checked."""
+class Validity(NamedTuple):
+    """What a certificate's dates mean at some moment."""
 
+    is_valid: bool
+    words: str
+    """Which certificate ends or begins when, and what to do; "": it lasts for longer than WARN."""
+
+
+class Identity(NamedTuple):
+    """What the files held, checked, and as gRPC takes it: the leaf first, then its issuers."""
+
+    files: TlsFiles
     certificates: bytes
     key: bytes
     client_ca: bytes | None
-    leaf: x509.Certificate
+    chain: list[x509.Certificate]
+    client_authorities: list[x509.Certificate]
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """The server's own certificate."""
+        return self.chain[0]
+
+    def validity(self, now: datetime.datetime) -> Validity:
+        """What the certificates' dates mean at `now`: of the chain the first that ends, of the clients' authorities the last."""
+        # Clients bring the root themselves.
+        shown = [self.leaf, *(each for each in self.chain[1:] if each.issuer != each.subject)]
+        first = min(shown, key=lambda each: each.not_valid_after_utc)
+        found = _validity(f"the certificate {self.files.certificate}", first, now)
+        if found.words or not self.client_authorities:
+            return found
+        last = max(self.client_authorities, key=lambda each: each.not_valid_after_utc)
+        return _validity(f"the clients' authority {self.files.client_ca}", last, now)
+
+
+def _validity(name: str, certificate: x509.Certificate, now: datetime.datetime) -> Validity:
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if ends <= now:
+        return Validity(
+            is_valid=False,
+            words=f"{name} expired at {ends:%Y-%m-%d %H:%M} UTC: TLS connections fail until it is renewed",
+        )
+    if begins > now:
+        return Validity(
+            is_valid=False,
+            words=f"{name} is not valid before {begins:%Y-%m-%d %H:%M} UTC, and the clock of this machine says "
+            f"{now:%Y-%m-%d %H:%M} UTC: TLS connections fail until then",
+        )
+    if ends - now <= WARN:
+        return Validity(
+            is_valid=True,
+            words=f"{name} expires at {ends:%Y-%m-%d %H:%M} UTC, in {(ends - now).days} days: renew it",
+        )
+    return Validity(is_valid=True, words="")
 
 
 def files_of(settings: Settings) -> TlsFiles | None:
@@ -46,82 +105,193 @@ def files_of(settings: Settings) -> TlsFiles | None:
     return TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
 
-def load(files: TlsFiles, now: datetime.datetime) -> Identity:
-    """Reads and checks the files: PEM, the key is the certificate's, valid today. Raises TlsError."""
-    certificates = _pem(files.certificate)
-    key = _pem(files.key)
-    client_ca = _pem(files.client_ca) if files.client_ca is not None else None
-    leaf = _certificates(files.certificate, certificates)[0]
-    try:
-        private = serialization.load_pem_private_key(key, password=None)
-    except (ValueError, TypeError) as error:
-        raise TlsError(f"{files.key} is no private key in PEM without a passphrase") from error
-    if private.public_key() != leaf.public_key():
-        raise TlsError(f"{files.key} is not the key of {files.certificate}")
-    if leaf.not_valid_after_utc <= now:
+def load(files: TlsFiles) -> Identity:
+    """Reads and checks the files; Identity.validity says what their dates mean. Raises TlsError.
+
+    The certificate that the key belongs to comes first, whatever the order in the file.
+    """
+    certificate_file, key_file = pem.read(files.certificate), pem.read(files.key)
+    only_key = certificate_file.has_key and not certificate_file.has_certificate
+    if only_key and key_file.has_certificate and not key_file.has_key:
         raise TlsError(
-            f"{files.certificate} expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: renew it"
+            f"{files.certificate} holds the private key and {files.key} the certificate: swap --tls-cert and --tls-key"
         )
-    if leaf.not_valid_before_utc > now:
+    certificates = certificate_file.certificates()
+    keys = key_file.keys()
+    pairs = [(each, key) for each in certificates for key in keys if _belong(each, key)]
+    if not pairs:
+        names = ", ".join(each.subject.rfc4514_string() or "one without a name" for each in certificates[:3])
+        raise TlsError(f"{files.key} is not the key of {files.certificate}, which holds {names}")
+    leaf, key = pairs[0]
+    _refuse_client(leaf, files.certificate)
+    _refuse_kind(leaf, files.certificate)
+    if not any(_names(leaf)):
         raise TlsError(
-            f"{files.certificate} is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+            f"{files.certificate} names no host (subject alternative name), and clients refuse it: make one that does "
+            "(`openssl req` takes -addext subjectAltName=DNS:NAME)"
         )
-    if files.client_ca is not None and client_ca is not None:
-        _certificates(files.client_ca, client_ca)
-    return Identity(certificates, key, client_ca, leaf)
+    chain = pem.chain(leaf, certificates)
+    authorities = pem.read(files.client_ca).certificates() if files.client_ca is not None else []
+    return Identity(
+        files,
+        pem.to_pem(chain),
+        pem.key_to_pem(key),
+        pem.to_pem(authorities) if authorities else None,
+        chain,
+        authorities,
+    )
 
 
-def _pem(path: Path) -> bytes:
+def _belong(certificate: x509.Certificate, key: PrivateKeyTypes) -> bool:
+    return bool(certificate.public_key() == key.public_key())
+
+
+def _refuse_client(leaf: x509.Certificate, path: Path) -> None:
+    """A certificate that says what it is for, and not for servers, is refused by every client."""
     try:
-        with path.open("rb") as file:
-            data = file.read(PEM_BYTES_MAX + 1)
-    except OSError as error:
-        raise TlsError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > PEM_BYTES_MAX:
-        raise TlsError(f"{path} is larger than {PEM_BYTES_MAX} bytes: this is no certificate or key")
-    return data
+        purposes = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, ValueError):
+        return
+    if not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(purposes):
+        raise TlsError(f"{path} is not a server's certificate: its extended key usage lacks serverAuth")
 
 
-def _certificates(path: Path, data: bytes) -> list[x509.Certificate]:
+def _has_issuer_elsewhere(leaf: x509.Certificate) -> bool:
+    """Whether the certificate says where its issuer's can be had: public authorities, which sign with intermediate ones, do."""
     try:
-        return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
-        raise TlsError(f"{path} holds no certificate in PEM") from error
+        access = leaf.extensions.get_extension_for_class(x509.AuthorityInformationAccess).value
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    return any(each.access_method == AuthorityInformationAccessOID.CA_ISSUERS for each in access)
 
 
-class _Reloader:
-    """Hands gRPC the newest good certificates: it asks before each new connection.
+def _refuse_kind(leaf: x509.Certificate, path: Path) -> None:
+    """With other kinds of keys gRPC does not listen, or no client of gRPC connects, and neither says why."""
+    key = leaf.public_key()
+    if isinstance(key, rsa.RSAPublicKey) or (
+        isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in CURVES
+    ):
+        return
+    kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
+    raise TlsError(
+        f"{path} has a key of a kind that gRPC does not use ({kind.removesuffix('PublicKey')}): take RSA, or ECDSA with P-256 or P-384"
+    )
 
-    A file that is broken, or half replaced, changes nothing: the last good ones stay, and the log says so once.
+
+class ServerCertificates:
+    """The certificates that the server shows. They follow the files, and are warned of before their end.
+
+    A file that is broken, half replaced or expired changes nothing: the last good ones stay, and the log says so once.
     """
 
-    def __init__(self, files: TlsFiles, seen: Signature) -> None:
+    def __init__(
+        self, files: TlsFiles, now: Now = _utc_now, monotonic_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Reads the files. Raises TlsError if they cannot be used; ones that have expired can: renewing them needs no restart."""
         self._files = files
+        self._now = now
+        self._monotonic_s = monotonic_s
         self._lock = threading.Lock()
-        self._seen = seen
+        try:
+            self._seen = signature(files)
+        except OSError:
+            self._seen = ()  # reading them says why
+        self._identity = load(files)
+        self._pending: Identity | None = None
+        self._refused_until: datetime.datetime | None = None
+        self._looked_s = self._warned_s = monotonic_s()
+        _log.info(
+            "TLS is on",
+            extra={"fields": {"expires": _expiry(self._identity), "mutual": files.client_ca is not None}},
+        )
+        self.warn()
+
+    def advise(self, endpoint: str) -> None:
+        """Says in the log what will keep clients from connecting to `endpoint`, a host, that a server cannot know for certain."""
+        leaf = self._identity.leaf
+        if endpoint and not _is_for(leaf, endpoint):
+            _log.warning(
+                "the certificate %s is not for %s, the --endpoint that clients connect to: they refuse it unless they set server_name",
+                self._files.certificate,
+                endpoint,
+            )
+        if len(self._identity.chain) == 1 and _has_issuer_elsewhere(leaf):
+            _log.warning(
+                "%s holds the server's certificate alone, without the one of the authority that signed it: clients that lack that "
+                "one refuse it. Use the full chain (fullchain.pem)",
+                self._files.certificate,
+            )
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Credentials that follow the files; with a client CA, clients must show a certificate of it."""
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(self._identity),
+            self.fetch,  # type: ignore[arg-type]  # the stubs forget that None means: unchanged
+            require_client_authentication=self._files.client_ca is not None,
+        )
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """None: nothing has changed. Never raises."""
+        """What gRPC asks before each new connection. None: nothing has changed. Never raises."""
+        self.look()
+        with self._lock:
+            pending, self._pending = self._pending, None
+        return None if pending is None else _configuration(pending)
+
+    def look(self, *, again: bool = False) -> None:
+        """Reads the files if they have changed, or in any case: `again`. Never raises."""
         with self._lock:
             try:
-                seen = signature(self._files)
-                if seen == self._seen:
-                    return None
-                self._seen = seen
-                identity = load(self._files, datetime.datetime.now(datetime.UTC))
-                _log.info("certificates were read again", extra={"fields": {"expires": _expiry(identity)}})
-                return _configuration(identity)
+                self._look(again=again)
             except (TlsError, OSError) as error:
                 _log.warning("certificates have changed and cannot be used; the old ones stay: %s", error)
             except Exception:  # noqa: BLE001  gRPC's callback must never raise: it would end all new connections
                 _log.exception("certificates could not be read again; the old ones stay")
-            return None
+
+    def _look(self, *, again: bool) -> None:
+        now = self._now()
+        is_due = self._refused_until is not None and self._refused_until <= now
+        seen = signature(self._files)
+        if seen == self._seen and not is_due and not again:
+            return
+        self._seen = seen
+        self._refused_until = None
+        identity = load(self._files)
+        found = identity.validity(now)
+        if not found.is_valid and self._identity.validity(now).is_valid:
+            if identity.leaf.not_valid_before_utc > now:
+                self._refused_until = identity.leaf.not_valid_before_utc
+            raise TlsError(found.words)
+        self._identity = self._pending = identity
+        _log.info("certificates were read again", extra={"fields": {"expires": _expiry(identity)}})
+        self.warn()
+
+    def tick(self) -> None:
+        """Called every second or so: looks at the files every minute, and warns every day. Never raises."""
+        now_s = self._monotonic_s()
+        if now_s - self._looked_s >= LOOK_EVERY_S:
+            self._looked_s = now_s
+            self.look()
+        if now_s - self._warned_s >= WARN_EVERY_S:
+            self._warned_s = now_s
+            self.warn()
+
+    def warn(self) -> None:
+        """Says in the log that the certificates have ended, or end soon."""
+        found = self._identity.validity(self._now())
+        if found.words:
+            _log.log(logging.WARNING if found.is_valid else logging.ERROR, "%s", found.words)
+
+    def lasts(self) -> bool:
+        """Whether the certificates are valid, and for longer than WARN."""
+        return not self._identity.validity(self._now()).words
 
 
 def signature(files: TlsFiles) -> Signature:
-    """Differs when one of the files was replaced or written. Raises OSError."""
+    """Differs when one of the files, or what a link points to, was replaced, written or made readable. Raises OSError."""
     stats = [path.stat() for path in files if path is not None]
-    return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in stats)
+    return tuple(
+        (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in stats
+    )
 
 
 def _expiry(identity: Identity) -> str:
@@ -134,29 +304,12 @@ def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
     )
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow the files; with a client CA, clients must show a certificate of it. Raises TlsError."""
-    try:
-        seen = signature(files)
-    except OSError as error:
-        raise TlsError(f"cannot read {error.filename}: {error.strerror}") from error
-    identity = load(files, datetime.datetime.now(datetime.UTC))
-    _log.info(
-        "TLS is on", extra={"fields": {"expires": _expiry(identity), "mutual": files.client_ca is not None}}
-    )
-    return grpc.dynamic_ssl_server_credentials(
-        _configuration(identity),
-        _Reloader(files, seen).fetch,  # type: ignore[arg-type]  # the stubs forget that None means: unchanged
-        require_client_authentication=files.client_ca is not None,
-    )
-
-
 def probe_credentials(files: TlsFiles) -> tuple[grpc.ChannelCredentials, str]:
     """How this machine's health probe connects: it trusts exactly the server's own certificate, and shows it if asked for one.
 
     Answers the credentials, and the name to expect. Raises TlsError.
     """
-    identity = load(files, datetime.datetime.now(datetime.UTC))
+    identity = load(files)
     pair = (identity.key, identity.certificates) if files.client_ca is not None else (None, None)
     leaf = identity.leaf.public_bytes(serialization.Encoding.PEM)
     credentials = grpc.ssl_channel_credentials(
@@ -170,17 +323,23 @@ def name_to_expect(files: TlsFiles, host: str) -> str:
 
     Raises TlsError.
     """
-    leaf = load(files, datetime.datetime.now(datetime.UTC)).leaf
-    hosts, addresses = _names(leaf)
-    return "" if host in hosts or host in addresses else server_name(leaf)
+    leaf = load(files).leaf
+    return "" if _is_for(leaf, host) else server_name(leaf)
 
 
 def server_name(certificate: x509.Certificate) -> str:
-    """The first name that the certificate is for. Raises TlsError if it has none."""
+    """The first name that the certificate, which has one, is for."""
     hosts, addresses = _names(certificate)
-    if not hosts and not addresses:
-        raise TlsError("the certificate names no host (subject alternative name): clients would refuse it")
     return hosts[0].replace("*", "probe") if hosts else addresses[0]
+
+
+def _is_for(certificate: x509.Certificate, host: str) -> bool:
+    """Whether a client that connects to `host` accepts the certificate's names."""
+    hosts, addresses = _names(certificate)
+    host = host.lower().removesuffix(".")
+    # A wildcard stands for one label.
+    patterns = {host, f"*.{host.partition('.')[2]}"}
+    return host in addresses or any(each.lower() in patterns for each in hosts)
 
 
 def _names(certificate: x509.Certificate) -> tuple[list[str], list[str]]:

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 import msgspec
 from blake3 import blake3
 
+from staddle_server.limits import UPLOAD_WRITERS_MAX
+
 _LINK: Final = struct.Struct("<16s16sQ32s")
 NO_LINK: Final = bytes(32)
 """What the first record of a tenant names as the one before."""
@@ -111,6 +113,29 @@ class Attributes(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     xattrs: tuple[Xattr, ...] = ()
     holes: tuple[Hole, ...] = ()
+
+
+class Authors(NamedTuple):
+    """Who made an upload, by the names of their tokens.
+
+    Attributes:
+        begun_by: Who began it.
+        written_by: Who sent something that became durable, in the order in which they first did; at most UPLOAD_WRITERS_MAX.
+        more_writers: Others did, too, more than are kept.
+
+    """
+
+    begun_by: str
+    written_by: tuple[str, ...] = ()
+    more_writers: bool = False
+
+    def and_writer(self, name: str) -> "Authors":
+        """The same once this one has written, too."""
+        if name in self.written_by:
+            return self
+        if len(self.written_by) >= UPLOAD_WRITERS_MAX:
+            return self._replace(more_writers=True)
+        return self._replace(written_by=(*self.written_by, name))
 
 
 class Flag(enum.IntFlag):

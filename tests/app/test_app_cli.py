@@ -141,7 +141,7 @@ def test_a_token_may_be_for_another_tenant_and_for_a_time(data: Path) -> None:
 
 
 def test_the_data_directory_may_come_from_the_environment(data: Path) -> None:
-    assert run("tenant", "list", env={"STADDLED_DATA": str(data)}).returncode == 0
+    assert run("tenant", "list", env={"STADDLED_DATA": f'"{data}"\r'}).returncode == 0
 
 
 def test_administration_of_a_directory_that_was_never_made_says_how_to_make_it(tmp_path: Path) -> None:
@@ -222,9 +222,10 @@ def test_the_client_file_names_the_address_and_nothing_that_the_client_does_not_
     assert set(tomllib.loads((data / "client.toml").read_text())) == {"server", "token"}
 
 
-def test_init_with_certificates_that_are_not_there_makes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["init", "serve"])
+def test_with_certificates_that_are_not_there_nothing_is_made(tmp_path: Path, command: str) -> None:
     env = {"STADDLED_TLS_CERT": str(tmp_path / "no.crt"), "STADDLED_TLS_KEY": str(tmp_path / "no.key")}
-    done = run("init", "--data", tmp_path / "d", env=env)
+    done = run(command, "--data", tmp_path / "d", env=env)
     assert done.returncode == 1
     assert "cannot read" in done.stderr
     assert {path.name for path in tmp_path.rglob("*")} <= {"d", "server.lock"}

@@ -1,13 +1,15 @@
 """Settings: by flag, then environment, then file; and what is wrong is named."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from staddle_server import config
-from staddle_server.config import Address, Settings, SettingsError
+from staddle_server import given as files
+from staddle_server.config import Address, Settings, SettingsError, UnixAddress
 
 
 def load(
@@ -39,6 +41,7 @@ def test_the_defaults_listen_on_loopback_without_tls() -> None:
 
 EXAMPLES = {
     "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
+    "socket_mode": ("0600", "0666", "660"),
     "endpoint": ("a:1", "b:2", "c:3"),
     "tls_cert": ("/a", "/b", "/c"),
     "tls_key": ("/a", "/b", "/c"),
@@ -134,8 +137,16 @@ def test_without_a_data_directory_the_error_names_the_places() -> None:
         ("streams_max", "٣", "whole number"),
         ("lease_s", "5", "must be 10s to 1d"),
         ("lease_s", "five", "expected a duration"),
+        ("lease_s", "10M", "expected a duration"),
+        ("lease_s", "10m5", "expected a duration"),
+        ("scrub_bytes_per_s", "1.5", "expected a size"),
+        (
+            "tls_key",
+            "-----BEGIN PRIVATE KEY-----\nMIIsecret",
+            "is something else: expected the name of a file",
+        ),
         ("drain_s", "-1s", "expected a duration"),
-        ("scrub_bytes_per_s", "20MB", "expected a size"),
+        ("scrub_bytes_per_s", "20 crates", "expected a size"),
         ("scrub_bytes_per_s", "1KiB", "must be at least 64KiB"),
         ("log_format", "xml", "expected auto or json or text"),
         ("tls_cert", "a\0b", "NUL"),
@@ -213,3 +224,184 @@ def test_an_address_is_either_refused_or_read_back_as_it_was_written(text: str) 
     except ValueError:
         return
     assert config.parse_address(str(address)) == address
+
+
+# --- values as people write them
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("10m", 600),
+        ("10 min", 600),
+        ("1h30m", 5400),
+        ("1 h 30 m", 5400),
+        ("7D", 604_800),
+        ("7 days", 604_800),
+        ("2w", 1_209_600),
+        ("1.5h", 5400),
+        ("0", 0),
+        ("0s", 0),
+    ],
+)
+def test_a_duration_is_read_as_it_is_written(text: str, seconds: float) -> None:
+    assert config.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1048576", 1 << 20),
+        ("1 GiB", 1 << 30),
+        ("1GB", 1 << 30),
+        ("1g", 1 << 30),
+        ("512 kb", 1 << 19),
+        ("1.5G", 3 << 29),
+        ("20MiB", 20 << 20),
+        ("7 B", 7),
+    ],
+)
+def test_a_size_is_read_as_it_is_written_and_its_units_are_binary(text: str, size: int) -> None:
+    assert config.parse_size(text) == size
+
+
+def test_a_variable_is_read_as_docker_and_windows_write_it(tmp_path: Path) -> None:
+    settings = load(
+        env={
+            "STADDLED_LISTEN": '"127.0.0.1:9"',
+            "STADDLED_LEASE": "6m\r",
+            "STADDLED_LOG_LEVEL": " INFO ",
+            "STADDLED_TLS_CERT": "/etc/tls/server.crt\r\n",
+            "STADDLED_TLS_KEY": "'/etc/tls/server.key'",
+            "STADDLED_DRAIN": " \r\n",
+        }
+    )
+    assert (str(settings.listen), settings.lease_s, settings.log_level, settings.drain_s) == (
+        "127.0.0.1:9",
+        360,
+        "info",
+        20,
+    )
+    assert (str(settings.tls_cert), str(settings.tls_key)) == ("/etc/tls/server.crt", "/etc/tls/server.key")
+    odd = tmp_path / "'odd'"
+    odd.mkdir()
+    assert config.load({"data": str(odd)}, {}).data == odd, "a name that exists is what it is"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_settings_file_is_read_as_windows_writes_it(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "s.toml"
+    file.write_bytes('streams-max = 7\r\n# Übung\r\nLease = "6 min"\r\n'.encode(encoding))
+    settings = load(file=str(file))
+    assert (settings.streams_max, settings.lease_s) == (7, 360)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"[server]\nstreams_max = 7\n", r"section \[server\]"),
+        (b"streams_max = [7]\n", "streams_max must be a string or a number, not a list"),
+        (b"streams_max = true\n", "not true or false"),
+        (b"streams-max = 7\nstreams_max = 8\n", "streams_max twice"),
+        (b"streams_max = 7\nstreams_max = 8\n", "line 2"),
+        (b"lease = 6m\n", r"line 1.*text stands in quotes"),
+        (b'lease = "6m"\n# \xfc\n', r"not text in UTF-8 \(line 2\)"),
+    ],
+)
+def test_a_wrong_settings_file_says_what_is_wrong_and_where(tmp_path: Path, text: bytes, words: str) -> None:
+    file = tmp_path / "s.toml"
+    file.write_bytes(text)
+    with pytest.raises(SettingsError, match=words) as caught:
+        load(file=str(file))
+    assert str(file) in str(caught.value)
+
+
+def test_a_settings_file_that_is_none_is_named_and_never_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "server.toml").mkdir()
+    with pytest.raises(SettingsError, match=r"server\.toml: Is a directory, not a settings file"):
+        config.load({"data": str(tmp_path)}, {})
+    with pytest.raises(SettingsError, match="device"):
+        load(file="/dev/zero")
+    assert load(file=os.devnull).streams_max == load().streams_max
+    reader, writer = os.pipe()
+    os.write(writer, b"streams_max = 7\n")
+    os.close(writer)
+    assert load(file=f"/dev/fd/{reader}").streams_max == 7
+    with pytest.raises(SettingsError, match="is a pipe"):  # empty now, it would set everything to its default
+        config.load({"data": "/srv/x"}, {}, f"/dev/fd/{reader}", again=True)
+    os.close(reader)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(files.GivenError, match=r"nothing was written to it in 0\.01 s"):
+        files.read(tmp_path / "pipe", 100, "a settings file", pipe_s=0.01)
+
+
+def test_a_variable_that_is_nearly_a_setting_is_named_with_the_one_that_is_meant() -> None:
+    environ = {
+        "STADDLED_TLS_CLIENTCA": "/ca",
+        "STADDLED_LISTEN": "127.0.0.1:1",
+        "STADDLED_CONFIG": "",
+        "STADDLED_SERVICE_PORT": "1",
+        "STADDLED_PORT_7443_TCP": "tcp://10.0.0.1:7443",
+        "STADDLED_UNHEARD_OF": "1",
+    }
+    assert config.unknown_variables(environ) == ["STADDLED_TLS_CLIENTCA (is STADDLED_TLS_CLIENT_CA meant?)"]
+
+
+# --- Unix sockets
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("unix:/run/staddle/server.sock", "/run/staddle/server.sock"),
+        ("unix:///run/staddle/server.sock", "/run/staddle/server.sock"),
+        ("unix:/run/two words:1/50%/#?☂", "/run/two words:1/50%/#?☂"),
+        ("unix:/" + "x" * 106, "/" + "x" * 106),
+    ],
+)
+def test_a_unix_socket_is_an_address_and_needs_no_tls(text: str, path: str) -> None:
+    settings = load({"listen": text})
+    assert settings.listen == UnixAddress(path)
+    assert (str(settings.listen), settings.listen.is_loopback) == (f"unix:{path}", True)
+    assert config.parse_address(str(settings.listen)) == settings.listen
+    assert settings.socket_mode == 0o660
+
+
+def test_the_path_of_a_socket_is_relative_to_what_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load({"listen": "unix:s"}).listen == UnixAddress(f"{tmp_path}/s")
+    file = tmp_path / "below" / "server.toml"
+    file.parent.mkdir()
+    file.write_text('listen = "unix:s"\nendpoint = "unix:/else/where"\n')
+    read = load(file=str(file))
+    assert read.listen == UnixAddress(f"{file.parent}/s")
+    assert read.endpoint == UnixAddress("/else/where")
+    monkeypatch.setenv("HOME", "/home/web")
+    assert load({"listen": "unix:~/s"}).listen == UnixAddress("/home/web/s")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("unix:", "expected the path of a socket"),
+        ("unix:/run/", "expected the path of a socket"),
+        ("unix://host/run/s", "has no host"),
+        ("unix:/a\nb", "without control characters"),
+        ("unix:/\udcff", "UTF-8"),
+        ("unix:/" + "x" * 107, "at most 107 bytes as a socket's path, and /x+ has 108"),
+        ("unix:/" + "☂" * 36, "at most 107 bytes .* has 109"),
+        ("unix-abstract:staddle", "everybody on this machine"),
+    ],
+)
+def test_what_is_no_unix_socket_is_named(text: str, why: str) -> None:
+    with pytest.raises(SettingsError, match=f"(?s)--listen is .*{why}"):
+        load({"listen": text})
+
+
+@pytest.mark.parametrize("mode", ["rw", "0888", "066", "0060", "4660", "-660", ""])
+def test_a_mode_that_is_none_or_shuts_the_server_out_is_named(mode: str) -> None:
+    with pytest.raises(SettingsError, match=r"--socket-mode is .*in octal"):
+        load({"socket_mode": mode})

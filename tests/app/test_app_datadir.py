@@ -1,6 +1,9 @@
 """The data directory: what it becomes, what is refused, and who may read what."""
 
+import errno
+import fcntl
 import os
+import socket
 import stat
 import tomllib
 from pathlib import Path
@@ -256,3 +259,80 @@ def test_the_client_file_is_replaced_as_a_whole_and_read_by_its_owner_only(tmp_p
 
 def test_a_token_does_not_show_where_values_are_printed() -> None:
     assert "staddle_secret" not in repr(ClientConfig("127.0.0.1:1", "staddle_secret"))
+
+
+# --- the lock
+
+
+def claim(path: Path) -> None:
+    with DataDirectory(path).claimed():
+        pass
+
+
+def test_a_lock_that_a_crash_left_is_taken_over_whatever_is_in_it(tmp_path: Path) -> None:
+    lock = tmp_path / "server.lock"
+    for left in (b"4242 elsewhere\n", b"\xff\xfe\x00garbage" * 100, b""):
+        lock.write_bytes(left)
+        with DataDirectory(tmp_path).claimed():
+            assert lock.read_text().split() == [str(os.getpid()), socket.gethostname()]
+
+
+def test_a_lock_that_another_host_or_nobody_known_holds_says_who(tmp_path: Path) -> None:
+    lock = tmp_path / "server.lock"
+    for written, words in (
+        (b"4242 elsewhere\n", r"\(process 4242 on elsewhere\)"),
+        (b"\xff\xfe\x00\n", r"\(process unknown\)"),
+    ):
+        lock.write_bytes(written)
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(DataDirectoryError, match=words):
+                claim(tmp_path)
+
+
+def test_something_else_in_the_place_of_the_lock_is_named_and_left_alone(tmp_path: Path) -> None:
+    lock = tmp_path / "server.lock"
+    lock.mkdir()
+    with pytest.raises(DataDirectoryError, match=r"server\.lock is a directory and should be a file"):
+        claim(tmp_path)
+    lock.rmdir()
+    lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataDirectoryError, match=r"server\.lock is a link: remove it"):
+        claim(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+    lock.unlink()
+    os.mkfifo(lock)
+    with pytest.raises(DataDirectoryError, match=r"server\.lock is not a regular file"):
+        claim(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EROFS, "is on a read-only file system, and a server has to write there"),
+        (errno.EACCES, "Permission denied; it belongs to .*: run this as root or as that user"),
+        (errno.ENOSPC, "cannot write in .*: No space left on device"),
+    ],
+)
+def test_a_lock_that_cannot_be_opened_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    opened = os.open
+
+    def refusing(path: str | Path, *rest: int) -> int:
+        if Path(path).name == "server.lock":
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *rest)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(DataDirectoryError, match=words):
+        claim(tmp_path)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_here(_file: object, _flags: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none_here)
+    with pytest.raises(DataDirectoryError, match=r"cannot lock .*server\.lock: No locks available"):
+        claim(tmp_path)

@@ -178,6 +178,12 @@ def test_no_backup_is_taken_below_the_limit_that_was_set_and_it_is_taken_when_th
         assert "nearly full" in refused.stderr
         status = os.statvfs(disk)
         assert 0 < status.f_bavail * status.f_frsize < 16 * MIB
+        (disk / "filler").unlink()
+        until(lambda: server.command("health").returncode == 0, server)
+        # There is more room than is kept, and too little for all of it: however fast it comes, the limit holds.
+        staddle(server, "backup", large, "--dataset", "d", code=1)
+        status = os.statvfs(disk)
+        assert status.f_bavail * status.f_frsize >= 15 * MIB
         subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
         until(lambda: server.command("health").returncode == 0, server)
         staddle(server, "backup", large, "--dataset", "d")
@@ -225,6 +231,36 @@ def test_once_there_was_too_little_room_a_quarter_more_is_needed() -> None:
     space.check()
     disk.free = 101 * MIB
     space.check()
+
+
+def test_what_was_taken_and_is_not_on_the_disk_counts_as_if_it_were() -> None:
+    disk = Disk(free=110 * MIB)
+    disk.now_s = 0.0
+    space = Space(["/data"], MinFree(size_bytes=100 * MIB), status=disk.status, now_s=lambda: 0.0)
+    in_memory = 0
+    space.unwritten = lambda: in_memory
+    with space.taking(4 * MIB), space.taking(4 * MIB), pytest.raises(Exhausted), space.taking(4 * MIB):
+        raise AssertionError("8 MiB were coming, of 10")
+    disk.free = 130 * MIB  # there was too little, so that a quarter more is needed
+    with space.taking(4 * MIB):
+        in_memory = 4 * MIB
+    space.check()
+    in_memory = 6 * MIB
+    disk.free = 105 * MIB
+    space.check(1 * MIB)  # without another look: what was seen does for it
+    with pytest.raises(Exhausted):
+        space.check(4 * MIB)
+
+
+def test_a_look_is_not_trusted_for_more_than_was_seen_free() -> None:
+    """On a fast disk 40 MiB come between two looks."""
+    disk = Disk(free=140 * MIB)
+    space = Space(["/data"], MinFree(size_bytes=100 * MIB), status=disk.status, now_s=lambda: 0.0)
+    for _ in range(40):
+        with space.taking(MIB):
+            disk.free -= MIB
+    with pytest.raises(Exhausted):
+        space.check(MIB)
 
 
 def test_a_disk_without_inodes_is_full_too_and_one_that_does_not_count_them_is_not() -> None:

@@ -1,8 +1,10 @@
 """A request to stop is never slept through."""
 
+import os
 import queue
+import signal
 
-from staddle_server.signals import StopRequest
+from staddle_server.signals import StopRequest, asked_to_stop
 
 
 class _Sleeper:
@@ -30,3 +32,16 @@ def test_a_signal_that_comes_just_before_the_thread_falls_asleep_is_seen() -> No
     sleeper = stop._queue = _Sleeper(stop)  # type: ignore[assignment]
     assert stop.wait() == "SIGTERM"
     assert sleeper.slept == 2
+
+
+def test_a_terminal_that_closes_ends_a_command_in_order_and_is_no_second_signal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with asked_to_stop() as stopping:
+            assert not stopping()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stopping()
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,5 +1,6 @@
 """TLS and mutual TLS: the certificates that `staddle-server cert` makes, and who is let in with them."""
 
+import base64
 import datetime
 import logging
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509 import verification
 from grpc_health.v1 import health as health_service
 from grpc_health.v1 import health_pb2_grpc
@@ -37,7 +40,7 @@ def serving(files: tls.TlsFiles) -> Iterator[Address]:
     pool = ThreadPoolExecutor(2)
     server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
     health_pb2_grpc.add_HealthServicer_to_server(health_service.HealthServicer(), server)
-    port = server.add_secure_port("127.0.0.1:0", tls.server_credentials(files))
+    port = server.add_secure_port("127.0.0.1:0", tls.ServerCertificates(files).credentials())
     server.start()
     try:
         yield Address("127.0.0.1", port)
@@ -133,6 +136,17 @@ def test_an_authority_without_its_key_or_with_another_is_refused(made: Path, tmp
         certs.make(tmp_path, ["localhost"], [], 30, NOW)
 
 
+def test_no_certificate_outlives_its_authority_and_an_expired_one_signs_nothing(tmp_path: Path) -> None:
+    certs.make(tmp_path, ["localhost"], [], 30, NOW)
+    authority = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
+    ends = authority.not_valid_after_utc
+    (late,) = certs.make(tmp_path, [], ["late"], 825, ends - 10 * DAY)
+    assert x509.load_pem_x509_certificate(late.certificate.read_bytes()).not_valid_after_utc == ends
+    with pytest.raises(CertificateError, match=r"expired at .* and nobody accepts what it signs"):
+        certs.make(tmp_path, [], ["later"], 825, ends)
+    assert not (tmp_path / "client-later.crt").exists()
+
+
 @pytest.mark.parametrize(
     ("hosts", "clients"), [(["a b"], []), ([""], []), (["-x"], []), ([], ["../x"]), ([], ["a\nb"])]
 )
@@ -206,22 +220,15 @@ def test_renewed_certificates_are_used_without_a_restart_and_broken_ones_are_not
 
 def test_files_that_cannot_be_used_are_named(made: Path, tmp_path: Path) -> None:
     with pytest.raises(tls.TlsError, match=r"cannot read .*missing"):
-        tls.server_credentials(tls.TlsFiles(tmp_path / "missing", made / "server.key", None))
+        tls.load(tls.TlsFiles(tmp_path / "missing", made / "server.key", None))
     with pytest.raises(tls.TlsError, match=r"client-web1\.key is not the key of .*server\.crt"):
-        tls.server_credentials(tls.TlsFiles(made / "server.crt", made / "client-web1.key", None))
+        tls.load(tls.TlsFiles(made / "server.crt", made / "client-web1.key", None))
     with pytest.raises(tls.TlsError, match=r"server\.key holds no certificate"):
-        tls.server_credentials(tls.TlsFiles(made / "server.key", made / "server.key", None))
+        tls.load(tls.TlsFiles(made / "server.key", made / "server.key", None))
     with pytest.raises(tls.TlsError, match="no private key"):
-        tls.server_credentials(tls.TlsFiles(made / "server.crt", made / "server.crt", None))
+        tls.load(tls.TlsFiles(made / "server.crt", made / "server.crt", None))
     with pytest.raises(tls.TlsError, match=r"server\.key holds no certificate"):
-        tls.server_credentials(tls.TlsFiles(made / "server.crt", made / "server.key", made / "server.key"))
-
-
-def test_an_expired_certificate_is_refused_with_the_day_it_expired(made: Path) -> None:
-    with pytest.raises(tls.TlsError, match=r"expired at \d{4}-\d\d-\d\d"):
-        tls.load(files(made), NOW + 31 * DAY)
-    with pytest.raises(tls.TlsError, match="not valid before"):
-        tls.load(files(made), NOW - DAY)
+        tls.load(tls.TlsFiles(made / "server.crt", made / "server.key", made / "server.key"))
 
 
 def test_a_file_far_too_large_is_not_read(made: Path, tmp_path: Path) -> None:
@@ -229,10 +236,327 @@ def test_a_file_far_too_large_is_not_read(made: Path, tmp_path: Path) -> None:
     large.touch()
     os.truncate(large, 1 << 40)
     with pytest.raises(tls.TlsError, match="larger than"):
-        tls.load(tls.TlsFiles(large, made / "server.key", None), NOW)
+        tls.load(tls.TlsFiles(large, made / "server.key", None))
 
 
 def test_a_client_is_told_another_name_only_where_the_certificate_does_not_have_its_own(made: Path) -> None:
     assert tls.name_to_expect(files(made), "127.0.0.1") == ""
     assert tls.name_to_expect(files(made), "localhost") == ""
     assert tls.name_to_expect(files(made), "10.1.2.3") == "backup.example.org"
+
+
+# --- files as people have them
+
+
+def as_given(directory: Path, certificate: bytes, key: bytes) -> tls.TlsFiles:
+    """The two as files; without the server's own key."""
+    (directory / "given.crt").write_bytes(certificate)
+    (directory / "given.key").write_bytes(key)
+    return tls.TlsFiles(directory / "given.crt", directory / "given.key", None)
+
+
+MEND = {
+    "Windows line ends": lambda text: text.replace(b"\n", b"\r\n"),
+    "a byte order mark": lambda text: b"\xef\xbb\xbf" + text,
+    "UTF-16, as PowerShell writes": lambda text: text.decode().encode("utf-16"),
+    "text before": lambda text: b"Certificate:\n    Data: \xc3\xa9\n" + text + b"\nend of mail\n",
+    "indented, as in YAML": lambda text: b"".join(b"    " + line for line in text.splitlines(keepends=True)),
+    "on one line": lambda text: text.replace(b"\n", b" "),
+    "line ends as two characters": lambda text: text.replace(b"\n", b"\\n"),
+    "no line end at the end": lambda text: text.rstrip(),
+    "twice": lambda text: text + text,
+}
+
+
+@pytest.mark.parametrize("how", MEND)
+def test_a_file_that_can_only_mean_one_thing_is_read(made: Path, tmp_path: Path, how: str) -> None:
+    certificate, key = (made / "server.crt").read_bytes(), (made / "server.key").read_bytes()
+    given = as_given(tmp_path, MEND[how](certificate), MEND[how](key))
+    assert tls.load(given).certificates == tls.load(files(made)).certificates
+    assert tls.load(given).key == tls.load(files(made)).key
+
+
+def test_certificates_and_key_may_lie_in_one_file_and_in_any_order(made: Path, tmp_path: Path) -> None:
+    certificate, key = (made / "server.crt").read_bytes(), (made / "server.key").read_bytes()
+    authority = (made / "ca.crt").read_bytes()
+    both = authority + key + certificate
+    loaded = tls.load(as_given(tmp_path, both, both))
+    assert [each.subject.rfc4514_string() for each in loaded.chain] == [
+        "CN=backup.example.org",
+        "CN=Staddle private authority",
+    ]
+    with serving(tls.TlsFiles(tmp_path / "given.crt", tmp_path / "given.crt", None)) as address:
+        assert ask(address, client_credentials(made, None)) == "OK"
+
+
+def _converted(made: Path, how: str) -> tuple[bytes, bytes]:
+    """The server's certificate and key in another form."""
+    from cryptography.hazmat.primitives.serialization import pkcs7, pkcs12
+
+    certificate, key = (made / "server.crt").read_bytes(), (made / "server.key").read_bytes()
+    leaf, loaded = x509.load_pem_x509_certificate(certificate), serialization.load_pem_private_key(key, None)
+    assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+    plain = serialization.NoEncryption()
+    pkcs8, der, pem = (
+        serialization.PrivateFormat.PKCS8,
+        serialization.Encoding.DER,
+        serialization.Encoding.PEM,
+    )
+    old = serialization.PrivateFormat.TraditionalOpenSSL
+    secret = serialization.BestAvailableEncryption(b"open sesame")
+    request = x509.CertificateSigningRequestBuilder().subject_name(leaf.subject).sign(loaded, hashes.SHA256())
+    return {
+        "swapped": (key, certificate),
+        "empty": (b" \n", key),
+        "certificate in DER": (leaf.public_bytes(der), key),
+        "key in DER": (certificate, loaded.private_bytes(der, pkcs8, plain)),
+        "old key in DER": (certificate, loaded.private_bytes(der, old, plain)),
+        "PKCS#12": (pkcs12.serialize_key_and_certificates(b"x", loaded, leaf, None, secret), key),
+        "PKCS#7": (pkcs7.serialize_certificates([leaf], der), key),
+        "encrypted key": (certificate, loaded.private_bytes(pem, pkcs8, secret)),
+        "encrypted old key": (certificate, loaded.private_bytes(pem, old, secret)),
+        "request": (request.public_bytes(pem), key),
+        "public key": (
+            certificate,
+            loaded.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo),
+        ),
+        "base64 twice": (base64.b64encode(certificate), key),
+        "cut off": (certificate, key[:-40]),
+        "a damaged line": (certificate.replace(b"M", b"?", 3), key),
+        "of a client": ((made / "client-web1.crt").read_bytes(), (made / "client-web1.key").read_bytes()),
+    }[how]
+
+
+NAMED = {
+    "swapped": "swap --tls-cert and --tls-key",
+    "empty": r"given\.crt is empty",
+    "certificate in DER": "openssl x509 -inform DER",
+    "key in DER": "openssl pkey -inform DER",
+    "old key in DER": "openssl pkey -inform DER",
+    "PKCS#12": "openssl pkcs12 -in",
+    "PKCS#7": "openssl pkcs7 -inform DER",
+    "encrypted key": "openssl pkey -in .*given.key",
+    "encrypted old key": "openssl pkey -in .*given.key",
+    "request": "certificate request",
+    "public key": "no private key in PEM, but: PUBLIC KEY",
+    "base64 twice": "base64 -d",
+    "cut off": r"given\.key is cut off",
+    "a damaged line": r"given\.crt is damaged: a block CERTIFICATE is not base64",
+    "of a client": "lacks serverAuth",
+}
+
+
+@pytest.mark.parametrize("how", NAMED)
+def test_a_file_of_another_kind_is_named_with_what_to_do(made: Path, tmp_path: Path, how: str) -> None:
+    certificate, key = _converted(made, how)
+    with pytest.raises(tls.TlsError, match=NAMED[how]) as caught:
+        tls.load(as_given(tmp_path, certificate, key))
+    secret = (made / "server.key").read_bytes().splitlines()[1].decode()
+    assert secret not in str(caught.value)
+
+
+def self_signed(
+    directory: Path,
+    key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey,
+    *extensions: x509.ExtensionType,
+) -> tls.TlsFiles:
+    """A certificate that no authority has signed, and its key, as files."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "server")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(NOW - DAY).not_valid_after(NOW + 90 * DAY)
+    for each in extensions:
+        builder = builder.add_extension(each, critical=False)
+    algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
+    certificate = builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM)
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    return as_given(directory, certificate, pem)
+
+
+def alternative(host: str) -> x509.SubjectAlternativeName:
+    return x509.SubjectAlternativeName([x509.DNSName(host)])
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        (ed25519.Ed25519PrivateKey.generate(), "Ed25519"),
+        (ec.generate_private_key(ec.SECP521R1()), "secp521r1"),
+        (ec.generate_private_key(ec.SECP256K1()), "secp256k1"),
+    ],
+    ids=["Ed25519", "P-521", "secp256k1"],
+)
+def test_a_key_of_a_kind_with_which_nobody_could_connect_is_refused_by_name(
+    tmp_path: Path, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, kind: str
+) -> None:
+    given = self_signed(tmp_path, key, alternative("localhost"))
+    with pytest.raises(tls.TlsError, match=rf"gRPC does not use \({kind}\): take RSA"):
+        tls.load(given)
+
+
+def test_a_certificate_without_a_name_for_hosts_is_refused_with_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(tls.TlsError, match=r"given\.crt names no host .*subjectAltName"):
+        tls.load(self_signed(tmp_path, ec.generate_private_key(ec.SECP256R1())))
+
+
+def test_what_will_keep_clients_away_is_said_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    issuer = x509.AuthorityInformationAccess(
+        [
+            x509.AccessDescription(
+                x509.oid.AuthorityInformationAccessOID.CA_ISSUERS,
+                x509.UniformResourceIdentifier("http://authority.example/issuer.crt"),
+            )
+        ]
+    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    held = tls.ServerCertificates(self_signed(tmp_path, key, alternative("*.example.org")))
+    for good in ("", "backup.example.org", "BACKUP.example.org."):
+        held.advise(good)
+    assert warnings_of(caplog) == []
+    for other in ("example.org", "a.backup.example.org", "192.0.2.7"):
+        held.advise(other)
+        ((_, words),) = warnings_of(caplog)
+        assert f"is not for {other}, the --endpoint" in words
+    tls.ServerCertificates(self_signed(tmp_path, key, alternative("localhost"), issuer)).advise("localhost")
+    ((_, words),) = warnings_of(caplog)
+    assert "fullchain.pem" in words
+
+
+def test_what_is_no_file_or_cannot_be_read_is_named_and_never_waited_for(made: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    for path, words in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "pipe", "is a pipe"),
+        (Path("/dev/zero"), "device"),
+        (tmp_path / "link", "a link to nowhere, which does not exist"),
+    ):
+        with pytest.raises(tls.TlsError, match=words):
+            tls.load(tls.TlsFiles(path, made / "server.key", None))
+    with pytest.raises(tls.TlsError, match=r"server\.key holds no certificate in PEM, but: PRIVATE KEY"):
+        tls.load(tls.TlsFiles(made / "server.crt", made / "server.key", made / "server.key"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_of_another_user_is_named_with_its_owner(made: Path, tmp_path: Path) -> None:
+    key = tmp_path / "closed.key"
+    key.touch(0o000)
+    with pytest.raises(tls.TlsError, match=r"Permission denied: it belongs to .* with mode 0000"):
+        tls.load(tls.TlsFiles(made / "server.crt", key, None))
+
+
+# --- dates
+
+
+class Times:
+    """A clock that a test sets: the wall clock's time, and the seconds that have passed."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        self.passed_s = 0.0
+
+    def certificates(self, of: tls.TlsFiles) -> tls.ServerCertificates:
+        return tls.ServerCertificates(of, lambda: self.now, lambda: self.passed_s)
+
+    def pass_days(self, days: float) -> None:
+        self.now += days * DAY
+        self.passed_s += days * 86_400
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    found = [
+        (record.levelno, record.getMessage())
+        for record in caplog.records
+        if record.levelno >= logging.WARNING
+    ]
+    caplog.clear()
+    return found
+
+
+def test_a_certificate_warns_at_the_start_and_every_day_from_thirty_days_before_its_end_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certs.make(tmp_path, ["localhost"], [], 32, NOW)
+    times = Times()
+    held = times.certificates(files(tmp_path))
+    assert (held.lasts(), warnings_of(caplog)) == (True, [])
+    times.pass_days(2.5)
+    held.tick()
+    ((level, words),) = warnings_of(caplog)
+    assert level == logging.WARNING
+    assert f"{tmp_path}/server.crt expires at" in words
+    assert "in 29 days: renew it" in words
+    assert not held.lasts()
+    times.pass_days(0.5)
+    held.tick()
+    assert warnings_of(caplog) == []
+    times.pass_days(30)
+    held.tick()
+    ((level, words),) = warnings_of(caplog)
+    assert level == logging.ERROR
+    assert "expired at" in words
+    times.certificates(files(tmp_path))
+    assert [level for level, _ in warnings_of(caplog)] == [logging.ERROR], "also at a start"
+
+
+def test_one_that_is_not_valid_yet_says_from_when_on_and_what_the_clock_says(made: Path) -> None:
+    found = tls.load(files(made)).validity(NOW - DAY)
+    assert not found.is_valid
+    assert "is not valid before" in found.words
+    assert f"{NOW - DAY:%Y-%m-%d %H:%M} UTC" in found.words
+
+
+def test_an_authority_of_the_clients_that_ends_is_named_unless_another_one_lasts(tmp_path: Path) -> None:
+    certs.make(tmp_path / "lasts", ["localhost"], [], 4000, NOW)
+    certs.make(tmp_path / "old", ["localhost"], [], 3, NOW - 3640 * DAY)
+    old, new = ((tmp_path / name / "ca.crt").read_bytes() for name in ("old", "lasts"))
+    mutual = files(tmp_path / "lasts", mutual=True)._replace(client_ca=tmp_path / "both.crt")
+    (tmp_path / "both.crt").write_bytes(old)
+    assert "the clients' authority" in tls.load(mutual).validity(NOW).words
+    (tmp_path / "both.crt").write_bytes(old + new)
+    assert tls.load(mutual).validity(NOW).words == ""
+
+
+def test_a_renewed_certificate_is_noticed_within_a_minute_also_where_a_link_is_swapped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certs.make(tmp_path / "one", ["localhost"], [], 10, NOW)
+    certs.make(tmp_path / "two", ["localhost"], [], 90, NOW)
+    (tmp_path / "live").symlink_to("one")
+    times = Times()
+    held = times.certificates(files(tmp_path / "live"))
+    assert not held.lasts()
+    (tmp_path / "new").symlink_to("two")
+    (tmp_path / "new").rename(tmp_path / "live")
+    times.passed_s += 61
+    held.tick()
+    assert held.lasts()
+
+
+def test_a_good_certificate_is_not_replaced_by_one_that_is_not_valid_until_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certs.make(tmp_path / "used", ["localhost"], [], 90, NOW)
+    certs.make(tmp_path / "early", ["localhost"], [], 90, NOW + 2 * DAY)
+    times = Times()
+    held = times.certificates(files(tmp_path / "used"))
+    for name in ("server.crt", "server.key"):
+        (tmp_path / "used" / name).write_bytes((tmp_path / "early" / name).read_bytes())
+    assert held.fetch() is None
+    ((_, words),) = warnings_of(caplog)
+    assert "the old ones stay: the certificate" in words
+    assert "is not valid before" in words
+    assert held.fetch() is None
+    assert warnings_of(caplog) == [], "once"
+    times.pass_days(2)
+    assert held.fetch() is not None
+
+
+def test_the_health_probe_names_an_expired_certificate_instead_of_a_server_that_does_not_answer(
+    tmp_path: Path,
+) -> None:
+    certs.make(tmp_path, ["localhost"], [], 3, NOW - 10 * DAY)
+    with serving(files(tmp_path)) as address, pytest.raises(health.ProbeError, match="expired at"):
+        health.check(address, files(tmp_path), 5)

@@ -32,6 +32,7 @@ def measured(place: Path, case: cases.Case, *peers: object, rounds: int = 1) -> 
 pytestmark = pytest.mark.usefixtures("quickly")
 
 
+@pytest.mark.slow
 def test_an_image_goes_through_all_its_phases_and_comes_back(tmp_path: Path) -> None:
     results = measured(tmp_path, cases.image(tmp_path, 4 * data.MIB, None), Staddle(), StaddleThin(), Copy())
     assert {phase for _, phase, peer in results.figures if peer == "staddle"} == {
@@ -45,11 +46,13 @@ def test_an_image_goes_through_all_its_phases_and_comes_back(tmp_path: Path) -> 
     assert results.figures["image", Phase.RESTORE, "cp"][0].server_bytes == 0
 
 
+@pytest.mark.slow
 def test_a_tree_is_restored_whole_in_parts_and_one_file(tmp_path: Path) -> None:
     results = measured(tmp_path, cases.tree(tmp_path, 300, None), Staddle())
     assert {Phase.RESTORE, Phase.SCATTERED, Phase.ONE} <= {phase for _, phase, _ in results.figures}
 
 
+@pytest.mark.slow
 def test_a_case_that_keeps_its_repositories_makes_them_once(tmp_path: Path) -> None:
     results = measured(tmp_path, cases.many(tmp_path, 600), Staddle(), rounds=2)
     assert len(results.figures["many", Phase.FIRST, "staddle"]) == 1
@@ -79,6 +82,7 @@ def test_what_comes_back_otherwise_ends_the_run(tmp_path: Path) -> None:
         measured(tmp_path, cases.tree(tmp_path, 20, None), Forger())
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_something_failed_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from benchmarks.processes import Server
 TOP = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_everything_passes_with_little_data(tmp_path: Path) -> None:
     ended = subprocess.run(

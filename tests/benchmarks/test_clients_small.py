@@ -23,6 +23,7 @@ def only_record(results: Path) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.slow
 def test_all_uploads_of_both_ways_are_committed_and_measured(tmp_path: Path, results: Path) -> None:
     (tmp_path / "work").mkdir()
     sizes = ["--mib", "3", "--count", "1", "--count", "5", "--drivers", "2"]
@@ -43,6 +44,7 @@ def test_all_uploads_of_both_ways_are_committed_and_measured(tmp_path: Path, res
     assert not list((tmp_path / "work").iterdir()), "it leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_uploads_that_the_server_has_no_room_for_wait_and_are_committed(
     tmp_path: Path, results: Path
 ) -> None:
@@ -57,6 +59,7 @@ def test_uploads_that_the_server_has_no_room_for_wait_and_are_committed(
     assert case["seconds"] > 2, "they waited for as long as the server had asked"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", load.WAYS)
 def test_an_upload_that_does_not_become_what_it_should_fails_the_run(
     tmp_path: Path,
@@ -79,6 +82,7 @@ def test_an_upload_that_does_not_become_what_it_should_fails_the_run(
     assert case["failures"]
 
 
+@pytest.mark.slow
 def test_uploads_that_end_at_once_are_measured_all_the_same(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

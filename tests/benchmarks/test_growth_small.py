@@ -37,6 +37,7 @@ def record_of(sizes: dict[int, float], series: str = "image") -> sections.Record
 # --- a whole run
 
 
+@pytest.mark.slow
 def test_every_part_is_measured_at_every_size_and_nothing_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +77,7 @@ class Breaks(Copy):
         return command if self.opened == 1 else command._replace(argv=["cp", "-a", "/etc/hostname", target])
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_something_failed_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_program_that_is_not_there_is_named() -> None:
 # --- catalogs
 
 
+@pytest.mark.slow
 def test_a_server_takes_backups_beside_chunks_that_have_no_packs_and_gives_them_back(tmp_path: Path) -> None:
     bytes_each = growth.make_filled(tmp_path / "filled", 5_000)
     assert 55 < bytes_each < 75

@@ -9,6 +9,7 @@ from benchmarks import memory
 SMALL = ["--streams", "2", "--image", "4", "--files", "60", "--work"]
 
 
+@pytest.mark.slow
 def test_each_phase_is_measured_and_a_small_run_is_within_the_bound(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -18,6 +19,7 @@ def test_each_phase_is_measured_and_a_small_run_is_within_the_bound(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_more_than_the_bound_is_said_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

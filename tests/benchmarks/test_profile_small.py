@@ -171,6 +171,7 @@ def test_a_gate_opens_when_somebody_stands_before_it(tmp_path: Path) -> None:
 # --- the command
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("can_sample")
 def test_each_command_is_divided_into_stages_that_sum_to_its_processor_time(
     tmp_path: Path, results: Path

@@ -16,6 +16,7 @@ SMALL = ["--mib", "3", "--uploads", "3", "--work"]
 pytestmark = pytest.mark.usefixtures("results")
 
 
+@pytest.mark.slow
 def test_every_upload_is_made_with_each_number_of_servers_in_each_round(
     tmp_path: Path, results: Path
 ) -> None:
@@ -33,6 +34,7 @@ def test_every_upload_is_made_with_each_number_of_servers_in_each_round(
     assert not list((tmp_path / "work").iterdir()), "it leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_ends_the_run(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ SMALL = ["--mib", "3", "--message-kib", "256", "--work"]
 pytestmark = pytest.mark.usefixtures("results")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("more", "rounds"), [(["--rounds", "2"], 2), (["--rounds", "1", "--tls"], 1)])
 def test_every_stream_is_measured_in_each_round_and_written_down(
     tmp_path: Path, results: Path, more: list[str], rounds: int
@@ -33,6 +34,7 @@ def test_every_stream_is_measured_in_each_round_and_written_down(
     assert not list((tmp_path / "work").iterdir()), "it leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_storing_again_what_the_store_has_ends_the_run(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,20 +6,23 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, event
 from staddle_server import errors
 from staddle_server.catalog import SqliteChoice, choose_sqlite, open_catalog
-from staddle_server.catalog.dialect import installed_wheel, wal_is_safe
-from staddle_server.catalog.migrate import newest_revision
+from staddle_server.catalog.dialect import Database, installed_wheel, open_sqlite, wal_is_safe
+from staddle_server.catalog.engine import bring_up_to_date
+from staddle_server.catalog.migrate import migrate, newest_revision
 from staddle_server.catalog.schema import REVISION, metadata
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "catalog" / "schema.sql"
+VERSION = "SELECT version_num FROM alembic_version"
 
 
 def _sqlite(*version):
@@ -108,32 +111,50 @@ def test_a_new_catalog_is_readable_by_its_owner_only(world):
         assert stat.S_IMODE(mode) == 0o600
 
 
-def test_the_migrations_make_the_golden_schema(world):
-    with world.catalog.database.read() as connection:
+@pytest.fixture
+def migrated(tmp_path: Path) -> Iterator[Database]:
+    """An empty database that went through every migration."""
+    path = str(tmp_path / "migrated.db")
+    database = open_sqlite(path, choose_sqlite(wheel=installed_wheel()), 30.0)
+    migrate(database, path)
+    yield database
+    database.close()
+
+
+def test_the_migrations_make_the_golden_schema(migrated):
+    with migrated.read() as connection:
         assert _schema(connection) == GOLDEN.read_text()
 
 
-def test_the_migrations_make_the_tables_that_the_code_uses(world):
-    with world.catalog.database.read() as connection:
+def test_a_new_catalog_has_the_tables_that_the_migrations_make(migrated, world):
+    with migrated.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-        migrated = _parts(_schema(connection))
-    engine = create_engine("sqlite://")
-    with engine.begin() as connection:
-        metadata.create_all(connection)
-        assert _parts(_schema(connection)) == migrated
-    engine.dispose()
+        expected = _parts(_schema(connection))
+        version = connection.exec_driver_sql(VERSION).all()
+    with world.catalog.database.read() as connection:
+        assert _parts(_schema(connection)) == expected
+        assert connection.exec_driver_sql(VERSION).all() == version
+
+
+def test_a_catalog_of_migrated_tables_is_opened_as_it_is(migrated, tmp_path):
+    with migrated.read() as connection:
+        before = _schema(connection)
+    open_catalog(str(tmp_path / "migrated.db")).close()
+    with migrated.read() as connection:
+        assert _schema(connection) == before
 
 
 def test_the_newest_migration_is_the_one_that_the_code_wants():
     assert newest_revision() == REVISION
 
 
-def test_a_catalog_that_is_up_to_date_is_opened_without_what_brings_it_there(world):
+def test_a_catalog_is_made_and_opened_without_what_brings_an_older_one_up_to_date(tmp_path):
     program = (
         "import sys; from staddle_server.catalog import open_catalog; c = open_catalog(sys.argv[1]); "
-        "assert len(c.tenants.list_all()) == 2; assert 'alembic' not in sys.modules"
+        "assert c.tenants.list_all() == []; assert 'alembic' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program, world.path], check=True)
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / "catalog.db")], check=True)
 
 
 def test_opening_again_changes_nothing_and_finds_everything(world):
@@ -166,8 +187,10 @@ def test_a_catalog_that_is_newer_than_the_code_is_refused_in_words(world):
         open_catalog(world.path)
 
 
-def test_a_migration_that_fails_leaves_no_half_tables(tmp_path):
+@pytest.mark.parametrize("way", [bring_up_to_date, migrate], ids=["made new", "migrated"])
+def test_tables_are_made_whole_or_not_at_all(way, tmp_path):
     path = str(tmp_path / "catalog.db")
+    database = open_sqlite(path, choose_sqlite(wheel=installed_wheel()), 30.0)
     broken = []
 
     def fail(_connection, _cursor, statement, *_):
@@ -178,8 +201,9 @@ def test_a_migration_that_fails_leaves_no_half_tables(tmp_path):
     event.listen(Engine, "before_cursor_execute", fail)
     try:
         with pytest.raises(RuntimeError, match="power cut"):
-            open_catalog(path)
+            way(database, path)
     finally:
+        database.close()
         event.remove(Engine, "before_cursor_execute", fail)
     assert broken
     plain = sqlite3.connect(path)

@@ -214,7 +214,9 @@ class MemoryService(StaddleServiceServicer):
                 root=request.root,
             )
             upload = self.uploads[message.id] = OpenUpload(message)
-            return service.BeginUploadResponse(upload=upload.shown())
+            return service.BeginUploadResponse(
+                upload=upload.shown(), more_damaged_base_entries=self.same_page
+            )
 
     def _upload(self, context, upload_id: str, epoch: int | None = None) -> OpenUpload:
         upload = self.uploads.get(upload_id)
@@ -235,7 +237,8 @@ class MemoryService(StaddleServiceServicer):
     def GetUpload(self, request, context):
         self._enter("GetUpload", context)
         with self.lock:
-            return service.GetUploadResponse(upload=self._upload(context, request.upload_id).shown())
+            shown = self._upload(context, request.upload_id).shown()
+            return service.GetUploadResponse(upload=shown, next_page_token="same" if self.same_page else "")
 
     def ResumeUpload(self, request, context):
         self._enter("ResumeUpload", context)

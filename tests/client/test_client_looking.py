@@ -7,6 +7,7 @@ import itertools
 import random
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -55,6 +56,18 @@ def test_a_list_whose_pages_lead_back_to_themselves_is_refused(client: Client, m
     memory.same_page = True
     with pytest.raises(ProtocolError, match="does not end"):
         list(client.backups("www"))
+
+
+def test_a_list_of_damaged_entries_that_does_not_end_is_refused(
+    client: Client, memory: MemoryService, tmp_path: Path
+) -> None:
+    def bounded(_method: str, context: grpc.ServicerContext) -> None:
+        if len(memory.calls) > 100:
+            rpc_abort(context, grpc.StatusCode.INTERNAL, "INTERNAL", "The client asks for ever.")
+
+    memory.same_page, memory.before = True, bounded
+    with pytest.raises(ProtocolError, match="does not end"):
+        client.backup(tmp_path, dataset="www", thin=True, cache=False)
 
 
 def follow(guard: PageGuard, tokens: Iterable[str], item_count: int) -> None:

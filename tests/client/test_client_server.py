@@ -164,7 +164,7 @@ def test_a_killed_server_loses_nothing_that_is_handed_over_afterwards(server, ad
         for number, piece in enumerate(pieces):
             if number == 80:
                 server.kill()
-                server.flags = ("--listen", settings.server)
+                server.flags += ("--listen", settings.server)
                 server.start()
             yield piece
 

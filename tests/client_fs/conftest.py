@@ -31,14 +31,19 @@ class Protected:
         self.cache = cache
 
     def backup(
-        self, source: Path | bytes | None = None, *, clock: Callable[[], int] = settled_clock, **options
+        self,
+        source: Path | bytes | list[Path] | None = None,
+        *,
+        clock: Callable[[], int] = settled_clock,
+        **options,
     ) -> BackupReport:
         options.setdefault("dataset", "data")
         options.setdefault("retry_s", 5.0)
         options.setdefault("cache_dir", str(self.cache))
         options["kind"] = BackupKind(options.get("kind", "auto"))
-        path = os.fsencode(source if source is not None else self.source)
-        return run_backup(self.client._calls, path, BackupOptions(**options), clock)
+        given = self.source if source is None else source
+        paths = list(map(os.fsencode, given if isinstance(given, list) else [given]))
+        return run_backup(self.client._calls, paths, BackupOptions(**options), clock)
 
     def restore(self, target: Path, dataset: str = "data", **options):
         return self.client.restore(dataset, target, **options)
@@ -86,4 +91,9 @@ def public_path() -> Iterator[Path]:
     try:
         yield path
     finally:
+        # What a test closed must be open again before an ordinary user can remove it.
+        for at, names, _ in os.walk(path):
+            for name in names:
+                if not os.path.islink(os.path.join(at, name)):
+                    os.chmod(os.path.join(at, name), 0o700)
         shutil.rmtree(path)

@@ -25,6 +25,19 @@ class Node(NamedTuple):
     holes: tuple[tuple[int, int], ...]
 
 
+def open_below(root: Path) -> list[str]:
+    """What this process has open at and below a directory: whatever a server in the same process opens does not count."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+        except FileNotFoundError:  # closed since it was listed
+            continue
+        if path == str(root) or path.startswith(f"{root}/"):
+            found.append(path)
+    return found
+
+
 def nodes_of(root: Path | bytes, *, holes: bool = True) -> dict[bytes, Node]:
     """Every path below a root (b"" is the root itself) that is no socket, with all that is compared."""
     root = os.fsencode(root)

@@ -15,7 +15,7 @@ import pytest
 from fs_trees import seeded_bytes
 from staddle._tally import TargetFullError
 from staddle._temporaries import is_temporary, open_temporary
-from staddle._types import ProblemKind
+from staddle._types import EntryCounts, ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 from test_fs_restore import MTIME_NS, Server, file, leftovers, other, restore
@@ -395,3 +395,43 @@ def test_a_dry_run_writes_nothing_and_counts_what_a_restore_then_writes(
         real = protected.restore(target, overwrite=overwrite, paths=paths)
         assert dry.problems == real.problems == ()
         assert (dry.entries_written, dry.data_bytes) == (real.entries_written, real.data_bytes)
+
+
+def test_a_preview_tells_what_would_be_made_replaced_fetched_and_deleted_as_the_restore_then_does(
+    protected, tmp_path: Path
+) -> None:
+    source, target = protected.source, tmp_path / "target"
+    (source / "d").mkdir()
+    (source / "d" / "first").write_bytes(seeded_bytes(1, 70_000))
+    os.link(source / "d" / "first", source / "d" / "second")
+    (source / "changed").write_bytes(seeded_bytes(2, 30_000))
+    (source / "link").symlink_to("changed")
+    os.mkfifo(source / "pipe")
+    (source / "same").write_text("same")
+    protected.backup()
+    fresh = protected.restore(target, dry_run=True)
+    assert fresh.made == EntryCounts(files=4, directories=1, symlinks=1, others=1)
+    assert fresh.replaced == EntryCounts()
+    assert not target.exists()
+    protected.restore(target, include=["same", "changed", "link"])
+    (target / "changed").write_text("short")
+    (target / "link").unlink()
+    (target / "link").touch()
+    (target / "extra").mkdir()
+
+    def everything() -> list[tuple[Path, int, int, int, int]]:
+        paths = [target, *sorted(target.rglob("*"))]
+        return [(p, (s := p.lstat()).st_ino, s.st_mode, s.st_mtime_ns, s.st_ctime_ns) for p in paths]
+
+    before = everything()
+    for options in ({}, {"verify": True}, {"overwrite": "never"}, {"overwrite": "always"}):
+        protected.restore(target, dry_run=True, delete=True, **options)
+        assert everything() == before
+    would = protected.restore(target, dry_run=True, delete=True)
+    assert would.made == EntryCounts(files=2, directories=1, others=1)
+    assert would.replaced == EntryCounts(files=1, symlinks=1)
+    assert (would.data_bytes, would.entries_deleted, would.deleted_paths) == (100_000, 1, (b"extra",))
+    done = protected.restore(target, delete=True)
+    assert done.problems == ()
+    for field in ("entries_written", "entries_unchanged", "entries_deleted", "data_bytes"):
+        assert getattr(done, field) == getattr(would, field), field

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+from pathlib import Path
 
 import pytest
 from command_line import CommandLine
@@ -287,3 +288,39 @@ def test_who_is_no_admin_may_look_and_not_more(staddle: CommandLine, backups: li
     for words in (("delete", "www", backups[0], "--yes"), ("retention", "apply", "www", "--plan", "00")):
         error = staddle(*words, "--json", code=1, **writer).error
         assert error["reason"] == "PERMISSION_DENIED", words
+
+
+# --- restores that delete
+
+
+def test_a_restore_that_deletes_asks_first_and_says_what_it_did(
+    staddle: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    staddle("backup", source, "--dataset", "www")
+    target = tmp_path / "target"
+    staddle("restore", "www", "--target", target)
+    (target / "extra\x1b").touch()
+    (target / "etc" / "extra").touch()
+    (target / "hello.txt").write_text("changed")
+    words = ("restore", "www", "--target", str(target), "--delete")
+    for more in ((), ("--json",)):
+        done = staddle(*words, *more, given=b"y\n", code=2)
+        assert "--yes" in done.err
+    done = staddle(*words, "--dry-run")
+    assert done.lines[:2] == ["- etc/extra", "- extra\\x1b"]
+    assert "nothing to make, 1 file to replace, 7 B to fetch; 6 already there; 2 to delete" in done.lines[2]
+    done = staddle(*words, "--dry-run", "--json")
+    assert [record["path"] for record in done.records[:-1]] == ["etc/extra", "extra\x1b"]
+    code, _, err = asked(staddle, b"n\n", *words)
+    assert code == 1
+    assert f"Delete 2 paths in {target} that the backup does not have?" in err
+    assert (target / "hello.txt").read_text() == "changed"
+    assert (target / "etc" / "extra").exists()
+    code, out, _ = asked(staddle, b"y\n", *words)
+    assert code == 0
+    assert "1 entry written" in out
+    assert "2 deleted" in out
+    assert not (target / "etc" / "extra").exists()
+    (target / "again").touch()
+    assert staddle(*words, "--yes", "--json").summary["entries_deleted"] == 1
+    assert staddle("restore", "www", "--target", target, "--yes", code=2).out == b""

@@ -71,3 +71,84 @@ def test_what_is_neither_directory_nor_file_is_refused_with_what_to_do(
     done = staddle("backup", tmp_path / "pipe", "--dataset", "data", code=2)
     assert "is a pipe" in done.err
     assert "staddle backup - " in done.err
+
+
+def test_a_dry_run_says_what_would_travel_and_makes_no_backup(staddle: CommandLine, source: Path) -> None:
+    words = ("backup", source, "--dataset", "data", "--exclude", "nothing")
+    first = staddle(*words, "-n")
+    assert "Would back up to data (full): 7 (10.0 KiB) new; 0 (0 B) changed" in first.out.decode()
+    assert "matched nothing: 'nothing'" in first.err
+    assert len(first.lines) == 1
+    assert staddle("list", "--json").summary["dataset_count"] == 0
+    staddle(*words)
+    (source / "etc" / b"odd\n\xff".decode("utf-8", "surrogateescape")).write_text("new")
+    (source / "hello.txt").unlink()
+    listed = staddle(*words, "--dry-run", "-v")
+    assert listed.lines[:-1] == ["~ ./", "~ etc", "+ etc/odd\\n\\xff", "- hello.txt"]
+    told = staddle(*words, "--dry-run", "--json")
+    assert [(each["change"], each["path"]) for each in told.records[:-1]][2:] == [
+        ("new", "etc/odd\\n\\xff"),
+        ("removed", "hello.txt"),
+    ]
+    assert told.summary["new"] == {"entries": 1, "data_bytes": 3}
+    assert told.summary["removed"] == {"entries": 1, "data_bytes": 7}
+    assert told.summary["dry_run"]
+    assert staddle("list", "data", "--json").summary["backup_count"] == 1
+    assert "add -n" in staddle(*words, "-v", code=2).err
+    assert (
+        "--dry-run is for a PATH" in staddle("backup", "-", "--dataset", "d", "--name", "f", "-n", code=2).err
+    )
+
+
+def test_several_paths_in_one_command(staddle: CommandLine, source: Path) -> None:
+    (source / "-dash").write_text("x")
+    done = staddle(
+        *("backup", "--dataset", "data", "--", source / "etc" / "deep", f"{source}/./-dash", source / "-dash")
+    )
+    assert "5 entries" in done.out.decode()
+    assert paths_of(staddle) == {"-dash", "etc", "etc/deep", "etc/deep/empty"}
+    missing = staddle("backup", source / "etc", source / "nothing", "--dataset", "data", code=1)
+    assert "nothing: No such file" in missing.err
+    usual = staddle("backup", "--dataset", "data", "--", "ls", "-l", code=2)
+    assert "--from-command" in usual.err
+    assert "backed up alone" in staddle("backup", source, "-", "--dataset", "data", code=2).err
+
+
+def test_a_list_is_read_once_from_a_file_or_a_pipe(staddle: CommandLine, source: Path) -> None:
+    (source / " two words ").touch()
+    (source / "#hash").touch()
+    (source / "new\nline").touch()
+    words = ("backup", source, "--dataset", "data")
+    text = (
+        b"\xef\xbb\xbf# why\r\n\r\n two words \r\n./#hash\r\n" + os.fsencode(source / "etc" / "deep") + b"/"
+    )
+    for data in (text, text.decode("utf-8-sig").encode("utf-16")):
+        done = staddle(*words, "--files-from", "-", given=data)
+        assert paths_of(staddle) == {" two words ", "#hash", "etc", "etc/deep", "etc/deep/empty"}
+    staddle(*words, "--files-from0", "/dev/stdin", given=b"new\nline\0hello.txt\0\0")
+    assert paths_of(staddle) == {"new\nline", "hello.txt"}
+    done = staddle(*words, "--files-from", "-", given=b"hello.txt\ngone\n", code=3)
+    assert "not read: gone: it was named, and does not exist" in done.err
+    assert paths_of(staddle) == {"hello.txt"}
+    for data, why in ((b"a\0b\0", "--files-from0"), (b"../x\n", "no path below"), (b"# no\n", "empty")):
+        assert why in staddle(*words, "--files-from", "-", given=data, code=2).err
+    assert "only once" in staddle(*words, "--files-from", "-", "--files-from0", "-", code=2).err
+    assert (
+        "for a PATH" in staddle(*("backup", "-", *words[2:]), "--name", "f", "--files-from", "x", code=2).err
+    )
+
+
+def test_a_restore_takes_patterns_and_files_of_them(
+    staddle: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    staddle("backup", source, "--dataset", "www")
+    (tmp_path / "list").write_text("# what is small\r\n*.txt\r\nempty\r\n")
+    words = ("restore", "www", "--target")
+    done = staddle(*words, tmp_path / "a", "--include-file", tmp_path / "list", "--include", "*.ini")
+    assert sorted(path.name for path in (tmp_path / "a").rglob("*")) == ["deep", "empty", "etc", "hello.txt"]
+    assert "matched nothing: '*.ini'" in done.err
+    staddle(*words, tmp_path / "b", "--exclude-file", "/dev/stdin", given=b"etc/*\n!conf\n")
+    assert sorted(path.name for path in (tmp_path / "b").rglob("*")) == ["conf", "etc", "hello.txt", "link"]
+    done = staddle(*words, tmp_path / "c", "--include", "../x", code=2)
+    assert "--include" in done.err
+    assert not (tmp_path / "c").exists()

@@ -95,7 +95,7 @@ def test_an_interrupted_stream_leaves_nothing_and_ends_its_command(
     child = int(fifo.read_text())  # it has begun
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=30)
-    assert (running.returncode, out) == (130, b"")
+    assert (running.returncode, out) == (130, b""), err
     assert b'"reason": "INTERRUPTED"' in err
     assert b'"resumable": false' in err
     with pytest.raises(ProcessLookupError):
@@ -121,9 +121,9 @@ def test_a_server_that_goes_away_and_comes_back_is_waited_for_and_that_is_said(
     assert backup.stderr is not None
     said = backup.stderr.readline()
     assert b"Trying again in" in said
-    server.flags = ("--listen", server.address)
+    server.flags += ("--listen", server.address)
     server.start()
-    out, _ = backup.communicate(timeout=60)
-    assert backup.returncode == 0
+    out, err = backup.communicate(timeout=60)
+    assert backup.returncode == 0, err
     assert b"it went on where" in out
     assert nobody("cat", "d", "a").out == b"a" * 3_000_000 + b"b" * 3_000_000

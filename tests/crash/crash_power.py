@@ -35,7 +35,7 @@ from crash_work import (
     delete,
     undelete,
 )
-from staddle_server import app, config, rooms
+from staddle_server import app, config, generation, rooms
 from staddle_server.config import Address
 from staddle_server.datadir import DataDirectory, read_client_config, write_client_config
 from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S
@@ -50,14 +50,20 @@ CATALOG = f"{DATA}/catalog.db"
 
 
 @contextmanager
-def served(data: Path) -> Iterator[Stub]:
-    """A server in this process that starts as `staddle-server serve` does, and makes what is missing."""
+def served(data: Path, *, copied: bool = False) -> Iterator[Stub]:
+    """A server in this process that starts as `staddle-server serve` does, and makes what is missing.
+
+    With `copied`, the files were made by this harness, not by the disk that they stand for, and may be of another time.
+    """
     directory = DataDirectory(data)
     settings = config.load({"data": str(data), "listen": "127.0.0.1:0"}, {})
     with directory.claimed():
         if not directory.is_complete():
             app.initialise(directory, settings)
-        with rooms.open_rooms(directory) as opened:
+        with directory.store_locked(), rooms.open_rooms(directory) as opened:
+            if copied:
+                opened.catalog.generation.forget_birth()
+            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns())
             opened.blobs.sweep()
             service = Service(
                 opened.catalog,
@@ -159,7 +165,7 @@ class Cuts:
     def _look(self, data: Path, before: Answered | None, after: Answered | None) -> None:
         # Until the next answer, what is under way may have happened or not.
         after = after or before
-        with served(data) as stub:
+        with served(data, copied=True) as stub:
             check_swept(data)
             if before is not None and (data / "master.key").read_bytes() != before.master_key:
                 raise LostError("the master key is another one")

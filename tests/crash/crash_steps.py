@@ -25,8 +25,9 @@ MAGICS: Final = {
     b"STADKEYS": "keys",
     b"STADHEAD": "head",
     b"staddle store": "format",
+    b"staddle mark": "mark",
 }
-DIRECTORIES: Final = {"packs": "pack", "records": "record", "keys": "keys", "heads": "head"}
+DIRECTORIES: Final = {"packs": "pack", "records": "record", "keys": "keys", "heads": "head", "marks": "mark"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def directory_step(path: str) -> str:
     below = parts[len(parts) - parts[::-1].index("store") :]
     if not below:
         return "store.sync-directory"
-    depth = {"packs": 3, "records": 2, "keys": 2, "heads": 1}
+    depth = {"packs": 3, "records": 2, "keys": 2, "heads": 1, "marks": 1}
     if len(below) == depth.get(below[0]):
         return f"{DIRECTORIES[below[0]]}.sync-directory"
     return "directory.sync"

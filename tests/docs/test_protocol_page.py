@@ -10,6 +10,7 @@ from doc_pages import DOCS, Block, blocks
 from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import errors_pb2, resources_pb2, service_pb2
 from staddle_server import errors, limits
+from staddle_server.session import decoded
 from staddle_server.wire import retention, server, streams
 from staddle_server.wire.status import CODES
 from wire_transcript import SERVICE, Transcript
@@ -202,8 +203,12 @@ def test_the_limits_are_those_of_the_server() -> None:
         "an error's status": size(known.ERROR_STATUS_BYTES_MAX),
         "Backup and Restore streams at once, uploads being written": f"{known.STREAMS_MAX} (`limits.streams_max`), of one tenant three in four; "
         f"{known.UPLOADS_OPEN_MAX}, of one tenant {known.UPLOADS_OPEN_TENANT_MAX}",
-        "retention plans being made at once; backups that one deletes": f"{retention.PLANS_MAX}; "
+        "retention plans being made at once; of one tenant; backups that one deletes": f"{retention.PLANS_MAX}; {retention.PLANS_TENANT_MAX}; "
         f"{known.RETENTION_DELETIONS_MAX:,}",
+        "memory for what calls hold decoded (entries, pages, lists); of one tenant; what a call has without asking": (
+            f"{size(known.DECODED_BYTES_MAX)}; {size(known.DECODED_TENANT_BYTES_MAX)}; {size(known.DECODED_CALL_BYTES)} each for its message, pages and entries; "
+            f"who needs more waits up to {decoded.WAIT_S:.0f} s"
+        ),
         "a hold's reason": size(known.HOLD_REASON_BYTES_MAX),
         "minimum retention, and how far ahead a backup is retained": f"{known.RETENTION_S_MAX // (366 * 86400)} years",
         "a policy: each number; tags; as JSON": f"{known.RETENTION_COUNT_MAX:,}; {known.RETENTION_TAGS_MAX}; "

@@ -142,7 +142,7 @@ RECORDS: list[Record] = [
     TenantRecord("default", NOW_NS),
     CommittedRecord(
         bytes(16), "db", 1, Kind.FULL, Scope.WHOLE, b"", NOW_NS, NOW_NS, Root(1, bytes(32), 9, 9), 1, ChangeCounts(9),
-        {"k": "v"}, "host", "/srv", "token", bytes(16), "r", 5,
+        {"k": "v"}, "host", "/srv", "token", bytes(16), "r", "first", ("first", "token"), True, 5,
     ),
     HeldRecord(b"", "db", "law", NOW_NS),
     RetainedRecord(bytes(16), NOW_NS, NOW_NS),

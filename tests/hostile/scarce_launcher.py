@@ -1,6 +1,6 @@
 """`staddle-server` that can be put short of threads or memory while it runs: python scarce_launcher.py SERVER-ARGUMENTS…
 
-SIGUSR1: the system gives it no further thread. SIGUSR2: no further memory but a little. SIGHUP: all that it had.
+SIGUSR1: the system gives it no further thread. SIGUSR2: no further memory but a little. SIGRTMIN: all that it had.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ if __name__ == "__main__":
     for number, handler in (
         (signal.SIGUSR1, no_threads),
         (signal.SIGUSR2, _no_memory),
-        (signal.SIGHUP, _plenty),
+        (signal.SIGRTMIN, _plenty),
     ):
         signal.signal(number, handler)
     sys.argv = ["staddle-server", *sys.argv[1:]]

@@ -82,6 +82,7 @@ READS = {
 @pytest.mark.parametrize(
     ("make", "count"), [(holes, HOLEY), (names, MANY)], ids=["holes", "extended attributes"]
 )
+@pytest.mark.slow
 def test_entries_with_all_that_an_entry_may_have_are_read_back_in_bounded_memory(server, make, count):
     stub = server.stub()
     backup = stub.Backup(sv.BackupRequest(parts=parts) for parts in make()).backup

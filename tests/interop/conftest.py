@@ -1,4 +1,4 @@
-"""Clients that are not ours. Where Go or Node is missing, their tests say what is left out; CI leaves nothing out."""
+"""Clients that are not ours. Where Go, Node or Java is missing, the tests say what is left out; CI leaves nothing out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,14 @@ def node() -> Foreign:
     return Foreign("node", ("node", str(interop_build.node_client())), 1_000_000)
 
 
-@pytest.fixture(params=["go", "node"])
+@pytest.fixture(scope="session")
+def java() -> Foreign:
+    need("the client in Java", "javac", "mvn")
+    # Java sets the times of symbolic links in microseconds, and times before 1970 in seconds.
+    return Foreign("java", interop_build.java_client(), 1_000)
+
+
+@pytest.fixture(params=["go", "node", "java"])
 def foreign(request: pytest.FixtureRequest) -> Foreign:
     """Each of the clients in other languages."""
     made: Foreign = request.getfixturevalue(request.param)
@@ -47,6 +54,6 @@ def foreign(request: pytest.FixtureRequest) -> Foreign:
 
 
 @pytest.fixture
-def everyone(go: Foreign, node: Foreign) -> list[Foreign]:
+def everyone(go: Foreign, node: Foreign, java: Foreign) -> list[Foreign]:
     """All of them, to see that they agree."""
-    return [go, node]
+    return [go, node, java]

@@ -1,4 +1,4 @@
-"""Makes the clients that are not ours, below .tools/: grpcurl, and the ones in Go and Node from the protos alone.
+"""Makes the clients that are not ours, below .tools/: grpcurl, and the ones in Go, Node and Java from the protos alone.
 
 Each is made once: a stamp holds the digest of what it was made from, and a lock keeps two runs apart.
 """
@@ -28,9 +28,11 @@ GO_PLUGINS = (
     "google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.11",
     "google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.1",
 )
-# What go/go.mod and node/package.json ask for.
-OLDEST = {"go": (1, 24), "node": (20, 19), "npm": (10,)}
+# What go/go.mod, node/package.json and java/pom.xml ask for.
+OLDEST = {"go": (1, 24), "node": (20, 19), "npm": (10,), "javac": (17,), "mvn": (3, 6)}
 VERSION_FLAG = {"go": "version"}
+# Short runs: a quick compiler, a small collector, and classes from an archive, made after the build.
+JAVA_FLAGS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xlog:disable")
 
 
 def missing(program: str) -> str | None:
@@ -39,7 +41,8 @@ def missing(program: str) -> str | None:
     if shutil.which(program) is None:
         return f"{program} {oldest} or newer is not on PATH"
     said = _run([program, VERSION_FLAG.get(program, "--version")])
-    found = re.search(r"\d+(\.\d+)+", said)
+    # Maven colours its name: the numbers of an escape sequence are no version.
+    found = re.search(r"\d+(\.\d+)*", re.sub(r"\x1b\[[0-9;]*m", "", said))
     if found is None or tuple(map(int, found[0].split("."))) < OLDEST[program]:
         return f"{program} {oldest} or newer is needed, and this is {said.strip()}"
     return None
@@ -72,6 +75,33 @@ def node_client() -> Path:
     return made
 
 
+def java_client() -> tuple[str, ...]:
+    """The command that runs the program of java/."""
+    made = TOOLS / "interop-java" / "target" / "interop.jar"
+    archive = made.with_name("interop.jsa")
+    sources = [
+        *(each for each in HERE.glob("java/**/*") if "target" not in each.parts),
+        *PROTOS.rglob("*.proto"),
+    ]
+    versions = _run(["javac", "--version"]) + _run(["java", "--version"]) + _run(["mvn", "--version"])
+    _once("interop-java", made, _digest(sources, versions), lambda: _make_java_client(made, archive))
+    return ("java", *JAVA_FLAGS, f"-XX:SharedArchiveFile={archive}", "-jar", str(made))
+
+
+def _make_java_client(made: Path, archive: Path) -> None:
+    folder = _fresh_copy("java", made.parents[1])
+    # Maven asks for nothing that it has: after the first time this needs no network.
+    _run(["mvn", "-B", "-q", "-ntp", f"-Dprotos={PROTOS}", "package"], cwd=folder)
+    # A call that fails loads most of the classes, too. Without the archive the client is slower, and the same.
+    subprocess.run(
+        ["java", *JAVA_FLAGS, f"-XX:ArchiveClassesAtExit={archive}", "-jar", str(made), "list", "none"],
+        env={**os.environ, "STADDLE_SERVER": "127.0.0.1:1", "STADDLE_TOKEN": "none"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+
+
 def _make_go_client(made: Path) -> None:
     folder = _fresh_copy("go", made.parent)
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
@@ -92,7 +122,9 @@ def _fresh_copy(language: str, folder: Path) -> Path:
     if folder.exists():
         shutil.rmtree(folder)
     return Path(
-        shutil.copytree(HERE / language, folder, ignore=shutil.ignore_patterns("node_modules", "gen"))
+        shutil.copytree(
+            HERE / language, folder, ignore=shutil.ignore_patterns("node_modules", "gen", "target")
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""Where Go or Node is missing, a test says what is left out; where nothing may be left out, it fails."""
+"""Where Go, Node or Java is missing, a test says what is left out; where nothing may be left out, it fails."""
 
 from __future__ import annotations
 
@@ -45,4 +45,12 @@ def test_tools_that_are_new_enough_leave_nothing_out(path: Path) -> None:
     program(path, "go", "go version go1.24 linux/amd64")
     program(path, "node", "v20.19.0")
     program(path, "npm", "10.8.2")
-    need("nothing", "go", "node", "npm")
+    program(path, "javac", "javac 25")
+    program(path, "mvn", "\x1b[1mApache Maven 3.6.3\x1b[m")
+    need("nothing", "go", "node", "npm", "javac", "mvn")
+
+
+def test_the_colour_of_a_version_is_no_version(path: Path) -> None:
+    program(path, "mvn", "\x1b[1mApache Maven 3.5.4\x1b[m")
+    with pytest.raises(Skipped, match=r"mvn 3\.6 or newer is needed, and this is .*Apache Maven 3\.5\.4"):
+        need("the client in Java", "mvn")

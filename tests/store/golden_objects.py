@@ -9,6 +9,7 @@ import zstandard
 from memory_blobs import MemoryBlobs
 from staddle_server.store.blobs import create_format
 from staddle_server.store.keys import KeyStore, WrappedKeys, keys_name, master_key_line, wrap_keys
+from staddle_server.store.marks import Began, Mark, put_mark
 from staddle_server.store.pack import Codec, PackWriter, parse_pack_name
 from staddle_server.store.parity import Parity, parity_name
 from staddle_server.store.records import (
@@ -62,6 +63,8 @@ RECORDS: dict[str, Record] = {
         principal="token:golden",
         upload=Seeded("golden upload")(16),
         request_id="request-1",
+        begun_by="token:began",
+        written_by=("token:began", "token:golden"),
     ),
     "deleted": DeletedRecord(BACKUP, COMMIT_NS + 1),
     "undeleted": UndeletedRecord(BACKUP, COMMIT_NS + 2),
@@ -109,6 +112,9 @@ def golden_objects() -> dict[str, tuple[str, bytes]]:
         place = Place(place.sequence + 1, records.stored(name).link)
     records.head.write(len(RECORDS))
     files["head.bin"] = records.head.name
+    mark = Mark(7, Seeded("golden mark")(8).hex())
+    put_mark(blobs, mark, Began("granary", "2026-11-29T08:00:00Z"))
+    files["mark.bin"] = mark.name
     objects = {file: (name, blobs.objects[name]) for file, name in files.items()}
     return {"master.key": ("master.key", master_key_line(MASTER).encode()), **objects}
 

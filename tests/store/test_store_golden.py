@@ -1,5 +1,7 @@
 """The golden files: made again byte for byte, read by the code, and read by hand as docs/format.md says."""
 
+import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -197,6 +199,13 @@ def test_the_golden_head_opens_by_hand_as_the_format_describes() -> None:
     assert struct.unpack("<Q", opened) == (len(RECORDS),)
 
 
+def test_the_golden_mark_says_who_began_when() -> None:
+    first, told, end = golden("mark.bin").split(b"\n")
+    assert (first, end) == (b"staddle mark 1", b"")
+    assert json.loads(told) == {"host": "granary", "began": "2026-11-29T08:00:00Z"}
+    assert re.fullmatch(r"marks/000000000007-[0-9a-f]{16}", names()["mark.bin"])
+
+
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_golden_record_opens_by_hand_as_the_format_describes(kind: str) -> None:
     data = golden(f"record-{kind}.bin")
@@ -234,7 +243,10 @@ def test_a_golden_record_opens_by_hand_as_the_format_describes(kind: str) -> Non
             "principal",
             "upload",
             "request_id",
+            "begun_by",
+            "written_by",
         ]
+        assert body["written_by"] == ["token:began", "token:golden"]
         assert body["changes"] == [1, 2, 3, 4, 5]
         assert body["root"][0::2] == [1, 1000]
         assert (body["kind"], body["scope"], body["commit_ns"]) == (2, 1, COMMIT_NS)

@@ -75,17 +75,18 @@ LINE = f"staddle-master-key-1 {MASTER.hex()} {blake3(MASTER).hexdigest()[:8]}\n"
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        (b"", "holds no master key"),
+        (b"", "is empty"),
+        (b"\0" * 4000, "is empty"),
+        (b"x" * 5000, "more than 4096 bytes"),
         (b"secret\n", "holds no master key"),
         (LINE[21:], "holds no master key"),
-        (LINE[:85] + b"\n", "holds no master key"),
+        (LINE[:85] + b"\n", "and has 64 altogether"),
         (LINE.replace(b"key-1", b"key-2"), "holds no master key"),
-        (LINE[:84] + LINE[85:], "hexadecimal digits"),
-        (LINE.replace(LINE[30:32], b"zz"), "hexadecimal digits"),
-        (LINE[:21] + LINE[21:85].upper() + LINE[85:], "hexadecimal digits"),
-        (LINE[:-2] + b"x\n", "typing error"),
+        (LINE[:84] + LINE[85:], "and has 71 altogether"),
+        (LINE.replace(LINE[30:32], b"zz"), "are not hexadecimal digits"),
+        (LINE[:-2] + b"x\n", "are not hexadecimal digits"),
         (LINE[:50] + (b"0" if LINE[50:51] != b"0" else b"1") + LINE[51:], "typing error"),
-        (LINE + LINE, "typing error"),
+        (LINE + LINE, "are not hexadecimal digits"),
         (b"\xff" * 100, "holds no master key"),
     ],
 )
@@ -100,16 +101,50 @@ def test_a_file_that_is_no_master_key_is_refused_with_the_reason(
     assert MASTER.hex()[:16] not in caught.value.message
 
 
-def test_a_master_key_without_its_last_newline_is_one(tmp_path: Path) -> None:
-    (tmp_path / "key").write_bytes(LINE[:-1])
+@pytest.mark.parametrize(
+    "line",
+    [
+        LINE[:-1],
+        LINE.replace(b"\n", b"\r\n"),
+        b"\xef\xbb\xbf" + LINE,
+        LINE.decode().encode("utf-16"),
+        b"\n  " + LINE + b"\n\n",
+        b'"' + LINE[:-1] + b'"\n',
+        LINE.upper(),
+        LINE[:40] + b"\r\n    " + LINE[40:70] + b"\n" + LINE[70:],
+        LINE[:21] + b" ".join(LINE[at : at + 4] for at in range(21, 85, 4)) + LINE[85:],
+        LINE[:21] + LINE[21:].replace(b"0", b"O").replace(b"1", b"l"),
+    ],
+    ids=[
+        "no newline",
+        "CRLF",
+        "BOM",
+        "UTF-16",
+        "blanks",
+        "quotes",
+        "capitals",
+        "wrapped",
+        "groups",
+        "O and l",
+    ],
+)
+def test_a_master_key_is_understood_as_it_was_typed_or_pasted(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "key").write_bytes(line)
     assert load_master_key(str(tmp_path / "key")) == MASTER
 
 
 def test_a_missing_master_key_and_one_that_is_a_directory_are_named(tmp_path: Path) -> None:
     with pytest.raises(MasterKeyError, match="there is no master key"):
         load_master_key(str(tmp_path / "nothing"))
-    with pytest.raises(MasterKeyError, match="could not be read"):
+    with pytest.raises(MasterKeyError, match="it is a directory"):
         load_master_key(str(tmp_path))
+
+
+def test_a_device_and_a_pipe_without_a_writer_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/zero", str(tmp_path / "pipe")):
+        with pytest.raises(MasterKeyError, match="not a regular file"):
+            load_master_key(path)
 
 
 def test_secrets_differ_from_one_another_and_between_tenants() -> None:

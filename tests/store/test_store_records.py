@@ -47,6 +47,8 @@ COMMITTED = CommittedRecord(
     principal="token:abc",
     upload=bytes(range(2, 18)),
     request_id="r-1",
+    begun_by="token:abc",
+    written_by=("token:abc", "token:def"),
 )
 RECORDS: list[Record] = [
     TenantRecord("default", NOW_NS),
@@ -306,7 +308,8 @@ def test_hostile_bytes_are_no_record(junk: bytes, keep: int) -> None:
             record = Records(memory, keys).read(*memory.objects)
         except Damaged:
             continue
-        assert Records(memory, keys).read(Records(memory, keys).put(record, NOW_NS + 10**9)) == record
+        again = Records(memory, keys).put(encode_record(record), FIRST, b"another record's")
+        assert Records(memory, keys).read(again) == record
     memory = MemoryBlobs()
     memory.objects = dict.fromkeys(seal(keys, b""), junk)
     with pytest.raises(Damaged):

@@ -32,7 +32,7 @@ _QUERIES = {
         "d.policy FROM datasets d JOIN tenants t ON d.tenant = t.row"
     ),
     "backups": (
-        "SELECT b.id, t.id, d.name, b.number, b.kind, b.scope, b.base, b.upload, b.request_id, b.principal, b.begin_ns, "
+        "SELECT b.id, t.id, d.name, b.number, b.kind, b.scope, b.base, b.upload, b.request_id, b.principal, b.authors, b.begin_ns, "
         "b.commit_ns, b.deleted_ns IS NULL, b.root_level, b.root_digest, b.entry_count, b.data_bytes, b.stored_bytes, "
         "b.added, b.content_changed, b.metadata_changed, b.removed, b.metadata_kept, b.tags, b.host, b.source_root, "
         "b.retain_until_ns, b.hold_ns, b.hold_reason FROM backups b "

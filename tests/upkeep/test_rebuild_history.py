@@ -23,7 +23,7 @@ from staddle_server.store.records import (
     TenantSettingsRecord,
     UndeletedRecord,
 )
-from staddle_server.types import Kind, Root, Scope
+from staddle_server.types import Authors, Kind, Root, Scope
 from staddle_server.upkeep.history import History
 
 NOW = 9_000
@@ -53,6 +53,9 @@ def committed(n: int, *, number: int | None = None, dataset: str = "www", at: in
         principal="p",
         upload=bytes([n]) * 15 + b"u",
         request_id=f"r{n}",
+        begun_by="b",
+        written_by=("w", "v"),
+        more_writers=True,
     )
     return msgspec.structs.replace(record, **said)
 
@@ -89,6 +92,7 @@ def test_a_backup_is_as_its_record_says():
     assert tuple(found.changes) == (1, 2, 3, 4, 5)
     assert (found.tags, found.host, found.source_root) == ({"a": "b"}, "h", "/r")
     assert (found.principal, found.request_id, found.stored_bytes) == ("p", "r3", 3)
+    assert found.authors == Authors("b", ("w", "v"), more_writers=True)
     assert (found.deleted_ns, found.hold_ns, found.hold_reason, found.retain_until_ns) == (None, None, "", 77)
 
 

@@ -132,8 +132,33 @@ def test_a_damaged_header_or_footer_is_damage_but_everything_restores_and_nothin
     flip(path, at)
     found, _ = check(running)
     assert [(each.kind, each.severity) for each in found] == [("footer", "damage")]
-    assert marks(running) == set()
+    assert running.catalog.packs.damaged_count(running.tenant) == 0
     assert restore(stub, "www").files == FILES
+    source = Source(stub, "www")
+    assert source.missing(source.cut(A)) == []
+
+
+def test_a_damaged_footer_is_an_alarm_until_it_is_mended_though_all_backups_are_whole(running):
+    stub = running.stub()
+    back_up(stub, "www", FILES)
+    (path,) = objects(running)
+    integrity = running.service._integrity
+    flip(path, -20)
+    check(running)
+    integrity.look()
+    integrity.look()
+    assert not integrity.is_whole
+    damage = running.catalog.packs.known_damage()[running.tenant]
+    assert (damage.packs, damage.segments, damage.footers) == (0, 0, 1)
+    found, _ = check(running)
+    assert [(each.kind, each.severity) for each in found] == [("footer", "damage")]
+    flip(path, -20)
+    found, summary = check(running)
+    assert [(each.kind, each.severity) for each in found] == [("cleared", "note")]
+    assert (summary.cleared, summary.damage) == (1, 0)
+    assert marks(running) == set()
+    integrity.look()
+    assert integrity.is_whole
 
 
 def test_a_missing_pack_and_one_cut_short_are_found_at_a_glance(running):

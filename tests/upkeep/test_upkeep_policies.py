@@ -597,14 +597,23 @@ def test_only_so_many_plans_are_made_at_once_and_other_calls_go_on(running):
     set_policy(stub, keep_last=1)
     running.blobs.waiting = 0
     running.blobs.go.clear()
+    others = running.stub(tenant=running.make_tenant("theirs"))
+    running.blobs.go.set()
+    several(running, others, 2)
+    set_policy(others, keep_last=1)
+    running.blobs.waiting = 0
+    running.blobs.go.clear()
     calls = [
-        stub.PlanRetention.future(sv.PlanRetentionRequest(dataset="www")) for _ in range(retention.PLANS_MAX)
+        stub.PlanRetention.future(sv.PlanRetentionRequest(dataset="www"))
+        for _ in range(retention.PLANS_TENANT_MAX)
     ]
-    wait_until(lambda: running.blobs.waiting == retention.PLANS_MAX)
+    wait_until(lambda: running.blobs.waiting == retention.PLANS_TENANT_MAX)
     with pytest.raises(grpc.RpcError) as caught:
         plan(stub)
     assert reason(caught.value) == "TOO_MANY"
     assert len(backups(stub, "www")) == 2
+    calls.append(others.PlanRetention.future(sv.PlanRetentionRequest(dataset="www")))
+    wait_until(lambda: running.blobs.waiting == retention.PLANS_MAX)
     running.blobs.go.set()
     for call in calls:
         assert call.result().delete_count == 1

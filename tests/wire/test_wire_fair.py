@@ -1,5 +1,7 @@
 """One caller's share: many calls of one token or tenant wait or are refused, and the others are served meanwhile."""
 
+import gc
+import math
 import threading
 
 import grpc
@@ -9,8 +11,9 @@ from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.limits import CALLS_TOKEN_MAX, CALLS_WAITING_TENANT_MAX
+from staddle_server.session import decoded
 from staddle_server.wire.messages import PutEntries
-from thin import Source, back_up, datasets, reason, restore, wait_until
+from thin import Part, Source, back_up, begin, datasets, finish, messages, noise, reason, restore, wait_until
 
 
 @pytest.fixture
@@ -70,7 +73,8 @@ def test_400_calls_of_one_token_at_work_leave_another_tenant_served(running, slo
 
 def test_a_call_keeps_its_place_until_its_thread_is_free(running, slow):
     (call,) = lists(running.stub(), 1)
-    wait_until(lambda: at_work(running) == 1)
+    # Its message has come, and the handler is at work.
+    wait_until(lambda: [each._limit_s for each in running.service._gate.calls._places] == [math.inf])
     call.cancel()
     wait_until(lambda: not running.service._gate._calls)
     assert at_work(running) == 1
@@ -116,3 +120,94 @@ def test_the_head_of_put_entries_may_stand_anywhere_before_or_behind_its_changes
     source.entries = source.bytes = 1
     source.commit()
     assert restore(source.stub, "www").files == {"a": b"1"}
+
+
+# ---------------------------------------------------------------------- what calls hold decoded
+
+
+@pytest.fixture
+def share(running, monkeypatch):
+    """The whole share of the first tenant is held by other calls of it, until this is closed."""
+    monkeypatch.setattr(decoded, "WAIT_S", 0.3)
+    memory = running.service._gate.decoded
+    held = memory.held(running.tenant, lambda: None)
+    held.change(memory.tenant_max)
+    yield held
+    held.close()
+
+
+LARGE = pb.Entry(path="d", holes=[pb.Hole(offset_bytes=n * 2, length_bytes=1) for n in range(16_384)])
+FILES = {f"d{n % 7}/{n}": b"%d" % n for n in range(3000)}
+
+
+def _large_entries(stub):
+    source = Source(stub, "large")
+    try:
+        source.put_entries(*(pb.Entry(path=f"{n}", data=b"1") for n in range(2000)))
+    finally:
+        stub.AbortUpload(sv.AbortUploadRequest(**source.id))
+
+
+def _large_stream(stub):
+    zeros = Part(data=sv.Data(zero_bytes=2 * 16_384))
+    parts = [begin("stream"), Part(entry=LARGE), zeros, Part(entry_end=sv.EntryEnd()), finish(1, 2 * 16_384)]
+    stub.Backup(messages(parts))
+
+
+def _many_paths(stub):
+    list(stub.Restore(sv.RestoreRequest(dataset="www", paths=["d1/1"] * 20_000)))
+
+
+WAYS = {"PutEntries": _large_entries, "Backup": _large_stream, "Restore": _many_paths}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_message_becomes_counts_for_its_tenant_and_for_no_other(running, share, way):
+    stub, theirs = running.stub(), running.stub(tenant=running.make_tenant("theirs"))
+    for each in (stub, theirs):
+        back_up(each, "www", {"d1/1": b"1"})
+    with pytest.raises(grpc.RpcError) as refused:
+        WAYS[way](stub)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert reason(refused.value) == "TOO_MANY"
+    assert rpc_status.from_call(refused.value).details[1].Unpack(error_details_pb2.RetryInfo())
+    WAYS[way](theirs)
+    share.close()
+    WAYS[way](stub)
+
+
+def test_what_is_stored_is_restored_and_listed_also_when_the_tenant_has_its_share(running, share):
+    """Windows are shorter then; a call that needs no more than each has is not refused."""
+    stub = running.stub()
+    back_up(stub, "www", FILES)
+    assert restore(stub, "www").files == FILES
+    assert len(listed(stub)) == len(FILES) + 7
+
+
+def listed(stub):
+    request = sv.ListEntriesRequest(dataset="www", recursive=True, page_size=10_000)
+    return stub.ListEntries(request).entries
+
+
+def test_a_reader_that_does_not_read_holds_its_pages_until_it_goes_and_then_nothing(running):
+    stub, memory = running.stub(), running.service._gate.decoded
+    back_up(stub, "www", FILES)
+    back_up(stub, "www", {**FILES, **{f"{n}": noise(300_000, n) for n in range(40)}})
+    call = stub.Restore(sv.RestoreRequest(dataset="www"))
+    next(call)
+    wait_until(lambda: memory.used(running.tenant) > 0)
+    call.cancel()
+    call = None
+    wait_until(lambda: not gc.collect() and not memory.used(running.tenant))
+    listed(stub)
+    stub.ListChanges(
+        sv.ListChangesRequest(
+            dataset="www", from_backup=pb.BackupSelector(backup="latest"), to_backup=pb.BackupSelector()
+        )
+    )
+    with pytest.raises(grpc.RpcError):
+        stub.ReadRange(sv.ReadRangeRequest(dataset="www", path="no", length_bytes=1))
+    _large_stream(stub)
+    _large_entries(stub)
+    wait_until(lambda: not gc.collect() or not memory.used(running.tenant))
+    assert memory.used(running.tenant) == 0

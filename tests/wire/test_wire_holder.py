@@ -1,9 +1,12 @@
 """Whose upload it is, and what a replay may say: nobody else writes, ends or renews it, and no other call passes for a replay."""
 
+import copy
+
 import grpc
 import pytest
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.limits import UPLOAD_WRITERS_MAX
 from thin import Part, Source, back_up, backups, begin, finish, info, messages, noise, reason, restore, small
 
 CALLS = {
@@ -88,6 +91,52 @@ def test_the_end_of_an_upload_is_replayed_for_its_holder_only(running, first, me
         getattr(second, method)(CALLS[method](learned(second)))
     assert reason(refused.value) == "UPLOAD_CLOSED"
     getattr(first.stub, method)(CALLS[method](first.id))
+
+
+# ---------------------------------------------------------------------- who made it
+
+
+def _resumed(running, source, name):
+    """The upload of `source` in the hands of another token, once its lease has ended."""
+    running.clock.ahead_s += running.lease_s + 1
+    other = copy.copy(source)
+    other.stub = running.stub("writer", name=name)
+    other.upload = other.stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
+    return other
+
+
+def _authors(backup):
+    return backup.begun_by, list(backup.written_by), backup.principal
+
+
+def test_a_backup_names_who_began_it_who_wrote_it_and_who_committed_it(running, first):
+    first.stub.CheckpointUpload(sv.CheckpointUploadRequest(**first.id))
+    second = _resumed(running, first, "second")
+    second.put_entries(pb.Entry(path="b", data=b"2"))
+    second.entries, second.bytes = 2, 2
+    second.stub.CheckpointUpload(sv.CheckpointUploadRequest(**second.id))
+    backup = _resumed(running, second, "third").commit()
+    assert _authors(backup) == ("first", ["first", "second"], "third")
+    assert not backup.more_writers
+    assert _authors(backups(running.stub("reader"), "www")[0]) == _authors(backup)
+
+
+def test_who_began_or_committed_an_upload_and_sent_nothing_did_not_write_it(running):
+    second = _resumed(running, Source(running.stub("writer", name="first"), "www"), "second")
+    assert _authors(second.commit()) == ("first", [], "second")
+
+
+def test_of_many_writers_the_first_are_named_and_that_there_were_more(running, first):
+    for number in range(UPLOAD_WRITERS_MAX + 1):
+        if number:
+            first = _resumed(running, first, f"w{number}")
+            first.put_entries(pb.Entry(path=f"{number}", data=b"1"))
+            first.entries = first.bytes = number + 1
+        first.stub.CheckpointUpload(sv.CheckpointUploadRequest(**first.id))
+    backup = first.commit()
+    names = ["first", *(f"w{number}" for number in range(1, UPLOAD_WRITERS_MAX))]
+    assert (list(backup.written_by), backup.more_writers) == (names, True)
+    assert backup.principal == f"w{UPLOAD_WRITERS_MAX}"
 
 
 # ---------------------------------------------------------------------- replays

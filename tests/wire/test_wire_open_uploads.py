@@ -10,8 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 from staddle import AccessDeniedError, Client
+from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from thin import Source, reason
+from thin import Part, Source, begin, finish, messages, noise, reason
 
 
 def listed(stub, **request) -> list[str]:
@@ -64,6 +65,60 @@ def test_an_upload_that_an_administrator_gives_up_is_closed_to_its_writer_and_sa
         pytest.raises(AccessDeniedError),
     ):
         list(writer.uploads())
+
+
+SECRET = "secret-directory-" + "x" * 200
+
+
+def _catalog_bytes(running) -> bytes:
+    """All that the files of the catalog hold. They are opened while the server is stopped: closing one ends SQLite's locks on it."""
+    running.stop()
+    try:
+        return b"".join(path.read_bytes() for path in running.root.glob("catalog.db*"))
+    finally:
+        running.start()
+
+
+@pytest.mark.parametrize("end", ["commit", "abort", "expire"])
+def test_of_an_upload_that_has_ended_no_path_stays_in_the_file_of_the_catalog(running, end):
+    stub = running.stub("writer")
+    cut = Part(checkpoint=sv.Checkpoint())
+    data = noise(6_000_000)
+    stream = [
+        begin("www", request_id="r"),
+        Part(entry=pb.Entry(path=f"{SECRET}/a", data=b"1")),
+        # Its list of chunks so far makes a durable point that does not fit into one page of the database.
+        Part(entry=pb.Entry(path=f"{SECRET}/b", xattrs=[pb.Xattr(name=b"n", value=b"v" * 6000)])),
+        *(
+            Part(data=sv.Data(data=data[start : start + 1_000_000]))
+            for start in range(0, len(data), 1_000_000)
+        ),
+        cut,
+    ]
+    upload = stub.Backup(messages(stream)).upload
+    running.catalog.uploads.set_failure(running.tenant, bytes.fromhex(upload.id), upload.epoch, SECRET)
+    assert SECRET.encode() in running.catalog.uploads.get(running.tenant, bytes.fromhex(upload.id)).durable
+    id_ = {"upload_id": upload.id, "epoch": upload.epoch}
+    if end == "commit":
+        rest = [Part(entry_end=sv.EntryEnd()), finish(2, 1 + len(data))]
+        where = sv.ContinueUpload(**id_, position=1)
+        offset = upload.durable.open_offset_bytes
+        opened = [
+            Part(entry=pb.Entry(path=f"{SECRET}/b", continue_at_bytes=offset)),
+            *(
+                Part(data=sv.Data(data=data[start : start + 1_000_000]))
+                for start in range(offset, len(data), 1_000_000)
+            ),
+        ]
+        stub.Backup(messages([Part(continue_upload=where), *opened, *rest]))
+        ended = stub.GetUpload(sv.GetUploadRequest(upload_id=upload.id)).upload
+        assert (ended.durable.entry_count, ended.durable.data_bytes) == (2, 1 + len(data))
+        assert not ended.durable.HasField("last_entry")
+    elif end == "abort":
+        stub.AbortUpload(sv.AbortUploadRequest(**id_))
+    else:
+        assert running.catalog.uploads.expire(2**62)
+    assert SECRET.encode() not in _catalog_bytes(running)
 
 
 def test_both_commands_list_uploads_and_give_one_up(server):

@@ -1,8 +1,9 @@
 """`staddle backup`: a directory or file, standard input, or what a command prints."""
 
 import os
+import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -11,18 +12,20 @@ import click
 
 from staddle import BackupKind, BackupReport
 from staddle._channel import tune_malloc
+from staddle._chosen import source_of
 from staddle._convert import path_fault
 from staddle._excludes import excludes_of, lines_of
 from staddle.command import _records, _words
 from staddle.command._exits import DONE, INCOMPLETE, Interruption
 from staddle.command._expected import Expected, Selection, Wanted
+from staddle.command._lists import STDIN, listed_paths
 from staddle.command._options import Session, command, duration, percent, reading, size_bytes, tag
 from staddle.command._output import Output
+from staddle.command._planning import Guard, plan
 from staddle.command._problems import tell_notes, tell_problems
 from staddle.command._source import CommandOutput, standard_input
 from staddle.command._watching import watched
 
-STDIN: Final = "-"
 STREAM_ROOT: Final = "-"
 """The root of a dataset whose one file is streamed: another one than any directory, so that neither replaces the other unasked."""
 KINDS: Final = [kind.value for kind in BackupKind]
@@ -46,7 +49,7 @@ class How:
     "staddle backup --dataset orders --name dump.sql --from-command -- pg_dump orders",
     "zcat old.sql.gz | staddle backup - --dataset orders --name dump.sql",
 )
-@click.argument("source", metavar="[PATH | - | -- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@click.argument("source", metavar="[PATH... | - | -- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--dataset", metavar="NAME", required=True, help="What the backup belongs to; its first one makes it."
 )
@@ -57,6 +60,18 @@ class How:
     show_default=True,
     help="full reads everything; incremental what changed since the newest backup; differential what changed in content since "
     "the newest full one; auto is incremental if there is a backup, else full.",
+)
+@click.option(
+    "--files-from",
+    metavar="FILE",
+    multiple=True,
+    help="Back up only what FILE names, one path a line, relative to PATH; `-` is standard input. Repeatable.",
+)
+@click.option(
+    "--files-from0",
+    metavar="FILE",
+    multiple=True,
+    help="The same with NUL behind each path, as `find -print0` writes it. Repeatable.",
 )
 @click.option(
     "--exclude",
@@ -112,6 +127,15 @@ class How:
     is_flag=True,
     help="The dataset is meant to come from another host or path than before: read everything.",
 )
+@click.option(
+    "-n",
+    "--dry-run",
+    is_flag=True,
+    help="Send and change nothing; say how much is new, changed, removed and unchanged.",
+)
+@click.option(
+    "-v", "--verbose", is_flag=True, help="With --dry-run: name every path that would be sent or removed."
+)
 @click.option("--no-cache", is_flag=True, help="Do not remember what backups hold: ask the server each time.")
 @click.option(
     "--cache-dir",
@@ -137,6 +161,8 @@ def backup(
     *,
     dataset: str,
     kind: str,
+    files_from: tuple[str, ...],
+    files_from0: tuple[str, ...],
     exclude: tuple[str, ...],
     exclude_file: tuple[str, ...],
     exclude_if_present: tuple[str, ...],
@@ -149,6 +175,8 @@ def backup(
     from_command: bool,
     thin: bool,
     new_root: bool,
+    dry_run: bool,
+    verbose: bool,
     no_cache: bool,
     cache_dir: str | None,
     host: str | None,
@@ -159,26 +187,46 @@ def backup(
     A dataset holds what one PATH holds, and PATH is the same each time. What cannot be read is named, and the rest goes on: exit code 3.
     The backup of a PATH that was interrupted goes on where it was when the same command runs again.
     """
+    if verbose and not dry_run:
+        raise click.UsageError("-v names the paths of a --dry-run: add -n.")
     wanted = Wanted(dataset=dataset, kind=kind, tags=_tags(tags), new_root=new_root, retry_s=retry)
+    lists = (*files_from, *files_from0)
     of_path = (
-        exclude or exclude_file or exclude_if_present or exclude_larger_than is not None or no_exclude_caches
+        lists
+        or exclude
+        or exclude_file
+        or exclude_if_present
+        or exclude_larger_than is not None
+        or no_exclude_caches
     )
     if from_command or source == (STDIN,):
         if of_path or one_file_system or max_removed is not None:
-            raise click.UsageError("What is left out, and --max-removed, are for a PATH.")
+            raise click.UsageError("What is left out, --files-from and --max-removed are for a PATH.")
+        if dry_run:
+            raise click.UsageError("--dry-run is for a PATH: a stream cannot be looked at before it is sent.")
         program = _program(source) if from_command else None
         report = _backup_stream(session, program, _stored_name(name), wanted, host)
         return _tell(session.output, report, all_sent=True)
-    path = _one_path(source, name)
+    paths = _paths(source, name)
     selection = Selection(
-        exclude=_patterns(path, exclude_file, exclude),
+        paths=listed_paths(files_from, files_from0) if lists else None,
+        exclude=_patterns(paths, exclude_file, exclude),
         exclude_caches=not no_exclude_caches,
         exclude_if_present=exclude_if_present,
         exclude_larger_than_bytes=exclude_larger_than,
         one_file_system=one_file_system,
     )
     how = How(thin=thin, host=host, cache=not no_cache, cache_dir=cache_dir, max_removed_percent=max_removed)
-    report = _backup_path(session, path, wanted, selection, how)
+    if dry_run:
+        return plan(
+            session,
+            paths,
+            wanted,
+            selection,
+            Guard(host=host, max_removed_percent=max_removed),
+            verbose=verbose,
+        )
+    report = _backup_path(session, paths, wanted, selection, how)
     return _tell(session.output, report, all_sent=thin)
 
 
@@ -213,24 +261,25 @@ def _stored_name(name: str | None) -> bytes:
     return raw
 
 
-def _one_path(source: tuple[str, ...], name: str | None) -> str:
+def _paths(source: tuple[str, ...], name: str | None) -> tuple[str, ...]:
     if not source:
         raise click.UsageError("PATH is missing: which directory or file shall be backed up?")
-    if len(source) > 1:
-        raise click.UsageError(
-            "A dataset has one PATH. For several, back up what they have in common, or use a dataset for each; "
-            "for what a command prints, add --from-command."
-        )
+    if STDIN in source:
+        raise click.UsageError("`-` is standard input, which is backed up alone. A file of that name is ./-")
     if name is not None:
         raise click.UsageError("--name is for `-` and --from-command; a PATH keeps its names.")
-    return source[0]
+    if len(source) > 1 and not os.path.lexists(source[0]) and shutil.which(source[0]):
+        raise click.UsageError(
+            f"{_words.escaped(source[0])} does not exist; for what a command prints, add --from-command."
+        )
+    return source
 
 
-def _patterns(path: str, files: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
+def _patterns(paths: Iterable[str], files: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
     """All patterns. Each file is read here, once; what is wrong with one is told before anything is sent."""
     try:
         patterns = (*(line for file in files for line in lines_of(file)), *given)
-        excludes_of(patterns, root=path)
+        excludes_of(patterns, root=source_of([os.fsencode(path) for path in paths]).root)
     except ValueError as error:
         raise click.UsageError(f"--exclude: {error}.") from error
     return patterns
@@ -239,16 +288,19 @@ def _patterns(path: str, files: Iterable[str], given: Iterable[str]) -> tuple[st
 # --- the work
 
 
-def _backup_path(session: Session, path: str, wanted: Wanted, selection: Selection, how: How) -> BackupReport:
+def _backup_path(
+    session: Session, paths: Sequence[str], wanted: Wanted, selection: Selection, how: How
+) -> BackupReport:
     tune_malloc()
     with session.connect(cache_dir=how.cache_dir) as client:
-        expected = Expected(client, os.fsencode(path), wanted, selection)
+        expected = Expected(client, paths, wanted, selection)
         try:
             with watched(session.output, expected.total) as progress:
                 return client.backup(
-                    path,
+                    paths,
                     dataset=wanted.dataset,
                     kind=wanted.kind,
+                    paths=selection.paths,
                     exclude=selection.exclude,
                     exclude_caches=selection.exclude_caches,
                     exclude_if_present=selection.exclude_if_present,

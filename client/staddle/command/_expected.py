@@ -2,10 +2,12 @@
 
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from staddle import Client, DatasetNotFoundError, StaddleError
+from staddle._chosen import source_of
 from staddle._excludes import excludes_of
 from staddle._omissions import Omissions
 from staddle._scan import Scan
@@ -26,6 +28,7 @@ class Wanted:
 class Selection:
     """Which part of a directory. The fields are arguments of the library; files of patterns have been read."""
 
+    paths: tuple[bytes, ...] | None = None
     exclude: tuple[str, ...] = ()
     exclude_caches: bool = True
     exclude_if_present: tuple[str, ...] = ()
@@ -39,9 +42,9 @@ class Expected:
     A backup that reads only what changed has no such total: how much that will be, nobody knows before.
     """
 
-    def __init__(self, client: Client, root: bytes, wanted: Wanted, selection: Selection) -> None:
+    def __init__(self, client: Client, paths: Sequence[str], wanted: Wanted, selection: Selection) -> None:
         self._client = client
-        self._root = root
+        self._paths = paths
         self._wanted = wanted
         self._selection = selection
         self._total: int | None = None
@@ -60,10 +63,12 @@ class Expected:
             if not self._reads_everything():
                 return
             selection = self._selection
+            source = source_of([os.fsencode(path) for path in self._paths], selection.paths)
             scan = Scan(
-                self._root,
+                source.root,
                 _ignore,
-                excluded=excludes_of(selection.exclude, root=self._root),
+                chosen=source.chosen,
+                excluded=excludes_of(selection.exclude, root=source.root),
                 one_file_system=selection.one_file_system,
                 omissions=Omissions(
                     selection.exclude_caches,

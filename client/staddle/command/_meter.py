@@ -2,6 +2,8 @@
 
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
 from typing import Final, Self
@@ -52,6 +54,15 @@ class Meter:
         """Takes what is to be shown next."""
         with self._lock:
             self._progress = progress
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes the line away for a while."""
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start()
 
     def say(self, line: str) -> None:
         """Writes a line that stays, above the moving one."""

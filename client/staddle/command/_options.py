@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import click
 
 from staddle import BadRequestError, Client, RetentionTag, StaddleError
 from staddle._convert import datetime_of, path_fault
+from staddle._selection import lines_of_all
 from staddle._when import HOW_TO_SAY_WHEN, selector_of
 from staddle.command._output import Output
 from staddle.command._words import escaped
@@ -229,7 +230,7 @@ def _common_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["--server"],
-            metavar="HOST:PORT",
+            metavar="HOST:PORT|unix:PATH",
             help="The server. [env: STADDLE_SERVER]",
         ),
         click.Option(
@@ -290,6 +291,30 @@ def picking(function: Callable[P, int | None]) -> Callable[P, int | None]:
         callback=reading(backup_named),
         help="This backup: its id, the first digits of it (4 or more), or `latest`, which is what you get without --backup and --at.",
     )(run)
+
+
+def selecting(function: Callable[P, int | None]) -> Callable[P, int | None]:
+    """Adds --include, --exclude and files of such patterns, as `include` and `exclude`. Each file is read once, and may be a pipe."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **options: P.kwargs) -> int | None:
+        for name in ("include", "exclude"):
+            files = cast("tuple[str, ...]", options.pop(f"{name}_file"))
+            given = cast("tuple[str, ...]", options[name])
+            options[name] = (*lines_of_all(f"{name}_files", files), *given)
+        return function(*args, **options)
+
+    for name, what in (("exclude", "Leave out what matches"), ("include", "Restore only what matches")):
+        run = click.option(
+            f"--{name}-file", metavar="FILE", multiple=True, help="Read such patterns from FILE. Repeatable."
+        )(run)
+        run = click.option(
+            f"--{name}",
+            metavar="PATTERN",
+            multiple=True,
+            help=f"{what}, as in .gitignore, with all below it. Repeatable.",
+        )(run)
+    return run
 
 
 dataset_argument = click.argument("dataset")

@@ -8,7 +8,8 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 from staddle.command._words import one_line
@@ -24,8 +25,10 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
+        self._has_stdout = True
         self._lock = threading.Lock()
         self._say: Callable[[str], None] | None = None
+        self._pause: Callable[[], AbstractContextManager[None]] = nullcontext
 
     # --- standard output
 
@@ -54,8 +57,15 @@ class Output:
             ]
             self._write("".join(_aligned(row, widths, right) for row in shown))
 
+    def give_away_stdout(self) -> None:
+        """Standard output is for data: results and the summary go to standard error, too."""
+        self._has_stdout = False
+
     def _write(self, text: str) -> None:
-        sys.stdout.write(text)
+        if self._has_stdout:
+            sys.stdout.write(text)
+        else:
+            self._write_error(text)
 
     # --- standard error
 
@@ -84,9 +94,28 @@ class Output:
         """A printable line, as it is."""
         self._write_error(line + "\n")
 
-    def divert(self, say: Callable[[str], None] | None) -> None:
-        """Has notices and errors shown by `say`, while something else moves on the terminal; None: written again."""
+    def divert(
+        self,
+        say: Callable[[str], None] | None,
+        pause: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Has notices and errors shown by `say`, while something else moves on the terminal; None: written again.
+
+        `pause` makes it stand still.
+        """
         self._say = say
+        self._pause = pause
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """A time in which somebody is asked on the terminal, and nothing moves there."""
+        say, pause = self._say, self._pause
+        with pause():
+            self.divert(None)
+            try:
+                yield
+            finally:
+                self.divert(say, pause)
 
     def _write_error(self, text: str) -> None:
         say = self._say

@@ -19,6 +19,7 @@ WORDS: Final = {
     ProblemKind.VANISHED: "vanished",
     ProblemKind.DAMAGED: "damaged",
     ProblemKind.NOT_WRITTEN: "not written",
+    ProblemKind.NOT_DELETED: "not deleted",
     ProblemKind.DIFFERENT: "different",
 }
 

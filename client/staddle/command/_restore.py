@@ -1,15 +1,28 @@
 """`staddle restore`."""
 
+from dataclasses import asdict
 from typing import cast, get_args
 
 import click
 
-from staddle import DamageError, RestoreReport
+from staddle import DamageError, EntryCounts, ProblemKind, RestoreReport
 from staddle._channel import tune_malloc
-from staddle._types import Overwrite
+from staddle._types import ArchiveFormat, Overwrite
 from staddle.command import _records, _words
-from staddle.command._exits import DONE, INCOMPLETE, Interruption
-from staddle.command._options import Session, command, dataset_argument, picking, reading, stored_path
+from staddle.command._archive import STDOUT, Wanted, write_archive
+from staddle.command._exits import DONE, FAILED, INCOMPLETE, Interruption
+from staddle.command._options import (
+    Session,
+    command,
+    confirmed,
+    dataset_argument,
+    picking,
+    reading,
+    require_somebody,
+    selecting,
+    stored_path,
+    yes_option,
+)
 from staddle.command._output import Output
 from staddle.command._problems import tell_problems
 from staddle.command._watching import watched
@@ -20,24 +33,42 @@ from staddle.command._watching import watched
     "Restore a backup, or some paths of it.",
     "staddle restore www --target /tmp/www",
     "staddle restore www --target /tmp/www --at 2026-05-01 etc/nginx",
+    "staddle restore www --format tar etc/nginx | tar -tv",
 )
 @dataset_argument
 @click.argument("paths", metavar="[PATH]...", nargs=-1, callback=reading(stored_path))
-@click.option("--target", metavar="DIR", required=True, help="Where to; it is made if it is not there.")
+@click.option(
+    "--target",
+    metavar="DIR",
+    help="Where to; it is made if it is not there. `-`: write an archive to standard output.",
+)
+@click.option(
+    "--format",
+    "archive",
+    type=click.Choice(get_args(ArchiveFormat)),
+    help="Write an archive to standard output, by default tar. No --target is needed.",
+)
 @picking
+@selecting
 @click.option(
     "--overwrite",
     type=click.Choice(get_args(Overwrite)),
     default="if-changed",
     show_default=True,
     help="What to do where something lies already: keep it, replace what differs, or replace everything. Files that the backup does not "
-    "have are never deleted.",
+    "have are deleted only with --delete.",
 )
 @click.option(
     "--verify",
     is_flag=True,
     help="Compare files by content, not by size and time, with what lies there.",
 )
+@click.option(
+    "--delete",
+    is_flag=True,
+    help="In the end, delete what the backup does not have from the directories that are restored. Asks before anything is changed.",
+)
+@yes_option
 @click.option(
     "-n",
     "--dry-run",
@@ -49,18 +80,33 @@ def restore(
     dataset: str,
     paths: tuple[bytes, ...],
     *,
-    target: str,
+    target: str | None,
+    archive: str | None,
     backup: str | None,
     at: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     overwrite: str,
     verify: bool,
+    delete: bool,
+    yes: bool,
     dry_run: bool,
 ) -> int:
-    """Restore a backup, or PATHs of it with all below them, under a directory.
+    """Restore a backup, or PATHs of it with all below them, under a directory, or as an archive to standard output.
 
     Without --backup and --at it is the newest one. PATHs are relative to the backup's root, exactly as `staddle ls` shows them; if one is
-    not there, nothing is written. What is damaged or cannot be written is named, and the rest is restored: exit code 3.
+    not there, nothing is written. With --include, only what matches one of the patterns is restored, and the directories above it. What is damaged or cannot be written is named, and the rest is restored: exit code 3.
     """
+    if archive is not None or target == STDOUT:
+        _refuse_for_archive(target)
+        wanted = Wanted(dataset, paths, backup, at, include, exclude)
+        return write_archive(session, wanted, cast("ArchiveFormat", archive or "tar"))
+    if target is None:
+        raise click.UsageError("--target is missing: a directory, or `-` for an archive to standard output.")
+    if yes and not delete:
+        raise click.UsageError("--yes is for --delete: nothing else is asked.")
+    if delete and not dry_run:
+        require_somebody(session, yes=yes)
     report = _restored(
         session,
         dataset,
@@ -68,13 +114,30 @@ def restore(
         target=target,
         backup=backup,
         at=at,
+        include=include,
+        exclude=exclude,
         overwrite=cast("Overwrite", overwrite),
         verify=verify,
+        delete=delete,
+        yes=yes,
         dry_run=dry_run,
     )
+    if report is None:
+        return FAILED
     tell_problems(session.output, report.problems, report.warnings)
+    if dry_run:
+        _tell_deleted(session.output, report)
     _sum_up(session.output, report, dry_run=dry_run, verify=verify)
     return DONE if report.complete else INCOMPLETE
+
+
+def _refuse_for_archive(target: str | None) -> None:
+    if target not in {None, STDOUT}:
+        raise click.UsageError("--format writes to standard output: leave --target out, and write `> FILE`.")
+    context = click.get_current_context()
+    for name in ("overwrite", "verify", "delete", "yes", "dry_run"):
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for a --target that is a directory.")
 
 
 def _restored(
@@ -85,10 +148,26 @@ def _restored(
     target: str,
     backup: str | None,
     at: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     overwrite: Overwrite,
     verify: bool,
+    delete: bool,
+    yes: bool,
     dry_run: bool,
-) -> RestoreReport:
+) -> RestoreReport | None:
+    """Restores; None if somebody was asked and did not want it."""
+
+    def confirm(count: int) -> None:
+        where = _words.escaped(target)
+        with session.output.asking():
+            if not confirmed(
+                session,
+                f"Delete {_words.counted(count, 'path')} in {where} that the backup does not have?",
+                yes=yes,
+            ):
+                raise _DeclinedError
+
     tune_malloc()
     with session.connect() as client:
         try:
@@ -99,11 +178,17 @@ def _restored(
                     backup=backup,
                     at=at,
                     paths=paths,
+                    include=include,
+                    exclude=exclude,
                     overwrite=overwrite,
                     verify=verify,
+                    delete=delete,
+                    confirm_delete=confirm,
                     dry_run=dry_run,
                     progress=progress,
                 )
+        except _DeclinedError:
+            return None
         except DamageError as error:
             if error.report is None:
                 raise
@@ -113,6 +198,32 @@ def _restored(
                 "Interrupted: not everything is restored. Run the same command again, and what is there already is not fetched again.",
                 resumable=True,
             ) from None
+
+
+def _kinds(counts: EntryCounts) -> str:
+    """Counts in words: 2 directories, 1 file; or nothing."""
+    parts = (
+        (counts.directories, "directory", "directories"),
+        (counts.files, "file", "files"),
+        (counts.symlinks, "symbolic link", "symbolic links"),
+        (counts.others, "special file", "special files"),
+    )
+    return ", ".join(_words.counted(*part) for part in parts if part[0]) or "nothing"
+
+
+class _DeclinedError(Exception):
+    """Nothing shall be deleted, and so nothing is restored."""
+
+
+def _tell_deleted(output: Output, report: RestoreReport) -> None:
+    """Names what would be deleted."""
+    if output.as_json:
+        for path in report.deleted_paths:
+            output.record({"delete": True, **_records.name("path", path)})
+        return
+    output.table((f"- {_words.escaped(path)}",) for path in report.deleted_paths)
+    if report.entries_deleted > len(report.deleted_paths):
+        output.notice(f"{report.entries_deleted - len(report.deleted_paths):,} more paths would be deleted")
 
 
 def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: bool) -> None:
@@ -125,7 +236,9 @@ def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: boo
         "warnings": list(report.warnings),
         "entries_written": report.entries_written,
         "entries_unchanged": report.entries_unchanged,
+        "entries_deleted": report.entries_deleted,
         "data_bytes": report.data_bytes,
+        **({"made": asdict(report.made), "replaced": asdict(report.replaced)} if dry_run else {}),
         "seconds": round(report.seconds, 3),
     }
     target = _words.escaped(report.target)
@@ -134,15 +247,20 @@ def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: boo
         words = f"Compared {_words.which(report.backup)} with {target}: {entries} not as in the backup; {report.entries_unchanged:,} the same"
     elif dry_run:
         words = (
-            f"Would restore {_words.which(report.backup)} to {target}: {entries} to write, {_words.size(report.data_bytes)}; "
-            f"{report.entries_unchanged:,} already there"
+            f"Would restore {_words.which(report.backup)} to {target}: {_kinds(report.made)} to make, "
+            f"{_kinds(report.replaced)} to replace, {_words.size(report.data_bytes)} to fetch; {report.entries_unchanged:,} already there"
         )
     else:
         words = (
             f"Restored {_words.which(report.backup)} to {target}: {entries} written, {_words.size(report.data_bytes)}; "
             f"{report.entries_unchanged:,} already there"
         )
+    if report.entries_deleted:
+        words += f"; {report.entries_deleted:,} {'to delete' if dry_run else 'deleted'}"
     words += f"; {_words.seconds(report.seconds)}"
-    if report.problems and not dry_run:
-        words += f"; {_words.counted(len(report.problems), 'path is', 'paths are')} not restored"
+    kept = sum(problem.kind is ProblemKind.NOT_DELETED for problem in report.problems)
+    if kept:
+        words += f"; {kept:,} not deleted"
+    if len(report.problems) > kept and not dry_run:
+        words += f"; {_words.counted(len(report.problems) - kept, 'path is', 'paths are')} not restored"
     output.summary("restore", record, words + ".")

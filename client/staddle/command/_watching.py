@@ -26,7 +26,7 @@ def watched(output: Output, total: Total = lambda: None) -> Iterator[ProgressCal
             _say_notice(output, progress)
             meter.show(progress)
 
-        output.divert(meter.say)
+        output.divert(meter.say, meter.paused)
         try:
             yield show
         finally:

@@ -809,6 +809,9 @@ class Backup(_message.Message):
     RETAIN_UNTIL_TIME_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
     DATASET_HOLD_FIELD_NUMBER: _builtins.int
+    BEGUN_BY_FIELD_NUMBER: _builtins.int
+    WRITTEN_BY_FIELD_NUMBER: _builtins.int
+    MORE_WRITERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """32 hexadecimal digits."""
     dataset: _builtins.str
@@ -825,10 +828,14 @@ class Backup(_message.Message):
     host: _builtins.str
     root: _builtins.str
     principal: _builtins.str
-    """The name of the token that made it."""
+    """The name of the token that committed it."""
     scope: Global___UploadScope.ValueType
     manifest_digest: _builtins.str
     """The digest of the first page of its manifest: two backups with the same hold the same entries."""
+    begun_by: _builtins.str
+    """The name of the token that began its upload."""
+    more_writers: _builtins.bool
+    """More tokens than are listed sent some of it."""
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
         """When its capture began, by the server's clock: what a restore at a time goes by."""
@@ -859,6 +866,10 @@ class Backup(_message.Message):
     def dataset_hold(self) -> Global___Hold:
         """The same on its whole dataset."""
 
+    @_builtins.property
+    def written_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the tokens that sent what is in it, in the order in which they first did. At most 32."""
+
     def __init__(
         self,
         *,
@@ -884,10 +895,13 @@ class Backup(_message.Message):
         retain_until_time: _timestamp_pb2.Timestamp | None = ...,
         hold: Global___Hold | None = ...,
         dataset_hold: Global___Hold | None = ...,
+        begun_by: _builtins.str = ...,
+        written_by: _abc.Iterable[_builtins.str] | None = ...,
+        more_writers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "changes", b"changes", "commit_time", b"commit_time", "dataset_hold", b"dataset_hold", "delete_time", b"delete_time", "hold", b"hold", "purge_time", b"purge_time", "retain_until_time", b"retain_until_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_backup_id", b"base_backup_id", "begin_time", b"begin_time", "changes", b"changes", "commit_time", b"commit_time", "data_bytes", b"data_bytes", "dataset", b"dataset", "dataset_hold", b"dataset_hold", "delete_time", b"delete_time", "entry_count", b"entry_count", "hold", b"hold", "host", b"host", "id", b"id", "kind", b"kind", "manifest_digest", b"manifest_digest", "number", b"number", "principal", b"principal", "purge_time", b"purge_time", "retain_until_time", b"retain_until_time", "root", b"root", "scope", b"scope", "stored_bytes", b"stored_bytes", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_backup_id", b"base_backup_id", "begin_time", b"begin_time", "begun_by", b"begun_by", "changes", b"changes", "commit_time", b"commit_time", "data_bytes", b"data_bytes", "dataset", b"dataset", "dataset_hold", b"dataset_hold", "delete_time", b"delete_time", "entry_count", b"entry_count", "hold", b"hold", "host", b"host", "id", b"id", "kind", b"kind", "manifest_digest", b"manifest_digest", "more_writers", b"more_writers", "number", b"number", "principal", b"principal", "purge_time", b"purge_time", "retain_until_time", b"retain_until_time", "root", b"root", "scope", b"scope", "stored_bytes", b"stored_bytes", "tags", b"tags", "written_by", b"written_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,8 +4,9 @@ from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import protection_of
 from staddle_server.catalog.dialect import SqliteChoice, choose_sqlite
 from staddle_server.catalog.engine import Catalog, open_catalog
+from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.rows import lease_held
-from staddle_server.catalog.schema import WHOLE_PACK
+from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
 from staddle_server.catalog.values import (
     Applied,
     Backup,
@@ -47,6 +48,7 @@ from staddle_server.catalog.values import (
 )
 
 __all__ = [
+    "FOOTER",
     "WHOLE_PACK",
     "Applied",
     "Backup",
@@ -62,6 +64,7 @@ __all__ = [
     "DurableUpdate",
     "ExpiredUpload",
     "Facts",
+    "Generation",
     "GoneBackup",
     "Hold",
     "KnownDamage",

@@ -15,8 +15,8 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import insert_or_ignore
 from staddle_server.catalog.rows import dataset_row, upload_value
 from staddle_server.catalog.values import BeginUpload, Begun
-from staddle_server.catalog.words import check_dataset, check_id, pack_tags
-from staddle_server.types import Kind, Scope, UploadState
+from staddle_server.catalog.words import check_dataset, check_id, pack_authors, pack_tags
+from staddle_server.types import Authors, Kind, Scope, UploadState
 
 _d = schema.datasets.c
 _b = schema.backups.c
@@ -200,6 +200,7 @@ def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes
             "request_id": spec.request_id,
             "token": spec.principal.token,
             "principal": spec.principal.name,
+            "authors": pack_authors(Authors(spec.principal.name)),
             "asked_kind": spec.kind.value,
             "kind": kind.value,
             "scope": spec.scope.value,

@@ -35,6 +35,7 @@ _COUNTS: Final = (1, 4, 16, 64, 256, BATCH)
 """Numbers of values for which `rows_in` has a statement: one for each number would fill every connection's memory."""
 _RETRY_AFTER_S: Final = 2.0
 _WRITE_OPTION: Final = "staddle_write"
+_ERASE_OPTION: Final = "staddle_erase"
 
 
 class DatabaseModule(Protocol):
@@ -91,6 +92,7 @@ class Database:
     ) -> None:
         self.engine = engine
         self._writer = engine.execution_options(**{_WRITE_OPTION: True})
+        self._eraser = engine.execution_options(**{_WRITE_OPTION: True, _ERASE_OPTION: True})
         self._translate = translate
         self._busy_timeout_s = busy_timeout_s
         self._turn = threading.Lock() if engine.dialect.name == "sqlite" else None
@@ -108,12 +110,14 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, erase: bool = False) -> Iterator[Connection]:
         """One transaction that is committed, durably, when the block ends without an exception, and otherwise never was.
 
-        On SQLite it begins IMMEDIATE: one that reads first and writes later would fail at once beside another writer.
+        With `erase` nothing that it replaces or deletes stays readable in the file of the database, for which more is written; without,
+        only where that costs nothing. On SQLite it begins IMMEDIATE: one that reads first and writes later would fail at once beside another writer.
         """
-        with self._own_turn(), self._translated(), self._writer.begin() as connection:
+        writer = self._eraser if erase else self._writer
+        with self._own_turn(), self._translated(), writer.begin() as connection:
             yield connection
 
     @contextmanager
@@ -239,6 +243,9 @@ def _begin(connection: Connection) -> None:
     # SQLite's transactions are serializable by nature; where PostgreSQL stands here, its engine is made with
     # isolation_level="READ COMMITTED": collecting garbage beside claims is proven for that level, with row locks, and no other.
     writes = connection.get_execution_options().get(_WRITE_OPTION, False)
+    if writes:
+        erase = connection.get_execution_options().get(_ERASE_OPTION, False)
+        connection.exec_driver_sql(f"PRAGMA secure_delete = {'ON' if erase else 'FAST'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

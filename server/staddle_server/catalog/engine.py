@@ -20,6 +20,7 @@ from staddle_server.catalog.dialect import (
     installed_wheel,
     open_sqlite,
 )
+from staddle_server.catalog.generations import Generations
 from staddle_server.catalog.packs import Packs
 from staddle_server.catalog.removal import Removal
 from staddle_server.catalog.retention import Retentions
@@ -50,6 +51,7 @@ class Catalog:
         self.retention = Retentions(database, self.tenants)
         self.tasks = Tasks(database)
         self.clock = Clocks(database)
+        self.generation = Generations(database)
         self.collectors = Collectors(database)
         self.collection = Collection(database, self.tenants)
         self.removal = Removal(database, self.tenants)
@@ -100,7 +102,24 @@ def bring_up_to_date(database: Database, path: str) -> None:
             found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
             if found == schema.REVISION:
                 return
+    if _make_tables(database):
+        return
     # Alembic takes 12 MiB, and is needed for this alone.
     from staddle_server.catalog.migrate import migrate
 
     migrate(database, path)
+
+
+def _make_tables(database: Database) -> bool:
+    """Makes the tables of this version in one transaction, if the database has none; False if it has."""
+    with database.write() as connection:
+        if inspect(connection).get_table_names():
+            return False
+        schema.metadata.create_all(connection, checkfirst=False)
+        # As the migrations leave it, which lead to the same tables.
+        connection.exec_driver_sql(
+            "CREATE TABLE alembic_version ("
+            "version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+        )
+        connection.exec_driver_sql(f"INSERT INTO alembic_version (version_num) VALUES ('{schema.REVISION}')")  # noqa: S608
+    return True

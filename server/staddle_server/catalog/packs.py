@@ -113,7 +113,8 @@ class Packs:
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(func.count()).select_from(schema.pack_damage).join(schema.packs)
-            return connection.execute(query.where(mine, _p.state == schema.PACK_LIVE)).scalar_one()
+            lost = (mine, _p.state == schema.PACK_LIVE, _d.segment_offset != schema.FOOTER)
+            return connection.execute(query.where(*lost)).scalar_one()
 
     def damage_epoch(self, tenant: bytes) -> int:
         """A number that rises with every mark of damage in the tenant."""
@@ -126,19 +127,25 @@ class Packs:
 
         Costs next to nothing while nothing is.
         """
-        whole = func.sum(case((_d.segment_offset == schema.WHOLE_PACK, 1), else_=0))
+        whole, footers = (
+            func.sum(case((_d.segment_offset == offset, 1), else_=0))
+            for offset in (schema.WHOLE_PACK, schema.FOOTER)
+        )
         query = (
-            select(schema.tenants.c.id, schema.tenants.c.damage_epoch, whole, func.count())
+            select(schema.tenants.c.id, schema.tenants.c.damage_epoch, whole, footers, func.count())
             .select_from(schema.pack_damage.join(schema.packs).join(schema.tenants))
             .where(_d.needed, _p.state == schema.PACK_LIVE)
             .group_by(schema.tenants.c.row)
         )
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-        return {tenant: KnownDamage(epoch, packs, marks - packs) for tenant, epoch, packs, marks in rows}
+        return {
+            tenant: KnownDamage(epoch, packs, marks - packs - footers, footers)
+            for tenant, epoch, packs, footers, marks in rows
+        }
 
     def not_needed(self, tenant: bytes, damage_epoch: int) -> bool:
-        """All backups were found whole without what is damaged: the marks of this epoch are no damage any more.
+        """All backups were found whole without what is damaged: the marks of this epoch are no damage any more, but for those of footers.
 
         Whether that still holds: False where damage was found meanwhile, and nothing was changed.
         """
@@ -149,7 +156,9 @@ class Packs:
                 return False
             mine = select(_p.row).where(_p.tenant == row, _p.damaged)
             connection.execute(
-                update(schema.pack_damage).where(_d.needed, _d.pack.in_(mine)).values(needed=False)
+                update(schema.pack_damage)
+                .where(_d.needed, _d.pack.in_(mine), _d.segment_offset != schema.FOOTER)
+                .values(needed=False)
             )
             return True
 
@@ -299,7 +308,7 @@ _LEFT_OVER = and_(
 
 
 def put_down(connection: Connection, pack_row: int, segment_offset: int) -> None:
-    """Marks a segment, or WHOLE_PACK, as damaged, unless it is. The caller has locked the pack's row.
+    """Marks a segment, WHOLE_PACK or FOOTER as damaged, unless it is. The caller has locked the pack's row.
 
     What is marked and not needed stays so: nothing that was stored since relies on a damaged place.
     """

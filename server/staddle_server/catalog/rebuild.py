@@ -11,8 +11,8 @@ from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.engine import Catalog
 from staddle_server.catalog.rows import dataset_row
 from staddle_server.catalog.values import ChangeCounts, Tenant
-from staddle_server.catalog.words import ID_BYTES, pack_tags
-from staddle_server.types import Kind, PackSummary, Root, Scope
+from staddle_server.catalog.words import ID_BYTES, pack_authors, pack_tags
+from staddle_server.types import Authors, Kind, PackSummary, Root, Scope
 
 _NO_UPLOAD = b""
 """Of a pack: which upload wrote it is in no object of the store."""
@@ -56,6 +56,7 @@ class RebuiltBackup:
     upload: bytes
     request_id: str
     principal: str
+    authors: Authors
     begin_ns: int
     commit_ns: int
     deleted_ns: int | None
@@ -177,6 +178,7 @@ def _backup_columns(backup: RebuiltBackup, tenant_row: int, dataset_row: int) ->
         "upload": backup.upload,
         "request_id": backup.request_id,
         "principal": backup.principal,
+        "authors": pack_authors(backup.authors),
         "begin_ns": backup.begin_ns,
         "commit_ns": backup.commit_ns,
         "deleted_ns": backup.deleted_ns,

@@ -8,7 +8,7 @@ from staddle_server import errors
 from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import rows_in
 from staddle_server.catalog.values import Backup, ChangeCounts, Hold, Upload
-from staddle_server.catalog.words import NS, rfc3339, unpack_tags
+from staddle_server.catalog.words import NS, rfc3339, unpack_authors, unpack_tags
 from staddle_server.types import Kind, Root, Scope, UploadState
 
 _d = schema.datasets.c
@@ -58,6 +58,7 @@ def backup_of(row: Row[Any]) -> Backup:
         upload=row.upload,
         request_id=row.request_id,
         principal=row.principal,
+        authors=unpack_authors(row.authors),
         begin_ns=row.begin_ns,
         commit_ns=row.commit_ns,
         deleted_ns=row.deleted_ns,
@@ -133,6 +134,7 @@ def upload_of(row: Row[Any]) -> Upload:
         request_id=row.request_id,
         token=row.token,
         principal=row.principal,
+        authors=unpack_authors(row.authors),
         asked_kind=Kind(row.asked_kind),
         kind=Kind(row.kind),
         scope=Scope(row.scope),
@@ -186,7 +188,7 @@ def open_upload_row(connection: Connection, tenant_row: int, upload: bytes, epoc
 
 
 _LOOKED_AT = (_u.state, _u.epoch)
-"""Of a row with 26 columns: this is looked at before every claim."""
+"""Of a row with 27 columns: this is looked at before every claim."""
 
 
 def require_upload(connection: Connection, tenant_row: int, upload: bytes) -> tuple[int, int]:

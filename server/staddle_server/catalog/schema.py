@@ -125,7 +125,8 @@ backups = Table(
     Column("base", ID, nullable=False),  # b"" for FULL; no foreign key: a base may be purged later
     Column("upload", ID, nullable=False, unique=True),
     Column("request_id", Text, nullable=False),
-    Column("principal", Text, nullable=False),
+    Column("principal", Text, nullable=False),  # who committed it
+    Column("authors", Text, nullable=False),  # JSON, see words.pack_authors
     Column("begin_ns", BigInteger, nullable=False),
     Column("commit_ns", BigInteger, nullable=False),
     Column("deleted_ns", BigInteger),
@@ -161,7 +162,8 @@ uploads = Table(
     Column("dataset", ROW, ForeignKey("datasets.row"), nullable=False),
     Column("request_id", Text, nullable=False),
     Column("token", ID, nullable=False),
-    Column("principal", Text, nullable=False),
+    Column("principal", Text, nullable=False),  # who holds it
+    Column("authors", Text, nullable=False),  # JSON, see words.pack_authors
     Column("asked_kind", SmallInteger, nullable=False),
     Column("kind", SmallInteger, nullable=False),
     Column("scope", SmallInteger, nullable=False),
@@ -255,12 +257,15 @@ Index(
 )
 
 WHOLE_PACK = -1
+FOOTER = -2
 
 pack_damage = Table(
     "pack_damage",
     metadata,
     Column("pack", ROW, ForeignKey("packs.row"), nullable=False),
-    Column("segment_offset", BigInteger, nullable=False),  # WHOLE_PACK: all of it
+    Column(
+        "segment_offset", BigInteger, nullable=False
+    ),  # WHOLE_PACK: all of it; FOOTER: its header or footer, and nothing that is needed to read chunks
     # Whether a backup may need what was lost here; False once all backups were found whole without it.
     Column("needed", Boolean, nullable=False, server_default=text("TRUE")),
     PrimaryKeyConstraint("pack", "segment_offset"),
@@ -390,4 +395,14 @@ clock = Table(
     Column("seen_ns", BigInteger, nullable=False),
     Column("jump_ns", BigInteger, nullable=False),
     Column("waited_ns", BigInteger, nullable=False),
+)
+
+# One row: the mark of the last start, and when its file in the store was made.
+generation = Table(
+    "generation",
+    metadata,
+    Column("row", ROW, primary_key=True),
+    Column("current", Text, nullable=False),
+    Column("birth_ns", BigInteger),
+    Column("intended", Text, nullable=False),
 )

@@ -41,10 +41,12 @@ from staddle_server.catalog.values import (
     Terms,
     Upload,
 )
-from staddle_server.catalog.words import NS, batches, check_id
+from staddle_server.catalog.words import NS, batches, check_id, pack_authors, unpack_authors
 from staddle_server.types import PackSummary, UploadState
 
 FAILURE_CHARS_MAX: Final = 1000
+_OVER: Final = {"durable": b"", "last_failure": ""}
+"""What an upload that has ended, however, no longer says: both may name paths."""
 
 _u = schema.uploads.c
 _m = schema.upload_missing.c
@@ -71,7 +73,7 @@ class Uploads:
         BAD_FIELD; REQUEST_ID_REUSED; ROOT_DIFFERS; NO_BASE.
         """
         begin.check_begin(spec)
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, spec.principal.tenant)
             return begin.begin(connection, tenant_row, spec)
 
@@ -115,7 +117,7 @@ class Uploads:
         LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also if its life was over at `alive_ns` (`now_ns` unless
         given).
         """
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             require_open(upload, row.state)
@@ -137,7 +139,7 @@ class Uploads:
 
     def renew(self, tenant: bytes, upload: bytes, epoch: int, *, now_ns: int, terms: Terms) -> Upload:
         """Extends lease and life, to so long after now."""
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             open_upload_row(connection, tenant_row, upload, epoch)
             connection.execute(update(schema.uploads).where(_u.id == upload).values(**terms.expiries(now_ns)))
@@ -148,7 +150,7 @@ class Uploads:
 
         Whether it was noted: what a writer says that is no longer the upload's, or of one that is closed, is not.
         """
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             mine = _u.tenant == self._tenants.row(connection, tenant)
             noted = connection.execute(
                 update(schema.uploads)
@@ -167,16 +169,18 @@ class Uploads:
         durable: DurableUpdate,
         now_ns: int,
         terms: Terms,
+        wrote: bool = True,
         missing_added: Iterable[MissingChunk] = (),
         missing_removed: Iterable[bytes] = (),
     ) -> int:
         """Publishes packs that are durable in the store, indexes their chunks, and moves the durable point: all or nothing.
 
+        `wrote`: the upload's holder has sent something, and counts among its authors.
         Renews lease and life, and answers when the lease expires. STALE_EPOCH also for a pack that was not begun under this epoch;
         TOO_MANY when more than MISSING_CHUNKS_MAX would be missing.
         """
         expiries = terms.expiries(now_ns)
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             row = open_upload_row(connection, self._tenants.row(connection, tenant), upload, epoch)
             publish(connection, row, packs)
             _change_missing(connection, upload, missing_added, missing_removed)
@@ -188,6 +192,7 @@ class Uploads:
                     position=durable.position,
                     entry_count=durable.entry_count,
                     data_bytes=durable.data_bytes,
+                    authors=_authors(row, wrote=wrote),
                     **expiries,
                 )
             )
@@ -212,12 +217,13 @@ class Uploads:
         record: Callable[[Backup], bytes],
         now_ns: int,
         accepted: tuple[int, int],
+        wrote: bool = True,
         missing_removed: Iterable[bytes] = (),
     ) -> Backup:
         """Makes the upload a backup, with the next number in its dataset. From then on it exists, durably.
 
         `record` encodes what the store is told of the backup, kept as pending under the backup's id in the same transaction.
-        `accepted`: the entries and bytes that its commit stated, which the upload keeps, so that a replay can be compared.
+        `wrote`: as `checkpoint` has it. `accepted`: the entries and bytes that its commit stated, which the upload keeps, so that a replay can be compared.
 
         A replay under the same epoch answers the backup that the first one made, and changes nothing (BACKUP_NOT_FOUND once
         that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was, as does UNAUTHENTICATED where the token
@@ -225,7 +231,7 @@ class Uploads:
         has read the manifest, lifts them.
         """
         check_id("backup", backup.id)
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             if row.state == UploadState.COMMITTED:
@@ -236,7 +242,8 @@ class Uploads:
             publish(connection, row, packs)
             _change_missing(connection, upload, (), missing_removed)
             _require_complete(connection, row)
-            _insert_backup(connection, row, backup, now_ns)
+            authors = _authors(row, wrote=wrote)
+            _insert_backup(connection, row, backup, authors, now_ns)
             connection.execute(
                 update(schema.uploads)
                 .where(_u.id == upload)
@@ -245,7 +252,8 @@ class Uploads:
                     backup=backup.id,
                     entry_count=accepted[0],
                     data_bytes=accepted[1],
-                    last_failure="",
+                    authors=authors,
+                    **_OVER,
                 )
             )
             made = _backup(connection, backup.id)
@@ -254,7 +262,7 @@ class Uploads:
 
     def abort(self, tenant: bytes, upload: bytes, epoch: int) -> Upload:
         """Gives the upload up, and its claims. A replay changes nothing."""
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
             if row.state == UploadState.ABORTED:
@@ -276,7 +284,7 @@ class Uploads:
         with self._database.read() as connection:
             if connection.execute(query).first() is None:
                 return []
-        with self._database.write() as connection:
+        with self._database.write(erase=True) as connection:
             over = connection.execute(query.with_for_update(of=schema.uploads)).all()
             for row in over:
                 _close(connection, row.id, UploadState.EXPIRED)
@@ -286,9 +294,7 @@ class Uploads:
 def _close(connection: Connection, upload: bytes, state: UploadState) -> None:
     connection.execute(delete(schema.claims).where(schema.claims.c.upload == upload))
     connection.execute(delete(schema.upload_missing).where(_m.upload == upload))
-    # What an upload that has ended said of paths is nobody's business any more.
-    over = {"state": state.value, "durable": b"", "last_failure": ""}
-    connection.execute(update(schema.uploads).where(_u.id == upload).values(**over))
+    connection.execute(update(schema.uploads).where(_u.id == upload).values(state=state.value, **_OVER))
 
 
 def _change_missing(
@@ -328,7 +334,15 @@ def _require_complete(connection: Connection, upload: Row[Any]) -> None:
         )
 
 
-def _insert_backup(connection: Connection, upload: Row[Any], new: NewBackup, now_ns: int) -> None:
+def _authors(upload: Row[Any], *, wrote: bool) -> str:
+    if not wrote:
+        return str(upload.authors)
+    return pack_authors(unpack_authors(upload.authors).and_writer(upload.principal))
+
+
+def _insert_backup(
+    connection: Connection, upload: Row[Any], new: NewBackup, authors: str, now_ns: int
+) -> None:
     dataset = connection.execute(
         select(schema.datasets).where(_d.row == upload.dataset).with_for_update()
     ).one()
@@ -346,6 +360,7 @@ def _insert_backup(connection: Connection, upload: Row[Any], new: NewBackup, now
             "upload": upload.id,
             "request_id": upload.request_id,
             "principal": upload.principal,
+            "authors": authors,
             "begin_ns": upload.begin_ns,
             "commit_ns": now_ns,
             "deleted_ns": None,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from staddle_server.catalog.words import NS
 from staddle_server.limits import GRACE_S
-from staddle_server.types import NO_LINK, Kind, Place, Root, Scope, TokenRole, UploadState
+from staddle_server.types import NO_LINK, Authors, Kind, Place, Root, Scope, TokenRole, UploadState
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class Upload:
     request_id: str
     token: bytes
     principal: str
+    authors: Authors
     asked_kind: Kind
     kind: Kind
     scope: Scope
@@ -202,6 +203,7 @@ class Backup:
     upload: bytes
     request_id: str
     principal: str
+    authors: Authors
     begin_ns: int
     commit_ns: int
     deleted_ns: int | None
@@ -309,11 +311,15 @@ class PackParity(NamedTuple):
 
 
 class KnownDamage(NamedTuple):
-    """What is known to be damaged in a tenant and may be needed: whole packs, and single segments of others."""
+    """What is known to be damaged in a tenant and may be needed: whole packs, and single segments of others.
+
+    `footers`: headers and footers of packs. No backup needs them, only a rebuild of the catalog: they stay damage until they are mended.
+    """
 
     epoch: int
     packs: int
     segments: int
+    footers: int = 0
 
 
 class ParityTotals(NamedTuple):
@@ -408,7 +414,7 @@ class Orphan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LivePack:
-    """A live pack as the catalog has it. `marks` are the offsets of its segments that are put down as damaged; WHOLE_PACK: all of it."""
+    """A live pack as the catalog has it. `marks` are the offsets of its segments that are put down as damaged; WHOLE_PACK: all of it; FOOTER: its header or footer."""
 
     tenant: bytes
     id: bytes

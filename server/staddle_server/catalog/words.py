@@ -7,7 +7,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Final, TypeVar
 
+import msgspec
+
 from staddle_server import errors, limits
+from staddle_server.types import Authors
 
 NS: Final = 1_000_000_000
 ID_BYTES: Final = 16
@@ -58,6 +61,16 @@ def unpack_tags(text: str) -> dict[str, str]:
     """What `pack_tags` packed."""
     tags: dict[str, str] = json.loads(text)
     return tags
+
+
+def pack_authors(authors: Authors) -> str:
+    """Authors as a column has them: a JSON array of the fields."""
+    return msgspec.json.encode(authors).decode()
+
+
+def unpack_authors(text: str) -> Authors:
+    """What `pack_authors` packed."""
+    return msgspec.json.decode(text, type=Authors)
 
 
 def batches(values: Iterable[_T], size: int = BATCH) -> Iterator[list[_T]]:

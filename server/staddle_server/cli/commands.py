@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "check": "staddle_server.cli.checking:check",
     "repair": "staddle_server.cli.checking:repair",
     "rebuild": "staddle_server.cli.rebuilding:rebuild",
+    "adopt": "staddle_server.cli.adopting:adopt",
     "uploads": "staddle_server.cli.uploads:uploads",
     "clock": "staddle_server.cli.clock:clock",
     "cert": "staddle_server.cli.certificates:cert",

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Final, TypeVar
 
 import click
@@ -75,17 +74,21 @@ def json_option(command: F) -> F:
 
 
 def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> DataDirectory:
-    directory = DataDirectory(Path(value).expanduser().absolute())
+    try:
+        directory = DataDirectory(config.parse_path(value))
+    except ValueError as error:
+        raise config.SettingsError(f"--data is {value[:200]!r}: {error}") from error
     act_as_owner(directory.path)
     directory.require()
     give_up_at_start(directory.path, directory.store)
     return directory
 
 
-def settings_from(flags: dict[str, str | None]) -> config.Settings:
-    """The settings of a command that has settings_options. Raises SettingsError."""
-    file = flags.pop("config", None)
-    return config.load(flags, os.environ, file)
+def settings_from(flags: dict[str, str | None], *, again: bool = False) -> config.Settings:
+    """The settings of a command that has settings_options; `again`: read once more. Raises SettingsError."""
+    texts = dict(flags)
+    file = texts.pop("config", None)
+    return config.load(texts, os.environ, file, again=again)
 
 
 def print_rows(rows: Iterable[dict[str, str]], *, as_json: bool, empty: str) -> None:

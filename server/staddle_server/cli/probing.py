@@ -21,7 +21,11 @@ DAMAGE: Final = 4
 
 @click.command(name="health")
 @probe_options
-@click.option("--server", metavar="HOST:PORT", help="Ask this address instead of the one in DIR/client.toml.")
+@click.option(
+    "--server",
+    metavar="HOST:PORT|unix:PATH",
+    help="Ask this address instead of the one in DIR/client.toml.",
+)
 @click.option(
     "--timeout", metavar="DURATION", default="5s", show_default=True, help="How long one question may take."
 )
@@ -74,10 +78,12 @@ def _say_room(settings: config.Settings) -> None:
             click.echo(f"{path}: {size(free.free_bytes)}{inodes} free; backups need {size(free.min_bytes)}")
 
 
-def _address(settings: config.Settings, server: str | None) -> config.Address:
+def _address(settings: config.Settings, server: str | None) -> config.Address | config.UnixAddress:
     text = server or read_client_config(DataDirectory(settings.data).client_toml).get("server")
     if text is None:
-        raise health.ProbeError(f"no server has run on {settings.data} yet; or name one: --server HOST:PORT")
+        raise health.ProbeError(
+            f"no server has run on {settings.data} yet; or name one: --server HOST:PORT or --server unix:PATH"
+        )
     try:
         return config.parse_address(text)
     except ValueError as error:

@@ -40,7 +40,7 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
         )
     give_up_at_start(directory.path, directory.store)
     begun_s = time.monotonic()
-    with directory.locked(), Line() as line:
+    with directory.locked(), directory.store_locked(), Line() as line:
         rebuilt = app.rebuild(
             directory, settings, lambda what, count: line.show(f"{count:,} {what} …"), dry_run=dry_run
         )

@@ -1,5 +1,6 @@
 """`staddle-server init` and `staddle-server serve`."""
 
+import logging
 import os
 import shlex
 import sys
@@ -10,6 +11,8 @@ from staddle_server import app, config, logs
 from staddle_server.cli.options import settings_from, settings_options
 from staddle_server.datadir import DataDirectory
 from staddle_server.owner import act_as_owner
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -39,7 +42,9 @@ def serve(**flags: str | None) -> None:
     logs.setup(settings.log_format, settings.log_level)
     logs.never_block(1)
     logs.never_block(2)
-    app.run_server(settings, _announce)
+    if unknown := config.unknown_variables(os.environ):
+        _log.warning("no such setting, and nothing is done about it: %s", ", ".join(unknown))
+    app.run_server(settings, _announce, reread=lambda: settings_from(flags, again=True))
 
 
 def _announce(started: app.Started) -> None:
@@ -72,6 +77,8 @@ def _say_made(directory: DataDirectory) -> None:
 
 
 def _transport(settings: config.Settings) -> str:
+    if settings.tls_cert is None and isinstance(settings.listen, config.UnixAddress):
+        return f"without TLS: whoever may write the socket, mode {settings.socket_mode:04o}, can connect"
     if settings.tls_cert is None:
         return "without TLS: only this machine can connect"
     return "mutual TLS" if settings.tls_client_ca is not None else "TLS"

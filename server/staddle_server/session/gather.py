@@ -34,6 +34,10 @@ KNOWN_MAX: Final = 8_192
 """Chunks of which an upload remembers that they are there, at least; at most twice as many."""
 
 
+_CHUNK_BYTES: Final = 512
+"""What a chunk takes beside its bytes: in the footer of its pack and twice in the catalog, whose log comes first."""
+
+
 def _key(role: Role, digest: bytes) -> bytes:
     """A chunk among those of all roles. Of data it is the digest itself: an upload holds thousands, and a pair would take more."""
     return digest if role is Role.DATA else bytes([role]) + digest
@@ -102,6 +106,7 @@ class ChunkSink:
         self._segment: dict[Role, bytearray] = {role: bytearray() for role in Role}
         """The chunks in the table, one behind the other: copies, for each was a view of all that it came with."""
         self._compressing: deque[tuple[Role, list[ChunkRef], int, Future[Compressed]]] = deque()
+        self._compressing_bytes = 0
         self._unpublished: dict[bytes, int] = {}
         """Length of each chunk that went towards a pack that is not published yet."""
         self._known = _Known()
@@ -119,6 +124,12 @@ class ChunkSink:
     def dirty(self) -> bool:
         """Whether anything was taken that no published pack holds."""
         return bool(self._unpublished)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """What was taken and is in no file yet, with what tables, footers and the catalog need for it. Asked from any thread."""
+        waiting = sum(self._asking_bytes.values()) + sum(map(len, self._segment.values()))
+        return waiting + self._compressing_bytes + len(self._unpublished) * _CHUNK_BYTES
 
     def present(self, role: Role, digests: Sequence[bytes]) -> dict[bytes, int]:
         """The lengths of those chunks that are there; they are claimed for the upload, and stay.
@@ -257,6 +268,7 @@ class ChunkSink:
         table, self._table[role] = self._table[role], []
         payload, self._segment[role] = self._segment[role], bytearray()
         self._compressing.append((role, table, len(payload), self._compressors.submit(compress, payload)))
+        self._compressing_bytes += len(payload)
 
     def _drain(self, leave: int) -> None:
         """Appends compressed segments, oldest first, until so many are left."""
@@ -264,6 +276,7 @@ class ChunkSink:
             role, table, raw_length, future = self._compressing.popleft()
             codec, payload = future.result()
             self._append(role, table, codec, payload, raw_length)
+            self._compressing_bytes -= raw_length
 
     def _append(self, role: Role, table: list[ChunkRef], codec: int, payload: Buffer, raw: int) -> None:
         if self._pack is None:

@@ -65,9 +65,14 @@ class Publisher:
         packs: Sequence[Future[PackSummary]],
         chunks: Sequence[ChunkKey],
         missing: MissingChange,
+        *,
+        wrote: bool,
     ) -> None:
-        """Begins to make a durable point durable; `reap` tells what became of it. The one before must be reaped."""
-        self._publishing = self._thread.submit(self._publish, progress, packs, chunks, missing)
+        """Begins to make a durable point durable; `reap` tells what became of it. The one before must be reaped.
+
+        `wrote`: the upload's holder has sent something.
+        """
+        self._publishing = self._thread.submit(self._publish, progress, packs, chunks, missing, wrote)
 
     def _publish(
         self,
@@ -75,6 +80,7 @@ class Publisher:
         packs: Sequence[Future[PackSummary]],
         chunks: Sequence[ChunkKey],
         missing: MissingChange,
+        wrote: bool,
     ) -> Published:
         summaries = [pack.result() for pack in packs]
         stored = self.durable.stored_bytes + sum(summary.size_bytes for summary in summaries)
@@ -87,6 +93,7 @@ class Publisher:
             durable=DurableUpdate(encode_progress(now), now.position, now.entry_count, now.data_bytes),
             missing_added=[MissingChunk(*item) for item in missing.added.items()],
             missing_removed=missing.removed,
+            wrote=wrote,
             now_ns=self._clock.now_ns(),
             terms=self._terms,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
@@ -10,6 +10,8 @@ from typing import Final
 from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged
 from staddle_server.limits import CHUNKS_PER_CALL_MAX, MIB
+from staddle_server.manifest.cursor import PAGES_KEPT
+from staddle_server.manifest.pages import PageKind
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobUnreadable
 from staddle_server.store.keys import keys_name
@@ -20,8 +22,11 @@ PAGES_KEPT_BYTES: Final = MIB // 2
 """What a reader of manifest pages keeps of inflated segments."""
 DATA_KEPT_BYTES: Final = 1 * MIB
 """The same of a reader of data: the last segment, and what is expected of the ones before it."""
+DECODED_FACTOR: Final = 8
+"""Bytes of memory of a decoded page for each of its encoded ones: 5 for files, 8 for the smallest entries."""
 SAVED_BYTES_MAX: Final = 8 * MIB
 """So much is kept of what is expected; the segments of the rest are opened once more."""
+_ATTRIBUTES: Final = bytes([PageKind.ATTRIBUTES])
 
 
 class ChunkReader:
@@ -36,13 +41,21 @@ class ChunkReader:
         tenant: Tenant,
         catalog: Catalog,
         kept_bytes: int = PAGES_KEPT_BYTES,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
     ) -> None:
-        """`check` raises where nobody waits for what is read any more: every loop over what is stored comes through here."""
+        """`check` raises where nobody waits for what is read any more: every loop over what is stored comes through here.
+
+        What is read is going to be decoded, and counts for the tenant for as long as the reader lives. With `check`, reading waits where
+        the tenant's calls hold too much.
+        """
         self._tenant = tenant
         self._catalog = catalog
         self._kept_bytes = kept_bytes
         self._check = check
+        self.held = tenant.decoded.held(tenant.id, check)
+        """What is decoded of what was read, and what else its caller counts there."""
+        self._pages: deque[int] = deque()
+        """What the last pages take decoded: so many are kept by who walks over them."""
         self._segments: OrderedDict[SegmentRef, Segment] = OrderedDict()
         self._cached_bytes = 0
         self._put_down: set[SegmentRef] = set()
@@ -90,9 +103,18 @@ class ChunkReader:
 
         Raises:
             Damaged: no copy of it can be read.
+            Exhausted: TOO_MANY, the tenant's calls hold too much already.
 
         """
-        return bytes(self.chunk(Role.MANIFEST, digest))
+        data = bytes(self.chunk(Role.MANIFEST, digest))
+        # Attributes stay encoded until they are sent.
+        size = len(data) if data[:1] == _ATTRIBUTES else len(data) * DECODED_FACTOR
+        oldest = self._pages[0] if len(self._pages) >= PAGES_KEPT else 0
+        self.held.change(size - oldest)
+        if oldest:
+            self._pages.popleft()
+        self._pages.append(size)
+        return data
 
     def chunk(self, role: Role, digest: bytes, places: Iterable[ChunkPlace] | None = None) -> memoryview:
         """The bytes of a chunk, from wherever a good copy is.
@@ -107,7 +129,8 @@ class ChunkReader:
             Unavailable: the store does not answer, which says nothing about the chunk.
 
         """
-        self._check()
+        if self._check is not None:
+            self._check()
         key = (role, digest)
         data = self._saved.get(key)
         if data is None:

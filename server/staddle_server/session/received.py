@@ -106,6 +106,11 @@ class Received:
         self.data_bytes += entry.content.size if entry.content is not None else 0
 
     @property
+    def unwritten_bytes(self) -> int:
+        """What the entries in memory take on the disk."""
+        return self._gathered.size_bytes
+
+    @property
     def full(self) -> bool:
         """Whether memory holds as many entries as it may."""
         return (

@@ -177,6 +177,7 @@ class Restore:
         except Damaged:
             return True
         if entry is not None and entry.type is not EntryType.DIRECTORY and len(self._found) < FOUND_MAX:
+            self._manifest_reader.held.change(_memory_of(_Step(entry=entry)))
             self._found[path] = entry
         return entry is not None
 
@@ -184,15 +185,23 @@ class Restore:
         """What to send, in order. With no paths: everything."""
         steps = self._steps(self._entries(paths, exact=exact))
         window: list[_Step] = []
-        size = 0
+        # Apart from what the pages take, so that a window never keeps the next page from being read.
+        held = self._tenant.decoded.held(self._tenant.id, self._check)
+        size = memory = 0
         for step in steps:
             self._check()
             window.append(step)
             size += _size_of(step)
-            if len(window) >= WINDOW_STEPS or size >= WINDOW_BYTES:
+            memory += _memory_of(step)
+            fits = True
+            if memory >= COUNTED_BYTES:  # where there is no room, a window is just shorter
+                fits, memory = held.may_change(memory), 0
+            if len(window) >= WINDOW_STEPS or size >= WINDOW_BYTES or not fits:
                 yield from self._send(window)
-                window, size = [], 0
+                held.close()
+                window, size, memory = [], 0, 0
         yield from self._send(window)
+        held.close()
 
     # ------------------------------------------------------------------ what there is to send
 
@@ -401,6 +410,22 @@ def _size_of(step: _Step) -> int:
 
 _ITEM_BYTES: Final = 1024
 """What a window counts for an attribute or hole in memory: more than the 150 bytes that it takes, for a window is large."""
+
+
+COUNTED_BYTES: Final = 64 * KIB
+"""What windows take is counted in such portions."""
+STEP_BYTES: Final = 256
+ENTRY_BYTES: Final = 768
+"""A step, and an entry with a few chunks, as objects."""
+
+
+def _memory_of(step: _Step) -> int:
+    """What a step takes while it waits in a window."""
+    entry = step.entry
+    if entry is None:
+        return STEP_BYTES
+    size = STEP_BYTES + ENTRY_BYTES + len(entry.path) + len(entry.link_target or b"")
+    return size + (0 if entry.attributes is None else _size_of(step))
 
 
 def _inline(content: Content) -> bool:

@@ -9,6 +9,7 @@ from staddle.chunking import ChunkerParameters, Cutter
 
 from staddle_server.catalog import Catalog
 from staddle_server.errors import Fault
+from staddle_server.session.decoded import DecodedBytes
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore, Secrets, chunk_id, secrets_of
 from staddle_server.store.pack import PackReader
@@ -30,6 +31,10 @@ class Tenant:
     records: Records
     recording: threading.Lock = field(default_factory=threading.Lock)
     """Held while records are written: they become durable in the order of their chain."""
+    decoded: DecodedBytes = field(default_factory=DecodedBytes)
+    """The server's memory for what its calls hold decoded."""
+    large: threading.Lock = field(default_factory=threading.Lock)
+    """Held while an entry with large attributes becomes a message: as objects these take many times what they have encoded."""
 
     def chunk_id(self, role: Role, digest: bytes) -> bytes:
         """The chunk's name at rest."""
@@ -37,12 +42,18 @@ class Tenant:
 
 
 class Tenants:
-    """Opens tenants and keeps them open."""
+    """Opens tenants and keeps them open.
+
+    Attributes:
+        decoded: What their calls hold decoded.
+
+    """
 
     def __init__(self, blobs: Blobs, catalog: Catalog, keys: KeyStore) -> None:
         self._blobs = blobs
         self._catalog = catalog
         self._keys = keys
+        self.decoded = DecodedBytes()
         self._open: dict[bytes, Tenant] = {}
         self._lock = threading.Lock()
 
@@ -82,4 +93,5 @@ class Tenants:
             blobs=self._blobs,
             packs=PackReader(self._blobs, keys),
             records=Records(self._blobs, keys),
+            decoded=self.decoded,
         )

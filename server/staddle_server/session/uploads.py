@@ -20,6 +20,7 @@ from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.records import finish_record
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.session.writer import UploadWriter
+from staddle_server.store.space import Space
 from staddle_server.threads import Background, Threads
 from staddle_server.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
 
@@ -50,15 +51,17 @@ class Uploads:
         lease_s: float = LEASE_S,
         life_s: float = UPLOAD_LIFE_S,
         compress_threads: int | None = None,
-        check_disk: Callable[[], None] = lambda: None,
+        space: Space | None = None,
     ) -> None:
-        """`check_disk` raises while the disk has too little room for more of a backup."""
+        """`space` is the room on the disk, which must do for what the uploads have taken and not written; None: there is no limit."""
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
         self._guard = ClockGuard(catalog, clock)
         self._terms = Terms(lease_s, life_s)
-        self._check_disk = check_disk
+        self._space = space
+        if space is not None:
+            space.unwritten = lambda: sum(writer.unwritten_bytes for writer in self._all())
         self._presence = Presence(catalog, clock)
         self._compressors = Threads(
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"
@@ -81,7 +84,8 @@ class Uploads:
         self._check_room(spec.principal)
         tenant = self._tenants.get(spec.principal.tenant)
         tenant.blobs.check_writable()
-        self._check_disk()
+        if self._space is not None:
+            self._space.check()
         begun = self._catalog.uploads.begin(spec)
         if not begun.replayed:
             self._open_writer(tenant, begun.upload)
@@ -136,7 +140,7 @@ class Uploads:
             compressors=self._compressors,
             clock=self._clock,
             terms=self._terms,
-            check_disk=self._check_disk,
+            space=self._space,
         )
         refusal = self._install(writer)
         if refusal is not None:

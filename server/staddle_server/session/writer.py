@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Final, NamedTuple, NoReturn
 
 import msgspec
@@ -46,6 +46,7 @@ from staddle_server.session.received import OpenFile, Received
 from staddle_server.session.records import encode_committed, finish_record
 from staddle_server.session.tenant import Tenant
 from staddle_server.session.wholeness import Lacking, lacking
+from staddle_server.store.space import Space
 from staddle_server.threads import shortage
 from staddle_server.types import ChunkRef, Content, Entry, Kind, Profile, Role, Root, Scope, UploadState
 
@@ -82,11 +83,11 @@ class UploadWriter:
         compressors: Executor,
         clock: Clock,
         terms: Terms,
-        check_disk: Callable[[], None] = lambda: None,
+        space: Space | None = None,
     ) -> None:
-        """`check_disk` raises while the disk has too little room for more; what has arrived can be made durable then."""
+        """`space`: the room on the disk. Where there is too little for more, what has arrived can still be made durable."""
         self.upload = upload
-        self._check_disk = check_disk
+        self._space = space
         self._tenant = tenant
         self._catalog = catalog
         self.base = Base(tenant, catalog, base)
@@ -119,6 +120,7 @@ class UploadWriter:
         self._closed: StaddleError | None = None
         self._stream: _Stream | None = None
         self._taking = False
+        self._wrote = False
         self._used_s = self._checkpoint_s = clock.monotonic_s()
 
     # ------------------------------------------------------------------ life
@@ -184,6 +186,17 @@ class UploadWriter:
                 if self._stream is mine:
                     self._stream = None
 
+    def _room(self, size: int) -> AbstractContextManager[None]:
+        """Takes so many bytes, if the disk has room for them. Raises what `Space.taking` does."""
+        return nullcontext() if self._space is None else self._space.taking(size)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """What was taken, and what writing it down takes beside it, as far as it is not on the disk. Asked from any thread."""
+        if self._closed is not None:
+            return 0
+        return self._chunks.unwritten_bytes + self._received.unwritten_bytes
+
     def check_free(self) -> None:
         """Whether no Backup stream is under way.
 
@@ -220,8 +233,10 @@ class UploadWriter:
             if self._closed is not None:
                 return
             try:
-                self._checkpoint()
                 self._reap(wait=True)
+                if self._waiting():  # or the lease of a caller that has gone would be renewed
+                    self._checkpoint()
+                    self._reap(wait=True)
             except Exception as e:
                 log.warning(
                     "upload %s could not be made durable at its end", self.upload.id.hex(), exc_info=e
@@ -238,8 +253,7 @@ class UploadWriter:
 
     def put_frame(self, frame: Frame) -> int:
         """Takes chunks that were checked; gives how many were new."""
-        self._check_disk()
-        with self._writing():
+        with self._room(len(frame.payload)), self._writing():
             self._missing.check(frame.table)
             stored = self._chunks.take_segment(frame.table, frame.codec, frame.payload, frame.raw_length)
             self._missing.arrived(frame.table)
@@ -257,8 +271,7 @@ class UploadWriter:
     @contextmanager
     def taking(self) -> Iterator[None]:
         """Several steps that are one: none is durable before all are done, and if one fails the writer ends."""
-        self._check_disk()
-        with self._writing():
+        with self._room(0), self._writing():
             self._taking = True
             try:
                 yield
@@ -333,10 +346,9 @@ class UploadWriter:
         """The open file."""
         return None if self._received.open is None else self._received.open.entry
 
-    def add_cuts(self, cuts: Iterable[Cut]) -> None:
+    def add_cuts(self, cuts: Sequence[Cut]) -> None:
         """The next chunks of the open file, with their bytes."""
-        self._check_disk()
-        with self._writing():
+        with self._room(_bytes_of(cuts)), self._writing():
             content = self._opened().content
             for cut in cuts:
                 self._chunks.take(Role.DATA, cut.digest, cut.data)
@@ -378,8 +390,7 @@ class UploadWriter:
 
     def put_file(self, entry: Entry, cuts: Sequence[Cut], profile: Profile) -> None:
         """Takes a whole small file with its bytes."""
-        self._check_disk()
-        with self._writing():
+        with self._room(_bytes_of(cuts)), self._writing():
             content = ContentBuilder(self._pages, profile)
             for cut in cuts:
                 self._chunks.take(Role.DATA, cut.digest, cut.data)
@@ -443,6 +454,10 @@ class UploadWriter:
             or self.open_size != offset
         )
 
+    def _note_wrote(self) -> None:
+        """Whether this writer's caller is an author: not for a manifest, which the server writes, and so asked before it."""
+        self._wrote = self._wrote or self._waiting()
+
     def _checkpoint_when_due(self) -> None:
         if self._due():
             self._checkpoint()
@@ -450,6 +465,7 @@ class UploadWriter:
     def _checkpoint(self) -> None:
         """Seals the open pack and the run of entries so far, and publishes both beside what comes next."""
         self._checkpoint_s = self._clock.monotonic_s()
+        self._note_wrote()
         self._reap(wait=True)
         try:
             self._received.write_run()
@@ -461,7 +477,8 @@ class UploadWriter:
     def _publish(self, progress: Callable[[], Progress]) -> None:
         """Publishes what was taken, under a durable point that is asked for when everything is in packs."""
         packs, chunks = self._chunks.flush()
-        self._publisher.publish(progress(), packs, chunks, self._missing.take_change())
+        change = self._missing.take_change()
+        self._publisher.publish(progress(), packs, chunks, change, wrote=self._wrote)
 
     def _reap(self, *, wait: bool) -> None:
         """Learns what became of the last publication."""
@@ -481,6 +498,7 @@ class UploadWriter:
         """
         with self._writing():
             check_counts(self._received, entry_count, data_bytes)
+            self._note_wrote()
             self._reap(wait=True)
             self._chunks.look_for_packs()
             new = self._whole_backup()
@@ -494,6 +512,7 @@ class UploadWriter:
                 record=encode_committed,
                 now_ns=self._clock.now_ns(),
                 accepted=(entry_count, data_bytes),
+                wrote=self._wrote,
             )
             what = f"is committed as backup {backup.id.hex()}"
             self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))
@@ -601,3 +620,8 @@ class UploadWriter:
         self._publish(lambda: durable)
         self._reap(wait=True)
         return merged
+
+
+def _bytes_of(cuts: Iterable[Cut]) -> int:
+    """What different chunks have: a gibibyte of zeros is one."""
+    return sum({cut.digest: len(cut.data) for cut in cuts}.values())

@@ -1,7 +1,9 @@
 """The master key, tenants' secrets as stored, and what is derived from them (docs/format.md, "Tenant secrets")."""
 
+import codecs
 import contextlib
 import os
+import stat
 import struct
 from collections.abc import Callable
 from functools import lru_cache
@@ -30,7 +32,9 @@ MASTER_KEY_TEMPORARY: Final = ".new"
 """Behind the name of a master key while it is being made."""
 
 _MASTER_PREFIX: Final = "staddle-master-key-1 "
-_MASTER_LINE_CHARS: Final = len(_MASTER_PREFIX) + 2 * KEY_BYTES + 1 + 8 + 1
+_CHECK_CHARS: Final = 8
+_MASTER_FILE_BYTES_MAX: Final = 4096
+"""Room for the line however it was wrapped, indented or encoded."""
 _KEYS_HEAD: Final = struct.Struct("<8sHH16s12s")
 _KEYS_MAGIC: Final = b"STADKEYS"
 _VERSION: Final = 1
@@ -134,13 +138,19 @@ def clear_master_key_temporary(path: str, files: Files | None = None) -> None:
 def load_master_key(path: str) -> bytes:
     """The 32 bytes of the master key in `path`. Raises MasterKeyError, which says what is wrong with it."""
     try:
-        with open(path, "rb") as file:
-            line = file.read(_MASTER_LINE_CHARS + 1)
+        # Without O_NONBLOCK, opening a FIFO waits for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise MasterKeyError(f"the master key {path} could not be read: it is not a regular file")
+            data = file.read(_MASTER_FILE_BYTES_MAX + 1)
     except FileNotFoundError as error:
         raise MasterKeyError(f"there is no master key {path}") from error
+    except IsADirectoryError as error:
+        raise MasterKeyError(f"the master key {path} could not be read: it is a directory") from error
     except OSError as error:
         raise MasterKeyError(f"the master key {path} could not be read: {error.strerror}") from error
-    return parse_master_key(line, path)
+    return parse_master_key(data, path)
 
 
 def master_key_line(master: bytes) -> str:
@@ -148,26 +158,43 @@ def master_key_line(master: bytes) -> str:
     return f"{_MASTER_PREFIX}{master.hex()} {_checksum(master)}\n"
 
 
-def parse_master_key(line: bytes, where: str) -> bytes:
-    """The master key in `line`, whose last newline may be missing. Raises MasterKeyError, which names `where`."""
-    text = line.decode("ascii", errors="replace").removesuffix("\n")
-    digits, separator, checksum = text.removeprefix(_MASTER_PREFIX).partition(" ")
-    if not text.startswith(_MASTER_PREFIX) or not separator:
+def parse_master_key(data: bytes, where: str) -> bytes:
+    """The master key in the file's bytes, also where it was typed or pasted: in capitals, wrapped, in quotes, with a byte order mark.
+
+    The check digits say that it is right. Raises MasterKeyError, which names `where` and never repeats what was read.
+    """
+    if not data.strip(b"\0 \t\r\n"):
+        raise MasterKeyError(f"{where} is empty: put the master key back from its copy")
+    if len(data) > _MASTER_FILE_BYTES_MAX:
+        raise MasterKeyError(f"{where} holds no master key: it has more than {_MASTER_FILE_BYTES_MAX} bytes")
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    text = "".join(data.decode(encoding, errors="replace").translate(_IGNORED).split()).casefold()
+    prefix = _MASTER_PREFIX.strip()
+    if not text.startswith(prefix):
+        raise MasterKeyError(f"{where} holds no master key: it should be one line beginning {prefix!r}")
+    # The letters that a typed copy has in place of digits; the check digits say whether that was meant.
+    rest = text.removeprefix(prefix).translate(str.maketrans("oil", "011"))
+    if not set(rest) <= set("0123456789abcdef"):
         raise MasterKeyError(
-            f"{where} holds no master key: it should be one line beginning {_MASTER_PREFIX.strip()!r}"
+            f"the master key in {where} has characters that are not hexadecimal digits (0 to 9, a to f)"
         )
-    if len(digits) != 2 * KEY_BYTES or not set(digits) <= set("0123456789abcdef"):
+    if len(rest) != 2 * KEY_BYTES + _CHECK_CHARS:
         raise MasterKeyError(
-            f"the master key in {where} should be {2 * KEY_BYTES} lower-case hexadecimal digits"
+            f"the master key in {where} should be {2 * KEY_BYTES} hexadecimal digits and {_CHECK_CHARS} check digits, and has "
+            f"{len(rest)} altogether"
         )
-    master = bytes.fromhex(digits)
-    if checksum != _checksum(master):
+    master = bytes.fromhex(rest[: 2 * KEY_BYTES])
+    if rest[2 * KEY_BYTES :] != _checksum(master):
         raise MasterKeyError(f"the master key in {where} has a typing error: its check digits do not fit")
     return master
 
 
+_IGNORED: Final = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060\"'"))
+"""What editors, chats and shells put around and into a line that is pasted."""
+
+
 def _checksum(master: bytes) -> str:
-    return blake3(master).hexdigest()[:8]
+    return blake3(master).hexdigest()[:_CHECK_CHARS]
 
 
 # --- tenants' secrets as stored

@@ -18,6 +18,7 @@ from staddle_server.limits import (
     ROOT_BYTES_MAX,
     TAGS_MAX,
     TREE_HEIGHT_MAX,
+    UPLOAD_WRITERS_MAX,
 )
 from staddle_server.store.blobs import BlobExists, Blobs, replace_object
 from staddle_server.store.copies import Copies
@@ -69,7 +70,7 @@ class TenantRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tenant"):
 
 
 class CommittedRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="committed"):
-    """An upload became a backup. `base` is empty where there is none."""
+    """An upload became a backup. `base` is empty where there is none; `principal` committed it."""
 
     backup: Id
     dataset: Name
@@ -88,6 +89,9 @@ class CommittedRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field
     principal: Text
     upload: Id
     request_id: RequestId
+    begun_by: Text
+    written_by: Annotated[tuple[Text, ...], msgspec.Meta(max_length=UPLOAD_WRITERS_MAX)]
+    more_writers: bool = False
     retain_until_ns: Count = 0
 
     def __post_init__(self) -> None:

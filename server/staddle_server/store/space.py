@@ -1,16 +1,18 @@
 """How much room the disks of a server have, and when they have too little for another backup."""
 
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from staddle_server.errors import Exhausted
 from staddle_server.limits import MIB, MIN_FREE_BYTES_AUTO_MAX, MIN_FREE_INODES_MAX, MIN_FREE_PART
 
 LOOK_S: Final = 0.1
-"""A look is good for so long: what arrives meanwhile is little beside the room that is kept."""
+"""A look is good for so long, and for what arrives meanwhile as far as it fits into the room that was seen."""
 
 Status = Callable[[str], os.statvfs_result]
 
@@ -40,13 +42,19 @@ class Free(NamedTuple):
     min_bytes: int
     min_inodes: int
 
+    def room(self, missing_bytes: int, *, again: bool) -> float:
+        """The bytes that may come, below 0 where there are too few; `missing_bytes` and `again` as for `flaw`."""
+        if not self.min_bytes:
+            return math.inf
+        return self.free_bytes - missing_bytes - self.min_bytes * (1.25 if again else 1.0)
+
     def flaw(self, missing_bytes: int, *, again: bool) -> str | None:
         """What there is too little of, in words.
 
-        `missing_bytes` of what is free are to be a reserve; `again`: once there was too little, a quarter more is needed.
+        `missing_bytes` of what is free are to be a reserve, or are spoken for; `again`: once there was too little, a quarter more is needed.
         """
         factor = 1.25 if again else 1.0
-        if self.min_bytes and self.free_bytes - missing_bytes < self.min_bytes * factor:
+        if self.room(missing_bytes, again=again) < 0:
             return f"{_mib(self.free_bytes)} free, where {_mib(self.min_bytes + missing_bytes)} are kept"
         if self.free_inodes is not None and self.free_inodes < self.min_inodes * factor:
             return f"{self.free_inodes:,} inodes free, where {self.min_inodes:,} are kept"
@@ -90,8 +98,22 @@ class Space:
         self._status = status
         self._now_s = now_s
         self._lock = threading.Lock()
-        self._seen_s = float("-inf")
+        self._seen_s = -math.inf
+        self._room: float = 0
+        """What may come before the next look."""
+        self._coming = 0
+        """What is being taken: not yet in what `unwritten` says."""
+        self.unwritten: Callable[[], int] = lambda: 0
+        """What was taken and is not on the disk yet."""
         self._flaw: str | None = None
+
+    def keep(self, min_free: MinFree) -> None:
+        """How much is kept from now on; the next look counts it."""
+        with self._lock:
+            if min_free != self._min_free:
+                self._min_free = min_free
+                # What there was too little of by another measure says nothing by this one.
+                self._flaw, self._seen_s = None, float("-inf")
 
     def free(self) -> list[Free]:
         """What each directory's file system has now."""
@@ -103,20 +125,44 @@ class Space:
                 continue
         return found
 
-    def flaw(self) -> str | None:
-        """What there is too little of, and where; None while backups are taken."""
+    def flaw(self, more: int = 0) -> str | None:
+        """What there is too little of for so many bytes more, and where; None while backups are taken."""
         with self._lock:
+            self._room -= more
             now_s = self._now_s()
-            if self._flaw is not None or now_s - self._seen_s >= LOOK_S:
+            if self._flaw is not None or self._room < 0 or now_s - self._seen_s >= LOOK_S:
                 self._seen_s = now_s
-                again, missing = self._flaw is not None, self._missing_bytes()
-                flaws = ((each.path, each.flaw(missing, again=again)) for each in self.free())
-                self._flaw = next((f"{path} has {flaw}" for path, flaw in flaws if flaw is not None), None)
+                self._flaw = self._look(more)
             return self._flaw
 
-    def check(self) -> None:
-        """Raises Exhausted STORE_FULL while there is too little room for more of a backup."""
-        if (flaw := self.flaw()) is not None:
+    def _look(self, more: int) -> str | None:
+        again = self._flaw is not None
+        missing = self._missing_bytes() + self.unwritten() + self._coming + more
+        free = self.free()
+        self._room = min((each.room(missing, again=again) for each in free), default=math.inf)
+        flaws = ((each.path, each.flaw(missing, again=again)) for each in free)
+        return next((f"{path} has {flaw}" for path, flaw in flaws if flaw is not None), None)
+
+    @contextmanager
+    def taking(self, size: int) -> Iterator[None]:
+        """Takes so many bytes of a backup; they are in what `unwritten` says, or written, when the block ends.
+
+        Raises:
+            Exhausted: STORE_FULL, there is too little room for them beside what was taken and is not written yet.
+
+        """
+        self.check(size)
+        with self._lock:
+            self._coming += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming -= size
+
+    def check(self, more: int = 0) -> None:
+        """Raises Exhausted STORE_FULL while there is too little room for so many bytes more of a backup."""
+        if (flaw := self.flaw(more)) is not None:
             raise Exhausted(
                 "STORE_FULL",
                 f"The disk is nearly full: {flaw} for deleting and collecting (--min-free). What is durable stays, and "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import Final, Protocol
 
-from staddle_server.catalog import WHOLE_PACK, Catalog, LivePack
+from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, StaddleError
 from staddle_server.session.presence import stored_size
@@ -360,13 +360,16 @@ def head_finding(tenant: Tenant, newest: int) -> Finding | None:
     )
 
 
+_KINDS: Final = {WHOLE_PACK: "pack", FOOTER: "footer"}
+
+
 def pack_findings(tenant: Tenant, seen: Examined, hurt: Hurt) -> Iterator[Finding]:
     """What is said of a pack, once it is known what of it anything refers to."""
     pack = seen.pack.id
-    told = {fault.segment for fault in seen.faults}
+    told = {fault.segment for fault in seen.faults} | seen.marks()
     # What a glance does not see is said because it was put down before.
     before = [
-        Fault("segment" if offset != WHOLE_PACK else "pack", "it was found damaged before", offset)
+        Fault(_KINDS.get(offset, "segment"), "it was found damaged before", max(offset, WHOLE_PACK))
         for offset in sorted(seen.pack.marks - set(seen.cleared) - told)
     ]
     for fault in [*seen.faults, *before]:
@@ -387,11 +390,14 @@ def pack_findings(tenant: Tenant, seen: Examined, hurt: Hurt) -> Iterator[Findin
     yield from cleared_findings(tenant, seen)
 
 
+_PLACES: Final = {WHOLE_PACK: "as a whole", FOOTER: "in its header or footer"}
+
+
 def cleared_findings(tenant: Tenant, seen: Examined) -> Iterator[Finding]:
     """Marks of a pack that turned out wrong."""
     pack = seen.pack.id
     for offset in seen.cleared:
-        where = "as a whole" if offset == WHOLE_PACK else f"at {offset}"
+        where = _PLACES.get(offset, f"at {offset}")
         yield Finding(
             "cleared",
             NOTE,

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
-from staddle_server.catalog import WHOLE_PACK, Catalog, LivePack
+from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack
 from staddle_server.catalog.words import batches
 from staddle_server.errors import Damaged, Unavailable
 from staddle_server.session.clock import Clock
@@ -48,7 +48,8 @@ class Examined:
 
     def marks(self) -> set[int]:
         """What of it is put down as damaged."""
-        return {fault.segment for fault in self.faults if fault.kind in {"pack", "segment"}}
+        marks = {fault.segment for fault in self.faults if fault.kind in {"pack", "segment"}}
+        return marks | {FOOTER for fault in self.faults if fault.kind == "footer"}
 
 
 class Examiner:
@@ -206,8 +207,8 @@ class Examiner:
         if seen.gone:
             return seen
         wrong = any(fault.kind != "index" for fault in seen.faults)
-        # A whole pack is put down also when only its footer is gone; a segment that could not be read is none that is sound.
-        unsound = {fault.segment for fault in seen.faults if fault.kind != "index"}
+        # A segment that could not be read is none that is sound.
+        unsound = {fault.segment for fault in seen.faults if fault.kind != "index"} | seen.marks()
         seen.cleared = sorted(seen.pack.marks - unsound)
         if self._put_down and (seen.cleared or not wrong):
             self._catalog.verification.read_whole(

@@ -26,6 +26,7 @@ from staddle_server.store.records import (
     decode_record,
     encode_record,
 )
+from staddle_server.types import Authors
 
 T = TypeVar("T")
 
@@ -262,6 +263,7 @@ class History:
             upload=upload,
             request_id=record.request_id,
             principal=record.principal,
+            authors=Authors(record.begun_by, record.written_by, record.more_writers),
             begin_ns=record.begin_ns,
             commit_ns=record.commit_ns,
             deleted_ns=now_ns if self.is_deleted(record.backup) else None,

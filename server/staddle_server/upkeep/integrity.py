@@ -146,6 +146,8 @@ class Integrity:
         begun_s = self._kept.clock.monotonic_s()
         left = dict(known)
         for tenant, damage in known.items():
+            if not damage.packs and not damage.segments:
+                continue  # no backup can tell whether footers are whole
             state = _State(damage, self._kept.catalog.verification.stands(tenant))
             if self._walked.get(tenant) == state:
                 continue
@@ -155,7 +157,9 @@ class Integrity:
                 log.warning("whether backups are whole could not be found out: %s", e.message)
                 continue
             if whole and self._kept.catalog.packs.not_needed(tenant, damage.epoch):
-                del left[tenant]
+                left[tenant] = damage._replace(packs=0, segments=0)
+                if not damage.footers:
+                    del left[tenant]
             else:
                 self._walked[tenant] = state
         now_s = self._kept.clock.monotonic_s()
@@ -176,14 +180,22 @@ class Integrity:
         names = {row.id: row.name for row in self._kept.catalog.tenants.list_all()}
         for tenant, damage in known.items():
             before = self._told.get(tenant)
-            if before is None or (damage.packs, damage.segments) != (before.packs, before.segments):
+            if before is None or damage[1:] != before[1:]:
                 log.error(
-                    "damage is known in tenant %s: %d packs are gone or damaged as a whole, %d segments of others are damaged. "
-                    "Run `staddle-server check` to see what it costs; the next FULL backup of the same data heals it",
+                    "damage is known in tenant %s: %d packs are gone or damaged as a whole, %d segments and %d headers or footers of others are "
+                    "damaged. Run `staddle-server check` to see what it costs; the next FULL backup of the same data heals packs and "
+                    "segments, `staddle-server repair` the others",
                     names.get(tenant, tenant.hex()),
                     damage.packs,
                     damage.segments,
-                    extra={"fields": {"packs": damage.packs, "segments": damage.segments}},
+                    damage.footers,
+                    extra={
+                        "fields": {
+                            "packs": damage.packs,
+                            "segments": damage.segments,
+                            "footers": damage.footers,
+                        }
+                    },
                 )
         for tenant in self._told.keys() - known.keys():
             log.warning("no damage is left in tenant %s: all its backups are whole", names.get(tenant, ""))

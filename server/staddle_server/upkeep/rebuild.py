@@ -21,6 +21,7 @@ from staddle_server.errors import Damaged, StaddleError, Unavailable
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing, Blobs
 from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, Tenant, keys_name, parse_keys_name
+from staddle_server.store.marks import is_mark_name
 from staddle_server.store.pack import PackReader, packs_prefix, parse_pack_name
 from staddle_server.store.records import Records, is_head_name, records_prefix, sequence_of
 from staddle_server.threads import Threads
@@ -374,7 +375,7 @@ class Rebuilding:
         for name, _ in self._blobs.list(""):
             kind = name.partition("/")[0]
             owner = _owner(kind, name)
-            if owner is None and name != FORMAT_NAME and kind not in BESIDE:
+            if owner is None and name != FORMAT_NAME and kind not in BESIDE and not is_mark_name(name):
                 self._report.problem(
                     name,
                     "it is nothing that Staddle puts into a store, and was passed over: move it elsewhere",

@@ -29,6 +29,7 @@ from staddle_server.limits import (
     CALLS_WAITING_TENANT_MAX,
 )
 from staddle_server.logs import CALLS
+from staddle_server.session.decoded import DecodedBytes, Held
 from staddle_server.threads import shortage
 from staddle_server.types import TokenRole
 from staddle_server.wire.status import code_of, status_of
@@ -123,12 +124,26 @@ class Method(NamedTuple):
     one_of_many: bool = False
 
 
+class Reading(NamedTuple):
+    """How the messages of a method are read.
+
+    Attributes:
+        decode: Makes what the handler gets.
+        weigh: What that takes in memory, from above; the call holds it to its end. Streams that come in count part by part.
+
+    """
+
+    decode: Callable[[bytes], Any]
+    weigh: Callable[[bytes], int]
+
+
 class Gate:
     """Lets calls in: knows the tokens and the places, and closes when the server drains.
 
     Attributes:
         streams: The places for Backup and Restore streams; a tenant owns its own.
         calls: The places for other calls, from before their message comes until they are answered.
+        decoded: The memory for what calls hold decoded.
         check_threads: Whether a call may keep its thread; raises Exhausted. Whoever has the threads sets it.
 
     """
@@ -140,6 +155,8 @@ class Gate:
         streams: Streams,
         now_s: Callable[[], float],
         valid: Callable[[Collection[bytes]], set[bytes]],
+        *,
+        decoded: DecodedBytes,
     ) -> None:
         """`valid`: those of these tokens, named by their ids, that may still call."""
         self._authenticate = authenticate
@@ -149,6 +166,7 @@ class Gate:
         """What is under way."""
         self.tenant_name = tenant_name
         self.streams = streams
+        self.decoded = decoded
         self._now_s = now_s
         self._admitted_s = -BUSY_S
         self.check_threads: Callable[..., None] = lambda *, stream: None  # noqa: ARG005
@@ -243,13 +261,14 @@ class Gate:
 
 
 def handle(
-    gate: Gate, name: str, method: Method, kind: str, decode: Callable[[bytes], Any]
+    gate: Gate, name: str, method: Method, kind: str, reading: Reading
 ) -> Callable[[Iterator[bytes], grpc.ServicerContext], Any]:
     """The function that gRPC calls for a method. `kind` is "unary", "upstream" or "downstream".
 
     For gRPC every method streams its requests, which is the same on the wire: so who calls is known before anything that was
     sent is looked at, and a caller that sends nothing waits here, where it is counted and ended.
     """
+    decode, weigh = reading
 
     def admit(context: grpc.ServicerContext) -> Call:
         principal = gate.principal(context)
@@ -275,9 +294,11 @@ def handle(
                 # Its place is the thread that works for it, so it is kept until the answer.
                 principal = call.principal
                 place = gate.calls.enter(context, principal.token, principal.tenant, until_left=True)
+                held = gate.decoded.held(principal.tenant, call.check)
                 try:
-                    response = method.handler(decode(_come(place, requests)), call)
+                    response = method.handler(decode(_counted(held, weigh, _come(place, requests))), call)
                 finally:
+                    held.close()
                     gate.calls.leave(place)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
@@ -290,9 +311,13 @@ def handle(
             call = line.call = admit(context)
             place = gate.streams.enter(context, call.principal.tenant)
             context.add_callback(line.gone)
-            request = decode(gate.calls.only(requests, context, call.principal.token, call.principal.tenant))
+            held = gate.decoded.held(call.principal.tenant, call.check)
+            message = gate.calls.only(requests, context, call.principal.token, call.principal.tenant)
+            request = decode(_counted(held, weigh, message))
+            del message
             place.moved()  # the request is all that the client sends
             yield from call.passing(place.moving(method.handler(request, call)))
+            held.close()
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")
@@ -305,6 +330,16 @@ def _come(place: Place, requests: Iterator[bytes]) -> bytes:
     message = first(requests)
     place.at_work()
     return message
+
+
+def _counted(held: Held, weigh: Callable[[bytes], int], message: bytes) -> bytes:
+    """The message, once there is room for what it becomes. Small ones are not looked at: no call has room only for those."""
+    if len(message) > _SMALL_BYTES:
+        held.change(weigh(message))
+    return message
+
+
+_SMALL_BYTES: Final = 4096
 
 
 class _Line:

@@ -377,6 +377,13 @@ def durable_out(progress: Progress) -> pb.DurablePoint:
     return m
 
 
+def _progress_of(upload: Upload) -> Progress:
+    """The durable point; of an upload that has ended only its counts are kept."""
+    if upload.durable:
+        return decode_progress(upload.durable)
+    return Progress(upload.position, upload.entry_count, upload.data_bytes)
+
+
 def upload_out(upload: Upload, chunker: ChunkerParameters, endpoint: str) -> pb.Upload:
     """An upload as it goes out."""
     return pb.Upload(
@@ -391,7 +398,7 @@ def upload_out(upload: Upload, chunker: ChunkerParameters, endpoint: str) -> pb.
         kind=int(upload.kind),  # type: ignore[arg-type] # the numbers are the same
         scope=int(upload.scope),  # type: ignore[arg-type] # the numbers are the same
         base_backup_id=upload.base.hex(),
-        durable=durable_out(decode_progress(upload.durable)),
+        durable=durable_out(_progress_of(upload)),
         endpoint=endpoint,
         last_failure=upload.last_failure,
         backup_id=upload.backup.hex(),
@@ -428,6 +435,9 @@ def backup_out(backup: Backup) -> pb.Backup:
         retain_until_time=timestamp(backup.retain_until_ns) if backup.retain_until_ns else None,
         hold=hold_out(backup.hold),
         dataset_hold=hold_out(backup.dataset_hold),
+        begun_by=backup.authors.begun_by,
+        written_by=backup.authors.written_by,
+        more_writers=backup.authors.more_writers,
     )
 
 

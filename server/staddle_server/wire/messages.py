@@ -19,7 +19,7 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import BadRequest
-from staddle_server.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
+from staddle_server.limits import ENTRIES_PER_CALL_MAX, ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
 from staddle_server.store.blobs import compact
 from staddle_server.wire.encoding import Piece
 
@@ -75,6 +75,22 @@ def decoder(type_: type[M]) -> Callable[[bytes], M]:
     return decode
 
 
+def weigher(type_: type[Message]) -> Callable[[bytes], int]:
+    """What tells how much memory a message of this type may take once it is decoded, from its bytes: rather too much than too little."""
+    tags = [tag(type_, field.name) for field in type_.DESCRIPTOR.fields if field.is_repeated]
+
+    def weigh(data: bytes) -> int:
+        return 3 * len(data) + _REPEATED_BYTES * min(FIELDS_MAX, sum(map(data.count, tags)))
+
+    return weigh
+
+
+_REPEATED_BYTES: Final = 128
+_ITEM_BYTES: Final = 256
+_ENTRY_BYTES: Final = 2048
+"""What a field that is repeated, an attribute, hole or reference, and an entry take: as a message, and as what is made of it."""
+
+
 class PutChunks(NamedTuple):
     """A PutChunksRequest, and the data that it came with."""
 
@@ -106,6 +122,13 @@ class PutEntries(NamedTuple):
     head: sv.PutEntriesRequest
     message: bytes
 
+    def weigh(self) -> int:
+        """What the whole request may take in memory once it is decoded, see `weigher`."""
+        count = self.message.count
+        entries = min(ENTRIES_PER_CALL_MAX, count(_CHANGE_TAG))
+        items = min(ITEMS_PER_MESSAGE_MAX, sum(map(count, _ITEM_TAGS)))
+        return 3 * len(self.message) + _ENTRY_BYTES * entries + _ITEM_BYTES * items
+
     def read(self) -> sv.PutEntriesRequest:
         """The whole request. Raises what `decoder` says."""
         request = _put_entries(self.message)
@@ -115,6 +138,7 @@ class PutEntries(NamedTuple):
 
 
 _put_entries: Final = decoder(sv.PutEntriesRequest)
+_CHANGE_TAG: Final = tag(sv.PutEntriesRequest, "changes")
 _CHANGES: Final = _number(sv.PutEntriesRequest, "changes")
 
 

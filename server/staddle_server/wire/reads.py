@@ -79,7 +79,7 @@ class ReadCalls:
         header = sv.RestorePart(header=sv.RestoreHeader(backup=convert.backup_out(backup)))
         parts: Iterator[Pieces] = chain(
             [encoding.part(header)],
-            _restore_parts(restore.events(chosen, exact=request.exact)),
+            _restore_parts(restore.events(chosen, exact=request.exact), self._large(call)),
             _end(restore),
         )
 
@@ -179,7 +179,7 @@ class ReadCalls:
                 response.next_page_token = tokens.make(query, (backup.id.hex(), last))
                 break
             chunks = self._reads.chunks(call.principal, listed.entry, refs, call.check) if refs else ()
-            page.append(_listed_bytes(listed, chunks))
+            page.append(_listed_bytes(listed, chunks, self._large(call)))
             size += len(page[-1])
             last = listed.entry.path
         call.facts["entries"] = len(page)
@@ -215,18 +215,22 @@ class ReadCalls:
         call.facts["entries"] = len(response.changes)
         return response
 
+    def _large(self, call: Call) -> threading.Lock:
+        """Entries with large attributes become messages one at a time, of each tenant."""
+        return self._tenants.get(call.principal.tenant).large
+
     def _tokens(self, call: Call) -> PageTokens:
         return PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
 
 
-def _restore_parts(events: Iterator[Event]) -> Iterator[Pieces]:
+def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[Pieces]:
     """Parts, of which those that are next to each other and alike are one."""
     gathered = _Gathered()
     for event in events:
         if not gathered.takes(event):
             yield from gathered.parts()
             if not gathered.takes(event):
-                yield _part(event)
+                yield _part(event, large)
                 continue
         gathered.add(event)
     yield from gathered.parts()
@@ -277,12 +281,12 @@ class _Gathered:
 _GATHERED: Final = frozenset({SentData, SentPiece, SentRef})
 
 
-def _part(event: Event) -> Pieces:
+def _part(event: Event, large: threading.Lock) -> Pieces:
     match event:
         case SentEntry(entry, data, attributes):
             if attributes is None:
                 return _entry_part(convert.entry_out(entry), data)
-            with _large:
+            with large:
                 return _entry_part(convert.entry_out(with_attributes(entry, attributes)), data)
         case SentSegment(segment):
             raw = segment.codec is Codec.RAW
@@ -301,15 +305,11 @@ def _part(event: Event) -> Pieces:
     return encoding.part(part)
 
 
-_large: Final = threading.Lock()
-"""Entries with large attributes become messages one at a time: as objects these take several times what they have encoded."""
-
-
-def _listed_bytes(listed: Listed, chunks: Iterable[tuple[int, bytes]]) -> bytes:
+def _listed_bytes(listed: Listed, chunks: Iterable[tuple[int, bytes]], large: threading.Lock) -> bytes:
     entry, attributes = listed
     if attributes is None:
         return convert.entry_out(entry, chunks).SerializeToString()
-    with _large:
+    with large:
         return convert.entry_out(with_attributes(entry, attributes), chunks).SerializeToString()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -23,6 +24,8 @@ from staddle_server.wire.tokens import PageTokens
 PAGE_BYTES: Final = 2 * limits.MIB
 PLANS_MAX: Final = 4
 """Plans that are made at once: each may take minutes, and holds a thread that other calls need, too."""
+PLANS_TENANT_MAX: Final = 3
+"""Of these, plans of one tenant: the others always find room."""
 PLANS_RETRY_S: Final = 2.0
 NamesBackup = (
     sv.DeleteBackupRequest
@@ -46,20 +49,30 @@ class RetentionCalls:
         self._protection = protection
         self._policies = policies
         self._tenants = tenants
-        self._plans = threading.BoundedSemaphore(PLANS_MAX)
+        self._lock = threading.Lock()
+        self._plans: Counter[bytes] = Counter()
+        """Plans that are being made, by tenant."""
 
     @contextmanager
-    def _planning(self) -> Iterator[None]:
-        if not self._plans.acquire(blocking=False):
-            raise Exhausted(
-                "TOO_MANY",
-                f"{PLANS_MAX} retention plans are being made already: try again when one is done",
-                retry_after_s=PLANS_RETRY_S,
-            )
+    def _planning(self, tenant: bytes) -> Iterator[None]:
+        with self._lock:
+            for count, most, whose in (
+                (self._plans.total(), PLANS_MAX, ""),
+                (self._plans[tenant], PLANS_TENANT_MAX, " of this tenant"),
+            ):
+                if count >= most:
+                    raise Exhausted(
+                        "TOO_MANY",
+                        f"{most} retention plans{whose} are being made already: try again when one is done",
+                        retry_after_s=PLANS_RETRY_S,
+                    )
+            self._plans[tenant] += 1
         try:
             yield
         finally:
-            self._plans.release()
+            with self._lock:
+                self._plans[tenant] -= 1
+                self._plans += Counter()  # without those that have none
 
     # ------------------------------------------------------------------ hiding
 
@@ -122,7 +135,7 @@ class RetentionCalls:
         query, start, expected = ("plan", dataset), 0, ""
         if request.page_token:
             expected, start = tokens.read(query, request.page_token, tuple[str, int])
-        with self._planning():
+        with self._planning(call.principal.tenant):
             response = self._planned(
                 call, dataset, start, limit, expected, free=not request.without_free_bytes
             )
@@ -152,7 +165,7 @@ class RetentionCalls:
         dataset = _dataset_named(request, call)
         if not request.plan_token:
             raise bad("plan_token", "it must be given: PlanRetention makes it")
-        with self._planning():
+        with self._planning(call.principal.tenant):
             applied = self._policies.apply(call.principal.tenant, dataset, request.plan_token, call.check)
         call.facts["deleted"] = len(applied.backups)
         response = sv.ApplyRetentionResponse(

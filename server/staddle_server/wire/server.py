@@ -28,11 +28,11 @@ from staddle_server.limits import (
 )
 from staddle_server.threads import Background, CallThreads, no_thread
 from staddle_server.types import TokenRole
-from staddle_server.wire.call import Gate, Method, handle
+from staddle_server.wire.call import Gate, Method, Reading, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.wire.health import SERVICE as HEALTH
 from staddle_server.wire.info import InfoCalls
-from staddle_server.wire.messages import backup_parts, decoder, put_chunks, put_entries
+from staddle_server.wire.messages import backup_parts, decoder, put_chunks, put_entries, weigher
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.retention import RetentionCalls
 from staddle_server.wire.status import status_of
@@ -53,6 +53,8 @@ ROOM: Final = f"{SERVICE.full_name}/room"
 """What health calls the room on the disk: NOT_SERVING while it is too little for backups, so that writes is, too."""
 INTEGRITY: Final = f"{SERVICE.full_name}/integrity"
 """What health calls the wholeness of what is stored: NOT_SERVING while damage is known; everything else goes on."""
+CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
+"""What health calls the server's certificate: NOT_SERVING from 30 days before its end on; everything else goes on."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 THREADS_LEFT_MIN: Final = 4
@@ -146,9 +148,12 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
         downstream = described.server_streaming
         kind = "upstream" if described.client_streaming else "downstream" if downstream else "unary"
         make = grpc.stream_stream_rpc_method_handler if downstream else grpc.stream_unary_rpc_method_handler
-        decode = _BULK.get(name) or decoder(getattr(sv, described.input_type.name))
+        type_ = getattr(sv, described.input_type.name)
+        decode = _BULK.get(name) or decoder(type_)
+        # Bulk stays as it came; what is made of it counts where that happens.
+        weigh = len if name in _BULK else weigher(type_)
         made[name] = make(
-            handle(gate, name, method, kind, decode),
+            handle(gate, name, method, kind, Reading(decode, weigh)),
             request_deserializer=None,
             response_serializer=_encoded,
         )
@@ -220,6 +225,7 @@ class WireServer:
         has_room: Callable[[], bool],
         is_kept_up: Callable[[], bool],
         is_whole: Callable[[], bool],
+        certificates_last: Callable[[], bool] = lambda: True,
     ) -> None:
         self._gate = gate
         self._is_true = {
@@ -227,6 +233,7 @@ class WireServer:
             ROOM: has_room,
             UPKEEP: is_kept_up,
             INTEGRITY: is_whole,
+            CERTIFICATE: certificates_last,
         }
         self._health = Health({"", SERVICE.full_name, *self._is_true}, time.monotonic)
         self._looked_s = self._tokens_looked_s = time.monotonic()
@@ -251,8 +258,8 @@ class WireServer:
         names = [SERVICE.full_name, HEALTH.full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self._server, pool=cast("DescriptorPool", _Symbols()))
 
-    def start(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Listens and serves; gives the port.
+    def start(self, address: str, credentials: grpc.ServerCredentials | None, own: str = "") -> int:
+        """Listens and serves; gives the port. `own` is a second address, without TLS, for the server's own questions.
 
         Raises:
             RuntimeError: the address is in use, or is none.
@@ -263,6 +270,8 @@ class WireServer:
             port = self._server.add_insecure_port(address)
         else:
             port = self._server.add_secure_port(address, credentials)
+        if own:
+            self._server.add_insecure_port(own)
         self._threads.start()
         self._look_after.start()
         self._server.start()

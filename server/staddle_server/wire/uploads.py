@@ -33,6 +33,9 @@ Part = sv.BackupPart | Piece
 LISTED: Final = 1024
 LISTED_MAX: Final = 4096
 UPLOADS_LISTED: Final = 100
+ENTRY_FACTOR: Final = 20
+"""Bytes of memory of an entry with many attributes or holes for each of its encoded ones."""
+ENTRY_SMALL_BYTES: Final = 16 * limits.KIB
 LISTED_BYTES: Final = 1 * limits.MIB
 """Entries that one answer lists beside the rest of it."""
 
@@ -54,8 +57,6 @@ class UploadCalls:
         self._endpoint = endpoint
         self._checking = threading.Semaphore(max(2, os.cpu_count() or 1))
         """Frames that are inflated at once: more would only take memory."""
-        self._taking = threading.Semaphore(max(4, 2 * (os.cpu_count() or 1)))
-        """The same for lists of entries: thousands of objects each. Some of them may wait for the disk."""
 
     # ------------------------------------------------------------------ life
 
@@ -201,8 +202,9 @@ class UploadCalls:
     def put_entries(self, sent: PutEntries, call: Call) -> sv.PutEntriesResponse:
         writer = self._writer(sent.head, call)
         intake = Intake(writer, self._tenants.get(call.principal.tenant))
-        # The writer's turn first: who waits for it holds no more than a message, and none of the places that others need.
-        with writer.together(), self._taking:
+        tenant = call.principal.tenant
+        # The writer's turn first: who waits for it holds no more than a message, and nothing of what the tenant's calls share.
+        with writer.together(), self._tenants.decoded.hold(tenant, sent.weigh(), call.check):
             call.check()
             request = sent.read()
             del sent
@@ -295,8 +297,16 @@ class UploadCalls:
     def _receive(
         self, parts: Iterator[Part], stream: BackupStream, writer: UploadWriter, call: Call
     ) -> sv.BackupResponse:
+        held = self._tenants.decoded.held(call.principal.tenant, call.check)
+
+        def take_entry(part: sv.BackupPart) -> None:
+            size = part.entry.ByteSize()
+            # What the open entry has is kept until the next one comes.
+            held.change((size * ENTRY_FACTOR if size > ENTRY_SMALL_BYTES else 0) - held.size)
+            stream.entry(convert.sent_of(part.entry))
+
         take: dict[str, Callable[[sv.BackupPart], None]] = {
-            "entry": lambda part: stream.entry(convert.sent_of(part.entry)),
+            "entry": take_entry,
             "data": lambda part: _take_data(stream, part.data),
             "entry_end": lambda part: stream.entry_end(
                 part.entry_end.size_bytes if part.entry_end.HasField("size_bytes") else None,

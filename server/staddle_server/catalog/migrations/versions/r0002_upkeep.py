@@ -94,6 +94,14 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("row"),
     )
+    op.create_table(
+        "generation",
+        sa.Column("row", ROW, nullable=False),
+        sa.Column("current", sa.Text(), nullable=False),
+        sa.Column("birth_ns", sa.BigInteger()),
+        sa.Column("intended", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("row"),
+    )
 
 
 def _columns() -> dict[str, list[sa.Column[object]]]:

@@ -1,0 +1,136 @@
+"""The Restore streams of one backup: which one it is, what is asked for, and how often that is tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Final, cast
+
+from staddle._convert import sort_key
+from staddle._errors import ProtocolError, StaddleError
+from staddle._retry import Attempts, Retry, RetryNotice, may_pass
+from staddle._segments import Segments, can_open
+from staddle._selection import Selection, selection_of
+from staddle._stream import VIEW_BASIC, VIEW_DATA, EntryEvent, Event, HeaderEvent, read_restore
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from staddle._calls import Calls
+
+WAYS_AT_ONCE: Final = 8_192
+
+
+class Streams:
+    """Asks for a backup until all of it has come. The first answer decides which backup it is."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        dataset: str,
+        selector: pb.BackupSelector,
+        retry: Retry,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> None:
+        """Raises BadRequestError for a pattern that cannot be meant."""
+        self._calls = calls
+        self._dataset = dataset
+        self._selector = selector
+        self._retry = retry
+        self._patterns = (tuple(include), tuple(exclude))
+        self.selection: Selection = selection_of(*self._patterns)
+        """What is taken of the backup; it knows the backup's root once the first answer came."""
+        self.backup: pb.Backup | None = None
+        self.broken = False
+        """A stream broke: what came already need not come again."""
+        self._segments = can_open()
+        """Whether data is asked for as it is stored."""
+
+    def to_the_end(self, work: Callable[[], None], where: Callable[[], object]) -> None:
+        """Does `work` until it does not break; `where` tells how far it is. Raises StaddleError if it breaks for good."""
+        attempts = Attempts(self._retry, self._calls.clock)
+        while True:
+            before = where()
+            try:
+                work()
+                return
+            except ProtocolError:
+                if self.backup is None or not self._segments:
+                    raise
+                self._segments = False  # the server opens them itself then, and names what is damaged
+            except StaddleError as error:
+                if self.backup is None or not may_pass(error):
+                    raise
+                if where() != before:
+                    attempts.progressed()
+                attempts.wait_after(error)
+            self.broken = True
+
+    def events(
+        self, view: wire.EntryView.ValueType, paths: Iterable[bytes] = (), *, exact: bool = False
+    ) -> Generator[Event]:
+        """One stream; see RestoreRequest for the arguments."""
+        request = wire.RestoreRequest(
+            dataset=self._dataset,
+            backup=self._selector,
+            view=view,
+            exact=exact,
+            segments=self._segments and view == VIEW_DATA,
+        )
+        for path in paths:
+            try:
+                request.paths.append(path.decode())
+            except UnicodeDecodeError:
+                request.raw_paths.append(path)
+        messages = cast(
+            "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
+        )
+        with ExitStack() as stack:
+            stack.enter_context(closing(messages))
+            segments = stack.enter_context(closing(Segments())) if request.segments else None
+            for event in read_restore(messages, view=request.view, segments=segments):
+                if isinstance(event, HeaderEvent):
+                    self._pick(event.backup)
+                yield event
+
+    def ways(self, paths: Iterable[bytes]) -> dict[bytes, pb.Entry]:
+        """The directories above paths, as the backup has them.
+
+        The paths are asked for with them, so that one that is not there fails before anything is written.
+        """
+        asked = set(paths)
+        above = {each for path in asked if path for each in _above(path)} - asked
+        found: dict[bytes, pb.Entry] = {}
+        wanted = sorted(above | asked, key=sort_key)
+        for start in range(0, len(wanted), WAYS_AT_ONCE):
+            with closing(self.events(VIEW_BASIC, wanted[start : start + WAYS_AT_ONCE], exact=True)) as events:
+                for event in events:
+                    if isinstance(event, EntryEvent) and event.path in above:
+                        found[event.path] = event.entry
+        return found
+
+    def _pick(self, backup: pb.Backup) -> None:
+        """From now on it is this backup."""
+        if self.backup is not None:
+            if backup.id != self.backup.id:
+                raise ProtocolError("The server answered with another backup than it was asked for.")
+            return
+        self.selection = selection_of(*self._patterns, root=backup.root)
+        self.backup = backup
+        self._selector = pb.BackupSelector(backup=backup.id)
+
+
+def retry_words(notice: RetryNotice) -> str:
+    """What to say before a broken stream is asked for again."""
+    return f"{notice.error.message} Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
+
+
+def _above(path: bytes) -> Iterator[bytes]:
+    """All directories above a path, up to the root."""
+    while path:
+        path = path.rpartition(b"/")[0]
+        yield path

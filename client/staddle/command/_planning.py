@@ -1,0 +1,127 @@
+"""`staddle backup --dry-run`: what a backup would send, shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from staddle import Amount, BackupPlan, PlannedChange, PlannedPath
+from staddle.command import _records, _words
+from staddle.command._exits import DONE, INCOMPLETE
+from staddle.command._expected import Selection, Wanted
+from staddle.command._options import Session
+from staddle.command._output import BATCH_ROWS, Output
+from staddle.command._problems import tell_notes, tell_problems
+from staddle.command._watching import watched
+
+LETTERS: Final = {PlannedChange.NEW: "+", PlannedChange.CHANGED: "~", PlannedChange.REMOVED: "-"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """What decides whether a backup is made at all. The fields are arguments of the library."""
+
+    host: str | None
+    max_removed_percent: float | None
+
+
+def plan(
+    session: Session,
+    paths: Sequence[str],
+    wanted: Wanted,
+    selection: Selection,
+    guard: Guard,
+    *,
+    verbose: bool,
+) -> int:
+    """Shows what a backup would do; answers the exit code."""
+    output = session.output
+    names = _Names(output)
+    with session.connect() as client, watched(output) as progress:
+        made = client.plan_backup(
+            paths,
+            dataset=wanted.dataset,
+            kind=wanted.kind,
+            paths=selection.paths,
+            exclude=selection.exclude,
+            exclude_caches=selection.exclude_caches,
+            exclude_if_present=selection.exclude_if_present,
+            exclude_larger_than_bytes=selection.exclude_larger_than_bytes,
+            max_removed_percent=guard.max_removed_percent,
+            one_file_system=selection.one_file_system,
+            new_root=wanted.new_root,
+            host=guard.host,
+            each=names.take if verbose or output.as_json else None,
+            progress=progress,
+        )
+    names.flush()
+    tell_notes(output, made.notes)
+    tell_problems(output, made.problems, made.warnings)
+    output.summary("backup", _record_of(made), _summed_up(made))
+    return DONE if made.complete else INCOMPLETE
+
+
+class _Names:
+    """Writes paths, some hundred at a time."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._rows: list[tuple[str]] = []
+
+    def take(self, planned: PlannedPath) -> None:
+        if self._output.as_json:
+            sized = {} if planned.change is PlannedChange.REMOVED else {"size_bytes": planned.size_bytes}
+            self._output.record(
+                {"change": planned.change.value, **_records.name("path", planned.path_bytes), **sized}
+            )
+            return
+        self._rows.append((f"{LETTERS[planned.change]} {_words.escaped(planned.path_bytes) or './'}",))
+        if len(self._rows) >= BATCH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._output.table(self._rows)
+        self._rows = []
+
+
+def _record_of(made: BackupPlan) -> _records.Record:
+    return {
+        "dry_run": True,
+        "dataset": made.dataset,
+        "kind": made.kind.value,
+        "base_backup_id": None if made.base is None else made.base.id,
+        "complete": made.complete,
+        "problem_count": len(made.problems),
+        "note_count": len(made.notes),
+        "warnings": list(made.warnings),
+        **{name: _of_amount(getattr(made, name)) for name in ("new", "changed", "removed", "unchanged")},
+        "excluded_entries": made.excluded_entries,
+        "seconds": round(made.seconds, 3),
+    }
+
+
+def _of_amount(amount: Amount) -> _records.Record:
+    return {"entries": amount.entries, "data_bytes": amount.data_bytes}
+
+
+def _shown(amount: Amount) -> str:
+    return f"{amount.entries:,} ({_words.size(amount.data_bytes)})"
+
+
+def _summed_up(made: BackupPlan) -> str:
+    start = "" if made.base is None else f" from {_words.short_id(made.base.id)}"
+    to_read = made.new.data_bytes + made.changed.data_bytes
+    parts = [
+        f"Would back up to {_words.escaped(made.dataset)} ({made.kind.value}{start}): {_shown(made.new)} new",
+        f"{_shown(made.changed)} changed",
+        f"{_shown(made.removed)} removed",
+        f"{_shown(made.unchanged)} unchanged",
+        f"{made.excluded_entries:,} left out",
+        f"{_words.size(to_read)} to read, of which what the server lacks would be sent",
+        _words.seconds(made.seconds),
+    ]
+    words = "; ".join(parts)
+    if made.problems:
+        words += f"; {_words.counted(len(made.problems), 'path', 'paths')} could not be backed up whole"
+    return words + ". Nothing was sent."

@@ -1,0 +1,33 @@
+"""`staddle-server adopt`."""
+
+import shlex
+
+import click
+
+from staddle_server import generation
+from staddle_server.cli.options import data_option
+from staddle_server.datadir import DataDirectory
+from staddle_server.rooms import open_rooms
+
+
+@click.command()
+@data_option
+def adopt(*, data: DataDirectory) -> None:
+    """Take a copy of a data directory, or a store that was put back from one, for the one that counts from now on.
+
+    No server may run on DIR, and the original must not be served any more: both would give the same numbers to different backups.
+    """
+    with data.locked(), data.store_locked(), open_rooms(data, only_look=True) as rooms:
+        flaw = generation.adopt(data, rooms.blobs, rooms.catalog)
+    if flaw is None:
+        click.echo(f"{data.path} is no copy, and its parts belong together: nothing was changed.")
+        return
+    if flaw.kind == generation.COPY:
+        click.echo(
+            f"{data.path} counts from now on. Do not serve the directory that it was copied from any more."
+        )
+        click.echo("If the copy is older than that one, the numbers of its newest backups are given again.")
+    else:
+        click.echo(f"{data.store} counts from now on, as it is.")
+        click.echo(f"See what it lacks: staddle-server check --data {shlex.quote(str(data.path))}")
+    click.echo(f"Next: staddle-server serve --data {shlex.quote(str(data.path))}")

@@ -1,0 +1,170 @@
+"""What calls hold decoded, in bytes of memory, counted by tenant: so that one tenant's calls leave room for the others'.
+
+A few stored or sent bytes become objects of many times their size. Each call has a `Held`, which says how much of that it has now. Where a
+tenant has its share, its calls wait a moment, and are then refused; of the others' share that takes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from staddle_server.errors import Exhausted
+from staddle_server.limits import DECODED_BYTES_MAX, DECODED_CALL_BYTES, DECODED_TENANT_BYTES_MAX, MIB
+
+WAIT_S: Final = 5.0
+"""So long a call waits for what the other calls of its tenant hold."""
+LOOK_S: Final = 0.1
+"""So often one that waits looks whether it is still called for, and whether something was freed without a word."""
+RETRY_S: Final = 2.0
+
+
+class DecodedBytes:
+    """The memory of one server for what calls hold decoded. Thread-safe.
+
+    Each call has DECODED_CALL_BYTES without asking: the number of calls bounds that. Of a tenant that has more than its share, only
+    the share counts for the server, so that what one holds by force is never lacking to another.
+    """
+
+    def __init__(
+        self, tenant_max: int = DECODED_TENANT_BYTES_MAX, server_max: int = DECODED_BYTES_MAX
+    ) -> None:
+        self.tenant_max = tenant_max
+        self._server_max = server_max
+        self._changed = threading.Condition()
+        self._used: Counter[bytes] = Counter()
+        self._gone: deque[tuple[bytes, int]] = deque()
+        """What was held by calls that are no more: freed without the lock, for that may happen anywhere."""
+
+    def held(self, tenant: bytes, check: Callable[[], None] | None = None) -> Held:
+        """What a call of this tenant holds: nothing yet. `check` raises where nobody waits for the call any more.
+
+        Without `check` nobody calls: what is held counts, and never waits.
+        """
+        return Held(self, tenant, check)
+
+    @contextmanager
+    def hold(self, tenant: bytes, size: int, check: Callable[[], None]) -> Iterator[None]:
+        """Holds so many bytes for a block; see `Held.change`."""
+        held = self.held(tenant, check)
+        held.change(size)
+        try:
+            yield
+        finally:
+            held.close()
+
+    def used(self, tenant: bytes) -> int:
+        """What the calls of a tenant hold now."""
+        with self._changed:
+            self._settle()
+            return self._used[tenant]
+
+    def forget(self, tenant: bytes, size: int) -> None:
+        """Frees, from wherever the last reference to a Held went: takes no lock."""
+        self._gone.append((tenant, size))
+
+    def change(self, held: Held, by: int) -> None:
+        """See `Held.change`."""
+        with self._changed:
+            if self._refusal(held, by) is not None:
+                self._wait(held, by)
+            self._add(held, by)
+
+    def may_change(self, held: Held, by: int) -> bool:
+        """Changes in any case; whether there was room for it."""
+        with self._changed:
+            fits = self._refusal(held, by) is None
+            self._add(held, by)
+            return fits
+
+    def _add(self, held: Held, by: int) -> None:
+        held.size += by
+        self._used[held.tenant] += by
+        if self._used[held.tenant] <= 0:
+            del self._used[held.tenant]
+        if by < 0:
+            self._changed.notify_all()
+
+    def _wait(self, held: Held, by: int) -> None:
+        end_s = time.monotonic() + WAIT_S
+        while (refusal := self._refusal(held, by)) is not None:
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                raise refusal
+            self._changed.wait(min(LOOK_S, left_s))
+            if held.check is not None:
+                held.check()
+
+    def _refusal(self, held: Held, by: int) -> Exhausted | None:
+        self._settle()
+        if by <= 0 or held.check is None or held.size + by <= DECODED_CALL_BYTES:
+            return None
+        used = self._used[held.tenant]
+        if used + by > self.tenant_max:
+            return _full(used, self.tenant_max, "the other calls of this tenant hold")
+        others = sum(
+            min(size, self.tenant_max) for tenant, size in self._used.items() if tenant != held.tenant
+        )
+        if others + used + by > self._server_max:
+            return _full(others + used, self._server_max, "the calls of this server hold")
+        return None
+
+    def _settle(self) -> None:
+        while self._gone:
+            tenant, size = self._gone.popleft()
+            self._used[tenant] -= size
+            if self._used[tenant] <= 0:
+                del self._used[tenant]
+
+
+class Held:
+    """What one call holds decoded. It ends by `close`, or with the last reference to it. For one thread at a time.
+
+    Attributes:
+        size: Bytes.
+        tenant: Whose call it is.
+        check: Raises where nobody waits for the call any more; None: nobody calls.
+
+    """
+
+    __slots__ = ("_all", "check", "size", "tenant")
+
+    def __init__(self, of: DecodedBytes, tenant: bytes, check: Callable[[], None] | None) -> None:
+        self._all = of
+        self.tenant = tenant
+        self.check = check
+        self.size = 0
+
+    def change(self, by: int) -> None:
+        """So much more is held from now on, or less; where there is no room for it, waits up to WAIT_S.
+
+        Raises:
+            Exhausted: TOO_MANY, and nothing changes.
+
+        """
+        if by:
+            self._all.change(self, by)
+
+    def may_change(self, by: int) -> bool:
+        """The same without waiting: changes in any case, and says whether there was room."""
+        return not by or self._all.may_change(self, by)
+
+    def close(self) -> None:
+        """Nothing is held any more."""
+        self.change(-self.size)
+
+    def __del__(self) -> None:
+        if self.size:
+            self._all.forget(self.tenant, self.size)
+
+
+def _full(used: int, most: int, who: str) -> Exhausted:
+    return Exhausted(
+        "TOO_MANY",
+        f"{who} {used // MIB} MiB of decoded entries, of at most {most // MIB} MiB: try again, with fewer calls at once",
+        retry_after_s=RETRY_S,
+    )

@@ -1,0 +1,91 @@
+"""Marks of generations: each start of a server leaves one in the store, so that a copy or an older state of either part is noticed.
+
+A mark has a number, which rises, and a random part, so that two servers which begin from the same state never give the same name.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Final, NamedTuple
+
+from staddle_server.errors import StaddleError
+from staddle_server.store.blobs import Blobs
+
+MARKS: Final = "marks"
+MARK_FIRST: Final = b"staddle mark 1\n"
+MARK_BYTES_MAX: Final = 1024
+HOST_CHARS_MAX: Final = 64
+NUMBER_DIGITS: Final = 12
+_RANDOM_BYTES: Final = 8
+
+
+class Mark(NamedTuple):
+    """A mark by its name: its number, and what tells it from another mark of that number."""
+
+    number: int
+    random: str
+
+    @property
+    def text(self) -> str:
+        """How the catalog names it."""
+        return f"{self.number:0{NUMBER_DIGITS}}-{self.random}"
+
+    @property
+    def name(self) -> str:
+        """The name of its object."""
+        return f"{MARKS}/{self.text}"
+
+    @classmethod
+    def parse(cls, text: str) -> Mark | None:
+        """The mark of that text; None: it is none."""
+        number, dash, random = text.partition("-")
+        shape = len(number) == NUMBER_DIGITS and number.isascii() and number.isdigit()
+        if not (
+            shape and dash and len(random) == 2 * _RANDOM_BYTES and not set(random) - set("0123456789abcdef")
+        ):
+            return None
+        return cls(int(number), random)
+
+    @classmethod
+    def after(cls, number: int) -> Mark:
+        """A new mark, of the next number."""
+        return cls(number + 1, secrets.token_hex(_RANDOM_BYTES))
+
+
+class Began(NamedTuple):
+    """What a mark tells a person: on which machine a server began, and when (RFC 3339). Empty: it could not be read."""
+
+    host: str
+    at: str
+
+
+def is_mark_name(name: str) -> bool:
+    """Whether an object of that name is a mark."""
+    kind, _, text = name.partition("/")
+    return kind == MARKS and Mark.parse(text) is not None
+
+
+def marks_in(blobs: Blobs) -> set[Mark]:
+    """All marks in the store; names that are none are passed over. Raises Unavailable."""
+    found = (Mark.parse(name.removeprefix(f"{MARKS}/")) for name, _ in blobs.list(MARKS))
+    return {mark for mark in found if mark is not None}
+
+
+def put_mark(blobs: Blobs, mark: Mark, began: Began) -> None:
+    """Leaves the mark, durably. Raises what the blobs raise."""
+    told = {"host": began.host[:HOST_CHARS_MAX], "began": began.at}
+    blobs.put(mark.name, MARK_FIRST + json.dumps(told).encode() + b"\n")
+
+
+def read_mark(blobs: Blobs, mark: Mark) -> Began:
+    """What the mark tells; nothing hangs on it, so what cannot be read is empty."""
+    try:
+        size = min(blobs.size(mark.name), MARK_BYTES_MAX)
+        told = json.loads(blobs.read(mark.name, 0, size).removeprefix(MARK_FIRST))
+    except (StaddleError, ValueError, RecursionError):
+        return Began("", "")
+    if not isinstance(told, dict):
+        return Began("", "")
+    host, at = (str(told.get(key, ""))[:HOST_CHARS_MAX] for key in ("host", "began"))
+    return Began(*(text if text.isprintable() else "" for text in (host, at)))

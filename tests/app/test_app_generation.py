@@ -1,0 +1,247 @@
+"""Each start leaves a mark: copies and older states of a data directory, of its catalog or of its store are noticed, and never served."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from servers import ServerProcess
+from staddle_server import generation, rooms
+from staddle_server.cli.commands import group
+from staddle_server.datadir import DataDirectory, DataDirectoryError
+from staddle_server.errors import Exhausted, Unavailable
+from staddle_server.store.birth import birth_ns
+from staddle_server.store.blobs import Blobs
+
+NOW_NS = 1_790_000_000_000_000_000
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> DataDirectory:
+    """A data directory that was served once."""
+    made = DataDirectory(tmp_path / "d")
+    rooms.initialise(made, NOW_NS)
+    begin(made)
+    return made
+
+
+@pytest.fixture
+def with_births(tmp_path: Path) -> None:
+    if birth_ns(str(tmp_path)) is None:
+        pytest.skip("this file system does not tell when a file was made")
+
+
+def begin(directory: DataDirectory) -> None:
+    """A server starts, and ends at once."""
+    with rooms.open_rooms(directory, only_look=True) as opened:
+        generation.begin(directory, opened.blobs, opened.catalog, NOW_NS)
+
+
+def command(name: str, directory: DataDirectory, *arguments: str, code: int = 0) -> Result:
+    settings = {name: None for name in os.environ if name.startswith("STADDLED_")}
+    done = CliRunner().invoke(group, [name, "--data", str(directory.path), *arguments], env=settings)
+    assert done.exit_code == code, done.output
+    return done
+
+
+def copied(directory: DataDirectory, name: str) -> DataDirectory:
+    return DataDirectory(Path(shutil.copytree(directory.path, directory.path.parent / name, symlinks=True)))
+
+
+def marks(directory: DataDirectory) -> list[str]:
+    return sorted(os.listdir(directory.store / "marks"))
+
+
+def test_each_start_leaves_one_mark_with_the_next_number_that_says_where_and_when(
+    directory: DataDirectory,
+) -> None:
+    for number in (1, 2, 3):
+        (mark,) = marks(directory)
+        assert mark.startswith(f"{number:012}-")
+        first, told = (directory.store / "marks" / mark).read_text().splitlines()
+        assert first == "staddle mark 1"
+        assert json.loads(told) == {"host": os.uname().nodename[:64], "began": "2026-09-21T14:13:20Z"}
+        begin(directory)
+
+
+@pytest.mark.usefixtures("with_births")
+def test_a_copy_is_not_served_before_it_was_adopted_and_the_original_is(directory: DataDirectory) -> None:
+    copy = copied(directory, "copy")
+    with pytest.raises(DataDirectoryError, match=r"is a copy.*staddle-server adopt --data"):
+        begin(copy)
+    begin(directory)
+    said = command("adopt", copy).output
+    assert "counts from now on" in said
+    begin(copy)
+    begin(copy)
+    assert "nothing was changed" in command("adopt", copy).output
+    begin(directory)
+
+
+@pytest.mark.usefixtures("with_births")
+def test_a_directory_that_an_older_copy_of_it_was_put_over_is_not_served(directory: DataDirectory) -> None:
+    older = copied(directory, "older")
+    begin(directory)
+    shutil.rmtree(directory.path)
+    older.path.rename(directory.path)
+    with pytest.raises(DataDirectoryError, match="was put back from one"):
+        begin(directory)
+
+
+@pytest.mark.usefixtures("with_births")
+def test_a_copy_can_be_looked_at_and_collected_without_being_adopted(directory: DataDirectory) -> None:
+    copy = copied(directory, "copy")
+    command("check", copy)
+    command("gc", copy, "--dry-run") if "--dry-run" in command("gc", copy, "--help").output else command(
+        "gc", copy
+    )
+    command("tenant", copy, code=2)
+
+
+def test_a_catalog_of_before_the_last_start_is_refused_by_all_that_decide(directory: DataDirectory) -> None:
+    older = directory.catalog.read_bytes()
+    begin(directory)
+    directory.catalog.write_bytes(older)
+    with pytest.raises(DataDirectoryError, match=r"is older than its store.*rebuild --replace"):
+        begin(directory)
+    for name in ("gc", "repair", "adopt"):
+        assert "older than its store" in command(name, directory, code=1).output
+    command("check", directory)
+    command("rebuild", directory, "--replace")
+    begin(directory)
+    begin(directory)
+
+
+def test_a_store_of_before_the_last_start_is_refused_until_it_is_adopted(directory: DataDirectory) -> None:
+    older = Path(shutil.copytree(directory.store, directory.path.parent / "older"))
+    begin(directory)
+    shutil.rmtree(directory.store)
+    older.rename(directory.store)
+    with pytest.raises(DataDirectoryError, match=r"is older than catalog\.db, or is not its store.*adopt"):
+        begin(directory)
+    assert "is older than catalog.db" in command("gc", directory, code=1).output
+    assert "staddle-server check" in command("adopt", directory).output
+    begin(directory)
+    begin(directory)
+
+
+def test_marks_that_are_taken_away_are_noticed(directory: DataDirectory) -> None:
+    shutil.rmtree(directory.store / "marks")
+    with pytest.raises(DataDirectoryError, match="is missing in it"):
+        begin(directory)
+
+
+def test_files_among_the_marks_that_are_none_change_nothing(directory: DataDirectory) -> None:
+    for name in ("x", "999999999999-zz", "9-0123456789abcdef", "999999999999-0123456789abcdef.old"):
+        (directory.store / "marks" / name).write_bytes(b"\xff")
+    begin(directory)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 5000, b"[" * 5000, b"staddle mark 1\n[]", b'staddle mark 1\n{"host": "\\u001b[31m"}'],
+)
+@pytest.mark.usefixtures("with_births")
+def test_a_mark_that_tells_nothing_still_counts(directory: DataDirectory, content: bytes) -> None:
+    (mark,) = marks(directory)
+    with (directory.store / "marks" / mark).open("r+b") as file:
+        file.truncate(0)
+        file.write(content)
+    with pytest.raises(DataDirectoryError, match="the last server ran on other files"):
+        begin(copied(directory, "copy"))
+    begin(directory)
+
+
+class CutOffError(Exception):
+    """The process ends here."""
+
+
+def steps(directory: DataDirectory, stop_at: int, failure: Callable[[], BaseException]) -> int:
+    """A start in which the step `stop_at` fails, of all that change the store or the catalog; how many it took."""
+    taken = 0
+    with rooms.open_rooms(directory, only_look=True) as opened, pytest.MonkeyPatch.context() as patch:
+        for owner, names in (
+            (opened.blobs, ("put", "delete")),
+            (opened.catalog.generation, ("intend", "confirm")),
+        ):
+            for name in names:
+                real = getattr(owner, name)
+
+                def step(*arguments: object, real: Callable[..., object] = real) -> object:
+                    nonlocal taken
+                    taken += 1
+                    if taken == stop_at:
+                        raise failure()
+                    return real(*arguments)
+
+                patch.setattr(owner, name, step)
+        generation.begin(directory, opened.blobs, opened.catalog, NOW_NS)
+    return taken
+
+
+def test_a_start_that_is_cut_off_at_any_step_again_and_again_is_followed_by_one_that_works(
+    directory: DataDirectory,
+) -> None:
+    whole = steps(directory, 0, CutOffError)
+    assert whole == 4
+    for first in range(1, whole + 1):
+        for second in range(1, whole + 2):
+            for stop_at in (first, second):
+                try:
+                    steps(directory, stop_at, CutOffError)
+                except CutOffError:
+                    continue
+            begin(directory)
+            assert len(marks(directory)) == 1
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_a_disk_that_is_full_or_takes_no_writes_keeps_no_server_from_starting(
+    directory: DataDirectory, step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for failure in (Exhausted("STORE_FULL", "no room"), Unavailable("STORE_UNAVAILABLE", "read-only")):
+        caplog.clear()
+        steps(directory, step, lambda failure=failure: failure)  # type: ignore[misc]
+        assert "leaves no mark" in caplog.text
+        begin(directory)
+
+
+def test_a_command_beside_a_server_that_starts_is_not_refused(directory: DataDirectory) -> None:
+    with rooms.open_rooms(directory) as opened:
+        listed = opened.blobs.list
+
+        def as_another_server_starts(prefix: str) -> object:
+            if len(started) < 3:
+                started.append(1)
+                begin(directory)
+            return listed(prefix)
+
+        started: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(opened.blobs, "list", as_another_server_starts)
+            blobs: Blobs = opened.blobs
+            generation.refuse_older(directory, blobs, opened.catalog)
+        assert len(started) == 3
+
+
+@pytest.mark.usefixtures("with_births")
+def test_a_real_server_refuses_a_copy_and_the_store_of_a_server_that_runs(server: ServerProcess) -> None:
+    beside = server.data.parent / "beside"
+    shutil.copytree(server.data, beside, ignore=shutil.ignore_patterns("store"), symlinks=True)
+    (beside / "store").symlink_to(server.data / "store")
+    other = ServerProcess(beside)
+    with pytest.raises(AssertionError, match="one store has one server"):
+        other.start()
+    other.kill()
+    copy = ServerProcess(Path(shutil.copytree(server.data, server.data.parent / "copy")))
+    with pytest.raises(AssertionError, match="is a copy, or was put back from one"):
+        copy.start()
+    copy.kill()
+    command("adopt", DataDirectory(copy.data))
+    copy.start()
+    copy.stop()
+    server.stop()
+    server.start()

@@ -1,0 +1,159 @@
+"""SIGHUP: certificates and the settings that can change are read again, the rest is named, and nothing ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from servers import ServerProcess
+from staddle_server import certs, config, logs
+from staddle_server.config import OperatorError, Settings
+from staddle_server.reloading import CHANGEABLE, Reloading
+from staddle_server.signals import listening_for_signals
+from staddle_server.store.space import MinFree, Space
+
+NOW = datetime.datetime.now(datetime.UTC)
+COMMAND = str(Path(sys.executable).with_name("staddle-server"))
+PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+
+
+def settings_of(tmp_path: Path, **flags: str) -> Settings:
+    return config.load({"data": str(tmp_path), **flags}, {})
+
+
+def nearly_full(path: str) -> os.statvfs_result:
+    """A disk of 1 GiB with 100 MiB free."""
+    return os.statvfs_result((4096, 4096, 262_144, 25_600, 25_600, 0, 0, 0, 0, 255))
+
+
+def test_what_can_change_changes_at_once_and_what_cannot_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = settings_of(tmp_path)
+    after = settings_of(
+        tmp_path, log_level="debug", min_free="200MiB", drain_s="1m", streams_max="7", lease_s="6m"
+    )
+    space = Space([str(tmp_path)], before.min_free, status=nearly_full)
+    reloading = Reloading(before, lambda: after, space, None)
+    logger = logging.getLogger(logs.LOGGER)
+    level = logger.level
+    try:
+        assert space.flaw() is None
+        reloading.reload()
+        assert logger.level == logging.DEBUG
+        assert space.flaw() is not None
+        assert reloading.settings.drain_s == 60
+        assert (reloading.settings.streams_max, reloading.settings.lease_s) == (
+            before.streams_max,
+            before.lease_s,
+        )
+        (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert line.endswith("count from the next start on: lease, streams-max")
+        reloading = Reloading(
+            after, lambda: dataclasses.replace(after, min_free=MinFree(size_bytes=0)), space, None
+        )
+        reloading.reload()
+        assert space.flaw() is None
+    finally:
+        logger.setLevel(level)
+
+
+def test_settings_that_cannot_be_used_change_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> Settings:
+        raise OperatorError("s.toml: lease must be a string")
+
+    before = settings_of(tmp_path)
+    reloading = Reloading(before, broken, Space([], before.min_free), None)
+    reloading.reload()
+    assert reloading.settings == before
+    assert "those of before stay: s.toml: lease must be a string" in caplog.text
+
+
+def test_the_page_names_the_settings_that_a_running_server_takes_over() -> None:
+    (line,) = re.findall(r"^SIGHUP reads .*$", PAGE, re.MULTILINE)
+    names = {option.name for option in config.OPTIONS if option.field in CHANGEABLE}
+    assert set(re.findall(r"`--([a-z-]+)`", line)) == names
+
+
+def test_under_nohup_a_hangup_stays_ignored_and_otherwise_many_count_as_one() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening_for_signals(hangup=True):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with listening_for_signals(hangup=True) as stop:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGHUP)
+            hangups: list[str] = []
+
+            def on_hangup() -> None:
+                hangups.append("once")
+                stop.ask("test")
+
+            assert stop.wait(on_hangup) == "test"
+            assert hangups == ["once"]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def wait_for(server: ServerProcess, words: str) -> str:
+    """The first line of the log with these words."""
+    end_s = time.monotonic() + 60
+    while time.monotonic() < end_s:
+        for line in server.log().splitlines():
+            if words in line:
+                return str(json.loads(line)["message"])
+        time.sleep(0.05)
+    raise AssertionError(f"no {words!r} in\n{server.log()[-3000:]}")
+
+
+def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tmp_path: Path) -> None:
+    pki, data = tmp_path / "pki", tmp_path / "data"
+    certs.make(pki, ["localhost"], [], 20, NOW)
+    config_file = tmp_path / "server.toml"
+    config_file.write_text('log_level = "info"\ntls_cert = "pki/server.crt"\ntls_key = "pki/server.key"\n')
+    server = ServerProcess(data, flags=("--config", str(config_file)))
+    server.start()
+    try:
+        assert "expires at" in wait_for(server, "renew it")
+        probe = [COMMAND, "health", "--data", str(data), "--config", str(config_file)]
+        asked = subprocess.run(probe, check=False, capture_output=True, text=True, timeout=60)
+        assert asked.returncode == 0, asked.stderr
+        assert f"Warning: the certificate {pki}/server.crt expires at" in asked.stderr
+
+        (pki / "server.crt").write_text("nonsense")
+        config_file.write_text(config_file.read_text().replace('"info"', '"loud"'))
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        assert "server.crt holds no certificate in PEM" in wait_for(server, "the old ones stay")
+        assert "log_level in" in wait_for(server, "those of before stay")
+
+        for path in pki.iterdir():
+            path.unlink()
+        certs.make(pki, ["localhost"], [], 90, NOW)
+        config_file.write_text(config_file.read_text().replace('"loud"', '"debug"\nlease = "6m"'))
+        server.process.send_signal(signal.SIGHUP)
+        assert "certificates were read again" in wait_for(server, "certificates were read again")
+        assert wait_for(server, "from the next start on").endswith(": lease")
+        trusted = grpc.ssl_channel_credentials((pki / "ca.crt").read_bytes())
+        with grpc.secure_channel(server.address, trusted) as channel:
+            grpc.channel_ready_future(channel).result(30)
+        asked = subprocess.run(probe, check=False, capture_output=True, text=True, timeout=60)
+        assert (asked.returncode, asked.stderr) == (0, "")
+        assert server.stop() == 0
+    finally:
+        server.kill()

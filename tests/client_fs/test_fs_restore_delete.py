@@ -1,0 +1,292 @@
+"""Restores that delete what the backup does not have: nothing else, nothing outside, and nothing unless all else is well."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fs_trees import assert_same, make_socket, nodes_of, plant
+from staddle._errors import PathNotFoundError
+from staddle._types import ProblemKind
+from test_fs_restore import MTIME_NS, Server, file, other, outside, restore
+from test_fs_restore_real import mounted
+
+__all__ = ["mounted", "outside"]
+
+TREE = [other(""), other("d"), file("d/keep"), file("f")]
+
+
+def names(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A restored tree with extras in it."""
+    target = tmp_path / "target"
+    restore(Server(*TREE), target)
+    (target / "extra").write_text("extra")
+    (target / "d" / "more" / "deep").mkdir(parents=True)
+    (target / "d" / "more" / "deep" / "x").write_text("x")
+    (target / "d" / "more" / "y").write_text("y")
+    return target
+
+
+def test_a_tree_with_extras_of_every_kind_becomes_the_backups(
+    protected, tmp_path: Path, outside: Path
+) -> None:
+    plant(protected.source)
+    protected.backup()
+    target = tmp_path / "target"
+    protected.restore(target)
+    (target / "a" / "extra").write_text("extra")
+    os.link(target / "big", target / "another name of big")
+    os.link(target / "another name of big", target / "a third")
+    (target / "to-outside").symlink_to(outside)
+    (target / "empty-dir" / "in").mkdir(parents=True)
+    (target / "empty-dir" / "in" / "to-precious").symlink_to(outside / "precious")
+    os.mkfifo(target / "empty-dir" / "pipe")
+    make_socket(target / "a" / "sock")
+    with open(os.fsencode(target) + b"/-rf \xff\n", "w") as odd:
+        odd.write("odd")
+    (target / "big").write_text("changed")
+    report = protected.restore(target, delete=True)
+    assert report.problems == ()
+    assert report.entries_deleted == 9
+    assert_same(protected.source, target, but=frozenset({b""}))  # the root of a target in use keeps its own
+    assert protected.restore(target, delete=True).entries_deleted == 0
+
+
+def test_without_the_option_extras_stay(target: Path) -> None:
+    before = names(target)
+    restore(Server(*TREE), target)
+    assert names(target) == before
+
+
+def test_a_target_that_is_a_link_is_followed_and_stays_a_link(target: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(target)
+    assert restore(Server(*TREE), tmp_path / "link", delete=True).entries_deleted == 5
+    assert (tmp_path / "link").is_symlink()
+    assert names(target) == ["d", "d/keep", "f"]
+
+
+def test_directories_have_the_times_of_the_backup_after_a_deletion(target: Path) -> None:
+    restore(Server(*TREE), target, delete=True)
+    assert (target / "d").stat().st_mtime_ns == MTIME_NS
+
+
+def test_excluded_names_stay_with_the_directories_that_hold_them(target: Path) -> None:
+    report = restore(Server(*TREE), target, delete=True, exclude=["deep/", "extra"])
+    assert names(target) == ["d", "d/keep", "d/more", "d/more/deep", "d/more/deep/x", "extra", "f"]
+    assert (report.entries_deleted, report.problems, report.warnings) == (1, (), ())
+
+
+def test_names_that_are_not_included_stay(target: Path) -> None:
+    restore(Server(*TREE), target, delete=True, include=["x", "keep"])
+    assert names(target) == ["d", "d/keep", "d/more", "d/more/deep", "d/more/y", "extra", "f"]
+
+
+def test_only_what_lies_below_the_restored_paths_is_deleted(target: Path) -> None:
+    restore(Server(*TREE), target, delete=True, paths=(b"d",))
+    assert names(target) == ["d", "d/keep", "extra", "f"]
+    restore(Server(*TREE), target, delete=True, paths=(b"f",))
+    assert "extra" in names(target)
+    with pytest.raises(PathNotFoundError):
+        restore(_Missing(*TREE), target, delete=True, paths=(b"gone",))
+    assert "extra" in names(target)
+
+
+class _Missing(Server):
+    def stream(self, method, request, *, retry):
+        raise PathNotFoundError("there is no path gone")
+        yield
+
+
+def test_a_backup_of_one_file_deletes_nothing_beside_it(protected, tmp_path: Path) -> None:
+    (protected.source / "one").write_text("one")
+    protected.backup(protected.source / "one")
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "other").write_text("other")
+    report = protected.restore(target, delete=True)
+    assert (report.entries_deleted, names(target)) == (0, ["one", "other"])
+
+
+@pytest.mark.parametrize("why", ["damaged", "blocked", "full"])
+def test_nothing_is_deleted_if_not_everything_was_restored(why: str, target: Path) -> None:
+    server = Server(*TREE, file("large", bytes(range(256)) * 40))
+    if why == "damaged":
+        server.damaged.add(b"large")
+    elif why == "blocked":
+        (target / "large").mkdir()
+        (target / "large" / "full").touch()
+    else:
+        server.hooks[b"large"] = lambda: os.truncate(target / "f", 1)
+        server.break_after = [-1, 3]
+    before = names(target)
+    if why == "full":
+        with pytest.raises(Exception, match="broke"):
+            restore(server, target, delete=True, retry_s=0.0)
+    else:
+        report = restore(server, target, delete=True)
+        assert report.entries_deleted == 0
+        assert any("kept, because not everything was restored" in each for each in report.warnings)
+    assert names(target) == before
+
+
+def test_a_preview_names_what_would_be_deleted_and_changes_nothing(target: Path) -> None:
+    (target / "f").write_text("changed")
+    before = nodes_of(target)
+    asked: list[int] = []
+    report = restore(Server(*TREE), target, delete=True, dry_run=True, confirm_delete=asked.append)
+    assert nodes_of(target) == before
+    assert report.entries_deleted == 5
+    assert report.deleted_paths == (b"d/more/deep/x", b"d/more/deep", b"d/more/y", b"d/more", b"extra")
+    assert asked == []
+
+
+def test_whoever_is_asked_may_refuse_before_anything_is_changed(target: Path) -> None:
+    class NoError(Exception):
+        pass
+
+    asked: list[int] = []
+
+    def refuse(count: int) -> None:
+        asked.append(count)
+        raise NoError
+
+    (target / "f").write_text("changed")
+    before = nodes_of(target)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(NoError):
+        restore(Server(*TREE), target, delete=True, confirm_delete=refuse)
+    assert asked == [5]
+    assert nodes_of(target) == before
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_nobody_is_asked_where_nothing_is_to_be_deleted(tmp_path: Path) -> None:
+    asked: list[int] = []
+    for _ in range(2):
+        restore(Server(*TREE), tmp_path / "target", delete=True, confirm_delete=asked.append)
+    assert asked == []
+
+
+def test_what_changed_or_appeared_after_it_was_found_is_kept(target: Path, tmp_path: Path) -> None:
+    def meanwhile(_count: int) -> None:
+        (target / "extra").write_text("written again, and precious")
+        (target / "new").write_text("new")
+        (target / "d" / "more" / "new").write_text("new")
+
+    report = restore(Server(*TREE), target, delete=True, confirm_delete=meanwhile)
+    assert [problem.path for problem in report.problems] == ["d/more", "extra"]
+    assert {problem.kind for problem in report.problems} == {ProblemKind.NOT_DELETED}
+    assert names(target) == ["d", "d/keep", "d/more", "d/more/new", "extra", "f", "new"]
+
+
+@pytest.mark.parametrize("swapped", ["d", "d/more"])
+def test_a_directory_that_is_moved_or_swapped_meanwhile_is_left_alone(
+    swapped: str, target: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+
+    def swap(_count: int) -> None:
+        (target / swapped).rename(moved)
+        (target / swapped).symlink_to(moved)
+
+    restore(Server(*TREE), target, delete=True, confirm_delete=swap)
+    inside = "more/deep/x" if swapped == "d" else "deep/x"
+    assert (moved / inside).read_text() == "x"
+
+
+def test_a_target_that_was_replaced_meanwhile_loses_nothing(target: Path, tmp_path: Path) -> None:
+    report = restore(
+        Server(*TREE),
+        target,
+        delete=True,
+        confirm_delete=lambda _: target.rename(tmp_path / "moved") and None,
+    )
+    assert [problem.kind for problem in report.problems] == [ProblemKind.NOT_DELETED]
+    assert len(names(tmp_path / "moved")) == 8
+
+
+@pytest.mark.parametrize("place", ["d", "d/more"])
+@pytest.mark.parametrize("bind", [True, False], ids=["the same file system", "another one"])
+def test_mounted_file_systems_are_neither_entered_nor_removed(
+    bind: bool, place: str, target: Path, tmp_path: Path, mounted: Callable[..., Path]
+) -> None:
+    mounted("-t", "tmpfs", "tmpfs")  # skips where nothing can be mounted
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").write_text("keep me")
+    what = ["--bind", tmp_path / "elsewhere"] if bind else ["-t", "tmpfs", "tmpfs"]
+    subprocess.run(["mount", *what, target / place], check=True)
+    try:
+        (target / place / "precious").write_text("keep me")
+        report = restore(Server(*TREE), target, delete=True)
+        assert (target / place / "precious").read_text() == "keep me"
+        assert not (target / "extra").exists()
+        assert any("other file systems" in warning for warning in report.warnings)
+        assert report.problems == ()
+    finally:
+        subprocess.run(["umount", target / place], check=True)
+
+
+def test_the_owner_deletes_from_a_directory_that_may_not_be_written(
+    public_path: Path, as_ordinary_user
+) -> None:
+    target = public_path / "target"
+    items = [other(""), other("d", mode=0o555), file("d/f")]
+    with as_ordinary_user():
+        restore(Server(*items), target)
+        (target / "d").chmod(0o755)
+        (target / "d" / "extra").touch()
+        (target / "d").chmod(0o555)
+        report = restore(Server(*items), target, delete=True)
+        assert (report.problems, report.entries_deleted) == ((), 1)
+        assert (target / "d").stat().st_mode & 0o777 == 0o555
+        (target / "d").chmod(0o755)
+
+
+def test_a_listing_that_breaks_is_asked_for_again_and_counts_nothing_twice(target: Path) -> None:
+    server = Server(*TREE)
+    server.break_after = [3]
+    asked: list[int] = []
+    restore(server, target, delete=True, confirm_delete=asked.append, retry_s=5.0)
+    assert asked == [5]
+    assert names(target) == ["d", "d/keep", "f"]
+
+
+def test_an_extra_tree_of_any_depth_is_removed(target: Path) -> None:
+    descriptor = os.open(target, os.O_RDONLY)
+    for _ in range(1_500):
+        os.mkdir("x", dir_fd=descriptor)
+        below = os.open("x", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    report = restore(Server(*TREE), target, delete=True)
+    assert (report.problems, report.entries_deleted) == ((), 1_505)
+    assert names(target) == ["d", "d/keep", "f"]
+
+
+def test_a_name_that_the_file_system_takes_for_one_of_the_backup_is_not_deleted(
+    tmp_path: Path, mounted: Callable[..., Path]
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    os.truncate(image, 8_000_000)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "casefold", image], check=True)
+    place = mounted("-o", "loop", str(image))
+    (place / "folded").mkdir()
+    if subprocess.run(["chattr", "+F", place / "folded"], capture_output=True, check=False).returncode:
+        pytest.skip("this file system tells letters apart")
+    target = place / "folded"
+    (target / "PAGE").write_bytes(b"data")
+    os.utime(target / "PAGE", ns=(MTIME_NS, MTIME_NS))
+    (target / "extra").touch()
+    report = restore(Server(other(""), file("page")), target, delete=True)
+    assert (report.problems, report.entries_deleted) == ((), 1)
+    assert names(target) == ["PAGE"]

@@ -1,0 +1,107 @@
+"""The memory for what calls hold decoded: each tenant has its share, waits a moment for it, and takes nothing from the others."""
+
+import gc
+import threading
+
+import pytest
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+from staddle_server.errors import Exhausted
+from staddle_server.limits import (
+    DECODED_BYTES_MAX,
+    DECODED_CALL_BYTES,
+    DECODED_TENANT_BYTES_MAX,
+    ITEMS_PER_MESSAGE_MAX,
+    MESSAGE_BYTES_MAX,
+    MIB,
+)
+from staddle_server.session import decoded
+from staddle_server.session.decoded import DecodedBytes
+from staddle_server.wire.messages import put_entries
+
+ONE, OTHER = b"1" * 16, b"2" * 16
+
+
+def asked() -> None:
+    """A caller who is there."""
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    monkeypatch.setattr(decoded, "WAIT_S", 0.3)
+    return DecodedBytes(tenant_max=8 * MIB, server_max=16 * MIB)
+
+
+def full(memory, tenant=ONE):
+    held = memory.held(tenant, asked)
+    held.change(memory.tenant_max)
+    return held
+
+
+def test_a_call_of_a_tenant_that_has_its_share_is_refused_with_the_time_to_try_again(memory):
+    first, second = full(memory), memory.held(ONE, asked)
+    with pytest.raises(Exhausted) as refused:
+        second.change(2 * MIB)
+    assert (refused.value.reason, refused.value.retry_after_s) == ("TOO_MANY", decoded.RETRY_S)
+    assert "of this tenant" in refused.value.message
+    assert (second.size, memory.used(ONE)) == (0, memory.tenant_max)
+    first.close()
+    second.change(2 * MIB)
+
+
+def test_another_tenant_has_its_whole_share_meanwhile_whatever_the_first_holds_by_force(memory):
+    first = full(memory)
+    upkeep = memory.held(ONE)  # without a caller: counts, and never waits
+    upkeep.change(100 * MIB)
+    assert memory.used(ONE) == 108 * MIB
+    other = full(memory, OTHER)
+    assert memory.used(OTHER) == other.size == first.size
+
+
+def test_a_call_goes_on_with_the_little_that_each_has_when_its_tenant_has_its_share(memory):
+    first, second = full(memory), memory.held(ONE, asked)
+    second.change(DECODED_CALL_BYTES)
+    assert not second.may_change(1)  # what can do with less is told so
+    first.close()
+    assert second.may_change(1)
+
+
+def test_a_call_that_waits_goes_on_when_there_is_room(memory, monkeypatch):
+    monkeypatch.setattr(decoded, "WAIT_S", 30.0)
+    first, second = full(memory), memory.held(ONE, asked)
+    waiting = threading.Thread(target=second.change, args=(2 * MIB,))
+    waiting.start()
+    first.close()
+    waiting.join()
+    assert memory.used(ONE) == 2 * MIB
+
+
+def test_a_call_that_waits_ends_with_its_caller(memory, monkeypatch):
+    monkeypatch.setattr(decoded, "WAIT_S", 30.0)
+    first = full(memory)
+
+    def gone() -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        memory.held(ONE, gone).change(2 * MIB)
+    assert memory.used(ONE) == first.size
+
+
+def test_what_is_held_is_free_with_the_last_reference_to_it(memory):
+    held = full(memory)
+    del held
+    gc.collect()
+    assert memory.used(ONE) == 0
+    full(memory)
+
+
+def test_the_largest_message_fits_into_the_share_of_one_tenant():
+    """Or it could never be taken."""
+    entry = pb.Entry(path="a", xattrs=[pb.Xattr(name=b"n")] * (ITEMS_PER_MESSAGE_MAX // 4096))
+    changes = [sv.EntryChange(entry=entry)] * 4096
+    message = sv.PutEntriesRequest(upload_id="u", epoch=1, number=1, changes=changes).SerializeToString()
+    assert len(message) <= MESSAGE_BYTES_MAX
+    weight = put_entries(message).weigh()
+    # 4,096 entries of 64 attributes are some 60 MiB of objects.
+    assert 60 * MIB < weight < DECODED_TENANT_BYTES_MAX < DECODED_BYTES_MAX
