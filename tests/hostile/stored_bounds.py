@@ -142,12 +142,12 @@ READERS: Final[dict[str, Callable[[Opened], Any]]] = {
     ),
     "scrub": (_scrub),
     "packs": (lambda o: o.running.service._integrity.look()),
+    "rebuild": _rebuild,
     "copies": (lambda o: mend_all(o.tenants, o.kept.catalog, o.kept.keys)),
     "parity": (_parity),
     "retention": (lambda o: o.running.service._schedule.look()),
     "gc": (_collect),
     "adopt": lambda o: [read_mark(o.kept.blobs, mark) for mark in marks_in(o.kept.blobs)],
-    "rebuild": _rebuild,
     "repair": (lambda o: Repair(o.kept, lambda _: None, dry_run=False).run(o.rows)),
 }
 """All that read a store, those that change it last."""
