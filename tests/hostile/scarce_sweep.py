@@ -15,7 +15,6 @@ import random
 import sys
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,11 +110,12 @@ class Sweep:
             backup, number = line.split()
             self.kept[backup] = int(number)
         self.running = Running(root)
+        self.running.blobs.sweep()  # as a server does that starts
         token = root / "token"
         if not token.exists():
             token.write_text(self.running.token())
         self.stub = Failing(token.read_text())
-        self.outcomes: Counter[str] = Counter()
+        self._outcomes = root / "outcomes"
         self.problems: list[str] = []
 
     def back_up(self, number: int, request: str) -> str:
@@ -149,7 +149,8 @@ class Sweep:
             self.problems.append(f"{number}: what is whole is said to be damaged: {error}")
         except Exception as error:
             outcome = type(error).__name__
-        self.outcomes[outcome] += 1
+        with self._outcomes.open("a") as file:
+            file.write(f"{outcome}\n")
         self.problems += [f"{number}: still held: {each}" for each in held(self.running)]
         try:
             backup = self.again(number) if is_backup else before
@@ -209,8 +210,9 @@ def sweep_points(root: Path, seed: int, points: int, first: int) -> None:
             break
     sweep.check()
     sweep.running.service.drain(0.0)
+    sweep.running.blobs.sweep()  # what is left then is locked by nobody who needs it
     left = os.listdir(root / "store" / "tmp")
-    print(json.dumps({"outcomes": sweep.outcomes, "problems": sweep.problems, "died": died, "left": left}))
+    print(json.dumps({"problems": sweep.problems, "died": died, "left": left}))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from staddle_server.store import packform
 from staddle_server.store.blobs import check_format, create_format
 from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.marks import Began, Mark, marks_in, put_mark, read_mark
 from staddle_server.store.pack import Codec, PackWriter
 from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.types import ChunkRef, Role
@@ -141,11 +142,12 @@ READERS: Final[dict[str, Callable[[Opened], Any]]] = {
     ),
     "scrub": (_scrub),
     "packs": (lambda o: o.running.service._integrity.look()),
+    "rebuild": _rebuild,
     "copies": (lambda o: mend_all(o.tenants, o.kept.catalog, o.kept.keys)),
     "parity": (_parity),
     "retention": (lambda o: o.running.service._schedule.look()),
     "gc": (_collect),
-    "rebuild": _rebuild,
+    "adopt": lambda o: [read_mark(o.kept.blobs, mark) for mark in marks_in(o.kept.blobs)],
     "repair": (lambda o: Repair(o.kept, lambda _: None, dry_run=False).run(o.rows)),
 }
 """All that read a store, those that change it last."""
@@ -161,6 +163,7 @@ def make(root: Path) -> None:
     """A store with everything on: two backups, one deleted, a hold, parity, copies."""
     opened = Opened(root)
     create_format(opened.running.blobs)
+    put_mark(opened.running.blobs, Mark.after(0), Began("here", "2026-11-29T00:00:00Z"))
     for seed in (1, 2):
         opened.stub.Backup(backup("www", seed))
     gone = opened.stub.Backup(backup("gone", 5)).backup
@@ -263,6 +266,7 @@ HOSTILE: Final[dict[str, dict[str, Callable[[list[Path], Path], None]]]] = {
     "copies": SPARSE,
     "parity": {**SPARSE, **WITH_END},
     "format": SPARSE,
+    "marks": SPARSE,
 }
 """By kind: what stands in the store in place of all objects of that kind."""
 

@@ -23,6 +23,7 @@ OF_COMMANDS = {
     "check": {"check", "check --read"},
     "repair": {"repair"},
     "rebuild": {"rebuild"},
+    "adopt": {"adopt"},
     # These read the catalog and no stored object.
     "health": set(),
     "token": set(),

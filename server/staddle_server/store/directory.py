@@ -148,7 +148,11 @@ class DirectoryBlobs:
             self._make_directories(self._temporary)
             with self._remembering_directories():
                 path, descriptor = self._new_temporary()
-        return DirectoryWriter(self, self._files, path, descriptor)
+        try:
+            return DirectoryWriter(self, self._files, path, descriptor)
+        except BaseException:
+            self._drop_temporary(path, descriptor)
+            raise
 
     def put(self, name: str, data: bytes) -> None:
         check_name(name)
@@ -312,11 +316,18 @@ class DirectoryBlobs:
             try:
                 # A sweep may come between open and lock: then it has the lock, or the file has no name any more.
                 kept = self._files.lock(descriptor) and self._files.status_of(descriptor).st_nlink > 0
-            except OSError:
-                self._files.close(descriptor)
+            except BaseException:
+                self._drop_temporary(path, descriptor)
                 raise
             if kept:
                 return path, descriptor
+            self._files.close(descriptor)
+
+    def _drop_temporary(self, path: str, descriptor: int) -> None:
+        """Forget a file that no writer has: it would stay locked for as long as this process lives."""
+        with contextlib.suppress(OSError):
+            self._files.unlink(path)
+        with contextlib.suppress(OSError):
             self._files.close(descriptor)
 
     def _sweep(self, path: str) -> int:
@@ -447,10 +458,12 @@ class DirectoryWriter:
         if descriptor is None:
             return
         # What stays behind after a failure here is not locked any more, and is swept.
-        with contextlib.suppress(OSError):
-            self._files.unlink(self._path)
-        with contextlib.suppress(OSError):
-            self._files.close(descriptor)
+        try:
+            with contextlib.suppress(OSError):
+                self._files.unlink(self._path)
+        finally:
+            with contextlib.suppress(OSError):
+                self._files.close(descriptor)
 
     def _open(self) -> int:
         if self._descriptor is None or self._broken:
