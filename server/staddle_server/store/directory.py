@@ -312,8 +312,10 @@ class DirectoryBlobs:
             try:
                 # A sweep may come between open and lock: then it has the lock, or the file has no name any more.
                 kept = self._files.lock(descriptor) and self._files.status_of(descriptor).st_nlink > 0
-            except OSError:
+            except BaseException:
                 self._files.close(descriptor)
+                with contextlib.suppress(OSError):
+                    self._files.unlink(path)
                 raise
             if kept:
                 return path, descriptor
