@@ -168,8 +168,12 @@ class PackWriter:
         self.size = 0
         self.chunk_count = 0
         self._blob = blobs.create()
-        with self._aborting():
+        # No `with`: to enter one takes memory, and without it the file would stay, and stay locked.
+        try:
             self._write(header)
+        except BaseException:
+            self.abort()
+            raise
 
     @property
     def full(self) -> bool:
