@@ -75,10 +75,8 @@ def test_a_target_that_makes_its_writers_wait_gets_threads(
     plant_small(protected.source, 300)
     protected.backup()
     made: list[int] = []
-    pool = _crew.ThreadPoolExecutor
-    monkeypatch.setattr(
-        _crew, "ThreadPoolExecutor", lambda count, **names: made.append(count) or pool(count, **names)
-    )
+    pool = _crew.Threads
+    monkeypatch.setattr(_crew, "Threads", lambda count, **names: made.append(count) or pool(count, **names))
     working = iter(float(number) for number in range(1_000))
     monkeypatch.setattr(_crew.time, "thread_time", lambda: next(working))
     protected.restore(tmp_path / "quick")

@@ -26,7 +26,7 @@ VARIANTS: Final = ("nothing", "names", "everything", "random")
 
 @dataclass
 class Snapshot:
-    """What a commit makes of the catalog; filled in when it has returned."""
+    """What a commit makes of the catalog; filled in when it has returned, and empty before."""
 
     data: bytes = b""
 
@@ -238,8 +238,11 @@ class Disk:
         target.mkdir()
         self._leave(self._top, target, variant, rng)
         snapshot = self._commit
-        if self._committing is not None and (
-            variant == "everything" or (variant == "random" and rng.random() < 0.5)
+        # What a commit would have made is not known where the power failed, for another thread, before it returned.
+        if (
+            self._committing is not None
+            and self._committing.data
+            and (variant == "everything" or (variant == "random" and rng.random() < 0.5))
         ):
             snapshot = self._committing
         if snapshot is not None and (target / catalog).parent.is_dir():
