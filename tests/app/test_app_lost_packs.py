@@ -142,3 +142,24 @@ def test_records_and_keys_that_went_while_the_server_was_stopped_are_an_alarm_un
     server.stop()
     server.start()
     assert health(server).returncode == 0, "what repair has given up is no alarm"
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["nothing", "an empty directory"])
+def test_a_store_that_goes_from_under_a_running_server_is_an_alarm_until_it_is_back(server, folder, another):
+    store, away = server.data / "store", server.data.parent / "away"
+    assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
+    assert health(server).returncode == 0
+    store.rename(away)
+    if another:
+        store.mkdir()
+    wait_until(lambda: health(server).returncode == 4)
+    (said,) = [
+        line for line in map(json.loads, server.log().splitlines()) if "the store is gone" in line["message"]
+    ]
+    assert said["level"] == "error"
+    assert "mounted" in said["message"]
+    if another:
+        store.rmdir()
+    away.rename(store)
+    wait_until(lambda: health(server).returncode == 0)
+    assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0

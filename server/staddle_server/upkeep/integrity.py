@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 
 from staddle_server.catalog import KnownDamage
 from staddle_server.catalog import Tenant as TenantRow
-from staddle_server.errors import Damaged, StaddleError
+from staddle_server.errors import Damaged, StaddleError, Unavailable
 from staddle_server.session.presence import stored_size
 from staddle_server.session.tenant import Tenant
+from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
 from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.threads import Background
 from staddle_server.upkeep.check import each_pack
@@ -115,6 +116,8 @@ class Integrity:
         """Whether nothing is known to be damaged, a second ago."""
         self._lost: dict[bytes, str] = {}
         """What tenants lack besides packs, in words: keys that open, and records."""
+        self._absent = False
+        """Whether the store did not answer a second ago."""
 
     def start(self) -> None:
         """Compares what all tenants have with the store, says what is damaged, and goes on looking."""
@@ -144,7 +147,8 @@ class Integrity:
         return f"{gone} packs are gone, {other} have another size" if gone or other else ""
 
     def look(self) -> None:
-        """Looks what is known to be damaged, and whether the backups are whole without it."""
+        """Looks whether the store is there, what is known to be damaged, and whether the backups are whole without it."""
+        self._look_for_store()
         known = self._kept.catalog.packs.known_damage()
         begun_s = self._kept.clock.monotonic_s()
         if (known or self._lost) and begun_s >= self._rest_until_s:
@@ -155,6 +159,25 @@ class Integrity:
             now_s = self._kept.clock.monotonic_s()
             self._rest_until_s = now_s + REST * max(0.0, now_s - begun_s - LOOK_S)
         self._tell(known)
+
+    def _look_for_store(self) -> None:
+        """Asks the store for one object: an unmounted one does not answer, nor one in whose place another directory is."""
+        try:
+            self._kept.blobs.size(FORMAT_NAME)
+        except BlobMissing:
+            pass  # memory has none
+        except Unavailable as e:
+            if not self._absent:
+                log.error(  # noqa: TRY400
+                    "the store is gone: %s. Is its file system mounted? Backups and restores fail until it is back",
+                    e.message,
+                )
+            self._absent = True
+            self.is_whole = False
+            return
+        if self._absent:
+            log.warning("the store is back")
+        self._absent = False
 
     def _look_for_lost(self, row: TenantRow) -> None:
         """Looks whether the tenant's keys open and its records are there. Raises Unavailable."""
@@ -206,7 +229,7 @@ class Integrity:
             raise _EndingError
 
     def _tell(self, known: dict[bytes, KnownDamage]) -> None:
-        self.is_whole = not known and not self._lost
+        self.is_whole = not known and not self._lost and not self._absent
         if known == self.known:
             return
         names = {row.id: row.name for row in self._kept.catalog.tenants.list_all()}
