@@ -68,6 +68,10 @@ OF_THE_CLIENT: Final = {
         frozenset({"wire"}),
         "fields that are written by hand are messages as much as those of the generated code",
     ),
+    "staddle._standard": (
+        frozenset({ABOVE}),
+        "standard streams are opened before anything else, on both sides",
+    ),
     "staddle._threads": (
         frozenset({"base"}),
         "pools of threads are the same on both sides, and the server's rooms take them from its own base",

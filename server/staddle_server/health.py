@@ -105,8 +105,8 @@ def check_on(
         )
     if integrity != SERVING:
         raise DamageKnownError(
-            f"the server at {address} serves, and some of what is stored is damaged or gone. `staddle-server check` names it; a "
-            "FULL backup of the same data heals it"
+            f"the server at {address} serves, and some of what is stored is damaged or gone. `staddle-server check` names it, "
+            "and what mends it"
         )
     warnings = [] if upkeep == SERVING else [CLOCK_IN_DOUBT]
     if certificate != SERVING:

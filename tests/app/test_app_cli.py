@@ -229,3 +229,14 @@ def test_with_certificates_that_are_not_there_nothing_is_made(tmp_path: Path, co
     assert done.returncode == 1
     assert "cannot read" in done.stderr
     assert {path.name for path in tmp_path.rglob("*")} <= {"d", "server.lock"}
+
+
+def test_a_reader_that_has_gone_is_no_error_to_complain_of(data: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        words = [str(Path(sys.executable).with_name("staddle-server")), "token", "list", "--data", str(data)]
+        done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,4 +1,4 @@
-"""A server whose packs are gone: it says so at its start, takes the data again, and the alarm ends."""
+"""A server whose packs, records or keys are gone: it says so at its start, and the alarm ends once they are back."""
 
 import json
 import os
@@ -109,3 +109,57 @@ def test_a_pack_of_another_size_is_an_alarm_and_packs_that_are_whole_are_none(se
     server.start()
     assert len(alarms(server)) == 1
     assert health(server).returncode == 4
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [
+        ("records/*/000000000002-*", "record 2 of tenant default is missing"),
+        ("records/*/000000000003-*", "record 3 of tenant default is missing"),
+        ("records/*/*", "records 1 to 3 of tenant default are missing"),
+        ("keys/*/*", "nothing of tenant default can be read"),
+    ],
+    ids=["a record", "the newest record", "all records", "the keys"],
+)
+def test_records_and_keys_that_went_while_the_server_was_stopped_are_an_alarm_until_repair(
+    server, folder, lost, says
+):
+    for _ in range(2):
+        assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
+    server.stop()
+    for path in (server.data / "store").glob(lost):
+        path.unlink()
+    server.start()
+    (alarm,) = [line for line in map(json.loads, server.log().splitlines()) if says in line["message"]]
+    assert alarm["level"] == "error"
+    assert "staddle-server repair" in alarm["message"]
+    said = health(server)
+    assert said.returncode == 4
+    assert "staddle-server check" in said.stderr
+    assert run("staddle-server", "repair", "--data", server.data).returncode == 0
+    wait_until(lambda: health(server).returncode == 0)
+    assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
+    server.stop()
+    server.start()
+    assert health(server).returncode == 0, "what repair has given up is no alarm"
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["nothing", "an empty directory"])
+def test_a_store_that_goes_from_under_a_running_server_is_an_alarm_until_it_is_back(server, folder, another):
+    store, away = server.data / "store", server.data.parent / "away"
+    assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
+    assert health(server).returncode == 0
+    store.rename(away)
+    if another:
+        store.mkdir()
+    wait_until(lambda: health(server).returncode == 4)
+    (said,) = [
+        line for line in map(json.loads, server.log().splitlines()) if "the store is gone" in line["message"]
+    ]
+    assert said["level"] == "error"
+    assert "mounted" in said["message"]
+    if another:
+        store.rmdir()
+    away.rename(store)
+    wait_until(lambda: health(server).returncode == 0)
+    assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,3 +115,48 @@ def test_lines_that_do_not_fit_are_dropped_and_counted_and_the_rest_comes_in_ord
 
 def record(words: str) -> logging.LogRecord:
     return logging.LogRecord("test", logging.INFO, "", 0, words, None, None)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_server_serves_whichever_of_its_standard_streams_are_closed(tmp_path: Path, closed: str) -> None:
+    data = tmp_path / "data"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE")}
+    process = subprocess.Popen(
+        ["sh", "-c", f'exec "$0" "$@" {closed}', COMMAND, "serve", "--data", data, "--listen", "127.0.0.1:0"],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        probe = [COMMAND, "health", "--data", data, "--wait", "30s"]
+        deadline_s = time.monotonic() + 30
+        while not (data / "client.toml").exists() and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        done = subprocess.run(probe, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        for number in (0, 1, 2):
+            name = os.readlink(f"/proc/{process.pid}/fd/{number}")
+            assert not name.startswith(str(data)), "what is printed would end up in a file of the server"
+    finally:
+        process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_a_hangup_while_the_server_starts_does_not_end_it(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE")}
+    words = [COMMAND, "serve", "--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    caught = 1 << (signal.SIGHUP - 1)
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s:
+        mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+        if mask is not None and int(mask[1], 16) & caught:
+            break
+    assert not (tmp_path / "data").exists(), "it listens to signals before it does anything"
+    process.send_signal(signal.SIGHUP)
+    out: IO[str] | None = process.stdout
+    assert out is not None
+    with out:
+        assert any("Listening on" in line for line in out)
+        process.terminate()
+        assert process.wait(30) == 0

@@ -444,6 +444,18 @@ def test_a_file_that_the_sweeper_has_locked_is_left_to_it(tmp_path: Path) -> Non
 def test_a_crash_between_naming_and_clearing_up_leaves_the_object(tmp_path: Path) -> None:
     directory = DirectoryBlobs(str(tmp_path))
     directory.put(NAME, b"data")
-    os.link(tmp_path / NAME, tmp_path / "tmp" / "left")
+    os.link(tmp_path / NAME, tmp_path / "tmp" / ("ab" * 16))
     assert directory.sweep() == 1
     assert directory.read(NAME, 0, 4) == b"data"
+
+
+def test_a_sweep_takes_only_files_that_have_the_name_of_a_temporary_one(tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "letter").write_bytes(b"not Staddle's")
+    (others / ("ab" * 16)).write_bytes(b"left by a crash")
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "tmp").symlink_to(others)
+    assert DirectoryBlobs(str(store)).sweep() == 1
+    assert os.listdir(others) == ["letter"]

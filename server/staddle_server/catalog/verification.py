@@ -159,9 +159,7 @@ class Verification:
         """What was decided in a tenant, all at one moment."""
         with self._database.read() as connection:
             row = self._tenants.row(connection, tenant)
-            own = connection.execute(
-                select(_t.grace_s, _t.records_sequence, _t.records_rebuilt).where(_t.row == row)
-            ).one()
+            own = connection.execute(select(_t.grace_s, _t.records_rebuilt).where(_t.row == row)).one()
             query = select(
                 _b.id, _s.name, _b.commit_ns, _b.deleted_ns, _b.purged_ns, _b.retain_until_ns,
                 _b.hold_ns, _b.hold_reason,
@@ -175,11 +173,21 @@ class Verification:
                 each.name: DatasetFacts(*each[:3], None if each.hold_ns is None else each.hold_reason)
                 for each in connection.execute(settings.where(_s.tenant == row))
             }
-            waiting = select(_r.id, _r.sequence).where(_r.tenant == row)
-            pending = {each.id: each.sequence for each in connection.execute(waiting)}
-        # They become durable in the order of the chain.
-        recorded = min([own.records_sequence, *(sequence - 1 for sequence in pending.values())])
-        return Facts(backups, datasets, own.grace_s, frozenset(pending), recorded, own.records_rebuilt)
+            pending = frozenset(connection.execute(select(_r.id).where(_r.tenant == row)).scalars())
+            recorded = _recorded(connection, row)
+        return Facts(backups, datasets, own.grace_s, pending, recorded, own.records_rebuilt)
+
+    def recorded(self, tenant: bytes) -> int:
+        """All records of the tenant up to this number are durable."""
+        with self._database.read() as connection:
+            return _recorded(connection, self._tenants.row(connection, tenant))
+
+
+def _recorded(connection: Connection, tenant_row: int) -> int:
+    decided = connection.execute(select(_t.records_sequence).where(_t.row == tenant_row)).scalar_one()
+    # Records become durable in the order of the chain.
+    waiting = connection.execute(select(func.min(_r.sequence)).where(_r.tenant == tenant_row)).scalar()
+    return int(decided if waiting is None else min(decided, waiting - 1))
 
 
 def _packs() -> Any:

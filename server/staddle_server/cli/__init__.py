@@ -2,7 +2,10 @@
 
 import importlib
 import platform
+import signal
 import sys
+
+from staddle._standard import open_standard_streams
 
 SUPPORTED = ("x86_64", "aarch64")
 
@@ -19,6 +22,10 @@ def refusal(system: str, machine: str) -> str | None:
 
 def main() -> None:
     """Runs the command, or says what is missing to run it."""
+    open_standard_streams()
+    if sys.argv[1:2] == ["serve"] and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        # Modules load for a second before the server listens to signals; what a SIGHUP asks for, the start does anyway.
+        signal.signal(signal.SIGHUP, lambda *_: None)
     refused = refusal(sys.platform, platform.machine())
     if refused is not None:
         sys.exit(refused)

@@ -51,6 +51,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except SettingsError as error:
             raise click.UsageError(str(error), ctx) from error
+        except BrokenPipeError:
+            raise  # who read the output has gone (`| head`): click ends the command without a word
         except (OperatorError, StaddleError, OSError) as error:
             raise click.ClickException(str(error)) from error
         except (MemoryError, RuntimeError) as error:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ WRITE_BACK_BYTES: Final = 8 * MIB
 DURABLE_DIRECTORIES_MAX: Final = 65_536
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _RETRY_AFTER_S: Final = 30.0
+_TEMPORARY_NAME: Final = re.compile("[0-9a-f]{32}")
 
 
 class Files:
@@ -199,7 +201,10 @@ class DirectoryBlobs:
         self._sync_directory(os.path.dirname(path))
 
     def sweep(self) -> int:
-        """Remove what dead writers left behind; their number. A file whose writer lives is locked, and stays."""
+        """Remove what dead writers left behind; their number. A file whose writer lives is locked, and stays.
+
+        So does what has another name than writers give: tmp/ may be a link to a directory that others use as well.
+        """
         self.check_writable()
         swept = 0
         with translated("sweep temporary files"):
@@ -208,7 +213,7 @@ class DirectoryBlobs:
             except FileNotFoundError:
                 return 0
             for entry in entries:
-                if entry.is_file(follow_symlinks=False):
+                if _TEMPORARY_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     swept += self._sweep(entry.path)
         return swept
 

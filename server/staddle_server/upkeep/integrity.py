@@ -1,6 +1,6 @@
-"""Whether all packs are there, and whether anything is known to be damaged: what health says, and one line in the log.
+"""Whether all packs, records and keys are there, and whether anything is known to be damaged: what health says, and one line in the log.
 
-What is damaged stands in the catalog alone, as marks of packs (`Packs.known_damage`), whoever found it: this comparison, a check,
+Which packs are damaged stands in the catalog alone, as marks of packs (`Packs.known_damage`), whoever found it: this comparison, a check,
 the scrubber, a restore, an upload. A mark counts until every backup was found whole without what is marked.
 """
 
@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import KnownDamage
-from staddle_server.errors import StaddleError
+from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.errors import Damaged, StaddleError, Unavailable
 from staddle_server.session.presence import stored_size
 from staddle_server.session.tenant import Tenant
+from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
 from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.threads import Background
 from staddle_server.upkeep.check import each_pack
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.recorded import lost_records
 from staddle_server.upkeep.schedule import Stopping, Task
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ LOOK_S: Final = 1.0
 REST: Final = 10
 """Reading all manifests takes at most one in so many parts of the time."""
 MARKED_AT_ONCE: Final = 1000
+LOST_NAMED: Final = 5
+"""Gaps among a tenant's records that one line of the log names."""
 
 
 class _EndingError(Exception):
@@ -109,9 +114,13 @@ class Integrity:
         self._rest_until_s = 0.0
         self.is_whole = True
         """Whether nothing is known to be damaged, a second ago."""
+        self._lost: dict[bytes, str] = {}
+        """What tenants lack besides packs, in words: keys that open, and records."""
+        self._absent = False
+        """Whether the store did not answer a second ago."""
 
     def start(self) -> None:
-        """Compares the packs of all tenants with the store, says what is damaged, and goes on looking."""
+        """Compares what all tenants have with the store, says what is damaged, and goes on looking."""
         self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())
         self._thread.start()
@@ -125,10 +134,11 @@ class Integrity:
         return Task("packs", COMPARE_EVERY_S, self.compare)
 
     def compare(self, stopping: Stopping) -> str:
-        """Compares the packs of all tenants. What was found, in words; "" for nothing."""
+        """Compares packs and records of all tenants. What was found of packs, in words; "" for nothing."""
         gone = other = 0
         for row in self._kept.catalog.tenants.list_all():
             try:
+                self._look_for_lost(row)
                 found = compare_packs(self._kept, self._kept.tenants.get(row.id), stopping)
             except StaddleError as e:
                 log.error("the packs of tenant %s were not compared with the store: %s", row.name, e.message)  # noqa: TRY400
@@ -137,14 +147,59 @@ class Integrity:
         return f"{gone} packs are gone, {other} have another size" if gone or other else ""
 
     def look(self) -> None:
-        """Looks what is known to be damaged, and whether the backups are whole without it."""
+        """Looks whether the store is there, what is known to be damaged, and whether the backups are whole without it."""
+        self._look_for_store()
         known = self._kept.catalog.packs.known_damage()
-        if known and self._kept.clock.monotonic_s() >= self._rest_until_s:
+        begun_s = self._kept.clock.monotonic_s()
+        if (known or self._lost) and begun_s >= self._rest_until_s:
+            for row in self._kept.catalog.tenants.list_all():
+                if row.id in self._lost:
+                    self._look_for_lost(row)
             known = self._without_healed(known)
+            now_s = self._kept.clock.monotonic_s()
+            self._rest_until_s = now_s + REST * max(0.0, now_s - begun_s - LOOK_S)
         self._tell(known)
 
+    def _look_for_store(self) -> None:
+        """Asks the store for one object: an unmounted one does not answer, nor one in whose place another directory is."""
+        try:
+            self._kept.blobs.size(FORMAT_NAME)
+        except BlobMissing:
+            pass  # memory has none
+        except Unavailable as e:
+            if not self._absent:
+                log.error(  # noqa: TRY400
+                    "the store is gone: %s. Is its file system mounted? Backups and restores fail until it is back",
+                    e.message,
+                )
+            self._absent = True
+            self.is_whole = False
+            return
+        if self._absent:
+            log.warning("the store is back")
+        self._absent = False
+
+    def _look_for_lost(self, row: TenantRow) -> None:
+        """Looks whether the tenant's keys open and its records are there. Raises Unavailable."""
+        try:
+            spans = lost_records(self._kept.tenants.get(row.id), self._kept.catalog)
+            lost = "; ".join(span.missing_of(row.name) for span in spans[:LOST_NAMED])
+            if len(spans) > LOST_NAMED:
+                lost += "; and others"
+        except Damaged as e:
+            lost = f"nothing of tenant {row.name} can be read: {e.message}"
+        before = self._lost.pop(row.id, "")
+        if lost:
+            self._lost[row.id] = lost
+        if lost and lost != before:
+            log.error(
+                "%s. `staddle-server check` says what that means, `staddle-server repair` mends it if possible",
+                lost,
+            )
+        if before and not lost:
+            log.warning("keys and records of tenant %s are complete again", row.name)
+
     def _without_healed(self, known: dict[bytes, KnownDamage]) -> dict[bytes, KnownDamage]:
-        begun_s = self._kept.clock.monotonic_s()
         left = dict(known)
         for tenant, damage in known.items():
             if not damage.packs and not damage.segments:
@@ -163,8 +218,6 @@ class Integrity:
                     del left[tenant]
             else:
                 self._walked[tenant] = state
-        now_s = self._kept.clock.monotonic_s()
-        self._rest_until_s = now_s + REST * max(0.0, now_s - begun_s - LOOK_S)
         return left
 
     def _all_whole(self, tenant: bytes) -> bool:
@@ -176,6 +229,7 @@ class Integrity:
             raise _EndingError
 
     def _tell(self, known: dict[bytes, KnownDamage]) -> None:
+        self.is_whole = not known and not self._lost and not self._absent
         if known == self.known:
             return
         names = {row.id: row.name for row in self._kept.catalog.tenants.list_all()}
@@ -201,7 +255,6 @@ class Integrity:
         for tenant in self.known.keys() - known.keys():
             log.warning("no damage is left in tenant %s: all its backups are whole", names.get(tenant, ""))
         self.known = known
-        self.is_whole = not known
 
     def _look_again(self) -> None:
         try:

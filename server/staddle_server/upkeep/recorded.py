@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,6 +67,26 @@ def read_records(tenant: Tenant) -> Said:
         said.chain.take(name, stored)
         said.count += 1
     return said
+
+
+def lost_records(tenant: Tenant, catalog: Catalog) -> list[Span]:
+    """Numbers of records that were durable, and are gone. Opens records only where the names alone show a gap.
+
+    Raises Unavailable.
+    """
+    recorded = catalog.verification.recorded(tenant.id)
+    names = Chain()
+    for name in tenant.records.list():
+        names.take(name, None)
+    if not names.missing(recorded):
+        return []
+    chain = Chain()
+    for name in tenant.records.list():
+        with contextlib.suppress(BlobMissing, Damaged):
+            chain.take(name, tenant.records.stored(name))
+            continue
+        chain.take(name, None)
+    return chain.missing(recorded)
 
 
 def missing_records(
