@@ -13,6 +13,7 @@ EXTRAS = frozenset({"click", "rich", "pathspec", "pyfastcdc", "zstandard"})
 
 def main() -> None:
     """Runs the command, and ends the process with its exit code; without the extra `cli` it says what to install."""
+    _hold_closed_streams()
     gc.disable()  # what modules make while they load stays: looking for garbage in it takes 12 ms; see _options.command
     try:
         code = importlib.import_module("staddle.command._run").run(sys.argv[1:])
@@ -24,6 +25,19 @@ def main() -> None:
     except KeyboardInterrupt:
         code = 130  # before the command could say anything about it
     _end(code)
+
+
+def _hold_closed_streams() -> None:
+    """Puts /dev/null where a standard stream is closed: the next file or socket would get its number, and what is meant for the stream.
+
+    `sys.stdin` stays None, and `sys.__stdout__`: some commands have to know.
+    """
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _end(code: int) -> None:
