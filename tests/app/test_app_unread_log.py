@@ -114,3 +114,20 @@ def test_lines_that_do_not_fit_are_dropped_and_counted_and_the_rest_comes_in_ord
 
 def record(words: str) -> logging.LogRecord:
     return logging.LogRecord("test", logging.INFO, "", 0, words, None, None)
+
+
+def test_a_server_and_its_commands_run_with_closed_streams(tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    line = 'exec "$0" "$@" <&- 2>&-'
+    words = ["sh", "-c", line, COMMAND]
+    with subprocess.Popen(
+        [*words, "serve", "--data", data, "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        try:
+            assert any("Listening on" in each for each in server.stdout)
+            assert subprocess.run([*words, "health", "--data", data], check=False).returncode == 0
+        finally:
+            server.terminate()
+    assert server.returncode == 0
+    assert subprocess.run([*words, "gc", "--data", data], check=False).returncode == 0

@@ -1,6 +1,7 @@
 """The command `staddle-server`."""
 
 import importlib
+import os
 import platform
 import sys
 
@@ -19,6 +20,7 @@ def refusal(system: str, machine: str) -> str | None:
 
 def main() -> None:
     """Runs the command, or says what is missing to run it."""
+    hold_closed_streams()
     refused = refusal(sys.platform, platform.machine())
     if refused is not None:
         sys.exit(refused)
@@ -27,6 +29,13 @@ def main() -> None:
     except ModuleNotFoundError as error:
         missing(error)
     commands.run()
+
+
+def hold_closed_streams() -> None:
+    """Puts /dev/null where a standard stream is closed: the next pack or socket would get its number, and what is meant for the stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
 
 
 def missing(error: ModuleNotFoundError) -> None:
