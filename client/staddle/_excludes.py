@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
@@ -15,7 +16,24 @@ if TYPE_CHECKING:
 PATTERN_FILE_BYTES_MAX: Final = 16 * 1024 * 1024
 UNMATCHED_SHOWN_MAX: Final = 20
 
-_BRACKETS: Final = re.compile(r"(?<!\\)\[[!^]?(\]?[^\]]*)\]")
+_CLASS: Final = re.compile(r"\[:(\w+):\]")
+_BRACKETS: Final = re.compile(r"(?<!\\)\[[!^]?(\]?(?:\[:\w+:\]|(?!\[:\w+:\])[^\]])*)\]")
+_CLASSES: Final = {
+    "alnum": "0-9A-Za-z",
+    "alpha": "A-Za-z",
+    "blank": " \t",
+    "cntrl": "\x01-\x1f\x7f",
+    "digit": "0-9",
+    "graph": "0-~!-.",
+    "lower": "a-z",
+    "print": " -.0-~",
+    "punct": ":-@[-`{-~!-.",
+    "space": " \t-\r",
+    "upper": "A-Z",
+    "xdigit": "0-9A-Fa-f",
+}
+"""What the classes of .gitignore, such as [:digit:], stand for: pathspec takes them for their letters. None contains a slash, begins
+with ! or has a ] in it, which would mean something else."""
 _RANGE: Final = re.compile(r"(.)-(.)", re.DOTALL)
 _WILD: Final = re.compile(r"[*?\[]")
 
@@ -97,12 +115,17 @@ def excludes_of(
     lines = [_normal(pattern, roots) for pattern in given]
     for pattern, line in zip(given, lines, strict=True):
         try:
-            compiled = GitIgnoreSpec.from_lines([line]).patterns
+            with warnings.catch_warnings():
+                # Of && or [ between brackets, which a later Python may take for more than characters.
+                warnings.simplefilter("ignore", FutureWarning)
+                compiled = GitIgnoreSpec.from_lines([line]).patterns
         except (ValueError, re.error) as error:
             raise ValueError(f"invalid pattern {pattern!r}: {error}") from error
         if not compiled or compiled[0].include is None:
             raise ValueError(f"invalid pattern {pattern!r}: it can match no path")
-    return Excludes(given, GitIgnoreSpec.from_lines(lines))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return Excludes(given, GitIgnoreSpec.from_lines(lines))
 
 
 def lines_of(file: str | os.PathLike[str]) -> list[str]:
@@ -141,6 +164,7 @@ def _normal(pattern: str, roots: Sequence[list[str]]) -> str:
     wrong = _fault(pattern, body)
     if wrong:
         raise ValueError(f"invalid pattern {pattern!r}: {wrong}")
+    body = _BRACKETS.sub(lambda found: _CLASS.sub(lambda name: _CLASSES[name[1]], found[0]), body)
     components = body.split("/")
     if "." in components or "" in components[1:-1]:
         anchored = components[0] in {"", "."} or components[-1] == "."
@@ -165,8 +189,18 @@ def _fault(pattern: str, body: str) -> str:
         return "there is nothing behind the !"
     if ".." in body.split("/"):
         return "it leads out of PATH by '..', and patterns are relative to PATH"
+    return _fault_in_brackets(body)
+
+
+def _fault_in_brackets(body: str) -> str:
+    """What is wrong with the classes and ranges of a pattern; empty: nothing."""
     for brackets in _BRACKETS.finditer(body):
-        for first, last in _RANGE.findall(brackets[1]):
+        if _CLASS.fullmatch(brackets[0]):
+            return f"the class {brackets[0]} needs brackets around it: write [{brackets[0]}]"
+        for name in _CLASS.findall(brackets[0]):
+            if name not in _CLASSES:
+                return f"there is no class [:{name}:]"
+        for first, last in _RANGE.findall(_CLASS.sub("", brackets[1])):
             if first > last:
                 return f"the range {first}-{last} is empty: write {last}-{first}"
     return ""

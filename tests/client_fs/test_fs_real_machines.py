@@ -138,11 +138,42 @@ def test_a_pattern_that_leads_to_a_path_by_another_way_excludes_it(pattern: str,
 
 
 @pytest.mark.parametrize(
-    "pattern", ["[z-a]", "[!9-0]x", "!", "! ", "", " ", "#emacs#", "/", "..", "../x", "a/../b", "./", "x\\"]
+    "pattern",
+    [
+        *("[z-a]", "[!9-0]x", "!", "! ", "", " ", "#emacs#", "/", "..", "../x", "a/../b", "./", "x\\"),
+        *("[:digit:]", "x[:alpha:]*", "[[:digits:]]", "[[:digit:]z-a]"),
+    ],
 )
 def test_a_pattern_that_cannot_be_meant_is_refused_by_name(pattern: str, protected) -> None:
     with pytest.raises(BadRequestError, match="invalid pattern"):
         protected.backup(exclude=(pattern,))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matched", "other"),
+    [
+        ("log.[[:digit:]]*", "log.1", "log.x"),
+        ("[[:digit:][:upper:]_]x", "Ax", "ax"),
+        ("[![:alpha:]]", "1", "a"),
+        ("[^[:space:]]", "a", "\t"),
+        ("[[:punct:]]", "]", "a"),
+        ("[[:punct:]]", "!", "b"),
+        ("[x[:punct:]]", "\\", "!x"),
+        ("[[:graph:]]", "!", " x"),
+        ("[[:xdigit:]]", "F", "g"),
+        ("[a&&b]", "&", "c"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_pattern_may_name_classes_as_in_gitignore(pattern: str, matched: str, other: str) -> None:
+    excluded = excludes_of([pattern])
+    assert excluded(os.fsencode(matched), False)
+    assert not excluded(os.fsencode(other), False)
+
+
+@pytest.mark.parametrize("name", ["punct", "graph", "print", "cntrl", "space"])
+def test_no_class_matches_a_slash(name: str) -> None:
+    assert not excludes_of([f"a[[:{name}:]]b"])(b"a/b", False)
 
 
 def test_the_root_itself_cannot_be_excluded(protected) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -127,3 +128,37 @@ def test_a_server_that_goes_away_and_comes_back_is_waited_for_and_that_is_said(
     assert backup.returncode == 0, err
     assert b"it went on where" in out
     assert nobody("cat", "d", "a").out == b"a" * 3_000_000 + b"b" * 3_000_000
+
+
+def test_standard_streams_that_are_closed_are_held_and_no_backup_or_restore_fails_for_them(
+    staddle: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    def closed(redirections: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        line = f'"$0" -m staddle.command "$@" {redirections}'
+        return subprocess.run(
+            ["sh", "-c", line, sys.executable, *arguments],
+            env=staddle.environment,
+            capture_output=True,
+            check=False,
+        )
+
+    for redirections in (">&-", "2>&-", "<&- >&- 2>&-"):
+        assert closed(redirections, "backup", str(source), "--dataset", "www").returncode == 0
+        target = tmp_path / redirections.replace(" ", "")
+        assert closed(redirections, "restore", "www", "--target", str(target)).returncode == 0
+        assert {each.name for each in target.iterdir()} == {each.name for each in source.iterdir()}
+    (name, *_) = (each.name for each in source.iterdir() if each.is_file())
+    for words in (["restore", "www", "--format", "tar"], ["cat", "www", name]):
+        refused = closed(">&-", *words)
+        assert refused.returncode == 2
+        assert b"Standard output is closed" in refused.stderr
+    asked = closed("<&-", "restore", "www", "--target", str(target), "--delete")
+    assert asked.returncode == 2
+    assert b"add --yes" in asked.stderr
+
+
+def test_an_empty_path_restores_nothing(staddle: CommandLine, source: Path, tmp_path: Path) -> None:
+    staddle("backup", str(source), "--dataset", "www")
+    refused = staddle("restore", "www", "", "--target", str(tmp_path / "t"), "--delete", "--yes", code=2)
+    assert "PATH is empty" in refused.err
+    assert not (tmp_path / "t").exists()

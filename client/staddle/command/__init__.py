@@ -15,7 +15,7 @@ EXTRAS = frozenset({"click", "rich", "pathspec", "pyfastcdc", "zstandard"})
 
 def main() -> None:
     """Runs the command, and ends the process with its exit code; without the extra `cli` it says what to install."""
-    open_standard_streams()
+    open_standard_streams(stdin=False)
     gc.disable()  # what modules make while they load stays: looking for garbage in it takes 12 ms; see _options.command
     try:
         code = importlib.import_module("staddle.command._run").run(sys.argv[1:])

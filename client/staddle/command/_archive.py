@@ -10,7 +10,7 @@ from staddle._channel import tune_malloc
 from staddle._types import ArchiveFormat
 from staddle.command import _records, _words
 from staddle.command._exits import DONE, INCOMPLETE, Interruption
-from staddle.command._options import Session
+from staddle.command._options import Session, require_stdout
 from staddle.command._problems import tell_problems
 from staddle.command._watching import watched
 
@@ -31,6 +31,7 @@ class Wanted(NamedTuple):
 def write_archive(session: Session, wanted: Wanted, archive_format: ArchiveFormat) -> int:
     """Writes it; answers the exit code."""
     output = session.output
+    require_stdout()
     if sys.stdout.isatty():
         raise click.UsageError(
             "An archive is not for a terminal: write `> FILE`, or pipe it to another program."

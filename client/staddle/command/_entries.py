@@ -19,6 +19,7 @@ from staddle.command._options import (
     dataset_argument,
     picking,
     reading,
+    require_stdout,
     stored_path,
 )
 from staddle.command._output import Output
@@ -141,6 +142,7 @@ def cat(
 
     With --json its bytes come as base64, in pieces.
     """
+    require_stdout()
     tune_malloc()
     output = session.output
     with session.connect() as client:

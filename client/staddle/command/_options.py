@@ -339,8 +339,14 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 def require_somebody(session: Session, *, yes: bool) -> None:
     """A wrong usage where it will have to be asked and nobody can be: then --yes is needed."""
-    if not yes and (session.output.as_json or not sys.stdin.isatty()):
+    if not yes and (session.output.as_json or sys.stdin is None or not sys.stdin.isatty()):
         raise click.UsageError("There is nobody to ask whether that is meant: add --yes.")
+
+
+def require_stdout() -> None:
+    """A wrong usage where data is to be written to standard output and that is closed."""
+    if sys.__stdout__ is None:
+        raise click.UsageError("Standard output is closed, so there is nowhere to write to: write `> FILE`.")
 
 
 def confirmed(session: Session, question: str, *, yes: bool) -> bool:

@@ -97,6 +97,8 @@ def restore(
     Without --backup and --at it is the newest one. PATHs are relative to the backup's root, exactly as `staddle ls` shows them; if one is
     not there, nothing is written. With --include, only what matches one of the patterns is restored, and the directories above it. What is damaged or cannot be written is named, and the rest is restored: exit code 3.
     """
+    if b"" in paths:
+        raise click.UsageError("PATH is empty. If everything is meant, leave it out.")
     if archive is not None or target == STDOUT:
         _refuse_for_archive(target)
         wanted = Wanted(dataset, paths, backup, at, include, exclude)
