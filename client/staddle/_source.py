@@ -574,7 +574,7 @@ class Run:
 
     def _tell_retry(self, notice: RetryNotice) -> None:
         if self._options.progress is not None:
-            text = f"{notice.error.message} Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
+            text = f"{notice.error.message.rstrip('.')}. Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
             self._options.progress(self._progress("retry", text))
 
 

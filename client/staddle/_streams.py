@@ -126,7 +126,7 @@ class Streams:
 
 def retry_words(notice: RetryNotice) -> str:
     """What to say before a broken stream is asked for again."""
-    return f"{notice.error.message} Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
+    return f"{notice.error.message.rstrip('.')}. Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
 
 
 def _above(path: bytes) -> Iterator[bytes]:

@@ -257,7 +257,7 @@ class Upload:
             )
 
     def _say_retry(self, notice: RetryNotice) -> None:
-        self._say("retry", notice=f"{notice.error} Trying again in {notice.wait_s:.1f} s.")
+        self._say("retry", notice=f"{str(notice.error).rstrip('.')}. Trying again in {notice.wait_s:.1f} s.")
 
 
 def _pieces(source: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:

@@ -152,7 +152,7 @@ def test_a_restore_takes_patterns_and_files_of_them(
     done = staddle(*words, tmp_path / "a", "--include-file", tmp_path / "list", "--include", "*.ini")
     assert sorted(path.name for path in (tmp_path / "a").rglob("*")) == ["deep", "empty", "etc", "hello.txt"]
     assert "matched nothing: '*.ini'" in done.err
-    staddle(*words, tmp_path / "b", "--exclude-file", "/dev/stdin", given=b"etc/*\n!conf\n")
+    staddle(*words, tmp_path / "b", "--exclude-file", "-", given=b"etc/*\n!conf\n")
     assert sorted(path.name for path in (tmp_path / "b").rglob("*")) == ["conf", "etc", "hello.txt", "link"]
     done = staddle(*words, tmp_path / "c", "--include", "../x", code=2)
     assert "--include" in done.err

@@ -19,7 +19,16 @@ from staddle.command import _records, _words
 from staddle.command._exits import DONE, INCOMPLETE, Interruption
 from staddle.command._expected import Expected, Selection, Wanted
 from staddle.command._lists import STDIN, listed_paths
-from staddle.command._options import Session, command, duration, percent, reading, size_bytes, tag
+from staddle.command._options import (
+    Session,
+    command,
+    duration,
+    pattern_file_option,
+    percent,
+    reading,
+    size_bytes,
+    tag,
+)
 from staddle.command._output import Output
 from staddle.command._planning import Guard, plan
 from staddle.command._problems import tell_notes, tell_problems
@@ -79,9 +88,7 @@ class How:
     multiple=True,
     help="Leave out what matches, as in .gitignore. Repeatable.",
 )
-@click.option(
-    "--exclude-file", metavar="FILE", multiple=True, help="Read such patterns from FILE. Repeatable."
-)
+@pattern_file_option("exclude")
 @click.option(
     "--exclude-if-present",
     metavar="FILE",

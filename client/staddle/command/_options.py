@@ -309,6 +309,26 @@ def picking(function: Callable[P, int | None]) -> Callable[P, int | None]:
     )(run)
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def pattern_file_option(name: str) -> Callable[[F], F]:
+    """The option `--NAME-file`, whose values are files of patterns; - is standard input."""
+
+    def as_files(
+        _context: click.Context, _option: click.Parameter, files: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        return tuple("/dev/stdin" if file == "-" else file for file in files)
+
+    return click.option(
+        f"--{name}-file",
+        metavar="FILE",
+        multiple=True,
+        callback=as_files,
+        help="Read such patterns from FILE, or from standard input if it is -. Repeatable.",
+    )
+
+
 def selecting(function: Callable[P, int | None]) -> Callable[P, int | None]:
     """Adds --include, --exclude and files of such patterns, as `include` and `exclude`. Each file is read once, and may be a pipe."""
 
@@ -321,9 +341,7 @@ def selecting(function: Callable[P, int | None]) -> Callable[P, int | None]:
         return function(*args, **options)
 
     for name, what in (("exclude", "Leave out what matches"), ("include", "Restore only what matches")):
-        run = click.option(
-            f"--{name}-file", metavar="FILE", multiple=True, help="Read such patterns from FILE. Repeatable."
-        )(run)
+        run = pattern_file_option(name)(run)
         run = click.option(
             f"--{name}",
             metavar="PATTERN",
