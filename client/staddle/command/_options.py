@@ -25,6 +25,7 @@ from staddle.v1.resources_pb2 import BackupSelector
 P = ParamSpec("P")
 R = TypeVar("R")
 V = TypeVar("V")
+F = TypeVar("F", bound=Callable[..., Any])
 
 RETRY_S_MAX: Final = 7 * 24 * 3600.0
 KEEP_S_MAX: Final = 100 * 366 * 24 * 3600.0
@@ -307,9 +308,6 @@ def picking(function: Callable[P, int | None]) -> Callable[P, int | None]:
         callback=reading(backup_named),
         help="This backup: its id, the first digits of it (4 or more), or `latest`, which is what you get without --backup and --at.",
     )(run)
-
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def pattern_file_option(name: str) -> Callable[[F], F]:
