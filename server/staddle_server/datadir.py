@@ -49,6 +49,11 @@ class DataDirectoryError(OperatorError):
     """The directory cannot be used. The message says why, and what to do."""
 
 
+STORE_DIRECTORIES: Final = frozenset(
+    {"keys", "packs", "records", "heads", "marks", "parity", "copies", TEMPORARY}
+)
+"""What is made in a store as it is needed."""
+
 _FILLED: Final = ("keys", "packs", "records")
 _CATALOG_PARTS: Final = ("", "-wal", "-shm", "-journal")
 """What SQLite keeps beside a database belongs to it: apart from it, it would be lost, or be taken for part of another one."""
@@ -154,6 +159,7 @@ class DataDirectory:
         except OSError as error:
             raise self._unreadable(self.store, error) from error
         if "format" in names:
+            self._require_directories(names)
             return True
         if names & set(_FILLED):
             raise DataDirectoryError(
@@ -167,6 +173,17 @@ class DataDirectory:
                 f"{', '.join(sorted(foreign)[:3])}): nothing was changed; is another file system mounted there?"
             )
         return False
+
+    def _require_directories(self, names: set[str]) -> None:
+        """Raises DataDirectoryError if what should be a directory of the store is something else: each may be on a disk of its own."""
+        for path in (self.store / name for name in sorted(names & STORE_DIRECTORIES)):
+            if path.is_dir():
+                continue
+            if path.is_symlink() and not path.exists():
+                flaw = f"is a link to {os.readlink(path)}, which is missing: is its file system mounted? Nothing was changed"
+            else:
+                flaw = "is not a directory: nothing was changed; move it elsewhere, and put the directory back if it held anything"
+            raise DataDirectoryError(f"{path} {flaw}")
 
     def _has_file(self, path: Path) -> bool:
         """Whether there is such a file. Raises DataDirectoryError if there is something else of that name."""

@@ -111,6 +111,16 @@ def all_but_the_clients_file(path: Path) -> None:
     unmounted(path)
 
 
+def packs_on_a_disk_that_is_gone(path: Path) -> None:
+    shutil.rmtree(path / "store" / "packs", ignore_errors=True)
+    (path / "store" / "packs").symlink_to("/nowhere/packs")
+
+
+def tmp_is_a_file(path: Path) -> None:
+    shutil.rmtree(path / "store" / "tmp")
+    (path / "store" / "tmp").touch()
+
+
 LOST: list[tuple[Callable[[Path], None], str]] = [
     (unmounted, r"/store is missing: is its file system mounted\?"),
     (mount_point, r"/store holds no store .*is its file system mounted\?"),
@@ -119,6 +129,11 @@ LOST: list[tuple[Callable[[Path], None], str]] = [
     (dangling_store, r"/store is a link to /nowhere/store, which is missing: is its file system mounted\?"),
     (store_is_a_file, r"/store is not a directory"),
     (format_gone, r"/store/format is missing, but the store is filled"),
+    (
+        packs_on_a_disk_that_is_gone,
+        r"/store/packs is a link to /nowhere/packs, which is missing: is its file",
+    ),
+    (tmp_is_a_file, r"/store/tmp is not a directory"),
     (key_gone, r"/master\.key is missing"),
     (key_and_catalog_gone, r"/master\.key is missing"),
     (key_is_a_directory, r"/master\.key is a directory and should be a file.*containers"),

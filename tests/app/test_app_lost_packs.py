@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import grpc
 import pytest
+from staddle.v1 import service_pb2 as sv
 from thin import noise, wait_until
 
 BIN = Path(sys.executable).parent
@@ -163,3 +165,25 @@ def test_a_store_that_goes_from_under_a_running_server_is_an_alarm_until_it_is_b
     away.rename(store)
     wait_until(lambda: health(server).returncode == 0)
     assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["nothing", "an older copy"])
+def test_a_catalog_that_is_replaced_under_a_running_server_takes_no_backup_and_is_an_alarm(
+    server, folder, another
+):
+    words = ("staddle", "backup", folder, "--dataset", "www")
+    assert run(*words, config=server.config).returncode == 0
+    catalog, away = server.data / "catalog.db", server.data.parent / "away.db"
+    older = catalog.read_bytes()
+    catalog.rename(away)
+    if another:
+        catalog.write_bytes(older)
+    with pytest.raises(grpc.RpcError, match=r"catalog\.db was replaced, moved or removed"):
+        server.stub().ListDatasets(sv.ListDatasetsRequest())
+    wait_until(lambda: health(server).returncode == 4)
+    assert "the catalog is gone" in server.log()
+    if another:
+        assert catalog.read_bytes() == older, "nothing is written to another catalog"
+    away.replace(catalog)
+    wait_until(lambda: health(server).returncode == 0)
+    assert run(*words, config=server.config).returncode == 0

@@ -89,8 +89,11 @@ class Database:
         engine: Engine,
         translate: Callable[[BaseException], errors.StaddleError | None],
         busy_timeout_s: float = BUSY_TIMEOUT_S,
+        check_place: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check_place` raises Unavailable where the database is not the one any more that was opened."""
         self.engine = engine
+        self.check_place = check_place
         self._writer = engine.execution_options(**{_WRITE_OPTION: True})
         self._eraser = engine.execution_options(**{_WRITE_OPTION: True, _ERASE_OPTION: True})
         self._translate = translate
@@ -136,6 +139,7 @@ class Database:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
+        self.check_place()
         try:
             yield
         except errors.StaddleError:
@@ -183,16 +187,30 @@ def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TI
     )
     event.listen(engine, "connect", _settings_of(choice, busy_timeout_s))
     event.listen(engine, "begin", _begin)
-    database = Database(engine, _sqlite_translator(path, choice.module), busy_timeout_s)
     try:
         _create_private(path)
         _set_journal(path, choice, busy_timeout_s)
+        place = os.stat(path)
     except Exception as error:
         told = _translate_os(path, error) or _translate_sqlite(path, choice.module, error)
         if told is None:
             raise
         raise told from error
-    return database
+
+    def check_place() -> None:
+        try:
+            if os.path.samestat(os.stat(path), place):
+                return
+        except OSError:
+            pass
+        raise errors.Unavailable(
+            "STORE_UNAVAILABLE",
+            f"the catalog {path} was replaced, moved or removed under the server, which reads and writes nothing of it until it is back in "
+            "its place: stop the server before another catalog is put there",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+    return Database(engine, _sqlite_translator(path, choice.module), busy_timeout_s, check_place)
 
 
 def _create_private(path: str) -> None:

@@ -7,7 +7,7 @@ the scrubber, a restore, an upload. A mark counts until every backup was found w
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import KnownDamage
@@ -116,8 +116,8 @@ class Integrity:
         """Whether nothing is known to be damaged, a second ago."""
         self._lost: dict[bytes, str] = {}
         """What tenants lack besides packs, in words: keys that open, and records."""
-        self._absent = False
-        """Whether the store did not answer a second ago."""
+        self._absent: set[str] = set()
+        """Which of store and catalog were not there a second ago."""
 
     def start(self) -> None:
         """Compares what all tenants have with the store, says what is damaged, and goes on looking."""
@@ -147,8 +147,9 @@ class Integrity:
         return f"{gone} packs are gone, {other} have another size" if gone or other else ""
 
     def look(self) -> None:
-        """Looks whether the store is there, what is known to be damaged, and whether the backups are whole without it."""
-        self._look_for_store()
+        """Looks whether store and catalog are there, what is known to be damaged, and whether the backups are whole without it."""
+        if not self._look_for_parts():
+            return
         known = self._kept.catalog.packs.known_damage()
         begun_s = self._kept.clock.monotonic_s()
         if (known or self._lost) and begun_s >= self._rest_until_s:
@@ -160,24 +161,31 @@ class Integrity:
             self._rest_until_s = now_s + REST * max(0.0, now_s - begun_s - LOOK_S)
         self._tell(known)
 
-    def _look_for_store(self) -> None:
-        """Asks the store for one object: an unmounted one does not answer, nor one in whose place another directory is."""
+    def _look_for_parts(self) -> bool:
+        """Asks whether the store and the catalog that were opened are there: one may be unmounted, or another be in its place."""
+        self._look_for("the store", lambda: self._kept.blobs.size(FORMAT_NAME))
+        self._look_for("the catalog", self._kept.catalog.database.check_place)
+        if self._absent:
+            self.is_whole = False
+        return not self._absent
+
+    def _look_for(self, part: str, ask: Callable[[], object]) -> None:
         try:
-            self._kept.blobs.size(FORMAT_NAME)
+            ask()
         except BlobMissing:
             pass  # memory has none
         except Unavailable as e:
-            if not self._absent:
+            if part not in self._absent:
                 log.error(  # noqa: TRY400
-                    "the store is gone: %s. Is its file system mounted? Backups and restores fail until it is back",
+                    "%s is gone: %s. Is its file system mounted? Backups and restores fail until it is back",
+                    part,
                     e.message,
                 )
-            self._absent = True
-            self.is_whole = False
+            self._absent.add(part)
             return
-        if self._absent:
-            log.warning("the store is back")
-        self._absent = False
+        if part in self._absent:
+            log.warning("%s is back", part)
+            self._absent.remove(part)
 
     def _look_for_lost(self, row: TenantRow) -> None:
         """Looks whether the tenant's keys open and its records are there. Raises Unavailable."""
