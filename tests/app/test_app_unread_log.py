@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from servers import heeding_hangups
 from staddle import Client
 from staddle_server import logs
 
@@ -142,17 +143,35 @@ def test_a_server_serves_whichever_of_its_standard_streams_are_closed(tmp_path: 
     assert process.wait(30) == 0
 
 
+def test_a_hangup_before_the_servers_modules_are_loaded_does_not_end_it() -> None:
+    program = (
+        "import importlib, os, signal, sys\n"
+        "from staddle_server import cli\n"
+        "def load(name):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    sys.exit(f'alive at {name}')\n"
+        "importlib.import_module = load\n"
+        "sys.argv = ['staddle-server', 'serve']\n"
+        "cli.main()\n"
+    )
+    with heeding_hangups():
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (1, "alive at staddle_server.cli.commands")
+
+
 def test_a_hangup_while_the_server_starts_does_not_end_it(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE")}
     words = [COMMAND, "serve", "--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with heeding_hangups():
+        process = subprocess.Popen(
+            words, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
     caught = 1 << (signal.SIGHUP - 1)
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s:
         mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
         if mask is not None and int(mask[1], 16) & caught:
             break
-    assert not (tmp_path / "data").exists(), "it listens to signals before it does anything"
     process.send_signal(signal.SIGHUP)
     out: IO[str] | None = process.stdout
     assert out is not None
