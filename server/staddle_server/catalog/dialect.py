@@ -201,8 +201,10 @@ def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TI
         try:
             if os.path.samestat(os.stat(path), place):
                 return
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
+        except OSError:
+            return  # what is there cannot be told
         raise errors.Unavailable(
             "STORE_UNAVAILABLE",
             f"the catalog {path} was replaced, moved or removed under the server, which reads and writes nothing of it until it is back in "
