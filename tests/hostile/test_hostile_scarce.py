@@ -29,7 +29,7 @@ TOP = HERE.parents[1]
 LONG = bool(os.environ.get("STADDLE_TEST_LONG"))
 SEED = int(os.environ.get("STADDLE_TEST_SEED", "1"))
 POINTS = 3_000 if LONG else 36
-SWEEP_S = 90
+SWEEP_S = 40
 """A process takes a few seconds."""
 CRASHES_MAX = max(4, POINTS // 20)
 """Libraries in C that do not look what an allocation gave end the process: msgspec does."""
