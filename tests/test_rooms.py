@@ -64,6 +64,10 @@ OF_THE_CLIENT: Final = {
         frozenset({"wire", ABOVE}),
         "protobuf messages are turned into values in wire, and go no further",
     ),
+    "staddle._blocks": (
+        frozenset({ABOVE}),
+        "certificates and keys are read alike on both sides; only TLS needs them",
+    ),
     "staddle._encoding": (
         frozenset({"wire"}),
         "fields that are written by hand are messages as much as those of the generated code",

@@ -4,9 +4,6 @@ Reads what can only mean one thing: Windows line ends, a byte order mark, text a
 certificates and key in one file. Names everything else, with the command that converts it.
 """
 
-import base64
-import binascii
-import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,30 +11,25 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from staddle._blocks import (
+    CERTIFICATES,
+    PEM_BYTES_MAX,
+    PEM_IN_BASE64,
+    Block,
+    BrokenBlockError,
+    blocks_of,
+    kind_of_binary,
+)
 
 from staddle_server import given
 from staddle_server.config import OperatorError
 
-PEM_BYTES_MAX: Final = 1024 * 1024
-_BEGIN: Final = "-----BEGIN "
-_LABEL: Final = re.compile(r"[A-Z0-9 ]{1,40}")
-_HEADER: Final = re.compile(r"[A-Za-z-]+:.*\n(?:[ \t].*\n)*")
-_CERTIFICATES: Final = frozenset({"CERTIFICATE", "X509 CERTIFICATE"})
 _KEY: Final = "PRIVATE KEY"
-_ENCRYPTED: Final = "ENCRYPTED PRIVATE KEY"
 _OPENSSH: Final = "OPENSSH PRIVATE KEY"
 
 
 class TlsError(OperatorError):
     """Certificates or keys cannot be used. The message names the file and says why."""
-
-
-class Block(NamedTuple):
-    """One block of a PEM file."""
-
-    label: str
-    der: bytes
-    is_encrypted: bool
 
 
 class PemFile(NamedTuple):
@@ -49,7 +41,7 @@ class PemFile(NamedTuple):
     @property
     def has_certificate(self) -> bool:
         """Whether there is a certificate in it."""
-        return any(block.label in _CERTIFICATES for block in self.blocks)
+        return any(block.label in CERTIFICATES for block in self.blocks)
 
     @property
     def has_key(self) -> bool:
@@ -60,9 +52,7 @@ class PemFile(NamedTuple):
         """The certificates, each once, in their order. Raises TlsError if there are none, or one is damaged."""
         try:
             found = [
-                x509.load_der_x509_certificate(each.der)
-                for each in self.blocks
-                if each.label in _CERTIFICATES
+                x509.load_der_x509_certificate(each.der) for each in self.blocks if each.label in CERTIFICATES
             ]
         except ValueError as error:
             raise TlsError(f"{self.path}: a certificate in it is damaged: {error}") from error
@@ -114,9 +104,12 @@ def read(path: Path) -> PemFile:
         text = given.text_of(data, path)
     except given.GivenError as error:
         raise TlsError(str(error)) from error
-    if "LS0tLS1CRUdJTi" in text:
+    if PEM_IN_BASE64 in text:
         raise TlsError(f"{path} is a PEM file in base64 once more: decode it with `base64 -d`")
-    return PemFile(path, _blocks(text, path))
+    try:
+        return PemFile(path, blocks_of(text))
+    except BrokenBlockError as error:
+        raise TlsError(f"{path} {_words_of(error)}") from error
 
 
 def to_pem(certificates: list[x509.Certificate]) -> bytes:
@@ -148,58 +141,16 @@ def _issued(certificate: x509.Certificate, by: x509.Certificate) -> bool:
     return True
 
 
-def _blocks(text: str, path: Path) -> list[Block]:
-    # Line ends that a variable or a JSON string has kept as two characters.
-    text = text.replace("\\r", "").replace("\\n", "\n")
-    blocks = []
-    position = text.find(_BEGIN)
-    while position >= 0:
-        begin = position + len(_BEGIN)
-        label, dashes, _ = text[begin : begin + 64].partition("-----")
-        if not dashes or _LABEL.fullmatch(label) is None:
-            raise TlsError(f"{path} has a line with BEGIN that no PEM file has")
-        begin += len(label) + len(dashes)
-        end = text.find(f"-----END {label}-----", begin)
-        position = text.find(_BEGIN, begin)
-        if end < 0 or 0 <= position < end:
-            raise TlsError(f"{path} is cut off: a block {label} has no END line")
-        blocks.append(_block(label, text[begin:end], path))
-    return blocks
-
-
-def _block(label: str, body: str, path: Path) -> Block:
-    lines = "\n".join(line.strip() for line in body.strip().split("\n")) + "\n"
-    headers = ""
-    while (header := _HEADER.match(lines)) is not None:
-        headers += header[0]
-        lines = lines[header.end() :]
-    try:
-        der = base64.b64decode("".join(lines.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise TlsError(f"{path} is damaged: a block {label} is not base64") from error
-    return Block(label, der, label == _ENCRYPTED or "ENCRYPTED" in headers)
-
-
-_DER_HEAD: Final = re.compile(rb"\x30(?:\x82..|\x81.|[\x00-\x7f])(.)(.)?(.)?(.)?", re.DOTALL)
-_SEQUENCE: Final = b"\x30"
-_INTEGER: Final = b"\x02"
-_OBJECT: Final = b"\x06"
+def _words_of(broken: BrokenBlockError) -> str:
+    return {
+        "begin": "has a line with BEGIN that no PEM file has",
+        "end": f"is cut off: a block {broken.label} has no END line",
+        "base64": f"is damaged: a block {broken.label} is not base64",
+    }[broken.flaw]
 
 
 def _binary(data: bytes, path: Path) -> str:
     """What a file is that holds no text, with the command that makes PEM of it; "": it may be PEM."""
     if data.startswith((b"\xfe\xed\xfe\xed", b"\xce\xce\xce\xce")):
         return f"a Java key store: `keytool -importkeystore -srckeystore {path} -destkeystore NEW.p12 -deststoretype pkcs12`"
-    head = _DER_HEAD.match(data)
-    if head is None or data.isascii():
-        return ""
-    first, length, number = head[1], head[2], head[3]
-    if first == _INTEGER and length == b"\x01" and number == b"\x03":
-        return f"a PKCS#12 file: convert it with `openssl pkcs12 -in {path} -nodes -out NEW.pem`"
-    if first == _INTEGER:
-        return f"a private key in DER: convert it with `openssl pkey -inform DER -in {path} -out NEW.key`"
-    if first == _OBJECT:
-        return f"PKCS#7: convert it with `openssl pkcs7 -inform DER -print_certs -in {path} -out NEW.pem`"
-    if first == _SEQUENCE:
-        return f"a certificate in DER: convert it with `openssl x509 -inform DER -in {path} -out NEW.pem`"
-    return ""
+    return kind_of_binary(data, path)
