@@ -255,6 +255,7 @@ def _settings_of(choice: SqliteChoice, busy_timeout_s: float) -> Callable[[Any, 
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(f"PRAGMA cache_size = {-PAGE_CACHE_KIB}")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA secure_delete = FAST")
 
     return settings
 
@@ -265,7 +266,13 @@ def _begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get(_WRITE_OPTION, False)
     if writes:
         erase = connection.get_execution_options().get(_ERASE_OPTION, False)
-        connection.exec_driver_sql(f"PRAGMA secure_delete = {'ON' if erase else 'FAST'}")
+        # Kept with the connection, as nearly all transactions want the same; cut off between the two lines, it erases more than asked.
+        if erase and not connection.info.get(_ERASE_OPTION, False):
+            connection.exec_driver_sql("PRAGMA secure_delete = ON")
+            connection.info[_ERASE_OPTION] = True
+        elif not erase and connection.info.get(_ERASE_OPTION, False):
+            connection.info[_ERASE_OPTION] = False
+            connection.exec_driver_sql("PRAGMA secure_delete = FAST")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
