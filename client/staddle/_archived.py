@@ -380,16 +380,15 @@ class ToArchive:
         if tell is None or ((now_s := time.monotonic()) - self._told_s < PROGRESS_S and not notice):
             return
         self._told_s = now_s
-        tally, backup = self._tally, self._streams.backup
-        all_of_it = backup is not None and not self._options.paths and self._streams.selection.takes_all
+        tally, whole = self._tally, self._streams.whole(self._options.paths)
         tell(
             Progress(
                 phase=phase,
                 path=path.decode("utf-8", "surrogateescape"),
                 entries_done=tally.written,
-                entries_total=backup.entry_count if backup is not None and all_of_it else None,
+                entries_total=None if whole is None else whole.entry_count,
                 bytes_done=tally.data_bytes + (0 if self._partial is None else self._partial.written),
-                bytes_total=backup.data_bytes if backup is not None and all_of_it else None,
+                bytes_total=None if whole is None else whole.data_bytes,
                 notice=notice,
             )
         )

@@ -50,6 +50,10 @@ class Streams:
         self._segments = can_open()
         """Whether data is asked for as it is stored."""
 
+    def whole(self, paths: Sequence[bytes]) -> pb.Backup | None:
+        """The backup, if all of it is wanted and it is known: then its counts are those of what will come."""
+        return self.backup if not paths and self.selection.takes_all else None
+
     def to_the_end(self, work: Callable[[], None], where: Callable[[], object]) -> None:
         """Does `work` until it does not break; `where` tells how far it is. Raises StaddleError if it breaks for good."""
         attempts = Attempts(self._retry, self._calls.clock)
