@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from dataclasses import dataclass
+from typing import Any
 
 import interop_build
 import pytest
@@ -19,6 +21,22 @@ def need(leaves_out: str, *programs: str) -> None:
     if os.environ.get("STADDLE_TEST_REQUIRE") == "all":
         pytest.fail(text, pytrace=False)
     pytest.skip(text)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run of a client came to that prints JSON."""
+
+    exit_status: int
+    output: str
+    errors: str
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """The one message that was answered."""
+        assert self.exit_status == 0, self.errors
+        answer: dict[str, Any] = json.loads(self.output)
+        return answer
 
 
 @dataclass(frozen=True)

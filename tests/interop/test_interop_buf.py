@@ -8,12 +8,12 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc import StatusCode
 from interop_build import PROTOS
+from interop_clients import Ran
 
 SERVICE = "staddle.v1.StaddleService"
 PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
@@ -26,19 +26,8 @@ LINES = (
 )
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(Ran):
     """What a run of buf curl came to."""
-
-    exit_status: int
-    output: str
-    errors: str
-
-    @property
-    def answer(self) -> dict:
-        """The one message that was answered."""
-        assert self.exit_status == 0, self.errors
-        return json.loads(self.output)
 
     @property
     def failure(self) -> tuple[StatusCode, str]:

@@ -15,6 +15,7 @@ from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from interop_build import PROTOS
+from interop_clients import Ran
 
 SERVICE = "staddle.v1.StaddleService"
 # Small files as one writes them by hand: an entry with its data is one JSON line.
@@ -29,19 +30,8 @@ LINES = (
 PATHS = ["a.txt", "deep", "deep/er", "deep/er/naïve ☂.txt", "empty", "link"]
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(Ran):
     """What a run of grpcurl came to."""
-
-    exit_status: int
-    output: str
-    errors: str
-
-    @property
-    def answer(self) -> dict:
-        """The one message that was answered."""
-        assert self.exit_status == 0, self.errors
-        return json.loads(self.output)
 
     @property
     def failure(self) -> tuple[str, str]:
