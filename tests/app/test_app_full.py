@@ -113,7 +113,7 @@ def test_a_server_starts_on_a_full_disk_gives_back_deletes_and_collects_and_then
         assert re.search(r"disk: [0-9.]+ .?i?B and [0-9,]+ inodes free; backups need", probe.stdout), (
             probe.stdout
         )
-        assert any("the disk is nearly full" in str(line["message"]) for line in server.lines)
+        assert server.logged("the disk is nearly full")
         target = tmp_path / "target"
         staddle(server, "restore", "d", "--target", target)
         assert (target / "file").read_bytes() == (first / "file").read_bytes()
@@ -130,7 +130,7 @@ def test_a_server_starts_on_a_full_disk_gives_back_deletes_and_collects_and_then
         until(lambda: server.command("health").returncode == 0, server)
         staddle(server, "backup", second, "--dataset", "e")
         until(lambda: reserve.stat().st_size == Reserve(reserve).full_bytes(), server)
-        assert any("the disk has room again" in str(line["message"]) for line in server.lines)
+        assert server.logged("the disk has room again")
     finally:
         stop(server)
 

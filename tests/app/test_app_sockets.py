@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import stat
@@ -68,8 +67,7 @@ def test_a_server_on_a_unix_socket_serves_whoever_may_open_it_and_has_a_token(he
             with pytest.raises(grpc.RpcError) as refused:
                 stub.ListDatasets(sv.ListDatasetsRequest(), timeout=20)
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        lines = [json.loads(line) for line in server.log().splitlines()]
-        assert {line["peer"] for line in lines if "method" in line} == {"unix:"}
+        assert {line["peer"] for line in server.logged("call")} == {"unix:"}
 
         # One that was killed leaves its socket, and the next replaces it.
         server.kill()

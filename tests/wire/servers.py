@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -173,6 +174,22 @@ class _Bearer(
 NOTHING_BY_ITSELF = ("--gc-every", "0", "--scrub-period", "0", "--retention-every", "0")
 
 
+def logged(log: Callable[[], str], words: str, **fields: object) -> list[dict[str, object]]:
+    """The JSON lines of a log with these words in their message and these fields, as soon as there is one.
+
+    A server answers before its log is written: whoever looks at the log of a running one has to wait.
+    """
+    end_s = time.monotonic() + 60
+    while time.monotonic() < end_s:
+        lines = [json.loads(line) for line in log().split("\n")[:-1] if line.startswith("{")]
+        if found := [
+            line for line in lines if words in str(line["message"]) and line.items() >= fields.items()
+        ]:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"no {words!r} in\n{log()[-3000:]}")
+
+
 @contextmanager
 def heeding_hangups() -> Iterator[None]:
     """What is started here heeds SIGHUP, also where the tests run under nohup, which every child would inherit."""
@@ -222,8 +239,12 @@ class ServerProcess:
         self._end(signal.SIGKILL)
         raise AssertionError(f"the server did not start: see its log\n{self.log()[-2000:]}")
 
+    def logged(self, words: str, **fields: object) -> list[dict[str, object]]:
+        """The log lines with these words in their message and these fields, as soon as there is one."""
+        return logged(self.log, words, **fields)
+
     def log(self) -> str:
-        """What it wrote to standard error."""
+        """What it wrote to standard error so far."""
         path = self.data.parent / f"{self.data.name}.log"
         return path.read_text(errors="backslashreplace") if path.exists() else ""
 
