@@ -21,7 +21,7 @@ from servers import Running, ServerProcess
 from staddle._threads import NO_THREAD
 from staddle.v1 import service_pb2 as sv
 from staddle_server.signals import listening_for_signals, watching_threads
-from staddle_server.threads import Background, CallThreads
+from staddle_server.threads import Background, Threads
 from thin import back_up, begin, datasets, noise, reason, restore, wait_until
 
 HERE = Path(__file__).parent
@@ -211,7 +211,7 @@ def test_background_work_outlives_whatever_it_meets(caplog: pytest.LogCaptureFix
 
 
 def test_threads_of_calls_stay_ahead_and_outlive_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = CallThreads(10, 2)
+    threads = Threads(10, "call", ahead=2)
     threads.start()
     busy = threading.Event()
     held = [threads.submit(busy.wait) for _ in range(3)]
