@@ -176,6 +176,7 @@ def test_a_server_starts_on_a_disk_without_inodes_gives_back_deletes_and_collect
         assert "takes no backups, as its disk is nearly full" in probe.stderr
         (warning,) = server.logged("the disk is nearly full")
         assert "inodes free" in str(warning["message"])
+        assert all(isinstance(number, int) for number in [*warning["free_bytes"], *warning["free_inodes"]])
         target = tmp_path / "target"
         staddle(server, "restore", "d", "--target", target)
         assert (target / "file").read_bytes() == (first / "file").read_bytes()
