@@ -1,9 +1,11 @@
 """The list of commands. Each is loaded when it is used, so that a probe every few seconds costs little."""
 
 import importlib
+import sys
 from typing import Final
 
 import click
+from staddle._standard import StdoutError
 
 import staddle_server
 from staddle_server.cli import missing
@@ -69,4 +71,7 @@ def group() -> None:
 
 
 def run() -> None:
-    group(prog_name="staddle-server")
+    try:
+        group(prog_name="staddle-server")
+    except StdoutError as error:
+        sys.exit(f"Error: {error}")  # of help, or of what was left to write at the end
