@@ -35,7 +35,8 @@ class DecodedBytes:
     ) -> None:
         self.tenant_max = tenant_max
         self._server_max = server_max
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._used: Counter[bytes] = Counter()
         self._gone: deque[tuple[bytes, int]] = deque()
         """Bytes of calls that have ended. Appended without the lock, since a finaliser may run anywhere."""
@@ -59,7 +60,7 @@ class DecodedBytes:
 
     def used(self, tenant: bytes) -> int:
         """Bytes that the calls of a tenant hold now."""
-        with self._changed:
+        with self._lock:
             self._settle()
             return self._used[tenant]
 
@@ -69,14 +70,14 @@ class DecodedBytes:
 
     def change(self, held: Held, by: int) -> None:
         """See `Held.change`."""
-        with self._changed:
+        with self._lock:
             if self._refusal(held, by) is not None:
                 self._wait(held, by)
             self._add(held, by)
 
     def may_change(self, held: Held, by: int) -> bool:
         """See `Held.may_change`."""
-        with self._changed:
+        with self._lock:
             fits = self._refusal(held, by) is None
             self._add(held, by)
             return fits

@@ -74,12 +74,7 @@ class Slot:
 
 
 class Slots:
-    """The slots of one server for one kind of call. Thread-safe.
-
-    Attributes:
-        idle: Set while no slot is taken.
-
-    """
+    """The slots of one server for one kind of call. Thread-safe."""
 
     def __init__(
         self,
@@ -113,8 +108,6 @@ class Slots:
         self._changed = threading.Condition(self._lock)
         self._slots: dict[Slot, None] = {}
         """The oldest first."""
-        self.idle = threading.Event()
-        self.idle.set()
 
     def enter(
         self, context: Context, owner: bytes = b"", group: bytes = b"", *, until_left: bool = False
@@ -133,7 +126,6 @@ class Slots:
             if refusal is not None:
                 self._wait(owner, group, refusal)
             self._slots[slot] = None
-            self.idle.clear()
         # A handler that waits in the library for a reader that went away may never be resumed; this is called all the same.
         try:
             gone = not until_left and not context.add_callback(lambda: self.leave(slot))
@@ -182,8 +174,6 @@ class Slots:
         with self._lock:
             self._slots.pop(slot, None)
             self._changed.notify_all()
-            if not self._slots:
-                self.idle.set()
 
     def only(self, messages: Iterator[T], context: Context, owner: bytes = b"", group: bytes = b"") -> T:
         """The message of a call that has one; the call holds a slot until it comes. Raises what `enter` and `first` say."""
@@ -192,6 +182,16 @@ class Slots:
             return first(messages)
         finally:
             self.leave(slot)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no slot is taken."""
+        return not self._slots
+
+    def wait_idle(self, timeout_s: float) -> None:
+        """Waits until no slot is taken, at most `timeout_s`."""
+        with self._lock:
+            self._changed.wait_for(lambda: self.idle, timeout_s)
 
     def end_idle(self) -> int:
         """Ends the calls in which nothing moves, and gives their number."""
