@@ -158,10 +158,10 @@ class Policies:
     def run(self, stopping: Stopping) -> str:
         """Follows the policies of all tenants' datasets; says in a few words what it deleted. One that fails keeps no other back.
 
-        Whoever sets a policy has time to look at its plan: it is followed once it is as old as that.
+        A new policy is not followed in its first period, so that there is time to look at its plan.
 
         Raises:
-            ClockInDoubt: the clock has jumped, and nobody has confirmed it.
+            ClockInDoubt: the clock has jumped, and the jump is not confirmed.
 
         """
         deleted = failed = 0

@@ -128,9 +128,9 @@ class Reached:
 
     def _keep(self, ids: list[bytes]) -> None:
         sound = self._catalog.chunks.find(self._tenant.id, ids)
-        hurt = [chunk_id for chunk_id in ids if chunk_id not in sound]
-        damaged = self._catalog.chunks.find(self._tenant.id, hurt, include_damaged=True) if hurt else {}
-        self.missing += len(hurt) - len(damaged)
+        lost = [chunk_id for chunk_id in ids if chunk_id not in sound]
+        damaged = self._catalog.chunks.find(self._tenant.id, lost, include_damaged=True) if lost else {}
+        self.missing += len(lost) - len(damaged)
         for places in sound.values():
             self._reach(min(places, key=lambda place: place.segment.pack))
         for places in damaged.values():
