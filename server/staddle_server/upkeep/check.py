@@ -17,6 +17,7 @@ from staddle_server.store.records import records_prefix
 from staddle_server.upkeep.examine import Examined, Examiner, Fault, Pace
 from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.lostkeys import keys_words
 from staddle_server.upkeep.recorded import Said, missing_records, read_records, unknown_backups
 
 
@@ -113,7 +114,7 @@ class Check:
         try:
             return self.kept.tenants.get(row.id)
         except Damaged as e:
-            self.emit(keys_finding(row, e))
+            self.emit(keys_finding(self.kept, row, e))
             return None
 
     def _look_for_others(self, known: set[bytes]) -> None:
@@ -285,12 +286,12 @@ def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
         after = page[-1].id
 
 
-def keys_finding(row: TenantRow, error: StaddleError) -> Finding:
+def keys_finding(kept: Kept, row: TenantRow, error: StaddleError) -> Finding:
     """The keys of a tenant do not open: nothing of it can be looked at."""
     return Finding(
         "keys",
         DAMAGE,
-        f"nothing of tenant {row.name} can be read: {error.message}; `repair` writes the keys again from the catalog",
+        keys_words(kept.blobs, kept.keys, row, error),
         tenant=row.name,
         object=f"keys/{row.id.hex()}",
     )
