@@ -94,17 +94,18 @@ class _Feed:
         self._source = source
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(BATCHES_AHEAD)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="staddle-read", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        start(self._thread)
+        self._thread = start("staddle-read", self._run)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(STOP_S)
+        if self._thread is not None:
+            self._thread.join(STOP_S)
 
     def __iter__(self) -> Iterator[Batch | None]:
         while True:

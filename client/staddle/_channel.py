@@ -267,7 +267,7 @@ class Channel:
     def _open(self) -> StaddleServiceStub:
         target = self.address.target
         # gRPC ends the process by a signal if it gets none of its own.
-        start(threading.Thread(target=bool, name="staddle-probe", daemon=True))
+        start("staddle-probe", bool)
         if self._credentials is None:
             self._channel = grpc.insecure_channel(target, options=self._options)
         else:

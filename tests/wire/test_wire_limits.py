@@ -71,7 +71,7 @@ def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(run
     assert datasets(image) == ["img"], "unary calls go on"
     for call in stalled:
         call.cancel()
-    wait_until(running.service._gate.streams.idle.is_set)
+    wait_until(lambda: running.service._gate.streams.idle)
     assert restore(image, "img").end.damage_count == 0, "places come free when readers go away"
 
 
@@ -302,14 +302,14 @@ def test_a_stream_that_never_sends_a_message_is_ended_and_its_place_is_free_agai
 
     call = running.stub("writer").Backup.future(nothing())
     streams = running.service._gate.streams
-    wait_until(lambda: not streams.idle.is_set())
+    wait_until(lambda: not streams.idle)
     assert streams.end_idle() == 0
     running.clock.ahead_s = FIRST_S + 1
     assert streams.end_idle() == 1
     with pytest.raises((grpc.RpcError, grpc.FutureCancelledError)):
         call.result(timeout=20)
     sends.set()
-    wait_until(streams.idle.is_set)
+    wait_until(lambda: streams.idle)
 
 
 def test_a_tenant_that_takes_all_streams_it_may_have_leaves_some_for_the_others(running):

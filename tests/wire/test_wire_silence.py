@@ -183,7 +183,7 @@ def test_watchers_that_leave_while_others_are_told_stop_nobody(running):
     wait_until(lambda: told[-1:] == [1])
     steady.cancel()
     reader.join(10)
-    wait_until(health._watches.idle.is_set)
+    wait_until(lambda: health._watches.idle)
     assert datasets(running.stub()) == []
     channel.close()
 

@@ -35,7 +35,8 @@ class DecodedBytes:
     ) -> None:
         self.tenant_max = tenant_max
         self._server_max = server_max
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._used: Counter[bytes] = Counter()
         self._gone: deque[tuple[bytes, int]] = deque()
         """What was held by calls that are no more: freed without the lock, for that may happen anywhere."""
@@ -59,7 +60,7 @@ class DecodedBytes:
 
     def used(self, tenant: bytes) -> int:
         """What the calls of a tenant hold now."""
-        with self._changed:
+        with self._lock:
             self._settle()
             return self._used[tenant]
 
@@ -69,14 +70,14 @@ class DecodedBytes:
 
     def change(self, held: Held, by: int) -> None:
         """See `Held.change`."""
-        with self._changed:
+        with self._lock:
             if self._refusal(held, by) is not None:
                 self._wait(held, by)
             self._add(held, by)
 
     def may_change(self, held: Held, by: int) -> bool:
         """Changes in any case; whether there was room for it."""
-        with self._changed:
+        with self._lock:
             fits = self._refusal(held, by) is None
             self._add(held, by)
             return fits

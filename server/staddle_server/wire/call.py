@@ -253,7 +253,7 @@ class Gate:
 
     def is_busy(self) -> bool:
         """Whether clients are at work: what can wait should."""
-        return not self.streams.idle.is_set() or self._now_s() - self._admitted_s < BUSY_S
+        return not self.streams.idle or self._now_s() - self._admitted_s < BUSY_S
 
     def close(self) -> None:
         """From now on calls are told that the server is shutting down."""

@@ -39,13 +39,14 @@ class Health:
 
     def __init__(self, names: Iterable[str], now_s: Callable[[], float]) -> None:
         self._status: dict[str, Any] = dict.fromkeys(names, _Answer.NOT_SERVING)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._watches = Streams(WATCHES_MAX, now_s, what="watchers of its health")
         self.asked = Streams(ASKED_MAX, now_s, what="calls whose message has not come", first_s=ASKED_S)
 
     def say(self, status: Any, *names: str) -> None:
         """From now on this is the status of these names; those who watch are told."""
-        with self._changed:
+        with self._lock:
             self._status.update(dict.fromkeys(names, status))
             self._changed.notify_all()
 
@@ -65,7 +66,7 @@ class Health:
         while context.is_active():
             told = self._status_of(request.service)
             yield _Answer(status=told)
-            with self._changed:
+            with self._lock:
                 while context.is_active() and self._status_of(request.service) == told:
                     self._changed.wait()
 
@@ -73,7 +74,7 @@ class Health:
         return self._status.get(name, _Answer.SERVICE_UNKNOWN)
 
     def _wake(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def _request(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:

@@ -27,7 +27,7 @@ from staddle_server.limits import (
     MIB,
     UNARY_THREADS,
 )
-from staddle_server.threads import Background, CallThreads, no_thread
+from staddle_server.threads import Background, Threads, no_thread
 from staddle_server.types import TokenRole
 from staddle_server.wire.call import Gate, Method, Reading, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
@@ -241,7 +241,7 @@ class WireServer:
         self._look_after = Background("look-after", HEALTH_CHECK_S, self._look)
         # Whatever waits for its caller holds one of the first; the last are for what is at work.
         threads = streams_max + CALLS_MAX + CALLS_WAITING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
-        self._threads = CallThreads(threads, UNARY_THREADS)
+        self._threads = Threads(threads, "call", ahead=UNARY_THREADS)
         gate.check_threads = self._check_threads
         self._places = (gate.streams, gate.calls, self._health.asked)
         self._server = grpc.server(
@@ -283,6 +283,8 @@ class WireServer:
             if own:
                 self._server.add_insecure_port(own)
         self._threads.start()
+        if self._threads.is_short:
+            raise no_thread()
         self._look_after.start()
         self._server.start()
         self._health.say(_SERVING, "", SERVICE.full_name)
@@ -327,7 +329,7 @@ class WireServer:
         """Takes no new calls, and gives the streams under way so long."""
         self._gate.close()
         self._health.say(_NOT_SERVING, "", SERVICE.full_name, *self._is_true)
-        self._gate.streams.idle.wait(drain_s)
+        self._gate.streams.wait_idle(drain_s)
 
     def stop(self) -> None:
         """Ends what is still under way."""

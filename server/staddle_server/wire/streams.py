@@ -74,12 +74,7 @@ class Place:
 
 
 class Streams:
-    """The places of one server for one kind of call. Thread-safe.
-
-    Attributes:
-        idle: Set while no place is taken.
-
-    """
+    """The places of one server for one kind of call. Thread-safe."""
 
     def __init__(
         self,
@@ -113,8 +108,6 @@ class Streams:
         self._changed = threading.Condition(self._lock)
         self._places: dict[Place, None] = {}
         """The oldest first."""
-        self.idle = threading.Event()
-        self.idle.set()
 
     def enter(
         self, context: Context, owner: bytes = b"", group: bytes = b"", *, until_left: bool = False
@@ -133,7 +126,6 @@ class Streams:
             if refusal is not None:
                 self._wait(owner, group, refusal)
             self._places[place] = None
-            self.idle.clear()
         # A handler that waits in the library for a reader that went away may never be resumed; this is called all the same.
         try:
             gone = not until_left and not context.add_callback(lambda: self.leave(place))
@@ -182,8 +174,6 @@ class Streams:
         with self._lock:
             self._places.pop(place, None)
             self._changed.notify_all()
-            if not self._places:
-                self.idle.set()
 
     def only(self, messages: Iterator[T], context: Context, owner: bytes = b"", group: bytes = b"") -> T:
         """The message of a call that has one; the call holds a place until it comes. Raises what `enter` and `first` say."""
@@ -192,6 +182,16 @@ class Streams:
             return first(messages)
         finally:
             self.leave(place)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no place is taken."""
+        return not self._places
+
+    def wait_idle(self, timeout_s: float) -> None:
+        """Waits until no place is taken, so long at the most."""
+        with self._lock:
+            self._changed.wait_for(lambda: self.idle, timeout_s)
 
     def end_idle(self) -> int:
         """Ends the calls in which nothing moves; their number."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -21,6 +20,7 @@ from staddle_server.session.stream import BackupStream
 from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Opened, Uploads
 from staddle_server.session.writer import UploadWriter
+from staddle_server.threads import Slots
 from staddle_server.types import ChunkRef, UploadState
 from staddle_server.wire import convert
 from staddle_server.wire.call import Call
@@ -55,7 +55,7 @@ class UploadCalls:
         self._uploads = uploads
         self._tenants = tenants
         self._endpoint = endpoint
-        self._checking = threading.Semaphore(max(2, os.cpu_count() or 1))
+        self._checking = Slots(max(2, os.cpu_count() or 1))
         """Frames that are inflated at once: more would only take memory."""
 
     # ------------------------------------------------------------------ life
