@@ -38,6 +38,7 @@ from staddle._errors import (
     UploadClosedError,
 )
 from staddle._excludes import UNMATCHED_SHOWN_MAX
+from staddle._figures import counted
 from staddle._gather import Tally
 from staddle._pages import PageGuard
 from staddle._reading import OPEN_FLAGS
@@ -441,13 +442,16 @@ class Run:
     def _check_removed(self, opened: Opened, seen: Comparison | CachedScan) -> None:
         """Raises TooMuchRemovedError if the source has become empty, or has lost more than it may have."""
         most = self._options.max_removed_percent
+        excluded = self._tally.excluded > 0
+        unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
+        nothing = not seen.found_count and not unread and os.path.isdir(self._root)
+        if nothing and excluded and not self._skipped_any:
+            self.warnings.append(f"Everything in {os.fsdecode(self._root)!r} is excluded.")
         if most is not None and most >= ALL_PERCENT:
             return
         for path in self._empty:
             if self._had_entries(path):
                 raise emptied(os.path.join(self._root, path))
-        unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
-        nothing = not seen.found_count and not unread and os.path.isdir(self._root)
         if nothing:  # a differential's base may be older than a backup that was meant to be empty
             before, kept = max(0, self._newest_count() - 1), 0
         elif opened.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
@@ -457,7 +461,7 @@ class Run:
             kept = min(before, seen.found_count)
         else:
             return
-        check_removed(self._root, before, kept, nothing=nothing, max_percent=most)
+        check_removed(self._root, before, kept, nothing=nothing, excluded=excluded, max_percent=most)
 
     def _newest_count(self) -> int:
         """The entries of the dataset's newest backup; 0: it has none."""
@@ -479,11 +483,13 @@ class Run:
 
     def all_warnings(self) -> tuple[str, ...]:
         """What is to be said of the whole, once it is done."""
-        tally, warnings = self._tally, list(self.warnings)
+        tally, warnings = self._tally, list(dict.fromkeys(self.warnings))
         if tally.problems_dropped:
-            warnings.append(f"{tally.problems_dropped} more paths had problems than are named.")
+            warnings.append(f"{counted(tally.problems_dropped, 'more path')} had problems.")
         if tally.notes_dropped:
-            warnings.append(f"{tally.notes_dropped} more paths vanished or were left out than are named.")
+            warnings.append(
+                f"{counted(tally.notes_dropped, 'more path')} vanished or {'was' if tally.notes_dropped == 1 else 'were'} left out."
+            )
         return (*warnings, *self._unmatched())
 
     def _unmatched(self) -> list[str]:
