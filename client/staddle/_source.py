@@ -55,6 +55,7 @@ from staddle._selected import (
     patterns_of,
 )
 from staddle._sync import sync_file_system
+from staddle._told import retry_words
 from staddle._types import BackupKind, BackupOptions, BackupReport, ProblemKind, Progress
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -580,8 +581,7 @@ class Run:
 
     def _tell_retry(self, notice: RetryNotice) -> None:
         if self._options.progress is not None:
-            text = f"{notice.error.message.rstrip('.')}. Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
-            self._options.progress(self._progress("retry", text))
+            self._options.progress(self._progress("retry", retry_words(notice)))
 
 
 def _attempt_of(calls: Calls, options: BackupOptions) -> Attempt:
