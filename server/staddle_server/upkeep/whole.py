@@ -34,11 +34,11 @@ class Wholeness:
             for found in references(
                 root, self._reader, skip=lambda page: page in self._sound or page in seen
             ):
+                self._tick()
                 seen.add(found.manifest[0])
                 manifest.update(found.manifest)
                 data.update(found.data)
                 if len(data) + len(manifest) >= CHUNKS_PER_CALL_MAX:
-                    self._tick()
                     if not self._has(Role.MANIFEST, manifest) or not self._has(Role.DATA, data):
                         return False
                     data, manifest = set(), set()
