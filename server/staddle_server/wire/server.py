@@ -273,6 +273,8 @@ class WireServer:
             if own:
                 self._server.add_insecure_port(own)
         self._threads.start()
+        if self._threads.is_short:
+            raise no_thread()
         self._look_after.start()
         self._server.start()
         self._health.say(_SERVING, "", SERVICE.full_name)
