@@ -125,8 +125,8 @@ class Place:
         service = self.running.service
         gate = service._gate
         assert not gate._calls
-        assert not gate.streams._places
-        assert not gate.calls._places
+        assert not gate.streams._slots
+        assert not gate.calls._slots
         assert not gate.streams._waiting
         assert not gate.calls._waiting
         # What compresses and publishes for an upload ends soon after the call.
