@@ -163,7 +163,7 @@ class Restore:
             if path and not self._may_have(path):
                 raise NotFound(
                     "PATH_NOT_FOUND",
-                    f"the backup has no {shown(path)}; ListEntries shows what it has",
+                    f"the backup has no path '{shown(path)}'",
                     path=shown(path),
                 )
             if exact or not chosen or not _below(path, chosen[-1]):

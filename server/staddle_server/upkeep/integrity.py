@@ -22,6 +22,7 @@ from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.threads import Background
 from staddle_server.upkeep.check import each_pack
 from staddle_server.upkeep.findings import Kept
+from staddle_server.upkeep.lostkeys import keys_words
 from staddle_server.upkeep.paths import each_backup
 from staddle_server.upkeep.recorded import lost_records
 from staddle_server.upkeep.schedule import Stopping, Task
@@ -35,6 +36,10 @@ REST: Final = 10
 MARKED_AT_ONCE: Final = 1000
 LOST_NAMED: Final = 5
 """Gaps among a tenant's records that one line of the log names."""
+RECORDS_LOST: Final = (
+    ". Backups and restores work, but a catalog that is rebuilt from the store would not know what these records say. To mend it: "
+    "`staddle-server repair` writes again what the catalog knows of them, and `staddle-server check` names what it does not know"
+)
 
 
 class _EndingError(Exception):
@@ -196,16 +201,15 @@ class Integrity:
             lost = "; ".join(span.missing_of(row.name) for span in spans[:LOST_NAMED])
             if len(spans) > LOST_NAMED:
                 lost += "; and others"
+            if lost:
+                lost += RECORDS_LOST
         except Damaged as e:
-            lost = f"nothing of tenant {row.name} can be read: {e.message}"
+            lost = keys_words(self._kept.blobs, self._kept.keys, row, e)
         before = self._lost.pop(row.id, "")
         if lost:
             self._lost[row.id] = lost
         if lost and lost != before:
-            log.error(
-                "%s. `staddle-server check` says what that means, `staddle-server repair` mends it if possible",
-                lost,
-            )
+            log.error("%s", lost)
         if before and not lost:
             log.warning("keys and records of tenant %s are complete again", row.name)
 

@@ -151,7 +151,7 @@ class Policies:
         if applied is None:
             made = self.plan(tenant, dataset, tick)
             made.require(dataset, token)
-            return self._apply(tenant, dataset, made)
+            return self._apply(tenant, dataset, made, tick)
         finish_missing(self._tenants.get(tenant), self._catalog)
         return applied
 
@@ -195,16 +195,17 @@ class Policies:
         if not made.going:
             return 0
         self._guard.require()
-        gone = self._apply(tenant, dataset, made).backups
+        gone = self._apply(tenant, dataset, made, tick).backups
         log.info(
             "retention deleted %s of dataset %r: %s", _counted(len(gone), "backup"), dataset, _listed(gone)
         )
         return len(gone)
 
-    def _apply(self, tenant: bytes, dataset: str, made: Plan) -> Applied:
+    def _apply(self, tenant: bytes, dataset: str, made: Plan, tick: Tick) -> Applied:
         self._tenants.require_recording(tenant)
         now_ns = self._guard.look().latest_ns
         with self._catalog.tenants.deciding(tenant, now_ns) as at_ns:
+            tick()
             applied = self._catalog.retention.apply(
                 tenant,
                 dataset,

@@ -91,7 +91,7 @@ class Reached:
             yield pack, self.packs[pack].pack()
 
     def walk(self, root: Root, tick: Callable[[], None] = lambda: None) -> None:
-        """Adds all that a manifest refers to. `tick` is called every few thousand chunks, and may raise to stop.
+        """Adds all that a manifest refers to. `tick` is called at each page, and may raise to stop.
 
         Raises:
             Damaged: a page cannot be read, and may refer to anything.
@@ -100,13 +100,13 @@ class Reached:
         data: list[bytes] = []
         manifest: list[bytes] = []
         for found in self._new_pages(root):
+            tick()
             manifest += found.manifest
             data += found.data
             if len(data) + len(manifest) >= CHUNKS_PER_CALL_MAX:
                 self._add(Role.MANIFEST, manifest)
                 self._add(Role.DATA, data)
                 data, manifest = [], []
-                tick()
         self._add(Role.MANIFEST, manifest)
         self._add(Role.DATA, data)
 

@@ -386,7 +386,8 @@ class Rebuilding:
             self._report.problem(
                 f"{kind}/{owner.hex()}",
                 f"{count} {kind} of a tenant whose keys are missing or damaged: put keys/{owner.hex()} back from a copy of "
-                "the store, and rebuild again",
+                "the store, and rebuild again; a catalog that knows the tenant has a copy of them, too, which `repair` writes "
+                "to the store",
             )
 
 

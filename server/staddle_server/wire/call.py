@@ -296,7 +296,9 @@ def handle(
                 slot = gate.calls.enter(context, principal.token, principal.tenant, until_left=True)
                 held = gate.decoded.held(principal.tenant, call.check)
                 try:
-                    response = method.handler(decode(_counted(held, weigh, _come(slot, requests))), call)
+                    response = method.handler(
+                        decode(_counted(held, weigh, _come(call, slot, requests))), call
+                    )
                 finally:
                     held.close()
                     gate.calls.leave(slot)
@@ -313,6 +315,7 @@ def handle(
             context.add_callback(line.gone)
             held = gate.decoded.held(call.principal.tenant, call.check)
             message = gate.calls.only(requests, context, call.principal.token, call.principal.tenant)
+            call.check()
             request = decode(_counted(held, weigh, message))
             del message
             slot.moved()  # the request is all that the client sends
@@ -325,9 +328,10 @@ def handle(
     return answers if kind == "downstream" else answer
 
 
-def _come(slot: Slot, requests: Iterator[bytes]) -> bytes:
-    """The message of a call, after which its caller has nothing more to say."""
+def _come(call: Call, slot: Slot, requests: Iterator[bytes]) -> bytes:
+    """The message of a call, after which its caller has nothing more to say. Its token may have ended while it was awaited."""
     message = first(requests)
+    call.check()
     slot.at_work()
     return message
 
@@ -399,11 +403,15 @@ class _Line:
 
 
 def _free_frames(error: BaseException | None) -> None:
-    """Frees what the frames that an error went through hold: messages, packs. In Python 3.13 such frames may be part of a cycle."""
+    """Frees what the frames that an error went through hold: messages, packs. In Python 3.13 such frames may be part of a cycle.
+
+    A frame that was cleared still keeps its function, and what that encloses, so the traceback goes as well: a refusal stays with its call.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
         error = error.__cause__ or error.__context__
 
 

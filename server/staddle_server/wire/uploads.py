@@ -20,7 +20,7 @@ from staddle_server.session.stream import BackupStream
 from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Opened, Uploads
 from staddle_server.session.writer import UploadWriter
-from staddle_server.threads import Slots
+from staddle_server.threads import Semaphore
 from staddle_server.types import ChunkRef, UploadState
 from staddle_server.wire import convert
 from staddle_server.wire.call import Call
@@ -55,7 +55,7 @@ class UploadCalls:
         self._uploads = uploads
         self._tenants = tenants
         self._endpoint = endpoint
-        self._checking = Slots(max(2, os.cpu_count() or 1))
+        self._checking = Semaphore(max(2, os.cpu_count() or 1))
         """Frames that are inflated at once: more would only take memory."""
 
     # ------------------------------------------------------------------ life
