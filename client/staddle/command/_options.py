@@ -370,7 +370,6 @@ _HINTS: Final = {
     "PLAN_CHANGED": "`staddle retention plan {dataset}` makes another one.",
     "ROOT_DIFFERS": "If it is, add --new-root; if only this machine's name has changed, --host keeps the old one.",
     "NO_BASE": "`--kind full`, or no --kind at all, makes the first one.",
-    "LEASE_HELD": "It goes away by itself when that one has ended, or a few minutes after it broke off.",
     "UNAUTHENTICATED": "On the server: `staddle-server token create --data DIR --role writer`.",
     "PERMISSION_DENIED": "On the server: `staddle-server token create --data DIR --role ROLE`.",
 }

@@ -6,6 +6,7 @@ In words, or with --json one object a line. Everything that is written is printa
 import itertools
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ ACTS: Final = frozenset({"backup", "restore", "delete", "undelete", "hold", "rel
 """Commands that have done their work before they sum it up."""
 
 Cells = Sequence[str]
+
+
+_BEGINS_WITH_A_WORD: Final = re.compile(r"[a-z]+[ ,:]")
 
 
 class Output:
@@ -100,7 +104,8 @@ class Output:
             )
             return
         end = "" if message.endswith((".", "!", "?")) else "."
-        message = message[:1].upper() + message[1:]
+        # A name at the beginning keeps its own letters.
+        message = message[:1].upper() + message[1:] if _BEGINS_WITH_A_WORD.match(message) else message
         self._write_error(f"staddle: {one_line(message)}{end}{' ' if hint else ''}{one_line(hint)}\n")
 
     def error_line(self, line: str) -> None:

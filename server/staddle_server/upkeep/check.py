@@ -1,4 +1,4 @@
-"""Everything that a store should have, compared with what it has: see docs/operations.md, "Check, scrub, repair"."""
+"""Checks a store: compares everything that it should have with what it has (docs/operations.md, "Check, scrub, repair")."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Summary:
 
 
 class Progress(Protocol):
-    """Is told now and then how far a check is."""
+    """Receives the progress of a check now and then."""
 
     def __call__(self, doing: str, done: int, total: int) -> None:
         """`done` of `total` bytes (packs) or backups."""
@@ -66,8 +66,8 @@ class Plan:
         read: whether packs are read that nothing is known against; then also the manifests are walked.
         share: what part of these, 0 to 1; others are read only for a reason.
         random: picks them.
-        pace: is told of every read.
-        put_down: whether the catalog is told of what is found.
+        pace: receives the size of every read.
+        put_down: whether what is found is marked in the catalog.
 
     """
 
@@ -365,11 +365,11 @@ _KINDS: Final = {WHOLE_PACK: "pack", FOOTER: "footer"}
 def pack_findings(tenant: Tenant, seen: Examined, lost: LostPaths) -> Iterator[Finding]:
     """What is said of a pack, once it is known what of it anything refers to."""
     pack = seen.pack.id
-    told = {fault.segment for fault in seen.faults} | seen.marks()
-    # What a glance does not see is said because it was put down before.
+    reported = {fault.segment for fault in seen.faults} | seen.marks()
+    # What a glance does not see is reported because it was marked before.
     before = [
         Fault(_KINDS.get(offset, "segment"), "it was found damaged before", max(offset, WHOLE_PACK))
-        for offset in sorted(seen.pack.marks - set(seen.cleared) - told)
+        for offset in sorted(seen.pack.marks - set(seen.cleared) - reported)
     ]
     for fault in [*seen.faults, *before]:
         severity, then = _weight(seen, fault, lost)

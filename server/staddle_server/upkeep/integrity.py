@@ -1,7 +1,7 @@
-"""Whether all packs, records and keys are there, and whether anything is known to be damaged: what health says, and one line in the log.
+"""Watches for missing packs, records and keys, and for known damage, and reports them in health and log.
 
-Which packs are damaged stands in the catalog alone, as marks of packs (`Packs.known_damage`), whoever found it: this comparison, a check,
-the scrubber, a restore, an upload. A mark counts until every backup was found whole without what is marked.
+Damage is known as marks of packs in the catalog (`Packs.known_damage`), whatever found it: this comparison, a check, the scrubber, a
+restore, an upload. A mark counts until every backup was found whole without what is marked.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _listed(kept: Kept, tenant: Tenant) -> Iterator[tuple[bytes, int]]:
 
 
 class Integrity:
-    """Keeps what is said about damage true while a server runs, on a thread of its own."""
+    """Keeps the report of damage current while a server runs, on its own thread."""
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
@@ -132,7 +132,7 @@ class Integrity:
         """Which of store and catalog were not there a second ago."""
 
     def start(self) -> None:
-        """Compares what all tenants have with the store, says what is damaged, and goes on looking."""
+        """Compares what all tenants have with the store, reports damage, and then keeps looking on its own thread."""
         self._mark = self._kept.catalog.generation.get()
         self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())

@@ -210,7 +210,7 @@ class _OfTenant:
                 with catalog.tenants.deciding(
                     self._tenant.id, said.history.last_ns
                 ):  # what is decided next is later
-                    # Under an id of its own: a damaged record keeps its name.
+                    # Under a new id: a damaged record keeps its name.
                     catalog.tenants.keep_records(self._tenant.id, [as_pending(self._tenant.id, each.record)])
             self._repair.done.records += 1
         if self._repair.dry_run:
@@ -420,7 +420,7 @@ class _SavedPacks:
             self._publish()
 
     def finish(self) -> None:
-        """Publishes the last one; also where nothing had to be saved, the packs that fall apart are put down as such."""
+        """Publishes the last pack, and marks the damaged ones, also where nothing had to be saved."""
         if not self._repair.dry_run:
             self._publish()
 
