@@ -27,7 +27,7 @@ def leaves(commands, *before: str) -> dict[str, click.Command]:
 
 
 BY_NAME = leaves(map(command_named, COMMANDS))
-COMMON = {"--json", "--config", *(f"--{field.replace('_', '-')}" for field in CONNECTION_FIELDS)}
+COMMON = {"--json", "--config", "--retry", *(f"--{field.replace('_', '-')}" for field in CONNECTION_FIELDS)}
 
 
 def section(title: str) -> str:
