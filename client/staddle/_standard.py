@@ -30,7 +30,7 @@ class _Stdout(io.FileIO):
 
 
 def open_standard_streams(*, stdin: bool = True) -> None:
-    """Makes closed standard streams /dev/null, before the program opens anything else. A write to standard output then fails with StdoutError.
+    """Makes closed standard streams /dev/null, before the program opens anything else.
 
     Otherwise the next file that is opened gets such a number, and what is printed there, also by libraries in C, ends up in that file.
     Without `stdin`, `sys.stdin` stays None, for programs that have to know; so does `sys.__stdout__` in any case.
@@ -40,11 +40,10 @@ def open_standard_streams(*, stdin: bool = True) -> None:
             descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is that of the stream
             if name != "stdin" or stdin:
                 setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
-    _name_stdout()
 
 
-def _name_stdout() -> None:
-    """Has failures of standard output named."""
+def name_stdout() -> None:
+    """Has failures to write standard output raised as StdoutError from now on."""
     stream = sys.stdout
     if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):
         return  # closed, or somebody else's

@@ -117,13 +117,15 @@ def run_server(
                 version=__version__,
                 malloc=malloc.describe(accepted),
                 temporary_files_swept=swept,
-                reserve_bytes_given_up=given_up,
+                reserve_bytes_given_up=given_up.size_bytes,
+                reserve_inodes_given_up=given_up.inodes,
             )
             reserves = reserves_of(directory.path, directory.store)
             space = Space(
                 [str(path) for path in directory.disks()],
                 settings.min_free,
-                missing_bytes=lambda: sum(reserve.missing_bytes for reserve in reserves),
+                missing_bytes=lambda: reserves.missing_bytes,
+                missing_inodes=lambda: reserves.missing_inodes,
             )
             keeper = Keeper(space, reserves)
             reloading = Reloading(settings, reread, space, certificates)

@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from staddle._figures import duration, duration_s, percent, size_bytes
@@ -24,12 +25,16 @@ CONFIG_VARIABLE: Final = "STADDLED_CONFIG"
 CONFIG_NAME: Final = "server.toml"
 CONFIG_BYTES_MAX: Final = 1024 * 1024
 UNIX_PREFIX: Final = "unix:"
+ABSTRACT: Final = "@"
+"""How other programs write a socket without a file."""
 UNIX_PATH_BYTES_MAX: Final = 107
 """What the system takes of a socket's path."""
 LISTEN_DEFAULT: Final = "127.0.0.1:7443"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost"})
 LOG_FORMATS: Final = ("auto", "json", "text")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LEVEL_NAMES: Final = {"warn": "warning", "err": "error"}
+"""What other programs call them."""
 
 
 class OperatorError(Exception):
@@ -151,12 +156,14 @@ class Option(NamedTuple):
 
 def parse_address(text: str) -> Address | UnixAddress:
     """HOST:PORT, with an IPv6 host in brackets, or unix:PATH. Raises ValueError."""
-    if text.startswith(UNIX_PREFIX):
-        return UnixAddress(_socket_path(text.removeprefix(UNIX_PREFIX)))
-    if text.startswith("unix-abstract:"):
+    socket = _after_unix(text)
+    if text.lower().startswith("unix-abstract:") or (socket or "").startswith(ABSTRACT):
         raise ValueError(
-            "everybody on this machine can connect to an abstract socket: name a path, as in unix:PATH"
+            "every user of this machine can connect to an abstract socket: name a path, as in unix:PATH"
+            " (unix:./@NAME for a file whose name begins with @)"
         )
+    if socket is not None:
+        return UnixAddress(_socket_path(socket))
     match = re.fullmatch(
         r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]{1,253})):(?P<port>[0-9]{1,5})", text
     )
@@ -166,6 +173,11 @@ def parse_address(text: str) -> Address | UnixAddress:
     if port > 65_535:
         raise ValueError("a port is at most 65535")
     return Address(match["v6"] or match["host"], port)
+
+
+def _after_unix(text: str) -> str | None:
+    """What follows `unix:`, in any case; None: it is no Unix socket."""
+    return text[len(UNIX_PREFIX) :] if text.lower().startswith(UNIX_PREFIX) else None
 
 
 def _socket_path(text: str) -> str:
@@ -231,11 +243,14 @@ def _whole_number(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
+def _one_of(*words: str, also: Mapping[str, str] = MappingProxyType({})) -> Callable[[str], str]:
+    """One of the words in any case, or another name of it."""
+
     def parse(text: str) -> str:
-        if text.lower() not in words:
+        word = also.get(text.lower(), text.lower())
+        if word not in words:
             raise ValueError("expected " + " or ".join(words))
-        return text.lower()
+        return word
 
     return parse
 
@@ -389,7 +404,7 @@ OPTIONS: Final = (
         "log_level",
         "log-level",
         "|".join(LOG_LEVELS),
-        _one_of(*LOG_LEVELS),
+        _one_of(*LOG_LEVELS, also=LEVEL_NAMES),
         "info",
         "The least that is logged.",
     ),
@@ -499,10 +514,10 @@ def _text(option: Option, value: object, path: Path) -> str:
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
     if option.parse is parse_path and value:
         return str(path.parent / os.path.expanduser(str(value)))
-    address = given.unquoted(str(value))
-    if option.parse in {parse_address, parse_endpoint} and address.startswith(UNIX_PREFIX):
-        socket = os.path.expanduser(address.removeprefix(UNIX_PREFIX))
-        return UNIX_PREFIX + (socket if socket.startswith("/") else str(path.parent / socket))
+    socket = _after_unix(given.unquoted(str(value)))
+    if option.parse in {parse_address, parse_endpoint} and socket is not None:
+        socket = os.path.expanduser(socket)
+        return UNIX_PREFIX + (socket if socket.startswith(("/", ABSTRACT)) else str(path.parent / socket))
     return str(value)
 
 

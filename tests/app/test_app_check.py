@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 import pty
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from thin import back_up, noise, restore
 
@@ -16,7 +16,7 @@ DATA = noise(1_200_000, 5)
 
 def run(server, *words):
     """The command's exit status, and what it printed."""
-    done = subprocess.run(
+    done = forked.run(
         [str(Path(sys.executable).with_name("staddle-server")), *words, "--data", str(server.data)],
         capture_output=True,
         text=True,
@@ -30,7 +30,7 @@ def on_a_terminal(server, *words):
     """What the command shows on a terminal of 80 columns."""
     ours, theirs = pty.openpty()
     command = [str(Path(sys.executable).with_name("staddle-server")), *words, "--data", str(server.data)]
-    with subprocess.Popen(command, stdout=theirs, env=os.environ | {"COLUMNS": "80"}) as process:
+    with forked.start(command, stdout=theirs, env=os.environ | {"COLUMNS": "80"}) as process:
         os.close(theirs)
         shown = b""
         with contextlib.suppress(OSError):  # how a terminal says that the other end was closed

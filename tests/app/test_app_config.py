@@ -237,6 +237,8 @@ def test_an_address_is_either_refused_or_read_back_as_it_was_written(text: str) 
         ("unix:///run/staddle/server.sock", "/run/staddle/server.sock"),
         ("unix:/run/two words:1/50%/#?☂", "/run/two words:1/50%/#?☂"),
         ("unix:/" + "x" * 106, "/" + "x" * 106),
+        ("UNIX:/run/S", "/run/S"),
+        ("Unix:///run/@S", "/run/@S"),
     ],
 )
 def test_a_unix_socket_is_an_address_and_needs_no_tls(text: str, path: str) -> None:
@@ -259,6 +261,11 @@ def test_the_path_of_a_socket_is_relative_to_what_names_it(
     assert read.listen == UnixAddress(f"{file.parent}/s")
     assert read.endpoint == UnixAddress("/else/where")
     monkeypatch.setenv("HOME", "/home/web")
+    file.write_text('listen = "UNIX:./@s"\nendpoint = "unix:@s"\n')
+    with pytest.raises(SettingsError, match=r"endpoint in .* abstract socket"):
+        load(file=str(file))
+    file.write_text('listen = "UNIX:./@s"\n')
+    assert load(file=str(file)).listen == UnixAddress(f"{file.parent}/@s")
     assert load({"listen": "unix:~/s"}).listen == UnixAddress("/home/web/s")
 
 
@@ -272,7 +279,9 @@ def test_the_path_of_a_socket_is_relative_to_what_names_it(
         ("unix:/\udcff", "UTF-8"),
         ("unix:/" + "x" * 107, "at most 107 bytes as a socket's path, and /x+ has 108"),
         ("unix:/" + "☂" * 36, "at most 107 bytes .* has 109"),
-        ("unix-abstract:staddle", "everybody on this machine"),
+        ("unix-abstract:staddle", "every user of this machine"),
+        ("unix:@staddle", "every user of this machine .* abstract socket"),
+        ("UNIX:@staddle", "every user of this machine .* abstract socket"),
     ],
 )
 def test_what_is_no_unix_socket_is_named(text: str, why: str) -> None:
@@ -287,6 +296,30 @@ def test_a_mode_that_is_none_or_shuts_the_server_out_is_named(mode: str) -> None
 
 
 # --- values as people write them
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("INFO", "info"),
+        ("Warning", "warning"),
+        ("WARN", "warning"),
+        ("warn", "warning"),
+        ("Err", "error"),
+        ("DEBUG", "debug"),
+    ],
+)
+def test_a_level_is_read_as_other_programs_call_it(tmp_path: Path, text: str, level: str) -> None:
+    assert load({"log_level": text}).log_level == level
+    file = tmp_path / "server.toml"
+    file.write_text(f'log_level = "{text}"\n')
+    assert load(file=str(file)).log_level == level
+
+
+@pytest.mark.parametrize("text", ["verbose", "fatal", "trace", "10"])
+def test_a_level_that_can_mean_several_things_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="expected debug or info or warning or error"):
+        load({"log_level": text})
 
 
 @pytest.mark.parametrize(

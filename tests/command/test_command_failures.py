@@ -15,15 +15,17 @@ import pytest
 from command_line import CommandLine, Done
 
 WAIT_S = 60.0
+AT_ONCE_S = 30.0
+"""Not tried again and again: a busy machine alone takes seconds to start a command."""
 
 
 # --- nobody there, or nobody who knows us
 
 
-def test_a_server_that_is_down_is_named_within_five_seconds(nobody: CommandLine) -> None:
+def test_a_server_that_is_down_is_named_at_once(nobody: CommandLine) -> None:
     begun_s = time.monotonic()
     failed = nobody("list", "--server", "127.0.0.1:1", "--token", "x", code=1)
-    assert time.monotonic() - begun_s < 5
+    assert time.monotonic() - begun_s < AT_ONCE_S
     assert "127.0.0.1:1" in failed.err
     assert "staddle-server serve" in failed.err
     assert failed.out == b""

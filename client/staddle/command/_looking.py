@@ -195,7 +195,10 @@ def _counting(changes: Iterator[Change], counts: dict[ChangeType, int]) -> Itera
 def _change_row(change: Change) -> tuple[str]:
     entry = change.after or change.before
     path = _words.escaped(change.path_bytes) if entry is None else _words.path_shown(entry)
-    return (f"{LETTERS[change.type]} {path}",)
+    mark = _words.UNCERTAIN if change.uncertain else ""
+    if entry is not None and entry.incomplete:
+        mark += _words.INCOMPLETE
+    return (f"{LETTERS[change.type]} {path}{mark}",)
 
 
 def _differences(counts: dict[ChangeType, int], older: Backup, newer: Backup) -> str:

@@ -23,6 +23,11 @@ _TYPE_LETTERS: Final = {
     EntryType.SOCKET: "s",
 }
 
+INCOMPLETE: Final = " (incomplete: not everything in it could be read)"
+"""Behind the name of a directory."""
+UNCERTAIN: Final = " (uncertain: its directory is incomplete)"
+"""Behind a path that was perhaps not read."""
+
 
 def escaped(name: str | bytes) -> str:
     r"""A name as printable text that stands for it alone: `\n`, `\x1b`, `\xff` (a byte that is not UTF-8), `\u202e`, and `\\` for a backslash."""

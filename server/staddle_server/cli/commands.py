@@ -6,10 +6,10 @@ from typing import Final
 
 import click
 from staddle._fitted import fitted
-from staddle._standard import StdoutError
 
 import staddle_server
 from staddle_server.cli import missing
+from staddle_server.cli.output import watched
 from staddle_server.config import OperatorError, SettingsError
 from staddle_server.errors import StaddleError
 from staddle_server.threads import shortage
@@ -80,7 +80,6 @@ def group() -> None:
 
 
 def run() -> None:
-    try:
+    # The answer of `health` is its exit code, and a server serves whether or not it can say where.
+    with watched(required=sys.argv[1:2] not in (["serve"], ["health"])):
         group(prog_name="staddle-server")
-    except StdoutError as error:
-        sys.exit(f"Error: {error}")  # of help, or of what was left to write at the end

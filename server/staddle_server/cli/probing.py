@@ -75,7 +75,10 @@ def _say_room(settings: config.Settings) -> None:
         with contextlib.suppress(OSError):
             free = look(str(path), settings.min_free)
             inodes = "" if free.free_inodes is None else f" and {free.free_inodes:,} inodes"
-            click.echo(f"{path}: {size(free.free_bytes)}{inodes} free; backups need {size(free.min_bytes)}")
+            least = f" and {free.min_inodes:,} inodes" if free.min_inodes else ""
+            click.echo(
+                f"{path}: {size(free.free_bytes)}{inodes} free; backups need {size(free.min_bytes)}{least}"
+            )
 
 
 def _address(settings: config.Settings, server: str | None) -> config.Address | config.UnixAddress:
