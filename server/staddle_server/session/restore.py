@@ -1,4 +1,4 @@
-"""A backup, or paths of it, as a stream of entries and checked bytes; damage is named, and the rest goes on."""
+"""A backup, or paths of it, as a stream of entries and checked bytes; damage is named, and the rest is restored."""
 
 from __future__ import annotations
 
