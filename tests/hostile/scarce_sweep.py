@@ -171,7 +171,8 @@ class Sweep:
             made = self.back_up(number, f"r{number}")
             assert made == upload.backup_id, "a replay made another backup"
             return made
-        if upload.state == pb.UPLOAD_STATE_OPEN:  # else a process before this one has given it up, and died after that
+        # Otherwise a process before this one has aborted it, and died after that.
+        if upload.state == pb.UPLOAD_STATE_OPEN:
             resumed = self.stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
             self.stub.AbortUpload(sv.AbortUploadRequest(upload_id=upload.id, epoch=resumed.epoch))
         return self.back_up(number, f"again{number}")
