@@ -7,7 +7,7 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final, Self
 
-from staddle._base import Changed, Removed
+from staddle._base import Difference
 from staddle._earlier import Earlier
 from staddle._errors import MissingChunksError
 from staddle._gather import Tally
@@ -39,7 +39,7 @@ class SourceAttempt:
         self._cutter: Cutter | None = None
 
     def __call__(
-        self, upload: pb.Upload, differences: Generator[Changed | Removed], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
     ) -> pb.Backup:
         """Raises MissingChunksError if the server lost chunks that were relied on, and what reading or a call failed with."""
         earlier = Earlier(self._calls, upload.dataset)
@@ -89,22 +89,23 @@ class _Feed:
     Leave it to stop that thread.
     """
 
-    def __init__(self, batches: Generator[Batch], source: Generator[Changed | Removed]) -> None:
+    def __init__(self, batches: Generator[Batch], source: Generator[Difference]) -> None:
         self._batches = batches
         self._source = source
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(BATCHES_AHEAD)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="staddle-read", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        start(self._thread)
+        self._thread = start("staddle-read", self._run)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(STOP_S)
+        if self._thread is not None:
+            self._thread.join(STOP_S)
 
     def __iter__(self) -> Iterator[Batch | None]:
         while True:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable
 
 from staddle._errors import ExhaustedError
-from staddle._threads import is_no_thread
-
-if TYPE_CHECKING:
-    import threading
+from staddle._threads import is_no_thread, start_thread
 
 
 def no_thread() -> ExhaustedError:
@@ -19,10 +17,10 @@ def no_thread() -> ExhaustedError:
     )
 
 
-def start(thread: threading.Thread) -> None:
-    """Starts a thread. Raises ExhaustedError where the system gives none."""
+def start(name: str, run: Callable[[], object]) -> threading.Thread:
+    """A daemon thread that runs. Raises ExhaustedError where the system gives none."""
     try:
-        thread.start()
+        return start_thread(name, run)
     except RuntimeError as error:
         raise of_runtime_error(error) from error
 

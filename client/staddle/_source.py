@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from blake3 import blake3
 
-from staddle._base import BaseDamagedError, BaseEntry, Changed, Comparison, Removed, base_entries
+from staddle._base import BaseDamagedError, BaseEntry, Comparison, Difference, Removed, base_entries
 from staddle._cache import Cache
 from staddle._cache_file import CacheError
 from staddle._cached import CachedScan
@@ -38,11 +38,12 @@ from staddle._errors import (
     UploadClosedError,
 )
 from staddle._excludes import UNMATCHED_SHOWN_MAX
+from staddle._figures import counted
 from staddle._gather import Tally
 from staddle._pages import PageGuard
 from staddle._reading import OPEN_FLAGS
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
-from staddle._scan import Clock, Found, Scan
+from staddle._scan import Clock, Found, Marked, Scan
 from staddle._selected import (
     ALL_PERCENT,
     check_excludes,
@@ -54,6 +55,7 @@ from staddle._selected import (
     patterns_of,
 )
 from staddle._sync import sync_file_system
+from staddle._told import retry_words
 from staddle._types import BackupKind, BackupOptions, BackupReport, ProblemKind, Progress
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -79,7 +81,7 @@ class Attempt(Protocol):
     """
 
     def __call__(
-        self, upload: pb.Upload, differences: Generator[Changed | Removed], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
     ) -> pb.Backup: ...
 
 
@@ -373,7 +375,7 @@ class Run:
             if self._cache is not None and record is not None:
                 self._cache.discard(record)
 
-    def differences(self, opened: Opened, record: Record | None) -> Generator[Changed | Removed]:
+    def differences(self, opened: Opened, record: Record | None) -> Generator[Difference]:
         """What to send. The base's list is opened by the thread that draws from this, and closed by it."""
         known = self._known(opened)
         if known is None:
@@ -392,6 +394,7 @@ class Run:
                 omissions=self._omissions,
                 chosen=self._chosen,
                 sync=self._sync,
+                unsent=self._tally.unsent,
             )
             with closing(iter(scan)) as differences:
                 yield from self._watched(differences)
@@ -417,7 +420,7 @@ class Run:
             return None
         return self._cache.find(upload.base_backup_id)
 
-    def _compared(self, opened: Opened, record: Record | None) -> Iterator[Changed | Removed]:
+    def _compared(self, opened: Opened, record: Record | None) -> Iterator[Difference]:
         """The differences from the base's entries, as the server lists them."""
         durable = opened.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
@@ -441,13 +444,16 @@ class Run:
     def _check_removed(self, opened: Opened, seen: Comparison | CachedScan) -> None:
         """Raises TooMuchRemovedError if the source has become empty, or has lost more than it may have."""
         most = self._options.max_removed_percent
+        excluded = self._tally.excluded > 0
+        unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
+        nothing = not seen.found_count and not unread and os.path.isdir(self._root)
+        if nothing and excluded and not self._skipped_any:
+            self.warnings.append(f"Everything in {os.fsdecode(self._root)!r} is excluded.")
         if most is not None and most >= ALL_PERCENT:
             return
         for path in self._empty:
             if self._had_entries(path):
                 raise emptied(os.path.join(self._root, path))
-        unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
-        nothing = not seen.found_count and not unread and os.path.isdir(self._root)
         if nothing:  # a differential's base may be older than a backup that was meant to be empty
             before, kept = max(0, self._newest_count() - 1), 0
         elif opened.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
@@ -457,7 +463,7 @@ class Run:
             kept = min(before, seen.found_count)
         else:
             return
-        check_removed(self._root, before, kept, nothing=nothing, max_percent=most)
+        check_removed(self._root, before, kept, nothing=nothing, excluded=excluded, max_percent=most)
 
     def _newest_count(self) -> int:
         """The entries of the dataset's newest backup; 0: it has none."""
@@ -479,11 +485,13 @@ class Run:
 
     def all_warnings(self) -> tuple[str, ...]:
         """What is to be said of the whole, once it is done."""
-        tally, warnings = self._tally, list(self.warnings)
+        tally, warnings = self._tally, list(dict.fromkeys(self.warnings))
         if tally.problems_dropped:
-            warnings.append(f"{tally.problems_dropped} more paths had problems than are named.")
+            warnings.append(f"{counted(tally.problems_dropped, 'more path')} had problems.")
         if tally.notes_dropped:
-            warnings.append(f"{tally.notes_dropped} more paths vanished or were left out than are named.")
+            warnings.append(
+                f"{counted(tally.notes_dropped, 'more path')} vanished or {'was' if tally.notes_dropped == 1 else 'were'} left out."
+            )
         return (*warnings, *self._unmatched())
 
     def _unmatched(self) -> list[str]:
@@ -514,7 +522,7 @@ class Run:
         with closing(messages), closing(base_entries(messages)) as entries:
             yield entries
 
-    def _scan(self, behind: bytes | None, record: Record | None, *, skips: bool) -> Generator[Found]:
+    def _scan(self, behind: bytes | None, record: Record | None, *, skips: bool) -> Generator[Found | Marked]:
         skip = _is_behind(behind) if behind is not None and skips else None
         scan = Scan(
             self._root,
@@ -528,10 +536,16 @@ class Run:
             omissions=self._omissions,
             chosen=self._chosen,
             sync=self._sync,
+            unsent=self._tally.unsent,
         )
         limit = None if behind is None or self._own_work else sort_key(behind)
         for found in scan:
-            if limit is not None and found.is_file() and sort_key(found.path) <= limit:
+            if (
+                limit is not None
+                and isinstance(found, Found)
+                and found.is_file()
+                and sort_key(found.path) <= limit
+            ):
                 self.probe(found)  # that run's report is lost
             yield found
         self._tally.excluded = scan.excluded_count
@@ -546,7 +560,7 @@ class Run:
             return False
         return True
 
-    def _watched(self, differences: Iterable[Changed | Removed]) -> Iterator[Changed | Removed]:
+    def _watched(self, differences: Iterable[Difference]) -> Iterator[Difference]:
         """Passes on, and tells the progress."""
         for difference in differences:
             self._watch()
@@ -574,8 +588,7 @@ class Run:
 
     def _tell_retry(self, notice: RetryNotice) -> None:
         if self._options.progress is not None:
-            text = f"{notice.error.message.rstrip('.')}. Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
-            self._options.progress(self._progress("retry", text))
+            self._options.progress(self._progress("retry", retry_words(notice)))
 
 
 def _attempt_of(calls: Calls, options: BackupOptions) -> Attempt:

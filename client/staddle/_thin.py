@@ -16,6 +16,7 @@ from staddle._calls import Calls
 from staddle._convert import KINDS_TO_WIRE, PROFILES_TO_WIRE, SCOPES_TO_WIRE, backup_of, split_path
 from staddle._errors import BadRequestError, ProtocolError, UnfinishedError, UploadClosedError
 from staddle._retry import RetryNotice
+from staddle._told import retry_words
 from staddle._types import (
     BackupKind,
     BackupReport,
@@ -151,11 +152,16 @@ class Upload:
         uid: int | None = None,
         gid: int | None = None,
         mtime_ns: int | None = None,
+        incomplete: bool = False,
     ) -> None:
-        """Hands over a directory. Only needed for an empty one, or for its metadata: what lies in it brings it along."""
+        """Hands over a directory. Only needed for an empty one, or for its metadata: what lies in it brings it along.
+
+        `incomplete` marks it: something directly in it could not be read and is missing. Hand it over again to add or clear the mark.
+        """
         entry = self._entry(
             path, resources.ENTRY_TYPE_DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns
         )
+        entry.incomplete = incomplete
         with self._handing_over():
             self._stream.put(entry)
 
@@ -257,7 +263,7 @@ class Upload:
             )
 
     def _say_retry(self, notice: RetryNotice) -> None:
-        self._say("retry", notice=f"{str(notice.error).rstrip('.')}. Trying again in {notice.wait_s:.1f} s.")
+        self._say("retry", notice=retry_words(notice))
 
 
 def _pieces(source: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:

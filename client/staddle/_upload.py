@@ -6,6 +6,7 @@ When a stream breaks, the durable point says where the next one goes on; what li
 import os
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from staddle._calls import BackupCall, Calls
@@ -216,14 +217,8 @@ class UploadStream:
         """Has the server make durable what it has, so that it need not be kept here; beside the stream."""
         if self._checkpointing.acquire(blocking=False):
             generation = self._replay.generation
-            thread = threading.Thread(
-                target=self._checkpoint,
-                args=(generation, self.upload.epoch),
-                name="staddle-checkpoint",
-                daemon=True,
-            )
             try:
-                start(thread)
+                start("staddle-checkpoint", partial(self._checkpoint, generation, self.upload.epoch))
             except BaseException:
                 self._checkpointing.release()
                 raise

@@ -4,17 +4,20 @@ An event is a message and named fields, given as `extra={"fields": {...}}`; the 
 a person reads along. Whatever looks like a credential is taken out here, once more, behind everybody's back.
 """
 
-import collections
 import json
 import logging
+import math
 import os
 import re
 import stat
 import sys
-import threading
 import time
 from collections.abc import Mapping
+from queue import SimpleQueue
+from threading import Lock
 from typing import Final, TextIO
+
+from staddle._threads import start_thread
 
 LOGGER: Final = "staddle_server"
 CALLS: Final = "staddle_server.calls"
@@ -48,10 +51,18 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
     given = getattr(record, "fields", None)
     if not isinstance(given, Mapping):
         return {}
-    return {
-        _clean(str(name)): value if isinstance(value, bool | int | float | None) else _clean(str(value))
-        for name, value in given.items()
-    }
+    return {_clean(str(name)): _value(value) for name, value in given.items()}
+
+
+def _value(value: object) -> object:
+    """Numbers stay numbers, also in a list; everything else is text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
+    if isinstance(value, bool | int | float | None):
+        return value
+    if isinstance(value, list | tuple):
+        return [_value(each) for each in value]
+    return _clean(str(value))
 
 
 class JsonFormatter(logging.Formatter):
@@ -80,7 +91,9 @@ class TextFormatter(logging.Formatter):
             parts.append(record.levelname.lower() + ":")
         parts.append(_clean(record.getMessage()))
         parts.extend(
-            f"{name}={_plain(value)}" for name, value in _fields(record).items() if value not in {None, ""}
+            f"{name}={_plain(value)}"
+            for name, value in _fields(record).items()
+            if value not in (None, "", [])
         )
         line = " ".join(parts)
         if record.exc_info:
@@ -89,6 +102,8 @@ class TextFormatter(logging.Formatter):
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(_plain(each) for each in value)
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)
@@ -104,20 +119,21 @@ class BackgroundHandler(logging.Handler):
     """Writes lines to a file descriptor on a thread of its own, so that nobody who logs waits for a reader that does not read.
 
     At most QUEUE_BYTES_MAX wait; further lines are dropped, and a line says how many as soon as one can be written again.
+
+    The queue and the locks are in C: one in Python stays locked for ever when an allocation fails in leaving it, and with it
+    everybody who logs.
     """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._changed = threading.Condition()
-        self._lines: collections.deque[bytes] = collections.deque()
+        self._queue: SimpleQueue[bytes | Lock | None] = SimpleQueue()
+        """Lines; locks to release as soon as everything before them is written; None: nothing more comes."""
+        self._lock = Lock()
         self._bytes = 0
         self._dropped = 0
-        self._writing = False
         self._writable = False
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
+        start_thread("log", self._run)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queues the line, or counts it as dropped."""
@@ -126,27 +142,24 @@ class BackgroundHandler(logging.Handler):
         except Exception:  # noqa: BLE001  a record that cannot be formatted is the caller's fault, as in every handler
             self.handleError(record)
             return
-        with self._changed:
+        with self._lock:
             if self._bytes + len(line) > QUEUE_BYTES_MAX:
                 self._dropped += 1
                 return
-            self._lines.append(line)
+            self._queue.put(line)
             self._bytes += len(line)
-            self._changed.notify_all()
 
     def flush(self) -> None:
         """Waits until everything is written, for FLUSH_S at the most."""
-        end_s = time.monotonic() + FLUSH_S
-        with self._changed:
-            while (self._lines or self._writing) and (left_s := end_s - time.monotonic()) > 0:
-                self._changed.wait(left_s)
+        written = Lock()
+        written.acquire()
+        self._queue.put(written)
+        written.acquire(timeout=FLUSH_S)
 
     def close(self) -> None:
         """Writes what it can in FLUSH_S, and ends the thread as soon as it is not in a write."""
         self.flush()
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._queue.put(None)
         super().close()
 
     def _run(self) -> None:
@@ -155,39 +168,28 @@ class BackgroundHandler(logging.Handler):
                 if not self._write_next():
                     return
             except Exception:  # noqa: BLE001  no memory for the line: it counts as dropped, and the next one is tried
-                with self._changed:
-                    self._writing = False
+                with self._lock:
                     self._dropped += 1
                 time.sleep(PAUSE_S)
 
     def _write_next(self) -> bool:
         """False: nothing comes any more."""
-        found = self._next()
+        found = self._queue.get()
         if found is None:
             return False
-        line, stands_for = found
-        written = self._write(line)
-        with self._changed:
-            self._writing, self._writable = False, written
-            self._dropped += 0 if written else stands_for
-            self._changed.notify_all()
+        if isinstance(found, bytes):
+            with self._lock:
+                self._bytes -= len(found)
+            self._writable = self._write(found)
+            with self._lock:
+                self._dropped += not self._writable
+        else:
+            found.release()
+        dropped = self._dropped
+        if dropped and self._writable and self._queue.empty() and self._write(self._dropped_line(dropped)):
+            with self._lock:
+                self._dropped -= dropped
         return True
-
-    def _next(self) -> tuple[bytes, int] | None:
-        """What to write next, and how many lines are lost if that fails. None: nothing is left, and nothing comes."""
-        with self._changed:
-            while not self._lines and not (self._dropped and self._writable) and not self._closed:
-                self._changed.wait()
-            if self._lines:
-                self._writing = True
-                line = self._lines.popleft()
-                self._bytes -= len(line)
-                return line, 1
-            if not (self._dropped and self._writable):
-                return None
-            self._writing = True
-            dropped, self._dropped = self._dropped, 0
-        return self._dropped_line(dropped), dropped
 
     def _dropped_line(self, dropped: int) -> bytes:
         words = f"{dropped} log lines were dropped: standard error was not read, or could not be written"

@@ -8,17 +8,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from queue import SimpleQueue
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 
-from staddle._threads import Threads, Work, is_no_thread
+from staddle._threads import Threads, is_no_thread, start_thread
 
 from staddle_server.errors import Exhausted, StaddleError
 
 __all__ = [
     "Background",
-    "CallThreads",
+    "Semaphore",
     "Threads",
     "is_no_memory",
     "is_no_thread",
@@ -28,9 +27,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
-T = TypeVar("T")
-
 RETRY_S: Final = 2.0
 PAUSE_S: Final = 0.1
 """Between a failure and the next try."""
@@ -84,6 +80,21 @@ def log_safely(message: str, *arguments: object) -> None:
         log.exception(message, *arguments)
 
 
+class Semaphore:
+    """Lets so many into a block at once. A semaphore of Python stays locked for ever when an allocation fails in leaving it."""
+
+    def __init__(self, count: int) -> None:
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(count):
+            self._free.put(None)
+
+    def __enter__(self) -> None:
+        self._free.get()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._free.put(None)
+
+
 class Background:
     """A thread that does the same again and again. No failure ends it: what goes wrong is logged, and the next turn comes."""
 
@@ -91,102 +102,35 @@ class Background:
         """`once` is called every `every_s`, the first time after that time."""
         self._every_s = every_s
         self._once = once
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._name = name
+        self._stopping = False
+        # A lock in C; one in Python stays locked for ever when an allocation fails in leaving it.
+        self._waits = threading.Lock()
+        self._waits.acquire()
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begins. Raises RuntimeError where the system gives no thread."""
-        self._thread.start()
+        self._thread = start_thread(self._name, self._run)
 
     def stop(self) -> None:
         """Ends, after the turn that is under way."""
-        self._stop.set()
-        if self._thread.is_alive():
+        if not self._stopping:
+            self._stopping = True
+            self._waits.release()
+        if self._thread is not None:
             self._thread.join()
 
     @property
     def stopping(self) -> bool:
         """Whether it has been told to end: long turns ask."""
-        return self._stop.is_set()
+        return self._stopping
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stopping:
             try:
-                # To wait takes memory, too.
-                if not self._stop.wait(self._every_s):
+                if not self._waits.acquire(timeout=self._every_s):
                     self._once()
             except Exception:  # noqa: BLE001 - whatever it was, the next turn comes
-                log_safely("a fault in the background work %s, which continues", self._thread.name)
+                log_safely("a fault in the background work %s, which continues", self._name)
                 time.sleep(PAUSE_S)
-
-
-class CallThreads(Executor):
-    """The threads of calls, started as they are needed and a few ahead. `submit` never fails for want of one.
-
-    Where the system gives no more, work waits for one of those that run, and `is_short` says so: then nothing may take one for
-    long, so that the few that were started ahead serve everything else.
-    """
-
-    def __init__(self, most: int, ahead: int) -> None:
-        self._most = most
-        self._ahead = ahead
-        self._queue: SimpleQueue[Work | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._running = 0
-        self._load = 0
-        """Calls that were taken and have not ended."""
-        self._closed = False
-        self.is_short = False
-
-    @property
-    def left(self) -> int:
-        """Threads that have nothing to do."""
-        return self._running - self._load
-
-    def start(self) -> None:
-        """Starts those that are ahead. Raises RuntimeError where the system does not give them."""
-        with self._lock:
-            self._start_ahead()
-        if self.is_short:
-            raise no_thread()
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Does the work, soon; raises RuntimeError once the threads were ended."""
-        work = Work(lambda: fn(*args, **kwargs))
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            self._load += 1
-            self._start_ahead()  # before the work is taken, so that it finds `is_short` as it is now
-            self._queue.put(work)
-        return work.future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Ends the threads when all that was taken is done; waits for nothing."""
-        with self._lock:
-            self._closed = True
-            for _ in range(self._running):
-                self._queue.put(None)
-
-    def _start_ahead(self) -> None:
-        try:
-            while self._running < min(self._most, self._load + self._ahead):
-                threading.Thread(target=self._run, name=f"call_{self._running}", daemon=True).start()
-                self._running += 1
-        except (RuntimeError, MemoryError):
-            self.is_short = True
-        else:
-            self.is_short = False
-
-    def _run(self) -> None:
-        while True:
-            try:
-                work = self._queue.get()
-                if work is None:
-                    return
-                work.do()
-            except Exception:  # noqa: BLE001 - `do` keeps what the work raises; here is something else
-                log_safely("a fault in a thread of calls, which continues")
-            with self._lock:
-                self._load -= 1
-            work = None  # else it would stay until the next one comes

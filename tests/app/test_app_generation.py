@@ -128,6 +128,20 @@ def test_a_store_of_before_the_last_start_is_refused_until_it_is_adopted(directo
     begin(directory)
 
 
+@pytest.mark.usefixtures("with_births")
+def test_the_catalog_of_a_copy_that_was_served_does_not_go_with_the_store_of_the_original(
+    directory: DataDirectory,
+) -> None:
+    copy = copied(directory, "copy")
+    command("adopt", copy)
+    for each in (copy, directory):
+        begin(each)
+    shutil.copyfile(copy.catalog, directory.catalog)
+    with pytest.raises(DataDirectoryError, match=r"is older than its store.*rebuild --replace"):
+        begin(directory)
+    assert "rebuild --replace" in command("adopt", directory, code=1).output
+
+
 def test_marks_that_are_taken_away_are_noticed(directory: DataDirectory) -> None:
     shutil.rmtree(directory.store / "marks")
     with pytest.raises(DataDirectoryError, match="is missing in it"):

@@ -18,7 +18,7 @@ def no_threads(monkeypatch):
 
 def test_without_any_thread_the_caller_does_the_work(no_threads) -> None:
     no_threads()
-    with Threads(2) as pool:
+    with Threads(2, "test") as pool:
         assert pool.submit(threading.get_ident).result() == threading.get_ident()
         assert list(pool.map(str, range(3))) == ["0", "1", "2"]
         with pytest.raises(ZeroDivisionError):
@@ -28,7 +28,7 @@ def test_without_any_thread_the_caller_does_the_work(no_threads) -> None:
 def test_with_one_thread_it_does_all_the_work_and_none_of_it_twice(no_threads) -> None:
     done: list[int] = []
     busy = threading.Event()
-    with Threads(4) as pool:
+    with Threads(4, "test") as pool:
         first = pool.submit(busy.wait)
         no_threads()
         rest = [pool.submit(done.append, number) for number in range(5)]
@@ -43,7 +43,7 @@ def test_work_that_the_caller_did_is_not_done_again_by_a_thread_that_starts_late
     no_threads, monkeypatch
 ) -> None:
     done: list[int] = []
-    with Threads(1) as pool:
+    with Threads(1, "test") as pool:
         no_threads()
         pool.submit(done.append, 1).result()
         monkeypatch.undo()
@@ -54,7 +54,7 @@ def test_work_that_the_caller_did_is_not_done_again_by_a_thread_that_starts_late
 
 def test_cancelled_work_is_not_done(no_threads) -> None:
     busy = threading.Event()
-    with Threads(1) as pool:
+    with Threads(1, "test") as pool:
         pool.submit(busy.wait)
         waiting = pool.submit(lambda: 1)
         assert waiting.cancel()
@@ -63,7 +63,7 @@ def test_cancelled_work_is_not_done(no_threads) -> None:
 
 
 def test_a_pool_that_was_shut_down_says_so() -> None:
-    pool = Threads(1)
+    pool = Threads(1, "test")
     pool.shutdown()
     with pytest.raises(RuntimeError, match="shutdown"):
         pool.submit(lambda: 1)

@@ -262,6 +262,7 @@ def test_a_target_with_times_of_whole_seconds_is_not_written_again(
     assert (target / "f").stat().st_mtime_ns == MTIME_NS // SECOND_NS * SECOND_NS
     again = restore(Server(*items), target)
     assert (again.entries_written, again.entries_unchanged) == (0, 3)
+    assert restore(Server(items[0], items[2]), target, dry_run=True).entries_written == 0
     os.utime(target / "f", ns=(0, MTIME_NS + SECOND_NS))
     assert restore(Server(*items), target).entries_written == 1
 
@@ -366,6 +367,8 @@ def test_a_comparison_by_content_finds_what_size_and_time_do_not_tell_and_puts_i
     done = protected.restore(restored, verify=True)
     assert (done.entries_written, done.problems) == (1, ())
     assert (restored / name).read_bytes() == right
+    os.utime(restored / name)
+    assert protected.restore(restored, verify=True).entries_written == 0, "its time alone is put right"
     assert protected.restore(restored, verify=True, dry_run=True).problems == ()
 
 

@@ -17,7 +17,10 @@ from staddle_server.limits import (
 )
 from staddle_server.session import decoded
 from staddle_server.session.decoded import DecodedBytes
+from staddle_server.session.reading import DECODED_FACTOR, ChunkReader
+from staddle_server.session.tenant import Tenants
 from staddle_server.wire.messages import put_entries
+from thin import back_up
 
 ONE, OTHER = b"1" * 16, b"2" * 16
 
@@ -105,3 +108,15 @@ def test_the_largest_message_fits_into_the_share_of_one_tenant():
     weight = put_entries(message).weigh()
     # 4,096 entries of 64 attributes are some 60 MiB of objects.
     assert 60 * MIB < weight < DECODED_TENANT_BYTES_MAX < DECODED_BYTES_MAX
+
+
+def test_the_page_that_a_reader_has_read_counts_for_what_it_becomes_until_the_reader_has_gone(running):
+    back_up(running.stub(), "www", {f"{number}": b"" for number in range(100)})
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    (kept,) = running.catalog.verification.backups(running.tenant)
+    reader = ChunkReader(tenant, running.catalog)
+    page = reader.read(kept.root.digest)
+    assert tenant.decoded.used(tenant.id) == DECODED_FACTOR * len(page)
+    del reader
+    gc.collect()
+    assert tenant.decoded.used(tenant.id) == 0

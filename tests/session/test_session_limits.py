@@ -151,7 +151,7 @@ def test_a_stream_that_begins_while_the_server_ends_is_told_so_and_leaves_no_wri
     call = stub.Backup.future(requests())
     assert admitted.wait(10)
     gate = running.service._gate
-    wait_until(lambda: not gate.streams.idle.is_set())
+    wait_until(lambda: not gate.streams.idle)
     running.service._uploads.close()
     go.set()
     with pytest.raises(grpc.RpcError) as refused:

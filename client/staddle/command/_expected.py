@@ -1,7 +1,6 @@
 """How much there is to read, counted beside a backup that reads everything, so that its progress can say how long still."""
 
 import os
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from staddle import Client, DatasetNotFoundError, StaddleError
 from staddle._chosen import source_of
 from staddle._excludes import excludes_of
 from staddle._omissions import Omissions
-from staddle._scan import Scan
+from staddle._scan import Found, Scan
+from staddle._threads import start_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +48,14 @@ class Expected:
         self._wanted = wanted
         self._selection = selection
         self._total: int | None = None
-        self._thread: threading.Thread | None = None
+        self._asked = False
 
     def total(self) -> int | None:
         """The bytes; None: not known, or not yet."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._count, name="staddle-count", daemon=True)
-            with suppress(RuntimeError):  # without a thread there is no estimate
-                self._thread.start()
+        if not self._asked:
+            self._asked = True
+            with suppress(RuntimeError, MemoryError):  # without a thread there is no estimate
+                start_thread("staddle-count", self._count)
         return self._total
 
     def _count(self) -> None:
@@ -76,7 +76,9 @@ class Expected:
                     selection.exclude_larger_than_bytes,
                 ),
             )
-            self._total = sum(found.stat.st_size for found in scan if found.is_file())
+            self._total = sum(
+                found.stat.st_size for found in scan if isinstance(found, Found) and found.is_file()
+            )
         except (StaddleError, OSError):
             return  # the backup itself meets the same and says so; here it only means that there is no estimate
 

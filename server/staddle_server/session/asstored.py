@@ -2,7 +2,7 @@
 
 The seal says that the bytes are those that were stored, every chunk of which was checked when it came; the caller checks each file
 against its content id. A segment goes out this way only if
-- its pack was written for a backup that is there and not deleted, so that all of it may be read by whoever restores; and
+- its pack was written for a backup that exists and is not deleted, so that whoever restores may read all of it; and
 - what is needed of it now is about as much as it is stored with, or the caller has it already.
 
 Everything else is inflated here, as is what cannot be opened: damage is then found, noted and named in one place.
@@ -80,7 +80,7 @@ class AsStored:
         return set(self._places)
 
     def _readable(self, packs: Iterable[bytes]) -> set[bytes]:
-        """Those of the packs that were written for a backup that is there."""
+        """Those of the packs that were written for a backup that exists."""
         known = self._may_be_read
         unknown = {pack for pack in packs if pack not in known}
         if unknown:
@@ -100,7 +100,7 @@ class AsStored:
         try:
             segment = self._opened(digest, ref)
         except (Damaged, BlobUnreadable):
-            return None  # whoever inflates it meets the same, and knows what to do
+            return None  # inflating it meets the same error, and handles it
         if segment.role is not Role.DATA:
             return None
         self._sent[ref] = (self._count, segment.raw_bytes)

@@ -1,7 +1,7 @@
-"""Whether all packs, records and keys are there, and whether anything is known to be damaged: what health says, and one line in the log.
+"""Watches for missing packs, records and keys, and for known damage, and reports them in health and log.
 
-Which packs are damaged stands in the catalog alone, as marks of packs (`Packs.known_damage`), whoever found it: this comparison, a check,
-the scrubber, a restore, an upload. A mark counts until every backup was found whole without what is marked.
+Damage is known as marks of packs in the catalog (`Packs.known_damage`), whatever found it: this comparison, a check, the scrubber, a
+restore, an upload. A mark counts until every backup was found whole without what is marked.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import Final, NamedTuple
 from staddle_server.catalog import KnownDamage
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, StaddleError, Unavailable
+from staddle_server.session.losses import Losses
 from staddle_server.session.presence import stored_size
+from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
 from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.threads import Background
 from staddle_server.upkeep.check import each_pack
 from staddle_server.upkeep.findings import Kept
-from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.lostkeys import keys_words
+from staddle_server.upkeep.paths import each_backup
 from staddle_server.upkeep.recorded import lost_records
 from staddle_server.upkeep.schedule import Stopping, Task
 
@@ -33,6 +36,10 @@ REST: Final = 10
 MARKED_AT_ONCE: Final = 1000
 LOST_NAMED: Final = 5
 """Gaps among a tenant's records that one line of the log names."""
+RECORDS_LOST: Final = (
+    ". Backups and restores work, but a catalog that is rebuilt from the store would not know what these records say. To mend it: "
+    "`staddle-server repair` writes again what the catalog knows of them, and `staddle-server check` names what it does not know"
+)
 
 
 class _EndingError(Exception):
@@ -102,7 +109,7 @@ def _listed(kept: Kept, tenant: Tenant) -> Iterator[tuple[bytes, int]]:
 
 
 class Integrity:
-    """Keeps what is said about damage true while a server runs, on a thread of its own."""
+    """Keeps the report of damage current while a server runs, on its own thread."""
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
@@ -120,7 +127,7 @@ class Integrity:
         """Which of store and catalog were not there a second ago."""
 
     def start(self) -> None:
-        """Compares what all tenants have with the store, says what is damaged, and goes on looking."""
+        """Compares what all tenants have with the store, reports damage, and then keeps looking on its own thread."""
         self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())
         self._thread.start()
@@ -194,16 +201,15 @@ class Integrity:
             lost = "; ".join(span.missing_of(row.name) for span in spans[:LOST_NAMED])
             if len(spans) > LOST_NAMED:
                 lost += "; and others"
+            if lost:
+                lost += RECORDS_LOST
         except Damaged as e:
-            lost = f"nothing of tenant {row.name} can be read: {e.message}"
+            lost = keys_words(self._kept.blobs, self._kept.keys, row, e)
         before = self._lost.pop(row.id, "")
         if lost:
             self._lost[row.id] = lost
         if lost and lost != before:
-            log.error(
-                "%s. `staddle-server check` says what that means, `staddle-server repair` mends it if possible",
-                lost,
-            )
+            log.error("%s", lost)
         if before and not lost:
             log.warning("keys and records of tenant %s are complete again", row.name)
 
@@ -229,8 +235,9 @@ class Integrity:
         return left
 
     def _all_whole(self, tenant: bytes) -> bool:
-        hurt = Hurt(self._kept.tenants.get(tenant), self._kept.catalog, self._tick)
-        return all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, tenant))
+        reader = ChunkReader(self._kept.tenants.get(tenant), self._kept.catalog)
+        losses = Losses(reader, share=True, tick=self._tick)
+        return all(losses.is_whole(backup.root) for backup in each_backup(self._kept.catalog, tenant))
 
     def _tick(self) -> None:
         if self._thread.stopping:
