@@ -7,7 +7,7 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final, Self
 
-from staddle._base import Changed, Removed
+from staddle._base import Difference
 from staddle._earlier import Earlier
 from staddle._errors import MissingChunksError
 from staddle._gather import Tally
@@ -39,7 +39,7 @@ class SourceAttempt:
         self._cutter: Cutter | None = None
 
     def __call__(
-        self, upload: pb.Upload, differences: Generator[Changed | Removed], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
     ) -> pb.Backup:
         """Raises MissingChunksError if the server lost chunks that were relied on, and what reading or a call failed with."""
         earlier = Earlier(self._calls, upload.dataset)
@@ -89,7 +89,7 @@ class _Feed:
     Leave it to stop that thread.
     """
 
-    def __init__(self, batches: Generator[Batch], source: Generator[Changed | Removed]) -> None:
+    def __init__(self, batches: Generator[Batch], source: Generator[Difference]) -> None:
         self._batches = batches
         self._source = source
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(BATCHES_AHEAD)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from staddle._convert import is_below, sort_key
 from staddle._metadata import type_of
-from staddle._scan import Found
+from staddle._scan import Found, Marked
 from staddle._stream import VIEW_BASIC, DamageEvent, EntryEvent, read_restore
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -76,6 +76,10 @@ class Removed(NamedTuple):
     path: bytes
 
 
+Difference = Changed | Removed | Marked
+"""What whoever sends gets to know. A mark is sent as an entry of its directory."""
+
+
 @dataclass(slots=True)
 class Comparison:
     """Tells changed, new and removed paths from a scan and the base's entries; both must be in order.
@@ -83,7 +87,7 @@ class Comparison:
     Paths up to `behind` are left out: a resumed backup has them already. `unchanged` counts as it goes.
     """
 
-    scan: Iterable[Found]
+    scan: Iterable[Found | Marked]
     base: Iterator[BaseEntry]
     rely: bool = True
     """Whether the base says anything about what is there now, and what the server has. Otherwise only removals follow from it."""
@@ -109,11 +113,17 @@ class Comparison:
     _gone: bytes | None = field(default=None)
     """Everything of the base below this path is dealt with."""
 
-    def __iter__(self) -> Iterator[Changed | Removed]:
+    def __iter__(self) -> Iterator[Difference]:
         behind = None if self.behind is None else sort_key(self.behind)
         self._advance()
         for found in self.scan:
+            if isinstance(found, Marked):
+                yield found
+                continue
             self.found_count += bool(found.path)
+            if found.late:  # what the base has there was removed at its turn
+                yield Changed(found, in_base=True)
+                continue
             order = sort_key(found.path)
             yield from self._removed_before(order, behind)
             base = self._take(found)
@@ -168,7 +178,13 @@ class Comparison:
 def is_unchanged(found: Found, base: BaseEntry) -> bool:
     """Whether stat proves that a path is as in the base: type, size, times and inode, unless the base says to read it again."""
     entry, status = base.entry, found.stat
-    if entry.read_again or entry.implied or not entry.HasField("ctime_ns") or not entry.HasField("inode"):
+    if (
+        entry.read_again
+        or entry.implied
+        or entry.incomplete
+        or not entry.HasField("ctime_ns")
+        or not entry.HasField("inode")
+    ):
         return False
     return (
         entry.type == type_of(status)

@@ -37,6 +37,8 @@ class Piece:
     """Where in the file its rows stand; _NOWHERE: the root's row."""
     rows: bytearray
     next_index: int = 0
+    known: bool = False
+    """The rows are in the file as they are."""
 
     @property
     def full(self) -> bool:
@@ -75,9 +77,14 @@ class Record:
         """The same, with the rows as far as they are known."""
         return Piece(self.writer.add(block), bytearray(block.rows))
 
-    def add_unchanged(self, block: Block) -> None:
+    def add_unchanged(self, block: Block) -> Piece:
         """Children that are all as the base has them."""
-        self.writer.add(block)
+        return Piece(self.writer.add(block), bytearray(block.rows), known=True)
+
+    @property
+    def place(self) -> tuple[Piece, int]:
+        """Where the walk is."""
+        return self._piece, self._index
 
     def at(self, piece: Piece, index: int, status: os.stat_result) -> None:
         """The walk is at a child."""
@@ -88,9 +95,18 @@ class Record:
         start = index * ROW_BYTES
         piece.rows[start : start + ROW_BYTES] = NO_ROW
 
+    def doubt(self, piece: Piece, index: int) -> None:
+        """A directory whose children the walk is not done with is marked as incomplete: the next backup sends its entry again."""
+        start = index * ROW_BYTES
+        piece.rows[start] = piece.rows[start] & ~ABSENT | LOOK
+        piece.known = False
+        if piece.offset == _NOWHERE:
+            self.writer.set_root(bytes(piece.rows))
+
     def end(self, piece: Piece) -> None:
         """The walk is done with these children."""
-        self.writer.replace(piece.offset, piece.rows)
+        if not piece.known:
+            self.writer.replace(piece.offset, piece.rows)
 
     # --- what became of it
 

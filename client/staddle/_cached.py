@@ -12,9 +12,9 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from staddle._base import Changed, Removed
+from staddle._base import Changed, Difference, Removed
 from staddle._cache_file import (
     ABSENT,
     CHILDREN_MAX,
@@ -32,6 +32,13 @@ from staddle._convert import PATH_BYTES_MAX
 from staddle._excludes import no_excludes
 from staddle._scan import MOVED, TOO_LONG, Level, Walk
 
+if TYPE_CHECKING:
+    from staddle._cache_record import Piece
+
+
+_NOWHERE: Final = -1
+"""The place of a child that was looked at again, out of order."""
+
 
 class _Enter(NamedTuple):
     """A directory that is as in the base; what is in it may differ."""
@@ -39,6 +46,8 @@ class _Enter(NamedTuple):
     name: bytes
     device: int
     owner: int
+    place: int
+    """Among the children that were looked at together."""
 
 
 class _Look(NamedTuple):
@@ -115,7 +124,7 @@ class _Way:
 
 
 @dataclass(slots=True, kw_only=True)
-class CachedScan(Walk[Changed | Removed]):
+class CachedScan(Walk[Difference]):
     """The differences between a directory on disk and the base, in order; `unchanged` counts what is in both.
 
     Raises CacheError, when walked, if the cache contradicts itself: nothing that was told before can be relied on then.
@@ -128,10 +137,10 @@ class CachedScan(Walk[Changed | Removed]):
     _ways: list[_Way] = field(default_factory=list)
     """For each directory on the way, as `_levels`."""
 
-    def _single(self) -> Iterator[Changed | Removed]:
+    def _single(self) -> Iterator[Difference]:
         raise NotADirectoryError(None, "it was a directory a moment ago", self.root)
 
-    def _walk(self, root_fd: int) -> Iterator[Changed | Removed]:
+    def _walk(self, root_fd: int) -> Iterator[Difference]:
         root = self._start(root_fd)
         if _is_same(self.known.root, row_of(root.stat)):
             self.unchanged += 1
@@ -142,13 +151,16 @@ class CachedScan(Walk[Changed | Removed]):
         self._ways.append(self._way_into(b""))
         while self._levels:
             level, way = self._levels[-1], self._ways[-1]
+            yield from self._marks(level)
             if way.steps:
                 yield from self._do(level, way.steps.pop())
             elif level.names or way.old is not None:
                 self._refill(level, way)
             else:
-                self._ways.pop()
-                self._pop()
+                way.steps = [_Look(name, _NOWHERE, True) for name in self._again(level)]
+                if not way.steps and level.lacks == level.marked:
+                    self._ways.pop()
+                    self._pop()
 
     # --- what is there
 
@@ -171,8 +183,16 @@ class CachedScan(Walk[Changed | Removed]):
             b"".join(seen.rows),
         )
         if old is not None and old.is_as(block):
-            self._keep(old, block)
-            way.steps = [_Enter(name, *where) for name, where in seen.directories.items()]
+            level.piece = self._keep(old, block)
+            way.steps = (
+                [
+                    _Enter(name, *seen.directories[name], index)
+                    for index, name in enumerate(seen.names)
+                    if name in seen.directories
+                ]
+                if seen.directories
+                else []
+            )
         else:
             way.steps = self._compare(old, seen, _end_of(old, level.names, names))
             if self.record is not None and block.children:
@@ -192,9 +212,9 @@ class CachedScan(Walk[Changed | Removed]):
         directory_fd = level.descriptor
         if directory_fd is None:
             for name in names:
-                self.report(prefix + name, MOVED)
+                self._leave_out(level, prefix + name, MOVED)
             return _Seen([], [], {})
-        names = self._storable(prefix, names)
+        names = self._storable(level, prefix, names)
         look, pack = os.stat, pack_row
         limited = self.omissions.larger_than_bytes is not None
         rows: list[bytes] = []
@@ -251,7 +271,7 @@ class CachedScan(Walk[Changed | Removed]):
                 undecided.add(name)
         return kept, undecided
 
-    def _storable(self, prefix: bytes, names: list[bytes]) -> list[bytes]:
+    def _storable(self, level: Level, prefix: bytes, names: list[bytes]) -> list[bytes]:
         """Those that a backup can hold; the others are reported."""
         longest = max(names, key=len, default=b"")
         if not self._is_too_long(longest, prefix + longest):
@@ -259,18 +279,17 @@ class CachedScan(Walk[Changed | Removed]):
         kept = []
         for name in names:
             if self._is_too_long(name, prefix + name):
-                self.report((prefix + name)[:PATH_BYTES_MAX], TOO_LONG)
+                self._leave_out(level, (prefix + name)[:PATH_BYTES_MAX], TOO_LONG)
             else:
                 kept.append(name)
         return kept
 
     # --- what differs
 
-    def _keep(self, old: _Old, block: Block) -> None:
+    def _keep(self, old: _Old, block: Block) -> Piece | None:
         self.unchanged += block.children
         old.used = block.children
-        if self.record is not None:
-            self.record.add_unchanged(block)
+        return None if self.record is None else self.record.add_unchanged(block)
 
     def _compare(self, old: _Old | None, seen: _Seen, end: int) -> list[_Step]:
         """What to do about children, in order, where something differs; of the old ones those before `end` are dealt with."""
@@ -288,7 +307,7 @@ class CachedScan(Walk[Changed | Removed]):
                 if _is_same(old.row(at - 1), row):
                     self.unchanged += 1
                     if name in seen.directories:
-                        steps.append(_Enter(name, *seen.directories[name]))
+                        steps.append(_Enter(name, *seen.directories[name], index))
                     continue
                 known = not old.is_absent(at - 1)
             steps.append(_Look(name, index, known))
@@ -299,7 +318,7 @@ class CachedScan(Walk[Changed | Removed]):
 
     # --- what to do about it
 
-    def _do(self, level: Level, step: _Step) -> Iterator[Changed | Removed]:
+    def _do(self, level: Level, step: _Step) -> Iterator[Difference]:
         path = level.path + b"/" + step.name if level.path else step.name
         if isinstance(step, _Gone):
             yield Removed(path)
@@ -308,26 +327,33 @@ class CachedScan(Walk[Changed | Removed]):
         elif level.descriptor is not None:
             yield from self._into(level, path, step)
         else:
-            self.report(path, MOVED)
+            self._leave_out(level, path, MOVED)
             self.unchanged -= 1
             if self.record is not None:
                 self.record.abandon()
             yield Removed(path)
 
-    def _look_at(self, level: Level, step: _Look, path: bytes) -> Iterator[Changed | Removed]:
+    def _look_at(self, level: Level, step: _Look, path: bytes) -> Iterator[Difference]:
         """Looks once more, now that it is its turn: it may have waited for long."""
         found = self._look(level, step.name)
         if found is None:
-            if self.record is not None and level.piece is not None:
+            if self.record is not None and level.piece is not None and step.place != _NOWHERE:
                 self.record.nothing_at(level.piece, step.place)
             if step.in_base:
                 yield Removed(path)
             return
-        if self.record is not None and level.piece is not None:
-            self.record.at(level.piece, step.place, found.stat)
-        yield from self._told(Changed(found, step.in_base))
+        changed = Changed(found, step.in_base)
+        if step.place == _NOWHERE:
+            yield changed  # it was counted, or not, at its turn
+        else:
+            if self.record is not None and level.piece is not None:
+                self.record.at(level.piece, step.place, found.stat)
+            yield from self._told(changed)
+        self._take_unsent(level, step.name)
+        yield from self._marks(level)
         if found.is_directory():
-            yield from self._into(level, path, _Enter(step.name, found.stat.st_dev, found.stat.st_uid))
+            entry = _Enter(step.name, found.stat.st_dev, found.stat.st_uid, step.place)
+            yield from self._into(level, path, entry)
 
     @property
     def kept_count(self) -> int:
@@ -351,10 +377,12 @@ class CachedScan(Walk[Changed | Removed]):
         if self.record is not None:
             self.record.settle(changed)
 
-    def _into(self, level: Level, path: bytes, way: _Enter) -> Iterator[Removed]:
-        if self._enter(level, way.name, path, way.device, way.owner):
+    def _into(self, level: Level, path: bytes, way: _Enter) -> Iterator[Difference]:
+        place = None if level.piece is None or way.place == _NOWHERE else (level.piece, way.place)
+        if self._enter(level, way.name, path, way.device, way.owner, place=place):
             self._ways.append(self._way_into(path))
             return
+        yield from self._marks_of_unentered(level, way.name, path, place)
         block = self.known.first(path)
         while block is not None:
             old = _Old(block)

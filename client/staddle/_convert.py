@@ -201,6 +201,7 @@ def entry_of(message: resources.Entry) -> Entry:
         digest_origin=DIGEST_ORIGINS.get(message.file_digest.origin),
         read_again=message.read_again,
         implied=message.implied,
+        incomplete=message.incomplete,
     )
 
 
@@ -289,6 +290,7 @@ def change_of(message: service.Change) -> Change:
         type=kind,
         before=entry_of(message.before) if message.HasField("before") else None,
         after=entry_of(message.after) if message.HasField("after") else None,
+        uncertain=message.uncertain,
     )
 
 

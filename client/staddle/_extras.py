@@ -26,6 +26,9 @@ from staddle.v1 import resources_pb2 as pb
 DESCRIPTORS_MAX: Final = 64
 DEEP: Final = 64
 """Directories that lie deeper are not opened anew from the target for every directory above them: that would grow with the square."""
+INCOMPLETE: Final = (
+    "the backup could not read everything in this directory, so what only the target has in it stays"
+)
 CHANGED: Final = "it changed or was replaced after it was found"
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
@@ -43,6 +46,8 @@ class _Level:
     """The backup says its modification time, which a removal in it must not change."""
     names: set[bytes]
     """Those in the target that have not been seen in the backup."""
+    incomplete: bool
+    """The backup does not know everything in it."""
     aliases: set[int] = field(default_factory=set)
     """Inodes that names of the backup lead to although they are listed in other letters."""
 
@@ -124,7 +129,7 @@ class Extras:
         choice = self._selection.choose(path, is_directory=is_directory)
         if is_directory and choice is not Choice.LEFT_OUT:
             keeps_time = choice is Choice.TAKEN and entry.HasField("mtime_ns")
-            self._levels.append(_Level(path, keeps_time, set(self._names_in(path))))
+            self._levels.append(_Level(path, keeps_time, set(self._names_in(path)), entry.incomplete))
 
     def end(self) -> None:
         """Says that all entries have come."""
@@ -161,10 +166,24 @@ class Extras:
 
     def _leave(self, level: _Level) -> None:
         """Gathers what is left of a directory of the backup."""
+        if level.incomplete:
+            if any(self._may_go(level, name) for name in level.names):
+                self._failed.append((level.path, INCOMPLETE))
+            return
         group = _Group(level.path, level.keeps_time)
         for name in sorted(level.names):
             self._gather(group, name, level.aliases)
         self._keep(group)
+
+    def _may_go(self, level: _Level, name: bytes) -> bool:
+        """Whether a name that only the target has would be removed from a directory that the backup knows completely."""
+        try:
+            status = look(self._directory(level.path), name)
+        except OSError:
+            return True
+        if status is None or is_temporary(name) or status.st_ino in level.aliases:
+            return False
+        return not self._selection.excludes(_joined(level.path, name), stat.S_ISDIR(status.st_mode))
 
     def _gather(self, group: _Group, name: bytes, aliases: set[int]) -> None:
         """Adds a name to the group of its directory, and what lies in it to groups before that, unless something of it stays."""

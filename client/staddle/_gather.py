@@ -11,7 +11,7 @@ from typing import Final
 from staddle._chunks import ChunkList
 from staddle._metadata import Names, add_xattrs, entry_of, via_descriptor
 from staddle._reading import OpenFile, is_racy
-from staddle._scan import VANISHED, Found, reason_of
+from staddle._scan import Found, Unsent, reason_of, was_replaced
 from staddle._types import PathProblem, ProblemKind, Profile
 from staddle.v1 import resources_pb2 as pb
 
@@ -39,6 +39,7 @@ class Tally:
     reused_bytes: int = 0
     entries_done: int = 0
     path: bytes = b""
+    unsent: Unsent = field(default_factory=Unsent)
     watch: Callable[[], None] = lambda: None
     """Called by who reads, often: between paths, and within a file as its bytes come."""
 
@@ -46,12 +47,17 @@ class Tally:
         """Notes a path, or something of it, that could not be read."""
         self._note(PathProblem(ProblemKind.UNREADABLE, path, message))
 
+    def left_out(self, path: bytes, message: str) -> None:
+        """Notes a path that exists and is not in the backup. The scan marks its directory."""
+        self.unreadable(path, message)
+        self.unsent.left_out = True
+
     def failed(self, path: bytes, error: OSError) -> None:
-        """Notes a path that could not be read, or that was removed since the scan came to it."""
-        if isinstance(error, FileNotFoundError):
-            self.note(ProblemKind.VANISHED, path, VANISHED)
+        """A path could not be read, or was removed or replaced since the scan came to it, which then looks again."""
+        if was_replaced(error):
+            self.unsent.replaced = error
         else:
-            self.unreadable(path, reason_of(error))
+            self.left_out(path, reason_of(error))
 
     def altered(self, path: bytes, message: str) -> None:
         """Notes a path of which a value does not fit into a backup."""
@@ -125,6 +131,14 @@ def entry_without_content(found: Found, names: Names, tally: Tally) -> pb.Entry 
         return None
     add_xattrs(entry, via_descriptor(found.dir_fd, found.name), tally.unreadable)
     entry.read_again = is_racy(found.stat, found.seen_ns)
+    return entry
+
+
+def marked_entry(found: Found, names: Names, tally: Tally) -> pb.Entry | None:
+    """The entry of a directory something in which is left out; None, reported, if it cannot be read."""
+    entry = entry_without_content(found, names, tally)
+    if entry is not None:
+        entry.incomplete = True
     return entry
 
 

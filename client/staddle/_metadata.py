@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from blake3 import blake3
 
 from staddle._convert import path_of
-from staddle._scan import Found, Report, reason_of
+from staddle._scan import Found, ReplacedError, Report, reason_of
 from staddle.v1 import resources_pb2 as pb
 
 HAS_HOLES: Final = hasattr(os, "SEEK_HOLE") and hasattr(os, "SEEK_DATA")
@@ -109,8 +109,8 @@ def type_of(status: os.stat_result) -> pb.EntryType.ValueType | None:
 class Problems(Protocol):
     """Takes what is wrong with a path."""
 
-    def unreadable(self, path: bytes, message: str) -> None:
-        """It, or something of it, cannot be read."""
+    def left_out(self, path: bytes, message: str) -> None:
+        """No backup can hold it."""
 
     def failed(self, path: bytes, error: OSError) -> None:
         """Reading it failed."""
@@ -131,10 +131,10 @@ def entry_of(
     status = found.stat if status is None else status
     kind = type_of(status)
     if kind is None:
-        problems.unreadable(found.path, "it is of a type that a backup cannot hold")
+        problems.left_out(found.path, "it is of a type that a backup cannot hold")
         return None
     if kind == pb.ENTRY_TYPE_FILE and status.st_size > FILE_BYTES_MAX:
-        problems.unreadable(found.path, "it is larger than a backup can hold")
+        problems.left_out(found.path, "it is larger than a backup can hold")
         return None
     entry = pb.Entry(
         type=kind,
@@ -149,9 +149,7 @@ def entry_of(
     if kind in (pb.ENTRY_TYPE_CHAR_DEVICE, pb.ENTRY_TYPE_BLOCK_DEVICE):
         major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
         if not (0 <= major <= U32_MAX and 0 <= minor <= U32_MAX):
-            problems.unreadable(
-                found.path, f"its device number {major}:{minor} is none that a backup can hold"
-            )
+            problems.left_out(found.path, f"its device number {major}:{minor} is none that a backup can hold")
             return None
         entry.device_major, entry.device_minor = major, minor
     if kind == pb.ENTRY_TYPE_FILE and status.st_nlink > 1:
@@ -184,13 +182,14 @@ def _set_target(entry: pb.Entry, found: Found, problems: Problems) -> bool:
     try:
         target = os.readlink(found.name, dir_fd=found.dir_fd)
     except OSError as error:
-        problems.failed(found.path, error)
+        is_replaced = error.errno == errno.EINVAL  # it is no link any more
+        problems.failed(found.path, ReplacedError(*error.args) if is_replaced else error)
         return False
     if not target:
-        problems.unreadable(found.path, "its link target is empty")
+        problems.left_out(found.path, "its link target is empty")
         return False
     if len(target) > LINK_TARGET_BYTES_MAX:
-        problems.unreadable(found.path, "its link target is longer than a backup can hold")
+        problems.left_out(found.path, "its link target is longer than a backup can hold")
         return False
     try:
         entry.link_target = target.decode()

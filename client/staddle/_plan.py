@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from staddle._base import BaseDamagedError, Changed
+from staddle._base import BaseDamagedError, Changed, Removed
 from staddle._convert import KINDS_TO_WIRE, backup_of
 from staddle._errors import DatasetNotFoundError, NoBaseError, RootDiffersError
 from staddle._gather import Tally
@@ -153,7 +153,7 @@ class _Plan:
             for difference in differences:
                 if isinstance(difference, Changed):
                     self._take(difference)
-                else:
+                elif isinstance(difference, Removed):
                     self._say(PlannedChange.REMOVED, difference.path, 0)
 
     def _take(self, changed: Changed) -> None:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, cast
 
 from blake3 import blake3
 
-from staddle._base import Changed, Removed
+from staddle._base import Changed, Difference, Removed
 from staddle._chunks import ChunkList
 from staddle._earlier import Earlier
 from staddle._gather import (
@@ -21,10 +21,11 @@ from staddle._gather import (
     add_holes,
     entry_of_file,
     entry_without_content,
+    marked_entry,
 )
 from staddle._metadata import Names, entry_of, set_path
 from staddle._reading import READ_BYTES, OpenFile, is_racy, open_file, read_small
-from staddle._scan import Clock, Found
+from staddle._scan import Clock, Found, Marked
 from staddle._threads import Threads
 from staddle._types import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
@@ -121,7 +122,7 @@ class Producer:
 
     def __init__(
         self,
-        differences: Iterable[Changed | Removed],
+        differences: Iterable[Difference],
         cutter: Cutter,
         tally: Tally,
         clock: Clock,
@@ -149,6 +150,10 @@ class Producer:
             for difference in self._differences:
                 if isinstance(difference, Removed):
                     self._batch.steps.append(removal(difference.path))
+                elif isinstance(difference, Marked):
+                    entry = marked_entry(difference.found, self._names, self._tally)
+                    if entry is not None:
+                        self._add(entry, None, 0)
                 else:
                     self._tally.path = difference.found.path
                     yield from self._changed(difference)

@@ -11,7 +11,7 @@ from typing import Final
 
 from staddle._metadata import holes_of, may_have_xattrs
 from staddle._quietly import open_quietly
-from staddle._scan import Clock, Found
+from staddle._scan import Clock, Found, ReplacedError
 
 READ_BYTES: Final = 4 * 1024 * 1024
 ZEROS_BYTES_MAX: Final = 1024 * 1024 * 1024
@@ -24,7 +24,7 @@ RACY_NS: Final = 2_000_000_000
 OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-class NotRegularError(OSError):
+class NotRegularError(ReplacedError):
     """The path was a regular file when it was listed and is something else now."""
 
     def __init__(self) -> None:

@@ -60,6 +60,10 @@ Clock = Callable[[], int]
 Skip = Callable[[bytes], bool]
 """Whether a directory and all below it need not be looked at."""
 
+LOOKS_MAX: Final = 3
+"""A path that disappears while it is read, and is listed afterwards, is looked at again so many times."""
+_REPLACED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE})
+
 
 class Found(NamedTuple):
     """One path of the tree. `dir_fd` is open until the next one is asked for; `name` is relative to it."""
@@ -73,12 +77,39 @@ class Found(NamedTuple):
     seen_ns: int
     """From when on a change of it may have left no trace in its times: when it was looked at, or when its file system was last brought
     to the disk before."""
+    late: bool = False
+    """It comes out of order: it had disappeared at its turn, and was made again since."""
 
     def is_file(self) -> bool:
         return stat.S_ISREG(self.stat.st_mode)
 
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.stat.st_mode)
+
+
+class Marked(NamedTuple):
+    """A directory, once more, because something in it is left out: its entry has to say so. It comes out of order."""
+
+    found: Found
+
+
+class ReplacedError(OSError):
+    """A path is something else than when the scan saw it."""
+
+
+@dataclass(slots=True)
+class Unsent:
+    """What came of the path that the walk gave out last, where it was not sent. The walk takes it when it continues."""
+
+    left_out: bool = False
+    """It exists and is not in the backup."""
+    replaced: OSError | None = None
+    """It disappeared or became something else, and is worth another look."""
+
+
+def was_replaced(error: OSError) -> bool:
+    """Whether a path that was there a moment ago cannot be read because it disappeared or became something else."""
+    return isinstance(error, ReplacedError) or error.errno in _REPLACED
 
 
 @dataclass(slots=True)
@@ -96,8 +127,20 @@ class Level:
     """The device of the file system in which a walk stays that leaves no file system."""
     piece: Piece | None = None
     """Those of its children that the record is at."""
-    vanished: list[bytes] = field(default_factory=list)
-    """Names that were listed and then led nowhere."""
+    status: os.stat_result | None = None
+    """As it was entered."""
+    place: tuple[Piece, int] | None = None
+    """Where the record has it."""
+    lacks: bool = False
+    """Something in it is left out."""
+    marked: bool = False
+    """Its entry says so."""
+    vanished: list[tuple[bytes, OSError]] = field(default_factory=list)
+    """Names that were listed and then led nowhere or to something else, and how that was found."""
+    looks: int = 0
+    """How often names of it were looked at again."""
+    late: bool = False
+    """What is found in it comes out of order."""
 
 
 def ignored(_kind: ProblemKind, _path: bytes, _why: str) -> None:
@@ -125,6 +168,7 @@ class Walk(ABC, Generic[T]):
     """Brings the file system of a descriptor to its disk, once before anything of it is looked at."""
     chosen: Chosen | None = None
     """What is taken of the root; None: everything."""
+    unsent: Unsent = field(default_factory=Unsent)
     excluded_count: int = 0
     empty: list[bytes] = field(default_factory=list)
     """Directories that were named as PATHs and have nothing in them."""
@@ -133,6 +177,8 @@ class Walk(ABC, Generic[T]):
     _synced_ns: dict[int, int] = field(default_factory=dict)
     """By device, when that was done."""
     _levels: list[Level] = field(default_factory=list)
+    _unentered: bool = False
+    """The directory that was to be entered last exists and cannot be read."""
 
     def __iter__(self) -> Generator[T]:
         try:
@@ -165,9 +211,11 @@ class Walk(ABC, Generic[T]):
         seen_ns = self._sync(status.st_dev, root_fd)
         status = os.fstat(root_fd)
         everything = self._takes_all_of(b"")
-        self._push(Level(b"", b"", identity_of(status), [], root_fd, everything, status.st_dev))
+        root = Level(b"", b"", identity_of(status), [], root_fd, everything, status.st_dev, status=status)
         if self.record is not None:
             self.record.at_root(status)
+            root.place = self.record.place
+        self._push(root)
         return Found(b"", b".", root_fd, status, b"", seen_ns)
 
     # --- what is chosen
@@ -220,10 +268,10 @@ class Walk(ABC, Generic[T]):
             self.excluded_count += 1
             return None
         if self._is_too_long(name, path):
-            self.report(path[:PATH_BYTES_MAX], TOO_LONG)
+            self._leave_out(level, path[:PATH_BYTES_MAX], TOO_LONG)
             return None
         if level.descriptor is None:
-            self.report(path, MOVED)
+            self._leave_out(level, path, MOVED)
             return None
         seen_ns = self.clock()
         try:
@@ -242,7 +290,63 @@ class Walk(ABC, Generic[T]):
                 return None
         seen_ns = self._synced_ns.get(status.st_dev, seen_ns)
         mounted_here = is_directory and status.st_dev != level.identity[0]
-        return Found(path, name, dir_fd, status, path if mounted_here else level.mount, seen_ns)
+        return Found(path, name, dir_fd, status, path if mounted_here else level.mount, seen_ns, level.late)
+
+    def _leave_out(self, level: Level, path: bytes, why: str) -> None:
+        """Something in a directory cannot be in the backup."""
+        self.report(path, why)
+        level.lacks = True
+
+    def _take_unsent(self, level: Level, name: bytes) -> None:
+        """Takes what came of a child that was given out."""
+        unsent = self.unsent
+        level.lacks = level.lacks or unsent.left_out
+        if unsent.replaced is not None:
+            level.vanished.append((name, unsent.replaced))
+        unsent.left_out, unsent.replaced = False, None
+
+    def _marks(self, level: Level) -> Iterator[Marked]:
+        """The directory that the walk is in, if it has to be marked now. A mark comes before all that follows what was left out, so that
+        it is durable before that, too.
+        """
+        if not level.lacks or level.marked:
+            return
+        level.marked = True
+        descriptor, status = level.descriptor, level.status
+        assert status is not None
+        if descriptor is not None:
+            status = os.fstat(descriptor)
+        seen_ns = self._synced_ns.get(status.st_dev, self.clock())
+        self._doubt(level.place)
+        yield Marked(
+            Found(level.path, b"", -1 if descriptor is None else descriptor, status, level.mount, seen_ns)
+        )
+
+    def _marks_of_unentered(
+        self, level: Level, name: bytes, path: bytes, place: tuple[Piece, int] | None
+    ) -> Iterator[Marked]:
+        """The directory that could not be entered just before, if there is one: nothing in it is in the backup."""
+        if not self._unentered:
+            return
+        self._unentered = False
+        self._doubt(place)
+        seen_ns = self.clock()
+        try:
+            dir_fd, name = self._place_of(level, name, path)
+            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError:
+            return  # it was removed since
+        if stat.S_ISDIR(status.st_mode):
+            yield Marked(Found(path, name, dir_fd, status, level.mount, seen_ns))
+
+    def _doubt(self, place: tuple[Piece, int] | None) -> None:
+        """Has the next backup look at a directory that is marked now."""
+        if self.record is None:
+            return
+        if place is None:
+            self.record.abandon()
+        else:
+            self.record.doubt(*place)
 
     def _is_too_long(self, name: bytes, path: bytes) -> bool:
         """Whether no backup can hold a child of the directory that the walk is in."""
@@ -259,11 +363,11 @@ class Walk(ABC, Generic[T]):
         if isinstance(error, FileNotFoundError) and self._is_chosen(path):
             self._tell_named(path, ABSENT)
         elif isinstance(error, FileNotFoundError):
-            level.vanished.append(name)
+            level.vanished.append((name, error))
         elif may_be_excluded and self.excluded(path, True):
             self.excluded_count += 1
         else:
-            self.report(path, reason_of(error))
+            self._leave_out(level, path, reason_of(error))
 
     def _tell_named(self, path: bytes, why: str) -> None:
         """Of a path that cannot be, what was named at and below it."""
@@ -299,8 +403,18 @@ class Walk(ABC, Generic[T]):
             self._synced_ns[device] = now_ns
         return now_ns
 
-    def _enter(self, level: Level, name: bytes, path: bytes, device: int, owner: int) -> bool:
-        """Enters a directory that was looked at; whether that was wanted and went well."""
+    def _enter(
+        self,
+        level: Level,
+        name: bytes,
+        path: bytes,
+        device: int,
+        owner: int,
+        *,
+        place: tuple[Piece, int] | None = None,
+    ) -> bool:
+        """Enters a directory that was looked at; whether that was wanted and went well. `place` is where the record has it."""
+        child = name
         everything = level.everything or self._takes_all_of(path)
         home = level.home
         crosses = self.one_file_system and device != home
@@ -319,17 +433,31 @@ class Walk(ABC, Generic[T]):
         try:
             dir_fd, name = self._place_of(level, name, path)
             descriptor = self._open(name, dir_fd, DIRECTORY_FLAGS, is_way=not everything, owner=owner)
-        except FileNotFoundError:
-            self.note(ProblemKind.VANISHED, path, VANISHED)
-            return False
         except OSError as error:
-            self.report(path, reason_of(error))
+            if was_replaced(error):
+                level.vanished.append((child, error))
+            else:
+                self.report(path, reason_of(error))
+                self._unentered = True
             return False
         status = os.fstat(descriptor)
         if self.sync is not None and status.st_dev not in self._synced_ns:
             self._sync(status.st_dev, descriptor)
         mount = level.mount if device == level.identity[0] else path
-        self._push(Level(path, mount, identity_of(status), [], descriptor, everything, home))
+        self._push(
+            Level(
+                path,
+                mount,
+                identity_of(status),
+                [],
+                descriptor,
+                everything,
+                home,
+                status=status,
+                place=place,
+                late=level.late,
+            )
+        )
         return True
 
     def _push(self, level: Level) -> None:
@@ -356,7 +484,7 @@ class Walk(ABC, Generic[T]):
         except OSError as error:
             if not level.everything:
                 return sorted(below, reverse=True)
-            self.report(path, reason_of(error))
+            self._leave_out(level, path, reason_of(error))
             return []
         if below:
             for name in sorted(below.difference(names)):
@@ -378,8 +506,6 @@ class Walk(ABC, Generic[T]):
 
     def _pop(self) -> None:
         level = self._levels.pop()
-        if level.vanished:
-            self._tell_vanished(level)
         if self.record is not None and level.piece is not None:
             self.record.end(level.piece)
         above = self._levels[-1] if self._levels else None
@@ -388,24 +514,34 @@ class Walk(ABC, Generic[T]):
         if level.descriptor is not None:
             os.close(level.descriptor)
 
-    def _tell_vanished(self, level: Level) -> None:
-        """Of names that led nowhere, those that are listed still cannot be read, and the others are gone."""
+    def _again(self, level: Level) -> list[bytes]:
+        """Once all names of a directory were looked at: those that disappeared meanwhile and are listed again. The others are gone."""
+        if not level.vanished:
+            return []
         try:
             listed = set() if level.descriptor is None else set(_names_of(level.descriptor))
         except OSError:
             listed = set()
-        for name in level.vanished:
-            path = level.path + b"/" + name if level.path else name
-            if name in listed:
-                self.report(path, os.strerror(errno.ENOENT))
-            else:
-                self.note(ProblemKind.VANISHED, path, VANISHED)
+        back = {name: error for name, error in level.vanished if name in listed}
+        for name, _ in level.vanished:
+            if name not in listed:
+                self.note(ProblemKind.VANISHED, _joined(level.path, name), VANISHED)
+        level.vanished = []
+        level.looks += 1
+        if level.looks <= LOOKS_MAX:
+            if back and self.record is not None:
+                self.record.abandon()
+            level.late = level.late or bool(back)
+            return sorted(back, reverse=True)
+        for name, error in back.items():
+            self._leave_out(level, _joined(level.path, name), reason_of(error))
+        return []
 
     def _open_above(self, descriptor: int, above: Level) -> int | None:
         try:
             opened = self._open(b"..", descriptor, DIRECTORY_FLAGS, is_way=not above.everything)
         except OSError as error:
-            self.report(above.path, f"the way back to the directory was lost: {reason_of(error)}")
+            self._leave_out(above, above.path, f"the way back to the directory was lost: {reason_of(error)}")
             return None
         status = os.fstat(opened)
         if (status.st_dev, status.st_ino) == above.identity:
@@ -415,10 +551,10 @@ class Walk(ABC, Generic[T]):
 
 
 @dataclass(slots=True)
-class Scan(Walk[Found]):
+class Scan(Walk[Found | Marked]):
     """All that is there, path by path. The root may also be a single file: then its base name is the only path."""
 
-    def _single(self) -> Iterator[Found]:
+    def _single(self) -> Iterator[Found | Marked]:
         path = os.path.basename(os.path.abspath(self.root))
         parent, name = os.path.split(os.path.realpath(self.root))  # a path that was named is followed
         parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -430,26 +566,42 @@ class Scan(Walk[Found]):
                 self.record.at_root(status)
                 self.record.abandon()
             yield Found(path, name, parent_fd, status, b"", seen_ns)
+            for _ in range(LOOKS_MAX):
+                if self.unsent.replaced is None:
+                    return
+                self.unsent.replaced = None
+                status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+                yield Found(path, name, parent_fd, status, b"", seen_ns, late=True)
+            if self.unsent.replaced is not None:
+                self.report(path, reason_of(self.unsent.replaced))
         finally:
             os.close(parent_fd)
 
-    def _walk(self, root_fd: int) -> Iterator[Found]:
+    def _walk(self, root_fd: int) -> Iterator[Found | Marked]:
         yield self._start(root_fd)
         while self._levels:
             level = self._levels[-1]
+            yield from self._marks(level)
             if not level.names:
-                self._pop()
+                level.names = self._again(level)
+                if not level.names and level.lacks == level.marked:
+                    self._pop()
                 continue
             index = 0 if self.record is None else self._begun(self.record, level)
             name = level.names.pop()
             found = self._look(level, name)
             if found is None:
                 continue
+            place = None
             if self.record is not None and level.piece is not None:
                 self.record.at(level.piece, index, found.stat)
+                place = self.record.place
             yield found
+            self._take_unsent(level, name)
+            yield from self._marks(level)
             if found.is_directory():
-                self._enter(level, name, found.path, found.stat.st_dev, found.stat.st_uid)
+                self._enter(level, name, found.path, found.stat.st_dev, found.stat.st_uid, place=place)
+                yield from self._marks_of_unentered(level, name, found.path, place)
 
     def _begun(self, record: Record, level: Level) -> int:
         """The place of the next name among those that the record has begun with."""
@@ -462,6 +614,10 @@ class Scan(Walk[Found]):
             piece = level.piece = record.begin(level.path, names, first=piece is None, more=more)
         piece.next_index += 1
         return piece.next_index - 1
+
+
+def _joined(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
 
 
 def _names_of(descriptor: int) -> list[bytes]:

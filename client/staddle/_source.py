@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from blake3 import blake3
 
-from staddle._base import BaseDamagedError, BaseEntry, Changed, Comparison, Removed, base_entries
+from staddle._base import BaseDamagedError, BaseEntry, Comparison, Difference, Removed, base_entries
 from staddle._cache import Cache
 from staddle._cache_file import CacheError
 from staddle._cached import CachedScan
@@ -42,7 +42,7 @@ from staddle._gather import Tally
 from staddle._pages import PageGuard
 from staddle._reading import OPEN_FLAGS
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
-from staddle._scan import Clock, Found, Scan
+from staddle._scan import Clock, Found, Marked, Scan
 from staddle._selected import (
     ALL_PERCENT,
     check_excludes,
@@ -79,7 +79,7 @@ class Attempt(Protocol):
     """
 
     def __call__(
-        self, upload: pb.Upload, differences: Generator[Changed | Removed], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
     ) -> pb.Backup: ...
 
 
@@ -373,7 +373,7 @@ class Run:
             if self._cache is not None and record is not None:
                 self._cache.discard(record)
 
-    def differences(self, opened: Opened, record: Record | None) -> Generator[Changed | Removed]:
+    def differences(self, opened: Opened, record: Record | None) -> Generator[Difference]:
         """What to send. The base's list is opened by the thread that draws from this, and closed by it."""
         known = self._known(opened)
         if known is None:
@@ -392,6 +392,7 @@ class Run:
                 omissions=self._omissions,
                 chosen=self._chosen,
                 sync=self._sync,
+                unsent=self._tally.unsent,
             )
             with closing(iter(scan)) as differences:
                 yield from self._watched(differences)
@@ -417,7 +418,7 @@ class Run:
             return None
         return self._cache.find(upload.base_backup_id)
 
-    def _compared(self, opened: Opened, record: Record | None) -> Iterator[Changed | Removed]:
+    def _compared(self, opened: Opened, record: Record | None) -> Iterator[Difference]:
         """The differences from the base's entries, as the server lists them."""
         durable = opened.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
@@ -514,7 +515,7 @@ class Run:
         with closing(messages), closing(base_entries(messages)) as entries:
             yield entries
 
-    def _scan(self, behind: bytes | None, record: Record | None, *, skips: bool) -> Generator[Found]:
+    def _scan(self, behind: bytes | None, record: Record | None, *, skips: bool) -> Generator[Found | Marked]:
         skip = _is_behind(behind) if behind is not None and skips else None
         scan = Scan(
             self._root,
@@ -528,10 +529,16 @@ class Run:
             omissions=self._omissions,
             chosen=self._chosen,
             sync=self._sync,
+            unsent=self._tally.unsent,
         )
         limit = None if behind is None or self._own_work else sort_key(behind)
         for found in scan:
-            if limit is not None and found.is_file() and sort_key(found.path) <= limit:
+            if (
+                limit is not None
+                and isinstance(found, Found)
+                and found.is_file()
+                and sort_key(found.path) <= limit
+            ):
                 self.probe(found)  # that run's report is lost
             yield found
         self._tally.excluded = scan.excluded_count
@@ -546,7 +553,7 @@ class Run:
             return False
         return True
 
-    def _watched(self, differences: Iterable[Changed | Removed]) -> Iterator[Changed | Removed]:
+    def _watched(self, differences: Iterable[Difference]) -> Iterator[Difference]:
         """Passes on, and tells the progress."""
         for difference in differences:
             self._watch()

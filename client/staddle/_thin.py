@@ -151,11 +151,16 @@ class Upload:
         uid: int | None = None,
         gid: int | None = None,
         mtime_ns: int | None = None,
+        incomplete: bool = False,
     ) -> None:
-        """Hands over a directory. Only needed for an empty one, or for its metadata: what lies in it brings it along."""
+        """Hands over a directory. Only needed for an empty one, or for its metadata: what lies in it brings it along.
+
+        `incomplete` marks it: something directly in it could not be read and is missing. Hand it over again to add or clear the mark.
+        """
         entry = self._entry(
             path, resources.ENTRY_TYPE_DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns
         )
+        entry.incomplete = incomplete
         with self._handing_over():
             self._stream.put(entry)
 

@@ -9,13 +9,13 @@ import threading
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final
 
-from staddle._base import Changed, Removed
+from staddle._base import Changed, Difference, Removed
 from staddle._convert import path_of
 from staddle._errors import ProtocolError, StaddleError
-from staddle._gather import Tally, add_holes, entry_of_file, entry_without_content
+from staddle._gather import Tally, add_holes, entry_of_file, entry_without_content, marked_entry
 from staddle._metadata import Names, set_path
 from staddle._reading import OpenFile, open_file
-from staddle._scan import Clock
+from staddle._scan import Clock, Marked
 from staddle._types import Profile
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -40,7 +40,7 @@ class ThinAttempt:
         self._calls = calls
 
     def __call__(
-        self, upload: pb.Upload, differences: Generator[Changed | Removed], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
     ) -> pb.Backup:
         """Raises what reading or the stream failed with; the upload's durable point says how far it came."""
         messages = _Messages(upload, differences, tally, clock)
@@ -63,7 +63,7 @@ class _Messages:
     """The messages of one stream. gRPC's thread draws from it; a failure is kept, and ends the stream without Finish."""
 
     def __init__(
-        self, upload: pb.Upload, differences: Generator[Changed | Removed], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
     ) -> None:
         self._upload = upload
         self._differences = differences
@@ -110,6 +110,10 @@ class _Messages:
         for difference in self._differences:
             if isinstance(difference, Removed):
                 yield _remove(difference.path)
+            elif isinstance(difference, Marked):
+                entry = marked_entry(difference.found, self._names, self._tally)
+                if entry is not None:
+                    yield self._counted(entry, 0)
             else:
                 self._tally.path = difference.found.path
                 yield from self._changed(difference)

@@ -149,6 +149,8 @@ class Entry:
     """It changed while it was read, or might have: the next backup reads it again."""
     implied: bool = False
     """A directory that nobody sent but that something lies in."""
+    incomplete: bool = False
+    """A directory something in which could not be read, so that it is missing, with everything below it."""
 
     @property
     def path(self) -> str:
@@ -290,6 +292,8 @@ class Change:
     """None for ADDED."""
     after: Entry | None
     """None for REMOVED."""
+    uncertain: bool = False
+    """ADDED and REMOVED: the directory above is incomplete in the backup that lacks the path, so the path may have existed unread."""
 
     @property
     def path_bytes(self) -> bytes:

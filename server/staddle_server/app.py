@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import grpc
+from staddle._figures import duration
 
 from staddle_server import __version__, generation, health, malloc, rooms, sockets, tls
 from staddle_server.config import (
@@ -22,7 +23,6 @@ from staddle_server.config import (
     OperatorError,
     Settings,
     UnixAddress,
-    format_duration,
     parse_address,
 )
 from staddle_server.datadir import (
@@ -117,13 +117,15 @@ def run_server(
                 version=__version__,
                 malloc=malloc.describe(accepted),
                 temporary_files_swept=swept,
-                reserve_bytes_given_up=given_up,
+                reserve_bytes_given_up=given_up.size_bytes,
+                reserve_inodes_given_up=given_up.inodes,
             )
             reserves = reserves_of(directory.path, directory.store)
             space = Space(
                 [str(path) for path in directory.disks()],
                 settings.min_free,
-                missing_bytes=lambda: sum(reserve.missing_bytes for reserve in reserves),
+                missing_bytes=lambda: reserves.missing_bytes,
+                missing_inodes=lambda: reserves.missing_inodes,
             )
             keeper = Keeper(space, reserves)
             reloading = Reloading(settings, reread, space, certificates)
@@ -145,9 +147,7 @@ def run_server(
 
                 why = stop.wait(lambda: manager.reload(reloading.reload), tick)
                 drain_s = reloading.settings.drain_s
-                manager.stopping(
-                    f"Draining after {why}: open streams may take up to {format_duration(drain_s)}"
-                )
+                manager.stopping(f"Draining after {why}: open streams may take up to {duration(drain_s)}")
                 _event("draining", signal=why, drain_s=drain_s)
     _event("stopped")
     if stop.died:

@@ -37,6 +37,7 @@ NOT_DATA: Final = frozenset(
         "lost+found",
         "master.key.new",
         "reserve",
+        "reserve.inodes",
     }
 )
 """What may lie in a directory that is still to be made: settings, certificates, what a new file system holds, what a crash left."""

@@ -142,6 +142,7 @@ class Flag(enum.IntFlag):
     READ_AGAIN = 1
     IMPLIED = 2
     DIGEST_VERIFIED = 4
+    INCOMPLETE = 8
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -1,10 +1,10 @@
 """`staddle-server check` and `repair` beside a running server: what they print, and with which status they exit."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from thin import back_up, noise, restore
 
@@ -13,7 +13,7 @@ DATA = noise(1_200_000, 5)
 
 def run(server, *words):
     """The command's exit status, and what it printed."""
-    done = subprocess.run(
+    done = forked.run(
         [str(Path(sys.executable).with_name("staddle-server")), *words, "--data", str(server.data)],
         capture_output=True,
         text=True,

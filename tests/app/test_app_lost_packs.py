@@ -1,11 +1,11 @@
 """A server whose packs, records or keys are gone: it says so at its start, and the alarm ends once they are back."""
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import grpc
 import pytest
 from staddle.v1 import service_pb2 as sv
@@ -20,7 +20,7 @@ def run(program, *words, config=None):
     env = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE")}
     if config is not None:
         env["STADDLE_CONFIG"] = str(config)
-    return subprocess.run(
+    return forked.run(
         [BIN / program, *map(str, words)], capture_output=True, text=True, env=env, timeout=120, check=False
     )
 

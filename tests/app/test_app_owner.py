@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import forked
 import pytest
 from staddle_server.cli.commands import group
 from staddle_server.owner import owner_of
@@ -72,7 +73,7 @@ def data(base: Path) -> Path:
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STADDLED_")}
-    return subprocess.run(
+    return forked.run(
         [COMMAND, *map(str, words)], env=clean, capture_output=True, text=True, timeout=120, check=False
     )
 
@@ -101,7 +102,7 @@ def test_parity_and_collection_of_stored_data_leave_it_to_the_owner_and_so_does_
     source.mkdir()
     (source / "file").write_bytes(os.urandom(300_000))
     with (data.parent / "log").open("w") as log:
-        server = subprocess.Popen(
+        server = forked.start(
             [COMMAND, "serve", "--data", data, "--listen", "127.0.0.1:0"],
             stdout=subprocess.PIPE,
             stderr=log,
@@ -117,7 +118,7 @@ def test_parity_and_collection_of_stored_data_leave_it_to_the_owner_and_so_does_
         assert f"Groups:\t{GID} \n" in status, "none of root's groups"
         staddle = COMMAND.with_name("staddle")
         environment = {**os.environ, "STADDLE_CONFIG": str(data / "client.toml")}
-        done = subprocess.run(
+        done = forked.run(
             [staddle, "backup", source, "--dataset", "d"],
             env=environment,
             capture_output=True,

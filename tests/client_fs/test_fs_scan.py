@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from staddle._excludes import excludes_of
 from staddle._metadata import holes_of, largest, link_group
-from staddle._scan import DESCRIPTORS_MAX, Scan
+from staddle._scan import DESCRIPTORS_MAX, Found, Marked, Scan
 
 components = st.lists(
     st.sampled_from([b"a", b"a.b", b"a-b", b"a b", b"b", b"A", b"\xc3\xa9", b"\xff", b"a\x01", b"0"]),
@@ -98,8 +98,9 @@ def test_what_cannot_be_read_is_reported_and_the_rest_goes_on(public_path: Path,
     problems = []
     with as_ordinary_user():
         scan = Scan(os.fsencode(public_path), lambda path, why: problems.append((path, why)))
-        paths = [found.path for found in scan]
-    assert paths == [b"", b"closed", b"open"]
+        walked = list(scan)
+    assert [found.path for found in walked if isinstance(found, Found)] == [b"", b"closed", b"open"]
+    assert [mark.found.path for mark in walked if isinstance(mark, Marked)] == [b"closed"]
     assert problems == [(b"closed", "Permission denied")]
     (public_path / "closed").chmod(0o755)
 
@@ -132,12 +133,17 @@ def test_a_directory_that_is_moved_away_while_it_is_read_does_not_lead_out_of_th
     (tmp_path / "z-secret").touch()
     problems = []
     paths = []
+    marked = []
     for found in Scan(os.fsencode(root), lambda path, why: problems.append(path)):
+        if isinstance(found, Marked):
+            marked.append(found.found.path)
+            continue
         paths.append(found.path)
         if found.path.count(b"/") == DESCRIPTORS_MAX + 6:
             (root / "d" / "d").rename(tmp_path / "moved")
     assert b"d/z-after" not in paths
     assert problems == [b"d/z-after"]
+    assert marked == [b"d"]
     assert not any(b"secret" in path for path in paths)
 
 

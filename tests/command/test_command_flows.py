@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from command_line import CommandLine
+from staddle import Client
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -279,3 +280,28 @@ def test_a_finished_restore_is_checked_by_content_and_the_exit_code_says_so(
     assert (target / "hello.txt").read_text() == "Jello!\n"
     assert "1 entry written" in staddle("restore", "d", "--target", target, "--verify").lines[-1]
     assert (target / "hello.txt").read_text() == "Hello!\n"
+
+
+def test_what_a_backup_could_not_read_is_marked_where_backups_are_looked_at(
+    staddle, running, tmp_path
+) -> None:
+    with Client(running.address, running.token("admin")) as client:
+        for incomplete in (False, True):
+            with client.upload("www") as upload:
+                upload.mkdir("d", incomplete=incomplete)
+                if not incomplete:
+                    upload.put("d/f", b"f")
+    line = next(line for line in staddle("ls", "www", "-l").lines if " d/" in line)
+    assert line.endswith("d/ (incomplete: not everything in it could be read)")
+    assert staddle("ls", "www", "--json").records[0]["incomplete"]
+    lines = staddle("diff", "www").lines
+    assert "- d/f (uncertain: its directory is incomplete)" in lines
+    assert "m d/ (incomplete: not everything in it could be read)" in lines
+    removed = [each for each in staddle("diff", "www", "--json").records if each.get("change") == "removed"]
+    assert [(each["path"], each["uncertain"]) for each in removed] == [("d/f", True)]
+    target = tmp_path / "target"
+    (target / "d").mkdir(parents=True)
+    (target / "d" / "mine").touch()
+    ended = staddle("restore", "www", "--target", target, "--delete", "--yes", code=3)
+    assert "could not read everything in this directory" in ended.err
+    assert (target / "d" / "mine").exists()

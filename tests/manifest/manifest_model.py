@@ -58,8 +58,8 @@ def file(path: bytes, number: int = 1, **more: object) -> Entry:
     return Entry(path, EntryType.FILE, content=small_content(number), **more)  # type: ignore[arg-type] # any field
 
 
-def directory(path: bytes, mode: int | None = 0o755) -> Entry:
-    return Entry(path, EntryType.DIRECTORY, mode=mode)
+def directory(path: bytes, mode: int | None = 0o755, *, flags: int = 0) -> Entry:
+    return Entry(path, EntryType.DIRECTORY, mode=mode, flags=flags)
 
 
 def build(entries: Iterable[Entry], pages: Pages, rules: PageRules = TINY, *, run: bool = False) -> Root:

@@ -133,3 +133,30 @@ def test_a_damaged_page_fails_the_comparison() -> None:
     pages.damaged = {next(digest for digest, data in pages.stored.items() if data[0] == 1)}
     with pytest.raises(errors.Damaged):
         list(compare(a, b, pages))
+
+
+INCOMPLETE = int(Flag.INCOMPLETE)
+
+
+def test_what_is_missing_below_an_incomplete_directory_is_uncertain() -> None:
+    pages = Pages()
+    before = [
+        directory(b""), directory(b"d"), file(b"d/a"), directory(b"d/s"), file(b"d/s/x"),
+        directory(b"d/whole"), file(b"d/whole/gone"), file(b"e"),
+    ]  # fmt: skip
+    now = [directory(b""), directory(b"d", flags=INCOMPLETE), directory(b"d/whole")]
+    a, b = build(before, pages), build(now, pages)
+
+    def uncertain(changes) -> dict[bytes, bool]:
+        return {c.path: c.uncertain for c in changes if c.type in (ChangeType.ADDED, ChangeType.REMOVED)}
+
+    expected = {b"d/a": True, b"d/s": True, b"d/s/x": True, b"d/whole/gone": False, b"e": False}
+    assert uncertain(compare(a, b, pages)) == expected
+    assert uncertain(compare(b, a, pages)) == expected
+    assert uncertain(compare(a, b, pages, after=b"d/s")) == {
+        b"d/s/x": True,
+        b"d/whole/gone": False,
+        b"e": False,
+    }
+    assert [c.type for c in compare(a, b, pages) if c.path == b"d"] == [ChangeType.METADATA]
+    assert uncertain(compare(a, EMPTY_ROOT, pages)) == dict.fromkeys((e.path for e in before), False)

@@ -65,6 +65,7 @@ BAD = [
     ("ctime_ns", Entry(b"f", ctime_ns=-(2**63) - 1)),
     ("inode", Entry(b"f", inode=2**64)),
     ("flags", Entry(b"f", flags=-1)),
+    ("incomplete", file(b"f", flags=int(Flag.INCOMPLETE))),
     ("type", Entry(b"")),
     ("type", Entry(b"f", EntryType.REMOVED, mode=0)),
     ("content", Entry(b"d", EntryType.DIRECTORY, content=small_content(1))),

@@ -128,6 +128,16 @@ def test_a_differential_keeps_the_mark_that_an_entry_is_to_be_read_again() -> No
     assert merged.metadata_kept == 1
 
 
+@pytest.mark.parametrize(("before", "now"), [(0, Flag.INCOMPLETE), (Flag.INCOMPLETE, 0)])
+def test_a_differential_says_of_a_directory_whether_it_is_incomplete_now(before: int, now: int) -> None:
+    pages = Pages()
+    reference = build([directory(b"d", 0o700, flags=int(before))], pages)
+    run = [directory(b"d", 0o755, flags=int(now))]
+    merged = merge(reference, [run], pages, pages, PAGE_KEY, reference=reference, rules=TINY)
+    assert listed(merged.root, pages) == [directory(b"d", 0o700, flags=int(now))]
+    assert merged.metadata_kept == 1
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_large_random_changes_give_the_root_of_the_full_list(seed: int) -> None:
     pages = Pages()

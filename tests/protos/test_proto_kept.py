@@ -49,8 +49,8 @@ def test_the_protos_are_compatible_with_those_that_are_kept(checkout: Path) -> N
 
 
 def test_a_new_field_breaks_nothing(checkout: Path) -> None:
-    last = "  ChunkerProfile profile = 26;\n"
-    change(checkout, last, last + "  string comment = 27;\n")
+    last = "  bool incomplete = 27;\n"
+    change(checkout, last, last + "  string comment = 28;\n")
     assert breaks(checkout) == ""
 
 

@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import tomllib
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import forked
 import grpc
 from staddle.v1 import service_pb2_grpc
 from staddle_server.catalog import Catalog, open_catalog
@@ -170,6 +170,7 @@ class _Bearer(
         return continuation(self._add(details), requests)
 
 
+SERVER = (str(forked.BIN / "staddle-server"),)
 # What a server does by itself is none of most tests' business, and on a busy machine it would race with them.
 NOTHING_BY_ITSELF = ("--gc-every", "0", "--scrub-period", "0", "--retention-every", "0")
 
@@ -210,12 +211,13 @@ class ServerProcess:
     data: Path
     process: subprocess.Popen[str] | None = None
     flags: tuple[str, ...] = NOTHING_BY_ITSELF
-    command: tuple[str, ...] = (str(Path(sys.executable).with_name("staddle-server")),)
+    command: tuple[str, ...] = SERVER
 
     def start(self) -> None:
         """Starts it on a free port and waits until it listens."""
         with (self.data.parent / f"{self.data.name}.log").open("a") as log, heeding_hangups():
-            self.process = subprocess.Popen(
+            start = forked.start if self.command == SERVER else subprocess.Popen
+            self.process = start(
                 [
                     *self.command,
                     "serve",

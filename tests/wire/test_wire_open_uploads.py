@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import grpc
 import pytest
 from staddle import AccessDeniedError, Client
@@ -129,7 +130,7 @@ def test_both_commands_list_uploads_and_give_one_up(server):
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         program, *rest = words
-        return subprocess.run(
+        return forked.run(
             [str(Path(sys.executable).with_name(program)), *rest], check=False, capture_output=True, text=True
         )
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from staddle import Client, Entry, EntryType, ProtocolError
+from staddle import Client, Entry, EntryType, ProtocolError, _figures
 from staddle._channel import tune_malloc
 from staddle.command import _records, _words
 from staddle.command._options import (
@@ -23,6 +23,7 @@ from staddle.command._options import (
     stored_path,
 )
 from staddle.command._output import Output
+from staddle.command._words import INCOMPLETE
 
 PIECE_BYTES: Final = 2 * 1024 * 1024
 JSON_PIECE_BYTES: Final = 768 * 1024
@@ -72,9 +73,7 @@ def ls(
             output.table((_words.path_shown(entry),) for entry in entries)
     count, data_bytes = totals
     record = {"entry_count": count, "data_bytes": data_bytes, "backup": _records.of_backup(picked)}
-    words = (
-        f"{_words.counted(count, 'entry', 'entries')}, {_words.size(data_bytes)}, in {_words.which(picked)}."
-    )
+    words = f"{_figures.counted(count, 'entry', 'entries')}, {_figures.size(data_bytes)}, in {_words.which(picked)}."
     output.summary("ls", record, words)
 
 
@@ -89,6 +88,8 @@ def _long_row(entry: Entry) -> tuple[str, ...]:
     shown = _words.path_shown(entry)
     if entry.type is EntryType.SYMLINK:
         shown += f" -> {_words.escaped(entry.link_target_bytes)}"
+    if entry.incomplete:
+        shown += INCOMPLETE
     return (
         _words.mode(entry),
         _words.escaped(entry.owner) or _number(entry.uid),
@@ -106,7 +107,7 @@ def _number(number: int | None) -> str:
 def _size(entry: Entry) -> str:
     if entry.device is not None:
         return f"{entry.device[0]}, {entry.device[1]}"
-    return _words.size(entry.size_bytes) if entry.type is EntryType.FILE else "-"
+    return _figures.size(entry.size_bytes) if entry.type is EntryType.FILE else "-"
 
 
 def _time(entry: Entry) -> str:

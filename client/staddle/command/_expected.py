@@ -9,7 +9,7 @@ from staddle import Client, DatasetNotFoundError, StaddleError
 from staddle._chosen import source_of
 from staddle._excludes import excludes_of
 from staddle._omissions import Omissions
-from staddle._scan import Scan
+from staddle._scan import Found, Scan
 from staddle._threads import start_thread
 
 
@@ -76,7 +76,9 @@ class Expected:
                     selection.exclude_larger_than_bytes,
                 ),
             )
-            self._total = sum(found.stat.st_size for found in scan if found.is_file())
+            self._total = sum(
+                found.stat.st_size for found in scan if isinstance(found, Found) and found.is_file()
+            )
         except (StaddleError, OSError):
             return  # the backup itself meets the same and says so; here it only means that there is no estimate
 

@@ -9,13 +9,17 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Final
 
+from staddle._standard import StdoutError
 from staddle.command._words import one_line
 
 BATCH_ROWS: Final = 500
 """A table fits its columns to so many rows at a time, so that a long one needs no memory."""
+
+ACTS: Final = frozenset({"backup", "restore", "delete", "undelete", "hold", "release", "retain"})
+"""Commands that have done their work before they sum it up."""
 
 Cells = Sequence[str]
 
@@ -38,7 +42,16 @@ class Output:
 
     def summary(self, command: str, record: Mapping[str, Any], words: str) -> None:
         """The last line of every command that worked."""
-        self._write(_json_line({"summary": command, **record}) if self.as_json else one_line(words) + "\n")
+        try:
+            self._write(
+                _json_line({"summary": command, **record}) if self.as_json else one_line(words) + "\n"
+            )
+            if self._has_stdout:
+                sys.stdout.flush()
+        except StdoutError as error:
+            if command in ACTS:
+                error.add_note(f"The {command} itself is done: only its report is lost.")
+            raise
 
     def table(
         self, rows: Iterable[Cells], *, heading: Cells = (), right: frozenset[int] = frozenset()
@@ -122,7 +135,8 @@ class Output:
         if say is not None:
             say(text.rstrip("\n"))
             return
-        with self._lock:
+        # That it cannot be said is no reason to give up what is under way, nor to end with another exit code.
+        with self._lock, suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
 

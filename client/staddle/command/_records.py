@@ -147,6 +147,7 @@ def of_entry(entry: Entry) -> Record:
         "digest_origin": entry.digest_origin.value if entry.digest_origin else None,
         "read_again": entry.read_again or None,
         "implied": entry.implied or None,
+        "incomplete": entry.incomplete or None,
     }
     return record | {key: value for key, value in set_ones.items() if value is not None}
 
@@ -162,6 +163,7 @@ def of_change(change: Change) -> Record:
         **name("path", change.path_bytes),
         "before": None if change.before is None else of_entry(change.before),
         "after": None if change.after is None else of_entry(change.after),
+        **({"uncertain": True} if change.uncertain else {}),
     }
 
 

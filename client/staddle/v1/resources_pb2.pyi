@@ -401,6 +401,7 @@ class Entry(_message.Message):
     READ_AGAIN_FIELD_NUMBER: _builtins.int
     IMPLIED_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """The path relative to the root: components joined by "/", none empty, "." or "..", no NUL. The empty
     path is the root itself (a directory, or left out). At most 16,384 bytes, 1,024 components, 1,024 bytes a component.
@@ -446,6 +447,10 @@ class Entry(_message.Message):
     """Out only. A directory that nobody sent but that something lies in."""
     profile: Global___ChunkerProfile.ValueType
     """In, at an entry whose Data follow: how to cut it."""
+    incomplete: _builtins.bool
+    """DIRECTORY only. Something that lies directly in it could not be read and is missing, with everything below it. What the backup
+    has in it is there all the same, and a directory among that has a mark of its own. Send the entry again to add or clear the mark.
+    """
     @_builtins.property
     def xattrs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Xattr]: ...
     @_builtins.property
@@ -489,10 +494,11 @@ class Entry(_message.Message):
         read_again: _builtins.bool = ...,
         implied: _builtins.bool = ...,
         profile: Global___ChunkerProfile.ValueType = ...,
+        incomplete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_continue_at_bytes", b"_continue_at_bytes", "_ctime_ns", b"_ctime_ns", "_data", b"_data", "_gid", b"_gid", "_inode", b"_inode", "_mode", b"_mode", "_mtime_ns", b"_mtime_ns", "_uid", b"_uid", "content", b"content", "continue_at_bytes", b"continue_at_bytes", "ctime_ns", b"ctime_ns", "data", b"data", "file_digest", b"file_digest", "gid", b"gid", "inode", b"inode", "mode", b"mode", "mtime_ns", b"mtime_ns", "uid", b"uid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_continue_at_bytes", b"_continue_at_bytes", "_ctime_ns", b"_ctime_ns", "_data", b"_data", "_gid", b"_gid", "_inode", b"_inode", "_mode", b"_mode", "_mtime_ns", b"_mtime_ns", "_uid", b"_uid", "content", b"content", "content_from_base", b"content_from_base", "continue_at_bytes", b"continue_at_bytes", "ctime_ns", b"ctime_ns", "data", b"data", "device_major", b"device_major", "device_minor", b"device_minor", "file_digest", b"file_digest", "gid", b"gid", "group", b"group", "holes", b"holes", "implied", b"implied", "inode", b"inode", "link_group", b"link_group", "link_target", b"link_target", "mode", b"mode", "mtime_ns", b"mtime_ns", "owner", b"owner", "path", b"path", "profile", b"profile", "raw_link_target", b"raw_link_target", "raw_path", b"raw_path", "read_again", b"read_again", "type", b"type", "uid", b"uid", "xattrs", b"xattrs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_continue_at_bytes", b"_continue_at_bytes", "_ctime_ns", b"_ctime_ns", "_data", b"_data", "_gid", b"_gid", "_inode", b"_inode", "_mode", b"_mode", "_mtime_ns", b"_mtime_ns", "_uid", b"_uid", "content", b"content", "content_from_base", b"content_from_base", "continue_at_bytes", b"continue_at_bytes", "ctime_ns", b"ctime_ns", "data", b"data", "device_major", b"device_major", "device_minor", b"device_minor", "file_digest", b"file_digest", "gid", b"gid", "group", b"group", "holes", b"holes", "implied", b"implied", "incomplete", b"incomplete", "inode", b"inode", "link_group", b"link_group", "link_target", b"link_target", "mode", b"mode", "mtime_ns", b"mtime_ns", "owner", b"owner", "path", b"path", "profile", b"profile", "raw_link_target", b"raw_link_target", "raw_path", b"raw_path", "read_again", b"read_again", "type", b"type", "uid", b"uid", "xattrs", b"xattrs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__continue_at_bytes: _TypeAlias = _typing.Literal["continue_at_bytes"]  # noqa: Y015
     _WhichOneofArgType__continue_at_bytes: _TypeAlias = _typing.Literal["_continue_at_bytes", b"_continue_at_bytes"]  # noqa: Y015

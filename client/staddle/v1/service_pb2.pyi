@@ -1593,7 +1593,10 @@ class Change(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    UNCERTAIN_FIELD_NUMBER: _builtins.int
     type: Global___ChangeType.ValueType
+    uncertain: _builtins.bool
+    """ADDED and REMOVED. The backup that lacks the path marks the directory above it as incomplete: the path may have existed there, unread."""
     @_builtins.property
     def before(self) -> _resources_pb2.Entry:
         """Unset for ADDED."""
@@ -1608,10 +1611,11 @@ class Change(_message.Message):
         type: Global___ChangeType.ValueType = ...,
         before: _resources_pb2.Entry | None = ...,
         after: _resources_pb2.Entry | None = ...,
+        uncertain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "type", b"type", "uncertain", b"uncertain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import sys
 from dataclasses import asdict
@@ -10,10 +9,11 @@ from random import Random
 from typing import Final
 
 import click
+from staddle._figures import counted, percent, size
 
 from staddle_server.catalog import Tenant
 from staddle_server.cli.options import data_option, json_option
-from staddle_server.cli.words import Line, counted, size
+from staddle_server.cli.words import Line
 from staddle_server.datadir import DataDirectory
 from staddle_server.rooms import Rooms, open_rooms, tenant_named
 from staddle_server.store.blobs import TEMPORARY
@@ -28,12 +28,13 @@ _tenant_option = click.option("--tenant", metavar="NAME", help="Only this tenant
 
 
 def _percent(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%?", value)
-    if match is None or not 0 < float(match[1]) <= 100:
-        raise click.BadParameter("expected a percentage over 0 and up to 100, such as 10")
-    return float(match[1])
+    try:
+        share = None if value is None else percent(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: {error}") from error
+    if share == 0:
+        raise click.BadParameter("0 reads nothing: leave the option out")
+    return share
 
 
 @click.command()

@@ -7,10 +7,11 @@ import json
 import sys
 
 import click
+from staddle._figures import counted, size
 
 from staddle_server.catalog.words import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option
-from staddle_server.cli.words import Line, counted, size
+from staddle_server.cli.words import Line
 from staddle_server.datadir import DataDirectory
 from staddle_server.limits import GRACE_S_MAX, REAP_GRACE_S
 from staddle_server.rooms import Rooms, open_rooms

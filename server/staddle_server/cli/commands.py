@@ -1,12 +1,14 @@
 """The list of commands. Each is loaded when it is used, so that a probe every few seconds costs little."""
 
 import importlib
+import sys
 from typing import Final
 
 import click
 
 import staddle_server
 from staddle_server.cli import missing
+from staddle_server.cli.output import watched
 from staddle_server.config import OperatorError, SettingsError
 from staddle_server.errors import StaddleError
 from staddle_server.threads import shortage
@@ -69,4 +71,6 @@ def group() -> None:
 
 
 def run() -> None:
-    group(prog_name="staddle-server")
+    # The answer of `health` is its exit code, and a server serves whether or not it can say where.
+    with watched(required=sys.argv[1:2] not in (["serve"], ["health"])):
+        group(prog_name="staddle-server")

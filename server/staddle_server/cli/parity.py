@@ -6,10 +6,11 @@ import time
 from typing import Final
 
 import click
+from staddle._figures import counted, size
 
 from staddle_server.catalog import PackParity
 from staddle_server.cli.options import data_option, json_option
-from staddle_server.cli.words import Line, counted, size
+from staddle_server.cli.words import Line
 from staddle_server.datadir import DataDirectory
 from staddle_server.errors import Damaged
 from staddle_server.limits import PARITY_PERCENT_MAX

@@ -1,25 +1,10 @@
-"""How the commands say figures, and how far they are."""
+"""How the commands say how far they are."""
 
 import sys
 import time
 from typing import Final, Self
 
 SHOW_S: Final = 0.2
-
-
-def counted(number: int, noun: str) -> str:
-    """So many of something: "1 pack", "1,234 packs"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def size(size_bytes: int) -> str:
-    """A number of bytes in the largest unit that leaves at least one of it."""
-    amount = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
 
 
 class Line:

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from staddle_server.manifest.cursor import Cursor, Frame, PageCache
+from staddle_server.errors import Damaged
+from staddle_server.manifest.cursor import Cursor, Frame, PageCache, find_entry
 from staddle_server.manifest.entries import same, same_content
 from staddle_server.manifest.pages import Child, PageSource
-from staddle_server.types import Entry, Root, sort_key
+from staddle_server.types import Entry, Flag, Root, sort_key
 
 
 class ChangeType(IntEnum):
@@ -20,11 +21,15 @@ class ChangeType(IntEnum):
 
 
 class Changed(NamedTuple):
-    """One difference: `before` is None for ADDED, `after` for REMOVED."""
+    """One difference: `before` is None for ADDED, `after` for REMOVED.
+
+    `uncertain`: the side without the path marks the directory above it as incomplete, so the path may have existed unread.
+    """
 
     type: ChangeType
     before: Entry | None
     after: Entry | None
+    uncertain: bool = False
 
     @property
     def path(self) -> bytes:
@@ -46,13 +51,17 @@ class Counts(NamedTuple):
 def compare(a: Root, b: Root, source: PageSource, *, after: bytes | None = None) -> Iterator[Changed]:
     """How `b` differs from `a`, in order of path; with `after`, only what comes behind that path. Raises Damaged."""
     pair = _Pair(a, b, source, after)
+    doubts = _Doubts(a, source), _Doubts(b, source)
     while (found := pair.next(whole=False)) is not None:
         before, now = found
         assert not isinstance(before, Child)
         assert not isinstance(now, Child)
         changed = _changed(before, now)
-        if changed is not None:
-            yield changed
+        if changed is None:
+            continue
+        if before is None or now is None:
+            changed = changed._replace(uncertain=doubts[now is None].about(changed.path))
+        yield changed
 
 
 def count(a: Root, b: Root, source: PageSource) -> Counts:
@@ -85,6 +94,43 @@ def _changed(before: Entry | None, now: Entry | None) -> Changed | None:
     if not same_content(before, now):
         return Changed(ChangeType.CONTENT, before, now)
     return None if same(before, now) else Changed(ChangeType.METADATA, before, now)
+
+
+class _Doubts:
+    """Whether paths that a manifest lacks may have existed, unread. Asked in order of path."""
+
+    def __init__(self, root: Root, source: PageSource) -> None:
+        self._root = root
+        self._load = PageCache(source).load
+        self._missing: bytes | None = None
+        """A path that is missing, as all below it is, and whose directory is `_directory`."""
+        self._directory: bytes | None = None
+        self._incomplete = False
+
+    def about(self, path: bytes) -> bool:
+        """Whether the closest directory above a missing path is marked as incomplete, or cannot be read."""
+        if self._missing is not None and path.startswith(self._missing + b"/"):
+            return self._incomplete
+        missing = path
+        while missing:
+            directory = missing.rpartition(b"/")[0]
+            if directory == self._directory or self._look_at(directory):
+                self._missing = missing
+                return self._incomplete
+            missing = directory
+        return False
+
+    def _look_at(self, directory: bytes) -> bool:
+        """Whether the manifest has this directory."""
+        try:
+            entry = find_entry(self._root, directory, self._load)
+        except Damaged:
+            self._directory, self._incomplete = directory, True
+            return True
+        if entry is None:
+            return False
+        self._directory, self._incomplete = directory, bool(entry.flags & Flag.INCOMPLETE)
+        return True
 
 
 _Item = Entry | Child | None

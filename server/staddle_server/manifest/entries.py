@@ -15,6 +15,7 @@ I64_MIN: Final = -(2**63)
 I64_MAX: Final = 2**63 - 1
 
 _SHOWN_CHARACTERS_MAX: Final = 512
+_INCOMPLETE: Final = Flag.INCOMPLETE.value
 _TYPES_WITH_DEVICE: Final = (EntryType.CHAR_DEVICE, EntryType.BLOCK_DEVICE)
 _attributes_encoder: Final = msgspec.msgpack.Encoder()
 
@@ -113,6 +114,8 @@ def _check_numbers(entry: Entry) -> None:
         _bad("inode", path, "the inode is out of range")
     if not 0 <= entry.flags <= U32_MAX:
         _bad("flags", path, "the flags are out of range")
+    if entry.flags & _INCOMPLETE and entry.type != EntryType.DIRECTORY:
+        _bad("incomplete", path, "only a directory can be incomplete")
 
 
 def _check_by_type(entry: Entry) -> None:

@@ -10,7 +10,7 @@ The result is what building the resulting list of entries from nothing gives, di
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,9 @@ from staddle_server.manifest.pages import FORMAT, PageRules, PageSink, PageSourc
 from staddle_server.manifest.runs import Change, Packed, beginning, fold, merge_runs
 from staddle_server.manifest.tree import TreeBuilder
 from staddle_server.types import Entry, EntryType, Flag, Root, sort_key
+
+_READ_AGAIN: Final = Flag.READ_AGAIN.value
+_INCOMPLETE: Final = Flag.INCOMPLETE.value
 
 __all__ = ["Merged", "join", "merge", "merge_runs"]
 
@@ -244,9 +247,9 @@ class _Merge:
         found = entry_at(reference, key)
         if found is None or not same_content(found, entry):
             return entry
-        if not same(found, entry) and not entry.flags & Flag.IMPLIED:
+        # Not metadata but warnings about a reading: those of this one must not get lost, and the reference's incomplete is not this one's.
+        flags = found.flags & ~_INCOMPLETE | entry.flags & (_INCOMPLETE | _READ_AGAIN)
+        kept = found if flags == found.flags else msgspec.structs.replace(found, flags=flags)
+        if not same(kept, entry) and not entry.flags & Flag.IMPLIED:
             self._kept += 1
-        if not entry.flags & Flag.READ_AGAIN:
-            return found
-        # Not metadata but a warning about this reading: it must not get lost.
-        return msgspec.structs.replace(found, flags=found.flags | Flag.READ_AGAIN.value)
+        return kept

@@ -16,7 +16,7 @@ from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.records import records_prefix
 from staddle_server.upkeep.examine import Examined, Examiner, Fault, Pace
 from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
-from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.paths import LostPaths, each_backup
 from staddle_server.upkeep.recorded import Said, missing_records, read_records, unknown_backups
 
 
@@ -145,9 +145,9 @@ class _OfTenant:
         self._look_at_records()
         self._look_at_packs()
         self._look_for_orphans()
-        hurt = self._walk()
+        lost = self._walk()
         for seen in self._found:
-            for finding in pack_findings(self._tenant, seen, hurt):
+            for finding in pack_findings(self._tenant, seen, lost):
                 self._check.emit(finding)
             self._check.summary.cleared += len(seen.cleared)
 
@@ -256,25 +256,22 @@ class _OfTenant:
 
     # --- manifests
 
-    def _walk(self) -> Hurt:
-        """Names what is hurt; reads all manifests only if there is a reason, else just the first page of each."""
-        hurt = Hurt(self._tenant, self._catalog)
+    def _walk(self) -> LostPaths:
+        """Names the lost paths; reads all manifests only if there is a reason, else looks up the first page of each."""
+        lost = LostPaths(self._tenant, self._catalog)
         summary = self._check.summary
         total = 0
-        whole = True
         walk = self._check.plan.read or bool(self._found)
-        for number, backup in enumerate(each_backup(self._catalog, self._tenant.id)):
-            total += 1
-            summary.backups += 1
-            self._check.progress("backups", number, 0)
-            if whole:
-                whole = hurt.is_whole(backup) if walk else hurt.has_root(backup)
-        if not whole:
+        for total, backup in enumerate(each_backup(self._catalog, self._tenant.id), start=1):
+            self._check.progress("backups", total, 0)
+            walk = walk or not lost.has_root(backup)
+        summary.backups += total
+        if walk:
             for number, backup in enumerate(each_backup(self._catalog, self._tenant.id)):
                 self._check.progress("paths", number, total)
-                summary.paths += hurt.name(backup, self._check.emit)
-        summary.chunks += hurt.chunks
-        return hurt
+                summary.paths += lost.name(backup, self._check.emit)
+        summary.chunks += lost.chunks
+        return lost
 
 
 def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
@@ -363,7 +360,7 @@ def head_finding(tenant: Tenant, newest: int) -> Finding | None:
 _KINDS: Final = {WHOLE_PACK: "pack", FOOTER: "footer"}
 
 
-def pack_findings(tenant: Tenant, seen: Examined, hurt: Hurt) -> Iterator[Finding]:
+def pack_findings(tenant: Tenant, seen: Examined, lost: LostPaths) -> Iterator[Finding]:
     """What is said of a pack, once it is known what of it anything refers to."""
     pack = seen.pack.id
     told = {fault.segment for fault in seen.faults} | seen.marks()
@@ -373,7 +370,7 @@ def pack_findings(tenant: Tenant, seen: Examined, hurt: Hurt) -> Iterator[Findin
         for offset in sorted(seen.pack.marks - set(seen.cleared) - told)
     ]
     for fault in [*seen.faults, *before]:
-        severity, then = _weight(seen, fault, hurt)
+        severity, then = _weight(seen, fault, lost)
         where = f"pack {pack.hex()}" + (
             f", segment at {fault.segment}" if fault.segment != WHOLE_PACK else ""
         )
@@ -409,7 +406,7 @@ def cleared_findings(tenant: Tenant, seen: Examined) -> Iterator[Finding]:
         )
 
 
-def _weight(seen: Examined, fault: Fault, hurt: Hurt) -> tuple[str, str]:
+def _weight(seen: Examined, fault: Fault, lost: LostPaths) -> tuple[str, str]:
     """How bad a fault is, and what mends it."""
     pack = seen.pack.id
     match fault.kind:
@@ -419,7 +416,7 @@ def _weight(seen: Examined, fault: Fault, hurt: Hurt) -> tuple[str, str]:
             return DAMAGE, "`repair` makes the index again"
         case "footer" if WHOLE_PACK not in seen.pack.marks:
             return DAMAGE, "all its segments can be read by the index; `repair` copies them into a new pack"
-    if hurt.needs(pack, fault.segment):
+    if lost.needs(pack, fault.segment):
         return (
             DAMAGE,
             "the paths that need it are named; `repair` saves what can be read, and the next backup of them heals it",

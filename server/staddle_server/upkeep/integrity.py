@@ -13,14 +13,16 @@ from typing import Final, NamedTuple
 from staddle_server.catalog import KnownDamage
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, StaddleError, Unavailable
+from staddle_server.session.losses import Losses
 from staddle_server.session.presence import stored_size
+from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
 from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.threads import Background
 from staddle_server.upkeep.check import each_pack
 from staddle_server.upkeep.findings import Kept
-from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.paths import each_backup
 from staddle_server.upkeep.recorded import lost_records
 from staddle_server.upkeep.schedule import Stopping, Task
 
@@ -229,8 +231,9 @@ class Integrity:
         return left
 
     def _all_whole(self, tenant: bytes) -> bool:
-        hurt = Hurt(self._kept.tenants.get(tenant), self._kept.catalog, self._tick)
-        return all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, tenant))
+        reader = ChunkReader(self._kept.tenants.get(tenant), self._kept.catalog)
+        losses = Losses(reader, share=True, tick=self._tick)
+        return all(losses.is_whole(backup.root) for backup in each_backup(self._kept.catalog, tenant))
 
     def _tick(self) -> None:
         if self._thread.stopping:

@@ -22,13 +22,14 @@ from staddle_server.catalog.retention import plan_changed
 from staddle_server.errors import Precondition, StaddleError, Unavailable
 from staddle_server.session.clock import Clock
 from staddle_server.session.clockguard import ClockGuard
+from staddle_server.session.losses import Losses
+from staddle_server.session.reading import ChunkReader
 from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.records import DeletedRecord, PolicyRecord, RetainedRecord
 from staddle_server.upkeep.freed import Freed, freed_by
 from staddle_server.upkeep.retention import NS, Candidate, Planned, Policy, decode_policy, encode_policy, plan
 from staddle_server.upkeep.schedule import Stopping
-from staddle_server.upkeep.whole import Wholeness
 
 log = logging.getLogger(__name__)
 
@@ -221,13 +222,13 @@ class Policies:
 
         While no damage is known in the tenant, only the newest is looked at: the plan rests on that it is whole.
         """
-        look = Wholeness(tenant, self._catalog, tick)
+        losses = Losses(ChunkReader(tenant, self._catalog), share=True, tick=tick)
         newest = max(backups, key=lambda each: (each.begin_ns, each.number), default=None)
         if newest is None or (
-            not self._catalog.packs.damaged_count(tenant.id) and look.is_whole(newest.root)
+            not self._catalog.packs.damaged_count(tenant.id) and losses.is_whole(newest.root)
         ):
             return set()
-        return {backup.id for backup in backups if not look.is_whole(backup.root)}
+        return {backup.id for backup in backups if not losses.is_whole(backup.root)}
 
 
 def _planned(policy: Policy, backups: list[Backup], damaged: set[bytes], now_ns: int) -> list[Planned]:

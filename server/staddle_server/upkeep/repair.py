@@ -39,8 +39,8 @@ from staddle_server.upkeep.check import (
 from staddle_server.upkeep.collector import LEASE_S
 from staddle_server.upkeep.examine import Examined, Examiner, check_digests
 from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
-from staddle_server.upkeep.hurt import Hurt, each_backup
 from staddle_server.upkeep.parity import Outcome, repair_if_possible
+from staddle_server.upkeep.paths import LostPaths, each_backup
 from staddle_server.upkeep.recorded import Said, missing_records
 
 LOOKED_AT: Final = frozenset(
@@ -190,12 +190,11 @@ class _OfTenant:
                 for finding in cleared_findings(self._tenant, seen):
                     self._repair.emit(finding)
             return
-        hurt = Hurt(self._tenant, self._kept.catalog)
-        if not all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, self._tenant.id)):
-            for backup in each_backup(self._kept.catalog, self._tenant.id):
-                self._repair.done.paths += hurt.name(backup, self._repair.emit)
+        lost = LostPaths(self._tenant, self._kept.catalog)
+        for backup in each_backup(self._kept.catalog, self._tenant.id):
+            self._repair.done.paths += lost.name(backup, self._repair.emit)
         for seen in found:
-            for finding in pack_findings(self._tenant, seen, hurt):
+            for finding in pack_findings(self._tenant, seen, lost):
                 self._repair.emit(finding)
 
     # --- records

@@ -193,7 +193,7 @@ def _entry_in(m: pb.Entry) -> Entry:
         device=(major, minor) if major or minor or type_ in _DEVICES else None,
         link_group=m.link_group,
         attributes=attributes,
-        flags=Flag.READ_AGAIN.value if m.read_again else 0,
+        flags=(_READ_AGAIN if m.read_again else 0) | (_INCOMPLETE if m.incomplete else 0),
     )
 
 
@@ -234,6 +234,7 @@ def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
     if flags:
         m.read_again = bool(flags & _READ_AGAIN)
         m.implied = bool(flags & _IMPLIED)
+        m.incomplete = bool(flags & _INCOMPLETE)
     if entry.link_target is not None:
         try:
             m.link_target = entry.link_target.decode("utf-8")
@@ -255,6 +256,7 @@ def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
 # As plain numbers: an operation on flags makes an object of their class, for each of millions of entries.
 _READ_AGAIN: Final = Flag.READ_AGAIN.value
 _IMPLIED: Final = Flag.IMPLIED.value
+_INCOMPLETE: Final = Flag.INCOMPLETE.value
 _DIGEST_VERIFIED: Final = Flag.DIGEST_VERIFIED.value
 
 
@@ -282,6 +284,7 @@ def changed_out(changed: Changed) -> sv.Change:
         type=int(changed.type),  # type: ignore[arg-type] # the numbers are the same
         before=None if changed.before is None else entry_out(changed.before),
         after=None if changed.after is None else entry_out(changed.after),
+        uncertain=changed.uncertain,
     )
 
 

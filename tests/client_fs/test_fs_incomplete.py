@@ -1,0 +1,173 @@
+"""What a backup could not read: its directory says so, and nothing takes it for removed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from staddle._errors import TooMuchRemovedError
+from staddle._types import ChangeType, ProblemKind
+
+BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
+CACHED = pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])
+
+
+def options_of(*, thin: bool, cached: bool) -> dict:
+    return {"thin": thin} if cached else {"thin": thin, "cache_dir": None}
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
+    """Names that the disk cannot read while they are in this set."""
+    names: set[bytes] = set()
+    real = os.open
+
+    def opened(path, *args, **options) -> int:
+        if path in names:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+    return names
+
+
+def plant(source: Path) -> None:
+    for name in ("bad/a", "bad/s/x", "good/f", "good/secret", "last"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+
+
+def marked(protected) -> list[str]:
+    return [entry.path for entry in protected.client.entries("data", recursive=True) if entry.incomplete]
+
+
+@BOTH_WAYS
+@CACHED
+def test_a_directory_with_something_unread_is_marked_until_all_of_it_was_read(
+    thin: bool, cached: bool, protected, unreadable: set[bytes], tmp_path: Path
+) -> None:
+    options = options_of(thin=thin, cached=cached)
+    plant(protected.source)
+    protected.backup(**options)
+    target = tmp_path / "target"
+    protected.restore(target)
+    (target / "extra").touch()
+    (target / "bad" / "s" / "more").touch()
+
+    (protected.source / "good" / "secret").write_text("changed, so that it has to be read")
+    unreadable |= {b"bad", b"secret"}
+    for _ in range(2):
+        made = protected.backup(**options)
+        assert [(p.kind, p.path) for p in made.problems] == [
+            (ProblemKind.UNREADABLE, "bad"),
+            (ProblemKind.UNREADABLE, "good/secret"),
+        ]
+        assert marked(protected) == ["bad", "good"]
+    unreadable.clear()
+
+    first = list(protected.client.backups("data"))[-1]
+    changes = {change.path: change for change in protected.client.changes("data", first.id)}
+    gone = {path: change.uncertain for path, change in changes.items() if change.type is ChangeType.REMOVED}
+    assert gone == dict.fromkeys(["bad/a", "bad/s", "bad/s/x", "good/secret"], True)
+    assert changes["bad"].after.incomplete
+
+    report = protected.restore(target, delete=True)
+    assert report.deleted_paths == (b"extra",)
+    assert [(p.kind, p.path) for p in report.problems] == [
+        (ProblemKind.NOT_DELETED, "bad"),
+        (ProblemKind.NOT_DELETED, "good"),
+    ]
+    assert (target / "bad" / "s" / "more").exists()
+    assert (target / "good" / "secret").read_text() == "good/secret"
+    kept = protected.restore(target, delete=True, exclude=["bad/*", "secret"])
+    assert kept.problems == ()  # who names what may stay is not told of it
+
+    assert protected.backup(**options).complete
+    assert marked(protected) == []
+    report = protected.restore(target, delete=True)
+    assert (report.deleted_paths, report.problems) == ((b"bad/s/more",), ())
+
+
+@BOTH_WAYS
+@CACHED
+def test_what_lies_in_a_directory_that_became_unreadable_counts_as_removed(
+    thin: bool, cached: bool, protected, unreadable: set[bytes]
+) -> None:
+    options = options_of(thin=thin, cached=cached)
+    plant(protected.source)
+    protected.backup(**options)
+    unreadable.add(b"bad")
+    with pytest.raises(TooMuchRemovedError, match="3 of 8"):
+        protected.backup(max_removed_percent=30.0, **options)
+    assert protected.backup(max_removed_percent=40.0, **options).problems
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    ("became", "cached"), [("file", True), ("file", False), ("directory", True), ("link", False)]
+)
+def test_a_path_that_is_removed_and_made_again_while_it_is_read_is_in_the_backup(
+    thin: bool, *, became: str, cached: bool, protected, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = options_of(thin=thin, cached=cached)
+    plant(protected.source)
+    (protected.source / "again").write_text("before")
+    if became == "file":
+        protected.backup(**options)  # also where the base has it
+        (protected.source / "again").write_text("changed")
+    real = os.open
+    left = [2]
+
+    def opened(path, *args, **kwargs) -> int:
+        if path == b"again" and left[0] and not args[0] & os.O_DIRECTORY:
+            left[0] -= 1
+            (protected.source / "again").unlink()
+            try:
+                return real(path, *args, **kwargs)
+            finally:
+                if became == "file":
+                    (protected.source / "again").write_text("once more")
+                elif became == "link":
+                    (protected.source / "again").symlink_to("last")
+                else:
+                    (protected.source / "again").mkdir()
+                    (protected.source / "again" / "in").write_text("it")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", opened)
+    made = protected.backup(**options)
+    assert (made.problems, made.notes) == ((), ())
+    target = tmp_path / "target"
+    protected.restore(target)
+    if became == "link":
+        assert os.readlink(target / "again") == "last"
+    else:
+        path = target / "again" if became == "file" else target / "again" / "in"
+        assert path.read_text() == ("once more" if became == "file" else "it")
+    monkeypatch.undo()
+    (protected.source / "last").write_text("changed, too")
+    assert protected.backup(**options).complete
+    before = list(protected.client.backups("data"))[1]
+    changed = [change.path for change in protected.client.changes("data", before.id)]
+    assert "last" in changed
+    assert not any(path.startswith("again") for path in changed)
+
+
+def test_a_path_that_is_listed_and_never_found_is_a_problem_and_marks_its_directory(
+    protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(protected.source)
+    real = os.stat
+
+    def stat(path, *args, **kwargs):
+        if path == b"f":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+    for options in ({}, {"cache_dir": None}):
+        made = protected.backup(**options)
+        assert [(p.kind, p.path) for p in made.problems] == [(ProblemKind.UNREADABLE, "good/f")]
+        assert marked(protected) == ["good"]
