@@ -35,16 +35,18 @@ def health(server):
     return run("staddle-server", "health", "--data", server.data)
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """What all backups here are of; no test changes it."""
+    root = tmp_path_factory.mktemp("settled") / "folder"
     for name, data in FILES.items():
-        path = tmp_path / "folder" / name
+        path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     # A backup marks what has just changed, and a later one does not: their pages would differ.
     written_s = time.time()
     wait_until(lambda: time.time() > written_s + SETTLED_S)
-    return tmp_path / "folder"
+    return root
 
 
 def restored(server, target):
