@@ -225,7 +225,9 @@ def _tell_deleted(output: Output, report: RestoreReport) -> None:
         return
     output.table((f"- {_words.escaped(path)}",) for path in report.deleted_paths)
     if report.entries_deleted > len(report.deleted_paths):
-        output.notice(f"{report.entries_deleted - len(report.deleted_paths):,} more paths would be deleted")
+        output.notice(
+            f"{_figures.counted(report.entries_deleted - len(report.deleted_paths), 'more path')} would be deleted"
+        )
 
 
 def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: bool) -> None:
