@@ -52,7 +52,7 @@ def held(running: Running) -> list[str]:
     gate = service._gate
     found = []
     if gate.calls._slots or gate.streams._slots or gate._calls:
-        found.append(f"places: {len(gate.calls._slots)}, {len(gate.streams._slots)}, {len(gate._calls)}")
+        found.append(f"slots: {len(gate.calls._slots)}, {len(gate.streams._slots)}, {len(gate._calls)}")
     for _ in range(100):  # threads in the background hold one for a moment
         if not running.catalog.database.engine.pool.checkedout():
             break

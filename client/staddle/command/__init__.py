@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import suppress
 
-from staddle._standard import name_stdout, open_standard_streams
+from staddle._standard import open_standard_streams
 
 EXTRAS = frozenset({"click", "rich", "pathspec", "pyfastcdc", "zstandard"})
 """What the extra `cli` installs."""
@@ -16,7 +16,6 @@ EXTRAS = frozenset({"click", "rich", "pathspec", "pyfastcdc", "zstandard"})
 def main() -> None:
     """Runs the command, and ends the process with its exit code; without the extra `cli` it says what to install."""
     open_standard_streams(stdin=False)
-    name_stdout()
     gc.disable()  # what modules make while they load stays: looking for garbage in it takes 12 ms; see _options.command
     try:
         code = importlib.import_module("staddle.command._run").run(sys.argv[1:])

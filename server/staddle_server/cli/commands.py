@@ -1,15 +1,16 @@
 """The list of commands. Each is loaded when it is used, so that a probe every few seconds costs little."""
 
+import contextlib
 import importlib
 import sys
 from typing import Final
 
 import click
 from staddle._fitted import fitted
+from staddle._standard import stdout_failure
 
 import staddle_server
 from staddle_server.cli import missing
-from staddle_server.cli.output import watched
 from staddle_server.config import OperatorError, SettingsError
 from staddle_server.errors import StaddleError
 from staddle_server.threads import shortage
@@ -80,6 +81,13 @@ def group() -> None:
 
 
 def run() -> None:
-    # The answer of `health` is its exit code, and a server serves whether or not it can say where.
-    with watched(required=sys.argv[1:2] not in (["serve"], ["health"])):
+    try:
         group(prog_name="staddle-server")
+    except SystemExit as end:
+        # The answer of `health` is its exit code, and a server serves whether or not it can say where.
+        failure = None if sys.argv[1:2] in (["serve"], ["health"]) else stdout_failure()
+        if failure is None or isinstance(failure, BrokenPipeError):
+            raise
+        with contextlib.suppress(OSError):
+            click.echo(f"Error: {failure}", err=True)
+        sys.exit(end.code or 1)
