@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from staddle._convert import backup_of, sort_key
 from staddle._errors import ProtocolError
 from staddle._extras import Extras
+from staddle._figures import counted
 from staddle._preview import Preview
 from staddle._retry import Retry, RetryNotice
 from staddle._selection import Choice
@@ -175,7 +176,7 @@ class Restore:
         if tally.problems_dropped or any(problem.kind in FAILURES for problem in tally.problems):
             self._warnings.extend(
                 [
-                    f"{extras.count} paths that the backup does not have were kept, because not everything was restored."
+                    f"Kept {counted(extras.count, 'path')} that the backup does not have, because not everything was restored."
                 ]
                 if extras.count
                 else []
@@ -183,7 +184,7 @@ class Restore:
             return
         if extras.mounts:
             self._warnings.append(
-                f"{extras.mounts} directories were not looked into for what to delete: other file systems."
+                f"Deleted nothing in {counted(extras.mounts, 'directory', 'directories')} on which another file system is mounted."
             )
         if self._options.dry_run:
             extras.tell_failed(tally)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from staddle._figures import counted
 
 from staddle_server import errors, limits
 from staddle_server.catalog import begin, schema
@@ -327,7 +328,7 @@ def _require_complete(connection: Connection, upload: Row[Any]) -> None:
     if count:
         raise errors.Precondition(
             "MISSING_CHUNKS",
-            f"Entries of upload {upload.id.hex()} refer to {count} chunks that are not there: send them (GetUpload lists "
+            f"Entries of upload {upload.id.hex()} refer to {counted(count, 'missing chunk')}: send what is missing (GetUpload lists "
             "them), then commit again",
             upload=upload.id.hex(),
             count=str(count),

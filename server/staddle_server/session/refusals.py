@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from staddle._figures import counted
+
 from staddle_server.catalog import Upload, lease_held
 from staddle_server.errors import AlreadyExists, Conflict, Exhausted, Precondition, Unavailable
 from staddle_server.types import UploadState
@@ -72,8 +74,8 @@ def other_counts(upload: Upload, entry_count: int, data_bytes: int) -> AlreadyEx
     """A commit is replayed with other counts than the first had."""
     return AlreadyExists(
         "REQUEST_ID_REUSED",
-        f"upload {upload.id.hex()} was committed with {upload.entry_count} entries and {upload.data_bytes} bytes; this "
-        f"call says {entry_count} entries and {data_bytes} bytes, so it is not a replay: begin a new upload",
+        f"upload {upload.id.hex()} was committed with {counted(upload.entry_count, 'entry', 'entries')} and {counted(upload.data_bytes, 'byte')}; this "
+        f"call says {counted(entry_count, 'entry', 'entries')} and {counted(data_bytes, 'byte')}, so it is not a replay: begin a new upload",
         field="entry_count" if entry_count != upload.entry_count else "data_bytes",
     )
 
@@ -92,7 +94,7 @@ def too_many(count: int, whose: str) -> Exhausted:
     """No further upload can be written here."""
     return Exhausted(
         "TOO_MANY",
-        f"this server writes {count} uploads{whose} already; try again when some have ended",
+        f"this server writes {counted(count, 'upload')}{whose} already; try again when some have ended",
         retry_after_s=10,
     )
 

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from staddle._figures import counted
+
 from staddle_server.catalog import LivePack
 from staddle_server.errors import StaddleError
 from staddle_server.session.clock import Clock
@@ -130,8 +132,8 @@ class Scrubber:
         if not packs:
             return ""
         left = self._kept.catalog.verification.due_bytes(self._since_ns())
-        found = f"; {faults} findings of damage: run `staddle-server check`" if faults else ""
-        return f"{packs} packs read, {size} bytes; {left} bytes are due{found}"
+        found = f"; {counted(faults, 'finding')} of damage: run `staddle-server check`" if faults else ""
+        return f"{counted(packs, 'pack')} read, {counted(size, 'byte')}; {counted(left, 'byte')} due{found}"
 
     def _since_ns(self) -> int:
         return self._kept.clock.now_ns() - int(self._period_s * NS)
