@@ -22,7 +22,7 @@ from staddle._cache import Cache
 from staddle._cache_file import CacheError
 from staddle._cached import CachedScan
 from staddle._chosen import Source
-from staddle._convert import KINDS_TO_WIRE, backup_of, is_below, path_of, sort_key, split_path
+from staddle._convert import KINDS_TO_WIRE, backup_of, is_below, path_of, sort_key, split_path, time_ns_of
 from staddle._errors import (
     CancelledError,
     ConflictError,
@@ -433,6 +433,7 @@ class Run:
                 rely=opened.rely,
                 distrusted=opened.distrusted,
                 behind=behind,
+                since_ns=None if behind is None or self._own_work else self._begun_ns(opened.upload),
                 record=record,
                 behind_is_whole=skips,
             )
@@ -440,6 +441,12 @@ class Run:
             yield from self._watched(comparison)
             self._tally.unchanged = comparison.unchanged
             self._check_removed(opened, comparison)
+
+    def _begun_ns(self, upload: pb.Upload) -> int:
+        """When an upload began, by this machine's clock, as files have their times from it."""
+        now_ns = time.time_ns()  # before the call: too early is harmless
+        server_ns = time_ns_of(self._calls.call("GetServerInfo", wire.GetServerInfoRequest()).server_time)
+        return time_ns_of(upload.begin_time) + now_ns - server_ns
 
     def _check_removed(self, opened: Opened, seen: Comparison | CachedScan) -> None:
         """Raises TooMuchRemovedError if the source has become empty, or has lost more than it may have."""

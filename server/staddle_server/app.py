@@ -101,7 +101,7 @@ def run_server(
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
         with directory.store_locked(), open_rooms(directory) as opened:
             warn_of_readable([directory.master_key, directory.client_toml, settings.tls_key])
-            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns())
+            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns(), opened.looked)
             swept = opened.blobs.sweep()
             _event(
                 "starting",

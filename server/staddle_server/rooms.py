@@ -6,7 +6,7 @@ Here, and in `app`, concrete classes are named; everywhere else rooms know each 
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +47,8 @@ class Rooms:
     blobs: DirectoryBlobs
     keys: KeyStore
     catalog: Catalog
+    looked: generation.Looked | None = None
+    """How store and catalog compared when they were opened; None: they were not compared."""
 
     def tenants(self) -> Tenants:
         """What opens tenants by their keys."""
@@ -77,7 +79,7 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
         _refuse_emptied(directory, blobs, catalog)
         opened = Rooms(blobs, keys, catalog)
         if not only_look:
-            generation.refuse_older(directory, blobs, catalog)
+            opened = replace(opened, looked=generation.refuse_older(directory, blobs, catalog))
             _refuse_other_key(directory, opened)
             _refuse_older(directory, opened)
         yield opened

@@ -1,6 +1,8 @@
 """A server whose packs, records or keys are gone: it says so at its start, and the alarm ends once they are back."""
 
+import contextlib
 import os
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -159,6 +161,41 @@ def test_a_store_that_goes_from_under_a_running_server_is_an_alarm_until_it_is_b
     away.rename(store)
     wait_until(lambda: health(server).returncode == 0)
     assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
+
+
+@pytest.mark.parametrize("by", ["an older catalog", "a foreign one"])
+def test_a_catalog_that_is_written_into_in_place_is_an_alarm_and_is_used_no_more(server, folder, by):
+    """`cp older.db catalog.db` keeps the file that the server has open."""
+    words = ("staddle", "backup", folder, "--dataset", "www")
+    assert run(*words, config=server.config).returncode == 0
+    server.stop()
+    catalog = server.data / "catalog.db"
+    older = catalog.read_bytes()
+    server.start()
+    assert run(*words, config=server.config).returncode == 0
+    identity = catalog.stat().st_ino
+    if by == "a foreign one":
+        with contextlib.closing(sqlite3.connect(server.data.parent / "foreign.db")) as foreign:
+            foreign.execute("CREATE TABLE photos (name TEXT)")
+        older = (server.data.parent / "foreign.db").read_bytes()
+    with catalog.open("r+b") as file:
+        file.truncate()
+        file.write(older)
+    assert catalog.stat().st_ino == identity
+    (said,) = server.logged("the catalog is gone or another one")
+    assert "another catalog was written into" in said["message"]
+    assert "rebuild --replace" in said["message"]
+    wait_until(lambda: health(server).returncode == 4)
+    with pytest.raises(grpc.RpcError, match="another catalog was written into"):
+        server.stub().ListDatasets(sv.ListDatasetsRequest())
+    server.stop()
+    refused = run("staddle-server", "serve", "--data", server.data, "--listen", "127.0.0.1:0")
+    assert refused.returncode == 1
+    assert "rebuild --replace" in refused.stderr
+    rebuilt = run("staddle-server", "rebuild", "--replace", "--data", server.data)
+    assert rebuilt.returncode == 0, rebuilt.stdout + rebuilt.stderr
+    server.start()
+    assert len(server.stub().ListBackups(sv.ListBackupsRequest(dataset="www")).backups) == 2
 
 
 @pytest.mark.parametrize("another", [False, True], ids=["nothing", "an older copy"])

@@ -52,7 +52,7 @@ def held(running: Running) -> list[str]:
     gate = service._gate
     found = []
     if gate.calls._slots or gate.streams._slots or gate._calls:
-        found.append(f"places: {len(gate.calls._slots)}, {len(gate.streams._slots)}, {len(gate._calls)}")
+        found.append(f"slots: {len(gate.calls._slots)}, {len(gate.streams._slots)}, {len(gate._calls)}")
     for _ in range(100):  # threads in the background hold one for a moment
         if not running.catalog.database.engine.pool.checkedout():
             break
@@ -171,8 +171,9 @@ class Sweep:
             made = self.back_up(number, f"r{number}")
             assert made == upload.backup_id, "a replay made another backup"
             return made
-        # Otherwise a process before this one has aborted it, and died after that.
-        if upload.state == pb.UPLOAD_STATE_OPEN:
+        if (
+            upload.state == pb.UPLOAD_STATE_OPEN
+        ):  # else a process before this one has given it up, and died after that
             resumed = self.stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
             self.stub.AbortUpload(sv.AbortUploadRequest(upload_id=upload.id, epoch=resumed.epoch))
         return self.back_up(number, f"again{number}")

@@ -66,6 +66,7 @@ class Running:
     upload_life_s: float = 7 * 24 * 3600.0
     retention_every_s: float = 0.0
     parity_percent: int = 0
+    listen: str = "127.0.0.1:0"
     clock: MovedClock = field(default_factory=MovedClock)
     catalog_options: dict[str, float] = field(default_factory=dict)
 
@@ -97,7 +98,7 @@ class Running:
             parity_percent=self.parity_percent,
             clock=self.clock,
         )
-        self.port = self.service.start("127.0.0.1:0", None)
+        self.port = self.service.start(self.listen, None)
 
     def make_tenant(self, name: str) -> bytes:
         """A further tenant, by its id."""

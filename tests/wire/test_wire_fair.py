@@ -105,6 +105,8 @@ def test_entries_that_wait_for_one_writer_are_not_decoded_and_hold_up_no_other_u
         other.put_file("a", b"1")
         other.commit()
         assert set(decoded) == {other.upload.id}
+        held = running.service._gate.decoded.used(running.tenant)
+        assert held < 40 * request.ByteSize(), "each holds its message, and nothing of what that becomes"
     assert [call.result(timeout=20).incomplete for call in calls] == [[]] * 20
     assert writer.position == 1000
 

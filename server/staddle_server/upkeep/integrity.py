@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from staddle_server.catalog import KnownDamage
+from staddle_server.catalog import Generation, KnownDamage
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, StaddleError, Unavailable
 from staddle_server.session.losses import Losses
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 COMPARE_EVERY_S: Final = 3600.0
 LOOK_S: Final = 1.0
+CATALOG_EVERY: Final = 5
+"""The file of the catalog is looked into at every so many-th look."""
 REST: Final = 10
 """Reading all manifests takes at most one in so many parts of the time."""
 MARKED_AT_ONCE: Final = 1000
@@ -119,6 +121,9 @@ class Integrity:
         self._walked: dict[bytes, _State] = {}
         """What was so when a tenant's backups were last found not to be whole."""
         self._rest_until_s = 0.0
+        self._looks = 0
+        self._mark: Generation | None = None
+        """That of this server's start."""
         self.is_whole = True
         """Whether nothing is known to be damaged, a second ago."""
         self._lost: dict[bytes, str] = {}
@@ -128,6 +133,7 @@ class Integrity:
 
     def start(self) -> None:
         """Compares what all tenants have with the store, reports damage, and then keeps looking on its own thread."""
+        self._mark = self._kept.catalog.generation.get()
         self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())
         self._thread.start()
@@ -170,13 +176,21 @@ class Integrity:
 
     def _look_for_parts(self) -> bool:
         """Asks whether the store and the catalog that were opened are there: one may be unmounted, or another be in its place."""
-        self._look_for("the store", lambda: self._kept.blobs.size(FORMAT_NAME))
-        self._look_for("the catalog", self._kept.catalog.database.check_place)
+        self._look_for(
+            "the store", lambda: self._kept.blobs.size(FORMAT_NAME), ". Is its file system mounted?"
+        )
+        self._look_for("the catalog", self._look_into_catalog)
         if self._absent:
             self.is_whole = False
         return not self._absent
 
-    def _look_for(self, part: str, ask: Callable[[], object]) -> None:
+    def _look_into_catalog(self) -> None:
+        self._kept.catalog.database.check_place()
+        self._looks += 1
+        if self._mark is not None and self._looks % CATALOG_EVERY == 0:
+            self._kept.catalog.generation.require_unchanged(self._mark)
+
+    def _look_for(self, part: str, ask: Callable[[], object], hint: str = ".") -> None:
         try:
             ask()
         except BlobMissing:
@@ -184,9 +198,10 @@ class Integrity:
         except Unavailable as e:
             if part not in self._absent:
                 log.error(  # noqa: TRY400
-                    "%s is gone: %s. Is its file system mounted? Backups and restores fail until it is back",
+                    "%s is gone or another one: %s%s Backups and restores fail until that is mended",
                     part,
                     e.message,
+                    hint,
                 )
             self._absent.add(part)
             return

@@ -189,7 +189,7 @@ class Slots:
         return not self._slots
 
     def wait_idle(self, timeout_s: float) -> None:
-        """Waits until no slot is taken, so long at the most."""
+        """Waits until no slot is taken, at most `timeout_s`."""
         with self._lock:
             self._changed.wait_for(lambda: self.idle, timeout_s)
 
