@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from staddle._convert import is_below, sort_key
 from staddle._metadata import type_of
+from staddle._reading import RACY_NS
 from staddle._scan import Found, Marked
 from staddle._stream import VIEW_BASIC, DamageEvent, EntryEvent, read_restore
 from staddle.v1 import resources_pb2 as pb
@@ -16,6 +17,11 @@ from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
     from staddle._cache_record import Record
+
+
+SECOND_NS: Final = 10**9
+TICK_NS: Final = 20_000_000
+"""So far the time of a change may lie before the change: systems take it from a clock that ticks."""
 
 
 class BaseEntry(NamedTuple):
@@ -84,7 +90,8 @@ Difference = Changed | Removed | Marked
 class Comparison:
     """Tells changed, new and removed paths from a scan and the base's entries; both must be in order.
 
-    Paths up to `behind` are left out: a resumed backup has them already. `unchanged` counts as it goes.
+    Paths up to `behind` are left out: a resumed backup has them already. Where an earlier run sent them, those that changed since it
+    began are not left out, and neither are removals. `unchanged` counts as it goes.
     """
 
     scan: Iterable[Found | Marked]
@@ -94,6 +101,8 @@ class Comparison:
     distrusted: frozenset[bytes] = frozenset()
     """Paths of the base that are damaged."""
     behind: bytes | None = None
+    since_ns: int | None = None
+    """When, by this machine's clock, the earlier run began that sent what is up to `behind`; None: this run did."""
     record: Record | None = None
     """Gets to know what the backup then holds."""
     unchanged: int = 0
@@ -128,7 +137,12 @@ class Comparison:
             yield from self._removed_before(order, behind)
             base = self._take(found)
             if behind is not None and order <= behind:
-                continue
+                if not self._changed_since(found):
+                    continue
+                if found.is_directory():
+                    # It may have been something else, and nobody knows what of it the earlier run could not read.
+                    yield Marked(found)
+                    continue
             relied = base is not None and self._relies_on(base)
             if base is not None and relied and is_unchanged(found, base):
                 self.unchanged += 1
@@ -141,6 +155,14 @@ class Comparison:
             if self.record is not None:
                 self.record.settle(changed)
         yield from self._removed_before(None, behind)
+
+    def _changed_since(self, found: Found) -> bool:
+        """Whether a path that an earlier run dealt with may have changed since."""
+        if self.since_ns is None:
+            return False
+        newest_ns = max(found.stat.st_mtime_ns, found.stat.st_ctime_ns)
+        is_coarse = not newest_ns % SECOND_NS  # as file systems with whole seconds have it
+        return newest_ns >= self.since_ns - (RACY_NS if is_coarse else TICK_NS)
 
     def _advance(self) -> None:
         self._next = next(self.base, None)
@@ -157,7 +179,7 @@ class Comparison:
             if not path or (self._gone is not None and is_below(path, self._gone)):
                 continue  # a root is never removed: that would take everything
             self._gone = path
-            if behind is None or sort_key(path) > behind:
+            if behind is None or sort_key(path) > behind or self.since_ns is not None:
                 yield Removed(path)
 
     def _take(self, found: Found) -> BaseEntry | None:

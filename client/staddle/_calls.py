@@ -73,9 +73,16 @@ class Calls:
     """Calls over one channel. Thread-safe. All raise StaddleError, and nothing else, for what goes wrong outside."""
 
     def __init__(
-        self, settings: Settings, *, timeout_s: float | None = None, retry: Retry | None = None
+        self,
+        settings: Settings,
+        *,
+        timeout_s: float | None = None,
+        retry: Retry | None = None,
+        await_server: bool = False,
     ) -> None:
+        """`await_server`: a server that has not answered yet is tried again like one that went away."""
         self._channel = Channel(settings)
+        self._await_server = await_server
         self._timeout_s = timeout_s
         self._retry = retry or Retry()
         self.clock: Final = MonotonicClock(self._channel.sleep)
@@ -116,8 +123,10 @@ class Calls:
         )
 
     def may_reconnect(self, error: StaddleError) -> bool:
-        """False for an address at which nobody ever answered: waiting would only hide a wrong one."""
-        return self._channel.was_ready or not isinstance(error, ConnectError)
+        """False for an address at which no server ever answered: waiting would only hide a wrong one, unless it was asked for."""
+        if self._channel.was_ready or not isinstance(error, ConnectError):
+            return True
+        return self._await_server and "tls" not in error.facts
 
     def stream(
         self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
@@ -170,7 +179,9 @@ class Calls:
         if self._channel.closed:
             return CancelledError("This client was closed while it worked.")
         translated = from_rpc_error(error, address=self.address)
-        if isinstance(translated, ConnectError) and (failure := self._channel.explain(str(translated))):
+        if isinstance(translated, ConnectError) and (
+            failure := self._channel.explain(translated.facts.get("detail", ""))
+        ):
             translated = ConnectError(failure.message, facts={"address": self.address, "tls": failure.kind})
         if not isinstance(translated, ConnectError | DeadlineError):
             self._channel.was_ready = True

@@ -93,6 +93,7 @@ class Client(RetentionMethods):
         cache_dir: str | os.PathLike[str] | None = None,
         timeout_s: float | None = None,
         retry_s: float | None = None,
+        await_server: bool = False,
     ) -> None:
         """A client of `server` (HOST:PORT or unix:PATH).
 
@@ -102,7 +103,8 @@ class Client(RetentionMethods):
         backups hold that it has made, or "none"; by default $XDG_CACHE_HOME/staddle, which is mostly ~/.cache/staddle.
 
         One call has `timeout_s` (by default what suits it, a minute to an hour); what fails for a reason that passes is tried
-        again for `retry_s` (by default 10 s; backups have an argument of their own).
+        again for `retry_s` (by default 10 s; backups and restores have an argument of their own). A server that does not answer the very
+        first call is an error at once, unless `await_server` says that it may be starting: then that call is tried again, too.
 
         Raises ConfigError for what cannot be used, UnsupportedError on another platform.
         """
@@ -118,7 +120,7 @@ class Client(RetentionMethods):
         )
         self._cache_dir = settings.cache_dir
         retry = Retry() if retry_s is None else Retry(budget_s=retry_s)
-        self._calls = Calls(settings, timeout_s=timeout_s, retry=retry)
+        self._calls = Calls(settings, timeout_s=timeout_s, retry=retry, await_server=await_server)
 
     @classmethod
     def from_config(
@@ -134,6 +136,7 @@ class Client(RetentionMethods):
         cache_dir: str | os.PathLike[str] | None = None,
         timeout_s: float | None = None,
         retry_s: float | None = None,
+        await_server: bool = False,
     ) -> Self:
         """A client of what the configuration names, field by field: these arguments; STADDLE_SERVER, STADDLE_TOKEN, STADDLE_CA,
         STADDLE_CERT, STADDLE_KEY, STADDLE_SERVER_NAME, STADDLE_CACHE_DIR; a TOML file with the keys server, token, ca, cert, key, server_name,
@@ -162,6 +165,7 @@ class Client(RetentionMethods):
             cache_dir=settings.cache_dir,
             timeout_s=timeout_s,
             retry_s=retry_s,
+            await_server=await_server,
         )
 
     def __enter__(self) -> Self:

@@ -1,54 +1,69 @@
 """Standard streams as the caller of the program left them: closed, or on a disk that is full."""
 
+import errno
 import io
 import os
 import sys
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Final, cast
+
+_WHY: Final = {errno.EBADF: "it is closed", errno.EPIPE: "its reader has closed it"}
 
 
 class StdoutError(OSError):
     """Standard output cannot be written. A disk that is full is that of the output, not that of the data."""
 
     def __str__(self) -> str:
-        return f"cannot write to standard output: {self.strerror}"
+        return f"cannot write to standard output: {_WHY.get(self.errno or 0, self.strerror)}"
 
 
 class _Stdout(io.FileIO):
-    """Standard output, whose failures name it. A reader that has gone stays a BrokenPipeError."""
+    """Standard output, whose failures name it. A reader that has gone stays a BrokenPipeError.
+
+    Attributes:
+        failure: The first one.
+
+    """
+
+    def __init__(self, descriptor: int, *, closed: bool, late: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self.failure: OSError | None = StdoutError(errno.EBADF, os.strerror(errno.EBADF)) if closed else None
+        self._late = late
 
     def write(self, data: Any, /) -> int:
-        if not data:
-            return 0  # click tries a stream so, and takes a failure for another kind of stream
+        size = memoryview(data).nbytes
+        if not size or self.failure is not None:
+            return size  # click tries a stream with nothing, and takes a failure for another kind of stream
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except BlockingIOError:
+            raise
+        except BrokenPipeError as error:
+            self.failure = error if self._late else None
             raise
         except OSError as error:
-            # What is still in buffers is lost; it must not fail once more when the program ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), self.fileno())
-            raise StdoutError(error.errno, error.strerror) from error
+            self.failure = StdoutError(error.errno, error.strerror)
+            if self._late:
+                return size
+            raise self.failure from error
 
 
-def open_standard_streams(*, stdin: bool = True) -> None:
+def open_standard_streams(*, stdin: bool = True, late: bool = False) -> None:
     """Makes closed standard streams /dev/null, before the program opens anything else. A write to standard output then fails with StdoutError.
 
     Otherwise the next file that is opened gets such a number, and what is printed there, also by libraries in C, ends up in that file.
-    Without `stdin`, `sys.stdin` stays None, for programs that have to know; so does `sys.__stdout__` in any case.
+    Without `stdin`, `sys.stdin` stays None, for programs that have to know; so does `sys.__stdout__` in any case. With `late`, writing
+    never fails, and `stdout_failure` says in the end whether all has arrived; then a closed standard output is a failure, too.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is that of the stream
             if name != "stdin" or stdin:
                 setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
-    _name_stdout()
-
-
-def _name_stdout() -> None:
-    """Has failures of standard output named."""
+    closed = sys.__stdout__ is None
     stream = sys.stdout
-    if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):
+    if not isinstance(stream, io.TextIOWrapper) or (stream is not sys.__stdout__ and not (closed and late)):
         return  # closed, or somebody else's
-    raw = _Stdout(stream.fileno(), "wb", closefd=False)
+    raw = _Stdout(stream.fileno(), closed=closed, late=late)
     sys.stdout = io.TextIOWrapper(
         cast("BinaryIO", raw) if stream.write_through else io.BufferedWriter(raw),
         encoding=stream.encoding,
@@ -56,3 +71,14 @@ def _name_stdout() -> None:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+
+
+def stdout_failure() -> OSError | None:
+    """Why not everything that was printed has arrived: a StdoutError, or BrokenPipeError where its reader has gone."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    buffer: Any = getattr(sys.stdout, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
+    return raw.failure if isinstance(raw, _Stdout) else None

@@ -60,7 +60,7 @@ def _value(value: object) -> object:
         return str(value)  # JSON has no such numbers
     if isinstance(value, bool | int | float | None):
         return value
-    if isinstance(value, list | tuple):
+    if type(value) is list or type(value) is tuple:  # an address is a tuple, too, with text of its own
         return [_value(each) for each in value]
     return _clean(str(value))
 

@@ -62,23 +62,6 @@ def test_the_version_is_the_packages() -> None:
     assert run_installed("--version").stdout.split()[-1] == __version__
 
 
-def test_a_full_standard_output_is_named_once(data: Path) -> None:
-    for unbuffered in ("", "1"):
-        for arguments in (["tenant", "list", "--data", data], ["--help"]):
-            with open("/dev/full", "wb") as full:
-                done = subprocess.run(
-                    [COMMAND, *arguments],
-                    env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
-                    stdout=full,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    timeout=60,
-                    check=False,
-                )
-            assert done.stderr == "Error: cannot write to standard output: No space left on device\n"
-            assert done.returncode == 1
-
-
 def test_init_makes_the_directory_and_says_what_it_made_and_what_to_keep(tmp_path: Path) -> None:
     done = run_installed("init", "--data", tmp_path / "d")
     assert done.returncode == 0

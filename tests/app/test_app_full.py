@@ -229,6 +229,7 @@ def test_collecting_needs_no_server_and_no_room(tmp_path: Path, disk: Path) -> N
     assert [path for path in (disk / "store" / "packs").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_a_pack_of_many_small_chunks_is_collected_on_a_full_disk(tmp_path: Path, disk: Path) -> None:
     """Each of its rows in the index lies in another page, so that one transaction writes nearly all of the catalog to its log."""
     server = Server(disk)

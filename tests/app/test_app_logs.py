@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from staddle_server import logs
+from staddle_server.config import Address
 
 TOKEN = "staddle_" + "aB3-_" * 8 + "xyz"
 
@@ -52,7 +53,9 @@ def test_numbers_are_numbers_in_json_also_in_lists(stream: io.StringIO) -> None:
         "full": False,
         "names": ["a\n", 3],
     }
-    logging.getLogger(logs.CALLS).info("call", extra={"fields": {**fields, "rate": float("inf")}})
+    logging.getLogger(logs.CALLS).info(
+        "call", extra={"fields": {**fields, "rate": float("inf"), "address": Address("::1", 7443)}}
+    )
     line = json.loads(stream.getvalue(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert {key: line[key] for key in fields} == {
         "free_bytes": [7, 8],
@@ -61,7 +64,7 @@ def test_numbers_are_numbers_in_json_also_in_lists(stream: io.StringIO) -> None:
         "full": False,
         "names": ["a\\u000a", 3],
     }
-    assert line["rate"] == "inf"
+    assert (line["rate"], line["address"]) == ("inf", "[::1]:7443")
     logs.setup("text", "info", stream)
     logging.getLogger(logs.CALLS).info("call", extra={"fields": {**fields, "none": []}})
     assert (

@@ -81,7 +81,7 @@ def test_a_command_that_cannot_say_what_it_did_has_done_it_says_so_and_fails(
     helped = with_stdout(redirection, "--help")
     for done in (made, listed, helped):
         assert done.returncode == 1
-        assert done.stderr == f"Error: standard output could not be written: {REDIRECTIONS[redirection]}\n"
+        assert done.stderr == f"Error: cannot write to standard output: {REDIRECTIONS[redirection]}\n"
     assert "acme" in run("tenant", "list", "--data", data).stdout
 
 

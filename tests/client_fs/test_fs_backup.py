@@ -15,6 +15,7 @@ from fs_trees import assert_same, plant, seeded_bytes
 from staddle import _gather, _produce, _sender
 from staddle._calls import Calls
 from staddle._config import Settings
+from staddle._convert import entry_of
 from staddle._errors import ConflictError, ConnectError, DamageError, NoBaseError, RootDiffersError
 from staddle._source import run_backup
 from staddle._types import BackupKind, BackupOptions, ChangeType, ProblemKind
@@ -360,7 +361,7 @@ def test_an_interrupted_backup_is_gone_on_with_by_the_next_run(thin: bool, prote
     plant(protected.source, files=60)
     expected = protected.backup(dataset="untroubled").backup
     calls = Breaking(running, at=10**9, after=False)
-    stopped = Interrupting(calls, protected.source, after_entries=30)
+    stopped = Interrupting(calls, protected.source, after_entries=16)
     with pytest.raises(InterruptedError):
         stopped.run(thin=thin)
     (upload,) = stopped.uploads
@@ -375,8 +376,51 @@ def test_an_interrupted_backup_is_gone_on_with_by_the_next_run(thin: bool, prote
     assert made.backup.entry_count == expected.entry_count
 
 
+@BOTH_WAYS
+@pytest.mark.parametrize("kind", ["full", "incremental"])
+def test_what_changed_since_an_interrupted_run_began_is_in_the_backup_of_the_next_run(
+    thin: bool, kind: str, protected, running
+) -> None:
+    plant(protected.source, files=160)
+    for name in ("a/gone", "a/x", "a/becomes-dir"):
+        (protected.source / name).write_text("before")
+    if kind == "incremental":
+        protected.backup()
+        plant(protected.source / "more", 2, files=160)
+        (protected.source / "a" / "x").write_text("changed before")
+    calls = Breaking(running, at=10**9, after=False)
+    stopped = Interrupting(calls, protected.source, after_entries=30)
+    with pytest.raises(InterruptedError):
+        stopped.run(thin=thin)
+    (upload,) = stopped.uploads
+    calls.call("CheckpointUpload", wire.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch))
+    durable = calls.call("GetUpload", wire.GetUploadRequest(upload_id=upload.id)).upload.durable
+    assert entry_of(durable.last_entry).path_bytes.replace(b"/", b"\0") > b"a\0z"  # all of "a" is behind it
+    (protected.source / "a" / "x").write_text("changed in between")
+    (protected.source / "a" / "new").write_text("made in between")
+    (protected.source / "a" / "becomes-dir").unlink()
+    (protected.source / "a" / "becomes-dir").mkdir()
+    (protected.source / "a" / "becomes-dir" / "in").write_text("in it")
+    (protected.source / "a" / "gone").unlink()
+    made = backup_over(calls, protected.source, thin=thin, cache_dir=str(protected.cache))
+    calls.close()
+    assert made.resumed
+    assert made.complete
+    read = protected.client.read
+    assert read("data", "a/x") == b"changed in between"
+    assert read("data", "a/new") == b"made in between"
+    assert read("data", "a/becomes-dir/in") == b"in it"
+    entries = {entry.path: entry for entry in protected.client.entries("data", recursive=True)}
+    assert entries["a"].incomplete  # nobody knows what the first run could not read
+    assert ("a/gone" in entries) is (kind == "full")  # what only the first run had seen is not looked for
+    assert protected.backup().complete
+    entries = {entry.path: entry for entry in protected.client.entries("data", recursive=True)}
+    assert "a/gone" not in entries
+    assert not any(entry.incomplete for entry in entries.values())
+
+
 class Interrupting:
-    """A backup that is interrupted once the server has taken so many entries."""
+    """A backup that is interrupted when it has come to so many paths that are no files."""
 
     def __init__(self, calls: Calls, source: Path, *, after_entries: int) -> None:
         self.calls, self.source, self.after_entries = calls, source, after_entries
@@ -395,7 +439,7 @@ class Interrupting:
         def interrupted(*args):
             nonlocal count
             count += 1
-            if count >= 16:
+            if count >= self.after_entries:
                 raise InterruptedError("stopped by the test")
             return real_scan(*args)
 

@@ -15,7 +15,7 @@ TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "command.md").read_text()
 
 
-COMMON = {"--json", "--config", *(f"--{field.replace('_', '-')}" for field in CONNECTION_FIELDS)}
+COMMON = {"--json", "--config", "--retry", *(f"--{field.replace('_', '-')}" for field in CONNECTION_FIELDS)}
 
 
 def section(title: str) -> str:

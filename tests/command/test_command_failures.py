@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -477,3 +478,37 @@ def test_damage_is_named_and_the_rest_is_restored(nobody: CommandLine, server, t
     assert (records[0]["problem"], records[0]["path"]) == ("damaged", "a")
     assert records[-1]["complete"] is False
     assert nobody("cat", "d", "a", "--range", "2100000:", "--json", code=1).err
+
+
+def test_with_retry_every_command_waits_for_a_server_that_is_restarting(
+    nobody: CommandLine, running, source: Path, tmp_path: Path
+) -> None:
+    nobody.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("admin")}
+    nobody("backup", source, "--dataset", "www")
+    running.stop()
+    target = tmp_path / "target"
+    commands = [
+        ["restore", "www", "--target", target],
+        ["ls", "www"],
+        ["list"],
+        ["backup", source, "--dataset", "x"],
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as nobody_answers:
+        address = f"127.0.0.1:{nobody_answers.getsockname()[1]}"
+        waiting = [
+            subprocess.Popen(
+                nobody.words(*command, "--retry", "60s", "--server", address),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=nobody.environment,
+            )
+            for command in commands
+        ]
+        for _ in commands:  # each has tried in vain
+            nobody_answers.accept()[0].close()
+    running.listen = address
+    running.start()
+    for command, process in zip(commands, waiting, strict=True):
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, (command, err)
+    assert (target / "hello.txt").exists()

@@ -60,7 +60,7 @@ def test_a_new_field_breaks_nothing(checkout: Path) -> None:
         ("  string link_target = 12;\n", ""),
         ("string link_target = 12;", "string target = 12;"),
         ("string link_target = 12;", "bytes link_target = 12;"),
-        ("string link_target = 12;", "string link_target = 27;"),
+        ("string link_target = 12;", "string link_target = 28;"),
     ],
     ids=["removed", "renamed", "another type", "another number"],
 )

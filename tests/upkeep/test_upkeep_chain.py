@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from rebuilt import rebuild_in_place
 from staddle.v1 import service_pb2 as sv
 from staddle_server.session.clock import SystemClock
+from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.directory import DirectoryBlobs
-from staddle_server.store.records import ForgottenRecord, Stored, TenantRecord, sequence_of
+from staddle_server.store.records import (
+    ForgottenRecord,
+    Stored,
+    TenantRecord,
+    TenantSettingsRecord,
+    sequence_of,
+)
 from staddle_server.types import NO_LINK, Place
 from staddle_server.upkeep.age import records_unknown
 from staddle_server.upkeep.chain import Chain, Span, merge_spans, subtract
@@ -119,6 +126,18 @@ def test_a_head_that_is_missing_or_damaged_is_named_and_written_again(running):
         assert [each.kind for each in damage(check(running)[0])] == ["head"]
         assert damage(repair(running)[0]) == []
         assert check(running)[0] == []
+
+
+def test_a_record_that_is_being_written_beside_a_check_is_no_damage(running):
+    """Its object is in the store already, and the head is about to follow."""
+    decide(running)
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    running.catalog.tenants.keep_records(tenant.id, [as_pending(tenant.id, TenantSettingsRecord(60, 5))])
+    (pending,) = running.catalog.backups.pending_records(tenant.id)
+    tenant.records.put(pending.body, pending.place, pending.id)
+    assert check(running)[0] == []
+    assert finish_missing(tenant, running.catalog) == 1
+    assert tenant.records.head.read() == pending.place.sequence
 
 
 def test_records_that_are_lost_under_a_catalog_are_named_by_check_and_written_again_by_repair(running):

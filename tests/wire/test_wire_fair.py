@@ -34,7 +34,7 @@ def slow(running, monkeypatch):
 
 
 def at_work(running) -> int:
-    return len(running.service._gate.calls._places)
+    return len(running.service._gate.calls._slots)
 
 
 def waiting(running) -> int:
@@ -86,7 +86,7 @@ def test_so_many_calls_wait_for_a_place_whosever_they_are_and_one_more_is_refuse
 def test_a_call_keeps_its_place_until_its_thread_is_free(running, slow):
     (call,) = lists(running.stub(), 1)
     # Its message has come, and the handler is at work.
-    wait_until(lambda: [each._limit_s for each in running.service._gate.calls._places] == [math.inf])
+    wait_until(lambda: [each._limit_s for each in running.service._gate.calls._slots] == [math.inf])
     call.cancel()
     wait_until(lambda: not running.service._gate._calls)
     assert at_work(running) == 1

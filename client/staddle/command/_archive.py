@@ -10,7 +10,7 @@ from staddle._channel import tune_malloc
 from staddle._types import ArchiveFormat
 from staddle.command import _records, _words
 from staddle.command._exits import DONE, INCOMPLETE, Interruption
-from staddle.command._options import Session, require_stdout
+from staddle.command._options import RESTORE_RETRY_S, Session, require_stdout
 from staddle.command._problems import tell_problems
 from staddle.command._watching import watched
 
@@ -76,6 +76,7 @@ def _written(session: Session, wanted: Wanted, archive_format: ArchiveFormat) ->
                     paths=wanted.paths,
                     include=wanted.include,
                     exclude=wanted.exclude,
+                    retry_s=session.budget_s(RESTORE_RETRY_S),
                     progress=progress,
                 )
         except DamageError as error:

@@ -20,9 +20,9 @@ from staddle.command._exits import DONE, INCOMPLETE, Interruption
 from staddle.command._expected import Expected, Selection, Wanted
 from staddle.command._lists import STDIN, listed_paths
 from staddle.command._options import (
+    BACKUP_RETRY_S,
     Session,
     command,
-    duration,
     pattern_file_option,
     percent,
     reading,
@@ -154,14 +154,6 @@ class How:
     metavar="NAME",
     help="The host to remember, instead of this machine's name (a container has a new one each time).",
 )
-@click.option(
-    "--retry",
-    callback=reading(duration),
-    default="10m",
-    show_default=True,
-    metavar="DURATION",
-    help="How long to try again if the server goes away: 30s, 10m, 1h30m; 0 is not at all.",
-)
 def backup(
     session: Session,
     source: tuple[str, ...],
@@ -187,7 +179,6 @@ def backup(
     no_cache: bool,
     cache_dir: str | None,
     host: str | None,
-    retry: float,
 ) -> int:
     """Back up a directory or a file, standard input (`-`), or what a command prints (--from-command).
 
@@ -197,7 +188,13 @@ def backup(
     """
     if verbose and not dry_run:
         raise click.UsageError("-v names the paths of a --dry-run: add -n.")
-    wanted = Wanted(dataset=dataset, kind=kind, tags=_tags(tags), new_root=new_root, retry_s=retry)
+    wanted = Wanted(
+        dataset=dataset,
+        kind=kind,
+        tags=_tags(tags),
+        new_root=new_root,
+        retry_s=session.budget_s(BACKUP_RETRY_S),
+    )
     lists = (*files_from, *files_from0)
     of_path = (
         lists

@@ -26,6 +26,8 @@ R = TypeVar("R")
 V = TypeVar("V")
 F = TypeVar("F", bound=Callable[..., Any])
 
+BACKUP_RETRY_S: Final = 600.0
+RESTORE_RETRY_S: Final = 60.0
 RETRY_S_MAX: Final = 7 * 24 * 3600.0
 COUNT_MAX: Final = 1_000_000
 
@@ -43,6 +45,12 @@ class Session:
     output: Output
     connect: Connect
     """Opens a client as flags, environment and files say. A command calls it once its arguments are known to be right."""
+    retry_s: float | None = None
+    """--retry, where it was given."""
+
+    def budget_s(self, usual_s: float) -> float:
+        """How long to try again: as --retry says, else as usual."""
+        return usual_s if self.retry_s is None else self.retry_s
 
 
 class ByteRange(NamedTuple):
@@ -195,15 +203,22 @@ def command(
         def run(*args: Any, as_json: bool, **options: Any) -> int:
             config = options.pop("config")
             connection = {field: options.pop(field) for field in CONNECTION_FIELDS}
+            retry_s: float | None = options.pop("retry")
 
             def connect(*, cache_dir: str | None = None) -> Client:
-                return Client.from_config(config, cache_dir=cache_dir, **connection)
+                return Client.from_config(
+                    config,
+                    cache_dir=cache_dir,
+                    retry_s=retry_s,
+                    await_server=retry_s is not None,
+                    **connection,
+                )
 
             output: Output = click.get_current_context().obj
             output.as_json = as_json
             gc.freeze()
             gc.enable()
-            return function(Session(output, connect), *args, **options) or 0
+            return function(Session(output, connect, retry_s), *args, **options) or 0
 
         shown = "\n".join(f"  {example}" for example in examples)
         words = f"{inspect.cleandoc(function.__doc__ or '')}\n\n\b\n{shown}"
@@ -246,6 +261,12 @@ def _common_options() -> list[click.Parameter]:
             metavar="FILE",
             help="Where what is not said here is looked up. [env: STADDLE_CONFIG; else ~/.config/staddle/client.toml, "
             "/etc/staddle/client.toml]",
+        ),
+        click.Option(
+            ["--retry"],
+            callback=reading(duration),
+            metavar="DURATION",
+            help="How long to try again if the server goes away, or does not answer yet: 30s, 10m, 1h30m; 0 is not at all.",
         ),
         click.Option(
             ["--json", "as_json"],
@@ -370,7 +391,6 @@ _HINTS: Final = {
     "PLAN_CHANGED": "`staddle retention plan {dataset}` makes another one.",
     "ROOT_DIFFERS": "If it is, add --new-root; if only this machine's name has changed, --host keeps the old one.",
     "NO_BASE": "`--kind full`, or no --kind at all, makes the first one.",
-    "LEASE_HELD": "It goes away by itself when that one has ended, or a few minutes after it broke off.",
     "UNAUTHENTICATED": "On the server: `staddle-server token create --data DIR --role writer`.",
     "PERMISSION_DENIED": "On the server: `staddle-server token create --data DIR --role ROLE`.",
 }

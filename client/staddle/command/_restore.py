@@ -12,6 +12,7 @@ from staddle.command import _records, _words
 from staddle.command._archive import STDOUT, Wanted, write_archive
 from staddle.command._exits import DONE, FAILED, INCOMPLETE, Interruption
 from staddle.command._options import (
+    RESTORE_RETRY_S,
     Session,
     command,
     confirmed,
@@ -187,6 +188,7 @@ def _restored(
                     delete=delete,
                     confirm_delete=confirm,
                     dry_run=dry_run,
+                    retry_s=session.budget_s(RESTORE_RETRY_S),
                     progress=progress,
                 )
         except _DeclinedError:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Final
 
 import click
+from staddle._standard import StdoutError, stdout_failure
 
 from staddle_server.catalog import Tenant, Token
 from staddle_server.catalog.words import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option, print_rows
-from staddle_server.cli.output import OutputLostError, require_written
 from staddle_server.config import OperatorError, SettingsError
 from staddle_server.datadir import DataDirectory
 from staddle_server.errors import StaddleError
@@ -69,7 +69,8 @@ def create(
                 print_rows([row], as_json=True, empty="")
             else:
                 click.echo(text)
-            require_written()
+            if (failure := stdout_failure()) is not None:
+                raise failure
     if not as_json:
         with contextlib.suppress(OSError):
             words = f"This is the token {name} ({role} of {tenant}). Keep it: it is shown only once."
@@ -78,7 +79,7 @@ def create(
 
 @contextlib.contextmanager
 def _revoked_unless_shown(rooms: Rooms, tenant: Tenant, name: str) -> Iterator[None]:
-    """Revokes the token if the body, which shows it, does not come to its end. Raises OutputLostError where that could not be written."""
+    """Revokes the token if the body, which shows it, does not come to its end. Raises OperatorError where that could not be written."""
     try:
         yield
     except BaseException as error:
@@ -90,10 +91,9 @@ def _revoked_unless_shown(rooms: Rooms, tenant: Tenant, name: str) -> Iterator[N
                 f"the token {name} was not shown, and could not be revoked ({e.message}): "
                 f"`staddle-server token revoke {name} --tenant {tenant.name}`"
             )
-        if not isinstance(error, OSError | OutputLostError):
+        if not isinstance(error, OSError):
             raise
-        why = OutputLostError(error) if isinstance(error, OSError) else error
-        raise OperatorError(f"{why}; {outcome}") from error
+        raise OperatorError(f"{StdoutError(error.errno, error.strerror)}; {outcome}") from error
 
 
 @token.command("list")

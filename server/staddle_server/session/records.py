@@ -1,4 +1,4 @@
-"""Records: what was decided in the catalog, written to the store before anybody is told."""
+"""Writes what was decided in the catalog to the store, as records, before the caller gets an answer."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _finish(tenant: Tenant, catalog: Catalog, upto: bytes | None) -> int:
 
 
 def committed_record(backup: Backup) -> CommittedRecord:
-    """What the store is told of a backup."""
+    """The record of a backup."""
     return CommittedRecord(
         backup=backup.id,
         dataset=backup.dataset,

@@ -1,4 +1,4 @@
-"""Everything that a store should have, compared with what it has: see docs/operations.md, "Check, scrub, repair"."""
+"""Checks a store: compares everything that it should have with what it has (docs/operations.md, "Check, scrub, repair")."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.records import records_prefix
 from staddle_server.upkeep.examine import Examined, Examiner, Fault, Pace
 from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
+from staddle_server.upkeep.lostkeys import keys_words
 from staddle_server.upkeep.paths import LostPaths, each_backup
 from staddle_server.upkeep.recorded import Said, missing_records, read_records, unknown_backups
 
@@ -47,7 +48,7 @@ class Summary:
 
 
 class Progress(Protocol):
-    """Is told now and then how far a check is."""
+    """Receives the progress of a check now and then."""
 
     def __call__(self, doing: str, done: int, total: int) -> None:
         """`done` of `total` bytes (packs) or backups."""
@@ -65,8 +66,8 @@ class Plan:
         read: whether packs are read that nothing is known against; then also the manifests are walked.
         share: what part of these, 0 to 1; others are read only for a reason.
         random: picks them.
-        pace: is told of every read.
-        put_down: whether the catalog is told of what is found.
+        pace: receives the size of every read.
+        put_down: whether what is found is marked in the catalog.
 
     """
 
@@ -113,7 +114,7 @@ class Check:
         try:
             return self.kept.tenants.get(row.id)
         except Damaged as e:
-            self.emit(keys_finding(row, e))
+            self.emit(keys_finding(self.kept, row, e))
             return None
 
     def _look_for_others(self, known: set[bytes]) -> None:
@@ -174,7 +175,8 @@ class _OfTenant:
             self._check.emit(finding)
         for finding in chain_findings(self._tenant, said):
             self._check.emit(finding)
-        head = head_finding(self._tenant, said.chain.newest)
+        # The head follows its record at once, but not before a check beside it can see that: what counts as durable has its head.
+        head = head_finding(self._tenant, self._catalog.verification.recorded(self._tenant.id))
         if head is not None:
             self._check.emit(head)
         unknown = unknown_backups(said, self._catalog.verification.facts(self._tenant.id))
@@ -282,12 +284,12 @@ def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
         after = page[-1].id
 
 
-def keys_finding(row: TenantRow, error: StaddleError) -> Finding:
+def keys_finding(kept: Kept, row: TenantRow, error: StaddleError) -> Finding:
     """The keys of a tenant do not open: nothing of it can be looked at."""
     return Finding(
         "keys",
         DAMAGE,
-        f"nothing of tenant {row.name} can be read: {error.message}; `repair` writes the keys again from the catalog",
+        keys_words(kept.blobs, kept.keys, row, error),
         tenant=row.name,
         object=f"keys/{row.id.hex()}",
     )
@@ -340,7 +342,7 @@ def chain_findings(tenant: Tenant, said: Said) -> Iterator[Finding]:
 
 
 def head_finding(tenant: Tenant, newest: int) -> Finding | None:
-    """The tenant's head, if it does not say that there is a record with the number `newest`."""
+    """The tenant's head, if it does not say that there is a record with the number `newest`, the last one known to be durable."""
     head = tenant.records.head
     try:
         if head.read() >= newest:
@@ -363,11 +365,11 @@ _KINDS: Final = {WHOLE_PACK: "pack", FOOTER: "footer"}
 def pack_findings(tenant: Tenant, seen: Examined, lost: LostPaths) -> Iterator[Finding]:
     """What is said of a pack, once it is known what of it anything refers to."""
     pack = seen.pack.id
-    told = {fault.segment for fault in seen.faults} | seen.marks()
-    # What a glance does not see is said because it was put down before.
+    reported = {fault.segment for fault in seen.faults} | seen.marks()
+    # What a glance does not see is reported because it was marked before.
     before = [
         Fault(_KINDS.get(offset, "segment"), "it was found damaged before", max(offset, WHOLE_PACK))
-        for offset in sorted(seen.pack.marks - set(seen.cleared) - told)
+        for offset in sorted(seen.pack.marks - set(seen.cleared) - reported)
     ]
     for fault in [*seen.faults, *before]:
         severity, then = _weight(seen, fault, lost)

@@ -151,17 +151,17 @@ class Policies:
         if applied is None:
             made = self.plan(tenant, dataset, tick)
             made.require(dataset, token)
-            return self._apply(tenant, dataset, made)
+            return self._apply(tenant, dataset, made, tick)
         finish_missing(self._tenants.get(tenant), self._catalog)
         return applied
 
     def run(self, stopping: Stopping) -> str:
         """Follows the policies of all tenants' datasets; says in a few words what it deleted. One that fails keeps no other back.
 
-        Whoever sets a policy has time to look at its plan: it is followed once it is as old as that.
+        A new policy is not followed in its first period, so that there is time to look at its plan.
 
         Raises:
-            ClockInDoubt: the clock has jumped, and nobody has confirmed it.
+            ClockInDoubt: the clock has jumped, and the jump is not confirmed.
 
         """
         deleted = failed = 0
@@ -195,16 +195,17 @@ class Policies:
         if not made.going:
             return 0
         self._guard.require()
-        gone = self._apply(tenant, dataset, made).backups
+        gone = self._apply(tenant, dataset, made, tick).backups
         log.info(
             "retention deleted %s of dataset %r: %s", _counted(len(gone), "backup"), dataset, _listed(gone)
         )
         return len(gone)
 
-    def _apply(self, tenant: bytes, dataset: str, made: Plan) -> Applied:
+    def _apply(self, tenant: bytes, dataset: str, made: Plan, tick: Tick) -> Applied:
         self._tenants.require_recording(tenant)
         now_ns = self._guard.look().latest_ns
         with self._catalog.tenants.deciding(tenant, now_ns) as at_ns:
+            tick()
             applied = self._catalog.retention.apply(
                 tenant,
                 dataset,

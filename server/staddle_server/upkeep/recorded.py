@@ -1,4 +1,4 @@
-"""Whether the records in the store say what the catalog says: what is missing there, and what is there that nobody knows."""
+"""Compares the records in the store with the catalog: which are missing, and which the catalog does not know."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Wanted(NamedTuple):
 class Said:
     """What a tenant's records say together, and those of them that do not open, with the reason.
 
-    `missing`: numbers of records that the catalog decided on, and that are gone without a word about that.
+    `missing`: numbers of records that the catalog decided on, and that are gone, with no record that says they may be.
     `rebuilt`: records up to this number were decided by an earlier catalog.
     """
 
