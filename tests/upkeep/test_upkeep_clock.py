@@ -170,7 +170,12 @@ def test_an_upload_does_not_expire_by_a_jump_and_does_once_it_is_confirmed(runni
     running.clock.jump_s = running.upload_life_s + DAY
     source.upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=source.upload.id)).upload
     source.commit()
+    by_id = sv.GetUploadRequest(upload_id=late.upload.id)
+    running.service._uploads._expire()
+    assert stub.GetUpload(by_id).upload.state == pb.UPLOAD_STATE_OPEN
     ClockGuard(running.catalog, running.clock).confirm()
+    running.service._uploads._expire()
+    assert stub.GetUpload(by_id).upload.state == pb.UPLOAD_STATE_EXPIRED
     with pytest.raises(grpc.RpcError) as closed:
         stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=late.upload.id))
     assert reason(closed.value) == "UPLOAD_CLOSED"

@@ -73,6 +73,16 @@ def test_400_calls_of_one_token_at_work_leave_another_tenant_served(running, slo
     slow.set()
 
 
+def test_so_many_calls_wait_for_a_place_whosever_they_are_and_one_more_is_refused(running, slow, monkeypatch):
+    monkeypatch.setattr(streams, "WAIT_S", 600.0)
+    running.service._gate.calls._waiting_max = 5
+    calls = lists(running.stub(), CALLS_TOKEN_MAX + 10)
+    wait_until(lambda: sum(call.done() for call in calls) == 5)
+    assert (at_work(running), waiting(running)) == (CALLS_TOKEN_MAX, 5)
+    slow.set()
+    wait_until(lambda: at_work(running) == waiting(running) == 0)
+
+
 def test_a_call_keeps_its_place_until_its_thread_is_free(running, slow):
     (call,) = lists(running.stub(), 1)
     # Its message has come, and the handler is at work.
