@@ -34,6 +34,7 @@ from staddle_server.manifest.merge import Merged
 from staddle_server.session import refusals
 from staddle_server.session.base import Base
 from staddle_server.session.clock import Clock
+from staddle_server.session.clockguard import ClockGuard
 from staddle_server.session.finishing import all_added, check_counts, compared, new_backup, write_manifest
 from staddle_server.session.frames import Frame
 from staddle_server.session.gather import ChunkSink, ManifestSink
@@ -82,7 +83,7 @@ class UploadWriter:
         presence: Presence,
         compressors: Executor,
         clock: Clock,
-        terms: Terms,
+        terms: Callable[[], Terms],
         space: Space | None = None,
     ) -> None:
         """`space`: the room on the disk. Where there is too little for more, what has arrived can still be made durable."""
@@ -511,6 +512,7 @@ class UploadWriter:
                 backup=new,
                 record=encode_committed,
                 now_ns=self._clock.now_ns(),
+                retain_from_ns=ClockGuard(self._catalog, self._clock).look().latest_ns,
                 accepted=(entry_count, data_bytes),
                 wrote=self._wrote,
             )
