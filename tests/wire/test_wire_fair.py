@@ -74,7 +74,7 @@ def test_400_calls_of_one_token_at_work_leave_another_tenant_served(running, slo
 
 
 def test_so_many_calls_wait_for_a_place_whosever_they_are_and_one_more_is_refused(running, slow, monkeypatch):
-    monkeypatch.setattr(streams, "WAIT_S", 600.0)
+    monkeypatch.setattr(slots, "WAIT_S", 600.0)
     running.service._gate.calls._waiting_max = 5
     calls = lists(running.stub(), CALLS_TOKEN_MAX + 10)
     wait_until(lambda: sum(call.done() for call in calls) == 5)
