@@ -294,9 +294,9 @@ def test_packs_that_were_read_while_the_clock_was_ahead_are_due_again_once_it_is
     scrubber = Scrubber(kept(garbage.running), period_s=30 * DAY, bytes_per_s=1e12, busy=lambda: False)
     scrub = scrubber.task().run
     garbage.running.clock.jump_s = YEAR
-    assert scrub(lambda: False).startswith("1 packs read")
+    assert scrub(lambda: False).startswith("1 pack read")
     garbage.running.clock.jump_s = 0
-    assert scrub(lambda: False).startswith("1 packs read")
+    assert scrub(lambda: False).startswith("1 pack read")
     assert scrub(lambda: False) == ""
 
 
