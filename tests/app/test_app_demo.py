@@ -122,6 +122,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     return here, source, done.stdout
 
 
+@pytest.mark.xdist_group("demo")  # one worker runs it for all
 def test_the_demonstration_backs_up_changes_restores_and_compares(shown: tuple[Path, Path, str]) -> None:
     here, _, said = shown
     for command in ("backup", "list", "diff", "restore"):
@@ -133,6 +134,7 @@ def test_the_demonstration_backs_up_changes_restores_and_compares(shown: tuple[P
     assert stat.S_IMODE((restored / "sub" / "deep" / "read-only").stat().st_mode) == 0o400
 
 
+@pytest.mark.xdist_group("demo")  # one worker runs it for all
 def test_the_demonstration_stops_the_server_that_it_started(shown: tuple[Path, Path, str]) -> None:
     here, _, _ = shown
     pid = int((here / "demo-data" / "server" / "server.lock").read_text().split()[0])
@@ -141,6 +143,7 @@ def test_the_demonstration_stops_the_server_that_it_started(shown: tuple[Path, P
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")  # one worker runs it for all
 def test_the_commands_at_the_end_work_when_pasted(shown: tuple[Path, Path, str]) -> None:
     here, _, said = shown
     ending = said[said.index("paste these") :].splitlines()[1:]

@@ -13,6 +13,8 @@ from staddle_server.cli.commands import COMMANDS
 from staddle_server.limits import STORED_MEMORY_MAX
 from stored_bounds import HOSTILE, READERS
 
+# One worker measures for both tests.
+pytestmark = pytest.mark.xdist_group("stored bounds")
 HERE = Path(__file__).parent
 OF_COMMANDS = {
     "serve": {"start", "restore", "list", "compare", "range", "backup", "scrub", "packs", "retention"},
