@@ -99,6 +99,9 @@ serve: $(STAMP)
 	@$(BIN)/staddle-server serve --data staddle-data --listen $(LISTEN)
 
 # --- to work on it
+# Otherwise each worker compiles all tests in each run, which takes 8 s of processor time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: test
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" $(ARGS)

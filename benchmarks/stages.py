@@ -62,7 +62,7 @@ _PATTERNS: Final = tuple(
         (READ, r"staddle_server/store/directory\.py .*\bos\.(pread|read|open)\b"),
         (WRITE, r"staddle_server/store/directory\.py |staddle_server/session/publisher\.py "),
         (SEAL, r"staddle_server/store/(keys|packform)\.py "),
-        (MANIFEST, r"staddle_server/(manifest/|session/(intake|received|gather|finishing|base|progress)\.py )"),
+        (MANIFEST, r"staddle_server/(manifest/|session/(intake|received|accepted|gather|finishing|losses|base|progress)\.py )"),
         (PROTOBUF, r"staddle_server/wire/(messages|encoding|convert)\.py "),
         # the client
         (WALK, r"staddle/(_scan|_excludes|_metadata|_base)\.py "),

@@ -27,6 +27,12 @@ def _text(written: str | bytes | None) -> str:
     return written.decode("utf-8", "backslashreplace") if isinstance(written, bytes) else written or ""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than processors: many tests wait for a moment, and another one uses it."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 4
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """A failed test shows what its command and its server wrote.

@@ -72,6 +72,14 @@ OF_THE_CLIENT: Final = {
         frozenset({"wire"}),
         "fields that are written by hand are messages as much as those of the generated code",
     ),
+    "staddle._figures": (
+        frozenset(MAY_IMPORT),
+        "counts, sizes and durations are written and read alike on both sides",
+    ),
+    "staddle._fitted": (
+        frozenset({ABOVE}),
+        "only commands write to a terminal, and both do it alike",
+    ),
     "staddle._standard": (
         frozenset({ABOVE}),
         "standard streams are opened before anything else, on both sides",

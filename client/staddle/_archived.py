@@ -30,9 +30,10 @@ from staddle._stream import (
     FileEndEvent,
     is_file,
 )
-from staddle._streams import Streams, retry_words
+from staddle._streams import Streams
 from staddle._tally import WriteTally
 from staddle._target import is_in
+from staddle._told import retry_words
 from staddle._types import BinarySink, ProblemKind, Progress, RestoreOptions, RestoreReport
 from staddle.v1 import resources_pb2 as pb
 

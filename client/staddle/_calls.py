@@ -179,7 +179,9 @@ class Calls:
         if self._channel.closed:
             return CancelledError("This client was closed while it worked.")
         translated = from_rpc_error(error, address=self.address)
-        if isinstance(translated, ConnectError) and (failure := self._channel.explain(str(translated))):
+        if isinstance(translated, ConnectError) and (
+            failure := self._channel.explain(translated.facts.get("detail", ""))
+        ):
             translated = ConnectError(failure.message, facts={"address": self.address, "tls": failure.kind})
         if not isinstance(translated, ConnectError | DeadlineError):
             self._channel.was_ready = True

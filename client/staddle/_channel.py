@@ -18,7 +18,7 @@ from typing import Final
 import grpc
 from google.protobuf.message import Message
 
-from staddle._config import UNIX_PREFIX, Settings
+from staddle._config import ABSTRACT, UNIX_PREFIX, Settings, after_unix
 from staddle._errors import CancelledError, ConfigError, UnsupportedError
 from staddle._given import token_of
 from staddle._scarce import start
@@ -92,8 +92,9 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> "Address":
         """Reads HOST, HOST:PORT, [IPV6], [IPV6]:PORT or unix:PATH. Raises ConfigError."""
-        if text.startswith(UNIX_PREFIX):
-            return cls("", 0, _socket_path(text))
+        socket = after_unix(text)
+        if socket is not None:
+            return cls("", 0, _socket_path(text, socket))
         host, port = text, ""
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")
@@ -137,9 +138,13 @@ def _bad_address(text: str) -> ConfigError:
     )
 
 
-def _socket_path(text: str) -> str:
-    """The absolute path in unix:PATH or unix:///PATH."""
-    path = text.removeprefix(UNIX_PREFIX)
+def _socket_path(text: str, path: str) -> str:
+    """The absolute path in `text`, which is unix:PATH or unix:///PATH; `path` is what follows the prefix."""
+    if path.startswith(ABSTRACT):
+        raise ConfigError(
+            f"{text!r} names an abstract socket, and a server listens on none: write unix:PATH (unix:./@NAME for a file whose name "
+            "begins with @)."
+        )
     if path.startswith("//"):
         path = path[2:] if path.startswith("///") else ""
     if not path or path.endswith("/") or not path.isprintable():

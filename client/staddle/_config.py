@@ -18,6 +18,8 @@ from staddle._errors import ConfigError
 from staddle._given import read, text_of, unquoted
 
 UNIX_PREFIX: Final = "unix:"
+ABSTRACT: Final = "@"
+"""How other programs write a socket without a file; no server listens there."""
 CONFIG_VARIABLE: Final = "STADDLE_CONFIG"
 CONFIG_FILES: Final = ("~/.config/staddle/client.toml", "/etc/staddle/client.toml")
 CONFIG_BYTES_MAX: Final = 64 * 1024
@@ -140,6 +142,11 @@ def _read_file(path: str) -> dict[str, str]:
     return values
 
 
+def after_unix(text: str) -> str | None:
+    """What follows `unix:`, in any case, in a server's address; None: it is no Unix socket."""
+    return text[len(UNIX_PREFIX) :] if text.lower().startswith(UNIX_PREFIX) else None
+
+
 def _checked(table: Mapping[str, object], path: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for key, value in table.items():
@@ -152,8 +159,9 @@ def _checked(table: Mapping[str, object], path: str) -> dict[str, str]:
             kind = _KINDS.get(type(value), "something else")
             raise ConfigError(f"{path}: {name} must be a string, not {kind}.", facts={"path": path})
         text = unquoted(value)
-        if name == "server" and text.startswith(UNIX_PREFIX) and not text.startswith(f"{UNIX_PREFIX}/"):
-            text = UNIX_PREFIX + _beside(path, text.removeprefix(UNIX_PREFIX))
+        socket = after_unix(text) if name == "server" else None
+        if socket is not None and not socket.startswith(("/", ABSTRACT)):
+            text = UNIX_PREFIX + _beside(path, socket)
         values[name] = _beside(path, text) if name in PATH_FIELDS else text
     return values
 

@@ -35,6 +35,7 @@
 Every one has a stable `reason`: for what a server says, the ErrorReason of protos/staddle/v1/errors.proto without its prefix.
 """
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -335,6 +336,12 @@ BY_CODE: Final[Mapping[grpc.StatusCode, type[StaddleError]]] = {
 }
 
 
+_CONNECTING: Final = re.compile(
+    r"^failed to connect to all addresses; last error: [A-Z_]+: (?:\S+: )?(?:Failed to connect to remote host: )?"
+)
+"""What gRPC says before the reason: which of its status codes it was, and the address once more."""
+
+
 def from_rpc_error(error: grpc.RpcError, *, address: str = "") -> StaddleError:
     """The exception for a failed call: by the reason in its google.rpc.Status, else by its code.
 
@@ -350,18 +357,19 @@ def from_rpc_error(error: grpc.RpcError, *, address: str = "") -> StaddleError:
     kind = BY_CODE.get(code, ServerError)
     if kind is ConnectError:
         return connect_error(address, details)
-    message = details or f"The call failed with {code.name} and without a word."
+    message = details or "The call failed (no details): the log of the server may have more."
     return kind(message, facts={"code": code.name}, retry_after_s=retry_after_s)
 
 
 def connect_error(address: str, detail: str) -> ConnectError:
     """Says who does not answer, why, and how to start a server there."""
     where = f"No Staddle server answers at {address}" if address else "No Staddle server answers"
-    why = f": {detail}" if detail else ""
+    why = f": {_CONNECTING.sub('', detail)}" if detail else ""
     message = (
         f"{where}{why}. Is it running? `staddle-server serve --data DIR` starts one, and prints its address."
     )
-    return ConnectError(message, facts={"address": address} if address else {})
+    facts = {"address": address, "detail": detail}
+    return ConnectError(message, facts={name: fact for name, fact in facts.items() if fact})
 
 
 def _unavailable_not_connect(kind: type[StaddleError]) -> type[StaddleError]:

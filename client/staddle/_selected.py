@@ -10,6 +10,7 @@ from typing import Final
 from staddle._chosen import Source, source_of
 from staddle._errors import BadRequestError, TooMuchRemovedError
 from staddle._excludes import Excludes, excludes_of, lines_of
+from staddle._figures import counted
 from staddle._omissions import Omissions, is_server_directory
 from staddle._quietly import open_quietly
 from staddle._types import BackupOptions, path_to_bytes
@@ -124,27 +125,35 @@ def omissions_of(options: BackupOptions) -> Omissions:
     return Omissions(options.exclude_caches, marks, most)
 
 
-def emptied(path: bytes) -> TooMuchRemovedError:
-    """The error for a directory that has become empty."""
+def emptied(path: bytes, *, excluded: bool = False) -> TooMuchRemovedError:
+    """The error for a directory that has become empty, or of which everything is excluded."""
     root = os.fsdecode(path)
+    if excluded:
+        what = f"Everything in {root!r} is excluded, and the backup before has entries in it. Nothing was backed up. Change what is excluded"
+    else:
+        what = (
+            f"There is nothing in {root!r}, and the backup before has entries in it. Is its disk mounted? "
+            "Nothing was backed up. If it is meant to be empty"
+        )
+    meant = "; if that is meant" if excluded else ""
     return TooMuchRemovedError(
-        f"There is nothing in {root!r}, and the backup before has entries in it. Is its disk mounted? Nothing was backed up. "
-        "If it is meant to be empty, say `--max-removed 100` (max_removed_percent=100).",
-        facts={"root": root},
+        f"{what}{meant}, say `--max-removed 100` (max_removed_percent=100).", facts={"root": root}
     )
 
 
-def check_removed(root: bytes, before: int, kept: int, *, nothing: bool, max_percent: float | None) -> None:
-    """Raises TooMuchRemovedError if of `before` entries of the base too few are left."""
+def check_removed(
+    root: bytes, before: int, kept: int, *, nothing: bool, excluded: bool, max_percent: float | None
+) -> None:
+    """Raises TooMuchRemovedError if of `before` entries of the base too few are left. `nothing`: not one is, all are excluded if `excluded`."""
     if not before:
         return
     removed = before - kept
     if nothing:
-        raise emptied(root)
+        raise emptied(root, excluded=excluded)
     facts = {"root": os.fsdecode(root), "base_entries": str(before), "removed_entries": str(removed)}
     if max_percent is not None and removed * ALL_PERCENT > max_percent * before:
         raise TooMuchRemovedError(
-            f"{removed:,} of {before:,} entries of the backup before are gone from {os.fsdecode(root)!r}, or are excluded now: more than {max_percent:g} %. "
+            f"{removed:,} of {counted(before, 'entry', 'entries')} of the backup before {'is' if removed == 1 else 'are'} gone from {os.fsdecode(root)!r} or excluded now: more than {max_percent:g} %. "
             "Nothing was backed up. If that is meant, allow more with `--max-removed` (max_removed_percent).",
             facts=facts,
         )

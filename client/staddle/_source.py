@@ -38,6 +38,7 @@ from staddle._errors import (
     UploadClosedError,
 )
 from staddle._excludes import UNMATCHED_SHOWN_MAX
+from staddle._figures import counted
 from staddle._gather import Tally
 from staddle._pages import PageGuard
 from staddle._reading import OPEN_FLAGS
@@ -54,6 +55,7 @@ from staddle._selected import (
     patterns_of,
 )
 from staddle._sync import sync_file_system
+from staddle._told import retry_words
 from staddle._types import BackupKind, BackupOptions, BackupReport, ProblemKind, Progress
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -449,13 +451,16 @@ class Run:
     def _check_removed(self, opened: Opened, seen: Comparison | CachedScan) -> None:
         """Raises TooMuchRemovedError if the source has become empty, or has lost more than it may have."""
         most = self._options.max_removed_percent
+        excluded = self._tally.excluded > 0
+        unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
+        nothing = not seen.found_count and not unread and os.path.isdir(self._root)
+        if nothing and excluded and not self._skipped_any:
+            self.warnings.append(f"Everything in {os.fsdecode(self._root)!r} is excluded.")
         if most is not None and most >= ALL_PERCENT:
             return
         for path in self._empty:
             if self._had_entries(path):
                 raise emptied(os.path.join(self._root, path))
-        unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
-        nothing = not seen.found_count and not unread and os.path.isdir(self._root)
         if nothing:  # a differential's base may be older than a backup that was meant to be empty
             before, kept = max(0, self._newest_count() - 1), 0
         elif opened.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
@@ -465,7 +470,7 @@ class Run:
             kept = min(before, seen.found_count)
         else:
             return
-        check_removed(self._root, before, kept, nothing=nothing, max_percent=most)
+        check_removed(self._root, before, kept, nothing=nothing, excluded=excluded, max_percent=most)
 
     def _newest_count(self) -> int:
         """The entries of the dataset's newest backup; 0: it has none."""
@@ -487,11 +492,13 @@ class Run:
 
     def all_warnings(self) -> tuple[str, ...]:
         """What is to be said of the whole, once it is done."""
-        tally, warnings = self._tally, list(self.warnings)
+        tally, warnings = self._tally, list(dict.fromkeys(self.warnings))
         if tally.problems_dropped:
-            warnings.append(f"{tally.problems_dropped} more paths had problems than are named.")
+            warnings.append(f"{counted(tally.problems_dropped, 'more path')} had problems.")
         if tally.notes_dropped:
-            warnings.append(f"{tally.notes_dropped} more paths vanished or were left out than are named.")
+            warnings.append(
+                f"{counted(tally.notes_dropped, 'more path')} vanished or {'was' if tally.notes_dropped == 1 else 'were'} left out."
+            )
         return (*warnings, *self._unmatched())
 
     def _unmatched(self) -> list[str]:
@@ -588,8 +595,7 @@ class Run:
 
     def _tell_retry(self, notice: RetryNotice) -> None:
         if self._options.progress is not None:
-            text = f"{notice.error.message.rstrip('.')}. Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
-            self._options.progress(self._progress("retry", text))
+            self._options.progress(self._progress("retry", retry_words(notice)))
 
 
 def _attempt_of(calls: Calls, options: BackupOptions) -> Attempt:

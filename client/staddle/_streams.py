@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from staddle._convert import sort_key
 from staddle._errors import ProtocolError, StaddleError
-from staddle._retry import Attempts, Retry, RetryNotice, may_pass
+from staddle._retry import Attempts, Retry, may_pass
 from staddle._segments import Segments, can_open
 from staddle._selection import Selection, selection_of
 from staddle._stream import VIEW_BASIC, VIEW_DATA, EntryEvent, Event, HeaderEvent, read_restore
@@ -126,11 +126,6 @@ class Streams:
         self.selection = selection_of(*self._patterns, root=backup.root)
         self.backup = backup
         self._selector = pb.BackupSelector(backup=backup.id)
-
-
-def retry_words(notice: RetryNotice) -> str:
-    """What to say before a broken stream is asked for again."""
-    return f"{notice.error.message.rstrip('.')}. Trying again in {notice.wait_s:.0f} s, for {notice.left_s:.0f} s more."
 
 
 def _above(path: bytes) -> Iterator[bytes]:

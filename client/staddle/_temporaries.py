@@ -21,9 +21,18 @@ TEMPORARY_NAME: Final = re.compile(rb"\.staddle-restore-[0-9a-f]{16}-[0-9]{1,18}
 """Matches a whole file name. Nothing else in a directory is ever swept."""
 TRIES: Final = 16
 
-_OWN: Final = secrets.token_hex(8).encode()
+_own = secrets.token_hex(8).encode()
 _numbers: Final = itertools.count()
 _NO_LOCKS: Final = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK})
+
+
+def _own_again() -> None:
+    """A forked process takes another name: what carries the name of this process is never swept."""
+    global _own  # noqa: PLW0603  one a process
+    _own = secrets.token_hex(8).encode()
+
+
+os.register_at_fork(after_in_child=_own_again)
 
 
 def is_temporary(name: bytes) -> bool:
@@ -75,7 +84,7 @@ def sweep(dir_fd: int) -> int:
 
 
 def _sweep_one(dir_fd: int, name: bytes) -> bool:
-    if name.startswith(b".staddle-restore-%s-" % _OWN):
+    if name.startswith(b".staddle-restore-%s-" % _own):
         return False
     with suppress(OSError):
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -113,4 +122,4 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _next_name() -> bytes:
-    return b".staddle-restore-%s-%d" % (_OWN, next(_numbers))
+    return b".staddle-restore-%s-%d" % (_own, next(_numbers))

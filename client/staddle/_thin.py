@@ -16,6 +16,7 @@ from staddle._calls import Calls
 from staddle._convert import KINDS_TO_WIRE, PROFILES_TO_WIRE, SCOPES_TO_WIRE, backup_of, split_path
 from staddle._errors import BadRequestError, ProtocolError, UnfinishedError, UploadClosedError
 from staddle._retry import RetryNotice
+from staddle._told import retry_words
 from staddle._types import (
     BackupKind,
     BackupReport,
@@ -262,7 +263,7 @@ class Upload:
             )
 
     def _say_retry(self, notice: RetryNotice) -> None:
-        self._say("retry", notice=f"{str(notice.error).rstrip('.')}. Trying again in {notice.wait_s:.1f} s.")
+        self._say("retry", notice=retry_words(notice))
 
 
 def _pieces(source: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:

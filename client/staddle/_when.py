@@ -6,6 +6,7 @@ that a time copied from a list finds the backup that it was listed for. A time o
 A local time that comes twice, when clocks go back, is the last one that is not to come; one that clocks skip is the moment at which they do.
 """
 
+import calendar
 import datetime
 import re
 import time
@@ -15,11 +16,12 @@ from typing import Final, NamedTuple
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from staddle._errors import BadRequestError
+from staddle._figures import duration_s
 from staddle._types import At
 from staddle.v1 import resources_pb2 as resources
 
 LATEST: Final = "latest"
-AGE_S_MAX: Final = 100 * 366 * 24 * 3600
+AGE_S_MAX: Final = 100 * 366 * 86_400.0
 
 CLOCKS_DIFFER_NS: Final = 300 * 1_000_000_000
 """A moment that is no further ahead may be one that the server's clock has had already."""
@@ -27,14 +29,14 @@ CLOCKS_DIFFER_NS: Final = 300 * 1_000_000_000
 _NS: Final = 1_000_000_000
 _US: Final = datetime.timedelta(microseconds=1)
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_AGE: Final = re.compile(r"(?:\d+(?:\.\d+)?[wdhms])+", re.ASCII)
-_AGE_PART: Final = re.compile(r"(\d+(?:\.\d+)?)([wdhms])", re.ASCII)
-_AGE_UNITS_S: Final = {"w": 7 * 24 * 3600, "d": 24 * 3600, "h": 3600, "m": 60, "s": 1}
 _DATE: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})", re.ASCII)
 _MOMENT: Final = re.compile(
-    r"(?:(\d{4}-\d{2}-\d{2})[Tt ])?(\d{2}):(\d{2})(?::(\d{2})(?:\.(\d{1,9}))?)?\s?([Zz]|[+-]\d{2}:?\d{2})?",
+    r"(?:((\d{4})-(\d{2})-(\d{2}))[Tt ])?(\d{2}):(\d{2})(?::(\d{2})(?:\.(\d{1,9}))?)?\s?([Zz]|[+-]\d{2}:?\d{2})?",
     re.ASCII,
 )
+_BEGINS_AS_AGE: Final = re.compile(r"\d+(?:\.\d+)? ?[A-Za-z]", re.ASCII)
+_YEARS: Final = range(2, 9999)
+"""A zone may move a time into the year before or after."""
 
 HOW_TO_SAY_WHEN: Final = "a time such as 2026-05-01T14:30:05Z or '2026-05-01 14:30' (local), a date such as 2026-05-01, or an age such as 2h, 3d, 90m"
 
@@ -51,7 +53,7 @@ def selector_of(
         return resources.BackupSelector()
     if not backup.isascii() or not backup.isalnum():
         raise BadRequestError(
-            f"{backup!r} is no backup: give its id, the first digits of it, or {LATEST!r}.",
+            f"invalid backup {backup!r}: use its id, the first digits of it, or {LATEST!r}",
             facts={"field": "backup"},
         )
     return resources.BackupSelector(backup=backup)
@@ -80,7 +82,7 @@ def selector_at(
         span = _day(at)
     if not future and span.first_ns > _ns_of(now()) + CLOCKS_DIFFER_NS:
         raise BadRequestError(
-            f"{str(at)!r} is in the future by this machine's clock; for the newest backup give no time.",
+            f"invalid time {str(at)!r}: it is in the future by this machine's clock; for the newest backup, give no time",
             facts={"field": "at"},
         )
     return _moment(span.last_ns)
@@ -94,39 +96,65 @@ class _Span(NamedTuple):
 
 
 def _age_s(text: str) -> float | None:
-    if not _AGE.fullmatch(text):
+    """The seconds of an age; None for what is a time, if anything."""
+    if text.isdecimal():
         return None
-    seconds = sum(float(count) * _AGE_UNITS_S[unit] for count, unit in _AGE_PART.findall(text))
-    if seconds > AGE_S_MAX:
-        raise BadRequestError(f"{text} is an age of more than a hundred years.", facts={"field": "at"})
-    return seconds
+    try:
+        return duration_s(text, most_s=AGE_S_MAX)
+    except ValueError as error:
+        if _BEGINS_AS_AGE.match(text):
+            raise _refusal(text, str(error)) from error
+        return None
+
+
+def _refusal(text: str, why: str) -> BadRequestError:
+    return BadRequestError(f"invalid time {text!r}: {why}", facts={"field": "at"})
 
 
 def _span_of_text(text: str, now: Callable[[], datetime.datetime]) -> _Span:
     try:
         if (date := _DATE.fullmatch(text)) is not None:
-            year, month, day = (int(part) for part in date.groups())
-            return _day(datetime.date(year, month, day))
+            return _day(_date(*date.groups()))
         if (moment := _MOMENT.fullmatch(text)) is not None:
             return _span_of_moment(moment, now)
-    except (ValueError, OverflowError) as error:
-        raise BadRequestError(f"{text!r} is no time: {error}.", facts={"field": "at"}) from error
-    raise BadRequestError(f"{text!r} is no time: write {HOW_TO_SAY_WHEN}.", facts={"field": "at"})
+    except ValueError as error:
+        raise _refusal(text, str(error)) from error
+    raise _refusal(text, f"use {HOW_TO_SAY_WHEN}")
 
 
 def _span_of_moment(match: re.Match[str], now: Callable[[], datetime.datetime]) -> _Span:
-    date_text, hour, minute, second, fraction, zone = match.groups()
-    if date_text is None and zone is not None:
-        raise ValueError("a time of day has no zone; write the date too")
-    date = datetime.date.fromisoformat(date_text) if date_text else now().date()
+    date, hour, minute, second, fraction, zone = match.group(1, 5, 6, 7, 8, 9)
+    if date is None and zone is not None:
+        raise ValueError("a time of day has no zone; add the date")
     leap = second == "60"
-    clock = datetime.time(int(hour), int(minute), 59 if leap else int(second or 0))
-    moment = datetime.datetime.combine(date, clock, _zone(zone))
+    clock = datetime.time(
+        _within("the hour", hour, 0, 23),
+        _within("the minute", minute, 0, 59),
+        59 if leap else _within("the second", second or "0", 0, 59),
+    )
+    day = _date(*match.group(2, 3, 4)) if date else now().date()
+    moment = datetime.datetime.combine(day, clock, _zone(zone))
     now_ns = _ns_of(now())
     time_ns = _last_ns_of(moment, now_ns)
-    if date_text is None and time_ns > now_ns:
+    if date is None and time_ns > now_ns:
         time_ns = _last_ns_of(moment - datetime.timedelta(days=1), now_ns)
     return _Span(time_ns, time_ns + (_NS - 1 if fraction is None else int(fraction.ljust(9, "9"))))
+
+
+def _within(what: str, digits: str, least: int, most: int) -> int:
+    """A part of a time. Raises ValueError, which names it."""
+    if not least <= int(digits) <= most:
+        raise ValueError(f"{what} {digits} is not {least:02} to {most:02}")
+    return int(digits)
+
+
+def _date(year: str, month: str, day: str) -> datetime.date:
+    """A date in the range that local times can be reckoned in. Raises ValueError."""
+    if not _YEARS.start <= int(year) < _YEARS.stop:
+        raise ValueError(f"the year {year} is not {_YEARS.start} to {_YEARS.stop - 1}")
+    number = _within("the month", month, 1, 12)
+    _within("the day", day, 1, calendar.monthrange(int(year), number)[1])
+    return datetime.date(int(year), number, int(day))
 
 
 def _last_ns_of(moment: datetime.datetime, now_ns: int) -> int:
@@ -141,9 +169,8 @@ def _zone(text: str | None) -> datetime.tzinfo | None:
     if text in "Zz":
         return datetime.UTC
     sign = -1 if text[0] == "-" else 1
-    hours, minutes = int(text[1:3]), int(text[-2:])
-    if minutes > 59:
-        raise ValueError("a zone has at most 59 minutes beside its hours")
+    hours = _within(f"in the zone {text}, the hour", text[1:3], 0, 23)
+    minutes = _within(f"in the zone {text}, the minute", text[-2:], 0, 59)
     return datetime.timezone(sign * datetime.timedelta(hours=hours, minutes=minutes))
 
 
@@ -162,7 +189,9 @@ def _ns_of(moment: datetime.datetime) -> int:
             if first_us != last_us and _local_of(first_us) != moment.replace(fold=0):
                 since_us = _jump_s(first_us // 1_000_000, last_us // 1_000_000) * 1_000_000
     except (OverflowError, OSError, ValueError) as error:
-        raise BadRequestError(f"{moment} is out of the range of times.", facts={"field": "at"}) from error
+        raise BadRequestError(
+            f"invalid time {str(moment)!r}: it is out of the range of times", facts={"field": "at"}
+        ) from error
     return since_us * 1000
 
 
@@ -189,7 +218,9 @@ def _moment(time_ns: int) -> resources.BackupSelector:
 
 def _ago(age: datetime.timedelta) -> resources.BackupSelector:
     if age < datetime.timedelta(0):
-        raise BadRequestError("An age is not negative: what is to come is not known.", facts={"field": "at"})
+        raise BadRequestError(
+            "invalid age: it is negative, and the future has no backups", facts={"field": "at"}
+        )
     seconds = age.days * 86_400 + age.seconds
     return resources.BackupSelector(ago=duration_pb2.Duration(seconds=seconds, nanos=age.microseconds * 1000))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import grpc
+from staddle._figures import duration
 
 from staddle_server import __version__, generation, health, malloc, rooms, sockets, tls
 from staddle_server.config import (
@@ -22,7 +23,6 @@ from staddle_server.config import (
     OperatorError,
     Settings,
     UnixAddress,
-    format_duration,
     parse_address,
 )
 from staddle_server.datadir import (
@@ -91,17 +91,8 @@ def run_server(
 
     After a SIGHUP, `reread` gives the settings once more; see Reloading. Raises OperatorError or StaddleError if it cannot begin.
     """
-    accepted = malloc.tune()
-    raise_file_limit()
-    # Entries and chunk references are many, short-lived and without cycles: looking for cycles among them every 700 took a
-    # quarter of a restore of small files.
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
-    # Before anything is made or changed: they may be unusable.
-    files = tls.files_of(settings)
-    certificates = None if files is None else tls.ServerCertificates(files)
-    if certificates is not None:
-        certificates.advise(settings.endpoint.host if isinstance(settings.endpoint, Address) else "")
+    accepted = _tune_process()
+    certificates = _certificates(settings)  # before anything is made or changed: they may be unusable
     directory = DataDirectory(settings.data)
     manager = Manager(os.environ)
     manager.status("Starting")
@@ -110,20 +101,22 @@ def run_server(
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
         with directory.store_locked(), open_rooms(directory) as opened:
             warn_of_readable([directory.master_key, directory.client_toml, settings.tls_key])
-            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns())
+            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns(), opened.looked)
             swept = opened.blobs.sweep()
             _event(
                 "starting",
                 version=__version__,
                 malloc=malloc.describe(accepted),
                 temporary_files_swept=swept,
-                reserve_bytes_given_up=given_up,
+                reserve_bytes_given_up=given_up.size_bytes,
+                reserve_inodes_given_up=given_up.inodes,
             )
             reserves = reserves_of(directory.path, directory.store)
             space = Space(
                 [str(path) for path in directory.disks()],
                 settings.min_free,
-                missing_bytes=lambda: sum(reserve.missing_bytes for reserve in reserves),
+                missing_bytes=lambda: reserves.missing_bytes,
+                missing_inodes=lambda: reserves.missing_inodes,
             )
             keeper = Keeper(space, reserves)
             reloading = Reloading(settings, reread, space, certificates)
@@ -145,15 +138,34 @@ def run_server(
 
                 why = stop.wait(lambda: manager.reload(reloading.reload), tick)
                 drain_s = reloading.settings.drain_s
-                manager.stopping(
-                    f"Draining after {why}: open streams may take up to {format_duration(drain_s)}"
-                )
+                manager.stopping(f"Draining after {why}: open streams may take up to {duration(drain_s)}")
                 _event("draining", signal=why, drain_s=drain_s)
     _event("stopped")
     if stop.died:
         raise OperatorError(
             f"the server stopped, since its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
         )
+
+
+def _tune_process() -> dict[str, int]:
+    """Sets up allocator, file limit and garbage collector for a server; gives what the allocator accepted."""
+    accepted = malloc.tune()
+    raise_file_limit()
+    # Entries and chunk references are many, short-lived and without cycles: looking for cycles among them every 700 took a
+    # quarter of a restore of small files.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    return accepted
+
+
+def _certificates(settings: Settings) -> tls.ServerCertificates | None:
+    """The server's certificates, if it uses TLS. Raises TlsError if they cannot be used."""
+    files = tls.files_of(settings)
+    if files is None:
+        return None
+    certificates = tls.ServerCertificates(files)
+    certificates.advise(settings.endpoint.host if isinstance(settings.endpoint, Address) else "")
+    return certificates
 
 
 def warn_of_readable(paths: Iterable[Path | None]) -> None:

@@ -12,7 +12,10 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
+
+from staddle._figures import duration, duration_s, percent, size_bytes
 
 from staddle_server import given, limits
 from staddle_server.store.space import MinFree
@@ -22,12 +25,16 @@ CONFIG_VARIABLE: Final = "STADDLED_CONFIG"
 CONFIG_NAME: Final = "server.toml"
 CONFIG_BYTES_MAX: Final = 1024 * 1024
 UNIX_PREFIX: Final = "unix:"
+ABSTRACT: Final = "@"
+"""How other programs write a socket without a file."""
 UNIX_PATH_BYTES_MAX: Final = 107
 """What the system takes of a socket's path."""
 LISTEN_DEFAULT: Final = "127.0.0.1:7443"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "ip6-localhost"})
 LOG_FORMATS: Final = ("auto", "json", "text")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LEVEL_NAMES: Final = {"warn": "warning", "err": "error"}
+"""What other programs call them."""
 
 
 class OperatorError(Exception):
@@ -149,12 +156,14 @@ class Option(NamedTuple):
 
 def parse_address(text: str) -> Address | UnixAddress:
     """HOST:PORT, with an IPv6 host in brackets, or unix:PATH. Raises ValueError."""
-    if text.startswith(UNIX_PREFIX):
-        return UnixAddress(_socket_path(text.removeprefix(UNIX_PREFIX)))
-    if text.startswith("unix-abstract:"):
+    socket = _after_unix(text)
+    if text.lower().startswith("unix-abstract:") or (socket or "").startswith(ABSTRACT):
         raise ValueError(
-            "everybody on this machine can connect to an abstract socket: name a path, as in unix:PATH"
+            "every user of this machine can connect to an abstract socket: name a path, as in unix:PATH"
+            " (unix:./@NAME for a file whose name begins with @)"
         )
+    if socket is not None:
+        return UnixAddress(_socket_path(socket))
     match = re.fullmatch(
         r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:\[\]/]{1,253})):(?P<port>[0-9]{1,5})", text
     )
@@ -164,6 +173,11 @@ def parse_address(text: str) -> Address | UnixAddress:
     if port > 65_535:
         raise ValueError("a port is at most 65535")
     return Address(match["v6"] or match["host"], port)
+
+
+def _after_unix(text: str) -> str | None:
+    """What follows `unix:`, in any case; None: it is no Unix socket."""
+    return text[len(UNIX_PREFIX) :] if text.lower().startswith(UNIX_PREFIX) else None
 
 
 def _socket_path(text: str) -> str:
@@ -199,82 +213,25 @@ def parse_mode(text: str) -> int:
     return int(text[-3:], 8)
 
 
-_UNITS_S: Final = {
-    unit: seconds
-    for seconds, units in (
-        (1, "s sec secs second seconds"),
-        (60, "m min mins minute minutes"),
-        (3600, "h hr hrs hour hours"),
-        (86_400, "d day days"),
-        (604_800, "w week weeks"),
-    )
-    for unit in units.split()
-}
-_DURATION: Final = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})? ?[A-Za-z]{1,7} ?)+")
-_DURATION_PART: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([A-Za-z]{1,7})")
-
-
-def parse_duration(text: str) -> float:
-    """Seconds in "90", "90s", "5m", "2h", "1h30m", "7d", "2w", or with words: "7 days". Raises ValueError."""
-    text = text.strip()
-    if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,3})?", text):
-        return float(text)
-    parts = _DURATION_PART.findall(text) if _DURATION.fullmatch(text) else []
-    # 10M could be minutes or months.
-    if not parts or any(unit == "M" or unit.lower() not in _UNITS_S for _, unit in parts):
-        raise ValueError("expected a duration such as 90s, 5m, 2h, 1h30m or 7d")
-    return sum(float(count) * _UNITS_S[unit.lower()] for count, unit in parts)
-
-
-def format_duration(seconds: float) -> str:
-    """The shortest spelling that parse_duration reads back."""
-    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds and seconds % size == 0:
-            return f"{int(seconds // size)}{unit}"
-    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
-
-
-def parse_size(text: str) -> int:
-    """Bytes in "1048576", "512KiB", "20 MiB", "1.5G" or "1GB"; all units are binary, as the client's are. Raises ValueError."""
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
-    if match is None or ("." in match[1] and not match[2]):
-        raise ValueError("expected a size such as 512KiB, 20MiB or 1GiB")
-    factor = 1 << 10 * " kmgt".index(match[2].lower() or " ")
-    return int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
-
-
 def parse_min_free(text: str) -> MinFree:
     """Reads "auto", a size, or a part such as "2%". Raises ValueError."""
     text = text.strip()
     if text.lower() == "auto":
         return MinFree()
-    match = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,3})?) ?%", text)
-    if match is not None:
-        return MinFree(part=float(match[1]) / 100)
     try:
-        return MinFree(size_bytes=parse_size(text))
+        if text.endswith("%"):
+            return MinFree(part=percent(text) / 100)
+        return MinFree(size_bytes=size_bytes(text))
     except ValueError:
-        raise ValueError("expected auto, a size such as 256MiB, or a part such as 2%") from None
+        raise ValueError("use auto, a size such as 256MiB, or a part of the disk such as 2%") from None
 
 
-def _size(least: int, least_text: str) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        size = parse_size(text)
-        if size < least:
-            raise ValueError(f"must be at least {least_text}")
-        return size
-
-    return parse
+def _size(least_bytes: int) -> Callable[[str], int]:
+    return lambda text: size_bytes(text, least_bytes)
 
 
 def _duration(least_s: float, most_s: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        seconds = parse_duration(text)
-        if not least_s <= seconds <= most_s:
-            raise ValueError(f"must be {format_duration(least_s)} to {format_duration(most_s)}")
-        return seconds
-
-    return parse
+    return lambda text: duration_s(text, least_s, most_s, bare=True)
 
 
 def _whole_number(least: int, most: int) -> Callable[[str], int]:
@@ -286,11 +243,14 @@ def _whole_number(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
-def _one_of(*words: str) -> Callable[[str], str]:
+def _one_of(*words: str, also: Mapping[str, str] = MappingProxyType({})) -> Callable[[str], str]:
+    """One of the words in any case, or another name of it."""
+
     def parse(text: str) -> str:
-        if text.lower() not in words:
+        word = also.get(text.lower(), text.lower())
+        if word not in words:
             raise ValueError("expected " + " or ".join(words))
-        return text.lower()
+        return word
 
     return parse
 
@@ -365,7 +325,7 @@ OPTIONS: Final = (
         "lease",
         "DURATION",
         _duration(10, 86_400),
-        format_duration(limits.LEASE_S),
+        duration(limits.LEASE_S),
         "How long an upload stays with its writer after the writer's last sign of life.",
     ),
     Option(
@@ -373,7 +333,7 @@ OPTIONS: Final = (
         "upload-life",
         "DURATION",
         _duration(60, 365 * 86_400),
-        format_duration(limits.UPLOAD_LIFE_S),
+        duration(limits.UPLOAD_LIFE_S),
         "How long an open upload can be resumed.",
     ),
     Option(
@@ -389,7 +349,7 @@ OPTIONS: Final = (
         "retention-every",
         "DURATION",
         _duration(0, 365 * 86_400),
-        format_duration(limits.RETENTION_EVERY_S),
+        duration(limits.RETENTION_EVERY_S),
         "How often the datasets' retention policies are followed; 0: never by itself.",
     ),
     Option(
@@ -405,7 +365,7 @@ OPTIONS: Final = (
         "gc-every",
         "DURATION",
         _duration(0, 365 * 86_400),
-        format_duration(limits.GC_EVERY_S),
+        duration(limits.GC_EVERY_S),
         "How often the server collects garbage by itself; 0: never.",
     ),
     Option(
@@ -428,7 +388,7 @@ OPTIONS: Final = (
         "scrub_bytes_per_s",
         "scrub-rate",
         "SIZE",
-        _size(64 * limits.KIB, "64KiB"),
+        _size(64 * limits.KIB),
         "20MiB",
         "How many bytes a second are read for that at the most.",
     ),
@@ -444,7 +404,7 @@ OPTIONS: Final = (
         "log_level",
         "log-level",
         "|".join(LOG_LEVELS),
-        _one_of(*LOG_LEVELS),
+        _one_of(*LOG_LEVELS, also=LEVEL_NAMES),
         "info",
         "The least that is logged.",
     ),
@@ -554,10 +514,10 @@ def _text(option: Option, value: object, path: Path) -> str:
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
     if option.parse is parse_path and value:
         return str(path.parent / os.path.expanduser(str(value)))
-    address = given.unquoted(str(value))
-    if option.parse in {parse_address, parse_endpoint} and address.startswith(UNIX_PREFIX):
-        socket = os.path.expanduser(address.removeprefix(UNIX_PREFIX))
-        return UNIX_PREFIX + (socket if socket.startswith("/") else str(path.parent / socket))
+    socket = _after_unix(given.unquoted(str(value)))
+    if option.parse in {parse_address, parse_endpoint} and socket is not None:
+        socket = os.path.expanduser(socket)
+        return UNIX_PREFIX + (socket if socket.startswith(("/", ABSTRACT)) else str(path.parent / socket))
     return str(value)
 
 

@@ -37,6 +37,7 @@ NOT_DATA: Final = frozenset(
         "lost+found",
         "master.key.new",
         "reserve",
+        "reserve.inodes",
     }
 )
 """What may lie in a directory that is still to be made: settings, certificates, what a new file system holds, what a crash left."""
@@ -112,7 +113,8 @@ class DataDirectory:
         if not has_key:
             if has_catalog or filled:
                 raise DataDirectoryError(
-                    f"{self.master_key} is missing, and without it nothing in {self.path} can be read: put the key back"
+                    f"{self.master_key} is missing, and without it nothing in {self.path} can be read: put the key back from its copy. "
+                    "Nothing was changed. Without a copy of the key, what is stored here is lost"
                 )
             return False
         if not has_store:

@@ -37,21 +37,28 @@ class Flaw(NamedTuple):
     began: Began
 
 
-def look(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Flaw | None:
-    """What does not fit between catalog and store; None: they belong together. Raises what catalog and store raise."""
+class Looked(NamedTuple):
+    """What one look found: what does not fit (None: catalog and store belong together), what the catalog knows, and all marks."""
+
+    flaw: Flaw | None
+    known: Generation | None
+    found: set[Mark]
+
+
+def look(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Looked:
+    """Compares catalog and store, with one listing of the marks. Raises what catalog and store raise."""
     for _ in range(LOOKS_MAX):
-        known = catalog.generation.get()
-        flaw = None if known is None else _compare(directory, blobs, known)
+        known, found = catalog.generation.get(), marks_in(blobs)
+        flaw = None if known is None else _compare(directory, blobs, known, found)
         if flaw is None or catalog.generation.get() == known:
-            return flaw
-    return flaw
+            break
+    return Looked(flaw, known, found)
 
 
-def _compare(directory: DataDirectory, blobs: Blobs, known: Generation) -> Flaw | None:
+def _compare(directory: DataDirectory, blobs: Blobs, known: Generation, found: set[Mark]) -> Flaw | None:
     current, intended = Mark.parse(known.current), Mark.parse(known.intended)
     if current is None:
         return None
-    found = marks_in(blobs)
     # A start that was cut off has left its mark, or not; and marks before the current one are about to be removed.
     newer = [mark for mark in found - {current, intended} if mark.number >= current.number]
     if newer:
@@ -72,19 +79,23 @@ def _birth(directory: DataDirectory, mark: Mark) -> int | None:
         return None
 
 
-def refuse_older(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> None:
+def refuse_older(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Looked:
     """Raises DataDirectoryError if catalog or store is older than the other. A copy of both will do, for a command."""
-    _refuse(directory, look(directory, blobs, catalog), {OLDER_CATALOG, OLDER_STORE})
+    looked = look(directory, blobs, catalog)
+    _refuse(directory, looked.flaw, {OLDER_CATALOG, OLDER_STORE})
+    return looked
 
 
-def begin(directory: DataDirectory, blobs: Blobs, catalog: Catalog, now_ns: int) -> None:
-    """Leaves the mark of a server that starts. The caller holds the directory and its store.
+def begin(
+    directory: DataDirectory, blobs: Blobs, catalog: Catalog, now_ns: int, looked: Looked | None = None
+) -> None:
+    """Leaves the mark of a server that starts. The caller holds the directory and its store, and may have `looked` since.
 
     A disk that is full, or takes no writes, keeps no server from starting: the mark before stands then. Raises DataDirectoryError
     where catalog and store do not belong together, and what they raise.
     """
-    _refuse(directory, look(directory, blobs, catalog), {OLDER_CATALOG, OLDER_STORE, COPY})
-    known, found = catalog.generation.get(), marks_in(blobs)
+    flaw, known, found = looked or look(directory, blobs, catalog)
+    _refuse(directory, flaw, {OLDER_CATALOG, OLDER_STORE, COPY})
     current = None if known is None else Mark.parse(known.current)
     # What a start that was cut off has left must go before another mark is intended, or it would be taken for a newer one.
     left_over = found - {current} if current is not None else set()
@@ -110,7 +121,7 @@ def adopt(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Flaw | No
 
     Raises DataDirectoryError for a catalog that is older than its store: only a rebuild mends that.
     """
-    flaw = look(directory, blobs, catalog)
+    flaw = look(directory, blobs, catalog).flaw
     _refuse(directory, flaw, {OLDER_CATALOG})
     if flaw is not None and flaw.kind == COPY:
         catalog.generation.forget_birth()

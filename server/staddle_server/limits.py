@@ -54,7 +54,10 @@ MIN_FREE_INODES_MAX: Final = 10_000
 RESERVE_BYTES_MAX: Final = 16 * MIB
 RESERVE_BYTES_MIN: Final = 1 * MIB
 RESERVE_PART: Final = 1 / 64
-"""The reserve file: so much of a small file system."""
+"""The reserves of bytes and inodes: so much of a small file system."""
+RESERVE_INODES_MAX: Final = 1024
+RESERVE_INODES_MIN: Final = 64
+"""But no more than an eighth of the file system's inodes. Deleting and purging a backup takes two; a server that starts takes ten."""
 CATALOG_CHANGE_BYTES_MAX: Final = 40 * MIB
 """What one transaction of the catalog may write to its log: PACK_CHUNKS_TARGET rows that leave the index, each in a page of its own.
 Half of the reserve has room for it, or for as much as the catalog has."""

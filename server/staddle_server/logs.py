@@ -6,6 +6,7 @@ a person reads along. Whatever looks like a credential is taken out here, once m
 
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -50,10 +51,18 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
     given = getattr(record, "fields", None)
     if not isinstance(given, Mapping):
         return {}
-    return {
-        _clean(str(name)): value if isinstance(value, bool | int | float | None) else _clean(str(value))
-        for name, value in given.items()
-    }
+    return {_clean(str(name)): _value(value) for name, value in given.items()}
+
+
+def _value(value: object) -> object:
+    """Numbers stay numbers, also in a list; everything else is text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
+    if isinstance(value, bool | int | float | None):
+        return value
+    if type(value) is list or type(value) is tuple:  # an address is a tuple, too, with text of its own
+        return [_value(each) for each in value]
+    return _clean(str(value))
 
 
 class JsonFormatter(logging.Formatter):
@@ -82,7 +91,9 @@ class TextFormatter(logging.Formatter):
             parts.append(record.levelname.lower() + ":")
         parts.append(_clean(record.getMessage()))
         parts.extend(
-            f"{name}={_plain(value)}" for name, value in _fields(record).items() if value not in {None, ""}
+            f"{name}={_plain(value)}"
+            for name, value in _fields(record).items()
+            if value not in (None, "", [])
         )
         line = " ".join(parts)
         if record.exc_info:
@@ -91,6 +102,8 @@ class TextFormatter(logging.Formatter):
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(_plain(each) for each in value)
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)

@@ -6,8 +6,10 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+from staddle_server import inodes
+from staddle_server.inodes import InodeReserve
 from staddle_server.limits import (
     CATALOG_CHANGE_BYTES_MAX,
     KIB,
@@ -16,7 +18,7 @@ from staddle_server.limits import (
     RESERVE_BYTES_MIN,
     RESERVE_PART,
 )
-from staddle_server.store.space import Space
+from staddle_server.store.space import Free, Space
 from staddle_server.threads import Background
 
 _log = logging.getLogger(__name__)
@@ -88,9 +90,10 @@ class Reserve:
         os.truncate(self._path, left)
         return have - left
 
-    def make(self, spare_bytes: int) -> int:
-        """Fills it up where the disk has room for that and `spare_bytes` besides; gives by how many bytes. Raises OSError."""
+    def make(self, kept: Sequence[Free]) -> int:
+        """Fills it up where the disk has room for that and half more than what is kept; gives by how many bytes. Raises OSError."""
         have, full = self.size_bytes, self.full_bytes()
+        spare_bytes = max(full, max((each.min_bytes for each in kept), default=0) * 3 // 2)
         found = os.statvfs(self._path.parent)
         if have >= full or found.f_bavail * found.f_frsize < full - have + spare_bytes:
             return 0
@@ -106,28 +109,60 @@ class Reserve:
         return full - have
 
 
-def reserves_of(path: Path, store: Path) -> list[Reserve]:
-    """Those of a data directory: one, or two where the store is on a disk of its own."""
-    reserves = [Reserve(path / NAME, path / CATALOG)]
+class Reserves(NamedTuple):
+    """The reserves of a data directory: of each kind one, or two where the store is on a disk of its own."""
+
+    room: Sequence[Reserve]
+    inodes: Sequence[InodeReserve] = ()
+
+    @property
+    def missing_bytes(self) -> int:
+        """What all of them released, or could not get yet."""
+        return sum(reserve.missing_bytes for reserve in self.room)
+
+    @property
+    def missing_inodes(self) -> int:
+        """The same in inodes."""
+        return sum(reserve.missing for reserve in self.inodes)
+
+
+class Released(NamedTuple):
+    """What a start released."""
+
+    size_bytes: int
+    inodes: int
+
+
+def reserves_of(path: Path, store: Path) -> Reserves:
+    """The reserves of a data directory."""
+    reserves = Reserves([Reserve(path / NAME, path / CATALOG)], [InodeReserve(path / inodes.NAME)])
     with contextlib.suppress(OSError):
         if path.stat().st_dev != store.stat().st_dev:
-            reserves.append(Reserve(store / STORE_NAME))
+            return Reserves(
+                [*reserves.room, Reserve(store / STORE_NAME)],
+                [*reserves.inodes, InodeReserve(store / inodes.STORE_NAME)],
+            )
     return reserves
 
 
-def give_up_at_start(path: Path, store: Path) -> int:
-    """Makes room for a command that is about to open a data directory on a full disk; gives how many bytes. Never raises OSError."""
-    freed = 0
-    for reserve in reserves_of(path, store):
+def give_up_at_start(path: Path, store: Path) -> Released:
+    """Makes room for a command that is about to open a data directory on a full disk. Never raises OSError."""
+    reserves = reserves_of(path, store)
+    return Released(_give_up_all(reserves.room), _give_up_all(reserves.inodes))
+
+
+def _give_up_all(reserves: Sequence[Reserve | InodeReserve]) -> int:
+    released = 0
+    for reserve in reserves:
         with contextlib.suppress(OSError):
-            freed += reserve.give_up(at_start=True)
-    return freed
+            released += reserve.give_up(at_start=True)
+    return released
 
 
 class Keeper:
     """Looks at the room every second: says in the log when it gets scarce, and gives up or fills up the reserves."""
 
-    def __init__(self, space: Space, reserves: Sequence[Reserve]) -> None:
+    def __init__(self, space: Space, reserves: Reserves) -> None:
         self._space = space
         self._reserves = reserves
         self._told: str | None = None
@@ -160,20 +195,22 @@ class Keeper:
         elif flaw is None and self._told is not None:
             _log.info("the disk has room again, and backups are taken", extra={"fields": facts})
         self._told = flaw
-        spare_bytes = max((each.min_bytes for each in free), default=0) * 3 // 2
-        for reserve in self._reserves:
-            self._keep(reserve, spare_bytes)
+        for reserve in self._reserves.room:
+            self._keep(reserve, free, "bytes")
+        for inode_reserve in self._reserves.inodes:
+            self._keep(inode_reserve, free, "inodes")
 
-    def _keep(self, reserve: Reserve, spare_bytes: int) -> None:
+    def _keep(self, reserve: Reserve | InodeReserve, kept: Sequence[Free], unit: str) -> None:
         try:
-            freed = reserve.give_up(at_start=False)
-            if freed:
+            released = reserve.give_up(at_start=False)
+            if released:
                 _log.warning(
-                    "the disk is full: %d bytes of the reserve are given up, for deleting and collecting",
-                    freed,
+                    "the disk is full: released %d %s of the reserve for deleting and collecting",
+                    released,
+                    unit,
                 )
-            elif reserve.make(max(spare_bytes, reserve.full_bytes())):
-                _log.info("the reserve is whole: it is given up when the disk is full")
+            elif reserve.make(kept):
+                _log.info("the reserve of %s is complete: it is released when the disk is full", unit)
         except OSError as error:
             if error.errno not in _NO_ROOM:
-                _log.warning("the reserve cannot be kept: %s", error)
+                _log.warning("the reserve of %s cannot be kept: %s", unit, error)

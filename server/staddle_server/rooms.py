@@ -6,7 +6,7 @@ Here, and in `app`, concrete classes are named; everywhere else rooms know each 
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from staddle_server.store.blobs import BlobMissing, check_format, create_format
 from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import (
     KeyStore,
+    WrongMasterKey,
     clear_master_key_temporary,
     create_master_key,
     keys_name,
@@ -46,6 +47,8 @@ class Rooms:
     blobs: DirectoryBlobs
     keys: KeyStore
     catalog: Catalog
+    looked: generation.Looked | None = None
+    """How store and catalog compared when they were opened; None: they were not compared."""
 
     def tenants(self) -> Tenants:
         """What opens tenants by their keys."""
@@ -76,7 +79,8 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
         _refuse_emptied(directory, blobs, catalog)
         opened = Rooms(blobs, keys, catalog)
         if not only_look:
-            generation.refuse_older(directory, blobs, catalog)
+            opened = replace(opened, looked=generation.refuse_older(directory, blobs, catalog))
+            _refuse_other_key(directory, opened)
             _refuse_older(directory, opened)
         yield opened
     finally:
@@ -92,6 +96,33 @@ def _refuse_emptied(directory: DataDirectory, blobs: DirectoryBlobs, catalog: Ca
         )
 
 
+def _refuse_other_key(directory: DataDirectory, opened: Rooms) -> None:
+    """Raises DataDirectoryError for a master key that opens no tenant's keys, neither in the store nor in the catalog.
+
+    A tenant that is made under it would be lost when the right key is put back.
+    """
+    rows = opened.catalog.tenants.list_all()
+    if rows and all(_opens_not(opened, row) for row in rows):
+        raise DataDirectoryError(
+            f"{directory.master_key} is not the master key of {directory.path}: it opens the keys of no tenant, neither those in the "
+            "store nor their copies in the catalog. Put the right key back from its copy. Nothing was changed; without that key, what "
+            "is stored here cannot be read"
+        )
+
+
+def _opens_not(opened: Rooms, row: Tenant) -> bool:
+    """Whether the tenant's keys are there, twice, and were wrapped with another master key."""
+    if not row.wrapped_keys or opened.keys.opens(row.id, row.keys_version, row.wrapped_keys):
+        return False
+    try:
+        opened.keys.load(row.id)
+    except WrongMasterKey:
+        return True
+    except Damaged:
+        return False
+    return False
+
+
 def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
     """Raises DataDirectoryError for a catalog that has not made all the decisions of which the store has records."""
     tenants = opened.tenants()
@@ -99,7 +130,7 @@ def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
         try:
             unknown = records_unknown(tenants.get(row.id), opened.catalog)
         except Damaged:
-            continue  # its keys do not open: nothing of this tenant is served
+            continue  # its keys do not open: nothing of this tenant is served, and its alarm says what to do
         if unknown:
             raise DataDirectoryError(
                 f"{directory.catalog} is older than its store: it does not know {unknown} of the newest decisions (backups, "

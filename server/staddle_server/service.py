@@ -38,8 +38,8 @@ from staddle_server.wire.call import Gate
 from staddle_server.wire.info import InfoCalls
 from staddle_server.wire.reads import ReadCalls
 from staddle_server.wire.retention import RetentionCalls
-from staddle_server.wire.server import WireServer, methods
-from staddle_server.wire.streams import Streams
+from staddle_server.wire.server import CERTIFICATE, INTEGRITY, ROOM, UPKEEP, WRITES, WireServer, methods
+from staddle_server.wire.slots import Slots
 from staddle_server.wire.uploads import UploadCalls
 
 GC_PATIENCE: Final = 4
@@ -78,26 +78,19 @@ class Service:
         tenants = Tenants(blobs, catalog, keys)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
-        self._uploads = Uploads(
-            catalog,
-            tenants,
-            clock,
-            lease_s=lease_s,
-            life_s=upload_life_s,
-            space=space,
-        )
+        self._uploads = Uploads(catalog, tenants, clock, lease_s=lease_s, life_s=upload_life_s, space=space)
         reads = Reads(catalog, tenants, clock, self._openers)
         self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
         kept = Kept(catalog, blobs, keys, tenants, clock)
         integrity = self._integrity = Integrity(kept)
 
-        def is_writable() -> bool:
-            return blobs.failed is None
-
         def has_room() -> bool:
             return space is None or space.flaw() is None
 
-        conditions = Conditions(self.clock_watch, integrity, lambda: is_writable() and has_room())
+        def takes_backups() -> bool:
+            return blobs.failed is None and has_room()
+
+        conditions = Conditions(self.clock_watch, integrity, takes_backups)
         policies = Policies(catalog, tenants, clock, retention_every_s)
         table = methods(
             UploadCalls(self._uploads, tenants, endpoint),
@@ -109,25 +102,15 @@ class Service:
                 tenants, clock, conditions, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s
             ),
         )
-        self._gate = Gate(
-            lambda token: catalog.tokens.authenticate(token, clock.now_ns()),
-            lambda tenant: tenants.get(tenant).name,
-            # Some are left for the other tenants.
-            Streams(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
-            clock.monotonic_s,
-            lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
-            decoded=tenants.decoded,
-        )
-        self._wire = WireServer(
-            self._gate,
-            table,
-            streams_max,
-            is_writable=is_writable,
-            has_room=has_room,
-            is_kept_up=lambda: not self.clock_watch.in_doubt,
-            is_whole=lambda: integrity.is_whole,
-            certificates_last=certificates_last,
-        )
+        self._gate = _gate(kept, streams_max)
+        parts = {
+            WRITES: takes_backups,
+            ROOM: has_room,
+            UPKEEP: lambda: not self.clock_watch.in_doubt,
+            INTEGRITY: lambda: integrity.is_whole,
+            CERTIFICATE: certificates_last,
+        }
+        self._wire = WireServer(self._gate, table, streams_max, parts)
         scrubber = Scrubber(
             kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy
         )
@@ -135,14 +118,9 @@ class Service:
             Task(RETENTION, retention_every_s, policies.run),
             parity_task(tenants, catalog, clock, parity_percent),
             copies_task(tenants, catalog, keys, on=parity_percent > 0),
-            Task(
-                "gc",
-                gc_every_s,
-                lambda stopping: collect(catalog, tenants, clock, stopping),
-                patience_s=gc_every_s / GC_PATIENCE,
-            ),
+            _collection(kept, gc_every_s),
             scrubber.task(),
-            self._integrity.task(),
+            integrity.task(),
         ]
         self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
 
@@ -177,3 +155,27 @@ class Service:
         self._uploads.close()
         self._wire.stop()
         self._openers.shutdown()
+
+
+def _gate(kept: Kept, streams_max: int) -> Gate:
+    """Who may call, and how much at once."""
+    catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
+    return Gate(
+        lambda token: catalog.tokens.authenticate(token, clock.now_ns()),
+        lambda tenant: tenants.get(tenant).name,
+        # Some are left for the other tenants.
+        Slots(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
+        clock.monotonic_s,
+        lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
+        decoded=tenants.decoded,
+    )
+
+
+def _collection(kept: Kept, every_s: float) -> Task:
+    """The garbage collection."""
+    return Task(
+        "gc",
+        every_s,
+        lambda stopping: collect(kept.catalog, kept.tenants, kept.clock, stopping),
+        patience_s=every_s / GC_PATIENCE,
+    )

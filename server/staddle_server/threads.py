@@ -17,7 +17,7 @@ from staddle_server.errors import Exhausted, StaddleError
 
 __all__ = [
     "Background",
-    "Slots",
+    "Semaphore",
     "Threads",
     "is_no_memory",
     "is_no_thread",
@@ -80,7 +80,7 @@ def log_safely(message: str, *arguments: object) -> None:
         log.exception(message, *arguments)
 
 
-class Slots:
+class Semaphore:
     """Lets so many into a block at once. A semaphore of Python stays locked for ever when an allocation fails in leaving it."""
 
     def __init__(self, count: int) -> None:

@@ -1,10 +1,13 @@
 """`staddle-server check` and `repair` beside a running server: what they print, and with which status they exit."""
 
+import contextlib
 import json
-import subprocess
+import os
+import pty
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from thin import back_up, noise, restore
 
@@ -13,7 +16,7 @@ DATA = noise(1_200_000, 5)
 
 def run(server, *words):
     """The command's exit status, and what it printed."""
-    done = subprocess.run(
+    done = forked.run(
         [str(Path(sys.executable).with_name("staddle-server")), *words, "--data", str(server.data)],
         capture_output=True,
         text=True,
@@ -21,6 +24,21 @@ def run(server, *words):
         timeout=60,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def on_a_terminal(server, *words):
+    """What the command shows on a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    command = [str(Path(sys.executable).with_name("staddle-server")), *words, "--data", str(server.data)]
+    with forked.start(command, stdout=theirs, env=os.environ | {"COLUMNS": "80"}) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal says that the other end was closed
+            while more := os.read(ours, 4096):
+                shown += more
+        os.close(ours)
+        process.wait(60)
+    return shown.decode()
 
 
 def lines(output):
@@ -75,6 +93,10 @@ def test_damage_exits_1_and_names_backup_and_path_and_the_next_backup_makes_it_0
     assert status == 1
     assert "DAMAGE: a in backup" in out
     assert "staddle-server repair" in out
+    shown = on_a_terminal(server, "check", "--tenant", "default")
+    assert shown.split() == out.split()
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    assert max(map(len, out.splitlines())) > 80
     status, out, _ = run(server, "repair")
     assert status == 1
     assert "1 path in backups cannot be given back whole" in out

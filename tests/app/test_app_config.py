@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from staddle._figures import duration, duration_s, size_bytes
 from staddle_server import config
 from staddle_server import given as files
 from staddle_server.config import Address, Settings, SettingsError, UnixAddress
@@ -135,19 +136,19 @@ def test_without_a_data_directory_the_error_names_the_places() -> None:
         ("endpoint", "staddle:0", "needs a host name"),
         ("streams_max", "0", "from 1 to 1024"),
         ("streams_max", "٣", "whole number"),
-        ("lease_s", "5", "must be 10s to 1d"),
-        ("lease_s", "five", "expected a duration"),
-        ("lease_s", "10M", "expected a duration"),
-        ("lease_s", "10m5", "expected a duration"),
-        ("scrub_bytes_per_s", "1.5", "expected a size"),
+        ("lease_s", "5", "too short, use at least 10s"),
+        ("lease_s", "five", "use a number with s, m, h, d, w or y"),
+        ("lease_s", "10M", "M could be minutes or months"),
+        ("lease_s", "10m5", "use a number with s, m, h, d, w or y"),
+        ("scrub_bytes_per_s", "1.5", "use a whole number of bytes, or a number with k, M, G or T"),
         (
             "tls_key",
             "-----BEGIN PRIVATE KEY-----\nMIIsecret",
             "is something else: expected the name of a file",
         ),
-        ("drain_s", "-1s", "expected a duration"),
-        ("scrub_bytes_per_s", "20 crates", "expected a size"),
-        ("scrub_bytes_per_s", "1KiB", "must be at least 64KiB"),
+        ("drain_s", "-1s", "use a number with s, m, h, d, w or y"),
+        ("scrub_bytes_per_s", "20 crates", "use a whole number of bytes, or a number with k, M, G or T"),
+        ("scrub_bytes_per_s", "1KiB", "too small, use at least 64.0 KiB"),
         ("log_format", "xml", "expected auto or json or text"),
         ("tls_cert", "a\0b", "NUL"),
         ("data", "~nobody-of-this-name/data", "no such home directory"),
@@ -214,7 +215,7 @@ def test_a_certificate_needs_its_key_and_a_client_authority_needs_both() -> None
 
 @given(st.integers(min_value=0, max_value=999_999_999))
 def test_a_duration_is_read_back_as_it_was_written(seconds: int) -> None:
-    assert config.parse_duration(config.format_duration(seconds)) == seconds
+    assert duration_s(duration(seconds)) == seconds
 
 
 @given(st.text(max_size=40))
@@ -236,6 +237,8 @@ def test_an_address_is_either_refused_or_read_back_as_it_was_written(text: str) 
         ("unix:///run/staddle/server.sock", "/run/staddle/server.sock"),
         ("unix:/run/two words:1/50%/#?☂", "/run/two words:1/50%/#?☂"),
         ("unix:/" + "x" * 106, "/" + "x" * 106),
+        ("UNIX:/run/S", "/run/S"),
+        ("Unix:///run/@S", "/run/@S"),
     ],
 )
 def test_a_unix_socket_is_an_address_and_needs_no_tls(text: str, path: str) -> None:
@@ -258,6 +261,11 @@ def test_the_path_of_a_socket_is_relative_to_what_names_it(
     assert read.listen == UnixAddress(f"{file.parent}/s")
     assert read.endpoint == UnixAddress("/else/where")
     monkeypatch.setenv("HOME", "/home/web")
+    file.write_text('listen = "UNIX:./@s"\nendpoint = "unix:@s"\n')
+    with pytest.raises(SettingsError, match=r"endpoint in .* abstract socket"):
+        load(file=str(file))
+    file.write_text('listen = "UNIX:./@s"\n')
+    assert load(file=str(file)).listen == UnixAddress(f"{file.parent}/@s")
     assert load({"listen": "unix:~/s"}).listen == UnixAddress("/home/web/s")
 
 
@@ -271,7 +279,9 @@ def test_the_path_of_a_socket_is_relative_to_what_names_it(
         ("unix:/\udcff", "UTF-8"),
         ("unix:/" + "x" * 107, "at most 107 bytes as a socket's path, and /x+ has 108"),
         ("unix:/" + "☂" * 36, "at most 107 bytes .* has 109"),
-        ("unix-abstract:staddle", "everybody on this machine"),
+        ("unix-abstract:staddle", "every user of this machine"),
+        ("unix:@staddle", "every user of this machine .* abstract socket"),
+        ("UNIX:@staddle", "every user of this machine .* abstract socket"),
     ],
 )
 def test_what_is_no_unix_socket_is_named(text: str, why: str) -> None:
@@ -286,6 +296,30 @@ def test_a_mode_that_is_none_or_shuts_the_server_out_is_named(mode: str) -> None
 
 
 # --- values as people write them
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("INFO", "info"),
+        ("Warning", "warning"),
+        ("WARN", "warning"),
+        ("warn", "warning"),
+        ("Err", "error"),
+        ("DEBUG", "debug"),
+    ],
+)
+def test_a_level_is_read_as_other_programs_call_it(tmp_path: Path, text: str, level: str) -> None:
+    assert load({"log_level": text}).log_level == level
+    file = tmp_path / "server.toml"
+    file.write_text(f'log_level = "{text}"\n')
+    assert load(file=str(file)).log_level == level
+
+
+@pytest.mark.parametrize("text", ["verbose", "fatal", "trace", "10"])
+def test_a_level_that_can_mean_several_things_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="expected debug or info or warning or error"):
+        load({"log_level": text})
 
 
 @pytest.mark.parametrize(
@@ -305,7 +339,7 @@ def test_a_mode_that_is_none_or_shuts_the_server_out_is_named(mode: str) -> None
     ],
 )
 def test_a_duration_is_read_as_it_is_written(text: str, seconds: float) -> None:
-    assert config.parse_duration(text) == seconds
+    assert duration_s(text, bare=True) == seconds
 
 
 @pytest.mark.parametrize(
@@ -322,7 +356,7 @@ def test_a_duration_is_read_as_it_is_written(text: str, seconds: float) -> None:
     ],
 )
 def test_a_size_is_read_as_it_is_written_and_its_units_are_binary(text: str, size: int) -> None:
-    assert config.parse_size(text) == size
+    assert size_bytes(text) == size
 
 
 def test_a_variable_is_read_as_docker_and_windows_write_it(tmp_path: Path) -> None:

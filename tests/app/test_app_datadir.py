@@ -12,11 +12,13 @@ import pytest
 from staddle_server import app, config, rooms
 from staddle_server.config import Settings
 from staddle_server.datadir import ClientConfig, DataDirectory, DataDirectoryError, write_client_config
-from staddle_server.errors import BadRequest, Unauthenticated
+from staddle_server.errors import BadRequest, Damaged, Unauthenticated
 from staddle_server.session.records import finish_all
 from staddle_server.store.keys import WrongMasterKey
 from staddle_server.store.records import Records, TenantRecord, encode_record
 from staddle_server.types import TokenRole
+from staddle_server.upkeep.check import Check, Plan
+from staddle_server.upkeep.findings import Finding
 
 NOW_NS = 1_700_000_000_000_000_000
 
@@ -238,7 +240,29 @@ def test_a_tenants_record_that_was_not_written_is_written_at_the_next_start(tmp_
 def test_another_directorys_master_key_opens_nothing(tmp_path: Path) -> None:
     one, other = initialise(tmp_path / "one"), initialise(tmp_path / "other")
     one.master_key.write_bytes(other.master_key.read_bytes())
-    with rooms.open_rooms(one) as opened, pytest.raises(WrongMasterKey):
+    with (
+        pytest.raises(
+            DataDirectoryError, match=r"(?s)master\.key is not the master key of .*Put the right key back"
+        ),
+        rooms.open_rooms(one),
+    ):
+        pass
+    with rooms.open_rooms(one, only_look=True) as opened:
+        with pytest.raises(WrongMasterKey):
+            opened.keys.load(rooms.tenant_named(opened, "default").id)
+        found: list[Finding] = []
+        Check(opened.kept(), Plan(), found.append).run(opened.catalog.tenants.list_all(), all_tenants=True)
+    (finding,) = found
+    assert "put back the master.key that belongs to this directory" in finding.message
+    assert "repair" not in finding.message
+
+
+def test_damaged_keys_of_the_only_tenant_keep_no_server_from_starting(tmp_path: Path) -> None:
+    """The catalog's copy of them opens, so that the master key is the right one."""
+    directory = initialise(tmp_path)
+    (keys,) = (path for path in (directory.store / "keys").rglob("*") if path.is_file())
+    keys.write_bytes(keys.read_bytes()[:-1] + b"\0")
+    with rooms.open_rooms(directory) as opened, pytest.raises(Damaged):
         opened.keys.load(rooms.tenant_named(opened, "default").id)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from staddle._figures import duration_s
 from staddle.v1 import errors_pb2
 from staddle_server import config, limits
 from staddle_server.cli.commands import COMMANDS, group
@@ -32,6 +33,14 @@ def leaves(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tup
 
 
 ALL = leaves(group)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory."""
+    path = tmp_path_factory.mktemp("figures") / "d"
+    assert CliRunner().invoke(group, ["init", "--data", str(path)]).exit_code == 0
+    return path
 
 
 def test_every_setting_stands_in_the_table_with_its_flag_variable_key_and_default() -> None:
@@ -95,6 +104,44 @@ def test_commands_in_the_page_parse() -> None:
         command.make_parser(click.Context(command)).parse_args(rest)
 
 
+FIGURES = {
+    "DURATION": "5 fortnights",
+    "PERCENT": "101",
+    "[=PERCENT]": "101",
+    "SIZE": "1Q",
+    "auto|SIZE|PERCENT%": "101%",
+}
+"""What options of each kind refuse."""
+
+
+@pytest.mark.parametrize(
+    ("path", "option"),
+    [
+        (path, option)
+        for path, command in ALL
+        for option in command.params
+        if isinstance(option, click.Option) and option.metavar in FIGURES
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else each.opts[0],
+)
+def test_every_option_that_is_a_figure_is_refused_by_name_with_what_to_use(
+    path: tuple[str, ...], option: click.Option, data: Path
+) -> None:
+    flag, text = option.opts[0], FIGURES[str(option.metavar)]
+    arguments = {"tenant set": ["default"], "token create": ["--role", "reader"]}.get(" ".join(path), [])
+    done = CliRunner().invoke(group, [*path, *arguments, f"--data={data}", f"{flag}={text}"])
+    assert done.exit_code == 2
+    assert re.search(rf"{flag}.*{re.escape(repr(text))}: (use|expected) ", done.output), done.output
+
+
+def test_a_life_of_a_token_that_no_clock_can_hold_is_refused(data: Path) -> None:
+    done = CliRunner().invoke(
+        group, ["token", "create", f"--data={data}", "--role", "reader", "--expires", "99999w"]
+    )
+    assert done.exit_code == 2
+    assert "--expires is '99999w': it is too long, use at most 36600d" in done.output
+
+
 # --- server/deploy
 
 
@@ -136,7 +183,7 @@ def test_the_services_settings_are_good_and_stopping_takes_longer_than_draining(
     environment = dict(value.split("=", 1) for key, value in values if key == "Environment")
     settings = config.load({}, environment)
     stop = next(value for key, value in values if key == "TimeoutStopSec")
-    assert config.parse_duration(stop) > settings.drain_s
+    assert duration_s(stop) > settings.drain_s
     assert settings.data == Path("/var/lib") / next(value for key, value in values if key == "StateDirectory")
     start = next(value for key, value in values if key == "ExecStart").split()
     assert start[0].endswith("/staddle-server")
@@ -149,7 +196,7 @@ def test_the_compose_file_gives_more_time_to_stop_than_to_drain() -> None:
     grace = re.search(r"stop_grace_period: (\S+)", text)
     assert drain is not None
     assert grace is not None
-    assert config.parse_duration(grace[1]) > config.parse_duration(drain[1])
+    assert duration_s(grace[1]) > duration_s(drain[1])
 
 
 # --- dependencies

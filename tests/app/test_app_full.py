@@ -1,18 +1,23 @@
 """A disk that is full or nearly so: the server starts, gives back, deletes and collects, and takes no backups before the last byte."""
 
+import errno
+import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from staddle_server.errors import Exhausted
+from staddle_server.inodes import InodeReserve
 from staddle_server.limits import KIB, MIB, RESERVE_BYTES_MIN
-from staddle_server.reserve import Keeper, Reserve
+from staddle_server.reserve import Keeper, Reserve, Reserves
 from staddle_server.store.space import LOOK_S, MinFree, Space
 from test_app_serve import Server
 
@@ -48,8 +53,20 @@ def fill(path: Path, *, leave: int = 0) -> Path:
     return filler
 
 
+def fill_inodes(path: Path) -> Path:
+    """Another program's files, which take all inodes and hardly any bytes."""
+    filler = path / "filler.d"
+    filler.mkdir(exist_ok=True)
+    try:
+        for number in itertools.count():
+            (filler / f"{time.monotonic_ns()}-{number}").touch(exist_ok=False)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC  # noqa: PT017
+    return filler
+
+
 def staddle(server: Server, *words: object, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    done = forked.run(
         [STADDLE, *map(str, words)],
         env={**os.environ, "STADDLE_CONFIG": str(server.data / "client.toml")},
         capture_output=True,
@@ -135,6 +152,71 @@ def test_a_server_starts_on_a_full_disk_gives_back_deletes_and_collects_and_then
         stop(server)
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_server_starts_on_a_disk_without_inodes_gives_back_deletes_and_collects_and_then_takes_backups(
+    tmp_path: Path, disk: Path, killed: bool
+) -> None:
+    subprocess.run(["mount", "-o", "remount,nr_inodes=4000", disk], check=True)
+    first = source_of(tmp_path, "first", MIB)
+    server = Server(disk)
+    staddle(server, "backup", first, "--dataset", "d")
+    backup = digits(server, "d")
+    reserve = InodeReserve(disk / "reserve.inodes")
+    until(lambda: reserve.held == reserve.full() > 0, server)
+    if killed:
+        server.process.kill()
+        server.wait()
+    else:
+        stop(server)
+    filler = fill_inodes(disk)
+    assert os.statvfs(disk).f_favail == 0
+    server = Server(disk)
+    try:
+        probe = server.command("health")
+        assert probe.returncode == 3, probe.stderr
+        assert "takes no backups, as its disk is nearly full" in probe.stderr
+        (warning,) = server.logged("the disk is nearly full")
+        assert "inodes free" in str(warning["message"])
+        assert all(isinstance(number, int) for number in [*warning["free_bytes"], *warning["free_inodes"]])
+        target = tmp_path / "target"
+        staddle(server, "restore", "d", "--target", target)
+        assert (target / "file").read_bytes() == (first / "file").read_bytes()
+        refused = staddle(server, "backup", first, "--dataset", "e", code=None)
+        assert refused.returncode not in {0, 3}
+        assert "inodes free" in refused.stderr
+        staddle(server, "hold", "d", backup, "--reason", "asked for")
+        staddle(server, "release", "d", backup)
+        staddle(server, "delete", "d", backup, "--yes")
+        done = server.command("gc", "--grace", "0", "--yes")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "freed now" in done.stdout
+        assert [path for path in (disk / "store" / "packs").rglob("*") if path.is_file()] == []
+        shutil.rmtree(filler)
+        until(lambda: server.command("health").returncode == 0, server)
+        staddle(server, "backup", first, "--dataset", "e")
+        until(lambda: reserve.held == reserve.full(), server)
+    finally:
+        stop(server)
+
+
+def test_no_backup_takes_the_last_inodes(tmp_path: Path, disk: Path) -> None:
+    """Of 4,000 inodes a hundredth is kept besides the reserve."""
+    subprocess.run(["mount", "-o", "remount,nr_inodes=4000", disk], check=True)
+    server = Server(disk)
+    try:
+        reserve = InodeReserve(disk / "reserve.inodes")
+        until(lambda: reserve.held == reserve.full() > 0, server)
+        for path in itertools.islice(sorted(fill_inodes(disk).iterdir()), 30):
+            path.unlink()
+        until(lambda: server.command("health").returncode == 3, server)
+        refused = staddle(server, "backup", source_of(tmp_path, "source", KIB), "--dataset", "d", code=None)
+        assert refused.returncode not in {0, 3}
+        assert "inodes free" in refused.stderr
+        assert os.statvfs(disk).f_favail > 0
+    finally:
+        stop(server)
+
+
 def test_collecting_needs_no_server_and_no_room(tmp_path: Path, disk: Path) -> None:
     server = Server(disk)
     staddle(server, "backup", source_of(tmp_path, "first", 4 * MIB), "--dataset", "d")
@@ -147,9 +229,14 @@ def test_collecting_needs_no_server_and_no_room(tmp_path: Path, disk: Path) -> N
     assert [path for path in (disk / "store" / "packs").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_a_pack_of_many_small_chunks_is_collected_on_a_full_disk(tmp_path: Path, disk: Path) -> None:
     """Each of its rows in the index lies in another page, so that one transaction writes nearly all of the catalog to its log."""
     server = Server(disk)
+
+    def packs() -> set[Path]:
+        return {path for path in (disk / "store" / "packs").rglob("*") if path.is_file()}
+
     try:
         for name in ("d", "e", "f"):
             source = tmp_path / name
@@ -157,6 +244,8 @@ def test_a_pack_of_many_small_chunks_is_collected_on_a_full_disk(tmp_path: Path,
             for number in range(4000):
                 (source / str(number)).write_bytes(os.urandom(16))
             staddle(server, "backup", source, "--dataset", name, "--thin")
+            if name == "d":
+                deleted = packs()
         staddle(server, "delete", "d", digits(server, "d"), "--yes")
         # The catalog has grown, and the reserve follows.
         reserve = Reserve(disk / "reserve", disk / "catalog.db")
@@ -169,7 +258,9 @@ def test_a_pack_of_many_small_chunks_is_collected_on_a_full_disk(tmp_path: Path,
     fill(disk)
     done = server.command("gc", "--grace", "0", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len([path for path in (disk / "store" / "packs").rglob("*") if path.is_file()]) == 2
+    assert deleted
+    assert not packs() & deleted
+    assert len(packs()) >= 2
 
 
 def test_a_server_starts_on_a_full_disk_again_and_again_though_others_take_what_it_gives_up(
@@ -297,6 +388,35 @@ def test_a_disk_without_inodes_is_full_too_and_one_that_does_not_count_them_is_n
     Space(["/data"], MinFree(), status=uncounted).check()
 
 
+def test_inodes_that_the_reserve_released_are_not_for_backups() -> None:
+    disk = Disk(free=500 * MIB, inodes=10_500)
+    released = 0
+    space = Space(["/data"], MinFree(), missing_inodes=lambda: released, status=disk.status, now_s=disk.now)
+    space.check()
+    released = 1_000
+    with pytest.raises(Exhausted, match="10,500 inodes free, where 11,000 are kept"):
+        space.check()
+
+
+def test_a_reserve_of_inodes_leaves_other_files_alone_and_follows_no_link(tmp_path: Path, disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,nr_inodes=1000", disk], check=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "0000").touch()
+    (disk / "link").symlink_to(elsewhere)
+    reserve, linked = InodeReserve(disk / "reserve.inodes"), InodeReserve(disk / "link")
+    assert reserve.make([]) == reserve.full() == reserve.held
+    (disk / "reserve.inodes" / "notes").touch()
+    fill_inodes(disk)
+    assert linked.held == 0
+    with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+        linked.give_up(at_start=True)
+    while reserve.give_up(at_start=True):
+        fill_inodes(disk)
+    assert os.listdir(disk / "reserve.inodes") == ["notes"]
+    assert os.listdir(elsewhere) == ["0000"]
+
+
 def test_a_limit_of_nothing_takes_backups_to_the_last_byte() -> None:
     Disk(free=0, inodes=0).space(MinFree(size_bytes=0)).check()
 
@@ -308,10 +428,10 @@ def test_a_disk_that_cannot_be_looked_at_is_not_called_full(tmp_path: Path) -> N
 def test_a_reserve_is_not_made_where_it_would_take_the_last_room(disk: Path) -> None:
     reserve = Reserve(disk / "reserve")
     filler = fill(disk, leave=2 * MIB)
-    Keeper(Space([str(disk)], MinFree(size_bytes=2 * MIB)), [reserve]).look()
+    Keeper(Space([str(disk)], MinFree(size_bytes=2 * MIB)), Reserves([reserve])).look()
     assert reserve.size_bytes == 0
     filler.unlink()
-    Keeper(Space([str(disk)], MinFree(size_bytes=2 * MIB)), [reserve]).look()
+    Keeper(Space([str(disk)], MinFree(size_bytes=2 * MIB)), Reserves([reserve])).look()
     assert reserve.size_bytes == reserve.full_bytes() == RESERVE_BYTES_MIN
     assert (disk / "reserve").stat().st_blocks * 512 >= reserve.size_bytes, (
         "it takes the room that it stands for"

@@ -28,7 +28,13 @@ def run(*words):
 def on_a_terminal(answer, *words):
     """The command as it is installed, on a terminal, and what that shows; its exit code."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen([COMMAND, *map(str, words)], stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    with subprocess.Popen(
+        [COMMAND, *map(str, words)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"COLUMNS": "80"},
+    ) as process:
         os.close(theirs)
         os.write(ours, answer.encode())
         shown = b""
@@ -117,7 +123,10 @@ def test_gc_with_a_shorter_grace_asks_on_a_terminal_and_says_what_would_be_lost(
     before = _packs(data)
     code, shown = on_a_terminal("n\n", "gc", "--data", data, "--grace", "0")
     assert code == 1
-    assert "purges 1 deleted backup, which nobody can bring back then, and removes 1 pack" in shown
+    assert "purges 1 deleted backup, which nobody can bring back then, and removes 1 pack" in " ".join(
+        shown.split()
+    )
+    assert max(map(len, shown.splitlines())) <= 80
     assert _packs(data) == before
     code, shown = on_a_terminal("y\n", "gc", "--data", data, "--grace", "0")
     assert code == 0

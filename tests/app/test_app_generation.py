@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from staddle_server.datadir import DataDirectory, DataDirectoryError
 from staddle_server.errors import Exhausted, Unavailable
 from staddle_server.store.birth import birth_ns
 from staddle_server.store.blobs import Blobs
+from staddle_server.store.directory import DirectoryBlobs
 
 NOW_NS = 1_790_000_000_000_000_000
 
@@ -49,6 +50,28 @@ def command(name: str, directory: DataDirectory, *arguments: str, code: int = 0)
 
 def copied(directory: DataDirectory, name: str) -> DataDirectory:
     return DataDirectory(Path(shutil.copytree(directory.path, directory.path.parent / name, symlinks=True)))
+
+
+class Listed(DirectoryBlobs):
+    """A store that remembers what was listed."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.listed: list[str] = []
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        self.listed.append(prefix)
+        return super().list(prefix)
+
+
+def test_a_start_lists_the_marks_once(directory: DataDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "DirectoryBlobs", Listed)
+    before = marks(directory)
+    with rooms.open_rooms(directory) as opened:
+        generation.begin(directory, opened.blobs, opened.catalog, NOW_NS, opened.looked)
+        assert isinstance(opened.blobs, Listed)
+        assert opened.blobs.listed.count("marks") == 1
+    assert marks(directory) != before
 
 
 def marks(directory: DataDirectory) -> list[str]:
@@ -126,6 +149,20 @@ def test_a_store_of_before_the_last_start_is_refused_until_it_is_adopted(directo
     assert "staddle-server check" in command("adopt", directory).output
     begin(directory)
     begin(directory)
+
+
+@pytest.mark.usefixtures("with_births")
+def test_the_catalog_of_a_copy_that_was_served_does_not_go_with_the_store_of_the_original(
+    directory: DataDirectory,
+) -> None:
+    copy = copied(directory, "copy")
+    command("adopt", copy)
+    for each in (copy, directory):
+        begin(each)
+    shutil.copyfile(copy.catalog, directory.catalog)
+    with pytest.raises(DataDirectoryError, match=r"is older than its store.*rebuild --replace"):
+        begin(directory)
+    assert "rebuild --replace" in command("adopt", directory, code=1).output
 
 
 def test_marks_that_are_taken_away_are_noticed(directory: DataDirectory) -> None:

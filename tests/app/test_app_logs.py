@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from staddle_server import logs
+from staddle_server.config import Address
 
 TOKEN = "staddle_" + "aB3-_" * 8 + "xyz"
 
@@ -41,6 +42,36 @@ def test_a_call_is_one_json_line_with_its_fields(stream: io.StringIO) -> None:
         >= {**fields, "level": "info", "logger": "staddle_server.calls", "message": "call"}.items()
     )
     assert line["time"].endswith("Z")
+
+
+def test_numbers_are_numbers_in_json_also_in_lists(stream: io.StringIO) -> None:
+    logs.setup("json", "info", stream)
+    fields = {
+        "free_bytes": [7, 8],
+        "free_inodes": (None, 9),
+        "share": 0.5,
+        "full": False,
+        "names": ["a\n", 3],
+    }
+    logging.getLogger(logs.CALLS).info(
+        "call", extra={"fields": {**fields, "rate": float("inf"), "address": Address("::1", 7443)}}
+    )
+    line = json.loads(stream.getvalue(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert {key: line[key] for key in fields} == {
+        "free_bytes": [7, 8],
+        "free_inodes": [None, 9],
+        "share": 0.5,
+        "full": False,
+        "names": ["a\\u000a", 3],
+    }
+    assert (line["rate"], line["address"]) == ("inf", "[::1]:7443")
+    logs.setup("text", "info", stream)
+    logging.getLogger(logs.CALLS).info("call", extra={"fields": {**fields, "none": []}})
+    assert (
+        stream.getvalue()
+        .rstrip()
+        .endswith("free_bytes=7,8 free_inodes=None,9 share=0.500 full=False names=a\\u000a,3")
+    )
 
 
 def test_text_is_for_people_and_auto_chooses_it_on_a_terminal(stream: io.StringIO) -> None:

@@ -1,11 +1,13 @@
 """A server whose packs, records or keys are gone: it says so at its start, and the alarm ends once they are back."""
 
+import contextlib
 import os
-import subprocess
+import sqlite3
 import sys
 import time
 from pathlib import Path
 
+import forked
 import grpc
 import pytest
 from staddle.v1 import service_pb2 as sv
@@ -20,7 +22,7 @@ def run(program, *words, config=None):
     env = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE")}
     if config is not None:
         env["STADDLE_CONFIG"] = str(config)
-    return subprocess.run(
+    return forked.run(
         [BIN / program, *map(str, words)], capture_output=True, text=True, env=env, timeout=120, check=False
     )
 
@@ -33,16 +35,18 @@ def health(server):
     return run("staddle-server", "health", "--data", server.data)
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """What all backups here are of; no test changes it."""
+    root = tmp_path_factory.mktemp("settled") / "folder"
     for name, data in FILES.items():
-        path = tmp_path / "folder" / name
+        path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     # A backup marks what has just changed, and a later one does not: their pages would differ.
     written_s = time.time()
     wait_until(lambda: time.time() > written_s + SETTLED_S)
-    return tmp_path / "folder"
+    return root
 
 
 def restored(server, target):
@@ -128,6 +132,7 @@ def test_records_and_keys_that_went_while_the_server_was_stopped_are_an_alarm_un
     (alarm,) = server.logged(says)
     assert alarm["level"] == "error"
     assert "staddle-server repair" in alarm["message"]
+    assert "Other tenants are served" in alarm["message"] or "Backups and restores work" in alarm["message"]
     said = health(server)
     assert said.returncode == 4
     assert "staddle-server check" in said.stderr
@@ -156,6 +161,41 @@ def test_a_store_that_goes_from_under_a_running_server_is_an_alarm_until_it_is_b
     away.rename(store)
     wait_until(lambda: health(server).returncode == 0)
     assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
+
+
+@pytest.mark.parametrize("by", ["an older catalog", "a foreign one"])
+def test_a_catalog_that_is_written_into_in_place_is_an_alarm_and_is_used_no_more(server, folder, by):
+    """`cp older.db catalog.db` keeps the file that the server has open."""
+    words = ("staddle", "backup", folder, "--dataset", "www")
+    assert run(*words, config=server.config).returncode == 0
+    server.stop()
+    catalog = server.data / "catalog.db"
+    older = catalog.read_bytes()
+    server.start()
+    assert run(*words, config=server.config).returncode == 0
+    identity = catalog.stat().st_ino
+    if by == "a foreign one":
+        with contextlib.closing(sqlite3.connect(server.data.parent / "foreign.db")) as foreign:
+            foreign.execute("CREATE TABLE photos (name TEXT)")
+        older = (server.data.parent / "foreign.db").read_bytes()
+    with catalog.open("r+b") as file:
+        file.truncate()
+        file.write(older)
+    assert catalog.stat().st_ino == identity
+    (said,) = server.logged("the catalog is gone or another one")
+    assert "another catalog was written into" in said["message"]
+    assert "rebuild --replace" in said["message"]
+    wait_until(lambda: health(server).returncode == 4)
+    with pytest.raises(grpc.RpcError, match="another catalog was written into"):
+        server.stub().ListDatasets(sv.ListDatasetsRequest())
+    server.stop()
+    refused = run("staddle-server", "serve", "--data", server.data, "--listen", "127.0.0.1:0")
+    assert refused.returncode == 1
+    assert "rebuild --replace" in refused.stderr
+    rebuilt = run("staddle-server", "rebuild", "--replace", "--data", server.data)
+    assert rebuilt.returncode == 0, rebuilt.stdout + rebuilt.stderr
+    server.start()
+    assert len(server.stub().ListBackups(sv.ListBackupsRequest(dataset="www")).backups) == 2
 
 
 @pytest.mark.parametrize("another", [False, True], ids=["nothing", "an older copy"])

@@ -8,11 +8,11 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import grpc
 import pytest
 from servers import ServerProcess
@@ -124,7 +124,7 @@ def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tm
     try:
         assert "expires at" in said(server, "renew it")
         probe = [COMMAND, "health", "--data", str(data), "--config", str(config_file)]
-        asked = subprocess.run(probe, check=False, capture_output=True, text=True, timeout=60)
+        asked = forked.run(probe, check=False, capture_output=True, text=True, timeout=60)
         assert asked.returncode == 0, asked.stderr
         assert f"Warning: the certificate {pki}/server.crt expires at" in asked.stderr
 
@@ -147,7 +147,7 @@ def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tm
             grpc.channel_ready_future(channel).result(30)
         end_s = time.monotonic() + 60
         while time.monotonic() < end_s:  # what health says is a second old
-            asked = subprocess.run(probe, check=False, capture_output=True, text=True, timeout=60)
+            asked = forked.run(probe, check=False, capture_output=True, text=True, timeout=60)
             if not asked.stderr:
                 break
         assert (asked.returncode, asked.stderr) == (0, "")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
+import forked
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
@@ -36,7 +37,7 @@ class Server:
         self.data = data
         self.out, self.log = data.parent / f"{data.name}.out", data.parent / f"{data.name}.log"
         with self.out.open("w") as out, self.log.open("w") as log:
-            self.process = subprocess.Popen(
+            self.process = forked.start(
                 [
                     BIN / "staddle-server",
                     "serve",
@@ -73,7 +74,7 @@ class Server:
     def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """`staddle-server` on the same directory."""
         words = [BIN / "staddle-server", *map(str, arguments), "--data", self.data]
-        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        return forked.run(words, capture_output=True, text=True, timeout=60, check=False)
 
     @contextmanager
     def stub(self, token: str | None = None) -> Iterator["Stub"]:
@@ -247,7 +248,7 @@ def test_an_address_that_is_taken_is_said_in_words_and_nothing_is_shared(
 ) -> None:
     address = server.client_config["server"]
     words = [BIN / "staddle-server", "serve", "--data", tmp_path / "d", "--listen", address]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    done = forked.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert f"cannot listen on {address}" in done.stderr
     assert "Traceback" not in done.stderr

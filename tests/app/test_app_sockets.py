@@ -6,11 +6,11 @@ import fcntl
 import os
 import socket
 import stat
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import forked
 import grpc
 import pytest
 from servers import ServerProcess
@@ -53,7 +53,7 @@ def test_a_server_on_a_unix_socket_serves_whoever_may_open_it_and_has_a_token(he
     try:
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert tomllib.loads(server.config.read_text())["server"] == f"unix:{path}"
-        assert subprocess.run(health, check=True, capture_output=True, text=True).stdout.startswith(
+        assert forked.run(health, check=True, capture_output=True, text=True).stdout.startswith(
             f"unix:{path} SERVING\n"
         )
         (here / "source").mkdir()
@@ -72,7 +72,7 @@ def test_a_server_on_a_unix_socket_serves_whoever_may_open_it_and_has_a_token(he
         # One that was killed leaves its socket, and the next replaces it.
         server.kill()
         assert path.is_socket()
-        assert subprocess.run(health, capture_output=True, check=False).returncode == 1
+        assert forked.run(health, capture_output=True, check=False).returncode == 1
         server.start()
         with Client.from_config(server.config) as client:
             assert client.get_backup("socket").id == made.id

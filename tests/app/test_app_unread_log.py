@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import forked
 import pytest
 from servers import heeding_hangups
 from staddle import Client
@@ -76,7 +77,7 @@ def test_hundreds_of_calls_health_and_sigterm_work_with_a_full_pipe_as_standard_
     with unread.client() as client:
         for _ in range(600):
             assert list(client.datasets()) == []
-    probe = subprocess.run([COMMAND, "health", "--data", str(unread.data)], check=False, timeout=60)
+    probe = forked.run([COMMAND, "health", "--data", str(unread.data)], check=False, timeout=60)
     assert probe.returncode == 0
     unread.process.send_signal(signal.SIGTERM)
     assert unread.process.wait(60) == 0
@@ -88,7 +89,7 @@ def test_a_server_starts_and_ends_when_standard_output_is_the_same_full_pipe(tmp
     try:
         while unread.process.poll() is None and not (unread.data / "client.toml").exists():
             os.sched_yield()
-        assert subprocess.run(probe, check=False, timeout=90).returncode == 0
+        assert forked.run(probe, check=False, timeout=90).returncode == 0
         unread.process.send_signal(signal.SIGTERM)
         assert unread.process.wait(60) == 0
     finally:
@@ -133,7 +134,7 @@ def test_a_server_serves_whichever_of_its_standard_streams_are_closed(tmp_path: 
         deadline_s = time.monotonic() + 30
         while not (data / "client.toml").exists() and time.monotonic() < deadline_s:
             time.sleep(0.05)
-        done = subprocess.run(probe, env=env, capture_output=True, text=True, check=False)
+        done = forked.run(probe, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         for number in (0, 1, 2):
             name = os.readlink(f"/proc/{process.pid}/fd/{number}")

@@ -77,6 +77,7 @@ class Forger(Copy):
         return super().restore(target, paths)._replace(argv=["cp", "-a", "/etc/hostname", target])
 
 
+@pytest.mark.slow
 def test_what_comes_back_otherwise_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="did not give back"):
         measured(tmp_path, cases.tree(tmp_path, 20, None), Forger())

@@ -162,6 +162,7 @@ def test_the_section_tells_who_was_refused_and_whether_everything_was_committed(
     assert any("1 uploads failed" in line for line in clients.section(record))
 
 
+@pytest.mark.slow
 def test_the_same_figures_give_the_same_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for name in ("one.svg", "two.svg"):

@@ -246,6 +246,7 @@ def test_parts_of_several_runs_make_one_section_and_a_later_run_counts(tmp_path:
     assert text in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_same_figures_make_the_same_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plots = []

@@ -233,6 +233,7 @@ def test_the_section_has_core_seconds_a_gib_beside_one_core_alone() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_same_figures_give_the_same_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for name in ("one.svg", "two.svg"):

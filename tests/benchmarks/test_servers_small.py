@@ -52,6 +52,7 @@ def test_a_program_that_has_just_ended_by_itself_may_be_killed() -> None:
         program.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_got_nothing_ends_the_run(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

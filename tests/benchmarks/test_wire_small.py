@@ -76,6 +76,7 @@ def test_the_section_has_medians_shares_of_the_limit_and_whether_the_aim_is_met(
     assert wire.section(slower)[-1].endswith("0.67 of the limit; the aim of 0.70 is not met.")
 
 
+@pytest.mark.slow
 def test_the_same_figures_give_the_same_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for name in ("one.svg", "two.svg"):

@@ -85,6 +85,8 @@ def test_a_time_of_day_is_the_last_such_moment(local_zone: str) -> None:
         ("1w", 604_800),
         ("1h30m", 5400),
         ("1.5h", 5400),
+        ("2 hours", 7200),
+        ("1y", 31_536_000),
     ],
 )
 def test_an_age_counts_by_the_servers_clock(text: str, seconds: int) -> None:
@@ -108,7 +110,7 @@ def test_an_age_counts_by_the_servers_clock(text: str, seconds: int) -> None:
         "12:00Z",
         "2",
         "-2h",
-        "2y",
+        "1.5",
         "200000w",
         "9999-12-31",
         "٢h",
@@ -119,6 +121,32 @@ def test_what_is_no_time_is_refused_with_what_would_be_one(text: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         selector_at(text)
     assert caught.value.facts == {"field": "at"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("2026-01-01T00:00+25:00", "in the zone +25:00, the hour 25 is not 00 to 23"),
+        ("2026-01-01T00:00-24:00", "in the zone -24:00, the hour 24 is not 00 to 23"),
+        ("2026-01-01T00:00+0160", "in the zone +0160, the minute 60 is not 00 to 59"),
+        ("0000-01-01", "the year 0000 is not 2 to 9998"),
+        ("9999-12-31T23:59:59Z", "the year 9999 is not 2 to 9998"),
+        ("2026-13-01", "the month 13 is not 01 to 12"),
+        ("2026-02-30", "the day 30 is not 01 to 28"),
+        ("2026-01-00 12:00", "the day 00 is not 01 to 31"),
+        ("2026-01-01 24:00", "the hour 24 is not 00 to 23"),
+        ("12:60", "the minute 60 is not 00 to 59"),
+        ("2026-01-01T00:00:61Z", "the second 61 is not 00 to 59"),
+        ("12:00Z", "a time of day has no zone; add the date"),
+        ("200y", "it is too long, use at most 36600d"),
+        ("3 fortnights", "use a number with s, m, h, d, w or y"),
+        ("tomorrow", "use a time such as 2026-05-01T14:30:05Z"),
+    ],
+)
+def test_a_time_that_cannot_be_is_refused_with_the_part_that_is_wrong(text: str, why: str) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        selector_at(text)
+    assert caught.value.message.startswith(f"invalid time {text!r}: {why}")
 
 
 @given(st.datetimes(min_value=datetime.datetime(1900, 1, 1), timezones=st.just(UTC)))

@@ -126,6 +126,16 @@ def test_a_timestamp_too_recent_to_be_trusted_is_read_again(protected) -> None:
     assert protected.backup().read_bytes == 0
 
 
+@BOTH_WAYS
+def test_links_and_directories_with_recent_timestamps_are_looked_at_again(protected, thin: bool) -> None:
+    (protected.source / "directory").mkdir()
+    (protected.source / "link").symlink_to("anywhere")
+    for clock, again in ((time.time_ns, True), (lambda: time.time_ns() + 10**10, False)):
+        protected.backup(clock=clock, thin=thin)
+        entries = {entry.path: entry.read_again for entry in protected.client.entries("data")}
+        assert entries == {"directory": again, "link": again}
+
+
 def test_metadata_alone_is_a_change_to_incremental_and_none_to_differential(protected) -> None:
     plant(protected.source)
     full = protected.backup().backup

@@ -8,11 +8,11 @@ import random
 import shutil
 import stat
 import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
+import forked
 import pytest
 from fs_calls import counted_calls
 from fs_trees import open_below, plant, seeded_bytes
@@ -562,14 +562,14 @@ def test_two_commands_at_once_share_a_cache(server, tmp_path: Path) -> None:
 
     def start(name: str, number: int) -> subprocess.Popen[bytes]:
         (tmp_path / name / "a" / "x").write_bytes(b"%d" % number)
-        words = [sys.executable, "-m", "staddle.command", "backup", str(tmp_path / name), "--dataset", name]
-        return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+        words = [forked.BIN / "staddle", "backup", str(tmp_path / name), "--dataset", name]
+        return forked.start(words, env=environment, stdout=subprocess.DEVNULL)
 
     for number in range(4):
         assert [process.wait(60) for process in [start("a", number), start("b", number)]] == [0, 0]
     for name in "ab":
-        words = [sys.executable, "-m", "staddle.command", "cat", name, "a/x"]
-        assert subprocess.run(words, env=environment, capture_output=True, check=True).stdout == b"3"
+        words = [forked.BIN / "staddle", "cat", name, "a/x"]
+        assert forked.run(words, env=environment, capture_output=True, check=True).stdout == b"3"
     assert len(files_of(tmp_path / "cache")) == 4
 
 

@@ -419,14 +419,21 @@ def test_a_write_through_a_mapping_that_moves_no_time_is_in_the_next_backup(thin
         assert protected.client.read("data", "mapped", length=1) == b"2"
 
 
-def test_what_changed_since_its_file_system_was_brought_to_the_disk_is_read_again(protected) -> None:
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    ("named", "size"), [(".", 5), (".", 3_000_000), ("f", 5)], ids=["directory", "large file in it", "file"]
+)
+def test_what_changed_since_its_file_system_was_brought_to_the_disk_is_read_again(
+    protected, named: str, size: int, thin: bool
+) -> None:
     path = protected.source / "f"
-    path.write_bytes(b"12345")
+    path.write_bytes(bytes(size))
+    source = protected.source / named
     now = iter([path.stat().st_mtime_ns])
     synced_then_much_later = lambda: next(now, path.stat().st_mtime_ns + 3600 * 10**9)  # noqa: E731
-    protected.backup(clock=synced_then_much_later)
-    assert protected.backup().read_bytes == 5
-    assert protected.backup().read_bytes == 0
+    protected.backup(source, clock=synced_then_much_later, thin=thin)
+    assert protected.backup(source, thin=thin).read_bytes == size
+    assert protected.backup(source, thin=thin).read_bytes == 0
 
 
 # --- what goes while it is looked at

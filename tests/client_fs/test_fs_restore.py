@@ -428,6 +428,27 @@ def test_the_root_keeps_its_own_metadata_where_something_lay_in_it(tmp_path: Pat
     assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o700
 
 
+def test_a_directory_is_never_more_open_than_the_backup_says_not_even_while_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    modes: dict[bytes, int] = {}
+    make = os.mkdir
+
+    def noting(name: bytes, mode: int = 0o777, **options: int) -> None:
+        make(name, mode, **options)
+        modes[name] = mode
+        if name == b"z":
+            modes[b"way, later"] = stat.S_IMODE((target / "way").stat().st_mode)
+
+    monkeypatch.setattr(os, "mkdir", noting)
+    items = [other("way", mode=0o2710), other("way/d", mode=0o700), file("way/d/f"), other("z", mode=0o700)]
+    restore(Server(*items), target, paths=(b"way/d", b"z"))
+    assert [modes[name] for name in (b"way", b"d", b"z")] == [0o700] * 3
+    assert modes[b"way, later"] == 0o710, "a restore that is killed leaves what another one keeps as it is"
+    assert stat.S_IMODE((target / "way").stat().st_mode) == 0o2710, "setgid comes last"
+
+
 def test_directories_made_on_the_way_to_a_selected_path_are_as_in_the_backup(tmp_path: Path) -> None:
     items = [
         other("", mode=0o710),

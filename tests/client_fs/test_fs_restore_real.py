@@ -8,6 +8,7 @@ import os
 import resource
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -261,6 +262,7 @@ def test_a_target_with_times_of_whole_seconds_is_not_written_again(
     assert (target / "f").stat().st_mtime_ns == MTIME_NS // SECOND_NS * SECOND_NS
     again = restore(Server(*items), target)
     assert (again.entries_written, again.entries_unchanged) == (0, 3)
+    assert restore(Server(items[0], items[2]), target, dry_run=True).entries_written == 0
     os.utime(target / "f", ns=(0, MTIME_NS + SECOND_NS))
     assert restore(Server(*items), target).entries_written == 1
 
@@ -365,6 +367,8 @@ def test_a_comparison_by_content_finds_what_size_and_time_do_not_tell_and_puts_i
     done = protected.restore(restored, verify=True)
     assert (done.entries_written, done.problems) == (1, ())
     assert (restored / name).read_bytes() == right
+    os.utime(restored / name)
+    assert protected.restore(restored, verify=True).entries_written == 0, "its time alone is put right"
     assert protected.restore(restored, verify=True, dry_run=True).problems == ()
 
 
@@ -435,3 +439,21 @@ def test_a_preview_tells_what_would_be_made_replaced_fetched_and_deleted_as_the_
     assert done.problems == ()
     for field in ("entries_written", "entries_unchanged", "entries_deleted", "data_bytes"):
         assert getattr(done, field) == getattr(would, field), field
+
+
+def test_a_forked_process_sweeps_what_a_killed_parent_left_and_gives_other_names(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from staddle._temporaries import open_temporary, sweep\n"
+        "here = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "name, descriptor = open_temporary(here, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)\n"
+        "os.close(descriptor)\n"  # as if it had been killed: the lock is gone, the file is not
+        "if (child := os.fork()) == 0:\n"
+        "    other, _ = open_temporary(here, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)\n"
+        "    print(other[:-1] != name[:-1], sweep(here), flush=True)\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, check=True, text=True
+    )
+    assert done.stdout == "True 1\n"

@@ -212,3 +212,21 @@ def test_one_file_system_stops_at_a_mount_point(tmp_path: Path, only_root: None)
         pytest.skip("no /proc is mounted here")
     excluded = excludes_of(["/*", "!/proc"])
     assert paths_of("/", one_file_system=True, excluded=excluded) == [b"", b"proc"]
+
+
+def test_each_file_system_is_brought_to_its_disk_once_when_it_is_entered(tmp_path: Path) -> None:
+    if not os.path.ismount("/proc"):
+        pytest.skip("no /proc is mounted here")
+    synced: list[int] = []
+    excluded = excludes_of(["/*", "!/proc", "/proc/*", "!/proc/sys", "/proc/sys/*"])
+    paths = paths_of(
+        "/", excluded=excluded, sync=lambda descriptor: synced.append(os.fstat(descriptor).st_dev)
+    )
+    assert paths == [b"", b"proc", b"proc/sys"]
+    assert synced == [os.stat("/").st_dev, os.stat("/proc").st_dev]
+    (tmp_path / "f").touch()
+    synced.clear()
+    assert paths_of(tmp_path / "f", sync=lambda descriptor: synced.append(os.fstat(descriptor).st_dev)) == [
+        b"f"
+    ]
+    assert synced == [tmp_path.stat().st_dev]

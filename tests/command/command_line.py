@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forked
+
 SECONDS_MAX = 120
 
 
@@ -67,9 +69,9 @@ class CommandLine:
         self, *arguments: str | bytes | Path, given: bytes = b"", code: int = 0, **variables: str
     ) -> Done:
         """Runs it to its end, which must have this exit code."""
-        done = subprocess.run(
+        done = forked.run(
             self.words(*arguments),
-            input=given,
+            given=given,
             capture_output=True,
             timeout=SECONDS_MAX,
             env=self.environment | variables,
@@ -81,7 +83,7 @@ class CommandLine:
         return result
 
     def start(self, *arguments: str | bytes | Path, **options: Any) -> subprocess.Popen[bytes]:
-        """Starts it."""
+        """Starts it as a user does, with an interpreter of its own."""
         piped = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
             self.words(*arguments), env=self.environment, cwd=self.home, **(piped | options)

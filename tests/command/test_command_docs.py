@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
+from command_tree import BY_NAME
 from staddle.command import _exits
 from staddle.command._options import CONNECTION_FIELDS
 from staddle.command._run import COMMANDS, command_named, group
@@ -14,19 +15,6 @@ TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "command.md").read_text()
 
 
-def leaves(commands, *before: str) -> dict[str, click.Command]:
-    """All commands that do something, by their names."""
-    found: dict[str, click.Command] = {}
-    for command in commands:
-        words = (*before, command.name)
-        if isinstance(command, click.Group):
-            found |= leaves(command.commands.values(), *words)
-        else:
-            found[" ".join(words)] = command
-    return found
-
-
-BY_NAME = leaves(map(command_named, COMMANDS))
 COMMON = {"--json", "--config", "--retry", *(f"--{field.replace('_', '-')}" for field in CONNECTION_FIELDS)}
 
 

@@ -16,15 +16,17 @@ import pytest
 from command_line import CommandLine, Done
 
 WAIT_S = 60.0
+AT_ONCE_S = 30.0
+"""Not tried again and again: a busy machine alone takes seconds to start a command."""
 
 
 # --- nobody there, or nobody who knows us
 
 
-def test_a_server_that_is_down_is_named_within_five_seconds(nobody: CommandLine) -> None:
+def test_a_server_that_is_down_is_named_at_once(nobody: CommandLine) -> None:
     begun_s = time.monotonic()
     failed = nobody("list", "--server", "127.0.0.1:1", "--token", "x", code=1)
-    assert time.monotonic() - begun_s < 5
+    assert time.monotonic() - begun_s < AT_ONCE_S
     assert "127.0.0.1:1" in failed.err
     assert "staddle-server serve" in failed.err
     assert failed.out == b""
@@ -160,12 +162,34 @@ def test_whoever_stops_reading_ends_the_command_without_a_word(staddle: CommandL
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_output_that_cannot_be_written_is_a_failure(staddle: CommandLine) -> None:
+def test_a_full_standard_output_is_named_once_and_never_taken_for_the_target(
+    staddle: CommandLine, source: Path, tmp_path: Path
+) -> None:
+    staddle("backup", source, "--dataset", "www")
+    why = "annot write to standard output: No space left on device"
+    backup = ["backup", source, "--dataset", "www", "--json"]
+    restore = ["restore", "www", "--target", tmp_path / "out"]
+    for arguments, unbuffered, done in [
+        (["list"], "", ""),
+        (["list"], "1", ""),
+        (["--help"], "", ""),
+        (["cat", "www", "etc/conf"], "", ""),
+        (["restore", "www", "--target", "-"], "", ""),
+        (backup, "", ". The backup itself is done: only its report is lost."),
+        (restore, "", ". The restore itself is done: only its report is lost."),
+    ]:
+        staddle.variables["PYTHONUNBUFFERED"] = unbuffered
+        with open("/dev/full", "wb") as full:
+            ended = staddle.start(*arguments, stdout=full)
+            _, err = ended.communicate(timeout=WAIT_S)
+        said = err.decode()
+        assert (ended.returncode, said.count(why + done)) == (1, 1), said
+        assert said.count("No space") == 1
+    assert (tmp_path / "out" / "hello.txt").exists()
     with open("/dev/full", "wb") as full:
-        ended = staddle.start("list", stdout=full)
-        _, err = ended.communicate(timeout=WAIT_S)
-    assert ended.returncode == 1
-    assert b"No space left on device" in err
+        ended = staddle.start("list", "--unheard-of", stderr=full)
+        ended.communicate(timeout=WAIT_S)
+    assert ended.returncode == 2
 
 
 @pytest.mark.parametrize("package", ["click", "rich"])

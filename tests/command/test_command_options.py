@@ -1,7 +1,10 @@
 """Forms of values on the command line."""
 
+import click
 import pytest
-from staddle.command._options import BYTES_MAX, size_bytes
+from command_tree import BY_NAME
+from staddle._figures import BYTES_MAX
+from staddle.command._options import size_bytes
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,47 @@ def test_a_size_is_exact_and_its_units_are_binary(text: str, expected: int) -> N
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid size"):
         size_bytes(text)
+
+
+BY_METAVAR = {
+    "TIME": ("2026-01-01T00:00+25:00", "invalid time"),
+    "DURATION": ("5 fortnights", "invalid duration"),
+    "SIZE": ("1Q", "invalid size"),
+    "PERCENT": ("101", "invalid percentage"),
+    "A:B": ("4:3", "invalid range"),
+    "N": ("many", "invalid number"),
+}
+"""What options of each kind refuse, and how the refusal begins."""
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (command, option)
+        for command in BY_NAME.values()
+        for option in command.params
+        if isinstance(option, click.Option) and option.metavar in BY_METAVAR
+    ],
+    ids=lambda each: each.name,
+)
+def test_every_option_that_is_a_figure_or_a_time_names_what_is_wrong_with_it(
+    command: click.Command, option: click.Option
+) -> None:
+    text, begins = BY_METAVAR[str(option.metavar)]
+    with pytest.raises(click.BadParameter) as refused:
+        option.process_value(click.Context(command), text)
+    assert refused.value.message.startswith(f"{begins} '{text}': ")
+
+
+def test_the_table_of_kinds_knows_every_metavar_of_a_figure_or_a_time() -> None:
+    of_other_kinds = {
+        "CERT", "COMMAND", "DATASET", "DIR", "FILE", "HOST:PORT|unix:PATH", "ID", "K=V", "K[=V]", "NAME", "PATTERN",
+        "TEXT", "TOKEN", "ZONE",
+    }  # fmt: skip
+    metavars = {
+        option.metavar
+        for command in BY_NAME.values()
+        for option in command.params
+        if isinstance(option, click.Option) and option.metavar is not None
+    }
+    assert metavars - of_other_kinds == set(BY_METAVAR)

@@ -64,6 +64,20 @@ def test_an_emptied_path_is_refused_and_the_option_says_that_it_is_meant(
     staddle("backup", source, "--dataset", "data")
 
 
+def test_a_path_of_which_everything_is_excluded_is_not_taken_for_an_emptied_one(
+    staddle: CommandLine, source: Path
+) -> None:
+    all_excluded = ("backup", source, "--dataset", "data", "--exclude", "*")
+    assert "Everything in" in staddle(*all_excluded).err
+    staddle("backup", source, "--dataset", "data")
+    for more in ([], ["--no-cache"], ["--thin"], ["--kind", "full"], ["--dry-run"]):
+        err = staddle(*all_excluded, *more, code=1).err
+        assert "is excluded, and the backup before has entries in it" in err
+        assert "mounted" not in err
+        assert "--max-removed 100" in err
+    assert "is excluded." in staddle(*all_excluded, "--max-removed", "100").err
+
+
 def test_what_is_neither_directory_nor_file_is_refused_with_what_to_do(
     staddle: CommandLine, tmp_path: Path
 ) -> None:

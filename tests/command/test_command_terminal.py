@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import re
 import subprocess
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -13,10 +14,12 @@ from staddle.command._output import Output
 from staddle.command._watching import watched
 
 
-def on_a_terminal(staddle: CommandLine, *arguments: str | Path) -> tuple[int, bytes, bytes]:
-    """Runs it with standard error on a terminal: exit code, standard output, what the terminal was sent."""
+def on_a_terminal(
+    staddle: CommandLine, *arguments: str | Path, stdout: bool = False
+) -> tuple[int, bytes, bytes]:
+    """Runs it with standard error on a terminal, and `stdout` too if that is true: exit code, standard output, what the terminal was sent."""
     ours, theirs = pty.openpty()
-    running = staddle.start(*arguments, stderr=theirs, stdout=subprocess.PIPE)
+    running = staddle.start(*arguments, stderr=theirs, stdout=theirs if stdout else subprocess.PIPE)
     os.close(theirs)
     shown = bytearray()
     while True:
@@ -29,7 +32,7 @@ def on_a_terminal(staddle: CommandLine, *arguments: str | Path) -> tuple[int, by
         shown += piece
     os.close(ours)
     out, _ = running.communicate(timeout=60)
-    return running.returncode, out, bytes(shown)
+    return running.returncode, out or b"", bytes(shown)
 
 
 def test_progress_moves_on_a_terminal_and_only_there(
@@ -46,6 +49,22 @@ def test_progress_moves_on_a_terminal_and_only_there(
     assert b"at 0 B/s" in shown
     code, out, shown = on_a_terminal(staddle, "restore", "www", "--target", tmp_path / "out", "--json")
     assert (code, shown) == (0, b"")
+
+
+def test_lines_are_broken_between_words_on_a_terminal_and_nowhere_else(
+    staddle: CommandLine, source: Path
+) -> None:
+    staddle.variables["COLUMNS"] = "40"
+    code, out, shown = on_a_terminal(
+        staddle, "backup", source, "--dataset", "www", "--exclude", "nothing", stdout=True
+    )
+    assert code == 0
+    plain = re.sub(rb"\x1b\[[?0-9]*[a-zA-Z]", b"", out + shown).decode()
+    said = [line for line in plain.splitlines() if line.startswith(("staddle:", "Backup", "  "))]
+    assert len(said) > 4
+    assert max(map(len, said)) <= 40
+    assert "These exclude patterns matched nothing" in " ".join(plain.split())
+    assert len(staddle("backup", source, "--dataset", "www").lines) == 1
 
 
 def test_errors_stay_on_the_terminal_when_the_moving_line_goes(staddle: CommandLine, source: Path) -> None:

@@ -6,7 +6,7 @@ import stat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from staddle import Entry, EntryType, Progress
+from staddle import Entry, EntryType, Progress, _figures
 from staddle.command import _words
 from staddle.command._meter import left_s, words
 from staddle.command._options import byte_range, duration, stored_path, tag
@@ -63,7 +63,7 @@ def test_a_message_is_one_printable_line(message: str) -> None:
     ],
 )
 def test_sizes_are_in_binary_units(count: int, text: str) -> None:
-    assert _words.size(count) == text
+    assert _figures.size(count) == text
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_stored_path_may_end_with_one_slash() -> None:
     assert stored_path("z\udcff") == b"z\xff"
     assert stored_path("") == b""
     for wrong in ("/", "/a", "a//", "a/../b", "./a"):
-        with pytest.raises(ValueError, match="no path inside a backup"):
+        with pytest.raises(ValueError, match="invalid path"):
             stored_path(wrong)
 
 

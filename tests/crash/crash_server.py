@@ -33,6 +33,7 @@ RESTING = {
     "catalog.db-shm",
     "server.lock",
     "reserve",
+    "reserve.inodes",
     "store",
 }
 

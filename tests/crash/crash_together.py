@@ -188,6 +188,10 @@ class Client(Worker):
         self.held: set[str] = set()
         self.retained_s: dict[str, float] = {}
         """By backup, until which time that really passes."""
+        self.may_be_held: set[str] = set()
+        """Also where no answer came."""
+        self.may_be_retained_s: dict[str, float] = {}
+        """Until when at the latest, also where no answer came."""
         self.hidden_s: dict[str, float] = {}
         """When a backup was hidden, at the latest."""
         self.begun_s = 0.0
@@ -201,6 +205,11 @@ class Client(Worker):
 
     def is_protected(self, backup: str) -> bool:
         return backup in self.held or self.retained_s.get(backup, 0.0) > self._simulation.clock.ahead_s
+
+    def may_be_protected(self, backup: str) -> bool:
+        """Whether a refusal to delete the backup can be right."""
+        latest_s = self.may_be_retained_s.get(backup, float("-inf"))
+        return backup in self.may_be_held or self._simulation.clock.ahead_s < latest_s
 
     def operate(self, stub: object) -> None:
         """One operation, or the end of one that is in doubt."""
@@ -221,7 +230,7 @@ class Client(Worker):
         if failed.code() is grpc.StatusCode.FAILED_PRECONDITION and self.deciding is not None:
             attempt, delete = self.deciding
             if info(failed).reason == "PROTECTED" and delete:
-                if not self.is_protected(attempt.backup) and not self._simulation.is_in_doubt:
+                if not self.may_be_protected(attempt.backup) and not self._simulation.is_in_doubt:
                     raise LostError(f"{attempt.backup} is protected, and nobody knows why")
                 self.deciding = None
                 return
@@ -569,7 +578,10 @@ class Simulation:
             backup = self.random.choice(sorted(client.held))
             client.held.discard(backup)
             self.stub.ReleaseHold(sv.ReleaseHoldRequest(dataset=client.dataset, backup=backup))
+            if not self.machine.dead:
+                client.may_be_held.discard(backup)
         elif self.random.random() < 0.5 or self.is_in_doubt:
+            client.may_be_held.add(backup)
             self.stub.SetHold(sv.SetHoldRequest(**of, reason="case"))
             if not self.machine.dead:
                 client.held.add(backup)
@@ -577,6 +589,8 @@ class Simulation:
             until_s = self.clock.ahead_s + self.random.choice((2, 20)) * DAY_S
             stamp = Timestamp()
             stamp.FromNanoseconds(self.clock.now_ns() + int((until_s - self.clock.ahead_s) * 1e9))
+            latest_s = max(client.may_be_retained_s.get(backup, 0.0), until_s + JUMP_S)
+            client.may_be_retained_s[backup] = latest_s
             self.stub.RetainBackup(sv.RetainBackupRequest(**of, until_time=stamp))
             if not self.machine.dead:
                 client.retained_s[backup] = max(client.retained_s.get(backup, 0.0), until_s - JUMP_S)

@@ -154,6 +154,7 @@ def test_the_grpcurl_example_is_what_the_protocol_takes(running) -> None:
     assert Transcript(running.stub()).play(request, answer) == []
 
 
+@pytest.mark.slow  # the program is built first
 @pytest.mark.timeout(1500)
 def test_the_grpcurl_example_works_when_pasted(shell: Shell, server) -> None:
     (block,) = of_kind("sh", "grpcurl")

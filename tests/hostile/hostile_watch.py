@@ -18,7 +18,7 @@ MIB = 1 << 20
 RSS_MAX = 250 * MIB
 """What docs/operations.md promises for 8 streams."""
 UNHARMED_S = 10.0
-"""A small backup and its restore take so long at the most, on a busy machine too."""
+"""A small backup and its restore take so long at the most; on a busy machine, ten times as long as before."""
 SERVICE = "/staddle.v1.StaddleService/"
 
 
@@ -47,6 +47,7 @@ class Watch:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample)
         self.peak = 0
+        self._undisturbed_s = 0.0
         self.newest = ""
         """The dataset that was backed up last."""
         self._count = 0
@@ -82,7 +83,9 @@ class Watch:
         stub = self._server.stub()
         back_up(stub, name, files)
         assert restore(stub, name).files == files
-        assert time.monotonic() - begun_s < UNHARMED_S, "others had to wait"
+        took_s = time.monotonic() - begun_s
+        self._undisturbed_s = self._undisturbed_s or took_s
+        assert took_s < max(UNHARMED_S, 10 * self._undisturbed_s), "others had to wait"
 
     def memory_is_bounded(self) -> None:
         assert self.peak < RSS_MAX, f"{self.peak // MIB} MiB"

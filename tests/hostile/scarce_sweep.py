@@ -51,8 +51,8 @@ def held(running: Running) -> list[str]:
     service = running.service
     gate = service._gate
     found = []
-    if gate.calls._places or gate.streams._places or gate._calls:
-        found.append(f"places: {len(gate.calls._places)}, {len(gate.streams._places)}, {len(gate._calls)}")
+    if gate.calls._slots or gate.streams._slots or gate._calls:
+        found.append(f"slots: {len(gate.calls._slots)}, {len(gate.streams._slots)}, {len(gate._calls)}")
     for _ in range(100):  # threads in the background hold one for a moment
         if not running.catalog.database.engine.pool.checkedout():
             break

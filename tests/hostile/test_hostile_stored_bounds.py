@@ -34,26 +34,30 @@ OF_COMMANDS = {
 """Which readers stand for each command of the server."""
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(
+    scope="module",
+    params=[("heads", "keys"), pytest.param(tuple(HOSTILE), marks=pytest.mark.slow)],
+    ids=["some", "all"],
+)
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """One process of its own, in which each reader reads each hostile object."""
     pytest.importorskip("pyeclib", reason="parity objects are made with it")
     place = tmp_path_factory.mktemp("bounds")
     path = os.pathsep.join([str(HERE.parent / "wire"), *sys.path])
     done = subprocess.run(
-        [sys.executable, HERE / "stored_bounds.py", place],
+        [sys.executable, HERE / "stored_bounds.py", place, *request.param],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(done.stdout) | {"hostile": request.param}
 
 
 def test_every_reader_of_every_hostile_object_stays_within_the_bound(measured) -> None:
     rows = measured["rows"]
-    assert len(rows) == len(READERS) * (1 + sum(map(len, HOSTILE.values())))
+    assert len(rows) == len(READERS) * (1 + sum(len(HOSTILE[kind]) for kind in measured["hostile"]))
     over = [row for row in rows if row[3] > STORED_MEMORY_MAX or row[4].startswith("FAULT")]
     assert over == [], "kind, what stands there, reader, bytes, what it said"
     whole = [row for row in rows if row[0] == "nothing"]

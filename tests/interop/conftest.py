@@ -12,9 +12,15 @@ from interop_clients import Foreign, need
 MAKING_S = 1500
 
 
+BUILT = {"go", "node", "java", "foreign", "everyone", "grpcurl_program"}
+"""Fixtures with a program that is built first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
+            if BUILT.intersection(getattr(item, "fixturenames", ())):
+                item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(MAKING_S))
             item.add_marker(
                 pytest.mark.xdist_group("interop")

@@ -17,7 +17,12 @@ from staddle_server.limits import (
 )
 from staddle_server.session import decoded
 from staddle_server.session.decoded import DecodedBytes
+from staddle_server.session.reading import DECODED_FACTOR, ChunkReader
+from staddle_server.session.restore import Restore
+from staddle_server.session.tenant import Tenants
+from staddle_server.threads import Threads
 from staddle_server.wire.messages import put_entries
+from thin import back_up
 
 ONE, OTHER = b"1" * 16, b"2" * 16
 
@@ -105,3 +110,37 @@ def test_the_largest_message_fits_into_the_share_of_one_tenant():
     weight = put_entries(message).weigh()
     # 4,096 entries of 64 attributes are some 60 MiB of objects.
     assert 60 * MIB < weight < DECODED_TENANT_BYTES_MAX < DECODED_BYTES_MAX
+
+
+def test_a_window_of_a_restore_is_shorter_where_the_tenant_has_its_share(running):
+    back_up(running.stub(), "www", {f"{number}": b"" for number in range(5000)})
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    (kept,) = running.catalog.verification.backups(running.tenant)
+
+    opener = Threads(1, thread_name_prefix="open")
+
+    def most() -> int:
+        """What is counted beside the share while a restore lists everything."""
+        before = tenant.decoded.used(tenant.id)
+        found = Restore(tenant, running.catalog, kept.root, opener, data=False, check=asked)
+        most = max(tenant.decoded.used(tenant.id) - before for _ in found.events((), exact=False))
+        assert found.totals.entries == 5000
+        return most
+
+    alone = most()
+    share = full(tenant.decoded, tenant.id)
+    assert most() < alone - MIB
+    share.close()
+    opener.shutdown()
+
+
+def test_the_page_that_a_reader_has_read_counts_for_what_it_becomes_until_the_reader_has_gone(running):
+    back_up(running.stub(), "www", {f"{number}": b"" for number in range(100)})
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    (kept,) = running.catalog.verification.backups(running.tenant)
+    reader = ChunkReader(tenant, running.catalog)
+    page = reader.read(kept.root.digest)
+    assert tenant.decoded.used(tenant.id) == DECODED_FACTOR * len(page)
+    del reader
+    gc.collect()
+    assert tenant.decoded.used(tenant.id) == 0

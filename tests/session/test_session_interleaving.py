@@ -179,7 +179,7 @@ def test_two_entries_that_say_different_lengths_of_one_missing_chunk_never_becom
 
 def test_put_chunks_beside_put_entries_in_any_order_makes_one_whole_backup(running, monkeypatch):
     monkeypatch.setattr(received, "CHECKPOINT_ENTRIES", 7)
-    monkeypatch.setattr("staddle_server.session.writer.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("staddle_server.session.accepted.CHECKPOINT_S", 0.0)
     stub = running.stub()
     source = Source(stub, "www")
     files = {f"f{i}": noise(90_000 + i, i % 23) for i in range(60)}

@@ -12,14 +12,44 @@ from hypothesis import strategies as st
 from rebuilt import rebuild_in_place
 from staddle.v1 import service_pb2 as sv
 from staddle_server.session.clock import SystemClock
+from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenants
-from staddle_server.store.records import ForgottenRecord, Stored, TenantRecord, sequence_of
+from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.store.records import (
+    ForgottenRecord,
+    Stored,
+    TenantRecord,
+    TenantSettingsRecord,
+    sequence_of,
+)
 from staddle_server.types import NO_LINK, Place
 from staddle_server.upkeep.age import records_unknown
 from staddle_server.upkeep.chain import Chain, Span, merge_spans, subtract
 from staddle_server.upkeep.collector import Collector
+from staddle_server.upkeep.recorded import lost_records
 from staddle_server.upkeep.repair import Repair
 from thin import back_up, backups, restore
+
+
+class Asked(DirectoryBlobs):
+    """A store that remembers what was listed and read."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.forget()
+
+    def forget(self) -> None:
+        self.listed: list[str] = []
+        self.read_names: list[str] = []
+
+    def list(self, prefix):
+        self.listed.append(prefix)
+        return super().list(prefix)
+
+    def read(self, name, offset, length):
+        self.read_names.append(name)
+        return super().read(name, offset, length)
+
 
 NUMBERS = st.lists(
     st.tuples(st.integers(1, 60), st.integers(0, 9)).map(lambda pair: (pair[0], sum(pair))), max_size=12
@@ -98,6 +128,18 @@ def test_a_head_that_is_missing_or_damaged_is_named_and_written_again(running):
         assert check(running)[0] == []
 
 
+def test_a_record_that_is_being_written_beside_a_check_is_no_damage(running):
+    """Its object is in the store already, and the head is about to follow."""
+    decide(running)
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    running.catalog.tenants.keep_records(tenant.id, [as_pending(tenant.id, TenantSettingsRecord(60, 5))])
+    (pending,) = running.catalog.backups.pending_records(tenant.id)
+    tenant.records.put(pending.body, pending.place, pending.id)
+    assert check(running)[0] == []
+    assert finish_missing(tenant, running.catalog) == 1
+    assert tenant.records.head.read() == pending.place.sequence
+
+
 def test_records_that_are_lost_under_a_catalog_are_named_by_check_and_written_again_by_repair(running):
     decide(running)
     for record in objects(running, "records")[1:6:2]:
@@ -125,6 +167,35 @@ def test_what_a_rebuild_did_not_find_stays_damage_until_it_is_given_up_by_name(r
     assert damage(found) == []
     assert check(running)[0] == []
     assert restore(running.stub(), "www").files == {"a": b"later"}
+
+
+def test_whether_records_are_lost_is_found_out_by_one_listing_and_the_records_that_excuse_gaps(running):
+    """After a loss was accepted, and after a collection, every start would otherwise read all records."""
+    decide(running)
+    objects(running, "records")[-1].unlink()
+    rebuild_in_place(running)
+    Repair(kept(running), lambda _: None, accept_lost_records=True).run(running.catalog.tenants.list_all())
+    for each in backups(running.stub(), "www")[1:]:
+        running.stub().DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=each.id))
+    for _ in range(3):
+        tenants = Tenants(running.blobs, running.catalog, running.keys)
+        Collector(running.catalog, tenants, SystemClock()).collect(grace_s=0)
+    back_up(running.stub(), "www", {"a": b"later"})
+    asked = Asked(str(running.root / "store"))
+    tenant = Tenants(asked, running.catalog, running.keys).get(running.tenant)
+    assert lost_records(tenant, running.catalog) == []
+    listed = list(tenant.records.list())
+    assert len(listed) < sequence_of(listed[-1]), "there are gaps"
+    excuses = [name for name in listed if isinstance(tenant.records.read(name), ForgottenRecord)]
+    assert 1 <= len(excuses) < len(listed)
+    asked.forget()
+    assert lost_records(tenant, running.catalog) == []
+    assert sorted(asked.read_names) == excuses
+    assert [name for name in asked.listed if name.startswith("records")] == [
+        f"records/{running.tenant.hex()}"
+    ]
+    objects(running, "records")[0].unlink()
+    assert [str(span) for span in lost_records(tenant, running.catalog)] == ["record 1"]
 
 
 def test_the_collector_says_which_records_it_removes_so_that_they_leave_no_gap(running):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import grpc
 import pytest
 from garbage_left import Garbage
@@ -273,7 +274,7 @@ def condition(running) -> sv.ServerCondition:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [str(Path(sys.executable).with_name("staddle-server")), *arguments],
         capture_output=True,
         check=False,

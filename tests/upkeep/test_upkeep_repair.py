@@ -181,6 +181,8 @@ def test_keys_come_back_from_the_catalog(running):
     flip(key, 100)
     found, _ = check(running)
     assert [each.kind for each in found] == ["keys"]
+    assert "nothing of tenant acme can be read or backed up" in found[0].message
+    assert "`staddle-server repair` writes the keys again from the catalog" in found[0].message
     found, done = repair(running)
     assert (done.keys, damage(found)) == (1, [])
     assert key.read_bytes() == before
@@ -200,6 +202,11 @@ def test_keys_that_the_catalog_cannot_give_back_stay_as_they_are(running):
     assert [each.kind for each in damage(found)] == ["keys"]
     assert done.keys == 0
     assert key.read_bytes() == before
+    assert f"keys/{other.hex()} back from a copy of the store" in damage(found)[0].message
+    key.unlink()
+    (lost,) = damage(check(running)[0])
+    assert f"put keys/{other.hex()} back from a copy of the store, as the catalog has no copy" in lost.message
+    assert "repair" not in lost.message
 
 
 # --- beside everything else

@@ -104,9 +104,13 @@ def open_door() -> Iterator[None]:
 class Stub:
     """Calls the handlers as the generated client calls the server. Streamed answers come as a list."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, before_message: Callable[[], None] = lambda: None) -> None:
+        """`before_message` runs when a call has begun and the server waits for its message."""
         self._token = token
+        self._before_message = before_message
         self._handlers = Door.last.handlers
+        self.context = Context(token)
+        """Of the last call."""
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -120,8 +124,8 @@ class Stub:
         answer = getattr(sv, described.output_type.name).FromString
 
         def call(requests: Any) -> Any:
-            context = Context(self._token)
-            encoded = _encoded(requests if described.client_streaming else [requests])
+            context = self.context = Context(self._token)
+            encoded = self._encoded(requests if described.client_streaming else [requests])
             try:
                 with self.calling():
                     if described.server_streaming:
@@ -133,7 +137,7 @@ class Stub:
 
         return call
 
-
-def _encoded(requests: Iterable[Any]) -> Iterator[bytes]:
-    for request in requests:
-        yield request.SerializeToString()
+    def _encoded(self, requests: Iterable[Any]) -> Iterator[bytes]:
+        self._before_message()
+        for request in requests:
+            yield request.SerializeToString()

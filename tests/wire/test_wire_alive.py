@@ -112,7 +112,7 @@ def test_an_expired_token_ends_a_stream_as_a_revoked_one_does(running):
     token = running.catalog.tokens.create(
         running.tenant, "short", TokenRole.WRITER, time.time_ns(), time.time_ns() + 3600 * 10**9
     )
-    slow = Slow(running.stub_with(token), finish(1, 1))
+    slow = Slow(running.stub_with(token), small("b", b"2"), finish(2, 2))
     upload = received(running)
     assert running.service._gate.end_invalid() == 0
     running.clock.ahead_s = 3601
@@ -120,6 +120,7 @@ def test_an_expired_token_ends_a_stream_as_a_revoked_one_does(running):
     slow.go_on()
     assert slow.call.exception(timeout=20).code() == grpc.StatusCode.UNAUTHENTICATED
     assert upload().state == pb.UPLOAD_STATE_OPEN
+    assert upload().durable.entry_count == 1, "nothing more is taken"
 
 
 def test_a_restore_of_a_revoked_token_ends(running, leaving):

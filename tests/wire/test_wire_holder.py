@@ -7,6 +7,8 @@ import pytest
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.limits import UPLOAD_WRITERS_MAX
+from staddle_server.session.tenant import Tenants
+from staddle_server.store.records import CommittedRecord
 from thin import Part, Source, back_up, backups, begin, finish, info, messages, noise, reason, restore, small
 
 CALLS = {
@@ -137,6 +139,10 @@ def test_of_many_writers_the_first_are_named_and_that_there_were_more(running, f
     names = ["first", *(f"w{number}" for number in range(1, UPLOAD_WRITERS_MAX))]
     assert (list(backup.written_by), backup.more_writers) == (names, True)
     assert backup.principal == f"w{UPLOAD_WRITERS_MAX}"
+    tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
+    records = [tenant.records.read(name) for name in tenant.records.list()]
+    (kept,) = [record for record in records if isinstance(record, CommittedRecord)]
+    assert (kept.begun_by, list(kept.written_by), kept.more_writers) == ("first", names, True)
 
 
 # ---------------------------------------------------------------------- replays

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import grpc
 import pytest
 from staddle import AccessDeniedError, Client
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from thin import Part, Source, begin, finish, messages, noise, reason
+from thin import Part, Source, begin, finish, messages, noise, reason, small
 
 
 def listed(stub, **request) -> list[str]:
@@ -96,12 +97,13 @@ def test_of_an_upload_that_has_ended_no_path_stays_in_the_file_of_the_catalog(ru
         cut,
     ]
     upload = stub.Backup(messages(stream)).upload
-    running.catalog.uploads.set_failure(running.tenant, bytes.fromhex(upload.id), upload.epoch, SECRET)
+    for failure in (20 * SECRET, SECRET):
+        running.catalog.uploads.set_failure(running.tenant, bytes.fromhex(upload.id), upload.epoch, failure)
     assert SECRET.encode() in running.catalog.uploads.get(running.tenant, bytes.fromhex(upload.id)).durable
     id_ = {"upload_id": upload.id, "epoch": upload.epoch}
+    where = sv.ContinueUpload(**id_, position=1)
     if end == "commit":
         rest = [Part(entry_end=sv.EntryEnd()), finish(2, 1 + len(data))]
-        where = sv.ContinueUpload(**id_, position=1)
         offset = upload.durable.open_offset_bytes
         opened = [
             Part(entry=pb.Entry(path=f"{SECRET}/b", continue_at_bytes=offset)),
@@ -114,9 +116,11 @@ def test_of_an_upload_that_has_ended_no_path_stays_in_the_file_of_the_catalog(ru
         ended = stub.GetUpload(sv.GetUploadRequest(upload_id=upload.id)).upload
         assert (ended.durable.entry_count, ended.durable.data_bytes) == (2, 1 + len(data))
         assert not ended.durable.HasField("last_entry")
-    elif end == "abort":
+    else:  # the open file is given up, and the durable point becomes a small one
+        stub.Backup(messages([Part(continue_upload=where), small(f"{SECRET}/c", b"1"), cut]))
+    if end == "abort":
         stub.AbortUpload(sv.AbortUploadRequest(**id_))
-    else:
+    elif end == "expire":
         assert running.catalog.uploads.expire(2**62)
     assert SECRET.encode() not in _catalog_bytes(running)
 
@@ -126,7 +130,7 @@ def test_both_commands_list_uploads_and_give_one_up(server):
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         program, *rest = words
-        return subprocess.run(
+        return forked.run(
             [str(Path(sys.executable).with_name(program)), *rest], check=False, capture_output=True, text=True
         )
 

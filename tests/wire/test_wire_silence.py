@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 from staddle.v1 import service_pb2 as sv
 from staddle_server.limits import CALLS_TENANT_MAX, CALLS_TOKEN_MAX
 from staddle_server.wire.health import ASKED_MAX, ASKED_S
-from staddle_server.wire.streams import ARRIVING_S
+from staddle_server.wire.slots import ARRIVING_S
 from thin import back_up, datasets, reason, restore, wait_until
 
 SERVICE = "/staddle.v1.StaddleService/"
@@ -38,7 +38,7 @@ def silent(running, method, count, token=None):
 
 
 def waiting(running) -> int:
-    return len(running.service._gate.calls._places)
+    return len(running.service._gate.calls._slots)
 
 
 def test_without_a_token_nobody_keeps_a_thread_by_saying_nothing(running):
@@ -144,7 +144,7 @@ def test_health_answers_though_many_ask_it_nothing(running, method):
         for _ in range(3):
             assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
             assert next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=10)).status == 1
-        assert len(health.asked._places) <= ASKED_MAX
+        assert len(health.asked._slots) <= ASKED_MAX
         back_up(running.stub(), "www", {"a": b"1"})
         channel.close()
 
@@ -153,7 +153,7 @@ def test_who_asks_health_nothing_is_ended_soon(running, monkeypatch):
     health = running.service._wire._health
     monkeypatch.setattr(health.asked, "_now_s", running.clock.monotonic_s)
     with silent(running, HEALTH + "Check", 2) as calls:
-        wait_until(lambda: len(health.asked._places) == 2)
+        wait_until(lambda: len(health.asked._slots) == 2)
         assert health.asked.end_idle() == 0
         running.clock.ahead_s = ASKED_S + 1
         assert health.asked.end_idle() == 2

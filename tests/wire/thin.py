@@ -239,7 +239,7 @@ def open_upload(stub, request_id):
     raise AssertionError("the upload never began")
 
 
-def wait_until(true: Callable[[], object], deadline_s: float = 20.0) -> None:
+def wait_until(true: Callable[[], object], deadline_s: float = 60.0) -> None:
     """Waits for what another thread does; fails if it does not."""
     deadline_s += time.monotonic()
     while not true():

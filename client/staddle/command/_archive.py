@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import click
 
-from staddle import DamageError, RestoreReport
+from staddle import DamageError, RestoreReport, _figures
 from staddle._channel import tune_malloc
 from staddle._types import ArchiveFormat
 from staddle.command import _records, _words
@@ -51,12 +51,12 @@ def write_archive(session: Session, wanted: Wanted, archive_format: ArchiveForma
         "seconds": round(report.seconds, 3),
     }
     words = (
-        f"Wrote {_words.which(report.backup)} as {archive_format}: {_words.counted(report.entries_written, 'entry', 'entries')}, "
-        f"{_words.size(report.data_bytes)}; {_words.seconds(report.seconds)}"
+        f"Wrote {_words.which(report.backup)} as {archive_format}: {_figures.counted(report.entries_written, 'entry', 'entries')}, "
+        f"{_figures.size(report.data_bytes)}; {_words.seconds(report.seconds)}"
     )
     if report.problems:
         words += (
-            f"; {_words.counted(len(report.problems), 'path is', 'paths are')} not in it as in the backup"
+            f"; {_figures.counted(len(report.problems), 'path is', 'paths are')} not in it as in the backup"
         )
     output.summary("restore", record, words + ".")
     return DONE if report.complete else INCOMPLETE

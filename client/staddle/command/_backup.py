@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from staddle import BackupKind, BackupReport
+from staddle import BackupKind, BackupReport, _figures
 from staddle._channel import tune_malloc
 from staddle._chosen import source_of
 from staddle._convert import path_fault
@@ -387,23 +387,23 @@ def _reused_bytes(report: BackupReport) -> int:
 
 def _summed_up(report: BackupReport, *, all_sent: bool) -> str:
     backup = report.backup
-    sent = f"{_words.size(report.sent_bytes)} {'sent' if all_sent else 'new'}"
+    sent = f"{_figures.size(report.sent_bytes)} {'sent' if all_sent else 'new'}"
     head = (
         f"Backup {_words.short_id(backup.id)} of {_words.escaped(backup.dataset)} ({_words.kind(backup)}, number {backup.number}): "
-        f"{_words.counted(backup.entry_count, 'entry', 'entries')}, {_words.size(backup.data_bytes)}"
+        f"{_figures.counted(backup.entry_count, 'entry', 'entries')}, {_figures.size(backup.data_bytes)}"
     )
     parts = [
         head,
-        f"{sent}, {_words.size(_reused_bytes(report))} reused",
-        f"stored {_words.size(backup.stored_bytes)}",
+        f"{sent}, {_figures.size(_reused_bytes(report))} reused",
+        f"stored {_figures.size(backup.stored_bytes)}",
         _words.changes(backup.changes) or "nothing changed",
         f"{_words.seconds(report.seconds)}",
     ]
     words = "; ".join(parts)
     if backup.changes.metadata_kept:
-        words += f"; {_words.counted(backup.changes.metadata_kept, 'entry keeps', 'entries keep')} the full one's metadata"
+        words += f"; {_figures.counted(backup.changes.metadata_kept, 'entry keeps', 'entries keep')} the full one's metadata"
     if report.resumed:
         words += "; it went on where an earlier run had stopped"
     if report.problems:
-        words += f"; {_words.counted(len(report.problems), 'path was', 'paths were')} not backed up whole"
+        words += f"; {_figures.counted(len(report.problems), 'path was', 'paths were')} not backed up whole"
     return words + "."

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from staddle import Client, Entry, EntryType, ProtocolError
+from staddle import Client, Entry, EntryType, ProtocolError, _figures
 from staddle._channel import tune_malloc
 from staddle.command import _records, _words
 from staddle.command._options import (
@@ -73,9 +73,7 @@ def ls(
             output.table((_words.path_shown(entry),) for entry in entries)
     count, data_bytes = totals
     record = {"entry_count": count, "data_bytes": data_bytes, "backup": _records.of_backup(picked)}
-    words = (
-        f"{_words.counted(count, 'entry', 'entries')}, {_words.size(data_bytes)}, in {_words.which(picked)}."
-    )
+    words = f"{_figures.counted(count, 'entry', 'entries')}, {_figures.size(data_bytes)}, in {_words.which(picked)}."
     output.summary("ls", record, words)
 
 
@@ -109,7 +107,7 @@ def _number(number: int | None) -> str:
 def _size(entry: Entry) -> str:
     if entry.device is not None:
         return f"{entry.device[0]}, {entry.device[1]}"
-    return _words.size(entry.size_bytes) if entry.type is EntryType.FILE else "-"
+    return _figures.size(entry.size_bytes) if entry.type is EntryType.FILE else "-"
 
 
 def _time(entry: Entry) -> str:

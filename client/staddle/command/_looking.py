@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from staddle import Backup, BackupNotFoundError, Change, ChangeType, Client, Dataset
+from staddle import Backup, BackupNotFoundError, Change, ChangeType, Client, Dataset, _figures
 from staddle.command import _records, _words
 from staddle.command._options import Session, backup_argument, command, dataset_argument
 from staddle.command._output import Output
@@ -59,7 +59,7 @@ def _list_datasets(output: Output, client: Client) -> None:
         heading = ("NAME", "BACKUPS", "NEWEST", "SIZE", "FROM")
         output.table(map(_dataset_row, datasets), heading=heading, right=frozenset({1, 3}))
     backups = sum(dataset.backup_count for dataset in datasets)
-    words = f"{_words.counted(len(datasets), 'dataset')}, {_words.counted(backups, 'backup')}."
+    words = f"{_figures.counted(len(datasets), 'dataset')}, {_figures.counted(backups, 'backup')}."
     if not datasets:
         words = "No datasets yet. `staddle backup PATH --dataset NAME` makes the first."
     output.summary("list", {"dataset_count": len(datasets), "backup_count": backups}, words)
@@ -71,7 +71,7 @@ def _dataset_row(dataset: Dataset) -> tuple[str, ...]:
         _words.escaped(dataset.name),
         f"{dataset.backup_count:,}",
         "none" if newest is None else _words.local(newest.begin_time),
-        "" if newest is None else _words.size(newest.data_bytes),
+        "" if newest is None else _figures.size(newest.data_bytes),
         _words.origin(dataset.host, dataset.root),
     )
 
@@ -92,8 +92,8 @@ def _list_backups(output: Output, client: Client, dataset: str) -> None:
             rows = [(*row[:-1], word, row[-1]) for row, word in zip(rows, protections, strict=True)]
         output.table(rows, heading=heading, right=frozenset({1, 4, 5, 6}))
     stored_bytes = sum(backup.stored_bytes for backup in backups)
-    words = f"{_words.counted(len(backups), 'backup')} of {_words.escaped(dataset)}"
-    words += f", which added {_words.size(stored_bytes)} to the store." if backups else "."
+    words = f"{_figures.counted(len(backups), 'backup')} of {_words.escaped(dataset)}"
+    words += f", which added {_figures.size(stored_bytes)} to the store." if backups else "."
     record = {"dataset": dataset, "backup_count": len(backups), "stored_bytes": stored_bytes}
     output.summary("list", record, words)
 
@@ -108,7 +108,7 @@ def _list_deleted(output: Output, client: Client, dataset: str) -> None:
         heading = ("ID", "NUMBER", "BEGAN", "SIZE", "DELETED", "UNDELETE UNTIL", "PROTECTED")
         rows = (_deleted_row(backup, digits) for backup in deleted)
         output.table(rows, heading=heading, right=frozenset({1, 3}))
-    words = f"{_words.counted(len(deleted), 'deleted backup')} of {_words.escaped(dataset)}"
+    words = f"{_figures.counted(len(deleted), 'deleted backup')} of {_words.escaped(dataset)}"
     words += ", which `staddle undelete` brings back." if deleted else "."
     output.summary("list", {"dataset": dataset, "backup_count": len(deleted)}, words)
 
@@ -118,7 +118,7 @@ def _deleted_row(backup: Backup, digits: int) -> tuple[str, ...]:
         backup.id[:digits],
         str(backup.number),
         _words.local(backup.begin_time),
-        _words.size(backup.data_bytes),
+        _figures.size(backup.data_bytes),
         "" if backup.delete_time is None else _words.local(backup.delete_time),
         "" if backup.purge_time is None else _words.local(backup.purge_time),
         _words.protection(backup),
@@ -132,8 +132,8 @@ def _backup_row(backup: Backup, digits: int) -> tuple[str, ...]:
         _words.kind(backup),
         _words.local(backup.begin_time),
         f"{backup.entry_count:,}",
-        _words.size(backup.data_bytes),
-        _words.size(backup.stored_bytes),
+        _figures.size(backup.data_bytes),
+        _figures.size(backup.stored_bytes),
         _words.changes(backup.changes),
         _words.tags(backup.tags),
     )
@@ -180,7 +180,7 @@ def _two_backups(client: Client, dataset: str, a: str | None, b: str | None) -> 
     newest = list(itertools.islice(client.backups(dataset), 2))
     if len(newest) < 2:
         raise BackupNotFoundError(
-            f"The dataset {_words.escaped(dataset)} has {_words.counted(len(newest), 'backup')}, and a comparison needs two.",
+            f"The dataset {_words.escaped(dataset)} has {_figures.counted(len(newest), 'backup')}, and a comparison needs two.",
             facts={"dataset": dataset},
         )
     return newest[1], newest[0]
@@ -230,7 +230,7 @@ def info(session: Session) -> None:
             ("time", _words.local(about.server_time)),
             (
                 "chunks",
-                f"{_words.size(chunker.min_bytes)} to {_words.size(chunker.max_bytes)}, about {_words.size(chunker.avg_bytes)}",
+                f"{_figures.size(chunker.min_bytes)} to {_figures.size(chunker.max_bytes)}, about {_figures.size(chunker.avg_bytes)}",
             ),
             *((name.replace("_", " "), _limit(name, value)) for name, value in about.limits.items()),
         ]
@@ -241,5 +241,5 @@ def info(session: Session) -> None:
 
 def _limit(name: str, value: float) -> str:
     if "_bytes_" in name:
-        return _words.size(int(value))
+        return _figures.size(int(value))
     return f"{value:,}" if isinstance(value, int) else _words.seconds(value)

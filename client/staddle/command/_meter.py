@@ -13,8 +13,9 @@ from rich.live import Live
 from rich.text import Text
 
 from staddle import Progress
+from staddle._figures import counted, size
 from staddle.command._watching import Total
-from staddle.command._words import counted, escaped, seconds, size
+from staddle.command._words import escaped, seconds
 
 REDRAWS_PER_S: Final = 8
 RATE_WINDOW_S: Final = 5.0

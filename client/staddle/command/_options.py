@@ -9,12 +9,11 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import click
 
-from staddle import BadRequestError, Client, RetentionTag, StaddleError
+from staddle import BadRequestError, Client, RetentionTag, StaddleError, _figures
 from staddle._convert import datetime_of, path_fault
 from staddle._selection import lines_of_all
 from staddle._when import HOW_TO_SAY_WHEN, selector_of
@@ -30,25 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 BACKUP_RETRY_S: Final = 600.0
 RESTORE_RETRY_S: Final = 60.0
 RETRY_S_MAX: Final = 7 * 24 * 3600.0
-KEEP_S_MAX: Final = 100 * 366 * 24 * 3600.0
-BYTES_MAX: Final = 2**63 - 1
 COUNT_MAX: Final = 1_000_000
-
-_SIZE: Final = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
-_DURATION: Final = re.compile(r"(?:\d{1,12}(?:\.\d{1,9})? ?[A-Za-z]{1,7} ?)+", re.ASCII)
-_DURATION_PART: Final = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?([A-Za-z]{1,7})", re.ASCII)
-_UNITS_S: Final = {
-    unit: seconds
-    for seconds, units in (
-        (365 * 86_400.0, "y year years"),
-        (7 * 86_400.0, "w week weeks"),
-        (86_400.0, "d day days"),
-        (3_600.0, "h hr hrs hour hours"),
-        (60.0, "m min mins minute minutes"),
-        (1.0, "s sec secs second seconds"),
-    )
-    for unit in units.split()
-}
 
 
 class Connect(Protocol):
@@ -79,54 +60,44 @@ class ByteRange(NamedTuple):
     end: int | None
 
 
-def duration(text: str, most_s: float = RETRY_S_MAX) -> float:
+def _read_as(kind: str, text: str, read: Callable[[str], V]) -> V:
+    """What `read` makes of a text. Its ValueError gets the text, and what it should have been."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"invalid {kind} '{escaped(text)}': {error}") from error
+
+
+def duration(text: str) -> float:
     """A duration in seconds, from text such as 30s, 10m, 1h30m or 7 days. Raises ValueError."""
-    text = text.strip()
-    if text == "0":
-        return 0.0
-    parts = _DURATION_PART.findall(text) if _DURATION.fullmatch(text) else []
-    # 10M could be minutes or months.
-    if not parts or any(unit == "M" or unit.lower() not in _UNITS_S for _, unit in parts):
-        raise ValueError(f"{text!r} is no duration: write 30s, 10m, 1h30m, or 0 for none.")
-    total_s = sum(float(count) * _UNITS_S[unit.lower()] for count, unit in parts)
-    if total_s > most_s:
-        raise ValueError(f"{text!r} is too long: at most {most_s / 86_400:.0f}d.")
-    return total_s
+    return _read_as("duration", text, lambda given: _figures.duration_s(given, most_s=RETRY_S_MAX))
 
 
 def long_duration(text: str) -> datetime.timedelta:
     """A duration of up to a hundred years, in whole seconds: 36h, 14d, 4w, 7y. Raises ValueError."""
-    return datetime.timedelta(seconds=round(duration(text, KEEP_S_MAX)))
+    return datetime.timedelta(seconds=round(_read_as("duration", text, _figures.duration_s)))
 
 
 def size_bytes(text: str) -> int:
     """A size in bytes, from text such as 500, 100k, 20M, 1.5G; units are binary. Raises ValueError."""
-    found = _SIZE.fullmatch(text.strip())
-    unit = "" if found is None else (found[2] or "").lower()
-    if found is None or ("." in found[1] and not unit):
-        raise ValueError(f"invalid size {text!r}: use a whole number of bytes, or a number with k, M, G or T")
-    total = int(Decimal(found[1]) * 1024 ** " kmgt".index(unit or " "))
-    if total > BYTES_MAX:
-        raise ValueError(f"invalid size {text!r}: it is larger than any file")
-    return total
+    return _read_as("size", text, _figures.size_bytes)
 
 
 def percent(text: str) -> float:
-    """A percentage from 0 to 100; a % at its end is let pass. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?) ?%?", text.strip())
-    if found is None or float(found[1]) > 100:
-        raise ValueError(f"invalid percentage {text!r}: use a number from 0 to 100")
-    return float(found[1])
+    """A percentage from 0 to 100, with or without a % at its end. Raises ValueError."""
+    return _read_as("percentage", text, _figures.percent)
 
 
 def byte_range(text: str) -> ByteRange:
     """Reads A:B in bytes, from 0, without B; either may be missing. Raises ValueError."""
     found = re.fullmatch(r"([0-9]{0,19}):([0-9]{0,19})", text)
     if found is None:
-        raise ValueError(f"{text!r} is no range: write A:B, A: or :B, in bytes from 0, without B.")
+        raise ValueError(f"invalid range '{escaped(text)}': use A:B, A: or :B, in bytes from 0, without B")
     start, end = int(found[1] or 0), int(found[2]) if found[2] else None
-    if max(start, end or 0) > BYTES_MAX or (end is not None and end < start):
-        raise ValueError(f"{text!r} is no range: B is not smaller than A, and both are below 2^63.")
+    if end is not None and end < start:
+        raise ValueError(f"invalid range '{escaped(text)}': B is smaller than A")
+    if max(start, end or 0) > _figures.BYTES_MAX:
+        raise ValueError(f"invalid range '{escaped(text)}': it lies behind the end of any file")
     return ByteRange(start, end)
 
 
@@ -134,18 +105,18 @@ def tag(text: str) -> tuple[str, str]:
     """Reads K=V. Raises ValueError."""
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise ValueError(f"{text!r} is no tag: write KEY=VALUE.")
+        raise ValueError(f"invalid tag '{escaped(text)}': use KEY=VALUE")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{escaped(text)} is not Unicode text.") from None
+        raise ValueError(f"invalid tag '{escaped(text)}': it is not Unicode text") from None
     return key, value
 
 
 def count(text: str) -> int:
     """A whole number, such as of backups to keep. Raises ValueError."""
     if re.fullmatch(r"[0-9]{1,7}", text) is None or int(text) > COUNT_MAX:
-        raise ValueError(f"{text!r} is no number from 0 to {COUNT_MAX:,}.")
+        raise ValueError(f"invalid number '{escaped(text)}': use 0 to {COUNT_MAX:,}")
     return int(text)
 
 
@@ -158,7 +129,7 @@ def kept_tag(text: str) -> RetentionTag:
 def one_backup(text: str) -> str:
     """An id or its first digits, in lower case, and not `latest`: what is deleted or protected is named. Raises ValueError."""
     if re.fullmatch(r"[0-9A-Fa-f]{4,32}", text) is None:
-        raise ValueError(f"{text!r} names no backup: give its id, or 4 or more of its first digits.")
+        raise ValueError(f"invalid backup '{escaped(text)}': use its id, or the first 4 or more digits of it")
     return text.lower()
 
 
@@ -166,7 +137,7 @@ def end_of(text: str) -> datetime.datetime:
     """A moment to come: a date is its end. Raises ValueError."""
     selector = _accepted_selector(text)
     if not selector.HasField("at"):
-        raise ValueError(f"{text!r} is no moment to come: write a date or a time, such as 2031-12-31.")
+        raise ValueError(f"invalid time '{escaped(text)}': use a date or a time to come, such as 2031-12-31")
     return datetime_of(selector.at)
 
 
@@ -176,7 +147,7 @@ def stored_path(text: str) -> bytes:
     path = path.removesuffix(b"/") if len(path) > 1 else path
     fault = path_fault(path)
     if fault:
-        raise ValueError(f"{escaped(path)} is no path inside a backup: {fault}.")
+        raise ValueError(f"invalid path '{escaped(path)}': {fault}")
     return path
 
 
@@ -420,7 +391,6 @@ _HINTS: Final = {
     "PLAN_CHANGED": "`staddle retention plan {dataset}` makes another one.",
     "ROOT_DIFFERS": "If it is, add --new-root; if only this machine's name has changed, --host keeps the old one.",
     "NO_BASE": "`--kind full`, or no --kind at all, makes the first one.",
-    "LEASE_HELD": "It goes away by itself when that one has ended, or a few minutes after it broke off.",
     "UNAUTHENTICATED": "On the server: `staddle-server token create --data DIR --role writer`.",
     "PERMISSION_DENIED": "On the server: `staddle-server token create --data DIR --role ROLE`.",
 }

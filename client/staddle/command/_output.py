@@ -6,18 +6,27 @@ In words, or with --json one object a line. Everything that is written is printa
 import itertools
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Final
 
+from staddle._fitted import fitted
+from staddle._standard import StdoutError
 from staddle.command._words import one_line
 
 BATCH_ROWS: Final = 500
 """A table fits its columns to so many rows at a time, so that a long one needs no memory."""
 
+ACTS: Final = frozenset({"backup", "restore", "delete", "undelete", "hold", "release", "retain"})
+"""Commands that have done their work before they sum it up."""
+
 Cells = Sequence[str]
+
+
+_BEGINS_WITH_A_WORD: Final = re.compile(r"[a-z]+[ ,:]")
 
 
 class Output:
@@ -38,7 +47,17 @@ class Output:
 
     def summary(self, command: str, record: Mapping[str, Any], words: str) -> None:
         """The last line of every command that worked."""
-        self._write(_json_line({"summary": command, **record}) if self.as_json else one_line(words) + "\n")
+        try:
+            if self.as_json:
+                self._write(_json_line({"summary": command, **record}))
+            else:
+                self._write(fitted(one_line(words), sys.stdout if self._has_stdout else sys.stderr) + "\n")
+            if self._has_stdout:
+                sys.stdout.flush()
+        except StdoutError as error:
+            if command in ACTS:
+                error.add_note(f"The {command} itself is done: only its report is lost.")
+            raise
 
     def table(
         self, rows: Iterable[Cells], *, heading: Cells = (), right: frozenset[int] = frozenset()
@@ -71,9 +90,10 @@ class Output:
 
     def notice(self, message: str) -> None:
         """Something worth knowing that is no result."""
-        self._write_error(
-            _json_line({"notice": message}) if self.as_json else f"staddle: {one_line(message)}\n"
-        )
+        if self.as_json:
+            self._write_error(_json_line({"notice": message}))
+        else:
+            self.error_line(f"staddle: {one_line(message)}")
 
     def error(
         self, reason: str, message: str, facts: Mapping[str, Any] | None = None, hint: str = ""
@@ -87,12 +107,13 @@ class Output:
             )
             return
         end = "" if message.endswith((".", "!", "?")) else "."
-        message = message[:1].upper() + message[1:]
-        self._write_error(f"staddle: {one_line(message)}{end}{' ' if hint else ''}{one_line(hint)}\n")
+        # A name at the beginning keeps its own letters.
+        message = message[:1].upper() + message[1:] if _BEGINS_WITH_A_WORD.match(message) else message
+        self.error_line(f"staddle: {one_line(message)}{end}{' ' if hint else ''}{one_line(hint)}")
 
     def error_line(self, line: str) -> None:
-        """A printable line, as it is."""
-        self._write_error(line + "\n")
+        """A printable line, on a terminal broken between words."""
+        self._write_error(fitted(line, sys.stderr) + "\n")
 
     def divert(
         self,
@@ -122,7 +143,8 @@ class Output:
         if say is not None:
             say(text.rstrip("\n"))
             return
-        with self._lock:
+        # That it cannot be said is no reason to give up what is under way, nor to end with another exit code.
+        with self._lock, suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
 

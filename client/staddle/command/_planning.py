@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from staddle import Amount, BackupPlan, PlannedChange, PlannedPath
+from staddle import Amount, BackupPlan, PlannedChange, PlannedPath, _figures
 from staddle.command import _records, _words
 from staddle.command._exits import DONE, INCOMPLETE
 from staddle.command._expected import Selection, Wanted
@@ -106,7 +106,7 @@ def _of_amount(amount: Amount) -> _records.Record:
 
 
 def _shown(amount: Amount) -> str:
-    return f"{amount.entries:,} ({_words.size(amount.data_bytes)})"
+    return f"{amount.entries:,} ({_figures.size(amount.data_bytes)})"
 
 
 def _summed_up(made: BackupPlan) -> str:
@@ -118,10 +118,10 @@ def _summed_up(made: BackupPlan) -> str:
         f"{_shown(made.removed)} removed",
         f"{_shown(made.unchanged)} unchanged",
         f"{made.excluded_entries:,} left out",
-        f"{_words.size(to_read)} to read, of which what the server lacks would be sent",
+        f"{_figures.size(to_read)} to read, of which what the server lacks would be sent",
         _words.seconds(made.seconds),
     ]
     words = "; ".join(parts)
     if made.problems:
-        words += f"; {_words.counted(len(made.problems), 'path', 'paths')} could not be backed up whole"
+        words += f"; {_figures.counted(len(made.problems), 'path', 'paths')} could not be backed up whole"
     return words + ". Nothing was sent."

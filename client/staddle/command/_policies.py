@@ -6,7 +6,15 @@ from typing import Any, Final
 
 import click
 
-from staddle import AppliedRetention, Client, Retention, RetentionPlan, RetentionPolicy, RetentionTag
+from staddle import (
+    AppliedRetention,
+    Client,
+    Retention,
+    RetentionPlan,
+    RetentionPolicy,
+    RetentionTag,
+    _figures,
+)
 from staddle.command import _records, _words
 from staddle.command._exits import DONE, FAILED
 from staddle.command._options import (
@@ -221,7 +229,7 @@ def _show_plan(output: Output, made: RetentionPlan) -> None:
 
 
 def _going(made: RetentionPlan) -> str:
-    all_of_them = _words.counted(len(made.backups), "backup")
+    all_of_them = _figures.counted(len(made.backups), "backup")
     going = len(made.going)
     return f"{going:,} of {all_of_them} of {_words.escaped(made.dataset)} {'goes' if going == 1 else 'go'}"
 
@@ -231,7 +239,7 @@ def _freed(made: RetentionPlan) -> str:
         return f"; how much comes free cannot be told: {_words.escaped(made.free_bytes_unknown)}"
     if made.free_bytes is None or not made.going:
         return ""
-    return f", which frees {_words.size(made.free_bytes)} once their grace period is over"
+    return f", which frees {_figures.size(made.free_bytes)} once their grace period is over"
 
 
 # --- apply
@@ -281,7 +289,7 @@ def _applied(output: Output, dataset: str, applied: AppliedRetention) -> int:
     words = f"No backup of {name} goes."
     if applied.purge_time is not None:
         until = _words.local(applied.purge_time)
-        words = f"Deleted {_words.counted(deleted, 'backup')} of {name}. Until {until}, `staddle undelete` brings back what was deleted."
+        words = f"Deleted {_figures.counted(deleted, 'backup')} of {name}. Until {until}, `staddle undelete` brings back what was deleted."
     record = {
         "dataset": dataset,
         "deleted_count": deleted,

@@ -5,7 +5,7 @@ from typing import cast, get_args
 
 import click
 
-from staddle import DamageError, EntryCounts, ProblemKind, RestoreReport
+from staddle import DamageError, EntryCounts, ProblemKind, RestoreReport, _figures
 from staddle._channel import tune_malloc
 from staddle._types import ArchiveFormat, Overwrite
 from staddle.command import _records, _words
@@ -166,7 +166,7 @@ def _restored(
         with session.output.asking():
             if not confirmed(
                 session,
-                f"Delete {_words.counted(count, 'path')} in {where} that the backup does not have?",
+                f"Delete {_figures.counted(count, 'path')} in {where} that the backup does not have?",
                 yes=yes,
             ):
                 raise _DeclinedError
@@ -212,7 +212,7 @@ def _kinds(counts: EntryCounts) -> str:
         (counts.symlinks, "symbolic link", "symbolic links"),
         (counts.others, "special file", "special files"),
     )
-    return ", ".join(_words.counted(*part) for part in parts if part[0]) or "nothing"
+    return ", ".join(_figures.counted(*part) for part in parts if part[0]) or "nothing"
 
 
 class _DeclinedError(Exception):
@@ -246,17 +246,17 @@ def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: boo
         "seconds": round(report.seconds, 3),
     }
     target = _words.escaped(report.target)
-    entries = _words.counted(report.entries_written, "entry", "entries")
+    entries = _figures.counted(report.entries_written, "entry", "entries")
     if dry_run and verify:
         words = f"Compared {_words.which(report.backup)} with {target}: {entries} not as in the backup; {report.entries_unchanged:,} the same"
     elif dry_run:
         words = (
             f"Would restore {_words.which(report.backup)} to {target}: {_kinds(report.made)} to make, "
-            f"{_kinds(report.replaced)} to replace, {_words.size(report.data_bytes)} to fetch; {report.entries_unchanged:,} already there"
+            f"{_kinds(report.replaced)} to replace, {_figures.size(report.data_bytes)} to fetch; {report.entries_unchanged:,} already there"
         )
     else:
         words = (
-            f"Restored {_words.which(report.backup)} to {target}: {entries} written, {_words.size(report.data_bytes)}; "
+            f"Restored {_words.which(report.backup)} to {target}: {entries} written, {_figures.size(report.data_bytes)}; "
             f"{report.entries_unchanged:,} already there"
         )
     if report.entries_deleted:
@@ -266,5 +266,5 @@ def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: boo
     if kept:
         words += f"; {kept:,} not deleted"
     if len(report.problems) > kept and not dry_run:
-        words += f"; {_words.counted(len(report.problems) - kept, 'path is', 'paths are')} not restored"
+        words += f"; {_figures.counted(len(report.problems) - kept, 'path is', 'paths are')} not restored"
     output.summary("restore", record, words + ".")

@@ -16,6 +16,8 @@ from typing import Final
 import click
 
 from staddle import BadRequestError, StaddleError
+from staddle._standard import StdoutError
+from staddle._told import words_of
 from staddle.command._exits import DONE, FAILED, INTERRUPTED, WRONG_USAGE, Interruption
 from staddle.command._options import hint_for
 from staddle.command._output import NoticeHandler, Output
@@ -137,8 +139,10 @@ def _failed(error: BaseException, output: Output) -> int:
         output.error("INTERRUPTED", "Interrupted.", {"resumable": False})
         return INTERRUPTED
     if isinstance(error, StaddleError):
-        message = " ".join([error.message, *getattr(error, "__notes__", ())])
-        output.error(error.reason, message, error.facts, hint_for(error))
+        told = words_of(error)
+        message = " ".join([told, *getattr(error, "__notes__", ())])
+        detail = {} if told == error.message else {"detail": error.message}
+        output.error(error.reason, message, detail | error.facts, hint_for(error))
         wrong = isinstance(error, BadRequestError) and error.reason == BadRequestError.default_reason
         return WRONG_USAGE if wrong else FAILED
     if isinstance(error, MemoryError):
@@ -146,7 +150,9 @@ def _failed(error: BaseException, output: Output) -> int:
         output.error("NO_MEMORY", message)
         return FAILED
     assert isinstance(error, OSError)  # nothing else is caught
-    output.error("OS_ERROR", _os_message(error), {"errno": error.errno})
+    output.error(
+        "STDOUT" if isinstance(error, StdoutError) else "OS_ERROR", _os_message(error), {"errno": error.errno}
+    )
     return FAILED
 
 
@@ -162,6 +168,8 @@ def _wrong_usage(error: click.ClickException, output: Output) -> int:
 
 
 def _os_message(error: OSError) -> str:
+    if isinstance(error, StdoutError):
+        return ". ".join([str(error), *getattr(error, "__notes__", ())])
     why = error.strerror or str(error) or type(error).__name__
     if error.filename is None:
         return f"{why}"

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import IO, Final, Self
 
+from staddle._figures import counted
 from staddle.command._exits import SourceError
-from staddle.command._words import counted, escaped
+from staddle.command._words import escaped
 
 PIECE_BYTES: Final = 1024 * 1024
 TERMINATE_S: Final = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from staddle import OpenUpload
+from staddle import OpenUpload, _figures
 from staddle.command import _words
 from staddle.command._exits import FAILED
 from staddle.command._options import Session, command, confirmed, require_somebody, yes_option
@@ -66,7 +66,7 @@ def _list(session: Session, listed: list[OpenUpload]) -> None:
     elif listed:
         heading = ("ID", "DATASET", "BY", "BEGAN", "ENTRIES", "SIZE", "UNTIL", "LAST FAILURE")
         session.output.table(map(_row, listed), heading=heading, right=frozenset({4, 5}))
-    words = f"{_words.counted(len(listed), 'open upload')}." if listed else "No open uploads."
+    words = f"{_figures.counted(len(listed), 'open upload')}." if listed else "No open uploads."
     session.output.summary("uploads", {"upload_count": len(listed)}, words)
 
 
@@ -77,7 +77,7 @@ def _row(upload: OpenUpload) -> tuple[str, ...]:
         _words.escaped(upload.principal),
         _words.local(upload.begin_time),
         f"{upload.durable_entries:,}",
-        _words.size(upload.durable_bytes),
+        _figures.size(upload.durable_bytes),
         _words.local(upload.expire_time),
         _words.escaped(upload.last_failure),
     )

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from staddle import Backup, BackupKind, ChangeCounts, Entry, EntryType
+from staddle._figures import duration
 from staddle._types import path_to_str
 
 ID_DIGITS: Final = 8
 REASON_CHARS: Final = 50
 
 _NS: Final = 1_000_000_000
-_UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 _TYPE_LETTERS: Final = {
     EntryType.FILE: "-",
@@ -68,23 +68,6 @@ def is_utf8(name: bytes) -> bool:
     return True
 
 
-def size(count_bytes: int) -> str:
-    """Bytes in binary units."""
-    if count_bytes < 1024:
-        return f"{count_bytes} B"
-    amount = float(count_bytes)
-    for unit in _UNITS:
-        amount /= 1024
-        if amount < 1023.95 or unit == _UNITS[-1]:
-            break
-    return f"{amount:.1f} {unit}"
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """A number with its noun: 1 entry, 2 entries."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
 def seconds(duration_s: float) -> str:
     """A duration, to be read: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
     if duration_s < 10:
@@ -121,11 +104,7 @@ def protection(backup: Backup) -> str:
 
 def length(of: datetime.timedelta) -> str:
     """A length of time in its largest whole unit, as options take it: 36h, 14d."""
-    seconds_ = of.days * 86_400 + of.seconds
-    for unit, unit_s in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds_ and seconds_ % unit_s == 0:
-            return f"{seconds_ // unit_s}{unit}"
-    return f"{seconds_}s"
+    return duration(of.days * 86_400 + of.seconds)
 
 
 def rfc3339(time_ns: int) -> str | None:

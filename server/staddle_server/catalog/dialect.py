@@ -17,6 +17,7 @@ from sqlalchemy import URL, Column, Connection, Engine, Insert, Table, create_en
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import NullPool
 
 from staddle_server import errors
 from staddle_server.catalog.words import BATCH, batches
@@ -90,10 +91,12 @@ class Database:
         translate: Callable[[BaseException], errors.StaddleError | None],
         busy_timeout_s: float = BUSY_TIMEOUT_S,
         check_place: Callable[[], None] = lambda: None,
+        uncached: Engine | None = None,
     ) -> None:
-        """`check_place` raises Unavailable where the database is not the one any more that was opened."""
+        """`check_place` raises Unavailable where the database is not the one any more that was opened; `uncached` has no pool."""
         self.engine = engine
         self.check_place = check_place
+        self._uncached = uncached or engine
         self._writer = engine.execution_options(**{_WRITE_OPTION: True})
         self._eraser = engine.execution_options(**{_WRITE_OPTION: True, _ERASE_OPTION: True})
         self._translate = translate
@@ -111,6 +114,30 @@ class Database:
         """For a single `rows_in` that is asked again and again: half the time of `read`, and no two statements see the same state."""
         with self._translated(), self.engine.connect() as connection:
             yield connection
+
+    @contextmanager
+    def read_uncached(self) -> Iterator[Connection]:
+        """As `read`, on a new connection: pages that others keep in memory are read from the file again."""
+        with self._translated(), self._uncached.begin() as connection:
+            yield connection
+
+    def empty_log(self) -> None:
+        """Brings what SQLite has in its log into the file of the database, unless others read it or the disk is full."""
+        with suppress(errors.StaddleError), self._translated(), self._uncached.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                cursor = connection.connection.cursor()
+                cursor.execute("PRAGMA busy_timeout = 0")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def give_up(self, message: str) -> errors.Unavailable:
+        """From now on nothing is read or written: everything raises the error that this returns."""
+        error = errors.Unavailable("STORE_UNAVAILABLE", message, retry_after_s=_RETRY_AFTER_S)
+
+        def refuse() -> None:
+            raise errors.Unavailable("STORE_UNAVAILABLE", message, retry_after_s=_RETRY_AFTER_S)
+
+        self.check_place = refuse
+        return error
 
     @contextmanager
     def write(self, *, erase: bool = False) -> Iterator[Connection]:
@@ -170,23 +197,27 @@ def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TI
         Exhausted: the disk is full.
 
     """
+    url = URL.create("sqlite", database=path)
+    # Autocommit at the module's level: this room says itself when a transaction begins, and how (_begin).
+    connect_args = {
+        "isolation_level": None,
+        "timeout": busy_timeout_s,
+        "check_same_thread": False,
+        "cached_statements": STATEMENTS_KEPT,
+    }
     engine = create_engine(
-        URL.create("sqlite", database=path),
+        url,
         module=choice.module,
-        # Autocommit at the module's level: this room says itself when a transaction begins, and how (_begin).
-        connect_args={
-            "isolation_level": None,
-            "timeout": busy_timeout_s,
-            "check_same_thread": False,
-            "cached_statements": STATEMENTS_KEPT,
-        },
+        connect_args=connect_args,
         pool_size=CONNECTIONS_MAX,
         max_overflow=0,
         pool_timeout=busy_timeout_s,
         pool_use_lifo=True,
     )
-    event.listen(engine, "connect", _settings_of(choice, busy_timeout_s))
-    event.listen(engine, "begin", _begin)
+    uncached = create_engine(url, module=choice.module, connect_args=connect_args, poolclass=NullPool)
+    for each in (engine, uncached):
+        event.listen(each, "connect", _settings_of(choice, busy_timeout_s))
+        event.listen(each, "begin", _begin)
     try:
         _create_private(path)
         _set_journal(path, choice, busy_timeout_s)
@@ -212,7 +243,7 @@ def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TI
             retry_after_s=_RETRY_AFTER_S,
         )
 
-    return Database(engine, _sqlite_translator(path, choice.module), busy_timeout_s, check_place)
+    return Database(engine, _sqlite_translator(path, choice.module), busy_timeout_s, check_place, uncached)
 
 
 def _create_private(path: str) -> None:

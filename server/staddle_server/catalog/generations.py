@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.exc import DBAPIError
 
 from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import Database
+from staddle_server.errors import StaddleError
 
 _g = schema.generation.c
 _ROW = 1
@@ -37,6 +39,29 @@ class Generations:
         with self._database.read() as connection:
             return _last(connection)
 
+    def require_unchanged(self, known: Generation) -> None:
+        """Looks into the file whether it has the mark of this server: another catalog may have been written into it.
+
+        A file that cannot be read now is left to whatever needs it.
+
+        Raises:
+            Unavailable: it was. From now on nothing of the database is read or written.
+
+        """
+        try:
+            with self._database.read_uncached() as connection:
+                found = _last(connection)
+        except StaddleError:
+            return
+        except DBAPIError:
+            found = None  # it has no such table
+        if found is None or found.current != known.current:
+            path = self._database.engine.url.database
+            raise self._database.give_up(
+                f"another catalog was written into {path} under the running server, which damages it, and nothing of it is read or "
+                "written any more. Stop the server, and make the catalog anew from the store with `staddle-server rebuild --replace`"
+            )
+
     def intend(self, mark: str) -> None:
         """A start is about to leave that mark."""
         with self._database.write() as connection:
@@ -50,6 +75,8 @@ class Generations:
                 insert(schema.generation),
                 {"row": _ROW, "current": mark, "birth_ns": birth_ns, "intended": ""},
             )
+        # In the file itself, it shows whether another catalog is written into that.
+        self._database.empty_log()
 
     def forget_birth(self) -> None:
         """What has the mark's name counts as the mark, also if it is a copy."""

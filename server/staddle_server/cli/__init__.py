@@ -22,7 +22,7 @@ def refusal(system: str, machine: str) -> str | None:
 
 def main() -> None:
     """Runs the command, or says what is missing to run it."""
-    open_standard_streams()
+    open_standard_streams(late=True)
     if sys.argv[1:2] == ["serve"] and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         # Modules load for a second before the server listens to signals; what a SIGHUP asks for, the start does anyway.
         signal.signal(signal.SIGHUP, lambda *_: None)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import sys
 from dataclasses import asdict
@@ -10,10 +9,11 @@ from random import Random
 from typing import Final
 
 import click
+from staddle._figures import counted, percent, size
 
 from staddle_server.catalog import Tenant
 from staddle_server.cli.options import data_option, json_option
-from staddle_server.cli.words import Line, counted, size
+from staddle_server.cli.words import Line, say
 from staddle_server.datadir import DataDirectory
 from staddle_server.rooms import Rooms, open_rooms, tenant_named
 from staddle_server.store.blobs import TEMPORARY
@@ -28,12 +28,13 @@ _tenant_option = click.option("--tenant", metavar="NAME", help="Only this tenant
 
 
 def _percent(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%?", value)
-    if match is None or not 0 < float(match[1]) <= 100:
-        raise click.BadParameter("expected a percentage over 0 and up to 100, such as 10")
-    return float(match[1])
+    try:
+        share = None if value is None else percent(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: {error}") from error
+    if share == 0:
+        raise click.BadParameter("0 reads nothing: leave the option out")
+    return share
 
 
 @click.command()
@@ -146,62 +147,60 @@ class _Told:
                 return
         self._line.clear()
         tenant = f"tenant {finding.tenant}: " if finding.tenant not in {"", "default"} else ""
-        click.echo(f"{WORDS[finding.severity]}: {tenant}{finding.message}")
+        say(f"{WORDS[finding.severity]}: {tenant}{finding.message}")
 
     def end(self) -> None:
         """There are no more."""
         self._line.clear()
         if self._paths > PATHS_SHOWN:
-            click.echo(f"… and {self._paths - PATHS_SHOWN:,} more paths: --json names all of them.")
+            say(f"… and {self._paths - PATHS_SHOWN:,} more paths: --json names all of them.")
 
 
 def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:
     read = "" if read_data is None else f", {summary.packs_read} of them read ({size(summary.bytes_read)})"
-    click.echo(
+    say(
         f"Looked at {counted(summary.packs, 'pack')}{read}, {counted(summary.records, 'record')} and "
         f"{counted(summary.backups, 'backup')} of {counted(summary.tenants, 'tenant')}."
     )
     if read_data is not None and read_data < 100:
-        click.echo(f"The same packs again: --read-data={read_data:g} --seed {seed}")
+        say(f"The same packs again: --read-data={read_data:g} --seed {seed}")
     if summary.orphans:
-        click.echo(
+        say(
             f"{counted(summary.orphans, 'object')} ({size(summary.orphan_bytes)}) belong to nothing: what is being written now, "
             "or what a crash has left, which the collector takes away."
         )
     if summary.temporary:
-        click.echo(
+        say(
             f"{counted(summary.temporary, 'temporary file')} in store/tmp: being written, or left by a crash."
         )
     if summary.healed:
-        click.echo(
-            f"{counted(summary.healed, 'damaged thing')} of no consequence: nothing needs it any more."
-        )
+        say(f"{counted(summary.healed, 'damaged thing')} of no consequence: nothing needs it any more.")
     if not summary.damage:
         unread = "" if read_data is not None else " (The data itself was not read: --read-data.)"
-        click.echo(f"No damage.{unread}")
+        say(f"No damage.{unread}")
         return
     paths = (
         f" {counted(summary.paths, 'path')} in backups cannot be given back whole." if summary.paths else ""
     )
-    click.echo(f"{counted(summary.damage, 'finding')} of damage.{paths}")
-    click.echo(
+    say(f"{counted(summary.damage, 'finding')} of damage.{paths}")
+    say(
         "Next: look at the disk (dmesg, SMART), then `staddle-server repair`, then back up the same data again."
     )
 
 
 def _sum_up_repair(done: Repaired, *, dry_run: bool) -> None:
     would = "Would mend" if dry_run else "Mended"
-    click.echo(
+    say(
         f"{would}: {counted(done.parity_packs, 'pack')} from parity, {counted(done.chunks, 'chunk')} saved ({size(done.bytes)}), the index of {counted(done.index_packs, 'pack')}, "
         f"{counted(done.records, 'record')}, keys of {counted(done.keys, 'tenant')}, {counted(done.cleared, 'wrong mark')}."
     )
     if done.damage:
-        click.echo(
+        say(
             f"{counted(done.damage, 'finding')} of damage left; {counted(done.paths, 'path')} in backups cannot be given back whole. "
             "Each line above says what mends it. Lost data come back with the next FULL backup that still has them."
         )
     else:
-        click.echo("No damage is left." if not dry_run else "Nothing would be left damaged.")
+        say("No damage is left." if not dry_run else "Nothing would be left damaged.")
 
 
 def _progress(line: Line) -> Progress:

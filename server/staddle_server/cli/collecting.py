@@ -7,10 +7,11 @@ import json
 import sys
 
 import click
+from staddle._figures import counted, size
 
 from staddle_server.catalog.words import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option
-from staddle_server.cli.words import Line, counted, size
+from staddle_server.cli.words import Line, say
 from staddle_server.datadir import DataDirectory
 from staddle_server.limits import GRACE_S_MAX, REAP_GRACE_S
 from staddle_server.rooms import Rooms, open_rooms
@@ -48,7 +49,7 @@ def gc(
     with open_rooms(data) as rooms, Line() as line:
         collector = Collector(rooms.catalog, rooms.tenants(), SystemClock(), show=_progress(line))
         if not dry_run and not yes:
-            _ask(collector, rooms, grace_s, after_rebuild=after_rebuild)
+            _ask(collector, rooms, line, grace_s, after_rebuild=after_rebuild)
         with asked_to_stop() as stopping:
             if dry_run:
                 report = collector.look_ahead(stopping, grace_s=grace_s)
@@ -65,7 +66,7 @@ def gc(
         sys.exit(1)
 
 
-def _ask(collector: Collector, rooms: Rooms, grace_s: int | None, *, after_rebuild: bool) -> None:
+def _ask(collector: Collector, rooms: Rooms, line: Line, grace_s: int | None, *, after_rebuild: bool) -> None:
     """Asks before anything is ended early; does not ask where nothing is."""
     tenants = rooms.catalog.tenants.list_all()
     waiting = [tenant.name for tenant in tenants if tenant.gc_waits] if after_rebuild else []
@@ -80,13 +81,14 @@ def _ask(collector: Collector, rooms: Rooms, grace_s: int | None, *, after_rebui
         )
     if shortens:
         ahead = collector.look_ahead(grace_s=grace_s)
-        click.echo(
+        line.clear()
+        say(
             f"This purges {counted(ahead.sum_of('backups_purged'), 'deleted backup')}, which nobody can bring back then, and removes "
             f"{counted(ahead.sum_of('packs_reaped'), 'pack')} ({size(ahead.sum_of('bytes_freed'))}) now.",
             err=True,
         )
     for name in waiting:
-        click.echo(
+        say(
             f"The catalog of the tenant {name} was rebuilt: what that did not find will be removed.", err=True
         )
     click.confirm("Go on?", abort=True, err=True)
@@ -98,9 +100,9 @@ def _ask(collector: Collector, rooms: Rooms, grace_s: int | None, *, after_rebui
 def _tell(report: Report, *, dry_run: bool) -> None:
     for tenant in report.tenants:
         lines = list(_lines(tenant, dry_run=dry_run))
-        click.echo(f"{tenant.tenant}: {lines[0]}" if len(lines) == 1 else f"{tenant.tenant}:")
+        say(f"{tenant.tenant}: {lines[0]}" if len(lines) == 1 else f"{tenant.tenant}:")
         for line in lines if len(lines) > 1 else ():
-            click.echo(f"  {line}")
+            say(f"  {line}")
 
 
 def _lines(tenant: TenantReport, *, dry_run: bool) -> list[str]:

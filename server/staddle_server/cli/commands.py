@@ -1,9 +1,13 @@
 """The list of commands. Each is loaded when it is used, so that a probe every few seconds costs little."""
 
+import contextlib
 import importlib
+import sys
 from typing import Final
 
 import click
+from staddle._fitted import fitted
+from staddle._standard import stdout_failure
 
 import staddle_server
 from staddle_server.cli import missing
@@ -29,6 +33,9 @@ COMMANDS: Final = {
 }
 
 
+_ERROR: Final = "Error: "
+
+
 class Commands(click.Group):
     """A group whose commands are imported by name, and whose errors are words: exit 1, or 2 for a wrong usage."""
 
@@ -50,16 +57,21 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SettingsError as error:
-            raise click.UsageError(str(error), ctx) from error
+            raise click.UsageError(_fitted(error), ctx) from error
         except BrokenPipeError:
             raise  # who read the output has gone (`| head`): click ends the command without a word
         except (OperatorError, StaddleError, OSError) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_fitted(error)) from error
         except (MemoryError, RuntimeError) as error:
             told = shortage(error)
             if told is None:
                 raise
-            raise click.ClickException(told.message) from error
+            raise click.ClickException(_fitted(told)) from error
+
+
+def _fitted(error: Exception) -> str:
+    """The message of an error, to be shown behind click's own word for it."""
+    return fitted(f"{_ERROR}{error}", sys.stderr).removeprefix(_ERROR)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -69,4 +81,13 @@ def group() -> None:
 
 
 def run() -> None:
-    group(prog_name="staddle-server")
+    try:
+        group(prog_name="staddle-server")
+    except SystemExit as end:
+        # The answer of `health` is its exit code, and a server serves whether or not it can say where.
+        failure = None if sys.argv[1:2] in (["serve"], ["health"]) else stdout_failure()
+        if failure is None or isinstance(failure, BrokenPipeError):
+            raise
+        with contextlib.suppress(OSError):
+            click.echo(f"Error: {failure}", err=True)
+        sys.exit(end.code or 1)

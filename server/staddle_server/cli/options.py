@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 import click
+from staddle._figures import DURATION_S_MAX, duration_s
 
 from staddle_server import config
 from staddle_server.datadir import DataDirectory
@@ -58,15 +59,12 @@ def data_option(command: F) -> F:
     )(command)
 
 
-def duration(flag: str, text: str, most_s: float = float("inf")) -> float:
+def duration(flag: str, text: str, most_s: float = DURATION_S_MAX, *, bare: bool = False) -> float:
     """The seconds of an option that is a duration. Raises SettingsError, which names it."""
     try:
-        seconds = config.parse_duration(text)
+        return duration_s(text, most_s=most_s, bare=bare)
     except ValueError as error:
         raise config.SettingsError(f"{flag} is {text!r}: {error}") from error
-    if seconds > most_s:
-        raise config.SettingsError(f"{flag} is {text!r}: at most {config.format_duration(most_s)}")
-    return seconds
 
 
 def json_option(command: F) -> F:

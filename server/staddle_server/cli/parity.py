@@ -6,10 +6,11 @@ import time
 from typing import Final
 
 import click
+from staddle._figures import counted, size
 
 from staddle_server.catalog import PackParity
 from staddle_server.cli.options import data_option, json_option
-from staddle_server.cli.words import Line, counted, size
+from staddle_server.cli.words import Line, say
 from staddle_server.datadir import DataDirectory
 from staddle_server.errors import Damaged
 from staddle_server.limits import PARITY_PERCENT_MAX
@@ -93,9 +94,9 @@ def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
     else:
         _say_made(rooms, report, percent, names)
         if lost:
-            click.echo(f"The parity of {counted(lost, 'pack')} was gone, cut off or damaged.")
+            say(f"The parity of {counted(lost, 'pack')} was gone, cut off or damaged.")
         if orphans:
-            click.echo(
+            say(
                 f"Removed the parity of {counted(orphans, 'pack')} that {'are' if orphans > 1 else 'is'} gone."
             )
         _say_copies(copies)
@@ -130,20 +131,20 @@ class _Progress:
 
 def _say_made(rooms: Rooms, report: ParityReport, percent: int, names: dict[bytes, str]) -> None:
     if report.packs:
-        click.echo(
+        say(
             f"Made parity of {percent} % for {counted(report.packs, 'pack')} ({size(report.pack_bytes)}): "
             f"{size(report.parity_bytes)}."
         )
     totals = rooms.catalog.packs.parity_totals()
-    click.echo(
+    say(
         f"Packs with parity: {totals.with_parity} of {totals.packs}; {size(totals.parity_bytes)} for "
         f"{size(totals.pack_bytes)}."
     )
     for tenant, _, why in report.damaged:
-        click.echo(f"No parity, tenant {_name(names, tenant)}: {why}", err=True)
+        say(f"No parity, tenant {_name(names, tenant)}: {why}", err=True)
     without = totals.packs - totals.with_parity - len(report.damaged)
     if without > 0:
-        click.echo(
+        say(
             f"{counted(without, 'pack')} {'were' if without > 1 else 'was'} marked as damaged before, or published meanwhile."
         )
 
@@ -176,9 +177,9 @@ def _repair(rooms: Rooms, *, as_json: bool) -> bool:
     else:
         _say_copies(copies)
         if not outcomes:
-            click.echo("No pack is marked as damaged.")
+            say("No pack is marked as damaged.")
         else:
-            click.echo(
+            say(
                 f"{counted(len(outcomes), 'pack')} marked as damaged: {repaired} repaired, {sound} found sound, "
                 f"{left} not repaired."
             )
@@ -197,11 +198,11 @@ def _say_repair(report: RepairReport, tenant: str) -> None:
     where = f"tenant {tenant}, pack {report.pack.hex()}"
     match report.outcome:
         case Outcome.SOUND:
-            click.echo(f"{where}: sound, its mark was removed")
+            say(f"{where}: sound, its mark was removed")
         case Outcome.REPAIRED:
-            click.echo(f"{where}: repaired, {_restored(report)}")
+            say(f"{where}: repaired, {_restored(report)}")
         case _:
-            click.echo(f"{where}: NOT repaired: {report.found}", err=True)
+            say(f"{where}: NOT repaired: {report.found}", err=True)
 
 
 def _restored(report: RepairReport) -> str:
@@ -243,11 +244,11 @@ def _name(names: dict[bytes, str], tenant: bytes) -> str:
 
 def _say_copies(copies: CopiesReport) -> None:
     if copies.copied:
-        click.echo(f"Copied {counted(copies.copied, 'object')} of records and keys.")
+        say(f"Copied {counted(copies.copied, 'object')} of records and keys.")
     for name in copies.restored:
-        click.echo(f"{name}: restored from its copy")
+        say(f"{name}: restored from its copy")
     for why in copies.damaged:
-        click.echo(f"NOT restored: {why}; no copy of it is right either", err=True)
+        say(f"NOT restored: {why}; no copy of it is right either", err=True)
 
 
 def _copies_fields(copies: CopiesReport) -> dict[str, object]:

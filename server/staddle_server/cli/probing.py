@@ -6,10 +6,10 @@ import time
 from typing import Final
 
 import click
+from staddle._figures import size
 
 from staddle_server import config, health, tls
-from staddle_server.cli.options import probe_options, settings_from
-from staddle_server.cli.words import size
+from staddle_server.cli.options import duration, probe_options, settings_from
 from staddle_server.datadir import DataDirectory, read_client_config
 from staddle_server.store.space import look
 
@@ -42,7 +42,7 @@ def health_command(server: str | None, timeout: str, wait: str, **flags: str | N
     For containers and scripts; needs no token.
     """
     settings = settings_from({**flags, "listen": config.LISTEN_DEFAULT})
-    timeout_s, wait_s = _duration("--timeout", timeout), _duration("--wait", wait)
+    timeout_s, wait_s = duration("--timeout", timeout, bare=True), duration("--wait", wait, bare=True)
     deadline_s = time.monotonic() + wait_s
     while True:
         try:
@@ -75,7 +75,10 @@ def _say_room(settings: config.Settings) -> None:
         with contextlib.suppress(OSError):
             free = look(str(path), settings.min_free)
             inodes = "" if free.free_inodes is None else f" and {free.free_inodes:,} inodes"
-            click.echo(f"{path}: {size(free.free_bytes)}{inodes} free; backups need {size(free.min_bytes)}")
+            least = f" and {free.min_inodes:,} inodes" if free.min_inodes else ""
+            click.echo(
+                f"{path}: {size(free.free_bytes)}{inodes} free; backups need {size(free.min_bytes)}{least}"
+            )
 
 
 def _address(settings: config.Settings, server: str | None) -> config.Address | config.UnixAddress:
@@ -87,11 +90,4 @@ def _address(settings: config.Settings, server: str | None) -> config.Address | 
     try:
         return config.parse_address(text)
     except ValueError as error:
-        raise config.SettingsError(f"{text!r} is no address: {error}") from error
-
-
-def _duration(name: str, text: str) -> float:
-    try:
-        return config.parse_duration(text)
-    except ValueError as error:
-        raise config.SettingsError(f"{name} is {text!r}: {error}") from error
+        raise config.SettingsError(f"{text!r} is not an address: {error}") from error

@@ -9,7 +9,7 @@ import click
 
 from staddle_server import app
 from staddle_server.cli.options import settings_from, settings_options
-from staddle_server.cli.words import Line
+from staddle_server.cli.words import Line, say
 from staddle_server.datadir import DataDirectory
 from staddle_server.owner import act_as_owner
 from staddle_server.reserve import give_up_at_start
@@ -48,7 +48,7 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
     if as_json:
         click.echo(json.dumps(_as_json(rebuilt, seconds)))
     else:
-        click.echo(f"Found in {directory.store}, in {seconds:.1f} s:")
+        say(f"Found in {directory.store}, in {seconds:.1f} s:")
         _say_found(rebuilt.report)
         _say_next(directory, rebuilt, dry_run=dry_run)
     if rebuilt.report.problem_count:
@@ -63,22 +63,22 @@ def _as_json(rebuilt: Rebuilt, seconds: float) -> dict[str, object]:
 
 
 def _say_found(report: Report) -> None:
-    click.echo(f"tenants   {report.tenants:,}")
-    click.echo(f"datasets  {report.datasets:,}")
-    click.echo(f"backups   {report.backups:,}{_of_these(report)}")
-    click.echo(f"records   {report.records:,}")
-    click.echo(f"packs     {report.packs:,}, with {report.chunks:,} chunks")
+    say(f"tenants   {report.tenants:,}")
+    say(f"datasets  {report.datasets:,}")
+    say(f"backups   {report.backups:,}{_of_these(report)}")
+    say(f"records   {report.records:,}")
+    say(f"packs     {report.packs:,}, with {report.chunks:,} chunks")
     for note in report.notes:
-        click.echo(f"Note: {note}.")
+        say(f"Note: {note}.")
     if not report.problem_count:
-        click.echo("Everything in the store was used.")
+        say("Everything in the store was used.")
         return
-    click.echo(f"{report.problem_count:,} things could not be used; all else was:")
+    say(f"{report.problem_count:,} things could not be used; all else was:")
     for problem in report.problems:
         named = problem.what in problem.message
-        click.echo(f"  {problem.message}" if named else f"  {problem.what}: {problem.message}")
+        say(f"  {problem.message}" if named else f"  {problem.what}: {problem.message}")
     if report.problem_count > len(report.problems):
-        click.echo(f"  … and {report.problem_count - len(report.problems):,} more")
+        say(f"  … and {report.problem_count - len(report.problems):,} more")
 
 
 def _of_these(report: Report) -> str:
@@ -88,16 +88,16 @@ def _of_these(report: Report) -> str:
 
 def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> None:
     if dry_run:
-        click.echo("This was a dry run: nothing was changed.")
+        say("This was a dry run: nothing was changed.")
         return
-    click.echo(f"Made {directory.catalog}.")
+    say(f"Made {directory.catalog}.")
     if rebuilt.aside is not None:
-        click.echo(f"The catalog that was there is {rebuilt.aside} now.")
+        say(f"The catalog that was there is {rebuilt.aside} now.")
     own = f"; the one in {directory.client_toml} is new already" if rebuilt.token else ""
-    click.echo(f"Tokens are gone: give every client a new one with `staddle-server token create`{own}.")
-    click.echo("Open uploads are gone: run those backups again; what they had stored is not sent again.")
-    click.echo("Deleted backups can be had back for their whole grace period, counted from now.")
-    click.echo(
+    say(f"Tokens are gone: give every client a new one with `staddle-server token create`{own}.")
+    say("Open uploads are gone: run those backups again; what they had stored is not sent again.")
+    say("Deleted backups can be had back for their whole grace period, counted from now.")
+    say(
         "Garbage collection waits until you say so: look first whether every backup is there, then `staddle-server gc --after-rebuild`."
     )
     click.echo(f"Next: staddle-server serve --data {shlex.quote(str(directory.path))}")

@@ -1,17 +1,21 @@
 """`staddle-server token`."""
 
+import contextlib
 import secrets
 import time
+from collections.abc import Iterator
 from typing import Final
 
 import click
+from staddle._standard import StdoutError, stdout_failure
 
-from staddle_server.catalog import Token
+from staddle_server.catalog import Tenant, Token
 from staddle_server.catalog.words import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option, print_rows
-from staddle_server.config import SettingsError
+from staddle_server.config import OperatorError, SettingsError
 from staddle_server.datadir import DataDirectory
-from staddle_server.rooms import DEFAULT_TENANT, open_rooms, tenant_named
+from staddle_server.errors import StaddleError
+from staddle_server.rooms import DEFAULT_TENANT, Rooms, open_rooms, tenant_named
 from staddle_server.types import TokenRole
 
 NS_PER_S: Final = 1_000_000_000
@@ -59,11 +63,37 @@ def create(
     with open_rooms(data) as rooms:
         owner = tenant_named(rooms, tenant)
         text = rooms.catalog.tokens.create(owner.id, name, TokenRole[role.upper()], now_ns, expires_ns)
-    if as_json:
-        print_rows([{"token": text, "name": name, "role": role, "tenant": tenant}], as_json=True, empty="")
-        return
-    click.echo(text)
-    click.echo(f"This is the token {name} ({role} of {tenant}). Keep it: it is shown only once.", err=True)
+        with _revoked_unless_shown(rooms, owner, name):
+            if as_json:
+                row = {"token": text, "name": name, "role": role, "tenant": tenant}
+                print_rows([row], as_json=True, empty="")
+            else:
+                click.echo(text)
+            if (failure := stdout_failure()) is not None:
+                raise failure
+    if not as_json:
+        with contextlib.suppress(OSError):
+            words = f"This is the token {name} ({role} of {tenant}). Keep it: it is shown only once."
+            click.echo(words, err=True)
+
+
+@contextlib.contextmanager
+def _revoked_unless_shown(rooms: Rooms, tenant: Tenant, name: str) -> Iterator[None]:
+    """Revokes the token if the body, which shows it, does not come to its end. Raises OperatorError where that could not be written."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            rooms.catalog.tokens.revoke(tenant.id, name, time.time_ns())
+            outcome = f"the token {name} was not shown, and is revoked again"
+        except StaddleError as e:
+            outcome = (
+                f"the token {name} was not shown, and could not be revoked ({e.message}): "
+                f"`staddle-server token revoke {name} --tenant {tenant.name}`"
+            )
+        if not isinstance(error, OSError):
+            raise
+        raise OperatorError(f"{StdoutError(error.errno, error.strerror)}; {outcome}") from error
 
 
 @token.command("list")

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import click
+from staddle._figures import size
 
 from staddle_server.catalog import Upload
 from staddle_server.catalog.words import rfc3339
 from staddle_server.cli.options import data_option, json_option, print_rows
-from staddle_server.cli.words import size
 from staddle_server.datadir import DataDirectory
 from staddle_server.rooms import Rooms, open_rooms, tenant_named
 

@@ -1,25 +1,18 @@
-"""How the commands say figures, and how far they are."""
+"""Lines that the commands print, and how far they are."""
 
 import sys
 import time
 from typing import Final, Self
 
+import click
+from staddle._fitted import columns, fitted
+
 SHOW_S: Final = 0.2
 
 
-def counted(number: int, noun: str) -> str:
-    """So many of something: "1 pack", "1,234 packs"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def size(size_bytes: int) -> str:
-    """A number of bytes in the largest unit that leaves at least one of it."""
-    amount = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
+def say(line: str, *, err: bool = False) -> None:
+    """Prints a line, on a terminal broken between words."""
+    click.echo(fitted(line, sys.stderr if err else sys.stdout), err=err)
 
 
 class Line:
@@ -41,7 +34,9 @@ class Line:
         now_s = time.monotonic()
         if self._on and now_s - self._shown_s >= SHOW_S:
             self._shown, self._shown_s = True, now_s
-            self._write(text)
+            self._write(
+                text[: columns(sys.stderr) - 1]
+            )  # one that the terminal breaks does not go away whole
 
     def clear(self) -> None:
         """The line goes, so that something can be said."""

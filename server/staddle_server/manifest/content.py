@@ -1,7 +1,7 @@
 """The chunks of a file: inline, or as a tree of list chunks (docs/format.md, "List chunk"); and large attributes."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final
 
@@ -219,6 +219,26 @@ def _below(items: _Items, level: int, offset: int, source: PageSource) -> Iterat
                 break
         else:
             open_lists.pop()
+
+
+def lists_of(
+    content: Content, source: PageSource, skip: Callable[[bytes], bool]
+) -> Iterator[tuple[bytes, list[ChunkRef]]]:
+    """The digest of each list chunk of a content, with the data chunks that it names, in order; a list chunk comes before those below it.
+
+    Where `skip` says so of a list chunk, that and all below it is left out. Raises Damaged.
+    """
+    root = content.root
+    # Last in, first out: at any time the rest of one list chunk of each level.
+    waiting = [] if root is None else [(root.level, content.size, root.digest)]
+    while waiting:
+        level, length, digest = waiting.pop()
+        if skip(digest):
+            continue
+        items = read_list(source, digest, level, length)
+        yield digest, [] if level else [ChunkRef(*item) for item in items]
+        if level:
+            waiting.extend((level - 1, *item) for item in reversed(items))
 
 
 def read_list(source: PageSource, digest: bytes, level: int, length: int) -> _Items:

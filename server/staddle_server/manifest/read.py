@@ -1,7 +1,7 @@
 """Reads a manifest: one path, a directory, a whole tree; a damaged page costs what it holds and nothing else."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from staddle_server import errors
@@ -19,6 +19,13 @@ class Gap(NamedTuple):
     after: bytes | None
     upto: bytes | None
     message: str
+
+
+class OpenedPage(NamedTuple):
+    """A page that was read, and its entries in order; an index page has none."""
+
+    digest: bytes
+    entries: list[Entry]
 
 
 class Manifest:
@@ -69,6 +76,39 @@ class Manifest:
             if last < len(page) or _is_all(page.entries[first:last], below):
                 return
             cursor.skip_page()
+
+    def pages(
+        self, *, after: bytes | None = None, skip: Callable[[bytes], bool]
+    ) -> Iterator[OpenedPage | Gap]:
+        """Every page, in order, each before those below it; with `after`, only the entries behind that path.
+
+        Where `skip` says so of a page's digest, that page and all below it is left out. A page that cannot be read is answered as a Gap.
+        """
+        digest = self.root.digest
+        if skip(digest):
+            return
+        cursor = Cursor(self.root, self._load)
+        if after is not None:
+            cursor.seek(sort_key(after), above=True)
+        gap = _open_root(cursor)
+        if gap is not None:
+            yield gap
+        elif self.root.level:
+            yield OpenedPage(digest, [])
+        while (frame := cursor.frame()) is not None:
+            if not frame.page.level:
+                yield OpenedPage(digest, frame.page.entries[frame.index :])
+                cursor.skip_page()
+                continue
+            digest = cursor.child().digest
+            if skip(digest):
+                cursor.skip()
+                continue
+            gap = _open(cursor)
+            if gap is not None:
+                yield gap
+            elif frame.page.level > 1:
+                yield OpenedPage(digest, [])
 
     def children(self, path: bytes, *, after: bytes | None = None) -> Iterator[Entry | Gap]:
         """What lies directly in a directory, in order; with `after`, what comes behind that path and what is below it.

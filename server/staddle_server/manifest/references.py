@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from staddle_server.manifest.content import read_list
+from staddle_server.manifest.content import lists_of
 from staddle_server.manifest.pages import PageSource, load_page
 from staddle_server.types import Entry, Root
 
@@ -55,20 +55,6 @@ def _of_leaf(
             own.data.extend(ref.digest for ref in entry.content.chunks)
     yield own
     for entry in entries:
-        if entry.content is not None and entry.content.root is not None:
-            root = entry.content.root
-            yield from _of_list(root.digest, root.level, entry.content.size, source, skip)
-
-
-def _of_list(
-    digest: bytes, level: int, length: int, source: PageSource, skip: Callable[[bytes], bool]
-) -> Iterator[References]:
-    waiting = [(digest, level, length)]
-    while waiting:
-        digest, level, length = waiting.pop()
-        if skip(digest):
-            continue
-        items = read_list(source, digest, level, length)
-        yield References([digest], [] if level else [item for _, item in items])
-        if level:
-            waiting.extend((item, level - 1, below) for below, item in reversed(items))
+        if entry.content is not None:
+            for list_digest, refs in lists_of(entry.content, source, skip):
+                yield References([list_digest], [ref.digest for ref in refs])

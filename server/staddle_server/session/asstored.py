@@ -2,7 +2,7 @@
 
 The seal says that the bytes are those that were stored, every chunk of which was checked when it came; the caller checks each file
 against its content id. A segment goes out this way only if
-- its pack was written for a backup that is there and not deleted, so that all of it may be read by whoever restores; and
+- its pack was written for a backup that exists and is not deleted, so that whoever restores may read all of it; and
 - what is needed of it now is about as much as it is stored with, or the caller has it already.
 
 Everything else is inflated here, as is what cannot be opened: damage is then found, noted and named in one place.
@@ -19,14 +19,16 @@ from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged
 from staddle_server.limits import SEGMENTS_REFERRED_MAX
 from staddle_server.session.ahead import Ahead
+from staddle_server.session.recent import Recent
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobUnreadable
 from staddle_server.store.pack import StoredSegment
 from staddle_server.types import ChunkPlace, Role, SegmentRef
 
 USED_PERCENT_MIN: Final = 80
-"""So much of a segment's stored length has to be needed, in inflated bytes."""
-PACKS_REMEMBERED_MAX: Final = 65_536
+"""The share of a segment's stored length that has to be needed, in inflated bytes."""
+PACKS_REMEMBERED: Final = 32_768
+"""Packs of which a restore remembers whether they may be read, at least; at most twice as many."""
 
 
 class Piece(NamedTuple):
@@ -44,7 +46,7 @@ class AsStored:
         self._tenant = tenant
         self._catalog = catalog
         self._opener = opener
-        self._may_be_read: dict[bytes, bool] = {}
+        self._may_be_read: Recent[bytes, bool] = Recent(PACKS_REMEMBERED)
         self._count = 0
         self._sent: OrderedDict[SegmentRef, tuple[int, int]] = OrderedDict()
         """The segments that the caller still has: their numbers, and what they inflate to."""
@@ -80,14 +82,13 @@ class AsStored:
         return set(self._places)
 
     def _readable(self, packs: Iterable[bytes]) -> set[bytes]:
-        """Those of the packs that were written for a backup that is there."""
+        """Those of the packs that were written for a backup that exists."""
         known = self._may_be_read
-        unknown = {pack for pack in packs if pack not in known}
+        unknown = {pack for pack in packs if known.get(pack) is None}
         if unknown:
-            if len(known) > PACKS_REMEMBERED_MAX:
-                known.clear()
             found = self._catalog.packs.of_live_backups(self._tenant.id, unknown)
-            known.update((pack, pack in found) for pack in unknown)
+            for pack in unknown:
+                known.put(pack, pack in found)
         return {pack for pack in packs if known.get(pack)}
 
     def segment_for(self, digest: bytes) -> StoredSegment | None:
@@ -100,7 +101,7 @@ class AsStored:
         try:
             segment = self._opened(digest, ref)
         except (Damaged, BlobUnreadable):
-            return None  # whoever inflates it meets the same, and knows what to do
+            return None  # inflating it meets the same error, and handles it
         if segment.role is not Role.DATA:
             return None
         self._sent[ref] = (self._count, segment.raw_bytes)

@@ -6,10 +6,10 @@ from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged, Precondition
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.read import Manifest
-from staddle_server.session.healing import is_whole
+from staddle_server.session.losses import Losses
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenant
-from staddle_server.types import Content, Root
+from staddle_server.types import Content, Entry, Root
 
 
 class Base:
@@ -34,10 +34,14 @@ class Base:
         """
         try:
             entry = self._manifest.find(path)
-            whole = not check or entry is None or is_whole(entry, ChunkReader(self._tenant, self._catalog))
+            whole = not check or entry is None or self._has_content(entry)
         except Damaged:
             entry, whole = None, False
         if entry is None or entry.content is None or not whole:
             what = "the base has no file" if whole else "damage: the base cannot give back"
             raise Precondition("NOT_IN_BASE", f"{what} {shown(path)}; send it", path=shown(path))
         return entry.content
+
+    def _has_content(self, entry: Entry) -> bool:
+        losses = Losses(ChunkReader(self._tenant, self._catalog))
+        return next(losses.of_content(entry), None) is None

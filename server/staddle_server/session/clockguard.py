@@ -30,7 +30,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ClockInDoubt(Unavailable):
-    """The wall clock has jumped, and nobody has confirmed it: nothing is done that cannot be undone."""
+    """The wall clock has jumped, and the jump is not confirmed: nothing is done that cannot be undone."""
 
     def __init__(self, words: str) -> None:
         super().__init__("STORE_UNAVAILABLE", words)
@@ -96,7 +96,7 @@ class ClockGuard:
         else:
             after = _next(before, self._boot, wall_ns, uptime_ns)
             if _is_news(before, after):
-                # Another process may have looked, or confirmed, meanwhile: then its word stands, and the next look goes on from it.
+                # Another process may have looked, or confirmed, meanwhile: then its result stands, and the next look starts from it.
                 self._catalog.clock.put(after, before)
         return _standing(after, wall_ns, uptime_ns)
 

@@ -1,7 +1,7 @@
-"""What calls hold decoded, in bytes of memory, counted by tenant: so that one tenant's calls leave room for the others'.
+"""Bounds the memory of decoded entries and messages, by tenant, so that one tenant's calls leave room for the others'.
 
-A few stored or sent bytes become objects of many times their size. Each call has a `Held`, which says how much of that it has now. Where a
-tenant has its share, its calls wait a moment, and are then refused; of the others' share that takes nothing.
+A few stored or sent bytes become objects of many times their size. Each call has a `Held`, which counts the bytes of its objects. The
+calls of a tenant that has used up its share wait up to WAIT_S and are then refused; the share of other tenants is not touched.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from staddle_server.errors import Exhausted
 from staddle_server.limits import DECODED_BYTES_MAX, DECODED_CALL_BYTES, DECODED_TENANT_BYTES_MAX, MIB
 
 WAIT_S: Final = 5.0
-"""So long a call waits for what the other calls of its tenant hold."""
+"""How long a call waits for memory that other calls hold."""
 LOOK_S: Final = 0.1
-"""So often one that waits looks whether it is still called for, and whether something was freed without a word."""
+"""How often a waiting call checks whether its caller is still there; `forget` frees memory without waking it."""
 RETRY_S: Final = 2.0
 
 
 class DecodedBytes:
     """The memory of one server for what calls hold decoded. Thread-safe.
 
-    Each call has DECODED_CALL_BYTES without asking: the number of calls bounds that. Of a tenant that has more than its share, only
-    the share counts for the server, so that what one holds by force is never lacking to another.
+    Each call has DECODED_CALL_BYTES unconditionally: the number of calls bounds those. A tenant may exceed its share, as `may_change` never
+    refuses; only the share counts against the server's limit, so that the excess takes nothing from other tenants.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class DecodedBytes:
         self._changed = threading.Condition(self._lock)
         self._used: Counter[bytes] = Counter()
         self._gone: deque[tuple[bytes, int]] = deque()
-        """What was held by calls that are no more: freed without the lock, for that may happen anywhere."""
+        """Bytes of calls that have ended. Appended without the lock, since a finaliser may run anywhere."""
 
     def held(self, tenant: bytes, check: Callable[[], None] | None = None) -> Held:
-        """What a call of this tenant holds: nothing yet. `check` raises where nobody waits for the call any more.
+        """A count of 0 bytes for a call of this tenant. `check` raises once the caller has gone.
 
-        Without `check` nobody calls: what is held counts, and never waits.
+        Without `check`, for the server's own work, what is held counts, and never waits.
         """
         return Held(self, tenant, check)
 
     @contextmanager
     def hold(self, tenant: bytes, size: int, check: Callable[[], None]) -> Iterator[None]:
-        """Holds so many bytes for a block; see `Held.change`."""
+        """Holds `size` bytes for a block; see `Held.change`."""
         held = self.held(tenant, check)
         held.change(size)
         try:
@@ -59,13 +59,13 @@ class DecodedBytes:
             held.close()
 
     def used(self, tenant: bytes) -> int:
-        """What the calls of a tenant hold now."""
+        """Bytes that the calls of a tenant hold now."""
         with self._lock:
             self._settle()
             return self._used[tenant]
 
     def forget(self, tenant: bytes, size: int) -> None:
-        """Frees, from wherever the last reference to a Held went: takes no lock."""
+        """Frees the bytes of a Held without taking a lock, so that a finaliser may call it."""
         self._gone.append((tenant, size))
 
     def change(self, held: Held, by: int) -> None:
@@ -76,7 +76,7 @@ class DecodedBytes:
             self._add(held, by)
 
     def may_change(self, held: Held, by: int) -> bool:
-        """Changes in any case; whether there was room for it."""
+        """See `Held.may_change`."""
         with self._lock:
             fits = self._refusal(held, by) is None
             self._add(held, by)
@@ -123,12 +123,12 @@ class DecodedBytes:
 
 
 class Held:
-    """What one call holds decoded. It ends by `close`, or with the last reference to it. For one thread at a time.
+    """The bytes that one call holds decoded, until `close` or the last reference to it. For one thread at a time.
 
     Attributes:
         size: Bytes.
         tenant: Whose call it is.
-        check: Raises where nobody waits for the call any more; None: nobody calls.
+        check: Raises once the caller has gone; None: the server's own work.
 
     """
 
@@ -141,7 +141,7 @@ class Held:
         self.size = 0
 
     def change(self, by: int) -> None:
-        """So much more is held from now on, or less; where there is no room for it, waits up to WAIT_S.
+        """Adds `by` bytes, or frees them if negative; waits up to WAIT_S where there is no room.
 
         Raises:
             Exhausted: TOO_MANY, and nothing changes.
@@ -151,11 +151,11 @@ class Held:
             self._all.change(self, by)
 
     def may_change(self, by: int) -> bool:
-        """The same without waiting: changes in any case, and says whether there was room."""
+        """As `change`, but never waits: adds them in any case, and answers whether there was room."""
         return not by or self._all.may_change(self, by)
 
     def close(self) -> None:
-        """Nothing is held any more."""
+        """Frees everything."""
         self.change(-self.size)
 
     def __del__(self) -> None:

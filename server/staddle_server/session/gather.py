@@ -18,6 +18,7 @@ from staddle_server.limits import (
     SEGMENT_RAW_BYTES_TARGET,
 )
 from staddle_server.session.presence import Presence
+from staddle_server.session.recent import Recent
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import Buffer, compact
 from staddle_server.store.frame import compress
@@ -31,7 +32,7 @@ SEGMENT_BYTES: Final = {Role.DATA: SEGMENT_RAW_BYTES_TARGET, Role.MANIFEST: MANI
 COMPRESSING_MAX: Final = 1
 """Segments that are being compressed at once, for one upload."""
 KNOWN_MAX: Final = 8_192
-"""Chunks of which an upload remembers that they are there, at least; at most twice as many."""
+"""Chunks that an upload remembers as stored, at least; at most twice as many."""
 
 
 _CHUNK_BYTES: Final = 512
@@ -41,28 +42,6 @@ _CHUNK_BYTES: Final = 512
 def _key(role: Role, digest: bytes) -> bytes:
     """A chunk among those of all roles. Of data it is the digest itself: an upload holds thousands, and a pair would take more."""
     return digest if role is Role.DATA else bytes([role]) + digest
-
-
-class _Known:
-    """Chunks that are there, and their lengths: the last ones that were put in or asked for, in two plain dictionaries.
-
-    An ordered one takes twice the memory for each.
-    """
-
-    def __init__(self) -> None:
-        self._new: dict[bytes, int] = {}
-        self._old: dict[bytes, int] = {}
-
-    def get(self, key: bytes) -> int | None:
-        return self._new.get(key) or self._old.get(key)
-
-    def put(self, key: bytes, length: int) -> None:
-        self._new[key] = length
-        if len(self._new) >= KNOWN_MAX:
-            self._old, self._new = self._new, {}
-
-    def clear(self) -> None:
-        self._new, self._old = {}, {}
 
 
 class ChunkSink:
@@ -109,11 +88,12 @@ class ChunkSink:
         self._compressing_bytes = 0
         self._unpublished: dict[bytes, int] = {}
         """Length of each chunk that went towards a pack that is not published yet."""
-        self._known = _Known()
+        self._known: Recent[bytes, int] = Recent(KNOWN_MAX)
+        """Chunks that are stored, and their lengths: those that were put in or asked for last."""
         self._announced: set[bytes] = set()
         """Data chunks that were asked for, are not there, and have not come: they are not looked up again when they come."""
 
-    # ------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------ what is stored
 
     @property
     def full(self) -> bool:
@@ -134,7 +114,7 @@ class ChunkSink:
     def present(self, role: Role, digests: Sequence[bytes]) -> dict[bytes, int]:
         """The lengths of those chunks that are there; they are claimed for the upload, and stay.
 
-        The first claim on a pack looks whether the pack is there, so that its chunks are taken anew if it is not: the bytes of
+        The first claim on a pack checks that its object exists, so that its chunks are stored again if it does not: the bytes of
         a stream come only once.
         """
         self.heed_damage()
@@ -168,7 +148,7 @@ class ChunkSink:
         return lost
 
     def heed_damage(self) -> bool:
-        """Whether damage was found since this was last asked; then what is taken from now on is looked up anew."""
+        """Whether damage was found since this was last asked; then what is taken from now on is looked up again."""
         now = self._catalog.packs.damage_epoch(self._tenant.id)
         if now == self.damage_epoch:
             return False
@@ -218,7 +198,7 @@ class ChunkSink:
         return self._unpublished.get(key) or self._known.get(key)
 
     def forget(self) -> None:
-        """Damage was found: what is taken from now on is looked up anew, and damaged chunks are written once more."""
+        """Forgets what is stored, since damage was found: chunks are looked up again, and damaged ones are stored again."""
         self._known.clear()
 
     # ------------------------------------------------------------------ taking

@@ -31,9 +31,9 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
         size: Size of the content that the client states; None: it does not.
         content_id: Content id that the client states; empty: it does not.
         profile: How the content was cut, or is to be cut.
-        continue_at: Goes on with the open entry at this byte.
+        continue_at: Continues the open entry at this byte.
         digest: Digest of the whole file that the client states; empty: it does not.
-        more: The list of references goes on in a later one.
+        more: A later message continues the list of references.
 
     """
 
@@ -84,7 +84,7 @@ _Prepared = Removed | _Whole | _Small | _Listed
 
 
 class _Open(NamedTuple):
-    """The file whose list of chunks goes on, and its bytes so far."""
+    """The file whose list of chunks is not complete, and its bytes so far."""
 
     entry: Entry | None
     size: int
@@ -346,7 +346,7 @@ def check_file(entry: Entry, size: int, *, more: bool = False) -> None:
 
 
 def claimed(entry: Entry, digest: bytes) -> Entry:
-    """The entry with a whole-file digest that nobody checked here."""
+    """The entry with a whole-file digest that the server did not check."""
     return msgspec.structs.replace(entry, file_digest=digest) if digest else entry
 
 

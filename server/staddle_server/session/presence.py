@@ -1,4 +1,4 @@
-"""Whether the pack objects that an upload relies on are there: one look at each, remembered for minutes."""
+"""Checks that the pack objects exist that an upload relies on; what was seen is remembered for minutes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 
 from staddle_server.catalog import Catalog
 from staddle_server.session.clock import Clock
+from staddle_server.session.recent import Recent
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.pack import pack_name
@@ -17,11 +18,11 @@ from staddle_server.threads import Threads
 log = logging.getLogger(__name__)
 
 SEEN_S: Final = 300.0
-"""For so long nobody looks again for a pack that was seen."""
+"""How long a pack that was seen is not looked for again."""
 REMEMBERED_MAX: Final = 65_536
-"""Packs that are remembered, at least; at most twice as many."""
+"""Packs that are remembered at least; at most twice as many."""
 AT_ONCE: Final = 16
-"""Packs of which one thread looks for itself; more are shared among so many threads."""
+"""Up to this many packs are looked for one after another; more are shared among this many threads."""
 
 
 class Presence:
@@ -31,20 +32,18 @@ class Presence:
         self._catalog = catalog
         self._clock = clock
         self._lock = threading.Lock()
-        self._new: dict[tuple[bytes, bytes], float] = {}
-        self._old: dict[tuple[bytes, bytes], float] = {}
+        self._seen: Recent[tuple[bytes, bytes], float] = Recent(REMEMBERED_MAX)
+        """When each pack of a tenant was seen, by the monotonic clock."""
 
     def saw(self, tenant: bytes, packs: Iterable[bytes]) -> None:
-        """These packs are there, or were written just now."""
+        """Notes that these packs were seen, or written, just now."""
         now_s = self._clock.monotonic_s()
         with self._lock:
             for pack in packs:
-                self._new[tenant, pack] = now_s
-                if len(self._new) >= REMEMBERED_MAX:
-                    self._old, self._new = self._new, {}
+                self._seen.put((tenant, pack), now_s)
 
     def lost(self, tenant: Tenant, packs: Iterable[bytes], since_s: float) -> list[bytes]:
-        """Those of the live packs of which the object is gone or has another size. They are marked as damaged.
+        """Finds the live packs whose object is gone or has another size, and marks them as damaged.
 
         A pack that was seen after `since_s` (monotonic), and within SEEN_S, is not looked for.
 
@@ -79,8 +78,8 @@ class Presence:
         return marked
 
     def _seen_s(self, tenant: bytes, pack: bytes) -> float:
-        key = (tenant, pack)
-        return self._new.get(key) or self._old.get(key, float("-inf"))
+        seen_s = self._seen.get((tenant, pack))
+        return float("-inf") if seen_s is None else seen_s
 
 
 def stored_size(tenant: Tenant, pack: bytes) -> int | None:

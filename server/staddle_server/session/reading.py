@@ -33,7 +33,7 @@ class ChunkReader:
     """Reads one tenant's chunks for one call; not thread-safe.
 
     Every chunk is checked against its digest before it is answered. A chunk of which one copy is damaged is read from another
-    one, and the damaged copy is put down in the catalog, so that the next upload of the same bytes heals it.
+    one, and the damaged copy is marked in the catalog, so that the next upload of the same bytes heals it.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ChunkReader:
         kept_bytes: int = PAGES_KEPT_BYTES,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """`check` raises where nobody waits for what is read any more: every loop over what is stored comes through here.
+        """`check` raises once the caller has gone: every loop over what is stored comes through here.
 
         What is read is going to be decoded, and counts for the tenant for as long as the reader lives. With `check`, reading waits where
         the tenant's calls hold too much.
@@ -168,7 +168,7 @@ class ChunkReader:
                 raise error or Damaged(f"chunk {digest.hex()} is missing from the store")
 
     def _unreadable(self, error: BlobUnreadable) -> Damaged:
-        """What one place of a disk that otherwise answers becomes: lost to this call, and not put down, for it may be read again.
+        """The error for one unreadable place of a disk that otherwise answers: lost to this call, but not marked, as it may be read again.
 
         Raises:
             Unavailable: it does not answer otherwise, either.

@@ -126,7 +126,7 @@ class Reads:
         if path:
             entry = manifest.find(path)
             if entry is None:
-                raise NotFound("PATH_NOT_FOUND", f"the backup has no {shown(path)}", path=shown(path))
+                raise NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
             if entry.type is not EntryType.DIRECTORY:
                 return iter([_listed(entry, reader)] if after is None else [])
         found = manifest.walk(path, after=after) if recursive else manifest.children(path, after=after)
@@ -192,12 +192,12 @@ class Reads:
         reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
         entry = Manifest(backup.root, reader).find(path)
         if entry is None:
-            raise NotFound("PATH_NOT_FOUND", f"the backup has no {shown(path)}", path=shown(path))
+            raise NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
         content = entry.content
         if content is None:
             raise Precondition(
                 "NOT_A_FILE",
-                f"{shown(path)} is a {entry.type.name.lower()}, and has no bytes",
+                f"'{shown(path)}' is a {entry.type.name.lower()}, and has no bytes",
                 path=shown(path),
             )
         end = min(offset + length, content.size)

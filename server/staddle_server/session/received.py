@@ -30,7 +30,7 @@ class OpenFile(NamedTuple):
 
 
 class _Way:
-    """The way down to the entry that came last, for as long as every entry goes on where a manifest would go on."""
+    """The directories above the last entry, as long as entries arrive in the order of a manifest."""
 
     def __init__(self) -> None:
         self._last_key: bytes | None = None
@@ -73,7 +73,12 @@ class Received:
         self._runs = list(progress.runs)
         self._gathered = Gathered()
         self._way = _Way() if progress.position == 0 else None
-        """None: what was received is not known to be a tree as it came."""
+        """None: what was received may not be in the order of a manifest."""
+
+    @property
+    def open_size(self) -> int:
+        """The bytes of the open file's chunks so far; 0 where no file is open."""
+        return 0 if self.open is None else self.open.content.size
 
     def check_open(self, path: bytes, size: int) -> None:
         """Whether the file at this path is open and has so many bytes.

@@ -1,21 +1,20 @@
-"""Records: what was decided in the catalog, written to the store before anybody is told."""
+"""Writes what was decided in the catalog to the store, as records, before the caller gets an answer."""
 
 from __future__ import annotations
 
 import logging
-import os
 
 from staddle_server.catalog import Backup, Catalog, PendingRecord
 from staddle_server.errors import StaddleError
 from staddle_server.session.tenant import Tenant, Tenants
-from staddle_server.store.records import ChangeCounts, CommittedRecord, Record, encode_record
+from staddle_server.store.records import ChangeCounts, CommittedRecord, Record, encode_record, new_record_id
 
 log = logging.getLogger(__name__)
 
 
 def as_pending(tenant: bytes, record: Record) -> PendingRecord:
     """A decision's record, to be kept in the transaction that decides."""
-    return PendingRecord(os.urandom(16), tenant, encode_record(record))
+    return PendingRecord(new_record_id(record), tenant, encode_record(record))
 
 
 def finish_record(tenant: Tenant, catalog: Catalog, record_id: bytes) -> int:
@@ -67,7 +66,7 @@ def _finish(tenant: Tenant, catalog: Catalog, upto: bytes | None) -> int:
 
 
 def committed_record(backup: Backup) -> CommittedRecord:
-    """What the store is told of a backup."""
+    """The record of a backup."""
     return CommittedRecord(
         backup=backup.id,
         dataset=backup.dataset,

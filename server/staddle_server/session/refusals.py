@@ -1,4 +1,4 @@
-"""What callers are told whose upload has another writer, no writer, or an end."""
+"""The errors for calls on an upload that has another writer, has no writer, or has ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def busy(upload: bytes) -> Conflict:
 
 
 def resume_required(upload: bytes, why: str) -> Conflict:
-    """There is no writer any more: what is durable stays, and ResumeUpload goes on from there."""
+    """The upload has no writer any more: what is durable stays, and ResumeUpload resumes from there."""
     text = f"upload {upload.hex()} {why}; ResumeUpload goes on from its durable point"
     return Conflict("RESUME_REQUIRED", text, upload=upload.hex())
 

@@ -1,4 +1,4 @@
-"""A backup, or paths of it, as a stream of entries and checked bytes; damage is named, and the rest goes on."""
+"""A backup, or paths of it, as a stream of entries and checked bytes; damage is named, and the rest is restored."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class Restore:
             if path and not self._may_have(path):
                 raise NotFound(
                     "PATH_NOT_FOUND",
-                    f"the backup has no {shown(path)}; ListEntries shows what it has",
+                    f"the backup has no path '{shown(path)}'",
                     path=shown(path),
                 )
             if exact or not chosen or not _below(path, chosen[-1]):

@@ -35,7 +35,7 @@ class BackupStream:
         self._receiving: _Receiving | None = None
 
     def check_position(self, position: int) -> None:
-        """A stream that goes on must go on where the upload is.
+        """Checks that a stream that continues an upload starts where that is.
 
         Raises:
             BadRequest: BAD_SEQUENCE.

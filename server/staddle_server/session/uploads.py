@@ -1,4 +1,4 @@
-"""The life of uploads: who writes which, since when, and what happens when nobody does any more."""
+"""The life of uploads: who writes which one, and how idle and expired ones end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLO
 from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
 from staddle_server.session.clockguard import ClockGuard, ClockInDoubt
-from staddle_server.session.healing import LISTED_MAX, DamagedEntries, damaged_entries
+from staddle_server.session.damaged import LISTED_MAX, DamagedEntries, damaged_entries
 from staddle_server.session.presence import Presence
 from staddle_server.session.progress import Progress, decode_progress
 from staddle_server.session.records import finish_record
@@ -170,7 +170,7 @@ class Uploads:
         except NotFound:
             if self._catalog.uploads.get(upload.tenant, upload.id).state is UploadState.OPEN:
                 raise
-            return EMPTY_ROOT  # of one that has ended nobody needs it any more
+            return EMPTY_ROOT  # an upload that has ended does not need it
 
     # ------------------------------------------------------------------ finding
 
@@ -205,7 +205,7 @@ class Uploads:
         return writer
 
     def _held(self, principal: Principal, upload_id: bytes, epoch: int) -> Upload:
-        """The open upload, if the caller holds it in this epoch. Whoever holds an epoch holds it to its end.
+        """The open upload, if the caller holds it in this epoch. An epoch has one holder to its end.
 
         Raises:
             NotFound, Precondition (UPLOAD_CLOSED), Conflict (STALE_EPOCH, LEASE_HELD, RESUME_REQUIRED).
@@ -344,7 +344,7 @@ class Uploads:
             for expired in self._catalog.uploads.expire(self._guard.require()):
                 self._end(expired.upload, UploadState.EXPIRED)
         except ClockInDoubt:
-            pass  # the watch of the clock says so, once
+            pass  # the clock watch logs it, once
         except StaddleError as e:
             log.warning("uploads could not be looked through for expired ones: %s", e.message)
 

@@ -1,4 +1,4 @@
-"""One upload's writer: what it takes, when that becomes durable, and how it becomes a backup.
+"""The writer of an open upload: one caller at a time adds to it, makes it durable and commits it.
 
 The order is the promise: chunks in a pack → pack durable → pack published together with the durable point (one
 transaction) → manifest durable in the same way → backup committed (one transaction) → record durable → answer.
@@ -7,18 +7,17 @@ transaction) → manifest durable in the same way → backup committed (one tran
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 import msgspec
 from staddle.chunking import Cut
 
-from staddle_server.catalog import Backup, Catalog, NewBackup, Terms, Upload
+from staddle_server.catalog import Backup, Catalog, Terms, Upload
 from staddle_server.errors import (
     BadRequest,
     Conflict,
@@ -27,35 +26,27 @@ from staddle_server.errors import (
     StaddleError,
     Unauthenticated,
 )
-from staddle_server.limits import CHECKPOINT_S, MISSING_CHUNKS_MAX
 from staddle_server.manifest.content import ContentBuilder, store_attributes
-from staddle_server.manifest.entries import check_entry, removal, shown
-from staddle_server.manifest.merge import Merged
+from staddle_server.manifest.entries import check_entry, removal
 from staddle_server.session import refusals
+from staddle_server.session.accepted import Accepted
 from staddle_server.session.base import Base
 from staddle_server.session.clock import Clock
-from staddle_server.session.finishing import all_added, check_counts, compared, new_backup, write_manifest
+from staddle_server.session.finishing import Finishing, check_counts
 from staddle_server.session.frames import Frame
-from staddle_server.session.gather import ChunkSink, ManifestSink
-from staddle_server.session.missing import Missing
 from staddle_server.session.presence import Presence
-from staddle_server.session.progress import Progress, decode_progress
-from staddle_server.session.publisher import Publisher
-from staddle_server.session.reading import ChunkReader
-from staddle_server.session.received import OpenFile, Received
+from staddle_server.session.progress import Progress
+from staddle_server.session.received import OpenFile
 from staddle_server.session.records import encode_committed, finish_record
 from staddle_server.session.tenant import Tenant
-from staddle_server.session.wholeness import Lacking, lacking
 from staddle_server.store.space import Space
 from staddle_server.threads import shortage
-from staddle_server.types import ChunkRef, Content, Entry, Kind, Profile, Role, Root, Scope, UploadState
+from staddle_server.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
 
 log = logging.getLogger(__name__)
 
 REPLAYS_KNOWN: Final = 64
-"""Of so many PutEntries calls a writer knows what they said, to tell a replay from another call with its number."""
-FIRST_EPOCH: Final = 1
-"""The epoch of an upload that nobody has taken over."""
+"""PutEntries calls whose digest a writer remembers, to tell a replay from another call with the same number."""
 
 
 class _Stream(NamedTuple):
@@ -69,7 +60,7 @@ class UploadWriter:
     """The only writer of an upload, for as long as its epoch is the upload's.
 
     Thread-safe: every public method takes the writer's lock. A method raises Conflict once the writer was closed by a
-    take-over, and once anything went wrong below it: what is durable stays, and ResumeUpload goes on from there.
+    take-over or a failure below it: what is durable stays, and ResumeUpload resumes from there.
     """
 
     def __init__(
@@ -85,7 +76,7 @@ class UploadWriter:
         terms: Terms,
         space: Space | None = None,
     ) -> None:
-        """`space`: the room on the disk. Where there is too little for more, what has arrived can still be made durable."""
+        """`space`: the room on the disk. Where it is too little, no more is accepted, but what has arrived can still be made durable."""
         self.upload = upload
         self._space = space
         self._tenant = tenant
@@ -93,35 +84,24 @@ class UploadWriter:
         self.base = Base(tenant, catalog, base)
         self._clock = clock
         self._lock = threading.RLock()
-        publisher = self._publisher = Publisher(
-            catalog, upload, clock, terms, decode_progress(upload.durable)
-        )
-        self._missing = Missing(catalog.uploads.missing(upload.tenant, upload.id, b"", MISSING_CHUNKS_MAX))
-        self._chunks = ChunkSink(
+        accepted = self._accepted = Accepted(
             tenant,
             catalog,
-            upload=upload.id,
-            epoch=upload.epoch,
+            upload=upload,
             presence=presence,
-            # A FULL trusts nothing that was seen before it.
-            since_s=clock.monotonic_s() if upload.kind is Kind.FULL else -math.inf,
             compressors=compressors,
-            begin_pack=lambda: publisher.begin(tenant),  # not of `self`: the cycle would stay for a while
-            finish_pack=publisher.finish,
+            clock=clock,
+            terms=terms,
         )
-        self._damage_epoch = self._chunks.damage_epoch
-        self._resumed = upload.epoch > FIRST_EPOCH
-        self._pages = ManifestSink(self._chunks)
-        self._received = Received(
-            publisher.durable, self._pages, ChunkReader(tenant, catalog), tenant.secrets.page_key
-        )
+        self._chunks, self._pages = accepted.chunks, accepted.pages
+        self._received, self._missing = accepted.received, accepted.missing
+        self._finishing = Finishing(tenant, catalog, upload, self.base, accepted)
         self._digests: deque[tuple[int, bytes]] = deque(maxlen=REPLAYS_KNOWN)
         """The last PutEntries calls."""
         self._closed: StaddleError | None = None
         self._stream: _Stream | None = None
         self._taking = False
-        self._wrote = False
-        self._used_s = self._checkpoint_s = clock.monotonic_s()
+        self._used_s = clock.monotonic_s()
 
     # ------------------------------------------------------------------ life
 
@@ -132,7 +112,7 @@ class UploadWriter:
                 raise self._closed.with_traceback(None)  # else each caller's frames would stay with it
             self._used_s = self._clock.monotonic_s()
             try:
-                self._reap(wait=False)
+                self._accepted.reap(wait=False)
                 yield
             except (BadRequest, Precondition, Conflict, Damaged, Unauthenticated) as e:
                 if e.reason in {"STALE_EPOCH", "UPLOAD_CLOSED"}:
@@ -143,9 +123,9 @@ class UploadWriter:
                 raise
 
     def _fail(self, cause: BaseException) -> None:
-        """Nothing in memory is trusted any more; what is durable is."""
-        told = cause if isinstance(cause, StaddleError) else shortage(cause)
-        text = told.message if told is not None else f"a fault of the server ({type(cause).__name__})"
+        """Ends the writer after a failure: nothing in memory is trusted any more, and the upload remembers the cause."""
+        known = cause if isinstance(cause, StaddleError) else shortage(cause)
+        text = known.message if known is not None else f"a fault of the server ({type(cause).__name__})"
         self.close(refusals.resume_required(self.upload.id, f"stopped: {text}"))
         with suppress(StaddleError):
             self._catalog.uploads.set_failure(self.upload.tenant, self.upload.id, self.upload.epoch, text)
@@ -157,13 +137,10 @@ class UploadWriter:
                 return
             self._closed = reason
             try:
-                with suppress(Exception):  # its outcome is in the catalog, whatever it was
-                    self._reap(wait=True)
-                self._chunks.abort()
+                self._accepted.close()
             finally:
-                self._publisher.close()
                 stream, self._stream = self._stream, None
-        # The stream's own thread goes on to its answer, which says what happened.
+        # The stream's own thread continues to its answer, which says what happened.
         if stream is not None and stream.thread != threading.get_ident():
             stream.cancel()
 
@@ -187,18 +164,18 @@ class UploadWriter:
                     self._stream = None
 
     def _room(self, size: int) -> AbstractContextManager[None]:
-        """Takes so many bytes, if the disk has room for them. Raises what `Space.taking` does."""
+        """Reserves `size` bytes on the disk for a block. Raises what `Space.taking` does."""
         return nullcontext() if self._space is None else self._space.taking(size)
 
     @property
     def unwritten_bytes(self) -> int:
-        """What was taken, and what writing it down takes beside it, as far as it is not on the disk. Asked from any thread."""
+        """Bytes that were accepted and are not on the disk yet, with what they take there besides. Callable from any thread."""
         if self._closed is not None:
             return 0
-        return self._chunks.unwritten_bytes + self._received.unwritten_bytes
+        return self._accepted.unwritten_bytes
 
     def check_free(self) -> None:
-        """Whether no Backup stream is under way.
+        """Checks that no Backup stream holds the upload.
 
         Raises:
             Conflict: UPLOAD_BUSY.
@@ -208,21 +185,21 @@ class UploadWriter:
             raise refusals.busy(self.upload.id)
 
     def keep(self, idle_s: float) -> None:
-        """Makes durable what has waited for long, and puts the upload aside if nobody called for `idle_s`.
+        """Checkpoints if that is due, and puts the upload aside if no call came for `idle_s`.
 
-        Does nothing while a call is at work here, which will see to it itself.
+        Does nothing while a call holds the writer: that call checkpoints itself.
         """
         if not self._lock.acquire(blocking=False):
             return
         try:
             if self._closed is not None:
                 return
-            self._reap(wait=False)
+            self._accepted.reap(wait=False)
             if self._clock.monotonic_s() - self._used_s > idle_s:
                 self.put_aside("was idle")
-            elif self._due():
+            elif self._accepted.is_due:
                 self._checkpoint()
-        except Exception as e:  # noqa: BLE001 - the next call of this upload gets to know it
+        except Exception as e:  # noqa: BLE001 - the next call of this upload reports it
             self._fail(e)
         finally:
             self._lock.release()
@@ -233,10 +210,12 @@ class UploadWriter:
             if self._closed is not None:
                 return
             try:
-                self._reap(wait=True)
-                if self._waiting():  # or the lease of a caller that has gone would be renewed
+                self._accepted.reap(wait=True)
+                if (
+                    self._accepted.is_waiting
+                ):  # a needless checkpoint would renew the lease of a caller that has gone
                     self._checkpoint()
-                    self._reap(wait=True)
+                    self._accepted.reap(wait=True)
             except Exception as e:
                 log.warning(
                     "upload %s could not be made durable at its end", self.upload.id.hex(), exc_info=e
@@ -252,7 +231,7 @@ class UploadWriter:
             return self._chunks.missing(digests)
 
     def put_frame(self, frame: Frame) -> int:
-        """Takes chunks that were checked; gives how many were new."""
+        """Accepts chunks that were checked, and gives how many were new."""
         with self._room(len(frame.payload)), self._writing():
             self._missing.check(frame.table)
             stored = self._chunks.take_segment(frame.table, frame.codec, frame.payload, frame.raw_length)
@@ -264,13 +243,13 @@ class UploadWriter:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Holds the writer for several steps that belong together."""
+        """Keeps other calls out between several steps."""
         with self._lock:
             yield
 
     @contextmanager
     def taking(self) -> Iterator[None]:
-        """Several steps that are one: none is durable before all are done, and if one fails the writer ends."""
+        """Makes several steps one: none becomes durable before all are done, and if one fails the writer ends."""
         with self._room(0), self._writing():
             self._taking = True
             try:
@@ -293,16 +272,16 @@ class UploadWriter:
         return self._received.put_entries_number
 
     def accept_number(self, number: int, digest: bytes) -> None:
-        """The PutEntries call with this number was taken; `digest` is that of its changes."""
+        """Notes that the PutEntries call with this number was accepted; `digest` is that of its changes."""
         with self._writing():
             self._received.put_entries_number = number
             self._received.put_entries_digest = digest
             self._digests.append((number, digest))
 
     def check_replay(self, number: int, digest: bytes) -> None:
-        """Whether a PutEntries call that was taken before says the same again, as far as that is known.
+        """Checks that a PutEntries call that was accepted before has the same changes again.
 
-        The last calls of this writer are known, and the last one before it.
+        Only the last calls of this writer are remembered, and the last one before it; others pass.
 
         Raises:
             AlreadyExists: REQUEST_ID_REUSED.
@@ -324,10 +303,10 @@ class UploadWriter:
             return self._chunks.absent(refs, "content.chunks")
 
     def open_file(self, entry: Entry, profile: Profile, *, continue_at: int | None = None) -> None:
-        """Begins a file of which the chunks follow, or goes on with the open one at its durable end.
+        """Begins a file whose chunks follow, or continues the open one at byte `continue_at`.
 
         Raises:
-            BadRequest: BAD_SEQUENCE, it does not go on where the open one ended.
+            BadRequest: BAD_SEQUENCE, the open file is another one, or has another size.
 
         """
         with self._writing():
@@ -339,7 +318,7 @@ class UploadWriter:
     @property
     def open_size(self) -> int:
         """The bytes of the open file's chunks so far."""
-        return 0 if self._received.open is None else self._received.open.content.size
+        return self._received.open_size
 
     @property
     def open_entry(self) -> Entry | None:
@@ -347,7 +326,7 @@ class UploadWriter:
         return None if self._received.open is None else self._received.open.entry
 
     def add_cuts(self, cuts: Sequence[Cut]) -> None:
-        """The next chunks of the open file, with their bytes."""
+        """Adds the next chunks of the open file, with their bytes."""
         with self._room(_bytes_of(cuts)), self._writing():
             content = self._opened().content
             for cut in cuts:
@@ -356,7 +335,7 @@ class UploadWriter:
             self._checkpoint_when_due()
 
     def expect(self, refs: Iterable[ChunkRef]) -> None:
-        """Entries refer to these chunks, which are still to come.
+        """Notes chunks that entries refer to and that are still to come.
 
         Raises:
             BadRequest: BAD_FIELD, there are too many, or one has another length elsewhere; none is waited for.
@@ -366,14 +345,14 @@ class UploadWriter:
             self._missing.expect(refs)
 
     def add_refs(self, refs: Iterable[ChunkRef]) -> None:
-        """The next chunks of the open file, by reference; they are there, or expected."""
+        """Adds the next chunks of the open file by reference; they are stored, or expected."""
         with self._writing():
             content = self._opened().content
             for ref in refs:
                 content.add(ref)
 
     def end_file(self, finish: Callable[[Entry, Content], Entry] | None = None) -> Entry:
-        """Ends the open file and takes it; `finish` has the last word on the entry, or raises."""
+        """Ends the open file and accepts it; `finish` gives its final entry, or raises."""
         with self._writing():
             opened = self._opened()
             content = opened.content.finish()
@@ -389,7 +368,7 @@ class UploadWriter:
             self._received.open = None
 
     def put_file(self, entry: Entry, cuts: Sequence[Cut], profile: Profile) -> None:
-        """Takes a whole small file with its bytes."""
+        """Accepts a whole small file with its bytes."""
         with self._room(_bytes_of(cuts)), self._writing():
             content = ContentBuilder(self._pages, profile)
             for cut in cuts:
@@ -398,13 +377,13 @@ class UploadWriter:
             self._take(msgspec.structs.replace(entry, content=content.finish()))
 
     def put_entries(self, entries: Iterable[Entry]) -> None:
-        """Takes entries that are complete and were checked: no files, or such whose chunks are there or expected."""
+        """Accepts entries that are complete and were checked; the chunks of files are stored, or expected."""
         with self._writing():
             for entry in entries:
                 self._take(entry)
 
     def remove(self, path: bytes) -> None:
-        """Takes a path, and all below it, out of what came before."""
+        """Removes a path, and all below it, from what came before."""
         with self._writing():
             self._received.open = None
             self._received.append(removal(path))
@@ -422,7 +401,7 @@ class UploadWriter:
 
     def _take(self, entry: Entry) -> None:
         entry = store_attributes(entry, self._pages)
-        self._received.open = None  # a file that was begun and not gone on with is given up
+        self._received.open = None  # a file that was begun and not ended is dropped
         self._received.count(entry)
         self._received.append(entry)
         self._checkpoint_when_due()
@@ -430,59 +409,22 @@ class UploadWriter:
     # ------------------------------------------------------------------ durable
 
     def checkpoint(self) -> Progress:
-        """Makes durable everything that was taken; gives the durable point."""
+        """Makes everything durable that was accepted, and gives the durable point."""
         with self._writing():
             self._checkpoint()
-            self._reap(wait=True)
-            return self._publisher.durable
-
-    def _due(self) -> bool:
-        if self._taking:
-            return False
-        if self._chunks.full or self._received.full:
-            return True
-        return self._waiting() and self._clock.monotonic_s() - self._checkpoint_s >= CHECKPOINT_S
-
-    def _waiting(self) -> bool:
-        """Whether anything was taken that is not durable."""
-        durable, received = self._publisher.durable, self._received
-        offset = durable.open_entry.size_bytes if durable.open_entry is not None else 0
-        return (
-            self._chunks.dirty
-            or (received.position, received.put_entries_number)
-            != (durable.position, durable.put_entries_number)
-            or self.open_size != offset
-        )
-
-    def _note_wrote(self) -> None:
-        """Whether this writer's caller is an author: not for a manifest, which the server writes, and so asked before it."""
-        self._wrote = self._wrote or self._waiting()
+            self._accepted.reap(wait=True)
+            return self._accepted.durable
 
     def _checkpoint_when_due(self) -> None:
-        if self._due():
+        if not self._taking and self._accepted.is_due:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
-        """Seals the open pack and the run of entries so far, and publishes both beside what comes next."""
-        self._checkpoint_s = self._clock.monotonic_s()
-        self._note_wrote()
-        self._reap(wait=True)
         try:
-            self._received.write_run()
-        except Damaged as e:  # the upload's own runs: there is nothing here to go on with
+            self._accepted.checkpoint()
+        except Damaged as e:  # the upload's own runs: there is nothing to resume from in memory
             self._fail(e)
             raise
-        self._publish(self._received.progress)
-
-    def _publish(self, progress: Callable[[], Progress]) -> None:
-        """Publishes what was taken, under a durable point that is asked for when everything is in packs."""
-        packs, chunks = self._chunks.flush()
-        change = self._missing.take_change()
-        self._publisher.publish(progress(), packs, chunks, change, wrote=self._wrote)
-
-    def _reap(self, *, wait: bool) -> None:
-        """Learns what became of the last publication."""
-        self._chunks.published(self._publisher.reap(wait=wait))
 
     # ------------------------------------------------------------------ commit
 
@@ -498,10 +440,10 @@ class UploadWriter:
         """
         with self._writing():
             check_counts(self._received, entry_count, data_bytes)
-            self._note_wrote()
-            self._reap(wait=True)
+            self._accepted.note_author()
+            self._accepted.reap(wait=True)
             self._chunks.look_for_packs()
-            new = self._whole_backup()
+            new = self._finishing.new_backup(self._checkpoint)
             self._tenant.blobs.check_writable()  # or there would be a backup that cannot be recorded
             backup = self._catalog.uploads.commit(
                 self.upload.tenant,
@@ -512,116 +454,14 @@ class UploadWriter:
                 record=encode_committed,
                 now_ns=self._clock.now_ns(),
                 accepted=(entry_count, data_bytes),
-                wrote=self._wrote,
+                wrote=self._accepted.wrote,
             )
             what = f"is committed as backup {backup.id.hex()}"
             self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))
         finish_record(self._tenant, self._catalog, backup.id)
         return backup
 
-    def _whole_backup(self) -> NewBackup:
-        """The backup's manifest, made durable, of which nothing is missing as far as is known.
-
-        Raises:
-            Precondition: MISSING_CHUNKS.
-
-        """
-        self._forget_arrived()
-        while True:
-            epoch = self._catalog.packs.damage_epoch(self.upload.tenant)
-            suspected = self._is_suspected(epoch)
-            new = self._new_backup(anew=suspected)
-            if suspected or self._missing:
-                self._check_whole(new)
-            if self._catalog.packs.damage_epoch(self.upload.tenant) == epoch:
-                return new
-
-    def _is_suspected(self, damage_epoch: int) -> bool:
-        """Whether the backup may rely on what is known to be damaged.
-
-        Damage that was known when the upload began cannot hurt what came since: that was asked for with the damage in mind. It can
-        hurt what a base brings along, and what an earlier writer of this upload was told.
-        """
-        if damage_epoch != self._damage_epoch:
-            return True
-        brings = self.upload.scope is Scope.CHANGES or self.upload.kind is Kind.DIFFERENTIAL
-        return (brings or self._resumed) and self.base.damage_known()
-
-    def _forget_arrived(self) -> None:
-        here = self._chunks.present(Role.DATA, list(self._missing))
-        refs = [ChunkRef(length, digest) for digest, length in here.items()]
-        self._missing.check(refs)
-        self._missing.arrived(refs)
-
-    def _check_whole(self, new: NewBackup) -> None:
-        """Looks up everything that the backup refers to.
-
-        Raises:
-            Precondition: MISSING_CHUNKS, with all that is missing put down for GetUpload; the upload stays open.
-            Damaged: a page of the base cannot be read.
-
-        """
-        lost = lacking(self._tenant, self._catalog, new.root, MISSING_CHUNKS_MAX)
-        self._missing.only(lost.chunks)
-        if not lost.total:
-            durable = self._publisher.durable
-            self._publish(lambda: durable)  # that nothing is missing any more
-            self._reap(wait=True)
-            return
-        self._chunks.forget()
-        self._checkpoint()
-        self._reap(wait=True)
-        self._refuse(lost)
-
-    def _refuse(self, lost: Lacking) -> NoReturn:
-        upload = self.upload.id.hex()
-        what = []
-        if lost.chunks:
-            what.append(
-                f"{len(lost.chunks)} chunks that entries refer to are not there, or are damaged; GetUpload lists them, PutChunks "
-                "brings them"
-            )
-        if lost.paths:
-            what.append(
-                f"of {len(lost.paths)} entries the list of chunks or the attributes are damaged, the first is "
-                f"{shown(lost.paths[0])}; send these entries again"
-            )
-        raise Precondition(
-            "MISSING_CHUNKS",
-            "; ".join([*what, "the upload stays open"]),
-            upload=upload,
-            count=str(lost.total),
-        )
-
-    def _new_backup(self, *, anew: bool) -> NewBackup:
-        merged = self._write_manifest(anew=anew)
-        source = ChunkReader(self._tenant, self._catalog)
-        counts = compared(self.upload, self.base.root, merged.root, source)
-        if counts is None:
-            # Pages of this backup may lie where the base was found damaged just now: they are written once more.
-            self._chunks.forget()
-            merged = self._write_manifest(anew=True)
-            counts = all_added(merged.root)
-        return new_backup(merged, counts, self._publisher.durable.stored_bytes)
-
-    def _write_manifest(self, *, anew: bool) -> Merged:
-        """Makes the backup's manifest, and makes it durable."""
-        merged = write_manifest(
-            self.upload,
-            self.base.root,
-            self._received,
-            ChunkReader(self._tenant, self._catalog),
-            sink=self._pages,
-            page_key=self._tenant.secrets.page_key,
-            anew=anew,
-        )
-        # The durable point stays where it was: the entries in memory are in the manifest, but in no run.
-        durable = self._publisher.durable
-        self._publish(lambda: durable)
-        self._reap(wait=True)
-        return merged
-
 
 def _bytes_of(cuts: Iterable[Cut]) -> int:
-    """What different chunks have: a gibibyte of zeros is one."""
+    """Bytes of the distinct chunks: a gibibyte of zeros is one chunk."""
     return sum({cut.digest: len(cut.data) for cut in cuts}.values())

@@ -39,6 +39,8 @@ _MAGIC: Final = b"STADRECD"
 _TOP: Final = struct.Struct("<8sHH16s12s")
 _TOP_MAGIC: Final = b"STADHEAD"
 _VERSION: Final = 1
+_FORGOTTEN_ID: Final = b"\0gone\0\0\0"
+"""The first half of the ids of `forgotten` records."""
 SEQUENCE_MAX: Final = 2**48 - 1
 SPANS_MAX: Final = 32_768
 """Spans of sequence numbers in one `forgotten` record."""
@@ -238,6 +240,16 @@ def record_name(tenant: bytes, sequence: int, record_id: bytes) -> str:
     if not 1 <= sequence <= SEQUENCE_MAX or len(record_id) != ID_BYTES:
         raise ValueError("a record's name needs a sequence number from 1 on and an id of 16 bytes")
     return f"{records_prefix(tenant)}/{sequence:012x}-{record_id.hex()}"
+
+
+def new_record_id(record: Record, random: Random = os.urandom) -> bytes:
+    """A new id for a record of a decision. Those of `forgotten` records share their first half, so that a listing shows them."""
+    return _FORGOTTEN_ID + random(8) if isinstance(record, ForgottenRecord) else random(ID_BYTES)
+
+
+def is_forgotten_name(name: str) -> bool:
+    """Whether `new_record_id` gives such an id to `forgotten` records; to others only by a chance of 1 in 2**64."""
+    return name.rpartition("-")[2].startswith(_FORGOTTEN_ID.hex())
 
 
 def sequence_of(name: str) -> int | None:

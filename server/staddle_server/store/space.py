@@ -48,16 +48,19 @@ class Free(NamedTuple):
             return math.inf
         return self.free_bytes - missing_bytes - self.min_bytes * (1.25 if again else 1.0)
 
-    def flaw(self, missing_bytes: int, *, again: bool) -> str | None:
+    def flaw(self, missing_bytes: int, missing_inodes: int, *, again: bool) -> str | None:
         """What there is too little of, in words.
 
-        `missing_bytes` of what is free are to be a reserve, or are spoken for; `again`: once there was too little, a quarter more is needed.
+        `missing_bytes` and `missing_inodes` of what is free are to be a reserve, or are spoken for; `again`: once there was too little, a quarter more is needed.
         """
-        factor = 1.25 if again else 1.0
+        if not self.min_bytes:
+            return None
+        kept_inodes = self.min_inodes + missing_inodes
+        more = self.min_inodes * 0.25 if again else 0
         if self.room(missing_bytes, again=again) < 0:
             return f"{_mib(self.free_bytes)} free, where {_mib(self.min_bytes + missing_bytes)} are kept"
-        if self.free_inodes is not None and self.free_inodes < self.min_inodes * factor:
-            return f"{self.free_inodes:,} inodes free, where {self.min_inodes:,} are kept"
+        if self.free_inodes is not None and self.free_inodes < kept_inodes + more:
+            return f"{self.free_inodes:,} inodes free, where {kept_inodes:,} are kept"
         return None
 
 
@@ -88,11 +91,13 @@ class Space:
         min_free: MinFree,
         *,
         missing_bytes: Callable[[], int] = lambda: 0,
+        missing_inodes: Callable[[], int] = lambda: 0,
         status: Status = os.statvfs,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`missing_bytes` is what a reserve has given up: room that is free, and not for backups."""
+        """`missing_bytes` and `missing_inodes` are what reserves released: free, and not for backups."""
         self._missing_bytes = missing_bytes
+        self._missing_inodes = missing_inodes
         self._paths = tuple(paths)
         self._min_free = min_free
         self._status = status
@@ -140,7 +145,8 @@ class Space:
         missing = self._missing_bytes() + self.unwritten() + self._coming + more
         free = self.free()
         self._room = min((each.room(missing, again=again) for each in free), default=math.inf)
-        flaws = ((each.path, each.flaw(missing, again=again)) for each in free)
+        missing_inodes = self._missing_inodes()
+        flaws = ((each.path, each.flaw(missing, missing_inodes, again=again)) for each in free)
         return next((f"{path} has {flaw}" for path, flaw in flaws if flaw is not None), None)
 
     @contextmanager

@@ -40,7 +40,7 @@ class Chain:
         self._forgotten: list[Span] = []
 
     def take(self, name: str, stored: Stored | None) -> None:
-        """The next record; None: it is there, and cannot be read. A name that no record has is passed over."""
+        """Adds the next record; None: its object exists and cannot be read. A name that no record has is skipped."""
         sequence = sequence_of(name)
         if sequence is None:
             return

@@ -1,4 +1,4 @@
-"""Everything that a store should have, compared with what it has: see docs/operations.md, "Check, scrub, repair"."""
+"""Checks a store: compares everything that it should have with what it has (docs/operations.md, "Check, scrub, repair")."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.records import records_prefix
 from staddle_server.upkeep.examine import Examined, Examiner, Fault, Pace
 from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
-from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.lostkeys import keys_words
+from staddle_server.upkeep.paths import LostPaths, each_backup
 from staddle_server.upkeep.recorded import Said, missing_records, read_records, unknown_backups
 
 
@@ -47,7 +48,7 @@ class Summary:
 
 
 class Progress(Protocol):
-    """Is told now and then how far a check is."""
+    """Receives the progress of a check now and then."""
 
     def __call__(self, doing: str, done: int, total: int) -> None:
         """`done` of `total` bytes (packs) or backups."""
@@ -65,8 +66,8 @@ class Plan:
         read: whether packs are read that nothing is known against; then also the manifests are walked.
         share: what part of these, 0 to 1; others are read only for a reason.
         random: picks them.
-        pace: is told of every read.
-        put_down: whether the catalog is told of what is found.
+        pace: receives the size of every read.
+        put_down: whether what is found is marked in the catalog.
 
     """
 
@@ -113,7 +114,7 @@ class Check:
         try:
             return self.kept.tenants.get(row.id)
         except Damaged as e:
-            self.emit(keys_finding(row, e))
+            self.emit(keys_finding(self.kept, row, e))
             return None
 
     def _look_for_others(self, known: set[bytes]) -> None:
@@ -145,9 +146,9 @@ class _OfTenant:
         self._look_at_records()
         self._look_at_packs()
         self._look_for_orphans()
-        hurt = self._walk()
+        lost = self._walk()
         for seen in self._found:
-            for finding in pack_findings(self._tenant, seen, hurt):
+            for finding in pack_findings(self._tenant, seen, lost):
                 self._check.emit(finding)
             self._check.summary.cleared += len(seen.cleared)
 
@@ -174,7 +175,8 @@ class _OfTenant:
             self._check.emit(finding)
         for finding in chain_findings(self._tenant, said):
             self._check.emit(finding)
-        head = head_finding(self._tenant, said.chain.newest)
+        # The head follows its record at once, but not before a check beside it can see that: what counts as durable has its head.
+        head = head_finding(self._tenant, self._catalog.verification.recorded(self._tenant.id))
         if head is not None:
             self._check.emit(head)
         unknown = unknown_backups(said, self._catalog.verification.facts(self._tenant.id))
@@ -256,25 +258,22 @@ class _OfTenant:
 
     # --- manifests
 
-    def _walk(self) -> Hurt:
-        """Names what is hurt; reads all manifests only if there is a reason, else just the first page of each."""
-        hurt = Hurt(self._tenant, self._catalog)
+    def _walk(self) -> LostPaths:
+        """Names the lost paths; reads all manifests only if there is a reason, else looks up the first page of each."""
+        lost = LostPaths(self._tenant, self._catalog)
         summary = self._check.summary
         total = 0
-        whole = True
         walk = self._check.plan.read or bool(self._found)
-        for number, backup in enumerate(each_backup(self._catalog, self._tenant.id)):
-            total += 1
-            summary.backups += 1
-            self._check.progress("backups", number, 0)
-            if whole:
-                whole = hurt.is_whole(backup) if walk else hurt.has_root(backup)
-        if not whole:
+        for total, backup in enumerate(each_backup(self._catalog, self._tenant.id), start=1):
+            self._check.progress("backups", total, 0)
+            walk = walk or not lost.has_root(backup)
+        summary.backups += total
+        if walk:
             for number, backup in enumerate(each_backup(self._catalog, self._tenant.id)):
                 self._check.progress("paths", number, total)
-                summary.paths += hurt.name(backup, self._check.emit)
-        summary.chunks += hurt.chunks
-        return hurt
+                summary.paths += lost.name(backup, self._check.emit)
+        summary.chunks += lost.chunks
+        return lost
 
 
 def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
@@ -285,12 +284,12 @@ def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
         after = page[-1].id
 
 
-def keys_finding(row: TenantRow, error: StaddleError) -> Finding:
+def keys_finding(kept: Kept, row: TenantRow, error: StaddleError) -> Finding:
     """The keys of a tenant do not open: nothing of it can be looked at."""
     return Finding(
         "keys",
         DAMAGE,
-        f"nothing of tenant {row.name} can be read: {error.message}; `repair` writes the keys again from the catalog",
+        keys_words(kept.blobs, kept.keys, row, error),
         tenant=row.name,
         object=f"keys/{row.id.hex()}",
     )
@@ -343,7 +342,7 @@ def chain_findings(tenant: Tenant, said: Said) -> Iterator[Finding]:
 
 
 def head_finding(tenant: Tenant, newest: int) -> Finding | None:
-    """The tenant's head, if it does not say that there is a record with the number `newest`."""
+    """The tenant's head, if it does not say that there is a record with the number `newest`, the last one known to be durable."""
     head = tenant.records.head
     try:
         if head.read() >= newest:
@@ -363,17 +362,17 @@ def head_finding(tenant: Tenant, newest: int) -> Finding | None:
 _KINDS: Final = {WHOLE_PACK: "pack", FOOTER: "footer"}
 
 
-def pack_findings(tenant: Tenant, seen: Examined, hurt: Hurt) -> Iterator[Finding]:
+def pack_findings(tenant: Tenant, seen: Examined, lost: LostPaths) -> Iterator[Finding]:
     """What is said of a pack, once it is known what of it anything refers to."""
     pack = seen.pack.id
-    told = {fault.segment for fault in seen.faults} | seen.marks()
-    # What a glance does not see is said because it was put down before.
+    reported = {fault.segment for fault in seen.faults} | seen.marks()
+    # What a glance does not see is reported because it was marked before.
     before = [
         Fault(_KINDS.get(offset, "segment"), "it was found damaged before", max(offset, WHOLE_PACK))
-        for offset in sorted(seen.pack.marks - set(seen.cleared) - told)
+        for offset in sorted(seen.pack.marks - set(seen.cleared) - reported)
     ]
     for fault in [*seen.faults, *before]:
-        severity, then = _weight(seen, fault, hurt)
+        severity, then = _weight(seen, fault, lost)
         where = f"pack {pack.hex()}" + (
             f", segment at {fault.segment}" if fault.segment != WHOLE_PACK else ""
         )
@@ -409,7 +408,7 @@ def cleared_findings(tenant: Tenant, seen: Examined) -> Iterator[Finding]:
         )
 
 
-def _weight(seen: Examined, fault: Fault, hurt: Hurt) -> tuple[str, str]:
+def _weight(seen: Examined, fault: Fault, lost: LostPaths) -> tuple[str, str]:
     """How bad a fault is, and what mends it."""
     pack = seen.pack.id
     match fault.kind:
@@ -419,7 +418,7 @@ def _weight(seen: Examined, fault: Fault, hurt: Hurt) -> tuple[str, str]:
             return DAMAGE, "`repair` makes the index again"
         case "footer" if WHOLE_PACK not in seen.pack.marks:
             return DAMAGE, "all its segments can be read by the index; `repair` copies them into a new pack"
-    if hurt.needs(pack, fault.segment):
+    if lost.needs(pack, fault.segment):
         return (
             DAMAGE,
             "the paths that need it are named; `repair` saves what can be read, and the next backup of them heals it",

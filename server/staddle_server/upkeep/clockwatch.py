@@ -1,4 +1,4 @@
-"""Looks at the clock all the time, says when it jumps, and says so again while it is in doubt."""
+"""Watches the clock, and logs when it jumps, and again every hour while it is in doubt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AGAIN_S: Final = 3600.0
 
 
 class ClockWatch:
-    """A thread of its own. `in_doubt` is true within LOOK_S of a jump."""
+    """Looks at the clock on its own thread. `in_doubt` is true within LOOK_S of a jump."""
 
     def __init__(self, guard: ClockGuard) -> None:
         self._guard = guard
@@ -25,7 +25,7 @@ class ClockWatch:
         self._said_ns: int | None = None
         self.in_doubt = False
         self.standing: Standing | None = None
-        """What was thought of the clock at the last look."""
+        """What the guard found at the last look."""
 
     def start(self) -> None:
         """Looks once, and then every LOOK_S."""

@@ -45,7 +45,7 @@ class Report:
 
     tenants: list[TenantReport] = field(default_factory=list)
     stopped: bool = False
-    """It was told to end before it was done; the next one goes on."""
+    """It was stopped before it was done; the next one does the rest."""
 
     def sum_of(self, name: str) -> int:
         """A figure of all tenants together."""
@@ -69,7 +69,7 @@ class Collector:
         holder: str = "",
         show: Show = lambda _tenant, _what, _done, _of: None,
     ) -> None:
-        """`holder` is what another collector is told that has to wait."""
+        """`holder` names this collector to another one that has to wait."""
         self._catalog = catalog
         self._tenants = tenants
         self._clock = clock
@@ -86,7 +86,7 @@ class Collector:
         """One collection. A tenant that cannot be collected is named with the reason, and the others go on.
 
         Args:
-            stopping: Asked often; the collection ends soon once it says so, and the next one goes on.
+            stopping: Asked often; once it is true the collection ends soon, and the next one does the rest.
             grace_s: Instead of every tenant's grace; and instead of the reap grace, if it is shorter.
             after_rebuild: Tenants that wait for the operator wait no longer.
 
@@ -186,7 +186,7 @@ def collect_tenant(turn: Turn) -> None:
 
     Raises:
         NotCollected, Damaged, Unavailable, Exhausted: what cannot be read or written; what was done so far is right.
-        Stopped: it was told to end.
+        Stopped: the caller wants it to end.
         Conflict: STALE_EPOCH, another collector has taken over.
 
     """
@@ -202,7 +202,7 @@ def collect_tenant(turn: Turn) -> None:
     turn.catalog.collection.end_claims(turn.fence, mark.number)
     turn.catalog.collection.end_mark(turn.fence, mark.number, turn.clock.now_ns(), "")
     reap(turn)
-    # However short a grace the operator asks for: what nobody knows is looked at twice.
+    # However short a grace the operator asks for: an object that no row names is looked at twice.
     sweep_orphans(turn, objects, turn.clock.now_ns() - REAP_GRACE_S * NS)
     forget(turn, decided)
     turn.catalog.collection.clear_marks(turn.tenant.id, turn.fence)

@@ -1,4 +1,4 @@
-"""What an operator should know of a server that runs, as data: what health says, the log, GetServerInfo, and whatever else asks."""
+"""The condition of a running server as data: whether it takes backups, its clock, and known damage."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Condition(NamedTuple):
 
     Attributes:
         takes_backups: The store takes writes, and the disks have room.
-        clock: What is thought of the clock; None: it could not be looked at yet.
-        damage: What is known to be damaged of the tenant.
+        clock: Whether the clock can be believed; None: it was not looked at yet.
+        damage: The known damage of the tenant.
 
     """
 

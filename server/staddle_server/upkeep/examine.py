@@ -1,4 +1,4 @@
-"""One pack against the catalog: at a glance, or every byte of it. What is found is put down, what was put down wrongly is cleared."""
+"""Compares one pack with the catalog, at a glance or in every byte. Damage is marked, and wrong marks are cleared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from staddle_server.store.pack import PackDamaged, Segment, pack_name
 from staddle_server.types import SegmentRef, StoredChunk
 
 Pace = Callable[[int, int], None]
-"""Is told how many bytes were read, and how many chunks they were; may wait, and may raise to stop."""
+"""Receives how many bytes were read, and how many chunks they were; may wait, and may raise to stop."""
 READS: Final = 2
 """What looks damaged is read so often before it is believed: memory and cables err, too."""
 
@@ -47,7 +47,7 @@ class Examined:
     gone: bool = False
 
     def marks(self) -> set[int]:
-        """What of it is put down as damaged."""
+        """The offsets that are marked as damaged."""
         marks = {fault.segment for fault in self.faults if fault.kind in {"pack", "segment"}}
         return marks | {FOOTER for fault in self.faults if fault.kind == "footer"}
 
@@ -103,7 +103,7 @@ class Examiner:
     def read(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
         """Looks as `glance` does, then reads every segment, opens and inflates it, and checks every digest.
 
-        Put down in the catalog: what is damaged, marks that turned out wrong, and that the pack was verified.
+        Notes in the catalog what is damaged, which marks were wrong, and that the pack was verified.
         """
         seen, named = self._glance(pack, indexed_count)
         if seen.gone or any(fault.kind in {"pack", "unanswered"} for fault in seen.faults):
@@ -191,7 +191,7 @@ class Examiner:
                 raise PackDamaged(ref.pack, ref.offset, "the segment has not the chunks that it should have")
 
     def _certain(self, seen: Examined) -> Examined:
-        """A pack that was condemned meanwhile is no finding: its object may rightly be gone. Puts down what is certain."""
+        """A pack that was condemned meanwhile is no finding: its object may rightly be gone. Marks what is certain."""
         if not seen.faults:
             return seen
         now = self._catalog.verification.live_pack(self._tenant.id, seen.pack.id)

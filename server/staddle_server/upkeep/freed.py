@@ -14,7 +14,7 @@ from staddle_server.upkeep.reached import Positions, Reached
 
 
 class Freed(NamedTuple):
-    """The bytes; None: they cannot be told, for a reason in words."""
+    """The bytes; None: unknown, for a reason in words."""
 
     stored_bytes: int | None
     unknown: str = ""
@@ -30,7 +30,7 @@ def freed_by(
     """What the store would be rid of without the backups `going`, where `standing` is all that stays.
 
     Counted are the stored bytes of chunks that only they reach. Of a segment that has other chunks, too, it is the share that
-    they have of its data, which comes free when its pack is written anew. Packs that open uploads rely on are left out.
+    they have of its data, which comes free when its pack is rewritten. Packs that open uploads rely on are left out.
     """
     staying = Reached(tenant, catalog)
     leaving = Reached(tenant, catalog, behind=staying)

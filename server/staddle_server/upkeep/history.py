@@ -173,7 +173,7 @@ class History:
     def backups(
         self, dataset: str, now_ns: int, renumbered: Callable[[Renumbered], None]
     ) -> Iterator[RebuiltBackup]:
-        """The backups of a dataset that are not purged. Those that are deleted are so from `now_ns` on: their grace begins anew."""
+        """The backups of a dataset that are not purged. The grace of those that are deleted begins again at `now_ns`."""
         uploads: set[bytes] = set()
         for commit, number in _numbered(self._commits.get(dataset, {}).values()):
             if commit.backup in self._purged:

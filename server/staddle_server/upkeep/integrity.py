@@ -1,7 +1,7 @@
-"""Whether all packs, records and keys are there, and whether anything is known to be damaged: what health says, and one line in the log.
+"""Watches for missing packs, records and keys, and for known damage, and reports them in health and log.
 
-Which packs are damaged stands in the catalog alone, as marks of packs (`Packs.known_damage`), whoever found it: this comparison, a check,
-the scrubber, a restore, an upload. A mark counts until every backup was found whole without what is marked.
+Damage is known as marks of packs in the catalog (`Packs.known_damage`), whatever found it: this comparison, a check, the scrubber, a
+restore, an upload. A mark counts until every backup was found whole without what is marked.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from staddle_server.catalog import KnownDamage
+from staddle_server.catalog import Generation, KnownDamage
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, StaddleError, Unavailable
+from staddle_server.session.losses import Losses
 from staddle_server.session.presence import stored_size
+from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
 from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.threads import Background
 from staddle_server.upkeep.check import each_pack
 from staddle_server.upkeep.findings import Kept
-from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.lostkeys import keys_words
+from staddle_server.upkeep.paths import each_backup
 from staddle_server.upkeep.recorded import lost_records
 from staddle_server.upkeep.schedule import Stopping, Task
 
@@ -28,11 +31,17 @@ log = logging.getLogger(__name__)
 
 COMPARE_EVERY_S: Final = 3600.0
 LOOK_S: Final = 1.0
+CATALOG_EVERY: Final = 5
+"""The file of the catalog is looked into at every so many-th look."""
 REST: Final = 10
 """Reading all manifests takes at most one in so many parts of the time."""
 MARKED_AT_ONCE: Final = 1000
 LOST_NAMED: Final = 5
 """Gaps among a tenant's records that one line of the log names."""
+RECORDS_LOST: Final = (
+    ". Backups and restores work, but a catalog that is rebuilt from the store would not know what these records say. To mend it: "
+    "`staddle-server repair` writes again what the catalog knows of them, and `staddle-server check` names what it does not know"
+)
 
 
 class _EndingError(Exception):
@@ -102,7 +111,7 @@ def _listed(kept: Kept, tenant: Tenant) -> Iterator[tuple[bytes, int]]:
 
 
 class Integrity:
-    """Keeps what is said about damage true while a server runs, on a thread of its own."""
+    """Keeps the report of damage current while a server runs, on its own thread."""
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
@@ -112,6 +121,9 @@ class Integrity:
         self._walked: dict[bytes, _State] = {}
         """What was so when a tenant's backups were last found not to be whole."""
         self._rest_until_s = 0.0
+        self._looks = 0
+        self._mark: Generation | None = None
+        """That of this server's start."""
         self.is_whole = True
         """Whether nothing is known to be damaged, a second ago."""
         self._lost: dict[bytes, str] = {}
@@ -120,7 +132,8 @@ class Integrity:
         """Which of store and catalog were not there a second ago."""
 
     def start(self) -> None:
-        """Compares what all tenants have with the store, says what is damaged, and goes on looking."""
+        """Compares what all tenants have with the store, reports damage, and then keeps looking on its own thread."""
+        self._mark = self._kept.catalog.generation.get()
         self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())
         self._thread.start()
@@ -163,13 +176,21 @@ class Integrity:
 
     def _look_for_parts(self) -> bool:
         """Asks whether the store and the catalog that were opened are there: one may be unmounted, or another be in its place."""
-        self._look_for("the store", lambda: self._kept.blobs.size(FORMAT_NAME))
-        self._look_for("the catalog", self._kept.catalog.database.check_place)
+        self._look_for(
+            "the store", lambda: self._kept.blobs.size(FORMAT_NAME), ". Is its file system mounted?"
+        )
+        self._look_for("the catalog", self._look_into_catalog)
         if self._absent:
             self.is_whole = False
         return not self._absent
 
-    def _look_for(self, part: str, ask: Callable[[], object]) -> None:
+    def _look_into_catalog(self) -> None:
+        self._kept.catalog.database.check_place()
+        self._looks += 1
+        if self._mark is not None and self._looks % CATALOG_EVERY == 0:
+            self._kept.catalog.generation.require_unchanged(self._mark)
+
+    def _look_for(self, part: str, ask: Callable[[], object], hint: str = ".") -> None:
         try:
             ask()
         except BlobMissing:
@@ -177,9 +198,10 @@ class Integrity:
         except Unavailable as e:
             if part not in self._absent:
                 log.error(  # noqa: TRY400
-                    "%s is gone: %s. Is its file system mounted? Backups and restores fail until it is back",
+                    "%s is gone or another one: %s%s Backups and restores fail until that is mended",
                     part,
                     e.message,
+                    hint,
                 )
             self._absent.add(part)
             return
@@ -194,16 +216,15 @@ class Integrity:
             lost = "; ".join(span.missing_of(row.name) for span in spans[:LOST_NAMED])
             if len(spans) > LOST_NAMED:
                 lost += "; and others"
+            if lost:
+                lost += RECORDS_LOST
         except Damaged as e:
-            lost = f"nothing of tenant {row.name} can be read: {e.message}"
+            lost = keys_words(self._kept.blobs, self._kept.keys, row, e)
         before = self._lost.pop(row.id, "")
         if lost:
             self._lost[row.id] = lost
         if lost and lost != before:
-            log.error(
-                "%s. `staddle-server check` says what that means, `staddle-server repair` mends it if possible",
-                lost,
-            )
+            log.error("%s", lost)
         if before and not lost:
             log.warning("keys and records of tenant %s are complete again", row.name)
 
@@ -229,8 +250,9 @@ class Integrity:
         return left
 
     def _all_whole(self, tenant: bytes) -> bool:
-        hurt = Hurt(self._kept.tenants.get(tenant), self._kept.catalog, self._tick)
-        return all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, tenant))
+        reader = ChunkReader(self._kept.tenants.get(tenant), self._kept.catalog)
+        losses = Losses(reader, share=True, tick=self._tick)
+        return all(losses.is_whole(backup.root) for backup in each_backup(self._kept.catalog, tenant))
 
     def _tick(self) -> None:
         if self._thread.stopping:

@@ -136,7 +136,7 @@ def look_at_objects(turn: Turn) -> Objects:
     """Lists the tenant's packs in the store.
 
     Raises:
-        NotCollected: none of the live packs is there.
+        NotCollected: all live packs are missing.
 
     """
     live = turn.catalog.removal.live(turn.tenant.id)

@@ -11,11 +11,11 @@ from staddle_server.upkeep.reached import Reached
 from staddle_server.upkeep.turn import NotCollected, Turn
 
 SAVE_S: Final = 10.0
-"""So long a mark walks before it saves what it has reached: a killed one loses no more than this and one root."""
+"""How often a mark saves what it has reached: a killed one loses this much time, and one root."""
 
 
 def walk_mark(turn: Turn) -> Mark:
-    """Begins a mark, or goes on with the one that was left, and walks its roots to the end.
+    """Begins a mark, or resumes the one that was interrupted, and walks its roots to the end.
 
     Raises:
         NotCollected: a page of a manifest cannot be read, and may refer to anything.
@@ -88,7 +88,7 @@ def marked(turn: Turn, mark: Mark) -> Iterator[MarkedPack]:
 
 
 def condemn_unreached(turn: Turn, mark: Mark) -> None:
-    """Condemns the packs that the mark did not reach and that nobody claims."""
+    """Condemns the packs that the mark did not reach and no upload claims."""
     for pack in marked(turn, mark):
         if pack.reached or pack.claimed:
             continue

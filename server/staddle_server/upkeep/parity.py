@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S: Final = 60.0
 TURN_S: Final = 60.0
-"""After so long the task leaves the thread to the server's others, and goes on when it is due again."""
+"""How long the task runs before it leaves the thread to others; it resumes when it is due again."""
 SWITCHED_ON: Final = "parity is on"
 """In the catalog's tasks: since when packs that are begun shall have parity. It has ended while they shall not."""
 _BATCH: Final = 500
@@ -82,7 +82,7 @@ class ParityReport(NamedTuple):
         pack_bytes: Their bytes.
         parity_bytes: Those of their parity.
         damaged: Packs that cannot have parity because they are not whole, with what is wrong, by tenant and id.
-        finished: Whether it went through all of them; it can be told to stop.
+        finished: Whether it went through all of them, and was not stopped.
 
     """
 
@@ -113,7 +113,7 @@ def repair_pack(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int) -> R
 
 
 def repair_if_possible(tenant: Tenant, catalog: Catalog, pack: bytes, now_ns: int) -> RepairReport | None:
-    """As `repair_pack`, for whoever goes on in another way where it cannot; None: there is no parity, or no pyeclib.
+    """As `repair_pack`, for callers that have another way if it fails; None: there is no parity, or no pyeclib.
 
     Raises:
         Exhausted, Unavailable: the store cannot be read or written; what is there stays as it was.
@@ -171,7 +171,7 @@ def make_parity(tenant: Tenant, catalog: Catalog, pack: bytes, percent: int) -> 
         raise
     if catalog.packs.set_parity(tenant.id, pack, parity_bytes):
         return parity_bytes
-    # It was condemned meanwhile, and whoever reaps it may have passed already.
+    # It was condemned meanwhile, and the collector may have removed its parity already.
     remove_parity(tenant.blobs, tenant.id, pack)
     return 0
 
@@ -187,7 +187,7 @@ def make_all(
 ) -> ParityReport:
     """Make the parity of all live packs that were begun at `since_ns` or later, are not marked as damaged and have none.
 
-    `tick` is told each pack and the bytes of its parity. What is done stays done when it is stopped or killed. Raises what
+    `tick` receives each pack and the bytes of its parity. What is done stays done when it is stopped or killed. Raises what
     `make_parity` does, but for damage, which is in the report, as are tenants whose keys are damaged.
     """
     packs = pack_bytes = parity_bytes = 0

@@ -22,13 +22,14 @@ from staddle_server.catalog.retention import plan_changed
 from staddle_server.errors import Precondition, StaddleError, Unavailable
 from staddle_server.session.clock import Clock
 from staddle_server.session.clockguard import ClockGuard
+from staddle_server.session.losses import Losses
+from staddle_server.session.reading import ChunkReader
 from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.records import DeletedRecord, PolicyRecord, RetainedRecord
 from staddle_server.upkeep.freed import Freed, freed_by
 from staddle_server.upkeep.retention import NS, Candidate, Planned, Policy, decode_policy, encode_policy, plan
 from staddle_server.upkeep.schedule import Stopping
-from staddle_server.upkeep.whole import Wholeness
 
 log = logging.getLogger(__name__)
 
@@ -150,17 +151,17 @@ class Policies:
         if applied is None:
             made = self.plan(tenant, dataset, tick)
             made.require(dataset, token)
-            return self._apply(tenant, dataset, made)
+            return self._apply(tenant, dataset, made, tick)
         finish_missing(self._tenants.get(tenant), self._catalog)
         return applied
 
     def run(self, stopping: Stopping) -> str:
         """Follows the policies of all tenants' datasets; says in a few words what it deleted. One that fails keeps no other back.
 
-        Whoever sets a policy has time to look at its plan: it is followed once it is as old as that.
+        A new policy is not followed in its first period, so that there is time to look at its plan.
 
         Raises:
-            ClockInDoubt: the clock has jumped, and nobody has confirmed it.
+            ClockInDoubt: the clock has jumped, and the jump is not confirmed.
 
         """
         deleted = failed = 0
@@ -194,16 +195,17 @@ class Policies:
         if not made.going:
             return 0
         self._guard.require()
-        gone = self._apply(tenant, dataset, made).backups
+        gone = self._apply(tenant, dataset, made, tick).backups
         log.info(
             "retention deleted %s of dataset %r: %s", _counted(len(gone), "backup"), dataset, _listed(gone)
         )
         return len(gone)
 
-    def _apply(self, tenant: bytes, dataset: str, made: Plan) -> Applied:
+    def _apply(self, tenant: bytes, dataset: str, made: Plan, tick: Tick) -> Applied:
         self._tenants.require_recording(tenant)
         now_ns = self._guard.look().latest_ns
         with self._catalog.tenants.deciding(tenant, now_ns) as at_ns:
+            tick()
             applied = self._catalog.retention.apply(
                 tenant,
                 dataset,
@@ -221,13 +223,13 @@ class Policies:
 
         While no damage is known in the tenant, only the newest is looked at: the plan rests on that it is whole.
         """
-        look = Wholeness(tenant, self._catalog, tick)
+        losses = Losses(ChunkReader(tenant, self._catalog), share=True, tick=tick)
         newest = max(backups, key=lambda each: (each.begin_ns, each.number), default=None)
         if newest is None or (
-            not self._catalog.packs.damaged_count(tenant.id) and look.is_whole(newest.root)
+            not self._catalog.packs.damaged_count(tenant.id) and losses.is_whole(newest.root)
         ):
             return set()
-        return {backup.id for backup in backups if not look.is_whole(backup.root)}
+        return {backup.id for backup in backups if not losses.is_whole(backup.root)}
 
 
 def _planned(policy: Policy, backups: list[Backup], damaged: set[bytes], now_ns: int) -> list[Planned]:

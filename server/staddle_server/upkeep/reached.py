@@ -91,7 +91,7 @@ class Reached:
             yield pack, self.packs[pack].pack()
 
     def walk(self, root: Root, tick: Callable[[], None] = lambda: None) -> None:
-        """Adds all that a manifest refers to. `tick` is called every few thousand chunks, and may raise to stop.
+        """Adds all that a manifest refers to. `tick` is called at each page, and may raise to stop.
 
         Raises:
             Damaged: a page cannot be read, and may refer to anything.
@@ -100,13 +100,13 @@ class Reached:
         data: list[bytes] = []
         manifest: list[bytes] = []
         for found in self._new_pages(root):
+            tick()
             manifest += found.manifest
             data += found.data
             if len(data) + len(manifest) >= CHUNKS_PER_CALL_MAX:
                 self._add(Role.MANIFEST, manifest)
                 self._add(Role.DATA, data)
                 data, manifest = [], []
-                tick()
         self._add(Role.MANIFEST, manifest)
         self._add(Role.DATA, data)
 
@@ -128,9 +128,9 @@ class Reached:
 
     def _keep(self, ids: list[bytes]) -> None:
         sound = self._catalog.chunks.find(self._tenant.id, ids)
-        hurt = [chunk_id for chunk_id in ids if chunk_id not in sound]
-        damaged = self._catalog.chunks.find(self._tenant.id, hurt, include_damaged=True) if hurt else {}
-        self.missing += len(hurt) - len(damaged)
+        lost = [chunk_id for chunk_id in ids if chunk_id not in sound]
+        damaged = self._catalog.chunks.find(self._tenant.id, lost, include_damaged=True) if lost else {}
+        self.missing += len(lost) - len(damaged)
         for places in sound.values():
             self._reach(min(places, key=lambda place: place.segment.pack))
         for places in damaged.values():

@@ -165,7 +165,7 @@ class Rebuilding:
             return sorted({owner for owner in owners if owner is not None})
 
     def _was_finished(self, tenant: Tenant) -> bool:
-        """Whether the tenant was ever made to the end: its record comes last, before anybody is told of it."""
+        """Whether the tenant was ever made to the end: its record is written last, before the tenant is reported as made."""
         names = (records_prefix(tenant.tenant), packs_prefix(tenant.tenant))
         if any(next(self._blobs.list(prefix), None) is not None for prefix in names):
             return True
@@ -367,7 +367,7 @@ class Rebuilding:
             yield from page
             before = page[-1].number
 
-    # ------------------------------------------------------------------ what is nobody's
+    # ------------------------------------------------------------------ what no row names
 
     def _look_for_strangers(self, tenants: set[bytes]) -> None:
         """Names objects that Staddle did not put there, and counts those of tenants that are not in the catalog."""
@@ -386,7 +386,8 @@ class Rebuilding:
             self._report.problem(
                 f"{kind}/{owner.hex()}",
                 f"{count} {kind} of a tenant whose keys are missing or damaged: put keys/{owner.hex()} back from a copy of "
-                "the store, and rebuild again",
+                "the store, and rebuild again; a catalog that knows the tenant has a copy of them, too, which `repair` writes "
+                "to the store",
             )
 
 

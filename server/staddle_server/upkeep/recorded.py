@@ -1,4 +1,4 @@
-"""Whether the records in the store say what the catalog says: what is missing there, and what is there that nobody knows."""
+"""Compares the records in the store with the catalog: which are missing, and which the catalog does not know."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.records import (
     DeletedRecord,
+    ForgottenRecord,
     HeldRecord,
     PolicyRecord,
     PurgedRecord,
@@ -23,6 +24,7 @@ from staddle_server.store.records import (
     TenantRecord,
     TenantSettingsRecord,
     UndeletedRecord,
+    is_forgotten_name,
 )
 from staddle_server.upkeep.chain import Chain, Span
 from staddle_server.upkeep.history import History
@@ -39,7 +41,7 @@ class Wanted(NamedTuple):
 class Said:
     """What a tenant's records say together, and those of them that do not open, with the reason.
 
-    `missing`: numbers of records that the catalog decided on, and that are gone without a word about that.
+    `missing`: numbers of records that the catalog decided on, and that are gone, with no record that says they may be.
     `rebuilt`: records up to this number were decided by an earlier catalog.
     """
 
@@ -70,22 +72,22 @@ def read_records(tenant: Tenant) -> Said:
 
 
 def lost_records(tenant: Tenant, catalog: Catalog) -> list[Span]:
-    """Numbers of records that were durable, and are gone. Opens records only where the names alone show a gap.
+    """Numbers of records that were durable, and are gone. Lists the records once, and opens only `forgotten` ones.
 
     Raises Unavailable.
     """
     recorded = catalog.verification.recorded(tenant.id)
-    names = Chain()
-    for name in tenant.records.list():
-        names.take(name, None)
-    if not names.missing(recorded):
-        return []
     chain = Chain()
+    forgotten: list[str] = []
     for name in tenant.records.list():
-        with contextlib.suppress(BlobMissing, Damaged):
-            chain.take(name, tenant.records.stored(name))
-            continue
         chain.take(name, None)
+        if is_forgotten_name(name):
+            forgotten.append(name)
+    for name in forgotten if chain.missing(recorded) else ():
+        with contextlib.suppress(BlobMissing, Damaged):
+            record = tenant.records.read(name)
+            if isinstance(record, ForgottenRecord):
+                chain.forget(record.spans)
     return chain.missing(recorded)
 
 

@@ -53,7 +53,7 @@ def reap(turn: Turn) -> None:
 
 
 def tell_waiting(turn: Turn) -> None:
-    """Puts down what comes free later, and when."""
+    """Reports what will come free later, and when."""
     report = turn.report
     hidden, report.purge_from_ns = turn.catalog.removal.hidden(
         turn.tenant.id, turn.clock.now_ns(), turn.graces.purge_s

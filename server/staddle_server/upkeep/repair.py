@@ -39,8 +39,9 @@ from staddle_server.upkeep.check import (
 from staddle_server.upkeep.collector import LEASE_S
 from staddle_server.upkeep.examine import Examined, Examiner, check_digests
 from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
-from staddle_server.upkeep.hurt import Hurt, each_backup
+from staddle_server.upkeep.lostkeys import catalog_has_keys
 from staddle_server.upkeep.parity import Outcome, repair_if_possible
+from staddle_server.upkeep.paths import LostPaths, each_backup
 from staddle_server.upkeep.recorded import Said, missing_records
 
 LOOKED_AT: Final = frozenset(
@@ -155,16 +156,15 @@ class Repair:
         except Damaged as error:
             if not self._write_keys(row):
                 if self.dry_run:
-                    self.emit(keys_finding(row, error))
+                    self.emit(keys_finding(self.kept, row, error))
                 return None
         return None if self.dry_run else self.kept.tenants.get(row.id)
 
     def _write_keys(self, row: TenantRow) -> bool:
-        """The catalog has a copy of each tenant's wrapped keys. Not where the store has a newer version, which it cannot replace."""
-        name = keys_name(row.id, row.keys_version)
-        newer = any(other > name for other, _ in self.kept.blobs.list(f"keys/{row.id.hex()}"))
-        if newer or not self.kept.keys.opens(row.id, row.keys_version, row.wrapped_keys):
+        """The catalog has a copy of each tenant's wrapped keys."""
+        if not catalog_has_keys(self.kept.blobs, self.kept.keys, row):
             return False
+        name = keys_name(row.id, row.keys_version)
         self.say("keys", f"the keys of tenant {row.name}, from the catalog", row.name, object=name)
         self.done.keys += 1
         if not self.dry_run:
@@ -190,12 +190,11 @@ class _OfTenant:
                 for finding in cleared_findings(self._tenant, seen):
                     self._repair.emit(finding)
             return
-        hurt = Hurt(self._tenant, self._kept.catalog)
-        if not all(hurt.is_whole(backup) for backup in each_backup(self._kept.catalog, self._tenant.id)):
-            for backup in each_backup(self._kept.catalog, self._tenant.id):
-                self._repair.done.paths += hurt.name(backup, self._repair.emit)
+        lost = LostPaths(self._tenant, self._kept.catalog)
+        for backup in each_backup(self._kept.catalog, self._tenant.id):
+            self._repair.done.paths += lost.name(backup, self._repair.emit)
         for seen in found:
-            for finding in pack_findings(self._tenant, seen, hurt):
+            for finding in pack_findings(self._tenant, seen, lost):
                 self._repair.emit(finding)
 
     # --- records
@@ -211,7 +210,7 @@ class _OfTenant:
                 with catalog.tenants.deciding(
                     self._tenant.id, said.history.last_ns
                 ):  # what is decided next is later
-                    # Under an id of its own: a damaged record keeps its name.
+                    # Under a new id: a damaged record keeps its name.
                     catalog.tenants.keep_records(self._tenant.id, [as_pending(self._tenant.id, each.record)])
             self._repair.done.records += 1
         if self._repair.dry_run:
@@ -237,7 +236,7 @@ class _OfTenant:
         if not self._repair.dry_run:
             finish_missing(self._tenant, catalog)
         recorded = catalog.verification.facts(self._tenant.id).recorded
-        finding = head_finding(self._tenant, max(said.chain.newest, recorded))
+        finding = head_finding(self._tenant, recorded)
         if finding is not None:
             self._repair.say(
                 "head", "the head of the records", self._tenant.name, object=self._tenant.records.head.name
@@ -421,7 +420,7 @@ class _SavedPacks:
             self._publish()
 
     def finish(self) -> None:
-        """Publishes the last one; also where nothing had to be saved, the packs that fall apart are put down as such."""
+        """Publishes the last pack, and marks the damaged ones, also where nothing had to be saved."""
         if not self._repair.dry_run:
             self._publish()
 

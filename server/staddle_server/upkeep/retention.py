@@ -122,7 +122,7 @@ def decode_policy(text: str) -> Policy:
 
 
 class Candidate(NamedTuple):
-    """A backup that is not deleted, as far as it matters here. `protection` says in words why nobody may delete it, "" if somebody may."""
+    """A backup that is not deleted, as far as it matters here. `protection` says in words why it may not be deleted; empty if it may."""
 
     id: bytes
     number: int

@@ -1,4 +1,4 @@
-"""What a server does by itself beside its calls: each task now and then, on a thread of its own."""
+"""Runs the server's background tasks, one at a time and each once in its period, on a separate thread."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
 
 class Schedule:
-    """Runs tasks when they are due. What is due is kept in the catalog, so a restart does not begin everything anew.
+    """Runs tasks when they are due. The catalog keeps when each last ran, so a restart does not run everything at once.
 
     A task that fails is logged and is due again at its time; a clock that was set back makes no task wait longer than
     its period.

@@ -1,4 +1,4 @@
-"""Reads everything that is stored once in a period, a little at a time, and puts down what is damaged before anybody needs it."""
+"""Reads everything that is stored once in a period, a little at a time, to find damage before a restore needs the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S: Final = 60.0
 RUN_S: Final = 300.0
-"""After so long a run ends and says what it did; the next one goes on where it ended."""
+"""How long a run takes before it reports what it did; the next one resumes there."""
 BATCH: Final = 64
 AGAIN_S: Final = 24 * 3600
 PAUSE_S: Final = 0.5

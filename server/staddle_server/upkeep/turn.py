@@ -16,8 +16,8 @@ class NotCollected(Exception):  # noqa: N818 - an outcome that is reported, not 
     """The garbage of this tenant stays for now. The message says why, and what to do."""
 
 
-class Stopped(Exception):  # noqa: N818 - the wish of whoever runs the collector
-    """The collector was told to end; what was done is done, the rest is for the next one."""
+class Stopped(Exception):  # noqa: N818 - not an error: the caller wants it to stop
+    """The collector has to stop: what is done stays done, and the next collection does the rest."""
 
 
 @dataclass

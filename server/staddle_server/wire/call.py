@@ -32,8 +32,8 @@ from staddle_server.logs import CALLS
 from staddle_server.session.decoded import DecodedBytes, Held
 from staddle_server.threads import shortage
 from staddle_server.types import TokenRole
+from staddle_server.wire.slots import ARRIVING_S, RETRY_S, Slot, Slots, first
 from staddle_server.wire.status import code_of, status_of
-from staddle_server.wire.streams import ARRIVING_S, RETRY_S, Place, Streams, first
 
 log = logging.getLogger(CALLS)
 BEARER: Final = "bearer "
@@ -74,7 +74,7 @@ class Call:
         """Whether to work on for this call. Every loop over a caller's work asks.
 
         Raises:
-            CallerGone: nobody waits for the answer.
+            CallerGone: the caller has gone.
             Unauthenticated: the token was revoked, or has expired, since the call began.
 
         """
@@ -138,13 +138,13 @@ class Reading(NamedTuple):
 
 
 class Gate:
-    """Lets calls in: knows the tokens and the places, and closes when the server drains.
+    """Lets calls in: knows the tokens and the slots, and closes when the server drains.
 
     Attributes:
-        streams: The places for Backup and Restore streams; a tenant owns its own.
-        calls: The places for other calls, from before their message comes until they are answered.
+        streams: The slots for Backup and Restore streams; a tenant owns its own.
+        calls: The slots for other calls, from before their message comes until they are answered.
         decoded: The memory for what calls hold decoded.
-        check_threads: Whether a call may keep its thread; raises Exhausted. Whoever has the threads sets it.
+        check_threads: Whether a call may keep its thread; raises Exhausted. The server sets it, since it has the threads.
 
     """
 
@@ -152,7 +152,7 @@ class Gate:
         self,
         authenticate: Callable[[str], Principal],
         tenant_name: Callable[[bytes], str],
-        streams: Streams,
+        streams: Slots,
         now_s: Callable[[], float],
         valid: Callable[[Collection[bytes]], set[bytes]],
         *,
@@ -171,8 +171,8 @@ class Gate:
         self._admitted_s = -BUSY_S
         self.check_threads: Callable[..., None] = lambda *, stream: None  # noqa: ARG005
         self.draining = False
-        """Whether calls are told that the server is shutting down."""
-        self.calls = Streams(
+        """Whether calls get UNAVAILABLE because the server is shutting down."""
+        self.calls = Slots(
             CALLS_MAX,
             now_s,
             what="calls without a stream",
@@ -256,7 +256,7 @@ class Gate:
         return not self.streams.idle or self._now_s() - self._admitted_s < BUSY_S
 
     def close(self) -> None:
-        """From now on calls are told that the server is shutting down."""
+        """Refuses calls from now on: the server is shutting down."""
         self.draining = True
 
 
@@ -285,21 +285,23 @@ def handle(
             # No name holds what came: a handler that has taken what it needs can let go of the message.
             response: Message
             if kind == "upstream":
-                place = gate.streams.enter(context, call.principal.tenant, until_left=True)
+                slot = gate.streams.enter(context, call.principal.tenant, until_left=True)
                 try:
-                    response = method.handler(map(decode, call.passing(place.moving(requests))), call)
+                    response = method.handler(map(decode, call.passing(slot.moving(requests))), call)
                 finally:
-                    gate.streams.leave(place)
+                    gate.streams.leave(slot)
             else:
-                # Its place is the thread that works for it, so it is kept until the answer.
+                # Its slot is the thread that works for it, so it is kept until the answer.
                 principal = call.principal
-                place = gate.calls.enter(context, principal.token, principal.tenant, until_left=True)
+                slot = gate.calls.enter(context, principal.token, principal.tenant, until_left=True)
                 held = gate.decoded.held(principal.tenant, call.check)
                 try:
-                    response = method.handler(decode(_counted(held, weigh, _come(place, requests))), call)
+                    response = method.handler(
+                        decode(_counted(held, weigh, _come(call, slot, requests))), call
+                    )
                 finally:
                     held.close()
-                    gate.calls.leave(place)
+                    gate.calls.leave(slot)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")
@@ -309,14 +311,15 @@ def handle(
         line = _Line(name, context)
         try:
             call = line.call = admit(context)
-            place = gate.streams.enter(context, call.principal.tenant)
+            slot = gate.streams.enter(context, call.principal.tenant)
             context.add_callback(line.gone)
             held = gate.decoded.held(call.principal.tenant, call.check)
             message = gate.calls.only(requests, context, call.principal.token, call.principal.tenant)
+            call.check()
             request = decode(_counted(held, weigh, message))
             del message
-            place.moved()  # the request is all that the client sends
-            yield from call.passing(place.moving(method.handler(request, call)))
+            slot.moved()  # the request is all that the client sends
+            yield from call.passing(slot.moving(method.handler(request, call)))
             held.close()
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
@@ -325,10 +328,11 @@ def handle(
     return answers if kind == "downstream" else answer
 
 
-def _come(place: Place, requests: Iterator[bytes]) -> bytes:
-    """The message of a call, after which its caller has nothing more to say."""
+def _come(call: Call, slot: Slot, requests: Iterator[bytes]) -> bytes:
+    """The message of a call, after which its caller has nothing more to say. Its token may have ended while it was awaited."""
     message = first(requests)
-    place.at_work()
+    call.check()
+    slot.at_work()
     return message
 
 
@@ -399,11 +403,15 @@ class _Line:
 
 
 def _free_frames(error: BaseException | None) -> None:
-    """Frees what the frames that an error went through hold: messages, packs. In Python 3.13 such frames may be part of a cycle."""
+    """Frees what the frames that an error went through hold: messages, packs. In Python 3.13 such frames may be part of a cycle.
+
+    A frame that was cleared still keeps its function, and what that encloses, so the traceback goes as well: a refusal stays with its call.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
         error = error.__cause__ or error.__context__
 
 

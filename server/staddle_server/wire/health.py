@@ -1,4 +1,4 @@
-"""Health, which anybody may ask without a token: so nobody who asks can hold up anything but other askers.
+"""Health, which needs no token: so its callers can hold up only one another.
 
 The library's own servicer sends to watchers while it holds its lock: a watcher that left at the same moment, or that did not read,
 stopped the whole server.
@@ -15,8 +15,8 @@ from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 
 from staddle_server.errors import Exhausted, StaddleError
+from staddle_server.wire.slots import Slots
 from staddle_server.wire.status import status_of
-from staddle_server.wire.streams import Streams
 
 SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"]
 WATCHES_MAX: Final = 64
@@ -33,7 +33,7 @@ class Health:
     """Answers grpc.health.v1.Health for some names; NOT_SERVING until something else is said.
 
     Attributes:
-        asked: The places of calls whose message has not come yet.
+        asked: The slots of calls whose message has not come yet.
 
     """
 
@@ -41,11 +41,11 @@ class Health:
         self._status: dict[str, Any] = dict.fromkeys(names, _Answer.NOT_SERVING)
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._watches = Streams(WATCHES_MAX, now_s, what="watchers of its health")
-        self.asked = Streams(ASKED_MAX, now_s, what="calls whose message has not come", first_s=ASKED_S)
+        self._watches = Slots(WATCHES_MAX, now_s, what="watchers of its health")
+        self.asked = Slots(ASKED_MAX, now_s, what="calls whose message has not come", first_s=ASKED_S)
 
     def say(self, status: Any, *names: str) -> None:
-        """From now on this is the status of these names; those who watch are told."""
+        """Sets the status of these names, and tells it to those who watch them."""
         with self._lock:
             self._status.update(dict.fromkeys(names, status))
             self._changed.notify_all()
@@ -64,10 +64,10 @@ class Health:
             context.abort_with_status(rpc_status.to_status(status_of(e)))
         context.add_callback(self._wake)
         while context.is_active():
-            told = self._status_of(request.service)
-            yield _Answer(status=told)
+            status = self._status_of(request.service)
+            yield _Answer(status=status)
             with self._lock:
-                while context.is_active() and self._status_of(request.service) == told:
+                while context.is_active() and self._status_of(request.service) == status:
                     self._changed.wait()
 
     def _status_of(self, name: str) -> Any:

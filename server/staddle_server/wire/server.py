@@ -6,7 +6,7 @@ import contextlib
 import logging
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
@@ -53,9 +53,9 @@ UPKEEP: Final = f"{SERVICE.full_name}/upkeep"
 ROOM: Final = f"{SERVICE.full_name}/room"
 """What health calls the room on the disk: NOT_SERVING while it is too little for backups, so that writes is, too."""
 INTEGRITY: Final = f"{SERVICE.full_name}/integrity"
-"""What health calls the wholeness of what is stored: NOT_SERVING while damage is known; everything else goes on."""
+"""What health calls the wholeness of what is stored: NOT_SERVING while damage is known; the service itself continues."""
 CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
-"""What health calls the server's certificate: NOT_SERVING from 30 days before its end on; everything else goes on."""
+"""What health calls the server's certificate: NOT_SERVING from 30 days before its end on; the service itself continues."""
 WAITING_CALLS_MAX: Final = 512
 """Calls that may wait for a thread; more are refused at once."""
 THREADS_LEFT_MIN: Final = 4
@@ -151,7 +151,7 @@ def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodH
         make = grpc.stream_stream_rpc_method_handler if downstream else grpc.stream_unary_rpc_method_handler
         type_ = getattr(sv, described.input_type.name)
         decode = _BULK.get(name) or decoder(type_)
-        # Bulk stays as it came; what is made of it counts where that happens.
+        # Bulk stays as bytes; its memory is counted where it is decoded.
         weigh = len if name in _BULK else weigher(type_)
         made[name] = make(
             handle(gate, name, method, kind, Reading(decode, weigh)),
@@ -184,10 +184,10 @@ class _Door(grpc.ServerInterceptor):
         def checked(requests: Any, context: grpc.ServicerContext) -> Any:
             try:
                 principal = self._gate.principal(context)
-                place = self._gate.streams.enter(context, principal.tenant)
+                slot = self._gate.streams.enter(context, principal.tenant)
             except StaddleError as e:
                 context.abort_with_status(rpc_status.to_status(status_of(e)))
-            yield from serve(place.moving(requests), context)
+            yield from serve(slot.moving(requests), context)
 
         return grpc.stream_stream_rpc_method_handler(
             checked,
@@ -221,29 +221,19 @@ class WireServer:
         gate: Gate,
         table: dict[str, Method],
         streams_max: int,
-        *,
-        is_writable: Callable[[], bool],
-        has_room: Callable[[], bool],
-        is_kept_up: Callable[[], bool],
-        is_whole: Callable[[], bool],
-        certificates_last: Callable[[], bool] = lambda: True,
+        parts: Mapping[str, Callable[[], bool]],
     ) -> None:
+        """`parts`: whether each part of the service works that health has a name for, as WRITES; asked every few seconds."""
         self._gate = gate
-        self._is_true = {
-            WRITES: lambda: is_writable() and has_room(),
-            ROOM: has_room,
-            UPKEEP: is_kept_up,
-            INTEGRITY: is_whole,
-            CERTIFICATE: certificates_last,
-        }
-        self._health = Health({"", SERVICE.full_name, *self._is_true}, time.monotonic)
+        self._parts = parts
+        self._health = Health({"", SERVICE.full_name, *parts}, time.monotonic)
         self._looked_s = self._tokens_looked_s = time.monotonic()
         self._look_after = Background("look-after", HEALTH_CHECK_S, self._look)
         # Whatever waits for its caller holds one of the first; the last are for what is at work.
         threads = streams_max + CALLS_MAX + CALLS_WAITING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
         self._threads = Threads(threads, "call", ahead=UNARY_THREADS)
         gate.check_threads = self._check_threads
-        self._places = (gate.streams, gate.calls, self._health.asked)
+        self._slots = (gate.streams, gate.calls, self._health.asked)
         self._server = grpc.server(
             cast("ThreadPoolExecutor", self._threads),  # gRPC only submits
             interceptors=[_Door(gate)],
@@ -310,7 +300,7 @@ class WireServer:
             self._end_invalid()
         if now_s - self._looked_s >= IDLE_CHECK_S:
             self._looked_s = now_s
-            if ended := sum(places.end_idle() for places in self._places):
+            if ended := sum(slots.end_idle() for slots in self._slots):
                 log.info("%d calls were ended in which nothing moved", ended)
 
     def _end_invalid(self) -> None:
@@ -321,14 +311,14 @@ class WireServer:
             log.warning("the tokens of calls under way could not be looked at: %s", e.message)
 
     def _say_parts(self) -> None:
-        for name, is_true in self._is_true.items():
+        for name, is_true in self._parts.items():
             serves = is_true() and not self._gate.draining
             self._health.say(_SERVING if serves else _NOT_SERVING, name)
 
     def close(self, drain_s: float) -> None:
         """Takes no new calls, and gives the streams under way so long."""
         self._gate.close()
-        self._health.say(_NOT_SERVING, "", SERVICE.full_name, *self._is_true)
+        self._health.say(_NOT_SERVING, "", SERVICE.full_name, *self._parts)
         self._gate.streams.wait_idle(drain_s)
 
     def stop(self) -> None:

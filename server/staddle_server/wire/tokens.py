@@ -1,4 +1,4 @@
-"""Page tokens: where a list goes on, bound to the query that gave them, and of no use for any other."""
+"""Page tokens: where a list continues, bound to the query that gave them, and useless for any other."""
 
 from __future__ import annotations
 

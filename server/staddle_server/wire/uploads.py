@@ -20,7 +20,7 @@ from staddle_server.session.stream import BackupStream
 from staddle_server.session.tenant import Tenants
 from staddle_server.session.uploads import Opened, Uploads
 from staddle_server.session.writer import UploadWriter
-from staddle_server.threads import Slots
+from staddle_server.threads import Semaphore
 from staddle_server.types import ChunkRef, UploadState
 from staddle_server.wire import convert
 from staddle_server.wire.call import Call
@@ -55,7 +55,7 @@ class UploadCalls:
         self._uploads = uploads
         self._tenants = tenants
         self._endpoint = endpoint
-        self._checking = Slots(max(2, os.cpu_count() or 1))
+        self._checking = Semaphore(max(2, os.cpu_count() or 1))
         """Frames that are inflated at once: more would only take memory."""
 
     # ------------------------------------------------------------------ life
@@ -108,11 +108,11 @@ class UploadCalls:
             response.missing_digests.extend(digest.hex() for digest in found)
             missing = found[-1] if len(found) == limit else None
         if damaged is not None:
-            hurt = self._uploads.damaged(upload, damaged[0] if damaged else None, limit, call.check)
-            page = convert.fitting(map(convert.entry_out, hurt.entries), LISTED_BYTES)
+            listed = self._uploads.damaged(upload, damaged[0] if damaged else None, limit, call.check)
+            page = convert.fitting(map(convert.entry_out, listed.entries), LISTED_BYTES)
             response.damaged_base_entries.extend(page)
-            more = hurt.more or len(page) < len(hurt.entries)
-            damaged = (hurt.entries[len(page) - 1].path,) if more else None
+            more = listed.more or len(page) < len(listed.entries)
+            damaged = (listed.entries[len(page) - 1].path,) if more else None
         if missing is not None or damaged is not None:
             response.next_page_token = tokens.make(query, _Listed(missing, damaged))
         return response
@@ -279,7 +279,7 @@ class UploadCalls:
 
     @staticmethod
     def _check_new(writer: UploadWriter) -> None:
-        """A stream that begins an upload anew must not add to what an earlier one has brought.
+        """Checks that a stream that begins an upload does not add to what an earlier one has sent.
 
         Raises:
             Conflict: RESUME_REQUIRED.

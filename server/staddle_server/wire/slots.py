@@ -1,4 +1,4 @@
-"""The places for what holds a thread while it waits for its caller: so many at once, and none for one in which nothing moves."""
+"""Concurrency slots for calls that wait for the client: a bounded number at once, and none for a call in which nothing moves."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from staddle_server.errors import BadRequest, Exhausted
 
 RETRY_S: Final = 2.0
 FIRST_S: Final = 60.0
-"""A stream that the client sends has to begin within so long."""
+"""A stream that the client sends has to begin within this time."""
 ARRIVING_S: Final = 10 * 60.0
-"""The message of any other call has to come within so long: on a slow line, several of 3 MiB come at once."""
+"""The message of any other call has to arrive within this time: on a slow line, several of 3 MiB arrive at once."""
 WAIT_S: Final = 5.0
-"""So long a call waits for a place, where it may: a well-behaved caller on a busy machine is not refused."""
+"""How long a call waits for a slot, where it may: a well-behaved caller on a busy machine is not refused."""
 IDLE_S: Final = 15 * 60.0
-"""A stream in which no message moved for so long is ended: its client is gone, or will ask what is durable and go on."""
+"""A stream in which no message moved for this time is ended: its client is gone, or will ask what is durable and resume."""
 
 T = TypeVar("T")
 
 
 class Context(Protocol):
-    """What is needed of a call's gRPC context."""
+    """The part of a call's gRPC context that a slot needs."""
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Calls back when the call has ended; False: it has already."""
@@ -34,8 +34,8 @@ class Context(Protocol):
         """Ends the call."""
 
 
-class Place:
-    """One call's place. `owner`: whose it is, where places are counted by owner; `group`: the tenant of the owner, likewise."""
+class Slot:
+    """The slot of one call. `owner`: whose it is, where slots are counted by owner; `group`: the tenant of the owner, likewise."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Place:
         self._limit_s = first_s
 
     def moving(self, messages: Iterator[T]) -> Iterator[T]:
-        """Passes messages on, and notes that they move. Keeps none of them: a generator would hold each until the next has come."""
+        """Passes messages on, and notes that they move. Keeps none: a generator would hold each until the next arrives."""
         return map(self._pass, messages)
 
     def _pass(self, message: T) -> T:
@@ -61,11 +61,11 @@ class Place:
         return message
 
     def moved(self) -> None:
-        """Something went through the stream."""
+        """Notes that a message moved."""
         self._moved_s, self._limit_s = self._now_s(), IDLE_S
 
     def at_work(self) -> None:
-        """All has come that the caller sends: its silence means nothing any more."""
+        """Notes that the caller has sent everything, so that its silence no longer counts."""
         self._limit_s = math.inf
 
     def is_idle(self) -> bool:
@@ -73,12 +73,12 @@ class Place:
         return self._now_s() - self._moved_s > self._limit_s
 
 
-class Streams:
-    """The places of one server for one kind of call. Thread-safe."""
+class Slots:
+    """The slots of one server for one kind of call. Thread-safe."""
 
     def __init__(
         self,
-        places_max: int,
+        slots_max: int,
         now_s: Callable[[], float],
         *,
         what: str = "streams",
@@ -89,11 +89,11 @@ class Streams:
         waiting_max: int = 0,
         waiting_group_max: int = 0,
     ) -> None:
-        """`what` is counted here, as the refusal names it; of one `owner` at most `owner_max`, of one tenant `group_max`.
+        """There are `slots_max` slots; one `owner` has at most `owner_max` of them, one tenant `group_max`. `what`: what a refusal calls the calls.
 
-        So many calls, and so many of one tenant, wait a moment for a place before they are refused.
+        At most `waiting_max` calls, and `waiting_group_max` of one tenant, wait up to WAIT_S for a slot before they are refused.
         """
-        self._places_max = places_max
+        self._slots_max = slots_max
         self._now_s = now_s
         self._what = what
         self._first_s = first_s
@@ -103,41 +103,41 @@ class Streams:
         self._waiting_max = waiting_max
         self._waiting_group_max = waiting_group_max
         self._waiting: Counter[bytes] = Counter()
-        """Calls that wait for a place, by tenant."""
+        """Calls that wait for a slot, by tenant."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._places: dict[Place, None] = {}
+        self._slots: dict[Slot, None] = {}
         """The oldest first."""
 
     def enter(
         self, context: Context, owner: bytes = b"", group: bytes = b"", *, until_left: bool = False
-    ) -> Place:
-        """A place, until the call has ended or `leave` is called. Where there is none, and calls may wait, it waits a moment.
+    ) -> Slot:
+        """Takes a slot until the call has ended or `leave` is called. Where none is free, and calls may wait, it waits up to WAIT_S.
 
-        With `until_left` the end of the call does not free the place: a cancelled call's thread may still be at work.
+        With `until_left` the end of the call does not free the slot: a cancelled call's thread may still be at work.
 
         Raises:
             Exhausted: TOO_MANY.
 
         """
-        place = Place(context, self._now_s, self._first_s, owner, group)
+        slot = Slot(context, self._now_s, self._first_s, owner, group)
         with self._lock:
             refusal = self._refusal(owner, group)
             if refusal is not None:
                 self._wait(owner, group, refusal)
-            self._places[place] = None
+            self._slots[slot] = None
         # A handler that waits in the library for a reader that went away may never be resumed; this is called all the same.
         try:
-            gone = not until_left and not context.add_callback(lambda: self.leave(place))
+            gone = not until_left and not context.add_callback(lambda: self.leave(slot))
         except BaseException:
-            self.leave(place)
+            self.leave(slot)
             raise
         if gone:
-            self.leave(place)
-        return place
+            self.leave(slot)
+        return slot
 
     def _wait(self, owner: bytes, group: bytes, refusal: Exhausted) -> None:
-        """Waits for a place, under the lock. Raises the refusal where none comes, or too many wait."""
+        """Waits for a slot, under the lock. Raises the refusal if none becomes free, or if too many calls wait."""
         if self._waiting.total() >= self._waiting_max or self._waiting[group] >= self._waiting_group_max:
             raise refusal
         end_s = time.monotonic() + WAIT_S
@@ -152,13 +152,13 @@ class Streams:
                 del self._waiting[group]
 
     def _refusal(self, owner: bytes, group: bytes) -> Exhausted | None:
-        """Why there is no place; None: there is one."""
-        places = self._places
-        if len(places) >= self._places_max:
-            return self._full(self._places_max, "")
-        if self._owner_max is not None and self._owner_max <= sum(each.owner == owner for each in places):
+        """Why no slot is free for this owner; None: one is."""
+        slots = self._slots
+        if len(slots) >= self._slots_max:
+            return self._full(self._slots_max, "")
+        if self._owner_max is not None and self._owner_max <= sum(each.owner == owner for each in slots):
             return self._full(self._owner_max, f" of one {self._owner}")
-        if self._group_max is not None and self._group_max <= sum(each.group == group for each in places):
+        if self._group_max is not None and self._group_max <= sum(each.group == group for each in slots):
             return self._full(self._group_max, " of one tenant")
         return None
 
@@ -169,42 +169,42 @@ class Streams:
             retry_after_s=RETRY_S,
         )
 
-    def leave(self, place: Place) -> None:
-        """The place is free again; does nothing if it is already."""
+    def leave(self, slot: Slot) -> None:
+        """Frees the slot; does nothing if it is free already."""
         with self._lock:
-            self._places.pop(place, None)
+            self._slots.pop(slot, None)
             self._changed.notify_all()
 
     def only(self, messages: Iterator[T], context: Context, owner: bytes = b"", group: bytes = b"") -> T:
-        """The message of a call that has one; the call holds a place until it comes. Raises what `enter` and `first` say."""
-        place = self.enter(context, owner, group)
+        """The message of a call that has one; the call holds a slot until it comes. Raises what `enter` and `first` say."""
+        slot = self.enter(context, owner, group)
         try:
             return first(messages)
         finally:
-            self.leave(place)
+            self.leave(slot)
 
     @property
     def idle(self) -> bool:
-        """Whether no place is taken."""
-        return not self._places
+        """Whether no slot is taken."""
+        return not self._slots
 
     def wait_idle(self, timeout_s: float) -> None:
-        """Waits until no place is taken, so long at the most."""
+        """Waits until no slot is taken, at most `timeout_s`."""
         with self._lock:
             self._changed.wait_for(lambda: self.idle, timeout_s)
 
     def end_idle(self) -> int:
-        """Ends the calls in which nothing moves; their number."""
+        """Ends the calls in which nothing moves, and gives their number."""
         with self._lock:
-            idle = [place for place in self._places if place.is_idle()]
-        for place in idle:
-            place.context.cancel()
+            idle = [slot for slot in self._slots if slot.is_idle()]
+        for slot in idle:
+            slot.context.cancel()
         return len(idle)
 
     def end_oldest(self) -> None:
-        """Ends the call that came first, for one that comes now."""
+        """Ends the oldest call, to make room for a new one."""
         with self._lock:
-            oldest = next(iter(self._places), None)
+            oldest = next(iter(self._slots), None)
         if oldest is not None:
             self.leave(oldest)
             oldest.context.cancel()

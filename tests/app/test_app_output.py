@@ -1,0 +1,92 @@
+"""Standard output that is full, closed or unread: commands finish their work and fail, and no token is made that nobody sees."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_app_cli import COMMAND, run
+
+REDIRECTIONS = {">/dev/full": "No space left on device", ">&-": "it is closed"}
+
+
+def with_stdout(redirection: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The installed command with such a standard output."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("STADDLED_")}
+    words = ["sh", "-c", f'exec "$0" "$@" {redirection}', COMMAND, *map(str, arguments)]
+    return subprocess.run(words, env=clean, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "d"
+    done = run("init", "--data", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def states(data: Path) -> dict[str, str]:
+    """The tokens by name, and whether they are good."""
+    lines = run("token", "list", "--json", "--data", data).stdout.splitlines()
+    return {row["name"]: row["state"] for row in map(json.loads, lines)}
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize("redirection", REDIRECTIONS)
+def test_a_token_that_cannot_be_shown_is_revoked_again(
+    data: Path, redirection: str, options: tuple[str, ...]
+) -> None:
+    create = ("token", "create", "--role", "writer", "--name", "web1", "--data", data, *options)
+    done = with_stdout(redirection, *create)
+    assert done.returncode == 1
+    assert "the token web1 was not shown, and is revoked again" in done.stderr
+    assert REDIRECTIONS[redirection] in done.stderr
+    assert "Keep it" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert states(data) == {"local": "good", "web1": "revoked"}
+    again = run(*create)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_token_whose_reader_has_gone_is_revoked_again(data: Path) -> None:
+    unread, written = os.pipe()
+    os.close(unread)
+    try:
+        words = [COMMAND, "token", "create", "--role", "reader", "--name", "web2", "--data", data]
+        done = subprocess.run(
+            words, stdout=written, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    finally:
+        os.close(written)
+    assert done.returncode == 1
+    assert "the token web2 was not shown, and is revoked again" in done.stderr
+    assert states(data)["web2"] == "revoked"
+
+
+def test_a_token_that_was_shown_stays_whatever_becomes_of_the_words_beside_it(data: Path) -> None:
+    done = with_stdout("2>/dev/full", "token", "create", "--role", "reader", "--name", "web3", "--data", data)
+    assert done.returncode == 0
+    assert done.stdout.startswith("staddle_")
+    assert states(data)["web3"] == "good"
+
+
+@pytest.mark.parametrize("redirection", REDIRECTIONS)
+def test_a_command_that_cannot_say_what_it_did_has_done_it_says_so_and_fails(
+    data: Path, redirection: str
+) -> None:
+    made = with_stdout(redirection, "tenant", "create", "acme", "--data", data)
+    listed = with_stdout(redirection, "tenant", "list", "--data", data)
+    helped = with_stdout(redirection, "--help")
+    for done in (made, listed, helped):
+        assert done.returncode == 1
+        assert done.stderr == f"Error: cannot write to standard output: {REDIRECTIONS[redirection]}\n"
+    assert "acme" in run("tenant", "list", "--data", data).stdout
+
+
+@pytest.mark.parametrize("redirection", REDIRECTIONS)
+def test_the_exit_code_of_a_probe_is_about_the_server_alone(data: Path, redirection: str) -> None:
+    said = run("health", "--data", data, "--timeout", "1s")
+    done = with_stdout(redirection, "health", "--data", data, "--timeout", "1s")
+    assert (done.returncode, done.stderr) == (said.returncode, said.stderr)

@@ -1,0 +1,71 @@
+"""What a person reads of an error names their thing and what to do, and no call, field or code of the protocol."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from staddle import BadRequestError, StaddleError, _errors
+from staddle._told import WORDS, speaks_of_the_protocol, words_of
+from staddle.v1 import errors_pb2
+
+SERVER = Path(__file__).parents[2] / "server" / "staddle_server"
+REASONS = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118  not a dict
+CHECKED_AS_IT_COMES = {"BAD_FIELD"}
+
+
+def said_by_the_server() -> dict[str, set[str]]:
+    """By reason, the messages in the server's code, with X for what is filled in."""
+    found = defaultdict(set)
+    for path in SERVER.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and len(node.args) > 1 and isinstance(node.args[0], ast.Constant):
+                reason, message = node.args[0].value, _template(node.args[1])
+                if reason in REASONS and message is not None:
+                    found[reason].add(message)
+    return found
+
+
+def _template(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+    return None
+
+
+SAID = said_by_the_server()
+
+
+def test_the_servers_messages_are_found() -> None:
+    assert len(SAID) > 20
+    assert any("shutting down" in message for message in SAID["DRAINING"])
+
+
+@pytest.mark.parametrize("reason", sorted(REASONS - CHECKED_AS_IT_COMES))
+def test_no_reason_shows_a_person_calls_fields_or_codes(reason: str) -> None:
+    error = _errors.BY_REASON[reason]("PutEntries: upload_id is RESOURCE_EXHAUSTED", reason=reason)
+    shown = {words_of(error)} if reason in WORDS else SAID[reason]
+    assert [message for message in shown if speaks_of_the_protocol(message)] == []
+    assert error.reason == reason
+    assert "PutEntries" in error.message
+
+
+@pytest.mark.parametrize(
+    ("field", "message", "told"),
+    [
+        ("until_time", "until_time: it is too far away", "--until: it is too far away"),
+        ("policy", "policy: this server knows no time zone 'a_b'", "the policy: this server knows no time zone 'a_b'"),
+        ("path", "'my_file': the path has over 1024 components", "'my_file': the path has over 1024 components"),
+        ("upload_id", "upload_id: an id has 32 digits", None),
+        ("data", "data: data and zero_bytes exclude each other", None),
+    ],
+)  # fmt: skip
+def test_a_field_is_called_what_the_command_calls_it(field: str, message: str, told: str | None) -> None:
+    shown = words_of(BadRequestError(message, facts={"field": field}))
+    assert shown == told if told else "Update both" in shown
+
+
+def test_facts_that_a_server_leaves_out_do_not_hide_the_error() -> None:
+    assert "role" in words_of(StaddleError("", reason="PERMISSION_DENIED"))
+    assert "Another server" in words_of(StaddleError("", reason="WRONG_SERVER"))
