@@ -3,8 +3,9 @@
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import IO, Any, Final, Self, TypeVar, cast, get_args
+from typing import IO, Any, Final, Self, TypeVar, Unpack, cast, get_args
 
 from google.protobuf.message import Message
 
@@ -49,6 +50,7 @@ from staddle._types import (
     RestoreReport,
     Scope,
     ServerInfo,
+    SourceArguments,
 )
 from staddle._when import LATEST, selector_of
 from staddle.v1 import service_pb2 as service
@@ -196,23 +198,13 @@ class Client(RetentionMethods):
         path: LocalPath | Sequence[LocalPath],
         *,
         dataset: str,
-        kind: str = "auto",
-        paths: Iterable[PathLike] | None = None,
-        exclude: Sequence[str] = (),
-        exclude_files: Sequence[str] = (),
-        exclude_caches: bool = True,
-        exclude_if_present: Sequence[str] = (),
-        exclude_larger_than_bytes: int | None = None,
-        max_removed_percent: float | None = None,
-        one_file_system: bool = False,
         tags: Mapping[str, str] | None = None,
         thin: bool = False,
-        new_root: bool = False,
-        host: str | None = None,
         profile: str = "content-defined",
         cache: bool = True,
         retry_s: float = UPLOAD_RETRY_S,
         progress: ProgressCallback | None = None,
+        **source: Unpack[SourceArguments],
     ) -> BackupReport:
         """Makes a backup of a directory, or of one file, and says what it did: `report.problems` names what was not read.
 
@@ -233,21 +225,10 @@ class Client(RetentionMethods):
 
         When it returns, the backup is durable. An interrupted one is gone on with when it is called again.
         """
-        options = BackupOptions(
-            dataset=text("dataset", dataset),
-            kind=choice("kind", kind, BackupKind),
-            paths=_names(paths),
-            exclude=tuple(exclude),
-            exclude_files=tuple(exclude_files),
-            exclude_caches=exclude_caches,
-            exclude_if_present=tuple(exclude_if_present),
-            exclude_larger_than_bytes=exclude_larger_than_bytes,
-            max_removed_percent=max_removed_percent,
-            one_file_system=one_file_system,
+        options = replace(
+            _options_of(dataset, source),
             tags=dict(tags or {}),
             thin=thin,
-            new_root=new_root,
-            host=host,
             retry_s=retry_s,
             progress=progress,
             profile=choice("profile", profile, Profile),
@@ -265,19 +246,9 @@ class Client(RetentionMethods):
         path: LocalPath | Sequence[LocalPath],
         *,
         dataset: str,
-        kind: str = "auto",
-        paths: Iterable[PathLike] | None = None,
-        exclude: Sequence[str] = (),
-        exclude_files: Sequence[str] = (),
-        exclude_caches: bool = True,
-        exclude_if_present: Sequence[str] = (),
-        exclude_larger_than_bytes: int | None = None,
-        max_removed_percent: float | None = None,
-        one_file_system: bool = False,
-        new_root: bool = False,
-        host: str | None = None,
         each: PlannedPathCallback | None = None,
         progress: ProgressCallback | None = None,
+        **source: Unpack[SourceArguments],
     ) -> BackupPlan:
         """What `backup` with the same arguments would do now: how much is new, changed, removed and unchanged. `each` takes the paths.
 
@@ -285,22 +256,8 @@ class Client(RetentionMethods):
         and reads no file, but opens those that would be read, so that `problems` names the ones that cannot be. It raises what
         `backup` would raise before it sends anything, such as TooMuchRemovedError and RootDiffersError.
         """
-        options = BackupOptions(
-            dataset=text("dataset", dataset),
-            kind=choice("kind", kind, BackupKind),
-            paths=_names(paths),
-            exclude=tuple(exclude),
-            exclude_files=tuple(exclude_files),
-            exclude_caches=exclude_caches,
-            exclude_if_present=tuple(exclude_if_present),
-            exclude_larger_than_bytes=exclude_larger_than_bytes,
-            max_removed_percent=max_removed_percent,
-            one_file_system=one_file_system,
-            new_root=new_root,
-            host=host,
-            thin=True,  # it needs no package that only cutting needs
-            progress=progress,
-        )
+        # The thin way needs no package that only cutting needs.
+        options = replace(_options_of(dataset, source), thin=True, progress=progress)
         try:
             from staddle._plan import plan_backup
 
@@ -626,6 +583,18 @@ class Client(RetentionMethods):
         Closing the iterator cancels the call.
         """
         return self._calls.stream(method, request, timeout_s=timeout_s, retry=retry)
+
+
+def _options_of(dataset: str, source: SourceArguments) -> BackupOptions:
+    """What a backup and its plan are asked for alike. Raises BadRequestError, or TypeError for another argument."""
+    given: dict[str, Any] = dict(source)
+    for name in ("exclude", "exclude_files", "exclude_if_present"):
+        given[name] = tuple(given.get(name, ()))
+    given["kind"] = choice("kind", given.get("kind", "auto"), BackupKind)
+    given["paths"] = _names(given.get("paths"))
+    if unknown := given.keys() - SourceArguments.__annotations__:
+        raise TypeError(f"a backup has no argument {min(unknown)!r}")
+    return BackupOptions(dataset=text("dataset", dataset), **given)
 
 
 def _names(paths: Iterable[PathLike] | None) -> tuple[PathLike, ...] | None:

@@ -37,13 +37,13 @@ def check_source(path: bytes, *, exclude_caches: bool) -> None:
         what = _WORDS.get(stat.S_IFMT(mode), "neither a directory nor a file")
         raise BadRequestError(
             f"{os.fsdecode(path)!r} is {what}, so it cannot be backed up by its name. To back up what can be read from it, send that "
-            "as a stream: `staddle backup - --dataset NAME --name FILE < PATH`, or Client.backup_stream.",
+            "as a stream: `staddle backup - --dataset NAME --name FILE < PATH`, or `Client.backup_stream`.",
             facts=facts,
         )
     if exclude_caches and stat.S_ISDIR(mode) and _is_server(path):
         raise BadRequestError(
             f"{os.fsdecode(path)!r} is the data directory of a Staddle server, with its master key. If a backup of it is meant, say "
-            "`--no-exclude-caches` (exclude_caches=False).",
+            "`--no-exclude-caches` (`exclude_caches=False`).",
             facts=facts,
         )
 

@@ -7,9 +7,9 @@ where the last digit matters there is a field in nanoseconds beside.
 
 import datetime
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypedDict
 
 Overwrite = Literal["never", "if-changed", "always"]
 """What a restore does where something lies already: keep it; replace what differs; replace everything."""
@@ -484,6 +484,25 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], None]
 """Called now and then, from any thread, and quickly done. An exception that it raises ends the work."""
+
+
+class SourceArguments(TypedDict, total=False):
+    """What of a source is backed up, and from what it starts: the arguments that `Client.backup` and `Client.plan_backup` share."""
+
+    kind: str
+    """auto (the default), full, incremental or differential."""
+    paths: Iterable[PathLike] | None
+    """Only these, below the root; None: everything."""
+    exclude: Sequence[str]
+    exclude_files: Sequence[str]
+    exclude_caches: bool
+    """By default True."""
+    exclude_if_present: Sequence[str]
+    exclude_larger_than_bytes: int | None
+    max_removed_percent: float | None
+    one_file_system: bool
+    new_root: bool
+    host: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

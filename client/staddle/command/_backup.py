@@ -30,7 +30,7 @@ from staddle.command._options import (
     tag,
 )
 from staddle.command._output import Output
-from staddle.command._planning import Guard, plan
+from staddle.command._planning import plan
 from staddle.command._problems import tell_notes, tell_problems
 from staddle.command._source import CommandOutput, standard_input
 from staddle.command._watching import watched
@@ -45,10 +45,8 @@ class How:
     """How a directory is backed up. The fields are arguments of the library."""
 
     thin: bool
-    host: str | None
     cache: bool
     cache_dir: str | None
-    max_removed_percent: float | None
 
 
 @command(
@@ -223,17 +221,12 @@ def backup(
         exclude_if_present=exclude_if_present,
         exclude_larger_than_bytes=exclude_larger_than,
         one_file_system=one_file_system,
+        max_removed_percent=max_removed,
+        host=host,
     )
-    how = How(thin=thin, host=host, cache=not no_cache, cache_dir=cache_dir, max_removed_percent=max_removed)
+    how = How(thin=thin, cache=not no_cache, cache_dir=cache_dir)
     if dry_run:
-        return plan(
-            session,
-            paths,
-            wanted,
-            selection,
-            Guard(host=host, max_removed_percent=max_removed),
-            verbose=verbose,
-        )
+        return plan(session, paths, wanted, selection, verbose=verbose)
     report = _backup_path(session, paths, wanted, selection, how)
     return _tell(session.output, report, all_sent=thin)
 
@@ -307,21 +300,12 @@ def _backup_path(
                 return client.backup(
                     paths,
                     dataset=wanted.dataset,
-                    kind=wanted.kind,
-                    paths=selection.paths,
-                    exclude=selection.exclude,
-                    exclude_caches=selection.exclude_caches,
-                    exclude_if_present=selection.exclude_if_present,
-                    exclude_larger_than_bytes=selection.exclude_larger_than_bytes,
-                    max_removed_percent=how.max_removed_percent,
-                    one_file_system=selection.one_file_system,
                     tags=wanted.tags,
                     thin=how.thin,
-                    new_root=wanted.new_root,
-                    host=how.host,
                     cache=how.cache,
                     retry_s=wanted.retry_s,
                     progress=progress,
+                    **selection.arguments(wanted),
                 )
         except KeyboardInterrupt:
             raise Interruption(

@@ -1,9 +1,11 @@
 """How much there is to read, counted beside a backup that reads everything, so that its progress can say how long still."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 from staddle import Client, DatasetNotFoundError, StaddleError
 from staddle._chosen import source_of
@@ -11,6 +13,7 @@ from staddle._excludes import excludes_of
 from staddle._omissions import Omissions
 from staddle._scan import Found, Scan
 from staddle._threads import start_thread
+from staddle._types import SourceArguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which part of a directory. The fields are arguments of the library; files of patterns have been read."""
+    """Which part of a directory, and on which conditions. The fields are arguments of the library; files of patterns have been read."""
 
     paths: tuple[bytes, ...] | None = None
     exclude: tuple[str, ...] = ()
@@ -34,6 +37,13 @@ class Selection:
     exclude_if_present: tuple[str, ...] = ()
     exclude_larger_than_bytes: int | None = None
     one_file_system: bool = False
+    max_removed_percent: float | None = None
+    host: str | None = None
+
+    def arguments(self, wanted: Wanted) -> SourceArguments:
+        """What a backup and its dry run are asked for alike."""
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return cast("SourceArguments", {**fields, "kind": wanted.kind, "new_root": wanted.new_root})
 
 
 class Expected:

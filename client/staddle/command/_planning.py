@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from staddle import Amount, BackupPlan, PlannedChange, PlannedPath, _figures
@@ -18,20 +17,11 @@ from staddle.command._watching import watched
 LETTERS: Final = {PlannedChange.NEW: "+", PlannedChange.CHANGED: "~", PlannedChange.REMOVED: "-"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guard:
-    """What decides whether a backup is made at all. The fields are arguments of the library."""
-
-    host: str | None
-    max_removed_percent: float | None
-
-
 def plan(
     session: Session,
     paths: Sequence[str],
     wanted: Wanted,
     selection: Selection,
-    guard: Guard,
     *,
     verbose: bool,
 ) -> int:
@@ -42,18 +32,9 @@ def plan(
         made = client.plan_backup(
             paths,
             dataset=wanted.dataset,
-            kind=wanted.kind,
-            paths=selection.paths,
-            exclude=selection.exclude,
-            exclude_caches=selection.exclude_caches,
-            exclude_if_present=selection.exclude_if_present,
-            exclude_larger_than_bytes=selection.exclude_larger_than_bytes,
-            max_removed_percent=guard.max_removed_percent,
-            one_file_system=selection.one_file_system,
-            new_root=wanted.new_root,
-            host=guard.host,
             each=names.take if verbose or output.as_json else None,
             progress=progress,
+            **selection.arguments(wanted),
         )
     names.flush()
     tell_notes(output, made.notes)
