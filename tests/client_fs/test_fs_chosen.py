@@ -401,4 +401,6 @@ def test_an_interrupted_backup_of_other_paths_is_not_gone_on_with(protected) -> 
     assert not protected.backup(paths=["a", "e"]).resumed
     assert names_in(protected) == ["a", "e", "e/y"]
     interrupt("a", "d")
+    assert not protected.backup(paths=["a", "d"], exclude_if_present=("x",)).resumed, "other rules, too"
+    interrupt("a", "d")
     assert not protected.backup([protected.source / name for name in ("a", "d")]).resumed

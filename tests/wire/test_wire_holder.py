@@ -107,6 +107,15 @@ def _resumed(running, source, name):
     return other
 
 
+def test_who_was_taken_over_cannot_give_the_upload_up(first):
+    by_id = sv.GetUploadRequest(upload_id=first.upload.id)
+    first.stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=first.upload.id))
+    with pytest.raises(grpc.RpcError) as refused:
+        first.stub.AbortUpload(sv.AbortUploadRequest(**first.id))
+    assert reason(refused.value) == "STALE_EPOCH"
+    assert first.stub.GetUpload(by_id).upload.state == pb.UPLOAD_STATE_OPEN
+
+
 def _authors(backup):
     return backup.begun_by, list(backup.written_by), backup.principal
 
