@@ -28,8 +28,16 @@ NOW = 1_790_000_000
 EPOCH = datetime.datetime(1970, 1, 1)
 
 
-def made(number, begin_s, tags=(), *, damaged=False, protection=""):
-    return Candidate(bytes([number] * 16), number, begin_s * NS, dict(tags), damaged, protection)
+def made(number, begin_s, tags=(), *, place=None, damaged=False, protection=""):
+    """A candidate named `number`. Numbers of backups follow their times, as of right clocks, unless `place` says otherwise."""
+    return Candidate(
+        bytes([number] * 16),
+        begin_s if place is None else place,
+        begin_s * NS,
+        dict(tags),
+        damaged,
+        protection,
+    )
 
 
 def at(text, zone="UTC"):
@@ -50,20 +58,22 @@ def oracle(policy: Policy, backups: list[Candidate], now_s: int) -> set[bytes]:
         return everything
     past = [each for each in backups if each.begin_ns <= now_s * NS]
     whole = [each for each in past if not each.damaged]
-    kept = kept_by_rules(policy, whole)
-    kept |= {each.id for each in past if each.damaged} & kept_by_rules(policy, past)
+    newest_ns = min(
+        (max(some, key=lambda each: each.number).begin_ns for some in (past, whole) if some), default=0
+    )
+    kept = kept_by_rules(policy, whole, newest_ns)
+    kept |= {each.id for each in past if each.damaged} & kept_by_rules(policy, past, newest_ns)
     kept |= {each.id for each in backups if each.protection or each.begin_ns > now_s * NS}
     for some in (past, whole):
         if some:
-            kept.add(max(some, key=lambda each: (each.begin_ns, each.number)).id)
+            kept.add(max(some, key=lambda each: each.number).id)
     return kept
 
 
-def kept_by_rules(policy: Policy, backups: list[Candidate]) -> set[bytes]:
-    oldest_first = sorted(backups, key=lambda each: (each.begin_ns, each.number))
+def kept_by_rules(policy: Policy, backups: list[Candidate], newest: int) -> set[bytes]:
+    oldest_first = sorted(backups, key=lambda each: each.number)
     kept = {each.id for each in oldest_first[len(oldest_first) - min(policy.keep_last, len(oldest_first)) :]}
-    if oldest_first and policy.keep_within_s:
-        newest = oldest_first[-1].begin_ns
+    if policy.keep_within_s:
         kept |= {each.id for each in backups if newest - each.begin_ns <= policy.keep_within_s * NS}
     for tag in policy.keep_tags:
         kept |= {
@@ -123,7 +133,7 @@ def candidates(draw):
     )
     numbers = draw(st.permutations(range(len(rows))))
     return [
-        made(number, begin_s, has, damaged=damaged, protection=protection)
+        made(number, begin_s, has, place=number, damaged=damaged, protection=protection)
         for number, (begin_s, has, damaged, protection) in zip(numbers, rows, strict=True)
     ]
 
@@ -137,7 +147,7 @@ def test_a_plan_keeps_what_the_rules_say_and_gives_a_reason_for_each(policy, bac
     assert all(each.reasons for each in planned)
     assert all(each.reasons == ("no rule keeps it",) for each in planned if each.goes)
     by_id = {each.id: each for each in backups}
-    order = [(by_id[each.id].begin_ns, by_id[each.id].number) for each in planned]
+    order = [by_id[each.id].number for each in planned]
     assert order == sorted(order, reverse=True)
 
 
@@ -224,6 +234,21 @@ def test_days_begin_where_the_policy_says_and_an_hour_that_comes_twice_is_two():
     assert stays(Policy(keep_daily=2, time_zone="Europe/Berlin"), [late, early]) == {1, 2}
     first, again = made(1, at("2026-10-25T00:30")), made(2, at("2026-10-25T01:30"))
     assert stays(Policy(keep_hourly=2, time_zone="Europe/Berlin"), [first, again]) == {1, 2}
+
+
+def test_a_clock_that_was_set_back_a_little_makes_no_new_backup_an_old_one():
+    """By less than what puts a clock in doubt."""
+    before = [made(number, NOW - number * HOUR, place=10 - number) for number in (3, 2, 1)]
+    back = made(4, NOW - 2 * HOUR - 1, place=10)
+    backups = [*before, back]
+    assert stays(Policy(keep_last=1), backups) == {4}
+    assert stays(Policy(keep_last=2), backups) == {4, 1}
+    assert stays(Policy(keep_within_s=HOUR), backups) == {4, 3, 2, 1}
+
+
+def test_a_backup_from_a_clock_that_stood_at_the_beginning_takes_no_days_place():
+    days = [made(number, NOW - number * DAY, place=10 - number) for number in (3, 2, 1)]
+    assert stays(Policy(keep_daily=3), [*days, made(9, 0, place=10)]) == {1, 2, 3, 9}
 
 
 def test_a_clock_that_was_wrong_deletes_nothing():

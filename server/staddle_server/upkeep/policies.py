@@ -227,7 +227,7 @@ class Policies:
         While no damage is known in the tenant, only the newest is looked at: the plan rests on that it is whole.
         """
         losses = Losses(ChunkReader(tenant, self._catalog), share=True, tick=tick)
-        newest = max(backups, key=lambda each: (each.begin_ns, each.number), default=None)
+        newest = max(backups, key=lambda each: each.number, default=None)
         if newest is None or (
             not self._catalog.packs.damaged_count(tenant.id) and losses.is_whole(newest.root)
         ):

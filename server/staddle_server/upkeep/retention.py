@@ -142,7 +142,7 @@ class Planned(NamedTuple):
 
 
 def plan(policy: Policy, backups: Iterable[Candidate], now_ns: int) -> list[Planned]:
-    """What becomes of each backup under a policy, the newest first.
+    """What becomes of each backup under a policy, the newest first: that with the highest number, which was committed last.
 
     Whatever the rules say, these stay: what is protected; the newest backup, and the newest that is whole; what begins behind
     `now_ns`, which also counts for no rule; and everything while nothing is whole. Damaged backups take no other's place, so that
@@ -152,7 +152,8 @@ def plan(policy: Policy, backups: Iterable[Candidate], now_ns: int) -> list[Plan
         Unavailable: this machine does not know the policy's time zone.
 
     """
-    ordered = sorted(backups, key=lambda each: (each.begin_ns, each.number), reverse=True)
+    # As `latest` is chosen. Times would do it as well, if no clock were ever set back.
+    ordered = sorted(backups, key=lambda each: each.number, reverse=True)
     reasons: dict[bytes, list[str]] = {each.id: [] for each in ordered}
     for each, why in _reasons(policy, ordered, now_ns):
         if why not in reasons[each.id]:
@@ -184,22 +185,25 @@ def _reasons(policy: Policy, ordered: Sequence[Candidate], now_ns: int) -> Itera
             yield each, "no backup is known to be whole"
     if not policy.has_rule:
         return
-    yield from _kept(policy, whole)
+    newest_ns = min((some[0].begin_ns for some in (counted, whole) if some), default=0)
+    yield from _kept(policy, whole, newest_ns)
     if len(whole) < len(counted):
         # What would stay if nothing were damaged; beside the whole ones these are damaged ones alone.
-        yield from (found for found in _kept(policy, counted) if found[0].damaged)
+        yield from (found for found in _kept(policy, counted, newest_ns) if found[0].damaged)
     if counted:
         yield counted[0], "the newest"
     if whole and whole[0] is not counted[0]:
         yield whole[0], "the newest that is whole"
 
 
-def _kept(policy: Policy, newest_first: Sequence[Candidate]) -> Iterator[tuple[Candidate, str]]:
-    """What the rules keep of these, and by which one."""
+def _kept(
+    policy: Policy, newest_first: Sequence[Candidate], newest_ns: int
+) -> Iterator[tuple[Candidate, str]]:
+    """What the rules keep of these, and by which one; `newest_ns` is when the newest of all began."""
     for place, each in enumerate(newest_first[: policy.keep_last], 1):
         yield each, f"last {place} of {policy.keep_last}"
-    if policy.keep_within_s and newest_first:
-        since_ns = newest_first[0].begin_ns - policy.keep_within_s * NS
+    if policy.keep_within_s:
+        since_ns = newest_ns - policy.keep_within_s * NS
         for each in newest_first:
             if each.begin_ns >= since_ns:
                 yield each, f"within {in_words(policy.keep_within_s)} of the newest"
@@ -217,15 +221,12 @@ def _newest_of_each(
     newest_first: Iterable[tuple[Candidate, str]], name: str, count: int
 ) -> Iterator[tuple[Candidate, str]]:
     """The newest of each of the last `count` buckets in which there is one; each comes with its bucket."""
-    if not count:
-        return
-    seen: set[str] = set()
+    newest: dict[str, Candidate] = {}
     for each, label in newest_first:
-        if len(seen) >= count:
-            return
-        if label not in seen:
-            seen.add(label)
-            yield each, f"{name} {len(seen)} of {count} ({label})"
+        newest.setdefault(label, each)
+    last_first = sorted(newest.items(), key=lambda item: item[1].begin_ns, reverse=True)
+    for place, (label, each) in enumerate(last_first[:count], 1):
+        yield each, f"{name} {place} of {count} ({label})"
 
 
 def _buckets(policy: Policy) -> Iterator[tuple[str, int, Callable[[datetime.datetime], str]]]:
