@@ -35,10 +35,11 @@ from staddle._stream import (
 from staddle._streams import Streams
 from staddle._tally import WriteTally
 from staddle._target import is_in
+from staddle._there import There
 from staddle._told import retry_words
 from staddle._types import ProblemKind, Progress, RestoreOptions, RestoreReport
 from staddle._verify import Comparison
-from staddle._write import LEFT_DIRECTORIES_MAX, FileInProgress, There, Writer
+from staddle._write import LEFT_DIRECTORIES_MAX, FileInProgress, Writer
 from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:

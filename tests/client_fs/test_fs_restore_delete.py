@@ -231,7 +231,7 @@ def test_mounted_file_systems_are_neither_entered_nor_removed(
         assert any("other file systems" in warning for warning in report.warnings)
         assert report.problems == ()
     finally:
-        subprocess.run(["umount", target / place], check=True)
+        subprocess.run(["umount", "--lazy", target / place], check=True)
 
 
 def test_the_owner_deletes_from_a_directory_that_may_not_be_written(

@@ -40,7 +40,7 @@ def mounted(tmp_path: Path, only_root: None) -> Iterator[Callable[..., Path]]:
 
     yield mount
     for place in places:
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", "--lazy", place], check=True)  # a failed test may hold files open
 
 
 def modes_of(*paths: Path) -> list[int]:
@@ -56,8 +56,12 @@ def modes_of(*paths: Path) -> list[int]:
         [file("large", seeded_bytes(1, 3_000_000))],
         [file(f"small-{number}", seeded_bytes(number, 400_000)) for number in range(9)],
         [file("linked", seeded_bytes(2, 3_000_000), link_group=b"g")],
+        [
+            file(f"l-{number}", seeded_bytes(number, 400_000), link_group=b"%d" % number)
+            for number in range(9)
+        ],
     ],
-    ids=["a large file", "small files", "a linked file"],
+    ids=["a large file", "small files", "a linked file", "small linked files"],
 )
 def test_a_target_that_is_full_says_so_and_keeps_no_temporary_file(
     items: list[tuple[pb.Entry, bytes]], mounted: Callable[..., Path]
@@ -145,13 +149,13 @@ def test_attributes_of_a_file_that_its_owner_may_not_write_are_set(
     entry.xattrs.add(name="user.note", value=b"kept")
     target = public_path / "target"
     with as_ordinary_user():
-        for _ in range(2):
+        for left_with in (0o000, 0o444, 0o644):
             assert restore(Server((entry, data)), target).problems == ()
             assert os.getxattr(target / "f", "user.note") == b"kept"
             assert modes_of(target / "f") == [0o444]
             (target / "f").chmod(0o644)
             os.removexattr(target / "f", "user.note")
-            (target / "f").chmod(0o000)
+            (target / "f").chmod(left_with)
 
 
 # --- setuid and setgid
@@ -242,6 +246,26 @@ def test_what_appears_in_the_target_during_a_restore_is_neither_replaced_nor_fol
             (ProblemKind.NOT_WRITTEN, "x")
         ]
     assert leftovers(target) == []
+
+
+def test_what_appears_in_a_target_that_was_empty_stays_as_it_is_also_where_paths_are_selected(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "target"
+
+    def appear() -> None:
+        target.mkdir(exist_ok=True)
+        (target / "f").write_bytes(b"other")
+        (target / "g").write_bytes(b"data")
+        (target / "g").chmod(0o600)
+        os.utime(target / "g", ns=(MTIME_NS, MTIME_NS))
+
+    server = Server(file("f"), file("g"), file("unwanted"))
+    server.hooks[b"f"] = appear
+    report = restore(server, target, exclude=("unwanted",))
+    assert [(problem.kind, problem.path) for problem in report.problems] == [(ProblemKind.NOT_WRITTEN, "f")]
+    assert (target / "f").read_bytes() == b"other"
+    assert modes_of(target / "g") == [0o600]
 
 
 # --- what is there already

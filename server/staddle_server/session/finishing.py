@@ -11,7 +11,6 @@ from staddle._figures import counted
 
 from staddle_server.catalog import Catalog, ChangeCounts, NewBackup, Upload
 from staddle_server.errors import BadRequest, Damaged, Precondition
-from staddle_server.limits import MISSING_CHUNKS_MAX
 from staddle_server.manifest.compare import Counts, count
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.merge import Merged, merge
@@ -83,7 +82,7 @@ class Finishing:
 
     def _check_whole(self, root: Root, checkpoint: Callable[[], None]) -> None:
         """Looks up everything that the backup refers to. Raises as `new_backup` does."""
-        lost = lacking(self._tenant, self._catalog, root, MISSING_CHUNKS_MAX)
+        lost = lacking(self._tenant, self._catalog, root)
         self._accepted.missing.only(lost.chunks)
         if not lost.total:
             self._accepted.publish_chunks()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from staddle._figures import counted
 
-from staddle_server.catalog import Upload, lease_held
+from staddle_server.catalog import Terms, Upload, lease_held
 from staddle_server.errors import AlreadyExists, Conflict, Exhausted, Precondition, Unavailable
 from staddle_server.types import UploadState
 
@@ -53,7 +53,7 @@ def check_open(upload: Upload, epoch: int) -> None:
         raise taken_over(upload.id, epoch, upload.epoch)
 
 
-def check_held(upload: Upload, token: bytes, now_ns: int) -> None:
+def check_held(upload: Upload, token: bytes, now_ns: int, terms: Terms) -> None:
     """Whether the caller's token holds the upload. ResumeUpload is the only way to take one over.
 
     Raises:
@@ -65,7 +65,7 @@ def check_held(upload: Upload, token: bytes, now_ns: int) -> None:
         return
     if upload.state is not UploadState.OPEN:
         raise closed(upload.id, upload.state)
-    if upload.lease_expires_ns <= now_ns:
+    if not terms.holds(upload.lease_expires_ns, now_ns):
         raise resume_required(upload.id, f"belongs to {upload.principal!r}, whose lease has ended")
     raise lease_held(upload)
 
