@@ -3,6 +3,8 @@
 import re
 from typing import Final
 
+import grpc
+
 from staddle._calls import METHODS
 from staddle._errors import StaddleError
 from staddle._retry import RetryNotice
@@ -66,7 +68,7 @@ def words_of(error: StaddleError) -> str:
     if error.reason in WORDS and "code" not in error.facts:
         facts = {"role": "of an administrator", "endpoint": "its address is not known"} | error.facts
         return WORDS[error.reason].format_map(facts)
-    if error.reason == "BAD_FIELD":
+    if error.reason == "BAD_FIELD" and isinstance(error.__cause__, grpc.RpcError):
         return _of_field(error)
     return error.message
 

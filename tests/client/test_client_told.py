@@ -4,6 +4,7 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+import grpc
 import pytest
 from staddle import BadRequestError, StaddleError, _errors
 from staddle._told import WORDS, speaks_of_the_protocol, words_of
@@ -62,7 +63,10 @@ def test_no_reason_shows_a_person_calls_fields_or_codes(reason: str) -> None:
     ],
 )  # fmt: skip
 def test_a_field_is_called_what_the_command_calls_it(field: str, message: str, told: str | None) -> None:
-    shown = words_of(BadRequestError(message, facts={"field": field}))
+    refused = BadRequestError(message, facts={"field": field})
+    assert words_of(refused) == message, "what this library refuses is written for people"
+    refused.__cause__ = grpc.RpcError()
+    shown = words_of(refused)
     assert shown == told if told else "Update both" in shown
 
 

@@ -264,7 +264,7 @@ def _common_options() -> list[click.Parameter]:
             ["--retry"],
             callback=reading(duration),
             metavar="DURATION",
-            help="How long to try again if the server goes away, or does not answer yet: 30s, 10m, 1h30m; 0 is not at all.",
+            help="Retry for this long if the server goes away, or does not answer yet: 30s, 10m, 1h30m; 0 does not retry.",
         ),
         click.Option(
             ["--json", "as_json"],
