@@ -12,7 +12,7 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.limits import CALLS_TOKEN_MAX, CALLS_WAITING_TENANT_MAX
 from staddle_server.session import decoded
-from staddle_server.wire import streams
+from staddle_server.wire import slots
 from staddle_server.wire.messages import PutEntries
 from thin import Part, Source, back_up, begin, datasets, finish, messages, noise, reason, restore, wait_until
 
@@ -55,7 +55,7 @@ def test_64_plain_calls_of_one_token_are_all_answered_on_a_busy_server(running, 
 
 
 def test_400_calls_of_one_token_at_work_leave_another_tenant_served(running, slow, monkeypatch):
-    monkeypatch.setattr(streams, "WAIT_S", 600.0)  # what waits stays: the others are refused at once
+    monkeypatch.setattr(slots, "WAIT_S", 600.0)  # what waits stays: the others are refused at once
     theirs = running.stub(tenant=running.make_tenant("theirs"))
     calls = lists(running.stub(), 400)
     kept = CALLS_TOKEN_MAX + CALLS_WAITING_TENANT_MAX
@@ -74,7 +74,7 @@ def test_400_calls_of_one_token_at_work_leave_another_tenant_served(running, slo
 
 
 def test_so_many_calls_wait_for_a_place_whosever_they_are_and_one_more_is_refused(running, slow, monkeypatch):
-    monkeypatch.setattr(streams, "WAIT_S", 600.0)
+    monkeypatch.setattr(slots, "WAIT_S", 600.0)
     running.service._gate.calls._waiting_max = 5
     calls = lists(running.stub(), CALLS_TOKEN_MAX + 10)
     wait_until(lambda: sum(call.done() for call in calls) == 5)
