@@ -24,6 +24,7 @@ from typing import IO, Final
 
 from staddle._convert import link_target_of
 from staddle._errors import DamageError
+from staddle._figures import counted
 from staddle._stream import is_file
 from staddle._types import BinarySink
 from staddle.v1 import resources_pb2 as pb
@@ -298,7 +299,7 @@ def _add_xattrs(info: tarfile.TarInfo, entry: pb.Entry) -> str:
         name = name.replace("%", "%25").replace("=", "%3D")  # as GNU tar has it
         records[f"SCHILY.xattr.{name}"] = _text(xattr.value)
     info.pax_headers = records
-    return f"{lost} extended attributes, whose names are not UTF-8" if lost else ""
+    return f"{counted(lost, 'extended attribute')}, whose names are not UTF-8" if lost else ""
 
 
 def _text(raw: bytes) -> str:
@@ -411,7 +412,7 @@ class ZipArchive(Archive):
 
 def _lost_xattrs(entry: pb.Entry) -> str:
     lost = sum((xattr.raw_name or xattr.name.encode()) not in LABELS for xattr in entry.xattrs)
-    return f"{lost} extended attributes, which a zip archive cannot hold" if lost else ""
+    return f"{counted(lost, 'extended attribute')}, which a zip archive cannot hold" if lost else ""
 
 
 def _dos_time(time_s: int) -> tuple[int, int, int, int, int, int]:

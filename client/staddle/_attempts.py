@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 from staddle._base import Difference
 from staddle._earlier import Earlier
 from staddle._errors import MissingChunksError
+from staddle._figures import counted
 from staddle._gather import Tally
 from staddle._produce import Batch, Producer
 from staddle._scan import Clock
@@ -53,7 +54,9 @@ class SourceAttempt:
                     self._renew(upload)
             sender.flush()
             if sender.incomplete:
-                raise MissingChunksError(f"{sender.incomplete} entries refer to chunks that the server lost.")
+                raise MissingChunksError(
+                    f"{counted(sender.incomplete, 'entry refers', 'entries refer')} to chunks that the server lost."
+                )
             return self._commit(upload, sender)
 
     def _cutter_for(self, chunker: pb.Chunker) -> Cutter:

@@ -23,6 +23,7 @@ from staddle._convert import (
     text,
 )
 from staddle._errors import BackupNotFoundError, BadRequestError, DamageError, UnsupportedError
+from staddle._figures import counted
 from staddle._file import RemoteFile, open_file, read_file
 from staddle._plan_types import BackupPlan, PlannedPathCallback
 from staddle._retention import RetentionMethods
@@ -654,7 +655,7 @@ def _damage_error(report: RestoreReport) -> DamageError:
     damaged = report.damaged
     first = damaged[0]
     return DamageError(
-        f"{len(damaged)} paths are damaged in the store and were not restored, the first is {first.path_bytes!r}: {first.message}. "
+        f"{counted(len(damaged), 'path is', 'paths are')} damaged in the store and not restored, the first is {first.path_bytes!r}: {first.message}. "
         "Everything else was; the report names all.",
         facts={"path": ascii(first.path), "count": str(len(damaged)), "backup": report.backup.id},
         report=report,

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
 from typing import Final
 
 from staddle._apply import Applier, mode_for
+from staddle._metadata import type_of
 from staddle._reading import OPEN_FLAGS
 from staddle._scan import DIRECTORY_FLAGS
 from staddle._stream import is_file
 from staddle._tally import WriteTally
-from staddle._target import look
+from staddle._target import FILLED, NO_DIRECTORY, BlockedError, look
+from staddle._there import Links, There, decide
 from staddle._types import Overwrite, ProblemKind
-from staddle._write import LINKS_MAX, There, is_same_special
+from staddle._write import is_same_special
 from staddle.v1 import resources_pb2 as pb
 
 ABSENT: Final = "it is not there"
+CONTENT: Final = "its content differs"
 GRANULARITIES_NS: Final = (1, 100, 1000, 10**6, 10**7, 10**9, 2 * 10**9)
 """In which file systems keep times: most in nanoseconds, NTFS in 100 of them, FAT in two seconds."""
 
@@ -36,8 +40,9 @@ class Preview:
         self.applier = Applier()
         self.ways: dict[bytes, pb.Entry] = {}
         self.left_count = 0
-        self._links: set[tuple[bytes, bytes]] = set()
-        """Groups of hard links whose content is counted."""
+        self._links = Links()
+        self._why = ""
+        """What is different at the path that was looked at last."""
         self._root: int | None = None
         with suppress(FileNotFoundError):
             self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -75,6 +80,8 @@ class Preview:
             self._same(path, entry, status)
         elif not path and not self._verify:
             self._tally.unchanged += 1  # a restore that makes its target does not count that
+        elif status is not None and self._keeps:
+            self._tally.not_written(path, BlockedError(NO_DIRECTORY))
         else:
             self._differs(path, entry, new=status is None, why="it is no directory")
 
@@ -83,42 +90,78 @@ class Preview:
         if entry.type == pb.ENTRY_TYPE_SOCKET:
             self._tally.sockets += 1
         else:
-            self._differs(path, entry, new=new, why="it is another link or special file")
+            self._differs(path, entry, new=new, why=self._why)
 
     def link(self, path: bytes, entry: pb.Entry, *, new: bool = False) -> bool:
         """Counts a file that would be written; True, for nothing has to be fetched."""
-        key = (entry.link_group, entry.content.content_id)
-        if not entry.link_group or key not in self._links:
+        if not self._links.knows(entry):
             self._tally.data_bytes += entry.content.size_bytes
-            if entry.link_group and len(self._links) < LINKS_MAX:
-                self._links.add(key)
-        self._differs(path, entry, new=new, why="its content differs")
+            self._links.expect(entry)
+        self._differs(path, entry, new=new, why=self._why)
         return True
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether nothing that lies there would be replaced."""
+        return self._overwrite == "never" and not self._verify
 
     def what_is_there(self, path: bytes, entry: pb.Entry) -> There:
         """See Writer.what_is_there."""
         try:
             status = self._status(path)
-            if status is None:
-                return There.NOTHING
-            if self._overwrite == "always" and not self._verify:
-                return There.OTHER
-            if self._overwrite == "never" and not self._verify:
+            there = decide(
+                entry,
+                status,
+                overwrite="if-changed" if self._verify else self._overwrite,
+                verify=self._verify,
+                links=self._links,
+                is_same=lambda status: self._is_same(path, status, entry),
+            )
+            if there is There.KEPT:
                 self._tally.kept += 1
                 return There.STAYS
-            if is_file(entry):
-                if not stat.S_ISREG(status.st_mode) or status.st_size != entry.content.size_bytes:
-                    return There.OTHER
-                if self._verify:
-                    return There.COMPARE
-                if not (entry.HasField("mtime_ns") and may_be_kept_as(entry.mtime_ns, status.st_mtime_ns)):
-                    return There.OTHER
-            elif not is_same_special(self._directory(path), os.path.basename(path), status, entry):
-                return There.OTHER
+            if status is None:
+                return there
+            if there is There.OTHER:
+                self._say_why(entry, status)
+                if not self._verify and self._is_filled(path, status):
+                    raise BlockedError(FILLED)
+            if there is not There.SAME:
+                return there
             self._same(path, entry, status)
         except OSError as error:
             self._tally.not_written(path, error)
         return There.STAYS
+
+    def _is_same(self, path: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
+        """See Writer."""
+        if not is_file(entry):
+            return is_same_special(self._directory(path), os.path.basename(path), status, entry)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.content.size_bytes:
+            return False
+        return self._verify or (entry.HasField("mtime_ns") and may_be_kept_as(entry.mtime_ns, status))
+
+    def _is_filled(self, path: bytes, status: os.stat_result) -> bool:
+        """Whether a directory with something in it lies there."""
+        if not stat.S_ISDIR(status.st_mode):
+            return False
+        descriptor = os.open(os.path.basename(path), DIRECTORY_FLAGS, dir_fd=self._directory(path))
+        try:
+            return bool(os.listdir(descriptor))
+        finally:
+            os.close(descriptor)
+
+    def _say_why(self, entry: pb.Entry, status: os.stat_result) -> None:
+        if type_of(status) != (entry.type or pb.ENTRY_TYPE_FILE):
+            self._why = "it is of another type"
+        elif self._links.are_elsewhere(entry, status):
+            self._why = "it is not linked as in the backup"
+        elif entry.type == pb.ENTRY_TYPE_SYMLINK:
+            self._why = "its link target differs"
+        elif not is_file(entry):
+            self._why = "its device number differs"
+        else:
+            self._why = CONTENT
 
     def compared(self, path: bytes, entry: pb.Entry, *, same: bool) -> There:
         """See Writer.compared."""
@@ -130,6 +173,7 @@ class Preview:
         if status is None:
             return There.NOTHING
         if not same:
+            self._why = CONTENT
             return There.OTHER
         self._same(path, entry, status)
         return There.STAYS
@@ -141,6 +185,7 @@ class Preview:
     def _same(self, path: bytes, entry: pb.Entry, status: os.stat_result) -> None:
         # The target itself need not be the backup's: a restore leaves one alone that is not empty.
         differences = self._differences(entry, status) if self._verify and path else []
+        self._links.remember(path, entry, status)
         if differences:
             self._differs(path, entry, new=False, why=", ".join(differences))
         else:
@@ -154,12 +199,18 @@ class Preview:
             or (entry.HasField("gid") and entry.gid != status.st_gid)
         ):
             found.append("its owner differs")
-        wanted = None if stat.S_ISLNK(status.st_mode) else mode_for(entry, status, lambda _: None)
+        wanted = None if stat.S_ISLNK(status.st_mode) else self._mode_for(entry, status)
         if wanted is not None and wanted != stat.S_IMODE(status.st_mode):
             found.append("its mode differs")
-        if entry.HasField("mtime_ns") and not may_be_kept_as(entry.mtime_ns, status.st_mtime_ns):
+        if entry.HasField("mtime_ns") and not may_be_kept_as(entry.mtime_ns, status):
             found.append("its modification time differs")
         return found
+
+    def _mode_for(self, entry: pb.Entry, status: os.stat_result) -> int | None:
+        """The mode that a restore would set: root sets the owner first, so that setuid and setgid stay."""
+        if self.applier.is_root:
+            return entry.mode & 0o7777 if entry.HasField("mode") else None
+        return mode_for(entry, status, lambda _: None)
 
     def _differs(self, path: bytes, entry: pb.Entry, *, new: bool, why: str) -> None:
         self._tally.written += 1
@@ -202,7 +253,13 @@ class Preview:
         for name in path.split(b"/") if path else ():
             try:
                 below = os.open(name, DIRECTORY_FLAGS, dir_fd=descriptor)
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                if self._keeps:
+                    raise BlockedError(NO_DIRECTORY) from error
                 return None
             finally:
                 os.close(descriptor)
@@ -216,6 +273,11 @@ class Preview:
         self._parent = (b"", self._root)
 
 
-def may_be_kept_as(wanted_ns: int, found_ns: int) -> bool:
-    """Whether a file system may keep one time as the other. Which one it is can be known only by writing."""
-    return any(wanted_ns - wanted_ns % unit == found_ns for unit in GRANULARITIES_NS)
+def may_be_kept_as(wanted_ns: int, status: os.stat_result) -> bool:
+    """Whether a file system may keep a time as the one of this stat. Which one it is can be known only by writing: the time of the last
+    change, which the system itself sets, tells at least of most that they keep times more finely.
+    """
+    return any(
+        wanted_ns - wanted_ns % unit == status.st_mtime_ns and not status.st_ctime_ns % unit
+        for unit in GRANULARITIES_NS
+    )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from staddle._convert import backup_of, sort_key
 from staddle._errors import ProtocolError
 from staddle._extras import Extras
+from staddle._figures import counted
 from staddle._preview import Preview
 from staddle._retry import Retry, RetryNotice
 from staddle._selection import Choice
@@ -34,10 +35,11 @@ from staddle._stream import (
 from staddle._streams import Streams
 from staddle._tally import WriteTally
 from staddle._target import is_in
+from staddle._there import There
 from staddle._told import retry_words
 from staddle._types import ProblemKind, Progress, RestoreOptions, RestoreReport
 from staddle._verify import Comparison
-from staddle._write import LEFT_DIRECTORIES_MAX, FileInProgress, There, Writer
+from staddle._write import LEFT_DIRECTORIES_MAX, FileInProgress, Writer
 from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:
@@ -174,7 +176,7 @@ class Restore:
         if tally.problems_dropped or any(problem.kind in FAILURES for problem in tally.problems):
             self._warnings.extend(
                 [
-                    f"{extras.count} paths that the backup does not have were kept, because not everything was restored."
+                    f"Kept {counted(extras.count, 'path')} that the backup does not have, because not everything was restored."
                 ]
                 if extras.count
                 else []
@@ -182,7 +184,7 @@ class Restore:
             return
         if extras.mounts:
             self._warnings.append(
-                f"{extras.mounts} directories were not looked into for what to delete: other file systems."
+                f"Deleted nothing in {counted(extras.mounts, 'directory', 'directories')} on which another file system is mounted."
             )
         if self._options.dry_run:
             extras.tell_failed(tally)

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Final, Protocol, TypeVar
 
 from staddle._errors import ConnectError, DeadlineError, ExhaustedError, StaddleError, UnavailableError
+from staddle._figures import counted
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ class Attempts:
         if wait_s > left_s:
             if self._tries > 1:
                 spent_s = self._clock.now_s() - self._since_s
-                error.add_note(f"Given up after {self._tries} tries in {spent_s:.0f} s.")
+                error.add_note(f"Given up after {counted(self._tries, 'try', 'tries')} in {spent_s:.0f} s.")
             raise error
         if self._retry.notify is not None:
             self._retry.notify(RetryNotice(error, self._tries, wait_s, left_s))

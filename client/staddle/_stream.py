@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from staddle._convert import link_target_of, path_of, sort_key
 from staddle._errors import ProtocolError
+from staddle._figures import counted
 from staddle._segments import Chunk, Segments
 from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
 from staddle.v1 import resources_pb2 as resources
@@ -145,7 +146,7 @@ class _Reader:
     def finish(self) -> None:
         if not self._ended:
             raise ProtocolError(
-                f"The restore stopped after {self._entries} entries, without its end: the rest did not come."
+                f"The restore stopped after {counted(self._entries, 'entry', 'entries')}, without its end: the rest did not come."
             )
 
     def header(self, header: service.RestoreHeader) -> tuple[HeaderEvent]:
@@ -234,7 +235,9 @@ class _Reader:
         seen = (self._entries, self._data_bytes, self._damages)
         # Without data nobody finds damage, and the bytes that came whole are not known here.
         if said != seen if self._data else said[0] != seen[0]:
-            raise ProtocolError(f"The restore's end says {said} entries, bytes and damages, and {seen} came.")
+            raise ProtocolError(
+                f"The restore's end says {said} of entries, bytes and damages, and {seen} came."
+            )
         self._ended = True
         return (EndEvent(*said),)
 

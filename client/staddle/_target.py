@@ -19,6 +19,8 @@ from staddle._scan import DIRECTORY_FLAGS
 from staddle._temporaries import discard, sweep
 
 DESCRIPTORS_MAX: Final = 64
+NO_DIRECTORY: Final = "something that is no directory is in its place"
+FILLED: Final = "a directory that is not empty is in its place"
 OWNER_BITS: Final = stat.S_IRWXU
 
 
@@ -220,7 +222,7 @@ class Target:
             self._add_permissions(parent, parent_fd)
         if status is not None:
             if not self._replace and path != self.replaceable:
-                raise BlockedError("something that is no directory is in its place")
+                raise BlockedError(NO_DIRECTORY)
             os.unlink(name, dir_fd=parent_fd)
         os.mkdir(name, mode, dir_fd=parent_fd)
         return True
@@ -322,5 +324,5 @@ def _take_away_directory(dir_fd: int, name: bytes) -> None:
         os.rmdir(name, dir_fd=dir_fd)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise BlockedError("a directory that is not empty is in its place") from error
+            raise BlockedError(FILLED) from error
         raise

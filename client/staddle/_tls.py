@@ -18,6 +18,7 @@ import grpc
 
 from staddle._config import Settings
 from staddle._errors import ConfigError
+from staddle._figures import counted
 from staddle._pem import read_pem
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ def _warn_of_end(chain: bytes, path: str) -> None:
     if ends <= now:
         _log.warning("cert %s expired at %s: servers refuse it until it is renewed.", path, _shown(ends))
     else:
-        _log.warning("cert %s expires at %s, in %d days: renew it.", path, _shown(ends), (ends - now).days)
+        _log.warning(
+            "cert %s expires at %s, in %s: renew it.", path, _shown(ends), counted((ends - now).days, "day")
+        )
 
 
 def _chain(certificates: list[bytes], key: bytes, settings: Settings) -> bytes:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from staddle._apply import Applier
@@ -22,12 +21,11 @@ from staddle._stream import is_file
 from staddle._tally import WriteTally
 from staddle._target import AppearedError, Target, chmod_name, is_in, look, settle
 from staddle._temporaries import discard, make_temporary
+from staddle._there import Links, There, decide
 from staddle._times import KeptTimes
 from staddle._types import Overwrite, ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
-LINKS_MAX: Final = 100_000
-"""So many groups of hard links are remembered; files of others come as files of their own."""
 GATHER_BYTES_MAX: Final = 512 * 1024
 """A file up to this size is written when all of it has come, by whoever of the crew is free."""
 LEFT_DIRECTORIES_MAX: Final = 4_096
@@ -36,18 +34,6 @@ DEVICES: Final = {
     pb.ENTRY_TYPE_CHAR_DEVICE: stat.S_IFCHR,
     pb.ENTRY_TYPE_BLOCK_DEVICE: stat.S_IFBLK,
 }
-
-
-class There(Enum):
-    """What lies where a path has to go."""
-
-    NOTHING = auto()
-    OTHER = auto()
-    """Something that is to be replaced."""
-    STAYS = auto()
-    """What stays, and is dealt with."""
-    COMPARE = auto()
-    """A file of the right size, whose content has to be compared."""
 
 
 class _Left(NamedTuple):
@@ -118,7 +104,7 @@ class Writer:
         self._crew = Crew(tally, self.applier)
         self._last_file = b""
         """The last path that was handed to the crew."""
-        self._links: OrderedDict[tuple[bytes, bytes], tuple[bytes, tuple[int, int]]] = OrderedDict()
+        self._links = Links()
         self._directories: list[tuple[bytes, pb.Entry]] = []
         """Those above the last path, whose metadata is set when all in them is there."""
         self._left: deque[_Left] = deque()
@@ -229,19 +215,21 @@ class Writer:
         try:
             dir_fd, name = self._parent_of(path)
             status = look(dir_fd, name)
-            if status is None:
-                return There.NOTHING
-            if self._overwrite == "always":
-                return There.OTHER
-            if self._overwrite == "never":
+            there = decide(
+                entry,
+                status,
+                overwrite=self._overwrite,
+                verify=self._verify,
+                links=self._links,
+                is_same=lambda status: self._is_same(dir_fd, name, status, entry),
+            )
+            if there is There.OTHER and self._fresh:
+                raise AppearedError
+            if there is There.KEPT:
                 self._tally.kept += 1
                 return There.STAYS
-            if self._is_linked_elsewhere(entry, status) or not self._is_same(dir_fd, name, status, entry):
-                if self._fresh:
-                    raise AppearedError
-                return There.OTHER
-            if self._verify and is_file(entry):
-                return There.COMPARE
+            if status is None or there is not There.SAME:
+                return there
             self._put_right(dir_fd, path, name, entry, status)
         except OSError as error:
             self._tally.not_written(path, error)
@@ -273,11 +261,6 @@ class Writer:
             else self._opened_file(dir_fd, name, status)
         )
 
-    def _is_linked_elsewhere(self, entry: pb.Entry, status: os.stat_result) -> bool:
-        """Whether a file is not the one that the others of its group are."""
-        linked = self._links.get(_link_key(entry)) if entry.link_group else None
-        return linked is not None and linked[1] != (status.st_dev, status.st_ino)
-
     def _put_right(
         self, dir_fd: int, path: bytes, name: bytes, entry: pb.Entry, status: os.stat_result
     ) -> None:
@@ -293,7 +276,7 @@ class Writer:
                     os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
             finally:
                 os.close(descriptor)
-            self._remember(path, entry, status)
+            self._links.remember(path, entry, status)
         else:
             self.applier.to_name(dir_fd, name, entry, self._reporter(path))
         self._tally.unchanged += 1
@@ -325,9 +308,9 @@ class Writer:
 
         `new`, here and below: nothing was there, and what has appeared since is not replaced.
         """
-        key = _link_key(entry)
-        known = self._links.get(key) if entry.link_group else None
+        known = self._links.find(entry)
         if known is None:
+            self._links.expect(entry)
             return False
         source, identity = known
         try:
@@ -338,7 +321,7 @@ class Writer:
             if error.errno not in (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOENT, errno.ENOTSUP):
                 self._tally.not_written(path, error)
                 return True
-        del self._links[key]
+        self._links.forget(entry)
         return False
 
     def _link(self, source: bytes, identity: tuple[int, int], path: bytes, *, exclusive: bool) -> bool:
@@ -385,7 +368,7 @@ class Writer:
         self._tally.written += 1
         self._tally.data_bytes += status.st_size
         self._target.replaceable = file.path
-        self._remember(file.path, file.entry, status)
+        self._links.remember(file.path, file.entry, status)
 
     def whole_file(
         self, path: bytes, entry: pb.Entry, *pieces: bytes | memoryview, new: bool = False
@@ -475,19 +458,8 @@ class Writer:
         if self._last_file and path.startswith(self._last_file + b"/"):
             self.drain()
 
-    def _remember(self, path: bytes, entry: pb.Entry, status: os.stat_result) -> None:
-        if not entry.link_group:
-            return
-        self._links[_link_key(entry)] = (path, (status.st_dev, status.st_ino))
-        if len(self._links) > LINKS_MAX:
-            self._links.popitem(last=False)
-
     def _reporter(self, path: bytes) -> Callable[[str], None]:
         return lambda message: self._tally.note(ProblemKind.NOT_WRITTEN, path, message)
-
-
-def _link_key(entry: pb.Entry) -> tuple[bytes, bytes]:
-    return entry.link_group, entry.content.content_id
 
 
 def is_same_special(dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
+from staddle._figures import counted
 
 from staddle_server.limits import KIB, MIB
 
@@ -159,13 +160,15 @@ def _left_out(source: Path, places: Places) -> tuple[str, ...]:
 
 def _tell_copied(copied: Copied, source: Path, places: Places) -> None:
     heading("A scratch copy, so that your files are only read")
-    say(f"  {source} -> {_short(places.files)}: {copied.files} files, {_size(copied.data_bytes)}")
+    say(f"  {source} -> {_short(places.files)}: {counted(copied.files, 'file')}, {_size(copied.data_bytes)}")
     if copied.too_much:
         say(
-            f"  {copied.too_much} files were left out: the demonstration takes 1 GiB at most (the service takes any amount)."
+            f"  {counted(copied.too_much, 'file was', 'files were')} left out: the demonstration takes 1 GiB at most (the service takes any amount)."
         )
     if copied.special:
-        say(f"  {copied.special} devices, sockets or fifos were left out of the copy.")
+        say(
+            f"  {counted(copied.special, 'device, socket or fifo was', 'devices, sockets or fifos were')} left out of the copy."
+        )
     if copied.unreadable:
         say(f"  {len(copied.unreadable)} could not be read, such as {copied.unreadable[0]!r}.")
 
@@ -177,8 +180,8 @@ def _size(data_bytes: int) -> str:
 def _compare(before: dict[bytes, str], restored: dict[bytes, str]) -> None:
     wrong = sorted(path for path in before.keys() | restored.keys() if before.get(path) != restored.get(path))
     if wrong:
-        raise DemoError(f"{len(wrong)} paths came back different, such as {wrong[0]!r}")
-    say(f"  Compared: all {len(before)} paths are as they were before the change, byte for byte.")
+        raise DemoError(f"{counted(len(wrong), 'path')} came back different, such as {wrong[0]!r}")
+    say(f"  Compared: all paths ({len(before):,}) are as they were before the change, byte for byte.")
 
 
 def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> None:
@@ -187,7 +190,7 @@ def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> No
     log = shlex.quote(_short(places.base / "server.log"))
     heading("What happened")
     say(
-        f"  A server kept two backups of {paths} paths (files, directories, links). Between them {len(changes)} things changed, and with"
+        f"  A server kept two backups of {counted(paths, 'path')} (files, directories, links). Between them {counted(len(changes), 'thing')} changed, and with"
     )
     say(
         "  them the times of the directories that they lie in (m); only those travelled. Then everything was restored as it had been"
@@ -384,7 +387,7 @@ def _show(lines: list[str], *, failed: bool) -> None:
     for line in shown:
         say(f"    {line}")
     if len(lines) > len(shown):
-        say(f"    … {len(lines) - len(shown)} more lines")
+        say(f"    … {counted(len(lines) - len(shown), 'more line')}")
 
 
 # --- words

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
+from staddle._figures import counted
 
 from staddle_server import pem
 from staddle_server.config import Settings
@@ -93,7 +94,7 @@ def _validity(name: str, certificate: x509.Certificate, now: datetime.datetime) 
     if ends - now <= WARN:
         return Validity(
             is_valid=True,
-            words=f"{name} expires at {ends:%Y-%m-%d %H:%M} UTC, in {(ends - now).days} days: renew it",
+            words=f"{name} expires at {ends:%Y-%m-%d %H:%M} UTC, in {counted((ends - now).days, 'day')}: renew it",
         )
     return Validity(is_valid=True, words="")
 

@@ -120,11 +120,11 @@ def test_repair_saves_what_a_pack_without_a_header_has_and_exits_0(server, pack)
 
 
 def test_wrong_usage_exits_2_and_a_tenant_that_is_not_there_is_an_error_in_words(server):
-    for words in (("--read-data=0",), ("--read-data=some",)):
-        status, _, err = run(server, "check", *words)
+    for percent, said in (("0", "0 reads nothing"), ("some", "use a number from 0 to 100")):
+        status, _, err = run(server, "check", f"--read-data={percent}")
         assert status == 2
         assert "Usage: " in err
-        assert "over 0 and up to 100" in err
+        assert said in err
     status, out, err = run(server, "check", "--tenant", "nobody")
     assert (status, out) == (1, "")
     assert "there is no tenant 'nobody'" in err

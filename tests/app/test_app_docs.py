@@ -70,6 +70,19 @@ def test_every_command_shows_its_help(name: str) -> None:
     assert "Usage: " in done.output
 
 
+def test_help_fits_a_terminal_of_eighty_columns() -> None:
+    commands = [((), group), *ALL]
+    wide = [
+        line
+        for path, command in commands
+        for line in command.get_help(
+            click.Context(command, info_name=" ".join(("staddle-server", *path)), terminal_width=80)
+        ).splitlines()
+        if len(line) > 80
+    ]
+    assert wide == []
+
+
 def test_every_error_reason_has_its_line_for_the_night() -> None:
     table = PAGE[PAGE.index("## At 3 a.m.") :]
     documented = {

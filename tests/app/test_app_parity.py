@@ -51,7 +51,7 @@ def test_flipped_bytes_of_a_running_servers_store_are_repaired_and_all_restores_
     done = run("parity", "--data", server.data, "--repair")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        f"tenant default, pack {pack.name}: repaired, 4096 bytes at 499712; 4 bytes behind its end were dropped",
+        f"tenant default, pack {pack.name}: repaired, 4,096 bytes at 499712; dropped 4 bytes behind its end",
         "1 pack marked as damaged: 1 repaired, 0 found sound, 0 not repaired.",
     ]
     assert pack.read_bytes() == whole

@@ -231,7 +231,8 @@ def test_health_finds_the_server_by_its_directory(server: Server) -> None:
     serving, room = done.stdout.splitlines()
     assert (done.returncode, serving) == (0, f"{server.client_config['server']} SERVING")
     assert re.fullmatch(
-        rf"{server.data}: [0-9.]+ .?i?B( and [0-9,]+ inodes)? free; backups need [0-9.]+ .?i?B", room
+        rf"{server.data}: [0-9.]+ .?i?B( and [0-9,]+ inodes)? free; backups need [0-9.]+ .?i?B( and [0-9,]+ inodes)?",
+        room,
     )
 
 

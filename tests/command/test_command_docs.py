@@ -109,3 +109,15 @@ def test_every_command_is_in_the_help_of_the_whole() -> None:
     for command in map(command_named, COMMANDS):
         assert f"  {command.name} " in shown
         assert command.short_help in shown
+
+
+def test_help_fits_a_terminal_of_eighty_columns() -> None:
+    wide = [
+        line
+        for name, command in {"": group, **BY_NAME}.items()
+        for line in command.get_help(
+            click.Context(command, info_name=f"staddle {name}".strip(), terminal_width=80)
+        ).splitlines()
+        if len(line) > 80
+    ]
+    assert wide == []

@@ -72,7 +72,7 @@ def test_a_name_that_is_none_deletes_nothing_at_all(staddle: CommandLine, backup
     assert "`staddle list www`" in done.err
     for name in ("latest", "abc", "zzzz", ""):
         done = staddle("delete", "www", name, "--yes", code=2)
-        assert "names no backup" in done.err
+        assert "invalid backup" in done.err
     assert len(listed(staddle)) == 3
 
 

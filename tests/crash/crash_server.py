@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import grpc
 from crash_work import LostError
 from sqlalchemy import select
@@ -82,7 +83,7 @@ class CrashServer:
         words = self.command("serve", "--listen", "127.0.0.1:0")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE")}
         with self._log.open("a") as log:
-            self._process = subprocess.Popen(
+            self._process = forked.start(
                 words, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
             )
         assert self._process.stdout is not None

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import forked
 import grpc
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -432,7 +432,7 @@ def undelete(worker: Worker, stub: object) -> None:
 def collect(worker: Worker, _stub: object) -> None:
     """Garbage is collected, beside everything else; whoever collects may be killed too."""
     worker.place.collected = True
-    done = subprocess.run(worker.place.collect, capture_output=True, text=True, timeout=120, check=False)
+    done = forked.run(worker.place.collect, capture_output=True, text=True, timeout=120, check=False)
     # One that was killed keeps its place for a while.
     busy = "is collecting or repairing" in done.stderr
     if done.returncode not in {0, -signal.SIGKILL} and not busy:

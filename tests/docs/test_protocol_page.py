@@ -11,7 +11,7 @@ from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import errors_pb2, resources_pb2, service_pb2
 from staddle_server import errors, limits
 from staddle_server.session import decoded
-from staddle_server.wire import retention, server, streams
+from staddle_server.wire import retention, server, slots
 from staddle_server.wire.status import CODES
 from wire_transcript import SERVICE, Transcript
 
@@ -213,13 +213,13 @@ def test_the_limits_are_those_of_the_server() -> None:
         "minimum retention, and how far ahead a backup is retained": f"{known.RETENTION_S_MAX // (366 * 86400)} years",
         "a policy: each number; tags; as JSON": f"{known.RETENTION_COUNT_MAX:,}; {known.RETENTION_TAGS_MAX}; "
         f"{size(known.POLICY_BYTES_MAX)}",
-        "a Backup stream's first message; any later one, in or out": f"within {streams.FIRST_S:.0f} s; "
-        f"{streams.IDLE_S / 60:.0f} min, then the call ends with CANCELLED",
+        "a Backup stream's first message; any later one, in or out": f"within {slots.FIRST_S:.0f} s; "
+        f"{slots.IDLE_S / 60:.0f} min, then the call ends with CANCELLED",
         "connections": f"{known.CONNECTIONS_MAX:,}; one without a call is closed after "
         f"{dict(server.OPTIONS)['grpc.max_connection_idle_ms'] // 60_000} min",
         "calls without a stream at once; of one tenant; of one token": f"{known.CALLS_MAX}; "
-        f"{known.CALLS_TENANT_MAX}; {known.CALLS_TOKEN_MAX}; more wait up to {streams.WAIT_S:.0f} s",
-        "the message of such a call": f"within {streams.ARRIVING_S / 60:.0f} min",
+        f"{known.CALLS_TENANT_MAX}; {known.CALLS_TOKEN_MAX}; more wait up to {slots.WAIT_S:.0f} s",
+        "the message of such a call": f"within {slots.ARRIVING_S / 60:.0f} min",
         "lease, life of an upload": f"{known.LEASE_S // 60} min, {known.UPLOAD_LIFE_S // 86400} days "
         "(`limits.upload_lease`, `limits.upload_life`)",
     }

@@ -103,3 +103,12 @@ def test_lost_chunks_of_a_long_list_come_with_their_lengths_and_a_lost_list_with
     *_, last = Losses(reader_of(running)).of(root)
     assert last.where.path == b"large"
     assert last.message
+
+
+def test_a_page_that_is_marked_as_damaged_and_can_be_read_makes_a_backup_not_whole_and_costs_no_path(running):
+    back_up(running.stub(), "www", {"a": b"1"})
+    (root,) = roots(running)
+    mark(running, Role.MANIFEST, root.digest)
+    losses = Losses(reader_of(running), share=True)
+    assert [loss.where for loss in losses.of(root)] == [None]
+    assert not losses.is_whole(root), "what is lost was not remembered as whole"

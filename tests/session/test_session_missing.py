@@ -21,7 +21,7 @@ def as_dict(some):
     return {ref.digest: ref.length for ref in some}
 
 
-@pytest.mark.parametrize("share", [16, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_full_list_takes_less_than_4_mib_also_when_it_is_read_back(share):
     everything = refs(MISSING_CHUNKS_MAX // share)
     rows = [(ref.digest, ref.length) for ref in everything]
@@ -29,7 +29,13 @@ def test_a_full_list_takes_less_than_4_mib_also_when_it_is_read_back(share):
     try:
         grown = Missing(())
         for start in range(0, len(everything), 4096):
-            grown.expect(everything[start : start + 4096])
+            # As they come from messages: nobody else has these digests.
+            grown.expect(
+                [
+                    ref._replace(digest=bytes(bytearray(ref.digest)))
+                    for ref in everything[start : start + 4096]
+                ]
+            )
             grown.take_change()
         after_growing, _ = tracemalloc.get_traced_memory()
         loaded = Missing(rows)

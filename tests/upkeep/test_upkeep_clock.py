@@ -13,8 +13,10 @@ import forked
 import grpc
 import pytest
 from garbage_left import Garbage
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from harm import kept
 from servers import MovedClock
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -22,6 +24,7 @@ from staddle_server.catalog import open_catalog
 from staddle_server.session.clockguard import ClockGuard, ClockInDoubt
 from staddle_server.session.tenant import Tenants
 from staddle_server.upkeep.policies import Policies
+from staddle_server.upkeep.scrub import Scrubber
 from thin import Source, back_up, backups, reason
 
 DAY = 86_400
@@ -191,6 +194,110 @@ def test_a_deletion_while_the_clock_is_back_has_its_whole_grace_once_the_clock_i
     assert garbage.collect().sum_of("backups_purged") == 0
     garbage.later(8)
     assert garbage.collect().sum_of("backups_purged") == 1
+
+
+# --- what begins while the clock is wrong
+
+
+@pytest.fixture
+def jumping(running):
+    running.clock = JumpingClock()
+    running.restart()
+    return running
+
+
+def expire(running) -> None:
+    running.service._uploads._expire()
+
+
+def upload_is_open(source: Source) -> bool:
+    asked = sv.GetUploadRequest(upload_id=source.upload.id)
+    return source.stub.GetUpload(asked).upload.state == pb.UPLOAD_STATE_OPEN
+
+
+def test_an_upload_that_begins_or_goes_on_while_the_clock_is_behind_has_its_whole_life_once_it_is_right(
+    jumping,
+):
+    stub = jumping.stub()
+    old = Source(stub, "old")
+    jumping.clock.jump_s = -YEAR
+    new = Source(stub, "new")
+    new.put_file("a", b"1")
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**new.id))
+    stub.RenewUpload(sv.RenewUploadRequest(**old.id))
+    jumping.clock.jump_s = 0
+    jumping.clock.ahead_s += jumping.upload_life_s - DAY
+    expire(jumping)
+    assert upload_is_open(old)
+    assert upload_is_open(new)
+    jumping.clock.ahead_s += 2 * DAY
+    expire(jumping)
+    assert not upload_is_open(old)
+    assert not upload_is_open(new)
+
+
+def test_an_upload_of_a_clock_that_was_ahead_neither_lives_nor_is_leased_for_a_year(jumping):
+    jumping.clock.jump_s = YEAR
+    ahead = Source(jumping.stub("writer", name="ahead"), "www")
+    left = Source(jumping.stub("writer", name="ahead"), "other")
+    jumping.clock.jump_s = 0
+    other = jumping.stub("writer", name="other")
+    taken = other.ResumeUpload(sv.ResumeUploadRequest(upload_id=ahead.upload.id)).upload
+    assert taken.epoch == ahead.upload.epoch + 1
+    with pytest.raises(grpc.RpcError) as refused:
+        other.CheckpointUpload(sv.CheckpointUploadRequest(**left.id))
+    assert reason(refused.value) == "RESUME_REQUIRED"
+    expire(jumping)
+    assert upload_is_open(left)
+    jumping.clock.ahead_s += jumping.upload_life_s + DAY
+    expire(jumping)
+    assert not upload_is_open(left)
+
+
+def test_an_upload_is_taken_over_also_while_the_clock_is_ahead(jumping):
+    begun = Source(jumping.stub(), "www", take_over=True)
+    jumping.clock.jump_s = YEAR
+    again = Source(jumping.stub(), "www", take_over=True)
+    assert (again.begun.taken_over, again.upload.id) == (True, begun.upload.id)
+
+
+def test_the_minimum_retention_of_a_backup_that_is_made_while_the_clock_is_behind_is_not_cut_short(jumping):
+    stub = jumping.stub()
+    back_up(stub, "www", {"a": b"1"})
+    stub.SetRetention(sv.SetRetentionRequest(dataset="www", minimum=Duration(seconds=10 * DAY)))
+    jumping.clock.jump_s = -YEAR
+    made = back_up(stub, "www", {"a": b"2"})
+    jumping.clock.jump_s = 0
+    jumping.clock.ahead_s += 9 * DAY
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=made.id))
+    assert reason(refused.value) == "PROTECTED"
+    jumping.clock.ahead_s += 2 * DAY
+    stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=made.id))
+
+
+def test_a_policy_that_was_set_while_the_clock_was_ahead_is_followed_once_it_is_right(garbage):
+    running = garbage.running
+    stub = running.stub()
+    for n in range(2):
+        back_up(stub, "www", {"a": b"%d" % n})
+    running.clock.jump_s = YEAR
+    stub.SetRetention(sv.SetRetentionRequest(dataset="www", policy=pb.RetentionPolicy(keep_last=1)))
+    running.clock.jump_s = 0
+    tenants = Tenants(running.blobs, running.catalog, running.keys)
+    policies = Policies(running.catalog, tenants, running.clock, 3600.0)
+    assert policies.run(lambda: False) == "1 backup deleted"
+
+
+def test_packs_that_were_read_while_the_clock_was_ahead_are_due_again_once_it_is_right(garbage):
+    back_up(garbage.running.stub(), "www", {"a": b"1"})
+    scrubber = Scrubber(kept(garbage.running), period_s=30 * DAY, bytes_per_s=1e12, busy=lambda: False)
+    scrub = scrubber.task().run
+    garbage.running.clock.jump_s = YEAR
+    assert scrub(lambda: False).startswith("1 pack read")
+    garbage.running.clock.jump_s = 0
+    assert scrub(lambda: False).startswith("1 pack read")
+    assert scrub(lambda: False) == ""
 
 
 # --- over a reboot, where nothing has counted the time

@@ -9,7 +9,8 @@ import pytest
 from garbage_left import Garbage
 from harm import flip
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import Conflict, Unavailable
+from staddle_server.errors import Conflict, Exhausted, Unavailable
+from staddle_server.session import records as recording
 from staddle_server.store.pack import pack_name
 from staddle_server.store.records import ForgottenRecord, PurgedRecord, TenantRecord
 from staddle_server.upkeep import collector as collecting
@@ -89,7 +90,7 @@ def test_a_catalog_that_is_older_than_the_store_is_refused(garbage):
     running.start()
     objects = garbage.objects("")
     for _ in range(3):
-        assert "the catalog is older than the store: it does not know 1 backups" in _failure(
+        assert "the catalog is older than the store: it does not know 1 backup of which" in _failure(
             garbage, grace_s=0
         )
         garbage.reap_grace()
@@ -112,7 +113,7 @@ def test_an_empty_list_of_the_store_is_not_trusted(garbage):
     packs = garbage.running.root / "store" / "packs"
     packs.rename(packs.with_name("away"))
     before = garbage.tables()
-    assert "lists none of the 1 packs" in _failure(garbage, grace_s=0)
+    assert "lists none of the packs that the catalog has (1)" in _failure(garbage, grace_s=0)
     after = garbage.tables()
     for name in ("backups", "packs", "chunks", "claims", "orphans"):
         assert after[name] == before[name], name
@@ -342,6 +343,54 @@ def test_the_records_of_a_purged_backup_go_a_day_later_the_purged_one_last(garba
     assert len(records) == 5
     assert records[-1] == purged
     assert garbage.count("backups") == 0
+
+
+def _with_room_for(running, patch, objects):
+    """From now on the disk takes so many objects more, and is full then."""
+    create, left = running.blobs.create, iter(range(objects))
+
+    def limited():
+        if next(left, None) is None:
+            raise Exhausted("STORE_FULL", "the disk is full")
+        return create()
+
+    patch.setattr(running.blobs, "create", limited)
+
+
+def test_a_disk_too_full_to_compact_loses_what_nothing_needs(garbage, monkeypatch):
+    running = garbage.running
+    for number in range(9):
+        back_up(running.stub(), f"kept{number}", {"a": noise(10_000, 10 + number)})
+    kept = set(garbage.objects())
+    back_up(running.stub(), "gone", FILES)
+    garbage.delete("gone")
+    with monkeypatch.context() as patch:
+        _with_room_for(running, patch, 2)  # the record of the purge, and the head
+        (tenant,) = garbage.collector().collect(grace_s=0).tenants
+    assert "compaction needs more room, and all else was done" in tenant.failure
+    assert (tenant.packs_compacted, tenant.packs_reaped) == (0, 1)
+    assert set(garbage.objects()) == kept
+    assert garbage.collect_all().sum_of("packs_compacted") == 9
+    garbage.assert_restores("kept8", {"a": noise(10_000, 18)})
+
+
+def test_a_disk_too_full_for_the_records_of_all_purges_loses_what_those_need_that_were_written(
+    garbage, monkeypatch
+):
+    running = garbage.running
+    monkeypatch.setattr(recording, "STEP_RECORDS", 1)
+    for name in ("first", "second", "third"):
+        back_up(running.stub(), name, {"a": noise(200_000, len(name))} if name != "third" else OTHERS)
+        garbage.delete(name)
+    before = len(garbage.objects())
+    with monkeypatch.context() as patch:
+        _with_room_for(running, patch, 2)
+        (tenant,) = garbage.collector().collect(grace_s=0).tenants
+    assert "purging needs more room, and all else was done" in tenant.failure
+    assert (tenant.backups_purged, tenant.backups_walked, tenant.packs_reaped) == (3, 2, 1)
+    assert len(garbage.objects()) == before - 1
+    garbage.collect_all()
+    assert garbage.objects() == []
 
 
 def test_a_purged_backup_whose_record_is_not_durable_counts_as_there(garbage, monkeypatch):

@@ -43,6 +43,19 @@ def test_a_task_runs_when_it_is_due_also_over_restarts_and_whatever_the_clock_do
     assert ran == ["often"] * 3, "a clock that was set back makes nothing wait"
 
 
+def test_a_clock_that_was_set_back_by_less_than_the_period_makes_no_task_wait_for_two(catalog):
+    clock, ran = Clock(), []
+    task = Task("weekly", 7 * 86_400, lambda _: ran.append("weekly") or "")
+    Schedule([task], catalog, clock).look()
+    clock.now -= 6 * 86_400
+    Schedule([task], catalog, clock).look()
+    Schedule([task], catalog, clock).look()
+    assert ran == ["weekly"] * 2
+    clock.now -= 60
+    Schedule([task], catalog, clock).look()
+    assert ran == ["weekly"] * 2, "a correction of the clock"
+
+
 def test_a_patient_task_lets_clients_go_first_but_not_for_ever(catalog):
     clock, ran, busy = Clock(), [], [True]
     tasks = [

@@ -128,7 +128,7 @@ def test_a_run_ends_after_a_while_and_the_next_goes_on_with_what_waited_longest(
     clock = Waits()
     size = objects(packs)[0].stat().st_size
     scrub = scrubber(packs, clock, rate=size / (RUN_S / 2.5))
-    assert "are due" in scrub.run(never)
+    assert "bytes due" in scrub.run(never)
     first = {pack for pack, at in verified(packs).items() if at}
     assert 2 <= len(first) <= 4
     again = scrubber(packs, clock, rate=size / (RUN_S / 2.5))
@@ -159,7 +159,7 @@ def test_damage_is_put_down_and_logged_once_a_day_and_the_rest_goes_on(packs, ca
     flip(path, 1000)
     scrub = scrubber(packs, clock)
     with caplog.at_level(logging.ERROR):
-        assert "1 findings of damage: run `staddle-server check`" in scrub.run(never)
+        assert "1 finding of damage: run `staddle-server check`" in scrub.run(never)
     (record,) = [each for each in caplog.records if each.message.startswith("damage found")]
     assert record.fields["pack"] == path.name
     assert (record.fields["tenant"], record.fields["kind"], record.fields["segment"]) == (
@@ -172,7 +172,7 @@ def test_damage_is_put_down_and_logged_once_a_day_and_the_rest_goes_on(packs, ca
     assert path.name in {each.pack for each in found}
     assert scrub.run(never) == "", "it is not read again at once"
     clock.now_s += AGAIN_S + 1
-    assert scrub.run(never).startswith("1 packs read")
+    assert scrub.run(never).startswith("1 pack read")
     flip(path, 1000)
     clock.now_s += AGAIN_S + 1
     scrub.run(never)

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import resource
+import runpy
 import signal
 import sys
 import threading
@@ -59,7 +60,12 @@ def become(
         stream.reconfigure(line_buffering=name == "stderr" or os.isatty(number))
         setattr(sys, name, stream)
     try:
-        import_module(MAINS[Path(sys.argv[0]).name]).main()
+        if (name := Path(sys.argv[0]).name) in MAINS:
+            import_module(MAINS[name]).main()
+        else:
+            del sys.argv[0]  # the interpreter
+            sys.path.insert(0, str(Path(sys.argv[0]).parent))
+            runpy.run_path(sys.argv[0], run_name="__main__")
     finally:
         threading._shutdown()
         atexit._run_exitfuncs()

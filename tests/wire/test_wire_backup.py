@@ -122,7 +122,7 @@ def test_a_stream_that_ends_without_finish_leaves_no_backup_and_says_how_to_go_o
     assert reason(failed.value) == "UNFINISHED_STREAM"
     upload_id = info(failed.value).metadata["upload"]
     assert upload_id in failed.value.details()
-    assert "1 entries with 1 bytes are durable" in failed.value.details()
+    assert "1 entry with 1 byte durable" in failed.value.details()
     with pytest.raises(grpc.RpcError) as none:
         restore(stub, "www")
     assert reason(none.value) == "BACKUP_NOT_FOUND"

@@ -55,20 +55,22 @@ class How:
     "backup",
     "Back up directories, files, or what a command prints.",
     "staddle backup /srv/www --dataset www --exclude '*.tmp'",
-    "staddle backup --dataset orders --name dump.sql --from-command -- pg_dump orders",
+    "staddle backup --dataset db --name dump.sql --from-command -- pg_dump orders",
     "zcat old.sql.gz | staddle backup - --dataset orders --name dump.sql",
 )
 @click.argument("source", metavar="[PATH... | - | -- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.option(
-    "--dataset", metavar="NAME", required=True, help="What the backup belongs to; its first one makes it."
+    "--dataset",
+    metavar="NAME",
+    required=True,
+    help="Add the backup to this dataset; the first backup creates it.",
 )
 @click.option(
     "--kind",
     type=click.Choice(KINDS),
     default="auto",
     show_default=True,
-    help="full reads everything; incremental what changed since the newest backup; differential what changed in content since "
-    "the newest full one; auto is incremental if there is a backup, else full.",
+    help="Choose what to read. full: everything; incremental: what changed since the newest backup; differential: what changed in content since the newest full one; auto: incremental if there is a backup, else full.",
 )
 @click.option(
     "--files-from",
@@ -80,7 +82,7 @@ class How:
     "--files-from0",
     metavar="FILE",
     multiple=True,
-    help="The same with NUL behind each path, as `find -print0` writes it. Repeatable.",
+    help="Read such a list with NUL behind each path, as `find -print0` writes it. Repeatable.",
 )
 @click.option(
     "--exclude",
@@ -93,7 +95,7 @@ class How:
     "--exclude-if-present",
     metavar="FILE",
     multiple=True,
-    help="Leave out what is in directories that hold a file of this name. Repeatable.",
+    help="Leave out the contents of directories that hold a file of this name. Repeatable.",
 )
 @click.option(
     "--exclude-larger-than",
@@ -104,55 +106,56 @@ class How:
 @click.option(
     "--no-exclude-caches",
     is_flag=True,
-    help="Back up what is in directories marked by CACHEDIR.TAG, too, and in data directories of a Staddle server.",
+    help="Also back up the contents of directories marked by CACHEDIR.TAG, and of data directories of a Staddle server.",
 )
 @click.option(
     "--max-removed",
     callback=reading(percent),
     metavar="PERCENT",
-    help="Refuse to make a backup that has lost more than this of the entries of the one before. Without it only an empty PATH is "
-    "refused; 100 allows everything.",
+    help="Refuse a backup that has lost more than this of the entries of the one before. By default only an empty PATH is refused; 100 allows everything.",
 )
-@click.option("--one-file-system", is_flag=True, help="Stay out of file systems that are mounted below PATH.")
+@click.option(
+    "--one-file-system", is_flag=True, help="Do not enter file systems that are mounted below PATH."
+)
 @click.option(
     "--tag",
     "tags",
     callback=reading(tag),
     metavar="K=V",
     multiple=True,
-    help="Say something about the backup. Repeatable.",
+    help="Attach a tag to the backup. Repeatable.",
 )
-@click.option("--name", metavar="NAME", help="The file's name in the backup, with `-` and --from-command.")
+@click.option("--name", metavar="NAME", help="Name the file in the backup, with `-` and --from-command.")
 @click.option(
     "--from-command",
     is_flag=True,
-    help="Back up what the command behind `--` prints. Only if it exits 0 is there a backup.",
+    help="Back up what the command behind `--` prints, only if it exits 0.",
 )
 @click.option("--thin", is_flag=True, help="Send all bytes, and let the server find out which are new.")
 @click.option(
     "--new-root",
     is_flag=True,
-    help="The dataset is meant to come from another host or path than before: read everything.",
+    help="Accept that the dataset comes from another host or path than before, and read everything.",
 )
 @click.option(
     "-n",
     "--dry-run",
     is_flag=True,
-    help="Send and change nothing; say how much is new, changed, removed and unchanged.",
+    help="Send and change nothing; show how much is new, changed, removed and unchanged.",
 )
+@click.option("-v", "--verbose", is_flag=True, help="Name every path that --dry-run would send or remove.")
 @click.option(
-    "-v", "--verbose", is_flag=True, help="With --dry-run: name every path that would be sent or removed."
+    "--no-cache", is_flag=True, help="Ask the server what the base holds, instead of the local cache."
 )
-@click.option("--no-cache", is_flag=True, help="Do not remember what backups hold: ask the server each time.")
 @click.option(
     "--cache-dir",
     metavar="DIR",
-    help="Where to remember what backups hold, instead of ~/.cache/staddle.",
+    help="Keep the local cache in DIR, instead of ~/.cache/staddle.",
 )
 @click.option(
     "--host",
     metavar="NAME",
-    help="The host to remember, instead of this machine's name (a container has a new one each time).",
+    help="Record this host name instead of the machine's (a container has a new one each time).",
 )
 def backup(
     session: Session,
@@ -183,8 +186,8 @@ def backup(
     """Back up a directory or a file, standard input (`-`), or what a command prints (--from-command).
 
     Several PATHs become one backup, whose root is the directory that all of them lie in. A dataset has one root, which is the same each time.
-    What cannot be read is named, and the rest goes on: exit code 3.
-    The backup of a PATH that was interrupted goes on where it was when the same command runs again.
+    What cannot be read is named, and the rest is backed up: exit code 3.
+    Running the same command again resumes an interrupted backup of a PATH.
     """
     if verbose and not dry_run:
         raise click.UsageError("-v names the paths of a --dry-run: add -n.")

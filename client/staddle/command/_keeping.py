@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from staddle import Backup
+from staddle import Backup, _figures
 from staddle.command import _records, _words
 from staddle.command._exits import DONE, FAILED
 from staddle.command._options import (
@@ -54,7 +54,7 @@ def delete(session: Session, dataset: str, backups: tuple[str, ...], *, yes: boo
         what = (
             _words.which(found[0])
             if len(found) == 1
-            else f"{len(found)} backups of {_words.escaped(dataset)}"
+            else f"{_figures.counted(len(found), 'backup')} of {_words.escaped(dataset)}"
         )
         if not confirmed(session, f"Delete {what}?", yes=yes):
             return FAILED

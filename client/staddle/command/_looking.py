@@ -36,7 +36,7 @@ LETTER_WORDS: Final = {
     "staddle list www --deleted",
 )
 @click.argument("dataset", required=False)
-@click.option("--deleted", is_flag=True, help="Of a dataset: those that are deleted and can be undeleted.")
+@click.option("--deleted", is_flag=True, help="Show the deleted backups of DATASET, which can be undeleted.")
 def list_(session: Session, dataset: str | None, *, deleted: bool) -> None:
     """List the datasets, or the backups of one, newest first; or those that are deleted and can be undeleted."""
     if dataset is None and deleted:

@@ -234,33 +234,31 @@ def _common_options() -> list[click.Parameter]:
         click.Option(
             ["--server"],
             metavar="HOST:PORT|unix:PATH",
-            help="The server. [env: STADDLE_SERVER]",
+            help="Connect to this server. [env: STADDLE_SERVER]",
         ),
         click.Option(
             ["--token"],
             metavar="TOKEN",
-            help="What the server knows you by. Other users of this machine can read it in `ps`: better set STADDLE_TOKEN, "
-            "or keep it in the configuration file.",
+            help="Use this token. Other users of this machine can read it in `ps`: better set STADDLE_TOKEN, or put it in the configuration file.",
         ),
         click.Option(
             ["--ca"],
             metavar="FILE",
-            help="The authority that signed the server's certificate, or `system` for the public ones. [env: STADDLE_CA]",
+            help="Trust this authority, which signed the server's certificate; `system` trusts the public ones. [env: STADDLE_CA]",
         ),
         click.Option(
-            ["--cert"], metavar="FILE", help="Your own certificate, for mutual TLS. [env: STADDLE_CERT]"
+            ["--cert"], metavar="FILE", help="Present this certificate, for mutual TLS. [env: STADDLE_CERT]"
         ),
-        click.Option(["--key"], metavar="FILE", help="Its private key. [env: STADDLE_KEY]"),
+        click.Option(["--key"], metavar="FILE", help="Use this private key of --cert. [env: STADDLE_KEY]"),
         click.Option(
             ["--server-name"],
             metavar="NAME",
-            help="The name in the server's certificate, if it is not its host. [env: STADDLE_SERVER_NAME]",
+            help="Expect this name in the server's certificate, if it is not its host. [env: STADDLE_SERVER_NAME]",
         ),
         click.Option(
             ["--config"],
             metavar="FILE",
-            help="Where what is not said here is looked up. [env: STADDLE_CONFIG; else ~/.config/staddle/client.toml, "
-            "/etc/staddle/client.toml]",
+            help="Read other settings from FILE. [env: STADDLE_CONFIG; else ~/.config/staddle/client.toml, /etc/staddle/client.toml]",
         ),
         click.Option(
             ["--retry"],
@@ -271,7 +269,7 @@ def _common_options() -> list[click.Parameter]:
         click.Option(
             ["--json", "as_json"],
             is_flag=True,
-            help="One JSON object per line, the summary last; errors as JSON on standard error.",
+            help="Print one JSON object per line, the summary last; errors are JSON on standard error.",
         ),
     ]
 
@@ -292,13 +290,13 @@ def picking(function: Callable[P, int | None]) -> Callable[P, int | None]:
         "--at",
         metavar="TIME",
         callback=reading(moment),
-        help=f"The newest backup that began at or before: {HOW_TO_SAY_WHEN}, counted back by the server's clock.",
+        help=f"Use the newest backup that began at or before TIME: {HOW_TO_SAY_WHEN}, counted back by the server's clock.",
     )(run)
     return click.option(
         "--backup",
         metavar="ID",
         callback=reading(backup_named),
-        help="This backup: its id, the first digits of it (4 or more), or `latest`, which is what you get without --backup and --at.",
+        help="Use this backup: its id, the first 4 or more digits of it, or `latest`, which is the default.",
     )(run)
 
 
@@ -315,7 +313,7 @@ def pattern_file_option(name: str) -> Callable[[F], F]:
         metavar="FILE",
         multiple=True,
         callback=as_files,
-        help="Read such patterns from FILE, or from standard input if it is -. Repeatable.",
+        help="Read such patterns from FILE, one a line; - is standard input. Repeatable.",
     )
 
 

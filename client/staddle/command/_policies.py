@@ -128,7 +128,7 @@ def _keep_options(function: P) -> P:
         click.option(
             "--time-zone",
             metavar="ZONE",
-            help="Where hours and days begin, such as Europe/Berlin; else UTC.",
+            help="Begin hours and days in ZONE, such as Europe/Berlin; the default is UTC.",
         ),
     ]
     for option in reversed(options):
@@ -139,19 +139,19 @@ def _keep_options(function: P) -> P:
 @command(
     "set",
     "Set a dataset's policy, or its minimum retention.",
-    "staddle retention set www --keep-last 3 --keep-daily 7 --keep-weekly 5 --keep-monthly 12",
-    "staddle retention set www --keep-within 30d --keep-tag pin --time-zone Europe/Berlin",
+    "staddle retention set www --keep-last 3 --keep-daily 7 --keep-monthly 12",
+    "staddle retention set www --keep-within 30d --time-zone Europe/Berlin",
     "staddle retention set www --minimum 30d",
     "staddle retention set www --none",
 )
 @dataset_argument
 @_keep_options
-@click.option("--none", is_flag=True, help="Take the policy away: nothing is deleted by itself any more.")
+@click.option("--none", is_flag=True, help="Remove the policy: nothing is deleted automatically any more.")
 @click.option(
     "--minimum",
     metavar="DURATION",
     callback=reading(long_duration),
-    help="For so long after its commit nobody can delete a backup: 30d, 7y; 0: no longer for new ones. What backups have is never taken back.",
+    help="Protect every backup for this long after its commit: 30d, 7y. 0 ends that for new backups; what backups have stays.",
 )
 def set_(
     session: Session, dataset: str, *, none: bool, minimum: datetime.timedelta | None, **rules: Any
@@ -184,7 +184,7 @@ def set_(
 @click.option(
     "--fast",
     is_flag=True,
-    help="Do not find out how much would come free, for which the server looks into all backups of the tenant.",
+    help="Do not compute how much would come free, for which the server reads all backups of the tenant.",
 )
 def plan(session: Session, dataset: str, *, fast: bool) -> None:
     """Show for every backup of a dataset why it stays or goes, and how much would come free. Nothing is changed."""
@@ -256,7 +256,7 @@ def _freed(made: RetentionPlan) -> str:
     "--plan",
     "plan_token",
     metavar="TOKEN",
-    help="Do just what `staddle retention plan` showed, which ends with this; fail if anything has changed since.",
+    help="Delete exactly what `staddle retention plan` showed, by the token in its last line; fail if anything has changed since.",
 )
 @yes_option
 def apply(session: Session, dataset: str, *, plan_token: str | None, yes: bool) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from staddle import PathProblem, ProblemKind
+from staddle._figures import counted
 from staddle.command._output import Output
 from staddle.command._records import of_note, of_problem
 from staddle.command._words import escaped, one_line
@@ -37,7 +38,7 @@ def tell_notes(output: Output, notes: Iterable[PathProblem]) -> None:
     if not output.as_json:
         for kind, count in shown.items():
             if count > NOTES_SHOWN_MAX:
-                output.notice(f"note: {WORDS[kind]}: {count - NOTES_SHOWN_MAX:,} more paths")
+                output.notice(f"note: {WORDS[kind]}: {counted(count - NOTES_SHOWN_MAX, 'more path')}")
 
 
 def tell_problems(output: Output, problems: Iterable[PathProblem], warnings: Iterable[str]) -> None:

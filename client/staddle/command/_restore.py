@@ -41,13 +41,13 @@ from staddle.command._watching import watched
 @click.option(
     "--target",
     metavar="DIR",
-    help="Where to; it is made if it is not there. `-`: write an archive to standard output.",
+    help="Restore to DIR, which is made if it does not exist; `-` writes an archive to standard output.",
 )
 @click.option(
     "--format",
     "archive",
     type=click.Choice(get_args(ArchiveFormat)),
-    help="Write an archive to standard output, by default tar. No --target is needed.",
+    help="Write an archive to standard output, without --target. The default of `--target -` is tar.",
 )
 @picking
 @selecting
@@ -56,25 +56,24 @@ from staddle.command._watching import watched
     type=click.Choice(get_args(Overwrite)),
     default="if-changed",
     show_default=True,
-    help="What to do where something lies already: keep it, replace what differs, or replace everything. Files that the backup does not "
-    "have are deleted only with --delete.",
+    help="Choose what to do with files that exist: keep them, replace what differs, or replace everything.",
 )
 @click.option(
     "--verify",
     is_flag=True,
-    help="Compare files by content, not by size and time, with what lies there.",
+    help="Compare existing files by content, not by size and time.",
 )
 @click.option(
     "--delete",
     is_flag=True,
-    help="In the end, delete what the backup does not have from the directories that are restored. Asks before anything is changed.",
+    help="Delete what the backup does not have from the directories that are restored, at the end. Asks first.",
 )
 @yes_option
 @click.option(
     "-n",
     "--dry-run",
     is_flag=True,
-    help="Write nothing, and say what would be written. With --verify, name what is not as in the backup; exit code 3 if anything is.",
+    help="Write nothing, and show what would be written. With --verify, name what is not as in the backup; exit code 3 if anything is.",
 )
 def restore(
     session: Session,
@@ -227,7 +226,9 @@ def _tell_deleted(output: Output, report: RestoreReport) -> None:
         return
     output.table((f"- {_words.escaped(path)}",) for path in report.deleted_paths)
     if report.entries_deleted > len(report.deleted_paths):
-        output.notice(f"{report.entries_deleted - len(report.deleted_paths):,} more paths would be deleted")
+        output.notice(
+            f"{_figures.counted(report.entries_deleted - len(report.deleted_paths), 'more path')} would be deleted"
+        )
 
 
 def _sum_up(output: Output, report: RestoreReport, *, dry_run: bool, verify: bool) -> None:

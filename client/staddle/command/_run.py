@@ -70,7 +70,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
     cls=_InOrder,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="\b\nFirst steps:\n  staddle backup /srv/www --dataset www\n  staddle list www\n"
-    "  staddle restore www --target /tmp/www --at 2h\n\n\b\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 130 interrupted.",
+    "  staddle restore www --target /tmp/www\n\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 done but not all of it, 130 interrupted.",
 )
 @click.option(
     "--version",

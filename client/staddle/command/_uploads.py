@@ -22,7 +22,7 @@ from staddle.command._options import Session, command, confirmed, require_somebo
     "--abort",
     metavar="ID",
     multiple=True,
-    help="Give up the upload with this id, or the first digits of it; may be repeated.",
+    help="Give up the upload with this id, or with these first digits. Repeatable.",
 )
 @yes_option
 def uploads(session: Session, dataset: str | None, abort: tuple[str, ...], *, yes: bool) -> int | None:

@@ -158,7 +158,7 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
     query = select(schema.uploads).where(
         _u.dataset == dataset.row,
         schema.IS_OPEN,
-        _u.expires_ns > spec.now_ns,
+        _u.expires_ns > (spec.now_ns if spec.alive_ns is None else spec.alive_ns),
         _u.token == spec.principal.token,
         _u.scope == spec.scope.value,
         _u.host == spec.host,

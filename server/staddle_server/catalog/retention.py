@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select, update
+from sqlalchemy import Connection, Row, Select, or_, select, update
 
 from staddle_server import errors
 from staddle_server.catalog import schema
@@ -44,12 +44,15 @@ class Retentions:
         with self._database.read() as connection:
             return _retention(dataset_row(connection, self._tenants.row(connection, tenant), dataset))
 
-    def with_policy(self, since_ns: int) -> list[tuple[bytes, str]]:
-        """Of all tenants: the datasets that have a policy, unchanged since then or before, by tenant and name."""
+    def with_policy(self, since_ns: int, ahead_ns: int) -> list[tuple[bytes, str]]:
+        """Of all tenants: the datasets that have a policy, unchanged since then or before, by tenant and name.
+
+        And those that were changed after `ahead_ns`, by a clock that was ahead.
+        """
         query = (
             select(schema.tenants.c.id, _d.name)
             .join_from(schema.datasets, schema.tenants, _d.tenant == schema.tenants.c.row)
-            .where(_d.policy != "", _d.policy_ns <= since_ns)
+            .where(_d.policy != "", or_(_d.policy_ns <= since_ns, _d.policy_ns > ahead_ns))
             .order_by(schema.tenants.c.name, _d.name)
         )
         with self._database.read() as connection:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from staddle._figures import counted
 
 from staddle_server import errors, limits
 from staddle_server.catalog import begin, schema
@@ -123,7 +124,7 @@ class Uploads:
             require_open(upload, row.state)
             if row.expires_ns <= (now_ns if alive_ns is None else alive_ns):
                 raise upload_closed(row.id, UploadState.EXPIRED)
-            if row.token != principal.token and row.lease_expires_ns > now_ns:
+            if row.token != principal.token and terms.holds(row.lease_expires_ns, now_ns):
                 raise lease_held(row)
             connection.execute(
                 update(schema.uploads)
@@ -217,6 +218,7 @@ class Uploads:
         record: Callable[[Backup], bytes],
         now_ns: int,
         accepted: tuple[int, int],
+        retain_from_ns: int | None = None,
         wrote: bool = True,
         missing_removed: Iterable[bytes] = (),
     ) -> Backup:
@@ -224,6 +226,8 @@ class Uploads:
 
         `record` encodes what the store is told of the backup, kept as pending under the backup's id in the same transaction.
         `wrote`: as `checkpoint` has it. `accepted`: the entries and bytes that its commit stated, which the upload keeps, so that a replay can be compared.
+
+        The dataset's minimum retention counts from `retain_from_ns` (`now_ns` unless given).
 
         A replay under the same epoch answers the backup that the first one made, and changes nothing (BACKUP_NOT_FOUND once
         that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was, as does UNAUTHENTICATED where the token
@@ -243,7 +247,7 @@ class Uploads:
             _change_missing(connection, upload, (), missing_removed)
             _require_complete(connection, row)
             authors = _authors(row, wrote=wrote)
-            _insert_backup(connection, row, backup, authors, now_ns)
+            _insert_backup(connection, row, backup, authors, (now_ns, retain_from_ns or now_ns))
             connection.execute(
                 update(schema.uploads)
                 .where(_u.id == upload)
@@ -271,6 +275,16 @@ class Uploads:
                 open_upload_row(connection, tenant_row, upload, epoch)
                 _close(connection, upload, UploadState.ABORTED)
             return upload_value(connection, tenant_row, upload)
+
+    def shorten(self, now_ns: int, life_s: float) -> None:
+        """Gives open uploads that have more than twice this life left one life from now: a clock that was ahead gave them more."""
+        life_ns = int(life_s * NS)
+        long = (schema.IS_OPEN, _u.expires_ns > now_ns + 2 * life_ns)
+        with self._database.read() as connection:
+            if connection.execute(select(_u.id).where(*long).limit(1)).first() is None:
+                return
+        with self._database.write(erase=True) as connection:
+            connection.execute(update(schema.uploads).where(*long).values(expires_ns=now_ns + life_ns))
 
     def expire(self, now_ns: int, limit: int = 1000) -> list[ExpiredUpload]:
         """Gives up, for all tenants, at most `limit` open uploads whose life is over, and says which."""
@@ -327,7 +341,7 @@ def _require_complete(connection: Connection, upload: Row[Any]) -> None:
     if count:
         raise errors.Precondition(
             "MISSING_CHUNKS",
-            f"Entries of upload {upload.id.hex()} refer to {count} chunks that are not there: send them (GetUpload lists "
+            f"Entries of upload {upload.id.hex()} refer to {counted(count, 'missing chunk')}: send what is missing (GetUpload lists "
             "them), then commit again",
             upload=upload.id.hex(),
             count=str(count),
@@ -341,8 +355,10 @@ def _authors(upload: Row[Any], *, wrote: bool) -> str:
 
 
 def _insert_backup(
-    connection: Connection, upload: Row[Any], new: NewBackup, authors: str, now_ns: int
+    connection: Connection, upload: Row[Any], new: NewBackup, authors: str, times_ns: tuple[int, int]
 ) -> None:
+    """`times_ns`: when it is committed, and from when its dataset's minimum retention counts."""
+    now_ns, retain_from_ns = times_ns
     dataset = connection.execute(
         select(schema.datasets).where(_d.row == upload.dataset).with_for_update()
     ).one()
@@ -373,7 +389,9 @@ def _insert_backup(
             "tags": upload.tags,
             "host": upload.host,
             "source_root": upload.root,
-            "retain_until_ns": now_ns + dataset.min_retention_s * NS if dataset.min_retention_s else 0,
+            "retain_until_ns": retain_from_ns + dataset.min_retention_s * NS
+            if dataset.min_retention_s
+            else 0,
         },
     )
     host, root = _remembered_root(dataset, upload)

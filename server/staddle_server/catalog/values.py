@@ -65,6 +65,10 @@ class Terms(NamedTuple):
             "expires_ns": now_ns + int(self.life_s * NS),
         }
 
+    def holds(self, lease_expires_ns: int, now_ns: int) -> bool:
+        """Whether a lease that ends then lasts now. One that ends after twice the lease comes from a clock that was ahead, and has ended."""
+        return now_ns < lease_expires_ns <= now_ns + 2 * int(self.lease_s * NS)
+
 
 @dataclass(frozen=True, slots=True)
 class BeginUpload:
@@ -79,6 +83,8 @@ class BeginUpload:
     dataset: str
     now_ns: int
     terms: Terms
+    alive_ns: int | None = None
+    """An upload whose life was over then is not taken over; None: `now_ns`."""
     request_id: str = ""
     kind: Kind = Kind.AUTO
     scope: Scope = Scope.WHOLE

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, update
 
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_rows
@@ -47,16 +47,19 @@ class Verification:
             found = _live(connection, connection.execute(_packs().where(mine, _LIVE, _p.id == pack)).all())
         return found[0] if found else None
 
-    def due(self, before_ns: int, limit: int) -> list[LivePack]:
-        """Of all tenants: live packs that were not read whole since then, those that waited longest first."""
-        waits = or_(_p.verified_ns.is_(None), _p.verified_ns < before_ns)
+    def due(self, before_ns: int, limit: int, ahead_ns: int | None = None) -> list[LivePack]:
+        """Of all tenants: live packs that were not read whole since then, those that waited longest first.
+
+        One that was read after `ahead_ns`, by a clock that was ahead, counts as not read.
+        """
+        waits = _waits(before_ns, ahead_ns)
         query = _packs().where(_LIVE, waits).order_by(func.coalesce(_p.verified_ns, 0), _p.row).limit(limit)
         with self._database.read() as connection:
             return _live(connection, connection.execute(query).all())
 
-    def due_bytes(self, before_ns: int) -> int:
+    def due_bytes(self, before_ns: int, ahead_ns: int | None = None) -> int:
         """How many bytes `due` stands for altogether."""
-        waits = or_(_p.verified_ns.is_(None), _p.verified_ns < before_ns)
+        waits = _waits(before_ns, ahead_ns)
         with self._database.read() as connection:
             total = select(func.coalesce(func.sum(_p.size_bytes), 0)).where(_LIVE, waits)
             return int(connection.execute(total).scalar_one())
@@ -188,6 +191,11 @@ def _recorded(connection: Connection, tenant_row: int) -> int:
     # Records become durable in the order of the chain.
     waiting = connection.execute(select(func.min(_r.sequence)).where(_r.tenant == tenant_row)).scalar()
     return int(decided if waiting is None else min(decided, waiting - 1))
+
+
+def _waits(before_ns: int, ahead_ns: int | None) -> ColumnElement[bool]:
+    times = [_p.verified_ns.is_(None), _p.verified_ns < before_ns]
+    return or_(*times, *([] if ahead_ns is None else [_p.verified_ns > ahead_ns]))
 
 
 def _packs() -> Any:

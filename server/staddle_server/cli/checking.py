@@ -153,7 +153,7 @@ class _Told:
         """There are no more."""
         self._line.clear()
         if self._paths > PATHS_SHOWN:
-            say(f"… and {self._paths - PATHS_SHOWN:,} more paths: --json names all of them.")
+            say(f"… and {counted(self._paths - PATHS_SHOWN, 'more path')}: --json names all of them.")
 
 
 def _sum_up(summary: Summary, read_data: float | None, seed: int) -> None:

@@ -207,14 +207,16 @@ def _say_repair(report: RepairReport, tenant: str) -> None:
 
 def _restored(report: RepairReport) -> str:
     """What was done to the pack, in words."""
-    parts = [f"{length} bytes at {offset}" for offset, length in report.ranges[:RANGES_SHOWN]]
+    parts = [f"{counted(length, 'byte')} at {offset}" for offset, length in report.ranges[:RANGES_SHOWN]]
     if len(report.ranges) > RANGES_SHOWN:
         rest = report.ranges[RANGES_SHOWN:]
-        parts.append(f"{sum(each.length for each in rest)} bytes in {len(rest)} further places")
+        parts.append(
+            f"{counted(sum(each.length for each in rest), 'byte')} in {counted(len(rest), 'further place')}"
+        )
     if report.found_bytes is None:
         parts.append("the whole object was missing")
     elif report.found_bytes > report.pack_bytes:
-        parts.append(f"{report.found_bytes - report.pack_bytes} bytes behind its end were dropped")
+        parts.append(f"dropped {counted(report.found_bytes - report.pack_bytes, 'byte')} behind its end")
     return "; ".join(parts)
 
 

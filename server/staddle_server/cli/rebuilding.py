@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 
 import click
+from staddle._figures import counted
 
 from staddle_server import app
 from staddle_server.cli.options import settings_from, settings_options
@@ -67,13 +68,13 @@ def _say_found(report: Report) -> None:
     say(f"datasets  {report.datasets:,}")
     say(f"backups   {report.backups:,}{_of_these(report)}")
     say(f"records   {report.records:,}")
-    say(f"packs     {report.packs:,}, with {report.chunks:,} chunks")
+    say(f"packs     {report.packs:,}, with {counted(report.chunks, 'chunk')}")
     for note in report.notes:
         say(f"Note: {note}.")
     if not report.problem_count:
         say("Everything in the store was used.")
         return
-    say(f"{report.problem_count:,} things could not be used; all else was:")
+    say(f"{counted(report.problem_count, 'thing')} could not be used; all else was:")
     for problem in report.problems:
         named = problem.what in problem.message
         say(f"  {problem.message}" if named else f"  {problem.what}: {problem.message}")

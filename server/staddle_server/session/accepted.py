@@ -45,7 +45,7 @@ class Accepted:
         presence: Presence,
         compressors: Executor,
         clock: Clock,
-        terms: Terms,
+        terms: Callable[[], Terms],
     ) -> None:
         self._clock = clock
         publisher = self._publisher = Publisher(

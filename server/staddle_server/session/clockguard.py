@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from staddle._figures import counted
+
 from staddle_server.catalog import Catalog, ClockSeen
 from staddle_server.errors import Unavailable
 from staddle_server.session.clock import Clock
@@ -192,7 +194,7 @@ def _standing(seen: ClockSeen, wall_ns: int, uptime_ns: int) -> Standing:
 
 def _amount(ns: int) -> str:
     hours = abs(ns) / NS / 3600
-    return f"{hours / 24:,.0f} days" if hours >= 48 else f"{hours:.0f} hours"
+    return counted(round(hours / 24), "day") if hours >= 48 else counted(round(hours), "hour")
 
 
 def _utc(ns: int) -> str:

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+from staddle._figures import counted
+
 from staddle_server.catalog import Catalog, ChangeCounts, NewBackup, Upload
 from staddle_server.errors import BadRequest, Damaged, Precondition
-from staddle_server.limits import MISSING_CHUNKS_MAX
 from staddle_server.manifest.compare import Counts, count
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.merge import Merged, merge
@@ -81,7 +82,7 @@ class Finishing:
 
     def _check_whole(self, root: Root, checkpoint: Callable[[], None]) -> None:
         """Looks up everything that the backup refers to. Raises as `new_backup` does."""
-        lost = lacking(self._tenant, self._catalog, root, MISSING_CHUNKS_MAX)
+        lost = lacking(self._tenant, self._catalog, root)
         self._accepted.missing.only(lost.chunks)
         if not lost.total:
             self._accepted.publish_chunks()
@@ -95,12 +96,12 @@ class Finishing:
         what = []
         if lost.chunks:
             what.append(
-                f"{len(lost.chunks)} chunks that entries refer to are not there, or are damaged; GetUpload lists them, PutChunks "
+                f"{counted(len(lost.chunks), 'chunk')} that entries refer to are missing or damaged; GetUpload lists them, PutChunks "
                 "brings them"
             )
         if lost.paths:
             what.append(
-                f"of {len(lost.paths)} entries the list of chunks or the attributes are damaged, the first is "
+                f"of {counted(len(lost.paths), 'entry', 'entries')} the list of chunks or the attributes are damaged, the first is "
                 f"{shown(lost.paths[0])}; send these entries again"
             )
         raise Precondition(
@@ -164,8 +165,8 @@ def check_counts(received: Received, entry_count: int, data_bytes: int) -> None:
     if (entry_count, data_bytes) != (received.entry_count, received.data_bytes):
         raise Precondition(
             "COUNT_MISMATCH",
-            f"{entry_count} entries with {data_bytes} bytes were announced, {received.entry_count} entries with "
-            f"{received.data_bytes} bytes have arrived; the upload stays open",
+            f"{counted(entry_count, 'entry', 'entries')} with {counted(data_bytes, 'byte')} were announced, {counted(received.entry_count, 'entry', 'entries')} with "
+            f"{counted(received.data_bytes, 'byte')} have arrived; the upload stays open",
             entry_count=str(received.entry_count),
             data_bytes=str(received.data_bytes),
         )

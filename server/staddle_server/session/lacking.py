@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged
+from staddle_server.limits import MISSING_CHUNKS_MAX
 from staddle_server.manifest.read import Gap
 from staddle_server.session.losses import Losses
 from staddle_server.session.reading import ChunkReader
@@ -31,8 +32,8 @@ class Lacking(NamedTuple):
         return len(self.chunks) + len(self.paths)
 
 
-def lacking(tenant: Tenant, catalog: Catalog, root: Root, limit: int) -> Lacking:
-    """What the backup with this manifest lacks, or the first `limit` of it and a few more. Reads the manifest.
+def lacking(tenant: Tenant, catalog: Catalog, root: Root) -> Lacking:
+    """What the backup with this manifest lacks, or the first MISSING_CHUNKS_MAX of it and a few more. Reads the manifest.
 
     Raises:
         Damaged: a page of the manifest cannot be read.
@@ -50,6 +51,6 @@ def lacking(tenant: Tenant, catalog: Catalog, root: Root, limit: int) -> Lacking
         path = loss.where.path
         if (loss.manifest or loss.message) and found.paths[-1:] != [path]:
             found.paths.append(path)
-        if found.total >= limit:
+        if found.total >= MISSING_CHUNKS_MAX:
             break
     return found

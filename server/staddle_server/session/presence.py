@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterable
 from typing import Final
 
+from staddle._figures import counted
+
 from staddle_server.catalog import Catalog
 from staddle_server.session.clock import Clock
 from staddle_server.session.recent import Recent
@@ -70,9 +72,9 @@ class Presence:
         marked = self._catalog.packs.mark_lost(tenant.id, gone)
         if marked:
             log.error(
-                "%d packs that an upload of tenant %s relied on are gone; the upload stores their chunks anew. Run "
+                "%s gone on which an upload of tenant %s relied; it stores their chunks again. Run "
                 "`staddle-server check`",
-                len(marked),
+                counted(len(marked), "pack is", "packs are"),
                 tenant.name,
             )
         return marked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ class Publisher:
     """Publishes one upload's packs together with its durable point: in order, one publication at a time."""
 
     def __init__(
-        self, catalog: Catalog, upload: Upload, clock: Clock, terms: Terms, durable: Progress
+        self, catalog: Catalog, upload: Upload, clock: Clock, terms: Callable[[], Terms], durable: Progress
     ) -> None:
         self.durable = durable
         """The durable point, as far as is known."""
@@ -95,7 +95,7 @@ class Publisher:
             missing_removed=missing.removed,
             wrote=wrote,
             now_ns=self._clock.now_ns(),
-            terms=self._terms,
+            terms=self._terms(),
         )
         return Published(now, chunks)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from staddle_server.catalog import Backup, Catalog, PendingRecord
+from staddle_server.catalog.words import batches
 from staddle_server.errors import StaddleError
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.records import ChangeCounts, CommittedRecord, Record, encode_record, new_record_id
 
 log = logging.getLogger(__name__)
+
+STEP_RECORDS: Final = 64
+"""After so many records the catalog is told that they are durable."""
 
 
 def as_pending(tenant: bytes, record: Record) -> PendingRecord:
@@ -58,10 +63,12 @@ def _finish(tenant: Tenant, catalog: Catalog, upto: bytes | None) -> int:
             pending = pending[: ids.index(upto) + 1] if upto in ids else []
         if not pending:
             return 0
-        for record in pending:
-            tenant.records.put(record.body, record.place, record.id)
-        tenant.records.head.write(pending[-1].place.sequence)
-        catalog.backups.mark_records_written(tenant.id, [record.id for record in pending])
+        # In steps, so that a disk that fills up loses the last one alone.
+        for some in batches(pending, STEP_RECORDS):
+            for record in some:
+                tenant.records.put(record.body, record.place, record.id)
+            tenant.records.head.write(some[-1].place.sequence)
+            catalog.backups.mark_records_written(tenant.id, [record.id for record in some])
         return len(pending)
 
 

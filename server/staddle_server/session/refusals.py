@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from staddle_server.catalog import Upload, lease_held
+from staddle._figures import counted
+
+from staddle_server.catalog import Terms, Upload, lease_held
 from staddle_server.errors import AlreadyExists, Conflict, Exhausted, Precondition, Unavailable
 from staddle_server.types import UploadState
 
@@ -51,7 +53,7 @@ def check_open(upload: Upload, epoch: int) -> None:
         raise taken_over(upload.id, epoch, upload.epoch)
 
 
-def check_held(upload: Upload, token: bytes, now_ns: int) -> None:
+def check_held(upload: Upload, token: bytes, now_ns: int, terms: Terms) -> None:
     """Whether the caller's token holds the upload. ResumeUpload is the only way to take one over.
 
     Raises:
@@ -63,7 +65,7 @@ def check_held(upload: Upload, token: bytes, now_ns: int) -> None:
         return
     if upload.state is not UploadState.OPEN:
         raise closed(upload.id, upload.state)
-    if upload.lease_expires_ns <= now_ns:
+    if not terms.holds(upload.lease_expires_ns, now_ns):
         raise resume_required(upload.id, f"belongs to {upload.principal!r}, whose lease has ended")
     raise lease_held(upload)
 
@@ -72,8 +74,8 @@ def other_counts(upload: Upload, entry_count: int, data_bytes: int) -> AlreadyEx
     """A commit is replayed with other counts than the first had."""
     return AlreadyExists(
         "REQUEST_ID_REUSED",
-        f"upload {upload.id.hex()} was committed with {upload.entry_count} entries and {upload.data_bytes} bytes; this "
-        f"call says {entry_count} entries and {data_bytes} bytes, so it is not a replay: begin a new upload",
+        f"upload {upload.id.hex()} was committed with {counted(upload.entry_count, 'entry', 'entries')} and {counted(upload.data_bytes, 'byte')}; this "
+        f"call says {counted(entry_count, 'entry', 'entries')} and {counted(data_bytes, 'byte')}, so it is not a replay: begin a new upload",
         field="entry_count" if entry_count != upload.entry_count else "data_bytes",
     )
 
@@ -92,7 +94,7 @@ def too_many(count: int, whose: str) -> Exhausted:
     """No further upload can be written here."""
     return Exhausted(
         "TOO_MANY",
-        f"this server writes {count} uploads{whose} already; try again when some have ended",
+        f"this server writes {counted(count, 'upload')}{whose} already; try again when some have ended",
         retry_after_s=10,
     )
 

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Terms, Upload
@@ -13,7 +14,7 @@ from staddle_server.errors import NotFound, Precondition, StaddleError
 from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
-from staddle_server.session.clockguard import ClockGuard, ClockInDoubt
+from staddle_server.session.clockguard import NS, ClockGuard, ClockInDoubt
 from staddle_server.session.damaged import LISTED_MAX, DamagedEntries, damaged_entries
 from staddle_server.session.presence import Presence
 from staddle_server.session.progress import Progress, decode_progress
@@ -80,7 +81,9 @@ class Uploads:
 
         `specify` makes the request from the time (ns) and the terms that the server gives.
         """
-        spec = specify(self._clock.now_ns(), self._terms)
+        spec = replace(
+            specify(self._clock.now_ns(), self._terms_now()), alive_ns=self._guard.look().earliest_ns
+        )
         self._check_room(spec.principal)
         tenant = self._tenants.get(spec.principal.tenant)
         tenant.blobs.check_writable()
@@ -100,11 +103,17 @@ class Uploads:
             upload_id,
             principal,
             self._clock.now_ns(),
-            self._terms,
+            self._terms_now(),
             alive_ns=self._guard.look().earliest_ns,
         )
         self._open_writer(self._tenants.get(principal.tenant), upload)
         return upload
+
+    def _terms_now(self) -> Terms:
+        """The terms from now on. A life that begins while the clock is behind is not over once it is right again."""
+        standing = self._guard.look()
+        behind_s = (standing.latest_ns - standing.wall_ns) / NS
+        return self._terms._replace(life_s=self._terms.life_s + behind_s)
 
     def _check_room(self, principal: Principal, upload: bytes | None = None) -> None:
         """Whether an upload, or this one, may get a writer here.
@@ -139,7 +148,7 @@ class Uploads:
             presence=self._presence,
             compressors=self._compressors,
             clock=self._clock,
-            terms=self._terms,
+            terms=self._terms_now,
             space=self._space,
         )
         refusal = self._install(writer)
@@ -213,7 +222,7 @@ class Uploads:
         """
         upload = self._catalog.uploads.get(principal.tenant, upload_id)
         refusals.check_open(upload, epoch)
-        refusals.check_held(upload, principal.token, self._clock.now_ns())
+        refusals.check_held(upload, principal.token, self._clock.now_ns(), self._terms)
         return upload
 
     def missing(self, upload: Upload, after: bytes, limit: int) -> list[bytes]:
@@ -260,7 +269,7 @@ class Uploads:
             upload_id,
             epoch,
             now_ns=self._clock.now_ns(),
-            terms=self._terms,
+            terms=self._terms_now(),
         )
 
     def commit(
@@ -309,7 +318,7 @@ class Uploads:
         """Gives the upload up; a replay changes nothing. Only its holder may, or an administrator of the tenant."""
         upload = self._catalog.uploads.get(principal.tenant, upload_id)
         if upload.epoch == epoch and principal.role is not TokenRole.ADMIN:
-            refusals.check_held(upload, principal.token, self._clock.now_ns())
+            refusals.check_held(upload, principal.token, self._clock.now_ns(), self._terms)
         upload = self._catalog.uploads.abort(principal.tenant, upload_id, epoch)
         self._end(upload_id, UploadState.ABORTED)
         return upload
@@ -341,7 +350,9 @@ class Uploads:
 
     def _expire(self) -> None:
         try:
-            for expired in self._catalog.uploads.expire(self._guard.require()):
+            now_ns = self._guard.require()
+            self._catalog.uploads.shorten(now_ns, self._terms.life_s)
+            for expired in self._catalog.uploads.expire(now_ns):
                 self._end(expired.upload, UploadState.EXPIRED)
         except ClockInDoubt:
             pass  # the clock watch logs it, once

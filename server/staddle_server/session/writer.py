@@ -32,6 +32,7 @@ from staddle_server.session import refusals
 from staddle_server.session.accepted import Accepted
 from staddle_server.session.base import Base
 from staddle_server.session.clock import Clock
+from staddle_server.session.clockguard import ClockGuard
 from staddle_server.session.finishing import Finishing, check_counts
 from staddle_server.session.frames import Frame
 from staddle_server.session.presence import Presence
@@ -73,7 +74,7 @@ class UploadWriter:
         presence: Presence,
         compressors: Executor,
         clock: Clock,
-        terms: Terms,
+        terms: Callable[[], Terms],
         space: Space | None = None,
     ) -> None:
         """`space`: the room on the disk. Where it is too little, no more is accepted, but what has arrived can still be made durable."""
@@ -453,6 +454,7 @@ class UploadWriter:
                 backup=new,
                 record=encode_committed,
                 now_ns=self._clock.now_ns(),
+                retain_from_ns=ClockGuard(self._catalog, self._clock).look().latest_ns,
                 accepted=(entry_count, data_bytes),
                 wrote=self._accepted.wrote,
             )

@@ -5,6 +5,8 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from staddle._figures import counted
+
 from staddle_server.limits import (
     CHUNK_BYTES_MAX,
     FOOTER_BYTES_MAX,
@@ -140,7 +142,7 @@ def head_fault(head: Head) -> str | None:
     if not 1 <= head.chunks <= SEGMENT_CHUNKS_MAX:
         return f"a segment has 1 to {SEGMENT_CHUNKS_MAX} chunks, not {head.chunks}"
     if not head.chunks <= head.raw_bytes <= SEGMENT_RAW_BYTES_MAX:
-        return f"a segment of {head.chunks} chunks cannot inflate to {head.raw_bytes} bytes"
+        return f"a segment of {counted(head.chunks, 'chunk')} cannot inflate to {head.raw_bytes} bytes"
     if not 1 <= head.payload_bytes <= SEGMENT_RAW_BYTES_MAX:
         return f"a segment's payload has 1 to {SEGMENT_RAW_BYTES_MAX} bytes, not {head.payload_bytes}"
     if head.codec == Codec.RAW and head.payload_bytes != head.raw_bytes:

@@ -5,16 +5,17 @@ docs/decisions/2026-11-25-collection.md says in which order, and why nothing is 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from staddle_server.catalog import Catalog
 from staddle_server.catalog import Tenant as TenantRow
-from staddle_server.errors import Conflict, StaddleError
+from staddle_server.errors import Conflict, Exhausted, StaddleError
 from staddle_server.limits import REAP_GRACE_S
 from staddle_server.session.clock import Clock
 from staddle_server.session.clockguard import BelievedClock, ClockGuard
@@ -194,11 +195,13 @@ def collect_tenant(turn: Turn) -> None:
     decided = read_decided(turn)
     objects = look_at_objects(turn)
     sweep_left_over(turn)
-    purge(turn)
+    with _on_a_full_disk(turn, "purging"):
+        purge(turn)
     turn.catalog.collection.clear_marks(turn.tenant.id, turn.fence)
     mark = walk_mark(turn)
     condemn_unreached(turn, mark)
-    compact(turn, mark)
+    with _on_a_full_disk(turn, "compaction"):
+        compact(turn, mark)
     turn.catalog.collection.end_claims(turn.fence, mark.number)
     turn.catalog.collection.end_mark(turn.fence, mark.number, turn.clock.now_ns(), "")
     reap(turn)
@@ -206,6 +209,19 @@ def collect_tenant(turn: Turn) -> None:
     sweep_orphans(turn, objects, turn.clock.now_ns() - REAP_GRACE_S * NS)
     forget(turn, decided)
     turn.catalog.collection.clear_marks(turn.tenant.id, turn.fence)
+
+
+@contextlib.contextmanager
+def _on_a_full_disk(turn: Turn, what: str) -> Iterator[None]:
+    """What needs room must not keep the collection from the steps that free some. What it did not do shows as the tenant's failure.
+
+    A purged backup whose record could not be written counts as there, so nothing of it goes.
+    """
+    try:
+        yield
+    except Exhausted as e:
+        turn.report.failure = f"{what} needs more room, and all else was done: {e.message}; collect again"
+        log.warning("tenant %s: %s", turn.tenant.name, turn.report.failure)
 
 
 def _graces(grace_s: int | None) -> Graces:

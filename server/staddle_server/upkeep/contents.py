@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from staddle._figures import counted
+
 from staddle_server.catalog.rebuild import RebuiltPack
 from staddle_server.errors import Damaged, StaddleError, Unavailable
 from staddle_server.store.keys import chunk_id, secrets_of
@@ -50,7 +52,7 @@ def _scanned(reader: PackReader, keys: TenantKeys, summary: PackSummary, cause: 
         return Contents(
             RebuiltPack(summary, (None,)), f"{cause.message}; nothing else in it can be read either"
         )
-    what = f"{cause.message}; a search of the whole pack found {len(summary.chunks)} chunks"
+    what = f"{cause.message}; a search of the whole pack found {counted(len(summary.chunks), 'chunk')}"
     return Contents(RebuiltPack(summary, tuple(damage)), what)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
+from staddle._figures import counted
+
 from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged
 from staddle_server.session.tenant import Tenants
@@ -48,7 +50,11 @@ def copies_task(tenants: Tenants, catalog: Catalog, keys: KeyStore, *, on: bool)
 
     def run(stopping: Stopping) -> str:
         report = copy_new(tenants, catalog, keys, stopping)
-        said = [f"{report.copied} records and keys were copied"] if report.copied else []
+        said = (
+            [f"{counted(report.copied, 'record or key was', 'records and keys were')} copied"]
+            if report.copied
+            else []
+        )
         said += [f"{name} was restored" for name in report.restored]
         return "; ".join([*said, *report.damaged])
 

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Final, NamedTuple
 
 from blake3 import blake3
+from staddle._figures import counted
 
 from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack
 from staddle_server.catalog.words import batches
@@ -151,7 +152,7 @@ class Examiner:
             seen.faults.append(
                 Fault(
                     "index",
-                    f"the index lacks {missing} of its {len(chunk_ids)} chunks, has {wrong} in another place, and names "
+                    f"the index lacks {missing} of its {counted(len(chunk_ids), 'chunk')}, has {wrong} in another place, and names "
                     f"{more} that it does not have",
                     chunks=missing + wrong + more,
                 )

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+from staddle._figures import counted
+
 from staddle_server.catalog import Generation, KnownDamage
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, StaddleError, Unavailable
@@ -157,7 +159,11 @@ class Integrity:
                 log.error("the packs of tenant %s were not compared with the store: %s", row.name, e.message)  # noqa: TRY400
                 continue
             gone, other = gone + found.gone, other + found.other_size
-        return f"{gone} packs are gone, {other} have another size" if gone or other else ""
+        return (
+            f"{counted(gone, 'pack is', 'packs are')} gone, {counted(other, 'pack has', 'packs have')} another size"
+            if gone or other
+            else ""
+        )
 
     def look(self) -> None:
         """Looks whether store and catalog are there, what is known to be damaged, and whether the backups are whole without it."""
@@ -267,13 +273,12 @@ class Integrity:
             before = self.known.get(tenant)
             if before is None or damage[1:] != before[1:]:
                 log.error(
-                    "damage is known in tenant %s: %d packs are gone or damaged as a whole, %d segments and %d headers or footers of others are "
-                    "damaged. Run `staddle-server check` to see what it costs; the next FULL backup of the same data heals packs and "
+                    "damage is known in tenant %s: %s gone or damaged as a whole, and of others %s and %s. Run `staddle-server check` to see what it costs; the next FULL backup of the same data heals packs and "
                     "segments, `staddle-server repair` the others",
                     names.get(tenant, tenant.hex()),
-                    damage.packs,
-                    damage.segments,
-                    damage.footers,
+                    counted(damage.packs, "pack is", "packs are"),
+                    counted(damage.segments, "segment"),
+                    counted(damage.footers, "header or footer", "headers or footers"),
                     extra={
                         "fields": {
                             "packs": damage.packs,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from staddle._figures import counted
+
 from staddle_server.catalog import GoneBackup
 from staddle_server.errors import Damaged
 from staddle_server.store.blobs import BlobMissing
@@ -119,7 +121,7 @@ def _check_age(turn: Turn, found: Decided, unknown: set[bytes]) -> None:
     backup = min(unknown or brought_back)
     what = "does not know" if unknown else "has as not purged"
     raise NotCollected(
-        f"the catalog is older than the store: it {what} {len(unknown or brought_back)} backups of which there are records, "
+        f"the catalog is older than the store: it {what} {counted(len(unknown or brought_back), 'backup')} of which there are records, "
         f"such as {backup.hex()}. Nothing is collected: what it does not know would be lost. Put the newest copy of "
         "the catalog back, or rebuild it from the store"
     )
@@ -151,7 +153,7 @@ def look_at_objects(turn: Turn) -> Objects:
         found.orphans.update((name, size) for pack, name, size in batch if pack in nameless)
     if expected and len(live) == expected:
         raise NotCollected(
-            f"the store lists none of the {expected} packs that the catalog has: an empty list is not trusted. Is another "
+            f"the store lists none of the packs that the catalog has ({expected}): an empty list is not trusted. Is another "
             "directory mounted there, or was the store lost?"
         )
     found.absent = len(live)

@@ -9,6 +9,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
 
+from staddle._figures import counted, size
+
 from staddle_server.catalog import Catalog, PackParity
 from staddle_server.errors import Damaged, Unavailable
 from staddle_server.limits import PARITY_BLOCK_BYTES, PARITY_COLUMNS_MAX
@@ -307,13 +309,9 @@ def _switch(catalog: Catalog, now_ns: int, *, on: bool) -> int:
 def _words(report: ParityReport) -> str:
     said = []
     if report.packs:
-        said.append(f"parity was made for {_packs(report.packs)}, {report.parity_bytes} bytes")
+        said.append(f"parity was made for {counted(report.packs, 'pack')}, {size(report.parity_bytes)}")
     if not report.finished:
         said.append("there are more")
     if report.damaged:
-        said.append(f"{_packs(len(report.damaged))} not whole: {report.damaged[0][2]}")
+        said.append(f"{counted(len(report.damaged), 'pack')} not whole: {report.damaged[0][2]}")
     return "; ".join(said)
-
-
-def _packs(count: int) -> str:
-    return f"{count} pack" if count == 1 else f"{count} packs"

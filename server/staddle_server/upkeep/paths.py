@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
+from staddle._figures import counted
+
 from staddle_server.catalog import WHOLE_PACK, Backup, Catalog
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.read import Gap
@@ -98,7 +100,7 @@ def _path(tenant: Tenant, backup: Backup, entry: Entry, lost: _Lost) -> Finding:
     else:
         said += f"chunk {chunk} is damaged in pack {place.pack.hex()}"
     if lost.chunks > 1:
-        said += f", and {lost.chunks - 1} more chunks are lost"
+        said += f", and {counted(lost.chunks - 1, 'more chunk is', 'more chunks are')} lost"
     return Finding(
         "path",
         DAMAGE,

@@ -21,7 +21,7 @@ from staddle_server.catalog import (
 from staddle_server.catalog.retention import plan_changed
 from staddle_server.errors import Precondition, StaddleError, Unavailable
 from staddle_server.session.clock import Clock
-from staddle_server.session.clockguard import ClockGuard
+from staddle_server.session.clockguard import JUMP_S, ClockGuard
 from staddle_server.session.losses import Losses
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.records import as_pending, finish_missing
@@ -98,7 +98,7 @@ class Policies:
 
         """
         self._tenants.require_recording(principal.tenant)
-        tenant, now_ns = principal.tenant, self._clock.now_ns()
+        tenant, now_ns = principal.tenant, self._guard.look().latest_ns
         with self._catalog.tenants.deciding(tenant, now_ns) as at_ns:
             retention = self._catalog.retention.change(
                 tenant,
@@ -165,7 +165,10 @@ class Policies:
 
         """
         deleted = failed = 0
-        for tenant, dataset in self._catalog.retention.with_policy(self._guard.require() - self._every_ns):
+        now_ns = self._guard.require()
+        for tenant, dataset in self._catalog.retention.with_policy(
+            now_ns - self._every_ns, now_ns + JUMP_S * NS
+        ):
             try:
                 deleted += self._follow(tenant, dataset, lambda: _go_on(stopping))
             except Precondition as e:  # a backup came, or a hold, between the plan and its application

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
+from staddle._figures import counted
+
 from staddle_server.catalog import Backup, Catalog
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.catalog.rebuild import Rebuild, RebuiltPack
@@ -344,7 +346,7 @@ class Rebuilding:
         if reached.missing:
             self._report.problem(
                 f"packs/{tenant.id.hex()}",
-                f"{reached.missing} chunks that backups refer to are in no pack that can be read. Put what is lost back from a "
+                f"No pack that can be read holds {counted(reached.missing, 'chunk')} that backups refer to. Put what is lost back from a "
                 "copy of the store, and rebuild again; else the next backups of the same data bring them: clients are told "
                 "what to send",
             )

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
+from staddle._figures import counted
+
 from staddle_server.catalog import WHOLE_PACK
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, Unavailable
@@ -284,7 +286,7 @@ class _OfTenant:
             return seen
         self._repair.done.parity_packs += 1
         restored = sum(each.length for each in report.ranges)
-        what = f"pack {pack.hex()}, {restored} bytes of it from its parity"
+        what = f"pack {pack.hex()}, {counted(restored, 'byte')} of it from its parity"
         self._repair.say("pack", what, self._tenant.name, pack=pack.hex())
         return examiner.read(now)
 
@@ -463,7 +465,7 @@ class _SavedPacks:
         pack = summary.pack.hex()
         self._repair.say(
             "saved",
-            f"{len(summary.chunks)} chunks were saved into the new pack {pack}",
+            f"{counted(len(summary.chunks), 'chunk was', 'chunks were')} saved into the new pack {pack}",
             self._tenant.name,
             pack=pack,
         )

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from staddle_server.catalog import Catalog
 from staddle_server.errors import StaddleError
 from staddle_server.session.clock import Clock
+from staddle_server.session.clockguard import JUMP_S
 from staddle_server.threads import Background, shortage
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Schedule:
     """Runs tasks when they are due. The catalog keeps when each last ran, so a restart does not run everything at once.
 
     A task that fails is logged and is due again at its time; a clock that was set back makes no task wait longer than
-    its period.
+    its period, give or take a correction of the clock.
     """
 
     def __init__(
@@ -100,7 +101,10 @@ class Schedule:
 
     def _is_due(self, task: Task) -> bool:
         begun_ns = self._catalog.tasks.last(task.name).begun_ns
-        return begun_ns is None or abs(self._clock.now_ns() - begun_ns) >= task.every_s * NS
+        if begun_ns is None:
+            return True
+        since_s = (self._clock.now_ns() - begun_ns) / NS
+        return since_s >= task.every_s or since_s <= -min(task.every_s, JUMP_S)
 
     def _waits(self, task: Task) -> bool:
         """Whether a task that is due lets clients go first."""

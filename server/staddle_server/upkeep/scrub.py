@@ -7,9 +7,12 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from staddle._figures import counted
+
 from staddle_server.catalog import LivePack
 from staddle_server.errors import StaddleError
 from staddle_server.session.clock import Clock
+from staddle_server.session.clockguard import JUMP_S
 from staddle_server.session.tenant import Tenant
 from staddle_server.upkeep.examine import Examined, Examiner
 from staddle_server.upkeep.findings import Kept
@@ -129,19 +132,26 @@ class Scrubber:
                     packs, size, faults = packs + 1, size + seen.read_bytes, faults + len(seen.faults)
         if not packs:
             return ""
-        left = self._kept.catalog.verification.due_bytes(self._since_ns())
-        found = f"; {faults} findings of damage: run `staddle-server check`" if faults else ""
-        return f"{packs} packs read, {size} bytes; {left} bytes are due{found}"
+        left = self._kept.catalog.verification.due_bytes(*self._bounds_ns())
+        found = f"; {counted(faults, 'finding')} of damage: run `staddle-server check`" if faults else ""
+        return f"{counted(packs, 'pack')} read, {counted(size, 'byte')}; {counted(left, 'byte')} due{found}"
 
-    def _since_ns(self) -> int:
-        return self._kept.clock.now_ns() - int(self._period_s * NS)
+    def _bounds_ns(self) -> tuple[int, int]:
+        """Packs that were read between these times are not due; later ones are, for no right clock has read them."""
+        now_ns = self._kept.clock.now_ns()
+        return now_ns - int(self._period_s * NS), now_ns + JUMP_S * NS
 
     def _due(self) -> list[LivePack]:
         """The next packs. One that was not found right stays due, and is read again a day later."""
         recent_ns = self._kept.clock.now_ns() - AGAIN_S * NS
-        self._not_right = {pack: at_ns for pack, at_ns in self._not_right.items() if at_ns > recent_ns}
+        self._not_right = {
+            pack: at_ns
+            for pack, at_ns in self._not_right.items()
+            if recent_ns < at_ns <= recent_ns + 2 * AGAIN_S * NS
+        }
         limit = len(self._not_right) + BATCH
-        due = self._kept.catalog.verification.due(self._since_ns(), limit)
+        since_ns, ahead_ns = self._bounds_ns()
+        due = self._kept.catalog.verification.due(since_ns, limit, ahead_ns)
         return [pack for pack in due if pack.id not in self._not_right]
 
     def _read(self, pack: LivePack, rate: Rate) -> Examined | None:

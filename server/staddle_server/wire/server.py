@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
+from staddle._figures import counted
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.errors import StaddleError
@@ -301,12 +302,15 @@ class WireServer:
         if now_s - self._looked_s >= IDLE_CHECK_S:
             self._looked_s = now_s
             if ended := sum(slots.end_idle() for slots in self._slots):
-                log.info("%d calls were ended in which nothing moved", ended)
+                log.info("%s ended in which nothing moved", counted(ended, "call was", "calls were"))
 
     def _end_invalid(self) -> None:
         try:
             if ended := self._gate.end_invalid():
-                log.warning("%d calls were ended whose token was revoked or has expired", ended)
+                log.warning(
+                    "%s ended whose token was revoked or has expired",
+                    counted(ended, "call was", "calls were"),
+                )
         except StaddleError as e:
             log.warning("the tokens of calls under way could not be looked at: %s", e.message)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import grpc
+from staddle._figures import counted
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
@@ -289,7 +290,7 @@ class UploadCalls:
             upload = writer.upload.id.hex()
             raise Conflict(
                 "RESUME_REQUIRED",
-                f"upload {upload} is open and has {writer.position} entries and removals already: ResumeUpload and "
+                f"upload {upload} is open and has {counted(writer.position, 'entry or removal', 'entries and removals')} already: ResumeUpload and "
                 "continue_upload go on with it, AbortUpload gives it up",
                 upload=upload,
             )
@@ -364,7 +365,7 @@ class UploadCalls:
         upload = writer.upload.id.hex()
         progress = self._uploads.note_failure(writer, "the stream ended without finish")
         last = progress.last_path
-        durable = f"{progress.entry_count} entries with {progress.data_bytes} bytes are durable"
+        durable = f"{counted(progress.entry_count, 'entry', 'entries')} with {counted(progress.data_bytes, 'byte')} durable"
         return Unfinished(
             "UNFINISHED_STREAM",
             f"the stream ended without finish, so there is no backup; {durable}"

@@ -1,0 +1,159 @@
+"""Whoever asks the wall clock stands in this table, with what a jump of that clock does there. Everything else goes by a clock that only rises.
+
+A clock may jump by years, and back. A new use of it needs a row, and an answer.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+TOP: Final = Path(__file__).parents[1]
+SOURCES: Final = (TOP / "client" / "staddle", TOP / "server" / "staddle_server")
+ASKS: Final = frozenset(
+    {"now_ns", "time_ns", "time", "now", "utcnow", "today", "localtime", "gmtime", "ctime"}
+)
+MODULES: Final = frozenset({"time", "datetime"})
+
+USES: Final = {
+    "a time that is written down, shown, or made into a name, and by which nothing is ended or deleted": """
+        staddle._archive _dos_time
+        staddle_server.app initialise
+        staddle_server.app local_token
+        staddle_server.app rebuild
+        staddle_server.app run_server
+        staddle_server.cli.tenants create
+        staddle_server.cli.tenants set_
+        staddle_server.cli.tokens create
+        staddle_server.cli.tokens list_
+        staddle_server.cli.tokens revoke
+        staddle_server.cli.parity _repair
+        staddle_server.demo _run
+        staddle_server.logs TextFormatter.format
+        staddle_server.logs _utc
+        staddle_server.rooms _aside
+        staddle_server.session.clockguard _utc
+        staddle_server.session.deletion Deletion.undelete
+        staddle_server.session.publisher Publisher.begin
+        staddle_server.upkeep.check _OfTenant._look_at_records
+        staddle_server.upkeep.examine Examiner._settle
+        staddle_server.upkeep.protection Protection.hold_backup
+        staddle_server.upkeep.protection Protection.hold_dataset
+        staddle_server.upkeep.protection Protection.release_backup
+        staddle_server.upkeep.protection Protection.release_dataset
+        staddle_server.upkeep.repair _OfTenant._from_parity
+        staddle_server.upkeep.repair _OfTenant._mend_records
+        staddle_server.upkeep.repair _SavedPacks._open_writer
+        staddle_server.upkeep.repair _SavedPacks._publish
+        staddle_server.upkeep.repair _SavedPacks.take
+        staddle_server.wire.info InfoCalls.get_server_info
+    """,
+    "the clock itself, and who decides whether it is believed": """
+        staddle_server.session.clock SystemClock.now_ns
+        staddle_server.session.clockguard ClockGuard.confirm
+        staddle_server.session.clockguard ClockGuard.look
+    """,
+    "a clock that gives no time while it is in doubt, or one that only foretells": """
+        staddle_server.upkeep.collector collect_tenant
+        staddle_server.upkeep.compaction _Copier._begin
+        staddle_server.upkeep.compaction _compact
+        staddle_server.upkeep.forecast _forecast_bytes
+        staddle_server.upkeep.forecast forecast
+        staddle_server.upkeep.marking condemn_unreached
+        staddle_server.upkeep.marking walk_mark
+        staddle_server.upkeep.removing _say_forgotten
+        staddle_server.upkeep.removing purge
+        staddle_server.upkeep.removing sweep_orphans
+        staddle_server.upkeep.removing tell_waiting
+        staddle_server.upkeep.turn Turn.reaped_before_ns
+    """,
+    "a lease or a life, which counts from the later time while the clock is in doubt, and is shortened if the clock was ahead": """
+        staddle_server.session.publisher Publisher._publish
+        staddle_server.session.uploads Uploads._held
+        staddle_server.session.uploads Uploads.abort
+        staddle_server.session.uploads Uploads.begin
+        staddle_server.session.uploads Uploads.renew
+        staddle_server.session.uploads Uploads.resume
+        staddle_server.session.writer UploadWriter.commit
+        staddle_server.upkeep.collector Collector.collect
+        staddle_server.upkeep.collector _Lease.tick
+        staddle_server.upkeep.repair _OfTenant._turn
+    """,
+    "when something is due again, which it also is if its last time lies ahead": """
+        staddle_server.upkeep.schedule Schedule._failed
+        staddle_server.upkeep.schedule Schedule._is_due
+        staddle_server.upkeep.schedule Schedule._look
+        staddle_server.upkeep.scrub Scrubber._bounds_ns
+        staddle_server.upkeep.scrub Scrubber._due
+        staddle_server.upkeep.scrub Scrubber._is_right_now
+        staddle_server.upkeep.scrub Scrubber._read
+    """,
+    "when parity was switched on: packs that were begun before, by the clock, have none until `staddle-server parity` makes it": """
+        staddle_server.upkeep.parity parity_task
+    """,
+    "the end of a token, which refuses calls and deletes nothing": """
+        staddle_server.service Service.__init__
+    """,
+    "the validity of certificates, which warns, or explains a refusal of the library": """
+        staddle._tls _certificate_refused
+        staddle._tls _has_expired
+        staddle._tls _warn_of_end
+        staddle_server.cli.certificates cert
+        staddle_server.health _dates
+        staddle_server.health check
+        staddle_server.tls _utc_now
+    """,
+    "a time that a caller means, or that limits what one may mean": """
+        staddle._when _day
+        staddle._when _jump_s
+        staddle._when _local_now
+        staddle._when _span_of_moment
+        staddle.command._words protection
+        staddle_server.session.reads Reads.pick
+        staddle_server.upkeep.protection Protection.retain
+    """,
+    "when a file was read, beside its own times: in doubt it is read again": """
+        staddle._plan plan_backup
+        staddle._scan Walk
+        staddle._source backup_directory
+    """,
+    "files of the client's cache that were left unfinished, without which the next backup reads more": """
+        staddle._cache Cache._tidy
+    """,
+}
+"""What a jump of the clock does, and where that is so."""
+
+
+def places() -> Iterator[tuple[str, str]]:
+    """Every function that asks for the time of day, by module and name."""
+    for source in SOURCES:
+        for path in sorted(source.rglob("*.py")):
+            if not path.name.endswith(("_pb2.py", "_pb2_grpc.py")):
+                module = ".".join(path.relative_to(source).with_suffix("").parts)
+                for name in asking(ast.parse(path.read_text()), ""):
+                    yield f"{source.name}.{module}", name
+
+
+def asking(node: ast.AST, inside: str) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from asking(child, f"{inside}.{child.name}".strip("."))
+            continue
+        if isinstance(child, ast.Attribute) and is_clock(child):
+            yield inside
+        yield from asking(child, inside)
+
+
+def is_clock(found: ast.Attribute) -> bool:
+    """`time.time_ns`, `datetime.datetime.now`, `clock.now_ns`: called here, or handed to who calls it."""
+    if found.attr == "now_ns":
+        return "clock" in ast.unparse(found.value).lower()
+    return found.attr in ASKS and ast.unparse(found.value).split(".")[0] in MODULES
+
+
+def test_every_use_of_the_wall_clock_is_listed_with_what_a_jump_does_there() -> None:
+    listed = [" ".join(line.split()) for lines in USES.values() for line in lines.split("\n") if line.strip()]
+    assert len(listed) == len(set(listed))
+    found = {f"{module} {name}" for module, name in places()}
+    assert found - set(listed) == set(), "new uses: use a clock that only rises, or say here what a jump does"
+    assert set(listed) - found == set(), "uses that are no more"
