@@ -24,8 +24,7 @@ USES: Final = {
         staddle_server.app run_server
         staddle_server.cli.tenants create
         staddle_server.cli.tenants set_
-        staddle_server.cli.tokens create
-        staddle_server.cli.tokens list_
+        staddle_server.cli.tokens _revoked_unless_shown
         staddle_server.cli.tokens revoke
         staddle_server.cli.parity _repair
         staddle_server.demo _run
@@ -50,6 +49,7 @@ USES: Final = {
     """,
     "the clock itself, and who decides whether it is believed": """
         staddle_server.session.clock SystemClock.now_ns
+        staddle_server.session.clockguard ClockGuard.believed_ns
         staddle_server.session.clockguard ClockGuard.confirm
         staddle_server.session.clockguard ClockGuard.look
     """,
@@ -74,7 +74,6 @@ USES: Final = {
         staddle_server.session.uploads Uploads.begin
         staddle_server.session.uploads Uploads.renew
         staddle_server.session.uploads Uploads.resume
-        staddle_server.session.writer UploadWriter.commit
         staddle_server.upkeep.collector Collector.collect
         staddle_server.upkeep.collector _Lease.tick
         staddle_server.upkeep.repair _OfTenant._turn
@@ -90,9 +89,6 @@ USES: Final = {
     """,
     "when parity was switched on: packs that were begun before, by the clock, have none until `staddle-server parity` makes it": """
         staddle_server.upkeep.parity parity_task
-    """,
-    "the end of a token, which refuses calls and deletes nothing": """
-        staddle_server.service Service.__init__
     """,
     "the validity of certificates, which warns, or explains a refusal of the library": """
         staddle._tls _certificate_refused
@@ -115,6 +111,7 @@ USES: Final = {
     "when a file was read, beside its own times: in doubt it is read again": """
         staddle._plan plan_backup
         staddle._scan Walk
+        staddle._source Run._begun_ns
         staddle._source backup_directory
     """,
     "files of the client's cache that were left unfinished, without which the next backup reads more": """

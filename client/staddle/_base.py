@@ -91,7 +91,8 @@ class Comparison:
     """Tells changed, new and removed paths from a scan and the base's entries; both must be in order.
 
     Paths up to `behind` are left out: a resumed backup has them already. Where an earlier run sent them, those that changed since it
-    began are not left out, and neither are removals. `unchanged` counts as it goes.
+    began are not left out, and neither are removals; and of a directory that changed, or on which something is mounted, all below it is
+    taken out and sent again: what was moved or mounted there has times from before. `unchanged` counts as it goes.
     """
 
     scan: Iterable[Found | Marked]
@@ -103,6 +104,8 @@ class Comparison:
     behind: bytes | None = None
     since_ns: int | None = None
     """When, by this machine's clock, the earlier run began that sent what is up to `behind`; None: this run did."""
+    mounted: frozenset[bytes] = frozenset()
+    """Where something is mounted, which nobody knows of the earlier run."""
     record: Record | None = None
     """Gets to know what the backup then holds."""
     unchanged: int = 0
@@ -121,6 +124,8 @@ class Comparison:
     _next: BaseEntry | None = None
     _gone: bytes | None = field(default=None)
     """Everything of the base below this path is dealt with."""
+    _anew: bytes | None = field(default=None)
+    """Everything below this directory is sent again."""
 
     def __iter__(self) -> Iterator[Difference]:
         behind = None if self.behind is None else sort_key(self.behind)
@@ -137,12 +142,12 @@ class Comparison:
             yield from self._removed_before(order, behind)
             base = self._take(found)
             if behind is not None and order <= behind:
-                if not self._changed_since(found):
+                if not self._is_anew(found):
                     continue
-                if found.is_directory():
-                    # It may have been something else, and nobody knows what of it the earlier run could not read.
-                    yield Marked(found)
-                    continue
+                if found.is_directory() and found.path and found.path.count(b"/") <= self._anew_depth:
+                    # With it goes what the earlier run found in it.
+                    yield Removed(found.path)
+                base = None
             relied = base is not None and self._relies_on(base)
             if base is not None and relied and is_unchanged(found, base):
                 self.unchanged += 1
@@ -156,13 +161,26 @@ class Comparison:
                 self.record.settle(changed)
         yield from self._removed_before(None, behind)
 
-    def _changed_since(self, found: Found) -> bool:
-        """Whether a path that an earlier run dealt with may have changed since."""
+    def _is_anew(self, found: Found) -> bool:
+        """Whether a path that an earlier run dealt with may be another one now: it, or a directory above it, changed since."""
         if self.since_ns is None:
             return False
+        if self._anew is not None and is_below(found.path, self._anew):
+            return True
+        changed = self._changed_since(found, self.since_ns) or found.path in self.mounted
+        if changed and found.is_directory():
+            self._anew = found.path
+        return changed
+
+    @property
+    def _anew_depth(self) -> int:
+        """How many slashes a directory's path has that is taken out as a whole. The root cannot be: its directories are."""
+        return self._anew.count(b"/") if self._anew else 0
+
+    def _changed_since(self, found: Found, since_ns: int) -> bool:
         newest_ns = max(found.stat.st_mtime_ns, found.stat.st_ctime_ns)
         is_coarse = not newest_ns % SECOND_NS  # as file systems with whole seconds have it
-        return newest_ns >= self.since_ns - (RACY_NS if is_coarse else TICK_NS)
+        return newest_ns >= since_ns - (RACY_NS if is_coarse else TICK_NS)
 
     def _advance(self) -> None:
         self._next = next(self.base, None)

@@ -40,6 +40,7 @@ from staddle._errors import (
 from staddle._excludes import UNMATCHED_SHOWN_MAX
 from staddle._figures import counted
 from staddle._gather import Tally
+from staddle._mounts import mounts_below
 from staddle._pages import PageGuard
 from staddle._reading import OPEN_FLAGS
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
@@ -426,6 +427,7 @@ class Run:
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
         skips = behind is not None and self._own_work and not self._removed_any
         self._skipped_any = self._skipped_any or skips
+        since_ns = None if behind is None or self._own_work else self._begun_ns(opened.upload)
         with self._base_of(opened) as base, closing(self._scan(behind, record, skips=skips)) as scan:
             comparison = Comparison(
                 scan,
@@ -433,7 +435,8 @@ class Run:
                 rely=opened.rely,
                 distrusted=opened.distrusted,
                 behind=behind,
-                since_ns=None if behind is None or self._own_work else self._begun_ns(opened.upload),
+                since_ns=since_ns,
+                mounted=frozenset() if since_ns is None else mounts_below(os.fsencode(self._root)),
                 record=record,
                 behind_is_whole=skips,
             )

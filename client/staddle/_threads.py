@@ -123,6 +123,9 @@ class Threads(Executor):
             self.is_short = False
 
     def _run(self) -> None:
+        with self._lock:
+            if threading.current_thread() not in self._threads:
+                return  # it began so late that nobody counts on it any more
         while True:
             try:
                 work = self._queue.get()

@@ -3,7 +3,7 @@
 A moment is one that the user writes: RFC 3339, or the same without a zone (then local time), or a date, or a time of day.
 What is not written is the last of what it may be: a date is its last moment, 14:30:05 the last moment of that second, so
 that a time copied from a list finds the backup that it was listed for. A time of minutes is at its first second.
-A local time that comes twice, when clocks go back, is the last one that is not to come; one that clocks skip is the moment at which they do.
+A local time that comes twice, when clocks go back, is the last one, or the first as long as the last is to come; one that clocks skip is the moment at which they do.
 """
 
 import calendar
@@ -158,9 +158,9 @@ def _date(year: str, month: str, day: str) -> datetime.date:
 
 
 def _last_ns_of(moment: datetime.datetime, now_ns: int) -> int:
-    """The last moment with this local time that is not to come, or else the first one."""
+    """The last moment with this local time; while the first has been and the last is to come, the first."""
     first_ns, last_ns = _ns_of(moment.replace(fold=0)), _ns_of(moment.replace(fold=1))
-    return last_ns if last_ns <= now_ns else first_ns
+    return first_ns if first_ns <= now_ns < last_ns else last_ns
 
 
 def _zone(text: str | None) -> datetime.tzinfo | None:

@@ -32,7 +32,7 @@ from staddle_server.datadir import (
     read_client_config,
     write_client_config,
 )
-from staddle_server.errors import Unauthenticated
+from staddle_server.errors import StaddleError, Unauthenticated
 from staddle_server.limits import FILES_WANTED
 from staddle_server.notify import Manager, Pulse
 from staddle_server.reloading import Reloading
@@ -101,7 +101,7 @@ def run_server(
         new_token = None if directory.is_complete() else rooms.initialise(directory, time.time_ns())
         with directory.store_locked(), open_rooms(directory) as opened:
             warn_of_readable([directory.master_key, directory.client_toml, settings.tls_key])
-            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns(), opened.looked)
+            generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns(), opened.looked)
             swept = opened.blobs.sweep()
             _event(
                 "starting",
@@ -140,6 +140,11 @@ def run_server(
                 drain_s = reloading.settings.drain_s
                 manager.stopping(f"Draining after {why}: open streams may take up to {duration(drain_s)}")
                 _event("draining", signal=why, drain_s=drain_s)
+            # So that a copy of the catalog that was made while this server ran is older than its store from now on.
+            try:
+                generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns())
+            except (StaddleError, OperatorError) as error:
+                _log.warning("this stop leaves no mark in the store: %s", error)
     _event("stopped")
     if stop.died:
         raise OperatorError(

@@ -1,6 +1,7 @@
 """Whether catalog and store of a data directory are the newest states of one another, and no copies.
 
-Each start of a server leaves a mark in the store and notes it in the catalog, with the time at which the mark's file was made. Of what
+Each start and each stop of a server leaves a mark in the store and notes it in the catalog, with the time at which the mark's file was
+made. Of what
 does not fit together then, one part is older, or is a copy: numbers would be given twice, and what one side knows would be lost.
 """
 
@@ -86,12 +87,12 @@ def refuse_older(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Lo
     return looked
 
 
-def begin(
+def leave_mark(
     directory: DataDirectory, blobs: Blobs, catalog: Catalog, now_ns: int, looked: Looked | None = None
 ) -> None:
-    """Leaves the mark of a server that starts. The caller holds the directory and its store, and may have `looked` since.
+    """Leaves the mark of a server that starts or stops. The caller holds the directory and its store, and may have `looked` since.
 
-    A disk that is full, or takes no writes, keeps no server from starting: the mark before stands then. Raises DataDirectoryError
+    A disk that is full, or takes no writes, keeps no server from that: the mark before stands then. Raises DataDirectoryError
     where catalog and store do not belong together, and what they raise.
     """
     flaw, known, found = looked or look(directory, blobs, catalog)
@@ -107,7 +108,7 @@ def begin(
         catalog.generation.confirm(mark.text, _birth(directory, mark))
         _remove(blobs, found - left_over)
     except (Exhausted, Unavailable) as error:
-        _log.warning("this start leaves no mark in the store, and the last one stands: %s", error.message)
+        _log.warning("no mark is left in the store, and the last one stands: %s", error.message)
 
 
 def _remove(blobs: Blobs, marks: set[Mark]) -> None:
@@ -136,7 +137,7 @@ def _refuse(directory: DataDirectory, flaw: Flaw | None, kinds: set[str]) -> Non
     data = directory.path
     if flaw.kind == OLDER_CATALOG:
         raise DataDirectoryError(
-            f"{directory.catalog} is older than its store: a server has started since{_when(flaw.began)}, with a catalog that is not "
+            f"{directory.catalog} is older than its store: a server has started or stopped since{_when(flaw.began)}, with a catalog that is not "
             "this one. Put the newest copy of the catalog back, or make it anew from the store with "
             f"`staddle-server rebuild --replace --data {data}`"
         )

@@ -80,7 +80,8 @@ class Service:
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._uploads = Uploads(catalog, tenants, clock, lease_s=lease_s, life_s=upload_life_s, space=space)
         reads = Reads(catalog, tenants, clock, self._openers)
-        self.clock_watch = ClockWatch(ClockGuard(catalog, clock))
+        guard = ClockGuard(catalog, clock)
+        self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
         integrity = self._integrity = Integrity(kept)
 
@@ -102,7 +103,7 @@ class Service:
                 tenants, clock, conditions, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s
             ),
         )
-        self._gate = _gate(kept, streams_max)
+        self._gate = _gate(kept, streams_max, guard)
         parts = {
             WRITES: takes_backups,
             ROOM: has_room,
@@ -157,16 +158,16 @@ class Service:
         self._openers.shutdown()
 
 
-def _gate(kept: Kept, streams_max: int) -> Gate:
+def _gate(kept: Kept, streams_max: int, guard: ClockGuard) -> Gate:
     """Who may call, and how much at once."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
     return Gate(
-        lambda token: catalog.tokens.authenticate(token, clock.now_ns()),
+        lambda token: catalog.tokens.authenticate(token, guard.believed_ns()),
         lambda tenant: tenants.get(tenant).name,
         # Some are left for the other tenants.
         Slots(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
         clock.monotonic_s,
-        lambda tokens: catalog.tokens.valid(tokens, clock.now_ns()),
+        lambda tokens: catalog.tokens.valid(tokens, guard.believed_ns()),
         decoded=tenants.decoded,
     )
 

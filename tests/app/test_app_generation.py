@@ -38,7 +38,7 @@ def with_births(tmp_path: Path) -> None:
 def begin(directory: DataDirectory) -> None:
     """A server starts, and ends at once."""
     with rooms.open_rooms(directory, only_look=True) as opened:
-        generation.begin(directory, opened.blobs, opened.catalog, NOW_NS)
+        generation.leave_mark(directory, opened.blobs, opened.catalog, NOW_NS)
 
 
 def command(name: str, directory: DataDirectory, *arguments: str, code: int = 0) -> Result:
@@ -68,7 +68,7 @@ def test_a_start_lists_the_marks_once(directory: DataDirectory, monkeypatch: pyt
     monkeypatch.setattr(rooms, "DirectoryBlobs", Listed)
     before = marks(directory)
     with rooms.open_rooms(directory) as opened:
-        generation.begin(directory, opened.blobs, opened.catalog, NOW_NS, opened.looked)
+        generation.leave_mark(directory, opened.blobs, opened.catalog, NOW_NS, opened.looked)
         assert isinstance(opened.blobs, Listed)
         assert opened.blobs.listed.count("marks") == 1
     assert marks(directory) != before
@@ -215,7 +215,7 @@ def steps(directory: DataDirectory, stop_at: int, failure: Callable[[], BaseExce
                     return real(*arguments)
 
                 patch.setattr(owner, name, step)
-        generation.begin(directory, opened.blobs, opened.catalog, NOW_NS)
+        generation.leave_mark(directory, opened.blobs, opened.catalog, NOW_NS)
     return taken
 
 
@@ -242,7 +242,7 @@ def test_a_disk_that_is_full_or_takes_no_writes_keeps_no_server_from_starting(
     for failure in (Exhausted("STORE_FULL", "no room"), Unavailable("STORE_UNAVAILABLE", "read-only")):
         caplog.clear()
         steps(directory, step, lambda failure=failure: failure)  # type: ignore[misc]
-        assert "leaves no mark" in caplog.text
+        assert "no mark is left" in caplog.text
         begin(directory)
 
 

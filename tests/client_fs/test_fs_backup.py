@@ -381,7 +381,12 @@ def test_an_interrupted_backup_is_gone_on_with_by_the_next_run(thin: bool, prote
 def test_what_changed_since_an_interrupted_run_began_is_in_the_backup_of_the_next_run(
     thin: bool, kind: str, protected, running
 ) -> None:
+    outside = protected.source.parent / "outside"
+    for name in ("moved", "mounted"):
+        (outside / name / "deep").mkdir(parents=True)
+        (outside / name / "deep" / "old").write_text("long there")
     plant(protected.source, files=160)
+    (protected.source / "a" / "mnt").mkdir()
     for name in ("a/gone", "a/x", "a/becomes-dir"):
         (protected.source / name).write_text("before")
     if kind == "incremental":
@@ -396,6 +401,7 @@ def test_what_changed_since_an_interrupted_run_began_is_in_the_backup_of_the_nex
     calls.call("CheckpointUpload", wire.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch))
     durable = calls.call("GetUpload", wire.GetUploadRequest(upload_id=upload.id)).upload.durable
     assert entry_of(durable.last_entry).path_bytes.replace(b"/", b"\0") > b"a\0z"  # all of "a" is behind it
+    (outside / "moved").rename(protected.source / "a" / "moved")  # all in it has times from before
     (protected.source / "a" / "x").write_text("changed in between")
     (protected.source / "a" / "new").write_text("made in between")
     (protected.source / "a" / "becomes-dir").unlink()
@@ -411,12 +417,41 @@ def test_what_changed_since_an_interrupted_run_began_is_in_the_backup_of_the_nex
     assert read("data", "a/new") == b"made in between"
     assert read("data", "a/becomes-dir/in") == b"in it"
     entries = {entry.path: entry for entry in protected.client.entries("data", recursive=True)}
-    assert entries["a"].incomplete  # nobody knows what the first run could not read
-    assert ("a/gone" in entries) is (kind == "full")  # what only the first run had seen is not looked for
+    assert "a/moved/deep/old" in entries
+    assert not entries["a"].incomplete
+    assert "a/gone" not in entries
     assert protected.backup().complete
     entries = {entry.path: entry for entry in protected.client.entries("data", recursive=True)}
     assert "a/gone" not in entries
     assert not any(entry.incomplete for entry in entries.values())
+
+
+def test_what_was_mounted_since_an_interrupted_run_is_in_the_backup_of_the_next_run(
+    protected, running
+) -> None:
+    outside = protected.source.parent / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "old").write_text("long there")
+    plant(protected.source, files=160)
+    point = protected.source / "a" / "mnt"
+    point.mkdir()
+    stopped = Interrupting(Breaking(running, at=10**9, after=False), protected.source, after_entries=30)
+    with pytest.raises(InterruptedError):
+        stopped.run(thin=False)
+    (upload,) = stopped.uploads
+    stopped.calls.call(
+        "CheckpointUpload", wire.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch)
+    )
+    mounted = subprocess.run(["mount", "--bind", outside, point], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        made = backup_over(stopped.calls, protected.source, thin=False, cache_dir=str(protected.cache))
+    finally:
+        subprocess.run(["umount", "--lazy", point], check=True)
+    stopped.calls.close()
+    assert made.resumed
+    assert protected.client.read("data", "a/mnt/deep/old") == b"long there"
 
 
 class Interrupting:

@@ -63,7 +63,7 @@ def served(data: Path, *, copied: bool = False) -> Iterator[Stub]:
         with directory.store_locked(), rooms.open_rooms(directory) as opened:
             if copied:
                 opened.catalog.generation.forget_birth()
-            generation.begin(directory, opened.blobs, opened.catalog, time.time_ns())
+            generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns())
             opened.blobs.sweep()
             service = Service(
                 opened.catalog,

@@ -213,7 +213,7 @@ def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes
             "state": UploadState.OPEN.value,
             "epoch": _FIRST_EPOCH,
             **spec.terms.expiries(spec.now_ns),
-            "begin_ns": spec.now_ns,
+            "begin_ns": spec.now_ns if spec.begin_ns is None else spec.begin_ns,
             "durable": b"",
             "position": 0,
             "entry_count": 0,

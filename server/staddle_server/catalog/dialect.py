@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import URL, Column, Connection, Engine, Insert, Table, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
 
@@ -90,10 +90,16 @@ class Database:
         engine: Engine,
         translate: Callable[[BaseException], errors.StaddleError | None],
         busy_timeout_s: float = BUSY_TIMEOUT_S,
+        *,
         check_place: Callable[[], None] = lambda: None,
         uncached: Engine | None = None,
+        let_go: Callable[[], None] = lambda: None,
     ) -> None:
-        """`check_place` raises Unavailable where the database is not the one any more that was opened; `uncached` has no pool."""
+        """`check_place` raises Unavailable where the database is not the one any more that was opened; `uncached` has no pool.
+
+        `let_go` ends what `check_place` holds for that.
+        """
+        self._let_go = let_go
         self.engine = engine
         self.check_place = check_place
         self._uncached = uncached or engine
@@ -187,6 +193,7 @@ class Database:
     def close(self) -> None:
         """Closes all idle connections; the database opens again when it is used again."""
         self.engine.dispose()
+        self._let_go()
 
 
 def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
@@ -221,29 +228,81 @@ def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TI
     try:
         _create_private(path)
         _set_journal(path, choice, busy_timeout_s)
-        place = os.stat(path)
+        files = _Files(path, choice)
     except Exception as error:
         told = _translate_os(path, error) or _translate_sqlite(path, choice.module, error)
         if told is None:
             raise
         raise told from error
 
-    def check_place() -> None:
-        try:
-            if os.path.samestat(os.stat(path), place):
-                return
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except OSError:
-            return  # what is there cannot be told
-        raise errors.Unavailable(
-            "STORE_UNAVAILABLE",
-            f"the catalog {path} was replaced, moved or removed under the server, which reads and writes nothing of it until it is back in "
-            "its place: stop the server before another catalog is put there",
-            retry_after_s=_RETRY_AFTER_S,
-        )
+    return Database(
+        engine,
+        _sqlite_translator(path, choice.module),
+        busy_timeout_s,
+        check_place=files.check,
+        uncached=uncached,
+        let_go=files.close,
+    )
 
-    return Database(engine, _sqlite_translator(path, choice.module), busy_timeout_s, check_place, uncached)
+
+class _Files:
+    """The files of a database as they were when it was opened: its own, and with a write-ahead log also that log and its index.
+
+    Whoever opens the database after one of them was removed or replaced works on other files, without common locks: what the one
+    writes the other does not see, and in the end the database is none any more. A connection of its own keeps SQLite from
+    removing them where it is the last one.
+    """
+
+    def __init__(self, path: str, choice: SqliteChoice) -> None:
+        self._path = path
+        self._choice = choice
+        self._lock = threading.Lock()
+        self._keeper: Any = None
+        self._found: tuple[tuple[str, os.stat_result], ...] = ()
+        self._open()
+
+    def _open(self) -> None:
+        names = [self._path]
+        if self._choice.wal:
+            keeper = self._choice.module.connect(self._path, isolation_level=None, check_same_thread=False)
+            try:
+                keeper.execute("PRAGMA schema_version").fetchone()  # the first reading makes the files
+                names += [f"{self._path}-wal", f"{self._path}-shm"]
+                self._found = tuple((name, os.stat(name)) for name in names)
+            except BaseException:
+                keeper.close()
+                raise
+            self._keeper = keeper
+        else:
+            self._found = ((self._path, os.stat(self._path)),)
+
+    def check(self) -> None:
+        """Raises Unavailable if one of the files is another one, or none."""
+        if not self._found:
+            with self._lock:
+                if not self._found:
+                    self._open()
+        for name, found in self._found:
+            try:
+                if os.path.samestat(os.stat(name), found):
+                    continue
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except OSError:
+                continue  # what is there cannot be told
+            raise errors.Unavailable(
+                "STORE_UNAVAILABLE",
+                f"the catalog's file {name} was replaced, moved or removed under the server, which reads and writes nothing of the catalog "
+                "until it is back in its place: stop the server before another catalog is put there",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
+    def close(self) -> None:
+        """Lets go of the files. They are looked at anew when the database is used again."""
+        with self._lock:
+            keeper, self._keeper, self._found = self._keeper, None, ()
+        if keeper is not None:
+            keeper.close()
 
 
 def _create_private(path: str) -> None:
@@ -395,6 +454,8 @@ def _sqlite_translator(path: str, module: Any) -> Callable[[BaseException], erro
 def _translate_sqlite(path: str, module: Any, error: BaseException) -> errors.StaddleError | None:
     if isinstance(error, PoolTimeout):
         return _busy()
+    if isinstance(error, NoResultFound | MultipleResultsFound):
+        return _damaged(path, "it holds rows that cannot be")
     cause = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(cause, module.Error):
         return None
@@ -404,12 +465,9 @@ def _translate_sqlite(path: str, module: Any, error: BaseException) -> errors.St
     if code == sqlite3.SQLITE_FULL:
         return _full()
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-        return errors.Unavailable(
-            "STORE_UNAVAILABLE",
-            f"The catalog {path} is damaged ({cause}): bring back a copy, or make it anew with `staddle-server rebuild --replace`, "
-            "which sets this one aside",
-            retry_after_s=_RETRY_AFTER_S,
-        )
+        return _damaged(path, str(cause))
+    if code == sqlite3.SQLITE_IOERR and _is_full(path):
+        return _full()
     if code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
         return errors.Unavailable(
             "STORE_UNAVAILABLE",
@@ -417,6 +475,24 @@ def _translate_sqlite(path: str, module: Any, error: BaseException) -> errors.St
             retry_after_s=_RETRY_AFTER_S,
         )
     return None
+
+
+def _damaged(path: str, why: str) -> errors.Unavailable:
+    return errors.Unavailable(
+        "STORE_UNAVAILABLE",
+        f"The catalog {path} is damaged ({why}): bring back a copy, or make it anew with `staddle-server rebuild --replace`, "
+        "which sets this one aside",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def _is_full(path: str) -> bool:
+    """Whether its disk has no room. What SQLite maps into memory fails with an I/O error there."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0)
 
 
 def _translate_os(path: str, error: BaseException) -> errors.StaddleError | None:

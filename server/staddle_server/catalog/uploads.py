@@ -218,7 +218,7 @@ class Uploads:
         record: Callable[[Backup], bytes],
         now_ns: int,
         accepted: tuple[int, int],
-        retain_from_ns: int | None = None,
+        token_ns: int | None = None,
         wrote: bool = True,
         missing_removed: Iterable[bytes] = (),
     ) -> Backup:
@@ -227,7 +227,7 @@ class Uploads:
         `record` encodes what the store is told of the backup, kept as pending under the backup's id in the same transaction.
         `wrote`: as `checkpoint` has it. `accepted`: the entries and bytes that its commit stated, which the upload keeps, so that a replay can be compared.
 
-        The dataset's minimum retention counts from `retain_from_ns` (`now_ns` unless given).
+        The token has to be valid at `token_ns` (`now_ns` unless given).
 
         A replay under the same epoch answers the backup that the first one made, and changes nothing (BACKUP_NOT_FOUND once
         that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was, as does UNAUTHENTICATED where the token
@@ -242,12 +242,12 @@ class Uploads:
                 require_epoch(upload, row.epoch, epoch)
                 return _backup(connection, row.backup)
             row = open_upload_row(connection, tenant_row, upload, epoch)
-            require_token(connection, row.token, now_ns)
+            require_token(connection, row.token, now_ns if token_ns is None else token_ns)
             publish(connection, row, packs)
             _change_missing(connection, upload, (), missing_removed)
             _require_complete(connection, row)
             authors = _authors(row, wrote=wrote)
-            _insert_backup(connection, row, backup, authors, (now_ns, retain_from_ns or now_ns))
+            _insert_backup(connection, row, backup, authors, now_ns)
             connection.execute(
                 update(schema.uploads)
                 .where(_u.id == upload)
@@ -355,10 +355,8 @@ def _authors(upload: Row[Any], *, wrote: bool) -> str:
 
 
 def _insert_backup(
-    connection: Connection, upload: Row[Any], new: NewBackup, authors: str, times_ns: tuple[int, int]
+    connection: Connection, upload: Row[Any], new: NewBackup, authors: str, now_ns: int
 ) -> None:
-    """`times_ns`: when it is committed, and from when its dataset's minimum retention counts."""
-    now_ns, retain_from_ns = times_ns
     dataset = connection.execute(
         select(schema.datasets).where(_d.row == upload.dataset).with_for_update()
     ).one()
@@ -389,9 +387,7 @@ def _insert_backup(
             "tags": upload.tags,
             "host": upload.host,
             "source_root": upload.root,
-            "retain_until_ns": retain_from_ns + dataset.min_retention_s * NS
-            if dataset.min_retention_s
-            else 0,
+            "retain_until_ns": now_ns + dataset.min_retention_s * NS if dataset.min_retention_s else 0,
         },
     )
     host, root = _remembered_root(dataset, upload)

@@ -83,6 +83,8 @@ class BeginUpload:
     dataset: str
     now_ns: int
     terms: Terms
+    begin_ns: int | None = None
+    """When the backup begins; None: `now_ns`."""
     alive_ns: int | None = None
     """An upload whose life was over then is not taken over; None: `now_ns`."""
     request_id: str = ""

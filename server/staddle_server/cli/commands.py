@@ -86,8 +86,8 @@ def run() -> None:
     except SystemExit as end:
         # The answer of `health` is its exit code, and a server serves whether or not it can say where.
         failure = None if sys.argv[1:2] in (["serve"], ["health"]) else stdout_failure()
-        if failure is None or isinstance(failure, BrokenPipeError):
-            raise
+        if failure is None or isinstance(failure, BrokenPipeError) or end.code:
+            raise  # what has failed has said so
         with contextlib.suppress(OSError):
             click.echo(f"Error: {failure}", err=True)
-        sys.exit(end.code or 1)
+        sys.exit(1)

@@ -16,6 +16,8 @@ from staddle_server.config import OperatorError, SettingsError
 from staddle_server.datadir import DataDirectory
 from staddle_server.errors import StaddleError
 from staddle_server.rooms import DEFAULT_TENANT, Rooms, open_rooms, tenant_named
+from staddle_server.session.clock import SystemClock
+from staddle_server.session.clockguard import ClockGuard
 from staddle_server.types import TokenRole
 
 NS_PER_S: Final = 1_000_000_000
@@ -57,10 +59,11 @@ def create(
     *, role: str, name: str | None, expires: str | None, tenant: str, data: DataDirectory, as_json: bool
 ) -> None:
     """Make a token and print it: this once, it cannot be shown again."""
-    now_ns = time.time_ns()
-    expires_ns = None if expires is None else now_ns + _life_ns(expires)
+    life_ns = None if expires is None else _life_ns(expires)
     name = name or f"{role}-{secrets.token_hex(3)}"
     with open_rooms(data) as rooms:
+        now_ns = _believed_ns(rooms)
+        expires_ns = None if life_ns is None else now_ns + life_ns
         owner = tenant_named(rooms, tenant)
         text = rooms.catalog.tokens.create(owner.id, name, TokenRole[role.upper()], now_ns, expires_ns)
         with _revoked_unless_shown(rooms, owner, name):
@@ -75,6 +78,11 @@ def create(
         with contextlib.suppress(OSError):
             words = f"This is the token {name} ({role} of {tenant}). Keep it: it is shown only once."
             click.echo(words, err=True)
+
+
+def _believed_ns(rooms: Rooms) -> int:
+    """The time by which the server judges whether tokens have expired."""
+    return ClockGuard(rooms.catalog, SystemClock()).look().believed_ns
 
 
 @contextlib.contextmanager
@@ -102,8 +110,8 @@ def _revoked_unless_shown(rooms: Rooms, tenant: Tenant, name: str) -> Iterator[N
 @json_option
 def list_(tenant: str, data: DataDirectory, as_json: bool) -> None:
     """List the tokens of a tenant, without their text."""
-    now_ns = time.time_ns()
     with open_rooms(data) as rooms:
+        now_ns = _believed_ns(rooms)
         found = rooms.catalog.tokens.list_all(tenant_named(rooms, tenant).id)
     rows = [
         {

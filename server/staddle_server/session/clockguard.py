@@ -65,6 +65,11 @@ class Standing(NamedTuple):
         return max(self.wall_ns, self.expected_ns) if self.jump_ns else self.wall_ns
 
     @property
+    def believed_ns(self) -> int:
+        """What the server goes by: the expected time while the clock is in doubt, and the wall clock's if it is not."""
+        return self.expected_ns if self.jump_ns else self.wall_ns
+
+    @property
     def words(self) -> str:
         """What is wrong, what follows, and what to do; "" for a clock that can be believed."""
         if not self.jump_ns:
@@ -87,6 +92,8 @@ class ClockGuard:
         self._catalog = catalog
         self._clock = clock
         self._boot = _boot_id()
+        self._offset_ns: int | None = None
+        """What the last look found between the time that really passes and the right time."""
 
     def look(self) -> Standing:
         """Compares the clocks now, and remembers what it saw."""
@@ -100,7 +107,15 @@ class ClockGuard:
             if _is_news(before, after):
                 # Another process may have looked, or confirmed, meanwhile: then its result stands, and the next look starts from it.
                 self._catalog.clock.put(after, before)
+        self._offset_ns = after.offset_ns
         return _standing(after, wall_ns, uptime_ns)
+
+    def believed_ns(self) -> int:
+        """As `Standing.believed_ns`, by the last look of this guard: for what is asked all the time, as it reads nothing."""
+        if self._offset_ns is None:
+            return self.look().believed_ns
+        wall_ns, expected_ns = self._clock.now_ns(), self._uptime_ns() + self._offset_ns
+        return wall_ns if abs(wall_ns - expected_ns) <= JUMP_S * NS else expected_ns
 
     def require(self) -> int:
         """The wall time, in ns, if it can be believed. ClockInDoubt if not."""

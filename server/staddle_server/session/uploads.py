@@ -81,8 +81,12 @@ class Uploads:
 
         `specify` makes the request from the time (ns) and the terms that the server gives.
         """
+        standing = self._guard.look()
+        # A backup that begins while the clock is behind must not be an old one once it is right again.
         spec = replace(
-            specify(self._clock.now_ns(), self._terms_now()), alive_ns=self._guard.look().earliest_ns
+            specify(self._clock.now_ns(), self._terms_now()),
+            begin_ns=standing.latest_ns,
+            alive_ns=standing.earliest_ns,
         )
         self._check_room(spec.principal)
         tenant = self._tenants.get(spec.principal.tenant)

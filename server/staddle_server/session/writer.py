@@ -446,6 +446,7 @@ class UploadWriter:
             self._chunks.look_for_packs()
             new = self._finishing.new_backup(self._checkpoint)
             self._tenant.blobs.check_writable()  # or there would be a backup that cannot be recorded
+            standing = ClockGuard(self._catalog, self._clock).look()
             backup = self._catalog.uploads.commit(
                 self.upload.tenant,
                 self.upload.id,
@@ -453,8 +454,8 @@ class UploadWriter:
                 packs=(),
                 backup=new,
                 record=encode_committed,
-                now_ns=self._clock.now_ns(),
-                retain_from_ns=ClockGuard(self._catalog, self._clock).look().latest_ns,
+                now_ns=standing.latest_ns,
+                token_ns=standing.believed_ns,
                 accepted=(entry_count, data_bytes),
                 wrote=self._accepted.wrote,
             )

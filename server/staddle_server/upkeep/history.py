@@ -87,6 +87,9 @@ class History:
     last_ns: int = 0
     """When the newest decision was made."""
 
+    newest_ns: int = 0
+    """The latest time in any record: a clock that is behind it is wrong, or was."""
+
     tenant_made: bool = False
     """There is the record that the tenant was made. (Its keys say the same, and more.)"""
 
@@ -94,6 +97,9 @@ class History:
         """Takes a record, by the name of its object."""
         if not isinstance(record, TenantRecord | CommittedRecord):
             self.last_ns = max(self.last_ns, record.at_ns)
+            self.newest_ns = max(self.newest_ns, record.at_ns)
+        elif isinstance(record, CommittedRecord):
+            self.newest_ns = max(self.newest_ns, record.commit_ns)
         match record:
             case TenantRecord():
                 self.tenant_made = True

@@ -1,0 +1,24 @@
+"""Where file systems are mounted, bind mounts too: those cannot be told by device numbers."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+
+
+def mounts_below(root: bytes) -> frozenset[bytes]:
+    """The paths, relative to a directory, on which something is mounted. Where the system does not tell (not Linux): none."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return frozenset()
+    above = os.path.realpath(root).rstrip(b"/") + b"/"
+    points = (
+        _ESCAPED.sub(lambda found: bytes([int(found[1], 8)]), line.split(b" ")[4])
+        for line in lines
+        if line.count(b" ") >= 4
+    )
+    return frozenset(point[len(above) :] for point in points if point.startswith(above) and point != above)
