@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -282,3 +284,19 @@ def test_a_real_server_refuses_a_copy_and_the_store_of_a_server_that_runs(server
     copy.stop()
     server.stop()
     server.start()
+
+
+def test_a_copy_of_the_catalog_that_was_made_while_its_server_ran_is_refused_once_that_has_stopped(
+    server: ServerProcess,
+) -> None:
+    """What was decided since without the store, such as a revoked token, would be undone."""
+    older = server.data.parent / "older.db"
+    with closing(sqlite3.connect(server.data / "catalog.db")) as catalog:
+        catalog.execute("VACUUM INTO ?", [str(older)])
+    server.stop()
+    for name in server.data.glob("catalog.db*"):
+        name.unlink()
+    shutil.copy(older, server.data / "catalog.db")
+    with pytest.raises(AssertionError, match="is older than its store"):
+        server.start()
+    server.kill()

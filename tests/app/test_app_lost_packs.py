@@ -198,6 +198,25 @@ def test_a_catalog_that_is_written_into_in_place_is_an_alarm_and_is_used_no_more
     assert len(server.stub().ListBackups(sv.ListBackupsRequest(dataset="www")).backups) == 2
 
 
+@pytest.mark.parametrize("ending", ["-wal", "-shm"])
+def test_a_log_of_the_catalog_that_is_removed_under_a_running_server_is_an_alarm_like_the_catalog(
+    server, folder, ending
+):
+    words = ("staddle", "backup", folder, "--dataset", "www")
+    assert run(*words, config=server.config).returncode == 0
+    log, away = server.data / f"catalog.db{ending}", server.data.parent / "away"
+    if not log.exists():
+        pytest.skip("this SQLite uses no write-ahead log")
+    log.rename(away)
+    with pytest.raises(grpc.RpcError, match=rf"catalog\.db{ending} was replaced, moved or removed"):
+        server.stub().ListDatasets(sv.ListDatasetsRequest())
+    wait_until(lambda: health(server).returncode == 4)
+    assert server.logged("the catalog is gone")
+    away.replace(log)
+    wait_until(lambda: health(server).returncode == 0)
+    assert run(*words, config=server.config).returncode == 0
+
+
 @pytest.mark.parametrize("another", [False, True], ids=["nothing", "an older copy"])
 def test_a_catalog_that_is_replaced_under_a_running_server_takes_no_backup_and_is_an_alarm(
     server, folder, another

@@ -17,12 +17,14 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harm import kept
+from rebuilt import rebuilt
 from servers import MovedClock
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog import open_catalog
 from staddle_server.session.clockguard import ClockGuard, ClockInDoubt
 from staddle_server.session.tenant import Tenants
+from staddle_server.types import TokenRole
 from staddle_server.upkeep.policies import Policies
 from staddle_server.upkeep.scrub import Scrubber
 from thin import Source, back_up, backups, reason
@@ -274,6 +276,48 @@ def test_the_minimum_retention_of_a_backup_that_is_made_while_the_clock_is_behin
     assert reason(refused.value) == "PROTECTED"
     jumping.clock.ahead_s += 2 * DAY
     stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=made.id))
+
+
+def test_a_backup_that_is_made_while_the_clock_is_behind_is_no_old_one_once_it_is_right(jumping):
+    stub = jumping.stub()
+    before = back_up(stub, "www", {"a": b"1"})
+    jumping.clock.jump_s = -YEAR
+    made = back_up(stub, "www", {"a": b"2"})
+    assert before.begin_time.ToNanoseconds() < made.begin_time.ToNanoseconds()
+    assert before.commit_time.ToNanoseconds() < made.commit_time.ToNanoseconds()
+
+
+def test_a_token_ends_at_its_time_whatever_the_clock_says_meanwhile(jumping):
+    now_ns, make = jumping.clock.now_ns(), jumping.catalog.tokens.create
+    expired, good = (
+        jumping.stub_with(make(jumping.tenant, name, TokenRole.READER, now_ns, now_ns + days * DAY * NS))
+        for name, days in (("expired", 1), ("good", 20))
+    )
+    jumping.clock.ahead_s += 2 * DAY
+    jumping.service.clock_watch.look()
+    for jump_s in (0, -YEAR, YEAR):
+        jumping.clock.jump_s = jump_s
+        with pytest.raises(grpc.RpcError) as refused:
+            expired.ListDatasets(sv.ListDatasetsRequest())
+        assert reason(refused.value) == "UNAUTHENTICATED"
+        good.ListDatasets(sv.ListDatasetsRequest())
+    jumping.clock.ahead_s += 20 * DAY
+    with pytest.raises(grpc.RpcError):
+        good.ListDatasets(sv.ListDatasetsRequest())
+
+
+def test_a_rebuild_by_a_clock_that_is_behind_leaves_deleted_backups_their_grace(garbage, tmp_path):
+    gone = deleted_long_ago(garbage)
+    running = garbage.running
+    with rebuilt(running.root / "store", tmp_path / "new.db", running.clock.now_ns() - YEAR * NS) as (
+        catalog,
+        _,
+    ):
+        (tenant,) = catalog.tenants.list_all()
+        assert (
+            catalog.backups.get(tenant.id, bytes.fromhex(gone.id)).deleted_ns
+            >= gone.commit_time.ToNanoseconds()
+        )
 
 
 def test_a_policy_that_was_set_while_the_clock_was_ahead_is_followed_once_it_is_right(garbage):
