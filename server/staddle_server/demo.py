@@ -181,7 +181,7 @@ def _compare(before: dict[bytes, str], restored: dict[bytes, str]) -> None:
     wrong = sorted(path for path in before.keys() | restored.keys() if before.get(path) != restored.get(path))
     if wrong:
         raise DemoError(f"{counted(len(wrong), 'path')} came back different, such as {wrong[0]!r}")
-    say(f"  Compared: all paths ({len(before):,}) are as they were before the change, byte for byte.")
+    say(f"  Compared {counted(len(before), 'path')}: all is as it was before the change, byte for byte.")
 
 
 def _tell_the_end(places: Places, paths: int, changes: list[str], at: str) -> None:

@@ -154,7 +154,7 @@ def test_repair_makes_a_pack_whole_again_from_its_parity(server, pack):
     assert pack.read_bytes() != before, "a dry run changes nothing"
     status, out, _ = run(server, "repair")
     assert status == 0
-    assert f"mended: pack {pack.name}, 4096 bytes of it from its parity" in out
+    assert f"mended: pack {pack.name}, 4,096 bytes of it from its parity" in out
     assert "Mended: 1 pack from parity, 0 chunks saved" in out
     assert pack.read_bytes() == before
     assert run(server, "check", "--read-data")[0] == 0

@@ -259,7 +259,7 @@ def test_nobody_there_is_said_quickly_with_the_address_and_what_to_do() -> None:
     assert "127.0.0.1:1" in message
     assert "staddle-server serve --data DIR" in message
     assert "refused" in message
-    assert caught.value.facts == {"address": "127.0.0.1:1"}
+    assert caught.value.facts["address"] == "127.0.0.1:1"
 
 
 def test_a_wrong_token_is_an_authentication_error(listening: Running) -> None:

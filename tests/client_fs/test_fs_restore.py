@@ -23,7 +23,7 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
 BACKUP = pb.Backup(id="b" * 32, dataset="d", entry_count=3)
-MTIME_NS = 1_500_000_000_000_000_001
+MTIME_NS = 1_500_000_000_123_456_789
 
 
 class Waits:

@@ -23,7 +23,7 @@ from thin import Source, back_up, begin, finish, info, messages, noise, small, w
 
 FILES = 2500
 HOUR_S = 3600
-STEPS_AFTER_MAX = 12
+STEPS_AFTER_MAX = 16
 """Transactions, and reads and writes of the store, that a call may take once it is no longer wanted."""
 UNCHANGED = "backups", "datasets", "pending_records", "upload_requests"
 

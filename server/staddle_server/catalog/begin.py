@@ -117,6 +117,10 @@ def _asked(spec: BeginUpload) -> bytes:
     return hashlib.sha256(json.dumps(said).encode()).digest()
 
 
+def _begins_ns(spec: BeginUpload) -> int:
+    return spec.now_ns if spec.begin_ns is None else spec.begin_ns
+
+
 # --- the dataset and its root
 
 
@@ -126,7 +130,7 @@ def _dataset_made(connection: Connection, tenant_row: int, spec: BeginUpload) ->
         {
             "tenant": tenant_row,
             "name": spec.dataset,
-            "created_ns": spec.now_ns,
+            "created_ns": _begins_ns(spec),
             "host": "",
             "root": "",
             "last_number": 0,
@@ -213,7 +217,7 @@ def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes
             "state": UploadState.OPEN.value,
             "epoch": _FIRST_EPOCH,
             **spec.terms.expiries(spec.now_ns),
-            "begin_ns": spec.now_ns if spec.begin_ns is None else spec.begin_ns,
+            "begin_ns": _begins_ns(spec),
             "durable": b"",
             "position": 0,
             "entry_count": 0,

@@ -307,12 +307,12 @@ class Rebuilding:
     # ------------------------------------------------------------------ datasets and backups
 
     def _add_datasets(self, tenant: _Opened, history: History) -> None:
-        # Graces begin again; by a clock that is behind they would be over as soon as it is right.
-        now_ns = max(self._now_ns, history.newest_ns)
-        for dataset in history.datasets(now_ns):
+        # The graces of deleted backups begin again; by a clock that is behind they would be over as soon as it is right.
+        grace_ns = max(self._now_ns, history.newest_ns)
+        for dataset in history.datasets(self._now_ns):
             self._rebuild.add_dataset(tenant.id, dataset)
             self._report.datasets += 1
-            backups = history.backups(dataset.name, now_ns, self._note_number)
+            backups = history.backups(dataset.name, grace_ns, self._note_number)
             while batch := list(islice(backups, PAGE)):
                 self._rebuild.add_backups(tenant.id, dataset.name, batch)
                 self._report.backups += len(batch)
