@@ -246,7 +246,7 @@ class CachedScan(Walk[Difference]):
                 directories[name] = status.st_dev, status.st_uid
         names = [name for name in names if name not in out] if out else names
         if self.chosen is not None:
-            self._tell_all_beyond([prefix + name for name in names if name not in directories])
+            self._tell_all_beyond(level, [prefix + name for name in names if name not in directories])
         return _Seen(names, rows, directories)
 
     def _see_chosen(self, level: Level, names: list[bytes]) -> _Seen:

@@ -105,6 +105,30 @@ def test_what_lies_in_a_directory_that_became_unreadable_counts_as_removed(
 
 
 @BOTH_WAYS
+@CACHED
+def test_names_behind_what_is_no_directory_any_more_mark_the_directory_above(
+    thin: bool, cached: bool, protected, tmp_path: Path
+) -> None:
+    options = options_of(thin=thin, cached=cached) | {"paths": ("bad/s/x", "bad/a", "good")}
+    plant(protected.source)
+    protected.backup(**options)
+    target = tmp_path / "target"
+    protected.restore(target)
+    (protected.source / "bad").rename(tmp_path / "moved")
+    (protected.source / "bad").symlink_to(tmp_path / "moved")
+    assert len(protected.backup(**options).problems) == 2
+    report = protected.restore(target, delete=True)
+    assert report.deleted_paths == ()
+    assert (target / "bad/s/x").exists()
+    (protected.source / "bad").unlink()
+    (tmp_path / "moved").rename(protected.source / "bad")
+    (protected.source / "bad/a").unlink()  # named and not there: its directory is marked, too
+    assert [p.path for p in protected.backup(**options).problems] == ["bad/a"]
+    assert marked(protected) == ["bad"]
+    assert protected.restore(target, delete=True).deleted_paths == ()
+
+
+@BOTH_WAYS
 @pytest.mark.parametrize(
     ("became", "cached"), [("file", True), ("file", False), ("directory", True), ("link", False)]
 )
