@@ -127,6 +127,8 @@ class Comparison:
     """Of the regular files that only the base has."""
     _replaced: set[bytes] = field(default_factory=set)
     """Paths of the base that disappeared when it was their turn, and may come again."""
+    _root_gone: bool = False
+    """The base has a root, and what is scanned is a single file: everything was removed."""
     _next: BaseEntry | None = None
     _gone: bytes | None = field(default=None)
     """Everything of the base below this path is dealt with."""
@@ -144,7 +146,8 @@ class Comparison:
             order = sort_key(found.path)
             yield from self._removed_before(order, behind)
             base = self._take(found)
-            if behind is not None and order <= behind:
+            only_counts = self.only_counts or self._root_gone
+            if behind is not None and order <= behind and not self._root_gone:
                 if not self._changed_since(found):
                     self._count_held(
                         found, base, held=found.is_directory() or found.path not in self.left_out
@@ -155,7 +158,7 @@ class Comparison:
                     yield Marked(found)
                     self._count_held(found, base, held=True)
                     continue
-            counted, base = base, None if self.only_counts else base
+            counted, base = base, None if only_counts else base
             relied = base is not None and self._relies_on(base)
             if base is not None and relied and is_unchanged(found, base):
                 self._count_held(found, counted, held=True)
@@ -209,8 +212,11 @@ class Comparison:
             if self.behind_is_whole and behind is not None and sort_key(path) <= behind:
                 is_held = entry.type == pb.ENTRY_TYPE_DIRECTORY or path not in self.left_out
                 self.kept_count += bool(path) and is_held
-            if not path or (self._gone is not None and is_below(path, self._gone)):
-                continue  # a root is never removed: that would take everything
+            if order is None and not path:
+                continue  # nothing was scanned at all: to remove the root would take everything
+            if self._gone is not None and is_below(path, self._gone):
+                continue
+            self._root_gone = self._root_gone or not path
             self._gone = path
             if behind is None or sort_key(path) > behind or self.since_ns is not None:
                 yield Removed(path)

@@ -437,8 +437,10 @@ class Run:
                 unsent=self._tally.unsent,
             )
             self.comparison = comparison
+            # To remove the root again would drop the file that is gone on with.
+            again = behind is None and durable.HasField("open_entry")
             for difference in self._watched(comparison):
-                if whole and isinstance(difference, Removed):
+                if isinstance(difference, Removed) and (whole or (again and not difference.path)):
                     continue
                 yield difference
             self._tally.unchanged = comparison.unchanged
