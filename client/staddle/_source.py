@@ -46,11 +46,13 @@ from staddle._retry import Attempts, Retry, RetryNotice, may_pass
 from staddle._scan import Clock, Found, Marked, Scan
 from staddle._selected import (
     ALL_PERCENT,
+    NothingReadError,
     check_excludes,
     check_removed,
     emptied,
     excludes_for,
     find_source,
+    nothing_read,
     omissions_of,
     patterns_of,
 )
@@ -193,7 +195,7 @@ class Run:
                 return self._send(opened)
             except BaseDamagedError as error:
                 opened = self._begin_without_base(opened, error)
-            except TooMuchRemovedError:
+            except (TooMuchRemovedError, NothingReadError):
                 self._abort(opened)
                 raise
             except CacheError:
@@ -454,6 +456,7 @@ class Run:
 
     def _check_removed(self, opened: Opened, seen: Comparison | CachedScan) -> None:
         """Raises TooMuchRemovedError if the source has become empty, or has lost more than it may have."""
+        self._check_read(seen)
         most = self._options.max_removed_percent
         excluded = self._tally.excluded > 0
         unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
@@ -477,6 +480,22 @@ class Run:
         else:
             return
         check_removed(self._root, before, kept, nothing=nothing, excluded=excluded, max_percent=most)
+
+    def _check_read(self, seen: Comparison | CachedScan) -> None:
+        """Raises NothingReadError if nothing could be read of all that was asked for."""
+        missing = self._tally.missing
+        if self._chosen is not None:
+            named = self._chosen.named
+        elif os.path.isdir(self._root):
+            named = frozenset({b""} if not seen.found_count else ())
+        else:
+            named = frozenset({os.path.basename(os.path.abspath(self._root))})
+        if not named or not named <= missing:
+            return
+        first = min(named, key=sort_key)
+        full = self._root if self._chosen is None else os.path.join(self._root, first)
+        problem = self._tally.problems.get((ProblemKind.UNREADABLE, first))
+        raise nothing_read(full, "it could not be read" if problem is None else problem.message, len(named))
 
     def _newest_count(self) -> int:
         """The entries of the dataset's newest backup; 0: it has none."""

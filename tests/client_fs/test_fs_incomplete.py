@@ -171,6 +171,26 @@ def test_a_file_that_is_replaced_while_it_is_read_is_not_counted_as_removed(
 
 
 @BOTH_WAYS
+def test_nothing_is_backed_up_if_nothing_that_was_named_can_be_read(
+    thin: bool, protected, unreadable: set[bytes]
+) -> None:
+    plant(protected.source)
+    top = protected.source
+    unreadable |= {b"last", b"secret", b"s"}
+    for paths in (top / "last", [top / "last", top / "good/secret"], [top / "last", top / "bad/s"]):
+        with pytest.raises(OSError, match="Nothing was backed up") as failed:
+            protected.backup(paths, thin=thin)
+        assert failed.value.filename in {os.fsencode(top / name) for name in ("last", "good/secret", "bad/s")}
+    with pytest.raises(OSError, match="Nothing was backed up"):
+        protected.backup(thin=thin, paths=("last", "good/secret"))
+    assert list(protected.client.backups("data")) == []
+    assert list(protected.client.uploads("data")) == []
+    assert len(protected.backup([top / "last", top / "good"], thin=thin).problems) == 2
+    unreadable.clear()
+    assert protected.backup([top / "last", top / "good"], thin=thin).complete
+
+
+@BOTH_WAYS
 @CACHED
 def test_names_behind_what_is_no_directory_any_more_mark_the_directory_above(
     thin: bool, cached: bool, protected, tmp_path: Path
