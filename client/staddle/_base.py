@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from staddle._convert import is_below, sort_key
 from staddle._metadata import type_of
 from staddle._reading import RACY_NS
-from staddle._scan import Found, Marked
+from staddle._scan import Found, Marked, Unsent
 from staddle._stream import VIEW_BASIC, DamageEvent, EntryEvent, read_restore
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -111,16 +112,26 @@ class Comparison:
     unchanged: int = 0
     behind_is_whole: bool = False
     """Of what the base has up to `behind` nothing was removed, and not all of it is scanned."""
+    only_counts: bool = False
+    """The base only tells how much of it is left: all that is scanned is sent as new. What is gone is told nevertheless."""
+    left_out: AbstractSet[bytes] = frozenset()
+    """What this run could not read so far, also before it was cut short."""
+    unsent: Unsent = field(default_factory=Unsent)
+    """What came of the path that was told last, where it was not sent."""
     base_count: int = 0
     """Entries of the base so far, without its root."""
     kept_count: int = 0
-    """Those of them that are still there, changed or not."""
+    """Those of them that the new backup has, too, changed or not."""
     found_count: int = 0
-    """Paths of the scan so far, without its root."""
+    """Paths of the scan so far that the new backup has, without its root."""
     unchanged_bytes: int = 0
     """Of the unchanged regular files."""
     removed_bytes: int = 0
     """Of the regular files that only the base has."""
+    _replaced: set[bytes] = field(default_factory=set)
+    """Paths of the base that disappeared when it was their turn, and may come again."""
+    _root_gone: bool = False
+    """The base has a root, and what is scanned is a single file: everything was removed."""
     _next: BaseEntry | None = None
     _gone: bytes | None = field(default=None)
     """Everything of the base below this path is dealt with."""
@@ -134,32 +145,55 @@ class Comparison:
             if isinstance(found, Marked):
                 yield found
                 continue
-            self.found_count += bool(found.path)
             if found.late:  # what the base has there was removed at its turn
-                yield Changed(found, in_base=True)
+                yield from self._counted(Changed(found, in_base=True), None)
                 continue
             order = sort_key(found.path)
             yield from self._removed_before(order, behind)
             base = self._take(found)
-            if behind is not None and order <= behind:
+            relies_on_nothing = self.only_counts or self._root_gone
+            if behind is not None and order <= behind and not self._root_gone:
                 if not self._is_anew(found):
+                    self._count_held(
+                        found, base, held=found.is_directory() or found.path not in self.left_out
+                    )
                     continue
                 if found.is_directory() and found.path and found.path.count(b"/") <= self._anew_depth:
                     # With it goes what the earlier run found in it.
                     yield Removed(found.path)
-                base = None
+                relies_on_nothing = True
+            counted, base = base, None if relies_on_nothing else base
             relied = base is not None and self._relies_on(base)
             if base is not None and relied and is_unchanged(found, base):
+                self._count_held(found, counted, held=True)
                 self.unchanged += 1
                 self.unchanged_bytes += found.stat.st_size if found.is_file() else 0
                 if self.record is not None:
                     self.record.kept()
                 continue
             changed = Changed(found, in_base=relied, doubted=base is not None and not relied)
-            yield changed
+            yield from self._counted(changed, counted)
             if self.record is not None:
                 self.record.settle(changed)
         yield from self._removed_before(None, behind)
+
+    def _counted(self, changed: Changed, base: BaseEntry | None) -> Iterator[Changed]:
+        """Tells a path, and counts it once it is known whether it could be read."""
+        yield changed
+        path = changed.found.path
+        if changed.held is not None:
+            self.found_count += bool(path)
+            self.kept_count += bool(path) and (base is not None or path in self._replaced)
+            self._replaced.discard(path)
+        elif base is not None and self.unsent.replaced is not None:
+            self._replaced.add(path)
+        elif base is not None:
+            self.removed_bytes += base.entry.content.size_bytes
+
+    def _count_held(self, found: Found, base: BaseEntry | None, *, held: bool) -> None:
+        """Counts a path that need not be told."""
+        self.found_count += bool(found.path) and held
+        self.kept_count += bool(found.path) and held and base is not None
 
     def _is_anew(self, found: Found) -> bool:
         """Whether a path that an earlier run dealt with may be another one now: it, or a directory above it, changed since."""
@@ -189,13 +223,17 @@ class Comparison:
 
     def _removed_before(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
         while self._next is not None and (order is None or sort_key(self._next.path) < order):
-            path = self._next.path
+            path, entry = self._next.path, self._next.entry
             self.removed_bytes += self._next.entry.content.size_bytes
             self._advance()
             if self.behind_is_whole and behind is not None and sort_key(path) <= behind:
-                self.kept_count += bool(path)
-            if not path or (self._gone is not None and is_below(path, self._gone)):
-                continue  # a root is never removed: that would take everything
+                is_held = entry.type == pb.ENTRY_TYPE_DIRECTORY or path not in self.left_out
+                self.kept_count += bool(path) and is_held
+            if order is None and not path:
+                continue  # nothing was scanned at all: to remove the root would take everything
+            if self._gone is not None and is_below(path, self._gone):
+                continue
+            self._root_gone = self._root_gone or not path
             self._gone = path
             if behind is None or sort_key(path) > behind or self.since_ns is not None:
                 yield Removed(path)
@@ -205,7 +243,6 @@ class Comparison:
         if self._next is None or self._next.path != found.path:
             return None
         base = self._next
-        self.kept_count += bool(base.path)
         self._advance()
         if base.entry.type == pb.ENTRY_TYPE_DIRECTORY and not found.is_directory():
             self._gone = found.path  # an entry that is no directory takes out what was below it

@@ -134,6 +134,12 @@ class CachedScan(Walk[Difference]):
     unchanged: int = 0
     _changed_count: int = 0
     _new_count: int = 0
+    _lost_count: int = 0
+    """Of those that changed: what could not be read, or disappeared."""
+    _unheld_count: int = 0
+    """Of the new ones likewise."""
+    _replaced: set[bytes] = field(default_factory=set)
+    """Paths of the base that disappeared when it was their turn, and may come again."""
     _ways: list[_Way] = field(default_factory=list)
     """For each directory on the way, as `_levels`."""
 
@@ -246,7 +252,7 @@ class CachedScan(Walk[Difference]):
                 directories[name] = status.st_dev, status.st_uid
         names = [name for name in names if name not in out] if out else names
         if self.chosen is not None:
-            self._tell_all_beyond([prefix + name for name in names if name not in directories])
+            self._tell_all_beyond(level, [prefix + name for name in names if name not in directories])
         return _Seen(names, rows, directories)
 
     def _see_chosen(self, level: Level, names: list[bytes]) -> _Seen:
@@ -344,7 +350,10 @@ class CachedScan(Walk[Difference]):
             return
         changed = Changed(found, step.in_base)
         if step.place == _NOWHERE:
-            yield changed  # it was counted, or not, at its turn
+            yield changed  # unless it disappeared then, it was counted at its turn
+            if changed.held is not None and path in self._replaced:
+                self._replaced.discard(path)
+                self._lost_count -= 1
         else:
             if self.record is not None and level.piece is not None:
                 self.record.at(level.piece, step.place, found.stat)
@@ -357,13 +366,13 @@ class CachedScan(Walk[Difference]):
 
     @property
     def kept_count(self) -> int:
-        """Once walked: the entries of the base that are still there, changed or not, without the root."""
-        return self.unchanged + self._changed_count - 1
+        """Once walked: the entries of the base that the new backup has, too, changed or not, without the root."""
+        return self.unchanged + self._changed_count - self._lost_count - 1
 
     @property
     def found_count(self) -> int:
-        """Once walked: the paths that are there, without the root."""
-        return self.kept_count + self._new_count
+        """Once walked: the paths that the new backup has, without the root."""
+        return self.kept_count + self._new_count - self._unheld_count
 
     @property
     def base_count(self) -> int:
@@ -374,6 +383,11 @@ class CachedScan(Walk[Difference]):
         self._changed_count += changed.in_base
         self._new_count += not changed.in_base
         yield changed
+        if changed.held is None and changed.found.path:
+            self._lost_count += changed.in_base
+            self._unheld_count += not changed.in_base
+            if changed.in_base and self.unsent.replaced is not None:
+                self._replaced.add(changed.found.path)
         if self.record is not None:
             self.record.settle(changed)
 

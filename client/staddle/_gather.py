@@ -40,6 +40,8 @@ class Tally:
     entries_done: int = 0
     path: bytes = b""
     unsent: Unsent = field(default_factory=Unsent)
+    missing: set[bytes] = field(default_factory=set)
+    """The first paths that could not be read at all; of a directory, nothing in it."""
     watch: Callable[[], None] = lambda: None
     """Called by who reads, often: between paths, and within a file as its bytes come."""
 
@@ -47,9 +49,20 @@ class Tally:
         """Notes a path, or something of it, that could not be read."""
         self._note(PathProblem(ProblemKind.UNREADABLE, path, message))
 
+    def at(self, path: bytes) -> None:
+        """Begins with a path, maybe once more after a failure."""
+        self.path = path
+        self.missing.discard(path)
+
+    def unread(self, path: bytes, message: str) -> None:
+        """Notes a path that exists and of which nothing could be read."""
+        self.unreadable(path, message)
+        if len(self.missing) < PROBLEMS_MAX:
+            self.missing.add(path)
+
     def left_out(self, path: bytes, message: str) -> None:
         """Notes a path that exists and is not in the backup. The scan marks its directory."""
-        self.unreadable(path, message)
+        self.unread(path, message)
         self.unsent.left_out = True
 
     def failed(self, path: bytes, error: OSError) -> None:

@@ -82,7 +82,9 @@ class _Plan:
             base=None if base is None else backup_of(base),
             new=self._new,
             changed=self._changed,
-            removed=Amount(seen.base_count - seen.kept_count, seen.removed_bytes),
+            removed=Amount()
+            if base is None
+            else Amount(seen.base_count - seen.kept_count, seen.removed_bytes),
             unchanged=Amount(seen.unchanged, seen.unchanged_bytes),
             excluded_entries=self._tally.excluded,
             problems=tuple(self._tally.problems.values()),
@@ -158,13 +160,13 @@ class _Plan:
 
     def _take(self, changed: Changed) -> None:
         found = changed.found
-        if entry_of(found, self._names, self._tally) is None:
+        is_readable = entry_of(found, self._names, self._tally) is not None
+        if not is_readable or (found.is_file() and not self._run.probe(found)):
+            if changed.in_base:
+                self._say(PlannedChange.REMOVED, found.path, 0)
             return
-        size = 0
-        if found.is_file():
-            if not self._run.probe(found):
-                return
-            size = found.stat.st_size
+        changed.holds(found.stat, read_again=False)
+        size = found.stat.st_size if found.is_file() else 0
         self._tally.path = found.path
         self._tally.entries_done += 1
         if changed.in_base or changed.doubted:

@@ -155,7 +155,7 @@ class Producer:
                     if entry is not None:
                         self._add(entry, None, 0)
                 else:
-                    self._tally.path = difference.found.path
+                    self._tally.at(difference.found.path)
                     yield from self._changed(difference)
                 if self._batch.is_full():
                     yield self._take_batch()

@@ -285,7 +285,7 @@ class Walk(ABC, Generic[T]):
             self.excluded_count += 1
             return None
         if not is_directory and self.chosen is not None and self.chosen.below(path):
-            self._tell_all_beyond([path])
+            self._tell_all_beyond(level, [path])
             if not (level.everything or self._takes_all_of(path)):
                 return None
         seen_ns = self._synced_ns.get(status.st_dev, seen_ns)
@@ -361,7 +361,7 @@ class Walk(ABC, Generic[T]):
     ) -> None:
         """A child cannot be looked at. Where it is excluded if it is a directory, it is taken for one, such as a dead mount."""
         if isinstance(error, FileNotFoundError) and self._is_chosen(path):
-            self._tell_named(path, ABSENT)
+            self._tell_named(level, path, ABSENT)
         elif isinstance(error, FileNotFoundError):
             level.vanished.append((name, error))
         elif may_be_excluded and self.excluded(path, True):
@@ -369,18 +369,18 @@ class Walk(ABC, Generic[T]):
         else:
             self._leave_out(level, path, reason_of(error))
 
-    def _tell_named(self, path: bytes, why: str) -> None:
-        """Of a path that cannot be, what was named at and below it."""
+    def _tell_named(self, level: Level, path: bytes, why: str) -> None:
+        """Of a path that cannot be, at or below a child of a directory, what was named at and below it."""
         assert self.chosen is not None
         for each in self.chosen.under(path):
-            self.report(each, why)
+            self._leave_out(level, each, why)
 
-    def _tell_all_beyond(self, paths: list[bytes]) -> None:
-        """Of paths that are no directories, what was named below them."""
+    def _tell_all_beyond(self, level: Level, paths: list[bytes]) -> None:
+        """Of children that are no directories, what was named below them."""
         assert self.chosen is not None
         for path in paths:
             for name in self.chosen.below(path):
-                self._tell_named(path + b"/" + name, NO_DIRECTORY)
+                self._tell_named(level, path + b"/" + name, NO_DIRECTORY)
 
     def _is_omitted(self, path: bytes, status: os.stat_result) -> bool:
         """Whether a file is left out because of its size."""
@@ -488,7 +488,7 @@ class Walk(ABC, Generic[T]):
             return []
         if below:
             for name in sorted(below.difference(names)):
-                self._tell_named(path + b"/" + name if path else name, ABSENT)
+                self._tell_named(level, path + b"/" + name if path else name, ABSENT)
         named = not path or (overrules and self._takes_all_of(path))
         if named and path and not names:
             self.empty.append(path)

@@ -125,6 +125,16 @@ def omissions_of(options: BackupOptions) -> Omissions:
     return Omissions(options.exclude_caches, marks, most)
 
 
+class NothingReadError(OSError):
+    """Nothing could be read of all that was to be backed up."""
+
+
+def nothing_read(path: bytes, why: str, count: int) -> NothingReadError:
+    """The error for `count` PATHs or listed paths of which none could be read, such as `path`."""
+    of_all = "" if count == 1 else f", and so it is with all of the {count:,} paths that were named"
+    return NothingReadError(None, f"{why}{of_all}. Nothing was backed up", path)
+
+
 def emptied(path: bytes, *, excluded: bool = False) -> TooMuchRemovedError:
     """The error for a directory that has become empty, or of which everything is excluded."""
     root = os.fsdecode(path)

@@ -47,11 +47,13 @@ from staddle._retry import Attempts, Retry, RetryNotice, may_pass
 from staddle._scan import Clock, Found, Marked, Scan
 from staddle._selected import (
     ALL_PERCENT,
+    NothingReadError,
     check_excludes,
     check_removed,
     emptied,
     excludes_for,
     find_source,
+    nothing_read,
     omissions_of,
     patterns_of,
 )
@@ -155,6 +157,8 @@ class Run:
         self._removed_any = False
         """Whether something of the base was found to be removed, so that it has to be counted again after a failure."""
         self._skipped_any = False
+        self._base_unlisted = False
+        """The backup before cannot be listed, so that a full one can be compared only with its number of entries."""
         self._attempt = _attempt_of(calls, options)
         self._retry = Retry(budget_s=options.retry_s, notify=self._tell_retry)
         self._kind = options.kind
@@ -192,7 +196,7 @@ class Run:
                 return self._send(opened)
             except BaseDamagedError as error:
                 opened = self._begin_without_base(opened, error)
-            except TooMuchRemovedError:
+            except (TooMuchRemovedError, NothingReadError):
                 self._abort(opened)
                 raise
             except CacheError:
@@ -243,16 +247,9 @@ class Run:
     def _scope(self) -> pb.UploadScope.ValueType:
         if self._kind is BackupKind.FULL:
             return pb.UPLOAD_SCOPE_WHOLE
-        if self._kind is BackupKind.AUTO and (self._options.new_root or not self._has_backup()):
+        if self._kind is BackupKind.AUTO and (self._options.new_root or self._newest() is None):
             return pb.UPLOAD_SCOPE_WHOLE
         return pb.UPLOAD_SCOPE_CHANGES
-
-    def _has_backup(self) -> bool:
-        request = wire.ListBackupsRequest(dataset=self._options.dataset, page_size=1)
-        try:
-            return bool(self._calls.call("ListBackups", request, retry=self._retry).backups)
-        except DatasetNotFoundError:
-            return False
 
     def _fingerprint(self) -> str:
         options = self._options
@@ -385,7 +382,7 @@ class Run:
         with closing(known):
             scan = CachedScan(
                 self._root,
-                self._tally.unreadable,
+                self._tally.unread,
                 excluded=self._excludes,
                 one_file_system=self._options.one_file_system,
                 clock=self._clock,
@@ -425,7 +422,8 @@ class Run:
         """The differences from the base's entries, as the server lists them."""
         durable = opened.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
-        skips = behind is not None and self._own_work and not self._removed_any
+        whole = opened.upload.scope == pb.UPLOAD_SCOPE_WHOLE
+        skips = behind is not None and self._own_work and not self._removed_any and not self._base_unlisted
         self._skipped_any = self._skipped_any or skips
         since_ns = None if behind is None or self._own_work else self._begun_ns(opened.upload)
         with self._base_of(opened) as base, closing(self._scan(behind, record, skips=skips)) as scan:
@@ -439,9 +437,17 @@ class Run:
                 mounted=frozenset() if since_ns is None else mounts_below(os.fsencode(self._root)),
                 record=record,
                 behind_is_whole=skips,
+                only_counts=whole,
+                left_out=self._tally.missing,
+                unsent=self._tally.unsent,
             )
             self.comparison = comparison
-            yield from self._watched(comparison)
+            # To remove the root again would drop the file that is gone on with.
+            again = behind is None and durable.HasField("open_entry")
+            for difference in self._watched(comparison):
+                if isinstance(difference, Removed) and (whole or (again and not difference.path)):
+                    continue
+                yield difference
             self._tally.unchanged = comparison.unchanged
             self._check_removed(opened, comparison)
 
@@ -453,6 +459,7 @@ class Run:
 
     def _check_removed(self, opened: Opened, seen: Comparison | CachedScan) -> None:
         """Raises TooMuchRemovedError if the source has become empty, or has lost more than it may have."""
+        self._check_read(seen)
         most = self._options.max_removed_percent
         excluded = self._tally.excluded > 0
         unread = any(kind is ProblemKind.UNREADABLE and path for kind, path in self._tally.problems)
@@ -469,20 +476,43 @@ class Run:
         elif opened.upload.scope == pb.UPLOAD_SCOPE_CHANGES:
             before, kept = seen.base_count, seen.kept_count
         elif most is not None:
-            before = max(0, self._newest_count() - 1)
-            kept = min(before, seen.found_count)
+            before, kept = seen.base_count, seen.kept_count
+            if self._base_unlisted:
+                before = max(0, self._newest_count() - 1)
+                kept = min(before, seen.found_count)
         else:
             return
         check_removed(self._root, before, kept, nothing=nothing, excluded=excluded, max_percent=most)
 
+    def _check_read(self, seen: Comparison | CachedScan) -> None:
+        """Raises NothingReadError if nothing could be read of all that was asked for."""
+        missing = self._tally.missing
+        if self._chosen is not None:
+            named = self._chosen.named
+        elif os.path.isdir(self._root):
+            named = frozenset({b""} if not seen.found_count else ())
+        else:
+            named = frozenset({os.path.basename(os.path.abspath(self._root))})
+        if not named or not named <= missing:
+            return
+        first = min(named, key=sort_key)
+        full = self._root if self._chosen is None else os.path.join(self._root, first)
+        problem = self._tally.problems.get((ProblemKind.UNREADABLE, first))
+        raise nothing_read(full, "it could not be read" if problem is None else problem.message, len(named))
+
     def _newest_count(self) -> int:
         """The entries of the dataset's newest backup; 0: it has none."""
+        newest = self._newest()
+        return 0 if newest is None else newest.entry_count
+
+    def _newest(self) -> pb.Backup | None:
+        """The dataset's newest backup."""
         request = wire.ListBackupsRequest(dataset=self._options.dataset, page_size=1)
         try:
             backups = self._calls.call("ListBackups", request, retry=self._retry).backups
         except DatasetNotFoundError:
-            return 0
-        return backups[0].entry_count if backups else 0
+            return None
+        return backups[0] if backups else None
 
     def _had_entries(self, path: bytes) -> bool:
         """Whether the dataset's newest backup has something in a directory."""
@@ -520,12 +550,38 @@ class Run:
     def _base_of(self, opened: Opened) -> Iterator[Iterator[BaseEntry]]:
         upload = opened.upload
         if upload.scope != pb.UPLOAD_SCOPE_CHANGES:
-            yield iter(())
+            with closing(self._before_whole()) as known:
+                yield known
             return
         if not upload.base_backup_id:
             raise ProtocolError("The server opened an upload of changes without a base.")
-        selector = pb.BackupSelector(backup=upload.base_backup_id)
-        request = wire.RestoreRequest(dataset=upload.dataset, backup=selector, view=wire.ENTRY_VIEW_BASIC)
+        with self._listed(upload.base_backup_id) as entries:
+            yield entries
+
+    def _before_whole(self) -> Generator[BaseEntry]:
+        """The entries of the backup before a full one, if it has to be known how much of them is left."""
+        most = self._options.max_removed_percent
+        if most is None or most >= ALL_PERCENT or self._base_unlisted:
+            return
+        newest = self._newest()
+        if newest is None:
+            return
+        try:
+            with self._listed(newest.id) as entries:
+                yield from entries
+        except (BaseDamagedError, DamageError, NotFoundError):
+            self._base_unlisted = True
+            self.warnings.append(
+                "The backup before cannot be listed: only its number of entries was compared (--max-removed)."
+            )
+
+    @contextmanager
+    def _listed(self, backup_id: str) -> Iterator[Iterator[BaseEntry]]:
+        """The entries of a backup, as the server lists them."""
+        selector = pb.BackupSelector(backup=backup_id)
+        request = wire.RestoreRequest(
+            dataset=self._options.dataset, backup=selector, view=wire.ENTRY_VIEW_BASIC
+        )
         messages = cast(
             "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
         )
@@ -536,7 +592,7 @@ class Run:
         skip = _is_behind(behind) if behind is not None and skips else None
         scan = Scan(
             self._root,
-            self._tally.unreadable,
+            self._tally.unread,
             excluded=self._excludes,
             one_file_system=self._options.one_file_system,
             skip=skip,

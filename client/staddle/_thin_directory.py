@@ -115,7 +115,7 @@ class _Messages:
                 if entry is not None:
                     yield self._counted(entry, 0)
             else:
-                self._tally.path = difference.found.path
+                self._tally.at(difference.found.path)
                 yield from self._changed(difference)
         yield wire.BackupPart(finish=wire.Finish(entry_count=self._entry_count, data_bytes=self._data_bytes))
 

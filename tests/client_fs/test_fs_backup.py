@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,14 @@ from staddle import _gather, _produce, _sender
 from staddle._calls import Calls
 from staddle._config import Settings
 from staddle._convert import entry_of
-from staddle._errors import ConflictError, ConnectError, DamageError, NoBaseError, RootDiffersError
+from staddle._errors import (
+    ConflictError,
+    ConnectError,
+    DamageError,
+    NoBaseError,
+    RootDiffersError,
+    TooMuchRemovedError,
+)
 from staddle._source import run_backup
 from staddle._types import BackupKind, BackupOptions, ChangeType, ProblemKind
 from staddle.v1 import resources_pb2 as pb
@@ -612,10 +620,39 @@ def test_a_base_that_cannot_be_listed_makes_a_full_backup_of_what_was_not_asked_
         made = backup_over(calls, protected.source)
         assert made.backup.kind is BackupKind.FULL
         assert "full" in made.warnings[0]
+        (protected.source / "new").touch()  # nothing is known to be gone, so the number of entries decides
+        made = backup_over(calls, protected.source, kind=BackupKind.FULL, max_removed_percent=0.0)
+        assert "number of entries" in made.warnings[0]
+        shutil.rmtree(protected.source / "d0")
+        with pytest.raises(TooMuchRemovedError):
+            backup_over(calls, protected.source, kind=BackupKind.FULL, max_removed_percent=0.0)
     else:
         with pytest.raises(DamageError, match="kind full"):
             backup_over(calls, protected.source, kind=kind)
     calls.close()
+
+
+@pytest.mark.parametrize("at", [3, 4, 5, 6, 8])
+def test_a_full_backup_that_was_cut_short_counts_what_is_gone_over_all_its_attempts(
+    at: int, protected, running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sender, "ENTRIES_MAX", 8)
+    monkeypatch.setattr(_produce, "BATCH_BYTES", 1_000_000)
+    plant(protected.source, files=20)
+    before = protected.backup().backup.entry_count - 1
+    for gone in (0, 2):
+        for name in ["d0", "big"][:gone]:
+            path = protected.source / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        left = sum(len(names) + len(files) for _, names, files in os.walk(protected.source))
+        calls = Breaking(running, at=at, after=True)
+        options = {"kind": BackupKind.FULL, "max_removed_percent": 0.0}
+        if left == before:
+            assert backup_over(calls, protected.source, **options).complete
+        else:
+            with pytest.raises(TooMuchRemovedError, match=f"{before - left} of {before}"):
+                backup_over(calls, protected.source, **options)
+        calls.close()
 
 
 def test_retrying_is_told_in_words(protected, running) -> None:

@@ -140,8 +140,12 @@ def test_any_difference_that_stat_shows_is_a_change(field: str) -> None:
     assert len(list(Comparison([found(b"f", 0, 1)], iter([base])))) == 1
 
 
-def test_a_root_is_never_removed() -> None:
-    assert differences({b"": (1, 0), b"one": (0, 1)}, {b"one": (0, 1)}) == []
+def test_a_root_is_removed_only_for_a_single_file_which_is_then_sent_anew() -> None:
+    base = {b"": (1, 0), b"one": (0, 1)}
+    removed, changed = differences(base, {b"one": (0, 1)})
+    assert removed == Removed(b"")
+    assert (changed.found.path, changed.in_base) == (b"one", False)
+    assert differences(base, {}) == [Removed(b"one")]
 
 
 def messages(*parts: wire.RestorePart) -> list[wire.RestoreResponse]:

@@ -31,6 +31,37 @@ def reasons(problems) -> list[tuple[str, str]]:
     return sorted((problem.path, problem.message.split(",")[0]) for problem in problems)
 
 
+# --- one PATH
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
+def test_a_path_that_is_a_file_then_a_directory_then_a_file_again_keeps_nothing_of_the_directory(
+    thin: bool, protected, tmp_path: Path
+) -> None:
+    path = protected.source / "p"
+    path.write_text("one")
+    protected.backup(path, thin=thin)
+    path.unlink()
+    make(path, "p", "q/r")
+    path.chmod(0o751)
+    protected.backup(path, thin=thin)
+    (path / "p").unlink()
+    (path / "q/r").unlink()
+    (path / "q").rmdir()
+    path.rmdir()
+    path.write_text("three")
+    with pytest.raises(TooMuchRemovedError, match="2 of 3"):
+        protected.backup(path, thin=thin, max_removed_percent=50.0)
+    for _ in range(2):
+        made = protected.backup(path, thin=thin)
+        assert (made.backup.kind, made.backup.entry_count) == (BackupKind.INCREMENTAL, 1)
+    target = tmp_path / "target"
+    target.mkdir(mode=0o700)
+    protected.restore(target)
+    assert (target / "p").read_text() == "three"
+    assert (os.listdir(target), target.stat().st_mode & 0o777) == (["p"], 0o700)
+
+
 # --- several PATHs
 
 

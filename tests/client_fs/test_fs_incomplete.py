@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from staddle._errors import TooMuchRemovedError
-from staddle._types import ChangeType, ProblemKind
+from staddle._plan import plan_backup
+from staddle._types import BackupKind, BackupOptions, ChangeType, ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 CACHED = pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])
@@ -102,6 +103,115 @@ def test_what_lies_in_a_directory_that_became_unreadable_counts_as_removed(
     with pytest.raises(TooMuchRemovedError, match="3 of 8"):
         protected.backup(max_removed_percent=30.0, **options)
     assert protected.backup(max_removed_percent=40.0, **options).problems
+
+
+@BOTH_WAYS
+@CACHED
+def test_files_that_became_unreadable_count_as_removed(
+    thin: bool, cached: bool, protected, unreadable: set[bytes]
+) -> None:
+    options = options_of(thin=thin, cached=cached)
+    plant(protected.source)
+    protected.backup(**options)
+    for name in ("bad/a", "bad/s/x", "last"):
+        (protected.source / name).write_text("changed, so that it has to be read")
+    (protected.source / "new").touch()
+    unreadable |= {b"a", b"x", b"last", b"new"}
+    for kind in ("auto", "full"):
+        with pytest.raises(TooMuchRemovedError, match="3 of 8"):
+            protected.backup(kind=kind, max_removed_percent=30.0, **options)
+    if not thin and not cached:
+        asked = BackupOptions(dataset="data", max_removed_percent=30.0)
+        with pytest.raises(TooMuchRemovedError, match="3 of 8"):
+            plan_backup(protected.client._calls, os.fsencode(protected.source), asked)
+        plan = plan_backup(
+            protected.client._calls, os.fsencode(protected.source), BackupOptions(dataset="data")
+        )
+        assert (plan.removed.entries, plan.removed.data_bytes) == (
+            3,
+            len("bad/a") + len("bad/s/x") + len("last"),
+        )
+    assert protected.backup(max_removed_percent=40.0, **options).backup.changes.removed == 3
+
+
+@BOTH_WAYS
+@CACHED
+def test_a_full_backup_counts_what_is_gone_and_not_what_came_instead(
+    thin: bool, cached: bool, protected
+) -> None:
+    options = options_of(thin=thin, cached=cached)
+    plant(protected.source)
+    protected.backup(**options)
+    (protected.source / "bad").rename(protected.source / "elsewhere")
+    plant(protected.source / "more")
+    for kind in ("auto", "full"):
+        with pytest.raises(TooMuchRemovedError, match="4 of 8"):
+            protected.backup(kind=kind, max_removed_percent=40.0, **options)
+    assert protected.backup(kind="full", max_removed_percent=50.0, **options).backup.kind is BackupKind.FULL
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_counted_as_removed(
+    protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(protected.source)
+    protected.backup()
+    real, left = os.open, [4]
+
+    def opened(path, *args, **options) -> int:
+        if path == b"last" and left[0]:
+            left[0] -= 1
+            if left[0] % 2:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+    for options in ({}, {"cache_dir": None}):
+        (protected.source / "last").write_text(f"changed {options}")
+        assert protected.backup(max_removed_percent=0.0, **options).complete
+
+
+@BOTH_WAYS
+def test_nothing_is_backed_up_if_nothing_that_was_named_can_be_read(
+    thin: bool, protected, unreadable: set[bytes]
+) -> None:
+    plant(protected.source)
+    top = protected.source
+    unreadable |= {b"last", b"secret", b"s"}
+    for paths in (top / "last", [top / "last", top / "good/secret"], [top / "last", top / "bad/s"]):
+        with pytest.raises(OSError, match="Nothing was backed up") as failed:
+            protected.backup(paths, thin=thin)
+        assert failed.value.filename in {os.fsencode(top / name) for name in ("last", "good/secret", "bad/s")}
+    with pytest.raises(OSError, match="Nothing was backed up"):
+        protected.backup(thin=thin, paths=("last", "good/secret"))
+    assert list(protected.client.backups("data")) == []
+    assert list(protected.client.uploads("data")) == []
+    assert len(protected.backup([top / "last", top / "good"], thin=thin).problems) == 2
+    unreadable.clear()
+    assert protected.backup([top / "last", top / "good"], thin=thin).complete
+
+
+@BOTH_WAYS
+@CACHED
+def test_names_behind_what_is_no_directory_any_more_mark_the_directory_above(
+    thin: bool, cached: bool, protected, tmp_path: Path
+) -> None:
+    options = options_of(thin=thin, cached=cached) | {"paths": ("bad/s/x", "bad/a", "good")}
+    plant(protected.source)
+    protected.backup(**options)
+    target = tmp_path / "target"
+    protected.restore(target)
+    (protected.source / "bad").rename(tmp_path / "moved")
+    (protected.source / "bad").symlink_to(tmp_path / "moved")
+    assert len(protected.backup(**options).problems) == 2
+    report = protected.restore(target, delete=True)
+    assert report.deleted_paths == ()
+    assert (target / "bad/s/x").exists()
+    (protected.source / "bad").unlink()
+    (tmp_path / "moved").rename(protected.source / "bad")
+    (protected.source / "bad/a").unlink()  # named and not there: its directory is marked, too
+    assert [p.path for p in protected.backup(**options).problems] == ["bad/a"]
+    assert marked(protected) == ["bad"]
+    assert protected.restore(target, delete=True).deleted_paths == ()
 
 
 @BOTH_WAYS

@@ -169,6 +169,7 @@ def test_a_full_standard_output_is_named_once_and_never_taken_for_the_target(
     why = "annot write to standard output: No space left on device"
     backup = ["backup", source, "--dataset", "www", "--json"]
     restore = ["restore", "www", "--target", tmp_path / "out"]
+    policy = ["retention", "set", "www", "--keep-last", "1"]
     for arguments, unbuffered, done in [
         (["list"], "", ""),
         (["list"], "1", ""),
@@ -176,7 +177,13 @@ def test_a_full_standard_output_is_named_once_and_never_taken_for_the_target(
         (["cat", "www", "etc/conf"], "", ""),
         (["restore", "www", "--target", "-"], "", ""),
         (backup, "", ". The backup itself is done: only its report is lost."),
+        ([*backup, "--dry-run"], "", ""),
+        ([*restore, "--dry-run"], "", ""),
+        (["retention", "show", "www"], "", ""),
+        (["retention", "plan", "www"], "", ""),
         (restore, "", ". The restore itself is done: only its report is lost."),
+        (policy, "", ". The change itself is done: only its report is lost."),
+        (policy, "1", ". The change itself is done: only its report is lost."),
     ]:
         staddle.variables["PYTHONUNBUFFERED"] = unbuffered
         with open("/dev/full", "wb") as full:
@@ -185,6 +192,7 @@ def test_a_full_standard_output_is_named_once_and_never_taken_for_the_target(
         said = err.decode()
         assert (ended.returncode, said.count(why + done)) == (1, 1), said
         assert said.count("No space") == 1
+        assert done or "itself is done" not in said
     assert (tmp_path / "out" / "hello.txt").exists()
     with open("/dev/full", "wb") as full:
         ended = staddle.start("list", "--unheard-of", stderr=full)

@@ -347,6 +347,7 @@ def _backup_stream(
 
 def _tell(output: Output, report: BackupReport, *, all_sent: bool) -> int:
     """Names every problem, then sums up; answers the exit code. `all_sent`: only the server knows what of it was new."""
+    output.acted("backup")
     tell_notes(output, report.notes)
     tell_problems(output, report.problems, report.warnings)
     backup = report.backup

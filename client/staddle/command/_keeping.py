@@ -63,6 +63,7 @@ def delete(session: Session, dataset: str, backups: tuple[str, ...], *, yes: boo
             gone.append(client.delete_backup(dataset, backup.id))
             if session.output.as_json:
                 session.output.record(_records.of_backup(gone[-1]))
+    session.output.acted("delete")
     if not session.output.as_json and len(gone) > 1:
         rows = ((_words.short_id(each.id), str(each.number), _words.local(each.begin_time)) for each in gone)
         session.output.table(rows, heading=("ID", "NUMBER", "BEGAN"), right=frozenset({1}))
@@ -94,6 +95,7 @@ def undelete(session: Session, dataset: str, backup: str) -> None:
     with session.connect() as client:
         policy = client.get_retention(dataset).policy
         back = client.undelete_backup(dataset, backup)
+    session.output.acted("undelete")
     if policy is not None and not _words.protection(back):
         name, id_ = _words.escaped(dataset), _words.short_id(back.id)
         session.output.notice(
@@ -122,6 +124,7 @@ def hold(session: Session, dataset: str, backup: str | None, *, reason: str) -> 
     """
     with session.connect() as client:
         placed = client.set_hold(dataset, backup, reason=reason)
+    session.output.acted("hold")
     what = _what(dataset, backup)
     words = f"Held {what} since {_words.local(placed.time)}: {_words.escaped(placed.reason)}."
     record = {"dataset": dataset, "backup": backup, "hold": _records.of_hold(placed)}
@@ -140,6 +143,7 @@ def release(session: Session, dataset: str, backup: str | None) -> None:
     """Release the hold of a BACKUP, or that of the dataset. Each leaves the other alone, and a retention stays what it is."""
     with session.connect() as client:
         client.release_hold(dataset, backup)
+    session.output.acted("release")
     words = f"Released: there is no hold on {_what(dataset, backup)}."
     session.output.summary("release", {"dataset": dataset, "backup": backup}, words)
 
@@ -170,6 +174,7 @@ def retain(session: Session, dataset: str, backup: str, *, until: datetime.datet
     """Keep a BACKUP from being deleted before a time, by anyone. This cannot be undone: the time is only ever moved later."""
     with session.connect() as client:
         kept = client.retain_backup(dataset, backup, until)
+    session.output.acted("retain")
     when = "" if kept.retain_until_time is None else f" until {_words.local(kept.retain_until_time)}"
     words = f"Retained {_words.which(kept)}{when}."
     session.output.summary("retain", {"backup": _records.of_backup(kept)}, words)

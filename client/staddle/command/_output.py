@@ -20,9 +20,6 @@ from staddle.command._words import one_line
 BATCH_ROWS: Final = 500
 """A table fits its columns to so many rows at a time, so that a long one needs no memory."""
 
-ACTS: Final = frozenset({"backup", "restore", "delete", "undelete", "hold", "release", "retain"})
-"""Commands that have done their work before they sum it up."""
-
 Cells = Sequence[str]
 
 
@@ -35,6 +32,7 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self._has_stdout = True
+        self._done = ""
         self._lock = threading.Lock()
         self._say: Callable[[str], None] | None = None
         self._pause: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -47,17 +45,11 @@ class Output:
 
     def summary(self, command: str, record: Mapping[str, Any], words: str) -> None:
         """The last line of every command that worked."""
-        try:
-            if self.as_json:
-                self._write(_json_line({"summary": command, **record}))
-            else:
-                self._write(fitted(one_line(words), sys.stdout if self._has_stdout else sys.stderr) + "\n")
-            if self._has_stdout:
-                sys.stdout.flush()
-        except StdoutError as error:
-            if command in ACTS:
-                error.add_note(f"The {command} itself is done: only its report is lost.")
-            raise
+        if self.as_json:
+            line = _json_line({"summary": command, **record})
+        else:
+            line = fitted(one_line(words), sys.stdout if self._has_stdout else sys.stderr) + "\n"
+        self._write(line, flush=True)
 
     def table(
         self, rows: Iterable[Cells], *, heading: Cells = (), right: frozenset[int] = frozenset()
@@ -76,15 +68,26 @@ class Output:
             ]
             self._write("".join(_aligned(row, widths, right) for row in shown))
 
+    def acted(self, what: str) -> None:
+        """The command has done what it changes, such as a backup: if the rest cannot be written, only its report is lost."""
+        self._done = what
+
     def give_away_stdout(self) -> None:
         """Standard output is for data: results and the summary go to standard error, too."""
         self._has_stdout = False
 
-    def _write(self, text: str) -> None:
-        if self._has_stdout:
-            sys.stdout.write(text)
-        else:
+    def _write(self, text: str, *, flush: bool = False) -> None:
+        if not self._has_stdout:
             self._write_error(text)
+            return
+        try:
+            sys.stdout.write(text)
+            if flush:
+                sys.stdout.flush()
+        except StdoutError as error:
+            if self._done:
+                error.add_note(f"The {self._done} itself is done: only its report is lost.")
+            raise
 
     # --- standard error
 

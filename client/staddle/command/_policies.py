@@ -173,6 +173,7 @@ def set_(
         raise click.UsageError("Give the rules of the policy, --none, or --minimum.")
     with session.connect() as client:
         found = client.set_retention(dataset, policy, minimum=minimum)
+    session.output.acted("change")
     _show(session.output, dataset, found)
 
 
@@ -285,6 +286,8 @@ def _plan_and_apply(session: Session, client: Client, dataset: str, *, yes: bool
 
 def _applied(output: Output, dataset: str, applied: AppliedRetention) -> int:
     deleted = len(applied.deleted_backup_ids)
+    if deleted:
+        output.acted("deletion")
     name = _words.escaped(dataset)
     words = f"No backup of {name} goes."
     if applied.purge_time is not None:

@@ -126,6 +126,8 @@ def restore(
     )
     if report is None:
         return FAILED
+    if not dry_run:
+        session.output.acted("restore")
     tell_problems(session.output, report.problems, report.warnings)
     if dry_run:
         _tell_deleted(session.output, report)

@@ -45,6 +45,7 @@ def uploads(session: Session, dataset: str | None, abort: tuple[str, ...], *, ye
         for each in found:
             client.abort_upload(each)
             session.output.record(_record(each))
+    session.output.acted("giving up")
     session.output.summary("uploads", {"aborted_count": len(found)}, f"Gave up {what}.")
     return None
 
