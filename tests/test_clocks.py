@@ -35,7 +35,7 @@ USES: Final = {
         staddle_server.session.deletion Deletion.undelete
         staddle_server.session.publisher Publisher.begin
         staddle_server.upkeep.check _OfTenant._look_at_records
-        staddle_server.upkeep.examine Examiner._settle
+        staddle_server.session.examine Examiner.read
         staddle_server.upkeep.protection Protection.hold_backup
         staddle_server.upkeep.protection Protection.hold_dataset
         staddle_server.upkeep.protection Protection.release_backup

@@ -10,6 +10,7 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.session.reading import ChunkReader
 from staddle_server.session.tenant import Tenants
+from staddle_server.store.pack import PackReader, parse_pack_name
 from staddle_server.types import Role
 from staddle_server.upkeep.copies import copy_new
 from staddle_server.upkeep.parity import make_all
@@ -260,6 +261,28 @@ def test_of_a_pack_that_is_mostly_dead_only_what_is_alive_is_kept(garbage):
     assert report.sum_of("bytes_written") < 200_000
     assert sum(size for _, size in garbage.running.blobs.list("packs")) < 200_000
     garbage.assert_restores("few", {"f3": data["f3"]})
+
+
+def test_a_pack_whose_footer_a_collection_finds_damaged_is_read_and_the_rest_of_its_damage_is_marked(garbage):
+    stub = garbage.running.stub()
+    files = _small_backups(stub, 9)
+    running = garbage.running
+    packs = PackReader(running.blobs, running.keys.load(running.tenant))
+    for name in garbage.objects():
+        _, pack = parse_pack_name(name)
+        path = running.root / "store" / name
+        data = bytearray(path.read_bytes())
+        for segment in {chunk.place.segment for chunk in packs.footer(pack).chunks}:
+            if packs.segment(segment).role is Role.DATA:
+                data[segment.offset + segment.length - 20] ^= 1
+        data[-100] ^= 1
+        path.write_bytes(data)
+    assert garbage.collect_all().sum_of("packs_compacted") == 0
+    source = Source(stub, "other")
+    chunks = [chunk for data in files.values() for chunk in source.cut(data)]
+    assert source.missing(chunks) == chunks
+    back_up(stub, "www", files, kind=pb.BACKUP_KIND_FULL)
+    garbage.assert_restores("www", files)
 
 
 def test_packs_that_an_open_upload_claims_are_not_compacted(garbage):

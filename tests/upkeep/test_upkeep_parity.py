@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 from staddle.v1 import service_pb2 as sv
+from staddle_server.catalog import FOOTER, WHOLE_PACK
 from staddle_server.errors import Damaged, Unavailable
 from staddle_server.session.tenant import Tenants
 from staddle_server.store import reedsolomon
@@ -75,7 +76,7 @@ class Packs:
     def damaged_at(self, pack):
         query = "SELECT segment_offset FROM pack_damage d JOIN packs p ON d.pack = p.row WHERE p.id = ?"
         with self.catalog.database.read() as connection:
-            return connection.exec_driver_sql(query, (pack,)).scalar_one()
+            return set(connection.exec_driver_sql(query, (pack,)).scalars())
 
     def set_state(self, pack, state):
         with self.catalog.database.write() as connection:
@@ -319,6 +320,19 @@ def test_a_pack_that_is_condemned_meanwhile_keeps_no_parity(running, packs, monk
     assert list(running.blobs.list("parity")) == []
 
 
+def test_all_that_is_damaged_in_a_pack_is_marked_where_its_parity_cannot_be_made(running, packs):
+    back_up(running.stub(), "www", {"a": FILES["a"]})
+    (pack,) = packs.all()
+    offsets = {chunk.place.segment.offset for chunk in packs.tenant.packs.footer(pack).chunks}
+    path = packs.path(pack)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert packs.make().damaged
+    assert packs.damaged_at(pack) - {1} == offsets | {FOOTER}
+    source = Source(running.stub(), "more")
+    chunks = source.cut(FILES["a"])
+    assert source.missing(chunks) == chunks
+
+
 def test_a_damaged_pack_gets_no_parity_is_marked_and_keeps_no_other_from_getting_it(running, packs):
     stub = running.stub()
     for number in range(5):
@@ -338,14 +352,15 @@ def test_a_damaged_pack_gets_no_parity_is_marked_and_keeps_no_other_from_getting
     assert packs.catalog.packs.damaged(running.tenant) == [segment, footer, gone, header]
     assert packs.make() == ParityReport()
     # Damage of a header or a footer alone hurts no chunk.
-    assert packs.damaged_at(header) == 1
+    assert packs.damaged_at(header) == {1, FOOTER}
     source = Source(stub, "more")
     lost = [number for number in range(5) if source.missing([noise(5000, number)])]
     assert len(lost) == 2, "those of the damaged segment and of the pack that is gone"
-    begins = packs.damaged_at(footer)
+    assert FOOTER in packs.damaged_at(footer)
+    begins = max(packs.damaged_at(footer))
     assert packs.path(footer).stat().st_size - 200 < begins < packs.path(footer).stat().st_size
-    assert packs.damaged_at(segment) == 48
-    assert packs.damaged_at(gone) == -1
+    assert packs.damaged_at(segment) == {48}
+    assert packs.damaged_at(gone) == {WHOLE_PACK}
     with pytest.raises(PackDamaged):
         make_parity(packs.tenant, packs.catalog, segment, 10)
     with pytest.raises(BlobMissing):

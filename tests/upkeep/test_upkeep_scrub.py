@@ -7,8 +7,8 @@ import pytest
 from harm import check, flip, kept, objects, pack_file
 from staddle.v1 import service_pb2 as sv
 from staddle_server.service import Service
+from staddle_server.session.examine import Examiner
 from staddle_server.types import StoredChunk
-from staddle_server.upkeep.examine import Examiner
 from staddle_server.upkeep.parity import make_parity
 from staddle_server.upkeep.scrub import AGAIN_S, RUN_S, Scrubber
 from thin import back_up, noise, restore

@@ -70,6 +70,31 @@ class Packs:
                 return
             put_down(connection, pack_row, schema.WHOLE_PACK if segment_offset is None else segment_offset)
 
+    def doubt(self, tenant: bytes, pack: bytes, segment_offset: int) -> bool:
+        """Marks a segment as damaged, and if that is news, the whole pack until `believe`: what else is in it was not read yet.
+
+        Whether the caller must read the pack now: the pack is live, and this damage was not known. The scrubber reads it next if the caller
+        fails.
+        """
+        with self._database.write() as connection:
+            this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
+            row = connection.execute(select(_p.row, _p.state).where(*this).with_for_update()).one_or_none()
+            if row is None or not put_down(connection, row.row, segment_offset):
+                return False
+            if row.state != schema.PACK_LIVE or not put_down(connection, row.row, schema.WHOLE_PACK):
+                return False
+            connection.execute(update(schema.packs).where(_p.row == row.row).values(verified_ns=None))
+            return True
+
+    def believe(self, tenant: bytes, pack: bytes) -> None:
+        """Every segment of a doubted pack was read, and those that are damaged are marked: only these count as damaged now."""
+        with self._database.write() as connection:
+            this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
+            row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
+            connection.execute(
+                delete(schema.pack_damage).where(_d.pack == row, _d.segment_offset == schema.WHOLE_PACK)
+            )
+
     def mark_lost(self, tenant: bytes, packs: Iterable[bytes]) -> list[bytes]:
         """The objects of these packs are not there, or not as they were published: those that are live count as damaged as a whole.
 
@@ -307,8 +332,8 @@ _LEFT_OVER = and_(
 )
 
 
-def put_down(connection: Connection, pack_row: int, segment_offset: int) -> None:
-    """Marks a segment, WHOLE_PACK or FOOTER as damaged, unless it is. The caller has locked the pack's row.
+def put_down(connection: Connection, pack_row: int, segment_offset: int) -> bool:
+    """Marks a segment, WHOLE_PACK or FOOTER as damaged, unless it is; whether it was not. The caller has locked the pack's row.
 
     What is marked and not needed stays so: nothing that was stored since relies on a damaged place.
     """
@@ -317,7 +342,7 @@ def put_down(connection: Connection, pack_row: int, segment_offset: int) -> None
         {"pack": pack_row, "segment_offset": segment_offset, "needed": True},
     )
     if made.rowcount != 1:
-        return
+        return False
     connection.execute(update(schema.packs).where(_p.row == pack_row).values(damaged=True))
     owner = select(_p.tenant).where(_p.row == pack_row).scalar_subquery()
     connection.execute(
@@ -325,6 +350,7 @@ def put_down(connection: Connection, pack_row: int, segment_offset: int) -> None
         .where(schema.tenants.c.row == owner)
         .values(damage_epoch=schema.tenants.c.damage_epoch + 1)
     )
+    return True
 
 
 def publish(connection: Connection, upload: Row[Any], summaries: Sequence[PackSummary]) -> None:

@@ -12,6 +12,7 @@ from staddle_server.errors import Damaged
 from staddle_server.limits import CHUNKS_PER_CALL_MAX, MIB
 from staddle_server.manifest.cursor import PAGES_KEPT
 from staddle_server.manifest.pages import PageKind
+from staddle_server.session.doubt import doubt
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobUnreadable
 from staddle_server.store.keys import keys_name
@@ -33,7 +34,8 @@ class ChunkReader:
     """Reads one tenant's chunks for one call; not thread-safe.
 
     Every chunk is checked against its digest before it is answered. A chunk of which one copy is damaged is read from another
-    one, and the damaged copy is marked in the catalog, so that the next upload of the same bytes heals it.
+    one, and the damaged copy is marked in the catalog with all else that is damaged in its pack, so that the next upload of the same
+    bytes heals it.
     """
 
     def __init__(
@@ -195,7 +197,7 @@ class ChunkReader:
         except Damaged:
             if place.segment not in self._put_down:
                 self._put_down.add(place.segment)
-                self._catalog.packs.mark_damaged(self._tenant.id, place.segment.pack, place.segment.offset)
+                doubt(self._tenant, self._catalog, place.segment.pack, place.segment.offset)
             raise
 
     def segment(self, ref: SegmentRef) -> Segment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Final
 
 from staddle.chunking import ChunkerParameters, Cutter
 
@@ -14,7 +15,11 @@ from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore, Secrets, chunk_id, secrets_of
 from staddle_server.store.pack import PackReader
 from staddle_server.store.records import Records
+from staddle_server.threads import Semaphore
 from staddle_server.types import Role, TenantKeys
+
+INSPECTED_AT_ONCE: Final = 2
+"""So many doubted packs are read at once; each takes up to STORED_MEMORY_MAX, and the disk has other work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +38,8 @@ class Tenant:
     """Held while records are written: they become durable in the order of their chain."""
     decoded: DecodedBytes = field(default_factory=DecodedBytes)
     """The server's memory for what its calls hold decoded."""
+    inspecting: Semaphore = field(default_factory=lambda: Semaphore(INSPECTED_AT_ONCE))
+    """Held while a pack is read in which damage was found."""
     large: threading.Lock = field(default_factory=threading.Lock)
     """Held while an entry with large attributes becomes a message: as objects these take many times what they have encoded."""
 
@@ -54,6 +61,7 @@ class Tenants:
         self._catalog = catalog
         self._keys = keys
         self.decoded = DecodedBytes()
+        self._inspecting = Semaphore(INSPECTED_AT_ONCE)
         self._open: dict[bytes, Tenant] = {}
         self._lock = threading.Lock()
 
@@ -94,4 +102,5 @@ class Tenants:
             packs=PackReader(self._blobs, keys),
             records=Records(self._blobs, keys),
             decoded=self.decoded,
+            inspecting=self._inspecting,
         )

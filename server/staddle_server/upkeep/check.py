@@ -10,11 +10,11 @@ from typing import Final, Protocol
 from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, StaddleError
+from staddle_server.session.examine import Examined, Examiner, Fault, Pace
 from staddle_server.session.presence import stored_size
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.records import records_prefix
-from staddle_server.upkeep.examine import Examined, Examiner, Fault, Pace
 from staddle_server.upkeep.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.lostkeys import keys_words
 from staddle_server.upkeep.paths import LostPaths, each_backup

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from staddle_server.catalog import Mark, MarkedPack
 from staddle_server.errors import Damaged
 from staddle_server.limits import PACK_BYTES_TARGET, PACK_CHUNKS_TARGET
+from staddle_server.session.doubt import doubt
 from staddle_server.session.gather import SEGMENT_BYTES
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.frame import compress
@@ -115,8 +116,10 @@ def _copy(turn: Turn, pack: MarkedPack, copier: _Copier) -> bool:
     try:
         places = [chunk.place for chunk in turn.tenant.packs.footer(pack.pack).chunks]
     except Damaged as e:
-        where = e.mark if isinstance(e, PackDamaged) else None
-        turn.catalog.packs.mark_damaged(turn.tenant.id, pack.pack, where)
+        if isinstance(e, PackDamaged):
+            doubt(turn.tenant, turn.catalog, pack.pack, e.mark)
+        else:
+            turn.catalog.packs.mark_damaged(turn.tenant.id, pack.pack)
         return False
     copied = 0
     for ref in dict.fromkeys(place.segment for place in places if Positions.key(place) in alive):
@@ -124,7 +127,7 @@ def _copy(turn: Turn, pack: MarkedPack, copier: _Copier) -> bool:
         try:
             copied += copier.take(turn.tenant.packs.segment(ref), alive)
         except Damaged:
-            turn.catalog.packs.mark_damaged(turn.tenant.id, pack.pack, ref.offset)
+            doubt(turn.tenant, turn.catalog, pack.pack, ref.offset)
             return False
     return copied == len(alive)
 

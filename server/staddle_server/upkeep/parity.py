@@ -15,6 +15,7 @@ from staddle_server.catalog import Catalog, PackParity
 from staddle_server.errors import Damaged, Unavailable
 from staddle_server.limits import PARITY_BLOCK_BYTES, PARITY_COLUMNS_MAX
 from staddle_server.session.clock import Clock
+from staddle_server.session.doubt import doubt
 from staddle_server.session.tenant import Tenant, Tenants
 from staddle_server.store.blobs import BlobMissing, Blobs, BlobShort
 from staddle_server.store.pack import PackDamaged, PackReader, pack_name
@@ -166,7 +167,7 @@ def make_parity(tenant: Tenant, catalog: Catalog, pack: bytes, percent: int) -> 
     try:
         parity_bytes = Parity(tenant.blobs, tenant.keys).make(pack, percent)
     except PackDamaged as damage:
-        catalog.packs.mark_damaged(tenant.id, pack, damage.mark)
+        doubt(tenant, catalog, pack, damage.mark)
         raise
     except (BlobMissing, BlobShort):
         catalog.packs.mark_damaged(tenant.id, pack)

@@ -17,6 +17,7 @@ from staddle_server.catalog import WHOLE_PACK
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.errors import Damaged, Unavailable
 from staddle_server.limits import PACK_BYTES_MAX
+from staddle_server.session.examine import Examined, Examiner, check_digests
 from staddle_server.session.records import as_pending, finish_missing
 from staddle_server.session.tenant import Tenant
 from staddle_server.store.blobs import BlobMissing, replace_object
@@ -39,7 +40,6 @@ from staddle_server.upkeep.check import (
     silent,
 )
 from staddle_server.upkeep.collector import LEASE_S
-from staddle_server.upkeep.examine import Examined, Examiner, check_digests
 from staddle_server.upkeep.findings import DAMAGE, NOTE, Emit, Finding, Kept
 from staddle_server.upkeep.lostkeys import catalog_has_keys
 from staddle_server.upkeep.parity import Outcome, repair_if_possible

@@ -13,8 +13,8 @@ from staddle_server.catalog import LivePack
 from staddle_server.errors import StaddleError
 from staddle_server.session.clock import Clock
 from staddle_server.session.clockguard import JUMP_S
+from staddle_server.session.examine import Examined, Examiner
 from staddle_server.session.tenant import Tenant
-from staddle_server.upkeep.examine import Examined, Examiner
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.parity import Outcome, repair_if_possible
 from staddle_server.upkeep.schedule import NS, Stopping, Task

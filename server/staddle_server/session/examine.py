@@ -46,6 +46,13 @@ class Examined:
     cleared: list[int] = field(default_factory=list)
     read_bytes: int = 0
     gone: bool = False
+    all_tried: bool = False
+    """Whether every segment was looked at; some may not have been answered."""
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the object is missing, or the store did not answer somewhere."""
+        return any(fault.kind in {"pack", "unanswered"} for fault in self.faults)
 
     def marks(self) -> set[int]:
         """The offsets that are marked as damaged."""
@@ -53,8 +60,8 @@ class Examined:
         return marks | {FOOTER for fault in self.faults if fault.kind == "footer"}
 
 
-class Examiner:
-    """Looks at one tenant's packs. Not thread-safe.
+class Inspector:
+    """Looks at one tenant's packs and marks what is damaged. Not thread-safe.
 
     `put_down`: whether what is found changes the catalog; without it, nothing is written at all.
     """
@@ -63,14 +70,12 @@ class Examiner:
         self,
         tenant: Tenant,
         catalog: Catalog,
-        clock: Clock,
         pace: Pace = lambda _size, _chunks: None,
         *,
         put_down: bool = True,
     ) -> None:
         self._tenant = tenant
         self._catalog = catalog
-        self._clock = clock
         self._pace = pace
         self._put_down = put_down
 
@@ -101,14 +106,15 @@ class Examiner:
             self._compare_index(seen, chunks, indexed_count)
         return self._certain(seen), chunks
 
-    def read(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
+    def inspect(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
         """Looks as `glance` does, then reads every segment, opens and inflates it, and checks every digest.
 
-        Notes in the catalog what is damaged, which marks were wrong, and that the pack was verified.
+        Notes in the catalog what is damaged.
         """
         seen, named = self._glance(pack, indexed_count)
-        if seen.gone or any(fault.kind in {"pack", "unanswered"} for fault in seen.faults):
+        if seen.gone or seen.unanswered:
             return seen
+        seen.all_tried = True
         for ref, chunks in self._segments(pack, named):
             fault = self._read_twice(ref, chunks)
             if fault is not None:
@@ -117,7 +123,7 @@ class Examiner:
                     break
             seen.read_bytes += ref.length
             self._pace(ref.length, len(chunks))
-        return self._settle(seen)
+        return self._certain(seen)
 
     def _footer_chunks(self, seen: Examined) -> Sequence[StoredChunk] | None:
         error: Damaged | None = None
@@ -203,9 +209,26 @@ class Examiner:
                 self._catalog.packs.mark_damaged(self._tenant.id, seen.pack.id, where)
         return seen
 
-    def _settle(self, seen: Examined) -> Examined:
-        self._certain(seen)
-        if seen.gone:
+
+class Examiner(Inspector):
+    """Inspects packs, and also notes which marks were wrong and which packs were verified. Not thread-safe."""
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        clock: Clock,
+        pace: Pace = lambda _size, _chunks: None,
+        *,
+        put_down: bool = True,
+    ) -> None:
+        super().__init__(tenant, catalog, pace, put_down=put_down)
+        self._clock = clock
+
+    def read(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
+        """Inspects a pack, clears the marks that were wrong, and notes that the pack was verified."""
+        seen = self.inspect(pack, indexed_count)
+        if seen.gone or not seen.all_tried:
             return seen
         wrong = any(fault.kind != "index" for fault in seen.faults)
         # A segment that could not be read is none that is sound.
