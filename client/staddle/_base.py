@@ -81,6 +81,8 @@ class Removed(NamedTuple):
     """A path of the base that is not there any more, with all below it."""
 
     path: bytes
+    sent: bool = False
+    """An earlier run of this backup has sent it, whatever the base has."""
 
 
 Difference = Changed | Removed | Marked
@@ -160,7 +162,7 @@ class Comparison:
                     continue
                 if found.is_directory() and found.path and found.path.count(b"/") <= self._anew_depth:
                     # With it goes what the earlier run found in it.
-                    yield Removed(found.path)
+                    yield Removed(found.path, sent=True)
                 relies_on_nothing = True
             counted, base = base, None if relies_on_nothing else base
             relied = base is not None and self._relies_on(base)

@@ -131,7 +131,7 @@ class NothingReadError(OSError):
 
 def nothing_read(path: bytes, why: str, count: int) -> NothingReadError:
     """The error for `count` PATHs or listed paths of which none could be read, such as `path`."""
-    of_all = "" if count == 1 else f", and so it is with all of the {count:,} paths that were named"
+    of_all = "" if count == 1 else f", and so it is with all {counted(count, 'path')} that were named"
     return NothingReadError(None, f"{why}{of_all}. Nothing was backed up", path)
 
 

@@ -445,7 +445,9 @@ class Run:
             # To remove the root again would drop the file that is gone on with.
             again = behind is None and durable.HasField("open_entry")
             for difference in self._watched(comparison):
-                if isinstance(difference, Removed) and (whole or (again and not difference.path)):
+                if isinstance(difference, Removed) and (
+                    (whole and not difference.sent) or (again and not difference.path)
+                ):
                     continue
                 yield difference
             self._tally.unchanged = comparison.unchanged
