@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -197,7 +197,8 @@ class Run:
             except BaseDamagedError as error:
                 opened = self._begin_without_base(opened, error)
             except (TooMuchRemovedError, NothingReadError):
-                self._abort(opened)
+                with suppress(StaddleError):  # what is left open expires, and this error says more
+                    self._abort(opened)
                 raise
             except CacheError:
                 self._cache_is_wrong = True

@@ -632,6 +632,26 @@ def test_a_base_that_cannot_be_listed_makes_a_full_backup_of_what_was_not_asked_
     calls.close()
 
 
+def test_the_reason_for_giving_up_is_told_although_the_upload_cannot_be_aborted(
+    protected, running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(protected.source, files=5)
+    protected.backup()
+    shutil.rmtree(protected.source / "d0")
+    calls = Breaking(running, at=10**9, after=False)
+    real_call = calls.call
+
+    def call(method, request, **options):
+        if method == "AbortUpload":
+            raise calls.error("the server has gone")
+        return real_call(method, request, **options)
+
+    monkeypatch.setattr(calls, "call", call)
+    with pytest.raises(TooMuchRemovedError):
+        backup_over(calls, protected.source, max_removed_percent=0.0)
+    calls.close()
+
+
 @pytest.mark.parametrize("at", [3, 4, 5, 6, 8])
 def test_a_full_backup_that_was_cut_short_counts_what_is_gone_over_all_its_attempts(
     at: int, protected, running, monkeypatch: pytest.MonkeyPatch

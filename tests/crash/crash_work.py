@@ -433,8 +433,8 @@ def collect(worker: Worker, _stub: object) -> None:
     """Garbage is collected, beside everything else; whoever collects may be killed too."""
     worker.place.collected = True
     done = forked.run(worker.place.collect, capture_output=True, text=True, timeout=120, check=False)
-    # One that was killed keeps its place for a while.
-    busy = "is collecting or repairing" in done.stderr
+    # One that was killed keeps its place for a while, and one that stood still for as long has lost it.
+    busy = "is collecting or repairing" in done.stderr or "Another collector has taken over" in done.stderr
     if done.returncode not in {0, -signal.SIGKILL} and not busy:
         raise LostError(f"the collection failed: {done.stderr}")
 
