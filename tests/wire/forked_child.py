@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import resource
 import runpy
@@ -69,3 +70,4 @@ def become(
     finally:
         threading._shutdown()
         atexit._run_exitfuncs()
+        logging.shutdown()  # registered before the fork, and from Python 3.13 on forgotten in it
