@@ -14,7 +14,7 @@ from staddle_server.errors import NotFound, Precondition, StaddleError
 from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.session import refusals
 from staddle_server.session.clock import Clock
-from staddle_server.session.clockguard import NS, ClockGuard, ClockInDoubt
+from staddle_server.session.clockguard import NS, ClockGuard, ClockInDoubt, Standing
 from staddle_server.session.damaged import LISTED_MAX, DamagedEntries, damaged_entries
 from staddle_server.session.presence import Presence
 from staddle_server.session.progress import Progress, decode_progress
@@ -84,7 +84,7 @@ class Uploads:
         standing = self._guard.look()
         # A backup that begins while the clock is behind must not be an old one once it is right again.
         spec = replace(
-            specify(self._clock.now_ns(), self._terms_now()),
+            specify(self._clock.now_ns(), self._terms_by(standing)),
             begin_ns=standing.latest_ns,
             alive_ns=standing.earliest_ns,
         )
@@ -102,20 +102,24 @@ class Uploads:
     def resume(self, principal: Principal, upload_id: bytes) -> Upload:
         """Takes an upload over; the durable point that it answers is final."""
         self._check_room(principal, upload_id)
+        standing = self._guard.look()
         upload = self._catalog.uploads.resume(
             principal.tenant,
             upload_id,
             principal,
             self._clock.now_ns(),
-            self._terms_now(),
-            alive_ns=self._guard.look().earliest_ns,
+            self._terms_by(standing),
+            alive_ns=standing.earliest_ns,
         )
         self._open_writer(self._tenants.get(principal.tenant), upload)
         return upload
 
     def _terms_now(self) -> Terms:
-        """The terms from now on. A life that begins while the clock is behind is not over once it is right again."""
-        standing = self._guard.look()
+        """The terms from now on."""
+        return self._terms_by(self._guard.look())
+
+    def _terms_by(self, standing: Standing) -> Terms:
+        """The terms by what is thought of the clock. A life that begins while it is behind is not over once it is right again."""
         behind_s = (standing.latest_ns - standing.wall_ns) / NS
         return self._terms._replace(life_s=self._terms.life_s + behind_s)
 
@@ -152,6 +156,7 @@ class Uploads:
             presence=self._presence,
             compressors=self._compressors,
             clock=self._clock,
+            look_at_clock=self._guard.look,
             terms=self._terms_now,
             space=self._space,
         )

@@ -32,7 +32,7 @@ from staddle_server.session import refusals
 from staddle_server.session.accepted import Accepted
 from staddle_server.session.base import Base
 from staddle_server.session.clock import Clock
-from staddle_server.session.clockguard import ClockGuard
+from staddle_server.session.clockguard import Standing
 from staddle_server.session.finishing import Finishing, check_counts
 from staddle_server.session.frames import Frame
 from staddle_server.session.presence import Presence
@@ -74,6 +74,7 @@ class UploadWriter:
         presence: Presence,
         compressors: Executor,
         clock: Clock,
+        look_at_clock: Callable[[], Standing],
         terms: Callable[[], Terms],
         space: Space | None = None,
     ) -> None:
@@ -84,6 +85,7 @@ class UploadWriter:
         self._catalog = catalog
         self.base = Base(tenant, catalog, base)
         self._clock = clock
+        self._look_at_clock = look_at_clock
         self._lock = threading.RLock()
         accepted = self._accepted = Accepted(
             tenant,
@@ -446,7 +448,7 @@ class UploadWriter:
             self._chunks.look_for_packs()
             new = self._finishing.new_backup(self._checkpoint)
             self._tenant.blobs.check_writable()  # or there would be a backup that cannot be recorded
-            standing = ClockGuard(self._catalog, self._clock).look()
+            standing = self._look_at_clock()
             backup = self._catalog.uploads.commit(
                 self.upload.tenant,
                 self.upload.id,

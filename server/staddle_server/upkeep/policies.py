@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
+from staddle._figures import counted
 
 from staddle_server.catalog import (
     Applied,
@@ -181,8 +182,8 @@ class Policies:
             except Exception:
                 failed += 1
                 log.exception("a fault in the retention of dataset %r", dataset)
-        words = [f"{_counted(deleted, 'backup')} deleted"] if deleted else []
-        words += [f"{_counted(failed, 'dataset')} failed: see the log"] if failed else []
+        words = [f"{counted(deleted, 'backup')} deleted"] if deleted else []
+        words += [f"{counted(failed, 'dataset')} failed: see the log"] if failed else []
         return ", ".join(words)
 
     def _follow(self, tenant: bytes, dataset: str, tick: Tick) -> int:
@@ -200,7 +201,7 @@ class Policies:
         self._guard.require()
         gone = self._apply(tenant, dataset, made, tick).backups
         log.info(
-            "retention deleted %s of dataset %r: %s", _counted(len(gone), "backup"), dataset, _listed(gone)
+            "retention deleted %s of dataset %r: %s", counted(len(gone), "backup"), dataset, _listed(gone)
         )
         return len(gone)
 
@@ -256,10 +257,6 @@ def _token(tenant: Tenant, dataset: str, state: RetentionState, planned: list[Pl
     becomes = [(each.id, each.goes, each.damaged) for each in planned]
     body = msgspec.msgpack.encode(("retention plan", dataset, state.decisive(), becomes))
     return blake3(body, key=tenant.secrets.token_key).hexdigest(TOKEN_BYTES)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _listed(backups: list[Backup]) -> str:
