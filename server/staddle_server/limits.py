@@ -55,7 +55,7 @@ RESERVE_BYTES_MAX: Final = 16 * MIB
 RESERVE_BYTES_MIN: Final = 1 * MIB
 RESERVE_PART: Final = 1 / 64
 """The reserves of bytes and inodes: so much of a small file system."""
-RESERVE_INODES_MAX: Final = 1024
+RESERVE_INODES_MAX: Final = 256
 RESERVE_INODES_MIN: Final = 64
 """But no more than an eighth of the file system's inodes. Deleting and purging a backup takes two; a server that starts takes ten."""
 CATALOG_CHANGE_BYTES_MAX: Final = 40 * MIB

@@ -133,6 +133,7 @@ class BackgroundHandler(logging.Handler):
         self._bytes = 0
         self._dropped = 0
         self._writable = False
+        self._closed = False
         start_thread("log", self._run)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -150,16 +151,20 @@ class BackgroundHandler(logging.Handler):
             self._bytes += len(line)
 
     def flush(self) -> None:
-        """Waits until everything is written, for FLUSH_S at the most."""
+        """Waits until everything is written, for FLUSH_S at the most; not at all once it is closed."""
+        if self._closed:
+            return
         written = Lock()
         written.acquire()
         self._queue.put(written)
         written.acquire(timeout=FLUSH_S)
 
     def close(self) -> None:
-        """Writes what it can in FLUSH_S, and ends the thread as soon as it is not in a write."""
-        self.flush()
-        self._queue.put(None)
+        """Writes what it can in FLUSH_S, and ends the thread as soon as it is not in a write. A second close does nothing."""
+        if not self._closed:
+            self.flush()
+            self._closed = True
+            self._queue.put(None)
         super().close()
 
     def _run(self) -> None:

@@ -261,7 +261,8 @@ def test_damaged_keys_of_the_only_tenant_keep_no_server_from_starting(tmp_path: 
     """The catalog's copy of them opens, so that the master key is the right one."""
     directory = initialise(tmp_path)
     (keys,) = (path for path in (directory.store / "keys").rglob("*") if path.is_file())
-    keys.write_bytes(keys.read_bytes()[:-1] + b"\0")
+    data = keys.read_bytes()
+    keys.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with rooms.open_rooms(directory) as opened, pytest.raises(Damaged):
         opened.keys.load(rooms.tenant_named(opened, "default").id)
 

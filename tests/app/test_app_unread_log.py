@@ -115,6 +115,20 @@ def test_lines_that_do_not_fit_are_dropped_and_counted_and_the_rest_comes_in_ord
     assert int(line.split()[2]) == sent - len(numbers) > 0
 
 
+def test_nobody_waits_for_a_log_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter flushes and closes every handler at its end, whoever has closed it before."""
+    monkeypatch.setattr(logs, "FLUSH_S", 3600.0)
+    reader, writer = os.pipe()
+    handler = logs.BackgroundHandler(writer)
+    handler.emit(record("last words"))
+    for _ in range(2):
+        handler.flush()
+        handler.close()
+    os.close(writer)
+    with os.fdopen(reader) as lines:
+        assert "last words" in lines.read()
+
+
 def record(words: str) -> logging.LogRecord:
     return logging.LogRecord("test", logging.INFO, "", 0, words, None, None)
 

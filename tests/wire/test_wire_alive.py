@@ -58,8 +58,9 @@ def received(running):
     """The upload of a Slow stream, as soon as its first entry was taken."""
     stub = running.stub("writer", name="other")
     upload = open_upload(stub, "r")
-    writer = running.service._uploads._writers[bytes.fromhex(upload.id)]
-    wait_until(lambda: writer.position == 1)
+    writers = running.service._uploads._writers
+    # It is in the catalog before it has a writer.
+    wait_until(lambda: (writer := writers.get(bytes.fromhex(upload.id))) and writer.position == 1)
     return lambda: stub.GetUpload(sv.GetUploadRequest(request_id="r")).upload
 
 
