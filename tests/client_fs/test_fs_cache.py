@@ -288,6 +288,29 @@ def test_a_cache_that_is_damaged_is_as_none(what: str, protected) -> None:
     assert calls["Restore"] == 0  # what it fetched, and what it changed, is remembered
 
 
+def test_what_is_no_file_in_place_of_a_cache_is_as_none_and_nobody_waits_for_it(protected) -> None:
+    """A pipe that nobody writes to, a directory, a link to a device without end, and a file of a terabyte that takes no space."""
+    plant(protected.source, files=3)
+    protected.backup()
+
+    def large(path: Path) -> None:
+        path.touch()
+        os.truncate(path, 2**40)
+
+    for number, put in enumerate((os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), large)):
+        place = newest_of(protected.cache)
+        place.unlink()
+        put(place)
+        (protected.source / "a" / "x").write_bytes(b"changed %d" % number)
+        with counted_calls() as calls:
+            made = protected.backup()
+        assert (calls["Restore"], made.backup.changes.content_changed) == (1, 1)
+        # Its own cache is remembered all the same, whatever lies beside it.
+        assert protected.backup().entries_unchanged == made.backup.entry_count
+        if place.is_dir():
+            place.rmdir()
+
+
 def test_a_cache_under_another_backups_name_is_as_none(protected) -> None:
     (protected.source / "f").write_bytes(b"one")
     protected.backup()
