@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from extent import examples
+from extent import examples, extent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_model import (
@@ -139,7 +139,7 @@ def test_a_differential_says_of_a_directory_whether_it_is_incomplete_now(before:
     assert merged.metadata_kept == 1
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(extent(4, 12)))
 def test_large_random_changes_give_the_root_of_the_full_list(seed: int) -> None:
     pages = Pages()
     base_list = grown_tree(3000, seed)
@@ -167,6 +167,7 @@ def test_large_random_changes_give_the_root_of_the_full_list(seed: int) -> None:
     assert merged.root == build(expected, Pages(), SMALL)
 
 
+@pytest.mark.slow
 def test_ten_changes_in_a_hundred_thousand_entries_touch_a_handful_of_pages() -> None:
     pages = Pages()
     paths = [f"d{n // 1000:03d}/f{n % 1000:03d}".encode() for n in range(100_000)]
