@@ -156,6 +156,7 @@ class CachedScan(Walk[Difference]):
                 self.record.kept()
         else:
             yield from self._told(Changed(root, in_base=True))
+        self._list_root()
         self._ways.append(self._way_into(b""))
         while self._levels:
             level, way = self._levels[-1], self._ways[-1]

@@ -350,3 +350,39 @@ def test_a_file_that_vanishes_and_comes_back_during_the_scan_is_not_counted_as_r
         made = protected.backup(**options)
         assert (made.problems, made.notes, made.backup.entry_count) == ((), (), 2)
         assert protected.client.read("data", "only") == f"number {calls[1]}".encode()
+
+
+@pytest.mark.parametrize("how", ["stat", "open", "listdir"])
+@CACHED
+def test_a_source_in_which_nothing_can_be_looked_at_is_not_taken_for_an_empty_one(
+    cached: bool, how: str, protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (protected.source / name).write_text("before")
+    real = getattr(os, how)
+
+    def failing(path, *args, **options):
+        if path in {b"a", b"b"} or how == "listdir":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args, **options)
+
+    for thin in (False, True):
+        options = options_of(thin=thin, cached=cached) | {"dataset": f"thin-{thin}"}
+        protected.backup(**options)
+        for name in ("a", "b"):
+            (protected.source / name).write_text(f"changed {thin}")
+        monkeypatch.setattr(os, how, failing)
+        for kind in ("auto", "full"):
+            if how == "listdir":
+                for more in ({}, {"dataset": "first"}, {"max_removed_percent": 100.0}):
+                    with pytest.raises(OSError, match=f"{os.strerror(errno.EIO)}. Nothing was backed up"):
+                        protected.backup(kind=kind, **options | more)
+                continue
+            with pytest.raises(TooMuchRemovedError, match=r"2 of 2 entries .* more than 99 %"):
+                protected.backup(kind=kind, max_removed_percent=99.0, **options)
+        if how != "listdir":  # without a limit only a source that is empty is refused
+            assert [p.path for p in protected.backup(**options).problems] == ["a", "b"]
+            dataset = options["dataset"]
+            assert [entry.path for entry in protected.client.entries(dataset) if entry.incomplete] == []
+            assert next(iter(protected.client.backups(dataset))).changes.removed == 2
+        monkeypatch.undo()
