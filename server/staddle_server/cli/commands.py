@@ -84,8 +84,9 @@ def run() -> None:
     try:
         group(prog_name="staddle-server")
     except SystemExit as end:
-        # The answer of `health` is its exit code, and a server serves whether or not it can say where.
-        failure = None if sys.argv[1:2] in (["serve"], ["health"]) else stdout_failure()
+        # The answer of `health` is its exit code, and a server serves whether or not it can say where. Their help is as any other's.
+        is_help = not {"-h", "--help"}.isdisjoint(sys.argv[2:])
+        failure = stdout_failure() if is_help or sys.argv[1:2] not in (["serve"], ["health"]) else None
         if failure is None or isinstance(failure, BrokenPipeError) or end.code:
             raise  # what has failed has said so
         with contextlib.suppress(OSError):

@@ -197,27 +197,39 @@ class Gate:
             "UNAUTHENTICATED", 'the call has no token: send the metadata "authorization: Bearer TOKEN"'
         )
 
-    def check(self, name: str, method: Method, principal: Principal) -> None:
+    def admit(self, name: str, role: TokenRole, context: grpc.ServicerContext, *, stream: bool) -> Call:
+        """Lets a call in whose token has at least this role. From now until its end the token is looked at again and again.
+
+        Raises:
+            Unauthenticated, PermissionDenied, Unavailable (DRAINING), Exhausted (TOO_MANY).
+
+        """
+        principal = self.principal(context)
+        self._check(name, role, principal)
+        self.check_threads(stream=stream)
+        call = Call(principal, self.tenant_name(principal.tenant), context)
+        self._enter(call)
+        return call
+
+    def _check(self, name: str, role: TokenRole, principal: Principal) -> None:
         """Whether the call may go on.
 
         Raises:
             PermissionDenied, Unavailable (DRAINING).
 
         """
-        if principal.role < method.role:
+        if principal.role < role:
             raise PermissionDenied(
                 "PERMISSION_DENIED",
-                f"{name} needs a token of the role {method.role.name.lower()}, this one is a "
-                f"{principal.role.name.lower()}",
-                role=method.role.name.lower(),
+                f"{name} needs a token of the role {role.name.lower()}, this one is a {principal.role.name.lower()}",
+                role=role.name.lower(),
             )
         if self.draining:
             raise Unavailable("DRAINING", "the server is shutting down; try again", retry_after_s=RETRY_S)
 
         self._admitted_s = self._now_s()
 
-    def enter(self, call: Call) -> None:
-        """From now until its end the call's token is looked at again and again."""
+    def _enter(self, call: Call) -> None:
         with self._lock:
             self._calls[call] = None
         try:
@@ -270,18 +282,10 @@ def handle(
     """
     decode, weigh = reading
 
-    def admit(context: grpc.ServicerContext) -> Call:
-        principal = gate.principal(context)
-        gate.check(name, method, principal)
-        gate.check_threads(stream=kind != "unary")
-        call = Call(principal, gate.tenant_name(principal.tenant), context)
-        gate.enter(call)
-        return call
-
     def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Message:
         line = _Line(name, context, logging.DEBUG if method.one_of_many else logging.INFO)
         try:
-            call = line.call = admit(context)
+            call = line.call = gate.admit(name, method.role, context, stream=kind != "unary")
             # No name holds what came: a handler that has taken what it needs can let go of the message.
             response: Message
             if kind == "upstream":
@@ -310,7 +314,7 @@ def handle(
     def answers(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
         line = _Line(name, context)
         try:
-            call = line.call = admit(context)
+            call = line.call = gate.admit(name, method.role, context, stream=True)
             slot = gate.streams.enter(context, call.principal.tenant)
             context.add_callback(line.gone)
             held = gate.decoded.held(call.principal.tenant, call.check)
