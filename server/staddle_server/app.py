@@ -313,7 +313,7 @@ def local_token(opened: Rooms, directory: DataDirectory) -> str:
     token = read_client_config(directory.client_toml).get("token")
     now_ns = time.time_ns()
     if token is None:
-        return rooms.new_local_token(opened, rooms.default_tenant(opened, now_ns), now_ns)
+        return rooms.local_token(opened, now_ns)
     try:
         opened.catalog.tokens.authenticate(token, now_ns)
     except Unauthenticated:

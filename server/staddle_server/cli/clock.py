@@ -8,7 +8,7 @@ import click
 from staddle_server.catalog.words import rfc3339
 from staddle_server.cli.options import data_option
 from staddle_server.datadir import DataDirectory
-from staddle_server.rooms import open_rooms
+from staddle_server.rooms import confirm_clock, open_rooms
 from staddle_server.session.clock import SystemClock
 from staddle_server.session.clockguard import ClockGuard
 
@@ -23,8 +23,7 @@ def clock(*, confirm: bool, as_json: bool, data: DataDirectory) -> None:
     While it does not, nothing is purged, expired, collected or deleted by policy. Runs beside a server.
     """
     with open_rooms(data) as rooms:
-        guard = ClockGuard(rooms.catalog, SystemClock())
-        standing = guard.confirm() if confirm else guard.look()
+        standing = confirm_clock(rooms) if confirm else ClockGuard(rooms.catalog, SystemClock()).look()
     in_doubt = bool(standing.jump_ns) and not confirm
     if as_json:
         told = {

@@ -15,7 +15,7 @@ from staddle_server.cli.options import data_option, duration, json_option, print
 from staddle_server.config import OperatorError, SettingsError
 from staddle_server.datadir import DataDirectory
 from staddle_server.errors import StaddleError
-from staddle_server.rooms import DEFAULT_TENANT, Rooms, open_rooms, tenant_named
+from staddle_server.rooms import DEFAULT_TENANT, Rooms, create_token, open_rooms, revoke_token, tenant_named
 from staddle_server.session.clock import SystemClock
 from staddle_server.session.clockguard import ClockGuard
 from staddle_server.types import TokenRole
@@ -65,7 +65,7 @@ def create(
         now_ns = _believed_ns(rooms)
         expires_ns = None if life_ns is None else now_ns + life_ns
         owner = tenant_named(rooms, tenant)
-        text = rooms.catalog.tokens.create(owner.id, name, TokenRole[role.upper()], now_ns, expires_ns)
+        text = create_token(rooms, owner, name, TokenRole[role.upper()], now_ns, expires_ns=expires_ns)
         with _revoked_unless_shown(rooms, owner, name):
             if as_json:
                 row = {"token": text, "name": name, "role": role, "tenant": tenant}
@@ -92,7 +92,7 @@ def _revoked_unless_shown(rooms: Rooms, tenant: Tenant, name: str) -> Iterator[N
         yield
     except BaseException as error:
         try:
-            rooms.catalog.tokens.revoke(tenant.id, name, time.time_ns())
+            revoke_token(rooms, tenant, name, time.time_ns())
             outcome = f"the token {name} was not shown, and is revoked again"
         except StaddleError as e:
             outcome = (
@@ -134,7 +134,7 @@ def list_(tenant: str, data: DataDirectory, as_json: bool) -> None:
 def revoke(token: str, tenant: str, data: DataDirectory) -> None:
     """End a token, by its name or id: the next call with it is refused."""
     with open_rooms(data) as rooms:
-        ended = rooms.catalog.tokens.revoke(tenant_named(rooms, tenant).id, token, time.time_ns())
+        ended = revoke_token(rooms, tenant_named(rooms, tenant), token, time.time_ns())
     click.echo(f"Revoked the token {ended.name} of {tenant}.")
 
 
