@@ -16,8 +16,9 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from staddle._figures import duration, duration_s, percent, size_bytes
+from staddle._given import PIPE_S, GivenError, read, text_of, unquoted
 
-from staddle_server import given, limits
+from staddle_server import limits
 from staddle_server.store.space import MinFree
 
 VARIABLE_PREFIX: Final = "STADDLED_"
@@ -260,7 +261,7 @@ def parse_path(text: str) -> Path:
         raise ValueError("a path cannot hold NUL")
     if not os.path.lexists(text):
         # A line end of Windows, or quotes that an env file of Docker keeps.
-        text = given.unquoted(text)
+        text = unquoted(text)
     if text.startswith("-----BEGIN "):
         raise ValueError("expected the name of a file, not what is in it")
     try:
@@ -427,8 +428,8 @@ def load(
     """
     flag_texts = {_BY_FIELD[field]: text for field, text in flags.items() if text is not None}
     variables = {option: environ.get(option.variable, "") for option in OPTIONS}
-    variable_texts = {option: text for option, text in variables.items() if given.unquoted(text)}
-    named_file = config or given.unquoted(environ.get(CONFIG_VARIABLE, "")) or None
+    variable_texts = {option: text for option, text in variables.items() if unquoted(text)}
+    named_file = config or unquoted(environ.get(CONFIG_VARIABLE, "")) or None
     data = next((texts[_DATA] for texts in (flag_texts, variable_texts) if _DATA in texts), None)
     file_path, file_texts = _read_config(named_file, data, again=again)
     values: dict[str, object] = {}
@@ -448,7 +449,7 @@ def _parse(option: Option, text: str, origin: str) -> object:
     if text == "" and option.default == "":
         return None
     try:
-        return option.parse(text if option.parse is parse_path else given.unquoted(text))
+        return option.parse(text if option.parse is parse_path else unquoted(text))
     except ValueError as error:
         shown = "something else" if "-----BEGIN " in text else repr(text[:200])
         raise SettingsError(f"{origin} is {shown}: {error}") from error
@@ -466,9 +467,9 @@ def _read_config(named: str | None, data: str | None, *, again: bool) -> tuple[P
     try:
         if named is None and (data is None or not _exists(path)):
             return path, {}
-        raw = given.read(path, CONFIG_BYTES_MAX, "a settings file", pipe_s=None if again else given.PIPE_S)
-        table = tomllib.loads(given.text_of(raw, path))
-    except given.GivenError as error:
+        raw, _ = read(path, CONFIG_BYTES_MAX, "a settings file", pipe_s=None if again else PIPE_S)
+        table = tomllib.loads(text_of(raw, path))
+    except GivenError as error:
         raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
@@ -514,7 +515,7 @@ def _text(option: Option, value: object, path: Path) -> str:
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
     if option.parse is parse_path and value:
         return str(path.parent / os.path.expanduser(str(value)))
-    socket = _after_unix(given.unquoted(str(value)))
+    socket = _after_unix(unquoted(str(value)))
     if option.parse in {parse_address, parse_endpoint} and socket is not None:
         socket = os.path.expanduser(socket)
         return UNIX_PREFIX + (socket if socket.startswith(("/", ABSTRACT)) else str(path.parent / socket))
