@@ -271,14 +271,14 @@ def parse_path(text: str) -> Path:
 
 
 OPTIONS: Final = (
-    Option("data", "data", "DIR", parse_path, "", "The data directory: keys, catalog and store."),
+    Option("data", "data", "DIR", parse_path, "", "Data directory: keys, catalog and store."),
     Option(
         "listen",
         "listen",
         "HOST:PORT|unix:PATH",
         parse_address,
         LISTEN_DEFAULT,
-        "Where to listen. Port 0 picks a free one. Beyond loopback TLS is required. unix:PATH is a Unix socket.",
+        "Where to listen: a host and port (0: any free port), or a Unix socket. Addresses beyond loopback need TLS.",
     ),
     Option(
         "socket_mode",
@@ -286,7 +286,7 @@ OPTIONS: Final = (
         "MODE",
         parse_mode,
         "0660",
-        "Mode of the Unix socket, in octal. Whoever may write it can connect, and still needs a token.",
+        "Mode of the Unix socket, in octal. Users who can write to it can connect; they still need a token.",
     ),
     Option(
         "endpoint",
@@ -294,7 +294,7 @@ OPTIONS: Final = (
         "HOST:PORT|unix:PATH",
         parse_endpoint,
         "",
-        "The address that clients use, where it differs from --listen (a name in front, a container).",
+        "Address that clients use, if it differs from --listen (a proxy, a container).",
     ),
     Option(
         "tls_cert",
@@ -302,16 +302,16 @@ OPTIONS: Final = (
         "FILE",
         parse_path,
         "",
-        "Certificate chain of the server, PEM. Read again when it changes.",
+        "Certificate chain of the server (PEM). Reloaded when it changes.",
     ),
-    Option("tls_key", "tls-key", "FILE", parse_path, "", "Private key of the server, PEM."),
+    Option("tls_key", "tls-key", "FILE", parse_path, "", "Private key of the server (PEM)."),
     Option(
         "tls_client_ca",
         "tls-client-ca",
         "FILE",
         parse_path,
         "",
-        "Mutual TLS: only clients with a certificate of this authority (PEM) are let in.",
+        "Mutual TLS: accept only clients with a certificate of this authority (PEM).",
     ),
     Option(
         "streams_max",
@@ -319,7 +319,7 @@ OPTIONS: Final = (
         "N",
         _whole_number(1, 1024),
         str(limits.STREAMS_MAX),
-        "Backup and Restore streams at once; one more is answered TOO_MANY.",
+        "Concurrent Backup and Restore streams; any further one gets TOO_MANY.",
     ),
     Option(
         "lease_s",
@@ -327,7 +327,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(10, 86_400),
         duration(limits.LEASE_S),
-        "How long an upload stays with its writer after the writer's last sign of life.",
+        "How long an upload stays reserved for its writer after the writer was last heard from.",
     ),
     Option(
         "upload_life_s",
@@ -343,7 +343,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(0, 86_400),
         "20s",
-        "How long open streams may go on after SIGTERM before they are ended at a checkpoint.",
+        "How long open streams may continue after SIGTERM; then they end at a checkpoint.",
     ),
     Option(
         "retention_every_s",
@@ -351,7 +351,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(0, 365 * 86_400),
         duration(limits.RETENTION_EVERY_S),
-        "How often the datasets' retention policies are followed; 0: never by itself.",
+        "How often to apply the retention policies of datasets; 0: never.",
     ),
     Option(
         "parity_percent",
@@ -359,7 +359,7 @@ OPTIONS: Final = (
         "PERCENT",
         _whole_number(0, limits.PARITY_PERCENT_MAX),
         "0",
-        "Parity of packs that are written from now on: how much of a pack can be lost and repaired. 0: none.",
+        "Parity of new packs: how much of a pack can be lost and still be repaired; 0: none.",
     ),
     Option(
         "gc_every_s",
@@ -367,7 +367,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(0, 365 * 86_400),
         duration(limits.GC_EVERY_S),
-        "How often the server collects garbage by itself; 0: never.",
+        "How often to collect garbage; 0: never.",
     ),
     Option(
         "min_free",
@@ -375,7 +375,7 @@ OPTIONS: Final = (
         "auto|SIZE|PERCENT%",
         parse_min_free,
         "auto",
-        "Take backups only while so much of each disk is free. auto: 1 %, at most 1 GiB; 0: to the last byte.",
+        "Take backups only while this much of each disk is free. auto: 1 %, at most 1 GiB; 0: use the whole disk.",
     ),
     Option(
         "scrub_period_s",
@@ -383,7 +383,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(0, 3650 * 86_400),
         "30d",
-        "How often everything that is stored is read and checked; 0: never.",
+        "How often to read and check everything that is stored; 0: never.",
     ),
     Option(
         "scrub_bytes_per_s",
@@ -391,7 +391,7 @@ OPTIONS: Final = (
         "SIZE",
         _size(64 * limits.KIB),
         "20MiB",
-        "How many bytes a second are read for that at the most.",
+        "How many bytes per second the scrubber reads at most.",
     ),
     Option(
         "log_format",
@@ -407,7 +407,7 @@ OPTIONS: Final = (
         "|".join(LOG_LEVELS),
         _one_of(*LOG_LEVELS, also=LEVEL_NAMES),
         "info",
-        "The least that is logged.",
+        "Least severe level that is logged.",
     ),
 )
 

@@ -14,13 +14,14 @@ from staddle_server.session.clockguard import ClockGuard
 
 
 @click.command()
-@click.option("--confirm", is_flag=True, help="The machine's clock is right now: believe it.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--confirm", is_flag=True, help="Confirm that the machine's clock is right now.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @data_option
 def clock(*, confirm: bool, as_json: bool, data: DataDirectory) -> None:
-    """Show whether the server believes the machine's clock. Exit code 0: it does; 3: it does not.
+    """Show whether the server believes the machine's clock.
 
-    While it does not, nothing is purged, expired, collected or deleted by policy. Runs beside a server.
+    While it does not, nothing is purged, expired, collected or deleted by policy. Runs beside a server. Exit codes: 0: it does;
+    3: it does not.
     """
     with open_rooms(data) as rooms:
         standing = confirm_clock(rooms) if confirm else ClockGuard(rooms.catalog, SystemClock()).look()
