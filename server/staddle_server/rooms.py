@@ -34,7 +34,7 @@ from staddle_server.store.keys import (
 )
 from staddle_server.store.records import TenantRecord, TenantSettingsRecord, encode_record
 from staddle_server.types import TokenRole
-from staddle_server.upkeep.age import records_unknown, tenants_recorded
+from staddle_server.upkeep.age import records_unknown, tenants_unknown
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.rebuild import Rebuilding, Report, Show
 
@@ -128,13 +128,10 @@ def _opens_not(opened: Rooms, row: Tenant) -> bool:
 
 def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
     """Raises DataDirectoryError for a catalog that has not made all the decisions of which the store has records."""
-    recorded = tenants_recorded(opened.blobs, opened.keys)
-    tenants = opened.tenants()
-    # Asked second: a tenant that another process makes meanwhile is known by then.
-    rows = opened.catalog.tenants.list_all()
-    if strange := recorded - {row.id for row in rows}:
+    if strange := tenants_unknown(opened.blobs, opened.keys, opened.catalog):
         raise _older(directory, f"{counted(len(strange), 'tenant')}, such as {min(strange).hex()}")
-    for row in rows:
+    tenants = opened.tenants()
+    for row in opened.catalog.tenants.list_all():
         try:
             unknown = records_unknown(tenants.get(row.id), opened.catalog)
         except Damaged:

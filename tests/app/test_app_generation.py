@@ -332,6 +332,30 @@ def test_a_catalog_of_before_a_decision_is_refused_without_a_start_or_stop_betwe
         assert opened.catalog.backups.pending_records() == []
 
 
+def test_what_is_left_of_a_tenant_that_no_rebuild_finds_keeps_no_server_from_starting(
+    directory: DataDirectory,
+) -> None:
+    """Its keys do not open, or its records are gone: there is no better catalog than this one."""
+    older = directory.catalog.read_bytes()
+    with rooms.open_rooms(directory) as opened:
+        made = rooms.create_tenant(opened, "acme", NOW_NS)
+    directory.catalog.write_bytes(older)
+    (key,) = (directory.store / "keys" / made.id.hex()).iterdir()
+    records = directory.store / "records" / made.id.hex()
+    whole = key.read_bytes()
+    key.write_bytes(b"damaged")
+    begin(directory)
+    with rooms.open_rooms(directory):
+        key.write_bytes(whole)
+    with pytest.raises(
+        DataDirectoryError, match=rf"it does not know 1 tenant, such as {made.id.hex()}\. .*rebuild"
+    ):
+        rooms.open_rooms(directory).__enter__()
+    shutil.rmtree(records)
+    with rooms.open_rooms(directory):
+        pass
+
+
 @pytest.mark.parametrize("decide", [make_a_token, revoke_the_token, rooms.confirm_clock])
 def test_a_decision_that_is_killed_at_any_step_leaves_a_catalog_that_opens(
     directory: DataDirectory, decide: Decision
