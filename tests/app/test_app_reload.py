@@ -166,7 +166,7 @@ def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tm
         config_file.write_text(config_file.read_text().replace('"info"', '"loud"'))
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
-        assert "server.crt holds no certificate in PEM" in said(server, "the old ones stay")
+        assert "server.crt is not a PEM file" in said(server, "the old ones stay")
         assert "log_level in" in said(server, "those of before stay")
 
         for path in pki.iterdir():

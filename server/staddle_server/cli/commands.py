@@ -77,7 +77,7 @@ def _fitted(error: Exception) -> str:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(staddle_server.__version__, prog_name="staddle-server")
 def group() -> None:
-    """The Staddle server: keeps what clients hand it, and gives it back."""
+    """Run and administer a Staddle backup server."""
 
 
 def run() -> None:
