@@ -157,6 +157,19 @@ def test_the_client_sends_and_gives_back_every_name_byte_for_byte(running, tmp_p
         ]
         os.symlink(TEXT.encode(), os.fsencode(target) + b"/link")
         (target / TEXT).touch()
+        name, path = b"user." + RAW, os.fsencode(target) + b"/" + RAW
+        try:
+            os.setxattr(path, name, b"v")
+        except OSError:
+            pytest.skip("this file system has no such attributes")
         client.backup(target, dataset="tree")
         sent = running.stub().ListEntries(sv.ListEntriesRequest(dataset="tree"))
         assert sorted(names_of(each)[:4] for each in sent.entries) == sorted(each[:4] for each in EXPECTED)
+        again = os.fsencode(tmp_path) + b"/again"
+        client.restore("tree", again)
+        assert os.getxattr(again + b"/" + RAW, name) == b"v"
+        os.setxattr(path, name, b"other")
+        client.backup(target, dataset="tree")
+        (found,) = client.changes("tree")
+        assert [(each.name, each.value) for each in found.before.xattrs] == [(name, b"v")]
+        assert [(each.name, each.value) for each in found.after.xattrs] == [(name, b"other")]
