@@ -133,7 +133,7 @@ def _connected(server: str | None) -> tuple[grpc.Channel, tuple[tuple[str, str],
     """The library's own channel, connected, and the metadata of its calls."""
     tune_malloc()
     ours = Channel(load_settings(server=server))
-    ours.stub()
+    ours.method("Backup")
     channel = ours._channel  # noqa: SLF001 - the same options, without the messages
     assert channel is not None
     grpc.channel_ready_future(channel).result(READY_S)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from staddle._base import Difference
 from staddle._earlier import Earlier
-from staddle._errors import MissingChunksError
+from staddle._errors import MissingChunksError, ProtocolError, named
 from staddle._figures import counted
 from staddle._gather import Tally
 from staddle._produce import Batch, Producer
@@ -30,6 +30,8 @@ IDLE_S: Final = 60.0
 """After so long without a batch the upload's lease is renewed."""
 POLL_S: Final = 0.5
 STOP_S: Final = 5.0
+CHUNK_BYTES_LEAST: Final = 1024
+"""What smaller chunks than these cost, in memory and calls, is more than what is in them."""
 
 
 class SourceAttempt:
@@ -44,7 +46,9 @@ class SourceAttempt:
     ) -> pb.Backup:
         """Raises MissingChunksError if the server lost chunks that were relied on, and what reading or a call failed with."""
         earlier = Earlier(self._calls, upload.dataset)
-        producer = Producer(differences, self._cutter_for(upload.chunker), tally, clock, earlier)
+        with named(self._calls.address):
+            cutter = self._cutter_for(upload.chunker)
+        producer = Producer(differences, cutter, tally, clock, earlier)
         with _Feed(producer.batches(), differences) as feed, Sender(self._calls, upload, tally) as sender:
             for batch in feed:
                 if batch is not None:
@@ -60,16 +64,22 @@ class SourceAttempt:
             return self._commit(upload, sender)
 
     def _cutter_for(self, chunker: pb.Chunker) -> Cutter:
-        parameters = ChunkerParameters(
-            seed=chunker.seed,
-            min_bytes=chunker.min_bytes,
-            avg_bytes=chunker.avg_bytes,
-            max_bytes=chunker.max_bytes,
-            normalization=chunker.normalization,
-            fixed_bytes=chunker.fixed_bytes,
-        )
-        if self._cutter is None or self._cutter.parameters != parameters:
-            self._cutter = Cutter(parameters)
+        """Raises ProtocolError for parameters that cannot be, or that cut so small that every file becomes a list of digests."""
+        try:
+            parameters = ChunkerParameters(
+                seed=chunker.seed,
+                min_bytes=chunker.min_bytes,
+                avg_bytes=chunker.avg_bytes,
+                max_bytes=chunker.max_bytes,
+                normalization=chunker.normalization,
+                fixed_bytes=chunker.fixed_bytes,
+            )
+            if min(parameters.avg_bytes, parameters.fixed_bytes) < CHUNK_BYTES_LEAST:
+                raise ValueError(f"chunks of under {CHUNK_BYTES_LEAST} bytes")
+            if self._cutter is None or self._cutter.parameters != parameters:
+                self._cutter = Cutter(parameters)
+        except (ValueError, OverflowError) as error:
+            raise ProtocolError(f"The server's chunker parameters cannot be used: {error}.") from error
         return self._cutter
 
     def _renew(self, upload: pb.Upload) -> None:

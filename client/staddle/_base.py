@@ -12,9 +12,8 @@ from staddle._convert import is_below, sort_key
 from staddle._metadata import type_of
 from staddle._reading import RACY_NS
 from staddle._scan import Found, Marked, Unsent
-from staddle._stream import VIEW_BASIC, DamageEvent, EntryEvent, read_restore
+from staddle._stream import DamageEvent, EntryEvent, Event
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
     from staddle._cache_record import Record
@@ -41,13 +40,13 @@ class BaseDamagedError(Exception):
         self.path = path
 
 
-def base_entries(messages: Iterable[wire.RestoreResponse]) -> Generator[BaseEntry]:
+def base_entries(events: Iterable[Event]) -> Generator[BaseEntry]:
     """The entries of a Restore stream without data.
 
     Raises BaseDamagedError if a part of the tree is damaged, ProtocolError if the stream is not as it should be.
     """
     last: BaseEntry | None = None
-    for event in read_restore(messages, view=VIEW_BASIC):
+    for event in events:
         if isinstance(event, EntryEvent):
             if last is not None:
                 yield last

@@ -1,11 +1,15 @@
 """Calls to the service: deadlines, retries and errors in one place, so that nobody else handles a gRPC error."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
+from staddle import _silence
+from staddle._answers import check, check_made, decoded
 from staddle._channel import Channel, under_way
 from staddle._config import Settings
 from staddle._errors import (
@@ -15,11 +19,16 @@ from staddle._errors import (
     ProtocolError,
     StaddleError,
     from_rpc_error,
+    named,
 )
 from staddle._pages import PageGuard
 from staddle._retry import MonotonicClock, Retry, may_pass, retrying, was_not_done
 from staddle._scarce import of_runtime_error
+from staddle._silence import LOOKS, Listening, Telling
+from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as service
+
+T = TypeVar("T")
 
 
 class Method(NamedTuple):
@@ -108,15 +117,17 @@ class Calls:
         *,
         timeout_s: float | None = None,
         retry: Retry | None = None,
+        count: int = 0,
     ) -> Any:
         """One unary call, repeated within `retry` where that is safe; the answer is the method's response message.
 
-        The requests of PutChunks and PutEntries may be encoded already.
+        The requests of PutChunks and PutEntries may be encoded already; `count` then says how many chunks or changes they have.
+        Raises ProtocolError for an answer that is none to this request.
         """
         about = METHODS[method]
         deadline_s = timeout_s or self._timeout_s or about.timeout_s
         return retrying(
-            lambda: self._once(method, request, deadline_s),
+            lambda: self._once(method, request, deadline_s, count),
             retry=retry or self._retry,
             clock=self.clock,
             retryable=lambda error: about.retryable(error) and self.may_reconnect(error),
@@ -144,27 +155,36 @@ class Calls:
             retryable=lambda error: may_pass(error) and self.may_reconnect(error),
         )
 
-    def pages(self, method: str, request: Any, field: str) -> Iterator[Any]:
-        """The items of all pages. The first page is asked for at once, so that an error comes where the list is asked for."""
-        return self._rest_of_pages(method, request, field, self.call(method, request))
+    def pages(self, method: str, request: Any, field: str, of: Callable[[Any], T]) -> Iterator[T]:
+        """The items of all pages, each as `of` makes it. The first page is asked for at once, so that an error comes where the list
+        is asked for. Raises ProtocolError for a list that is out of order, or does not end.
+        """
+        return self._rest_of_pages(method, request, field, of, self.call(method, request))
 
-    def _rest_of_pages(self, method: str, request: Any, field: str, page: Any) -> Iterator[Any]:
+    def _rest_of_pages(
+        self, method: str, request: Any, field: str, of: Callable[[Any], T], page: Any
+    ) -> Iterator[T]:
         guard = PageGuard(method)
         while True:
             items = getattr(page, field)
-            yield from items
+            with named(self.address):
+                guard.check(page.next_page_token, items, page.ByteSize())
+            for item in items:
+                with named(self.address):
+                    made = of(item)
+                yield made
             if not page.next_page_token:
                 return
-            guard.check(page.next_page_token, len(items))
             request.page_token = page.next_page_token
             page = self.call(method, request)
 
-    def start_backup(self, requests: Iterator[service.BackupRequest]) -> "BackupCall":
+    def start_backup(self, requests: Iterator[service.BackupRequest]) -> BackupCall:
         """Starts a Backup stream; `requests` is drawn from by another thread. The server's answer comes with `result`."""
-        stub = self._channel.stub()
+        backup: Any = self._channel.method("Backup")
+        telling = Telling(requests)
         under_way.begin()
         try:
-            call = stub.Backup.future(requests, metadata=self._channel.metadata)
+            call = backup.future(telling, metadata=self._channel.metadata)
         except ValueError as error:
             under_way.end()
             raise self._closed_error(error) from error
@@ -172,7 +192,7 @@ class Calls:
             under_way.end()
             raise of_runtime_error(error) from error
         call.add_done_callback(lambda _: under_way.end())
-        return BackupCall(call, self.translate)
+        return BackupCall(call, telling, self)
 
     def translate(self, error: grpc.RpcError) -> StaddleError:
         """The exception for a failed call."""
@@ -187,11 +207,11 @@ class Calls:
             self._channel.was_ready = True
         return translated
 
-    def _once(self, method: str, request: Message | bytes, timeout_s: float) -> Any:
-        stub = self._channel.stub()
+    def _once(self, method: str, request: Message | bytes, timeout_s: float, count: int) -> Any:
+        ask = self._channel.method(method)
         try:
             with under_way:
-                answer = getattr(stub, method)(request, timeout=timeout_s, metadata=self._channel.metadata)
+                data = ask(request, timeout=timeout_s, metadata=self._channel.metadata)
         except grpc.RpcError as error:
             raise self.translate(error) from error
         except ValueError as error:
@@ -199,6 +219,18 @@ class Calls:
         except RuntimeError as error:
             raise of_runtime_error(error) from error
         self._channel.was_ready = True
+        return self.read(method, request, data, count)
+
+    def read(self, method: str, request: Message | bytes, data: bytes, count: int = 0) -> Any:
+        """The message of an answer. Raises ProtocolError for what is no answer to this request."""
+        try:
+            answer = decoded(method, data)
+            check(method, request, answer, count=count)
+        except ProtocolError as error:
+            said = f"The server's answer to {method} cannot be right: {error.message}"
+            refused = ProtocolError(said)
+            refused.came_from(self.address)
+            raise refused from error
         return answer
 
     def _open_stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
@@ -209,26 +241,37 @@ class Calls:
 
     def _stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
         """None when the first message came, and then the messages."""
-        stub = self._channel.stub()
+        ask = self._channel.method(method)
         with under_way:
             try:
-                messages = getattr(stub, method)(request, timeout=timeout_s, metadata=self._channel.metadata)
+                messages = ask(request, timeout=timeout_s, metadata=self._channel.metadata)
             except ValueError as error:
                 raise self._closed_error(error) from error
             except RuntimeError as error:
                 raise of_runtime_error(error) from error
             try:
-                first = next(messages, None)
-                if first is None:
-                    raise ProtocolError(f"The server answered {method} without a single message.")
-                self._channel.was_ready = True
-                yield None
-                yield first
-                yield from messages
-            except grpc.RpcError as error:
-                raise self.translate(error) from error
+                silence_s = max(_silence.SILENCE_S, timeout_s or 0.0)
+                with Listening(f"{method} of {self.address}", messages.cancel, silence_s) as listening:
+                    yield from self._listened(method, request, listening, messages)
             finally:
                 messages.cancel()
+
+    def _listened(
+        self, method: str, request: Message, listening: Listening, messages: Iterator[bytes]
+    ) -> Iterator[Any]:
+        came = False
+        try:
+            for data in listening.each(messages):
+                if not came:
+                    came = self._channel.was_ready = True
+                    yield None
+                yield self.read(method, request, data)
+        except grpc.RpcError as error:
+            raise (listening.error() if listening.is_silent else self.translate(error)) from error
+        if not came:
+            empty = ProtocolError(f"The server answered {method} without a single message.")
+            empty.came_from(self.address)
+            raise empty
 
     def _closed_error(self, error: ValueError) -> StaddleError | ValueError:
         """GRPC says ValueError for a channel that was closed meanwhile; any other ValueError is a fault of ours."""
@@ -238,9 +281,10 @@ class Calls:
 class BackupCall:
     """A Backup stream under way."""
 
-    def __init__(self, call: Any, translate: Callable[[grpc.RpcError], StaddleError]) -> None:
+    def __init__(self, call: Any, telling: Telling[service.BackupRequest], calls: Calls) -> None:
         self._call = call
-        self._translate = translate
+        self._telling = telling
+        self._calls = calls
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Has `callback` called once the stream has ended, however it ended, from another thread or at once."""
@@ -250,12 +294,28 @@ class BackupCall:
         """Ends it without a result."""
         self._call.cancel()
 
-    def result(self) -> service.BackupResponse:
-        """Waits for the server's answer. Raises StaddleError."""
+    def result(self, upload: pb.Upload) -> service.BackupResponse:
+        """Waits for the server's answer about `upload`. Raises StaddleError."""
         try:
-            response: service.BackupResponse = self._call.result()
+            data = self._answer()
         except grpc.FutureCancelledError as error:
             raise CancelledError("The stream was cancelled.") from error
         except grpc.RpcError as error:
-            raise self._translate(error) from error
+            raise self._calls.translate(error) from error
+        response: service.BackupResponse = self._calls.read("Backup", service.BackupRequest(), data)
+        with named(self._calls.address):
+            check_made(response, upload)
         return response
+
+    def _answer(self) -> bytes:
+        while True:
+            try:
+                data: bytes = self._call.result(timeout=_silence.SILENCE_S / LOOKS)
+            except grpc.FutureTimeoutError:
+                if self._telling.is_silent(_silence.SILENCE_S, _silence.ANSWER_S):
+                    self._call.cancel()
+                    raise DeadlineError(
+                        f"The server at {self._calls.address} neither takes what this backup sends, nor answers."
+                    ) from None
+            else:
+                return data

@@ -11,9 +11,9 @@ import platform
 import sys
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import Message
@@ -24,7 +24,6 @@ from staddle._scarce import start
 from staddle._tls import SYSTEM_CA, Failure, Identity, explain, load
 from staddle._token import token_of
 from staddle.v1 import service_pb2 as service
-from staddle.v1.service_pb2_grpc import StaddleServiceStub
 
 DEFAULT_PORT: Final = 7443
 UNIX_PATH_BYTES_MAX: Final = 107 if sys.platform == "linux" else 103
@@ -185,7 +184,7 @@ def tune_malloc() -> bool:
 
 
 class Channel:
-    """One gRPC channel and its stub, for all threads of a process.
+    """One gRPC channel, for all threads of a process.
 
     Raises ConfigError at once for settings that cannot be used: also for an address beyond this machine without TLS.
     """
@@ -200,7 +199,7 @@ class Channel:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._channel: grpc.Channel | None = None
-        self._stub: StaddleServiceStub | None = None
+        self._methods: dict[str, Callable[..., Any]] | None = None
         self._closed = threading.Event()
         self.was_ready = False
         """Whether a server ever answered here."""
@@ -210,15 +209,15 @@ class Channel:
         """Whether `close` was called."""
         return self._closed.is_set()
 
-    def stub(self) -> StaddleServiceStub:
-        """The stub; it connects with its first call. Raises CancelledError when closed."""
+    def method(self, name: str) -> Callable[..., Any]:
+        """A method of the service, which answers bytes; it connects with its first call. Raises CancelledError when closed."""
         self._after_fork()
         with self._lock:
             if self._closed.is_set():
                 raise CancelledError("This client is closed.")
-            if self._stub is None:
-                self._stub = self._open()
-            return self._stub
+            if self._methods is None:
+                self._methods = self._open()
+            return self._methods[name]
 
     def explain(self, detail: str) -> Failure | None:
         """Why the connection failed of which gRPC says `detail`, if TLS is why; may take some seconds."""
@@ -241,7 +240,7 @@ class Channel:
         self._after_fork()
         self._closed.set()
         with self._lock:
-            channel, self._channel, self._stub = self._channel, None, None
+            channel, self._channel, self._methods = self._channel, None, None
         if channel is not None:
             channel.close()
 
@@ -265,34 +264,37 @@ class Channel:
         self._closed = threading.Event()
         if closed:
             self._closed.set()
-        self._channel = self._stub = None
+        self._channel = self._methods = None
         self.was_ready = False
         self._pid = os.getpid()
 
-    def _open(self) -> StaddleServiceStub:
+    def _open(self) -> dict[str, Callable[..., Any]]:
         target = self.address.target
         # gRPC ends the process by a signal if it gets none of its own.
         start("staddle-probe", bool)
         if self._credentials is None:
-            self._channel = grpc.insecure_channel(target, options=self._options)
+            channel = grpc.insecure_channel(target, options=self._options)
         else:
-            self._channel = grpc.secure_channel(target, self._credentials, options=self._options)
-        stub = StaddleServiceStub(self._channel)
-        for name, answer in _ENCODED.items():
-            method = self._channel.unary_unary(
-                f"/staddle.v1.StaddleService/{name}",
+            channel = grpc.secure_channel(target, self._credentials, options=self._options)
+        self._channel = channel
+        kinds: dict[tuple[bool, bool], Callable[..., Callable[..., Any]]] = {
+            (False, False): channel.unary_unary,
+            (False, True): channel.unary_stream,
+            (True, False): channel.stream_unary,
+        }
+        return {
+            method.name: kinds[method.client_streaming, method.server_streaming](
+                f"/{_SERVICE.full_name}/{method.name}",
+                # A request may be bytes: what is in it is bytes already, and through a message it would be copied twice more.
                 request_serializer=_encoded,
-                response_deserializer=answer.FromString,
+                # Answers stay bytes: how much they stand for is looked at before they are decoded.
+                response_deserializer=None,
             )
-            setattr(stub, name, method)
-        return stub
+            for method in _SERVICE.methods
+        }
 
 
-# Their requests may be bytes: what is in them is bytes already, and through a message it would be copied twice more.
-_ENCODED: Final[Mapping[str, type[Message]]] = {
-    "PutChunks": service.PutChunksResponse,
-    "PutEntries": service.PutEntriesResponse,
-}
+_SERVICE: Final = service.DESCRIPTOR.services_by_name["StaddleService"]
 
 
 def _encoded(request: Message | bytes) -> bytes:

@@ -477,19 +477,19 @@ class Client(RetentionMethods):
     def datasets(self) -> Iterator[Dataset]:
         """All datasets, by name."""
         request = service.ListDatasetsRequest(page_size=LIST_PAGE)
-        return (dataset_of(each) for each in self._calls.pages("ListDatasets", request, "datasets"))
+        return self._calls.pages("ListDatasets", request, "datasets", dataset_of)
 
     def backups(self, dataset: str, *, show_deleted: bool = False) -> Iterator[Backup]:
         """A dataset's backups, newest first; with `show_deleted` also those that can be undeleted."""
         request = service.ListBackupsRequest(
             dataset=text("dataset", dataset), show_deleted=show_deleted, page_size=LIST_PAGE
         )
-        return (backup_of(each) for each in self._calls.pages("ListBackups", request, "backups"))
+        return self._calls.pages("ListBackups", request, "backups", backup_of)
 
     def uploads(self, dataset: str = "") -> Iterator[OpenUpload]:
         """Open uploads of the tenant, or of one dataset, by id. Needs an admin token."""
         request = service.ListUploadsRequest(dataset=text("dataset", dataset), page_size=LIST_PAGE)
-        return (open_upload_of(each) for each in self._calls.pages("ListUploads", request, "uploads"))
+        return self._calls.pages("ListUploads", request, "uploads", open_upload_of)
 
     def abort_upload(self, upload: OpenUpload) -> None:
         """Gives an upload up, whoever writes it: its writer is refused from then on, and its data is garbage. Cannot be undone.
@@ -520,7 +520,7 @@ class Client(RetentionMethods):
             page_size=ENTRY_PAGE,
             **cast("Any", split_path(path)),
         )
-        return (entry_of(each) for each in self._calls.pages("ListEntries", request, "entries"))
+        return self._calls.pages("ListEntries", request, "entries", entry_of)
 
     def changes(self, dataset: str, a: str | None = None, b: str | None = None) -> Iterator[Change]:
         """What differs from backup `a` to backup `b`, in order. Without `b`: to the newest; without both: between the last two."""
@@ -531,7 +531,7 @@ class Client(RetentionMethods):
             to_backup=selector_of(b or LATEST),
             page_size=ENTRY_PAGE,
         )
-        return (change_of(each) for each in self._calls.pages("ListChanges", request, "changes"))
+        return self._calls.pages("ListChanges", request, "changes", change_of)
 
     def _second_newest(self, dataset: str) -> Backup:
         newest = self.backups(dataset)

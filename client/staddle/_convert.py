@@ -7,6 +7,7 @@ from typing import Final, Literal
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from staddle._errors import BadRequestError, ProtocolError
+from staddle._retention_types import Retention, RetentionPolicy, RetentionTag
 from staddle._types import (
     Backup,
     BackupKind,
@@ -37,6 +38,9 @@ from staddle.v1 import service_pb2 as service
 PATH_BYTES_MAX: Final = 16 * 1024
 COMPONENT_BYTES_MAX: Final = 1024
 COMPONENTS_MAX: Final = 1024
+
+COUNTS: Final = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly")
+"""Fields of a policy."""
 
 _NS: Final = 1_000_000_000
 
@@ -303,6 +307,27 @@ def chunker_of(message: resources.Chunker) -> Chunker:
         normalization=message.normalization,
         seed=message.seed,
         fixed_bytes=message.fixed_bytes,
+    )
+
+
+def retention_of(message: resources.Retention) -> Retention:
+    """A dataset's retention as the server says it."""
+    return Retention(
+        policy_of(message.policy) if message.HasField("policy") else None,
+        _timedelta(message.minimum),
+        hold_of(message.hold) if message.HasField("hold") else None,
+    )
+
+
+def policy_of(message: resources.RetentionPolicy) -> RetentionPolicy:
+    """A policy as the server says it."""
+    return RetentionPolicy(
+        keep_within=_timedelta(message.keep_within),
+        keep_tags=tuple(
+            RetentionTag(tag.key, tag.value if tag.HasField("value") else None) for tag in message.keep_tags
+        ),
+        time_zone=message.time_zone,
+        **{name: getattr(message, name) for name in COUNTS},
     )
 
 

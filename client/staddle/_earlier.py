@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from staddle._chunks import ChunkList
 from staddle._errors import BackupNotFoundError, DatasetNotFoundError, StaddleError
-from staddle._stream import VIEW_REFERENCES, ChunksEvent, EntryEvent, read_restore
+from staddle._restored import restored
+from staddle._stream import VIEW_REFERENCES, ChunksEvent, EntryEvent
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from staddle._calls import Calls
 
 FILE_BYTES_MIN: Final = 32 * 1024 * 1024
@@ -46,10 +45,9 @@ class Earlier:
         request = wire.RestoreRequest(
             dataset=self._dataset, raw_paths=[path], exact=True, view=VIEW_REFERENCES
         )
-        messages = cast("Generator[wire.RestoreResponse]", self._calls.stream("Restore", request))
         chunks: ChunkList | None = None
-        with closing(messages):
-            for event in read_restore(messages, view=VIEW_REFERENCES):
+        with closing(restored(self._calls, request)) as events:
+            for event in events:
                 if isinstance(event, EntryEvent):
                     by_content = event.entry.content.profile == pb.CHUNKER_PROFILE_CONTENT_DEFINED
                     chunks = ChunkList() if by_content else None

@@ -36,7 +36,8 @@ Every one has a stable `reason`: for what a server says, the ErrorReason of prot
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import grpc
@@ -268,11 +269,28 @@ class ProtocolError(StaddleError):
 
     default_reason = "PROTOCOL"
 
+    def came_from(self, address: str) -> None:
+        """Names the server, once."""
+        if "address" not in self.facts:
+            self.facts["address"] = address
+            self.message = f"{self.message.rstrip('.')} (from the server at {address})."
+            self.args = (self.message,)
+
 
 class ServerError(StaddleError):
     """A fault of the server; its log has more."""
 
     default_reason = "INTERNAL"
+
+
+@contextmanager
+def named(address: str) -> Iterator[None]:
+    """What a server is found to have said wrong in here names the server."""
+    try:
+        yield
+    except ProtocolError as error:
+        error.came_from(address)
+        raise
 
 
 # One line for each value of ErrorReason; a test walks them.

@@ -5,7 +5,7 @@ from typing import Any, Final, cast
 
 from staddle._calls import Calls
 from staddle._convert import split_path
-from staddle._errors import BadRequestError, ProtocolError
+from staddle._errors import BadRequestError, ProtocolError, named
 from staddle._types import PathLike
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
@@ -35,10 +35,9 @@ class RemoteFile(io.RawIOBase):
         self._position = 0
         self._request.length_bytes = HEAD_BYTES
         first: service.ReadRangeResponse = calls.call("ReadRange", self._request)
-        if not first.backup_id:
-            raise ProtocolError("The server did not say in which backup it reads.")
         self._request.backup.CopyFrom(resources.BackupSelector(backup=first.backup_id))
-        self._head = self._checked(first.data, HEAD_BYTES, first.file_size_bytes)
+        with named(calls.address):
+            self._head = _checked(first.data, HEAD_BYTES, first.file_size_bytes)
         self._size = first.file_size_bytes
         self._content_id = first.content_id
         self.backup_id = first.backup_id
@@ -87,21 +86,22 @@ class RemoteFile(io.RawIOBase):
         self._request.offset_bytes = offset
         self._request.length_bytes = length
         response: service.ReadRangeResponse = self._calls.call("ReadRange", self._request)
-        if (response.file_size_bytes, response.content_id) != (self._size, self._content_id):
-            raise ProtocolError("The file is not the one that was opened: its size or content id differs.")
-        return self._checked(response.data, length, self._size - offset)
-
-    @staticmethod
-    def _checked(data: bytes, length: int, left: int) -> bytes:
-        if len(data) != min(length, left):
-            raise ProtocolError(
-                f"The server sent {len(data)} bytes where {min(length, left)} were asked for."
-            )
-        return data
+        with named(self._calls.address):
+            if (response.file_size_bytes, response.content_id) != (self._size, self._content_id):
+                raise ProtocolError(
+                    "The file is not the one that was opened: its size or content id differs."
+                )
+            return _checked(response.data, length, self._size - offset)
 
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file")
+
+
+def _checked(data: bytes, length: int, left: int) -> bytes:
+    if len(data) != min(length, left):
+        raise ProtocolError(f"The server sent {len(data)} bytes where {min(length, left)} were asked for.")
+    return data
 
 
 def read_file(file: RemoteFile, offset: int, length: int | None) -> bytes:

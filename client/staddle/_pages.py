@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
+from staddle._convert import path_of, sort_key
 from staddle._errors import ProtocolError
+from staddle._figures import size
 
 EMPTY_PAGES_MAX: Final = 1_000
 """A page may be shorter than was asked for, but a list of nothing but empty ones does not end."""
+PAGES_MAX: Final = 1_000_000
+KEPT_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Of all pages of a list that is kept whole: a list of entries is not."""
+
+
+def _changed_path(change: Any) -> bytes:
+    return sort_key(path_of(change.after if change.HasField("after") else change.before))
+
+
+ORDERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "ListUploads": lambda upload: upload.id,
+    "ListBackups": lambda backup: -backup.number,
+    "ListEntries": lambda entry: sort_key(path_of(entry)),
+    "ListChanges": _changed_path,
+    "PlanRetention": lambda planned: -planned.backup.number,
+}
+"""What rises from one item of a list to the next. Names of datasets come in an order that is the catalog's own."""
+STREAMED: Final = frozenset({"ListEntries", "ListChanges"})
 
 
 class PageGuard:
-    """Looks at each page of one list. Keeps one token, so that a list of any length costs nothing."""
+    """Looks at each page of one list. Keeps one token and one item's place, so that a list of any length costs nothing."""
 
     def __init__(self, method: str) -> None:
         self._method = method
+        self._order = ORDERS.get(method)
+        self._last: Any = None
         self._kept = ""
         """An earlier token, renewed at the powers of two: every loop comes back to it (Brent's algorithm)."""
         self._count = 0
         self._empty = 0
+        self._bytes = 0
 
-    def check(self, token: str, item_count: int) -> None:
-        """Takes the token of the next page, and what this one held. Raises ProtocolError for a list that does not end."""
-        self._empty = 0 if item_count else self._empty + 1
+    def check(self, token: str, items: Sequence[Any], size_bytes: int) -> None:
+        """Takes a page: its items, its size, and the token of the next one. Raises ProtocolError for a list out of order, or without end."""
+        self._empty = 0 if items else self._empty + 1
+        self._bytes += size_bytes
         if self._empty > EMPTY_PAGES_MAX:
             raise ProtocolError(f"The server sent {self._empty} empty pages of {self._method} in a row.")
+        if self._method not in STREAMED and self._bytes > KEPT_BYTES_MAX:
+            raise ProtocolError(f"The server's pages of {self._method} have over {size(KEPT_BYTES_MAX)}.")
+        for place in () if self._order is None else map(self._order, items):
+            if self._last is not None and place <= self._last:
+                raise ProtocolError(
+                    f"The server's list of {self._method} is out of order, or has an item twice."
+                )
+            self._last = place
         if not token:
             return
         if token == self._kept:
@@ -32,5 +65,9 @@ class PageGuard:
                 f"The server's pages of {self._method} lead back to themselves: the list does not end."
             )
         self._count += 1
+        if self._count > PAGES_MAX:
+            raise ProtocolError(
+                f"The server sent {self._count:,} pages of {self._method}: the list does not end."
+            )
         if self._count & (self._count - 1) == 0:
             self._kept = token

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from staddle._base import BaseDamagedError, Changed, Removed
 from staddle._convert import KINDS_TO_WIRE, backup_of
-from staddle._errors import DatasetNotFoundError, NoBaseError, RootDiffersError
+from staddle._errors import DatasetNotFoundError, NoBaseError, RootDiffersError, named
 from staddle._gather import Tally
 from staddle._metadata import Names, entry_of
 from staddle._pages import PageGuard
@@ -105,7 +105,8 @@ class _Plan:
             except DatasetNotFoundError:
                 return
             yield from page.backups
-            pages.check(page.next_page_token, len(page.backups))
+            with named(self._calls.address):
+                pages.check(page.next_page_token, page.backups, page.ByteSize())
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token

@@ -6,8 +6,8 @@ from typing import Any, Final
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from staddle._calls import Calls
-from staddle._convert import backup_of, datetime_of, hold_of, text
-from staddle._errors import BadRequestError
+from staddle._convert import COUNTS, backup_of, datetime_of, hold_of, retention_of, text
+from staddle._errors import BadRequestError, ProtocolError, named
 from staddle._pages import PageGuard
 from staddle._retention_types import (
     AppliedRetention,
@@ -15,7 +15,6 @@ from staddle._retention_types import (
     Retention,
     RetentionPlan,
     RetentionPolicy,
-    RetentionTag,
 )
 from staddle._types import Backup, Hold
 from staddle.v1 import resources_pb2 as resources
@@ -23,7 +22,6 @@ from staddle.v1 import service_pb2 as service
 
 PLAN_PAGE: Final = 1_000
 COUNT_MAX: Final = 1_000_000
-_COUNTS: Final = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly")
 
 
 class RetentionMethods:
@@ -108,13 +106,18 @@ class RetentionMethods:
             dataset=text("dataset", dataset), without_free_bytes=not free_bytes, page_size=PLAN_PAGE
         )
         first = answer = self._calls.call("PlanRetention", request)
-        backups = [_planned(each) for each in answer.backups]
+        backups: list[PlannedBackup] = []
         guard = PageGuard("PlanRetention")
-        while answer.next_page_token:
-            guard.check(answer.next_page_token, len(answer.backups))
+        while True:
+            with named(self._calls.address):
+                guard.check(answer.next_page_token, answer.backups, answer.ByteSize())
+                backups += map(_planned, answer.backups)
+                if len(backups) > first.delete_count + first.keep_count:
+                    raise ProtocolError("The server's plan has more backups than it says.")
+            if not answer.next_page_token:
+                break
             request.page_token = answer.next_page_token
             answer = self._calls.call("PlanRetention", request)
-            backups += map(_planned, answer.backups)
         return RetentionPlan(
             dataset,
             first.plan_token,
@@ -142,30 +145,9 @@ def _planned(message: service.PlannedBackup) -> PlannedBackup:
     return PlannedBackup(backup_of(message.backup), message.goes, tuple(message.reasons), message.damaged)
 
 
-def retention_of(message: resources.Retention) -> Retention:
-    """A dataset's retention as the server says it."""
-    return Retention(
-        policy_of(message.policy) if message.HasField("policy") else None,
-        datetime.timedelta(seconds=message.minimum.seconds),
-        hold_of(message.hold) if message.HasField("hold") else None,
-    )
-
-
-def policy_of(message: resources.RetentionPolicy) -> RetentionPolicy:
-    """A policy as the server says it."""
-    return RetentionPolicy(
-        keep_within=datetime.timedelta(seconds=message.keep_within.seconds),
-        keep_tags=tuple(
-            RetentionTag(tag.key, tag.value if tag.HasField("value") else None) for tag in message.keep_tags
-        ),
-        time_zone=message.time_zone,
-        **{name: getattr(message, name) for name in _COUNTS},
-    )
-
-
 def policy_to_wire(policy: RetentionPolicy) -> resources.RetentionPolicy:
     """A policy as it travels. Raises BadRequestError for what cannot."""
-    counts: dict[str, Any] = {name: getattr(policy, name) for name in _COUNTS}
+    counts: dict[str, Any] = {name: getattr(policy, name) for name in COUNTS}
     for name, count in counts.items():
         if not 0 <= count <= COUNT_MAX:
             raise BadRequestError(f"{name} is 0 to {COUNT_MAX:,}, not {count}.", facts={"field": name})

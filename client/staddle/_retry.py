@@ -15,6 +15,8 @@ from staddle._figures import counted
 
 T = TypeVar("T")
 
+PROGRESS_MAX: Final = 10_000
+"""So often does progress make a budget whole again: a server could make progress up for ever. The life of an upload has fewer failures."""
 ORDINARY_RETRY_S: Final = 10.0
 """How long a call that looks something up is tried again."""
 
@@ -81,10 +83,13 @@ class Attempts:
         self._clock = clock
         self._tries = 0
         self._since_s = 0.0
+        self._progress = 0
 
     def progressed(self) -> None:
         """Something succeeded: the budget is whole again."""
-        self._tries = 0
+        self._progress += 1
+        if self._progress <= PROGRESS_MAX:
+            self._tries = 0
 
     def wait_after(self, error: StaddleError) -> None:
         """Waits until the next try. Raises `error` when the budget is used up."""

@@ -142,6 +142,7 @@ class Sender:
         self._calls.call(
             "PutChunks",
             b"".join((request.SerializeToString(), _DATA_TAG, varint(len(sent)), sent)),
+            count=len(cuts),
         )
 
     def _wait_frames(self, under_way_max: int) -> None:
@@ -175,9 +176,9 @@ class Sender:
         self._number += 1
         head = wire.PutEntriesRequest(upload_id=self._upload_id, epoch=self._epoch, number=self._number)
         # Messages one after the other are one message with what all of them repeat.
-        request = b"".join((head.SerializeToString(), *self._changes))
+        request, count = b"".join((head.SerializeToString(), *self._changes)), len(self._changes)
         self._changes, self._changes_bytes = [], 0
-        self._putting = self._pool.submit(self._put, request)
+        self._putting = self._pool.submit(self._put, request, count)
 
     def _count(self, change: Change) -> None:
         if change.is_entry:
@@ -185,8 +186,8 @@ class Sender:
             self.data_bytes += change.size_bytes
             self._tally.entries_done += 1
 
-    def _put(self, request: bytes) -> int:
-        return len(self._calls.call("PutEntries", request).incomplete)
+    def _put(self, request: bytes, count: int) -> int:
+        return len(self._calls.call("PutEntries", request, count=count).incomplete)
 
     def _wait_entries(self) -> None:
         if self._putting is not None:

@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from blake3 import blake3
 
+from staddle._answers import check_committed
 from staddle._base import BaseDamagedError, BaseEntry, Comparison, Difference, Removed, base_entries
 from staddle._cache import Cache
 from staddle._cache_file import CacheError
@@ -36,6 +37,7 @@ from staddle._errors import (
     TooMuchRemovedError,
     UnfinishedError,
     UploadClosedError,
+    named,
 )
 from staddle._excludes import UNMATCHED_SHOWN_MAX
 from staddle._figures import counted
@@ -43,6 +45,7 @@ from staddle._gather import Tally
 from staddle._mounts import mounts_below
 from staddle._pages import PageGuard
 from staddle._reading import OPEN_FLAGS
+from staddle._restored import restored
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
 from staddle._scan import Clock, Found, Marked, Scan
 from staddle._selected import (
@@ -72,6 +75,8 @@ if TYPE_CHECKING:
 PROGRESS_S: Final = 0.2
 DISTRUSTED_MAX: Final = 200_000
 """If more of the base is damaged, nothing of it is relied on."""
+DISTRUSTED_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Their paths together."""
 GOES_ON: Final = frozenset({"RESUME_REQUIRED", "UPLOAD_BUSY"})
 """Conflicts that taking over ends."""
 TEXT_BYTES_MAX: Final = {"host": 255, "root": 16 * 1024}
@@ -193,7 +198,10 @@ class Run:
         opened: Opened | pb.Backup = self._begin()
         while isinstance(opened, Opened):
             try:
-                return self._send(opened)
+                backup = self._send(opened)
+                with named(self._calls.address):
+                    check_committed(backup, opened.upload)
+                return backup
             except BaseDamagedError as error:
                 opened = self._begin_without_base(opened, error)
             except (TooMuchRemovedError, NothingReadError):
@@ -266,15 +274,19 @@ class Run:
 
     def _distrusted(self, response: wire.BeginUploadResponse) -> frozenset[bytes] | None:
         """The base's damaged paths; None if there are too many to remember. Raises ProtocolError for a list that does not end."""
-        paths = {path_of(entry) for entry in response.damaged_base_entries}
+        paths = set(map(path_of, response.damaged_base_entries))
         if not response.more_damaged_base_entries:
             return frozenset(paths)
         request = wire.GetUploadRequest(upload_id=response.upload.id, page_size=4_096)
         pages = PageGuard("GetUpload")
-        while len(paths) <= DISTRUSTED_MAX:
+        count = path_bytes = 0
+        while count <= DISTRUSTED_MAX and path_bytes <= DISTRUSTED_BYTES_MAX:
             page = self._calls.call("GetUpload", request, retry=self._retry)
-            paths.update(path_of(entry) for entry in page.damaged_base_entries)
-            pages.check(page.next_page_token, len(page.damaged_base_entries))
+            found = list(map(path_of, page.damaged_base_entries))
+            count, path_bytes = count + len(found), path_bytes + sum(map(len, found))
+            paths.update(found)
+            with named(self._calls.address):
+                pages.check(page.next_page_token, (*found, *page.missing_digests), page.ByteSize())
             if not page.next_page_token:
                 return frozenset(paths)
             request.page_token = page.next_page_token
@@ -348,7 +360,7 @@ class Run:
                 facts={"upload": upload.id},
             )
         selector = pb.BackupSelector(backup=known.backup_id)
-        request = wire.GetBackupRequest(dataset=known.dataset, backup=selector)
+        request = wire.GetBackupRequest(dataset=self._options.dataset, backup=selector)
         backup: pb.Backup = self._calls.call("GetBackup", request).backup
         return backup
 
@@ -522,7 +534,7 @@ class Run:
         fields: dict[str, Any] = {"dataset": self._options.dataset, **split_path(path)}
         request = wire.ListEntriesRequest(**fields)
         try:
-            return any(path_of(each) != path for each in self._calls.pages("ListEntries", request, "entries"))
+            return any(each != path for each in self._calls.pages("ListEntries", request, "entries", path_of))
         except NotFoundError:
             return False
 
@@ -585,10 +597,10 @@ class Run:
         request = wire.RestoreRequest(
             dataset=self._options.dataset, backup=selector, view=wire.ENTRY_VIEW_BASIC
         )
-        messages = cast(
-            "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
-        )
-        with closing(messages), closing(base_entries(messages)) as entries:
+        with (
+            closing(restored(self._calls, request, retry=self._retry)) as events,
+            closing(base_entries(events)) as entries,
+        ):
             yield entries
 
     def _scan(self, behind: bytes | None, record: Record | None, *, skips: bool) -> Generator[Found | Marked]:

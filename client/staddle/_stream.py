@@ -10,7 +10,9 @@ from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
 
-from staddle._convert import link_target_of, path_of, sort_key
+from staddle._answers import check_id
+from staddle._convert import is_below, path_of, sort_key
+from staddle._entries import check_entry
 from staddle._errors import ProtocolError
 from staddle._figures import counted
 from staddle._segments import Chunk, Segments
@@ -18,17 +20,16 @@ from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 
+DIGEST_BYTES: Final = 32
 ZERO_BYTES_MAX: Final = 1024 * 1024 * 1024
 """Zeros in one part, as the protocol says."""
 ZERO_LENGTHS_MAX: Final = 64
 """So many different lengths chunks of zeros have in one stream: each is hashed once. A server cuts runs of zeros into one length."""
 MESSAGE_CHARACTERS_MAX: Final = 1_024
-LINK_TARGET_BYTES_MAX: Final = 4_096
-LINK_GROUP_BYTES_MAX: Final = 64
-XATTRS_MAX: Final = 1_024
-XATTR_BYTES_MAX: Final = 1024 * 1024
-HOLES_MAX: Final = 32_768
-CONTENT_ID_BYTES: Final = 32
+EMPTY_MAX: Final = 64
+"""So many messages or parts in a row may bring nothing."""
+DIRECTORIES_BYTES_MAX: Final = 64 * 1024 * 1024
+"""What the directories above a path may take together: those who write them keep each until all in it is there."""
 
 VIEW_DATA: Final = service.ENTRY_VIEW_DATA
 VIEW_BASIC: Final = service.ENTRY_VIEW_BASIC
@@ -107,8 +108,10 @@ def read_restore(
 
     Raises ProtocolError, and what `responses` raises.
     """
-    reader = _Reader(data=view == VIEW_DATA, segments=segments)
+    reader = _Reader(view=view, segments=segments)
     for response in responses if segments is None else segments.ahead(responses):
+        if not response.parts:
+            reader.nothing()
         for part in response.parts:
             yield from reader.read(part)
     reader.finish()
@@ -117,8 +120,9 @@ def read_restore(
 class _Reader:
     """What has to be remembered between parts."""
 
-    def __init__(self, *, data: bool, segments: Segments | None) -> None:
-        self._data = data
+    def __init__(self, *, view: service.EntryView.ValueType, segments: Segments | None) -> None:
+        self._data = view == VIEW_DATA
+        self._refers = view == VIEW_REFERENCES
         self._segments = segments
         self._started = False
         self._ended = False
@@ -126,8 +130,25 @@ class _Reader:
         self._open: _OpenFile | None = None
         self._entries = 0
         self._data_bytes = 0
+        self._file_bytes = 0
+        """Of all files so far, also those that are damaged."""
         self._damages = 0
         self._zeros: dict[int, bytes] = {}
+        self._backup = resources.Backup()
+        self._empty = 0
+        self._above: list[tuple[bytes, int]] = []
+        """Directories above the last entry, and what they take."""
+        self._above_bytes = 0
+        self._referred: _Referred | None = None
+        """The file whose chunks are coming."""
+
+    def nothing(self) -> None:
+        """A message or part came that brings nothing."""
+        self._empty += 1
+        if self._empty > EMPTY_MAX:
+            raise ProtocolError(
+                f"The restore has {self._empty} messages or parts in a row that bring nothing."
+            )
 
     def read(self, part: service.RestorePart) -> Iterable[Event]:
         kind = part.WhichOneof("part")
@@ -135,6 +156,8 @@ class _Reader:
             raise ProtocolError("The restore went on after its end.")
         if not self._started and kind != "header":
             raise ProtocolError("The restore did not begin with its header.")
+        if kind not in _BRINGS_NOTHING:
+            self._empty = 0
         if kind == "entry":
             piece = self._opened_segments().chunk(part.piece) if part.HasField("piece") else None
             return (self._entry(part.entry, piece),)
@@ -152,7 +175,9 @@ class _Reader:
     def header(self, header: service.RestoreHeader) -> tuple[HeaderEvent]:
         if self._started:
             raise ProtocolError("The restore has two headers.")
+        check_id("The restore is of a backup with the id", header.backup.id)
         self._started = True
+        self._backup.CopyFrom(header.backup)
         return (HeaderEvent(header.backup),)
 
     def _opened_segments(self) -> Segments:
@@ -167,12 +192,18 @@ class _Reader:
         if self._last_key is not None and key <= self._last_key:
             raise ProtocolError(f"The restore is out of order at {path!r}.")
         self._last_key = key
-        _check_names(path, entry)
-        _check_sizes(path, entry)
+        check_entry(path, entry)
         self._entries += 1
+        self._at_most("entries", self._entries, self._backup.entry_count)
+        self._enter(path, entry)
         if not is_file(entry):
             return EntryEvent(path, entry, open=False)
         size = entry.content.size_bytes
+        self._file_bytes += size
+        self._at_most("bytes", self._file_bytes, self._backup.data_bytes)
+        if self._refers:
+            self._referred = _Referred(path, size)
+            self._referred.add(entry.content.chunks)
         data: bytes | memoryview = b""
         if self._data and (piece is not None or entry.HasField("data")):
             data, digest = piece or _hashed(entry.data)
@@ -183,6 +214,23 @@ class _Reader:
         self._data_bytes += size
         return EntryEvent(path, entry, open=False, data=data)
 
+    def _enter(self, path: bytes, entry: resources.Entry) -> None:
+        """Keeps what a directory takes, and lets go of those that the path is not in."""
+        while self._above and not is_below(path, self._above[-1][0]):
+            self._above_bytes -= self._above.pop()[1]
+        if entry.type == resources.ENTRY_TYPE_DIRECTORY:
+            self._above.append((path, entry.ByteSize()))
+            self._above_bytes += self._above[-1][1]
+            if self._above_bytes > DIRECTORIES_BYTES_MAX:
+                raise ProtocolError(
+                    f"The restore has directories above {path!r} that take over {DIRECTORIES_BYTES_MAX} bytes."
+                )
+
+    def _at_most(self, what: str, count: int, said: int) -> None:
+        """The stream cannot have more than its backup has; so it has an end."""
+        if count > said:
+            raise ProtocolError(f"The restore has more {what} than the {said:,} of its backup.")
+
     def more_data(self, data: service.Data) -> tuple[DataEvent]:
         if self._open is None:
             raise ProtocolError("The restore has data outside a file.")
@@ -192,11 +240,15 @@ class _Reader:
 
     def segment(self, _: service.Segment) -> tuple[()]:
         self._opened_segments().next_segment()
+        self.nothing()  # until something refers to it
         return ()
 
     def pieces(self, pieces: service.Pieces) -> Iterator[DataEvent]:
         segments = self._opened_segments()
+        if not pieces.pieces:
+            self.nothing()
         for _ in pieces.pieces:
+            self._empty = 0
             if self._open is None:
                 raise ProtocolError("The restore has a piece outside a file.")
             chunk = segments.next_chunk()
@@ -220,13 +272,22 @@ class _Reader:
                 )
             self._open = None
         self._damages += 1
+        # Of a part of the tree that cannot be read, each page is named, and has an entry at least.
+        self._at_most("damages", self._damages, self._backup.entry_count + 1)
+        if self._referred is not None and self._referred.path == path:
+            self._referred = None
         return (
             DamageEvent(path, damage.message[:MESSAGE_CHARACTERS_MAX], damage.offset_bytes, damage.subtree),
         )
 
     def content(self, content: service.ContentPart) -> tuple[ChunksEvent]:
-        if self._data or self._last_key is None:
+        if not self._refers or self._referred is None:
             raise ProtocolError("The restore has chunk references that nobody asked for.")
+        self._referred.add(content.chunks)
+        if content.chunks:
+            self._empty = 0
+        else:
+            self.nothing()
         return (ChunksEvent(tuple(content.chunks)),)
 
     def end(self, end: service.End) -> tuple[EndEvent]:
@@ -242,10 +303,15 @@ class _Reader:
         return (EndEvent(*said),)
 
     def _no_open_file(self, when: str) -> None:
+        if self._referred is not None:
+            self._referred.end()
+            self._referred = None
         if self._open is not None:
             raise ProtocolError(f"The restore left {self._open.path!r} unfinished {when}.")
 
 
+_BRINGS_NOTHING: Final = frozenset({"segment", "pieces", "content"})
+"""Parts that may bring nothing; they say so themselves."""
 _PARTS: Final[Mapping[str, Callable[[_Reader, Any], Iterable[Event]]]] = {
     "header": _Reader.header,
     "data": _Reader.more_data,
@@ -256,6 +322,32 @@ _PARTS: Final[Mapping[str, Callable[[_Reader, Any], Iterable[Event]]]] = {
     "content": _Reader.content,
     "end": _Reader.end,
 }
+
+
+class _Referred:
+    """A file whose chunks are named, and how much of it they are so far."""
+
+    def __init__(self, path: bytes, size_bytes: int) -> None:
+        self.path = path
+        self._size_bytes = size_bytes
+        self._named_bytes = 0
+
+    def add(self, chunks: Iterable[resources.ChunkRef]) -> None:
+        for chunk in chunks:
+            length = chunk.length_bytes
+            if not 0 < length <= CHUNK_BYTES_MAX or len(chunk.digest) != DIGEST_BYTES:
+                raise ProtocolError(
+                    f"{self.path!r}: a chunk of {length} bytes, with {len(chunk.digest)} of a digest."
+                )
+            self._named_bytes += length
+            if self._named_bytes > self._size_bytes:
+                raise ProtocolError(f"{self.path!r}: chunks of more than its {self._size_bytes} bytes.")
+
+    def end(self) -> None:
+        if self._named_bytes != self._size_bytes:
+            raise ProtocolError(
+                f"{self.path!r}: chunks of {self._named_bytes} bytes, and it has {self._size_bytes}."
+            )
 
 
 class _OpenFile:
@@ -319,31 +411,6 @@ class _OpenFile:
         said = {self._content_id or end.content_id, end.content_id}
         if said != {self._hasher.content_id()}:
             raise ProtocolError(f"{self.path!r}: the bytes that came are not what its content id says.")
-
-
-def _check_names(path: bytes, entry: resources.Entry) -> None:
-    """What a file system is given beside the path: no file system has names that hold NUL."""
-    if b"\0" in link_target_of(entry):
-        raise ProtocolError(f"{path!r}: the server sent a link target that holds NUL.")
-    for xattr in entry.xattrs:
-        name = xattr.raw_name or xattr.name.encode()
-        if not name or b"\0" in name:
-            raise ProtocolError(f"{path!r}: the server sent an extended attribute with the name {name!r}.")
-
-
-def _check_sizes(path: bytes, entry: resources.Entry) -> None:
-    """What may be kept of an entry for longer is bounded, as the protocol says: a server must not fill the memory."""
-    named = sum(len(xattr.name) + len(xattr.raw_name) + len(xattr.value) for xattr in entry.xattrs)
-    for what, size, size_max in (
-        ("a link target", len(link_target_of(entry)), LINK_TARGET_BYTES_MAX),
-        ("a link group", len(entry.link_group), LINK_GROUP_BYTES_MAX),
-        ("extended attributes", len(entry.xattrs), XATTRS_MAX),
-        ("bytes of extended attributes", named, XATTR_BYTES_MAX),
-        ("holes", len(entry.holes), HOLES_MAX),
-        ("a content id", len(entry.content.content_id), CONTENT_ID_BYTES),
-    ):
-        if size > size_max:
-            raise ProtocolError(f"{path!r}: {what} of {size}, over {size_max}.")
 
 
 def _hashed(data: bytes) -> tuple[bytes, bytes]:

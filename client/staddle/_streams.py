@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from staddle._convert import sort_key
 from staddle._errors import ProtocolError, StaddleError
+from staddle._restored import restored
 from staddle._retry import Attempts, Retry, may_pass
 from staddle._segments import Segments, can_open
 from staddle._selection import Selection, selection_of
-from staddle._stream import VIEW_BASIC, VIEW_DATA, EntryEvent, Event, HeaderEvent, read_restore
+from staddle._stream import VIEW_BASIC, VIEW_DATA, EntryEvent, Event, HeaderEvent
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -90,13 +91,10 @@ class Streams:
                 request.paths.append(path.decode())
             except UnicodeDecodeError:
                 request.raw_paths.append(path)
-        messages = cast(
-            "Generator[wire.RestoreResponse]", self._calls.stream("Restore", request, retry=self._retry)
-        )
         with ExitStack() as stack:
-            stack.enter_context(closing(messages))
             segments = stack.enter_context(closing(Segments())) if request.segments else None
-            for event in read_restore(messages, view=request.view, segments=segments):
+            events = restored(self._calls, request, retry=self._retry, segments=segments)
+            for event in stack.enter_context(closing(events)):
                 if isinstance(event, HeaderEvent):
                     self._pick(event.backup)
                 yield event

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from staddle._base import Changed, Difference, Removed
 from staddle._convert import path_of
-from staddle._errors import ProtocolError, StaddleError
+from staddle._errors import StaddleError
 from staddle._gather import Tally, add_holes, entry_of_file, entry_without_content, marked_entry
 from staddle._metadata import Names, set_path
 from staddle._reading import OpenFile, open_file
@@ -46,7 +46,7 @@ class ThinAttempt:
         messages = _Messages(upload, differences, tally, clock)
         call = self._calls.start_backup(iter(messages))
         try:
-            response = call.result()
+            response = call.result(upload)
         except StaddleError:
             if messages.failure is not None:
                 raise messages.failure from None
@@ -54,8 +54,6 @@ class ThinAttempt:
         finally:
             call.cancel()
             messages.stop()
-        if not response.HasField("backup"):
-            raise ProtocolError("The server ended the stream with success and without a backup.")
         return response.backup
 
 

@@ -7,12 +7,15 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
+from time import monotonic
 from typing import Final
 
+from staddle import _silence
 from staddle._calls import BackupCall, Calls
 from staddle._errors import (
     CancelledError,
     ConflictError,
+    DeadlineError,
     ProtocolError,
     ServerError,
     StaddleError,
@@ -20,6 +23,7 @@ from staddle._errors import (
     UnfinishedError,
     UnsupportedError,
     UploadClosedError,
+    named,
 )
 from staddle._replay import CHECKPOINT_BYTES, Outcome, Record, Replay
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
@@ -125,9 +129,7 @@ class UploadStream:
         """Gives the upload up. If the server cannot be told, a note on `error` says so; it gives the upload up by itself after days."""
         if os.getpid() != self._pid:
             return  # it is the parent's, who may well commit it
-        self._replay.stop()
-        if self._call is not None:
-            self._call.cancel()
+        self._cut()
         if self._calls.closed:
             return
         request = service.AbortUploadRequest(upload_id=self.upload.id, epoch=self.upload.epoch)
@@ -149,14 +151,32 @@ class UploadStream:
             raise UnsupportedError(
                 "This upload belongs to the process that opened it, from which this one was forked."
             )
+        full_since_s = None
         while (outcome := self._replay.append(record)) is not Outcome.TAKEN:
             if outcome is Outcome.ENDED:
                 self._recover(self._failure())
-            else:
-                # The checkpoint before may have come too early to make anything durable: without another one nothing would move.
-                self._ask_for_checkpoint()
+                full_since_s = None
+                continue
+            # The checkpoint before may have come too early to make anything durable: without another one nothing would move.
+            self._ask_for_checkpoint()
+            full_since_s = full_since_s or monotonic()
+            if monotonic() - full_since_s > _silence.SILENCE_S:
+                self._cut()
+                self._recover(
+                    DeadlineError(
+                        f"The server at {self._calls.address} has made nothing of the upload {self.upload.id} durable for "
+                        f"{_silence.SILENCE_S:.0f} s."
+                    )
+                )
+                full_since_s = None
         if self._replay.held_bytes >= CHECKPOINT_BYTES:
             self._ask_for_checkpoint()
+
+    def _cut(self) -> None:
+        """Ends the stream that is under way."""
+        self._replay.stop()
+        if self._call is not None:
+            self._call.cancel()
 
     def _start_stream(self) -> None:
         continued = service.ContinueUpload(
@@ -183,7 +203,7 @@ class UploadStream:
         if self._call is None:
             return UnfinishedError("The stream of this upload is closed.")
         try:
-            self._call.result()
+            self._call.result(self.upload)
         except StaddleError as error:
             return error
         return ProtocolError("The server ended the stream with success before it was finished.")
@@ -197,6 +217,7 @@ class UploadStream:
             try:
                 request = service.ResumeUploadRequest(upload_id=self.upload.id)
                 upload: resources.Upload = self._calls.call("ResumeUpload", request, retry=_ONCE).upload
+                self._check_sent(upload.durable)
                 self.upload = upload
                 self._start_stream()
             except StaddleError as again:
@@ -227,6 +248,7 @@ class UploadStream:
         try:
             request = service.CheckpointUploadRequest(upload_id=self.upload.id, epoch=epoch)
             durable = self._calls.call("CheckpointUpload", request).durable
+            self._check_sent(durable)
         except StaddleError as error:
             # Told by the thread that hands over: it takes the upload over again, or raises.
             if generation == self._replay.generation:
@@ -237,6 +259,16 @@ class UploadStream:
                 self._replay.trim(self._usable(durable))
         finally:
             self._checkpointing.release()
+
+    def _check_sent(self, durable: resources.DurablePoint) -> None:
+        """Raises ProtocolError where more is durable than was handed over: what is durable is kept no longer, and counts as progress."""
+        # The entry that is being handed over is counted a moment after it was.
+        if durable.position > self._position + 1:
+            with named(self._calls.address):
+                raise ProtocolError(
+                    f"The server says that {durable.position:,} entries and removals of the upload {self.upload.id} are durable, "
+                    f"and {self._position:,} were sent."
+                )
 
     def _usable(self, durable: resources.DurablePoint) -> resources.DurablePoint:
         """Without the open entry of an upload that was taken over: its bytes were read by somebody else."""
@@ -251,10 +283,7 @@ class UploadStream:
     def _finished(self) -> resources.Backup:
         if self._call is None:
             raise UnfinishedError("The stream of this upload is closed.")
-        response = self._call.result()
-        if not response.HasField("backup"):
-            raise ProtocolError("The server ended the stream with success and without a backup.")
-        return response.backup
+        return self._call.result(self.upload).backup
 
     def _look_for_backup(self, error: StaddleError) -> resources.Backup | None:
         """The status of a stream can be lost: GetUpload knows whether it was committed all the same."""

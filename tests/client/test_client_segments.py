@@ -44,7 +44,9 @@ def parts(segment=None, number=0):
         at += len(chunk)
     segment = segment or wire.Segment(data=frame(), raw_bytes=len(RAW))
     return [
-        wire.RestorePart(header=wire.RestoreHeader(backup=pb.Backup(id="b" * 32))),
+        wire.RestorePart(
+            header=wire.RestoreHeader(backup=pb.Backup(id="b" * 32, entry_count=10**6, data_bytes=2**40))
+        ),
         wire.RestorePart(segment=segment),
         wire.RestorePart(entry=entry("a", len(LARGE), LARGE_ID)),
         wire.RestorePart(pieces=wire.Pieces(pieces=places)),

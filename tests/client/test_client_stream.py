@@ -21,6 +21,11 @@ from staddle._stream import (
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 
+HEADER = service.RestorePart(
+    header=service.RestoreHeader(
+        backup=resources.Backup(id="ab" * 16, dataset="www", entry_count=100, data_bytes=2**31)
+    )
+)
 BIG = random.Random(1).randbytes(3 * CHUNK + 5)
 HOLEY = bytes(CHUNK) + BIG[:CHUNK] + bytes(CHUNK)
 
@@ -35,7 +40,7 @@ def backup() -> StoredBackup:
     state.take(resources.Entry(path="empty"), b"")
     state.take(resources.Entry(path="holey"), HOLEY)
     state.take(resources.Entry(path="link", type=resources.ENTRY_TYPE_SYMLINK, link_target="a"), b"")
-    return StoredBackup(resources.Backup(id="ab", dataset="www"), state.entries)
+    return StoredBackup(HEADER.header.backup, state.entries)
 
 
 def events(parts: list[service.RestorePart], **options) -> list:
@@ -178,12 +183,20 @@ def test_the_other_views_bring_no_bytes(backup: StoredBackup) -> None:
     for part in parts:
         part.entry.ClearField("data") if part.HasField("entry") else None
     assert isinstance(events(parts, view=VIEW_BASIC)[-1], EndEvent)
-    chunks = service.RestorePart(
-        content=service.ContentPart(chunks=[resources.ChunkRef(digest=b"d" * 32, length_bytes=1)])
-    )
-    at = index(parts, "entry", 2) + 1
-    seen = events([*parts[:at], chunks, *parts[at:]], view=VIEW_REFERENCES)
-    assert [len(event.chunks) for event in seen if isinstance(event, ChunksEvent)] == [1]
+    named = []
+    for part in parts:
+        named.append(part)
+        if part.HasField("entry") and (size := part.entry.content.size_bytes):
+            some = resources.ChunkRef(digest=b"d" * 32, length_bytes=size - 1)
+            part.entry.content.chunks.append(some)
+            rest = resources.ChunkRef(digest=b"d" * 32, length_bytes=1)
+            named.append(service.RestorePart(content=service.ContentPart(chunks=[rest])))
+    seen = events(named, view=VIEW_REFERENCES)
+    assert [len(event.chunks) for event in seen if isinstance(event, ChunksEvent)] == [1, 1, 1]
+    at = index(named, "content")
+    refused([*named[:at], *named[at + 1 :]], "chunks of 196612 bytes", view=VIEW_REFERENCES)
+    refused([*named[:at], named[at], *named[at:]], "chunks of more than its", view=VIEW_REFERENCES)
+    refused(named, "nobody asked for", view=VIEW_BASIC)
 
 
 def test_it_reads_what_a_server_streams(client: Client, memory: MemoryService) -> None:
@@ -215,7 +228,7 @@ def zeros_parts(lengths: list[int]) -> list[service.RestorePart]:
     entry = resources.Entry(path="z", type=resources.ENTRY_TYPE_FILE)
     entry.content.size_bytes = size
     return [
-        service.RestorePart(header=service.RestoreHeader()),
+        HEADER,
         service.RestorePart(entry=entry),
         service.RestorePart(data=service.Data(zero_bytes=size, chunk_lengths=lengths)),
     ]
@@ -227,7 +240,7 @@ def test_zeros_of_ever_other_chunk_lengths_are_not_hashed_for_long() -> None:
 
 
 def test_zeros_of_ever_other_lengths_count_over_all_files_of_a_stream() -> None:
-    parts = [service.RestorePart(header=service.RestoreHeader())]
+    parts = [HEADER]
     for n in range(1, 70):
         entry = resources.Entry(path=f"{n:03}", type=resources.ENTRY_TYPE_FILE)
         entry.content.size_bytes = n
@@ -260,14 +273,14 @@ def test_zeros_of_ever_other_lengths_count_over_all_files_of_a_stream() -> None:
 def test_what_is_kept_of_an_entry_is_bounded(change, match: str) -> None:
     entry = resources.Entry(path="e", type=resources.ENTRY_TYPE_DIRECTORY)
     change(entry)
-    refused([service.RestorePart(header=service.RestoreHeader()), service.RestorePart(entry=entry)], match)
+    refused([HEADER, service.RestorePart(entry=entry)], match)
 
 
 def test_words_about_damage_are_cut_off() -> None:
     damage = service.Damage(path="e", message="x" * 1_000_000)
     found = events(
         [
-            service.RestorePart(header=service.RestoreHeader()),
+            HEADER,
             service.RestorePart(damage=damage),
             service.RestorePart(end=service.End(damage_count=1)),
         ]

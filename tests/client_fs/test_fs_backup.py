@@ -611,9 +611,8 @@ def test_a_base_that_cannot_be_listed_makes_a_full_backup_of_what_was_not_asked_
     damage = wire.RestorePart(damage=wire.Damage(path="d0", message="a page is gone", subtree=True))
 
     def stream(method, request, **options):
-        yield wire.RestoreResponse(
-            parts=[wire.RestorePart(header=wire.RestoreHeader(backup=pb.Backup(id="x")))]
-        )
+        backup = pb.Backup(id=request.backup.backup, dataset="data", entry_count=9)
+        yield wire.RestoreResponse(parts=[wire.RestorePart(header=wire.RestoreHeader(backup=backup))])
         yield wire.RestoreResponse(parts=[damage])
 
     calls.stream = stream

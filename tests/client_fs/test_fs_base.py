@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from staddle._base import (
 from staddle._chunks import ChunkList
 from staddle._errors import ProtocolError
 from staddle._scan import Found
+from staddle._stream import VIEW_BASIC, Event, read_restore
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -148,23 +150,23 @@ def test_a_root_is_removed_only_for_a_single_file_which_is_then_sent_anew() -> N
     assert differences(base, {}) == [Removed(b"one")]
 
 
-def messages(*parts: wire.RestorePart) -> list[wire.RestoreResponse]:
-    return [wire.RestoreResponse(parts=[part]) for part in parts]
+def events(*parts: wire.RestorePart) -> Iterator[Event]:
+    return read_restore([wire.RestoreResponse(parts=[part]) for part in parts], view=VIEW_BASIC)
 
 
-HEADER = wire.RestorePart(header=wire.RestoreHeader(backup=pb.Backup(id="b")))
+HEADER = wire.RestorePart(header=wire.RestoreHeader(backup=pb.Backup(id="b" * 32, entry_count=5)))
 
 
 def test_a_list_of_the_base_that_stops_is_an_error_and_not_a_short_base() -> None:
     entry = wire.RestorePart(entry=pb.Entry(path="f", type=pb.ENTRY_TYPE_FILE))
     with pytest.raises(ProtocolError):
-        list(base_entries(messages(HEADER, entry)))
+        list(base_entries(events(HEADER, entry)))
 
 
 def test_a_part_of_the_base_that_cannot_be_listed_is_named() -> None:
     damage = wire.RestorePart(damage=wire.Damage(path="d", message="a page is missing", subtree=True))
     with pytest.raises(BaseDamagedError, match="page") as caught:
-        list(base_entries(messages(HEADER, damage)))
+        list(base_entries(events(HEADER, damage)))
     assert caught.value.path == b"d"
 
 

@@ -110,7 +110,7 @@ def test_of_a_list_that_does_not_end_no_more_is_taken_than_is_of_use(protected, 
     assert len(known) > 2, "a part is taken whole"
     taken = []
 
-    def endless(_messages, **_view):
+    def endless(_calls, _request):
         yield EntryEvent(
             b"large", pb.Entry(content=pb.Content(profile=pb.CHUNKER_PROFILE_CONTENT_DEFINED)), open=False
         )
@@ -118,7 +118,7 @@ def test_of_a_list_that_does_not_end_no_more_is_taken_than_is_of_use(protected, 
             taken.append(1)
             yield ChunksEvent((pb.ChunkRef(digest=bytes(32), length_bytes=70_000),))
 
-    monkeypatch.setattr(_earlier, "read_restore", endless)
+    monkeypatch.setattr(_earlier, "restored", endless)
     known = _earlier.Earlier(protected.client._calls, "data").chunks_of(b"large", len(LARGE))
     assert known is not None
     assert len(known) == len(taken) == 3

@@ -46,6 +46,7 @@ class Server:
         self.requests: list[wire.RestoreRequest] = []
         self.break_after: list[int] = []
         self.clock = Waits()
+        self.address = "127.0.0.1:1"
 
     def stream(
         self, method: str, request: wire.RestoreRequest, *, retry: Retry
@@ -62,7 +63,10 @@ class Server:
             yield wire.RestoreResponse(parts=[part])
 
     def _parts(self, request: wire.RestoreRequest) -> Iterator[wire.RestorePart]:
-        yield wire.RestorePart(header=wire.RestoreHeader(backup=BACKUP))
+        header = wire.RestoreHeader(backup=BACKUP)
+        header.backup.entry_count = max(BACKUP.entry_count, len(self.items))
+        header.backup.data_bytes = sum(entry.content.size_bytes for entry, _ in self.items)
+        yield wire.RestorePart(header=header)
         entries = data_bytes = damages = 0
         wanted = {path.encode() for path in request.paths} | set(request.raw_paths)
         for item, data in self.items:

@@ -101,7 +101,11 @@ def _parts() -> list[Part]:
     sparse = file_parts("d/sparse", zeros, holes=holes)
     sparse[1] = Part(data=sv.Data(zero_bytes=3000, chunk_lengths=[1000] * 3))
     return [
-        Part(header=sv.RestoreHeader(backup=pb.Backup(id="ab" * 16, dataset="d", number=1))),
+        Part(
+            header=sv.RestoreHeader(
+                backup=pb.Backup(id="ab" * 16, dataset="d", number=1, entry_count=2**20, data_bytes=2**60)
+            )
+        ),
         Part(entry=pb.Entry(path="", type=pb.ENTRY_TYPE_DIRECTORY, mode=0o755)),
         *file_parts("a", [b"one"], mode=0o640, mtime_ns=10**18, xattrs=[pb.Xattr(name="user.a", value=b"1")]),
         Part(entry=pb.Entry(path="d", type=pb.ENTRY_TYPE_DIRECTORY, mode=0o700, mtime_ns=5)),

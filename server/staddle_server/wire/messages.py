@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from staddle._encoding import BYTES, tag
+from staddle._encoding import BYTES, field, tag
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
@@ -28,7 +28,6 @@ M = TypeVar("M", bound=Message)
 FIELDS_MAX: Final = PARTS_PER_MESSAGE_MAX + 64
 """Fields at the top of a message: what it repeats, and a few beside it."""
 _FIELD_BYTES_MIN: Final = 2
-_VARINT, _EIGHT, _FOUR = 0, 1, 5
 
 
 def _number(type_: type[Message], name: str) -> int:
@@ -191,7 +190,7 @@ def _data_alone(message: bytes, start: int, end: int) -> slice | None:
     for expected in _DATA_TAGS:
         if start == end or message[start] != expected:
             return None
-        _, _, start, stop = _field(message, start)
+        _, _, start, stop = field(message, start)
         if stop != end:
             return None
     return slice(start, end)
@@ -246,7 +245,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
         if count > FIELDS_MAX:
             raise _too_many_parts()
         begin = at
-        number, kind, start, at = _field(data, begin)
+        number, kind, start, at = field(data, begin)
         if at > len(data):
             raise _unreadable("a message of this service")
         yield number, kind, begin, start, at
@@ -256,48 +255,23 @@ def _items(data: bytes) -> Iterator[int]:
     """Where the attributes, holes and chunk references in the entries of a message begin."""
     for _, _, _, start, end in _fields(data):
         if start < end and data[start] in _ENTRY_TAGS:
-            _, _, inner, stop = _field(data, start)
+            _, _, inner, stop = field(data, start)
             yield from _items_of_entry(data, inner, min(stop, end))
 
 
 def _items_of_entry(data: bytes, at: int, end: int) -> Iterator[int]:
     while at < end:
-        number, _, start, at = _field(data, at)
+        number, _, start, at = field(data, at)
+        if at > end:  # cut off, or a group: what is in it could not be counted
+            raise _unreadable("a message of this service")
         if number in _ITEM_FIELDS:
             yield start
         elif number == _CONTENT_FIELD:
             while start < at:
                 yield start
-                _, _, _, start = _field(data, start)
-
-
-def _field(data: bytes, at: int) -> tuple[int, int, int, int]:
-    """The number and the type of the field that begins at `at`, where its value begins, and where that ends."""
-    tag, at = _varint(data, at)
-    number, kind = tag >> 3, tag & 7
-    if kind == BYTES:
-        length, at = _varint(data, at)
-        return number, kind, at, at + length
-    if kind == _VARINT:
-        return number, kind, at, _varint(data, at)[1]
-    if kind in (_EIGHT, _FOUR):
-        return number, kind, at, at + (8 if kind == _EIGHT else 4)
-    # A group: nothing of ours has any, and what is in it could not be counted.
-    raise _unreadable("a message of this service")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at `at`, and where it ends. What is cut off ends behind the data: decoding will say so."""
-    if at < len(data) and data[at] < 0x80:
-        return data[at], at + 1
-    number = shift = 0
-    for byte in data[at : at + 10]:
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-        shift += 7
-    return 0, len(data) + 1
+                _, _, _, start = field(data, start)
+            if start > at:
+                raise _unreadable("a message of this service")
 
 
 def _items_in(message: Message) -> int:

@@ -1,0 +1,36 @@
+"""A Restore stream of a server, checked, and named where it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from typing import TYPE_CHECKING, cast
+
+from staddle._answers import check_picked
+from staddle._errors import named
+from staddle._stream import Event, HeaderEvent, read_restore
+from staddle.v1 import service_pb2 as wire
+
+if TYPE_CHECKING:
+    from staddle._calls import Calls
+    from staddle._retry import Retry
+    from staddle._segments import Segments
+
+
+def restored(
+    calls: Calls,
+    request: wire.RestoreRequest,
+    *,
+    retry: Retry | None = None,
+    segments: Segments | None = None,
+) -> Generator[Event]:
+    """The events of what `request` asks for. Raises ProtocolError, which names the server, and what the call fails with.
+
+    Close it to end the call.
+    """
+    messages = cast("Generator[wire.RestoreResponse]", calls.stream("Restore", request, retry=retry))
+    with closing(messages), named(calls.address):
+        for event in read_restore(messages, view=request.view, segments=segments):
+            if isinstance(event, HeaderEvent):
+                check_picked(request.dataset, request.backup, event.backup)
+            yield event

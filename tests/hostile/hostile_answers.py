@@ -1,0 +1,619 @@
+"""A server that answers one call of the service as none may, and all others as it should; and the client that meets it.
+
+Run as a program it tries every row in a process of its own, and prints what came of each: `hostile_answers.py PLACE`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import zstandard
+from blake3 import blake3
+from google.protobuf.message import Message
+from staddle import Client, RetentionPolicy, StaddleError, _pages, _retry, _silence
+from staddle._encoding import tag, varint
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+
+MIB = 1024 * 1024
+SERVICE = sv.DESCRIPTOR.services_by_name["StaddleService"]
+METHODS = {method.name: method for method in SERVICE.methods}
+MESSAGE_BYTES = 4 * MIB - 1000
+ID, OTHER = "ab" * 16, "cd" * 16
+CHUNKER = pb.Chunker(
+    seed=7, min_bytes=65_536, avg_bytes=262_144, max_bytes=MIB, normalization=2, fixed_bytes=MIB
+)
+Answer = Callable[[Any], "bytes | Message | Iterator[bytes | Message]"]
+
+
+def backup(**fields: Any) -> pb.Backup:
+    return pb.Backup(
+        **{"id": ID, "dataset": "d", "number": 1, "kind": 1, "entry_count": 50, "data_bytes": MIB, **fields}
+    )
+
+
+def upload(**fields: Any) -> pb.Upload:
+    plain = {"id": ID, "dataset": "d", "state": 1, "epoch": 1, "kind": 1, "scope": 1, "chunker": CHUNKER}
+    return pb.Upload(**{**plain, **fields})
+
+
+def parts(*made: sv.RestorePart) -> sv.RestoreResponse:
+    return sv.RestoreResponse(parts=made)
+
+
+def header(**fields: Any) -> sv.RestorePart:
+    return sv.RestorePart(header=sv.RestoreHeader(backup=backup(**fields)))
+
+
+def entry(path: str, **fields: Any) -> sv.RestorePart:
+    return sv.RestorePart(entry=pb.Entry(path=path, **fields))
+
+
+def file(path: str, data: bytes, **fields: Any) -> sv.RestorePart:
+    content = pb.Content(size_bytes=len(data), content_id=blake3(data).digest())
+    return entry(path, type=1, content=content, data=data, **fields)
+
+
+def end(entries: int, data_bytes: int = 0, damages: int = 0) -> sv.RestorePart:
+    return sv.RestorePart(end=sv.End(entry_count=entries, data_bytes=data_bytes, damage_count=damages))
+
+
+def honest_restore(asked: sv.RestoreRequest) -> sv.RestoreResponse:
+    found = file("f", b"one")
+    if asked.view == sv.ENTRY_VIEW_REFERENCES:
+        found.entry.ClearField("data")
+        found.entry.content.chunks.add(digest=found.entry.content.content_id, length_bytes=3)
+    return parts(header(), found, end(1, 3))
+
+
+HONEST: dict[str, Answer] = {
+    "Backup": lambda _: sv.BackupResponse(upload=upload(state=2), backup=backup()),
+    "BeginUpload": lambda asked: sv.BeginUploadResponse(upload=upload(scope=asked.scope)),
+    "GetUpload": lambda _: sv.GetUploadResponse(upload=upload()),
+    "ResumeUpload": lambda _: sv.ResumeUploadResponse(upload=upload(epoch=2)),
+    "CheckpointUpload": lambda _: sv.CheckpointUploadResponse(),
+    "RenewUpload": lambda _: sv.RenewUploadResponse(),
+    "CommitUpload": lambda _: sv.CommitUploadResponse(backup=backup()),
+    "AbortUpload": lambda _: sv.AbortUploadResponse(upload=upload(state=3)),
+    "ListUploads": lambda _: sv.ListUploadsResponse(),
+    "FindMissingChunks": lambda asked: sv.FindMissingChunksResponse(missing=range(len(asked.digests))),
+    "PutChunks": lambda _: sv.PutChunksResponse(),
+    "PutEntries": lambda _: sv.PutEntriesResponse(),
+    "Restore": lambda asked: iter([honest_restore(asked)]),
+    "ReadRange": lambda _: sv.ReadRangeResponse(data=b"one", file_size_bytes=3, content_id=bytes(32), backup_id=ID),
+    "ListDatasets": lambda _: sv.ListDatasetsResponse(datasets=[pb.Dataset(name="d")]),
+    "ListBackups": lambda _: sv.ListBackupsResponse(),
+    "GetBackup": lambda _: sv.GetBackupResponse(backup=backup()),
+    "ListEntries": lambda _: sv.ListEntriesResponse(entries=[pb.Entry(path="f")]),
+    "ListChanges": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=1, after=pb.Entry(path="f"))]),
+    "DeleteBackup": lambda _: sv.DeleteBackupResponse(backup=backup()),
+    "UndeleteBackup": lambda _: sv.UndeleteBackupResponse(backup=backup()),
+    "SetHold": lambda _: sv.SetHoldResponse(hold=pb.Hold(reason="why"), backup=backup()),
+    "ReleaseHold": lambda _: sv.ReleaseHoldResponse(backup=backup()),
+    "RetainBackup": lambda _: sv.RetainBackupResponse(backup=backup()),
+    "GetRetention": lambda _: sv.GetRetentionResponse(),
+    "SetRetention": lambda _: sv.SetRetentionResponse(),
+    "PlanRetention": lambda _: sv.PlanRetentionResponse(keep_count=1, backups=[sv.PlannedBackup(backup=backup())]),
+    "ApplyRetention": lambda _: sv.ApplyRetentionResponse(deleted_backup_ids=[ID]),
+    "GetServerInfo": lambda _: sv.GetServerInfoResponse(chunker=CHUNKER),
+}  # fmt: skip
+
+
+class HostileServer:
+    """Answers as HONEST says, but for the methods in `hostile`. FAILS in place of an answer is a failure that passes."""
+
+    def __init__(self) -> None:
+        self.hostile: dict[str, Answer] = {}
+        self.over = threading.Event()
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        method = METHODS[details.method.rpartition("/")[2]]
+        read: Any = getattr(sv, method.input_type.name)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                lambda asked, context: map(
+                    _encoded, self._answer(method.name, read.FromString(asked), context)
+                )
+            )
+        if method.client_streaming:
+            return grpc.stream_unary_rpc_method_handler(self._backup)
+        return grpc.unary_unary_rpc_method_handler(
+            lambda asked, context: _encoded(self._answer(method.name, read.FromString(asked), context))
+        )
+
+    def _backup(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        if "Backup" not in self.hostile:
+            for _ in requests:
+                pass
+        return _encoded(self._answer("Backup", requests, context))
+
+    def _answer(self, name: str, asked: Any, context: grpc.ServicerContext) -> Any:
+        found = self.hostile.get(name, HONEST[name])(asked)
+        if found == FAILS:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        return found
+
+
+FAILS = b"fails"
+
+
+def _encoded(answer: bytes | Message) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+# --- what a client does, so that it makes each call
+
+
+class Place(NamedTuple):
+    """Where a row is tried."""
+
+    client: Client
+    source: Path
+    target: Path
+
+
+def source(place: Place) -> object:
+    return place.client.backup(place.source, dataset="d", cache=False, retry_s=0)
+
+
+def thin(place: Place) -> object:
+    return place.client.backup(place.source, dataset="d", thin=True, cache=False, retry_s=0)
+
+
+def put(place: Place) -> object:
+    with place.client.upload("d", retry_s=0.5) as made:
+        made.put("f", b"one")
+    return made.report
+
+
+def put_much(place: Place) -> object:
+    return place.client.backup_stream("d", name="f", source=repeat(bytes(MIB)), retry_s=0)
+
+
+def restore(place: Place) -> object:
+    return place.client.restore("d", place.target / "new", retry_s=0)
+
+
+def verify(place: Place) -> object:
+    return place.client.restore("d", place.target, verify=True, retry_s=0)
+
+
+def archive(place: Place) -> object:
+    with open(place.target / "archive", "wb") as output:
+        return place.client.write_archive("d", output, retry_s=0)
+
+
+def call(name: str, **fields: Any) -> Callable[[Place], object]:
+    request = getattr(sv, METHODS[name].input_type.name)(**fields)
+    return lambda place: place.client.call(name, request)
+
+
+ACTS: dict[str, tuple[Callable[[Place], object], ...]] = {
+    "Backup": (thin, put),
+    "BeginUpload": (source, thin, put),
+    "GetUpload": (call("GetUpload", upload_id=ID),),
+    "ResumeUpload": (call("ResumeUpload", upload_id=ID),),
+    "CheckpointUpload": (put_much,),
+    "RenewUpload": (call("RenewUpload", upload_id=ID),),
+    "CommitUpload": (source,),
+    "AbortUpload": (call("AbortUpload", upload_id=ID),),
+    "ListUploads": (lambda place: sum(1 for _ in place.client.uploads()),),
+    "FindMissingChunks": (source,),
+    "PutChunks": (source,),
+    "PutEntries": (source,),
+    "Restore": (restore, verify, archive),
+    "ReadRange": (lambda place: place.client.open("d", "f").seek(0, 2),),
+    "ListDatasets": (lambda place: sum(1 for _ in place.client.datasets()),),
+    "ListBackups": (lambda place: sum(1 for _ in place.client.backups("d")), source),
+    "GetBackup": (lambda place: place.client.get_backup("d", ID),),
+    "ListEntries": (lambda place: sum(1 for _ in place.client.entries("d")),),
+    "ListChanges": (lambda place: sum(1 for _ in place.client.changes("d", ID)),),
+    "DeleteBackup": (lambda place: place.client.delete_backup("d", ID),),
+    "UndeleteBackup": (lambda place: place.client.undelete_backup("d", ID),),
+    "SetHold": (lambda place: place.client.set_hold("d", ID, reason="why"),),
+    "ReleaseHold": (lambda place: place.client.release_hold("d", ID),),
+    "RetainBackup": (call("RetainBackup", dataset="d", backup=ID),),
+    "GetRetention": (lambda place: place.client.get_retention("d"),),
+    "SetRetention": (lambda place: place.client.set_retention("d", RetentionPolicy()),),
+    "PlanRetention": (lambda place: place.client.plan_retention("d"),),
+    "ApplyRetention": (lambda place: place.client.apply_retention("d", "token"),),
+    "GetServerInfo": (lambda place: place.client.info(),),
+}
+
+
+# --- what may come instead
+
+
+def dense(type_: type[Message], name: str, item: bytes = b"\0") -> bytes:
+    """A message full of one field: `item` is its length and value."""
+    piece = tag(type_, name) + item
+    return piece * (MESSAGE_BYTES // len(piece))
+
+
+def within(type_: type[Message], name: str, data: bytes) -> bytes:
+    """A message whose one field holds `data`."""
+    return tag(type_, name) + varint(len(data)) + data
+
+
+def pages(make: Callable[[int], Message], token: Callable[[int], str] = str) -> Answer:
+    """Pages without end; `make` makes each by its number."""
+    numbers = count(1)
+
+    def answer(_: Any) -> Message:
+        number = next(numbers)
+        made = make(number)
+        made.next_page_token = token(number)  # type: ignore[attr-defined]
+        return made
+
+    return answer
+
+
+def paged(type_: Any, field: str, item: Callable[[int], Message]) -> dict[str, Answer]:
+    """What is wrong with any list; `item` makes its items by their number, in order."""
+    one = {field: [item(1)]}
+    return {
+        "a page of two-byte items": lambda _: dense(type_, field),
+        "items that begin in a longer way": lambda _: (
+            bytes([tag(type_, field)[0] | 0x80, 0, 0]) * (MESSAGE_BYTES // 3)
+        ),
+        "a page token of megabytes": lambda _: type_(**one, next_page_token="x" * 3 * MIB),
+        "pages without end": pages(lambda number: type_(**{field: [item(number)]})),
+        "empty pages without end": pages(lambda _: type_()),
+        "pages that alternate": pages(lambda _: type_(**one), lambda number: str(number % 2)),
+        "a page that repeats": pages(lambda _: type_(**one), lambda _: "same"),
+    }
+
+
+BAD_UPLOADS: dict[str, pb.Upload] = {
+    "none": pb.Upload(),
+    "another one": upload(id=OTHER),
+    "an id of another length": upload(id="ab"),
+    "an id that is a path": upload(id="../" * 10 + "ab"),
+    "an unknown state": upload(state=99),
+    "no epoch": upload(epoch=0),
+    "an epoch at its limit": upload(epoch=2**64 - 1),
+    "counts at their limit": upload(durable=pb.DurablePoint(position=2**64 - 1, entry_count=2**64 - 1)),
+    "a number at its limit": upload(durable=pb.DurablePoint(put_entries_number=2**64 - 1)),
+    "a durable path that leads out": upload(durable=pb.DurablePoint(last_entry=pb.Entry(path="../x"))),
+    "an open path with NUL": upload(durable=pb.DurablePoint(open_entry=pb.Entry(path="a\0b"))),
+}
+BAD_BACKUPS: dict[str, pb.Backup] = {
+    "none": pb.Backup(),
+    "another dataset's": backup(dataset="other"),
+    "an id of another length": backup(id="abc"),
+    "an id that is a path": backup(id="/etc/passwd"),
+    "counts at their limit": backup(entry_count=2**64 - 1),
+    "a time beyond all": backup(begin_time={"seconds": 2**62}),
+    "a negative time beyond all": backup(commit_time={"seconds": -(2**62)}),
+}
+
+
+def of_upload(type_: Any, **fields: Any) -> dict[str, Answer]:
+    return {name: lambda _, found=found: type_(upload=found, **fields) for name, found in BAD_UPLOADS.items()}
+
+
+def of_backup(type_: Any, **fields: Any) -> dict[str, Answer]:
+    return {name: lambda _, found=found: type_(backup=found, **fields) for name, found in BAD_BACKUPS.items()}
+
+
+def another(type_: Any, **fields: Any) -> dict[str, Answer]:
+    return {"another backup": lambda _: type_(backup=backup(id=OTHER), **fields)}
+
+
+def stream(*messages: Any) -> Answer:
+    return lambda _: iter(messages)
+
+
+def without_end(message: Any) -> Answer:
+    return lambda _: iter([parts(header(entry_count=100)), *repeat(message, 3_000)])
+
+
+def bad_segment(**fields: Any) -> Answer:
+    piece = sv.RestorePart(pieces=sv.Pieces(pieces=[sv.Piece(length_bytes=10)]))
+    opened = entry("f", type=1, content=pb.Content(size_bytes=10, content_id=bytes(32)))
+    return stream(parts(header(), opened, sv.RestorePart(segment=sv.Segment(**fields)), piece))
+
+
+def bombed(asked: sv.RestoreRequest) -> Any:
+    """Made when it is asked for, once for each."""
+    return bad_segment(data=zstandard.ZstdCompressor().compress(bytes(64 * MIB)), raw_bytes=10)(asked)
+
+
+def chunked(*lengths: int, digest: bytes = bytes(32), size: int = 3) -> Answer:
+    """A file whose chunks are named; the views without chunks have what is there."""
+    chunks = [pb.ChunkRef(digest=digest, length_bytes=length) for length in lengths]
+    content = pb.Content(size_bytes=size, content_id=bytes(32), chunks=chunks)
+    return stream(parts(header(), entry("f", type=1, content=content), end(1, size)))
+
+
+def directories() -> Iterator[sv.RestoreResponse]:
+    """One in the other, each with as many bytes of attributes as it may have."""
+    yield parts(header(entry_count=5_000))
+    attribute = pb.Xattr(name="user.a", value=bytes(MIB - 100))
+    for depth in range(1, 400):
+        yield parts(entry("/".join(["d"] * depth), type=2, xattrs=[attribute]))
+
+
+def files_without_end() -> Iterator[sv.RestoreResponse]:
+    yield parts(header(entry_count=20))
+    for number in range(2**31):
+        yield parts(file(f"{number:09}", b""))
+
+
+def damage_without_end() -> Iterator[sv.RestoreResponse]:
+    yield parts(header(entry_count=20))
+    for number in range(2**31):
+        yield parts(sv.RestorePart(damage=sv.Damage(path=f"{number:09}", message="x" * 10_000)))
+
+
+BAD_PATHS = ("../x", "/etc/x", "a\0b", "a/../../x", ".", "a//b", "x" * 1025)
+BAD_STREAMS: dict[str, Answer] = {
+    "no message": stream(),
+    "no header": stream(parts(file("f", b"1"), end(1, 1))),
+    "a message of two-byte parts": stream(dense(sv.RestoreResponse, "parts")),
+    "parts of empty entries": stream(parts(header()), dense(sv.RestoreResponse, "parts", b"\2" + tag(sv.RestorePart, "entry") + b"\0")),
+    "an entry full of attributes": stream(parts(header()), within(sv.RestoreResponse, "parts", within(sv.RestorePart, "entry", dense(pb.Entry, "xattrs")[:-99]))),
+    "an entry full of holes": stream(parts(header()), within(sv.RestoreResponse, "parts", within(sv.RestorePart, "entry", dense(pb.Entry, "holes")[: -MESSAGE_BYTES % 3 - 99]))),
+    "messages that bring nothing": without_end(parts()),
+    "segments that nobody refers to": without_end(parts(sv.RestorePart(segment=sv.Segment(data=b"x", raw=True, raw_bytes=1)))),
+    "pieces without pieces": without_end(parts(sv.RestorePart(pieces=sv.Pieces()))),
+    "chunks of nothing": without_end(parts(sv.RestorePart(content=sv.ContentPart()))),
+    "more entries than the backup has": lambda _: files_without_end(),
+    "more damages than the backup has entries": lambda _: damage_without_end(),
+    "directories that fill the memory": lambda _: directories(),
+    "a stop in the middle": stream(parts(header(), file("f", b"1"))),
+    "the same again": stream(*repeat(parts(header(), file("f", b"1"), end(1, 1)), 2)),
+    "a file twice": stream(parts(header(), file("f", b"1"), file("f", b"1"), end(2, 2))),
+    "another order": stream(parts(header(), file("g", b"1"), file("f", b"1"), end(2, 2))),
+    "another content": stream(parts(header(), entry("f", type=1, data=b"2", content=file("", b"1").entry.content), end(1, 1))),
+    "a size that is not the bytes'": chunked(1, 1),
+    "chunks of more than its size": chunked(2, 2),
+    "a chunk of nothing": chunked(0, 3),
+    "a chunk without a digest": chunked(3, digest=b"12"),
+    "another dataset's": stream(parts(header(dataset="other"), end(0))),
+    "an id that is none": stream(parts(header(id="ab"), end(0))),
+    "a size at its limit": stream(parts(header(), entry("f", type=1, content=pb.Content(size_bytes=2**64 - 1)))),
+    "a segment that inflates to more": bombed,
+    "a segment that says too much": bad_segment(data=b"x", raw_bytes=2**32 - 1),
+    "a piece of a segment that has not come": stream(parts(header(), sv.RestorePart(entry=pb.Entry(path="f", type=1, content=pb.Content(size_bytes=1)), piece=sv.Piece(segment=2**32 - 1, length_bytes=1)))),
+    **{f"the path {path[:20]!r}": stream(parts(header(), file(path, b"1"), end(1, 1))) for path in BAD_PATHS},
+}  # fmt: skip
+
+
+def hostile_entry(path: str) -> pb.Entry:
+    return pb.Entry(path=path, type=1)
+
+
+BAD_ENTRIES: dict[str, pb.Entry] = {
+    **{f"the path {path[:20]!r}": hostile_entry(path) for path in BAD_PATHS},
+    "an unknown type": pb.Entry(path="f", type=99),  # type: ignore[arg-type]
+    "a link target with NUL": pb.Entry(path="f", type=3, link_target="a\0b"),
+    "too many holes": pb.Entry(path="f", type=1, holes=[pb.Hole()] * 40_000),
+}
+
+
+def put_encoded(found: Message) -> dict[str, Answer]:
+    return {"more than was sent": lambda _: found}
+
+
+HOSTILE: dict[str, dict[str, Answer]] = {
+    "Backup": of_upload(sv.BackupResponse, backup=backup()) | of_backup(sv.BackupResponse, upload=upload()) | {"no backup": lambda _: sv.BackupResponse(upload=upload())},
+    "BeginUpload": {
+        **{name: row for name, row in of_upload(sv.BeginUploadResponse).items() if name != "another one"},
+        "another dataset's": lambda asked: sv.BeginUploadResponse(upload=upload(dataset="other", scope=asked.scope)),
+        "changes in place of the whole": lambda _: sv.BeginUploadResponse(upload=upload(scope=2, base_backup_id=OTHER)),
+        "two-byte entries": lambda _: dense(sv.BeginUploadResponse, "damaged_base_entries"),
+        "a damaged path that leads out": lambda asked: sv.BeginUploadResponse(upload=upload(scope=asked.scope), damaged_base_entries=[hostile_entry("../x")]),
+    },
+    "GetUpload": of_upload(sv.GetUploadResponse) | {
+        "two-byte entries": lambda _: dense(sv.GetUploadResponse, "damaged_base_entries"),
+        "two-byte digests": lambda _: dense(sv.GetUploadResponse, "missing_digests"),
+    },
+    "ResumeUpload": of_upload(sv.ResumeUploadResponse),
+    "CheckpointUpload": {
+        "more than was sent": lambda _: sv.CheckpointUploadResponse(durable=pb.DurablePoint(position=99)),
+        "counts at their limit": lambda _: sv.CheckpointUploadResponse(durable=pb.DurablePoint(position=2**64 - 1)),
+    },
+    "RenewUpload": {"a time beyond all": lambda _: sv.RenewUploadResponse(expire_time={"seconds": 2**62})},
+    "CommitUpload": of_backup(sv.CommitUploadResponse),
+    "AbortUpload": of_upload(sv.AbortUploadResponse),
+    "ListUploads": paged(sv.ListUploadsResponse, "uploads", lambda number: upload(id=f"{number:032x}")) | {
+        f"an upload: {name}": lambda _, found=found: sv.ListUploadsResponse(uploads=[found])
+        for name, found in BAD_UPLOADS.items() if name != "another one"
+    },
+    "FindMissingChunks": {
+        "chunks never asked for": lambda asked: sv.FindMissingChunksResponse(missing=[len(asked.digests)]),
+        "a chunk twice": lambda _: sv.FindMissingChunksResponse(missing=[0, 0]),
+        "another order": lambda _: sv.FindMissingChunksResponse(missing=[1, 0]),
+        "a million": lambda _: sv.FindMissingChunksResponse(missing=range(10**6)),
+    },
+    "PutChunks": put_encoded(sv.PutChunksResponse(stored=2**32 - 1)),
+    "PutEntries": put_encoded(sv.PutEntriesResponse(incomplete=[5_000])),
+    "Restore": BAD_STREAMS,
+    "ReadRange": {
+        "more bytes than were asked for": lambda _: sv.ReadRangeResponse(data=bytes(3 * MIB), file_size_bytes=3 * MIB, backup_id=ID),
+        "fewer bytes": lambda _: sv.ReadRangeResponse(data=b"1", file_size_bytes=3 * MIB, backup_id=ID),
+        "a size at its limit": lambda _: sv.ReadRangeResponse(data=bytes(65_536), file_size_bytes=2**64 - 1, backup_id=ID),
+        "no backup": lambda _: sv.ReadRangeResponse(data=b"1", file_size_bytes=1),
+        "an id that is a path": lambda _: sv.ReadRangeResponse(data=b"1", file_size_bytes=1, backup_id="../" * 11),
+    },
+    "ListDatasets": paged(sv.ListDatasetsResponse, "datasets", lambda number: pb.Dataset(name=f"{number:06}")) | {
+        f"a backup: {name}": lambda _, found=found: sv.ListDatasetsResponse(datasets=[pb.Dataset(name="d", newest_backup=found)])
+        for name, found in BAD_BACKUPS.items()
+    },
+    "ListBackups": paged(sv.ListBackupsResponse, "backups", lambda number: backup(number=10**9 - number)) | {
+        f"a backup: {name}": lambda _, found=found: sv.ListBackupsResponse(backups=[found]) for name, found in BAD_BACKUPS.items()
+    },
+    "GetBackup": of_backup(sv.GetBackupResponse) | another(sv.GetBackupResponse),
+    "ListEntries": paged(sv.ListEntriesResponse, "entries", lambda number: pb.Entry(path=f"{number:09}")) | {
+        name: lambda _, found=found: sv.ListEntriesResponse(entries=[found]) for name, found in BAD_ENTRIES.items()
+    },
+    "ListChanges": paged(sv.ListChangesResponse, "changes", lambda number: sv.Change(type=1, after=pb.Entry(path=f"{number:09}"))) | {
+        "an unknown type": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=99, after=pb.Entry(path="f"))]),  # type: ignore[arg-type]
+        "a change of nothing": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=1)]),
+        **{name: lambda _, found=found: sv.ListChangesResponse(changes=[sv.Change(type=1, after=found)]) for name, found in BAD_ENTRIES.items()},
+    },
+    "DeleteBackup": of_backup(sv.DeleteBackupResponse) | another(sv.DeleteBackupResponse),
+    "UndeleteBackup": of_backup(sv.UndeleteBackupResponse) | another(sv.UndeleteBackupResponse),
+    "SetHold": of_backup(sv.SetHoldResponse, hold=pb.Hold(reason="why")) | {
+        "another reason": lambda _: sv.SetHoldResponse(hold=pb.Hold(reason="other"), backup=backup()),
+        "a time beyond all": lambda _: sv.SetHoldResponse(hold=pb.Hold(reason="why", time={"seconds": 2**62}), backup=backup()),
+    },
+    "ReleaseHold": of_backup(sv.ReleaseHoldResponse),
+    "RetainBackup": of_backup(sv.RetainBackupResponse) | another(sv.RetainBackupResponse),
+    "GetRetention": {"a duration beyond all": lambda _: sv.GetRetentionResponse(retention=pb.Retention(minimum={"seconds": 2**62}))},
+    "SetRetention": {"a duration beyond all": lambda _: sv.SetRetentionResponse(retention=pb.Retention(policy=pb.RetentionPolicy(keep_within={"seconds": -(2**62)})))},
+    "PlanRetention": paged(sv.PlanRetentionResponse, "backups", lambda number: sv.PlannedBackup(backup=backup(number=10**9 - number))) | {
+        "more than the plan says": lambda _: sv.PlanRetentionResponse(backups=[sv.PlannedBackup(backup=backup())]),
+    },
+    "ApplyRetention": {
+        "ids that are none": lambda _: sv.ApplyRetentionResponse(deleted_backup_ids=["x"]),
+        "two-byte ids": lambda _: dense(sv.ApplyRetentionResponse, "deleted_backup_ids"),
+        "a time beyond all": lambda _: sv.ApplyRetentionResponse(purge_time={"seconds": 2**62}),
+    },
+    "GetServerInfo": {
+        "a time beyond all": lambda _: sv.GetServerInfoResponse(server_time={"seconds": 2**62}),
+        "a duration beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(clock_jump={"seconds": 2**62})),
+    },
+}  # fmt: skip
+"""By method what may come instead of its answer. What is no message at all comes from each."""
+CHUNKERS = {
+    "no seed": pb.Chunker(),
+    "chunks of some bytes": pb.Chunker(seed=7, min_bytes=1, avg_bytes=2, max_bytes=3, fixed_bytes=1),
+    "chunks of a gigabyte": pb.Chunker(seed=7, min_bytes=1, avg_bytes=2, max_bytes=2**30, fixed_bytes=2**30),
+    "an unknown normalisation": pb.Chunker(seed=7, min_bytes=65_536, avg_bytes=262_144, max_bytes=MIB, normalization=99, fixed_bytes=MIB),
+}  # fmt: skip
+"""Only the client that cuts looks at them."""
+
+
+class Row(NamedTuple):
+    """One hostile answer, and what a client does to get it."""
+
+    method: str
+    what: str
+    answers: dict[str, Answer]
+    act: Callable[[Place], object]
+
+
+def rows() -> Iterator[Row]:
+    for method, answers in HOSTILE.items():
+        garbage: Answer = stream(b"\xff" * 100) if method == "Restore" else lambda _: b"\xff" * 100
+        for what, answer in (answers | {"no message of the protocol": garbage}).items():
+            for act in ACTS[method]:
+                if not (is_of_lists(what) and act is source) and not is_unseen(what, act):
+                    yield Row(method, what, {method: answer}, act)
+    for what, chunker in CHUNKERS.items():
+        begun: Answer = lambda asked, found=chunker: sv.BeginUploadResponse(  # noqa: E731
+            upload=upload(scope=asked.scope, chunker=found)
+        )
+        yield Row("BeginUpload", what, {"BeginUpload": begun}, source)
+    made_up = count(1)
+    progress: Answer = lambda _: sv.ResumeUploadResponse(  # noqa: E731
+        upload=upload(epoch=next(made_up) + 1, durable=pb.DurablePoint(position=10 * next(made_up)))
+    )
+    for method, act in (("PutEntries", source), ("Backup", thin), ("Backup", put)):
+        fails: Answer = lambda _: FAILS  # noqa: E731
+        yield Row(
+            "ResumeUpload",
+            f"progress that nobody made, {act.__name__}",
+            {method: fails, "ResumeUpload": progress},
+            patient(act),
+        )
+
+
+def patient(act: Callable[[Place], object]) -> Callable[[Place], object]:
+    """The same with time for other tries."""
+    if act is put:
+        return put
+    return lambda place: place.client.backup(
+        place.source, dataset="d", thin=act is thin, cache=False, retry_s=0.5
+    )
+
+
+def is_of_lists(what: str) -> bool:
+    """A backup takes one page of one item from the list of backups."""
+    return what.startswith(("pages", "empty pages", "a page that"))
+
+
+def is_unseen(what: str, act: Callable[[Place], object]) -> bool:
+    """What only one way of reading a stream gets to see: chunks only come where contents are compared, and bytes elsewhere."""
+    named = what in {
+        "a size that is not the bytes'",
+        "chunks of more than its size",
+        "a chunk of nothing",
+        "a chunk without a digest",
+    }
+    if named:
+        return act is not verify
+    return act is verify and what in {"another content", "chunks of nothing"}
+
+
+def tried(server: HostileServer, row: Row, place: Place) -> dict[str, Any]:
+    """What came of a row: the error, and the most memory that it took."""
+    server.hostile = row.answers
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_bytes()
+    try:
+        error = f"NO ERROR: {row.act(place)!r}"
+    except StaddleError as raised:
+        error = f"{type(raised).__name__}: {raised.message}"
+    except BaseException as raised:
+        error = f"FAULT {type(raised).__name__}: {raised}"
+    return {"method": row.method, "what": row.what, "act": getattr(row.act, "__name__", ""), "error": error, "bytes": peak_bytes() - before}  # fmt: skip
+
+
+def peak_bytes() -> int:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+
+def main(place: Path) -> None:
+    _pages.PAGES_MAX, _pages.EMPTY_PAGES_MAX = 40, 30  # type: ignore[misc]
+    _retry.PROGRESS_MAX = 3  # type: ignore[misc]
+    tree, target = place / "source", place / "target"
+    tree.mkdir()
+    target.mkdir()
+    for name, data in (("f", b"one"), ("g", b"two")):
+        (tree / name).write_bytes(data)
+    (target / "f").write_bytes(b"one")
+    server_side = HostileServer()
+    server = grpc.server(ThreadPoolExecutor(12), handlers=[server_side])  # type: ignore[list-item]
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    address = f"127.0.0.1:{port}"
+    with Client(address, "token", retry_s=0) as client:
+        at = Place(client, tree, target)
+        honest = [
+            tried(server_side, Row(method, "honest", {}, act), at)
+            for method, acts in ACTS.items()
+            for act in acts
+            if act is not put_much  # which does not end by itself
+        ]
+        found = [tried(server_side, row, at) for row in rows()]
+        _silence.SILENCE_S = _silence.ANSWER_S = 0.2  # type: ignore[misc]
+        silent = dict.fromkeys(("Restore", "Backup"), lambda _: _quiet(server_side.over))
+        for method, acts in (("Restore", ACTS["Restore"]), ("Backup", ACTS["Backup"])):
+            found += [tried(server_side, Row(method, "silence", silent, act), at) for act in acts]
+        server_side.over.set()
+    server.stop(None).wait()
+    left = sorted(os.listdir(place))
+    print(json.dumps({"address": address, "honest": honest, "rows": found, "left": left}))
+
+
+def _quiet(over: threading.Event) -> Iterator[bytes]:
+    """Says nothing."""
+    over.wait(60)
+    return iter([])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
