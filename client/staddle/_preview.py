@@ -40,6 +40,7 @@ class Preview:
         self.applier = Applier()
         self.ways: dict[bytes, pb.Entry] = {}
         self.left_count = 0
+        self.left_is_full = False
         self._links = Links()
         self._why = ""
         """What is different at the path that was looked at last."""

@@ -39,7 +39,7 @@ from staddle._there import There
 from staddle._told import retry_words
 from staddle._types import ProblemKind, Progress, RestoreOptions, RestoreReport
 from staddle._verify import Comparison
-from staddle._write import LEFT_DIRECTORIES_MAX, FileInProgress, Writer
+from staddle._write import FileInProgress, Writer
 from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:
@@ -442,7 +442,7 @@ class Restore:
             return
         writer = self._places
         writer.enter(path)
-        if writer.left_count >= LEFT_DIRECTORIES_MAX and self._pending:
+        if writer.left_is_full and self._pending:
             self._fetch()
         elif writer.left_count and not self._pending:
             writer.finish_directories()

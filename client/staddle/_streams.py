@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
 from staddle._convert import sort_key
-from staddle._errors import ProtocolError, StaddleError
+from staddle._errors import ProtocolError, StaddleError, named
 from staddle._restored import restored
 from staddle._retry import Attempts, Retry, may_pass
 from staddle._segments import Segments, can_open
@@ -86,7 +86,8 @@ class Streams:
             exact=exact,
             segments=self._segments and view == VIEW_DATA,
         )
-        for path in paths:
+        asked = list(paths)
+        for path in asked:
             try:
                 request.paths.append(path.decode())
             except UnicodeDecodeError:
@@ -94,7 +95,11 @@ class Streams:
         with ExitStack() as stack:
             segments = stack.enter_context(closing(Segments())) if request.segments else None
             events = restored(self._calls, request, retry=self._retry, segments=segments)
+            wanted = frozenset(asked)
             for event in stack.enter_context(closing(events)):
+                if wanted and isinstance(event, EntryEvent):
+                    with named(self._calls.address):
+                        _check_wanted(event.path, wanted, exact=exact)
                 if isinstance(event, HeaderEvent):
                     self._pick(event.backup)
                 yield event
@@ -124,6 +129,12 @@ class Streams:
         self.selection = selection_of(*self._patterns, root=backup.root)
         self.backup = backup
         self._selector = pb.BackupSelector(backup=backup.id)
+
+
+def _check_wanted(path: bytes, wanted: frozenset[bytes], *, exact: bool) -> None:
+    """Raises ProtocolError for a path that nobody asked for: what is done with an answer rests on what was asked."""
+    if path not in wanted and (exact or wanted.isdisjoint(_above(path))):
+        raise ProtocolError(f"The restore has {path!r}, which nobody asked for.")
 
 
 def _above(path: bytes) -> Iterator[bytes]:

@@ -14,6 +14,8 @@ from staddle.v1 import resources_pb2 as pb
 
 LINKS_MAX: Final = 100_000
 """So many groups of hard links are remembered; files of others come as files of their own."""
+LINKS_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Their paths together."""
 
 
 class There(Enum):
@@ -59,6 +61,7 @@ class Links:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[bytes, bytes], tuple[bytes, tuple[int, int]] | None] = OrderedDict()
         """None: it is still to be written."""
+        self._bytes = 0
 
     def find(self, entry: pb.Entry) -> tuple[bytes, tuple[int, int]] | None:
         """The path and identity of a file of the same group, if it lies there."""
@@ -86,14 +89,19 @@ class Links:
 
     def forget(self, entry: pb.Entry) -> None:
         """No other can be linked to it."""
-        self._known.pop(_key(entry), None)
+        self._drop(self._known.pop(_key(entry), None))
 
     def _keep(self, entry: pb.Entry, known: tuple[bytes, tuple[int, int]] | None) -> None:
         if not entry.link_group:
             return
+        self._drop(self._known.get(_key(entry)))
         self._known[_key(entry)] = known
-        if len(self._known) > LINKS_MAX:
-            self._known.popitem(last=False)
+        self._bytes += len(known[0]) if known else 0
+        while len(self._known) > LINKS_MAX or self._bytes > LINKS_BYTES_MAX:
+            self._drop(self._known.popitem(last=False)[1])
+
+    def _drop(self, known: tuple[bytes, tuple[int, int]] | None) -> None:
+        self._bytes -= len(known[0]) if known else 0
 
 
 def _key(entry: pb.Entry) -> tuple[bytes, bytes]:

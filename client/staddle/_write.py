@@ -29,6 +29,8 @@ from staddle.v1 import resources_pb2 as pb
 GATHER_BYTES_MAX: Final = 512 * 1024
 """A file up to this size is written when all of it has come, by whoever of the crew is free."""
 LEFT_DIRECTORIES_MAX: Final = 4_096
+LEFT_BYTES_MAX: Final = 32 * 1024 * 1024
+"""What they may take together."""
 SWEPT_TRIES: Final = 3
 DEVICES: Final = {
     pb.ENTRY_TYPE_CHAR_DEVICE: stat.S_IFCHR,
@@ -109,6 +111,7 @@ class Writer:
         """Those above the last path, whose metadata is set when all in them is there."""
         self._left: deque[_Left] = deque()
         """Directories that were left, but get files still."""
+        self._left_bytes = 0
 
     def drain(self) -> None:
         """Waits until every file that was handed over is written. Raises TargetFullError."""
@@ -161,7 +164,17 @@ class Writer:
     def enter(self, path: bytes) -> None:
         """Says that `path` comes next: directories that it is not in have all they get but `finish_directories`."""
         while self._directories and not is_in(path, self._directories[-1][0]):
-            self._left.append(_Left(*self._directories.pop(), self._crew.mark))
+            self._leave()
+
+    def _leave(self) -> None:
+        path, entry = self._directories.pop()
+        self._left.append(_Left(path, entry, self._crew.mark))
+        self._left_bytes += entry.ByteSize()
+
+    @property
+    def left_is_full(self) -> bool:
+        """Whether no more directories may wait for finish_directories."""
+        return len(self._left) >= LEFT_DIRECTORIES_MAX or self._left_bytes >= LEFT_BYTES_MAX
 
     @property
     def left_count(self) -> int:
@@ -172,11 +185,12 @@ class Writer:
         """Sets the metadata of the directories that were left and whose files are all written; `all_of_them`: nothing comes any more."""
         if all_of_them:
             while self._directories:
-                self._left.append(_Left(*self._directories.pop(), self._crew.mark))
-        if all_of_them or len(self._left) >= LEFT_DIRECTORIES_MAX:
+                self._leave()
+        if all_of_them or self.left_is_full:
             self.drain()
         while self._left and self._left[0].mark <= self._crew.written:
             path, entry, _ = self._left.popleft()
+            self._left_bytes -= entry.ByteSize()
             try:
                 self._target.put_back(path, itself=False)
                 descriptor = self._target.directory(path)

@@ -343,6 +343,15 @@ def directories() -> Iterator[sv.RestoreResponse]:
         yield parts(entry("/".join(["d"] * depth), type=2, xattrs=[attribute]))
 
 
+def directories_in_a_row() -> Iterator[sv.RestoreResponse]:
+    """Beside each other, each with as many bytes of attributes as it may have, and with a file that is to be fetched."""
+    yield parts(header(entry_count=5_000))
+    attribute = pb.Xattr(name="user.a", value=bytes(MIB - 100))
+    for number in range(200):
+        path = f"{number:04}"
+        yield parts(entry(path, type=2, xattrs=[attribute]), file(f"{path}/f", b""))
+
+
 def files_without_end() -> Iterator[sv.RestoreResponse]:
     yield parts(header(entry_count=20))
     for number in range(2**31):
@@ -370,6 +379,7 @@ BAD_STREAMS: dict[str, Answer] = {
     "more entries than the backup has": lambda _: files_without_end(),
     "more damages than the backup has entries": lambda _: damage_without_end(),
     "directories that fill the memory": lambda _: directories(),
+    "many directories with files": lambda _: directories_in_a_row(),
     "a stop in the middle": stream(parts(header(), file("f", b"1"))),
     "the same again": stream(*repeat(parts(header(), file("f", b"1"), end(1, 1)), 2)),
     "a file twice": stream(parts(header(), file("f", b"1"), file("f", b"1"), end(2, 2))),
@@ -554,6 +564,8 @@ def is_unseen(what: str, act: Callable[[Place], object]) -> bool:
     }
     if named:
         return act is not verify
+    if what == "many directories with files":
+        return act is not verify  # which keeps them; and it is the longest of all
     return act is verify and what in {"another content", "chunks of nothing"}
 
 
