@@ -2,7 +2,7 @@
 #
 #   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project
 #   make test                  the tests, side by side; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
-#   make test-all              these, and the slow ones that make test leaves out
+#   make test-all              these with all their cases and examples, and the slow ones that make test leaves out
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
@@ -108,7 +108,7 @@ test: $(STAMP)
 
 .PHONY: test-all
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@STADDLE_TEST_EXTENT=all $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 .PHONY: check
 check: $(STAMP) $(PROTOS_STAMP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -9,11 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from extent import examples
 from hypothesis import HealthCheck, settings
 from servers import Running, ServerProcess
 
-# How long an example takes says nothing where other work shares the machine.
-settings.register_profile("staddle", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says nothing where other work shares the machine. The examples are the same in every run, so that
+# a failure is the fault of the change that is tried; STADDLE_TEST_RANDOM=1 looks for new ones.
+settings.register_profile(
+    "staddle",
+    max_examples=examples(100),
+    deadline=None,
+    derandomize="STADDLE_TEST_RANDOM" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("staddle")
 
 # A shell's background job ignores Ctrl-C, and so would every command that a test starts and interrupts.
@@ -31,6 +40,13 @@ def _text(written: str | bytes | None) -> str:
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than processors: many tests wait for a moment, and another one uses it."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 4
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """The tests themselves and all modules stay to the end: no collection of garbage goes through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,6 +18,7 @@ MODULES: Final = frozenset({"time", "datetime"})
 USES: Final = {
     "a time that is written down, shown, or made into a name, and by which nothing is ended or deleted": """
         staddle._archive _dos_time
+        staddle_server.app _leave_mark_of_stop
         staddle_server.app initialise
         staddle_server.app local_token
         staddle_server.app rebuild

@@ -68,6 +68,14 @@ OF_THE_CLIENT: Final = {
         frozenset({ABOVE}),
         "certificates and keys are read alike on both sides; only TLS needs them",
     ),
+    "staddle._given": (
+        frozenset({ABOVE}),
+        "what people write, copy and mount is read alike on both sides",
+    ),
+    "staddle._pem": (
+        frozenset({ABOVE}),
+        "certificates and keys are read alike on both sides; only TLS needs them",
+    ),
     "staddle._encoding": (
         frozenset({"wire"}),
         "fields that are written by hand are messages as much as those of the generated code",

@@ -129,8 +129,8 @@ class ToArchive:
         behind = None if self._done is None else sort_key(self._done)
         with closing(self._streams.events(VIEW_BASIC, self._options.paths)) as events:
             for event in events:
-                if isinstance(event, DamageEvent) and not self._streams.selection.is_below_excluded(
-                    event.path
+                if isinstance(event, DamageEvent) and self._streams.selection.is_hit_by(
+                    event.path, subtree=event.subtree
                 ):
                     self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
                 if isinstance(event, EntryEvent):

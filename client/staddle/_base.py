@@ -146,11 +146,14 @@ class Comparison:
             if isinstance(found, Marked):
                 yield found
                 continue
-            if found.late:  # what the base has there was removed at its turn
-                yield from self._counted(Changed(found, in_base=True), None)
-                continue
             order = sort_key(found.path)
             yield from self._removed_before(order, behind)
+            if found.late:
+                # Its removal comes first, at its turn or now: afterwards it would take out what is sent.
+                base = self._next if self._next is not None and self._next.path == found.path else None
+                yield from self._remove_next(order, behind) if base is not None else ()
+                yield from self._counted(Changed(found, in_base=True), base)
+                continue
             base = self._take(found)
             relies_on_nothing = self.only_counts or self._root_gone
             if behind is not None and order <= behind and not self._root_gone:
@@ -225,19 +228,25 @@ class Comparison:
     def _removed_before(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
         while self._next is not None and (order is None or sort_key(self._next.path) < order):
             path, entry = self._next.path, self._next.entry
-            self.removed_bytes += self._next.entry.content.size_bytes
-            self._advance()
+            self.removed_bytes += entry.content.size_bytes
             if self.behind_is_whole and behind is not None and sort_key(path) <= behind:
                 is_held = entry.type == pb.ENTRY_TYPE_DIRECTORY or path not in self.left_out
                 self.kept_count += bool(path) and is_held
-            if order is None and not path:
-                continue  # nothing was scanned at all: to remove the root would take everything
-            if self._gone is not None and is_below(path, self._gone):
-                continue
-            self._root_gone = self._root_gone or not path
-            self._gone = path
-            if behind is None or sort_key(path) > behind or self.since_ns is not None:
-                yield Removed(path)
+            yield from self._remove_next(order, behind)
+
+    def _remove_next(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
+        """Takes out the next entry of the base, unless all below a path above it was."""
+        assert self._next is not None
+        path = self._next.path
+        self._advance()
+        if order is None and not path:
+            return  # nothing was scanned at all: to remove the root would take everything
+        if self._gone is not None and is_below(path, self._gone):
+            return
+        self._root_gone = self._root_gone or not path
+        self._gone = path
+        if behind is None or sort_key(path) > behind or self.since_ns is not None:
+            yield Removed(path)
 
     def _take(self, found: Found) -> BaseEntry | None:
         """What the base has at this path."""

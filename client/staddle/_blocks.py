@@ -13,6 +13,7 @@ PEM_IN_BASE64: Final = "LS0tLS1CRUdJTi"
 _LABEL: Final = re.compile(r"[A-Z0-9 ]{1,40}")
 _HEADER: Final = re.compile(r"[A-Za-z-]+:.*\n(?:[ \t].*\n)*")
 _DER_HEAD: Final = re.compile(rb"\x30(?:\x82..|\x81.|[\x00-\x7f])(.)(.)?(.)?", re.DOTALL)
+_JAVA_HEADS: Final = (b"\xfe\xed\xfe\xed", b"\xce\xce\xce\xce")
 _SEQUENCE: Final = b"\x30"
 _INTEGER: Final = b"\x02"
 _OBJECT: Final = b"\x06"
@@ -84,6 +85,8 @@ def _block(label: str, body: str) -> Block:
 
 def kind_of_binary(data: bytes, path: object) -> str:
     """What the file `path` is that holds no text, with the command that makes PEM of it; "": it may be PEM."""
+    if data.startswith(_JAVA_HEADS):
+        return f"a Java key store: `keytool -importkeystore -srckeystore {path} -destkeystore NEW.p12 -deststoretype pkcs12`"
     head = _DER_HEAD.match(data)
     if head is None or data.isascii():
         return ""

@@ -63,6 +63,8 @@ class _Gone(NamedTuple):
     """A child that only the base has."""
 
     name: bytes
+    vanished: bool
+    """It was listed, and may come back."""
 
 
 _Step = _Enter | _Look | _Gone
@@ -154,6 +156,7 @@ class CachedScan(Walk[Difference]):
                 self.record.kept()
         else:
             yield from self._told(Changed(root, in_base=True))
+        self._list_root()
         self._ways.append(self._way_into(b""))
         while self._levels:
             level, way = self._levels[-1], self._ways[-1]
@@ -176,7 +179,9 @@ class CachedScan(Walk[Difference]):
         if old is not None and old.used == old.block.children:
             old = way.old = _old_of(self.known.next(level.path))
         names = _take(level.names, old)
+        before = len(level.vanished)
         seen = self._see(level, names) if level.everything else self._see_chosen(level, names)
+        vanished = {name for name, _ in level.vanished[before:]}
         if self.record is not None and level.piece is not None:
             self.record.end(level.piece)
             level.piece = None
@@ -200,7 +205,7 @@ class CachedScan(Walk[Difference]):
                 else []
             )
         else:
-            way.steps = self._compare(old, seen, _end_of(old, level.names, names))
+            way.steps = self._compare(old, seen, _end_of(old, level.names, names), vanished)
             if self.record is not None and block.children:
                 level.piece = self.record.begin_with(block)
         way.steps.reverse()
@@ -297,7 +302,7 @@ class CachedScan(Walk[Difference]):
         old.used = block.children
         return None if self.record is None else self.record.add_unchanged(block)
 
-    def _compare(self, old: _Old | None, seen: _Seen, end: int) -> list[_Step]:
+    def _compare(self, old: _Old | None, seen: _Seen, end: int, vanished: set[bytes]) -> list[_Step]:
         """What to do about children, in order, where something differs; of the old ones those before `end` are dealt with."""
         old_names = [] if old is None else old.names
         at = 0 if old is None else old.used
@@ -305,7 +310,7 @@ class CachedScan(Walk[Difference]):
         for index, (name, row) in enumerate(zip(seen.names, seen.rows, strict=True)):
             while old is not None and at < end and old_names[at] < name:
                 if not old.is_absent(at):
-                    steps.append(_Gone(old_names[at]))
+                    steps.append(_Gone(old_names[at], old_names[at] in vanished))
                 at += 1
             known = old is not None and at < end and old_names[at] == name
             if old is not None and known:
@@ -318,7 +323,11 @@ class CachedScan(Walk[Difference]):
                 known = not old.is_absent(at - 1)
             steps.append(_Look(name, index, known))
         if old is not None:
-            steps.extend(_Gone(old_names[i]) for i in range(at, end) if not old.is_absent(i))
+            steps.extend(
+                _Gone(name, name in vanished)
+                for i, name in enumerate(old_names[at:end], at)
+                if not old.is_absent(i)
+            )
             old.used = end
         return steps
 
@@ -327,6 +336,7 @@ class CachedScan(Walk[Difference]):
     def _do(self, level: Level, step: _Step) -> Iterator[Difference]:
         path = level.path + b"/" + step.name if level.path else step.name
         if isinstance(step, _Gone):
+            self._lost(path, may_come_back=step.vanished)
             yield Removed(path)
         elif isinstance(step, _Look):
             yield from self._look_at(level, step, path)
@@ -346,14 +356,17 @@ class CachedScan(Walk[Difference]):
             if self.record is not None and level.piece is not None and step.place != _NOWHERE:
                 self.record.nothing_at(level.piece, step.place)
             if step.in_base:
+                self._lost(path, may_come_back=bool(level.vanished) and level.vanished[-1][0] == step.name)
                 yield Removed(path)
             return
         changed = Changed(found, step.in_base)
         if step.place == _NOWHERE:
-            yield changed  # unless it disappeared then, it was counted at its turn
+            yield changed
             if changed.held is not None and path in self._replaced:
                 self._replaced.discard(path)
                 self._lost_count -= 1
+            elif changed.held is not None and not found.is_directory():
+                self._new_count += 1
         else:
             if self.record is not None and level.piece is not None:
                 self.record.at(level.piece, step.place, found.stat)
@@ -363,6 +376,13 @@ class CachedScan(Walk[Difference]):
         if found.is_directory():
             entry = _Enter(step.name, found.stat.st_dev, found.stat.st_uid, step.place)
             yield from self._into(level, path, entry)
+
+    def _lost(self, path: bytes, *, may_come_back: bool) -> None:
+        """Counts a path of the base that has vanished as one that changed and could not be read, if it may come back."""
+        if may_come_back:
+            self._changed_count += 1
+            self._lost_count += 1
+            self._replaced.add(path)
 
     @property
     def kept_count(self) -> int:
@@ -394,7 +414,8 @@ class CachedScan(Walk[Difference]):
     def _into(self, level: Level, path: bytes, way: _Enter) -> Iterator[Difference]:
         place = None if level.piece is None or way.place == _NOWHERE else (level.piece, way.place)
         if self._enter(level, way.name, path, way.device, way.owner, place=place):
-            self._ways.append(self._way_into(path))
+            # What comes out of order was removed with all below it: the base says nothing about it.
+            self._ways.append(_Way(None) if level.late else self._way_into(path))
             return
         yield from self._marks_of_unentered(level, way.name, path, place)
         block = self.known.first(path)

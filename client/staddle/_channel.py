@@ -20,9 +20,9 @@ from google.protobuf.message import Message
 
 from staddle._config import ABSTRACT, UNIX_PREFIX, Settings, after_unix
 from staddle._errors import CancelledError, ConfigError, UnsupportedError
-from staddle._given import token_of
 from staddle._scarce import start
 from staddle._tls import SYSTEM_CA, Failure, Identity, explain, load
+from staddle._token import token_of
 from staddle.v1 import service_pb2 as service
 
 DEFAULT_PORT: Final = 7443

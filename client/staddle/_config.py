@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Final
 
 from staddle._errors import ConfigError
-from staddle._given import read, text_of, unquoted
+from staddle._given import GivenError, read, text_of, unquoted
 
 UNIX_PREFIX: Final = "unix:"
 ABSTRACT: Final = "@"
@@ -129,10 +129,11 @@ def _find_file(
 
 
 def _read_file(path: str) -> dict[str, str]:
-    data, mode = read(path, CONFIG_BYTES_MAX, "a client.toml")
-    text = text_of(data, path)
     try:
-        table = tomllib.loads(text)
+        data, mode = read(path, CONFIG_BYTES_MAX, "a client.toml")
+        table = tomllib.loads(text_of(data, path))
+    except GivenError as error:
+        raise ConfigError(f"{error}.", facts={"path": path}) from error
     except (ValueError, RecursionError) as error:  # also numbers too long, lists in lists in lists
         hint = "; values stand in quotes" if "Invalid value" in str(error) else ""
         raise ConfigError(f"{path} is not TOML: {error}{hint}.", facts={"path": path}) from error

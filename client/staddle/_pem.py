@@ -1,15 +1,13 @@
 """Certificates and private keys from PEM files as people have them: copied, pasted, mounted, in the wrong file.
 
 Reads what can only mean one thing: Windows line ends, a byte order mark, text around the blocks, indented blocks, blocks on one line,
-certificates and key in one file. Names everything else, with the command that converts it.
+certificates and key in one file. Names everything else, with the command that converts it. The same for the client's files and the server's.
 """
 
-import logging
-import stat
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from staddle._blocks import (
-    BEGIN,
     CERTIFICATES,
     PEM_BYTES_MAX,
     PEM_IN_BASE64,
@@ -18,86 +16,87 @@ from staddle._blocks import (
     blocks_of,
     kind_of_binary,
 )
-from staddle._errors import ConfigError
-from staddle._given import read, text_of
+from staddle._given import PIPE_S, GivenError, read, text_of
 
-_log = logging.getLogger("staddle")
-_warned: set[str] = set()
 _KEY: Final = "PRIVATE KEY"
 
 
-class PemFile(NamedTuple):
-    """The blocks of a file that the setting `name` names."""
+class PemError(GivenError):
+    """A file holds no certificate or key that can be used. The message names it and says why, without a full stop."""
 
-    name: str
+
+class PemFile(NamedTuple):
+    """The blocks of a file, and its mode."""
+
     path: str
+    mode: int
     blocks: list[Block]
 
-    def certificates(self) -> list[bytes]:
-        """The certificates, each once, in their order. Raises ConfigError if there are none."""
-        found = [each.pem for each in self.blocks if each.label in CERTIFICATES]
-        if not found:
-            raise self._error(f"holds no certificate{self._instead()}")
-        return list(dict.fromkeys(found))
+    @property
+    def has_certificate(self) -> bool:
+        """Whether there is a certificate in it."""
+        return any(block.label in CERTIFICATES for block in self.blocks)
 
-    def private_key(self) -> bytes:
-        """The first private key. Raises ConfigError if there is none, or it is encrypted."""
-        block = next((each for each in self.blocks if each.label.endswith(_KEY)), None)
-        if block is None:
-            raise self._error(f"holds no private key{self._instead()}")
-        if block.is_encrypted:
-            raise self._error(
-                f"holds a private key with a passphrase: decrypt it with `openssl pkey -in {self.path} -out NEW.key`, and keep that "
-                "file readable by its owner only"
+    @property
+    def has_key(self) -> bool:
+        """Whether there is a private key in it."""
+        return any(block.label.endswith(_KEY) for block in self.blocks)
+
+    def certificates(self) -> list[Block]:
+        """The certificates, each once, in their order. Raises PemError if there are none."""
+        if not self.has_certificate:
+            raise PemError(f"{self.path} holds no certificate{self._instead()}")
+        return list({block.der: block for block in self.blocks if block.label in CERTIFICATES}.values())
+
+    def private_keys(self) -> list[Block]:
+        """The private keys. Raises PemError if there are none, or one needs a passphrase or is of SSH."""
+        if not self.has_key:
+            raise PemError(f"{self.path} holds no private key{self._instead()}")
+        found = [block for block in self.blocks if block.label.endswith(_KEY)]
+        if any(block.is_encrypted for block in found):
+            raise PemError(
+                f"{self.path} holds a private key with a passphrase: decrypt it with "
+                f"`openssl pkey -in {self.path} -out NEW.key`, and keep that file readable by its owner only"
             )
-        if block.label.startswith("OPENSSH"):
-            raise self._error("holds an SSH key: TLS needs the key that belongs to the certificate")
-        return block.pem
+        if any(block.label.startswith("OPENSSH") for block in found):
+            raise PemError(f"{self.path} holds an SSH key: TLS needs the key that belongs to the certificate")
+        return found
 
     def _instead(self) -> str:
+        """What there is in place of what was looked for."""
         labels = sorted({block.label for block in self.blocks})
-        if any(label.endswith(_KEY) for label in labels) and self.name == "cert":
-            return ", but a private key: are cert and key swapped?"
-        if self.name == "key" and set(labels) <= CERTIFICATES:
-            return ", but a certificate: are cert and key swapped?"
+        if len(labels) == 1 and labels[0].endswith("CERTIFICATE REQUEST"):
+            return ", but a certificate request: use the certificate that the authority makes from it"
         return f", but: {', '.join(labels)}"
 
-    def _error(self, what: str) -> ConfigError:
-        return ConfigError(f"{self.name} {self.path} {what}.", facts={"path": self.path})
 
-
-def read_pem(name: str, path: str) -> PemFile:
-    """The blocks of the PEM file that the setting `name` names. Raises ConfigError."""
-    if BEGIN in path:
-        raise ConfigError(f"{name} must name a file, and what was given is a certificate or key itself.")
-    data, mode = read(path, PEM_BYTES_MAX, "a PEM file")
-    if name == "key" and mode & stat.S_IROTH and path not in _warned:
-        _warned.add(path)
-        _log.warning("key %s is a private key, and others can read it: chmod 600 it.", path)
+def read_pem(path: str | Path, *, pipe_s: float | None = PIPE_S) -> PemFile:
+    """The blocks of a PEM file, at least one; `pipe_s` as in `read`. Raises GivenError."""
+    data, mode = read(path, PEM_BYTES_MAX, "a PEM file", pipe_s=pipe_s)
     if not data.strip():
-        raise ConfigError(f"{name} {path} is empty, not a PEM file.", facts={"path": path})
+        raise PemError(f"{path} is empty, not a PEM file")
     if binary := kind_of_binary(data, path):
-        raise ConfigError(f"{name} {path} is not a PEM file, but {binary}.", facts={"path": path})
+        raise PemError(f"{path} is not a PEM file, but {binary}")
     text = text_of(data, path)
     if PEM_IN_BASE64 in text:
-        raise ConfigError(
-            f"{name} {path} is a PEM file in base64 once more: decode it with `base64 -d`.",
-            facts={"path": path},
-        )
+        raise PemError(f"{path} is a PEM file in base64 once more: decode it with `base64 -d`")
     try:
         blocks = blocks_of(text)
     except BrokenBlockError as error:
-        raise ConfigError(
-            f"{name} {path} is a damaged PEM file: {_words_of(error)}.", facts={"path": path}
-        ) from error
+        raise PemError(f"{path} {_words_of(error)}") from error
     if not blocks:
-        raise ConfigError(f"{name} {path} is not a PEM file.", facts={"path": path})
-    return PemFile(name, path, blocks)
+        raise PemError(f"{path} is not a PEM file")
+    return PemFile(str(path), mode, blocks)
+
+
+def are_swapped(certificate: PemFile, key: PemFile) -> bool:
+    """Whether the file for the certificate holds the key alone, and the file for the key the certificate."""
+    return certificate.has_key and key.has_certificate and not (certificate.has_certificate or key.has_key)
 
 
 def _words_of(broken: BrokenBlockError) -> str:
     return {
-        "begin": "a line with BEGIN is not one of PEM",
-        "end": f"it is cut off, as a block {broken.label} has no END line",
-        "base64": f"a block {broken.label} is not base64",
+        "begin": "has a line with BEGIN that no PEM file has",
+        "end": f"is cut off: a block {broken.label} has no END line",
+        "base64": f"is damaged: a block {broken.label} is not base64",
     }[broken.flaw]

@@ -324,8 +324,8 @@ class Restore:
                 if comparison is not None:
                     ended, comparison = comparison, None
                     self._decide_compared(ended, event)
-                if isinstance(event, DamageEvent) and not self._streams.selection.is_below_excluded(
-                    event.path
+                if isinstance(event, DamageEvent) and self._streams.selection.is_hit_by(
+                    event.path, subtree=event.subtree
                 ):
                     self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
                 if not isinstance(event, EntryEvent) or not self._takes(event.path, event.entry):

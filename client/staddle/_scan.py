@@ -206,7 +206,7 @@ class Walk(ABC, Generic[T]):
         """The root is a directory, opened."""
 
     def _start(self, root_fd: int) -> Found:
-        """Enters the root; what it is."""
+        """Enters the root; what it is. `_list_root` follows, once that was dealt with."""
         status = os.fstat(root_fd)
         seen_ns = self._sync(status.st_dev, root_fd)
         status = os.fstat(root_fd)
@@ -215,8 +215,12 @@ class Walk(ABC, Generic[T]):
         if self.record is not None:
             self.record.at_root(status)
             root.place = self.record.place
-        self._push(root)
+        self._levels.append(root)
         return Found(b"", b".", root_fd, status, b"", seen_ns)
+
+    def _list_root(self) -> None:
+        (root,) = self._levels
+        root.names = self._names_in(root)
 
     # --- what is chosen
 
@@ -579,6 +583,7 @@ class Scan(Walk[Found | Marked]):
 
     def _walk(self, root_fd: int) -> Iterator[Found | Marked]:
         yield self._start(root_fd)
+        self._list_root()
         while self._levels:
             level = self._levels[-1]
             yield from self._marks(level)

@@ -27,6 +27,8 @@ class Selection:
         self._exclude = exclude
         self._left_out: bytes | None = None
         """The last excluded path: all below it is excluded, too."""
+        self._not_included: bytes | None = None
+        """The last path, if no pattern includes it."""
 
     @property
     def takes_all(self) -> bool:
@@ -35,16 +37,24 @@ class Selection:
 
     def choose(self, path: bytes, *, is_directory: bool) -> Choice:
         """What becomes of the next entry. The root (an empty path) is never excluded."""
-        if self.is_below_excluded(path):
+        self._not_included = None
+        if self._is_below_excluded(path):
             return Choice.LEFT_OUT
         if path and self._exclude(path, is_directory):
             self._left_out = path
             return Choice.LEFT_OUT
         if self._include is no_excludes or (path and self._include(path, is_directory)):
             return Choice.TAKEN
-        return Choice.ON_THE_WAY if is_directory else Choice.LEFT_OUT
+        if is_directory:
+            return Choice.ON_THE_WAY
+        self._not_included = path
+        return Choice.LEFT_OUT
 
-    def is_below_excluded(self, path: bytes) -> bool:
+    def is_hit_by(self, path: bytes, *, subtree: bool) -> bool:
+        """Whether damage at a path, or with `subtree` also below it, may have taken something that is wanted; told behind its entry."""
+        return not self._is_below_excluded(path) and (subtree or path != self._not_included)
+
+    def _is_below_excluded(self, path: bytes) -> bool:
         """Whether a path is, or lies below, the one that was excluded last."""
         left_out = self._left_out
         return left_out is not None and (path == left_out or path.startswith(left_out + b"/"))

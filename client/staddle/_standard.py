@@ -12,6 +12,11 @@ _WHY: Final = {errno.EBADF: "it is closed", errno.EPIPE: "its reader has closed 
 class StdoutError(OSError):
     """Standard output cannot be written. A disk that is full is that of the output, not that of the data."""
 
+    @classmethod
+    def closed(cls) -> "StdoutError":
+        """It was closed when the program began."""
+        return cls(errno.EBADF, os.strerror(errno.EBADF))
+
     def __str__(self) -> str:
         return f"cannot write to standard output: {_WHY.get(self.errno or 0, self.strerror)}"
 
@@ -26,7 +31,7 @@ class _Stdout(io.FileIO):
 
     def __init__(self, descriptor: int, *, closed: bool, late: bool) -> None:
         super().__init__(descriptor, "wb", closefd=False)
-        self.failure: OSError | None = StdoutError(errno.EBADF, os.strerror(errno.EBADF)) if closed else None
+        self.failure: OSError | None = StdoutError.closed() if closed else None
         self._late = late
 
     def write(self, data: Any, /) -> int:
@@ -48,10 +53,11 @@ class _Stdout(io.FileIO):
 
 
 def open_standard_streams(*, stdin: bool = True, late: bool = False) -> None:
-    """Makes closed standard streams /dev/null, before the program opens anything else. A write to standard output then fails with StdoutError.
+    """Makes closed standard streams /dev/null, before the program opens anything else. A write to a standard output that is full fails with
+    StdoutError; what is written to one that was closed is lost, and `sys.__stdout__` stays None.
 
     Otherwise the next file that is opened gets such a number, and what is printed there, also by libraries in C, ends up in that file.
-    Without `stdin`, `sys.stdin` stays None, for programs that have to know; so does `sys.__stdout__` in any case. With `late`, writing
+    Without `stdin`, `sys.stdin` stays None, for programs that have to know. With `late`, writing
     never fails, and `stdout_failure` says in the end whether all has arrived; then a closed standard output is a failure, too.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

@@ -4,10 +4,12 @@ gRPC says of most failed handshakes that it cannot connect. So after one, Python
 """
 
 import datetime
+import itertools
 import logging
 import os
 import re
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +18,12 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
+from staddle._blocks import BEGIN
 from staddle._config import Settings
 from staddle._errors import ConfigError
 from staddle._figures import counted
-from staddle._pem import read_pem
+from staddle._given import GivenError
+from staddle._pem import PemFile, are_swapped, read_pem
 
 if TYPE_CHECKING:
     import ssl
@@ -31,6 +35,7 @@ WARN: Final = datetime.timedelta(days=30)
 """How long before its end the client's certificate is warned of."""
 _log = logging.getLogger("staddle")
 _warned: set[str] = set()
+_readable: set[str] = set()
 _MAY_BE_TLS: Final = re.compile(
     r"(?i)handshake|certificate|verif|ssl|tls|socket closed|reset|broken pipe|EOF|removed"
 )
@@ -63,14 +68,46 @@ class Identity:
 
 def load(settings: Settings) -> Identity:
     """What the settings name. Raises ConfigError for a file that cannot be used, and for a certificate and a key that do not fit."""
-    trusted = None if settings.ca == SYSTEM_CA else b"".join(read_pem("ca", settings.ca).certificates())
+    trusted = None
+    if settings.ca != SYSTEM_CA:
+        with _reading("ca", settings.ca):
+            trusted = b"".join(block.pem for block in read_pem(settings.ca).certificates())
     if not settings.cert:
         return Identity(trusted, None, None)
-    certificates = read_pem("cert", settings.cert).certificates()
-    key = read_pem("key", settings.key).private_key()
-    chain = _chain(certificates, key, settings)
+    with _reading("cert", settings.cert):
+        cert_file = read_pem(settings.cert)
+    with _reading("key", settings.key):
+        key_file = read_pem(settings.key)
+    _warn_of_readable(key_file)
+    if are_swapped(cert_file, key_file):
+        raise ConfigError(
+            f"cert {settings.cert} holds the private key and key {settings.key} the certificate: swap cert and key."
+        )
+    with _reading("cert", settings.cert):
+        certificates = [block.pem for block in cert_file.certificates()]
+    with _reading("key", settings.key):
+        keys = [block.pem for block in key_file.private_keys()]
+    chain, key = _pair(certificates, keys, settings)
     _warn_of_end(chain, settings.cert)
     return Identity(trusted, chain, key)
+
+
+@contextmanager
+def _reading(name: str, path: str) -> Iterator[None]:
+    """Turns what is wrong with the file that the setting `name` names into a ConfigError."""
+    if BEGIN in path:
+        raise ConfigError(f"{name} must name a file, and what was given is a certificate or key itself.")
+    try:
+        yield
+    except GivenError as error:
+        raise ConfigError(f"{name}: {error}.", facts={"path": path}) from error
+
+
+def _warn_of_readable(file: PemFile) -> None:
+    """Says once in the log that every user of the machine can read the private key."""
+    if file.mode & stat.S_IROTH and file.path not in _readable:
+        _readable.add(file.path)
+        _log.warning("key %s is a private key, and others can read it: chmod 600 it.", file.path)
 
 
 def _warn_of_end(chain: bytes, path: str) -> None:
@@ -91,11 +128,11 @@ def _warn_of_end(chain: bytes, path: str) -> None:
         )
 
 
-def _chain(certificates: list[bytes], key: bytes, settings: Settings) -> bytes:
-    """The certificates, that of the key first: a chain may have been put together in any order."""
+def _pair(certificates: list[bytes], keys: list[bytes], settings: Settings) -> tuple[bytes, bytes]:
+    """The certificates, that of the key first, and the key: files may have been put together in any order."""
     import ssl
 
-    for first in certificates:
+    for first, key in itertools.product(certificates, keys):
         chain = b"".join([first, *(each for each in certificates if each != first)])
         try:
             _show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), chain, key)
@@ -105,7 +142,7 @@ def _chain(certificates: list[bytes], key: bytes, settings: Settings) -> bytes:
                     f"cert {settings.cert} and key {settings.key} cannot be used: {error.reason or error}."
                 ) from error
         else:
-            return chain
+            return chain, key
     raise ConfigError(f"key {settings.key} is not the key of cert {settings.cert}.")
 
 
@@ -285,8 +322,8 @@ def _dates_shown(
 
 def _has_expired(path: str) -> bool:
     try:
-        blocks = read_pem("cert", path).blocks
-    except ConfigError:
+        blocks = read_pem(path).blocks
+    except GivenError:
         return False
     now = datetime.datetime.now(datetime.UTC)
     return any(ends is not None and ends <= now for _, ends in (_dates(block.der) for block in blocks))

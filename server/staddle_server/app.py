@@ -39,7 +39,7 @@ from staddle_server.reloading import Reloading
 from staddle_server.reserve import Keeper, give_up_at_start, reserves_of
 from staddle_server.rooms import Rebuilt, Rooms, open_rooms
 from staddle_server.service import Service
-from staddle_server.signals import listening_for_signals, watching_threads
+from staddle_server.signals import StopRequest, listening_for_signals, watching_threads
 from staddle_server.store.space import Space
 from staddle_server.threads import is_no_thread
 from staddle_server.upkeep.rebuild import Show
@@ -111,14 +111,7 @@ def run_server(
                 reserve_bytes_given_up=given_up.size_bytes,
                 reserve_inodes_given_up=given_up.inodes,
             )
-            reserves = reserves_of(directory.path, directory.store)
-            space = Space(
-                [str(path) for path in directory.disks()],
-                settings.min_free,
-                missing_bytes=lambda: reserves.missing_bytes,
-                missing_inodes=lambda: reserves.missing_inodes,
-            )
-            keeper = Keeper(space, reserves)
+            space, keeper = _room_on_disk(directory, settings)
             reloading = Reloading(settings, reread, space, certificates)
             with (
                 keeper.running(),
@@ -131,25 +124,46 @@ def run_server(
                 announce(Started(settings, listening, made=new_token is not None))
                 _event("serving", address=listening)
                 manager.ready(f"Serving on {listening}")
-
-                def tick() -> None:
-                    reloading.tick()
-                    pulse.tick()
-
-                why = stop.wait(lambda: manager.reload(reloading.reload), tick)
-                drain_s = reloading.settings.drain_s
-                manager.stopping(f"Draining after {why}: open streams may take up to {duration(drain_s)}")
-                _event("draining", signal=why, drain_s=drain_s)
-            # So that a copy of the catalog that was made while this server ran is older than its store from now on.
-            try:
-                generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns())
-            except (StaddleError, OperatorError) as error:
-                _log.warning("this stop leaves no mark in the store: %s", error)
+                _wait(stop, manager, reloading, pulse)
+            _leave_mark_of_stop(directory, opened)
     _event("stopped")
     if stop.died:
         raise OperatorError(
             f"the server stopped, since its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
         )
+
+
+def _room_on_disk(directory: DataDirectory, settings: Settings) -> tuple[Space, Keeper]:
+    """What says whether the disks have room for backups, and what keeps the reserve for everything else."""
+    reserves = reserves_of(directory.path, directory.store)
+    space = Space(
+        [str(path) for path in directory.disks()],
+        settings.min_free,
+        missing_bytes=lambda: reserves.missing_bytes,
+        missing_inodes=lambda: reserves.missing_inodes,
+    )
+    return space, Keeper(space, reserves)
+
+
+def _wait(stop: StopRequest, manager: Manager, reloading: Reloading, pulse: Pulse) -> None:
+    """Returns when the server is to stop; reloads after each SIGHUP until then."""
+
+    def tick() -> None:
+        reloading.tick()
+        pulse.tick()
+
+    why = stop.wait(lambda: manager.reload(reloading.reload), tick)
+    drain_s = reloading.settings.drain_s
+    manager.stopping(f"Draining after {why}: open streams may take up to {duration(drain_s)}")
+    _event("draining", signal=why, drain_s=drain_s)
+
+
+def _leave_mark_of_stop(directory: DataDirectory, opened: Rooms) -> None:
+    """Makes every copy of the catalog that was made while this server ran older than its store."""
+    try:
+        generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns())
+    except (StaddleError, OperatorError) as error:
+        _log.warning("this stop leaves no mark in the store: %s", error)
 
 
 def _tune_process() -> dict[str, int]:
@@ -313,7 +327,7 @@ def local_token(opened: Rooms, directory: DataDirectory) -> str:
     token = read_client_config(directory.client_toml).get("token")
     now_ns = time.time_ns()
     if token is None:
-        return rooms.new_local_token(opened, rooms.default_tenant(opened, now_ns), now_ns)
+        return rooms.local_token(opened, now_ns)
     try:
         opened.catalog.tokens.authenticate(token, now_ns)
     except Unauthenticated:

@@ -101,8 +101,8 @@ def _refuse_existing(files: Files) -> None:
 
 def _read(files: Files, now: datetime.datetime) -> Pair:
     try:
-        certificate = pem.read(files.certificate).certificates()[0]
-        key = pem.read(files.key).keys()[0]
+        certificate = pem.certificates_in(pem.read(files.certificate))[0]
+        key = pem.keys_in(pem.read(files.key))[0]
     except pem.TlsError as error:
         raise CertificateError(f"cannot use the authority in {files.certificate.parent}: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():

@@ -16,8 +16,9 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from staddle._figures import duration, duration_s, percent, size_bytes
+from staddle._given import PIPE_S, GivenError, read, text_of, unquoted
 
-from staddle_server import given, limits
+from staddle_server import limits
 from staddle_server.store.space import MinFree
 
 VARIABLE_PREFIX: Final = "STADDLED_"
@@ -260,7 +261,7 @@ def parse_path(text: str) -> Path:
         raise ValueError("a path cannot hold NUL")
     if not os.path.lexists(text):
         # A line end of Windows, or quotes that an env file of Docker keeps.
-        text = given.unquoted(text)
+        text = unquoted(text)
     if text.startswith("-----BEGIN "):
         raise ValueError("expected the name of a file, not what is in it")
     try:
@@ -270,14 +271,14 @@ def parse_path(text: str) -> Path:
 
 
 OPTIONS: Final = (
-    Option("data", "data", "DIR", parse_path, "", "The data directory: keys, catalog and store."),
+    Option("data", "data", "DIR", parse_path, "", "Data directory: keys, catalog and store."),
     Option(
         "listen",
         "listen",
         "HOST:PORT|unix:PATH",
         parse_address,
         LISTEN_DEFAULT,
-        "Where to listen. Port 0 picks a free one. Beyond loopback TLS is required. unix:PATH is a Unix socket.",
+        "Where to listen: a host and port (0: any free port), or a Unix socket. Addresses beyond loopback need TLS.",
     ),
     Option(
         "socket_mode",
@@ -285,7 +286,7 @@ OPTIONS: Final = (
         "MODE",
         parse_mode,
         "0660",
-        "Mode of the Unix socket, in octal. Whoever may write it can connect, and still needs a token.",
+        "Mode of the Unix socket, in octal. Users who can write to it can connect; they still need a token.",
     ),
     Option(
         "endpoint",
@@ -293,7 +294,7 @@ OPTIONS: Final = (
         "HOST:PORT|unix:PATH",
         parse_endpoint,
         "",
-        "The address that clients use, where it differs from --listen (a name in front, a container).",
+        "Address that clients use, if it differs from --listen (a proxy, a container).",
     ),
     Option(
         "tls_cert",
@@ -301,16 +302,16 @@ OPTIONS: Final = (
         "FILE",
         parse_path,
         "",
-        "Certificate chain of the server, PEM. Read again when it changes.",
+        "Certificate chain of the server (PEM). Reloaded when it changes.",
     ),
-    Option("tls_key", "tls-key", "FILE", parse_path, "", "Private key of the server, PEM."),
+    Option("tls_key", "tls-key", "FILE", parse_path, "", "Private key of the server (PEM)."),
     Option(
         "tls_client_ca",
         "tls-client-ca",
         "FILE",
         parse_path,
         "",
-        "Mutual TLS: only clients with a certificate of this authority (PEM) are let in.",
+        "Mutual TLS: accept only clients with a certificate of this authority (PEM).",
     ),
     Option(
         "streams_max",
@@ -318,7 +319,7 @@ OPTIONS: Final = (
         "N",
         _whole_number(1, 1024),
         str(limits.STREAMS_MAX),
-        "Backup and Restore streams at once; one more is answered TOO_MANY.",
+        "Concurrent Backup and Restore streams; any further one gets TOO_MANY.",
     ),
     Option(
         "lease_s",
@@ -326,7 +327,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(10, 86_400),
         duration(limits.LEASE_S),
-        "How long an upload stays with its writer after the writer's last sign of life.",
+        "How long an upload stays reserved for its writer after the writer was last heard from.",
     ),
     Option(
         "upload_life_s",
@@ -342,7 +343,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(0, 86_400),
         "20s",
-        "How long open streams may go on after SIGTERM before they are ended at a checkpoint.",
+        "How long open streams may continue after SIGTERM; then they end at a checkpoint.",
     ),
     Option(
         "retention_every_s",
@@ -350,7 +351,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(0, 365 * 86_400),
         duration(limits.RETENTION_EVERY_S),
-        "How often the datasets' retention policies are followed; 0: never by itself.",
+        "How often to apply the retention policies of datasets; 0: never.",
     ),
     Option(
         "parity_percent",
@@ -358,7 +359,7 @@ OPTIONS: Final = (
         "PERCENT",
         _whole_number(0, limits.PARITY_PERCENT_MAX),
         "0",
-        "Parity of packs that are written from now on: how much of a pack can be lost and repaired. 0: none.",
+        "Parity of new packs: how much of a pack can be lost and still be repaired; 0: none.",
     ),
     Option(
         "gc_every_s",
@@ -366,7 +367,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(0, 365 * 86_400),
         duration(limits.GC_EVERY_S),
-        "How often the server collects garbage by itself; 0: never.",
+        "How often to collect garbage; 0: never.",
     ),
     Option(
         "min_free",
@@ -374,7 +375,7 @@ OPTIONS: Final = (
         "auto|SIZE|PERCENT%",
         parse_min_free,
         "auto",
-        "Take backups only while so much of each disk is free. auto: 1 %, at most 1 GiB; 0: to the last byte.",
+        "Take backups only while this much of each disk is free. auto: 1 %, at most 1 GiB; 0: use the whole disk.",
     ),
     Option(
         "scrub_period_s",
@@ -382,7 +383,7 @@ OPTIONS: Final = (
         "DURATION",
         _duration(0, 3650 * 86_400),
         "30d",
-        "How often everything that is stored is read and checked; 0: never.",
+        "How often to read and check everything that is stored; 0: never.",
     ),
     Option(
         "scrub_bytes_per_s",
@@ -390,7 +391,7 @@ OPTIONS: Final = (
         "SIZE",
         _size(64 * limits.KIB),
         "20MiB",
-        "How many bytes a second are read for that at the most.",
+        "How many bytes per second the scrubber reads at most.",
     ),
     Option(
         "log_format",
@@ -406,7 +407,7 @@ OPTIONS: Final = (
         "|".join(LOG_LEVELS),
         _one_of(*LOG_LEVELS, also=LEVEL_NAMES),
         "info",
-        "The least that is logged.",
+        "Least severe level that is logged.",
     ),
 )
 
@@ -427,8 +428,8 @@ def load(
     """
     flag_texts = {_BY_FIELD[field]: text for field, text in flags.items() if text is not None}
     variables = {option: environ.get(option.variable, "") for option in OPTIONS}
-    variable_texts = {option: text for option, text in variables.items() if given.unquoted(text)}
-    named_file = config or given.unquoted(environ.get(CONFIG_VARIABLE, "")) or None
+    variable_texts = {option: text for option, text in variables.items() if unquoted(text)}
+    named_file = config or unquoted(environ.get(CONFIG_VARIABLE, "")) or None
     data = next((texts[_DATA] for texts in (flag_texts, variable_texts) if _DATA in texts), None)
     file_path, file_texts = _read_config(named_file, data, again=again)
     values: dict[str, object] = {}
@@ -448,7 +449,7 @@ def _parse(option: Option, text: str, origin: str) -> object:
     if text == "" and option.default == "":
         return None
     try:
-        return option.parse(text if option.parse is parse_path else given.unquoted(text))
+        return option.parse(text if option.parse is parse_path else unquoted(text))
     except ValueError as error:
         shown = "something else" if "-----BEGIN " in text else repr(text[:200])
         raise SettingsError(f"{origin} is {shown}: {error}") from error
@@ -466,9 +467,9 @@ def _read_config(named: str | None, data: str | None, *, again: bool) -> tuple[P
     try:
         if named is None and (data is None or not _exists(path)):
             return path, {}
-        raw = given.read(path, CONFIG_BYTES_MAX, "a settings file", pipe_s=None if again else given.PIPE_S)
-        table = tomllib.loads(given.text_of(raw, path))
-    except given.GivenError as error:
+        raw, _ = read(path, CONFIG_BYTES_MAX, "a settings file", pipe_s=None if again else PIPE_S)
+        table = tomllib.loads(text_of(raw, path))
+    except GivenError as error:
         raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
@@ -514,7 +515,7 @@ def _text(option: Option, value: object, path: Path) -> str:
         raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
     if option.parse is parse_path and value:
         return str(path.parent / os.path.expanduser(str(value)))
-    socket = _after_unix(given.unquoted(str(value)))
+    socket = _after_unix(unquoted(str(value)))
     if option.parse in {parse_address, parse_endpoint} and socket is not None:
         socket = os.path.expanduser(socket)
         return UNIX_PREFIX + (socket if socket.startswith(("/", ABSTRACT)) else str(path.parent / socket))

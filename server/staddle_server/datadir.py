@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from staddle_server import given
+from staddle._given import GivenError, read, text_of
+
 from staddle_server.config import Address, OperatorError, UnixAddress
 from staddle_server.owner import owner_of
 from staddle_server.store.blobs import FORMAT_NAME, TEMPORARY
@@ -478,9 +479,9 @@ def read_client_config(path: Path) -> dict[str, str]:
     try:
         if not os.path.lexists(path):
             return {}
-        data = given.read(path, CLIENT_TOML_BYTES_MAX, "a client.toml", pipe_s=None)
-        table = tomllib.loads(given.text_of(data, path))
-    except given.GivenError as error:
+        data, _ = read(path, CLIENT_TOML_BYTES_MAX, "a client.toml", pipe_s=None)
+        table = tomllib.loads(text_of(data, path))
+    except GivenError as error:
         raise DataDirectoryError(f"{error}; if it is removed, the next start makes it again") from error
     except (ValueError, RecursionError) as error:
         raise DataDirectoryError(

@@ -10,14 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from staddle._figures import counted
+
 from staddle_server import generation
-from staddle_server.catalog import Catalog, Tenant, open_catalog
+from staddle_server.catalog import Catalog, Tenant, Token, open_catalog
 from staddle_server.catalog.words import check_name
 from staddle_server.config import OperatorError
 from staddle_server.datadir import DataDirectory, DataDirectoryError, make_durable
 from staddle_server.errors import BadRequest, Damaged
 from staddle_server.session.clock import SystemClock
-from staddle_server.session.records import as_pending, finish_missing
+from staddle_server.session.clockguard import ClockGuard, Standing
+from staddle_server.session.records import as_noted, as_pending, finish_all, finish_missing
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import BlobMissing, check_format, create_format
 from staddle_server.store.directory import DirectoryBlobs
@@ -31,7 +34,7 @@ from staddle_server.store.keys import (
 )
 from staddle_server.store.records import TenantRecord, TenantSettingsRecord, encode_record
 from staddle_server.types import TokenRole
-from staddle_server.upkeep.age import records_unknown
+from staddle_server.upkeep.age import records_unknown, tenants_unknown
 from staddle_server.upkeep.findings import Kept
 from staddle_server.upkeep.rebuild import Rebuilding, Report, Show
 
@@ -125,6 +128,8 @@ def _opens_not(opened: Rooms, row: Tenant) -> bool:
 
 def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
     """Raises DataDirectoryError for a catalog that has not made all the decisions of which the store has records."""
+    if strange := tenants_unknown(opened.blobs, opened.keys, opened.catalog):
+        raise _older(directory, f"{counted(len(strange), 'tenant')}, such as {min(strange).hex()}")
     tenants = opened.tenants()
     for row in opened.catalog.tenants.list_all():
         try:
@@ -132,11 +137,15 @@ def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
         except Damaged:
             continue  # its keys do not open: nothing of this tenant is served, and its alarm says what to do
         if unknown:
-            raise DataDirectoryError(
-                f"{directory.catalog} is older than its store: it does not know {unknown} of the newest decisions (backups, "
-                f"deletions, holds) of tenant {row.name}. Put the newest copy of the catalog back, or make it anew from the store "
-                f"with `staddle-server rebuild --replace --data {directory.path}`"
-            )
+            decisions = f"{unknown} of the newest decisions (backups, deletions, holds, tokens)"
+            raise _older(directory, f"{decisions} of tenant {row.name}")
+
+
+def _older(directory: DataDirectory, unknown: str) -> DataDirectoryError:
+    return DataDirectoryError(
+        f"{directory.catalog} is older than its store: it does not know {unknown}. Put the newest copy of the catalog back, or make "
+        f"it anew from the store with `staddle-server rebuild --replace --data {directory.path}`"
+    )
 
 
 def initialise(directory: DataDirectory, now_ns: int) -> str:
@@ -158,7 +167,7 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     make_durable(directory.store)  # and the name of the key, if an earlier start did not come to sync that
     open_catalog(str(directory.catalog)).close()
     with open_rooms(directory) as rooms:
-        return new_local_token(rooms, default_tenant(rooms, now_ns), now_ns)
+        return local_token(rooms, now_ns)
 
 
 def default_tenant(rooms: Rooms, now_ns: int) -> Tenant:
@@ -200,7 +209,7 @@ def rebuild(directory: DataDirectory, now_ns: int, show: Show, *, dry_run: bool)
         try:
             report = Rebuilding(blobs, keys, catalog, now_ns, show).run()
             tenant = None if dry_run else catalog.tenants.get_by_name(DEFAULT_TENANT)
-            token = new_local_token(Rooms(blobs, keys, catalog), tenant, now_ns) if tenant else ""
+            token = _new_local_token(catalog, tenant, now_ns) if tenant else ""
         finally:
             catalog.close()
         aside = None if dry_run else directory.install_catalog(_aside(now_ns))
@@ -253,9 +262,61 @@ def tenant_named(rooms: Rooms, name: str) -> Tenant:
     return tenant
 
 
-def new_local_token(rooms: Rooms, tenant: Tenant, now_ns: int) -> str:
-    """A new admin token for the command on this machine. The one before, of which the text is lost, is revoked."""
-    live = {token.name for token in rooms.catalog.tokens.list_all(tenant.id) if token.revoked_ns is None}
+def create_token(
+    rooms: Rooms, tenant: Tenant, name: str, role: TokenRole, now_ns: int, *, expires_ns: int | None = None
+) -> str:
+    """Makes a token, with its record, and gives its text: see `Tokens.create` and `finish_all`."""
+    text = _create_token(rooms.catalog, tenant, name, role, now_ns, expires_ns=expires_ns)
+    finish_all(rooms.tenants(), rooms.catalog)
+    return text
+
+
+def revoke_token(rooms: Rooms, tenant: Tenant, token: str, now_ns: int) -> Token:
+    """Ends a token, with its record: see `Tokens.revoke` and `finish_all`."""
+    ended = _revoke_token(rooms.catalog, tenant, token, now_ns)
+    finish_all(rooms.tenants(), rooms.catalog)
+    return ended
+
+
+def confirm_clock(rooms: Rooms) -> Standing:
+    """An administrator says that the clock is right: see `ClockGuard.confirm`. The chain of each tenant has a record of it."""
+    tenants = rooms.catalog.tenants.list_all()
+    records = [as_noted(tenant.id, "the clock was confirmed") for tenant in tenants]
+    standing = ClockGuard(rooms.catalog, SystemClock()).confirm(records)
+    finish_all(rooms.tenants(), rooms.catalog)
+    return standing
+
+
+def local_token(rooms: Rooms, now_ns: int) -> str:
+    """A new admin token of the default tenant for the command on this machine, with its record.
+
+    The one before, of which the text is lost, is revoked. Raises what `default_tenant` raises.
+    """
+    token = _new_local_token(rooms.catalog, default_tenant(rooms, now_ns), now_ns)
+    finish_all(rooms.tenants(), rooms.catalog)
+    return token
+
+
+def _new_local_token(catalog: Catalog, tenant: Tenant, now_ns: int) -> str:
+    """A new local token whose record is pending. That of a rebuilt catalog stays so until its first start: it may not get its place."""
+    live = {token.name for token in catalog.tokens.list_all(tenant.id) if token.revoked_ns is None}
     if LOCAL_TOKEN in live:
-        rooms.catalog.tokens.revoke(tenant.id, LOCAL_TOKEN, now_ns)
-    return rooms.catalog.tokens.create(tenant.id, LOCAL_TOKEN, TokenRole.ADMIN, now_ns)
+        _revoke_token(catalog, tenant, LOCAL_TOKEN, now_ns)
+    return _create_token(catalog, tenant, LOCAL_TOKEN, TokenRole.ADMIN, now_ns)
+
+
+def _create_token(
+    catalog: Catalog,
+    tenant: Tenant,
+    name: str,
+    role: TokenRole,
+    now_ns: int,
+    *,
+    expires_ns: int | None = None,
+) -> str:
+    record = as_noted(tenant.id, "a token was made")
+    return catalog.tokens.create(tenant.id, name, role, now_ns, expires_ns, record=record)
+
+
+def _revoke_token(catalog: Catalog, tenant: Tenant, token: str, now_ns: int) -> Token:
+    return catalog.tokens.revoke(tenant.id, token, now_ns, record=as_noted(tenant.id, "a token was revoked"))

@@ -93,15 +93,8 @@ class Service:
 
         conditions = Conditions(self.clock_watch, integrity, takes_backups)
         policies = Policies(catalog, tenants, clock, retention_every_s)
-        table = methods(
-            UploadCalls(self._uploads, tenants, endpoint),
-            ReadCalls(reads, catalog, tenants),
-            RetentionCalls(
-                Deletion(catalog, tenants, clock), Protection(catalog, tenants, clock), policies, tenants
-            ),
-            InfoCalls(
-                tenants, clock, conditions, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s
-            ),
+        info = InfoCalls(
+            tenants, clock, conditions, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s
         )
         self._gate = _gate(kept, streams_max, guard)
         parts = {
@@ -111,19 +104,23 @@ class Service:
             INTEGRITY: lambda: integrity.is_whole,
             CERTIFICATE: certificates_last,
         }
-        self._wire = WireServer(self._gate, table, streams_max, parts)
-        scrubber = Scrubber(
-            kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=self._gate.is_busy
+        table = methods(
+            UploadCalls(self._uploads, tenants, endpoint),
+            ReadCalls(reads, catalog, tenants),
+            _retention(kept, policies),
+            info,
         )
+        self._wire = WireServer(self._gate, table, streams_max, parts)
+        busy = self._gate.is_busy
+        scrubber = Scrubber(kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=busy)
         tasks = [
             Task(RETENTION, retention_every_s, policies.run),
-            parity_task(tenants, catalog, clock, parity_percent),
-            copies_task(tenants, catalog, keys, on=parity_percent > 0),
+            *_parity(kept, parity_percent),
             _collection(kept, gc_every_s),
             scrubber.task(),
             integrity.task(),
         ]
-        self._schedule = Schedule(tasks, catalog, clock, busy=self._gate.is_busy)
+        self._schedule = Schedule(tasks, catalog, clock, busy=busy)
 
     def start(
         self,
@@ -170,6 +167,22 @@ def _gate(kept: Kept, streams_max: int, guard: ClockGuard) -> Gate:
         lambda tokens: catalog.tokens.valid(tokens, guard.believed_ns()),
         decoded=tenants.decoded,
     )
+
+
+def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
+    """What deletes backups, and what keeps them."""
+    catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
+    return RetentionCalls(
+        Deletion(catalog, tenants, clock), Protection(catalog, tenants, clock), policies, tenants
+    )
+
+
+def _parity(kept: Kept, percent: int) -> list[Task]:
+    """What makes parity of packs, and second copies of records and keys."""
+    return [
+        parity_task(kept.tenants, kept.catalog, kept.clock, percent),
+        copies_task(kept.tenants, kept.catalog, kept.keys, on=percent > 0),
+    ]
 
 
 def _collection(kept: Kept, every_s: float) -> Task:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 from staddle._figures import counted
+from staddle._pem import are_swapped
 
 from staddle_server import pem
 from staddle_server.config import Settings
@@ -112,13 +113,11 @@ def load(files: TlsFiles) -> Identity:
     The certificate that the key belongs to comes first, whatever the order in the file.
     """
     certificate_file, key_file = pem.read(files.certificate), pem.read(files.key)
-    only_key = certificate_file.has_key and not certificate_file.has_certificate
-    if only_key and key_file.has_certificate and not key_file.has_key:
+    if are_swapped(certificate_file, key_file):
         raise TlsError(
             f"{files.certificate} holds the private key and {files.key} the certificate: swap --tls-cert and --tls-key"
         )
-    certificates = certificate_file.certificates()
-    keys = key_file.keys()
+    certificates, keys = pem.certificates_in(certificate_file), pem.keys_in(key_file)
     pairs = [(each, key) for each in certificates for key in keys if _belong(each, key)]
     if not pairs:
         names = ", ".join(each.subject.rfc4514_string() or "one without a name" for each in certificates[:3])
@@ -132,7 +131,7 @@ def load(files: TlsFiles) -> Identity:
             "(`openssl req` takes -addext subjectAltName=DNS:NAME)"
         )
     chain = pem.chain(leaf, certificates)
-    authorities = pem.read(files.client_ca).certificates() if files.client_ca is not None else []
+    authorities = pem.certificates_in(pem.read(files.client_ca)) if files.client_ca is not None else []
     return Identity(
         files,
         pem.to_pem(chain),

@@ -64,7 +64,7 @@ def test_a_sound_store_exits_0_in_words_and_as_json(server, pack):
     status, out, err = run(server, "check")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
-        "Looked at 1 pack, 2 records and 1 backup of 1 tenant.",
+        "Looked at 1 pack, 3 records and 1 backup of 1 tenant.",
         "No damage. (The data itself was not read: --read-data.)",
     ]
     status, out, _ = run(server, "check", "--read-data", "--json", "--seed", "7")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from staddle._figures import duration, duration_s, size_bytes
+from staddle._given import GivenError, read
 from staddle_server import config
-from staddle_server import given as files
 from staddle_server.config import Address, Settings, SettingsError, UnixAddress
 
 
@@ -412,7 +412,7 @@ def test_a_wrong_settings_file_says_what_is_wrong_and_where(tmp_path: Path, text
 
 def test_a_settings_file_that_is_none_is_named_and_never_waited_for(tmp_path: Path) -> None:
     (tmp_path / "server.toml").mkdir()
-    with pytest.raises(SettingsError, match=r"server\.toml: Is a directory, not a settings file"):
+    with pytest.raises(SettingsError, match=r"server\.toml: it is a directory, not a settings file"):
         config.load({"data": str(tmp_path)}, {})
     with pytest.raises(SettingsError, match="device"):
         load(file="/dev/zero")
@@ -425,8 +425,8 @@ def test_a_settings_file_that_is_none_is_named_and_never_waited_for(tmp_path: Pa
         config.load({"data": "/srv/x"}, {}, f"/dev/fd/{reader}", again=True)
     os.close(reader)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(files.GivenError, match=r"nothing was written to it in 0\.01 s"):
-        files.read(tmp_path / "pipe", 100, "a settings file", pipe_s=0.01)
+    with pytest.raises(GivenError, match=r"nothing was written to it in 0\.01 s"):
+        read(tmp_path / "pipe", 100, "a settings file", pipe_s=0.01)
 
 
 def test_a_variable_that_is_nearly_a_setting_is_named_with_the_one_that_is_meant() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from extent import extent
 from staddle_server import demo
 
 
@@ -103,11 +104,11 @@ def test_a_source_that_is_no_directory_is_said(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """The directory it ran in, its source, and what it said. Runs twice: the second time over what the first has left."""
+    """The directory it ran in, its source, and what it said. With all tests it runs twice: the second time over what the first has left."""
     here = tmp_path_factory.mktemp("demo with space")
     source = tree(here / "source")
     before = state(source)
-    for _ in range(2):
+    for _ in range(extent(1, 2)):
         done = subprocess.run(
             [sys.executable, "-m", "staddle_server.demo", "--source", source],
             cwd=here,

@@ -105,6 +105,33 @@ def digits(server: Server, dataset: str) -> str:
     return backup
 
 
+def end(server: Server, *, killed: bool) -> None:
+    if killed:
+        server.process.kill()
+        server.wait()
+    else:
+        stop(server)
+
+
+def gives_back(server: Server, source: Path, target: Path) -> None:
+    """Asserts that a server on a full disk says so, and restores the dataset `d` as it is in `source`."""
+    probe = server.command("health")
+    assert probe.returncode == 3, probe.stderr
+    assert "takes no backups, as its disk is nearly full" in probe.stderr
+    assert re.search(r"disk: [0-9.]+ .?i?B and [0-9,]+ inodes free; backups need", probe.stdout), probe.stdout
+    staddle(server, "restore", "d", "--target", target)
+    assert (target / "file").read_bytes() == (source / "file").read_bytes()
+
+
+def deletes_and_collects(server: Server, disk: Path, backup: str) -> None:
+    """Asserts that a server deletes the only backup, of the dataset `d`, and that nothing of it stays."""
+    staddle(server, "delete", "d", backup, "--yes")
+    done = server.command("gc", "--grace", "0", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "freed now" in done.stdout
+    assert [path for path in (disk / "store" / "packs").rglob("*") if path.is_file()] == []
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_server_starts_on_a_full_disk_gives_back_deletes_and_collects_and_then_takes_backups(
     tmp_path: Path, disk: Path, killed: bool
@@ -115,34 +142,18 @@ def test_a_server_starts_on_a_full_disk_gives_back_deletes_and_collects_and_then
     backup = digits(server, "d")
     reserve = disk / "reserve"
     until(lambda: reserve.exists() and reserve.stat().st_size > 0, server)
-    if killed:
-        server.process.kill()
-        server.wait()
-    else:
-        stop(server)
+    end(server, killed=killed)
     filler = fill(disk)
     assert os.statvfs(disk).f_bavail == 0
     server = Server(disk)
     try:
-        probe = server.command("health")
-        assert probe.returncode == 3, probe.stderr
-        assert "takes no backups, as its disk is nearly full" in probe.stderr
-        assert re.search(r"disk: [0-9.]+ .?i?B and [0-9,]+ inodes free; backups need", probe.stdout), (
-            probe.stdout
-        )
+        gives_back(server, first, tmp_path / "target")
         assert server.logged("the disk is nearly full")
-        target = tmp_path / "target"
-        staddle(server, "restore", "d", "--target", target)
-        assert (target / "file").read_bytes() == (first / "file").read_bytes()
         second = source_of(tmp_path, "second", MIB)
         refused = staddle(server, "backup", second, "--dataset", "e", code=None)
         assert refused.returncode not in {0, 3}
         assert "nearly full" in refused.stderr
-        staddle(server, "delete", "d", backup, "--yes")
-        done = server.command("gc", "--grace", "0", "--yes")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "freed now" in done.stdout
-        assert [path for path in (disk / "store" / "packs").rglob("*") if path.is_file()] == []
+        deletes_and_collects(server, disk, backup)
         filler.unlink()
         until(lambda: server.command("health").returncode == 0, server)
         staddle(server, "backup", second, "--dataset", "e")
@@ -163,34 +174,21 @@ def test_a_server_starts_on_a_disk_without_inodes_gives_back_deletes_and_collect
     backup = digits(server, "d")
     reserve = InodeReserve(disk / "reserve.inodes")
     until(lambda: reserve.held == reserve.full() > 0, server)
-    if killed:
-        server.process.kill()
-        server.wait()
-    else:
-        stop(server)
+    end(server, killed=killed)
     filler = fill_inodes(disk)
     assert os.statvfs(disk).f_favail == 0
     server = Server(disk)
     try:
-        probe = server.command("health")
-        assert probe.returncode == 3, probe.stderr
-        assert "takes no backups, as its disk is nearly full" in probe.stderr
+        gives_back(server, first, tmp_path / "target")
         (warning,) = server.logged("the disk is nearly full")
         assert "inodes free" in str(warning["message"])
         assert all(isinstance(number, int) for number in [*warning["free_bytes"], *warning["free_inodes"]])
-        target = tmp_path / "target"
-        staddle(server, "restore", "d", "--target", target)
-        assert (target / "file").read_bytes() == (first / "file").read_bytes()
         refused = staddle(server, "backup", first, "--dataset", "e", code=None)
         assert refused.returncode not in {0, 3}
         assert "inodes free" in refused.stderr
         staddle(server, "hold", "d", backup, "--reason", "asked for")
         staddle(server, "release", "d", backup)
-        staddle(server, "delete", "d", backup, "--yes")
-        done = server.command("gc", "--grace", "0", "--yes")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "freed now" in done.stdout
-        assert [path for path in (disk / "store" / "packs").rglob("*") if path.is_file()] == []
+        deletes_and_collects(server, disk, backup)
         shutil.rmtree(filler)
         until(lambda: server.command("health").returncode == 0, server)
         staddle(server, "backup", first, "--dataset", "e")

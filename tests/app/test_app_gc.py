@@ -123,7 +123,7 @@ def test_gc_with_a_shorter_grace_asks_on_a_terminal_and_says_what_would_be_lost(
     before = _packs(data)
     code, shown = on_a_terminal("n\n", "gc", "--data", data, "--grace", "0")
     assert code == 1
-    assert "purges 1 deleted backup, which nobody can bring back then, and removes 1 pack" in " ".join(
+    assert "purges 1 deleted backup, which can then not be brought back, and removes 1 pack" in " ".join(
         shown.split()
     )
     assert max(map(len, shown.splitlines())) <= 80

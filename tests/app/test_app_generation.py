@@ -7,17 +7,21 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from servers import ServerProcess
 from staddle_server import generation, rooms
+from staddle_server.catalog import Tenant
 from staddle_server.cli.commands import group
 from staddle_server.datadir import DataDirectory, DataDirectoryError
 from staddle_server.errors import Exhausted, Unavailable
+from staddle_server.session.records import finish_all
 from staddle_server.store.birth import birth_ns
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.types import TokenRole
 
 NOW_NS = 1_790_000_000_000_000_000
 
@@ -45,7 +49,8 @@ def begin(directory: DataDirectory) -> None:
 
 def command(name: str, directory: DataDirectory, *arguments: str, code: int = 0) -> Result:
     settings = {name: None for name in os.environ if name.startswith("STADDLED_")}
-    done = CliRunner().invoke(group, [name, "--data", str(directory.path), *arguments], env=settings)
+    words = [*name.split(), "--data", str(directory.path), *arguments]
+    done = CliRunner().invoke(group, words, env=settings)
     assert done.exit_code == code, done.output
     return done
 
@@ -286,17 +291,163 @@ def test_a_real_server_refuses_a_copy_and_the_store_of_a_server_that_runs(server
     server.start()
 
 
-def test_a_copy_of_the_catalog_that_was_made_while_its_server_ran_is_refused_once_that_has_stopped(
-    server: ServerProcess,
+Decision = Callable[[rooms.Rooms], object]
+
+
+def make_a_token(opened: rooms.Rooms) -> object:
+    return rooms.create_token(opened, tenant_of(opened), "ci", TokenRole.WRITER, NOW_NS)
+
+
+def revoke_the_token(opened: rooms.Rooms) -> object:
+    return rooms.revoke_token(opened, tenant_of(opened), rooms.LOCAL_TOKEN, NOW_NS)
+
+
+def tenant_of(opened: rooms.Rooms) -> Tenant:
+    return rooms.tenant_named(opened, rooms.DEFAULT_TENANT)
+
+
+DECISIONS = {
+    "a token is made": make_a_token,
+    "a token is revoked": revoke_the_token,
+    "the local token is replaced": lambda opened: rooms.local_token(opened, NOW_NS),
+    "the clock is confirmed": rooms.confirm_clock,
+    "the grace is set": lambda opened: rooms.set_grace(opened, tenant_of(opened), 60, NOW_NS),
+    "a tenant is made": lambda opened: rooms.create_tenant(opened, "acme", NOW_NS),
+}
+
+
+@pytest.mark.parametrize("decide", DECISIONS.values(), ids=DECISIONS)
+def test_a_catalog_of_before_a_decision_is_refused_without_a_start_or_stop_between(
+    directory: DataDirectory, decide: Decision
 ) -> None:
-    """What was decided since without the store, such as a revoked token, would be undone."""
+    older = directory.catalog.read_bytes()
+    with rooms.open_rooms(directory) as opened:
+        decide(opened)
+    newest = directory.catalog.read_bytes()
+    directory.catalog.write_bytes(older)
+    with pytest.raises(DataDirectoryError, match=r"is older than its store.*rebuild --replace"):
+        rooms.open_rooms(directory).__enter__()
+    directory.catalog.write_bytes(newest)
+    with rooms.open_rooms(directory) as opened:
+        assert opened.catalog.backups.pending_records() == []
+
+
+def test_what_is_left_of_a_tenant_that_no_rebuild_finds_keeps_no_server_from_starting(
+    directory: DataDirectory,
+) -> None:
+    """Its keys do not open, or its records are gone: there is no better catalog than this one."""
+    older = directory.catalog.read_bytes()
+    with rooms.open_rooms(directory) as opened:
+        made = rooms.create_tenant(opened, "acme", NOW_NS)
+    directory.catalog.write_bytes(older)
+    (key,) = (directory.store / "keys" / made.id.hex()).iterdir()
+    records = directory.store / "records" / made.id.hex()
+    whole = key.read_bytes()
+    key.write_bytes(b"damaged")
+    begin(directory)
+    with rooms.open_rooms(directory):
+        key.write_bytes(whole)
+    with pytest.raises(
+        DataDirectoryError, match=rf"it does not know 1 tenant, such as {made.id.hex()}\. .*rebuild"
+    ):
+        rooms.open_rooms(directory).__enter__()
+    shutil.rmtree(records)
+    with rooms.open_rooms(directory):
+        pass
+
+
+@pytest.mark.parametrize("decide", [make_a_token, revoke_the_token, rooms.confirm_clock])
+def test_a_decision_that_is_killed_at_any_step_leaves_a_catalog_that_opens(
+    directory: DataDirectory, decide: Decision
+) -> None:
+    older, store = directory.catalog.read_bytes(), directory.path.parent / "before"
+    shutil.copytree(directory.store, store)
+    whole = decided(directory, decide, 0)
+    assert whole >= 4, "the catalog, the record, the head of the records, the catalog"
+    told = []
+    for stop_at in range(1, whole + 1):
+        directory.catalog.write_bytes(older)
+        shutil.rmtree(directory.store)
+        shutil.copytree(store, directory.store)
+        with pytest.raises(CutOffError):
+            decided(directory, decide, stop_at)
+        with rooms.open_rooms(directory) as opened:
+            finish_all(opened.tenants(), opened.catalog)
+            assert opened.catalog.backups.pending_records() == []
+        newer, known = directory.catalog.read_bytes(), list((directory.store / "records").rglob("*-*"))
+        directory.catalog.write_bytes(older)
+        told.append(len(known) > len(list((store / "records").rglob("*-*"))))
+        if told[-1]:
+            with pytest.raises(DataDirectoryError, match="is older than its store"):
+                rooms.open_rooms(directory).__enter__()
+        directory.catalog.write_bytes(newer)
+    assert told == sorted(told)
+    assert all(told[-3:]), "what is decided is told to the store, now or at the next start"
+
+
+def decided(directory: DataDirectory, decide: Decision, stop_at: int) -> int:
+    """A decision that is killed before the step `stop_at`, of all that change the store or the catalog; how many it took."""
+    taken = 0
+    with rooms.open_rooms(directory) as opened, pytest.MonkeyPatch.context() as patch:
+        for owner, names in (
+            (opened.blobs, ("put", "create")),
+            (opened.catalog.tokens, ("create", "revoke")),
+            (opened.catalog.clock, ("put",)),
+            (opened.catalog.backups, ("mark_records_written",)),
+        ):
+            for name in names:
+                real = getattr(owner, name)
+
+                def step(*arguments: Any, real: Callable[..., object] = real, **more: Any) -> object:
+                    nonlocal taken
+                    taken += 1
+                    if taken == stop_at:
+                        raise CutOffError
+                    return real(*arguments, **more)
+
+                patch.setattr(owner, name, step)
+        decide(opened)
+    return taken
+
+
+def test_a_token_is_revoked_on_a_disk_without_room_and_its_record_follows(
+    directory: DataDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    with rooms.open_rooms(directory) as opened, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opened.blobs, "put", full)
+        revoke_the_token(opened)
+        assert "could not be written, and the next start tries again: no room" in caplog.text
+        patch.undo()
+        (token,) = opened.catalog.tokens.list_all(tenant_of(opened).id)
+        assert token.revoked_ns == NOW_NS
+        assert finish_all(opened.tenants(), opened.catalog) == 1
+
+
+def full(*_: object) -> None:
+    raise Exhausted("STORE_FULL", "no room")
+
+
+def test_a_copy_of_the_catalog_that_was_made_while_its_server_ran_is_refused(server: ServerProcess) -> None:
+    """What was decided since, such as a revoked token, would be undone; after a stop, and after a kill."""
     older = server.data.parent / "older.db"
-    with closing(sqlite3.connect(server.data / "catalog.db")) as catalog:
-        catalog.execute("VACUUM INTO ?", [str(older)])
-    server.stop()
-    for name in server.data.glob("catalog.db*"):
-        name.unlink()
-    shutil.copy(older, server.data / "catalog.db")
-    with pytest.raises(AssertionError, match="is older than its store"):
+    command("token create", DataDirectory(server.data), "--role=reader", "--name=ci")
+    for ends in (server.stop, server.kill):
+        with closing(sqlite3.connect(server.data / "catalog.db")) as catalog:
+            catalog.execute("VACUUM INTO ?", [str(older)])
+        if ends == server.kill:
+            command("token revoke", DataDirectory(server.data), "ci")
+        ends()
+        newest = server.data.parent / "newest"
+        newest.mkdir()
+        for name in server.data.glob("catalog.db*"):
+            name.rename(newest / name.name)
+        older.rename(server.data / "catalog.db")
+        with pytest.raises(AssertionError, match=r"is older than its store"):
+            server.start()
+        server.kill()
+        for name in server.data.glob("catalog.db*"):
+            name.unlink()
+        for name in newest.iterdir():
+            name.rename(server.data / name.name)
+        newest.rmdir()
         server.start()
-    server.kill()

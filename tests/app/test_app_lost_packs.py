@@ -113,9 +113,9 @@ def test_a_pack_of_another_size_is_an_alarm_and_packs_that_are_whole_are_none(se
 @pytest.mark.parametrize(
     ("lost", "says"),
     [
-        ("records/*/000000000002-*", "record 2 of tenant default is missing"),
         ("records/*/000000000003-*", "record 3 of tenant default is missing"),
-        ("records/*/*", "records 1 to 3 of tenant default are missing"),
+        ("records/*/000000000004-*", "record 4 of tenant default is missing"),
+        ("records/*/*", "records 1 to 4 of tenant default are missing"),
         ("keys/*/*", "nothing of tenant default can be read"),
     ],
     ids=["a record", "the newest record", "all records", "the keys"],

@@ -3,9 +3,13 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
+import click
+import forked
 import pytest
+from staddle_server.cli.commands import group
 from test_app_cli import COMMAND, run
 
 REDIRECTIONS = {">/dev/full": "No space left on device", ">&-": "it is closed"}
@@ -90,3 +94,51 @@ def test_the_exit_code_of_a_probe_is_about_the_server_alone(data: Path, redirect
     said = run("health", "--data", data, "--timeout", "1s")
     done = with_stdout(redirection, "health", "--data", data, "--timeout", "1s")
     assert (done.returncode, done.stderr) == (said.returncode, said.stderr)
+
+
+CLOSED = (sys.executable, Path(forked.__file__).with_name("closed_stdout.py"), "staddle-server")
+LOST = f"Error: cannot write to standard output: {REDIRECTIONS['>&-']}\n"
+ARGUMENTS = {
+    "init": (),
+    "adopt": (),
+    "cert": ("--dir", "certificates"),
+    "check": (),
+    "clock": (),
+    "gc": (),
+    "health": ("--help",),
+    "parity": (),
+    "rebuild": ("--replace",),
+    "repair": (),
+    "serve": ("--help",),
+    "tenant create": ("acme",),
+    "tenant list": (),
+    "tenant set": ("acme", "--grace", "2d"),
+    "token create": ("--role", "reader", "--name", "r"),
+    "token list": (),
+    "token revoke": ("local",),
+    "uploads": (),
+}
+
+
+def test_every_command_whose_standard_output_is_closed_does_its_work_and_fails(tmp_path: Path) -> None:
+    names = set()
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            below = command.commands if isinstance(command, click.Group) else [""]
+            names |= {f"{name} {each}".strip() for each in below}
+    assert {*ARGUMENTS} == names
+    data = tmp_path / "d"
+    for name, more in ARGUMENTS.items():
+        arguments = [*name.split(), *more]
+        if name != "cert" and "--help" not in arguments:
+            arguments += ["--data", data]
+        done = forked.run([*CLOSED, *arguments], capture_output=True, timeout=60, cwd=tmp_path)
+        said = done.stderr.decode()
+        assert (done.returncode, done.stdout) == (1, b""), (name, said)
+        assert said.endswith(
+            "; the token r was not shown, and is revoked again\n" if name == "token create" else LOST
+        ), name
+    assert (tmp_path / "certificates" / "server.crt").exists()
+    assert states(data) == {"local": "revoked", "r": "revoked"}
+    assert "acme" in run("tenant", "list", "--data", data).stdout

@@ -37,9 +37,9 @@ def test_flipped_bytes_of_a_running_servers_store_are_repaired_and_all_restores_
     stub = backed_up(server)
     made = run("parity", "--data", server.data)
     assert (made.returncode, made.stderr) == (0, "")
-    assert "Made parity of 10 % for 2 packs (1.9 MiB): " in made.stdout
+    assert "Created parity of 10 % for 2 packs (1.9 MiB): " in made.stdout
     assert "Packs with parity: 2 of 2; " in made.stdout
-    assert "Copied 4 objects of records and keys." in made.stdout
+    assert "Copied 5 objects of records and keys." in made.stdout
     again = run("parity", "--data", server.data, "--percent", "30")
     assert again.stdout.splitlines() == made.stdout.splitlines()[1:2], "there is nothing to make"
 
@@ -104,7 +104,7 @@ def test_json_has_one_object_for_each_pack_and_one_for_the_run(server) -> None:
     assert lines[2]["packs"] == 2
     assert lines[2]["pack_bytes"] == sum(sizes)
     assert lines[2]["parity_bytes"] == sum(line["parity_bytes"] for line in lines[:2])
-    assert (lines[2]["copied"], lines[2]["damaged"], lines[2]["made_again"]) == (4, 0, 0)
+    assert (lines[2]["copied"], lines[2]["damaged"], lines[2]["made_again"]) == (5, 0, 0)
 
     large, small = packs_of(server)
     hurt(large, 500_000, 1)
@@ -145,7 +145,7 @@ def test_parity_that_is_lost_is_made_again_and_that_of_packs_that_are_gone_remov
     stray.parent.mkdir(exist_ok=True)
     stray.write_bytes(b"of a pack that is gone")
     done = run("parity", "--data", server.data)
-    assert "The parity of 1 pack was gone, cut off or damaged." in done.stdout
+    assert "The parity of 1 pack was missing, cut off or damaged." in done.stdout
     assert "Removed the parity of 1 pack that is gone." in done.stdout
     assert parities[0].exists()
     assert not stray.exists()
@@ -181,7 +181,7 @@ def test_verifying_finds_damage_that_nobody_met(server) -> None:
     assert run("parity", "--data", server.data).returncode == 0
     done = run("parity", "--data", server.data, "--verify")
     assert done.returncode == 1
-    assert "The parity of 2 packs was gone, cut off or damaged." in done.stdout
+    assert "The parity of 2 packs was missing, cut off or damaged." in done.stdout
     assert f"No parity, tenant default: pack {large.name} is damaged" in done.stderr
     assert run("parity", "--data", server.data, "--repair").returncode == 0
     assert run("parity", "--data", server.data, "--verify").returncode == 0

@@ -177,7 +177,7 @@ def test_what_could_not_be_used_is_named_and_the_exit_code_says_so(directory: Da
         record = list(Records(opened.blobs, opened.keys.load(tenant.id)).list())[-1]
     (directory.store / record).write_bytes(b"?" * 200)
     done = rebuild(directory, "--replace", code=1)
-    assert "2 things could not be used; all else was:" in done.output
+    assert "2 things could not be used; everything else was:" in done.output
     assert f"\n  the record {record} is damaged" in done.output
     assert "thesis.odt: it is nothing that Staddle puts into a store" in done.output
     said = json.loads(rebuild(directory, "--replace", "--json", code=1).stdout)

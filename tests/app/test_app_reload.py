@@ -9,18 +9,24 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import forked
 import grpc
 import pytest
 from servers import ServerProcess
+from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2_grpc
 from staddle_server import certs, config, logs
 from staddle_server.config import OperatorError, Settings
 from staddle_server.reloading import CHANGEABLE, Reloading
 from staddle_server.signals import listening_for_signals
 from staddle_server.store.space import MinFree, Space
+from thin import begin
 
 NOW = datetime.datetime.now(datetime.UTC)
 COMMAND = str(Path(sys.executable).with_name("staddle-server"))
@@ -114,11 +120,39 @@ def said(server: ServerProcess, words: str) -> str:
     return str(server.logged(words)[0]["message"])
 
 
+def check_new_drain_time(server: ServerProcess, config_file: Path, trusted: grpc.ChannelCredentials) -> None:
+    """With the half hour that it began with, the silent stream would hold up the stop."""
+    config_file.write_text(config_file.read_text().replace('drain = "30m"', 'drain = "1s"'))
+    assert server.process is not None
+    server.process.send_signal(signal.SIGHUP)
+    server.logged("settings were read again", changed="drain")
+    token = tomllib.loads(server.config.read_text())["token"]
+    end = threading.Event()
+
+    def silent() -> Iterator[wire.BackupRequest]:
+        yield wire.BackupRequest(parts=[begin("www")])
+        end.wait(60)
+
+    with grpc.secure_channel(server.address, trusted) as channel:
+        metadata = [("authorization", f"Bearer {token}")]
+        stub = service_pb2_grpc.StaddleServiceStub(channel)
+        stream = stub.Backup.future(silent(), metadata=metadata)
+        while not stub.ListUploads(wire.ListUploadsRequest(), metadata=metadata).uploads:
+            assert not stream.done()
+        assert server.stop() == 0
+        assert stream.exception(timeout=30) is not None
+        end.set()
+    (drained,) = server.logged("draining")
+    assert drained["drain_s"] == 1.0
+
+
 def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tmp_path: Path) -> None:
     pki, data = tmp_path / "pki", tmp_path / "data"
     certs.make(pki, ["localhost"], [], 20, NOW)
     config_file = tmp_path / "server.toml"
-    config_file.write_text('log_level = "info"\ntls_cert = "pki/server.crt"\ntls_key = "pki/server.key"\n')
+    config_file.write_text(
+        'drain = "30m"\nlog_level = "info"\ntls_cert = "pki/server.crt"\ntls_key = "pki/server.key"\n'
+    )
     server = ServerProcess(data, flags=("--config", str(config_file)))
     server.start()
     try:
@@ -132,7 +166,7 @@ def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tm
         config_file.write_text(config_file.read_text().replace('"info"', '"loud"'))
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
-        assert "server.crt holds no certificate in PEM" in said(server, "the old ones stay")
+        assert "server.crt is not a PEM file" in said(server, "the old ones stay")
         assert "log_level in" in said(server, "those of before stay")
 
         for path in pki.iterdir():
@@ -151,6 +185,6 @@ def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tm
             if not asked.stderr:
                 break
         assert (asked.returncode, asked.stderr) == (0, "")
-        assert server.stop() == 0
+        check_new_drain_time(server, config_file, trusted)
     finally:
         server.kill()

@@ -168,7 +168,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_serve_makes_an_absent_directory_and_prints_the_line_to_paste(server: Server) -> None:
     said = server.out.read_text()
-    assert f"Made {server.data}: keys, catalog, store" in said
+    assert f"Created {server.data}: keys, catalog, store" in said
     assert f"\n  export STADDLE_CONFIG={server.data}/client.toml\n" in said
     assert f"Listening on {server.client_config['server']} " in said
     assert not server.client_config["server"].endswith(":0")

@@ -338,7 +338,7 @@ NAMED = {
     "encrypted key": "openssl pkey -in .*given.key",
     "encrypted old key": "openssl pkey -in .*given.key",
     "request": "certificate request",
-    "public key": "no private key in PEM, but: PUBLIC KEY",
+    "public key": "no private key, but: PUBLIC KEY",
     "base64 twice": "base64 -d",
     "cut off": r"given\.key is cut off",
     "a damaged line": r"given\.crt is damaged: a block CERTIFICATE is not base64",
@@ -428,14 +428,14 @@ def test_what_is_no_file_or_cannot_be_read_is_named_and_never_waited_for(made: P
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("nowhere")
     for path, words in (
-        (tmp_path, "Is a directory"),
+        (tmp_path, "is a directory"),
         (tmp_path / "pipe", "is a pipe"),
         (Path("/dev/zero"), "device"),
         (tmp_path / "link", "a link to nowhere, which does not exist"),
     ):
         with pytest.raises(tls.TlsError, match=words):
             tls.load(tls.TlsFiles(path, made / "server.key", None))
-    with pytest.raises(tls.TlsError, match=r"server\.key holds no certificate in PEM, but: PRIVATE KEY"):
+    with pytest.raises(tls.TlsError, match=r"server\.key holds no certificate, but: PRIVATE KEY"):
         tls.load(tls.TlsFiles(made / "server.crt", made / "server.key", made / "server.key"))
 
 

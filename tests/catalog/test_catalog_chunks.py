@@ -27,6 +27,7 @@ def _stored(world, ids):
     return upload, pack
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_chunks_are_inserted_and_found(world):
     ids = world.digests(100_000)
     _, pack = _stored(world, ids)

@@ -181,6 +181,7 @@ if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(_golden(), indent=1) + "\n")
 
 
+@pytest.mark.slow
 def test_small_pieces_cost_no_more_memory_than_what_they_hold():
     data = noise(1_000_000)
     chunker = Chunker(REAL)

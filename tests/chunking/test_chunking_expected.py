@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from extent import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from staddle.chunking import EXPECTED_AHEAD, Chunker, ChunkerParameters, Cutter, Expected
@@ -33,7 +34,7 @@ def expected_cut(pushes, chunks, cutter=SMALL):
 
 
 @given(blocks, st.data())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 def test_cuts_are_the_same_whatever_was_there_earlier(parts, data) -> None:
     """Blocks of an earlier version are kept, lost, doubled, moved, or zeros; and what is pushed begins and ends anywhere."""
     earlier = cut([b"".join(parts)])
@@ -46,7 +47,7 @@ def test_cuts_are_the_same_whatever_was_there_earlier(parts, data) -> None:
 
 @given(blocks, st.lists(st.integers(0, 7_000), max_size=20), st.booleans())
 @example(parts=[noise(3_000)], lengths=[64, 64], last=False)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 def test_what_is_expected_wrongly_costs_nothing_but_time(parts, lengths, last: bool) -> None:
     """Right digests with wrong lengths, wrong digests with right lengths, and lengths that no chunk has."""
     whole = b"".join(parts)

@@ -101,7 +101,7 @@ def test_beyond_this_machine_there_is_no_plain_text() -> None:
 def test_certificates_that_cannot_be_used_are_refused_at_once(tmp_path: pathlib.Path) -> None:
     no_pem = tmp_path / "no.pem"
     no_pem.write_text("hello")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="ca: cannot read"):
         Client("localhost", TOKEN, ca=tmp_path / "missing.pem")
     with pytest.raises(ConfigError, match="not a PEM"):
         Client("localhost", TOKEN, ca=no_pem)

@@ -87,7 +87,7 @@ def test_a_file_without_a_token_is_named(tmp_path: pathlib.Path) -> None:
         ("server = \n", "is not TOML"),
         ("server = " + "9" * 5000, "is not TOML"),
         ("server = " + "[" * 2000, "is not TOML"),
-        ("#" * 70_000, "more than"),
+        ("#" * 70_000, "larger than"),
     ],
 )
 def test_a_file_that_is_wrong_is_an_error(tmp_path: pathlib.Path, text: str, message: str) -> None:

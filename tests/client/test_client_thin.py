@@ -7,6 +7,7 @@ import threading
 
 import grpc
 import pytest
+from extent import extent
 from memory_service import TOKEN, MemoryService, Running, rpc_abort
 from staddle import (
     BadRequestError,
@@ -318,18 +319,18 @@ def test_what_the_server_has_against_an_upload_is_said_when_it_is_opened(client:
 def test_memory_stays_flat_while_the_server_makes_nothing_durable_by_itself(
     client: Client, memory: MemoryService
 ) -> None:
-    piece = bytes(MIB)
+    piece, pieces = bytes(MIB), extent(130, 250)
     held: list[int] = []
 
     def source(upload):
-        for _ in range(250):
+        for _ in range(pieces):
             held.append(upload._stream._replay.held_bytes)
             yield piece
 
     with client.upload("db") as upload:
         upload.put("zeros", source(upload))
     assert max(held) <= 97 * MIB
-    assert stored(memory, "db") == {b"zeros": piece * 250}
+    assert stored(memory, "db") == {b"zeros": piece * pieces}
 
 
 def test_a_checkpoint_that_came_too_early_is_asked_for_again(client: Client, memory: MemoryService) -> None:

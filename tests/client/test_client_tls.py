@@ -9,8 +9,10 @@ import staddle._given as given
 from client_pki import Authority, serve_tls
 from memory_service import TOKEN, MemoryService, Running, start
 from staddle import Client, ConfigError, ConnectError
-from staddle._config import load_settings
+from staddle._config import Settings, load_settings
 from staddle._pem import read_pem
+from staddle._tls import load
+from staddle._token import token_of
 
 
 @pytest.fixture
@@ -112,10 +114,10 @@ def test_a_pem_file_that_can_only_mean_one_thing_is_read(
     authority: Authority, tmp_path: pathlib.Path, how: str
 ) -> None:
     cert, key = authority.issue("client")
-    plain = read_pem("cert", str(cert)).certificates(), read_pem("key", str(key)).private_key()
+    plain = read_pem(cert).certificates(), read_pem(key).private_keys()
     for path in (cert, key):
         path.write_bytes(MEND[how](path.read_bytes()))
-    assert (read_pem("cert", str(cert)).certificates(), read_pem("key", str(key)).private_key()) == plain
+    assert (read_pem(cert).certificates(), read_pem(key).private_keys()) == plain
 
 
 def test_certificates_and_key_in_one_file_and_in_any_order_are_shown_as_a_server_wants_them(
@@ -132,6 +134,17 @@ def test_certificates_and_key_in_one_file_and_in_any_order_are_shown_as_a_server
         running.stop()
 
 
+def test_of_several_keys_in_a_file_the_one_of_the_certificate_is_used(
+    authority: Authority, tmp_path: pathlib.Path
+) -> None:
+    cert, key = authority.issue("client")
+    _, other = authority.issue("other")
+    several = tmp_path / "several.key"
+    several.write_bytes(other.read_bytes() + key.read_bytes())
+    (block,) = read_pem(key).private_keys()
+    assert load(Settings(ca=str(authority.file), cert=str(cert), key=str(several))).key == block.pem
+
+
 def test_files_that_do_not_fit_or_are_of_another_kind_are_refused_at_once_by_name(
     authority: Authority, tmp_path: pathlib.Path
 ) -> None:
@@ -144,12 +157,16 @@ def test_files_that_do_not_fit_or_are_of_another_kind_are_refused_at_once_by_nam
     empty.write_text("\n")
     cut = tmp_path / "cut.key"
     cut.write_bytes(key.read_bytes()[:-30])
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    java = tmp_path / "java.jks"
+    java.write_bytes(b"\xfe\xed\xfe\xed\0\0\0\2")
     twice = tmp_path / "twice"
     twice.write_bytes(base64.b64encode(cert.read_bytes()))
     locked = tmp_path / "locked.key"
     locked.write_text(key.read_text().replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"))
     for settings, words in (
-        ({"ca": ca, "cert": key, "key": cert}, "are cert and key swapped"),
+        ({"ca": ca, "cert": key, "key": cert}, "swap cert and key"),
         ({"ca": ca, "cert": cert, "key": other}, "is not the key of cert"),
         ({"ca": ca, "cert": cert, "key": locked}, "openssl pkey -in"),
         ({"ca": ca, "cert": cert, "key": cut}, "is cut off"),
@@ -158,6 +175,8 @@ def test_files_that_do_not_fit_or_are_of_another_kind_are_refused_at_once_by_nam
         ({"ca": empty}, "is empty"),
         ({"ca": twice}, "base64 -d"),
         ({"ca": tmp_path}, "is a directory"),
+        ({"ca": link}, "a link to nowhere, which does not exist"),
+        ({"ca": java}, "keytool -importkeystore"),
         ({"ca": "/dev/zero"}, "a device"),
         ({"ca": cert.read_text()}, "a certificate or key itself"),
     ):
@@ -185,13 +204,14 @@ def test_the_clients_own_certificate_is_warned_of_once_before_its_end(
 def test_a_private_key_that_others_can_read_is_warned_of_once(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, key = authority.issue("client")
+    cert, key = authority.issue("client", ends_h=31 * 24)
+    settings = Settings(ca=str(authority.file), cert=str(cert), key=str(key))
     key.chmod(0o640)
-    read_pem("key", str(key))
+    load(settings)
     assert caplog.records == []
     key.chmod(0o644)
     for _ in range(2):
-        read_pem("key", str(key))
+        load(settings)
     (record,) = caplog.records
     assert record.getMessage() == f"key {key} is a private key, and others can read it: chmod 600 it."
 
@@ -219,7 +239,7 @@ SECRET = "staddle_" + "aB3_-" * 8 + "xyz"
     ],
 )
 def test_a_token_is_understood_as_it_is_pasted(pasted: str) -> None:
-    assert given.token_of(pasted) == SECRET
+    assert token_of(pasted) == SECRET
 
 
 @pytest.mark.parametrize(
@@ -227,7 +247,7 @@ def test_a_token_is_understood_as_it_is_pasted(pasted: str) -> None:
 )
 def test_what_is_no_token_is_refused_and_never_repeated(pasted: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        given.token_of(pasted)
+        token_of(pasted)
     assert pasted not in str(caught.value)
     assert SECRET[:20] not in str(caught.value)
 
@@ -279,7 +299,7 @@ def test_a_directory_a_device_and_a_pipe_without_a_writer_are_named_and_not_wait
     for path in (str(tmp_path), "/dev/zero"):
         with pytest.raises(ConfigError, match="it is a d"):
             load_settings(path, environment={})
-    with pytest.raises(ConfigError, match=r"nothing was written to it in 0.01 s"):
+    with pytest.raises(given.GivenError, match=r"nothing was written to it in 0.01 s"):
         given.read(str(pipe), 100, "a file", pipe_s=0.01)
     reader, writer = os.pipe()
     os.write(writer, b"x" * 50)

@@ -393,6 +393,7 @@ def test_the_members_of_a_zip_archive_wait_on_disk(monkeypatch: pytest.MonkeyPat
     assert peak < 300_000, peak  # the module's own list takes over 1 MB for them
 
 
+@pytest.mark.slow
 def test_a_zip_archive_holds_more_than_65535_members() -> None:
     tail = Tail()
     made = ZipArchive(tail, MTIME_NS)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from staddle._cache_file import (
@@ -144,7 +145,7 @@ def test_a_directory_that_the_base_does_not_have_takes_nothing_from_those_behind
     assert found == blocks
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(trees(), st.data())
 def test_no_byte_can_change_unnoticed(blocks: list[Block], data) -> None:
     good = made(ROOT, blocks)

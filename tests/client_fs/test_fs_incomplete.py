@@ -281,3 +281,110 @@ def test_a_path_that_is_listed_and_never_found_is_a_problem_and_marks_its_direct
         made = protected.backup(**options)
         assert [(p.kind, p.path) for p in made.problems] == [(ProblemKind.UNREADABLE, "good/f")]
         assert marked(protected) == ["good"]
+
+
+@CACHED
+@pytest.mark.parametrize("changed", [False, True], ids=["as-in-base", "changed"])
+@pytest.mark.parametrize("name", ["bad", "s", "z"])
+def test_a_directory_that_vanishes_and_comes_back_during_the_scan_keeps_what_is_in_it(
+    cached: bool, *, changed: bool, name: str, protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every call that the scan makes on it, wherever in the tree it lies."""
+    options = options_of(thin=False, cached=cached)
+    plant(protected.source)
+    (protected.source / "z" / "below").mkdir(parents=True)
+    (protected.source / "z" / "a").write_text("z/a")
+    (protected.source / "z" / "below" / "b").write_text("z/below/b")
+    protected.backup(**options)
+    expected = {entry.path for entry in protected.client.entries("data", recursive=True)}
+    (place,) = protected.source.rglob(name)
+    calls = [0, 0]  # those made, and the one at which the directory is away
+
+    def away_in(real):
+        def called(path, *args, **kwargs):
+            if path != os.fsencode(name):
+                return real(path, *args, **kwargs)
+            calls[0] += 1
+            if calls[0] != calls[1]:
+                return real(path, *args, **kwargs)
+            place.rename(protected.source.parent / "away")
+            try:
+                return real(path, *args, **kwargs)
+            finally:
+                (protected.source.parent / "away").rename(place)
+
+        return called
+
+    for function in ("stat", "open"):
+        monkeypatch.setattr(os, function, away_in(getattr(os, function)))
+    while calls[0] >= calls[1]:
+        at, calls[1] = calls[1] + 1, -1
+        protected.backup(**options)  # of which there is a cache, if there may be one
+        calls[:] = 0, at
+        if changed:
+            place.chmod(0o700 + calls[1])
+        made = protected.backup(**options | {"thin": bool(calls[1] % 2)})
+        assert (made.problems, made.notes) == ((), ())
+        assert {entry.path for entry in protected.client.entries("data", recursive=True)} == expected
+    assert calls[1] > 2
+
+
+@CACHED
+def test_a_file_that_vanishes_and_comes_back_during_the_scan_is_not_counted_as_removed(
+    cached: bool, protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of(thin=False, cached=cached) | {"max_removed_percent": 0.0}
+    (protected.source / "only").write_text("one")
+    protected.backup(**options)
+    real, calls = os.stat, [0, 0]
+
+    def away(path, *args, **kwargs):
+        if path == b"only":
+            calls[0] += 1
+            if calls[0] == calls[1]:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", away)
+    for calls[1] in (1, 2):
+        calls[0] = 0
+        (protected.source / "only").write_text(f"number {calls[1]}")
+        made = protected.backup(**options)
+        assert (made.problems, made.notes, made.backup.entry_count) == ((), (), 2)
+        assert protected.client.read("data", "only") == f"number {calls[1]}".encode()
+
+
+@pytest.mark.parametrize("how", ["stat", "open", "listdir"])
+@CACHED
+def test_a_source_in_which_nothing_can_be_looked_at_is_not_taken_for_an_empty_one(
+    cached: bool, how: str, protected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (protected.source / name).write_text("before")
+    real = getattr(os, how)
+
+    def failing(path, *args, **options):
+        if path in {b"a", b"b"} or how == "listdir":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args, **options)
+
+    for thin in (False, True):
+        options = options_of(thin=thin, cached=cached) | {"dataset": f"thin-{thin}"}
+        protected.backup(**options)
+        for name in ("a", "b"):
+            (protected.source / name).write_text(f"changed {thin}")
+        monkeypatch.setattr(os, how, failing)
+        for kind in ("auto", "full"):
+            if how == "listdir":
+                for more in ({}, {"dataset": "first"}, {"max_removed_percent": 100.0}):
+                    with pytest.raises(OSError, match=f"{os.strerror(errno.EIO)}. Nothing was backed up"):
+                        protected.backup(kind=kind, **options | more)
+                continue
+            with pytest.raises(TooMuchRemovedError, match=r"2 of 2 entries .* more than 99 %"):
+                protected.backup(kind=kind, max_removed_percent=99.0, **options)
+        if how != "listdir":  # without a limit only a source that is empty is refused
+            assert [p.path for p in protected.backup(**options).problems] == ["a", "b"]
+            dataset = options["dataset"]
+            assert [entry.path for entry in protected.client.entries(dataset) if entry.incomplete] == []
+            assert next(iter(protected.client.backups(dataset))).changes.removed == 2
+        monkeypatch.undo()

@@ -10,8 +10,10 @@ import pytest
 from fs_trees import nodes_of, seeded_bytes
 from staddle import _restore
 from staddle._errors import BadRequestError
+from staddle._types import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
+from test_fs_archive import archive
 from test_fs_restore import MTIME_NS, Server, file, other, restore
 
 TREE = [
@@ -200,3 +202,47 @@ def test_names_that_are_not_utf8_are_matched_and_restored(protected, tmp_path: P
     assert os.listdir(os.fsencode(tmp_path / "target")) == [b"-\xff\n.conf"]
     protected.restore(tmp_path / "rest", exclude=["-*.conf"])
     assert os.listdir(tmp_path / "rest") == ["plain"]
+
+
+class Damaged(Server):
+    """Behind some entries, the list of entries says that they, or all below them, are damaged."""
+
+    def __init__(self, places: dict[str, bool]) -> None:
+        super().__init__(*TREE)
+        self.places = places
+
+    def _parts(self, request):
+        count = 0
+        for part in super()._parts(request):
+            if part.HasField("end"):
+                part.end.damage_count += count
+            yield part
+            path = part.entry.path
+            if part.HasField("entry") and path in self.places and request.view == wire.ENTRY_VIEW_BASIC:
+                count += 1
+                damage = wire.Damage(path=path, message="a page is gone", subtree=self.places[path])
+                yield wire.RestorePart(damage=damage)
+
+
+@pytest.mark.parametrize("how", ["directory", "archive"])
+@pytest.mark.parametrize(
+    ("patterns", "places", "named"),
+    [
+        ({"exclude": ["old/"]}, {"etc/old": True, "etc/old/a.conf": False}, []),
+        ({"exclude": ["*.conf"]}, {"etc/x.conf": False}, []),
+        ({"exclude": ["old/"]}, {"etc/private": True, "srv/data": False}, ["etc/private", "srv/data"]),
+        ({"include": ["*.conf"]}, {"srv/data": False}, []),
+        ({"include": ["*.conf"]}, {"srv": True, "etc/x.conf": False}, ["etc/x.conf", "srv"]),
+    ],
+)
+def test_damage_is_named_where_it_may_have_taken_something_that_was_selected(
+    how: str, patterns: dict[str, list[str]], places: dict[str, bool], named: list[str], tmp_path: Path
+) -> None:
+    server = Damaged(places)
+    if how == "archive":
+        report, _ = archive(server, **patterns)
+    else:
+        report = restore(server, tmp_path / "target", **patterns)
+    assert [problem.path for problem in report.problems] == named
+    assert {problem.kind for problem in report.problems} <= {ProblemKind.DAMAGED}
+    assert report.complete is not bool(named)

@@ -185,7 +185,8 @@ def test_a_full_standard_output_is_named_once_and_never_taken_for_the_target(
         (policy, "", ". The change itself is done: only its report is lost."),
         (policy, "1", ". The change itself is done: only its report is lost."),
     ]:
-        staddle.variables["PYTHONUNBUFFERED"] = unbuffered
+        staddle.variables.pop("PYTHONUNBUFFERED", None)
+        staddle.variables |= {"PYTHONUNBUFFERED": "1"} if unbuffered else {}
         with open("/dev/full", "wb") as full:
             ended = staddle.start(*arguments, stdout=full)
             _, err = ended.communicate(timeout=WAIT_S)

@@ -12,6 +12,7 @@ import pytest
 from crash_disk import VARIANTS
 from crash_power import Cuts
 from crash_work import LostError
+from extent import extent
 
 SEED = 7
 
@@ -20,8 +21,8 @@ def test_a_power_cut_during_the_first_start_leaves_what_the_next_one_makes_whole
     recorded, tmp_path: Path
 ) -> None:
     cuts = recorded.cuts(tmp_path)
-    for prefix in range(0, cuts.answers()[0], 3):
-        cuts.check(prefix, VARIANTS[prefix // 3 % len(VARIANTS)], SEED)
+    for prefix in range(0, cuts.answers()[0], extent(6, 3)):
+        cuts.check(prefix, VARIANTS[prefix // extent(6, 3) % len(VARIANTS)], SEED)
 
 
 def test_a_power_cut_takes_nothing_that_was_answered_and_leaves_nothing_half(
@@ -29,9 +30,9 @@ def test_a_power_cut_takes_nothing_that_was_answered_and_leaves_nothing_half(
 ) -> None:
     cuts, rng = recorded.cuts(tmp_path), random.Random(SEED)
     answers = cuts.answers()
-    for prefix in rng.sample(range(answers[0], len(recorded.events) + 1), 16):
+    for prefix in rng.sample(range(answers[0], len(recorded.events) + 1), extent(6, 16)):
         cuts.check(prefix, rng.choice(VARIANTS), SEED)
-    for prefix in rng.sample(answers, 4):
+    for prefix in rng.sample(answers, extent(2, 4)):
         cuts.check(prefix, "nothing", SEED)
     assert cuts.figures["restored"] > 0
 

@@ -42,7 +42,7 @@ class Target:
         seeds: Valid inputs, from which the others are made.
         mutate: Makes an input from another one.
         growth_bytes_max: So much larger the process may become.
-        short_runs: Inputs that the normal suite tries.
+        short_runs: Inputs that `make test-all` tries; `make test` tries a third.
 
     """
 

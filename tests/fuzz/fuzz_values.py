@@ -19,6 +19,7 @@ from fuzz_manifest import TINY, Pages, content, entries, refs
 from google.protobuf.message import DecodeError
 from staddle._config import load_settings
 from staddle._errors import ConfigError
+from staddle._given import GivenError
 from staddle._pem import read_pem
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -235,7 +236,7 @@ def _pem() -> Iterator[Check]:
         def tried(read: Callable[[], object]) -> str:
             try:
                 read()
-            except (pem.TlsError, ConfigError) as error:
+            except (pem.TlsError, GivenError) as error:
                 return str(error).replace(tmp, "")
             return "read"
 
@@ -243,10 +244,10 @@ def _pem() -> Iterator[Check]:
             path.write_bytes(data)
             return " ".join(
                 (
-                    tried(lambda: pem.read(path).certificates()),
-                    tried(lambda: pem.read(path).keys()),
-                    tried(lambda: read_pem("ca", str(path)).certificates()),
-                    tried(lambda: read_pem("key", str(path)).private_key()),
+                    tried(lambda: pem.certificates_in(pem.read(path))),
+                    tried(lambda: pem.keys_in(pem.read(path))),
+                    tried(lambda: read_pem(path).certificates()),
+                    tried(lambda: read_pem(path).private_keys()),
                 )
             )
 

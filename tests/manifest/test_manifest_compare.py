@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from extent import examples, extent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_model import (
@@ -51,7 +52,7 @@ def counted(changes: list[Changed]) -> Counts:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(entries, max_size=30), st.lists(entries, max_size=30), st.booleans(), paths | st.none())
 def test_compare_and_count_agree_with_the_lists(
     said: list[Entry], more: list[Entry], from_nothing: bool, after: bytes | None
@@ -67,7 +68,7 @@ def test_compare_and_count_agree_with_the_lists(
     assert list(compare(root_a, root_b, pages, after=after)) == behind
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(extent(3, 8)))
 def test_large_trees_compare_as_their_lists_do(seed: int) -> None:
     pages = Pages()
     a = grown_tree(2000, seed)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
+from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_model import SMALL, TINY, Pages, directory, file
@@ -43,7 +44,7 @@ def offsets_of(refs: Sequence[ChunkRef]) -> list[tuple[int, ChunkRef]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.integers(0, 400), st.integers(0, 2**32), st.lists(st.integers(0, 400), max_size=4), st.floats(0, 1))
 def test_a_list_saved_and_restored_anywhere_is_the_same_and_is_read_from_any_byte(
     count: int, seed: int, saves: list[int], where: float

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_model import PAGE_KEY, SMALL, TINY, Pages, build, entries, full_list, grown_tree
@@ -24,7 +25,7 @@ def cut(all_of_them: list[Entry], cuts: list[int]) -> list[list[Entry]]:
     return [all_of_them[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.lists(entries, max_size=40), st.lists(st.integers(0, 40), max_size=4))
 def test_what_is_joined_is_what_is_built_from_nothing(said: list[Entry], cuts: list[int]) -> None:
     whole = full_list(said)

@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+from extent import examples, extent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_model import (
@@ -54,7 +55,7 @@ def listed(root: Root, pages: Pages) -> list[Entry]:
     return found  # type: ignore[return-value] # just seen
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(st.lists(entries, max_size=30), said_lists, st.lists(st.integers(0, 12), max_size=3), st.booleans())
 def test_runs_over_a_base_give_the_root_that_the_full_list_gives(
     based: list[Entry], said: list[Entry], cuts: list[int], first_to_one: bool
@@ -79,7 +80,7 @@ def test_runs_over_a_base_give_the_root_that_the_full_list_gives(
     assert merged.metadata_kept == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(said_lists, st.lists(st.integers(0, 12), max_size=4), st.integers(0, 5))
 def test_runs_may_be_merged_in_any_grouping(said: list[Entry], cuts: list[int], split: int) -> None:
     runs = runs_of(said, cuts)
@@ -90,7 +91,7 @@ def test_runs_may_be_merged_in_any_grouping(said: list[Entry], cuts: list[int], 
     build(whole, Pages(), run=True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(entries, max_size=20), said_lists, st.booleans())
 def test_a_differential_keeps_the_references_metadata_where_the_content_is_the_same(
     based: list[Entry], said: list[Entry], whole: bool
@@ -138,7 +139,7 @@ def test_a_differential_says_of_a_directory_whether_it_is_incomplete_now(before:
     assert merged.metadata_kept == 1
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(extent(4, 12)))
 def test_large_random_changes_give_the_root_of_the_full_list(seed: int) -> None:
     pages = Pages()
     base_list = grown_tree(3000, seed)
@@ -166,6 +167,7 @@ def test_large_random_changes_give_the_root_of_the_full_list(seed: int) -> None:
     assert merged.root == build(expected, Pages(), SMALL)
 
 
+@pytest.mark.slow
 def test_ten_changes_in_a_hundred_thousand_entries_touch_a_handful_of_pages() -> None:
     pages = Pages()
     paths = [f"d{n // 1000:03d}/f{n % 1000:03d}".encode() for n in range(100_000)]

@@ -5,6 +5,7 @@ import random
 import msgspec
 import pytest
 from blake3 import blake3
+from extent import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from manifest_model import (
@@ -48,7 +49,7 @@ from staddle_server.types import (
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(entries, min_size=1, max_size=30))
 def test_a_leaf_comes_back_as_it_was(said: list[Entry]) -> None:
     tree = full_list(said)
@@ -162,7 +163,7 @@ GOOD_LEAF = encode_leaf(full_list([file(b"a/b", 3), directory(b"c"), file(b"d", 
 GOOD_INDEX = encode_index(2, [Child(b"a", digest_of("a"), 1, 2), Child(b"b/c", digest_of("b"), 3, 4)])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.data())
 def test_hostile_pages_are_damage_and_nothing_else(data: st.DataObject) -> None:
     page = bytearray(data.draw(st.sampled_from([GOOD_LEAF, GOOD_INDEX])))
@@ -176,7 +177,7 @@ def test_hostile_pages_are_damage_and_nothing_else(data: st.DataObject) -> None:
             continue
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.sampled_from([1, 2, 4]), st.binary(max_size=60))
 @example(1, b"\xdd\xff\xff\xff\xff")
 @example(1, b"\x91" * 5000)

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_model import (
@@ -28,7 +29,7 @@ from staddle_server.manifest.tree import write_run
 from staddle_server.types import EMPTY_ROOT, Entry, Root, sort_key
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.lists(entries, max_size=30), paths | st.just(b""), paths | st.none())
 def test_find_walk_and_children_agree_with_the_list(
     said: list[Entry], path: bytes, after: bytes | None

@@ -14,6 +14,7 @@ from thin import Source, back_up, backups, begin, finish, messages, noise, reaso
 TAGS = {f"{i:03}" + "k" * 120: "v" * 1024 for i in range(64)}
 
 
+@pytest.mark.slow
 def test_backups_and_datasets_with_many_tags_are_listed_in_pages_that_fit_a_message(running):
     stub = running.stub()
     for index in range(66):

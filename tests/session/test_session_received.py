@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ def receive(said: list[Entry], every: int, pages: Pages, progress: Progress | No
     return received
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(entries | removals, max_size=14), st.integers(1, 15), st.booleans())
 def test_whatever_is_not_merged_is_what_merging_would_give(
     said: list[Entry], every: int, ordered: bool

@@ -18,6 +18,7 @@ from staddle_server.store.records import (
     DeletedRecord,
     ForgottenRecord,
     HeldRecord,
+    NotedRecord,
     PolicyRecord,
     PurgedRecord,
     Record,
@@ -75,6 +76,7 @@ RECORDS: dict[str, Record] = {
     "policy": PolicyRecord("orders-db", '{"keep_last":3}', 86_400, COMMIT_NS + 7),
     "forgotten": ForgottenRecord([(3, 5), (9, 9)], COMMIT_NS + 9),
     "tenant_settings": TenantSettingsRecord(3_600, COMMIT_NS + 8),
+    "noted": NotedRecord("a token was revoked"),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_blobs import MemoryBlobs
@@ -398,7 +399,7 @@ def test_many_threads_may_read_through_one_reader(memory: MemoryBlobs, keys: Ten
 
 
 @given(offset=st.integers(-10, 700), length=st.integers(-10, 700))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_a_wrong_place_is_damage_and_never_data(offset: int, length: int) -> None:
     blobs, keys = MemoryBlobs(), tenant_keys("here")
     summary = write_pack(blobs, keys, [(Role.DATA, [b"one", b"two"]), (Role.MANIFEST, [b"three"])])

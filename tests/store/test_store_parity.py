@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
+from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_blobs import MemoryBlobs, xored
@@ -35,7 +36,7 @@ from store_data import Seeded, tenant_keys, write_pack
 from test_store_pack_damage import Forge, entry, row
 
 BLOCK = PARITY_BLOCK_BYTES
-EXAMPLES = int(os.environ.get("STADDLE_TEST_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("STADDLE_TEST_EXAMPLES", examples(100)))
 """Random damages that each property is shown; more in a long run."""
 KEYS = tenant_keys("here", (1, 2))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from extent import extent
 from rebuilt import NOW_NS, facts_of, files_of, link_store, open_store, rebuild_in_place, rebuilt
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -35,7 +36,7 @@ from staddle_server.types import NO_LINK, Place
 from staddle_server.upkeep.rebuild import NothingOpens, Rebuilding
 from thin import Source, back_up, backups, datasets, noise, reason, restore, wait_until
 
-MOMENTS = int(os.environ.get("STADDLE_REBUILD_MOMENTS", "6"))
+MOMENTS = int(os.environ.get("STADDLE_REBUILD_MOMENTS", extent("3", "6")))
 """How often the catalog of a busy store is lost; more for a long run."""
 
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from rebuilt import rebuild_in_place
 from staddle.v1 import service_pb2 as sv
 from staddle_server.session.clock import SystemClock
-from staddle_server.session.records import as_pending, finish_missing
+from staddle_server.session.records import as_noted, as_pending, finish_missing
 from staddle_server.session.tenant import Tenants
 from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.records import (
     ForgottenRecord,
+    NotedRecord,
     Stored,
     TenantRecord,
     TenantSettingsRecord,
@@ -205,6 +206,10 @@ def test_the_collector_says_which_records_it_removes_so_that_they_leave_no_gap(r
         for each in backups(stub, "www")[1:]:
             stub.ReleaseHold(sv.ReleaseHoldRequest(dataset="www", backup=each.id))
             stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=each.id))
+        running.catalog.tenants.keep_records(running.tenant, [as_noted(running.tenant, "a token was made")])
+        finish_missing(
+            Tenants(running.blobs, running.catalog, running.keys).get(running.tenant), running.catalog
+        )
         for _ in range(3):
             tenants = Tenants(running.blobs, running.catalog, running.keys)
             report = Collector(running.catalog, tenants, SystemClock()).collect(grace_s=0)
@@ -213,6 +218,7 @@ def test_the_collector_says_which_records_it_removes_so_that_they_leave_no_gap(r
     records = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant).records
     kinds = [type(records.read(name)) for name in records.list()]
     assert kinds.count(ForgottenRecord) == 1, "a later one replaces the earlier ones"
+    assert NotedRecord not in kinds
     assert sequence_of(list(records.list())[-1]) > 2 * len(kinds), "most records are gone"
     assert check(running)[0] == []
     report, _ = rebuild_in_place(running)

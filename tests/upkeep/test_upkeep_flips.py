@@ -3,10 +3,11 @@
 import random
 
 import pytest
+from extent import extent
 from flips import Subject, build, flip_and_look, objects, regions, replace_and_look
 from thin import back_up, noise
 
-SAMPLE = 60
+SAMPLE = extent(15, 60)
 
 
 @pytest.fixture
@@ -30,7 +31,8 @@ def test_a_flipped_bit_anywhere_is_never_returned_and_always_named(subject):
 def test_objects_that_are_cut_or_made_longer_are_named(subject):
     for path in objects(subject.running):
         data = path.read_bytes()
-        for length in (0, 1, 47, 48, 100, len(data) // 2, len(data) - 33, len(data) - 1):
+        lengths = (0, 1, 47, 48, 100, len(data) // 2, len(data) - 33, len(data) - 1)
+        for length in extent(lengths[::3], lengths):
             replace_and_look(subject, path, data[:length])
         for more in (b"\0", noise(100), data):
             assert replace_and_look(subject, path, data + more), "what is whole still comes back"

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
+from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from staddle_server import limits
@@ -138,7 +139,7 @@ def candidates(draw):
     ]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(policies, candidates())
 def test_a_plan_keeps_what_the_rules_say_and_gives_a_reason_for_each(policy, backups):
     planned = plan(policy, backups, NOW * NS)
@@ -151,7 +152,7 @@ def test_a_plan_keeps_what_the_rules_say_and_gives_a_reason_for_each(policy, bac
     assert order == sorted(order, reverse=True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(policies, candidates())
 def test_no_plan_ever_takes_the_last_whole_backup_or_a_protected_one(policy, backups):
     gone = {each.id for each in plan(policy, backups, NOW * NS) if each.goes}
@@ -162,7 +163,7 @@ def test_no_plan_ever_takes_the_last_whole_backup_or_a_protected_one(policy, bac
         assert not gone
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(policies, candidates())
 def test_damage_only_ever_keeps_more(policy, backups):
     """So that a server need not look for damage where nothing goes without any."""
@@ -171,7 +172,7 @@ def test_damage_only_ever_keeps_more(policy, backups):
     assert gone <= {each.id for each in plan(policy, sound, NOW * NS) if each.goes}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(policies, candidates(), st.integers(0, 400))
 def test_what_a_plan_deleted_changes_no_later_plan(policy, backups, days):
     """As long as nothing new comes, following a policy again and again deletes nothing more, however much time passes."""

@@ -91,10 +91,27 @@ class Door:
         return stopped
 
 
+class WideDoor(Door):
+    """A door that also serves by gRPC."""
+
+    make: ClassVar[Callable[..., Any]]
+
+    def __init__(self, *arguments: object, **more: object) -> None:
+        super().__init__()
+        self._server = WideDoor.make(*arguments, **more)
+        for name in ("add_registered_method_handlers", "add_insecure_port", "start", "stop"):
+            setattr(self, name, getattr(self._server, name))
+
+    def add_generic_rpc_handlers(self, handlers: list[Any]) -> None:
+        super().add_generic_rpc_handlers(handlers)
+        self._server.add_generic_rpc_handlers(handlers)
+
+
 @contextmanager
-def open_door() -> Iterator[None]:
-    """Services that are made while the context lasts have handlers, and no gRPC."""
-    before, wire_server.grpc.server = wire_server.grpc.server, Door
+def open_door(door: type[Door] = Door) -> Iterator[None]:
+    """Services that are made while the context lasts have handlers, and no gRPC, or, with WideDoor, both."""
+    before, wire_server.grpc.server = wire_server.grpc.server, door
+    WideDoor.make = before
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import forked
 import grpc
+import statements  # noqa: F401  for what it does
 from staddle.v1 import service_pb2_grpc
 from staddle_server.catalog import Catalog, open_catalog
 from staddle_server.service import Service

@@ -1,10 +1,13 @@
 """Work ends with its caller: calls whose token has ended, and calls that nobody waits for any more."""
 
+import queue
 import threading
 import time
+from contextlib import contextmanager
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.session.reading import ChunkReader
@@ -135,6 +138,51 @@ def test_a_restore_of_a_revoked_token_ends(running, leaving):
         list(stream)
     assert ended.value.code() in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.CANCELLED}
     assert restore(running.stub(), "www").files == files
+
+
+@contextmanager
+def reflecting(running, token):
+    """A reflection stream: a function that asks it something and gives its answer, and the call."""
+    asked = queue.SimpleQueue()
+    with grpc.insecure_channel(running.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo(
+            iter(asked.get, None), metadata=[("authorization", f"Bearer {token}")]
+        )
+
+        def ask():
+            asked.put(reflection_pb2.ServerReflectionRequest(list_services=""))
+            return next(call).list_services_response
+
+        yield ask, call
+        asked.put(None)
+
+
+def test_a_reflection_stream_ends_with_its_token_and_gives_its_place_back(running):
+    streams = running.service._gate.streams
+    with reflecting(running, running.token("reader", name="leaving")) as (ask, _):
+        assert ask().service
+        revoke(running)
+        assert running.service._gate.end_invalid() == 1
+        with pytest.raises(grpc.RpcError) as ended:
+            ask()
+        assert reason(ended.value) == "UNAUTHENTICATED"
+    wait_until(lambda: streams.idle and gone(running))
+
+
+def test_a_silent_reflection_stream_whose_token_has_expired_is_cut_off(running):
+    token = running.catalog.tokens.create(
+        running.tenant, "short", TokenRole.READER, time.time_ns(), time.time_ns() + 3600 * 10**9
+    )
+    with reflecting(running, token) as (ask, call):
+        assert ask().service
+        running.clock.ahead_s = 3601
+        running.service._gate.end_invalid()
+        running.service._gate.end_invalid()
+        with pytest.raises(grpc.RpcError):
+            next(call)
+        assert call.code() == grpc.StatusCode.CANCELLED
+    wait_until(lambda: running.service._gate.streams.idle and gone(running))
 
 
 # ---------------------------------------------------------------------- callers that have gone

@@ -5,18 +5,25 @@ A new method without a row fails here.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import grpc
 import pytest
-from direct import Failed, Stub, open_door
+from blake3 import blake3
+from cut import Line
+from direct import Failed, Stub, WideDoor, open_door
+from extent import extent
 from google.protobuf.timestamp_pb2 import Timestamp
 from servers import Running
 from sqlalchemy import event
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle.v1 import service_pb2_grpc
+from staddle_server.logs import CALLS
 from staddle_server.types import TokenRole
 from staddle_server.wire.server import SERVICE
 from thin import Source, back_up, begin, finish, info, messages, noise, small, wait_until
@@ -64,7 +71,7 @@ class Place:
     def step(self) -> None:
         """The call under way takes a step; from a thread of its own or from one that opens for it."""
         thread = threading.current_thread()
-        if self._acting or not (thread.ident == self._caller or thread.name.startswith("open")):
+        if self._acting or not (thread.ident == self._caller or thread.name.startswith(("open", "call"))):
             return
         self.steps += 1
         if self.steps == self._at:
@@ -232,7 +239,10 @@ ROWS = {
     "PutChunks": Row(
         W,
         of_upload(
-            sv.PutChunksRequest, chunks=[pb.ChunkRef(digest=bytes(32), length_bytes=1)], data=b"1", raw=True
+            sv.PutChunksRequest,
+            chunks=[pb.ChunkRef(digest=blake3(b"1").digest(), length_bytes=1)],
+            data=b"1",
+            raw=True,
         ),
     ),
     "PutEntries": Row(
@@ -278,7 +288,7 @@ WORKS = [name for name, row in ROWS.items() if row.works]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Iterator[Place]:
     """One service for all rows: no call in this file may change what it keeps."""
-    with open_door():
+    with open_door(WideDoor):
         running = Running(tmp_path_factory.mktemp("every"), wrap=Stepping, lease_s=1e6)
         made = Place(running)
         running.blobs.place = made
@@ -360,7 +370,7 @@ def test_a_message_that_comes_after_its_token_has_ended_does_nothing(place, meth
     place.assert_nothing_held()
 
 
-SOME_STEPS = 1, 2, 4, 9, 25, 60, 150
+SOME_STEPS = extent((1, 4, 25, 150), (1, 2, 4, 9, 25, 60, 150))
 
 
 def at_steps(place: Place, method: str, action: Callable[[Stub], None]) -> Iterator[tuple[str, int, bool]]:
@@ -404,3 +414,162 @@ def test_work_ends_once_nobody_waits_for_it(place, method):
         assert steps_after <= STEPS_AFTER_MAX, ends
         if found != "OK":
             assert (found, decided) == ("CANCELLED", False)
+
+
+# ---------------------------------------------------------------------- over gRPC: deadlines and connections
+
+
+class Outcomes(logging.Handler):
+    """How the server says that calls ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: dict[str, str] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = getattr(record, "fields", {})
+        self.of[fields.get("method", "")] = fields.get("outcome", "")
+
+
+@pytest.fixture
+def outcomes() -> Iterator[Outcomes]:
+    log, handler = logging.getLogger(CALLS), Outcomes()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield handler
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+
+
+def has_gone(place: Place) -> bool:
+    """Whether the server knows that its caller has gone."""
+    return not place.running.service._gate._calls
+
+
+def wait_until_done(place: Place) -> None:
+    """Waits until no thread works for a call, and the library has said that all have ended."""
+    service = place.running.service
+    wait_until(lambda: has_gone(place) and service._gate.streams.idle and not service._wire._threads._load)
+
+
+def end_far(
+    place: Place, line: Line, token: str, method: str, request: Any, *, timeout_s: float | None
+) -> str:
+    """Makes a call over a connection of its own; how it ends for the client, once the server is done with it, too."""
+    metadata = [("authorization", f"Bearer {token}")]
+    with grpc.insecure_channel(line.address, options=[("grpc.enable_retries", 0)]) as channel:
+        call = getattr(service_pb2_grpc.StaddleServiceStub(channel), method)
+        try:
+            answer = call(
+                iter(request) if isinstance(request, list) else request, timeout=timeout_s, metadata=metadata
+            )
+            if method == "Restore":
+                list(answer)
+        except grpc.RpcError as error:
+            code = error.code().name
+        else:
+            code = "OK"
+    wait_until_done(place)
+    return code
+
+
+def leave_at(place: Place, method: str, at: int, outcomes: Outcomes, *, cut: bool) -> tuple[str, int, bool]:
+    """The deadline of a call passes, or its connection is cut, before a step of it.
+
+    How it then ended for the server, the steps that it took afterwards, and whether anything was decided.
+    """
+    timeout_s = None if cut else 0.2
+    while True:
+        token = place.token()
+        request = ROWS[method].request(place, Stub(token))
+        before, outcomes.of[method] = place.decided(), ""
+        left = []
+        with Line(place.running.port) as line:
+
+            def leave(line: Line = line, left: list[int] = left) -> None:
+                if has_gone(place):  # who calls is not even known
+                    place._at += 1
+                    return
+                if cut:
+                    line.cut()
+                wait_until(lambda: has_gone(place))
+                left.append(place.steps)
+
+            with place.acting(at, leave):
+                code = end_far(place, line, token, method, request, timeout_s=timeout_s)
+                steps = place.steps
+        found, decided = outcomes.of[method], place.decided() != before
+        restore_rows(place, method)
+        place.assert_nothing_held()
+        if left:
+            assert code == ("UNAVAILABLE" if cut else "DEADLINE_EXCEEDED")
+            return found, steps - left[0], decided
+        if code == "OK":
+            return "OK", 0, decided
+        assert code == "DEADLINE_EXCEEDED"
+        timeout_s = 2 * (timeout_s or 0.0)  # it passed before the step: the machine is busy
+
+
+def restore_rows(place: Place, method: str) -> None:
+    """What one small call may have decided is as before."""
+    undone = {
+        "DeleteBackup": named(sv.UndeleteBackupRequest),
+        "SetHold": named(sv.ReleaseHoldRequest),
+        "SetRetention": lambda *_: sv.SetRetentionRequest(
+            dataset="www", policy=pb.RetentionPolicy(keep_last=1)
+        ),
+        "ApplyRetention": lambda *_: sv.UndeleteBackupRequest(dataset="www", backup=place.older),
+    }
+    if method in undone:
+        request = undone[method](place, place.keeper)
+        outcome(place.keeper, type(request).__name__.removesuffix("Request"), request)
+
+
+BOTH_ENDS = pytest.mark.parametrize("cut", [False, True], ids=["deadline", "connection"])
+
+
+def check_left(place: Place, method: str, steps: tuple[int, ...], outcomes: Outcomes, *, cut: bool) -> None:
+    row, ends = ROWS[method], []
+    for at in steps:
+        found, after, decided = leave_at(place, method, at, outcomes, cut=cut)
+        ends.append(found)
+        if row.works and not row.goes_on:
+            assert after <= 2 * STEPS_AFTER_MAX, (at, after)  # gRPC notices a moment later
+            assert found == "OK" or not decided, (at, found)
+    if row.works and not row.goes_on:
+        assert "CANCELLED" in ends, ends
+    assert {*ends} <= {"OK", "CANCELLED"}, ends
+
+
+@BOTH_ENDS
+@pytest.mark.parametrize("method", ROWS)
+def test_a_caller_whose_deadline_passes_or_whose_connection_breaks_leaves_nothing_held(
+    place, outcomes, method, *, cut
+):
+    steps = extent((4,), SOME_STEPS) if ROWS[method].works else (1,)
+    check_left(place, method, steps, outcomes, cut=cut)
+
+
+def test_a_stream_whose_connection_breaks_in_the_middle_commits_nothing(place, outcomes):
+    request = thin_backup(place, place.keeper)
+    before = place.decided()
+    with Line(place.running.port) as line:
+
+        def half() -> Iterator[sv.BackupRequest]:
+            yield from request[: len(request) // 2]
+            wait_until(lambda: not has_gone(place))
+            line.cut()
+            wait_until(lambda: has_gone(place))
+            yield from request[len(request) // 2 :]
+
+        metadata = [("authorization", f"Bearer {place.token()}")]
+        with grpc.insecure_channel(line.address) as channel, pytest.raises(grpc.RpcError) as broken:
+            service_pb2_grpc.StaddleServiceStub(channel).Backup(half(), metadata=metadata)
+    assert broken.value.code() == grpc.StatusCode.UNAVAILABLE
+    wait_until_done(place)
+    assert outcomes.of["Backup"] == "CANCELLED"
+    assert place.decided() == before
+    place.assert_nothing_held()

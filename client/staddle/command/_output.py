@@ -72,6 +72,11 @@ class Output:
         """The command has done what it changes, such as a backup: if the rest cannot be written, only its report is lost."""
         self._done = what
 
+    def require_told(self) -> None:
+        """The command has ended well. Raises StdoutError if it has only looked, and nobody was told what it found."""
+        if sys.__stdout__ is None and not self._done:
+            raise StdoutError.closed()
+
     def give_away_stdout(self) -> None:
         """Standard output is for data: results and the summary go to standard error, too."""
         self._has_stdout = False

@@ -286,8 +286,7 @@ def _plan_and_apply(session: Session, client: Client, dataset: str, *, yes: bool
 
 def _applied(output: Output, dataset: str, applied: AppliedRetention) -> int:
     deleted = len(applied.deleted_backup_ids)
-    if deleted:
-        output.acted("deletion")
+    output.acted("deletion" if deleted else "check")
     name = _words.escaped(dataset)
     words = f"No backup of {name} goes."
     if applied.purge_time is not None:

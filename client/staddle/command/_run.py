@@ -18,7 +18,7 @@ import click
 from staddle import BadRequestError, StaddleError
 from staddle._standard import StdoutError
 from staddle._told import words_of
-from staddle.command._exits import DONE, FAILED, INTERRUPTED, WRONG_USAGE, Interruption
+from staddle.command._exits import DONE, FAILED, INCOMPLETE, INTERRUPTED, WRONG_USAGE, Interruption
 from staddle.command._options import hint_for
 from staddle.command._output import NoticeHandler, Output
 from staddle.command._words import escaped
@@ -94,6 +94,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _code_of(list(arguments) or ["--help"], output)
         sys.stdout.flush()
+        if code in (DONE, INCOMPLETE):
+            output.require_told()
     except BrokenPipeError:
         return _end_by_broken_pipe()
     except OSError as error:

@@ -1,11 +1,15 @@
 """What was last seen of the wall clock, so that a jump is noticed over restarts too."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, func, insert, select
 
 from staddle_server.catalog import schema
+from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.values import PendingRecord
 
 _c = schema.clock.c
 _ROW = 1
@@ -35,21 +39,24 @@ class ClockSeen(NamedTuple):
 class Clocks:
     """The one row about the wall clock."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, tenants: Tenants) -> None:
         self._database = database
+        self._tenants = tenants
 
     def get(self) -> ClockSeen | None:
         """What was seen last; None: nothing yet."""
         with self._database.read() as connection:
             return _last(connection)
 
-    def put(self, seen: ClockSeen, before: ClockSeen | None) -> bool:
-        """Keeps what is seen now, if `before` is still what was seen last. Whether it was."""
+    def put(self, seen: ClockSeen, before: ClockSeen | None, records: Iterable[PendingRecord] = ()) -> bool:
+        """Keeps what is seen now, and `records` as pending, if `before` is still what was seen last. Whether it was."""
         with self._database.write() as connection:
             if _last(connection) != before:
                 return False
             connection.execute(delete(schema.clock))
             connection.execute(insert(schema.clock), {"row": _ROW, **seen._asdict()})
+            for record in records:
+                keep_pending(connection, self._tenants.row(connection, record.tenant), [record])
             return True
 
     def newest_ns(self) -> int:

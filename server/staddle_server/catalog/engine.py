@@ -50,7 +50,7 @@ class Catalog:
         self.uploads = Uploads(database, self.tenants)
         self.retention = Retentions(database, self.tenants)
         self.tasks = Tasks(database)
-        self.clock = Clocks(database)
+        self.clock = Clocks(database, self.tenants)
         self.generation = Generations(database)
         self.collectors = Collectors(database)
         self.collection = Collection(database, self.tenants)

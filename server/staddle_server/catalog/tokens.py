@@ -9,10 +9,11 @@ from sqlalchemy import Row, Select, or_, select, update
 
 from staddle_server import errors
 from staddle_server.catalog import schema
+from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.dialect import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.rows import token_is_valid, unknown_token
 from staddle_server.catalog.tenants import Tenants
-from staddle_server.catalog.values import Principal, Token
+from staddle_server.catalog.values import PendingRecord, Principal, Token
 from staddle_server.catalog.words import ID_BYTES, batches, check_name
 from staddle_server.types import TokenRole
 
@@ -33,9 +34,16 @@ class Tokens:
         self._random = random
 
     def create(
-        self, tenant: bytes, name: str, role: TokenRole, now_ns: int, expires_ns: int | None = None
+        self,
+        tenant: bytes,
+        name: str,
+        role: TokenRole,
+        now_ns: int,
+        expires_ns: int | None = None,
+        *,
+        record: PendingRecord | None = None,
     ) -> str:
-        """Makes a token and gives its text, which cannot be had again.
+        """Makes a token and gives its text, which cannot be had again. Keeps `record` as pending in the same transaction.
 
         BAD_FIELD for a name that is not one, or that another token of the tenant has that is not revoked.
         """
@@ -43,11 +51,12 @@ class Tokens:
         secret = base64.urlsafe_b64encode(self._random(_SECRET_BYTES)).rstrip(b"=").decode()
         token = _PREFIX + secret
         with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
             made = connection.execute(
                 insert_or_ignore(connection, schema.tokens),
                 {
                     "id": self._random(ID_BYTES),
-                    "tenant": self._tenants.row(connection, tenant),
+                    "tenant": tenant_row,
                     "name": name,
                     "role": role.value,
                     "hash": _hash(token),
@@ -58,6 +67,7 @@ class Tokens:
             )
             if made.rowcount != 1:
                 raise errors.BadRequest("BAD_FIELD", f"There is already a token {name!r}", field="name")
+            keep_pending(connection, tenant_row, [record] if record else [])
         return token
 
     def list_all(self, tenant: bytes) -> list[Token]:
@@ -67,13 +77,17 @@ class Tokens:
             rows = connection.execute(query.order_by(_t.created_ns, _t.id))
             return [_token(tenant, row) for row in rows]
 
-    def revoke(self, tenant: bytes, token: str, now_ns: int) -> Token:
-        """Ends a token, named by its name or by its id in hexadecimal. BAD_FIELD where there is none to end."""
+    def revoke(self, tenant: bytes, token: str, now_ns: int, *, record: PendingRecord | None = None) -> Token:
+        """Ends a token, named by its name or by its id in hexadecimal. Keeps `record` as pending in the same transaction.
+
+        BAD_FIELD where there is none to end.
+        """
         named = _t.name == token
         id_ = _from_hex(token)
         with self._database.write() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
             query = _select().where(
-                _t.tenant == self._tenants.row(connection, tenant),
+                _t.tenant == tenant_row,
                 _t.revoked_ns.is_(None),
                 named if id_ is None else or_(named, _t.id == id_),
             )
@@ -83,6 +97,7 @@ class Tokens:
                     "BAD_FIELD", f"There is no token {token[:80]!r} to revoke", field="token"
                 )
             connection.execute(update(schema.tokens).where(_t.id == row.id).values(revoked_ns=now_ns))
+            keep_pending(connection, tenant_row, [record] if record else [])
             return _token(tenant, connection.execute(_select().where(_t.id == row.id)).one())
 
     def authenticate(self, token: str, now_ns: int) -> Principal:

@@ -13,14 +13,15 @@ from staddle_server.rooms import open_rooms
 @click.command()
 @data_option
 def adopt(*, data: DataDirectory) -> None:
-    """Take a copy of a data directory, or a store that was put back from one, for the one that counts from now on.
+    """Make a copied data directory or a restored store the valid one.
 
-    No server may run on DIR, and the original must not be served any more: both would give the same numbers to different backups.
+    No server may run on DIR, and the original must not be served any more: both would give the same numbers to different
+    backups.
     """
     with data.locked(), data.store_locked(), open_rooms(data, only_look=True) as rooms:
         flaw = generation.adopt(data, rooms.blobs, rooms.catalog)
     if flaw is None:
-        click.echo(f"{data.path} is no copy, and its parts belong together: nothing was changed.")
+        click.echo(f"{data.path} is not a copy, and its parts belong together: nothing was changed.")
         return
     if flaw.kind == generation.COPY:
         click.echo(

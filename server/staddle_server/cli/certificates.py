@@ -15,48 +15,46 @@ from staddle_server.owner import act_as_owner
     "directory",
     metavar="DIR",
     required=True,
-    help="Where the files go, and where the authority is kept.",
+    help="Directory for the files and the authority.",
 )
 @click.option(
     "--host",
     "hosts",
     metavar="NAME",
     multiple=True,
-    help="A name or address that clients use for the server; localhost is always in. May be given several times.",
+    help="Name or address that clients use for the server; localhost is always included. Can be repeated.",
 )
 @click.option(
     "--client",
     "clients",
     metavar="NAME",
     multiple=True,
-    help="Make a client's certificate. May be given several times.",
+    help="Create a certificate for the client of this name. Can be repeated.",
 )
 @click.option(
     "--days",
     type=click.IntRange(1, certs.DAYS_MAX),
     default=certs.DAYS_DEFAULT,
     show_default=True,
-    help="How long the certificates are valid; the authority lasts ten years.",
+    help="How long the certificates are valid; the authority is valid for ten years.",
 )
 def cert(directory: str, hosts: tuple[str, ...], clients: tuple[str, ...], days: int) -> None:
-    """Make a private certificate authority, and certificates of it for the server and for clients.
+    """Create a private certificate authority and certificates.
 
-    The authority (ca.crt, ca.key) is made once and used again. Without --client a server certificate is made; with
-    --client alone, only the clients'. Files that exist are never written over.
+    The authority (ca.crt, ca.key) is created once and reused. Without --client, creates a server certificate; with --client
+    alone, only client certificates. Existing files are never overwritten.
     """
     path = Path(directory).expanduser().absolute()
     act_as_owner(path)
     for_server = hosts or (() if clients else ("localhost",))
     made = certs.make(path, for_server, clients, days, datetime.datetime.now(datetime.UTC))
     for files in made:
-        click.echo(f"made {files.certificate} and {files.key}")
+        click.echo(f"created {files.certificate} and {files.key}")
     if for_server:
         server = certs.files_of(path, "server")
         click.echo(f"server:  staddle-server serve … --tls-cert {server.certificate} --tls-key {server.key}")
-        click.echo(
-            f"clients: give them {path / 'ca.crt'} (it is public); {path / 'ca.key'} belongs under lock and key"
-        )
+        click.echo(f"clients: give them {path / 'ca.crt'} (it is public); {path / 'ca.key'} must stay secret")
     if clients:
         click.echo(
-            f"mutual TLS: start the server with --tls-client-ca {path / 'ca.crt'}; hand each client its own two files"
+            f"mutual TLS: start the server with --tls-client-ca {path / 'ca.crt'}; give each client its own two files"
         )

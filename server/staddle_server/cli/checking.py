@@ -24,7 +24,7 @@ from staddle_server.upkeep.repair import Repair, Repaired
 PATHS_SHOWN: Final = 20
 WORDS: Final = {DAMAGE: "DAMAGE", HEALED: "healed", NOTE: "note"}
 
-_tenant_option = click.option("--tenant", metavar="NAME", help="Only this tenant; all of them if left out.")
+_tenant_option = click.option("--tenant", metavar="NAME", help="Only this tenant; all tenants if omitted.")
 
 
 def _percent(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
@@ -44,13 +44,13 @@ def _percent(_context: click.Context, _parameter: click.Parameter, value: str | 
     is_flag=False,
     flag_value="100",
     callback=_percent,
-    help="Also read every byte and check every digest; of a random part of the packs, another one each time, with =PERCENT.",
+    help="Also read every byte and check every digest; with =PERCENT, only of a random part of the packs, a different one each time.",
 )
 @click.option(
     "--seed",
     metavar="N",
     type=int,
-    help="Choose the same part of the packs as another check with this number.",
+    help="Choose the same packs as an earlier check with this number.",
 )
 @_tenant_option
 @data_option
@@ -58,10 +58,10 @@ def _percent(_context: click.Context, _parameter: click.Parameter, value: str | 
 def check(
     *, read_data: float | None, seed: int | None, tenant: str | None, data: DataDirectory, as_json: bool
 ) -> None:
-    """Compare the catalog with the store: is all there, and is it what was stored?
+    """Compare the catalog with the store.
 
-    Works beside a running server. What is found damaged is put down, so that the next backup of the same data heals it. Exits 0 if
-    nothing is damaged, 1 if something is.
+    Reports what is missing or damaged, and marks it as damaged, so that the next backup of the same data heals it. Runs beside
+    a server. Exit codes: 0: nothing is damaged; 1: something is.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
     plan = Plan(read=read_data is not None, share=(read_data or 100) / 100, random=Random(seed))  # noqa: S311  no secret
@@ -80,11 +80,11 @@ def check(
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Report what would be done, and change nothing.")
 @click.option(
     "--accept-lost-records",
     is_flag=True,
-    help="Give up records that a rebuild did not find, with the decisions in them. Put them back from a copy instead if there is one.",
+    help="Give up records that a rebuild did not find, with the decisions in them. If there is a copy of them, put that back instead.",
 )
 @_tenant_option
 @data_option
@@ -92,11 +92,11 @@ def check(
 def repair(
     *, dry_run: bool, accept_lost_records: bool, tenant: str | None, data: DataDirectory, as_json: bool
 ) -> None:
-    """Mend what can be mended: keys, records, the index, and what can still be read of damaged packs.
+    """Repair what can be repaired.
 
-    Works beside a running server, and discards nothing. Mends what is known to be damaged and what a look at each pack finds: run
-    `check --read-data` before. Ends with a check: what `check`
-    would find is named, with what mends it. Exits 0 if that is nothing, 1 if it is something.
+    Restores keys, records, the index, and what can still be read of damaged packs; discards nothing. Covers known damage and
+    what a look at each pack finds: run `check --read-data` first. Runs beside a server. Ends with a check, which names what is
+    left and how to mend it. Exit codes: 0: nothing is left; 1: something is.
     """
     with open_rooms(data) as rooms, Line() as line:
         told = _Told(line, as_json=as_json)

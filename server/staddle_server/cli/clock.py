@@ -8,23 +8,23 @@ import click
 from staddle_server.catalog.words import rfc3339
 from staddle_server.cli.options import data_option
 from staddle_server.datadir import DataDirectory
-from staddle_server.rooms import open_rooms
+from staddle_server.rooms import confirm_clock, open_rooms
 from staddle_server.session.clock import SystemClock
 from staddle_server.session.clockguard import ClockGuard
 
 
 @click.command()
-@click.option("--confirm", is_flag=True, help="The machine's clock is right now: believe it.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--confirm", is_flag=True, help="Confirm that the machine's clock is right now.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @data_option
 def clock(*, confirm: bool, as_json: bool, data: DataDirectory) -> None:
-    """Show whether the server believes the machine's clock. Exit code 0: it does; 3: it does not.
+    """Show whether the server believes the machine's clock.
 
-    While it does not, nothing is purged, expired, collected or deleted by policy. Runs beside a server.
+    While it does not, nothing is purged, expired, collected or deleted by policy. Runs beside a server. Exit codes: 0: it does;
+    3: it does not.
     """
     with open_rooms(data) as rooms:
-        guard = ClockGuard(rooms.catalog, SystemClock())
-        standing = guard.confirm() if confirm else guard.look()
+        standing = confirm_clock(rooms) if confirm else ClockGuard(rooms.catalog, SystemClock()).look()
     in_doubt = bool(standing.jump_ns) and not confirm
     if as_json:
         told = {

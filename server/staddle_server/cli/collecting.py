@@ -22,17 +22,17 @@ from staddle_server.upkeep.turn import TenantReport
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Report what would be done, and change nothing.")
 @click.option(
     "--grace",
     metavar="DURATION",
-    help="This once, instead of every tenant's grace period; a shorter one also ends the wait of packs that are on their way out. "
-    "0 frees everything now.",
+    help="Use this instead of each tenant's grace period, this once. A shorter one also ends the wait of packs that are about to be "
+    "removed. 0 frees everything now.",
 )
 @click.option(
     "--after-rebuild",
     is_flag=True,
-    help="Also collect tenants that wait for you since their catalog was rebuilt.",
+    help="Also collect tenants that have waited for an operator since their catalog was rebuilt.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @data_option
@@ -40,10 +40,10 @@ from staddle_server.upkeep.turn import TenantReport
 def gc(
     *, dry_run: bool, grace: str | None, after_rebuild: bool, yes: bool, data: DataDirectory, as_json: bool
 ) -> None:
-    """Free what no backup needs any more: purge deleted backups whose grace is over, and collect garbage.
+    """Free space that no backup needs any more.
 
-    Runs beside a server, and beside backups and restores. The server does the same by itself every --gc-every. Exit code 0:
-    all done; 1: a tenant could not be collected, and the report says why.
+    Purges deleted backups whose grace period is over, and collects garbage. Runs beside a server, backups and restores. The
+    server does the same every --gc-every. Exit codes: 0: done; 1: a tenant could not be collected, and the report says why.
     """
     grace_s = None if grace is None else int(duration("--grace", grace, GRACE_S_MAX))
     with open_rooms(data) as rooms, Line() as line:
@@ -61,7 +61,7 @@ def gc(
     else:
         _tell(report, dry_run=dry_run)
     if report.stopped:
-        raise click.ClickException("cut short: what was done is done, and the next collection goes on")
+        raise click.ClickException("interrupted: what was done stays done, and the next collection continues")
     if report.failed:
         sys.exit(1)
 
@@ -77,21 +77,22 @@ def _ask(collector: Collector, rooms: Rooms, line: Line, grace_s: int | None, *,
         return
     if not sys.stdin.isatty():
         raise click.UsageError(
-            "this ends graces early or collects after a rebuild: say --yes, or run it on a terminal"
+            "this ends grace periods early or collects after a rebuild: confirm with --yes, or run it on a terminal"
         )
     if shortens:
         ahead = collector.look_ahead(grace_s=grace_s)
         line.clear()
         say(
-            f"This purges {counted(ahead.sum_of('backups_purged'), 'deleted backup')}, which nobody can bring back then, and removes "
+            f"This purges {counted(ahead.sum_of('backups_purged'), 'deleted backup')}, which can then not be brought back, and removes "
             f"{counted(ahead.sum_of('packs_reaped'), 'pack')} ({size(ahead.sum_of('bytes_freed'))}) now.",
             err=True,
         )
     for name in waiting:
         say(
-            f"The catalog of the tenant {name} was rebuilt: what that did not find will be removed.", err=True
+            f"The catalog of the tenant {name} was rebuilt: what the rebuild did not find will be removed.",
+            err=True,
         )
-    click.confirm("Go on?", abort=True, err=True)
+    click.confirm("Continue?", abort=True, err=True)
 
 
 # --- the report

@@ -77,15 +77,16 @@ def _fitted(error: Exception) -> str:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(staddle_server.__version__, prog_name="staddle-server")
 def group() -> None:
-    """The Staddle server: keeps what clients hand it, and gives it back."""
+    """Run and administer a Staddle backup server."""
 
 
 def run() -> None:
     try:
         group(prog_name="staddle-server")
     except SystemExit as end:
-        # The answer of `health` is its exit code, and a server serves whether or not it can say where.
-        failure = None if sys.argv[1:2] in (["serve"], ["health"]) else stdout_failure()
+        # The answer of `health` is its exit code, and a server serves whether or not it can say where. Their help is as any other's.
+        is_help = not {"-h", "--help"}.isdisjoint(sys.argv[2:])
+        failure = stdout_failure() if is_help or sys.argv[1:2] not in (["serve"], ["health"]) else None
         if failure is None or isinstance(failure, BrokenPipeError) or end.code:
             raise  # what has failed has said so
         with contextlib.suppress(OSError):

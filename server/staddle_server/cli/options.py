@@ -55,7 +55,7 @@ def data_option(command: F) -> F:
         envvar="STADDLED_DATA",
         required=True,
         callback=_made,
-        help="The data directory; a server may run on it. [env: STADDLED_DATA]",
+        help="Data directory; a server may run on it. [env: STADDLED_DATA]",
     )(command)
 
 
@@ -68,7 +68,7 @@ def duration(flag: str, text: str, most_s: float = DURATION_S_MAX, *, bare: bool
 
 
 def json_option(command: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")(command)
 
 
 def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> DataDirectory:

@@ -37,27 +37,29 @@ RANGES_SHOWN: Final = 5
     type=click.IntRange(1, PARITY_PERCENT_MAX),
     default=10,
     show_default=True,
-    help="How much of a pack can be lost and repaired, and about what its parity takes.",
+    help="How much of a pack can be lost and still be repaired. Parity takes about as much space.",
 )
 @click.option(
     "--repair",
     is_flag=True,
-    help="Repair instead: packs that are marked as damaged, and records and keys.",
+    help="Repair packs that are marked as damaged, records and keys, instead of creating parity.",
 )
 @click.option(
     "--verify",
     is_flag=True,
-    help="Read all packs that have parity, and it, and make again what does not fit.",
+    help="Read all packs that have parity, and the parity itself, and create parity again where it does not match.",
 )
 @json_option
 def parity(data: DataDirectory, percent: int, *, repair: bool, verify: bool, as_json: bool) -> None:
-    """Make parity for the packs that have none, so that they can be repaired; copy records and keys.
+    """Create parity for packs, and copies of records and keys.
 
-    It may be stopped at any time and run again. With --repair, make whole again what is damaged. Exit 1 if
-    something that was looked at is damaged in the end.
+    Handles the packs that have no parity yet. Can be stopped at any time and run again. With --repair, repairs what is damaged.
+    Exit code 1: something that it looked at is still damaged.
     """
     if repair and verify:
-        raise click.UsageError("--repair and --verify do not go together: verify, then repair what it finds")
+        raise click.UsageError(
+            "--repair and --verify cannot be combined: verify first, then repair what it finds"
+        )
     with open_rooms(data) as rooms:
         if repair:
             whole = _repair(rooms, as_json=as_json)
@@ -94,7 +96,7 @@ def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
     else:
         _say_made(rooms, report, percent, names)
         if lost:
-            say(f"The parity of {counted(lost, 'pack')} was gone, cut off or damaged.")
+            say(f"The parity of {counted(lost, 'pack')} was missing, cut off or damaged.")
         if orphans:
             say(
                 f"Removed the parity of {counted(orphans, 'pack')} that {'are' if orphans > 1 else 'is'} gone."
@@ -132,7 +134,7 @@ class _Progress:
 def _say_made(rooms: Rooms, report: ParityReport, percent: int, names: dict[bytes, str]) -> None:
     if report.packs:
         say(
-            f"Made parity of {percent} % for {counted(report.packs, 'pack')} ({size(report.pack_bytes)}): "
+            f"Created parity of {percent} % for {counted(report.packs, 'pack')} ({size(report.pack_bytes)}): "
             f"{size(report.parity_bytes)}."
         )
     totals = rooms.catalog.packs.parity_totals()

@@ -27,19 +27,20 @@ DAMAGE: Final = 4
     help="Ask this address instead of the one in DIR/client.toml.",
 )
 @click.option(
-    "--timeout", metavar="DURATION", default="5s", show_default=True, help="How long one question may take."
+    "--timeout", metavar="DURATION", default="5s", show_default=True, help="How long to wait for one answer."
 )
 @click.option(
     "--wait",
     metavar="DURATION",
     default="0s",
     show_default=True,
-    help="Ask again for so long, until it serves.",
+    help="Keep asking for this long, until the server serves.",
 )
 def health_command(server: str | None, timeout: str, wait: str, **flags: str | None) -> None:
-    """Ask the server of DIR whether it serves: exit 0 if so, 1 if not, 3 if it only restores, 4 if it serves and knows of damage.
+    """Check whether the server of DIR serves.
 
-    For containers and scripts; needs no token.
+    For containers and scripts; needs no token. Exit codes: 0: it serves; 1: it does not; 3: it only restores; 4: it serves and
+    knows of damage.
     """
     settings = settings_from({**flags, "listen": config.LISTEN_DEFAULT})
     timeout_s, wait_s = duration("--timeout", timeout, bare=True), duration("--wait", wait, bare=True)

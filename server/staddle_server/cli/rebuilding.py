@@ -20,15 +20,14 @@ from staddle_server.upkeep.rebuild import Report
 
 @click.command()
 @settings_options(only=frozenset({"data"}))
-@click.option(
-    "--replace", is_flag=True, help="Set aside the catalog that is there, under a name with the time."
-)
-@click.option("--dry-run", is_flag=True, help="Only show what a rebuild would find; change nothing.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--replace", is_flag=True, help="Set an existing catalog aside, under a name with the time.")
+@click.option("--dry-run", is_flag=True, help="Report what a rebuild would find, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None) -> None:
-    """Make the catalog of DIR anew, from store/ and master.key alone. No server may run on DIR.
+    """Rebuild the catalog of DIR from store/ and master.key.
 
-    Exit 0 if everything in the store was used; 1 if something could not be, which is named: the rest is in the catalog.
+    No server may run on DIR. Exit codes: 0: everything in the store was used; 1: something could not be used and is named, and
+    everything else is in the catalog.
     """
     settings = settings_from(flags)
     act_as_owner(settings.data)
@@ -36,7 +35,7 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
     directory.require_rebuildable()
     if directory.catalog.exists() and not (replace or dry_run):
         raise click.ClickException(
-            f"{directory.catalog} is there. A rebuild is for a catalog that is lost or damaged: --replace sets this one "
+            f"{directory.catalog} exists. A rebuild is for a catalog that is lost or damaged: --replace sets this one "
             "aside first; --dry-run shows what a rebuild would find"
         )
     give_up_at_start(directory.path, directory.store)
@@ -74,7 +73,7 @@ def _say_found(report: Report) -> None:
     if not report.problem_count:
         say("Everything in the store was used.")
         return
-    say(f"{counted(report.problem_count, 'thing')} could not be used; all else was:")
+    say(f"{counted(report.problem_count, 'thing')} could not be used; everything else was:")
     for problem in report.problems:
         named = problem.what in problem.message
         say(f"  {problem.message}" if named else f"  {problem.what}: {problem.message}")
@@ -83,7 +82,7 @@ def _say_found(report: Report) -> None:
 
 
 def _of_these(report: Report) -> str:
-    deleted = f"; {report.deleted:,} of them deleted, and to be had back" if report.deleted else ""
+    deleted = f"; {report.deleted:,} of them deleted, and can be brought back" if report.deleted else ""
     return deleted + (f"; {report.purged:,} more are gone for good" if report.purged else "")
 
 
@@ -91,14 +90,14 @@ def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> N
     if dry_run:
         say("This was a dry run: nothing was changed.")
         return
-    say(f"Made {directory.catalog}.")
+    say(f"Created {directory.catalog}.")
     if rebuilt.aside is not None:
-        say(f"The catalog that was there is {rebuilt.aside} now.")
+        say(f"The previous catalog is {rebuilt.aside} now.")
     own = f"; the one in {directory.client_toml} is new already" if rebuilt.token else ""
     say(f"Tokens are gone: give every client a new one with `staddle-server token create`{own}.")
     say("Open uploads are gone: run those backups again; what they had stored is not sent again.")
-    say("Deleted backups can be had back for their whole grace period, counted from now.")
+    say("Deleted backups can be brought back for their whole grace period, counted from now.")
     say(
-        "Garbage collection waits until you say so: look first whether every backup is there, then `staddle-server gc --after-rebuild`."
+        "Garbage collection waits for you: check first that every backup exists, then run `staddle-server gc --after-rebuild`."
     )
     click.echo(f"Next: staddle-server serve --data {shlex.quote(str(directory.path))}")

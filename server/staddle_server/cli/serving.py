@@ -18,15 +18,16 @@ _log = logging.getLogger(__name__)
 @click.command()
 @settings_options(only=frozenset({"data"}))
 def init(**flags: str | None) -> None:
-    """Make a data directory: keys, catalog, store, the tenant "default", and an admin token in DIR/client.toml.
+    """Create a data directory.
 
-    `serve` does the same by itself where DIR is empty or absent.
+    It gets keys, a catalog, a store, the tenant "default", and an admin token in DIR/client.toml. `serve` does the same where
+    DIR is empty or missing.
     """
     settings = settings_from(flags)
     act_as_owner(settings.data)
     directory = DataDirectory(settings.data)
     if directory.is_complete():
-        raise click.ClickException(f"{directory.path} is a data directory already; nothing was changed")
+        raise click.ClickException(f"{directory.path} is already a data directory; nothing was changed")
     with directory.claimed():
         app.initialise(directory, settings)
     _say_made(directory)
@@ -36,7 +37,10 @@ def init(**flags: str | None) -> None:
 @click.command()
 @settings_options()
 def serve(**flags: str | None) -> None:
-    """Run the server on DIR until it is told to stop. An empty or absent DIR is made first, as by `init`."""
+    """Run the server on DIR until a signal stops it.
+
+    If DIR is empty or missing, it is created first, as by `init`.
+    """
     settings = settings_from(flags)
     act_as_owner(settings.data)
     logs.setup(settings.log_format, settings.log_level)
@@ -61,7 +65,7 @@ def _say_started(started: app.Started) -> None:
     if started.made:
         _say_made(directory)
     click.echo(f"Listening on {started.listening} ({_transport(started.settings)}).")
-    click.echo("In another terminal, paste this, and `staddle` finds this server:")
+    click.echo("Paste this in another terminal, so that `staddle` finds this server:")
     click.echo(f"  export STADDLE_CONFIG={shlex.quote(str(directory.client_toml))}")
     click.echo("Then: staddle backup PATH --dataset NAME")
     click.echo("Ctrl-C stops the server; what was acknowledged is kept.")
@@ -69,10 +73,10 @@ def _say_started(started: app.Started) -> None:
 
 def _say_made(directory: DataDirectory) -> None:
     click.echo(
-        f'Made {directory.path}: keys, catalog, store, the tenant "default", and an admin token for this machine.'
+        f'Created {directory.path}: keys, catalog, store, the tenant "default", and an admin token for this machine.'
     )
     click.echo(
-        f"Keep a copy of {directory.master_key} somewhere else: without it nothing can be read, by anybody, ever."
+        f"Keep a copy of {directory.master_key} somewhere else: without it nothing that is stored can ever be read."
     )
 
 

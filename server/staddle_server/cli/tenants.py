@@ -14,18 +14,24 @@ from staddle_server.rooms import create_tenant, open_rooms, set_grace, tenant_na
 
 @click.group()
 def tenant() -> None:
-    """Make, list and set tenants: each has keys, datasets and tokens of its own."""
+    """Create, list and configure tenants.
+
+    Each tenant has its own keys, datasets and tokens.
+    """
 
 
 @tenant.command()
 @click.argument("name")
 @data_option
 def create(name: str, data: DataDirectory) -> None:
-    """Make the tenant NAME: 1 to 64 of a-z 0-9 . _ -"""
+    """Create the tenant NAME.
+
+    A name has 1 to 64 characters out of a-z 0-9 . _ -
+    """
     with open_rooms(data) as rooms:
         create_tenant(rooms, name, time.time_ns())
     click.echo(
-        f"Made the tenant {name}. Next: staddle-server token create --tenant {name} --role writer --name NAME"
+        f"Created the tenant {name}. Next: staddle-server token create --tenant {name} --role writer --name NAME"
     )
 
 
@@ -35,11 +41,11 @@ def create(name: str, data: DataDirectory) -> None:
     "--grace",
     metavar="DURATION",
     required=True,
-    help="How long a deleted backup can be brought back, from now on also those that are deleted already.",
+    help="How long deleted backups can be brought back. Also applies to backups that are already deleted.",
 )
 @data_option
 def set_(name: str, grace: str, data: DataDirectory) -> None:
-    """Set what the tenant NAME has of its own."""
+    """Change the settings of the tenant NAME."""
     grace_s = int(duration("--grace", grace, GRACE_S_MAX))
     with open_rooms(data) as rooms:
         set_grace(rooms, tenant_named(rooms, name), grace_s, time.time_ns())

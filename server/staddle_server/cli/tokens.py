@@ -15,7 +15,7 @@ from staddle_server.cli.options import data_option, duration, json_option, print
 from staddle_server.config import OperatorError, SettingsError
 from staddle_server.datadir import DataDirectory
 from staddle_server.errors import StaddleError
-from staddle_server.rooms import DEFAULT_TENANT, Rooms, open_rooms, tenant_named
+from staddle_server.rooms import DEFAULT_TENANT, Rooms, create_token, open_rooms, revoke_token, tenant_named
 from staddle_server.session.clock import SystemClock
 from staddle_server.session.clockguard import ClockGuard
 from staddle_server.types import TokenRole
@@ -25,7 +25,10 @@ NS_PER_S: Final = 1_000_000_000
 
 @click.group()
 def token() -> None:
-    """Make, list and revoke tokens: a token is what a caller is known by, and decides its tenant and role."""
+    """Create, list and revoke tokens.
+
+    A token identifies a caller and decides its tenant and role.
+    """
 
 
 _tenant_option = click.option(
@@ -33,7 +36,7 @@ _tenant_option = click.option(
     metavar="NAME",
     default=DEFAULT_TENANT,
     show_default=True,
-    help="The tenant that the token acts in.",
+    help="Tenant that the token belongs to.",
 )
 
 
@@ -47,10 +50,12 @@ _tenant_option = click.option(
 @click.option(
     "--name",
     metavar="NAME",
-    help="What lists and logs call it: 1 to 64 of a-z 0-9 . _ -; made up if left out.",
+    help="Name in lists and logs: 1 to 64 characters out of a-z 0-9 . _ -; generated if omitted.",
 )
 @click.option(
-    "--expires", metavar="DURATION", help="How long it is good for, such as 90d; for ever if left out."
+    "--expires",
+    metavar="DURATION",
+    help="How long the token is valid, such as 90d; without limit if omitted.",
 )
 @_tenant_option
 @data_option
@@ -58,14 +63,17 @@ _tenant_option = click.option(
 def create(
     *, role: str, name: str | None, expires: str | None, tenant: str, data: DataDirectory, as_json: bool
 ) -> None:
-    """Make a token and print it: this once, it cannot be shown again."""
+    """Create a token and print it.
+
+    The token is shown only once.
+    """
     life_ns = None if expires is None else _life_ns(expires)
     name = name or f"{role}-{secrets.token_hex(3)}"
     with open_rooms(data) as rooms:
         now_ns = _believed_ns(rooms)
         expires_ns = None if life_ns is None else now_ns + life_ns
         owner = tenant_named(rooms, tenant)
-        text = rooms.catalog.tokens.create(owner.id, name, TokenRole[role.upper()], now_ns, expires_ns)
+        text = create_token(rooms, owner, name, TokenRole[role.upper()], now_ns, expires_ns=expires_ns)
         with _revoked_unless_shown(rooms, owner, name):
             if as_json:
                 row = {"token": text, "name": name, "role": role, "tenant": tenant}
@@ -92,7 +100,7 @@ def _revoked_unless_shown(rooms: Rooms, tenant: Tenant, name: str) -> Iterator[N
         yield
     except BaseException as error:
         try:
-            rooms.catalog.tokens.revoke(tenant.id, name, time.time_ns())
+            revoke_token(rooms, tenant, name, time.time_ns())
             outcome = f"the token {name} was not shown, and is revoked again"
         except StaddleError as e:
             outcome = (
@@ -109,7 +117,7 @@ def _revoked_unless_shown(rooms: Rooms, tenant: Tenant, name: str) -> Iterator[N
 @data_option
 @json_option
 def list_(tenant: str, data: DataDirectory, as_json: bool) -> None:
-    """List the tokens of a tenant, without their text."""
+    """List the tokens of a tenant, without their secrets."""
     with open_rooms(data) as rooms:
         now_ns = _believed_ns(rooms)
         found = rooms.catalog.tokens.list_all(tenant_named(rooms, tenant).id)
@@ -132,9 +140,12 @@ def list_(tenant: str, data: DataDirectory, as_json: bool) -> None:
 @_tenant_option
 @data_option
 def revoke(token: str, tenant: str, data: DataDirectory) -> None:
-    """End a token, by its name or id: the next call with it is refused."""
+    """Revoke a token, by its name or id.
+
+    The server refuses the next call with it.
+    """
     with open_rooms(data) as rooms:
-        ended = rooms.catalog.tokens.revoke(tenant_named(rooms, tenant).id, token, time.time_ns())
+        ended = revoke_token(rooms, tenant_named(rooms, tenant), token, time.time_ns())
     click.echo(f"Revoked the token {ended.name} of {tenant}.")
 
 
@@ -148,5 +159,5 @@ def _life_ns(text: str) -> int:
     """How long a token is good for. Raises SettingsError."""
     seconds = duration("--expires", text)
     if seconds <= 0:
-        raise SettingsError(f"--expires is {text!r}: the token would never be good")
+        raise SettingsError(f"--expires is {text!r}: the token would never be valid")
     return int(seconds * NS_PER_S)

@@ -15,19 +15,20 @@ _PAGE = 1000
 
 
 @click.command()
-@click.option("--tenant", metavar="NAME", help="Only those of this tenant.")
+@click.option("--tenant", metavar="NAME", help="Only uploads of this tenant.")
 @click.option(
     "--abort",
     metavar="ID",
     multiple=True,
-    help="Give up the upload with this id, or the first digits of it; may be repeated.",
+    help="Abort the upload with this id, or with the only id that begins so. Can be repeated.",
 )
 @data_option
 @json_option
 def uploads(*, tenant: str | None, abort: tuple[str, ...], data: DataDirectory, as_json: bool) -> None:
-    """List the open uploads of all tenants, or give some up: their writers are refused from then on.
+    """List open uploads of all tenants, or abort some.
 
-    Runs beside a server. What an upload that was given up has sent is removed by the next collections.
+    The server refuses the writer of an aborted upload from then on, and the next collections free its space. Runs beside a
+    server.
     """
     with open_rooms(data) as rooms:
         listed = list(_open(rooms, tenant))

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from staddle._figures import counted
 
-from staddle_server.catalog import Catalog, ClockSeen
+from staddle_server.catalog import Catalog, ClockSeen, PendingRecord
 from staddle_server.errors import Unavailable
 from staddle_server.session.clock import Clock
 
@@ -124,13 +125,16 @@ class ClockGuard:
             raise ClockInDoubt(standing.words)
         return standing.wall_ns
 
-    def confirm(self) -> Standing:
-        """An administrator says that the clock is right now. Answers what was thought of it before."""
+    def confirm(self, records: Sequence[PendingRecord] = ()) -> Standing:
+        """An administrator says that the clock is right now. Answers what was thought of it before.
+
+        Keeps `records` as pending in the same transaction.
+        """
         while True:
             standing = self.look()
             wall_ns, uptime_ns = self._clock.now_ns(), self._uptime_ns()
             right = ClockSeen(self._boot, wall_ns - uptime_ns, uptime_ns, wall_ns, 0, 0)
-            if self._catalog.clock.put(right, self._catalog.clock.get()):
+            if self._catalog.clock.put(right, self._catalog.clock.get(), records):
                 return standing
 
     def _uptime_ns(self) -> int:

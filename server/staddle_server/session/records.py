@@ -9,7 +9,14 @@ from staddle_server.catalog import Backup, Catalog, PendingRecord
 from staddle_server.catalog.words import batches
 from staddle_server.errors import StaddleError
 from staddle_server.session.tenant import Tenant, Tenants
-from staddle_server.store.records import ChangeCounts, CommittedRecord, Record, encode_record, new_record_id
+from staddle_server.store.records import (
+    ChangeCounts,
+    CommittedRecord,
+    NotedRecord,
+    Record,
+    encode_record,
+    new_record_id,
+)
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +27,16 @@ STEP_RECORDS: Final = 64
 def as_pending(tenant: bytes, record: Record) -> PendingRecord:
     """A decision's record, to be kept in the transaction that decides."""
     return PendingRecord(new_record_id(record), tenant, encode_record(record))
+
+
+def as_noted(tenant: bytes, what: str) -> PendingRecord:
+    """What tells the store that something was decided which only the catalog keeps.
+
+    The decision comes first, with this record as pending, and the record second. After a kill between them the catalog is
+    ahead of its store, and the next start writes the record. The other order would leave a good catalog that its store
+    calls older.
+    """
+    return as_pending(tenant, NotedRecord(what))
 
 
 def finish_record(tenant: Tenant, catalog: Catalog, record_id: bytes) -> int:
@@ -40,17 +57,22 @@ def finish_missing(tenant: Tenant, catalog: Catalog) -> int:
 
 
 def finish_all(tenants: Tenants, catalog: Catalog) -> int:
-    """What start-up does before it serves: writes every record that a crash has left out; gives how many.
+    """Writes every record that is decided on and not durable; gives how many. A start does this before it serves.
 
-    A tenant whose keys are damaged, or a full disk, does not keep the server from its other work, above all from
-    restoring: what cannot be written stays missing, is said in the log, and is tried again at the next start or replay.
+    A tenant whose keys are damaged, or a full disk, does not keep a server from its other work, above all from
+    restoring, or a token from being revoked: the record stays pending, the log names the reason, and the next start,
+    command or replay tries again.
     """
     written = 0
     for tenant in sorted({record.tenant for record in catalog.backups.pending_records()}):
         try:
             written += finish_missing(tenants.get(tenant), catalog)
         except StaddleError as e:
-            log.error("records of tenant %s could not be written: %s", tenant.hex(), e.message)  # noqa: TRY400 - no fault of ours
+            log.error(  # noqa: TRY400 - no fault of ours
+                "records of tenant %s could not be written, and the next start tries again: %s",
+                tenant.hex(),
+                e.message,
+            )
     return written
 
 

@@ -170,6 +170,12 @@ class ForgottenRecord(msgspec.Struct, frozen=True, tag_field="type", tag="forgot
             raise ValueError("a span ends before it begins")
 
 
+class NotedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="noted"):
+    """Something was decided that only the catalog keeps, such as a token that was revoked. A catalog that does not know this record is older."""
+
+    what: Text
+
+
 class TenantSettingsRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tenant_settings"):
     """The tenant's grace period from now on."""
 
@@ -189,7 +195,7 @@ Decision: TypeAlias = (
     | ForgottenRecord
 )
 """What is decided at a time of its own: of two about the same thing the later one counts."""
-Record: TypeAlias = TenantRecord | CommittedRecord | Decision
+Record: TypeAlias = TenantRecord | CommittedRecord | NotedRecord | Decision
 
 
 class Stored(NamedTuple):

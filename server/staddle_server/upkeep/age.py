@@ -5,7 +5,10 @@ from __future__ import annotations
 from staddle_server.catalog import Catalog
 from staddle_server.errors import Damaged
 from staddle_server.session.tenant import Tenant
-from staddle_server.store.records import sequence_of
+from staddle_server.store.blobs import Blobs
+from staddle_server.store.keys import KeyStore
+from staddle_server.store.pack import packs_prefix
+from staddle_server.store.records import is_head_name, records_prefix, sequence_of
 
 
 def newest_stored(tenant: Tenant) -> int:
@@ -22,3 +25,30 @@ def records_unknown(tenant: Tenant, catalog: Catalog) -> int:
     stored = newest_stored(tenant)
     # Asked second: what a server that runs decides meanwhile is known by then.
     return max(0, stored - catalog.tenants.newest_record(tenant.id))
+
+
+def tenants_unknown(blobs: Blobs, keys: KeyStore, catalog: Catalog) -> set[bytes]:
+    """The tenants that the catalog does not know, and that a rebuild finds: with records or packs, and with keys that open.
+
+    Lists the heads once. Raises Unavailable.
+    """
+    recorded = {
+        bytes.fromhex(name.partition("/")[2]) for name, _ in blobs.list("heads") if is_head_name(name)
+    }
+    # Asked second: a tenant that another process makes meanwhile is known by then.
+    unknown = recorded - {row.id for row in catalog.tenants.list_all()}
+    return {tenant for tenant in unknown if was_finished(blobs, tenant) and _opens(keys, tenant)}
+
+
+def was_finished(blobs: Blobs, tenant: bytes) -> bool:
+    """Whether a tenant was ever made to the end: its record is written last, before the tenant is reported as made."""
+    names = (records_prefix(tenant), packs_prefix(tenant))
+    return any(next(blobs.list(prefix), None) is not None for prefix in names)
+
+
+def _opens(keys: KeyStore, tenant: bytes) -> bool:
+    try:
+        keys.load(tenant)
+    except Damaged:
+        return False
+    return True

@@ -15,6 +15,7 @@ from staddle_server.store.records import (
     DeletedRecord,
     ForgottenRecord,
     HeldRecord,
+    NotedRecord,
     PolicyRecord,
     PurgedRecord,
     Record,
@@ -95,16 +96,16 @@ class History:
 
     def add(self, record: Record, name: str) -> None:
         """Takes a record, by the name of its object."""
-        if not isinstance(record, TenantRecord | CommittedRecord):
+        if isinstance(record, CommittedRecord):
+            self.newest_ns = max(self.newest_ns, record.commit_ns)
+        elif not isinstance(record, TenantRecord | NotedRecord):
             self.last_ns = max(self.last_ns, record.at_ns)
             self.newest_ns = max(self.newest_ns, record.at_ns)
-        elif isinstance(record, CommittedRecord):
-            self.newest_ns = max(self.newest_ns, record.commit_ns)
         match record:
             case TenantRecord():
                 self.tenant_made = True
-            case ForgottenRecord():
-                pass  # of no backup, and of no dataset: the chain reads it
+            case ForgottenRecord() | NotedRecord():
+                pass  # of no backup, and of no dataset: only the chain needs them
             case TenantSettingsRecord():
                 key = (record.at_ns, True, name)
                 if self._grace is None or key > self._grace.key:

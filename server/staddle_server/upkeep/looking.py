@@ -18,6 +18,7 @@ from staddle_server.store.records import (
     DeletedRecord,
     ForgottenRecord,
     HeldRecord,
+    NotedRecord,
     PurgedRecord,
     Record,
     ReleasedRecord,
@@ -49,6 +50,8 @@ class Decided:
     """The names of all other records of a backup; of one that is not purged, not of all kinds."""
     forgotten: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     """What the `forgotten` records say, by their names."""
+    noted: list[str] = field(default_factory=list)
+    """The names of the `noted` records."""
     known: dict[bytes, bool] = field(default_factory=dict)
     """Of those in `purged`: whether the catalog has them as purged; those that it does not know are left out."""
 
@@ -92,6 +95,8 @@ def _take(turn: Turn, name: str, found: Decided, unknown: set[bytes]) -> None:
     record = _read(turn, name)
     if isinstance(record, ForgottenRecord):
         found.forgotten[name] = record.spans
+    elif isinstance(record, NotedRecord):
+        found.noted.append(name)
     elif isinstance(record, PurgedRecord):
         found.purged[record.backup] = (name, record.at_ns)
     elif isinstance(record, _OF_A_BACKUP) and record.backup:

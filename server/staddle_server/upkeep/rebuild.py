@@ -28,6 +28,7 @@ from staddle_server.store.pack import PackReader, packs_prefix, parse_pack_name
 from staddle_server.store.records import Records, is_head_name, records_prefix, sequence_of
 from staddle_server.threads import Threads
 from staddle_server.types import NO_LINK, TenantKeys
+from staddle_server.upkeep.age import was_finished
 from staddle_server.upkeep.chain import Chain
 from staddle_server.upkeep.contents import Contents, read_contents
 from staddle_server.upkeep.history import History, Renumbered
@@ -167,9 +168,7 @@ class Rebuilding:
             return sorted({owner for owner in owners if owner is not None})
 
     def _was_finished(self, tenant: Tenant) -> bool:
-        """Whether the tenant was ever made to the end: its record is written last, before the tenant is reported as made."""
-        names = (records_prefix(tenant.tenant), packs_prefix(tenant.tenant))
-        if any(next(self._blobs.list(prefix), None) is not None for prefix in names):
+        if was_finished(self._blobs, tenant.tenant):
             return True
         self._report.notes.append(
             f"the tenant {tenant.name} ({tenant.tenant.hex()}) has keys and nothing else: it was never made to the end, and is left out"

@@ -91,7 +91,7 @@ def sweep_orphans(turn: Turn, found: Objects, before_ns: int) -> None:
 
 
 def forget(turn: Turn, decided: Decided) -> None:
-    """Removes the records of backups that were purged a reap grace ago, and their rows.
+    """Removes the records of backups that were purged a reap grace ago, and their rows; and `noted` records, which later ones replace.
 
     That these records may be absent is durable before the first one goes. The `purged` record of a backup goes last: a
     `committed` one without it would bring the backup back at a rebuild, with nothing of it left, and would make this catalog
@@ -106,7 +106,8 @@ def forget(turn: Turn, decided: Decided) -> None:
         if backup not in decided.known and at_ns <= before_ns
     ]
     names = {backup: _records_of(backup, decided) for backup in [*rows, *rest]}
-    folded = _say_forgotten(turn, decided, [name for of_backup in names.values() for name in of_backup])
+    of_backups = [name for of_backup in names.values() for name in of_backup]
+    folded = _say_forgotten(turn, decided, [*of_backups, *decided.noted])
     for backup in rows:
         _remove_records(turn, names[backup])
         turn.catalog.removal.forget(turn.tenant.id, turn.fence, backup)
@@ -114,7 +115,7 @@ def forget(turn: Turn, decided: Decided) -> None:
     for backup in rest:
         _remove_records(turn, names[backup])
         turn.report.backups_forgotten += 1
-    _remove_records(turn, folded)
+    _remove_records(turn, [*folded, *decided.noted])
 
 
 def _records_of(backup: bytes, decided: Decided) -> list[str]:

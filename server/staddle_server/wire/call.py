@@ -197,27 +197,39 @@ class Gate:
             "UNAUTHENTICATED", 'the call has no token: send the metadata "authorization: Bearer TOKEN"'
         )
 
-    def check(self, name: str, method: Method, principal: Principal) -> None:
+    def admit(self, name: str, role: TokenRole, context: grpc.ServicerContext, *, stream: bool) -> Call:
+        """Lets a call in whose token has at least this role. From now until its end the token is looked at again and again.
+
+        Raises:
+            Unauthenticated, PermissionDenied, Unavailable (DRAINING), Exhausted (TOO_MANY).
+
+        """
+        principal = self.principal(context)
+        self._check(name, role, principal)
+        self.check_threads(stream=stream)
+        call = Call(principal, self.tenant_name(principal.tenant), context)
+        self._enter(call)
+        return call
+
+    def _check(self, name: str, role: TokenRole, principal: Principal) -> None:
         """Whether the call may go on.
 
         Raises:
             PermissionDenied, Unavailable (DRAINING).
 
         """
-        if principal.role < method.role:
+        if principal.role < role:
             raise PermissionDenied(
                 "PERMISSION_DENIED",
-                f"{name} needs a token of the role {method.role.name.lower()}, this one is a "
-                f"{principal.role.name.lower()}",
-                role=method.role.name.lower(),
+                f"{name} needs a token of the role {role.name.lower()}, this one is a {principal.role.name.lower()}",
+                role=role.name.lower(),
             )
         if self.draining:
             raise Unavailable("DRAINING", "the server is shutting down; try again", retry_after_s=RETRY_S)
 
         self._admitted_s = self._now_s()
 
-    def enter(self, call: Call) -> None:
-        """From now until its end the call's token is looked at again and again."""
+    def _enter(self, call: Call) -> None:
         with self._lock:
             self._calls[call] = None
         try:
@@ -268,64 +280,84 @@ def handle(
     For gRPC every method streams its requests, which is the same on the wire: so who calls is known before anything that was
     sent is looked at, and a caller that sends nothing waits here, where it is counted and ended.
     """
-    decode, weigh = reading
+    handler = _Handler(gate, name, method, kind, reading)
+    return handler.answers if kind == "downstream" else handler.answer
 
-    def admit(context: grpc.ServicerContext) -> Call:
-        principal = gate.principal(context)
-        gate.check(name, method, principal)
-        gate.check_threads(stream=kind != "unary")
-        call = Call(principal, gate.tenant_name(principal.tenant), context)
-        gate.enter(call)
-        return call
 
-    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Message:
-        line = _Line(name, context, logging.DEBUG if method.one_of_many else logging.INFO)
+class _Handler:
+    """Handles the calls of one method."""
+
+    def __init__(self, gate: Gate, name: str, method: Method, kind: str, reading: Reading) -> None:
+        self._gate = gate
+        self._name = name
+        self._method = method
+        self._kind = kind
+        self._decode, self._weigh = reading
+
+    def answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Message:
+        """The one answer of a call. Aborts the call with the status of whatever is raised."""
+        level = logging.DEBUG if self._method.one_of_many else logging.INFO
+        line = _Line(self._name, context, level)
         try:
-            call = line.call = admit(context)
-            # No name holds what came: a handler that has taken what it needs can let go of the message.
-            response: Message
-            if kind == "upstream":
-                slot = gate.streams.enter(context, call.principal.tenant, until_left=True)
-                try:
-                    response = method.handler(map(decode, call.passing(slot.moving(requests))), call)
-                finally:
-                    gate.streams.leave(slot)
-            else:
-                # Its slot is the thread that works for it, so it is kept until the answer.
-                principal = call.principal
-                slot = gate.calls.enter(context, principal.token, principal.tenant, until_left=True)
-                held = gate.decoded.held(principal.tenant, call.check)
-                try:
-                    response = method.handler(
-                        decode(_counted(held, weigh, _come(call, slot, requests))), call
-                    )
-                finally:
-                    held.close()
-                    gate.calls.leave(slot)
+            call = line.call = self._gate.admit(
+                self._name, self._method.role, context, stream=self._kind != "unary"
+            )
+            response = (self._upstream if self._kind == "upstream" else self._unary)(requests, call, context)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")
         return response
 
-    def answers(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
-        line = _Line(name, context)
+    def answers(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Message]:
+        """The answers of a call to one message. Aborts the call with the status of whatever is raised."""
+        line = _Line(self._name, context)
         try:
-            call = line.call = admit(context)
-            slot = gate.streams.enter(context, call.principal.tenant)
-            context.add_callback(line.gone)
-            held = gate.decoded.held(call.principal.tenant, call.check)
-            message = gate.calls.only(requests, context, call.principal.token, call.principal.tenant)
-            call.check()
-            request = decode(_counted(held, weigh, message))
-            del message
-            slot.moved()  # the request is all that the client sends
-            yield from call.passing(slot.moving(method.handler(request, call)))
-            held.close()
+            call = line.call = self._gate.admit(self._name, self._method.role, context, stream=True)
+            yield from self._downstream(requests, call, context, line)
         except Exception as e:  # noqa: BLE001 - nothing but a status leaves a handler
             line.fail(e)
         line.end("OK")
 
-    return answers if kind == "downstream" else answer
+    # No name here holds what came: a handler that has taken what it needs can let go of the message.
+
+    def _unary(self, requests: Iterator[bytes], call: Call, context: grpc.ServicerContext) -> Message:
+        gate, principal = self._gate, call.principal
+        # Its slot is the thread that works for it, so it is kept until the answer.
+        slot = gate.calls.enter(context, principal.token, principal.tenant, until_left=True)
+        held = gate.decoded.held(principal.tenant, call.check)
+        try:
+            response: Message = self._method.handler(
+                self._decode(_counted(held, self._weigh, _come(call, slot, requests))), call
+            )
+            return response
+        finally:
+            held.close()
+            gate.calls.leave(slot)
+
+    def _upstream(self, requests: Iterator[bytes], call: Call, context: grpc.ServicerContext) -> Message:
+        streams = self._gate.streams
+        slot = streams.enter(context, call.principal.tenant, until_left=True)
+        try:
+            moving = map(self._decode, call.passing(slot.moving(requests)))
+            response: Message = self._method.handler(moving, call)
+            return response
+        finally:
+            streams.leave(slot)
+
+    def _downstream(
+        self, requests: Iterator[bytes], call: Call, context: grpc.ServicerContext, line: _Line
+    ) -> Iterator[Message]:
+        gate, principal = self._gate, call.principal
+        slot = gate.streams.enter(context, principal.tenant)
+        context.add_callback(line.gone)
+        held = gate.decoded.held(principal.tenant, call.check)
+        message = gate.calls.only(requests, context, principal.token, principal.tenant)
+        call.check()
+        request = self._decode(_counted(held, self._weigh, message))
+        del message
+        slot.moved()  # the request is all that the client sends
+        yield from call.passing(slot.moving(self._method.handler(request, call)))
+        held.close()
 
 
 def _come(call: Call, slot: Slot, requests: Iterator[bytes]) -> bytes:

@@ -84,10 +84,14 @@ def size(value: int, field: str, default: int, limit: int) -> int:
 
 def path_of(message: PathMessage) -> bytes:
     """The path of a message that has it as text or, where it is not UTF-8, as bytes."""
-    text, raw = message.path, message.raw_path
+    return _name_of(message.path, message.raw_path, "path")
+
+
+def _name_of(text: str, raw: bytes, field: str) -> bytes:
+    """A name that a message has as text or, where it is not UTF-8, as bytes."""
     if text and raw:
-        raise bad("path", "path and raw_path exclude each other")
-    return raw or text.encode()
+        raise bad(field, f"{field} and raw_{field} exclude each other")
+    return raw or text.encode("utf-8")
 
 
 def set_path(message: pb.Entry | sv.Damage, path: bytes) -> None:
@@ -171,7 +175,7 @@ def _entry_in(m: pb.Entry) -> Entry:
     xattrs, holes = m.xattrs, m.holes
     if xattrs or holes:
         attributes = Attributes(
-            tuple(Xattr(x.raw_name or x.name.encode("utf-8"), x.value) for x in xattrs),
+            tuple(Xattr(_name_of(x.name, x.raw_name, "name"), x.value) for x in xattrs),
             tuple(Hole(h.offset_bytes, h.length_bytes) for h in holes),
         )
     type_ = _TYPES.get(m.type) or _enum(EntryType, m.type, "entry.type")
@@ -186,7 +190,7 @@ def _entry_in(m: pb.Entry) -> Entry:
         m.mtime_ns if has("mtime_ns") else None,
         m.ctime_ns if has("ctime_ns") else None,
         m.inode if has("inode") else None,
-        link_target=m.raw_link_target or m.link_target.encode("utf-8") or None,
+        link_target=_name_of(m.link_target, m.raw_link_target, "link_target") or None,
         # A tree has few of them, and thousands of its entries are in memory at once.
         owner=sys.intern(m.owner),
         group=sys.intern(m.group),

@@ -30,7 +30,7 @@ from staddle_server.limits import (
 )
 from staddle_server.threads import Background, Threads, no_thread
 from staddle_server.types import TokenRole
-from staddle_server.wire.call import Gate, Method, Reading, handle
+from staddle_server.wire.call import CallerGone, Gate, Method, Reading, handle
 from staddle_server.wire.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.wire.health import SERVICE as HEALTH
 from staddle_server.wire.info import InfoCalls
@@ -184,11 +184,13 @@ class _Door(grpc.ServerInterceptor):
 
         def checked(requests: Any, context: grpc.ServicerContext) -> Any:
             try:
-                principal = self._gate.principal(context)
-                slot = self._gate.streams.enter(context, principal.tenant)
+                call = self._gate.admit("Reflection", TokenRole.READER, context, stream=True)
+                slot = self._gate.streams.enter(context, call.principal.tenant)
+                yield from serve(call.passing(slot.moving(requests)), context)
             except StaddleError as e:
                 context.abort_with_status(rpc_status.to_status(status_of(e)))
-            yield from serve(slot.moving(requests), context)
+            except CallerGone:
+                context.abort(grpc.StatusCode.CANCELLED, "the client has gone")
 
         return grpc.stream_stream_rpc_method_handler(
             checked,

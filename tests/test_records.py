@@ -1,0 +1,141 @@
+"""Every change of the catalog stands in this table, with what shows that a catalog which lacks it is older.
+
+A new change needs a row, and an answer.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+SERVER: Final = Path(__file__).parents[1] / "server" / "staddle_server"
+
+RECORDED: Final = "a decision: its record is in the chain of the tenant, so an older catalog is refused"
+CHANGES: Final = {
+    RECORDED: """
+        backups _set_deleted
+        clocks put
+        removal purge
+        retention apply
+        retention change
+        retention hold_backup
+        retention hold_dataset
+        retention release_backup
+        retention release_dataset
+        retention retain
+        tenants create
+        tenants keep_records
+        tenants set_grace
+        tokens create
+        tokens revoke
+        uploads commit
+    """,
+    "an open upload is as it was in the older catalog, and its client is told so when it resumes": """
+        chunks claim
+        packs begin
+        uploads abort
+        uploads begin
+        uploads checkpoint
+        uploads expire
+        uploads renew
+        uploads resume
+        uploads set_failure
+        uploads shorten
+    """,
+    "where stored data are: packs that the older catalog names and the store lacks are an alarm from the start on": """
+        collection begin_pack
+        collection condemn
+        collection drop_pack
+        packs drop_left_over
+        packs set_parity
+        removal drop_condemned
+        salvage publish
+        salvage reindex
+    """,
+    "what was found of stored data: the scrubber, a check or a reader finds it again": """
+        packs believe
+        packs doubt
+        packs mark_damaged
+        packs mark_lost
+        packs mark_sound
+        packs not_needed
+        verification read_whole
+    """,
+    "the work of a collection, or when a task was due: it is done again": """
+        collection _clear_some
+        collection begin_mark
+        collection clear_marks
+        collection end_claims
+        collection end_mark
+        collection roots_walked
+        collection save_reached
+        collection walk_done
+        collector acquire
+        collector release
+        collector renew
+        removal drop_orphans
+        removal forget
+        removal note_orphans
+        tasks begin
+        tasks end
+        tenants set_gc_failure
+    """,
+    "what an operator allowed is asked for again": """
+        generations forget
+        generations forget_birth
+        tenants set_gc_waits
+    """,
+    "what the store says itself: marks, keys, records and their times": """
+        backups mark_records_written
+        generations confirm
+        generations intend
+        tenants _decide
+        tenants set_keys
+    """,
+    "a rebuild, which makes another catalog": """
+        rebuild add_backups
+        rebuild add_dataset
+        rebuild add_packs
+        rebuild add_tenant
+    """,
+}
+
+
+def changes() -> Iterator[tuple[str, bool]]:
+    """Every method of the catalog that writes, by module and name, and whether it keeps a record."""
+    for path in sorted((SERVER / "catalog").glob("*.py")):
+        for each in ast.walk(ast.parse(path.read_text())):
+            if isinstance(each, ast.FunctionDef):
+                called = {ast.unparse(call.func) for call in calls(each)}
+                if "self._database.write" in called:
+                    yield f"{path.stem} {each.name}", "keep_pending" in called
+
+
+def calls(inside: ast.AST) -> Iterator[ast.Call]:
+    return (each for each in ast.walk(inside) if isinstance(each, ast.Call))
+
+
+def test_every_change_of_the_catalog_is_listed_with_what_shows_that_an_older_catalog_lacks_it() -> None:
+    listed = {
+        " ".join(line.split()): why
+        for why, lines in CHANGES.items()
+        for line in lines.split("\n")
+        if line.strip()
+    }
+    found = dict(changes())
+    assert found.keys() - listed.keys() == set(), "new changes: keep a record, or say here why none is needed"
+    assert listed.keys() - found.keys() == set(), "changes that are no more"
+    assert {name for name, why in listed.items() if why == RECORDED} == {
+        name for name, keeps_record in found.items() if keeps_record
+    }
+
+
+def test_no_token_is_made_or_revoked_without_a_record() -> None:
+    made = [
+        call
+        for path in sorted(SERVER.rglob("*.py"))
+        for call in calls(ast.parse(path.read_text()))
+        if ast.unparse(call.func).endswith((".tokens.create", ".tokens.revoke"))
+    ]
+    assert len(made) == 2
+    assert all("record" in {given.arg for given in call.keywords} for call in made)
