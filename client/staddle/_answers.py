@@ -24,6 +24,7 @@ from staddle._convert import (
 from staddle._encoding import field, tag
 from staddle._entries import check_entry
 from staddle._errors import ProtocolError
+from staddle._figures import counted
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -64,7 +65,7 @@ def decoded(method: str, data: bytes) -> Any:
     if at < len(data) and sum(data.count(each, at) for each in _TAGS[method]) > fields_max:
         at = _behind(data, at, fields_max - FEW_FIELDS)
         if at < len(data):
-            raise ProtocolError(f"a message of over {fields_max} fields")
+            raise ProtocolError(f"a message of over {counted(fields_max, 'field')}")
     try:
         return rule.type.FromString(data)
     except DecodeError as error:

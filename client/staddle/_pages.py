@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from staddle._convert import path_of, sort_key
 from staddle._errors import ProtocolError
-from staddle._figures import size
+from staddle._figures import counted, size
 
 EMPTY_PAGES_MAX: Final = 1_000
 """A page may be shorter than was asked for, but a list of nothing but empty ones does not end."""
@@ -67,7 +67,7 @@ class PageGuard:
         self._count += 1
         if self._count > PAGES_MAX:
             raise ProtocolError(
-                f"The server sent {self._count:,} pages of {self._method}: the list does not end."
+                f"The server sent {counted(self._count, 'page')} of {self._method}: the list does not end."
             )
         if self._count & (self._count - 1) == 0:
             self._kept = token

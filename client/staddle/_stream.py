@@ -147,7 +147,7 @@ class _Reader:
         self._empty += 1
         if self._empty > EMPTY_MAX:
             raise ProtocolError(
-                f"The restore has {self._empty} messages or parts in a row that bring nothing."
+                f"The restore has {counted(self._empty, 'message or part', 'messages or parts')} in a row that bring nothing."
             )
 
     def read(self, part: service.RestorePart) -> Iterable[Event]:

@@ -266,8 +266,8 @@ class UploadStream:
         if durable.position > self._position + 1:
             with named(self._calls.address):
                 raise ProtocolError(
-                    f"The server says that {durable.position:,} entries and removals of the upload {self.upload.id} are durable, "
-                    f"and {self._position:,} were sent."
+                    f"The server says that the upload {self.upload.id} is durable up to its change {durable.position:,}, "
+                    f"and only {self._position:,} were sent."
                 )
 
     def _usable(self, durable: resources.DurablePoint) -> resources.DurablePoint:
