@@ -316,7 +316,7 @@ class Restore:
         behind = None if self._done is None else sort_key(self._done)
         comparison: Comparison | None = None
         try:
-            for event in events:
+            for event in self._streams.selected(events):
                 if isinstance(event, ChunksEvent):
                     if comparison is not None:
                         comparison = self._compare(comparison, event.chunks)
@@ -324,9 +324,7 @@ class Restore:
                 if comparison is not None:
                     ended, comparison = comparison, None
                     self._decide_compared(ended, event)
-                if isinstance(event, DamageEvent) and self._streams.selection.is_hit_by(
-                    event.path, subtree=event.subtree
-                ):
+                if isinstance(event, DamageEvent):
                     self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
                 if not isinstance(event, EntryEvent) or not self._takes(event.path, event.entry):
                     continue
@@ -404,7 +402,7 @@ class Restore:
         """Deals with a file all of whose chunks were compared, before the event that follows."""
         path, entry = comparison.path, comparison.entry
         try:
-            if not (isinstance(event, DamageEvent) and event.path == path):
+            if not (isinstance(event, DamageEvent) and event.path == path and not event.subtree):
                 same = comparison.is_same()
                 self._replace(path, entry, self._places.compared(path, entry, same=same))
         finally:

@@ -274,7 +274,7 @@ class _Reader:
         self._damages += 1
         # Of a part of the tree that cannot be read, each page is named, and has an entry at least.
         self._at_most("damages", self._damages, self._backup.entry_count + 1)
-        if self._referred is not None and self._referred.path == path:
+        if self._referred is not None and self._referred.path == path and not damage.subtree:
             self._referred = None
         return (
             DamageEvent(path, damage.message[:MESSAGE_CHARACTERS_MAX], damage.offset_bytes, damage.subtree),
