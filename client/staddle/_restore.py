@@ -157,12 +157,14 @@ class Restore:
                         self._tally.path = event.path
                         self._tell("compare")
                         found[0].add(event.path, event.entry)
+                    elif isinstance(event, DamageEvent) and event.subtree:
+                        found[0].sure = False
             found[0].end()
 
         try:
             self._streams.to_the_end(look, lambda: None)
             confirm = self._options.confirm_delete
-            if confirm is not None and found[0].count and not self._options.dry_run:
+            if confirm is not None and found[0].count and found[0].sure and not self._options.dry_run:
                 confirm(found[0].count)
         except BaseException:
             for each in found:
@@ -173,14 +175,16 @@ class Restore:
     def _delete(self, extras: Extras) -> None:
         """Deletes what was found, if all else is as it should be."""
         tally = self._tally
-        if tally.problems_dropped or any(problem.kind in FAILURES for problem in tally.problems):
-            self._warnings.extend(
-                [
-                    f"Kept {counted(extras.count, 'path')} that the backup does not have, because not everything was restored."
-                ]
-                if extras.count
-                else []
-            )
+        if (
+            not extras.sure
+            or tally.problems_dropped
+            or any(problem.kind in FAILURES for problem in tally.problems)
+        ):
+            if extras.count:
+                self._warnings.append(
+                    f"Kept {counted(extras.count, 'path')} that were not found in the backup, because not everything in the backup could be "
+                    "read and restored."
+                )
             return
         if extras.mounts:
             self._warnings.append(
