@@ -97,7 +97,7 @@ def check_backup(dataset: str, backup: pb.Backup) -> None:
 def check_picked(dataset: str, selector: pb.BackupSelector, backup: pb.Backup) -> None:
     """Raises ProtocolError for another backup than was asked for."""
     check_backup(dataset, backup)
-    if selector.backup != "latest":
+    if selector.backup.lower() != "latest":
         _begins(backup.id, selector.backup)
 
 

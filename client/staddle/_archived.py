@@ -128,10 +128,8 @@ class ToArchive:
         self._fetch()  # what an earlier stream left
         behind = None if self._done is None else sort_key(self._done)
         with closing(self._streams.events(VIEW_BASIC, self._options.paths)) as events:
-            for event in events:
-                if isinstance(event, DamageEvent) and self._streams.selection.is_hit_by(
-                    event.path, subtree=event.subtree
-                ):
+            for event in self._streams.selected(events):
+                if isinstance(event, DamageEvent):
                     self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
                 if isinstance(event, EntryEvent):
                     self._gather(event.path, event.entry, behind)

@@ -101,6 +101,8 @@ class Extras:
         """Paths to remove."""
         self.mounts = 0
         """Directories that stay because a file system is mounted there."""
+        self.sure = True
+        """All entries of the backup have come: none of what was found can be one of them."""
         try:
             self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._mount = _mount_of(self._root)

@@ -157,12 +157,14 @@ class Restore:
                         self._tally.path = event.path
                         self._tell("compare")
                         found[0].add(event.path, event.entry)
+                    elif isinstance(event, DamageEvent) and event.subtree:
+                        found[0].sure = False
             found[0].end()
 
         try:
             self._streams.to_the_end(look, lambda: None)
             confirm = self._options.confirm_delete
-            if confirm is not None and found[0].count and not self._options.dry_run:
+            if confirm is not None and found[0].count and found[0].sure and not self._options.dry_run:
                 confirm(found[0].count)
         except BaseException:
             for each in found:
@@ -173,14 +175,16 @@ class Restore:
     def _delete(self, extras: Extras) -> None:
         """Deletes what was found, if all else is as it should be."""
         tally = self._tally
-        if tally.problems_dropped or any(problem.kind in FAILURES for problem in tally.problems):
-            self._warnings.extend(
-                [
-                    f"Kept {counted(extras.count, 'path')} that the backup does not have, because not everything was restored."
-                ]
-                if extras.count
-                else []
-            )
+        if (
+            not extras.sure
+            or tally.problems_dropped
+            or any(problem.kind in FAILURES for problem in tally.problems)
+        ):
+            if extras.count:
+                self._warnings.append(
+                    f"Kept {counted(extras.count, 'path')} that were not found in the backup, because not everything in the backup could be "
+                    "read and restored."
+                )
             return
         if extras.mounts:
             self._warnings.append(
@@ -316,7 +320,7 @@ class Restore:
         behind = None if self._done is None else sort_key(self._done)
         comparison: Comparison | None = None
         try:
-            for event in events:
+            for event in self._streams.selected(events):
                 if isinstance(event, ChunksEvent):
                     if comparison is not None:
                         comparison = self._compare(comparison, event.chunks)
@@ -324,9 +328,7 @@ class Restore:
                 if comparison is not None:
                     ended, comparison = comparison, None
                     self._decide_compared(ended, event)
-                if isinstance(event, DamageEvent) and self._streams.selection.is_hit_by(
-                    event.path, subtree=event.subtree
-                ):
+                if isinstance(event, DamageEvent):
                     self._tally.note(ProblemKind.DAMAGED, event.path, event.message)
                 if not isinstance(event, EntryEvent) or not self._takes(event.path, event.entry):
                     continue
@@ -404,7 +406,7 @@ class Restore:
         """Deals with a file all of whose chunks were compared, before the event that follows."""
         path, entry = comparison.path, comparison.entry
         try:
-            if not (isinstance(event, DamageEvent) and event.path == path):
+            if not (isinstance(event, DamageEvent) and event.path == path and not event.subtree):
                 same = comparison.is_same()
                 self._replace(path, entry, self._places.compared(path, entry, same=same))
         finally:

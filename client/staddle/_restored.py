@@ -28,9 +28,10 @@ def restored(
 
     Close it to end the call.
     """
+    paths = len(request.paths) + len(request.raw_paths)
     messages = cast("Generator[wire.RestoreResponse]", calls.stream("Restore", request, retry=retry))
     with closing(messages), named(calls.address):
-        for event in read_restore(messages, view=request.view, segments=segments):
+        for event in read_restore(messages, view=request.view, segments=segments, paths=paths):
             if isinstance(event, HeaderEvent):
                 check_picked(request.dataset, request.backup, event.backup)
             yield event

@@ -38,7 +38,7 @@ class Selection:
     def choose(self, path: bytes, *, is_directory: bool) -> Choice:
         """What becomes of the next entry. The root (an empty path) is never excluded."""
         self._not_included = None
-        if self._is_below_excluded(path):
+        if self.is_below_excluded(path):
             return Choice.LEFT_OUT
         if path and self._exclude(path, is_directory):
             self._left_out = path
@@ -50,11 +50,11 @@ class Selection:
         self._not_included = path
         return Choice.LEFT_OUT
 
-    def is_hit_by(self, path: bytes, *, subtree: bool) -> bool:
-        """Whether damage at a path, or with `subtree` also below it, may have taken something that is wanted; told behind its entry."""
-        return not self._is_below_excluded(path) and (subtree or path != self._not_included)
+    def is_left_out(self, path: bytes) -> bool:
+        """Whether a path, none that comes behind the last one that was chosen, is not wanted."""
+        return self.is_below_excluded(path) or path == self._not_included
 
-    def _is_below_excluded(self, path: bytes) -> bool:
+    def is_below_excluded(self, path: bytes) -> bool:
         """Whether a path is, or lies below, the one that was excluded last."""
         left_out = self._left_out
         return left_out is not None and (path == left_out or path.startswith(left_out + b"/"))

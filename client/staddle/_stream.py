@@ -103,12 +103,13 @@ def read_restore(
     *,
     view: service.EntryView.ValueType = VIEW_DATA,
     segments: Segments | None = None,
+    paths: int = 0,
 ) -> Iterator[Event]:
-    """The events of a Restore stream that was asked for with `view`, and with segments if `segments` are given.
+    """The events of a Restore stream that was asked for with `view`, so many `paths`, and with segments if `segments` are given.
 
     Raises ProtocolError, and what `responses` raises.
     """
-    reader = _Reader(view=view, segments=segments)
+    reader = _Reader(view=view, segments=segments, paths=paths)
     for response in responses if segments is None else segments.ahead(responses):
         if not response.parts:
             reader.nothing()
@@ -120,10 +121,11 @@ def read_restore(
 class _Reader:
     """What has to be remembered between parts."""
 
-    def __init__(self, *, view: service.EntryView.ValueType, segments: Segments | None) -> None:
+    def __init__(self, *, view: service.EntryView.ValueType, segments: Segments | None, paths: int) -> None:
         self._data = view == VIEW_DATA
         self._refers = view == VIEW_REFERENCES
         self._segments = segments
+        self._paths = paths
         self._started = False
         self._ended = False
         self._last_key: bytes | None = None
@@ -272,9 +274,10 @@ class _Reader:
                 )
             self._open = None
         self._damages += 1
-        # Of a part of the tree that cannot be read, each page is named, and has an entry at least.
-        self._at_most("damages", self._damages, self._backup.entry_count + 1)
-        if self._referred is not None and self._referred.path == path:
+        # Of a part of the tree that cannot be read, each page is named, and has an entry at least. For each path that was asked for,
+        # whether the backup has it or not, the page that it would be in is named, and sometimes the next one.
+        self._at_most("damages", self._damages, self._backup.entry_count + 1 + 2 * self._paths)
+        if self._referred is not None and self._referred.path == path and not damage.subtree:
             self._referred = None
         return (
             DamageEvent(path, damage.message[:MESSAGE_CHARACTERS_MAX], damage.offset_bytes, damage.subtree),

@@ -12,7 +12,7 @@ from staddle._restored import restored
 from staddle._retry import Attempts, Retry, may_pass
 from staddle._segments import Segments, can_open
 from staddle._selection import Selection, selection_of
-from staddle._stream import VIEW_BASIC, VIEW_DATA, EntryEvent, Event, HeaderEvent
+from staddle._stream import VIEW_BASIC, VIEW_DATA, DamageEvent, EntryEvent, Event, HeaderEvent
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -103,6 +103,26 @@ class Streams:
                 if isinstance(event, HeaderEvent):
                     self._pick(event.backup)
                 yield event
+
+    def selected(self, events: Iterable[Event]) -> Iterator[Event]:
+        """The events of a stream whose entries are chosen as they come, without damage that took nothing of what is wanted.
+
+        A page of the tree that cannot be read is named by the path before it. If that is below an excluded directory, the next entry
+        shows whether all of the page was: only then it is left out.
+        """
+        doubtful: DamageEvent | None = None
+        for event in events:
+            if isinstance(event, DamageEvent):
+                if event.subtree and self.selection.is_below_excluded(event.path):
+                    doubtful = event
+                elif event.subtree or not self.selection.is_left_out(event.path):
+                    yield event
+                continue
+            if doubtful is not None:
+                if not (isinstance(event, EntryEvent) and self.selection.is_below_excluded(event.path)):
+                    yield doubtful
+                doubtful = None
+            yield event
 
     def ways(self, paths: Iterable[bytes]) -> dict[bytes, pb.Entry]:
         """The directories above paths, as the backup has them.

@@ -108,6 +108,8 @@ def test_a_second_backup_knows_what_changed(admin: Client) -> None:
     assert admin.read("orders", "a", at=first.begin_time) == b"1"
     assert admin.read("orders", "a", backup=second.id[:8]) == b"2"
     assert admin.get_backup("orders", at="0s").id == second.id
+    assert admin.get_backup("orders", "Latest").id == second.id
+    assert admin.get_backup("orders", first.id[:6].upper()).id == first.id
 
 
 def test_files_are_read_in_ranges_and_opened(admin: Client) -> None:

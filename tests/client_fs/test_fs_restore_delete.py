@@ -11,6 +11,7 @@ import pytest
 from fs_trees import assert_same, make_socket, nodes_of, plant
 from staddle._errors import PathNotFoundError
 from staddle._types import ProblemKind
+from staddle.v1 import service_pb2 as wire
 from test_fs_restore import MTIME_NS, Server, file, other, outside, restore
 from test_fs_restore_real import mounted
 
@@ -115,6 +116,29 @@ def test_a_backup_of_one_file_deletes_nothing_beside_it(protected, tmp_path: Pat
     assert (report.entries_deleted, names(target)) == (0, ["one", "other"])
 
 
+class ReadableLater(Server):
+    """The page of `d/keep` and `f` cannot be read when the backup is read first, and can be from then on."""
+
+    def _parts(self, request):
+        is_first = not self.requests[1:]
+        for part in super()._parts(request):
+            if is_first and part.entry.path in {"d/keep", "f"}:
+                continue
+            if is_first and part.HasField("end"):
+                yield wire.RestorePart(damage=wire.Damage(path="d", message="a page is gone", subtree=True))
+                part.end.entry_count -= 2
+                part.end.damage_count += 1
+            yield part
+
+
+def test_nothing_is_deleted_if_the_backup_could_not_be_read_when_that_was_decided(target: Path) -> None:
+    before = names(target)
+    report = restore(ReadableLater(*TREE), target, delete=True, confirm_delete=lambda _: pytest.fail("asked"))
+    assert names(target) == before
+    assert (report.entries_deleted, report.problems) == (0, ())
+    assert any("could be read" in each for each in report.warnings)
+
+
 @pytest.mark.parametrize("why", ["damaged", "blocked", "full"])
 def test_nothing_is_deleted_if_not_everything_was_restored(why: str, target: Path) -> None:
     server = Server(*TREE, file("large", bytes(range(256)) * 40))
@@ -133,7 +157,7 @@ def test_nothing_is_deleted_if_not_everything_was_restored(why: str, target: Pat
     else:
         report = restore(server, target, delete=True)
         assert report.entries_deleted == 0
-        assert any("because not everything was restored" in each for each in report.warnings)
+        assert any("because not everything in the backup could be read" in each for each in report.warnings)
     assert names(target) == before
 
 

@@ -205,7 +205,7 @@ def test_names_that_are_not_utf8_are_matched_and_restored(protected, tmp_path: P
 
 
 class Damaged(Server):
-    """Behind some entries, the list of entries says that they, or all below them, are damaged."""
+    """Behind some entries, the list of entries says that they are damaged, or that a page that came behind them is."""
 
     def __init__(self, places: dict[str, bool]) -> None:
         super().__init__(*TREE)
@@ -229,6 +229,8 @@ class Damaged(Server):
     ("patterns", "places", "named"),
     [
         ({"exclude": ["old/"]}, {"etc/old": True, "etc/old/a.conf": False}, []),
+        ({"exclude": ["old/"]}, {"etc/old/a.conf": True}, ["etc/old/a.conf"]),
+        ({"exclude": ["srv/"]}, {"srv": True, "srv/link.conf": True}, ["srv/link.conf"]),
         ({"exclude": ["*.conf"]}, {"etc/x.conf": False}, []),
         ({"exclude": ["old/"]}, {"etc/private": True, "srv/data": False}, ["etc/private", "srv/data"]),
         ({"include": ["*.conf"]}, {"srv/data": False}, []),

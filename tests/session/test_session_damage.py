@@ -3,6 +3,7 @@
 import grpc
 import pytest
 from blake3 import blake3
+from staddle import Client, DamageError
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.types import Role
@@ -143,3 +144,25 @@ def test_a_tenant_whose_keys_are_damaged_keeps_nobody_else_from_starting(running
     with pytest.raises(grpc.RpcError) as failed:
         back_up(running.stub(tenant=other), "www", {"a": b"1"})
     assert failed.value.code() == grpc.StatusCode.DATA_LOSS
+
+
+def test_a_backup_without_its_only_page_is_damaged_whatever_is_asked_for(running, tmp_path):
+    backup = back_up(running.stub(), "www", {"a": b"1"})
+    damage(running, Role.MANIFEST, bytes.fromhex(backup.manifest_digest))
+    paths = ["not/in/this/backup", "nor/that"]
+    with Client(running.address, token=running.token()) as client, pytest.raises(DamageError):
+        client.restore("www", tmp_path / "target", paths=paths)
+
+
+def test_a_lost_page_that_begins_in_an_excluded_directory_and_ends_behind_it_is_named(running, tmp_path):
+    stub = running.stub()
+    backup = back_up(stub, "www", MANY)
+    damage(running, Role.MANIFEST, a_leaf(running, backup, HURT.encode()))
+    before = [found.path for found in restore(stub, "www").damages]
+    excluded = before[0].partition("/")[0]
+    lost = max(path for path in before if path.startswith(excluded))
+    target = tmp_path / "target"
+    with Client(running.address, token=running.token()) as client, pytest.raises(DamageError) as failed:
+        client.restore("www", target, exclude=[f"/{excluded}/"])
+    assert any(not path.startswith(excluded) and not (target / path).exists() for path in MANY)
+    assert lost in [problem.path for problem in failed.value.report.problems]

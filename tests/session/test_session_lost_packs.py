@@ -7,6 +7,7 @@ import pytest
 from blake3 import blake3
 from staddle import Client
 from staddle._source import run_backup
+from staddle._stream import DamageEvent, read_restore
 from staddle._types import BackupKind, BackupOptions
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -206,6 +207,23 @@ def test_attributes_that_are_found_damaged_are_written_anew_when_their_entry_com
     source.put_entries(source.entry("a", b"small", xattrs=xattrs, mode=0o600))
     source.commit()
     assert len(restore(stub, "www").entries["a"].xattrs) == 100
+
+
+def test_a_file_of_which_attributes_and_list_of_chunks_are_damaged_is_named_once(running):
+    stub = running.stub()
+    source = Source(stub, "www")
+    xattrs = [pb.Xattr(name=f"user.{number}", value=b"value") for number in range(100)]
+    for name in ("a", "b", "c"):
+        source.put_file(name, LONG, xattrs=xattrs)
+    stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
+    source.put_file("d", b"small")  # so that the page is another one, in a segment of its own
+    first = source.commit()
+    for digest in manifest_chunks(running, first) - {bytes.fromhex(first.manifest_digest)}:
+        mark(running, Role.MANIFEST, digest)
+    for view in (sv.ENTRY_VIEW_DATA, sv.ENTRY_VIEW_REFERENCES):
+        events = read_restore(stub.Restore(sv.RestoreRequest(dataset="www", view=view)), view=view)
+        named = [event.path for event in events if isinstance(event, DamageEvent)]
+        assert named == [b"a", b"b", b"c"]
 
 
 def test_changes_over_a_base_that_became_damaged_ask_for_what_is_lost_of_it(running):

@@ -1261,7 +1261,9 @@ class Damage(_message.Message):
     offset_bytes: _builtins.int
     """The first byte that is missing."""
     subtree: _builtins.bool
-    """Entries of the tree below path could not be read at all."""
+    """A page of the tree could not be read: entries that come behind path, in the order of the tree, are missing, also such as lie
+    outside path. The next entry that comes is behind them. Empty path: from the beginning.
+    """
     def __init__(
         self,
         *,

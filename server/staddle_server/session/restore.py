@@ -363,7 +363,9 @@ class Restore:
                 self._reader.keep(*taken)
 
     def _give_up(self, damage: SentDamage) -> Iterator[Event]:
-        """The last entry, or a part of the manifest, cannot be given back."""
+        """The last entry, or a part of the manifest, cannot be given back. Of an entry that is said once."""
+        if self._skipping and not damage.subtree:
+            return
         if self._held is not None:
             held, self._held = self._held, None
             yield self._entry(held, None)
