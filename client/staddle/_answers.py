@@ -175,7 +175,7 @@ def _anything(_request: Message, _answer: Message) -> None:
 def _upload(upload: pb.Upload, *, dataset: str = "", upload_id: str = "") -> None:
     check_id("the upload id", upload.id)
     if upload_id:
-        _same("the upload", upload.id, upload_id)
+        _same("the upload", upload.id, upload_id.lower())
     if dataset:
         _same("an upload of the dataset", upload.dataset, dataset)
     if upload.state not in pb.UploadState.values() or upload.state == pb.UPLOAD_STATE_UNSPECIFIED:

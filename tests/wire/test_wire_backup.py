@@ -272,6 +272,8 @@ def test_an_upload_that_was_taken_over_is_found_by_both_request_ids_also_through
         for name in ("first", "second"):
             found = client.call("GetUpload", sv.GetUploadRequest(request_id=name)).upload
             assert (found.id, found.request_id, found.epoch) == (begun.upload.id, "first", 2)
+        by_id = sv.GetUploadRequest(upload_id=begun.upload.id.upper())  # which the server takes, too
+        assert client.call("GetUpload", by_id).upload == found
 
 
 def test_another_principal_takes_over_only_when_the_lease_has_ended(running):
