@@ -225,6 +225,25 @@ def test_the_collector_says_which_records_it_removes_so_that_they_leave_no_gap(r
     assert report.problems == []
 
 
+def test_a_collection_that_is_to_end_ends_between_two_of_many_records_that_it_removes(running):
+    notes = [as_noted(running.tenant, "a token was revoked") for _ in range(20)]
+    running.catalog.tenants.keep_records(running.tenant, notes)
+    tenants = Tenants(running.blobs, running.catalog, running.keys)
+    tenant = tenants.get(running.tenant)
+    finish_missing(tenant, running.catalog)
+
+    def left() -> int:
+        return sum(isinstance(tenant.records.read(name), NotedRecord) for name in tenant.records.list())
+
+    collector = Collector(running.catalog, tenants, SystemClock())
+    collector.collect(lambda: left() < 15)
+    assert left() == 14
+    assert check(running)[0] == []
+    collector.collect()
+    assert left() == 0
+    assert check(running)[0] == []
+
+
 def test_records_of_another_history_are_named(running, tmp_path):
     """A catalog is put back from an older copy, and decides other things under numbers that were given already."""
     stub = running.stub()

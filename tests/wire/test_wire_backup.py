@@ -6,6 +6,7 @@ import threading
 import grpc
 import pytest
 from blake3 import blake3
+from staddle import Client
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from thin import (
@@ -259,6 +260,20 @@ def test_running_the_same_again_takes_theopen_upload_over_at_once_for_the_same_p
     assert not other.taken_over
     different = stub.BeginUpload(sv.BeginUploadRequest(dataset="www", **{**asked, "fingerprint": "others"}))
     assert not different.taken_over
+
+
+def test_an_upload_that_was_taken_over_is_found_by_both_request_ids_also_through_the_client(running):
+    with Client(running.address, token=running.token()) as client:
+        begun, taken = (
+            client.call("BeginUpload", sv.BeginUploadRequest(dataset="www", request_id=name, take_over=True))
+            for name in ("first", "second")
+        )
+        assert (taken.taken_over, taken.upload.id) == (True, begun.upload.id)
+        for name in ("first", "second"):
+            found = client.call("GetUpload", sv.GetUploadRequest(request_id=name)).upload
+            assert (found.id, found.request_id, found.epoch) == (begun.upload.id, "first", 2)
+        by_id = sv.GetUploadRequest(upload_id=begun.upload.id.upper())  # which the server takes, too
+        assert client.call("GetUpload", by_id).upload == found
 
 
 def test_another_principal_takes_over_only_when_the_lease_has_ended(running):
