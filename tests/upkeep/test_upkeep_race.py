@@ -11,7 +11,7 @@ from extent import extent
 from garbage_left import Garbage
 from gc_race import Race
 
-ROUNDS = int(os.environ.get("STADDLE_TEST_RACE_ROUNDS", extent("6", "15")))
+ROUNDS = int(os.environ.get("STADDLE_TEST_RACE_ROUNDS", extent("10", "15")))
 SEED = int(os.environ.get("STADDLE_TEST_RACE_SEED", "2026"))
 
 
