@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from staddle.command._source import standard_input
 
 
 def python(script: str) -> list[str]:
@@ -102,6 +104,34 @@ def test_an_interrupted_stream_leaves_nothing_and_ends_its_command(
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
     assert staddle("list", "d", "--json").summary["backup_count"] == 0
+
+
+def test_a_signal_that_does_not_end_the_read_itself_ends_the_stream_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may arrive just before the read, or in another thread: then the read would wait for its next bytes."""
+    reader, writer = os.pipe()
+    written = threading.Event()
+
+    def interrupt() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        if not over.wait(20):
+            written.set()
+            os.write(writer, b"late\n")
+
+    over = threading.Event()
+    with open(reader) as given:
+        monkeypatch.setattr("sys.stdin", given)
+        other = threading.Timer(0.2, interrupt)
+        other.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                next(iter(standard_input()))
+        finally:
+            over.set()
+            other.join()
+            os.close(writer)
+    assert not written.is_set()
 
 
 def test_a_server_that_goes_away_and_comes_back_is_waited_for_and_that_is_said(

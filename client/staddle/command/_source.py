@@ -1,12 +1,15 @@
 """The bytes that `staddle backup --from-command` and `staddle backup -` read."""
 
+import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import Final, Self
 
 from staddle._figures import counted
 from staddle.command._exits import SourceError
@@ -62,7 +65,7 @@ class CommandOutput:
             ) from error
         if self._process.stdout is None:
             raise SourceError("The command has no output that could be read.")
-        while piece := self._process.stdout.read(PIECE_BYTES):
+        for piece in _pieces(self._process.stdout.fileno()):
             self.size_bytes += len(piece)
             yield piece
         self._check(self._process.wait())
@@ -84,8 +87,54 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def standard_input() -> IO[bytes]:
-    """Standard input as bytes. Raises SourceError if it is closed."""
+def standard_input() -> Iterator[bytes]:
+    """The bytes of standard input, in pieces. Raises SourceError if it is closed."""
     if sys.stdin is None:
         raise SourceError("Standard input is closed, so there is nothing to back up.")
-    return sys.stdin.buffer
+    return _pieces(sys.stdin.fileno())
+
+
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    """What comes, in pieces of PIECE_BYTES; the last one may be smaller.
+
+    A signal that arrives just before a read begins does not end the read: so signals are waited for together with what comes.
+    """
+    with _signals() as signals:
+        held: list[bytes] = []
+        size_bytes = 0
+        while True:
+            _wait(descriptor, signals)
+            data = os.read(descriptor, PIECE_BYTES - size_bytes)
+            held.append(data)
+            size_bytes += len(data)
+            if size_bytes == PIECE_BYTES or (size_bytes and not data):
+                yield b"".join(held)
+                held, size_bytes = [], 0
+            if not data:
+                return
+
+
+def _wait(descriptor: int, signals: int) -> None:
+    """Waits until there is something to read, or the end. Whatever a signal's handler raises is raised here."""
+    poll = select.poll()
+    for each in (descriptor, signals):
+        poll.register(each, select.POLLIN)
+    while signals in (ready := {each for each, _ in poll.poll()}):
+        os.read(signals, 4096)
+        if descriptor in ready:
+            break
+
+
+@contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor that can be read as soon as a signal has arrived; its handler runs in the main thread's next step."""
+    reader, writer = os.pipe()
+    for each in (reader, writer):
+        os.set_blocking(each, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
