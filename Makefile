@@ -103,7 +103,7 @@ serve: $(STAMP)
 unexport PYTHONDONTWRITEBYTECODE
 
 # A run makes and syncs a hundred thousand files: every day in memory, where that has room, and with test-all on a disk.
-IN_MEMORY := $(shell ! grep -q ' /dev/shm tmpfs [^ ]*\(noexec\|nodev\)' /proc/mounts 2>/dev/null && \
+IN_MEMORY = $(shell ! grep -q ' /dev/shm tmpfs [^ ]*\(noexec\|nodev\)' /proc/mounts 2>/dev/null && \
   df -kP /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 == "tmpfs" && $$4 > 4194304 { print "PYTEST_DEBUG_TEMPROOT=/dev/shm" }')
 
 .PHONY: test

@@ -205,6 +205,10 @@ def _begin_upload(request: wire.BeginUploadRequest, answer: wire.BeginUploadResp
     _upload(answer.upload, dataset=request.dataset)
     if answer.upload.scope != (request.scope or pb.UPLOAD_SCOPE_WHOLE):
         raise ProtocolError(f"an upload of the scope {answer.upload.scope}, asked for was {request.scope}")
+    _damaged_base(answer)
+
+
+def _damaged_base(answer: wire.BeginUploadResponse | wire.GetUploadResponse) -> None:
     _at_most("damaged entries", len(answer.damaged_base_entries), LISTED_MAX)
     _entries(answer.damaged_base_entries)
 
@@ -213,8 +217,7 @@ def _get_upload(request: wire.GetUploadRequest, answer: wire.GetUploadResponse) 
     # One that was taken over is found by the request id of that, too, and has the one that began it.
     _upload(answer.upload, upload_id=request.upload_id)
     _at_most("missing digests", len(answer.missing_digests), LISTED_MAX)
-    _at_most("damaged entries", len(answer.damaged_base_entries), LISTED_MAX)
-    _entries(answer.damaged_base_entries)
+    _damaged_base(answer)
     _token(answer.next_page_token)
 
 
@@ -290,14 +293,13 @@ def _listed_upload(request: wire.ListUploadsRequest, upload: pb.Upload) -> None:
 
 
 def _listed_entry(_: wire.ListEntriesRequest, entry: pb.Entry) -> None:
-    check_entry(path_of(entry), entry)
+    _entries([entry])
 
 
 def _change(_: wire.ListChangesRequest, change: wire.Change) -> None:
     if not (change.HasField("before") or change.HasField("after")):
         raise ProtocolError("a change of nothing")
-    for entry in (change.before, change.after):
-        check_entry(path_of(entry), entry)
+    _entries([change.before, change.after])
 
 
 def _planned(request: wire.PlanRetentionRequest, planned: wire.PlannedBackup) -> None:

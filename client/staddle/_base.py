@@ -149,10 +149,7 @@ class Comparison:
             order = sort_key(found.path)
             yield from self._removed_before(order, behind)
             if found.late:
-                # Its removal comes first, at its turn or now: afterwards it would take out what is sent.
-                base = self._next if self._next is not None and self._next.path == found.path else None
-                yield from self._remove_next(order, behind) if base is not None else ()
-                yield from self._counted(Changed(found, in_base=True), base)
+                yield from self._late(found, order, behind)
                 continue
             base = self._take(found)
             relies_on_nothing = self.only_counts or self._root_gone
@@ -224,6 +221,13 @@ class Comparison:
         self._next = next(self.base, None)
         if self._next is not None:
             self.base_count += bool(self._next.path)
+
+    def _late(self, found: Found, order: bytes, behind: bytes | None) -> Iterator[Difference]:
+        """What came out of order. Its removal comes first, at its turn or now: afterwards it would take out what is sent."""
+        base = self._next if self._next is not None and self._next.path == found.path else None
+        if base is not None:
+            yield from self._remove_next(order, behind)
+        yield from self._counted(Changed(found, in_base=True), base)
 
     def _removed_before(self, order: bytes | None, behind: bytes | None) -> Iterator[Removed]:
         while self._next is not None and (order is None or sort_key(self._next.path) < order):

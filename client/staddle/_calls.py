@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
@@ -21,7 +22,7 @@ from staddle._errors import (
     from_rpc_error,
     named,
 )
-from staddle._pages import PageGuard
+from staddle._pages import pages_of
 from staddle._retry import MonotonicClock, Retry, may_pass, retrying, was_not_done
 from staddle._scarce import of_runtime_error
 from staddle._silence import LOOKS, Listening, Telling
@@ -159,24 +160,15 @@ class Calls:
         """The items of all pages, each as `of` makes it. The first page is asked for at once, so that an error comes where the list
         is asked for. Raises ProtocolError for a list that is out of order, or does not end.
         """
-        return self._rest_of_pages(method, request, field, of, self.call(method, request))
+        pages = pages_of(self, method, request, field)
+        return self._made(chain([next(pages)], pages), field, of)
 
-    def _rest_of_pages(
-        self, method: str, request: Any, field: str, of: Callable[[Any], T], page: Any
-    ) -> Iterator[T]:
-        guard = PageGuard(method)
-        while True:
-            items = getattr(page, field)
-            with named(self.address):
-                guard.check(page.next_page_token, items, page.ByteSize())
-            for item in items:
+    def _made(self, pages: Iterable[Any], field: str, of: Callable[[Any], T]) -> Iterator[T]:
+        for page in pages:
+            for item in getattr(page, field):
                 with named(self.address):
                     made = of(item)
                 yield made
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-            page = self.call(method, request)
 
     def start_backup(self, requests: Iterator[service.BackupRequest]) -> BackupCall:
         """Starts a Backup stream; `requests` is drawn from by another thread. The server's answer comes with `result`."""

@@ -1,6 +1,7 @@
 """Between the wire's messages and the library's values."""
 
 import datetime
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -153,6 +154,13 @@ def sort_key(path: bytes) -> bytes:
 def is_below(path: bytes, directory: bytes) -> bool:
     """Whether a path lies below a directory (the root is above all others)."""
     return path.startswith(directory + b"/") if directory else bool(path)
+
+
+def directories_above(path: bytes) -> Iterator[bytes]:
+    """All directories above a path, up to the root."""
+    while path:
+        path = path.rpartition(b"/")[0]
+        yield path
 
 
 def time_ns_of(timestamp: timestamp_pb2.Timestamp) -> int:

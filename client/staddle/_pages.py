@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from staddle._convert import path_of, sort_key
-from staddle._errors import ProtocolError
+from staddle._errors import ProtocolError, named
 from staddle._figures import counted, size
+
+if TYPE_CHECKING:
+    from staddle._calls import Calls
+    from staddle._retry import Retry
 
 EMPTY_PAGES_MAX: Final = 1_000
 """A page may be shorter than was asked for, but a list of nothing but empty ones does not end."""
@@ -71,3 +75,22 @@ class PageGuard:
             )
         if self._count & (self._count - 1) == 0:
             self._kept = token
+
+
+def pages_of(
+    calls: Calls, method: str, request: Any, *fields: str, retry: Retry | None = None
+) -> Iterator[Any]:
+    """The answers of a call that lists, one for each page, whose items are in `fields`.
+
+    Raises what the call fails with, and ProtocolError, which names the server, for a list that is out of order or does not end.
+    """
+    guard = PageGuard(method)
+    while True:
+        page = calls.call(method, request, retry=retry)
+        items = [item for field in fields for item in getattr(page, field)]
+        with named(calls.address):
+            guard.check(page.next_page_token, items, page.ByteSize())
+        yield page
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from staddle._base import BaseDamagedError, Changed, Removed
 from staddle._convert import KINDS_TO_WIRE, backup_of
-from staddle._errors import DatasetNotFoundError, NoBaseError, RootDiffersError, named
+from staddle._errors import DatasetNotFoundError, NoBaseError, RootDiffersError
 from staddle._gather import Tally
 from staddle._metadata import Names, entry_of
-from staddle._pages import PageGuard
+from staddle._pages import pages_of
 from staddle._plan_types import Amount, BackupPlan, PlannedChange, PlannedPath, PlannedPathCallback
 from staddle._selected import find_source
 from staddle._source import Opened, Run
@@ -98,18 +98,9 @@ class _Plan:
     def _backups(self) -> Iterator[pb.Backup]:
         """The dataset's backups, newest first."""
         request = wire.ListBackupsRequest(dataset=self._options.dataset, page_size=1)
-        pages = PageGuard("ListBackups")
-        while True:
-            try:
-                page = self._calls.call("ListBackups", request)
-            except DatasetNotFoundError:
-                return
-            yield from page.backups
-            with named(self._calls.address):
-                pages.check(page.next_page_token, page.backups, page.ByteSize())
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
+        with suppress(DatasetNotFoundError):
+            for page in pages_of(self._calls, "ListBackups", request, "backups"):
+                yield from page.backups
 
     def _check_origin(self, newest: pb.Backup | None) -> None:
         if newest is None or self._options.new_root:

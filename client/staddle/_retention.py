@@ -1,6 +1,7 @@
 """The part of the client that deletes, protects and lets go: what `Client` has of it, and its values on the wire."""
 
 import datetime
+from itertools import chain
 from typing import Any, Final
 
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -8,7 +9,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from staddle._calls import Calls
 from staddle._convert import COUNTS, backup_of, datetime_of, hold_of, retention_of, text
 from staddle._errors import BadRequestError, ProtocolError, named
-from staddle._pages import PageGuard
+from staddle._pages import pages_of
 from staddle._retention_types import (
     AppliedRetention,
     PlannedBackup,
@@ -105,19 +106,14 @@ class RetentionMethods:
         request = service.PlanRetentionRequest(
             dataset=text("dataset", dataset), without_free_bytes=not free_bytes, page_size=PLAN_PAGE
         )
-        first = answer = self._calls.call("PlanRetention", request)
+        pages = pages_of(self._calls, "PlanRetention", request, "backups")
+        first = next(pages)
         backups: list[PlannedBackup] = []
-        guard = PageGuard("PlanRetention")
-        while True:
+        for page in chain([first], pages):
             with named(self._calls.address):
-                guard.check(answer.next_page_token, answer.backups, answer.ByteSize())
-                backups += map(_planned, answer.backups)
+                backups += map(_planned, page.backups)
                 if len(backups) > first.delete_count + first.keep_count:
                     raise ProtocolError("The server's plan has more backups than it says.")
-            if not answer.next_page_token:
-                break
-            request.page_token = answer.next_page_token
-            answer = self._calls.call("PlanRetention", request)
         return RetentionPlan(
             dataset,
             first.plan_token,

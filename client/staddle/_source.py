@@ -43,7 +43,7 @@ from staddle._excludes import UNMATCHED_SHOWN_MAX
 from staddle._figures import counted
 from staddle._gather import Tally
 from staddle._mounts import mounts_below
-from staddle._pages import PageGuard
+from staddle._pages import pages_of
 from staddle._reading import OPEN_FLAGS
 from staddle._restored import restored
 from staddle._retry import Attempts, Retry, RetryNotice, may_pass
@@ -278,19 +278,16 @@ class Run:
         if not response.more_damaged_base_entries:
             return frozenset(paths)
         request = wire.GetUploadRequest(upload_id=response.upload.id, page_size=4_096)
-        pages = PageGuard("GetUpload")
+        lists = ("damaged_base_entries", "missing_digests")
         count = path_bytes = 0
-        while count <= DISTRUSTED_MAX and path_bytes <= DISTRUSTED_BYTES_MAX:
-            page = self._calls.call("GetUpload", request, retry=self._retry)
+        for page in pages_of(self._calls, "GetUpload", request, *lists, retry=self._retry):
             found = list(map(path_of, page.damaged_base_entries))
             count, path_bytes = count + len(found), path_bytes + sum(map(len, found))
             paths.update(found)
-            with named(self._calls.address):
-                pages.check(page.next_page_token, (*found, *page.missing_digests), page.ByteSize())
-            if not page.next_page_token:
-                return frozenset(paths)
-            request.page_token = page.next_page_token
-        return None
+            is_more = bool(page.next_page_token)
+            if is_more and (count > DISTRUSTED_MAX or path_bytes > DISTRUSTED_BYTES_MAX):
+                return None
+        return frozenset(paths)
 
     def _begin_without_base(self, opened: Opened, error: BaseDamagedError) -> Opened:
         """The base cannot even be listed: what was not asked for by name becomes a full backup."""

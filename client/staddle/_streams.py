@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
-from staddle._convert import sort_key
-from staddle._errors import ProtocolError, StaddleError, named
+from staddle._convert import directories_above, sort_key
+from staddle._errors import ProtocolError, StaddleError
 from staddle._restored import restored
 from staddle._retry import Attempts, Retry, may_pass
 from staddle._segments import Segments, can_open
@@ -86,8 +86,7 @@ class Streams:
             exact=exact,
             segments=self._segments and view == VIEW_DATA,
         )
-        asked = list(paths)
-        for path in asked:
+        for path in paths:
             try:
                 request.paths.append(path.decode())
             except UnicodeDecodeError:
@@ -95,11 +94,7 @@ class Streams:
         with ExitStack() as stack:
             segments = stack.enter_context(closing(Segments())) if request.segments else None
             events = restored(self._calls, request, retry=self._retry, segments=segments)
-            wanted = frozenset(asked)
             for event in stack.enter_context(closing(events)):
-                if wanted and isinstance(event, EntryEvent):
-                    with named(self._calls.address):
-                        _check_wanted(event.path, wanted, exact=exact)
                 if isinstance(event, HeaderEvent):
                     self._pick(event.backup)
                 yield event
@@ -130,7 +125,7 @@ class Streams:
         The paths are asked for with them, so that one that is not there fails before anything is written.
         """
         asked = set(paths)
-        above = {each for path in asked if path for each in _above(path)} - asked
+        above = {each for path in asked if path for each in directories_above(path)} - asked
         found: dict[bytes, pb.Entry] = {}
         wanted = sorted(above | asked, key=sort_key)
         for start in range(0, len(wanted), WAYS_AT_ONCE):
@@ -149,16 +144,3 @@ class Streams:
         self.selection = selection_of(*self._patterns, root=backup.root)
         self.backup = backup
         self._selector = pb.BackupSelector(backup=backup.id)
-
-
-def _check_wanted(path: bytes, wanted: frozenset[bytes], *, exact: bool) -> None:
-    """Raises ProtocolError for a path that nobody asked for: what is done with an answer rests on what was asked."""
-    if path not in wanted and (exact or wanted.isdisjoint(_above(path))):
-        raise ProtocolError(f"The restore has {path!r}, which nobody asked for.")
-
-
-def _above(path: bytes) -> Iterator[bytes]:
-    """All directories above a path, up to the root."""
-    while path:
-        path = path.rpartition(b"/")[0]
-        yield path

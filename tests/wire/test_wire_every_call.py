@@ -5,7 +5,6 @@ A new method without a row fails here.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 from blake3 import blake3
+from call_log import each_call
 from cut import Line
 from direct import Failed, Stub, WideDoor, open_door
 from extent import extent
@@ -23,7 +23,6 @@ from sqlalchemy import event
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle.v1 import service_pb2_grpc
-from staddle_server.logs import CALLS
 from staddle_server.types import TokenRole
 from staddle_server.wire.server import SERVICE
 from thin import Source, back_up, begin, finish, info, messages, noise, small, wait_until
@@ -419,29 +418,12 @@ def test_work_ends_once_nobody_waits_for_it(place, method):
 # ---------------------------------------------------------------------- over gRPC: deadlines and connections
 
 
-class Outcomes(logging.Handler):
-    """How the server says that calls ended."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of: dict[str, str] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fields = getattr(record, "fields", {})
-        self.of[fields.get("method", "")] = fields.get("outcome", "")
-
-
 @pytest.fixture
-def outcomes() -> Iterator[Outcomes]:
-    log, handler = logging.getLogger(CALLS), Outcomes()
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-    try:
-        yield handler
-    finally:
-        log.setLevel(level)
-        log.removeHandler(handler)
+def outcomes() -> Iterator[dict[str, str]]:
+    """How the server says that calls ended, by method."""
+    found: dict[str, str] = {}
+    with each_call(lambda fields: found.update({fields["method"]: fields["outcome"]})):
+        yield found
 
 
 def has_gone(place: Place) -> bool:
@@ -476,7 +458,9 @@ def end_far(
     return code
 
 
-def leave_at(place: Place, method: str, at: int, outcomes: Outcomes, *, cut: bool) -> tuple[str, int, bool]:
+def leave_at(
+    place: Place, method: str, at: int, outcomes: dict[str, str], *, cut: bool
+) -> tuple[str, int, bool]:
     """The deadline of a call passes, or its connection is cut, before a step of it.
 
     How it then ended for the server, the steps that it took afterwards, and whether anything was decided.
@@ -485,7 +469,7 @@ def leave_at(place: Place, method: str, at: int, outcomes: Outcomes, *, cut: boo
     while True:
         token = place.token()
         request = ROWS[method].request(place, Stub(token))
-        before, outcomes.of[method] = place.decided(), ""
+        before, outcomes[method] = place.decided(), ""
         left = []
         with Line(place.running.port) as line:
 
@@ -501,7 +485,7 @@ def leave_at(place: Place, method: str, at: int, outcomes: Outcomes, *, cut: boo
             with place.acting(at, leave):
                 code = end_far(place, line, token, method, request, timeout_s=timeout_s)
                 steps = place.steps
-        found, decided = outcomes.of[method], place.decided() != before
+        found, decided = outcomes[method], place.decided() != before
         restore_rows(place, method)
         place.assert_nothing_held()
         if left:
@@ -531,7 +515,9 @@ def restore_rows(place: Place, method: str) -> None:
 BOTH_ENDS = pytest.mark.parametrize("cut", [False, True], ids=["deadline", "connection"])
 
 
-def check_left(place: Place, method: str, steps: tuple[int, ...], outcomes: Outcomes, *, cut: bool) -> None:
+def check_left(
+    place: Place, method: str, steps: tuple[int, ...], outcomes: dict[str, str], *, cut: bool
+) -> None:
     row, ends = ROWS[method], []
     for at in steps:
         found, after, decided = leave_at(place, method, at, outcomes, cut=cut)
@@ -570,6 +556,6 @@ def test_a_stream_whose_connection_breaks_in_the_middle_commits_nothing(place, o
             service_pb2_grpc.StaddleServiceStub(channel).Backup(half(), metadata=metadata)
     assert broken.value.code() == grpc.StatusCode.UNAVAILABLE
     wait_until_done(place)
-    assert outcomes.of["Backup"] == "CANCELLED"
+    assert outcomes["Backup"] == "CANCELLED"
     assert place.decided() == before
     place.assert_nothing_held()

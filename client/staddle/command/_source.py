@@ -100,10 +100,16 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
     A signal that arrives just before a read begins does not end the read: so signals are waited for together with what comes.
     """
     with _signals() as signals:
+        poll = select.poll()
+        for each in (descriptor, signals):
+            poll.register(each, select.POLLIN)
         held: list[bytes] = []
         size_bytes = 0
         while True:
-            _wait(descriptor, signals)
+            while signals in (ready := {each for each, _ in poll.poll()}):
+                os.read(signals, 4096)  # whatever the handler raises is raised here
+                if descriptor in ready:
+                    break
             data = os.read(descriptor, PIECE_BYTES - size_bytes)
             held.append(data)
             size_bytes += len(data)
@@ -112,17 +118,6 @@ def _pieces(descriptor: int) -> Iterator[bytes]:
                 held, size_bytes = [], 0
             if not data:
                 return
-
-
-def _wait(descriptor: int, signals: int) -> None:
-    """Waits until there is something to read, or the end. Whatever a signal's handler raises is raised here."""
-    poll = select.poll()
-    for each in (descriptor, signals):
-        poll.register(each, select.POLLIN)
-    while signals in (ready := {each for each, _ in poll.poll()}):
-        os.read(signals, 4096)
-        if descriptor in ready:
-            break
 
 
 @contextmanager
