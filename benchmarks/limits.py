@@ -9,7 +9,7 @@ from typing import Final
 import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from staddle._sender import COMPRESSION_LEVEL, FRAME_BYTES_MAX
+from staddle._backup.send_missing import COMPRESSION_LEVEL, FRAME_BYTES_MAX
 from staddle.chunking import ChunkerParameters, Cutter
 
 from benchmarks.data import MIB, files_below

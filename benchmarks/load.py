@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-import staddle._attempts
-import staddle._source  # noqa: F401 - the library imports its ways when they are first used: not while it is measured
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from staddle import Client, Progress
-from staddle._channel import tune_malloc
-from staddle._config import load_settings
+from staddle._transport.channel import tune_malloc
+from staddle._transport.settings import load_settings
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle.v1.service_pb2_grpc import StaddleServiceStub

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
+from staddle_server.base.types import ChunkRef, Content, Entry, Role, Root
 from staddle_server.catalog import open_catalog
 from staddle_server.manifest.tree import TreeBuilder
-from staddle_server.session.tenant import Tenant, Tenants
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import create_format
-from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
-from staddle_server.types import ChunkRef, Content, Entry, Role, Root
-from staddle_server.upkeep.reached import Reached
+from staddle_server.tenancy.tenant import Tenant, Tenants
+from staddle_server.upkeep.gc.live_chunks import Reached
 
 from benchmarks import index
 from benchmarks.index import Shape

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-from staddle._channel import Channel, tune_malloc
-from staddle._config import load_settings
-from staddle_server import malloc
-from staddle_server.limits import MESSAGE_BYTES_MAX
-from staddle_server.wire.server import OPTIONS
+from staddle._transport.channel import Channel, tune_malloc
+from staddle._transport.settings import load_settings
+from staddle_server.api.grpc.server import OPTIONS
+from staddle_server.app import allocator
+from staddle_server.base.limits import MESSAGE_BYTES_MAX
 
 from benchmarks.processes import Server
 
@@ -108,7 +108,7 @@ def _repeat(asked: bytes, _context: grpc.ServicerContext) -> Iterator[bytes]:
 
 def serve(listen: str, cert: Path | None, key: Path | None) -> None:
     """Serves until SIGTERM; says where it listens, as staddle-server does."""
-    malloc.tune()
+    allocator.tune()
     server = grpc.server(ThreadPoolExecutor(THREADS), options=OPTIONS)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "In": grpc.stream_unary_rpc_method_handler(_drop),

@@ -17,106 +17,106 @@ MODULES: Final = frozenset({"time", "datetime"})
 
 USES: Final = {
     "a time that is written down, shown, or made into a name, and by which nothing is ended or deleted": """
-        staddle._archive _dos_time
-        staddle_server.app _leave_mark_of_stop
-        staddle_server.app initialise
-        staddle_server.app local_token
-        staddle_server.app rebuild
-        staddle_server.app run_server
+        staddle._restore.archive_formats _dos_time
+        staddle_server.app.run _leave_mark_of_stop
+        staddle_server.app.run initialise
+        staddle_server.app.run local_token
+        staddle_server.app.run rebuild
+        staddle_server.app.run run_server
         staddle_server.cli.tenants create
         staddle_server.cli.tenants set_
         staddle_server.cli.tokens _revoked_unless_shown
         staddle_server.cli.tokens revoke
         staddle_server.cli.parity _repair
         staddle_server.demo _run
-        staddle_server.logs TextFormatter.format
-        staddle_server.logs _utc
-        staddle_server.rooms _aside
-        staddle_server.session.clockguard _utc
-        staddle_server.session.deletion Deletion.undelete
-        staddle_server.session.publisher Publisher.begin
-        staddle_server.upkeep.check _OfTenant._look_at_records
-        staddle_server.session.examine Examiner.read
-        staddle_server.upkeep.protection Protection.hold_backup
-        staddle_server.upkeep.protection Protection.hold_dataset
-        staddle_server.upkeep.protection Protection.release_backup
-        staddle_server.upkeep.protection Protection.release_dataset
-        staddle_server.upkeep.repair _OfTenant._from_parity
-        staddle_server.upkeep.repair _OfTenant._mend_records
-        staddle_server.upkeep.repair _SavedPacks._open_writer
-        staddle_server.upkeep.repair _SavedPacks._publish
-        staddle_server.upkeep.repair _SavedPacks.take
-        staddle_server.wire.info InfoCalls.get_server_info
+        staddle_server.base.logs TextFormatter.format
+        staddle_server.base.logs _utc
+        staddle_server.app.bootstrap _aside
+        staddle_server.tenancy.clock_guard _utc
+        staddle_server.upkeep.lifecycle.deletion Deletion.undelete
+        staddle_server.upload.publisher Publisher.begin
+        staddle_server.upkeep.integrity.check _OfTenant._look_at_records
+        staddle_server.tenancy.pack_check Examiner.read
+        staddle_server.upkeep.lifecycle.holds Protection.hold_backup
+        staddle_server.upkeep.lifecycle.holds Protection.hold_dataset
+        staddle_server.upkeep.lifecycle.holds Protection.release_backup
+        staddle_server.upkeep.lifecycle.holds Protection.release_dataset
+        staddle_server.upkeep.integrity.repair _OfTenant._from_parity
+        staddle_server.upkeep.integrity.repair _OfTenant._mend_records
+        staddle_server.upkeep.integrity.repair _SavedPacks._open_writer
+        staddle_server.upkeep.integrity.repair _SavedPacks._publish
+        staddle_server.upkeep.integrity.repair _SavedPacks.take
+        staddle_server.api.grpc.info InfoCalls.get_server_info
     """,
     "the clock itself, and who decides whether it is believed": """
-        staddle_server.session.clock SystemClock.now_ns
-        staddle_server.session.clockguard ClockGuard.believed_ns
-        staddle_server.session.clockguard ClockGuard.confirm
-        staddle_server.session.clockguard ClockGuard.look
+        staddle_server.base.clock SystemClock.now_ns
+        staddle_server.tenancy.clock_guard ClockGuard.believed_ns
+        staddle_server.tenancy.clock_guard ClockGuard.confirm
+        staddle_server.tenancy.clock_guard ClockGuard.look
     """,
     "a clock that gives no time while it is in doubt, or one that only foretells": """
-        staddle_server.upkeep.collector collect_tenant
-        staddle_server.upkeep.compaction _Copier._begin
-        staddle_server.upkeep.compaction _compact
-        staddle_server.upkeep.forecast _forecast_bytes
-        staddle_server.upkeep.forecast forecast
-        staddle_server.upkeep.marking condemn_unreached
-        staddle_server.upkeep.marking walk_mark
-        staddle_server.upkeep.removing _say_forgotten
-        staddle_server.upkeep.removing purge
-        staddle_server.upkeep.removing sweep_orphans
-        staddle_server.upkeep.removing tell_waiting
-        staddle_server.upkeep.turn Turn.reaped_before_ns
+        staddle_server.upkeep.gc.collector collect_tenant
+        staddle_server.upkeep.gc.compaction _Copier._begin
+        staddle_server.upkeep.gc.compaction _compact
+        staddle_server.upkeep.gc.dry_run _forecast_bytes
+        staddle_server.upkeep.gc.dry_run forecast
+        staddle_server.upkeep.gc.mark condemn_unreached
+        staddle_server.upkeep.gc.mark walk_mark
+        staddle_server.upkeep.gc.sweep _say_forgotten
+        staddle_server.upkeep.gc.sweep purge
+        staddle_server.upkeep.gc.sweep sweep_orphans
+        staddle_server.upkeep.gc.sweep tell_waiting
+        staddle_server.upkeep.gc.tenant_run Turn.reaped_before_ns
     """,
     "a lease or a life, which counts from the later time while the clock is in doubt, and is shortened if the clock was ahead": """
-        staddle_server.session.publisher Publisher._publish
-        staddle_server.session.uploads Uploads._held
-        staddle_server.session.uploads Uploads.abort
-        staddle_server.session.uploads Uploads.begin
-        staddle_server.session.uploads Uploads.renew
-        staddle_server.session.uploads Uploads.resume
-        staddle_server.upkeep.collector Collector.collect
-        staddle_server.upkeep.collector _Lease.tick
-        staddle_server.upkeep.repair _OfTenant._turn
+        staddle_server.upload.publisher Publisher._publish
+        staddle_server.upload.uploads Uploads._held
+        staddle_server.upload.uploads Uploads.abort
+        staddle_server.upload.uploads Uploads.begin
+        staddle_server.upload.uploads Uploads.renew
+        staddle_server.upload.uploads Uploads.resume
+        staddle_server.upkeep.gc.collector Collector.collect
+        staddle_server.upkeep.gc.collector _Lease.tick
+        staddle_server.upkeep.integrity.repair _OfTenant._turn
     """,
     "when something is due again, which it also is if its last time lies ahead": """
         staddle_server.upkeep.schedule Schedule._failed
         staddle_server.upkeep.schedule Schedule._is_due
         staddle_server.upkeep.schedule Schedule._look
-        staddle_server.upkeep.scrub Scrubber._bounds_ns
-        staddle_server.upkeep.scrub Scrubber._due
-        staddle_server.upkeep.scrub Scrubber._is_right_now
-        staddle_server.upkeep.scrub Scrubber._read
+        staddle_server.upkeep.integrity.scrub Scrubber._bounds_ns
+        staddle_server.upkeep.integrity.scrub Scrubber._due
+        staddle_server.upkeep.integrity.scrub Scrubber._is_right_now
+        staddle_server.upkeep.integrity.scrub Scrubber._read
     """,
     "when parity was switched on: packs that were begun before, by the clock, have none until `staddle-server parity` makes it": """
-        staddle_server.upkeep.parity parity_task
+        staddle_server.upkeep.integrity.parity parity_task
     """,
     "the validity of certificates, which warns, or explains a refusal of the library": """
-        staddle._tls _certificate_refused
-        staddle._tls _has_expired
-        staddle._tls _warn_of_end
+        staddle._transport.tls _certificate_refused
+        staddle._transport.tls _has_expired
+        staddle._transport.tls _warn_of_end
         staddle_server.cli.certificates cert
-        staddle_server.health _dates
-        staddle_server.health check
-        staddle_server.tls _utc_now
+        staddle_server.app.health_probe _dates
+        staddle_server.app.health_probe check
+        staddle_server.app.tls _utc_now
     """,
     "a time that a caller means, or that limits what one may mean": """
-        staddle._when _day
-        staddle._when _jump_s
-        staddle._when _local_now
-        staddle._when _span_of_moment
-        staddle.command._words protection
-        staddle_server.session.reads Reads.pick
-        staddle_server.upkeep.protection Protection.retain
+        staddle._protocol.selectors _day
+        staddle._protocol.selectors _jump_s
+        staddle._protocol.selectors _local_now
+        staddle._protocol.selectors _span_of_moment
+        staddle.command.text protection
+        staddle_server.restore.browse Reads.pick
+        staddle_server.upkeep.lifecycle.holds Protection.retain
     """,
     "when a file was read, beside its own times: in doubt it is read again": """
-        staddle._plan plan_backup
-        staddle._scan Walk
-        staddle._source Run._begun_ns
-        staddle._source backup_directory
+        staddle._backup.plan plan_backup
+        staddle._fs.walk Walk
+        staddle._backup.run Run._begun_ns
+        staddle._backup.run backup_directory
     """,
     "files of the client's cache that were left unfinished, without which the next backup reads more": """
-        staddle._cache Cache._tidy
+        staddle._backup.cache.store Cache._tidy
     """,
 }
 """What a jump of the clock does, and where that is so."""

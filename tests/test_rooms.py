@@ -1,6 +1,7 @@
-"""The rooms of the project import downwards only, and each knows no more than it needs.
+"""The rooms of both sides import downwards only, siblings never import each other, and each knows no more than it needs.
 
-app, cli → wire → upkeep → session → { chunking | store | catalog | manifest } → types, errors, limits
+client: command → facade → { _backup | _restore | _upload } → { _fs | _transport } → _protocol → base
+server: cli → app → api → upkeep → { upload | restore } → tenancy → { store | catalog | manifest } → base
 """
 
 import ast
@@ -11,96 +12,170 @@ from typing import Final, NamedTuple
 import pytest
 
 TOP: Final = Path(__file__).parents[1]
-SOURCES: Final = (TOP / "client" / "staddle", TOP / "server" / "staddle_server")
 
-BASE: Final = frozenset({"types", "errors", "limits", "logs", "threads", "__init__"})
-SIBLINGS: Final = frozenset({"store", "catalog", "manifest"})
-ABOVE: Final = "app"
-"""Every module that lies in no room: what joins the rooms, and what surrounds a server."""
-MAY_IMPORT: Final = {
-    "base": BASE,
-    "store": BASE | {"store"},
-    "catalog": BASE | {"catalog"},
-    "manifest": BASE | {"manifest"},
-    "session": BASE | SIBLINGS | {"session"},
-    "upkeep": BASE | SIBLINGS | {"session", "upkeep"},
-    "wire": BASE | SIBLINGS | {"session", "upkeep", "wire"},
-    ABOVE: BASE | SIBLINGS | {"session", "upkeep", "wire", ABOVE},
-}
-WHY: Final = {
-    "base": "types, errors and limits stand below all rooms, and know none",
-    "store": "siblings do not import each other: session joins them, and either can be replaced alone",
-    "catalog": "siblings do not import each other: session joins them, and either can be replaced alone",
-    "manifest": "siblings do not import each other: session joins them, and either can be replaced alone",
-    "session": "one backup or restore from start to commit knows nothing of how calls arrive",
-    "upkeep": "what looks after stored backups knows nothing of how calls arrive",
-    "wire": "what serves calls knows nothing of how the server was configured and joined",
-    ABOVE: "",
-}
+
+class Side(NamedTuple):
+    """One of the two packages, and its rooms: what each may import besides itself and the base, and why no more."""
+
+    source: Path
+    below: dict[str, frozenset[str]]
+    why: dict[str, str]
+    facade: str
+    """The room of the modules that lie beside the rooms."""
+    base: frozenset[str]
+    """Packages and modules that belong to the base."""
+
+    @property
+    def package(self) -> str:
+        return self.source.name
+
+    def room_of(self, parts: list[str]) -> str:
+        """The room of a name below the package, given as its parts: ["store", "pack"]."""
+        first = parts[0] if parts else self.facade
+        if first in self.base:
+            return "base"
+        return first if first in self.below else self.facade
+
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.source.rglob("*.py") if "v1" not in path.parts)
+
+
+def stairs(*floors: str | tuple[str, ...]) -> dict[str, frozenset[str]]:
+    """What each room may import, where each floor may import all floors after it."""
+    rooms = [(floor,) if isinstance(floor, str) else floor for floor in floors]
+    return {
+        room: frozenset(lower for later in rooms[place + 1 :] for lower in later)
+        for place, floor in enumerate(rooms)
+        for room in floor
+    }
+
+
+CLIENT: Final = Side(
+    TOP / "client" / "staddle",
+    stairs(
+        "command",
+        "facade",
+        ("_backup", "_restore", "_upload"),
+        ("_fs", "_transport"),
+        "_protocol",
+        "base",
+    ),
+    {
+        "command": "",
+        "facade": "other services import the facade without the command",
+        "_backup": "backup, restore and upload do not know each other: the facade joins them",
+        "_restore": "backup, restore and upload do not know each other: the facade joins them",
+        "_upload": "backup, restore and upload do not know each other: the facade joins them",
+        "_fs": "the file system knows no server, and no backup: whoever walks a tree passes an observer",
+        "_transport": "calls and retries know no files: the same calls serve every room above",
+        "_protocol": "messages and values know neither connections nor files",
+        "base": "errors, types and figures know no room",
+    },
+    "facade",
+    frozenset({"_base", "_errors", "_types", "chunking", "v1", "__version__"}),
+)
+SERVER: Final = Side(
+    TOP / "server" / "staddle_server",
+    stairs(
+        ("cli", "demo"),
+        "app",
+        "api",
+        "upkeep",
+        ("upload", "restore"),
+        "tenancy",
+        ("store", "catalog", "manifest"),
+        "base",
+    ),
+    {
+        "cli": "",
+        "demo": "",
+        "app": "the service is joined without the commands that start it",
+        "api": "what serves calls knows nothing of how the server was configured and joined",
+        "upkeep": "what looks after stored backups knows nothing of how calls arrive",
+        "upload": "one backup from start to commit knows nothing of how calls arrive, and restores do not know uploads",
+        "restore": "one restore or look knows nothing of how calls arrive, and uploads do not know restores",
+        "tenancy": "a tenant's keys and chunks serve uploads, restores and upkeep alike, and know none of them",
+        "store": "siblings do not import each other: tenancy joins them, and either can be replaced alone",
+        "catalog": "siblings do not import each other: tenancy joins them, and either can be replaced alone",
+        "manifest": "siblings do not import each other: tenancy joins them, and either can be replaced alone",
+        "base": "types, errors and limits know no room",
+    },
+    "app",
+    frozenset({"base", "__version__"}),
+)
+SIDES: Final = (CLIENT, SERVER)
+GRPC_ONLY: Final = (
+    "only api/grpc, and what joins it, knows gRPC: the same service must be able to stand behind HTTP"
+)
 OUTSIDE: Final = {
-    "grpc": (
-        frozenset({"wire", ABOVE}),
-        "only wire, and what joins it, knows gRPC: the same service must be able to stand behind another protocol",
+    ("staddle_server", "grpc"): (frozenset({"api", "app", "cli", "demo"}), GRPC_ONLY),
+    ("staddle_server", "grpc_health"): (frozenset({"api", "app"}), GRPC_ONLY),
+    ("staddle_server", "grpc_reflection"): (frozenset({"api"}), GRPC_ONLY),
+    ("staddle_server", "grpc_status"): (frozenset({"api"}), GRPC_ONLY),
+    ("staddle_server", "google"): (
+        frozenset({"api", "app"}),
+        "protobuf messages are turned into values in api, and go no further",
     ),
-    "grpc_health": (frozenset({"wire", ABOVE}), "only wire, and what joins it, knows gRPC"),
-    "grpc_reflection": (frozenset({"wire"}), "only wire knows gRPC"),
-    "grpc_status": (frozenset({"wire"}), "only wire knows gRPC"),
-    "google": (
-        frozenset({"wire", ABOVE}),
-        "protobuf messages are turned into values in wire, and go no further",
-    ),
-    "sqlalchemy": (
+    ("staddle_server", "sqlalchemy"): (
         frozenset({"catalog"}),
         "SQL is the catalog's own: another database must not touch another room",
     ),
-    "alembic": (frozenset({"catalog"}), "SQL is the catalog's own"),
-    "sqlite3": (frozenset({"catalog"}), "SQL is the catalog's own"),
-    "cryptography": (frozenset({"store", ABOVE}), "sealing is the store's own; above, only TLS needs it"),
-    "zstandard": (frozenset({"store"}), "compression is the store's own"),
-    "click": (frozenset({ABOVE}), "only the command line talks to a terminal"),
+    ("staddle_server", "alembic"): (frozenset({"catalog"}), "SQL is the catalog's own"),
+    ("staddle_server", "sqlite3"): (frozenset({"catalog"}), "SQL is the catalog's own"),
+    ("staddle_server", "cryptography"): (
+        frozenset({"store", "app"}),
+        "sealing is the store's own; above, only TLS needs it",
+    ),
+    ("staddle_server", "zstandard"): (frozenset({"store"}), "compression is the store's own"),
+    ("staddle_server", "click"): (frozenset({"cli"}), "only the command line talks to a terminal"),
+    ("staddle", "grpc"): (frozenset({"_transport"}), "only the transport handles gRPC and its errors"),
+    ("staddle", "click"): (frozenset({"command"}), "only the command talks to a terminal"),
+    ("staddle", "rich"): (frozenset({"command"}), "only the command talks to a terminal"),
 }
+"""By package and by what is imported from outside: the rooms that may, and why no other."""
 OF_THE_CLIENT: Final = {
     "staddle.v1": (
-        frozenset({"wire", ABOVE}),
-        "protobuf messages are turned into values in wire, and go no further",
+        frozenset({"api", "app"}),
+        "protobuf messages are turned into values in api, and go no further",
     ),
-    "staddle._blocks": (
-        frozenset({ABOVE}),
-        "certificates and keys are read alike on both sides; only TLS needs them",
-    ),
-    "staddle._given": (
-        frozenset({ABOVE}),
-        "what people write, copy and mount is read alike on both sides",
-    ),
-    "staddle._pem": (
-        frozenset({ABOVE}),
-        "certificates and keys are read alike on both sides; only TLS needs them",
-    ),
-    "staddle._encoding": (
-        frozenset({"wire"}),
+    "staddle._protocol.encoding": (
+        frozenset({"api"}),
         "fields that are written by hand are messages as much as those of the generated code",
     ),
-    "staddle._figures": (
-        frozenset(MAY_IMPORT),
+    "staddle._base.figures": (
+        frozenset(SERVER.below),
         "counts, sizes and durations are written and read alike on both sides",
     ),
-    "staddle._fitted": (
-        frozenset({ABOVE}),
-        "only commands write to a terminal, and both do it alike",
+    "staddle._base.given_files": (
+        frozenset({"app", "cli"}),
+        "what people write, copy and mount is read alike on both sides",
     ),
-    "staddle._standard": (
-        frozenset({ABOVE}),
+    "staddle._base.pem_blocks": (
+        frozenset({"app"}),
+        "certificates and keys are read alike on both sides; only TLS needs them",
+    ),
+    "staddle._base.pem_files": (
+        frozenset({"app"}),
+        "certificates and keys are read alike on both sides; only TLS needs them",
+    ),
+    "staddle._base.standard_streams": (
+        frozenset({"app", "cli"}),
         "standard streams are opened before anything else, on both sides",
     ),
-    "staddle._threads": (
+    "staddle._base.terminal": (
+        frozenset({"cli"}),
+        "only commands write to a terminal, and both do it alike",
+    ),
+    "staddle._base.threads": (
         frozenset({"base"}),
         "pools of threads are the same on both sides, and the server's rooms take them from its own base",
     ),
     "staddle.chunking": (
-        frozenset({"session", "wire", "manifest"}),
+        frozenset({"upload", "restore", "tenancy", "api", "manifest"}),
         "the server cuts and names content as the client does, with the same code",
     ),
 }
+"""What the server may use of the client, in which rooms, and why."""
 
 
 class Import(NamedTuple):
@@ -112,12 +187,12 @@ class Import(NamedTuple):
 
     @property
     def where(self) -> str:
-        return f"{self.path.relative_to(TOP)}:{self.line}"
+        return f"{self.path.name}:{self.line}"
 
 
-def imports(path: Path) -> Iterator[Import]:
+def imports(path: Path, side: Side) -> Iterator[Import]:
     """Every import in a file, also those inside functions; relative ones are made absolute."""
-    package = package_of(path)
+    package = list(path.relative_to(side.source.parent).parent.parts)
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             yield from (Import(path, node.lineno, alias.name) for alias in node.names)
@@ -127,100 +202,157 @@ def imports(path: Path) -> Iterator[Import]:
             yield from (Import(path, node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
-def package_of(path: Path) -> list[str]:
-    root = next(source for source in SOURCES if path.is_relative_to(source)).parent
-    return list(path.relative_to(root).parent.parts)
+def module_of(path: Path, side: Side) -> list[str]:
+    """The name of a file's module below its package, in parts; without the last part for a package itself."""
+    parts = list(path.relative_to(side.source).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def room_of(parts: list[str]) -> str:
-    """The room of a name below staddle_server, given as its parts: ["store", "pack"]."""
-    first = parts[0] if parts else "__init__"
-    if first in BASE:
-        return "base"
-    return first if first in MAY_IMPORT else ABOVE
-
-
-def broken(found: Import) -> str | None:
-    """Why this import of a server module may not be; None: it may."""
-    parts = [*package_of(found.path)[1:], found.path.stem]
-    room = room_of(parts)
+def broken(found: Import, side: Side) -> str | None:
+    """Why this import may not be; None: it may."""
+    room = side.room_of(module_of(found.path, side))
     target = found.name.split(".")
-    if target[0] == "staddle_server":
-        to = room_of([part for part in target[1:2] if not part.startswith("__version__")])
-        allowed = MAY_IMPORT[room]
-        if to != "base" and to not in allowed:
-            return f"{room} may not import {to}: {WHY[room]}"
-        return None
-    if target[0] == "staddle":
-        name = ".".join(target[:2])
-        rooms, why = OF_THE_CLIENT.get(
-            name,
-            (
-                frozenset(),
-                "the server uses nothing of the client but the protos' code, how its fields are written, and chunking",
-            ),
-        )
-    else:
-        rooms, why = OUTSIDE.get(target[0], (frozenset(MAY_IMPORT), ""))
+    if target[0] == side.package:
+        to = side.room_of(target[1:])
+        if to == room or to in side.below[room]:
+            return None
+        return f"{room} may not import {to}: {side.why[room]}"
+    if side is SERVER and target[0] == CLIENT.package:
+        for name, (rooms, why) in OF_THE_CLIENT.items():
+            if found.name == name or found.name.startswith(f"{name}."):
+                return None if room in rooms else f"{room} may not import {found.name}: {why}"
+        return f"{room} may not import {found.name}: the server uses nothing else of the client"
+    if target[0] in {each.package for each in SIDES}:
+        return f"{room} may not import {found.name}: other services install the client without the server"
+    rooms, why = OUTSIDE.get((side.package, target[0]), (frozenset(side.below), ""))
     return None if room in rooms else f"{room} may not import {found.name}: {why}"
 
 
-def files(source: Path) -> list[Path]:
-    return sorted(path for path in source.rglob("*.py") if "v1" not in path.parts)
+ALL_FILES: Final = [(side, path) for side in SIDES for path in side.files()]
 
 
-SERVER_FILES: Final = files(SOURCES[1])
-
-
-def test_the_walk_finds_every_room() -> None:
-    found = {room_of([*package_of(path)[1:], path.stem]) for path in SERVER_FILES}
-    assert found == set(MAY_IMPORT)
-
-
-@pytest.mark.parametrize("path", SERVER_FILES, ids=lambda path: str(path.relative_to(SOURCES[1])))
-def test_a_module_of_the_server_imports_only_what_its_room_may(path: Path) -> None:
-    assert [f"{each.where}: {why}" for each in imports(path) if (why := broken(each))] == []
-
-
-def test_the_client_never_imports_the_server() -> None:
-    found = [
-        each.where
-        for path in files(SOURCES[0])
-        for each in imports(path)
-        if each.name.split(".")[0] == "staddle_server"
-    ]
-    assert found == [], "other services install the client without the server"
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.package)
+def test_every_room_has_a_module(side: Side) -> None:
+    assert {side.room_of(module_of(path, side)) for path in side.files()} == set(side.below)
 
 
 @pytest.mark.parametrize(
-    ("room", "line", "says"),
+    ("side", "path"), ALL_FILES, ids=[str(path.relative_to(side.source.parent)) for side, path in ALL_FILES]
+)
+def test_a_module_imports_only_what_its_room_may(side: Side, path: Path) -> None:
+    assert [f"{each.where}: {why}" for each in imports(path, side) if (why := broken(each, side))] == []
+
+
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.package)
+def test_no_modules_import_each_other_in_a_circle(side: Side) -> None:
+    """Also not inside functions or for types only: what belongs together stands together, and what is shared stands below."""
+    known = {".".join([side.package, *module_of(path, side)]): path for path in side.files()}
+    arrows = {
+        name: {to for each in imports(path, side) if (to := owner_of(each.name, known)) and to != name}
+        for name, path in known.items()
+    }
+    assert circles(arrows) == []
+
+
+def owner_of(name: str, known: dict[str, Path]) -> str | None:
+    """The module that an imported name is, or lies in; None for generated code and other packages."""
+    if name.startswith("staddle.v1."):
+        return None
+    while name not in known:
+        name, dot, _ = name.rpartition(".")
+        if not dot:
+            return None
+    return name
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that reach one another, each sorted (Tarjan's strongly connected components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for to in sorted(arrows[name]):
+            if to not in index:
+                visit(to)
+                low[name] = min(low[name], low[to])
+            elif to in stack:
+                low[name] = min(low[name], index[to])
+        if low[name] == index[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for name in arrows:
+        if name not in index:
+            visit(name)
+    return sorted(found)
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("side", "room", "line", "says"),
     [
-        ("store", "from staddle_server.catalog import Catalog", "siblings do not import each other"),
-        ("store", "from ..catalog.packs import Packs", "siblings do not import each other"),
-        ("store", "def f():\n    import staddle_server.manifest.tree", "siblings do not import each other"),
-        ("catalog", "from staddle_server import session", "siblings do not import each other"),
-        ("session", "import grpc", "only wire"),
-        ("session", "from staddle.v1 import service_pb2", "turned into values in wire"),
-        ("session", "from staddle_server.config import Settings", "knows nothing of how calls arrive"),
+        (SERVER, "store", "from staddle_server.catalog import Catalog", "siblings do not import each other"),
+        (SERVER, "store", "from ..catalog.packs import Packs", "siblings do not import each other"),
         (
-            "wire",
-            "from staddle_server.app import run_server",
+            SERVER,
+            "store",
+            "def f():\n    import staddle_server.manifest.tree",
+            "siblings do not import each other",
+        ),
+        (SERVER, "catalog", "from staddle_server import tenancy", "siblings do not import each other"),
+        (SERVER, "upload", "import grpc", "only api/grpc"),
+        (SERVER, "upload", "from staddle.v1 import service_pb2", "turned into values in api"),
+        (
+            SERVER,
+            "upload",
+            "from staddle_server.restore.browse import Browser",
+            "restores do not know uploads",
+        ),
+        (SERVER, "tenancy", "from staddle_server.upload.writer import Writer", "know none of them"),
+        (
+            SERVER,
+            "api",
+            "from staddle_server.app.run import run_server",
             "knows nothing of how the server was configured",
         ),
-        ("session", "from staddle_server.upkeep import reached", "knows nothing of how calls arrive"),
-        ("upkeep", "import grpc", "only wire"),
-        ("wire", "import sqlalchemy.orm", "SQL is the catalog's own"),
-        ("manifest", "from staddle import Client", "uses nothing of the client"),
+        (
+            SERVER,
+            "restore",
+            "from staddle_server.upkeep.gc import mark",
+            "knows nothing of how calls arrive",
+        ),
+        (SERVER, "upkeep", "import grpc", "only api/grpc"),
+        (SERVER, "api", "import sqlalchemy.orm", "SQL is the catalog's own"),
+        (SERVER, "manifest", "from staddle import Client", "nothing else of the client"),
+        (CLIENT, "_backup", "from staddle._restore.run import Restore", "do not know each other"),
+        (CLIENT, "_backup", "from staddle._client import Client", "do not know each other"),
+        (CLIENT, "_upload", "from staddle import Client", "do not know each other"),
+        (CLIENT, "_fs", "from staddle._transport.calls import Calls", "knows no server"),
+        (CLIENT, "_fs", "from staddle._backup.cache import recorder", "passes an observer"),
+        (CLIENT, "_protocol", "from staddle._fs.walk import Found", "neither connections nor files"),
+        (CLIENT, "_base", "from staddle._protocol import convert", "know no room"),
+        (CLIENT, "_restore", "import grpc", "only the transport"),
+        (CLIENT, "_fs", "import staddle_server.base.limits", "without the server"),
     ],
 )
 def test_an_import_that_breaks_the_rule_is_found_and_the_reason_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: str, line: str, says: str
+    tmp_path: Path, side: Side, room: str, line: str, says: str
 ) -> None:
-    source = tmp_path / "staddle_server"
-    path = source / room / "x.py"
+    elsewhere = side._replace(source=tmp_path / side.package)
+    path = elsewhere.source / room / "x.py"
     path.parent.mkdir(parents=True)
     path.write_text(line + "\n")
-    monkeypatch.setattr("test_rooms.SOURCES", (source,))
-    (why,) = [broken(each) for each in imports(path)]
+    (why,) = [
+        broken(each._replace(path=side.source / room / "x.py"), side) for each in imports(path, elsewhere)
+    ]
     assert why is not None
     assert says in why

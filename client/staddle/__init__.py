@@ -8,7 +8,6 @@ with Client.from_config() as client:
 """
 
 from staddle._client import Client
-from staddle._config import Settings
 from staddle._errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -42,8 +41,9 @@ from staddle._errors import (
     UploadClosedError,
     UploadNotFoundError,
 )
-from staddle._plan_types import Amount, BackupPlan, PlannedChange, PlannedPath
-from staddle._retention_types import (
+from staddle._transport.settings import Settings
+from staddle._types.plan import Amount, BackupPlan, PlannedChange, PlannedPath
+from staddle._types.retention import (
     AppliedRetention,
     PlannedBackup,
     Retention,
@@ -51,8 +51,7 @@ from staddle._retention_types import (
     RetentionPolicy,
     RetentionTag,
 )
-from staddle._thin import Upload
-from staddle._types import (
+from staddle._types.values import (
     Backup,
     BackupKind,
     BackupReport,
@@ -79,6 +78,7 @@ from staddle._types import (
     ServerInfo,
     Xattr,
 )
+from staddle._upload.upload import Upload
 
 __all__ = [
     "AccessDeniedError",

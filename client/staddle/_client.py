@@ -9,11 +9,10 @@ from typing import IO, Any, Final, Self, TypeVar, Unpack, cast, get_args
 
 from google.protobuf.message import Message
 
-from staddle._arguments import checked_path, choice
-from staddle._calls import Calls
-from staddle._channel import refuse_other_platforms
-from staddle._config import NOWHERE, Settings, load_settings
-from staddle._convert import (
+from staddle._base.figures import counted
+from staddle._errors import BackupNotFoundError, BadRequestError, DamageError, UnsupportedError
+from staddle._protocol.arguments import checked_path, choice
+from staddle._protocol.convert import (
     backup_of,
     change_of,
     dataset_of,
@@ -23,14 +22,15 @@ from staddle._convert import (
     split_path,
     text,
 )
-from staddle._errors import BackupNotFoundError, BadRequestError, DamageError, UnsupportedError
-from staddle._figures import counted
-from staddle._file import RemoteFile, open_file, read_file
-from staddle._plan_types import BackupPlan, PlannedPathCallback
+from staddle._protocol.selectors import LATEST, selector_of
+from staddle._remote_file import RemoteFile, open_file, read_file
 from staddle._retention import RetentionMethods
-from staddle._retry import Retry
-from staddle._thin import Upload, UploadOptions
-from staddle._types import (
+from staddle._transport.calls import Calls
+from staddle._transport.channel import refuse_other_platforms
+from staddle._transport.retry import Retry
+from staddle._transport.settings import NOWHERE, Settings, load_settings
+from staddle._types.plan import BackupPlan, PlannedPathCallback
+from staddle._types.values import (
     ArchiveFormat,
     At,
     Backup,
@@ -52,7 +52,7 @@ from staddle._types import (
     ServerInfo,
     SourceArguments,
 )
-from staddle._when import LATEST, selector_of
+from staddle._upload.upload import Upload, UploadOptions
 from staddle.v1 import service_pb2 as service
 
 LocalPath = str | bytes | os.PathLike[str]
@@ -235,9 +235,9 @@ class Client(RetentionMethods):
             cache_dir=self._cache_place() if cache else None,
         )
         try:
-            from staddle._source import backup_directory
+            from staddle._backup.run import backup_directory
 
-            return backup_directory(self, _local_paths(path), options)
+            return backup_directory(self._calls, _local_paths(path), options)
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
 
@@ -259,7 +259,7 @@ class Client(RetentionMethods):
         # The thin way needs no package that only cutting needs.
         options = replace(_options_of(dataset, source), thin=True, progress=progress)
         try:
-            from staddle._plan import plan_backup
+            from staddle._backup.plan import plan_backup
 
             return plan_backup(self._calls, _local_paths(path), options, each=each)
         except ModuleNotFoundError as error:
@@ -268,7 +268,7 @@ class Client(RetentionMethods):
     def _cache_place(self) -> str | None:
         if self._cache_dir == NOWHERE:
             return None
-        from staddle._cache import default_place
+        from staddle._backup.cache.store import default_place
 
         return self._cache_dir or default_place(os.environ) or None
 
@@ -320,8 +320,8 @@ class Client(RetentionMethods):
             raise BadRequestError(
                 f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
             )
-        from staddle._restore import restore_to_directory
-        from staddle._selection import lines_of_all
+        from staddle._restore.run import restore_to_directory
+        from staddle._restore.selection import lines_of_all
 
         options = RestoreOptions(
             paths=tuple(checked_path(path) for path in paths),
@@ -338,7 +338,7 @@ class Client(RetentionMethods):
         selector = selector_of(backup, at)
         try:
             report = restore_to_directory(
-                self, text("dataset", dataset), selector, os.fsencode(target), options
+                self._calls, text("dataset", dataset), selector, os.fsencode(target), options
             )
         except ModuleNotFoundError as error:
             raise _missing_extra(error) from error
@@ -374,8 +374,8 @@ class Client(RetentionMethods):
         """
         if format not in get_args(ArchiveFormat):
             raise BadRequestError(f"invalid format {format!r}: use tar or zip.", facts={"field": "format"})
-        from staddle._archived import ToArchive
-        from staddle._selection import lines_of_all
+        from staddle._restore.archive import ToArchive
+        from staddle._restore.selection import lines_of_all
 
         options = RestoreOptions(
             paths=tuple(checked_path(path) for path in paths),

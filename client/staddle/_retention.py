@@ -6,18 +6,18 @@ from typing import Any, Final
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from staddle._calls import Calls
-from staddle._convert import COUNTS, backup_of, datetime_of, hold_of, retention_of, text
 from staddle._errors import BadRequestError, ProtocolError, named
-from staddle._pages import pages_of
-from staddle._retention_types import (
+from staddle._protocol.convert import COUNTS, backup_of, datetime_of, hold_of, retention_of, text
+from staddle._transport.calls import Calls
+from staddle._transport.pages import pages_of
+from staddle._types.retention import (
     AppliedRetention,
     PlannedBackup,
     Retention,
     RetentionPlan,
     RetentionPolicy,
 )
-from staddle._types import Backup, Hold
+from staddle._types.values import Backup, Hold
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
-from staddle._figures import counted
+from staddle._base.figures import counted
 
-from staddle_server.limits import KIB, MIB
+from staddle_server.base.limits import KIB, MIB
 
 COPY_BYTES_MAX: Final = 1024 * MIB
 READ_BYTES: Final = 1 * MIB

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from staddle._figures import duration, duration_s, size_bytes
-from staddle._given import GivenError, read
-from staddle_server import config
-from staddle_server.config import Address, Settings, SettingsError, UnixAddress
+from staddle._base.figures import duration, duration_s, size_bytes
+from staddle._base.given_files import GivenError, read
+from staddle_server.app import settings as config
+from staddle_server.app.settings import Address, Settings, SettingsError, UnixAddress
 
 
 def load(

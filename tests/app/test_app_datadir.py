@@ -9,16 +9,22 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from staddle_server import app, config, rooms
-from staddle_server.config import Settings
-from staddle_server.datadir import ClientConfig, DataDirectory, DataDirectoryError, write_client_config
-from staddle_server.errors import BadRequest, Damaged, Unauthenticated
-from staddle_server.session.records import finish_all
+from staddle_server.app import bootstrap, run
+from staddle_server.app import settings as config
+from staddle_server.app.data_directory import (
+    ClientConfig,
+    DataDirectory,
+    DataDirectoryError,
+    write_client_config,
+)
+from staddle_server.app.settings import Settings
+from staddle_server.base.errors import BadRequest, Damaged, Unauthenticated
+from staddle_server.base.types import TokenRole
 from staddle_server.store.keys import WrongMasterKey
 from staddle_server.store.records import Records, TenantRecord, encode_record
-from staddle_server.types import TokenRole
-from staddle_server.upkeep.check import Check, Plan
-from staddle_server.upkeep.findings import Finding
+from staddle_server.tenancy.records import finish_all
+from staddle_server.upkeep.integrity.check import Check, Plan
+from staddle_server.upkeep.integrity.findings import Finding
 
 NOW_NS = 1_700_000_000_000_000_000
 
@@ -30,7 +36,7 @@ def settings(path: Path) -> Settings:
 def initialise(path: Path) -> DataDirectory:
     directory = DataDirectory(path)
     with directory.claimed():
-        app.initialise(directory, settings(path))
+        run.initialise(directory, settings(path))
     return directory
 
 
@@ -89,19 +95,19 @@ def test_making_a_directory_goes_on_wherever_it_was_cut_off(tmp_path: Path, reac
     done = steps.index(reached)
     if done >= 1:
         directory.store.mkdir()
-        blobs = rooms.DirectoryBlobs(str(directory.store))
+        blobs = bootstrap.DirectoryBlobs(str(directory.store))
     if done >= 2:
-        rooms.create_format(blobs)
+        bootstrap.create_format(blobs)
     if done >= 3:
-        master = rooms.create_master_key(str(directory.master_key))
+        master = bootstrap.create_master_key(str(directory.master_key))
     if done >= 4:
         directory.catalog.touch()
     if done >= 5:
-        rooms.open_catalog(str(directory.catalog)).close()
+        bootstrap.open_catalog(str(directory.catalog)).close()
     if done >= 6:
-        rooms.KeyStore(blobs, master).create("default", NOW_NS)
+        bootstrap.KeyStore(blobs, master).create("default", NOW_NS)
     initialise(tmp_path)
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         (tenant,) = opened.catalog.tenants.list_all()
         assert tenant.name == "default"
         opened.keys.load(tenant.id)
@@ -113,8 +119,8 @@ def test_what_a_crash_while_it_was_made_left_is_no_hindrance_and_goes(
 ) -> None:
     if "master.key" in left:
         (tmp_path / "store").mkdir()
-        rooms.create_format(rooms.DirectoryBlobs(str(tmp_path / "store")))
-        rooms.create_master_key(str(tmp_path / "master.key"))
+        bootstrap.create_format(bootstrap.DirectoryBlobs(str(tmp_path / "store")))
+        bootstrap.create_master_key(str(tmp_path / "master.key"))
     for name in set(left) - {"master.key"}:
         (tmp_path / name).write_text("half a line")
     assert initialise(tmp_path).is_complete()
@@ -126,11 +132,11 @@ def test_a_directory_whose_first_start_ended_before_its_tenant_serves_at_the_nex
     half = DataDirectory(tmp_path / "half")
     half.store.mkdir(parents=True)
     half.master_key.write_bytes(directory.master_key.read_bytes())
-    rooms.create_format(rooms.DirectoryBlobs(str(half.store)))
-    rooms.open_catalog(str(half.catalog)).close()
+    bootstrap.create_format(bootstrap.DirectoryBlobs(str(half.store)))
+    bootstrap.open_catalog(str(half.catalog)).close()
     assert half.is_complete(), "so that serving does not make it anew"
-    with rooms.open_rooms(half) as opened:
-        token = app.local_token(opened, half)
+    with bootstrap.open_rooms(half) as opened:
+        token = run.local_token(opened, half)
         assert opened.catalog.tokens.authenticate(token, NOW_NS).name == "local"
 
 
@@ -138,14 +144,14 @@ def test_an_empty_catalog_beside_a_store_in_use_is_refused_and_not_filled(tmp_pa
     directory = initialise(tmp_path)
     for part in tmp_path.glob("catalog.db*"):
         part.unlink()
-    rooms.open_catalog(str(directory.catalog)).close()
+    bootstrap.open_catalog(str(directory.catalog)).close()
     directory.client_toml.unlink()
     with (
         pytest.raises(DataDirectoryError, match=r"is empty, but .* is filled: put the newest copy"),
-        rooms.open_rooms(directory),
+        bootstrap.open_rooms(directory),
     ):
         pass
-    catalog = rooms.open_catalog(str(directory.catalog))
+    catalog = bootstrap.open_catalog(str(directory.catalog))
     assert catalog.tenants.list_all() == []
     catalog.close()
 
@@ -154,10 +160,10 @@ def test_the_token_in_the_client_file_is_an_admins_of_the_default_tenant(tmp_pat
     directory = initialise(tmp_path)
     table = tomllib.loads(directory.client_toml.read_text())
     assert table["server"] == "127.0.0.1:7443"
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         principal = opened.catalog.tokens.authenticate(table["token"], NOW_NS)
         assert (principal.name, principal.role) == ("local", TokenRole.ADMIN)
-        assert principal.tenant == rooms.tenant_named(opened, "default").id
+        assert principal.tenant == bootstrap.tenant_named(opened, "default").id
 
 
 def test_a_client_file_that_was_removed_is_made_again_with_a_new_token_and_ends_the_old_one(
@@ -166,8 +172,8 @@ def test_a_client_file_that_was_removed_is_made_again_with_a_new_token_and_ends_
     directory = initialise(tmp_path)
     old = tomllib.loads(directory.client_toml.read_text())["token"]
     directory.client_toml.unlink()
-    with rooms.open_rooms(directory) as opened:
-        new = app.local_token(opened, directory)
+    with bootstrap.open_rooms(directory) as opened:
+        new = run.local_token(opened, directory)
         opened.catalog.tokens.authenticate(new, NOW_NS)
         with pytest.raises(Unauthenticated):
             opened.catalog.tokens.authenticate(old, NOW_NS)
@@ -177,10 +183,10 @@ def test_a_revoked_local_token_stays_revoked_over_a_restart(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = initialise(tmp_path)
-    with rooms.open_rooms(directory) as opened:
-        tenant = rooms.tenant_named(opened, "default")
+    with bootstrap.open_rooms(directory) as opened:
+        tenant = bootstrap.tenant_named(opened, "default")
         opened.catalog.tokens.revoke(tenant.id, "local", NOW_NS)
-        token = app.local_token(opened, directory)
+        token = run.local_token(opened, directory)
         with pytest.raises(Unauthenticated):
             opened.catalog.tokens.authenticate(token, NOW_NS)
     assert "is not known" in caplog.text
@@ -201,8 +207,8 @@ def test_one_directory_has_one_server_and_the_other_one_is_named(tmp_path: Path)
 
 def test_a_new_tenant_has_keys_and_a_record_in_the_store(tmp_path: Path) -> None:
     directory = initialise(tmp_path)
-    with rooms.open_rooms(directory) as opened:
-        made = rooms.create_tenant(opened, "acme", NOW_NS)
+    with bootstrap.open_rooms(directory) as opened:
+        made = bootstrap.create_tenant(opened, "acme", NOW_NS)
         found = opened.catalog.tenants.get_by_name("acme")
         assert found is not None
         assert opened.catalog.backups.pending_records(made.id) == []
@@ -217,15 +223,15 @@ def test_a_new_tenant_has_keys_and_a_record_in_the_store(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["default", "UPPER", "", "a b", "x" * 65])
 def test_a_tenant_that_cannot_be_leaves_no_keys_behind(tmp_path: Path, name: str) -> None:
     directory = initialise(tmp_path)
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         with pytest.raises(BadRequest):
-            rooms.create_tenant(opened, name, NOW_NS)
+            bootstrap.create_tenant(opened, name, NOW_NS)
         assert len(opened.keys.tenant_ids()) == 1
 
 
 def test_a_tenants_record_that_was_not_written_is_written_at_the_next_start(tmp_path: Path) -> None:
     directory = initialise(tmp_path)
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         keys = opened.keys.create("half", NOW_NS)
         opened.catalog.tenants.create(
             keys.tenant, "half", NOW_NS, record=encode_record(TenantRecord("half", NOW_NS))
@@ -244,12 +250,12 @@ def test_another_directorys_master_key_opens_nothing(tmp_path: Path) -> None:
         pytest.raises(
             DataDirectoryError, match=r"(?s)master\.key is not the master key of .*Put the right key back"
         ),
-        rooms.open_rooms(one),
+        bootstrap.open_rooms(one),
     ):
         pass
-    with rooms.open_rooms(one, only_look=True) as opened:
+    with bootstrap.open_rooms(one, only_look=True) as opened:
         with pytest.raises(WrongMasterKey):
-            opened.keys.load(rooms.tenant_named(opened, "default").id)
+            opened.keys.load(bootstrap.tenant_named(opened, "default").id)
         found: list[Finding] = []
         Check(opened.kept(), Plan(), found.append).run(opened.catalog.tenants.list_all(), all_tenants=True)
     (finding,) = found
@@ -263,8 +269,8 @@ def test_damaged_keys_of_the_only_tenant_keep_no_server_from_starting(tmp_path: 
     (keys,) = (path for path in (directory.store / "keys").rglob("*") if path.is_file())
     data = keys.read_bytes()
     keys.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with rooms.open_rooms(directory) as opened, pytest.raises(Damaged):
-        opened.keys.load(rooms.tenant_named(opened, "default").id)
+    with bootstrap.open_rooms(directory) as opened, pytest.raises(Damaged):
+        opened.keys.load(bootstrap.tenant_named(opened, "default").id)
 
 
 def test_the_client_file_is_replaced_as_a_whole_and_read_by_its_owner_only(tmp_path: Path) -> None:
@@ -293,7 +299,7 @@ def test_a_secret_that_every_user_can_read_is_named_in_the_log(
     for name, mode in modes.items():
         (tmp_path / name).touch()
         (tmp_path / name).chmod(mode)
-    app.warn_of_readable([*(tmp_path / name for name in modes), tmp_path / "missing", None])
+    run.warn_of_readable([*(tmp_path / name for name in modes), tmp_path / "missing", None])
     assert [record.getMessage() for record in caplog.records] == [
         f"every user of this machine can read {tmp_path}/open: chmod 600 it"
     ]

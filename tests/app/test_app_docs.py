@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from staddle._figures import duration_s
+from staddle._base.figures import duration_s
 from staddle.v1 import errors_pb2
-from staddle_server import config, limits
-from staddle_server.cli.commands import COMMANDS, group
-from staddle_server.wire.retention import PLANS_MAX
+from staddle_server.api.grpc.retention import PLANS_MAX
+from staddle_server.app import settings as config
+from staddle_server.base import limits
+from staddle_server.cli.main import COMMANDS, group
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "operations.md").read_text()

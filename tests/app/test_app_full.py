@@ -14,10 +14,10 @@ from pathlib import Path
 
 import forked
 import pytest
-from staddle_server.errors import Exhausted
-from staddle_server.inodes import InodeReserve
-from staddle_server.limits import KIB, MIB, RESERVE_BYTES_MIN
-from staddle_server.reserve import Keeper, Reserve, Reserves
+from staddle_server.app.disk_reserve import Keeper, Reserve, Reserves
+from staddle_server.app.inode_reserve import InodeReserve
+from staddle_server.base.errors import Exhausted
+from staddle_server.base.limits import KIB, MIB, RESERVE_BYTES_MIN
 from staddle_server.store.space import LOOK_S, MinFree, Space
 from test_app_serve import Server
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from servers import ServerProcess
-from staddle_server import generation, rooms
+from staddle_server.app import bootstrap, generation
+from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
+from staddle_server.base.errors import Exhausted, Unavailable
+from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Tenant
-from staddle_server.cli.commands import group
-from staddle_server.datadir import DataDirectory, DataDirectoryError
-from staddle_server.errors import Exhausted, Unavailable
-from staddle_server.session.records import finish_all
+from staddle_server.cli.main import group
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.birth import birth_ns
 from staddle_server.store.blobs import Blobs
-from staddle_server.store.directory import DirectoryBlobs
-from staddle_server.types import TokenRole
+from staddle_server.tenancy.records import finish_all
 
 NOW_NS = 1_790_000_000_000_000_000
 
@@ -30,7 +30,7 @@ NOW_NS = 1_790_000_000_000_000_000
 def directory(tmp_path: Path) -> DataDirectory:
     """A data directory that was served once."""
     made = DataDirectory(tmp_path / "d")
-    rooms.initialise(made, NOW_NS)
+    bootstrap.initialise(made, NOW_NS)
     begin(made)
     return made
 
@@ -43,7 +43,7 @@ def with_births(tmp_path: Path) -> None:
 
 def begin(directory: DataDirectory) -> None:
     """A server starts, and ends at once."""
-    with rooms.open_rooms(directory, only_look=True) as opened:
+    with bootstrap.open_rooms(directory, only_look=True) as opened:
         generation.leave_mark(directory, opened.blobs, opened.catalog, NOW_NS)
 
 
@@ -72,9 +72,9 @@ class Listed(DirectoryBlobs):
 
 
 def test_a_start_lists_the_marks_once(directory: DataDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms, "DirectoryBlobs", Listed)
+    monkeypatch.setattr(bootstrap, "DirectoryBlobs", Listed)
     before = marks(directory)
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         generation.leave_mark(directory, opened.blobs, opened.catalog, NOW_NS, opened.looked)
         assert isinstance(opened.blobs, Listed)
         assert opened.blobs.listed.count("marks") == 1
@@ -206,7 +206,7 @@ class CutOffError(Exception):
 def steps(directory: DataDirectory, stop_at: int, failure: Callable[[], BaseException]) -> int:
     """A start in which the step `stop_at` fails, of all that change the store or the catalog; how many it took."""
     taken = 0
-    with rooms.open_rooms(directory, only_look=True) as opened, pytest.MonkeyPatch.context() as patch:
+    with bootstrap.open_rooms(directory, only_look=True) as opened, pytest.MonkeyPatch.context() as patch:
         for owner, names in (
             (opened.blobs, ("put", "delete")),
             (opened.catalog.generation, ("intend", "confirm")),
@@ -254,7 +254,7 @@ def test_a_disk_that_is_full_or_takes_no_writes_keeps_no_server_from_starting(
 
 
 def test_a_command_beside_a_server_that_starts_is_not_refused(directory: DataDirectory) -> None:
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         listed = opened.blobs.list
 
         def as_another_server_starts(prefix: str) -> object:
@@ -291,28 +291,28 @@ def test_a_real_server_refuses_a_copy_and_the_store_of_a_server_that_runs(server
     server.start()
 
 
-Decision = Callable[[rooms.Rooms], object]
+Decision = Callable[[bootstrap.Rooms], object]
 
 
-def make_a_token(opened: rooms.Rooms) -> object:
-    return rooms.create_token(opened, tenant_of(opened), "ci", TokenRole.WRITER, NOW_NS)
+def make_a_token(opened: bootstrap.Rooms) -> object:
+    return bootstrap.create_token(opened, tenant_of(opened), "ci", TokenRole.WRITER, NOW_NS)
 
 
-def revoke_the_token(opened: rooms.Rooms) -> object:
-    return rooms.revoke_token(opened, tenant_of(opened), rooms.LOCAL_TOKEN, NOW_NS)
+def revoke_the_token(opened: bootstrap.Rooms) -> object:
+    return bootstrap.revoke_token(opened, tenant_of(opened), bootstrap.LOCAL_TOKEN, NOW_NS)
 
 
-def tenant_of(opened: rooms.Rooms) -> Tenant:
-    return rooms.tenant_named(opened, rooms.DEFAULT_TENANT)
+def tenant_of(opened: bootstrap.Rooms) -> Tenant:
+    return bootstrap.tenant_named(opened, bootstrap.DEFAULT_TENANT)
 
 
 DECISIONS = {
     "a token is made": make_a_token,
     "a token is revoked": revoke_the_token,
-    "the local token is replaced": lambda opened: rooms.local_token(opened, NOW_NS),
-    "the clock is confirmed": rooms.confirm_clock,
-    "the grace is set": lambda opened: rooms.set_grace(opened, tenant_of(opened), 60, NOW_NS),
-    "a tenant is made": lambda opened: rooms.create_tenant(opened, "acme", NOW_NS),
+    "the local token is replaced": lambda opened: bootstrap.local_token(opened, NOW_NS),
+    "the clock is confirmed": bootstrap.confirm_clock,
+    "the grace is set": lambda opened: bootstrap.set_grace(opened, tenant_of(opened), 60, NOW_NS),
+    "a tenant is made": lambda opened: bootstrap.create_tenant(opened, "acme", NOW_NS),
 }
 
 
@@ -321,14 +321,14 @@ def test_a_catalog_of_before_a_decision_is_refused_without_a_start_or_stop_betwe
     directory: DataDirectory, decide: Decision
 ) -> None:
     older = directory.catalog.read_bytes()
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         decide(opened)
     newest = directory.catalog.read_bytes()
     directory.catalog.write_bytes(older)
     with pytest.raises(DataDirectoryError, match=r"is older than its store.*rebuild --replace"):
-        rooms.open_rooms(directory).__enter__()
+        bootstrap.open_rooms(directory).__enter__()
     directory.catalog.write_bytes(newest)
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         assert opened.catalog.backups.pending_records() == []
 
 
@@ -337,26 +337,26 @@ def test_what_is_left_of_a_tenant_that_no_rebuild_finds_keeps_no_server_from_sta
 ) -> None:
     """Its keys do not open, or its records are gone: there is no better catalog than this one."""
     older = directory.catalog.read_bytes()
-    with rooms.open_rooms(directory) as opened:
-        made = rooms.create_tenant(opened, "acme", NOW_NS)
+    with bootstrap.open_rooms(directory) as opened:
+        made = bootstrap.create_tenant(opened, "acme", NOW_NS)
     directory.catalog.write_bytes(older)
     (key,) = (directory.store / "keys" / made.id.hex()).iterdir()
     records = directory.store / "records" / made.id.hex()
     whole = key.read_bytes()
     key.write_bytes(b"damaged")
     begin(directory)
-    with rooms.open_rooms(directory):
+    with bootstrap.open_rooms(directory):
         key.write_bytes(whole)
     with pytest.raises(
         DataDirectoryError, match=rf"it does not know 1 tenant, such as {made.id.hex()}\. .*rebuild"
     ):
-        rooms.open_rooms(directory).__enter__()
+        bootstrap.open_rooms(directory).__enter__()
     shutil.rmtree(records)
-    with rooms.open_rooms(directory):
+    with bootstrap.open_rooms(directory):
         pass
 
 
-@pytest.mark.parametrize("decide", [make_a_token, revoke_the_token, rooms.confirm_clock])
+@pytest.mark.parametrize("decide", [make_a_token, revoke_the_token, bootstrap.confirm_clock])
 def test_a_decision_that_is_killed_at_any_step_leaves_a_catalog_that_opens(
     directory: DataDirectory, decide: Decision
 ) -> None:
@@ -371,7 +371,7 @@ def test_a_decision_that_is_killed_at_any_step_leaves_a_catalog_that_opens(
         shutil.copytree(store, directory.store)
         with pytest.raises(CutOffError):
             decided(directory, decide, stop_at)
-        with rooms.open_rooms(directory) as opened:
+        with bootstrap.open_rooms(directory) as opened:
             finish_all(opened.tenants(), opened.catalog)
             assert opened.catalog.backups.pending_records() == []
         newer, known = directory.catalog.read_bytes(), list((directory.store / "records").rglob("*-*"))
@@ -379,7 +379,7 @@ def test_a_decision_that_is_killed_at_any_step_leaves_a_catalog_that_opens(
         told.append(len(known) > len(list((store / "records").rglob("*-*"))))
         if told[-1]:
             with pytest.raises(DataDirectoryError, match="is older than its store"):
-                rooms.open_rooms(directory).__enter__()
+                bootstrap.open_rooms(directory).__enter__()
         directory.catalog.write_bytes(newer)
     assert told == sorted(told)
     assert all(told[-3:]), "what is decided is told to the store, now or at the next start"
@@ -388,7 +388,7 @@ def test_a_decision_that_is_killed_at_any_step_leaves_a_catalog_that_opens(
 def decided(directory: DataDirectory, decide: Decision, stop_at: int) -> int:
     """A decision that is killed before the step `stop_at`, of all that change the store or the catalog; how many it took."""
     taken = 0
-    with rooms.open_rooms(directory) as opened, pytest.MonkeyPatch.context() as patch:
+    with bootstrap.open_rooms(directory) as opened, pytest.MonkeyPatch.context() as patch:
         for owner, names in (
             (opened.blobs, ("put", "create")),
             (opened.catalog.tokens, ("create", "revoke")),
@@ -413,7 +413,7 @@ def decided(directory: DataDirectory, decide: Decision, stop_at: int) -> int:
 def test_a_token_is_revoked_on_a_disk_without_room_and_its_record_follows(
     directory: DataDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with rooms.open_rooms(directory) as opened, pytest.MonkeyPatch.context() as patch:
+    with bootstrap.open_rooms(directory) as opened, pytest.MonkeyPatch.context() as patch:
         patch.setattr(opened.blobs, "put", full)
         revoke_the_token(opened)
         assert "could not be written, and the next start tries again: no room" in caplog.text

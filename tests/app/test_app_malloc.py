@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from staddle_server import malloc
+from staddle_server.app import allocator
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 
@@ -41,7 +41,7 @@ print(len(accepted), faults() - before)
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc: there is nothing to tune")
 def test_blocks_of_a_messages_size_are_used_again_instead_of_faulted_in_again() -> None:
     accepted, faults = measured("tuned")
-    assert accepted == len(malloc.PARAMETERS)
+    assert accepted == len(allocator.PARAMETERS)
     assert faults < 100
     assert measured()[1] > 1000, "the measurement shows nothing: it does not differ without the settings"
 
@@ -56,7 +56,7 @@ def measured(*arguments: str) -> tuple[int, int]:
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc: there is nothing to tune")
 def test_a_value_that_the_library_refuses_gives_way_to_the_next() -> None:
-    parameter = malloc.Parameter(
+    parameter = allocator.Parameter(
         "M_MXFAST", 1, (1 << 20, 64), "small blocks end at 160 bytes: glibc takes no more"
     )
     code = f"from staddle_server import malloc; print(malloc.tune((malloc.{parameter!r},)))"
@@ -65,9 +65,13 @@ def test_a_value_that_the_library_refuses_gives_way_to_the_next() -> None:
 
 
 def test_what_was_set_is_said_with_its_units() -> None:
-    assert malloc.describe({"M_TOP_PAD": 16 << 20, "M_ARENA_MAX": 2}) == "M_TOP_PAD 16384 KiB, M_ARENA_MAX 2"
-    assert malloc.describe({}) == "the C library's own settings"
+    assert (
+        allocator.describe({"M_TOP_PAD": 16 << 20, "M_ARENA_MAX": 2}) == "M_TOP_PAD 16384 KiB, M_ARENA_MAX 2"
+    )
+    assert allocator.describe({}) == "the C library's own settings"
 
 
 def test_every_value_fits_the_librarys_int() -> None:
-    assert all(0 < value <= malloc.HIGHEST for parameter in malloc.PARAMETERS for value in parameter.values)
+    assert all(
+        0 < value <= allocator.HIGHEST for parameter in allocator.PARAMETERS for value in parameter.values
+    )

@@ -19,9 +19,9 @@ from grpc_health.v1.health import HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from servers import ServerProcess
-from staddle_server import health, sockets
-from staddle_server.config import UnixAddress
-from staddle_server.notify import LOOK_EVERY_S, Manager, Pulse
+from staddle_server.app import health_probe, unix_sockets
+from staddle_server.app.service_manager import LOOK_EVERY_S, Manager, Pulse
+from staddle_server.app.settings import UnixAddress
 
 UNIT = Path(__file__).parents[2] / "server" / "deploy" / "staddle-server.service"
 
@@ -177,7 +177,7 @@ def test_only_a_server_that_answers_gives_signs_of_life(systemd: Systemd, runnin
         deaf.bind(str(tmp_path / "deaf"))
         deaf.listen()
         channel, time = to_server, Time()
-        pulse = Pulse(manager, lambda timeout_s: health.describe(channel, "here", timeout_s), time)
+        pulse = Pulse(manager, lambda timeout_s: health_probe.describe(channel, "here", timeout_s), time)
         pulse.tick()
         assert systemd.heard() == {"WATCHDOG": "1"}
         assert systemd.heard() == {"STATUS": "Serving on here"}
@@ -206,8 +206,11 @@ def test_a_server_that_only_restores_or_knows_of_damage_lives_and_says_so(system
         server.start()
         statuses.set("", HealthCheckResponse.SERVING)
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            pulse = Pulse(manager, lambda timeout_s: health.describe(channel, "here", timeout_s), time)
-            for name, words in ((health.WRITES, "is read-only"), (health.INTEGRITY, "damaged or gone")):
+            pulse = Pulse(manager, lambda timeout_s: health_probe.describe(channel, "here", timeout_s), time)
+            for name, words in (
+                (health_probe.WRITES, "is read-only"),
+                (health_probe.INTEGRITY, "damaged or gone"),
+            ):
                 statuses.set(name, HealthCheckResponse.NOT_SERVING)
                 pulse.tick()
                 assert systemd.heard() == {"WATCHDOG": "1"}
@@ -226,7 +229,7 @@ def test_a_server_that_only_restores_or_knows_of_damage_lives_and_says_so(system
 
 def test_the_servers_own_address_lies_where_its_user_may_write_and_goes_with_it(tmp_path: Path) -> None:
     for parent, below in ((str(tmp_path), tmp_path), ("", None), (str(tmp_path / "none"), None)):
-        with sockets.private(parent) as own:
+        with unix_sockets.private(parent) as own:
             directory = Path(own.path).parent
             assert directory.stat().st_mode & 0o777 == 0o700
             assert below in {None, directory.parent}
@@ -239,13 +242,13 @@ def test_no_place_for_the_servers_own_address_is_named(
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     with (
-        pytest.raises(sockets.ListenError, match="too long for a socket"),
-        sockets.private(str(deep)),
+        pytest.raises(unix_sockets.ListenError, match="too long for a socket"),
+        unix_sockets.private(str(deep)),
     ):
         pass
     assert list(deep.iterdir()) == []
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    with pytest.raises(sockets.ListenError, match="cannot be made"), sockets.private(""):
+    with pytest.raises(unix_sockets.ListenError, match="cannot be made"), unix_sockets.private(""):
         pass
 
 

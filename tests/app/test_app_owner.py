@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import forked
 import pytest
-from staddle_server.cli.commands import group
-from staddle_server.owner import owner_of
+from staddle_server.app.owner import owner_of
+from staddle_server.cli.main import group
 
 COMMAND = Path(sys.executable).parent / "staddle-server"
 UID, GID = 54_321, 54_322

@@ -16,12 +16,12 @@ from pathlib import Path
 import grpc
 import pytest
 from click.testing import CliRunner, Result
-from staddle_server import rooms
-from staddle_server.cli.commands import group
-from staddle_server.datadir import DataDirectory, DataDirectoryError
-from staddle_server.session.records import as_pending, finish_missing
+from staddle_server.app import bootstrap
+from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
+from staddle_server.base.types import TokenRole
+from staddle_server.cli.main import group
 from staddle_server.store.records import DeletedRecord, Records
-from staddle_server.types import TokenRole
+from staddle_server.tenancy.records import as_pending, finish_missing
 from thin import back_up, backups, noise, restore, wait_until
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -69,7 +69,7 @@ def contents(directory: DataDirectory) -> dict[str, bytes]:
 
 
 def tenants(directory: DataDirectory) -> list[str]:
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         return [tenant.name for tenant in opened.catalog.tenants.list_all()]
 
 
@@ -86,7 +86,7 @@ def test_a_lost_catalog_is_made_again_and_the_local_command_gets_in(directory: D
     assert tenants(directory) == ["acme", "default"]
     new = tomllib.loads(directory.client_toml.read_text())
     assert new["server"] == old["server"]
-    with rooms.open_rooms(directory) as opened:
+    with bootstrap.open_rooms(directory) as opened:
         principal = opened.catalog.tokens.authenticate(new["token"], NOW_NS)
         assert (principal.name, principal.role) == ("local", TokenRole.ADMIN)
         listed = opened.catalog.tokens.list_all(principal.tenant)
@@ -170,8 +170,8 @@ def test_with_another_master_key_the_catalog_that_is_there_stays(
 
 def test_what_could_not_be_used_is_named_and_the_exit_code_says_so(directory: DataDirectory) -> None:
     (directory.store / "thesis.odt").write_text("a stranger")
-    with rooms.open_rooms(directory) as opened:
-        tenant = rooms.tenant_named(opened, "acme")
+    with bootstrap.open_rooms(directory) as opened:
+        tenant = bootstrap.tenant_named(opened, "acme")
         opened.catalog.tenants.keep_records(tenant.id, [as_pending(tenant.id, DeletedRecord(bytes(16), 5))])
         finish_missing(opened.tenants().get(tenant.id), opened.catalog)
         record = list(Records(opened.blobs, opened.keys.load(tenant.id)).list())[-1]
@@ -190,9 +190,9 @@ def test_an_emptied_catalog_beside_a_filled_store_is_refused(directory: DataDire
     lose_catalog(directory)
     directory.catalog.touch()
     if empty == "no rows":
-        rooms.open_catalog(str(directory.catalog)).close()
+        bootstrap.open_catalog(str(directory.catalog)).close()
     assert "rebuild --replace" in run("tenant", "list", "--data", directory.path, code=1).output
-    with pytest.raises(DataDirectoryError, match="rebuild --replace"), rooms.open_rooms(directory):
+    with pytest.raises(DataDirectoryError, match="rebuild --replace"), bootstrap.open_rooms(directory):
         pass  # what a server begins with
     rebuild(directory, "--replace")
     assert tenants(directory) == ["acme", "default"]
@@ -202,8 +202,8 @@ def test_a_catalog_that_is_older_than_its_store_is_refused_and_changes_nothing(
     directory: DataDirectory, tmp_path: Path
 ) -> None:
     shutil.copy(directory.catalog, tmp_path / "catalog.db")
-    with rooms.open_rooms(directory) as opened:
-        rooms.set_grace(opened, rooms.tenant_named(opened, "acme"), 3600, NOW_NS)
+    with bootstrap.open_rooms(directory) as opened:
+        bootstrap.set_grace(opened, bootstrap.tenant_named(opened, "acme"), 3600, NOW_NS)
     lose_catalog(directory)
     shutil.copy(tmp_path / "catalog.db", directory.catalog)
     before = contents(directory)
@@ -270,7 +270,7 @@ def test_a_rebuild_that_is_killed_while_it_changes_names_loses_nothing_and_is_ru
     kill_at[:] = [step, 0]
     killed = False
     try:
-        rooms.rebuild(directory, NOW_NS, lambda *_: None, dry_run=False)
+        bootstrap.rebuild(directory, NOW_NS, lambda *_: None, dry_run=False)
     except Killed:
         killed = True
     assert killed is (step < 5), "the steps are: two links, two removals, one rename"

@@ -21,10 +21,11 @@ import pytest
 from servers import ServerProcess
 from staddle.v1 import service_pb2 as wire
 from staddle.v1 import service_pb2_grpc
-from staddle_server import certs, config, logs
-from staddle_server.config import OperatorError, Settings
-from staddle_server.reloading import CHANGEABLE, Reloading
-from staddle_server.signals import listening_for_signals
+from staddle_server.app import certificates, settings
+from staddle_server.app.reload import CHANGEABLE, Reloading
+from staddle_server.app.settings import OperatorError, Settings
+from staddle_server.app.signals import listening_for_signals
+from staddle_server.base import logs
 from staddle_server.store.space import MinFree, Space
 from thin import begin
 
@@ -34,7 +35,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
 
 def settings_of(tmp_path: Path, **flags: str) -> Settings:
-    return config.load({"data": str(tmp_path), **flags}, {})
+    return settings.load({"data": str(tmp_path), **flags}, {})
 
 
 def nearly_full(path: str) -> os.statvfs_result:
@@ -89,7 +90,7 @@ def test_settings_that_cannot_be_used_change_nothing(
 
 def test_the_page_names_the_settings_that_a_running_server_takes_over() -> None:
     (line,) = re.findall(r"^SIGHUP reads .*$", PAGE, re.MULTILINE)
-    names = {option.name for option in config.OPTIONS if option.field in CHANGEABLE}
+    names = {option.name for option in settings.OPTIONS if option.field in CHANGEABLE}
     assert set(re.findall(r"`--([a-z-]+)`", line)) == names
 
 
@@ -148,7 +149,7 @@ def check_new_drain_time(server: ServerProcess, config_file: Path, trusted: grpc
 
 def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tmp_path: Path) -> None:
     pki, data = tmp_path / "pki", tmp_path / "data"
-    certs.make(pki, ["localhost"], [], 20, NOW)
+    certificates.make(pki, ["localhost"], [], 20, NOW)
     config_file = tmp_path / "server.toml"
     config_file.write_text(
         'drain = "30m"\nlog_level = "info"\ntls_cert = "pki/server.crt"\ntls_key = "pki/server.key"\n'
@@ -171,7 +172,7 @@ def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tm
 
         for path in pki.iterdir():
             path.unlink()
-        certs.make(pki, ["localhost"], [], 90, NOW)
+        certificates.make(pki, ["localhost"], [], 90, NOW)
         config_file.write_text(config_file.read_text().replace('"loud"', '"debug"\nlease = "6m"'))
         server.process.send_signal(signal.SIGHUP)
         assert "certificates were read again" in said(server, "certificates were read again")

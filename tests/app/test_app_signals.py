@@ -4,7 +4,7 @@ import os
 import queue
 import signal
 
-from staddle_server.signals import StopRequest, asked_to_stop
+from staddle_server.app.signals import StopRequest, asked_to_stop
 
 
 class _Sleeper:

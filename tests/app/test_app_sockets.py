@@ -17,8 +17,8 @@ from servers import ServerProcess
 from staddle import Client
 from staddle.v1 import service_pb2 as sv
 from staddle.v1 import service_pb2_grpc
-from staddle_server import sockets
-from staddle_server.config import UnixAddress
+from staddle_server.app import unix_sockets
+from staddle_server.app.settings import UnixAddress
 
 BIN = Path(sys.executable).parent
 
@@ -41,7 +41,7 @@ def listening(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
 
 def take(path: Path, mode: int = 0o660) -> socket.socket:
     """Binds as a server does."""
-    with sockets.place_for(UnixAddress(str(path)), mode):
+    with unix_sockets.place_for(UnixAddress(str(path)), mode):
         return listening(path)
 
 
@@ -87,7 +87,7 @@ def test_the_socket_has_its_mode_and_never_had_more(here: Path) -> None:
     umask = os.umask(0)
     try:
         for mode in (0o600, 0o666):
-            with sockets.place_for(UnixAddress(str(path)), mode):
+            with unix_sockets.place_for(UnixAddress(str(path)), mode):
                 made = listening(path)
                 assert stat.S_IMODE(path.stat().st_mode) == 0o600
             assert stat.S_IMODE(path.stat().st_mode) == mode
@@ -104,7 +104,7 @@ def test_a_socket_on_which_a_program_listens_is_refused_and_goes_on(here: Path, 
         if kind == socket.SOCK_SEQPACKET:
             other.listen()
         before = path.stat()
-        with pytest.raises(sockets.ListenError, match="another program listens there already"):
+        with pytest.raises(unix_sockets.ListenError, match="another program listens there already"):
             take(path)
         assert path.stat() == before
         with socket.socket(socket.AF_UNIX, kind) as client:
@@ -117,7 +117,7 @@ def test_a_program_that_is_too_busy_to_answer_counts_as_one_that_listens(here: P
         other.bind(str(path))
         other.listen(0)
         first.connect(str(path))
-        with pytest.raises(sockets.ListenError, match="another program listens there already"):
+        with pytest.raises(unix_sockets.ListenError, match="another program listens there already"):
             take(path)
 
 
@@ -131,7 +131,7 @@ def test_what_is_no_socket_is_refused_by_name_and_left_alone(here: Path) -> None
     (here / "link to a socket").symlink_to("real")
     before = {each.name: each.lstat() for each in here.iterdir()}
     for name in before.keys() - {"real"}:
-        with pytest.raises(sockets.ListenError, match=f"{name} is not a socket, and was left alone"):
+        with pytest.raises(unix_sockets.ListenError, match=f"{name} is not a socket, and was left alone"):
             take(here / name)
     assert {each.name: each.lstat() for each in here.iterdir()} == before
     assert (here / "file").read_text() == "precious"
@@ -140,7 +140,7 @@ def test_what_is_no_socket_is_refused_by_name_and_left_alone(here: Path) -> None
 def test_a_directory_that_is_missing_or_a_file_is_named(here: Path) -> None:
     (here / "file").touch()
     for parent in ("none", "file"):
-        with pytest.raises(sockets.ListenError, match=f"{parent}: .*the directory must exist"):
+        with pytest.raises(unix_sockets.ListenError, match=f"{parent}: .*the directory must exist"):
             take(here / parent / "s")
 
 
@@ -148,7 +148,7 @@ def test_two_servers_that_start_at_once_do_not_take_each_others_socket(here: Pat
     directory = os.open(here, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        with pytest.raises(sockets.ListenError, match=f"another program holds {here} locked"):
+        with pytest.raises(unix_sockets.ListenError, match=f"another program holds {here} locked"):
             take(here / "s")
     finally:
         os.close(directory)
@@ -158,11 +158,11 @@ def test_two_servers_that_start_at_once_do_not_take_each_others_socket(here: Pat
 def test_a_server_that_stops_removes_its_own_socket_only(here: Path) -> None:
     address = UnixAddress(str(here / "s"))
     mine = take(here / "s")
-    made = sockets.identity(address)
-    sockets.remove(address, made)
+    made = unix_sockets.identity(address)
+    unix_sockets.remove(address, made)
     assert not (here / "s").exists()
-    sockets.remove(address, made)
+    unix_sockets.remove(address, made)
     # Two names at once: else the second socket could have the first one's number.
     with mine, take(here / "other"), take(here / "s"):
-        sockets.remove(address, sockets.identity(UnixAddress(str(here / "other"))))
+        unix_sockets.remove(address, unix_sockets.identity(UnixAddress(str(here / "other"))))
         assert (here / "s").is_socket()

@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509 import verification
 from grpc_health.v1 import health as health_service
 from grpc_health.v1 import health_pb2_grpc
-from staddle_server import certs, health, tls
-from staddle_server.certs import CertificateError
-from staddle_server.config import Address
+from staddle_server.app import certificates as certs
+from staddle_server.app import health_probe, tls
+from staddle_server.app.certificates import CertificateError
+from staddle_server.app.settings import Address
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -53,7 +54,7 @@ def ask(address: Address, credentials: grpc.ChannelCredentials) -> str:
     """What a stranger's client gets: the status, or the code of the failure."""
     with grpc.secure_channel(str(address), credentials) as channel:
         try:
-            channel.unary_unary(health.METHOD)(b"", timeout=5)
+            channel.unary_unary(health_probe.METHOD)(b"", timeout=5)
         except grpc.RpcError as error:
             return error.code().name
     return "OK"
@@ -186,13 +187,16 @@ def test_with_mutual_tls_only_a_client_with_a_certificate_of_the_authority_gets_
 @pytest.mark.parametrize("mutual", [False, True])
 def test_the_health_probe_gets_in_with_what_the_server_itself_has(made: Path, mutual: bool) -> None:
     with serving(files(made, mutual=mutual)) as address:
-        health.check(address, files(made, mutual=mutual), 5)
+        health_probe.check(address, files(made, mutual=mutual), 5)
 
 
 def test_the_health_probe_trusts_no_other_server(made: Path, tmp_path: Path) -> None:
     certs.make(tmp_path, ["localhost"], [], 30, NOW)
-    with serving(files(tmp_path)) as address, pytest.raises(health.ProbeError, match="no server answers"):
-        health.check(address, files(made), 5)
+    with (
+        serving(files(tmp_path)) as address,
+        pytest.raises(health_probe.ProbeError, match="no server answers"),
+    ):
+        health_probe.check(address, files(made), 5)
 
 
 def test_renewed_certificates_are_used_without_a_restart_and_broken_ones_are_not(
@@ -593,5 +597,5 @@ def test_the_health_probe_names_an_expired_certificate_instead_of_a_server_that_
     tmp_path: Path,
 ) -> None:
     certs.make(tmp_path, ["localhost"], [], 3, NOW - 10 * DAY)
-    with serving(files(tmp_path)) as address, pytest.raises(health.ProbeError, match="expired at"):
-        health.check(address, files(tmp_path), 5)
+    with serving(files(tmp_path)) as address, pytest.raises(health_probe.ProbeError, match="expired at"):
+        health_probe.check(address, files(tmp_path), 5)

@@ -20,7 +20,7 @@ import pytest
 from extent import extent
 from servers import heeding_hangups
 from staddle import Client
-from staddle_server import logs
+from staddle_server.base import logs
 
 COMMAND = str(Path(sys.executable).with_name("staddle-server"))
 PIPE_BYTES = 4096
@@ -172,7 +172,7 @@ def test_a_hangup_before_the_servers_modules_are_loaded_does_not_end_it() -> Non
     )
     with heeding_hangups():
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.strip()) == (1, "alive at staddle_server.cli.commands")
+    assert (done.returncode, done.stderr.strip()) == (1, "alive at staddle_server.cli.main")
 
 
 def test_a_hangup_while_the_server_starts_does_not_end_it(tmp_path: Path) -> None:

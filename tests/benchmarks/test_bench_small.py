@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import staddle._errors
-import staddle_server.errors
+import staddle_server.base.errors
 
 from benchmarks import bench, cases, corpora, data, figures, limits, machine, processes, report, sections
 from benchmarks.figures import Figures, Results, wall
@@ -61,7 +61,7 @@ def test_a_case_that_keeps_its_repositories_makes_them_once(tmp_path: Path) -> N
 
 def test_what_is_measured_is_compiled_as_where_it_is_installed() -> None:
     compiled = [
-        Path(cache_from_source(module.__file__)) for module in (staddle._errors, staddle_server.errors)
+        Path(cache_from_source(module.__file__)) for module in (staddle._errors, staddle_server.base.errors)
     ]
     for file in compiled:
         file.unlink(missing_ok=True)

@@ -52,26 +52,26 @@ POOL = "/lib/concurrent/futures/thread.py _WorkItem.run: result = self.fn(*self.
 @pytest.mark.parametrize(
     ("stage", "frames"),
     [
-        (stages.COMPRESS, [THREAD, "/c/staddle/_sender.py Sender._put_chunks: packed = _compressor().compress(data)"]),
+        (stages.COMPRESS, [THREAD, "/c/staddle/_backup/send_missing.py Sender._put_chunks: packed = _compressor().compress(data)"]),
         (stages.INFLATE, ["/s/staddle_server/store/frame.py _inflate: raw = decompressor.decompress(frame)"]),
         (stages.HASH, ["/c/staddle/chunking.py Chunker._cut: return [Cut(blake3(piece).digest(), piece)]"]),
         (stages.CUT, ["/c/staddle/chunking.py Chunker._cut_across: window = memoryview(joined)"]),
-        (stages.READ, ["/c/staddle/_reading.py OpenFile._data: piece = os.pread(self.descriptor, size, start)"]),
-        (stages.READ, ["/s/staddle_server/store/directory.py Files.read: return os.pread(descriptor, length, offset)"]),
-        (stages.WRITE, ["/s/staddle_server/store/directory.py Files.write: return os.write(descriptor, data)"]),
-        (stages.WRITE, ["/c/staddle/_opened.py OpenedFile._put: count = os.pwrite(self._descriptor, data, at)"]),
+        (stages.READ, ["/c/staddle/_fs/file_reader.py OpenFile._data: piece = os.pread(self.descriptor, size, start)"]),
+        (stages.READ, ["/s/staddle_server/store/backends/directory.py Files.read: return os.pread(descriptor, length, offset)"]),
+        (stages.WRITE, ["/s/staddle_server/store/backends/directory.py Files.write: return os.write(descriptor, data)"]),
+        (stages.WRITE, ["/c/staddle/_restore/temporary_file.py OpenedFile._put: count = os.pwrite(self._descriptor, data, at)"]),
         (stages.SEAL, ["/s/staddle_server/store/pack.py PackWriter._seal: filled += encryptor.update_into(a, b)"]),
         (stages.CATALOG, ["/s/staddle_server/catalog/dialect.py rows_in: cursor.execute(text)"]),
         (stages.CATALOG, ["/s/staddle_server/catalog/uploads.py get: return one(rows)", "/v/sqlalchemy/sql/crud.py f: x"]),
-        (stages.WALK, ["/c/staddle/_scan.py Scan._look: status = os.stat(name, dir_fd=level.descriptor)"]),
+        (stages.WALK, ["/c/staddle/_fs/walk.py Scan._look: status = os.stat(name, dir_fd=level.descriptor)"]),
         (stages.GRPC, [THREAD, POOL, "/v/grpc/_channel.py _blocking: event = call.next_event()"]),
         (stages.PROTOBUF, ["/v/grpc/_common.py _transform: return transformer(message)"]),
-        (stages.PROTOBUF, ["/c/staddle/_sender.py Sender._put_chunks: request = wire.PutChunksRequest("]),
+        (stages.PROTOBUF, ["/c/staddle/_backup/send_missing.py Sender._put_chunks: request = wire.PutChunksRequest("]),
         (stages.MANIFEST, ["/s/staddle_server/manifest/entries.py pack: return encoder.encode(entry)"]),
         (stages.START, ["<frozen importlib._bootstrap> _find_and_load: ", "/lib/re/_compiler.py _compile: emit(FAILURE)"]),
         (stages.THREADS, [THREAD, "/lib/concurrent/futures/thread.py _worker: work_item = work_queue.get(block=True)"]),
-        (stages.THREADS, ["/s/staddle_server/session/writer.py UploadWriter._writing: with self._lock:"]),
-        (stages.OTHER, ["/c/staddle/_source.py _Run._watch: if tell is not None:"]),
+        (stages.THREADS, ["/s/staddle_server/upload/writer.py UploadWriter._writing: with self._lock:"]),
+        (stages.OTHER, ["/c/staddle/_backup/run.py _Run._watch: if tell is not None:"]),
         (stages.OTHER, []),
     ],
 )  # fmt: skip
@@ -80,7 +80,7 @@ def test_a_stack_belongs_to_what_its_innermost_known_frame_does(stage: str, fram
 
 
 def test_what_the_standard_library_does_is_its_callers() -> None:
-    caller = "/c/staddle/_scan.py Scan._push: names = sorted(listing)"
+    caller = "/c/staddle/_fs/walk.py Scan._push: names = sorted(listing)"
     assert stages.stage_of([caller, "/lib/os.py fsencode: return filename.encode(encoding)"]) == stages.WALK
 
 

@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from staddle_server.base.types import (
+    ChunkPlace,
+    Kind,
+    PackSummary,
+    Root,
+    SegmentRef,
+    StoredChunk,
+    TokenRole,
+)
 from staddle_server.catalog import (
     Backup,
     BeginUpload,
@@ -19,15 +28,6 @@ from staddle_server.catalog import (
     Terms,
     Upload,
     open_catalog,
-)
-from staddle_server.types import (
-    ChunkPlace,
-    Kind,
-    PackSummary,
-    Root,
-    SegmentRef,
-    StoredChunk,
-    TokenRole,
 )
 
 SECOND = 1_000_000_000

@@ -1,9 +1,9 @@
 """Backups and datasets: listed, picked, hidden and shown, and the records that must follow."""
 
 import pytest
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import NO_LINK, Kind, record_link
 from staddle_server.catalog import PendingRecord
-from staddle_server.types import NO_LINK, Kind, record_link
 
 SECOND = 1_000_000_000
 

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import event
 from staddle_server.catalog import PendingRecord, Terms, dialect
-from staddle_server.catalog.words import BATCH
+from staddle_server.catalog.validation import BATCH
 
 TERMS = Terms(300, 7 * 24 * 3600)
 

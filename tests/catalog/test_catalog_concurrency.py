@@ -8,9 +8,9 @@ import threading
 
 import pytest
 from sqlalchemy import event
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import UploadState
 from staddle_server.catalog import MissingChunk, PendingRecord, Terms, open_catalog
-from staddle_server.types import UploadState
 
 ROUNDS = 15
 TERMS = Terms(300, 7 * 24 * 3600)

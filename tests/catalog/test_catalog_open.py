@@ -14,7 +14,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, event
-from staddle_server import errors
+from staddle_server.base import errors
 from staddle_server.catalog import SqliteChoice, choose_sqlite, open_catalog
 from staddle_server.catalog.dialect import Database, installed_wheel, open_sqlite, wal_is_safe
 from staddle_server.catalog.engine import bring_up_to_date

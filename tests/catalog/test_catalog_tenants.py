@@ -1,8 +1,8 @@
 """Tenants and tokens."""
 
 import pytest
-from staddle_server import errors
-from staddle_server.types import TokenRole
+from staddle_server.base import errors
+from staddle_server.base.types import TokenRole
 
 
 def test_a_tenant_is_found_by_id_and_by_name(world):

@@ -1,9 +1,9 @@
 """An upload's life: begun, replayed, taken over, resumed, moved on, closed once."""
 
 import pytest
-from staddle_server import errors, limits
+from staddle_server.base import errors, limits
+from staddle_server.base.types import Kind, Scope, UploadState
 from staddle_server.catalog import DurableUpdate, MissingChunk, PendingRecord, Terms
-from staddle_server.types import Kind, Scope, UploadState
 
 SECOND = 1_000_000_000
 TERMS = Terms(300, 7 * 24 * 3600)

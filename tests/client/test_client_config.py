@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-import staddle._config as config
+import staddle._transport.settings as config
 from staddle import Client, ConfigError
-from staddle._config import FIELDS, load_settings
+from staddle._transport.settings import FIELDS, load_settings
 
 
 def write(path: pathlib.Path, text: str, mode: int = 0o600) -> pathlib.Path:

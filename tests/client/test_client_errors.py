@@ -10,7 +10,7 @@ import staddle
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from staddle import DamageError, ServerError, StaddleError, UnavailableError
-from staddle._errors import BY_CODE, BY_REASON, from_rpc_error
+from staddle._transport.rpc_errors import BY_CODE, BY_REASON, from_rpc_error
 from staddle.v1 import errors_pb2
 
 PROTO = pathlib.Path(__file__).parents[2] / "protos/staddle/v1/errors.proto"

@@ -5,7 +5,7 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from staddle._fitted import fitted
+from staddle._base.terminal import fitted
 
 
 class Terminal(io.StringIO):

@@ -28,7 +28,7 @@ from staddle import (
     ServerError,
     UnavailableError,
 )
-from staddle._pages import PageGuard
+from staddle._transport.pages import PageGuard
 
 MIB = 1024 * 1024
 

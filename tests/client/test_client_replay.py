@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_service import CHUNK
 from staddle import ConnectError, ExhaustedError, NotFoundError, UnavailableError
-from staddle._replay import Outcome, Record, Replay
-from staddle._retry import NO_RETRY, Attempts, Retry, RetryNotice, may_pass, retrying
+from staddle._transport.retry import NO_RETRY, Attempts, Retry, RetryNotice, may_pass, retrying
+from staddle._upload.resend_buffer import Outcome, Record, Replay
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 

@@ -7,8 +7,8 @@ import pytest
 import zstandard
 from blake3 import blake3
 from staddle import ProtocolError
-from staddle._segments import RAW_BYTES_MAX, Segments
-from staddle._stream import DataEvent, EndEvent, EntryEvent, read_restore
+from staddle._protocol.restore_reader import DataEvent, EndEvent, EntryEvent, read_restore
+from staddle._protocol.segments import RAW_BYTES_MAX, Segments
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire

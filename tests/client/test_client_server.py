@@ -20,8 +20,8 @@ from staddle import (
     PathNotFoundError,
     RootDiffersError,
 )
-from staddle._config import load_settings
-from staddle._stream import DataEvent, EndEvent, EntryEvent, read_restore
+from staddle._protocol.restore_reader import DataEvent, EndEvent, EntryEvent, read_restore
+from staddle._transport.settings import load_settings
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 from staddle.v1.service_pb2_grpc import StaddleServiceStub

@@ -6,7 +6,7 @@ import pytest
 from blake3 import blake3
 from memory_service import CHUNK, MemoryService, State, StoredBackup, restore_parts
 from staddle import Client, ProtocolError
-from staddle._stream import (
+from staddle._protocol.restore_reader import (
     VIEW_BASIC,
     VIEW_REFERENCES,
     ChunksEvent,

@@ -18,7 +18,7 @@ from staddle import (
     UnfinishedError,
     UploadClosedError,
 )
-from staddle._replay import MIB, REPLAY_BYTES_MAX
+from staddle._upload.resend_buffer import MIB, REPLAY_BYTES_MAX
 
 KIB = 1024
 

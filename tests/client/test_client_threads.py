@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from staddle._threads import Threads
+from staddle._base.threads import Threads
 
 
 @pytest.fixture

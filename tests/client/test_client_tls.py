@@ -5,14 +5,14 @@ import os
 import pathlib
 
 import pytest
-import staddle._given as given
+import staddle._base.given_files as given
 from client_pki import Authority, serve_tls
 from memory_service import TOKEN, MemoryService, Running, start
 from staddle import Client, ConfigError, ConnectError
-from staddle._config import Settings, load_settings
-from staddle._pem import read_pem
-from staddle._tls import load
-from staddle._token import token_of
+from staddle._base.pem_files import read_pem
+from staddle._transport.settings import Settings, load_settings
+from staddle._transport.tls import load
+from staddle._transport.token import token_of
 
 
 @pytest.fixture

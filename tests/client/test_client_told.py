@@ -6,8 +6,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from staddle import BadRequestError, StaddleError, _errors
-from staddle._told import WORDS, speaks_of_the_protocol, words_of
+from staddle import BadRequestError, StaddleError
+from staddle._transport import rpc_errors
+from staddle._transport.advice import WORDS, speaks_of_the_protocol, words_of
 from staddle.v1 import errors_pb2
 
 SERVER = Path(__file__).parents[2] / "server" / "staddle_server"
@@ -45,7 +46,7 @@ def test_the_servers_messages_are_found() -> None:
 
 @pytest.mark.parametrize("reason", sorted(REASONS - CHECKED_AS_IT_COMES))
 def test_no_reason_shows_a_person_calls_fields_or_codes(reason: str) -> None:
-    error = _errors.BY_REASON[reason]("PutEntries: upload_id is RESOURCE_EXHAUSTED", reason=reason)
+    error = rpc_errors.BY_REASON[reason]("PutEntries: upload_id is RESOURCE_EXHAUSTED", reason=reason)
     shown = {words_of(error)} if reason in WORDS else SAID[reason]
     assert [message for message in shown if speaks_of_the_protocol(message)] == []
     assert error.reason == reason

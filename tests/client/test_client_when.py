@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from staddle import BadRequestError
-from staddle._when import selector_at, selector_of
+from staddle._protocol.selectors import selector_at, selector_of
 
 UTC = datetime.UTC
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from staddle._backup.run import backup_directory
 from staddle._client import Client
-from staddle._source import run_backup
-from staddle._types import BackupKind, BackupOptions, BackupReport
+from staddle._types.values import BackupKind, BackupOptions, BackupReport
 
 SETTLED_NS = 10_000_000_000
 NOBODY = 65_534
@@ -43,7 +43,7 @@ class Protected:
         options["kind"] = BackupKind(options.get("kind", "auto"))
         given = self.source if source is None else source
         paths = list(map(os.fsencode, given if isinstance(given, list) else [given]))
-        return run_backup(self.client._calls, paths, BackupOptions(**options), clock)
+        return backup_directory(self.client._calls, paths, BackupOptions(**options), clock)
 
     def restore(self, target: Path, dataset: str = "data", **options):
         return self.client.restore(dataset, target, **options)

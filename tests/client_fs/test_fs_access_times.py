@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from staddle._chosen import source_of
-from staddle._quietly import open_quietly
-from staddle._reading import OPEN_FLAGS, open_file, read_small
-from staddle._scan import Scan
+from staddle._fs.chosen_paths import source_of
+from staddle._fs.file_reader import OPEN_FLAGS, open_file, read_small
+from staddle._fs.noatime import open_quietly
+from staddle._fs.walk import Scan
 
 LONG_AGO_NS = 10**18
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from fs_trees import assert_same, make_socket, plant, seeded_bytes
-from staddle import _archive, _archived
-from staddle._archive import NOT_COMPLETE, ZipArchive
-from staddle._archived import ToArchive
 from staddle._errors import BadRequestError, ConnectError, DamageError, ProtocolError
-from staddle._types import ProblemKind, RestoreOptions
+from staddle._restore import archive as _archived
+from staddle._restore import archive_formats
+from staddle._restore.archive import ToArchive
+from staddle._restore.archive_formats import NOT_COMPLETE, ZipArchive
+from staddle._types.values import ProblemKind, RestoreOptions
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 from test_fs_restore import MTIME_NS, Server, file, other
@@ -115,7 +116,7 @@ def test_a_large_sparse_file_is_sparse_in_a_tar_archive_and_behind_it(
 def test_every_place_of_holes_comes_back_in_every_size_of_pieces(
     holes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_archive, "SPARSE_BYTES_MIN", 0)
+    monkeypatch.setattr(archive_formats, "SPARSE_BYTES_MIN", 0)
     data = bytearray(seeded_bytes(1, 2**19))
     for start, length in holes:
         data[start : start + length] = bytes(length)
@@ -133,7 +134,7 @@ def test_every_place_of_holes_comes_back_in_every_size_of_pieces(
 def test_holes_that_cannot_be_are_no_holes(
     holes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_archive, "SPARSE_BYTES_MIN", 0)
+    monkeypatch.setattr(archive_formats, "SPARSE_BYTES_MIN", 0)
     entry, data = file("s", seeded_bytes(1, 5_000))
     for start, length in holes:
         entry.holes.add(offset_bytes=start, length_bytes=length)
@@ -143,7 +144,7 @@ def test_holes_that_cannot_be_are_no_holes(
 
 
 def test_data_in_a_hole_ends_the_archive_and_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_archive, "SPARSE_BYTES_MIN", 0)
+    monkeypatch.setattr(archive_formats, "SPARSE_BYTES_MIN", 0)
     entry, data = file("s", seeded_bytes(1, 5_000))
     entry.holes.add(offset_bytes=1_000, length_bytes=1_000)
     sink = io.BytesIO()
@@ -378,7 +379,7 @@ class Tail(io.RawIOBase):
 
 
 def test_the_members_of_a_zip_archive_wait_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_archive, "MEMBERS_BYTES_IN_MEMORY", 65_536)
+    monkeypatch.setattr(archive_formats, "MEMBERS_BYTES_IN_MEMORY", 65_536)
     made = ZipArchive(Tail(), MTIME_NS)
     entry = pb.Entry(type=pb.ENTRY_TYPE_DIRECTORY, mode=0o755, mtime_ns=MTIME_NS)
     made.add(b"first", entry)

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 from extent import extent
 from fs_trees import assert_same, plant, seeded_bytes
-from staddle import _gather, _produce, _sender
-from staddle._calls import Calls
-from staddle._config import Settings
-from staddle._convert import entry_of
+from staddle._backup import chunk_files, send_missing
+from staddle._backup import entries as _gather
+from staddle._backup.run import backup_directory
 from staddle._errors import (
     ConflictError,
     ConnectError,
@@ -26,8 +25,10 @@ from staddle._errors import (
     RootDiffersError,
     TooMuchRemovedError,
 )
-from staddle._source import run_backup
-from staddle._types import BackupKind, BackupOptions, ChangeType, ProblemKind
+from staddle._protocol.convert import entry_of
+from staddle._transport.calls import Calls
+from staddle._transport.settings import Settings
+from staddle._types.values import BackupKind, BackupOptions, ChangeType, ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -271,7 +272,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_once_more_and_then_marked(
 def test_a_file_of_many_chunks_goes_in_parts_and_comes_back(
     protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_produce, "PART_CHUNKS", 3)
+    monkeypatch.setattr(chunk_files, "PART_CHUNKS", 3)
     (protected.source / "big").write_bytes(seeded_bytes(5, 9_000_000))
     digest = protected.backup().backup.manifest_digest
     assert protected.backup(dataset="t", thin=True).backup.manifest_digest == digest
@@ -341,7 +342,7 @@ def backup_over(calls: Calls, source: Path, dataset: str = "data", **options):
         return time.time_ns() + 10**10
 
     options.setdefault("retry_s", 20.0)
-    return run_backup(calls, os.fsencode(source), BackupOptions(dataset=dataset, **options), clock)
+    return backup_directory(calls, os.fsencode(source), BackupOptions(dataset=dataset, **options), clock)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["request-lost", "answer-lost"])
@@ -349,9 +350,9 @@ def backup_over(calls: Calls, source: Path, dataset: str = "data", **options):
 def test_a_broken_connection_at_any_call_changes_nothing_about_the_backup(
     at: int, after: bool, protected, running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sender, "ENTRIES_MAX", 8)
-    monkeypatch.setattr(_sender, "FRAME_BYTES_MAX", 1_000_000)
-    monkeypatch.setattr(_produce, "BATCH_BYTES", 1_000_000)
+    monkeypatch.setattr(send_missing, "ENTRIES_MAX", 8)
+    monkeypatch.setattr(send_missing, "FRAME_BYTES_MAX", 1_000_000)
+    monkeypatch.setattr(chunk_files, "BATCH_BYTES", 1_000_000)
     plant(protected.source, files=30)
     expected = protected.backup(dataset="untroubled").backup
     calls = Breaking(running, at=at, after=after)
@@ -488,11 +489,11 @@ class Interrupting:
             return real_scan(*args)
 
         self.calls.call = call
-        module = "staddle._thin_directory" if thin else "staddle._produce"
+        module = "staddle._backup.stream_files" if thin else "staddle._backup.chunk_files"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(f"{module}.entry_without_content", interrupted)
-            patch.setattr("staddle._produce.BATCH_STEPS", 4)
-            patch.setattr(_sender, "ENTRIES_MAX", 2)
+            patch.setattr("staddle._backup.chunk_files.BATCH_STEPS", 4)
+            patch.setattr(send_missing, "ENTRIES_MAX", 2)
             try:
                 backup_over(self.calls, self.source, thin=thin)
             finally:
@@ -540,7 +541,7 @@ def test_a_server_that_stays_away_ends_the_backup_when_the_time_for_retries_is_o
 def test_a_broken_thin_stream_is_gone_on_with(
     at: int, protected, running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("staddle._thin_directory.MESSAGE_BYTES", 400_000)
+    monkeypatch.setattr("staddle._backup.stream_files.MESSAGE_BYTES", 400_000)
     plant(protected.source, files=30)
     expected = protected.backup(dataset="untroubled").backup
     calls = Breaking(running, at=10**9, after=False)
@@ -656,8 +657,8 @@ def test_the_reason_for_giving_up_is_told_although_the_upload_cannot_be_aborted(
 def test_a_full_backup_that_was_cut_short_counts_what_is_gone_over_all_its_attempts(
     at: int, protected, running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sender, "ENTRIES_MAX", 8)
-    monkeypatch.setattr(_produce, "BATCH_BYTES", 1_000_000)
+    monkeypatch.setattr(send_missing, "ENTRIES_MAX", 8)
+    monkeypatch.setattr(chunk_files, "BATCH_BYTES", 1_000_000)
     plant(protected.source, files=20)
     before = protected.backup().backup.entry_count - 1
     for gone in (0, 2):
@@ -686,7 +687,7 @@ def test_retrying_is_told_in_words(protected, running) -> None:
 
 def test_the_thin_path_and_restore_load_none_of_the_packages_of_the_command() -> None:
     code = (
-        "import sys, staddle._source, staddle._thin_directory, staddle._restore\n"
+        "import sys, staddle._backup.run, staddle._backup.stream_files, staddle._restore.run\n"
         "print([name for name in ('zstandard', 'pyfastcdc', 'pathspec', 'click', 'rich') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

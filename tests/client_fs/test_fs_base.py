@@ -9,19 +9,12 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from staddle._base import (
-    BaseDamagedError,
-    BaseEntry,
-    Changed,
-    Comparison,
-    Removed,
-    base_entries,
-    is_below,
-)
-from staddle._chunks import ChunkList
+from staddle._backup.changes import Changed, Removed
+from staddle._backup.chunk_list import ChunkList
+from staddle._backup.comparison import BaseDamagedError, BaseEntry, Comparison, base_entries, is_below
 from staddle._errors import ProtocolError
-from staddle._scan import Found
-from staddle._stream import VIEW_BASIC, Event, read_restore
+from staddle._fs.walk import Found
+from staddle._protocol.restore_reader import VIEW_BASIC, Event, read_restore
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 

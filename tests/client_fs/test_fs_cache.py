@@ -17,14 +17,17 @@ import pytest
 from extent import extent
 from fs_calls import counted_calls
 from fs_trees import open_below, plant, seeded_bytes
-from staddle import _cache, _cache_file, _cached, _scan
-from staddle._base import Removed
-from staddle._cache import Cache
-from staddle._cache_file import NO_ROW, Block, row_of
-from staddle._cached import CachedScan
+from staddle._backup import cached_comparison
+from staddle._backup.cache import file as _cache_file
+from staddle._backup.cache import store
+from staddle._backup.cache.file import NO_ROW, Block, row_of
+from staddle._backup.cache.store import Cache
+from staddle._backup.cached_comparison import CachedScan
+from staddle._backup.changes import Removed
 from staddle._errors import ConnectError
-from staddle._scan import DESCRIPTORS_MAX
-from staddle._types import BackupKind, ProblemKind
+from staddle._fs import walk
+from staddle._fs.walk import DESCRIPTORS_MAX
+from staddle._types.values import BackupKind, ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 
@@ -138,7 +141,7 @@ def take_away(path: Path) -> None:
 
 def few_children(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Has blocks of the cache hold so few children that every directory has several."""
-    for module in (_scan, _cached, _cache_file):
+    for module in (walk, cached_comparison, _cache_file):
         monkeypatch.setattr(module, "CHILDREN_MAX", most)
 
 
@@ -514,7 +517,7 @@ def test_the_directory_is_kept_within_its_limit_and_the_oldest_go_first(
         for path in files_of(protected.cache):
             os.utime(path, (0, path.stat().st_mtime - 10))
     size = files_of(protected.cache)[0].stat().st_size
-    monkeypatch.setattr(_cache, "DIRECTORY_BYTES_MAX", 3 * size)
+    monkeypatch.setattr(store, "DIRECTORY_BYTES_MAX", 3 * size)
     protected.backup(dataset="d3")
     assert len(files_of(protected.cache)) == 3
     for dataset, fetches in (("d0", 1), ("d3", 0)):

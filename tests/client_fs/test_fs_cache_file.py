@@ -16,7 +16,7 @@ import pytest
 from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from staddle._cache_file import (
+from staddle._backup.cache.file import (
     ABSENT,
     CHILDREN_MAX,
     LOOK,
@@ -195,7 +195,7 @@ def test_rows_are_replaced_wherever_they_have_come_to(monkeypatch: pytest.Monkey
         Block(b"%06d" % number, True, False, 1, b"x", pack_row(0x80, number, 0, 0, 0))
         for number in range(2_000)
     ]
-    monkeypatch.setattr("staddle._cache_file.PIECE_BYTES", 5_000)
+    monkeypatch.setattr("staddle._backup.cache.file.PIECE_BYTES", 5_000)
     with opened() as descriptor:
         writer = CacheWriter(os.dup(descriptor), b"")
         writer.set_root(ROOT)

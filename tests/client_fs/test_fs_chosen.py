@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from fs_trees import assert_same
-from staddle._chosen import absolute, source_of
+from staddle._backup.plan import plan_backup
 from staddle._errors import BadRequestError, RootDiffersError, TooMuchRemovedError
-from staddle._omissions import CACHE_TAG_SIGNATURE
-from staddle._plan import plan_backup
-from staddle._types import BackupKind, BackupOptions, ProblemKind
+from staddle._fs.chosen_paths import absolute, source_of
+from staddle._fs.omissions import CACHE_TAG_SIGNATURE
+from staddle._types.values import BackupKind, BackupOptions, ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 CACHED = pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from fs_calls import counted_calls
 from fs_trees import assert_same, seeded_bytes
-from staddle import _earlier
-from staddle._chunks import ChunkList
+from staddle._backup import previous_chunks
+from staddle._backup.chunk_list import ChunkList
 from staddle._client import Client
 from staddle._errors import ConnectError
-from staddle._stream import ChunksEvent, EntryEvent
-from staddle._types import Profile
+from staddle._protocol.restore_reader import ChunksEvent, EntryEvent
+from staddle._types.values import Profile
 from staddle.chunking import Cutter
 from staddle.v1 import resources_pb2 as pb
 
@@ -22,7 +22,7 @@ LARGE = seeded_bytes(3, 3_000_000)
 @pytest.fixture
 def scanned(protected, monkeypatch) -> list[int]:
     """A backup of one large file; and the lengths of all chunks that are found by scanning from now on."""
-    monkeypatch.setattr(_earlier, "FILE_BYTES_MIN", 2_900_000)
+    monkeypatch.setattr(previous_chunks, "FILE_BYTES_MIN", 2_900_000)
     (protected.source / "large").write_bytes(LARGE)
     protected.backup()
     lengths: list[int] = []
@@ -69,7 +69,7 @@ def test_a_server_that_lies_about_earlier_chunks_changes_nothing(
     listed = ChunkList()
     for length, digest in chunks:
         listed.append(length, digest)
-    monkeypatch.setattr(_earlier.Earlier, "_ask", lambda *_: listed)
+    monkeypatch.setattr(previous_chunks.Earlier, "_ask", lambda *_: listed)
     first = protected.backup(kind="full").backup
     assert first.manifest_digest == manifest_of_scanned(protected)
     protected.restore(tmp_path / "out")
@@ -80,7 +80,7 @@ def test_a_backup_needs_no_answer_about_earlier_chunks(protected, scanned, monke
     def fails(*_):
         raise ConnectError("nobody there")
 
-    monkeypatch.setattr(_earlier.Earlier, "_ask", fails)
+    monkeypatch.setattr(previous_chunks.Earlier, "_ask", fails)
     assert protected.backup(kind="full").complete
     assert sum(scanned) >= len(LARGE)
 
@@ -98,14 +98,14 @@ def test_a_file_that_was_cut_by_length_says_nothing_about_cuts_by_content(
     protected.backup(profile=Profile.FIXED, kind="full")
     scanned.clear()
     with Client(running.address, running.token()) as client:
-        assert _earlier.Earlier(client._calls, "data").chunks_of(b"large", len(LARGE)) is None
+        assert previous_chunks.Earlier(client._calls, "data").chunks_of(b"large", len(LARGE)) is None
     assert protected.backup(kind="full").complete
     assert sum(scanned) >= len(LARGE)
 
 
 def test_of_a_list_that_does_not_end_no_more_is_taken_than_is_of_use(protected, scanned, monkeypatch) -> None:
-    monkeypatch.setattr(_earlier, "CHUNK_BYTES_LEAST", 1_500_000)
-    known = _earlier.Earlier(protected.client._calls, "data").chunks_of(b"large", len(LARGE))
+    monkeypatch.setattr(previous_chunks, "CHUNK_BYTES_LEAST", 1_500_000)
+    known = previous_chunks.Earlier(protected.client._calls, "data").chunks_of(b"large", len(LARGE))
     assert known is not None
     assert len(known) > 2, "a part is taken whole"
     taken = []
@@ -118,7 +118,7 @@ def test_of_a_list_that_does_not_end_no_more_is_taken_than_is_of_use(protected, 
             taken.append(1)
             yield ChunksEvent((pb.ChunkRef(digest=bytes(32), length_bytes=70_000),))
 
-    monkeypatch.setattr(_earlier, "restored", endless)
-    known = _earlier.Earlier(protected.client._calls, "data").chunks_of(b"large", len(LARGE))
+    monkeypatch.setattr(previous_chunks, "restored", endless)
+    known = previous_chunks.Earlier(protected.client._calls, "data").chunks_of(b"large", len(LARGE))
     assert known is not None
     assert len(known) == len(taken) == 3

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from staddle._backup.plan import plan_backup
 from staddle._errors import TooMuchRemovedError
-from staddle._plan import plan_backup
-from staddle._types import BackupKind, BackupOptions, ChangeType, ProblemKind
+from staddle._types.values import BackupKind, BackupOptions, ChangeType, ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 CACHED = pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])

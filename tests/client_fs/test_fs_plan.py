@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from fs_calls import counted_calls
+from staddle._backup.plan import plan_backup
 from staddle._errors import BadRequestError, NoBaseError, RootDiffersError, TooMuchRemovedError
-from staddle._plan import plan_backup
-from staddle._plan_types import Amount, BackupPlan, PlannedChange, PlannedPath
-from staddle._types import BackupKind, BackupOptions
+from staddle._types.plan import Amount, BackupPlan, PlannedChange, PlannedPath
+from staddle._types.values import BackupKind, BackupOptions
 
 ONLY_READ = {"ListBackups", "Restore"}
 

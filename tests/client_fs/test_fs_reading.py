@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from staddle._reading import NotRegularError, open_file, read_small
-from staddle._scan import Found
+from staddle._fs.file_reader import NotRegularError, open_file, read_small
+from staddle._fs.walk import Found
 
 MAX = 64 * 1024
 

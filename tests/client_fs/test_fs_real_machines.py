@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from staddle import _metadata
+from staddle._backup.entries import Tally
 from staddle._errors import BadRequestError, TooMuchRemovedError
-from staddle._excludes import excludes_of, lines_of
-from staddle._gather import Tally
-from staddle._omissions import CACHE_TAG_SIGNATURE
-from staddle._scan import Found
-from staddle._types import ProblemKind
+from staddle._fs import metadata
+from staddle._fs.excludes import excludes_of, lines_of
+from staddle._fs.omissions import CACHE_TAG_SIGNATURE
+from staddle._fs.walk import Found
+from staddle._types.values import ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 FAR_NS = 2**63 + 5 * 10**9
@@ -58,7 +58,7 @@ def test_an_owner_an_inode_and_a_change_time_that_do_not_fit_are_left_out_or_cla
     numbers = (0o100644, 2**64, 1, 1, 2**32, 0, 5, 0, 0, 0)
     status = os.stat_result(numbers, {"st_mtime_ns": 0, "st_ctime_ns": -(2**63) - 1})
     tally = Tally()
-    entry = _metadata.entry_of(Found(b"f", b"f", -1, status, b"", 0), _metadata.Names(), tally)
+    entry = metadata.entry_of(Found(b"f", b"f", -1, status, b"", 0), metadata.Names(), tally)
     assert entry is not None
     assert not any(map(entry.HasField, ("uid", "gid", "inode")))
     assert entry.ctime_ns == -(2**63)
@@ -92,7 +92,7 @@ def test_a_file_larger_than_a_backup_can_hold_is_named(
 ) -> None:
     (protected.source / "large").write_bytes(b"x" * 1000)
     (protected.source / "small").write_bytes(b"x")
-    monkeypatch.setattr(_metadata, "FILE_BYTES_MAX", 999)
+    monkeypatch.setattr(metadata, "FILE_BYTES_MAX", 999)
     made = protected.backup(thin=thin)
     assert [problem.path for problem in made.problems] == ["large"]
     assert names_in(protected) == {"small"}

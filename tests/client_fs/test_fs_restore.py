@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 from fs_trees import nodes_of, seeded_bytes
-from staddle import _opened, _restore
 from staddle._errors import ConnectError, PathNotFoundError, ProtocolError
-from staddle._restore import Restore
-from staddle._retry import Retry
-from staddle._tally import TargetFullError
-from staddle._types import ProblemKind, RestoreOptions
+from staddle._restore import run, temporary_file
+from staddle._restore.run import Restore
+from staddle._restore.stats import TargetFullError
+from staddle._transport.retry import Retry
+from staddle._types.values import ProblemKind, RestoreOptions
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -350,7 +350,7 @@ def test_the_system_writes_a_large_file_while_it_comes(
         if fails:
             raise OSError(errno.EINVAL, "not on this file system")
 
-    monkeypatch.setattr(_opened, "WRITE_BACK_BYTES", 200_000)
+    monkeypatch.setattr(temporary_file, "WRITE_BACK_BYTES", 200_000)
     monkeypatch.setattr(os, "posix_fadvise", advise)
     data = seeded_bytes(9, 1_500_000)
     restore(Server(file("large", data), file("small", data[:900])), tmp_path / "target")
@@ -590,7 +590,7 @@ def test_a_restore_that_breaks_before_anything_came_makes_no_target(tmp_path: Pa
 def test_many_differing_files_are_fetched_in_bounded_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_restore, "FETCH_PATHS", 10)
+    monkeypatch.setattr(run, "FETCH_PATHS", 10)
     target = tmp_path / "target"
     target.mkdir()
     (target / "extra").touch()

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from fs_trees import seeded_bytes
-from staddle._tally import TargetFullError
-from staddle._temporaries import is_temporary, open_temporary
-from staddle._types import EntryCounts, ProblemKind
+from staddle._fs.temporary_names import is_temporary, open_temporary
+from staddle._restore.stats import TargetFullError
+from staddle._types.values import EntryCounts, ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 from test_fs_restore import MTIME_NS, Server, file, leftovers, other, restore
@@ -467,7 +467,7 @@ def test_a_preview_tells_what_would_be_made_replaced_fetched_and_deleted_as_the_
 
 def test_a_forked_process_sweeps_what_a_killed_parent_left_and_gives_other_names(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from staddle._temporaries import open_temporary, sweep\n"
+        "import os, sys; from staddle._fs.temporary_names import open_temporary, sweep\n"
         "here = os.open(sys.argv[1], os.O_RDONLY)\n"
         "name, descriptor = open_temporary(here, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)\n"
         "os.close(descriptor)\n"  # as if it had been killed: the lock is gone, the file is not

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from fs_trees import nodes_of, seeded_bytes
-from staddle import _restore
 from staddle._errors import BadRequestError
-from staddle._types import ProblemKind
+from staddle._restore import run
+from staddle._types.values import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 from test_fs_archive import archive
@@ -95,7 +95,7 @@ def test_directories_above_what_is_included_are_as_in_the_backup_and_existing_on
 def test_many_directories_above_included_paths_are_made_right_and_are_not_all_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_restore, "WAYS_MAX", 2)
+    monkeypatch.setattr(run, "WAYS_MAX", 2)
     items = [other("", mode=0o750)]
     for one in "abc":
         items.append(other(one, mode=0o710))

@@ -15,9 +15,10 @@ import pytest
 from extent import extent
 from fs_calls import counted_calls
 from fs_trees import assert_same, open_below, plant, seeded_bytes
-from staddle import _crew, _restore, _source
-from staddle._tally import TargetFullError
-from staddle._types import Profile
+from staddle._backup import run as _source
+from staddle._restore import run, write_pool
+from staddle._restore.stats import TargetFullError
+from staddle._types.values import Profile
 
 MIB = 1024 * 1024
 
@@ -60,8 +61,8 @@ def test_thousands_of_small_files_take_a_few_calls_and_not_one_each(
 def test_a_tree_is_the_same_whether_threads_write_it_or_one(
     waiting: float, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_crew, "WAITING", waiting)
-    monkeypatch.setattr(_crew, "BATCH_FILES", 3)
+    monkeypatch.setattr(write_pool, "WAITING", waiting)
+    monkeypatch.setattr(write_pool, "BATCH_FILES", 3)
     plant(protected.source, files=200)
     protected.backup()
     report = protected.restore(tmp_path / "target")
@@ -76,15 +77,17 @@ def test_a_target_that_makes_its_writers_wait_gets_threads(
     plant_small(protected.source, 300)
     protected.backup()
     made: list[int] = []
-    pool = _crew.Threads
-    monkeypatch.setattr(_crew, "Threads", lambda count, **names: made.append(count) or pool(count, **names))
+    pool = write_pool.Threads
+    monkeypatch.setattr(
+        write_pool, "Threads", lambda count, **names: made.append(count) or pool(count, **names)
+    )
     working = iter(float(number) for number in range(1_000))
-    monkeypatch.setattr(_crew.time, "thread_time", lambda: next(working))
+    monkeypatch.setattr(write_pool.time, "thread_time", lambda: next(working))
     protected.restore(tmp_path / "quick")
     assert made == [1]
-    monkeypatch.setattr(_crew.time, "thread_time", lambda: 0.0)
+    monkeypatch.setattr(write_pool.time, "thread_time", lambda: 0.0)
     protected.restore(tmp_path / "slow")
-    assert made == [1, _crew.WRITERS]
+    assert made == [1, write_pool.WRITERS]
     assert_same(tmp_path / "quick", tmp_path / "slow")
 
 
@@ -92,7 +95,7 @@ def test_a_target_that_makes_its_writers_wait_gets_threads(
 def test_a_target_that_is_full_stops_a_restore_of_small_files_and_keeps_no_temporary_name(
     waiting: float, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_crew, "WAITING", waiting)
+    monkeypatch.setattr(write_pool, "WAITING", waiting)
     plant_small(protected.source, 1_000)
     protected.backup()
     write = os.pwrite
@@ -115,7 +118,7 @@ def test_a_target_that_is_full_stops_a_restore_of_small_files_and_keeps_no_tempo
 def test_many_directories_with_a_file_each_take_few_descriptors(
     waiting: float, most: int, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_crew, "WAITING", waiting)
+    monkeypatch.setattr(write_pool, "WAITING", waiting)
     for number in range(1_000):
         (protected.source / f"d{number}").mkdir()
         (protected.source / f"d{number}" / "f").write_bytes(b"%d" % number)
@@ -137,7 +140,7 @@ def test_many_directories_with_a_file_each_take_few_descriptors(
 def test_files_do_not_keep_an_acl_that_the_target_would_give_them(
     waiting: float, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_crew, "WAITING", waiting)
+    monkeypatch.setattr(write_pool, "WAITING", waiting)
     entries = [(0x01, 7, -1), (0x02, 7, 12_345), (0x04, 5, -1), (0x10, 7, -1), (0x20, 5, -1)]
     acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
     (tmp_path / "target").mkdir()
@@ -165,7 +168,7 @@ def test_progress_moves_inside_a_large_file(
     thin: bool, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_source, "PROGRESS_S", 0.0)
-    monkeypatch.setattr(_restore, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(run, "PROGRESS_S", 0.0)
     size = 24 * MIB
     (protected.source / "image").write_bytes(seeded_bytes(1, size))
     told = told_bytes(lambda **options: protected.backup(thin=thin, **options))

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pytest
 from command_tree import BY_NAME
-from staddle.command import _exits
-from staddle.command._options import CONNECTION_FIELDS
-from staddle.command._run import COMMANDS, command_named, group
+from staddle.command import exit_codes
+from staddle.command.main import COMMANDS, command_named, group
+from staddle.command.options import CONNECTION_FIELDS
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "command.md").read_text()
@@ -69,7 +69,7 @@ def test_there_is_no_section_of_a_command_that_is_not_there() -> None:
 def test_the_exit_codes_are_those_of_the_code() -> None:
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)}
     assert codes == {
-        value for name, value in vars(_exits).items() if name.isupper() and isinstance(value, int)
+        value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)
     }
 
 

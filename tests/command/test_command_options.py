@@ -3,8 +3,8 @@
 import click
 import pytest
 from command_tree import BY_NAME
-from staddle._figures import BYTES_MAX
-from staddle.command._options import size_bytes
+from staddle._base.figures import BYTES_MAX
+from staddle.command.options import size_bytes
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
-from staddle.command._source import standard_input
+from staddle.command.input_stream import standard_input
 
 
 def python(script: str) -> list[str]:

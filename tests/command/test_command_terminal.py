@@ -10,8 +10,8 @@ from pathlib import Path
 
 from command_line import CommandLine
 from staddle import Progress
-from staddle.command._output import Output
-from staddle.command._watching import watched
+from staddle.command.output import Output
+from staddle.command.progress import watched
 
 
 def on_a_terminal(

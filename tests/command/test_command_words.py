@@ -6,10 +6,11 @@ import stat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from staddle import Entry, EntryType, Progress, _figures
-from staddle.command import _words
-from staddle.command._meter import left_s, words
-from staddle.command._options import byte_range, duration, stored_path, tag
+from staddle import Entry, EntryType, Progress
+from staddle._base import figures
+from staddle.command import text as _words
+from staddle.command.options import byte_range, duration, stored_path, tag
+from staddle.command.progress_line import left_s, words
 
 
 @given(st.binary(max_size=40))
@@ -63,7 +64,7 @@ def test_a_message_is_one_printable_line(message: str) -> None:
     ],
 )
 def test_sizes_are_in_binary_units(count: int, text: str) -> None:
-    assert _figures.size(count) == text
+    assert figures.size(count) == text
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,12 @@ from crash_work import (
     delete,
     undelete,
 )
-from staddle_server import app, config, generation, rooms
-from staddle_server.config import Address
-from staddle_server.datadir import DataDirectory, read_client_config, write_client_config
-from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S
-from staddle_server.service import Service
+from staddle_server.app import bootstrap, generation, run
+from staddle_server.app import settings as config
+from staddle_server.app.data_directory import DataDirectory, read_client_config, write_client_config
+from staddle_server.app.service import Service
+from staddle_server.app.settings import Address
+from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S
 
 WORKERS = 2
 SIZES = (0, 10, 3_000, 70_000, 400_000)
@@ -59,8 +60,8 @@ def served(data: Path, *, copied: bool = False) -> Iterator[Stub]:
     settings = config.load({"data": str(data), "listen": "127.0.0.1:0"}, {})
     with directory.claimed():
         if not directory.is_complete():
-            app.initialise(directory, settings)
-        with directory.store_locked(), rooms.open_rooms(directory) as opened:
+            run.initialise(directory, settings)
+        with directory.store_locked(), bootstrap.open_rooms(directory) as opened:
             if copied:
                 opened.catalog.generation.forget_birth()
             generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns())
@@ -74,9 +75,9 @@ def served(data: Path, *, copied: bool = False) -> Iterator[Stub]:
                 upload_life_s=UPLOAD_LIFE_S,
             )
             port = service.start("127.0.0.1:0", None)
-            token = app.local_token(opened, directory)
+            token = run.local_token(opened, directory)
             address = Address("127.0.0.1", port)
-            write_client_config(directory.client_toml, app.local_client(settings, address, token))
+            write_client_config(directory.client_toml, run.local_client(settings, address, token))
             channel = grpc.insecure_channel(str(address), options=[("grpc.use_local_subchannel_pool", 1)])
             try:
                 yield Stub(channel, token)

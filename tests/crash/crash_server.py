@@ -17,9 +17,9 @@ import grpc
 from crash_work import LostError
 from sqlalchemy import select
 from staddle.v1 import service_pb2_grpc
-from staddle_server import rooms
+from staddle_server.app import bootstrap
+from staddle_server.app.data_directory import DataDirectory
 from staddle_server.catalog import schema
-from staddle_server.datadir import DataDirectory
 from staddle_server.store.pack import PackReader, pack_name
 from staddle_server.store.records import CommittedRecord, DeletedRecord, Records, UndeletedRecord
 
@@ -175,7 +175,7 @@ def check_swept(data: Path) -> None:
 
 def check_agreement(data: Path) -> int:
     """Catalog and store agree, and every record is there; gives how many packs were looked at. Raises LostError."""
-    with rooms.open_rooms(DataDirectory(data)) as opened:
+    with bootstrap.open_rooms(DataDirectory(data)) as opened:
         with opened.catalog.database.read() as connection:
             problems = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check")]
             pending = connection.execute(select(schema.pending_records.c.id)).all()
@@ -186,7 +186,7 @@ def check_agreement(data: Path) -> int:
         return sum(_check_tenant(opened, tenant.id) for tenant in opened.catalog.tenants.list_all())
 
 
-def _check_tenant(opened: rooms.Rooms, tenant: bytes) -> int:
+def _check_tenant(opened: bootstrap.Rooms, tenant: bytes) -> int:
     keys = opened.keys.load(tenant)
     reader, records = PackReader(opened.blobs, keys), Records(opened.blobs, keys)
     with opened.catalog.database.read() as connection:

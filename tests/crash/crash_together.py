@@ -33,19 +33,19 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from servers import MASTER, MovedClock
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.app.service import Service
+from staddle_server.base.errors import StaddleError
+from staddle_server.base.limits import GRACE_S, UPLOAD_LIFE_S
+from staddle_server.base.types import TokenRole
 from staddle_server.catalog import open_catalog
-from staddle_server.errors import StaddleError
-from staddle_server.limits import GRACE_S, UPLOAD_LIFE_S
-from staddle_server.service import Service
-from staddle_server.session.clockguard import JUMP_S
-from staddle_server.session.tenant import Tenants
-from staddle_server.store.directory import DirectoryBlobs, Files
+from staddle_server.store.backends.directory import DirectoryBlobs, Files
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import TenantRecord, encode_record
-from staddle_server.types import TokenRole
-from staddle_server.upkeep.check import Check, Plan
-from staddle_server.upkeep.findings import Finding, Kept
-from staddle_server.upkeep.repair import Repair
+from staddle_server.tenancy.clock_guard import JUMP_S
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.integrity.check import Check, Plan
+from staddle_server.upkeep.integrity.findings import Finding, Kept
+from staddle_server.upkeep.integrity.repair import Repair
 from thin import info
 
 HOUR_S, DAY_S = 3600.0, 86_400.0

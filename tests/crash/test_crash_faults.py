@@ -22,12 +22,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import event
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server import health
+from staddle_server.app import health_probe
+from staddle_server.base.clock import SystemClock
+from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import open_catalog
-from staddle_server.cli.commands import group
-from staddle_server.errors import Unavailable
-from staddle_server.session.clock import SystemClock
-from staddle_server.store.directory import DirectoryBlobs, Files
+from staddle_server.cli.main import group
+from staddle_server.store.backends.directory import DirectoryBlobs, Files
 from thin import (
     Part,
     Source,
@@ -105,7 +105,7 @@ def writes(address: str) -> str:
         ask = health_pb2_grpc.HealthStub(channel).Check
         whole = ask(health_pb2.HealthCheckRequest(), timeout=5).status
         assert whole == health_pb2.HealthCheckResponse.SERVING
-        half = ask(health_pb2.HealthCheckRequest(service=health.WRITES), timeout=5).status
+        half = ask(health_pb2.HealthCheckRequest(service=health_probe.WRITES), timeout=5).status
     return health_pb2.HealthCheckResponse.ServingStatus.Name(half)
 
 

@@ -11,8 +11,8 @@ import crash_run
 import pytest
 from crash_server import CrashServer, Plan, check_agreement, check_swept
 from crash_work import LostError, Place, Worker
-from staddle_server import rooms
-from staddle_server.datadir import DataDirectory
+from staddle_server.app import bootstrap
+from staddle_server.app.data_directory import DataDirectory
 
 
 @pytest.mark.parametrize("runs", [1, pytest.param(3, marks=pytest.mark.slow)])
@@ -45,7 +45,7 @@ def test_the_harness_finds_what_is_lost(server: CrashServer) -> None:
     worker.work(server.stub, 6)
     worker.check(server.stub)
     assert worker.kept
-    with rooms.open_rooms(DataDirectory(server.data)) as opened:
+    with bootstrap.open_rooms(DataDirectory(server.data)) as opened:
         (tenant,) = opened.catalog.tenants.list_all()
         packs = list(opened.blobs.list(f"packs/{tenant.id.hex()}"))
         gone = opened.blobs.read(packs[0][0], 0, packs[0][1])
@@ -54,7 +54,7 @@ def test_the_harness_finds_what_is_lost(server: CrashServer) -> None:
         check_agreement(server.data)
     with pytest.raises(LostError, match="does not come back"):
         worker.check(server.stub)
-    with rooms.open_rooms(DataDirectory(server.data)) as opened:
+    with bootstrap.open_rooms(DataDirectory(server.data)) as opened:
         opened.blobs.put(packs[0][0], gone)
         records = list(opened.blobs.list(f"records/{tenant.id.hex()}"))
         opened.blobs.delete(records[-1][0])

@@ -10,9 +10,9 @@ import pytest
 from crash_power import DATA
 from crash_steps import Observer, Step, watched
 from staddle_server import catalog
+from staddle_server.app.data_directory import ClientConfig, write_client_config
 from staddle_server.catalog import open_catalog
-from staddle_server.datadir import ClientConfig, write_client_config
-from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.store.backends.directory import DirectoryBlobs
 
 PAGE = (Path(__file__).parents[2] / "docs" / "safety.md").read_text()
 CATALOG = "catalog.NOUN.METHOD"

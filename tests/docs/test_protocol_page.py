@@ -9,10 +9,10 @@ from blake3 import blake3
 from doc_pages import DOCS, Block, blocks
 from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import errors_pb2, resources_pb2, service_pb2
-from staddle_server import errors, limits
-from staddle_server.session import decoded
-from staddle_server.wire import retention, server, slots
-from staddle_server.wire.status import CODES
+from staddle_server.api import slots
+from staddle_server.api.error_table import CODES
+from staddle_server.api.grpc import retention, server
+from staddle_server.base import errors, limits, memory_budget
 from wire_transcript import SERVICE, Transcript
 
 PAGE = DOCS / "protocol.md"
@@ -207,7 +207,7 @@ def test_the_limits_are_those_of_the_server() -> None:
         f"{known.RETENTION_DELETIONS_MAX:,}",
         "memory for what calls hold decoded (entries, pages, lists); of one tenant; what a call has without asking": (
             f"{size(known.DECODED_BYTES_MAX)}; {size(known.DECODED_TENANT_BYTES_MAX)}; {size(known.DECODED_CALL_BYTES)} each for its message, pages and entries; "
-            f"who needs more waits up to {decoded.WAIT_S:.0f} s"
+            f"who needs more waits up to {memory_budget.WAIT_S:.0f} s"
         ),
         "a hold's reason": size(known.HOLD_REASON_BYTES_MAX),
         "minimum retention, and how far ahead a backup is retained": f"{known.RETENTION_S_MAX // (366 * 86400)} years",

@@ -10,7 +10,19 @@ from itertools import islice
 from blake3 import blake3
 from fuzz_engine import Check, Target, mutate_bytes, mutate_msgpack
 from staddle.chunking import content_id
-from staddle_server.errors import BadRequest, Damaged
+from staddle_server.base.errors import BadRequest, Damaged
+from staddle_server.base.types import (
+    Attributes,
+    ChunkRef,
+    Content,
+    Entry,
+    EntryType,
+    Hole,
+    Profile,
+    Root,
+    Xattr,
+    sort_key,
+)
 from staddle_server.manifest.compare import compare
 from staddle_server.manifest.content import (
     ContentBuilder,
@@ -30,18 +42,6 @@ from staddle_server.manifest.pages import (
 )
 from staddle_server.manifest.read import Gap, Manifest, entries_of
 from staddle_server.manifest.tree import TreeBuilder
-from staddle_server.types import (
-    Attributes,
-    ChunkRef,
-    Content,
-    Entry,
-    EntryType,
-    Hole,
-    Profile,
-    Root,
-    Xattr,
-    sort_key,
-)
 
 PAGE_KEY = bytes(range(32))
 TINY = PageRules(leaf_bits=1, level_bits=1, page_bytes=600, list_bits=2, list_items=5)

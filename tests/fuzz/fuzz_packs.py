@@ -14,11 +14,12 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fuzz_engine import MIB, Check, Target, mutate_bytes
 from fuzz_store import KEYS, table_of
-from staddle_server.errors import Damaged
-from staddle_server.limits import PACK_BYTES_MAX
+from staddle_server.base.errors import Damaged
+from staddle_server.base.limits import PACK_BYTES_MAX
+from staddle_server.base.types import Role, SegmentRef
 from staddle_server.store import packform as form
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import BlobShort, check_range
-from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.pack import (
     PackDamaged,
     PackReader,
@@ -28,7 +29,6 @@ from staddle_server.store.pack import (
     compress,
     pack_name,
 )
-from staddle_server.types import Role, SegmentRef
 
 PACK = bytes(range(100, 116))
 

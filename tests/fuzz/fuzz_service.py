@@ -17,17 +17,17 @@ from fuzz_messages import UPLOAD, mutate_message
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from staddle._stream import DataEvent, EntryEvent, FileEndEvent, read_restore
+from staddle._protocol.restore_reader import DataEvent, EntryEvent, FileEndEvent, read_restore
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.app.service import Service
+from staddle_server.base.errors import StaddleError
+from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S
+from staddle_server.base.types import TokenRole
 from staddle_server.catalog import open_catalog
-from staddle_server.errors import StaddleError
-from staddle_server.limits import LEASE_S, UPLOAD_LIFE_S
-from staddle_server.service import Service
-from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import TenantRecord, encode_record
-from staddle_server.types import TokenRole
 
 SERVICE = sv.DESCRIPTOR.services_by_name["StaddleService"]
 UNARY = sorted(

@@ -13,9 +13,9 @@ import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fuzz_engine import MIB, Check, Target, documented, mutate_bytes, mutate_msgpack
-from staddle_server.errors import BadRequest, Damaged
-from staddle_server.limits import PUT_CHUNKS_INFLATED_BYTES_MAX
-from staddle_server.session.frames import check_frame
+from staddle_server.base.errors import BadRequest, Damaged
+from staddle_server.base.limits import PUT_CHUNKS_INFLATED_BYTES_MAX
+from staddle_server.base.types import ChunkRef, Kind, Root, Scope, TenantKeys
 from staddle_server.store.keys import (
     MasterKeyError,
     WrappedKeys,
@@ -37,7 +37,7 @@ from staddle_server.store.records import (
     decode_record,
     encode_record,
 )
-from staddle_server.types import ChunkRef, Kind, Root, Scope, TenantKeys
+from staddle_server.upload.frames import check_frame
 
 KEYS = TenantKeys(bytes(range(16)), bytes(range(32)), {1: bytes(32), 2: b"\1" * 32})
 NOW_NS = 1_700_000_000_000_000_000

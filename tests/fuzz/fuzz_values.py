@@ -17,22 +17,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fuzz_engine import Check, Target, documented, mutate_bytes, mutate_msgpack, mutate_text
 from fuzz_manifest import TINY, Pages, content, entries, refs
 from google.protobuf.message import DecodeError
-from staddle._config import load_settings
+from staddle._base.given_files import GivenError
+from staddle._base.pem_files import read_pem
 from staddle._errors import ConfigError
-from staddle._given import GivenError
-from staddle._pem import read_pem
+from staddle._transport.settings import load_settings
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server import pem
+from staddle_server.api import convert
+from staddle_server.api.grpc.uploads import _Listed
+from staddle_server.api.page_tokens import PageTokens
+from staddle_server.app import pem
+from staddle_server.app.settings import OPTIONS, SettingsError, load
+from staddle_server.base.errors import BadRequest, Damaged, Fault
+from staddle_server.base.types import Entry, Profile, Root, TokenRole
 from staddle_server.catalog import Principal, Terms
-from staddle_server.config import OPTIONS, SettingsError, load
-from staddle_server.errors import BadRequest, Damaged, Fault
 from staddle_server.manifest.content import ContentBuilder
-from staddle_server.session.progress import OpenEntry, Progress, Run, decode_progress, encode_progress
-from staddle_server.types import Entry, Profile, Root, TokenRole
-from staddle_server.wire import convert
-from staddle_server.wire.tokens import PageTokens
-from staddle_server.wire.uploads import _Listed
+from staddle_server.upload.progress import OpenEntry, Progress, Run, decode_progress, encode_progress
 
 # ---------------------------------------------------------------------- page tokens
 

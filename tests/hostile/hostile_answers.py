@@ -19,8 +19,10 @@ import grpc
 import zstandard
 from blake3 import blake3
 from google.protobuf.message import Message
-from staddle import Client, RetentionPolicy, StaddleError, _pages, _retry, _silence
-from staddle._encoding import tag, varint
+from staddle import Client, RetentionPolicy, StaddleError
+from staddle._protocol.encoding import tag, varint
+from staddle._transport import pages as _pages
+from staddle._transport import retry, silence
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
@@ -592,7 +594,7 @@ def peak_bytes() -> int:
 
 def main(place: Path) -> None:
     _pages.PAGES_MAX, _pages.EMPTY_PAGES_MAX = 40, 30  # type: ignore[misc]
-    _retry.PROGRESS_MAX = 3  # type: ignore[misc]
+    retry.PROGRESS_MAX = 3  # type: ignore[misc]
     tree, target = place / "source", place / "target"
     tree.mkdir()
     target.mkdir()
@@ -613,7 +615,7 @@ def main(place: Path) -> None:
             if act is not put_much  # which does not end by itself
         ]
         found = [tried(server_side, row, at) for row in rows()]
-        _silence.SILENCE_S = _silence.ANSWER_S = 0.2  # type: ignore[misc]
+        silence.SILENCE_S = silence.ANSWER_S = 0.2  # type: ignore[misc]
         silent = dict.fromkeys(("Restore", "Backup"), lambda _: _quiet(server_side.over))
         for method, acts in (("Restore", ACTS["Restore"]), ("Backup", ACTS["Backup"])):
             found += [tried(server_side, Row(method, "silence", silent, act), at) for act in acts]

@@ -24,26 +24,26 @@ from direct import Failed, Stub, open_door
 from servers import MASTER, Running
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.errors import StaddleError
+from staddle_server.base.limits import RECORD_BYTES_MAX
+from staddle_server.base.types import ChunkRef, Role
 from staddle_server.catalog import open_catalog
-from staddle_server.errors import StaddleError
-from staddle_server.limits import RECORD_BYTES_MAX
-from staddle_server.session.tenant import Tenants
 from staddle_server.store import packform
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import check_format, create_format
-from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.marks import Began, Mark, marks_in, put_mark, read_mark
 from staddle_server.store.pack import Codec, PackWriter
 from staddle_server.store.records import TenantRecord, encode_record
-from staddle_server.types import ChunkRef, Role
-from staddle_server.upkeep.check import Check, Plan
-from staddle_server.upkeep.collector import Collector
-from staddle_server.upkeep.copies import mend_all
-from staddle_server.upkeep.findings import Kept
-from staddle_server.upkeep.parity import forget_lost, make_all
-from staddle_server.upkeep.rebuild import Rebuilding
-from staddle_server.upkeep.repair import Repair
-from staddle_server.upkeep.scrub import Scrubber
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.gc.collector import Collector
+from staddle_server.upkeep.integrity.check import Check, Plan
+from staddle_server.upkeep.integrity.copies import mend_all
+from staddle_server.upkeep.integrity.findings import Kept
+from staddle_server.upkeep.integrity.parity import forget_lost, make_all
+from staddle_server.upkeep.integrity.repair import Repair
+from staddle_server.upkeep.integrity.scrub import Scrubber
+from staddle_server.upkeep.rebuild.run import Rebuilding
 from thin import begin, finish, messages, noise, small
 
 MIB: Final = 1 << 20

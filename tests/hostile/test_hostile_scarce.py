@@ -18,10 +18,10 @@ from pathlib import Path
 import grpc
 import pytest
 from servers import Running, ServerProcess
-from staddle._threads import NO_THREAD
+from staddle._base.threads import NO_THREAD
 from staddle.v1 import service_pb2 as sv
-from staddle_server.signals import listening_for_signals, watching_threads
-from staddle_server.threads import Background, Threads
+from staddle_server.app.signals import listening_for_signals, watching_threads
+from staddle_server.base.threads import Background, Threads
 from thin import back_up, begin, datasets, noise, reason, restore, wait_until
 
 HERE = Path(__file__).parent
@@ -251,7 +251,7 @@ def test_nothing_starts_threads_that_can_die_in_silence_or_pools_that_lose_work(
         or ("threading.Thread(" in line and root.name == "server")
     ]
     assert {place.rpartition(":")[0] for place in found} <= {
-        "server/staddle_server/threads.py",
-        "server/staddle_server/logs.py",  # below everything else; its loop is its own
-        "client/staddle/_threads.py",
+        "server/staddle_server/base/threads.py",
+        "server/staddle_server/base/logs.py",  # below everything else; its loop is its own
+        "client/staddle/_base/threads.py",
     }

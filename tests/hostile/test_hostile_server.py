@@ -15,8 +15,8 @@ from hostile_watch import SERVICE, Watch, bearer, channel
 from servers import ServerProcess
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.limits import CONNECTIONS_MAX, FILES_WANTED, MESSAGE_BYTES_MAX, MIB
-from staddle_server.wire.server import connections_max
+from staddle_server.api.grpc.server import connections_max
+from staddle_server.base.limits import CONNECTIONS_MAX, FILES_WANTED, MESSAGE_BYTES_MAX, MIB
 from thin import (
     Part,
     Source,

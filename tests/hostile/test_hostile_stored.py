@@ -5,7 +5,7 @@ from hostile_watch import MIB, Watch
 from servers import ServerProcess
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.limits import HOLES_MAX
+from staddle_server.base.limits import HOLES_MAX
 from thin import Part, begin, finish
 
 MORE_MAX = 100 * MIB

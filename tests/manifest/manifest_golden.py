@@ -5,11 +5,11 @@ import random
 from pathlib import Path
 
 from manifest_model import PAGE_KEY, Pages, build, digest_of, directory, file, in_order
+from staddle_server.base.types import Attributes, ChunkRef, Entry, EntryType, Flag, Hole, Profile, Root, Xattr
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import implied_directory, removal
 from staddle_server.manifest.pages import FORMAT, Child, encode_attributes, encode_index, encode_leaf
 from staddle_server.manifest.tree import write_run
-from staddle_server.types import Attributes, ChunkRef, Entry, EntryType, Flag, Hole, Profile, Root, Xattr
 
 FOLDER = Path(__file__).parent.parent / "golden" / "manifest"
 

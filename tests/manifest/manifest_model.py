@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from blake3 import blake3
 from hypothesis import strategies as st
 from staddle.chunking import content_id
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import ChunkRef, Content, Entry, EntryType, Root, sort_key
 from staddle_server.manifest.entries import implied_directory, removal
 from staddle_server.manifest.pages import PageRules
 from staddle_server.manifest.tree import TreeBuilder
-from staddle_server.types import ChunkRef, Content, Entry, EntryType, Root, sort_key
 
 PAGE_KEY = bytes(range(32))
 TINY = PageRules(leaf_bits=1, level_bits=1, page_bytes=600, list_bits=2, list_items=5)

@@ -19,11 +19,11 @@ from manifest_model import (
     in_order,
     paths,
 )
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import EMPTY_ROOT, Entry, EntryType, Flag, sort_key
 from staddle_server.manifest.compare import Changed, ChangeType, Counts, compare, count
 from staddle_server.manifest.entries import same, same_content
 from staddle_server.manifest.merge import merge
-from staddle_server.types import EMPTY_ROOT, Entry, EntryType, Flag, sort_key
 
 
 def by_definition(a: list[Entry], b: list[Entry]) -> list[Changed]:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_model import SMALL, TINY, Pages, directory, file
 from staddle.chunking import content_id
-from staddle_server import errors, limits
+from staddle_server.base import errors, limits
+from staddle_server.base.types import Attributes, ChunkRef, Content, Hole, Profile, Xattr
 from staddle_server.manifest.content import (
     ContentBuilder,
     ContentState,
@@ -19,7 +20,6 @@ from staddle_server.manifest.content import (
     store_attributes,
 )
 from staddle_server.manifest.pages import FORMAT, PageRules
-from staddle_server.types import Attributes, ChunkRef, Content, Hole, Profile, Xattr
 
 
 def chunk_refs(count: int, seed: int = 0) -> list[ChunkRef]:

@@ -3,9 +3,8 @@
 import pytest
 from manifest_model import digest_of, directory, file, small_content
 from staddle.chunking import EMPTY_CONTENT_ID
-from staddle_server import errors, limits
-from staddle_server.manifest.entries import check_entry, check_path, check_whole, removal, same, same_content
-from staddle_server.types import (
+from staddle_server.base import errors, limits
+from staddle_server.base.types import (
     Attributes,
     ChunkRef,
     Content,
@@ -16,6 +15,7 @@ from staddle_server.types import (
     ListRoot,
     Xattr,
 )
+from staddle_server.manifest.entries import check_entry, check_path, check_whole, removal, same, same_content
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import struct
 import manifest_golden as golden
 import pytest
 from manifest_model import Pages
+from staddle_server.base.types import Root
 from staddle_server.manifest.pages import decode_attributes, decode_index, decode_leaf
 from staddle_server.manifest.read import entries_of
-from staddle_server.types import Root
 
 
 def stored(name: str) -> bytes:

@@ -7,10 +7,10 @@ from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_model import PAGE_KEY, SMALL, TINY, Pages, build, entries, full_list, grown_tree
-from staddle_server.errors import Damaged
+from staddle_server.base.errors import Damaged
+from staddle_server.base.types import EMPTY_ROOT, Entry, Root
 from staddle_server.manifest.merge import join
 from staddle_server.manifest.runs import Gathered
-from staddle_server.types import EMPTY_ROOT, Entry, Root
 
 
 def gathered(said: list[Entry]) -> Gathered:

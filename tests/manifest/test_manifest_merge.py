@@ -23,13 +23,13 @@ from manifest_model import (
     merged_by_definition,
     removals,
 )
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import EMPTY_ROOT, Entry, EntryType, Flag, Root
 from staddle_server.manifest.entries import implied_directory, removal, same, same_content
 from staddle_server.manifest.merge import merge, merge_runs
 from staddle_server.manifest.pages import FORMAT, is_boundary
 from staddle_server.manifest.read import Manifest
 from staddle_server.manifest.runs import Gathered
-from staddle_server.types import EMPTY_ROOT, Entry, EntryType, Flag, Root
 
 said_lists = st.lists(entries | removals, max_size=12)
 

@@ -21,7 +21,18 @@ from manifest_model import (
     full_list,
     grown_tree,
 )
-from staddle_server import errors, limits
+from staddle_server.base import errors, limits
+from staddle_server.base.types import (
+    EMPTY_ROOT,
+    Attributes,
+    ChunkRef,
+    Entry,
+    EntryType,
+    Profile,
+    Root,
+    Xattr,
+    sort_key,
+)
 from staddle_server.manifest.content import ContentBuilder, store_attributes
 from staddle_server.manifest.entries import removal
 from staddle_server.manifest.pages import (
@@ -36,17 +47,6 @@ from staddle_server.manifest.pages import (
 )
 from staddle_server.manifest.references import references
 from staddle_server.manifest.tree import TreeBuilder
-from staddle_server.types import (
-    EMPTY_ROOT,
-    Attributes,
-    ChunkRef,
-    Entry,
-    EntryType,
-    Profile,
-    Root,
-    Xattr,
-    sort_key,
-)
 
 
 @settings(max_examples=examples(200), deadline=None)

@@ -21,12 +21,12 @@ from manifest_model import (
     is_below,
     paths,
 )
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import EMPTY_ROOT, Entry, Root, sort_key
 from staddle_server.manifest.entries import removal
 from staddle_server.manifest.pages import decode_index, encode_leaf
 from staddle_server.manifest.read import Gap, Manifest, entries_of
 from staddle_server.manifest.tree import write_run
-from staddle_server.types import EMPTY_ROOT, Entry, Root, sort_key
 
 
 @settings(max_examples=examples(400), deadline=None)

@@ -6,7 +6,7 @@ from blake3 import blake3
 from staddle import Client, DamageError
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.types import Role
+from staddle_server.base.types import Role
 from thin import Source, back_up, backups, info, noise, reason, restore
 
 MANY = {f"d{i % 7}/{'long' * 40}/f{i:04}": b"%d" % i for i in range(2800)}
@@ -36,8 +36,8 @@ def damage(running, role, digest):
 def a_leaf(running, backup, path):
     """The digest of the leaf that a path lies in."""
     import msgspec
-    from staddle_server.session.reading import ChunkReader
-    from staddle_server.session.tenant import Tenants
+    from staddle_server.tenancy.chunk_reader import ChunkReader
+    from staddle_server.tenancy.tenant import Tenants
 
     tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
     reader = ChunkReader(tenant, running.catalog)

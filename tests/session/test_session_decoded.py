@@ -6,8 +6,10 @@ import threading
 import pytest
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import Exhausted
-from staddle_server.limits import (
+from staddle_server.api.grpc.messages import put_entries
+from staddle_server.base import memory_budget
+from staddle_server.base.errors import Exhausted
+from staddle_server.base.limits import (
     DECODED_BYTES_MAX,
     DECODED_CALL_BYTES,
     DECODED_TENANT_BYTES_MAX,
@@ -15,13 +17,11 @@ from staddle_server.limits import (
     MESSAGE_BYTES_MAX,
     MIB,
 )
-from staddle_server.session import decoded
-from staddle_server.session.decoded import DecodedBytes
-from staddle_server.session.reading import DECODED_FACTOR, ChunkReader
-from staddle_server.session.restore import Restore
-from staddle_server.session.tenant import Tenants
-from staddle_server.threads import Threads
-from staddle_server.wire.messages import put_entries
+from staddle_server.base.memory_budget import DecodedBytes
+from staddle_server.base.threads import Threads
+from staddle_server.restore.restore import Restore
+from staddle_server.tenancy.chunk_reader import DECODED_FACTOR, ChunkReader
+from staddle_server.tenancy.tenant import Tenants
 from thin import back_up
 
 ONE, OTHER = b"1" * 16, b"2" * 16
@@ -33,7 +33,7 @@ def asked() -> None:
 
 @pytest.fixture
 def memory(monkeypatch):
-    monkeypatch.setattr(decoded, "WAIT_S", 0.3)
+    monkeypatch.setattr(memory_budget, "WAIT_S", 0.3)
     return DecodedBytes(tenant_max=8 * MIB, server_max=16 * MIB)
 
 
@@ -47,7 +47,7 @@ def test_a_call_of_a_tenant_that_has_its_share_is_refused_with_the_time_to_try_a
     first, second = full(memory), memory.held(ONE, asked)
     with pytest.raises(Exhausted) as refused:
         second.change(2 * MIB)
-    assert (refused.value.reason, refused.value.retry_after_s) == ("TOO_MANY", decoded.RETRY_S)
+    assert (refused.value.reason, refused.value.retry_after_s) == ("TOO_MANY", memory_budget.RETRY_S)
     assert "of this tenant" in refused.value.message
     assert (second.size, memory.used(ONE)) == (0, memory.tenant_max)
     first.close()
@@ -72,7 +72,7 @@ def test_a_call_goes_on_with_the_little_that_each_has_when_its_tenant_has_its_sh
 
 
 def test_a_call_that_waits_goes_on_when_there_is_room(memory, monkeypatch):
-    monkeypatch.setattr(decoded, "WAIT_S", 30.0)
+    monkeypatch.setattr(memory_budget, "WAIT_S", 30.0)
     first, second = full(memory), memory.held(ONE, asked)
     waiting = threading.Thread(target=second.change, args=(2 * MIB,))
     waiting.start()
@@ -82,7 +82,7 @@ def test_a_call_that_waits_goes_on_when_there_is_room(memory, monkeypatch):
 
 
 def test_a_call_that_waits_ends_with_its_caller(memory, monkeypatch):
-    monkeypatch.setattr(decoded, "WAIT_S", 30.0)
+    monkeypatch.setattr(memory_budget, "WAIT_S", 30.0)
     first = full(memory)
 
     def gone() -> None:

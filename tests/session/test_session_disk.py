@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.store.directory import DirectoryBlobs, Files
+from staddle_server.store.backends.directory import DirectoryBlobs, Files
 from staddle_server.store.records import CommittedRecord, DeletedRecord
 from thin import (
     Part,
@@ -264,7 +264,7 @@ def test_a_crash_between_the_commit_and_its_record_is_made_good_by_the_next_star
         raise RuntimeError("the process ends here")
 
     with monkeypatch.context() as patched:
-        patched.setattr("staddle_server.session.writer.finish_record", crash)
+        patched.setattr("staddle_server.upload.writer.finish_record", crash)
         with pytest.raises(grpc.RpcError):
             source.commit()
     assert records(running, CommittedRecord) == []

@@ -7,13 +7,13 @@ import pytest
 from blake3 import blake3
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.types import Role
 from staddle_server.catalog import WHOLE_PACK
-from staddle_server.session.examine import Examiner
-from staddle_server.session.reading import ChunkReader
-from staddle_server.session.tenant import Tenants
 from staddle_server.store.blobs import BlobUnreadable
 from staddle_server.store.pack import PackReader
-from staddle_server.types import Role
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.tenancy.pack_check import Examiner
+from staddle_server.tenancy.tenant import Tenants
 from thin import Source, back_up, noise, reason, restore
 
 LARGE, SMALL = noise(9_000_000, 3), {f"d{i % 7}/f{i:03}": b"%d" % i for i in range(300)}

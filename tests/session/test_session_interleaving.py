@@ -8,7 +8,7 @@ from blake3 import blake3
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog.chunks import Chunks
-from staddle_server.session import intake, received
+from staddle_server.upload import intake, received
 from thin import (
     Part,
     Source,
@@ -115,7 +115,7 @@ def test_no_checkpoint_falls_into_the_middle_of_a_put_entries_call(running, monk
 
 
 def test_a_call_with_too_many_missing_chunks_takes_nothing(running, monkeypatch):
-    from staddle_server.session import missing
+    from staddle_server.upload import missing
 
     monkeypatch.setattr(missing, "MISSING_CHUNKS_MAX", 2)
     stub = running.stub()
@@ -179,7 +179,7 @@ def test_two_entries_that_say_different_lengths_of_one_missing_chunk_never_becom
 
 def test_put_chunks_beside_put_entries_in_any_order_makes_one_whole_backup(running, monkeypatch):
     monkeypatch.setattr(received, "CHECKPOINT_ENTRIES", 7)
-    monkeypatch.setattr("staddle_server.session.accepted.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("staddle_server.upload.accepted.CHECKPOINT_S", 0.0)
     stub = running.stub()
     source = Source(stub, "www")
     files = {f"f{i}": noise(90_000 + i, i % 23) for i in range(60)}

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.session import uploads as session_uploads
+from staddle_server.upload import uploads as session_uploads
 from thin import Source, back_up, backups, begin, finish, messages, noise, reason, restore, small, wait_until
 
 TAGS = {f"{i:03}" + "k" * 120: "v" * 1024 for i in range(64)}

@@ -1,10 +1,10 @@
 """One walk answers what of a backup is lost: it reads once what backups share, and whatever is lost is found in each of them."""
 
 from blake3 import blake3
-from staddle_server.session.losses import Losses
-from staddle_server.session.reading import ChunkReader
-from staddle_server.session.tenant import Tenants
-from staddle_server.types import Role
+from staddle_server.base.types import Role
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.tenancy.losses import Losses
+from staddle_server.tenancy.tenant import Tenants
 from thin import back_up, noise
 
 MANY = {f"d{i % 7}/{'long' * 40}/f{i:04}": b"%d" % i for i in range(2800)}

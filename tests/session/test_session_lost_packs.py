@@ -6,12 +6,12 @@ import grpc
 import pytest
 from blake3 import blake3
 from staddle import Client
-from staddle._source import run_backup
-from staddle._stream import DamageEvent, read_restore
-from staddle._types import BackupKind, BackupOptions
+from staddle._backup.run import backup_directory
+from staddle._protocol.restore_reader import DamageEvent, read_restore
+from staddle._types.values import BackupKind, BackupOptions
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.types import Role
+from staddle_server.base.types import Role
 from thin import Source, back_up, noise, reason, restore
 
 DATA, OTHER = noise(1_500_000, 1), noise(1_500_000, 2)
@@ -70,7 +70,7 @@ def test_a_full_backup_stores_anew_what_lay_in_packs_that_are_gone(running, tmp_
     def run(kind):
         with Client(running.address, token=running.token()) as client:
             options = BackupOptions(dataset="www", kind=kind, thin=thin)
-            return run_backup(client._calls, os.fsencode(folder), options, lambda: 2**62)
+            return backup_directory(client._calls, os.fsencode(folder), options, lambda: 2**62)
 
     run(BackupKind.AUTO)
     lose_packs(running)  # while the server runs, and has just seen them
@@ -270,8 +270,8 @@ def test_content_from_a_base_that_is_found_damaged_later_is_asked_for_at_the_com
 
 def manifest_chunks(running, backup):
     from staddle_server.manifest.references import references
-    from staddle_server.session.reading import ChunkReader
-    from staddle_server.session.tenant import Tenants
+    from staddle_server.tenancy.chunk_reader import ChunkReader
+    from staddle_server.tenancy.tenant import Tenants
 
     tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
     (kept,) = running.catalog.verification.backups(running.tenant)

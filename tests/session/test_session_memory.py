@@ -8,13 +8,13 @@ import pytest
 from blake3 import blake3
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.session.gather import ChunkSink
-from staddle_server.session.reading import ChunkReader
-from staddle_server.session.restore import WINDOW_STEPS
-from staddle_server.session.tenant import Tenants
-from staddle_server.session.uploads import Uploads
+from staddle_server.base.types import Role
+from staddle_server.restore.restore import WINDOW_STEPS
 from staddle_server.store.pack import PackReader
-from staddle_server.types import Role
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.tenancy.chunk_writer import ChunkSink
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upload.uploads import Uploads
 from thin import Part, Source, back_up, begin, finish, messages, noise, restore
 
 

@@ -4,10 +4,10 @@ import random
 import tracemalloc
 
 import pytest
-from staddle_server.errors import BadRequest
-from staddle_server.limits import MISSING_CHUNKS_MAX
-from staddle_server.session.missing import RECENT_MAX, Missing
-from staddle_server.types import ChunkRef
+from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import MISSING_CHUNKS_MAX
+from staddle_server.base.types import ChunkRef
+from staddle_server.upload.missing import RECENT_MAX, Missing
 
 MIB = 1 << 20
 

@@ -1,10 +1,10 @@
 """What the catalog keeps of an open upload: read back, or refused by name."""
 
 import pytest
-from staddle_server.errors import Fault
+from staddle_server.base.errors import Fault
+from staddle_server.base.types import Entry, Profile
 from staddle_server.manifest.content import ContentState
-from staddle_server.session.progress import OpenEntry, Progress, decode_progress, encode_progress
-from staddle_server.types import Entry, Profile
+from staddle_server.upload.progress import OpenEntry, Progress, decode_progress, encode_progress
 
 
 def test_a_durable_point_that_cannot_be_read_is_an_error_that_says_so_whatever_is_wrong_with_it():

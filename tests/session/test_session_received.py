@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "manifest"))
 from manifest_model import PAGE_KEY, Pages, directory, entries, file, grown_tree, removals
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import EMPTY_ROOT, Entry
 from staddle_server.manifest.entries import removal
 from staddle_server.manifest.merge import merge
-from staddle_server.session import received as module
-from staddle_server.session.progress import Progress
-from staddle_server.session.received import Received
-from staddle_server.types import EMPTY_ROOT, Entry
+from staddle_server.upload import received as module
+from staddle_server.upload.progress import Progress
+from staddle_server.upload.received import Received
 
 
 def receive(said: list[Entry], every: int, pages: Pages, progress: Progress | None = None) -> Received:

@@ -8,7 +8,7 @@ from blake3 import blake3
 from extent import extent
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.types import Role
+from staddle_server.base.types import Role
 from test_session_damage import damage
 from thin import Source, back_up, content_id, noise, restore
 
@@ -193,8 +193,8 @@ def test_another_kind_of_entry_is_as_it_was(running):
 
 
 def test_a_segment_of_which_a_start_was_inflated_is_opened_again_for_what_lies_behind(running):
-    from staddle_server.session.reading import ChunkReader
-    from staddle_server.session.tenant import Tenants
+    from staddle_server.tenancy.chunk_reader import ChunkReader
+    from staddle_server.tenancy.tenant import Tenants
 
     stub = running.stub()
     files = {f"f{i:02}": words(30_000, i) for i in range(20)}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from memory_blobs import MemoryBlobs
+from staddle_server.base.types import TenantKeys
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import Blobs
-from staddle_server.store.directory import DirectoryBlobs
-from staddle_server.types import TenantKeys
 from store_data import tenant_keys
 
 

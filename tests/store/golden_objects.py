@@ -7,6 +7,7 @@ from pathlib import Path
 
 import zstandard
 from memory_blobs import MemoryBlobs
+from staddle_server.base.types import NO_LINK, Kind, Place, Role, Root, Scope, TenantKeys
 from staddle_server.store.blobs import create_format
 from staddle_server.store.keys import KeyStore, WrappedKeys, keys_name, master_key_line, wrap_keys
 from staddle_server.store.marks import Began, Mark, put_mark
@@ -30,7 +31,6 @@ from staddle_server.store.records import (
     UndeletedRecord,
     encode_record,
 )
-from staddle_server.types import NO_LINK, Kind, Place, Role, Root, Scope, TenantKeys
 from store_data import Seeded, append_raw, table_of
 
 DIRECTORY = Path(__file__).parent.parent / "golden" / "store"

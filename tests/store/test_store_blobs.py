@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from staddle_server.errors import Damaged
+from staddle_server.base.errors import Damaged
 from staddle_server.store.blobs import (
     FORMAT_NAME,
     BlobExists,

@@ -2,13 +2,13 @@
 
 import pytest
 from memory_blobs import MemoryBlobs
-from staddle_server.errors import Damaged, Unavailable
-from staddle_server.limits import RECORD_BYTES_MAX
+from staddle_server.base.errors import Damaged, Unavailable
+from staddle_server.base.limits import RECORD_BYTES_MAX
+from staddle_server.base.types import NO_LINK, Place, TenantKeys
 from staddle_server.store.blobs import BlobMissing, Blobs
 from staddle_server.store.copies import Copied, copy_name
 from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, WrappedKeys, keys_name, wrap_keys
 from staddle_server.store.records import DeletedRecord, Record, Records, UndeletedRecord, encode_record
-from staddle_server.types import NO_LINK, Place, TenantKeys
 from store_data import Seeded
 
 NOW_NS = 1_700_000_000_000_000_000

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
 from memory_blobs import MemoryBlobs
+from staddle_server.base.types import Role, SegmentRef, TenantKeys
 from staddle_server.store.pack import PackDamaged, PackReader, pack_name
 from staddle_server.store.packform import FormError
-from staddle_server.types import Role, SegmentRef, TenantKeys
 from store_data import write_pack
 
 

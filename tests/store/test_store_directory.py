@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from staddle_server.errors import Exhausted, StaddleError, Unavailable
+from staddle_server.base.errors import Exhausted, StaddleError, Unavailable
+from staddle_server.store.backends.directory import WRITE_BACK_BYTES, DirectoryBlobs, Files
 from staddle_server.store.blobs import BlobExists, BlobMissing, BlobShort, Buffer
-from staddle_server.store.directory import WRITE_BACK_BYTES, DirectoryBlobs, Files
 
 NAME = "packs/aa/00/f00"
 STEPS = ("open", "lock", "write", "write_back", "read", "sync", "sync_directory", "link", "unlink")
@@ -380,7 +380,7 @@ def test_a_replacement_whose_directory_cannot_be_synced_ends_all_writing(
 
 HOLDER = """
 import sys
-from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.store.backends.directory import DirectoryBlobs
 writer = DirectoryBlobs(sys.argv[1]).create()
 writer.write(b"begun")
 print("begun", flush=True)

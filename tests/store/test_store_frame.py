@@ -9,8 +9,8 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from staddle_server.errors import BadRequest
-from staddle_server.limits import MIB, SEGMENT_RAW_BYTES_MAX
+from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import MIB, SEGMENT_RAW_BYTES_MAX
 from staddle_server.store.frame import (
     WINDOW_BYTES_MAX,
     Codec,

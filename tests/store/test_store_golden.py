@@ -26,8 +26,8 @@ from golden_objects import (
     golden_keys,
     golden_objects,
 )
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import check_format
-from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore, load_master_key, secrets_of
 from staddle_server.store.pack import PackReader, Segment, parse_pack_name
 from staddle_server.store.records import Records

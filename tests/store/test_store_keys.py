@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_blobs import MemoryBlobs, xored
-from staddle_server.errors import Damaged
+from staddle_server.base.errors import Damaged
+from staddle_server.base.types import Role
+from staddle_server.store.backends.directory import Files
 from staddle_server.store.blobs import BlobMissing, Blobs
-from staddle_server.store.directory import Files
 from staddle_server.store.keys import (
     KeyStore,
     MasterKeyError,
@@ -28,7 +29,6 @@ from staddle_server.store.keys import (
     unwrap_keys,
     wrap_keys,
 )
-from staddle_server.types import Role
 from store_data import Seeded, tenant_keys
 
 MASTER = Seeded("master")(32)

@@ -16,16 +16,17 @@ from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_blobs import MemoryBlobs
-from staddle_server.errors import Damaged, Unavailable
-from staddle_server.limits import (
+from staddle_server.base.errors import Damaged, Unavailable
+from staddle_server.base.limits import (
     MIB,
     PACK_BYTES_MAX,
     PACK_BYTES_TARGET,
     PACK_CHUNKS_TARGET,
     SEGMENT_CHUNKS_MAX,
 )
+from staddle_server.base.types import ChunkRef, PackSummary, Role, SegmentRef, TenantKeys
+from staddle_server.store.backends.directory import DirectoryBlobs, Files
 from staddle_server.store.blobs import BlobExists, BlobMissing, Blobs, Buffer
-from staddle_server.store.directory import DirectoryBlobs, Files
 from staddle_server.store.keys import chunk_id, secrets_of
 from staddle_server.store.pack import (
     OPENERS_MAX,
@@ -39,7 +40,6 @@ from staddle_server.store.pack import (
     parse_pack_name,
 )
 from staddle_server.store.packform import decode_head, pack_key
-from staddle_server.types import ChunkRef, PackSummary, Role, SegmentRef, TenantKeys
 from store_data import Seeded, append_raw, table_of, tenant_keys, write_pack
 
 CHUNKS = st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=8)

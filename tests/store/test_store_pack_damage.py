@@ -12,8 +12,9 @@ from extent import examples, extent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_blobs import MemoryBlobs, xored
-from staddle_server.errors import Damaged
-from staddle_server.limits import MIB
+from staddle_server.base.errors import Damaged
+from staddle_server.base.limits import MIB
+from staddle_server.base.types import PackSummary, Role, SegmentRef, TenantKeys
 from staddle_server.store.pack import (
     Codec,
     PackDamaged,
@@ -24,7 +25,6 @@ from staddle_server.store.pack import (
     pack_name,
 )
 from staddle_server.store.packform import pack_key
-from staddle_server.types import PackSummary, Role, SegmentRef, TenantKeys
 from store_data import Seeded, append_raw, table_of, tenant_keys, write_pack
 
 TEXT = b"compressible " * 30

@@ -8,8 +8,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_blobs import MemoryBlobs
-from staddle_server.errors import Damaged
-from staddle_server.limits import RECORD_BYTES_MAX
+from staddle_server.base.errors import Damaged
+from staddle_server.base.limits import RECORD_BYTES_MAX
+from staddle_server.base.types import EMPTY_ROOT, NO_LINK, Kind, Place, Root, Scope, TenantKeys, record_link
 from staddle_server.store.blobs import BlobExists, BlobMissing, Blobs
 from staddle_server.store.keys import secrets_of
 from staddle_server.store.records import (
@@ -24,7 +25,6 @@ from staddle_server.store.records import (
     record_name,
     sequence_of,
 )
-from staddle_server.types import EMPTY_ROOT, NO_LINK, Kind, Place, Root, Scope, TenantKeys, record_link
 from store_data import tenant_keys
 
 NOW_NS = 1_700_000_000_123_456_789

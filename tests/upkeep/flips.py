@@ -29,14 +29,14 @@ if __name__ == "__main__":
 from harm import check, damage, objects, repair
 from servers import Running
 from staddle.v1 import resources_pb2 as pb
+from staddle_server.base.errors import Damaged
+from staddle_server.base.types import Entry, Role, TokenRole
 from staddle_server.catalog import Principal
-from staddle_server.errors import Damaged
 from staddle_server.manifest.content import with_attributes
-from staddle_server.session.reads import Reads
-from staddle_server.session.restore import SentDamage, SentData, SentEnd, SentEntry, SentZeros
-from staddle_server.session.tenant import Tenants
+from staddle_server.restore.browse import Reads
+from staddle_server.restore.restore import SentDamage, SentData, SentEnd, SentEntry, SentZeros
 from staddle_server.store.blobs import check_format, create_format
-from staddle_server.types import Entry, Role, TokenRole
+from staddle_server.tenancy.tenant import Tenants
 from thin import Source, back_up, noise
 
 TEXT = b"a line of text that is like all the others\n" * 40

@@ -7,14 +7,14 @@ from typing import Any
 
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.limits import REAP_GRACE_S
+from staddle_server.base.types import Role
 from staddle_server.catalog import Backup, Catalog
-from staddle_server.limits import REAP_GRACE_S
 from staddle_server.manifest.content import chunks_of
 from staddle_server.manifest.read import Gap, Manifest
-from staddle_server.session.reading import ChunkReader
-from staddle_server.session.tenant import Tenant, Tenants
-from staddle_server.types import Role
-from staddle_server.upkeep.collector import Collector, Report
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.tenancy.tenant import Tenant, Tenants
+from staddle_server.upkeep.gc.collector import Collector, Report
 from thin import backups, restore
 
 DAY_S = 86_400.0

@@ -11,8 +11,8 @@ import grpc
 from garbage_left import Garbage
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import Conflict
-from staddle_server.upkeep.collector import LEASE_S
+from staddle_server.base.errors import Conflict
+from staddle_server.upkeep.gc.collector import LEASE_S
 from thin import Source, back_up, noise, restore
 
 WRITERS, READERS, DELETERS, COLLECTORS = 3, 1, 1, 2

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from staddle_server.session.tenant import Tenants
+from staddle_server.base.types import Role, SegmentRef
 from staddle_server.store.keys import chunk_id, secrets_of
-from staddle_server.types import Role, SegmentRef
-from staddle_server.upkeep.check import Check, Plan, Summary
-from staddle_server.upkeep.findings import Finding, Kept
-from staddle_server.upkeep.repair import Repair, Repaired
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.integrity.check import Check, Plan, Summary
+from staddle_server.upkeep.integrity.findings import Finding, Kept
+from staddle_server.upkeep.integrity.repair import Repair, Repaired
 
 
 def kept(running) -> Kept:

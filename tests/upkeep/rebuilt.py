@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from staddle_server.base.types import EntryType
 from staddle_server.catalog import Catalog, open_catalog
-from staddle_server.session.restore import Restore, SentDamage, SentData, SentEnd, SentEntry, SentZeros
-from staddle_server.session.tenant import Tenants
+from staddle_server.restore.restore import Restore, SentDamage, SentData, SentEnd, SentEntry, SentZeros
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import Blobs
-from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
-from staddle_server.types import EntryType
-from staddle_server.upkeep.rebuild import Rebuilding, Report
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.rebuild.run import Rebuilding, Report
 
 MASTER = bytes(range(32))
 """The master key of `running`."""

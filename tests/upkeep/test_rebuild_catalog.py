@@ -15,12 +15,11 @@ from extent import extent
 from rebuilt import NOW_NS, facts_of, files_of, link_store, open_store, rebuild_in_place, rebuilt
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.errors import Unavailable
+from staddle_server.base.types import NO_LINK, Place
 from staddle_server.catalog import open_catalog
 from staddle_server.catalog.retention import Retentions
-from staddle_server.errors import Unavailable
-from staddle_server.session.records import as_pending, finish_missing
-from staddle_server.session.tenant import Tenants
-from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore, keys_name
 from staddle_server.store.records import (
     DeletedRecord,
@@ -32,8 +31,9 @@ from staddle_server.store.records import (
     TenantSettingsRecord,
     encode_record,
 )
-from staddle_server.types import NO_LINK, Place
-from staddle_server.upkeep.rebuild import NothingOpens, Rebuilding
+from staddle_server.tenancy.records import as_pending, finish_missing
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.rebuild.run import NothingOpens, Rebuilding
 from thin import Source, back_up, backups, datasets, noise, reason, restore, wait_until
 
 MOMENTS = int(os.environ.get("STADDLE_REBUILD_MOMENTS", extent("3", "6")))

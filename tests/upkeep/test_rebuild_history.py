@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from staddle_server.limits import GRACE_S
+from staddle_server.base.limits import GRACE_S
+from staddle_server.base.types import Authors, Kind, Root, Scope
 from staddle_server.store.records import (
     ChangeCounts,
     CommittedRecord,
@@ -23,8 +24,7 @@ from staddle_server.store.records import (
     TenantSettingsRecord,
     UndeletedRecord,
 )
-from staddle_server.types import Authors, Kind, Root, Scope
-from staddle_server.upkeep.history import History
+from staddle_server.upkeep.record_history import History
 
 NOW = 9_000
 

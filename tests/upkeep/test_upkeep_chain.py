@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rebuilt import rebuild_in_place
 from staddle.v1 import service_pb2 as sv
-from staddle_server.session.clock import SystemClock
-from staddle_server.session.records import as_noted, as_pending, finish_missing
-from staddle_server.session.tenant import Tenants
-from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.base.clock import SystemClock
+from staddle_server.base.types import NO_LINK, Place
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.records import (
     ForgottenRecord,
     NotedRecord,
@@ -23,12 +22,13 @@ from staddle_server.store.records import (
     TenantSettingsRecord,
     sequence_of,
 )
-from staddle_server.types import NO_LINK, Place
-from staddle_server.upkeep.age import records_unknown
-from staddle_server.upkeep.chain import Chain, Span, merge_spans, subtract
-from staddle_server.upkeep.collector import Collector
-from staddle_server.upkeep.recorded import lost_records
-from staddle_server.upkeep.repair import Repair
+from staddle_server.tenancy.records import as_noted, as_pending, finish_missing
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.gc.collector import Collector
+from staddle_server.upkeep.integrity.record_check import lost_records
+from staddle_server.upkeep.integrity.repair import Repair
+from staddle_server.upkeep.rebuild.catalog_age import records_unknown
+from staddle_server.upkeep.record_chain import Chain, Span, merge_spans, subtract
 from thin import back_up, backups, restore
 
 

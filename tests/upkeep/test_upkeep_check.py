@@ -5,10 +5,10 @@ from blake3 import blake3
 from harm import check, damage, flip, hurt_chunk, kept, objects, pack_file, paths, places
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import Unavailable
-from staddle_server.session.examine import Examiner
+from staddle_server.base.errors import Unavailable
+from staddle_server.base.types import ChunkRef, Role
 from staddle_server.store.pack import Codec, PackWriter
-from staddle_server.types import ChunkRef, Role
+from staddle_server.tenancy.pack_check import Examiner
 from thin import Source, back_up, noise, restore
 
 A, B = noise(1_500_000, 1), noise(1_500_000, 2)

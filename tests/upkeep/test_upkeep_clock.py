@@ -21,12 +21,12 @@ from rebuilt import rebuilt
 from servers import MovedClock
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.types import TokenRole
 from staddle_server.catalog import open_catalog
-from staddle_server.session.clockguard import ClockGuard, ClockInDoubt
-from staddle_server.session.tenant import Tenants
-from staddle_server.types import TokenRole
-from staddle_server.upkeep.policies import Policies
-from staddle_server.upkeep.scrub import Scrubber
+from staddle_server.tenancy.clock_guard import ClockGuard, ClockInDoubt
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.integrity.scrub import Scrubber
+from staddle_server.upkeep.lifecycle.policies import Policies
 from thin import Source, back_up, backups, reason
 
 DAY = 86_400

@@ -8,12 +8,12 @@ from blake3 import blake3
 from garbage_left import Garbage
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.session.reading import ChunkReader
-from staddle_server.session.tenant import Tenants
+from staddle_server.base.types import Role
 from staddle_server.store.pack import PackReader, parse_pack_name
-from staddle_server.types import Role
-from staddle_server.upkeep.copies import copy_new
-from staddle_server.upkeep.parity import make_all
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.integrity.copies import copy_new
+from staddle_server.upkeep.integrity.parity import make_all
 from thin import Source, back_up, backups, noise, reason, restore
 
 FILES = {"a": noise(400_000, 1), "b": noise(300_000, 2)}

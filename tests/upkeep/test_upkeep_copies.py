@@ -2,9 +2,9 @@
 
 import time
 
-from staddle_server.session.tenant import Tenants
-from staddle_server.types import TokenRole
-from staddle_server.upkeep.copies import CopiesReport, copies_task, copy_new, mend_all
+from staddle_server.base.types import TokenRole
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.integrity.copies import CopiesReport, copies_task, copy_new, mend_all
 from thin import back_up, restore
 
 

@@ -15,13 +15,13 @@ from extent import extent
 from garbage_left import Garbage, contents
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.clock import SystemClock
 from staddle_server.catalog import open_catalog
-from staddle_server.session.clock import SystemClock
-from staddle_server.session.tenant import Tenants
-from staddle_server.store.directory import DirectoryBlobs
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
-from staddle_server.upkeep import marking
-from staddle_server.upkeep.collector import LEASE_S, Collector
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.gc import mark
+from staddle_server.upkeep.gc.collector import LEASE_S, Collector
 from thin import Source, back_up, noise
 
 MASTER = bytes(range(32))
@@ -95,7 +95,7 @@ class World:
 @pytest.fixture
 def made(running, tmp_path, monkeypatch):
     """A data directory with something for every step to do, and what its backups hold."""
-    monkeypatch.setattr(marking, "SAVE_S", 0.0)
+    monkeypatch.setattr(mark, "SAVE_S", 0.0)
     garbage, stub = Garbage(running), running.stub()
     small = {}
     for number in range(8):

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.catalog import FOOTER, WHOLE_PACK
-from staddle_server.errors import Damaged, Unavailable
-from staddle_server.session.tenant import Tenants
 from staddle_server.store import reedsolomon
+from staddle_server.store.backends.directory import DirectoryBlobs, Files
 from staddle_server.store.blobs import BlobMissing
-from staddle_server.store.directory import DirectoryBlobs, Files
 from staddle_server.store.pack import PackDamaged, pack_name
 from staddle_server.store.parity import Parity, Range, parity_name, remove_parity
 from staddle_server.store.reedsolomon import ParityLibraryMissing
-from staddle_server.upkeep.parity import (
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.integrity.parity import (
     Outcome,
     ParityReport,
     forget_lost,
@@ -269,8 +269,8 @@ def test_parity_is_made_of_what_is_begun_from_when_it_was_switched_on_also_over_
 
 def test_a_server_makes_parity_by_itself_and_repairs_with_it(running, monkeypatch):
     monkeypatch.setattr("staddle_server.upkeep.schedule.LOOK_S", 0.02)
-    monkeypatch.setattr("staddle_server.upkeep.parity.EVERY_S", 0.02)
-    monkeypatch.setattr("staddle_server.upkeep.copies.EVERY_S", 0.02)
+    monkeypatch.setattr("staddle_server.upkeep.integrity.parity.EVERY_S", 0.02)
+    monkeypatch.setattr("staddle_server.upkeep.integrity.copies.EVERY_S", 0.02)
     running.stop()
     running.parity_percent = 10
     running.start()

@@ -14,15 +14,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import text
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import Precondition
+from staddle_server.api.grpc import retention
+from staddle_server.base.errors import Precondition
+from staddle_server.base.types import Role
 from staddle_server.manifest.references import references
-from staddle_server.session.reading import ChunkReader
-from staddle_server.session.records import as_pending
-from staddle_server.session.tenant import Tenants
 from staddle_server.store import records as rec
-from staddle_server.types import Role
-from staddle_server.upkeep.policies import Policies
-from staddle_server.wire import retention
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.tenancy.records import as_pending
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.lifecycle.policies import Policies
 from thin import Source, back_up, backups, info, noise, reason, restore, wait_until
 
 DAY = 86_400

@@ -10,9 +10,9 @@ import pytest
 from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from staddle_server import limits
-from staddle_server.errors import BadRequest, Unavailable
-from staddle_server.upkeep.retention import (
+from staddle_server.base import limits
+from staddle_server.base.errors import BadRequest, Unavailable
+from staddle_server.upkeep.lifecycle.retention import (
     Candidate,
     Policy,
     Tag,

@@ -10,12 +10,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import select, text
 from staddle.v1 import service_pb2 as sv
+from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import protection_of, schema
 from staddle_server.catalog.decisions import is_protected
-from staddle_server.errors import Unavailable
-from staddle_server.session.tenant import Tenants
 from staddle_server.store import records as rec
-from staddle_server.store.directory import DirectoryBlobs, Files
+from staddle_server.store.backends.directory import DirectoryBlobs, Files
+from staddle_server.tenancy.tenant import Tenants
 from thin import back_up, backups, info, reason, restore
 
 DAY = 86_400

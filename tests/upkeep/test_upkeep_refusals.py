@@ -9,12 +9,12 @@ import pytest
 from garbage_left import Garbage
 from harm import flip
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import Conflict, Exhausted, Unavailable
-from staddle_server.session import records as recording
+from staddle_server.base.errors import Conflict, Exhausted, Unavailable
 from staddle_server.store.pack import pack_name
 from staddle_server.store.records import ForgottenRecord, PurgedRecord, TenantRecord
-from staddle_server.upkeep import collector as collecting
-from staddle_server.upkeep import removing
+from staddle_server.tenancy import records as recording
+from staddle_server.upkeep.gc import collector as collecting
+from staddle_server.upkeep.gc import sweep
 from thin import Source, back_up, backups, noise
 
 FILES = {"a": noise(200_000, 1)}
@@ -402,9 +402,9 @@ def test_a_purged_backup_whose_record_is_not_durable_counts_as_there(garbage, mo
         raise Unavailable("STORE_UNAVAILABLE", "the disk does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(removing, "finish_missing", unwritten)
+        patch.setattr(sweep, "finish_missing", unwritten)
         assert _failure(garbage, grace_s=0) == "the disk does not answer"
-        patch.setattr(removing, "finish_missing", lambda tenant, catalog: 0)
+        patch.setattr(sweep, "finish_missing", lambda tenant, catalog: 0)
         report = garbage.collect_all()
         assert (report.sum_of("backups_walked"), report.sum_of("packs_condemned")) == (1, 0)
     report = garbage.collect_all()

@@ -8,16 +8,16 @@ import pytest
 from blake3 import blake3
 from harm import check, damage, flip, hurt_chunk, kept, objects, paths, places, repair
 from staddle import Client
-from staddle._source import run_backup
-from staddle._types import BackupOptions
+from staddle._backup.run import backup_directory
+from staddle._types.values import BackupOptions
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import Conflict
+from staddle_server.app.bootstrap import Rooms, create_tenant
+from staddle_server.base.errors import Conflict
+from staddle_server.base.types import Role
 from staddle_server.manifest.pages import decode_index
 from staddle_server.manifest.read import Manifest
-from staddle_server.rooms import Rooms, create_tenant
-from staddle_server.session.reading import ChunkReader
-from staddle_server.types import Role
+from staddle_server.tenancy.chunk_reader import ChunkReader
 from thin import Source, back_up, noise, restore
 
 A, B = noise(1_500_000, 1), noise(1_500_000, 2)
@@ -409,7 +409,7 @@ def test_a_client_that_remembers_the_base_heals_it_all_the_same(kind, running, t
 
         def back_up_source():
             settled_ns = time.time_ns() + 10**10  # nothing is too recent to be trusted
-            return run_backup(client._calls, os.fsencode(source), options, lambda: settled_ns)
+            return backup_directory(client._calls, os.fsencode(source), options, lambda: settled_ns)
 
         first = back_up_source().backup
         if kind == "data":

@@ -3,8 +3,8 @@
 import logging
 
 import pytest
+from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import open_catalog
-from staddle_server.errors import Unavailable
 from staddle_server.upkeep.schedule import Schedule, Task
 
 

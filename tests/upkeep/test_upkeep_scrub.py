@@ -6,11 +6,11 @@ import logging
 import pytest
 from harm import check, flip, kept, objects, pack_file
 from staddle.v1 import service_pb2 as sv
-from staddle_server.service import Service
-from staddle_server.session.examine import Examiner
-from staddle_server.types import StoredChunk
-from staddle_server.upkeep.parity import make_parity
-from staddle_server.upkeep.scrub import AGAIN_S, RUN_S, Scrubber
+from staddle_server.app.service import Service
+from staddle_server.base.types import StoredChunk
+from staddle_server.tenancy.pack_check import Examiner
+from staddle_server.upkeep.integrity.parity import make_parity
+from staddle_server.upkeep.integrity.scrub import AGAIN_S, RUN_S, Scrubber
 from thin import back_up, noise, restore
 
 DAY_S = 24 * 3600.0

@@ -4,7 +4,7 @@ import pytest
 from garbage_left import Garbage
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
-from staddle_server.service import Service
+from staddle_server.app.service import Service
 from thin import back_up, noise
 
 

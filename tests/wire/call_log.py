@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from staddle_server.logs import CALLS
+from staddle_server.base.logs import CALLS
 
 
 @contextmanager

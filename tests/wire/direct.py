@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import grpc
-import staddle_server.wire.server as wire_server
+import staddle_server.api.grpc.server as wire_server
 from staddle.v1 import service_pb2 as sv
 
 PREFIX = f"/{wire_server.SERVICE.full_name}/"

@@ -22,14 +22,14 @@ import forked
 import grpc
 import statements  # noqa: F401  for what it does
 from staddle.v1 import service_pb2_grpc
+from staddle_server.app.service import Service
+from staddle_server.base.clock import SystemClock
+from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Catalog, open_catalog
-from staddle_server.service import Service
-from staddle_server.session.clock import SystemClock
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import Blobs
-from staddle_server.store.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import TenantRecord, encode_record
-from staddle_server.types import TokenRole
 
 Stub = service_pb2_grpc.StaddleServiceStub
 MASTER = bytes(range(32))

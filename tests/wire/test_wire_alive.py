@@ -10,10 +10,10 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.session.reading import ChunkReader
-from staddle_server.session.stream import BackupStream
-from staddle_server.types import TokenRole
-from staddle_server.wire.reads import ReadCalls
+from staddle_server.api.grpc.reads import ReadCalls
+from staddle_server.base.types import TokenRole
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.upload.stream import BackupStream
 from thin import (
     Part,
     Source,

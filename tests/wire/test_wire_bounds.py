@@ -5,8 +5,8 @@ import pytest
 from blake3 import blake3
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server import limits
-from staddle_server.session import missing as session_missing
+from staddle_server.base import limits
+from staddle_server.upload import missing as session_missing
 from thin import Part, Source, back_up, begin, finish, reason
 
 F, D, L = pb.ENTRY_TYPE_FILE, pb.ENTRY_TYPE_DIRECTORY, pb.ENTRY_TYPE_SYMLINK

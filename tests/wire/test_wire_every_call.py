@@ -23,8 +23,8 @@ from sqlalchemy import event
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle.v1 import service_pb2_grpc
-from staddle_server.types import TokenRole
-from staddle_server.wire.server import SERVICE
+from staddle_server.api.grpc.server import SERVICE
+from staddle_server.base.types import TokenRole
 from thin import Source, back_up, begin, finish, info, messages, noise, small, wait_until
 
 FILES = 2500

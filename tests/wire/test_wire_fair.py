@@ -10,10 +10,10 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.limits import CALLS_TOKEN_MAX, CALLS_WAITING_TENANT_MAX
-from staddle_server.session import decoded
-from staddle_server.wire import slots
-from staddle_server.wire.messages import PutEntries
+from staddle_server.api import slots
+from staddle_server.api.grpc.messages import PutEntries
+from staddle_server.base import memory_budget
+from staddle_server.base.limits import CALLS_TOKEN_MAX, CALLS_WAITING_TENANT_MAX
 from thin import Part, Source, back_up, begin, datasets, finish, messages, noise, reason, restore, wait_until
 
 
@@ -96,11 +96,11 @@ def test_a_call_keeps_its_place_until_its_thread_is_free(running, slow):
 
 def test_entries_that_wait_for_one_writer_are_not_decoded_and_hold_up_no_other_upload(running, monkeypatch):
     """Replays of one valid call used to hold all places for decoding, each with thousands of objects."""
-    decoded = []
+    memory_budget = []
     read = PutEntries.read
 
     def noted(self):
-        decoded.append(self.head.upload_id)
+        memory_budget.append(self.head.upload_id)
         return read(self)
 
     monkeypatch.setattr(PutEntries, "read", noted)
@@ -114,7 +114,7 @@ def test_entries_that_wait_for_one_writer_are_not_decoded_and_hold_up_no_other_u
         other = Source(running.stub(tenant=running.make_tenant("theirs")), "www")
         other.put_file("a", b"1")
         other.commit()
-        assert set(decoded) == {other.upload.id}
+        assert set(memory_budget) == {other.upload.id}
         held = running.service._gate.decoded.used(running.tenant)
         assert held < 40 * request.ByteSize(), "each holds its message, and nothing of what that becomes"
     assert [call.result(timeout=20).incomplete for call in calls] == [[]] * 20
@@ -142,7 +142,7 @@ def test_the_head_of_put_entries_may_stand_anywhere_before_or_behind_its_changes
 @pytest.fixture
 def share(running, monkeypatch):
     """The whole share of the first tenant is held by other calls of it, until this is closed."""
-    monkeypatch.setattr(decoded, "WAIT_S", 0.3)
+    monkeypatch.setattr(memory_budget, "WAIT_S", 0.3)
     memory = running.service._gate.decoded
     held = memory.held(running.tenant, lambda: None)
     held.change(memory.tenant_max)

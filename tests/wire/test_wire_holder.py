@@ -6,9 +6,9 @@ import grpc
 import pytest
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.limits import UPLOAD_WRITERS_MAX
-from staddle_server.session.tenant import Tenants
+from staddle_server.base.limits import UPLOAD_WRITERS_MAX
 from staddle_server.store.records import CommittedRecord
+from staddle_server.tenancy.tenant import Tenants
 from thin import Part, Source, back_up, backups, begin, finish, info, messages, noise, reason, restore, small
 
 CALLS = {

@@ -11,9 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.logs import CALLS
-from staddle_server.wire.health import WATCHES_MAX
-from staddle_server.wire.slots import FIRST_S, IDLE_S, Slots
+from staddle_server.api.grpc.health import WATCHES_MAX
+from staddle_server.api.slots import FIRST_S, IDLE_S, Slots
+from staddle_server.base.logs import CALLS
 from thin import (
     Part,
     Source,
@@ -161,7 +161,7 @@ def test_many_uploads_of_one_dataset_at_once_all_become_backups(running):
 
 
 def test_many_small_checkpoints_and_runs_make_the_same_manifest_as_one(running, monkeypatch):
-    from staddle_server.session import received
+    from staddle_server.upload import received
 
     files = {f"d{i % 7}/f{i}": bytes([i % 256]) * (i % 50) for i in range(600)}
     stub = running.stub()

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.errors import BadRequest
-from staddle_server.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
-from staddle_server.wire import messages
-from staddle_server.wire.messages import FIELDS_MAX, backup_parts, decoder, put_chunks
+from staddle_server.api.grpc import messages
+from staddle_server.api.grpc.messages import FIELDS_MAX, backup_parts, decoder, put_chunks
+from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
 
 PART = b"\x0a\x00"
 ENTRY = pb.Entry(path="a", content=pb.Content(chunks=[pb.ChunkRef(digest=bytes(32), length_bytes=5)]))

@@ -5,7 +5,7 @@ import pytest
 from blake3 import blake3
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.types import sort_key
+from staddle_server.base.types import sort_key
 from thin import (
     Part,
     back_up,

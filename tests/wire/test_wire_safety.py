@@ -7,10 +7,10 @@ from blake3 import blake3
 from staddle.v1 import errors_pb2
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server import errors
-from staddle_server.types import TokenRole
-from staddle_server.wire.server import SERVICE, methods
-from staddle_server.wire.status import CODES, code_of, status_of
+from staddle_server.api.error_table import CODES, code_of, status_of
+from staddle_server.api.grpc.server import SERVICE, methods
+from staddle_server.base import errors
+from staddle_server.base.types import TokenRole
 from thin import (
     Part,
     Source,

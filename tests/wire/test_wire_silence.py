@@ -9,9 +9,9 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from staddle.v1 import service_pb2 as sv
-from staddle_server.limits import CALLS_TENANT_MAX, CALLS_TOKEN_MAX
-from staddle_server.wire.health import ASKED_MAX, ASKED_S
-from staddle_server.wire.slots import ARRIVING_S
+from staddle_server.api.grpc.health import ASKED_MAX, ASKED_S
+from staddle_server.api.slots import ARRIVING_S
+from staddle_server.base.limits import CALLS_TENANT_MAX, CALLS_TOKEN_MAX
 from thin import back_up, datasets, reason, restore, wait_until
 
 SERVICE = "/staddle.v1.StaddleService/"

@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import suppress
 
-from staddle._standard import open_standard_streams
+from staddle._base.standard_streams import open_standard_streams
 
 EXTRAS = frozenset({"click", "rich", "pathspec", "pyfastcdc", "zstandard"})
 """What the extra `cli` installs."""
@@ -16,9 +16,9 @@ EXTRAS = frozenset({"click", "rich", "pathspec", "pyfastcdc", "zstandard"})
 def main() -> None:
     """Runs the command, and ends the process with its exit code; without the extra `cli` it says what to install."""
     open_standard_streams(stdin=False)
-    gc.disable()  # what modules make while they load stays: looking for garbage in it takes 12 ms; see _options.command
+    gc.disable()  # what modules make while they load stays: looking for garbage in it takes 12 ms; see options.command
     try:
-        code = importlib.import_module("staddle.command._run").run(sys.argv[1:])
+        code = importlib.import_module("staddle.command.main").run(sys.argv[1:])
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRAS:
             raise

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import Place, record_link
 from staddle_server.catalog import schema
+from staddle_server.catalog.validation import check_id, rfc3339
 from staddle_server.catalog.values import Backup, PendingRecord, Protection
-from staddle_server.catalog.words import check_id, rfc3339
-from staddle_server.types import Place, record_link
 
 _t = schema.tenants.c
 _b = schema.backups.c

@@ -19,9 +19,9 @@ from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool
 
-from staddle_server import errors
-from staddle_server.catalog.words import BATCH, batches
-from staddle_server.threads import is_no_memory
+from staddle_server.base import errors
+from staddle_server.base.threads import is_no_memory
+from staddle_server.catalog.validation import BATCH, batches
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,6 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.backups import Backups
 from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
-from staddle_server.catalog.collection import Collection
-from staddle_server.catalog.collector import Collectors
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.dialect import (
     BUSY_TIMEOUT_S,
@@ -20,9 +18,11 @@ from staddle_server.catalog.dialect import (
     installed_wheel,
     open_sqlite,
 )
+from staddle_server.catalog.gc_lease import Collectors
 from staddle_server.catalog.generations import Generations
+from staddle_server.catalog.marks import Collection
 from staddle_server.catalog.packs import Packs
-from staddle_server.catalog.removal import Removal
+from staddle_server.catalog.purge import Removal
 from staddle_server.catalog.retention import Retentions
 from staddle_server.catalog.salvage import Salvage
 from staddle_server.catalog.tasks import Tasks

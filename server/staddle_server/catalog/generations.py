@@ -5,9 +5,9 @@ from typing import NamedTuple
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
+from staddle_server.base.errors import StaddleError
 from staddle_server.catalog import schema
 from staddle_server.catalog.dialect import Database
-from staddle_server.errors import StaddleError
 
 _g = schema.generation.c
 _ROW = 1

@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from staddle_server import errors
+from staddle_server.base import errors
 from staddle_server.catalog.dialect import Database
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"

@@ -5,15 +5,15 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, or_, select, update
 
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.validation import batches, check_id
 from staddle_server.catalog.values import KnownDamage, LeftOverPack, PackParity, ParityTotals
-from staddle_server.catalog.words import batches, check_id
-from staddle_server.types import PackSummary, UploadState
 
 _p = schema.packs.c
 _d = schema.pack_damage.c

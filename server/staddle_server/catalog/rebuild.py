@@ -6,13 +6,13 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
+from staddle_server.base.types import Authors, Kind, PackSummary, Root, Scope
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.engine import Catalog
 from staddle_server.catalog.rows import dataset_row
+from staddle_server.catalog.validation import ID_BYTES, pack_authors, pack_tags
 from staddle_server.catalog.values import ChangeCounts, Tenant
-from staddle_server.catalog.words import ID_BYTES, pack_authors, pack_tags
-from staddle_server.types import Authors, Kind, PackSummary, Root, Scope
 
 _NO_UPLOAD = b""
 """Of a pack: which upload wrote it is in no object of the store."""

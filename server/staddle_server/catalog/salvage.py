@@ -8,14 +8,14 @@ from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, delete, select, update
 
+from staddle_server.base.types import PackSummary, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.collector import require_fence
 from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.gc_lease import require_fence
 from staddle_server.catalog.packs import put_down
 from staddle_server.catalog.tenants import Tenants
-from staddle_server.catalog.words import batches
-from staddle_server.types import PackSummary, StoredChunk
+from staddle_server.catalog.validation import batches
 
 _p = schema.packs.c
 _k = schema.claims.c

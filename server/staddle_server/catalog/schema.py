@@ -27,8 +27,8 @@ from sqlalchemy import (
     text,
 )
 
-from staddle_server.limits import GRACE_S
-from staddle_server.types import UploadState
+from staddle_server.base.limits import GRACE_S
+from staddle_server.base.types import UploadState
 
 REVISION: Final = "r0003"
 """The newest of the migrations: what a catalog has to have."""

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
-from staddle._figures import counted
+from staddle._base.figures import counted
 
-from staddle_server import errors, limits
+from staddle_server.base import errors, limits
+from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import begin, schema
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.dialect import Database, insert_or_ignore
@@ -29,6 +30,7 @@ from staddle_server.catalog.rows import (
     upload_value,
 )
 from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.validation import NS, batches, check_id, pack_authors, unpack_authors
 from staddle_server.catalog.values import (
     Backup,
     BeginUpload,
@@ -42,8 +44,6 @@ from staddle_server.catalog.values import (
     Terms,
     Upload,
 )
-from staddle_server.catalog.words import NS, batches, check_id, pack_authors, unpack_authors
-from staddle_server.types import PackSummary, UploadState
 
 FAILURE_CHARS_MAX: Final = 1000
 _OVER: Final = {"durable": b"", "last_failure": ""}

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from staddle_server.catalog.words import NS
-from staddle_server.limits import GRACE_S
-from staddle_server.types import NO_LINK, Authors, Kind, Place, Root, Scope, TokenRole, UploadState
+from staddle_server.base.limits import GRACE_S
+from staddle_server.base.types import NO_LINK, Authors, Kind, Place, Root, Scope, TokenRole, UploadState
+from staddle_server.catalog.validation import NS
 
 
 @dataclass(frozen=True, slots=True)

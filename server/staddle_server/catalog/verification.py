@@ -5,14 +5,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, select, update
 
+from staddle_server.base.types import ChunkPlace, SegmentRef, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_rows
 from staddle_server.catalog.dialect import Database
 from staddle_server.catalog.rows import backup_of, select_backups
 from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.validation import batches
 from staddle_server.catalog.values import Backup, BackupFacts, DatasetFacts, Facts, LivePack
-from staddle_server.catalog.words import batches
-from staddle_server.types import ChunkPlace, SegmentRef, StoredChunk
 
 _p = schema.packs.c
 _d = schema.pack_damage.c

@@ -5,7 +5,7 @@ import platform
 import signal
 import sys
 
-from staddle._standard import open_standard_streams
+from staddle._base.standard_streams import open_standard_streams
 
 SUPPORTED = ("x86_64", "aarch64")
 
@@ -30,7 +30,7 @@ def main() -> None:
     if refused is not None:
         sys.exit(refused)
     try:
-        commands = importlib.import_module("staddle_server.cli.commands")
+        commands = importlib.import_module("staddle_server.cli.main")
     except ModuleNotFoundError as error:
         missing(error)
     commands.run()

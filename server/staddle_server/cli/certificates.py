@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from staddle_server import certs
-from staddle_server.owner import act_as_owner
+from staddle_server.app import certificates
+from staddle_server.app.owner import act_as_owner
 
 
 @click.command()
@@ -33,8 +33,8 @@ from staddle_server.owner import act_as_owner
 )
 @click.option(
     "--days",
-    type=click.IntRange(1, certs.DAYS_MAX),
-    default=certs.DAYS_DEFAULT,
+    type=click.IntRange(1, certificates.DAYS_MAX),
+    default=certificates.DAYS_DEFAULT,
     show_default=True,
     help="How long the certificates are valid; the authority is valid for ten years.",
 )
@@ -47,11 +47,11 @@ def cert(directory: str, hosts: tuple[str, ...], clients: tuple[str, ...], days:
     path = Path(directory).expanduser().absolute()
     act_as_owner(path)
     for_server = hosts or (() if clients else ("localhost",))
-    made = certs.make(path, for_server, clients, days, datetime.datetime.now(datetime.UTC))
+    made = certificates.make(path, for_server, clients, days, datetime.datetime.now(datetime.UTC))
     for files in made:
         click.echo(f"created {files.certificate} and {files.key}")
     if for_server:
-        server = certs.files_of(path, "server")
+        server = certificates.files_of(path, "server")
         click.echo(f"server:  staddle-server serve … --tls-cert {server.certificate} --tls-key {server.key}")
         click.echo(f"clients: give them {path / 'ca.crt'} (it is public); {path / 'ca.key'} must stay secret")
     if clients:

@@ -5,12 +5,12 @@ import sys
 
 import click
 
-from staddle_server.catalog.words import rfc3339
+from staddle_server.app.bootstrap import confirm_clock, open_rooms
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.base.clock import SystemClock
+from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option
-from staddle_server.datadir import DataDirectory
-from staddle_server.rooms import confirm_clock, open_rooms
-from staddle_server.session.clock import SystemClock
-from staddle_server.session.clockguard import ClockGuard
+from staddle_server.tenancy.clock_guard import ClockGuard
 
 
 @click.command()

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 import click
-from staddle._figures import DURATION_S_MAX, duration_s
+from staddle._base.figures import DURATION_S_MAX, duration_s
 
-from staddle_server import config
-from staddle_server.datadir import DataDirectory
-from staddle_server.owner import act_as_owner
-from staddle_server.reserve import give_up_at_start
+from staddle_server.app import settings
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.app.disk_reserve import give_up_at_start
+from staddle_server.app.owner import act_as_owner
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -26,9 +26,9 @@ def settings_options(*, only: frozenset[str] | None = None) -> Callable[[F], F]:
         decorated = click.option(
             flag,
             metavar="FILE",
-            help=f"Settings file (TOML). [env: {config.CONFIG_VARIABLE}; else DIR/{config.CONFIG_NAME}]",
+            help=f"Settings file (TOML). [env: {settings.CONFIG_VARIABLE}; else DIR/{settings.CONFIG_NAME}]",
         )(command)
-        for option in reversed(config.OPTIONS):
+        for option in reversed(settings.OPTIONS):
             if only is None or option.field in only:
                 default = f"; default: {option.default}" if option.default else ""
                 decorated = click.option(
@@ -64,7 +64,7 @@ def duration(flag: str, text: str, most_s: float = DURATION_S_MAX, *, bare: bool
     try:
         return duration_s(text, most_s=most_s, bare=bare)
     except ValueError as error:
-        raise config.SettingsError(f"{flag} is {text!r}: {error}") from error
+        raise settings.SettingsError(f"{flag} is {text!r}: {error}") from error
 
 
 def json_option(command: F) -> F:
@@ -73,20 +73,20 @@ def json_option(command: F) -> F:
 
 def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> DataDirectory:
     try:
-        directory = DataDirectory(config.parse_path(value))
+        directory = DataDirectory(settings.parse_path(value))
     except ValueError as error:
-        raise config.SettingsError(f"--data is {value[:200]!r}: {error}") from error
+        raise settings.SettingsError(f"--data is {value[:200]!r}: {error}") from error
     act_as_owner(directory.path)
     directory.require()
     give_up_at_start(directory.path, directory.store)
     return directory
 
 
-def settings_from(flags: dict[str, str | None], *, again: bool = False) -> config.Settings:
+def settings_from(flags: dict[str, str | None], *, again: bool = False) -> settings.Settings:
     """The settings of a command that has settings_options; `again`: read once more. Raises SettingsError."""
     texts = dict(flags)
     file = texts.pop("config", None)
-    return config.load(texts, os.environ, file, again=again)
+    return settings.load(texts, os.environ, file, again=again)
 
 
 def print_rows(rows: Iterable[dict[str, str]], *, as_json: bool, empty: str) -> None:

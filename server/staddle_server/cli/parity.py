@@ -6,18 +6,18 @@ import time
 from typing import Final
 
 import click
-from staddle._figures import counted, size
+from staddle._base.figures import counted, size
 
+from staddle_server.app.bootstrap import Rooms, open_rooms
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.base.errors import Damaged
+from staddle_server.base.limits import PARITY_PERCENT_MAX
 from staddle_server.catalog import PackParity
 from staddle_server.cli.options import data_option, json_option
-from staddle_server.cli.words import Line, say
-from staddle_server.datadir import DataDirectory
-from staddle_server.errors import Damaged
-from staddle_server.limits import PARITY_PERCENT_MAX
-from staddle_server.rooms import Rooms, open_rooms
-from staddle_server.session.tenant import Tenants
-from staddle_server.upkeep.copies import CopiesReport, copy_new, mend_all
-from staddle_server.upkeep.parity import (
+from staddle_server.cli.text import Line, say
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.integrity.copies import CopiesReport, copy_new, mend_all
+from staddle_server.upkeep.integrity.parity import (
     Outcome,
     ParityReport,
     RepairReport,

@@ -3,13 +3,13 @@
 import time
 
 import click
-from staddle import _figures
+from staddle._base import figures
 
-from staddle_server.catalog.words import rfc3339
+from staddle_server.app.bootstrap import create_tenant, open_rooms, set_grace, tenant_named
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.base.limits import GRACE_S_MAX
+from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option, print_rows
-from staddle_server.datadir import DataDirectory
-from staddle_server.limits import GRACE_S_MAX
-from staddle_server.rooms import create_tenant, open_rooms, set_grace, tenant_named
 
 
 @click.group()
@@ -49,7 +49,7 @@ def set_(name: str, grace: str, data: DataDirectory) -> None:
     grace_s = int(duration("--grace", grace, GRACE_S_MAX))
     with open_rooms(data) as rooms:
         set_grace(rooms, tenant_named(rooms, name), grace_s, time.time_ns())
-    click.echo(f"Deleted backups of the tenant {name} can be brought back for {_figures.duration(grace_s)}.")
+    click.echo(f"Deleted backups of the tenant {name} can be brought back for {figures.duration(grace_s)}.")
 
 
 @tenant.command("list")
@@ -64,7 +64,7 @@ def list_(data: DataDirectory, as_json: bool) -> None:
             "name": each.name,
             "id": each.id.hex(),
             "created": rfc3339(each.created_ns),
-            "grace": _figures.duration(each.grace_s),
+            "grace": figures.duration(each.grace_s),
             "collection": "waits for you"
             if each.gc_waits
             else each.gc_failure and f"failed: {each.gc_failure}",

@@ -7,18 +7,25 @@ from collections.abc import Iterator
 from typing import Final
 
 import click
-from staddle._standard import StdoutError, stdout_failure
+from staddle._base.standard_streams import StdoutError, stdout_failure
 
+from staddle_server.app.bootstrap import (
+    DEFAULT_TENANT,
+    Rooms,
+    create_token,
+    open_rooms,
+    revoke_token,
+    tenant_named,
+)
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.app.settings import OperatorError, SettingsError
+from staddle_server.base.clock import SystemClock
+from staddle_server.base.errors import StaddleError
+from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Tenant, Token
-from staddle_server.catalog.words import rfc3339
+from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option, print_rows
-from staddle_server.config import OperatorError, SettingsError
-from staddle_server.datadir import DataDirectory
-from staddle_server.errors import StaddleError
-from staddle_server.rooms import DEFAULT_TENANT, Rooms, create_token, open_rooms, revoke_token, tenant_named
-from staddle_server.session.clock import SystemClock
-from staddle_server.session.clockguard import ClockGuard
-from staddle_server.types import TokenRole
+from staddle_server.tenancy.clock_guard import ClockGuard
 
 NS_PER_S: Final = 1_000_000_000
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import click
-from staddle._figures import size
+from staddle._base.figures import size
 
+from staddle_server.app.bootstrap import Rooms, open_rooms, tenant_named
+from staddle_server.app.data_directory import DataDirectory
 from staddle_server.catalog import Upload
-from staddle_server.catalog.words import rfc3339
+from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option, json_option, print_rows
-from staddle_server.datadir import DataDirectory
-from staddle_server.rooms import Rooms, open_rooms, tenant_named
 
 _PAGE = 1000
 

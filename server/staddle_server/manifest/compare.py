@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
-from staddle_server.errors import Damaged
+from staddle_server.base.errors import Damaged
+from staddle_server.base.types import Entry, Flag, Root, sort_key
 from staddle_server.manifest.cursor import Cursor, Frame, PageCache, find_entry
 from staddle_server.manifest.entries import same, same_content
 from staddle_server.manifest.pages import Child, PageSource
-from staddle_server.types import Entry, Flag, Root, sort_key
 
 
 class ChangeType(IntEnum):

@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 from staddle.chunking import ContentHasher
 
-from staddle_server import errors, limits
+from staddle_server.base import errors, limits
+from staddle_server.base.types import Attributes, ChunkRef, Content, Entry, ListRoot, Profile
 from staddle_server.manifest.entries import DIGEST_BYTES, check_attributes, shown
 from staddle_server.manifest.pages import (
     FORMAT,
@@ -20,7 +21,6 @@ from staddle_server.manifest.pages import (
     encode_attributes,
     encoder,
 )
-from staddle_server.types import Attributes, ChunkRef, Content, Entry, ListRoot, Profile
 
 ITEM: Final = Struct("<Q32s")
 """An item of a list chunk: bytes of the file below it, digest."""

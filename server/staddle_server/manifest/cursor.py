@@ -5,9 +5,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import Entry, Root, sort_key
 from staddle_server.manifest.pages import Child, Page, PageSource, check_stored, load_page
-from staddle_server.types import Entry, Root, sort_key
 
 PAGES_KEPT: Final = 6
 """Decoded pages that a PageCache holds: a path down from the root, and a few leaves."""

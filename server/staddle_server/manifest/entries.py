@@ -5,8 +5,8 @@ from typing import Final, Never
 import msgspec
 from staddle.chunking import EMPTY_CONTENT_ID
 
-from staddle_server import errors, limits
-from staddle_server.types import Attributes, ChunkRef, Content, Entry, EntryType, Flag
+from staddle_server.base import errors, limits
+from staddle_server.base.types import Attributes, ChunkRef, Content, Entry, EntryType, Flag
 
 DIGEST_BYTES: Final = 32
 U32_MAX: Final = 2**32 - 1

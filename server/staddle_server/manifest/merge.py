@@ -14,13 +14,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import Entry, EntryType, Flag, Root, sort_key
 from staddle_server.manifest.cursor import Cursor, Load, PageCache, entry_at, find_entry, subtree_end
 from staddle_server.manifest.entries import implied_directory, same, same_content, shown
 from staddle_server.manifest.pages import FORMAT, PageRules, PageSink, PageSource
 from staddle_server.manifest.runs import Change, Packed, beginning, fold, merge_runs
 from staddle_server.manifest.tree import TreeBuilder
-from staddle_server.types import Entry, EntryType, Flag, Root, sort_key
 
 _READ_AGAIN: Final = Flag.READ_AGAIN.value
 _INCOMPLETE: Final = Flag.INCOMPLETE.value

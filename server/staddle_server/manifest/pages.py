@@ -10,9 +10,9 @@ from typing import Any, Final, Never, Protocol
 import msgspec
 from blake3 import blake3
 
-from staddle_server import errors, limits
+from staddle_server.base import errors, limits
+from staddle_server.base.types import Attributes, Entry, EntryType, sort_key
 from staddle_server.manifest.entries import DIGEST_BYTES, U64_MAX, check_path, check_whole, shown
-from staddle_server.types import Attributes, Entry, EntryType, sort_key
 
 
 class PageSource(Protocol):

@@ -4,10 +4,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from staddle_server import errors
+from staddle_server.base import errors
+from staddle_server.base.types import Entry, EntryType, Root, sort_key
 from staddle_server.manifest.cursor import Cursor, PageCache, find_entry, subtree_end
 from staddle_server.manifest.pages import PageSource, check_stored
-from staddle_server.types import Entry, EntryType, Root, sort_key
 
 
 class Gap(NamedTuple):

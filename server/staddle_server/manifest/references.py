@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from staddle_server.base.types import Entry, Root
 from staddle_server.manifest.content import lists_of
 from staddle_server.manifest.pages import PageSource, load_page
-from staddle_server.types import Entry, Root
 
 
 class References(NamedTuple):

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from staddle_server.base.types import Entry, EntryType, sort_key
 from staddle_server.manifest.entries import removal, shown
 from staddle_server.manifest.pages import encoder
-from staddle_server.types import Entry, EntryType, sort_key
 
 _OVERHEAD_BYTES: Final = 200
 """Two bytes objects and a number in a list, beside the bytes."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from staddle_server import errors, limits
+from staddle_server.base import errors, limits
+from staddle_server.base.types import EMPTY_ROOT, Entry, EntryType, Root, sort_key
 from staddle_server.manifest.entries import check_whole, shown
 from staddle_server.manifest.pages import (
     FORMAT,
@@ -16,7 +17,6 @@ from staddle_server.manifest.pages import (
     load_page,
     path_hash,
 )
-from staddle_server.types import EMPTY_ROOT, Entry, EntryType, Root, sort_key
 
 
 class _Level:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, Protocol, TypeAlias
 
-from staddle_server.errors import Damaged, Fault, Unavailable
+from staddle_server.base.errors import Damaged, Fault, Unavailable
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 

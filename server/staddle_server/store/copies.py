@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
-from staddle_server.errors import Damaged
+from staddle_server.base.errors import Damaged
 from staddle_server.store.blobs import BlobMissing, Blobs, replace_object
 
 PREFIX: Final = "copies/"

@@ -8,8 +8,8 @@ from typing import Final, Generic, TypeVar
 
 import zstandard
 
-from staddle_server.errors import BadRequest
-from staddle_server.limits import MIB, SEGMENT_RAW_BYTES_MAX
+from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import MIB, SEGMENT_RAW_BYTES_MAX
 from staddle_server.store.blobs import Buffer
 
 WINDOW_BYTES_MAX: Final = 2 * MIB

@@ -9,7 +9,7 @@ import json
 import secrets
 from typing import Final, NamedTuple
 
-from staddle_server.errors import StaddleError
+from staddle_server.base.errors import StaddleError
 from staddle_server.store.blobs import Blobs
 
 MARKS: Final = "marks"

@@ -13,8 +13,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from staddle_server.errors import Damaged
-from staddle_server.limits import (
+from staddle_server.base.errors import Damaged
+from staddle_server.base.limits import (
     FOOTER_BYTES_MAX,
     KIB,
     MIB,
@@ -24,11 +24,11 @@ from staddle_server.limits import (
     PACK_CHUNKS_TARGET,
     SEGMENT_RAW_BYTES_MAX,
 )
+from staddle_server.base.types import ChunkRef, PackSummary, Role, SegmentRef, TenantKeys
 from staddle_server.store import packform as form
 from staddle_server.store.blobs import Blobs, BlobShort, Buffer, Readable
 from staddle_server.store.frame import Codec, FrameError, compress, inflate, inflate_start
 from staddle_server.store.keys import ID_BYTES, TAG_BYTES, Random, secrets_of
-from staddle_server.types import ChunkRef, PackSummary, Role, SegmentRef, TenantKeys
 
 __all__ = [
     "Codec",

@@ -5,9 +5,9 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from staddle._figures import counted
+from staddle._base.figures import counted
 
-from staddle_server.limits import (
+from staddle_server.base.limits import (
     CHUNK_BYTES_MAX,
     FOOTER_BYTES_MAX,
     PACK_BYTES_MAX,
@@ -15,10 +15,10 @@ from staddle_server.limits import (
     SEGMENT_CHUNKS_MAX,
     SEGMENT_RAW_BYTES_MAX,
 )
+from staddle_server.base.types import ChunkPlace, ChunkRef, Role, SegmentRef, StoredChunk
 from staddle_server.store.blobs import Buffer
 from staddle_server.store.frame import Codec
 from staddle_server.store.keys import TAG_BYTES, chunk_id, derive
-from staddle_server.types import ChunkPlace, ChunkRef, Role, SegmentRef, StoredChunk
 
 DIGEST_BYTES: Final = 32
 SEGMENT_MAGIC: Final = b"SEGM"

@@ -5,15 +5,15 @@ from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import Final, NamedTuple
 
-from staddle_server.errors import Damaged, Unavailable
-from staddle_server.limits import MIB, PACK_BYTES_MAX
+from staddle_server.base.errors import Damaged, Unavailable
+from staddle_server.base.limits import MIB, PACK_BYTES_MAX
+from staddle_server.base.types import TenantKeys
 from staddle_server.store import parityform as form
 from staddle_server.store.blobs import BlobMissing, Blobs, BlobShort, BlobWriter, check_range
 from staddle_server.store.keys import chunk_id, secrets_of
 from staddle_server.store.pack import PackDamaged, PackReader, pack_name, parse_pack_name
 from staddle_server.store.packform import PACK_BYTES_MIN, FormError
 from staddle_server.store.reedsolomon import code
-from staddle_server.types import TenantKeys
 
 ROWS_AT_ONCE: Final = 8
 """Rows that are read together while parity is made: at most 8 x 100 blocks are in memory."""

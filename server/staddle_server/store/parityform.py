@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
-from staddle_server.limits import (
+from staddle_server.base.limits import (
     PACK_BYTES_MAX,
     PARITY_BLOCK_BYTES,
     PARITY_COLUMNS_MAX,

@@ -9,8 +9,8 @@ import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from staddle_server.errors import Damaged
-from staddle_server.limits import (
+from staddle_server.base.errors import Damaged
+from staddle_server.base.limits import (
     DATASET_BYTES_MAX,
     HOLD_REASON_BYTES_MAX,
     RECORD_BYTES_MAX,
@@ -20,6 +20,7 @@ from staddle_server.limits import (
     TREE_HEIGHT_MAX,
     UPLOAD_WRITERS_MAX,
 )
+from staddle_server.base.types import EMPTY_ROOT, Kind, Place, Root, Scope, TenantKeys, record_link
 from staddle_server.store.blobs import BlobExists, Blobs, replace_object
 from staddle_server.store.copies import Copies
 from staddle_server.store.keys import (
@@ -32,7 +33,6 @@ from staddle_server.store.keys import (
     TenantName,
     secrets_of,
 )
-from staddle_server.types import EMPTY_ROOT, Kind, Place, Root, Scope, TenantKeys, record_link
 
 _HEAD: Final = struct.Struct("<8sHH16s16sQ32s12s")
 _MAGIC: Final = b"STADRECD"

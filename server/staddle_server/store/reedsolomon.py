@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from staddle_server.errors import Fault
+from staddle_server.base.errors import Fault
 
 COLUMNS_PLUS_PARITY_MAX: Final = 255
 """Elements of the field, less one."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from staddle_server.errors import Exhausted
-from staddle_server.limits import MIB, MIN_FREE_BYTES_AUTO_MAX, MIN_FREE_INODES_MAX, MIN_FREE_PART
+from staddle_server.base.errors import Exhausted
+from staddle_server.base.limits import MIB, MIN_FREE_BYTES_AUTO_MAX, MIN_FREE_INODES_MAX, MIN_FREE_PART
 
 LOOK_S: Final = 0.1
 """A look is good for so long, and for what arrives meanwhile as far as it fits into the room that was seen."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from staddle_server.catalog import KnownDamage
-from staddle_server.session.clockguard import Standing
-from staddle_server.upkeep.clockwatch import ClockWatch
-from staddle_server.upkeep.integrity import Integrity
+from staddle_server.tenancy.clock_guard import Standing
+from staddle_server.upkeep.clock_watch import ClockWatch
+from staddle_server.upkeep.integrity.watch import Integrity
 
 NO_DAMAGE = KnownDamage(0, 0, 0)
 

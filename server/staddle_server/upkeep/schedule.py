@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
+from staddle_server.base.clock import Clock
+from staddle_server.base.errors import StaddleError
+from staddle_server.base.threads import Background, shortage
 from staddle_server.catalog import Catalog
-from staddle_server.errors import StaddleError
-from staddle_server.session.clock import Clock
-from staddle_server.session.clockguard import JUMP_S
-from staddle_server.threads import Background, shortage
+from staddle_server.tenancy.clock_guard import JUMP_S
 
 log = logging.getLogger(__name__)
 

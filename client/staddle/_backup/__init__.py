@@ -1,0 +1,1 @@
+"""A directory to a dataset: walk, compare, read and cut, ask, send, entries."""

@@ -1,0 +1,1 @@
+"""The client's cache of what the newest backups hold."""

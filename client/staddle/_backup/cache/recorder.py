@@ -1,0 +1,141 @@
+"""Mirrors what a backup holds, while it is made, into a file of the cache.
+
+Whoever sends says of each path that was looked at what the backup now holds there. A path of which nothing was sent is not in it. A file that
+changed while it was read, and one whose timestamps were too recent, are looked at again by the next backup, as the base's own `read_again` has it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from staddle._backup.cache.file import (
+    ABSENT,
+    CHILDREN_MAX,
+    KIND,
+    LOOK,
+    NO_ROW,
+    ROW_BYTES,
+    UNTOLD,
+    Block,
+    CacheWriter,
+    row_of,
+)
+
+if TYPE_CHECKING:
+    from staddle._backup.changes import Changed
+
+_NOWHERE: Final = -1
+
+
+@dataclass(slots=True)
+class Piece:
+    """Children of a directory that are being processed: a block whose rows are not settled yet."""
+
+    record: Record
+    offset: int
+    """Where in the file its rows stand; _NOWHERE: the root's row."""
+    rows: bytearray
+    next_index: int = 0
+    known: bool = False
+    """The rows are in the file as they are."""
+
+    @property
+    def full(self) -> bool:
+        """Whether a walk has come to the last of them."""
+        return self.next_index * ROW_BYTES == len(self.rows)
+
+    def at(self, index: int, status: os.stat_result) -> None:
+        """The walk is at a child."""
+        self.record.at(self, index, status)
+
+    def nothing_at(self, index: int) -> None:
+        """A child cannot be looked at any more: the backup will not have it."""
+        start = index * ROW_BYTES
+        self.rows[start : start + ROW_BYTES] = NO_ROW
+
+    def doubt(self, index: int) -> None:
+        """Marks a directory as incomplete, because the walk is not done with its children: the next backup sends its entry again."""
+        start = index * ROW_BYTES
+        self.rows[start] = self.rows[start] & ~ABSENT | LOOK
+        self.known = False
+        if self.offset == _NOWHERE:
+            self.record.writer.set_root(bytes(self.rows))
+
+    def end(self) -> None:
+        """The walk is done with these children."""
+        if not self.known:
+            self.record.writer.replace(self.offset, self.rows)
+
+
+class Record:
+    """What the backup that is being made holds, so far: the observer of the walk that makes it."""
+
+    children_max: Final = CHILDREN_MAX
+
+    def __init__(self, writer: CacheWriter, *, differential: bool) -> None:
+        """`differential`: an entry that is sent may keep the metadata that the full backup has."""
+        self.writer = writer
+        self._differential = differential
+        self._piece = Piece(self, _NOWHERE, bytearray(NO_ROW))
+        self._index = 0
+        self._status: os.stat_result
+        """What stat said of the path that the walk is at: set with the first one, the root."""
+
+    def abandon(self) -> None:
+        """What the backup holds cannot be told: there will be no file."""
+        self.writer.failed = True
+
+    # --- the walk
+
+    def at_root(self, status: os.stat_result) -> None:
+        """The walk is at the root."""
+        self.at(Piece(self, _NOWHERE, bytearray(NO_ROW)), 0, status)
+
+    def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> Piece:
+        """The walk begins with these children of a directory, of which it knows nothing yet."""
+        rows = NO_ROW * len(names)
+        return self.begin_with(Block(path, first, more, len(names), b"\0".join(names), rows))
+
+    def begin_with(self, block: Block) -> Piece:
+        """The same, with the rows as far as they are known."""
+        return Piece(self, self.writer.add(block), bytearray(block.rows))
+
+    def add_unchanged(self, block: Block) -> Piece:
+        """Children that are all as the base has them."""
+        return Piece(self, self.writer.add(block), bytearray(block.rows), known=True)
+
+    @property
+    def place(self) -> tuple[Piece, int]:
+        """Where the walk is."""
+        return self._piece, self._index
+
+    def at(self, piece: Piece, index: int, status: os.stat_result) -> None:
+        """The walk is at a child."""
+        self._piece, self._index, self._status = piece, index, status
+
+    # --- what became of it
+
+    def kept(self) -> None:
+        """The backup holds what the walk is at, as the base does."""
+        self._set(row_of(self._status), 0)
+
+    def settle(self, changed: Changed) -> None:
+        """Whoever sends is done with what the walk is at."""
+        if self._differential and changed.in_base:
+            self.abandon()
+        if changed.held is None:
+            self._set(NO_ROW, LOOK if changed.doubted else ABSENT)
+            return
+        # As it was when it was read, which may be later than when the walk looked at it.
+        row = row_of(changed.held)
+        self._set(row, LOOK if changed.read_again or row[0] & UNTOLD else 0)
+
+    def _set(self, row: bytes, flags: int) -> None:
+        rows, start = self._piece.rows, self._index * ROW_BYTES
+        rows[start : start + ROW_BYTES] = row
+        rows[start] = row[0] & KIND | flags
+        if self._piece.offset == _NOWHERE:
+            self.writer.set_root(bytes(rows))

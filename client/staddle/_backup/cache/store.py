@@ -1,0 +1,179 @@
+"""The client's cache of what backups hold: a directory with a file for each backup that may be the base of the next one.
+
+It spares an incremental the fetching of the base's entries, and nothing else: a cache that is missing, damaged, of another version or of
+another backup is as none, and the entries are fetched. A file is used only for the very backup that the server names as the base of an upload, and is
+written only by the run that made this backup, from what it sent and what it proved unchanged. It holds the names of files: it is for its
+owner's eyes only, and is not believed where others could have written it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import stat
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+from blake3 import blake3
+
+from staddle._backup.cache.file import ID_BYTES, CacheReader, CacheWriter, is_cache_of
+from staddle._backup.cache.recorder import Record
+from staddle._fs.omissions import CACHE_TAG, CACHE_TAG_TEXT
+
+DIRECTORY_BYTES_MAX: Final = 2 * 1024 * 1024 * 1024
+FILES_MAX: Final = 10_000
+UNFINISHED_PREFIX: Final = ".new-"
+UNFINISHED_S: Final = 24 * 3600
+"""A file that was not finished for so long was left by a process that was killed."""
+FULL_SUFFIX: Final = ".full"
+LATER_SUFFIX: Final = ".later"
+PREFIX_DIGITS: Final = 32
+_HEX_DIGITS: Final = frozenset("0123456789abcdef")
+
+_log = logging.getLogger("staddle")
+
+
+def default_place(environment: Mapping[str, str]) -> str:
+    """Where the cache is if nobody says otherwise; empty: there is no such place."""
+    base = environment.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # which the specification has ignored
+        home = os.path.expanduser("~")
+        base = os.path.join(home, ".cache") if os.path.isabs(home) else ""
+    return os.path.join(base, "staddle") if base else ""
+
+
+class Cache:
+    """The files of one dataset at one server."""
+
+    def __init__(self, place: str | bytes, server: str, dataset: str) -> None:
+        """`place` is the directory; it is made when something is written."""
+        self._place = os.path.abspath(os.fsencode(place))
+        self._scope = blake3(f"{server}\0{dataset}".encode()).digest()
+        self._prefix = self._scope.hex()[:PREFIX_DIGITS] + "-"
+
+    def find(self, backup_id: str) -> CacheReader | None:
+        """What a backup holds, checked from end to end; None: it is not here."""
+        raw_id = _raw_id(backup_id)
+        if raw_id is None:
+            return None
+        for suffix in (LATER_SUFFIX, FULL_SUFFIX):
+            reader = self._open(f"{self._prefix}{backup_id}{suffix}", raw_id)
+            if reader is not None:
+                return reader
+        return None
+
+    def _open(self, name: str, backup_id: bytes) -> CacheReader | None:
+        try:
+            if not _is_own(os.stat(self._place)):
+                return None
+            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(descriptor)
+            if (
+                stat.S_ISREG(status.st_mode)
+                and _is_own(status)
+                and is_cache_of(descriptor, backup_id, self._scope)
+            ):
+                return CacheReader(descriptor)
+        except OSError as error:
+            _log.debug("The cache %s cannot be read: %s", name, error)
+        os.close(descriptor)
+        return None
+
+    def record(self, *, differential: bool) -> Record | None:
+        """Begins the cache of a backup that is being made; None: nothing can be written here. `keep` or `discard` ends it."""
+        try:
+            os.makedirs(self._place, mode=0o700, exist_ok=True)
+            if not _is_own(os.stat(self._place)):
+                _log.debug("The cache directory %r is not used: others may write there", self._place)
+                return None
+            self._mark()
+            path = self._path(UNFINISHED_PREFIX + secrets.token_hex(8))
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            _log.debug("There is no cache: %s", error)
+            return None
+        return Record(CacheWriter(descriptor, path), differential=differential)
+
+    def _mark(self) -> None:
+        """Says to backups, ours and those of other programs, that they may leave the directory out."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with suppress(FileExistsError):
+            descriptor = os.open(os.path.join(self._place, CACHE_TAG), flags, 0o600)
+            try:
+                os.write(descriptor, CACHE_TAG_TEXT)
+            finally:
+                os.close(descriptor)
+
+    def keep(self, record: Record, backup_id: str, *, full: bool) -> None:
+        """The backup was committed: completes the file, gives it its name, and takes away what it makes useless."""
+        raw_id = _raw_id(backup_id)
+        try:
+            if raw_id is not None and record.writer.finish(raw_id, self._scope):
+                name = f"{self._prefix}{backup_id}{FULL_SUFFIX if full else LATER_SUFFIX}"
+                os.rename(record.writer.path, self._path(name))
+                self._tidy(name, full=full)
+        except OSError as error:
+            _log.debug("There is no cache of the backup %s: %s", backup_id, error)
+
+    def discard(self, record: Record) -> None:
+        """Takes away what has not become a file of the cache, and closes it in any case."""
+        record.writer.close()
+        self._remove(record.writer.path)
+
+    def _path(self, name: str) -> bytes:
+        return os.path.join(self._place, os.fsencode(name))
+
+    def _tidy(self, newest: str, *, full: bool) -> None:
+        """Of this dataset the newest stays, and the newest full one; of all, what the directory may hold."""
+        now_s = time.time()
+        stays: list[tuple[float, int, str]] = []
+        for name, status in _listed(self._place):
+            if name.startswith(UNFINISHED_PREFIX):
+                useless = status.st_mtime < now_s - UNFINISHED_S
+            else:
+                useless = name.startswith(self._prefix) and (full or not name.endswith(FULL_SUFFIX))
+            if useless and name != newest:
+                self._remove(self._path(name))
+            elif name.endswith((FULL_SUFFIX, LATER_SUFFIX)):
+                stays.append((status.st_mtime if name != newest else math.inf, status.st_size, name))
+        room = DIRECTORY_BYTES_MAX
+        for number, (_, size, name) in enumerate(sorted(stays, reverse=True)):
+            room -= size
+            if name != newest and (room < 0 or number >= FILES_MAX):
+                self._remove(self._path(name))
+
+    def _remove(self, path: bytes) -> None:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _log.debug("The cache %r cannot be removed: %s", path, error)
+
+
+def _raw_id(backup_id: str) -> bytes | None:
+    """The bytes of a backup's id; None: a server that says such a thing gets no file named after it."""
+    if len(backup_id) != 2 * ID_BYTES or not set(backup_id) <= _HEX_DIGITS:
+        return None
+    return bytes.fromhex(backup_id)
+
+
+def _listed(place: bytes) -> list[tuple[str, os.stat_result]]:
+    """The files of a directory; those that go meanwhile are left out."""
+    found = []
+    for name in os.listdir(os.fsdecode(place)):
+        with suppress(FileNotFoundError):
+            found.append((name, os.lstat(os.path.join(place, os.fsencode(name)))))
+    return found
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether nobody else, but root, could have written what this is the stat of."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,0 +1,38 @@
+"""What differs between a directory and the base: the values that go from the comparison to the senders and to the cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from staddle._fs.walk import Found, Marked
+
+
+@dataclass(slots=True)
+class Changed:
+    """A path that must be looked at. The sender reports with `holds` what the backup then has there; otherwise it has nothing."""
+
+    found: Found
+    in_base: bool
+    """The base has this path, and can be relied on: what is not sent must be removed."""
+    doubted: bool = False
+    """The base has something there, but cannot be relied on."""
+    held: os.stat_result | None = None
+    read_again: bool = False
+
+    def holds(self, status: os.stat_result, *, read_again: bool) -> None:
+        """An entry with this stat was sent, and marked, or not, as to be read again."""
+        self.held, self.read_again = status, read_again
+
+
+class Removed(NamedTuple):
+    """A path of the base that is not there any more, with all below it."""
+
+    path: bytes
+    sent: bool = False
+    """An earlier run of this backup has sent it, whatever the base has."""
+
+
+Difference = Changed | Removed | Marked
+"""What a sender receives. A mark is sent as an entry of its directory."""

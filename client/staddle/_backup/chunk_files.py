@@ -1,0 +1,338 @@
+"""The first half of the source-side path: what changed, read, cut and hashed, in batches that are sent one after another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, NamedTuple, cast
+
+from blake3 import blake3
+
+from staddle._backup.changes import Changed, Difference, Removed
+from staddle._backup.chunk_list import ChunkList
+from staddle._backup.entries import (
+    Content,
+    LinkedFiles,
+    Tally,
+    add_holes,
+    entry_of_file,
+    entry_without_content,
+    marked_entry,
+)
+from staddle._backup.previous_chunks import Earlier
+from staddle._base.threads import Threads
+from staddle._fs.file_reader import READ_BYTES, OpenFile, is_racy, open_file, read_small
+from staddle._fs.metadata import Names, entry_of, set_path
+from staddle._fs.walk import Clock, Found, Marked
+from staddle._types.values import Profile
+from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
+
+BATCH_CHUNKS_MAX: Final = 4_096
+BATCH_BYTES: Final = 4 * 1024 * 1024
+BATCH_STEPS: Final = 4_096
+RECENT_MAX: Final = 32_768
+"""So many digests at least, and at most twice as many, are remembered as known to the server, and not asked for again."""
+PART_CHUNKS: Final = 4_096
+"""A longer list of chunks goes in parts of so many."""
+PROFILES: Final = {
+    Profile.CONTENT_DEFINED: pb.CHUNKER_PROFILE_CONTENT_DEFINED,
+    Profile.FIXED: pb.CHUNKER_PROFILE_FIXED,
+}
+
+
+class Change(NamedTuple):
+    """An entry whose chunks have all been steps before, or are known to the server; or a removal.
+
+    In bytes: a list of entries is one such after the other, and as objects they would take several times as much.
+    """
+
+    parts: Iterable[bytes]
+    """Lists of one change each; several for a file with a long list of chunks."""
+    is_entry: bool
+    size_bytes: int
+
+
+Step = Cut | Change
+"""What to send, in order. Of the chunks only those that the server does not have."""
+
+
+def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> Change:
+    """An entry with its chunks."""
+    if chunks is not None and len(chunks) > PART_CHUNKS:
+        return Change(_parts_of(entry, chunks), True, size_bytes)
+    for length, digest in chunks or ():
+        entry.content.chunks.add(length_bytes=length, digest=digest)
+    return Change((_packed(entry, more=False),), True, size_bytes)
+
+
+def removal(path: bytes) -> Change:
+    """A path that is no longer there."""
+    request = wire.PutEntriesRequest()
+    set_path(request.changes.add().remove, path)
+    return Change((request.SerializeToString(),), False, 0)
+
+
+def _packed(entry: pb.Entry, *, more: bool) -> bytes:
+    request = wire.PutEntriesRequest()
+    request.changes.add(entry=entry, more=more)
+    return request.SerializeToString()
+
+
+def _parts_of(entry: pb.Entry, chunks: ChunkList) -> Iterator[bytes]:
+    """The entry in parts: in each the same once more, so that a server may go by either, and the next of its chunks."""
+    remaining, references, offset = len(chunks), iter(chunks), 0
+    while remaining > 0:
+        part = pb.Entry()
+        part.CopyFrom(entry)
+        if offset:
+            part.continue_at_bytes = offset
+        for length, digest in itertools.islice(references, PART_CHUNKS):
+            part.content.chunks.add(length_bytes=length, digest=digest)
+            offset += length
+        remaining -= PART_CHUNKS
+        yield _packed(part, more=remaining > 0)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Steps in order, a few megabytes of them."""
+
+    steps: list[Step] = field(default_factory=list)
+    chunks: int = 0
+    data_bytes: int = 0
+
+    def is_full(self) -> bool:
+        return (
+            self.chunks >= BATCH_CHUNKS_MAX
+            or self.data_bytes >= BATCH_BYTES
+            or len(self.steps) >= BATCH_STEPS
+        )
+
+
+class Producer:
+    """Turns differences into batches. Not thread-safe: one thread draws from `batches`, and closes it.
+
+    What is read of a large file is cut by a thread of its own, while the next piece is read and the one before is hashed.
+    """
+
+    def __init__(
+        self,
+        differences: Iterable[Difference],
+        cutter: Cutter,
+        tally: Tally,
+        clock: Clock,
+        earlier: Earlier,
+    ) -> None:
+        self._differences = differences
+        self._cutter = cutter
+        self._tally = tally
+        self._clock = clock
+        self._earlier = earlier
+        self._names = Names()
+        self._linked = LinkedFiles()
+        # Two sets: taking the oldest key out of a dictionary gets slower with every key that was taken out before.
+        self._recent: set[bytes] = set()
+        self._recent_before: set[bytes] = set()
+        self._batch = Batch()
+        self._pool = Threads(1, thread_name_prefix="staddle-cut")
+        fixed = tally.profile is Profile.FIXED
+        self._profile = PROFILES[tally.profile]
+        self._one_chunk_bytes = cutter.parameters.fixed_bytes if fixed else cutter.parameters.min_bytes
+
+    def batches(self) -> Generator[Batch]:
+        """All batches; the last one may be empty."""
+        try:
+            for difference in self._differences:
+                if isinstance(difference, Removed):
+                    self._batch.steps.append(removal(difference.path))
+                elif isinstance(difference, Marked):
+                    entry = marked_entry(difference.found, self._names, self._tally)
+                    if entry is not None:
+                        self._add(entry, None, 0)
+                else:
+                    self._tally.at(difference.found.path)
+                    yield from self._changed(difference)
+                if self._batch.is_full():
+                    yield self._take_batch()
+            yield self._take_batch()
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _take_batch(self) -> Batch:
+        batch, self._batch = self._batch, Batch()
+        return batch
+
+    def _changed(self, changed: Changed) -> Iterator[Batch]:
+        found = changed.found
+        if not found.is_file():
+            entry = entry_without_content(found, self._names, self._tally)
+            if entry is not None:
+                changed.holds(found.stat, read_again=entry.read_again)
+                self._add(entry, None, 0)
+            elif changed.in_base:
+                self._batch.steps.append(removal(found.path))
+            return
+        linked = self._linked.find(found)
+        if linked is not None:
+            changed.holds(found.stat, read_again=linked[0].read_again)
+            self._add_linked(found, *linked)
+            return
+        try:
+            data = read_small(found, self._one_chunk_bytes)
+            if data is None:
+                yield from self._file(changed)
+            else:
+                self._small(changed, data)
+        except OSError as error:
+            self._tally.failed(found.path, error)
+            if changed.in_base:
+                self._batch.steps.append(removal(found.path))
+
+    def _add(self, entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> None:
+        self._batch.steps.append(entry_change(entry, chunks, size_bytes))
+
+    def _add_linked(self, found: Found, known: pb.Entry, content: Content) -> None:
+        entry = pb.Entry()
+        entry.CopyFrom(known)
+        entry.ClearField("path")
+        entry.ClearField("raw_path")
+        set_path(entry, found.path)
+        self._add(entry, content.chunks, content.size_bytes)
+
+    def _small(self, changed: Changed, data: bytes) -> None:
+        """Takes a small file that was read in one piece."""
+        found = changed.found
+        entry = entry_of(found, self._names, self._tally)
+        if entry is not None:
+            content = self._one_chunk(data)
+            racy = is_racy(found.stat, found.seen_ns)
+            self._set_content(entry, content, read_again=racy)
+            changed.holds(found.stat, read_again=racy)
+            self._add(entry, content.chunks, content.size_bytes)
+        elif changed.in_base:
+            self._batch.steps.append(removal(found.path))
+
+    def _file(self, changed: Changed) -> Iterator[Batch]:
+        """Reads a file; once more if it changed meanwhile, and then takes it as it is."""
+        found = changed.found
+        for last in (False, True):
+            with open_file(found, self._clock) as opened:
+                entry = entry_of_file(found, opened, self._names, self._tally)
+                if entry is None:
+                    if changed.in_base:
+                        self._batch.steps.append(removal(found.path))
+                    return
+                content = yield from self._content(found.path, opened)
+                settled = opened.is_settled()
+                if settled or last:
+                    add_holes(entry, opened.holes, content.size_bytes)
+                    again = opened.racy or not settled or opened.size_is_wrong()
+                    self._set_content(entry, content, read_again=again)
+                    changed.holds(opened.status, read_again=entry.read_again)
+                    if settled:
+                        self._linked.keep(opened, entry, content)
+                    else:
+                        self._tally.kept_changing(found.path)
+                    self._add(entry, content.chunks, content.size_bytes)
+                    return
+
+    def _set_content(self, entry: pb.Entry, content: Content, *, read_again: bool) -> None:
+        """Says all of the content but its chunks."""
+        entry.read_again = read_again
+        own = entry.content
+        own.size_bytes = content.size_bytes
+        own.content_id = content.content_id
+        own.profile = self._profile
+
+    def _content(self, path: bytes, opened: OpenFile) -> Generator[Batch, None, Content]:
+        if opened.status.st_size <= self._one_chunk_bytes and not opened.holes and not opened.unsized:
+            # There are no holes, so all pieces are bytes.
+            return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())))
+        chunker = self._chunker(path, opened.status.st_size)
+        hasher, chunks = ContentHasher(), ChunkList()
+        size = 0
+        for cuts in self._cut(chunker, opened):
+            size += sum(len(cut.data) for cut in cuts)
+            yield from self._take_cuts(hashed(cuts), hasher, chunks)
+        return Content(chunks, size, hasher.content_id())
+
+    def _chunker(self, path: bytes, size_bytes: int) -> Chunker:
+        """What leaves the digests to this thread, except where they say how to cut."""
+        if self._tally.profile is Profile.FIXED:
+            return Chunker(self._cutter, fixed=True, hashes=False)
+        chunks = self._earlier.chunks_of(path, size_bytes)
+        expected = Expected(chunks, self._cutter.parameters) if chunks else None
+        return Chunker(self._cutter, hashes=False, expected=expected)
+
+    def _cut(self, chunker: Chunker, opened: OpenFile) -> Iterator[list[Cut]]:
+        """All chunks, piece by piece, not all with their digests. While a piece of a large file is cut, the next one is read."""
+        cutting: Future[list[Cut]] | None = None
+        for piece in opened.pieces():
+            push: Callable[[], list[Cut]]
+            if isinstance(piece, int):
+                push = partial(chunker.push_zeros, piece)
+            else:
+                push = partial(chunker.push, piece)
+                self._tally.read_bytes += len(piece)
+            self._tally.watch()
+            if opened.status.st_size <= READ_BYTES and not opened.unsized:
+                yield push()  # to hand it over takes longer
+                continue
+            before, cutting = cutting, self._pool.submit(push)
+            if before is not None:
+                yield before.result()
+        if cutting is not None:
+            yield cutting.result()
+        yield chunker.finish()
+
+    def _one_chunk(self, data: bytes) -> Content:
+        """The content of a file so small that it is one chunk, or none, wherever cuts may fall."""
+        chunks = ChunkList()
+        if not data:
+            return Content(chunks, 0, EMPTY_CONTENT_ID)
+        size, digest = len(data), blake3(data).digest()
+        chunks.append(size, digest)
+        self._tally.read_bytes += size
+        if self._is_recent(digest):
+            self._tally.reused_bytes += size
+        else:
+            self._remember(digest)
+            self._add_cut(Cut(digest, memoryview(data)))
+        return Content(chunks, size, digest)
+
+    def _take_cuts(self, cuts: list[Cut], hasher: ContentHasher, chunks: ChunkList) -> Iterator[Batch]:
+        wanted = []
+        for cut in cuts:
+            length = len(cut.data)
+            hasher.add(length, cut.digest)
+            chunks.append(length, cut.digest)
+            if self._is_recent(cut.digest):
+                self._tally.reused_bytes += length
+            else:
+                self._remember(cut.digest)
+                wanted.append(cut)
+        # A chunk is a view of all that was read with it: where little of that is wanted, a copy lets the rest go.
+        kept = {id(cut.data.obj): memoryview(cut.data.obj).nbytes for cut in wanted}
+        sparse = 2 * sum(len(cut.data) for cut in wanted) < sum(kept.values())
+        for cut in wanted:
+            self._add_cut(Cut(cut.digest, memoryview(bytes(cut.data))) if sparse else cut)
+            if self._batch.is_full():
+                yield self._take_batch()
+
+    def _add_cut(self, cut: Cut) -> None:
+        self._batch.steps.append(cut)
+        self._batch.chunks += 1
+        self._batch.data_bytes += len(cut.data)
+
+    def _is_recent(self, digest: bytes) -> bool:
+        return digest in self._recent or digest in self._recent_before
+
+    def _remember(self, digest: bytes) -> None:
+        if len(self._recent) >= RECENT_MAX:
+            self._recent, self._recent_before = set(), self._recent
+        self._recent.add(digest)

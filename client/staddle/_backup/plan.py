@@ -1,0 +1,174 @@
+"""What a backup would do: the same scan and the same comparison, with calls that only read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from staddle._backup.changes import Changed, Removed
+from staddle._backup.comparison import BaseDamagedError
+from staddle._backup.entries import Tally
+from staddle._backup.run import Opened, Run
+from staddle._backup.selection import find_source
+from staddle._errors import DatasetNotFoundError, NoBaseError, RootDiffersError
+from staddle._fs.metadata import Names, entry_of
+from staddle._protocol.convert import KINDS_TO_WIRE, backup_of
+from staddle._transport.pages import pages_of
+from staddle._types.plan import Amount, BackupPlan, PlannedChange, PlannedPath, PlannedPathCallback
+from staddle._types.values import BackupKind, BackupOptions
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
+
+if TYPE_CHECKING:
+    from staddle._fs.chosen_paths import Source
+    from staddle._fs.walk import Clock
+    from staddle._transport.calls import Calls
+
+
+def plan_backup(
+    calls: Calls,
+    paths: bytes | Sequence[bytes],
+    options: BackupOptions,
+    clock: Clock = time.time_ns,
+    each: PlannedPathCallback | None = None,
+) -> BackupPlan:
+    """See Client.plan_backup. Begins no upload, and neither reads nor writes the client's cache."""
+    source = find_source(paths, options)
+    return _Plan(calls, source, replace(options, cache_dir=None), clock, each).made()
+
+
+class _Plan:
+    def __init__(
+        self,
+        calls: Calls,
+        source: Source,
+        options: BackupOptions,
+        clock: Clock,
+        each: PlannedPathCallback | None,
+    ) -> None:
+        self._calls = calls
+        self._options = options
+        self._each = each
+        self._tally = Tally(options.profile)
+        self._run = Run(calls, source, options, self._tally, clock, sync=None)
+        self._names = Names()
+        self._warnings: list[str] = []
+        self._new = Amount()
+        self._changed = Amount()
+
+    def made(self) -> BackupPlan:
+        begun_s = time.monotonic()
+        newest = next(self._backups(), None)
+        self._check_origin(newest)
+        kind, base = self._start(newest)
+        try:
+            self._look(kind, base)
+        except BaseDamagedError as error:
+            if self._options.kind is not BackupKind.AUTO:
+                raise self._run.damaged(error) from error
+            self._warnings.append(
+                f"The base is damaged below {error.path!r}: this would become a full backup."
+            )
+            kind, base = BackupKind.FULL, None
+            self._new = self._changed = Amount()
+            self._look(kind, base)
+        seen = self._run.comparison
+        assert seen is not None  # both ways end with one
+        return BackupPlan(
+            dataset=self._options.dataset,
+            kind=kind,
+            base=None if base is None else backup_of(base),
+            new=self._new,
+            changed=self._changed,
+            removed=Amount()
+            if base is None
+            else Amount(seen.base_count - seen.kept_count, seen.removed_bytes),
+            unchanged=Amount(seen.unchanged, seen.unchanged_bytes),
+            excluded_entries=self._tally.excluded,
+            problems=tuple(self._tally.problems.values()),
+            warnings=(*self._warnings, *self._run.all_warnings()),
+            notes=tuple(self._tally.notes.values()),
+            seconds=time.monotonic() - begun_s,
+        )
+
+    # --- what it would start from
+
+    def _backups(self) -> Iterator[pb.Backup]:
+        """The dataset's backups, newest first."""
+        request = wire.ListBackupsRequest(dataset=self._options.dataset, page_size=1)
+        with suppress(DatasetNotFoundError):
+            for page in pages_of(self._calls, "ListBackups", request, "backups"):
+                yield from page.backups
+
+    def _check_origin(self, newest: pb.Backup | None) -> None:
+        if newest is None or self._options.new_root:
+            return
+        for said, known in ((self._run.host, newest.host), (self._run.root_text, newest.root)):
+            if said and known and said != known:
+                raise RootDiffersError(
+                    f"Dataset {self._options.dataset!r} holds {newest.root!r} of host {newest.host!r}: use another dataset, "
+                    "or say that the root is meant to be new",
+                    facts={"dataset": self._options.dataset, "host": newest.host, "root": newest.root},
+                )
+
+    def _start(self, newest: pb.Backup | None) -> tuple[BackupKind, pb.Backup | None]:
+        """The kind and base that the server would choose. Raises NoBaseError."""
+        kind = self._options.kind
+        if kind is BackupKind.AUTO:
+            if newest is None or self._options.new_root:
+                return BackupKind.FULL, None
+            return BackupKind.INCREMENTAL, newest
+        if kind is BackupKind.FULL:
+            return kind, None
+        base = newest
+        if kind is BackupKind.DIFFERENTIAL:
+            base = next((each for each in self._backups() if each.kind == pb.BACKUP_KIND_FULL), None)
+        if base is None:
+            what = "full backup" if kind is BackupKind.DIFFERENTIAL else "backup"
+            raise NoBaseError(
+                f"Dataset {self._options.dataset!r} has no {what} to start from: begin with a full one",
+                facts={"dataset": self._options.dataset},
+            )
+        return kind, base
+
+    # --- what differs
+
+    def _look(self, kind: BackupKind, base: pb.Backup | None) -> None:
+        upload = pb.Upload(
+            dataset=self._options.dataset,
+            kind=KINDS_TO_WIRE[kind],
+            scope=pb.UPLOAD_SCOPE_WHOLE if base is None else pb.UPLOAD_SCOPE_CHANGES,
+            base_backup_id="" if base is None else base.id,
+        )
+        opened = Opened(upload, frozenset(), rely=not self._options.new_root)
+        with closing(self._run.differences(opened, None)) as differences:
+            for difference in differences:
+                if isinstance(difference, Changed):
+                    self._take(difference)
+                elif isinstance(difference, Removed):
+                    self._say(PlannedChange.REMOVED, difference.path, 0)
+
+    def _take(self, changed: Changed) -> None:
+        found = changed.found
+        is_readable = entry_of(found, self._names, self._tally) is not None
+        if not is_readable or (found.is_file() and not self._run.probe(found)):
+            if changed.in_base:
+                self._say(PlannedChange.REMOVED, found.path, 0)
+            return
+        changed.holds(found.stat, read_again=False)
+        size = found.stat.st_size if found.is_file() else 0
+        self._tally.path = found.path
+        self._tally.entries_done += 1
+        if changed.in_base or changed.doubted:
+            self._changed = self._changed.plus(size)
+            self._say(PlannedChange.CHANGED, found.path, size)
+        else:
+            self._new = self._new.plus(size)
+            self._say(PlannedChange.NEW, found.path, size)
+
+    def _say(self, change: PlannedChange, path: bytes, size: int) -> None:
+        if self._each is not None:
+            self._each(PlannedPath(change, path, size))

@@ -1,0 +1,238 @@
+"""The thin path for a directory: all bytes travel, in one Backup stream, and the server cuts them.
+
+Small files stand inline and share messages. It needs nothing but what the thin client installs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Final
+
+from staddle._backup.changes import Changed, Difference, Removed
+from staddle._backup.entries import Tally, add_holes, entry_of_file, entry_without_content, marked_entry
+from staddle._errors import StaddleError
+from staddle._fs.file_reader import OpenFile, open_file
+from staddle._fs.metadata import Names, set_path
+from staddle._fs.walk import Clock, Marked
+from staddle._protocol.convert import path_of
+from staddle._types.values import Profile
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
+
+if TYPE_CHECKING:
+    from staddle._transport.calls import Calls
+
+INLINE_BYTES_MAX: Final = 256 * 1024
+MESSAGE_BYTES: Final = 1024 * 1024
+DATA_BYTES: Final = 1024 * 1024
+PARTS_MAX: Final = 16_384
+PROFILES: Final = {
+    Profile.CONTENT_DEFINED: pb.CHUNKER_PROFILE_CONTENT_DEFINED,
+    Profile.FIXED: pb.CHUNKER_PROFILE_FIXED,
+}
+
+
+class ThinAttempt:
+    """Sends differences to an upload in one stream, whose end commits it."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    def __call__(
+        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
+    ) -> pb.Backup:
+        """Raises what reading or the stream failed with; the upload's durable point says how far it came."""
+        messages = _Messages(upload, differences, tally, clock)
+        call = self._calls.start_backup(iter(messages))
+        try:
+            response = call.result(upload)
+        except StaddleError:
+            if messages.failure is not None:
+                raise messages.failure from None
+            raise
+        finally:
+            call.cancel()
+            messages.stop()
+        return response.backup
+
+
+class _Messages:
+    """The messages of one stream. gRPC's thread draws from it; a failure is kept, and ends the stream without Finish."""
+
+    def __init__(
+        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
+    ) -> None:
+        self._upload = upload
+        self._differences = differences
+        self._tally = tally
+        self._clock = clock
+        self._names = Names()
+        self._entry_count = upload.durable.entry_count
+        self._data_bytes = upload.durable.data_bytes
+        self._stopped = threading.Event()
+        self._done = threading.Event()
+        self.failure: BaseException | None = None
+
+    def stop(self) -> None:
+        """Has the drawing thread close what it reads from, when it next looks."""
+        self._stopped.set()
+
+    def __iter__(self) -> Iterator[wire.BackupRequest]:
+        parts: list[wire.BackupPart] = []
+        size = 0
+        try:
+            for part in self._parts():
+                part_bytes = part.ByteSize()
+                if parts and (size + part_bytes > MESSAGE_BYTES or len(parts) >= PARTS_MAX):
+                    yield wire.BackupRequest(parts=parts)
+                    parts, size = [], 0
+                if self._stopped.is_set():
+                    return
+                parts.append(part)
+                size += part_bytes
+            yield wire.BackupRequest(parts=parts)
+        except Exception as error:  # noqa: BLE001 - raised again by the thread that waits for the answer
+            self.failure = error
+        finally:
+            self._differences.close()
+
+    def _parts(self) -> Iterator[wire.BackupPart]:
+        yield wire.BackupPart(
+            continue_upload=wire.ContinueUpload(
+                upload_id=self._upload.id,
+                epoch=self._upload.epoch,
+                position=self._upload.durable.position,
+            )
+        )
+        for difference in self._differences:
+            if isinstance(difference, Removed):
+                yield _remove(difference.path)
+            elif isinstance(difference, Marked):
+                entry = marked_entry(difference.found, self._names, self._tally)
+                if entry is not None:
+                    yield self._counted(entry, 0)
+            else:
+                self._tally.at(difference.found.path)
+                yield from self._changed(difference)
+        yield wire.BackupPart(finish=wire.Finish(entry_count=self._entry_count, data_bytes=self._data_bytes))
+
+    def _changed(self, changed: Changed) -> Iterator[wire.BackupPart]:
+        found = changed.found
+        if not found.is_file():
+            entry = entry_without_content(found, self._names, self._tally)
+            if entry is not None:
+                changed.holds(found.stat, read_again=entry.read_again)
+                yield self._counted(entry, 0)
+            elif changed.in_base:
+                yield _remove(found.path)
+            return
+        sent = False
+        try:
+            for part in self._file(changed):
+                sent = True
+                yield part
+        except OSError as error:
+            self._tally.failed(found.path, error)
+            changed.held = None
+            if sent or changed.in_base:
+                yield _remove(found.path)
+
+    def _counted(self, entry: pb.Entry, size: int) -> wire.BackupPart:
+        self._entry_count += 1
+        self._data_bytes += size
+        self._tally.entries_done += 1
+        return wire.BackupPart(entry=entry)
+
+    def _file(self, changed: Changed) -> Iterator[wire.BackupPart]:
+        """Sends a file; once more if it changed meanwhile, and then leaves it at that."""
+        found, sent = changed.found, False
+        for last in (False, True):
+            with open_file(found, self._clock) as opened:
+                entry = entry_of_file(found, opened, self._names, self._tally)
+                if entry is None:
+                    if changed.in_base or sent:
+                        yield _remove(found.path)
+                    return
+                entry.profile = PROFILES[self._tally.profile]
+                if opened.status.st_size <= INLINE_BYTES_MAX and not opened.unsized:
+                    part = self._inline(opened, entry, last=last)
+                    if part is not None:
+                        yield part
+                else:
+                    yield from self._streamed(opened, entry)
+                settled = opened.is_settled()
+                changed.holds(opened.status, read_again=opened.racy or not settled or opened.size_is_wrong())
+                sent = True
+            if settled:
+                return
+        self._tally.kept_changing(found.path)
+
+    def _inline(self, opened: OpenFile, entry: pb.Entry, *, last: bool) -> wire.BackupPart | None:
+        """A small file as one part; None if it changed meanwhile and is to be read once more."""
+        data = b"".join(bytes(piece) if isinstance(piece, int) else piece for piece in opened.pieces())
+        settled = opened.is_settled()
+        if not settled and not last:
+            return None
+        self._tally.read_bytes += len(data)
+        self._tally.sent_bytes += len(data)
+        add_holes(entry, opened.holes, len(data))
+        entry.read_again = opened.racy or not settled or opened.size_is_wrong()
+        entry.data = data
+        return self._counted(entry, len(data))
+
+    def _streamed(self, opened: OpenFile, entry: pb.Entry) -> Iterator[wire.BackupPart]:
+        """A large file: its entry, its bytes, its end. Whatever happens to the file, the entry is ended."""
+        offset = self._continued_at(entry)
+        if offset:
+            entry.continue_at_bytes = offset
+        add_holes(entry, opened.holes, opened.status.st_size)
+        entry.read_again = opened.racy
+        yield self._counted(entry, 0)
+        size = offset
+        failure: OSError | None = None
+        try:
+            for piece in opened.pieces(offset):
+                size += piece if isinstance(piece, int) else len(piece)
+                yield from self._data_of(piece)
+        except OSError as error:
+            failure = error
+        if size < opened.status.st_size and opened.holes:
+            # The holes that were announced must lie inside the file; it is sent again, or reported as a mixture.
+            yield wire.BackupPart(data=wire.Data(zero_bytes=opened.status.st_size - size))
+            size = opened.status.st_size
+            opened.padded = True
+        self._data_bytes += size
+        settled = failure is None and opened.is_settled()
+        again = opened.racy or not settled or opened.size_is_wrong()
+        yield wire.BackupPart(entry_end=wire.EntryEnd(size_bytes=size, read_again=again))
+        if failure is not None:
+            raise failure
+
+    def _data_of(self, piece: bytes | int) -> Iterator[wire.BackupPart]:
+        if isinstance(piece, int):
+            yield wire.BackupPart(data=wire.Data(zero_bytes=piece))
+            return
+        self._tally.read_bytes += len(piece)
+        self._tally.sent_bytes += len(piece)
+        self._tally.watch()
+        view = memoryview(piece)
+        for start in range(0, len(piece), DATA_BYTES):
+            yield wire.BackupPart(data=wire.Data(data=bytes(view[start : start + DATA_BYTES])))
+
+    def _continued_at(self, entry: pb.Entry) -> int:
+        """Where to go on with the file that was open when the upload was cut short, if it is still the same."""
+        durable = self._upload.durable
+        if not durable.HasField("open_entry") or path_of(durable.open_entry) != path_of(entry):
+            return 0
+        same = all(
+            getattr(durable.open_entry, name) == getattr(entry, name)
+            for name in ("mtime_ns", "ctime_ns", "inode")
+        )
+        return durable.open_offset_bytes if same else 0
+
+
+def _remove(path: bytes) -> wire.BackupPart:
+    remove = pb.Remove()
+    set_path(remove, path)
+    return wire.BackupPart(remove=remove)

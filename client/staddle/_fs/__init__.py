@@ -1,0 +1,1 @@
+"""Directories and files as the operating system has them: walked, read, excluded, named."""

@@ -1,0 +1,428 @@
+"""A Restore stream, checked part by part: what comes out of here came as the protocol says.
+
+The order is checked, each file's bytes against its content id, and the counts at the end. A stream that stops without its
+End, or breaks a rule, raises ProtocolError; what came before may then be used only as far as whole files go: those whose
+FileEnd came.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from blake3 import blake3
+
+from staddle._base.figures import counted
+from staddle._errors import ProtocolError
+from staddle._protocol.answers import check_id
+from staddle._protocol.convert import is_below, path_of, sort_key
+from staddle._protocol.entry_rules import check_entry
+from staddle._protocol.segments import Chunk, Segments
+from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
+from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import service_pb2 as service
+
+DIGEST_BYTES: Final = 32
+ZERO_BYTES_MAX: Final = 1024 * 1024 * 1024
+"""Zeros in one part, as the protocol says."""
+ZERO_LENGTHS_MAX: Final = 64
+"""So many different lengths chunks of zeros have in one stream: each is hashed once. A server cuts runs of zeros into one length."""
+MESSAGE_CHARACTERS_MAX: Final = 1_024
+EMPTY_MAX: Final = 64
+"""So many messages or parts in a row may bring nothing."""
+DIRECTORIES_BYTES_MAX: Final = 64 * 1024 * 1024
+"""What the directories above a path may take together: those who write them keep each until all in it is there."""
+
+VIEW_DATA: Final = service.ENTRY_VIEW_DATA
+VIEW_BASIC: Final = service.ENTRY_VIEW_BASIC
+VIEW_REFERENCES: Final = service.ENTRY_VIEW_REFERENCES
+
+_FILES: Final = frozenset({resources.ENTRY_TYPE_UNSPECIFIED, resources.ENTRY_TYPE_FILE})
+
+
+class HeaderEvent(NamedTuple):
+    """First: the backup that was picked."""
+
+    backup: resources.Backup
+
+
+class EntryEvent(NamedTuple):
+    """The next entry. `open`: its bytes follow, and then FileEndEvent or DamageEvent. Otherwise it is whole: inline `data` was checked."""
+
+    path: bytes
+    entry: resources.Entry
+    open: bool
+    data: bytes | memoryview = b""
+
+
+class DataEvent(NamedTuple):
+    """The next bytes of the open entry, not yet checked as a whole: `data`, or so many zeros."""
+
+    data: bytes | memoryview
+    zero_bytes: int
+
+
+class ChunksEvent(NamedTuple):
+    """View REFERENCES: the next chunks of the last entry."""
+
+    chunks: tuple[resources.ChunkRef, ...]
+
+
+class FileEndEvent(NamedTuple):
+    """All bytes of the open entry came, and are what the content id says."""
+
+    size_bytes: int
+    content_id: bytes
+
+
+class DamageEvent(NamedTuple):
+    """The open entry (its bytes are to be thrown away), or a part of the tree, cannot be given back."""
+
+    path: bytes
+    message: str
+    offset_bytes: int
+    subtree: bool
+
+
+class EndEvent(NamedTuple):
+    """Last: everything came. The counts were checked."""
+
+    entry_count: int
+    data_bytes: int
+    damage_count: int
+
+
+Event = HeaderEvent | EntryEvent | DataEvent | ChunksEvent | FileEndEvent | DamageEvent | EndEvent
+
+
+def is_file(entry: resources.Entry) -> bool:
+    """Whether an entry is a regular file."""
+    return entry.type in _FILES
+
+
+def read_restore(
+    responses: Iterable[service.RestoreResponse],
+    *,
+    view: service.EntryView.ValueType = VIEW_DATA,
+    segments: Segments | None = None,
+    paths: int = 0,
+) -> Iterator[Event]:
+    """The events of a Restore stream that was asked for with `view`, so many `paths`, and with segments if `segments` are given.
+
+    Raises ProtocolError, and what `responses` raises.
+    """
+    reader = _Reader(view=view, segments=segments, paths=paths)
+    for response in responses if segments is None else segments.ahead(responses):
+        if not response.parts:
+            reader.nothing()
+        for part in response.parts:
+            yield from reader.read(part)
+    reader.finish()
+
+
+class _Reader:
+    """What has to be remembered between parts."""
+
+    def __init__(self, *, view: service.EntryView.ValueType, segments: Segments | None, paths: int) -> None:
+        self._data = view == VIEW_DATA
+        self._refers = view == VIEW_REFERENCES
+        self._segments = segments
+        self._paths = paths
+        self._started = False
+        self._ended = False
+        self._last_key: bytes | None = None
+        self._open: _OpenFile | None = None
+        self._entries = 0
+        self._data_bytes = 0
+        self._file_bytes = 0
+        """Of all files so far, also those that are damaged."""
+        self._damages = 0
+        self._zeros: dict[int, bytes] = {}
+        self._backup = resources.Backup()
+        self._empty = 0
+        self._above: list[tuple[bytes, int]] = []
+        """Directories above the last entry, and what they take."""
+        self._above_bytes = 0
+        self._referred: _Referred | None = None
+        """The file whose chunks are coming."""
+
+    def nothing(self) -> None:
+        """A message or part came that brings nothing."""
+        self._empty += 1
+        if self._empty > EMPTY_MAX:
+            raise ProtocolError(
+                f"The restore has {counted(self._empty, 'message or part', 'messages or parts')} in a row that bring nothing."
+            )
+
+    def read(self, part: service.RestorePart) -> Iterable[Event]:
+        kind = part.WhichOneof("part")
+        if self._ended:
+            raise ProtocolError("The restore went on after its end.")
+        if not self._started and kind != "header":
+            raise ProtocolError("The restore did not begin with its header.")
+        if kind not in _BRINGS_NOTHING:
+            self._empty = 0
+        if kind == "entry":
+            piece = self._opened_segments().chunk(part.piece) if part.HasField("piece") else None
+            return (self._entry(part.entry, piece),)
+        read = _PARTS.get(kind or "")
+        if read is None:
+            raise ProtocolError("The restore has a part that this client does not know: it is too old.")
+        return read(self, getattr(part, kind or ""))
+
+    def finish(self) -> None:
+        if not self._ended:
+            raise ProtocolError(
+                f"The restore stopped after {counted(self._entries, 'entry', 'entries')}, without its end: the rest did not come."
+            )
+
+    def header(self, header: service.RestoreHeader) -> tuple[HeaderEvent]:
+        if self._started:
+            raise ProtocolError("The restore has two headers.")
+        check_id("The restore is of a backup with the id", header.backup.id)
+        self._started = True
+        self._backup.CopyFrom(header.backup)
+        return (HeaderEvent(header.backup),)
+
+    def _opened_segments(self) -> Segments:
+        if self._segments is None:
+            raise ProtocolError("The restore has segments that nobody asked for.")
+        return self._segments
+
+    def _entry(self, entry: resources.Entry, piece: Chunk | None) -> EntryEvent:
+        path = path_of(entry)
+        self._no_open_file(f"before {path!r} came")
+        key = sort_key(path)
+        if self._last_key is not None and key <= self._last_key:
+            raise ProtocolError(f"The restore is out of order at {path!r}.")
+        self._last_key = key
+        check_entry(path, entry)
+        self._entries += 1
+        self._at_most("entries", self._entries, self._backup.entry_count)
+        self._enter(path, entry)
+        if not is_file(entry):
+            return EntryEvent(path, entry, open=False)
+        size = entry.content.size_bytes
+        self._file_bytes += size
+        self._at_most("bytes", self._file_bytes, self._backup.data_bytes)
+        if self._refers:
+            self._referred = _Referred(path, size)
+            self._referred.add(entry.content.chunks)
+        data: bytes | memoryview = b""
+        if self._data and (piece is not None or entry.HasField("data")):
+            data, digest = piece or _hashed(entry.data)
+            _check_inline(path, entry, data, digest)
+        elif self._data and size:
+            self._open = _OpenFile(path, size, entry.content.content_id, self._zeros)
+            return EntryEvent(path, entry, open=True)
+        self._data_bytes += size
+        return EntryEvent(path, entry, open=False, data=data)
+
+    def _enter(self, path: bytes, entry: resources.Entry) -> None:
+        """Keeps what a directory takes, and lets go of those that the path is not in."""
+        while self._above and not is_below(path, self._above[-1][0]):
+            self._above_bytes -= self._above.pop()[1]
+        if entry.type == resources.ENTRY_TYPE_DIRECTORY:
+            self._above.append((path, entry.ByteSize()))
+            self._above_bytes += self._above[-1][1]
+            if self._above_bytes > DIRECTORIES_BYTES_MAX:
+                raise ProtocolError(
+                    f"The restore has directories above {path!r} that take over {DIRECTORIES_BYTES_MAX} bytes."
+                )
+
+    def _at_most(self, what: str, count: int, said: int) -> None:
+        """The stream cannot have more than its backup has; so it has an end."""
+        if count > said:
+            raise ProtocolError(f"The restore has more {what} than the {said:,} of its backup.")
+
+    def more_data(self, data: service.Data) -> tuple[DataEvent]:
+        if self._open is None:
+            raise ProtocolError("The restore has data outside a file.")
+        payload = data.data  # each look at it copies it
+        self._open.add(data, payload)
+        return (DataEvent(payload, data.zero_bytes),)
+
+    def segment(self, _: service.Segment) -> tuple[()]:
+        self._opened_segments().next_segment()
+        self.nothing()  # until something refers to it
+        return ()
+
+    def pieces(self, pieces: service.Pieces) -> Iterator[DataEvent]:
+        segments = self._opened_segments()
+        if not pieces.pieces:
+            self.nothing()
+        for _ in pieces.pieces:
+            self._empty = 0
+            if self._open is None:
+                raise ProtocolError("The restore has a piece outside a file.")
+            chunk = segments.next_chunk()
+            self._open.add_chunk(chunk)
+            yield DataEvent(chunk.data, 0)
+
+    def entry_end(self, end: service.EntryEnd) -> tuple[FileEndEvent]:
+        if self._open is None:
+            raise ProtocolError("The restore ends a file that was not open.")
+        file, self._open = self._open, None
+        file.check(end)
+        self._data_bytes += file.size_bytes
+        return (FileEndEvent(file.size_bytes, end.content_id),)
+
+    def damage(self, damage: service.Damage) -> tuple[DamageEvent]:
+        path = path_of(damage)
+        if self._open is not None:
+            if path != self._open.path:
+                raise ProtocolError(
+                    f"The restore reports damage of {path!r} in the middle of {self._open.path!r}."
+                )
+            self._open = None
+        self._damages += 1
+        # Of a part of the tree that cannot be read, each page is named, and has an entry at least. For each path that was asked for,
+        # whether the backup has it or not, the page that it would be in is named, and sometimes the next one.
+        self._at_most("damages", self._damages, self._backup.entry_count + 1 + 2 * self._paths)
+        if self._referred is not None and self._referred.path == path and not damage.subtree:
+            self._referred = None
+        return (
+            DamageEvent(path, damage.message[:MESSAGE_CHARACTERS_MAX], damage.offset_bytes, damage.subtree),
+        )
+
+    def content(self, content: service.ContentPart) -> tuple[ChunksEvent]:
+        if not self._refers or self._referred is None:
+            raise ProtocolError("The restore has chunk references that nobody asked for.")
+        self._referred.add(content.chunks)
+        if content.chunks:
+            self._empty = 0
+        else:
+            self.nothing()
+        return (ChunksEvent(tuple(content.chunks)),)
+
+    def end(self, end: service.End) -> tuple[EndEvent]:
+        self._no_open_file("at the end")
+        said = (end.entry_count, end.data_bytes, end.damage_count)
+        seen = (self._entries, self._data_bytes, self._damages)
+        # Without data nobody finds damage, and the bytes that came whole are not known here.
+        if said != seen if self._data else said[0] != seen[0]:
+            raise ProtocolError(
+                f"The restore's end says {said} of entries, bytes and damages, and {seen} came."
+            )
+        self._ended = True
+        return (EndEvent(*said),)
+
+    def _no_open_file(self, when: str) -> None:
+        if self._referred is not None:
+            self._referred.end()
+            self._referred = None
+        if self._open is not None:
+            raise ProtocolError(f"The restore left {self._open.path!r} unfinished {when}.")
+
+
+_BRINGS_NOTHING: Final = frozenset({"segment", "pieces", "content"})
+"""Parts that may bring nothing; they say so themselves."""
+_PARTS: Final[Mapping[str, Callable[[_Reader, Any], Iterable[Event]]]] = {
+    "header": _Reader.header,
+    "data": _Reader.more_data,
+    "segment": _Reader.segment,
+    "pieces": _Reader.pieces,
+    "entry_end": _Reader.entry_end,
+    "damage": _Reader.damage,
+    "content": _Reader.content,
+    "end": _Reader.end,
+}
+
+
+class _Referred:
+    """A file whose chunks are named, and how much of it they are so far."""
+
+    def __init__(self, path: bytes, size_bytes: int) -> None:
+        self.path = path
+        self._size_bytes = size_bytes
+        self._named_bytes = 0
+
+    def add(self, chunks: Iterable[resources.ChunkRef]) -> None:
+        for chunk in chunks:
+            length = chunk.length_bytes
+            if not 0 < length <= CHUNK_BYTES_MAX or len(chunk.digest) != DIGEST_BYTES:
+                raise ProtocolError(
+                    f"{self.path!r}: a chunk of {length} bytes, with {len(chunk.digest)} of a digest."
+                )
+            self._named_bytes += length
+            if self._named_bytes > self._size_bytes:
+                raise ProtocolError(f"{self.path!r}: chunks of more than its {self._size_bytes} bytes.")
+
+    def end(self) -> None:
+        if self._named_bytes != self._size_bytes:
+            raise ProtocolError(
+                f"{self.path!r}: chunks of {self._named_bytes} bytes, and it has {self._size_bytes}."
+            )
+
+
+class _OpenFile:
+    """The file whose bytes are coming, and the content id of them so far."""
+
+    def __init__(self, path: bytes, size_bytes: int, content_id: bytes, zeros: dict[int, bytes]) -> None:
+        """`zeros`: the digests of chunks of zeros by their lengths, which one stream keeps."""
+        self.path = path
+        self._zeros = zeros
+        self._content_id = content_id
+        self.size_bytes = size_bytes
+        self._hasher = ContentHasher()
+        self._came_bytes = 0
+
+    def add(self, data: service.Data, payload: bytes) -> None:
+        size = data.zero_bytes or len(payload)
+        if data.zero_bytes and payload:
+            raise ProtocolError(f"{self.path!r}: data that is both bytes and zeros.")
+        if data.zero_bytes > ZERO_BYTES_MAX:
+            raise ProtocolError(f"{self.path!r}: {size} zeros at once, over {ZERO_BYTES_MAX}.")
+        if sum(data.chunk_lengths) != size or not size:
+            raise ProtocolError(f"{self.path!r}: data of {size} bytes that are not whole chunks.")
+        self._came(size)
+        if data.zero_bytes:
+            for length in data.chunk_lengths:
+                self._hasher.add(length, self._zeros_digest(self._checked(length)))
+            return
+        view, offset = memoryview(payload), 0
+        for length in data.chunk_lengths:
+            self._hasher.add(self._checked(length), blake3(view[offset : offset + length]).digest())
+            offset += length
+
+    def _zeros_digest(self, length: int) -> bytes:
+        digest = self._zeros.get(length)
+        if digest is None:
+            if len(self._zeros) >= ZERO_LENGTHS_MAX:
+                raise ProtocolError(f"{self.path!r}: zeros in chunks of over {ZERO_LENGTHS_MAX} lengths.")
+            digest = self._zeros[length] = blake3(bytes(length)).digest()
+        return digest
+
+    def add_chunk(self, chunk: Chunk) -> None:
+        length = len(chunk.data)
+        self._came(length)
+        self._hasher.add(self._checked(length), chunk.digest)
+
+    def _came(self, size: int) -> None:
+        self._came_bytes += size
+        if self._came_bytes > self.size_bytes:
+            raise ProtocolError(f"{self.path!r}: more data came than its {self.size_bytes} bytes.")
+
+    def _checked(self, length: int) -> int:
+        if not 0 < length <= CHUNK_BYTES_MAX:
+            raise ProtocolError(f"{self.path!r}: a chunk of {length} bytes.")
+        return length
+
+    def check(self, end: service.EntryEnd) -> None:
+        if end.size_bytes != self._came_bytes or self._came_bytes != self.size_bytes:
+            raise ProtocolError(
+                f"{self.path!r}: {self._came_bytes} bytes came of {self.size_bytes}; its end says {end.size_bytes}."
+            )
+        said = {self._content_id or end.content_id, end.content_id}
+        if said != {self._hasher.content_id()}:
+            raise ProtocolError(f"{self.path!r}: the bytes that came are not what its content id says.")
+
+
+def _hashed(data: bytes) -> tuple[bytes, bytes]:
+    return data, blake3(data).digest()
+
+
+def _check_inline(path: bytes, entry: resources.Entry, data: bytes | memoryview, digest: bytes) -> None:
+    """Inline bytes are one chunk, or none: their digest is the content id."""
+    if len(data) != entry.content.size_bytes:
+        raise ProtocolError(f"{path!r}: {len(data)} bytes came of {entry.content.size_bytes}.")
+    if digest != entry.content.content_id:
+        raise ProtocolError(f"{path!r}: the bytes that came are not what its content id says.")

@@ -1,0 +1,1 @@
+"""A backup into a directory or an archive."""

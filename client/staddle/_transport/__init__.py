@@ -1,0 +1,1 @@
+"""Connections, calls and retries: the only room that handles a gRPC error."""

@@ -1,0 +1,313 @@
+"""Calls to the service: deadlines, retries and errors in one place, so that nobody else handles a gRPC error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, Final, NamedTuple, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from staddle._base.shortage import of_runtime_error
+from staddle._errors import (
+    CancelledError,
+    ConnectError,
+    DeadlineError,
+    ProtocolError,
+    StaddleError,
+    named,
+)
+from staddle._protocol.answers import check, check_made, decoded
+from staddle._transport import silence
+from staddle._transport.channel import Channel, under_way
+from staddle._transport.pages import pages_of
+from staddle._transport.retry import MonotonicClock, Retry, may_pass, retrying, was_not_done
+from staddle._transport.rpc_errors import from_rpc_error
+from staddle._transport.settings import Settings
+from staddle._transport.silence import LOOKS, Listening, Telling
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as service
+
+T = TypeVar("T")
+
+
+class Method(NamedTuple):
+    """How long an answer may take, and which failures leave room for another try."""
+
+    timeout_s: float
+    retryable: Callable[[StaddleError], bool] = may_pass
+
+
+_QUICK_S: Final = 60.0
+_BULK_S: Final = 600.0
+_COMMIT_S: Final = 3600.0
+
+# All that write to an upload may be repeated: a replay answers as the first call did.
+METHODS: Final = {
+    "BeginUpload": Method(_QUICK_S),
+    "GetUpload": Method(_QUICK_S),
+    "ResumeUpload": Method(_BULK_S),
+    "CheckpointUpload": Method(_BULK_S),
+    "RenewUpload": Method(_QUICK_S),
+    "CommitUpload": Method(_COMMIT_S),
+    "AbortUpload": Method(_QUICK_S),
+    "FindMissingChunks": Method(_BULK_S),
+    "PutChunks": Method(_BULK_S),
+    "PutEntries": Method(_BULK_S),
+    "ReadRange": Method(_BULK_S),
+    "ListDatasets": Method(_QUICK_S),
+    "ListBackups": Method(_QUICK_S),
+    "ListUploads": Method(_QUICK_S),
+    "GetBackup": Method(_QUICK_S),
+    "ListEntries": Method(_BULK_S),
+    "ListChanges": Method(_BULK_S),
+    # Between two tries somebody may have undone the first: the second would undo that, unasked.
+    "DeleteBackup": Method(_QUICK_S, was_not_done),
+    "UndeleteBackup": Method(_QUICK_S, was_not_done),
+    "ReleaseHold": Method(_QUICK_S, was_not_done),
+    "SetHold": Method(_QUICK_S),
+    "RetainBackup": Method(_QUICK_S),
+    "GetRetention": Method(_QUICK_S),
+    # A record for each backup that is concerned.
+    "SetRetention": Method(_BULK_S),
+    "ApplyRetention": Method(_BULK_S),
+    # Reads the manifests of all the tenant's backups.
+    "PlanRetention": Method(_COMMIT_S),
+    "GetServerInfo": Method(_QUICK_S),
+}
+STREAMS: Final = frozenset({"Restore"})
+
+
+class Calls:
+    """Calls over one channel. Thread-safe. All raise StaddleError, and nothing else, for what goes wrong outside."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        timeout_s: float | None = None,
+        retry: Retry | None = None,
+        await_server: bool = False,
+    ) -> None:
+        """`await_server`: a server that has not answered yet is tried again like one that went away."""
+        self._channel = Channel(settings)
+        self._await_server = await_server
+        self._timeout_s = timeout_s
+        self._retry = retry or Retry()
+        self.clock: Final = MonotonicClock(self._channel.sleep)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT or unix:PATH of the server."""
+        return str(self._channel.address)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._channel.closed
+
+    def close(self) -> None:
+        """Ends every call; see Channel.close."""
+        self._channel.close()
+
+    def call(
+        self,
+        method: str,
+        request: Message | bytes,
+        *,
+        timeout_s: float | None = None,
+        retry: Retry | None = None,
+        count: int = 0,
+    ) -> Any:
+        """One unary call, repeated within `retry` where that is safe; the answer is the method's response message.
+
+        The requests of PutChunks and PutEntries may be encoded already; `count` then says how many chunks or changes they have.
+        Raises ProtocolError for an answer that is none to this request.
+        """
+        about = METHODS[method]
+        deadline_s = timeout_s or self._timeout_s or about.timeout_s
+        return retrying(
+            lambda: self._once(method, request, deadline_s, count),
+            retry=retry or self._retry,
+            clock=self.clock,
+            retryable=lambda error: about.retryable(error) and self.may_reconnect(error),
+        )
+
+    def may_reconnect(self, error: StaddleError) -> bool:
+        """False for an address at which no server ever answered: waiting would only hide a wrong one, unless it was asked for."""
+        if self._channel.was_ready or not isinstance(error, ConnectError):
+            return True
+        return self._await_server and "tls" not in error.facts
+
+    def stream(
+        self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
+    ) -> Iterator[Any]:
+        """The messages of a streamed answer. Until the first one came it is tried again like a unary call, and not after.
+
+        Closing the iterator cancels the call.
+        """
+        if method not in STREAMS:
+            raise ValueError(f"{method} streams no answer")
+        return retrying(
+            lambda: self._open_stream(method, request, timeout_s),
+            retry=retry or self._retry,
+            clock=self.clock,
+            retryable=lambda error: may_pass(error) and self.may_reconnect(error),
+        )
+
+    def pages(self, method: str, request: Any, field: str, of: Callable[[Any], T]) -> Iterator[T]:
+        """The items of all pages, each as `of` makes it. The first page is asked for at once, so that an error comes where the list
+        is asked for. Raises ProtocolError for a list that is out of order, or does not end.
+        """
+        pages = pages_of(self, method, request, field)
+        return self._made(chain([next(pages)], pages), field, of)
+
+    def _made(self, pages: Iterable[Any], field: str, of: Callable[[Any], T]) -> Iterator[T]:
+        for page in pages:
+            for item in getattr(page, field):
+                with named(self.address):
+                    made = of(item)
+                yield made
+
+    def start_backup(self, requests: Iterator[service.BackupRequest]) -> BackupCall:
+        """Starts a Backup stream; `requests` is drawn from by another thread. The server's answer comes with `result`."""
+        backup: Any = self._channel.method("Backup")
+        telling = Telling(requests)
+        under_way.begin()
+        try:
+            call = backup.future(telling, metadata=self._channel.metadata)
+        except ValueError as error:
+            under_way.end()
+            raise self._closed_error(error) from error
+        except RuntimeError as error:
+            under_way.end()
+            raise of_runtime_error(error) from error
+        call.add_done_callback(lambda _: under_way.end())
+        return BackupCall(call, telling, self)
+
+    def translate(self, error: grpc.RpcError) -> StaddleError:
+        """The exception for a failed call."""
+        if self._channel.closed:
+            return CancelledError("This client was closed while it worked.")
+        translated = from_rpc_error(error, address=self.address)
+        if isinstance(translated, ConnectError) and (
+            failure := self._channel.explain(translated.facts.get("detail", ""))
+        ):
+            translated = ConnectError(failure.message, facts={"address": self.address, "tls": failure.kind})
+        if not isinstance(translated, ConnectError | DeadlineError):
+            self._channel.was_ready = True
+        return translated
+
+    def _once(self, method: str, request: Message | bytes, timeout_s: float, count: int) -> Any:
+        ask = self._channel.method(method)
+        try:
+            with under_way:
+                data = ask(request, timeout=timeout_s, metadata=self._channel.metadata)
+        except grpc.RpcError as error:
+            raise self.translate(error) from error
+        except ValueError as error:
+            raise self._closed_error(error) from error
+        except RuntimeError as error:
+            raise of_runtime_error(error) from error
+        self._channel.was_ready = True
+        return self.read(method, request, data, count)
+
+    def read(self, method: str, request: Message | bytes, data: bytes, count: int = 0) -> Any:
+        """The message of an answer. Raises ProtocolError for what is no answer to this request."""
+        try:
+            answer = decoded(method, data)
+            check(method, request, answer, count=count)
+        except ProtocolError as error:
+            said = f"The server's answer to {method} cannot be right: {error.message}"
+            refused = ProtocolError(said)
+            refused.came_from(self.address)
+            raise refused from error
+        return answer
+
+    def _open_stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
+        """The stream, once its first message came."""
+        messages = self._stream(method, request, timeout_s)
+        next(messages)
+        return messages
+
+    def _stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
+        """None when the first message came, and then the messages."""
+        ask = self._channel.method(method)
+        with under_way:
+            try:
+                messages = ask(request, timeout=timeout_s, metadata=self._channel.metadata)
+            except ValueError as error:
+                raise self._closed_error(error) from error
+            except RuntimeError as error:
+                raise of_runtime_error(error) from error
+            try:
+                silence_s = max(silence.SILENCE_S, timeout_s or 0.0)
+                with Listening(f"{method} of {self.address}", messages.cancel, silence_s) as listening:
+                    yield from self._listened(method, request, listening, messages)
+            finally:
+                messages.cancel()
+
+    def _listened(
+        self, method: str, request: Message, listening: Listening, messages: Iterator[bytes]
+    ) -> Iterator[Any]:
+        came = False
+        try:
+            for data in listening.each(messages):
+                if not came:
+                    came = self._channel.was_ready = True
+                    yield None
+                yield self.read(method, request, data)
+        except grpc.RpcError as error:
+            raise (listening.error() if listening.is_silent else self.translate(error)) from error
+        if not came:
+            empty = ProtocolError(f"The server answered {method} without a single message.")
+            empty.came_from(self.address)
+            raise empty
+
+    def _closed_error(self, error: ValueError) -> StaddleError | ValueError:
+        """GRPC says ValueError for a channel that was closed meanwhile; any other ValueError is a fault of ours."""
+        return CancelledError("This client was closed while it worked.") if self._channel.closed else error
+
+
+class BackupCall:
+    """A Backup stream under way."""
+
+    def __init__(self, call: Any, telling: Telling[service.BackupRequest], calls: Calls) -> None:
+        self._call = call
+        self._telling = telling
+        self._calls = calls
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called once the stream has ended, however it ended, from another thread or at once."""
+        self._call.add_done_callback(lambda _: callback())
+
+    def cancel(self) -> None:
+        """Ends it without a result."""
+        self._call.cancel()
+
+    def result(self, upload: pb.Upload) -> service.BackupResponse:
+        """Waits for the server's answer about `upload`. Raises StaddleError."""
+        try:
+            data = self._answer()
+        except grpc.FutureCancelledError as error:
+            raise CancelledError("The stream was cancelled.") from error
+        except grpc.RpcError as error:
+            raise self._calls.translate(error) from error
+        response: service.BackupResponse = self._calls.read("Backup", service.BackupRequest(), data)
+        with named(self._calls.address):
+            check_made(response, upload)
+        return response
+
+    def _answer(self) -> bytes:
+        while True:
+            try:
+                data: bytes = self._call.result(timeout=silence.SILENCE_S / LOOKS)
+            except grpc.FutureTimeoutError:
+                if self._telling.is_silent(silence.SILENCE_S, silence.ANSWER_S):
+                    self._call.cancel()
+                    raise DeadlineError(
+                        f"The server at {self._calls.address} neither takes what this backup sends, nor answers."
+                    ) from None
+            else:
+                return data

@@ -1,0 +1,1 @@
+"""Bytes to a dataset: one Backup stream after another until everything is durable."""

@@ -1,0 +1,315 @@
+"""One upload over Backup streams: as many as it takes.
+
+When a stream breaks, the durable point says where the next one goes on; what lies behind it is still here (see Replay).
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from time import monotonic
+from typing import Final
+
+from staddle._base.shortage import start
+from staddle._errors import (
+    CancelledError,
+    ConflictError,
+    DeadlineError,
+    ProtocolError,
+    ServerError,
+    StaddleError,
+    UnavailableError,
+    UnfinishedError,
+    UnsupportedError,
+    UploadClosedError,
+    named,
+)
+from staddle._transport import silence
+from staddle._transport.calls import BackupCall, Calls
+from staddle._transport.retry import Attempts, Retry, RetryNotice, may_pass
+from staddle._upload.resend_buffer import CHECKPOINT_BYTES, Outcome, Record, Replay
+from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import service_pb2 as service
+
+ABORT_RETRY_S: Final = 5.0
+_ONCE: Final = Retry(budget_s=0.0)
+
+
+class UploadStream:
+    """Entries on their way to the server, which cuts what they hold. One thread uses it.
+
+    Attributes:
+        upload: as the server answered last.
+        entry_count: entries that were handed over since the upload began.
+        data_bytes: bytes of the regular files among them.
+        sent_bytes: bytes that were handed over here.
+        resumed: it went on after something failed, or with an upload of before.
+
+    """
+
+    def __init__(
+        self, calls: Calls, *, retry_s: float, notify: Callable[[RetryNotice], None] | None = None
+    ) -> None:
+        self._calls = calls
+        self._retry = Retry(budget_s=retry_s, notify=notify)
+        self._attempts = Attempts(self._retry, calls.clock)
+        self._replay = Replay()
+        self._call: BackupCall | None = None
+        self._durable_seen = (0, 0)
+        self._checkpointing = threading.Lock()
+        self._checkpoint_error: StaddleError | None = None
+        self._position = 0
+        self._stale_position = -1
+        self._pid = os.getpid()
+        self.upload = resources.Upload()
+        self.entry_count = 0
+        self.data_bytes = 0
+        self.sent_bytes = 0
+        self.resumed = False
+
+    def begin(self, request: service.BeginUploadRequest) -> service.BeginUploadResponse:
+        """Opens an upload, or takes one over (its open entry is begun anew), and starts the stream."""
+        response: service.BeginUploadResponse = self._calls.call("BeginUpload", request)
+        self.upload = response.upload
+        durable = self.upload.durable
+        self._position, self.entry_count, self.data_bytes = (
+            durable.position,
+            durable.entry_count,
+            durable.data_bytes,
+        )
+        if durable.HasField("open_entry"):
+            self._stale_position = durable.position
+        self.resumed = response.taken_over
+        try:
+            self._start_stream()
+        except BaseException as error:
+            self.abort(error)
+            raise
+        return response
+
+    def put(self, entry: resources.Entry, size_bytes: int = 0) -> None:
+        """An entry that is complete; `size_bytes` is that of its content, however the entry states it."""
+        self._append(Record(self._position + 1, service.BackupPart(entry=entry)))
+        self.sent_bytes += len(entry.data)
+        self._count(size_bytes)
+
+    def put_file(self, entry: resources.Entry, pieces: Iterable[bytes]) -> int:
+        """A file and its bytes, in pieces of at most 1 MiB, none empty. Answers its size. What `pieces` raises leaves the file unfinished."""
+        position, offset = self._position + 1, 0
+        self._append(Record(position, service.BackupPart(entry=entry), begins_file=True))
+        for piece in pieces:
+            self._append(Record(position, service.BackupPart(data=service.Data(data=piece)), offset))
+            offset += len(piece)
+            self.sent_bytes += len(piece)
+        # Known by now: a file that changed while it was read says so at its end.
+        end = service.EntryEnd(size_bytes=offset, read_again=entry.read_again)
+        self._append(Record(position, service.BackupPart(entry_end=end)))
+        self._count(offset)
+        return offset
+
+    def remove(self, removal: resources.Remove) -> None:
+        """Takes a path, and all below it, out."""
+        self._append(Record(self._position + 1, service.BackupPart(remove=removal)))
+        self._position += 1
+
+    def commit(self) -> resources.Backup:
+        """Makes the backup; when it returns, that is durable. Raises what keeps it from being made."""
+        finish = service.Finish(entry_count=self.entry_count, data_bytes=self.data_bytes)
+        self._append(Record(self._position + 1, service.BackupPart(finish=finish)))
+        while True:
+            try:
+                return self._finished()
+            except StaddleError as error:
+                found = self._look_for_backup(error)
+                if found is not None:
+                    return found
+                self._recover(error)
+
+    def abort(self, error: BaseException | None) -> None:
+        """Gives the upload up. If the server cannot be told, a note on `error` says so; it gives the upload up by itself after days."""
+        if os.getpid() != self._pid:
+            return  # it is the parent's, who may well commit it
+        self._cut()
+        if self._calls.closed:
+            return
+        request = service.AbortUploadRequest(upload_id=self.upload.id, epoch=self.upload.epoch)
+        retry = _ONCE if isinstance(error, UnavailableError) else Retry(budget_s=ABORT_RETRY_S)
+        try:
+            self._calls.call("AbortUpload", request, retry=retry, timeout_s=ABORT_RETRY_S)
+        except StaddleError as failure:
+            if error is not None:
+                error.add_note(f"The upload {self.upload.id} could not be aborted: {failure}")
+
+    def _count(self, data_bytes: int) -> None:
+        self._position += 1
+        self.entry_count += 1
+        self.data_bytes += data_bytes
+
+    def _append(self, record: Record) -> None:
+        """Sends a record, on a new stream if the one it was meant for has ended."""
+        if os.getpid() != self._pid:
+            raise UnsupportedError(
+                "This upload belongs to the process that opened it, from which this one was forked."
+            )
+        full_since_s = None
+        while (outcome := self._replay.append(record)) is not Outcome.TAKEN:
+            if outcome is Outcome.ENDED:
+                self._recover(self._failure())
+                full_since_s = None
+                continue
+            # The checkpoint before may have come too early to make anything durable: without another one nothing would move.
+            self._ask_for_checkpoint()
+            full_since_s = full_since_s or monotonic()
+            if monotonic() - full_since_s > silence.SILENCE_S:
+                self._cut()
+                self._recover(
+                    DeadlineError(
+                        f"The server at {self._calls.address} has made nothing of the upload {self.upload.id} durable for "
+                        f"{silence.SILENCE_S:.0f} s."
+                    )
+                )
+                full_since_s = None
+        if self._replay.held_bytes >= CHECKPOINT_BYTES:
+            self._ask_for_checkpoint()
+
+    def _cut(self) -> None:
+        """Ends the stream that is under way."""
+        self._replay.stop()
+        if self._call is not None:
+            self._call.cancel()
+
+    def _start_stream(self) -> None:
+        continued = service.ContinueUpload(
+            upload_id=self.upload.id, epoch=self.upload.epoch, position=self.upload.durable.position
+        )
+        first = service.BackupPart(continue_upload=continued)
+        messages = self._replay.restart(first, self._usable(self.upload.durable))
+        generation = self._replay.generation
+        try:
+            call = self._calls.start_backup(messages)
+        except BaseException:
+            self._replay.stop()
+            raise
+        self._call = call
+        call.on_end(lambda: self._replay.stop(generation))
+
+    def _failure(self) -> StaddleError:
+        """Why the stream ended though nobody finished it."""
+        if self._checkpoint_error is not None:
+            error, self._checkpoint_error = self._checkpoint_error, None
+            if self._call is not None:
+                self._call.cancel()
+            return error
+        if self._call is None:
+            return UnfinishedError("The stream of this upload is closed.")
+        try:
+            self._call.result(self.upload)
+        except StaddleError as error:
+            return error
+        return ProtocolError("The server ended the stream with success before it was finished.")
+
+    def _recover(self, error: StaddleError) -> None:
+        """Takes the upload over again and goes on where it is durable. Raises `error`, or a later one, if that makes no sense."""
+        while True:
+            if not _may_go_on(error) or self._calls.closed:
+                raise error
+            self._attempts.wait_after(error)
+            try:
+                request = service.ResumeUploadRequest(upload_id=self.upload.id)
+                upload: resources.Upload = self._calls.call("ResumeUpload", request, retry=_ONCE).upload
+                self._check_sent(upload.durable)
+                self.upload = upload
+                self._start_stream()
+            except StaddleError as again:
+                error = again
+                continue
+            self.resumed = True
+            self._note_progress(upload.durable)
+            return
+
+    def _note_progress(self, durable: resources.DurablePoint) -> None:
+        """A stream that moved the durable point earns the next one its full time."""
+        point = (durable.position, durable.open_offset_bytes)
+        if point != self._durable_seen:
+            self._durable_seen = point
+            self._attempts.progressed()
+
+    def _ask_for_checkpoint(self) -> None:
+        """Has the server make durable what it has, so that it need not be kept here; beside the stream."""
+        if self._checkpointing.acquire(blocking=False):
+            generation = self._replay.generation
+            try:
+                start("staddle-checkpoint", partial(self._checkpoint, generation, self.upload.epoch))
+            except BaseException:
+                self._checkpointing.release()
+                raise
+
+    def _checkpoint(self, generation: int, epoch: int) -> None:
+        try:
+            request = service.CheckpointUploadRequest(upload_id=self.upload.id, epoch=epoch)
+            durable = self._calls.call("CheckpointUpload", request).durable
+            self._check_sent(durable)
+        except StaddleError as error:
+            # Told by the thread that hands over: it takes the upload over again, or raises.
+            if generation == self._replay.generation:
+                self._checkpoint_error = error
+                self._replay.stop(generation)
+        else:
+            if generation == self._replay.generation:
+                self._replay.trim(self._usable(durable))
+        finally:
+            self._checkpointing.release()
+
+    def _check_sent(self, durable: resources.DurablePoint) -> None:
+        """Raises ProtocolError where more is durable than was handed over: what is durable is kept no longer, and counts as progress."""
+        # The entry that is being handed over is counted a moment after it was.
+        if durable.position > self._position + 1:
+            with named(self._calls.address):
+                raise ProtocolError(
+                    f"The server says that the upload {self.upload.id} is durable up to its change {durable.position:,}, "
+                    f"and only {self._position:,} were sent."
+                )
+
+    def _usable(self, durable: resources.DurablePoint) -> resources.DurablePoint:
+        """Without the open entry of an upload that was taken over: its bytes were read by somebody else."""
+        if durable.position != self._stale_position:
+            return durable
+        usable = resources.DurablePoint()
+        usable.CopyFrom(durable)
+        usable.ClearField("open_entry")
+        usable.ClearField("open_offset_bytes")
+        return usable
+
+    def _finished(self) -> resources.Backup:
+        if self._call is None:
+            raise UnfinishedError("The stream of this upload is closed.")
+        return self._call.result(self.upload).backup
+
+    def _look_for_backup(self, error: StaddleError) -> resources.Backup | None:
+        """The status of a stream can be lost: GetUpload knows whether it was committed all the same."""
+        if not _may_go_on(error) or self._calls.closed:
+            return None
+        request = service.GetUploadRequest(upload_id=self.upload.id)
+        upload: resources.Upload = self._calls.call("GetUpload", request, retry=self._retry).upload
+        if upload.state == resources.UPLOAD_STATE_OPEN:
+            if upload.last_failure:
+                error.add_note(f"The server says: {upload.last_failure}")
+            return None
+        if upload.state != resources.UPLOAD_STATE_COMMITTED:
+            state = resources.UploadState.Name(upload.state)
+            raise UploadClosedError(
+                f"The upload {upload.id} is {state} on the server.", facts={"upload": upload.id}
+            )
+        selector = resources.BackupSelector(backup=upload.backup_id)
+        by_id = service.GetBackupRequest(dataset=upload.dataset, backup=selector)
+        backup: resources.Backup = self._calls.call("GetBackup", by_id, retry=self._retry).backup
+        return backup
+
+
+def _may_go_on(error: StaddleError) -> bool:
+    """Whether a broken stream says nothing against the upload itself."""
+    if isinstance(error, ConflictError):
+        return error.reason in {"RESUME_REQUIRED", "UPLOAD_BUSY"}
+    if isinstance(error, ServerError):
+        return error.reason == ServerError.default_reason and "code" in error.facts
+    return may_pass(error) or isinstance(error, UnfinishedError | CancelledError)

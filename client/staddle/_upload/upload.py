@@ -1,0 +1,287 @@
+"""The thin path: bytes are streamed as they are, and the server cuts them."""
+
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import IO, Any, Final, Self, cast
+
+from blake3 import blake3
+
+from staddle._errors import BadRequestError, ProtocolError, UnfinishedError, UploadClosedError
+from staddle._protocol.arguments import choice
+from staddle._protocol.convert import KINDS_TO_WIRE, PROFILES_TO_WIRE, SCOPES_TO_WIRE, backup_of, split_path
+from staddle._transport.advice import retry_words
+from staddle._transport.calls import Calls
+from staddle._transport.retry import RetryNotice
+from staddle._types.values import (
+    BackupKind,
+    BackupReport,
+    PathLike,
+    Profile,
+    Progress,
+    ProgressCallback,
+    Scope,
+    path_to_bytes,
+    path_to_str,
+)
+from staddle._upload.stream import UploadStream
+from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import service_pb2 as service
+
+INLINE_BYTES_MAX: Final = 256 * 1024
+"""A file up to this size travels inside its entry."""
+PIECE_BYTES: Final = 1024 * 1024
+PROGRESS_S: Final = 0.1
+
+Source = bytes | bytearray | memoryview | IO[bytes] | Iterable[bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadOptions:
+    """The arguments of `Client.upload`."""
+
+    dataset: str
+    kind: BackupKind
+    scope: Scope
+    tags: Mapping[str, str]
+    host: str
+    root: str
+    new_root: bool
+    retry_s: float
+    progress: ProgressCallback | None
+
+
+class Upload:
+    """A backup that is being handed over, from `Client.upload`. A clean exit commits it, an exception aborts it.
+
+    Threads may share it; each `put` is one file, whole. After an exception inside `put` nothing more is taken.
+    """
+
+    def __init__(self, calls: Calls, options: UploadOptions) -> None:
+        self._options = options
+        self._stream = UploadStream(calls, retry_s=options.retry_s, notify=self._say_retry)
+        self._turn = threading.RLock()
+        self._broken: BaseException | None = None
+        self._begun_s = 0.0
+        self._shown_s = 0.0
+        self._report: BackupReport | None = None
+
+    def __enter__(self) -> Self:
+        """Opens the upload. Raises ConnectError, and what the server has against it."""
+        if self.id:
+            raise UploadClosedError("An upload is opened once; make another one.")
+        self._begun_s = monotonic()
+        options = self._options
+        self._stream.begin(
+            service.BeginUploadRequest(
+                dataset=options.dataset,
+                request_id=uuid.uuid4().hex,
+                kind=KINDS_TO_WIRE[options.kind],
+                scope=SCOPES_TO_WIRE[options.scope],
+                tags=options.tags,
+                host=options.host,
+                root=options.root,
+                new_root=options.new_root,
+            )
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Commits, or after an exception aborts. Raises what keeps the backup from being made."""
+        failed = error or self._broken
+        if failed is None:
+            try:
+                self._say("commit")
+                self._report = self._reported(self._stream.commit())
+            except BaseException as failure:
+                self._stream.abort(failure)
+                raise
+            return
+        self._stream.abort(failed)
+        if error is None:
+            raise UnfinishedError(
+                f"Nothing was backed up: an earlier put failed with {failed!r}."
+            ) from failed
+
+    @property
+    def id(self) -> str:
+        """The upload's id, for the server's log."""
+        return self._stream.upload.id
+
+    @property
+    def report(self) -> BackupReport:
+        """What was made of it, after a clean exit. Raises UnfinishedError before."""
+        if self._report is None:
+            raise UnfinishedError("This upload is not committed, so there is no backup of it.")
+        return self._report
+
+    def put(
+        self,
+        path: PathLike,
+        data: Source,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        mtime_ns: int | None = None,
+        profile: str = "content-defined",
+    ) -> None:
+        """Hands over one file: bytes, a binary file (read from where it stands), or an iterable of bytes.
+
+        What is not said of its metadata, a restore leaves to the restoring process. The same path again replaces it.
+        """
+        entry = self._entry(path, resources.ENTRY_TYPE_FILE, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
+        entry.profile = PROFILES_TO_WIRE[choice("profile", profile, Profile)]
+        with self._handing_over():
+            if isinstance(data, bytes | bytearray | memoryview):
+                self._put_bytes(entry, bytes(data))
+            else:
+                self._put_pieces(entry, _pieces(data))
+
+    def mkdir(
+        self,
+        path: PathLike,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        mtime_ns: int | None = None,
+        incomplete: bool = False,
+    ) -> None:
+        """Hands over a directory. Only needed for an empty one, or for its metadata: what lies in it brings it along.
+
+        `incomplete` marks it: something directly in it could not be read and is missing. Hand it over again to add or clear the mark.
+        """
+        entry = self._entry(
+            path, resources.ENTRY_TYPE_DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns
+        )
+        entry.incomplete = incomplete
+        with self._handing_over():
+            self._stream.put(entry)
+
+    def symlink(self, path: PathLike, target: PathLike, *, mtime_ns: int | None = None) -> None:
+        """Hands over a symbolic link to `target`, which is kept as it is."""
+        entry = self._entry(path, resources.ENTRY_TYPE_SYMLINK, mtime_ns=mtime_ns)
+        raw = path_to_bytes(target)
+        try:
+            entry.link_target = raw.decode()
+        except UnicodeDecodeError:
+            entry.raw_link_target = raw
+        with self._handing_over():
+            self._stream.put(entry)
+
+    def remove(self, path: PathLike) -> None:
+        """Takes a path, and all below it, out: of what was put before, and under the scope "changes" of the base."""
+        removal = resources.Remove(**cast("Any", split_path(path)))
+        with self._handing_over():
+            self._stream.remove(removal)
+
+    def _entry(
+        self, path: PathLike, kind: resources.EntryType.ValueType, **metadata: int | None
+    ) -> resources.Entry:
+        entry = resources.Entry(type=kind, **cast("Any", split_path(path)))
+        for name, value in metadata.items():
+            if value is not None:
+                try:
+                    setattr(entry, name, value)
+                except (ValueError, TypeError) as error:
+                    raise BadRequestError(
+                        f"{name} is out of range: {error}.", facts={"field": name}
+                    ) from error
+        return entry
+
+    def _put_bytes(self, entry: resources.Entry, data: bytes) -> None:
+        if len(data) <= INLINE_BYTES_MAX:
+            entry.data = data
+            self._stream.put(entry, len(data))
+            self._show(entry)
+            return
+        entry.file_digest.blake3 = blake3(data).digest()
+        self._put_pieces(entry, _pieces([data]))
+
+    def _put_pieces(self, entry: resources.Entry, pieces: Iterator[bytes]) -> None:
+        self._stream.put_file(entry, self._shown(entry, pieces))
+
+    def _shown(self, entry: resources.Entry, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece
+            self._show(entry)
+
+    @contextmanager
+    def _handing_over(self) -> Iterator[None]:
+        """One caller at a time; not before it is open, and not after something failed in the middle of an entry."""
+        with self._turn:
+            if not self.id:
+                raise UploadClosedError("This upload is not open: use it in a with statement.")
+            if self._report is not None:
+                raise UploadClosedError("This upload is committed.")
+            if self._broken is not None:
+                raise UploadClosedError(f"This upload has failed already, with {self._broken!r}.")
+            try:
+                yield
+            except BaseException as error:
+                self._broken = error
+                raise
+
+    def _reported(self, message: resources.Backup) -> BackupReport:
+        backup = backup_of(message)
+        if not backup.id or backup.dataset != self._options.dataset:
+            raise ProtocolError(
+                f"The server answered with a backup of {backup.dataset!r}, not of this upload."
+            )
+        return BackupReport(
+            backup=backup,
+            read_bytes=self._stream.sent_bytes,
+            sent_bytes=self._stream.sent_bytes,
+            seconds=monotonic() - self._begun_s,
+            resumed=self._stream.resumed,
+        )
+
+    def _show(self, entry: resources.Entry) -> None:
+        now_s = monotonic()
+        if self._options.progress is not None and now_s - self._shown_s >= PROGRESS_S:
+            self._shown_s = now_s
+            self._say("send", path_to_str(entry.raw_path or entry.path.encode()))
+
+    def _say(self, phase: str, path: str = "", notice: str = "") -> None:
+        if self._options.progress is not None:
+            self._options.progress(
+                Progress(
+                    phase=phase,
+                    path=path,
+                    entries_done=self._stream.entry_count,
+                    bytes_done=self._stream.sent_bytes,
+                    new_bytes=self._stream.sent_bytes,
+                    notice=notice,
+                )
+            )
+
+    def _say_retry(self, notice: RetryNotice) -> None:
+        self._say("retry", notice=retry_words(notice))
+
+
+def _pieces(source: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:
+    """The bytes of a file or iterable, in pieces of at most PIECE_BYTES, none empty."""
+    for piece in _read(cast("IO[bytes]", source)) if hasattr(source, "read") else source:
+        if not isinstance(piece, bytes | bytearray | memoryview):
+            raise TypeError(f"a source gives bytes, and not {type(piece).__name__}")
+        if len(piece) <= PIECE_BYTES:
+            if piece:
+                yield bytes(piece)
+            continue
+        view = memoryview(piece).cast("B")
+        for at in range(0, len(view), PIECE_BYTES):
+            yield bytes(view[at : at + PIECE_BYTES])
+
+
+def _read(file: IO[bytes]) -> Iterator[bytes]:
+    while piece := file.read(PIECE_BYTES):
+        yield piece
+    if piece is None:
+        raise TypeError("a source that does not block cannot be read to its end; use one that does")

@@ -1,0 +1,246 @@
+"""`staddle list`, `staddle diff` and `staddle info`: what there is, and how it differs."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Final
+
+import click
+
+from staddle import Backup, BackupNotFoundError, Change, ChangeType, Client, Dataset
+from staddle._base import figures
+from staddle.command import json_output, text
+from staddle.command.options import Session, backup_argument, command, dataset_argument
+from staddle.command.output import Output
+
+LETTERS: Final = {
+    ChangeType.ADDED: "+",
+    ChangeType.REMOVED: "-",
+    ChangeType.CONTENT: "~",
+    ChangeType.METADATA: "m",
+}
+LETTER_WORDS: Final = {
+    ChangeType.ADDED: "added",
+    ChangeType.REMOVED: "removed",
+    ChangeType.CONTENT: "changed",
+    ChangeType.METADATA: "only in metadata",
+}
+
+
+# --- list
+
+
+@command(
+    "list",
+    "List the datasets, or the backups of one.",
+    "staddle list",
+    "staddle list www",
+    "staddle list www --deleted",
+)
+@click.argument("dataset", required=False)
+@click.option("--deleted", is_flag=True, help="Show the deleted backups of DATASET, which can be undeleted.")
+def list_(session: Session, dataset: str | None, *, deleted: bool) -> None:
+    """List the datasets, or the backups of one, newest first; or those that are deleted and can be undeleted."""
+    if dataset is None and deleted:
+        raise click.UsageError("--deleted needs a DATASET.")
+    with session.connect() as client:
+        if dataset is None:
+            _list_datasets(session.output, client)
+        elif deleted:
+            _list_deleted(session.output, client, dataset)
+        else:
+            _list_backups(session.output, client, dataset)
+
+
+def _list_datasets(output: Output, client: Client) -> None:
+    datasets = list(client.datasets())
+    if output.as_json:
+        for dataset in datasets:
+            output.record(json_output.of_dataset(dataset))
+    elif datasets:
+        heading = ("NAME", "BACKUPS", "NEWEST", "SIZE", "FROM")
+        output.table(map(_dataset_row, datasets), heading=heading, right=frozenset({1, 3}))
+    backups = sum(dataset.backup_count for dataset in datasets)
+    words = f"{figures.counted(len(datasets), 'dataset')}, {figures.counted(backups, 'backup')}."
+    if not datasets:
+        words = "No datasets yet. `staddle backup PATH --dataset NAME` makes the first."
+    output.summary("list", {"dataset_count": len(datasets), "backup_count": backups}, words)
+
+
+def _dataset_row(dataset: Dataset) -> tuple[str, ...]:
+    newest = dataset.newest_backup
+    return (
+        text.escaped(dataset.name),
+        f"{dataset.backup_count:,}",
+        "none" if newest is None else text.local(newest.begin_time),
+        "" if newest is None else figures.size(newest.data_bytes),
+        text.origin(dataset.host, dataset.root),
+    )
+
+
+def _list_backups(output: Output, client: Client, dataset: str) -> None:
+    backups = list(client.backups(dataset))
+    if output.as_json:
+        for backup in backups:
+            output.record(json_output.of_backup(backup))
+    elif backups:
+        digits = text.id_digits([backup.id for backup in backups])
+        heading = ["ID", "NUMBER", "KIND", "BEGAN", "ENTRIES", "SIZE", "STORED", "CHANGES", "TAGS"]
+        rows = [_backup_row(backup, digits) for backup in backups]
+        protections = list(map(text.protection, backups))
+        if any(protections):
+            # Most backups have none, and the line is long enough without.
+            heading.insert(-1, "PROTECTED")
+            rows = [(*row[:-1], word, row[-1]) for row, word in zip(rows, protections, strict=True)]
+        output.table(rows, heading=heading, right=frozenset({1, 4, 5, 6}))
+    stored_bytes = sum(backup.stored_bytes for backup in backups)
+    words = f"{figures.counted(len(backups), 'backup')} of {text.escaped(dataset)}"
+    words += f", which added {figures.size(stored_bytes)} to the store." if backups else "."
+    record = {"dataset": dataset, "backup_count": len(backups), "stored_bytes": stored_bytes}
+    output.summary("list", record, words)
+
+
+def _list_deleted(output: Output, client: Client, dataset: str) -> None:
+    deleted = [each for each in client.backups(dataset, show_deleted=True) if each.delete_time is not None]
+    if output.as_json:
+        for backup in deleted:
+            output.record(json_output.of_backup(backup))
+    elif deleted:
+        digits = text.id_digits([backup.id for backup in deleted])
+        heading = ("ID", "NUMBER", "BEGAN", "SIZE", "DELETED", "UNDELETE UNTIL", "PROTECTED")
+        rows = (_deleted_row(backup, digits) for backup in deleted)
+        output.table(rows, heading=heading, right=frozenset({1, 3}))
+    words = f"{figures.counted(len(deleted), 'deleted backup')} of {text.escaped(dataset)}"
+    words += ", which `staddle undelete` brings back." if deleted else "."
+    output.summary("list", {"dataset": dataset, "backup_count": len(deleted)}, words)
+
+
+def _deleted_row(backup: Backup, digits: int) -> tuple[str, ...]:
+    return (
+        backup.id[:digits],
+        str(backup.number),
+        text.local(backup.begin_time),
+        figures.size(backup.data_bytes),
+        "" if backup.delete_time is None else text.local(backup.delete_time),
+        "" if backup.purge_time is None else text.local(backup.purge_time),
+        text.protection(backup),
+    )
+
+
+def _backup_row(backup: Backup, digits: int) -> tuple[str, ...]:
+    return (
+        backup.id[:digits],
+        str(backup.number),
+        text.kind(backup),
+        text.local(backup.begin_time),
+        f"{backup.entry_count:,}",
+        figures.size(backup.data_bytes),
+        figures.size(backup.stored_bytes),
+        text.changes(backup.changes),
+        text.tags(backup.tags),
+    )
+
+
+# --- diff
+
+
+@command(
+    "diff",
+    "Show what changed between two backups.",
+    "staddle diff www",
+    "staddle diff www 3f9c latest",
+)
+@dataset_argument
+@backup_argument("a")
+@backup_argument("b")
+def diff(session: Session, dataset: str, a: str | None, b: str | None) -> None:
+    """Show what changed between two backups: the last two, A and the newest, or A and B.
+
+    + is added, - removed, ~ changed, m changed in metadata only (mode, owner, times). A and B are ids, first digits of ids, or `latest`.
+    """
+    with session.connect() as client:
+        older, newer = _two_backups(client, dataset, a, b)
+        counts = dict.fromkeys(ChangeType, 0)
+        changes = _counting(client.changes(dataset, older.id, newer.id), counts)
+        output = session.output
+        if output.as_json:
+            for change in changes:
+                output.record(json_output.of_change(change))
+        else:
+            output.table(map(_change_row, changes))
+    record = {
+        **{kind.value: count for kind, count in counts.items()},
+        "from": json_output.of_backup(older),
+        "to": json_output.of_backup(newer),
+    }
+    output.summary("diff", record, _differences(counts, older, newer))
+
+
+def _two_backups(client: Client, dataset: str, a: str | None, b: str | None) -> tuple[Backup, Backup]:
+    if a is not None:
+        return client.get_backup(dataset, a), client.get_backup(dataset, b)
+    newest = list(itertools.islice(client.backups(dataset), 2))
+    if len(newest) < 2:
+        raise BackupNotFoundError(
+            f"The dataset {text.escaped(dataset)} has {figures.counted(len(newest), 'backup')}, and a comparison needs two.",
+            facts={"dataset": dataset},
+        )
+    return newest[1], newest[0]
+
+
+def _counting(changes: Iterator[Change], counts: dict[ChangeType, int]) -> Iterator[Change]:
+    for change in changes:
+        counts[change.type] += 1
+        yield change
+
+
+def _change_row(change: Change) -> tuple[str]:
+    entry = change.after or change.before
+    path = text.escaped(change.path_bytes) if entry is None else text.path_shown(entry)
+    mark = text.UNCERTAIN if change.uncertain else ""
+    if entry is not None and entry.incomplete:
+        mark += text.INCOMPLETE
+    return (f"{LETTERS[change.type]} {path}{mark}",)
+
+
+def _differences(counts: dict[ChangeType, int], older: Backup, newer: Backup) -> str:
+    parts = [f"{count:,} {LETTER_WORDS[kind]} ({LETTERS[kind]})" for kind, count in counts.items() if count]
+    return f"{', '.join(parts) or 'No differences'}, from {text.which(older)} to {text.which(newer)}."
+
+
+# --- info
+
+
+@command(
+    "info",
+    "Show which server this is, and what your token may do.",
+    "staddle info",
+    "staddle info --server backup.example:7443 --ca ca.pem",
+)
+def info(session: Session) -> None:
+    """Show which server this is, and what your token may do there."""
+    with session.connect() as client:
+        about = client.info()
+    output = session.output
+    if not output.as_json:
+        chunker = about.chunker
+        rows = [
+            ("server", client.address),
+            ("version", text.escaped(about.version)),
+            ("tenant", text.escaped(about.tenant)),
+            ("token", f"{text.escaped(about.principal)}, {text.escaped(about.role)}"),
+            ("time", text.local(about.server_time)),
+            (
+                "chunks",
+                f"{figures.size(chunker.min_bytes)} to {figures.size(chunker.max_bytes)}, about {figures.size(chunker.avg_bytes)}",
+            ),
+            *((name.replace("_", " "), _limit(name, value)) for name, value in about.limits.items()),
+        ]
+        output.table(rows)
+    words = f"Connected to {client.address} as {text.escaped(about.principal)} ({text.escaped(about.role)} of {text.escaped(about.tenant)})."
+    output.summary("info", {"server": client.address, **json_output.of_info(about)}, words)
+
+
+def _limit(name: str, value: float) -> str:
+    if "_bytes_" in name:
+        return figures.size(int(value))
+    return f"{value:,}" if isinstance(value, int) else text.seconds(value)

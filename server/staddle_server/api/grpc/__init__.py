@@ -1,0 +1,1 @@
+"""The service over gRPC. The only room, with app, that knows gRPC."""

@@ -1,0 +1,71 @@
+"""What the server says about itself."""
+
+from __future__ import annotations
+
+from staddle.v1 import service_pb2 as sv
+
+from staddle_server import __version__
+from staddle_server.api import convert
+from staddle_server.api.grpc.call import Call
+from staddle_server.base import limits
+from staddle_server.base.clock import Clock
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.condition import Condition, Conditions
+
+
+class InfoCalls:
+    """What answers GetServerInfo."""
+
+    def __init__(
+        self,
+        tenants: Tenants,
+        clock: Clock,
+        conditions: Conditions,
+        *,
+        streams_max: int,
+        lease_s: float,
+        life_s: float,
+    ) -> None:
+        self._tenants = tenants
+        self._conditions = conditions
+        self._clock = clock
+        self._limits = sv.Limits(
+            message_bytes_max=limits.MESSAGE_BYTES_MAX,
+            put_chunks_bytes_max=limits.PUT_CHUNKS_BYTES_MAX,
+            put_chunks_inflated_bytes_max=limits.PUT_CHUNKS_INFLATED_BYTES_MAX,
+            chunks_per_call_max=limits.CHUNKS_PER_CALL_MAX,
+            entries_per_call_max=limits.ENTRIES_PER_CALL_MAX,
+            read_range_bytes_max=limits.READ_RANGE_BYTES_MAX,
+            path_bytes_max=limits.PATH_BYTES_MAX,
+            streams_max=streams_max,
+            upload_lease=convert.duration(lease_s),
+            upload_life=convert.duration(life_s),
+        )
+
+    def get_server_info(self, _request: sv.GetServerInfoRequest, call: Call) -> sv.GetServerInfoResponse:
+        tenant = self._tenants.get(call.principal.tenant)
+        return sv.GetServerInfoResponse(
+            version=__version__,
+            tenant=tenant.name,
+            principal=call.principal.name,
+            role=call.principal.role.name.lower(),
+            chunker=convert.chunker_out(tenant.cutter.parameters),
+            limits=self._limits,
+            server_time=convert.timestamp(self._clock.now_ns()),
+            condition=_condition_out(self._conditions.of(tenant.id)),
+        )
+
+
+def _condition_out(condition: Condition) -> sv.ServerCondition:
+    clock, damage = condition.clock, condition.damage
+    message = sv.ServerCondition(
+        takes_backups=condition.takes_backups,
+        damaged_packs=damage.packs,
+        damaged_segments=damage.segments,
+        damaged_footers=damage.footers,
+    )
+    if clock is not None and clock.jump_ns:
+        message.clock_in_doubt = True
+        message.clock_jump.FromNanoseconds(clock.jump_ns)
+        message.clock_wait.FromNanoseconds(clock.left_ns)
+    return message

@@ -1,0 +1,291 @@
+"""Messages from their bytes: a few bytes can stand for a large object, so what is in a message is counted before it is used.
+
+An empty entry of four bytes becomes an object of several hundred. What a message repeats, and what its entries repeat, is counted
+before it is decoded; and once more behind that, one message at a time, because numbers may be written in longer ways than
+counting in bytes looks for. Small messages cannot be too large: they cost nothing here.
+
+What is bulk, the data of PutChunks and of Backup, is not decoded: it stays where it came, and handlers get a view of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from staddle._protocol.encoding import BYTES, field, tag
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as sv
+
+from staddle_server.api.grpc.encoding import Piece
+from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import ENTRIES_PER_CALL_MAX, ITEMS_PER_MESSAGE_MAX, PARTS_PER_MESSAGE_MAX
+from staddle_server.store.blobs import compact
+
+M = TypeVar("M", bound=Message)
+
+FIELDS_MAX: Final = PARTS_PER_MESSAGE_MAX + 64
+"""Fields at the top of a message: what it repeats, and a few beside it."""
+_FIELD_BYTES_MIN: Final = 2
+
+
+def _number(type_: type[Message], name: str) -> int:
+    number: int = type_.DESCRIPTOR.fields_by_name[name].number
+    return number
+
+
+_PARTS: Final = _number(sv.BackupRequest, "parts")
+_CHUNK_DATA: Final = _number(sv.PutChunksRequest, "data")
+_DATA_TAGS: Final = (tag(sv.BackupPart, "data")[0], tag(sv.Data, "data")[0])
+_ENTRY_TAGS: Final = {tag(type_, "entry")[0] for type_ in (sv.BackupPart, sv.EntryChange)}
+_CONTENT_FIELD: Final = _number(pb.Entry, "content")
+_ITEM_FIELDS: Final = {_number(pb.Entry, "xattrs"), _number(pb.Entry, "holes")}
+_ITEM_TAGS: Final = (tag(pb.Entry, "xattrs"), tag(pb.Entry, "holes"), tag(pb.Content, "chunks"))
+
+_one_at_a_time: Final = threading.Lock()
+
+
+def decoder(type_: type[M]) -> Callable[[bytes], M]:
+    """What makes messages of a type from bytes.
+
+    It raises BadRequest (BAD_FIELD) for bytes that are no such message, and for one with more in it than any may have.
+    """
+
+    def read(data: bytes) -> M:
+        try:
+            return type_.FromString(data)
+        except DecodeError as error:
+            raise _unreadable(type_.DESCRIPTOR.name) from error
+
+    def decode(data: bytes) -> M:
+        if len(data) <= _FIELD_BYTES_MIN * FIELDS_MAX:
+            return read(data)
+        with _one_at_a_time:
+            if len(data) <= _FIELD_BYTES_MIN * ITEMS_PER_MESSAGE_MAX:  # no room for too many items
+                _count_fields(data)
+                return read(data)
+            _check_fields(data)
+            message = read(data)
+            if _items_in(message) > ITEMS_PER_MESSAGE_MAX:
+                raise _too_many_items()
+            return message
+
+    return decode
+
+
+def weigher(type_: type[Message]) -> Callable[[bytes], int]:
+    """What tells how much memory a message of this type may take once it is decoded, from its bytes: rather too much than too little."""
+    tags = [tag(type_, field.name) for field in type_.DESCRIPTOR.fields if field.is_repeated]
+
+    def weigh(data: bytes) -> int:
+        return 3 * len(data) + _REPEATED_BYTES * min(FIELDS_MAX, sum(map(data.count, tags)))
+
+    return weigh
+
+
+_REPEATED_BYTES: Final = 128
+_ITEM_BYTES: Final = 256
+_ENTRY_BYTES: Final = 2048
+"""What a field that is repeated, an attribute, hole or reference, and an entry take: as a message, and as what is made of it."""
+
+
+class PutChunks(NamedTuple):
+    """A PutChunksRequest, and the data that it came with."""
+
+    request: sv.PutChunksRequest
+    data: memoryview
+
+
+def put_chunks(message: bytes) -> PutChunks:
+    """A PutChunksRequest, with its data as a view of the message. Raises what `decoder` says."""
+    view = memoryview(message)
+    data, rest, kept = view[:0], bytearray(), 0
+    for number, kind, begin, start, end in _fields(message):
+        if number == _CHUNK_DATA and kind == BYTES:
+            rest += view[kept:begin]
+            data, kept = view[start:end], end
+    rest += view[kept:]
+    return PutChunks(_put_chunks(bytes(rest)), data)
+
+
+_put_chunks: Final = decoder(sv.PutChunksRequest)
+
+
+class PutEntries(NamedTuple):
+    """A PutEntriesRequest that is still bytes but for its head: whose it is.
+
+    Its changes are thousands of objects, so they are made when it is their turn.
+    """
+
+    head: sv.PutEntriesRequest
+    message: bytes
+
+    def weigh(self) -> int:
+        """What the whole request may take in memory once it is decoded, see `weigher`."""
+        count = self.message.count
+        entries = min(ENTRIES_PER_CALL_MAX, count(_CHANGE_TAG))
+        items = min(ITEMS_PER_MESSAGE_MAX, sum(map(count, _ITEM_TAGS)))
+        return 3 * len(self.message) + _ENTRY_BYTES * entries + _ITEM_BYTES * items
+
+    def read(self) -> sv.PutEntriesRequest:
+        """The whole request. Raises what `decoder` says."""
+        request = _put_entries(self.message)
+        if (request.upload_id, request.epoch) != (self.head.upload_id, self.head.epoch):
+            raise BadRequest("BAD_FIELD", "upload_id and epoch stand behind the changes", field="upload_id")
+        return request
+
+
+_put_entries: Final = decoder(sv.PutEntriesRequest)
+_CHANGE_TAG: Final = tag(sv.PutEntriesRequest, "changes")
+_CHANGES: Final = _number(sv.PutEntriesRequest, "changes")
+
+
+def put_entries(message: bytes) -> PutEntries:
+    """A PutEntriesRequest of which only what comes before its changes is read. Raises what `decoder` says."""
+    end = len(message)
+    for number, _, begin, _, _ in _fields(message):
+        if number == _CHANGES:
+            end = begin
+            break
+    head = _put_entries(message[:end])
+    if not head.upload_id:  # its fields came in another order than that of their numbers
+        head = _put_entries(message)
+        del head.changes[:]
+    return PutEntries(head, message)
+
+
+def backup_parts(message: bytes) -> Iterator[sv.BackupPart | Piece]:
+    """The parts of a BackupRequest, each decoded when its turn comes. Bytes stand for a part that is `data.data` and nothing else.
+
+    It raises what `decoder` says, at the part with which it becomes too much.
+    """
+    view = memoryview(message)
+    count = items = 0
+    for number, kind, begin, start, end in _fields(message):
+        if number != _PARTS or kind != BYTES:
+            _backup(
+                message[begin:end]
+            )  # what the contract does not know is passed over, if it is a field at all
+            continue
+        count += 1
+        if count > PARTS_PER_MESSAGE_MAX:
+            raise _too_many_parts()
+        data = _data_alone(message, start, end)
+        if data is None:
+            request = _backup(message[begin:end])
+            items += _items_in(request)
+            if items > ITEMS_PER_MESSAGE_MAX:
+                raise _too_many_items()
+            yield request.parts[0]
+        else:
+            yield compact(view[data])
+
+
+_backup: Final = decoder(sv.BackupRequest)
+
+
+def _data_alone(message: bytes, start: int, end: int) -> slice | None:
+    """Where the bytes are that the BackupPart between `start` and `end` consists of, if it does."""
+    for expected in _DATA_TAGS:
+        if start == end or message[start] != expected:
+            return None
+        _, _, start, stop = field(message, start)
+        if stop != end:
+            return None
+    return slice(start, end)
+
+
+def _too_many_parts() -> BadRequest:
+    return BadRequest("BAD_FIELD", f"parts: a message has at most {PARTS_PER_MESSAGE_MAX}", field="parts")
+
+
+def _too_many_items() -> BadRequest:
+    return BadRequest(
+        "BAD_FIELD",
+        f"entries: a message has at most {ITEMS_PER_MESSAGE_MAX} extended attributes, holes and chunk references",
+        field="entry",
+    )
+
+
+def _unreadable(name: str) -> BadRequest:
+    return BadRequest("BAD_FIELD", f"the message cannot be read as {name}", field="message")
+
+
+def _count_fields(data: bytes) -> None:
+    """Raises BadRequest for more than FIELDS_MAX fields."""
+    for _ in _fields(data):
+        pass
+
+
+def _check_fields(data: bytes) -> None:
+    """Raises BadRequest for more than FIELDS_MAX fields, or more than ITEMS_PER_MESSAGE_MAX items in the entries.
+
+    Looks at the heads of fields alone, and into entries only where the bytes of items' tags are many: they may be data.
+    """
+    suspects = 0
+    for _, _, _, start, end in _fields(data):
+        if start < end and data[start] in _ENTRY_TAGS:
+            suspects += sum(data.count(tag, start, end) for tag in _ITEM_TAGS)
+    if suspects > ITEMS_PER_MESSAGE_MAX:
+        # No more of them are counted than say that there are too many.
+        for items, _ in enumerate(_items(data), 1):
+            if items > ITEMS_PER_MESSAGE_MAX:
+                raise _too_many_items()
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """The number and the type of each field at the top of a message; where it begins, where its value begins, and where that ends.
+
+    Raises BadRequest for more than FIELDS_MAX, and for one that is cut off.
+    """
+    at, count = 0, 0
+    while at < len(data):
+        count += 1
+        if count > FIELDS_MAX:
+            raise _too_many_parts()
+        begin = at
+        number, kind, start, at = field(data, begin)
+        if at > len(data):
+            raise _unreadable("a message of this service")
+        yield number, kind, begin, start, at
+
+
+def _items(data: bytes) -> Iterator[int]:
+    """Where the attributes, holes and chunk references in the entries of a message begin."""
+    for _, _, _, start, end in _fields(data):
+        if start < end and data[start] in _ENTRY_TAGS:
+            _, _, inner, stop = field(data, start)
+            yield from _items_of_entry(data, inner, min(stop, end))
+
+
+def _items_of_entry(data: bytes, at: int, end: int) -> Iterator[int]:
+    while at < end:
+        number, _, start, at = field(data, at)
+        if at > end:  # cut off, or a group: what is in it could not be counted
+            raise _unreadable("a message of this service")
+        if number in _ITEM_FIELDS:
+            yield start
+        elif number == _CONTENT_FIELD:
+            while start < at:
+                yield start
+                _, _, _, start = field(data, start)
+            if start > at:
+                raise _unreadable("a message of this service")
+
+
+def _items_in(message: Message) -> int:
+    """How many attributes, holes and chunk references the entries of a message have."""
+    items = 0
+    for entry in _entries(message):
+        items += len(entry.xattrs) + len(entry.holes)
+        if entry.HasField("content"):
+            items += len(entry.content.chunks)
+    return items
+
+
+def _entries(message: Message) -> Iterator[pb.Entry]:
+    if isinstance(message, sv.BackupRequest):
+        yield from (part.entry for part in message.parts if part.HasField("entry"))
+    elif isinstance(message, sv.PutEntriesRequest):
+        yield from (change.entry for change in message.changes if change.HasField("entry"))

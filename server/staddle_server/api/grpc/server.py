@@ -1,0 +1,338 @@
+"""The gRPC server: the table of methods, health, reflection, and how it drains."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from staddle._base.figures import counted
+from staddle.v1 import service_pb2 as sv
+
+from staddle_server.api.error_table import status_of
+from staddle_server.api.grpc.call import CallerGone, Gate, Method, Reading, handle
+from staddle_server.api.grpc.health import ASKED_MAX, WATCHES_MAX, Health
+from staddle_server.api.grpc.health import SERVICE as HEALTH
+from staddle_server.api.grpc.info import InfoCalls
+from staddle_server.api.grpc.messages import backup_parts, decoder, put_chunks, put_entries, weigher
+from staddle_server.api.grpc.reads import ReadCalls
+from staddle_server.api.grpc.retention import RetentionCalls
+from staddle_server.api.grpc.uploads import UploadCalls
+from staddle_server.base.errors import StaddleError
+from staddle_server.base.limits import (
+    CALLS_MAX,
+    CALLS_WAITING_MAX,
+    CONNECTIONS_MAX,
+    MESSAGE_BYTES_MAX,
+    MIB,
+    UNARY_THREADS,
+)
+from staddle_server.base.threads import Background, Threads, no_thread
+from staddle_server.base.types import TokenRole
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+log = logging.getLogger(__name__)
+
+SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
+REFLECTION: Final = "/grpc.reflection.v1alpha.ServerReflection/"
+WRITES: Final = f"{SERVICE.full_name}/writes"
+"""What health calls the writing half of the service: NOT_SERVING once the store takes no more writes."""
+UPKEEP: Final = f"{SERVICE.full_name}/upkeep"
+"""What health calls purging, expiry and policies: NOT_SERVING while the clock is in doubt."""
+ROOM: Final = f"{SERVICE.full_name}/room"
+"""What health calls the room on the disk: NOT_SERVING while it is too little for backups, so that writes is, too."""
+INTEGRITY: Final = f"{SERVICE.full_name}/integrity"
+"""What health calls the wholeness of what is stored: NOT_SERVING while damage is known; the service itself continues."""
+CERTIFICATE: Final = f"{SERVICE.full_name}/certificate"
+"""What health calls the server's certificate: NOT_SERVING from 30 days before its end on; the service itself continues."""
+WAITING_CALLS_MAX: Final = 512
+"""Calls that may wait for a thread; more are refused at once."""
+THREADS_LEFT_MIN: Final = 4
+"""Where the system gives no more threads, calls leave so many for health and for refusing, and streams twice as many."""
+IDLE_CHECK_S: Final = 5.0
+HEALTH_CHECK_S: Final = 1.0
+TOKEN_CHECK_S: Final = 2.0
+"""How often the tokens of calls under way are looked at."""
+GRACE_S: Final = 1.0
+"""What is left when a server stops has so long to say its last word."""
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A stream that is not read holds so much of what was sent, and no more: probing the bandwidth made it several MiB.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", MIB),
+    ("grpc.max_metadata_size", 16 * 1024),
+    # Who connects and does not speak, or has nothing to say, is let go; a client's library connects again when it has.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+)
+
+
+def connections_max() -> int:
+    """Connections at once: callers never take the files that the store needs."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS_MAX if files == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, files // 2)
+
+
+def methods(
+    uploads: UploadCalls, reads: ReadCalls, retention: RetentionCalls, info: InfoCalls
+) -> dict[str, Method]:
+    """Every method, the role that it needs, and what answers. What is not here is not served."""
+    reader, writer, admin = TokenRole.READER, TokenRole.WRITER, TokenRole.ADMIN
+    return {
+        "Backup": Method(writer, uploads.backup),
+        "BeginUpload": Method(writer, uploads.begin_upload),
+        "GetUpload": Method(writer, uploads.get_upload),
+        "ResumeUpload": Method(writer, uploads.resume_upload),
+        "CheckpointUpload": Method(writer, uploads.checkpoint_upload),
+        "RenewUpload": Method(writer, uploads.renew_upload),
+        "CommitUpload": Method(writer, uploads.commit_upload),
+        "AbortUpload": Method(writer, uploads.abort_upload),
+        "ListUploads": Method(admin, uploads.list_uploads),
+        "FindMissingChunks": Method(writer, uploads.find_missing_chunks, one_of_many=True),
+        "PutChunks": Method(writer, uploads.put_chunks, one_of_many=True),
+        "PutEntries": Method(writer, uploads.put_entries, one_of_many=True),
+        "Restore": Method(reader, reads.restore),
+        "ReadRange": Method(reader, reads.read_range),
+        "ListDatasets": Method(reader, reads.list_datasets),
+        "ListBackups": Method(reader, reads.list_backups),
+        "GetBackup": Method(reader, reads.get_backup),
+        "ListEntries": Method(reader, reads.list_entries),
+        "ListChanges": Method(reader, reads.list_changes),
+        "DeleteBackup": Method(admin, retention.delete_backup),
+        "UndeleteBackup": Method(admin, retention.undelete_backup),
+        "SetHold": Method(admin, retention.set_hold),
+        "ReleaseHold": Method(admin, retention.release_hold),
+        "RetainBackup": Method(admin, retention.retain_backup),
+        "GetRetention": Method(reader, retention.get_retention),
+        "SetRetention": Method(admin, retention.set_retention),
+        "PlanRetention": Method(reader, retention.plan_retention),
+        "ApplyRetention": Method(admin, retention.apply_retention),
+        "GetServerInfo": Method(reader, info.get_server_info),
+    }
+
+
+_BULK: Final[dict[str, Callable[[bytes], Any]]] = {
+    "Backup": backup_parts,
+    "PutChunks": put_chunks,
+    "PutEntries": put_entries,
+}
+"""How messages are read in which most is data, or much waits for its turn; of all other methods they are decoded."""
+
+
+def _handlers(gate: Gate, table: dict[str, Method]) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """GRPC's handlers, with the messages that the contract gives each method; `handle` says why all stream their requests."""
+    made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for name, method in table.items():
+        described = SERVICE.methods_by_name[name]
+        downstream = described.server_streaming
+        kind = "upstream" if described.client_streaming else "downstream" if downstream else "unary"
+        make = grpc.stream_stream_rpc_method_handler if downstream else grpc.stream_unary_rpc_method_handler
+        type_ = getattr(sv, described.input_type.name)
+        decode = _BULK.get(name) or decoder(type_)
+        # Bulk stays as bytes; its memory is counted where it is decoded.
+        weigh = len if name in _BULK else weigher(type_)
+        made[name] = make(
+            handle(gate, name, method, kind, Reading(decode, weigh)),
+            request_deserializer=None,
+            response_serializer=_encoded,
+        )
+    return made
+
+
+def _encoded(response: Message | bytes) -> bytes:
+    """A message as bytes; Restore's are already."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+class _Door(grpc.ServerInterceptor):
+    """Reflection needs any valid token; our own methods and health look for themselves; there is nothing else."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or not details.method.startswith(REFLECTION):
+            return handler
+        return self._reflection(handler)
+
+    def _reflection(self, handler: Any) -> Any:
+        serve = handler.stream_stream
+
+        def checked(requests: Any, context: grpc.ServicerContext) -> Any:
+            try:
+                call = self._gate.admit("Reflection", TokenRole.READER, context, stream=True)
+                slot = self._gate.streams.enter(context, call.principal.tenant)
+                yield from serve(call.passing(slot.moving(requests)), context)
+            except StaddleError as e:
+                context.abort_with_status(rpc_status.to_status(status_of(e)))
+            except CallerGone:
+                context.abort(grpc.StatusCode.CANCELLED, "the client has gone")
+
+        return grpc.stream_stream_rpc_method_handler(
+            checked,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+class _Symbols:
+    """The default descriptor pool, which finds the file of a method too: `grpcurl describe SERVICE.METHOD` asks for that."""
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - protobuf's name
+        """The file that defines a symbol; KeyError where there is none."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return self._pool.FindMethodByName(symbol).containing_service.file
+
+
+class WireServer:
+    """A gRPC server that can be started once, drained, and stopped."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        table: dict[str, Method],
+        streams_max: int,
+        parts: Mapping[str, Callable[[], bool]],
+    ) -> None:
+        """`parts`: whether each part of the service works that health has a name for, as WRITES; asked every few seconds."""
+        self._gate = gate
+        self._parts = parts
+        self._health = Health({"", SERVICE.full_name, *parts}, time.monotonic)
+        self._looked_s = self._tokens_looked_s = time.monotonic()
+        self._look_after = Background("look-after", HEALTH_CHECK_S, self._look)
+        # Whatever waits for its caller holds one of the first; the last are for what is at work.
+        threads = streams_max + CALLS_MAX + CALLS_WAITING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
+        self._threads = Threads(threads, "call", ahead=UNARY_THREADS)
+        gate.check_threads = self._check_threads
+        self._slots = (gate.streams, gate.calls, self._health.asked)
+        self._server = grpc.server(
+            cast("ThreadPoolExecutor", self._threads),  # gRPC only submits
+            interceptors=[_Door(gate)],
+            options=(*OPTIONS, ("grpc.max_allowed_incoming_connections", connections_max())),
+            maximum_concurrent_rpcs=threads + WAITING_CALLS_MAX,
+        )
+        self._server.add_generic_rpc_handlers(
+            [
+                grpc.method_handlers_generic_handler(SERVICE.full_name, _handlers(gate, table)),
+                self._health.handlers(),
+            ]
+        )
+        names = [SERVICE.full_name, HEALTH.full_name, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self._server, pool=cast("DescriptorPool", _Symbols()))
+
+    def start(
+        self,
+        address: str,
+        credentials: grpc.ServerCredentials | None,
+        own: str = "",
+        place: contextlib.AbstractContextManager[object] | None = None,
+    ) -> int:
+        """Listens and serves; gives the port. `own` is a second address, without TLS, for the server's own questions.
+
+        `place` holds the addresses' places while they are bound.
+
+        Raises:
+            RuntimeError: the address is in use, or is none.
+            Exhausted: TOO_MANY, the system does not give the threads that the server needs.
+
+        """
+        with place or contextlib.nullcontext():
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
+            if own:
+                self._server.add_insecure_port(own)
+        self._threads.start()
+        if self._threads.is_short:
+            raise no_thread()
+        self._look_after.start()
+        self._server.start()
+        self._health.say(_SERVING, "", SERVICE.full_name)
+        self._say_parts()
+        return port
+
+    def _check_threads(self, *, stream: bool) -> None:
+        """Whether a call may keep its thread. Where the system gives no more, the last ones are for calls that end soon.
+
+        Raises:
+            Exhausted: TOO_MANY.
+
+        """
+        if self._threads.is_short and self._threads.left < THREADS_LEFT_MIN * (2 if stream else 1):
+            raise no_thread()
+
+    def _look(self) -> None:
+        """Ends calls in which nothing moves, and keeps true what health says about parts of the service."""
+        self._say_parts()
+        now_s = time.monotonic()
+        if now_s - self._tokens_looked_s >= TOKEN_CHECK_S:
+            self._tokens_looked_s = now_s
+            self._end_invalid()
+        if now_s - self._looked_s >= IDLE_CHECK_S:
+            self._looked_s = now_s
+            if ended := sum(slots.end_idle() for slots in self._slots):
+                log.info("%s ended in which nothing moved", counted(ended, "call was", "calls were"))
+
+    def _end_invalid(self) -> None:
+        try:
+            if ended := self._gate.end_invalid():
+                log.warning(
+                    "%s ended whose token was revoked or has expired",
+                    counted(ended, "call was", "calls were"),
+                )
+        except StaddleError as e:
+            log.warning("the tokens of calls under way could not be looked at: %s", e.message)
+
+    def _say_parts(self) -> None:
+        for name, is_true in self._parts.items():
+            serves = is_true() and not self._gate.draining
+            self._health.say(_SERVING if serves else _NOT_SERVING, name)
+
+    def close(self, drain_s: float) -> None:
+        """Takes no new calls, and gives the streams under way so long."""
+        self._gate.close()
+        self._health.say(_NOT_SERVING, "", SERVICE.full_name, *self._parts)
+        self._gate.streams.wait_idle(drain_s)
+
+    def stop(self) -> None:
+        """Ends what is still under way."""
+        self._look_after.stop()
+        try:
+            ended = self._server.stop(grace=GRACE_S)
+        except RuntimeError:  # the library waits on a thread of its own, and the system gives none
+            ended = self._server.stop(grace=None)
+        ended.wait()
+        self._threads.shutdown(wait=False)

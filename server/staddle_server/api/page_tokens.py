@@ -1,0 +1,56 @@
+"""Page tokens: where a list continues, bound to the query that gave them, and useless for any other."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from typing import TypeVar
+
+import msgspec
+from blake3 import blake3
+
+from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import PAGE_TOKEN_BYTES_MAX
+
+T = TypeVar("T")
+
+_TAG_BYTES = 16
+
+
+class PageTokens:
+    """Makes and checks the page tokens of one tenant."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def make(self, query: tuple[object, ...], position: object) -> str:
+        """The token for going on behind `position` in the list that `query` names."""
+        body = msgspec.msgpack.encode(position)
+        return base64.urlsafe_b64encode(self._tag(query, body) + body).decode("ascii").rstrip("=")
+
+    def read(self, query: tuple[object, ...], token: str, type_: type[T]) -> T:
+        """The position that a token names.
+
+        Raises:
+            BadRequest: BAD_PAGE_TOKEN, it was not made for this query.
+
+        """
+        try:
+            if len(token) > PAGE_TOKEN_BYTES_MAX:
+                raise ValueError("too long")
+            data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+            tag, body = data[:_TAG_BYTES], data[_TAG_BYTES:]
+            if not hmac.compare_digest(tag, self._tag(query, body)):
+                raise ValueError("not ours")
+            return msgspec.msgpack.decode(body, type=type_)
+        except (ValueError, binascii.Error, msgspec.MsgspecError) as e:
+            raise BadRequest(
+                "BAD_PAGE_TOKEN",
+                "page_token: it is not one that this query gave; repeat the query without it",
+                field="page_token",
+            ) from e
+
+    def _tag(self, query: tuple[object, ...], body: bytes) -> bytes:
+        bound = msgspec.msgpack.encode((query, body))
+        return blake3(bound, key=self._key).digest(_TAG_BYTES)

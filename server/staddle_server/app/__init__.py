@@ -1,0 +1,1 @@
+"""Reads the configuration and joins the rooms: the only place, with cli, that names concrete classes."""

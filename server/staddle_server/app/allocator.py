@@ -1,0 +1,73 @@
+"""The C library's allocator, told what kind of program this is.
+
+Bulk messages of about 1 MiB come and go. By itself glibc gives each back to the kernel and faults it in again, page by page; kept
+and used again, one stream carries nearly three times as much. What is kept counts as memory of the server, and threads would keep it
+in arenas of their own, so both are bounded. Elsewhere than on glibc nothing is done.
+"""
+
+import ctypes
+import sys
+from typing import Final, NamedTuple
+
+from staddle_server.base.limits import KIB, MIB
+
+
+class Parameter(NamedTuple):
+    """One parameter of mallopt(3): the first of `values` that the library accepts is set."""
+
+    name: str
+    number: int
+    values: tuple[int, ...]
+    why: str
+
+
+PARAMETERS: Final = (
+    Parameter(
+        "M_MMAP_THRESHOLD",
+        -3,
+        (64 * MIB, 32 * MIB),
+        "messages and segments come from memory that is kept, not from maps of their own; older glibc takes 32 MiB at most",
+    ),
+    Parameter("M_TRIM_THRESHOLD", -1, (32 * MIB,), "how much free memory is kept at the top of the heap"),
+    Parameter(
+        "M_TOP_PAD", -2, (4 * MIB,), "how much more is taken when the heap grows, so that it grows rarely"
+    ),
+    Parameter(
+        "M_ARENA_MAX",
+        -8,
+        (1,),
+        "one heap for all threads: each keeps what it had at its largest, and two were no faster",
+    ),
+)
+HIGHEST: Final = 2**31 - 1
+
+
+def tune(parameters: tuple[Parameter, ...] = PARAMETERS) -> dict[str, int]:
+    """Sets the parameters in this process; tells what was accepted, by name. Empty where the C library is not glibc.
+
+    Call it before threads start: arenas that exist stay.
+    """
+    if not sys.platform.startswith("linux"):
+        return {}
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return {}
+    mallopt = library.mallopt
+    mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
+    mallopt.restype = ctypes.c_int
+    accepted = {}
+    for parameter in parameters:
+        value = next((value for value in parameter.values if mallopt(parameter.number, value)), None)
+        if value is not None:
+            accepted[parameter.name] = value
+    return accepted
+
+
+def describe(accepted: dict[str, int]) -> str:
+    """For the log."""
+    if not accepted:
+        return "the C library's own settings"
+    return ", ".join(
+        f"{name} {value // KIB} KiB" if value >= KIB else f"{name} {value}"
+        for name, value in accepted.items()
+    )

@@ -1,0 +1,322 @@
+"""The store and the catalog of one data directory, joined: what serving and administration both begin with.
+
+Here, and in `app`, concrete classes are named; everywhere else rooms know each other by what they promise.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from staddle._base.figures import counted
+
+from staddle_server.app import generation
+from staddle_server.app.data_directory import DataDirectory, DataDirectoryError, make_durable
+from staddle_server.app.settings import OperatorError
+from staddle_server.base.clock import SystemClock
+from staddle_server.base.errors import BadRequest, Damaged
+from staddle_server.base.types import TokenRole
+from staddle_server.catalog import Catalog, Tenant, Token, open_catalog
+from staddle_server.catalog.validation import check_name
+from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.blobs import BlobMissing, check_format, create_format
+from staddle_server.store.keys import (
+    KeyStore,
+    WrongMasterKey,
+    clear_master_key_temporary,
+    create_master_key,
+    keys_name,
+    load_master_key,
+)
+from staddle_server.store.records import TenantRecord, TenantSettingsRecord, encode_record
+from staddle_server.tenancy.clock_guard import ClockGuard, Standing
+from staddle_server.tenancy.records import as_noted, as_pending, finish_all, finish_missing
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.integrity.findings import Kept
+from staddle_server.upkeep.rebuild.catalog_age import records_unknown, tenants_unknown
+from staddle_server.upkeep.rebuild.run import Rebuilding, Report, Show
+
+DEFAULT_TENANT: Final = "default"
+LOCAL_TOKEN: Final = "local"  # noqa: S105  the name of a token, not a token
+KEYS_FIRST: Final = 1
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """The lower rooms of a server."""
+
+    blobs: DirectoryBlobs
+    keys: KeyStore
+    catalog: Catalog
+    looked: generation.Looked | None = None
+    """How store and catalog compared when they were opened; None: they were not compared."""
+
+    def tenants(self) -> Tenants:
+        """What opens tenants by their keys."""
+        return Tenants(self.blobs, self.catalog, self.keys)
+
+    def kept(self) -> Kept:
+        """What checking and repairing look after."""
+        return Kept(self.catalog, self.blobs, self.keys, self.tenants(), SystemClock())
+
+
+class NoSuchTenantError(OperatorError):
+    """There is no tenant of that name."""
+
+
+@contextlib.contextmanager
+def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator[Rooms]:
+    """Opens a data directory that was made.
+
+    A catalog that is older than its store is refused, unless the caller decides nothing by it (`only_look`). Raises what store
+    and catalog raise: a wrong key, damage, no access.
+    """
+    directory.require()
+    blobs = DirectoryBlobs(str(directory.store))
+    check_format(blobs)
+    keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
+    catalog = open_catalog(str(directory.catalog))
+    try:
+        _refuse_emptied(directory, blobs, catalog)
+        opened = Rooms(blobs, keys, catalog)
+        if not only_look:
+            opened = replace(opened, looked=generation.refuse_older(directory, blobs, catalog))
+            _refuse_other_key(directory, opened)
+            _refuse_older(directory, opened)
+        yield opened
+    finally:
+        catalog.close()
+
+
+def _refuse_emptied(directory: DataDirectory, blobs: DirectoryBlobs, catalog: Catalog) -> None:
+    """Raises DataDirectoryError for a catalog without a tenant where the store has records, which only tenants have."""
+    if not catalog.tenants.list_all() and next(blobs.list("records"), None) is not None:
+        raise DataDirectoryError(
+            f"{directory.catalog} is empty, but {directory.store} is filled: put the newest copy of the catalog back, or make it "
+            f"anew from the store with `staddle-server rebuild --replace --data {directory.path}`"
+        )
+
+
+def _refuse_other_key(directory: DataDirectory, opened: Rooms) -> None:
+    """Raises DataDirectoryError for a master key that opens no tenant's keys, neither in the store nor in the catalog.
+
+    A tenant that is made under it would be lost when the right key is put back.
+    """
+    rows = opened.catalog.tenants.list_all()
+    if rows and all(_opens_not(opened, row) for row in rows):
+        raise DataDirectoryError(
+            f"{directory.master_key} is not the master key of {directory.path}: it opens the keys of no tenant, neither those in the "
+            "store nor their copies in the catalog. Put the right key back from its copy. Nothing was changed; without that key, what "
+            "is stored here cannot be read"
+        )
+
+
+def _opens_not(opened: Rooms, row: Tenant) -> bool:
+    """Whether the tenant's keys are there, twice, and were wrapped with another master key."""
+    if not row.wrapped_keys or opened.keys.opens(row.id, row.keys_version, row.wrapped_keys):
+        return False
+    try:
+        opened.keys.load(row.id)
+    except WrongMasterKey:
+        return True
+    except Damaged:
+        return False
+    return False
+
+
+def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
+    """Raises DataDirectoryError for a catalog that has not made all the decisions of which the store has records."""
+    if strange := tenants_unknown(opened.blobs, opened.keys, opened.catalog):
+        raise _older(directory, f"{counted(len(strange), 'tenant')}, such as {min(strange).hex()}")
+    tenants = opened.tenants()
+    for row in opened.catalog.tenants.list_all():
+        try:
+            unknown = records_unknown(tenants.get(row.id), opened.catalog)
+        except Damaged:
+            continue  # its keys do not open: nothing of this tenant is served, and its alarm says what to do
+        if unknown:
+            decisions = f"{unknown} of the newest decisions (backups, deletions, holds, tokens)"
+            raise _older(directory, f"{decisions} of tenant {row.name}")
+
+
+def _older(directory: DataDirectory, unknown: str) -> DataDirectoryError:
+    return DataDirectoryError(
+        f"{directory.catalog} is older than its store: it does not know {unknown}. Put the newest copy of the catalog back, or make "
+        f"it anew from the store with `staddle-server rebuild --replace --data {directory.path}`"
+    )
+
+
+def initialise(directory: DataDirectory, now_ns: int) -> str:
+    """Makes keys, catalog, store and the default tenant, or what is missing of them; answers a new admin token.
+
+    The order lets it begin again wherever it was cut off: the store is made before the key, and the catalog before a
+    tenant's keys. So a key without a store, and keys without a catalog, always mean that something was lost.
+    Raises what store and catalog raise.
+    """
+    make_durable(directory.store)
+    blobs = DirectoryBlobs(str(directory.store))
+    try:
+        check_format(blobs)
+    except BlobMissing:
+        create_format(blobs)
+    clear_master_key_temporary(str(directory.master_key))
+    if not directory.master_key.exists():
+        create_master_key(str(directory.master_key))
+    make_durable(directory.store)  # and the name of the key, if an earlier start did not come to sync that
+    open_catalog(str(directory.catalog)).close()
+    with open_rooms(directory) as rooms:
+        return local_token(rooms, now_ns)
+
+
+def default_tenant(rooms: Rooms, now_ns: int) -> Tenant:
+    """The default tenant, made now if the first start was cut off before it was.
+
+    Raises NoSuchTenantError where there was more than that, so that another catalog, or an empty one, lies beside the store.
+    """
+    tenant = rooms.catalog.tenants.get_by_name(DEFAULT_TENANT)
+    if tenant is not None:
+        return tenant
+    if rooms.catalog.tenants.list_all():
+        return tenant_named(rooms, DEFAULT_TENANT)
+    return create_tenant(rooms, DEFAULT_TENANT, now_ns)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a rebuild did."""
+
+    report: Report
+    aside: Path | None
+    """Where the catalog is now that was there before."""
+    token: str
+    """A new admin token; empty if there is no tenant `default`, or nothing was changed."""
+
+
+def rebuild(directory: DataDirectory, now_ns: int, show: Show, *, dry_run: bool) -> Rebuilt:
+    """Makes a catalog from the store alone, and gives it its place at the end; one that is there is set aside.
+
+    The caller has locked the directory. Cut off at any point, it can be run again. With `dry_run` the catalog is made, to see
+    what comes out, and dropped. Raises what store and catalog raise, and NothingOpens.
+    """
+    blobs = DirectoryBlobs(str(directory.store))
+    check_format(blobs)
+    keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
+    directory.drop_new_catalog()
+    try:
+        catalog = open_catalog(str(directory.new_catalog))
+        try:
+            report = Rebuilding(blobs, keys, catalog, now_ns, show).run()
+            tenant = None if dry_run else catalog.tenants.get_by_name(DEFAULT_TENANT)
+            token = _new_local_token(catalog, tenant, now_ns) if tenant else ""
+        finally:
+            catalog.close()
+        aside = None if dry_run else directory.install_catalog(_aside(now_ns))
+        return Rebuilt(report, aside, token)
+    finally:
+        directory.drop_new_catalog()
+
+
+def _aside(now_ns: int) -> str:
+    """What the catalog is called that was there before, from the time."""
+    seconds, rest = divmod(now_ns, 10**9)
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest // 1000:06}Z"
+
+
+def create_tenant(rooms: Rooms, name: str, now_ns: int) -> Tenant:
+    """Makes a tenant with keys of its own: durable, with its record, on return. BAD_FIELD for a name that is taken."""
+    check_name("tenant", name)
+    if rooms.catalog.tenants.get_by_name(name) is not None:
+        raise BadRequest("BAD_FIELD", f"There is already a tenant {name!r}", field="name")
+    keys = rooms.keys.create(name, now_ns)
+    object_name = keys_name(keys.tenant, KEYS_FIRST)
+    wrapped = rooms.blobs.read(object_name, 0, rooms.blobs.size(object_name))
+    tenant = rooms.catalog.tenants.create(
+        keys.tenant,
+        name,
+        now_ns,
+        record=encode_record(TenantRecord(name=name, created_ns=now_ns)),
+        keys_version=KEYS_FIRST,
+        wrapped_keys=wrapped,
+    )
+    finish_missing(rooms.tenants().get(tenant.id), rooms.catalog)
+    return tenant
+
+
+def set_grace(rooms: Rooms, tenant: Tenant, grace_s: int, now_ns: int) -> None:
+    """Sets how long the tenant's deleted backups can be brought back: durable, with its record, on return."""
+    with rooms.catalog.tenants.deciding(tenant.id, now_ns) as at_ns:
+        record = TenantSettingsRecord(grace_s=grace_s, at_ns=at_ns)
+        rooms.catalog.tenants.set_grace(tenant.id, grace_s, as_pending(tenant.id, record))
+    finish_missing(rooms.tenants().get(tenant.id), rooms.catalog)
+
+
+def tenant_named(rooms: Rooms, name: str) -> Tenant:
+    """Raises NoSuchTenantError."""
+    tenant = rooms.catalog.tenants.get_by_name(name)
+    if tenant is None:
+        raise NoSuchTenantError(
+            f"there is no tenant {name!r}; `staddle-server tenant list` shows those that there are"
+        )
+    return tenant
+
+
+def create_token(
+    rooms: Rooms, tenant: Tenant, name: str, role: TokenRole, now_ns: int, *, expires_ns: int | None = None
+) -> str:
+    """Makes a token, with its record, and gives its text: see `Tokens.create` and `finish_all`."""
+    text = _create_token(rooms.catalog, tenant, name, role, now_ns, expires_ns=expires_ns)
+    finish_all(rooms.tenants(), rooms.catalog)
+    return text
+
+
+def revoke_token(rooms: Rooms, tenant: Tenant, token: str, now_ns: int) -> Token:
+    """Ends a token, with its record: see `Tokens.revoke` and `finish_all`."""
+    ended = _revoke_token(rooms.catalog, tenant, token, now_ns)
+    finish_all(rooms.tenants(), rooms.catalog)
+    return ended
+
+
+def confirm_clock(rooms: Rooms) -> Standing:
+    """An administrator says that the clock is right: see `ClockGuard.confirm`. The chain of each tenant has a record of it."""
+    tenants = rooms.catalog.tenants.list_all()
+    records = [as_noted(tenant.id, "the clock was confirmed") for tenant in tenants]
+    standing = ClockGuard(rooms.catalog, SystemClock()).confirm(records)
+    finish_all(rooms.tenants(), rooms.catalog)
+    return standing
+
+
+def local_token(rooms: Rooms, now_ns: int) -> str:
+    """A new admin token of the default tenant for the command on this machine, with its record.
+
+    The one before, of which the text is lost, is revoked. Raises what `default_tenant` raises.
+    """
+    token = _new_local_token(rooms.catalog, default_tenant(rooms, now_ns), now_ns)
+    finish_all(rooms.tenants(), rooms.catalog)
+    return token
+
+
+def _new_local_token(catalog: Catalog, tenant: Tenant, now_ns: int) -> str:
+    """A new local token whose record is pending. That of a rebuilt catalog stays so until its first start: it may not get its place."""
+    live = {token.name for token in catalog.tokens.list_all(tenant.id) if token.revoked_ns is None}
+    if LOCAL_TOKEN in live:
+        _revoke_token(catalog, tenant, LOCAL_TOKEN, now_ns)
+    return _create_token(catalog, tenant, LOCAL_TOKEN, TokenRole.ADMIN, now_ns)
+
+
+def _create_token(
+    catalog: Catalog,
+    tenant: Tenant,
+    name: str,
+    role: TokenRole,
+    now_ns: int,
+    *,
+    expires_ns: int | None = None,
+) -> str:
+    record = as_noted(tenant.id, "a token was made")
+    return catalog.tokens.create(tenant.id, name, role, now_ns, expires_ns, record=record)
+
+
+def _revoke_token(catalog: Catalog, tenant: Tenant, token: str, now_ns: int) -> Token:
+    return catalog.tokens.revoke(tenant.id, token, now_ns, record=as_noted(tenant.id, "a token was revoked"))

@@ -1,0 +1,158 @@
+"""Whether catalog and store of a data directory are the newest states of one another, and no copies.
+
+Each start and each stop of a server leaves a mark in the store and notes it in the catalog, with the time at which the mark's file was
+made. Of what
+does not fit together then, one part is older, or is a copy: numbers would be given twice, and what one side knows would be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from typing import Final, NamedTuple
+
+from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
+from staddle_server.base.errors import Exhausted, Unavailable
+from staddle_server.catalog import Catalog, Generation
+from staddle_server.catalog.validation import rfc3339
+from staddle_server.store.birth import birth_ns
+from staddle_server.store.blobs import BlobMissing, Blobs
+from staddle_server.store.marks import Began, Mark, marks_in, put_mark, read_mark
+
+_log = logging.getLogger(__name__)
+
+LOOKS_MAX: Final = 20
+"""So often a command looks again while a server that starts beside it leaves its mark."""
+
+OLDER_CATALOG: Final = "older catalog"
+OLDER_STORE: Final = "older store"
+COPY: Final = "copy"
+
+
+class Flaw(NamedTuple):
+    """What does not fit: which of the three it is, and the last start that both know, or that the store tells of."""
+
+    kind: str
+    mark: Mark
+    began: Began
+
+
+class Looked(NamedTuple):
+    """What one look found: what does not fit (None: catalog and store belong together), what the catalog knows, and all marks."""
+
+    flaw: Flaw | None
+    known: Generation | None
+    found: set[Mark]
+
+
+def look(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Looked:
+    """Compares catalog and store, with one listing of the marks. Raises what catalog and store raise."""
+    for _ in range(LOOKS_MAX):
+        known, found = catalog.generation.get(), marks_in(blobs)
+        flaw = None if known is None else _compare(directory, blobs, known, found)
+        if flaw is None or catalog.generation.get() == known:
+            break
+    return Looked(flaw, known, found)
+
+
+def _compare(directory: DataDirectory, blobs: Blobs, known: Generation, found: set[Mark]) -> Flaw | None:
+    current, intended = Mark.parse(known.current), Mark.parse(known.intended)
+    if current is None:
+        return None
+    # A start that was cut off has left its mark, or not; and marks before the current one are about to be removed.
+    newer = [mark for mark in found - {current, intended} if mark.number >= current.number]
+    if newer:
+        newest = max(newer)
+        return Flaw(OLDER_CATALOG, newest, read_mark(blobs, newest))
+    if current not in found:
+        return Flaw(OLDER_STORE, current, Began("", ""))
+    birth = _birth(directory, current)
+    if None not in (birth, known.birth_ns) and birth != known.birth_ns:
+        return Flaw(COPY, current, read_mark(blobs, current))
+    return None
+
+
+def _birth(directory: DataDirectory, mark: Mark) -> int | None:
+    try:
+        return birth_ns(str(directory.store / mark.name))
+    except OSError:
+        return None
+
+
+def refuse_older(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Looked:
+    """Raises DataDirectoryError if catalog or store is older than the other. A copy of both will do, for a command."""
+    looked = look(directory, blobs, catalog)
+    _refuse(directory, looked.flaw, {OLDER_CATALOG, OLDER_STORE})
+    return looked
+
+
+def leave_mark(
+    directory: DataDirectory, blobs: Blobs, catalog: Catalog, now_ns: int, looked: Looked | None = None
+) -> None:
+    """Leaves the mark of a server that starts or stops. The caller holds the directory and its store, and may have `looked` since.
+
+    A disk that is full, or takes no writes, keeps no server from that: the mark before stands then. Raises DataDirectoryError
+    where catalog and store do not belong together, and what they raise.
+    """
+    flaw, known, found = looked or look(directory, blobs, catalog)
+    _refuse(directory, flaw, {OLDER_CATALOG, OLDER_STORE, COPY})
+    current = None if known is None else Mark.parse(known.current)
+    # What a start that was cut off has left must go before another mark is intended, or it would be taken for a newer one.
+    left_over = found - {current} if current is not None else set()
+    try:
+        _remove(blobs, left_over)
+        mark = Mark.after(max((each.number for each in found), default=0))
+        catalog.generation.intend(mark.text)
+        put_mark(blobs, mark, Began(socket.gethostname(), rfc3339(now_ns)))
+        catalog.generation.confirm(mark.text, _birth(directory, mark))
+        _remove(blobs, found - left_over)
+    except (Exhausted, Unavailable) as error:
+        _log.warning("no mark is left in the store, and the last one stands: %s", error.message)
+
+
+def _remove(blobs: Blobs, marks: set[Mark]) -> None:
+    for mark in marks:
+        with contextlib.suppress(BlobMissing):
+            blobs.delete(mark.name)
+
+
+def adopt(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Flaw | None:
+    """Takes a copy, or an older store, for the one that counts from now on; says what it was. None: nothing was wrong.
+
+    Raises DataDirectoryError for a catalog that is older than its store: only a rebuild mends that.
+    """
+    flaw = look(directory, blobs, catalog).flaw
+    _refuse(directory, flaw, {OLDER_CATALOG})
+    if flaw is not None and flaw.kind == COPY:
+        catalog.generation.forget_birth()
+    elif flaw is not None:
+        catalog.generation.forget()
+    return flaw
+
+
+def _refuse(directory: DataDirectory, flaw: Flaw | None, kinds: set[str]) -> None:
+    if flaw is None or flaw.kind not in kinds:
+        return
+    data = directory.path
+    if flaw.kind == OLDER_CATALOG:
+        raise DataDirectoryError(
+            f"{directory.catalog} is older than its store: a server has started or stopped since{_when(flaw.began)}, with a catalog that is not "
+            "this one. Put the newest copy of the catalog back, or make it anew from the store with "
+            f"`staddle-server rebuild --replace --data {data}`"
+        )
+    if flaw.kind == OLDER_STORE:
+        raise DataDirectoryError(
+            f"{directory.store} is older than {directory.catalog.name}, or is not its store: the mark of the last start "
+            f"({flaw.mark.text}) is missing in it. Put the newest state of the store back; if there is none, "
+            f"`staddle-server adopt --data {data}` takes this one, and `check` then names what is lost"
+        )
+    raise DataDirectoryError(
+        f"{data} is a copy, or was put back from one: the last server{_when(flaw.began)} ran on other files. If that one runs no more, "
+        f"`staddle-server adopt --data {data}` makes this one count, and it can be served. Two that are served side by side would give "
+        "the same numbers to different backups"
+    )
+
+
+def _when(began: Began) -> str:
+    return f" (on {began.host}, at {began.at})" if began.host and began.at else ""

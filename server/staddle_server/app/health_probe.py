@@ -1,0 +1,140 @@
+"""The health probe: asks a server, with gRPC's own health protocol, whether it serves."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from staddle_server.app import tls
+from staddle_server.app.settings import Address, OperatorError, UnixAddress
+
+SERVING: Final = "SERVING"
+METHOD: Final = "/grpc.health.v1.Health/Check"
+RETRY_S: Final = 0.1
+WRITES: Final = "staddle.v1.StaddleService/writes"
+"""What health calls the writing half of the service."""
+UPKEEP: Final = "staddle.v1.StaddleService/upkeep"
+"""What health calls purging, expiry and policies."""
+CLOCK_IN_DOUBT: Final = "the server does not believe its clock, and purges, expires and deletes nothing: `staddle-server clock` says why"
+
+ROOM: Final = "staddle.v1.StaddleService/room"
+"""What health calls the room on the disk of a server."""
+INTEGRITY: Final = "staddle.v1.StaddleService/integrity"
+"""What health calls the wholeness of what is stored."""
+
+
+CERTIFICATE: Final = "staddle.v1.StaddleService/certificate"
+"""What health calls the dates of the server's certificate."""
+CERTIFICATE_ENDS: Final = "the server's certificate is valid for less than 30 days: its log says until when"
+
+
+class ProbeError(OperatorError):
+    """The server does not serve, or cannot be asked."""
+
+
+class ReadOnlyError(OperatorError):
+    """The server gives backups back, and takes none."""
+
+
+class DamageKnownError(OperatorError):
+    """The server serves, and some of what is stored is known to be damaged."""
+
+
+def check(address: Address | UnixAddress, files: tls.TlsFiles | None, timeout_s: float) -> list[str]:
+    """Returns if the server at the address serves all that it should, with warnings in words.
+
+    Raises ProbeError if it does not, or does not answer in time, ReadOnlyError if it only reads, and DamageKnownError if it serves
+    and knows of damage.
+    """
+    if files is None:
+        channel = grpc.insecure_channel(address.target)
+    else:
+        found = tls.load(files).validity(datetime.datetime.now(datetime.UTC))
+        if not found.is_valid:
+            raise ProbeError(found.words)
+        credentials, name = tls.probe_credentials(files)
+        channel = grpc.secure_channel(address.target, credentials, [("grpc.ssl_target_name_override", name)])
+    with channel:
+        return check_on(channel, str(address), timeout_s, lambda: _dates(files))
+
+
+def describe(channel: grpc.Channel, address: str, timeout_s: float) -> str:
+    """How the server at the other end is, as a sentence. Raises ProbeError if it does not answer, or serves nobody."""
+    try:
+        warnings = check_on(channel, address, timeout_s)
+    except (ReadOnlyError, DamageKnownError) as error:
+        return str(error)
+    return "; ".join([f"Serving on {address}", *warnings])
+
+
+def check_on(
+    channel: grpc.Channel, address: str, timeout_s: float, dates: Callable[[], str] = lambda: ""
+) -> list[str]:
+    """As `check`, on a channel that is open; `dates` says of the certificate until when it is valid, where that is known."""
+    ask = channel.unary_unary(
+        METHOD,
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    try:
+        # In this order: a server that begins to drain says so of both.
+        integrity = _status(ask, INTEGRITY, timeout_s)
+        writes = _status(ask, WRITES, timeout_s)
+        room = _status(ask, ROOM, timeout_s)
+        serves = _status(ask, "", timeout_s)
+        upkeep = _status(ask, UPKEEP, timeout_s)
+        certificate = _status(ask, CERTIFICATE, timeout_s)
+    except grpc.RpcError as error:
+        raise ProbeError(f"no server answers at {address}: {error.code().name}, {error.details()}") from error
+    if serves != SERVING:
+        raise ProbeError(f"the server at {address} says {serves}")
+    if room != SERVING:
+        raise ReadOnlyError(
+            f"the server at {address} takes no backups, as its disk is nearly full (--min-free): it restores, deletes and collects. "
+            "Delete backups and collect (staddle-server gc), or make room"
+        )
+    if writes != SERVING:
+        raise ReadOnlyError(
+            f"the server at {address} is read-only: it restores, and takes no backups, since a sync failed. "
+            "Its log says which; look at the disk, then restart it"
+        )
+    if integrity != SERVING:
+        raise DamageKnownError(
+            f"the server at {address} serves, and some of what is stored is damaged or gone. `staddle-server check` names it, "
+            "and what mends it"
+        )
+    warnings = [] if upkeep == SERVING else [CLOCK_IN_DOUBT]
+    if certificate != SERVING:
+        # The files are the server's own, unless another server was asked for.
+        warnings.append(dates() or CERTIFICATE_ENDS)
+    return warnings
+
+
+def _dates(files: tls.TlsFiles | None) -> str:
+    return "" if files is None else tls.load(files).validity(datetime.datetime.now(datetime.UTC)).words
+
+
+def _status(ask: grpc.UnaryUnaryMultiCallable[Any, Any], service: str, timeout_s: float) -> str:
+    try:
+        answer = ask(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+    except grpc.RpcError as error:
+        if (
+            service in {WRITES, ROOM, UPKEEP, INTEGRITY, CERTIFICATE}
+            and error.code() is grpc.StatusCode.NOT_FOUND
+        ):
+            return SERVING  # a server of before this was told
+        raise
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+def still(deadline_s: float) -> bool:
+    """Whether there is time for another try; waits a little first."""
+    if time.monotonic() + RETRY_S >= deadline_s:
+        return False
+    time.sleep(RETRY_S)
+    return True

@@ -1,0 +1,113 @@
+"""Whose data a command works on: root acts as the owner of the data directory, so that the server can read what is made there."""
+
+import ctypes
+import os
+import pwd
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from staddle_server.app.settings import OperatorError
+
+ROOT: Final = 0
+_INSTALLED: Final = (Path(os.__file__).parent, Path(__file__).parent)
+"""Python's library and Staddle, of which parts are loaded only when they are needed."""
+_PR_SET_KEEPCAPS: Final = 8
+_CAPABILITY_VERSION: Final = 0x2008_0522
+_CAPABILITIES_KEPT: Final = 1 << 2 | 1 << 10
+"""CAP_DAC_READ_SEARCH: an installation or a TLS key that only root can read. CAP_NET_BIND_SERVICE: a port below 1024."""
+
+
+class OwnerError(OperatorError):
+    """Root cannot act as the owner of the data. The message says why, and what to do."""
+
+
+class Owner(NamedTuple):
+    """A user and a group, by number."""
+
+    uid: int
+    gid: int
+
+    def __str__(self) -> str:
+        try:
+            return f"{pwd.getpwuid(self.uid).pw_name} (uid {self.uid})"
+        except KeyError:
+            return f"uid {self.uid}"
+
+
+def owner_of(path: Path) -> Owner:
+    """The owner of the data directory `path`; where it does not exist, of the nearest directory above it.
+
+    Only its owner can read a master key, so a key in the directory decides: a volume may belong to root and hold another user's data.
+    Raises OSError.
+    """
+    for candidate in (path / "master.key", path, *path.parents):
+        try:
+            status = candidate.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return Owner(status.st_uid, status.st_gid)
+    raise FileNotFoundError(path)
+
+
+def act_as_owner(path: Path) -> Owner | None:
+    """Makes the process that of the owner of the data directory `path`, for good, if root runs it for another user.
+
+    Takes the owner's groups, too, and keeps of root's rights that of reading and that of low ports. Gives the owner, or None where nothing changes. Call it before anything in the
+    directory is opened. Raises OwnerError if the system does not let root become that user.
+    """
+    if os.geteuid() != ROOT:
+        return None
+    try:
+        owner = owner_of(path)
+    except OSError as error:
+        raise OwnerError(f"cannot look at {path}: {error.strerror}") from error
+    if owner.uid == ROOT:
+        return None
+    try:
+        _become(owner)
+    except OSError as error:
+        raise OwnerError(
+            f"{path} belongs to {owner}, and root cannot act as that user here ({error.strerror}): nothing was changed; "
+            "run this as that user"
+        ) from error
+    for installed in _INSTALLED:
+        try:
+            os.scandir(installed).close()
+        except OSError as error:
+            raise OwnerError(
+                f"{path} belongs to {owner}, who cannot read {installed}: nothing was changed; "
+                "install Staddle where that user can read it"
+            ) from error
+    return owner
+
+
+def _groups(owner: Owner) -> list[int]:
+    """The groups of the owner; those that have no account have just the group of their files."""
+    try:
+        account = pwd.getpwuid(owner.uid)
+    except KeyError:
+        return [owner.gid]
+    return sorted({owner.gid, *os.getgrouplist(account.pw_name, account.pw_gid)})
+
+
+def _become(owner: Owner) -> None:
+    """Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    keeps = libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0
+    os.setgroups(_groups(owner))
+    os.setresgid(owner.gid, owner.gid, owner.gid)
+    os.setresuid(owner.uid, owner.uid, owner.uid)
+    if keeps:
+        _keep_capabilities(libc)
+
+
+def _keep_capabilities(libc: ctypes.CDLL) -> None:
+    """Reduces the rights of this thread, and of those that it starts, to what is kept. Raises OSError."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, of 32 rights each, twice
+    kept = -1
+    if libc.capget(header, sets) == 0:
+        kept = sets[1] & _CAPABILITIES_KEPT
+        sets[:] = [kept, kept, 0, 0, 0, 0]
+    if kept < 0 or libc.capset(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

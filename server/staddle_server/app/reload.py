@@ -1,0 +1,66 @@
+"""SIGHUP: what a running server takes over from its settings and certificates without a restart."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from staddle_server.app.settings import OPTIONS, OperatorError, Settings
+from staddle_server.app.tls import ServerCertificates
+from staddle_server.base import logs
+from staddle_server.store.space import Space
+
+CHANGEABLE: Final = frozenset({"log_level", "min_free", "drain_s"})
+"""The settings that a running server takes over. docs/operations.md names them (a test compares)."""
+_NAMES: Final = {option.field: option.name for option in OPTIONS}
+_log = logging.getLogger(__name__)
+
+
+class Reloading:
+    """The settings that hold now, and how they are read again. For one thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        reread: Callable[[], Settings],
+        space: Space,
+        certificates: ServerCertificates | None,
+    ) -> None:
+        """`reread` gives the settings from where they came from, and may raise OperatorError."""
+        self.settings = settings
+        self._reread = reread
+        self._space = space
+        self._certificates = certificates
+
+    def reload(self) -> None:
+        """Reads settings and certificates again. What cannot be used changes nothing. The log says what was done; never raises."""
+        if self._certificates is not None:
+            self._certificates.look(again=True)
+        try:
+            read = self._reread()
+        except OperatorError as error:
+            _log.warning("SIGHUP: the settings cannot be used, and those of before stay: %s", error)
+            return
+        changed = {
+            field.name
+            for field in dataclasses.fields(Settings)
+            if getattr(read, field.name) != getattr(self.settings, field.name)
+        }
+        taken = changed & CHANGEABLE
+        self.settings = dataclasses.replace(self.settings, **{name: getattr(read, name) for name in taken})
+        logs.set_level(self.settings.log_level)
+        self._space.keep(self.settings.min_free)
+        _log.info(
+            "SIGHUP: settings were read again", extra={"fields": {"changed": _listed(taken) or "nothing"}}
+        )
+        if waiting := _listed(changed - CHANGEABLE):
+            _log.warning("SIGHUP: these settings have changed, and count from the next start on: %s", waiting)
+
+    def tick(self) -> None:
+        """Called every second or so, for what is due by itself."""
+        if self._certificates is not None:
+            self._certificates.tick()
+
+
+def _listed(fields: frozenset[str] | set[str]) -> str:
+    return ", ".join(sorted(_NAMES[field] for field in fields))

@@ -1,0 +1,356 @@
+"""Joins the rooms to a server, runs it, and takes it down again without losing anything."""
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import resource
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import grpc
+from staddle._base.figures import duration
+
+from staddle_server import __version__
+from staddle_server.app import allocator, bootstrap, generation, health_probe, tls, unix_sockets
+from staddle_server.app.bootstrap import Rebuilt, Rooms, open_rooms
+from staddle_server.app.data_directory import (
+    ClientConfig,
+    DataDirectory,
+    client_address,
+    read_client_config,
+    write_client_config,
+)
+from staddle_server.app.disk_reserve import Keeper, give_up_at_start, reserves_of
+from staddle_server.app.reload import Reloading
+from staddle_server.app.service import Service
+from staddle_server.app.service_manager import Manager, Pulse
+from staddle_server.app.settings import (
+    LISTEN_DEFAULT,
+    Address,
+    OperatorError,
+    Settings,
+    UnixAddress,
+    parse_address,
+)
+from staddle_server.app.signals import StopRequest, listening_for_signals, watching_threads
+from staddle_server.base.errors import StaddleError, Unauthenticated
+from staddle_server.base.limits import FILES_WANTED
+from staddle_server.base.threads import is_no_thread
+from staddle_server.store.space import Space
+from staddle_server.upkeep.rebuild.run import Show
+
+_log = logging.getLogger(__name__)
+
+GC_THRESHOLD: Final = 50_000
+"""New objects between two looks for reference cycles."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A server that serves."""
+
+    settings: Settings
+    listening: Address | UnixAddress
+    made: bool
+    """The data directory was made just now."""
+
+
+def initialise(directory: DataDirectory, settings: Settings) -> None:
+    """Makes a data directory with its client.toml. The caller has claimed it.
+
+    Certificates that cannot be used raise TlsError before anything is made.
+    """
+    listening = parse_address(LISTEN_DEFAULT) if settings.listen.picks_port else settings.listen
+    client = local_client(settings, listening, token="")
+    token = bootstrap.initialise(directory, time.time_ns())
+    write_client_config(directory.client_toml, replace(client, token=token))
+
+
+def rebuild(directory: DataDirectory, settings: Settings, show: Show, *, dry_run: bool) -> Rebuilt:
+    """Makes the catalog anew from the store, with a client.toml that fits it. The caller has locked the directory.
+
+    Certificates that cannot be used raise TlsError before anything is made.
+    """
+    listening = parse_address(LISTEN_DEFAULT) if settings.listen.picks_port else settings.listen
+    client = local_client(settings, listening, token="")
+    rebuilt = bootstrap.rebuild(directory, time.time_ns(), show, dry_run=dry_run)
+    if rebuilt.token:
+        write_client_config(directory.client_toml, replace(client, token=rebuilt.token))
+    return rebuilt
+
+
+def run_server(
+    settings: Settings, announce: Callable[[Started], None], reread: Callable[[], Settings]
+) -> None:
+    """Serves until a signal says stop, then drains; returns when everything is durable and closed.
+
+    After a SIGHUP, `reread` gives the settings once more; see Reloading. Raises OperatorError or StaddleError if it cannot begin.
+    """
+    accepted = _tune_process()
+    certificates = _certificates(settings)  # before anything is made or changed: they may be unusable
+    directory = DataDirectory(settings.data)
+    manager = Manager(os.environ)
+    manager.status("Starting")
+    with directory.claimed(), listening_for_signals(hangup=True) as stop, watching_threads(stop):
+        given_up = give_up_at_start(directory.path, directory.store)
+        new_token = None if directory.is_complete() else bootstrap.initialise(directory, time.time_ns())
+        with directory.store_locked(), open_rooms(directory) as opened:
+            warn_of_readable([directory.master_key, directory.client_toml, settings.tls_key])
+            generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns(), opened.looked)
+            swept = opened.blobs.sweep()
+            _event(
+                "starting",
+                version=__version__,
+                allocator=allocator.describe(accepted),
+                temporary_files_swept=swept,
+                reserve_bytes_given_up=given_up.size_bytes,
+                reserve_inodes_given_up=given_up.inodes,
+            )
+            space, keeper = _room_on_disk(directory, settings)
+            reloading = Reloading(settings, reread, space, certificates)
+            with (
+                keeper.running(),
+                _own_address(manager) as own,
+                _serving(reloading, opened, space, certificates, own) as listening,
+                _pulse(manager, own, listening) as pulse,
+            ):
+                token = new_token or local_token(opened, directory)
+                _keep_client_config(directory.client_toml, local_client(settings, listening, token))
+                announce(Started(settings, listening, made=new_token is not None))
+                _event("serving", address=listening)
+                manager.ready(f"Serving on {listening}")
+                _wait(stop, manager, reloading, pulse)
+            _leave_mark_of_stop(directory, opened)
+    _event("stopped")
+    if stop.died:
+        raise OperatorError(
+            f"the server stopped, since its thread {stop.died} died; its log says why. What was acknowledged is durable: start it again"
+        )
+
+
+def _room_on_disk(directory: DataDirectory, settings: Settings) -> tuple[Space, Keeper]:
+    """What says whether the disks have room for backups, and what keeps the reserve for everything else."""
+    reserves = reserves_of(directory.path, directory.store)
+    space = Space(
+        [str(path) for path in directory.disks()],
+        settings.min_free,
+        missing_bytes=lambda: reserves.missing_bytes,
+        missing_inodes=lambda: reserves.missing_inodes,
+    )
+    return space, Keeper(space, reserves)
+
+
+def _wait(stop: StopRequest, manager: Manager, reloading: Reloading, pulse: Pulse) -> None:
+    """Returns when the server is to stop; reloads after each SIGHUP until then."""
+
+    def tick() -> None:
+        reloading.tick()
+        pulse.tick()
+
+    why = stop.wait(lambda: manager.reload(reloading.reload), tick)
+    drain_s = reloading.settings.drain_s
+    manager.stopping(f"Draining after {why}: open streams may take up to {duration(drain_s)}")
+    _event("draining", signal=why, drain_s=drain_s)
+
+
+def _leave_mark_of_stop(directory: DataDirectory, opened: Rooms) -> None:
+    """Makes every copy of the catalog that was made while this server ran older than its store."""
+    try:
+        generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns())
+    except (StaddleError, OperatorError) as error:
+        _log.warning("this stop leaves no mark in the store: %s", error)
+
+
+def _tune_process() -> dict[str, int]:
+    """Sets up allocator, file limit and garbage collector for a server; gives what the allocator accepted."""
+    accepted = allocator.tune()
+    raise_file_limit()
+    # Entries and chunk references are many, short-lived and without cycles: looking for cycles among them every 700 took a
+    # quarter of a restore of small files.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    return accepted
+
+
+def _certificates(settings: Settings) -> tls.ServerCertificates | None:
+    """The server's certificates, if it uses TLS. Raises TlsError if they cannot be used."""
+    files = tls.files_of(settings)
+    if files is None:
+        return None
+    certificates = tls.ServerCertificates(files)
+    certificates.advise(settings.endpoint.host if isinstance(settings.endpoint, Address) else "")
+    return certificates
+
+
+def warn_of_readable(paths: Iterable[Path | None]) -> None:
+    """Says in the log which of these secrets every user of the machine can read: a copy or a mount loses the mode."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path is not None and path.stat().st_mode & stat.S_IROTH:
+                _log.warning("every user of this machine can read %s: chmod 600 it", path)
+
+
+def _keep_client_config(path: Path, config: ClientConfig) -> None:
+    """Writes client.toml if it is another one; a full disk keeps the old one, and does not keep the server from serving."""
+    with contextlib.suppress(OperatorError):
+        if read_client_config(path) == {key: value for key, value in asdict(config).items() if value}:
+            return
+    try:
+        write_client_config(path, config)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        _log.warning("%s could not be written, as the disk is full: it may name an older address", path)
+
+
+def raise_file_limit() -> None:
+    """Lets the process have as many files as it may, up to FILES_WANTED: the usual 1,024 are few for connections and packs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _event(message: str, **fields: object) -> None:
+    _log.info(message, extra={"fields": fields})
+
+
+@contextlib.contextmanager
+def _own_address(manager: Manager) -> Iterator[UnixAddress | None]:
+    """Where the server asks itself how it is, whatever it uses for others; None: no manager wants to know, or there is no such place."""
+    with contextlib.ExitStack() as stack:
+        own = None
+        if manager.listens:
+            # systemd gives several directories as one text.
+            parent = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+            try:
+                own = stack.enter_context(unix_sockets.private(parent))
+            except unix_sockets.ListenError as error:
+                _log.warning("the service manager hears only that the process lives: %s", error)
+        yield own
+
+
+@contextlib.contextmanager
+def _pulse(manager: Manager, own: UnixAddress | None, listening: Address | UnixAddress) -> Iterator[Pulse]:
+    """Asks the server at its own address how it is, for the manager, while the context lasts."""
+    if own is None:
+        yield Pulse(
+            manager, lambda _timeout_s: f"Serving on {listening}; it does not check itself, see the log"
+        )
+        return
+    with grpc.insecure_channel(own.target) as channel:
+        yield Pulse(manager, lambda timeout_s: health_probe.describe(channel, str(listening), timeout_s))
+
+
+@contextlib.contextmanager
+def _serving(
+    reloading: Reloading,
+    opened: Rooms,
+    space: Space,
+    certificates: tls.ServerCertificates | None,
+    own: UnixAddress | None,
+) -> Iterator[Address | UnixAddress]:
+    """Listens and serves while the context lasts, then drains; if the context ends with an error, without waiting for streams."""
+    settings = reloading.settings
+    credentials = None if certificates is None else certificates.credentials()
+    service = Service(
+        opened.catalog,
+        opened.blobs,
+        opened.keys,
+        streams_max=settings.streams_max,
+        lease_s=settings.lease_s,
+        upload_life_s=settings.upload_life_s,
+        scrub_period_s=settings.scrub_period_s,
+        scrub_bytes_per_s=settings.scrub_bytes_per_s,
+        endpoint=str(settings.endpoint or ""),
+        retention_every_s=settings.retention_every_s,
+        parity_percent=settings.parity_percent,
+        gc_every_s=settings.gc_every_s,
+        space=space,
+        certificates_last=(lambda: True) if certificates is None else certificates.lasts,
+    )
+    drain_s = 0.0
+    listen = settings.listen
+    made = None
+    try:
+        port = _start(service, settings, credentials, own)
+        if isinstance(listen, UnixAddress):
+            made = unix_sockets.identity(listen)
+        yield listen.with_port(port)
+        drain_s = reloading.settings.drain_s
+    finally:
+        service.drain(drain_s)
+        if isinstance(listen, UnixAddress):
+            unix_sockets.remove(listen, made)
+
+
+@contextlib.contextmanager
+def _places(settings: Settings, own: UnixAddress | None) -> Iterator[None]:
+    """Where the server may bind its Unix sockets, if it has any."""
+    with contextlib.ExitStack() as places:
+        if isinstance(settings.listen, UnixAddress):
+            places.enter_context(unix_sockets.place_for(settings.listen, settings.socket_mode))
+        if own is not None:
+            places.enter_context(unix_sockets.place_for(own, 0o600))
+        yield
+
+
+def _start(
+    service: Service,
+    settings: Settings,
+    credentials: grpc.ServerCredentials | None,
+    own: UnixAddress | None,
+) -> int:
+    listen = settings.listen
+    own_target = "" if own is None else own.target
+    try:
+        return service.start(listen.target, credentials, own_target, _places(settings, own))
+    except RuntimeError as error:
+        if is_no_thread(error):
+            raise
+        raise unix_sockets.ListenError(
+            f"cannot listen on {listen}: another program does already, or this machine has no such address; "
+            "choose another with --listen"
+        ) from error
+
+
+def local_token(opened: Rooms, directory: DataDirectory) -> str:
+    """The token in client.toml; a new one if there is no such file.
+
+    One that is not known is left alone: somebody revoked it, and a restart must not undo that.
+    """
+    token = read_client_config(directory.client_toml).get("token")
+    now_ns = time.time_ns()
+    if token is None:
+        return bootstrap.local_token(opened, now_ns)
+    try:
+        opened.catalog.tokens.authenticate(token, now_ns)
+    except Unauthenticated:
+        _log.warning(
+            "the token in %s is not known; remove the file, and the next start makes a new one",
+            directory.client_toml,
+        )
+    return token
+
+
+def local_client(settings: Settings, listening: Address | UnixAddress, token: str) -> ClientConfig:
+    """What the command on this machine needs: it trusts exactly the server's own certificate."""
+    address = client_address(listening, settings.endpoint)
+    files = tls.files_of(settings)
+    if files is None:
+        return ClientConfig(str(address), token)
+    mutual = files.client_ca is not None
+    return ClientConfig(
+        str(address),
+        token,
+        ca=str(files.certificate),
+        cert=str(files.certificate) if mutual else "",
+        key=str(files.key) if mutual else "",
+        server_name=tls.name_to_expect(files, address.host),
+    )

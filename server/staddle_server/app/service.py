@@ -1,0 +1,195 @@
+"""The service, joined from its rooms: from an opened catalog and store to a gRPC server that can be drained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
+
+import grpc
+
+from staddle_server.api.grpc.call import Gate
+from staddle_server.api.grpc.info import InfoCalls
+from staddle_server.api.grpc.reads import ReadCalls
+from staddle_server.api.grpc.retention import RetentionCalls
+from staddle_server.api.grpc.server import CERTIFICATE, INTEGRITY, ROOM, UPKEEP, WRITES, WireServer, methods
+from staddle_server.api.grpc.uploads import UploadCalls
+from staddle_server.api.slots import Slots
+from staddle_server.base.clock import Clock, SystemClock
+from staddle_server.base.limits import MIB
+from staddle_server.base.threads import Threads
+from staddle_server.catalog import Catalog
+from staddle_server.restore.browse import Reads
+from staddle_server.store.blobs import Blobs
+from staddle_server.store.keys import KeyStore
+from staddle_server.store.space import Space
+from staddle_server.tenancy.clock_guard import ClockGuard
+from staddle_server.tenancy.records import finish_all
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.clock_watch import ClockWatch
+from staddle_server.upkeep.condition import Conditions
+from staddle_server.upkeep.gc.collector import collect
+from staddle_server.upkeep.integrity.copies import copies_task
+from staddle_server.upkeep.integrity.findings import Kept
+from staddle_server.upkeep.integrity.parity import parity_task
+from staddle_server.upkeep.integrity.scrub import Scrubber
+from staddle_server.upkeep.integrity.watch import Integrity
+from staddle_server.upkeep.lifecycle.deletion import Deletion
+from staddle_server.upkeep.lifecycle.holds import Protection
+from staddle_server.upkeep.lifecycle.policies import TASK as RETENTION
+from staddle_server.upkeep.lifecycle.policies import Policies
+from staddle_server.upkeep.schedule import Schedule, Task
+from staddle_server.upload.uploads import Uploads
+
+GC_PATIENCE: Final = 4
+"""A collection that is due waits up to this part of its period for a moment without clients."""
+
+
+class Service:
+    """Everything that serves one data directory. Start it once; drain it once."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        blobs: Blobs,
+        keys: KeyStore,
+        *,
+        streams_max: int,
+        lease_s: float,
+        upload_life_s: float,
+        endpoint: str = "",
+        retention_every_s: float = 0.0,
+        parity_percent: int = 0,
+        gc_every_s: float = 0,
+        scrub_period_s: float = 0.0,
+        scrub_bytes_per_s: float = 20 * MIB,
+        clock: Clock | None = None,
+        space: Space | None = None,
+        certificates_last: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Writes the records that a crash has left out, and builds the server; serves nothing yet.
+
+        Raises:
+            ParityLibraryMissing: parity is asked for, and pyeclib is not installed.
+
+        """
+        clock = clock or SystemClock()
+        tenants = Tenants(blobs, catalog, keys)
+        self.finished_records = finish_all(tenants, catalog)
+        self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
+        self._uploads = Uploads(catalog, tenants, clock, lease_s=lease_s, life_s=upload_life_s, space=space)
+        reads = Reads(catalog, tenants, clock, self._openers)
+        guard = ClockGuard(catalog, clock)
+        self.clock_watch = ClockWatch(guard)
+        kept = Kept(catalog, blobs, keys, tenants, clock)
+        integrity = self._integrity = Integrity(kept)
+
+        def has_room() -> bool:
+            return space is None or space.flaw() is None
+
+        def takes_backups() -> bool:
+            return blobs.failed is None and has_room()
+
+        conditions = Conditions(self.clock_watch, integrity, takes_backups)
+        policies = Policies(catalog, tenants, clock, retention_every_s)
+        info = InfoCalls(
+            tenants, clock, conditions, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s
+        )
+        self._gate = _gate(kept, streams_max, guard)
+        parts = {
+            WRITES: takes_backups,
+            ROOM: has_room,
+            UPKEEP: lambda: not self.clock_watch.in_doubt,
+            INTEGRITY: lambda: integrity.is_whole,
+            CERTIFICATE: certificates_last,
+        }
+        table = methods(
+            UploadCalls(self._uploads, tenants, endpoint),
+            ReadCalls(reads, catalog, tenants),
+            _retention(kept, policies),
+            info,
+        )
+        self._wire = WireServer(self._gate, table, streams_max, parts)
+        busy = self._gate.is_busy
+        scrubber = Scrubber(kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=busy)
+        tasks = [
+            Task(RETENTION, retention_every_s, policies.run),
+            *_parity(kept, parity_percent),
+            _collection(kept, gc_every_s),
+            scrubber.task(),
+            integrity.task(),
+        ]
+        self._schedule = Schedule(tasks, catalog, clock, busy=busy)
+
+    def start(
+        self,
+        address: str,
+        credentials: grpc.ServerCredentials | None,
+        own: str = "",
+        place: AbstractContextManager[object] | None = None,
+    ) -> int:
+        """Compares the packs with the store, then listens on HOST:PORT or unix:PATH and serves; gives the port, a free one where 0 was asked for.
+
+        `own` is a second address, without TLS, for the server's own questions. `place` holds the addresses' places while they are
+        bound, which is after the comparison: that may take minutes.
+
+        Raises:
+            RuntimeError: the address is in use, or is none.
+
+        """
+        self.clock_watch.start()
+        self._integrity.start()
+        port = self._wire.start(address, credentials, own, place)
+        self._schedule.start()
+        return port
+
+    def drain(self, drain_s: float) -> None:
+        """Stops: health says NOT_SERVING, new calls are refused, streams get so long, then end at a checkpoint."""
+        self._wire.close(drain_s)
+        self._schedule.stop()
+        self.clock_watch.stop()
+        self._integrity.stop()
+        self._uploads.close()
+        self._wire.stop()
+        self._openers.shutdown()
+
+
+def _gate(kept: Kept, streams_max: int, guard: ClockGuard) -> Gate:
+    """Who may call, and how much at once."""
+    catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
+    return Gate(
+        lambda token: catalog.tokens.authenticate(token, guard.believed_ns()),
+        lambda tenant: tenants.get(tenant).name,
+        # Some are left for the other tenants.
+        Slots(streams_max, clock.monotonic_s, owner="tenant", owner_max=streams_max - streams_max // 4),
+        clock.monotonic_s,
+        lambda tokens: catalog.tokens.valid(tokens, guard.believed_ns()),
+        decoded=tenants.decoded,
+    )
+
+
+def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
+    """What deletes backups, and what keeps them."""
+    catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
+    return RetentionCalls(
+        Deletion(catalog, tenants, clock), Protection(catalog, tenants, clock), policies, tenants
+    )
+
+
+def _parity(kept: Kept, percent: int) -> list[Task]:
+    """What makes parity of packs, and second copies of records and keys."""
+    return [
+        parity_task(kept.tenants, kept.catalog, kept.clock, percent),
+        copies_task(kept.tenants, kept.catalog, kept.keys, on=percent > 0),
+    ]
+
+
+def _collection(kept: Kept, every_s: float) -> Task:
+    """The garbage collection."""
+    return Task(
+        "gc",
+        every_s,
+        lambda stopping: collect(kept.catalog, kept.tenants, kept.clock, stopping),
+        patience_s=every_s / GC_PATIENCE,
+    )

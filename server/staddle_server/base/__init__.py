@@ -1,0 +1,1 @@
+"""What all rooms stand on: types, errors, limits, logs, threads, clock."""

@@ -1,0 +1,381 @@
+"""Marks: what is alive, what may go, and taking it out of the index (docs/decisions/2026-11-25-collection.md).
+
+Every method that writes is one short transaction, checks the collector's fence first, and is right at READ COMMITTED:
+where the order of statements matters, it is said.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import false as sql_false
+from sqlalchemy import literal as value
+
+from staddle_server.base import errors
+from staddle_server.base.types import PackSummary, Root, UploadState
+from staddle_server.catalog import schema
+from staddle_server.catalog.chunks import index_pack
+from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.gc_lease import require_fence
+from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.validation import batches, check_id
+from staddle_server.catalog.values import Mark, MarkedPack, MarkRoot
+
+REACHED_BYTES = 1024 * 1024
+"""So much of what was reached is saved in one transaction."""
+
+_b = schema.backups.c
+_u = schema.uploads.c
+_p = schema.packs.c
+_k = schema.claims.c
+_m = schema.marks.c
+_r = schema.mark_roots.c
+_mp = schema.mark_packs.c
+_WORKING = (schema.MARK_WALKING, schema.MARK_WALKED)
+_COLLECTORS_OWN = b""
+"""The upload of a pack that a collector writes."""
+
+
+class Collection:
+    """The marks of all tenants."""
+
+    def __init__(self, database: Database, tenants: Tenants) -> None:
+        self._database = database
+        self._tenants = tenants
+
+    # --- marks
+
+    def begin_mark(self, tenant: bytes, fence: int, now_ns: int) -> Mark:
+        """Begins a mark, or goes on with the one that a dead collector left; see `Mark.resumed`.
+
+        A new one ends the claims of uploads whose backups are gone, then lists the roots in one statement, then the packs in
+        another. In this order each statement may see a later state than the one before: what was committed in between
+        has claims, and these count.
+        """
+        with self._database.write() as connection:
+            require_fence(connection, fence)
+            tenant_row = self._tenants.row(connection, tenant)
+            left = connection.execute(
+                select(_m.number, _m.state).where(_m.tenant == tenant_row, _m.state.in_(_WORKING))
+            ).one_or_none()
+            if left is not None:
+                connection.execute(update(schema.marks).where(_m.number == left.number).values(fence=fence))
+                return Mark(left.number, walked=left.state == schema.MARK_WALKED, resumed=True)
+            made = connection.execute(
+                insert(schema.marks).values(
+                    tenant=tenant_row, fence=fence, state=schema.MARK_WALKING, begun_ns=now_ns, report=""
+                )
+            )
+            assert made.inserted_primary_key is not None
+            number = int(made.inserted_primary_key[0])
+            _end_claims_of_the_gone(connection, tenant_row)
+            _list_roots(connection, tenant_row, number)
+            _list_packs(connection, tenant_row, number)
+            return Mark(number, walked=False, resumed=False)
+
+    def roots(self, mark: int) -> list[MarkRoot]:
+        """The roots that are still to be walked, the newest backup first."""
+        query = select(_r.backup, _r.root_level, _r.root_digest, _r.entry_count, _r.data_bytes)
+        with self._database.read() as connection:
+            rows = connection.execute(query.where(_r.mark == mark, ~_r.walked).order_by(_r.backup))
+            return [MarkRoot(row[0], Root(*row[1:])) for row in rows]
+
+    def save_reached(
+        self, tenant: bytes, fence: int, mark: int, reached: Iterable[tuple[bytes, bytes]]
+    ) -> None:
+        """Keeps what is reached in these packs by now. Packs that the mark does not list are passed over."""
+        rest = iter(reached)
+        pair = next(rest, None)
+        while pair is not None:
+            some: list[tuple[bytes, bytes]] = []
+            size = 0
+            while pair is not None and (not some or size + len(pair[1]) <= REACHED_BYTES):
+                some.append(pair)
+                size += len(pair[1])
+                pair = next(rest, None)
+            with self._database.write() as connection:
+                require_fence(connection, fence)
+                tenant_row = self._tenants.row(connection, tenant)
+                for pack, positions in some:
+                    pack_row = select(_p.row).where(_p.tenant == tenant_row, _p.id == pack).scalar_subquery()
+                    connection.execute(
+                        update(schema.mark_packs)
+                        .where(_mp.mark == mark, _mp.pack == pack_row)
+                        .values(reached=positions)
+                    )
+
+    def roots_walked(self, fence: int, mark: int, backups: Iterable[bytes]) -> None:
+        """All that these roots keep alive is saved. After `save_reached`, so that a killed mark misses nothing."""
+        for some in batches(backups):
+            with self._database.write() as connection:
+                require_fence(connection, fence)
+                connection.execute(
+                    update(schema.mark_roots).where(_r.mark == mark, _r.backup.in_(some)).values(walked=True)
+                )
+
+    def walk_done(self, fence: int, mark: int) -> None:
+        """Every root was walked: from now on packs may be condemned. Fault INTERNAL if one was not."""
+        with self._database.write() as connection:
+            require_fence(connection, fence)
+            left = select(func.count()).select_from(schema.mark_roots).where(_r.mark == mark, ~_r.walked)
+            if connection.execute(left).scalar_one():
+                raise errors.Fault("INTERNAL", f"mark {mark} has roots that were not walked")
+            connection.execute(
+                update(schema.marks)
+                .where(_m.number == mark, _m.state == schema.MARK_WALKING)
+                .values(state=schema.MARK_WALKED)
+            )
+
+    def end_mark(self, fence: int, mark: int, now_ns: int, report: str, *, failed: bool = False) -> None:
+        """The mark has done all it can; or it failed, and condemns nothing."""
+        state = schema.MARK_FAILED if failed else schema.MARK_DONE
+        with self._database.write() as connection:
+            require_fence(connection, fence)
+            connection.execute(
+                update(schema.marks)
+                .where(_m.number == mark)
+                .values(state=state, ended_ns=now_ns, report=report)
+            )
+
+    def clear_marks(self, tenant: bytes, fence: int) -> None:
+        """Forgets what ended marks listed, a little at a time, and all of them but the newest."""
+        with self._database.read() as connection:
+            tenant_row = self._tenants.row(connection, tenant)
+            query = select(_m.number).where(_m.tenant == tenant_row, _m.state.not_in(_WORKING))
+            ended = list(connection.execute(query.order_by(_m.number)).scalars())
+        for number in ended:
+            while self._clear_some(fence, number):
+                pass
+        with self._database.write() as connection:
+            require_fence(connection, fence)
+            connection.execute(delete(schema.marks).where(_m.number.in_(ended[:-1])))
+
+    def _clear_some(self, fence: int, number: int) -> int:
+        with self._database.write() as connection:
+            require_fence(connection, fence)
+            packs = select(_mp.pack).where(_mp.mark == number).limit(1000)
+            roots = select(_r.backup).where(_r.mark == number).limit(1000)
+            gone = connection.execute(
+                delete(schema.mark_packs).where(_mp.mark == number, _mp.pack.in_(packs))
+            ).rowcount
+            gone += connection.execute(
+                delete(schema.mark_roots).where(_r.mark == number, _r.backup.in_(roots))
+            ).rowcount
+            return gone
+
+    # --- what was reached
+
+    def reached(self, mark: int, after: int = 0, limit: int = 64) -> list[MarkedPack]:
+        """At most `limit` packs of the mark that are still live, with what is reached in them; those behind `after`."""
+        query = (
+            select(_p.row, _p.id, _p.size_bytes, _p.chunk_count, _p.damaged, _mp.reached, _counting(mark))
+            .join_from(schema.mark_packs, schema.packs, _mp.pack == _p.row)
+            .where(_mp.mark == mark, _mp.pack > after, _p.state == schema.PACK_LIVE)
+            .order_by(_mp.pack)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [MarkedPack(*row) for row in connection.execute(query)]
+
+    def indexed(self, tenant: bytes, pack: bytes) -> list[bytes]:
+        """The ids of the chunks that the index has in a pack, found without the pack, by reading all of the index.
+
+        For packs that cannot be read. A page at a time, so that nobody waits for it.
+        """
+        c = schema.chunks.c
+        found: list[bytes] = []
+        after = b""
+        while True:
+            with self._database.read() as connection:
+                tenant_row = self._tenants.row(connection, tenant)
+                pack_row = connection.execute(
+                    select(_p.row).where(_p.tenant == tenant_row, _p.id == pack)
+                ).scalar()
+                query = select(c.chunk_id, c.pack).where(c.tenant == tenant_row, c.chunk_id > after)
+                rows = connection.execute(query.order_by(c.chunk_id).limit(10_000)).all()
+            found += [row.chunk_id for row in rows if row.pack == pack_row]
+            # A page may end between two copies of one chunk: its last chunk is read again, unless it is all there was.
+            last = rows[-1].chunk_id if rows else b""
+            others = [row.chunk_id for row in rows if row.chunk_id != last]
+            if len(rows) < 10_000 or not others:
+                return list(dict.fromkeys(found))
+            after = others[-1]
+
+    # --- condemn and compact
+
+    def condemn(
+        self,
+        tenant: bytes,
+        fence: int,
+        mark: int,
+        packs: Mapping[bytes, Iterable[bytes]],
+        *,
+        now_ns: int,
+        replaced_by: Sequence[PackSummary] = (),
+    ) -> bool:
+        """Condemns packs that the mark listed, each with the ids of its chunks, which leave the index: all or none.
+
+        They were not reached; or what was reached is also in `replaced_by`, packs of this collector, which become live.
+        False, and nothing is changed, if one is not live any more, or has a claim that counts.
+        """
+        with self._database.write() as connection:
+            require_fence(connection, fence)
+            tenant_row = self._tenants.row(connection, tenant)
+            if not _condemn(connection, tenant_row, mark, packs, now_ns):
+                return False
+            for summary in replaced_by:
+                _publish(connection, tenant_row, fence, summary)
+            return True
+
+    def begin_pack(self, tenant: bytes, fence: int, pack: bytes, now_ns: int) -> None:
+        """Announces a pack that the collector is about to write. Before its object is begun."""
+        check_id("pack", pack)
+        with self._database.write() as connection:
+            require_fence(connection, fence)
+            connection.execute(
+                insert(schema.packs),
+                {
+                    "tenant": self._tenants.row(connection, tenant),
+                    "id": pack,
+                    "state": schema.PACK_WRITING,
+                    "upload": _COLLECTORS_OWN,
+                    "epoch": fence,
+                    "size_bytes": 0,
+                    "chunk_count": 0,
+                    "damaged": False,
+                    "created_ns": now_ns,
+                },
+            )
+
+    def drop_pack(self, tenant: bytes, fence: int, pack: bytes) -> None:
+        """Forgets a pack that this collector began and did not publish; after its object, if there is one, is gone."""
+        with self._database.write() as connection:
+            require_fence(connection, fence)
+            mine = _p.tenant == self._tenants.row(connection, tenant)
+            connection.execute(
+                delete(schema.packs).where(
+                    mine, _p.id == pack, _p.upload == _COLLECTORS_OWN, _p.epoch == fence, schema.IS_WRITING
+                )
+            )
+
+    def end_claims(self, fence: int, mark: int) -> int:
+        """Ends the claims of the uploads whose manifests the mark has read, some at a time; gives of how many uploads."""
+        ended = 0
+        while True:
+            with self._database.write() as connection:
+                require_fence(connection, fence)
+                theirs = select(_r.upload).where(_r.mark == mark)
+                uploads = list(
+                    connection.execute(
+                        select(_k.upload).where(_k.upload.in_(theirs)).distinct().limit(100)
+                    ).scalars()
+                )
+                connection.execute(delete(schema.claims).where(_k.upload.in_(uploads)))
+            ended += len(uploads)
+            if not uploads:
+                return ended
+
+
+# --- mark begins
+
+
+def is_root(tenant_row: int) -> ColumnElement[bool]:
+    """Backups that are roots: not gone, or the base of an open upload. Gone: purged, and the record of that is durable."""
+    base = exists().where(_u.base == _b.id, _u.tenant == tenant_row, schema.IS_OPEN)
+    return and_(_b.tenant == tenant_row, or_(~is_gone(), base))
+
+
+def is_gone() -> ColumnElement[bool]:
+    """A backup that was purged, with a durable record of that."""
+    pending = exists().where(schema.pending_records.c.purges == _b.id)
+    return and_(_b.purged_ns.is_not(None), ~pending)
+
+
+def _list_roots(connection: Connection, tenant_row: int, mark: int) -> None:
+    columns = [_r.mark, _r.backup, _r.upload, _r.root_level, _r.root_digest]
+    columns += [_r.entry_count, _r.data_bytes, _r.walked]
+    listed = select(
+        value(mark),
+        _b.id,
+        _b.upload,
+        _b.root_level,
+        _b.root_digest,
+        _b.entry_count,
+        _b.data_bytes,
+        sql_false(),
+    ).where(is_root(tenant_row))
+    connection.execute(insert(schema.mark_roots).from_select([c.name for c in columns], listed))
+
+
+def _list_packs(connection: Connection, tenant_row: int, mark: int) -> None:
+    live = select(value(mark), _p.row, value(b"")).where(
+        _p.tenant == tenant_row, _p.state == schema.PACK_LIVE
+    )
+    connection.execute(insert(schema.mark_packs).from_select(["mark", "pack", "reached"], live))
+
+
+def _end_claims_of_the_gone(connection: Connection, tenant_row: int) -> None:
+    """Those of committed uploads whose backup is no root any more, and so never will be again: nobody carries over from it.
+
+    Before the roots are listed: a backup that was purged after that may be the base of an upload that has begun after it,
+    and then nothing but these claims keeps what that carries over.
+    """
+    root = exists().where(_b.id == _u.backup, is_root(tenant_row))
+    over = select(_k.upload).join_from(schema.claims, schema.uploads, _k.upload == _u.id)
+    over = over.where(_u.tenant == tenant_row, _u.state == UploadState.COMMITTED.value, ~root)
+    connection.execute(delete(schema.claims).where(_k.upload.in_(over)))
+
+
+# --- condemn
+
+
+def _counting(mark: int) -> ColumnElement[bool]:
+    """Whether a pack has a claim that counts: any but one of a committed upload whose manifest the mark reads."""
+    read = exists().where(_r.mark == mark, _r.backup == _u.backup)
+    return exists().where(_k.pack == _p.row, _k.upload == _u.id, ~read)
+
+
+def _condemn(
+    connection: Connection,
+    tenant_row: int,
+    mark: int,
+    packs: Mapping[bytes, Iterable[bytes]],
+    now_ns: int,
+) -> bool:
+    # First the rows are locked, in the order in which claims lock them, then, in a statement of its own, the claims are
+    # looked at: one that came first is seen, one that comes later finds the pack condemned. In one statement, or in one
+    # snapshot for both, the claim that was waited for is not seen, and its chunks are lost.
+    locked = connection.execute(
+        select(_p.row, _p.id)
+        .join_from(schema.packs, schema.mark_packs, and_(_mp.pack == _p.row, _mp.mark == mark))
+        .where(_p.tenant == tenant_row, _p.id.in_(list(packs)), _p.state == schema.PACK_LIVE)
+        .order_by(_p.row)
+        .with_for_update(of=schema.packs)
+    ).all()
+    if len(locked) != len(packs):
+        return False
+    rows = [row.row for row in locked]
+    if connection.execute(select(_p.row).where(_p.row.in_(rows), _counting(mark)).limit(1)).first():
+        return False
+    connection.execute(
+        update(schema.packs).where(_p.row.in_(rows)).values(state=schema.PACK_CONDEMNED, condemned_ns=now_ns)
+    )
+    c = schema.chunks.c
+    for pack in locked:
+        for some in batches(packs[pack.id]):
+            connection.execute(
+                delete(schema.chunks).where(c.tenant == tenant_row, c.chunk_id.in_(some), c.pack == pack.row)
+            )
+    return True
+
+
+def _publish(connection: Connection, tenant_row: int, fence: int, summary: PackSummary) -> None:
+    this = (_p.tenant == tenant_row, _p.id == summary.pack, _p.upload == _COLLECTORS_OWN, _p.epoch == fence)
+    pack_row = connection.execute(select(_p.row).where(*this, schema.IS_WRITING).with_for_update()).scalar()
+    if pack_row is None:
+        raise errors.Fault("INTERNAL", f"pack {summary.pack.hex()} was not begun by this collector")
+    connection.execute(
+        update(schema.packs)
+        .where(_p.row == pack_row)
+        .values(state=schema.PACK_LIVE, size_bytes=summary.size_bytes, chunk_count=len(summary.chunks))
+    )
+    index_pack(connection, tenant_row, int(pack_row), summary)

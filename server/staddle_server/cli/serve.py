@@ -1,0 +1,94 @@
+"""`staddle-server init` and `staddle-server serve`."""
+
+import logging
+import os
+import shlex
+import sys
+
+import click
+
+from staddle_server.app import run
+from staddle_server.app import settings as config
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.app.owner import act_as_owner
+from staddle_server.base import logs
+from staddle_server.cli.options import settings_from, settings_options
+
+_log = logging.getLogger(__name__)
+
+
+@click.command()
+@settings_options(only=frozenset({"data"}))
+def init(**flags: str | None) -> None:
+    """Create a data directory.
+
+    It gets keys, a catalog, a store, the tenant "default", and an admin token in DIR/client.toml. `serve` does the same where
+    DIR is empty or missing.
+    """
+    settings = settings_from(flags)
+    act_as_owner(settings.data)
+    directory = DataDirectory(settings.data)
+    if directory.is_complete():
+        raise click.ClickException(f"{directory.path} is already a data directory; nothing was changed")
+    with directory.claimed():
+        run.initialise(directory, settings)
+    _say_made(directory)
+    click.echo(f"Next: staddle-server serve --data {_quoted(directory)}")
+
+
+@click.command()
+@settings_options()
+def serve(**flags: str | None) -> None:
+    """Run the server on DIR until a signal stops it.
+
+    If DIR is empty or missing, it is created first, as by `init`.
+    """
+    settings = settings_from(flags)
+    act_as_owner(settings.data)
+    logs.setup(settings.log_format, settings.log_level)
+    logs.never_block(1)
+    logs.never_block(2)
+    if unknown := config.unknown_variables(os.environ):
+        _log.warning("no such setting, and nothing is done about it: %s", ", ".join(unknown))
+    run.run_server(settings, _announce, reread=lambda: settings_from(flags, again=True))
+
+
+def _announce(started: run.Started) -> None:
+    """Says where the server is. That nobody reads it (`staddle-server serve | head -1`), or a full disk, is no reason to stop."""
+    try:
+        _say_started(started)
+    except OSError:
+        # Nor is it one to complain at the end, when Python flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_started(started: run.Started) -> None:
+    directory = DataDirectory(started.settings.data)
+    if started.made:
+        _say_made(directory)
+    click.echo(f"Listening on {started.listening} ({_transport(started.settings)}).")
+    click.echo("Paste this in another terminal, so that `staddle` finds this server:")
+    click.echo(f"  export STADDLE_CONFIG={shlex.quote(str(directory.client_toml))}")
+    click.echo("Then: staddle backup PATH --dataset NAME")
+    click.echo("Ctrl-C stops the server; what was acknowledged is kept.")
+
+
+def _say_made(directory: DataDirectory) -> None:
+    click.echo(
+        f'Created {directory.path}: keys, catalog, store, the tenant "default", and an admin token for this machine.'
+    )
+    click.echo(
+        f"Keep a copy of {directory.master_key} somewhere else: without it nothing that is stored can ever be read."
+    )
+
+
+def _transport(settings: config.Settings) -> str:
+    if settings.tls_cert is None and isinstance(settings.listen, config.UnixAddress):
+        return f"without TLS: whoever may write the socket, mode {settings.socket_mode:04o}, can connect"
+    if settings.tls_cert is None:
+        return "without TLS: only this machine can connect"
+    return "mutual TLS" if settings.tls_client_ca is not None else "TLS"
+
+
+def _quoted(directory: DataDirectory) -> str:
+    return shlex.quote(str(directory.path))

@@ -1,0 +1,1 @@
+"""One restore or one look from start to end."""

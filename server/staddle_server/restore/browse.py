@@ -1,0 +1,216 @@
+"""Looking: which backup, what is in it, what differs, and bytes of one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import NamedTuple
+
+from staddle_server.base.clock import Clock
+from staddle_server.base.errors import BadRequest, Damaged, NotFound, Precondition
+from staddle_server.base.limits import READ_RANGE_BYTES_MAX
+from staddle_server.base.types import Entry, EntryType, Role
+from staddle_server.catalog import Backup, Catalog, Principal
+from staddle_server.manifest.compare import Changed, compare
+from staddle_server.manifest.content import chunks_of, read_attributes
+from staddle_server.manifest.entries import I64_MAX, I64_MIN, check_path, shown
+from staddle_server.manifest.read import Gap, Manifest
+from staddle_server.restore.restore import Restore
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.tenancy.tenant import Tenants
+
+Check = Callable[[], None]
+"""Raises where the caller has gone, or may not read any more. Whatever reads many pages asks at each."""
+
+
+def unchecked() -> None:
+    """For who reads without a call."""
+
+
+class Selector(NamedTuple):
+    """Which backup of a dataset: an id, a unique prefix, or "latest"; or the newest begun at or before a moment.
+
+    Nothing set: the newest one.
+    """
+
+    backup: str = ""
+    at_ns: int | None = None
+    ago_ns: int | None = None
+
+
+class Range(NamedTuple):
+    """Bytes of one file."""
+
+    data: bytes
+    file_size: int
+    content_id: bytes
+
+
+class Listed(NamedTuple):
+    """An entry of a listing, with the attributes that it has in a chunk of their own, encoded."""
+
+    entry: Entry
+    attributes: bytes | None
+
+
+def _listed(entry: Entry, reader: ChunkReader) -> Listed:
+    return Listed(entry, read_attributes(entry, reader))
+
+
+class Reads:
+    """Everything that reads backups."""
+
+    def __init__(self, catalog: Catalog, tenants: Tenants, clock: Clock, openers: Executor) -> None:
+        self._catalog = catalog
+        self._tenants = tenants
+        self._clock = clock
+        self._openers = openers
+
+    def pick(self, principal: Principal, dataset: str, selector: Selector) -> Backup:
+        """The backup that a selector means.
+
+        Raises:
+            NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND.
+            BadRequest: AMBIGUOUS_BACKUP.
+
+        """
+        at_ns = selector.at_ns
+        if selector.ago_ns is not None:
+            at_ns = self._clock.now_ns() - selector.ago_ns
+        if at_ns is not None:
+            at_ns = min(max(at_ns, I64_MIN), I64_MAX)  # no backup has a time that the catalog cannot hold
+        return self._catalog.backups.resolve(principal.tenant, dataset, backup=selector.backup, at_ns=at_ns)
+
+    def restore(
+        self,
+        principal: Principal,
+        backup: Backup,
+        *,
+        data: bool,
+        refs: bool,
+        segments: bool = False,
+        check: Check = unchecked,
+    ) -> Restore:
+        """A restore of a backup; see Restore."""
+        return Restore(
+            self._tenants.get(principal.tenant),
+            self._catalog,
+            backup.root,
+            self._openers,
+            data=data,
+            refs=refs,
+            segments=segments,
+            check=check,
+        )
+
+    def entries(
+        self,
+        principal: Principal,
+        backup: Backup,
+        path: bytes,
+        *,
+        recursive: bool,
+        after: bytes | None,
+        check: Check = unchecked,
+    ) -> Iterator[Listed]:
+        """The entries in a directory, or all below it, or the one entry that is no directory, in order.
+
+        Raises:
+            NotFound: PATH_NOT_FOUND.
+            Damaged: a part of the manifest cannot be read; raised where the listing comes to it.
+
+        """
+        check_path(path)
+        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        manifest = Manifest(backup.root, reader)
+        if path:
+            entry = manifest.find(path)
+            if entry is None:
+                raise NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
+            if entry.type is not EntryType.DIRECTORY:
+                return iter([_listed(entry, reader)] if after is None else [])
+        found = manifest.walk(path, after=after) if recursive else manifest.children(path, after=after)
+        return self._whole(found, path, reader)
+
+    def _whole(self, found: Iterator[Entry | Gap], path: bytes, reader: ChunkReader) -> Iterator[Listed]:
+        for entry in found:
+            if isinstance(entry, Gap):
+                raise Damaged(
+                    f"the listing cannot go on behind {shown(entry.after or b'')}: {entry.message}; Restore gives the rest",
+                    path=shown(entry.after or b""),
+                )
+            if entry.path != path:
+                yield _listed(entry, reader)
+
+    def chunks(
+        self, principal: Principal, entry: Entry, limit: int, check: Check = unchecked
+    ) -> Sequence[tuple[int, bytes]]:
+        """The first chunks of an entry's content, (length, digest)."""
+        if entry.content is None:
+            return ()
+        if entry.content.root is None:
+            return entry.content.chunks
+        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        return [ref for _, (_, ref) in zip(range(limit), chunks_of(entry.content, reader), strict=False)]
+
+    def changes(
+        self,
+        principal: Principal,
+        before: Backup,
+        after: Backup,
+        behind: bytes | None,
+        check: Check = unchecked,
+    ) -> Iterator[Changed]:
+        """What differs between two backups, in order; reads only the pages that differ."""
+        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        return compare(before.root, after.root, reader, after=behind)
+
+    def read_range(
+        self,
+        principal: Principal,
+        backup: Backup,
+        path: bytes,
+        offset: int,
+        length: int,
+        *,
+        check: Check = unchecked,
+    ) -> Range:
+        """Bytes of one file; fewer where it ends.
+
+        Raises:
+            BadRequest: too many bytes were asked for.
+            NotFound: PATH_NOT_FOUND.
+            Precondition: NOT_A_FILE.
+            Damaged: a chunk in that range cannot be read.
+
+        """
+        check_path(path)
+        if length > READ_RANGE_BYTES_MAX:
+            raise BadRequest(
+                "BAD_FIELD", f"one call reads at most {READ_RANGE_BYTES_MAX} bytes", field="length_bytes"
+            )
+        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        entry = Manifest(backup.root, reader).find(path)
+        if entry is None:
+            raise NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
+        content = entry.content
+        if content is None:
+            raise Precondition(
+                "NOT_A_FILE",
+                f"'{shown(path)}' is a {entry.type.name.lower()}, and has no bytes",
+                path=shown(path),
+            )
+        end = min(offset + length, content.size)
+        if offset >= end:
+            return Range(b"", content.size, content.content_id)
+        refs = []
+        for start, ref in chunks_of(content, reader, offset):
+            if start >= end:
+                break
+            refs.append((start, ref))
+        places = reader.locate(Role.DATA, {ref.digest for _, ref in refs})
+        parts = []
+        for start, ref in refs:
+            chunk = reader.chunk(Role.DATA, ref.digest, places.get(ref.digest, ()))
+            parts.append(chunk[max(0, offset - start) : end - start])
+        return Range(b"".join(parts), content.size, content.content_id)

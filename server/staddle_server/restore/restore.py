@@ -1,0 +1,438 @@
+"""A backup, or paths of it, as a stream of entries and checked bytes; damage is named, and the rest is restored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from staddle_server.base.errors import Damaged, NotFound
+from staddle_server.base.limits import KIB, MIB
+from staddle_server.base.types import (
+    ChunkPlace,
+    ChunkRef,
+    Content,
+    Entry,
+    EntryType,
+    Role,
+    Root,
+    SegmentRef,
+    sort_key,
+)
+from staddle_server.catalog import Catalog
+from staddle_server.manifest.content import chunks_of, read_attributes
+from staddle_server.manifest.entries import shown
+from staddle_server.manifest.read import Gap, Manifest
+from staddle_server.restore.stored_segments import AsStored, Piece
+from staddle_server.store.blobs import BlobUnreadable
+from staddle_server.store.pack import Segment, StoredSegment
+from staddle_server.tenancy.chunk_reader import DATA_KEPT_BYTES, ChunkReader
+from staddle_server.tenancy.prefetch import Ahead
+from staddle_server.tenancy.tenant import Tenant
+
+INLINE_BYTES_MAX: Final = 64 * KIB
+"""A file of one chunk up to this size comes in its entry."""
+WINDOW_STEPS: Final = 4096
+WINDOW_BYTES: Final = 32 * MIB
+"""Look-ups are made for so much at once, and it is seen how much of each segment is needed."""
+
+
+FOUND_MAX: Final = 4096
+"""So many entries that were looked up are kept until they are sent."""
+
+
+class SentEntry(NamedTuple):
+    """An entry; `data` is its whole content if it comes inline, or as a piece of a segment.
+
+    `attributes` are those that it has in a chunk of their own, encoded: as objects they are made where they are sent.
+    """
+
+    entry: Entry
+    data: bytes | memoryview | Piece | None
+    attributes: bytes | None = None
+
+
+class SentSegment(NamedTuple):
+    """What later pieces are taken from."""
+
+    segment: StoredSegment
+
+
+class SentPiece(NamedTuple):
+    """The next chunk of the last entry, as a piece of a segment."""
+
+    piece: Piece
+
+
+class SentData(NamedTuple):
+    """The next chunk of the last entry."""
+
+    data: memoryview
+
+
+class SentZeros(NamedTuple):
+    """The next chunk of the last entry: so many zero bytes."""
+
+    length: int
+
+
+class SentRef(NamedTuple):
+    """The next chunk of the last entry, by reference."""
+
+    ref: ChunkRef
+
+
+class SentEnd(NamedTuple):
+    """The last entry is whole."""
+
+    content: Content
+
+
+class SentDamage(NamedTuple):
+    """The last entry, or what lies in a damaged part of the manifest, cannot be given back."""
+
+    path: bytes
+    message: str
+    offset: int
+    subtree: bool
+
+
+@dataclass
+class Totals:
+    """What was sent so far."""
+
+    entries: int = 0
+    data_bytes: int = 0
+    damages: int = 0
+
+
+Event = SentEntry | SentSegment | SentPiece | SentData | SentZeros | SentRef | SentEnd | SentDamage
+
+
+class _Step(NamedTuple):
+    """One thing to send: an entry, one chunk of the last one, or its end. `error`: its chunk list cannot be read."""
+
+    entry: Entry | None = None
+    ref: ChunkRef | None = None
+    end: Content | None = None
+    error: SentDamage | None = None
+
+
+class Restore:
+    """One restore. Iterate `events`; `totals` is right at every moment."""
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        root: Root,
+        opener: Executor,
+        *,
+        data: bool,
+        refs: bool = False,
+        segments: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check` raises where the caller has gone; `data`: with the bytes, and of these much as it is stored if `segments`; `refs`: with references to chunks."""
+        self._tenant = tenant
+        self._catalog = catalog
+        self._manifest_reader = ChunkReader(tenant, catalog, check=check)
+        self._manifest = Manifest(root, self._manifest_reader)
+        self._reader = ChunkReader(tenant, catalog, DATA_KEPT_BYTES, check)
+        self._opener = opener
+        self._check = check
+        self._as_stored = AsStored(tenant, catalog, opener) if data and segments else None
+        self._data = data
+        self._refs = refs
+        self._found: dict[bytes, Entry] = {}
+        """Entries that were asked for, and in which nothing lies: their pages need not be read twice."""
+        self.totals = Totals()
+
+    def select(self, paths: Sequence[bytes], *, exact: bool) -> list[bytes]:
+        """The paths in order, without those that lie below another one of them.
+
+        Raises:
+            NotFound: PATH_NOT_FOUND, one of them is not there.
+
+        """
+        chosen: list[bytes] = []
+        for path in sorted(set(paths), key=sort_key):
+            self._check()
+            if path and not self._may_have(path):
+                raise NotFound(
+                    "PATH_NOT_FOUND",
+                    f"the backup has no path '{shown(path)}'",
+                    path=shown(path),
+                )
+            if exact or not chosen or not _below(path, chosen[-1]):
+                chosen.append(path)
+        return chosen
+
+    def _may_have(self, path: bytes) -> bool:
+        """Whether the backup has a path, as far as its manifest can be read: what is damaged is named in the stream."""
+        try:
+            entry = self._manifest.find(path)
+        except Damaged:
+            return True
+        if entry is not None and entry.type is not EntryType.DIRECTORY and len(self._found) < FOUND_MAX:
+            self._manifest_reader.held.change(_memory_of(_Step(entry=entry)))
+            self._found[path] = entry
+        return entry is not None
+
+    def events(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Event]:
+        """What to send, in order. With no paths: everything."""
+        steps = self._steps(self._entries(paths, exact=exact))
+        window: list[_Step] = []
+        # Apart from what the pages take, so that a window never keeps the next page from being read.
+        held = self._tenant.decoded.held(self._tenant.id, self._check)
+        size = memory = 0
+        for step in steps:
+            self._check()
+            window.append(step)
+            size += _size_of(step)
+            memory += _memory_of(step)
+            fits = True
+            if memory >= COUNTED_BYTES:  # where there is no room, a window is just shorter
+                fits, memory = held.may_change(memory), 0
+            if len(window) >= WINDOW_STEPS or size >= WINDOW_BYTES or not fits:
+                yield from self._send(window)
+                held.close()
+                window, size, memory = [], 0, 0
+        yield from self._send(window)
+        held.close()
+
+    # ------------------------------------------------------------------ what there is to send
+
+    def _entries(self, paths: Sequence[bytes], *, exact: bool) -> Iterator[Entry | Gap]:
+        for path in paths or (b"",):
+            found = self._found.pop(path, None)
+            if found is not None:
+                yield found
+            elif exact:
+                yield from self._exactly(path)
+            else:
+                yield from self._manifest.walk(path)
+
+    def _exactly(self, path: bytes) -> Iterator[Entry | Gap]:
+        try:
+            entry = self._manifest.find(path)
+        except Damaged as e:
+            yield Gap(path, path, e.message)
+            return
+        if entry is not None:
+            yield entry
+
+    def _steps(self, entries: Iterable[Entry | Gap]) -> Iterator[_Step]:
+        for entry in entries:
+            if isinstance(entry, Gap):
+                yield _Step(error=SentDamage(entry.after or b"", entry.message, 0, subtree=True))
+                continue
+            yield _Step(entry=entry)
+            content = entry.content
+            if content is not None and content.size and (self._data or self._refs):
+                yield from self._content_steps(entry.path, content)
+
+    def _content_steps(self, path: bytes, content: Content) -> Iterator[_Step]:
+        offset = 0
+        try:
+            for offset, ref in chunks_of(content, self._manifest_reader):  # noqa: B007 - the last one is reported
+                yield _Step(ref=ref)
+        except Damaged as e:
+            yield _Step(error=SentDamage(path, e.message, offset, subtree=False))
+            return
+        yield _Step(end=content)
+
+    # ------------------------------------------------------------------ sending
+
+    def _send(self, steps: Sequence[_Step]) -> Iterator[Event]:
+        if not self._data:
+            yield from self._send_without_data(steps)
+            return
+        zeros = self._tenant.cutter.zeros.digest
+        digests = [step.ref.digest for step in steps if step.ref is not None and step.ref.digest != zeros]
+        places = self._reader.locate(Role.DATA, set(digests))
+        as_stored = self._as_stored
+        if as_stored is not None:
+            pieces = as_stored.choose(digests, places)
+            digests = [digest for digest in digests if digest not in pieces]
+        self._reader.expect(Role.DATA, digests)
+        firsts, ends = self._order(digests, places)
+        ahead = Ahead(
+            self._opener,
+            lambda ref: self._tenant.packs.segment(ref, ends[ref]),
+            lambda ref: not self._reader.has(ref),
+            firsts,
+        )
+        try:
+            yield from self._send_data(steps, places, ahead)
+        finally:
+            ahead.close()
+            if as_stored is not None:
+                as_stored.close()
+
+    def _send_without_data(self, steps: Sequence[_Step]) -> Iterator[Event]:
+        for step in steps:
+            if step.entry is not None:
+                yield from self._begin(step.entry)
+            elif step.error is not None:
+                yield from self._give_up(step.error)
+            elif step.ref is not None and not self._skipping:
+                yield SentRef(step.ref)
+
+    def _send_data(
+        self, steps: Sequence[_Step], places: dict[bytes, list[ChunkPlace]], ahead: Ahead[Segment]
+    ) -> Iterator[Event]:
+        for step in steps:
+            if step.entry is not None:
+                yield from self._begin(step.entry)
+            elif step.error is not None:
+                yield from self._give_up(step.error)
+            elif self._skipping:
+                continue
+            elif step.ref is not None:
+                yield from self._chunk(step.ref, places, ahead)
+            elif step.end is not None:
+                self.totals.data_bytes += step.end.size
+                if not _inline(step.end):
+                    yield SentEnd(step.end)
+
+    _path: bytes = b""
+    _offset: int = 0
+    _skipping: bool = False
+    """The rest of the last entry is not sent: it is damaged."""
+    _attributes: bytes | None = None
+    """Those of the last entry, until it is sent."""
+    _held: Entry | None = None
+    """An entry that waits for its only chunk."""
+
+    def _begin(self, entry: Entry) -> Iterator[Event]:
+        self._path, self._offset, self._skipping = entry.path, 0, False
+        try:
+            self._attributes = read_attributes(entry, self._manifest_reader)
+        except Damaged as e:
+            self._held = None
+            yield self._entry(entry, None)
+            yield from self._give_up(SentDamage(entry.path, e.message, 0, subtree=False))
+            return
+        if self._data and entry.content is not None and _inline(entry.content):
+            self._held = entry
+        else:
+            empty = self._data and entry.content is not None and not entry.content.size
+            yield self._entry(entry, b"" if empty else None)
+
+    def _chunk(
+        self, ref: ChunkRef, places: dict[bytes, list[ChunkPlace]], ahead: Ahead[Segment]
+    ) -> Iterator[Event]:
+        if ref.digest == self._tenant.cutter.zeros.digest and self._held is None:
+            self._offset += ref.length
+            yield SentZeros(ref.length)
+            return
+        if self._as_stored is not None:
+            segment = self._as_stored.segment_for(ref.digest)
+            if segment is not None:
+                yield SentSegment(segment)
+                del segment  # it is not needed while what follows is sent
+            piece = self._as_stored.piece(ref.digest, ref.length)
+            if piece is not None:
+                yield self._sent_chunk(piece, ref.length)
+                return
+        try:
+            self._take(ahead, ref.digest)
+            data = self._reader.chunk(Role.DATA, ref.digest, places.get(ref.digest, ()))
+        except Damaged as e:
+            yield from self._give_up(SentDamage(self._path, e.message, self._offset, subtree=False))
+            return
+        yield self._sent_chunk(data, len(data))
+
+    def _sent_chunk(self, data: memoryview | Piece, length: int) -> Event:
+        self._offset += length
+        if self._held is not None:
+            held, self._held = self._held, None
+            return self._entry(held, data)
+        return SentPiece(data) if isinstance(data, Piece) else SentData(data)
+
+    def _take(self, ahead: Ahead[Segment], digest: bytes) -> None:
+        """Puts a segment that was opened ahead where chunks are read from."""
+        with suppress(
+            Damaged, BlobUnreadable
+        ):  # the reader meets it again, notes it, and looks for another copy
+            taken = ahead.take(digest)
+            if taken is not None:
+                self._reader.keep(*taken)
+
+    def _give_up(self, damage: SentDamage) -> Iterator[Event]:
+        """The last entry, or a part of the manifest, cannot be given back. Of an entry that is said once."""
+        if self._skipping and not damage.subtree:
+            return
+        if self._held is not None:
+            held, self._held = self._held, None
+            yield self._entry(held, None)
+        self._skipping = True
+        yield self._damage(damage)
+
+    def _entry(self, entry: Entry, data: bytes | memoryview | Piece | None) -> SentEntry:
+        self.totals.entries += 1
+        attributes, self._attributes = self._attributes, None
+        return SentEntry(entry, data, attributes)
+
+    def _damage(self, damage: SentDamage) -> SentDamage:
+        self.totals.damages += 1
+        return damage
+
+    @staticmethod
+    def _order(
+        digests: Iterable[bytes], places: dict[bytes, list[ChunkPlace]]
+    ) -> tuple[list[tuple[bytes, SegmentRef]], dict[SegmentRef, int]]:
+        """The segments that will be needed, each at the chunk that needs it first, and up to where."""
+        firsts: list[tuple[bytes, SegmentRef]] = []
+        ends: dict[SegmentRef, int] = {}
+        for digest in digests:
+            found = places.get(digest)
+            if not found:
+                continue
+            ref, offset, length = found[0]
+            if ref not in ends:
+                firsts.append((digest, ref))
+            ends[ref] = max(ends.get(ref, 0), offset + length)
+        return firsts, ends
+
+
+def _size_of(step: _Step) -> int:
+    """What a window counts: bytes to come, and what the entry takes beside them, of which pages hold only a little."""
+    if step.ref is not None:
+        return step.ref.length
+    attributes = None if step.entry is None else step.entry.attributes
+    if attributes is None:
+        return 0
+    items = len(attributes.xattrs) + len(attributes.holes)
+    return items * _ITEM_BYTES + sum(len(xattr.value) for xattr in attributes.xattrs)
+
+
+_ITEM_BYTES: Final = 1024
+"""What a window counts for an attribute or hole in memory: more than the 150 bytes that it takes, for a window is large."""
+
+
+COUNTED_BYTES: Final = 64 * KIB
+"""What windows take is counted in such portions."""
+STEP_BYTES: Final = 256
+ENTRY_BYTES: Final = 768
+"""A step, and an entry with a few chunks, as objects."""
+
+
+def _memory_of(step: _Step) -> int:
+    """What a step takes while it waits in a window."""
+    entry = step.entry
+    if entry is None:
+        return STEP_BYTES
+    size = STEP_BYTES + ENTRY_BYTES + len(entry.path) + len(entry.link_target or b"")
+    return size + (0 if entry.attributes is None else _size_of(step))
+
+
+def _inline(content: Content) -> bool:
+    return len(content.chunks) == 1 and content.size <= INLINE_BYTES_MAX
+
+
+def _below(path: bytes, parent: bytes) -> bool:
+    return not parent or path.startswith(parent + b"/")

@@ -1,0 +1,500 @@
+"""Blobs in a directory of this machine: written to tmp/, synced, linked under their name, the directory synced."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from staddle_server.base.errors import Exhausted, StaddleError, Unavailable
+from staddle_server.base.limits import MIB
+from staddle_server.store.blobs import (
+    TEMPORARY,
+    BlobExists,
+    BlobMissing,
+    BlobShort,
+    BlobUnreadable,
+    Buffer,
+    check_name,
+    check_prefix,
+    check_range,
+    is_component,
+)
+
+_log = logging.getLogger(__name__)
+
+FILE_MODE: Final = 0o600
+DIRECTORY_MODE: Final = 0o700
+WRITE_BACK_BYTES: Final = 8 * MIB
+DURABLE_DIRECTORIES_MAX: Final = 65_536
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_RETRY_AFTER_S: Final = 30.0
+_TEMPORARY_NAME: Final = re.compile("[0-9a-f]{32}")
+
+
+class Files:
+    """The system calls that durability hangs on, one method each, so that tests can make each of them fail.
+
+    Every method raises OSError as the system does. docs/safety.md names the steps that are made of them.
+    """
+
+    def open(self, path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def lock(self, descriptor: int) -> bool:
+        """Take the file's lock if nobody has it, until the descriptor is closed."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def write(self, descriptor: int, data: Buffer) -> int:
+        return os.write(descriptor, data)
+
+    def write_back(self, descriptor: int, offset: int, length: int) -> None:
+        """Start writing so much to the disk, without waiting for it. Promises nothing."""
+        # On Linux "not needed" begins write-back of what is dirty in the range (mm/fadvise.c).
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def read(self, descriptor: int, length: int, offset: int) -> bytes:
+        return os.pread(descriptor, length, offset)
+
+    def sync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def sync_directory(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name; unlike a rename it never replaces one."""
+        os.link(source, target, follow_symlinks=False)
+
+    def replace(self, source: str, target: str) -> None:
+        """Move a file to a name that may be taken."""
+        os.replace(source, target)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def make_directory(self, path: str) -> None:
+        os.mkdir(path, DIRECTORY_MODE)
+
+    def status(self, path: str) -> os.stat_result:
+        return os.stat(path, follow_symlinks=False)
+
+    def status_of(self, descriptor: int) -> os.stat_result:
+        return os.fstat(descriptor)
+
+    def scan(self, path: str) -> "list[os.DirEntry[str]]":
+        with os.scandir(path) as entries:
+            return list(entries)
+
+
+def write_synced(files: Files, path: str, data: bytes) -> None:
+    """Make the file `path` of `data`, synced; its name is not. Nothing stays if that fails. Raises OSError."""
+    descriptor = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[files.write(descriptor, rest) :]
+        files.sync(descriptor)
+    except OSError:
+        files.unlink(path)
+        raise
+    finally:
+        files.close(descriptor)
+
+
+def sync_directory(files: Files, path: str) -> None:
+    """Make durable which names the directory `path` has. Raises OSError."""
+    descriptor = files.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files.sync_directory(descriptor)
+    finally:
+        files.close(descriptor)
+
+
+class DirectoryBlobs:
+    """Blobs below the directory `root`, which must exist. Several processes may use one.
+
+    Attributes:
+        failed: after a failed sync, what failed. From then on nothing is written: after such a failure the system may
+            have dropped pages that it holds for clean, so only a restart (and a look at the disk) makes a new start.
+
+    """
+
+    def __init__(self, root: str, files: Files | None = None) -> None:
+        self._root = os.path.abspath(root)
+        self._temporary = os.path.join(self._root, TEMPORARY)
+        self._files = files or Files()
+        self._durable: set[str] = set()
+        self._durable_lock = threading.Lock()
+        self.failed: str | None = None
+        with translated("open the store"):
+            self._identity = _identity(self._files.status(self._root))
+
+    def create(self) -> "DirectoryWriter":
+        self.check_writable()
+        with translated("create a temporary file"):
+            self._check_root()
+            self._make_directories(self._temporary)
+            with self._remembering_directories():
+                path, descriptor = self._new_temporary()
+        try:
+            return DirectoryWriter(self, self._files, path, descriptor)
+        except BaseException:
+            self._drop_temporary(path, descriptor)
+            raise
+
+    def put(self, name: str, data: bytes) -> None:
+        check_name(name)
+        writer = self.create()
+        try:
+            writer.write(data)
+            writer.commit(name)
+        finally:
+            writer.abort()
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        check_range(offset, length)
+        path = self._path(name)
+        with translated(f"read {name}"), self._missing(name):
+            descriptor = self._files.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                return self._read(descriptor, name, offset, length)
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    raise BlobUnreadable(name, "EIO") from error
+                raise
+            finally:
+                self._files.close(descriptor)
+
+    def size(self, name: str) -> int:
+        path = self._path(name)
+        with translated(f"look at {name}"), self._missing(name):
+            status = self._files.status(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise BlobMissing(name)
+        return status.st_size
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        check_prefix(prefix)
+        with translated("list the store"):
+            self._check_root()
+        return self._walk(prefix)
+
+    def delete(self, name: str) -> None:
+        path = self._path(name)
+        self.check_writable()
+        with translated(f"delete {name}"), self._missing(name):
+            self._files.unlink(path)
+        self._sync_directory(os.path.dirname(path))
+
+    def sweep(self) -> int:
+        """Remove what dead writers left behind; their number. A file whose writer lives is locked, and stays.
+
+        So does what has another name than writers give: tmp/ may be a link to a directory that others use as well.
+        """
+        self.check_writable()
+        swept = 0
+        with translated("sweep temporary files"):
+            try:
+                entries = self._files.scan(self._temporary)
+            except FileNotFoundError:
+                return 0
+            for entry in entries:
+                if _TEMPORARY_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    swept += self._sweep(entry.path)
+        return swept
+
+    def check_writable(self) -> None:
+        if self.failed is not None:
+            raise Unavailable(
+                "STORE_UNAVAILABLE",
+                f"the store takes no more writes since a sync failed ({self.failed}); "
+                "look at the disk, then restart the server",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+
+    # --- what writers share
+
+    def publish(self, temporary: str, descriptor: int, name: str) -> None:
+        """Sync the file, link it under `name`, sync the directory. Raises as BlobWriter.commit does."""
+        path = self._sync_for(descriptor, name)
+        directory = os.path.dirname(path)
+        with translated(f"name {name}"), self._remembering_directories():
+            try:
+                self._files.link(temporary, path)
+            except FileExistsError as error:
+                # Another writer may have linked it a moment ago: who takes it for success needs it durable.
+                self._sync_directory(directory)
+                raise BlobExists(name) from error
+        self._sync_directory(directory)
+
+    def replace(self, temporary: str, descriptor: int, name: str) -> None:
+        """Sync the file, rename it to `name`, sync the directory. Raises as BlobWriter.replace does."""
+        path = self._sync_for(descriptor, name)
+        with translated(f"replace {name}"), self._remembering_directories():
+            self._files.replace(temporary, path)
+        self._sync_directory(os.path.dirname(path))
+
+    def _sync_for(self, descriptor: int, name: str) -> str:
+        """Sync the file that is to be called `name`, and make that name's directory; its path."""
+        self.check_writable()
+        path = os.path.join(self._root, check_name(name))
+        self._make_directories(os.path.dirname(path))
+        self._sync(descriptor, name)
+        return path
+
+    def _sync(self, descriptor: int, name: str) -> None:
+        with translated(f"sync {name}"), self._failing(f"sync {name}"):
+            self._files.sync(descriptor)
+
+    def _sync_directory(self, path: str) -> None:
+        action = f"sync the directory {os.path.relpath(path, self._root)}"
+        with translated(action):
+            descriptor = self._files.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                with self._failing(action):
+                    self._files.sync_directory(descriptor)
+            finally:
+                self._files.close(descriptor)
+
+    @contextlib.contextmanager
+    def _failing(self, action: str) -> Iterator[None]:
+        """Take no more writes once the body, a sync, has failed."""
+        try:
+            yield
+        except OSError as error:
+            if self.failed is None:
+                self.failed = _store_error(action, error).message
+                _log.error(
+                    "%s: from now on nothing is written, and what is there can be read; look at the disk, then restart the server",
+                    self.failed,
+                )
+            raise
+
+    # --- parts
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._root, check_name(name))
+
+    def _check_root(self) -> None:
+        """Raise OSError if the root is not the directory that was opened: unmounted, it would look empty."""
+        if _identity(self._files.status(self._root)) != self._identity:
+            raise OSError(errno.ESTALE, "another directory is mounted there")
+
+    @contextlib.contextmanager
+    def _missing(self, name: str) -> Iterator[None]:
+        """Raise BlobMissing where the system finds no such file below the right root."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            self._check_root()
+            raise BlobMissing(name) from error
+
+    @contextlib.contextmanager
+    def _remembering_directories(self) -> Iterator[None]:
+        """Forget which directories were made if one turns out to be gone, so that the next attempt makes it again."""
+        try:
+            yield
+        except FileNotFoundError:
+            with self._durable_lock:
+                self._durable.clear()
+            raise
+
+    def _new_temporary(self) -> tuple[str, int]:
+        """A new file that this process has locked."""
+        while True:
+            path = os.path.join(self._temporary, os.urandom(16).hex())
+            descriptor = self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                # A sweep may come between open and lock: then it has the lock, or the file has no name any more.
+                kept = self._files.lock(descriptor) and self._files.status_of(descriptor).st_nlink > 0
+            except BaseException:
+                self._drop_temporary(path, descriptor)
+                raise
+            if kept:
+                return path, descriptor
+            self._files.close(descriptor)
+
+    def _drop_temporary(self, path: str, descriptor: int) -> None:
+        """Forget a file that no writer has: it would stay locked for as long as this process lives."""
+        with contextlib.suppress(OSError):
+            self._files.unlink(path)
+        with contextlib.suppress(OSError):
+            self._files.close(descriptor)
+
+    def _sweep(self, path: str) -> int:
+        try:
+            descriptor = self._files.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return 0
+        try:
+            if not self._files.lock(descriptor):
+                return 0
+            self._files.unlink(path)
+        except FileNotFoundError:
+            return 0
+        finally:
+            self._files.close(descriptor)
+        return 1
+
+    def _make_directories(self, path: str) -> None:
+        """Make `path` below the root, each new name synced.
+
+        One that exists counts only once this instance has synced its parent: another thread or process may have
+        made it a moment ago.
+        """
+        if path == self._root:
+            return
+        with self._durable_lock:
+            if path in self._durable:
+                return
+        parent = os.path.dirname(path)
+        self._make_directories(parent)
+        with (
+            translated(f"make the directory {os.path.relpath(path, self._root)}"),
+            contextlib.suppress(FileExistsError),
+        ):
+            self._files.make_directory(path)
+        self._sync_directory(parent)
+        with self._durable_lock:
+            if len(self._durable) >= DURABLE_DIRECTORIES_MAX:
+                self._durable.clear()
+            self._durable.add(path)
+
+    def _read(self, descriptor: int, name: str, offset: int, length: int) -> bytes:
+        status = self._files.status_of(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BlobMissing(name)
+        size = status.st_size
+        if offset + length > size:
+            raise BlobShort(name, offset, length, size)
+        parts: list[bytes] = []
+        have = 0
+        while have < length:
+            part = self._files.read(descriptor, length - have, offset + have)
+            if not part:
+                raise BlobShort(name, offset, length, offset + have)
+            parts.append(part)
+            have += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Depth first. A directory sorts as if it ended in "/", so that names come in the order of strings."""
+        found: list[tuple[str, bool, int]] = []
+        with translated(f"list {prefix or 'the store'}"):
+            try:
+                entries = self._files.scan(os.path.join(self._root, prefix))
+            except (FileNotFoundError, NotADirectoryError):
+                self._check_root()
+                return
+            for entry in entries:
+                if not is_component(entry.name) or (not prefix and entry.name == TEMPORARY):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    found.append((f"{entry.name}/", True, 0))
+                elif entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append((entry.name, False, entry.stat(follow_symlinks=False).st_size))
+        found.sort()
+        for tail, is_directory, size in found:
+            name = f"{prefix}/{tail}" if prefix else tail
+            if is_directory:
+                yield from self._walk(name[:-1])
+            else:
+                yield name, size
+
+
+class DirectoryWriter:
+    """An object of DirectoryBlobs that is being written: a locked file in tmp/."""
+
+    def __init__(self, blobs: DirectoryBlobs, files: Files, path: str, descriptor: int) -> None:
+        self._blobs = blobs
+        self._files = files
+        self._path = path
+        self._descriptor: int | None = descriptor
+        self._size = 0
+        self._started = 0
+        self._broken = False
+
+    def write(self, data: Buffer) -> None:
+        descriptor = self._open()
+        self._blobs.check_writable()
+        rest = memoryview(data).cast("B")
+        self._broken = True
+        with translated("write to the store"):
+            while rest:
+                written = self._files.write(descriptor, rest)
+                self._size += written
+                rest = rest[written:]
+            if self._size - self._started >= WRITE_BACK_BYTES:
+                self._files.write_back(descriptor, self._started, self._size - self._started)
+                self._started = self._size
+        self._broken = False
+
+    def commit(self, name: str) -> None:
+        descriptor = self._open()
+        try:
+            self._blobs.publish(self._path, descriptor, name)
+        finally:
+            self.abort()
+
+    def replace(self, name: str) -> None:
+        descriptor = self._open()
+        try:
+            self._blobs.replace(self._path, descriptor, name)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        # What stays behind after a failure here is not locked any more, and is swept.
+        try:
+            with contextlib.suppress(OSError):
+                self._files.unlink(self._path)
+        finally:
+            with contextlib.suppress(OSError):
+                self._files.close(descriptor)
+
+    def _open(self) -> int:
+        if self._descriptor is None or self._broken:
+            raise ValueError("this writer has been finished, or has failed")
+        return self._descriptor
+
+
+@contextlib.contextmanager
+def translated(action: str) -> Iterator[None]:
+    """OSError as Exhausted where there is no room, else as Unavailable."""
+    try:
+        yield
+    except OSError as error:
+        raise _store_error(action, error) from error
+
+
+def _store_error(action: str, error: OSError) -> StaddleError:
+    cause = errno.errorcode.get(error.errno or 0, "unknown error")
+    if error.errno in _NO_ROOM:
+        return Exhausted("STORE_FULL", f"could not {action}: the store has no room left ({cause})")
+    return Unavailable(
+        "STORE_UNAVAILABLE",
+        f"could not {action}: the store does not answer ({cause})",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

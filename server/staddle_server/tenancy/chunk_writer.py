@@ -1,0 +1,315 @@
+"""Chunks on their way into packs: asked for, gathered into segments, compressed beside the next ones, appended in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future
+from typing import Final
+
+from blake3 import blake3
+
+from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import (
+    CHUNKS_PER_CALL_MAX,
+    MANIFEST_SEGMENT_RAW_BYTES_TARGET,
+    MIB,
+    SEGMENT_RAW_BYTES_TARGET,
+)
+from staddle_server.base.recent import Recent
+from staddle_server.base.types import ChunkPlace, ChunkRef, PackSummary, Role
+from staddle_server.catalog import Catalog
+from staddle_server.store.blobs import Buffer, compact
+from staddle_server.store.frame import compress
+from staddle_server.store.pack import PackWriter
+from staddle_server.tenancy.pack_presence import Presence
+from staddle_server.tenancy.tenant import Tenant
+
+Compressed = tuple[int, Buffer]
+
+LOOK_UP_BYTES: Final = {Role.DATA: 1 * MIB, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
+SEGMENT_BYTES: Final = {Role.DATA: SEGMENT_RAW_BYTES_TARGET, Role.MANIFEST: MANIFEST_SEGMENT_RAW_BYTES_TARGET}
+COMPRESSING_MAX: Final = 1
+"""Segments that are being compressed at once, for one upload."""
+KNOWN_MAX: Final = 8_192
+"""Chunks that an upload remembers as stored, at least; at most twice as many."""
+
+
+_CHUNK_BYTES: Final = 512
+"""What a chunk takes beside its bytes: in the footer of its pack and twice in the catalog, whose log comes first."""
+
+
+def _key(role: Role, digest: bytes) -> bytes:
+    """A chunk among those of all roles. Of data it is the digest itself: an upload holds thousands, and a pair would take more."""
+    return digest if role is Role.DATA else bytes([role]) + digest
+
+
+class ChunkSink:
+    """Takes one upload's chunks and sees to it that each is in the store once, and claimed.
+
+    Not thread-safe: the upload's writer holds its lock around every call. A chunk that was taken is durable only when the
+    pack that it went into is published.
+    """
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        *,
+        upload: bytes,
+        epoch: int,
+        presence: Presence,
+        since_s: float,
+        compressors: Executor,
+        begin_pack: Callable[[], PackWriter],
+        finish_pack: Callable[[PackWriter], Future[PackSummary]],
+    ) -> None:
+        """Of packs that were last seen before `since_s` (monotonic) the sink looks itself whether they are there."""
+        self._tenant = tenant
+        self._catalog = catalog
+        self._upload = upload
+        self._epoch = epoch
+        self._presence = presence
+        self._since_s = since_s
+        self.damage_epoch = catalog.packs.damage_epoch(tenant.id)
+        """Damage that was found later is not known here."""
+        self._compressors = compressors
+        self._begin_pack = begin_pack
+        self._finish_pack = finish_pack
+        self._pack: PackWriter | None = None
+        self._finished: list[Future[PackSummary]] = []
+        """Full packs, sealed or about to be."""
+        self._asking: dict[Role, dict[bytes, bytes | memoryview]] = {role: {} for role in Role}
+        self._asking_bytes = dict.fromkeys(Role, 0)
+        self._table: dict[Role, list[ChunkRef]] = {role: [] for role in Role}
+        self._segment: dict[Role, bytearray] = {role: bytearray() for role in Role}
+        """The chunks in the table, one behind the other: copies, for each was a view of all that it came with."""
+        self._compressing: deque[tuple[Role, list[ChunkRef], int, Future[Compressed]]] = deque()
+        self._compressing_bytes = 0
+        self._unpublished: dict[bytes, int] = {}
+        """Length of each chunk that went towards a pack that is not published yet."""
+        self._known: Recent[bytes, int] = Recent(KNOWN_MAX)
+        """Chunks that are stored, and their lengths: those that were put in or asked for last."""
+        self._announced: set[bytes] = set()
+        """Data chunks that were asked for, are not there, and have not come: they are not looked up again when they come."""
+
+    # ------------------------------------------------------------------ what is stored
+
+    @property
+    def full(self) -> bool:
+        """Whether a pack is full and waits to be published."""
+        return bool(self._finished)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything was taken that no published pack holds."""
+        return bool(self._unpublished)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """What was taken and is in no file yet, with what tables, footers and the catalog need for it. Asked from any thread."""
+        waiting = sum(self._asking_bytes.values()) + sum(map(len, self._segment.values()))
+        return waiting + self._compressing_bytes + len(self._unpublished) * _CHUNK_BYTES
+
+    def present(self, role: Role, digests: Sequence[bytes]) -> dict[bytes, int]:
+        """The lengths of those chunks that are there; they are claimed for the upload, and stay.
+
+        The first claim on a pack checks that its object exists, so that its chunks are stored again if it does not: the bytes of
+        a stream come only once.
+        """
+        self.heed_damage()
+        here: dict[bytes, int] = {}
+        ask: dict[bytes, bytes] = {}
+        for digest in digests:
+            length = self._length(role, digest)
+            if length is None:
+                ask[self._tenant.chunk_id(role, digest)] = digest
+            else:
+                here[digest] = length
+        wanted = list(ask)
+        for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
+            claimed = self._claim(wanted[start : start + CHUNKS_PER_CALL_MAX])
+            for chunk_id, place in claimed.items():
+                here[ask[chunk_id]] = place.length
+                self._known.put(_key(role, ask[chunk_id]), place.length)
+        return here
+
+    def _claim(self, chunk_ids: Sequence[bytes]) -> dict[bytes, ChunkPlace]:
+        while True:
+            claimed = self._catalog.chunks.claim(self._tenant.id, self._upload, self._epoch, chunk_ids)
+            if not self._lost({place.segment.pack for place in claimed.values()}):
+                return claimed
+
+    def _lost(self, packs: Iterable[bytes]) -> bool:
+        """Whether a pack is gone; then nothing is taken for present that was not looked up since."""
+        lost = bool(self._presence.lost(self._tenant, packs, self._since_s))
+        if lost:
+            self.forget()
+        return lost
+
+    def heed_damage(self) -> bool:
+        """Whether damage was found since this was last asked; then what is taken from now on is looked up again."""
+        now = self._catalog.packs.damage_epoch(self._tenant.id)
+        if now == self.damage_epoch:
+            return False
+        self.damage_epoch = now
+        self.forget()
+        return True
+
+    def look_for_packs(self) -> None:
+        """Looks whether the packs are there that the upload relies on; those that are gone are marked as damaged.
+
+        Raises:
+            Unavailable: the store does not answer.
+
+        """
+        self._lost(self._catalog.packs.claimed(self._tenant.id, self._upload))
+
+    def missing(self, digests: Sequence[bytes]) -> list[int]:
+        """The positions of those data chunks that are not there and must be sent; the others are claimed."""
+        here = self.present(Role.DATA, digests)
+        if len(self._announced) >= KNOWN_MAX:
+            self._announced.clear()
+        self._announced.update(digest for digest in digests if digest not in here)
+        return [index for index, digest in enumerate(digests) if digest not in here]
+
+    def absent(self, refs: Sequence[ChunkRef], field: str) -> set[bytes]:
+        """Which of these data chunks are not there; the others are claimed.
+
+        Raises:
+            BadRequest: BAD_FIELD for `field`, a chunk is there with another length.
+
+        """
+        here = self.present(Role.DATA, [ref.digest for ref in refs])
+        for ref in refs:
+            if here.get(ref.digest, ref.length) != ref.length:
+                raise BadRequest(
+                    "BAD_FIELD",
+                    f"chunk {ref.digest.hex()} has {here[ref.digest]} bytes, not {ref.length}",
+                    field=field,
+                )
+        return {ref.digest for ref in refs if ref.digest not in here}
+
+    def _length(self, role: Role, digest: bytes) -> int | None:
+        asking = self._asking[role].get(digest)
+        if asking is not None:
+            return len(asking)
+        key = _key(role, digest)
+        return self._unpublished.get(key) or self._known.get(key)
+
+    def forget(self) -> None:
+        """Forgets what is stored, since damage was found: chunks are looked up again, and damaged ones are stored again."""
+        self._known.clear()
+
+    # ------------------------------------------------------------------ taking
+
+    def take(self, role: Role, digest: bytes, data: bytes | memoryview) -> None:
+        """Takes a chunk whose digest is known to be right."""
+        if self._length(role, digest) is not None:
+            return
+        self._announced.discard(digest)
+        asking = self._asking[role]
+        # Of a large message with one new chunk in it the rest may go.
+        asking[digest] = compact(data)
+        self._asking_bytes[role] += len(data)
+        if self._asking_bytes[role] >= LOOK_UP_BYTES[role] or len(asking) >= CHUNKS_PER_CALL_MAX:
+            self._look_up(role)
+
+    def take_segment(self, table: Sequence[ChunkRef], codec: int, payload: Buffer, raw_length: int) -> int:
+        """Takes a segment of data chunks that was checked, as it is; gives the number of chunks that were new."""
+        # If another upload has stored one since it was announced, it is stored twice, which the index may say.
+        new = {ref.digest for ref in table if ref.digest in self._announced}
+        new |= self.absent([ref for ref in table if ref.digest not in new], "chunks")
+        self._announced -= new
+        if new:
+            self._append(Role.DATA, list(table), codec, payload, raw_length)
+            self._unpublished.update((_key(Role.DATA, ref.digest), ref.length) for ref in table)
+        return len(new)
+
+    def _look_up(self, role: Role) -> None:
+        asking, self._asking[role] = self._asking[role], {}
+        self._asking_bytes[role] = 0
+        here = self.present(role, list(asking))
+        for digest, data in asking.items():
+            if digest in here:
+                continue
+            if len(self._segment[role]) + len(data) > SEGMENT_BYTES[role]:
+                self._close_segment(role)
+            self._table[role].append(ChunkRef(len(data), digest))
+            self._segment[role] += data
+            self._unpublished[_key(role, digest)] = len(data)
+        if len(self._segment[role]) >= SEGMENT_BYTES[role]:
+            self._close_segment(role)
+
+    def _close_segment(self, role: Role) -> None:
+        if not self._table[role]:
+            return
+        self._drain(COMPRESSING_MAX - 1)
+        table, self._table[role] = self._table[role], []
+        payload, self._segment[role] = self._segment[role], bytearray()
+        self._compressing.append((role, table, len(payload), self._compressors.submit(compress, payload)))
+        self._compressing_bytes += len(payload)
+
+    def _drain(self, leave: int) -> None:
+        """Appends compressed segments, oldest first, until so many are left."""
+        while len(self._compressing) > leave:
+            role, table, raw_length, future = self._compressing.popleft()
+            codec, payload = future.result()
+            self._append(role, table, codec, payload, raw_length)
+            self._compressing_bytes -= raw_length
+
+    def _append(self, role: Role, table: list[ChunkRef], codec: int, payload: Buffer, raw: int) -> None:
+        if self._pack is None:
+            self._pack = self._begin_pack()
+        self._pack.append(role, table, codec, payload, raw)
+        if self._pack.full:
+            self._seal()
+
+    def _seal(self) -> None:
+        if self._pack is not None:
+            pack, self._pack = self._pack, None
+            self._presence.saw(self._tenant.id, [pack.pack])
+            self._finished.append(self._finish_pack(pack))
+
+    # ------------------------------------------------------------------ packs
+
+    def flush(self) -> tuple[list[Future[PackSummary]], list[bytes]]:
+        """Brings everything that was taken into packs, and gives these away to be published, with all that is in them.
+
+        What the publication before this one published must have been told to `published`.
+        """
+        for role in Role:
+            if self._asking[role]:
+                self._look_up(role)
+            self._close_segment(role)
+        self._drain(0)
+        self._seal()
+        packs, self._finished = self._finished, []
+        return packs, list(self._unpublished)
+
+    def published(self, chunks: Iterable[bytes]) -> None:
+        """The packs with these chunks are published: the catalog knows them from now on."""
+        for key in chunks:
+            del self._unpublished[key]
+
+    def abort(self) -> None:
+        """Drops everything that is not published."""
+        for *_, future in self._compressing:
+            future.cancel()
+        self._compressing.clear()
+        if self._pack is not None:
+            self._pack.abort()
+            self._pack = None
+
+
+class ManifestSink:
+    """Where manifest pages go: an upload's chunks of role manifest."""
+
+    def __init__(self, chunks: ChunkSink) -> None:
+        self._chunks = chunks
+
+    def write(self, data: bytes) -> bytes:
+        """Takes a page; gives its digest."""
+        digest = blake3(data).digest()
+        self._chunks.take(Role.MANIFEST, digest, data)
+        return digest

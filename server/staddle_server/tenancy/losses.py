@@ -1,0 +1,183 @@
+"""What a backup refers to and no sound copy holds, by what the catalog knows: the one answer to whether a backup is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice
+from typing import Final, NamedTuple
+
+from staddle_server.base.errors import Damaged
+from staddle_server.base.types import ChunkPlace, ChunkRef, Content, Entry, Role, Root
+from staddle_server.manifest.content import lists_of
+from staddle_server.manifest.cursor import PAGES_KEPT
+from staddle_server.manifest.read import Gap, Manifest, OpenedPage
+from staddle_server.tenancy.chunk_reader import ChunkReader
+
+LISTED_CHUNKS_AT_ONCE: Final = 1024
+"""Chunks of a long list that are looked up together, at least."""
+
+
+class LostChunk(NamedTuple):
+    """A chunk without a sound copy.
+
+    Attributes:
+        ref: Its digest and length; a page of the manifest has length 0 here, since nothing states its length.
+        places: Where its damaged copies lie, if there are any.
+
+    """
+
+    ref: ChunkRef
+    places: list[ChunkPlace]
+
+
+class Loss(NamedTuple):
+    """Something of a manifest that is lost. Several losses in a row may belong to the same entry.
+
+    Attributes:
+        where: The entry that needs it; the gap that an unreadable page leaves; None: a page that is known to be damaged, but could be read.
+        data: Lost chunks of the entry's content.
+        manifest: The lost chunk of the entry's attributes, or the page.
+        message: Why the page, or the entry's list of chunks, cannot be read; else empty.
+
+    """
+
+    where: Entry | Gap | None
+    data: list[LostChunk]
+    manifest: list[LostChunk]
+    message: str = ""
+
+
+class Losses:
+    """Walks manifests and looks up what they refer to. Reads pages and lists of chunks, no data. Not thread-safe.
+
+    Attributes:
+        chunks: Look-ups so far; a chunk that several pages name counts for each.
+
+    """
+
+    def __init__(
+        self, reader: ChunkReader, *, share: bool = False, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        """`share`: remembers what is whole, so that pages that several manifests share are read once.
+
+        `tick` is called every few pages, and may raise to stop the walk.
+        """
+        self.chunks = 0
+        self._reader = reader
+        self._share = share
+        self._tick = tick
+        self._whole: set[bytes] = set()
+        """Pages and list chunks of which nothing is lost, and nothing below them. Only filled with `share`."""
+
+    def is_whole(self, root: Root) -> bool:
+        """Whether nothing of a manifest is lost. Raises Unavailable where the store does not answer."""
+        return next(self.of(root), None) is None
+
+    def of(self, root: Root, *, after: bytes | None = None) -> Iterator[Loss]:
+        """All losses of a manifest in the order of its entries; with `after`, only those behind that path."""
+        share = self._share and after is None
+        index_pages: list[bytes] = []
+        whole = True
+        pages = Manifest(root, self._reader).pages(after=after, skip=self._whole.__contains__)
+        # The reader counts the memory of so many decoded pages.
+        while batch := list(islice(pages, PAGES_KEPT)):
+            batch_whole = True
+            for loss in self._of_pages(batch):
+                whole = batch_whole = False
+                yield loss
+            if share:
+                opened = [page for page in batch if isinstance(page, OpenedPage)]
+                index_pages += [page.digest for page in opened if not page.entries]
+                if batch_whole:
+                    self._whole.update(page.digest for page in opened if page.entries)
+            self._tick()
+        if whole:
+            self._whole.update(index_pages)
+
+    def of_content(self, entry: Entry) -> Iterator[Loss]:
+        """The losses of an entry's content; its attributes do not matter."""
+        content = entry.content
+        if content is None:
+            return
+        lost = self._look_up(Role.DATA, content.chunks)
+        if lost:
+            yield Loss(entry, list(lost.values()), [])
+        yield from self._of_list(entry, content)
+
+    def _of_pages(self, batch: list[OpenedPage | Gap]) -> Iterator[Loss]:
+        pages = [page for page in batch if isinstance(page, OpenedPage)]
+        entries = [entry for page in pages for entry in page.entries]
+        data = self._look_up(
+            Role.DATA, [ref for entry in entries if entry.content is not None for ref in entry.content.chunks]
+        )
+        attributes = [entry.attributes_ref for entry in entries if entry.attributes_ref is not None]
+        manifest = self._look_up(Role.MANIFEST, [*(ChunkRef(0, page.digest) for page in pages), *attributes])
+        for each in batch:
+            if isinstance(each, Gap):
+                yield Loss(each, [], [], each.message)
+                continue
+            if each.digest in manifest:
+                yield Loss(None, [], [manifest[each.digest]])
+            for entry in each.entries:
+                yield from self._of_entry(entry, data, manifest)
+
+    def _of_entry(
+        self, entry: Entry, data: dict[bytes, LostChunk], manifest: dict[bytes, LostChunk]
+    ) -> Iterator[Loss]:
+        """The losses of an entry; `data` and `manifest` have those of the chunks that it names itself."""
+        content, attributes = entry.content, entry.attributes_ref
+        refs = () if content is None else content.chunks
+        own = [data[ref.digest] for ref in refs if ref.digest in data]
+        large = [manifest[attributes.digest]] if attributes and attributes.digest in manifest else []
+        if own or large:
+            yield Loss(entry, own, large)
+        if content is not None:
+            yield from self._of_list(entry, content)
+
+    def _of_list(self, entry: Entry, content: Content) -> Iterator[Loss]:
+        """The losses of the chunks that an entry's list of chunks names."""
+        walked: list[bytes] = []
+        whole = True
+        try:
+            for refs in self._listed(content, walked):
+                if lost := self._look_up(Role.DATA, refs):
+                    whole = False
+                    yield Loss(entry, list(lost.values()), [])
+        except Damaged as e:
+            yield Loss(entry, [], [], e.message)
+            return
+        if whole:
+            self._whole.update(walked)
+
+    def _listed(self, content: Content, walked: list[bytes]) -> Iterator[list[ChunkRef]]:
+        """The chunks of a list, some at a time; with `share`, what was read is added to `walked`.
+
+        Raises:
+            Damaged: behind all that can be read.
+
+        """
+        refs: list[ChunkRef] = []
+        try:
+            for digest, more in lists_of(content, self._reader, self._whole.__contains__):
+                if self._share:
+                    walked.append(digest)
+                refs += more
+                if len(refs) >= LISTED_CHUNKS_AT_ONCE:
+                    yield refs
+                    refs = []
+        except Damaged:
+            yield refs
+            raise
+        yield refs
+
+    def _look_up(self, role: Role, refs: Collection[ChunkRef]) -> dict[bytes, LostChunk]:
+        """Those of the chunks without a sound copy, by digest."""
+        wanted = {ref.digest: ref for ref in refs}
+        if not wanted:
+            return {}
+        self.chunks += len(wanted)
+        lost = wanted.keys() - self._reader.sound(role, wanted)
+        places = self._reader.locate(role, lost) if lost else {}
+        return {
+            digest: LostChunk(wanted[digest], places.get(digest, [])) for digest in wanted if digest in lost
+        }

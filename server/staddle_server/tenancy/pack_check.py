@@ -1,0 +1,251 @@
+"""Compares one pack with the catalog, at a glance or in every byte. Damage is marked, and wrong marks are cleared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+from staddle._base.figures import counted
+
+from staddle_server.base.clock import Clock
+from staddle_server.base.errors import Damaged, Unavailable
+from staddle_server.base.types import SegmentRef, StoredChunk
+from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack
+from staddle_server.catalog.validation import batches
+from staddle_server.store.pack import PackDamaged, Segment, pack_name
+from staddle_server.tenancy.tenant import Tenant
+
+Pace = Callable[[int, int], None]
+"""Receives how many bytes were read, and how many chunks they were; may wait, and may raise to stop."""
+READS: Final = 2
+"""What looks damaged is read so often before it is believed: memory and cables err, too."""
+
+
+class Fault(NamedTuple):
+    """Something wrong with a pack.
+
+    `kind`: pack (the object is missing), footer (header or footer: it does not describe itself any more), segment, index
+    (the catalog does not say of it what it says of itself), or unanswered (the store does not answer, which says nothing about it).
+    """
+
+    kind: str
+    message: str
+    segment: int = WHOLE_PACK
+    chunks: int = 0
+
+
+@dataclass
+class Examined:
+    """What became of a pack. `gone`: it is not live any more, and nothing of this counts."""
+
+    pack: LivePack
+    faults: list[Fault] = field(default_factory=list)
+    cleared: list[int] = field(default_factory=list)
+    read_bytes: int = 0
+    gone: bool = False
+    all_tried: bool = False
+    """Whether every segment was looked at; some may not have been answered."""
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether the object is missing, or the store did not answer somewhere."""
+        return any(fault.kind in {"pack", "unanswered"} for fault in self.faults)
+
+    def marks(self) -> set[int]:
+        """The offsets that are marked as damaged."""
+        marks = {fault.segment for fault in self.faults if fault.kind in {"pack", "segment"}}
+        return marks | {FOOTER for fault in self.faults if fault.kind == "footer"}
+
+
+class Inspector:
+    """Looks at one tenant's packs and marks what is damaged. Not thread-safe.
+
+    `put_down`: whether what is found changes the catalog; without it, nothing is written at all.
+    """
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        pace: Pace = lambda _size, _chunks: None,
+        *,
+        put_down: bool = True,
+    ) -> None:
+        self._tenant = tenant
+        self._catalog = catalog
+        self._pace = pace
+        self._put_down = put_down
+
+    def glance(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
+        """Looks whether the object is there with its size, and whether its footer opens and says what the index says.
+
+        `indexed_count` is how many chunks the index has in it, where that is known.
+        """
+        return self._glance(pack, indexed_count)[0]
+
+    def _glance(
+        self, pack: LivePack, indexed_count: int | None
+    ) -> tuple[Examined, Sequence[StoredChunk] | None]:
+        """With the chunks that the footer names, if it opens: thousands of objects, which nothing that lasts may hold."""
+        seen = Examined(pack)
+        try:
+            size = self._tenant.blobs.size(pack_name(self._tenant.id, pack.id))
+        except Damaged as e:
+            seen.faults.append(Fault("pack", e.message))
+            return self._certain(seen), None
+        except Unavailable as e:
+            seen.faults.append(Fault("unanswered", e.message))
+            return seen, None
+        if size != pack.size_bytes:
+            seen.faults.append(Fault("footer", f"it has {size} bytes, not {pack.size_bytes}"))
+        chunks = self._footer_chunks(seen)
+        if chunks is not None:
+            self._compare_index(seen, chunks, indexed_count)
+        return self._certain(seen), chunks
+
+    def inspect(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
+        """Looks as `glance` does, then reads every segment, opens and inflates it, and checks every digest.
+
+        Notes in the catalog what is damaged.
+        """
+        seen, named = self._glance(pack, indexed_count)
+        if seen.gone or seen.unanswered:
+            return seen
+        seen.all_tried = True
+        for ref, chunks in self._segments(pack, named):
+            fault = self._read_twice(ref, chunks)
+            if fault is not None:
+                seen.faults.append(fault)
+                if fault.kind == "pack":
+                    break
+            seen.read_bytes += ref.length
+            self._pace(ref.length, len(chunks))
+        return self._certain(seen)
+
+    def _footer_chunks(self, seen: Examined) -> Sequence[StoredChunk] | None:
+        error: Damaged | None = None
+        for _ in range(READS):
+            try:
+                return self._tenant.packs.footer(seen.pack.id).chunks
+            except Damaged as e:
+                error = e
+            except Unavailable as e:
+                seen.faults.append(Fault("unanswered", e.message))
+                return None
+        assert error is not None
+        seen.faults.append(Fault("footer", error.message))
+        return None
+
+    def _compare_index(
+        self, seen: Examined, chunks: Sequence[StoredChunk], indexed_count: int | None
+    ) -> None:
+        places = {(chunk.chunk_id, chunk.place.segment.offset, chunk.place.offset) for chunk in chunks}
+        chunk_ids = {chunk.chunk_id for chunk in chunks}
+        found = wrong = 0
+        for some in batches(chunk_ids):
+            indexed = self._catalog.verification.indexed(self._tenant.id, seen.pack.id, some)
+            found += len(indexed)
+            wrong += sum(
+                (chunk_id, place.segment.offset, place.offset) not in places
+                for chunk_id, place in indexed.items()
+            )
+        missing = len(chunk_ids) - found
+        more = max(0, (indexed_count or 0) - found)
+        if missing or wrong or more:
+            seen.faults.append(
+                Fault(
+                    "index",
+                    f"the index lacks {missing} of its {counted(len(chunk_ids), 'chunk')}, has {wrong} in another place, and names "
+                    f"{more} that it does not have",
+                    chunks=missing + wrong + more,
+                )
+            )
+
+    def _segments(
+        self, pack: LivePack, named: Sequence[StoredChunk] | None
+    ) -> list[tuple[SegmentRef, list[StoredChunk]]]:
+        """The segments, from what the footer names, or where that is gone from the index."""
+        chunks = self._catalog.verification.all_indexed(self._tenant.id, pack.id) if named is None else named
+        return [(ref, list(group)) for ref, group in groupby(chunks, key=lambda chunk: chunk.place.segment)]
+
+    def _read_twice(self, ref: SegmentRef, chunks: Sequence[StoredChunk]) -> Fault | None:
+        error: Damaged | None = None
+        for _ in range(READS):
+            try:
+                self._read(ref, chunks)
+            except Damaged as e:
+                error = e
+            except Unavailable as e:
+                return Fault("unanswered", e.message, ref.offset, len(chunks))
+            else:
+                return None
+        assert error is not None
+        return Fault("segment", error.message, ref.offset, len(chunks))
+
+    def _read(self, ref: SegmentRef, chunks: Sequence[StoredChunk]) -> None:
+        segment = self._tenant.packs.segment(ref)
+        check_digests(segment)
+        at: dict[tuple[bytes, int], int] = {}
+        offset = 0
+        for length, digest in segment.table:
+            at[self._tenant.chunk_id(segment.role, digest), offset] = length
+            offset += length
+        for chunk in chunks:
+            if at.get((chunk.chunk_id, chunk.place.offset)) != chunk.place.length:
+                raise PackDamaged(ref.pack, ref.offset, "the segment has not the chunks that it should have")
+
+    def _certain(self, seen: Examined) -> Examined:
+        """A pack that was condemned meanwhile is no finding: its object may rightly be gone. Marks what is certain."""
+        if not seen.faults:
+            return seen
+        now = self._catalog.verification.live_pack(self._tenant.id, seen.pack.id)
+        seen.gone = now is None
+        if now is not None and self._put_down:
+            for offset in sorted(seen.marks() - seen.pack.marks):
+                where = None if offset == WHOLE_PACK else offset
+                self._catalog.packs.mark_damaged(self._tenant.id, seen.pack.id, where)
+        return seen
+
+
+class Examiner(Inspector):
+    """Inspects packs, and also notes which marks were wrong and which packs were verified. Not thread-safe."""
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        clock: Clock,
+        pace: Pace = lambda _size, _chunks: None,
+        *,
+        put_down: bool = True,
+    ) -> None:
+        super().__init__(tenant, catalog, pace, put_down=put_down)
+        self._clock = clock
+
+    def read(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
+        """Inspects a pack, clears the marks that were wrong, and notes that the pack was verified."""
+        seen = self.inspect(pack, indexed_count)
+        if seen.gone or not seen.all_tried:
+            return seen
+        wrong = any(fault.kind != "index" for fault in seen.faults)
+        # A segment that could not be read is none that is sound.
+        unsound = {fault.segment for fault in seen.faults if fault.kind != "index"} | seen.marks()
+        seen.cleared = sorted(seen.pack.marks - unsound)
+        if self._put_down and (seen.cleared or not wrong):
+            self._catalog.verification.read_whole(
+                self._tenant.id, seen.pack.id, self._clock.now_ns(), verified=not wrong, cleared=seen.cleared
+            )
+        return seen
+
+
+def check_digests(segment: Segment) -> None:
+    """Hashes every chunk of a segment. Raises PackDamaged."""
+    offset = 0
+    view = memoryview(segment.data)
+    for length, digest in segment.table:
+        if blake3(view[offset : offset + length]).digest() != digest:
+            raise PackDamaged(segment.ref.pack, segment.ref.offset, f"a chunk in it is not {digest.hex()}")
+        offset += length

@@ -1,0 +1,126 @@
+"""Writes what was decided in the catalog to the store, as records, before the caller gets an answer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from staddle_server.base.errors import StaddleError
+from staddle_server.catalog import Backup, Catalog, PendingRecord
+from staddle_server.catalog.validation import batches
+from staddle_server.store.records import (
+    ChangeCounts,
+    CommittedRecord,
+    NotedRecord,
+    Record,
+    encode_record,
+    new_record_id,
+)
+from staddle_server.tenancy.tenant import Tenant, Tenants
+
+log = logging.getLogger(__name__)
+
+STEP_RECORDS: Final = 64
+"""After so many records the catalog is told that they are durable."""
+
+
+def as_pending(tenant: bytes, record: Record) -> PendingRecord:
+    """A decision's record, to be kept in the transaction that decides."""
+    return PendingRecord(new_record_id(record), tenant, encode_record(record))
+
+
+def as_noted(tenant: bytes, what: str) -> PendingRecord:
+    """What tells the store that something was decided which only the catalog keeps.
+
+    The decision comes first, with this record as pending, and the record second. After a kill between them the catalog is
+    ahead of its store, and the next start writes the record. The other order would leave a good catalog that its store
+    calls older.
+    """
+    return as_pending(tenant, NotedRecord(what))
+
+
+def finish_record(tenant: Tenant, catalog: Catalog, record_id: bytes) -> int:
+    """Writes the record with this id, unless it is durable, and before it those that come before it in the chain.
+
+    Durable on return; gives how many it wrote.
+
+    Raises:
+        Unavailable, Exhausted: what the records say is decided all the same; a replay of the call, or a restart, writes them.
+
+    """
+    return _finish(tenant, catalog, record_id)
+
+
+def finish_missing(tenant: Tenant, catalog: Catalog) -> int:
+    """Writes every record of a tenant that was decided on and is not durable; gives how many. Raises as `finish_record` does."""
+    return _finish(tenant, catalog, None)
+
+
+def finish_all(tenants: Tenants, catalog: Catalog) -> int:
+    """Writes every record that is decided on and not durable; gives how many. A start does this before it serves.
+
+    A tenant whose keys are damaged, or a full disk, does not keep a server from its other work, above all from
+    restoring, or a token from being revoked: the record stays pending, the log names the reason, and the next start,
+    command or replay tries again.
+    """
+    written = 0
+    for tenant in sorted({record.tenant for record in catalog.backups.pending_records()}):
+        try:
+            written += finish_missing(tenants.get(tenant), catalog)
+        except StaddleError as e:
+            log.error(  # noqa: TRY400 - no fault of ours
+                "records of tenant %s could not be written, and the next start tries again: %s",
+                tenant.hex(),
+                e.message,
+            )
+    return written
+
+
+def _finish(tenant: Tenant, catalog: Catalog, upto: bytes | None) -> int:
+    """Writes pending records in the order of their chain, so that a record is durable only with all before it."""
+    with tenant.recording:
+        pending = catalog.backups.pending_records(tenant.id)
+        if upto is not None:
+            ids = [record.id for record in pending]
+            pending = pending[: ids.index(upto) + 1] if upto in ids else []
+        if not pending:
+            return 0
+        # In steps, so that a disk that fills up loses the last one alone.
+        for some in batches(pending, STEP_RECORDS):
+            for record in some:
+                tenant.records.put(record.body, record.place, record.id)
+            tenant.records.head.write(some[-1].place.sequence)
+            catalog.backups.mark_records_written(tenant.id, [record.id for record in some])
+        return len(pending)
+
+
+def committed_record(backup: Backup) -> CommittedRecord:
+    """The record of a backup."""
+    return CommittedRecord(
+        backup=backup.id,
+        dataset=backup.dataset,
+        number=backup.number,
+        kind=backup.kind,
+        scope=backup.scope,
+        base=backup.base,
+        begin_ns=backup.begin_ns,
+        commit_ns=backup.commit_ns,
+        root=backup.root,
+        stored_bytes=backup.stored_bytes,
+        changes=ChangeCounts(*backup.changes),
+        tags=dict(backup.tags),
+        host=backup.host,
+        source_root=backup.source_root,
+        principal=backup.principal,
+        begun_by=backup.authors.begun_by,
+        written_by=backup.authors.written_by,
+        more_writers=backup.authors.more_writers,
+        upload=backup.upload,
+        request_id=backup.request_id,
+        retain_until_ns=backup.retain_until_ns,
+    )
+
+
+def encode_committed(backup: Backup) -> bytes:
+    """The same, encoded: what the catalog keeps in the transaction that commits."""
+    return encode_record(committed_record(backup))

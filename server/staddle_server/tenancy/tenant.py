@@ -1,0 +1,106 @@
+"""What a call needs to work inside one tenant: its keys, its cutter, its packs, its records."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Final
+
+from staddle.chunking import ChunkerParameters, Cutter
+
+from staddle_server.base.errors import Fault
+from staddle_server.base.memory_budget import DecodedBytes
+from staddle_server.base.threads import Semaphore
+from staddle_server.base.types import Role, TenantKeys
+from staddle_server.catalog import Catalog
+from staddle_server.store.blobs import Blobs
+from staddle_server.store.keys import KeyStore, Secrets, chunk_id, secrets_of
+from staddle_server.store.pack import PackReader
+from staddle_server.store.records import Records
+
+INSPECTED_AT_ONCE: Final = 2
+"""So many doubted packs are read at once; each takes up to STORED_MEMORY_MAX, and the disk has other work."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tenant:
+    """One tenant, opened. Shared by all calls, so everything in it is thread-safe."""
+
+    id: bytes
+    name: str
+    keys: TenantKeys
+    secrets: Secrets
+    cutter: Cutter
+    blobs: Blobs
+    packs: PackReader
+    records: Records
+    recording: threading.Lock = field(default_factory=threading.Lock)
+    """Held while records are written: they become durable in the order of their chain."""
+    decoded: DecodedBytes = field(default_factory=DecodedBytes)
+    """The server's memory for what its calls hold decoded."""
+    inspecting: Semaphore = field(default_factory=lambda: Semaphore(INSPECTED_AT_ONCE))
+    """Held while a pack is read in which damage was found."""
+    large: threading.Lock = field(default_factory=threading.Lock)
+    """Held while an entry with large attributes becomes a message: as objects these take many times what they have encoded."""
+
+    def chunk_id(self, role: Role, digest: bytes) -> bytes:
+        """The chunk's name at rest."""
+        return chunk_id(self.secrets.id_key, role, digest)
+
+
+class Tenants:
+    """Opens tenants and keeps them open.
+
+    Attributes:
+        decoded: What their calls hold decoded.
+
+    """
+
+    def __init__(self, blobs: Blobs, catalog: Catalog, keys: KeyStore) -> None:
+        self._blobs = blobs
+        self._catalog = catalog
+        self._keys = keys
+        self.decoded = DecodedBytes()
+        self._inspecting = Semaphore(INSPECTED_AT_ONCE)
+        self._open: dict[bytes, Tenant] = {}
+        self._lock = threading.Lock()
+
+    def get(self, tenant: bytes) -> Tenant:
+        """The tenant with this id.
+
+        Raises:
+            NotFound, Damaged, Unavailable: its row or its keys cannot be read.
+
+        """
+        with self._lock:
+            if tenant not in self._open:
+                self._open[tenant] = self._load(tenant)
+            return self._open[tenant]
+
+    def require_recording(self, tenant: bytes) -> None:
+        """Before something is decided: whether it can be recorded.
+
+        Raises:
+            Unavailable: the store takes no more writes.
+
+        """
+        self.get(tenant).blobs.check_writable()
+
+    def _load(self, tenant: bytes) -> Tenant:
+        row = self._catalog.tenants.get(tenant)
+        if row is None:
+            raise Fault("INTERNAL", f"the catalog has no tenant {tenant.hex()}")
+        keys = self._keys.load(tenant)
+        secrets = secrets_of(keys)
+        return Tenant(
+            id=tenant,
+            name=row.name,
+            keys=keys,
+            secrets=secrets,
+            cutter=Cutter(ChunkerParameters(seed=secrets.chunker_seed)),
+            blobs=self._blobs,
+            packs=PackReader(self._blobs, keys),
+            records=Records(self._blobs, keys),
+            decoded=self.decoded,
+            inspecting=self._inspecting,
+        )

@@ -1,0 +1,1 @@
+"""Garbage collection: removes what no backup needs, beside running backups and restores."""

@@ -1,0 +1,271 @@
+"""Garbage collection: what no backup needs any more goes, beside backups and restores that go on.
+
+docs/decisions/2026-11-25-collection.md says in which order, and why nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from staddle_server.base.clock import Clock
+from staddle_server.base.errors import Conflict, Exhausted, StaddleError
+from staddle_server.base.limits import REAP_GRACE_S
+from staddle_server.catalog import Catalog
+from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.tenancy.clock_guard import BelievedClock, ClockGuard
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.gc.compaction import compact
+from staddle_server.upkeep.gc.dry_run import forecast
+from staddle_server.upkeep.gc.mark import condemn_unreached, walk_mark
+from staddle_server.upkeep.gc.preflight import look_at_objects, read_decided
+from staddle_server.upkeep.gc.sweep import forget, purge, reap, sweep_left_over, sweep_orphans
+from staddle_server.upkeep.gc.tenant_run import NS, Graces, NotCollected, Stopped, TenantReport, Turn
+
+log = logging.getLogger(__name__)
+
+LEASE_S: Final = 120.0
+RENEW_S: Final = 20.0
+WAITS: Final = (
+    "it waits for you since its catalog was rebuilt: look whether every backup is there, then run "
+    "`staddle-server gc --after-rebuild`"
+)
+
+Show = Callable[[str, str, int, int], None]
+"""How far it is: tenant, what it does, how much is done, of how much (0: not known)."""
+
+
+@dataclass
+class Report:
+    """What a collection did, tenant by tenant."""
+
+    tenants: list[TenantReport] = field(default_factory=list)
+    stopped: bool = False
+    """It was stopped before it was done; the next one does the rest."""
+
+    def sum_of(self, name: str) -> int:
+        """A figure of all tenants together."""
+        return sum(getattr(tenant, name) for tenant in self.tenants)
+
+    @property
+    def failed(self) -> list[TenantReport]:
+        """The tenants that were not collected, or not to the end."""
+        return [tenant for tenant in self.tenants if tenant.failure]
+
+
+class Collector:
+    """Collects the garbage of all tenants, one after the other."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        tenants: Tenants,
+        clock: Clock,
+        *,
+        holder: str = "",
+        show: Show = lambda _tenant, _what, _done, _of: None,
+    ) -> None:
+        """`holder` names this collector to another one that has to wait."""
+        self._catalog = catalog
+        self._tenants = tenants
+        self._clock = clock
+        self._holder = holder or f"process {os.getpid()} on {socket.gethostname()}"
+        self._show = show
+
+    def collect(
+        self,
+        stopping: Callable[[], bool] = lambda: False,
+        *,
+        grace_s: int | None = None,
+        after_rebuild: bool = False,
+    ) -> Report:
+        """One collection. A tenant that cannot be collected is named with the reason, and the others go on.
+
+        Args:
+            stopping: Asked often; once it is true the collection ends soon, and the next one does the rest.
+            grace_s: Instead of every tenant's grace; and instead of the reap grace, if it is shorter.
+            after_rebuild: Tenants that wait for the operator wait no longer.
+
+        Raises:
+            Conflict: LEASE_HELD, another collection is under way; STALE_EPOCH, one has taken over.
+
+        """
+        fence = self._catalog.collectors.acquire(self._holder, self._clock.now_ns(), LEASE_S)
+        report = Report()
+        lease = _Lease(self._catalog, self._clock, fence, stopping)
+        try:
+            for row in self._catalog.tenants.list_all():
+                report.tenants.append(TenantReport(row.name))
+                turn = self._turn(row, report.tenants[-1], _graces(grace_s), lease)
+                if turn is not None and _may_begin(turn, row, after_rebuild=after_rebuild):
+                    self._collect(turn)
+        except Stopped:
+            report.stopped = True
+        finally:
+            self._catalog.collectors.release(fence)
+        return report
+
+    def look_ahead(
+        self, stopping: Callable[[], bool] = lambda: False, *, grace_s: int | None = None
+    ) -> Report:
+        """What a collection now would do. Changes nothing, and needs no turn."""
+        report = Report()
+        try:
+            for row in self._catalog.tenants.list_all():
+                report.tenants.append(TenantReport(row.name))
+                turn = self._turn(row, report.tenants[-1], _graces(grace_s), _Asked(stopping))
+                if turn is None:
+                    continue
+                try:
+                    forecast(turn)
+                except (StaddleError, NotCollected) as e:
+                    turn.report.failure = str(e)
+                if row.gc_waits:
+                    turn.report.failure = turn.report.failure or WAITS
+        except Stopped:
+            report.stopped = True
+        return report
+
+    def _turn(self, row: TenantRow, report: TenantReport, graces: Graces, lease: _Asked) -> Turn | None:
+        """The tenant's turn; None: it cannot even be opened."""
+        try:
+            tenant = self._tenants.get(row.id)
+        except StaddleError as e:
+            report.failure = e.message
+            return None
+        return Turn(
+            self._catalog,
+            tenant,
+            BelievedClock(ClockGuard(self._catalog, self._clock), self._clock),
+            graces,
+            fence=lease.fence,
+            tick=lease.tick,
+            show=lambda what, done, of: self._show(row.name, what, done, of),
+            report=report,
+        )
+
+    def _collect(self, turn: Turn) -> None:
+        try:
+            collect_tenant(turn)
+        except Conflict:
+            raise  # the fence: another collector is at work on all of them
+        except (StaddleError, NotCollected) as e:
+            turn.report.failure = str(e)
+            log.error("tenant %s is not collected: %s", turn.tenant.name, e)  # noqa: TRY400 - no fault of ours
+        self._catalog.tenants.set_gc_failure(turn.tenant.id, turn.report.failure)
+
+
+def collect(catalog: Catalog, tenants: Tenants, clock: Clock, stopping: Callable[[], bool]) -> str:
+    """A collection as a server's task; gives in a few words what it did, "" if that was nothing."""
+    try:
+        report = Collector(catalog, tenants, clock).collect(stopping)
+    except Conflict as e:
+        return e.message
+    done = [
+        f"{words}: {report.sum_of(name)}"
+        for name, words in (
+            ("backups_purged", "backups purged"),
+            ("packs_condemned", "packs condemned"),
+            ("packs_compacted", "packs compacted"),
+            ("packs_reaped", "packs removed"),
+            ("bytes_freed", "bytes freed"),
+        )
+        if report.sum_of(name)
+    ]
+    if report.failed:
+        done.append("not collected: " + ", ".join(tenant.tenant for tenant in report.failed))
+    return ", ".join(done) + (" (cut short; the next one goes on)" if report.stopped else "")
+
+
+def collect_tenant(turn: Turn) -> None:
+    """One tenant's collection: the order is the promise.
+
+    Raises:
+        NotCollected, Damaged, Unavailable, Exhausted: what cannot be read or written; what was done so far is right.
+        Stopped: the caller wants it to end.
+        Conflict: STALE_EPOCH, another collector has taken over.
+
+    """
+    turn.clock.now_ns()  # nothing begins while the clock is in doubt
+    decided = read_decided(turn)
+    objects = look_at_objects(turn)
+    sweep_left_over(turn)
+    with _on_a_full_disk(turn, "purging"):
+        purge(turn)
+    turn.catalog.collection.clear_marks(turn.tenant.id, turn.fence)
+    mark = walk_mark(turn)
+    condemn_unreached(turn, mark)
+    with _on_a_full_disk(turn, "compaction"):
+        compact(turn, mark)
+    turn.catalog.collection.end_claims(turn.fence, mark.number)
+    turn.catalog.collection.end_mark(turn.fence, mark.number, turn.clock.now_ns(), "")
+    reap(turn)
+    # However short a grace the operator asks for: an object that no row names is looked at twice.
+    sweep_orphans(turn, objects, turn.clock.now_ns() - REAP_GRACE_S * NS)
+    forget(turn, decided)
+    turn.catalog.collection.clear_marks(turn.tenant.id, turn.fence)
+
+
+@contextlib.contextmanager
+def _on_a_full_disk(turn: Turn, what: str) -> Iterator[None]:
+    """What needs room must not keep the collection from the steps that free some. What it did not do shows as the tenant's failure.
+
+    A purged backup whose record could not be written counts as there, so nothing of it goes.
+    """
+    try:
+        yield
+    except Exhausted as e:
+        turn.report.failure = f"{what} needs more room, and all else was done: {e.message}; collect again"
+        log.warning("tenant %s: %s", turn.tenant.name, turn.report.failure)
+
+
+def _graces(grace_s: int | None) -> Graces:
+    return Graces(grace_s, REAP_GRACE_S if grace_s is None else min(grace_s, REAP_GRACE_S))
+
+
+def _may_begin(turn: Turn, row: TenantRow, *, after_rebuild: bool) -> bool:
+    if row.gc_waits and not after_rebuild:
+        turn.report.failure = WAITS
+        return False
+    if row.gc_waits:
+        turn.catalog.tenants.set_gc_waits(row.id, waits=False)
+    turn.tick()
+    return True
+
+
+class _Asked:
+    """Asks now and then whether to stop."""
+
+    fence = 0
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self._stopping = stopping
+
+    def tick(self) -> None:
+        """Raises Stopped when it is time to end."""
+        if self._stopping():
+            raise Stopped
+
+
+class _Lease(_Asked):
+    """Keeps the collector's lease while it works."""
+
+    def __init__(self, catalog: Catalog, clock: Clock, fence: int, stopping: Callable[[], bool]) -> None:
+        super().__init__(stopping)
+        self.fence = fence
+        self._catalog = catalog
+        self._clock = clock
+        self._renewed_s = clock.monotonic_s()
+
+    def tick(self) -> None:
+        """Renews the lease when that is due, too. Conflict STALE_EPOCH if another collector has it."""
+        super().tick()
+        now_s = self._clock.monotonic_s()
+        if now_s - self._renewed_s >= RENEW_S:
+            self._catalog.collectors.renew(self.fence, self._clock.now_ns(), LEASE_S)
+            self._renewed_s = now_s

@@ -1,0 +1,212 @@
+"""Compaction: what is alive of packs that are mostly dead, or small, goes into a new pack, and the old ones are condemned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from staddle_server.base.errors import Damaged
+from staddle_server.base.limits import PACK_BYTES_TARGET, PACK_CHUNKS_TARGET
+from staddle_server.base.types import ChunkPlace, ChunkRef, PackSummary, Role
+from staddle_server.catalog import Mark, MarkedPack
+from staddle_server.store.blobs import BlobMissing
+from staddle_server.store.frame import compress
+from staddle_server.store.pack import PackDamaged, PackWriter, Segment, pack_name
+from staddle_server.tenancy.chunk_writer import SEGMENT_BYTES
+from staddle_server.tenancy.suspect_packs import doubt
+from staddle_server.upkeep.gc.live_chunks import Positions
+from staddle_server.upkeep.gc.mark import chunk_ids, marked
+from staddle_server.upkeep.gc.tenant_run import Turn
+
+SMALL_PACK_BYTES: Final = PACK_BYTES_TARGET // 4
+SMALL_PACKS_MIN: Final = 8
+"""So many small packs are worth being made one; of fewer, each byte would be copied too often as they grow."""
+CHUNKS_MAX: Final = 4 * PACK_CHUNKS_TARGET
+"""Chunks of old packs, dead ones included, that one transaction takes out of the index."""
+
+
+class Candidate(NamedTuple):
+    """A pack, as far as the choice needs it. `live` is the number of its chunks that are alive."""
+
+    size_bytes: int
+    chunk_count: int
+    live: int
+
+    @property
+    def mostly_dead(self) -> bool:
+        """Whether under half of its chunks are alive."""
+        return 2 * self.live < self.chunk_count
+
+    @property
+    def live_bytes(self) -> int:
+        """About how large it would be without what is dead."""
+        return self.size_bytes * self.live // max(1, self.chunk_count)
+
+
+def is_candidate(pack: Candidate) -> bool:
+    """Whether to compact it, if there are others to go with it."""
+    return pack.live > 0 and (pack.mostly_dead or pack.size_bytes < SMALL_PACK_BYTES)
+
+
+def has_room(group: Sequence[Candidate], another: Candidate) -> bool:
+    """Whether what is alive of all of them goes into one pack, and their chunks out of the index in one transaction."""
+    packs = [*group, another]
+    return (
+        sum(pack.live_bytes for pack in packs) <= PACK_BYTES_TARGET
+        and sum(pack.live for pack in packs) <= PACK_CHUNKS_TARGET
+        and sum(pack.chunk_count for pack in packs) <= CHUNKS_MAX
+    )
+
+
+def is_worth_it(group: Sequence[Candidate]) -> bool:
+    """Whether a group frees enough, or makes enough packs one."""
+    return any(pack.mostly_dead for pack in group) or len(group) >= SMALL_PACKS_MIN
+
+
+def compact(turn: Turn, mark: Mark) -> None:
+    """Compacts what is worth it among the packs of a mark that was walked. Neighbours in time stay neighbours."""
+    for group in _groups(turn, mark):
+        turn.show("compacting packs", turn.report.packs_compacted, 0)
+        _compact(turn, mark, group)
+
+
+def _groups(turn: Turn, mark: Mark) -> Iterator[list[MarkedPack]]:
+    packs: list[MarkedPack] = []
+    group: list[Candidate] = []
+    for pack in marked(turn, mark):
+        candidate = Candidate(pack.size_bytes, pack.chunk_count, len(Positions(pack.reached)))
+        # What is damaged is for the repair, which may still save something of it.
+        if pack.claimed or pack.damaged or not is_candidate(candidate):
+            continue
+        if group and not has_room(group, candidate):
+            if is_worth_it(group):
+                yield packs
+            packs, group = [], []
+        packs.append(pack)
+        group.append(candidate)
+    if is_worth_it(group):
+        yield packs
+
+
+def _compact(turn: Turn, mark: Mark, group: Sequence[MarkedPack]) -> None:
+    copier = _Copier(turn)
+    try:
+        old = {pack.pack: chunk_ids(turn, pack.pack) for pack in group if _copy(turn, pack, copier)}
+        new = copier.finish()
+    except BaseException:
+        copier.abort()
+        raise
+    turn.tick()
+    done = bool(old) and turn.catalog.collection.condemn(
+        turn.tenant.id, turn.fence, mark.number, old, now_ns=turn.clock.now_ns(), replaced_by=new
+    )
+    if not done:
+        _drop(turn, new)
+        return
+    turn.report.packs_compacted += len(old)
+    turn.report.bytes_compacted += sum(pack.size_bytes for pack in group if pack.pack in old)
+    turn.report.packs_written += len(new)
+    turn.report.bytes_written += sum(summary.size_bytes for summary in new)
+
+
+def _copy(turn: Turn, pack: MarkedPack, copier: _Copier) -> bool:
+    """Copies what is alive of a pack; False: not all of it could be read, and the pack stays."""
+    alive = Positions(pack.reached).whole()
+    try:
+        places = [chunk.place for chunk in turn.tenant.packs.footer(pack.pack).chunks]
+    except Damaged as e:
+        if isinstance(e, PackDamaged):
+            doubt(turn.tenant, turn.catalog, pack.pack, e.mark)
+        else:
+            turn.catalog.packs.mark_damaged(turn.tenant.id, pack.pack)
+        return False
+    copied = 0
+    for ref in dict.fromkeys(place.segment for place in places if Positions.key(place) in alive):
+        turn.tick()
+        try:
+            copied += copier.take(turn.tenant.packs.segment(ref), alive)
+        except Damaged:
+            doubt(turn.tenant, turn.catalog, pack.pack, ref.offset)
+            return False
+    return copied == len(alive)
+
+
+def _drop(turn: Turn, new: Iterable[PackSummary]) -> None:
+    """Removes packs that were written in vain: a claim came first, or nothing could be condemned."""
+    for summary in new:
+        with suppress(BlobMissing):
+            turn.tenant.blobs.delete(pack_name(turn.tenant.id, summary.pack))
+        turn.catalog.collection.drop_pack(turn.tenant.id, turn.fence, summary.pack)
+
+
+class _Copier:
+    """Chunks of old packs on their way into new ones, each checked against its digest, in their order."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._pack: PackWriter | None = None
+        self._finished: list[PackSummary] = []
+        self._taken: set[tuple[Role, bytes]] = set()
+        self._tables: dict[Role, list[ChunkRef]] = {role: [] for role in Role}
+        self._data: dict[Role, bytearray] = {role: bytearray() for role in Role}
+
+    def take(self, segment: Segment, alive: set[int]) -> int:
+        """Copies the chunks of a segment that are alive; gives how many there are. PackDamaged: one is not what it was."""
+        offset, found = 0, 0
+        for ref in segment.table:
+            place = ChunkPlace(segment.ref, offset, ref.length)
+            offset += ref.length
+            if Positions.key(place) not in alive:
+                continue
+            found += 1
+            data = segment.chunk(place.offset, ref.length, ref.digest)
+            if (segment.role, ref.digest) not in self._taken:
+                self._taken.add((segment.role, ref.digest))
+                self._add(segment.role, ref, data)
+        return found
+
+    def _add(self, role: Role, ref: ChunkRef, data: memoryview) -> None:
+        if self._data[role] and len(self._data[role]) + ref.length > SEGMENT_BYTES[role]:
+            self._close_segment(role)
+        self._tables[role].append(ref)
+        self._data[role] += data
+
+    def _close_segment(self, role: Role) -> None:
+        table, self._tables[role] = self._tables[role], []
+        data, self._data[role] = self._data[role], bytearray()
+        if not table:
+            return
+        if self._pack is None:
+            self._pack = self._begin()
+        codec, payload = compress(bytes(data))
+        self._pack.append(role, table, codec, payload, len(data))
+        if self._pack.full:
+            self._seal()
+
+    def _begin(self) -> PackWriter:
+        turn = self._turn
+        pack = PackWriter(turn.tenant.blobs, turn.tenant.keys)
+        try:
+            turn.catalog.collection.begin_pack(turn.tenant.id, turn.fence, pack.pack, turn.clock.now_ns())
+        except BaseException:
+            pack.abort()
+            raise
+        return pack
+
+    def _seal(self) -> None:
+        if self._pack is not None:
+            pack, self._pack = self._pack, None
+            self._finished.append(pack.finish())
+
+    def finish(self) -> list[PackSummary]:
+        """All packs with what was taken, durable, and not published."""
+        for role in Role:
+            self._close_segment(role)
+        self._seal()
+        return self._finished
+
+    def abort(self) -> None:
+        """Drops the open pack; rows and finished packs are left over for the next collection."""
+        if self._pack is not None:
+            self._pack.abort()

@@ -1,0 +1,159 @@
+"""What goes for good: backups whose grace is over, condemned packs, left-overs, orphans, records of what is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from staddle_server.catalog.validation import batches
+from staddle_server.store.blobs import BlobMissing
+from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
+from staddle_server.store.parity import remove_parity
+from staddle_server.store.records import SPANS_MAX, ForgottenRecord, PurgedRecord, sequence_of
+from staddle_server.tenancy.records import as_pending, finish_missing
+from staddle_server.upkeep.gc.preflight import Decided, Objects
+from staddle_server.upkeep.gc.tenant_run import NS, Turn
+from staddle_server.upkeep.record_chain import merge_spans
+
+
+def purge(turn: Turn) -> None:
+    """Ends the backups whose grace is over; the records of that are durable on return."""
+    removal, tenant = turn.catalog.removal, turn.tenant.id
+    for found in removal.purgeable(tenant, turn.clock.now_ns(), turn.graces.purge_s):
+        turn.tick()
+        now_ns = turn.clock.now_ns()
+        record = as_pending(tenant, PurgedRecord(backup=found.backup, at_ns=now_ns))
+        purged = removal.purge(tenant, turn.fence, found.backup, now_ns, record, grace_s=turn.graces.purge_s)
+        turn.report.backups_purged += purged
+    finish_missing(turn.tenant, turn.catalog)
+
+
+def sweep_left_over(turn: Turn) -> None:
+    """Removes packs that dead uploads and dead collectors began and can never publish: the object, then its row."""
+    while packs := turn.catalog.packs.writing_left_over(turn.tenant.id):
+        for left in packs:
+            turn.tick()
+            _delete(turn, left.pack)
+            turn.catalog.packs.drop_left_over(turn.tenant.id, left.pack)
+            turn.report.packs_left_over += 1
+
+
+def reap(turn: Turn) -> None:
+    """Removes the objects of packs whose reap grace is over, each before its row, so that a crash leaves the row to go on from."""
+    removal = turn.catalog.removal
+    while packs := removal.condemned(turn.tenant.id, turn.reaped_before_ns()):
+        for pack in packs:
+            turn.tick()
+            turn.show("removing packs", turn.report.packs_reaped, 0)
+            _delete(turn, pack.pack)
+            removal.drop_condemned(turn.tenant.id, turn.fence, pack.pack)
+            turn.report.packs_reaped += 1
+            turn.report.bytes_freed += pack.size_bytes
+    tell_waiting(turn)
+
+
+def tell_waiting(turn: Turn) -> None:
+    """Reports what will come free later, and when."""
+    report = turn.report
+    hidden, report.purge_from_ns = turn.catalog.removal.hidden(
+        turn.tenant.id, turn.clock.now_ns(), turn.graces.purge_s
+    )
+    report.backups_hidden = hidden
+    waiting = turn.catalog.removal.waiting(turn.tenant.id)
+    turn.report.packs_waiting, turn.report.bytes_waiting = waiting.packs, waiting.size_bytes
+    grace_ns = turn.graces.reap_s * NS
+    if waiting.first_ns is not None and waiting.last_ns is not None:
+        turn.report.free_from_ns = waiting.first_ns + grace_ns
+        turn.report.free_by_ns = waiting.last_ns + grace_ns
+
+
+def sweep_orphans(turn: Turn, found: Objects, before_ns: int) -> None:
+    """Removes objects that no row names and that were seen so before, `before_ns` or earlier; notes the others.
+
+    While a live pack is absent, all of them stay: one of them may hold what it held.
+    """
+    removal = turn.catalog.removal
+    noted = removal.orphans(packs_prefix(turn.tenant.id))
+    removal.drop_orphans(turn.fence, [name for name in noted if name not in found.orphans])
+    removal.note_orphans(
+        turn.fence,
+        {name: size for name, size in found.orphans.items() if name not in noted},
+        turn.clock.now_ns(),
+    )
+    old = [name for name in found.orphans if name in noted and noted[name].seen_ns <= before_ns]
+    for name in () if found.absent else old:
+        turn.tick()
+        _delete(turn, parse_pack_name(name)[1])
+        removal.drop_orphans(turn.fence, [name])
+        turn.report.bytes_freed += found.orphans.pop(name)
+    turn.report.packs_absent = found.absent
+    turn.report.orphans, turn.report.bytes_orphaned = len(found.orphans), sum(found.orphans.values())
+
+
+def forget(turn: Turn, decided: Decided) -> None:
+    """Removes the records of backups that were purged a reap grace ago, and their rows; and `noted` records, which later ones replace.
+
+    That these records may be absent is durable before the first one goes. The `purged` record of a backup goes last: a
+    `committed` one without it would bring the backup back at a rebuild, with nothing of it left, and would make this catalog
+    look older than the store.
+    """
+    before_ns = turn.reaped_before_ns()
+    rows = [gone.backup for gone in decided.gone]
+    # Purged before this catalog was made: only the records are left of these.
+    rest = [
+        backup
+        for backup, (_, at_ns) in decided.purged.items()
+        if backup not in decided.known and at_ns <= before_ns
+    ]
+    names = {backup: _records_of(backup, decided) for backup in [*rows, *rest]}
+    of_backups = [name for of_backup in names.values() for name in of_backup]
+    folded = _say_forgotten(turn, decided, [*of_backups, *decided.noted])
+    for backup in rows:
+        _remove_records(turn, names[backup])
+        turn.catalog.removal.forget(turn.tenant.id, turn.fence, backup)
+        turn.report.backups_forgotten += 1
+    for backup in rest:
+        _remove_records(turn, names[backup])
+        turn.report.backups_forgotten += 1
+    _remove_records(turn, [*folded, *decided.noted])
+
+
+def _records_of(backup: bytes, decided: Decided) -> list[str]:
+    purged = [decided.purged[backup][0]] if backup in decided.purged else []
+    return [*decided.others.get(backup, ()), *purged]
+
+
+def _say_forgotten(turn: Turn, decided: Decided, names: list[str]) -> list[str]:
+    """Records that the records of these names may be absent; gives the names of earlier such records that this one replaces."""
+    numbers = [sequence for name in names if (sequence := sequence_of(name)) is not None]
+    if not numbers:
+        return []
+    new = merge_spans((number, number) for number in numbers)
+    earlier = [(sequence_of(name) or 0,) * 2 for name in decided.forgotten]
+    spans = merge_spans([*new, *earlier, *(span for spans in decided.forgotten.values() for span in spans)])
+    folded = list(decided.forgotten)
+    if len(spans) > SPANS_MAX:
+        spans, folded = new, []
+    tenants, tenant = turn.catalog.tenants, turn.tenant.id
+    with tenants.deciding(tenant, turn.clock.now_ns()) as at_ns:
+        records = [
+            as_pending(tenant, ForgottenRecord([(first, last) for first, last in some], at_ns))
+            for some in batches(spans, SPANS_MAX)
+        ]
+        tenants.keep_records(tenant, records)
+    finish_missing(turn.tenant, turn.catalog)
+    return folded
+
+
+def _remove_records(turn: Turn, names: Iterable[str]) -> None:
+    for name in names:
+        turn.tick()  # there may be thousands, each of which the disk has to confirm
+        turn.tenant.records.copies.remove(name)
+
+
+def _delete(turn: Turn, pack: bytes) -> None:
+    """Removes a pack's object and its parity, those of them that there are."""
+    tenant = turn.tenant
+    remove_parity(tenant.blobs, tenant.id, pack)
+    with suppress(BlobMissing):
+        tenant.blobs.delete(pack_name(tenant.id, pack))

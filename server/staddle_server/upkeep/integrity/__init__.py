@@ -1,0 +1,1 @@
+"""Finds damage and repairs it: check, scrub, repair, parity, second copies."""

@@ -1,0 +1,426 @@
+"""Checks a store: compares everything that it should have with what it has (docs/operations.md, "Check, scrub, repair")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final, Protocol
+
+from staddle_server.base.errors import Damaged, StaddleError
+from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack
+from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
+from staddle_server.store.records import records_prefix
+from staddle_server.tenancy.pack_check import Examined, Examiner, Fault, Pace
+from staddle_server.tenancy.pack_presence import stored_size
+from staddle_server.tenancy.tenant import Tenant
+from staddle_server.upkeep.integrity.damaged_paths import LostPaths, each_backup
+from staddle_server.upkeep.integrity.findings import DAMAGE, HEALED, NOTE, Emit, Finding, Kept
+from staddle_server.upkeep.integrity.lost_keys import keys_words
+from staddle_server.upkeep.integrity.record_check import Said, missing_records, read_records, unknown_backups
+
+
+@dataclass
+class Summary:
+    """What a check looked at, and what it found."""
+
+    tenants: int = 0
+    packs: int = 0
+    packs_read: int = 0
+    bytes_read: int = 0
+    records: int = 0
+    backups: int = 0
+    chunks: int = 0
+    """References of manifests that were looked up."""
+    damage: int = 0
+    """Findings that matter."""
+    healed: int = 0
+    cleared: int = 0
+    """Marks that turned out wrong, and were removed."""
+    paths: int = 0
+    """Paths in backups that cannot be given back whole."""
+    orphans: int = 0
+    orphan_bytes: int = 0
+    """Objects that no row names, and their bytes: what a crash leaves; the collector takes them away."""
+    temporary: int = 0
+    """Files in store/tmp: what is being written, or a crash has left; the next start takes the latter away."""
+
+
+class Progress(Protocol):
+    """Receives the progress of a check now and then."""
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """`done` of `total` bytes (packs) or backups."""
+
+
+def silent(doing: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+@dataclass
+class Plan:
+    """How a check is done.
+
+    Attributes:
+        read: whether packs are read that nothing is known against; then also the manifests are walked.
+        share: what part of these, 0 to 1; others are read only for a reason.
+        random: picks them.
+        pace: receives the size of every read.
+        put_down: whether what is found is marked in the catalog.
+
+    """
+
+    read: bool = False
+    share: float = 1.0
+    random: Random = field(default_factory=Random)
+    pace: Pace = lambda _size, _chunks: None
+    put_down: bool = True
+
+
+class Check:
+    """One check of a store."""
+
+    def __init__(self, kept: Kept, plan: Plan, emit: Emit, progress: Progress = silent) -> None:
+        self.kept = kept
+        self.plan = plan
+        self.progress = progress
+        self._take = emit
+        self.summary = Summary()
+
+    def run(self, tenants: Sequence[TenantRow], *, all_tenants: bool) -> Summary:
+        """Checks these tenants; with `all_tenants` also that there are no others in the store.
+
+        Raises:
+            Unavailable: the store or the catalog does not answer at all.
+
+        """
+        for row in tenants:
+            self.summary.tenants += 1
+            tenant = self._open(row)
+            if tenant is not None:
+                _OfTenant(self, tenant, row).run()
+        if all_tenants:
+            self._look_for_others({row.id for row in tenants})
+        return self.summary
+
+    def emit(self, finding: Finding) -> None:
+        """Counts a finding and hands it on."""
+        self.summary.damage += finding.severity == DAMAGE
+        self.summary.healed += finding.severity == HEALED
+        self._take(finding)
+
+    def _open(self, row: TenantRow) -> Tenant | None:
+        try:
+            return self.kept.tenants.get(row.id)
+        except Damaged as e:
+            self.emit(keys_finding(self.kept, row, e))
+            return None
+
+    def _look_for_others(self, known: set[bytes]) -> None:
+        for tenant in self.kept.keys.tenant_ids():
+            if tenant not in known:
+                self.emit(
+                    Finding(
+                        "keys",
+                        DAMAGE,
+                        f"the store has keys of a tenant {tenant.hex()} that the catalog does not know: the catalog is older "
+                        "than the store; bring back a newer copy, or rebuild it",
+                        object=f"keys/{tenant.hex()}",
+                    )
+                )
+
+
+class _OfTenant:
+    """The check of one tenant."""
+
+    def __init__(self, check: Check, tenant: Tenant, row: TenantRow) -> None:
+        self._check = check
+        self._tenant = tenant
+        self._row = row
+        self._catalog = check.kept.catalog
+        self._found: list[Examined] = []
+        """Packs with something to say."""
+
+    def run(self) -> None:
+        self._look_at_records()
+        self._look_at_packs()
+        self._look_for_orphans()
+        lost = self._walk()
+        for seen in self._found:
+            for finding in pack_findings(self._tenant, seen, lost):
+                self._check.emit(finding)
+            self._check.summary.cleared += len(seen.cleared)
+
+    # --- records
+
+    def _look_at_records(self) -> None:
+        said, wanted = missing_records(
+            self._tenant, self._catalog, self._row, self._check.kept.clock.now_ns()
+        )
+        self._check.summary.records += said.count + len(said.damaged)
+        newer = said.chain.newest - self._catalog.tenants.newest_record(self._tenant.id)
+        if newer > 0:
+            self._check.emit(
+                Finding(
+                    "older-catalog",
+                    DAMAGE,
+                    f"the catalog is older than its store: it does not know {newer} of the newest decisions of tenant "
+                    f"{self._tenant.name}; put the newest copy of it back, or run `rebuild --replace`",
+                    tenant=self._tenant.name,
+                )
+            )
+            wanted = []  # what an older catalog says may have been decided otherwise since
+        for finding in record_findings(self._tenant, said.damaged, [each.what for each in wanted]):
+            self._check.emit(finding)
+        for finding in chain_findings(self._tenant, said):
+            self._check.emit(finding)
+        # The head follows its record at once, but not before a check beside it can see that: what counts as durable has its head.
+        head = head_finding(self._tenant, self._catalog.verification.recorded(self._tenant.id))
+        if head is not None:
+            self._check.emit(head)
+        unknown = unknown_backups(said, self._catalog.verification.facts(self._tenant.id))
+        if unknown:
+            # One that was purged between the two looks has a record of that by now.
+            unknown = unknown_backups(
+                read_records(self._tenant), self._catalog.verification.facts(self._tenant.id)
+            )
+        for backup in unknown:
+            self._check.emit(
+                Finding(
+                    "unknown-backup",
+                    DAMAGE,
+                    f"the store has a record of backup {backup.hex()}, which the catalog does not know: the catalog is older than "
+                    "the store; bring back a newer copy, or rebuild it",
+                    tenant=self._tenant.name,
+                    backup=backup.hex(),
+                )
+            )
+
+    # --- packs
+
+    def _look_at_packs(self) -> None:
+        plan, summary = self._check.plan, self._check.summary
+        total, total_bytes = self._catalog.verification.totals(self._tenant.id)
+        counts = self._catalog.verification.indexed_counts(self._tenant.id)
+        done = 0
+
+        def pace(size: int, chunks: int) -> None:
+            nonlocal done
+            done += size
+            self._check.progress("reading", done, int(total_bytes * plan.share) if plan.read else total_bytes)
+            plan.pace(size, chunks)
+
+        examiner = Examiner(self._tenant, self._catalog, self._check.kept.clock, pace, put_down=plan.put_down)
+        for number, pack in enumerate(each_pack(self._catalog, self._tenant.id)):
+            if not plan.read:
+                self._check.progress("packs", number, total)
+            seen = self._look_at(examiner, pack, counts.get(pack.id, 0))
+            if seen.gone:
+                continue
+            summary.packs += 1
+            if seen.read_bytes:
+                summary.packs_read += 1
+                summary.bytes_read += seen.read_bytes
+            if seen.faults or seen.cleared or pack.marks:
+                self._found.append(seen)
+
+    def _look_at(self, examiner: Examiner, pack: LivePack, indexed: int) -> Examined:
+        plan = self._check.plan
+        if plan.read and plan.random.random() < plan.share:
+            return examiner.read(pack, indexed)
+        seen = examiner.glance(pack, indexed)
+        # What is suspected is read whole, so that what is said of it is certain.
+        suspected = pack.marks or any(fault.kind in {"footer", "index"} for fault in seen.faults)
+        return examiner.read(pack, indexed) if suspected and not seen.gone else seen
+
+    def _look_for_orphans(self) -> None:
+        listed: dict[bytes, int] = {}
+        for name, size in self._check.kept.blobs.list(packs_prefix(self._tenant.id)):
+            try:
+                listed[parse_pack_name(name)[1]] = size
+            except ValueError:
+                self._orphan(size)
+            if len(listed) >= 1000:
+                self._count_orphans(listed)
+                listed = {}
+        self._count_orphans(listed)
+
+    def _count_orphans(self, listed: dict[bytes, int]) -> None:
+        for pack in self._catalog.verification.without_row(self._tenant.id, list(listed)):
+            # A pack may go between the listing and the question.
+            if stored_size(self._tenant, pack) is not None:
+                self._orphan(listed[pack])
+
+    def _orphan(self, size: int) -> None:
+        self._check.summary.orphans += 1
+        self._check.summary.orphan_bytes += size
+
+    # --- manifests
+
+    def _walk(self) -> LostPaths:
+        """Names the lost paths; reads all manifests only if there is a reason, else looks up the first page of each."""
+        lost = LostPaths(self._tenant, self._catalog)
+        summary = self._check.summary
+        total = 0
+        walk = self._check.plan.read or bool(self._found)
+        for total, backup in enumerate(each_backup(self._catalog, self._tenant.id), start=1):
+            self._check.progress("backups", total, 0)
+            walk = walk or not lost.has_root(backup)
+        summary.backups += total
+        if walk:
+            for number, backup in enumerate(each_backup(self._catalog, self._tenant.id)):
+                self._check.progress("paths", number, total)
+                summary.paths += lost.name(backup, self._check.emit)
+        summary.chunks += lost.chunks
+        return lost
+
+
+def each_pack(catalog: Catalog, tenant: bytes) -> Iterator[LivePack]:
+    """All live packs of a tenant."""
+    after = b""
+    while page := catalog.verification.live_packs(tenant, after=after):
+        yield from page
+        after = page[-1].id
+
+
+def keys_finding(kept: Kept, row: TenantRow, error: StaddleError) -> Finding:
+    """The keys of a tenant do not open: nothing of it can be looked at."""
+    return Finding(
+        "keys",
+        DAMAGE,
+        keys_words(kept.blobs, kept.keys, row, error),
+        tenant=row.name,
+        object=f"keys/{row.id.hex()}",
+    )
+
+
+def record_findings(tenant: Tenant, damaged: dict[str, str], missing: Iterable[str]) -> list[Finding]:
+    """Records that do not open, and records that are not there."""
+    absent = list(missing)
+    found = [
+        Finding(
+            "record",
+            DAMAGE,
+            f"no record says that {what}: a rebuild would not know; `repair` writes it again",
+            tenant=tenant.name,
+        )
+        for what in absent
+    ]
+    severity = DAMAGE if absent else HEALED
+    why = "" if absent else "; all that the catalog knows stands in other records"
+    for name, message in damaged.items():
+        found.append(Finding("record", severity, message + why, tenant=tenant.name, object=name))
+    return found
+
+
+def chain_findings(tenant: Tenant, said: Said) -> Iterator[Finding]:
+    """Records that are gone, and such as do not follow one another. What a rebuild did not find, nothing knows any more."""
+    for span in said.missing:
+        known = span.first > said.rebuilt
+        then = (
+            "the catalog knows all that still counts of it, and `repair` writes that again"
+            if known
+            else "the catalog was rebuilt without it, so what it said is lost. Put the object back from a copy of the store and "
+            "rebuild again; or accept the loss with `repair --accept-lost-records`"
+        )
+        yield Finding(
+            "record-missing",
+            DAMAGE,
+            f"{span.missing_of(tenant.name)} in the store: {then}",
+            tenant=tenant.name,
+            object=records_prefix(tenant.id),
+        )
+    for words in said.chain.breaks:
+        yield Finding(
+            "record-order",
+            DAMAGE,
+            f"{words}: records of two histories are mixed, as when an older catalog was put back. Rebuild the catalog",
+            tenant=tenant.name,
+            object=records_prefix(tenant.id),
+        )
+
+
+def head_finding(tenant: Tenant, newest: int) -> Finding | None:
+    """The tenant's head, if it does not say that there is a record with the number `newest`, the last one known to be durable."""
+    head = tenant.records.head
+    try:
+        if head.read() >= newest:
+            return None
+        why = f"the stored object {head.name} is older than the newest record"
+    except Damaged as e:
+        why = e.message
+    return Finding(
+        "head",
+        DAMAGE,
+        f"{why}: a rebuild could not tell whether the newest records are there; `repair` writes it again",
+        tenant=tenant.name,
+        object=head.name,
+    )
+
+
+_KINDS: Final = {WHOLE_PACK: "pack", FOOTER: "footer"}
+
+
+def pack_findings(tenant: Tenant, seen: Examined, lost: LostPaths) -> Iterator[Finding]:
+    """What is said of a pack, once it is known what of it anything refers to."""
+    pack = seen.pack.id
+    reported = {fault.segment for fault in seen.faults} | seen.marks()
+    # What a glance does not see is reported because it was marked before.
+    before = [
+        Fault(_KINDS.get(offset, "segment"), "it was found damaged before", max(offset, WHOLE_PACK))
+        for offset in sorted(seen.pack.marks - set(seen.cleared) - reported)
+    ]
+    for fault in [*seen.faults, *before]:
+        severity, then = _weight(seen, fault, lost)
+        where = f"pack {pack.hex()}" + (
+            f", segment at {fault.segment}" if fault.segment != WHOLE_PACK else ""
+        )
+        yield Finding(
+            fault.kind,
+            severity,
+            f"{fault.message if pack.hex() in fault.message else f'{where}: {fault.message}'}; {then}",
+            tenant=tenant.name,
+            pack=pack.hex(),
+            segment=fault.segment,
+            chunks=fault.chunks,
+            object=pack_name(tenant.id, pack),
+        )
+    yield from cleared_findings(tenant, seen)
+
+
+_PLACES: Final = {WHOLE_PACK: "as a whole", FOOTER: "in its header or footer"}
+
+
+def cleared_findings(tenant: Tenant, seen: Examined) -> Iterator[Finding]:
+    """Marks of a pack that turned out wrong."""
+    pack = seen.pack.id
+    for offset in seen.cleared:
+        where = _PLACES.get(offset, f"at {offset}")
+        yield Finding(
+            "cleared",
+            NOTE,
+            f"pack {pack.hex()} was put down as damaged {where}, and is sound: the mark was removed",
+            tenant=tenant.name,
+            pack=pack.hex(),
+            segment=offset,
+            object=pack_name(tenant.id, pack),
+        )
+
+
+def _weight(seen: Examined, fault: Fault, lost: LostPaths) -> tuple[str, str]:
+    """How bad a fault is, and what mends it."""
+    pack = seen.pack.id
+    match fault.kind:
+        case "unanswered":
+            return DAMAGE, "this says nothing about what is stored; look at the disk, and check again"
+        case "index":
+            return DAMAGE, "`repair` makes the index again"
+        case "footer" if WHOLE_PACK not in seen.pack.marks:
+            return DAMAGE, "all its segments can be read by the index; `repair` copies them into a new pack"
+    if lost.needs(pack, fault.segment):
+        return (
+            DAMAGE,
+            "the paths that need it are named; `repair` saves what can be read, and the next backup of them heals it",
+        )
+    return HEALED, "nothing that can be restored needs it"

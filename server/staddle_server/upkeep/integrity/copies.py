@@ -1,0 +1,98 @@
+"""Second copies of records and keys: made beside the server's other work, and used to bring back what is damaged or lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+from staddle._base.figures import counted
+
+from staddle_server.base.errors import Damaged
+from staddle_server.catalog import Catalog
+from staddle_server.store.copies import Copied, Copies
+from staddle_server.store.keys import KeyStore
+from staddle_server.store.records import records_prefix
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.schedule import Stopping, Task
+
+EVERY_S: Final = 600.0
+
+
+class CopiesReport(NamedTuple):
+    """What was done to records and keys.
+
+    Attributes:
+        copied: How many copies were made, because there was none or it was damaged.
+        restored: The names of objects that were damaged or lost and were made again from their copy.
+        damaged: What is wrong with those of which nothing right is left.
+
+    """
+
+    copied: int = 0
+    restored: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+
+def copy_new(
+    tenants: Tenants, catalog: Catalog, keys: KeyStore, stopping: Stopping = lambda: False
+) -> CopiesReport:
+    """Make a copy of each record and keys object that has none. Raises what the blobs raise."""
+    return _mend(tenants, catalog, keys, stopping, everything=False)
+
+
+def mend_all(tenants: Tenants, catalog: Catalog, keys: KeyStore) -> CopiesReport:
+    """Read each record and keys object and its copy, and make either again from the other. Raises what the blobs raise."""
+    return _mend(tenants, catalog, keys, lambda: False, everything=True)
+
+
+def copies_task(tenants: Tenants, catalog: Catalog, keys: KeyStore, *, on: bool) -> Task:
+    """What makes copies of records and keys that have none."""
+
+    def run(stopping: Stopping) -> str:
+        report = copy_new(tenants, catalog, keys, stopping)
+        said = (
+            [f"{counted(report.copied, 'record or key was', 'records and keys were')} copied"]
+            if report.copied
+            else []
+        )
+        said += [f"{name} was restored" for name in report.restored]
+        return "; ".join([*said, *report.damaged])
+
+    return Task("copies", EVERY_S if on else 0, run)
+
+
+def _mend(
+    tenants: Tenants, catalog: Catalog, keys: KeyStore, stopping: Stopping, *, everything: bool
+) -> CopiesReport:
+    copied = 0
+    restored: list[str] = []
+    damaged: list[str] = []
+    # A tenant's keys come first: its records cannot be read without them.
+    for copies, prefix in _kinds(tenants, catalog, keys, damaged):
+        for name in _names(copies, prefix, everything=everything):
+            if stopping():
+                return CopiesReport(copied, tuple(restored), tuple(damaged))
+            try:
+                done = copies.mend(name)
+            except Damaged as error:
+                damaged.append(error.message)
+                continue
+            copied += done is Copied.COPIED
+            if done is Copied.RESTORED:
+                restored.append(name)
+    return CopiesReport(copied, tuple(restored), tuple(damaged))
+
+
+def _kinds(
+    tenants: Tenants, catalog: Catalog, keys: KeyStore, damaged: list[str]
+) -> Iterator[tuple[Copies[Any], str]]:
+    for row in catalog.tenants.list_all():
+        yield keys.copies, f"keys/{row.id.hex()}"
+        try:
+            yield tenants.get(row.id).records.copies, records_prefix(row.id)
+        except Damaged as error:
+            damaged.append(f"the records of tenant {row.name} cannot be read: {error.message}")
+
+
+def _names(copies: Copies[Any], prefix: str, *, everything: bool) -> Iterable[str]:
+    return copies.names(prefix) if everything else copies.lacking(prefix)

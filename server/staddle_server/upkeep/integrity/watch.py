@@ -1,0 +1,300 @@
+"""Watches for missing packs, records and keys, and for known damage, and reports them in health and log.
+
+Damage is known as marks of packs in the catalog (`Packs.known_damage`), whatever found it: this comparison, a check, the scrubber, a
+restore, an upload. A mark counts until every backup was found whole without what is marked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from staddle._base.figures import counted
+
+from staddle_server.base.errors import Damaged, StaddleError, Unavailable
+from staddle_server.base.threads import Background
+from staddle_server.catalog import Generation, KnownDamage
+from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
+from staddle_server.store.pack import packs_prefix, parse_pack_name
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.tenancy.losses import Losses
+from staddle_server.tenancy.pack_presence import stored_size
+from staddle_server.tenancy.tenant import Tenant
+from staddle_server.upkeep.integrity.check import each_pack
+from staddle_server.upkeep.integrity.damaged_paths import each_backup
+from staddle_server.upkeep.integrity.findings import Kept
+from staddle_server.upkeep.integrity.lost_keys import keys_words
+from staddle_server.upkeep.integrity.record_check import lost_records
+from staddle_server.upkeep.schedule import Stopping, Task
+
+log = logging.getLogger(__name__)
+
+COMPARE_EVERY_S: Final = 3600.0
+LOOK_S: Final = 1.0
+CATALOG_EVERY: Final = 5
+"""The file of the catalog is looked into at every so many-th look."""
+REST: Final = 10
+"""Reading all manifests takes at most one in so many parts of the time."""
+MARKED_AT_ONCE: Final = 1000
+LOST_NAMED: Final = 5
+"""Gaps among a tenant's records that one line of the log names."""
+RECORDS_LOST: Final = (
+    ". Backups and restores work, but a catalog that is rebuilt from the store would not know what these records say. To mend it: "
+    "`staddle-server repair` writes again what the catalog knows of them, and `staddle-server check` names what it does not know"
+)
+
+
+class _EndingError(Exception):
+    """The server is about to end."""
+
+
+class Compared(NamedTuple):
+    """How the live packs of a tenant compare with the store: how many there are, are gone, and have another size."""
+
+    packs: int = 0
+    gone: int = 0
+    other_size: int = 0
+
+
+class _State(NamedTuple):
+    """What decides whether a tenant's backups are whole."""
+
+    damage: KnownDamage
+    stands: tuple[int, int, int]
+
+
+def compare_packs(kept: Kept, tenant: Tenant, stopping: Stopping = lambda: False) -> Compared:
+    """Compares the live packs with one listing of the store, in memory that does not grow with either.
+
+    A pack of which the object is gone, or has another size than was published, is marked as damaged as a whole.
+
+    Raises:
+        Unavailable: the store does not answer.
+
+    """
+    packs = gone = other = 0
+    suspects: list[bytes] = []
+
+    def settle() -> None:
+        nonlocal gone, other
+        # A pack may have been collected, or replaced by repair, since it was listed.
+        sizes = kept.catalog.packs.live_sizes(tenant.id, suspects)
+        now = {pack: stored_size(tenant, pack) for pack in sizes}
+        for pack in kept.catalog.packs.mark_lost(
+            tenant.id, [pack for pack in now if now[pack] != sizes[pack]]
+        ):
+            gone, other = gone + (now[pack] is None), other + (now[pack] is not None)
+        suspects.clear()
+
+    listed = _listed(kept, tenant)
+    at = next(listed, None)
+    for pack in each_pack(kept.catalog, tenant.id):
+        if stopping():
+            break
+        packs += 1
+        while at is not None and at[0] < pack.id:
+            at = next(listed, None)
+        if at is None or at != (pack.id, pack.size_bytes):
+            suspects.append(pack.id)
+            if len(suspects) >= MARKED_AT_ONCE:
+                settle()
+    settle()
+    return Compared(packs, gone, other)
+
+
+def _listed(kept: Kept, tenant: Tenant) -> Iterator[tuple[bytes, int]]:
+    for name, size in kept.blobs.list(packs_prefix(tenant.id)):
+        try:
+            yield parse_pack_name(name)[1], size
+        except ValueError:
+            continue
+
+
+class Integrity:
+    """Keeps the report of damage current while a server runs, on its own thread."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self._thread = Background("integrity", LOOK_S, self._look_again)
+        self.known: dict[bytes, KnownDamage] = {}
+        """What is damaged, by tenant, a second ago."""
+        self._walked: dict[bytes, _State] = {}
+        """What was so when a tenant's backups were last found not to be whole."""
+        self._rest_until_s = 0.0
+        self._looks = 0
+        self._mark: Generation | None = None
+        """That of this server's start."""
+        self.is_whole = True
+        """Whether nothing is known to be damaged, a second ago."""
+        self._lost: dict[bytes, str] = {}
+        """What tenants lack besides packs, in words: keys that open, and records."""
+        self._absent: set[str] = set()
+        """Which of store and catalog were not there a second ago."""
+
+    def start(self) -> None:
+        """Compares what all tenants have with the store, reports damage, and then keeps looking on its own thread."""
+        self._mark = self._kept.catalog.generation.get()
+        self.compare(lambda: self._thread.stopping)
+        self._tell(self._kept.catalog.packs.known_damage())
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends."""
+        self._thread.stop()
+
+    def task(self) -> Task:
+        """The comparison as a task of a running server."""
+        return Task("packs", COMPARE_EVERY_S, self.compare)
+
+    def compare(self, stopping: Stopping) -> str:
+        """Compares packs and records of all tenants. What was found of packs, in words; "" for nothing."""
+        gone = other = 0
+        for row in self._kept.catalog.tenants.list_all():
+            try:
+                self._look_for_lost(row)
+                found = compare_packs(self._kept, self._kept.tenants.get(row.id), stopping)
+            except StaddleError as e:
+                log.error("the packs of tenant %s were not compared with the store: %s", row.name, e.message)  # noqa: TRY400
+                continue
+            gone, other = gone + found.gone, other + found.other_size
+        return (
+            f"{counted(gone, 'pack is', 'packs are')} gone, {counted(other, 'pack has', 'packs have')} another size"
+            if gone or other
+            else ""
+        )
+
+    def look(self) -> None:
+        """Looks whether store and catalog are there, what is known to be damaged, and whether the backups are whole without it."""
+        if not self._look_for_parts():
+            return
+        known = self._kept.catalog.packs.known_damage()
+        begun_s = self._kept.clock.monotonic_s()
+        if (known or self._lost) and begun_s >= self._rest_until_s:
+            for row in self._kept.catalog.tenants.list_all():
+                if row.id in self._lost:
+                    self._look_for_lost(row)
+            known = self._without_healed(known)
+            now_s = self._kept.clock.monotonic_s()
+            self._rest_until_s = now_s + REST * max(0.0, now_s - begun_s - LOOK_S)
+        self._tell(known)
+
+    def _look_for_parts(self) -> bool:
+        """Asks whether the store and the catalog that were opened are there: one may be unmounted, or another be in its place."""
+        self._look_for(
+            "the store", lambda: self._kept.blobs.size(FORMAT_NAME), ". Is its file system mounted?"
+        )
+        self._look_for("the catalog", self._look_into_catalog)
+        if self._absent:
+            self.is_whole = False
+        return not self._absent
+
+    def _look_into_catalog(self) -> None:
+        self._kept.catalog.database.check_place()
+        self._looks += 1
+        if self._mark is not None and self._looks % CATALOG_EVERY == 0:
+            self._kept.catalog.generation.require_unchanged(self._mark)
+
+    def _look_for(self, part: str, ask: Callable[[], object], hint: str = ".") -> None:
+        try:
+            ask()
+        except BlobMissing:
+            pass  # memory has none
+        except Unavailable as e:
+            if part not in self._absent:
+                log.error(  # noqa: TRY400
+                    "%s is gone or another one: %s%s Backups and restores fail until that is mended",
+                    part,
+                    e.message,
+                    hint,
+                )
+            self._absent.add(part)
+            return
+        if part in self._absent:
+            log.warning("%s is back", part)
+            self._absent.remove(part)
+
+    def _look_for_lost(self, row: TenantRow) -> None:
+        """Looks whether the tenant's keys open and its records are there. Raises Unavailable."""
+        try:
+            spans = lost_records(self._kept.tenants.get(row.id), self._kept.catalog)
+            lost = "; ".join(span.missing_of(row.name) for span in spans[:LOST_NAMED])
+            if len(spans) > LOST_NAMED:
+                lost += "; and others"
+            if lost:
+                lost += RECORDS_LOST
+        except Damaged as e:
+            lost = keys_words(self._kept.blobs, self._kept.keys, row, e)
+        before = self._lost.pop(row.id, "")
+        if lost:
+            self._lost[row.id] = lost
+        if lost and lost != before:
+            log.error("%s", lost)
+        if before and not lost:
+            log.warning("keys and records of tenant %s are complete again", row.name)
+
+    def _without_healed(self, known: dict[bytes, KnownDamage]) -> dict[bytes, KnownDamage]:
+        left = dict(known)
+        for tenant, damage in known.items():
+            if not damage.packs and not damage.segments:
+                continue  # no backup can tell whether footers are whole
+            state = _State(damage, self._kept.catalog.verification.stands(tenant))
+            if self._walked.get(tenant) == state:
+                continue
+            try:
+                whole = self._all_whole(tenant)
+            except StaddleError as e:
+                log.warning("whether backups are whole could not be found out: %s", e.message)
+                continue
+            if whole and self._kept.catalog.packs.not_needed(tenant, damage.epoch):
+                left[tenant] = damage._replace(packs=0, segments=0)
+                if not damage.footers:
+                    del left[tenant]
+            else:
+                self._walked[tenant] = state
+        return left
+
+    def _all_whole(self, tenant: bytes) -> bool:
+        reader = ChunkReader(self._kept.tenants.get(tenant), self._kept.catalog)
+        losses = Losses(reader, share=True, tick=self._tick)
+        return all(losses.is_whole(backup.root) for backup in each_backup(self._kept.catalog, tenant))
+
+    def _tick(self) -> None:
+        if self._thread.stopping:
+            raise _EndingError
+
+    def _tell(self, known: dict[bytes, KnownDamage]) -> None:
+        self.is_whole = not known and not self._lost and not self._absent
+        if known == self.known:
+            return
+        names = {row.id: row.name for row in self._kept.catalog.tenants.list_all()}
+        for tenant, damage in known.items():
+            before = self.known.get(tenant)
+            if before is None or damage[1:] != before[1:]:
+                log.error(
+                    "damage is known in tenant %s: %s gone or damaged as a whole, and of others %s and %s. Run `staddle-server check` to see what it costs; the next FULL backup of the same data heals packs and "
+                    "segments, `staddle-server repair` the others",
+                    names.get(tenant, tenant.hex()),
+                    counted(damage.packs, "pack is", "packs are"),
+                    counted(damage.segments, "segment"),
+                    counted(damage.footers, "header or footer", "headers or footers"),
+                    extra={
+                        "fields": {
+                            "packs": damage.packs,
+                            "segments": damage.segments,
+                            "footers": damage.footers,
+                        }
+                    },
+                )
+        for tenant in self.known.keys() - known.keys():
+            log.warning("no damage is left in tenant %s: all its backups are whole", names.get(tenant, ""))
+        self.known = known
+
+    def _look_again(self) -> None:
+        try:
+            self.look()
+        except _EndingError:
+            return
+        except StaddleError as e:
+            log.warning("it could not be found out whether anything is damaged: %s", e.message)

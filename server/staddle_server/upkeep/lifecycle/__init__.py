@@ -1,0 +1,1 @@
+"""How long backups live: retention policies, holds, deletion."""

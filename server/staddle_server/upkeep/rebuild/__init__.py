@@ -1,0 +1,1 @@
+"""Rebuilds the catalog from the store alone."""

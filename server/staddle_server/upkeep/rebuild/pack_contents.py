@@ -1,0 +1,66 @@
+"""What is in a pack: from its footer, or from looking at all of it where that cannot be read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from staddle._base.figures import counted
+
+from staddle_server.base.errors import Damaged, StaddleError, Unavailable
+from staddle_server.base.types import ChunkPlace, PackSummary, StoredChunk, TenantKeys
+from staddle_server.catalog.rebuild import RebuiltPack
+from staddle_server.store.keys import chunk_id, secrets_of
+from staddle_server.store.pack import PackReader, Segment
+
+
+class Contents(NamedTuple):
+    """A pack, and what is wrong with it; an empty text: nothing that was looked at."""
+
+    pack: RebuiltPack
+    damage: str
+
+
+def read_contents(reader: PackReader, keys: TenantKeys, pack: bytes, size_bytes: int) -> Contents:
+    """What is in a pack object of that size.
+
+    A footer is believed: what it says was sealed with the pack. Without one every segment is opened, and what lies between
+    those that open is put down as damaged. Never raises for what is stored: also a pack that nothing can be read of has a row, else
+    its object would count as one that nobody knows.
+    """
+    try:
+        return Contents(RebuiltPack(reader.footer(pack)), "")
+    except (Damaged, Unavailable) as e:
+        return _scanned(reader, keys, PackSummary(pack, size_bytes, []), e)
+
+
+def _scanned(reader: PackReader, keys: TenantKeys, summary: PackSummary, cause: StaddleError) -> Contents:
+    id_key = secrets_of(keys).id_key
+    damage: list[int | None] = []
+    end = 0
+    try:
+        for found in reader.scan(summary.pack):
+            if isinstance(found, Segment):
+                summary.chunks.extend(_chunks(found, id_key))
+                end = found.ref.offset + found.ref.length
+            else:
+                if found.offset:  # segments are read without the header
+                    damage.append(found.offset)
+                end = found.offset + found.length
+    except (Damaged, Unavailable):
+        damage.append(end)  # the disk does not give more of it
+    if not summary.chunks:
+        return Contents(
+            RebuiltPack(summary, (None,)), f"{cause.message}; nothing else in it can be read either"
+        )
+    what = f"{cause.message}; a search of the whole pack found {counted(len(summary.chunks), 'chunk')}"
+    return Contents(RebuiltPack(summary, tuple(damage)), what)
+
+
+def _chunks(segment: Segment, id_key: bytes) -> list[StoredChunk]:
+    chunks = []
+    offset = 0
+    for length, digest in segment.table:
+        place = ChunkPlace(segment.ref, offset, length)
+        chunks.append(StoredChunk(chunk_id(id_key, segment.role, digest), place))
+        offset += length
+    return chunks

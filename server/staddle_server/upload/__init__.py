@@ -1,0 +1,1 @@
+"""One backup from start to commit: order, limits, leases."""

@@ -1,0 +1,223 @@
+"""Makes the backup of an upload out of what was accepted: writes its manifest, compares it with the base, checks that nothing is missing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from staddle._base.figures import counted
+
+from staddle_server.base.errors import BadRequest, Damaged, Precondition
+from staddle_server.base.types import EMPTY_ROOT, ChunkRef, Kind, Role, Root, Scope
+from staddle_server.catalog import Catalog, ChangeCounts, NewBackup, Upload
+from staddle_server.manifest.compare import Counts, count
+from staddle_server.manifest.entries import shown
+from staddle_server.manifest.merge import Merged, merge
+from staddle_server.manifest.pages import PageSink, PageSource
+from staddle_server.tenancy.chunk_reader import ChunkReader
+from staddle_server.tenancy.tenant import Tenant
+from staddle_server.upload.accepted import Accepted
+from staddle_server.upload.base_backup import Base
+from staddle_server.upload.missing_content import Lacking, lacking
+from staddle_server.upload.received import Received
+
+log = logging.getLogger(__name__)
+
+FIRST_EPOCH: Final = 1
+"""The epoch of an upload that was never taken over."""
+
+
+class Finishing:
+    """The last steps of an upload before its commit; under the lock of its writer."""
+
+    def __init__(
+        self, tenant: Tenant, catalog: Catalog, upload: Upload, base: Base, accepted: Accepted
+    ) -> None:
+        self._tenant = tenant
+        self._catalog = catalog
+        self._upload = upload
+        self._base = base
+        self._accepted = accepted
+        self._damage_epoch = accepted.chunks.damage_epoch
+        """Damage that was known when this writer began."""
+
+    def new_backup(self, checkpoint: Callable[[], None]) -> NewBackup:
+        """The backup, with its manifest durable, of which nothing is known to be missing. `checkpoint` makes durable what was accepted.
+
+        Raises:
+            Precondition: MISSING_CHUNKS, with all that is missing noted for GetUpload; the upload stays open.
+            BadRequest: PATH_CONFLICT.
+            Damaged: a page of the base cannot be read.
+
+        """
+        self._forget_arrived()
+        while True:
+            epoch = self._catalog.packs.damage_epoch(self._upload.tenant)
+            suspected = self._is_suspected(epoch)
+            new = self._compared(rewrite=suspected)
+            if suspected or self._accepted.missing:
+                self._check_whole(new.root, checkpoint)
+            if self._catalog.packs.damage_epoch(self._upload.tenant) == epoch:
+                return new
+
+    def _is_suspected(self, damage_epoch: int) -> bool:
+        """Whether the backup may rely on what is known to be damaged.
+
+        What this writer accepted was looked up with the damage in mind that was known when it began. A base, or an earlier writer of the
+        upload, may still have brought damaged chunks.
+        """
+        if damage_epoch != self._damage_epoch:
+            return True
+        brings = self._upload.scope is Scope.CHANGES or self._upload.kind is Kind.DIFFERENTIAL
+        return (brings or self._upload.epoch > FIRST_EPOCH) and self._base.damage_known()
+
+    def _forget_arrived(self) -> None:
+        missing = self._accepted.missing
+        here = self._accepted.chunks.present(Role.DATA, list(missing))
+        refs = [ChunkRef(length, digest) for digest, length in here.items()]
+        missing.check(refs)
+        missing.arrived(refs)
+
+    def _check_whole(self, root: Root, checkpoint: Callable[[], None]) -> None:
+        """Looks up everything that the backup refers to. Raises as `new_backup` does."""
+        lost = lacking(self._tenant, self._catalog, root)
+        self._accepted.missing.only(lost.chunks)
+        if not lost.total:
+            self._accepted.publish_chunks()
+            return
+        self._accepted.chunks.forget()
+        checkpoint()
+        self._accepted.reap(wait=True)
+        self._refuse(lost)
+
+    def _refuse(self, lost: Lacking) -> NoReturn:
+        what = []
+        if lost.chunks:
+            what.append(
+                f"{counted(len(lost.chunks), 'chunk')} that entries refer to are missing or damaged; GetUpload lists them, PutChunks "
+                "brings them"
+            )
+        if lost.paths:
+            what.append(
+                f"of {counted(len(lost.paths), 'entry', 'entries')} the list of chunks or the attributes are damaged, the first is "
+                f"{shown(lost.paths[0])}; send these entries again"
+            )
+        raise Precondition(
+            "MISSING_CHUNKS",
+            "; ".join([*what, "the upload stays open"]),
+            upload=self._upload.id.hex(),
+            count=str(lost.total),
+        )
+
+    def _compared(self, *, rewrite: bool) -> NewBackup:
+        """The backup, compared with its base. `rewrite`: every page of its manifest is written, also those that the upload's runs have."""
+        merged = self._write_manifest(rewrite=rewrite)
+        counts = _changes(
+            self._upload, self._base.root, merged.root, ChunkReader(self._tenant, self._catalog)
+        )
+        if counts is None:
+            # Pages of this backup may lie where the base was found damaged just now: they are written once more.
+            self._accepted.chunks.forget()
+            merged = self._write_manifest(rewrite=True)
+            # It needs nothing of its base, and counts as a FULL does.
+            counts = Counts(merged.root.entries, 0, 0, 0)
+        return NewBackup(
+            id=os.urandom(16),
+            root=merged.root,
+            stored_bytes=self._accepted.durable.stored_bytes,
+            changes=ChangeCounts(
+                added=counts.added,
+                content_changed=counts.content,
+                metadata_changed=counts.metadata,
+                removed=counts.removed,
+                metadata_kept=merged.metadata_kept,
+            ),
+        )
+
+    def _write_manifest(self, *, rewrite: bool) -> Merged:
+        """Makes the backup's manifest, and makes it durable."""
+        merged = _merged(
+            self._upload,
+            self._base.root,
+            self._accepted.received,
+            ChunkReader(self._tenant, self._catalog),
+            sink=self._accepted.pages,
+            page_key=self._tenant.secrets.page_key,
+            rewrite=rewrite,
+        )
+        # The entries in memory are in the manifest, but in no run: so the durable point cannot move.
+        self._accepted.publish_chunks()
+        return merged
+
+
+def check_counts(received: Received, entry_count: int, data_bytes: int) -> None:
+    """Whether all has arrived that was announced.
+
+    Raises:
+        BadRequest: BAD_SEQUENCE, a file is open.
+        Precondition: COUNT_MISMATCH.
+
+    """
+    if received.open is not None:
+        raise BadRequest("BAD_SEQUENCE", f"{shown(received.open.entry.path)} was begun and not ended")
+    if (entry_count, data_bytes) != (received.entry_count, received.data_bytes):
+        raise Precondition(
+            "COUNT_MISMATCH",
+            f"{counted(entry_count, 'entry', 'entries')} with {counted(data_bytes, 'byte')} were announced, {counted(received.entry_count, 'entry', 'entries')} with "
+            f"{counted(received.data_bytes, 'byte')} have arrived; the upload stays open",
+            entry_count=str(received.entry_count),
+            data_bytes=str(received.data_bytes),
+        )
+
+
+def _merged(
+    upload: Upload,
+    base: Root,
+    received: Received,
+    source: PageSource,
+    *,
+    sink: PageSink,
+    page_key: bytes,
+    rewrite: bool,
+) -> Merged:
+    """Writes the backup's manifest: what was received, newest first, over the base or over nothing.
+
+    `rewrite`: every page is written, also those that the runs have already.
+
+    Raises:
+        BadRequest: PATH_CONFLICT.
+        Damaged: a page that it needs cannot be read; the upload is as it was.
+
+    """
+    try:
+        if (
+            not rewrite
+            and upload.scope is Scope.WHOLE
+            and upload.kind is not Kind.DIFFERENTIAL
+            and (whole := received.whole()) is not None
+        ):
+            return Merged(whole, 0)
+        return merge(
+            base if upload.scope is Scope.CHANGES else EMPTY_ROOT,
+            received.runs(),
+            source,
+            sink,
+            page_key,
+            reference=base if upload.kind is Kind.DIFFERENTIAL else None,
+        )
+    except Damaged as e:
+        raise Damaged(
+            f"upload {upload.id.hex()} cannot become a backup, for a page that it starts from is damaged: {e.message}; "
+            "a backup of the kind FULL needs nothing of it"
+        ) from e
+
+
+def _changes(upload: Upload, base: Root, root: Root, source: PageSource) -> Counts | None:
+    """How the backup differs from its base; None: the base cannot be read."""
+    try:
+        return count(base, root, source)
+    except Damaged as e:
+        log.warning("upload %s cannot be compared with its base: %s", upload.id.hex(), e.message)
+        return None

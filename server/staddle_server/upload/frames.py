@@ -1,0 +1,84 @@
+"""What clients send compressed: checked before anything of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import (
+    CHUNK_BYTES_MAX,
+    CHUNKS_PER_CALL_MAX,
+    PUT_CHUNKS_BYTES_MAX,
+    PUT_CHUNKS_INFLATED_BYTES_MAX,
+)
+from staddle_server.base.types import ChunkRef
+from staddle_server.store.blobs import Buffer
+from staddle_server.store.frame import Codec, FrameError, inflate
+
+
+class Frame(NamedTuple):
+    """Chunks of which every digest was checked, as they go into a segment."""
+
+    table: Sequence[ChunkRef]
+    codec: int
+    payload: Buffer
+    raw_length: int
+
+
+def check_frame(table: Sequence[ChunkRef], data: Buffer, *, raw: bool) -> Frame:
+    """Inflates what a client sent, within limits, and checks every chunk of it.
+
+    Raises:
+        BadRequest: BAD_FIELD, BAD_FRAME or DIGEST_MISMATCH; nothing of the frame may be kept.
+
+    """
+    if not 1 <= len(table) <= CHUNKS_PER_CALL_MAX:
+        raise BadRequest("BAD_FIELD", f"a call carries 1 to {CHUNKS_PER_CALL_MAX} chunks", field="chunks")
+    if len(data) > PUT_CHUNKS_BYTES_MAX:
+        raise BadRequest("BAD_FIELD", f"data is over {PUT_CHUNKS_BYTES_MAX} bytes", field="data")
+    if not all(map(is_ref, table)):
+        for index, ref in enumerate(table):
+            check_ref(ref, f"chunks[{index}]")
+    total = sum(ref.length for ref in table)
+    if total > PUT_CHUNKS_INFLATED_BYTES_MAX:
+        raise BadRequest(
+            "BAD_FIELD",
+            f"the chunks of a call are at most {PUT_CHUNKS_INFLATED_BYTES_MAX} bytes together, these are {total}",
+            field="chunks",
+        )
+    codec = Codec.RAW if raw else Codec.ZSTD
+    try:
+        inflated = memoryview(inflate(codec, data, total))
+    except FrameError as e:
+        raise BadRequest("BAD_FRAME", f"data: {e}", field="data") from e
+    offset = 0
+    for index, ref in enumerate(table):
+        if blake3(inflated[offset : offset + ref.length]).digest() != ref.digest:
+            raise BadRequest(
+                "DIGEST_MISMATCH",
+                f"chunks[{index}]: its bytes do not have the digest {ref.digest.hex()}; nothing of this call was kept",
+                field=f"chunks[{index}]",
+            )
+        offset += ref.length
+    return Frame(table, codec, data, total)
+
+
+def is_ref(ref: ChunkRef) -> bool:
+    """Whether a chunk reference may exist; `check_ref` says why not."""
+    return len(ref.digest) == 32 and 1 <= ref.length <= CHUNK_BYTES_MAX
+
+
+def check_ref(ref: ChunkRef, field: str) -> None:
+    """A chunk reference that may exist.
+
+    Raises:
+        BadRequest: BAD_FIELD.
+
+    """
+    if len(ref.digest) != 32:
+        raise BadRequest("BAD_FIELD", f"{field}: a digest has 32 bytes", field=field)
+    if not 1 <= ref.length <= CHUNK_BYTES_MAX:
+        raise BadRequest("BAD_FIELD", f"{field}: a chunk has 1 to {CHUNK_BYTES_MAX} bytes", field=field)

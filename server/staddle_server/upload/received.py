@@ -1,0 +1,173 @@
+"""What an upload has received: entries in memory, sorted runs in the store, and the counts over both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from staddle_server.base.errors import BadRequest
+from staddle_server.base.limits import (
+    CHECKPOINT_ENTRIES,
+    CHECKPOINT_ENTRY_BYTES,
+    RUNS_MERGE,
+)
+from staddle_server.base.types import Entry, EntryType, Root, sort_key
+from staddle_server.manifest.content import ContentBuilder
+from staddle_server.manifest.entries import shown
+from staddle_server.manifest.merge import join, merge_runs
+from staddle_server.manifest.pages import PageSink, PageSource
+from staddle_server.manifest.read import entries_of
+from staddle_server.manifest.runs import Gathered
+from staddle_server.manifest.tree import write_run
+from staddle_server.upload.progress import OpenEntry, Progress, Run
+
+
+class OpenFile(NamedTuple):
+    """The file that is being taken: its metadata, and its list of chunks so far."""
+
+    entry: Entry
+    content: ContentBuilder
+
+
+class _Way:
+    """The directories above the last entry, as long as entries arrive in the order of a manifest."""
+
+    def __init__(self) -> None:
+        self._last_key: bytes | None = None
+        self._directories: list[bytes] = []
+
+    def goes_on(self, entry: Entry) -> bool:
+        """Whether the entry comes behind all before it, and its directory has come."""
+        path, last = entry.path, self._last_key
+        self._last_key = key = sort_key(path)
+        if entry.type == EntryType.REMOVED or (last is not None and key <= last):
+            return False
+        parent, slash, _ = path.rpartition(b"/")
+        way = self._directories
+        while way and way[-1] != parent:
+            way.pop()
+        if slash and not way:
+            return False
+        if entry.type == EntryType.DIRECTORY and path:
+            way.append(path)
+        return True
+
+
+class Received:
+    """Entries and removals in the order in which they were accepted; of one upload, under its writer's lock."""
+
+    def __init__(self, progress: Progress, pages: PageSink, source: PageSource, page_key: bytes) -> None:
+        self._pages = pages
+        self._source = source
+        self._page_key = page_key
+        self.position = progress.position
+        self.entry_count = progress.entry_count
+        self.data_bytes = progress.data_bytes
+        self.last_path = progress.last_path
+        self.put_entries_number = progress.put_entries_number
+        self.put_entries_digest = progress.put_entries_digest
+        self.open: OpenFile | None = None
+        if progress.open_entry is not None:
+            content = ContentBuilder.restore(progress.open_entry.content, source, pages)
+            self.open = OpenFile(progress.open_entry.entry, content)
+        self._runs = list(progress.runs)
+        self._gathered = Gathered()
+        self._way = _Way() if progress.position == 0 else None
+        """None: what was received may not be in the order of a manifest."""
+
+    @property
+    def open_size(self) -> int:
+        """The bytes of the open file's chunks so far; 0 where no file is open."""
+        return 0 if self.open is None else self.open.content.size
+
+    def check_open(self, path: bytes, size: int) -> None:
+        """Whether the file at this path is open and has so many bytes.
+
+        Raises:
+            BadRequest: BAD_SEQUENCE.
+
+        """
+        opened = self.open
+        if opened is not None and (opened.entry.path, opened.content.size) == (path, size):
+            return
+        found = "none is" if opened is None else f"{shown(opened.entry.path)} is, at {opened.content.size}"
+        raise BadRequest(
+            "BAD_SEQUENCE",
+            f"{shown(path)} cannot go on at byte {size} as the open entry: {found}",
+            path=shown(path),
+        )
+
+    def append(self, entry: Entry) -> None:
+        """Accepts an entry, or a removal, which does not count."""
+        self.position += 1
+        self.last_path = entry.path
+        self._gathered.append(entry)
+        if self._way is not None and not self._way.goes_on(entry):
+            self._way = None
+
+    def count(self, entry: Entry) -> None:
+        """Counts an entry as Finish counts them."""
+        self.entry_count += 1
+        self.data_bytes += entry.content.size if entry.content is not None else 0
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """What the entries in memory take on the disk."""
+        return self._gathered.size_bytes
+
+    @property
+    def full(self) -> bool:
+        """Whether memory holds as many entries as it may."""
+        return (
+            len(self._gathered) >= CHECKPOINT_ENTRIES or self._gathered.size_bytes >= CHECKPOINT_ENTRY_BYTES
+        )
+
+    def write_run(self) -> None:
+        """Brings the entries in memory into a sorted run."""
+        if not self._gathered:
+            return
+        last = self._runs[-RUNS_MERGE:]
+        if len(last) == RUNS_MERGE and len({run.tier for run in last}) == 1:
+            # Many runs of one size become one, so that a long upload has few.
+            self._runs[-RUNS_MERGE:] = [Run(last[0].tier + 1, self._merged([run.root for run in last]))]
+        self._runs.append(Run(0, self._gathered_run()))
+        self._gathered = Gathered()
+
+    def _merged(self, runs: Sequence[Root]) -> Root:
+        if self._way is not None:
+            return join(runs, (), self._source, self._pages, self._page_key)
+        merged = merge_runs([entries_of(run, self._source) for run in runs])
+        return write_run(merged, self._pages, self._page_key)
+
+    def _gathered_run(self) -> Root:
+        if self._gathered.in_order:
+            return join((), self._gathered.packed(), self._source, self._pages, self._page_key)
+        return write_run(self._gathered.sorted(), self._pages, self._page_key)
+
+    def whole(self) -> Root | None:
+        """The manifest of all that was received, if it came as it stands in one: in order, and nothing without its directory.
+
+        None: it did not, or it is not known; then `runs` has to be merged. Raises Damaged.
+        """
+        if self._way is None:
+            return None
+        runs = [run.root for run in self._runs]
+        return join(runs, self._gathered.packed(), self._source, self._pages, self._page_key)
+
+    def runs(self) -> list[Iterator[Entry]]:
+        """All that was received, as sorted streams, oldest first. The runs among them must be published."""
+        return [*(entries_of(run.root, self._source) for run in self._runs), self._gathered.sorted()]
+
+    def progress(self) -> Progress:
+        """The durable point that the upload has once everything written so far is published; after `write_run`."""
+        opened = self.open
+        return Progress(
+            position=self.position,
+            entry_count=self.entry_count,
+            data_bytes=self.data_bytes,
+            last_path=self.last_path,
+            put_entries_number=self.put_entries_number,
+            put_entries_digest=self.put_entries_digest,
+            runs=tuple(self._runs),
+            open_entry=opened and OpenEntry(opened.entry, opened.content.state(), opened.content.size),
+        )

@@ -1,0 +1,472 @@
+"""The writer of an open upload: one caller at a time adds to it, makes it durable and commits it.
+
+The order is the promise: chunks in a pack → pack durable → pack published together with the durable point (one
+transaction) → manifest durable in the same way → backup committed (one transaction) → record durable → answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Final, NamedTuple
+
+import msgspec
+from staddle.chunking import Cut
+
+from staddle_server.base.clock import Clock
+from staddle_server.base.errors import (
+    BadRequest,
+    Conflict,
+    Damaged,
+    Precondition,
+    StaddleError,
+    Unauthenticated,
+)
+from staddle_server.base.threads import shortage
+from staddle_server.base.types import ChunkRef, Content, Entry, Profile, Role, Root, UploadState
+from staddle_server.catalog import Backup, Catalog, Terms, Upload
+from staddle_server.manifest.content import ContentBuilder, store_attributes
+from staddle_server.manifest.entries import check_entry, removal
+from staddle_server.store.space import Space
+from staddle_server.tenancy.clock_guard import Standing
+from staddle_server.tenancy.pack_presence import Presence
+from staddle_server.tenancy.records import encode_committed, finish_record
+from staddle_server.tenancy.tenant import Tenant
+from staddle_server.upload import refusals
+from staddle_server.upload.accepted import Accepted
+from staddle_server.upload.base_backup import Base
+from staddle_server.upload.finish import Finishing, check_counts
+from staddle_server.upload.frames import Frame
+from staddle_server.upload.progress import Progress
+from staddle_server.upload.received import OpenFile
+
+log = logging.getLogger(__name__)
+
+REPLAYS_KNOWN: Final = 64
+"""PutEntries calls whose digest a writer remembers, to tell a replay from another call with the same number."""
+
+
+class _Stream(NamedTuple):
+    """The Backup stream that holds the upload: its thread, and what ends it from another one."""
+
+    thread: int
+    cancel: Callable[[], None]
+
+
+class UploadWriter:
+    """The only writer of an upload, for as long as its epoch is the upload's.
+
+    Thread-safe: every public method takes the writer's lock. A method raises Conflict once the writer was closed by a
+    take-over or a failure below it: what is durable stays, and ResumeUpload resumes from there.
+    """
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        catalog: Catalog,
+        *,
+        upload: Upload,
+        base: Root,
+        presence: Presence,
+        compressors: Executor,
+        clock: Clock,
+        look_at_clock: Callable[[], Standing],
+        terms: Callable[[], Terms],
+        space: Space | None = None,
+    ) -> None:
+        """`space`: the room on the disk. Where it is too little, no more is accepted, but what has arrived can still be made durable."""
+        self.upload = upload
+        self._space = space
+        self._tenant = tenant
+        self._catalog = catalog
+        self.base = Base(tenant, catalog, base)
+        self._clock = clock
+        self._look_at_clock = look_at_clock
+        self._lock = threading.RLock()
+        accepted = self._accepted = Accepted(
+            tenant,
+            catalog,
+            upload=upload,
+            presence=presence,
+            compressors=compressors,
+            clock=clock,
+            terms=terms,
+        )
+        self._chunks, self._pages = accepted.chunks, accepted.pages
+        self._received, self._missing = accepted.received, accepted.missing
+        self._finishing = Finishing(tenant, catalog, upload, self.base, accepted)
+        self._digests: deque[tuple[int, bytes]] = deque(maxlen=REPLAYS_KNOWN)
+        """The last PutEntries calls."""
+        self._closed: StaddleError | None = None
+        self._stream: _Stream | None = None
+        self._taking = False
+        self._used_s = clock.monotonic_s()
+
+    # ------------------------------------------------------------------ life
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed.with_traceback(None)  # else each caller's frames would stay with it
+            self._used_s = self._clock.monotonic_s()
+            try:
+                self._accepted.reap(wait=False)
+                yield
+            except (BadRequest, Precondition, Conflict, Damaged, Unauthenticated) as e:
+                if e.reason in {"STALE_EPOCH", "UPLOAD_CLOSED"}:
+                    self.close(e)
+                raise
+            except BaseException as e:
+                self._fail(e)
+                raise
+
+    def _fail(self, cause: BaseException) -> None:
+        """Ends the writer after a failure: nothing in memory is trusted any more, and the upload remembers the cause."""
+        known = cause if isinstance(cause, StaddleError) else shortage(cause)
+        text = known.message if known is not None else f"a fault of the server ({type(cause).__name__})"
+        self.close(refusals.resume_required(self.upload.id, f"stopped: {text}"))
+        with suppress(StaddleError):
+            self._catalog.uploads.set_failure(self.upload.tenant, self.upload.id, self.upload.epoch, text)
+
+    def close(self, reason: StaddleError) -> None:
+        """Ends the writer; what is not published is dropped. Later calls raise `reason`."""
+        with self._lock:
+            if self._closed is not None:
+                return
+            self._closed = reason
+            try:
+                self._accepted.close()
+            finally:
+                stream, self._stream = self._stream, None
+        # The stream's own thread continues to its answer, which says what happened.
+        if stream is not None and stream.thread != threading.get_ident():
+            stream.cancel()
+
+    @property
+    def closed(self) -> StaddleError | None:
+        """Why the writer ended; None while it has not."""
+        return self._closed
+
+    @contextmanager
+    def stream(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Holds the upload for one Backup stream; `cancel` is called if the writer ends meanwhile from outside."""
+        mine = _Stream(threading.get_ident(), cancel)
+        with self._writing():
+            self.check_free()
+            self._stream = mine
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._stream is mine:
+                    self._stream = None
+
+    def _room(self, size: int) -> AbstractContextManager[None]:
+        """Reserves `size` bytes on the disk for a block. Raises what `Space.taking` does."""
+        return nullcontext() if self._space is None else self._space.taking(size)
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """Bytes that were accepted and are not on the disk yet, with what they take there besides. Callable from any thread."""
+        if self._closed is not None:
+            return 0
+        return self._accepted.unwritten_bytes
+
+    def check_free(self) -> None:
+        """Checks that no Backup stream holds the upload.
+
+        Raises:
+            Conflict: UPLOAD_BUSY.
+
+        """
+        if self._stream is not None:
+            raise refusals.busy(self.upload.id)
+
+    def keep(self, idle_s: float) -> None:
+        """Checkpoints if that is due, and puts the upload aside if no call came for `idle_s`.
+
+        Does nothing while a call holds the writer: that call checkpoints itself.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._closed is not None:
+                return
+            self._accepted.reap(wait=False)
+            if self._clock.monotonic_s() - self._used_s > idle_s:
+                self.put_aside("was idle")
+            elif self._accepted.is_due:
+                self._checkpoint()
+        except Exception as e:  # noqa: BLE001 - the next call of this upload reports it
+            self._fail(e)
+        finally:
+            self._lock.release()
+
+    def put_aside(self, why: str) -> None:
+        """Ends the writer at a checkpoint: the upload keeps its durable point, and nothing in memory."""
+        with self._lock:
+            if self._closed is not None:
+                return
+            try:
+                self._accepted.reap(wait=True)
+                if (
+                    self._accepted.is_waiting
+                ):  # a needless checkpoint would renew the lease of a caller that has gone
+                    self._checkpoint()
+                    self._accepted.reap(wait=True)
+            except Exception as e:
+                log.warning(
+                    "upload %s could not be made durable at its end", self.upload.id.hex(), exc_info=e
+                )
+                self._fail(e)
+            self.close(refusals.resume_required(self.upload.id, why))
+
+    # ------------------------------------------------------------------ chunks
+
+    def find_missing(self, digests: Sequence[bytes]) -> list[int]:
+        """The positions of those chunks that must be sent; the others are claimed."""
+        with self._writing():
+            return self._chunks.missing(digests)
+
+    def put_frame(self, frame: Frame) -> int:
+        """Accepts chunks that were checked, and gives how many were new."""
+        with self._room(len(frame.payload)), self._writing():
+            self._missing.check(frame.table)
+            stored = self._chunks.take_segment(frame.table, frame.codec, frame.payload, frame.raw_length)
+            self._missing.arrived(frame.table)
+            self._checkpoint_when_due()
+        return stored
+
+    # ------------------------------------------------------------------ entries
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Keeps other calls out between several steps."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def taking(self) -> Iterator[None]:
+        """Makes several steps one: none becomes durable before all are done, and if one fails the writer ends."""
+        with self._room(0), self._writing():
+            self._taking = True
+            try:
+                yield
+            except BaseException as e:
+                self._fail(e)
+                raise
+            finally:
+                self._taking = False
+            self._checkpoint_when_due()
+
+    @property
+    def position(self) -> int:
+        """Entries and removals accepted so far."""
+        return self._received.position
+
+    @property
+    def put_entries_number(self) -> int:
+        """The last PutEntries call that was accepted."""
+        return self._received.put_entries_number
+
+    def accept_number(self, number: int, digest: bytes) -> None:
+        """Notes that the PutEntries call with this number was accepted; `digest` is that of its changes."""
+        with self._writing():
+            self._received.put_entries_number = number
+            self._received.put_entries_digest = digest
+            self._digests.append((number, digest))
+
+    def check_replay(self, number: int, digest: bytes) -> None:
+        """Checks that a PutEntries call that was accepted before has the same changes again.
+
+        Only the last calls of this writer are remembered, and the last one before it; others pass.
+
+        Raises:
+            AlreadyExists: REQUEST_ID_REUSED.
+
+        """
+        received = self._received
+        known = {received.put_entries_number: received.put_entries_digest, **dict(self._digests)}
+        if known.get(number, digest) not in {digest, b""}:
+            raise refusals.other_entries(number)
+
+    def absent(self, refs: Sequence[ChunkRef]) -> set[bytes]:
+        """Which of these chunks are not there; the others are claimed.
+
+        Raises:
+            BadRequest: BAD_FIELD, a chunk is there with another length.
+
+        """
+        with self._writing():
+            return self._chunks.absent(refs, "content.chunks")
+
+    def open_file(self, entry: Entry, profile: Profile, *, continue_at: int | None = None) -> None:
+        """Begins a file whose chunks follow, or continues the open one at byte `continue_at`.
+
+        Raises:
+            BadRequest: BAD_SEQUENCE, the open file is another one, or has another size.
+
+        """
+        with self._writing():
+            if continue_at is None:
+                self._received.open = OpenFile(entry, ContentBuilder(self._pages, profile))
+            else:
+                self._received.check_open(entry.path, continue_at)
+
+    @property
+    def open_size(self) -> int:
+        """The bytes of the open file's chunks so far."""
+        return self._received.open_size
+
+    @property
+    def open_entry(self) -> Entry | None:
+        """The open file."""
+        return None if self._received.open is None else self._received.open.entry
+
+    def add_cuts(self, cuts: Sequence[Cut]) -> None:
+        """Adds the next chunks of the open file, with their bytes."""
+        with self._room(_bytes_of(cuts)), self._writing():
+            content = self._opened().content
+            for cut in cuts:
+                self._chunks.take(Role.DATA, cut.digest, cut.data)
+                content.add(ChunkRef(len(cut.data), cut.digest))
+            self._checkpoint_when_due()
+
+    def expect(self, refs: Iterable[ChunkRef]) -> None:
+        """Notes chunks that entries refer to and that are still to come.
+
+        Raises:
+            BadRequest: BAD_FIELD, there are too many, or one has another length elsewhere; none is waited for.
+
+        """
+        with self._writing():
+            self._missing.expect(refs)
+
+    def add_refs(self, refs: Iterable[ChunkRef]) -> None:
+        """Adds the next chunks of the open file by reference; they are stored, or expected."""
+        with self._writing():
+            content = self._opened().content
+            for ref in refs:
+                content.add(ref)
+
+    def end_file(self, finish: Callable[[Entry, Content], Entry] | None = None) -> Entry:
+        """Ends the open file and accepts it; `finish` gives its final entry, or raises."""
+        with self._writing():
+            opened = self._opened()
+            content = opened.content.finish()
+            entry = msgspec.structs.replace(opened.entry, content=content)
+            entry = entry if finish is None else finish(entry, content)
+            check_entry(entry)
+            self._take(entry)
+            return entry
+
+    def drop_file(self) -> None:
+        """Forgets the open file, as if it had never begun."""
+        with self._writing():
+            self._received.open = None
+
+    def put_file(self, entry: Entry, cuts: Sequence[Cut], profile: Profile) -> None:
+        """Accepts a whole small file with its bytes."""
+        with self._room(_bytes_of(cuts)), self._writing():
+            content = ContentBuilder(self._pages, profile)
+            for cut in cuts:
+                self._chunks.take(Role.DATA, cut.digest, cut.data)
+                content.add(ChunkRef(len(cut.data), cut.digest))
+            self._take(msgspec.structs.replace(entry, content=content.finish()))
+
+    def put_entries(self, entries: Iterable[Entry]) -> None:
+        """Accepts entries that are complete and were checked; the chunks of files are stored, or expected."""
+        with self._writing():
+            for entry in entries:
+                self._take(entry)
+
+    def remove(self, path: bytes) -> None:
+        """Removes a path, and all below it, from what came before."""
+        with self._writing():
+            self._received.open = None
+            self._received.append(removal(path))
+            self._checkpoint_when_due()
+
+    def base_content(self, path: bytes, *, check: bool) -> Content:
+        """The content that the base has at a path, as Base.content gives it."""
+        with self._writing():
+            return self.base.content(path, check=check)
+
+    def _opened(self) -> OpenFile:
+        if self._received.open is None:
+            raise BadRequest("BAD_SEQUENCE", "no entry is open: data belongs to the entry before it")
+        return self._received.open
+
+    def _take(self, entry: Entry) -> None:
+        entry = store_attributes(entry, self._pages)
+        self._received.open = None  # a file that was begun and not ended is dropped
+        self._received.count(entry)
+        self._received.append(entry)
+        self._checkpoint_when_due()
+
+    # ------------------------------------------------------------------ durable
+
+    def checkpoint(self) -> Progress:
+        """Makes everything durable that was accepted, and gives the durable point."""
+        with self._writing():
+            self._checkpoint()
+            self._accepted.reap(wait=True)
+            return self._accepted.durable
+
+    def _checkpoint_when_due(self) -> None:
+        if not self._taking and self._accepted.is_due:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        try:
+            self._accepted.checkpoint()
+        except Damaged as e:  # the upload's own runs: there is nothing to resume from in memory
+            self._fail(e)
+            raise
+
+    # ------------------------------------------------------------------ commit
+
+    def commit(self, entry_count: int, data_bytes: int) -> Backup:
+        """Makes the upload a backup: durable, visible, whole.
+
+        Raises:
+            Precondition: COUNT_MISMATCH, MISSING_CHUNKS; the upload stays open.
+            BadRequest: an entry is open, or paths contradict each other; the upload stays open.
+            Damaged: a page of the base cannot be read; the upload stays open.
+            Unauthenticated: the holder's token has ended meanwhile; the upload stays open.
+
+        """
+        with self._writing():
+            check_counts(self._received, entry_count, data_bytes)
+            self._accepted.note_author()
+            self._accepted.reap(wait=True)
+            self._chunks.look_for_packs()
+            new = self._finishing.new_backup(self._checkpoint)
+            self._tenant.blobs.check_writable()  # or there would be a backup that cannot be recorded
+            standing = self._look_at_clock()
+            backup = self._catalog.uploads.commit(
+                self.upload.tenant,
+                self.upload.id,
+                self.upload.epoch,
+                packs=(),
+                backup=new,
+                record=encode_committed,
+                now_ns=standing.latest_ns,
+                token_ns=standing.believed_ns,
+                accepted=(entry_count, data_bytes),
+                wrote=self._accepted.wrote,
+            )
+            what = f"is committed as backup {backup.id.hex()}"
+            self.close(refusals.closed(self.upload.id, UploadState.COMMITTED, what))
+        finish_record(self._tenant, self._catalog, backup.id)
+        return backup
+
+
+def _bytes_of(cuts: Iterable[Cut]) -> int:
+    """Bytes of the distinct chunks: a gibibyte of zeros is one chunk."""
+    return sum({cut.digest: len(cut.data) for cut in cuts}.values())
