@@ -13,7 +13,7 @@ from staddle.v1 import errors_pb2
 from staddle_server.api.grpc.retention import PLANS_MAX
 from staddle_server.app import settings as config
 from staddle_server.base import limits
-from staddle_server.cli.main import COMMANDS, group
+from staddle_server.cli.run import COMMANDS, group
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "operations.md").read_text()

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog import open_catalog
-from staddle_server.cli.main import group
+from staddle_server.cli.run import group
 from thin import back_up, noise, restore
 
 COMMAND = str(Path(sys.executable).with_name("staddle-server"))

@@ -17,7 +17,7 @@ from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Tenant
-from staddle_server.cli.main import group
+from staddle_server.cli.run import group
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.birth import birth_ns
 from staddle_server.store.blobs import Blobs

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import forked
 import pytest
-from staddle_server.cli.main import group
+from staddle_server.cli.run import group
 from test_app_cli import COMMAND, run
 
 REDIRECTIONS = {">/dev/full": "No space left on device", ">&-": "it is closed"}

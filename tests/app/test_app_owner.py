@@ -13,7 +13,7 @@ import click
 import forked
 import pytest
 from staddle_server.app.owner import owner_of
-from staddle_server.cli.main import group
+from staddle_server.cli.run import group
 
 COMMAND = Path(sys.executable).parent / "staddle-server"
 UID, GID = 54_321, 54_322

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from staddle_server.app import bootstrap
 from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
 from staddle_server.base.types import TokenRole
-from staddle_server.cli.main import group
+from staddle_server.cli.run import group
 from staddle_server.store.records import DeletedRecord, Records
 from staddle_server.tenancy.records import as_pending, finish_missing
 from thin import back_up, backups, noise, restore, wait_until

@@ -172,7 +172,7 @@ def test_a_hangup_before_the_servers_modules_are_loaded_does_not_end_it() -> Non
     )
     with heeding_hangups():
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.strip()) == (1, "alive at staddle_server.cli.main")
+    assert (done.returncode, done.stderr.strip()) == (1, "alive at staddle_server.cli.run")
 
 
 def test_a_hangup_while_the_server_starts_does_not_end_it(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """All commands of `staddle`, by their names."""
 
 import click
-from staddle.command.main import COMMANDS, command_named
+from staddle.command.run import COMMANDS, command_named
 
 
 def leaves(commands, *before: str) -> dict[str, click.Command]:

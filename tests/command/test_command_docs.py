@@ -8,8 +8,8 @@ import click
 import pytest
 from command_tree import BY_NAME
 from staddle.command import exit_codes
-from staddle.command.main import COMMANDS, command_named, group
 from staddle.command.options import CONNECTION_FIELDS
+from staddle.command.run import COMMANDS, command_named, group
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs" / "command.md").read_text()

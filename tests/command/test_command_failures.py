@@ -115,7 +115,7 @@ USAGE = [
 
 @pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
 def test_a_wrong_usage_exits_2_and_asks_nobody(arguments: list[str], monkeypatch, capsys) -> None:
-    from staddle.command.main import run
+    from staddle.command.run import run
 
     for variable in [name for name in os.environ if name.startswith("STADDLE_")]:
         monkeypatch.delenv(variable)
@@ -206,7 +206,7 @@ def test_without_the_extra_it_says_what_to_install(package: str) -> None:
     script = (
         f"import sys; sys.modules[{package!r}] = None; sys.stderr.isatty = lambda: True; import staddle.command;"
         "sys.argv = ['staddle', 'backup', '/', '--dataset', 'd', '--server', '127.0.0.1:1', '--token', 'x'];"
-        "staddle.command.main()"
+        "staddle.command.run()"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=WAIT_S, check=False
@@ -219,7 +219,7 @@ def test_without_the_extra_it_says_what_to_install(package: str) -> None:
 
 def test_the_help_and_a_list_load_nothing_that_they_do_not_need() -> None:
     script = (
-        "import sys; import grpc, staddle; before = set(sys.modules); import staddle.command.main; "
+        "import sys; import grpc, staddle; before = set(sys.modules); import staddle.command.run; "
         "print(sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
     )
     done = subprocess.run(
@@ -239,7 +239,7 @@ def look(*_, **__):
     raise staddle.ConfigError("nothing to see")
 staddle.Client.from_config = look
 sys.argv = ["staddle", "list"]
-staddle.command.main()
+staddle.command.run()
 """
 
 
@@ -453,7 +453,7 @@ def test_a_signal_ends_a_restore_in_order_and_leaves_no_temporary_file(
 
 
 def test_sigterm_and_sighup_together_are_one_request_to_end(nobody: CommandLine) -> None:
-    words = "import os, signal; from staddle.command.main import _heed_interrupts as heed; heed()\n"
+    words = "import os, signal; from staddle.command.run import _heed_interrupts as heed; heed()\n"
     words += "try: os.kill(os.getpid(), signal.SIGTERM)\nexcept KeyboardInterrupt: os.kill(os.getpid(), signal.SIGHUP); print('in order')"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (0, b"in order\n")

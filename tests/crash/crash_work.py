@@ -16,7 +16,7 @@ import forked
 import grpc
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.cli.main import COMMANDS
+from staddle_server.cli.run import COMMANDS
 from thin import PIECE, Part, Source, backups, begin, finish, messages, pieces, reason, restore, small
 
 LARGE_BYTES = 2_500_000

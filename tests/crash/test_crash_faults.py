@@ -26,7 +26,7 @@ from staddle_server.app import health_probe
 from staddle_server.base.clock import SystemClock
 from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import open_catalog
-from staddle_server.cli.main import group
+from staddle_server.cli.run import group
 from staddle_server.store.backends.directory import DirectoryBlobs, Files
 from thin import (
     Part,

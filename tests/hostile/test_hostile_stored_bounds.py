@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from staddle_server.base.limits import STORED_MEMORY_MAX
-from staddle_server.cli.main import COMMANDS
+from staddle_server.cli.run import COMMANDS
 from stored_bounds import HOSTILE, READERS
 
 # One worker measures for both tests.

@@ -18,7 +18,7 @@ def main() -> None:
     open_standard_streams(stdin=False)
     gc.disable()  # what modules make while they load stays: looking for garbage in it takes 12 ms; see options.command
     try:
-        code = importlib.import_module("staddle.command.main").run(sys.argv[1:])
+        code = importlib.import_module("staddle.command.run").run(sys.argv[1:])
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRAS:
             raise

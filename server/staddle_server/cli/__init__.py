@@ -30,7 +30,7 @@ def main() -> None:
     if refused is not None:
         sys.exit(refused)
     try:
-        commands = importlib.import_module("staddle_server.cli.main")
+        commands = importlib.import_module("staddle_server.cli.run")
     except ModuleNotFoundError as error:
         missing(error)
     commands.run()
