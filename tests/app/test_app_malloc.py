@@ -12,8 +12,8 @@ GLIBC = platform.libc_ver()[0] == "glibc"
 # 16 blocks of 1 MiB are taken and given back, again and again, as messages are.
 PROGRAM = """
 import ctypes, sys
-from staddle_server import malloc
-accepted = malloc.tune() if sys.argv[1:] else {}
+from staddle_server.app import allocator
+accepted = allocator.tune() if sys.argv[1:] else {}
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes = (ctypes.c_size_t,)
@@ -59,7 +59,7 @@ def test_a_value_that_the_library_refuses_gives_way_to_the_next() -> None:
     parameter = allocator.Parameter(
         "M_MXFAST", 1, (1 << 20, 64), "small blocks end at 160 bytes: glibc takes no more"
     )
-    code = f"from staddle_server import malloc; print(malloc.tune((malloc.{parameter!r},)))"
+    code = f"from staddle_server.app import allocator; print(allocator.tune((allocator.{parameter!r},)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "{'M_MXFAST': 64}\n"
 

@@ -206,7 +206,7 @@ def test_without_the_extra_it_says_what_to_install(package: str) -> None:
     script = (
         f"import sys; sys.modules[{package!r}] = None; sys.stderr.isatty = lambda: True; import staddle.command;"
         "sys.argv = ['staddle', 'backup', '/', '--dataset', 'd', '--server', '127.0.0.1:1', '--token', 'x'];"
-        "staddle.command.run()"
+        "staddle.command.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=WAIT_S, check=False
@@ -239,7 +239,7 @@ def look(*_, **__):
     raise staddle.ConfigError("nothing to see")
 staddle.Client.from_config = look
 sys.argv = ["staddle", "list"]
-staddle.command.run()
+staddle.command.main()
 """
 
 

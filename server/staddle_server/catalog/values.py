@@ -102,7 +102,7 @@ class BeginUpload:
 class Upload:
     """An upload as it stands. `base` and `backup` are empty where there is none; `kind` is never AUTO, `asked_kind` may be.
 
-    `durable` is what the session room gave with the last checkpoint, unread here.
+    `durable` is what the upload room gave with the last checkpoint, unread here.
     """
 
     id: bytes
@@ -152,7 +152,7 @@ class ExpiredUpload(NamedTuple):
 
 
 class DurableUpdate(NamedTuple):
-    """How far an upload is durable from now on. `blob` is the session room's own."""
+    """How far an upload is durable from now on. `blob` is the upload room's own."""
 
     blob: bytes
     position: int

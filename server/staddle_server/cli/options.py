@@ -1,4 +1,4 @@
-"""Options that commands share: the settings table of config.py as flags, and `--data`."""
+"""Options that commands share: the settings table of app/settings.py as flags, and `--data`."""
 
 import json
 import os

@@ -27,7 +27,7 @@ class OpenEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """An upload's durable point, as the catalog keeps it for the session room.
+    """An upload's durable point, as the catalog keeps it for the upload room.
 
     Attributes:
         position: Entries and removals accepted.
