@@ -29,29 +29,20 @@ from staddle._transport.calls import Calls
 from staddle._transport.channel import refuse_other_platforms
 from staddle._transport.retry import Retry
 from staddle._transport.settings import NOWHERE, Settings, load_settings
-from staddle._types.plan import BackupPlan, PlannedPathCallback
-from staddle._types.values import (
+from staddle._types.backups import Backup, BackupKind, Change, Dataset, OpenUpload, Profile, Scope
+from staddle._types.entries import Entry, PathLike
+from staddle._types.options import (
     ArchiveFormat,
     At,
-    Backup,
-    BackupKind,
     BackupOptions,
-    BackupReport,
     BinarySink,
-    Change,
-    Dataset,
-    Entry,
-    OpenUpload,
     Overwrite,
-    PathLike,
-    Profile,
-    ProgressCallback,
     RestoreOptions,
-    RestoreReport,
-    Scope,
-    ServerInfo,
     SourceArguments,
 )
+from staddle._types.plan import BackupPlan, PlannedPathCallback
+from staddle._types.reports import BackupReport, ProgressCallback, RestoreReport
+from staddle._types.server import ServerInfo
 from staddle._upload.upload import Upload, UploadOptions
 from staddle.v1 import service_pb2 as service
 

@@ -27,7 +27,8 @@ from staddle._backup.changes import Removed
 from staddle._errors import ConnectError
 from staddle._fs import walk
 from staddle._fs.walk import DESCRIPTORS_MAX
-from staddle._types.values import BackupKind, ProblemKind
+from staddle._types.backups import BackupKind
+from staddle._types.reports import ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fs_trees import assert_same, make_socket, nodes_of, plant
 from staddle._errors import PathNotFoundError
-from staddle._types.values import ProblemKind
+from staddle._types.reports import ProblemKind
 from staddle.v1 import service_pb2 as wire
 from test_fs_restore import MTIME_NS, Server, file, other, outside, restore
 from test_fs_restore_real import mounted

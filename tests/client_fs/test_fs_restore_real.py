@@ -16,7 +16,7 @@ import pytest
 from fs_trees import seeded_bytes
 from staddle._fs.temporary_names import is_temporary, open_temporary
 from staddle._restore.stats import TargetFullError
-from staddle._types.values import EntryCounts, ProblemKind
+from staddle._types.reports import EntryCounts, ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 from test_fs_restore import MTIME_NS, Server, file, leftovers, other, restore

@@ -17,7 +17,8 @@ from staddle._restore.set_metadata import Applier, mode_for
 from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import FILLED, NO_DIRECTORY, BlockedError, look
 from staddle._restore.writer import is_same_special
-from staddle._types.values import Overwrite, ProblemKind
+from staddle._types.options import Overwrite
+from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 ABSENT: Final = "it is not there"

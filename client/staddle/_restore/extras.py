@@ -20,7 +20,7 @@ from staddle._fs.walk import DIRECTORY_FLAGS, reason_of
 from staddle._restore.selection import Choice, Selection
 from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import OWNER_BITS, is_in, look
-from staddle._types.values import ProblemKind
+from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 DESCRIPTORS_MAX: Final = 64

@@ -39,7 +39,8 @@ from staddle._restore.verify import Comparison
 from staddle._restore.writer import FileInProgress, Writer
 from staddle._transport.advice import retry_words
 from staddle._transport.retry import Retry, RetryNotice
-from staddle._types.values import ProblemKind, Progress, RestoreOptions, RestoreReport
+from staddle._types.options import RestoreOptions
+from staddle._types.reports import ProblemKind, Progress, RestoreReport
 from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Final
 
 from staddle._fs.walk import reason_of
 from staddle._restore.target_directory import AppearedError
-from staddle._types.values import EntryCounts, PathProblem, ProblemKind
+from staddle._types.reports import EntryCounts, PathProblem, ProblemKind
 
 PROBLEMS_MAX: Final = 100_000
 PROBLEM_BYTES_MAX: Final = 32 * 1024 * 1024

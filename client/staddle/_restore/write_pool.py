@@ -21,7 +21,7 @@ from staddle._base.threads import Threads
 from staddle._restore.set_metadata import Applier, inherits_acl
 from staddle._restore.stats import WriteTally
 from staddle._restore.temporary_file import OpenedFile
-from staddle._types.values import ProblemKind
+from staddle._types.reports import ProblemKind
 
 if TYPE_CHECKING:
     from staddle.v1 import resources_pb2 as pb

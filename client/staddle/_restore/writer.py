@@ -23,7 +23,8 @@ from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import AppearedError, Target, chmod_name, is_in, look, settle
 from staddle._restore.temporary_file import OpenedFile
 from staddle._restore.write_pool import Crew, SmallFile
-from staddle._types.values import Overwrite, ProblemKind
+from staddle._types.options import Overwrite
+from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 GATHER_BYTES_MAX: Final = 512 * 1024
