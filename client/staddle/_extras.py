@@ -50,6 +50,8 @@ class _Level:
     """The backup does not know everything in it."""
     aliases: set[int] = field(default_factory=set)
     """Inodes that names of the backup lead to although they are listed in other letters."""
+    directories: set[int] = field(default_factory=set)
+    """Inodes of the target's directories that directories of the backup in this one lead to."""
 
 
 @dataclass(slots=True)
@@ -103,6 +105,8 @@ class Extras:
         """Directories that stay because a file system is mounted there."""
         self.sure = True
         """All entries of the backup have come: none of what was found can be one of them."""
+        self.merged: bytes | None = None
+        """A directory that is the same in the target as another one of the backup."""
         try:
             self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._mount = _mount_of(self._root)
@@ -128,6 +132,8 @@ class Extras:
         if path and self._levels and self._levels[-1].path == parent:
             self._seen(self._levels[-1], name)
         is_directory = entry.type == pb.ENTRY_TYPE_DIRECTORY
+        if path and is_directory and self._levels and self._levels[-1].path == parent:
+            self._check_merged(self._levels[-1], path, name)
         choice = self._selection.choose(path, is_directory=is_directory)
         if is_directory and choice is not Choice.LEFT_OUT:
             keeps_time = choice is Choice.TAKEN and entry.HasField("mtime_ns")
@@ -154,6 +160,19 @@ class Extras:
                 return
             if status is not None:
                 level.aliases.add(status.st_ino)
+
+    def _check_merged(self, level: _Level, path: bytes, name: bytes) -> None:
+        """Two directories of the backup that are one in the target: what one lacks the other may have, so nothing is deleted."""
+        try:
+            status = look(self._directory(level.path), name)
+        except OSError:
+            return
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            return
+        if status.st_ino in level.directories and self.merged is None:
+            self.merged = path
+            self.sure = False
+        level.directories.add(status.st_ino)
 
     def _names_in(self, path: bytes) -> list[bytes]:
         """The names in a directory of the target; none, if the restore has to make it."""

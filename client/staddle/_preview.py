@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from staddle._apply import Applier, mode_for
+from staddle._folding import Folding
 from staddle._metadata import type_of
 from staddle._reading import OPEN_FLAGS
 from staddle._scan import DIRECTORY_FLAGS
@@ -42,6 +43,7 @@ class Preview:
         self.left_count = 0
         self.left_is_full = False
         self._links = Links()
+        self._folding = Folding()
         self._why = ""
         """What is different at the path that was looked at last."""
         self._root: int | None = None
@@ -74,6 +76,7 @@ class Preview:
         """Looks for a directory."""
         try:
             status = self._status(path)
+            self._check_folded(path, status)
         except OSError as error:
             self._tally.not_written(path, error)
             return
@@ -110,6 +113,8 @@ class Preview:
         """See Writer.what_is_there."""
         try:
             status = self._status(path)
+            if not self._keeps:
+                self._check_folded(path, status)
             there = decide(
                 entry,
                 status,
@@ -124,6 +129,8 @@ class Preview:
             if status is None:
                 return there
             if there is There.OTHER:
+                if not self._verify:
+                    self._folding.check_replaced(path)
                 self._say_why(entry, status)
                 if not self._verify and self._is_filled(path, status):
                     raise BlockedError(FILLED)
@@ -133,6 +140,11 @@ class Preview:
         except OSError as error:
             self._tally.not_written(path, error)
         return There.STAYS
+
+    def _check_folded(self, path: bytes, status: os.stat_result | None) -> None:
+        """Raises FoldedError where the restore would. A comparison tells by the content."""
+        if path and status is not None and not self._verify:
+            self._folding.check(self._directory(path), path, status)
 
     def _is_same(self, path: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
         """See Writer."""

@@ -16,6 +16,7 @@ from staddle._convert import backup_of, sort_key
 from staddle._errors import ProtocolError
 from staddle._extras import Extras
 from staddle._figures import counted
+from staddle._folding import target_ignores_case
 from staddle._preview import Preview
 from staddle._retry import Retry, RetryNotice
 from staddle._selection import Choice
@@ -52,6 +53,9 @@ WAYS_MAX: Final = 4_096
 """So many directories are remembered because included paths lie in them, before what was gathered is fetched."""
 FAILURES: Final = frozenset({ProblemKind.DAMAGED, ProblemKind.NOT_WRITTEN})
 """After them nothing is deleted."""
+MERGED: Final = (
+    "the target's file system takes it for another directory of the backup, so nothing was deleted"
+)
 FETCH_PATH_BYTES: Final = 1024 * 1024
 PROGRESS_S: Final = 0.2
 
@@ -83,7 +87,7 @@ class Restore:
         self._writer: Writer | Preview | None = None
         self._fresh = _is_empty_or_absent(target)
         self._at_once = (
-            (options.overwrite == "always" or self._fresh)
+            (self._fresh if options.overwrite != "always" else not target_ignores_case(target))
             and not options.dry_run
             and self._streams.selection.takes_all
         )
@@ -180,6 +184,8 @@ class Restore:
             or tally.problems_dropped
             or any(problem.kind in FAILURES for problem in tally.problems)
         ):
+            if extras.merged is not None:
+                tally.note(ProblemKind.NOT_DELETED, extras.merged, MERGED)
             if extras.count:
                 self._warnings.append(
                     f"Kept {counted(extras.count, 'path')} that were not found in the backup, because not everything in the backup could be "

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from staddle._apply import Applier
 from staddle._convert import link_target_of
 from staddle._crew import Crew, SmallFile
+from staddle._folding import Folding
 from staddle._metadata import type_of
 from staddle._opened import OpenedFile
 from staddle._reading import OPEN_FLAGS
@@ -107,6 +108,7 @@ class Writer:
         self._last_file = b""
         """The last path that was handed to the crew."""
         self._links = Links()
+        self._folding = Folding()
         self._directories: list[tuple[bytes, pb.Entry]] = []
         """Those above the last path, whose metadata is set when all in them is there."""
         self._left: deque[_Left] = deque()
@@ -208,6 +210,9 @@ class Writer:
             made = self._target.make_directory(path, private=entry.HasField("mode"))
             if not made:
                 self._target.sweep(path)
+            if path:
+                dir_fd, name = self._parent_of(path)
+                self._folding.check(dir_fd, path, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
         except OSError as error:
             self._tally.not_written(path, error)
             return
@@ -229,6 +234,8 @@ class Writer:
         try:
             dir_fd, name = self._parent_of(path)
             status = look(dir_fd, name)
+            if status is not None and not self._exclusive:
+                self._folding.check(dir_fd, path, status)
             there = decide(
                 entry,
                 status,
@@ -239,6 +246,8 @@ class Writer:
             )
             if there is There.OTHER and self._fresh:
                 raise AppearedError
+            if there is There.OTHER:
+                self._folding.check_replaced(path)
             if there is There.KEPT:
                 self._tally.kept += 1
                 return There.STAYS
@@ -251,9 +260,10 @@ class Writer:
 
     def compared(self, path: bytes, entry: pb.Entry, *, same: bool) -> There:
         """What becomes of a file whose content was compared."""
-        if not same and not self._fresh:
-            return There.OTHER
         try:
+            if not same and not self._fresh:
+                self._folding.check_replaced(path)
+                return There.OTHER
             dir_fd, name = self._parent_of(path)
             status = look(dir_fd, name)
             if status is None:

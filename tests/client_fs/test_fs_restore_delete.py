@@ -295,23 +295,3 @@ def test_an_extra_tree_of_any_depth_is_removed(target: Path) -> None:
     report = restore(Server(*TREE), target, delete=True)
     assert (report.problems, report.entries_deleted) == ((), 1_105)
     assert names(target) == ["d", "d/keep", "f"]
-
-
-def test_a_name_that_the_file_system_takes_for_one_of_the_backup_is_not_deleted(
-    tmp_path: Path, mounted: Callable[..., Path]
-) -> None:
-    image = tmp_path / "image"
-    image.write_bytes(b"")
-    os.truncate(image, 8_000_000)
-    subprocess.run(["mkfs.ext4", "-q", "-O", "casefold", image], check=True)
-    place = mounted("-o", "loop", str(image))
-    (place / "folded").mkdir()
-    if subprocess.run(["chattr", "+F", place / "folded"], capture_output=True, check=False).returncode:
-        pytest.skip("this file system tells letters apart")
-    target = place / "folded"
-    (target / "PAGE").write_bytes(b"data")
-    os.utime(target / "PAGE", ns=(MTIME_NS, MTIME_NS))
-    (target / "extra").touch()
-    report = restore(Server(other(""), file("page")), target, delete=True)
-    assert (report.problems, report.entries_deleted) == ((), 1)
-    assert names(target) == ["PAGE"]
