@@ -83,7 +83,7 @@ class Restore:
         )
         self._path = target
         self._options = options
-        self._tally = WriteTally()
+        self._tally = WriteTally(target)
         self._writer: Writer | Preview | None = None
         self._fresh = _is_empty_or_absent(target)
         self._at_once = (
