@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from staddle._omissions import is_server_directory
 from staddle._scan import DIRECTORY_FLAGS, reason_of
 from staddle._selection import Choice, Selection
 from staddle._tally import WriteTally
@@ -28,6 +29,9 @@ DEEP: Final = 64
 """Directories that lie deeper are not opened anew from the target for every directory above them: that would grow with the square."""
 INCOMPLETE: Final = (
     "the backup could not read everything in this directory, so what only the target has in it stays"
+)
+SERVER: Final = (
+    "it is the data directory of a Staddle server, so what only the target has in it stays: delete it by hand"
 )
 CHANGED: Final = "it changed or was replaced after it was found"
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -50,6 +54,10 @@ class _Level:
     """The backup does not know everything in it."""
     aliases: set[int] = field(default_factory=set)
     """Inodes that names of the backup lead to although they are listed in other letters."""
+    stays: bool = False
+    """It is, or lies in, a server's data directory."""
+    keeps_extras: bool = False
+    """Something that stays for that reason is not in the backup."""
     directories: set[int] = field(default_factory=set)
     """Inodes of the target's directories that directories of the backup in this one lead to."""
 
@@ -137,7 +145,10 @@ class Extras:
         choice = self._selection.choose(path, is_directory=is_directory)
         if is_directory and choice is not Choice.LEFT_OUT:
             keeps_time = choice is Choice.TAKEN and entry.HasField("mtime_ns")
-            self._levels.append(_Level(path, keeps_time, set(self._names_in(path)), entry.incomplete))
+            names = self._names_in(path)
+            level = _Level(path, keeps_time, set(names), entry.incomplete)
+            level.stays = bool(self._levels and self._levels[-1].stays) or self._is_server(path, names)
+            self._levels.append(level)
 
     def end(self) -> None:
         """Says that all entries have come."""
@@ -185,8 +196,20 @@ class Extras:
                 self._failed.append((path, reason_of(error)))
         return []
 
+    def _is_server(self, path: bytes, names: list[bytes]) -> bool:
+        """Whether a directory of the target holds a server's master key and backups: no restore may delete them."""
+        return bool(names) and is_server_directory(self._directory(path), names)
+
     def _leave(self, level: _Level) -> None:
         """Gathers what is left of a directory of the backup."""
+        if level.stays:
+            level.keeps_extras = level.keeps_extras or any(self._may_go(level, name) for name in level.names)
+            above = self._levels[-1] if self._levels else None
+            if above is not None and above.stays:
+                above.keeps_extras = above.keeps_extras or level.keeps_extras
+            elif level.keeps_extras:
+                self._failed.append((level.path, SERVER))
+            return
         if level.incomplete:
             if any(self._may_go(level, name) for name in level.names):
                 self._failed.append((level.path, INCOMPLETE))
@@ -233,7 +256,11 @@ class Extras:
                     inside.stays = True
                 elif is_directory:
                     names = sorted(map(os.fsencode, os.listdir(self._directory(path))), reverse=True)
-                    way.append(_Inside(path, names, _Group(path)))
+                    if self._is_server(path, names):
+                        self._failed.append((path, SERVER))
+                        inside.stays = True
+                    else:
+                        way.append(_Inside(path, names, _Group(path)))
                 else:
                     self._add(inside, name, status)
             except OtherMountError:

@@ -295,3 +295,18 @@ def test_an_extra_tree_of_any_depth_is_removed(target: Path) -> None:
     report = restore(Server(*TREE), target, delete=True)
     assert (report.problems, report.entries_deleted) == ((), 1_105)
     assert names(target) == ["d", "d/keep", "f"]
+
+
+@pytest.mark.parametrize("place", ["", "d", "only/here"])
+def test_a_servers_data_directory_is_never_deleted(place: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    (target / place / "store" / "packs").mkdir(parents=True)
+    (target / place / "master.key").write_bytes(b"staddle-master-key-1 and so on")
+    (target / place / "store" / "packs" / "one").write_text("backups")
+    (target / "gone").write_text("extra")
+    items = [*TREE, *([other("d/store"), other("d/store/packs")] if place == "d" else [])]
+    report = restore(Server(*items), target, delete=True)
+    assert [(each.kind, each.path) for each in report.problems] == [(ProblemKind.NOT_DELETED, place)]
+    assert (target / place / "store" / "packs" / "one").read_text() == "backups"
+    assert (target / place / "master.key").exists()
+    assert (target / "gone").exists() == (place == "")
