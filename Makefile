@@ -222,15 +222,15 @@ big: $(STAMP)
 
 .PHONY: crash
 crash: $(STAMP)
-	@PYTHONPATH=tests/wire $(BIN)/python tests/crash/crash_run.py $(ARGS)
+	@PYTHONPATH=tests/support $(BIN)/python tests/crash/crash_run.py $(ARGS)
 
 .PHONY: power
 power: $(STAMP)
-	@PYTHONPATH=tests/wire $(BIN)/python tests/crash/crash_power.py $(ARGS)
+	@PYTHONPATH=tests/support $(BIN)/python tests/crash/crash_power.py $(ARGS)
 
 .PHONY: together
 together: $(STAMP)
-	@PYTHONPATH=tests/wire $(BIN)/python tests/crash/crash_together.py $(ARGS)
+	@PYTHONPATH=tests/support $(BIN)/python tests/crash/crash_together.py $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(STAMP)

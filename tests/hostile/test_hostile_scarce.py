@@ -45,7 +45,7 @@ def test_one_failing_allocation_costs_its_call_and_nothing_else(tmp_path: Path, 
     crashes, first = 0, 1
     while True:
         words = [sys.executable, HERE / "scarce_sweep.py", tmp_path, SEED, points, first]
-        path = os.pathsep.join([str(HERE.parent / "wire"), *sys.path])
+        path = os.pathsep.join([str(HERE.parent / "support"), *sys.path])
         try:
             done = subprocess.run(
                 [*map(str, words)],

@@ -45,7 +45,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """One process of its own, in which each reader reads each hostile object."""
     pytest.importorskip("pyeclib", reason="parity objects are made with it")
     place = tmp_path_factory.mktemp("bounds")
-    path = os.pathsep.join([str(HERE.parent / "wire"), *sys.path])
+    path = os.pathsep.join([str(HERE.parent / "support"), *sys.path])
     done = subprocess.run(
         [sys.executable, HERE / "stored_bounds.py", place, *request.param],
         capture_output=True,

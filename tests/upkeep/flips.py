@@ -24,7 +24,7 @@ from blake3 import blake3
 
 if __name__ == "__main__":
     TESTS = Path(__file__).parents[1]
-    sys.path[:0] = [str(TESTS / "wire"), str(TESTS.parent / "client"), str(TESTS.parent / "server")]
+    sys.path[:0] = [str(TESTS / "support"), str(TESTS.parent / "client"), str(TESTS.parent / "server")]
 
 from harm import check, damage, objects, repair
 from servers import Running
