@@ -164,11 +164,11 @@ protos-keep: $(STAMP)
 
 .PHONY: bench
 bench: $(STAMP)
-	@$(BIN)/python -m benchmarks.bench $(ARGS)
+	@$(BIN)/python -m benchmarks.compare $(ARGS)
 
 .PHONY: bench-full
 bench-full: $(STAMP)
-	@$(BIN)/python -m benchmarks.bench --full $(ARGS)
+	@$(BIN)/python -m benchmarks.compare --full $(ARGS)
 
 .PHONY: bench-growth
 bench-growth: $(STAMP)
@@ -185,20 +185,20 @@ bench-memory: $(STAMP)
 
 .PHONY: bench-clients
 bench-clients: $(STAMP)
-	@$(BIN)/python -m benchmarks.clients $(ARGS)
+	@$(BIN)/python -m benchmarks.many_uploads $(ARGS)
 
 .PHONY: bench-servers
 bench-servers: $(STAMP)
-	@$(BIN)/python -m benchmarks.servers $(ARGS)
+	@$(BIN)/python -m benchmarks.two_servers $(ARGS)
 
 .PHONY: bench-wire
 bench-wire: $(STAMP)
-	@$(BIN)/python -m benchmarks.wire $(ARGS)
+	@$(BIN)/python -m benchmarks.streams $(ARGS)
 
 .PHONY: bench-profile
 bench-profile: $(STAMP)
 	@$(BIN)/python $(PIP) install --group bench
-	@$(BIN)/python -m benchmarks.profile $(ARGS)
+	@$(BIN)/python -m benchmarks.cpu $(ARGS)
 
 BORG := .tools/borg
 # borg has no wheels: it is built here, and needs these to build against.

@@ -16,9 +16,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import data, listing, machine, stub
-from benchmarks.checks import DATASET, GIB, MEMORY_BYTES_MAX, Check, CheckError, Checks, size
-from benchmarks.processes import MIB, Program, Server, run, staddle
+from benchmarks.data import files as data
+from benchmarks.data import listing
+from benchmarks.programs import generated_client, machine
+from benchmarks.programs.processes import MIB, Program, Server, run, staddle
+from benchmarks.tables.checks import DATASET, GIB, MEMORY_BYTES_MAX, Check, CheckError, Checks, size
 
 CHECKPOINT_BYTES: Final = 64 * MIB
 """So much is packed, compressed, between two checkpoints."""
@@ -285,7 +287,7 @@ def durable_bytes(check: Check, *, thin: bool) -> int:
     if not thin:
         return check.server.received_bytes()
     (upload,) = {call["upload"] for call in check.server.calls("BeginUpload")}
-    argv = [sys.executable, "-m", "benchmarks.stub", "durable", upload]
+    argv = [sys.executable, "-m", "benchmarks.programs.generated_client", "durable", upload]
     return int(run(argv, env=check.server.environment).checked().out)
 
 
@@ -341,7 +343,9 @@ def check_listing(state: State) -> None:
     count = state.sizes.entries
     with state.server("listing") as server:
         with state.checks.check(f"a thin stream of {count:,} entries", server) as check:
-            made = check.run([sys.executable, "-m", "benchmarks.stub", "fill", "many", str(count)])
+            made = check.run(
+                [sys.executable, "-m", "benchmarks.programs.generated_client", "fill", "many", str(count)]
+            )
             check.say(f"the backup has {int(made.out):,}")
         with state.checks.check(f"a listing of {count:,} entries", server) as check:
             shown = state.place / "shown"
@@ -351,7 +355,7 @@ def check_listing(state: State) -> None:
             ):
                 check.note(program.wait()).checked()
             with shown.open() as lines:
-                for number, (expected, line) in enumerate(zip_longest(stub.listed(count), lines)):
+                for number, (expected, line) in enumerate(zip_longest(generated_client.listed(count), lines)):
                     if expected is None:
                         check.expect(line.startswith(f"{number:,} entries"), f"too much was listed: {line!r}")
                         break
@@ -359,7 +363,9 @@ def check_listing(state: State) -> None:
             check.say("every line is right")
         with state.checks.check("one directory of it", server) as check:
             found = check.run(staddle("ls", "many", "d000001")).out.splitlines()
-            check.expect(len(found) == stub.FILES_PER_DIRECTORY + 1, f"it has {len(found) - 1} entries")
+            check.expect(
+                len(found) == generated_client.FILES_PER_DIRECTORY + 1, f"it has {len(found) - 1} entries"
+            )
 
 
 # --- all of it

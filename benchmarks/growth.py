@@ -24,11 +24,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import bench, cases, corpora, growth_report, index, machine, sections
-from benchmarks.cases import Case
-from benchmarks.figures import Results
-from benchmarks.peers import Peer, Phase, Staddle, peers, usable
-from benchmarks.processes import BIN, MIB, Server, run
+from benchmarks import compare
+from benchmarks.data import cases, chunk_index, corpora
+from benchmarks.data.cases import Case
+from benchmarks.programs import machine
+from benchmarks.programs.peers import Peer, Phase, Staddle, peers, usable
+from benchmarks.programs.processes import BIN, MIB, Server, run
+from benchmarks.tables import growth as growth_report
+from benchmarks.tables import sections
+from benchmarks.tables.figures import Results
 
 PARTS: Final = ("sizes", "catalog", "million")
 OTHERS: Final = ("restic", "rustic", "bupstash")
@@ -36,7 +40,9 @@ OTHERS: Final = ("restic", "rustic", "bupstash")
 SIZES_MAX: Final = 8
 SIZE_MAX: Final = 10**9
 TINY_PER_DIRECTORY: Final = 1_000
-INDEX: Final = index.Shape(pack_chunks=300, segment_chunks=5, chunk_bytes=285_000, segment_bytes=967_000)
+INDEX: Final = chunk_index.Shape(
+    pack_chunks=300, segment_chunks=5, chunk_bytes=285_000, segment_bytes=967_000
+)
 """What a first backup of an image made of a pack of 64 MiB."""
 UNTENDED: Final = """\
 # The packs of this catalog are empty files: nothing may read them.
@@ -94,7 +100,7 @@ def make_filled(directory: Path, chunks: int) -> float:
     run([BIN / "staddle-server", "init", "--data", directory]).checked()
     catalog = directory / "catalog.db"
     before = catalog.stat().st_size
-    index.fill(catalog, chunks, INDEX, index.digest_of)
+    chunk_index.fill(catalog, chunks, INDEX, chunk_index.digest_of)
     (directory / "server.toml").write_text(UNTENDED)
     return (catalog.stat().st_size - before) / chunks
 
@@ -119,9 +125,9 @@ class Growth:
         # Sources stay to the end of their part: a file system that has lost many files is slow to make others.
         with ExitStack() as sources:
             {"sizes": self._sizes, "catalog": self._catalog, "million": self._million}[name](sources)
-        if any(case["entries"] > bench.MANY for case in self.cases):
+        if any(case["entries"] > compare.MANY for case in self.cases):
             os.sync()
-            time.sleep(bench.REMOVED_S)
+            time.sleep(compare.REMOVED_S)
 
     def _sizes(self, sources: ExitStack) -> None:
         image = (Phase.FIRST, Phase.UNCHANGED, Phase.RESCAN, Phase.RESTORE)
@@ -160,7 +166,7 @@ class Growth:
         place = Path(tempfile.mkdtemp(prefix="source-", dir=self.place))
         sources.callback(shutil.rmtree, place)
         case = make(place)
-        time.sleep(bench.SETTLE_S)
+        time.sleep(compare.SETTLE_S)
         return case
 
     def _measure(self, case: Case, series: str, size: int, programs: Sequence[Peer], **more: float) -> None:
@@ -168,7 +174,7 @@ class Growth:
         print(f"\n{series}, {size:,}: {case.title}")
         self.results.titles[case.name] = case.title
         self.results.data_bytes[case.name] = case.data_bytes
-        bench.Run(self.place, case, programs, self.results, cold=self.cold).rounds(self.rounds)
+        compare.Run(self.place, case, programs, self.results, cold=self.cold).rounds(self.rounds)
         self.cases.append(
             {
                 "name": case.name,

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks import data, machine
-from benchmarks.processes import MIB, Program, Server, staddle
+from benchmarks.data import files as data
+from benchmarks.programs import machine
+from benchmarks.programs.processes import MIB, Program, Server, staddle
 
 BOUND_MIB: Final = 250
 STREAMS: Final = 8

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import clients, growth_report, profile, sections, servers, wire
-from benchmarks.figures import MEASURES, OURS, Results, cell, stored, wall
-from benchmarks.peers import LIMIT, Phase
-from benchmarks.processes import MIB
-from benchmarks.sections import Record, Section
+from benchmarks import cpu, many_uploads, streams, two_servers
+from benchmarks.programs.peers import LIMIT, Phase
+from benchmarks.programs.processes import MIB
+from benchmarks.tables import growth, sections
+from benchmarks.tables.figures import MEASURES, OURS, Results, cell, stored, wall
+from benchmarks.tables.sections import Record, Section
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
 PLOTS: Final = PAGE.with_suffix("")
@@ -129,8 +130,8 @@ def _of_newest(
 
 SECTIONS: Final = (
     Section(sections.PEERS, "results", peers_text, peers_plots),
-    Section(growth_report.KIND, "growth", growth_report.text, growth_report.plots),
-    *(_of_newest(each.KIND, each.section, each.draw) for each in (clients, servers, wire, profile)),
+    Section(growth.KIND, "growth", growth.text, growth.plots),
+    *(_of_newest(each.KIND, each.section, each.draw) for each in (many_uploads, two_servers, streams, cpu)),
 )
 
 

@@ -15,7 +15,8 @@ if not sys.platform.startswith("linux"):
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where results go instead; and memory stays as it is."""
-    from benchmarks import machine, sections
+    from benchmarks.programs import machine
+    from benchmarks.tables import sections
 
     monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(machine, "touch_free_memory", lambda size: 0)
@@ -25,9 +26,9 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits as short as it can be, and memory as it is: for figures that nobody looks at."""
-    from benchmarks import bench
+    from benchmarks import compare
 
-    monkeypatch.setattr(bench, "SETTLE_S", 2.1)
-    monkeypatch.setattr(bench, "REMOVED_S", 0.0)
-    monkeypatch.setattr(bench, "touched_bytes", lambda size: 0)
-    monkeypatch.setattr(bench.machine, "touch_free_memory", lambda size: 0)
+    monkeypatch.setattr(compare, "SETTLE_S", 2.1)
+    monkeypatch.setattr(compare, "REMOVED_S", 0.0)
+    monkeypatch.setattr(compare, "touched_bytes", lambda size: 0)
+    monkeypatch.setattr(compare.machine, "touch_free_memory", lambda size: 0)

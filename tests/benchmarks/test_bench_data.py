@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from benchmarks import data, listing
+from benchmarks.data import files as data
+from benchmarks.data import listing
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ import pytest
 import staddle._errors
 import staddle_server.base.errors
 
-from benchmarks import bench, cases, corpora, data, figures, limits, machine, processes, report, sections
-from benchmarks.figures import Figures, Results, wall
-from benchmarks.peers import Copy, Phase, Staddle, StaddleThin
+from benchmarks import compare, report
+from benchmarks.data import cases, corpora, files
+from benchmarks.programs import library_speed, machine, processes
+from benchmarks.programs.peers import Copy, Phase, Staddle, StaddleThin
+from benchmarks.tables import figures, sections
+from benchmarks.tables.figures import Figures, Results, wall
 
 
 def taken(seconds: float) -> Figures:
@@ -23,9 +26,9 @@ def measured(place: Path, case: cases.Case, *peers: object, rounds: int = 1) -> 
     results = Results()
     results.titles[case.name] = case.title
     results.data_bytes[case.name] = case.data_bytes
-    results.limits[case.name] = limits.measure(case.source)
-    time.sleep(bench.SETTLE_S)
-    bench.Run(place, case, list(peers), results, cold=False).rounds(rounds)  # type: ignore[arg-type]
+    results.limits[case.name] = library_speed.measure(case.source)
+    time.sleep(compare.SETTLE_S)
+    compare.Run(place, case, list(peers), results, cold=False).rounds(rounds)  # type: ignore[arg-type]
     return results
 
 
@@ -34,15 +37,15 @@ pytestmark = pytest.mark.usefixtures("quickly")
 
 @pytest.mark.slow
 def test_an_image_goes_through_all_its_phases_and_comes_back(tmp_path: Path) -> None:
-    results = measured(tmp_path, cases.image(tmp_path, 4 * data.MIB, None), Staddle(), StaddleThin(), Copy())
+    results = measured(tmp_path, cases.image(tmp_path, 4 * files.MIB, None), Staddle(), StaddleThin(), Copy())
     assert {phase for _, phase, peer in results.figures if peer == "staddle"} == {
         Phase.FIRST, Phase.UNCHANGED, Phase.RESCAN, Phase.CHANGED, Phase.INSERTED, Phase.RESTORE,
     }  # fmt: skip
     first = results.figures["image", Phase.FIRST, "staddle"][0]
     assert first.seconds > 0
     assert first.server_bytes > 0
-    assert first.stored_bytes > 2 * data.MIB
-    assert results.figures["image", Phase.FIRST, "staddle --thin"][0].wire_bytes > 4 * data.MIB
+    assert first.stored_bytes > 2 * files.MIB
+    assert results.figures["image", Phase.FIRST, "staddle --thin"][0].wire_bytes > 4 * files.MIB
     assert results.figures["image", Phase.RESTORE, "cp"][0].server_bytes == 0
 
 
@@ -91,15 +94,15 @@ def test_what_was_measured_before_something_failed_is_kept(
         raise OSError("no space")
 
     def broken(place: Path, given: argparse.Namespace) -> list[cases.Case]:
-        made = [cases.tree(place, 20, None), cases.text(place, data.MIB)]
+        made = [cases.tree(place, 20, None), cases.text(place, files.MIB)]
         for case in made:
             case.edits[Phase.CHANGED] = fail
         return made
 
     monkeypatch.setattr(sections, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(bench, "make_cases", broken)
+    monkeypatch.setattr(compare, "make_cases", broken)
     with pytest.raises(OSError, match="no space"):
-        bench.main(["--rounds", "1", "--only", "staddle", "--work", str(tmp_path)])
+        compare.main(["--rounds", "1", "--only", "staddle", "--work", str(tmp_path)])
     (path,) = (tmp_path / "results").iterdir()
     record = sections.load(path)
     assert [case["name"] for case in record["cases"]] == ["tree"]
@@ -110,7 +113,7 @@ def test_what_was_measured_before_something_failed_is_kept(
 def test_each_kind_is_the_same_from_the_same_seed_and_changes_a_little(tmp_path: Path, name: str) -> None:
     make, change = corpora.KINDS[name]
     for root in ("one", "two"):
-        make(tmp_path / root, 1 * data.MIB, "seed")
+        make(tmp_path / root, 1 * files.MIB, "seed")
     contents = [sorted(path.read_bytes() for path in (tmp_path / root).iterdir()) for root in ("one", "two")]
     assert contents[0] == contents[1]
     before = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
@@ -124,7 +127,7 @@ def test_an_image_has_noise_and_library_bytes_by_turns_and_takes_them_from_a_dir
 ) -> None:
     (tmp_path / "libraries").mkdir()
     (tmp_path / "libraries" / "a.so").write_bytes(b"library " * 1000)
-    size = corpora.BLOCK_BYTES + data.MIB
+    size = corpora.BLOCK_BYTES + files.MIB
     corpora.make_blocks(tmp_path / "image", size, "seed", tmp_path / "libraries")
     raw = (tmp_path / "image").read_bytes()
     assert len(raw) == size
@@ -168,7 +171,7 @@ def saved(place: Path, *, seconds: float, case: str = "case") -> Path:
     results = Results(titles={case: "a case"}, data_bytes={case: 7}, limits={case: {"read": 0.5}})
     for peer in ("staddle", "other", "cp"):
         results.add(case, Phase.FIRST, peer, taken(seconds))
-    record = bench.record_of(results, argparse.Namespace(rounds=5, cold=False), {"system": "some"})
+    record = compare.record_of(results, argparse.Namespace(rounds=5, cold=False), {"system": "some"})
     return sections.save("peers", record, place)
 
 

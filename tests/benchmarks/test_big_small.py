@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import big, checks, listing
-from benchmarks.processes import Server
+from benchmarks import big
+from benchmarks.data import listing
+from benchmarks.programs.processes import Server
+from benchmarks.tables import checks
 
 TOP = Path(__file__).parents[2]
 

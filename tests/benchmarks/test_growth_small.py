@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import corpora, data, growth, growth_report, index, report, sections
-from benchmarks.figures import Figures, Results
-from benchmarks.peers import Copy, Phase, Staddle
-from benchmarks.processes import Server, run, staddle, tree_bytes
+from benchmarks import growth, report
+from benchmarks.data import chunk_index, corpora
+from benchmarks.data import files as data
+from benchmarks.programs.peers import Copy, Phase, Staddle
+from benchmarks.programs.processes import Server, run, staddle, tree_bytes
+from benchmarks.tables import growth as growth_report
+from benchmarks.tables import sections
+from benchmarks.tables.figures import Figures, Results
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -141,7 +145,7 @@ def test_the_server_of_a_filled_catalog_neither_collects_nor_scrubs(tmp_path: Pa
 def test_a_catalog_is_filled_with_chunks_that_lie_in_packs_as_in_a_real_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "BATCH", 300)
+    monkeypatch.setattr(chunk_index, "BATCH", 300)
     growth.make_filled(tmp_path / "filled", 1_000)
     with closing(sqlite3.connect(tmp_path / "filled" / "catalog.db")) as catalog:
         counts = catalog.execute(
@@ -155,7 +159,7 @@ def test_a_catalog_is_filled_with_chunks_that_lie_in_packs_as_in_a_real_one(
         ).fetchone()
         places = catalog.execute('SELECT DISTINCT pack, segment_offset, "offset" FROM chunks').fetchall()
     assert counts == [(300, 300), (300, 300), (300, 300), (100, 100)]
-    assert ids == {index.digest_of(number) for number in range(1_000)}
+    assert ids == {chunk_index.digest_of(number) for number in range(1_000)}
     assert beyond == 0
     assert len(places) == 1_000
 

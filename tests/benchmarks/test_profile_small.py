@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import profile, sampling, stages
-from benchmarks.processes import Program, ProgramError, catches, processor_s
-from benchmarks.sampling import Thread
+from benchmarks import cpu
+from benchmarks.profiling import sampling, stages
+from benchmarks.profiling.sampling import Thread
+from benchmarks.programs.processes import Program, ProgramError, catches, processor_s
 
 NS = 10**9
 BUSY = """
@@ -163,8 +164,8 @@ def test_a_gate_opens_when_somebody_stands_before_it(tmp_path: Path) -> None:
     program.write_text("import sys; print(sys.argv[1:])")
     gate = tmp_path / "gate"
     subprocess.run(["mkfifo", gate], check=True)
-    with Program([sys.executable, "-c", profile.GATED, gate, program, "a", "b"]) as gated:
-        assert gated.watch(lambda: profile.opened(gate))
+    with Program([sys.executable, "-c", cpu.GATED, gate, program, "a", "b"]) as gated:
+        assert gated.watch(lambda: cpu.opened(gate))
         assert gated.wait().checked().out.strip() == "['a', 'b']"
 
 
@@ -178,7 +179,7 @@ def test_each_command_is_divided_into_stages_that_sum_to_its_processor_time(
 ) -> None:
     (tmp_path / "work").mkdir()
     small = ["--mib", "8", "--files", "80", "--rounds", "2", "--work", str(tmp_path / "work")]
-    assert profile.main(small) == 0
+    assert cpu.main(small) == 0
     (path,) = results.glob("profile-*.json")
     record = json.loads(path.read_text())
     assert record["kind"] == "profile"
@@ -223,7 +224,7 @@ def some_record() -> dict[str, Any]:
 
 
 def test_the_section_has_core_seconds_a_gib_beside_one_core_alone() -> None:
-    lines = profile.section(some_record())
+    lines = cpu.section(some_record())
     assert "| hash | 2.00 | 4.00 | 2.00 | 4.00 | 0.60 |" in lines
     assert "| other Python | 1.00 | 0.00 | 1.00 | 0.00 |  |" in lines
     assert "| all | 3.00 | 4.00 | 3.00 | 4.00 |  |" in lines
@@ -237,5 +238,5 @@ def test_the_section_has_core_seconds_a_gib_beside_one_core_alone() -> None:
 def test_the_same_figures_give_the_same_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for name in ("one.svg", "two.svg"):
-        profile.draw(some_record(), tmp_path / name)
+        cpu.draw(some_record(), tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import servers
-from benchmarks.processes import Program
+from benchmarks import two_servers
+from benchmarks.programs.processes import Program
 
 SMALL = ["--mib", "3", "--uploads", "3", "--work"]
 
@@ -21,12 +21,12 @@ def test_every_upload_is_made_with_each_number_of_servers_in_each_round(
     tmp_path: Path, results: Path
 ) -> None:
     (tmp_path / "work").mkdir()
-    assert servers.main([*SMALL, str(tmp_path / "work"), "--rounds", "2"]) == 0
+    assert two_servers.main([*SMALL, str(tmp_path / "work"), "--rounds", "2"]) == 0
     (path,) = results.glob("servers-*.json")
     record = json.loads(path.read_text())
     assert (record["kind"], record["uploads"], record["data_bytes"]) == ("servers", 3, 3 << 20)
     assert [(case["way"], case["servers"]) for case in record["cases"]] == [
-        (way, count) for way in servers.WAYS for count in (1, 2)
+        (way, count) for way in two_servers.WAYS for count in (1, 2)
     ]
     for case in record["cases"]:
         assert len(case["rounds"]) == 2
@@ -38,9 +38,9 @@ def test_every_upload_is_made_with_each_number_of_servers_in_each_round(
 def test_an_upload_that_fails_ends_the_run(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(servers.WAYS, "cut by the client", ("--kind", "incremental"))  # there is no base
+    monkeypatch.setitem(two_servers.WAYS, "cut by the client", ("--kind", "incremental"))  # there is no base
     with pytest.raises(SystemExit, match="Nothing was measured"):
-        servers.main([*SMALL, str(tmp_path), "--rounds", "1"])
+        two_servers.main([*SMALL, str(tmp_path), "--rounds", "1"])
     assert not results.exists()
 
 
@@ -56,9 +56,9 @@ def test_a_program_that_has_just_ended_by_itself_may_be_killed() -> None:
 def test_a_server_that_got_nothing_ends_the_run(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servers.Server, "pack_bytes", 0)
+    monkeypatch.setattr(two_servers.Server, "pack_bytes", 0)
     with pytest.raises(SystemExit, match="got nothing"):
-        servers.main([*SMALL, str(tmp_path), "--rounds", "1"])
+        two_servers.main([*SMALL, str(tmp_path), "--rounds", "1"])
     assert not results.exists()
 
 
@@ -69,17 +69,17 @@ def test_what_cannot_be_measured_is_refused(
     tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        servers.main([*SMALL, str(tmp_path), *wrong])
+        two_servers.main([*SMALL, str(tmp_path), *wrong])
     assert ended.value.code == 2
     assert "at most as many servers" in (said := capsys.readouterr().err) or "at least one round" in said
 
 
 def test_the_section_has_medians(tmp_path: Path) -> None:
     rounds = [{"seconds": s, "servers_cpu_s": 1.0, "clients_cpu_s": 2.0} for s in (1.0, 9.0, 2.0)]
-    cases = [{"way": way, "servers": count, "rounds": rounds} for way in servers.WAYS for count in (1, 2)]
+    cases = [{"way": way, "servers": count, "rounds": rounds} for way in two_servers.WAYS for count in (1, 2)]
     record = {"uploads": 4, "data_bytes": 1 << 30, "cases": cases}
-    text = "\n".join(servers.section(record))
+    text = "\n".join(two_servers.section(record))
     assert "| cut by the client | 2 | 2.00 | 512 | 1.00 | 2.00 |" in text
     pytest.importorskip("matplotlib")
-    servers.draw(record, tmp_path / "plot.svg")
+    two_servers.draw(record, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").read_text().lstrip().startswith("<?xml")

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import pipe, wire
+from benchmarks import streams
+from benchmarks.programs import bare_stream
 
 SMALL = ["--mib", "3", "--message-kib", "256", "--work"]
 
@@ -20,12 +21,12 @@ def test_every_stream_is_measured_in_each_round_and_written_down(
     tmp_path: Path, results: Path, more: list[str], rounds: int
 ) -> None:
     (tmp_path / "work").mkdir()
-    assert wire.main([*SMALL, str(tmp_path / "work"), *more]) == 0
+    assert streams.main([*SMALL, str(tmp_path / "work"), *more]) == 0
     (path,) = results.glob("wire-*.json")
     record = json.loads(path.read_text())
     assert (record["kind"], record["tls"]) == ("wire", "--tls" in more)
     assert "processor" in record["machine"]
-    assert {way: len(found) for way, found in record["ways"].items()} == dict.fromkeys(wire.WORDS, rounds)
+    assert {way: len(found) for way, found in record["ways"].items()} == dict.fromkeys(streams.WORDS, rounds)
     for found in record["ways"].values():
         for each in found:
             assert each["seconds"] > 0
@@ -38,21 +39,21 @@ def test_every_stream_is_measured_in_each_round_and_written_down(
 def test_storing_again_what_the_store_has_ends_the_run(
     tmp_path: Path, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "NEW_SHARE_MAX", -1.0)
+    monkeypatch.setattr(streams, "NEW_SHARE_MAX", -1.0)
     with pytest.raises(SystemExit, match="stored once more"):
-        wire.main([*SMALL, str(tmp_path), "--rounds", "1"])
+        streams.main([*SMALL, str(tmp_path), "--rounds", "1"])
     assert not results.exists()
 
 
 def test_messages_come_out_of_a_file_as_they_went_in_and_another_file_is_refused(tmp_path: Path) -> None:
     messages = [b"", b"one", bytes(100_000)]
-    pipe.write_messages(tmp_path / "file", messages)
-    assert list(pipe.read_messages(tmp_path / "file")) == messages
+    bare_stream.write_messages(tmp_path / "file", messages)
+    assert list(bare_stream.read_messages(tmp_path / "file")) == messages
     whole = (tmp_path / "file").read_bytes()
     for broken in (whole[:-1], whole + b"\1", b"\xff\xff\xff\xff" + bytes(10)):
         (tmp_path / "file").write_bytes(broken)
         with pytest.raises(ValueError, match="does not hold messages"):
-            list(pipe.read_messages(tmp_path / "file"))
+            list(bare_stream.read_messages(tmp_path / "file"))
 
 
 def taken(seconds: float) -> dict[str, float]:
@@ -67,18 +68,18 @@ def some_record() -> dict[str, Any]:
 
 
 def test_the_section_has_medians_shares_of_the_limit_and_whether_the_aim_is_met() -> None:
-    lines = wire.section(some_record())
+    lines = streams.section(some_record())
     assert "| in: data that the store has | 819 | 0.80 | 1.00 | 2.00 |" in lines
     assert "| out: restore | 512 | 0.50 | 1.00 | 2.00 |" in lines
     assert lines[-1] == "Data that the store has: 0.80 of the limit; the aim of 0.70 is met."
     slower = some_record()
     slower["ways"]["again"] = [taken(1.5)]
-    assert wire.section(slower)[-1].endswith("0.67 of the limit; the aim of 0.70 is not met.")
+    assert streams.section(slower)[-1].endswith("0.67 of the limit; the aim of 0.70 is not met.")
 
 
 @pytest.mark.slow
 def test_the_same_figures_give_the_same_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for name in ("one.svg", "two.svg"):
-        wire.draw(some_record(), tmp_path / name)
+        streams.draw(some_record(), tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

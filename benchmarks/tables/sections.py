@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESULTS: Final = Path(__file__).parent / "results"
+RESULTS: Final = Path(__file__).parents[1] / "results"
 PEERS: Final = "peers"
 """The kind of results that name none."""
 FACTS: Final = ("processor", "memory", "file system", "system", "libraries", "compared", "file cache")

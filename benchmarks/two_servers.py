@@ -16,8 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import bench, corpora, machine, sections
-from benchmarks.processes import MIB, Program, ProgramError, Server, staddle
+from benchmarks import compare
+from benchmarks.data import corpora
+from benchmarks.programs import machine
+from benchmarks.programs.processes import MIB, Program, ProgramError, Server, staddle
+from benchmarks.tables import sections
 
 KIND: Final = "servers"
 COUNTS: Final = (1, 2)
@@ -44,7 +47,7 @@ def measure(place: Path, count: int, sources: Sequence[Path], options: tuple[str
     place.mkdir()
     with ExitStack() as running:
         servers = [running.enter_context(Server(place / f"server-{number}")) for number in range(count)]
-        machine.touch_free_memory(bench.touched_bytes(sum(map(size_of, sources))))
+        machine.touch_free_memory(compare.touched_bytes(sum(map(size_of, sources))))
         os.sync()
         before_s, begun_s = sum(server.cpu_s for server in servers), time.monotonic()
         programs = [

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from benchmarks import stages
-from benchmarks.processes import BIN, ProgramError, catches
+from benchmarks.profiling import stages
+from benchmarks.programs.processes import BIN, ProgramError, catches
 
 RATE: Final = 200
 LOOK_S: Final = 0.02

@@ -15,11 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import cases, limits, listing, machine, sections
-from benchmarks.cases import Case
-from benchmarks.figures import Figures, Results, tables
-from benchmarks.peers import LIMIT, Peer, Phase, peers, usable
-from benchmarks.processes import MIB, ProgramError, run
+from benchmarks.data import cases, listing
+from benchmarks.data.cases import Case
+from benchmarks.programs import library_speed, machine
+from benchmarks.programs.peers import LIMIT, Peer, Phase, peers, usable
+from benchmarks.programs.processes import MIB, ProgramError, run
+from benchmarks.tables import sections
+from benchmarks.tables.figures import Figures, Results, tables
 
 SETTLE_S: Final = 3.0
 """Files that were changed shortly before are read again by all these programs: let them get old."""
@@ -252,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         facts = machine.describe(place) | {
             "compared": ", ".join(dict.fromkeys(peer.version() for peer in able)),
-            "settings": "all but cp compress and encrypt with authentication; benchmarks/peers.py says how",
+            "settings": "all but cp compress and encrypt with authentication; benchmarks/programs/peers.py says how",
             "file cache": "emptied before each measurement" if given.cold else "the sources are in memory",
         }
         for name, words in facts.items():
@@ -284,7 +286,7 @@ def _measure_cases(place: Path, able: Sequence[Peer], given: argparse.Namespace,
         time.sleep(SETTLE_S)
         print(f"\n{case.name}: {case.title}")
         machine.touch_free_memory(touched_bytes(results.data_bytes[case.name]))
-        results.limits[case.name] = limits.measure(case.source)
+        results.limits[case.name] = library_speed.measure(case.source)
         Run(place, case, able, results, cold=given.cold).rounds(given.rounds)
         shutil.rmtree(case.source)
 

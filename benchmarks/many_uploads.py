@@ -1,6 +1,6 @@
 """`make bench-clients`: 1, 8, 64 and 256 uploads at once against one server, and a small call beside them.
 
-However many there are, together they have the same bytes: each has its part, in a dataset of its own. Two ways (benchmarks/load.py):
+However many there are, together they have the same bytes: each has its part, in a dataset of its own. Two ways (benchmarks/programs/upload_driver.py):
 the library, which cuts here, and the thin stream of the generated stub. A few driver processes have a thread for each upload. Every
 upload has to become a backup: who finds the server full waits as it is told, and tries again. One of them is restored and compared.
 Each measurement has a server and a store of its own. Exit code 1: an upload failed.
@@ -24,10 +24,12 @@ from typing import Any, Final
 
 from staddle import Client
 
-from benchmarks import bench, load, machine, sections
-from benchmarks.data import KIB, Supply
-from benchmarks.load import Asked, Driven, Outcome, Share
-from benchmarks.processes import MIB, ProgramError, Server, thread_count
+from benchmarks import compare
+from benchmarks.data.files import KIB, Supply
+from benchmarks.programs import machine, upload_driver
+from benchmarks.programs.processes import MIB, ProgramError, Server, thread_count
+from benchmarks.programs.upload_driver import Asked, Driven, Outcome, Share
+from benchmarks.tables import sections
 
 KIND: Final = "clients"
 COUNTS: Final = (1, 8, 64, 256)
@@ -58,9 +60,9 @@ def split(data: Path, sources: Path, count: int) -> int:
     size = data.stat().st_size // count
     with data.open("rb") as file:
         for number in range(count):
-            directory = load.source_of(sources, number)
+            directory = upload_driver.source_of(sources, number)
             directory.mkdir(parents=True)
-            (directory / load.NAME).write_bytes(file.read(size))
+            (directory / upload_driver.NAME).write_bytes(file.read(size))
     return size
 
 
@@ -115,7 +117,7 @@ class Measurement:
         """What the record says of it. Raises ProgramError."""
         sources = self._place / "sources"
         size = split(data, sources, self._count)
-        machine.touch_free_memory(bench.touched_bytes(size * self._count))
+        machine.touch_free_memory(compare.touched_bytes(size * self._count))
         os.sync()
         with Server(self._place / "server", options=self._options) as server:
             # As it is found on any day: it has been started before, and its catalog is there.
@@ -133,9 +135,11 @@ class Measurement:
         config = server.data / "client.toml"
         threads: list[int] = []
         with ExitStack() as running:
-            bystander = running.enter_context(_process(load.stand_by, config))
+            bystander = running.enter_context(_process(upload_driver.stand_by, config))
             drivers = [
-                running.enter_context(_process(load.drive, Share(config, self._way, sources, numbers)))
+                running.enter_context(
+                    _process(upload_driver.drive, Share(config, self._way, sources, numbers))
+                )
                 for numbers in self._shares()
             ]
             for each in (bystander, *drivers):
@@ -166,7 +170,9 @@ class Measurement:
                 {"method": method, "detail": detail, "times": times}
                 for (method, detail), times in server.refusals().items()
             ],
-            "failures": [f"{load.dataset_of(each.number)}: {each.error}" for each in outcomes if each.error],
+            "failures": [
+                f"{upload_driver.dataset_of(each.number)}: {each.error}" for each in outcomes if each.error
+            ],
         }
 
     def _shares(self) -> list[range]:
@@ -179,7 +185,7 @@ class Measurement:
         with Client.from_config(server.data / "client.toml") as client:
             there = {dataset.name for dataset in client.datasets()}
             for number in range(self._count):
-                name = load.dataset_of(number)
+                name = upload_driver.dataset_of(number)
                 sizes = [backup.data_bytes for backup in client.backups(name)] if name in there else []
                 if sizes == [size]:
                     good.append(number)
@@ -188,10 +194,10 @@ class Measurement:
             if good:
                 chosen = random.Random(f"{self._way} {self._count}").choice(good)
                 target = self._place / "restored"
-                client.restore(load.dataset_of(chosen), target)
-                source = load.source_of(sources, chosen) / load.NAME
-                if not filecmp.cmp(source, target / load.NAME, shallow=False):
-                    faults.append(f"{load.dataset_of(chosen)}: what came back is not what was sent")
+                client.restore(upload_driver.dataset_of(chosen), target)
+                source = upload_driver.source_of(sources, chosen) / upload_driver.NAME
+                if not filecmp.cmp(source, target / upload_driver.NAME, shallow=False):
+                    faults.append(f"{upload_driver.dataset_of(chosen)}: what came back is not what was sent")
                 shutil.rmtree(target)
         return faults
 
@@ -242,7 +248,7 @@ def of_uploads(outcomes: Sequence[Outcome], size: int) -> dict[str, Any]:
 def of_bystander(asked: Sequence[Asked], outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Latencies before the load, and beside it."""
     begun_s, ended_s = min(each.begun_s for each in outcomes), max(each.ended_s for each in outcomes)
-    idle = [each.seconds for each in asked if each.begun_s < begun_s - load.EVERY_S]
+    idle = [each.seconds for each in asked if each.begun_s < begun_s - upload_driver.EVERY_S]
     beside = [each for each in asked if begun_s <= each.begun_s <= ended_s]
     answered = [each.seconds for each in beside if each.code == "OK"]
     return {
@@ -335,7 +341,7 @@ def draw(record: Mapping[str, Any], to: Path) -> None:
     """Throughput, and the latency of the small call, by number of clients."""
     figure = sections.figure(10, 3.6)
     throughput, latency = figure.subplots(1, 2)
-    for number, way in enumerate(load.WAYS):
+    for number, way in enumerate(upload_driver.WAYS):
         found = [case for case in record["cases"] if case["way"] == way]
         counts, color = [case["count"] for case in found], f"C{number}"
         throughput.plot(counts, [case["mib_per_s"] for case in found], "o-", color=color, label=way)
@@ -386,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make bench-clients", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--count", type=int, action="append", help="so many uploads at once; repeatable (1, 8, 64, 256)")
-    add("--way", choices=load.WAYS, action="append", help="only this one; repeatable")
+    add("--way", choices=upload_driver.WAYS, action="append", help="only this one; repeatable")
     add("--mib", type=int, default=512, help="data of all uploads together (%(default)s)")
     add("--drivers", type=int, default=DRIVERS, help="processes that the clients are in (%(default)s)")
     add("--streams-max", type=int, help="the server's limit of streams (its default)")
@@ -401,7 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = ("--streams-max", str(given.streams_max)) if given.streams_max else ()
         cases = measure(
             place,
-            given.way or load.WAYS,
+            given.way or upload_driver.WAYS,
             counts,
             data_bytes=given.mib * MIB,
             drivers=given.drivers,

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks import corpora, data
-from benchmarks.data import MIB
-from benchmarks.peers import Phase
+from benchmarks.data import corpora
+from benchmarks.data import files as data
+from benchmarks.data.files import MIB
+from benchmarks.programs.peers import Phase
 
 SCATTERED_SHARE: Final = 100
 """One file in so many."""

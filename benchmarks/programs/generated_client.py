@@ -1,7 +1,7 @@
 """A client of the generated code alone, as any language has it, for what the command does not do.
 
-    python -m benchmarks.stub fill DATASET COUNT     a backup of very many empty files, in one Backup stream
-    python -m benchmarks.stub durable UPLOAD         how many bytes of an open upload are durable
+    python -m benchmarks.programs.generated_client fill DATASET COUNT     a backup of very many empty files, in one Backup stream
+    python -m benchmarks.programs.generated_client durable UPLOAD         how many bytes of an open upload are durable
 
 The server is the one that STADDLE_CONFIG tells of.
 """

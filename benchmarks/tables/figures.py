@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
-from benchmarks.peers import LIMIT, Phase
-from benchmarks.processes import MIB
+from benchmarks.programs.peers import LIMIT, Phase
+from benchmarks.programs.processes import MIB
 
 OURS: Final = "staddle"
 

@@ -4,9 +4,9 @@ The server has the options and the allocator of Staddle's, gets one stream and d
 The client has the channel of Staddle's library, sends messages that were made before, or drops what comes; it knows neither's
 messages, so that it works against both servers.
 
-    python -m benchmarks.pipe serve --listen 127.0.0.1:0
-    python -m benchmarks.pipe send METHOD FILE...         each file: messages, as `write_messages` has them
-    python -m benchmarks.pipe receive METHOD FILE         the request is the first message of the file
+    python -m benchmarks.programs.bare_stream serve --listen 127.0.0.1:0
+    python -m benchmarks.programs.bare_stream send METHOD FILE...         each file: messages, as `write_messages` has them
+    python -m benchmarks.programs.bare_stream receive METHOD FILE         the request is the first message of the file
 
 The client finds its server as the library does, or by --server; it prints one line of JSON.
 """
@@ -30,7 +30,7 @@ from staddle_server.api.grpc.server import OPTIONS
 from staddle_server.app import allocator
 from staddle_server.base.limits import MESSAGE_BYTES_MAX
 
-from benchmarks.processes import Server
+from benchmarks.programs.processes import Server
 
 SERVICE: Final = "staddle.benchmarks.Pipe"
 IN: Final = f"/{SERVICE}/In"
@@ -90,7 +90,15 @@ class PipeServer(Server):
 
     @property
     def command(self) -> list[str | Path]:
-        return [sys.executable, "-m", "benchmarks.pipe", "serve", "--listen", self.address, *self.options]
+        return [
+            sys.executable,
+            "-m",
+            "benchmarks.programs.bare_stream",
+            "serve",
+            "--listen",
+            self.address,
+            *self.options,
+        ]
 
 
 def _drop(messages: Iterator[bytes], _context: grpc.ServicerContext) -> bytes:
@@ -165,7 +173,9 @@ def receive(server: str | None, method: str, request: Path) -> Carried:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipe", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.programs.bare_stream", description=__doc__.partition("\n")[0]
+    )
     ways = parser.add_subparsers(dest="way", required=True)
     serving = ways.add_parser("serve")
     serving.add_argument("--listen", default="127.0.0.1:0")

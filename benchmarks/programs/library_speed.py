@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from staddle._backup.send_missing import COMPRESSION_LEVEL, FRAME_BYTES_MAX
 from staddle.chunking import ChunkerParameters, Cutter
 
-from benchmarks.data import MIB, files_below
+from benchmarks.data.files import MIB, files_below
 
 PIECE_BYTES: Final = 4 * MIB
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.processes import MIB, Finished, ProgramError, Server, run, staddle
+from benchmarks.programs.processes import MIB, Finished, ProgramError, Server, run, staddle
 
 GIB: Final = 1024 * MIB
 MEMORY_BYTES_MAX: Final = 250 * MIB

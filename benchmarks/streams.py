@@ -2,7 +2,7 @@
 
 In: the thin Backup stream with an image that the store does not have, and then with the same image again, as another backup: all of
 it travels, and nothing is stored. Out: the Restore stream, which is dropped as it comes. Beside each the limit: a server of gRPC
-alone with the same options, which drops the same messages, or sends as many bytes (benchmarks/pipe.py). The client sends messages
+alone with the same options, which drops the same messages, or sends as many bytes (benchmarks/programs/bare_stream.py). The client sends messages
 that were made before. They take turns; each round has a store of its own; the figures are medians.
 """
 
@@ -20,8 +20,11 @@ from typing import Any, Final
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
-from benchmarks import bench, corpora, machine, pipe, sections
-from benchmarks.processes import BIN, MIB, ProgramError, Server, run, staddle
+from benchmarks import compare
+from benchmarks.data import corpora
+from benchmarks.programs import bare_stream, machine
+from benchmarks.programs.processes import BIN, MIB, ProgramError, Server, run, staddle
+from benchmarks.tables import sections
 
 GIB: Final = 1024 * MIB
 KIND: Final = "wire"
@@ -68,23 +71,23 @@ class Messages:
         self._place = place
         self.data_bytes = image.stat().st_size
         self.body, self.tail = place / "body", place / "tail"
-        pipe.write_messages(self.body, _pieces(image, message_bytes))
+        bare_stream.write_messages(self.body, _pieces(image, message_bytes))
         end = sv.BackupPart(entry_end=sv.EntryEnd(size_bytes=self.data_bytes))
         finish = sv.BackupPart(finish=sv.Finish(entry_count=1, data_bytes=self.data_bytes))
-        pipe.write_messages(self.tail, [sv.BackupRequest(parts=[end, finish]).SerializeToString()])
+        bare_stream.write_messages(self.tail, [sv.BackupRequest(parts=[end, finish]).SerializeToString()])
 
     def backup(self, dataset: str) -> list[Path]:
         """A whole Backup stream."""
         begin = sv.BackupPart(begin=sv.BeginUploadRequest(dataset=dataset, kind=pb.BACKUP_KIND_FULL))
         entry = sv.BackupPart(entry=pb.Entry(path=NAME))
         head = self._place / "head"
-        pipe.write_messages(head, [sv.BackupRequest(parts=[begin, entry]).SerializeToString()])
+        bare_stream.write_messages(head, [sv.BackupRequest(parts=[begin, entry]).SerializeToString()])
         return [head, self.body, self.tail]
 
     def request(self, message: bytes) -> Path:
         """A file of one message."""
         path = self._place / "request"
-        pipe.write_messages(path, [message])
+        bare_stream.write_messages(path, [message])
         return path
 
 
@@ -108,7 +111,7 @@ class Round:
         """Seconds, processor time of both ends, and messages of one stream. Raises ProgramError."""
         size = self._messages.data_bytes
         if way == LIMIT_IN:
-            return self._carry(self._limit, "send", pipe.IN, self._messages.backup("limit"))
+            return self._carry(self._limit, "send", bare_stream.IN, self._messages.backup("limit"))
         if way in {FIRST, AGAIN}:
             before = self._ours.pack_bytes
             taken = self._carry(self._ours, "send", BACKUP, self._messages.backup(way))
@@ -116,8 +119,8 @@ class Round:
                 raise ProgramError("what the store had already was stored once more")
             return taken
         if way == LIMIT_OUT:
-            asked = pipe.order(size, self._message_bytes)
-            return self._carry(self._limit, "receive", pipe.OUT, [self._messages.request(asked)])
+            asked = bare_stream.order(size, self._message_bytes)
+            return self._carry(self._limit, "receive", bare_stream.OUT, [self._messages.request(asked)])
         asked = sv.RestoreRequest(dataset=FIRST).SerializeToString()
         taken = self._carry(self._ours, "receive", RESTORE, [self._messages.request(asked)])
         if taken["message_bytes"] < size:
@@ -125,11 +128,20 @@ class Round:
         return taken
 
     def _carry(self, server: Server, what: str, method: str, files: Sequence[Path]) -> dict[str, float]:
-        machine.touch_free_memory(bench.touched_bytes(self._messages.data_bytes))
+        machine.touch_free_memory(compare.touched_bytes(self._messages.data_bytes))
         os.sync()
         server.go_on()
         before_s = server.cpu_s
-        argv = [sys.executable, "-m", "benchmarks.pipe", what, "--server", server.address, method, *files]
+        argv = [
+            sys.executable,
+            "-m",
+            "benchmarks.programs.bare_stream",
+            what,
+            "--server",
+            server.address,
+            method,
+            *files,
+        ]
         finished = run(argv, env=self._ours.environment).checked()
         server_cpu_s = server.cpu_s - before_s
         server.pause()
@@ -150,7 +162,7 @@ def measure(place: Path, rounds: int, data_bytes: int, message_bytes: int, *, tl
     messages = Messages(place, image, message_bytes)
     options = _certificate(place) if tls else ()
     figures: Figures = {way: [] for way in WORDS}
-    with pipe.PipeServer(place / "limit", options=options) as limit:
+    with bare_stream.PipeServer(place / "limit", options=options) as limit:
         limit.pause()
         for number in range(rounds):
             with Server(place / "server", options=options) as ours:

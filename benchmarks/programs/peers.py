@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from benchmarks.processes import ProgramError, Server, run, staddle, tree_bytes
+from benchmarks.programs.processes import ProgramError, Server, run, staddle, tree_bytes
 
-TOOLS: Final = Path(__file__).parents[1] / ".tools"
+TOOLS: Final = Path(__file__).parents[2] / ".tools"
 BORG: Final = TOOLS / "borg" / "bin" / "borg"
 RUSTIC: Final = TOOLS / "cargo" / "bin" / "rustic"
 BUPSTASH: Final = TOOLS / "cargo" / "bin" / "bupstash"

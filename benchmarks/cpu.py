@@ -1,9 +1,9 @@
 """`make bench-profile`: where the processor time of a backup and a restore goes, stage by stage, in client and server.
 
 First backup, rescan and restore of an image and of a tree, by the command. Each is run twice: alone, which says how much processor
-time client and server take (by the system's counters), and sampled (benchmarks/sampling.py), which says how it is divided
-(benchmarks/stages.py); so the stages sum to what was used. Beside them stands what one core needs for the same work alone
-(benchmarks/limits.py), measured in the same run. Seconds are for each GiB of data.
+time client and server take (by the system's counters), and sampled (benchmarks/profiling/sampling.py), which says how it is divided
+(benchmarks/profiling/stages.py); so the stages sum to what was used. Beside them stands what one core needs for the same work alone
+(benchmarks/programs/library_speed.py), measured in the same run. Seconds are for each GiB of data.
 """
 
 import argparse
@@ -20,10 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import bench, cases, limits, machine, sampling, sections, stages
-from benchmarks.cases import Case
-from benchmarks.peers import Command, Phase, Staddle
-from benchmarks.processes import MIB, Program, ProgramError, Server, run
+from benchmarks import compare
+from benchmarks.data import cases
+from benchmarks.data.cases import Case
+from benchmarks.profiling import sampling, stages
+from benchmarks.programs import library_speed, machine
+from benchmarks.programs.peers import Command, Phase, Staddle
+from benchmarks.programs.processes import MIB, Program, ProgramError, Server, run
+from benchmarks.tables import sections
 
 GIB: Final = 1024 * MIB
 KIND: Final = "profile"
@@ -102,7 +106,7 @@ class Round:
             shutil.rmtree(self._place / name)
 
     def _command(self, peer: Staddle, phase: Phase, name: str) -> Command:
-        machine.touch_free_memory(bench.touched_bytes(self._case.data_bytes))
+        machine.touch_free_memory(compare.touched_bytes(self._case.data_bytes))
         if not phase.restores:
             return peer.backup(self._case.source, read_all=True)
         target = self._place / f"restored-{name}"
@@ -165,13 +169,13 @@ def measure(place: Path, made: Sequence[Case], rounds: int, rate: int) -> list[d
     """All cases; what the record says of each."""
     found = []
     for case in made:
-        alone = limits.measure(case.source)
+        alone = library_speed.measure(case.source)
         measured = {phase: Measured() for phase in PHASES}
-        many = len(case.files) > bench.MANY
+        many = len(case.files) > compare.MANY
         for number in range(rounds):
             if number and many:
                 os.sync()
-                time.sleep(bench.REMOVED_S)
+                time.sleep(compare.REMOVED_S)
             Round(place, case, rate).measure(measured)
             walls = ", ".join(f"{phase} {measured[phase].wall_s[-1]:.2f}" for phase in PHASES)
             print(f"  {case.name}, round {number + 1}, wall s: {walls}", flush=True)

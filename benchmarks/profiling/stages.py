@@ -39,7 +39,7 @@ LIMITS: Final = {
     INFLATE: "inflate",
     SEAL: "seal",
 }
-"""What benchmarks/limits.py calls the same work alone."""
+"""What benchmarks/programs/library_speed.py calls the same work alone."""
 
 _PATTERNS: Final = tuple(
     (stage, re.compile(pattern))

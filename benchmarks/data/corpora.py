@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from benchmarks.data import EPOCH_NS, KIB, MIB, SIZE_MAX, Supply, files_below, write_all, write_file
+from benchmarks.data.files import EPOCH_NS, KIB, MIB, SIZE_MAX, Supply, files_below, write_all, write_file
 
 BLOCK_BYTES: Final = 64 * MIB
 PIECE_BYTES: Final = 4 * MIB

@@ -1,4 +1,4 @@
-"""How much memory and time the mark of a garbage collection takes: `python -m benchmarks.mark --chunks 10000000`.
+"""How much memory and time the mark of a garbage collection takes: `python -m benchmarks.gc_mark --chunks 10000000`.
 
 A tenant with so many chunks, all of them referred to by manifests with 16 chunks a file. The catalog is a real one; the pages of
 the manifests lie in a file beside it, and no pack has any data: a mark reads none. The mark runs in a process of its own.
@@ -26,9 +26,9 @@ from staddle_server.store.keys import KeyStore
 from staddle_server.tenancy.tenant import Tenant, Tenants
 from staddle_server.upkeep.gc.live_chunks import Reached
 
-from benchmarks import index
-from benchmarks.index import Shape
-from benchmarks.processes import MIB, peak_bytes
+from benchmarks.data import chunk_index
+from benchmarks.data.chunk_index import Shape
+from benchmarks.programs.processes import MIB, peak_bytes
 
 FILE_CHUNKS: Final = 16
 FILES_A_BACKUP: Final = 100_000
@@ -82,11 +82,11 @@ def fill(directory: Path, chunks: int) -> list[Root]:
         manifest(tenant, pages, first, chunks) for first in range(0, chunks, FILES_A_BACKUP * FILE_CHUNKS)
     ]
     (directory / PLACES).write_text(json.dumps(pages.places))
-    index.fill(
+    chunk_index.fill(
         directory / "catalog.db",
         chunks,
         SHAPE,
-        lambda number: tenant.chunk_id(Role.DATA, index.digest_of(number)),
+        lambda number: tenant.chunk_id(Role.DATA, chunk_index.digest_of(number)),
     )
     database = sqlite3.connect(directory / "catalog.db")
     # Whoever refers to pages looks them up, too: they lie in the first pack.
@@ -104,10 +104,10 @@ def manifest(tenant: Tenant, pages: Pages, first: int, chunks: int) -> Root:
     builder = TreeBuilder(pages, tenant.secrets.page_key)
     for number in range(first, min(chunks, first + FILES_A_BACKUP * FILE_CHUNKS), FILE_CHUNKS):
         refs = tuple(
-            ChunkRef(SHAPE.chunk_bytes, index.digest_of(each))
+            ChunkRef(SHAPE.chunk_bytes, chunk_index.digest_of(each))
             for each in range(number, min(chunks, number + FILE_CHUNKS))
         )
-        content = Content(SHAPE.chunk_bytes * len(refs), index.digest_of(number), chunks=refs)
+        content = Content(SHAPE.chunk_bytes * len(refs), chunk_index.digest_of(number), chunks=refs)
         builder.add(Entry(b"%012d" % number, content=content))
     return builder.finish()
 
@@ -158,7 +158,7 @@ def main() -> int:
             f"{given.chunks:,} chunks in {len(roots)} backups; catalog {size:,.0f} MiB; made in {time.monotonic() - begun_s:.0f} s"
         )
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.mark", "--walk", place],
+            [sys.executable, "-m", "benchmarks.gc_mark", "--walk", place],
             capture_output=True,
             text=True,
             check=True,

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from benchmarks import sections
-from benchmarks.figures import OURS, Of, Results, cell, stored, wall
-from benchmarks.peers import Phase
-from benchmarks.processes import MIB
-from benchmarks.sections import Record
+from benchmarks.programs.peers import Phase
+from benchmarks.programs.processes import MIB
+from benchmarks.tables import sections
+from benchmarks.tables.figures import OURS, Of, Results, cell, stored, wall
+from benchmarks.tables.sections import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

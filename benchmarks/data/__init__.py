@@ -1,0 +1,1 @@
+"""The data that is measured: files, corpora, cases, and listings of trees."""

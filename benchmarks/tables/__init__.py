@@ -1,0 +1,1 @@
+"""What was measured: figures, tables, checks, and the sections of docs/performance.md."""
