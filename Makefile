@@ -72,7 +72,8 @@ python:
 	  echo "On Debian and Ubuntu: apt-get install python$$version-venv" >&2; exit 1; fi
 
 # --- environments
-$(STAMP): pyproject.toml $(CONSTRAINTS) | python
+# The version stands in the server's package, and an installation keeps the one that it was made with.
+$(STAMP): pyproject.toml server/staddle_server/__init__.py $(CONSTRAINTS) | python
 	@echo "Setting up $(VENV) with $$($(BASE_PYTHON) --version) (once; about a minute) ..."
 	@$(BASE_PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
@@ -80,10 +81,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) | python
 	@$(BIN)/python $(PIP) install --editable '.[server,parity]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@touch $@
 
-$(PROTOS_STAMP): requirements-protos.txt | python
+$(PROTOS_STAMP): pyproject.toml | python
 	@echo "Setting up $(PROTOS_VENV), the generators of client/staddle/v1 ..."
 	@$(BASE_PYTHON) -m venv $(PROTOS_VENV)
-	@$(PROTOS_VENV)/bin/python $(PIP) install --requirement requirements-protos.txt
+	@$(PROTOS_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
+	@$(PROTOS_VENV)/bin/python $(PIP) install --group protos
 	@touch $@
 
 .PHONY: venv
@@ -121,7 +123,7 @@ check: $(STAMP) $(PROTOS_STAMP)
 	@echo "types";         $(BIN)/mypy --no-error-summary
 	@echo "import rule";   $(BIN)/python -m pytest --quiet --no-header tests/test_rooms.py
 	@echo "generated code"; $(MAKE) protos-drift
-	@echo "protos";        $(BIN)/buf lint
+	@echo "protos";        $(BIN)/buf lint protos
 	@echo "protocol kept"; $(MAKE) protos-kept
 	@echo "All checks passed."
 
@@ -152,14 +154,14 @@ protos-drift: $(PROTOS_STAMP)
 PROTOS_KEPT := tests/golden/protos/staddle-v1.binpb
 .PHONY: protos-kept
 protos-kept: $(STAMP)
-	@$(BIN)/buf breaking --against $(PROTOS_KEPT) || { \
+	@$(BIN)/buf breaking protos --against $(PROTOS_KEPT) || { \
 	  echo "The protos break clients made from $(PROTOS_KEPT): add fields instead, or run make protos-keep if the break is meant" >&2; \
 	  exit 1; }
 
 .PHONY: protos-keep
 protos-keep: $(STAMP)
 	@mkdir -p $(dir $(PROTOS_KEPT))
-	@$(BIN)/buf build --exclude-source-info --output $(PROTOS_KEPT)
+	@$(BIN)/buf build protos --exclude-source-info --output $(PROTOS_KEPT)
 	@echo "Kept the protos in $(PROTOS_KEPT): from now on changes must be compatible with them."
 
 .PHONY: bench

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +14,7 @@ import pytest
 from doc_pages import PAGES, TOP, Block, anchors, blocks, commands, links, missing_line
 from google.protobuf import json_format
 from staddle.v1 import errors_pb2, service_pb2
+from staddle_server import __version__
 from wire_transcript import SERVICE, Transcript, json_values
 
 README = TOP / "README.md"
@@ -219,5 +219,4 @@ def test_every_call_and_every_reason_is_named_in_the_protocol_page() -> None:
 
 
 def test_the_changes_speak_of_this_version() -> None:
-    version = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
-    assert re.search(rf"^## {re.escape(version)}\b", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert re.search(rf"^## {re.escape(__version__)}\b", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
