@@ -3,6 +3,7 @@
 #   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project
 #   make test                  the tests, side by side; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
 #   make test-all              these with all their cases and examples, and the slow ones that make test leaves out
+#   make coverage              which lines the tests reach, also in servers and commands; ARGS="tests/store" for some of them
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 anew
@@ -115,6 +116,15 @@ test: $(STAMP)
 .PHONY: test-all
 test-all: $(STAMP)
 	@STADDLE_TEST_EXTENT=all $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+
+# Reports also where tests failed: some bounds of memory and time do not hold while lines are counted.
+COVERAGE = $(BIN)/python -m coverage
+.PHONY: coverage
+coverage: $(STAMP)
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(IN_MEMORY) $(COVERAGE) run -m pytest -n auto --dist loadgroup -m "not slow" -o tmp_path_retention_policy=failed $(ARGS); \
+	  tests=$$?; $(COVERAGE) combine --quiet && $(COVERAGE) report && $(COVERAGE) html --quiet --directory build/coverage/html \
+	  && echo "Line by line: build/coverage/html/index.html" && exit $$tests
 
 .PHONY: check
 check: $(STAMP) $(PROTOS_STAMP)
