@@ -1,13 +1,13 @@
 # Everything sets itself up: Python 3.11 or newer and make are enough.
 #
 #   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project
-#   make test                  the tests, side by side; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
-#   make test-all              these with all their cases and examples, and the slow ones that make test leaves out
+#   make test                  the tests, in parallel; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
+#   make test-all              all tests with all their cases, also the slow ones that make test leaves out
 #   make coverage              which lines the tests reach, also in servers and commands; ARGS="tests/store" for some of them
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
-#   make protos                generate client/staddle/v1 anew
-#   make protos-keep           renew the image of the protos that make check compares with: a deliberate break
+#   make protos                generate client/staddle/v1 from the protos
+#   make protos-keep           renew the stored image of the protos, with which make check compares them
 #   make bench                 speed and size against restic, borg, rustic and bupstash; ARGS="--help" tells the sizes
 #   make bench-full            the same at the sizes of docs/performance.md, which takes hours; ARGS="--tree DIR --libraries DIR" for real files
 #   make bench-growth          the same work at several sizes: what grows, and how; ARGS="--full" for those of docs/performance.md
@@ -24,8 +24,8 @@
 #   make together              clock, disk, network and clients fail together, by seeds; ARGS="--runs 100 --seed 7"
 #   make fuzz                  hostile input: ARGS="frame --runs 1000000 --seed 1"; without ARGS, all targets
 #   make interop               clients in other languages: grpcurl, buf curl, Go, Node, Java
-#   make format                bring the code into its format
-#   make clean                 remove what these have made, but no data
+#   make format                format the code and apply the linter's fixes
+#   make clean                 remove environments, caches and build output, but no data
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help

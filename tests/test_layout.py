@@ -55,6 +55,14 @@ def test_the_version_is_written_once_and_the_package_is_installed_with_it() -> N
     assert literals == [f'server/staddle_server/__init__.py: __version__ = "{staddle_server.__version__}"']
 
 
+@pytest.mark.parametrize("name", ["Makefile", "pyproject.toml", ".ci/run", ".github/workflows/release.yml"])
+def test_what_tools_are_told_to_read_is_there(name: str) -> None:
+    text = (TOP / name).read_text()
+    paths = set(re.findall(r"(?<![\w/.-])(?:tests|protos|client|server|\.ci)/[\w/.-]*\w(?!\*)", text))
+    assert paths
+    assert [path for path in sorted(paths) if not (TOP / path).exists()] == []
+
+
 # --- what tools of contributors read
 
 WORKFLOWS: Final = sorted((TOP / ".github" / "workflows").glob("*.yml"))
