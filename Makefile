@@ -1,12 +1,13 @@
 # Everything sets itself up: Python 3.11 or newer and make are enough.
 #
 #   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project
-#   make test                  the tests, side by side; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
-#   make test-all              these with all their cases and examples, and the slow ones that make test leaves out
+#   make test                  the tests, in parallel; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
+#   make test-all              all tests with all their cases, also the slow ones that make test leaves out
+#   make coverage              which lines the tests reach, also in servers and commands; ARGS="tests/store" for some of them
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
-#   make protos                generate client/staddle/v1 anew
-#   make protos-keep           renew the image of the protos that make check compares with: a deliberate break
+#   make protos                generate client/staddle/v1 from the protos
+#   make protos-keep           renew the stored image of the protos, with which make check compares them
 #   make bench                 speed and size against restic, borg, rustic and bupstash; ARGS="--help" tells the sizes
 #   make bench-full            the same at the sizes of docs/performance.md, which takes hours; ARGS="--tree DIR --libraries DIR" for real files
 #   make bench-growth          the same work at several sizes: what grows, and how; ARGS="--full" for those of docs/performance.md
@@ -23,8 +24,8 @@
 #   make together              clock, disk, network and clients fail together, by seeds; ARGS="--runs 100 --seed 7"
 #   make fuzz                  hostile input: ARGS="frame --runs 1000000 --seed 1"; without ARGS, all targets
 #   make interop               clients in other languages: grpcurl, buf curl, Go, Node, Java
-#   make format                bring the code into its format
-#   make clean                 remove what these have made, but no data
+#   make format                format the code and apply the linter's fixes
+#   make clean                 remove environments, caches and build output, but no data
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -72,7 +73,8 @@ python:
 	  echo "On Debian and Ubuntu: apt-get install python$$version-venv" >&2; exit 1; fi
 
 # --- environments
-$(STAMP): pyproject.toml $(CONSTRAINTS) | python
+# The version stands in the server's package, and an installation keeps the one that it was made with.
+$(STAMP): pyproject.toml server/staddle_server/__init__.py $(CONSTRAINTS) | python
 	@echo "Setting up $(VENV) with $$($(BASE_PYTHON) --version) (once; about a minute) ..."
 	@$(BASE_PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
@@ -80,10 +82,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS) | python
 	@$(BIN)/python $(PIP) install --editable '.[server,parity]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@touch $@
 
-$(PROTOS_STAMP): requirements-protos.txt | python
+$(PROTOS_STAMP): pyproject.toml | python
 	@echo "Setting up $(PROTOS_VENV), the generators of client/staddle/v1 ..."
 	@$(BASE_PYTHON) -m venv $(PROTOS_VENV)
-	@$(PROTOS_VENV)/bin/python $(PIP) install --requirement requirements-protos.txt
+	@$(PROTOS_VENV)/bin/python $(PIP) install --upgrade 'pip>=25.1'
+	@$(PROTOS_VENV)/bin/python $(PIP) install --group protos
 	@touch $@
 
 .PHONY: venv
@@ -114,6 +117,15 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@STADDLE_TEST_EXTENT=all $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
+# Reports also where tests failed: some bounds of memory and time do not hold while lines are counted.
+COVERAGE = $(BIN)/python -m coverage
+.PHONY: coverage
+coverage: $(STAMP)
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(IN_MEMORY) $(COVERAGE) run -m pytest -n auto --dist loadgroup -m "not slow" -o tmp_path_retention_policy=failed $(ARGS); \
+	  tests=$$?; $(COVERAGE) combine --quiet && $(COVERAGE) report && $(COVERAGE) html --quiet --directory build/coverage/html \
+	  && echo "Line by line: build/coverage/html/index.html" && exit $$tests
+
 .PHONY: check
 check: $(STAMP) $(PROTOS_STAMP)
 	@echo "format";        $(BIN)/ruff format --quiet --check .
@@ -121,7 +133,7 @@ check: $(STAMP) $(PROTOS_STAMP)
 	@echo "types";         $(BIN)/mypy --no-error-summary
 	@echo "import rule";   $(BIN)/python -m pytest --quiet --no-header tests/test_rooms.py
 	@echo "generated code"; $(MAKE) protos-drift
-	@echo "protos";        $(BIN)/buf lint
+	@echo "protos";        $(BIN)/buf lint protos
 	@echo "protocol kept"; $(MAKE) protos-kept
 	@echo "All checks passed."
 
@@ -152,14 +164,14 @@ protos-drift: $(PROTOS_STAMP)
 PROTOS_KEPT := tests/golden/protos/staddle-v1.binpb
 .PHONY: protos-kept
 protos-kept: $(STAMP)
-	@$(BIN)/buf breaking --against $(PROTOS_KEPT) || { \
+	@$(BIN)/buf breaking protos --against $(PROTOS_KEPT) || { \
 	  echo "The protos break clients made from $(PROTOS_KEPT): add fields instead, or run make protos-keep if the break is meant" >&2; \
 	  exit 1; }
 
 .PHONY: protos-keep
 protos-keep: $(STAMP)
 	@mkdir -p $(dir $(PROTOS_KEPT))
-	@$(BIN)/buf build --exclude-source-info --output $(PROTOS_KEPT)
+	@$(BIN)/buf build protos --exclude-source-info --output $(PROTOS_KEPT)
 	@echo "Kept the protos in $(PROTOS_KEPT): from now on changes must be compatible with them."
 
 .PHONY: bench

@@ -9,7 +9,7 @@ from pathlib import Path
 
 TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
-PAGES = [TOP / "README.md", TOP / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(TOP.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 ELLIPSIS = "…"
 
 # What differs from run to run, in the order in which it is replaced.

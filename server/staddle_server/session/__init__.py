@@ -1,1 +1,0 @@
-"""One backup or restore from start to commit: order, limits, leases."""

@@ -1,0 +1,112 @@
+"""The top level holds what the project's shape names, the version stands in one place, and what contributors' tools read is sound."""
+
+import re
+import tomllib
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import pytest
+import staddle_server
+import yaml
+
+TOP: Final = Path(__file__).parents[1]
+NAMED: Final = {
+    "protos": "the protocol",
+    "server": "the server, and how to deploy it",
+    "client": "the library and the command",
+    "tests": "",
+    "benchmarks": "",
+    "docs": "",
+    "Makefile": "every task",
+    "pyproject.toml": "what to install, and the settings of every tool",
+    "README.md": "for newcomers",
+    "CHANGELOG.md": "for users",
+    "CONTRIBUTING.md": "for contributors",
+    "SECURITY.md": "how to report a vulnerability",
+    "LICENSE": "",
+}
+"""What may lie at the top, besides names that begin with a dot and what .gitignore names."""
+
+
+def ignored(name: str) -> bool:
+    patterns = [line.strip("/") for line in (TOP / ".gitignore").read_text().splitlines()]
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def test_the_top_level_holds_only_what_the_shape_of_the_project_names() -> None:
+    found = {each.name for each in TOP.iterdir() if not each.name.startswith(".")}
+    assert {name for name in found if not ignored(name)} == set(NAMED)
+
+
+def test_the_version_is_written_once_and_the_package_is_installed_with_it() -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    assert "version" not in project
+    assert project["dynamic"] == ["version"]
+    assert version("staddle") == staddle_server.__version__
+    literals = [
+        f"{path.relative_to(TOP)}: {line}"
+        for source in (TOP / "client", TOP / "server")
+        for path in source.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.match(r"_{0,2}version_{0,2}\b.*= *[\"']\d", line, re.IGNORECASE)
+    ]
+    assert literals == [f'server/staddle_server/__init__.py: __version__ = "{staddle_server.__version__}"']
+
+
+@pytest.mark.parametrize("name", ["Makefile", "pyproject.toml", ".ci/run", ".github/workflows/release.yml"])
+def test_what_tools_are_told_to_read_is_there(name: str) -> None:
+    text = (TOP / name).read_text()
+    paths = set(re.findall(r"(?<![\w/.-])(?:tests|protos|client|server|\.ci)/[\w/.-]*\w(?!\*)", text))
+    assert paths
+    assert [path for path in sorted(paths) if not (TOP / path).exists()] == []
+
+
+# --- what tools of contributors read
+
+WORKFLOWS: Final = sorted((TOP / ".github" / "workflows").glob("*.yml"))
+
+
+def test_a_commit_is_checked_by_what_make_check_runs() -> None:
+    settings = yaml.safe_load((TOP / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repository in settings["repos"] for hook in repository["hooks"]]
+    assert [(hook["entry"], hook["language"]) for hook in hooks] == [("make check", "system")]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_may_only_read_and_uses_actions_of_a_named_version(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert "permissions" not in job
+        assert job["timeout-minutes"] <= 120
+        for step in job["steps"]:
+            assert re.fullmatch(r"actions/[a-z-]+@v\d+", step.get("uses", "actions/checkout@v4"))
+            # What someone else chose, such as the name of a tag, reaches a shell only as a variable.
+            assert "${{" not in step.get("run", "")
+
+
+def test_the_workflows_run_the_script_of_ci_and_build_on_a_tag_what_is_deployed() -> None:
+    read = {path.name: yaml.safe_load(path.read_text()) for path in WORKFLOWS}
+    assert [step["run"] for step in read["ci.yml"]["jobs"]["run"]["steps"] if "run" in step] == [".ci/run"]
+    release = read["release.yml"]
+    assert release[True] == {"push": {"tags": ["v*"]}}  # `on` is a truth value in YAML 1.1
+    commands = "\n".join(step.get("run", "") for job in release["jobs"].values() for step in job["steps"])
+    assert "python -m build" in commands
+    (dockerfile,) = re.findall(r"docker build --file (\S+)", commands)
+    assert (TOP / dockerfile).exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((TOP / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name
+)
+def test_an_issue_form_is_one_and_asks_for_something(path: Path) -> None:
+    form = yaml.safe_load(path.read_text())
+    if path.name == "config.yml":
+        assert set(form) == {"blank_issues_enabled"}
+        return
+    assert {"name", "description", "body"} <= set(form)
+    asked = [field for field in form["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in asked}) == len(asked) > 0
+    assert any(field.get("validations", {}).get("required") for field in asked)
