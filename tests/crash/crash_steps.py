@@ -17,7 +17,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import Pool
 from staddle_server.catalog import dialect
-from staddle_server.store.backends.directory import Files
+from staddle_server.store.files import Files
 
 MAGICS: Final = {
     b"STADPACK": "pack",
