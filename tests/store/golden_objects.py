@@ -6,8 +6,8 @@ Run as a program it writes those that are missing; one that exists is never chan
 from pathlib import Path
 
 import zstandard
-from memory_blobs import MemoryBlobs
 from staddle_server.base.types import NO_LINK, Kind, Place, Role, Root, Scope, TenantKeys
+from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import create_format
 from staddle_server.store.keys import KeyStore, WrappedKeys, keys_name, master_key_line, wrap_keys
 from staddle_server.store.marks import Began, Mark, put_mark

@@ -42,3 +42,8 @@ def write_pack(
     for role, chunks in segments:
         append_raw(writer, role, chunks)
     return writer.finish()
+
+
+def xored(data: bytes, with_what: int = 0xFF) -> bytes:
+    """Other bytes of the same length, whatever they were."""
+    return bytes(byte ^ with_what for byte in data)

@@ -1,14 +1,15 @@
 """Second copies of records and keys: read where the first is hurt, and each made again from the other."""
 
 import pytest
-from memory_blobs import MemoryBlobs
 from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.limits import RECORD_BYTES_MAX
 from staddle_server.base.types import NO_LINK, Place, TenantKeys
+from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import BlobMissing, Blobs
 from staddle_server.store.copies import Copied, copy_name
 from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, WrappedKeys, keys_name, wrap_keys
 from staddle_server.store.records import DeletedRecord, Record, Records, UndeletedRecord, encode_record
+from staddle_server.store.wrapped import WrappedBlobs
 from store_data import Seeded
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -102,16 +103,16 @@ def test_a_record_of_which_nothing_right_is_left_is_damaged_and_stays_as_it_is(
 
 
 def test_a_store_that_does_not_answer_is_not_taken_for_damage(memory: MemoryBlobs, keys: TenantKeys) -> None:
-    class Silent(MemoryBlobs):
+    class Silent(WrappedBlobs):
         asked = 0
 
         def read(self, name: str, offset: int, length: int) -> bytes:
             self.asked += 1
             raise Unavailable("STORE_UNAVAILABLE", "no answer")
 
-    silent = Silent()
+    silent = Silent(memory)
     name = put(Records(memory, keys), DELETED)
-    silent.objects = {name: memory.objects[name], copy_name(name): memory.objects[name]}
+    memory.objects[copy_name(name)] = memory.objects[name]
     records = Records(silent, keys)
     for attempt in (records.read, records.copies.mend):
         with pytest.raises(Unavailable):
@@ -120,7 +121,7 @@ def test_a_store_that_does_not_answer_is_not_taken_for_damage(memory: MemoryBlob
 
 
 def test_an_object_that_is_far_too_long_is_refused_unread(memory: MemoryBlobs, keys: TenantKeys) -> None:
-    class Counting(MemoryBlobs):
+    class Counting(WrappedBlobs):
         bytes_read = 0
 
         def read(self, name: str, offset: int, length: int) -> bytes:
@@ -128,9 +129,9 @@ def test_an_object_that_is_far_too_long_is_refused_unread(memory: MemoryBlobs, k
             return super().read(name, offset, length)
 
     name = put(Records(memory, keys), DELETED)
-    counting = Counting()
-    counting.objects[name] = bytes(RECORD_BYTES_MAX + 1)
-    counting.objects[copy_name(name)] = memory.objects[name]
+    counting = Counting(memory)
+    memory.objects[copy_name(name)] = memory.objects[name]
+    memory.objects[name] = bytes(RECORD_BYTES_MAX + 1)
     assert Records(counting, keys).read(name) == DELETED
     assert Records(counting, keys).copies.mend(name) is Copied.RESTORED
     assert counting.bytes_read == 2 * len(memory.objects[name])

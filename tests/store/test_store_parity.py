@@ -13,12 +13,13 @@ from blake3 import blake3
 from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_blobs import MemoryBlobs, xored
 from staddle_server.base.limits import PACK_BYTES_MAX, PARITY_BLOCK_BYTES
 from staddle_server.base.types import PackSummary, Role, TenantKeys
 from staddle_server.store import parityform as form
-from staddle_server.store.backends.directory import DirectoryBlobs, Files
+from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import BlobMissing, Blobs
+from staddle_server.store.files import Files
 from staddle_server.store.keys import secrets_of
 from staddle_server.store.pack import PackDamaged, PackReader, pack_name
 from staddle_server.store.packform import PACK_BYTES_MIN
@@ -32,7 +33,7 @@ from staddle_server.store.parity import (
     verify_pack,
 )
 from staddle_server.store.reedsolomon import Code
-from store_data import Seeded, tenant_keys, write_pack
+from store_data import Seeded, tenant_keys, write_pack, xored
 from test_store_pack_damage import Forge, entry, row
 
 BLOCK = PARITY_BLOCK_BYTES

@@ -8,6 +8,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Unavailable
 from staddle_server.base.types import ChunkRef, Role
 from staddle_server.store.pack import Codec, PackWriter
+from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.pack_check import Examiner
 from thin import Source, back_up, noise, restore
 
@@ -299,19 +300,13 @@ def test_a_store_that_does_not_answer_is_no_damage(running, monkeypatch):
     tenant = silent.tenants.get(running.tenant)
     (pack,) = running.catalog.verification.live_packs(running.tenant)
 
-    class Mute:
+    class Mute(WrappedBlobs):
         """A store whose reads fail from some offset on."""
-
-        def __init__(self, blobs):
-            self.blobs = blobs
-
-        def __getattr__(self, name):
-            return getattr(self.blobs, name)
 
         def read(self, name, offset, length):
             if 48 < offset < 1_000_000:
                 raise Unavailable("STORE_UNAVAILABLE", "the disk does not answer", retry_after_s=1)
-            return self.blobs.read(name, offset, length)
+            return super().read(name, offset, length)
 
     monkeypatch.setattr(tenant.packs, "_blobs", Mute(running.blobs))
     seen = Examiner(tenant, running.catalog, running.clock).read(pack)

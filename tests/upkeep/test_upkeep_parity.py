@@ -13,8 +13,9 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.catalog import FOOTER, WHOLE_PACK
 from staddle_server.store import reedsolomon
-from staddle_server.store.backends.directory import DirectoryBlobs, Files
+from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import BlobMissing
+from staddle_server.store.files import Files
 from staddle_server.store.pack import PackDamaged, pack_name
 from staddle_server.store.parity import Parity, Range, parity_name, remove_parity
 from staddle_server.store.reedsolomon import ParityLibraryMissing

@@ -20,8 +20,7 @@ from staddle_server.base.errors import BadRequest, Damaged
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Catalog, Tenant, Token, open_catalog
 from staddle_server.catalog.validation import check_name
-from staddle_server.store.backends.directory import DirectoryBlobs
-from staddle_server.store.blobs import BlobMissing, check_format, create_format
+from staddle_server.store.blobs import BlobMissing, Blobs, check_format, create_format
 from staddle_server.store.keys import (
     KeyStore,
     WrongMasterKey,
@@ -30,6 +29,7 @@ from staddle_server.store.keys import (
     keys_name,
     load_master_key,
 )
+from staddle_server.store.open import open_blobs
 from staddle_server.store.records import TenantRecord, TenantSettingsRecord, encode_record
 from staddle_server.tenancy.clock_guard import ClockGuard, Standing
 from staddle_server.tenancy.records import as_noted, as_pending, finish_all, finish_missing
@@ -47,7 +47,7 @@ KEYS_FIRST: Final = 1
 class Rooms:
     """The lower rooms of a server."""
 
-    blobs: DirectoryBlobs
+    blobs: Blobs
     keys: KeyStore
     catalog: Catalog
     looked: generation.Looked | None = None
@@ -74,7 +74,7 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
     and catalog raise: a wrong key, damage, no access.
     """
     directory.require()
-    blobs = DirectoryBlobs(str(directory.store))
+    blobs = open_blobs(str(directory.store))
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
     catalog = open_catalog(str(directory.catalog))
@@ -90,7 +90,7 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
         catalog.close()
 
 
-def _refuse_emptied(directory: DataDirectory, blobs: DirectoryBlobs, catalog: Catalog) -> None:
+def _refuse_emptied(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> None:
     """Raises DataDirectoryError for a catalog without a tenant where the store has records, which only tenants have."""
     if not catalog.tenants.list_all() and next(blobs.list("records"), None) is not None:
         raise DataDirectoryError(
@@ -156,7 +156,7 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     Raises what store and catalog raise.
     """
     make_durable(directory.store)
-    blobs = DirectoryBlobs(str(directory.store))
+    blobs = open_blobs(str(directory.store))
     try:
         check_format(blobs)
     except BlobMissing:
@@ -200,7 +200,7 @@ def rebuild(directory: DataDirectory, now_ns: int, show: Show, *, dry_run: bool)
     The caller has locked the directory. Cut off at any point, it can be run again. With `dry_run` the catalog is made, to see
     what comes out, and dropped. Raises what store and catalog raise, and NothingOpens.
     """
-    blobs = DirectoryBlobs(str(directory.store))
+    blobs = open_blobs(str(directory.store))
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
     directory.drop_new_catalog()

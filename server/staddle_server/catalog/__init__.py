@@ -2,7 +2,6 @@
 
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import protection_of
-from staddle_server.catalog.dialect import SqliteChoice, choose_sqlite
 from staddle_server.catalog.engine import Catalog, open_catalog
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.rows import lease_held
@@ -84,14 +83,12 @@ __all__ = [
     "PurgeableBackup",
     "Retention",
     "RetentionState",
-    "SqliteChoice",
     "StandingRoots",
     "Tenant",
     "Terms",
     "Token",
     "Upload",
     "Waiting",
-    "choose_sqlite",
     "lease_held",
     "open_catalog",
     "protection_of",

@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, Connection, delete, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import Place
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.decisions import keep_pending, require_unprotected
-from staddle_server.catalog.dialect import Database
 from staddle_server.catalog.rows import backup_not_found, backup_of, dataset_row, lock_backup, select_backups
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.validation import ID_BYTES, batches, rfc3339

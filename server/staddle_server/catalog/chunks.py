@@ -7,7 +7,7 @@ from sqlalchemy import Connection, select
 
 from staddle_server.base.types import ChunkPlace, PackSummary, SegmentRef
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database, insert_or_ignore, insert_rows, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, insert_rows, rows_in
 from staddle_server.catalog.rows import look_at_upload, open_upload_row
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.validation import batches

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from sqlalchemy import Connection, delete, func, insert, select
 
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, rows_in
 from staddle_server.catalog.decisions import keep_pending
-from staddle_server.catalog.dialect import Database, rows_in
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.values import PendingRecord
 

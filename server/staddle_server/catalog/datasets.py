@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Row, Select, func, select
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.rows import backup_of, dataset_row, select_backups
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.values import Backup, Dataset

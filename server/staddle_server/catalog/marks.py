@@ -14,7 +14,7 @@ from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, Root, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.gc_lease import require_fence
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.validation import batches, check_id

@@ -9,7 +9,7 @@ from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.dialect import Database, insert_or_ignore, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.rows import open_upload_row
 from staddle_server.catalog.tenants import Tenants, no_tenant
 from staddle_server.catalog.validation import batches, check_id

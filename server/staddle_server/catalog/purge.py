@@ -7,8 +7,8 @@ from sqlalchemy import ColumnElement, Select, delete, exists, func, select, upda
 
 from staddle_server.base.types import Root
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.decisions import is_protected, keep_pending
-from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.gc_lease import require_fence
 from staddle_server.catalog.marks import is_gone, is_root
 from staddle_server.catalog.tenants import Tenants

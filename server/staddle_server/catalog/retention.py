@@ -8,8 +8,8 @@ from sqlalchemy import Connection, Row, Select, or_, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import Root
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.decisions import is_protected, keep_pending, require_unprotected
-from staddle_server.catalog.dialect import Database
 from staddle_server.catalog.rows import backup_of, dataset_row, hold_of, lock_backup, select_backups
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.validation import NS, batches

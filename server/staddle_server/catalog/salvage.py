@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, select, update
 from staddle_server.base.types import PackSummary, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.gc_lease import require_fence
 from staddle_server.catalog.packs import put_down
 from staddle_server.catalog.tenants import Tenants

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Row, Select, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.decisions import keep_pending
-from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.validation import check_id, check_name
 from staddle_server.catalog.values import PendingRecord, Tenant
 

@@ -10,8 +10,8 @@ from sqlalchemy import Row, Select, or_, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.decisions import keep_pending
-from staddle_server.catalog.dialect import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.rows import token_is_valid, unknown_token
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.validation import ID_BYTES, batches, check_name

@@ -9,8 +9,8 @@ from staddle._base.figures import counted
 from staddle_server.base import errors, limits
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import begin, schema
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.decisions import keep_pending
-from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.packs import publish
 from staddle_server.catalog.rows import (
     backup_not_found,

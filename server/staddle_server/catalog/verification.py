@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, 
 from staddle_server.base.types import ChunkPlace, SegmentRef, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_rows
-from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.rows import backup_of, select_backups
 from staddle_server.catalog.tenants import Tenants
 from staddle_server.catalog.validation import batches

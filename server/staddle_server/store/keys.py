@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from staddle_server.base.errors import Damaged, Fault
 from staddle_server.base.limits import DATASET_BYTES_MAX, MIB
 from staddle_server.base.types import Role, TenantKeys
-from staddle_server.store.backends.directory import Files, sync_directory, write_synced
 from staddle_server.store.blobs import Blobs, Buffer
 from staddle_server.store.copies import Copies
+from staddle_server.store.files import Files, sync_directory, write_synced
 
 KEY_BYTES: Final = 32
 ID_BYTES: Final = 16

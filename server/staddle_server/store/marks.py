@@ -10,7 +10,7 @@ import secrets
 from typing import Final, NamedTuple
 
 from staddle_server.base.errors import StaddleError
-from staddle_server.store.blobs import Blobs
+from staddle_server.store.blobs import Blobs, ReadableBlobs, WritableBlobs
 
 MARKS: Final = "marks"
 MARK_FIRST: Final = b"staddle mark 1\n"
@@ -72,13 +72,13 @@ def marks_in(blobs: Blobs) -> set[Mark]:
     return {mark for mark in found if mark is not None}
 
 
-def put_mark(blobs: Blobs, mark: Mark, began: Began) -> None:
+def put_mark(blobs: WritableBlobs, mark: Mark, began: Began) -> None:
     """Leaves the mark, durably. Raises what the blobs raise."""
     told = {"host": began.host[:HOST_CHARS_MAX], "began": began.at}
     blobs.put(mark.name, MARK_FIRST + json.dumps(told).encode() + b"\n")
 
 
-def read_mark(blobs: Blobs, mark: Mark) -> Began:
+def read_mark(blobs: ReadableBlobs, mark: Mark) -> Began:
     """What the mark tells; nothing hangs on it, so what cannot be read is empty."""
     try:
         size = min(blobs.size(mark.name), MARK_BYTES_MAX)

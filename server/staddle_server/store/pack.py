@@ -26,7 +26,7 @@ from staddle_server.base.limits import (
 )
 from staddle_server.base.types import ChunkRef, PackSummary, Role, SegmentRef, TenantKeys
 from staddle_server.store import packform as form
-from staddle_server.store.blobs import Blobs, BlobShort, Buffer, Readable
+from staddle_server.store.blobs import BlobShort, Buffer, ReadableBlobs, WritableBlobs
 from staddle_server.store.frame import Codec, FrameError, compress, inflate, inflate_start
 from staddle_server.store.keys import ID_BYTES, TAG_BYTES, Random, secrets_of
 
@@ -152,7 +152,7 @@ class PackWriter:
 
     """
 
-    def __init__(self, blobs: Blobs, keys: TenantKeys, random: Random = os.urandom) -> None:
+    def __init__(self, blobs: WritableBlobs, keys: TenantKeys, random: Random = os.urandom) -> None:
         version = max(keys.pack_keys)
         self.pack = random(ID_BYTES)
         header = form.encode_header(form.Header(version, keys.tenant, self.pack))
@@ -289,7 +289,7 @@ class PackReader:
     bytes are not what was stored, Unavailable where the store does not answer.
     """
 
-    def __init__(self, blobs: Readable, keys: TenantKeys) -> None:
+    def __init__(self, blobs: ReadableBlobs, keys: TenantKeys) -> None:
         self._blobs = blobs
         self._keys = keys
         self._id_key = secrets_of(keys).id_key

@@ -9,7 +9,15 @@ from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.limits import MIB, PACK_BYTES_MAX
 from staddle_server.base.types import TenantKeys
 from staddle_server.store import parityform as form
-from staddle_server.store.blobs import BlobMissing, Blobs, BlobShort, BlobWriter, check_range
+from staddle_server.store.blobs import (
+    BlobMissing,
+    Blobs,
+    BlobShort,
+    BlobWriter,
+    ReadableBlobs,
+    WritableBlobs,
+    check_range,
+)
 from staddle_server.store.keys import chunk_id, secrets_of
 from staddle_server.store.pack import PackDamaged, PackReader, pack_name, parse_pack_name
 from staddle_server.store.packform import PACK_BYTES_MIN, FormError
@@ -74,7 +82,7 @@ def parity_prefix(tenant: bytes) -> str:
     return f"parity/{tenant.hex()}"
 
 
-def has_parity(blobs: Blobs, tenant: bytes, pack: bytes) -> bool:
+def has_parity(blobs: ReadableBlobs, tenant: bytes, pack: bytes) -> bool:
     """Whether a pack has parity, in whatever state."""
     try:
         blobs.size(parity_name(tenant, pack))
@@ -125,7 +133,7 @@ def verify_pack(reader: PackReader, keys: TenantKeys, pack: bytes) -> int:
 class Parity:
     """The parity of a tenant's packs. Thread-safe. Its methods raise ParityLibraryMissing where pyeclib is not installed."""
 
-    def __init__(self, blobs: Blobs, keys: TenantKeys) -> None:
+    def __init__(self, blobs: WritableBlobs, keys: TenantKeys) -> None:
         self._blobs = blobs
         self._keys = keys
         self._key = secrets_of(keys).parity_key
@@ -247,7 +255,9 @@ class Parity:
         raise ParityDamaged(pack, fault)
 
 
-def _read_blocks(blobs: Blobs, name: str, geometry: form.Geometry, first: int, count: int) -> list[bytes]:
+def _read_blocks(
+    blobs: ReadableBlobs, name: str, geometry: form.Geometry, first: int, count: int
+) -> list[bytes]:
     """Blocks of a pack from block `first` on: the pack's last one may be short, those behind it are empty."""
     start = first * geometry.block_bytes
     length = max(0, min(count * geometry.block_bytes, geometry.pack_bytes - start))
@@ -267,7 +277,7 @@ class _View:
     """
 
     def __init__(
-        self, blobs: Blobs, keys: TenantKeys, pack: bytes, geometry: form.Geometry, checks: bytes
+        self, blobs: ReadableBlobs, keys: TenantKeys, pack: bytes, geometry: form.Geometry, checks: bytes
     ) -> None:
         self._blobs = blobs
         self._pack = pack

@@ -21,7 +21,7 @@ from staddle_server.base.limits import (
     UPLOAD_WRITERS_MAX,
 )
 from staddle_server.base.types import EMPTY_ROOT, Kind, Place, Root, Scope, TenantKeys, record_link
-from staddle_server.store.blobs import BlobExists, Blobs, replace_object
+from staddle_server.store.blobs import BlobExists, Blobs, WritableBlobs, replace_object
 from staddle_server.store.copies import Copies
 from staddle_server.store.keys import (
     ID_BYTES,
@@ -350,7 +350,7 @@ class Head:
     It is replaced after each record, before the call that caused the record is answered.
     """
 
-    def __init__(self, blobs: Blobs, tenant: bytes, seal: AESGCM, random: Random) -> None:
+    def __init__(self, blobs: WritableBlobs, tenant: bytes, seal: AESGCM, random: Random) -> None:
         self._blobs = blobs
         self._tenant = tenant
         self._seal = seal
