@@ -9,11 +9,20 @@ from typing import Final
 
 import grpc
 
-from staddle_server.api.grpc.call import Gate
+from staddle_server.api.gate import Gate
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
 from staddle_server.api.grpc.retention import RetentionCalls
-from staddle_server.api.grpc.server import CERTIFICATE, INTEGRITY, ROOM, UPKEEP, WRITES, WireServer, methods
+from staddle_server.api.grpc.server import (
+    CERTIFICATE,
+    INTEGRITY,
+    ROOM,
+    UPKEEP,
+    WRITES,
+    CallThreads,
+    WireServer,
+    methods,
+)
 from staddle_server.api.grpc.uploads import UploadCalls
 from staddle_server.api.slots import Slots
 from staddle_server.base.clock import Clock, SystemClock
@@ -96,7 +105,8 @@ class Service:
         info = InfoCalls(
             tenants, clock, conditions, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s
         )
-        self._gate = _gate(kept, streams_max, guard)
+        threads = CallThreads(streams_max)
+        self._gate = _gate(kept, streams_max, guard, threads)
         parts = {
             WRITES: takes_backups,
             ROOM: has_room,
@@ -110,7 +120,7 @@ class Service:
             _retention(kept, policies),
             info,
         )
-        self._wire = WireServer(self._gate, table, streams_max, parts)
+        self._wire = WireServer(self._gate, table, threads, parts)
         busy = self._gate.is_busy
         scrubber = Scrubber(kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=busy)
         tasks = [
@@ -155,7 +165,7 @@ class Service:
         self._openers.shutdown()
 
 
-def _gate(kept: Kept, streams_max: int, guard: ClockGuard) -> Gate:
+def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:
     """Who may call, and how much at once."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
     return Gate(
@@ -166,6 +176,7 @@ def _gate(kept: Kept, streams_max: int, guard: ClockGuard) -> Gate:
         clock.monotonic_s,
         lambda tokens: catalog.tokens.valid(tokens, guard.believed_ns()),
         decoded=tenants.decoded,
+        check_threads=threads.check,
     )
 
 

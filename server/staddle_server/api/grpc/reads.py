@@ -12,8 +12,8 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert
 from staddle_server.api.convert import bad
+from staddle_server.api.gate import Call
 from staddle_server.api.grpc import encoding
-from staddle_server.api.grpc.call import Call
 from staddle_server.api.grpc.encoding import Pieces
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits

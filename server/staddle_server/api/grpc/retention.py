@@ -12,7 +12,7 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert, convert_policy
 from staddle_server.api.convert import bad
-from staddle_server.api.grpc.call import Call
+from staddle_server.api.gate import Call
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits
 from staddle_server.base.errors import Exhausted

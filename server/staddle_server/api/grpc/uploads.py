@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-import grpc
 from staddle._base.figures import counted
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert
 from staddle_server.api.convert import bad, identifier
-from staddle_server.api.grpc.call import Call
+from staddle_server.api.gate import Call, CallerGone
 from staddle_server.api.grpc.encoding import Piece
 from staddle_server.api.grpc.messages import PutChunks, PutEntries
 from staddle_server.api.page_tokens import PageTokens
@@ -329,7 +328,7 @@ class UploadCalls:
                     return self._end(which, part, stream, writer, call)
                 else:
                     raise BadRequest("BAD_SEQUENCE", f"{which or 'an empty part'} may not come here")
-        except (StaddleError, grpc.RpcError) as e:
+        except (StaddleError, CallerGone) as e:
             self._put_aside(writer, e)
             raise
         raise self._unfinished(writer)
