@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from staddle_server.app import bootstrap, run
-from staddle_server.app import settings as config
+from staddle_server.app import settings_reading as config
 from staddle_server.app.data_directory import (
     ClientConfig,
     DataDirectory,

@@ -20,8 +20,8 @@ from grpc_health.v1 import health as health_service
 from grpc_health.v1 import health_pb2_grpc
 from staddle_server.app import certificates as certs
 from staddle_server.app import health_probe, tls
+from staddle_server.app.addresses import Address
 from staddle_server.app.certificates import CertificateError
-from staddle_server.app.settings import Address
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)

@@ -34,6 +34,7 @@ from servers import MASTER, MovedClock
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.app.service import Service
+from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.limits import GRACE_S, UPLOAD_LIFE_S
 from staddle_server.base.types import TokenRole
@@ -383,13 +384,14 @@ class Simulation:
             self.catalog,
             self.blobs,
             self.keys,
-            streams_max=8,
-            lease_s=300,
-            upload_life_s=UPLOAD_LIFE_S,
-            retention_every_s=EVERY_S,
-            gc_every_s=EVERY_S,
-            scrub_period_s=DAY_S,
-            scrub_bytes_per_s=1e12,
+            ServiceSettings(
+                streams_max=8,
+                lease_s=300,
+                retention_every_s=EVERY_S,
+                gc_every_s=EVERY_S,
+                scrub_period_s=DAY_S,
+                scrub_bytes_per_s=1e12,
+            ),
             clock=self.clock,
         )
         # What threads in the background do, the simulation does when the seed says so.

@@ -20,13 +20,13 @@ from staddle_server.base import limits
 from staddle_server.base.errors import BadRequest, Conflict, StaddleError, Unfinished
 from staddle_server.base.threads import Semaphore
 from staddle_server.base.types import ChunkRef, UploadState
-from staddle_server.catalog import Upload
+from staddle_server.catalog import Backup, Upload
 from staddle_server.manifest.entries import shown
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upload.frames import check_frame
 from staddle_server.upload.intake import Intake
 from staddle_server.upload.stream import BackupStream
-from staddle_server.upload.uploads import Opened, Uploads
+from staddle_server.upload.uploads import BegunUpload, Uploads
 from staddle_server.upload.writer import UploadWriter
 
 Part = sv.BackupPart | Piece
@@ -61,25 +61,20 @@ class UploadCalls:
     # ------------------------------------------------------------------ life
 
     def begin_upload(self, request: sv.BeginUploadRequest, call: Call) -> sv.BeginUploadResponse:
-        opened = self._begin(request, call)
-        damaged = convert.fitting(map(convert.entry_out, opened.damaged), LISTED_BYTES)
+        begun = self._begin(request, call)
+        damaged = convert.fitting(map(convert.entry_out, begun.damaged), LISTED_BYTES)
         return sv.BeginUploadResponse(
-            upload=self._upload(opened.upload),
-            taken_over=opened.taken_over,
+            upload=self._upload(begun.upload),
+            taken_over=begun.taken_over,
             damaged_base_entries=damaged,
-            more_damaged_base_entries=opened.more_damaged or len(damaged) < len(opened.damaged),
+            more_damaged_base_entries=begun.more_damaged or len(damaged) < len(begun.damaged),
         )
 
-    def _begin(self, request: sv.BeginUploadRequest, call: Call) -> Opened:
+    def _begin(self, request: sv.BeginUploadRequest, call: Call) -> BegunUpload:
         call.facts["dataset"] = request.dataset
-        opened = self._uploads.begin(
-            lambda now_ns, terms: convert.begin_of(
-                request, os.urandom(16), call.principal, now_ns=now_ns, terms=terms
-            ),
-            call.check,
-        )
-        call.facts["upload"] = opened.upload.id.hex()
-        return opened
+        begun = self._uploads.begin(call.principal, convert.begin_of(request), call.check)
+        call.facts["upload"] = begun.upload.id.hex()
+        return begun
 
     def _upload(self, upload: Upload) -> pb.Upload:
         tenant = self._tenants.get(upload.tenant)
@@ -141,13 +136,12 @@ class UploadCalls:
 
     def commit_upload(self, request: sv.CommitUploadRequest, call: Call) -> sv.CommitUploadResponse:
         call.facts["upload"] = request.upload_id
-        backup = self._uploads.commit(
-            call.principal,
-            identifier(request.upload_id, "upload_id"),
-            request.epoch,
-            request.entry_count,
-            request.data_bytes,
-        )
+        upload_id = identifier(request.upload_id, "upload_id")
+        backup = self._commit(upload_id, request.epoch, request.entry_count, request.data_bytes, call)
+        return sv.CommitUploadResponse(backup=convert.backup_out(backup))
+
+    def _commit(self, upload_id: bytes, epoch: int, entry_count: int, data_bytes: int, call: Call) -> Backup:
+        backup = self._uploads.commit(call.principal, upload_id, epoch, entry_count, data_bytes)
         call.facts.update(
             dataset=backup.dataset,
             backup=backup.id.hex(),
@@ -155,7 +149,7 @@ class UploadCalls:
             bytes=backup.root.data_bytes,
             stored_bytes=backup.stored_bytes,
         )
-        return sv.CommitUploadResponse(backup=convert.backup_out(backup))
+        return backup
 
     def abort_upload(self, request: sv.AbortUploadRequest, call: Call) -> sv.AbortUploadResponse:
         call.facts["upload"] = request.upload_id
@@ -339,16 +333,8 @@ class UploadCalls:
         upload = writer.upload
         if which == "finish":
             stream.end()
-            response = self.commit_upload(
-                sv.CommitUploadRequest(
-                    upload_id=upload.id.hex(),
-                    epoch=upload.epoch,
-                    entry_count=part.finish.entry_count,
-                    data_bytes=part.finish.data_bytes,
-                ),
-                call,
-            )
-            backup = response.backup
+            counts = part.finish.entry_count, part.finish.data_bytes
+            backup = convert.backup_out(self._commit(upload.id, upload.epoch, *counts, call))
         else:
             writer.checkpoint()
             backup = None
