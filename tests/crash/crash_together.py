@@ -44,7 +44,7 @@ from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.tenancy.clock_guard import JUMP_S
 from staddle_server.tenancy.tenant import Tenants
-from staddle_server.upkeep.integrity.check import Check, Plan
+from staddle_server.upkeep.integrity.check import Check, CheckPlan
 from staddle_server.upkeep.integrity.findings import Finding, Kept
 from staddle_server.upkeep.integrity.repair import Repair
 from thin import info
@@ -648,7 +648,7 @@ class Simulation:
     def checked(self, *, read: bool) -> list[str]:
         """The damage that a check finds."""
         found: list[Finding] = []
-        plan = Plan(read=read, random=self.random)
+        plan = CheckPlan(read=read, random=self.random)
         Check(self._kept(), plan, found.append).run(self.catalog.tenants.list_all(), all_tenants=True)
         return [f"{each.kind}: {each.message}" for each in found if each.severity == "damage"]
 

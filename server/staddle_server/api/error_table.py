@@ -12,7 +12,7 @@ _FACT_MAX: Final = 256
 _FACTS_MAX: Final = 6
 
 
-class Code(enum.Enum):
+class ErrorCode(enum.Enum):
     """What kind of failure it is, by the names of google.rpc.Code."""
 
     CANCELLED = "CANCELLED"
@@ -29,19 +29,19 @@ class Code(enum.Enum):
     UNAUTHENTICATED = "UNAUTHENTICATED"
 
 
-CODES: Final[dict[type[errors.StaddleError], Code]] = {
-    errors.BadRequest: Code.INVALID_ARGUMENT,
-    errors.Unauthenticated: Code.UNAUTHENTICATED,
-    errors.PermissionDenied: Code.PERMISSION_DENIED,
-    errors.NotFound: Code.NOT_FOUND,
-    errors.Conflict: Code.ABORTED,
-    errors.Unfinished: Code.CANCELLED,
-    errors.Precondition: Code.FAILED_PRECONDITION,
-    errors.AlreadyExists: Code.ALREADY_EXISTS,
-    errors.Damaged: Code.DATA_LOSS,
-    errors.Exhausted: Code.RESOURCE_EXHAUSTED,
-    errors.Unavailable: Code.UNAVAILABLE,
-    errors.Fault: Code.INTERNAL,
+CODES: Final[dict[type[errors.StaddleError], ErrorCode]] = {
+    errors.BadRequest: ErrorCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: ErrorCode.UNAUTHENTICATED,
+    errors.PermissionDenied: ErrorCode.PERMISSION_DENIED,
+    errors.NotFound: ErrorCode.NOT_FOUND,
+    errors.Conflict: ErrorCode.ABORTED,
+    errors.Unfinished: ErrorCode.CANCELLED,
+    errors.Precondition: ErrorCode.FAILED_PRECONDITION,
+    errors.AlreadyExists: ErrorCode.ALREADY_EXISTS,
+    errors.Damaged: ErrorCode.DATA_LOSS,
+    errors.Exhausted: ErrorCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: ErrorCode.UNAVAILABLE,
+    errors.Fault: ErrorCode.INTERNAL,
 }
 
 
@@ -57,14 +57,14 @@ class Failure(NamedTuple):
 
     """
 
-    code: Code
+    code: ErrorCode
     message: str
     reason: str
     facts: dict[str, str]
     retry_after_s: float | None
 
 
-def code_of(error: errors.StaddleError) -> Code:
+def code_of(error: errors.StaddleError) -> ErrorCode:
     """The code of an error, by its class or the nearest one above."""
     return next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
 

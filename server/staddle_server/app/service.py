@@ -45,7 +45,7 @@ from staddle_server.upkeep.integrity.parity import parity_task
 from staddle_server.upkeep.integrity.scrub import Scrubber
 from staddle_server.upkeep.integrity.watch import Integrity
 from staddle_server.upkeep.lifecycle.deletion import Deletion
-from staddle_server.upkeep.lifecycle.holds import Protection
+from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import TASK as RETENTION
 from staddle_server.upkeep.lifecycle.policies import Policies
 from staddle_server.upkeep.schedule import Schedule, Task
@@ -174,7 +174,7 @@ def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
     """What deletes backups, and what keeps them."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
     return RetentionCalls(
-        Deletion(catalog, tenants, clock), Protection(catalog, tenants, clock), policies, tenants
+        Deletion(catalog, tenants, clock), Holds(catalog, tenants, clock), policies, tenants
     )
 
 

@@ -226,7 +226,7 @@ class ReadCalls:
 
 def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[Pieces]:
     """Parts, of which those that are next to each other and alike are one."""
-    gathered = _Gathered()
+    gathered = _OnePart()
     for event in events:
         if not gathered.takes(event):
             yield from gathered.parts()
@@ -237,7 +237,7 @@ def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[P
     yield from gathered.parts()
 
 
-class _Gathered:
+class _OnePart:
     """Chunks of one file that follow each other, all of them bytes, pieces or references."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from staddle_server.base import limits
 from staddle_server.base.errors import Exhausted
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.lifecycle.deletion import Deletion
-from staddle_server.upkeep.lifecycle.holds import Protection
+from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import Plan, Policies
 
 PAGE_BYTES: Final = 2 * limits.MIB
@@ -42,9 +42,7 @@ NamesDataset = (
 class RetentionCalls:
     """What answers them."""
 
-    def __init__(
-        self, deletion: Deletion, protection: Protection, policies: Policies, tenants: Tenants
-    ) -> None:
+    def __init__(self, deletion: Deletion, protection: Holds, policies: Policies, tenants: Tenants) -> None:
         self._deletion = deletion
         self._protection = protection
         self._policies = policies

@@ -17,7 +17,7 @@ from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.lifecycle.retention import NS
 
 
-class Protection:
+class Holds:
     """What keeps backups from being deleted by anyone, administrators too.
 
     All methods raise NotFound and AMBIGUOUS_BACKUP for what they cannot find, and Exhausted or Unavailable where it is decided
