@@ -9,7 +9,7 @@ from typing import Final
 
 from staddle_server.base.errors import Damaged
 from staddle_server.base.limits import CHUNKS_PER_CALL_MAX, MIB
-from staddle_server.base.types import ChunkPlace, Role, SegmentRef
+from staddle_server.base.types import ChunkPlace, ChunkRef, Role, SegmentRef
 from staddle_server.catalog import Catalog
 from staddle_server.manifest.cursor import PAGES_KEPT
 from staddle_server.manifest.pages import PageKind
@@ -73,9 +73,10 @@ class ChunkReader:
         """Where chunks lie, undamaged copies first; those that are nowhere are left out."""
         return dict(self._places_of(role, digests, include_damaged=True))
 
-    def sound(self, role: Role, digests: Iterable[bytes]) -> set[bytes]:
-        """Those of the chunks that have a copy that is not known to be damaged."""
-        return {digest for digest, _ in self._places_of(role, digests, include_damaged=False)}
+    def sound(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, int]:
+        """Those of the chunks that have a copy that is not known to be damaged, and how many bytes they have."""
+        found = self._places_of(role, digests, include_damaged=False)
+        return {digest: places[0].length for digest, places in found}
 
     def _places_of(
         self, role: Role, digests: Iterable[bytes], *, include_damaged: bool
@@ -113,6 +114,13 @@ class ChunkReader:
         if oldest:
             self._pages.popleft()
         self._pages.append(size)
+        return data
+
+    def data(self, ref: ChunkRef, places: Iterable[ChunkPlace] | None = None) -> memoryview:
+        """The bytes of a chunk of role data, as many as an entry says that it has; see `chunk`."""
+        data = self.chunk(Role.DATA, ref.digest, places)
+        if len(data) != ref.length:
+            raise Damaged(f"chunk {ref.digest.hex()} has {len(data)} bytes where {ref.length} should be")
         return data
 
     def chunk(self, role: Role, digest: bytes, places: Iterable[ChunkPlace] | None = None) -> memoryview:
