@@ -35,14 +35,14 @@ USES: Final = {
         staddle_server.tenancy.clock_guard _utc
         staddle_server.upkeep.lifecycle.deletion Deletion.undelete
         staddle_server.upload.publisher Publisher.begin
-        staddle_server.upkeep.integrity.check _OfTenant._look_at_records
+        staddle_server.upkeep.integrity.check _TenantCheck._look_at_records
         staddle_server.tenancy.pack_check Examiner.read
-        staddle_server.upkeep.lifecycle.holds Protection.hold_backup
-        staddle_server.upkeep.lifecycle.holds Protection.hold_dataset
-        staddle_server.upkeep.lifecycle.holds Protection.release_backup
-        staddle_server.upkeep.lifecycle.holds Protection.release_dataset
-        staddle_server.upkeep.integrity.repair _OfTenant._from_parity
-        staddle_server.upkeep.integrity.repair _OfTenant._mend_records
+        staddle_server.upkeep.lifecycle.holds Holds.hold_backup
+        staddle_server.upkeep.lifecycle.holds Holds.hold_dataset
+        staddle_server.upkeep.lifecycle.holds Holds.release_backup
+        staddle_server.upkeep.lifecycle.holds Holds.release_dataset
+        staddle_server.upkeep.integrity.repair _TenantRepair._from_parity
+        staddle_server.upkeep.integrity.repair _TenantRepair._mend_records
         staddle_server.upkeep.integrity.repair _SavedPacks._open_writer
         staddle_server.upkeep.integrity.repair _SavedPacks._publish
         staddle_server.upkeep.integrity.repair _SavedPacks.take
@@ -77,7 +77,7 @@ USES: Final = {
         staddle_server.upload.uploads Uploads.resume
         staddle_server.upkeep.gc.collector Collector.collect
         staddle_server.upkeep.gc.collector _Lease.tick
-        staddle_server.upkeep.integrity.repair _OfTenant._turn
+        staddle_server.upkeep.integrity.repair _TenantRepair._turn
     """,
     "when something is due again, which it also is if its last time lies ahead": """
         staddle_server.upkeep.schedule Schedule._failed
@@ -107,7 +107,7 @@ USES: Final = {
         staddle._protocol.selectors _span_of_moment
         staddle.command.text protection
         staddle_server.restore.browse Reads.pick
-        staddle_server.upkeep.lifecycle.holds Protection.retain
+        staddle_server.upkeep.lifecycle.holds Holds.retain
     """,
     "when a file was read, beside its own times: in doubt it is read again": """
         staddle._backup.plan plan_backup

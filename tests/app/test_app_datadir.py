@@ -9,21 +9,21 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from staddle_server.app import bootstrap, run
+from staddle_server.app import settings_reading as config
 from staddle_server.app.data_directory import (
     ClientConfig,
     DataDirectory,
     DataDirectoryError,
     write_client_config,
 )
-from staddle_server.app.run import bootstrap, run
-from staddle_server.app.run import settings as config
 from staddle_server.app.settings import Settings
 from staddle_server.base.errors import BadRequest, Damaged, Unauthenticated
 from staddle_server.base.types import TokenRole
 from staddle_server.store.keys import WrongMasterKey
 from staddle_server.store.records import Records, TenantRecord, encode_record
 from staddle_server.tenancy.records import finish_all
-from staddle_server.upkeep.integrity.check import Check, Plan
+from staddle_server.upkeep.integrity.check import Check, CheckPlan
 from staddle_server.upkeep.integrity.findings import Finding
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -257,7 +257,9 @@ def test_another_directorys_master_key_opens_nothing(tmp_path: Path) -> None:
         with pytest.raises(WrongMasterKey):
             opened.keys.load(bootstrap.tenant_named(opened, "default").id)
         found: list[Finding] = []
-        Check(opened.kept(), Plan(), found.append).run(opened.catalog.tenants.list_all(), all_tenants=True)
+        Check(opened.kept(), CheckPlan(), found.append).run(
+            opened.catalog.tenants.list_all(), all_tenants=True
+        )
     (finding,) = found
     assert "put back the master.key that belongs to this directory" in finding.message
     assert "repair" not in finding.message

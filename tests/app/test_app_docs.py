@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from staddle._base.figures import duration_s
 from staddle.v1 import errors_pb2
 from staddle_server.api.grpc.retention import PLANS_MAX
-from staddle_server.app import settings as config
+from staddle_server.app import settings_reading as config
+from staddle_server.app.settings import OPTIONS
 from staddle_server.base import limits
 from staddle_server.cli.run import COMMANDS, group
 
@@ -47,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_setting_stands_in_the_table_with_its_flag_variable_key_and_default() -> None:
     rows = [line for line in PAGE.splitlines() if line.startswith("| `--")]
     expected = []
-    for option in config.OPTIONS:
+    for option in OPTIONS:
         metavar = option.metavar.replace("|", "\\|")
         default = option.default
         expected.append([f"`--{option.name} {metavar}`", f"`{option.variable}`", f"`{option.key}`", default])
@@ -166,7 +167,7 @@ def variables_in(text: str) -> set[str]:
 @pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "staddle-server.service"])
 def test_deployment_files_use_variables_and_commands_that_exist(name: str) -> None:
     text = (DEPLOY / name).read_text()
-    known = {option.variable for option in config.OPTIONS} | {config.CONFIG_VARIABLE}
+    known = {option.variable for option in OPTIONS} | {config.CONFIG_VARIABLE}
     assert variables_in(text) <= known
     for flag in re.findall(r"staddle-server [a-z ]*?((?: ?--[a-z-]+(?: [^-\s;]\S*)?)+)", text):
         used = set(re.findall(r"--[a-z-]+", flag))

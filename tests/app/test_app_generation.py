@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from servers import ServerProcess
+from staddle_server.app import bootstrap, generation
 from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
-from staddle_server.app.run import bootstrap, generation
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Tenant

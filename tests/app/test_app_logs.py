@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from staddle_server.app.settings import Address
+from staddle_server.app.addresses import Address
 from staddle_server.base import logs
 
 TOKEN = "staddle_" + "aB3-_" * 8 + "xyz"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from staddle_server.app import bootstrap
 from staddle_server.app.data_directory import DataDirectory
-from staddle_server.app.run import bootstrap
 from test_app_cli import run
 
 NOW_NS = 1_700_000_000_000_000_000

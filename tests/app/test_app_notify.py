@@ -20,8 +20,8 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from servers import ServerProcess
 from staddle_server.app import health_probe, unix_sockets
+from staddle_server.app.addresses import UnixAddress
 from staddle_server.app.service_manager import LOOK_EVERY_S, Manager, Pulse
-from staddle_server.app.settings import UnixAddress
 
 UNIT = Path(__file__).parents[2] / "server" / "deploy" / "staddle-server.service"
 

@@ -21,9 +21,10 @@ import pytest
 from servers import ServerProcess
 from staddle.v1 import service_pb2 as wire
 from staddle.v1 import service_pb2_grpc
-from staddle_server.app import certificates, settings
+from staddle_server.app import certificates
 from staddle_server.app.reload import CHANGEABLE, Reloading
-from staddle_server.app.settings import OperatorError, Settings
+from staddle_server.app.settings import OPTIONS, OperatorError, Settings
+from staddle_server.app.settings_reading import load
 from staddle_server.app.signals import listening_for_signals
 from staddle_server.base import logs
 from staddle_server.store.space import MinFree, Space
@@ -35,7 +36,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
 
 def settings_of(tmp_path: Path, **flags: str) -> Settings:
-    return settings.load({"data": str(tmp_path), **flags}, {})
+    return load({"data": str(tmp_path), **flags}, {})
 
 
 def nearly_full(path: str) -> os.statvfs_result:
@@ -90,7 +91,7 @@ def test_settings_that_cannot_be_used_change_nothing(
 
 def test_the_page_names_the_settings_that_a_running_server_takes_over() -> None:
     (line,) = re.findall(r"^SIGHUP reads .*$", PAGE, re.MULTILINE)
-    names = {option.name for option in settings.OPTIONS if option.field in CHANGEABLE}
+    names = {option.name for option in OPTIONS if option.field in CHANGEABLE}
     assert set(re.findall(r"`--([a-z-]+)`", line)) == names
 
 

@@ -18,7 +18,7 @@ from staddle import Client
 from staddle.v1 import service_pb2 as sv
 from staddle.v1 import service_pb2_grpc
 from staddle_server.app import unix_sockets
-from staddle_server.app.settings import UnixAddress
+from staddle_server.app.addresses import UnixAddress
 
 BIN = Path(sys.executable).parent
 

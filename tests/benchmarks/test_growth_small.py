@@ -135,7 +135,7 @@ def test_a_server_takes_backups_beside_chunks_that_have_no_packs_and_gives_them_
 
 
 def test_the_server_of_a_filled_catalog_neither_collects_nor_scrubs(tmp_path: Path) -> None:
-    from staddle_server.app import settings as config
+    from staddle_server.app import settings_reading as config
 
     growth.make_filled(tmp_path / "filled", 10)
     settings = config.load({"data": str(tmp_path / "filled")}, {})

@@ -36,11 +36,11 @@ from crash_work import (
     undelete,
 )
 from staddle_server.app import bootstrap, generation, run
-from staddle_server.app import settings as config
+from staddle_server.app import settings_reading as config
+from staddle_server.app.addresses import Address
 from staddle_server.app.data_directory import DataDirectory, read_client_config, write_client_config
 from staddle_server.app.service import Service
-from staddle_server.app.settings import Address
-from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S
+from staddle_server.app.settings import ServiceSettings
 
 WORKERS = 2
 SIZES = (0, 10, 3_000, 70_000, 400_000)
@@ -70,9 +70,7 @@ def served(data: Path, *, copied: bool = False) -> Iterator[Stub]:
                 opened.catalog,
                 opened.blobs,
                 opened.keys,
-                streams_max=8,
-                lease_s=LEASE_S,
-                upload_life_s=UPLOAD_LIFE_S,
+                ServiceSettings(streams_max=8),
             )
             port = service.start("127.0.0.1:0", None)
             token = run.local_token(opened, directory)

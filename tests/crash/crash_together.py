@@ -34,6 +34,7 @@ from servers import MASTER, MovedClock
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.app.service import Service
+from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.limits import GRACE_S, UPLOAD_LIFE_S
 from staddle_server.base.types import TokenRole
@@ -44,7 +45,7 @@ from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.tenancy.clock_guard import JUMP_S
 from staddle_server.tenancy.tenant import Tenants
-from staddle_server.upkeep.integrity.check import Check, Plan
+from staddle_server.upkeep.integrity.check import Check, CheckPlan
 from staddle_server.upkeep.integrity.findings import Finding, Kept
 from staddle_server.upkeep.integrity.repair import Repair
 from thin import info
@@ -384,13 +385,14 @@ class Simulation:
             self.catalog,
             self.blobs,
             self.keys,
-            streams_max=8,
-            lease_s=300,
-            upload_life_s=UPLOAD_LIFE_S,
-            retention_every_s=EVERY_S,
-            gc_every_s=EVERY_S,
-            scrub_period_s=DAY_S,
-            scrub_bytes_per_s=1e12,
+            ServiceSettings(
+                streams_max=8,
+                lease_s=300,
+                retention_every_s=EVERY_S,
+                gc_every_s=EVERY_S,
+                scrub_period_s=DAY_S,
+                scrub_bytes_per_s=1e12,
+            ),
             clock=self.clock,
         )
         # What threads in the background do, the simulation does when the seed says so.
@@ -647,7 +649,7 @@ class Simulation:
     def checked(self, *, read: bool) -> list[str]:
         """The damage that a check finds."""
         found: list[Finding] = []
-        plan = Plan(read=read, random=self.random)
+        plan = CheckPlan(read=read, random=self.random)
         Check(self._kept(), plan, found.append).run(self.catalog.tenants.list_all(), all_tenants=True)
         return [f"{each.kind}: {each.message}" for each in found if each.severity == "damage"]
 

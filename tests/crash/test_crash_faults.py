@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import event
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.app.run import health_probe
+from staddle_server.app import health_probe
 from staddle_server.base.clock import SystemClock
 from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import open_catalog

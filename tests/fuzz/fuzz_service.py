@@ -21,8 +21,8 @@ from staddle._protocol.restore_reader import DataEvent, EntryEvent, FileEndEvent
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.app.service import Service
+from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.errors import StaddleError
-from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import open_catalog
 from staddle_server.store.backends.directory import DirectoryBlobs
@@ -51,9 +51,7 @@ class Served:
             tenant, "default", time.time_ns(), record=encode_record(TenantRecord("default", 1))
         )
         token = self._catalog.tokens.create(tenant, "fuzz", TokenRole.ADMIN, time.time_ns())
-        self._service = Service(
-            self._catalog, blobs, keys, streams_max=8, lease_s=LEASE_S, upload_life_s=UPLOAD_LIFE_S
-        )
+        self._service = Service(self._catalog, blobs, keys, ServiceSettings(streams_max=8))
         self._channel = grpc.insecure_channel(f"127.0.0.1:{self._service.start('127.0.0.1:0', None)}")
         self._metadata = [("authorization", f"Bearer {token}")]
         self._datasets = 0

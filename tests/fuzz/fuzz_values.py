@@ -24,13 +24,13 @@ from staddle._transport.settings import load_settings
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api import convert
-from staddle_server.api.grpc.uploads import _Listed
+from staddle_server.api.grpc.uploads import ListPosition
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.app import pem
-from staddle_server.app.settings import OPTIONS, SettingsError, load
+from staddle_server.app.settings import OPTIONS, SettingsError
+from staddle_server.app.settings_reading import load
 from staddle_server.base.errors import BadRequest, Damaged, Fault
-from staddle_server.base.types import Entry, Profile, Root, TokenRole
-from staddle_server.catalog import Principal, Terms
+from staddle_server.base.types import Entry, Profile, Root
 from staddle_server.manifest.content import ContentBuilder
 from staddle_server.upload.progress import OpenEntry, Progress, Run, decode_progress, encode_progress
 
@@ -40,7 +40,7 @@ TOKENS = PageTokens(bytes(range(32)))
 POSITIONS: list[tuple[type, object]] = [
     (str, "dataset"),
     (int, 7),
-    (_Listed, _Listed(b"x" * 32, (b"a/b",))),
+    (ListPosition, ListPosition(b"x" * 32, (b"a/b",))),
     (tuple[str, bytes], ("0123abcd" * 4, b"a/b")),
     (tuple[str, str, bytes], ("0123abcd" * 4, "0123abcd" * 4, b"\xff/b")),
 ]  # type: ignore[list-item] # what tokens.read takes
@@ -274,7 +274,6 @@ def _pem_seeds() -> list[bytes]:
 
 # ---------------------------------------------------------------------- messages to values
 
-PRINCIPAL = Principal(tenant=bytes(16), name="p", role=TokenRole.ADMIN, token=bytes(16))
 MESSAGES: list[tuple[type, object]] = [
     (pb.Entry, pb.Entry(path="a/b", mode=0o644, uid=1, mtime_ns=-5, data=b"x", owner="root", device_major=1)),
     (pb.Entry, pb.Entry(raw_path=b"\xff", content=pb.Content(size_bytes=9, content_id=bytes(32), chunks=[pb.ChunkRef(digest=bytes(32), length_bytes=9)]))),
@@ -297,7 +296,7 @@ def _convert(message: object) -> object:
     if isinstance(message, sv.EntryChange):
         return convert.change_of(message)
     if isinstance(message, sv.BeginUploadRequest):
-        return convert.begin_of(message, bytes(16), PRINCIPAL, now_ns=1, terms=Terms(300, 600))
+        return convert.begin_of(message)
     if isinstance(message, pb.BackupSelector):
         return convert.selector_of(message)
     assert isinstance(message, sv.ReadRangeRequest)

@@ -37,7 +37,7 @@ from staddle_server.store.pack import Codec, PackWriter
 from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.gc.collector import Collector
-from staddle_server.upkeep.integrity.check import Check, Plan
+from staddle_server.upkeep.integrity.check import Check, CheckPlan
 from staddle_server.upkeep.integrity.copies import mend_all
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.parity import forget_lost, make_all
@@ -134,9 +134,9 @@ READERS: Final[dict[str, Callable[[Opened], Any]]] = {
     ),
     "range": (lambda o: o.stub.ReadRange(sv.ReadRangeRequest(dataset="www", path="a", length_bytes=100))),
     "backup": (_back_up),
-    "check": (lambda o: Check(o.kept, Plan(), lambda _: None).run(o.rows, all_tenants=True)),
+    "check": (lambda o: Check(o.kept, CheckPlan(), lambda _: None).run(o.rows, all_tenants=True)),
     "check --read": (
-        lambda o: Check(o.kept, Plan(read=True, random=Random(1)), lambda _: None).run(
+        lambda o: Check(o.kept, CheckPlan(read=True, random=Random(1)), lambda _: None).run(
             o.rows, all_tenants=True
         )
     ),

@@ -25,6 +25,7 @@ import grpc
 import statements  # noqa: F401  for what it does
 from staddle.v1 import service_pb2_grpc
 from staddle_server.app.service import Service
+from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import SystemClock
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Catalog, open_catalog
@@ -134,11 +135,13 @@ class Running:
             self.catalog,
             self.blobs,
             self.keys,
-            streams_max=self.streams_max,
-            lease_s=self.lease_s,
-            upload_life_s=self.upload_life_s,
-            retention_every_s=self.retention_every_s,
-            parity_percent=self.parity_percent,
+            ServiceSettings(
+                streams_max=self.streams_max,
+                lease_s=self.lease_s,
+                upload_life_s=self.upload_life_s,
+                retention_every_s=self.retention_every_s,
+                parity_percent=self.parity_percent,
+            ),
             clock=self.clock,
         )
         self.port = self.service.start(self.listen, None)

@@ -14,7 +14,7 @@ from staddle_server.manifest.content import chunks_of
 from staddle_server.manifest.read import Gap, Manifest
 from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.tenant import Tenant, Tenants
-from staddle_server.upkeep.gc.collector import Collector, Report
+from staddle_server.upkeep.gc.collector import CollectionReport, Collector
 from thin import backups, restore
 
 DAY_S = 86_400.0
@@ -36,13 +36,13 @@ class Garbage:
         tenants = Tenants(self.running.blobs, self.running.catalog, self.running.keys)
         return Collector(self.running.catalog, tenants, self.running.clock, holder=holder)
 
-    def collect(self, **how: object) -> Report:
+    def collect(self, **how: object) -> CollectionReport:
         """One collection, which fails for no tenant."""
         report = self.collector().collect(**how)
         assert [(tenant.tenant, tenant.failure) for tenant in report.failed] == []
         return report
 
-    def collect_all(self) -> Report:
+    def collect_all(self) -> CollectionReport:
         """Collects now what is garbage now."""
         return self.collect(grace_s=0)
 

@@ -8,7 +8,7 @@ from random import Random
 from staddle_server.base.types import Role, SegmentRef
 from staddle_server.store.keys import chunk_id, secrets_of
 from staddle_server.tenancy.tenant import Tenants
-from staddle_server.upkeep.integrity.check import Check, Plan, Summary
+from staddle_server.upkeep.integrity.check import Check, CheckPlan, Summary
 from staddle_server.upkeep.integrity.findings import Finding, Kept
 from staddle_server.upkeep.integrity.repair import Repair, Repaired
 
@@ -22,7 +22,7 @@ def kept(running) -> Kept:
 def check(running, *, read: bool = False, share: float = 1.0, seed: int = 1) -> tuple[list[Finding], Summary]:
     """One check of all tenants."""
     found: list[Finding] = []
-    plan = Plan(read=read, share=share, random=Random(seed))
+    plan = CheckPlan(read=read, share=share, random=Random(seed))
     rows = running.catalog.tenants.list_all()
     return found, Check(kept(running), plan, found.append).run(rows, all_tenants=True)
 

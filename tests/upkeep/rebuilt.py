@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import EntryType
 from staddle_server.catalog import Catalog, open_catalog
 from staddle_server.restore.restore import Restore, SentDamage, SentData, SentEnd, SentEntry, SentZeros
@@ -18,7 +19,7 @@ from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.tenancy.tenant import Tenants
-from staddle_server.upkeep.rebuild.run import Rebuilding, Report
+from staddle_server.upkeep.rebuild.run import Rebuilding, RebuildReport
 
 MASTER = bytes(range(32))
 """The master key of `running`."""
@@ -68,7 +69,7 @@ def open_store(path: Path, master: bytes = MASTER) -> tuple[Blobs, KeyStore]:
 
 
 @contextmanager
-def rebuilt(store: Path, path: Path, now_ns: int = NOW_NS) -> Iterator[tuple[Catalog, Report]]:
+def rebuilt(store: Path, path: Path, now_ns: int = NOW_NS) -> Iterator[tuple[Catalog, RebuildReport]]:
     """A new catalog at `path`, made from the store alone."""
     blobs, keys = open_store(store)
     catalog = open_catalog(str(path))
@@ -87,7 +88,7 @@ def facts_in(path: Path) -> Facts:
         catalog.close()
 
 
-def rebuild_in_place(running: Any) -> tuple[Report, Facts]:
+def rebuild_in_place(running: Any) -> tuple[RebuildReport, Facts]:
     """What an operator does who has lost the catalog: stop, rebuild, start. Gives what the lost one said, too.
 
     Tokens are made anew.
@@ -140,3 +141,7 @@ def link_store(store: Path, to: Path) -> None:
 
 def _link(source: str | Path, target: str | Path) -> None:
     os.link(source, target)
+
+
+def delete(stub, dataset, backup):
+    stub.DeleteBackup(sv.DeleteBackupRequest(dataset=dataset, backup=backup))

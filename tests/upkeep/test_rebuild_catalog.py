@@ -6,43 +6,28 @@ import os
 import random
 import threading
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import grpc
 import pytest
 from extent import extent
-from rebuilt import NOW_NS, facts_of, files_of, link_store, open_store, rebuild_in_place, rebuilt
+from rebuilt import NOW_NS, delete, facts_of, files_of, link_store, rebuild_in_place, rebuilt
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.base.errors import Unavailable
-from staddle_server.base.types import NO_LINK, Place
-from staddle_server.catalog import open_catalog
 from staddle_server.catalog.retention import Retentions
-from staddle_server.store.backends.directory import DirectoryBlobs
-from staddle_server.store.keys import KeyStore, keys_name
 from staddle_server.store.records import (
     DeletedRecord,
     HeldRecord,
     PolicyRecord,
     PurgedRecord,
-    Records,
     RetainedRecord,
     TenantSettingsRecord,
-    encode_record,
 )
-from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.records import as_pending, finish_missing
 from staddle_server.tenancy.tenant import Tenants
-from staddle_server.upkeep.rebuild.run import NothingOpens, Rebuilding
 from thin import Source, back_up, backups, datasets, noise, reason, restore, wait_until
 
 MOMENTS = int(os.environ.get("STADDLE_REBUILD_MOMENTS", extent("3", "6")))
 """How often the catalog of a busy store is lost; more for a long run."""
-
-
-def delete(stub, dataset, backup):
-    stub.DeleteBackup(sv.DeleteBackupRequest(dataset=dataset, backup=backup))
 
 
 def undelete(stub, dataset, backup):
@@ -51,22 +36,6 @@ def undelete(stub, dataset, backup):
 
 def restore_one(stub, dataset, backup):
     return restore(stub, dataset, backup=pb.BackupSelector(backup=backup)).files
-
-
-def flip(path: Path, offset: int, length: int = 1) -> None:
-    data = bytearray(path.read_bytes())
-    for at in range(offset, offset + length):
-        data[at] ^= 0xFF
-    path.unlink()
-    path.write_bytes(data)
-
-
-def objects(running, kind: str) -> list[Path]:
-    return sorted(path for path in (running.root / "store" / kind).rglob("*") if path.is_file())
-
-
-def records_of(running) -> Records:
-    return Records(running.blobs, running.keys.load(running.tenant))
 
 
 # ------------------------------------------------------------------ everything comes back
@@ -394,260 +363,3 @@ def test_two_tenants_stay_apart(running):
     )
     for stub in (running.stub(), running.stub(tenant=other)):
         assert restore(stub, "www").files == {"a": data}
-
-
-# ------------------------------------------------------------------ what cannot be used is named
-
-
-def test_a_pack_without_its_footer_is_searched_and_everything_restores(running):
-    stub = running.stub()
-    files = {f"f{i}": noise(700_000, i) for i in range(5)}
-    back_up(stub, "www", files)
-    (pack,) = objects(running, "packs")
-    flip(pack, pack.stat().st_size - 40, 30)
-    report, _ = rebuild_in_place(running)
-    assert [
-        (Path(each.what).name, "a search of the whole pack" in each.message) for each in report.problems
-    ] == [(pack.name, True)]
-    assert restore(running.stub(), "www").files == files
-
-
-def test_what_is_lost_of_a_pack_is_named_and_sent_again_by_the_next_backup(running):
-    stub = running.stub()
-    files = {f"f{i}": noise(1_500_000, i) for i in range(4)}
-    back_up(stub, "www", files)
-    (pack,) = objects(running, "packs")
-    flip(pack, 2_000_000, 1000)
-    flip(pack, pack.stat().st_size - 40, 30)
-    report, _ = rebuild_in_place(running)
-    assert [Path(each.what).name for each in report.problems] == [pack.name, running.tenant.hex()]
-    assert report.problems[1].message.startswith("No pack that can be read holds 4 chunks")
-    stub = running.stub()
-    hurt = [damage.path for damage in restore(stub, "www").damages]
-    assert 1 <= len(hurt) <= 2
-    begun = Source(stub, "www").begun
-    assert [entry.path for entry in begun.damaged_base_entries] == hurt, (
-        "the next upload is told what to send"
-    )
-    back_up(stub, "www", files)
-    assert restore(stub, "www").files == files
-
-
-def test_a_pack_with_a_damaged_header_is_named_and_its_backup_restores(running):
-    stub = running.stub()
-    back_up(stub, "www", {"a": noise(300_000, 1)})
-    (pack,) = objects(running, "packs")
-    flip(pack, 0, 48)
-    report, _ = rebuild_in_place(running)
-    assert [each.what for each in report.problems] == [
-        f"packs/{running.tenant.hex()}/{pack.parent.name}/{pack.name}"
-    ]
-    found = restore(running.stub(), "www")
-    assert (found.files, found.damages) == ({"a": noise(300_000, 1)}, [])
-    source = Source(running.stub(), "more")
-    assert source.missing(source.cut(noise(300_000, 1))) == []
-
-
-@pytest.mark.parametrize("part", ["all", "cut", "empty"])
-def test_a_pack_that_cannot_be_read_keeps_its_row_and_its_backup_is_named(running, part):
-    stub = running.stub()
-    lost = back_up(stub, "www", {"a": noise(300_000, 1)})
-    back_up(stub, "other", {"b": noise(300_000, 2)})
-    packs = {path: path.stat().st_mtime_ns for path in objects(running, "packs")}
-    pack = min(packs, key=packs.__getitem__)
-    if part == "all":
-        flip(pack, 0, pack.stat().st_size)
-    else:
-        data = pack.read_bytes()
-        pack.unlink()
-        pack.write_bytes(data[:1000] if part == "cut" else b"")
-    report, _ = rebuild_in_place(running)
-    named = {each.what for each in report.problems}
-    assert f"packs/{running.tenant.hex()}/{pack.parent.name}/{pack.name}" in named
-    assert f"backup {lost.id}" in named
-    found = facts_of(running.catalog)
-    assert found["packs"][(running.tenant, bytes.fromhex(pack.name))][-1] == 1
-    stub = running.stub()
-    assert restore(stub, "www").damages
-    assert restore(stub, "other").files == {"b": noise(300_000, 2)}
-    back_up(stub, "www", {"a": noise(300_000, 1)}, kind=pb.BACKUP_KIND_FULL)
-    assert restore(stub, "www").files == {"a": noise(300_000, 1)}
-
-
-def test_a_missing_pack_is_named_by_the_backups_whose_manifest_it_had(running):
-    stub = running.stub()
-    lost = back_up(stub, "www", {"a": b"1"})
-    (pack,) = objects(running, "packs")
-    back_up(stub, "other", {"b": b"2"})
-    pack.unlink()
-    report, _ = rebuild_in_place(running)
-    assert [each.what for each in report.problems] == [f"backup {lost.id}"]
-    assert "number 1 of dataset 'www'" in report.problems[0].message
-    stub = running.stub()
-    assert [each.id for each in backups(stub, "www")] == [lost.id], "it still exists"
-    assert restore(stub, "www").damages
-    assert restore(stub, "other").files == {"b": b"2"}
-
-
-def test_chunks_of_a_missing_pack_are_sent_again_and_not_carried_over_from_a_base_that_lost_them(running):
-    """Nothing in the store tells of a pack that is gone: only manifests do, and no upload may rely on what they name."""
-    stub = running.stub()
-    files = {"a": noise(300_000, 1), "b": noise(300_000, 2)}
-    back_up(stub, "www", {"a": files["a"]})
-    (pack,) = objects(running, "packs")
-    back_up(stub, "www", files)
-    pack.unlink()
-    report, _ = rebuild_in_place(running)
-    assert any("No pack that can be read holds" in each.message for each in report.problems)
-    stub = running.stub()
-    source = Source(stub, "www", scope=pb.UPLOAD_SCOPE_CHANGES)
-    assert [entry.path for entry in source.begun.damaged_base_entries] == ["a"]
-    with pytest.raises(grpc.RpcError) as refused:
-        source.put_entries(pb.Entry(path="a", content_from_base=True))
-    assert reason(refused.value) == "NOT_IN_BASE"
-    source.number = 0
-    source.put_file("a", files["a"])
-    source.commit()
-    assert restore(stub, "www").files == files
-
-
-def test_a_damaged_record_costs_what_it_said_and_nothing_else(running):
-    stub = running.stub()
-    one = back_up(stub, "www", {"a": b"1"})
-    two = back_up(stub, "www", {"a": b"2"})
-    delete(stub, "www", one.id)
-    (record,) = (path for path in objects(running, "records") if path.name.endswith(one.id))
-    flip(record, 100)
-    report, _ = rebuild_in_place(running)
-    assert [each.what for each in report.problems] == [f"records/{running.tenant.hex()}/{record.name}"]
-    assert [each.id for each in backups(running.stub(), "www", show_deleted=True)] == [two.id]
-
-
-def test_a_lost_record_is_noticed_where_another_one_speaks_of_its_backup(running):
-    stub = running.stub()
-    one = back_up(stub, "www", {"a": b"1"})
-    delete(stub, "www", one.id)
-    (record,) = (path for path in objects(running, "records") if path.name.endswith(one.id))
-    record.unlink()
-    report, _ = rebuild_in_place(running)
-    assert [each.what for each in report.problems] == [f"records/{running.tenant.hex()}", f"backup {one.id}"]
-    assert "record 2 of tenant default is missing" in report.problems[0].message
-
-
-def test_a_tenant_whose_keys_are_damaged_is_named_and_the_others_are_rebuilt(running):
-    other = running.make_tenant("other")
-    back_up(running.stub(), "www", {"a": b"1"})
-    back_up(running.stub(tenant=other), "www", {"a": b"1"})
-    running.restart()
-    flip(running.root / "store" / keys_name(other, 1), 60)
-    report, _ = rebuild_in_place(running)
-    assert sorted(each.what for each in report.problems) == [
-        f"heads/{other.hex()}",
-        f"keys/{other.hex()}",
-        f"packs/{other.hex()}",
-        f"records/{other.hex()}",
-    ]
-    assert (report.tenants, report.backups) == (1, 1)
-    assert restore(running.stub(), "www").files == {"a": b"1"}
-
-
-def test_with_another_master_key_nothing_is_rebuilt(running, tmp_path):
-    running.stop()
-    blobs, keys = open_store(running.root / "store", bytes(32))
-    catalog = open_catalog(str(tmp_path / "new.db"))
-    with pytest.raises(NothingOpens, match="master key"):
-        Rebuilding(blobs, keys, catalog, NOW_NS).run()
-    catalog.close()
-    running.start()
-
-
-def test_strangers_in_the_store_are_named_and_passed_over(running):
-    back_up(running.stub(), "www", {"a": b"1"})
-    tenant = running.tenant.hex()
-    names = ["readme.txt", f"keys/{tenant}.bak", f"packs/{tenant}/00/11", "packs/x"]
-    names += [f"records/{tenant}/1-2", f"old/packs/{tenant}/a"]
-    for name in names:
-        path = running.root / "store" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"not ours")
-    report, _ = rebuild_in_place(running)
-    assert sorted(each.what for each in report.problems) == sorted(names)
-    assert restore(running.stub(), "www").files == {"a": b"1"}
-
-
-def test_a_pack_of_another_tenant_that_was_moved_gives_nothing_away(running):
-    other = running.make_tenant("other")
-    back_up(running.stub(), "www", {"a": noise(100_000)})
-    running.restart()
-    (pack,) = objects(running, "packs")
-    name = pack.relative_to(running.root / "store" / "packs" / running.tenant.hex())
-    planted = running.root / "store" / "packs" / other.hex() / name
-    planted.parent.mkdir(parents=True)
-    os.link(pack, planted)
-    report, _ = rebuild_in_place(running)
-    assert [each.what for each in report.problems] == [f"packs/{other.hex()}/{name}"]
-    assert {row[0] for row in facts_of(running.catalog)["chunks"].values()} == {running.tenant}
-
-
-def test_a_tenant_that_was_never_made_to_the_end_is_left_out_and_takes_no_name(running, tmp_path):
-    """Its keys came first, and then the process ended: the next attempt made other ones."""
-    back_up(running.stub(), "www", {"a": b"1"})
-    KeyStore(running.blobs, bytes(range(32))).create("default", 1)
-    report, _ = rebuild_in_place(running)
-    assert (report.tenants, report.problems) == (1, [])
-    assert "never made to the end" in report.notes[0]
-    assert running.catalog.tenants.get_by_name("default").id == running.tenant
-    assert restore(running.stub(), "www").files == {"a": b"1"}
-
-
-def test_two_tenants_of_one_name_are_both_rebuilt(running):
-    """A catalog that was put back from a copy does not know the tenant, and another one is made."""
-    back_up(running.stub(), "www", {"a": b"1"})
-    keys = KeyStore(running.blobs, bytes(range(32))).create("default", NOW_NS)
-    records = Records(running.blobs, keys)
-    records.put(encode_record(PolicyRecord("x", "", 0, 1)), Place(1, NO_LINK), bytes(16))
-    records.head.write(1)
-    report, _ = rebuild_in_place(running)
-    assert (report.tenants, report.problems) == (2, [])
-    names = {each.id: each.name for each in running.catalog.tenants.list_all()}
-    assert names == {running.tenant: "default", keys.tenant: f"default.{keys.tenant.hex()[:8]}"}
-
-
-class Broken(WrappedBlobs):
-    """A disk that fails on what has this in its name."""
-
-    hurt = ""
-    listing = False
-
-    def read(self, name, offset, length):
-        if self.hurt and self.hurt in name:
-            raise Unavailable("STORE_UNAVAILABLE", f"could not read {name}: the store does not answer (EIO)")
-        return super().read(name, offset, length)
-
-    def list(self, prefix):
-        if self.listing and prefix.startswith("packs"):
-            raise Unavailable("STORE_UNAVAILABLE", "could not list the store (EIO)")
-        return super().list(prefix)
-
-
-def test_a_disk_that_fails_on_one_object_costs_that_object_and_one_that_cannot_be_listed_costs_all(
-    running, tmp_path
-):
-    back_up(running.stub(), "www", {"a": b"1"})
-    running.stop()
-    blobs = Broken(DirectoryBlobs(str(running.root / "store")))
-    for number, hurt in enumerate(("packs/", "records/")):
-        blobs.hurt = hurt
-        catalog = open_catalog(str(tmp_path / f"{number}.db"))
-        report = Rebuilding(blobs, KeyStore(blobs, bytes(range(32))), catalog, NOW_NS).run()
-        assert report.problem_count >= 1
-        assert all(hurt in each.what or "backup" in each.what for each in report.problems)
-        assert len(facts_of(catalog)["packs"]) == 1, "no pack is without a row, or it would count as nobody's"
-        catalog.close()
-    blobs.hurt, blobs.listing = "", True
-    catalog = open_catalog(str(tmp_path / "none.db"))
-    with pytest.raises(Unavailable):
-        Rebuilding(blobs, KeyStore(blobs, bytes(range(32))), catalog, NOW_NS).run()
-    catalog.close()
-    with suppress(FileNotFoundError):
-        running.start()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from extent import extent
 from garbage_left import Garbage, contents
+from servers import MovedClock
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.base.clock import SystemClock
 from staddle_server.catalog import open_catalog
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore
@@ -32,18 +32,11 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-class Clock(SystemClock):
-    ahead_s = 0.0
-
-    def now_ns(self) -> int:
-        return super().now_ns() + int(self.ahead_s * 1e9)
-
-
 class World:
     """A data directory without a server, whose every durable step is counted; at step `die_at` the process is dead."""
 
     def __init__(self, path: Path) -> None:
-        self.clock = Clock()
+        self.clock = MovedClock()
         self.catalog = open_catalog(str(path / "catalog.db"))
         self.blobs = DirectoryBlobs(str(path / "store"))
         self.tenants = Tenants(self.blobs, self.catalog, KeyStore(self.blobs, MASTER))

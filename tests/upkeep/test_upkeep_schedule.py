@@ -8,7 +8,7 @@ from staddle_server.catalog import open_catalog
 from staddle_server.upkeep.schedule import Schedule, Task
 
 
-class Clock:
+class SetClock:
     now = 1_700_000_000
 
     def now_ns(self) -> int:
@@ -26,7 +26,7 @@ def catalog(tmp_path):
 
 
 def test_a_task_runs_when_it_is_due_also_over_restarts_and_whatever_the_clock_does(catalog):
-    clock, ran = Clock(), []
+    clock, ran = SetClock(), []
     tasks = [Task("often", 60, lambda _: ran.append("often") or "did it"), Task("never", 0, ran.append)]
     Schedule(tasks, catalog, clock).look()
     Schedule(tasks, catalog, clock).look()
@@ -44,7 +44,7 @@ def test_a_task_runs_when_it_is_due_also_over_restarts_and_whatever_the_clock_do
 
 
 def test_a_clock_that_was_set_back_by_less_than_the_period_makes_no_task_wait_for_two(catalog):
-    clock, ran = Clock(), []
+    clock, ran = SetClock(), []
     task = Task("weekly", 7 * 86_400, lambda _: ran.append("weekly") or "")
     Schedule([task], catalog, clock).look()
     clock.now -= 6 * 86_400
@@ -57,7 +57,7 @@ def test_a_clock_that_was_set_back_by_less_than_the_period_makes_no_task_wait_fo
 
 
 def test_a_patient_task_lets_clients_go_first_but_not_for_ever(catalog):
-    clock, ran, busy = Clock(), [], [True]
+    clock, ran, busy = SetClock(), [], [True]
     tasks = [
         Task("patient", 600, lambda _: ran.append("patient") or "", patience_s=150),
         Task("hasty", 600, lambda _: ran.append("hasty") or ""),
@@ -93,7 +93,7 @@ def test_a_task_that_fails_says_so_and_keeps_no_other_from_running(catalog, capl
         Task("third", 60, lambda _: ran.append(1) or ""),
     ]
     with caplog.at_level(logging.ERROR):
-        Schedule(tasks, catalog, Clock()).look()
+        Schedule(tasks, catalog, SetClock()).look()
     assert ran == [1]
     assert catalog.tasks.last("first").outcome == "failed: the disk does not answer"
     assert catalog.tasks.last("second").outcome == "failed: a fault of the server (KeyError)"
@@ -102,7 +102,7 @@ def test_a_task_that_fails_says_so_and_keeps_no_other_from_running(catalog, capl
 
 def test_a_task_at_work_learns_that_the_server_is_about_to_end(catalog):
     seen = []
-    schedule = Schedule([], catalog, Clock())
+    schedule = Schedule([], catalog, SetClock())
 
     def work(stopping):
         seen.append(stopping())

@@ -7,6 +7,7 @@ import pytest
 from harm import check, flip, kept, objects, pack_file
 from staddle.v1 import service_pb2 as sv
 from staddle_server.app.service import Service
+from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.types import StoredChunk
 from staddle_server.tenancy.pack_check import Examiner
 from staddle_server.upkeep.integrity.parity import make_parity
@@ -218,10 +219,7 @@ def test_a_server_scrubs_by_itself_beside_its_calls(packs):
         packs.catalog,
         packs.blobs,
         packs.keys,
-        streams_max=8,
-        lease_s=300,
-        upload_life_s=3600,
-        scrub_period_s=DAY_S,
+        ServiceSettings(streams_max=8, lease_s=300, upload_life_s=3600, scrub_period_s=DAY_S),
     )
     service._schedule.look()
     service.drain(0)

@@ -5,6 +5,7 @@ from garbage_left import Garbage
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 from staddle_server.app.service import Service
+from staddle_server.app.settings import ServiceSettings
 from thin import back_up, noise
 
 
@@ -72,10 +73,7 @@ def test_a_server_collects_by_itself_when_it_is_time(garbage):
         running.catalog,
         running.blobs,
         running.keys,
-        streams_max=1,
-        lease_s=300,
-        upload_life_s=86_400,
-        gc_every_s=every_s,
+        ServiceSettings(streams_max=1, lease_s=300, upload_life_s=86_400, gc_every_s=every_s),
         clock=running.clock,
     )
     try:

@@ -7,8 +7,9 @@ from blake3 import blake3
 from staddle.v1 import errors_pb2
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.api.error_table import CODES, code_of, status_of
+from staddle_server.api.error_table import CODES, code_of
 from staddle_server.api.grpc.server import SERVICE, methods
+from staddle_server.api.grpc.status import status_of
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from thin import (
@@ -228,7 +229,7 @@ def test_every_reason_of_the_contract_belongs_to_one_error_class_and_every_class
     for name, cls in owners:
         error = cls("words") if cls is errors.Damaged else cls(name, "words")
         status = status_of(error)
-        assert status.code == code_of(error).value[0]
+        assert status.code == grpc.StatusCode[code_of(error).name].value[0]
 
 
 def test_a_status_stays_under_three_kibibytes_however_long_its_parts():

@@ -28,19 +28,12 @@ from staddle_server.base.types import (
     Scope,
     Xattr,
 )
-from staddle_server.catalog import (
-    Backup,
-    BeginUpload,
-    Dataset,
-    Hold,
-    Principal,
-    Terms,
-    Upload,
-)
+from staddle_server.catalog import Backup, Dataset, Hold, Upload
 from staddle_server.manifest.compare import Changed
 from staddle_server.restore.browse import Selector
 from staddle_server.upload.intake import Removed, Sent
 from staddle_server.upload.progress import Progress, decode_progress
+from staddle_server.upload.uploads import UploadRequest
 
 _TIMESTAMP_NS_MAX: Final = 253_402_300_799_999_999_999
 T = TypeVar("T")
@@ -336,25 +329,14 @@ def dataset_name(name: str) -> str:
     return words(name, "dataset", limits.DATASET_BYTES_MAX, empty=False)
 
 
-def begin_of(
-    m: sv.BeginUploadRequest,
-    upload: bytes,
-    principal: Principal,
-    *,
-    now_ns: int,
-    terms: Terms,
-) -> BeginUpload:
+def begin_of(m: sv.BeginUploadRequest) -> UploadRequest:
     """What a BeginUpload asks for."""
     kind = _enum(Kind, m.kind, "kind")
     scope = _enum(Scope, m.scope or Scope.WHOLE, "scope")
     if len(m.root.encode("utf-8")) > limits.ROOT_BYTES_MAX:
         raise bad("root", f"it has at most {limits.ROOT_BYTES_MAX} bytes")
-    return BeginUpload(
-        upload=upload,
-        principal=principal,
+    return UploadRequest(
         dataset=dataset_name(m.dataset),
-        now_ns=now_ns,
-        terms=terms,
         request_id=words(m.request_id, "request_id", limits.REQUEST_ID_BYTES_MAX),
         kind=kind,
         scope=scope,

@@ -1,64 +1,83 @@
-"""Errors on the wire: one table from error classes to status codes, and what travels with them."""
+"""Errors as callers get them: one table from error classes to codes, and what travels with a code. Each transport writes it in its own way."""
 
 from __future__ import annotations
 
-from typing import Final
-
-import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+import enum
+from typing import Final, NamedTuple
 
 from staddle_server.base import errors
-from staddle_server.base.limits import ERROR_STATUS_BYTES_MAX
-
-DOMAIN: Final = "staddle"
-
-CODES: Final[dict[type[errors.StaddleError], grpc.StatusCode]] = {
-    errors.BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
-    errors.NotFound: grpc.StatusCode.NOT_FOUND,
-    errors.Conflict: grpc.StatusCode.ABORTED,
-    errors.Unfinished: grpc.StatusCode.CANCELLED,
-    errors.Precondition: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
-    errors.Damaged: grpc.StatusCode.DATA_LOSS,
-    errors.Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
-    errors.Fault: grpc.StatusCode.INTERNAL,
-}
 
 _TEXT_MAX: Final = 1024
 _FACT_MAX: Final = 256
+_FACTS_MAX: Final = 6
 
 
-def code_of(error: errors.StaddleError) -> grpc.StatusCode:
-    """The status code of an error, by its class or the nearest one above."""
+class ErrorCode(enum.Enum):
+    """What kind of failure it is, by the names of google.rpc.Code."""
+
+    CANCELLED = "CANCELLED"
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    ABORTED = "ABORTED"
+    INTERNAL = "INTERNAL"
+    UNAVAILABLE = "UNAVAILABLE"
+    DATA_LOSS = "DATA_LOSS"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+
+
+CODES: Final[dict[type[errors.StaddleError], ErrorCode]] = {
+    errors.BadRequest: ErrorCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: ErrorCode.UNAUTHENTICATED,
+    errors.PermissionDenied: ErrorCode.PERMISSION_DENIED,
+    errors.NotFound: ErrorCode.NOT_FOUND,
+    errors.Conflict: ErrorCode.ABORTED,
+    errors.Unfinished: ErrorCode.CANCELLED,
+    errors.Precondition: ErrorCode.FAILED_PRECONDITION,
+    errors.AlreadyExists: ErrorCode.ALREADY_EXISTS,
+    errors.Damaged: ErrorCode.DATA_LOSS,
+    errors.Exhausted: ErrorCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: ErrorCode.UNAVAILABLE,
+    errors.Fault: ErrorCode.INTERNAL,
+}
+
+
+class Failure(NamedTuple):
+    """An error as its caller gets it, in parts short enough for any transport.
+
+    Attributes:
+        code: Its kind.
+        message: What happened, to what, and what to do.
+        reason: Its stable name.
+        facts: Documented details.
+        retry_after_s: When trying again makes sense; None: the error does not say.
+
+    """
+
+    code: ErrorCode
+    message: str
+    reason: str
+    facts: dict[str, str]
+    retry_after_s: float | None
+
+
+def code_of(error: errors.StaddleError) -> ErrorCode:
+    """The code of an error, by its class or the nearest one above."""
     return next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
 
 
-def status_of(error: errors.StaddleError) -> status_pb2.Status:
-    """The error as google.rpc.Status with an ErrorInfo, always under ERROR_STATUS_BYTES_MAX: longer ones break calls."""
-    facts = {key: _cut(value, _FACT_MAX) for key, value in list(error.facts.items())[:6]}
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)
-    status = status_pb2.Status(
-        code=getattr(code_pb2, code_of(error).name),
-        message=_cut(error.message, _TEXT_MAX),
-        details=[_packed(info)],
+def failure_of(error: errors.StaddleError) -> Failure:
+    """What travels of an error; what is too long is cut."""
+    return Failure(
+        code_of(error),
+        _cut(error.message, _TEXT_MAX),
+        error.reason,
+        {key: _cut(value, _FACT_MAX) for key, value in list(error.facts.items())[:_FACTS_MAX]},
+        error.retry_after_s,
     )
-    if error.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
-        status.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    if status.ByteSize() > ERROR_STATUS_BYTES_MAX:
-        raise AssertionError("a status is made of parts that are cut to fit")
-    return status
-
-
-def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-    return packed
 
 
 def _cut(text: str, limit: int) -> str:

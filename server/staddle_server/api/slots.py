@@ -24,8 +24,8 @@ IDLE_S: Final = 15 * 60.0
 T = TypeVar("T")
 
 
-class Context(Protocol):
-    """The part of a call's gRPC context that a slot needs."""
+class Connection(Protocol):
+    """What brings a call, whatever the transport: how it ends. gRPC's context is one."""
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Calls back when the call has ended; False: it has already."""
@@ -39,13 +39,13 @@ class Slot:
 
     def __init__(
         self,
-        context: Context,
+        connection: Connection,
         now_s: Callable[[], float],
         first_s: float,
         owner: bytes = b"",
         group: bytes = b"",
     ) -> None:
-        self.context = context
+        self.connection = connection
         self.owner = owner
         self.group = group
         self._now_s = now_s
@@ -110,7 +110,7 @@ class Slots:
         """The oldest first."""
 
     def enter(
-        self, context: Context, owner: bytes = b"", group: bytes = b"", *, until_left: bool = False
+        self, connection: Connection, owner: bytes = b"", group: bytes = b"", *, until_left: bool = False
     ) -> Slot:
         """Takes a slot until the call has ended or `leave` is called. Where none is free, and calls may wait, it waits up to WAIT_S.
 
@@ -120,7 +120,7 @@ class Slots:
             Exhausted: TOO_MANY.
 
         """
-        slot = Slot(context, self._now_s, self._first_s, owner, group)
+        slot = Slot(connection, self._now_s, self._first_s, owner, group)
         with self._lock:
             refusal = self._refusal(owner, group)
             if refusal is not None:
@@ -128,7 +128,7 @@ class Slots:
             self._slots[slot] = None
         # A handler that waits in the library for a reader that went away may never be resumed; this is called all the same.
         try:
-            gone = not until_left and not context.add_callback(lambda: self.leave(slot))
+            gone = not until_left and not connection.add_callback(lambda: self.leave(slot))
         except BaseException:
             self.leave(slot)
             raise
@@ -175,9 +175,11 @@ class Slots:
             self._slots.pop(slot, None)
             self._changed.notify_all()
 
-    def only(self, messages: Iterator[T], context: Context, owner: bytes = b"", group: bytes = b"") -> T:
+    def only(
+        self, messages: Iterator[T], connection: Connection, owner: bytes = b"", group: bytes = b""
+    ) -> T:
         """The message of a call that has one; the call holds a slot until it comes. Raises what `enter` and `first` say."""
-        slot = self.enter(context, owner, group)
+        slot = self.enter(connection, owner, group)
         try:
             return first(messages)
         finally:
@@ -198,7 +200,7 @@ class Slots:
         with self._lock:
             idle = [slot for slot in self._slots if slot.is_idle()]
         for slot in idle:
-            slot.context.cancel()
+            slot.connection.cancel()
         return len(idle)
 
     def end_oldest(self) -> None:
@@ -207,7 +209,7 @@ class Slots:
             oldest = next(iter(self._slots), None)
         if oldest is not None:
             self.leave(oldest)
-            oldest.context.cancel()
+            oldest.connection.cancel()
 
 
 def first(messages: Iterator[T]) -> T:

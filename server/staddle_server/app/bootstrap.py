@@ -33,10 +33,10 @@ from staddle_server.store.open import open_blobs
 from staddle_server.store.records import TenantRecord, TenantSettingsRecord, encode_record
 from staddle_server.tenancy.clock_guard import ClockGuard, Standing
 from staddle_server.tenancy.records import as_noted, as_pending, finish_all, finish_missing
-from staddle_server.tenancy.tenant import Tenants
+from staddle_server.tenancy.tenant import Tenants, keys_damage
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.rebuild.catalog_age import records_unknown, tenants_unknown
-from staddle_server.upkeep.rebuild.run import Rebuilding, Report, Show
+from staddle_server.upkeep.rebuild.run import Rebuilding, RebuildReport, Show
 
 DEFAULT_TENANT: Final = "default"
 LOCAL_TOKEN: Final = "local"  # noqa: S105  the name of a token, not a token
@@ -117,13 +117,7 @@ def _opens_not(opened: Rooms, row: Tenant) -> bool:
     """Whether the tenant's keys are there, twice, and were wrapped with another master key."""
     if not row.wrapped_keys or opened.keys.opens(row.id, row.keys_version, row.wrapped_keys):
         return False
-    try:
-        opened.keys.load(row.id)
-    except WrongMasterKey:
-        return True
-    except Damaged:
-        return False
-    return False
+    return isinstance(keys_damage(opened.keys, row.id), WrongMasterKey)
 
 
 def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
@@ -187,7 +181,7 @@ def default_tenant(rooms: Rooms, now_ns: int) -> Tenant:
 class Rebuilt:
     """What a rebuild did."""
 
-    report: Report
+    report: RebuildReport
     aside: Path | None
     """Where the catalog is now that was there before."""
     token: str

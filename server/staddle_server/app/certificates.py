@@ -35,27 +35,27 @@ class CertificateError(OperatorError):
     """A certificate cannot be made. The message says why, and what to do."""
 
 
-class Pair(NamedTuple):
+class Issued(NamedTuple):
     """A certificate and its key, in memory."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
 
-class Files(NamedTuple):
+class IdentityFiles(NamedTuple):
     """A certificate and its key, as files."""
 
     certificate: Path
     key: Path
 
 
-def files_of(directory: Path, stem: str) -> Files:
-    return Files(directory / f"{stem}.crt", directory / f"{stem}.key")
+def files_of(directory: Path, stem: str) -> IdentityFiles:
+    return IdentityFiles(directory / f"{stem}.crt", directory / f"{stem}.key")
 
 
 def make(
     directory: Path, hosts: Sequence[str], clients: Sequence[str], days: int, now: datetime.datetime
-) -> list[Files]:
+) -> list[IdentityFiles]:
     """Makes the authority if there is none, the server's certificate if `hosts` is not empty, one for each client.
 
     Answers what was made, in this order. Checks everything before it writes anything. Raises CertificateError.
@@ -82,7 +82,7 @@ def make(
     return made
 
 
-def _authority(directory: Path, now: datetime.datetime) -> tuple[Pair, list[Files]]:
+def _authority(directory: Path, now: datetime.datetime) -> tuple[Issued, list[IdentityFiles]]:
     files = files_of(directory, "ca")
     if files.certificate.exists() and files.key.exists():
         return _read(files, now), []
@@ -91,7 +91,7 @@ def _authority(directory: Path, now: datetime.datetime) -> tuple[Pair, list[File
     return pair, [_write(files, pair, chain=[])]
 
 
-def _refuse_existing(files: Files) -> None:
+def _refuse_existing(files: IdentityFiles) -> None:
     for path in files:
         if os.path.lexists(path):
             raise CertificateError(
@@ -99,7 +99,7 @@ def _refuse_existing(files: Files) -> None:
             )
 
 
-def _read(files: Files, now: datetime.datetime) -> Pair:
+def _read(files: IdentityFiles, now: datetime.datetime) -> Issued:
     try:
         certificate = pem.certificates_in(pem.read(files.certificate))[0]
         key = pem.keys_in(pem.read(files.key))[0]
@@ -113,22 +113,22 @@ def _read(files: Files, now: datetime.datetime) -> Pair:
             f"the authority {files.certificate} expired at {ends:%Y-%m-%d %H:%M} UTC, and nobody accepts what it signs: move ca.crt and "
             "ca.key away, and a new one is made, which every client must get"
         )
-    return Pair(certificate, key)
+    return Issued(certificate, key)
 
 
-def _self_signed(now: datetime.datetime) -> Pair:
+def _self_signed(now: datetime.datetime) -> Issued:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Staddle private authority")])
     ends = now + datetime.timedelta(days=AUTHORITY_DAYS)
     builder = _builder(name, name, key, ends, now)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
-    return Pair(builder.sign(key, hashes.SHA256()), key)
+    return Issued(builder.sign(key, hashes.SHA256()), key)
 
 
 def _leaf(
-    authority: Pair, name: str, alternatives: Iterable[x509.GeneralName], days: int, now: datetime.datetime
-) -> Pair:
+    authority: Issued, name: str, alternatives: Iterable[x509.GeneralName], days: int, now: datetime.datetime
+) -> Issued:
     """A server's certificate if there are alternative names, else a client's.
 
     A server's may also prove who a client is: the health probe that runs beside the server uses it under mutual TLS.
@@ -148,7 +148,7 @@ def _leaf(
     builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     builder = builder.add_extension(identifier, critical=False)
-    return Pair(builder.sign(authority.key, hashes.SHA256()), key)
+    return Issued(builder.sign(authority.key, hashes.SHA256()), key)
 
 
 def _builder(
@@ -195,7 +195,7 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _write(files: Files, pair: Pair, chain: list[x509.Certificate]) -> Files:
+def _write(files: IdentityFiles, pair: Issued, chain: list[x509.Certificate]) -> IdentityFiles:
     key = pair.key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -20,8 +20,9 @@ from typing import Final
 
 from staddle._base.given_files import GivenError, read, text_of
 
+from staddle_server.app.addresses import Address, UnixAddress
 from staddle_server.app.owner import owner_of
-from staddle_server.app.settings import Address, OperatorError, UnixAddress
+from staddle_server.app.settings import OperatorError
 from staddle_server.store.blobs import FORMAT_NAME, TEMPORARY
 from staddle_server.store.files import Files, sync_directory, write_synced
 

@@ -11,7 +11,8 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from staddle_server.app import tls
-from staddle_server.app.settings import Address, OperatorError, UnixAddress
+from staddle_server.app.addresses import Address, UnixAddress
+from staddle_server.app.settings import OperatorError
 
 SERVING: Final = "SERVING"
 METHOD: Final = "/grpc.health.v1.Health/Check"

@@ -18,6 +18,7 @@ from staddle._base.figures import duration
 
 from staddle_server import __version__
 from staddle_server.app import allocator, bootstrap, generation, health_probe, tls, unix_sockets
+from staddle_server.app.addresses import Address, UnixAddress, parse_address
 from staddle_server.app.bootstrap import Rebuilt, Rooms, open_rooms
 from staddle_server.app.data_directory import (
     ClientConfig,
@@ -30,14 +31,7 @@ from staddle_server.app.disk_reserve import Keeper, give_up_at_start, reserves_o
 from staddle_server.app.reload import Reloading
 from staddle_server.app.service import Service
 from staddle_server.app.service_manager import Manager, Pulse
-from staddle_server.app.settings import (
-    LISTEN_DEFAULT,
-    Address,
-    OperatorError,
-    Settings,
-    UnixAddress,
-    parse_address,
-)
+from staddle_server.app.settings import LISTEN_DEFAULT, OperatorError, Settings
 from staddle_server.app.signals import StopRequest, listening_for_signals, watching_threads
 from staddle_server.base.errors import StaddleError, Unauthenticated
 from staddle_server.base.limits import FILES_WANTED
@@ -263,15 +257,7 @@ def _serving(
         opened.catalog,
         opened.blobs,
         opened.keys,
-        streams_max=settings.streams_max,
-        lease_s=settings.lease_s,
-        upload_life_s=settings.upload_life_s,
-        scrub_period_s=settings.scrub_period_s,
-        scrub_bytes_per_s=settings.scrub_bytes_per_s,
-        endpoint=str(settings.endpoint or ""),
-        retention_every_s=settings.retention_every_s,
-        parity_percent=settings.parity_percent,
-        gc_every_s=settings.gc_every_s,
+        settings,
         space=space,
         certificates_last=(lambda: True) if certificates is None else certificates.lasts,
     )

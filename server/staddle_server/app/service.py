@@ -9,15 +9,24 @@ from typing import Final
 
 import grpc
 
-from staddle_server.api.grpc.call import Gate
+from staddle_server.api.gate import Gate
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.reads import ReadCalls
 from staddle_server.api.grpc.retention import RetentionCalls
-from staddle_server.api.grpc.server import CERTIFICATE, INTEGRITY, ROOM, UPKEEP, WRITES, WireServer, methods
+from staddle_server.api.grpc.server import (
+    CERTIFICATE,
+    INTEGRITY,
+    ROOM,
+    UPKEEP,
+    WRITES,
+    CallThreads,
+    WireServer,
+    methods,
+)
 from staddle_server.api.grpc.uploads import UploadCalls
 from staddle_server.api.slots import Slots
+from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import Clock, SystemClock
-from staddle_server.base.limits import MIB
 from staddle_server.base.threads import Threads
 from staddle_server.catalog import Catalog
 from staddle_server.restore.browse import Reads
@@ -36,7 +45,7 @@ from staddle_server.upkeep.integrity.parity import parity_task
 from staddle_server.upkeep.integrity.scrub import Scrubber
 from staddle_server.upkeep.integrity.watch import Integrity
 from staddle_server.upkeep.lifecycle.deletion import Deletion
-from staddle_server.upkeep.lifecycle.holds import Protection
+from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import TASK as RETENTION
 from staddle_server.upkeep.lifecycle.policies import Policies
 from staddle_server.upkeep.schedule import Schedule, Task
@@ -54,16 +63,8 @@ class Service:
         catalog: Catalog,
         blobs: Blobs,
         keys: KeyStore,
+        settings: ServiceSettings,
         *,
-        streams_max: int,
-        lease_s: float,
-        upload_life_s: float,
-        endpoint: str = "",
-        retention_every_s: float = 0.0,
-        parity_percent: int = 0,
-        gc_every_s: float = 0,
-        scrub_period_s: float = 0.0,
-        scrub_bytes_per_s: float = 20 * MIB,
         clock: Clock | None = None,
         space: Space | None = None,
         certificates_last: Callable[[], bool] = lambda: True,
@@ -78,49 +79,27 @@ class Service:
         tenants = Tenants(blobs, catalog, keys)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
-        self._uploads = Uploads(catalog, tenants, clock, lease_s=lease_s, life_s=upload_life_s, space=space)
+        self._uploads = Uploads(
+            catalog, tenants, clock, lease_s=settings.lease_s, life_s=settings.upload_life_s, space=space
+        )
         reads = Reads(catalog, tenants, clock, self._openers)
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
-        integrity = self._integrity = Integrity(kept)
-
-        def has_room() -> bool:
-            return space is None or space.flaw() is None
-
-        def takes_backups() -> bool:
-            return blobs.failed is None and has_room()
-
-        conditions = Conditions(self.clock_watch, integrity, takes_backups)
-        policies = Policies(catalog, tenants, clock, retention_every_s)
-        info = InfoCalls(
-            tenants, clock, conditions, streams_max=streams_max, lease_s=lease_s, life_s=upload_life_s
-        )
-        self._gate = _gate(kept, streams_max, guard)
-        parts = {
-            WRITES: takes_backups,
-            ROOM: has_room,
-            UPKEEP: lambda: not self.clock_watch.in_doubt,
-            INTEGRITY: lambda: integrity.is_whole,
-            CERTIFICATE: certificates_last,
-        }
+        self._integrity = Integrity(kept)
+        parts = _parts(blobs, space, self.clock_watch, self._integrity, certificates_last)
+        conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
+        policies = Policies(catalog, tenants, clock, settings.retention_every_s)
+        threads = CallThreads(settings.streams_max)
+        self._gate = _gate(kept, settings.streams_max, guard, threads)
         table = methods(
-            UploadCalls(self._uploads, tenants, endpoint),
+            UploadCalls(self._uploads, tenants, str(settings.endpoint or "")),
             ReadCalls(reads, catalog, tenants),
             _retention(kept, policies),
-            info,
+            _info(kept, conditions, settings),
         )
-        self._wire = WireServer(self._gate, table, streams_max, parts)
-        busy = self._gate.is_busy
-        scrubber = Scrubber(kept, period_s=scrub_period_s, bytes_per_s=scrub_bytes_per_s, busy=busy)
-        tasks = [
-            Task(RETENTION, retention_every_s, policies.run),
-            *_parity(kept, parity_percent),
-            _collection(kept, gc_every_s),
-            scrubber.task(),
-            integrity.task(),
-        ]
-        self._schedule = Schedule(tasks, catalog, clock, busy=busy)
+        self._wire = WireServer(self._gate, table, threads, parts)
+        self._schedule = _schedule(kept, settings, policies, self._integrity, self._gate.is_busy)
 
     def start(
         self,
@@ -155,7 +134,28 @@ class Service:
         self._openers.shutdown()
 
 
-def _gate(kept: Kept, streams_max: int, guard: ClockGuard) -> Gate:
+def _parts(
+    blobs: Blobs,
+    space: Space | None,
+    clock_watch: ClockWatch,
+    integrity: Integrity,
+    certificates_last: Callable[[], bool],
+) -> dict[str, Callable[[], bool]]:
+    """Whether each part of the service works that health has a name for."""
+
+    def has_room() -> bool:
+        return space is None or space.flaw() is None
+
+    return {
+        WRITES: lambda: blobs.failed is None and has_room(),
+        ROOM: has_room,
+        UPKEEP: lambda: not clock_watch.in_doubt,
+        INTEGRITY: lambda: integrity.is_whole,
+        CERTIFICATE: certificates_last,
+    }
+
+
+def _gate(kept: Kept, streams_max: int, guard: ClockGuard, threads: CallThreads) -> Gate:
     """Who may call, and how much at once."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
     return Gate(
@@ -166,6 +166,7 @@ def _gate(kept: Kept, streams_max: int, guard: ClockGuard) -> Gate:
         clock.monotonic_s,
         lambda tokens: catalog.tokens.valid(tokens, guard.believed_ns()),
         decoded=tenants.decoded,
+        check_threads=threads.check,
     )
 
 
@@ -173,8 +174,41 @@ def _retention(kept: Kept, policies: Policies) -> RetentionCalls:
     """What deletes backups, and what keeps them."""
     catalog, tenants, clock = kept.catalog, kept.tenants, kept.clock
     return RetentionCalls(
-        Deletion(catalog, tenants, clock), Protection(catalog, tenants, clock), policies, tenants
+        Deletion(catalog, tenants, clock), Holds(catalog, tenants, clock), policies, tenants
     )
+
+
+def _info(kept: Kept, conditions: Conditions, settings: ServiceSettings) -> InfoCalls:
+    """What tells clients about the server."""
+    return InfoCalls(
+        kept.tenants,
+        kept.clock,
+        conditions,
+        streams_max=settings.streams_max,
+        lease_s=settings.lease_s,
+        life_s=settings.upload_life_s,
+    )
+
+
+def _schedule(
+    kept: Kept,
+    settings: ServiceSettings,
+    policies: Policies,
+    integrity: Integrity,
+    busy: Callable[[], bool],
+) -> Schedule:
+    """The upkeep that runs beside the calls."""
+    scrubber = Scrubber(
+        kept, period_s=settings.scrub_period_s, bytes_per_s=settings.scrub_bytes_per_s, busy=busy
+    )
+    tasks = [
+        Task(RETENTION, settings.retention_every_s, policies.run),
+        *_parity(kept, settings.parity_percent),
+        _collection(kept, settings.gc_every_s),
+        scrubber.task(),
+        integrity.task(),
+    ]
+    return Schedule(tasks, kept.catalog, kept.clock, busy=busy)
 
 
 def _parity(kept: Kept, percent: int) -> list[Task]:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from staddle_server.app.settings import UNIX_PATH_BYTES_MAX, OperatorError, UnixAddress
+from staddle_server.app.addresses import UNIX_PATH_BYTES_MAX, UnixAddress
+from staddle_server.app.settings import OperatorError
 
 LOCK_S: Final = 2.0
 LOCK_LOOK_S: Final = 0.05

@@ -17,7 +17,7 @@ from staddle_server.catalog import Tenant
 from staddle_server.cli.options import data_option, json_option
 from staddle_server.cli.text import Line, say
 from staddle_server.store.blobs import TEMPORARY
-from staddle_server.upkeep.integrity.check import Check, Plan, Progress, Summary
+from staddle_server.upkeep.integrity.check import Check, CheckPlan, CheckProgress, Summary
 from staddle_server.upkeep.integrity.findings import DAMAGE, HEALED, NOTE, Finding
 from staddle_server.upkeep.integrity.repair import Repair, Repaired
 
@@ -64,7 +64,7 @@ def check(
     a server. Exit codes: 0: nothing is damaged; 1: something is.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
-    plan = Plan(read=read_data is not None, share=(read_data or 100) / 100, random=Random(seed))  # noqa: S311  no secret
+    plan = CheckPlan(read=read_data is not None, share=(read_data or 100) / 100, random=Random(seed))  # noqa: S311  no secret
     with open_rooms(data, only_look=True) as rooms, Line() as line:
         told = _Told(line, as_json=as_json)
         checked = Check(rooms.kept(), plan, told, _progress(line))
@@ -203,7 +203,7 @@ def _sum_up_repair(done: Repaired, *, dry_run: bool) -> None:
         say("No damage is left." if not dry_run else "Nothing would be left damaged.")
 
 
-def _progress(line: Line) -> Progress:
+def _progress(line: Line) -> CheckProgress:
     def tell(doing: str, done: int, total: int) -> None:
         share = f" {min(100, 100 * done // total)} %" if total else ""
         line.show(f"{doing}: {size(done) if doing == 'reading' else f'{done:,}'}{share}")

@@ -17,7 +17,7 @@ from staddle_server.base.limits import GRACE_S_MAX, REAP_GRACE_S
 from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option
 from staddle_server.cli.text import Line, say
-from staddle_server.upkeep.gc.collector import Collector, Report, Show
+from staddle_server.upkeep.gc.collector import CollectionReport, Collector, Show
 from staddle_server.upkeep.gc.tenant_run import TenantReport
 
 
@@ -98,7 +98,7 @@ def _ask(collector: Collector, rooms: Rooms, line: Line, grace_s: int | None, *,
 # --- the report
 
 
-def _tell(report: Report, *, dry_run: bool) -> None:
+def _tell(report: CollectionReport, *, dry_run: bool) -> None:
     for tenant in report.tenants:
         lines = list(_lines(tenant, dry_run=dry_run))
         say(f"{tenant.tenant}: {lines[0]}" if len(lines) == 1 else f"{tenant.tenant}:")

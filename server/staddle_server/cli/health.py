@@ -9,8 +9,9 @@ import click
 from staddle._base.figures import size
 
 from staddle_server.app import health_probe, tls
-from staddle_server.app import settings as config
+from staddle_server.app.addresses import Address, UnixAddress, parse_address
 from staddle_server.app.data_directory import DataDirectory, read_client_config
+from staddle_server.app.settings import LISTEN_DEFAULT, Settings, SettingsError
 from staddle_server.cli.options import duration, probe_options, settings_from
 from staddle_server.store.space import look
 
@@ -43,7 +44,7 @@ def health_command(server: str | None, timeout: str, wait: str, **flags: str | N
     For containers and scripts; needs no token. Exit codes: 0: it serves; 1: it does not; 3: it only restores; 4: it serves and
     knows of damage.
     """
-    settings = settings_from({**flags, "listen": config.LISTEN_DEFAULT})
+    settings = settings_from({**flags, "listen": LISTEN_DEFAULT})
     timeout_s, wait_s = duration("--timeout", timeout, bare=True), duration("--wait", wait, bare=True)
     deadline_s = time.monotonic() + wait_s
     while True:
@@ -63,7 +64,7 @@ def health_command(server: str | None, timeout: str, wait: str, **flags: str | N
                 raise
 
 
-def _ask(settings: config.Settings, server: str | None, timeout_s: float) -> None:
+def _ask(settings: Settings, server: str | None, timeout_s: float) -> None:
     address = _address(settings, server)
     warnings = health_probe.check(address, tls.files_of(settings), timeout_s)
     click.echo(f"{address} {health_probe.SERVING}")
@@ -71,7 +72,7 @@ def _ask(settings: config.Settings, server: str | None, timeout_s: float) -> Non
         click.echo(f"Warning: {warning}", err=True)
 
 
-def _say_room(settings: config.Settings) -> None:
+def _say_room(settings: Settings) -> None:
     """What the disks have left, where they are this machine's and can be seen."""
     for path in DataDirectory(settings.data).disks():
         with contextlib.suppress(OSError):
@@ -83,13 +84,13 @@ def _say_room(settings: config.Settings) -> None:
             )
 
 
-def _address(settings: config.Settings, server: str | None) -> config.Address | config.UnixAddress:
+def _address(settings: Settings, server: str | None) -> Address | UnixAddress:
     text = server or read_client_config(DataDirectory(settings.data).client_toml).get("server")
     if text is None:
         raise health_probe.ProbeError(
             f"no server has run on {settings.data} yet; or name one: --server HOST:PORT or --server unix:PATH"
         )
     try:
-        return config.parse_address(text)
+        return parse_address(text)
     except ValueError as error:
-        raise config.SettingsError(f"{text!r} is not an address: {error}") from error
+        raise SettingsError(f"{text!r} is not an address: {error}") from error

@@ -8,10 +8,12 @@ from typing import Final, TypeVar
 import click
 from staddle._base.figures import DURATION_S_MAX, duration_s
 
-from staddle_server.app import settings
+from staddle_server.app.addresses import parse_path
 from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.disk_reserve import give_up_at_start
 from staddle_server.app.owner import act_as_owner
+from staddle_server.app.settings import OPTIONS, Settings, SettingsError
+from staddle_server.app.settings_reading import CONFIG_NAME, CONFIG_VARIABLE, load
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -19,16 +21,16 @@ _PROBE_FIELDS: Final = frozenset({"data", "min_free", "tls_cert", "tls_key", "tl
 
 
 def settings_options(*, only: frozenset[str] | None = None) -> Callable[[F], F]:
-    """Adds a flag for each setting (or for those fields), and `--config`. The values arrive as text, for config.load."""
+    """Adds a flag for each setting (or for those fields), and `--config`. The values arrive as text, for `load`."""
 
     def decorate(command: F) -> F:
         flag = "--config"
         decorated = click.option(
             flag,
             metavar="FILE",
-            help=f"Settings file (TOML). [env: {settings.CONFIG_VARIABLE}; else DIR/{settings.CONFIG_NAME}]",
+            help=f"Settings file (TOML). [env: {CONFIG_VARIABLE}; else DIR/{CONFIG_NAME}]",
         )(command)
-        for option in reversed(settings.OPTIONS):
+        for option in reversed(OPTIONS):
             if only is None or option.field in only:
                 default = f"; default: {option.default}" if option.default else ""
                 decorated = click.option(
@@ -64,7 +66,7 @@ def duration(flag: str, text: str, most_s: float = DURATION_S_MAX, *, bare: bool
     try:
         return duration_s(text, most_s=most_s, bare=bare)
     except ValueError as error:
-        raise settings.SettingsError(f"{flag} is {text!r}: {error}") from error
+        raise SettingsError(f"{flag} is {text!r}: {error}") from error
 
 
 def json_option(command: F) -> F:
@@ -73,20 +75,20 @@ def json_option(command: F) -> F:
 
 def _made(_context: click.Context, _parameter: click.Parameter, value: str) -> DataDirectory:
     try:
-        directory = DataDirectory(settings.parse_path(value))
+        directory = DataDirectory(parse_path(value))
     except ValueError as error:
-        raise settings.SettingsError(f"--data is {value[:200]!r}: {error}") from error
+        raise SettingsError(f"--data is {value[:200]!r}: {error}") from error
     act_as_owner(directory.path)
     directory.require()
     give_up_at_start(directory.path, directory.store)
     return directory
 
 
-def settings_from(flags: dict[str, str | None], *, again: bool = False) -> settings.Settings:
+def settings_from(flags: dict[str, str | None], *, again: bool = False) -> Settings:
     """The settings of a command that has settings_options; `again`: read once more. Raises SettingsError."""
     texts = dict(flags)
     file = texts.pop("config", None)
-    return settings.load(texts, os.environ, file, again=again)
+    return load(texts, os.environ, file, again=again)
 
 
 def print_rows(rows: Iterable[dict[str, str]], *, as_json: bool, empty: str) -> None:

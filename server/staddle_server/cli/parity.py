@@ -10,12 +10,11 @@ from staddle._base.figures import counted, size
 
 from staddle_server.app.bootstrap import Rooms, open_rooms
 from staddle_server.app.data_directory import DataDirectory
-from staddle_server.base.errors import Damaged
 from staddle_server.base.limits import PARITY_PERCENT_MAX
 from staddle_server.catalog import PackParity
 from staddle_server.cli.options import data_option, json_option
 from staddle_server.cli.text import Line, say
-from staddle_server.tenancy.tenant import Tenants
+from staddle_server.tenancy.tenant import keys_damage
 from staddle_server.upkeep.integrity.copies import CopiesReport, copy_new, mend_all
 from staddle_server.upkeep.integrity.parity import (
     Outcome,
@@ -76,7 +75,7 @@ def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
     names = _names(rooms)
     tenants = rooms.tenants()
     lost = forget_lost(tenants, rooms.catalog, rooms.blobs, read=verify)
-    progress = _Progress(names, as_json=as_json)
+    progress = _ParityProgress(names, as_json=as_json)
     report = make_all(tenants, rooms.catalog, percent, tick=progress.tick)
     progress.end()
     orphans = sum(remove_orphans(rooms.blobs, rooms.catalog, tenant) for tenant in names)
@@ -105,7 +104,7 @@ def _make(rooms: Rooms, percent: int, *, verify: bool, as_json: bool) -> bool:
     return not report.damaged and not copies.damaged
 
 
-class _Progress:
+class _ParityProgress:
     """Says what has been done: each pack as JSON, or a line on the terminal that is written over."""
 
     def __init__(self, names: dict[bytes, str], *, as_json: bool) -> None:
@@ -165,7 +164,7 @@ def _repair(rooms: Rooms, *, as_json: bool) -> bool:
     outcomes: list[Outcome] = []
     for tenant, name in _names(rooms).items():
         packs = rooms.catalog.packs.damaged(tenant)
-        if packs and not _opens(tenants, tenant):
+        if packs and keys_damage(rooms.keys, tenant) is not None:
             outcomes += [Outcome.BEYOND] * len(packs)  # the tenant's keys are, which is said with the copies
             continue
         for pack in packs:
@@ -186,14 +185,6 @@ def _repair(rooms: Rooms, *, as_json: bool) -> bool:
                 f"{left} not repaired."
             )
     return not left and not copies.damaged
-
-
-def _opens(tenants: Tenants, tenant: bytes) -> bool:
-    try:
-        tenants.get(tenant)
-    except Damaged:
-        return False
-    return True
 
 
 def _say_repair(report: RepairReport, tenant: str) -> None:

@@ -15,7 +15,7 @@ from staddle_server.app.disk_reserve import give_up_at_start
 from staddle_server.app.owner import act_as_owner
 from staddle_server.cli.options import settings_from, settings_options
 from staddle_server.cli.text import Line, say
-from staddle_server.upkeep.rebuild.run import Report
+from staddle_server.upkeep.rebuild.run import RebuildReport
 
 
 @click.command()
@@ -62,7 +62,7 @@ def _as_json(rebuilt: Rebuilt, seconds: float) -> dict[str, object]:
     return {**report, "problems": problems, "seconds": round(seconds, 3), "aside": aside}
 
 
-def _say_found(report: Report) -> None:
+def _say_found(report: RebuildReport) -> None:
     say(f"tenants   {report.tenants:,}")
     say(f"datasets  {report.datasets:,}")
     say(f"backups   {report.backups:,}{_of_these(report)}")
@@ -81,7 +81,7 @@ def _say_found(report: Report) -> None:
         say(f"  … and {report.problem_count - len(report.problems):,} more")
 
 
-def _of_these(report: Report) -> str:
+def _of_these(report: RebuildReport) -> str:
     deleted = f"; {report.deleted:,} of them deleted, and can be brought back" if report.deleted else ""
     return deleted + (f"; {report.purged:,} more are gone for good" if report.purged else "")
 

@@ -8,9 +8,11 @@ import sys
 import click
 
 from staddle_server.app import run
-from staddle_server.app import settings as config
+from staddle_server.app.addresses import UnixAddress
 from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.owner import act_as_owner
+from staddle_server.app.settings import Settings
+from staddle_server.app.settings_reading import unknown_variables
 from staddle_server.base import logs
 from staddle_server.cli.options import settings_from, settings_options
 
@@ -48,7 +50,7 @@ def serve(**flags: str | None) -> None:
     logs.setup(settings.log_format, settings.log_level)
     logs.never_block(1)
     logs.never_block(2)
-    if unknown := config.unknown_variables(os.environ):
+    if unknown := unknown_variables(os.environ):
         _log.warning("no such setting, and nothing is done about it: %s", ", ".join(unknown))
     run.run_server(settings, _announce, reread=lambda: settings_from(flags, again=True))
 
@@ -82,8 +84,8 @@ def _say_made(directory: DataDirectory) -> None:
     )
 
 
-def _transport(settings: config.Settings) -> str:
-    if settings.tls_cert is None and isinstance(settings.listen, config.UnixAddress):
+def _transport(settings: Settings) -> str:
+    if settings.tls_cert is None and isinstance(settings.listen, UnixAddress):
         return f"without TLS: whoever may write the socket, mode {settings.socket_mode:04o}, can connect"
     if settings.tls_cert is None:
         return "without TLS: only this machine can connect"

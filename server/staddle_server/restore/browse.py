@@ -38,7 +38,7 @@ class Selector(NamedTuple):
     ago_ns: int | None = None
 
 
-class Range(NamedTuple):
+class FileRange(NamedTuple):
     """Bytes of one file."""
 
     data: bytes
@@ -174,7 +174,7 @@ class Reads:
         length: int,
         *,
         check: Check = unchecked,
-    ) -> Range:
+    ) -> FileRange:
         """Bytes of one file; fewer where it ends.
 
         Raises:
@@ -202,7 +202,7 @@ class Reads:
             )
         end = min(offset + length, content.size)
         if offset >= end:
-            return Range(b"", content.size, content.content_id)
+            return FileRange(b"", content.size, content.content_id)
         refs = []
         for start, ref in chunks_of(content, reader, offset):
             if start >= end:
@@ -213,4 +213,4 @@ class Reads:
         for start, ref in refs:
             chunk = reader.data(ref, places.get(ref.digest, ()))
             parts.append(chunk[max(0, offset - start) : end - start])
-        return Range(b"".join(parts), content.size, content.content_id)
+        return FileRange(b"".join(parts), content.size, content.content_id)

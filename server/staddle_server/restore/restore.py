@@ -150,6 +150,14 @@ class Restore:
         self._refs = refs
         self._found: dict[bytes, Entry] = {}
         """Entries that were asked for, and in which nothing lies: their pages need not be read twice."""
+        self._path = b""
+        self._offset = 0
+        self._skipping = False
+        """The rest of the last entry is not sent: it is damaged."""
+        self._attributes: bytes | None = None
+        """Those of the last entry, until it is sent."""
+        self._held: Entry | None = None
+        """An entry that waits for its only chunk."""
         self.totals = Totals()
 
     def select(self, paths: Sequence[bytes], *, exact: bool) -> list[bytes]:
@@ -298,15 +306,6 @@ class Restore:
                 self.totals.data_bytes += step.end.size
                 if not _inline(step.end):
                     yield SentEnd(step.end)
-
-    _path: bytes = b""
-    _offset: int = 0
-    _skipping: bool = False
-    """The rest of the last entry is not sent: it is damaged."""
-    _attributes: bytes | None = None
-    """Those of the last entry, until it is sent."""
-    _held: Entry | None = None
-    """An entry that waits for its only chunk."""
 
     def _begin(self, entry: Entry) -> Iterator[Event]:
         self._path, self._offset, self._skipping = entry.path, 0, False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
@@ -71,26 +71,23 @@ class ChunkReader:
 
     def locate(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, list[ChunkPlace]]:
         """Where chunks lie, undamaged copies first; those that are nowhere are left out."""
-        ids = {self._tenant.chunk_id(role, digest): digest for digest in digests}
-        found: dict[bytes, list[ChunkPlace]] = {}
-        wanted = list(ids)
-        for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
-            batch = wanted[start : start + CHUNKS_PER_CALL_MAX]
-            located = self._catalog.chunks.find(self._tenant.id, batch, include_damaged=True)
-            for chunk_id, places in located.items():
-                found[ids[chunk_id]] = places
-        return found
+        return dict(self._places_of(role, digests, include_damaged=True))
 
     def sound(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, int]:
         """Those of the chunks that have a copy that is not known to be damaged, and how many bytes they have."""
+        found = self._places_of(role, digests, include_damaged=False)
+        return {digest: places[0].length for digest, places in found}
+
+    def _places_of(
+        self, role: Role, digests: Iterable[bytes], *, include_damaged: bool
+    ) -> Iterator[tuple[bytes, list[ChunkPlace]]]:
         ids = {self._tenant.chunk_id(role, digest): digest for digest in digests}
         wanted = list(ids)
-        here: dict[bytes, int] = {}
         for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
             batch = wanted[start : start + CHUNKS_PER_CALL_MAX]
-            found = self._catalog.chunks.find(self._tenant.id, batch)
-            here.update((ids[chunk_id], places[0].length) for chunk_id, places in found.items())
-        return here
+            found = self._catalog.chunks.find(self._tenant.id, batch, include_damaged=include_damaged)
+            for chunk_id, places in found.items():
+                yield ids[chunk_id], places
 
     def expect(self, role: Role, digests: Iterable[bytes]) -> None:
         """What is going to be read, each as often as it stands here: when its segment leaves the cache, it stays.

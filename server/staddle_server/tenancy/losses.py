@@ -79,6 +79,10 @@ class Losses:
         """Whether nothing of a manifest is lost. Raises Unavailable where the store does not answer."""
         return next(self.of(root), None) is None
 
+    def is_content_whole(self, entry: Entry) -> bool:
+        """Whether nothing of an entry's content is lost; its attributes do not matter."""
+        return next(self._of_content(entry), None) is None
+
     def of(self, root: Root, *, after: bytes | None = None) -> Iterator[Loss]:
         """All losses of a manifest in the order of its entries; with `after`, only those behind that path."""
         share = self._share and after is None
@@ -100,8 +104,7 @@ class Losses:
         if whole:
             self._whole.update(index_pages)
 
-    def of_content(self, entry: Entry) -> Iterator[Loss]:
-        """The losses of an entry's content; its attributes do not matter."""
+    def _of_content(self, entry: Entry) -> Iterator[Loss]:
         content = entry.content
         if content is None:
             return

@@ -8,7 +8,7 @@ from typing import Final
 
 from staddle.chunking import ChunkerParameters, Cutter
 
-from staddle_server.base.errors import Fault
+from staddle_server.base.errors import Damaged, Fault
 from staddle_server.base.memory_budget import DecodedBytes
 from staddle_server.base.threads import Semaphore
 from staddle_server.base.types import Role, TenantKeys
@@ -46,6 +46,15 @@ class Tenant:
     def chunk_id(self, role: Role, digest: bytes) -> bytes:
         """The chunk's name at rest."""
         return chunk_id(self.secrets.id_key, role, digest)
+
+
+def keys_damage(keys: KeyStore, tenant: bytes) -> Damaged | None:
+    """Why a tenant's keys in the store do not open; None: they do. Raises Unavailable."""
+    try:
+        keys.load(tenant)
+    except Damaged as error:
+        return error
+    return None
 
 
 class Tenants:

@@ -40,12 +40,12 @@ class _Latest(Generic[T]):
     value: T
 
 
-class _Hold(NamedTuple):
+class _HoldDecision(NamedTuple):
     since_ns: int | None
     reason: str
 
 
-_NOT_HELD = _Hold(None, "")
+_NOT_HELD = _HoldDecision(None, "")
 
 
 class _Commit(NamedTuple):
@@ -79,8 +79,8 @@ class History:
     _deleted: dict[bytes, _Latest[bool]] = field(default_factory=dict)
     _purged: set[bytes] = field(default_factory=set)
     _retained_ns: dict[bytes, int] = field(default_factory=dict)
-    _held: dict[bytes, _Latest[_Hold]] = field(default_factory=dict)
-    _datasets_held: dict[str, _Latest[_Hold]] = field(default_factory=dict)
+    _held: dict[bytes, _Latest[_HoldDecision]] = field(default_factory=dict)
+    _datasets_held: dict[str, _Latest[_HoldDecision]] = field(default_factory=dict)
     _policies: dict[str, _Latest[PolicyRecord]] = field(default_factory=dict)
     _decided_ns: dict[str, int] = field(default_factory=dict)
     """When something was first decided about a dataset itself."""
@@ -114,7 +114,7 @@ class History:
                 self._decided(record.dataset, record.at_ns)
                 _decide(self._policies, record.dataset, (record.at_ns, True, name), record)
             case HeldRecord():
-                self._hold(record, (record.at_ns, True, name), _Hold(record.at_ns, record.reason))
+                self._hold(record, (record.at_ns, True, name), _HoldDecision(record.at_ns, record.reason))
             case ReleasedRecord():
                 self._hold(record, (record.at_ns, False, name), _NOT_HELD)
             case _:
@@ -223,7 +223,9 @@ class History:
         self._known.add(record.backup)
         self._retain(record.backup, record.retain_until_ns)
 
-    def _hold(self, record: HeldRecord | ReleasedRecord, key: tuple[int, bool, str], hold: _Hold) -> None:
+    def _hold(
+        self, record: HeldRecord | ReleasedRecord, key: tuple[int, bool, str], hold: _HoldDecision
+    ) -> None:
         if record.backup:
             _decide(self._held, record.backup, key, hold)
         else:
@@ -297,7 +299,7 @@ def _decide(latest: dict[K, _Latest[T]], about: K, key: tuple[int, bool, str], v
         latest[about] = _Latest(key, value)
 
 
-def _value(hold: _Latest[_Hold] | None) -> _Hold:
+def _value(hold: _Latest[_HoldDecision] | None) -> _HoldDecision:
     return _NOT_HELD if hold is None else hold.value
 
 

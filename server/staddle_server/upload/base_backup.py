@@ -43,5 +43,4 @@ class Base:
         return entry.content
 
     def _has_content(self, entry: Entry) -> bool:
-        losses = Losses(ChunkReader(self._tenant, self._catalog))
-        return next(losses.of_content(entry), None) is None
+        return Losses(ChunkReader(self._tenant, self._catalog)).is_content_whole(entry)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from blake3 import blake3
-
+from staddle_server.base.digests import first_unsound
 from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import (
     CHUNK_BYTES_MAX,
@@ -19,7 +18,7 @@ from staddle_server.store.blobs import Buffer
 from staddle_server.store.frame import Codec, FrameError, inflate
 
 
-class Frame(NamedTuple):
+class CheckedChunks(NamedTuple):
     """Chunks of which every digest was checked, as they go into a segment."""
 
     table: Sequence[ChunkRef]
@@ -28,7 +27,7 @@ class Frame(NamedTuple):
     raw_length: int
 
 
-def check_frame(table: Sequence[ChunkRef], data: Buffer, *, raw: bool) -> Frame:
+def check_frame(table: Sequence[ChunkRef], data: Buffer, *, raw: bool) -> CheckedChunks:
     """Inflates what a client sent, within limits, and checks every chunk of it.
 
     Raises:
@@ -54,16 +53,14 @@ def check_frame(table: Sequence[ChunkRef], data: Buffer, *, raw: bool) -> Frame:
         inflated = memoryview(inflate(codec, data, total))
     except FrameError as e:
         raise BadRequest("BAD_FRAME", f"data: {e}", field="data") from e
-    offset = 0
-    for index, ref in enumerate(table):
-        if blake3(inflated[offset : offset + ref.length]).digest() != ref.digest:
-            raise BadRequest(
-                "DIGEST_MISMATCH",
-                f"chunks[{index}]: its bytes do not have the digest {ref.digest.hex()}; nothing of this call was kept",
-                field=f"chunks[{index}]",
-            )
-        offset += ref.length
-    return Frame(table, codec, data, total)
+    unsound = first_unsound(table, inflated)
+    if unsound is not None:
+        raise BadRequest(
+            "DIGEST_MISMATCH",
+            f"chunks[{unsound}]: its bytes do not have the digest {table[unsound].digest.hex()}; nothing of this call was kept",
+            field=f"chunks[{unsound}]",
+        )
+    return CheckedChunks(table, codec, data, total)
 
 
 def is_ref(ref: ChunkRef) -> bool:

@@ -75,15 +75,15 @@ class _Small(NamedTuple):
     profile: Profile
 
 
-class _Listed(NamedTuple):
+class _LongList(NamedTuple):
     sent: Sent
     refs: Sequence[ChunkRef]
 
 
-_Prepared = Removed | _Whole | _Small | _Listed
+_Prepared = Removed | _Whole | _Small | _LongList
 
 
-class _Open(NamedTuple):
+class _SizeSoFar(NamedTuple):
     """The file whose list of chunks is not complete, and its bytes so far."""
 
     entry: Entry | None
@@ -152,8 +152,8 @@ class Intake:
                 self._writer.expect(ref for ref in refs if ref.digest in absent)
             self._take(prepared)
 
-    def _opened(self) -> _Open:
-        return _Open(self._writer.open_entry, self._writer.open_size)
+    def _opened(self) -> _SizeSoFar:
+        return _SizeSoFar(self._writer.open_entry, self._writer.open_size)
 
     @staticmethod
     def _check_refs(changes: Sequence[Sent | Removed]) -> None:
@@ -169,17 +169,17 @@ class Intake:
         for change in changes:
             step = self._prepare(change, opened)
             prepared.append(step)
-            if isinstance(step, _Listed):
+            if isinstance(step, _LongList):
                 size = sum(ref.length for ref in step.refs)
                 if step.sent.continue_at is None:
-                    opened = _Open(step.sent.entry, size)
+                    opened = _SizeSoFar(step.sent.entry, size)
                 else:
-                    opened = _Open(opened.entry, opened.size + size)
+                    opened = _SizeSoFar(opened.entry, opened.size + size)
                 if not step.sent.more:
-                    opened = _Open(None, 0)
+                    opened = _SizeSoFar(None, 0)
         return prepared
 
-    def _prepare(self, sent: Sent | Removed, opened: _Open) -> _Prepared:
+    def _prepare(self, sent: Sent | Removed, opened: _SizeSoFar) -> _Prepared:
         """What is to be done for one entry.
 
         Raises:
@@ -218,20 +218,20 @@ class Intake:
         return _Small(entry, cuts, sent.profile)
 
     @staticmethod
-    def _prepare_refs(sent: Sent, refs: Sequence[ChunkRef], opened: _Open) -> _Whole | _Listed:
+    def _prepare_refs(sent: Sent, refs: Sequence[ChunkRef], opened: _SizeSoFar) -> _Whole | _LongList:
         size = sum(ref.length for ref in refs)
         if sent.continue_at is not None:
             entry = _continued(sent, opened)
             check_file(entry, opened.size + size, more=sent.more)
-            return _Listed(sent, refs)
+            return _LongList(sent, refs)
         if sent.more:
             check_file(sent.entry, size, more=True)
-            return _Listed(sent, refs)
+            return _LongList(sent, refs)
         identity = content_id(refs)
         check_stated(sent, size, identity)
         if len(refs) > CHUNKS_INLINE_MAX:
             check_file(sent.entry, size)
-            return _Listed(sent, refs)
+            return _LongList(sent, refs)
         content = Content(size, identity, sent.profile, tuple(refs))
         entry = msgspec.structs.replace(claimed(sent.entry, sent.digest), content=content)
         check_file(entry, size)
@@ -259,7 +259,7 @@ class Intake:
                 self._writer.put_entries([entry])
             case _Small(entry, cuts, profile):
                 self._writer.put_file(entry, cuts, profile)
-            case _Listed(sent, refs):
+            case _LongList(sent, refs):
                 entry = claimed(sent.entry, sent.digest)
                 self._writer.open_file(entry, sent.profile, continue_at=sent.continue_at)
                 self._writer.add_refs(refs)
@@ -271,7 +271,7 @@ def _refs(change: Sent | Removed) -> Sequence[ChunkRef]:
     return () if isinstance(change, Removed) else change.refs or ()
 
 
-def _continued(sent: Sent, opened: _Open) -> Entry:
+def _continued(sent: Sent, opened: _SizeSoFar) -> Entry:
     """The open entry, if this goes on with it.
 
     Raises:

@@ -6,11 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from staddle_server.base.errors import BadRequest
-from staddle_server.base.limits import (
-    CHECKPOINT_ENTRIES,
-    CHECKPOINT_ENTRY_BYTES,
-    RUNS_MERGE,
-)
+from staddle_server.base.limits import CHECKPOINT_ENTRIES, CHECKPOINT_ENTRY_BYTES, RUNS_MERGE
 from staddle_server.base.types import Entry, EntryType, Root, sort_key
 from staddle_server.manifest.content import ContentBuilder
 from staddle_server.manifest.entries import shown
@@ -22,7 +18,7 @@ from staddle_server.manifest.tree import write_run
 from staddle_server.upload.progress import OpenEntry, Progress, Run
 
 
-class OpenFile(NamedTuple):
+class IncomingFile(NamedTuple):
     """The file that is being taken: its metadata, and its list of chunks so far."""
 
     entry: Entry
@@ -66,10 +62,10 @@ class Received:
         self.last_path = progress.last_path
         self.put_entries_number = progress.put_entries_number
         self.put_entries_digest = progress.put_entries_digest
-        self.open: OpenFile | None = None
+        self.open: IncomingFile | None = None
         if progress.open_entry is not None:
             content = ContentBuilder.restore(progress.open_entry.content, source, pages)
-            self.open = OpenFile(progress.open_entry.entry, content)
+            self.open = IncomingFile(progress.open_entry.entry, content)
         self._runs = list(progress.runs)
         self._gathered = Gathered()
         self._way = _Way() if progress.position == 0 else None

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from staddle_server.base.clock import Clock
 from staddle_server.base.errors import NotFound, Precondition, StaddleError
 from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.base.threads import Background, Threads
-from staddle_server.base.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
+from staddle_server.base.types import EMPTY_ROOT, Entry, Kind, Root, Scope, TokenRole, UploadState
 from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Terms, Upload
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import NS, ClockGuard, ClockInDoubt, Standing
@@ -31,7 +30,22 @@ HOUSEKEEPING_S: Final = 1.0
 EXPIRY_S: Final = 60.0
 
 
-class Opened(NamedTuple):
+class UploadRequest(NamedTuple):
+    """What a caller asks for when it begins an upload; texts are empty where they were not given. `kind` may be AUTO."""
+
+    dataset: str
+    request_id: str = ""
+    kind: Kind = Kind.AUTO
+    scope: Scope = Scope.WHOLE
+    tags: Mapping[str, str] | None = None
+    host: str = ""
+    root: str = ""
+    new_root: bool = False
+    take_over: bool = False
+    fingerprint: str = ""
+
+
+class BegunUpload(NamedTuple):
     """What BeginUpload answers."""
 
     upload: Upload
@@ -76,20 +90,21 @@ class Uploads:
 
     # ------------------------------------------------------------------ begin and take over
 
-    def begin(self, specify: Callable[[int, Terms], BeginUpload], check: Callable[[], None]) -> Opened:
-        """Opens an upload, or answers with the one that the request id or take_over names.
-
-        `specify` makes the request from the time (ns) and the terms that the server gives.
-        """
+    def begin(self, principal: Principal, asked: UploadRequest, check: Callable[[], None]) -> BegunUpload:
+        """Opens an upload, or answers with the one that the request id or take_over names."""
         standing = self._guard.look()
-        # A backup that begins while the clock is behind must not be an old one once it is right again.
-        spec = replace(
-            specify(self._clock.now_ns(), self._terms_by(standing)),
+        spec = BeginUpload(
+            upload=os.urandom(16),
+            principal=principal,
+            now_ns=self._clock.now_ns(),
+            terms=self._terms_by(standing),
+            # A backup that begins while the clock is behind must not be an old one once it is right again.
             begin_ns=standing.latest_ns,
             alive_ns=standing.earliest_ns,
+            **asked._asdict(),
         )
-        self._check_room(spec.principal)
-        tenant = self._tenants.get(spec.principal.tenant)
+        self._check_room(principal)
+        tenant = self._tenants.get(principal.tenant)
         tenant.blobs.check_writable()
         if self._space is not None:
             self._space.check()
@@ -97,7 +112,7 @@ class Uploads:
         if not begun.replayed:
             self._open_writer(tenant, begun.upload)
         damaged = self.damaged(begun.upload, None, LISTED_MAX, check)
-        return Opened(begun.upload, begun.taken_over, damaged.entries, damaged.more)
+        return BegunUpload(begun.upload, begun.taken_over, damaged.entries, damaged.more)
 
     def resume(self, principal: Principal, upload_id: bytes) -> Upload:
         """Takes an upload over; the durable point that it answers is final."""

@@ -40,9 +40,9 @@ from staddle_server.upload import refusals
 from staddle_server.upload.accepted import Accepted
 from staddle_server.upload.base_backup import Base
 from staddle_server.upload.finish import Finishing, check_counts
-from staddle_server.upload.frames import Frame
+from staddle_server.upload.frames import CheckedChunks
 from staddle_server.upload.progress import Progress
-from staddle_server.upload.received import OpenFile
+from staddle_server.upload.received import IncomingFile
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ class UploadWriter:
         with self._writing():
             return self._chunks.missing(digests)
 
-    def put_frame(self, frame: Frame) -> int:
+    def put_frame(self, frame: CheckedChunks) -> int:
         """Accepts chunks that were checked, and gives how many were new."""
         with self._room(len(frame.payload)), self._writing():
             self._missing.check(frame.table)
@@ -314,7 +314,7 @@ class UploadWriter:
         """
         with self._writing():
             if continue_at is None:
-                self._received.open = OpenFile(entry, ContentBuilder(self._pages, profile))
+                self._received.open = IncomingFile(entry, ContentBuilder(self._pages, profile))
             else:
                 self._received.check_open(entry.path, continue_at)
 
@@ -397,7 +397,7 @@ class UploadWriter:
         with self._writing():
             return self.base.content(path, check=check)
 
-    def _opened(self) -> OpenFile:
+    def _opened(self) -> IncomingFile:
         if self._received.open is None:
             raise BadRequest("BAD_SEQUENCE", "no entry is open: data belongs to the entry before it")
         return self._received.open

@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2
-from grpc_status import rpc_status
 
-from staddle_server.api.error_table import status_of
+from staddle_server.api.grpc.status import abort_with
 from staddle_server.api.slots import Slots
 from staddle_server.base.errors import Exhausted, StaddleError
 
@@ -61,7 +60,7 @@ class Health:
         try:
             self._watches.enter(context)
         except StaddleError as e:
-            context.abort_with_status(rpc_status.to_status(status_of(e)))
+            abort_with(context, e)
         context.add_callback(self._wake)
         while context.is_active():
             status = self._status_of(request.service)
@@ -86,7 +85,7 @@ class Health:
                 self.asked.end_oldest()
                 return self.asked.only(requests, context)
         except StaddleError as e:
-            context.abort_with_status(rpc_status.to_status(status_of(e)))
+            abort_with(context, e)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Both methods, which stream their requests as ours do (see call.handle)."""

@@ -6,7 +6,7 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server import __version__
 from staddle_server.api import convert
-from staddle_server.api.grpc.call import Call
+from staddle_server.api.gate import Call
 from staddle_server.base import limits
 from staddle_server.base.clock import Clock
 from staddle_server.tenancy.tenant import Tenants

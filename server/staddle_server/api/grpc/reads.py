@@ -12,8 +12,8 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert
 from staddle_server.api.convert import bad
+from staddle_server.api.gate import Call
 from staddle_server.api.grpc import encoding
-from staddle_server.api.grpc.call import Call
 from staddle_server.api.grpc.encoding import Pieces
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits
@@ -226,7 +226,7 @@ class ReadCalls:
 
 def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[Pieces]:
     """Parts, of which those that are next to each other and alike are one."""
-    gathered = _Gathered()
+    gathered = _OnePart()
     for event in events:
         if not gathered.takes(event):
             yield from gathered.parts()
@@ -237,7 +237,7 @@ def _restore_parts(events: Iterator[Event], large: threading.Lock) -> Iterator[P
     yield from gathered.parts()
 
 
-class _Gathered:
+class _OnePart:
     """Chunks of one file that follow each other, all of them bytes, pieces or references."""
 
     def __init__(self) -> None:

@@ -12,13 +12,13 @@ from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert, convert_policy
 from staddle_server.api.convert import bad
-from staddle_server.api.grpc.call import Call
+from staddle_server.api.gate import Call
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits
 from staddle_server.base.errors import Exhausted
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.lifecycle.deletion import Deletion
-from staddle_server.upkeep.lifecycle.holds import Protection
+from staddle_server.upkeep.lifecycle.holds import Holds
 from staddle_server.upkeep.lifecycle.policies import Plan, Policies
 
 PAGE_BYTES: Final = 2 * limits.MIB
@@ -42,9 +42,7 @@ NamesDataset = (
 class RetentionCalls:
     """What answers them."""
 
-    def __init__(
-        self, deletion: Deletion, protection: Protection, policies: Policies, tenants: Tenants
-    ) -> None:
+    def __init__(self, deletion: Deletion, protection: Holds, policies: Policies, tenants: Tenants) -> None:
         self._deletion = deletion
         self._protection = protection
         self._policies = policies

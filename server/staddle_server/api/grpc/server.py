@@ -15,18 +15,19 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 from staddle._base.figures import counted
 from staddle.v1 import service_pb2 as sv
 
-from staddle_server.api.error_table import status_of
-from staddle_server.api.grpc.call import CallerGone, Gate, Method, Reading, handle
+from staddle_server.api.answering import Method, Reading
+from staddle_server.api.gate import CallerGone, Gate
+from staddle_server.api.grpc.call import handle, token_in
 from staddle_server.api.grpc.health import ASKED_MAX, WATCHES_MAX, Health
 from staddle_server.api.grpc.health import SERVICE as HEALTH
 from staddle_server.api.grpc.info import InfoCalls
 from staddle_server.api.grpc.messages import backup_parts, decoder, put_chunks, put_entries, weigher
 from staddle_server.api.grpc.reads import ReadCalls
 from staddle_server.api.grpc.retention import RetentionCalls
+from staddle_server.api.grpc.status import abort_with
 from staddle_server.api.grpc.uploads import UploadCalls
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.limits import (
@@ -184,11 +185,13 @@ class _Door(grpc.ServerInterceptor):
 
         def checked(requests: Any, context: grpc.ServicerContext) -> Any:
             try:
-                call = self._gate.admit("Reflection", TokenRole.READER, context, stream=True)
+                call = self._gate.admit(
+                    "Reflection", TokenRole.READER, token_in(context), context, stream=True
+                )
                 slot = self._gate.streams.enter(context, call.principal.tenant)
                 yield from serve(call.passing(slot.moving(requests)), context)
             except StaddleError as e:
-                context.abort_with_status(rpc_status.to_status(status_of(e)))
+                abort_with(context, e)
             except CallerGone:
                 context.abort(grpc.StatusCode.CANCELLED, "the client has gone")
 
@@ -216,6 +219,30 @@ class _Symbols:
             return self._pool.FindMethodByName(symbol).containing_service.file
 
 
+class CallThreads(Threads):
+    """The threads that calls work in.
+
+    Attributes:
+        most: How many there may be.
+
+    """
+
+    def __init__(self, streams_max: int) -> None:
+        # Whatever waits for its caller holds one of the first; the last are for what is at work.
+        self.most = streams_max + CALLS_MAX + CALLS_WAITING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
+        super().__init__(self.most, "call", ahead=UNARY_THREADS)
+
+    def check(self, is_stream: bool) -> None:
+        """Checks that a call may keep its thread. Where the system gives no more, the last ones are for calls that end soon.
+
+        Raises:
+            Exhausted: TOO_MANY.
+
+        """
+        if self.is_short and self.left < THREADS_LEFT_MIN * (2 if is_stream else 1):
+            raise no_thread()
+
+
 class WireServer:
     """A gRPC server that can be started once, drained, and stopped."""
 
@@ -223,7 +250,7 @@ class WireServer:
         self,
         gate: Gate,
         table: dict[str, Method],
-        streams_max: int,
+        threads: CallThreads,
         parts: Mapping[str, Callable[[], bool]],
     ) -> None:
         """`parts`: whether each part of the service works that health has a name for, as WRITES; asked every few seconds."""
@@ -232,16 +259,13 @@ class WireServer:
         self._health = Health({"", SERVICE.full_name, *parts}, time.monotonic)
         self._looked_s = self._tokens_looked_s = time.monotonic()
         self._look_after = Background("look-after", HEALTH_CHECK_S, self._look)
-        # Whatever waits for its caller holds one of the first; the last are for what is at work.
-        threads = streams_max + CALLS_MAX + CALLS_WAITING_MAX + ASKED_MAX + WATCHES_MAX + UNARY_THREADS
-        self._threads = Threads(threads, "call", ahead=UNARY_THREADS)
-        gate.check_threads = self._check_threads
+        self._threads = threads
         self._slots = (gate.streams, gate.calls, self._health.asked)
         self._server = grpc.server(
             cast("ThreadPoolExecutor", self._threads),  # gRPC only submits
             interceptors=[_Door(gate)],
             options=(*OPTIONS, ("grpc.max_allowed_incoming_connections", connections_max())),
-            maximum_concurrent_rpcs=threads + WAITING_CALLS_MAX,
+            maximum_concurrent_rpcs=threads.most + WAITING_CALLS_MAX,
         )
         self._server.add_generic_rpc_handlers(
             [
@@ -283,16 +307,6 @@ class WireServer:
         self._health.say(_SERVING, "", SERVICE.full_name)
         self._say_parts()
         return port
-
-    def _check_threads(self, *, stream: bool) -> None:
-        """Whether a call may keep its thread. Where the system gives no more, the last ones are for calls that end soon.
-
-        Raises:
-            Exhausted: TOO_MANY.
-
-        """
-        if self._threads.is_short and self._threads.left < THREADS_LEFT_MIN * (2 if stream else 1):
-            raise no_thread()
 
     def _look(self) -> None:
         """Ends calls in which nothing moves, and keeps true what health says about parts of the service."""

@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-import grpc
 from staddle._base.figures import counted
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 
 from staddle_server.api import convert
 from staddle_server.api.convert import bad, identifier
-from staddle_server.api.grpc.call import Call
+from staddle_server.api.gate import Call, CallerGone
 from staddle_server.api.grpc.encoding import Piece
 from staddle_server.api.grpc.messages import PutChunks, PutEntries
 from staddle_server.api.page_tokens import PageTokens
@@ -21,13 +20,13 @@ from staddle_server.base import limits
 from staddle_server.base.errors import BadRequest, Conflict, StaddleError, Unfinished
 from staddle_server.base.threads import Semaphore
 from staddle_server.base.types import ChunkRef, UploadState
-from staddle_server.catalog import Upload
+from staddle_server.catalog import Backup, Upload
 from staddle_server.manifest.entries import shown
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upload.frames import check_frame
 from staddle_server.upload.intake import Intake
 from staddle_server.upload.stream import BackupStream
-from staddle_server.upload.uploads import Opened, Uploads
+from staddle_server.upload.uploads import BegunUpload, Uploads
 from staddle_server.upload.writer import UploadWriter
 
 Part = sv.BackupPart | Piece
@@ -41,7 +40,7 @@ LISTED_BYTES: Final = 1 * limits.MIB
 """Entries that one answer lists beside the rest of it."""
 
 
-class _Listed(NamedTuple):
+class ListPosition(NamedTuple):
     """How far GetUpload's two lists have come; None: to the end."""
 
     missing: bytes | None = b""
@@ -62,25 +61,20 @@ class UploadCalls:
     # ------------------------------------------------------------------ life
 
     def begin_upload(self, request: sv.BeginUploadRequest, call: Call) -> sv.BeginUploadResponse:
-        opened = self._begin(request, call)
-        damaged = convert.fitting(map(convert.entry_out, opened.damaged), LISTED_BYTES)
+        begun = self._begin(request, call)
+        damaged = convert.fitting(map(convert.entry_out, begun.damaged), LISTED_BYTES)
         return sv.BeginUploadResponse(
-            upload=self._upload(opened.upload),
-            taken_over=opened.taken_over,
+            upload=self._upload(begun.upload),
+            taken_over=begun.taken_over,
             damaged_base_entries=damaged,
-            more_damaged_base_entries=opened.more_damaged or len(damaged) < len(opened.damaged),
+            more_damaged_base_entries=begun.more_damaged or len(damaged) < len(begun.damaged),
         )
 
-    def _begin(self, request: sv.BeginUploadRequest, call: Call) -> Opened:
+    def _begin(self, request: sv.BeginUploadRequest, call: Call) -> BegunUpload:
         call.facts["dataset"] = request.dataset
-        opened = self._uploads.begin(
-            lambda now_ns, terms: convert.begin_of(
-                request, os.urandom(16), call.principal, now_ns=now_ns, terms=terms
-            ),
-            call.check,
-        )
-        call.facts["upload"] = opened.upload.id.hex()
-        return opened
+        begun = self._uploads.begin(call.principal, convert.begin_of(request), call.check)
+        call.facts["upload"] = begun.upload.id.hex()
+        return begun
 
     def _upload(self, upload: Upload) -> pb.Upload:
         tenant = self._tenants.get(upload.tenant)
@@ -99,9 +93,9 @@ class UploadCalls:
         tokens = PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
         query = ("upload", upload.id)
         limit = convert.size(request.page_size, "page_size", LISTED, LISTED_MAX)
-        after = _Listed()
+        after = ListPosition()
         if request.page_token:
-            after = tokens.read(query, request.page_token, _Listed)
+            after = tokens.read(query, request.page_token, ListPosition)
         response = sv.GetUploadResponse(upload=self._upload(upload))
         missing, damaged = after.missing, after.damaged
         if missing is not None:
@@ -115,7 +109,7 @@ class UploadCalls:
             more = listed.more or len(page) < len(listed.entries)
             damaged = (listed.entries[len(page) - 1].path,) if more else None
         if missing is not None or damaged is not None:
-            response.next_page_token = tokens.make(query, _Listed(missing, damaged))
+            response.next_page_token = tokens.make(query, ListPosition(missing, damaged))
         return response
 
     def resume_upload(self, request: sv.ResumeUploadRequest, call: Call) -> sv.ResumeUploadResponse:
@@ -142,13 +136,12 @@ class UploadCalls:
 
     def commit_upload(self, request: sv.CommitUploadRequest, call: Call) -> sv.CommitUploadResponse:
         call.facts["upload"] = request.upload_id
-        backup = self._uploads.commit(
-            call.principal,
-            identifier(request.upload_id, "upload_id"),
-            request.epoch,
-            request.entry_count,
-            request.data_bytes,
-        )
+        upload_id = identifier(request.upload_id, "upload_id")
+        backup = self._commit(upload_id, request.epoch, request.entry_count, request.data_bytes, call)
+        return sv.CommitUploadResponse(backup=convert.backup_out(backup))
+
+    def _commit(self, upload_id: bytes, epoch: int, entry_count: int, data_bytes: int, call: Call) -> Backup:
+        backup = self._uploads.commit(call.principal, upload_id, epoch, entry_count, data_bytes)
         call.facts.update(
             dataset=backup.dataset,
             backup=backup.id.hex(),
@@ -156,7 +149,7 @@ class UploadCalls:
             bytes=backup.root.data_bytes,
             stored_bytes=backup.stored_bytes,
         )
-        return sv.CommitUploadResponse(backup=convert.backup_out(backup))
+        return backup
 
     def abort_upload(self, request: sv.AbortUploadRequest, call: Call) -> sv.AbortUploadResponse:
         call.facts["upload"] = request.upload_id
@@ -329,7 +322,7 @@ class UploadCalls:
                     return self._end(which, part, stream, writer, call)
                 else:
                     raise BadRequest("BAD_SEQUENCE", f"{which or 'an empty part'} may not come here")
-        except (StaddleError, grpc.RpcError) as e:
+        except (StaddleError, CallerGone) as e:
             self._put_aside(writer, e)
             raise
         raise self._unfinished(writer)
@@ -340,16 +333,8 @@ class UploadCalls:
         upload = writer.upload
         if which == "finish":
             stream.end()
-            response = self.commit_upload(
-                sv.CommitUploadRequest(
-                    upload_id=upload.id.hex(),
-                    epoch=upload.epoch,
-                    entry_count=part.finish.entry_count,
-                    data_bytes=part.finish.data_bytes,
-                ),
-                call,
-            )
-            backup = response.backup
+            counts = part.finish.entry_count, part.finish.data_bytes
+            backup = convert.backup_out(self._commit(upload.id, upload.epoch, *counts, call))
         else:
             writer.checkpoint()
             backup = None

@@ -41,7 +41,7 @@ Show = Callable[[str, str, int, int], None]
 
 
 @dataclass
-class Report:
+class CollectionReport:
     """What a collection did, tenant by tenant."""
 
     tenants: list[TenantReport] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Collector:
         *,
         grace_s: int | None = None,
         after_rebuild: bool = False,
-    ) -> Report:
+    ) -> CollectionReport:
         """One collection. A tenant that cannot be collected is named with the reason, and the others go on.
 
         Args:
@@ -96,7 +96,7 @@ class Collector:
 
         """
         fence = self._catalog.collectors.acquire(self._holder, self._clock.now_ns(), LEASE_S)
-        report = Report()
+        report = CollectionReport()
         lease = _Lease(self._catalog, self._clock, fence, stopping)
         try:
             for row in self._catalog.tenants.list_all():
@@ -112,9 +112,9 @@ class Collector:
 
     def look_ahead(
         self, stopping: Callable[[], bool] = lambda: False, *, grace_s: int | None = None
-    ) -> Report:
+    ) -> CollectionReport:
         """What a collection now would do. Changes nothing, and needs no turn."""
-        report = Report()
+        report = CollectionReport()
         try:
             for row in self._catalog.tenants.list_all():
                 report.tenants.append(TenantReport(row.name))

@@ -26,7 +26,7 @@ CHUNKS_MAX: Final = 4 * PACK_CHUNKS_TARGET
 """Chunks of old packs, dead ones included, that one transaction takes out of the index."""
 
 
-class Candidate(NamedTuple):
+class CompactionCandidate(NamedTuple):
     """A pack, as far as the choice needs it. `live` is the number of its chunks that are alive."""
 
     size_bytes: int
@@ -44,12 +44,12 @@ class Candidate(NamedTuple):
         return self.size_bytes * self.live // max(1, self.chunk_count)
 
 
-def is_candidate(pack: Candidate) -> bool:
+def is_candidate(pack: CompactionCandidate) -> bool:
     """Whether to compact it, if there are others to go with it."""
     return pack.live > 0 and (pack.mostly_dead or pack.size_bytes < SMALL_PACK_BYTES)
 
 
-def has_room(group: Sequence[Candidate], another: Candidate) -> bool:
+def has_room(group: Sequence[CompactionCandidate], another: CompactionCandidate) -> bool:
     """Whether what is alive of all of them goes into one pack, and their chunks out of the index in one transaction."""
     packs = [*group, another]
     return (
@@ -59,7 +59,7 @@ def has_room(group: Sequence[Candidate], another: Candidate) -> bool:
     )
 
 
-def is_worth_it(group: Sequence[Candidate]) -> bool:
+def is_worth_it(group: Sequence[CompactionCandidate]) -> bool:
     """Whether a group frees enough, or makes enough packs one."""
     return any(pack.mostly_dead for pack in group) or len(group) >= SMALL_PACKS_MIN
 
@@ -73,9 +73,9 @@ def compact(turn: Turn, mark: Mark) -> None:
 
 def _groups(turn: Turn, mark: Mark) -> Iterator[list[MarkedPack]]:
     packs: list[MarkedPack] = []
-    group: list[Candidate] = []
+    group: list[CompactionCandidate] = []
     for pack in marked(turn, mark):
-        candidate = Candidate(pack.size_bytes, pack.chunk_count, len(Positions(pack.reached)))
+        candidate = CompactionCandidate(pack.size_bytes, pack.chunk_count, len(Positions(pack.reached)))
         # What is damaged is for the repair, which may still save something of it.
         if pack.claimed or pack.damaged or not is_candidate(candidate):
             continue

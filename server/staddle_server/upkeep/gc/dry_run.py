@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from staddle_server.upkeep.gc.compaction import Candidate, has_room, is_candidate, is_worth_it
+from staddle_server.upkeep.gc.compaction import CompactionCandidate, has_room, is_candidate, is_worth_it
 from staddle_server.upkeep.gc.live_chunks import Reached
 from staddle_server.upkeep.gc.mark import walk_roots
 from staddle_server.upkeep.gc.preflight import look_at_objects, read_decided
@@ -34,10 +34,10 @@ def forecast(turn: Turn) -> None:
 
 def _forecast_packs(turn: Turn, reached: Reached) -> None:
     report = turn.report
-    group: list[Candidate] = []
+    group: list[CompactionCandidate] = []
     for pack, (size_bytes, chunk_count) in turn.catalog.removal.unclaimed(turn.tenant.id).items():
         live = len(reached.packs[pack]) if pack in reached.packs else 0
-        candidate = Candidate(size_bytes, chunk_count, live)
+        candidate = CompactionCandidate(size_bytes, chunk_count, live)
         if not live:
             report.packs_condemned += 1
             report.bytes_condemned += size_bytes
@@ -49,7 +49,7 @@ def _forecast_packs(turn: Turn, reached: Reached) -> None:
     _forecast_group(turn, group)
 
 
-def _forecast_group(turn: Turn, group: list[Candidate]) -> None:
+def _forecast_group(turn: Turn, group: list[CompactionCandidate]) -> None:
     if is_worth_it(group):
         turn.report.packs_compacted += len(group)
         turn.report.bytes_compacted += sum(pack.size_bytes for pack in group)

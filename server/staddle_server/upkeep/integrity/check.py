@@ -12,7 +12,7 @@ from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack
 from staddle_server.catalog import Tenant as TenantRow
 from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.records import records_prefix
-from staddle_server.tenancy.pack_check import Examined, Examiner, Fault, Pace
+from staddle_server.tenancy.pack_check import Examined, Examiner, Pace, PackFault
 from staddle_server.tenancy.pack_presence import stored_size
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.integrity.damaged_paths import LostPaths, each_backup
@@ -47,7 +47,7 @@ class Summary:
     """Files in store/tmp: what is being written, or a crash has left; the next start takes the latter away."""
 
 
-class Progress(Protocol):
+class CheckProgress(Protocol):
     """Receives the progress of a check now and then."""
 
     def __call__(self, doing: str, done: int, total: int) -> None:
@@ -59,7 +59,7 @@ def silent(doing: str, done: int, total: int) -> None:
 
 
 @dataclass
-class Plan:
+class CheckPlan:
     """How a check is done.
 
     Attributes:
@@ -81,7 +81,7 @@ class Plan:
 class Check:
     """One check of a store."""
 
-    def __init__(self, kept: Kept, plan: Plan, emit: Emit, progress: Progress = silent) -> None:
+    def __init__(self, kept: Kept, plan: CheckPlan, emit: Emit, progress: CheckProgress = silent) -> None:
         self.kept = kept
         self.plan = plan
         self.progress = progress
@@ -99,7 +99,7 @@ class Check:
             self.summary.tenants += 1
             tenant = self._open(row)
             if tenant is not None:
-                _OfTenant(self, tenant, row).run()
+                _TenantCheck(self, tenant, row).run()
         if all_tenants:
             self._look_for_others({row.id for row in tenants})
         return self.summary
@@ -131,7 +131,7 @@ class Check:
                 )
 
 
-class _OfTenant:
+class _TenantCheck:
     """The check of one tenant."""
 
     def __init__(self, check: Check, tenant: Tenant, row: TenantRow) -> None:
@@ -368,7 +368,7 @@ def pack_findings(tenant: Tenant, seen: Examined, lost: LostPaths) -> Iterator[F
     reported = {fault.segment for fault in seen.faults} | seen.marks()
     # What a glance does not see is reported because it was marked before.
     before = [
-        Fault(_KINDS.get(offset, "segment"), "it was found damaged before", max(offset, WHOLE_PACK))
+        PackFault(_KINDS.get(offset, "segment"), "it was found damaged before", max(offset, WHOLE_PACK))
         for offset in sorted(seen.pack.marks - set(seen.cleared) - reported)
     ]
     for fault in [*seen.faults, *before]:
@@ -408,7 +408,7 @@ def cleared_findings(tenant: Tenant, seen: Examined) -> Iterator[Finding]:
         )
 
 
-def _weight(seen: Examined, fault: Fault, lost: LostPaths) -> tuple[str, str]:
+def _weight(seen: Examined, fault: PackFault, lost: LostPaths) -> tuple[str, str]:
     """How bad a fault is, and what mends it."""
     pack = seen.pack.id
     match fault.kind:

@@ -29,8 +29,8 @@ from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.gc.collector import LEASE_S
 from staddle_server.upkeep.integrity.check import (
     Check,
-    Plan,
-    Progress,
+    CheckPlan,
+    CheckProgress,
     chain_findings,
     cleared_findings,
     each_pack,
@@ -94,7 +94,7 @@ class Repair:
         self,
         kept: Kept,
         emit: Emit,
-        progress: Progress = silent,
+        progress: CheckProgress = silent,
         *,
         dry_run: bool = False,
         accept_lost_records: bool = False,
@@ -121,14 +121,14 @@ class Repair:
         for row in tenants:
             tenant = self._open(row)
             if tenant is not None:
-                _OfTenant(self, tenant, row).run()
+                _TenantRepair(self, tenant, row).run()
         self._check(tenants, all_tenants=all_tenants)
         return self.done
 
     def _check(self, tenants: Sequence[TenantRow], *, all_tenants: bool) -> None:
         """The verdict: one definition of damage, that of `check`."""
         left: list[Finding] = []
-        plan = Plan(put_down=not self.dry_run)
+        plan = CheckPlan(put_down=not self.dry_run)
         take = left.append if self.dry_run else self.emit
         checked = Check(self.kept, plan, take, self.progress).run(tenants, all_tenants=all_tenants)
         if not self.dry_run:
@@ -174,7 +174,7 @@ class Repair:
         return True
 
 
-class _OfTenant:
+class _TenantRepair:
     """The repair of one tenant."""
 
     def __init__(self, repair: Repair, tenant: Tenant, row: TenantRow) -> None:

@@ -7,17 +7,13 @@ from staddle_server.base.errors import BadRequest
 from staddle_server.base.limits import RETENTION_S_MAX
 from staddle_server.catalog import Backup, Catalog, Hold, Principal
 from staddle_server.catalog.validation import rfc3339
-from staddle_server.store.records import (
-    HeldRecord,
-    ReleasedRecord,
-    RetainedRecord,
-)
+from staddle_server.store.records import HeldRecord, ReleasedRecord, RetainedRecord
 from staddle_server.tenancy.records import as_pending, finish_missing
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.lifecycle.retention import NS
 
 
-class Protection:
+class Holds:
     """What keeps backups from being deleted by anyone, administrators too.
 
     All methods raise NotFound and AMBIGUOUS_BACKUP for what they cannot find, and Exhausted or Unavailable where it is decided

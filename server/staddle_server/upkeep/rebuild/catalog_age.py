@@ -8,7 +8,7 @@ from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.pack import packs_prefix
 from staddle_server.store.records import is_head_name, records_prefix, sequence_of
-from staddle_server.tenancy.tenant import Tenant
+from staddle_server.tenancy.tenant import Tenant, keys_damage
 
 
 def newest_stored(tenant: Tenant) -> int:
@@ -37,18 +37,10 @@ def tenants_unknown(blobs: Blobs, keys: KeyStore, catalog: Catalog) -> set[bytes
     }
     # Asked second: a tenant that another process makes meanwhile is known by then.
     unknown = recorded - {row.id for row in catalog.tenants.list_all()}
-    return {tenant for tenant in unknown if was_finished(blobs, tenant) and _opens(keys, tenant)}
+    return {tenant for tenant in unknown if was_finished(blobs, tenant) and keys_damage(keys, tenant) is None}
 
 
 def was_finished(blobs: Blobs, tenant: bytes) -> bool:
     """Whether a tenant was ever made to the end: its record is written last, before the tenant is reported as made."""
     names = (records_prefix(tenant), packs_prefix(tenant))
     return any(next(blobs.list(prefix), None) is not None for prefix in names)
-
-
-def _opens(keys: KeyStore, tenant: bytes) -> bool:
-    try:
-        keys.load(tenant)
-    except Damaged:
-        return False
-    return True

@@ -56,7 +56,7 @@ class Problem(NamedTuple):
 
 
 @dataclass
-class Report:
+class RebuildReport:
     """What was found in the store, and is in the new catalog."""
 
     tenants: int = 0
@@ -85,7 +85,7 @@ class NothingOpens(Damaged):
     """No tenant's secrets open: with this master key there is nothing to rebuild."""
 
 
-class _Opened(NamedTuple):
+class _FoundTenant(NamedTuple):
     """A tenant whose secrets open."""
 
     row: TenantRow
@@ -116,9 +116,9 @@ class Rebuilding:
         self._rebuild = Rebuild(catalog)
         self._now_ns = now_ns
         self._show = show
-        self._report = Report()
+        self._report = RebuildReport()
 
-    def run(self) -> Report:
+    def run(self) -> RebuildReport:
         """Reads the store and fills the catalog.
 
         Raises:
@@ -144,7 +144,7 @@ class Rebuilding:
 
     # ------------------------------------------------------------------ tenants
 
-    def _open_tenants(self) -> list[_Opened]:
+    def _open_tenants(self) -> list[_FoundTenant]:
         found: list[tuple[Tenant, TenantKeys]] = []
         closed: list[StaddleError] = []
         for tenant in self._tenant_ids():
@@ -175,7 +175,7 @@ class Rebuilding:
         )
         return False
 
-    def _named(self, found: list[tuple[Tenant, TenantKeys]]) -> list[_Opened]:
+    def _named(self, found: list[tuple[Tenant, TenantKeys]]) -> list[_FoundTenant]:
         """The tenants under names of their own; of two with the same name the older one has it."""
         taken: set[str] = set()
         opened = []
@@ -187,7 +187,7 @@ class Rebuilding:
                     f"two tenants have the name {tenant.name}: the younger one is {name} now"
                 )
             taken.add(name)
-            opened.append(_Opened(self._row(tenant, name, keys), keys))
+            opened.append(_FoundTenant(self._row(tenant, name, keys), keys))
         return opened
 
     def _row(self, tenant: Tenant, name: str, keys: TenantKeys) -> TenantRow:
@@ -210,7 +210,7 @@ class Rebuilding:
 
     # ------------------------------------------------------------------ records
 
-    def _read_records(self, tenant: _Opened) -> tuple[History, Chain, set[bytes]]:
+    def _read_records(self, tenant: _FoundTenant) -> tuple[History, Chain, set[bytes]]:
         """What the records come to, their chain, and the ids of those that cannot be read."""
         history, chain, damaged = History(), Chain(), set[bytes]()
         records = Records(self._blobs, tenant.keys)
@@ -230,7 +230,7 @@ class Rebuilding:
             self._report.records += 1
         return history, chain, damaged
 
-    def _head(self, tenant: _Opened, chain: Chain) -> int:
+    def _head(self, tenant: _FoundTenant, chain: Chain) -> int:
         """The number of the newest record, as the tenant's head says it; 0 where nothing says it."""
         head = Records(self._blobs, tenant.keys).head
         try:
@@ -246,7 +246,7 @@ class Rebuilding:
             )
         return 0
 
-    def _name_missing(self, tenant: _Opened, chain: Chain, newest: int) -> None:
+    def _name_missing(self, tenant: _FoundTenant, chain: Chain, newest: int) -> None:
         """Records that are gone: what they said is lost with the old catalog."""
         for span in chain.missing(newest):
             self._report.problem(
@@ -270,7 +270,7 @@ class Rebuilding:
 
     # ------------------------------------------------------------------ packs
 
-    def _add_packs(self, tenant: _Opened) -> None:
+    def _add_packs(self, tenant: _FoundTenant) -> None:
         waiting: list[RebuiltPack] = []
         chunks = 0
         for name, contents in self._contents(tenant):
@@ -287,7 +287,7 @@ class Rebuilding:
         self._rebuild.add_packs(tenant.id, waiting, self._now_ns)
         self._report.chunks += chunks
 
-    def _contents(self, tenant: _Opened) -> Iterator[tuple[str, Contents]]:
+    def _contents(self, tenant: _FoundTenant) -> Iterator[tuple[str, Contents]]:
         """The tenant's packs, in order; the next few are read meanwhile."""
         reader = PackReader(self._blobs, tenant.keys)
         reading: deque[tuple[str, Future[Contents]]] = deque()
@@ -305,7 +305,7 @@ class Rebuilding:
 
     # ------------------------------------------------------------------ datasets and backups
 
-    def _add_datasets(self, tenant: _Opened, history: History) -> None:
+    def _add_datasets(self, tenant: _FoundTenant, history: History) -> None:
         # The graces of deleted backups begin again; by a clock that is behind they would be over as soon as it is right.
         grace_ns = max(self._now_ns, history.newest_ns)
         for dataset in history.datasets(self._now_ns):
@@ -327,7 +327,7 @@ class Rebuilding:
 
     # ------------------------------------------------------------------ manifests
 
-    def _walk_manifests(self, tenant: _Opened) -> None:
+    def _walk_manifests(self, tenant: _FoundTenant) -> None:
         """Names the backups whose manifest cannot be read. They stay: it may come back, and a restore says what is missing.
 
         Chunks that no pack has were in packs that are lost: nothing else tells of these, and the next uploads must know.

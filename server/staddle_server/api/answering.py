@@ -1,0 +1,105 @@
+"""Answers calls: takes their slots and memory, decodes their messages, and hands them to what answers. It knows no transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from staddle_server.api.gate import Call, Gate
+from staddle_server.api.slots import Slot, first
+from staddle_server.base.memory_budget import Held
+from staddle_server.base.types import TokenRole
+
+_SMALL_BYTES: Final = 4096
+
+
+class Method(NamedTuple):
+    """A method of the service: who may call it, and what answers.
+
+    Attributes:
+        role: The least that a token needs.
+        handler: Takes the decoded request, or an iterator of such, and the call.
+        one_of_many: Whether an upload makes thousands of these calls, so that those that succeed are no news.
+
+    """
+
+    role: TokenRole
+    handler: Callable[[Any, Call], Any]
+    one_of_many: bool = False
+
+
+class Reading(NamedTuple):
+    """How the messages of a method are read.
+
+    Attributes:
+        decode: Makes what the handler gets.
+        weigh: What that takes in memory, from above; the call holds it to its end. Streams that come in count part by part.
+
+    """
+
+    decode: Callable[[bytes], Any]
+    weigh: Callable[[bytes], int]
+
+
+class Answering:
+    """Answers the calls of one method, which the gate has admitted. `messages` are what the caller sends, not decoded.
+
+    No name here holds what came: a handler that has taken what it needs can let go of the message.
+    """
+
+    def __init__(self, gate: Gate, method: Method, reading: Reading) -> None:
+        self._gate = gate
+        self._handler = method.handler
+        self._decode, self._weigh = reading
+
+    def unary(self, messages: Iterator[bytes], call: Call) -> Any:
+        """The answer to the one message of a call."""
+        gate, principal = self._gate, call.principal
+        # Its slot is the thread that works for it, so it is kept until the answer.
+        slot = gate.calls.enter(call, principal.token, principal.tenant, until_left=True)
+        held = gate.decoded.held(principal.tenant, call.check)
+        try:
+            return self._handler(
+                self._decode(_counted(held, self._weigh, _arrived(call, slot, messages))), call
+            )
+        finally:
+            held.close()
+            gate.calls.leave(slot)
+
+    def upstream(self, messages: Iterator[bytes], call: Call) -> Any:
+        """The answer to a stream of messages."""
+        streams = self._gate.streams
+        slot = streams.enter(call, call.principal.tenant, until_left=True)
+        try:
+            return self._handler(map(self._decode, call.passing(slot.moving(messages))), call)
+        finally:
+            streams.leave(slot)
+
+    def downstream(self, messages: Iterator[bytes], call: Call, gone: Callable[[], None]) -> Iterator[Any]:
+        """The answers to the one message of a call. `gone` is called when the call has ended, however."""
+        gate, principal = self._gate, call.principal
+        slot = gate.streams.enter(call, principal.tenant)
+        call.add_callback(gone)
+        held = gate.decoded.held(principal.tenant, call.check)
+        message = gate.calls.only(messages, call, principal.token, principal.tenant)
+        call.check()
+        request = self._decode(_counted(held, self._weigh, message))
+        del message
+        slot.moved()  # the request is all that the client sends
+        yield from call.passing(slot.moving(self._handler(request, call)))
+        held.close()
+
+
+def _arrived(call: Call, slot: Slot, messages: Iterator[bytes]) -> bytes:
+    """The message of a call, after which its caller has nothing more to say. Its token may have ended while it was awaited."""
+    message = first(messages)
+    call.check()
+    slot.at_work()
+    return message
+
+
+def _counted(held: Held, weigh: Callable[[bytes], int], message: bytes) -> bytes:
+    """The message, once there is room for what it becomes. Small ones are not looked at: no call has room only for those."""
+    if len(message) > _SMALL_BYTES:
+        held.change(weigh(message))
+    return message

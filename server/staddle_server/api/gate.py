@@ -1,0 +1,213 @@
+"""The gate: who may call, as what, and how much at once. It knows no transport: whatever carries a call stands behind `Connection`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator
+from typing import Final, TypeVar
+
+from staddle_server.api.slots import ARRIVING_S, RETRY_S, Connection, Slots
+from staddle_server.base.errors import PermissionDenied, StaddleError, Unauthenticated, Unavailable
+from staddle_server.base.limits import (
+    CALLS_MAX,
+    CALLS_TENANT_MAX,
+    CALLS_TOKEN_MAX,
+    CALLS_WAITING_MAX,
+    CALLS_WAITING_TENANT_MAX,
+)
+from staddle_server.base.memory_budget import DecodedBytes
+from staddle_server.base.types import TokenRole
+from staddle_server.catalog import Principal
+
+T = TypeVar("T")
+BUSY_S: Final = 2.0
+"""So long after a call began the server counts as busy, and as long as there are streams."""
+
+
+class CallerGone(Exception):  # noqa: N818 - not an error of the service
+    """The call has ended from outside: cancelled, timed out, or cut off."""
+
+
+class Call:
+    """A call under way. It is a Connection itself, so that slots can follow it to its end.
+
+    Attributes:
+        principal: Who calls.
+        tenant: The name of the principal's tenant.
+        facts: What the log line says beside the method and its outcome; handlers add to it.
+
+    """
+
+    def __init__(self, principal: Principal, tenant: str, connection: Connection) -> None:
+        self.principal = principal
+        self.tenant = tenant
+        self.facts: dict[str, object] = {}
+        self._connection = connection
+        self._gone = False
+        self._refusal: StaddleError | None = None
+        if not connection.add_callback(self._end):
+            self._end()
+
+    def _end(self) -> None:
+        self._gone = True
+
+    def check(self) -> None:
+        """Whether to work on for this call. Every loop over a caller's work asks.
+
+        Raises:
+            CallerGone: the caller has gone.
+            Unauthenticated: the token was revoked, or has expired, since the call began.
+
+        """
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)
+        if self._gone:
+            raise CallerGone
+
+    def passing(self, messages: Iterator[T]) -> Iterator[T]:
+        """Passes a stream's messages on for as long as `check` lets it."""
+        return map(self._pass, messages)
+
+    def _pass(self, message: T) -> T:
+        self.check()
+        return message
+
+    def refuse(self, error: StaddleError) -> None:
+        """The next `check` raises this."""
+        self._refusal = error
+
+    @property
+    def refused(self) -> bool:
+        """Whether the call may not continue; it ends itself at its next `check`."""
+        return self._refusal is not None
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Calls back when the call has ended, however; False: it has already."""
+        return self._connection.add_callback(callback)
+
+    def cancel(self) -> None:
+        """Ends the call from outside: the client sees CANCELLED, and asks GetUpload."""
+        self._connection.cancel()
+
+
+class Gate:
+    """Lets calls in: knows the tokens and the slots, and closes when the server drains.
+
+    Attributes:
+        streams: The slots for Backup and Restore streams; a tenant owns its own.
+        calls: The slots for other calls, from before their message comes until they are answered.
+        decoded: The memory for what calls hold decoded.
+        draining: Whether calls get UNAVAILABLE because the server is shutting down.
+
+    """
+
+    def __init__(
+        self,
+        authenticate: Callable[[str], Principal],
+        tenant_name: Callable[[bytes], str],
+        streams: Slots,
+        now_s: Callable[[], float],
+        valid: Callable[[Collection[bytes]], set[bytes]],
+        *,
+        decoded: DecodedBytes,
+        check_threads: Callable[[bool], None],
+    ) -> None:
+        """`valid`: those of these tokens, named by their ids, that may still call.
+
+        `check_threads` raises Exhausted where a call (True: a stream) may not keep its thread.
+        """
+        self._authenticate = authenticate
+        self._tenant_name = tenant_name
+        self._valid = valid
+        self._now_s = now_s
+        self._check_threads = check_threads
+        self._lock = threading.Lock()
+        self._calls: dict[Call, None] = {}
+        """What is under way."""
+        self._admitted_s = -BUSY_S
+        self.streams = streams
+        self.decoded = decoded
+        self.draining = False
+        self.calls = Slots(
+            CALLS_MAX,
+            now_s,
+            what="calls without a stream",
+            first_s=ARRIVING_S,
+            owner_max=CALLS_TOKEN_MAX,
+            group_max=CALLS_TENANT_MAX,
+            waiting_max=CALLS_WAITING_MAX,
+            waiting_group_max=CALLS_WAITING_TENANT_MAX,
+        )
+
+    def admit(self, name: str, role: TokenRole, token: str, connection: Connection, *, stream: bool) -> Call:
+        """Lets a call in whose token, given as its text, has at least this role. Until the call ends its token is checked again and again.
+
+        Raises:
+            Unauthenticated, PermissionDenied, Unavailable (DRAINING), Exhausted (TOO_MANY).
+
+        """
+        principal = self._authenticate(token)
+        self._check(name, role, principal)
+        self._check_threads(stream)
+        call = Call(principal, self._tenant_name(principal.tenant), connection)
+        self._enter(call)
+        return call
+
+    def _check(self, name: str, role: TokenRole, principal: Principal) -> None:
+        """Checks that the call may continue.
+
+        Raises:
+            PermissionDenied, Unavailable (DRAINING).
+
+        """
+        if principal.role < role:
+            raise PermissionDenied(
+                "PERMISSION_DENIED",
+                f"{name} needs a token of the role {role.name.lower()}, this one is a {principal.role.name.lower()}",
+                role=role.name.lower(),
+            )
+        if self.draining:
+            raise Unavailable("DRAINING", "the server is shutting down; try again", retry_after_s=RETRY_S)
+        self._admitted_s = self._now_s()
+
+    def _enter(self, call: Call) -> None:
+        with self._lock:
+            self._calls[call] = None
+        try:
+            lives = call.add_callback(lambda: self._leave(call))
+        except BaseException:
+            self._leave(call)
+            raise
+        if not lives:
+            self._leave(call)
+
+    def _leave(self, call: Call) -> None:
+        with self._lock:
+            self._calls.pop(call, None)
+
+    def end_invalid(self) -> int:
+        """Ends the calls whose token was revoked or has expired; their number.
+
+        Each learns it at its next `check`, so that it ends at a checkpoint and says why. One that waits for its caller is cut off the
+        next time.
+        """
+        with self._lock:
+            calls = list(self._calls)
+        for call in calls:
+            if call.refused:
+                call.cancel()
+        valid = self._valid({call.principal.token for call in calls}) if calls else set()
+        ended = [call for call in calls if not call.refused and call.principal.token not in valid]
+        for call in ended:
+            call.refuse(
+                Unauthenticated("UNAUTHENTICATED", "This token was revoked, or has expired: get a new one")
+            )
+        return len(ended)
+
+    def is_busy(self) -> bool:
+        """Whether clients are at work: what can wait should."""
+        return not self.streams.idle or self._now_s() - self._admitted_s < BUSY_S
+
+    def close(self) -> None:
+        """Refuses calls from now on: the server is shutting down."""
+        self.draining = True

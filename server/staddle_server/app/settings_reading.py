@@ -1,0 +1,172 @@
+"""Reads the settings: from flags, then the environment, then a TOML file, then defaults.
+
+Nothing below `app` looks at the environment.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from staddle._base.given_files import PIPE_S, GivenError, read, text_of, unquoted
+
+from staddle_server.app.addresses import (
+    ABSTRACT,
+    UNIX_PREFIX,
+    after_unix,
+    parse_address,
+    parse_endpoint,
+    parse_path,
+)
+from staddle_server.app.settings import OPTIONS, VARIABLE_PREFIX, Option, Settings, SettingsError
+
+CONFIG_VARIABLE: Final = "STADDLED_CONFIG"
+CONFIG_NAME: Final = "server.toml"
+CONFIG_BYTES_MAX: Final = 1024 * 1024
+_BY_KEY: Final = {option.key: option for option in OPTIONS}
+
+
+_BY_FIELD: Final = {option.field: option for option in OPTIONS}
+_DATA: Final = _BY_FIELD["data"]
+
+
+def load(
+    flags: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    config: str | None = None,
+    *,
+    again: bool = False,
+) -> Settings:
+    """The settings, each from the first place that has it: flag, environment (empty is unset), file, default.
+
+    `flags` is by field. The file is `config`, else STADDLED_CONFIG, else DIR/server.toml if there is one; a file that
+    is named must exist. `again`: it was read before, so that a pipe, which is empty now, is refused. Raises SettingsError.
+    """
+    flag_texts = {_BY_FIELD[field]: text for field, text in flags.items() if text is not None}
+    variables = {option: environ.get(option.variable, "") for option in OPTIONS}
+    variable_texts = {option: text for option, text in variables.items() if unquoted(text)}
+    named_file = config or unquoted(environ.get(CONFIG_VARIABLE, "")) or None
+    data = next((texts[_DATA] for texts in (flag_texts, variable_texts) if _DATA in texts), None)
+    file_path, file_texts = _read_config(named_file, data, again=again)
+    values: dict[str, object] = {}
+    for option in OPTIONS:
+        text, origin = option.default, "the default"
+        if option in flag_texts:
+            text, origin = flag_texts[option], f"--{option.name}"
+        elif option in variable_texts:
+            text, origin = variable_texts[option], option.variable
+        elif option in file_texts:
+            text, origin = file_texts[option], f"{option.key} in {file_path}"
+        values[option.field] = _parse(option, text, origin)
+    return _checked(values)
+
+
+def _parse(option: Option, text: str, origin: str) -> object:
+    if text == "" and option.default == "":
+        return None
+    try:
+        return option.parse(text if option.parse is parse_path else unquoted(text))
+    except ValueError as error:
+        shown = "something else" if "-----BEGIN " in text else repr(text[:200])
+        raise SettingsError(f"{origin} is {shown}: {error}") from error
+
+
+_UNQUOTED: Final = ("Invalid value", "after a statement")
+"""What tomllib says of text without quotes."""
+
+
+def _read_config(named: str | None, data: str | None, *, again: bool) -> tuple[Path, dict[Option, str]]:
+    try:
+        path = parse_path(named) if named else parse_path(data or ".") / CONFIG_NAME
+    except ValueError as error:
+        raise SettingsError(f"cannot read the settings file of {named or data!r}: {error}") from error
+    try:
+        if named is None and (data is None or not _exists(path)):
+            return path, {}
+        raw, _ = read(path, CONFIG_BYTES_MAX, "a settings file", pipe_s=None if again else PIPE_S)
+        table = tomllib.loads(text_of(raw, path))
+    except GivenError as error:
+        raise SettingsError(str(error)) from error
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # also numbers too long, lists in lists in lists
+        hint = "; text stands in quotes" if any(words in str(error) for words in _UNQUOTED) else ""
+        raise SettingsError(f"{path} is not TOML: {error}{hint}") from error
+    texts: dict[Option, str] = {}
+    for key, value in table.items():
+        option = _known(key, value, path)
+        if option in texts:
+            raise SettingsError(f"{path} has {option.key} twice")
+        texts[option] = _text(option, value, path)
+    return path, texts
+
+
+def _exists(path: Path) -> bool:
+    """Raises OSError where that cannot be known."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _known(key: str, value: object, path: Path) -> Option:
+    name = key.replace("-", "_").lower()
+    option = _BY_KEY.get(name)
+    if option is None and isinstance(value, dict):
+        raise SettingsError(f"{path} has a section [{key}]: settings stand at the top, without a section")
+    if option is None:
+        near = difflib.get_close_matches(name, _BY_KEY, n=1, cutoff=0.0)[0]
+        raise SettingsError(f"{path}: there is no setting {key!r}; the nearest one is {near!r}")
+    return option
+
+
+_KINDS: Final[Mapping[type, str]] = {bool: "true or false", list: "a list", dict: "a table"}
+
+
+def _text(option: Option, value: object, path: Path) -> str:
+    """A value of the file as a flag would give it. Paths in the file are relative to it."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        kind = _KINDS.get(type(value), type(value).__name__)
+        raise SettingsError(f"{path}: {option.key} must be a string or a number, not {kind}")
+    if option.parse is parse_path and value:
+        return str(path.parent / os.path.expanduser(str(value)))
+    socket = after_unix(unquoted(str(value)))
+    if option.parse in {parse_address, parse_endpoint} and socket is not None:
+        socket = os.path.expanduser(socket)
+        return UNIX_PREFIX + (socket if socket.startswith(("/", ABSTRACT)) else str(path.parent / socket))
+    return str(value)
+
+
+def _checked(values: dict[str, object]) -> Settings:
+    if values["data"] is None:
+        raise SettingsError(
+            "say where the data directory is: --data DIR, STADDLED_DATA, or data in the settings file"
+        )
+    settings = Settings(**values)  # type: ignore[arg-type]  # the table gives each field its own type; a test walks it
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise SettingsError("--tls-cert and --tls-key belong together: give both or neither")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise SettingsError("--tls-client-ca needs --tls-cert and --tls-key")
+    if not settings.listen.is_loopback and settings.tls_cert is None:
+        raise SettingsError(
+            f"{settings.listen} can be reached from beyond this machine, and nothing starts there without TLS: give "
+            "--tls-cert and --tls-key (`staddle-server cert` makes them), or listen on 127.0.0.1 or unix:PATH"
+        )
+    return settings
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like settings and are none, each with the nearest that there is: a typing error switches nothing on.
+
+    Those that orchestrators make up for a service of this name are left out.
+    """
+    known = {option.variable for option in OPTIONS} | {CONFIG_VARIABLE}
+    found = []
+    for name in sorted(set(environ) - known):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if name.startswith(VARIABLE_PREFIX) and near and "_SERVICE_" not in name and "_PORT" not in name:
+            found.append(f"{name} (is {near[0]} meant?)")
+    return found

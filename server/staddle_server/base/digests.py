@@ -1,0 +1,24 @@
+"""Whether chunks are sound: the one comparison of bytes with the digest that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from blake3 import blake3
+
+from staddle_server.base.types import ChunkRef
+
+
+def has_digest(data: bytes | bytearray | memoryview, digest: bytes) -> bool:
+    """Whether these bytes are the chunk with this digest."""
+    return blake3(data).digest() == digest
+
+
+def first_unsound(table: Iterable[ChunkRef], data: memoryview) -> int | None:
+    """The number of the first chunk whose bytes, which lie one after another in `data`, do not have its digest; None: all are sound."""
+    offset = 0
+    for number, (length, digest) in enumerate(table):
+        if not has_digest(data[offset : offset + length], digest):
+            return number
+        offset += length
+    return None

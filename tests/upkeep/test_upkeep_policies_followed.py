@@ -1,0 +1,178 @@
+"""A server that follows retention policies without being asked: what it deletes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import grpc
+import pytest
+from policy_calls import DAY, hold, ids, plan, set_policy, several
+from sqlalchemy import text
+from staddle.v1 import service_pb2 as sv
+from staddle_server.api.grpc import retention
+from staddle_server.base.errors import Precondition
+from staddle_server.store import records as rec
+from staddle_server.tenancy.records import as_pending
+from staddle_server.tenancy.tenant import Tenants
+from staddle_server.upkeep.lifecycle.policies import Policies
+from thin import back_up, backups, reason, wait_until
+
+# --- by itself
+
+
+def test_the_server_follows_the_policies_by_itself_and_logs_what_it_deleted(running, caplog):
+    running.retention_every_s = 3600.0
+    running.restart()
+    stub, eve = running.stub(), running.stub(tenant=running.make_tenant("eve"))
+    mine, hers, free = several(running, stub, 4), several(running, eve, 3), several(running, stub, 3, "free")
+    set_policy(stub, keep_last=2)
+    set_policy(eve, keep_daily=1)
+    running.service._schedule.look()
+    assert len(backups(stub, "www")) == 4, "whoever has just set a policy has time to look at its plan"
+    running.clock.ahead_s += 3601
+    with caplog.at_level(logging.INFO):
+        running.service._schedule.look()
+    assert ids(backups(stub, "www")) == [mine[3].id, mine[2].id]
+    assert ids(backups(eve, "www")) == [hers[2].id]
+    assert ids(backups(stub, "free")) == ids(reversed(free)), "no policy, no deletion"
+    assert mine[0].id in caplog.text
+    assert running.catalog.tasks.last("retention").outcome == "4 backups deleted"
+    several(running, stub, 1)
+    running.clock.ahead_s -= DAY
+    running.service._schedule.look()
+    assert len(backups(stub, "www")) == 3, "it is not due yet"
+    running.clock.ahead_s += DAY
+    running.service._schedule.look()
+    assert len(backups(stub, "www")) == 2
+
+
+def test_a_server_that_shall_never_follow_policies_does_not(running):
+    stub = running.stub()
+    several(running, stub, 3)
+    set_policy(stub, keep_last=1)
+    running.clock.ahead_s += 400 * DAY
+    running.service._schedule.look()
+    assert len(backups(stub, "www")) == 3
+
+
+def test_a_dataset_whose_policy_cannot_be_followed_keeps_no_other_back_and_loses_nothing(running, caplog):
+    running.retention_every_s = 3600.0
+    running.restart()
+    stub = running.stub()
+    several(running, stub, 3, "a")
+    several(running, stub, 3, "b")
+    for dataset in ("a", "b"):
+        set_policy(stub, dataset, keep_last=1)
+    running.clock.ahead_s += 3601
+    with running.catalog.database.write() as connection:
+        connection.execute(text("UPDATE datasets SET policy = 'of another version' WHERE name = 'a'"))
+    running.service._schedule.look()
+    assert len(backups(stub, "a")) == 3
+    assert len(backups(stub, "b")) == 1
+    assert (
+        running.catalog.tasks.last("retention").outcome == "2 backups deleted, 1 dataset failed: see the log"
+    )
+    assert "retention of dataset 'a' failed" in caplog.text
+    with pytest.raises(grpc.RpcError) as caught:
+        plan(stub, "a")
+    assert reason(caught.value) == "STORE_UNAVAILABLE"
+
+
+def test_a_server_that_is_about_to_end_deletes_nothing_more(running):
+    stub = running.stub()
+    several(running, stub, 3)
+    set_policy(stub, keep_last=1)
+    tenants = Tenants(running.blobs, running.catalog, running.keys)
+    policies = Policies(running.catalog, tenants, running.clock, 1.0)
+    running.clock.ahead_s += 60
+    assert policies.run(lambda: True) == ""
+    assert len(backups(stub, "www")) == 3
+    assert policies.run(lambda: False) == "2 backups deleted"
+
+
+class SlowBlobs:
+    """A store whose reads wait for a sign."""
+
+    def __init__(self, blobs):
+        self._blobs = blobs
+        self.go = threading.Event()
+        self.go.set()
+        self.waiting = 0
+
+    def __getattr__(self, name):
+        return getattr(self._blobs, name)
+
+    def read(self, *asked):
+        self.waiting += 1
+        assert self.go.wait(30)
+        return self._blobs.read(*asked)
+
+
+def test_only_so_many_plans_are_made_at_once_and_other_calls_go_on(running):
+    running.stop()
+    running.wrap = SlowBlobs
+    running.start()
+    stub = running.stub()
+    several(running, stub, 2)
+    set_policy(stub, keep_last=1)
+    running.blobs.waiting = 0
+    running.blobs.go.clear()
+    others = running.stub(tenant=running.make_tenant("theirs"))
+    running.blobs.go.set()
+    several(running, others, 2)
+    set_policy(others, keep_last=1)
+    running.blobs.waiting = 0
+    running.blobs.go.clear()
+    calls = [
+        stub.PlanRetention.future(sv.PlanRetentionRequest(dataset="www"))
+        for _ in range(retention.PLANS_TENANT_MAX)
+    ]
+    wait_until(lambda: running.blobs.waiting == retention.PLANS_TENANT_MAX)
+    with pytest.raises(grpc.RpcError) as caught:
+        plan(stub)
+    assert reason(caught.value) == "TOO_MANY"
+    assert len(backups(stub, "www")) == 2
+    calls.append(others.PlanRetention.future(sv.PlanRetentionRequest(dataset="www")))
+    wait_until(lambda: running.blobs.waiting == retention.PLANS_MAX)
+    running.blobs.go.set()
+    for call in calls:
+        assert call.result().delete_count == 1
+    assert plan(stub).delete_count == 1
+
+
+def test_what_changes_between_a_plan_and_its_transaction_is_seen_by_the_transaction(running):
+    """The window that callers cannot hit at will: the plan is still right when it is compared, and wrong when it is applied."""
+    stub = running.stub()
+    made = several(running, stub, 3)
+    set_policy(stub, keep_last=1)
+    catalog = running.catalog.retention
+    seen = catalog.state(running.tenant, "www")
+    gone = [bytes.fromhex(each.id) for each in made[:2]]
+
+    def application(expected):
+        now_ns = running.clock.now_ns()
+        return catalog.apply(
+            running.tenant,
+            "www",
+            "a plan",
+            expected=expected,
+            backups=gone,
+            now_ns=now_ns,
+            deleted=lambda backup: as_pending(running.tenant, rec.DeletedRecord(backup, now_ns)),
+        )
+
+    back_up(stub, "www", {"a": b"new"})
+    with pytest.raises(Precondition) as caught:
+        application(seen)
+    assert caught.value.reason == "PLAN_CHANGED"
+    hold(stub, "www", made[0])
+    with pytest.raises(Precondition) as caught:
+        application(catalog.state(running.tenant, "www"))
+    assert caught.value.reason == "PROTECTED", "whatever a plan says"
+    assert len(backups(stub, "www")) == 4, "all or nothing"
+    stub.ReleaseHold(sv.ReleaseHoldRequest(dataset="www", backup=made[0].id))
+    seen = catalog.state(running.tenant, "www")
+    first = application(seen)
+    assert len(first.backups) == 2
+    assert application(seen) == first, "of two at once the later one is answered as the first was"
