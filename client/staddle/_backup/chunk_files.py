@@ -25,8 +25,8 @@ from staddle._backup.entries import (
 from staddle._backup.previous_chunks import Earlier
 from staddle._base.threads import Threads
 from staddle._fs.file_reader import READ_BYTES, OpenFile, is_racy, open_file, read_small
+from staddle._fs.found import Clock, Found, Marked
 from staddle._fs.metadata import Names, entry_of, set_path
-from staddle._fs.walk import Clock, Found, Marked
 from staddle._types.backups import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
 from staddle.v1 import resources_pb2 as pb

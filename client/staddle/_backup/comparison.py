@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from staddle._backup.changes import Changed, Difference, Removed
 from staddle._fs.file_reader import RACY_NS
+from staddle._fs.found import Found, Marked, Unsent
 from staddle._fs.metadata import type_of
-from staddle._fs.walk import Found, Marked, Unsent
 from staddle._protocol.convert import is_below, sort_key
 from staddle._protocol.restore_reader import DamageEvent, EntryEvent, Event
 from staddle.v1 import resources_pb2 as pb

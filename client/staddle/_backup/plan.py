@@ -25,7 +25,7 @@ from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
     from staddle._fs.chosen_paths import Source
-    from staddle._fs.walk import Clock
+    from staddle._fs.found import Clock
     from staddle._transport.calls import Calls
 
 

@@ -54,9 +54,10 @@ from staddle._errors import (
 from staddle._fs.chosen_paths import Source
 from staddle._fs.excludes import UNMATCHED_SHOWN_MAX
 from staddle._fs.file_reader import OPEN_FLAGS
+from staddle._fs.found import Clock, Found, Marked
 from staddle._fs.mounts import mounts_below
+from staddle._fs.scan import Scan
 from staddle._fs.sync import sync_file_system
-from staddle._fs.walk import Clock, Found, Marked, Scan
 from staddle._protocol.answers import check_committed
 from staddle._protocol.convert import (
     KINDS_TO_WIRE,

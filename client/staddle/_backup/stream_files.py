@@ -13,8 +13,8 @@ from staddle._backup.changes import Changed, Difference, Removed
 from staddle._backup.entries import Tally, add_holes, entry_of_file, entry_without_content, marked_entry
 from staddle._errors import StaddleError
 from staddle._fs.file_reader import OpenFile, open_file
+from staddle._fs.found import Clock, Marked
 from staddle._fs.metadata import Names, set_path
-from staddle._fs.walk import Clock, Marked
 from staddle._protocol.convert import path_of
 from staddle._types.backups import Profile
 from staddle.v1 import resources_pb2 as pb

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from blake3 import blake3
 
-from staddle._fs.walk import Found, ReplacedError, Report, reason_of
+from staddle._fs.found import Found, ReplacedError, Report, reason_of
 from staddle._protocol.convert import path_of
 from staddle.v1 import resources_pb2 as pb
 

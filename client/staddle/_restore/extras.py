@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from staddle._fs.found import reason_of
 from staddle._fs.omissions import is_server_directory
 from staddle._fs.temporary_names import is_temporary
-from staddle._fs.walk import DIRECTORY_FLAGS, reason_of
+from staddle._fs.walk import DIRECTORY_FLAGS
 from staddle._restore.selection import Choice, Selection
 from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import OWNER_BITS, is_in, look

@@ -11,8 +11,9 @@ from staddle import Client, DatasetNotFoundError, StaddleError
 from staddle._base.threads import start_thread
 from staddle._fs.chosen_paths import source_of
 from staddle._fs.excludes import excludes_of
+from staddle._fs.found import Found
 from staddle._fs.omissions import Omissions
-from staddle._fs.walk import Found, Scan
+from staddle._fs.scan import Scan
 from staddle._types.options import SourceArguments
 
 
