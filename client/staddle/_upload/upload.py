@@ -13,7 +13,14 @@ from blake3 import blake3
 
 from staddle._errors import BadRequestError, ProtocolError, UnfinishedError, UploadClosedError
 from staddle._protocol.arguments import choice
-from staddle._protocol.convert import KINDS_TO_WIRE, PROFILES_TO_WIRE, SCOPES_TO_WIRE, backup_of, split_path
+from staddle._protocol.convert import (
+    KINDS_TO_WIRE,
+    PROFILES_TO_WIRE,
+    SCOPES_TO_WIRE,
+    backup_of,
+    field_for,
+    split_path,
+)
 from staddle._transport.calls import Calls
 from staddle._transport.progress import ProgressReporter
 from staddle._types.backups import BackupKind, Profile, Scope
@@ -161,11 +168,7 @@ class Upload:
     def symlink(self, path: PathLike, target: PathLike, *, mtime_ns: int | None = None) -> None:
         """Hands over a symbolic link to `target`, which is kept as it is."""
         entry = self._entry(path, resources.ENTRY_TYPE_SYMLINK, mtime_ns=mtime_ns)
-        raw = path_to_bytes(target)
-        try:
-            entry.link_target = raw.decode()
-        except UnicodeDecodeError:
-            entry.raw_link_target = raw
+        setattr(entry, *field_for("link_target", path_to_bytes(target)))
         with self._handing_over():
             self._stream.put(entry)
 
