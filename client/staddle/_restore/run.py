@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
-from staddle._base.figures import counted
 from staddle._errors import ProtocolError
 from staddle._protocol.convert import backup_of, sort_key
 from staddle._protocol.restore_reader import (
@@ -30,7 +29,7 @@ from staddle._protocol.restore_reader import (
 )
 from staddle._restore.dry_run import Preview
 from staddle._restore.existing_paths import There
-from staddle._restore.extras import Extras
+from staddle._restore.extras import Extras, delete_extras
 from staddle._restore.folding import target_ignores_case
 from staddle._restore.selection import Choice
 from staddle._restore.stats import WriteTally
@@ -51,11 +50,6 @@ if TYPE_CHECKING:
 FETCH_PATHS: Final = 2_048
 WAYS_MAX: Final = 4_096
 """So many directories are remembered because included paths lie in them, before what was gathered is fetched."""
-FAILURES: Final = frozenset({ProblemKind.DAMAGED, ProblemKind.NOT_WRITTEN})
-"""After them nothing is deleted."""
-MERGED: Final = (
-    "the target's file system takes it for another directory of the backup, so nothing was deleted"
-)
 FETCH_PATH_BYTES: Final = 1024 * 1024
 
 
@@ -118,7 +112,7 @@ class Restore:
                 if self._writer is not None:
                     self._writer.close()
             if extras is not None:
-                self._delete(extras)
+                self._warnings += delete_extras(extras, self._tally, dry_run=self._options.dry_run)
         return self._report(time.monotonic() - begun_s)
 
     @property
@@ -173,33 +167,6 @@ class Restore:
                 each.close()
             raise
         return found[0]
-
-    def _delete(self, extras: Extras) -> None:
-        """Deletes what was found, if all else is as it should be."""
-        tally = self._tally
-        if (
-            not extras.sure
-            or tally.problems_dropped
-            or any(problem.kind in FAILURES for problem in tally.problems)
-        ):
-            if extras.merged is not None:
-                tally.note(ProblemKind.NOT_DELETED, extras.merged, MERGED)
-            if extras.count:
-                self._warnings.append(
-                    f"Kept {counted(extras.count, 'path')} that were not found in the backup, because not everything in the backup could be "
-                    "read and restored."
-                )
-            return
-        if extras.mounts:
-            self._warnings.append(
-                f"Deleted nothing in {counted(extras.mounts, 'directory', 'directories')} on which another file system is mounted."
-            )
-        if self._options.dry_run:
-            extras.tell_failed(tally)
-            for path in extras.paths():
-                tally.deleted(path)
-        else:
-            extras.remove(tally)
 
     # --- streams
 
