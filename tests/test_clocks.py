@@ -112,7 +112,7 @@ USES: Final = {
     "when a file was read, beside its own times: in doubt it is read again": """
         staddle._backup.plan plan_backup
         staddle._fs.walk Walk
-        staddle._backup.run Run._begun_ns
+        staddle._backup.differences SourceDifferences._begun_ns
         staddle._backup.run backup_directory
     """,
     "files of the client's cache that were left unfinished, without which the next backup reads more": """

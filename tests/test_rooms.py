@@ -347,7 +347,7 @@ def test_a_circle_is_found() -> None:
         (CLIENT, "_upload", "from staddle import Client", "do not know each other"),
         (CLIENT, "_fs", "from staddle._transport.calls import Calls", "knows no server"),
         (CLIENT, "_fs", "from staddle._backup.cache import recorder", "passes an observer"),
-        (CLIENT, "_protocol", "from staddle._fs.walk import Found", "neither connections nor files"),
+        (CLIENT, "_protocol", "from staddle._fs.found import Found", "neither connections nor files"),
         (CLIENT, "_base", "from staddle._protocol import convert", "know no room"),
         (CLIENT, "_restore", "import grpc", "only the transport"),
         (CLIENT, "_fs", "import staddle_server.base.limits", "without the server"),

@@ -9,7 +9,7 @@ import pytest
 from staddle._fs.chosen_paths import source_of
 from staddle._fs.file_reader import OPEN_FLAGS, open_file, read_small
 from staddle._fs.noatime import open_quietly
-from staddle._fs.walk import Scan
+from staddle._fs.scan import Scan
 
 LONG_AGO_NS = 10**18
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])

@@ -13,7 +13,7 @@ from staddle._backup.changes import Changed, Removed
 from staddle._backup.chunk_list import ChunkList
 from staddle._backup.comparison import BaseDamagedError, BaseEntry, Comparison, base_entries, is_below
 from staddle._errors import ProtocolError
-from staddle._fs.walk import Found
+from staddle._fs.found import Found
 from staddle._protocol.restore_reader import VIEW_BASIC, Event, read_restore
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from staddle._fs.file_reader import NotRegularError, open_file, read_small
-from staddle._fs.walk import Found
+from staddle._fs.found import Found
 
 MAX = 64 * 1024
 

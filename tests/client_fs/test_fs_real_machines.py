@@ -13,8 +13,8 @@ from staddle._backup.entries import Tally
 from staddle._errors import BadRequestError, TooMuchRemovedError
 from staddle._fs import metadata
 from staddle._fs.excludes import excludes_of, lines_of
+from staddle._fs.found import Found
 from staddle._fs.omissions import CACHE_TAG_SIGNATURE
-from staddle._fs.walk import Found
 from staddle._types.reports import ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])

@@ -10,8 +10,10 @@ from fs_trees import plant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from staddle._fs.excludes import excludes_of
+from staddle._fs.found import Found, Marked
 from staddle._fs.metadata import holes_of, largest, link_group
-from staddle._fs.walk import DESCRIPTORS_MAX, Found, Marked, Scan
+from staddle._fs.scan import Scan
+from staddle._fs.walk import DESCRIPTORS_MAX
 
 components = st.lists(
     st.sampled_from([b"a", b"a.b", b"a-b", b"a b", b"b", b"A", b"\xc3\xa9", b"\xff", b"a\x01", b"0"]),

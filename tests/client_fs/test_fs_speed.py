@@ -15,9 +15,9 @@ import pytest
 from extent import extent
 from fs_calls import counted_calls
 from fs_trees import assert_same, open_below, plant, seeded_bytes
-from staddle._backup import run as _source
-from staddle._restore import run, write_pool
+from staddle._restore import write_pool
 from staddle._restore.stats import TargetFullError
+from staddle._transport import progress as reporting
 from staddle._types.backups import Profile
 
 MIB = 1024 * 1024
@@ -167,8 +167,7 @@ def told_bytes(work: Callable[..., object]) -> list[int]:
 def test_progress_moves_inside_a_large_file(
     thin: bool, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_source, "PROGRESS_S", 0.0)
-    monkeypatch.setattr(run, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(reporting, "PROGRESS_S", 0.0)
     size = 24 * MIB
     (protected.source / "image").write_bytes(seeded_bytes(1, size))
     told = told_bytes(lambda **options: protected.backup(thin=thin, **options))

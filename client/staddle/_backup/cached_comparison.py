@@ -29,7 +29,8 @@ from staddle._backup.cache.file import (
 )
 from staddle._backup.changes import Changed, Difference, Removed
 from staddle._fs.excludes import no_excludes
-from staddle._fs.walk import MOVED, TOO_LONG, Level, Walk
+from staddle._fs.level import Level
+from staddle._fs.walk import MOVED, TOO_LONG, Walk
 from staddle._protocol.convert import PATH_BYTES_MAX
 
 if TYPE_CHECKING:

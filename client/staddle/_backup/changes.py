@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from staddle._fs.walk import Found, Marked
+from staddle._fs.found import Found, Marked
 
 
 @dataclass(slots=True)

@@ -25,8 +25,9 @@ from staddle._backup.entries import (
 from staddle._backup.previous_chunks import Earlier
 from staddle._base.threads import Threads
 from staddle._fs.file_reader import READ_BYTES, OpenFile, is_racy, open_file, read_small
+from staddle._fs.found import Clock, Found, Marked
 from staddle._fs.metadata import Names, entry_of, set_path
-from staddle._fs.walk import Clock, Found, Marked
+from staddle._protocol.convert import PROFILES_TO_WIRE
 from staddle._types.backups import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
 from staddle.v1 import resources_pb2 as pb
@@ -39,10 +40,6 @@ RECENT_MAX: Final = 32_768
 """So many digests at least, and at most twice as many, are remembered as known to the server, and not asked for again."""
 PART_CHUNKS: Final = 4_096
 """A longer list of chunks goes in parts of so many."""
-PROFILES: Final = {
-    Profile.CONTENT_DEFINED: pb.CHUNKER_PROFILE_CONTENT_DEFINED,
-    Profile.FIXED: pb.CHUNKER_PROFILE_FIXED,
-}
 
 
 class Change(NamedTuple):
@@ -141,7 +138,7 @@ class Producer:
         self._batch = Batch()
         self._pool = Threads(1, thread_name_prefix="staddle-cut")
         fixed = tally.profile is Profile.FIXED
-        self._profile = PROFILES[tally.profile]
+        self._profile = PROFILES_TO_WIRE[tally.profile]
         self._one_chunk_bytes = cutter.parameters.fixed_bytes if fixed else cutter.parameters.min_bytes
 
     def batches(self) -> Generator[Batch]:

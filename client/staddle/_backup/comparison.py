@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from staddle._backup.changes import Changed, Difference, Removed
+from staddle._errors import DamageError
 from staddle._fs.file_reader import RACY_NS
+from staddle._fs.found import Found, Marked, Unsent
 from staddle._fs.metadata import type_of
-from staddle._fs.walk import Found, Marked, Unsent
 from staddle._protocol.convert import is_below, sort_key
 from staddle._protocol.restore_reader import DamageEvent, EntryEvent, Event
 from staddle.v1 import resources_pb2 as pb
@@ -38,6 +39,12 @@ class BaseDamagedError(Exception):
     def __init__(self, path: bytes, message: str) -> None:
         super().__init__(message)
         self.path = path
+
+    def for_kind(self) -> DamageError:
+        """The error where a kind of backup was asked for that needs the base."""
+        return DamageError(
+            f"The list of the base's entries below {self.path!r} is damaged: {self}. Make a full backup (kind full)."
+        )
 
 
 def base_entries(events: Iterable[Event]) -> Generator[BaseEntry]:

@@ -10,10 +10,12 @@ from typing import Final
 
 from staddle._backup.chunk_list import ChunkList
 from staddle._fs.file_reader import OpenFile, is_racy
+from staddle._fs.found import Found, Unsent, reason_of, was_replaced
 from staddle._fs.metadata import Names, add_xattrs, entry_of, via_descriptor
-from staddle._fs.walk import Found, Unsent, reason_of, was_replaced
+from staddle._transport.progress import ProgressReporter
 from staddle._types.backups import Profile
-from staddle._types.reports import PathProblem, ProblemKind
+from staddle._types.options import BackupOptions
+from staddle._types.reports import PathProblem, ProblemKind, Progress
 from staddle.v1 import resources_pb2 as pb
 
 PROBLEMS_MAX: Final = 100_000
@@ -96,6 +98,24 @@ class Tally:
             self.problems[key] = problem
         else:
             self.problems_dropped += 1
+
+
+def progress_of(tally: Tally, options: BackupOptions) -> ProgressReporter:
+    """Reports what a tally has counted, each time `watch` is called."""
+
+    def state() -> Progress:
+        return Progress(
+            phase="send",
+            path=os.fsdecode(tally.path),
+            entries_done=tally.entries_done,
+            bytes_done=tally.read_bytes,
+            new_bytes=tally.sent_bytes,
+            reused_bytes=tally.reused_bytes,
+        )
+
+    reporter = ProgressReporter(options.progress, state)
+    tally.watch = lambda: reporter.report("send")
+    return reporter
 
 
 @dataclass(frozen=True, slots=True)

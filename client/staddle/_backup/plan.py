@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from staddle._backup.changes import Changed, Removed
 from staddle._backup.comparison import BaseDamagedError
-from staddle._backup.entries import Tally
-from staddle._backup.run import Opened, Run
+from staddle._backup.dataset_backups import DatasetBackups
+from staddle._backup.differences import SourceDifferences, Start
+from staddle._backup.entries import Tally, progress_of
+from staddle._backup.origin import host_of, root_text
 from staddle._backup.selection import find_source
-from staddle._errors import DatasetNotFoundError, NoBaseError, RootDiffersError
+from staddle._errors import NoBaseError, RootDiffersError
 from staddle._fs.metadata import Names, entry_of
 from staddle._protocol.convert import KINDS_TO_WIRE, backup_of
-from staddle._transport.pages import pages_of
+from staddle._transport.retry import Retry
 from staddle._types.backups import BackupKind
 from staddle._types.options import BackupOptions
 from staddle._types.plan import Amount, BackupPlan, PlannedChange, PlannedPath, PlannedPathCallback
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
     from staddle._fs.chosen_paths import Source
-    from staddle._fs.walk import Clock
+    from staddle._fs.found import Clock
     from staddle._transport.calls import Calls
 
 
@@ -50,11 +51,16 @@ class _Plan:
         clock: Clock,
         each: PlannedPathCallback | None,
     ) -> None:
-        self._calls = calls
         self._options = options
         self._each = each
         self._tally = Tally(options.profile)
-        self._run = Run(calls, source, options, self._tally, clock, sync=None)
+        progress = progress_of(self._tally, options)
+        retry = Retry(budget_s=options.retry_s, notify=progress.report_retry)
+        self._root = source.root
+        self._backups = DatasetBackups(calls, options.dataset, retry)
+        self._differences = SourceDifferences(
+            calls, self._backups, source, options, self._tally, clock=clock, sync=None
+        )
         self._names = Names()
         self._warnings: list[str] = []
         self._new = Amount()
@@ -62,21 +68,21 @@ class _Plan:
 
     def made(self) -> BackupPlan:
         begun_s = time.monotonic()
-        newest = next(self._backups(), None)
+        newest = self._backups.newest()
         self._check_origin(newest)
         kind, base = self._start(newest)
         try:
             self._look(kind, base)
         except BaseDamagedError as error:
             if self._options.kind is not BackupKind.AUTO:
-                raise self._run.damaged(error) from error
+                raise error.for_kind() from error
             self._warnings.append(
                 f"The base is damaged below {error.path!r}: this would become a full backup."
             )
             kind, base = BackupKind.FULL, None
             self._new = self._changed = Amount()
             self._look(kind, base)
-        seen = self._run.comparison
+        seen = self._differences.comparison
         assert seen is not None  # both ways end with one
         return BackupPlan(
             dataset=self._options.dataset,
@@ -90,24 +96,17 @@ class _Plan:
             unchanged=Amount(seen.unchanged, seen.unchanged_bytes),
             excluded_entries=self._tally.excluded,
             problems=tuple(self._tally.problems.values()),
-            warnings=(*self._warnings, *self._run.all_warnings()),
+            warnings=(*self._warnings, *self._differences.all_warnings()),
             notes=tuple(self._tally.notes.values()),
             seconds=time.monotonic() - begun_s,
         )
 
     # --- what it would start from
 
-    def _backups(self) -> Iterator[pb.Backup]:
-        """The dataset's backups, newest first."""
-        request = wire.ListBackupsRequest(dataset=self._options.dataset, page_size=1)
-        with suppress(DatasetNotFoundError):
-            for page in pages_of(self._calls, "ListBackups", request, "backups"):
-                yield from page.backups
-
     def _check_origin(self, newest: pb.Backup | None) -> None:
         if newest is None or self._options.new_root:
             return
-        for said, known in ((self._run.host, newest.host), (self._run.root_text, newest.root)):
+        for said, known in ((host_of(self._options), newest.host), (root_text(self._root), newest.root)):
             if said and known and said != known:
                 raise RootDiffersError(
                     f"Dataset {self._options.dataset!r} holds {newest.root!r} of host {newest.host!r}: use another dataset, "
@@ -126,7 +125,9 @@ class _Plan:
             return kind, None
         base = newest
         if kind is BackupKind.DIFFERENTIAL:
-            base = next((each for each in self._backups() if each.kind == pb.BACKUP_KIND_FULL), None)
+            base = next(
+                (each for each in self._backups.newest_first() if each.kind == pb.BACKUP_KIND_FULL), None
+            )
         if base is None:
             what = "full backup" if kind is BackupKind.DIFFERENTIAL else "backup"
             raise NoBaseError(
@@ -144,8 +145,8 @@ class _Plan:
             scope=pb.UPLOAD_SCOPE_WHOLE if base is None else pb.UPLOAD_SCOPE_CHANGES,
             base_backup_id="" if base is None else base.id,
         )
-        opened = Opened(upload, frozenset(), rely=not self._options.new_root)
-        with closing(self._run.differences(opened, None)) as differences:
+        start = Start(upload, frozenset(), rely=not self._options.new_root)
+        with closing(self._differences.since(start)) as differences:
             for difference in differences:
                 if isinstance(difference, Changed):
                     self._take(difference)
@@ -155,7 +156,7 @@ class _Plan:
     def _take(self, changed: Changed) -> None:
         found = changed.found
         is_readable = entry_of(found, self._names, self._tally) is not None
-        if not is_readable or (found.is_file() and not self._run.probe(found)):
+        if not is_readable or (found.is_file() and not self._differences.probe(found)):
             if changed.in_base:
                 self._say(PlannedChange.REMOVED, found.path, 0)
             return

@@ -15,7 +15,7 @@ from staddle._backup.send_missing import Sender
 from staddle._base.figures import counted
 from staddle._base.shortage import start
 from staddle._errors import MissingChunksError, ProtocolError, named
-from staddle._fs.walk import Clock
+from staddle._fs.found import Clock
 from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire

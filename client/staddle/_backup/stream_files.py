@@ -13,10 +13,9 @@ from staddle._backup.changes import Changed, Difference, Removed
 from staddle._backup.entries import Tally, add_holes, entry_of_file, entry_without_content, marked_entry
 from staddle._errors import StaddleError
 from staddle._fs.file_reader import OpenFile, open_file
+from staddle._fs.found import Clock, Marked
 from staddle._fs.metadata import Names, set_path
-from staddle._fs.walk import Clock, Marked
-from staddle._protocol.convert import path_of
-from staddle._types.backups import Profile
+from staddle._protocol.convert import PROFILES_TO_WIRE, path_of
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
@@ -27,10 +26,6 @@ INLINE_BYTES_MAX: Final = 256 * 1024
 MESSAGE_BYTES: Final = 1024 * 1024
 DATA_BYTES: Final = 1024 * 1024
 PARTS_MAX: Final = 16_384
-PROFILES: Final = {
-    Profile.CONTENT_DEFINED: pb.CHUNKER_PROFILE_CONTENT_DEFINED,
-    Profile.FIXED: pb.CHUNKER_PROFILE_FIXED,
-}
 
 
 class ThinAttempt:
@@ -154,7 +149,7 @@ class _Messages:
                     if changed.in_base or sent:
                         yield _remove(found.path)
                     return
-                entry.profile = PROFILES[self._tally.profile]
+                entry.profile = PROFILES_TO_WIRE[self._tally.profile]
                 if opened.status.st_size <= INLINE_BYTES_MAX and not opened.unsized:
                     part = self._inline(opened, entry, last=last)
                     if part is not None:

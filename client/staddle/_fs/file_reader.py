@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from staddle._fs.found import Clock, Found, ReplacedError
 from staddle._fs.metadata import holes_of, may_have_xattrs
 from staddle._fs.noatime import open_quietly
-from staddle._fs.walk import Clock, Found, ReplacedError
 
 READ_BYTES: Final = 4 * 1024 * 1024
 ZEROS_BYTES_MAX: Final = 1024 * 1024 * 1024

@@ -17,8 +17,8 @@ from typing import Final, Protocol
 
 from blake3 import blake3
 
-from staddle._fs.walk import Found, ReplacedError, Report, reason_of
-from staddle._protocol.convert import path_of
+from staddle._fs.found import Found, ReplacedError, Report, reason_of
+from staddle._protocol.convert import field_for, path_of
 from staddle.v1 import resources_pb2 as pb
 
 HAS_HOLES: Final = hasattr(os, "SEEK_HOLE") and hasattr(os, "SEEK_DATA")
@@ -94,11 +94,8 @@ def _is_text(name: str) -> bool:
 
 
 def set_path(item: pb.Entry | pb.Remove, path: bytes) -> None:
-    """Puts a path where it belongs: into the text if it is UTF-8, else into the bytes."""
-    try:
-        item.path = path.decode()
-    except UnicodeDecodeError:
-        item.raw_path = path
+    """Puts a path into the field that can carry it."""
+    setattr(item, *field_for("path", path))
 
 
 def type_of(status: os.stat_result) -> pb.EntryType.ValueType | None:
@@ -191,10 +188,7 @@ def _set_target(entry: pb.Entry, found: Found, problems: Problems) -> bool:
     if len(target) > LINK_TARGET_BYTES_MAX:
         problems.left_out(found.path, "its link target is longer than a backup can hold")
         return False
-    try:
-        entry.link_target = target.decode()
-    except UnicodeDecodeError:
-        entry.raw_link_target = target
+    setattr(entry, *field_for("link_target", target))
     return True
 
 
@@ -252,16 +246,9 @@ def add_xattrs(entry: pb.Entry, target: int | bytes, report: Report) -> None:
             report(path, f"extended attribute {text!a}: larger than a backup can hold")
             continue
         size += len(name) + len(value)
-        _add_xattr(entry, name, value)
+        setattr(entry.xattrs.add(value=value), *field_for("name", name))
     if len(names) > XATTRS_MAX:
         report(path, f"extended attributes: more than {XATTRS_MAX}")
-
-
-def _add_xattr(entry: pb.Entry, name: bytes, value: bytes) -> None:
-    try:
-        entry.xattrs.add(name=name.decode(), value=value)
-    except UnicodeDecodeError:
-        entry.xattrs.add(raw_name=name, value=value)
 
 
 def holes_of(descriptor: int, size: int) -> list[tuple[int, int]]:

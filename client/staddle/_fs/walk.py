@@ -7,7 +7,6 @@ goes on.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
@@ -15,10 +14,24 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Generic, NamedTuple, TypeVar, cast
+from typing import Final, Generic, TypeVar
 
 from staddle._fs.chosen_paths import Chosen
 from staddle._fs.excludes import Excludes, no_excludes
+from staddle._fs.found import (
+    Clock,
+    Found,
+    Marked,
+    Note,
+    Report,
+    Skip,
+    Unsent,
+    identity_of,
+    ignored,
+    reason_of,
+    was_replaced,
+)
+from staddle._fs.level import Level, names_of
 from staddle._fs.noatime import open_quietly
 from staddle._fs.observer import Observer, Piece
 from staddle._fs.omissions import NOTHING, Omissions
@@ -40,108 +53,13 @@ DESCRIPTORS_MAX: Final = 64
 """So many directories stay open; those further up are opened again through ".." on the way back."""
 
 _NONE: Final[frozenset[bytes]] = frozenset()
-NAMES_AT_ONCE: Final = 10_000
-"""So many names are turned into bytes in one go."""
-
 ROOT_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 DIRECTORY_FLAGS: Final = ROOT_FLAGS | os.O_NOFOLLOW
 PATH_FLAG: Final = getattr(os, "O_PATH", 0)
 """Opens a directory that may be entered but not read, where the system can do that."""
 
-Report = Callable[[bytes, str], None]
-"""Takes a path and why it could not be read."""
-Note = Callable[[ProblemKind, bytes, str], None]
-"""Takes a path that is left out for a reason that is no problem, and the reason."""
-Clock = Callable[[], int]
-"""Nanoseconds since 1970, as time.time_ns gives them."""
-Skip = Callable[[bytes], bool]
-"""Whether a directory and all below it need not be looked at."""
-
 LOOKS_MAX: Final = 3
 """A path that disappears while it is read, and is listed afterwards, is looked at again so many times."""
-_REPLACED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE})
-
-
-class Found(NamedTuple):
-    """One path of the tree. `dir_fd` is open until the next one is asked for; `name` is relative to it."""
-
-    path: bytes
-    name: bytes
-    dir_fd: int
-    stat: os.stat_result
-    mount: bytes
-    """The path of the directory on which this path's file system is mounted; empty for the root's own."""
-    seen_ns: int
-    """From when on a change of it may have left no trace in its times: when it was looked at, or when its file system was last brought
-    to the disk before."""
-    late: bool = False
-    """It comes out of order: it had disappeared at its turn, and was made again since."""
-
-    def is_file(self) -> bool:
-        return stat.S_ISREG(self.stat.st_mode)
-
-    def is_directory(self) -> bool:
-        return stat.S_ISDIR(self.stat.st_mode)
-
-
-class Marked(NamedTuple):
-    """A directory, once more, because something in it is left out: its entry has to say so. It comes out of order."""
-
-    found: Found
-
-
-class ReplacedError(OSError):
-    """A path is something else than when the scan saw it."""
-
-
-@dataclass(slots=True)
-class Unsent:
-    """What came of the path that the walk gave out last, where it was not sent. The walk takes it when it continues."""
-
-    left_out: bool = False
-    """It exists and is not in the backup."""
-    replaced: OSError | None = None
-    """It disappeared or became something else, and is worth another look."""
-
-
-def was_replaced(error: OSError) -> bool:
-    """Whether a path that was there a moment ago cannot be read because it disappeared or became something else."""
-    return isinstance(error, ReplacedError) or error.errno in _REPLACED
-
-
-@dataclass(slots=True)
-class Level:
-    """A directory on the way to where the walk is. `names` are those still to come, the next one last."""
-
-    path: bytes
-    mount: bytes
-    identity: tuple[int, int]
-    names: list[bytes]
-    descriptor: int | None
-    everything: bool = True
-    """All of it is taken; otherwise it is on the way to what was named."""
-    home: int = 0
-    """The device of the file system in which a walk stays that leaves no file system."""
-    piece: Piece | None = None
-    """Those of its children that the observer is at."""
-    status: os.stat_result | None = None
-    """As it was entered."""
-    place: tuple[Piece, int] | None = None
-    """Where the observer has it."""
-    lacks: bool = False
-    """Something in it is left out."""
-    marked: bool = False
-    """Its entry says so."""
-    vanished: list[tuple[bytes, OSError]] = field(default_factory=list)
-    """Names that were listed and then led nowhere or to something else, and how that was found."""
-    looks: int = 0
-    """How often names of it were looked at again."""
-    late: bool = False
-    """What is found in it comes out of order."""
-
-
-def ignored(_kind: ProblemKind, _path: bytes, _why: str) -> None:
-    """Takes a note that nobody reads."""
 
 
 @dataclass(slots=True)
@@ -482,7 +400,7 @@ class Walk(ABC, Generic[T]):
         if not level.everything and (overrules or self.omissions == NOTHING):
             return sorted(below, reverse=True)
         try:
-            names = _names_of(level.descriptor)
+            names = names_of(level.descriptor)
         except OSError as error:
             if not level.everything:
                 return sorted(below, reverse=True)
@@ -521,7 +439,7 @@ class Walk(ABC, Generic[T]):
         if not level.vanished:
             return []
         try:
-            listed = set() if level.descriptor is None else set(_names_of(level.descriptor))
+            listed = set() if level.descriptor is None else set(names_of(level.descriptor))
         except OSError:
             listed = set()
         back = {name: error for name, error in level.vanished if name in listed}
@@ -552,100 +470,10 @@ class Walk(ABC, Generic[T]):
         return None
 
 
-@dataclass(slots=True)
-class Scan(Walk[Found | Marked]):
-    """All that is there, path by path. The root may also be a single file: then its base name is the only path."""
-
-    def _single(self) -> Iterator[Found | Marked]:
-        path = os.path.basename(os.path.abspath(self.root))
-        parent, name = os.path.split(os.path.realpath(self.root))  # a path that was named is followed
-        parent_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
-            seen_ns = self._sync(status.st_dev, parent_fd)
-            status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
-            if self.observer is not None:
-                self.observer.at_root(status)
-                self.observer.abandon()
-            yield Found(path, name, parent_fd, status, b"", seen_ns)
-            for _ in range(LOOKS_MAX):
-                if self.unsent.replaced is None:
-                    return
-                self.unsent.replaced = None
-                status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
-                yield Found(path, name, parent_fd, status, b"", seen_ns, late=True)
-            if self.unsent.replaced is not None:
-                self.report(path, reason_of(self.unsent.replaced))
-        finally:
-            os.close(parent_fd)
-
-    def _walk(self, root_fd: int) -> Iterator[Found | Marked]:
-        yield self._start(root_fd)
-        self._list_root()
-        while self._levels:
-            level = self._levels[-1]
-            yield from self._marks(level)
-            if not level.names:
-                level.names = self._again(level)
-                if not level.names and level.lacks == level.marked:
-                    self._pop()
-                continue
-            index = 0 if self.observer is None else self._begun(self.observer, level)
-            name = level.names.pop()
-            found = self._look(level, name)
-            if found is None:
-                continue
-            place = None
-            if self.observer is not None and level.piece is not None:
-                level.piece.at(index, found.stat)
-                place = self.observer.place
-            yield found
-            self._take_unsent(level, name)
-            yield from self._marks(level)
-            if found.is_directory():
-                self._enter(level, name, found.path, found.stat.st_dev, found.stat.st_uid, place=place)
-                yield from self._marks_of_unentered(level, name, found.path, place)
-
-    def _begun(self, observer: Observer, level: Level) -> int:
-        """The place of the next name among those that the observer has begun with."""
-        piece = level.piece
-        if piece is None or piece.full:
-            if piece is not None:
-                piece.end()
-            names = level.names[: -observer.children_max - 1 : -1]
-            more = len(level.names) > len(names)
-            piece = level.piece = observer.begin(level.path, names, first=piece is None, more=more)
-        piece.next_index += 1
-        return piece.next_index - 1
-
-
 def _joined(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
-
-
-def _names_of(descriptor: int) -> list[bytes]:
-    """The names in an open directory, the first one in order last."""
-    names = os.listdir(descriptor)
-    if 0 < len(names) <= NAMES_AT_ONCE and (joined := "\0".join(names)).isascii():
-        encoded = joined.encode().split(b"\0")
-    else:
-        encoded = cast("list[bytes]", names)
-        for index, name in enumerate(names):  # in place: of a huge directory there is one list at a time
-            encoded[index] = os.fsencode(name)
-    encoded.sort(reverse=True)
-    return encoded
-
-
-def identity_of(status: os.stat_result) -> tuple[int, int]:
-    """What tells a file from all others while it is open."""
-    return status.st_dev, status.st_ino
 
 
 def _is_path_only(descriptor: int) -> bool:
     """Whether a directory was opened only to pass through it."""
     return bool(PATH_FLAG and fcntl.fcntl(descriptor, fcntl.F_GETFL) & PATH_FLAG)
-
-
-def reason_of(error: OSError) -> str:
-    """An error of the operating system in words, without the path."""
-    return error.strerror or type(error).__name__

@@ -107,10 +107,15 @@ def split_path(path: PathLike) -> dict[str, bytes | str]:
 
 def wire_path(path: bytes) -> dict[str, bytes | str]:
     """A path as the field that can carry it, unchecked."""
+    return dict([field_for("path", path)])
+
+
+def field_for(name: str, raw: bytes) -> tuple[str, bytes | str]:
+    """The field of a message that can carry these bytes, and its value: `name` as text if they are UTF-8, else `raw_<name>`."""
     try:
-        return {"path": path.decode()}
+        return name, raw.decode()
     except UnicodeDecodeError:
-        return {"raw_path": path}
+        return f"raw_{name}", raw
 
 
 def path_fault(path: bytes) -> str:

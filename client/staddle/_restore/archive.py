@@ -27,13 +27,12 @@ from staddle._protocol.restore_reader import (
     is_file,
 )
 from staddle._restore.archive_formats import ARCHIVES, ZEROS, Archive, CannotHoldError
-from staddle._restore.run import PROGRESS_S
 from staddle._restore.selection import Choice
 from staddle._restore.stats import WriteTally
 from staddle._restore.streams import Streams
 from staddle._restore.target_directory import is_in
-from staddle._transport.advice import retry_words
-from staddle._transport.retry import Retry, RetryNotice
+from staddle._transport.progress import ProgressReporter
+from staddle._transport.retry import Retry
 from staddle._types.options import BinarySink, RestoreOptions
 from staddle._types.reports import ProblemKind, Progress, RestoreReport
 from staddle.v1 import resources_pb2 as pb
@@ -62,7 +61,8 @@ class ToArchive:
         options: RestoreOptions,
     ) -> None:
         """Of the options, those count that say what is restored. Raises BadRequestError for a pattern that cannot be meant."""
-        retry = Retry(budget_s=options.retry_s, notify=self._tell_retry)
+        self._progress = ProgressReporter(options.progress, self._state)
+        retry = Retry(budget_s=options.retry_s, notify=self._progress.report_retry)
         self._streams = Streams(
             calls, dataset, selector, retry, include=options.include, exclude=options.exclude
         )
@@ -89,7 +89,6 @@ class ToArchive:
         self._open: _Gathered | _Passed | None = None
         self._partial: _Partial | None = None
         """A file that is in the archive in part."""
-        self._told_s = 0.0
 
     def run(self) -> RestoreReport:
         """To the end. Raises StaddleError, and what the sink raises; then the archive has no end, and every reader says so."""
@@ -184,7 +183,8 @@ class ToArchive:
 
     def _entry(self, event: EntryEvent, ways: dict[bytes, pb.Entry]) -> None:
         path, entry = event.path, event.entry
-        self._tell(path)
+        self._tally.path = path
+        self._progress.report("restore")
         if self._partial is not None and path != self._partial.path:
             raise ProtocolError(f"The server went on with {path!r} in the middle of {self._partial.path!r}.")
         if self._leaf and path.startswith(self._leaf + b"/"):
@@ -285,7 +285,7 @@ class ToArchive:
             opened.pieces.append(event.zero_bytes or event.data)
         elif isinstance(opened, _Passed):
             self._pass_on(opened, event)
-        self._tell(self._tally.path)
+        self._progress.report("restore")
 
     def _pass_on(self, opened: _Passed, event: DataEvent) -> None:
         """Writes what comes of a large file, without what is in the archive already."""
@@ -374,27 +374,16 @@ class ToArchive:
             seconds=seconds,
         )
 
-    def _tell(self, path: bytes, phase: str = "restore", notice: str = "") -> None:
-        self._tally.path = path
-        tell = self._options.progress
-        if tell is None or ((now_s := time.monotonic()) - self._told_s < PROGRESS_S and not notice):
-            return
-        self._told_s = now_s
+    def _state(self) -> Progress:
         tally, whole = self._tally, self._streams.whole(self._options.paths)
-        tell(
-            Progress(
-                phase=phase,
-                path=path.decode("utf-8", "surrogateescape"),
-                entries_done=tally.written,
-                entries_total=None if whole is None else whole.entry_count,
-                bytes_done=tally.data_bytes + (0 if self._partial is None else self._partial.written),
-                bytes_total=None if whole is None else whole.data_bytes,
-                notice=notice,
-            )
+        return Progress(
+            phase="restore",
+            path=tally.path.decode("utf-8", "surrogateescape"),
+            entries_done=tally.written,
+            entries_total=None if whole is None else whole.entry_count,
+            bytes_done=tally.data_bytes + (0 if self._partial is None else self._partial.written),
+            bytes_total=None if whole is None else whole.data_bytes,
         )
-
-    def _tell_retry(self, notice: RetryNotice) -> None:
-        self._tell(self._tally.path, "retry", retry_words(notice))
 
 
 class _Gathered:

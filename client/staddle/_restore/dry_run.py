@@ -15,9 +15,9 @@ from staddle._protocol.restore_reader import is_file
 from staddle._restore.existing_paths import Links, There, decide
 from staddle._restore.folding import Folding
 from staddle._restore.set_metadata import Applier, mode_for
+from staddle._restore.special_files import is_same_special
 from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import FILLED, NO_DIRECTORY, BlockedError, look
-from staddle._restore.writer import is_same_special
 from staddle._types.options import Overwrite
 from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb

@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from staddle._base.figures import counted
+from staddle._fs.found import reason_of
 from staddle._fs.omissions import is_server_directory
 from staddle._fs.temporary_names import is_temporary
-from staddle._fs.walk import DIRECTORY_FLAGS, reason_of
+from staddle._fs.walk import DIRECTORY_FLAGS
 from staddle._restore.selection import Choice, Selection
 from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import OWNER_BITS, is_in, look
@@ -93,6 +95,13 @@ class _Group:
 
     def __iter__(self) -> Iterator[tuple[bytes, int, int]]:
         return zip(bytes(self.names).split(b"/"), self.inodes, self.times_ns, strict=False)
+
+
+FAILURES: Final = frozenset({ProblemKind.DAMAGED, ProblemKind.NOT_WRITTEN})
+"""After them nothing is deleted."""
+MERGED: Final = (
+    "the target's file system takes it for another directory of the backup, so nothing was deleted"
+)
 
 
 class Extras:
@@ -404,3 +413,33 @@ def _mount_of(descriptor: int) -> tuple[int, bytes]:
     except OSError:
         pass  # not Linux: there the number of the device has to do
     return os.fstat(descriptor).st_dev, mount
+
+
+def delete_extras(extras: Extras, tally: WriteTally, *, dry_run: bool) -> list[str]:
+    """Deletes what was found, or counts it in a dry run, if everything else was restored. Returns what the report has to warn of."""
+    if (
+        not extras.sure
+        or tally.problems_dropped
+        or any(problem.kind in FAILURES for problem in tally.problems)
+    ):
+        if extras.merged is not None:
+            tally.note(ProblemKind.NOT_DELETED, extras.merged, MERGED)
+        if not extras.count:
+            return []
+        kept = (
+            f"Kept {counted(extras.count, 'path')} that were not found in the backup, because not everything in the backup could be "
+            "read and restored."
+        )
+        return [kept]
+    warnings = []
+    if extras.mounts:
+        warnings.append(
+            f"Deleted nothing in {counted(extras.mounts, 'directory', 'directories')} on which another file system is mounted."
+        )
+    if dry_run:
+        extras.tell_failed(tally)
+        for path in extras.paths():
+            tally.deleted(path)
+    else:
+        extras.remove(tally)
+    return warnings

@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
-from staddle._base.figures import counted
 from staddle._errors import ProtocolError
 from staddle._protocol.convert import backup_of, sort_key
 from staddle._protocol.restore_reader import (
@@ -30,7 +29,7 @@ from staddle._protocol.restore_reader import (
 )
 from staddle._restore.dry_run import Preview
 from staddle._restore.existing_paths import There
-from staddle._restore.extras import Extras
+from staddle._restore.extras import Extras, delete_extras
 from staddle._restore.folding import target_ignores_case
 from staddle._restore.selection import Choice
 from staddle._restore.stats import WriteTally
@@ -38,8 +37,8 @@ from staddle._restore.streams import Streams
 from staddle._restore.target_directory import is_in
 from staddle._restore.verify import Comparison
 from staddle._restore.writer import FileInProgress, Writer
-from staddle._transport.advice import retry_words
-from staddle._transport.retry import Retry, RetryNotice
+from staddle._transport.progress import ProgressReporter
+from staddle._transport.retry import Retry
 from staddle._types.options import RestoreOptions
 from staddle._types.reports import ProblemKind, Progress, RestoreReport
 from staddle.v1 import resources_pb2 as pb
@@ -51,13 +50,7 @@ if TYPE_CHECKING:
 FETCH_PATHS: Final = 2_048
 WAYS_MAX: Final = 4_096
 """So many directories are remembered because included paths lie in them, before what was gathered is fetched."""
-FAILURES: Final = frozenset({ProblemKind.DAMAGED, ProblemKind.NOT_WRITTEN})
-"""After them nothing is deleted."""
-MERGED: Final = (
-    "the target's file system takes it for another directory of the backup, so nothing was deleted"
-)
 FETCH_PATH_BYTES: Final = 1024 * 1024
-PROGRESS_S: Final = 0.2
 
 
 def restore_to_directory(
@@ -76,7 +69,8 @@ class Restore:
     def __init__(
         self, calls: Calls, dataset: str, selector: pb.BackupSelector, target: bytes, options: RestoreOptions
     ) -> None:
-        retry = Retry(budget_s=options.retry_s, notify=self._tell_retry)
+        self._progress = ProgressReporter(options.progress, self._state)
+        retry = Retry(budget_s=options.retry_s, notify=self._progress.report_retry)
         self._streams = Streams(
             calls, dataset, selector, retry, include=options.include, exclude=options.exclude
         )
@@ -102,7 +96,6 @@ class Restore:
         """Files to be fetched, and whether nothing was there when that was decided."""
         self._pending_bytes = 0
         self._open_path = b""
-        self._told_s = 0.0
         self._came_bytes = 0
         self._coming_bytes = 0
         """Of the file that is not whole yet."""
@@ -119,7 +112,7 @@ class Restore:
                 if self._writer is not None:
                     self._writer.close()
             if extras is not None:
-                self._delete(extras)
+                self._warnings += delete_extras(extras, self._tally, dry_run=self._options.dry_run)
         return self._report(time.monotonic() - begun_s)
 
     @property
@@ -158,7 +151,7 @@ class Restore:
                         found.append(Extras(self._path, self._streams.selection.again()))
                     elif isinstance(event, EntryEvent):
                         self._tally.path = event.path
-                        self._tell("compare")
+                        self._progress.report("compare")
                         found[0].add(event.path, event.entry)
                     elif isinstance(event, DamageEvent) and event.subtree:
                         found[0].sure = False
@@ -174,33 +167,6 @@ class Restore:
                 each.close()
             raise
         return found[0]
-
-    def _delete(self, extras: Extras) -> None:
-        """Deletes what was found, if all else is as it should be."""
-        tally = self._tally
-        if (
-            not extras.sure
-            or tally.problems_dropped
-            or any(problem.kind in FAILURES for problem in tally.problems)
-        ):
-            if extras.merged is not None:
-                tally.note(ProblemKind.NOT_DELETED, extras.merged, MERGED)
-            if extras.count:
-                self._warnings.append(
-                    f"Kept {counted(extras.count, 'path')} that were not found in the backup, because not everything in the backup could be "
-                    "read and restored."
-                )
-            return
-        if extras.mounts:
-            self._warnings.append(
-                f"Deleted nothing in {counted(extras.mounts, 'directory', 'directories')} on which another file system is mounted."
-            )
-        if self._options.dry_run:
-            extras.tell_failed(tally)
-            for path in extras.paths():
-                tally.deleted(path)
-        else:
-            extras.remove(tally)
 
     # --- streams
 
@@ -287,7 +253,7 @@ class Restore:
     def _write_data(self, opened: FileInProgress | None, event: DataEvent) -> FileInProgress | None:
         """Writes bytes; None if the target does not take them, and the rest of the file is let pass."""
         self._coming_bytes += event.zero_bytes or len(event.data)
-        self._tell("restore")
+        self._progress.report("restore")
         if opened is None:
             return None
         try:
@@ -444,7 +410,7 @@ class Restore:
     def _entered(self, path: bytes) -> None:
         """A path comes; directories that it is not in are finished, unless files for them are still to come."""
         self._tally.path = path
-        self._tell("restore")
+        self._progress.report("restore")
         if path in self._pending:
             return
         writer = self._places
@@ -494,26 +460,16 @@ class Restore:
             replaced=tally.replaced,
         )
 
-    def _tell(self, phase: str, notice: str = "") -> None:
-        tell = self._options.progress
-        if tell is None or ((now_s := time.monotonic()) - self._told_s < PROGRESS_S and not notice):
-            return
-        self._told_s = now_s
+    def _state(self) -> Progress:
         tally, whole = self._tally, self._streams.whole(self._options.paths)
-        tell(
-            Progress(
-                phase=phase,
-                path=os.fsdecode(tally.path),
-                entries_done=tally.written + tally.unchanged,
-                entries_total=None if whole is None else whole.entry_count,
-                bytes_done=self._came_bytes + self._coming_bytes,
-                bytes_total=None if whole is None else whole.data_bytes,
-                notice=notice,
-            )
+        return Progress(
+            phase="restore",
+            path=os.fsdecode(tally.path),
+            entries_done=tally.written + tally.unchanged,
+            entries_total=None if whole is None else whole.entry_count,
+            bytes_done=self._came_bytes + self._coming_bytes,
+            bytes_total=None if whole is None else whole.data_bytes,
         )
-
-    def _tell_retry(self, notice: RetryNotice) -> None:
-        self._tell("retry", retry_words(notice))
 
 
 def _is_empty_or_absent(path: bytes) -> bool:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from staddle._fs.found import reason_of
 from staddle._fs.metadata import via_descriptor
-from staddle._fs.walk import reason_of
 from staddle._restore.target_directory import chmod_name
 from staddle.v1 import resources_pb2 as pb
 

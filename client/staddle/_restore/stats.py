@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
-from staddle._fs.walk import reason_of
+from staddle._fs.found import reason_of
 from staddle._restore.target_directory import AppearedError
 from staddle._types.reports import EntryCounts, PathProblem, ProblemKind
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
 from staddle._errors import ProtocolError, StaddleError
-from staddle._protocol.convert import directories_above, sort_key
+from staddle._protocol.convert import directories_above, field_for, sort_key
 from staddle._protocol.restore_reader import (
     VIEW_BASIC,
     VIEW_DATA,
@@ -94,10 +94,8 @@ class Streams:
             segments=self._segments and view == VIEW_DATA,
         )
         for path in paths:
-            try:
-                request.paths.append(path.decode())
-            except UnicodeDecodeError:
-                request.raw_paths.append(path)
+            field, value = field_for("paths", path)
+            getattr(request, field).append(value)
         with ExitStack() as stack:
             segments = stack.enter_context(closing(Segments())) if request.segments else None
             events = restored(self._calls, request, retry=self._retry, segments=segments)

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from staddle._fs.file_reader import OPEN_FLAGS
-from staddle._fs.metadata import type_of
 from staddle._fs.temporary_names import discard, make_temporary
 from staddle._fs.time_granularity import KeptTimes
-from staddle._protocol.convert import link_target_of
 from staddle._protocol.restore_reader import is_file
 from staddle._restore.existing_paths import Links, There, decide
 from staddle._restore.folding import Folding
 from staddle._restore.set_metadata import Applier
+from staddle._restore.special_files import is_same_special, make_special
 from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import AppearedError, Target, chmod_name, is_in, look, settle
 from staddle._restore.temporary_file import OpenedFile
@@ -34,10 +33,6 @@ LEFT_DIRECTORIES_MAX: Final = 4_096
 LEFT_BYTES_MAX: Final = 32 * 1024 * 1024
 """What they may take together."""
 SWEPT_TRIES: Final = 3
-DEVICES: Final = {
-    pb.ENTRY_TYPE_CHAR_DEVICE: stat.S_IFCHR,
-    pb.ENTRY_TYPE_BLOCK_DEVICE: stat.S_IFBLK,
-}
 
 
 class _Left(NamedTuple):
@@ -461,7 +456,7 @@ class Writer:
     def _make_special(
         self, dir_fd: int, path: bytes, name: bytes, entry: pb.Entry, *, exclusive: bool
     ) -> None:
-        temporary = make_temporary(lambda temporary: _make_special(dir_fd, temporary, entry))
+        temporary = make_temporary(lambda temporary: make_special(dir_fd, temporary, entry))
         try:
             self.applier.to_name(dir_fd, temporary, entry, self._reporter(path))
         except BaseException:
@@ -485,41 +480,3 @@ class Writer:
 
     def _reporter(self, path: bytes) -> Callable[[str], None]:
         return lambda message: self._tally.note(ProblemKind.NOT_WRITTEN, path, message)
-
-
-def is_same_special(dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
-    """Whether what is no file has the entry's type, target or number."""
-    if type_of(status) != entry.type:
-        return False
-    if entry.type == pb.ENTRY_TYPE_SYMLINK:
-        return os.readlink(name, dir_fd=dir_fd) == link_target_of(entry)
-    if entry.type in DEVICES:
-        return (os.major(status.st_rdev), os.minor(status.st_rdev)) == (
-            entry.device_major,
-            entry.device_minor,
-        )
-    return True
-
-
-def _make_special(dir_fd: int, name: bytes, entry: pb.Entry) -> None:
-    if entry.type == pb.ENTRY_TYPE_SYMLINK:
-        os.symlink(link_target_of(entry), name, dir_fd=dir_fd)
-        return
-    mode = 0o600 if entry.HasField("mode") else 0o666
-    make = os.mkfifo if entry.type == pb.ENTRY_TYPE_FIFO else os.mknod
-    if make not in os.supports_dir_fd:
-        raise OSError(errno.ENOTSUP, "this system cannot make it safely")
-    if entry.type == pb.ENTRY_TYPE_FIFO:
-        os.mkfifo(name, mode, dir_fd=dir_fd)
-    elif entry.type in DEVICES:
-        device = _device_of(entry)
-        os.mknod(name, mode | DEVICES[entry.type], device, dir_fd=dir_fd)
-    else:
-        raise OSError(errno.ENOTSUP, f"an entry of type {entry.type} cannot be made by this client")
-
-
-def _device_of(entry: pb.Entry) -> int:
-    try:
-        return os.makedev(entry.device_major, entry.device_minor)
-    except OverflowError as error:
-        raise OSError(errno.EINVAL, "the device number is out of the range of this system") from error

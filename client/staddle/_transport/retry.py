@@ -11,12 +11,24 @@ from time import monotonic
 from typing import Final, Protocol, TypeVar
 
 from staddle._base.figures import counted
-from staddle._errors import ConnectError, DeadlineError, ExhaustedError, StaddleError, UnavailableError
+from staddle._errors import (
+    CancelledError,
+    ConflictError,
+    ConnectError,
+    DeadlineError,
+    ExhaustedError,
+    ServerError,
+    StaddleError,
+    UnavailableError,
+    UnfinishedError,
+)
 
 T = TypeVar("T")
 
 PROGRESS_MAX: Final = 10_000
 """So often does progress make a budget whole again: a server could make progress up for ever. The life of an upload has fewer failures."""
+RESUMABLE: Final = frozenset({"RESUME_REQUIRED", "UPLOAD_BUSY"})
+"""Conflicts that end once this client takes the upload over."""
 ORDINARY_RETRY_S: Final = 10.0
 """How long a call that looks something up is tried again."""
 
@@ -68,6 +80,16 @@ def may_pass(error: StaddleError) -> bool:
     if isinstance(error, ExhaustedError):
         return error.retry_after_s is not None
     return isinstance(error, UnavailableError)
+
+
+def may_resume(error: StaddleError) -> bool:
+    """Whether an upload that this error interrupted may be resumed: the error says nothing against the upload itself."""
+    if isinstance(error, ConflictError):
+        return error.reason in RESUMABLE
+    if isinstance(error, ServerError):
+        # A broken stream whose status was lost, not a server that gave a reason.
+        return error.reason == ServerError.default_reason and "code" in error.facts
+    return may_pass(error) or isinstance(error, UnfinishedError | CancelledError)
 
 
 def was_not_done(error: StaddleError) -> bool:

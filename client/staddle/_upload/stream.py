@@ -12,11 +12,8 @@ from typing import Final
 
 from staddle._base.shortage import start
 from staddle._errors import (
-    CancelledError,
-    ConflictError,
     DeadlineError,
     ProtocolError,
-    ServerError,
     StaddleError,
     UnavailableError,
     UnfinishedError,
@@ -26,7 +23,7 @@ from staddle._errors import (
 )
 from staddle._transport import silence
 from staddle._transport.calls import BackupCall, Calls
-from staddle._transport.retry import Attempts, Retry, RetryNotice, may_pass
+from staddle._transport.retry import Attempts, Retry, RetryNotice, may_resume
 from staddle._upload.resend_buffer import CHECKPOINT_BYTES, Outcome, Record, Replay
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
@@ -211,7 +208,7 @@ class UploadStream:
     def _recover(self, error: StaddleError) -> None:
         """Takes the upload over again and goes on where it is durable. Raises `error`, or a later one, if that makes no sense."""
         while True:
-            if not _may_go_on(error) or self._calls.closed:
+            if not may_resume(error) or self._calls.closed:
                 raise error
             self._attempts.wait_after(error)
             try:
@@ -287,7 +284,7 @@ class UploadStream:
 
     def _look_for_backup(self, error: StaddleError) -> resources.Backup | None:
         """The status of a stream can be lost: GetUpload knows whether it was committed all the same."""
-        if not _may_go_on(error) or self._calls.closed:
+        if not may_resume(error) or self._calls.closed:
             return None
         request = service.GetUploadRequest(upload_id=self.upload.id)
         upload: resources.Upload = self._calls.call("GetUpload", request, retry=self._retry).upload
@@ -304,12 +301,3 @@ class UploadStream:
         by_id = service.GetBackupRequest(dataset=upload.dataset, backup=selector)
         backup: resources.Backup = self._calls.call("GetBackup", by_id, retry=self._retry).backup
         return backup
-
-
-def _may_go_on(error: StaddleError) -> bool:
-    """Whether a broken stream says nothing against the upload itself."""
-    if isinstance(error, ConflictError):
-        return error.reason in {"RESUME_REQUIRED", "UPLOAD_BUSY"}
-    if isinstance(error, ServerError):
-        return error.reason == ServerError.default_reason and "code" in error.facts
-    return may_pass(error) or isinstance(error, UnfinishedError | CancelledError)

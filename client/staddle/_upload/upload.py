@@ -13,10 +13,16 @@ from blake3 import blake3
 
 from staddle._errors import BadRequestError, ProtocolError, UnfinishedError, UploadClosedError
 from staddle._protocol.arguments import choice
-from staddle._protocol.convert import KINDS_TO_WIRE, PROFILES_TO_WIRE, SCOPES_TO_WIRE, backup_of, split_path
-from staddle._transport.advice import retry_words
+from staddle._protocol.convert import (
+    KINDS_TO_WIRE,
+    PROFILES_TO_WIRE,
+    SCOPES_TO_WIRE,
+    backup_of,
+    field_for,
+    split_path,
+)
 from staddle._transport.calls import Calls
-from staddle._transport.retry import RetryNotice
+from staddle._transport.progress import ProgressReporter
 from staddle._types.backups import BackupKind, Profile, Scope
 from staddle._types.entries import PathLike, path_to_bytes, path_to_str
 from staddle._types.reports import BackupReport, Progress, ProgressCallback
@@ -27,7 +33,6 @@ from staddle.v1 import service_pb2 as service
 INLINE_BYTES_MAX: Final = 256 * 1024
 """A file up to this size travels inside its entry."""
 PIECE_BYTES: Final = 1024 * 1024
-PROGRESS_S: Final = 0.1
 
 Source = bytes | bytearray | memoryview | IO[bytes] | Iterable[bytes]
 
@@ -55,11 +60,13 @@ class Upload:
 
     def __init__(self, calls: Calls, options: UploadOptions) -> None:
         self._options = options
-        self._stream = UploadStream(calls, retry_s=options.retry_s, notify=self._say_retry)
+        self._progress = ProgressReporter(options.progress, self._state)
+        self._stream = UploadStream(calls, retry_s=options.retry_s, notify=self._progress.report_retry)
         self._turn = threading.RLock()
         self._broken: BaseException | None = None
         self._begun_s = 0.0
-        self._shown_s = 0.0
+        self._path = b""
+        """The path that was handed over last."""
         self._report: BackupReport | None = None
 
     def __enter__(self) -> Self:
@@ -89,7 +96,8 @@ class Upload:
         failed = error or self._broken
         if failed is None:
             try:
-                self._say("commit")
+                self._path = b""
+                self._progress.report_now("commit")
                 self._report = self._reported(self._stream.commit())
             except BaseException as failure:
                 self._stream.abort(failure)
@@ -160,11 +168,7 @@ class Upload:
     def symlink(self, path: PathLike, target: PathLike, *, mtime_ns: int | None = None) -> None:
         """Hands over a symbolic link to `target`, which is kept as it is."""
         entry = self._entry(path, resources.ENTRY_TYPE_SYMLINK, mtime_ns=mtime_ns)
-        raw = path_to_bytes(target)
-        try:
-            entry.link_target = raw.decode()
-        except UnicodeDecodeError:
-            entry.raw_link_target = raw
+        setattr(entry, *field_for("link_target", path_to_bytes(target)))
         with self._handing_over():
             self._stream.put(entry)
 
@@ -236,26 +240,17 @@ class Upload:
         )
 
     def _show(self, entry: resources.Entry) -> None:
-        now_s = monotonic()
-        if self._options.progress is not None and now_s - self._shown_s >= PROGRESS_S:
-            self._shown_s = now_s
-            self._say("send", path_to_str(entry.raw_path or entry.path.encode()))
+        self._path = entry.raw_path or entry.path.encode()
+        self._progress.report("send")
 
-    def _say(self, phase: str, path: str = "", notice: str = "") -> None:
-        if self._options.progress is not None:
-            self._options.progress(
-                Progress(
-                    phase=phase,
-                    path=path,
-                    entries_done=self._stream.entry_count,
-                    bytes_done=self._stream.sent_bytes,
-                    new_bytes=self._stream.sent_bytes,
-                    notice=notice,
-                )
-            )
-
-    def _say_retry(self, notice: RetryNotice) -> None:
-        self._say("retry", notice=retry_words(notice))
+    def _state(self) -> Progress:
+        return Progress(
+            phase="send",
+            path=path_to_str(self._path),
+            entries_done=self._stream.entry_count,
+            bytes_done=self._stream.sent_bytes,
+            new_bytes=self._stream.sent_bytes,
+        )
 
 
 def _pieces(source: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:

@@ -3,10 +3,10 @@
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -16,10 +16,11 @@ from staddle._fs.chosen_paths import source_of
 from staddle._fs.excludes import excludes_of, lines_of
 from staddle._protocol.convert import path_fault
 from staddle._transport.channel import tune_malloc
+from staddle._types.options import SourceArguments
 from staddle.command import json_output, text
 from staddle.command.backup_dry_run import plan
 from staddle.command.exit_codes import DONE, INCOMPLETE, Interruption
-from staddle.command.expected_total import Expected, Selection, Wanted
+from staddle.command.expected_total import ExpectedTotal
 from staddle.command.input_stream import CommandOutput, standard_input
 from staddle.command.options import (
     BACKUP_RETRY_S,
@@ -42,12 +43,60 @@ KINDS: Final = [kind.value for kind in BackupKind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
-    """How a directory is backed up. The fields are arguments of the library."""
+class Given:
+    """The options of the command, by their names."""
 
+    dataset: str
+    kind: str
+    files_from: tuple[str, ...]
+    files_from0: tuple[str, ...]
+    exclude: tuple[str, ...]
+    exclude_file: tuple[str, ...]
+    exclude_if_present: tuple[str, ...]
+    exclude_larger_than: int | None
+    no_exclude_caches: bool
+    max_removed: float | None
+    one_file_system: bool
+    tags: tuple[tuple[str, str], ...]
+    name: str | None
+    from_command: bool
     thin: bool
-    cache: bool
+    new_root: bool
+    dry_run: bool
+    verbose: bool
+    no_cache: bool
     cache_dir: str | None
+    host: str | None
+
+    def is_for_a_path(self) -> bool:
+        """Whether something is given that only a backup of a PATH can have."""
+        return bool(
+            self.files_from
+            or self.files_from0
+            or self.exclude
+            or self.exclude_file
+            or self.exclude_if_present
+            or self.exclude_larger_than is not None
+            or self.no_exclude_caches
+            or self.one_file_system
+            or self.max_removed is not None
+        )
+
+    def of_source(self, paths: Sequence[str]) -> SourceArguments:
+        """The same as arguments of the library, for PATHs. Reads the files of patterns and the lists of paths."""
+        lists = self.files_from or self.files_from0
+        return {
+            "kind": self.kind,
+            "paths": listed_paths(self.files_from, self.files_from0) if lists else None,
+            "exclude": _patterns(paths, self.exclude_file, self.exclude),
+            "exclude_caches": not self.no_exclude_caches,
+            "exclude_if_present": self.exclude_if_present,
+            "exclude_larger_than_bytes": self.exclude_larger_than,
+            "one_file_system": self.one_file_system,
+            "max_removed_percent": self.max_removed,
+            "new_root": self.new_root,
+            "host": self.host,
+        }
 
 
 @command(
@@ -156,80 +205,31 @@ class How:
     metavar="NAME",
     help="Record this host name instead of the machine's (a container has a new one each time).",
 )
-def backup(
-    session: Session,
-    source: tuple[str, ...],
-    *,
-    dataset: str,
-    kind: str,
-    files_from: tuple[str, ...],
-    files_from0: tuple[str, ...],
-    exclude: tuple[str, ...],
-    exclude_file: tuple[str, ...],
-    exclude_if_present: tuple[str, ...],
-    exclude_larger_than: int | None,
-    no_exclude_caches: bool,
-    max_removed: float | None,
-    one_file_system: bool,
-    tags: tuple[tuple[str, str], ...],
-    name: str | None,
-    from_command: bool,
-    thin: bool,
-    new_root: bool,
-    dry_run: bool,
-    verbose: bool,
-    no_cache: bool,
-    cache_dir: str | None,
-    host: str | None,
-) -> int:
+def backup(session: Session, /, source: tuple[str, ...], **options: Any) -> int:
     """Back up a directory or a file, standard input (`-`), or what a command prints (--from-command).
 
     Several PATHs become one backup, whose root is the directory that all of them lie in. A dataset has one root, which is the same each time.
     What cannot be read is named, and the rest is backed up: exit code 3.
     Running the same command again resumes an interrupted backup of a PATH.
     """
-    if verbose and not dry_run:
+    given = Given(**options)
+    if given.verbose and not given.dry_run:
         raise click.UsageError("-v names the paths of a --dry-run: add -n.")
-    wanted = Wanted(
-        dataset=dataset,
-        kind=kind,
-        tags=_tags(tags),
-        new_root=new_root,
-        retry_s=session.budget_s(BACKUP_RETRY_S),
-    )
-    lists = (*files_from, *files_from0)
-    of_path = (
-        lists
-        or exclude
-        or exclude_file
-        or exclude_if_present
-        or exclude_larger_than is not None
-        or no_exclude_caches
-    )
-    if from_command or source == (STDIN,):
-        if of_path or one_file_system or max_removed is not None:
+    tags = _tags(given.tags)
+    if given.from_command or source == (STDIN,):
+        if given.is_for_a_path():
             raise click.UsageError("What is left out, --files-from and --max-removed are for a PATH.")
-        if dry_run:
+        if given.dry_run:
             raise click.UsageError("--dry-run is for a PATH: a stream cannot be looked at before it is sent.")
-        program = _program(source) if from_command else None
-        report = _backup_stream(session, program, _stored_name(name), wanted, host)
+        program = _program(source) if given.from_command else None
+        report = _backup_stream(session, program, _stored_name(given.name), given, tags)
         return _tell(session.output, report, all_sent=True)
-    paths = _paths(source, name)
-    selection = Selection(
-        paths=listed_paths(files_from, files_from0) if lists else None,
-        exclude=_patterns(paths, exclude_file, exclude),
-        exclude_caches=not no_exclude_caches,
-        exclude_if_present=exclude_if_present,
-        exclude_larger_than_bytes=exclude_larger_than,
-        one_file_system=one_file_system,
-        max_removed_percent=max_removed,
-        host=host,
-    )
-    how = How(thin=thin, cache=not no_cache, cache_dir=cache_dir)
-    if dry_run:
-        return plan(session, paths, wanted, selection, verbose=verbose)
-    report = _backup_path(session, paths, wanted, selection, how)
-    return _tell(session.output, report, all_sent=thin)
+    paths = _paths(source, given.name)
+    arguments = given.of_source(paths)
+    if given.dry_run:
+        return plan(session, paths, given.dataset, arguments, verbose=given.verbose)
+    report = _backup_path(session, paths, given, arguments, tags)
+    return _tell(session.output, report, all_sent=given.thin)
 
 
 # --- what was asked for
@@ -291,22 +291,26 @@ def _patterns(paths: Iterable[str], files: Iterable[str], given: Iterable[str]) 
 
 
 def _backup_path(
-    session: Session, paths: Sequence[str], wanted: Wanted, selection: Selection, how: How
+    session: Session,
+    paths: Sequence[str],
+    given: Given,
+    arguments: SourceArguments,
+    tags: Mapping[str, str],
 ) -> BackupReport:
     tune_malloc()
-    with session.connect(cache_dir=how.cache_dir) as client:
-        expected = Expected(client, paths, wanted, selection)
+    with session.connect(cache_dir=given.cache_dir) as client:
+        expected = ExpectedTotal(client, given.dataset, paths, arguments)
         try:
             with watched(session.output, expected.total) as progress:
                 return client.backup(
                     paths,
-                    dataset=wanted.dataset,
-                    tags=wanted.tags,
-                    thin=how.thin,
-                    cache=how.cache,
-                    retry_s=wanted.retry_s,
+                    dataset=given.dataset,
+                    tags=tags,
+                    thin=given.thin,
+                    cache=not given.no_cache,
+                    retry_s=session.budget_s(BACKUP_RETRY_S),
                     progress=progress,
-                    **selection.arguments(wanted),
+                    **arguments,
                 )
         except KeyboardInterrupt:
             raise Interruption(
@@ -317,7 +321,11 @@ def _backup_path(
 
 
 def _backup_stream(
-    session: Session, program: tuple[str, ...] | None, name: bytes, wanted: Wanted, host: str | None
+    session: Session,
+    program: tuple[str, ...] | None,
+    name: bytes,
+    given: Given,
+    tags: Mapping[str, str],
 ) -> BackupReport:
     tune_malloc()
     with ExitStack() as stack:
@@ -325,15 +333,15 @@ def _backup_stream(
         client = stack.enter_context(session.connect())
         try:
             return client.backup_stream(
-                wanted.dataset,
+                given.dataset,
                 name=name,
                 source=source,
-                kind=wanted.kind,
-                tags=wanted.tags,
-                host=socket.gethostname() if host is None else host,
+                kind=given.kind,
+                tags=tags,
+                host=socket.gethostname() if given.host is None else given.host,
                 root=STREAM_ROOT,
-                new_root=wanted.new_root,
-                retry_s=wanted.retry_s,
+                new_root=given.new_root,
+                retry_s=session.budget_s(BACKUP_RETRY_S),
                 progress=stack.enter_context(watched(session.output)),
             )
         except KeyboardInterrupt:

@@ -7,9 +7,9 @@ from typing import Final
 
 from staddle import Amount, BackupPlan, PlannedChange, PlannedPath
 from staddle._base import figures
+from staddle._types.options import SourceArguments
 from staddle.command import json_output, text
 from staddle.command.exit_codes import DONE, INCOMPLETE
-from staddle.command.expected_total import Selection, Wanted
 from staddle.command.options import Session
 from staddle.command.output import BATCH_ROWS, Output
 from staddle.command.problems import tell_notes, tell_problems
@@ -21,8 +21,8 @@ LETTERS: Final = {PlannedChange.NEW: "+", PlannedChange.CHANGED: "~", PlannedCha
 def plan(
     session: Session,
     paths: Sequence[str],
-    wanted: Wanted,
-    selection: Selection,
+    dataset: str,
+    arguments: SourceArguments,
     *,
     verbose: bool,
 ) -> int:
@@ -32,10 +32,10 @@ def plan(
     with session.connect() as client, watched(output) as progress:
         made = client.plan_backup(
             paths,
-            dataset=wanted.dataset,
+            dataset=dataset,
             each=names.take if verbose or output.as_json else None,
             progress=progress,
-            **selection.arguments(wanted),
+            **arguments,
         )
     names.flush()
     tell_notes(output, made.notes)

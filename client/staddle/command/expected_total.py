@@ -1,62 +1,33 @@
-"""How much there is to read, counted beside a backup that reads everything, so that its progress can say how long still."""
+"""How much there is to read, counted beside a backup that reads everything, so that its progress can say how much time is left."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import cast
 
 from staddle import Client, DatasetNotFoundError, StaddleError
 from staddle._base.threads import start_thread
 from staddle._fs.chosen_paths import source_of
 from staddle._fs.excludes import excludes_of
+from staddle._fs.found import Found
 from staddle._fs.omissions import Omissions
-from staddle._fs.walk import Found, Scan
+from staddle._fs.scan import Scan
+from staddle._types.entries import path_to_bytes
 from staddle._types.options import SourceArguments
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is the same for all sources. The fields are arguments of the library."""
+class ExpectedTotal:
+    """The bytes of all regular files of a backup. Counting begins with the first call of `total`, in a thread.
 
-    dataset: str
-    kind: str
-    tags: dict[str, str]
-    new_root: bool
-    retry_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which part of a directory, and on which conditions. The fields are arguments of the library; files of patterns have been read."""
-
-    paths: tuple[bytes, ...] | None = None
-    exclude: tuple[str, ...] = ()
-    exclude_caches: bool = True
-    exclude_if_present: tuple[str, ...] = ()
-    exclude_larger_than_bytes: int | None = None
-    one_file_system: bool = False
-    max_removed_percent: float | None = None
-    host: str | None = None
-
-    def arguments(self, wanted: Wanted) -> SourceArguments:
-        """What a backup and its dry run are asked for alike."""
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        return cast("SourceArguments", {**fields, "kind": wanted.kind, "new_root": wanted.new_root})
-
-
-class Expected:
-    """The bytes of all regular files of a backup. Counting begins when somebody first asks, in a thread of its own.
-
-    A backup that reads only what changed has no such total: how much that will be, nobody knows before.
+    A backup that reads only what changed has no such total.
     """
 
-    def __init__(self, client: Client, paths: Sequence[str], wanted: Wanted, selection: Selection) -> None:
+    def __init__(
+        self, client: Client, dataset: str, paths: Sequence[str], arguments: SourceArguments
+    ) -> None:
         self._client = client
         self._paths = paths
-        self._wanted = wanted
-        self._selection = selection
+        self._dataset = dataset
+        self._arguments = arguments
         self._total: int | None = None
         self._asked = False
 
@@ -72,18 +43,22 @@ class Expected:
         try:
             if not self._reads_everything():
                 return
-            selection = self._selection
-            source = source_of([os.fsencode(path) for path in self._paths], selection.paths)
+            wanted = self._arguments
+            listed = wanted.get("paths")
+            source = source_of(
+                [os.fsencode(path) for path in self._paths],
+                None if listed is None else map(path_to_bytes, listed),
+            )
             scan = Scan(
                 source.root,
                 _ignore,
                 chosen=source.chosen,
-                excluded=excludes_of(selection.exclude, root=source.root),
-                one_file_system=selection.one_file_system,
+                excluded=excludes_of(wanted.get("exclude", ()), root=source.root),
+                one_file_system=wanted.get("one_file_system", False),
                 omissions=Omissions(
-                    selection.exclude_caches,
-                    tuple(map(os.fsencode, selection.exclude_if_present)),
-                    selection.exclude_larger_than_bytes,
+                    wanted.get("exclude_caches", True),
+                    tuple(map(os.fsencode, wanted.get("exclude_if_present", ()))),
+                    wanted.get("exclude_larger_than_bytes"),
                 ),
             )
             self._total = sum(
@@ -93,10 +68,10 @@ class Expected:
             return  # the backup itself meets the same and says so; here it only means that there is no estimate
 
     def _reads_everything(self) -> bool:
-        if self._wanted.kind == "full" or self._wanted.new_root:
+        if self._arguments.get("kind") == "full" or self._arguments.get("new_root"):
             return True
         try:
-            return next(self._client.backups(self._wanted.dataset), None) is None
+            return next(self._client.backups(self._dataset), None) is None
         except DatasetNotFoundError:
             return True
 
