@@ -99,14 +99,14 @@ def file_of(path: str) -> Path | None:
 
 
 def names_of(path: str) -> set[str]:
-    """The classes, functions and constants of a module, and the methods as Class.method."""
+    """The classes, functions and constants of a module, and the methods, alone and as Class.method."""
     found: set[str] = set()
     file = file_of(path)
     assert file is not None, path
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.ClassDef):
-            found |= {node.name}
-            found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+            methods = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+            found |= {node.name} | methods | {f"{node.name}.{name}" for name in methods}
         elif isinstance(node, ast.FunctionDef):
             found.add(node.name)
         elif isinstance(node, ast.AnnAssign | ast.Assign):
