@@ -113,6 +113,7 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """One transaction that sees one state of the database and changes nothing."""
         with self._translated(), self.engine.begin() as connection:
+            _begin(connection)
             yield connection
 
     @contextmanager
@@ -125,6 +126,7 @@ class Database:
     def read_uncached(self) -> Iterator[Connection]:
         """As `read`, on a new connection: pages that others keep in memory are read from the file again."""
         with self._translated(), self._uncached.begin() as connection:
+            _begin(connection)
             yield connection
 
     def empty_log(self) -> None:
@@ -154,6 +156,7 @@ class Database:
         """
         writer = self._eraser if erase else self._writer
         with self._own_turn(), self._translated(), writer.begin() as connection:
+            _begin(connection)
             yield connection
 
     @contextmanager
@@ -205,7 +208,7 @@ def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TI
 
     """
     url = URL.create("sqlite", database=path)
-    # Autocommit at the module's level: this room says itself when a transaction begins, and how (_begin).
+    # Autocommit at the module's level: this room says itself when a transaction begins, and how (`_begin`).
     connect_args = {
         "isolation_level": None,
         "timeout": busy_timeout_s,
@@ -224,7 +227,6 @@ def open_sqlite(path: str, choice: SqliteChoice, busy_timeout_s: float = BUSY_TI
     uncached = create_engine(url, module=choice.module, connect_args=connect_args, poolclass=NullPool)
     for each in (engine, uncached):
         event.listen(each, "connect", _settings_of(choice, busy_timeout_s))
-        event.listen(each, "begin", _begin)
     try:
         _create_private(path)
         _set_journal(path, choice, busy_timeout_s)
@@ -351,19 +353,24 @@ def _settings_of(choice: SqliteChoice, busy_timeout_s: float) -> Callable[[Any, 
 
 
 def _begin(connection: Connection) -> None:
+    """Begins a transaction on SQLite, straight at the driver: with a listener, every statement would look for listeners."""
     # SQLite's transactions are serializable by nature; where PostgreSQL stands here, its engine is made with
     # isolation_level="READ COMMITTED": collecting garbage beside claims is proven for that level, with row locks, and no other.
-    writes = connection.get_execution_options().get(_WRITE_OPTION, False)
+    if connection.dialect.name != "sqlite":
+        return
+    driver: Any = connection.connection.driver_connection
+    options = connection.get_execution_options()
+    writes = options.get(_WRITE_OPTION, False)
     if writes:
-        erase = connection.get_execution_options().get(_ERASE_OPTION, False)
+        erase = options.get(_ERASE_OPTION, False)
         # Kept with the connection, as nearly all transactions want the same; cut off between the two lines, it erases more than asked.
         if erase and not connection.info.get(_ERASE_OPTION, False):
-            connection.exec_driver_sql("PRAGMA secure_delete = ON")
+            driver.execute("PRAGMA secure_delete = ON")
             connection.info[_ERASE_OPTION] = True
         elif not erase and connection.info.get(_ERASE_OPTION, False):
             connection.info[_ERASE_OPTION] = False
-            connection.exec_driver_sql("PRAGMA secure_delete = FAST")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+            driver.execute("PRAGMA secure_delete = FAST")
+    driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def insert_or_ignore(connection: Connection, table: Table) -> Insert:
