@@ -26,9 +26,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BAD_FIELD: _ErrorReason.ValueType  # 1
     """[INVALID_ARGUMENT: field, and path where it is an entry's] A field's value is out of its range or form."""
     ERROR_REASON_BAD_PAGE_TOKEN: _ErrorReason.ValueType  # 2
-    """[INVALID_ARGUMENT: field] A page token is not one that this query gave."""
+    """[INVALID_ARGUMENT: field] The page token does not come from this query."""
     ERROR_REASON_DIGEST_MISMATCH: _ErrorReason.ValueType  # 3
-    """[INVALID_ARGUMENT: path] Bytes do not have the digest, content id or size that was said."""
+    """[INVALID_ARGUMENT: path] Bytes do not have the stated digest, content id or size."""
     ERROR_REASON_BAD_SEQUENCE: _ErrorReason.ValueType  # 4
     """[INVALID_ARGUMENT] A part or call came where it may not."""
     ERROR_REASON_BAD_FRAME: _ErrorReason.ValueType  # 5
@@ -36,17 +36,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PATH_CONFLICT: _ErrorReason.ValueType  # 6
     """[INVALID_ARGUMENT: path] Something lies below a path that is not a directory."""
     ERROR_REASON_COUNT_MISMATCH: _ErrorReason.ValueType  # 7
-    """[FAILED_PRECONDITION: entry_count, data_bytes] Finish or CommitUpload state other counts than were received (given here)."""
+    """[FAILED_PRECONDITION: entry_count, data_bytes] Finish or CommitUpload state other counts than the received ones (given here)."""
     ERROR_REASON_ENTRIES_OUT_OF_ORDER: _ErrorReason.ValueType  # 8
     """[FAILED_PRECONDITION: expected] PutEntries skipped a number."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 10
-    """[UNAUTHENTICATED] No token, or none that is known."""
+    """[UNAUTHENTICATED] No token, or an unknown one."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 11
     """[PERMISSION_DENIED: role] The token's role does not suffice."""
     ERROR_REASON_DATASET_NOT_FOUND: _ErrorReason.ValueType  # 20
     """[NOT_FOUND: dataset]"""
     ERROR_REASON_BACKUP_NOT_FOUND: _ErrorReason.ValueType  # 21
-    """[NOT_FOUND: dataset, backup, earliest] earliest: the begin time of the oldest one there is, where a time was asked for."""
+    """[NOT_FOUND: dataset, backup, earliest] earliest: the begin time of the oldest backup, where a time was asked for."""
     ERROR_REASON_PATH_NOT_FOUND: _ErrorReason.ValueType  # 22
     """[NOT_FOUND: path]"""
     ERROR_REASON_UPLOAD_NOT_FOUND: _ErrorReason.ValueType  # 23
@@ -60,15 +60,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_LEASE_HELD: _ErrorReason.ValueType  # 32
     """[ABORTED: upload, lease_expire_time] Another principal holds the lease."""
     ERROR_REASON_UPLOAD_BUSY: _ErrorReason.ValueType  # 33
-    """[ABORTED: upload] Another Backup stream or PutEntries call of this upload is under way."""
+    """[ABORTED: upload] Another Backup stream or PutEntries call of this upload is running."""
     ERROR_REASON_UPLOAD_CLOSED: _ErrorReason.ValueType  # 34
     """[FAILED_PRECONDITION: upload, state] The upload is committed, aborted or expired."""
     ERROR_REASON_UNFINISHED_STREAM: _ErrorReason.ValueType  # 35
-    """[CANCELLED: upload] A Backup stream ended without Finish; the message says what is durable and how to go on."""
+    """[CANCELLED: upload] A Backup stream ended without Finish; the message says what is durable and how to resume."""
     ERROR_REASON_WRONG_SERVER: _ErrorReason.ValueType  # 36
     """[FAILED_PRECONDITION: upload, endpoint] Another server writes this upload."""
     ERROR_REASON_MISSING_CHUNKS: _ErrorReason.ValueType  # 40
-    """[FAILED_PRECONDITION: upload, count] Entries refer to chunks that are not there; GetUpload lists them."""
+    """[FAILED_PRECONDITION: upload, count] Entries refer to missing chunks; GetUpload lists them."""
     ERROR_REASON_NO_BASE: _ErrorReason.ValueType  # 41
     """[FAILED_PRECONDITION: dataset] The kind needs a base, and the dataset has none."""
     ERROR_REASON_ROOT_DIFFERS: _ErrorReason.ValueType  # 42
@@ -82,9 +82,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROTECTED: _ErrorReason.ValueType  # 46
     """[FAILED_PRECONDITION: dataset, backup, by, until] It cannot be deleted. by: hold, dataset_hold or retention, with its end."""
     ERROR_REASON_PLAN_CHANGED: _ErrorReason.ValueType  # 47
-    """[FAILED_PRECONDITION: dataset] What a retention plan rests on has changed; nothing was deleted."""
+    """[FAILED_PRECONDITION: dataset] The state behind a retention plan has changed; nothing was deleted."""
     ERROR_REASON_DAMAGED: _ErrorReason.ValueType  # 50
-    """[DATA_LOSS: path] What was asked for is damaged at rest."""
+    """[DATA_LOSS: path] The requested data is damaged at rest."""
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 60
     """[RESOURCE_EXHAUSTED] The store's disk is full."""
     ERROR_REASON_TOO_MANY: _ErrorReason.ValueType  # 61
@@ -98,16 +98,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """google.rpc.ErrorInfo.reason is the name without "ERROR_REASON_"; its domain is "staddle". In brackets: the
-    status code, and the keys of ErrorInfo.metadata beside the message.
+    status code, and the keys of ErrorInfo.metadata in addition to the message.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 ERROR_REASON_BAD_FIELD: ErrorReason.ValueType  # 1
 """[INVALID_ARGUMENT: field, and path where it is an entry's] A field's value is out of its range or form."""
 ERROR_REASON_BAD_PAGE_TOKEN: ErrorReason.ValueType  # 2
-"""[INVALID_ARGUMENT: field] A page token is not one that this query gave."""
+"""[INVALID_ARGUMENT: field] The page token does not come from this query."""
 ERROR_REASON_DIGEST_MISMATCH: ErrorReason.ValueType  # 3
-"""[INVALID_ARGUMENT: path] Bytes do not have the digest, content id or size that was said."""
+"""[INVALID_ARGUMENT: path] Bytes do not have the stated digest, content id or size."""
 ERROR_REASON_BAD_SEQUENCE: ErrorReason.ValueType  # 4
 """[INVALID_ARGUMENT] A part or call came where it may not."""
 ERROR_REASON_BAD_FRAME: ErrorReason.ValueType  # 5
@@ -115,17 +115,17 @@ ERROR_REASON_BAD_FRAME: ErrorReason.ValueType  # 5
 ERROR_REASON_PATH_CONFLICT: ErrorReason.ValueType  # 6
 """[INVALID_ARGUMENT: path] Something lies below a path that is not a directory."""
 ERROR_REASON_COUNT_MISMATCH: ErrorReason.ValueType  # 7
-"""[FAILED_PRECONDITION: entry_count, data_bytes] Finish or CommitUpload state other counts than were received (given here)."""
+"""[FAILED_PRECONDITION: entry_count, data_bytes] Finish or CommitUpload state other counts than the received ones (given here)."""
 ERROR_REASON_ENTRIES_OUT_OF_ORDER: ErrorReason.ValueType  # 8
 """[FAILED_PRECONDITION: expected] PutEntries skipped a number."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 10
-"""[UNAUTHENTICATED] No token, or none that is known."""
+"""[UNAUTHENTICATED] No token, or an unknown one."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 11
 """[PERMISSION_DENIED: role] The token's role does not suffice."""
 ERROR_REASON_DATASET_NOT_FOUND: ErrorReason.ValueType  # 20
 """[NOT_FOUND: dataset]"""
 ERROR_REASON_BACKUP_NOT_FOUND: ErrorReason.ValueType  # 21
-"""[NOT_FOUND: dataset, backup, earliest] earliest: the begin time of the oldest one there is, where a time was asked for."""
+"""[NOT_FOUND: dataset, backup, earliest] earliest: the begin time of the oldest backup, where a time was asked for."""
 ERROR_REASON_PATH_NOT_FOUND: ErrorReason.ValueType  # 22
 """[NOT_FOUND: path]"""
 ERROR_REASON_UPLOAD_NOT_FOUND: ErrorReason.ValueType  # 23
@@ -139,15 +139,15 @@ ERROR_REASON_RESUME_REQUIRED: ErrorReason.ValueType  # 31
 ERROR_REASON_LEASE_HELD: ErrorReason.ValueType  # 32
 """[ABORTED: upload, lease_expire_time] Another principal holds the lease."""
 ERROR_REASON_UPLOAD_BUSY: ErrorReason.ValueType  # 33
-"""[ABORTED: upload] Another Backup stream or PutEntries call of this upload is under way."""
+"""[ABORTED: upload] Another Backup stream or PutEntries call of this upload is running."""
 ERROR_REASON_UPLOAD_CLOSED: ErrorReason.ValueType  # 34
 """[FAILED_PRECONDITION: upload, state] The upload is committed, aborted or expired."""
 ERROR_REASON_UNFINISHED_STREAM: ErrorReason.ValueType  # 35
-"""[CANCELLED: upload] A Backup stream ended without Finish; the message says what is durable and how to go on."""
+"""[CANCELLED: upload] A Backup stream ended without Finish; the message says what is durable and how to resume."""
 ERROR_REASON_WRONG_SERVER: ErrorReason.ValueType  # 36
 """[FAILED_PRECONDITION: upload, endpoint] Another server writes this upload."""
 ERROR_REASON_MISSING_CHUNKS: ErrorReason.ValueType  # 40
-"""[FAILED_PRECONDITION: upload, count] Entries refer to chunks that are not there; GetUpload lists them."""
+"""[FAILED_PRECONDITION: upload, count] Entries refer to missing chunks; GetUpload lists them."""
 ERROR_REASON_NO_BASE: ErrorReason.ValueType  # 41
 """[FAILED_PRECONDITION: dataset] The kind needs a base, and the dataset has none."""
 ERROR_REASON_ROOT_DIFFERS: ErrorReason.ValueType  # 42
@@ -161,9 +161,9 @@ ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 45
 ERROR_REASON_PROTECTED: ErrorReason.ValueType  # 46
 """[FAILED_PRECONDITION: dataset, backup, by, until] It cannot be deleted. by: hold, dataset_hold or retention, with its end."""
 ERROR_REASON_PLAN_CHANGED: ErrorReason.ValueType  # 47
-"""[FAILED_PRECONDITION: dataset] What a retention plan rests on has changed; nothing was deleted."""
+"""[FAILED_PRECONDITION: dataset] The state behind a retention plan has changed; nothing was deleted."""
 ERROR_REASON_DAMAGED: ErrorReason.ValueType  # 50
-"""[DATA_LOSS: path] What was asked for is damaged at rest."""
+"""[DATA_LOSS: path] The requested data is damaged at rest."""
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 60
 """[RESOURCE_EXHAUSTED] The store's disk is full."""
 ERROR_REASON_TOO_MANY: ErrorReason.ValueType  # 61

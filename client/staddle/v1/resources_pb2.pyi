@@ -3,8 +3,8 @@
 isort:skip_file
 The things that Staddle keeps and the values that describe them.
 
-Units are in the names: _bytes, _ns (nanoseconds since 1970-01-01 UTC, may be negative).
-Digests are BLAKE3-256: 32 bytes in bulk messages, 64 lower-case hexadecimal digits in control messages.
+Units are in the names: _bytes, _ns (nanoseconds since 1970-01-01 UTC, may be negative). Digests are
+BLAKE3-256: 32 bytes in bulk messages, 64 lower-case hexadecimal digits in control messages.
 """
 
 from collections import abc as _abc
@@ -38,8 +38,8 @@ class _BackupKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BackupKind
     BACKUP_KIND_INCREMENTAL: _BackupKind.ValueType  # 2
     """Starts from the dataset's newest backup."""
     BACKUP_KIND_DIFFERENTIAL: _BackupKind.ValueType  # 3
-    """Starts from the dataset's newest FULL backup. An entry of which only metadata differs from that
-    FULL keeps the metadata that the FULL has, and is counted in ChangeCounts.metadata_kept.
+    """Starts from the dataset's newest FULL backup. An entry of which only metadata differs from that FULL
+    keeps the metadata that the FULL has, and is counted in ChangeCounts.metadata_kept.
     """
 
 class BackupKind(_BackupKind, metaclass=_BackupKindEnumTypeWrapper):
@@ -52,8 +52,8 @@ BACKUP_KIND_FULL: BackupKind.ValueType  # 1
 BACKUP_KIND_INCREMENTAL: BackupKind.ValueType  # 2
 """Starts from the dataset's newest backup."""
 BACKUP_KIND_DIFFERENTIAL: BackupKind.ValueType  # 3
-"""Starts from the dataset's newest FULL backup. An entry of which only metadata differs from that
-FULL keeps the metadata that the FULL has, and is counted in ChangeCounts.metadata_kept.
+"""Starts from the dataset's newest FULL backup. An entry of which only metadata differs from that FULL
+keeps the metadata that the FULL has, and is counted in ChangeCounts.metadata_kept.
 """
 Global___BackupKind: _TypeAlias = BackupKind  # noqa: Y015
 
@@ -71,7 +71,7 @@ class _UploadScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UploadSco
     """What is not sent is as in the base; only Remove removes."""
 
 class UploadScope(_UploadScope, metaclass=_UploadScopeEnumTypeWrapper):
-    """What the entries that are sent stand for."""
+    """What an upload means by the entries that it sends."""
 
 UPLOAD_SCOPE_UNSPECIFIED: UploadScope.ValueType  # 0
 """WHOLE."""
@@ -96,7 +96,7 @@ class _EntryTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EntryType.V
     ENTRY_TYPE_CHAR_DEVICE: _EntryType.ValueType  # 5
     ENTRY_TYPE_BLOCK_DEVICE: _EntryType.ValueType  # 6
     ENTRY_TYPE_SOCKET: _EntryType.ValueType  # 7
-    """Recorded, never made by a restore."""
+    """Recorded, never created by a restore."""
 
 class EntryType(_EntryType, metaclass=_EntryTypeEnumTypeWrapper):
     """The type of an entry."""
@@ -110,7 +110,7 @@ ENTRY_TYPE_FIFO: EntryType.ValueType  # 4
 ENTRY_TYPE_CHAR_DEVICE: EntryType.ValueType  # 5
 ENTRY_TYPE_BLOCK_DEVICE: EntryType.ValueType  # 6
 ENTRY_TYPE_SOCKET: EntryType.ValueType  # 7
-"""Recorded, never made by a restore."""
+"""Recorded, never created by a restore."""
 Global___EntryType: _TypeAlias = EntryType  # noqa: Y015
 
 class _ChunkerProfile:
@@ -147,16 +147,16 @@ class _DigestOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DigestOr
     DIGEST_ORIGIN_VERIFIED: _DigestOrigin.ValueType  # 1
     """The server hashed every byte and compared."""
     DIGEST_ORIGIN_CLAIMED: _DigestOrigin.ValueType  # 2
-    """The client said so: its chunks were checked one by one, but the file as a whole was not hashed here."""
+    """The client stated it: the server checked the chunks one by one, but did not hash the file as a whole."""
 
 class DigestOrigin(_DigestOrigin, metaclass=_DigestOriginEnumTypeWrapper):
-    """Who says that FileDigest is right."""
+    """Who vouches for a FileDigest."""
 
 DIGEST_ORIGIN_UNSPECIFIED: DigestOrigin.ValueType  # 0
 DIGEST_ORIGIN_VERIFIED: DigestOrigin.ValueType  # 1
 """The server hashed every byte and compared."""
 DIGEST_ORIGIN_CLAIMED: DigestOrigin.ValueType  # 2
-"""The client said so: its chunks were checked one by one, but the file as a whole was not hashed here."""
+"""The client stated it: the server checked the chunks one by one, but did not hash the file as a whole."""
 Global___DigestOrigin: _TypeAlias = DigestOrigin  # noqa: Y015
 
 class _UploadState:
@@ -170,7 +170,7 @@ class _UploadStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UploadSta
     UPLOAD_STATE_COMMITTED: _UploadState.ValueType  # 2
     UPLOAD_STATE_ABORTED: _UploadState.ValueType  # 3
     UPLOAD_STATE_EXPIRED: _UploadState.ValueType  # 4
-    """It was open longer than its life; what it had is gone."""
+    """It was open longer than its life; its data is gone."""
 
 class UploadState(_UploadState, metaclass=_UploadStateEnumTypeWrapper): ...
 
@@ -179,13 +179,13 @@ UPLOAD_STATE_OPEN: UploadState.ValueType  # 1
 UPLOAD_STATE_COMMITTED: UploadState.ValueType  # 2
 UPLOAD_STATE_ABORTED: UploadState.ValueType  # 3
 UPLOAD_STATE_EXPIRED: UploadState.ValueType  # 4
-"""It was open longer than its life; what it had is gone."""
+"""It was open longer than its life; its data is gone."""
 Global___UploadState: _TypeAlias = UploadState  # noqa: Y015
 
 @_typing.final
 class Chunker(_message.Message):
-    """The parameters with which this tenant's data is cut. Cuts made with others are accepted, but
-    share nothing with what is there.
+    """The parameters with which this tenant's data is cut. Cuts made with others are accepted, but share nothing
+    with stored data.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -261,15 +261,15 @@ class Content(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     size_bytes: _builtins.int
     content_id: _builtins.bytes
-    """One chunk: its digest. No chunk: BLAKE3 of the empty string. Otherwise BLAKE3 in key derivation mode
-    with the context "staddle.v1 content id" over, for each chunk, its length (4 bytes, little
-    endian) and its digest (32 bytes). On the way in: optional, checked when given with the whole content.
+    """One chunk: its digest. No chunk: BLAKE3 of the empty string. Otherwise BLAKE3 in key derivation mode with
+    the context "staddle.v1 content id" over, for each chunk, its length (4 bytes, little endian) and its
+    digest (32 bytes). On the way in: optional, checked when given with the whole content.
     """
     profile: Global___ChunkerProfile.ValueType
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkRef]:
-        """The chunks in order: on the way in all of them (or one part of them, see PutEntriesRequest); on
-        the way out only where the view asks for references.
+        """The chunks in order: on the way in all of them (or one part of them, see PutEntriesRequest); on the way
+        out only where the view asks for references.
         """
 
     def __init__(
@@ -319,7 +319,7 @@ Global___Xattr: _TypeAlias = Xattr  # noqa: Y015
 
 @_typing.final
 class Hole(_message.Message):
-    """A stretch of a file that takes no space. Its bytes are zeros, and are part of the content all the same."""
+    """A stretch of a file that takes no space. Its bytes are zeros, and still part of the content."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -369,8 +369,8 @@ Global___FileDigest: _TypeAlias = FileDigest  # noqa: Y015
 
 @_typing.final
 class Entry(_message.Message):
-    """One path in a backup. On the way in only the path is required; all else has a default that a small
-    client can live with. Fields marked "out only" are ignored on the way in.
+    """One path in a backup. On the way in only the path is required; all else has a default that suits a small
+    client. Fields marked "out only" are ignored on the way in.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -403,18 +403,19 @@ class Entry(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     INCOMPLETE_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """The path relative to the root: components joined by "/", none empty, "." or "..", no NUL. The empty
-    path is the root itself (a directory, or left out). At most 16,384 bytes, 1,024 components, 1,024 bytes a component.
+    """The path relative to the root: components joined by "/", none empty, "." or "..", no NUL. The empty path
+    is the root itself (a directory, or left out). At most 16,384 bytes, 1,024 components, 1,024 bytes a
+    component.
     """
     raw_path: _builtins.bytes
     """Only where the path is not UTF-8; then path is empty."""
     type: Global___EntryType.ValueType
     mode: _builtins.int
-    """Permission bits with setuid, setgid, sticky: at most 07777. Unset: as the restoring process has it."""
+    """Permission bits with setuid, setgid, sticky: at most 07777. Unset: the default of the restoring process."""
     uid: _builtins.int
     gid: _builtins.int
     owner: _builtins.str
-    """Names of owner and group where they were taken."""
+    """Names of owner and group where the backup has them."""
     group: _builtins.str
     mtime_ns: _builtins.int
     ctime_ns: _builtins.int
@@ -427,29 +428,33 @@ class Entry(_message.Message):
     """Devices only."""
     device_minor: _builtins.int
     link_group: _builtins.bytes
-    """Files that were one file under several names share a group: any bytes, at most 64. Each still has its
-    own content; a restore links two paths only if group and content id agree.
+    """Files that were one file under several names share a group: any bytes, at most 64. Each still has its own
+    content; a restore links two paths only if group and content id agree.
     """
     data: _builtins.bytes
-    """FILE: the whole content, inline. In a Backup stream a FILE with neither data nor content nor content_from_base is
-    followed by Data parts and one EntryEnd. Out, in Restore: the content of an empty file, or of one that is a single
-    chunk of up to 64 KiB, so that the content id is its BLAKE3; then neither Data nor EntryEnd follow.
+    """FILE: the whole content, inline. In a Backup stream a FILE with neither data nor content nor
+    content_from_base is followed by Data parts and one EntryEnd. Out, in Restore: the content of an empty
+    file, or of one that is a single chunk of up to 64 KiB, so that the content id is its BLAKE3; then
+    neither Data nor EntryEnd follow.
     """
     content_from_base: _builtins.bool
     """In, FILE: the content is the one that the base has at this path (a metadata change, unread)."""
     continue_at_bytes: _builtins.int
-    """Goes on with the open entry at this byte: in a Backup stream that continues an upload the durable point's
-    open_offset_bytes, in PutEntries the bytes of the chunks so far. Without it the entry begins anew.
+    """Continues the open entry at this byte: in a Backup stream that continues an upload the durable point's
+    open_offset_bytes, in PutEntries the bytes of the chunks so far. Without it the entry begins again.
     """
     read_again: _builtins.bool
-    """The file changed while it was read, or too shortly before to tell: no later backup carries it over unread."""
+    """The file changed while it was read, or too shortly before to tell: no later backup carries it over
+    unread.
+    """
     implied: _builtins.bool
-    """Out only. A directory that nobody sent but that something lies in."""
+    """Out only. A directory that no client sent but that has entries in it."""
     profile: Global___ChunkerProfile.ValueType
     """In, at an entry whose Data follow: how to cut it."""
     incomplete: _builtins.bool
-    """DIRECTORY only. Something that lies directly in it could not be read and is missing, with everything below it. What the backup
-    has in it is there all the same, and a directory among that has a mark of its own. Send the entry again to add or clear the mark.
+    """DIRECTORY only. Something that lies directly in it could not be read and is missing, with everything
+    below it. The backup's entries in it are still valid, and a directory among them has its own mark. Send
+    the entry again to add or clear the mark.
     """
     @_builtins.property
     def xattrs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Xattr]: ...
@@ -459,11 +464,13 @@ class Entry(_message.Message):
 
     @_builtins.property
     def content(self) -> Global___Content:
-        """FILE: the content by reference. On the way in: chunks that are there, or will be by commit."""
+        """FILE: the content by reference. On the way in: chunks that are stored, or will be by commit."""
 
     @_builtins.property
     def file_digest(self) -> Global___FileDigest:
-        """In, in a Backup stream, at an entry whose Data follow: the server hashes the file as a whole and compares."""
+        """In, in a Backup stream, at an entry whose Data follow: the server hashes the file as a whole and
+        compares.
+        """
 
     def __init__(
         self,
@@ -562,7 +569,7 @@ Global___Remove: _TypeAlias = Remove  # noqa: Y015
 
 @_typing.final
 class DurablePoint(_message.Message):
-    """How far an upload is durable. After ResumeUpload it is final: go on right behind it."""
+    """How far an upload is durable. After ResumeUpload it is final: continue right after it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -578,7 +585,7 @@ class DurablePoint(_message.Message):
     entry_count: _builtins.int
     """Entries accepted since the beginning, as Finish counts them."""
     data_bytes: _builtins.int
-    """Bytes of regular files in these, as Finish counts them, without those of the open entry."""
+    """Bytes of regular files in these entries, as Finish counts them, without those of the open entry."""
     open_offset_bytes: _builtins.int
     """How many of its bytes are durable: always the end of a chunk."""
     put_entries_number: _builtins.int
@@ -619,7 +626,7 @@ Global___DurablePoint: _TypeAlias = DurablePoint  # noqa: Y015
 
 @_typing.final
 class Upload(_message.Message):
-    """An open, leased, resumable session that becomes a backup at commit."""
+    """An open, leased, resumable upload that becomes a backup at commit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -669,9 +676,9 @@ class Upload(_message.Message):
     request_id: _builtins.str
     state: Global___UploadState.ValueType
     epoch: _builtins.int
-    """Who writes: every call that writes states it; ResumeUpload raises it."""
+    """The number of the writer: every call that writes states it; ResumeUpload raises it."""
     kind: Global___BackupKind.ValueType
-    """Never AUTO: what it became."""
+    """Never AUTO, but the kind that AUTO became."""
     scope: Global___UploadScope.ValueType
     base_backup_id: _builtins.str
     """Empty for FULL."""
@@ -691,7 +698,7 @@ class Upload(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When an upload that was not committed is given up."""
+        """When an upload that was not committed expires."""
 
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -749,7 +756,7 @@ class ChangeCounts(_message.Message):
     metadata_changed: _builtins.int
     removed: _builtins.int
     metadata_kept: _builtins.int
-    """DIFFERENTIAL: entries that kept the metadata of the FULL though other metadata was sent."""
+    """DIFFERENTIAL: entries that kept the metadata of the FULL although the client sent other metadata."""
     def __init__(
         self,
         *,
@@ -841,10 +848,10 @@ class Backup(_message.Message):
     begun_by: _builtins.str
     """The name of the token that began its upload."""
     more_writers: _builtins.bool
-    """More tokens than are listed sent some of it."""
+    """More tokens than listed sent some of it."""
     @_builtins.property
     def begin_time(self) -> _timestamp_pb2.Timestamp:
-        """When its capture began, by the server's clock: what a restore at a time goes by."""
+        """When its capture began, by the server's clock: a restore at a time compares with it."""
 
     @_builtins.property
     def commit_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -858,15 +865,17 @@ class Backup(_message.Message):
 
     @_builtins.property
     def purge_time(self) -> _timestamp_pb2.Timestamp:
-        """Set while it is deleted: from then on it may go for good, unless a hold keeps it. Until then it can be undeleted."""
+        """Set while it is deleted: from then on the server may purge it, unless a hold keeps it. Until then it can
+        be undeleted.
+        """
 
     @_builtins.property
     def retain_until_time(self) -> _timestamp_pb2.Timestamp:
-        """Nobody can delete it before then, by the server's clock. Only ever moved later. Unset: nothing was ever set."""
+        """No caller can delete it before then, by the server's clock. It only ever moves later. Unset: never set."""
 
     @_builtins.property
     def hold(self) -> Global___Hold:
-        """A legal hold on this backup: nobody can delete it until the hold is released."""
+        """A legal hold on this backup: no caller can delete it until the hold is released."""
 
     @_builtins.property
     def dataset_hold(self) -> Global___Hold:
@@ -874,7 +883,7 @@ class Backup(_message.Message):
 
     @_builtins.property
     def written_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The names of the tokens that sent what is in it, in the order in which they first did. At most 32."""
+        """The names of the tokens that sent its data, in the order of their first part. At most 32."""
 
     def __init__(
         self,
@@ -915,14 +924,14 @@ Global___Backup: _TypeAlias = Backup  # noqa: Y015
 
 @_typing.final
 class Hold(_message.Message):
-    """A legal hold. It ends by ReleaseHold alone."""
+    """A legal hold. Only ReleaseHold ends it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """In words, by whoever placed it."""
+    """The reason, in the words of the caller that placed it."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
@@ -943,12 +952,13 @@ Global___Hold: _TypeAlias = Hold  # noqa: Y015
 
 @_typing.final
 class RetentionPolicy(_message.Message):
-    """Which backups of a dataset stay. A backup stays that any of the rules keeps; the others go. Each rule looks at the
-    backups from the newest to the oldest, by begin_time. A rule that is 0 or not set keeps nothing; at least one is needed.
+    """Which backups of a dataset stay. A backup stays if any rule keeps it; the others go. Each rule looks at the
+    backups from the newest to the oldest, by begin_time. A rule that is 0 or not set keeps nothing; at least
+    one is needed.
 
-    Whatever the rules say, these stay: what a hold or a retention time protects; the newest backup, and the newest that is whole; one that
-    begins after the server's present time; and every backup while none of them is whole. A backup of which something is
-    damaged takes no other's place.
+    Whatever the rules say, these stay: what a hold or a retention time protects; the newest backup, and the
+    newest that is whole; one that begins after the server's present time; and every backup while none of them
+    is whole. A backup of which something is damaged takes no other's place.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -975,7 +985,7 @@ class RetentionPolicy(_message.Message):
     """Where hours and days begin: a name of the IANA time zone database, such as "Europe/Berlin". Empty: UTC."""
     @_builtins.property
     def keep_within(self) -> _duration_pb2.Duration:
-        """Those that began within so long before the newest one: nothing runs out when backups stop."""
+        """Those that began within so long before the newest one: no backup expires when backups stop."""
 
     @_builtins.property
     def keep_tags(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetentionTag]:
@@ -1040,12 +1050,12 @@ class Retention(_message.Message):
     HOLD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def policy(self) -> Global___RetentionPolicy:
-        """Unset: none, and nothing is ever deleted by itself."""
+        """Unset: none, and the server deletes nothing on its own."""
 
     @_builtins.property
     def minimum(self) -> _duration_pb2.Duration:
-        """For so long after its commit nobody can delete a backup. It counts for backups that are committed while it is set;
-        those that are there get it, too, when it is raised. Lowering it takes nothing back.
+        """For so long after its commit no caller can delete a backup. It counts for backups that are committed
+        while it is set; existing ones get it, too, when it is raised. Lowering it takes nothing back.
         """
 
     @_builtins.property
@@ -1110,7 +1120,9 @@ Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
 
 @_typing.final
 class BackupSelector(_message.Message):
-    """Which backup of a dataset. Nothing set, or an empty text: the newest one. Hidden (deleted) ones are never picked."""
+    """Which backup of a dataset. Nothing set, or an empty text: the newest one. Hidden (deleted) ones are never
+    picked.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

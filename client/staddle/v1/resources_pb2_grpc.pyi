@@ -3,8 +3,8 @@
 isort:skip_file
 The things that Staddle keeps and the values that describe them.
 
-Units are in the names: _bytes, _ns (nanoseconds since 1970-01-01 UTC, may be negative).
-Digests are BLAKE3-256: 32 bytes in bulk messages, 64 lower-case hexadecimal digits in control messages.
+Units are in the names: _bytes, _ns (nanoseconds since 1970-01-01 UTC, may be negative). Digests are
+BLAKE3-256: 32 bytes in bulk messages, 64 lower-case hexadecimal digits in control messages.
 """
 
 from collections import abc as _abc

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class StaddleServiceStub(object):
-    """Keeps backups, and gives them back.
+    """Stores and restores backups.
     """
 
     def __init__(self, channel):
@@ -183,17 +183,18 @@ class StaddleServiceStub(object):
 
 
 class StaddleServiceServicer(object):
-    """Keeps backups, and gives them back.
+    """Stores and restores backups.
     """
 
     def Backup(self, request_iterator, context):
         """A whole backup in one call, or more of an open upload. Role: writer.
 
-        The first part is begin (a new upload) or continue_upload. A begin whose request_id made a backup before is answered as
-        it was then; one whose upload (by request_id or take_over) is open and has entries fails with RESUME_REQUIRED. Only the part finish makes a backup: a stream that
-        ends without it, for whatever reason, leaves the upload open and fails with UNFINISHED_STREAM, naming the upload and
-        what is durable. The part checkpoint ends the stream too, as a success without a backup. After
-        any failure ask GetUpload what is true: the status of a broken stream can be lost on its way.
+        The first part is begin (a new upload) or continue_upload. A begin whose request_id made a backup before
+        gets the answer of then; one whose upload (by request_id or take_over) is open and has entries fails with
+        RESUME_REQUIRED. Only the part finish makes a backup: a stream that ends without it, for whatever reason,
+        leaves the upload open and fails with UNFINISHED_STREAM, naming the upload and what is durable. The part
+        checkpoint ends the stream too, as a success without a backup. After any failure ask GetUpload for the
+        state: the status of a broken stream can be lost on its way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,22 +208,22 @@ class StaddleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """Tells what is durable, what is missing, and why it last failed. Role: writer.
+        """Reports what is durable, what is missing, and why the upload last failed. Role: writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeUpload(self, request, context):
-        """Takes an upload over: raises its epoch, ends the old writer, and answers with the durable point, which
-        is final from then on. Role: writer. While the lease lasts only the principal that holds it may.
+        """Takes an upload over: raises its epoch, ends the old writer, and answers with the durable point, which is
+        final from then on. Role: writer. While the lease lasts only the principal that holds it may.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckpointUpload(self, request, context):
-        """Makes durable what was received, and says how far that is. Role: writer.
+        """Makes durable what was received, and reports how far that is. Role: writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,44 +237,45 @@ class StaddleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CommitUpload(self, request, context):
-        """Makes the upload a backup: durable, visible, whole. Role: writer. A replay answers as the first did.
+        """Makes the upload a backup: durable, visible, whole. Role: writer. A replay answers as the first call did.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AbortUpload(self, request, context):
-        """Gives an upload up. Role: writer. A replay changes nothing.
+        """Aborts an upload. Role: writer. A replay changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListUploads(self, request, context):
-        """Lists the open uploads of the tenant, paged: who writes them, how far they are, why they last failed. Role: admin. AbortUpload with
-        the id and epoch that are listed gives one up.
+        """Lists the open uploads of the tenant, paged: who writes them, how far they are, why they last failed.
+        Role: admin. AbortUpload with the listed id and epoch aborts one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FindMissingChunks(self, request, context):
-        """Which of these chunks must be sent? The others are kept for this upload from now on. Role: writer.
+        """Reports which of these chunks must be sent. The server keeps the others for this upload from now on.
+        Role: writer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutChunks(self, request, context):
-        """Hands over chunks. Role: writer. All are checked before any is kept. May be sent in any order and several
-        at once (4 to 8 calls in flight are fastest); a replay changes nothing.
+        """Stores chunks. Role: writer. The server checks all before it keeps any. Calls may come in any order and
+        several at once (4 to 8 calls in flight are fastest); a replay changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutEntries(self, request, context):
-        """Hands over entries and removals. Role: writer. One call after another, numbered; a replay changes nothing.
+        """Adds entries and removals. Role: writer. One call after another, numbered; a replay changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -282,8 +284,8 @@ class StaddleServiceServicer(object):
     def Restore(self, request, context):
         """Streams a backup, or paths of it. Role: reader.
 
-        The first part is header, the last one is end: a stream without end is a failure. Entries come in
-        order (component by component), a directory before what lies in it.
+        The first part is header, the last one is end: a stream without end is a failure. Entries come in order
+        (component by component), a directory before what lies in it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -332,8 +334,9 @@ class StaddleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBackup(self, request, context):
-        """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted until its purge_time. Role: admin.
-        What a hold or a retention time protects is PROTECTED, for everybody. A replay changes nothing.
+        """Hides a backup: it is no longer listed, picked or used as a base, and can be undeleted until its
+        purge_time. Role: admin. What a hold or a retention time protects is PROTECTED, for every caller. A
+        replay changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -347,22 +350,25 @@ class StaddleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetHold(self, request, context):
-        """Places a legal hold on a backup, also a deleted one, or on a dataset with all its backups. Role: admin. It keeps them from
-        being deleted, and deleted ones from going for good. Another reason replaces the one there was; a replay changes nothing.
+        """Places a legal hold on a backup, also a deleted one, or on a dataset with all its backups. Role: admin.
+        It prevents their deletion, and the purge of deleted ones. Another reason replaces the present one; a
+        replay changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseHold(self, request, context):
-        """Releases the hold of a backup, or that of a dataset; each leaves the other alone. Role: admin. A replay changes nothing.
+        """Releases the hold of a backup, or that of a dataset; each leaves the other alone. Role: admin. A replay
+        changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetainBackup(self, request, context):
-        """Keeps a backup from being deleted before a time. Role: admin. A time that is earlier than what the backup has changes nothing.
+        """Prevents the deletion of a backup before a time. Role: admin. A time that is earlier than what the backup
+        has changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -383,15 +389,16 @@ class StaddleServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PlanRetention(self, request, context):
-        """What the dataset's policy would delete now, with the reasons, and what that would free. Role: reader. Changes nothing.
+        """What the dataset's policy would delete now, with the reasons, and what that would free. Role: reader.
+        Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApplyRetention(self, request, context):
-        """Deletes just what a plan said, all or nothing; if anything changed since then that the plan rests on, it is
-        PLAN_CHANGED and nothing is deleted. Role: admin. A replay answers as the first did.
+        """Deletes exactly what a plan listed, all or nothing; if the state behind the plan has changed, it is
+        PLAN_CHANGED and nothing is deleted. Role: admin. A replay answers as the first call did.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -561,7 +568,7 @@ def add_StaddleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StaddleService(object):
-    """Keeps backups, and gives them back.
+    """Stores and restores backups.
     """
 
     @staticmethod
