@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Chunker:
+class ChunkerInfo:
     """The parameters with which the tenant's data is cut. The seed is kept like a credential."""
 
     min_bytes: int
@@ -44,7 +44,7 @@ class ServerInfo:
     tenant: str
     principal: str
     role: str
-    chunker: Chunker
+    chunker: ChunkerInfo
     server_time: datetime.datetime
     limits: Mapping[str, float]
     """By the names of the message Limits; durations in seconds."""
