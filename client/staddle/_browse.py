@@ -34,7 +34,7 @@ class BrowseMethods:
     _calls: Calls
 
     def info(self) -> ServerInfo:
-        """What the server says of itself and of this token."""
+        """The server's version, limits and condition, and the role of this token."""
         return server_info_of(self._calls.call("GetServerInfo", wire.GetServerInfoRequest()))
 
     def datasets(self) -> Iterator[Dataset]:
@@ -55,9 +55,9 @@ class BrowseMethods:
         return self._calls.pages("ListUploads", request, "uploads", open_upload_of)
 
     def abort_upload(self, upload: OpenUpload) -> None:
-        """Gives an upload up, whoever writes it: its writer is refused from then on, and its data is garbage. Cannot be undone.
+        """Aborts an upload: the server refuses further writes to it and drops its data. Cannot be undone.
 
-        Raises ConflictError if somebody has resumed it since it was listed, UploadClosedError if it has ended.
+        Raises ConflictError if it was resumed since it was listed, UploadClosedError if it has ended.
         """
         self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 

@@ -35,7 +35,7 @@ class RetentionMethods:
     def delete_backup(self, dataset: str, backup: str) -> Backup:
         """Hides a backup, named by its id or the first digits of it: it is no longer listed, picked or used as a base.
 
-        It can be undeleted until its `purge_time`. ProtectedError where a hold or a retention time keeps it, whoever asks.
+        It can be undeleted until its `purge_time`. Raises ProtectedError if a hold or a retention time protects it.
         """
         request = wire.DeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
         return backup_of(self._calls.call("DeleteBackup", request).backup)
@@ -84,10 +84,10 @@ class RetentionMethods:
         *,
         minimum: datetime.timedelta | None = None,
     ) -> Retention:
-        """Sets a dataset's policy, its minimum retention, or both; None: as it is. `RetentionPolicy()` takes the policy away.
+        """Sets a dataset's policy, its minimum retention, or both; None leaves it unchanged. `RetentionPolicy()` removes the policy.
 
-        For `minimum` after its commit nobody can delete a backup. Raising it protects the backups that are there, too; lowering
-        it takes nothing back.
+        A backup cannot be deleted for `minimum` after its commit. Raising it also protects existing backups; lowering it
+        applies to later ones only.
         """
         request = wire.SetRetentionRequest(dataset=text("dataset", dataset))
         if policy is not None:
@@ -99,7 +99,7 @@ class RetentionMethods:
     def plan_retention(self, dataset: str, *, free_bytes: bool = True) -> RetentionPlan:
         """What the dataset's policy would delete now, why, and how many bytes would come free. Changes nothing; role reader.
 
-        `free_bytes` reads the manifests of all backups of the tenant: without it the plan is there at once.
+        `free_bytes` reads the manifests of all backups of the tenant: without it the plan returns at once.
         """
         request = wire.PlanRetentionRequest(
             dataset=text("dataset", dataset), without_free_bytes=not free_bytes, page_size=PLAN_PAGE

@@ -101,7 +101,7 @@ def split_path(path: PathLike) -> dict[str, bytes | str]:
     raw = path_to_bytes(path)
     wrong = path_fault(raw)
     if wrong:
-        raise BadRequestError(f"{raw!r} is no path inside a backup: {wrong}.", facts={"field": "path"})
+        raise BadRequestError(f"invalid path {raw!r}: {wrong}.", facts={"field": "path"})
     return wire_path(raw)
 
 
