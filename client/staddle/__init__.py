@@ -72,7 +72,7 @@ from staddle._types.retention import (
     RetentionPolicy,
     RetentionTag,
 )
-from staddle._types.server import Chunker, ServerCondition, ServerInfo
+from staddle._types.server import ChunkerInfo, ServerCondition, ServerInfo
 from staddle._upload.upload import Upload
 
 __all__ = [
@@ -92,7 +92,7 @@ __all__ = [
     "ChangeCounts",
     "ChangeType",
     "ChunkRef",
-    "Chunker",
+    "ChunkerInfo",
     "Client",
     "ConfigError",
     "ConflictError",

@@ -22,7 +22,7 @@ from staddle._types.backups import Backup, Change, Dataset, OpenUpload
 from staddle._types.entries import Entry, PathLike
 from staddle._types.options import At
 from staddle._types.server import ServerInfo
-from staddle.v1 import service_pb2 as service
+from staddle.v1 import service_pb2 as wire
 
 LIST_PAGE: Final = 1_000
 ENTRY_PAGE: Final = 10_000
@@ -34,36 +34,36 @@ class BrowseMethods:
     _calls: Calls
 
     def info(self) -> ServerInfo:
-        """What the server says of itself and of this token."""
-        return server_info_of(self._calls.call("GetServerInfo", service.GetServerInfoRequest()))
+        """The server's version, limits and condition, and the role of this token."""
+        return server_info_of(self._calls.call("GetServerInfo", wire.GetServerInfoRequest()))
 
     def datasets(self) -> Iterator[Dataset]:
         """All datasets, by name."""
-        request = service.ListDatasetsRequest(page_size=LIST_PAGE)
+        request = wire.ListDatasetsRequest(page_size=LIST_PAGE)
         return self._calls.pages("ListDatasets", request, "datasets", dataset_of)
 
     def backups(self, dataset: str, *, show_deleted: bool = False) -> Iterator[Backup]:
         """A dataset's backups, newest first; with `show_deleted` also those that can be undeleted."""
-        request = service.ListBackupsRequest(
+        request = wire.ListBackupsRequest(
             dataset=text("dataset", dataset), show_deleted=show_deleted, page_size=LIST_PAGE
         )
         return self._calls.pages("ListBackups", request, "backups", backup_of)
 
     def uploads(self, dataset: str = "") -> Iterator[OpenUpload]:
         """Open uploads of the tenant, or of one dataset, by id. Needs an admin token."""
-        request = service.ListUploadsRequest(dataset=text("dataset", dataset), page_size=LIST_PAGE)
+        request = wire.ListUploadsRequest(dataset=text("dataset", dataset), page_size=LIST_PAGE)
         return self._calls.pages("ListUploads", request, "uploads", open_upload_of)
 
     def abort_upload(self, upload: OpenUpload) -> None:
-        """Gives an upload up, whoever writes it: its writer is refused from then on, and its data is garbage. Cannot be undone.
+        """Aborts an upload: the server refuses further writes to it and drops its data. Cannot be undone.
 
-        Raises ConflictError if somebody has resumed it since it was listed, UploadClosedError if it has ended.
+        Raises ConflictError if it was resumed since it was listed, UploadClosedError if it has ended.
         """
-        self._calls.call("AbortUpload", service.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
+        self._calls.call("AbortUpload", wire.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
 
     def get_backup(self, dataset: str, backup: str | None = None, *, at: At | None = None) -> Backup:
         """One backup, picked as in `restore`."""
-        request = service.GetBackupRequest(dataset=text("dataset", dataset), backup=selector_of(backup, at))
+        request = wire.GetBackupRequest(dataset=text("dataset", dataset), backup=selector_of(backup, at))
         return backup_of(self._calls.call("GetBackup", request).backup)
 
     def entries(
@@ -76,7 +76,7 @@ class BrowseMethods:
         recursive: bool = False,
     ) -> Iterator[Entry]:
         """What lies in the directory `path` (empty: the root), or all below it; another entry lists itself. In order, component by component."""
-        request = service.ListEntriesRequest(
+        request = wire.ListEntriesRequest(
             dataset=text("dataset", dataset),
             backup=selector_of(backup, at),
             recursive=recursive,
@@ -88,7 +88,7 @@ class BrowseMethods:
     def changes(self, dataset: str, a: str | None = None, b: str | None = None) -> Iterator[Change]:
         """What differs from backup `a` to backup `b`, in order. Without `b`: to the newest; without both: between the last two."""
         older = selector_of(a) if a is not None else selector_of(self._second_newest(dataset).id)
-        request = service.ListChangesRequest(
+        request = wire.ListChangesRequest(
             dataset=text("dataset", dataset),
             from_backup=older,
             to_backup=selector_of(b or LATEST),

@@ -50,11 +50,11 @@ class Client(BrowseMethods, RetentionMethods):
             print(report.backup.id, report.problems)
             client.restore("www", "/tmp/out", at="2h")
 
-    It connects when it is first used. Threads may share it; every method blocks, so a coroutine calls it by
-    `asyncio.to_thread`. `close` may be called from any thread and ends what others are waiting for with CancelledError.
-    After a fork the child opens a connection of its own.
+    Connects on first use. Threads may share a client. Every method blocks; from a coroutine, call it with
+    `asyncio.to_thread`. `close` may be called from any thread: calls in flight then raise CancelledError.
+    After a fork, the child opens its own connection.
 
-    Everything that goes wrong outside is a StaddleError: see `staddle.StaddleError` for the tree.
+    Every failure outside this process is a StaddleError: see `staddle.StaddleError` for the tree.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class Client(BrowseMethods, RetentionMethods):
     ) -> None:
         """A client of `server` (HOST:PORT or unix:PATH).
 
-        `ca` is the file of the authority that signed the server's certificate, or "system" for a public one; a server on
-        another machine is only spoken to with it. `cert` and `key` are the client's own, for mutual TLS. `server_name` is
-        the name in the server's certificate where it is not the host. `cache_dir` is the directory in which it remembers what the
-        backups hold that it has made, or "none"; by default $XDG_CACHE_HOME/staddle, which is mostly ~/.cache/staddle.
+        `ca` is the file of the authority that signed the server's certificate, or "system" for a public authority; it is
+        required for a server on another machine. `cert` and `key` are the client's own, for mutual TLS. `server_name` is
+        the name in the server's certificate if that is not the host. `cache_dir` is the directory in which the client keeps what its
+        backups hold, or "none"; the default is $XDG_CACHE_HOME/staddle, usually ~/.cache/staddle.
 
-        One call has `timeout_s` (by default what suits it, a minute to an hour); what fails for a reason that passes is tried
-        again for `retry_s` (by default 10 s; backups and restores have an argument of their own). A server that does not answer the very
-        first call is an error at once, unless `await_server` says that it may be starting: then that call is tried again, too.
+        `timeout_s` limits each call (the default depends on the call, from a minute to an hour). Temporary failures are retried
+        for `retry_s` (10 s by default; backups and restores have their own argument). If the server does not answer the first
+        call, that is an error at once; with `await_server`, for a server that may be starting, that call is retried, too.
 
-        Raises ConfigError for what cannot be used, UnsupportedError on another platform.
+        Raises ConfigError for invalid settings, UnsupportedError on an unsupported platform.
         """
         refuse_other_platforms()
         settings = Settings(
@@ -114,12 +114,12 @@ class Client(BrowseMethods, RetentionMethods):
         retry_s: float | None = None,
         await_server: bool = False,
     ) -> Self:
-        """A client of what the configuration names, field by field: these arguments; STADDLE_SERVER, STADDLE_TOKEN, STADDLE_CA,
+        """A client configured field by field, from the first of: these arguments; STADDLE_SERVER, STADDLE_TOKEN, STADDLE_CA,
         STADDLE_CERT, STADDLE_KEY, STADDLE_SERVER_NAME, STADDLE_CACHE_DIR; a TOML file with the keys server, token, ca, cert, key, server_name,
         cache_dir.
 
         The file is the first of: `path`, $STADDLE_CONFIG, ~/.config/staddle/client.toml, /etc/staddle/client.toml. Raises ConfigError,
-        naming every place, where nothing is found.
+        naming every place, if nothing is found.
         """
         settings = load_settings(
             path,
@@ -179,7 +179,7 @@ class Client(BrowseMethods, RetentionMethods):
         progress: ProgressCallback | None = None,
         **source: Unpack[SourceArguments],
     ) -> BackupReport:
-        """Makes a backup of a directory, or of one file, and says what it did: `report.problems` names what was not read.
+        """Backs up a directory or one file. `report.problems` names what could not be read.
 
         Several paths become one backup, whose root is the directory that all of them lie in; of what else is in it, only the directories on
         the way are recorded. `paths` limits the backup of one directory to these paths in it, with everything below them; one that does not
@@ -194,9 +194,9 @@ class Client(BrowseMethods, RetentionMethods):
         The dataset has one root: another one is RootDiffersError without `new_root`. `host` is where the data is, by default this
         machine's name. `thin` sends all bytes and lets the server cut them; otherwise they are cut here, and only what is missing
         travels, which needs the packages of `pip install 'staddle[cli]'`. `cache` lets it remember what the
-        backup holds, so that the next one need not ask the server (see `cache_dir`). What fails for a reason that passes is tried again for `retry_s`.
+        backup holds, so that the next one need not ask the server (see `cache_dir`). Temporary failures are retried for `retry_s`.
 
-        When it returns, the backup is durable. An interrupted one is gone on with when it is called again.
+        When it returns, the backup is durable. Calling it again resumes an interrupted backup.
         """
         options = replace(
             backup_options(dataset, source),
@@ -265,17 +265,17 @@ class Client(BrowseMethods, RetentionMethods):
         retry_s: float = 60.0,
         progress: ProgressCallback | None = None,
     ) -> RestoreReport:
-        """Gives a backup back, or `paths` of it with all below them, under the directory `target`.
+        """Restores a backup, or `paths` of it with everything below them, into the directory `target`.
 
-        Which one: `backup`, an id or the first digits of one; or the newest whose capture began at or before `at`: a datetime, a
-        date (its last moment), a string with a time or date, or an age such as "2h" (or a timedelta), by the server's clock;
-        neither: the newest. `overwrite` says what happens where something lies already: "never", "if-changed", "always"; extra
-        files are deleted only with `delete`.
+        `backup` is an id or its first digits. `at` picks the newest backup whose capture began at or before a moment: a datetime,
+        a date (its last moment), a string with a time or date, or an age such as "2h" (or a timedelta), by the server's clock.
+        Without both, the newest backup is restored. `overwrite` decides what happens to existing files: "never", "if-changed" or
+        "always" replace them. Extra files are deleted only with `delete`.
 
         `include` and `exclude` are patterns as in .gitignore, relative to the backup's root; the files hold such patterns, and each is
-        read once. Restored is what is included (without `include`: everything) and not excluded, with all below it; bytes of other files do not
-        travel. Directories above what is included are made as the backup has them. A pattern that cannot be meant is BadRequestError;
-        one that matched nothing is a warning.
+        read once. It restores what is included (without `include`: everything) and not excluded, with everything below it, and fetches no
+        other data. Directories above what is included are made as the backup has them. An invalid pattern is BadRequestError;
+        one that matches nothing is a warning.
 
         "if-changed" compares type, size and modification time; with `verify` it compares the content of files instead of their
         times. `dry_run` writes nothing and says in the report what would be written; with both, the report's problems name what is
@@ -286,8 +286,8 @@ class Client(BrowseMethods, RetentionMethods):
         and everything outside `paths`; links are not followed. `confirm_delete` gets the number of paths before anything is changed; an
         exception that it raises ends the restore. With `dry_run` the report's `deleted_paths` names what would be removed.
 
-        Every file's content is checked against its id before it gets its name. Damage does not stop it: it finishes, and then
-        raises DamageError, with the report. Otherwise `report.problems` names what could not be written.
+        Every file's content is checked against its id before the file gets its name. Damage does not stop a restore: it finishes,
+        and then raises DamageError with the report. Otherwise `report.problems` names what could not be written.
         """
         if overwrite not in {"never", "if-changed", "always"}:
             raise BadRequestError(
@@ -372,7 +372,7 @@ class Client(BrowseMethods, RetentionMethods):
         retry_s: float = UPLOAD_RETRY_S,
         progress: ProgressCallback | None = None,
     ) -> Upload:
-        """A backup of objects that the caller hands over:
+        """Opens a backup of objects that the caller passes in:
 
             with client.upload("orders") as upload:
                 upload.put("a.json", b"{}")
@@ -414,8 +414,8 @@ class Client(BrowseMethods, RetentionMethods):
     ) -> BackupReport:
         """Makes a backup of one file, `name`, whose bytes come from `source`: a binary file, or an iterable of bytes.
 
-        It is read once, from where it stands to its end, and need not be seekable. If `source` raises there is no backup. What fails on the
-        way for a reason that passes is tried again for `retry_s`, and goes on where the server has it durable.
+        Reads `source` once, from its current position to its end; it need not be seekable. If `source` raises, no backup is made.
+        Temporary failures are retried for `retry_s`: the upload resumes after the last byte that the server has stored durably.
         """
         with self.upload(
             dataset,
@@ -435,16 +435,16 @@ class Client(BrowseMethods, RetentionMethods):
     def call(
         self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
     ) -> Any:
-        """One unary call of the protocol by its name, with a message of staddle.v1, for what has no method here.
+        """Makes a unary call of the protocol by its name, with a message of staddle.v1, for calls without a method here.
 
-        It has the deadline, the retries and the errors of this client; the answer is the method's response message.
+        This client's deadline, retries and errors apply. Returns the method's response message.
         """
         return self._calls.call(method, request, timeout_s=timeout_s, retry=retry)
 
     def stream(
         self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
     ) -> Iterator[Any]:
-        """The messages of a streamed answer (Restore). It is tried again until its first message came, and not after.
+        """The messages of a streamed answer (Restore). The call is retried until its first message arrives, and not after that.
 
         Closing the iterator cancels the call.
         """

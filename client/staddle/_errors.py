@@ -26,7 +26,7 @@
     ├── DamageError                 stored data that cannot be given back; carries a restore's report
     ├── ExhaustedError              the disk is full, or too much at once
     ├── UnavailableError            not now; the same call may succeed later
-    │   ├── ConnectError            nobody answers at the address
+    │   ├── ConnectError            the server does not answer
     │   └── DeadlineError           no answer in time
     ├── CancelledError              the client was closed while it worked
     ├── ProtocolError               an answer that the protocol does not allow
@@ -239,7 +239,7 @@ class UnavailableError(StaddleError):
 
 
 class ConnectError(UnavailableError):
-    """Nobody answers at the address, which the message names."""
+    """The server does not answer at the address that the message names."""
 
     default_reason = "CONNECT"
 

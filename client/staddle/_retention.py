@@ -18,8 +18,8 @@ from staddle._types.retention import (
     RetentionPlan,
     RetentionPolicy,
 )
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 
 PLAN_PAGE: Final = 1_000
 COUNT_MAX: Final = 1_000_000
@@ -35,23 +35,21 @@ class RetentionMethods:
     def delete_backup(self, dataset: str, backup: str) -> Backup:
         """Hides a backup, named by its id or the first digits of it: it is no longer listed, picked or used as a base.
 
-        It can be undeleted until its `purge_time`. ProtectedError where a hold or a retention time keeps it, whoever asks.
+        It can be undeleted until its `purge_time`. Raises ProtectedError if a hold or a retention time protects it.
         """
-        request = service.DeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
+        request = wire.DeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
         return backup_of(self._calls.call("DeleteBackup", request).backup)
 
     def undelete_backup(self, dataset: str, backup: str) -> Backup:
         """Shows a deleted backup again."""
-        request = service.UndeleteBackupRequest(
-            dataset=text("dataset", dataset), backup=text("backup", backup)
-        )
+        request = wire.UndeleteBackupRequest(dataset=text("dataset", dataset), backup=text("backup", backup))
         return backup_of(self._calls.call("UndeleteBackup", request).backup)
 
     # ------------------------------------------------------------------------------------------- protecting
 
     def set_hold(self, dataset: str, backup: str | None = None, *, reason: str) -> Hold:
         """Places a legal hold on a backup, also a deleted one, or on the dataset with all its backups, until `release_hold`."""
-        request = service.SetHoldRequest(
+        request = wire.SetHoldRequest(
             dataset=text("dataset", dataset),
             backup=text("backup", backup or ""),
             reason=text("reason", reason),
@@ -60,14 +58,14 @@ class RetentionMethods:
 
     def release_hold(self, dataset: str, backup: str | None = None) -> None:
         """Releases the hold of a backup, or that of the dataset; each leaves the other alone."""
-        request = service.ReleaseHoldRequest(
+        request = wire.ReleaseHoldRequest(
             dataset=text("dataset", dataset), backup=text("backup", backup or "")
         )
         self._calls.call("ReleaseHold", request)
 
     def retain_backup(self, dataset: str, backup: str, until: datetime.datetime) -> Backup:
         """Keeps a backup from being deleted before a time (without a zone: local). An earlier time than it has changes nothing."""
-        request = service.RetainBackupRequest(
+        request = wire.RetainBackupRequest(
             dataset=text("dataset", dataset), backup=text("backup", backup), until_time=_timestamp(until)
         )
         return backup_of(self._calls.call("RetainBackup", request).backup)
@@ -76,7 +74,7 @@ class RetentionMethods:
 
     def get_retention(self, dataset: str) -> Retention:
         """A dataset's policy, minimum retention and hold."""
-        request = service.GetRetentionRequest(dataset=text("dataset", dataset))
+        request = wire.GetRetentionRequest(dataset=text("dataset", dataset))
         return retention_of(self._calls.call("GetRetention", request).retention)
 
     def set_retention(
@@ -86,12 +84,12 @@ class RetentionMethods:
         *,
         minimum: datetime.timedelta | None = None,
     ) -> Retention:
-        """Sets a dataset's policy, its minimum retention, or both; None: as it is. `RetentionPolicy()` takes the policy away.
+        """Sets a dataset's policy, its minimum retention, or both; None leaves it unchanged. `RetentionPolicy()` removes the policy.
 
-        For `minimum` after its commit nobody can delete a backup. Raising it protects the backups that are there, too; lowering
-        it takes nothing back.
+        A backup cannot be deleted for `minimum` after its commit. Raising it also protects existing backups; lowering it
+        applies to later ones only.
         """
-        request = service.SetRetentionRequest(dataset=text("dataset", dataset))
+        request = wire.SetRetentionRequest(dataset=text("dataset", dataset))
         if policy is not None:
             request.policy.CopyFrom(policy_to_wire(policy))
         if minimum is not None:
@@ -101,9 +99,9 @@ class RetentionMethods:
     def plan_retention(self, dataset: str, *, free_bytes: bool = True) -> RetentionPlan:
         """What the dataset's policy would delete now, why, and how many bytes would come free. Changes nothing; role reader.
 
-        `free_bytes` reads the manifests of all backups of the tenant: without it the plan is there at once.
+        `free_bytes` reads the manifests of all backups of the tenant: without it the plan returns at once.
         """
-        request = service.PlanRetentionRequest(
+        request = wire.PlanRetentionRequest(
             dataset=text("dataset", dataset), without_free_bytes=not free_bytes, page_size=PLAN_PAGE
         )
         pages = pages_of(self._calls, "PlanRetention", request, "backups")
@@ -127,7 +125,7 @@ class RetentionMethods:
 
         PlanChangedError, and nothing was deleted, if anything changed since.
         """
-        request = service.ApplyRetentionRequest(
+        request = wire.ApplyRetentionRequest(
             dataset=text("dataset", dataset), plan_token=text("plan_token", plan_token)
         )
         answer = self._calls.call("ApplyRetention", request)
@@ -137,20 +135,20 @@ class RetentionMethods:
         )
 
 
-def _planned(message: service.PlannedBackup) -> PlannedBackup:
+def _planned(message: wire.PlannedBackup) -> PlannedBackup:
     return PlannedBackup(backup_of(message.backup), message.goes, tuple(message.reasons), message.damaged)
 
 
-def policy_to_wire(policy: RetentionPolicy) -> resources.RetentionPolicy:
+def policy_to_wire(policy: RetentionPolicy) -> pb.RetentionPolicy:
     """A policy as it travels. Raises BadRequestError for what cannot."""
     counts: dict[str, Any] = {name: getattr(policy, name) for name in COUNTS}
     for name, count in counts.items():
         if not 0 <= count <= COUNT_MAX:
             raise BadRequestError(f"{name} is 0 to {COUNT_MAX:,}, not {count}.", facts={"field": name})
-    return resources.RetentionPolicy(
+    return pb.RetentionPolicy(
         keep_within=_duration("keep_within", policy.keep_within) if policy.keep_within else None,
         keep_tags=[
-            resources.RetentionTag(
+            pb.RetentionTag(
                 key=text("keep_tags", tag.key),
                 value=None if tag.value is None else text("keep_tags", tag.value),
             )

@@ -21,8 +21,8 @@ from google.protobuf import any_pb2, duration_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from staddle.chunking import ContentHasher
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 from staddle.v1.service_pb2_grpc import StaddleServiceServicer, add_StaddleServiceServicer_to_server
 
 TOKEN = "writer-token"
@@ -74,13 +74,13 @@ def rpc_abort(
 
 @dataclass
 class Stored:
-    entry: resources.Entry
+    entry: pb.Entry
     data: bytes = b""
 
 
 @dataclass
 class Opened:
-    entry: resources.Entry
+    entry: pb.Entry
     data: bytearray = field(default_factory=bytearray)
 
 
@@ -104,8 +104,8 @@ class State:
         opened = self.opened and Opened(self.opened.entry, self.opened.data.copy())
         return replace(self, entries=dict(self.entries), opened=opened)
 
-    def point(self) -> resources.DurablePoint:
-        point = resources.DurablePoint(
+    def point(self) -> pb.DurablePoint:
+        point = pb.DurablePoint(
             position=self.position, entry_count=self.entry_count, data_bytes=self.data_bytes
         )
         if self.opened is not None:
@@ -113,14 +113,14 @@ class State:
             point.open_offset_bytes = len(self.opened.data)
         return point
 
-    def take(self, entry: resources.Entry, data: bytes) -> None:
-        kept = resources.Entry()
+    def take(self, entry: pb.Entry, data: bytes) -> None:
+        kept = pb.Entry()
         kept.CopyFrom(entry)
         for name in ("data", "continue_at_bytes", "profile"):
             kept.ClearField(name)
-        if kept.type == resources.ENTRY_TYPE_UNSPECIFIED:
-            kept.type = resources.ENTRY_TYPE_FILE
-        if kept.type == resources.ENTRY_TYPE_FILE:
+        if kept.type == pb.ENTRY_TYPE_UNSPECIFIED:
+            kept.type = pb.ENTRY_TYPE_FILE
+        if kept.type == pb.ENTRY_TYPE_FILE:
             kept.content.size_bytes = len(data)
             kept.content.content_id = content_id(data)
         self.entries[path_of(kept)] = Stored(kept, data)
@@ -131,18 +131,18 @@ class State:
 
 @dataclass
 class OpenUpload:
-    message: resources.Upload
+    message: pb.Upload
     received: State = field(default_factory=State)
     durable: State = field(default_factory=State)
 
-    def shown(self) -> resources.Upload:
+    def shown(self) -> pb.Upload:
         self.message.durable.CopyFrom(self.durable.point())
         return self.message
 
 
 @dataclass
 class StoredBackup:
-    message: resources.Backup
+    message: pb.Backup
     entries: dict[bytes, Stored]
 
 
@@ -159,16 +159,12 @@ class MemoryService(StaddleServiceServicer):
         self.message_sizes: list[int] = []
         self.now_s = 1_700_000_000
         self.before: Callable[[str, grpc.ServicerContext], None] = lambda _method, _context: None
-        self.on_part: Callable[[service.BackupPart, grpc.ServicerContext], None] = lambda _part, _context: (
-            None
-        )
+        self.on_part: Callable[[wire.BackupPart, grpc.ServicerContext], None] = lambda _part, _context: None
         self.checkpoint_moves: Callable[[], bool] = lambda: True
         self.after_commit: Callable[[grpc.ServicerContext], None] = lambda _context: None
         self.damaged: set[bytes] = set()
         self.same_page = False
-        self.change_restore: Callable[[list[service.RestorePart]], list[service.RestorePart]] = lambda parts: (
-            parts
-        )
+        self.change_restore: Callable[[list[wire.RestorePart]], list[wire.RestorePart]] = lambda parts: parts
 
     def _enter(self, method: str, context: grpc.ServicerContext) -> None:
         self.calls.append(method)
@@ -186,12 +182,12 @@ class MemoryService(StaddleServiceServicer):
         with self.lock:
             for upload in self.uploads.values():
                 if request.request_id and upload.message.request_id == request.request_id:
-                    return service.BeginUploadResponse(upload=upload.shown())
+                    return wire.BeginUploadResponse(upload=upload.shown())
             has_base = bool(self.backups.get(request.dataset))
             kind = request.kind
-            if kind == resources.BACKUP_KIND_UNSPECIFIED:
-                kind = resources.BACKUP_KIND_INCREMENTAL if has_base else resources.BACKUP_KIND_FULL
-            elif kind != resources.BACKUP_KIND_FULL and not has_base:
+            if kind == pb.BACKUP_KIND_UNSPECIFIED:
+                kind = pb.BACKUP_KIND_INCREMENTAL if has_base else pb.BACKUP_KIND_FULL
+            elif kind != pb.BACKUP_KIND_FULL and not has_base:
                 rpc_abort(
                     context,
                     grpc.StatusCode.FAILED_PRECONDITION,
@@ -200,23 +196,21 @@ class MemoryService(StaddleServiceServicer):
                     dataset=request.dataset,
                 )
             self.now_s += 10
-            message = resources.Upload(
+            message = pb.Upload(
                 id=next(self.ids),
                 dataset=request.dataset,
                 request_id=request.request_id,
-                state=resources.UPLOAD_STATE_OPEN,
+                state=pb.UPLOAD_STATE_OPEN,
                 epoch=1,
                 kind=kind,
-                scope=request.scope or resources.UPLOAD_SCOPE_WHOLE,
+                scope=request.scope or pb.UPLOAD_SCOPE_WHOLE,
                 begin_time=timestamp_pb2.Timestamp(seconds=self.now_s, nanos=123_456_789),
                 tags=request.tags,
                 host=request.host,
                 root=request.root,
             )
             upload = self.uploads[message.id] = OpenUpload(message)
-            return service.BeginUploadResponse(
-                upload=upload.shown(), more_damaged_base_entries=self.same_page
-            )
+            return wire.BeginUploadResponse(upload=upload.shown(), more_damaged_base_entries=self.same_page)
 
     def _upload(self, context, upload_id: str, epoch: int | None = None) -> OpenUpload:
         upload = self.uploads.get(upload_id)
@@ -238,14 +232,14 @@ class MemoryService(StaddleServiceServicer):
         self._enter("GetUpload", context)
         with self.lock:
             shown = self._upload(context, request.upload_id).shown()
-            return service.GetUploadResponse(upload=shown, next_page_token="same" if self.same_page else "")
+            return wire.GetUploadResponse(upload=shown, next_page_token="same" if self.same_page else "")
 
     def ResumeUpload(self, request, context):
         self._enter("ResumeUpload", context)
         with self.lock:
             upload = self._upload(context, request.upload_id)
-            if upload.message.state != resources.UPLOAD_STATE_OPEN:
-                state = resources.UploadState.Name(upload.message.state)
+            if upload.message.state != pb.UPLOAD_STATE_OPEN:
+                state = pb.UploadState.Name(upload.message.state)
                 rpc_abort(
                     context,
                     grpc.StatusCode.FAILED_PRECONDITION,
@@ -255,7 +249,7 @@ class MemoryService(StaddleServiceServicer):
                 )
             upload.message.epoch += 1
             upload.received = upload.durable.copied()
-            return service.ResumeUploadResponse(upload=upload.shown())
+            return wire.ResumeUploadResponse(upload=upload.shown())
 
     def CheckpointUpload(self, request, context):
         self._enter("CheckpointUpload", context)
@@ -264,14 +258,14 @@ class MemoryService(StaddleServiceServicer):
             upload = self._upload(context, request.upload_id, request.epoch)
             if moves:
                 upload.durable = upload.received.durable()
-            return service.CheckpointUploadResponse(durable=upload.durable.point())
+            return wire.CheckpointUploadResponse(durable=upload.durable.point())
 
     def AbortUpload(self, request, context):
         self._enter("AbortUpload", context)
         with self.lock:
             upload = self._upload(context, request.upload_id)
-            upload.message.state = resources.UPLOAD_STATE_ABORTED
-            return service.AbortUploadResponse(upload=upload.shown())
+            upload.message.state = pb.UPLOAD_STATE_ABORTED
+            return wire.AbortUploadResponse(upload=upload.shown())
 
     def Backup(self, request_iterator, context):
         self._enter("Backup", context)
@@ -326,7 +320,7 @@ class MemoryService(StaddleServiceServicer):
             state.position += 1
 
     def _take_entry(self, state: State, entry, context) -> None:
-        is_file = entry.type in {resources.ENTRY_TYPE_UNSPECIFIED, resources.ENTRY_TYPE_FILE}
+        is_file = entry.type in {pb.ENTRY_TYPE_UNSPECIFIED, pb.ENTRY_TYPE_FILE}
         if not is_file or entry.HasField("data"):
             self.received_bytes += len(entry.data)
             state.opened = None
@@ -348,7 +342,7 @@ class MemoryService(StaddleServiceServicer):
                 data_bytes=str(state.data_bytes),
             )
         kept = self.backups.setdefault(upload.message.dataset, [])
-        message = resources.Backup(
+        message = pb.Backup(
             id=next(self.ids),
             dataset=upload.message.dataset,
             number=len(kept) + 1,
@@ -361,14 +355,14 @@ class MemoryService(StaddleServiceServicer):
             scope=upload.message.scope,
         )
         kept.append(StoredBackup(message, dict(state.entries)))
-        upload.message.state = resources.UPLOAD_STATE_COMMITTED
+        upload.message.state = pb.UPLOAD_STATE_COMMITTED
         upload.message.backup_id = message.id
         self.after_commit(context)
-        return service.BackupResponse(upload=upload.shown(), backup=message)
+        return wire.BackupResponse(upload=upload.shown(), backup=message)
 
     # ---------------------------------------------------------------- reading
 
-    def _picked(self, context, dataset: str, selector: resources.BackupSelector) -> StoredBackup:
+    def _picked(self, context, dataset: str, selector: pb.BackupSelector) -> StoredBackup:
         if dataset not in self.backups:
             rpc_abort(
                 context,
@@ -400,23 +394,21 @@ class MemoryService(StaddleServiceServicer):
 
     def GetBackup(self, request, context):
         self._enter("GetBackup", context)
-        return service.GetBackupResponse(
-            backup=self._picked(context, request.dataset, request.backup).message
-        )
+        return wire.GetBackupResponse(backup=self._picked(context, request.dataset, request.backup).message)
 
     def ReadRange(self, request, context):
         self._enter("ReadRange", context)
         backup = self._picked(context, request.dataset, request.backup)
         path = path_of(request)
         stored = self._found(context, backup, path)
-        if stored.entry.type != resources.ENTRY_TYPE_FILE:
+        if stored.entry.type != pb.ENTRY_TYPE_FILE:
             rpc_abort(
                 context, grpc.StatusCode.FAILED_PRECONDITION, "NOT_A_FILE", "It is no file.", path=repr(path)
             )
         if path in self.damaged:
             rpc_abort(context, grpc.StatusCode.DATA_LOSS, "DAMAGED", "It is damaged.", path=repr(path))
         end = request.offset_bytes + request.length_bytes
-        return service.ReadRangeResponse(
+        return wire.ReadRangeResponse(
             data=stored.data[request.offset_bytes : end],
             file_size_bytes=len(stored.data),
             content_id=stored.entry.content.content_id,
@@ -433,17 +425,17 @@ class MemoryService(StaddleServiceServicer):
     def ListDatasets(self, request, context):
         self._enter("ListDatasets", context)
         items = [
-            resources.Dataset(name=name, backup_count=len(kept), newest_backup=kept[-1].message)
+            pb.Dataset(name=name, backup_count=len(kept), newest_backup=kept[-1].message)
             for name, kept in sorted(self.backups.items())
         ]
-        return self._page(request, service.ListDatasetsResponse(), "datasets", items)
+        return self._page(request, wire.ListDatasetsResponse(), "datasets", items)
 
     def ListBackups(self, request, context):
         self._enter("ListBackups", context)
-        self._picked(context, request.dataset, resources.BackupSelector())
+        self._picked(context, request.dataset, pb.BackupSelector())
         items = [each.message for each in reversed(self.backups[request.dataset])]
         items = [each for each in items if request.show_deleted or not each.HasField("delete_time")]
-        return self._page(request, service.ListBackupsResponse(), "backups", items)
+        return self._page(request, wire.ListBackupsResponse(), "backups", items)
 
     def ListEntries(self, request, context):
         self._enter("ListEntries", context)
@@ -455,7 +447,7 @@ class MemoryService(StaddleServiceServicer):
         if not request.recursive:
             below = [p for p in below if b"/" not in p[len(top) :].strip(b"/")]
         items = [backup.entries[path].entry for path in sorted(below, key=sort_key)]
-        response = service.ListEntriesResponse(backup_id=backup.message.id)
+        response = wire.ListEntriesResponse(backup_id=backup.message.id)
         return self._page(request, response, "entries", items)
 
     def ListChanges(self, request, context):
@@ -466,22 +458,22 @@ class MemoryService(StaddleServiceServicer):
         for path in sorted({*before.entries, *after.entries}, key=sort_key):
             old, new = before.entries.get(path), after.entries.get(path)
             if old is None:
-                items.append(service.Change(type=service.CHANGE_TYPE_ADDED, after=new.entry))
+                items.append(wire.Change(type=wire.CHANGE_TYPE_ADDED, after=new.entry))
             elif new is None:
-                items.append(service.Change(type=service.CHANGE_TYPE_REMOVED, before=old.entry))
+                items.append(wire.Change(type=wire.CHANGE_TYPE_REMOVED, before=old.entry))
             elif old.data != new.data:
-                kind = service.CHANGE_TYPE_CONTENT
-                items.append(service.Change(type=kind, before=old.entry, after=new.entry))
-        return self._page(request, service.ListChangesResponse(), "changes", items)
+                kind = wire.CHANGE_TYPE_CONTENT
+                items.append(wire.Change(type=kind, before=old.entry, after=new.entry))
+        return self._page(request, wire.ListChangesResponse(), "changes", items)
 
-    def Restore(self, request, context) -> Iterator[service.RestoreResponse]:
+    def Restore(self, request, context) -> Iterator[wire.RestoreResponse]:
         self._enter("Restore", context)
         backup = self._picked(context, request.dataset, request.backup)
         parts = self.change_restore(restore_parts(backup, self.damaged))
         for at in range(0, len(parts), 3):
-            yield service.RestoreResponse(parts=parts[at : at + 3])
+            yield wire.RestoreResponse(parts=parts[at : at + 3])
 
-    def _hide(self, request, context, *, hidden: bool) -> resources.Backup:
+    def _hide(self, request, context, *, hidden: bool) -> pb.Backup:
         for each in self.backups.get(request.dataset, []):
             if each.message.id.startswith(request.backup) and each.message.HasField("delete_time") != hidden:
                 if hidden:
@@ -493,25 +485,25 @@ class MemoryService(StaddleServiceServicer):
 
     def DeleteBackup(self, request, context):
         self._enter("DeleteBackup", context)
-        return service.DeleteBackupResponse(backup=self._hide(request, context, hidden=True))
+        return wire.DeleteBackupResponse(backup=self._hide(request, context, hidden=True))
 
     def UndeleteBackup(self, request, context):
         self._enter("UndeleteBackup", context)
-        return service.UndeleteBackupResponse(backup=self._hide(request, context, hidden=False))
+        return wire.UndeleteBackupResponse(backup=self._hide(request, context, hidden=False))
 
     def GetServerInfo(self, request, context):
         self._enter("GetServerInfo", context)
-        return service.GetServerInfoResponse(
+        return wire.GetServerInfoResponse(
             version="0.0.0",
             tenant="default",
             principal="tests",
             role="writer",
-            chunker=resources.Chunker(seed=7, min_bytes=CHUNK, avg_bytes=CHUNK, max_bytes=CHUNK),
-            limits=service.Limits(
+            chunker=pb.Chunker(seed=7, min_bytes=CHUNK, avg_bytes=CHUNK, max_bytes=CHUNK),
+            limits=wire.Limits(
                 read_range_bytes_max=3 * 1024 * 1024, upload_lease=duration_pb2.Duration(seconds=300)
             ),
             server_time=timestamp_pb2.Timestamp(seconds=self.now_s),
-            condition=service.ServerCondition(
+            condition=wire.ServerCondition(
                 clock_in_doubt=True,
                 clock_jump=duration_pb2.Duration(seconds=-7200, nanos=-500),
                 damaged_packs=3,
@@ -519,17 +511,17 @@ class MemoryService(StaddleServiceServicer):
         )
 
 
-def restore_parts(backup: StoredBackup, damaged: set[bytes] = frozenset()) -> list[service.RestorePart]:
+def restore_parts(backup: StoredBackup, damaged: set[bytes] = frozenset()) -> list[wire.RestorePart]:
     """A whole restore, part by part."""
-    parts = [service.RestorePart(header=service.RestoreHeader(backup=backup.message))]
+    parts = [wire.RestorePart(header=wire.RestoreHeader(backup=backup.message))]
     data_bytes = 0
     for path in sorted(backup.entries, key=sort_key):
         stored = backup.entries[path]
         entry = copy.deepcopy(stored.entry)
-        parts.append(service.RestorePart(entry=entry))
+        parts.append(wire.RestorePart(entry=entry))
         if path in damaged:
-            message = service.Damage(path=path.decode(), message="a segment cannot be opened", offset_bytes=0)
-            parts.append(service.RestorePart(damage=message))
+            message = wire.Damage(path=path.decode(), message="a segment cannot be opened", offset_bytes=0)
+            parts.append(wire.RestorePart(damage=message))
             continue
         data_bytes += len(stored.data)
         if len(stored.data) <= CHUNK:
@@ -538,18 +530,18 @@ def restore_parts(backup: StoredBackup, damaged: set[bytes] = frozenset()) -> li
                 parts[-1].entry.CopyFrom(entry)
             continue
         for chunk in chunks_of(stored.data):
-            data = service.Data(data=chunk, chunk_lengths=[len(chunk)])
+            data = wire.Data(data=chunk, chunk_lengths=[len(chunk)])
             if not chunk.strip(b"\0"):
-                data = service.Data(zero_bytes=len(chunk), chunk_lengths=[len(chunk)])
-            parts.append(service.RestorePart(data=data))
-        end = service.EntryEnd(size_bytes=len(stored.data), content_id=stored.entry.content.content_id)
-        parts.append(service.RestorePart(entry_end=end))
-    end_part = service.End(
+                data = wire.Data(zero_bytes=len(chunk), chunk_lengths=[len(chunk)])
+            parts.append(wire.RestorePart(data=data))
+        end = wire.EntryEnd(size_bytes=len(stored.data), content_id=stored.entry.content.content_id)
+        parts.append(wire.RestorePart(entry_end=end))
+    end_part = wire.End(
         entry_count=len(backup.entries),
         data_bytes=data_bytes,
         damage_count=len(damaged & set(backup.entries)),
     )
-    parts.append(service.RestorePart(end=end_part))
+    parts.append(wire.RestorePart(end=end_part))
     return parts
 
 

@@ -12,8 +12,8 @@ from client_pki import Authority, serve_tls
 from memory_service import TOKEN, Running
 from staddle import Client, ConfigError, ConnectError, UnsupportedError
 from staddle._transport.channel import Address, refuse_other_platforms, tune_malloc
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 from staddle.v1.service_pb2_grpc import StaddleServiceStub
 
 
@@ -197,23 +197,23 @@ def test_mutual_tls_needs_the_clients_certificate(authority: Authority) -> None:
 def test_generated_stubs_work_with_asyncio(listening: Running) -> None:
     metadata = (("authorization", f"Bearer {TOKEN}"),)
 
-    async def back_up_and_restore() -> list[service.RestorePart]:
+    async def back_up_and_restore() -> list[wire.RestorePart]:
         async with grpc.aio.insecure_channel(listening.address) as channel:
             stub = StaddleServiceStub(channel)
-            begun = await stub.BeginUpload(service.BeginUploadRequest(dataset="aio"), metadata=metadata)
+            begun = await stub.BeginUpload(wire.BeginUploadRequest(dataset="aio"), metadata=metadata)
             upload = begun.upload
-            first = service.ContinueUpload(upload_id=upload.id, epoch=upload.epoch)
+            first = wire.ContinueUpload(upload_id=upload.id, epoch=upload.epoch)
 
             async def parts():
-                yield service.BackupRequest(parts=[service.BackupPart(continue_upload=first)])
-                entry = resources.Entry(path="a", data=b"hello")
-                yield service.BackupRequest(parts=[service.BackupPart(entry=entry)])
-                finish = service.Finish(entry_count=1, data_bytes=5)
-                yield service.BackupRequest(parts=[service.BackupPart(finish=finish)])
+                yield wire.BackupRequest(parts=[wire.BackupPart(continue_upload=first)])
+                entry = pb.Entry(path="a", data=b"hello")
+                yield wire.BackupRequest(parts=[wire.BackupPart(entry=entry)])
+                finish = wire.Finish(entry_count=1, data_bytes=5)
+                yield wire.BackupRequest(parts=[wire.BackupPart(finish=finish)])
 
             response = await stub.Backup(parts(), metadata=metadata)
             assert response.backup.data_bytes == 5
-            restore = stub.Restore(service.RestoreRequest(dataset="aio"), metadata=metadata)
+            restore = stub.Restore(wire.RestoreRequest(dataset="aio"), metadata=metadata)
             return [part async for message in restore for part in message.parts]
 
     parts = asyncio.run(back_up_and_restore())

@@ -378,16 +378,16 @@ def test_coroutines_use_it_by_to_thread(client: Client) -> None:
 
 
 def test_a_streamed_answer_that_is_not_read_to_its_end_is_cancelled(client: Client) -> None:
-    from staddle.v1 import service_pb2 as service
+    from staddle.v1 import service_pb2 as wire
 
     put(client, "www", **{f"f{number}": bytes(60_000) for number in range(50)})
-    messages = client.stream("Restore", service.RestoreRequest(dataset="www"))
+    messages = client.stream("Restore", wire.RestoreRequest(dataset="www"))
     assert next(messages).parts[0].HasField("header")
     messages.close()
     with pytest.raises(ValueError, match="streams no answer"):
-        client.stream("Backup", service.RestoreRequest())
+        client.stream("Backup", wire.RestoreRequest())
     with pytest.raises(DatasetNotFoundError):
-        client.stream("Restore", service.RestoreRequest(dataset="nobody"))
+        client.stream("Restore", wire.RestoreRequest(dataset="nobody"))
 
 
 def test_an_answer_of_another_length_is_not_taken(

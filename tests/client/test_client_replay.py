@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from memory_service import CHUNK
 from staddle import ConnectError, ExhaustedError, NotFoundError, UnavailableError
 from staddle._transport.retry import NO_RETRY, Attempts, Retry, RetryNotice, may_pass, retrying
-from staddle._upload.resend_buffer import Outcome, Record, Replay
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle._upload.resend_buffer import Outcome, Replay, SentPart
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 
-FIRST = service.BackupPart(continue_upload=service.ContinueUpload(upload_id="u"))
-FINISH = service.BackupPart(finish=service.Finish())
+FIRST = wire.BackupPart(continue_upload=wire.ContinueUpload(upload_id="u"))
+FINISH = wire.BackupPart(finish=wire.Finish())
 
 files = st.lists(
     st.one_of(
@@ -24,21 +24,21 @@ files = st.lists(
 )
 
 
-def records_of(described: list[list[bytes | None]]) -> list[Record]:
+def records_of(described: list[list[bytes | None]]) -> list[SentPart]:
     """Each file as its records: [data] is inline, [None, piece, …] comes in pieces."""
-    records: list[Record] = []
+    records: list[SentPart] = []
     for number, (inline, *pieces) in enumerate(described):
-        position, entry = number + 1, resources.Entry(path=f"{number}")
+        position, entry = number + 1, pb.Entry(path=f"{number}")
         if inline is not None:
             entry.data = inline
-            records.append(Record(position, service.BackupPart(entry=entry)))
+            records.append(SentPart(position, wire.BackupPart(entry=entry)))
             continue
-        records.append(Record(position, service.BackupPart(entry=entry), begins_file=True))
+        records.append(SentPart(position, wire.BackupPart(entry=entry), begins_file=True))
         offset = 0
         for piece in pieces:
-            records.append(Record(position, service.BackupPart(data=service.Data(data=piece)), offset))
+            records.append(SentPart(position, wire.BackupPart(data=wire.Data(data=piece)), offset))
             offset += len(piece)
-        records.append(Record(position, service.BackupPart(entry_end=service.EntryEnd(size_bytes=offset))))
+        records.append(SentPart(position, wire.BackupPart(entry_end=wire.EntryEnd(size_bytes=offset))))
     return records
 
 
@@ -50,7 +50,7 @@ class Receiver:
         self.position = 0
         self.opened: tuple[str, bytes] | None = None
 
-    def take(self, part: service.BackupPart) -> None:
+    def take(self, part: wire.BackupPart) -> None:
         kind = part.WhichOneof("part")
         if kind == "entry" and part.entry.HasField("data"):
             self.files[part.entry.path] = part.entry.data
@@ -75,9 +75,9 @@ class Receiver:
             self.opened = None
             self.position += 1
 
-    def make_durable(self) -> resources.DurablePoint:
+    def make_durable(self) -> pb.DurablePoint:
         """Keeps only whole chunks of the open file, as a server does."""
-        point = resources.DurablePoint(position=self.position)
+        point = pb.DurablePoint(position=self.position)
         if self.opened is not None:
             path, data = self.opened
             self.opened = (path, data[: len(data) // CHUNK * CHUNK])
@@ -91,10 +91,10 @@ class Receiver:
 def test_wherever_streams_break_every_file_arrives_whole(described, chance) -> None:
     replay = Replay(linger_s=0)
     receiver = Receiver()
-    messages = replay.restart(FIRST, resources.DurablePoint())
+    messages = replay.restart(FIRST, pb.DurablePoint())
     for record in records_of(described):
         assert replay.append(record) is Outcome.TAKEN
-    last = Record(len(described) + 1, FINISH)
+    last = SentPart(len(described) + 1, FINISH)
     assert replay.append(last) is Outcome.TAKEN
     for _ in range(5):
         parts = [part for message in messages for part in message.parts]
@@ -117,24 +117,24 @@ def test_wherever_streams_break_every_file_arrives_whole(described, chance) -> N
 
 def test_a_full_replay_takes_nothing_more_until_something_is_durable() -> None:
     replay = Replay(bytes_max=1000, linger_s=0)
-    replay.restart(FIRST, resources.DurablePoint())
-    big = Record(1, service.BackupPart(entry=resources.Entry(path="a", data=bytes(2000))))
+    replay.restart(FIRST, pb.DurablePoint())
+    big = SentPart(1, wire.BackupPart(entry=pb.Entry(path="a", data=bytes(2000))))
     assert replay.append(big) is Outcome.TAKEN
     assert replay.append(big) is Outcome.FULL
-    replay.trim(resources.DurablePoint(position=1))
+    replay.trim(pb.DurablePoint(position=1))
     assert replay.held_bytes == 0
     assert replay.append(big) is Outcome.TAKEN
 
 
 def test_a_stream_that_ended_takes_nothing_and_gives_nothing() -> None:
     replay = Replay(linger_s=0)
-    record = Record(1, service.BackupPart(entry=resources.Entry(path="a", data=b"1")))
+    record = SentPart(1, wire.BackupPart(entry=pb.Entry(path="a", data=b"1")))
     assert replay.append(record) is Outcome.ENDED
-    old = replay.restart(FIRST, resources.DurablePoint())
+    old = replay.restart(FIRST, pb.DurablePoint())
     assert replay.append(record) is Outcome.TAKEN
-    new = replay.restart(FIRST, resources.DurablePoint())
+    new = replay.restart(FIRST, pb.DurablePoint())
     replay.stop(generation=1)
-    assert replay.append(Record(2, FINISH)) is Outcome.TAKEN, (
+    assert replay.append(SentPart(2, FINISH)) is Outcome.TAKEN, (
         "a late word about the first stream changes nothing"
     )
     assert [len(message.parts) for message in old] == [1]
@@ -145,11 +145,11 @@ def test_a_stream_that_ended_takes_nothing_and_gives_nothing() -> None:
 
 def test_an_open_file_of_another_path_is_not_gone_on_with() -> None:
     replay = Replay(linger_s=0)
-    durable = resources.DurablePoint(open_entry=resources.Entry(path="stale"), open_offset_bytes=3)
-    replay.restart(FIRST, resources.DurablePoint())
+    durable = pb.DurablePoint(open_entry=pb.Entry(path="stale"), open_offset_bytes=3)
+    replay.restart(FIRST, pb.DurablePoint())
     for record in records_of([[None, b"abcdef"]]):
         replay.append(record)
-    replay.append(Record(2, FINISH))
+    replay.append(SentPart(2, FINISH))
     parts = [part for message in replay.restart(FIRST, durable) for part in message.parts]
     assert not parts[1].entry.HasField("continue_at_bytes")
     assert parts[2].data.data == b"abcdef"
@@ -157,12 +157,12 @@ def test_an_open_file_of_another_path_is_not_gone_on_with() -> None:
 
 def test_a_file_that_goes_on_makes_no_claim_about_its_whole_digest() -> None:
     replay = Replay(linger_s=0)
-    replay.restart(FIRST, resources.DurablePoint())
+    replay.restart(FIRST, pb.DurablePoint())
     records = records_of([[None, b"abcdef"]])
     records[0].part.entry.file_digest.blake3 = b"d" * 32
-    for record in [*records, Record(2, FINISH)]:
+    for record in [*records, SentPart(2, FINISH)]:
         replay.append(record)
-    durable = resources.DurablePoint(open_entry=resources.Entry(path="0"), open_offset_bytes=2)
+    durable = pb.DurablePoint(open_entry=pb.Entry(path="0"), open_offset_bytes=2)
     parts = [part for message in replay.restart(FIRST, durable) for part in message.parts]
     assert parts[1].entry.continue_at_bytes == 2
     assert not parts[1].entry.HasField("file_digest")

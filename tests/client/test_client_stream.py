@@ -18,12 +18,12 @@ from staddle._protocol.restore_reader import (
     HeaderEvent,
     read_restore,
 )
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 
-HEADER = service.RestorePart(
-    header=service.RestoreHeader(
-        backup=resources.Backup(id="ab" * 16, dataset="www", entry_count=100, data_bytes=2**31)
+HEADER = wire.RestorePart(
+    header=wire.RestoreHeader(
+        backup=pb.Backup(id="ab" * 16, dataset="www", entry_count=100, data_bytes=2**31)
     )
 )
 BIG = random.Random(1).randbytes(3 * CHUNK + 5)
@@ -33,26 +33,26 @@ HOLEY = bytes(CHUNK) + BIG[:CHUNK] + bytes(CHUNK)
 @pytest.fixture
 def backup() -> StoredBackup:
     state = State()
-    state.take(resources.Entry(type=resources.ENTRY_TYPE_DIRECTORY), b"")
-    state.take(resources.Entry(path="a", type=resources.ENTRY_TYPE_DIRECTORY), b"")
-    state.take(resources.Entry(path="a/big"), BIG)
-    state.take(resources.Entry(path="a-b"), b"sorts behind a/big")
-    state.take(resources.Entry(path="empty"), b"")
-    state.take(resources.Entry(path="holey"), HOLEY)
-    state.take(resources.Entry(path="link", type=resources.ENTRY_TYPE_SYMLINK, link_target="a"), b"")
+    state.take(pb.Entry(type=pb.ENTRY_TYPE_DIRECTORY), b"")
+    state.take(pb.Entry(path="a", type=pb.ENTRY_TYPE_DIRECTORY), b"")
+    state.take(pb.Entry(path="a/big"), BIG)
+    state.take(pb.Entry(path="a-b"), b"sorts behind a/big")
+    state.take(pb.Entry(path="empty"), b"")
+    state.take(pb.Entry(path="holey"), HOLEY)
+    state.take(pb.Entry(path="link", type=pb.ENTRY_TYPE_SYMLINK, link_target="a"), b"")
     return StoredBackup(HEADER.header.backup, state.entries)
 
 
-def events(parts: list[service.RestorePart], **options) -> list:
-    return list(read_restore([service.RestoreResponse(parts=[part]) for part in parts], **options))
+def events(parts: list[wire.RestorePart], **options) -> list:
+    return list(read_restore([wire.RestoreResponse(parts=[part]) for part in parts], **options))
 
 
-def refused(parts: list[service.RestorePart], match: str, **options) -> None:
+def refused(parts: list[wire.RestorePart], match: str, **options) -> None:
     with pytest.raises(ProtocolError, match=match):
         events(parts, **options)
 
 
-def index(parts: list[service.RestorePart], kind: str, number: int = 0) -> int:
+def index(parts: list[wire.RestorePart], kind: str, number: int = 0) -> int:
     return [at for at, part in enumerate(parts) if part.WhichOneof("part") == kind][number]
 
 
@@ -148,14 +148,14 @@ def test_wrong_counts_at_the_end_are_refused(backup: StoredBackup) -> None:
 def test_parts_where_they_do_not_belong_are_refused(backup: StoredBackup) -> None:
     parts = restore_parts(backup)
     data, end = parts[index(parts, "data")], parts[index(parts, "entry_end")]
-    content = service.RestorePart(content=service.ContentPart())
+    content = wire.RestorePart(content=wire.ContentPart())
     refused(parts[1:], "did not begin with its header")
     refused([parts[0], *parts], "two headers")
     refused([parts[0], data], "outside a file")
     refused([parts[0], end], "not open")
     refused([*parts, parts[1]], "after its end")
     refused([parts[0], content], "nobody asked for")
-    refused([parts[0], service.RestorePart()], "too old")
+    refused([parts[0], wire.RestorePart()], "too old")
 
 
 def test_damage_passes_by_name_and_the_rest_still_comes(backup: StoredBackup) -> None:
@@ -167,7 +167,7 @@ def test_damage_passes_by_name_and_the_rest_still_comes(backup: StoredBackup) ->
 
 def test_damage_in_the_middle_of_a_file_ends_that_file_alone(backup: StoredBackup) -> None:
     parts = restore_parts(backup)
-    damage = service.RestorePart(damage=service.Damage(path="a/big", message="gone", offset_bytes=CHUNK))
+    damage = wire.RestorePart(damage=wire.Damage(path="a/big", message="gone", offset_bytes=CHUNK))
     at = index(parts, "data")
     parts[at + 1 : index(parts, "entry_end") + 1] = [damage]
     parts[-1].end.data_bytes -= len(BIG)
@@ -187,10 +187,10 @@ def test_the_other_views_bring_no_bytes(backup: StoredBackup) -> None:
     for part in parts:
         named.append(part)
         if part.HasField("entry") and (size := part.entry.content.size_bytes):
-            some = resources.ChunkRef(digest=b"d" * 32, length_bytes=size - 1)
+            some = pb.ChunkRef(digest=b"d" * 32, length_bytes=size - 1)
             part.entry.content.chunks.append(some)
-            rest = resources.ChunkRef(digest=b"d" * 32, length_bytes=1)
-            named.append(service.RestorePart(content=service.ContentPart(chunks=[rest])))
+            rest = pb.ChunkRef(digest=b"d" * 32, length_bytes=1)
+            named.append(wire.RestorePart(content=wire.ContentPart(chunks=[rest])))
     seen = events(named, view=VIEW_REFERENCES)
     assert [len(event.chunks) for event in seen if isinstance(event, ChunksEvent)] == [1, 1, 1]
     at = index(named, "content")
@@ -203,34 +203,34 @@ def test_it_reads_what_a_server_streams(client: Client, memory: MemoryService) -
     with client.upload("www") as upload:
         upload.put("a", BIG)
         upload.put("b", b"2")
-    seen = list(read_restore(client.stream("Restore", service.RestoreRequest(dataset="www"))))
+    seen = list(read_restore(client.stream("Restore", wire.RestoreRequest(dataset="www"))))
     assert seen[-1] == EndEvent(2, len(BIG) + 1, 0)
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"type": resources.ENTRY_TYPE_SYMLINK, "link_target": "a\0b"},
-        {"type": resources.ENTRY_TYPE_SYMLINK, "raw_link_target": b"\xff\0"},
-        {"xattrs": [resources.Xattr(name="user.a\0b")]},
-        {"xattrs": [resources.Xattr(raw_name=b"user.\xff\0")]},
-        {"xattrs": [resources.Xattr(value=b"of no name")]},
+        {"type": pb.ENTRY_TYPE_SYMLINK, "link_target": "a\0b"},
+        {"type": pb.ENTRY_TYPE_SYMLINK, "raw_link_target": b"\xff\0"},
+        {"xattrs": [pb.Xattr(name="user.a\0b")]},
+        {"xattrs": [pb.Xattr(raw_name=b"user.\xff\0")]},
+        {"xattrs": [pb.Xattr(value=b"of no name")]},
     ],
 )
 def test_names_that_no_file_system_has_are_refused(backup: StoredBackup, fields: dict) -> None:
     parts = restore_parts(backup)
-    parts.insert(index(parts, "end"), service.RestorePart(entry=resources.Entry(path="z", **fields)))
+    parts.insert(index(parts, "end"), wire.RestorePart(entry=pb.Entry(path="z", **fields)))
     refused(parts, "holds NUL" if "type" in fields else "extended attribute with the name")
 
 
-def zeros_parts(lengths: list[int]) -> list[service.RestorePart]:
+def zeros_parts(lengths: list[int]) -> list[wire.RestorePart]:
     size = sum(lengths)
-    entry = resources.Entry(path="z", type=resources.ENTRY_TYPE_FILE)
+    entry = pb.Entry(path="z", type=pb.ENTRY_TYPE_FILE)
     entry.content.size_bytes = size
     return [
         HEADER,
-        service.RestorePart(entry=entry),
-        service.RestorePart(data=service.Data(zero_bytes=size, chunk_lengths=lengths)),
+        wire.RestorePart(entry=entry),
+        wire.RestorePart(data=wire.Data(zero_bytes=size, chunk_lengths=lengths)),
     ]
 
 
@@ -242,13 +242,13 @@ def test_zeros_of_ever_other_chunk_lengths_are_not_hashed_for_long() -> None:
 def test_zeros_of_ever_other_lengths_count_over_all_files_of_a_stream() -> None:
     parts = [HEADER]
     for n in range(1, 70):
-        entry = resources.Entry(path=f"{n:03}", type=resources.ENTRY_TYPE_FILE)
+        entry = pb.Entry(path=f"{n:03}", type=pb.ENTRY_TYPE_FILE)
         entry.content.size_bytes = n
         digest = blake3(bytes(n)).digest()
         parts += [
-            service.RestorePart(entry=entry),
-            service.RestorePart(data=service.Data(zero_bytes=n, chunk_lengths=[n])),
-            service.RestorePart(entry_end=service.EntryEnd(size_bytes=n, content_id=digest)),
+            wire.RestorePart(entry=entry),
+            wire.RestorePart(data=wire.Data(zero_bytes=n, chunk_lengths=[n])),
+            wire.RestorePart(entry_end=wire.EntryEnd(size_bytes=n, content_id=digest)),
         ]
     refused(parts, "lengths")
 
@@ -259,9 +259,9 @@ def test_zeros_of_ever_other_lengths_count_over_all_files_of_a_stream() -> None:
         (lambda entry: setattr(entry, "link_target", "x" * 4097), "a link target"),
         (lambda entry: setattr(entry, "link_group", b"x" * 65), "a link group"),
         (lambda entry: setattr(entry.content, "content_id", b"x" * 33), "a content id"),
-        (lambda entry: entry.holes.extend([resources.Hole(length_bytes=1)] * 32_769), "holes"),
+        (lambda entry: entry.holes.extend([pb.Hole(length_bytes=1)] * 32_769), "holes"),
         (
-            lambda entry: entry.xattrs.extend([resources.Xattr(name=f"user.{n}") for n in range(1025)]),
+            lambda entry: entry.xattrs.extend([pb.Xattr(name=f"user.{n}") for n in range(1025)]),
             "extended attributes",
         ),
         (
@@ -271,18 +271,18 @@ def test_zeros_of_ever_other_lengths_count_over_all_files_of_a_stream() -> None:
     ],
 )
 def test_what_is_kept_of_an_entry_is_bounded(change, match: str) -> None:
-    entry = resources.Entry(path="e", type=resources.ENTRY_TYPE_DIRECTORY)
+    entry = pb.Entry(path="e", type=pb.ENTRY_TYPE_DIRECTORY)
     change(entry)
-    refused([HEADER, service.RestorePart(entry=entry)], match)
+    refused([HEADER, wire.RestorePart(entry=entry)], match)
 
 
 def test_words_about_damage_are_cut_off() -> None:
-    damage = service.Damage(path="e", message="x" * 1_000_000)
+    damage = wire.Damage(path="e", message="x" * 1_000_000)
     found = events(
         [
             HEADER,
-            service.RestorePart(damage=damage),
-            service.RestorePart(end=service.End(damage_count=1)),
+            wire.RestorePart(damage=damage),
+            wire.RestorePart(end=wire.End(damage_count=1)),
         ]
     )
     assert len(found[1].message) == 1024

@@ -21,7 +21,7 @@ from staddle._backup import cached_comparison
 from staddle._backup.cache import file as _cache_file
 from staddle._backup.cache import store
 from staddle._backup.cache.file import NO_ROW, Block, row_of
-from staddle._backup.cache.recorder import Record
+from staddle._backup.cache.recorder import CacheRecorder
 from staddle._backup.cache.store import Cache
 from staddle._backup.cached_comparison import CachedScan
 from staddle._backup.changes import Removed
@@ -144,7 +144,7 @@ def few_children(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Has blocks of the cache hold so few children that every directory has several."""
     for module in (cached_comparison, _cache_file):
         monkeypatch.setattr(module, "CHILDREN_MAX", most)
-    monkeypatch.setattr(Record, "children_max", most)
+    monkeypatch.setattr(CacheRecorder, "children_max", most)
 
 
 @pytest.mark.parametrize("most", [4_096, 1, 3])

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from staddle._backup.entries import Tally
+from staddle._backup.entries import BackupTally
 from staddle._errors import BadRequestError, TooMuchRemovedError
 from staddle._fs import metadata
 from staddle._fs.excludes import excludes_of, lines_of
@@ -57,7 +57,7 @@ def test_a_time_beyond_64_bits_is_named_and_the_backup_goes_on(thin: bool, cache
 def test_an_owner_an_inode_and_a_change_time_that_do_not_fit_are_left_out_or_clamped() -> None:
     numbers = (0o100644, 2**64, 1, 1, 2**32, 0, 5, 0, 0, 0)
     status = os.stat_result(numbers, {"st_mtime_ns": 0, "st_ctime_ns": -(2**63) - 1})
-    tally = Tally()
+    tally = BackupTally()
     entry = metadata.entry_of(Found(b"f", b"f", -1, status, b"", 0), metadata.Names(), tally)
     assert entry is not None
     assert not any(map(entry.HasField, ("uid", "gid", "inode")))

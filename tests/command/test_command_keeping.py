@@ -175,7 +175,7 @@ def test_a_retained_backup_says_until_when(staddle: CommandLine, backups: list[s
 
 def test_a_policy_is_set_shown_planned_and_applied(staddle: CommandLine, backups: list[str]) -> None:
     lines = staddle("retention", "show", "www").lines
-    assert lines == ["www has no policy: none of its backups is deleted by itself."]
+    assert lines == ["www has no policy: none of its backups is deleted automatically."]
     rules = ["--keep-last", "1", "--keep-within", "0", "--keep-tag", "n=1", "--minimum", "0"]
     lines = staddle("retention", "set", "www", *rules).lines
     assert lines[:-1] == ["keep last  1", "keep tags  n=1", "time zone  UTC"]

@@ -156,7 +156,7 @@ def test_a_server_that_goes_away_and_comes_back_is_waited_for_and_that_is_said(
     server.start()
     out, err = backup.communicate(timeout=60)
     assert backup.returncode == 0, err
-    assert b"it went on where" in out
+    assert b"it resumed an earlier run" in out
     assert nobody("cat", "d", "a").out == b"a" * 3_000_000 + b"b" * 3_000_000
 
 

@@ -34,7 +34,7 @@ from staddle._fs.walk import MOVED, TOO_LONG, Walk
 from staddle._protocol.convert import PATH_BYTES_MAX
 
 if TYPE_CHECKING:
-    from staddle._backup.cache.recorder import Piece, Record
+    from staddle._backup.cache.recorder import CacheRecorder, Piece
 
 
 _NOWHERE: Final = -1
@@ -134,7 +134,7 @@ class CachedScan(Walk[Difference]):
     """
 
     known: CacheReader
-    observer: Record | None = None
+    observer: CacheRecorder | None = None
     unchanged: int = 0
     _changed_count: int = 0
     _new_count: int = 0

@@ -14,9 +14,9 @@ from blake3 import blake3
 from staddle._backup.changes import Changed, Difference, Removed
 from staddle._backup.chunk_list import ChunkList
 from staddle._backup.entries import (
+    BackupTally,
     Content,
     LinkedFiles,
-    Tally,
     add_holes,
     entry_of_file,
     entry_without_content,
@@ -24,8 +24,8 @@ from staddle._backup.entries import (
 )
 from staddle._backup.previous_chunks import Earlier
 from staddle._base.threads import Threads
-from staddle._fs.file_reader import READ_BYTES, OpenFile, is_racy, open_file, read_small
-from staddle._fs.found import Clock, Found, Marked
+from staddle._fs.file_reader import READ_BYTES, FileReader, is_racy, open_file, read_small
+from staddle._fs.found import Found, Marked, WallClock
 from staddle._fs.metadata import Names, entry_of, set_path
 from staddle._protocol.convert import PROFILES_TO_WIRE
 from staddle._types.backups import Profile
@@ -121,8 +121,8 @@ class Producer:
         self,
         differences: Iterable[Difference],
         cutter: Cutter,
-        tally: Tally,
-        clock: Clock,
+        tally: BackupTally,
+        clock: WallClock,
         earlier: Earlier,
     ) -> None:
         self._differences = differences
@@ -246,7 +246,7 @@ class Producer:
         own.content_id = content.content_id
         own.profile = self._profile
 
-    def _content(self, path: bytes, opened: OpenFile) -> Generator[Batch, None, Content]:
+    def _content(self, path: bytes, opened: FileReader) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes and not opened.unsized:
             # There are no holes, so all pieces are bytes.
             return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())))
@@ -266,7 +266,7 @@ class Producer:
         expected = Expected(chunks, self._cutter.parameters) if chunks else None
         return Chunker(self._cutter, hashes=False, expected=expected)
 
-    def _cut(self, chunker: Chunker, opened: OpenFile) -> Iterator[list[Cut]]:
+    def _cut(self, chunker: Chunker, opened: FileReader) -> Iterator[list[Cut]]:
         """All chunks, piece by piece, not all with their digests. While a piece of a large file is cut, the next one is read."""
         cutting: Future[list[Cut]] | None = None
         for piece in opened.pieces():

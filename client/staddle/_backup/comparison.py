@@ -17,7 +17,7 @@ from staddle._protocol.restore_reader import DamageEvent, EntryEvent, Event
 from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:
-    from staddle._backup.cache.recorder import Record
+    from staddle._backup.cache.recorder import CacheRecorder
 
 
 SECOND_NS: Final = 10**9
@@ -86,7 +86,7 @@ class Comparison:
     """When, by this machine's clock, the earlier run began that sent what is up to `behind`; None: this run did."""
     mounted: frozenset[bytes] = frozenset()
     """Where something is mounted, which nobody knows of the earlier run."""
-    record: Record | None = None
+    record: CacheRecorder | None = None
     """Gets to know what the backup then holds."""
     unchanged: int = 0
     behind_is_whole: bool = False

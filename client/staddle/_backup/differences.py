@@ -16,7 +16,7 @@ from staddle._backup.cached_comparison import CachedScan
 from staddle._backup.changes import Difference, Removed
 from staddle._backup.comparison import BaseDamagedError, BaseEntry, Comparison
 from staddle._backup.dataset_backups import DatasetBackups
-from staddle._backup.entries import Tally
+from staddle._backup.entries import BackupTally
 from staddle._backup.selection import (
     ALL_PERCENT,
     check_excludes,
@@ -32,7 +32,7 @@ from staddle._errors import DamageError, NotFoundError, ProtocolError
 from staddle._fs.chosen_paths import Source
 from staddle._fs.excludes import UNMATCHED_SHOWN_MAX
 from staddle._fs.file_reader import OPEN_FLAGS
-from staddle._fs.found import Clock, Found, Marked
+from staddle._fs.found import Found, Marked, WallClock
 from staddle._fs.mounts import mounts_below
 from staddle._fs.scan import Scan
 from staddle._fs.sync import sync_file_system
@@ -44,7 +44,7 @@ from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
     from staddle._backup.cache.file import CacheReader
-    from staddle._backup.cache.recorder import Record
+    from staddle._backup.cache.recorder import CacheRecorder
     from staddle._transport.calls import Calls
 
 
@@ -69,9 +69,9 @@ class SourceDifferences:
         backups: DatasetBackups,
         source: Source,
         options: BackupOptions,
-        tally: Tally,
+        tally: BackupTally,
         *,
-        clock: Clock,
+        clock: WallClock,
         sync: Callable[[int], None] | None = sync_file_system,
     ) -> None:
         self._calls = calls
@@ -111,7 +111,7 @@ class SourceDifferences:
     def since(
         self,
         start: Start,
-        record: Record | None = None,
+        record: CacheRecorder | None = None,
         find_cache: Callable[[], CacheReader | None] = lambda: None,
     ) -> Generator[Difference]:
         """What to send. The base's list, or the cache of it that `find_cache` may find, is opened and closed by the thread that draws from this."""
@@ -141,7 +141,7 @@ class SourceDifferences:
             self._empty = scan.empty
             self._check_removed(start, scan)
 
-    def _compared(self, start: Start, record: Record | None) -> Iterator[Difference]:
+    def _compared(self, start: Start, record: CacheRecorder | None) -> Iterator[Difference]:
         """The differences from the base's entries, as the server lists them."""
         durable = start.upload.durable
         behind = path_of(durable.last_entry) if durable.HasField("last_entry") else None
@@ -261,7 +261,9 @@ class SourceDifferences:
                 "The backup before cannot be listed: only its number of entries was compared (--max-removed)."
             )
 
-    def _scan(self, behind: bytes | None, record: Record | None, *, skips: bool) -> Generator[Found | Marked]:
+    def _scan(
+        self, behind: bytes | None, record: CacheRecorder | None, *, skips: bool
+    ) -> Generator[Found | Marked]:
         skip = _is_behind(behind) if behind is not None and skips else None
         scan = Scan(
             self._root,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from staddle._backup.chunk_list import ChunkList
-from staddle._fs.file_reader import OpenFile, is_racy
+from staddle._fs.file_reader import FileReader, is_racy
 from staddle._fs.found import Found, Unsent, reason_of, was_replaced
 from staddle._fs.metadata import Names, add_xattrs, entry_of, via_descriptor
 from staddle._transport.progress import ProgressReporter
@@ -26,7 +26,7 @@ LINKED_CHUNKS_MAX: Final = 256
 
 
 @dataclass(slots=True)
-class Tally:
+class BackupTally:
     """What a backup has done so far, over all its attempts. Written by several threads, each its own fields."""
 
     profile: Profile = Profile.CONTENT_DEFINED
@@ -100,7 +100,7 @@ class Tally:
             self.problems_dropped += 1
 
 
-def progress_of(tally: Tally, options: BackupOptions) -> ProgressReporter:
+def progress_of(tally: BackupTally, options: BackupOptions) -> ProgressReporter:
     """Reports what a tally has counted, each time `watch` is called."""
 
     def state() -> Progress:
@@ -142,7 +142,7 @@ class LinkedFiles:
         known = self._known.get((found.stat.st_dev, found.stat.st_ino))
         return known[1:] if known is not None and known[0] == _signature(found.stat) else None
 
-    def keep(self, opened: OpenFile, entry: pb.Entry, content: Content) -> None:
+    def keep(self, opened: FileReader, entry: pb.Entry, content: Content) -> None:
         """Remembers a file that was read in one piece."""
         status = opened.status
         if status.st_nlink < 2 or len(content.chunks) > LINKED_CHUNKS_MAX:
@@ -158,7 +158,7 @@ def _signature(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def entry_without_content(found: Found, names: Names, tally: Tally) -> pb.Entry | None:
+def entry_without_content(found: Found, names: Names, tally: BackupTally) -> pb.Entry | None:
     """The whole entry of anything but a regular file; None, reported, if it cannot be read."""
     entry = entry_of(found, names, tally)
     if entry is None:
@@ -168,7 +168,7 @@ def entry_without_content(found: Found, names: Names, tally: Tally) -> pb.Entry 
     return entry
 
 
-def marked_entry(found: Found, names: Names, tally: Tally) -> pb.Entry | None:
+def marked_entry(found: Found, names: Names, tally: BackupTally) -> pb.Entry | None:
     """The entry of a directory something in which is left out; None, reported, if it cannot be read."""
     entry = entry_without_content(found, names, tally)
     if entry is not None:
@@ -176,7 +176,7 @@ def marked_entry(found: Found, names: Names, tally: Tally) -> pb.Entry | None:
     return entry
 
 
-def entry_of_file(found: Found, opened: OpenFile, names: Names, tally: Tally) -> pb.Entry | None:
+def entry_of_file(found: Found, opened: FileReader, names: Names, tally: BackupTally) -> pb.Entry | None:
     """The entry of an open regular file, without its content, holes and `read_again`; None, reported, if that fails."""
     entry = entry_of(found, names, tally, opened.status)
     if entry is None:

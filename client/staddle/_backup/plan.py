@@ -12,7 +12,7 @@ from staddle._backup.changes import Changed, Removed
 from staddle._backup.comparison import BaseDamagedError
 from staddle._backup.dataset_backups import DatasetBackups
 from staddle._backup.differences import SourceDifferences, Start
-from staddle._backup.entries import Tally, progress_of
+from staddle._backup.entries import BackupTally, progress_of
 from staddle._backup.origin import host_of, root_text
 from staddle._backup.selection import find_source
 from staddle._errors import NoBaseError, RootDiffersError
@@ -26,7 +26,7 @@ from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:
     from staddle._fs.chosen_paths import Source
-    from staddle._fs.found import Clock
+    from staddle._fs.found import WallClock
     from staddle._transport.calls import Calls
 
 
@@ -34,7 +34,7 @@ def plan_backup(
     calls: Calls,
     paths: bytes | Sequence[bytes],
     options: BackupOptions,
-    clock: Clock = time.time_ns,
+    clock: WallClock = time.time_ns,
     each: PlannedPathCallback | None = None,
 ) -> BackupPlan:
     """See Client.plan_backup. Begins no upload, and neither reads nor writes the client's cache."""
@@ -48,12 +48,12 @@ class _Plan:
         calls: Calls,
         source: Source,
         options: BackupOptions,
-        clock: Clock,
+        clock: WallClock,
         each: PlannedPathCallback | None,
     ) -> None:
         self._options = options
         self._each = each
-        self._tally = Tally(options.profile)
+        self._tally = BackupTally(options.profile)
         progress = progress_of(self._tally, options)
         retry = Retry(budget_s=options.retry_s, notify=progress.report_retry)
         self._root = source.root

@@ -21,7 +21,7 @@ from staddle._backup.changes import Difference
 from staddle._backup.comparison import BaseDamagedError
 from staddle._backup.dataset_backups import DatasetBackups
 from staddle._backup.differences import SourceDifferences, Start
-from staddle._backup.entries import Tally, progress_of
+from staddle._backup.entries import BackupTally, progress_of
 from staddle._backup.origin import host_of, root_text
 from staddle._backup.selection import (
     NothingReadError,
@@ -37,7 +37,7 @@ from staddle._errors import (
     named,
 )
 from staddle._fs.chosen_paths import Source
-from staddle._fs.found import Clock
+from staddle._fs.found import WallClock
 from staddle._protocol.answers import check_committed
 from staddle._protocol.convert import (
     KINDS_TO_WIRE,
@@ -54,7 +54,7 @@ from staddle.v1 import service_pb2 as wire
 
 if TYPE_CHECKING:
     from staddle._backup.cache.file import CacheReader
-    from staddle._backup.cache.recorder import Record
+    from staddle._backup.cache.recorder import CacheRecorder
     from staddle._transport.calls import Calls
 
 DISTRUSTED_MAX: Final = 200_000
@@ -70,19 +70,19 @@ class Attempt(Protocol):
     """
 
     def __call__(
-        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: BackupTally, clock: WallClock
     ) -> pb.Backup: ...
 
 
 def backup_directory(
-    calls: Calls, paths: bytes | Sequence[bytes], options: BackupOptions, clock: Clock = time.time_ns
+    calls: Calls, paths: bytes | Sequence[bytes], options: BackupOptions, clock: WallClock = time.time_ns
 ) -> BackupReport:
     """Makes a backup of directories and files; see Client.backup. `clock` decides which timestamps are too recent to be trusted.
 
     Raises StaddleError, or OSError if a path cannot be opened.
     """
     begun_s = time.monotonic()
-    tally = Tally(options.profile)
+    tally = BackupTally(options.profile)
     run = BackupRun(calls, find_source(paths, options), options, tally, clock)
     backup = run.to_end()
     return BackupReport(
@@ -103,7 +103,7 @@ class BackupRun:
     """One backup, over all its attempts."""
 
     def __init__(
-        self, calls: Calls, source: Source, options: BackupOptions, tally: Tally, clock: Clock
+        self, calls: Calls, source: Source, options: BackupOptions, tally: BackupTally, clock: WallClock
     ) -> None:
         progress = progress_of(tally, options)
         self._calls = calls
@@ -297,7 +297,7 @@ class BackupRun:
             return backup
 
     @contextmanager
-    def _recording(self, start: Start) -> Iterator[Record | None]:
+    def _recording(self, start: Start) -> Iterator[CacheRecorder | None]:
         """The cache of the backup that is being made. None: what it will hold cannot be told exactly, or nobody wants to know."""
         record = None
         if self._cache is not None and start.pristine:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 import zstandard
 
 from staddle._backup.chunk_files import Batch, Change
-from staddle._backup.entries import Tally
+from staddle._backup.entries import BackupTally
 from staddle._base.threads import Threads
 from staddle._protocol.encoding import tag, varint
 from staddle.chunking import Cut
@@ -45,7 +45,7 @@ _compressors = threading.local()
 class Sender:
     """Sends batches to an open upload. One thread uses it; leave it to end what is under way."""
 
-    def __init__(self, calls: Calls, upload: pb.Upload, tally: Tally) -> None:
+    def __init__(self, calls: Calls, upload: pb.Upload, tally: BackupTally) -> None:
         self._calls = calls
         self._upload_id = upload.id
         self._epoch = upload.epoch

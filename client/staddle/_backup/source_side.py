@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, Self
 
 from staddle._backup.changes import Difference
 from staddle._backup.chunk_files import Batch, Producer
-from staddle._backup.entries import Tally
+from staddle._backup.entries import BackupTally
 from staddle._backup.previous_chunks import Earlier
 from staddle._backup.send_missing import Sender
 from staddle._base.figures import counted
 from staddle._base.shortage import start
 from staddle._errors import MissingChunksError, ProtocolError, named
-from staddle._fs.found import Clock
+from staddle._fs.found import WallClock
 from staddle.chunking import ChunkerParameters, Cutter
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -42,7 +42,7 @@ class SourceAttempt:
         self._cutter: Cutter | None = None
 
     def __call__(
-        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: BackupTally, clock: WallClock
     ) -> pb.Backup:
         """Raises MissingChunksError if the server lost chunks that were relied on, and what reading or a call failed with."""
         earlier = Earlier(self._calls, upload.dataset)

@@ -10,10 +10,10 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final
 
 from staddle._backup.changes import Changed, Difference, Removed
-from staddle._backup.entries import Tally, add_holes, entry_of_file, entry_without_content, marked_entry
+from staddle._backup.entries import BackupTally, add_holes, entry_of_file, entry_without_content, marked_entry
 from staddle._errors import StaddleError
-from staddle._fs.file_reader import OpenFile, open_file
-from staddle._fs.found import Clock, Marked
+from staddle._fs.file_reader import FileReader, open_file
+from staddle._fs.found import Marked, WallClock
 from staddle._fs.metadata import Names, set_path
 from staddle._protocol.convert import PROFILES_TO_WIRE, path_of
 from staddle.v1 import resources_pb2 as pb
@@ -35,7 +35,7 @@ class ThinAttempt:
         self._calls = calls
 
     def __call__(
-        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: BackupTally, clock: WallClock
     ) -> pb.Backup:
         """Raises what reading or the stream failed with; the upload's durable point says how far it came."""
         messages = _Messages(upload, differences, tally, clock)
@@ -56,7 +56,7 @@ class _Messages:
     """The messages of one stream. gRPC's thread draws from it; a failure is kept, and ends the stream without Finish."""
 
     def __init__(
-        self, upload: pb.Upload, differences: Generator[Difference], tally: Tally, clock: Clock
+        self, upload: pb.Upload, differences: Generator[Difference], tally: BackupTally, clock: WallClock
     ) -> None:
         self._upload = upload
         self._differences = differences
@@ -163,7 +163,7 @@ class _Messages:
                 return
         self._tally.kept_changing(found.path)
 
-    def _inline(self, opened: OpenFile, entry: pb.Entry, *, last: bool) -> wire.BackupPart | None:
+    def _inline(self, opened: FileReader, entry: pb.Entry, *, last: bool) -> wire.BackupPart | None:
         """A small file as one part; None if it changed meanwhile and is to be read once more."""
         data = b"".join(bytes(piece) if isinstance(piece, int) else piece for piece in opened.pieces())
         settled = opened.is_settled()
@@ -176,7 +176,7 @@ class _Messages:
         entry.data = data
         return self._counted(entry, len(data))
 
-    def _streamed(self, opened: OpenFile, entry: pb.Entry) -> Iterator[wire.BackupPart]:
+    def _streamed(self, opened: FileReader, entry: pb.Entry) -> Iterator[wire.BackupPart]:
         """A large file: its entry, its bytes, its end. Whatever happens to the file, the entry is ended."""
         offset = self._continued_at(entry)
         if offset:

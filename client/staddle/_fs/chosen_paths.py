@@ -135,7 +135,7 @@ def _relative(path: bytes, root: bytes) -> bytes:
 def _listed(root: bytes, names: Iterable[bytes]) -> Chosen:
     """Names below a root. Raises BadRequestError for one that cannot be, and if there is none of them."""
     if not stat.S_ISDIR(os.stat(root).st_mode):
-        raise _bad(f"{os.fsdecode(root)!r} is no directory, so no names in it can be listed.")
+        raise _bad(f"{os.fsdecode(root)!r} is not a directory, so no names in it can be listed.")
     roots = {root, os.path.realpath(root)}
     named = {_listed_name(name, root, roots) for name in names}
     if not named:

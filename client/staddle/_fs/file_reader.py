@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from staddle._fs.found import Clock, Found, ReplacedError
+from staddle._fs.found import Found, ReplacedError, WallClock
 from staddle._fs.metadata import holes_of, may_have_xattrs
 from staddle._fs.noatime import open_quietly
 
@@ -37,7 +37,7 @@ def is_racy(status: os.stat_result, read_ns: int) -> bool:
 
 
 @dataclass(slots=True)
-class OpenFile:
+class FileReader:
     """A regular file, opened for one reading from its beginning to the size that it had then, or to its end if that size is wrong."""
 
     descriptor: int
@@ -156,7 +156,7 @@ def _has_more(descriptor: int, status: os.stat_result) -> bool:
 
 
 @contextmanager
-def open_file(found: Found, clock: Clock) -> Iterator[OpenFile]:
+def open_file(found: Found, clock: WallClock) -> Iterator[FileReader]:
     """Opens a regular file of the scan, without waiting for anything and without following a link.
 
     Raises OSError if it cannot be opened, NotRegularError if it is not a file any more.
@@ -167,7 +167,7 @@ def open_file(found: Found, clock: Clock) -> Iterator[OpenFile]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotRegularError
-        opened = OpenFile(descriptor, status, is_racy(status, read_ns))
+        opened = FileReader(descriptor, status, is_racy(status, read_ns))
         if status.st_blocks * 512 < status.st_size:
             opened.holes = holes_of(descriptor, status.st_size)
         opened.unsized = _has_more(descriptor, status)

@@ -11,11 +11,11 @@ from typing import Final, NamedTuple
 
 from staddle._types.reports import ProblemKind
 
-Report = Callable[[bytes, str], None]
+ReportUnread = Callable[[bytes, str], None]
 """Takes a path and why it could not be read."""
 Note = Callable[[ProblemKind, bytes, str], None]
 """Takes a path that is left out for a reason that is no problem, and the reason."""
-Clock = Callable[[], int]
+WallClock = Callable[[], int]
 """Nanoseconds since 1970, as time.time_ns gives them."""
 Skip = Callable[[bytes], bool]
 """Whether a directory and all below it need not be looked at."""

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from blake3 import blake3
 
-from staddle._fs.found import Found, ReplacedError, Report, reason_of
+from staddle._fs.found import Found, ReplacedError, ReportUnread, reason_of
 from staddle._protocol.convert import field_for, path_of
 from staddle.v1 import resources_pb2 as pb
 
@@ -215,7 +215,7 @@ def may_have_xattrs(descriptor: int) -> bool:
         return error.errno not in _NO_XATTRS_HERE
 
 
-def add_xattrs(entry: pb.Entry, target: int | bytes, report: Report) -> None:
+def add_xattrs(entry: pb.Entry, target: int | bytes, report: ReportUnread) -> None:
     """Adds the extended attributes of an open file, or of a path (not following it); POSIX ACLs are among them.
 
     Those that cannot be read, or that no backup can hold, are reported; a file system that has none is no error.

@@ -19,13 +19,13 @@ from typing import Final, Generic, TypeVar
 from staddle._fs.chosen_paths import Chosen
 from staddle._fs.excludes import Excludes, no_excludes
 from staddle._fs.found import (
-    Clock,
     Found,
     Marked,
     Note,
-    Report,
+    ReportUnread,
     Skip,
     Unsent,
+    WallClock,
     identity_of,
     ignored,
     reason_of,
@@ -70,12 +70,12 @@ class Walk(ABC, Generic[T]):
     """
 
     root: bytes
-    report: Report
+    report: ReportUnread
     excluded: Excludes = no_excludes
     one_file_system: bool = False
     skip: Skip | None = None
     """Paths that a resumed backup has behind it: those directories are not opened."""
-    clock: Clock = time.time_ns
+    clock: WallClock = time.time_ns
     observer: Observer | None = None
     note: Note = ignored
     omissions: Omissions = NOTHING

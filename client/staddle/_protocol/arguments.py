@@ -24,5 +24,5 @@ def checked_path(path: PathLike) -> bytes:
     raw = path_to_bytes(path)
     wrong = path_fault(raw)
     if wrong:
-        raise BadRequestError(f"{raw!r} is no path inside a backup: {wrong}.", facts={"field": "path"})
+        raise BadRequestError(f"invalid path {raw!r}: {wrong}.", facts={"field": "path"})
     return raw

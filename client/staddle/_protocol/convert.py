@@ -32,9 +32,9 @@ from staddle._types.entries import (
     path_to_bytes,
 )
 from staddle._types.retention import Retention, RetentionPolicy, RetentionTag
-from staddle._types.server import Chunker, ServerCondition, ServerInfo
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle._types.server import ChunkerInfo, ServerCondition, ServerInfo
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 
 PATH_BYTES_MAX: Final = 16 * 1024
 COMPONENT_BYTES_MAX: Final = 1024
@@ -46,44 +46,44 @@ COUNTS: Final = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_
 _NS: Final = 1_000_000_000
 
 ENTRY_TYPES: Final = {
-    resources.ENTRY_TYPE_UNSPECIFIED: EntryType.FILE,
-    resources.ENTRY_TYPE_FILE: EntryType.FILE,
-    resources.ENTRY_TYPE_DIRECTORY: EntryType.DIRECTORY,
-    resources.ENTRY_TYPE_SYMLINK: EntryType.SYMLINK,
-    resources.ENTRY_TYPE_FIFO: EntryType.FIFO,
-    resources.ENTRY_TYPE_CHAR_DEVICE: EntryType.CHAR_DEVICE,
-    resources.ENTRY_TYPE_BLOCK_DEVICE: EntryType.BLOCK_DEVICE,
-    resources.ENTRY_TYPE_SOCKET: EntryType.SOCKET,
+    pb.ENTRY_TYPE_UNSPECIFIED: EntryType.FILE,
+    pb.ENTRY_TYPE_FILE: EntryType.FILE,
+    pb.ENTRY_TYPE_DIRECTORY: EntryType.DIRECTORY,
+    pb.ENTRY_TYPE_SYMLINK: EntryType.SYMLINK,
+    pb.ENTRY_TYPE_FIFO: EntryType.FIFO,
+    pb.ENTRY_TYPE_CHAR_DEVICE: EntryType.CHAR_DEVICE,
+    pb.ENTRY_TYPE_BLOCK_DEVICE: EntryType.BLOCK_DEVICE,
+    pb.ENTRY_TYPE_SOCKET: EntryType.SOCKET,
 }
 KINDS: Final = {
-    resources.BACKUP_KIND_UNSPECIFIED: BackupKind.AUTO,
-    resources.BACKUP_KIND_FULL: BackupKind.FULL,
-    resources.BACKUP_KIND_INCREMENTAL: BackupKind.INCREMENTAL,
-    resources.BACKUP_KIND_DIFFERENTIAL: BackupKind.DIFFERENTIAL,
+    pb.BACKUP_KIND_UNSPECIFIED: BackupKind.AUTO,
+    pb.BACKUP_KIND_FULL: BackupKind.FULL,
+    pb.BACKUP_KIND_INCREMENTAL: BackupKind.INCREMENTAL,
+    pb.BACKUP_KIND_DIFFERENTIAL: BackupKind.DIFFERENTIAL,
 }
 KINDS_TO_WIRE: Final = {kind: number for number, kind in KINDS.items()}
 SCOPES: Final = {
-    resources.UPLOAD_SCOPE_UNSPECIFIED: Scope.WHOLE,
-    resources.UPLOAD_SCOPE_WHOLE: Scope.WHOLE,
-    resources.UPLOAD_SCOPE_CHANGES: Scope.CHANGES,
+    pb.UPLOAD_SCOPE_UNSPECIFIED: Scope.WHOLE,
+    pb.UPLOAD_SCOPE_WHOLE: Scope.WHOLE,
+    pb.UPLOAD_SCOPE_CHANGES: Scope.CHANGES,
 }
 SCOPES_TO_WIRE: Final = {
-    Scope.WHOLE: resources.UPLOAD_SCOPE_WHOLE,
-    Scope.CHANGES: resources.UPLOAD_SCOPE_CHANGES,
+    Scope.WHOLE: pb.UPLOAD_SCOPE_WHOLE,
+    Scope.CHANGES: pb.UPLOAD_SCOPE_CHANGES,
 }
 PROFILES_TO_WIRE: Final = {
-    Profile.CONTENT_DEFINED: resources.CHUNKER_PROFILE_CONTENT_DEFINED,
-    Profile.FIXED: resources.CHUNKER_PROFILE_FIXED,
+    Profile.CONTENT_DEFINED: pb.CHUNKER_PROFILE_CONTENT_DEFINED,
+    Profile.FIXED: pb.CHUNKER_PROFILE_FIXED,
 }
 DIGEST_ORIGINS: Final = {
-    resources.DIGEST_ORIGIN_VERIFIED: DigestOrigin.VERIFIED,
-    resources.DIGEST_ORIGIN_CLAIMED: DigestOrigin.CLAIMED,
+    pb.DIGEST_ORIGIN_VERIFIED: DigestOrigin.VERIFIED,
+    pb.DIGEST_ORIGIN_CLAIMED: DigestOrigin.CLAIMED,
 }
 CHANGE_TYPES: Final = {
-    service.CHANGE_TYPE_ADDED: ChangeType.ADDED,
-    service.CHANGE_TYPE_REMOVED: ChangeType.REMOVED,
-    service.CHANGE_TYPE_CONTENT: ChangeType.CONTENT,
-    service.CHANGE_TYPE_METADATA: ChangeType.METADATA,
+    wire.CHANGE_TYPE_ADDED: ChangeType.ADDED,
+    wire.CHANGE_TYPE_REMOVED: ChangeType.REMOVED,
+    wire.CHANGE_TYPE_CONTENT: ChangeType.CONTENT,
+    wire.CHANGE_TYPE_METADATA: ChangeType.METADATA,
 }
 
 
@@ -101,7 +101,7 @@ def split_path(path: PathLike) -> dict[str, bytes | str]:
     raw = path_to_bytes(path)
     wrong = path_fault(raw)
     if wrong:
-        raise BadRequestError(f"{raw!r} is no path inside a backup: {wrong}.", facts={"field": "path"})
+        raise BadRequestError(f"invalid path {raw!r}: {wrong}.", facts={"field": "path"})
     return wire_path(raw)
 
 
@@ -137,7 +137,7 @@ def path_fault(path: bytes) -> str:
     return ""
 
 
-def path_of(message: resources.Entry | resources.Remove | service.Damage) -> bytes:
+def path_of(message: pb.Entry | pb.Remove | wire.Damage) -> bytes:
     """The path that a message of the server names. Raises ProtocolError for one that could lead out of a root."""
     path = message.raw_path or message.path.encode()
     wrong = path_fault(path)
@@ -146,7 +146,7 @@ def path_of(message: resources.Entry | resources.Remove | service.Damage) -> byt
     return path
 
 
-def link_target_of(entry: resources.Entry) -> bytes:
+def link_target_of(entry: pb.Entry) -> bytes:
     """Where a symlink points."""
     return entry.raw_link_target or entry.link_target.encode()
 
@@ -182,13 +182,13 @@ def datetime_of(timestamp: timestamp_pb2.Timestamp) -> datetime.datetime:
 
 
 def _time_or_none(
-    message: resources.Backup,
+    message: pb.Backup,
     field: Literal["delete_time", "purge_time", "retain_until_time"],
 ) -> datetime.datetime | None:
     return datetime_of(getattr(message, field)) if message.HasField(field) else None
 
 
-def entry_of(message: resources.Entry) -> Entry:
+def entry_of(message: pb.Entry) -> Entry:
     """An entry as the server lists it."""
     optional = {
         name: getattr(message, name) if message.HasField(name) else None
@@ -222,7 +222,7 @@ def entry_of(message: resources.Entry) -> Entry:
     )
 
 
-def backup_of(message: resources.Backup) -> Backup:
+def backup_of(message: pb.Backup) -> Backup:
     """A backup as the server describes it."""
     changes = message.changes
     return Backup(
@@ -261,12 +261,12 @@ def backup_of(message: resources.Backup) -> Backup:
     )
 
 
-def hold_of(message: resources.Hold) -> Hold:
+def hold_of(message: pb.Hold) -> Hold:
     """A legal hold."""
     return Hold(message.reason, datetime_of(message.time))
 
 
-def dataset_of(message: resources.Dataset) -> Dataset:
+def dataset_of(message: pb.Dataset) -> Dataset:
     """A dataset as the server describes it."""
     return Dataset(
         name=message.name,
@@ -278,7 +278,7 @@ def dataset_of(message: resources.Dataset) -> Dataset:
     )
 
 
-def open_upload_of(message: resources.Upload) -> OpenUpload:
+def open_upload_of(message: pb.Upload) -> OpenUpload:
     """An open upload as the server lists it."""
     return OpenUpload(
         id=message.id,
@@ -296,7 +296,7 @@ def open_upload_of(message: resources.Upload) -> OpenUpload:
     )
 
 
-def change_of(message: service.Change) -> Change:
+def change_of(message: wire.Change) -> Change:
     """A difference as the server lists it."""
     kind = CHANGE_TYPES.get(message.type)
     if kind is None:
@@ -311,9 +311,9 @@ def change_of(message: service.Change) -> Change:
     )
 
 
-def chunker_of(message: resources.Chunker) -> Chunker:
+def chunker_of(message: pb.Chunker) -> ChunkerInfo:
     """The parameters of the cuts."""
-    return Chunker(
+    return ChunkerInfo(
         min_bytes=message.min_bytes,
         avg_bytes=message.avg_bytes,
         max_bytes=message.max_bytes,
@@ -323,7 +323,7 @@ def chunker_of(message: resources.Chunker) -> Chunker:
     )
 
 
-def retention_of(message: resources.Retention) -> Retention:
+def retention_of(message: pb.Retention) -> Retention:
     """A dataset's retention as the server says it."""
     return Retention(
         policy_of(message.policy) if message.HasField("policy") else None,
@@ -332,7 +332,7 @@ def retention_of(message: resources.Retention) -> Retention:
     )
 
 
-def policy_of(message: resources.RetentionPolicy) -> RetentionPolicy:
+def policy_of(message: pb.RetentionPolicy) -> RetentionPolicy:
     """A policy as the server says it."""
     return RetentionPolicy(
         keep_within=_timedelta(message.keep_within),
@@ -344,7 +344,7 @@ def policy_of(message: resources.RetentionPolicy) -> RetentionPolicy:
     )
 
 
-def server_info_of(message: service.GetServerInfoResponse) -> ServerInfo:
+def server_info_of(message: wire.GetServerInfoResponse) -> ServerInfo:
     """What the server says of itself."""
     limits: dict[str, float] = {}
     for field in message.limits.DESCRIPTOR.fields:
@@ -362,7 +362,7 @@ def server_info_of(message: service.GetServerInfoResponse) -> ServerInfo:
     )
 
 
-def _condition_of(message: service.ServerCondition) -> ServerCondition:
+def _condition_of(message: wire.ServerCondition) -> ServerCondition:
     return ServerCondition(
         takes_backups=message.takes_backups,
         clock_in_doubt=message.clock_in_doubt,

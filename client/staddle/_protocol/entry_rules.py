@@ -6,7 +6,7 @@ from typing import Final
 
 from staddle._errors import ProtocolError
 from staddle._protocol.convert import link_target_of
-from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import resources_pb2 as pb
 
 LINK_TARGET_BYTES_MAX: Final = 4_096
 LINK_GROUP_BYTES_MAX: Final = 64
@@ -19,18 +19,18 @@ CHUNKS_MAX: Final = 65_536
 """In one message."""
 
 
-def check_entry(path: bytes, entry: resources.Entry) -> None:
+def check_entry(path: bytes, entry: pb.Entry) -> None:
     """Raises ProtocolError for an entry that could not have been stored."""
     _check_names(path, entry)
     _check_sizes(path, entry)
 
 
-def attribute_bytes(entry: resources.Entry) -> int:
+def attribute_bytes(entry: pb.Entry) -> int:
     """What the extended attributes of an entry take."""
     return sum(len(xattr.name) + len(xattr.raw_name) + len(xattr.value) for xattr in entry.xattrs)
 
 
-def _check_names(path: bytes, entry: resources.Entry) -> None:
+def _check_names(path: bytes, entry: pb.Entry) -> None:
     """What a file system is given beside the path: no file system has names that hold NUL."""
     if b"\0" in link_target_of(entry):
         raise ProtocolError(f"{path!r}: the server sent a link target that holds NUL.")
@@ -40,7 +40,7 @@ def _check_names(path: bytes, entry: resources.Entry) -> None:
             raise ProtocolError(f"{path!r}: the server sent an extended attribute with the name {name!r}.")
 
 
-def _check_sizes(path: bytes, entry: resources.Entry) -> None:
+def _check_sizes(path: bytes, entry: pb.Entry) -> None:
     """What may be kept of an entry for longer is bounded, as the protocol says: a server must not fill the memory."""
     for what, size, size_max in (
         ("a link target", len(link_target_of(entry)), LINK_TARGET_BYTES_MAX),

@@ -17,8 +17,8 @@ from staddle._protocol.convert import is_below, path_of, sort_key
 from staddle._protocol.entry_rules import check_entry
 from staddle._protocol.segments import Chunk, Segments
 from staddle.chunking import CHUNK_BYTES_MAX, ContentHasher
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 
 DIGEST_BYTES: Final = 32
 ZERO_BYTES_MAX: Final = 1024 * 1024 * 1024
@@ -31,24 +31,24 @@ EMPTY_MAX: Final = 64
 DIRECTORIES_BYTES_MAX: Final = 64 * 1024 * 1024
 """What the directories above a path may take together: those who write them keep each until all in it is there."""
 
-VIEW_DATA: Final = service.ENTRY_VIEW_DATA
-VIEW_BASIC: Final = service.ENTRY_VIEW_BASIC
-VIEW_REFERENCES: Final = service.ENTRY_VIEW_REFERENCES
+VIEW_DATA: Final = wire.ENTRY_VIEW_DATA
+VIEW_BASIC: Final = wire.ENTRY_VIEW_BASIC
+VIEW_REFERENCES: Final = wire.ENTRY_VIEW_REFERENCES
 
-_FILES: Final = frozenset({resources.ENTRY_TYPE_UNSPECIFIED, resources.ENTRY_TYPE_FILE})
+_FILES: Final = frozenset({pb.ENTRY_TYPE_UNSPECIFIED, pb.ENTRY_TYPE_FILE})
 
 
 class HeaderEvent(NamedTuple):
     """First: the backup that was picked."""
 
-    backup: resources.Backup
+    backup: pb.Backup
 
 
 class EntryEvent(NamedTuple):
     """The next entry. `open`: its bytes follow, and then FileEndEvent or DamageEvent. Otherwise it is whole: inline `data` was checked."""
 
     path: bytes
-    entry: resources.Entry
+    entry: pb.Entry
     open: bool
     data: bytes | memoryview = b""
 
@@ -63,7 +63,7 @@ class DataEvent(NamedTuple):
 class ChunksEvent(NamedTuple):
     """View REFERENCES: the next chunks of the last entry."""
 
-    chunks: tuple[resources.ChunkRef, ...]
+    chunks: tuple[pb.ChunkRef, ...]
 
 
 class FileEndEvent(NamedTuple):
@@ -93,15 +93,15 @@ class EndEvent(NamedTuple):
 Event = HeaderEvent | EntryEvent | DataEvent | ChunksEvent | FileEndEvent | DamageEvent | EndEvent
 
 
-def is_file(entry: resources.Entry) -> bool:
+def is_file(entry: pb.Entry) -> bool:
     """Whether an entry is a regular file."""
     return entry.type in _FILES
 
 
 def read_restore(
-    responses: Iterable[service.RestoreResponse],
+    responses: Iterable[wire.RestoreResponse],
     *,
-    view: service.EntryView.ValueType = VIEW_DATA,
+    view: wire.EntryView.ValueType = VIEW_DATA,
     segments: Segments | None = None,
     paths: int = 0,
 ) -> Iterator[Event]:
@@ -121,7 +121,7 @@ def read_restore(
 class _Reader:
     """What has to be remembered between parts."""
 
-    def __init__(self, *, view: service.EntryView.ValueType, segments: Segments | None, paths: int) -> None:
+    def __init__(self, *, view: wire.EntryView.ValueType, segments: Segments | None, paths: int) -> None:
         self._data = view == VIEW_DATA
         self._refers = view == VIEW_REFERENCES
         self._segments = segments
@@ -129,14 +129,14 @@ class _Reader:
         self._started = False
         self._ended = False
         self._last_key: bytes | None = None
-        self._open: _OpenFile | None = None
+        self._open: _StreamedFile | None = None
         self._entries = 0
         self._data_bytes = 0
         self._file_bytes = 0
         """Of all files so far, also those that are damaged."""
         self._damages = 0
         self._zeros: dict[int, bytes] = {}
-        self._backup = resources.Backup()
+        self._backup = pb.Backup()
         self._empty = 0
         self._above: list[tuple[bytes, int]] = []
         """Directories above the last entry, and what they take."""
@@ -152,7 +152,7 @@ class _Reader:
                 f"The restore has {counted(self._empty, 'message or part', 'messages or parts')} in a row that bring nothing."
             )
 
-    def read(self, part: service.RestorePart) -> Iterable[Event]:
+    def read(self, part: wire.RestorePart) -> Iterable[Event]:
         kind = part.WhichOneof("part")
         if self._ended:
             raise ProtocolError("The restore went on after its end.")
@@ -174,7 +174,7 @@ class _Reader:
                 f"The restore stopped after {counted(self._entries, 'entry', 'entries')}, without its end: the rest did not come."
             )
 
-    def header(self, header: service.RestoreHeader) -> tuple[HeaderEvent]:
+    def header(self, header: wire.RestoreHeader) -> tuple[HeaderEvent]:
         if self._started:
             raise ProtocolError("The restore has two headers.")
         check_id("The restore is of a backup with the id", header.backup.id)
@@ -187,7 +187,7 @@ class _Reader:
             raise ProtocolError("The restore has segments that nobody asked for.")
         return self._segments
 
-    def _entry(self, entry: resources.Entry, piece: Chunk | None) -> EntryEvent:
+    def _entry(self, entry: pb.Entry, piece: Chunk | None) -> EntryEvent:
         path = path_of(entry)
         self._no_open_file(f"before {path!r} came")
         key = sort_key(path)
@@ -211,16 +211,16 @@ class _Reader:
             data, digest = piece or _hashed(entry.data)
             _check_inline(path, entry, data, digest)
         elif self._data and size:
-            self._open = _OpenFile(path, size, entry.content.content_id, self._zeros)
+            self._open = _StreamedFile(path, size, entry.content.content_id, self._zeros)
             return EntryEvent(path, entry, open=True)
         self._data_bytes += size
         return EntryEvent(path, entry, open=False, data=data)
 
-    def _enter(self, path: bytes, entry: resources.Entry) -> None:
+    def _enter(self, path: bytes, entry: pb.Entry) -> None:
         """Keeps what a directory takes, and lets go of those that the path is not in."""
         while self._above and not is_below(path, self._above[-1][0]):
             self._above_bytes -= self._above.pop()[1]
-        if entry.type == resources.ENTRY_TYPE_DIRECTORY:
+        if entry.type == pb.ENTRY_TYPE_DIRECTORY:
             self._above.append((path, entry.ByteSize()))
             self._above_bytes += self._above[-1][1]
             if self._above_bytes > DIRECTORIES_BYTES_MAX:
@@ -233,19 +233,19 @@ class _Reader:
         if count > said:
             raise ProtocolError(f"The restore has more {what} than the {said:,} of its backup.")
 
-    def more_data(self, data: service.Data) -> tuple[DataEvent]:
+    def more_data(self, data: wire.Data) -> tuple[DataEvent]:
         if self._open is None:
             raise ProtocolError("The restore has data outside a file.")
         payload = data.data  # each look at it copies it
         self._open.add(data, payload)
         return (DataEvent(payload, data.zero_bytes),)
 
-    def segment(self, _: service.Segment) -> tuple[()]:
+    def segment(self, _: wire.Segment) -> tuple[()]:
         self._opened_segments().next_segment()
         self.nothing()  # until something refers to it
         return ()
 
-    def pieces(self, pieces: service.Pieces) -> Iterator[DataEvent]:
+    def pieces(self, pieces: wire.Pieces) -> Iterator[DataEvent]:
         segments = self._opened_segments()
         if not pieces.pieces:
             self.nothing()
@@ -257,7 +257,7 @@ class _Reader:
             self._open.add_chunk(chunk)
             yield DataEvent(chunk.data, 0)
 
-    def entry_end(self, end: service.EntryEnd) -> tuple[FileEndEvent]:
+    def entry_end(self, end: wire.EntryEnd) -> tuple[FileEndEvent]:
         if self._open is None:
             raise ProtocolError("The restore ends a file that was not open.")
         file, self._open = self._open, None
@@ -265,7 +265,7 @@ class _Reader:
         self._data_bytes += file.size_bytes
         return (FileEndEvent(file.size_bytes, end.content_id),)
 
-    def damage(self, damage: service.Damage) -> tuple[DamageEvent]:
+    def damage(self, damage: wire.Damage) -> tuple[DamageEvent]:
         path = path_of(damage)
         if self._open is not None:
             if path != self._open.path:
@@ -283,7 +283,7 @@ class _Reader:
             DamageEvent(path, damage.message[:MESSAGE_CHARACTERS_MAX], damage.offset_bytes, damage.subtree),
         )
 
-    def content(self, content: service.ContentPart) -> tuple[ChunksEvent]:
+    def content(self, content: wire.ContentPart) -> tuple[ChunksEvent]:
         if not self._refers or self._referred is None:
             raise ProtocolError("The restore has chunk references that nobody asked for.")
         self._referred.add(content.chunks)
@@ -293,7 +293,7 @@ class _Reader:
             self.nothing()
         return (ChunksEvent(tuple(content.chunks)),)
 
-    def end(self, end: service.End) -> tuple[EndEvent]:
+    def end(self, end: wire.End) -> tuple[EndEvent]:
         self._no_open_file("at the end")
         said = (end.entry_count, end.data_bytes, end.damage_count)
         seen = (self._entries, self._data_bytes, self._damages)
@@ -335,7 +335,7 @@ class _Referred:
         self._size_bytes = size_bytes
         self._named_bytes = 0
 
-    def add(self, chunks: Iterable[resources.ChunkRef]) -> None:
+    def add(self, chunks: Iterable[pb.ChunkRef]) -> None:
         for chunk in chunks:
             length = chunk.length_bytes
             if not 0 < length <= CHUNK_BYTES_MAX or len(chunk.digest) != DIGEST_BYTES:
@@ -353,7 +353,7 @@ class _Referred:
             )
 
 
-class _OpenFile:
+class _StreamedFile:
     """The file whose bytes are coming, and the content id of them so far."""
 
     def __init__(self, path: bytes, size_bytes: int, content_id: bytes, zeros: dict[int, bytes]) -> None:
@@ -365,7 +365,7 @@ class _OpenFile:
         self._hasher = ContentHasher()
         self._came_bytes = 0
 
-    def add(self, data: service.Data, payload: bytes) -> None:
+    def add(self, data: wire.Data, payload: bytes) -> None:
         size = data.zero_bytes or len(payload)
         if data.zero_bytes and payload:
             raise ProtocolError(f"{self.path!r}: data that is both bytes and zeros.")
@@ -406,7 +406,7 @@ class _OpenFile:
             raise ProtocolError(f"{self.path!r}: a chunk of {length} bytes.")
         return length
 
-    def check(self, end: service.EntryEnd) -> None:
+    def check(self, end: wire.EntryEnd) -> None:
         if end.size_bytes != self._came_bytes or self._came_bytes != self.size_bytes:
             raise ProtocolError(
                 f"{self.path!r}: {self._came_bytes} bytes came of {self.size_bytes}; its end says {end.size_bytes}."
@@ -420,7 +420,7 @@ def _hashed(data: bytes) -> tuple[bytes, bytes]:
     return data, blake3(data).digest()
 
 
-def _check_inline(path: bytes, entry: resources.Entry, data: bytes | memoryview, digest: bytes) -> None:
+def _check_inline(path: bytes, entry: pb.Entry, data: bytes | memoryview, digest: bytes) -> None:
     """Inline bytes are one chunk, or none: their digest is the content id."""
     if len(data) != entry.content.size_bytes:
         raise ProtocolError(f"{path!r}: {len(data)} bytes came of {entry.content.size_bytes}.")

@@ -101,7 +101,7 @@ class _Kept:
         return Chunk(data, blake3(data).digest())
 
 
-class _Opened(NamedTuple):
+class _Unpacked(NamedTuple):
     """What was made of a message: its segments, and the chunks of its parts that consist of pieces."""
 
     segments: deque[memoryview]
@@ -119,7 +119,7 @@ class Segments:
     def __init__(self) -> None:
         self._pool = Threads(1, thread_name_prefix="staddle-inflate")
         self._kept = _Kept()
-        self._opened = _Opened(deque(), deque())
+        self._opened = _Unpacked(deque(), deque())
         """Of the message that was passed on last."""
         self._kept_ahead = _Kept()
         """Only the pool's thread uses it."""
@@ -133,7 +133,7 @@ class Segments:
 
         Raises ProtocolError for segments and pieces that are none, and what `responses` raises.
         """
-        waiting: deque[tuple[Parts, Future[_Opened]]] = deque()
+        waiting: deque[tuple[Parts, Future[_Unpacked]]] = deque()
         for response in (each for message in responses for each in _slices(message)):
             large = [part for part in response.parts if part.WhichOneof("part") in _LARGE]
             if not large and not waiting:
@@ -145,7 +145,7 @@ class Segments:
         while waiting:
             yield self._come(*waiting.popleft())
 
-    def _come(self, response: Parts, opening: Future[_Opened]) -> Parts:
+    def _come(self, response: Parts, opening: Future[_Unpacked]) -> Parts:
         self._opened = opening.result()
         return response
 
@@ -162,9 +162,9 @@ class Segments:
         # Small: to hand it to another thread takes longer than to hash it.
         return self._kept.chunk(piece)
 
-    def _open(self, large: Iterable[wire.RestorePart]) -> _Opened:
+    def _open(self, large: Iterable[wire.RestorePart]) -> _Unpacked:
         """On the pool's thread: what takes long of a message."""
-        opened = _Opened(deque(), deque())
+        opened = _Unpacked(deque(), deque())
         for part in large:
             if part.HasField("segment"):
                 segment = _inflated(part.segment)

@@ -18,7 +18,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from staddle._base.figures import duration_s
 from staddle._errors import BadRequestError
 from staddle._types.options import At
-from staddle.v1 import resources_pb2 as resources
+from staddle.v1 import resources_pb2 as pb
 
 LATEST: Final = "latest"
 AGE_S_MAX: Final = 100 * 366 * 86_400.0
@@ -43,25 +43,25 @@ HOW_TO_SAY_WHEN: Final = "a time such as 2026-05-01T14:30:05Z or '2026-05-01 14:
 
 def selector_of(
     backup: str | None = None, at: At | None = None, *, future: bool = False
-) -> resources.BackupSelector:
+) -> pb.BackupSelector:
     """What the wire names a backup by; neither given: the newest. Raises BadRequestError, also for a moment to come unless `future`."""
     if backup is not None and at is not None:
         raise BadRequestError("backup and at exclude each other: one backup, or the newest at a time.")
     if at is not None:
         return selector_at(at, future=future)
     if backup is None:
-        return resources.BackupSelector()
+        return pb.BackupSelector()
     if not backup.isascii() or not backup.isalnum():
         raise BadRequestError(
             f"invalid backup {backup!r}: use its id, the first digits of it, or {LATEST!r}",
             facts={"field": "backup"},
         )
-    return resources.BackupSelector(backup=backup)
+    return pb.BackupSelector(backup=backup)
 
 
 def selector_at(
     at: At, *, now: Callable[[], datetime.datetime] | None = None, future: bool = True
-) -> resources.BackupSelector:
+) -> pb.BackupSelector:
     """The selector for a moment or an age. A naive datetime is local time, and its fold says which one of two.
 
     Raises BadRequestError; unless `future`, also for a moment to come by this machine's clock.
@@ -211,18 +211,18 @@ def _jump_s(before_s: int, after_s: int) -> int:
     return after_s
 
 
-def _moment(time_ns: int) -> resources.BackupSelector:
+def _moment(time_ns: int) -> pb.BackupSelector:
     seconds, nanos = divmod(time_ns, _NS)
-    return resources.BackupSelector(at=timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos))
+    return pb.BackupSelector(at=timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos))
 
 
-def _ago(age: datetime.timedelta) -> resources.BackupSelector:
+def _ago(age: datetime.timedelta) -> pb.BackupSelector:
     if age < datetime.timedelta(0):
         raise BadRequestError(
             "invalid age: it is negative, and the future has no backups", facts={"field": "at"}
         )
     seconds = age.days * 86_400 + age.seconds
-    return resources.BackupSelector(ago=duration_pb2.Duration(seconds=seconds, nanos=age.microseconds * 1000))
+    return pb.BackupSelector(ago=duration_pb2.Duration(seconds=seconds, nanos=age.microseconds * 1000))
 
 
 def _local_now() -> datetime.datetime:

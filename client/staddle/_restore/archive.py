@@ -28,7 +28,7 @@ from staddle._protocol.restore_reader import (
 )
 from staddle._restore.archive_formats import ARCHIVES, ZEROS, Archive, CannotHoldError
 from staddle._restore.selection import Choice
-from staddle._restore.stats import WriteTally
+from staddle._restore.stats import RestoreTally
 from staddle._restore.streams import Streams
 from staddle._restore.target_directory import is_in
 from staddle._transport.progress import ProgressReporter
@@ -69,7 +69,7 @@ class ToArchive:
         self._sink = sink
         self._format = archive_format
         self._options = options
-        self._tally = WriteTally()
+        self._tally = RestoreTally()
         self._made: Archive | None = None
         self._ways: dict[bytes, pb.Entry] | None = None if options.paths else {}
         """Directories that are not restored themselves, and that are added if something below them is; None until they are known."""

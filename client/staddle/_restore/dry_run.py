@@ -16,7 +16,7 @@ from staddle._restore.existing_paths import Links, There, decide
 from staddle._restore.folding import Folding
 from staddle._restore.set_metadata import Applier, mode_for
 from staddle._restore.special_files import is_same_special
-from staddle._restore.stats import WriteTally
+from staddle._restore.stats import RestoreTally
 from staddle._restore.target_directory import FILLED, NO_DIRECTORY, BlockedError, look
 from staddle._types.options import Overwrite
 from staddle._types.reports import ProblemKind
@@ -34,7 +34,7 @@ class Preview:
     `verify`: files are compared by content, metadata too, and what differs is a problem.
     """
 
-    def __init__(self, target: bytes, overwrite: Overwrite, tally: WriteTally, *, verify: bool) -> None:
+    def __init__(self, target: bytes, overwrite: Overwrite, tally: RestoreTally, *, verify: bool) -> None:
         """Raises OSError if the target is there and cannot be opened."""
         self._overwrite = overwrite
         self._verify = verify

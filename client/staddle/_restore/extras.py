@@ -21,7 +21,7 @@ from staddle._fs.omissions import is_server_directory
 from staddle._fs.temporary_names import is_temporary
 from staddle._fs.walk import DIRECTORY_FLAGS
 from staddle._restore.selection import Choice, Selection
-from staddle._restore.stats import WriteTally
+from staddle._restore.stats import RestoreTally
 from staddle._restore.target_directory import OWNER_BITS, is_in, look
 from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
@@ -298,7 +298,7 @@ class Extras:
 
     # --- removing
 
-    def remove(self, tally: WriteTally) -> None:
+    def remove(self, tally: RestoreTally) -> None:
         """Removes what was found, and notes what could not be removed."""
         self.tell_failed(tally)
         if self._root is None or not self._groups:
@@ -316,12 +316,12 @@ class Extras:
                 if error.errno not in _ABSENT:
                     tally.note(ProblemKind.NOT_DELETED, group.path, reason_of(error))
 
-    def tell_failed(self, tally: WriteTally) -> None:
+    def tell_failed(self, tally: RestoreTally) -> None:
         """Notes the paths that could not be looked at."""
         for path, why in self._failed:
             tally.note(ProblemKind.NOT_DELETED, path, why)
 
-    def _remove_group(self, group: _Group, tally: WriteTally) -> None:
+    def _remove_group(self, group: _Group, tally: RestoreTally) -> None:
         descriptor = self._directory(group.path)
         before = os.fstat(descriptor)
         mode = stat.S_IMODE(before.st_mode)
@@ -415,7 +415,7 @@ def _mount_of(descriptor: int) -> tuple[int, bytes]:
     return os.fstat(descriptor).st_dev, mount
 
 
-def delete_extras(extras: Extras, tally: WriteTally, *, dry_run: bool) -> list[str]:
+def delete_extras(extras: Extras, tally: RestoreTally, *, dry_run: bool) -> list[str]:
     """Deletes what was found, or counts it in a dry run, if everything else was restored. Returns what the report has to warn of."""
     if (
         not extras.sure

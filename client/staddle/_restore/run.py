@@ -32,10 +32,10 @@ from staddle._restore.existing_paths import There
 from staddle._restore.extras import Extras, delete_extras
 from staddle._restore.folding import target_ignores_case
 from staddle._restore.selection import Choice
-from staddle._restore.stats import WriteTally
+from staddle._restore.stats import RestoreTally
 from staddle._restore.streams import Streams
 from staddle._restore.target_directory import is_in
-from staddle._restore.verify import Comparison
+from staddle._restore.verify import ContentComparison
 from staddle._restore.writer import FileInProgress, Writer
 from staddle._transport.progress import ProgressReporter
 from staddle._transport.retry import Retry
@@ -76,7 +76,7 @@ class Restore:
         )
         self._path = target
         self._options = options
-        self._tally = WriteTally(target)
+        self._tally = RestoreTally(target)
         self._writer: Writer | Preview | None = None
         self._fresh = _is_empty_or_absent(target)
         self._at_once = (
@@ -289,7 +289,7 @@ class Restore:
     def _decide(self, events: Iterator[Event]) -> None:
         """Deals with all that needs no bytes, and gathers the files that do; fetches them now and then."""
         behind = None if self._done is None else sort_key(self._done)
-        comparison: Comparison | None = None
+        comparison: ContentComparison | None = None
         try:
             for event in self._streams.selected(events):
                 if isinstance(event, ChunksEvent):
@@ -341,7 +341,7 @@ class Restore:
         if len(self._pending) >= FETCH_PATHS or self._pending_bytes >= FETCH_PATH_BYTES:
             self._fetch()
 
-    def _decide_entry(self, path: bytes, entry: pb.Entry) -> Comparison | None:
+    def _decide_entry(self, path: bytes, entry: pb.Entry) -> ContentComparison | None:
         """Deals with an entry, or has it gathered; or begins to compare it."""
         if entry.type == pb.ENTRY_TYPE_DIRECTORY:
             self._places.directory(path, entry)
@@ -352,7 +352,7 @@ class Restore:
         there = self._places.what_is_there(path, entry)
         if there is There.COMPARE:
             try:
-                comparison = Comparison(self._places.open_present(path), path, entry)
+                comparison = ContentComparison(self._places.open_present(path), path, entry)
             except OSError as error:
                 self._tally.not_written(path, error)
                 return None
@@ -360,7 +360,9 @@ class Restore:
         self._replace(path, entry, there)
         return None
 
-    def _compare(self, comparison: Comparison, chunks: Iterable[pb.ChunkRef]) -> Comparison | None:
+    def _compare(
+        self, comparison: ContentComparison, chunks: Iterable[pb.ChunkRef]
+    ) -> ContentComparison | None:
         """Compares the next chunks; None, noted, if the file cannot be read."""
         try:
             comparison.add(chunks)
@@ -373,7 +375,7 @@ class Restore:
             raise
         return comparison
 
-    def _decide_compared(self, comparison: Comparison, event: Event) -> None:
+    def _decide_compared(self, comparison: ContentComparison, event: Event) -> None:
         """Deals with a file all of whose chunks were compared, before the event that follows."""
         path, entry = comparison.path, comparison.entry
         try:

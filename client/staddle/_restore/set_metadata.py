@@ -26,7 +26,7 @@ KEPT_XATTRS: Final = (b"security.selinux", b"security.ima", b"security.evm", b"t
 ACL_PREFIX: Final = b"system.posix_acl_"
 _OWNER_RW: Final = stat.S_IRUSR | stat.S_IWUSR
 
-Report = Callable[[str], None]
+ReportFault = Callable[[str], None]
 """Takes what could not be set, and why."""
 
 
@@ -39,7 +39,7 @@ class Applier:
     xattrs_kept: int = 0
 
     def to_descriptor(
-        self, descriptor: int, entry: pb.Entry, report: Report, *, plain: bool = False
+        self, descriptor: int, entry: pb.Entry, report: ReportFault, *, plain: bool = False
     ) -> os.stat_result:
         """Onto an open file or directory. What is right already is not touched. Its stat, from before.
 
@@ -78,7 +78,7 @@ class Applier:
             if entry.HasField("mode"):
                 os.fchmod(descriptor, (entry.mode & 0o1777) | stat.S_IRWXU)
 
-    def to_name(self, dir_fd: int, name: bytes, entry: pb.Entry, report: Report) -> None:
+    def to_name(self, dir_fd: int, name: bytes, entry: pb.Entry, report: ReportFault) -> None:
         """Onto a symlink, fifo or device in an open directory. What is right already is not touched."""
         status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         if self._owner(name, dir_fd, entry, status, report):
@@ -98,7 +98,12 @@ class Applier:
             )
 
     def _owner(
-        self, target: int | bytes, dir_fd: int | None, entry: pb.Entry, status: os.stat_result, report: Report
+        self,
+        target: int | bytes,
+        dir_fd: int | None,
+        entry: pb.Entry,
+        status: os.stat_result,
+        report: ReportFault,
     ) -> bool:
         """Whether the owner was changed, and with it perhaps the mode."""
         uid = entry.uid if entry.HasField("uid") else status.st_uid
@@ -121,7 +126,7 @@ class Applier:
             return False
         return True
 
-    def _xattrs(self, target: int | bytes, entry: pb.Entry, report: Report) -> _Changes:
+    def _xattrs(self, target: int | bytes, entry: pb.Entry, report: ReportFault) -> _Changes:
         """What makes the extended attributes those of the entry, as far as this process may see and set them."""
         changes = _Changes()
         wanted = {xattr.raw_name or xattr.name.encode(): xattr.value for xattr in entry.xattrs}
@@ -143,7 +148,7 @@ class Applier:
                 changes.add(name, partial(os.setxattr, target, name, value, follow_symlinks=follow))
         return changes
 
-    def _change_xattrs(self, changes: list[tuple[bytes, Callable[[], None]]], report: Report) -> None:
+    def _change_xattrs(self, changes: list[tuple[bytes, Callable[[], None]]], report: ReportFault) -> None:
         for name, change in changes:
             try:
                 change()
@@ -178,7 +183,7 @@ def _xattr(target: int | bytes, name: bytes, *, follow: bool) -> bytes | None:
         return None
 
 
-def mode_for(entry: pb.Entry, status: os.stat_result, report: Report) -> int | None:
+def mode_for(entry: pb.Entry, status: os.stat_result, report: ReportFault) -> int | None:
     """The mode that something with this owner may get; None: the entry says none.
 
     Setuid and setgid give the rights of the owner. Where that is not the owner that the entry says, they would give
@@ -209,7 +214,7 @@ def inherits_acl(dir_fd: int) -> bool:
         return error.errno not in (errno.ENOTSUP, errno.ENOSYS)
 
 
-def _try(report: Report, what: str, work: Callable[[], None]) -> None:
+def _try(report: ReportFault, what: str, work: Callable[[], None]) -> None:
     try:
         work()
     except OSError as error:

@@ -24,7 +24,7 @@ class TargetFullError(OSError):
 
 
 @dataclass(slots=True)
-class WriteTally:
+class RestoreTally:
     """What was written, and what was not. Each thread has its own."""
 
     target: bytes = b""
@@ -64,11 +64,11 @@ class WriteTally:
         if self.deleted_count <= DELETED_NAMED_MAX:
             self.deleted_paths.append(path)
 
-    def another(self) -> WriteTally:
+    def another(self) -> RestoreTally:
         """One for another thread."""
-        return WriteTally(self.target, keeps=self.keeps)
+        return RestoreTally(self.target, keeps=self.keeps)
 
-    def take_in(self, other: WriteTally) -> None:
+    def take_in(self, other: RestoreTally) -> None:
         """Adds what another thread wrote."""
         self.written += other.written
         self.kept += other.kept

@@ -11,7 +11,7 @@ from staddle._fs.temporary_names import discard, open_temporary
 from staddle._restore.target_directory import settle
 
 if TYPE_CHECKING:
-    from staddle._restore.set_metadata import Applier, Report
+    from staddle._restore.set_metadata import Applier, ReportFault
     from staddle.v1 import resources_pb2 as pb
 
 ZEROS: Final = bytes(1024 * 1024)
@@ -20,7 +20,7 @@ WRITE_BACK_BYTES: Final = 32 * 1024 * 1024
 _WRITES_BACK: Final = sys.platform == "linux"
 
 
-class OpenedFile:
+class TemporaryFile:
     """A file in an open directory. Zeros where the entry has holes take no space."""
 
     def __init__(
@@ -82,7 +82,7 @@ class OpenedFile:
                 self._put(memoryview(ZEROS)[:length])
             count -= length
 
-    def finish(self, applier: Applier, report: Report, *, plain: bool = False) -> os.stat_result:
+    def finish(self, applier: Applier, report: ReportFault, *, plain: bool = False) -> os.stat_result:
         """Sets the metadata and gives it its name; see Applier.to_descriptor for `plain`. Its stat, from before the metadata."""
         try:
             if self._end_of_data < self._position:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from staddle.v1 import resources_pb2 as pb
 
 
-class Comparison:
+class ContentComparison:
     """An open file, read chunk by chunk as the server names the chunks. Owns the descriptor; close it at the end."""
 
     def __init__(self, descriptor: int, path: bytes, entry: pb.Entry) -> None:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from staddle._base.threads import Threads
 from staddle._restore.set_metadata import Applier, inherits_acl
-from staddle._restore.stats import WriteTally
-from staddle._restore.temporary_file import OpenedFile
+from staddle._restore.stats import RestoreTally
+from staddle._restore.temporary_file import TemporaryFile
 from staddle._types.reports import ProblemKind
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class _Batch:
     files: int = 0
     data_bytes: int = 0
 
-    def write(self, applier: Applier, tally: WriteTally) -> WriteTally:
+    def write(self, applier: Applier, tally: RestoreTally) -> RestoreTally:
         """Writes all of them, and tells the tally, which it returns. Raises TargetFullError; any other failure is noted, and the next one goes on."""
         try:
             for dir_fd, files in self.directories:
@@ -72,9 +72,9 @@ class _Batch:
             os.close(self.directories.pop()[0])
 
 
-def _write(dir_fd: int, file: SmallFile, applier: Applier, tally: WriteTally, *, plain: bool) -> None:
+def _write(dir_fd: int, file: SmallFile, applier: Applier, tally: RestoreTally, *, plain: bool) -> None:
     try:
-        opened = OpenedFile(dir_fd, file.name, file.path, file.entry, exclusive=file.exclusive)
+        opened = TemporaryFile(dir_fd, file.name, file.path, file.entry, exclusive=file.exclusive)
         try:
             for piece in file.pieces:
                 opened.write(piece)
@@ -92,7 +92,7 @@ def _write(dir_fd: int, file: SmallFile, applier: Applier, tally: WriteTally, *,
 class Crew:
     """Writes for one thread, which calls all methods; into `tally` and `applier`."""
 
-    def __init__(self, tally: WriteTally, applier: Applier) -> None:
+    def __init__(self, tally: RestoreTally, applier: Applier) -> None:
         self._tally = tally
         self._applier = applier
         self._pool: Threads | None = None
@@ -101,7 +101,7 @@ class Crew:
         self._batch = _Batch()
         self._parent: bytes | None = None
         """Of the files that were added last to the batch."""
-        self._under_way: deque[tuple[_Batch, Applier, Future[WriteTally]]] = deque()
+        self._under_way: deque[tuple[_Batch, Applier, Future[RestoreTally]]] = deque()
         self._handed = 0
         self.written = 0
         """Batches of which everything is written."""

@@ -19,9 +19,9 @@ from staddle._restore.existing_paths import Links, There, decide
 from staddle._restore.folding import Folding
 from staddle._restore.set_metadata import Applier
 from staddle._restore.special_files import is_same_special, make_special
-from staddle._restore.stats import WriteTally
+from staddle._restore.stats import RestoreTally
 from staddle._restore.target_directory import AppearedError, Target, chmod_name, is_in, look, settle
-from staddle._restore.temporary_file import OpenedFile
+from staddle._restore.temporary_file import TemporaryFile
 from staddle._restore.write_pool import Crew, SmallFile
 from staddle._types.options import Overwrite
 from staddle._types.reports import ProblemKind
@@ -65,7 +65,7 @@ class GatheredFile:
         self.pieces.clear()
 
 
-FileInProgress = OpenedFile | GatheredFile
+FileInProgress = TemporaryFile | GatheredFile
 
 
 class Writer:
@@ -78,7 +78,7 @@ class Writer:
         self,
         target: bytes,
         overwrite: Overwrite,
-        tally: WriteTally,
+        tally: RestoreTally,
         *,
         fresh: bool = False,
         verify: bool = False,
@@ -410,9 +410,9 @@ class Writer:
         self._last_file = self._target.replaceable = path
         self._crew.add(SmallFile(path, name, entry, pieces, self._exclusive or new))
 
-    def _begun(self, path: bytes, entry: pb.Entry, *, new: bool) -> OpenedFile:
+    def _begun(self, path: bytes, entry: pb.Entry, *, new: bool) -> TemporaryFile:
         dir_fd, name = self._parent_of(path, writing=True)
-        return OpenedFile(os.dup(dir_fd), name, path, entry, closes=True, exclusive=self._exclusive or new)
+        return TemporaryFile(os.dup(dir_fd), name, path, entry, closes=True, exclusive=self._exclusive or new)
 
     def _write_linked(
         self, path: bytes, entry: pb.Entry, pieces: tuple[bytes | memoryview, ...], *, new: bool

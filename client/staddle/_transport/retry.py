@@ -33,7 +33,7 @@ ORDINARY_RETRY_S: Final = 10.0
 """How long a call that looks something up is tried again."""
 
 
-class Clock(Protocol):
+class RetryClock(Protocol):
     """What time is taken from, so that a test need not wait."""
 
     def now_s(self) -> float:
@@ -100,7 +100,7 @@ def was_not_done(error: StaddleError) -> bool:
 class Attempts:
     """The failures of one piece of work, against one budget, which runs from the first failure after any progress."""
 
-    def __init__(self, retry: Retry, clock: Clock) -> None:
+    def __init__(self, retry: Retry, clock: RetryClock) -> None:
         self._retry = retry
         self._clock = clock
         self._tries = 0
@@ -134,7 +134,7 @@ def retrying(
     work: Callable[[], T],
     *,
     retry: Retry,
-    clock: Clock,
+    clock: RetryClock,
     retryable: Callable[[StaddleError], bool] = may_pass,
 ) -> T:
     """Does `work` until it succeeds, fails for good, or the budget is used up; then the last error is raised."""

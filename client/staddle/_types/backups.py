@@ -54,7 +54,7 @@ class ChangeCounts:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A legal hold: nobody can delete what it is on before it is released."""
+    """A legal hold: what it is on cannot be deleted until it is released."""
 
     reason: str
     time: datetime.datetime
@@ -92,9 +92,9 @@ class Backup:
     manifest_digest: str
     """Two backups with the same hold the same entries."""
     purge_time: datetime.datetime | None = None
-    """Set while it is deleted: until then it can be undeleted; afterwards it may go for good, unless a hold keeps it."""
+    """Set while it is deleted: until then it can be undeleted; afterwards it is purged, unless a hold protects it."""
     retain_until_time: datetime.datetime | None = None
-    """Nobody can delete it before then; None: nothing was ever set."""
+    """It cannot be deleted before then; None: no retention was set."""
     hold: Hold | None = None
     dataset_hold: Hold | None = None
     """A hold on the whole dataset."""
@@ -120,7 +120,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
-    """A backup that has begun and is neither committed nor given up."""
+    """A backup that has begun and is neither committed nor aborted."""
 
     id: str
     dataset: str
@@ -133,7 +133,7 @@ class OpenUpload:
     lease_expire_time: datetime.datetime
     """Until then no other token may resume it."""
     expire_time: datetime.datetime
-    """The server gives it up then."""
+    """The server aborts it then."""
     durable_entries: int
     durable_bytes: int
     last_failure: str

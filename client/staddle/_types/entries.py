@@ -69,7 +69,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One path of a backup. None in mode, owner or times: nobody said."""
+    """One path of a backup. None in mode, owner or times: not known."""
 
     path_bytes: bytes
     type: EntryType = EntryType.FILE
@@ -94,12 +94,12 @@ class Entry:
     xattrs: tuple[Xattr, ...] = ()
     holes: tuple[Hole, ...] = ()
     file_digest: str = ""
-    """BLAKE3 of the whole file as b3sum prints it, where somebody said it."""
+    """BLAKE3 of the whole file as b3sum prints it, if it is known."""
     digest_origin: DigestOrigin | None = None
     read_again: bool = False
     """It changed while it was read, or might have: the next backup reads it again."""
     implied: bool = False
-    """A directory that nobody sent but that something lies in."""
+    """A directory that was not sent, and exists because an entry lies in it."""
     incomplete: bool = False
     """A directory something in which could not be read, so that it is missing, with everything below it."""
 
@@ -115,7 +115,7 @@ class Entry:
 
     @property
     def mtime(self) -> datetime.datetime | None:
-        """When the content last changed; None: nobody said, or it is out of the range of datetime."""
+        """When the content last changed; None: not known, or out of the range of datetime."""
         return None if self.mtime_ns is None else _datetime_or_none(self.mtime_ns)
 
 

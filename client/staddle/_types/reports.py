@@ -56,7 +56,7 @@ class BackupReport:
     problems: tuple[PathProblem, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[PathProblem, ...] = ()
-    """Paths that are not in the backup for a reason that is no problem: vanished, or left out because of what they are."""
+    """Paths that are left out without being a problem: vanished, or left out because of what they are."""
     entries_unchanged: int = 0
     """Carried over from the base, unread."""
     read_bytes: int = 0
@@ -67,7 +67,7 @@ class BackupReport:
     """Bytes of data that the server had already."""
     seconds: float = 0.0
     resumed: bool = False
-    """It went on with an upload that was begun before."""
+    """It resumed an upload that was begun before."""
 
     @property
     def complete(self) -> bool:
@@ -96,7 +96,7 @@ class RestoreReport:
     warnings: tuple[str, ...] = ()
     entries_written: int = 0
     entries_unchanged: int = 0
-    """Were there already as in the backup."""
+    """Existed already, as in the backup."""
     data_bytes: int = 0
     """Bytes of regular files that were written."""
     seconds: float = 0.0
@@ -122,7 +122,7 @@ class RestoreReport:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A moment in a backup or restore, for showing. Totals are None while nobody knows them."""
+    """A moment in a backup or restore, for showing. Totals are None while they are not known."""
 
     phase: str
     """In one word: "connect", "scan", "send", "commit", "compare", "restore", "retry"."""
@@ -134,8 +134,8 @@ class Progress:
     new_bytes: int = 0
     reused_bytes: int = 0
     notice: str = ""
-    """Something to say in words, such as that a call is tried again, and why."""
+    """A message to show, such as that a call is retried, and why."""
 
 
 ProgressCallback = Callable[[Progress], None]
-"""Called now and then, from any thread, and quickly done. An exception that it raises ends the work."""
+"""Called a few times a second, from any thread; it must return quickly. An exception that it raises ends the work."""

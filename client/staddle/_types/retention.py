@@ -42,9 +42,9 @@ class Retention:
     """What keeps the backups of a dataset."""
 
     policy: RetentionPolicy | None
-    """None: nothing is ever deleted by itself."""
+    """None: nothing is deleted automatically."""
     minimum: datetime.timedelta
-    """For so long after its commit nobody can delete a backup."""
+    """A backup cannot be deleted for this long after its commit."""
     hold: Hold | None
 
 
@@ -68,9 +68,9 @@ class RetentionPlan:
     backups: tuple[PlannedBackup, ...]
     """All that are not deleted, the newest first."""
     free_bytes: int | None
-    """What the store would be rid of in the end; None: it was not asked for, or cannot be told."""
+    """Space that the store would free in the end; None: not asked for, or not known."""
     free_bytes_unknown: str
-    """Why it cannot be told."""
+    """Why it is not known."""
 
     @property
     def going(self) -> tuple[PlannedBackup, ...]:

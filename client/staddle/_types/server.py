@@ -1,4 +1,4 @@
-"""What a server says about itself."""
+"""A server's version, limits and condition."""
 
 import datetime
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Chunker:
+class ChunkerInfo:
     """The parameters with which the tenant's data is cut. The seed is kept like a credential."""
 
     min_bytes: int
@@ -24,11 +24,11 @@ class ServerCondition:
     takes_backups: bool = True
     """Its store takes writes, and its disks have room."""
     clock_in_doubt: bool = False
-    """Its clock jumped and is not believed: nothing is purged, expired, collected or deleted by policy."""
+    """Its clock jumped and is not trusted: nothing is purged, expired, collected or deleted by policy."""
     clock_jump: datetime.timedelta = datetime.timedelta()
     """How far the clock jumped; negative: back."""
     clock_wait: datetime.timedelta = datetime.timedelta()
-    """The jump is believed once so much more time has passed."""
+    """The jump is trusted after this much more time."""
     damaged_packs: int = 0
     """Packs of the tenant that are gone or damaged as a whole."""
     damaged_segments: int = 0
@@ -38,13 +38,13 @@ class ServerCondition:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server says of itself, and of the token that asks."""
+    """A server's version, limits and condition, and the role of the calling token."""
 
     version: str
     tenant: str
     principal: str
     role: str
-    chunker: Chunker
+    chunker: ChunkerInfo
     server_time: datetime.datetime
     limits: Mapping[str, float]
     """By the names of the message Limits; durations in seconds."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 
 MIB: Final = 1024 * 1024
 MESSAGE_BYTES: Final = 1 * MIB
@@ -28,7 +28,7 @@ PART_OVERHEAD_BYTES: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class SentPart:
     """A part of the stream, and where in the upload it stands.
 
     Attributes:
@@ -40,7 +40,7 @@ class Record:
     """
 
     position: int
-    part: service.BackupPart
+    part: wire.BackupPart
     offset: int = -1
     begins_file: bool = False
 
@@ -73,9 +73,9 @@ class Replay:
         self._bytes_max = bytes_max
         self._linger_s = linger_s
         self._changed = threading.Condition()
-        self._records: deque[Record] = deque()
+        self._records: deque[SentPart] = deque()
         self._bytes = 0
-        self._unsent: deque[Record] = deque()
+        self._unsent: deque[SentPart] = deque()
         self._unsent_bytes = 0
         self._generation = 0
         self._running = False
@@ -85,7 +85,7 @@ class Replay:
         """Bytes that are not durable, as far as is known."""
         return self._bytes
 
-    def append(self, record: Record) -> Outcome:
+    def append(self, record: SentPart) -> Outcome:
         """Takes the next record, unless the stream has ended, or too much is not durable and stays so for FULL_WAIT_S."""
         with self._changed:
             room = self._changed.wait_for(
@@ -105,13 +105,13 @@ class Replay:
                 self._changed.notify_all()
             return Outcome.TAKEN
 
-    def trim(self, durable: resources.DurablePoint) -> None:
+    def trim(self, durable: pb.DurablePoint) -> None:
         """Lets go of what is durable."""
         with self._changed:
             self._trim(durable)
             self._changed.notify_all()
 
-    def _trim(self, durable: resources.DurablePoint) -> None:
+    def _trim(self, durable: pb.DurablePoint) -> None:
         while self._records and self._records[0].position <= durable.position:
             self._bytes -= self._records.popleft().size_bytes
         if not (self._records and _is_open(self._records[0], durable)):
@@ -125,9 +125,7 @@ class Replay:
             self._bytes -= self._records.popleft().size_bytes
         self._records.appendleft(opening)
 
-    def restart(
-        self, first: service.BackupPart, durable: resources.DurablePoint
-    ) -> Iterator[service.BackupRequest]:
+    def restart(self, first: wire.BackupPart, durable: pb.DurablePoint) -> Iterator[wire.BackupRequest]:
         """The messages of a new stream: `first`, what is not durable, and then whatever is appended."""
         with self._changed:
             self._trim(durable)
@@ -151,14 +149,14 @@ class Replay:
         """Which stream is the newest, counted from 1."""
         return self._generation
 
-    def _messages(self, first: service.BackupPart, generation: int) -> Iterator[service.BackupRequest]:
-        yield service.BackupRequest(parts=[first])
+    def _messages(self, first: wire.BackupPart, generation: int) -> Iterator[wire.BackupRequest]:
+        yield wire.BackupRequest(parts=[first])
         while (parts := self._take(generation)) is not None:
-            yield service.BackupRequest(parts=parts)
+            yield wire.BackupRequest(parts=parts)
             if parts[-1].HasField("finish"):
                 return
 
-    def _take(self, generation: int) -> list[service.BackupPart] | None:
+    def _take(self, generation: int) -> list[wire.BackupPart] | None:
         """The parts of the next message; None: this stream is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._unsent or self._is_over(generation))
@@ -167,7 +165,7 @@ class Replay:
                 self._changed.wait(left_s)
             if self._is_over(generation):
                 return None
-            parts: list[service.BackupPart] = []
+            parts: list[wire.BackupPart] = []
             taken = 0
             while self._unsent and taken < MESSAGE_BYTES and len(parts) < MESSAGE_PARTS_MAX:
                 record = self._unsent.popleft()
@@ -185,7 +183,7 @@ class Replay:
         )
 
 
-def _is_open(record: Record, durable: resources.DurablePoint) -> bool:
+def _is_open(record: SentPart, durable: pb.DurablePoint) -> bool:
     """Whether a record begins the file of which the server has a part."""
     entry, opened = record.part.entry, durable.open_entry
     return (
@@ -195,21 +193,21 @@ def _is_open(record: Record, durable: resources.DurablePoint) -> bool:
     )
 
 
-def _from(durable: resources.DurablePoint, records: deque[Record]) -> Iterator[Record]:
+def _from(durable: pb.DurablePoint, records: deque[SentPart]) -> Iterator[SentPart]:
     """What is not durable of `records`, whose first is the first that is not. An open file goes on at its durable byte."""
     if not (records and _is_open(records[0], durable)):
         yield from records
         return
     opening, offset = records[0], durable.open_offset_bytes
-    part = service.BackupPart()
+    part = wire.BackupPart()
     part.CopyFrom(opening.part)
     part.entry.continue_at_bytes = offset
     if offset:
         part.entry.ClearField("file_digest")  # the server could hash only the rest
-    yield Record(opening.position, part, begins_file=True)
+    yield SentPart(opening.position, part, begins_file=True)
     for record in list(records)[1:]:
         if record.position == opening.position and 0 <= record.offset < offset:
             rest = record.part.data.data[offset - record.offset :]
-            yield Record(record.position, service.BackupPart(data=service.Data(data=rest)), offset)
+            yield SentPart(record.position, wire.BackupPart(data=wire.Data(data=rest)), offset)
         else:
             yield record

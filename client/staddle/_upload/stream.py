@@ -24,9 +24,9 @@ from staddle._errors import (
 from staddle._transport import silence
 from staddle._transport.calls import BackupCall, Calls
 from staddle._transport.retry import Attempts, Retry, RetryNotice, may_resume
-from staddle._upload.resend_buffer import CHECKPOINT_BYTES, Outcome, Record, Replay
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle._upload.resend_buffer import CHECKPOINT_BYTES, Outcome, Replay, SentPart
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 
 ABORT_RETRY_S: Final = 5.0
 _ONCE: Final = Retry(budget_s=0.0)
@@ -58,15 +58,15 @@ class UploadStream:
         self._position = 0
         self._stale_position = -1
         self._pid = os.getpid()
-        self.upload = resources.Upload()
+        self.upload = pb.Upload()
         self.entry_count = 0
         self.data_bytes = 0
         self.sent_bytes = 0
         self.resumed = False
 
-    def begin(self, request: service.BeginUploadRequest) -> service.BeginUploadResponse:
+    def begin(self, request: wire.BeginUploadRequest) -> wire.BeginUploadResponse:
         """Opens an upload, or takes one over (its open entry is begun anew), and starts the stream."""
-        response: service.BeginUploadResponse = self._calls.call("BeginUpload", request)
+        response: wire.BeginUploadResponse = self._calls.call("BeginUpload", request)
         self.upload = response.upload
         durable = self.upload.durable
         self._position, self.entry_count, self.data_bytes = (
@@ -84,35 +84,35 @@ class UploadStream:
             raise
         return response
 
-    def put(self, entry: resources.Entry, size_bytes: int = 0) -> None:
+    def put(self, entry: pb.Entry, size_bytes: int = 0) -> None:
         """An entry that is complete; `size_bytes` is that of its content, however the entry states it."""
-        self._append(Record(self._position + 1, service.BackupPart(entry=entry)))
+        self._append(SentPart(self._position + 1, wire.BackupPart(entry=entry)))
         self.sent_bytes += len(entry.data)
         self._count(size_bytes)
 
-    def put_file(self, entry: resources.Entry, pieces: Iterable[bytes]) -> int:
+    def put_file(self, entry: pb.Entry, pieces: Iterable[bytes]) -> int:
         """A file and its bytes, in pieces of at most 1 MiB, none empty. Answers its size. What `pieces` raises leaves the file unfinished."""
         position, offset = self._position + 1, 0
-        self._append(Record(position, service.BackupPart(entry=entry), begins_file=True))
+        self._append(SentPart(position, wire.BackupPart(entry=entry), begins_file=True))
         for piece in pieces:
-            self._append(Record(position, service.BackupPart(data=service.Data(data=piece)), offset))
+            self._append(SentPart(position, wire.BackupPart(data=wire.Data(data=piece)), offset))
             offset += len(piece)
             self.sent_bytes += len(piece)
         # Known by now: a file that changed while it was read says so at its end.
-        end = service.EntryEnd(size_bytes=offset, read_again=entry.read_again)
-        self._append(Record(position, service.BackupPart(entry_end=end)))
+        end = wire.EntryEnd(size_bytes=offset, read_again=entry.read_again)
+        self._append(SentPart(position, wire.BackupPart(entry_end=end)))
         self._count(offset)
         return offset
 
-    def remove(self, removal: resources.Remove) -> None:
+    def remove(self, removal: pb.Remove) -> None:
         """Takes a path, and all below it, out."""
-        self._append(Record(self._position + 1, service.BackupPart(remove=removal)))
+        self._append(SentPart(self._position + 1, wire.BackupPart(remove=removal)))
         self._position += 1
 
-    def commit(self) -> resources.Backup:
+    def commit(self) -> pb.Backup:
         """Makes the backup; when it returns, that is durable. Raises what keeps it from being made."""
-        finish = service.Finish(entry_count=self.entry_count, data_bytes=self.data_bytes)
-        self._append(Record(self._position + 1, service.BackupPart(finish=finish)))
+        finish = wire.Finish(entry_count=self.entry_count, data_bytes=self.data_bytes)
+        self._append(SentPart(self._position + 1, wire.BackupPart(finish=finish)))
         while True:
             try:
                 return self._finished()
@@ -129,7 +129,7 @@ class UploadStream:
         self._cut()
         if self._calls.closed:
             return
-        request = service.AbortUploadRequest(upload_id=self.upload.id, epoch=self.upload.epoch)
+        request = wire.AbortUploadRequest(upload_id=self.upload.id, epoch=self.upload.epoch)
         retry = _ONCE if isinstance(error, UnavailableError) else Retry(budget_s=ABORT_RETRY_S)
         try:
             self._calls.call("AbortUpload", request, retry=retry, timeout_s=ABORT_RETRY_S)
@@ -142,7 +142,7 @@ class UploadStream:
         self.entry_count += 1
         self.data_bytes += data_bytes
 
-    def _append(self, record: Record) -> None:
+    def _append(self, record: SentPart) -> None:
         """Sends a record, on a new stream if the one it was meant for has ended."""
         if os.getpid() != self._pid:
             raise UnsupportedError(
@@ -176,10 +176,10 @@ class UploadStream:
             self._call.cancel()
 
     def _start_stream(self) -> None:
-        continued = service.ContinueUpload(
+        continued = wire.ContinueUpload(
             upload_id=self.upload.id, epoch=self.upload.epoch, position=self.upload.durable.position
         )
-        first = service.BackupPart(continue_upload=continued)
+        first = wire.BackupPart(continue_upload=continued)
         messages = self._replay.restart(first, self._usable(self.upload.durable))
         generation = self._replay.generation
         try:
@@ -212,8 +212,8 @@ class UploadStream:
                 raise error
             self._attempts.wait_after(error)
             try:
-                request = service.ResumeUploadRequest(upload_id=self.upload.id)
-                upload: resources.Upload = self._calls.call("ResumeUpload", request, retry=_ONCE).upload
+                request = wire.ResumeUploadRequest(upload_id=self.upload.id)
+                upload: pb.Upload = self._calls.call("ResumeUpload", request, retry=_ONCE).upload
                 self._check_sent(upload.durable)
                 self.upload = upload
                 self._start_stream()
@@ -224,7 +224,7 @@ class UploadStream:
             self._note_progress(upload.durable)
             return
 
-    def _note_progress(self, durable: resources.DurablePoint) -> None:
+    def _note_progress(self, durable: pb.DurablePoint) -> None:
         """A stream that moved the durable point earns the next one its full time."""
         point = (durable.position, durable.open_offset_bytes)
         if point != self._durable_seen:
@@ -243,7 +243,7 @@ class UploadStream:
 
     def _checkpoint(self, generation: int, epoch: int) -> None:
         try:
-            request = service.CheckpointUploadRequest(upload_id=self.upload.id, epoch=epoch)
+            request = wire.CheckpointUploadRequest(upload_id=self.upload.id, epoch=epoch)
             durable = self._calls.call("CheckpointUpload", request).durable
             self._check_sent(durable)
         except StaddleError as error:
@@ -257,7 +257,7 @@ class UploadStream:
         finally:
             self._checkpointing.release()
 
-    def _check_sent(self, durable: resources.DurablePoint) -> None:
+    def _check_sent(self, durable: pb.DurablePoint) -> None:
         """Raises ProtocolError where more is durable than was handed over: what is durable is kept no longer, and counts as progress."""
         # The entry that is being handed over is counted a moment after it was.
         if durable.position > self._position + 1:
@@ -267,37 +267,37 @@ class UploadStream:
                     f"and only {self._position:,} were sent."
                 )
 
-    def _usable(self, durable: resources.DurablePoint) -> resources.DurablePoint:
+    def _usable(self, durable: pb.DurablePoint) -> pb.DurablePoint:
         """Without the open entry of an upload that was taken over: its bytes were read by somebody else."""
         if durable.position != self._stale_position:
             return durable
-        usable = resources.DurablePoint()
+        usable = pb.DurablePoint()
         usable.CopyFrom(durable)
         usable.ClearField("open_entry")
         usable.ClearField("open_offset_bytes")
         return usable
 
-    def _finished(self) -> resources.Backup:
+    def _finished(self) -> pb.Backup:
         if self._call is None:
             raise UnfinishedError("The stream of this upload is closed.")
         return self._call.result(self.upload).backup
 
-    def _look_for_backup(self, error: StaddleError) -> resources.Backup | None:
+    def _look_for_backup(self, error: StaddleError) -> pb.Backup | None:
         """The status of a stream can be lost: GetUpload knows whether it was committed all the same."""
         if not may_resume(error) or self._calls.closed:
             return None
-        request = service.GetUploadRequest(upload_id=self.upload.id)
-        upload: resources.Upload = self._calls.call("GetUpload", request, retry=self._retry).upload
-        if upload.state == resources.UPLOAD_STATE_OPEN:
+        request = wire.GetUploadRequest(upload_id=self.upload.id)
+        upload: pb.Upload = self._calls.call("GetUpload", request, retry=self._retry).upload
+        if upload.state == pb.UPLOAD_STATE_OPEN:
             if upload.last_failure:
                 error.add_note(f"The server says: {upload.last_failure}")
             return None
-        if upload.state != resources.UPLOAD_STATE_COMMITTED:
-            state = resources.UploadState.Name(upload.state)
+        if upload.state != pb.UPLOAD_STATE_COMMITTED:
+            state = pb.UploadState.Name(upload.state)
             raise UploadClosedError(
                 f"The upload {upload.id} is {state} on the server.", facts={"upload": upload.id}
             )
-        selector = resources.BackupSelector(backup=upload.backup_id)
-        by_id = service.GetBackupRequest(dataset=upload.dataset, backup=selector)
-        backup: resources.Backup = self._calls.call("GetBackup", by_id, retry=self._retry).backup
+        selector = pb.BackupSelector(backup=upload.backup_id)
+        by_id = wire.GetBackupRequest(dataset=upload.dataset, backup=selector)
+        backup: pb.Backup = self._calls.call("GetBackup", by_id, retry=self._retry).backup
         return backup

@@ -27,14 +27,14 @@ from staddle._types.backups import BackupKind, Profile, Scope
 from staddle._types.entries import PathLike, path_to_bytes, path_to_str
 from staddle._types.reports import BackupReport, Progress, ProgressCallback
 from staddle._upload.stream import UploadStream
-from staddle.v1 import resources_pb2 as resources
-from staddle.v1 import service_pb2 as service
+from staddle.v1 import resources_pb2 as pb
+from staddle.v1 import service_pb2 as wire
 
 INLINE_BYTES_MAX: Final = 256 * 1024
 """A file up to this size travels inside its entry."""
 PIECE_BYTES: Final = 1024 * 1024
 
-Source = bytes | bytearray | memoryview | IO[bytes] | Iterable[bytes]
+ByteSource = bytes | bytearray | memoryview | IO[bytes] | Iterable[bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Upload:
         self._begun_s = monotonic()
         options = self._options
         self._stream.begin(
-            service.BeginUploadRequest(
+            wire.BeginUploadRequest(
                 dataset=options.dataset,
                 request_id=uuid.uuid4().hex,
                 kind=KINDS_TO_WIRE[options.kind],
@@ -124,7 +124,7 @@ class Upload:
     def put(
         self,
         path: PathLike,
-        data: Source,
+        data: ByteSource,
         *,
         mode: int | None = None,
         uid: int | None = None,
@@ -136,7 +136,7 @@ class Upload:
 
         What is not said of its metadata, a restore leaves to the restoring process. The same path again replaces it.
         """
-        entry = self._entry(path, resources.ENTRY_TYPE_FILE, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
+        entry = self._entry(path, pb.ENTRY_TYPE_FILE, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
         entry.profile = PROFILES_TO_WIRE[choice("profile", profile, Profile)]
         with self._handing_over():
             if isinstance(data, bytes | bytearray | memoryview):
@@ -158,30 +158,26 @@ class Upload:
 
         `incomplete` marks it: something directly in it could not be read and is missing. Hand it over again to add or clear the mark.
         """
-        entry = self._entry(
-            path, resources.ENTRY_TYPE_DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns
-        )
+        entry = self._entry(path, pb.ENTRY_TYPE_DIRECTORY, mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns)
         entry.incomplete = incomplete
         with self._handing_over():
             self._stream.put(entry)
 
     def symlink(self, path: PathLike, target: PathLike, *, mtime_ns: int | None = None) -> None:
         """Hands over a symbolic link to `target`, which is kept as it is."""
-        entry = self._entry(path, resources.ENTRY_TYPE_SYMLINK, mtime_ns=mtime_ns)
+        entry = self._entry(path, pb.ENTRY_TYPE_SYMLINK, mtime_ns=mtime_ns)
         setattr(entry, *field_for("link_target", path_to_bytes(target)))
         with self._handing_over():
             self._stream.put(entry)
 
     def remove(self, path: PathLike) -> None:
         """Takes a path, and all below it, out: of what was put before, and under the scope "changes" of the base."""
-        removal = resources.Remove(**cast("Any", split_path(path)))
+        removal = pb.Remove(**cast("Any", split_path(path)))
         with self._handing_over():
             self._stream.remove(removal)
 
-    def _entry(
-        self, path: PathLike, kind: resources.EntryType.ValueType, **metadata: int | None
-    ) -> resources.Entry:
-        entry = resources.Entry(type=kind, **cast("Any", split_path(path)))
+    def _entry(self, path: PathLike, kind: pb.EntryType.ValueType, **metadata: int | None) -> pb.Entry:
+        entry = pb.Entry(type=kind, **cast("Any", split_path(path)))
         for name, value in metadata.items():
             if value is not None:
                 try:
@@ -192,7 +188,7 @@ class Upload:
                     ) from error
         return entry
 
-    def _put_bytes(self, entry: resources.Entry, data: bytes) -> None:
+    def _put_bytes(self, entry: pb.Entry, data: bytes) -> None:
         if len(data) <= INLINE_BYTES_MAX:
             entry.data = data
             self._stream.put(entry, len(data))
@@ -201,10 +197,10 @@ class Upload:
         entry.file_digest.blake3 = blake3(data).digest()
         self._put_pieces(entry, _pieces([data]))
 
-    def _put_pieces(self, entry: resources.Entry, pieces: Iterator[bytes]) -> None:
+    def _put_pieces(self, entry: pb.Entry, pieces: Iterator[bytes]) -> None:
         self._stream.put_file(entry, self._shown(entry, pieces))
 
-    def _shown(self, entry: resources.Entry, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    def _shown(self, entry: pb.Entry, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             yield piece
             self._show(entry)
@@ -225,7 +221,7 @@ class Upload:
                 self._broken = error
                 raise
 
-    def _reported(self, message: resources.Backup) -> BackupReport:
+    def _reported(self, message: pb.Backup) -> BackupReport:
         backup = backup_of(message)
         if not backup.id or backup.dataset != self._options.dataset:
             raise ProtocolError(
@@ -239,7 +235,7 @@ class Upload:
             resumed=self._stream.resumed,
         )
 
-    def _show(self, entry: resources.Entry) -> None:
+    def _show(self, entry: pb.Entry) -> None:
         self._path = entry.raw_path or entry.path.encode()
         self._progress.report("send")
 

@@ -239,7 +239,7 @@ def _tags(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     tags: dict[str, str] = {}
     for key, value in pairs:
         if key in tags:
-            raise click.UsageError(f"--tag {key}=… is there twice, and a backup has it once.")
+            raise click.UsageError(f"--tag {key}=… is given twice: give each key once.")
         tags[key] = value
     return tags
 
@@ -255,17 +255,17 @@ def _program(source: tuple[str, ...]) -> tuple[str, ...]:
 def _stored_name(name: str | None) -> bytes:
     """The name that a stream's bytes get."""
     if name is None:
-        raise click.UsageError("--name is missing: what shall the file be called in the backup?")
+        raise click.UsageError("--name is missing: name the file in the backup.")
     raw = os.fsencode(name)
     fault = path_fault(raw) if raw else "it is empty"
     if fault:
-        raise click.UsageError(f"--name {text.escaped(raw)} is no path inside a backup: {fault}.")
+        raise click.UsageError(f"invalid --name {text.escaped(raw)}: {fault}.")
     return raw
 
 
 def _paths(source: tuple[str, ...], name: str | None) -> tuple[str, ...]:
     if not source:
-        raise click.UsageError("PATH is missing: which directory or file shall be backed up?")
+        raise click.UsageError("PATH is missing: name the directory or file to back up.")
     if STDIN in source:
         raise click.UsageError("`-` is standard input, which is backed up alone. A file of that name is ./-")
     if name is not None:
@@ -278,7 +278,7 @@ def _paths(source: tuple[str, ...], name: str | None) -> tuple[str, ...]:
 
 
 def _patterns(paths: Iterable[str], files: Iterable[str], given: Iterable[str]) -> tuple[str, ...]:
-    """All patterns. Each file is read here, once; what is wrong with one is told before anything is sent."""
+    """All patterns. Reads each file once, and reports a bad pattern before anything is sent."""
     try:
         patterns = (*(line for file in files for line in lines_of(file)), *given)
         excludes_of(patterns, root=source_of([os.fsencode(path) for path in paths]).root)
@@ -315,7 +315,7 @@ def _backup_path(
         except KeyboardInterrupt:
             raise Interruption(
                 "Interrupted: there is no backup yet. What was sent is kept for some days; "
-                "run the same command again, and it goes on from there.",
+                "run the same command again to resume.",
                 resumable=True,
             ) from None
 
@@ -346,7 +346,7 @@ def _backup_stream(
             )
         except KeyboardInterrupt:
             raise Interruption(
-                "Interrupted: nothing was backed up. A stream cannot be gone on with; run the command again.",
+                "Interrupted: nothing was backed up. A stream cannot be resumed; run the command again.",
                 resumable=False,
             ) from None
 
@@ -400,7 +400,7 @@ def _summed_up(report: BackupReport, *, all_sent: bool) -> str:
     if backup.changes.metadata_kept:
         words += f"; {figures.counted(backup.changes.metadata_kept, 'entry keeps', 'entries keep')} the full one's metadata"
     if report.resumed:
-        words += "; it went on where an earlier run had stopped"
+        words += "; it resumed an earlier run"
     if report.problems:
         words += f"; {figures.counted(len(report.problems), 'path was', 'paths were')} not backed up whole"
     return words + "."

@@ -1,4 +1,4 @@
-"""`staddle delete`, `undelete`, `hold`, `release` and `retain`: what goes, what comes back, and what nobody can delete."""
+"""`staddle delete`, `undelete`, `hold`, `release` and `retain`: what is deleted, what comes back, and what cannot be deleted."""
 
 import datetime
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def delete(session: Session, dataset: str, backups: tuple[str, ...], *, yes: boo
     """Delete BACKUPs of a dataset, named by their ids or the first digits of them.
 
     They are hidden at once, and nothing is lost: until their grace period is over (7 days, unless the server has another), `staddle undelete`
-    brings them back. What is held or retained is deleted by nobody.
+    brings them back. Held and retained backups cannot be deleted.
     """
     require_somebody(session, yes=yes)
     with session.connect() as client:
@@ -100,7 +100,7 @@ def undelete(session: Session, dataset: str, backup: str) -> None:
     if policy is not None and not text.protection(back):
         name, id_ = text.escaped(dataset), text.short_id(back.id)
         session.output.notice(
-            f"the policy of {name} may delete it again: `staddle retention plan {name}` tells; `staddle hold {name} {id_}` keeps it"
+            f"the policy of {name} may delete it again: `staddle retention plan {name}` shows that; `staddle hold {name} {id_}` keeps it"
         )
     words = f"Undeleted {text.which(back)}."
     session.output.summary("undelete", {"backup": json_output.of_backup(back)}, words)
@@ -111,7 +111,7 @@ def undelete(session: Session, dataset: str, backup: str) -> None:
 
 @command(
     "hold",
-    "Place a legal hold: nobody can delete it until it is released.",
+    "Place a legal hold, which prevents deletion until it is released.",
     "staddle hold www 3f9c0a12 --reason 'case 17'",
     "staddle hold www --reason audit",
 )
@@ -121,7 +121,7 @@ def undelete(session: Session, dataset: str, backup: str) -> None:
 def hold(session: Session, dataset: str, backup: str | None, *, reason: str) -> None:
     """Place a legal hold on a BACKUP, also a deleted one, or on a whole dataset with all its backups, also later ones.
 
-    Until `staddle release` nobody can delete what is held, no policy does, and what was deleted before does not go for good.
+    Until `staddle release`, neither a person nor a policy can delete what is held, and what was deleted before is not purged.
     """
     with session.connect() as client:
         placed = client.set_hold(dataset, backup, reason=reason)

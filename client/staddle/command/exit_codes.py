@@ -13,7 +13,7 @@ INTERRUPTED: Final = 130
 
 
 class SourceError(StaddleError):
-    """What was to be backed up did not come whole, so there is no backup of it."""
+    """The source ended early, so no backup was made."""
 
     default_reason: ClassVar[str] = "SOURCE_FAILED"
 

@@ -32,7 +32,7 @@ class CommandOutput:
         self.size_bytes = 0
         if shutil.which(words[0]) is None:
             raise SourceError(
-                f"There is no command {escaped(words[0])} that could be run, so nothing was backed up.",
+                f"The command {escaped(words[0])} was not found, or cannot be executed. Nothing was backed up.",
                 facts={"command": words[0]},
             )
 

@@ -345,9 +345,9 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def require_somebody(session: Session, *, yes: bool) -> None:
-    """A wrong usage where it will have to be asked and nobody can be: then --yes is needed."""
+    """Raises UsageError where a confirmation is needed and cannot be asked for: then --yes is needed."""
     if not yes and (session.output.as_json or sys.stdin is None or not sys.stdin.isatty()):
-        raise click.UsageError("There is nobody to ask whether that is meant: add --yes.")
+        raise click.UsageError("This needs a confirmation, and there is no terminal to ask on: add --yes.")
 
 
 def require_stdout() -> None:

@@ -201,7 +201,7 @@ def _restored(
             return error.report
         except KeyboardInterrupt:
             raise Interruption(
-                "Interrupted: not everything is restored. Run the same command again, and what is there already is not fetched again.",
+                "Interrupted: the restore is incomplete. Run the same command again; it fetches only what is missing.",
                 resumable=True,
             ) from None
 

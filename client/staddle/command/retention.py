@@ -56,9 +56,9 @@ def _show(output: Output, dataset: str, found: Retention) -> None:
         output.table(_rows(found))
     name = text.escaped(dataset)
     if found.policy is None:
-        words = f"{name} has no policy: none of its backups is deleted by itself."
+        words = f"{name} has no policy: none of its backups is deleted automatically."
     else:
-        words = f"{name} has a policy, which the server follows by itself; `staddle retention plan {name}` shows what it would delete now."
+        words = f"{name} has a policy, which the server applies automatically; `staddle retention plan {name}` shows what it would delete now."
     output.summary("retention", {"dataset": dataset, **json_output.of_retention(found)}, words)
 
 
@@ -228,7 +228,7 @@ def _going(made: RetentionPlan) -> str:
 
 def _freed(made: RetentionPlan) -> str:
     if made.free_bytes_unknown:
-        return f"; how much comes free cannot be told: {text.escaped(made.free_bytes_unknown)}"
+        return f"; how much space this frees is not known: {text.escaped(made.free_bytes_unknown)}"
     if made.free_bytes is None or not made.going:
         return ""
     return f", which frees {figures.size(made.free_bytes)} once their grace period is over"

@@ -81,7 +81,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
     help="Show the version and exit.",
 )
 def group() -> None:
-    """Back data up to a Staddle server, look at what is there, and get it back as it was at any time."""
+    """Back up data to a Staddle server, browse the backups, and restore them."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -181,7 +181,7 @@ def _os_message(error: OSError) -> str:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
-    """Known before the arguments are: also a wrong usage is told as JSON."""
+    """Known before the arguments are parsed, so that a usage error is reported as JSON, too."""
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return "--json" in ours
 
@@ -216,7 +216,7 @@ def _heed_interrupts() -> None:
 
 
 def _end_by_broken_pipe() -> int:
-    """Whoever read the output has gone: end as other filters do, by SIGPIPE and without a word."""
+    """The reader of the output has gone: end as other filters do, by SIGPIPE and without a message."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)

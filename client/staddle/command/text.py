@@ -168,7 +168,7 @@ def origin(host: str, root: str) -> str:
 
 
 def mode(entry: Entry) -> str:
-    """Type and permissions as ls writes them; question marks where nobody said."""
+    """Type and permissions as ls writes them; question marks where they are not known."""
     letter = _TYPE_LETTERS[entry.type]
     if entry.mode is None:
         return letter + "?" * 9

@@ -34,7 +34,7 @@ _NOWHERE: Final = -1
 class Piece:
     """Children of a directory that are being processed: a block whose rows are not settled yet."""
 
-    record: Record
+    record: CacheRecorder
     offset: int
     """Where in the file its rows stand; _NOWHERE: the root's row."""
     rows: bytearray
@@ -70,7 +70,7 @@ class Piece:
             self.record.writer.replace(self.offset, self.rows)
 
 
-class Record:
+class CacheRecorder:
     """What the backup that is being made holds, so far: the observer of the walk that makes it."""
 
     children_max: Final = CHILDREN_MAX

@@ -21,7 +21,7 @@ from typing import Final
 from blake3 import blake3
 
 from staddle._backup.cache.file import ID_BYTES, CacheReader, CacheWriter, is_cache_of
-from staddle._backup.cache.recorder import Record
+from staddle._backup.cache.recorder import CacheRecorder
 from staddle._fs.omissions import CACHE_TAG, CACHE_TAG_TEXT
 
 DIRECTORY_BYTES_MAX: Final = 2 * 1024 * 1024 * 1024
@@ -86,7 +86,7 @@ class Cache:
         os.close(descriptor)
         return None
 
-    def record(self, *, differential: bool) -> Record | None:
+    def record(self, *, differential: bool) -> CacheRecorder | None:
         """Begins the cache of a backup that is being made; None: nothing can be written here. `keep` or `discard` ends it."""
         try:
             os.makedirs(self._place, mode=0o700, exist_ok=True)
@@ -99,7 +99,7 @@ class Cache:
         except OSError as error:
             _log.debug("There is no cache: %s", error)
             return None
-        return Record(CacheWriter(descriptor, path), differential=differential)
+        return CacheRecorder(CacheWriter(descriptor, path), differential=differential)
 
     def _mark(self) -> None:
         """Says to backups, ours and those of other programs, that they may leave the directory out."""
@@ -111,7 +111,7 @@ class Cache:
             finally:
                 os.close(descriptor)
 
-    def keep(self, record: Record, backup_id: str, *, full: bool) -> None:
+    def keep(self, record: CacheRecorder, backup_id: str, *, full: bool) -> None:
         """The backup was committed: completes the file, gives it its name, and takes away what it makes useless."""
         raw_id = _raw_id(backup_id)
         try:
@@ -122,7 +122,7 @@ class Cache:
         except OSError as error:
             _log.debug("There is no cache of the backup %s: %s", backup_id, error)
 
-    def discard(self, record: Record) -> None:
+    def discard(self, record: CacheRecorder) -> None:
         """Takes away what has not become a file of the cache, and closes it in any case."""
         record.writer.close()
         self._remove(record.writer.path)
