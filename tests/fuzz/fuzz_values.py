@@ -24,7 +24,7 @@ from staddle._transport.settings import load_settings
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.api import convert
-from staddle_server.api.grpc.uploads import _Listed
+from staddle_server.api.grpc.uploads import ListPosition
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.app import pem
 from staddle_server.app.settings import OPTIONS, SettingsError
@@ -40,7 +40,7 @@ TOKENS = PageTokens(bytes(range(32)))
 POSITIONS: list[tuple[type, object]] = [
     (str, "dataset"),
     (int, 7),
-    (_Listed, _Listed(b"x" * 32, (b"a/b",))),
+    (ListPosition, ListPosition(b"x" * 32, (b"a/b",))),
     (tuple[str, bytes], ("0123abcd" * 4, b"a/b")),
     (tuple[str, str, bytes], ("0123abcd" * 4, "0123abcd" * 4, b"\xff/b")),
 ]  # type: ignore[list-item] # what tokens.read takes

@@ -40,7 +40,7 @@ LISTED_BYTES: Final = 1 * limits.MIB
 """Entries that one answer lists beside the rest of it."""
 
 
-class _ListPosition(NamedTuple):
+class ListPosition(NamedTuple):
     """How far GetUpload's two lists have come; None: to the end."""
 
     missing: bytes | None = b""
@@ -93,9 +93,9 @@ class UploadCalls:
         tokens = PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
         query = ("upload", upload.id)
         limit = convert.size(request.page_size, "page_size", LISTED, LISTED_MAX)
-        after = _ListPosition()
+        after = ListPosition()
         if request.page_token:
-            after = tokens.read(query, request.page_token, _ListPosition)
+            after = tokens.read(query, request.page_token, ListPosition)
         response = sv.GetUploadResponse(upload=self._upload(upload))
         missing, damaged = after.missing, after.damaged
         if missing is not None:
@@ -109,7 +109,7 @@ class UploadCalls:
             more = listed.more or len(page) < len(listed.entries)
             damaged = (listed.entries[len(page) - 1].path,) if more else None
         if missing is not None or damaged is not None:
-            response.next_page_token = tokens.make(query, _ListPosition(missing, damaged))
+            response.next_page_token = tokens.make(query, ListPosition(missing, damaged))
         return response
 
     def resume_upload(self, request: sv.ResumeUploadRequest, call: Call) -> sv.ResumeUploadResponse:
