@@ -271,6 +271,30 @@ def owner_of(name: str, known: dict[str, Path]) -> str | None:
     return name
 
 
+NAMED_APART: Final = frozenset({"api", "app", "cli", "upkeep", "upload", "restore", "tenancy"})
+"""The server's rooms in which no class has the name of another one, wherever that is."""
+ROW_AND_THING: Final = frozenset({"Tenant", "Tenants", "Uploads"})
+"""Names that the catalog has for rows and the rooms above for what the rows describe."""
+
+
+def test_a_class_of_the_server_has_a_name_of_its_own() -> None:
+    """Also one that is private to its module: who searches for a name finds one thing."""
+    found: dict[str, list[str]] = {}
+    for path in SERVER.files():
+        place = ".".join(module_of(path, SERVER))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name.lstrip("_"), []).append(place)
+    alike = {
+        name: places
+        for name, places in found.items()
+        if len(places) > 1
+        and name not in ROW_AND_THING
+        and any(place.split(".")[0] in NAMED_APART for place in places)
+    }
+    assert alike == {}
+
+
 def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
     """The groups of modules that reach one another, each sorted (Tarjan's strongly connected components)."""
     index: dict[str, int] = {}

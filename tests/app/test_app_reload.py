@@ -19,7 +19,7 @@ import forked
 import grpc
 import pytest
 from servers import ServerProcess
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 from staddle.v1 import service_pb2_grpc
 from staddle_server.app import certificates
 from staddle_server.app.reload import CHANGEABLE, Reloading
@@ -131,15 +131,15 @@ def check_new_drain_time(server: ServerProcess, config_file: Path, trusted: grpc
     token = tomllib.loads(server.config.read_text())["token"]
     end = threading.Event()
 
-    def silent() -> Iterator[wire.BackupRequest]:
-        yield wire.BackupRequest(parts=[begin("www")])
+    def silent() -> Iterator[sv.BackupRequest]:
+        yield sv.BackupRequest(parts=[begin("www")])
         end.wait(60)
 
     with grpc.secure_channel(server.address, trusted) as channel:
         metadata = [("authorization", f"Bearer {token}")]
         stub = service_pb2_grpc.StaddleServiceStub(channel)
         stream = stub.Backup.future(silent(), metadata=metadata)
-        while not stub.ListUploads(wire.ListUploadsRequest(), metadata=metadata).uploads:
+        while not stub.ListUploads(sv.ListUploadsRequest(), metadata=metadata).uploads:
             assert not stream.done()
         assert server.stop() == 0
         assert stream.exception(timeout=30) is not None

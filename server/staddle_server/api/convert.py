@@ -87,12 +87,12 @@ def _name_of(text: str, raw: bytes, field: str) -> bytes:
     return raw or text.encode("utf-8")
 
 
-def set_path(message: pb.Entry | sv.Damage, path: bytes) -> None:
-    """Writes a path as text, or as bytes where it is not UTF-8."""
+def set_name(message: Message, field: str, name: bytes) -> None:
+    """Writes a name as text or, where it is not UTF-8, as bytes, into the field that is called raw_ then."""
     try:
-        message.path = path.decode("utf-8")
+        setattr(message, field, name.decode("utf-8"))
     except UnicodeDecodeError:
-        message.raw_path = path
+        setattr(message, f"raw_{field}", name)
 
 
 # ---------------------------------------------------------------------- times
@@ -223,7 +223,7 @@ def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
         ctime_ns=entry.ctime_ns,
         inode=entry.inode,
     )
-    set_path(m, entry.path)
+    set_name(m, "path", entry.path)
     if entry.owner or entry.group:
         m.owner, m.group = entry.owner, entry.group
     if entry.link_group:
@@ -233,10 +233,7 @@ def entry_out(entry: Entry, refs: Iterable[tuple[int, bytes]] = ()) -> pb.Entry:
         m.implied = bool(flags & _IMPLIED)
         m.incomplete = bool(flags & _INCOMPLETE)
     if entry.link_target is not None:
-        try:
-            m.link_target = entry.link_target.decode("utf-8")
-        except UnicodeDecodeError:
-            m.raw_link_target = entry.link_target
+        set_name(m, "link_target", entry.link_target)
     if entry.device is not None:
         m.device_major, m.device_minor = entry.device
     if entry.attributes is not None:
@@ -267,10 +264,7 @@ def _content_out(content: Content, refs: Iterable[tuple[int, bytes]], m: pb.Cont
 
 def _attributes_out(attributes: Attributes, m: pb.Entry) -> None:
     for name, value in attributes.xattrs:
-        try:
-            m.xattrs.add(name=name.decode("utf-8"), value=value)
-        except UnicodeDecodeError:
-            m.xattrs.add(raw_name=name, value=value)
+        set_name(m.xattrs.add(value=value), "name", name)
     for offset, length in attributes.holes:
         m.holes.add(offset_bytes=offset, length_bytes=length)
 
@@ -359,7 +353,7 @@ def durable_out(progress: Progress) -> pb.DurablePoint:
     )
     if progress.last_path is not None:
         m.last_entry.SetInParent()
-        set_path(m.last_entry, progress.last_path)
+        set_name(m.last_entry, "path", progress.last_path)
     if progress.open_entry is not None:
         m.open_entry.CopyFrom(entry_out(progress.open_entry.entry))
         m.open_offset_bytes = progress.open_entry.size_bytes

@@ -23,6 +23,10 @@ Stopping = Callable[[], bool]
 """Whether the server is about to end: a task asks now and then, and ends soon when it is."""
 
 
+class StoppedError(Exception):
+    """The server is about to end: the task that raises this to itself stops where it is, and what it left half done counts for nothing."""
+
+
 class Task(NamedTuple):
     """One thing to do again and again.
 

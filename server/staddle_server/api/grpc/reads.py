@@ -300,7 +300,7 @@ def _part(event: Event, large: threading.Lock) -> Pieces:
             )
         case SentDamage(path, message, offset, subtree):
             part = sv.RestorePart(damage=sv.Damage(message=message, offset_bytes=offset, subtree=subtree))
-            convert.set_path(part.damage, path)
+            convert.set_name(part.damage, "path", path)
         case _:
             raise AssertionError(event)
     return encoding.part(part)

@@ -17,7 +17,7 @@ from staddle_server.tenancy.pack_check import Examined, Examiner
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.parity import Outcome, repair_if_possible
-from staddle_server.upkeep.schedule import NS, Stopping, Task
+from staddle_server.upkeep.schedule import NS, StoppedError, Stopping, Task
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,6 @@ TOO_SHORT_S: Final = 0.001
 """What is shorter is not waited for: it stays to be waited for with the next bytes."""
 BUSY_PART: Final = 16
 """While clients are at work, only one in so many bytes of the rate is read: enough to come round, too little to be felt."""
-
-
-class _EndingError(Exception):
-    """The server is about to end: what was read of a pack counts for nothing."""
 
 
 class Rate:
@@ -65,7 +61,7 @@ class Rate:
         self._at_s = clock.monotonic_s()
 
     def __call__(self, size: int, chunks: int) -> None:
-        """So many bytes were read: waits until more may be. Raises _EndingError when the server is about to end."""
+        """So many bytes were read: waits until more may be. Raises StoppedError when the server is about to end."""
         size += CHUNK_BYTES * chunks
         self._pass()
         self._ahead_bytes = max(self._ahead_bytes, -self._now_bytes_per_s()) + size
@@ -75,7 +71,7 @@ class Rate:
                 return
             self._wait(min(rest_s, PAUSE_S))
             self._pass()
-        raise _EndingError
+        raise StoppedError
 
     def _pass(self) -> None:
         """Takes the time into account that has gone by."""
@@ -126,7 +122,7 @@ class Scrubber:
                     break
                 try:
                     seen = self._read(pack, rate)
-                except _EndingError:
+                except StoppedError:
                     break
                 if seen is not None:
                     packs, size, faults = packs + 1, size + seen.read_bytes, faults + len(seen.faults)
@@ -164,7 +160,7 @@ class Scrubber:
         try:
             tenant = self._kept.tenants.get(pack.tenant)
             seen = Examiner(tenant, catalog, self._kept.clock, rate).read(now)
-        except _EndingError:
+        except StoppedError:
             del self._not_right[pack.id]
             raise
         except StaddleError as e:

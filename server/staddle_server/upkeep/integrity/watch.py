@@ -27,7 +27,7 @@ from staddle_server.upkeep.integrity.damaged_paths import each_backup
 from staddle_server.upkeep.integrity.findings import Kept
 from staddle_server.upkeep.integrity.lost_keys import keys_words
 from staddle_server.upkeep.integrity.record_check import lost_records
-from staddle_server.upkeep.schedule import Stopping, Task
+from staddle_server.upkeep.schedule import StoppedError, Stopping, Task
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,6 @@ RECORDS_LOST: Final = (
     ". Backups and restores work, but a catalog that is rebuilt from the store would not know what these records say. To mend it: "
     "`staddle-server repair` writes again what the catalog knows of them, and `staddle-server check` names what it does not know"
 )
-
-
-class _EndingError(Exception):
-    """The server is about to end."""
 
 
 class Compared(NamedTuple):
@@ -262,7 +258,7 @@ class Integrity:
 
     def _tick(self) -> None:
         if self._thread.stopping:
-            raise _EndingError
+            raise StoppedError
 
     def _tell(self, known: dict[bytes, KnownDamage]) -> None:
         self.is_whole = not known and not self._lost and not self._absent
@@ -294,7 +290,7 @@ class Integrity:
     def _look_again(self) -> None:
         try:
             self.look()
-        except _EndingError:
+        except StoppedError:
             return
         except StaddleError as e:
             log.warning("it could not be found out whether anything is damaged: %s", e.message)
