@@ -51,7 +51,7 @@ def subtree_end(path: bytes) -> bytes | None:
     return sort_key(path) + b"\1" if path else None
 
 
-class Frame:
+class PageFrame:
     """An open page: `index` is the item that comes next."""
 
     __slots__ = ("index", "page", "rightmost")
@@ -72,7 +72,7 @@ class Cursor:
 
     def __init__(self, root: Root, load: Load) -> None:
         self._load = load
-        self._frames: list[Frame] = []
+        self._frames: list[PageFrame] = []
         self._floor: bytes | None = None
         self._above_floor = False
         self.past: bytes | None = None
@@ -89,7 +89,7 @@ class Cursor:
                 raise errors.Damaged("A manifest is damaged: it holds other entries than it should.")
             self._push(page, rightmost=True)
 
-    def frame(self) -> Frame | None:
+    def frame(self) -> PageFrame | None:
         """The page that has the next item; None at the end."""
         frames = self._frames
         while frames:
@@ -111,7 +111,7 @@ class Cursor:
         self._pass(frame, len(frame.page))
         self.straddles = False
 
-    def _pass(self, frame: Frame, index: int) -> None:
+    def _pass(self, frame: PageFrame, index: int) -> None:
         if index == frame.index:
             return
         frame.index = index
@@ -144,7 +144,7 @@ class Cursor:
         self._push(page, rightmost=rightmost)
 
     def _push(self, page: Page, *, rightmost: bool) -> None:
-        frame = Frame(page, 0, rightmost=rightmost)
+        frame = PageFrame(page, 0, rightmost=rightmost)
         self._frames.append(frame)
         if self._floor is not None and self.straddles:
             self._pass(frame, self._position(page, 0))
