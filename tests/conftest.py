@@ -49,6 +49,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+NAME_CHARS_MAX = 100
+
+
+@pytest.hookimpl
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Megabytes that a test is tried with are not its name, which every worker would send with every report."""
+    if isinstance(val, str | bytes) and len(val) > NAME_CHARS_MAX:
+        return f"{argname} of {len(val)}"
+    return None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """A failed test shows what its command and its server wrote.

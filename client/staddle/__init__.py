@@ -42,7 +42,28 @@ from staddle._errors import (
     UploadNotFoundError,
 )
 from staddle._transport.settings import Settings
+from staddle._types.backups import (
+    Backup,
+    BackupKind,
+    Change,
+    ChangeCounts,
+    ChangeType,
+    Dataset,
+    Hold,
+    OpenUpload,
+    Profile,
+    Scope,
+)
+from staddle._types.entries import ChunkRef, DigestOrigin, Entry, EntryType, Hole, Xattr
 from staddle._types.plan import Amount, BackupPlan, PlannedChange, PlannedPath
+from staddle._types.reports import (
+    BackupReport,
+    EntryCounts,
+    PathProblem,
+    ProblemKind,
+    Progress,
+    RestoreReport,
+)
 from staddle._types.retention import (
     AppliedRetention,
     PlannedBackup,
@@ -51,33 +72,7 @@ from staddle._types.retention import (
     RetentionPolicy,
     RetentionTag,
 )
-from staddle._types.values import (
-    Backup,
-    BackupKind,
-    BackupReport,
-    Change,
-    ChangeCounts,
-    ChangeType,
-    Chunker,
-    ChunkRef,
-    Dataset,
-    DigestOrigin,
-    Entry,
-    EntryCounts,
-    EntryType,
-    Hold,
-    Hole,
-    OpenUpload,
-    PathProblem,
-    ProblemKind,
-    Profile,
-    Progress,
-    RestoreReport,
-    Scope,
-    ServerCondition,
-    ServerInfo,
-    Xattr,
-)
+from staddle._types.server import Chunker, ServerCondition, ServerInfo
 from staddle._upload.upload import Upload
 
 __all__ = [

@@ -1,73 +1,46 @@
 """The client: everything that the service does, as methods."""
 
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import IO, Any, Final, Self, TypeVar, Unpack, cast, get_args
+from typing import IO, Any, Final, Self, TypeVar, Unpack, get_args
 
 from google.protobuf.message import Message
 
-from staddle._base.figures import counted
-from staddle._errors import BackupNotFoundError, BadRequestError, DamageError, UnsupportedError
-from staddle._protocol.arguments import checked_path, choice
+from staddle._browse import BrowseMethods
+from staddle._errors import BadRequestError
+from staddle._options import LocalPath, backup_options, local_paths, missing_extra, reported, restore_options
+from staddle._protocol.arguments import choice
 from staddle._protocol.convert import (
-    backup_of,
-    change_of,
-    dataset_of,
-    entry_of,
-    open_upload_of,
-    server_info_of,
-    split_path,
     text,
 )
-from staddle._protocol.selectors import LATEST, selector_of
-from staddle._remote_file import RemoteFile, open_file, read_file
+from staddle._protocol.selectors import selector_of
 from staddle._retention import RetentionMethods
 from staddle._transport.calls import Calls
 from staddle._transport.channel import refuse_other_platforms
 from staddle._transport.retry import Retry
 from staddle._transport.settings import NOWHERE, Settings, load_settings
-from staddle._types.plan import BackupPlan, PlannedPathCallback
-from staddle._types.values import (
+from staddle._types.backups import BackupKind, Profile, Scope
+from staddle._types.entries import PathLike
+from staddle._types.options import (
     ArchiveFormat,
     At,
-    Backup,
-    BackupKind,
-    BackupOptions,
-    BackupReport,
     BinarySink,
-    Change,
-    Dataset,
-    Entry,
-    OpenUpload,
     Overwrite,
-    PathLike,
-    Profile,
-    ProgressCallback,
-    RestoreOptions,
-    RestoreReport,
-    Scope,
-    ServerInfo,
     SourceArguments,
 )
+from staddle._types.plan import BackupPlan, PlannedPathCallback
+from staddle._types.reports import BackupReport, ProgressCallback, RestoreReport
 from staddle._upload.upload import Upload, UploadOptions
-from staddle.v1 import service_pb2 as service
-
-LocalPath = str | bytes | os.PathLike[str]
-"""A path of this machine."""
 
 M = TypeVar("M", bound=Message)
 V = TypeVar("V")
 
-LIST_PAGE: Final = 1_000
-ENTRY_PAGE: Final = 10_000
-EXTRAS: Final = frozenset({"click", "pathspec", "pyfastcdc", "rich", "zstandard"})
 UPLOAD_RETRY_S: Final = 600.0
 
 
-class Client(RetentionMethods):
+class Client(BrowseMethods, RetentionMethods):
     """A client of one Staddle server, as one token.
 
         from staddle import Client
@@ -226,7 +199,7 @@ class Client(RetentionMethods):
         When it returns, the backup is durable. An interrupted one is gone on with when it is called again.
         """
         options = replace(
-            _options_of(dataset, source),
+            backup_options(dataset, source),
             tags=dict(tags or {}),
             thin=thin,
             retry_s=retry_s,
@@ -237,9 +210,9 @@ class Client(RetentionMethods):
         try:
             from staddle._backup.run import backup_directory
 
-            return backup_directory(self._calls, _local_paths(path), options)
+            return backup_directory(self._calls, local_paths(path), options)
         except ModuleNotFoundError as error:
-            raise _missing_extra(error) from error
+            raise missing_extra(error) from error
 
     def plan_backup(
         self,
@@ -257,13 +230,13 @@ class Client(RetentionMethods):
         `backup` would raise before it sends anything, such as TooMuchRemovedError and RootDiffersError.
         """
         # The thin way needs no package that only cutting needs.
-        options = replace(_options_of(dataset, source), thin=True, progress=progress)
+        options = replace(backup_options(dataset, source), thin=True, progress=progress)
         try:
             from staddle._backup.plan import plan_backup
 
-            return plan_backup(self._calls, _local_paths(path), options, each=each)
+            return plan_backup(self._calls, local_paths(path), options, each=each)
         except ModuleNotFoundError as error:
-            raise _missing_extra(error) from error
+            raise missing_extra(error) from error
 
     def _cache_place(self) -> str | None:
         if self._cache_dir == NOWHERE:
@@ -321,12 +294,13 @@ class Client(RetentionMethods):
                 f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
             )
         from staddle._restore.run import restore_to_directory
-        from staddle._restore.selection import lines_of_all
 
-        options = RestoreOptions(
-            paths=tuple(checked_path(path) for path in paths),
-            include=(*lines_of_all("include_files", include_files), *include),
-            exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
+        options = restore_options(
+            paths,
+            include=include,
+            include_files=include_files,
+            exclude=exclude,
+            exclude_files=exclude_files,
             overwrite=overwrite,
             verify=verify,
             delete=delete,
@@ -335,16 +309,10 @@ class Client(RetentionMethods):
             retry_s=retry_s,
             progress=progress,
         )
-        selector = selector_of(backup, at)
-        try:
-            report = restore_to_directory(
-                self._calls, text("dataset", dataset), selector, os.fsencode(target), options
-            )
-        except ModuleNotFoundError as error:
-            raise _missing_extra(error) from error
-        if report.damaged:
-            raise _damage_error(report)
-        return report
+        name, selector = text("dataset", dataset), selector_of(backup, at)
+        return reported(
+            lambda: restore_to_directory(self._calls, name, selector, os.fsencode(target), options)
+        )
 
     def write_archive(
         self,
@@ -375,25 +343,19 @@ class Client(RetentionMethods):
         if format not in get_args(ArchiveFormat):
             raise BadRequestError(f"invalid format {format!r}: use tar or zip.", facts={"field": "format"})
         from staddle._restore.archive import ToArchive
-        from staddle._restore.selection import lines_of_all
 
-        options = RestoreOptions(
-            paths=tuple(checked_path(path) for path in paths),
-            include=(*lines_of_all("include_files", include_files), *include),
-            exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
+        options = restore_options(
+            paths,
+            include=include,
+            include_files=include_files,
+            exclude=exclude,
+            exclude_files=exclude_files,
             retry_s=retry_s,
             progress=progress,
         )
         name, selector = text("dataset", dataset), selector_of(backup, at)
-        try:
-            report = ToArchive(
-                self._calls, name, selector, output, archive_format=format, options=options
-            ).run()
-        except ModuleNotFoundError as error:
-            raise _missing_extra(error) from error
-        if report.damaged:
-            raise _damage_error(report)
-        return report
+        archive = ToArchive(self._calls, name, selector, output, archive_format=format, options=options)
+        return reported(archive.run)
 
     # ------------------------------------------------------------------------------------------- own objects
 
@@ -468,103 +430,7 @@ class Client(RetentionMethods):
             upload.put(name, source, mode=mode, mtime_ns=mtime_ns, profile=profile)
         return upload.report
 
-    # ------------------------------------------------------------------------------------------- looking
-
-    def info(self) -> ServerInfo:
-        """What the server says of itself and of this token."""
-        return server_info_of(self.call("GetServerInfo", service.GetServerInfoRequest()))
-
-    def datasets(self) -> Iterator[Dataset]:
-        """All datasets, by name."""
-        request = service.ListDatasetsRequest(page_size=LIST_PAGE)
-        return self._calls.pages("ListDatasets", request, "datasets", dataset_of)
-
-    def backups(self, dataset: str, *, show_deleted: bool = False) -> Iterator[Backup]:
-        """A dataset's backups, newest first; with `show_deleted` also those that can be undeleted."""
-        request = service.ListBackupsRequest(
-            dataset=text("dataset", dataset), show_deleted=show_deleted, page_size=LIST_PAGE
-        )
-        return self._calls.pages("ListBackups", request, "backups", backup_of)
-
-    def uploads(self, dataset: str = "") -> Iterator[OpenUpload]:
-        """Open uploads of the tenant, or of one dataset, by id. Needs an admin token."""
-        request = service.ListUploadsRequest(dataset=text("dataset", dataset), page_size=LIST_PAGE)
-        return self._calls.pages("ListUploads", request, "uploads", open_upload_of)
-
-    def abort_upload(self, upload: OpenUpload) -> None:
-        """Gives an upload up, whoever writes it: its writer is refused from then on, and its data is garbage. Cannot be undone.
-
-        Raises ConflictError if somebody has resumed it since it was listed, UploadClosedError if it has ended.
-        """
-        self.call("AbortUpload", service.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
-
-    def get_backup(self, dataset: str, backup: str | None = None, *, at: At | None = None) -> Backup:
-        """One backup, picked as in `restore`."""
-        request = service.GetBackupRequest(dataset=text("dataset", dataset), backup=selector_of(backup, at))
-        return backup_of(self.call("GetBackup", request).backup)
-
-    def entries(
-        self,
-        dataset: str,
-        path: PathLike = "",
-        *,
-        backup: str | None = None,
-        at: At | None = None,
-        recursive: bool = False,
-    ) -> Iterator[Entry]:
-        """What lies in the directory `path` (empty: the root), or all below it; another entry lists itself. In order, component by component."""
-        request = service.ListEntriesRequest(
-            dataset=text("dataset", dataset),
-            backup=selector_of(backup, at),
-            recursive=recursive,
-            page_size=ENTRY_PAGE,
-            **cast("Any", split_path(path)),
-        )
-        return self._calls.pages("ListEntries", request, "entries", entry_of)
-
-    def changes(self, dataset: str, a: str | None = None, b: str | None = None) -> Iterator[Change]:
-        """What differs from backup `a` to backup `b`, in order. Without `b`: to the newest; without both: between the last two."""
-        older = selector_of(a) if a is not None else selector_of(self._second_newest(dataset).id)
-        request = service.ListChangesRequest(
-            dataset=text("dataset", dataset),
-            from_backup=older,
-            to_backup=selector_of(b or LATEST),
-            page_size=ENTRY_PAGE,
-        )
-        return self._calls.pages("ListChanges", request, "changes", change_of)
-
-    def _second_newest(self, dataset: str) -> Backup:
-        newest = self.backups(dataset)
-        if next(newest, None) is None or (second := next(newest, None)) is None:
-            raise BackupNotFoundError(
-                f"The dataset {dataset} has fewer than two backups: there is nothing to compare.",
-                facts={"dataset": dataset},
-            )
-        return second
-
-    # ------------------------------------------------------------------------------------------- reading
-
-    def read(
-        self,
-        dataset: str,
-        path: PathLike,
-        *,
-        backup: str | None = None,
-        at: At | None = None,
-        offset: int = 0,
-        length: int | None = None,
-    ) -> bytes:
-        """Bytes of one file: `length` of them from `offset`, fewer where the file ends; None: all. The backup is picked as in `restore`."""
-        file = RemoteFile(self._calls, text("dataset", dataset), path, selector_of(backup, at))
-        return read_file(file, offset, length)
-
-    def open(
-        self, dataset: str, path: PathLike, *, backup: str | None = None, at: At | None = None
-    ) -> io.BufferedReader:
-        """One file of a backup as a seekable, read-only binary file. It stays with the backup that it was opened in."""
-        return open_file(RemoteFile(self._calls, text("dataset", dataset), path, selector_of(backup, at)))
-
-    # ------------------------------------------------------------------------------------------- calls
+    # ------------------------------------------------------------------------------------------- the protocol itself
 
     def call(
         self, method: str, request: Message, *, timeout_s: float | None = None, retry: Retry | None = None
@@ -583,49 +449,3 @@ class Client(RetentionMethods):
         Closing the iterator cancels the call.
         """
         return self._calls.stream(method, request, timeout_s=timeout_s, retry=retry)
-
-
-def _options_of(dataset: str, source: SourceArguments) -> BackupOptions:
-    """What a backup and its plan are asked for alike. Raises BadRequestError, or TypeError for another argument."""
-    given: dict[str, Any] = dict(source)
-    for name in ("exclude", "exclude_files", "exclude_if_present"):
-        given[name] = tuple(given.get(name, ()))
-    given["kind"] = choice("kind", given.get("kind", "auto"), BackupKind)
-    given["paths"] = _names(given.get("paths"))
-    if unknown := given.keys() - SourceArguments.__annotations__:
-        raise TypeError(f"a backup has no argument {min(unknown)!r}")
-    return BackupOptions(dataset=text("dataset", dataset), **given)
-
-
-def _names(paths: Iterable[PathLike] | None) -> tuple[PathLike, ...] | None:
-    """Names of a list. One string is none: its letters would be taken for names."""
-    if isinstance(paths, str | bytes):
-        raise BadRequestError(f"paths is a list of paths, not {paths!r}.", facts={"field": "paths"})
-    return None if paths is None else tuple(paths)
-
-
-def _local_paths(path: LocalPath | Sequence[LocalPath]) -> list[bytes]:
-    paths = [path] if isinstance(path, str | bytes | os.PathLike) else list(path)
-    return [os.fsencode(each) for each in paths]
-
-
-def _missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | UnsupportedError:
-    """What to say where a package of the extra `cli` is not there; any other missing module stays what it is."""
-    if error.name not in EXTRAS:
-        return error
-    return UnsupportedError(
-        f"This needs the package {error.name}: `pip install 'staddle[cli]'` installs it. "
-        "With thin=True, and without patterns, a backup works without it; so does a restore without patterns.",
-        facts={"package": error.name or ""},
-    )
-
-
-def _damage_error(report: RestoreReport) -> DamageError:
-    damaged = report.damaged
-    first = damaged[0]
-    return DamageError(
-        f"{counted(len(damaged), 'path is', 'paths are')} damaged in the store and not restored, the first is {first.path_bytes!r}: {first.message}. "
-        "Everything else was; the report names all.",
-        facts={"path": ascii(first.path), "count": str(len(damaged)), "backup": report.backup.id},
-        report=report,
-    )

@@ -40,7 +40,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from staddle._types.values import RestoreReport
+    from staddle._types.reports import RestoreReport
 
 
 class StaddleError(Exception):

@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 from staddle._errors import BadRequestError, ProtocolError, named
 from staddle._protocol.convert import split_path
 from staddle._transport.calls import Calls
-from staddle._types.values import PathLike
+from staddle._types.entries import PathLike
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 

@@ -10,6 +10,7 @@ from staddle._errors import BadRequestError, ProtocolError, named
 from staddle._protocol.convert import COUNTS, backup_of, datetime_of, hold_of, retention_of, text
 from staddle._transport.calls import Calls
 from staddle._transport.pages import pages_of
+from staddle._types.backups import Backup, Hold
 from staddle._types.retention import (
     AppliedRetention,
     PlannedBackup,
@@ -17,7 +18,6 @@ from staddle._types.retention import (
     RetentionPlan,
     RetentionPolicy,
 )
-from staddle._types.values import Backup, Hold
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 

@@ -140,7 +140,9 @@ def _fastcdc(parameters: ChunkerParameters) -> FastCDC:
     )
 
 
+@functools.lru_cache(maxsize=16)
 def _zeros(length: int) -> Zeros:
+    # Kept for all tenants: hashing them takes as long as starting a backup of a few files.
     data = bytes(length)
     return Zeros(data, blake3(data).digest())
 

@@ -12,11 +12,11 @@ def _writes(world):
     """The transactions that write, as they begin."""
     begun = []
 
-    def note(_connection, _cursor, statement, *_):
-        if statement == "BEGIN IMMEDIATE":
-            begun.append(statement)
+    def note(connection):
+        if connection.get_execution_options().get("staddle_write", False):
+            begun.append(connection)
 
-    event.listen(world.catalog.database.engine, "before_cursor_execute", note)
+    event.listen(world.catalog.database.engine, "begin", note)
     return begun
 
 

@@ -1,6 +1,7 @@
 """What a person reads of an error names their thing and what to do, and no call, field or code of the protocol."""
 
 import ast
+import functools
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ REASONS = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason
 CHECKED_AS_IT_COMES = {"BAD_FIELD"}
 
 
+@functools.cache
 def said_by_the_server() -> dict[str, set[str]]:
     """By reason, the messages in the server's code, with X for what is filled in."""
     found = defaultdict(set)
@@ -36,18 +38,16 @@ def _template(node: ast.expr) -> str | None:
     return None
 
 
-SAID = said_by_the_server()
-
-
 def test_the_servers_messages_are_found() -> None:
-    assert len(SAID) > 20
-    assert any("shutting down" in message for message in SAID["DRAINING"])
+    said = said_by_the_server()
+    assert len(said) > 20
+    assert any("shutting down" in message for message in said["DRAINING"])
 
 
 @pytest.mark.parametrize("reason", sorted(REASONS - CHECKED_AS_IT_COMES))
 def test_no_reason_shows_a_person_calls_fields_or_codes(reason: str) -> None:
     error = rpc_errors.BY_REASON[reason]("PutEntries: upload_id is RESOURCE_EXHAUSTED", reason=reason)
-    shown = {words_of(error)} if reason in WORDS else SAID[reason]
+    shown = {words_of(error)} if reason in WORDS else said_by_the_server()[reason]
     assert [message for message in shown if speaks_of_the_protocol(message)] == []
     assert error.reason == reason
     assert "PutEntries" in error.message

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from staddle._backup.run import backup_directory
 from staddle._client import Client
-from staddle._types.values import BackupKind, BackupOptions, BackupReport
+from staddle._types.backups import BackupKind
+from staddle._types.options import BackupOptions
+from staddle._types.reports import BackupReport
 
 SETTLED_NS = 10_000_000_000
 NOBODY = 65_534

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import socket
@@ -108,6 +109,7 @@ def assert_same(a: Path | bytes, b: Path | bytes, *, but: frozenset[bytes] = fro
         assert other == node, path
 
 
+@functools.lru_cache(maxsize=16)
 def seeded_bytes(seed: int, size: int) -> bytes:
     """Bytes that do not compress, the same for the same seed."""
     return random.Random(seed).randbytes(size)

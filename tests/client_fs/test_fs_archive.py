@@ -19,7 +19,8 @@ from staddle._restore import archive as _archived
 from staddle._restore import archive_formats
 from staddle._restore.archive import ToArchive
 from staddle._restore.archive_formats import NOT_COMPLETE, ZipArchive
-from staddle._types.values import ProblemKind, RestoreOptions
+from staddle._types.options import RestoreOptions
+from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 from test_fs_restore import MTIME_NS, Server, file, other

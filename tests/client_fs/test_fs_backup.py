@@ -28,7 +28,9 @@ from staddle._errors import (
 from staddle._protocol.convert import entry_of
 from staddle._transport.calls import Calls
 from staddle._transport.settings import Settings
-from staddle._types.values import BackupKind, BackupOptions, ChangeType, ProblemKind
+from staddle._types.backups import BackupKind, ChangeType
+from staddle._types.options import BackupOptions
+from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 

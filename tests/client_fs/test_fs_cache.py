@@ -21,13 +21,14 @@ from staddle._backup import cached_comparison
 from staddle._backup.cache import file as _cache_file
 from staddle._backup.cache import store
 from staddle._backup.cache.file import NO_ROW, Block, row_of
+from staddle._backup.cache.recorder import Record
 from staddle._backup.cache.store import Cache
 from staddle._backup.cached_comparison import CachedScan
 from staddle._backup.changes import Removed
 from staddle._errors import ConnectError
-from staddle._fs import walk
 from staddle._fs.walk import DESCRIPTORS_MAX
-from staddle._types.values import BackupKind, ProblemKind
+from staddle._types.backups import BackupKind
+from staddle._types.reports import ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 
@@ -141,8 +142,9 @@ def take_away(path: Path) -> None:
 
 def few_children(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Has blocks of the cache hold so few children that every directory has several."""
-    for module in (walk, cached_comparison, _cache_file):
+    for module in (cached_comparison, _cache_file):
         monkeypatch.setattr(module, "CHILDREN_MAX", most)
+    monkeypatch.setattr(Record, "children_max", most)
 
 
 @pytest.mark.parametrize("most", [4_096, 1, 3])

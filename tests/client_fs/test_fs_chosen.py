@@ -11,7 +11,9 @@ from staddle._backup.plan import plan_backup
 from staddle._errors import BadRequestError, RootDiffersError, TooMuchRemovedError
 from staddle._fs.chosen_paths import absolute, source_of
 from staddle._fs.omissions import CACHE_TAG_SIGNATURE
-from staddle._types.values import BackupKind, BackupOptions, ProblemKind
+from staddle._types.backups import BackupKind
+from staddle._types.options import BackupOptions
+from staddle._types.reports import ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 CACHED = pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])

@@ -12,7 +12,7 @@ from staddle._backup.chunk_list import ChunkList
 from staddle._client import Client
 from staddle._errors import ConnectError
 from staddle._protocol.restore_reader import ChunksEvent, EntryEvent
-from staddle._types.values import Profile
+from staddle._types.backups import Profile
 from staddle.chunking import Cutter
 from staddle.v1 import resources_pb2 as pb
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from staddle._backup.plan import plan_backup
 from staddle._errors import TooMuchRemovedError
-from staddle._types.values import BackupKind, BackupOptions, ChangeType, ProblemKind
+from staddle._types.backups import BackupKind, ChangeType
+from staddle._types.options import BackupOptions
+from staddle._types.reports import ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 CACHED = pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])

@@ -9,8 +9,9 @@ import pytest
 from fs_calls import counted_calls
 from staddle._backup.plan import plan_backup
 from staddle._errors import BadRequestError, NoBaseError, RootDiffersError, TooMuchRemovedError
+from staddle._types.backups import BackupKind
+from staddle._types.options import BackupOptions
 from staddle._types.plan import Amount, BackupPlan, PlannedChange, PlannedPath
-from staddle._types.values import BackupKind, BackupOptions
 
 ONLY_READ = {"ListBackups", "Restore"}
 

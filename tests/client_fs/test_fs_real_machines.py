@@ -15,7 +15,7 @@ from staddle._fs import metadata
 from staddle._fs.excludes import excludes_of, lines_of
 from staddle._fs.omissions import CACHE_TAG_SIGNATURE
 from staddle._fs.walk import Found
-from staddle._types.values import ProblemKind
+from staddle._types.reports import ProblemKind
 
 BOTH_WAYS = pytest.mark.parametrize("thin", [False, True], ids=["source-side", "thin"])
 FAR_NS = 2**63 + 5 * 10**9

@@ -17,7 +17,8 @@ from staddle._restore import run, temporary_file
 from staddle._restore.run import Restore
 from staddle._restore.stats import TargetFullError
 from staddle._transport.retry import Retry
-from staddle._types.values import ProblemKind, RestoreOptions
+from staddle._types.options import RestoreOptions
+from staddle._types.reports import ProblemKind
 from staddle.chunking import content_id
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire

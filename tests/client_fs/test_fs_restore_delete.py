@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fs_trees import assert_same, make_socket, nodes_of, plant
 from staddle._errors import PathNotFoundError
-from staddle._types.values import ProblemKind
+from staddle._types.reports import ProblemKind
 from staddle.v1 import service_pb2 as wire
 from test_fs_restore import MTIME_NS, Server, file, other, outside, restore
 from test_fs_restore_real import mounted
@@ -297,21 +297,16 @@ def test_an_extra_tree_of_any_depth_is_removed(target: Path) -> None:
     assert names(target) == ["d", "d/keep", "f"]
 
 
-def test_a_name_that_the_file_system_takes_for_one_of_the_backup_is_not_deleted(
-    tmp_path: Path, mounted: Callable[..., Path]
-) -> None:
-    image = tmp_path / "image"
-    image.write_bytes(b"")
-    os.truncate(image, 8_000_000)
-    subprocess.run(["mkfs.ext4", "-q", "-O", "casefold", image], check=True)
-    place = mounted("-o", "loop", str(image))
-    (place / "folded").mkdir()
-    if subprocess.run(["chattr", "+F", place / "folded"], capture_output=True, check=False).returncode:
-        pytest.skip("this file system tells letters apart")
-    target = place / "folded"
-    (target / "PAGE").write_bytes(b"data")
-    os.utime(target / "PAGE", ns=(MTIME_NS, MTIME_NS))
-    (target / "extra").touch()
-    report = restore(Server(other(""), file("page")), target, delete=True)
-    assert (report.problems, report.entries_deleted) == ((), 1)
-    assert names(target) == ["PAGE"]
+@pytest.mark.parametrize("place", ["", "d", "only/here"])
+def test_a_servers_data_directory_is_never_deleted(place: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    (target / place / "store" / "packs").mkdir(parents=True)
+    (target / place / "master.key").write_bytes(b"staddle-master-key-1 and so on")
+    (target / place / "store" / "packs" / "one").write_text("backups")
+    (target / "gone").write_text("extra")
+    items = [*TREE, *([other("d/store"), other("d/store/packs")] if place == "d" else [])]
+    report = restore(Server(*items), target, delete=True)
+    assert [(each.kind, each.path) for each in report.problems] == [(ProblemKind.NOT_DELETED, place)]
+    assert (target / place / "store" / "packs" / "one").read_text() == "backups"
+    assert (target / place / "master.key").exists()
+    assert (target / "gone").exists() == (place == "")

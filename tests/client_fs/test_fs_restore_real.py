@@ -16,7 +16,7 @@ import pytest
 from fs_trees import seeded_bytes
 from staddle._fs.temporary_names import is_temporary, open_temporary
 from staddle._restore.stats import TargetFullError
-from staddle._types.values import EntryCounts, ProblemKind
+from staddle._types.reports import EntryCounts, ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 from test_fs_restore import MTIME_NS, Server, file, leftovers, other, restore
@@ -73,6 +73,36 @@ def test_a_target_that_is_full_says_so_and_keeps_no_temporary_file(
     assert caught.value.errno == errno.ENOSPC
     assert leftovers(target) == []
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.parametrize("how", ["full", "read-only", "bound read-only"])
+def test_a_file_system_in_the_target_that_takes_nothing_costs_only_what_lies_in_it(
+    how: str, tmp_path: Path, mounted: Callable[..., Path]
+) -> None:
+    target = tmp_path / "target"
+    (target / "d").mkdir(parents=True)
+    if how == "bound read-only":
+        place = mounted("--bind", str(tmp_path / "target"))
+        subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+    else:
+        place = mounted("-t", "tmpfs", "-o", "size=64k" if how == "full" else "ro", "tmpfs")
+    subprocess.run(["mount", "--bind", place, target / "d"], check=True)
+    if how == "bound read-only":
+        subprocess.run(["mount", "-o", "remount,bind,ro", target / "d"], check=True)
+    try:
+        items = [
+            other("d", mode=0o755),
+            file("d/large", seeded_bytes(1, 3_000_000)),
+            file("d/small", seeded_bytes(2, 300_000)),
+            file("d/linked", seeded_bytes(3, 300_000), link_group=b"g"),
+            file("e", b"rest"),
+        ]
+        report = restore(Server(other(""), *items), target)
+        assert {"d/large", "d/small", "d/linked"} <= {each.path for each in report.problems}
+        assert (target / "e").read_bytes() == b"rest"
+        assert leftovers(target) == []
+    finally:
+        subprocess.run(["umount", "--lazy", target / "d"], check=True)
 
 
 def test_a_file_over_the_limit_of_the_process_is_reported_with_its_cause(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fs_trees import nodes_of, seeded_bytes
 from staddle._errors import BadRequestError
 from staddle._restore import run
-from staddle._types.values import ProblemKind
+from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 from test_fs_archive import archive

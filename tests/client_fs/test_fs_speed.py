@@ -18,7 +18,7 @@ from fs_trees import assert_same, open_below, plant, seeded_bytes
 from staddle._backup import run as _source
 from staddle._restore import run, write_pool
 from staddle._restore.stats import TargetFullError
-from staddle._types.values import Profile
+from staddle._types.backups import Profile
 
 MIB = 1024 * 1024
 

@@ -22,6 +22,7 @@ from manifest_model import (
 from staddle_server.base import errors
 from staddle_server.base.types import EMPTY_ROOT, Entry, EntryType, Flag, sort_key
 from staddle_server.manifest.compare import Changed, ChangeType, Counts, compare, count
+from staddle_server.manifest.cursor import PAGES_KEPT
 from staddle_server.manifest.entries import same, same_content
 from staddle_server.manifest.merge import merge
 
@@ -161,3 +162,17 @@ def test_what_is_missing_below_an_incomplete_directory_is_uncertain() -> None:
     }
     assert [c.type for c in compare(a, b, pages) if c.path == b"d"] == [ChangeType.METADATA]
     assert uncertain(compare(a, EMPTY_ROOT, pages)) == dict.fromkeys((e.path for e in before), False)
+
+
+def test_paths_of_which_a_side_without_a_root_has_no_directory_are_looked_up_once() -> None:
+    """A path of 1,000 components is 1,000 entries: looking for each of their parents again took minutes."""
+    pages = Pages()
+    deep = [b"/".join([b"a"] * depth) for depth in range(1, 101)]
+    files = [file(b"z%04d" % number) for number in range(2000)]
+    a, b = build(files, pages), build([*map(directory, deep), *files], pages)
+    assert a.level > PAGES_KEPT, "what is looked up again is read again"
+    pages.forget_counts()
+    changes = list(compare(a, b, pages))
+    assert [change.path for change in changes] == deep
+    assert not any(change.uncertain for change in changes)
+    assert len(pages.read_digests) < len(pages.stored)

@@ -158,7 +158,12 @@ def test_a_page_in_the_place_of_another_is_damage() -> None:
 def test_an_entry_that_cannot_be_is_never_found_and_its_neighbours_are(wrong: Entry) -> None:
     pages = Pages()
     leaf = [directory(b""), file(b"b"), wrong, file(b"e")]
-    root = Root(0, pages.write(encode_leaf(leaf)), len(leaf), 0)
+    root = Root(
+        0,
+        pages.write(encode_leaf(leaf)),
+        len(leaf),
+        sum(entry.content.size for entry in leaf if entry.content),
+    )
     manifest = Manifest(root, pages)
     for path in {wrong.path, wrong.path.replace(b"\0", b"/")}:
         with pytest.raises(errors.Damaged, match="what cannot be"):

@@ -8,7 +8,8 @@ from blake3 import blake3
 from staddle import Client
 from staddle._backup.run import backup_directory
 from staddle._protocol.restore_reader import DamageEvent, read_restore
-from staddle._types.values import BackupKind, BackupOptions
+from staddle._types.backups import BackupKind
+from staddle._types.options import BackupOptions
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import Role

@@ -9,7 +9,7 @@ from blake3 import blake3
 from harm import check, damage, flip, hurt_chunk, kept, objects, paths, places, repair
 from staddle import Client
 from staddle._backup.run import backup_directory
-from staddle._types.values import BackupOptions
+from staddle._types.options import BackupOptions
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.app.bootstrap import Rooms, create_tenant

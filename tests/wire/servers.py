@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import forked
 import grpc
@@ -30,6 +32,8 @@ from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import TenantRecord, encode_record
+from staddle_server.tenancy.records import finish_all
+from staddle_server.tenancy.tenant import Tenants
 
 Stub = service_pb2_grpc.StaddleServiceStub
 MASTER = bytes(range(32))
@@ -56,6 +60,45 @@ def empty_catalog() -> bytes:
         return path.read_bytes()
 
 
+class Ready(NamedTuple):
+    """A directory as the first start of a service leaves it, with one tenant, `default`."""
+
+    store: Path
+    catalog: bytes
+    tenant: bytes
+    random: tuple[Any, ...]
+    """Where the randomness stands from which the tenant's secrets came."""
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def _ready() -> Ready:
+    """Made once, as a copy of it takes a fraction of the time."""
+    _kept.append(tempfile.TemporaryDirectory())
+    store = Path(_kept[0].name) / "store"
+    store.mkdir()
+    path = store.with_name("catalog.db")
+    path.write_bytes(empty_catalog())
+    catalog = open_catalog(str(path))
+    blobs = DirectoryBlobs(str(store))
+    # The same secrets in every run, so that chunks and pages end where they ended before.
+    seeded = random.Random(2026)
+    keys = KeyStore(blobs, MASTER, seeded.randbytes)
+    tenant = _make_tenant(catalog, keys, "default")
+    finish_all(Tenants(blobs, catalog, keys), catalog)
+    catalog.close()
+    return Ready(store, path.read_bytes(), tenant, seeded.getstate())
+
+
+def _make_tenant(catalog: Catalog, keys: KeyStore, name: str) -> bytes:
+    now_ns = time.time_ns()
+    made = keys.create(name, now_ns)
+    catalog.tenants.create(made.tenant, name, now_ns, record=encode_record(TenantRecord(name, now_ns)))
+    return made.tenant
+
+
 @dataclass
 class Running:
     """A service in this process: call it as a client, look at its parts, restart it, move its clock."""
@@ -72,22 +115,21 @@ class Running:
     catalog_options: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        (self.root / "store").mkdir(exist_ok=True)
-        self._random = random.Random(2026)
+        self._random = random.Random()
+        self._random.setstate(_ready().random)
+        if not (self.root / "catalog.db").exists():
+            shutil.copytree(_ready().store, self.root / "store", dirs_exist_ok=True)
+            (self.root / "catalog.db").write_bytes(_ready().catalog)
         self._channels: list[grpc.Channel] = []
         self.tokens: dict[str, str] = {}
         self.start()
 
     def start(self) -> None:
         """Opens the directory and serves it."""
-        if not (self.root / "catalog.db").exists():
-            (self.root / "catalog.db").write_bytes(empty_catalog())
         self.catalog: Catalog = open_catalog(str(self.root / "catalog.db"), **self.catalog_options)
         self.blobs = self.wrap(DirectoryBlobs(str(self.root / "store")))
-        # The same secrets in every run, so that chunks and pages end where they ended before.
         self.keys = KeyStore(self.blobs, MASTER, self._random.randbytes)
-        known = self.catalog.tenants.get_by_name("default")
-        self.tenant = self.make_tenant("default") if known is None else known.id
+        self.tenant = _ready().tenant
         self.service = Service(
             self.catalog,
             self.blobs,
@@ -103,12 +145,7 @@ class Running:
 
     def make_tenant(self, name: str) -> bytes:
         """A further tenant, by its id."""
-        now_ns = time.time_ns()
-        keys = self.keys.create(name, now_ns)
-        self.catalog.tenants.create(
-            keys.tenant, name, now_ns, record=encode_record(TenantRecord(name, now_ns))
-        )
-        return keys.tenant
+        return _make_tenant(self.catalog, self.keys, name)
 
     def stop(self) -> None:
         """Drains the service and closes what it held."""

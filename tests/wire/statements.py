@@ -1,14 +1,13 @@
 """Compiles each SQL statement once for all catalogs of a process: one that serves has one catalog, these tests open thousands."""
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Engine
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 
 _compiled: dict[object, object] = {}
 
 
-@event.listens_for(Engine, "engine_connect")
-def _share_compiled(connection: Connection) -> None:
-    connection.engine._compiled_cache = _compiled
+# A listener would do, and then every statement would look for listeners.
+Engine._compiled_cache = property(lambda _self: _compiled, lambda _self, _made: None)
 
 
 # A statement's key has its dialect, and each engine makes one: those of one type compile alike.

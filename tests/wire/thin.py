@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 import time
@@ -21,6 +22,7 @@ Part = sv.BackupPart
 PIECE = 1 << 20
 
 
+@functools.lru_cache(maxsize=16)
 def noise(size: int, seed: int = 1) -> bytes:
     """Bytes that do not compress, the same for the same seed."""
     return random.Random(seed).randbytes(size)

@@ -27,7 +27,7 @@ from staddle._base.threads import Threads
 from staddle._fs.file_reader import READ_BYTES, OpenFile, is_racy, open_file, read_small
 from staddle._fs.metadata import Names, entry_of, set_path
 from staddle._fs.walk import Clock, Found, Marked
-from staddle._types.values import Profile
+from staddle._types.backups import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire

@@ -12,7 +12,8 @@ from staddle._backup.chunk_list import ChunkList
 from staddle._fs.file_reader import OpenFile, is_racy
 from staddle._fs.metadata import Names, add_xattrs, entry_of, via_descriptor
 from staddle._fs.walk import Found, Unsent, reason_of, was_replaced
-from staddle._types.values import PathProblem, ProblemKind, Profile
+from staddle._types.backups import Profile
+from staddle._types.reports import PathProblem, ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 PROBLEMS_MAX: Final = 100_000

@@ -17,8 +17,9 @@ from staddle._errors import DatasetNotFoundError, NoBaseError, RootDiffersError
 from staddle._fs.metadata import Names, entry_of
 from staddle._protocol.convert import KINDS_TO_WIRE, backup_of
 from staddle._transport.pages import pages_of
+from staddle._types.backups import BackupKind
+from staddle._types.options import BackupOptions
 from staddle._types.plan import Amount, BackupPlan, PlannedChange, PlannedPath, PlannedPathCallback
-from staddle._types.values import BackupKind, BackupOptions
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 

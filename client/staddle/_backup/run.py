@@ -71,7 +71,9 @@ from staddle._transport.advice import retry_words
 from staddle._transport.pages import pages_of
 from staddle._transport.restore_stream import restored
 from staddle._transport.retry import Attempts, Retry, RetryNotice, may_pass
-from staddle._types.values import BackupKind, BackupOptions, BackupReport, ProblemKind, Progress
+from staddle._types.backups import BackupKind
+from staddle._types.options import BackupOptions
+from staddle._types.reports import BackupReport, ProblemKind, Progress
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 

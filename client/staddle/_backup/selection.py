@@ -13,7 +13,8 @@ from staddle._fs.chosen_paths import Source, source_of
 from staddle._fs.excludes import Excludes, excludes_of, lines_of
 from staddle._fs.noatime import open_quietly
 from staddle._fs.omissions import Omissions, is_server_directory
-from staddle._types.values import BackupOptions, path_to_bytes
+from staddle._types.entries import path_to_bytes
+from staddle._types.options import BackupOptions
 
 ALL_PERCENT: Final = 100.0
 

@@ -16,7 +16,7 @@ from staddle._fs.file_reader import OpenFile, open_file
 from staddle._fs.metadata import Names, set_path
 from staddle._fs.walk import Clock, Marked
 from staddle._protocol.convert import path_of
-from staddle._types.values import Profile
+from staddle._types.backups import Profile
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 

@@ -24,7 +24,7 @@ from staddle._fs.observer import Observer, Piece
 from staddle._fs.omissions import NOTHING, Omissions
 from staddle._fs.temporary_names import is_temporary
 from staddle._protocol.convert import COMPONENT_BYTES_MAX, COMPONENTS_MAX, PATH_BYTES_MAX
-from staddle._types.values import ProblemKind
+from staddle._types.reports import ProblemKind
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from staddle._errors import BadRequestError
 from staddle._protocol.convert import path_fault
-from staddle._types.values import PathLike, path_to_bytes
+from staddle._types.entries import PathLike, path_to_bytes
 
 E = TypeVar("E", bound=enum.StrEnum)
 

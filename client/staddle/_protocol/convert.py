@@ -8,31 +8,31 @@ from typing import Final, Literal
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from staddle._errors import BadRequestError, ProtocolError
-from staddle._types.retention import Retention, RetentionPolicy, RetentionTag
-from staddle._types.values import (
+from staddle._types.backups import (
     Backup,
     BackupKind,
     Change,
     ChangeCounts,
     ChangeType,
-    Chunker,
-    ChunkRef,
     Dataset,
+    Hold,
+    OpenUpload,
+    Profile,
+    Scope,
+)
+from staddle._types.entries import (
+    ChunkRef,
     DigestOrigin,
     Entry,
     EntryType,
-    Hold,
     Hole,
-    OpenUpload,
     PathLike,
-    Profile,
-    Scope,
-    ServerCondition,
-    ServerInfo,
     Xattr,
     datetime_from_ns,
     path_to_bytes,
 )
+from staddle._types.retention import Retention, RetentionPolicy, RetentionTag
+from staddle._types.server import Chunker, ServerCondition, ServerInfo
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service
 

@@ -17,7 +17,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 
 from staddle._base.figures import duration_s
 from staddle._errors import BadRequestError
-from staddle._types.values import At
+from staddle._types.options import At
 from staddle.v1 import resources_pb2 as resources
 
 LATEST: Final = "latest"

@@ -34,7 +34,8 @@ from staddle._restore.streams import Streams
 from staddle._restore.target_directory import is_in
 from staddle._transport.advice import retry_words
 from staddle._transport.retry import Retry, RetryNotice
-from staddle._types.values import BinarySink, ProblemKind, Progress, RestoreOptions, RestoreReport
+from staddle._types.options import BinarySink, RestoreOptions
+from staddle._types.reports import ProblemKind, Progress, RestoreReport
 from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from staddle._base.figures import counted
 from staddle._errors import DamageError
 from staddle._protocol.convert import link_target_of
 from staddle._protocol.restore_reader import is_file
-from staddle._types.values import BinarySink
+from staddle._types.options import BinarySink
 from staddle.v1 import resources_pb2 as pb
 
 BUFFER_BYTES: Final = 256 * 1024

@@ -13,11 +13,13 @@ from staddle._fs.metadata import type_of
 from staddle._fs.walk import DIRECTORY_FLAGS
 from staddle._protocol.restore_reader import is_file
 from staddle._restore.existing_paths import Links, There, decide
+from staddle._restore.folding import Folding
 from staddle._restore.set_metadata import Applier, mode_for
 from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import FILLED, NO_DIRECTORY, BlockedError, look
 from staddle._restore.writer import is_same_special
-from staddle._types.values import Overwrite, ProblemKind
+from staddle._types.options import Overwrite
+from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 ABSENT: Final = "it is not there"
@@ -42,6 +44,7 @@ class Preview:
         self.left_count = 0
         self.left_is_full = False
         self._links = Links()
+        self._folding = Folding()
         self._why = ""
         """What is different at the path that was looked at last."""
         self._root: int | None = None
@@ -74,6 +77,7 @@ class Preview:
         """Looks for a directory."""
         try:
             status = self._status(path)
+            self._check_folded(path, status)
         except OSError as error:
             self._tally.not_written(path, error)
             return
@@ -110,6 +114,8 @@ class Preview:
         """See Writer.what_is_there."""
         try:
             status = self._status(path)
+            if not self._keeps:
+                self._check_folded(path, status)
             there = decide(
                 entry,
                 status,
@@ -124,6 +130,8 @@ class Preview:
             if status is None:
                 return there
             if there is There.OTHER:
+                if not self._verify:
+                    self._folding.check_replaced(path)
                 self._say_why(entry, status)
                 if not self._verify and self._is_filled(path, status):
                     raise BlockedError(FILLED)
@@ -133,6 +141,11 @@ class Preview:
         except OSError as error:
             self._tally.not_written(path, error)
         return There.STAYS
+
+    def _check_folded(self, path: bytes, status: os.stat_result | None) -> None:
+        """Raises FoldedError where the restore would. A comparison tells by the content."""
+        if path and status is not None and not self._verify:
+            self._folding.check(self._directory(path), path, status)
 
     def _is_same(self, path: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
         """See Writer."""

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Final
 
 from staddle._protocol.restore_reader import is_file
-from staddle._types.values import Overwrite
+from staddle._types.options import Overwrite
 from staddle.v1 import resources_pb2 as pb
 
 LINKS_MAX: Final = 100_000

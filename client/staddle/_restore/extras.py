@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from staddle._fs.omissions import is_server_directory
 from staddle._fs.temporary_names import is_temporary
 from staddle._fs.walk import DIRECTORY_FLAGS, reason_of
 from staddle._restore.selection import Choice, Selection
 from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import OWNER_BITS, is_in, look
-from staddle._types.values import ProblemKind
+from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 DESCRIPTORS_MAX: Final = 64
@@ -28,6 +29,9 @@ DEEP: Final = 64
 """Directories that lie deeper are not opened anew from the target for every directory above them: that would grow with the square."""
 INCOMPLETE: Final = (
     "the backup could not read everything in this directory, so what only the target has in it stays"
+)
+SERVER: Final = (
+    "it is the data directory of a Staddle server, so what only the target has in it stays: delete it by hand"
 )
 CHANGED: Final = "it changed or was replaced after it was found"
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -50,6 +54,12 @@ class _Level:
     """The backup does not know everything in it."""
     aliases: set[int] = field(default_factory=set)
     """Inodes that names of the backup lead to although they are listed in other letters."""
+    stays: bool = False
+    """It is, or lies in, a server's data directory."""
+    keeps_extras: bool = False
+    """Something that stays for that reason is not in the backup."""
+    directories: set[int] = field(default_factory=set)
+    """Inodes of the target's directories that directories of the backup in this one lead to."""
 
 
 @dataclass(slots=True)
@@ -103,6 +113,8 @@ class Extras:
         """Directories that stay because a file system is mounted there."""
         self.sure = True
         """All entries of the backup have come: none of what was found can be one of them."""
+        self.merged: bytes | None = None
+        """A directory that is the same in the target as another one of the backup."""
         try:
             self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._mount = _mount_of(self._root)
@@ -128,10 +140,15 @@ class Extras:
         if path and self._levels and self._levels[-1].path == parent:
             self._seen(self._levels[-1], name)
         is_directory = entry.type == pb.ENTRY_TYPE_DIRECTORY
+        if path and is_directory and self._levels and self._levels[-1].path == parent:
+            self._check_merged(self._levels[-1], path, name)
         choice = self._selection.choose(path, is_directory=is_directory)
         if is_directory and choice is not Choice.LEFT_OUT:
             keeps_time = choice is Choice.TAKEN and entry.HasField("mtime_ns")
-            self._levels.append(_Level(path, keeps_time, set(self._names_in(path)), entry.incomplete))
+            names = self._names_in(path)
+            level = _Level(path, keeps_time, set(names), entry.incomplete)
+            level.stays = bool(self._levels and self._levels[-1].stays) or self._is_server(path, names)
+            self._levels.append(level)
 
     def end(self) -> None:
         """Says that all entries have come."""
@@ -155,6 +172,19 @@ class Extras:
             if status is not None:
                 level.aliases.add(status.st_ino)
 
+    def _check_merged(self, level: _Level, path: bytes, name: bytes) -> None:
+        """Two directories of the backup that are one in the target: what one lacks the other may have, so nothing is deleted."""
+        try:
+            status = look(self._directory(level.path), name)
+        except OSError:
+            return
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            return
+        if status.st_ino in level.directories and self.merged is None:
+            self.merged = path
+            self.sure = False
+        level.directories.add(status.st_ino)
+
     def _names_in(self, path: bytes) -> list[bytes]:
         """The names in a directory of the target; none, if the restore has to make it."""
         try:
@@ -166,8 +196,20 @@ class Extras:
                 self._failed.append((path, reason_of(error)))
         return []
 
+    def _is_server(self, path: bytes, names: list[bytes]) -> bool:
+        """Whether a directory of the target holds a server's master key and backups: no restore may delete them."""
+        return bool(names) and is_server_directory(self._directory(path), names)
+
     def _leave(self, level: _Level) -> None:
         """Gathers what is left of a directory of the backup."""
+        if level.stays:
+            level.keeps_extras = level.keeps_extras or any(self._may_go(level, name) for name in level.names)
+            above = self._levels[-1] if self._levels else None
+            if above is not None and above.stays:
+                above.keeps_extras = above.keeps_extras or level.keeps_extras
+            elif level.keeps_extras:
+                self._failed.append((level.path, SERVER))
+            return
         if level.incomplete:
             if any(self._may_go(level, name) for name in level.names):
                 self._failed.append((level.path, INCOMPLETE))
@@ -214,7 +256,11 @@ class Extras:
                     inside.stays = True
                 elif is_directory:
                     names = sorted(map(os.fsencode, os.listdir(self._directory(path))), reverse=True)
-                    way.append(_Inside(path, names, _Group(path)))
+                    if self._is_server(path, names):
+                        self._failed.append((path, SERVER))
+                        inside.stays = True
+                    else:
+                        way.append(_Inside(path, names, _Group(path)))
                 else:
                     self._add(inside, name, status)
             except OtherMountError:

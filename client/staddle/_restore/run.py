@@ -31,6 +31,7 @@ from staddle._protocol.restore_reader import (
 from staddle._restore.dry_run import Preview
 from staddle._restore.existing_paths import There
 from staddle._restore.extras import Extras
+from staddle._restore.folding import target_ignores_case
 from staddle._restore.selection import Choice
 from staddle._restore.stats import WriteTally
 from staddle._restore.streams import Streams
@@ -39,7 +40,8 @@ from staddle._restore.verify import Comparison
 from staddle._restore.writer import FileInProgress, Writer
 from staddle._transport.advice import retry_words
 from staddle._transport.retry import Retry, RetryNotice
-from staddle._types.values import ProblemKind, Progress, RestoreOptions, RestoreReport
+from staddle._types.options import RestoreOptions
+from staddle._types.reports import ProblemKind, Progress, RestoreReport
 from staddle.v1 import resources_pb2 as pb
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ WAYS_MAX: Final = 4_096
 """So many directories are remembered because included paths lie in them, before what was gathered is fetched."""
 FAILURES: Final = frozenset({ProblemKind.DAMAGED, ProblemKind.NOT_WRITTEN})
 """After them nothing is deleted."""
+MERGED: Final = (
+    "the target's file system takes it for another directory of the backup, so nothing was deleted"
+)
 FETCH_PATH_BYTES: Final = 1024 * 1024
 PROGRESS_S: Final = 0.2
 
@@ -77,11 +82,11 @@ class Restore:
         )
         self._path = target
         self._options = options
-        self._tally = WriteTally()
+        self._tally = WriteTally(target)
         self._writer: Writer | Preview | None = None
         self._fresh = _is_empty_or_absent(target)
         self._at_once = (
-            (options.overwrite == "always" or self._fresh)
+            (self._fresh if options.overwrite != "always" else not target_ignores_case(target))
             and not options.dry_run
             and self._streams.selection.takes_all
         )
@@ -178,6 +183,8 @@ class Restore:
             or tally.problems_dropped
             or any(problem.kind in FAILURES for problem in tally.problems)
         ):
+            if extras.merged is not None:
+                tally.note(ProblemKind.NOT_DELETED, extras.merged, MERGED)
             if extras.count:
                 self._warnings.append(
                     f"Kept {counted(extras.count, 'path')} that were not found in the backup, because not everything in the backup could be "

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass, field
 from typing import Final
 
 from staddle._fs.walk import reason_of
 from staddle._restore.target_directory import AppearedError
-from staddle._types.values import EntryCounts, PathProblem, ProblemKind
+from staddle._types.reports import EntryCounts, PathProblem, ProblemKind
 
 PROBLEMS_MAX: Final = 100_000
 PROBLEM_BYTES_MAX: Final = 32 * 1024 * 1024
 """Their paths and messages together: what a server says of damage must not fill the memory."""
 DELETED_NAMED_MAX: Final = 10_000
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""What makes going on pointless."""
+"""What makes going on pointless, if the target's own file system says it."""
 
 
 class TargetFullError(OSError):
@@ -26,6 +27,7 @@ class TargetFullError(OSError):
 class WriteTally:
     """What was written, and what was not. Each thread has its own."""
 
+    target: bytes = b""
     problems: dict[PathProblem, None] = field(default_factory=dict)
     problem_bytes: int = 0
     problems_dropped: int = 0
@@ -52,7 +54,7 @@ class WriteTally:
         if self.keeps and isinstance(error, AppearedError):
             self.kept += 1
             return
-        if error.errno in FULL:
+        if error.errno in FULL and not _is_elsewhere(self.target, path, error):
             raise TargetFullError(error.errno, reason_of(error), path) from error
         self.note(ProblemKind.NOT_WRITTEN, path, reason_of(error))
 
@@ -61,6 +63,10 @@ class WriteTally:
         self.deleted_count += 1
         if self.deleted_count <= DELETED_NAMED_MAX:
             self.deleted_paths.append(path)
+
+    def another(self) -> WriteTally:
+        """One for another thread."""
+        return WriteTally(self.target, keeps=self.keeps)
 
     def take_in(self, other: WriteTally) -> None:
         """Adds what another thread wrote."""
@@ -80,3 +86,19 @@ class WriteTally:
             self.problem_bytes += size
         else:
             self.problems_dropped += 1
+
+
+def _is_elsewhere(target: bytes, path: bytes, error: OSError) -> bool:
+    """Whether what took no more is another file system, mounted below the target, so that the target may take other paths."""
+    try:
+        if error.errno == errno.EROFS:
+            return not os.statvfs(target).f_flag & os.ST_RDONLY
+        own = os.stat(target).st_dev
+        while path:
+            place = os.path.join(target, path)
+            if os.path.lexists(place):
+                return os.lstat(place).st_dev != own
+            path = os.path.dirname(path)
+    except OSError:
+        pass  # then it is as bad as it can be
+    return False

@@ -21,7 +21,7 @@ from staddle._base.threads import Threads
 from staddle._restore.set_metadata import Applier, inherits_acl
 from staddle._restore.stats import WriteTally
 from staddle._restore.temporary_file import OpenedFile
-from staddle._types.values import ProblemKind
+from staddle._types.reports import ProblemKind
 
 if TYPE_CHECKING:
     from staddle.v1 import resources_pb2 as pb
@@ -56,9 +56,8 @@ class _Batch:
     files: int = 0
     data_bytes: int = 0
 
-    def write(self, applier: Applier, *, keeps: bool) -> WriteTally:
-        """Writes all of them. Raises TargetFullError; any other failure is noted, and the next one goes on."""
-        tally = WriteTally(keeps=keeps)
+    def write(self, applier: Applier, tally: WriteTally) -> WriteTally:
+        """Writes all of them, and tells the tally, which it returns. Raises TargetFullError; any other failure is noted, and the next one goes on."""
         try:
             for dir_fd, files in self.directories:
                 plain = not inherits_acl(dir_fd)
@@ -159,7 +158,7 @@ class Crew:
             return
         applier = Applier(self._applier.is_root)
         self._under_way.append(
-            (batch, applier, self._pool.submit(partial(batch.write, applier, keeps=self._tally.keeps)))
+            (batch, applier, self._pool.submit(partial(batch.write, applier, self._tally.another())))
         )
         while self._under_way and (len(self._under_way) > self._ahead or self._under_way[0][2].done()):
             self._take_in()
@@ -167,7 +166,7 @@ class Crew:
     def _write(self, batch: _Batch) -> None:
         """Writes the first batch at once; the next ones are written by another thread, or by several if this one had to wait."""
         begun_s, worked_s = time.monotonic(), time.thread_time()
-        self._tally.take_in(batch.write(self._applier, keeps=self._tally.keeps))
+        self._tally.take_in(batch.write(self._applier, self._tally.another()))
         self.written += 1
         waited = time.monotonic() - begun_s > WAITING * (time.thread_time() - worked_s)
         writers = WRITERS if waited else 1

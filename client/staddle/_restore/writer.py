@@ -18,12 +18,14 @@ from staddle._fs.time_granularity import KeptTimes
 from staddle._protocol.convert import link_target_of
 from staddle._protocol.restore_reader import is_file
 from staddle._restore.existing_paths import Links, There, decide
+from staddle._restore.folding import Folding
 from staddle._restore.set_metadata import Applier
 from staddle._restore.stats import WriteTally
 from staddle._restore.target_directory import AppearedError, Target, chmod_name, is_in, look, settle
 from staddle._restore.temporary_file import OpenedFile
 from staddle._restore.write_pool import Crew, SmallFile
-from staddle._types.values import Overwrite, ProblemKind
+from staddle._types.options import Overwrite
+from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 GATHER_BYTES_MAX: Final = 512 * 1024
@@ -107,6 +109,7 @@ class Writer:
         self._last_file = b""
         """The last path that was handed to the crew."""
         self._links = Links()
+        self._folding = Folding()
         self._directories: list[tuple[bytes, pb.Entry]] = []
         """Those above the last path, whose metadata is set when all in them is there."""
         self._left: deque[_Left] = deque()
@@ -208,6 +211,9 @@ class Writer:
             made = self._target.make_directory(path, private=entry.HasField("mode"))
             if not made:
                 self._target.sweep(path)
+            if path:
+                dir_fd, name = self._parent_of(path)
+                self._folding.check(dir_fd, path, os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
         except OSError as error:
             self._tally.not_written(path, error)
             return
@@ -229,6 +235,8 @@ class Writer:
         try:
             dir_fd, name = self._parent_of(path)
             status = look(dir_fd, name)
+            if status is not None and not self._exclusive:
+                self._folding.check(dir_fd, path, status)
             there = decide(
                 entry,
                 status,
@@ -239,6 +247,8 @@ class Writer:
             )
             if there is There.OTHER and self._fresh:
                 raise AppearedError
+            if there is There.OTHER:
+                self._folding.check_replaced(path)
             if there is There.KEPT:
                 self._tally.kept += 1
                 return There.STAYS
@@ -251,9 +261,10 @@ class Writer:
 
     def compared(self, path: bytes, entry: pb.Entry, *, same: bool) -> There:
         """What becomes of a file whose content was compared."""
-        if not same and not self._fresh:
-            return There.OTHER
         try:
+            if not same and not self._fresh:
+                self._folding.check_replaced(path)
+                return There.OTHER
             dir_fd, name = self._parent_of(path)
             status = look(dir_fd, name)
             if status is None:

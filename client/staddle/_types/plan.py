@@ -6,7 +6,9 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from staddle._types.values import Backup, BackupKind, PathProblem, path_to_str
+from staddle._types.backups import Backup, BackupKind
+from staddle._types.entries import path_to_str
+from staddle._types.reports import PathProblem
 
 
 class PlannedChange(enum.StrEnum):

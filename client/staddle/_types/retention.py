@@ -3,7 +3,7 @@
 import datetime
 from dataclasses import dataclass
 
-from staddle._types.values import Backup, Hold
+from staddle._types.backups import Backup, Hold
 
 
 @dataclass(frozen=True, slots=True)

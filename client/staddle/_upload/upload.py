@@ -17,17 +17,9 @@ from staddle._protocol.convert import KINDS_TO_WIRE, PROFILES_TO_WIRE, SCOPES_TO
 from staddle._transport.advice import retry_words
 from staddle._transport.calls import Calls
 from staddle._transport.retry import RetryNotice
-from staddle._types.values import (
-    BackupKind,
-    BackupReport,
-    PathLike,
-    Profile,
-    Progress,
-    ProgressCallback,
-    Scope,
-    path_to_bytes,
-    path_to_str,
-)
+from staddle._types.backups import BackupKind, Profile, Scope
+from staddle._types.entries import PathLike, path_to_bytes, path_to_str
+from staddle._types.reports import BackupReport, Progress, ProgressCallback
 from staddle._upload.stream import UploadStream
 from staddle.v1 import resources_pb2 as resources
 from staddle.v1 import service_pb2 as service

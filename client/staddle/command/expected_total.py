@@ -13,7 +13,7 @@ from staddle._fs.chosen_paths import source_of
 from staddle._fs.excludes import excludes_of
 from staddle._fs.omissions import Omissions
 from staddle._fs.walk import Found, Scan
-from staddle._types.values import SourceArguments
+from staddle._types.options import SourceArguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from staddle import (
     RetentionPolicy,
     ServerInfo,
 )
-from staddle._types.values import path_to_bytes
+from staddle._types.entries import path_to_bytes
 from staddle.command.text import escaped, is_utf8, kind, rfc3339, rfc3339_of
 
 Record = dict[str, Any]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from staddle import Progress
-from staddle._types.values import ProgressCallback
+from staddle._types.reports import ProgressCallback
 from staddle.command.output import Output
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import click
 from staddle import DamageError, EntryCounts, ProblemKind, RestoreReport
 from staddle._base import figures
 from staddle._transport.channel import tune_malloc
-from staddle._types.values import ArchiveFormat, Overwrite
+from staddle._types.options import ArchiveFormat, Overwrite
 from staddle.command import json_output, text
 from staddle.command.exit_codes import DONE, FAILED, INCOMPLETE, Interruption
 from staddle.command.options import (

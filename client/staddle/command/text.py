@@ -6,7 +6,7 @@ from typing import Final
 
 from staddle import Backup, BackupKind, ChangeCounts, Entry, EntryType
 from staddle._base.figures import duration
-from staddle._types.values import path_to_str
+from staddle._types.entries import path_to_str
 
 ID_DIGITS: Final = 8
 REASON_CHARS: Final = 50

@@ -6,13 +6,14 @@ from typing import NamedTuple
 from sqlalchemy import Connection, delete, func, insert, select
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database
+from staddle_server.catalog.database import Database, rows_in
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import PendingRecord
 
 _c = schema.clock.c
 _ROW = 1
+_SEEN = (_c.boot, _c.offset_ns, _c.uptime_ns, _c.seen_ns, _c.jump_ns, _c.waited_ns)
 
 
 class ClockSeen(NamedTuple):
@@ -68,6 +69,5 @@ class Clocks:
 
 
 def _last(connection: Connection) -> ClockSeen | None:
-    columns = (_c.boot, _c.offset_ns, _c.uptime_ns, _c.seen_ns, _c.jump_ns, _c.waited_ns)
-    row = connection.execute(select(*columns)).one_or_none()
-    return None if row is None else ClockSeen(*row)
+    rows = rows_in(connection, _SEEN, {}, _c.row, (_ROW,))
+    return ClockSeen(*rows[0]) if rows else None

@@ -45,6 +45,10 @@ class DatabaseKind(ABC):
         """What an error of the driver, or of the system, says to the caller; None where it is a fault of the server."""
 
     @abstractmethod
+    def begin(self, connection: Connection) -> None:
+        """Begin a transaction in the way that it needs, which the options WRITE_OPTION and ERASE_OPTION of its connection say."""
+
+    @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
         """An INSERT that leaves rows alone that are there."""
 
@@ -120,6 +124,7 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """One transaction that sees one state of the database and changes nothing."""
         with self._translated(), self.engine.begin() as connection:
+            self._kind.begin(connection)
             yield connection
 
     @contextmanager
@@ -132,6 +137,7 @@ class Database:
     def read_uncached(self) -> Iterator[Connection]:
         """As `read`, on a new connection: pages that others keep in memory are read from the file again."""
         with self._translated(), self._uncached.begin() as connection:
+            self._kind.begin(connection)
             yield connection
 
     def empty_log(self) -> None:
@@ -153,6 +159,7 @@ class Database:
         """
         writer = self._eraser if erase else self._writer
         with self._own_turn(), self._translated(), writer.begin() as connection:
+            self._kind.begin(connection)
             yield connection
 
     @contextmanager

@@ -9,9 +9,9 @@ from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.database import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.rows import open_upload_row
-from staddle_server.catalog.tenants import TenantRows
+from staddle_server.catalog.tenants import TenantRows, no_tenant
 from staddle_server.catalog.validation import batches, check_id
 from staddle_server.catalog.values import KnownDamage, LeftOverPack, PackParity, ParityTotals
 
@@ -19,6 +19,7 @@ _p = schema.packs.c
 _d = schema.pack_damage.c
 _u = schema.uploads.c
 _b = schema.backups.c
+_t = schema.tenants.c
 
 
 class Packs:
@@ -144,8 +145,10 @@ class Packs:
     def damage_epoch(self, tenant: bytes) -> int:
         """A number that rises with every mark of damage in the tenant."""
         with self._database.read() as connection:
-            mine = schema.tenants.c.row == self._tenants.row(connection, tenant)
-            return int(connection.execute(select(schema.tenants.c.damage_epoch).where(mine)).scalar_one())
+            rows = rows_in(connection, (_t.damage_epoch,), {}, _t.id, (tenant,))
+        if not rows:
+            raise no_tenant(tenant)
+        return int(rows[0][0])
 
     def known_damage(self) -> dict[bytes, KnownDamage]:
         """What is damaged, and may be needed by a backup, of each tenant of which something is: the one definition of damage.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, or_, select
 
 from staddle_server.base import errors
 from staddle_server.base.types import Kind, Root, Scope, UploadState
@@ -16,11 +16,15 @@ _b = schema.backups.c
 _u = schema.uploads.c
 _t = schema.tokens.c
 
+# Every step of an upload asks for these: making a statement takes as long as running it.
+_DATASET = select(schema.datasets).where(_d.tenant == bindparam("tenant"), _d.name == bindparam("name"))
+_THIS_UPLOAD = (_u.id == bindparam("upload"), _u.tenant == bindparam("tenant"))
+_UPLOAD = select(schema.uploads).where(*_THIS_UPLOAD).with_for_update()
+
 
 def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
     """The dataset's row. NotFound DATASET_NOT_FOUND."""
-    query = select(schema.datasets).where(_d.tenant == tenant_row, _d.name == name)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_DATASET, {"tenant": tenant_row, "name": name}).one_or_none()
     if row is None:
         raise errors.NotFound("DATASET_NOT_FOUND", f"There is no dataset {name!r}", dataset=name)
     return row
@@ -125,6 +129,9 @@ def select_uploads() -> Select[Any]:
     )
 
 
+_UPLOAD_VALUE = select_uploads().where(*_THIS_UPLOAD)
+
+
 def upload_of(row: Row[Any]) -> Upload:
     """The value of a row of `select_uploads`."""
     return Upload(
@@ -160,7 +167,7 @@ def upload_of(row: Row[Any]) -> Upload:
 
 def upload_value(connection: Connection, tenant_row: int, upload: bytes) -> Upload:
     """The upload. NotFound UPLOAD_NOT_FOUND."""
-    row = connection.execute(select_uploads().where(_u.id == upload, _u.tenant == tenant_row)).one_or_none()
+    row = connection.execute(_UPLOAD_VALUE, {"upload": upload, "tenant": tenant_row}).one_or_none()
     if row is None:
         raise upload_not_found(upload)
     return upload_of(row)
@@ -168,8 +175,7 @@ def upload_value(connection: Connection, tenant_row: int, upload: bytes) -> Uplo
 
 def upload_row(connection: Connection, tenant_row: int, upload: bytes) -> Row[Any]:
     """The upload's own row, and nobody else changes it before this transaction ends."""
-    query = select(schema.uploads).where(_u.id == upload, _u.tenant == tenant_row).with_for_update()
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_UPLOAD, {"upload": upload, "tenant": tenant_row}).one_or_none()
     if row is None:
         raise upload_not_found(upload)
     return row

@@ -97,7 +97,7 @@ def open_sqlite(
     """
     choice = choice or choose_sqlite(wheel=installed_wheel())
     url = URL.create("sqlite", database=path)
-    # Autocommit at the module's level: this room says itself when a transaction begins, and how (_begin).
+    # Autocommit at the module's level: this room says itself when a transaction begins, and how (`_begin`).
     connect_args = {
         "isolation_level": None,
         "timeout": busy_timeout_s,
@@ -116,7 +116,6 @@ def open_sqlite(
     uncached = create_engine(url, module=choice.module, connect_args=connect_args, poolclass=NullPool)
     for each in (engine, uncached):
         event.listen(each, "connect", _settings_of(choice, busy_timeout_s))
-        event.listen(each, "begin", _begin)
     try:
         _create_private(path)
         _set_journal(path, choice, busy_timeout_s)
@@ -153,6 +152,9 @@ class Sqlite(DatabaseKind):
 
     def translate(self, error: BaseException) -> errors.StaddleError | None:
         return _translate_driver(self._path, self._module, error)
+
+    def begin(self, connection: Connection) -> None:
+        _begin(connection)
 
     def insert_or_ignore(self, table: Table) -> Insert:
         return sqlite.insert(table).on_conflict_do_nothing()
@@ -300,17 +302,20 @@ def _settings_of(choice: SqliteChoice, busy_timeout_s: float) -> Callable[[Any, 
 
 
 def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(WRITE_OPTION, False)
+    """Begins a transaction straight at the driver: with a listener, every statement would look for listeners."""
+    driver: Any = connection.connection.driver_connection
+    options = connection.get_execution_options()
+    writes = options.get(WRITE_OPTION, False)
     if writes:
-        erase = connection.get_execution_options().get(ERASE_OPTION, False)
+        erase = options.get(ERASE_OPTION, False)
         # Kept with the connection, as nearly all transactions want the same; cut off between the two lines, it erases more than asked.
         if erase and not connection.info.get(ERASE_OPTION, False):
-            connection.exec_driver_sql("PRAGMA secure_delete = ON")
+            driver.execute("PRAGMA secure_delete = ON")
             connection.info[ERASE_OPTION] = True
         elif not erase and connection.info.get(ERASE_OPTION, False):
             connection.info[ERASE_OPTION] = False
-            connection.exec_driver_sql("PRAGMA secure_delete = FAST")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+            driver.execute("PRAGMA secure_delete = FAST")
+    driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 @functools.lru_cache(maxsize=16)

@@ -141,7 +141,7 @@ class TenantRows:
             return known
         row = connection.execute(select(_t.row).where(_t.id == tenant)).scalar()
         if row is None:
-            raise errors.Fault("INTERNAL", f"There is no tenant {tenant.hex()} in the catalog")
+            raise no_tenant(tenant)
         self._rows[tenant] = int(row)
         return int(row)
 
@@ -158,6 +158,11 @@ class TenantRows:
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else _tenant(row)
+
+
+def no_tenant(tenant: bytes) -> errors.Fault:
+    """The error for a tenant that this server does not have."""
+    return errors.Fault("INTERNAL", f"There is no tenant {tenant.hex()} in the catalog")
 
 
 def _select() -> Select[Any]:

@@ -118,6 +118,8 @@ class _Doubts:
                 self._missing = missing
                 return self._incomplete
             missing = directory
+        # Nothing above it is there either, not even the root: the same holds for all below its first component.
+        self._missing, self._incomplete = path.partition(b"/")[0], False
         return False
 
     def _look_at(self, directory: bytes) -> bool:

@@ -224,19 +224,22 @@ def _below(items: _Items, level: int, offset: int, source: PageSource) -> Iterat
 def lists_of(
     content: Content, source: PageSource, skip: Callable[[bytes], bool]
 ) -> Iterator[tuple[bytes, list[ChunkRef]]]:
-    """The digest of each list chunk of a content, with the data chunks that it names, in order; a list chunk comes before those below it.
+    """The place of each list chunk of a content, with the data chunks that it names, in order; a list chunk comes before those below it.
 
-    Where `skip` says so of a list chunk, that and all below it is left out. Raises Damaged.
+    A place is the digest, and what must be below: the level (1 byte) and the bytes of the file (8). Where `skip` says so of a
+    place, that list chunk and all below it is left out. A list that names one chunk again and again is read again and again
+    unless `skip` knows it. Raises Damaged.
     """
     root = content.root
     # Last in, first out: at any time the rest of one list chunk of each level.
     waiting = [] if root is None else [(root.level, content.size, root.digest)]
     while waiting:
         level, length, digest = waiting.pop()
-        if skip(digest):
+        place = digest + bytes([level]) + length.to_bytes(8)
+        if skip(place):
             continue
         items = read_list(source, digest, level, length)
-        yield digest, [] if level else [ChunkRef(*item) for item in items]
+        yield place, [] if level else [ChunkRef(*item) for item in items]
         if level:
             waiting.extend((level - 1, *item) for item in reversed(items))
 

@@ -5,9 +5,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+from blake3 import blake3
+
 from staddle_server.base import errors
 from staddle_server.base.types import Entry, Root, sort_key
-from staddle_server.manifest.pages import Child, Page, PageSource, check_stored, load_page
+from staddle_server.manifest.pages import Child, Page, PageSource, check_stored, encoder, load_page
 
 PAGES_KEPT: Final = 6
 """Decoded pages that a PageCache holds: a path down from the root, and a few leaves."""
@@ -54,10 +56,12 @@ def subtree_end(path: bytes) -> bytes | None:
 class PageFrame:
     """An open page: `index` is the item that comes next."""
 
-    __slots__ = ("index", "page", "rightmost")
+    __slots__ = ("before", "index", "page", "rightmost")
 
-    def __init__(self, page: Page, index: int, *, rightmost: bool) -> None:
+    def __init__(self, page: Page, index: int, before: bytes | None, *, rightmost: bool) -> None:
         self.page = page
+        self.before = before
+        """The sort key of the last path in front of this page; None: it is the first page of its level."""
         self.index = index
         self.rightmost = rightmost
         """Nothing follows this page in its level: it may have ended with the data."""
@@ -68,10 +72,17 @@ class Cursor:
 
     `past` is the last path that was passed (None: none was), `past_entry` the entry itself if its leaf was open.
     `straddles`: the next item, a child, may hold paths that a seek has left behind.
+
+    A page is opened only where it fits: it begins behind the page in front of it, ends where its index page says, and stands for as many
+    entries and bytes. So paths rise over the whole walk and no page comes twice, however the pages of a damaged or forged tree refer
+    to each other: a walk takes no longer than the pages that are stored.
     """
 
-    def __init__(self, root: Root, load: Load) -> None:
+    def __init__(self, root: Root, load: Load, *, run: bool = False) -> None:
+        """In a `run` a page may begin with the path that the one in front of it ends with."""
         self._load = load
+        self._run = run
+        self._root = root
         self._frames: list[PageFrame] = []
         self._floor: bytes | None = None
         self._above_floor = False
@@ -85,9 +96,9 @@ class Cursor:
         root, self._unopened = self._unopened, None
         if root is not None:
             page = self._load(root.digest, root.level)
-            if page.entries_below() != root.entries:
+            if (page.entries_below, page.data_bytes) != (root.entries, root.data_bytes):
                 raise errors.Damaged("A manifest is damaged: it holds other entries than it should.")
-            self._push(page, rightmost=True)
+            self._push(page, None, rightmost=True)
 
     def frame(self) -> PageFrame | None:
         """The page that has the next item; None at the end."""
@@ -128,23 +139,44 @@ class Cursor:
         frame = self._frames[-1]
         return frame.page.children[frame.index]
 
+    def place(self) -> bytes:
+        """A digest of the page that comes next, unopened, and of where it stands: where this is the same, also in another tree, the page
+        fits in both places or in neither.
+        """
+        if not self._frames:
+            return blake3(encoder.encode(self._root)).digest()
+        return blake3(encoder.encode((self._before_next(), self.child()))).digest()
+
+    def _before_next(self) -> bytes | None:
+        """The sort key of the last path in front of the next item, a child."""
+        frame = self._frames[-1]
+        return sort_key(frame.page.children[frame.index - 1].last) if frame.index else frame.before
+
     def open(self) -> None:
         """Opens the next item, a child. Raises Damaged, and then stays before it."""
         frame = self._frames[-1]
         child = frame.page.children[frame.index]
         rightmost = frame.rightmost and frame.index == len(frame.page) - 1
         level = frame.page.level - 1
+        before = self._before_next()
         page = self._load(child.digest, level)
-        if page.last(len(page) - 1) != child.last or page.entries_below() != child.entries:
+        if (page.last(len(page) - 1), page.entries_below, page.data_bytes) != (
+            child.last,
+            child.entries,
+            child.data_bytes,
+        ):
             raise errors.Damaged(
                 "A manifest is damaged: a page holds other entries than its index page says."
             )
+        first = sort_key(page.last(0))
+        if before is not None and (first < before or (first == before and not self._run)):
+            raise errors.Damaged("A manifest is damaged: a page does not begin behind the one before it.")
         # Where the item before is the last of its page, the way back up leads behind this child.
         frame.index += 1
-        self._push(page, rightmost=rightmost)
+        self._push(page, before, rightmost=rightmost)
 
-    def _push(self, page: Page, *, rightmost: bool) -> None:
-        frame = PageFrame(page, 0, rightmost=rightmost)
+    def _push(self, page: Page, before: bytes | None, *, rightmost: bool) -> None:
+        frame = PageFrame(page, 0, before, rightmost=rightmost)
         self._frames.append(frame)
         if self._floor is not None and self.straddles:
             self._pass(frame, self._position(page, 0))

@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from staddle_server.base import errors, limits
 from staddle_server.base.types import Attributes, Entry, EntryType, sort_key
-from staddle_server.manifest.entries import DIGEST_BYTES, U64_MAX, check_path, check_whole, shown
+from staddle_server.manifest.entries import DIGEST_BYTES, I64_MAX, check_path, check_whole, shown
 
 
 class PageSource(Protocol):
@@ -74,13 +74,13 @@ class Page:
     level: int
     entries: list[Entry]
     children: list[Child]
+    entries_below: int
+    """How many entries it stands for."""
+    data_bytes: int
+    """How many bytes of files it stands for."""
 
     def __len__(self) -> int:
         return len(self.children) if self.level else len(self.entries)
-
-    def entries_below(self) -> int:
-        """How many entries it stands for."""
-        return sum(child.entries for child in self.children) if self.level else len(self.entries)
 
     def last(self, index: int) -> bytes:
         """The last path of the item at `index`."""
@@ -194,8 +194,10 @@ def decode_index(data: bytes, *, run: bool = False) -> tuple[int, list[Child]]:
         if before is not None and (key < before if run else key <= before):
             _damaged("the children of an index page are not in order")
         before = key
-        if len(child.digest) != DIGEST_BYTES or child.entries < 1 or not 0 <= child.data_bytes <= U64_MAX:
+        if len(child.digest) != DIGEST_BYTES or child.entries < 1 or child.data_bytes < 0:
             _damaged(f"the child that ends with {shown(child.last)!r} is out of range")
+    if max(_sums(children)) > I64_MAX:
+        _damaged("an index page stands for more entries or bytes than can be")
     return level, children
 
 
@@ -240,11 +242,18 @@ def load_page(
     """Reads the page that should be of this level; see decode_leaf for `run` and `checked`. Raises Damaged."""
     data = source.read(digest)
     if level == 0:
-        return Page(0, decode_leaf(data, run=run, checked=checked), [])
+        entries = decode_leaf(data, run=run, checked=checked)
+        data_bytes = sum(entry.content.size for entry in entries if entry.content is not None)
+        return Page(0, entries, [], len(entries), data_bytes)
     found, children = decode_index(data, run=run)
     if found != level:
         _damaged(f"a page of level {found} stands where one of level {level} should be")
-    return Page(level, [], children)
+    return Page(level, [], children, *_sums(children))
+
+
+def _sums(children: list[Child]) -> tuple[int, int]:
+    """The entries and the bytes of files below an index page."""
+    return sum(child.entries for child in children), sum(child.data_bytes for child in children)
 
 
 def _damaged(what: str) -> Never:

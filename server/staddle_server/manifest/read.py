@@ -25,6 +25,8 @@ class OpenedPage(NamedTuple):
     """A page that was read, and its entries in order; an index page has none."""
 
     digest: bytes
+    place: bytes
+    """See Cursor.place."""
     entries: list[Entry]
 
 
@@ -82,33 +84,35 @@ class Manifest:
     ) -> Iterator[OpenedPage | Gap]:
         """Every page, in order, each before those below it; with `after`, only the entries behind that path.
 
-        Where `skip` says so of a page's digest, that page and all below it is left out. A page that cannot be read is answered as a Gap.
+        Where `skip` says so of a page's place (see Cursor.place), that page and all below it is left out. A page that cannot be read is
+        answered as a Gap.
         """
         digest = self.root.digest
-        if skip(digest):
-            return
         cursor = Cursor(self.root, self._load)
+        place = cursor.place()
+        if skip(place):
+            return
         if after is not None:
             cursor.seek(sort_key(after), above=True)
         gap = _open_root(cursor)
         if gap is not None:
             yield gap
         elif self.root.level:
-            yield OpenedPage(digest, [])
+            yield OpenedPage(digest, place, [])
         while (frame := cursor.frame()) is not None:
             if not frame.page.level:
-                yield OpenedPage(digest, frame.page.entries[frame.index :])
+                yield OpenedPage(digest, place, frame.page.entries[frame.index :])
                 cursor.skip_page()
                 continue
-            digest = cursor.child().digest
-            if skip(digest):
+            digest, place = cursor.child().digest, cursor.place()
+            if skip(place):
                 cursor.skip()
                 continue
             gap = _open(cursor)
             if gap is not None:
                 yield gap
             elif frame.page.level > 1:
-                yield OpenedPage(digest, [])
+                yield OpenedPage(digest, place, [])
 
     def children(self, path: bytes, *, after: bytes | None = None) -> Iterator[Entry | Gap]:
         """What lies directly in a directory, in order; with `after`, what comes behind that path and what is below it.
@@ -145,14 +149,23 @@ class Manifest:
 
 def entries_of(root: Root, source: PageSource) -> Iterator[Entry]:
     """All entries of a run, removals included, in order. Raises Damaged."""
-    cursor = Cursor(root, PageCache(source, run=True, kept=1).load)
+    cursor = Cursor(root, PageCache(source, run=True, kept=1).load, run=True)
     cursor.open_root()
+    before: Entry | None = None
     while (frame := cursor.frame()) is not None:
         if frame.page.level:
             cursor.open()
-        else:
-            yield from frame.page.entries[frame.index :]
-            cursor.skip_page()
+            continue
+        entries = frame.page.entries[frame.index :]
+        if (
+            before is not None
+            and before.path == entries[0].path
+            and (before.type != EntryType.REMOVED or entries[0].type == EntryType.REMOVED)
+        ):
+            raise errors.Damaged("A manifest is damaged: a path stands twice in a run.")
+        before = entries[-1]
+        yield from entries
+        cursor.skip_page()
 
 
 def _entry_key(entry: Entry) -> bytes:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from staddle_server.base.types import Entry, Root
 from staddle_server.manifest.content import lists_of
+from staddle_server.manifest.entries import DIGEST_BYTES
 from staddle_server.manifest.pages import PageSource, load_page
 
 
@@ -56,5 +57,6 @@ def _of_leaf(
     yield own
     for entry in entries:
         if entry.content is not None:
-            for list_digest, refs in lists_of(entry.content, source, skip):
-                yield References([list_digest], [ref.digest for ref in refs])
+            lists = lists_of(entry.content, source, lambda place: skip(place[:DIGEST_BYTES]))
+            for place, refs in lists:
+                yield References([place[:DIGEST_BYTES]], [ref.digest for ref in refs])

@@ -209,7 +209,8 @@ class TreeBuilder:
     def _level(self, level: int) -> _Level:
         while len(self._levels) <= level:
             if len(self._levels) >= limits.TREE_HEIGHT_MAX:
-                raise errors.Fault("INTERNAL", "A manifest would be higher than TREE_HEIGHT_MAX.")
+                # Entries alone never come to that: a page that was taken unread lies about its level.
+                raise errors.Damaged("A manifest is damaged: it would be higher than a tree can be.")
             self._levels.append(_Level(self._rules.mask(len(self._levels))))
         return self._levels[level]
 

@@ -211,6 +211,6 @@ class Reads:
         places = reader.locate(Role.DATA, {ref.digest for _, ref in refs})
         parts = []
         for start, ref in refs:
-            chunk = reader.chunk(Role.DATA, ref.digest, places.get(ref.digest, ()))
+            chunk = reader.data(ref, places.get(ref.digest, ()))
             parts.append(chunk[max(0, offset - start) : end - start])
         return Range(b"".join(parts), content.size, content.content_id)

@@ -143,6 +143,8 @@ class Restore:
         self._reader = ChunkReader(tenant, catalog, DATA_KEPT_BYTES, check)
         self._opener = opener
         self._check = check
+        zeros = tenant.cutter.zeros
+        self._zeros = ChunkRef(len(zeros.data), zeros.digest)
         self._as_stored = AsStored(tenant, catalog, opener) if data and segments else None
         self._data = data
         self._refs = refs
@@ -250,8 +252,7 @@ class Restore:
         if not self._data:
             yield from self._send_without_data(steps)
             return
-        zeros = self._tenant.cutter.zeros.digest
-        digests = [step.ref.digest for step in steps if step.ref is not None and step.ref.digest != zeros]
+        digests = [step.ref.digest for step in steps if step.ref is not None and step.ref != self._zeros]
         places = self._reader.locate(Role.DATA, set(digests))
         as_stored = self._as_stored
         if as_stored is not None:
@@ -325,7 +326,7 @@ class Restore:
     def _chunk(
         self, ref: ChunkRef, places: dict[bytes, list[ChunkPlace]], ahead: Ahead[Segment]
     ) -> Iterator[Event]:
-        if ref.digest == self._tenant.cutter.zeros.digest and self._held is None:
+        if ref == self._zeros and self._held is None:
             self._offset += ref.length
             yield SentZeros(ref.length)
             return
@@ -340,7 +341,7 @@ class Restore:
                 return
         try:
             self._take(ahead, ref.digest)
-            data = self._reader.chunk(Role.DATA, ref.digest, places.get(ref.digest, ()))
+            data = self._reader.data(ref, places.get(ref.digest, ()))
         except Damaged as e:
             yield from self._give_up(SentDamage(self._path, e.message, self._offset, subtree=False))
             return

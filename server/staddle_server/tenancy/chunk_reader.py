@@ -9,7 +9,7 @@ from typing import Final
 
 from staddle_server.base.errors import Damaged
 from staddle_server.base.limits import CHUNKS_PER_CALL_MAX, MIB
-from staddle_server.base.types import ChunkPlace, Role, SegmentRef
+from staddle_server.base.types import ChunkPlace, ChunkRef, Role, SegmentRef
 from staddle_server.catalog import Catalog
 from staddle_server.manifest.cursor import PAGES_KEPT
 from staddle_server.manifest.pages import PageKind
@@ -81,15 +81,16 @@ class ChunkReader:
                 found[ids[chunk_id]] = places
         return found
 
-    def sound(self, role: Role, digests: Iterable[bytes]) -> set[bytes]:
-        """Those of the chunks that have a copy that is not known to be damaged."""
+    def sound(self, role: Role, digests: Iterable[bytes]) -> dict[bytes, int]:
+        """Those of the chunks that have a copy that is not known to be damaged, and how many bytes they have."""
         ids = {self._tenant.chunk_id(role, digest): digest for digest in digests}
         wanted = list(ids)
-        here: set[bytes] = set()
+        here: dict[bytes, int] = {}
         for start in range(0, len(wanted), CHUNKS_PER_CALL_MAX):
             batch = wanted[start : start + CHUNKS_PER_CALL_MAX]
-            here.update(self._catalog.chunks.find(self._tenant.id, batch))
-        return {ids[chunk_id] for chunk_id in here}
+            found = self._catalog.chunks.find(self._tenant.id, batch)
+            here.update((ids[chunk_id], places[0].length) for chunk_id, places in found.items())
+        return here
 
     def expect(self, role: Role, digests: Iterable[bytes]) -> None:
         """What is going to be read, each as often as it stands here: when its segment leaves the cache, it stays.
@@ -116,6 +117,13 @@ class ChunkReader:
         if oldest:
             self._pages.popleft()
         self._pages.append(size)
+        return data
+
+    def data(self, ref: ChunkRef, places: Iterable[ChunkPlace] | None = None) -> memoryview:
+        """The bytes of a chunk of role data, as many as an entry says that it has; see `chunk`."""
+        data = self.chunk(Role.DATA, ref.digest, places)
+        if len(data) != ref.length:
+            raise Damaged(f"chunk {ref.digest.hex()} has {len(data)} bytes where {ref.length} should be")
         return data
 
     def chunk(self, role: Role, digest: bytes, places: Iterable[ChunkPlace] | None = None) -> memoryview:

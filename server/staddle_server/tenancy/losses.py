@@ -23,11 +23,16 @@ class LostChunk(NamedTuple):
     Attributes:
         ref: Its digest and length; a page of the manifest has length 0 here, since nothing states its length.
         places: Where its damaged copies lie, if there are any.
+        wrong: Why a sound chunk with this digest is not this one: it has another length. Else empty.
 
     """
 
     ref: ChunkRef
     places: list[ChunkPlace]
+    wrong: str = ""
+
+
+_Lost = dict[ChunkRef, LostChunk]
 
 
 class Loss(NamedTuple):
@@ -37,7 +42,8 @@ class Loss(NamedTuple):
         where: The entry that needs it; the gap that an unreadable page leaves; None: a page that is known to be damaged, but could be read.
         data: Lost chunks of the entry's content.
         manifest: The lost chunk of the entry's attributes, or the page.
-        message: Why the page, or the entry's list of chunks, cannot be read; else empty.
+        message: Why the page, or the entry's list of chunks, cannot be read, or that a chunk has another length than the entry says;
+            else empty.
 
     """
 
@@ -67,7 +73,7 @@ class Losses:
         self._share = share
         self._tick = tick
         self._whole: set[bytes] = set()
-        """Pages and list chunks of which nothing is lost, and nothing below them. Only filled with `share`."""
+        """Places of pages and list chunks of which nothing is lost, and nothing below them. Pages are remembered only with `share`."""
 
     def is_whole(self, root: Root) -> bool:
         """Whether nothing of a manifest is lost. Raises Unavailable where the store does not answer."""
@@ -87,9 +93,9 @@ class Losses:
                 yield loss
             if share:
                 opened = [page for page in batch if isinstance(page, OpenedPage)]
-                index_pages += [page.digest for page in opened if not page.entries]
+                index_pages += [page.place for page in opened if not page.entries]
                 if batch_whole:
-                    self._whole.update(page.digest for page in opened if page.entries)
+                    self._whole.update(page.place for page in opened if page.entries)
             self._tick()
         if whole:
             self._whole.update(index_pages)
@@ -101,7 +107,7 @@ class Losses:
             return
         lost = self._look_up(Role.DATA, content.chunks)
         if lost:
-            yield Loss(entry, list(lost.values()), [])
+            yield _loss(entry, lost.values())
         yield from self._of_list(entry, content)
 
     def _of_pages(self, batch: list[OpenedPage | Gap]) -> Iterator[Loss]:
@@ -116,41 +122,39 @@ class Losses:
             if isinstance(each, Gap):
                 yield Loss(each, [], [], each.message)
                 continue
-            if each.digest in manifest:
-                yield Loss(None, [], [manifest[each.digest]])
+            if (page := manifest.get(ChunkRef(0, each.digest))) is not None:
+                yield Loss(None, [], [page])
             for entry in each.entries:
                 yield from self._of_entry(entry, data, manifest)
 
-    def _of_entry(
-        self, entry: Entry, data: dict[bytes, LostChunk], manifest: dict[bytes, LostChunk]
-    ) -> Iterator[Loss]:
+    def _of_entry(self, entry: Entry, data: _Lost, manifest: _Lost) -> Iterator[Loss]:
         """The losses of an entry; `data` and `manifest` have those of the chunks that it names itself."""
         content, attributes = entry.content, entry.attributes_ref
         refs = () if content is None else content.chunks
-        own = [data[ref.digest] for ref in refs if ref.digest in data]
-        large = [manifest[attributes.digest]] if attributes and attributes.digest in manifest else []
+        own = [data[ref] for ref in refs if ref in data]
+        large = [manifest[attributes]] if attributes and attributes in manifest else []
         if own or large:
-            yield Loss(entry, own, large)
+            yield _loss(entry, own, large)
         if content is not None:
             yield from self._of_list(entry, content)
 
     def _of_list(self, entry: Entry, content: Content) -> Iterator[Loss]:
         """The losses of the chunks that an entry's list of chunks names."""
-        walked: list[bytes] = []
+        walked: set[bytes] = set()
         whole = True
         try:
             for refs in self._listed(content, walked):
                 if lost := self._look_up(Role.DATA, refs):
                     whole = False
-                    yield Loss(entry, list(lost.values()), [])
+                    yield _loss(entry, lost.values())
         except Damaged as e:
             yield Loss(entry, [], [], e.message)
             return
-        if whole:
-            self._whole.update(walked)
+        if whole and self._share:
+            self._whole |= walked
 
-    def _listed(self, content: Content, walked: list[bytes]) -> Iterator[list[ChunkRef]]:
-        """The chunks of a list, some at a time; with `share`, what was read is added to `walked`.
+    def _listed(self, content: Content, walked: set[bytes]) -> Iterator[list[ChunkRef]]:
+        """The chunks of a list, some at a time; what was read is added to `walked`, and not read again.
 
         Raises:
             Damaged: behind all that can be read.
@@ -158,9 +162,11 @@ class Losses:
         """
         refs: list[ChunkRef] = []
         try:
-            for digest, more in lists_of(content, self._reader, self._whole.__contains__):
-                if self._share:
-                    walked.append(digest)
+            known = self._whole
+            for place, more in lists_of(
+                content, self._reader, lambda place: place in walked or place in known
+            ):
+                walked.add(place)
                 refs += more
                 if len(refs) >= LISTED_CHUNKS_AT_ONCE:
                     yield refs
@@ -170,14 +176,38 @@ class Losses:
             raise
         yield refs
 
-    def _look_up(self, role: Role, refs: Collection[ChunkRef]) -> dict[bytes, LostChunk]:
-        """Those of the chunks without a sound copy, by digest."""
-        wanted = {ref.digest: ref for ref in refs}
+    def _look_up(self, role: Role, refs: Collection[ChunkRef]) -> _Lost:
+        """Those of the chunks without a sound copy of their length."""
+        wanted = dict.fromkeys(refs)
         if not wanted:
             return {}
         self.chunks += len(wanted)
-        lost = wanted.keys() - self._reader.sound(role, wanted)
-        places = self._reader.locate(role, lost) if lost else {}
+        sound = self._reader.sound(role, {ref.digest for ref in wanted})
+        lost = [ref for ref in wanted if not _fits(ref, sound.get(ref.digest))]
+        absent = {ref.digest for ref in lost if ref.digest not in sound}
+        places = self._reader.locate(role, absent) if absent else {}
         return {
-            digest: LostChunk(wanted[digest], places.get(digest, [])) for digest in wanted if digest in lost
+            ref: LostChunk(ref, places.get(ref.digest, []), _wrong(ref, sound.get(ref.digest)))
+            for ref in lost
         }
+
+
+def _fits(ref: ChunkRef, length: int | None) -> bool:
+    """Whether a sound chunk of this length is the one that is meant; None: there is none."""
+    return length is not None and ref.length in (0, length)
+
+
+def _wrong(ref: ChunkRef, length: int | None) -> str:
+    return (
+        "" if length is None else f"chunk {ref.digest.hex()} has {length} bytes where {ref.length} should be"
+    )
+
+
+def _loss(entry: Entry, data: Collection[LostChunk], manifest: Collection[LostChunk] = ()) -> Loss:
+    message = next((chunk.wrong for chunk in (*manifest, *data) if chunk.wrong), "")
+    return Loss(
+        entry,
+        [chunk for chunk in data if not chunk.wrong],
+        [chunk for chunk in manifest if not chunk.wrong],
+        message,
+    )

@@ -1,0 +1,128 @@
+"""The part of the client that looks at what is stored, and reads single files."""
+
+import io
+from collections.abc import Iterator
+from typing import Any, Final, cast
+
+from staddle._errors import BackupNotFoundError
+from staddle._protocol.convert import (
+    backup_of,
+    change_of,
+    dataset_of,
+    entry_of,
+    open_upload_of,
+    server_info_of,
+    split_path,
+    text,
+)
+from staddle._protocol.selectors import LATEST, selector_of
+from staddle._remote_file import RemoteFile, open_file, read_file
+from staddle._transport.calls import Calls
+from staddle._types.backups import Backup, Change, Dataset, OpenUpload
+from staddle._types.entries import Entry, PathLike
+from staddle._types.options import At
+from staddle._types.server import ServerInfo
+from staddle.v1 import service_pb2 as service
+
+LIST_PAGE: Final = 1_000
+ENTRY_PAGE: Final = 10_000
+
+
+class BrowseMethods:
+    """The methods of `Client` that list, compare and read."""
+
+    _calls: Calls
+
+    def info(self) -> ServerInfo:
+        """What the server says of itself and of this token."""
+        return server_info_of(self._calls.call("GetServerInfo", service.GetServerInfoRequest()))
+
+    def datasets(self) -> Iterator[Dataset]:
+        """All datasets, by name."""
+        request = service.ListDatasetsRequest(page_size=LIST_PAGE)
+        return self._calls.pages("ListDatasets", request, "datasets", dataset_of)
+
+    def backups(self, dataset: str, *, show_deleted: bool = False) -> Iterator[Backup]:
+        """A dataset's backups, newest first; with `show_deleted` also those that can be undeleted."""
+        request = service.ListBackupsRequest(
+            dataset=text("dataset", dataset), show_deleted=show_deleted, page_size=LIST_PAGE
+        )
+        return self._calls.pages("ListBackups", request, "backups", backup_of)
+
+    def uploads(self, dataset: str = "") -> Iterator[OpenUpload]:
+        """Open uploads of the tenant, or of one dataset, by id. Needs an admin token."""
+        request = service.ListUploadsRequest(dataset=text("dataset", dataset), page_size=LIST_PAGE)
+        return self._calls.pages("ListUploads", request, "uploads", open_upload_of)
+
+    def abort_upload(self, upload: OpenUpload) -> None:
+        """Gives an upload up, whoever writes it: its writer is refused from then on, and its data is garbage. Cannot be undone.
+
+        Raises ConflictError if somebody has resumed it since it was listed, UploadClosedError if it has ended.
+        """
+        self._calls.call("AbortUpload", service.AbortUploadRequest(upload_id=upload.id, epoch=upload.epoch))
+
+    def get_backup(self, dataset: str, backup: str | None = None, *, at: At | None = None) -> Backup:
+        """One backup, picked as in `restore`."""
+        request = service.GetBackupRequest(dataset=text("dataset", dataset), backup=selector_of(backup, at))
+        return backup_of(self._calls.call("GetBackup", request).backup)
+
+    def entries(
+        self,
+        dataset: str,
+        path: PathLike = "",
+        *,
+        backup: str | None = None,
+        at: At | None = None,
+        recursive: bool = False,
+    ) -> Iterator[Entry]:
+        """What lies in the directory `path` (empty: the root), or all below it; another entry lists itself. In order, component by component."""
+        request = service.ListEntriesRequest(
+            dataset=text("dataset", dataset),
+            backup=selector_of(backup, at),
+            recursive=recursive,
+            page_size=ENTRY_PAGE,
+            **cast("Any", split_path(path)),
+        )
+        return self._calls.pages("ListEntries", request, "entries", entry_of)
+
+    def changes(self, dataset: str, a: str | None = None, b: str | None = None) -> Iterator[Change]:
+        """What differs from backup `a` to backup `b`, in order. Without `b`: to the newest; without both: between the last two."""
+        older = selector_of(a) if a is not None else selector_of(self._second_newest(dataset).id)
+        request = service.ListChangesRequest(
+            dataset=text("dataset", dataset),
+            from_backup=older,
+            to_backup=selector_of(b or LATEST),
+            page_size=ENTRY_PAGE,
+        )
+        return self._calls.pages("ListChanges", request, "changes", change_of)
+
+    def _second_newest(self, dataset: str) -> Backup:
+        newest = self.backups(dataset)
+        if next(newest, None) is None or (second := next(newest, None)) is None:
+            raise BackupNotFoundError(
+                f"The dataset {dataset} has fewer than two backups: there is nothing to compare.",
+                facts={"dataset": dataset},
+            )
+        return second
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def read(
+        self,
+        dataset: str,
+        path: PathLike,
+        *,
+        backup: str | None = None,
+        at: At | None = None,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> bytes:
+        """Bytes of one file: `length` of them from `offset`, fewer where the file ends; None: all. The backup is picked as in `restore`."""
+        file = RemoteFile(self._calls, text("dataset", dataset), path, selector_of(backup, at))
+        return read_file(file, offset, length)
+
+    def open(
+        self, dataset: str, path: PathLike, *, backup: str | None = None, at: At | None = None
+    ) -> io.BufferedReader:
+        """One file of a backup as a seekable, read-only binary file. It stays with the backup that it was opened in."""
+        return open_file(RemoteFile(self._calls, text("dataset", dataset), path, selector_of(backup, at)))

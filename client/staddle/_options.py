@@ -1,0 +1,99 @@
+"""What callers pass to a backup or a restore, checked and joined; and the errors that both end with."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from staddle._base.figures import counted
+from staddle._errors import BadRequestError, DamageError, UnsupportedError
+from staddle._protocol.arguments import checked_path, choice
+from staddle._protocol.convert import text
+from staddle._types.backups import BackupKind
+from staddle._types.entries import PathLike
+from staddle._types.options import BackupOptions, RestoreOptions, SourceArguments
+from staddle._types.reports import RestoreReport
+
+LocalPath = str | bytes | os.PathLike[str]
+"""A path of this machine."""
+
+EXTRAS: Final = frozenset({"click", "pathspec", "pyfastcdc", "rich", "zstandard"})
+
+
+def backup_options(dataset: str, source: SourceArguments) -> BackupOptions:
+    """What a backup and its plan are asked for alike. Raises BadRequestError, or TypeError for another argument."""
+    given: dict[str, Any] = dict(source)
+    for name in ("exclude", "exclude_files", "exclude_if_present"):
+        given[name] = tuple(given.get(name, ()))
+    given["kind"] = choice("kind", given.get("kind", "auto"), BackupKind)
+    given["paths"] = _names(given.get("paths"))
+    if unknown := given.keys() - SourceArguments.__annotations__:
+        raise TypeError(f"a backup has no argument {min(unknown)!r}")
+    return BackupOptions(dataset=text("dataset", dataset), **given)
+
+
+def _names(paths: Iterable[PathLike] | None) -> tuple[PathLike, ...] | None:
+    """Names of a list. One string is none: its letters would be taken for names."""
+    if isinstance(paths, str | bytes):
+        raise BadRequestError(f"paths is a list of paths, not {paths!r}.", facts={"field": "paths"})
+    return None if paths is None else tuple(paths)
+
+
+def local_paths(path: LocalPath | Sequence[LocalPath]) -> list[bytes]:
+    paths = [path] if isinstance(path, str | bytes | os.PathLike) else list(path)
+    return [os.fsencode(each) for each in paths]
+
+
+def missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | UnsupportedError:
+    """What to say where a package of the extra `cli` is not there; any other missing module stays what it is."""
+    if error.name not in EXTRAS:
+        return error
+    return UnsupportedError(
+        f"This needs the package {error.name}: `pip install 'staddle[cli]'` installs it. "
+        "With thin=True, and without patterns, a backup works without it; so does a restore without patterns.",
+        facts={"package": error.name or ""},
+    )
+
+
+def damage_error(report: RestoreReport) -> DamageError:
+    damaged = report.damaged
+    first = damaged[0]
+    return DamageError(
+        f"{counted(len(damaged), 'path is', 'paths are')} damaged in the store and not restored, the first is {first.path_bytes!r}: {first.message}. "
+        "Everything else was; the report names all.",
+        facts={"path": ascii(first.path), "count": str(len(damaged)), "backup": report.backup.id},
+        report=report,
+    )
+
+
+def restore_options(
+    paths: Iterable[PathLike],
+    *,
+    include: Sequence[str],
+    include_files: Sequence[str],
+    exclude: Sequence[str],
+    exclude_files: Sequence[str],
+    **others: Any,
+) -> RestoreOptions:
+    """What a restore and an archive are asked for alike. Raises BadRequestError, also where a file of patterns cannot be read."""
+    from staddle._restore.selection import lines_of_all
+
+    return RestoreOptions(
+        paths=tuple(checked_path(path) for path in paths),
+        include=(*lines_of_all("include_files", include_files), *include),
+        exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
+        **others,
+    )
+
+
+def reported(run: Callable[[], RestoreReport]) -> RestoreReport:
+    """The report of a restore that `run` makes.
+
+    Raises DamageError with the report if something of the backup is damaged, UnsupportedError where a package is not installed.
+    """
+    try:
+        report = run()
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+    if report.damaged:
+        raise damage_error(report)
+    return report
