@@ -16,7 +16,7 @@ from staddle_server.app import bootstrap, generation
 from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.types import TokenRole
-from staddle_server.catalog import Tenant
+from staddle_server.catalog import TenantRow
 from staddle_server.cli.run import group
 from staddle_server.store.birth import birth_ns
 from staddle_server.store.blobs import Blobs
@@ -303,7 +303,7 @@ def revoke_the_token(opened: bootstrap.Rooms) -> object:
     return bootstrap.revoke_token(opened, tenant_of(opened), bootstrap.LOCAL_TOKEN, NOW_NS)
 
 
-def tenant_of(opened: bootstrap.Rooms) -> Tenant:
+def tenant_of(opened: bootstrap.Rooms) -> TenantRow:
     return bootstrap.tenant_named(opened, bootstrap.DEFAULT_TENANT)
 
 

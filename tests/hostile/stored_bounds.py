@@ -32,7 +32,7 @@ from staddle_server.store import packform
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import check_format, create_format
 from staddle_server.store.keys import KeyStore
-from staddle_server.store.marks import Began, Mark, marks_in, put_mark, read_mark
+from staddle_server.store.marks import Began, GenerationMark, marks_in, put_mark, read_mark
 from staddle_server.store.pack import Codec, PackWriter
 from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.tenancy.tenant import Tenants
@@ -163,7 +163,7 @@ def make(root: Path) -> None:
     """A store with everything on: two backups, one deleted, a hold, parity, copies."""
     opened = Opened(root)
     create_format(opened.running.blobs)
-    put_mark(opened.running.blobs, Mark.after(0), Began("here", "2026-11-29T00:00:00Z"))
+    put_mark(opened.running.blobs, GenerationMark.after(0), Began("here", "2026-11-29T00:00:00Z"))
     for seed in (1, 2):
         opened.stub.Backup(backup("www", seed))
     gone = opened.stub.Backup(backup("gone", 5)).backup

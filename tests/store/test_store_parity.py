@@ -25,9 +25,9 @@ from staddle_server.store.pack import PackDamaged, PackReader, pack_name
 from staddle_server.store.packform import PACK_BYTES_MIN
 from staddle_server.store.parity import (
     BeyondParity,
+    PackRange,
     Parity,
     ParityDamaged,
-    Range,
     parity_name,
     parse_parity_name,
     verify_pack,
@@ -109,7 +109,7 @@ def test_any_one_block_that_is_lost_comes_back_byte_for_byte_and_is_named(size: 
         hurt.damage(hurt.name, block * BLOCK, xored(one.data[block * BLOCK :][:length]))
         mended = hurt.parity.mend(hurt.pack)
         assert hurt.now == one.data
-        assert mended == ((Range(block * BLOCK, length),), len(one.data), len(one.data))
+        assert mended == ((PackRange(block * BLOCK, length),), len(one.data), len(one.data))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -218,7 +218,7 @@ def test_a_pack_whose_object_is_gone_comes_back_where_the_parity_has_all_of_it()
         del gone.blobs.objects[gone.name]
         mended = gone.parity.mend(gone.pack)
         assert gone.now == one.data
-        assert mended == ((Range(0, len(one.data)),), None, len(one.data))
+        assert mended == ((PackRange(0, len(one.data)),), None, len(one.data))
     one = sample(300_000, 10).copy()
     del one.blobs.objects[one.name]
     with pytest.raises(BeyondParity):
@@ -256,7 +256,7 @@ def test_a_flipped_byte_of_the_parity_never_keeps_it_from_helping() -> None:
         with pytest.raises(ParityDamaged):
             hurt.parity.check(hurt.pack)
         hurt.damage(hurt.name, 5_000, xored(one.data[5_000:5_010]))
-        assert hurt.parity.mend(hurt.pack).ranges == (Range(4096, 4096),)
+        assert hurt.parity.mend(hurt.pack).ranges == (PackRange(4096, 4096),)
         assert hurt.now == one.data
 
 

@@ -322,8 +322,8 @@ def test_a_chunk_that_is_not_what_its_digest_says_is_found_though_its_seal_opens
     writer = PackWriter(running.blobs, tenant.keys)
     table = [ChunkRef(4, blake3(b"good").digest()), ChunkRef(4, blake3(b"what").digest())]
     writer.append(Role.DATA, table, Codec.RAW, b"goodbad!", 8)
-    fence = running.catalog.collectors.acquire("a test", running.clock.now_ns(), 60)
-    running.catalog.collection.begin_pack(running.tenant, fence, writer.pack, running.clock.now_ns())
+    fence = running.catalog.gc_lease.acquire("a test", running.clock.now_ns(), 60)
+    running.catalog.marks.begin_pack(running.tenant, fence, writer.pack, running.clock.now_ns())
     running.catalog.salvage.publish(running.tenant, fence, writer.finish(), (), running.clock.now_ns())
     found, _ = check(running, read=True)
     assert [(each.kind, each.pack, each.segment) for each in found] == [("segment", writer.pack.hex(), 48)]

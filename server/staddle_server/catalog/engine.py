@@ -13,18 +13,18 @@ from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
 from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database
 from staddle_server.catalog.datasets import Datasets
-from staddle_server.catalog.gc_lease import Collectors
+from staddle_server.catalog.gc_lease import GcLease
 from staddle_server.catalog.generations import Generations
-from staddle_server.catalog.marks import Collection
+from staddle_server.catalog.marks import Marks
 from staddle_server.catalog.packs import Packs
-from staddle_server.catalog.purge import Removal
+from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.retention import Retentions
 from staddle_server.catalog.salvage import Salvage
 from staddle_server.catalog.sqlite import open_sqlite, path_of
 from staddle_server.catalog.tasks import Tasks
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.tokens import Tokens
-from staddle_server.catalog.uploads import Uploads
+from staddle_server.catalog.uploads import UploadRows
 from staddle_server.catalog.verification import Verification
 
 
@@ -37,20 +37,20 @@ class Catalog:
 
     def __init__(self, database: Database, random: Callable[[int], bytes]) -> None:
         self.database = database
-        self.tenants = Tenants(database)
+        self.tenants = TenantRows(database)
         self.tokens = Tokens(database, self.tenants, random)
         self.datasets = Datasets(database, self.tenants)
         self.backups = Backups(database, self.tenants)
         self.chunks = Chunks(database, self.tenants)
         self.packs = Packs(database, self.tenants)
-        self.uploads = Uploads(database, self.tenants)
+        self.uploads = UploadRows(database, self.tenants)
         self.retention = Retentions(database, self.tenants)
         self.tasks = Tasks(database)
         self.clock = Clocks(database, self.tenants)
         self.generation = Generations(database)
-        self.collectors = Collectors(database)
-        self.collection = Collection(database, self.tenants)
-        self.removal = Removal(database, self.tenants)
+        self.gc_lease = GcLease(database)
+        self.marks = Marks(database, self.tenants)
+        self.purge = Purge(database, self.tenants)
         self.verification = Verification(database, self.tenants)
         self.salvage = Salvage(database, self.tenants)
 

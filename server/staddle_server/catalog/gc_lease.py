@@ -14,7 +14,7 @@ _ROW: Final = 1
 _NOBODY: Final = 0
 
 
-class Collectors:
+class GcLease:
     """The one lease of all collectors. What they write carries the fence, and is refused once another one has come."""
 
     def __init__(self, database: Database) -> None:

@@ -144,7 +144,7 @@ class Sqlite(DatabaseKind):
     def __init__(self, path: str, choice: SqliteChoice) -> None:
         self._path = path
         self._module = choice.module
-        self._files = _OpenedFiles(path, choice)
+        self._files = _CatalogFiles(path, choice)
 
     @property
     def name(self) -> str:
@@ -208,7 +208,7 @@ class Sqlite(DatabaseKind):
         self._files.close()
 
 
-class _OpenedFiles:
+class _CatalogFiles:
     """The files of a database as they were when it was opened: its own, and with a write-ahead log also that log and its index.
 
     Whoever opens the database after one of them was removed or replaced works on other files, without common locks: what the one

@@ -189,7 +189,9 @@ class PackWriter:
         usable), and what the blobs raise (after which it is aborted). The payload's frame is not looked into.
         """
         self._check_open()
-        head = form.Head(Role(role), Codec(codec), self._segments, len(table), len(payload), raw_length)
+        head = form.SegmentHead(
+            Role(role), Codec(codec), self._segments, len(table), len(payload), raw_length
+        )
         rows = self._check_segment(head, table)
         encoded = form.encode_head(head)
         offset = self.size
@@ -233,7 +235,7 @@ class PackWriter:
         if not self._open:
             raise ValueError("this pack has been finished or aborted")
 
-    def _check_segment(self, head: form.Head, table: Sequence[ChunkRef]) -> bytes:
+    def _check_segment(self, head: form.SegmentHead, table: Sequence[ChunkRef]) -> bytes:
         """The table as bytes, if the segment can be one and has room. Raises ValueError."""
         fault = form.head_fault(head)
         if fault is not None:
@@ -383,7 +385,7 @@ class PackReader:
             raw = inflate_start(head.codec, body[head.table_bytes :], head.raw_bytes, end)
         return Segment(ref, head.number, head.role, table, raw, head.raw_bytes)
 
-    def _read_body(self, ref: SegmentRef, opener: AESGCM) -> tuple[form.Head, memoryview]:
+    def _read_body(self, ref: SegmentRef, opener: AESGCM) -> tuple[form.SegmentHead, memoryview]:
         """A segment's head, and what its seal holds: the table, and the payload behind it."""
         with _naming(ref.pack, ref.offset):
             if ref.offset < form.HEADER_BYTES:
@@ -464,7 +466,7 @@ class PackReader:
                 return segment
         return None
 
-    def _heads(self, pack: bytes, start: int, end: int) -> Iterator[tuple[int, form.Head]]:
+    def _heads(self, pack: bytes, start: int, end: int) -> Iterator[tuple[int, form.SegmentHead]]:
         """What has the form of a segment's head between `start` and `end`."""
         while end - start >= form.HEAD_BYTES:
             block = self._blobs.read(self._name(pack), start, min(SEARCH_BYTES, end - start))

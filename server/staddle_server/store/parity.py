@@ -28,7 +28,7 @@ ROWS_AT_ONCE: Final = 8
 COPIED_BYTES: Final = 1 * MIB
 
 
-class Range(NamedTuple):
+class PackRange(NamedTuple):
     """A stretch of a pack."""
 
     offset: int
@@ -45,7 +45,7 @@ class Mended(NamedTuple):
 
     """
 
-    ranges: tuple[Range, ...]
+    ranges: tuple[PackRange, ...]
     found_bytes: int | None
     pack_bytes: int
 
@@ -312,7 +312,7 @@ class _View:
             parts.append(data)
         return b"".join(parts)[offset - first * step :][:length]
 
-    def restore(self) -> tuple[Range, ...]:
+    def restore(self) -> tuple[PackRange, ...]:
         """Restore the damaged blocks, into memory: the stretches that are not as they were. Raises BeyondParity."""
         damaged = self._damaged()
         rows: dict[int, list[int]] = {}
@@ -406,17 +406,17 @@ class _View:
         start = index * form.CHECK_BYTES
         return form.check_of(block, self._key) == self._checks[start : start + form.CHECK_BYTES]
 
-    def _changed(self, damaged: list[int]) -> tuple[Range, ...]:
+    def _changed(self, damaged: list[int]) -> tuple[PackRange, ...]:
         """Of the damaged blocks, which had to be restored: a check may have been all that was damaged."""
         step = self._geometry.block_bytes
-        ranges: list[Range] = []
+        ranges: list[PackRange] = []
         for block in damaged:
             length = self._length(block)
             with suppress(Unavailable):
                 if self._stored(block * step, length) == self._restored[block]:
                     continue
             if ranges and sum(ranges[-1]) == block * step:
-                ranges[-1] = Range(ranges[-1].offset, ranges[-1].length + length)
+                ranges[-1] = PackRange(ranges[-1].offset, ranges[-1].length + length)
             else:
-                ranges.append(Range(block * step, length))
+                ranges.append(PackRange(block * step, length))
         return tuple(ranges)

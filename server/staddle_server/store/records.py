@@ -293,7 +293,7 @@ class Records:
         self._seal = AESGCM(secrets_of(keys).record_key)
         self.copies = Copies(blobs, self._parse, RECORD_BYTES_MAX)
         """The records with their second copies."""
-        self.head = Head(blobs, self._tenant, self._seal, random)
+        self.head = ChainHead(blobs, self._tenant, self._seal, random)
         """What says which record is the newest."""
 
     def put(self, body: bytes, place: Place, record_id: bytes) -> str:
@@ -344,7 +344,7 @@ class Records:
         return Stored(decode_record(body, name), place, record_link(tenant, record_id, place, body))
 
 
-class Head:
+class ChainHead:
     """The place of a tenant's newest record, so that the loss of the last records shows. Thread-safe.
 
     It is replaced after each record, before the call that caused the record is answered.

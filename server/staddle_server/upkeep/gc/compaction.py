@@ -98,7 +98,7 @@ def _compact(turn: Turn, mark: Mark, group: Sequence[MarkedPack]) -> None:
         copier.abort()
         raise
     turn.tick()
-    done = bool(old) and turn.catalog.collection.condemn(
+    done = bool(old) and turn.catalog.marks.condemn(
         turn.tenant.id, turn.fence, mark.number, old, now_ns=turn.clock.now_ns(), replaced_by=new
     )
     if not done:
@@ -137,7 +137,7 @@ def _drop(turn: Turn, new: Iterable[PackSummary]) -> None:
     for summary in new:
         with suppress(BlobMissing):
             turn.tenant.blobs.delete(pack_name(turn.tenant.id, summary.pack))
-        turn.catalog.collection.drop_pack(turn.tenant.id, turn.fence, summary.pack)
+        turn.catalog.marks.drop_pack(turn.tenant.id, turn.fence, summary.pack)
 
 
 class _Copier:
@@ -188,7 +188,7 @@ class _Copier:
         turn = self._turn
         pack = PackWriter(turn.tenant.blobs, turn.tenant.keys)
         try:
-            turn.catalog.collection.begin_pack(turn.tenant.id, turn.fence, pack.pack, turn.clock.now_ns())
+            turn.catalog.marks.begin_pack(turn.tenant.id, turn.fence, pack.pack, turn.clock.now_ns())
         except BaseException:
             pack.abort()
             raise
