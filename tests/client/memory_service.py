@@ -12,7 +12,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
 import grpc
@@ -20,33 +20,23 @@ from blake3 import blake3
 from google.protobuf import any_pb2, duration_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from staddle.chunking import ContentHasher
+from memory_state import (
+    CHUNK,
+    Opened,
+    OpenUpload,
+    State,
+    Stored,
+    StoredBackup,
+    chunks_of,
+    path_of,
+    sort_key,
+)
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 from staddle.v1.service_pb2_grpc import StaddleServiceServicer, add_StaddleServiceServicer_to_server
 
 TOKEN = "writer-token"
-CHUNK = 64 * 1024
 PAGE = 2
-
-
-def sort_key(path: bytes) -> bytes:
-    return path.replace(b"/", b"\0")
-
-
-def path_of(message) -> bytes:
-    return message.raw_path or message.path.encode()
-
-
-def chunks_of(data: bytes) -> list[bytes]:
-    return [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
-
-
-def content_id(data: bytes) -> bytes:
-    hasher = ContentHasher()
-    for chunk in chunks_of(data):
-        hasher.add(len(chunk), blake3(chunk).digest())
-    return hasher.content_id()
 
 
 def rpc_abort(
@@ -70,80 +60,6 @@ def rpc_abort(
         status.details.append(packed)
     context.abort_with_status(rpc_status.to_status(status))
     raise AssertionError("abort raises")
-
-
-@dataclass
-class Stored:
-    entry: pb.Entry
-    data: bytes = b""
-
-
-@dataclass
-class Opened:
-    entry: pb.Entry
-    data: bytearray = field(default_factory=bytearray)
-
-
-@dataclass
-class State:
-    """What an upload has come to."""
-
-    position: int = 0
-    entry_count: int = 0
-    data_bytes: int = 0
-    entries: dict[bytes, Stored] = field(default_factory=dict)
-    opened: Opened | None = None
-
-    def durable(self) -> State:
-        state = self.copied()
-        if state.opened is not None:
-            del state.opened.data[len(state.opened.data) // CHUNK * CHUNK :]
-        return state
-
-    def copied(self) -> State:
-        opened = self.opened and Opened(self.opened.entry, self.opened.data.copy())
-        return replace(self, entries=dict(self.entries), opened=opened)
-
-    def point(self) -> pb.DurablePoint:
-        point = pb.DurablePoint(
-            position=self.position, entry_count=self.entry_count, data_bytes=self.data_bytes
-        )
-        if self.opened is not None:
-            point.open_entry.CopyFrom(self.opened.entry)
-            point.open_offset_bytes = len(self.opened.data)
-        return point
-
-    def take(self, entry: pb.Entry, data: bytes) -> None:
-        kept = pb.Entry()
-        kept.CopyFrom(entry)
-        for name in ("data", "continue_at_bytes", "profile"):
-            kept.ClearField(name)
-        if kept.type == pb.ENTRY_TYPE_UNSPECIFIED:
-            kept.type = pb.ENTRY_TYPE_FILE
-        if kept.type == pb.ENTRY_TYPE_FILE:
-            kept.content.size_bytes = len(data)
-            kept.content.content_id = content_id(data)
-        self.entries[path_of(kept)] = Stored(kept, data)
-        self.position += 1
-        self.entry_count += 1
-        self.data_bytes += len(data)
-
-
-@dataclass
-class OpenUpload:
-    message: pb.Upload
-    received: State = field(default_factory=State)
-    durable: State = field(default_factory=State)
-
-    def shown(self) -> pb.Upload:
-        self.message.durable.CopyFrom(self.durable.point())
-        return self.message
-
-
-@dataclass
-class StoredBackup:
-    message: pb.Backup
-    entries: dict[bytes, Stored]
 
 
 class MemoryService(StaddleServiceServicer):

@@ -17,220 +17,30 @@ from typing import Any, NamedTuple
 
 import grpc
 import zstandard
-from blake3 import blake3
 from google.protobuf.message import Message
-from staddle import Client, RetentionPolicy, StaddleError
+from hostile_acts import ACTS, Place, put, put_much, restore, source, thin, verify
+from hostile_server import (
+    FAILS,
+    ID,
+    MESSAGE_BYTES,
+    MIB,
+    OTHER,
+    Answer,
+    HostileServer,
+    backup,
+    end,
+    entry,
+    file,
+    header,
+    parts,
+    upload,
+)
+from staddle import Client, StaddleError
 from staddle._protocol.encoding import tag, varint
 from staddle._transport import pages as _pages
 from staddle._transport import retry, silence
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as sv
-
-MIB = 1024 * 1024
-SERVICE = sv.DESCRIPTOR.services_by_name["StaddleService"]
-METHODS = {method.name: method for method in SERVICE.methods}
-MESSAGE_BYTES = 4 * MIB - 1000
-ID, OTHER = "ab" * 16, "cd" * 16
-CHUNKER = pb.Chunker(
-    seed=7, min_bytes=65_536, avg_bytes=262_144, max_bytes=MIB, normalization=2, fixed_bytes=MIB
-)
-Answer = Callable[[Any], "bytes | Message | Iterator[bytes | Message]"]
-
-
-def backup(**fields: Any) -> pb.Backup:
-    return pb.Backup(
-        **{"id": ID, "dataset": "d", "number": 1, "kind": 1, "entry_count": 50, "data_bytes": MIB, **fields}
-    )
-
-
-def upload(**fields: Any) -> pb.Upload:
-    plain = {"id": ID, "dataset": "d", "state": 1, "epoch": 1, "kind": 1, "scope": 1, "chunker": CHUNKER}
-    return pb.Upload(**{**plain, **fields})
-
-
-def parts(*made: sv.RestorePart) -> sv.RestoreResponse:
-    return sv.RestoreResponse(parts=made)
-
-
-def header(**fields: Any) -> sv.RestorePart:
-    return sv.RestorePart(header=sv.RestoreHeader(backup=backup(**fields)))
-
-
-def entry(path: str, **fields: Any) -> sv.RestorePart:
-    return sv.RestorePart(entry=pb.Entry(path=path, **fields))
-
-
-def file(path: str, data: bytes, **fields: Any) -> sv.RestorePart:
-    content = pb.Content(size_bytes=len(data), content_id=blake3(data).digest())
-    return entry(path, type=1, content=content, data=data, **fields)
-
-
-def end(entries: int, data_bytes: int = 0, damages: int = 0) -> sv.RestorePart:
-    return sv.RestorePart(end=sv.End(entry_count=entries, data_bytes=data_bytes, damage_count=damages))
-
-
-def honest_restore(asked: sv.RestoreRequest) -> sv.RestoreResponse:
-    found = file("f", b"one")
-    if asked.view == sv.ENTRY_VIEW_REFERENCES:
-        found.entry.ClearField("data")
-        found.entry.content.chunks.add(digest=found.entry.content.content_id, length_bytes=3)
-    return parts(header(), found, end(1, 3))
-
-
-HONEST: dict[str, Answer] = {
-    "Backup": lambda _: sv.BackupResponse(upload=upload(state=2), backup=backup()),
-    "BeginUpload": lambda asked: sv.BeginUploadResponse(upload=upload(scope=asked.scope)),
-    "GetUpload": lambda _: sv.GetUploadResponse(upload=upload()),
-    "ResumeUpload": lambda _: sv.ResumeUploadResponse(upload=upload(epoch=2)),
-    "CheckpointUpload": lambda _: sv.CheckpointUploadResponse(),
-    "RenewUpload": lambda _: sv.RenewUploadResponse(),
-    "CommitUpload": lambda _: sv.CommitUploadResponse(backup=backup()),
-    "AbortUpload": lambda _: sv.AbortUploadResponse(upload=upload(state=3)),
-    "ListUploads": lambda _: sv.ListUploadsResponse(),
-    "FindMissingChunks": lambda asked: sv.FindMissingChunksResponse(missing=range(len(asked.digests))),
-    "PutChunks": lambda _: sv.PutChunksResponse(),
-    "PutEntries": lambda _: sv.PutEntriesResponse(),
-    "Restore": lambda asked: iter([honest_restore(asked)]),
-    "ReadRange": lambda _: sv.ReadRangeResponse(data=b"one", file_size_bytes=3, content_id=bytes(32), backup_id=ID),
-    "ListDatasets": lambda _: sv.ListDatasetsResponse(datasets=[pb.Dataset(name="d")]),
-    "ListBackups": lambda _: sv.ListBackupsResponse(),
-    "GetBackup": lambda _: sv.GetBackupResponse(backup=backup()),
-    "ListEntries": lambda _: sv.ListEntriesResponse(entries=[pb.Entry(path="f")]),
-    "ListChanges": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=1, after=pb.Entry(path="f"))]),
-    "DeleteBackup": lambda _: sv.DeleteBackupResponse(backup=backup()),
-    "UndeleteBackup": lambda _: sv.UndeleteBackupResponse(backup=backup()),
-    "SetHold": lambda _: sv.SetHoldResponse(hold=pb.Hold(reason="why"), backup=backup()),
-    "ReleaseHold": lambda _: sv.ReleaseHoldResponse(backup=backup()),
-    "RetainBackup": lambda _: sv.RetainBackupResponse(backup=backup()),
-    "GetRetention": lambda _: sv.GetRetentionResponse(),
-    "SetRetention": lambda _: sv.SetRetentionResponse(),
-    "PlanRetention": lambda _: sv.PlanRetentionResponse(keep_count=1, backups=[sv.PlannedBackup(backup=backup())]),
-    "ApplyRetention": lambda _: sv.ApplyRetentionResponse(deleted_backup_ids=[ID]),
-    "GetServerInfo": lambda _: sv.GetServerInfoResponse(chunker=CHUNKER),
-}  # fmt: skip
-
-
-class HostileServer:
-    """Answers as HONEST says, but for the methods in `hostile`. FAILS in place of an answer is a failure that passes."""
-
-    def __init__(self) -> None:
-        self.hostile: dict[str, Answer] = {}
-        self.over = threading.Event()
-
-    def service(self, details: grpc.HandlerCallDetails) -> Any:
-        method = METHODS[details.method.rpartition("/")[2]]
-        read: Any = getattr(sv, method.input_type.name)
-        if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                lambda asked, context: map(
-                    _encoded, self._answer(method.name, read.FromString(asked), context)
-                )
-            )
-        if method.client_streaming:
-            return grpc.stream_unary_rpc_method_handler(self._backup)
-        return grpc.unary_unary_rpc_method_handler(
-            lambda asked, context: _encoded(self._answer(method.name, read.FromString(asked), context))
-        )
-
-    def _backup(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        if "Backup" not in self.hostile:
-            for _ in requests:
-                pass
-        return _encoded(self._answer("Backup", requests, context))
-
-    def _answer(self, name: str, asked: Any, context: grpc.ServicerContext) -> Any:
-        found = self.hostile.get(name, HONEST[name])(asked)
-        if found == FAILS:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
-        return found
-
-
-FAILS = b"fails"
-
-
-def _encoded(answer: bytes | Message) -> bytes:
-    return answer if isinstance(answer, bytes) else answer.SerializeToString()
-
-
-# --- what a client does, so that it makes each call
-
-
-class Place(NamedTuple):
-    """Where a row is tried."""
-
-    client: Client
-    source: Path
-    target: Path
-
-
-def source(place: Place) -> object:
-    return place.client.backup(place.source, dataset="d", cache=False, retry_s=0)
-
-
-def thin(place: Place) -> object:
-    return place.client.backup(place.source, dataset="d", thin=True, cache=False, retry_s=0)
-
-
-def put(place: Place) -> object:
-    with place.client.upload("d", retry_s=0.5) as made:
-        made.put("f", b"one")
-    return made.report
-
-
-def put_much(place: Place) -> object:
-    return place.client.backup_stream("d", name="f", source=repeat(bytes(MIB)), retry_s=0)
-
-
-def restore(place: Place) -> object:
-    return place.client.restore("d", place.target / "new", retry_s=0)
-
-
-def verify(place: Place) -> object:
-    return place.client.restore("d", place.target, verify=True, retry_s=0)
-
-
-def archive(place: Place) -> object:
-    with open(place.target / "archive", "wb") as output:
-        return place.client.write_archive("d", output, retry_s=0)
-
-
-def call(name: str, **fields: Any) -> Callable[[Place], object]:
-    request = getattr(sv, METHODS[name].input_type.name)(**fields)
-    return lambda place: place.client.call(name, request)
-
-
-ACTS: dict[str, tuple[Callable[[Place], object], ...]] = {
-    "Backup": (thin, put),
-    "BeginUpload": (source, thin, put),
-    "GetUpload": (call("GetUpload", upload_id=ID),),
-    "ResumeUpload": (call("ResumeUpload", upload_id=ID),),
-    "CheckpointUpload": (put_much,),
-    "RenewUpload": (call("RenewUpload", upload_id=ID),),
-    "CommitUpload": (source,),
-    "AbortUpload": (call("AbortUpload", upload_id=ID),),
-    "ListUploads": (lambda place: sum(1 for _ in place.client.uploads()),),
-    "FindMissingChunks": (source,),
-    "PutChunks": (source,),
-    "PutEntries": (source,),
-    "Restore": (restore, verify, archive),
-    "ReadRange": (lambda place: place.client.open("d", "f").seek(0, 2),),
-    "ListDatasets": (lambda place: sum(1 for _ in place.client.datasets()),),
-    "ListBackups": (lambda place: sum(1 for _ in place.client.backups("d")), source),
-    "GetBackup": (lambda place: place.client.get_backup("d", ID),),
-    "ListEntries": (lambda place: sum(1 for _ in place.client.entries("d")),),
-    "ListChanges": (lambda place: sum(1 for _ in place.client.changes("d", ID)),),
-    "DeleteBackup": (lambda place: place.client.delete_backup("d", ID),),
-    "UndeleteBackup": (lambda place: place.client.undelete_backup("d", ID),),
-    "SetHold": (lambda place: place.client.set_hold("d", ID, reason="why"),),
-    "ReleaseHold": (lambda place: place.client.release_hold("d", ID),),
-    "RetainBackup": (call("RetainBackup", dataset="d", backup=ID),),
-    "GetRetention": (lambda place: place.client.get_retention("d"),),
-    "SetRetention": (lambda place: place.client.set_retention("d", RetentionPolicy()),),
-    "PlanRetention": (lambda place: place.client.plan_retention("d"),),
-    "ApplyRetention": (lambda place: place.client.apply_retention("d", "token"),),
-    "GetServerInfo": (lambda place: place.client.info(),),
-}
-
+from staddle.v1 import service_pb2 as wire
 
 # --- what may come instead
 
@@ -320,12 +130,12 @@ def without_end(message: Any) -> Answer:
 
 
 def bad_segment(**fields: Any) -> Answer:
-    piece = sv.RestorePart(pieces=sv.Pieces(pieces=[sv.Piece(length_bytes=10)]))
+    piece = wire.RestorePart(pieces=wire.Pieces(pieces=[wire.Piece(length_bytes=10)]))
     opened = entry("f", type=1, content=pb.Content(size_bytes=10, content_id=bytes(32)))
-    return stream(parts(header(), opened, sv.RestorePart(segment=sv.Segment(**fields)), piece))
+    return stream(parts(header(), opened, wire.RestorePart(segment=wire.Segment(**fields)), piece))
 
 
-def bombed(asked: sv.RestoreRequest) -> Any:
+def bombed(asked: wire.RestoreRequest) -> Any:
     """Made when it is asked for, once for each."""
     return bad_segment(data=zstandard.ZstdCompressor().compress(bytes(64 * MIB)), raw_bytes=10)(asked)
 
@@ -337,7 +147,7 @@ def chunked(*lengths: int, digest: bytes = bytes(32), size: int = 3) -> Answer:
     return stream(parts(header(), entry("f", type=1, content=content), end(1, size)))
 
 
-def directories() -> Iterator[sv.RestoreResponse]:
+def directories() -> Iterator[wire.RestoreResponse]:
     """One in the other, each with as many bytes of attributes as it may have."""
     yield parts(header(entry_count=5_000))
     attribute = pb.Xattr(name="user.a", value=bytes(MIB - 100))
@@ -345,7 +155,7 @@ def directories() -> Iterator[sv.RestoreResponse]:
         yield parts(entry("/".join(["d"] * depth), type=2, xattrs=[attribute]))
 
 
-def directories_in_a_row() -> Iterator[sv.RestoreResponse]:
+def directories_in_a_row() -> Iterator[wire.RestoreResponse]:
     """Beside each other, each with as many bytes of attributes as it may have, and with a file that is to be fetched."""
     yield parts(header(entry_count=5_000))
     attribute = pb.Xattr(name="user.a", value=bytes(MIB - 100))
@@ -354,30 +164,30 @@ def directories_in_a_row() -> Iterator[sv.RestoreResponse]:
         yield parts(entry(path, type=2, xattrs=[attribute]), file(f"{path}/f", b""))
 
 
-def files_without_end() -> Iterator[sv.RestoreResponse]:
+def files_without_end() -> Iterator[wire.RestoreResponse]:
     yield parts(header(entry_count=20))
     for number in range(2**31):
         yield parts(file(f"{number:09}", b""))
 
 
-def damage_without_end() -> Iterator[sv.RestoreResponse]:
+def damage_without_end() -> Iterator[wire.RestoreResponse]:
     yield parts(header(entry_count=20))
     for number in range(2**31):
-        yield parts(sv.RestorePart(damage=sv.Damage(path=f"{number:09}", message="x" * 10_000)))
+        yield parts(wire.RestorePart(damage=wire.Damage(path=f"{number:09}", message="x" * 10_000)))
 
 
 BAD_PATHS = ("../x", "/etc/x", "a\0b", "a/../../x", ".", "a//b", "x" * 1025)
 BAD_STREAMS: dict[str, Answer] = {
     "no message": stream(),
     "no header": stream(parts(file("f", b"1"), end(1, 1))),
-    "a message of two-byte parts": stream(dense(sv.RestoreResponse, "parts")),
-    "parts of empty entries": stream(parts(header()), dense(sv.RestoreResponse, "parts", b"\2" + tag(sv.RestorePart, "entry") + b"\0")),
-    "an entry full of attributes": stream(parts(header()), within(sv.RestoreResponse, "parts", within(sv.RestorePart, "entry", dense(pb.Entry, "xattrs")[:-99]))),
-    "an entry full of holes": stream(parts(header()), within(sv.RestoreResponse, "parts", within(sv.RestorePart, "entry", dense(pb.Entry, "holes")[: -MESSAGE_BYTES % 3 - 99]))),
+    "a message of two-byte parts": stream(dense(wire.RestoreResponse, "parts")),
+    "parts of empty entries": stream(parts(header()), dense(wire.RestoreResponse, "parts", b"\2" + tag(wire.RestorePart, "entry") + b"\0")),
+    "an entry full of attributes": stream(parts(header()), within(wire.RestoreResponse, "parts", within(wire.RestorePart, "entry", dense(pb.Entry, "xattrs")[:-99]))),
+    "an entry full of holes": stream(parts(header()), within(wire.RestoreResponse, "parts", within(wire.RestorePart, "entry", dense(pb.Entry, "holes")[: -MESSAGE_BYTES % 3 - 99]))),
     "messages that bring nothing": without_end(parts()),
-    "segments that nobody refers to": without_end(parts(sv.RestorePart(segment=sv.Segment(data=b"x", raw=True, raw_bytes=1)))),
-    "pieces without pieces": without_end(parts(sv.RestorePart(pieces=sv.Pieces()))),
-    "chunks of nothing": without_end(parts(sv.RestorePart(content=sv.ContentPart()))),
+    "segments that nobody refers to": without_end(parts(wire.RestorePart(segment=wire.Segment(data=b"x", raw=True, raw_bytes=1)))),
+    "pieces without pieces": without_end(parts(wire.RestorePart(pieces=wire.Pieces()))),
+    "chunks of nothing": without_end(parts(wire.RestorePart(content=wire.ContentPart()))),
     "more entries than the backup has": lambda _: files_without_end(),
     "more damages than the backup has entries": lambda _: damage_without_end(),
     "directories that fill the memory": lambda _: directories(),
@@ -396,7 +206,7 @@ BAD_STREAMS: dict[str, Answer] = {
     "a size at its limit": stream(parts(header(), entry("f", type=1, content=pb.Content(size_bytes=2**64 - 1)))),
     "a segment that inflates to more": bombed,
     "a segment that says too much": bad_segment(data=b"x", raw_bytes=2**32 - 1),
-    "a piece of a segment that has not come": stream(parts(header(), sv.RestorePart(entry=pb.Entry(path="f", type=1, content=pb.Content(size_bytes=1)), piece=sv.Piece(segment=2**32 - 1, length_bytes=1)))),
+    "a piece of a segment that has not come": stream(parts(header(), wire.RestorePart(entry=pb.Entry(path="f", type=1, content=pb.Content(size_bytes=1)), piece=wire.Piece(segment=2**32 - 1, length_bytes=1)))),
     **{f"the path {path[:20]!r}": stream(parts(header(), file(path, b"1"), end(1, 1))) for path in BAD_PATHS},
 }  # fmt: skip
 
@@ -418,83 +228,83 @@ def put_encoded(found: Message) -> dict[str, Answer]:
 
 
 HOSTILE: dict[str, dict[str, Answer]] = {
-    "Backup": of_upload(sv.BackupResponse, backup=backup()) | of_backup(sv.BackupResponse, upload=upload()) | {"no backup": lambda _: sv.BackupResponse(upload=upload())},
+    "Backup": of_upload(wire.BackupResponse, backup=backup()) | of_backup(wire.BackupResponse, upload=upload()) | {"no backup": lambda _: wire.BackupResponse(upload=upload())},
     "BeginUpload": {
-        **{name: row for name, row in of_upload(sv.BeginUploadResponse).items() if name != "another one"},
-        "another dataset's": lambda asked: sv.BeginUploadResponse(upload=upload(dataset="other", scope=asked.scope)),
-        "changes in place of the whole": lambda _: sv.BeginUploadResponse(upload=upload(scope=2, base_backup_id=OTHER)),
-        "two-byte entries": lambda _: dense(sv.BeginUploadResponse, "damaged_base_entries"),
-        "a damaged path that leads out": lambda asked: sv.BeginUploadResponse(upload=upload(scope=asked.scope), damaged_base_entries=[hostile_entry("../x")]),
+        **{name: row for name, row in of_upload(wire.BeginUploadResponse).items() if name != "another one"},
+        "another dataset's": lambda asked: wire.BeginUploadResponse(upload=upload(dataset="other", scope=asked.scope)),
+        "changes in place of the whole": lambda _: wire.BeginUploadResponse(upload=upload(scope=2, base_backup_id=OTHER)),
+        "two-byte entries": lambda _: dense(wire.BeginUploadResponse, "damaged_base_entries"),
+        "a damaged path that leads out": lambda asked: wire.BeginUploadResponse(upload=upload(scope=asked.scope), damaged_base_entries=[hostile_entry("../x")]),
     },
-    "GetUpload": of_upload(sv.GetUploadResponse) | {
-        "two-byte entries": lambda _: dense(sv.GetUploadResponse, "damaged_base_entries"),
-        "two-byte digests": lambda _: dense(sv.GetUploadResponse, "missing_digests"),
+    "GetUpload": of_upload(wire.GetUploadResponse) | {
+        "two-byte entries": lambda _: dense(wire.GetUploadResponse, "damaged_base_entries"),
+        "two-byte digests": lambda _: dense(wire.GetUploadResponse, "missing_digests"),
     },
-    "ResumeUpload": of_upload(sv.ResumeUploadResponse),
+    "ResumeUpload": of_upload(wire.ResumeUploadResponse),
     "CheckpointUpload": {
-        "more than was sent": lambda _: sv.CheckpointUploadResponse(durable=pb.DurablePoint(position=99)),
-        "counts at their limit": lambda _: sv.CheckpointUploadResponse(durable=pb.DurablePoint(position=2**64 - 1)),
+        "more than was sent": lambda _: wire.CheckpointUploadResponse(durable=pb.DurablePoint(position=99)),
+        "counts at their limit": lambda _: wire.CheckpointUploadResponse(durable=pb.DurablePoint(position=2**64 - 1)),
     },
-    "RenewUpload": {"a time beyond all": lambda _: sv.RenewUploadResponse(expire_time={"seconds": 2**62})},
-    "CommitUpload": of_backup(sv.CommitUploadResponse),
-    "AbortUpload": of_upload(sv.AbortUploadResponse),
-    "ListUploads": paged(sv.ListUploadsResponse, "uploads", lambda number: upload(id=f"{number:032x}")) | {
-        f"an upload: {name}": lambda _, found=found: sv.ListUploadsResponse(uploads=[found])
+    "RenewUpload": {"a time beyond all": lambda _: wire.RenewUploadResponse(expire_time={"seconds": 2**62})},
+    "CommitUpload": of_backup(wire.CommitUploadResponse),
+    "AbortUpload": of_upload(wire.AbortUploadResponse),
+    "ListUploads": paged(wire.ListUploadsResponse, "uploads", lambda number: upload(id=f"{number:032x}")) | {
+        f"an upload: {name}": lambda _, found=found: wire.ListUploadsResponse(uploads=[found])
         for name, found in BAD_UPLOADS.items() if name != "another one"
     },
     "FindMissingChunks": {
-        "chunks never asked for": lambda asked: sv.FindMissingChunksResponse(missing=[len(asked.digests)]),
-        "a chunk twice": lambda _: sv.FindMissingChunksResponse(missing=[0, 0]),
-        "another order": lambda _: sv.FindMissingChunksResponse(missing=[1, 0]),
-        "a million": lambda _: sv.FindMissingChunksResponse(missing=range(10**6)),
+        "chunks never asked for": lambda asked: wire.FindMissingChunksResponse(missing=[len(asked.digests)]),
+        "a chunk twice": lambda _: wire.FindMissingChunksResponse(missing=[0, 0]),
+        "another order": lambda _: wire.FindMissingChunksResponse(missing=[1, 0]),
+        "a million": lambda _: wire.FindMissingChunksResponse(missing=range(10**6)),
     },
-    "PutChunks": put_encoded(sv.PutChunksResponse(stored=2**32 - 1)),
-    "PutEntries": put_encoded(sv.PutEntriesResponse(incomplete=[5_000])),
+    "PutChunks": put_encoded(wire.PutChunksResponse(stored=2**32 - 1)),
+    "PutEntries": put_encoded(wire.PutEntriesResponse(incomplete=[5_000])),
     "Restore": BAD_STREAMS,
     "ReadRange": {
-        "more bytes than were asked for": lambda _: sv.ReadRangeResponse(data=bytes(3 * MIB), file_size_bytes=3 * MIB, backup_id=ID),
-        "fewer bytes": lambda _: sv.ReadRangeResponse(data=b"1", file_size_bytes=3 * MIB, backup_id=ID),
-        "a size at its limit": lambda _: sv.ReadRangeResponse(data=bytes(65_536), file_size_bytes=2**64 - 1, backup_id=ID),
-        "no backup": lambda _: sv.ReadRangeResponse(data=b"1", file_size_bytes=1),
-        "an id that is a path": lambda _: sv.ReadRangeResponse(data=b"1", file_size_bytes=1, backup_id="../" * 11),
+        "more bytes than were asked for": lambda _: wire.ReadRangeResponse(data=bytes(3 * MIB), file_size_bytes=3 * MIB, backup_id=ID),
+        "fewer bytes": lambda _: wire.ReadRangeResponse(data=b"1", file_size_bytes=3 * MIB, backup_id=ID),
+        "a size at its limit": lambda _: wire.ReadRangeResponse(data=bytes(65_536), file_size_bytes=2**64 - 1, backup_id=ID),
+        "no backup": lambda _: wire.ReadRangeResponse(data=b"1", file_size_bytes=1),
+        "an id that is a path": lambda _: wire.ReadRangeResponse(data=b"1", file_size_bytes=1, backup_id="../" * 11),
     },
-    "ListDatasets": paged(sv.ListDatasetsResponse, "datasets", lambda number: pb.Dataset(name=f"{number:06}")) | {
-        f"a backup: {name}": lambda _, found=found: sv.ListDatasetsResponse(datasets=[pb.Dataset(name="d", newest_backup=found)])
+    "ListDatasets": paged(wire.ListDatasetsResponse, "datasets", lambda number: pb.Dataset(name=f"{number:06}")) | {
+        f"a backup: {name}": lambda _, found=found: wire.ListDatasetsResponse(datasets=[pb.Dataset(name="d", newest_backup=found)])
         for name, found in BAD_BACKUPS.items()
     },
-    "ListBackups": paged(sv.ListBackupsResponse, "backups", lambda number: backup(number=10**9 - number)) | {
-        f"a backup: {name}": lambda _, found=found: sv.ListBackupsResponse(backups=[found]) for name, found in BAD_BACKUPS.items()
+    "ListBackups": paged(wire.ListBackupsResponse, "backups", lambda number: backup(number=10**9 - number)) | {
+        f"a backup: {name}": lambda _, found=found: wire.ListBackupsResponse(backups=[found]) for name, found in BAD_BACKUPS.items()
     },
-    "GetBackup": of_backup(sv.GetBackupResponse) | another(sv.GetBackupResponse),
-    "ListEntries": paged(sv.ListEntriesResponse, "entries", lambda number: pb.Entry(path=f"{number:09}")) | {
-        name: lambda _, found=found: sv.ListEntriesResponse(entries=[found]) for name, found in BAD_ENTRIES.items()
+    "GetBackup": of_backup(wire.GetBackupResponse) | another(wire.GetBackupResponse),
+    "ListEntries": paged(wire.ListEntriesResponse, "entries", lambda number: pb.Entry(path=f"{number:09}")) | {
+        name: lambda _, found=found: wire.ListEntriesResponse(entries=[found]) for name, found in BAD_ENTRIES.items()
     },
-    "ListChanges": paged(sv.ListChangesResponse, "changes", lambda number: sv.Change(type=1, after=pb.Entry(path=f"{number:09}"))) | {
-        "an unknown type": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=99, after=pb.Entry(path="f"))]),  # type: ignore[arg-type]
-        "a change of nothing": lambda _: sv.ListChangesResponse(changes=[sv.Change(type=1)]),
-        **{name: lambda _, found=found: sv.ListChangesResponse(changes=[sv.Change(type=1, after=found)]) for name, found in BAD_ENTRIES.items()},
+    "ListChanges": paged(wire.ListChangesResponse, "changes", lambda number: wire.Change(type=1, after=pb.Entry(path=f"{number:09}"))) | {
+        "an unknown type": lambda _: wire.ListChangesResponse(changes=[wire.Change(type=99, after=pb.Entry(path="f"))]),  # type: ignore[arg-type]
+        "a change of nothing": lambda _: wire.ListChangesResponse(changes=[wire.Change(type=1)]),
+        **{name: lambda _, found=found: wire.ListChangesResponse(changes=[wire.Change(type=1, after=found)]) for name, found in BAD_ENTRIES.items()},
     },
-    "DeleteBackup": of_backup(sv.DeleteBackupResponse) | another(sv.DeleteBackupResponse),
-    "UndeleteBackup": of_backup(sv.UndeleteBackupResponse) | another(sv.UndeleteBackupResponse),
-    "SetHold": of_backup(sv.SetHoldResponse, hold=pb.Hold(reason="why")) | {
-        "another reason": lambda _: sv.SetHoldResponse(hold=pb.Hold(reason="other"), backup=backup()),
-        "a time beyond all": lambda _: sv.SetHoldResponse(hold=pb.Hold(reason="why", time={"seconds": 2**62}), backup=backup()),
+    "DeleteBackup": of_backup(wire.DeleteBackupResponse) | another(wire.DeleteBackupResponse),
+    "UndeleteBackup": of_backup(wire.UndeleteBackupResponse) | another(wire.UndeleteBackupResponse),
+    "SetHold": of_backup(wire.SetHoldResponse, hold=pb.Hold(reason="why")) | {
+        "another reason": lambda _: wire.SetHoldResponse(hold=pb.Hold(reason="other"), backup=backup()),
+        "a time beyond all": lambda _: wire.SetHoldResponse(hold=pb.Hold(reason="why", time={"seconds": 2**62}), backup=backup()),
     },
-    "ReleaseHold": of_backup(sv.ReleaseHoldResponse),
-    "RetainBackup": of_backup(sv.RetainBackupResponse) | another(sv.RetainBackupResponse),
-    "GetRetention": {"a duration beyond all": lambda _: sv.GetRetentionResponse(retention=pb.Retention(minimum={"seconds": 2**62}))},
-    "SetRetention": {"a duration beyond all": lambda _: sv.SetRetentionResponse(retention=pb.Retention(policy=pb.RetentionPolicy(keep_within={"seconds": -(2**62)})))},
-    "PlanRetention": paged(sv.PlanRetentionResponse, "backups", lambda number: sv.PlannedBackup(backup=backup(number=10**9 - number))) | {
-        "more than the plan says": lambda _: sv.PlanRetentionResponse(backups=[sv.PlannedBackup(backup=backup())]),
+    "ReleaseHold": of_backup(wire.ReleaseHoldResponse),
+    "RetainBackup": of_backup(wire.RetainBackupResponse) | another(wire.RetainBackupResponse),
+    "GetRetention": {"a duration beyond all": lambda _: wire.GetRetentionResponse(retention=pb.Retention(minimum={"seconds": 2**62}))},
+    "SetRetention": {"a duration beyond all": lambda _: wire.SetRetentionResponse(retention=pb.Retention(policy=pb.RetentionPolicy(keep_within={"seconds": -(2**62)})))},
+    "PlanRetention": paged(wire.PlanRetentionResponse, "backups", lambda number: wire.PlannedBackup(backup=backup(number=10**9 - number))) | {
+        "more than the plan says": lambda _: wire.PlanRetentionResponse(backups=[wire.PlannedBackup(backup=backup())]),
     },
     "ApplyRetention": {
-        "ids that are none": lambda _: sv.ApplyRetentionResponse(deleted_backup_ids=["x"]),
-        "two-byte ids": lambda _: dense(sv.ApplyRetentionResponse, "deleted_backup_ids"),
-        "a time beyond all": lambda _: sv.ApplyRetentionResponse(purge_time={"seconds": 2**62}),
+        "ids that are none": lambda _: wire.ApplyRetentionResponse(deleted_backup_ids=["x"]),
+        "two-byte ids": lambda _: dense(wire.ApplyRetentionResponse, "deleted_backup_ids"),
+        "a time beyond all": lambda _: wire.ApplyRetentionResponse(purge_time={"seconds": 2**62}),
     },
     "GetServerInfo": {
-        "a time beyond all": lambda _: sv.GetServerInfoResponse(server_time={"seconds": 2**62}),
-        "a duration beyond all": lambda _: sv.GetServerInfoResponse(condition=sv.ServerCondition(clock_jump={"seconds": 2**62})),
+        "a time beyond all": lambda _: wire.GetServerInfoResponse(server_time={"seconds": 2**62}),
+        "a duration beyond all": lambda _: wire.GetServerInfoResponse(condition=wire.ServerCondition(clock_jump={"seconds": 2**62})),
     },
 }  # fmt: skip
 """By method what may come instead of its answer. What is no message at all comes from each."""
@@ -524,12 +334,12 @@ def rows() -> Iterator[Row]:
                 if not (is_of_lists(what) and act is source) and not is_unseen(what, act):
                     yield Row(method, what, {method: answer}, act)
     for what, chunker in CHUNKERS.items():
-        begun: Answer = lambda asked, found=chunker: sv.BeginUploadResponse(  # noqa: E731
+        begun: Answer = lambda asked, found=chunker: wire.BeginUploadResponse(  # noqa: E731
             upload=upload(scope=asked.scope, chunker=found)
         )
         yield Row("BeginUpload", what, {"BeginUpload": begun}, source)
     made_up = count(1)
-    progress: Answer = lambda _: sv.ResumeUploadResponse(  # noqa: E731
+    progress: Answer = lambda _: wire.ResumeUploadResponse(  # noqa: E731
         upload=upload(epoch=next(made_up) + 1, durable=pb.DurablePoint(position=10 * next(made_up)))
     )
     for method, act in (("PutEntries", source), ("Backup", thin), ("Backup", put)):

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_answers import ACTS, HOSTILE, METHODS, MIB
+from hostile_acts import ACTS
+from hostile_answers import HOSTILE
+from hostile_server import METHODS, MIB
 
 HERE = Path(__file__).parent
 MEMORY_MAX = 160 * MIB
