@@ -61,7 +61,7 @@ POOL = "/lib/concurrent/futures/thread.py _WorkItem.run: result = self.fn(*self.
         (stages.READ, ["/s/staddle_server/store/files.py Files.read: return os.pread(descriptor, length, offset)"]),
         (stages.WRITE, ["/s/staddle_server/store/files.py Files.write: return os.write(descriptor, data)"]),
         (stages.WRITE, ["/c/staddle/_restore/temporary_file.py TemporaryFile._put: count = os.pwrite(self._descriptor, data, at)"]),
-        (stages.SEAL, ["/s/staddle_server/store/pack.py PackWriter._seal: filled += encryptor.update_into(a, b)"]),
+        (stages.SEAL, ["/s/staddle_server/store/pack_writer.py PackWriter._seal: filled += encryptor.update_into(a, b)"]),
         (stages.CATALOG, ["/s/staddle_server/catalog/sqlite.py Sqlite.rows_in: cursor.execute(query)"]),
         (stages.CATALOG, ["/s/staddle_server/catalog/uploads.py get: return one(rows)", "/v/sqlalchemy/sql/crud.py f: x"]),
         (stages.WALK, ["/c/staddle/_fs/walk.py Scan._look: status = os.stat(name, dir_fd=level.descriptor)"]),

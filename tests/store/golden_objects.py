@@ -11,7 +11,8 @@ from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import create_format
 from staddle_server.store.keys import KeyStore, WrappedKeys, keys_name, master_key_line, wrap_keys
 from staddle_server.store.marks import Began, GenerationMark, put_mark
-from staddle_server.store.pack import Codec, PackWriter, parse_pack_name
+from staddle_server.store.pack import Codec, parse_pack_name
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.parity import Parity, parity_name
 from staddle_server.store.records import (
     ChangeCounts,

@@ -34,12 +34,12 @@ from staddle_server.store.pack import (
     Codec,
     PackDamaged,
     PackReader,
-    PackWriter,
     Segment,
     compress,
     pack_name,
     parse_pack_name,
 )
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.packform import decode_head, pack_key
 from staddle_server.store.wrapped import WrappedBlobs, WrappedWriter
 from store_data import Seeded, append_raw, table_of, tenant_keys, write_pack

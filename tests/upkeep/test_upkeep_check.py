@@ -7,7 +7,8 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Unavailable
 from staddle_server.base.types import ChunkRef, Role
-from staddle_server.store.pack import Codec, PackWriter
+from staddle_server.store.pack import Codec
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.pack_check import Examiner
 from thin import Source, back_up, noise, restore

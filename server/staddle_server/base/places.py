@@ -1,4 +1,4 @@
-"""Where a store or a catalog lies, as people name it: a path, or a URL whose scheme says what kind of place it is."""
+"""Where a store or a catalog lies: a path, or a URL whose scheme says what kind of place it is."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,9 @@ _SCHEME: Final = re.compile("([a-z][a-z0-9+.-]*)://", re.ASCII | re.IGNORECASE)
 
 
 class UnknownSchemeError(ValueError):
-    """A URL whose scheme this version cannot open. The message leaves out the rest of the URL, which may hold a password.
+    """A URL whose scheme this version cannot open.
+
+    The message leaves out the rest of the URL, which may hold a password.
 
     Attributes:
         what: What was to be opened: "store" or "catalog".
@@ -19,7 +21,7 @@ class UnknownSchemeError(ValueError):
     def __init__(self, what: str, scheme: str, known: Iterable[str]) -> None:
         schemes = " or ".join(f"{each}://" for each in sorted(known))
         super().__init__(
-            f"cannot open a {what} at {scheme}://: this version has no support for it; use a path or {schemes}"
+            f"cannot open a {what} at {scheme}://: this version does not support it; use a path or {schemes}"
         )
         self.what = what
         self.scheme = scheme

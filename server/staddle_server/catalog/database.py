@@ -1,4 +1,4 @@
-"""What all databases of the catalog share: transactions, their errors, and the statements that each database takes in its own form."""
+"""What all databases of the catalog share: transactions, errors, and a small interface to what differs."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -25,13 +25,13 @@ _INSERTED_AT_ONCE: Final = 4096
 class DatabaseKind(ABC):
     """What one kind of database does in its own way; everything else of the catalog is the same for all.
 
-    A transaction must see what others committed before each of its statements, or be serialized with them: collecting garbage
-    beside claims is proven for READ COMMITTED with row locks, and for SQLite. So an engine with several isolation levels is made
-    with isolation_level="READ COMMITTED".
+    Collecting garbage beside claims is proven for SQLite, whose transactions are serializable by nature, and for
+    READ COMMITTED with row locks. A database with several isolation levels must make its engine with
+    isolation_level="READ COMMITTED", and with no other.
     """
 
     one_writer: bool = False
-    """Whether the database takes one writer at a time, so that the writers of this process wait for their turn here."""
+    """Whether the database takes one writer at a time: then the writers of this process take turns."""
 
     @property
     @abstractmethod
@@ -40,11 +40,11 @@ class DatabaseKind(ABC):
 
     @abstractmethod
     def translate(self, error: BaseException) -> errors.StaddleError | None:
-        """What an error of the driver, or of the system, says to the caller; None where it is a fault of the server."""
+        """The error for the caller that an error of the driver stands for; None: it is a fault of the server."""
 
     @abstractmethod
     def begin(self, connection: Connection, *, writes: bool, erase: bool) -> None:
-        """What the driver has not done when a transaction begins. `erase`: nothing that it deletes stays readable."""
+        """Do what the driver has not done when a transaction begins. `erase`: nothing that it deletes stays readable."""
 
     @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
@@ -77,7 +77,7 @@ class DatabaseKind(ABC):
 
     @abstractmethod
     def empty_log(self, connection: Connection) -> None:
-        """Bring what is in a log beside the database into it, as far as that needs no waiting."""
+        """Bring what is in a log beside the database into it, as far as that is possible without waiting."""
 
     @abstractmethod
     def close(self) -> None:

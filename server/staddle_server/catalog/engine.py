@@ -1,4 +1,4 @@
-"""Opening the catalog by its place: the right database, the newest tables, and the nouns on one object."""
+"""Opening the catalog by its place: the right database, the newest tables, and its parts on one object."""
 
 import secrets
 from collections.abc import Callable, Mapping
@@ -75,8 +75,9 @@ def open_catalog(
 ) -> Catalog:
     """Opens the catalog at `place`, makes it if it is not there, and brings its tables up to date.
 
-    `place` is the path of a file, or a URL: sqlite:////absolute/path. Any number of processes may do so at once. `random(n)` gives n
-    unpredictable bytes, for tokens and their ids. A transaction waits `busy_timeout_s` for its turn beside the others.
+    `place` is the path of a file, or a URL: sqlite:////absolute/path. Any number of processes may open it at once.
+    `random(n)` gives n unpredictable bytes, for tokens and their ids. A transaction waits `busy_timeout_s` for its turn
+    beside the others.
 
     Raises:
         UnknownSchemeError: this version knows no such database.

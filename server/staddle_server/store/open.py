@@ -23,8 +23,8 @@ BACKENDS: Final[Mapping[str, Callable[[str], Blobs]]] = {"file": _directory}
 def open_blobs(place: str) -> Blobs:
     """The blobs of the store at `place`: the path of a directory, which must exist, or file:// and that path.
 
-    Raises UnknownSchemeError for a URL that no backend opens, ValueError for one that names nothing, Unavailable where the
-    place does not answer.
+    Raises UnknownSchemeError for a URL that no backend opens, ValueError for one that names no directory, and
+    Unavailable if the place does not answer.
     """
     scheme = scheme_of(place)
     if not scheme:

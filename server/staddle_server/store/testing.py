@@ -1,4 +1,4 @@
-"""The contract of Blobs as tests: the author of a backend or wrapper subclasses BlobsContract, and pytest runs it.
+"""The contract of Blobs as tests: the author of a backend or wrapper subclasses BlobsContract.
 
     pytest.register_assert_rewrite("staddle_server.store.testing")  # in conftest.py, for readable failures
 
@@ -7,8 +7,8 @@
         def blobs(self, tmp_path: Path) -> Blobs:
             return MyBlobs(...)  # empty
 
-Needs pytest, which the server itself does not. Durability cannot be seen from here: each backend tests it on its own, as
-tests/store/test_store_directory.py does.
+Needs pytest, which the server itself does not. These tests cannot see durability: each backend needs tests of its own
+for that, such as tests/store/test_store_directory.py.
 """
 
 import threading

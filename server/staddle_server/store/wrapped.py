@@ -6,9 +6,9 @@ from staddle_server.store.blobs import Blobs, BlobWriter, Buffer
 
 
 class WrappedBlobs:
-    """Passes every call on to `inner`, with its promises and its errors. A subclass changes the calls that it is there for.
+    """Passes every call on to `inner`, with its promises and its errors. A subclass changes some of the calls.
 
-    `put` and `create` are separate ways to write: a subclass that is there for every object changes both.
+    `put` and `create` are separate ways to write: a subclass that changes how objects are written overrides both.
     """
 
     def __init__(self, inner: Blobs) -> None:

@@ -12,7 +12,8 @@ from staddle_server.base.types import ChunkPlace, ChunkRef, PackSummary, Role
 from staddle_server.catalog import Mark, MarkedPack
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.frame import compress
-from staddle_server.store.pack import PackDamaged, PackWriter, Segment, pack_name
+from staddle_server.store.pack import PackDamaged, Segment, pack_name
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.tenancy.chunk_writer import SEGMENT_BYTES
 from staddle_server.tenancy.suspect_packs import doubt
 from staddle_server.upkeep.gc.live_chunks import Positions

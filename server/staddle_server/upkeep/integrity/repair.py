@@ -20,7 +20,8 @@ from staddle_server.catalog import WHOLE_PACK, TenantRow
 from staddle_server.store.blobs import BlobMissing, replace_object
 from staddle_server.store.frame import compress
 from staddle_server.store.keys import keys_name
-from staddle_server.store.pack import PackWriter, Segment, Unreadable
+from staddle_server.store.pack import Segment, Unreadable
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.records import SPANS_MAX, ForgottenRecord
 from staddle_server.tenancy.pack_check import Examined, Examiner, check_digests
 from staddle_server.tenancy.records import as_pending, finish_missing
