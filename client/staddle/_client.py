@@ -10,7 +10,15 @@ from google.protobuf.message import Message
 
 from staddle._browse import BrowseMethods
 from staddle._errors import BadRequestError
-from staddle._options import LocalPath, backup_options, local_paths, missing_extra, reported, restore_options
+from staddle._options import (
+    LocalPath,
+    backup_options,
+    checked_overwrite,
+    local_paths,
+    missing_extra,
+    reported,
+    restore_options,
+)
 from staddle._protocol.arguments import choice
 from staddle._protocol.convert import (
     text,
@@ -269,30 +277,24 @@ class Client(BrowseMethods, RetentionMethods):
 
         `backup` is an id or its first digits. `at` picks the newest backup whose capture began at or before a moment: a datetime,
         a date (its last moment), a string with a time or date, or an age such as "2h" (or a timedelta), by the server's clock.
-        Without both, the newest backup is restored. `overwrite` decides what happens to existing files: "never", "if-changed" or
-        "always" replace them. Extra files are deleted only with `delete`.
+        Without both, the newest backup is restored. `overwrite` says when an existing file is replaced: "never", "if-changed" or
+        "always". Extra files are deleted only with `delete`.
 
-        `include` and `exclude` are patterns as in .gitignore, relative to the backup's root; the files hold such patterns, and each is
-        read once. It restores what is included (without `include`: everything) and not excluded, with everything below it, and fetches no
-        other data. Directories above what is included are made as the backup has them. An invalid pattern is BadRequestError;
-        one that matches nothing is a warning.
+        `include` and `exclude` are patterns as in .gitignore, relative to the backup's root; `include_files` and `exclude_files` hold
+        such patterns, and each is read once. Without `include`, everything is included. Data of other files is not fetched; directories
+        above included paths are made as in the backup. An invalid pattern is BadRequestError; one that matches nothing is a warning.
 
-        "if-changed" compares type, size and modification time; with `verify` it compares the content of files instead of their
-        times. `dry_run` writes nothing and says in the report what would be written; with both, the report's problems name what is
-        not as in the backup, also its owner, mode and time.
+        "if-changed" compares type, size and modification time; `verify` compares the content of files instead of their times.
+        `dry_run` writes nothing and reports what would be written; with both, the report's problems name every difference.
 
-        `delete` makes the restored directories as in the backup: when everything has been restored without a problem, it removes what was in them
-        before and is not in the backup. Excluded names stay, as do names that are not included, mounted file systems, the target itself
-        and everything outside `paths`; links are not followed. `confirm_delete` gets the number of paths before anything is changed; an
-        exception that it raises ends the restore. With `dry_run` the report's `deleted_paths` names what would be removed.
+        `delete` removes, after a restore without problems, what was in the restored directories before and is not in the backup.
+        Excluded names, names that are not included, mounted file systems, the target itself and everything outside `paths` stay; links
+        are not followed. `confirm_delete` gets the number of paths before anything is changed; an exception that it raises ends the
+        restore. With `dry_run`, the report's `deleted_paths` names what would be removed.
 
         Every file's content is checked against its id before the file gets its name. Damage does not stop a restore: it finishes,
         and then raises DamageError with the report. Otherwise `report.problems` names what could not be written.
         """
-        if overwrite not in {"never", "if-changed", "always"}:
-            raise BadRequestError(
-                f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
-            )
         from staddle._restore.run import restore_to_directory
 
         options = restore_options(
@@ -301,7 +303,7 @@ class Client(BrowseMethods, RetentionMethods):
             include_files=include_files,
             exclude=exclude,
             exclude_files=exclude_files,
-            overwrite=overwrite,
+            overwrite=checked_overwrite(overwrite),
             verify=verify,
             delete=delete,
             confirm_delete=confirm_delete,
@@ -309,10 +311,8 @@ class Client(BrowseMethods, RetentionMethods):
             retry_s=retry_s,
             progress=progress,
         )
-        name, selector = text("dataset", dataset), selector_of(backup, at)
-        return reported(
-            lambda: restore_to_directory(self._calls, name, selector, os.fsencode(target), options)
-        )
+        which = text("dataset", dataset), selector_of(backup, at)
+        return reported(lambda: restore_to_directory(self._calls, *which, os.fsencode(target), options))
 
     def write_archive(
         self,

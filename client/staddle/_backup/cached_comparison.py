@@ -130,7 +130,7 @@ class _Way:
 class CachedScan(Walk[Difference]):
     """The differences between a directory on disk and the base, in order; `unchanged` counts what is in both.
 
-    Raises CacheError, when walked, if the cache contradicts itself: nothing that was told before can be relied on then.
+    Raises CacheError, when walked, if the cache contradicts itself: nothing that it yielded before can be relied on then.
     """
 
     known: CacheReader

@@ -92,11 +92,11 @@ class Comparison:
     behind_is_whole: bool = False
     """Of what the base has up to `behind` nothing was removed, and not all of it is scanned."""
     only_counts: bool = False
-    """The base only tells how much of it is left: all that is scanned is sent as new. What is gone is told nevertheless."""
+    """The base only shows how much of it is left: all that is scanned is sent as new. What is gone is reported all the same."""
     left_out: AbstractSet[bytes] = frozenset()
     """What this run could not read so far, also before it was cut short."""
     unsent: Unsent = field(default_factory=Unsent)
-    """What came of the path that was told last, where it was not sent."""
+    """What came of the last path that was yielded, where it was not sent."""
     base_count: int = 0
     """Entries of the base so far, without its root."""
     kept_count: int = 0
@@ -170,7 +170,7 @@ class Comparison:
             self.removed_bytes += base.entry.content.size_bytes
 
     def _count_held(self, found: Found, base: BaseEntry | None, *, held: bool) -> None:
-        """Counts a path that need not be told."""
+        """Counts a path that need not be sent."""
         self.found_count += bool(found.path) and held
         self.kept_count += bool(found.path) and held and base is not None
 

@@ -165,7 +165,7 @@ class SourceDifferences:
                 unsent=self._tally.unsent,
             )
             self.comparison = comparison
-            # To remove the root again would drop the file that is gone on with.
+            # To remove the root again would drop the file that is resumed.
             again = behind is None and durable.HasField("open_entry")
             for difference in self._watched(comparison):
                 if isinstance(difference, Removed) and (

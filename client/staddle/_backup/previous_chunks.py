@@ -30,7 +30,7 @@ class Earlier:
         self._has_backup = True
 
     def chunks_of(self, path: bytes, size_bytes: int) -> ChunkList | None:
-        """The file's chunks, cut by content, if it is a large one; None if there are none, or they cannot be told."""
+        """The file's chunks, cut by content, if it is a large one; None if there are none, or they are not known."""
         if size_bytes < FILE_BYTES_MIN or not self._has_backup:
             return None
         try:

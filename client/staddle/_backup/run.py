@@ -1,6 +1,6 @@
 """A directory to a dataset: the life of the upload, whichever way the data takes.
 
-Begin or take over, send, commit; and after a failure that passes: take over again, and go on behind what is durable. How the data is sent
+Begin or take over, send, commit; and after a temporary failure: take over again, and resume after what is durable. How the data is sent
 is in `staddle._backup.source_side` (cut here, only what is missing travels) and `staddle._backup.stream_files` (all bytes travel).
 """
 
@@ -154,7 +154,7 @@ class BackupRun:
             except StaddleError as error:
                 if self._calls.closed or not may_resume(error):
                     raise
-                start = self._go_on(start, attempts, error)
+                start = self._resume(start, attempts, error)
         return start
 
     def warnings(self) -> tuple[str, ...]:
@@ -247,8 +247,8 @@ class BackupRun:
         upload.durable.ClearField("open_entry")
         return Start(upload, start.distrusted, rely=False)
 
-    def _go_on(self, start: Start, attempts: Attempts, error: StaddleError) -> Start | pb.Backup:
-        """After a failure that passes: waits, takes the upload over, and goes on behind what is durable."""
+    def _resume(self, start: Start, attempts: Attempts, error: StaddleError) -> Start | pb.Backup:
+        """After a temporary failure: waits, takes the upload over, and resumes it after what is durable."""
         while True:
             attempts.wait_after(error)
             try:
@@ -298,7 +298,7 @@ class BackupRun:
 
     @contextmanager
     def _recording(self, start: Start) -> Iterator[CacheRecorder | None]:
-        """The cache of the backup that is being made. None: what it will hold cannot be told exactly, or nobody wants to know."""
+        """The cache of the backup that is being made. None: what it will hold is not known exactly, or there is no cache."""
         record = None
         if self._cache is not None and start.pristine:
             record = self._cache.record(differential=start.upload.kind == pb.BACKUP_KIND_DIFFERENTIAL)

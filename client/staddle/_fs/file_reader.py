@@ -15,7 +15,7 @@ from staddle._fs.noatime import open_quietly
 
 READ_BYTES: Final = 4 * 1024 * 1024
 ZEROS_BYTES_MAX: Final = 1024 * 1024 * 1024
-"""Longer holes are told in pieces of this size."""
+"""Longer holes are reported in pieces of this size."""
 UNSIZED_BYTES_MAX: Final = 1024 * 1024 * 1024
 """So much is read of a file that has more than its size says: some have no end."""
 RACY_NS: Final = 2_000_000_000

@@ -1,4 +1,4 @@
-"""Where file systems are mounted, bind mounts too: those cannot be told by device numbers."""
+"""Where file systems are mounted, bind mounts too: device numbers do not show those."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def sweep(dir_fd: int) -> int:
         with os.scandir(dir_fd) as listing:
             names = [name for item in listing if is_temporary(name := os.fsencode(item.name))]
     except OSError:
-        return 0  # whoever writes there meets the same error, and reports it
+        return 0  # the write there fails with the same error, which is reported
     return sum(_sweep_one(dir_fd, name) for name in names)
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from staddle._transport.calls import Calls
 
 GATHER_BYTES_MAX: Final = 16 * 1024 * 1024
-"""A file up to this size is written when all of it has come, so that one that is damaged is left out and the rest goes on."""
+"""A file up to this size is written when all of it has come, so that a damaged one is left out and the rest is written."""
 BATCH_PATHS: Final = 2_048
 BATCH_PATH_BYTES: Final = 1024 * 1024
 LINKS_MAX: Final = 100_000

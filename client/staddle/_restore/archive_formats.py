@@ -129,7 +129,7 @@ class TarArchive(Archive):
         self._path = b""
         """Bytes that the file that has begun still has in the archive."""
         self._stretches: deque[tuple[int, int]] = deque()
-        """Of a sparse file: where its data begins and ends, and where it goes on."""
+        """Of a sparse file: where its data begins and ends, and where the next data begins."""
         self._is_sparse = False
         self._sparse_count = 0
         self._is_finished = False

@@ -229,7 +229,7 @@ class Restore:
                 opened.abandon()
             self._coming_bytes = 0
             if isinstance(self._writer, Writer):
-                self._writer.drain()  # also if the stream broke: the next one goes on behind what came
+                self._writer.drain()  # also if the stream broke: the next one resumes after what came
 
     def _write_entry(self, event: EntryEvent) -> FileInProgress | None:
         """Writes an entry, or begins the file whose bytes follow."""

@@ -57,7 +57,7 @@ class _Batch:
     data_bytes: int = 0
 
     def write(self, applier: Applier, tally: RestoreTally) -> RestoreTally:
-        """Writes all of them, and tells the tally, which it returns. Raises TargetFullError; any other failure is noted, and the next one goes on."""
+        """Writes all of them, and counts them in the tally, which it returns. Raises TargetFullError; any other failure is noted, and the file skipped."""
         try:
             for dir_fd, files in self.directories:
                 plain = not inherits_acl(dir_fd)

@@ -28,7 +28,7 @@ from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
 
 GATHER_BYTES_MAX: Final = 512 * 1024
-"""A file up to this size is written when all of it has come, by whoever of the crew is free."""
+"""A file up to this size is written when all of it has come, by a free thread of the crew."""
 LEFT_DIRECTORIES_MAX: Final = 4_096
 LEFT_BYTES_MAX: Final = 32 * 1024 * 1024
 """What they may take together."""
@@ -69,7 +69,7 @@ FileInProgress = TemporaryFile | GatheredFile
 
 
 class Writer:
-    """Puts entries into a target, in their order. A path that fails is noted, and the next one goes on.
+    """Puts entries into a target, in their order. A path that fails is noted and skipped.
 
     Files may be written a little later, by a crew; `drain` waits for that. Close it at the end.
     """

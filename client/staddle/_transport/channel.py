@@ -233,7 +233,7 @@ class Channel:
             raise CancelledError("This client was closed while it waited to try again.")
 
     def close(self) -> None:
-        """Ends the channel and every call on it; whoever waits gets CancelledError. May be called from any thread, more than once."""
+        """Ends the channel and every call on it; calls in flight raise CancelledError. May be called from any thread, more than once."""
         if under_way.cut_by_fork:
             self._closed.set()  # and leave alone what cannot be used
             return

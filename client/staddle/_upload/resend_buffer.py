@@ -138,7 +138,7 @@ class Replay:
         return self._messages(first, generation)
 
     def stop(self, generation: int | None = None) -> None:
-        """The stream has ended: whoever waits for it need not. A late word about an older stream changes nothing."""
+        """The stream has ended: ends the waits for it. A late word about an older stream changes nothing."""
         with self._changed:
             if generation is None or generation == self._generation:
                 self._running = False
@@ -194,7 +194,7 @@ def _is_open(record: SentPart, durable: pb.DurablePoint) -> bool:
 
 
 def _from(durable: pb.DurablePoint, records: deque[SentPart]) -> Iterator[SentPart]:
-    """What is not durable of `records`, whose first is the first that is not. An open file goes on at its durable byte."""
+    """What is not durable of `records`, whose first is the first that is not. An open file resumes at its durable byte."""
     if not (records and _is_open(records[0], durable)):
         yield from records
         return

@@ -1,6 +1,6 @@
 """One upload over Backup streams: as many as it takes.
 
-When a stream breaks, the durable point says where the next one goes on; what lies behind it is still here (see Replay).
+When a stream breaks, the next one resumes at the durable point; what lies behind it is still here (see Replay).
 """
 
 import os
@@ -123,7 +123,7 @@ class UploadStream:
                 self._recover(error)
 
     def abort(self, error: BaseException | None) -> None:
-        """Gives the upload up. If the server cannot be told, a note on `error` says so; it gives the upload up by itself after days."""
+        """Aborts the upload. If the server cannot be reached, a note on `error` says so; the upload then expires after days."""
         if os.getpid() != self._pid:
             return  # it is the parent's, who may well commit it
         self._cut()
@@ -206,7 +206,7 @@ class UploadStream:
         return ProtocolError("The server ended the stream with success before it was finished.")
 
     def _recover(self, error: StaddleError) -> None:
-        """Takes the upload over again and goes on where it is durable. Raises `error`, or a later one, if that makes no sense."""
+        """Takes the upload over and resumes it at its durable point. Raises `error`, or a later one, if that makes no sense."""
         while True:
             if not may_resume(error) or self._calls.closed:
                 raise error

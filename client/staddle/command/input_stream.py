@@ -22,7 +22,7 @@ TERMINATE_S: Final = 5.0
 class CommandOutput:
     """What a command prints, in pieces. It is started when the first piece is asked for, and ended when this is left.
 
-    After its last byte it must exit 0: otherwise iterating raises SourceError, so that whoever reads it never takes a part for the whole.
+    After its last byte it must exit 0: otherwise iterating raises SourceError, so that a part is never taken for the whole.
     """
 
     def __init__(self, words: Sequence[str]) -> None:

@@ -73,7 +73,7 @@ class Output:
         self._done = what
 
     def require_told(self) -> None:
-        """The command has ended well. Raises StdoutError if it has only looked, and nobody was told what it found."""
+        """The command has ended well. Raises StdoutError if its only purpose was output, and that could not be written."""
         if sys.__stdout__ is None and not self._done:
             raise StdoutError.closed()
 

@@ -77,7 +77,7 @@ class Meter:
         return Text(words(progress, *self._pace(progress)), no_wrap=True, overflow="ellipsis")
 
     def _pace(self, progress: Progress) -> tuple[float, float | None]:
-        """Bytes a second of late, and the seconds that are left, if that can be told."""
+        """Bytes a second of late, and the seconds that are left, if that is known."""
         now_s = monotonic()
         self._seen.append((now_s, progress.bytes_done))
         while len(self._seen) > 2 and self._seen[1][0] < now_s - RATE_WINDOW_S:

@@ -21,7 +21,7 @@ class Gap(NamedTuple):
     message: str
 
 
-class OpenedPage(NamedTuple):
+class ReadablePage(NamedTuple):
     """A page that was read, and its entries in order; an index page has none."""
 
     digest: bytes
@@ -81,7 +81,7 @@ class Manifest:
 
     def pages(
         self, *, after: bytes | None = None, skip: Callable[[bytes], bool]
-    ) -> Iterator[OpenedPage | Gap]:
+    ) -> Iterator[ReadablePage | Gap]:
         """Every page, in order, each before those below it; with `after`, only the entries behind that path.
 
         Where `skip` says so of a page's place (see Cursor.place), that page and all below it is left out. A page that cannot be read is
@@ -98,10 +98,10 @@ class Manifest:
         if gap is not None:
             yield gap
         elif self.root.level:
-            yield OpenedPage(digest, place, [])
+            yield ReadablePage(digest, place, [])
         while (frame := cursor.frame()) is not None:
             if not frame.page.level:
-                yield OpenedPage(digest, place, frame.page.entries[frame.index :])
+                yield ReadablePage(digest, place, frame.page.entries[frame.index :])
                 cursor.skip_page()
                 continue
             digest, place = cursor.child().digest, cursor.place()
@@ -112,7 +112,7 @@ class Manifest:
             if gap is not None:
                 yield gap
             elif frame.page.level > 1:
-                yield OpenedPage(digest, place, [])
+                yield ReadablePage(digest, place, [])
 
     def children(self, path: bytes, *, after: bytes | None = None) -> Iterator[Entry | Gap]:
         """What lies directly in a directory, in order; with `after`, what comes behind that path and what is below it.

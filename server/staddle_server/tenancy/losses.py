@@ -10,7 +10,7 @@ from staddle_server.base.errors import Damaged
 from staddle_server.base.types import ChunkPlace, ChunkRef, Content, Entry, Role, Root
 from staddle_server.manifest.content import lists_of
 from staddle_server.manifest.cursor import PAGES_KEPT
-from staddle_server.manifest.read import Gap, Manifest, OpenedPage
+from staddle_server.manifest.read import Gap, Manifest, ReadablePage
 from staddle_server.tenancy.chunk_reader import ChunkReader
 
 LISTED_CHUNKS_AT_ONCE: Final = 1024
@@ -96,7 +96,7 @@ class Losses:
                 whole = batch_whole = False
                 yield loss
             if share:
-                opened = [page for page in batch if isinstance(page, OpenedPage)]
+                opened = [page for page in batch if isinstance(page, ReadablePage)]
                 index_pages += [page.place for page in opened if not page.entries]
                 if batch_whole:
                     self._whole.update(page.place for page in opened if page.entries)
@@ -113,8 +113,8 @@ class Losses:
             yield _loss(entry, lost.values())
         yield from self._of_list(entry, content)
 
-    def _of_pages(self, batch: list[OpenedPage | Gap]) -> Iterator[Loss]:
-        pages = [page for page in batch if isinstance(page, OpenedPage)]
+    def _of_pages(self, batch: list[ReadablePage | Gap]) -> Iterator[Loss]:
+        pages = [page for page in batch if isinstance(page, ReadablePage)]
         entries = [entry for page in pages for entry in page.entries]
         data = self._look_up(
             Role.DATA, [ref for entry in entries if entry.content is not None for ref in entry.content.chunks]

@@ -1,6 +1,6 @@
 """Mirrors what a backup holds, while it is made, into a file of the cache.
 
-Whoever sends says of each path that was looked at what the backup now holds there. A path of which nothing was sent is not in it. A file that
+The sender reports for each path that was looked at what the backup now holds there. A path of which nothing was sent is not in it. A file that
 changed while it was read, and one whose timestamps were too recent, are looked at again by the next backup, as the base's own `read_again` has it.
 """
 
@@ -85,7 +85,7 @@ class CacheRecorder:
         """What stat said of the path that the walk is at: set with the first one, the root."""
 
     def abandon(self) -> None:
-        """What the backup holds cannot be told: there will be no file."""
+        """What the backup holds is not known: there will be no file."""
         self.writer.failed = True
 
     # --- the walk
@@ -123,7 +123,7 @@ class CacheRecorder:
         self._set(row_of(self._status), 0)
 
     def settle(self, changed: Changed) -> None:
-        """Whoever sends is done with what the walk is at."""
+        """The sender is done with what the walk is at."""
         if self._differential and changed.in_base:
             self.abandon()
         if changed.held is None:
