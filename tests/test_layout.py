@@ -1,5 +1,6 @@
 """The top level holds what the project's shape names, the version stands in one place, and what contributors' tools read is sound."""
 
+import ast
 import re
 import tomllib
 from fnmatch import fnmatch
@@ -110,3 +111,33 @@ def test_an_issue_form_is_one_and_asks_for_something(path: Path) -> None:
     asked = [field for field in form["body"] if field["type"] != "markdown"]
     assert len({field["id"] for field in asked}) == len(asked) > 0
     assert any(field.get("validations", {}).get("required") for field in asked)
+
+
+LINES_MAX: Final = 500
+FUNCTION_LINES_MAX: Final = 60
+LONG_FOR_A_REASON: Final = {
+    "server/staddle_server/catalog/migrations/versions": "a migration is one list of tables"
+}
+
+
+def python_files() -> list[Path]:
+    folders = [TOP / name for name in ("client", "server", "tests", "benchmarks")]
+    found = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return [path for path in found if "v1" not in path.parts and "node_modules" not in path.parts]
+
+
+def test_no_file_is_so_long_that_it_holds_several_subjects() -> None:
+    lines = {str(path.relative_to(TOP)): path.read_bytes().count(b"\n") for path in python_files()}
+    assert {path: count for path, count in lines.items() if count > LINES_MAX} == {}
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    found = [
+        (f"{path.relative_to(TOP)}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1)
+        for path in python_files()
+        if str(path.parent.relative_to(TOP)) not in LONG_FOR_A_REASON
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+    ]
+    assert len(found) > 5_000
+    assert [each for each in found if each[1] > FUNCTION_LINES_MAX] == []

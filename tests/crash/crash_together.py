@@ -24,23 +24,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 from crash_disk import VARIANTS, Disk, Recorder
-from crash_steps import Observer, Step, watched
-from crash_work import OPERATIONS, Attempt, LostError, Place, Worker, collect
+from crash_steps import watched
+from crash_work import LostError
 from direct import Failed, Stub, open_door
 from google.protobuf.timestamp_pb2 import Timestamp
-from servers import MASTER, MovedClock
+from servers import MASTER
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.app.service import Service
 from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.errors import StaddleError
-from staddle_server.base.limits import GRACE_S, UPLOAD_LIFE_S
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import open_catalog
 from staddle_server.store.backends.directory import DirectoryBlobs
-from staddle_server.store.files import Files
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.tenancy.clock_guard import JUMP_S
@@ -48,290 +45,22 @@ from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.integrity.check import Check, CheckPlan
 from staddle_server.upkeep.integrity.findings import Finding, Kept
 from staddle_server.upkeep.integrity.repair import Repair
-from thin import info
-
-HOUR_S, DAY_S = 3600.0, 86_400.0
-SIZES = (0, 10, 3_000, 70_000, 200_000)
-POLICY: Final = "set2"
-"""The dataset that has a policy."""
-KEEP_LAST = 3
-EPISODES, ACTIONS = 8, 6
-EVERY_S = HOUR_S
-"""How often the server collects and follows policies by itself."""
-STEPS_THAT_FAIL = (
-    "pack.*",
-    "record.*",
-    "directory.*",
-    "temporary.create",
-    "head.*",
-    ".*sync.*",
-    ".*write",
-    "catalog.*",
+from together_client import Client
+from together_faults import (
+    ACTIONS,
+    DAY_S,
+    EPISODES,
+    ERRORS,
+    EVERY_S,
+    HOUR_S,
+    KEEP_LAST,
+    POLICY,
+    STEPS_THAT_FAIL,
+    Clock,
+    FailingFiles,
+    Machine,
+    Network,
 )
-ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EMFILE)
-DECISIONS = frozenset({"DeleteBackup", "UndeleteBackup", "SetHold", "ReleaseHold", "RetainBackup"})
-"""What a late copy of would decide once more."""
-
-
-class Clock(MovedClock):
-    """Time that passes (`ahead_s`), and a wall clock that jumps (`jump_s`)."""
-
-    jump_s = 0.0
-
-    def now_ns(self) -> int:
-        return super().now_ns() + int(self.jump_s * 1e9)
-
-
-class Machine(Observer):
-    """Disk and power. What was recorded before the power failed is all that may be left."""
-
-    def __init__(self) -> None:
-        self.recorder: Recorder | None = None
-        self.dead = False
-        self.steps_left: int | None = None
-        """Until the power fails."""
-        self.failing, self.number, self.failures = re.compile("$."), 0, 0
-        self.short = False
-        """Writes write only a part."""
-        self.unreadable = False
-
-    def mend(self) -> None:
-        self.steps_left, self.failures, self.short, self.unreadable = None, 0, False, False
-
-    def before(self, step: Step) -> None:
-        if self.steps_left is not None:
-            self.steps_left -= 1
-            self.dead = self.dead or self.steps_left <= 0
-        if self.dead:
-            raise OSError(errno.EIO, "the power has failed")
-        if self.failures and self.failing.fullmatch(step.name):
-            self.failures -= 1
-            raise OSError(self.number, "the disk fails")
-        if self.recorder is not None:
-            self.recorder.before(step)
-
-    def after(self, step: Step) -> None:
-        if self.recorder is not None and not self.dead:
-            self.recorder.after(step)
-
-
-class FailingFiles(Files):
-    """Files on such a machine."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-
-    def write(self, descriptor: int, data: Any) -> int:
-        if self._machine.short and len(data) > 1:
-            data = memoryview(data)[: max(1, len(data) // 2)]
-        return super().write(descriptor, data)
-
-    def read(self, descriptor: int, length: int, offset: int) -> bytes:
-        if self._machine.unreadable:
-            raise OSError(errno.EIO, "the disk fails")
-        return super().read(descriptor, length, offset)
-
-
-class Network:
-    """A client's way to the server."""
-
-    def __init__(self, simulation: Simulation) -> None:
-        self._simulation = simulation
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda request: self._call(name, request)
-
-    def _call(self, name: str, request: Any) -> Any:
-        simulation = self._simulation
-        rng, call = simulation.random, getattr(simulation.stub, name)
-        if simulation.machine.dead:
-            raise broken()
-        what = "whole"
-        if rng.random() < simulation.loss:
-            what = rng.choice(("unsent", "unanswered", "twice", "late", "cut"))
-        simulation.figures[f"calls {what}"] += what != "whole"
-        if what == "unsent":
-            raise broken()
-        if name == "Backup":
-            request = _one_by_one(request, rng.randrange(1, 12) if what == "cut" else None)
-        asked = list(request) if name == "Backup" and what in {"twice", "late"} else request
-        answer = call(asked)
-        if what == "unanswered" or simulation.machine.dead:
-            raise broken()
-        if what == "twice":
-            simulation.again(name, asked, answer)
-        if what == "late" and name not in DECISIONS:
-            simulation.late.append((name, asked, answer))
-        return answer
-
-
-def _one_by_one(messages: Any, cut_after: int | None) -> Iterator[sv.BackupRequest]:
-    for message in messages:
-        for part in message.parts:
-            if cut_after is not None:
-                cut_after -= 1
-                if cut_after < 0:
-                    raise broken()
-            yield sv.BackupRequest(parts=[part])
-
-
-def broken() -> Failed:
-    return Failed(grpc.StatusCode.UNAVAILABLE, "the connection broke")
-
-
-class Client(Worker):
-    """One client; what it knows of holds and times beside its backups."""
-
-    sizes = SIZES
-
-    def __init__(self, name: str, seed: int, simulation: Simulation) -> None:
-        super().__init__(name, seed, Place(simulation.root, collected=True))
-        self._simulation = simulation
-        self.held: set[str] = set()
-        self.retained_s: dict[str, float] = {}
-        """By backup, until which time that really passes."""
-        self.may_be_held: set[str] = set()
-        """Also where no answer came."""
-        self.may_be_retained_s: dict[str, float] = {}
-        """Until when at the latest, also where no answer came."""
-        self.hidden_s: dict[str, float] = {}
-        """When a backup was hidden, at the latest."""
-        self.begun_s = 0.0
-        self.may_go: set[str] = set()
-        """What a policy may have hidden since the last look."""
-        self.numbers: dict[int, str] = {}
-
-    @property
-    def in_doubt(self) -> bool:
-        return self.pending is not None or self.deciding is not None
-
-    def is_protected(self, backup: str) -> bool:
-        return backup in self.held or self.retained_s.get(backup, 0.0) > self._simulation.clock.ahead_s
-
-    def may_be_protected(self, backup: str) -> bool:
-        """Whether a refusal to delete the backup can be right."""
-        latest_s = self.may_be_retained_s.get(backup, float("-inf"))
-        return backup in self.may_be_held or self._simulation.clock.ahead_s < latest_s
-
-    def operate(self, stub: object) -> None:
-        """One operation, or the end of one that is in doubt."""
-        before = list(self.kept)
-        try:
-            if self.in_doubt:
-                self.settle(stub)
-            else:
-                self.begun_s = self._simulation.clock.ahead_s
-                self.random.choice(_OPERATIONS)(self, stub)
-        except Failed as failed:
-            self._refused(failed)
-        finally:
-            self._note(before)
-
-    def _refused(self, failed: Failed) -> None:
-        """A deletion of what is protected is refused, and of nothing else."""
-        if failed.code() is grpc.StatusCode.FAILED_PRECONDITION and self.deciding is not None:
-            attempt, delete = self.deciding
-            if info(failed).reason == "PROTECTED" and delete:
-                if not self.may_be_protected(attempt.backup) and not self._simulation.is_in_doubt:
-                    raise LostError(f"{attempt.backup} is protected, and nobody knows why")
-                self.deciding = None
-                return
-        raise failed
-
-    def _note(self, before: list[Attempt]) -> None:
-        now_s = self._simulation.clock.ahead_s
-        for attempt in before:
-            if attempt not in self.kept:
-                self._gone(attempt)
-        for attempt in self.kept:
-            if attempt.deleted:
-                self.hidden_s.setdefault(attempt.backup, now_s)
-            elif self.deciding is None or self.deciding[0] is not attempt:
-                self.hidden_s.pop(attempt.backup, None)
-            if attempt.deleted and self.is_protected(attempt.backup):
-                raise LostError(f"{attempt.backup} is held or retained, and was deleted")
-
-    def _gone(self, attempt: Attempt) -> None:
-        """A backup is not there any more."""
-        self._simulation.figures["purged"] += 1
-        hidden_s = self.hidden_s.get(attempt.backup)
-        if hidden_s is None or self._simulation.clock.ahead_s - hidden_s < GRACE_S:
-            raise LostError(f"{attempt.backup} is gone before its grace has passed: hidden {hidden_s}")
-        if self.is_protected(attempt.backup):
-            raise LostError(f"{attempt.backup} is held or retained, and gone")
-
-    def _settle_backup(self, stub: object, attempt: Attempt) -> None:
-        try:
-            upload = stub.GetUpload(sv.GetUploadRequest(request_id=attempt.request_id)).upload  # type: ignore[attr-defined]
-        except Failed as failed:
-            if failed.code() is not grpc.StatusCode.NOT_FOUND:
-                raise
-            if attempt.durable != (0, 0):
-                raise LostError(f"{attempt.request_id} is not known any more") from failed
-            self.pending = None
-            return
-        if upload.state == pb.UPLOAD_STATE_EXPIRED:
-            self._expired(attempt)
-        elif upload.state == pb.UPLOAD_STATE_COMMITTED:
-            if not attempt.finishing:
-                raise LostError(f"{attempt.request_id} is committed before its end was sent")
-            self._replay(stub, attempt, upload)
-        elif upload.state == pb.UPLOAD_STATE_OPEN:
-            try:
-                self._resume(stub, attempt, upload.id)
-            except Failed as failed:
-                # Its life may have ended although nothing has looked for that yet.
-                if (
-                    failed.code() is not grpc.StatusCode.FAILED_PRECONDITION
-                    or "expired" not in failed.details()
-                ):
-                    raise
-                self._expired(attempt)
-        elif attempt.finishing or upload.state != pb.UPLOAD_STATE_ABORTED:
-            raise LostError(f"{attempt.request_id} is {pb.UploadState.Name(upload.state)}")
-        else:
-            self.pending = None
-
-    def _expired(self, attempt: Attempt) -> None:
-        if self._simulation.clock.ahead_s - self.begun_s < UPLOAD_LIFE_S:
-            raise LostError(f"{attempt.request_id} expired within its life")
-        self.pending = None
-
-    def check(self, stub: object, sample: int | None = None) -> None:
-        """As the worker does; and what a policy hid it was allowed to hide, no number is given twice, and nothing goes early."""
-        before = list(self.kept)
-        listed = {backup.id: backup for backup in self._listed(stub)}
-        for backup in listed.values():
-            if self.numbers.setdefault(backup.number, backup.id) != backup.id:
-                raise LostError(f"{self.dataset} has the number {backup.number} twice")
-        for attempt in self.kept:
-            backup = listed.get(attempt.backup)
-            if backup is not None and backup.HasField("delete_time") and not attempt.deleted:
-                if attempt.backup not in self.may_go:
-                    raise LostError(f"{attempt.backup} was hidden, and nobody asked for it")
-                attempt.deleted = True
-                self._simulation.figures["hidden by policy"] += 1
-        self.may_go = set()
-        super().check(stub, sample)
-        self._note(before)
-
-
-def delete_one(client: Worker, stub: object) -> None:
-    """Deletes any backup but the newest, also one that is protected."""
-    shown = [attempt for attempt in client.kept if not attempt.deleted]
-    if len(shown) > 1:
-        kept = [attempt for attempt in shown if client.is_protected(attempt.backup)]  # type: ignore[attr-defined]
-        attempt = client.random.choice(kept if kept and client.random.random() < 0.4 else shown)
-        client.deciding = attempt, True
-        stub.DeleteBackup(sv.DeleteBackupRequest(dataset=client.dataset, backup=attempt.backup))  # type: ignore[attr-defined]
-        attempt.deleted, client.deciding = True, None
-
-
-_OPERATIONS: Final = [
-    delete_one if operation.__name__ == "delete" else operation
-    for operation in OPERATIONS
-    if operation is not collect
-]
 
 
 class Simulation:

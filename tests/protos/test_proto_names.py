@@ -6,13 +6,8 @@ import keyword
 from collections.abc import Iterator
 
 import pytest
+from google.protobuf import descriptor_pb2 as dpb
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, FileDescriptor
-from google.protobuf.descriptor_pb2 import (
-    DescriptorProto,
-    FieldDescriptorProto,
-    FileDescriptorProto,
-    FileOptions,
-)
 from google.protobuf.descriptor_pool import DescriptorPool
 from staddle.v1 import errors_pb2, resources_pb2, service_pb2
 
@@ -454,7 +449,7 @@ def test_every_name_compiles_in_every_language(file: FileDescriptor) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name.rsplit("/", 1)[1])
 def test_every_file_says_how_its_package_is_called_in_each_language(file: FileDescriptor) -> None:
-    options = FileOptions.FromString(file.GetOptions().SerializeToString())
+    options = dpb.FileOptions.FromString(file.GetOptions().SerializeToString())
     assert options.java_package == "dev.staddle.v1"
     assert options.java_multiple_files
     assert options.go_package == "staddle.dev/gen/staddle/v1;staddlev1"
@@ -471,18 +466,18 @@ def test_no_type_takes_the_name_of_another_or_of_a_files_outer_class() -> None:
     assert sorted(types) == sorted(set(types))
 
 
-def made(*fields: FieldDescriptorProto, name: str = "Thing") -> FileDescriptor:
+def made(*fields: dpb.FieldDescriptorProto, name: str = "Thing") -> FileDescriptor:
     """A file with one message."""
-    proto = FileDescriptorProto(name="thing.proto", package="thing", syntax="proto3")
-    proto.message_type.append(DescriptorProto(name=name, field=fields))
+    proto = dpb.FileDescriptorProto(name="thing.proto", package="thing", syntax="proto3")
+    proto.message_type.append(dpb.DescriptorProto(name=name, field=fields))
     pool = DescriptorPool()
     pool.AddSerializedFile(proto.SerializeToString())
     return pool.FindFileByName("thing.proto")
 
 
-def field(number: int, name: str, kind: str, *, repeated: bool = False) -> FieldDescriptorProto:
-    label = FieldDescriptorProto.LABEL_REPEATED if repeated else FieldDescriptorProto.LABEL_OPTIONAL
-    return FieldDescriptorProto(name=name, number=number, label=label, type=f"TYPE_{kind.upper()}")
+def field(number: int, name: str, kind: str, *, repeated: bool = False) -> dpb.FieldDescriptorProto:
+    label = dpb.FieldDescriptorProto.LABEL_REPEATED if repeated else dpb.FieldDescriptorProto.LABEL_OPTIONAL
+    return dpb.FieldDescriptorProto(name=name, number=number, label=label, type=f"TYPE_{kind.upper()}")
 
 
 @pytest.mark.parametrize(
