@@ -9,7 +9,7 @@ from extent import extent
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import Role
-from test_session_damage import damage
+from test_restore_damage import damage
 from thin import Source, back_up, content_id, noise, restore
 
 KEPT = 8

@@ -43,7 +43,7 @@ def learned(stub) -> dict[str, object]:
     return {"upload_id": upload.id, "epoch": upload.epoch}
 
 
-# Only an administrator's AbortUpload is another matter: it gives an upload up (test_wire_open_uploads.py).
+# Only an administrator's AbortUpload is another matter: it gives an upload up (test_api_open_uploads.py).
 @pytest.mark.parametrize(
     ("method", "role"),
     [
