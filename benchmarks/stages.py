@@ -59,8 +59,8 @@ _PATTERNS: Final = tuple(
         (THREADS, r"^(\S*/)?concurrent/futures/"),
         # the rooms of the server
         (CATALOG, r"staddle_server/catalog/|/sqlalchemy/|sqlite3/"),
-        (READ, r"staddle_server/store/backends/directory\.py .*\bos\.(pread|read|open)\b"),
-        (WRITE, r"staddle_server/store/backends/directory\.py |staddle_server/upload/publisher\.py "),
+        (READ, r"staddle_server/store/files\.py .*\bos\.(pread|read|open)\b"),
+        (WRITE, r"staddle_server/store/(backends/directory|files)\.py |staddle_server/upload/publisher\.py "),
         (SEAL, r"staddle_server/store/(keys|packform)\.py "),
         (MANIFEST, r"staddle_server/(manifest/|upload/(intake|received|accepted|finish|base_backup|progress)\.py )"),
         (MANIFEST, r"staddle_server/tenancy/(chunk_writer|losses)\.py "),

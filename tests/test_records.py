@@ -15,7 +15,7 @@ CHANGES: Final = {
     RECORDED: """
         backups _set_deleted
         clocks put
-        removal purge
+        purge purge
         retention apply
         retention change
         retention hold_backup
@@ -43,12 +43,12 @@ CHANGES: Final = {
         uploads shorten
     """,
     "where stored data are: packs that the older catalog names and the store lacks are an alarm from the start on": """
-        collection begin_pack
-        collection condemn
-        collection drop_pack
+        marks begin_pack
+        marks condemn
+        marks drop_pack
         packs drop_left_over
         packs set_parity
-        removal drop_condemned
+        purge drop_condemned
         salvage publish
         salvage reindex
     """,
@@ -62,20 +62,20 @@ CHANGES: Final = {
         verification read_whole
     """,
     "the work of a collection, or when a task was due: it is done again": """
-        collection _clear_some
-        collection begin_mark
-        collection clear_marks
-        collection end_claims
-        collection end_mark
-        collection roots_walked
-        collection save_reached
-        collection walk_done
-        collector acquire
-        collector release
-        collector renew
-        removal drop_orphans
-        removal forget
-        removal note_orphans
+        marks _clear_some
+        marks begin_mark
+        marks clear_marks
+        marks end_claims
+        marks end_mark
+        marks roots_walked
+        marks save_reached
+        marks walk_done
+        gc_lease acquire
+        gc_lease release
+        gc_lease renew
+        purge drop_orphans
+        purge forget
+        purge note_orphans
         tasks begin
         tasks end
         tenants set_gc_failure

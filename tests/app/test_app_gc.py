@@ -151,11 +151,11 @@ def test_gc_of_a_tenant_that_waits_after_a_rebuild_fails_until_the_operator_says
 
 def test_gc_beside_another_collection_says_who_collects(data):
     catalog = open_catalog(str(data / "catalog.db"))
-    fence = catalog.collectors.acquire("the cellar", time.time_ns(), 120)
+    fence = catalog.gc_lease.acquire("the cellar", time.time_ns(), 120)
     refused = run("gc", "--data", data)
     assert refused.exit_code == 1
     assert "the cellar is collecting or repairing" in refused.output
-    catalog.collectors.release(fence)
+    catalog.gc_lease.release(fence)
     assert run("gc", "--data", data).exit_code == 0
     catalog.close()
 

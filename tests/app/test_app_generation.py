@@ -16,11 +16,12 @@ from staddle_server.app import bootstrap, generation
 from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.types import TokenRole
-from staddle_server.catalog import Tenant
+from staddle_server.catalog import TenantRow
 from staddle_server.cli.run import group
-from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.birth import birth_ns
 from staddle_server.store.blobs import Blobs
+from staddle_server.store.open import open_blobs
+from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.records import finish_all
 
 NOW_NS = 1_790_000_000_000_000_000
@@ -59,11 +60,11 @@ def copied(directory: DataDirectory, name: str) -> DataDirectory:
     return DataDirectory(Path(shutil.copytree(directory.path, directory.path.parent / name, symlinks=True)))
 
 
-class Listed(DirectoryBlobs):
+class Listed(WrappedBlobs):
     """A store that remembers what was listed."""
 
     def __init__(self, root: str) -> None:
-        super().__init__(root)
+        super().__init__(open_blobs(root))
         self.listed: list[str] = []
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
@@ -72,7 +73,7 @@ class Listed(DirectoryBlobs):
 
 
 def test_a_start_lists_the_marks_once(directory: DataDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "DirectoryBlobs", Listed)
+    monkeypatch.setattr(bootstrap, "open_blobs", Listed)
     before = marks(directory)
     with bootstrap.open_rooms(directory) as opened:
         generation.leave_mark(directory, opened.blobs, opened.catalog, NOW_NS, opened.looked)
@@ -302,7 +303,7 @@ def revoke_the_token(opened: bootstrap.Rooms) -> object:
     return bootstrap.revoke_token(opened, tenant_of(opened), bootstrap.LOCAL_TOKEN, NOW_NS)
 
 
-def tenant_of(opened: bootstrap.Rooms) -> Tenant:
+def tenant_of(opened: bootstrap.Rooms) -> TenantRow:
     return bootstrap.tenant_named(opened, bootstrap.DEFAULT_TENANT)
 
 

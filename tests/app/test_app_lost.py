@@ -195,7 +195,7 @@ def test_a_rebuild_from_what_is_no_store_is_refused_and_the_catalog_stays(
 
 def test_a_rebuild_from_another_servers_new_store_does_not_replace_a_catalog(data: Path) -> None:
     mount_point(data)
-    bootstrap.create_format(bootstrap.DirectoryBlobs(str(data / "store")))
+    bootstrap.create_format(bootstrap.open_blobs(str(data / "store")))
     before = state(data)
     done = run("rebuild", "--replace", "--data", data)
     assert done.returncode == 1

@@ -1,12 +1,14 @@
 """A catalog with two tenants, seeded ids, and short ways to say what the tests are not about."""
 
 import random
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
+from sqlalchemy import select
 from staddle_server.base.types import (
     ChunkPlace,
     Kind,
@@ -29,8 +31,20 @@ from staddle_server.catalog import (
     Upload,
     open_catalog,
 )
+from staddle_server.catalog.database import Database
+from staddle_server.catalog.engine import open_database
+from staddle_server.catalog.migrate import migrate
+from staddle_server.catalog.schema import metadata
 
 SECOND = 1_000_000_000
+
+
+def new_sqlite(place: Path) -> str:
+    return f"sqlite:///{place}/catalog.db"
+
+
+DATABASES: Final[dict[str, Callable[[Path], str]]] = {"sqlite": new_sqlite}
+"""The databases that the suite runs on, by name: what makes an empty one for a test, and answers its URL."""
 TERMS = Terms(300, 7 * 24 * 3600)
 
 
@@ -38,7 +52,7 @@ TERMS = Terms(300, 7 * 24 * 3600)
 class World:
     """`now` is the time of every call; tests move it."""
 
-    path: str
+    url: str
     catalog: Catalog
     seeded: random.Random = field(default_factory=lambda: random.Random(20240601))
     now: int = 1_700_000_000 * SECOND
@@ -48,6 +62,14 @@ class World:
         self.bob = self.principal_of(self.ann.tenant, "bob")
         self.eve = self.principal("two", "eve")
         self.tenant = self.ann.tenant
+
+    def rows(self) -> dict[str, list[str]]:
+        """What is in every table."""
+        with self.catalog.database.read() as connection:
+            return {
+                table.name: sorted(repr(tuple(row)) for row in connection.execute(select(table)))
+                for table in metadata.sorted_tables
+            }
 
     def id(self) -> bytes:
         return self.seeded.randbytes(16)
@@ -127,9 +149,33 @@ class World:
         return made
 
 
+@pytest.fixture(params=DATABASES)
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Makes an empty database, and answers its URL."""
+
+    def make() -> str:
+        return DATABASES[request.param](Path(tempfile.mkdtemp(dir=tmp_path)))
+
+    return make
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    path = str(tmp_path / "catalog.db")
-    catalog = open_catalog(path)
-    yield World(path, catalog)
+def url(new_url: Callable[[], str]) -> str:
+    """An empty database."""
+    return new_url()
+
+
+@pytest.fixture
+def migrated(new_url: Callable[[], str]) -> Iterator[Database]:
+    """A database that went through every migration."""
+    database = open_database(new_url())
+    migrate(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def world(url: str) -> Iterator[World]:
+    catalog = open_catalog(url)
+    yield World(url, catalog)
     catalog.close()

@@ -139,7 +139,7 @@ def test_reading_and_then_writing_under_load_never_fails(world):
     ids = world.digests(200)
     stored = world.begin().upload
     world.checkpoint(stored, world.pack(stored, ids))
-    other = open_catalog(world.path)  # a second pool: its writers do not share the first one's turn
+    other = open_catalog(world.url)  # a second pool: its writers do not share the first one's turn
     uploads = [world.begin(request_id=f"load-{n}").upload for n in range(8)]
 
     def work(n):
@@ -166,21 +166,9 @@ def test_a_hundred_and_fifty_threads_are_all_served(world):
 # --- ends in the middle
 
 
-def _state(world):
-    with world.catalog.database.read() as connection:
-        tables = (
-            connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
-        )
-        return {
-            name: sorted(map(repr, connection.exec_driver_sql(f"SELECT * FROM {name}")))
-            for name in tables
-            if name != "sqlite_sequence"
-        }
-
-
 def _fails_at_every_statement(world, call):
     """Calls again and again, failing at the first statement, the second, … until it succeeds; gives how often it failed."""
-    before = _state(world)
+    before = world.rows()
     engine = world.catalog.database.engine
     for last in range(1, 100):
         left = [last]
@@ -200,7 +188,7 @@ def _fails_at_every_statement(world, call):
             return last
         finally:
             event.remove(engine, "before_cursor_execute", fail)
-        assert _state(world) == before
+        assert world.rows() == before
     raise AssertionError("it never succeeded")
 
 
@@ -230,8 +218,7 @@ def test_an_end_between_any_two_statements_leaves_nothing_half(world, what):
     assert _fails_at_every_statement(world, calls[what]) > (2 if what == "claim" else 3)
 
 
-def test_what_was_answered_survives_the_kill_of_its_process(tmp_path):
-    path = str(tmp_path / "catalog.db")
+def test_what_was_answered_survives_the_kill_of_its_process(url):
     program = (
         "import os, sys\n"
         "from staddle_server.catalog import open_catalog\n"
@@ -240,14 +227,14 @@ def test_what_was_answered_survives_the_kill_of_its_process(tmp_path):
         "    catalog.tenants.create(n.to_bytes(16, 'big'), f't{n}', n, record=b'made')\n"
         "    print(n, flush=True)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", program, url], stdout=subprocess.PIPE, text=True)
     with process:
         for line in process.stdout:
             if int(line) == 50:
                 os.kill(process.pid, signal.SIGKILL)
                 break
         answered = 50 + len(process.stdout.readlines())
-    catalog = open_catalog(path)
+    catalog = open_catalog(url)
     names = {tenant.name for tenant in catalog.tenants.list_all()}
     assert {f"t{n}" for n in range(answered + 1)} <= names
     catalog.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crash_steps import Observer, Step
-from staddle_server.catalog.dialect import choose_sqlite, installed_wheel
+from staddle_server.catalog.sqlite import choose_sqlite, installed_wheel
 
 VARIANTS: Final = ("nothing", "names", "everything", "random")
 """Of what was not synced: nothing is there; all names without their data; all of it; each part by chance."""

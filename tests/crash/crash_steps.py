@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import Pool
-from staddle_server.catalog import dialect
-from staddle_server.store.backends.directory import Files
+from staddle_server.catalog import database
+from staddle_server.store.files import Files
 
 MAGICS: Final = {
     b"STADPACK": "pack",
@@ -248,7 +248,7 @@ def _transaction() -> str:
     frame = sys._getframe()
     while frame is not None:
         where = frame.f_code.co_filename
-        if os.path.basename(os.path.dirname(where)) == "catalog" and where != dialect.__file__:
+        if os.path.basename(os.path.dirname(where)) == "catalog" and where != database.__file__:
             return f"{os.path.basename(where).removesuffix('.py')}.{frame.f_code.co_name}"
         frame = frame.f_back
     return "other"

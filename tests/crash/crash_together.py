@@ -39,7 +39,8 @@ from staddle_server.base.errors import StaddleError
 from staddle_server.base.limits import GRACE_S, UPLOAD_LIFE_S
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import open_catalog
-from staddle_server.store.backends.directory import DirectoryBlobs, Files
+from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.files import Files
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.tenancy.clock_guard import JUMP_S

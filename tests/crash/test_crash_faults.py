@@ -27,7 +27,8 @@ from staddle_server.base.clock import SystemClock
 from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import open_catalog
 from staddle_server.cli.run import group
-from staddle_server.store.backends.directory import DirectoryBlobs, Files
+from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.files import Files
 from thin import (
     Part,
     Source,

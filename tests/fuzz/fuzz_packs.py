@@ -20,15 +20,8 @@ from staddle_server.base.types import Role, SegmentRef
 from staddle_server.store import packform as form
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import BlobShort, check_range
-from staddle_server.store.pack import (
-    PackDamaged,
-    PackReader,
-    PackWriter,
-    Segment,
-    Unreadable,
-    compress,
-    pack_name,
-)
+from staddle_server.store.pack import PackDamaged, PackReader, Segment, Unreadable, compress, pack_name
+from staddle_server.store.pack_writer import PackWriter
 
 PACK = bytes(range(100, 116))
 

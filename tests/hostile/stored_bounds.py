@@ -19,7 +19,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-import staddle_server.store.pack as pack_module
 from direct import Failed, Stub, open_door
 from servers import MASTER, Running
 from staddle.v1 import resources_pb2 as pb
@@ -28,12 +27,13 @@ from staddle_server.base.errors import StaddleError
 from staddle_server.base.limits import RECORD_BYTES_MAX
 from staddle_server.base.types import ChunkRef, Role
 from staddle_server.catalog import open_catalog
-from staddle_server.store import packform
+from staddle_server.store import pack_writer, packform
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.blobs import check_format, create_format
 from staddle_server.store.keys import KeyStore
-from staddle_server.store.marks import Began, Mark, marks_in, put_mark, read_mark
-from staddle_server.store.pack import Codec, PackWriter
+from staddle_server.store.marks import Began, GenerationMark, marks_in, put_mark, read_mark
+from staddle_server.store.pack import Codec
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.records import TenantRecord, encode_record
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.gc.collector import Collector
@@ -163,7 +163,7 @@ def make(root: Path) -> None:
     """A store with everything on: two backups, one deleted, a hold, parity, copies."""
     opened = Opened(root)
     create_format(opened.running.blobs)
-    put_mark(opened.running.blobs, Mark.after(0), Began("here", "2026-11-29T00:00:00Z"))
+    put_mark(opened.running.blobs, GenerationMark.after(0), Began("here", "2026-11-29T00:00:00Z"))
     for seed in (1, 2):
         opened.stub.Backup(backup("www", seed))
     gone = opened.stub.Backup(backup("gone", 5)).backup
@@ -195,7 +195,7 @@ def sparse_and_ending_as_before(path: Path) -> None:
 @contextlib.contextmanager
 def without_limits() -> Iterator[None]:
     """What writes what must not be written."""
-    modules = (pack_module, packform)
+    modules = (pack_writer, packform)
     names = ("PACK_CHUNKS_MAX", "FOOTER_BYTES_MAX")
     before = [(module, name, getattr(module, name)) for module in modules for name in names]
     for module, name, _ in before:

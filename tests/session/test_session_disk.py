@@ -12,7 +12,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
-from staddle_server.store.backends.directory import DirectoryBlobs, Files
+from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.files import Files
 from staddle_server.store.records import CommittedRecord, DeletedRecord
 from thin import (
     Part,

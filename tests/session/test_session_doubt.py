@@ -11,6 +11,7 @@ from staddle_server.base.types import Role
 from staddle_server.catalog import WHOLE_PACK
 from staddle_server.store.blobs import BlobUnreadable
 from staddle_server.store.pack import PackReader
+from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.pack_check import Examiner
 from staddle_server.tenancy.tenant import Tenants
@@ -135,19 +136,17 @@ def test_a_pack_in_which_damage_is_known_is_read_once(stored):
     assert stored.marks() == {first.offset, last.offset}
 
 
-class OneBadSector:
+class OneBadSector(WrappedBlobs):
     """The blobs of a disk that cannot read one place."""
 
     def __init__(self, blobs, offset):
-        self._blobs, self._offset = blobs, offset
-
-    def __getattr__(self, name):
-        return getattr(self._blobs, name)
+        super().__init__(blobs)
+        self._offset = offset
 
     def read(self, name, offset, length):
         if offset == self._offset and name.startswith("packs/"):
             raise BlobUnreadable(name, "EIO")
-        return self._blobs.read(name, offset, length)
+        return super().read(name, offset, length)
 
 
 def test_a_doubted_pack_with_a_place_that_the_disk_does_not_read_just_now_counts_as_damaged_whole(stored):

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
-from memory_blobs import MemoryBlobs
 from staddle_server.base.types import TenantKeys
 from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import Blobs
 from store_data import tenant_keys
+
+pytest.register_assert_rewrite("staddle_server.store.testing")
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ Run as a program it writes those that are missing; one that exists is never chan
 from pathlib import Path
 
 import zstandard
-from memory_blobs import MemoryBlobs
 from staddle_server.base.types import NO_LINK, Kind, Place, Role, Root, Scope, TenantKeys
+from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import create_format
 from staddle_server.store.keys import KeyStore, WrappedKeys, keys_name, master_key_line, wrap_keys
-from staddle_server.store.marks import Began, Mark, put_mark
-from staddle_server.store.pack import Codec, PackWriter, parse_pack_name
+from staddle_server.store.marks import Began, GenerationMark, put_mark
+from staddle_server.store.pack import Codec, parse_pack_name
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.parity import Parity, parity_name
 from staddle_server.store.records import (
     ChangeCounts,
@@ -114,7 +115,7 @@ def golden_objects() -> dict[str, tuple[str, bytes]]:
         place = Place(place.sequence + 1, records.stored(name).link)
     records.head.write(len(RECORDS))
     files["head.bin"] = records.head.name
-    mark = Mark(7, Seeded("golden mark")(8).hex())
+    mark = GenerationMark(7, Seeded("golden mark")(8).hex())
     put_mark(blobs, mark, Began("granary", "2026-11-29T08:00:00Z"))
     files["mark.bin"] = mark.name
     objects = {file: (name, blobs.objects[name]) for file, name in files.items()}

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from blake3 import blake3
 from staddle_server.base.types import ChunkRef, PackSummary, Role, TenantKeys
 from staddle_server.store.blobs import Blobs
-from staddle_server.store.pack import Codec, PackWriter
+from staddle_server.store.pack import Codec
+from staddle_server.store.pack_writer import PackWriter
 
 
 class Seeded:
@@ -42,3 +43,8 @@ def write_pack(
     for role, chunks in segments:
         append_raw(writer, role, chunks)
     return writer.finish()
+
+
+def xored(data: bytes, with_what: int = 0xFF) -> bytes:
+    """Other bytes of the same length, whatever they were."""
+    return bytes(byte ^ with_what for byte in data)

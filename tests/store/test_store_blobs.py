@@ -1,236 +1,48 @@
-"""The contract of Blobs, over every implementation."""
+"""The contract of Blobs, over every backend and wrapper, and over what opens them."""
 
-import threading
+from pathlib import Path
 
 import pytest
-from staddle_server.base.errors import Damaged
+from staddle_server.base.errors import Damaged, Unavailable
+from staddle_server.base.places import UnknownSchemeError
+from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import (
     FORMAT_NAME,
-    BlobExists,
     BlobMissing,
     Blobs,
-    BlobShort,
+    BlobWriter,
     check_format,
     create_format,
 )
-
-NAME = "packs/aa/00/f00.d"
-
-
-def test_an_object_reads_back_whole_and_in_ranges(blobs: Blobs) -> None:
-    blobs.put(NAME, b"0123456789")
-    assert blobs.read(NAME, 0, 10) == b"0123456789"
-    assert blobs.read(NAME, 3, 4) == b"3456"
-    assert blobs.read(NAME, 10, 0) == b""
-    assert blobs.size(NAME) == 10
+from staddle_server.store.open import open_blobs
+from staddle_server.store.testing import BlobsContract
+from staddle_server.store.wrapped import WrappedBlobs, WrappedWriter
 
 
-def test_an_object_written_in_parts_is_their_sum_whatever_kind_of_buffer_they_are(blobs: Blobs) -> None:
-    writer = blobs.create()
-    reused = bytearray(b"cd")
-    writer.write(b"ab")
-    writer.write(reused)
-    reused[:] = b"XX"
-    writer.write(memoryview(b"_ef_")[1:3])
-    writer.write(b"")
-    writer.commit(NAME)
-    assert blobs.read(NAME, 0, 6) == b"abcdef"
-    assert blobs.size(NAME) == 6
+class TestDirectoryBlobs(BlobsContract):
+    @pytest.fixture
+    def blobs(self, tmp_path: Path) -> Blobs:
+        return DirectoryBlobs(str(tmp_path))
 
 
-def test_an_empty_object_is_an_object(blobs: Blobs) -> None:
-    blobs.put(NAME, b"")
-    assert blobs.size(NAME) == 0
-    assert blobs.read(NAME, 0, 0) == b""
-    assert list(blobs.list("")) == [(NAME, 0)]
+class TestMemoryBlobs(BlobsContract):
+    @pytest.fixture
+    def blobs(self) -> Blobs:
+        return MemoryBlobs()
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, 11), (10, 1), (9, 2), (11, 0), (500, 1), (0, 2**60)])
-def test_a_range_past_the_end_is_short_and_never_less_data(blobs: Blobs, offset: int, length: int) -> None:
-    blobs.put(NAME, b"0123456789")
-    with pytest.raises(BlobShort) as caught:
-        blobs.read(NAME, offset, length)
-    assert (caught.value.name, caught.value.offset, caught.value.length) == (NAME, offset, length)
-    assert caught.value.size == 10
-    assert NAME in caught.value.message
+class WithWriters(WrappedBlobs):
+    """Wraps the writers as well."""
+
+    def create(self) -> BlobWriter:
+        return WrappedWriter(super().create())
 
 
-def test_what_is_not_there_is_missing_and_named(blobs: Blobs) -> None:
-    blobs.put(NAME, b"x")
-    for name in ("packs/aa/00/other", "packs/bb/00/f00.d", "nothing", NAME + "/below", "packs/aa"):
-        for ask in (lambda n: blobs.read(n, 0, 1), blobs.size, blobs.delete):
-            with pytest.raises(BlobMissing, match=name) as caught:
-                ask(name)
-            assert isinstance(caught.value, Damaged)
-            assert caught.value.name == name
-
-
-def test_a_deleted_object_is_missing_and_its_neighbours_stay(blobs: Blobs) -> None:
-    blobs.put("a/1", b"one")
-    blobs.put("a/2", b"two")
-    blobs.delete("a/1")
-    with pytest.raises(BlobMissing):
-        blobs.read("a/1", 0, 1)
-    assert list(blobs.list("a")) == [("a/2", 3)]
-
-
-def test_an_object_is_never_overwritten(blobs: Blobs) -> None:
-    blobs.put(NAME, b"first")
-    with pytest.raises(BlobExists) as caught:
-        blobs.put(NAME, b"second")
-    assert caught.value.name == NAME
-    assert blobs.read(NAME, 0, 5) == b"first"
-    assert list(blobs.list("")) == [(NAME, 5)]
-
-
-@pytest.mark.parametrize("before", [None, b"", b"an older one, which is longer"])
-def test_an_object_takes_a_name_in_place_of_the_one_that_has_it_or_of_none(
-    blobs: Blobs, before: bytes | None
-) -> None:
-    if before is not None:
-        blobs.put(NAME, before)
-    writer = blobs.create()
-    writer.write(b"the new ")
-    writer.write(b"one")
-    assert list(blobs.list("")) == ([] if before is None else [(NAME, len(before))])
-    writer.replace(NAME)
-    assert blobs.read(NAME, 0, 11) == b"the new one"
-    assert list(blobs.list("")) == [(NAME, 11)]
-    with pytest.raises(ValueError, match="finished"):
-        writer.replace(NAME)
-    with pytest.raises(BlobExists):
-        blobs.put(NAME, b"third")
-
-
-def test_an_object_takes_no_name_that_could_lead_elsewhere(blobs: Blobs) -> None:
-    blobs.put(NAME, b"old")
-    for name in ("", "../up", "tmp/x", "a//b"):
-        writer = blobs.create()
-        with pytest.raises(ValueError, match="not a name"):
-            writer.replace(name)
-    assert list(blobs.list("")) == [(NAME, 3)]
-
-
-def test_of_many_that_take_the_place_of_one_object_one_is_there_whole(blobs: Blobs) -> None:
-    blobs.put(NAME, b"old")
-    start = threading.Barrier(8)
-
-    def replace(content: bytes) -> None:
-        writer = blobs.create()
-        writer.write(content)
-        start.wait()
-        writer.replace(NAME)
-
-    contents = [bytes([65 + i]) * 5000 for i in range(8)]
-    threads = [threading.Thread(target=replace, args=(content,)) for content in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert blobs.read(NAME, 0, blobs.size(NAME)) in contents
-
-
-def test_what_is_not_committed_has_no_name(blobs: Blobs) -> None:
-    writer = blobs.create()
-    writer.write(b"half")
-    assert list(blobs.list("")) == []
-    writer.abort()
-    writer.abort()
-    assert list(blobs.list("")) == []
-
-
-def test_a_finished_writer_takes_nothing_more(blobs: Blobs) -> None:
-    committed, aborted = blobs.create(), blobs.create()
-    committed.commit(NAME)
-    aborted.abort()
-    for writer in (committed, aborted):
-        with pytest.raises(ValueError, match="finished"):
-            writer.write(b"x")
-        with pytest.raises(ValueError, match="finished"):
-            writer.commit("a/other")
-    committed.abort()
-    assert blobs.size(NAME) == 0
-
-
-def test_a_list_is_sorted_as_strings_and_holds_what_is_below_the_prefix_alone(blobs: Blobs) -> None:
-    names = ["a.b", "a/b/2", "a/b/1", "a/b-1", "a/b.c/9", "ab/1", "b", "a-/0", "format"]
-    for name in names:
-        blobs.put(name, name.encode())
-    assert list(blobs.list("")) == [(name, len(name)) for name in sorted(names)]
-    assert [name for name, _ in blobs.list("a")] == ["a/b-1", "a/b.c/9", "a/b/1", "a/b/2"]
-    assert [name for name, _ in blobs.list("a/b")] == ["a/b/1", "a/b/2"]
-    assert list(blobs.list("zzz")) == []
-    assert list(blobs.list("b")) == []
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "/",
-        "/etc",
-        "a//b",
-        "a/",
-        "..",
-        "a/../b",
-        ".",
-        "a/./b",
-        "A",
-        "a_b",
-        "a b",
-        "a\\b",
-        "a\0b",
-        "ä",
-        "١",
-        "a\n",
-        "tmp",
-        "tmp/a",
-        "x" * 200,
-        "a/" * 300 + "a",
-    ],
-)
-def test_a_name_that_could_lead_elsewhere_is_refused(blobs: Blobs, name: str) -> None:
-    with pytest.raises(ValueError, match="not a name"):
-        blobs.put(name, b"")
-    with pytest.raises(ValueError, match="not a name"):
-        blobs.read(name, 0, 0)
-    with pytest.raises(ValueError, match="not a name"):
-        blobs.size(name)
-    with pytest.raises(ValueError, match="not a name"):
-        blobs.delete(name)
-    if name:
-        with pytest.raises(ValueError, match="not a name"):
-            blobs.list(name)
-
-
-@pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, -1)])
-def test_a_negative_range_is_refused(blobs: Blobs, offset: int, length: int) -> None:
-    blobs.put(NAME, b"0123456789")
-    with pytest.raises(ValueError, match="no range"):
-        blobs.read(NAME, offset, length)
-
-
-def test_of_many_writers_of_one_name_one_wins_whole(blobs: Blobs) -> None:
-    start = threading.Barrier(8)
-    outcomes: list[tuple[bytes, bool]] = []
-
-    def write(content: bytes) -> None:
-        start.wait()
-        try:
-            blobs.put(NAME, content)
-        except BlobExists:
-            outcomes.append((content, False))
-        else:
-            outcomes.append((content, True))
-
-    threads = [threading.Thread(target=write, args=(bytes([65 + i]) * 5000,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    winners = [content for content, won in outcomes if won]
-    assert len(outcomes) == 8
-    assert [blobs.read(NAME, 0, 5000)] == winners
+class TestWrappedBlobs(BlobsContract):
+    @pytest.fixture
+    def blobs(self) -> Blobs:
+        return WithWriters(WrappedBlobs(MemoryBlobs()))
 
 
 def test_a_store_says_which_format_it_has(blobs: Blobs) -> None:
@@ -243,3 +55,52 @@ def test_a_store_says_which_format_it_has(blobs: Blobs) -> None:
     blobs.put(FORMAT_NAME, b"staddle store 2\n")
     with pytest.raises(Damaged, match="another version"):
         check_format(blobs)
+
+
+# --- opening
+
+
+@pytest.mark.parametrize("place", ["{}", "file://{}", "file://localhost{}", "FILE://{}"])
+def test_a_path_or_a_file_url_opens_the_directory(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "a place"
+    root.mkdir()
+    DirectoryBlobs(str(root)).put("a", b"1")
+    quoted = str(root).replace(" ", "%20") if "://" in place else str(root)
+    assert list(open_blobs(place.format(quoted)).list("")) == [("a", 1)]
+
+
+@pytest.mark.parametrize("place", ["s3://key:secret@bucket/prefix", "gs://bucket", "memory://"])
+def test_a_scheme_that_no_backend_opens_is_named_with_those_that_do(place: str) -> None:
+    with pytest.raises(UnknownSchemeError, match=r"^cannot open a store at \w+://.*file://$") as caught:
+        open_blobs(place)
+    assert caught.value.scheme == place.partition("://")[0]
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["file://", "file://elsewhere/srv", "file:///srv?a=b", "file:///srv#part"])
+def test_a_file_url_that_names_no_directory_of_this_machine_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="file:///absolute/path"):
+        open_blobs(url)
+
+
+# --- wrappers
+
+
+class Spent(MemoryBlobs):
+    """Memory after a failure from which it does not recover."""
+
+    failed = "sync failed"
+
+    def check_writable(self) -> None:
+        raise Unavailable("STORE_UNAVAILABLE", "sync failed")
+
+    def sweep(self) -> int:
+        return 3
+
+
+def test_a_wrapper_says_what_its_blobs_say_of_themselves() -> None:
+    wrapped = WrappedBlobs(Spent())
+    assert wrapped.failed == "sync failed"
+    assert wrapped.sweep() == 3
+    with pytest.raises(Unavailable, match="sync failed"):
+        wrapped.check_writable()

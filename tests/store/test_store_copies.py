@@ -1,14 +1,15 @@
 """Second copies of records and keys: read where the first is hurt, and each made again from the other."""
 
 import pytest
-from memory_blobs import MemoryBlobs
 from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.limits import RECORD_BYTES_MAX
 from staddle_server.base.types import NO_LINK, Place, TenantKeys
+from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import BlobMissing, Blobs
-from staddle_server.store.copies import Copied, copy_name
+from staddle_server.store.copies import CopyState, copy_name
 from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, WrappedKeys, keys_name, wrap_keys
 from staddle_server.store.records import DeletedRecord, Record, Records, UndeletedRecord, encode_record
+from staddle_server.store.wrapped import WrappedBlobs
 from store_data import Seeded
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -34,9 +35,9 @@ def test_a_copy_is_made_once_and_is_the_object_byte_for_byte(blobs: Blobs, keys:
     records = Records(blobs, keys)
     name = put(records, DELETED)
     assert list(records.copies.lacking("records")) == [name]
-    assert records.copies.mend(name) is Copied.COPIED
+    assert records.copies.mend(name) is CopyState.COPIED
     assert whole(blobs, copy_name(name)) == whole(blobs, name)
-    assert records.copies.mend(name) is Copied.WHOLE
+    assert records.copies.mend(name) is CopyState.WHOLE
     assert list(records.copies.lacking("records")) == []
     assert list(records.list()) == [name]
 
@@ -50,7 +51,7 @@ def test_a_record_that_was_lost_and_written_again_is_copied_again(
     del memory.objects[name]
     assert put(records, DELETED) == name
     assert memory.objects[name] != memory.objects[copy_name(name)]
-    assert records.copies.mend(name) is Copied.COPIED
+    assert records.copies.mend(name) is CopyState.COPIED
     assert memory.objects[name] == memory.objects[copy_name(name)]
 
 
@@ -77,7 +78,7 @@ def test_either_of_the_two_is_made_again_from_the_other_and_until_then_the_recor
         spoilt(blobs, hurt, changed[how])
     assert records.read(name) == DELETED
     assert sorted(records.list()) == sorted([name, other])
-    assert records.copies.mend(name) is (Copied.RESTORED if which == "object" else Copied.COPIED)
+    assert records.copies.mend(name) is (CopyState.RESTORED if which == "object" else CopyState.COPIED)
     assert whole(blobs, name) == whole(blobs, copy_name(name)) == data
 
 
@@ -102,16 +103,16 @@ def test_a_record_of_which_nothing_right_is_left_is_damaged_and_stays_as_it_is(
 
 
 def test_a_store_that_does_not_answer_is_not_taken_for_damage(memory: MemoryBlobs, keys: TenantKeys) -> None:
-    class Silent(MemoryBlobs):
+    class Silent(WrappedBlobs):
         asked = 0
 
         def read(self, name: str, offset: int, length: int) -> bytes:
             self.asked += 1
             raise Unavailable("STORE_UNAVAILABLE", "no answer")
 
-    silent = Silent()
+    silent = Silent(memory)
     name = put(Records(memory, keys), DELETED)
-    silent.objects = {name: memory.objects[name], copy_name(name): memory.objects[name]}
+    memory.objects[copy_name(name)] = memory.objects[name]
     records = Records(silent, keys)
     for attempt in (records.read, records.copies.mend):
         with pytest.raises(Unavailable):
@@ -120,7 +121,7 @@ def test_a_store_that_does_not_answer_is_not_taken_for_damage(memory: MemoryBlob
 
 
 def test_an_object_that_is_far_too_long_is_refused_unread(memory: MemoryBlobs, keys: TenantKeys) -> None:
-    class Counting(MemoryBlobs):
+    class Counting(WrappedBlobs):
         bytes_read = 0
 
         def read(self, name: str, offset: int, length: int) -> bytes:
@@ -128,11 +129,11 @@ def test_an_object_that_is_far_too_long_is_refused_unread(memory: MemoryBlobs, k
             return super().read(name, offset, length)
 
     name = put(Records(memory, keys), DELETED)
-    counting = Counting()
-    counting.objects[name] = bytes(RECORD_BYTES_MAX + 1)
-    counting.objects[copy_name(name)] = memory.objects[name]
+    counting = Counting(memory)
+    memory.objects[copy_name(name)] = memory.objects[name]
+    memory.objects[name] = bytes(RECORD_BYTES_MAX + 1)
     assert Records(counting, keys).read(name) == DELETED
-    assert Records(counting, keys).copies.mend(name) is Copied.RESTORED
+    assert Records(counting, keys).copies.mend(name) is CopyState.RESTORED
     assert counting.bytes_read == 2 * len(memory.objects[name])
 
 
@@ -157,15 +158,15 @@ def test_keys_that_are_lost_or_damaged_are_loaded_from_their_copy_and_never_from
     newest = WrappedKeys(first.tenant, "default", NOW_NS, first.root, {**first.pack_keys, 2: bytes(32)})
     name = keys_name(first.tenant, 2)
     memory.put(name, wrap_keys(MASTER, newest))
-    assert store.copies.mend(name) is Copied.COPIED
-    assert store.copies.mend(keys_name(first.tenant, 1)) is Copied.COPIED
+    assert store.copies.mend(name) is CopyState.COPIED
+    assert store.copies.mend(keys_name(first.tenant, 1)) is CopyState.COPIED
     for lost in (None, b"", b"x" * (KEYS_BYTES_MAX + 1), memory.objects[keys_name(first.tenant, 1)]):
         if lost is None:
             del memory.objects[name]
         else:
             memory.objects[name] = lost
         assert sorted(KeyStore(memory, MASTER).load(first.tenant).pack_keys) == [1, 2]
-        assert store.copies.mend(name) is Copied.RESTORED
+        assert store.copies.mend(name) is CopyState.RESTORED
     for lost_name in [each for each in memory.objects if each.startswith("keys/")]:
         del memory.objects[lost_name]
     assert KeyStore(memory, MASTER).tenant_ids() == [first.tenant]

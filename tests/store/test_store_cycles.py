@@ -4,8 +4,8 @@ import gc
 from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
-from memory_blobs import MemoryBlobs
 from staddle_server.base.types import Role, SegmentRef, TenantKeys
+from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.pack import PackDamaged, PackReader, pack_name
 from staddle_server.store.packform import FormError
 from store_data import write_pack

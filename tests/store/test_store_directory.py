@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from staddle_server.base.errors import Exhausted, StaddleError, Unavailable
-from staddle_server.store.backends.directory import WRITE_BACK_BYTES, DirectoryBlobs, Files
+from staddle_server.store.backends.directory import WRITE_BACK_BYTES, DirectoryBlobs
 from staddle_server.store.blobs import BlobExists, BlobMissing, BlobShort, Buffer
+from staddle_server.store.files import Files
 
 NAME = "packs/aa/00/f00"
 STEPS = ("open", "lock", "write", "write_back", "read", "sync", "sync_directory", "link", "unlink")

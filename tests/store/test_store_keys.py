@@ -10,11 +10,11 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_blobs import MemoryBlobs, xored
 from staddle_server.base.errors import Damaged
 from staddle_server.base.types import Role
-from staddle_server.store.backends.directory import Files
+from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import BlobMissing, Blobs
+from staddle_server.store.files import Files
 from staddle_server.store.keys import (
     KeyStore,
     MasterKeyError,
@@ -29,7 +29,7 @@ from staddle_server.store.keys import (
     unwrap_keys,
     wrap_keys,
 )
-from store_data import Seeded, tenant_keys
+from store_data import Seeded, tenant_keys, xored
 
 MASTER = Seeded("master")(32)
 TENANT = Seeded("tenant")(16)

@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from extent import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_blobs import MemoryBlobs
 from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.limits import (
     MIB,
@@ -25,21 +24,24 @@ from staddle_server.base.limits import (
     SEGMENT_CHUNKS_MAX,
 )
 from staddle_server.base.types import ChunkRef, PackSummary, Role, SegmentRef, TenantKeys
-from staddle_server.store.backends.directory import DirectoryBlobs, Files
-from staddle_server.store.blobs import BlobExists, BlobMissing, Blobs, Buffer
+from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.backends.memory import MemoryBlobs
+from staddle_server.store.blobs import BlobExists, BlobMissing, Blobs, BlobWriter, Buffer
+from staddle_server.store.files import Files
 from staddle_server.store.keys import chunk_id, secrets_of
 from staddle_server.store.pack import (
     OPENERS_MAX,
     Codec,
     PackDamaged,
     PackReader,
-    PackWriter,
     Segment,
     compress,
     pack_name,
     parse_pack_name,
 )
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.packform import decode_head, pack_key
+from staddle_server.store.wrapped import WrappedBlobs, WrappedWriter
 from store_data import Seeded, append_raw, table_of, tenant_keys, write_pack
 
 CHUNKS = st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=8)
@@ -169,28 +171,20 @@ def test_what_cannot_be_a_segment_is_refused_and_the_pack_goes_on(
     assert [reader.segment(ref).data for ref in segment_refs(summary)] == [b"before", b"behind"]
 
 
-class NoBlobs(MemoryBlobs):
-    """Counts and forgets, so that large packs cost nothing."""
+class Forgetful(WrappedBlobs):
+    """Keeps nothing that is written, so that large packs cost nothing."""
 
-    def create(self) -> "NoWriter":  # type: ignore[override]  # it keeps nothing
-        return NoWriter()
+    def create(self) -> BlobWriter:
+        return ForgetfulWriter(super().create())
 
 
-class NoWriter:
-    size = 0
-
+class ForgetfulWriter(WrappedWriter):
     def write(self, data: Buffer) -> None:
-        self.size += len(data)
-
-    def commit(self, name: str) -> None:
-        pass
-
-    def abort(self) -> None:
         pass
 
 
 def test_a_pack_says_when_it_is_full_and_refuses_what_has_no_room(keys: TenantKeys) -> None:
-    writer = PackWriter(NoBlobs(), keys)
+    writer = PackWriter(Forgetful(MemoryBlobs()), keys)
     payload = bytes(3 * MIB)
     table = [ChunkRef(MIB, DIGEST)] * 3
     while not writer.full:
@@ -206,7 +200,7 @@ def test_a_pack_says_when_it_is_full_and_refuses_what_has_no_room(keys: TenantKe
 
 
 def test_a_pack_of_tiny_chunks_is_full_by_their_number(keys: TenantKeys) -> None:
-    writer = PackWriter(NoBlobs(), keys)
+    writer = PackWriter(Forgetful(MemoryBlobs()), keys)
     table = [ChunkRef(1, DIGEST)] * (PACK_CHUNKS_TARGET // 2)
     while not writer.full:
         writer.append(Role.DATA, table, Codec.RAW, bytes(len(table)), len(table))
@@ -268,21 +262,22 @@ def test_no_number_is_used_twice_under_one_key(memory: MemoryBlobs, keys: Tenant
     assert len({key for key, _ in opened}) == 3
 
 
-class Counting(MemoryBlobs):
-    """Fails at the write of a given number; keeps what was handed over before."""
+class FailingWrites(WrappedBlobs):
+    """Fails at the write of a given number and at every commit; keeps what was handed over before."""
 
     def __init__(self, fail_at: int) -> None:
-        super().__init__()
+        super().__init__(MemoryBlobs())
         self.written: list[bytes] = []
         self.fail_at = fail_at
         self.aborted = 0
 
-    def create(self) -> "CountingWriter":  # type: ignore[override]  # a writer of its own
-        return CountingWriter(self)
+    def create(self) -> BlobWriter:
+        return FailingWriter(super().create(), self)
 
 
-class CountingWriter:
-    def __init__(self, blobs: Counting) -> None:
+class FailingWriter(WrappedWriter):
+    def __init__(self, inner: BlobWriter, blobs: FailingWrites) -> None:
+        super().__init__(inner)
         self.blobs = blobs
 
     def write(self, data: Buffer) -> None:
@@ -295,11 +290,12 @@ class CountingWriter:
 
     def abort(self) -> None:
         self.blobs.aborted += 1
+        super().abort()
 
 
 @pytest.mark.parametrize("fail_at", range(10))
 def test_a_writer_that_failed_never_seals_again(keys: TenantKeys, fail_at: int) -> None:
-    blobs = Counting(fail_at)
+    blobs = FailingWrites(fail_at)
     with pytest.raises(Unavailable):  # noqa: PT012 - whichever step it is that fails
         writer = PackWriter(blobs, keys)
         append_raw(writer, Role.DATA, [b"first"])

@@ -11,21 +11,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from extent import examples, extent
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_blobs import MemoryBlobs, xored
 from staddle_server.base.errors import Damaged
 from staddle_server.base.limits import MIB
 from staddle_server.base.types import PackSummary, Role, SegmentRef, TenantKeys
-from staddle_server.store.pack import (
-    Codec,
-    PackDamaged,
-    PackReader,
-    PackWriter,
-    Segment,
-    Unreadable,
-    pack_name,
-)
+from staddle_server.store.backends.memory import MemoryBlobs
+from staddle_server.store.pack import Codec, PackDamaged, PackReader, Segment, Unreadable, pack_name
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.packform import pack_key
-from store_data import Seeded, append_raw, table_of, tenant_keys, write_pack
+from store_data import Seeded, append_raw, table_of, tenant_keys, write_pack, xored
 
 TEXT = b"compressible " * 30
 

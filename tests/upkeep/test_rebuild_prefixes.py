@@ -16,7 +16,8 @@ from servers import empty_catalog
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.catalog import Catalog
-from staddle_server.store.blobs import Blobs
+from staddle_server.store.blobs import Blobs, BlobWriter, Buffer
+from staddle_server.store.wrapped import WrappedBlobs, WrappedWriter
 from thin import Source, back_up, noise
 
 Files = dict[str, bytes]
@@ -29,45 +30,39 @@ class Event(NamedTuple):
     what: Any
 
 
-class Journal:
+class Journal(WrappedBlobs):
     """A store that notes when an object has become durable."""
 
     def __init__(self, blobs: Blobs, note: Callable[[Event], None]) -> None:
-        self._blobs = blobs
+        super().__init__(blobs)
         self._note = note
 
     def create(self) -> JournalWriter:
-        return JournalWriter(self._blobs.create(), self._note)
+        return JournalWriter(super().create(), self._note)
 
     def put(self, name: str, data: bytes) -> None:
-        self._blobs.put(name, data)
+        super().put(name, data)
         self._note(Event("object", name))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._blobs, name)
 
-
-class JournalWriter:
-    def __init__(self, writer: Any, note: Callable[[Event], None]) -> None:
-        self._writer = writer
+class JournalWriter(WrappedWriter):
+    def __init__(self, writer: BlobWriter, note: Callable[[Event], None]) -> None:
+        super().__init__(writer)
         self._note = note
         self._written = bytearray()
 
-    def write(self, data: bytes) -> None:
-        self._writer.write(data)
+    def write(self, data: Buffer) -> None:
+        super().write(data)
         if len(self._written) < 1000:
             self._written += data
 
     def replace(self, name: str) -> None:
-        self._writer.replace(name)
+        super().replace(name)
         self._note(Event("replaced", (name, bytes(self._written))))
 
     def commit(self, name: str) -> None:
-        self._writer.commit(name)
+        super().commit(name)
         self._note(Event("object", name))
-
-    def abort(self) -> None:
-        self._writer.abort()
 
 
 class Job:

@@ -13,7 +13,7 @@ from rebuilt import rebuild_in_place
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.clock import SystemClock
 from staddle_server.base.types import NO_LINK, Place
-from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.blobs import Blobs
 from staddle_server.store.records import (
     ForgottenRecord,
     NotedRecord,
@@ -22,6 +22,7 @@ from staddle_server.store.records import (
     TenantSettingsRecord,
     sequence_of,
 )
+from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.records import as_noted, as_pending, finish_missing
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.gc.collector import Collector
@@ -32,11 +33,11 @@ from staddle_server.upkeep.record_chain import Chain, Span, merge_spans, subtrac
 from thin import back_up, backups, restore
 
 
-class Asked(DirectoryBlobs):
+class Asked(WrappedBlobs):
     """A store that remembers what was listed and read."""
 
-    def __init__(self, root: str) -> None:
-        super().__init__(root)
+    def __init__(self, blobs: Blobs) -> None:
+        super().__init__(blobs)
         self.forget()
 
     def forget(self) -> None:
@@ -182,7 +183,7 @@ def test_whether_records_are_lost_is_found_out_by_one_listing_and_the_records_th
         tenants = Tenants(running.blobs, running.catalog, running.keys)
         Collector(running.catalog, tenants, SystemClock()).collect(grace_s=0)
     back_up(running.stub(), "www", {"a": b"later"})
-    asked = Asked(str(running.root / "store"))
+    asked = Asked(running.blobs)
     tenant = Tenants(asked, running.catalog, running.keys).get(running.tenant)
     assert lost_records(tenant, running.catalog) == []
     listed = list(tenant.records.list())

@@ -7,7 +7,9 @@ from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Unavailable
 from staddle_server.base.types import ChunkRef, Role
-from staddle_server.store.pack import Codec, PackWriter
+from staddle_server.store.pack import Codec
+from staddle_server.store.pack_writer import PackWriter
+from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.pack_check import Examiner
 from thin import Source, back_up, noise, restore
 
@@ -299,19 +301,13 @@ def test_a_store_that_does_not_answer_is_no_damage(running, monkeypatch):
     tenant = silent.tenants.get(running.tenant)
     (pack,) = running.catalog.verification.live_packs(running.tenant)
 
-    class Mute:
+    class Mute(WrappedBlobs):
         """A store whose reads fail from some offset on."""
-
-        def __init__(self, blobs):
-            self.blobs = blobs
-
-        def __getattr__(self, name):
-            return getattr(self.blobs, name)
 
         def read(self, name, offset, length):
             if 48 < offset < 1_000_000:
                 raise Unavailable("STORE_UNAVAILABLE", "the disk does not answer", retry_after_s=1)
-            return self.blobs.read(name, offset, length)
+            return super().read(name, offset, length)
 
     monkeypatch.setattr(tenant.packs, "_blobs", Mute(running.blobs))
     seen = Examiner(tenant, running.catalog, running.clock).read(pack)
@@ -327,8 +323,8 @@ def test_a_chunk_that_is_not_what_its_digest_says_is_found_though_its_seal_opens
     writer = PackWriter(running.blobs, tenant.keys)
     table = [ChunkRef(4, blake3(b"good").digest()), ChunkRef(4, blake3(b"what").digest())]
     writer.append(Role.DATA, table, Codec.RAW, b"goodbad!", 8)
-    fence = running.catalog.collectors.acquire("a test", running.clock.now_ns(), 60)
-    running.catalog.collection.begin_pack(running.tenant, fence, writer.pack, running.clock.now_ns())
+    fence = running.catalog.gc_lease.acquire("a test", running.clock.now_ns(), 60)
+    running.catalog.marks.begin_pack(running.tenant, fence, writer.pack, running.clock.now_ns())
     running.catalog.salvage.publish(running.tenant, fence, writer.finish(), (), running.clock.now_ns())
     found, _ = check(running, read=True)
     assert [(each.kind, each.pack, each.segment) for each in found] == [("segment", writer.pack.hex(), 48)]

@@ -303,7 +303,7 @@ def test_a_claim_that_comes_while_a_pack_is_being_copied_makes_the_copy_vain_and
     stub = garbage.running.stub()
     files = _small_backups(stub, 9)
     source = Source(stub, "other")
-    condemn = garbage.running.catalog.collection.condemn
+    condemn = garbage.running.catalog.marks.condemn
     refused = []
 
     def claimed_just_before(*arguments, **more):
@@ -312,7 +312,7 @@ def test_a_claim_that_comes_while_a_pack_is_being_copied_makes_the_copy_vain_and
         refused.append(not done)
         return done
 
-    monkeypatch.setattr(garbage.running.catalog.collection, "condemn", claimed_just_before)
+    monkeypatch.setattr(garbage.running.catalog.marks, "condemn", claimed_just_before)
     report = garbage.collect_all()
     assert refused == [True]
     assert report.sum_of("packs_compacted") == 0

@@ -13,7 +13,8 @@ from staddle_server.base.types import ChunkRef, Content, Entry, EntryType, ListR
 from staddle_server.catalog import DurableUpdate, Terms
 from staddle_server.manifest.content import ITEM
 from staddle_server.manifest.pages import Child, PageKind, encode_index, encode_leaf
-from staddle_server.store.pack import Codec, PackWriter
+from staddle_server.store.pack import Codec
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.upkeep.gc.collector import Collector
 from thin import Source, back_up, messages, noise, reason, restore, small
 from thin import begin as begin_part

@@ -12,8 +12,9 @@ from parity_packs import FILES, NOW_NS, Packs, damage
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.store import reedsolomon
-from staddle_server.store.backends.directory import DirectoryBlobs, Files
-from staddle_server.store.parity import Parity, Range, remove_parity
+from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.files import Files
+from staddle_server.store.parity import PackRange, Parity, remove_parity
 from staddle_server.store.reedsolomon import ParityLibraryMissing
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.integrity.parity import (
@@ -68,9 +69,9 @@ def test_a_damaged_pack_is_repaired_in_place_and_all_restores_again(running, pac
     report = packs.repair(pack)
     assert report.outcome is Outcome.REPAIRED
     assert report.ranges == (
-        Range(0, 4096),
-        Range(999_424, 200_704),
-        Range(len(whole) - len(whole) % 4096, len(whole) % 4096),
+        PackRange(0, 4096),
+        PackRange(999_424, 200_704),
+        PackRange(len(whole) - len(whole) % 4096, len(whole) % 4096),
     )
     assert (report.found_bytes, report.pack_bytes) == (len(whole), len(whole))
     assert "damaged at 0" in report.found
@@ -179,7 +180,7 @@ def test_sectors_that_the_disk_cannot_read_are_lost_like_others(running, packs):
     tenant = tenants.get(running.tenant)
     report = repair_pack(tenant, packs.catalog, pack, NOW_NS)
     assert (report.outcome, "EIO" in report.found) == (Outcome.REPAIRED, True)
-    assert report.ranges == (Range(999_424, 102_400),)
+    assert report.ranges == (PackRange(999_424, 102_400),)
     assert packs.path(pack).read_bytes() == whole
 
     damage(packs.path(pack), 2_000_000)

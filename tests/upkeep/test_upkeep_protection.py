@@ -14,7 +14,8 @@ from staddle_server.base.errors import Unavailable
 from staddle_server.catalog import protection_of, schema
 from staddle_server.catalog.decisions import is_protected
 from staddle_server.store import records as rec
-from staddle_server.store.backends.directory import DirectoryBlobs, Files
+from staddle_server.store.backends.directory import DirectoryBlobs
+from staddle_server.store.files import Files
 from staddle_server.tenancy.tenant import Tenants
 from thin import back_up, backups, info, reason, restore
 

@@ -177,7 +177,7 @@ def test_a_tenant_that_waits_after_a_rebuild_is_collected_only_when_the_operator
 
 def test_one_collector_works_at_a_time_and_the_other_is_told_who(garbage):
     running = garbage.running
-    running.catalog.collectors.acquire("another one", running.clock.now_ns(), 120)
+    running.catalog.gc_lease.acquire("another one", running.clock.now_ns(), 120)
     with pytest.raises(Conflict, match="another one") as refused:
         garbage.collector().collect()
     assert refused.value.reason == "LEASE_HELD"
@@ -188,7 +188,7 @@ def test_one_collector_works_at_a_time_and_the_other_is_told_who(garbage):
 def test_a_lease_from_before_the_clock_was_set_back_makes_nobody_wait(garbage):
     running = garbage.running
     running.clock.ahead_s = 86_400
-    running.catalog.collectors.acquire("another one", running.clock.now_ns(), 120)
+    running.catalog.gc_lease.acquire("another one", running.clock.now_ns(), 120)
     running.clock.ahead_s = 0
     garbage.collect()
 
@@ -207,7 +207,7 @@ def test_a_collector_that_was_overtaken_changes_nothing_any_more(garbage, monkey
 
     def overtaken_first(turn, *more):
         running.clock.ahead_s += 121
-        running.catalog.collectors.acquire("the next one", running.clock.now_ns(), 120)
+        running.catalog.gc_lease.acquire("the next one", running.clock.now_ns(), 120)
         seen["before"] = garbage.tables()
         original(turn, *more)
 
@@ -229,12 +229,12 @@ def test_the_lease_is_renewed_while_a_collection_is_at_work_and_given_back_at_it
         for _ in range(10):
             running.clock.ahead_s += 30
             turn.tick()
-        assert running.catalog.collectors.holder(running.clock.now_ns()) == "a test"
+        assert running.catalog.gc_lease.holder(running.clock.now_ns()) == "a test"
         return original(turn)
 
     monkeypatch.setattr(collecting, "walk_mark", long)
     garbage.collect()
-    assert running.catalog.collectors.holder(running.clock.now_ns()) == ""
+    assert running.catalog.gc_lease.holder(running.clock.now_ns()) == ""
 
 
 def test_a_collection_that_is_told_to_end_does_so_and_the_next_one_goes_on(garbage):
@@ -270,8 +270,8 @@ def test_what_a_dead_upload_was_about_to_write_goes_and_what_a_living_one_writes
 
 def test_the_pack_of_a_collector_that_is_at_work_is_not_left_over_and_that_of_a_dead_one_is(garbage):
     running = garbage.running
-    collection, pack = running.catalog.collection, bytes(16)
-    fence = running.catalog.collectors.acquire("dies", running.clock.now_ns(), 120)
+    collection, pack = running.catalog.marks, bytes(16)
+    fence = running.catalog.gc_lease.acquire("dies", running.clock.now_ns(), 120)
     collection.begin_pack(running.tenant, fence, pack, running.clock.now_ns())
     assert running.catalog.packs.writing_left_over(running.tenant) == []
     running.clock.ahead_s += 121

@@ -240,7 +240,7 @@ def test_repair_and_collection_take_turns(running):
     back_up(running.stub(), "www", {"a": A})
     (path,) = objects(running)
     flip(path, 3)
-    collectors = running.catalog.collectors
+    collectors = running.catalog.gc_lease
     fence = collectors.acquire("a collection", running.clock.now_ns(), 60)
     before = len(objects(running))
     with pytest.raises(Conflict, match="a collection is collecting or repairing"):
@@ -249,7 +249,7 @@ def test_repair_and_collection_take_turns(running):
     running.clock.ahead_s += 61  # a lease that has ended keeps nobody away
     assert collectors.acquire("repair", running.clock.now_ns(), 60) == fence + 1
     with pytest.raises(Conflict, match="Another collector has taken over"):
-        running.catalog.collection.begin_pack(running.tenant, fence, bytes(16), running.clock.now_ns())
+        running.catalog.marks.begin_pack(running.tenant, fence, bytes(16), running.clock.now_ns())
     collectors.release(fence)
     with pytest.raises(Conflict):
         repair(running)

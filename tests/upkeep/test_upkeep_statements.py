@@ -20,7 +20,7 @@ def garbage(running):
 def _statements(garbage, monkeypatch, method):
     """What one call of a method of Collection executes, as PostgreSQL would get it."""
     catalog, seen = garbage.running.catalog, []
-    original = getattr(catalog.collection, method)
+    original = getattr(catalog.marks, method)
     calls = []
 
     def note(_connection, clause, *_):
@@ -34,7 +34,7 @@ def _statements(garbage, monkeypatch, method):
         finally:
             calls.clear()
 
-    monkeypatch.setattr(catalog.collection, method, watched)
+    monkeypatch.setattr(catalog.marks, method, watched)
     event.listen(catalog.database.engine, "before_execute", note)
     event.listen(catalog.database._writer, "before_execute", note)
     garbage.collect_all()

@@ -18,10 +18,9 @@ from staddle_server.app.settings import OperatorError
 from staddle_server.base.clock import SystemClock
 from staddle_server.base.errors import BadRequest, Damaged
 from staddle_server.base.types import TokenRole
-from staddle_server.catalog import Catalog, Tenant, Token, open_catalog
+from staddle_server.catalog import Catalog, TenantRow, Token, open_catalog
 from staddle_server.catalog.validation import check_name
-from staddle_server.store.backends.directory import DirectoryBlobs
-from staddle_server.store.blobs import BlobMissing, check_format, create_format
+from staddle_server.store.blobs import BlobMissing, Blobs, check_format, create_format
 from staddle_server.store.keys import (
     KeyStore,
     WrongMasterKey,
@@ -30,6 +29,7 @@ from staddle_server.store.keys import (
     keys_name,
     load_master_key,
 )
+from staddle_server.store.open import open_blobs
 from staddle_server.store.records import TenantRecord, TenantSettingsRecord, encode_record
 from staddle_server.tenancy.clock_guard import ClockGuard, Standing
 from staddle_server.tenancy.records import as_noted, as_pending, finish_all, finish_missing
@@ -47,7 +47,7 @@ KEYS_FIRST: Final = 1
 class Rooms:
     """The lower rooms of a server."""
 
-    blobs: DirectoryBlobs
+    blobs: Blobs
     keys: KeyStore
     catalog: Catalog
     looked: generation.Looked | None = None
@@ -74,7 +74,7 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
     and catalog raise: a wrong key, damage, no access.
     """
     directory.require()
-    blobs = DirectoryBlobs(str(directory.store))
+    blobs = open_blobs(str(directory.store))
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
     catalog = open_catalog(str(directory.catalog))
@@ -90,7 +90,7 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
         catalog.close()
 
 
-def _refuse_emptied(directory: DataDirectory, blobs: DirectoryBlobs, catalog: Catalog) -> None:
+def _refuse_emptied(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> None:
     """Raises DataDirectoryError for a catalog without a tenant where the store has records, which only tenants have."""
     if not catalog.tenants.list_all() and next(blobs.list("records"), None) is not None:
         raise DataDirectoryError(
@@ -113,7 +113,7 @@ def _refuse_other_key(directory: DataDirectory, opened: Rooms) -> None:
         )
 
 
-def _opens_not(opened: Rooms, row: Tenant) -> bool:
+def _opens_not(opened: Rooms, row: TenantRow) -> bool:
     """Whether the tenant's keys are there, twice, and were wrapped with another master key."""
     if not row.wrapped_keys or opened.keys.opens(row.id, row.keys_version, row.wrapped_keys):
         return False
@@ -150,7 +150,7 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     Raises what store and catalog raise.
     """
     make_durable(directory.store)
-    blobs = DirectoryBlobs(str(directory.store))
+    blobs = open_blobs(str(directory.store))
     try:
         check_format(blobs)
     except BlobMissing:
@@ -164,7 +164,7 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
         return local_token(rooms, now_ns)
 
 
-def default_tenant(rooms: Rooms, now_ns: int) -> Tenant:
+def default_tenant(rooms: Rooms, now_ns: int) -> TenantRow:
     """The default tenant, made now if the first start was cut off before it was.
 
     Raises NoSuchTenantError where there was more than that, so that another catalog, or an empty one, lies beside the store.
@@ -194,7 +194,7 @@ def rebuild(directory: DataDirectory, now_ns: int, show: Show, *, dry_run: bool)
     The caller has locked the directory. Cut off at any point, it can be run again. With `dry_run` the catalog is made, to see
     what comes out, and dropped. Raises what store and catalog raise, and NothingOpens.
     """
-    blobs = DirectoryBlobs(str(directory.store))
+    blobs = open_blobs(str(directory.store))
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
     directory.drop_new_catalog()
@@ -218,7 +218,7 @@ def _aside(now_ns: int) -> str:
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest // 1000:06}Z"
 
 
-def create_tenant(rooms: Rooms, name: str, now_ns: int) -> Tenant:
+def create_tenant(rooms: Rooms, name: str, now_ns: int) -> TenantRow:
     """Makes a tenant with keys of its own: durable, with its record, on return. BAD_FIELD for a name that is taken."""
     check_name("tenant", name)
     if rooms.catalog.tenants.get_by_name(name) is not None:
@@ -238,7 +238,7 @@ def create_tenant(rooms: Rooms, name: str, now_ns: int) -> Tenant:
     return tenant
 
 
-def set_grace(rooms: Rooms, tenant: Tenant, grace_s: int, now_ns: int) -> None:
+def set_grace(rooms: Rooms, tenant: TenantRow, grace_s: int, now_ns: int) -> None:
     """Sets how long the tenant's deleted backups can be brought back: durable, with its record, on return."""
     with rooms.catalog.tenants.deciding(tenant.id, now_ns) as at_ns:
         record = TenantSettingsRecord(grace_s=grace_s, at_ns=at_ns)
@@ -246,7 +246,7 @@ def set_grace(rooms: Rooms, tenant: Tenant, grace_s: int, now_ns: int) -> None:
     finish_missing(rooms.tenants().get(tenant.id), rooms.catalog)
 
 
-def tenant_named(rooms: Rooms, name: str) -> Tenant:
+def tenant_named(rooms: Rooms, name: str) -> TenantRow:
     """Raises NoSuchTenantError."""
     tenant = rooms.catalog.tenants.get_by_name(name)
     if tenant is None:
@@ -257,7 +257,7 @@ def tenant_named(rooms: Rooms, name: str) -> Tenant:
 
 
 def create_token(
-    rooms: Rooms, tenant: Tenant, name: str, role: TokenRole, now_ns: int, *, expires_ns: int | None = None
+    rooms: Rooms, tenant: TenantRow, name: str, role: TokenRole, now_ns: int, *, expires_ns: int | None = None
 ) -> str:
     """Makes a token, with its record, and gives its text: see `Tokens.create` and `finish_all`."""
     text = _create_token(rooms.catalog, tenant, name, role, now_ns, expires_ns=expires_ns)
@@ -265,7 +265,7 @@ def create_token(
     return text
 
 
-def revoke_token(rooms: Rooms, tenant: Tenant, token: str, now_ns: int) -> Token:
+def revoke_token(rooms: Rooms, tenant: TenantRow, token: str, now_ns: int) -> Token:
     """Ends a token, with its record: see `Tokens.revoke` and `finish_all`."""
     ended = _revoke_token(rooms.catalog, tenant, token, now_ns)
     finish_all(rooms.tenants(), rooms.catalog)
@@ -291,7 +291,7 @@ def local_token(rooms: Rooms, now_ns: int) -> str:
     return token
 
 
-def _new_local_token(catalog: Catalog, tenant: Tenant, now_ns: int) -> str:
+def _new_local_token(catalog: Catalog, tenant: TenantRow, now_ns: int) -> str:
     """A new local token whose record is pending. That of a rebuilt catalog stays so until its first start: it may not get its place."""
     live = {token.name for token in catalog.tokens.list_all(tenant.id) if token.revoked_ns is None}
     if LOCAL_TOKEN in live:
@@ -301,7 +301,7 @@ def _new_local_token(catalog: Catalog, tenant: Tenant, now_ns: int) -> str:
 
 def _create_token(
     catalog: Catalog,
-    tenant: Tenant,
+    tenant: TenantRow,
     name: str,
     role: TokenRole,
     now_ns: int,
@@ -312,5 +312,5 @@ def _create_token(
     return catalog.tokens.create(tenant.id, name, role, now_ns, expires_ns, record=record)
 
 
-def _revoke_token(catalog: Catalog, tenant: Tenant, token: str, now_ns: int) -> Token:
+def _revoke_token(catalog: Catalog, tenant: TenantRow, token: str, now_ns: int) -> Token:
     return catalog.tokens.revoke(tenant.id, token, now_ns, record=as_noted(tenant.id, "a token was revoked"))

@@ -23,8 +23,8 @@ from staddle._base.given_files import GivenError, read, text_of
 from staddle_server.app.addresses import Address, UnixAddress
 from staddle_server.app.owner import owner_of
 from staddle_server.app.settings import OperatorError
-from staddle_server.store.backends.directory import Files, sync_directory, write_synced
 from staddle_server.store.blobs import FORMAT_NAME, TEMPORARY
+from staddle_server.store.files import Files, sync_directory, write_synced
 
 HOLDER_BYTES_MAX: Final = 300
 """A process and a host name, in the lock."""

@@ -18,7 +18,7 @@ from staddle_server.catalog import Catalog, Generation
 from staddle_server.catalog.validation import rfc3339
 from staddle_server.store.birth import birth_ns
 from staddle_server.store.blobs import BlobMissing, Blobs
-from staddle_server.store.marks import Began, Mark, marks_in, put_mark, read_mark
+from staddle_server.store.marks import Began, GenerationMark, marks_in, put_mark, read_mark
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Flaw(NamedTuple):
     """What does not fit: which of the three it is, and the last start that both know, or that the store tells of."""
 
     kind: str
-    mark: Mark
+    mark: GenerationMark
     began: Began
 
 
@@ -43,7 +43,7 @@ class Looked(NamedTuple):
 
     flaw: Flaw | None
     known: Generation | None
-    found: set[Mark]
+    found: set[GenerationMark]
 
 
 def look(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Looked:
@@ -56,8 +56,10 @@ def look(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Looked:
     return Looked(flaw, known, found)
 
 
-def _compare(directory: DataDirectory, blobs: Blobs, known: Generation, found: set[Mark]) -> Flaw | None:
-    current, intended = Mark.parse(known.current), Mark.parse(known.intended)
+def _compare(
+    directory: DataDirectory, blobs: Blobs, known: Generation, found: set[GenerationMark]
+) -> Flaw | None:
+    current, intended = GenerationMark.parse(known.current), GenerationMark.parse(known.intended)
     if current is None:
         return None
     # A start that was cut off has left its mark, or not; and marks before the current one are about to be removed.
@@ -73,7 +75,7 @@ def _compare(directory: DataDirectory, blobs: Blobs, known: Generation, found: s
     return None
 
 
-def _birth(directory: DataDirectory, mark: Mark) -> int | None:
+def _birth(directory: DataDirectory, mark: GenerationMark) -> int | None:
     try:
         return birth_ns(str(directory.store / mark.name))
     except OSError:
@@ -97,12 +99,12 @@ def leave_mark(
     """
     flaw, known, found = looked or look(directory, blobs, catalog)
     _refuse(directory, flaw, {OLDER_CATALOG, OLDER_STORE, COPY})
-    current = None if known is None else Mark.parse(known.current)
+    current = None if known is None else GenerationMark.parse(known.current)
     # What a start that was cut off has left must go before another mark is intended, or it would be taken for a newer one.
     left_over = found - {current} if current is not None else set()
     try:
         _remove(blobs, left_over)
-        mark = Mark.after(max((each.number for each in found), default=0))
+        mark = GenerationMark.after(max((each.number for each in found), default=0))
         catalog.generation.intend(mark.text)
         put_mark(blobs, mark, Began(socket.gethostname(), rfc3339(now_ns)))
         catalog.generation.confirm(mark.text, _birth(directory, mark))
@@ -111,7 +113,7 @@ def leave_mark(
         _log.warning("no mark is left in the store, and the last one stands: %s", error.message)
 
 
-def _remove(blobs: Blobs, marks: set[Mark]) -> None:
+def _remove(blobs: Blobs, marks: set[GenerationMark]) -> None:
     for mark in marks:
         with contextlib.suppress(BlobMissing):
             blobs.delete(mark.name)

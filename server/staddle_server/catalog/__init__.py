@@ -2,7 +2,6 @@
 
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import protection_of
-from staddle_server.catalog.dialect import SqliteChoice, choose_sqlite
 from staddle_server.catalog.engine import Catalog, open_catalog
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.rows import lease_held
@@ -17,6 +16,7 @@ from staddle_server.catalog.values import (
     CondemnedPack,
     Dataset,
     DatasetFacts,
+    DeletionRefusal,
     DurableUpdate,
     ExpiredUpload,
     Facts,
@@ -35,12 +35,11 @@ from staddle_server.catalog.values import (
     ParityTotals,
     PendingRecord,
     Principal,
-    Protection,
     PurgeableBackup,
     Retention,
     RetentionState,
     StandingRoots,
-    Tenant,
+    TenantRow,
     Terms,
     Token,
     Upload,
@@ -61,6 +60,7 @@ __all__ = [
     "CondemnedPack",
     "Dataset",
     "DatasetFacts",
+    "DeletionRefusal",
     "DurableUpdate",
     "ExpiredUpload",
     "Facts",
@@ -80,18 +80,15 @@ __all__ = [
     "ParityTotals",
     "PendingRecord",
     "Principal",
-    "Protection",
     "PurgeableBackup",
     "Retention",
     "RetentionState",
-    "SqliteChoice",
     "StandingRoots",
-    "Tenant",
+    "TenantRow",
     "Terms",
     "Token",
     "Upload",
     "Waiting",
-    "choose_sqlite",
     "lease_held",
     "open_catalog",
     "protection_of",

@@ -8,10 +8,10 @@ from sqlalchemy import ColumnElement, Connection, delete, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import Place
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.decisions import keep_pending, require_unprotected
-from staddle_server.catalog.dialect import Database
 from staddle_server.catalog.rows import backup_not_found, backup_of, dataset_row, lock_backup, select_backups
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import ID_BYTES, batches, rfc3339
 from staddle_server.catalog.values import Backup, PendingRecord
 
@@ -27,7 +27,7 @@ _KEPT = _b.purged_ns.is_(None)
 class Backups:
     """The backups of all tenants. They are made by `Uploads.commit`."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

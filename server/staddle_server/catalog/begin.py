@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from staddle_server.base import errors, limits
 from staddle_server.base.types import Authors, Kind, Scope, UploadState
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import insert_or_ignore
+from staddle_server.catalog.database import insert_or_ignore
 from staddle_server.catalog.rows import dataset_row, upload_value
 from staddle_server.catalog.validation import check_dataset, check_id, pack_authors, pack_tags
 from staddle_server.catalog.values import BeginUpload, Begun

@@ -7,9 +7,9 @@ from sqlalchemy import Connection, select
 
 from staddle_server.base.types import ChunkPlace, PackSummary, SegmentRef
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database, insert_or_ignore, insert_rows, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, insert_rows, rows_in
 from staddle_server.catalog.rows import look_at_upload, open_upload_row
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
 
 _c = schema.chunks.c
@@ -29,7 +29,7 @@ class _Hit(NamedTuple):
 class Chunks:
     """Where the chunks of all tenants lie. Ids are the keyed ones (docs/format.md, "Chunks")."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 from sqlalchemy import Connection, delete, func, insert, select
 
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, rows_in
 from staddle_server.catalog.decisions import keep_pending
-from staddle_server.catalog.dialect import Database, rows_in
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import PendingRecord
 
 _c = schema.clock.c
@@ -40,7 +40,7 @@ class ClockSeen(NamedTuple):
 class Clocks:
     """The one row about the wall clock."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

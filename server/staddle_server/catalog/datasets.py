@@ -5,9 +5,9 @@ from typing import Any
 from sqlalchemy import Row, Select, func, select
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.rows import backup_of, dataset_row, select_backups
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import Backup, Dataset
 
 _d = schema.datasets.c
@@ -17,7 +17,7 @@ _b = schema.backups.c
 class Datasets:
     """The datasets of all tenants. They come to be with their first upload."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

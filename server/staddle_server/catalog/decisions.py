@@ -8,7 +8,7 @@ from staddle_server.base import errors
 from staddle_server.base.types import Place, record_link
 from staddle_server.catalog import schema
 from staddle_server.catalog.validation import check_id, rfc3339
-from staddle_server.catalog.values import Backup, PendingRecord, Protection
+from staddle_server.catalog.values import Backup, DeletionRefusal, PendingRecord
 
 _t = schema.tenants.c
 _b = schema.backups.c
@@ -45,19 +45,19 @@ def keep_pending(
     connection.execute(update(schema.tenants).where(_t.row == tenant_row).values(**newest))
 
 
-def protection_of(backup: Backup, now_ns: int) -> Protection | None:
+def protection_of(backup: Backup, now_ns: int) -> DeletionRefusal | None:
     """Why nobody can delete the backup now; None: nothing protects it. What has no end comes first."""
     if backup.hold is not None:
         since = rfc3339(backup.hold.since_ns)
-        return Protection("hold", None, f"a legal hold since {since}: {backup.hold.reason}")
+        return DeletionRefusal("hold", None, f"a legal hold since {since}: {backup.hold.reason}")
     if backup.dataset_hold is not None:
         since = rfc3339(backup.dataset_hold.since_ns)
-        return Protection(
+        return DeletionRefusal(
             "dataset_hold", None, f"a legal hold on the dataset since {since}: {backup.dataset_hold.reason}"
         )
     if backup.retain_until_ns > now_ns:
         until_ns = backup.retain_until_ns
-        return Protection("retention", until_ns, f"retained until {rfc3339(until_ns)}")
+        return DeletionRefusal("retention", until_ns, f"retained until {rfc3339(until_ns)}")
     return None
 
 

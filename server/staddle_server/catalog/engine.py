@@ -1,34 +1,30 @@
-"""Opening the catalog: the right SQLite, the newest tables, and the nouns on one object."""
+"""Opening the catalog by its place: the right database, the newest tables, and its parts on one object."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from sqlalchemy import inspect
 
+from staddle_server.base.places import UnknownSchemeError, scheme_of
 from staddle_server.catalog import schema
 from staddle_server.catalog.backups import Backups
 from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
+from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database
 from staddle_server.catalog.datasets import Datasets
-from staddle_server.catalog.dialect import (
-    BUSY_TIMEOUT_S,
-    Database,
-    SqliteChoice,
-    choose_sqlite,
-    installed_wheel,
-    open_sqlite,
-)
-from staddle_server.catalog.gc_lease import Collectors
+from staddle_server.catalog.gc_lease import GcLease
 from staddle_server.catalog.generations import Generations
-from staddle_server.catalog.marks import Collection
+from staddle_server.catalog.marks import Marks
 from staddle_server.catalog.packs import Packs
-from staddle_server.catalog.purge import Removal
+from staddle_server.catalog.purge import Purge
 from staddle_server.catalog.retention import Retentions
 from staddle_server.catalog.salvage import Salvage
+from staddle_server.catalog.sqlite import open_sqlite, path_of
 from staddle_server.catalog.tasks import Tasks
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.tokens import Tokens
-from staddle_server.catalog.uploads import Uploads
+from staddle_server.catalog.uploads import UploadRows
 from staddle_server.catalog.verification import Verification
 
 
@@ -41,20 +37,20 @@ class Catalog:
 
     def __init__(self, database: Database, random: Callable[[int], bytes]) -> None:
         self.database = database
-        self.tenants = Tenants(database)
+        self.tenants = TenantRows(database)
         self.tokens = Tokens(database, self.tenants, random)
         self.datasets = Datasets(database, self.tenants)
         self.backups = Backups(database, self.tenants)
         self.chunks = Chunks(database, self.tenants)
         self.packs = Packs(database, self.tenants)
-        self.uploads = Uploads(database, self.tenants)
+        self.uploads = UploadRows(database, self.tenants)
         self.retention = Retentions(database, self.tenants)
         self.tasks = Tasks(database)
         self.clock = Clocks(database, self.tenants)
         self.generation = Generations(database)
-        self.collectors = Collectors(database)
-        self.collection = Collection(database, self.tenants)
-        self.removal = Removal(database, self.tenants)
+        self.gc_lease = GcLease(database)
+        self.marks = Marks(database, self.tenants)
+        self.purge = Purge(database, self.tenants)
         self.verification = Verification(database, self.tenants)
         self.salvage = Salvage(database, self.tenants)
 
@@ -63,34 +59,52 @@ class Catalog:
         self.database.close()
 
 
+def _sqlite(url: str, busy_timeout_s: float) -> Database:
+    return open_sqlite(path_of(url), busy_timeout_s=busy_timeout_s)
+
+
+DATABASES: Final[Mapping[str, Callable[[str, float], Database]]] = {"sqlite": _sqlite}
+"""What opens a URL, by its scheme. A further database is a module beside `sqlite` with a DatabaseKind, and a line here."""
+
+
 def open_catalog(
-    path: str,
+    place: str,
     *,
-    sqlite: SqliteChoice | None = None,
     random: Callable[[int], bytes] = secrets.token_bytes,
     busy_timeout_s: float = BUSY_TIMEOUT_S,
 ) -> Catalog:
-    """Opens the catalog at `path`, makes it if it is not there, and brings its tables up to date.
+    """Opens the catalog at `place`, makes it if it is not there, and brings its tables up to date.
 
-    Any number of processes may do so at once. `random(n)` gives n unpredictable bytes, for tokens and their ids. A
-    transaction waits `busy_timeout_s` for its turn beside the others.
+    `place` is the path of a file, or a URL: sqlite:////absolute/path. Any number of processes may open it at once.
+    `random(n)` gives n unpredictable bytes, for tokens and their ids. A transaction waits `busy_timeout_s` for its turn
+    beside the others.
 
     Raises:
+        UnknownSchemeError: this version knows no such database.
         Unavailable: the file cannot be used, is no catalog, or a newer version of Staddle wrote it.
         Exhausted: the disk is full.
 
     """
-    choice = sqlite or choose_sqlite(wheel=installed_wheel())
-    database = open_sqlite(path, choice, busy_timeout_s)
+    database = open_database(place, busy_timeout_s)
     try:
-        bring_up_to_date(database, path)
+        bring_up_to_date(database)
     except BaseException:
         database.close()
         raise
     return Catalog(database, random)
 
 
-def bring_up_to_date(database: Database, path: str) -> None:
+def open_database(place: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
+    """The database of `open_catalog`, with the tables that it has. Raises as that does."""
+    scheme = scheme_of(place)
+    if not scheme:
+        return open_sqlite(place, busy_timeout_s=busy_timeout_s)
+    if scheme not in DATABASES:
+        raise UnknownSchemeError("catalog", scheme, DATABASES)
+    return DATABASES[scheme](place, busy_timeout_s)
+
+
+def bring_up_to_date(database: Database) -> None:
     """Sees to it that the catalog has the tables of this version.
 
     Raises:
@@ -107,7 +121,7 @@ def bring_up_to_date(database: Database, path: str) -> None:
     # Alembic takes 12 MiB, and is needed for this alone.
     from staddle_server.catalog.migrate import migrate
 
-    migrate(database, path)
+    migrate(database)
 
 
 def _make_tables(database: Database) -> bool:

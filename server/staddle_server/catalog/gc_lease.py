@@ -6,7 +6,7 @@ from sqlalchemy import Connection, select, update
 
 from staddle_server.base import errors
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.validation import NS, rfc3339
 
 _g = schema.collector.c
@@ -14,7 +14,7 @@ _ROW: Final = 1
 _NOBODY: Final = 0
 
 
-class Collectors:
+class GcLease:
     """The one lease of all collectors. What they write carries the fence, and is refused once another one has come."""
 
     def __init__(self, database: Database) -> None:

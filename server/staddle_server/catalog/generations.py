@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 
 from staddle_server.base.errors import StaddleError
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.database import Database
 
 _g = schema.generation.c
 _ROW = 1

@@ -14,9 +14,9 @@ from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, Root, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.gc_lease import require_fence
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches, check_id
 from staddle_server.catalog.values import Mark, MarkedPack, MarkRoot
 
@@ -35,10 +35,10 @@ _COLLECTORS_OWN = b""
 """The upload of a pack that a collector writes."""
 
 
-class Collection:
+class Marks:
     """The marks of all tenants."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

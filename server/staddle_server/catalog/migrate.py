@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from staddle_server.base import errors
-from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.database import Database
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _migrating = threading.Lock()  # Alembic keeps the running migration in module globals
@@ -22,11 +22,11 @@ def newest_revision() -> str | None:
     return ScriptDirectory(str(_MIGRATIONS)).get_current_head()
 
 
-def migrate(database: Database, path: str) -> None:
+def migrate(database: Database) -> None:
     """Brings the tables up to date in one transaction, so that of two processes one does it and the other sees it done."""
     script = ScriptDirectory(str(_MIGRATIONS))
     with _migrating, database.write() as connection:
-        if _is_current(connection, script, path):
+        if _is_current(connection, script, database.name):
             return
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
@@ -34,13 +34,13 @@ def migrate(database: Database, path: str) -> None:
         command.upgrade(config, "head")
 
 
-def _is_current(connection: Connection, script: ScriptDirectory, path: str) -> bool:
+def _is_current(connection: Connection, script: ScriptDirectory, name: str) -> bool:
     found = MigrationContext.configure(connection).get_current_revision()
     known = {revision.revision for revision in script.walk_revisions()}
     if found is not None and found not in known:
         raise errors.Unavailable(
             "STORE_UNAVAILABLE",
-            f"The catalog {path} was written by a newer version of Staddle (its tables are at {found!r}): run that version, "
+            f"The catalog {name} was written by a newer version of Staddle (its tables are at {found!r}): run that version, "
             "or bring back the catalog from before",
         )
     return found == script.get_current_head()

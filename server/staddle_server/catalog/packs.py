@@ -9,9 +9,9 @@ from staddle_server.base import errors
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.dialect import Database, insert_or_ignore, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.rows import open_upload_row
-from staddle_server.catalog.tenants import Tenants, no_tenant
+from staddle_server.catalog.tenants import TenantRows, no_tenant
 from staddle_server.catalog.validation import batches, check_id
 from staddle_server.catalog.values import KnownDamage, LeftOverPack, PackParity, ParityTotals
 
@@ -25,7 +25,7 @@ _t = schema.tenants.c
 class Packs:
     """The packs of all tenants."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

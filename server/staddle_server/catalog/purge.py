@@ -7,11 +7,11 @@ from sqlalchemy import ColumnElement, Select, delete, exists, func, select, upda
 
 from staddle_server.base.types import Root
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.decisions import is_protected, keep_pending
-from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.gc_lease import require_fence
 from staddle_server.catalog.marks import is_gone, is_root
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import NS, batches
 from staddle_server.catalog.values import (
     CondemnedPack,
@@ -31,10 +31,10 @@ _t = schema.tenants.c
 _o = schema.orphans.c
 
 
-class Removal:
+class Purge:
     """Methods that write check the collector's fence first (STALE_EPOCH), and are one short transaction each."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

@@ -12,7 +12,7 @@ from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.engine import Catalog
 from staddle_server.catalog.rows import dataset_row
 from staddle_server.catalog.validation import ID_BYTES, pack_authors, pack_tags
-from staddle_server.catalog.values import ChangeCounts, Tenant
+from staddle_server.catalog.values import ChangeCounts, TenantRow
 
 _NO_UPLOAD = b""
 """Of a pack: which upload wrote it is in no object of the store."""
@@ -78,7 +78,7 @@ class Rebuild:
         self._database = catalog.database
         self._tenants = catalog.tenants
 
-    def add_tenant(self, tenant: Tenant, grace_s: int, decided_ns: int, newest: int, link: bytes) -> None:
+    def add_tenant(self, tenant: TenantRow, grace_s: int, decided_ns: int, newest: int, link: bytes) -> None:
         """A tenant, whose garbage nobody collects before an operator says so.
 
         Its newest decision was made at `decided_ns`; its newest record has the number `newest` and this link.

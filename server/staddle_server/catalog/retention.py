@@ -8,10 +8,10 @@ from sqlalchemy import Connection, Row, Select, or_, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import Root
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.decisions import is_protected, keep_pending, require_unprotected
-from staddle_server.catalog.dialect import Database
 from staddle_server.catalog.rows import backup_of, dataset_row, hold_of, lock_backup, select_backups
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import NS, batches
 from staddle_server.catalog.values import (
     Applied,
@@ -33,7 +33,7 @@ _SHOWN = _b.deleted_ns.is_(None)
 class Retentions:
     """The retention of all tenants' datasets and backups. What cannot be found is DATASET_NOT_FOUND or BACKUP_NOT_FOUND."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, 
 from staddle_server.base import errors
 from staddle_server.base.types import Kind, Root, Scope, UploadState
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import rows_in
+from staddle_server.catalog.database import rows_in
 from staddle_server.catalog.validation import NS, rfc3339, unpack_authors, unpack_tags
 from staddle_server.catalog.values import Backup, ChangeCounts, Hold, Upload
 

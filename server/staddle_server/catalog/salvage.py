@@ -11,10 +11,10 @@ from sqlalchemy import Connection, delete, select, update
 from staddle_server.base.types import PackSummary, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
-from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.gc_lease import require_fence
 from staddle_server.catalog.packs import put_down
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
 
 _p = schema.packs.c
@@ -25,7 +25,7 @@ _c = schema.chunks.c
 class Salvage:
     """Writes of repair, which has the collector's lease (`Collectors`) and begins its packs as a compaction does."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

@@ -2,7 +2,7 @@
 
 All times are nanoseconds since 1970, all sizes bytes, all ids 16 random bytes. `row` columns are small internal numbers that
 keep the big tables small; they never leave this room. Types are those that SQLite and PostgreSQL share; the few
-differences stand here as variants and in `dialect.py`.
+differences stand here as variants and in the modules of the databases.
 """
 
 from typing import Final

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sqlalchemy import select, update
 
 from staddle_server.catalog import schema
-from staddle_server.catalog.dialect import Database, insert_or_ignore
+from staddle_server.catalog.database import Database, insert_or_ignore
 
 _t = schema.tasks.c
 OUTCOME_CHARS_MAX = 1000

@@ -10,16 +10,16 @@ from sqlalchemy import Connection, Row, Select, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.decisions import keep_pending
-from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.validation import check_id, check_name
-from staddle_server.catalog.values import PendingRecord, Tenant
+from staddle_server.catalog.values import PendingRecord, TenantRow
 
 _t = schema.tenants.c
 GC_FAILURE_CHARS_MAX = 1000
 
 
-class Tenants:
+class TenantRows:
     """The tenants that there are. They are never removed."""
 
     def __init__(self, database: Database) -> None:
@@ -37,7 +37,7 @@ class Tenants:
         record: bytes,
         keys_version: int = 1,
         wrapped_keys: bytes = b"",
-    ) -> Tenant:
+    ) -> TenantRow:
         """Makes a tenant, and keeps its record, the first of its chain, as pending under the tenant's own id.
 
         BAD_FIELD for a name that is not one, or is taken.
@@ -61,17 +61,17 @@ class Tenants:
             if made.rowcount != 1:
                 raise errors.BadRequest("BAD_FIELD", f"There is already a tenant {name!r}", field="name")
             keep_pending(connection, self.row(connection, tenant), [PendingRecord(tenant, tenant, record)])
-        return Tenant(tenant, name, now_ns, keys_version, wrapped_keys)
+        return TenantRow(tenant, name, now_ns, keys_version, wrapped_keys)
 
-    def get(self, tenant: bytes) -> Tenant | None:
+    def get(self, tenant: bytes) -> TenantRow | None:
         """The tenant with this id."""
         return self._one(_select().where(_t.id == tenant))
 
-    def get_by_name(self, name: str) -> Tenant | None:
+    def get_by_name(self, name: str) -> TenantRow | None:
         """The tenant with this name."""
         return self._one(_select().where(_t.name == name))
 
-    def list_all(self) -> list[Tenant]:
+    def list_all(self) -> list[TenantRow]:
         """All of them, by name."""
         with self._database.read() as connection:
             return [_tenant(row) for row in connection.execute(_select().order_by(_t.name))]
@@ -154,7 +154,7 @@ class Tenants:
             )
         return known
 
-    def _one(self, query: Select[Any]) -> Tenant | None:
+    def _one(self, query: Select[Any]) -> TenantRow | None:
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else _tenant(row)
@@ -178,8 +178,8 @@ def _select() -> Select[Any]:
     )
 
 
-def _tenant(row: Row[Any]) -> Tenant:
-    return Tenant(
+def _tenant(row: Row[Any]) -> TenantRow:
+    return TenantRow(
         row.id,
         row.name,
         row.created_ns,

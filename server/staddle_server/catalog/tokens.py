@@ -10,10 +10,10 @@ from sqlalchemy import Row, Select, or_, select, update
 from staddle_server.base import errors
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.decisions import keep_pending
-from staddle_server.catalog.dialect import Database, insert_or_ignore, rows_in
 from staddle_server.catalog.rows import token_is_valid, unknown_token
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import ID_BYTES, batches, check_name
 from staddle_server.catalog.values import PendingRecord, Principal, Token
 
@@ -28,7 +28,7 @@ _LOOKED_AT = (_t.tenant, _t.id, _t.name, _t.role, _t.expires_ns, _t.revoked_ns)
 class Tokens:
     """The tokens of all tenants."""
 
-    def __init__(self, database: Database, tenants: Tenants, random: Callable[[int], bytes]) -> None:
+    def __init__(self, database: Database, tenants: TenantRows, random: Callable[[int], bytes]) -> None:
         self._database = database
         self._tenants = tenants
         self._random = random

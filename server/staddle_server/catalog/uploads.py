@@ -9,8 +9,8 @@ from staddle._base.figures import counted
 from staddle_server.base import errors, limits
 from staddle_server.base.types import PackSummary, UploadState
 from staddle_server.catalog import begin, schema
+from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.decisions import keep_pending
-from staddle_server.catalog.dialect import Database, insert_or_ignore
 from staddle_server.catalog.packs import publish
 from staddle_server.catalog.rows import (
     backup_not_found,
@@ -29,7 +29,7 @@ from staddle_server.catalog.rows import (
     upload_row,
     upload_value,
 )
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import NS, batches, check_id, pack_authors, unpack_authors
 from staddle_server.catalog.values import (
     Backup,
@@ -55,14 +55,14 @@ _d = schema.datasets.c
 _b = schema.backups.c
 
 
-class Uploads:
+class UploadRows:
     """The uploads of all tenants.
 
     Methods that write take the epoch under which the caller writes, and raise UPLOAD_NOT_FOUND, UPLOAD_CLOSED, or
     STALE_EPOCH, and then change nothing.
     """
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

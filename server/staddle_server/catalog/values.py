@@ -10,7 +10,7 @@ from staddle_server.catalog.validation import NS
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
+class TenantRow:
     """A key domain. `wrapped_keys` is the object keys/T/V of the store, V being `keys_version`.
 
     `grace_s` is how long a deleted backup can be brought back; `gc_waits`: nothing is collected before an operator says so;
@@ -27,7 +27,7 @@ class Tenant:
     gc_failure: str = ""
 
     def __repr__(self) -> str:
-        return f"Tenant(id={self.id.hex()}, name={self.name!r})"
+        return f"TenantRow(id={self.id.hex()}, name={self.name!r})"
 
 
 class Principal(NamedTuple):
@@ -252,7 +252,7 @@ class RetentionState(NamedTuple):
         return (self.retention.policy, self.retention.hold, self.applied_ns, backups)
 
 
-class Protection(NamedTuple):
+class DeletionRefusal(NamedTuple):
     """Why a backup cannot be deleted: `by` is hold, dataset_hold or retention, `until_ns` None for what has no end."""
 
     by: str

@@ -8,9 +8,9 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, or_, 
 from staddle_server.base.types import ChunkPlace, SegmentRef, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_rows
-from staddle_server.catalog.dialect import Database
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.rows import backup_of, select_backups
-from staddle_server.catalog.tenants import Tenants
+from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
 from staddle_server.catalog.values import Backup, BackupFacts, DatasetFacts, Facts, LivePack
 
@@ -27,7 +27,7 @@ _LIVE = _p.state == schema.PACK_LIVE
 class Verification:
     """What there should be in the store, and when it was last looked at."""
 
-    def __init__(self, database: Database, tenants: Tenants) -> None:
+    def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 

@@ -13,7 +13,7 @@ from staddle._base.figures import counted, percent, size
 
 from staddle_server.app.bootstrap import Rooms, open_rooms, tenant_named
 from staddle_server.app.data_directory import DataDirectory
-from staddle_server.catalog import Tenant
+from staddle_server.catalog import TenantRow
 from staddle_server.cli.options import data_option, json_option
 from staddle_server.cli.text import Line, say
 from staddle_server.store.blobs import TEMPORARY
@@ -113,7 +113,7 @@ def repair(
         sys.exit(1)
 
 
-def _tenants(rooms: Rooms, name: str | None) -> list[Tenant]:
+def _tenants(rooms: Rooms, name: str | None) -> list[TenantRow]:
     return rooms.catalog.tenants.list_all() if name is None else [tenant_named(rooms, name)]
 
 

@@ -22,7 +22,7 @@ from staddle_server.app.settings import OperatorError, SettingsError
 from staddle_server.base.clock import SystemClock
 from staddle_server.base.errors import StaddleError
 from staddle_server.base.types import TokenRole
-from staddle_server.catalog import Tenant, Token
+from staddle_server.catalog import TenantRow, Token
 from staddle_server.catalog.validation import rfc3339
 from staddle_server.cli.options import data_option, duration, json_option, print_rows
 from staddle_server.tenancy.clock_guard import ClockGuard
@@ -101,7 +101,7 @@ def _believed_ns(rooms: Rooms) -> int:
 
 
 @contextlib.contextmanager
-def _revoked_unless_shown(rooms: Rooms, tenant: Tenant, name: str) -> Iterator[None]:
+def _revoked_unless_shown(rooms: Rooms, tenant: TenantRow, name: str) -> Iterator[None]:
     """Revokes the token if the body, which shows it, does not come to its end. Raises OperatorError where that could not be written."""
     try:
         yield

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from staddle_server.base.errors import Damaged
 from staddle_server.base.types import Entry, Flag, Root, sort_key
-from staddle_server.manifest.cursor import Cursor, Frame, PageCache, find_entry
+from staddle_server.manifest.cursor import Cursor, PageCache, PageFrame, find_entry
 from staddle_server.manifest.entries import same, same_content
 from staddle_server.manifest.pages import Child, PageSource
 
@@ -177,7 +177,7 @@ class _Pair:
             else:
                 return self._entries(left, right)
 
-    def _both_closed(self, left: Frame, right: Frame) -> None:
+    def _both_closed(self, left: PageFrame, right: PageFrame) -> None:
         """Passes two equal pages, or opens what may help to find equal ones: the higher, else the one that ends later."""
         a, b = self._a, self._b
         mine, other = a.child(), b.child()
@@ -189,7 +189,7 @@ class _Pair:
         else:
             (a if sort_key(mine.last) >= sort_key(other.last) else b).open()
 
-    def _entries(self, left: Frame | None, right: Frame | None) -> tuple[_Item, _Item]:
+    def _entries(self, left: PageFrame | None, right: PageFrame | None) -> tuple[_Item, _Item]:
         before = None if left is None else left.page.entries[left.index]
         now = None if right is None else right.page.entries[right.index]
         if before is not None and now is not None and before.path != now.path:

@@ -53,7 +53,7 @@ def subtree_end(path: bytes) -> bytes | None:
     return sort_key(path) + b"\1" if path else None
 
 
-class Frame:
+class PageFrame:
     """An open page: `index` is the item that comes next."""
 
     __slots__ = ("before", "index", "page", "rightmost")
@@ -83,7 +83,7 @@ class Cursor:
         self._load = load
         self._run = run
         self._root = root
-        self._frames: list[Frame] = []
+        self._frames: list[PageFrame] = []
         self._floor: bytes | None = None
         self._above_floor = False
         self.past: bytes | None = None
@@ -100,7 +100,7 @@ class Cursor:
                 raise errors.Damaged("A manifest is damaged: it holds other entries than it should.")
             self._push(page, None, rightmost=True)
 
-    def frame(self) -> Frame | None:
+    def frame(self) -> PageFrame | None:
         """The page that has the next item; None at the end."""
         frames = self._frames
         while frames:
@@ -122,7 +122,7 @@ class Cursor:
         self._pass(frame, len(frame.page))
         self.straddles = False
 
-    def _pass(self, frame: Frame, index: int) -> None:
+    def _pass(self, frame: PageFrame, index: int) -> None:
         if index == frame.index:
             return
         frame.index = index
@@ -176,7 +176,7 @@ class Cursor:
         self._push(page, before, rightmost=rightmost)
 
     def _push(self, page: Page, before: bytes | None, *, rightmost: bool) -> None:
-        frame = Frame(page, 0, before, rightmost=rightmost)
+        frame = PageFrame(page, 0, before, rightmost=rightmost)
         self._frames.append(frame)
         if self._floor is not None and self.straddles:
             self._pass(frame, self._position(page, 0))

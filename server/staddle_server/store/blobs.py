@@ -1,6 +1,7 @@
 """Blobs: immutable, uniquely named objects, and what every place that keeps them promises.
 
-One contract suite (tests/store) runs over all implementations.
+Three protocols, each on top of the one before: to read, to write, to remove. One contract suite runs over all implementations
+(staddle_server.store.testing).
 """
 
 import re
@@ -89,8 +90,11 @@ class BlobWriter(Protocol):
         """Discard what was written. Never raises; does nothing on a finished writer."""
 
 
-class Readable(Protocol):
-    """What is needed of a place to read objects that are known by name."""
+class ReadableBlobs(Protocol):
+    """What a place for objects offers to those who know an object by its name. Safe to use from several threads.
+
+    A backend that does not answer raises Unavailable("STORE_UNAVAILABLE"), never BlobMissing, and never lists nothing.
+    """
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`. Raises BlobShort, BlobMissing or BlobUnreadable."""
@@ -99,18 +103,12 @@ class Readable(Protocol):
         """The object's size in bytes. Raises BlobMissing."""
 
 
-class Blobs(Readable, Protocol):
-    """A place for objects. Safe to use from several threads.
+class WritableBlobs(ReadableBlobs, Protocol):
+    """What a place for objects offers to those who also add objects. One without room raises Exhausted("STORE_FULL")."""
 
-    A backend that does not answer raises Unavailable("STORE_UNAVAILABLE"), never BlobMissing and never an empty
-    list; one without room raises Exhausted("STORE_FULL").
-
-    Attributes:
-        failed: Why nothing is written any more until a restart; None while writing works, or may work again by itself.
-
-    """
-
-    failed: str | None
+    @property
+    def failed(self) -> str | None:
+        """Why nothing is written any more until a restart; None while writing works, or may work again by itself."""
 
     def check_writable(self) -> None:
         """Raise Unavailable while `failed`: for those who would decide what can then not be written."""
@@ -121,11 +119,18 @@ class Blobs(Readable, Protocol):
     def put(self, name: str, data: bytes) -> None:
         """Write a whole small object; the promises of BlobWriter.commit."""
 
+
+class Blobs(WritableBlobs, Protocol):
+    """A place for objects, with all that it offers: also to those who look for what is there, and remove it."""
+
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Names below `prefix` (whole components; "" for all) with sizes in bytes, sorted as strings."""
 
     def delete(self, name: str) -> None:
         """Remove the object, durably. Raises BlobMissing."""
+
+    def sweep(self) -> int:
+        """Remove what dead writers left behind; their number. Harms no object and no writer of any process that lives."""
 
 
 def check_name(name: str) -> str:
@@ -161,7 +166,7 @@ def check_range(offset: int, length: int) -> None:
         raise ValueError(f"{length} bytes at {offset} is no range")
 
 
-def replace_object(blobs: Blobs, name: str, data: bytes) -> None:
+def replace_object(blobs: WritableBlobs, name: str, data: bytes) -> None:
     """Write a whole small object in place of the damaged one that may have its name. Durable on return; never neither of them.
 
     For repair alone: what is not damaged is written once. Raises what the blobs raise.
@@ -174,12 +179,12 @@ def replace_object(blobs: Blobs, name: str, data: bytes) -> None:
         writer.abort()
 
 
-def create_format(blobs: Blobs) -> None:
+def create_format(blobs: WritableBlobs) -> None:
     """Mark an empty store as one of this format. Raises BlobExists if it is marked already."""
     blobs.put(FORMAT_NAME, FORMAT_TEXT)
 
 
-def check_format(blobs: Blobs) -> None:
+def check_format(blobs: ReadableBlobs) -> None:
     """Raise BlobMissing if the store is not marked, Damaged if it is of a format that this version does not know."""
     size = blobs.size(FORMAT_NAME)
     if size != len(FORMAT_TEXT) or blobs.read(FORMAT_NAME, 0, size) != FORMAT_TEXT:

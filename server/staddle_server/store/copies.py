@@ -14,7 +14,7 @@ PREFIX: Final = "copies/"
 T = TypeVar("T")
 
 
-class Copied(enum.Enum):
+class CopyState(enum.Enum):
     """What `Copies.mend` found and did."""
 
     WHOLE = "whole"
@@ -76,18 +76,18 @@ class Copies(Generic[T]):
             with suppress(BlobMissing):
                 self._blobs.delete(at)
 
-    def mend(self, name: str) -> Copied:
+    def mend(self, name: str) -> CopyState:
         """See that object and copy are both there and right. Durable on return. Raises Damaged if neither is right."""
         data = self._right(name, name)
         copy = self._right(name, copy_name(name))
         if data is not None:
             if copy == data:
-                return Copied.WHOLE
+                return CopyState.WHOLE
             replace_object(self._blobs, copy_name(name), data)
-            return Copied.COPIED
+            return CopyState.COPIED
         if copy is not None:
             replace_object(self._blobs, name, copy)
-            return Copied.RESTORED
+            return CopyState.RESTORED
         self._parse(name, self._bytes(name, name))
         raise Damaged(f"the stored object {name} changes while it is read")
 

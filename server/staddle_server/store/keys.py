@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from staddle_server.base.errors import Damaged, Fault
 from staddle_server.base.limits import DATASET_BYTES_MAX, MIB
 from staddle_server.base.types import Role, TenantKeys
-from staddle_server.store.backends.directory import Files, sync_directory, write_synced
 from staddle_server.store.blobs import Blobs, Buffer
 from staddle_server.store.copies import Copies
+from staddle_server.store.files import Files, sync_directory, write_synced
 
 KEY_BYTES: Final = 32
 ID_BYTES: Final = 16
@@ -200,7 +200,7 @@ def _checksum(master: bytes) -> str:
 # --- tenants' secrets as stored
 
 
-class Tenant(NamedTuple):
+class StoredTenant(NamedTuple):
     """A tenant that the store knows."""
 
     tenant: bytes
@@ -310,14 +310,14 @@ class KeyStore:
         except Damaged:
             return False
 
-    def tenants(self) -> list[Tenant]:
+    def tenants(self) -> list[StoredTenant]:
         """The tenants that have secrets here, by id. Raises as `load` does."""
         return [self.tenant(tenant) for tenant in self.tenant_ids()]
 
-    def tenant(self, tenant: bytes) -> Tenant:
+    def tenant(self, tenant: bytes) -> StoredTenant:
         """What the tenant's newest secrets say about it. Raises as `load` does."""
         wrapped = self._load(tenant)
-        return Tenant(wrapped.tenant, wrapped.name, wrapped.created_ns)
+        return StoredTenant(wrapped.tenant, wrapped.name, wrapped.created_ns)
 
     def tenant_ids(self) -> list[bytes]:
         """The ids alone, which need no key: for going on beside a tenant whose secrets are damaged."""

@@ -10,7 +10,7 @@ import secrets
 from typing import Final, NamedTuple
 
 from staddle_server.base.errors import StaddleError
-from staddle_server.store.blobs import Blobs
+from staddle_server.store.blobs import Blobs, ReadableBlobs, WritableBlobs
 
 MARKS: Final = "marks"
 MARK_FIRST: Final = b"staddle mark 1\n"
@@ -20,7 +20,7 @@ NUMBER_DIGITS: Final = 12
 _RANDOM_BYTES: Final = 8
 
 
-class Mark(NamedTuple):
+class GenerationMark(NamedTuple):
     """A mark by its name: its number, and what tells it from another mark of that number."""
 
     number: int
@@ -37,7 +37,7 @@ class Mark(NamedTuple):
         return f"{MARKS}/{self.text}"
 
     @classmethod
-    def parse(cls, text: str) -> Mark | None:
+    def parse(cls, text: str) -> GenerationMark | None:
         """The mark of that text; None: it is none."""
         number, dash, random = text.partition("-")
         shape = len(number) == NUMBER_DIGITS and number.isascii() and number.isdigit()
@@ -48,7 +48,7 @@ class Mark(NamedTuple):
         return cls(int(number), random)
 
     @classmethod
-    def after(cls, number: int) -> Mark:
+    def after(cls, number: int) -> GenerationMark:
         """A new mark, of the next number."""
         return cls(number + 1, secrets.token_hex(_RANDOM_BYTES))
 
@@ -63,22 +63,22 @@ class Began(NamedTuple):
 def is_mark_name(name: str) -> bool:
     """Whether an object of that name is a mark."""
     kind, _, text = name.partition("/")
-    return kind == MARKS and Mark.parse(text) is not None
+    return kind == MARKS and GenerationMark.parse(text) is not None
 
 
-def marks_in(blobs: Blobs) -> set[Mark]:
+def marks_in(blobs: Blobs) -> set[GenerationMark]:
     """All marks in the store; names that are none are passed over. Raises Unavailable."""
-    found = (Mark.parse(name.removeprefix(f"{MARKS}/")) for name, _ in blobs.list(MARKS))
+    found = (GenerationMark.parse(name.removeprefix(f"{MARKS}/")) for name, _ in blobs.list(MARKS))
     return {mark for mark in found if mark is not None}
 
 
-def put_mark(blobs: Blobs, mark: Mark, began: Began) -> None:
+def put_mark(blobs: WritableBlobs, mark: GenerationMark, began: Began) -> None:
     """Leaves the mark, durably. Raises what the blobs raise."""
     told = {"host": began.host[:HOST_CHARS_MAX], "began": began.at}
     blobs.put(mark.name, MARK_FIRST + json.dumps(told).encode() + b"\n")
 
 
-def read_mark(blobs: Blobs, mark: Mark) -> Began:
+def read_mark(blobs: ReadableBlobs, mark: GenerationMark) -> Began:
     """What the mark tells; nothing hangs on it, so what cannot be read is empty."""
     try:
         size = min(blobs.size(mark.name), MARK_BYTES_MAX)

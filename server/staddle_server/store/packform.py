@@ -62,7 +62,7 @@ class Header(NamedTuple):
     pack: bytes
 
 
-class Head(NamedTuple):
+class SegmentHead(NamedTuple):
     """What stands before a segment's sealed body."""
 
     role: Role
@@ -117,12 +117,12 @@ def decode_header(data: Buffer) -> Header:
 # --- segments
 
 
-def encode_head(head: Head) -> bytes:
+def encode_head(head: SegmentHead) -> bytes:
     fields = _HEAD.pack(SEGMENT_MAGIC, head.role, head.codec, 0, *head[2:], 0)
     return fields + _CRC.pack(zlib.crc32(fields))
 
 
-def decode_head(data: Buffer) -> Head:
+def decode_head(data: Buffer) -> SegmentHead:
     """The head in exactly HEAD_BYTES of `data`, every field within its limits."""
     fields = data[: _HEAD.size]
     magic, role, codec, zero, number, chunks, payload_bytes, raw_bytes, last = _HEAD.unpack(fields)
@@ -130,14 +130,14 @@ def decode_head(data: Buffer) -> Head:
         raise FormError("there is no segment's head")
     if zero or last or role not in _ROLES or codec not in _CODECS or number == FOOTER_NUMBER:
         raise FormError("the segment's head has a field of unknown meaning")
-    head = Head(Role(role), Codec(codec), number, chunks, payload_bytes, raw_bytes)
+    head = SegmentHead(Role(role), Codec(codec), number, chunks, payload_bytes, raw_bytes)
     fault = head_fault(head)
     if fault is not None:
         raise FormError(fault)
     return head
 
 
-def head_fault(head: Head) -> str | None:
+def head_fault(head: SegmentHead) -> str | None:
     """What keeps a segment from being one; None if nothing does."""
     if not 1 <= head.chunks <= SEGMENT_CHUNKS_MAX:
         return f"a segment has 1 to {SEGMENT_CHUNKS_MAX} chunks, not {head.chunks}"
@@ -178,7 +178,7 @@ def _check_lengths(table: Iterable[ChunkRef], raw_bytes: int) -> None:
 # --- footer and trailer
 
 
-def encode_row(offset: int, head: Head) -> bytes:
+def encode_row(offset: int, head: SegmentHead) -> bytes:
     """A segment's row in the footer."""
     return _ROW.pack(offset, head.segment_bytes, head.chunks, head.raw_bytes, head.role, bytes(3))
 

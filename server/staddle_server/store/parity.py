@@ -9,7 +9,15 @@ from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.limits import MIB, PACK_BYTES_MAX
 from staddle_server.base.types import TenantKeys
 from staddle_server.store import parityform as form
-from staddle_server.store.blobs import BlobMissing, Blobs, BlobShort, BlobWriter, check_range
+from staddle_server.store.blobs import (
+    BlobMissing,
+    Blobs,
+    BlobShort,
+    BlobWriter,
+    ReadableBlobs,
+    WritableBlobs,
+    check_range,
+)
 from staddle_server.store.keys import chunk_id, secrets_of
 from staddle_server.store.pack import PackDamaged, PackReader, pack_name, parse_pack_name
 from staddle_server.store.packform import PACK_BYTES_MIN, FormError
@@ -20,7 +28,7 @@ ROWS_AT_ONCE: Final = 8
 COPIED_BYTES: Final = 1 * MIB
 
 
-class Range(NamedTuple):
+class PackRange(NamedTuple):
     """A stretch of a pack."""
 
     offset: int
@@ -37,7 +45,7 @@ class Mended(NamedTuple):
 
     """
 
-    ranges: tuple[Range, ...]
+    ranges: tuple[PackRange, ...]
     found_bytes: int | None
     pack_bytes: int
 
@@ -74,7 +82,7 @@ def parity_prefix(tenant: bytes) -> str:
     return f"parity/{tenant.hex()}"
 
 
-def has_parity(blobs: Blobs, tenant: bytes, pack: bytes) -> bool:
+def has_parity(blobs: ReadableBlobs, tenant: bytes, pack: bytes) -> bool:
     """Whether a pack has parity, in whatever state."""
     try:
         blobs.size(parity_name(tenant, pack))
@@ -125,7 +133,7 @@ def verify_pack(reader: PackReader, keys: TenantKeys, pack: bytes) -> int:
 class Parity:
     """The parity of a tenant's packs. Thread-safe. Its methods raise ParityLibraryMissing where pyeclib is not installed."""
 
-    def __init__(self, blobs: Blobs, keys: TenantKeys) -> None:
+    def __init__(self, blobs: WritableBlobs, keys: TenantKeys) -> None:
         self._blobs = blobs
         self._keys = keys
         self._key = secrets_of(keys).parity_key
@@ -247,7 +255,9 @@ class Parity:
         raise ParityDamaged(pack, fault)
 
 
-def _read_blocks(blobs: Blobs, name: str, geometry: form.Geometry, first: int, count: int) -> list[bytes]:
+def _read_blocks(
+    blobs: ReadableBlobs, name: str, geometry: form.Geometry, first: int, count: int
+) -> list[bytes]:
     """Blocks of a pack from block `first` on: the pack's last one may be short, those behind it are empty."""
     start = first * geometry.block_bytes
     length = max(0, min(count * geometry.block_bytes, geometry.pack_bytes - start))
@@ -267,7 +277,7 @@ class _View:
     """
 
     def __init__(
-        self, blobs: Blobs, keys: TenantKeys, pack: bytes, geometry: form.Geometry, checks: bytes
+        self, blobs: ReadableBlobs, keys: TenantKeys, pack: bytes, geometry: form.Geometry, checks: bytes
     ) -> None:
         self._blobs = blobs
         self._pack = pack
@@ -302,7 +312,7 @@ class _View:
             parts.append(data)
         return b"".join(parts)[offset - first * step :][:length]
 
-    def restore(self) -> tuple[Range, ...]:
+    def restore(self) -> tuple[PackRange, ...]:
         """Restore the damaged blocks, into memory: the stretches that are not as they were. Raises BeyondParity."""
         damaged = self._damaged()
         rows: dict[int, list[int]] = {}
@@ -396,17 +406,17 @@ class _View:
         start = index * form.CHECK_BYTES
         return form.check_of(block, self._key) == self._checks[start : start + form.CHECK_BYTES]
 
-    def _changed(self, damaged: list[int]) -> tuple[Range, ...]:
+    def _changed(self, damaged: list[int]) -> tuple[PackRange, ...]:
         """Of the damaged blocks, which had to be restored: a check may have been all that was damaged."""
         step = self._geometry.block_bytes
-        ranges: list[Range] = []
+        ranges: list[PackRange] = []
         for block in damaged:
             length = self._length(block)
             with suppress(Unavailable):
                 if self._stored(block * step, length) == self._restored[block]:
                     continue
             if ranges and sum(ranges[-1]) == block * step:
-                ranges[-1] = Range(ranges[-1].offset, ranges[-1].length + length)
+                ranges[-1] = PackRange(ranges[-1].offset, ranges[-1].length + length)
             else:
-                ranges.append(Range(block * step, length))
+                ranges.append(PackRange(block * step, length))
         return tuple(ranges)

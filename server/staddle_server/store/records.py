@@ -21,7 +21,7 @@ from staddle_server.base.limits import (
     UPLOAD_WRITERS_MAX,
 )
 from staddle_server.base.types import EMPTY_ROOT, Kind, Place, Root, Scope, TenantKeys, record_link
-from staddle_server.store.blobs import BlobExists, Blobs, replace_object
+from staddle_server.store.blobs import BlobExists, Blobs, WritableBlobs, replace_object
 from staddle_server.store.copies import Copies
 from staddle_server.store.keys import (
     ID_BYTES,
@@ -293,7 +293,7 @@ class Records:
         self._seal = AESGCM(secrets_of(keys).record_key)
         self.copies = Copies(blobs, self._parse, RECORD_BYTES_MAX)
         """The records with their second copies."""
-        self.head = Head(blobs, self._tenant, self._seal, random)
+        self.head = ChainHead(blobs, self._tenant, self._seal, random)
         """What says which record is the newest."""
 
     def put(self, body: bytes, place: Place, record_id: bytes) -> str:
@@ -344,13 +344,13 @@ class Records:
         return Stored(decode_record(body, name), place, record_link(tenant, record_id, place, body))
 
 
-class Head:
+class ChainHead:
     """The place of a tenant's newest record, so that the loss of the last records shows. Thread-safe.
 
     It is replaced after each record, before the call that caused the record is answered.
     """
 
-    def __init__(self, blobs: Blobs, tenant: bytes, seal: AESGCM, random: Random) -> None:
+    def __init__(self, blobs: WritableBlobs, tenant: bytes, seal: AESGCM, random: Random) -> None:
         self._blobs = blobs
         self._tenant = tenant
         self._seal = seal

@@ -21,7 +21,7 @@ from staddle_server.base.types import ChunkPlace, ChunkRef, PackSummary, Role
 from staddle_server.catalog import Catalog
 from staddle_server.store.blobs import Buffer, compact
 from staddle_server.store.frame import compress
-from staddle_server.store.pack import PackWriter
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.tenancy.pack_presence import Presence
 from staddle_server.tenancy.tenant import Tenant
 

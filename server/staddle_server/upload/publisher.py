@@ -12,7 +12,7 @@ from staddle_server.base.clock import Clock
 from staddle_server.base.threads import Threads
 from staddle_server.base.types import PackSummary
 from staddle_server.catalog import Catalog, DurableUpdate, MissingChunk, Terms, Upload
-from staddle_server.store.pack import PackWriter
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.tenancy.tenant import Tenant
 from staddle_server.upload.missing import MissingChange
 from staddle_server.upload.progress import Progress, encode_progress

@@ -1,4 +1,4 @@
-"""Runs the migrations inside the transaction that `staddle_server.catalog.engine.migrate` began."""
+"""Runs the migrations inside the transaction that `staddle_server.catalog.migrate` began."""
 
 from alembic import context
 

@@ -1,1 +1,1 @@
-"""The places that keep blobs."""
+"""The backends: one module for each kind of place that keeps blobs. `open_blobs` finds the one that a URL names."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -25,103 +24,15 @@ from staddle_server.store.blobs import (
     check_range,
     is_component,
 )
+from staddle_server.store.files import Files
 
 _log = logging.getLogger(__name__)
 
-FILE_MODE: Final = 0o600
-DIRECTORY_MODE: Final = 0o700
 WRITE_BACK_BYTES: Final = 8 * MIB
 DURABLE_DIRECTORIES_MAX: Final = 65_536
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _RETRY_AFTER_S: Final = 30.0
 _TEMPORARY_NAME: Final = re.compile("[0-9a-f]{32}")
-
-
-class Files:
-    """The system calls that durability hangs on, one method each, so that tests can make each of them fail.
-
-    Every method raises OSError as the system does. docs/safety.md names the steps that are made of them.
-    """
-
-    def open(self, path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
-
-    def close(self, descriptor: int) -> None:
-        os.close(descriptor)
-
-    def lock(self, descriptor: int) -> bool:
-        """Take the file's lock if nobody has it, until the descriptor is closed."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def write(self, descriptor: int, data: Buffer) -> int:
-        return os.write(descriptor, data)
-
-    def write_back(self, descriptor: int, offset: int, length: int) -> None:
-        """Start writing so much to the disk, without waiting for it. Promises nothing."""
-        # On Linux "not needed" begins write-back of what is dirty in the range (mm/fadvise.c).
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-
-    def read(self, descriptor: int, length: int, offset: int) -> bytes:
-        return os.pread(descriptor, length, offset)
-
-    def sync(self, descriptor: int) -> None:
-        os.fsync(descriptor)
-
-    def sync_directory(self, descriptor: int) -> None:
-        os.fsync(descriptor)
-
-    def link(self, source: str, target: str) -> None:
-        """Give a file a second name; unlike a rename it never replaces one."""
-        os.link(source, target, follow_symlinks=False)
-
-    def replace(self, source: str, target: str) -> None:
-        """Move a file to a name that may be taken."""
-        os.replace(source, target)
-
-    def unlink(self, path: str) -> None:
-        os.unlink(path)
-
-    def make_directory(self, path: str) -> None:
-        os.mkdir(path, DIRECTORY_MODE)
-
-    def status(self, path: str) -> os.stat_result:
-        return os.stat(path, follow_symlinks=False)
-
-    def status_of(self, descriptor: int) -> os.stat_result:
-        return os.fstat(descriptor)
-
-    def scan(self, path: str) -> "list[os.DirEntry[str]]":
-        with os.scandir(path) as entries:
-            return list(entries)
-
-
-def write_synced(files: Files, path: str, data: bytes) -> None:
-    """Make the file `path` of `data`, synced; its name is not. Nothing stays if that fails. Raises OSError."""
-    descriptor = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[files.write(descriptor, rest) :]
-        files.sync(descriptor)
-    except OSError:
-        files.unlink(path)
-        raise
-    finally:
-        files.close(descriptor)
-
-
-def sync_directory(files: Files, path: str) -> None:
-    """Make durable which names the directory `path` has. Raises OSError."""
-    descriptor = files.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        files.sync_directory(descriptor)
-    finally:
-        files.close(descriptor)
 
 
 class DirectoryBlobs:

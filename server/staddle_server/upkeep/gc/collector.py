@@ -16,8 +16,7 @@ from typing import Final
 from staddle_server.base.clock import Clock
 from staddle_server.base.errors import Conflict, Exhausted, StaddleError
 from staddle_server.base.limits import REAP_GRACE_S
-from staddle_server.catalog import Catalog
-from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.catalog import Catalog, TenantRow
 from staddle_server.tenancy.clock_guard import BelievedClock, ClockGuard
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.gc.compaction import compact
@@ -95,7 +94,7 @@ class Collector:
             Conflict: LEASE_HELD, another collection is under way; STALE_EPOCH, one has taken over.
 
         """
-        fence = self._catalog.collectors.acquire(self._holder, self._clock.now_ns(), LEASE_S)
+        fence = self._catalog.gc_lease.acquire(self._holder, self._clock.now_ns(), LEASE_S)
         report = CollectionReport()
         lease = _Lease(self._catalog, self._clock, fence, stopping)
         try:
@@ -107,7 +106,7 @@ class Collector:
         except Stopped:
             report.stopped = True
         finally:
-            self._catalog.collectors.release(fence)
+            self._catalog.gc_lease.release(fence)
         return report
 
     def look_ahead(
@@ -197,18 +196,18 @@ def collect_tenant(turn: Turn) -> None:
     sweep_left_over(turn)
     with _on_a_full_disk(turn, "purging"):
         purge(turn)
-    turn.catalog.collection.clear_marks(turn.tenant.id, turn.fence)
+    turn.catalog.marks.clear_marks(turn.tenant.id, turn.fence)
     mark = walk_mark(turn)
     condemn_unreached(turn, mark)
     with _on_a_full_disk(turn, "compaction"):
         compact(turn, mark)
-    turn.catalog.collection.end_claims(turn.fence, mark.number)
-    turn.catalog.collection.end_mark(turn.fence, mark.number, turn.clock.now_ns(), "")
+    turn.catalog.marks.end_claims(turn.fence, mark.number)
+    turn.catalog.marks.end_mark(turn.fence, mark.number, turn.clock.now_ns(), "")
     reap(turn)
     # However short a grace the operator asks for: an object that no row names is looked at twice.
     sweep_orphans(turn, objects, turn.clock.now_ns() - REAP_GRACE_S * NS)
     forget(turn, decided)
-    turn.catalog.collection.clear_marks(turn.tenant.id, turn.fence)
+    turn.catalog.marks.clear_marks(turn.tenant.id, turn.fence)
 
 
 @contextlib.contextmanager
@@ -267,5 +266,5 @@ class _Lease(_Asked):
         super().tick()
         now_s = self._clock.monotonic_s()
         if now_s - self._renewed_s >= RENEW_S:
-            self._catalog.collectors.renew(self.fence, self._clock.now_ns(), LEASE_S)
+            self._catalog.gc_lease.renew(self.fence, self._clock.now_ns(), LEASE_S)
             self._renewed_s = now_s

@@ -12,7 +12,8 @@ from staddle_server.base.types import ChunkPlace, ChunkRef, PackSummary, Role
 from staddle_server.catalog import Mark, MarkedPack
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.frame import compress
-from staddle_server.store.pack import PackDamaged, PackWriter, Segment, pack_name
+from staddle_server.store.pack import PackDamaged, Segment, pack_name
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.tenancy.chunk_writer import SEGMENT_BYTES
 from staddle_server.tenancy.suspect_packs import doubt
 from staddle_server.upkeep.gc.live_chunks import Positions
@@ -98,7 +99,7 @@ def _compact(turn: Turn, mark: Mark, group: Sequence[MarkedPack]) -> None:
         copier.abort()
         raise
     turn.tick()
-    done = bool(old) and turn.catalog.collection.condemn(
+    done = bool(old) and turn.catalog.marks.condemn(
         turn.tenant.id, turn.fence, mark.number, old, now_ns=turn.clock.now_ns(), replaced_by=new
     )
     if not done:
@@ -137,7 +138,7 @@ def _drop(turn: Turn, new: Iterable[PackSummary]) -> None:
     for summary in new:
         with suppress(BlobMissing):
             turn.tenant.blobs.delete(pack_name(turn.tenant.id, summary.pack))
-        turn.catalog.collection.drop_pack(turn.tenant.id, turn.fence, summary.pack)
+        turn.catalog.marks.drop_pack(turn.tenant.id, turn.fence, summary.pack)
 
 
 class _Copier:
@@ -188,7 +189,7 @@ class _Copier:
         turn = self._turn
         pack = PackWriter(turn.tenant.blobs, turn.tenant.keys)
         try:
-            turn.catalog.collection.begin_pack(turn.tenant.id, turn.fence, pack.pack, turn.clock.now_ns())
+            turn.catalog.marks.begin_pack(turn.tenant.id, turn.fence, pack.pack, turn.clock.now_ns())
         except BaseException:
             pack.abort()
             raise

@@ -19,7 +19,7 @@ def forecast(turn: Turn) -> None:
     """
     read_decided(turn)
     objects = look_at_objects(turn)
-    report, removal, tenant = turn.report, turn.catalog.removal, turn.tenant.id
+    report, removal, tenant = turn.report, turn.catalog.purge, turn.tenant.id
     purgeable = [
         found.backup for found in removal.purgeable(tenant, turn.clock.now_ns(), turn.graces.purge_s)
     ]
@@ -35,7 +35,7 @@ def forecast(turn: Turn) -> None:
 def _forecast_packs(turn: Turn, reached: Reached) -> None:
     report = turn.report
     group: list[CompactionCandidate] = []
-    for pack, (size_bytes, chunk_count) in turn.catalog.removal.unclaimed(turn.tenant.id).items():
+    for pack, (size_bytes, chunk_count) in turn.catalog.purge.unclaimed(turn.tenant.id).items():
         live = len(reached.packs[pack]) if pack in reached.packs else 0
         candidate = CompactionCandidate(size_bytes, chunk_count, live)
         if not live:
@@ -59,7 +59,7 @@ def _forecast_group(turn: Turn, group: list[CompactionCandidate]) -> None:
 
 def _forecast_bytes(turn: Turn) -> None:
     """Which bytes come free at once, and which later."""
-    report, removal = turn.report, turn.catalog.removal
+    report, removal = turn.report, turn.catalog.purge
     tell_waiting(turn)
     now = removal.condemned(turn.tenant.id, turn.reaped_before_ns(), limit=2**31 - 1)
     report.packs_reaped, report.bytes_freed = len(now), sum(pack.size_bytes for pack in now)

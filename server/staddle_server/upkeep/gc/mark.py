@@ -21,7 +21,7 @@ def walk_mark(turn: Turn) -> Mark:
         NotCollected: a page of a manifest cannot be read, and may refer to anything.
 
     """
-    collection = turn.catalog.collection
+    collection = turn.catalog.marks
     mark = collection.begin_mark(turn.tenant.id, turn.fence, turn.clock.now_ns())
     if mark.walked:
         return mark
@@ -50,7 +50,7 @@ def _walk(turn: Turn, mark: Mark, reached: Reached, roots: Sequence[MarkRoot]) -
 
 
 def _save(turn: Turn, mark: Mark, reached: Reached, walked: list[bytes]) -> None:
-    collection = turn.catalog.collection
+    collection = turn.catalog.marks
     collection.save_reached(turn.tenant.id, turn.fence, mark.number, reached.changed())
     collection.roots_walked(turn.fence, mark.number, walked)
     walked.clear()
@@ -81,7 +81,7 @@ def walk_roots(turn: Turn, reached: Reached, roots: Sequence[MarkRoot]) -> Itera
 def marked(turn: Turn, mark: Mark) -> Iterator[MarkedPack]:
     """The packs of the mark that are still live, a page at a time."""
     after = 0
-    while page := turn.catalog.collection.reached(mark.number, after):
+    while page := turn.catalog.marks.reached(mark.number, after):
         turn.tick()
         yield from page
         after = page[-1].row
@@ -93,7 +93,7 @@ def condemn_unreached(turn: Turn, mark: Mark) -> None:
         if pack.reached or pack.claimed:
             continue
         turn.show("condemning packs", turn.report.packs_condemned, 0)
-        gone = turn.catalog.collection.condemn(
+        gone = turn.catalog.marks.condemn(
             turn.tenant.id,
             turn.fence,
             mark.number,
@@ -110,4 +110,4 @@ def chunk_ids(turn: Turn, pack: bytes) -> Iterable[bytes]:
     try:
         return [chunk.chunk_id for chunk in turn.tenant.packs.footer(pack).chunks]
     except Damaged:
-        return turn.catalog.collection.indexed(turn.tenant.id, pack)
+        return turn.catalog.marks.indexed(turn.tenant.id, pack)

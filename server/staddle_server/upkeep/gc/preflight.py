@@ -73,20 +73,20 @@ def read_decided(turn: Turn) -> Decided:
         NotCollected: the catalog is older than the store, or a record cannot be read.
 
     """
-    found = Decided(gone=turn.catalog.removal.gone(turn.tenant.id, turn.reaped_before_ns()))
+    found = Decided(gone=turn.catalog.purge.gone(turn.tenant.id, turn.reaped_before_ns()))
     unknown: set[bytes] = set()
     names = turn.tenant.records.list()
     while batch := list(islice(names, _BATCH)):
         turn.tick()
         # The record of a commit has the backup's own id: that of a known backup need not be read.
-        known = turn.catalog.removal.known(turn.tenant.id, [_record_id(name) for name in batch])
+        known = turn.catalog.purge.known(turn.tenant.id, [_record_id(name) for name in batch])
         for name in batch:
             record_id = _record_id(name)
             if record_id not in known:
                 _take(turn, name, found, unknown)
             elif known[record_id]:
                 found.others.setdefault(record_id, []).append(name)
-    found.known = turn.catalog.removal.known(turn.tenant.id, found.purged)
+    found.known = turn.catalog.purge.known(turn.tenant.id, found.purged)
     _check_age(turn, found, unknown)
     return found
 
@@ -119,7 +119,7 @@ def _read(turn: Turn, name: str) -> Record | None:
 
 def _check_age(turn: Turn, found: Decided, unknown: set[bytes]) -> None:
     # What was committed while the records were read is known by now.
-    unknown -= turn.catalog.removal.known(turn.tenant.id, unknown).keys() | found.purged.keys()
+    unknown -= turn.catalog.purge.known(turn.tenant.id, unknown).keys() | found.purged.keys()
     brought_back = [backup for backup, purged in found.known.items() if not purged]
     if not unknown and not brought_back:
         return
@@ -146,7 +146,7 @@ def look_at_objects(turn: Turn) -> Objects:
         NotCollected: all live packs are missing.
 
     """
-    live = turn.catalog.removal.live(turn.tenant.id)
+    live = turn.catalog.purge.live(turn.tenant.id)
     expected = len(live)
     found = Objects()
     listed = _packs_listed(turn)

@@ -18,7 +18,7 @@ from staddle_server.upkeep.record_chain import merge_spans
 
 def purge(turn: Turn) -> None:
     """Ends the backups whose grace is over; the records of that are durable on return."""
-    removal, tenant = turn.catalog.removal, turn.tenant.id
+    removal, tenant = turn.catalog.purge, turn.tenant.id
     for found in removal.purgeable(tenant, turn.clock.now_ns(), turn.graces.purge_s):
         turn.tick()
         now_ns = turn.clock.now_ns()
@@ -40,7 +40,7 @@ def sweep_left_over(turn: Turn) -> None:
 
 def reap(turn: Turn) -> None:
     """Removes the objects of packs whose reap grace is over, each before its row, so that a crash leaves the row to go on from."""
-    removal = turn.catalog.removal
+    removal = turn.catalog.purge
     while packs := removal.condemned(turn.tenant.id, turn.reaped_before_ns()):
         for pack in packs:
             turn.tick()
@@ -55,11 +55,11 @@ def reap(turn: Turn) -> None:
 def tell_waiting(turn: Turn) -> None:
     """Reports what will come free later, and when."""
     report = turn.report
-    hidden, report.purge_from_ns = turn.catalog.removal.hidden(
+    hidden, report.purge_from_ns = turn.catalog.purge.hidden(
         turn.tenant.id, turn.clock.now_ns(), turn.graces.purge_s
     )
     report.backups_hidden = hidden
-    waiting = turn.catalog.removal.waiting(turn.tenant.id)
+    waiting = turn.catalog.purge.waiting(turn.tenant.id)
     turn.report.packs_waiting, turn.report.bytes_waiting = waiting.packs, waiting.size_bytes
     grace_ns = turn.graces.reap_s * NS
     if waiting.first_ns is not None and waiting.last_ns is not None:
@@ -72,7 +72,7 @@ def sweep_orphans(turn: Turn, found: Objects, before_ns: int) -> None:
 
     While a live pack is absent, all of them stay: one of them may hold what it held.
     """
-    removal = turn.catalog.removal
+    removal = turn.catalog.purge
     noted = removal.orphans(packs_prefix(turn.tenant.id))
     removal.drop_orphans(turn.fence, [name for name in noted if name not in found.orphans])
     removal.note_orphans(
@@ -110,7 +110,7 @@ def forget(turn: Turn, decided: Decided) -> None:
     folded = _say_forgotten(turn, decided, [*of_backups, *decided.noted])
     for backup in rows:
         _remove_records(turn, names[backup])
-        turn.catalog.removal.forget(turn.tenant.id, turn.fence, backup)
+        turn.catalog.purge.forget(turn.tenant.id, turn.fence, backup)
         turn.report.backups_forgotten += 1
     for backup in rest:
         _remove_records(turn, names[backup])

@@ -8,8 +8,7 @@ from random import Random
 from typing import Final, Protocol
 
 from staddle_server.base.errors import Damaged, StaddleError
-from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack
-from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.catalog import FOOTER, WHOLE_PACK, Catalog, LivePack, TenantRow
 from staddle_server.store.pack import pack_name, packs_prefix, parse_pack_name
 from staddle_server.store.records import records_prefix
 from staddle_server.tenancy.pack_check import Examined, Examiner, Pace, PackFault

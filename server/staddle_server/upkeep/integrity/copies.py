@@ -9,7 +9,7 @@ from staddle._base.figures import counted
 
 from staddle_server.base.errors import Damaged
 from staddle_server.catalog import Catalog
-from staddle_server.store.copies import Copied, Copies
+from staddle_server.store.copies import Copies, CopyState
 from staddle_server.store.keys import KeyStore
 from staddle_server.store.records import records_prefix
 from staddle_server.tenancy.tenant import Tenants
@@ -77,8 +77,8 @@ def _mend(
             except Damaged as error:
                 damaged.append(error.message)
                 continue
-            copied += done is Copied.COPIED
-            if done is Copied.RESTORED:
+            copied += done is CopyState.COPIED
+            if done is CopyState.RESTORED:
                 restored.append(name)
     return CopiesReport(copied, tuple(restored), tuple(damaged))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from staddle_server.base.errors import StaddleError
-from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.catalog import TenantRow
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore, WrongMasterKey, keys_name
 

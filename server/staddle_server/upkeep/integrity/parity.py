@@ -20,8 +20,8 @@ from staddle_server.store.pack import PackDamaged, PackReader, pack_name
 from staddle_server.store.parity import (
     BeyondParity,
     Mended,
+    PackRange,
     Parity,
-    Range,
     has_parity,
     parity_name,
     parity_prefix,
@@ -72,7 +72,7 @@ class RepairReport(NamedTuple):
     pack: bytes
     outcome: Outcome
     found: str = ""
-    ranges: tuple[Range, ...] = ()
+    ranges: tuple[PackRange, ...] = ()
     found_bytes: int | None = None
     pack_bytes: int = 0
 

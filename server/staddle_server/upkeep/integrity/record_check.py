@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from staddle_server.base.errors import Damaged
-from staddle_server.catalog import Backup, BackupFacts, Catalog, DatasetFacts, Facts
-from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.catalog import Backup, BackupFacts, Catalog, DatasetFacts, Facts, TenantRow
 from staddle_server.store.blobs import BlobMissing
 from staddle_server.store.records import (
     DeletedRecord,

@@ -16,12 +16,12 @@ from staddle._base.figures import counted
 from staddle_server.base.errors import Damaged, Unavailable
 from staddle_server.base.limits import PACK_BYTES_MAX
 from staddle_server.base.types import ChunkPlace, ChunkRef, StoredChunk
-from staddle_server.catalog import WHOLE_PACK
-from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.catalog import WHOLE_PACK, TenantRow
 from staddle_server.store.blobs import BlobMissing, replace_object
 from staddle_server.store.frame import compress
 from staddle_server.store.keys import keys_name
-from staddle_server.store.pack import PackWriter, Segment, Unreadable
+from staddle_server.store.pack import Segment, Unreadable
+from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.records import SPANS_MAX, ForgottenRecord
 from staddle_server.tenancy.pack_check import Examined, Examiner, check_digests
 from staddle_server.tenancy.records import as_pending, finish_missing
@@ -374,7 +374,7 @@ class _TenantRepair:
     @contextmanager
     def _turn(self) -> Iterator[int]:
         """The collector's turn; for a dry run, nothing."""
-        collectors, clock = self._kept.catalog.collectors, self._kept.clock
+        collectors, clock = self._kept.catalog.gc_lease, self._kept.clock
         if self._repair.dry_run:
             yield 0
             return
@@ -417,7 +417,7 @@ class _SavedPacks:
         writer = self._open_writer()
         table = [ref for ref, _ in chunks]
         writer.append(segment.role, table, codec, payload, len(data))
-        self._kept.catalog.collectors.renew(self._fence, self._kept.clock.now_ns(), LEASE_S)
+        self._kept.catalog.gc_lease.renew(self._fence, self._kept.clock.now_ns(), LEASE_S)
         if writer.full or writer.size > PACK_BYTES_MAX // 2:
             self._publish()
 
@@ -449,7 +449,7 @@ class _SavedPacks:
     def _open_writer(self) -> PackWriter:
         if self._writer is None:
             self._writer = PackWriter(self._kept.blobs, self._tenant.keys)
-            self._kept.catalog.collection.begin_pack(
+            self._kept.catalog.marks.begin_pack(
                 self._tenant.id, self._fence, self._writer.pack, self._kept.clock.now_ns()
             )
         return self._writer

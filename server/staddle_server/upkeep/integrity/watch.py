@@ -14,8 +14,7 @@ from staddle._base.figures import counted
 
 from staddle_server.base.errors import Damaged, StaddleError, Unavailable
 from staddle_server.base.threads import Background
-from staddle_server.catalog import Generation, KnownDamage
-from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.catalog import Generation, KnownDamage, TenantRow
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
 from staddle_server.store.pack import packs_prefix, parse_pack_name
 from staddle_server.tenancy.chunk_reader import ChunkReader

@@ -19,11 +19,10 @@ from staddle._base.figures import counted
 from staddle_server.base.errors import Damaged, StaddleError, Unavailable
 from staddle_server.base.threads import Threads
 from staddle_server.base.types import NO_LINK, TenantKeys
-from staddle_server.catalog import Backup, Catalog
-from staddle_server.catalog import Tenant as TenantRow
+from staddle_server.catalog import Backup, Catalog, TenantRow
 from staddle_server.catalog.rebuild import Rebuild, RebuiltPack
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing, Blobs
-from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, Tenant, keys_name, parse_keys_name
+from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, StoredTenant, keys_name, parse_keys_name
 from staddle_server.store.marks import is_mark_name
 from staddle_server.store.pack import PackReader, packs_prefix, parse_pack_name
 from staddle_server.store.records import Records, is_head_name, records_prefix, sequence_of
@@ -145,7 +144,7 @@ class Rebuilding:
     # ------------------------------------------------------------------ tenants
 
     def _open_tenants(self) -> list[_FoundTenant]:
-        found: list[tuple[Tenant, TenantKeys]] = []
+        found: list[tuple[StoredTenant, TenantKeys]] = []
         closed: list[StaddleError] = []
         for tenant in self._tenant_ids():
             try:
@@ -167,7 +166,7 @@ class Rebuilding:
             owners = (_owner("keys", name) for name, _ in self._blobs.list("keys"))
             return sorted({owner for owner in owners if owner is not None})
 
-    def _was_finished(self, tenant: Tenant) -> bool:
+    def _was_finished(self, tenant: StoredTenant) -> bool:
         if was_finished(self._blobs, tenant.tenant):
             return True
         self._report.notes.append(
@@ -175,7 +174,7 @@ class Rebuilding:
         )
         return False
 
-    def _named(self, found: list[tuple[Tenant, TenantKeys]]) -> list[_FoundTenant]:
+    def _named(self, found: list[tuple[StoredTenant, TenantKeys]]) -> list[_FoundTenant]:
         """The tenants under names of their own; of two with the same name the older one has it."""
         taken: set[str] = set()
         opened = []
@@ -190,7 +189,7 @@ class Rebuilding:
             opened.append(_FoundTenant(self._row(tenant, name, keys), keys))
         return opened
 
-    def _row(self, tenant: Tenant, name: str, keys: TenantKeys) -> TenantRow:
+    def _row(self, tenant: StoredTenant, name: str, keys: TenantKeys) -> TenantRow:
         version = max(keys.pack_keys)
         return TenantRow(
             id=tenant.tenant,

@@ -1,0 +1,381 @@
+"""The catalog in a file of SQLite: which SQLite, its settings, how a transaction begins, what its errors mean."""
+
+import errno
+import functools
+import importlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Final, NamedTuple, Protocol
+
+from sqlalchemy import URL, Column, Connection, Insert, Table, create_engine, event, make_url
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.pool import NullPool
+
+from staddle_server.base import errors
+from staddle_server.catalog.database import (
+    BUSY_TIMEOUT_S,
+    ERASE_OPTION,
+    WRITE_OPTION,
+    Database,
+    DatabaseKind,
+    busy,
+    damaged,
+    full,
+    unavailable,
+)
+from staddle_server.catalog.validation import BATCH
+
+_log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX: Final = 12
+"""Transactions are short and take turns; 150 threads share so many connections, each with its own page cache."""
+PAGE_CACHE_KIB: Final = 1024
+"""Of one connection. The file's pages are in the system's cache, too."""
+STATEMENTS_KEPT: Final = 32
+"""Prepared statements that a connection keeps; one with a thousand values takes 100 KiB and more."""
+_COUNTS: Final = (1, 4, 16, 64, 256, BATCH)
+"""Numbers of values for which `rows_in` has a statement: one for each number would fill every connection's memory."""
+
+
+class DatabaseModule(Protocol):
+    """The parts of a DB-API module that the choice of one looks at."""
+
+    sqlite_version_info: tuple[int, int, int]
+
+
+class SqliteChoice(NamedTuple):
+    """Which module talks to the file, and whether it may use a write-ahead log."""
+
+    module: Any
+    wal: bool
+
+
+def wal_is_safe(version: tuple[int, int, int]) -> bool:
+    """Whether this SQLite is free of the bug that corrupts WAL databases of several connections.
+
+    It came with 3.7.0 and is fixed in 3.51.3, and in the older lines 3.50.7 and 3.44.6.
+    """
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+
+
+def choose_sqlite(own: DatabaseModule = sqlite3, wheel: DatabaseModule | None = None) -> SqliteChoice:
+    """The interpreter's own SQLite if it is fixed, else the wheel's, else the own one with a rollback journal."""
+    if wal_is_safe(own.sqlite_version_info):
+        return SqliteChoice(own, wal=True)
+    if wheel is not None and wal_is_safe(wheel.sqlite_version_info):
+        return SqliteChoice(wheel, wal=True)
+    _log.warning(
+        "SQLite %s can corrupt a database with a write-ahead log, and there is no fixed one (3.51.3, 3.50.7, 3.44.6 or the "
+        "package pysqlite3): the catalog uses a rollback journal, which is safe, and slower when many write at once",
+        ".".join(map(str, own.sqlite_version_info)),
+    )
+    return SqliteChoice(own, wal=False)
+
+
+def installed_wheel() -> ModuleType | None:
+    """The pysqlite3 package, where it is installed."""
+    try:
+        return importlib.import_module("pysqlite3")
+    except ImportError:
+        return None
+
+
+def open_sqlite(
+    path: str, choice: SqliteChoice | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S
+) -> Database:
+    """Opens the file, made with mode 0600 if it is not there, and sets the journal.
+
+    Raises:
+        Unavailable: it cannot be opened, is no database, or is in use by a process that does not let go.
+        Exhausted: the disk is full.
+
+    """
+    choice = choice or choose_sqlite(wheel=installed_wheel())
+    url = URL.create("sqlite", database=path)
+    # Autocommit at the module's level: this room says itself when a transaction begins, and how (`_begin`).
+    connect_args = {
+        "isolation_level": None,
+        "timeout": busy_timeout_s,
+        "check_same_thread": False,
+        "cached_statements": STATEMENTS_KEPT,
+    }
+    engine = create_engine(
+        url,
+        module=choice.module,
+        connect_args=connect_args,
+        pool_size=CONNECTIONS_MAX,
+        max_overflow=0,
+        pool_timeout=busy_timeout_s,
+        pool_use_lifo=True,
+    )
+    uncached = create_engine(url, module=choice.module, connect_args=connect_args, poolclass=NullPool)
+    for each in (engine, uncached):
+        event.listen(each, "connect", _settings_of(choice, busy_timeout_s))
+    try:
+        _create_private(path)
+        _set_journal(path, choice, busy_timeout_s)
+        kind = Sqlite(path, choice)
+    except Exception as error:
+        told = _translate_os(path, error) or _translate_driver(path, choice.module, error)
+        if told is None:
+            raise
+        raise told from error
+    return Database(engine, kind, busy_timeout_s, uncached=uncached)
+
+
+def path_of(url: str) -> str:
+    """The file that a URL names, as SQLAlchemy writes it: sqlite:///relative or sqlite:////absolute. Raises ValueError."""
+    parts = make_url(url)
+    if not parts.database or parts.host or parts.query or parts.database == ":memory:":
+        raise ValueError(f"{parts.render_as_string()!r} names no file: write sqlite:////absolute/path")
+    return parts.database
+
+
+class Sqlite(DatabaseKind):
+    """One file. Hot statements go to the driver as they stand, several times as fast as through SQLAlchemy."""
+
+    one_writer = True
+
+    def __init__(self, path: str, choice: SqliteChoice) -> None:
+        self._path = path
+        self._module = choice.module
+        self._files = _CatalogFiles(path, choice)
+
+    @property
+    def name(self) -> str:
+        return self._path
+
+    def translate(self, error: BaseException) -> errors.StaddleError | None:
+        return _translate_driver(self._path, self._module, error)
+
+    def begin(self, connection: Connection) -> None:
+        _begin(connection)
+
+    def insert_or_ignore(self, table: Table) -> Insert:
+        return sqlite.insert(table).on_conflict_do_nothing()
+
+    def insert_rows(
+        self, connection: Connection, columns: Sequence[Column[Any]], rows: Iterable[Sequence[object]]
+    ) -> None:
+        cursor: Any = connection.connection.cursor()  # which takes any iterable
+        try:
+            cursor.executemany(_insert_sql(tuple(columns)), rows)
+        finally:
+            cursor.close()
+
+    def rows_in(
+        self,
+        connection: Connection,
+        columns: Sequence[Column[Any]],
+        equal: Mapping[Column[Any], object],
+        among: Column[Any],
+        values: Sequence[object],
+    ) -> Sequence[Any]:
+        count = next(count for count in _COUNTS if count >= len(values))
+        again = [values[-1]] * (count - len(values))  # what stands in the list twice is found once
+        query = _rows_in_sql(tuple(columns), tuple(equal), among, count)
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(query, (*equal.values(), *values, *again))
+            return cursor.fetchall()
+        finally:
+            cursor.close()
+
+    def check_place(self) -> None:
+        self._files.check()
+
+    def empty_log(self, connection: Connection) -> None:
+        cursor = connection.connection.cursor()
+        cursor.execute("PRAGMA busy_timeout = 0")
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        self._files.close()
+
+
+class _CatalogFiles:
+    """The files of a database as they were when it was opened: its own, and with a write-ahead log also that log and its index.
+
+    Whoever opens the database after one of them was removed or replaced works on other files, without common locks: what the one
+    writes the other does not see, and in the end the database is none any more. A connection of its own keeps SQLite from
+    removing them where it is the last one.
+    """
+
+    def __init__(self, path: str, choice: SqliteChoice) -> None:
+        self._path = path
+        self._choice = choice
+        self._lock = threading.Lock()
+        self._keeper: Any = None
+        self._found: tuple[tuple[str, os.stat_result], ...] = ()
+        self._open()
+
+    def _open(self) -> None:
+        names = [self._path]
+        if self._choice.wal:
+            keeper = self._choice.module.connect(self._path, isolation_level=None, check_same_thread=False)
+            try:
+                keeper.execute("PRAGMA schema_version").fetchone()  # the first reading makes the files
+                names += [f"{self._path}-wal", f"{self._path}-shm"]
+                self._found = tuple((name, os.stat(name)) for name in names)
+            except BaseException:
+                keeper.close()
+                raise
+            self._keeper = keeper
+        else:
+            self._found = ((self._path, os.stat(self._path)),)
+
+    def check(self) -> None:
+        """Raises Unavailable if one of the files is another one, or none."""
+        if not self._found:
+            with self._lock:
+                if not self._found:
+                    self._open()
+        for name, found in self._found:
+            try:
+                if os.path.samestat(os.stat(name), found):
+                    continue
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except OSError:
+                continue  # what is there cannot be told
+            raise unavailable(
+                f"the catalog's file {name} was replaced, moved or removed under the server, which reads and writes nothing of the catalog "
+                "until it is back in its place: stop the server before another catalog is put there"
+            )
+
+    def close(self) -> None:
+        """Lets go of the files. They are looked at anew when the database is used again."""
+        with self._lock:
+            keeper, self._keeper, self._found = self._keeper, None, ()
+        if keeper is not None:
+            keeper.close()
+
+
+def _create_private(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _set_journal(path: str, choice: SqliteChoice, busy_timeout_s: float) -> None:
+    """Once for the file, not for each connection: the mode is kept in it, and a change needs the file alone."""
+    wanted = "wal" if choice.wal else "delete"
+    deadline = time.monotonic() + busy_timeout_s
+    connection = choice.module.connect(path, isolation_level=None, timeout=busy_timeout_s)
+    try:
+        while connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
+            try:
+                connection.execute(f"PRAGMA journal_mode = {wanted}")
+            except choice.module.OperationalError as error:
+                # The busy timeout does not cover this statement.
+                if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+    finally:
+        connection.close()
+
+
+def _settings_of(choice: SqliteChoice, busy_timeout_s: float) -> Callable[[Any, object], None]:
+    # With a rollback journal FULL does not sync the directory after the journal is gone, so that a power loss could undo an
+    # acknowledged commit; EXTRA does.
+    synchronous = "FULL" if choice.wal else "EXTRA"
+
+    def settings(connection: Any, _record: object) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {int(busy_timeout_s * 1000)}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA cache_size = {-PAGE_CACHE_KIB}")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA secure_delete = FAST")
+
+    return settings
+
+
+def _begin(connection: Connection) -> None:
+    """Begins a transaction straight at the driver: with a listener, every statement would look for listeners."""
+    driver: Any = connection.connection.driver_connection
+    options = connection.get_execution_options()
+    writes = options.get(WRITE_OPTION, False)
+    if writes:
+        erase = options.get(ERASE_OPTION, False)
+        # Kept with the connection, as nearly all transactions want the same; cut off between the two lines, it erases more than asked.
+        if erase and not connection.info.get(ERASE_OPTION, False):
+            driver.execute("PRAGMA secure_delete = ON")
+            connection.info[ERASE_OPTION] = True
+        elif not erase and connection.info.get(ERASE_OPTION, False):
+            connection.info[ERASE_OPTION] = False
+            driver.execute("PRAGMA secure_delete = FAST")
+    driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@functools.lru_cache(maxsize=16)
+def _insert_sql(columns: tuple[Column[Any], ...]) -> str:
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    places = ",".join("?" * len(columns))
+    return f'INSERT INTO "{columns[0].table.name}" ({names}) VALUES ({places}) ON CONFLICT DO NOTHING'  # noqa: S608 - names of our own
+
+
+@functools.lru_cache(maxsize=64)
+def _rows_in_sql(
+    columns: tuple[Column[Any], ...], equal: tuple[Column[Any], ...], among: Column[Any], count: int
+) -> str:
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    conditions = "".join(f'"{column.name}" = ? AND ' for column in equal)
+    places = ",".join("?" * count)
+    return f'SELECT {names} FROM "{among.table.name}" WHERE {conditions}"{among.name}" IN ({places})'  # noqa: S608 - names of our own
+
+
+# --- errors
+
+
+def _primary_code(error: BaseException) -> int:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code & 0xFF if isinstance(code, int) else sqlite3.SQLITE_OK
+
+
+def _translate_driver(path: str, module: Any, error: BaseException) -> errors.StaddleError | None:
+    if not isinstance(error, module.Error):
+        return None
+    code = _primary_code(error)
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}:
+        return busy()
+    if code == sqlite3.SQLITE_FULL:
+        return full()
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return damaged(path, str(error))
+    if code == sqlite3.SQLITE_IOERR and _is_full(path):
+        return full()
+    if code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
+        return unavailable(
+            f"The catalog {path} cannot be used ({error}): look at its disk and its permissions"
+        )
+    return None
+
+
+def _is_full(path: str) -> bool:
+    """Whether its disk has no room. What SQLite maps into memory fails with an I/O error there."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0)
+
+
+def _translate_os(path: str, error: BaseException) -> errors.StaddleError | None:
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return full()
+    return unavailable(
+        f"The catalog {path} cannot be opened ({error.strerror}): look at its directory and its permissions"
+    )
