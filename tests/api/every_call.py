@@ -15,6 +15,8 @@ from sqlalchemy import event
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.types import TokenRole
+from staddle_server.store.blobs import Blobs, BlobWriter
+from staddle_server.store.wrapped import WrappedBlobs
 from thin import Source, back_up, begin, finish, messages, noise, small, wait_until
 
 FILES = 2500
@@ -280,21 +282,29 @@ ROWS = {
 WORKS = [name for name, row in ROWS.items() if row.works]
 
 
-class Stepping:
+class Stepping(WrappedBlobs):
     """Blobs, each use of which is a step of the call under way."""
 
-    def __init__(self, blobs: Any) -> None:
-        self._blobs = blobs
+    def __init__(self, blobs: Blobs) -> None:
+        super().__init__(blobs)
         self.place: Place | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._blobs, name)
-        if name not in {"read", "size", "create", "put"}:
-            return found
+    def _step(self) -> None:
+        if self.place is not None:
+            self.place.step()
 
-        def stepping(*arguments: Any) -> Any:
-            if self.place is not None:
-                self.place.step()
-            return found(*arguments)
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        self._step()
+        return super().read(name, offset, length)
 
-        return stepping
+    def size(self, name: str) -> int:
+        self._step()
+        return super().size(name)
+
+    def create(self) -> BlobWriter:
+        self._step()
+        return super().create()
+
+    def put(self, name: str, data: bytes) -> None:
+        self._step()
+        super().put(name, data)

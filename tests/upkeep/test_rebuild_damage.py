@@ -15,7 +15,12 @@ from staddle_server.base.types import NO_LINK, Place
 from staddle_server.catalog import open_catalog
 from staddle_server.store.backends.directory import DirectoryBlobs
 from staddle_server.store.keys import KeyStore, keys_name
-from staddle_server.store.records import PolicyRecord, Records, encode_record
+from staddle_server.store.records import (
+    PolicyRecord,
+    Records,
+    encode_record,
+)
+from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.upkeep.rebuild.run import NothingOpens, Rebuilding
 from thin import Source, back_up, backups, noise, reason, restore
 
@@ -249,7 +254,7 @@ def test_two_tenants_of_one_name_are_both_rebuilt(running):
     assert names == {running.tenant: "default", keys.tenant: f"default.{keys.tenant.hex()[:8]}"}
 
 
-class Broken(DirectoryBlobs):
+class Broken(WrappedBlobs):
     """A disk that fails on what has this in its name."""
 
     hurt = ""
@@ -271,7 +276,7 @@ def test_a_disk_that_fails_on_one_object_costs_that_object_and_one_that_cannot_b
 ):
     back_up(running.stub(), "www", {"a": b"1"})
     running.stop()
-    blobs = Broken(str(running.root / "store"))
+    blobs = Broken(DirectoryBlobs(str(running.root / "store")))
     for number, hurt in enumerate(("packs/", "records/")):
         blobs.hurt = hurt
         catalog = open_catalog(str(tmp_path / f"{number}.db"))

@@ -13,6 +13,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.api.grpc import retention
 from staddle_server.base.errors import Precondition
 from staddle_server.store import records as rec
+from staddle_server.store.wrapped import WrappedBlobs
 from staddle_server.tenancy.records import as_pending
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.lifecycle.policies import Policies
@@ -91,22 +92,19 @@ def test_a_server_that_is_about_to_end_deletes_nothing_more(running):
     assert policies.run(lambda: False) == "2 backups deleted"
 
 
-class SlowBlobs:
+class SlowBlobs(WrappedBlobs):
     """A store whose reads wait for a sign."""
 
     def __init__(self, blobs):
-        self._blobs = blobs
+        super().__init__(blobs)
         self.go = threading.Event()
         self.go.set()
         self.waiting = 0
 
-    def __getattr__(self, name):
-        return getattr(self._blobs, name)
-
     def read(self, *asked):
         self.waiting += 1
         assert self.go.wait(30)
-        return self._blobs.read(*asked)
+        return super().read(*asked)
 
 
 def test_only_so_many_plans_are_made_at_once_and_other_calls_go_on(running):

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from staddle_server.base.digests import has_digest
 from staddle_server.base.errors import Damaged
 from staddle_server.base.limits import (
     MIB,
@@ -90,7 +90,7 @@ class Segment:
         if place_offset < 0 or length < 1 or place_offset + length > len(self.data):
             raise self._damaged(f"it has no {length} bytes at {place_offset}")
         data = memoryview(self.data)[place_offset : place_offset + length]
-        if blake3(data).digest() != digest:
+        if not has_digest(data, digest):
             raise self._damaged(f"the chunk at {place_offset} in it does not have its digest")
         return data
 
