@@ -287,6 +287,7 @@ def test_a_stream_whose_connection_breaks_in_the_middle_commits_nothing(place, o
             service_pb2_grpc.StaddleServiceStub(channel).Backup(half(), metadata=metadata)
     assert broken.value.code() == grpc.StatusCode.UNAVAILABLE
     wait_until_done(place)
+    wait_until(lambda: "Backup" in outcomes)
     assert outcomes["Backup"] == "CANCELLED"
     assert place.decided() == before
     place.assert_nothing_held()
