@@ -17,6 +17,7 @@ from typing import Final
 import pytest
 
 from staddle_server.base.errors import Damaged
+from staddle_server.base.threads import Threads
 from staddle_server.store.blobs import BlobExists, BlobMissing, Blobs, BlobShort
 
 NAME: Final = "packs/aa/00/f00.d"
@@ -143,11 +144,8 @@ class BlobsContract:
             writer.replace(NAME)
 
         contents = [bytes([65 + i]) * 5000 for i in range(8)]
-        threads = [threading.Thread(target=replace, args=(content,)) for content in contents]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with Threads(len(contents), "contract") as threads:
+            list(threads.map(replace, contents))
         assert blobs.read(NAME, 0, blobs.size(NAME)) in contents
 
     def test_what_is_not_committed_has_no_name(self, blobs: Blobs) -> None:
@@ -238,11 +236,8 @@ class BlobsContract:
             else:
                 outcomes.append((content, True))
 
-        threads = [threading.Thread(target=write, args=(bytes([65 + i]) * 5000,)) for i in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with Threads(8, "contract") as threads:
+            list(threads.map(write, [bytes([65 + i]) * 5000 for i in range(8)]))
         winners = [content for content, won in outcomes if won]
         assert len(outcomes) == 8
         assert [blobs.read(NAME, 0, 5000)] == winners
