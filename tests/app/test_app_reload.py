@@ -90,9 +90,9 @@ def test_settings_that_cannot_be_used_change_nothing(
 
 
 def test_the_page_names_the_settings_that_a_running_server_takes_over() -> None:
-    (line,) = re.findall(r"^SIGHUP reads .*$", PAGE, re.MULTILINE)
+    (sentence,) = re.findall(r"\*\*SIGHUP\*\* reads [^.]*\.", PAGE)
     names = {option.name for option in OPTIONS if option.field in CHANGEABLE}
-    assert set(re.findall(r"`--([a-z-]+)`", line)) == names
+    assert set(re.findall(r"`--([a-z-]+)`", sentence)) == names
 
 
 def test_under_nohup_a_hangup_stays_ignored_and_otherwise_many_count_as_one() -> None:
