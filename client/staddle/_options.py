@@ -17,6 +17,7 @@ LocalPath = str | bytes | os.PathLike[str]
 """A path of this machine."""
 
 EXTRAS: Final = frozenset({"click", "pathspec", "pyfastcdc", "rich", "zstandard"})
+"""What the extra `cli` installs."""
 
 
 def backup_options(dataset: str, source: SourceArguments) -> BackupOptions:
@@ -54,7 +55,7 @@ def missing_extra(error: ModuleNotFoundError) -> ModuleNotFoundError | Unsupport
     )
 
 
-def damage_error(report: RestoreReport) -> DamageError:
+def _damage_error(report: RestoreReport) -> DamageError:
     damaged = report.damaged
     first = damaged[0]
     return DamageError(
@@ -104,5 +105,5 @@ def reported(run: Callable[[], RestoreReport]) -> RestoreReport:
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
     if report.damaged:
-        raise damage_error(report)
+        raise _damage_error(report)
     return report

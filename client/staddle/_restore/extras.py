@@ -146,11 +146,11 @@ class Extras:
         while self._levels and not is_in(path, self._levels[-1].path):
             self._leave(self._levels.pop())
         parent, _, name = path.rpartition(b"/")
+        is_directory = entry.type == pb.ENTRY_TYPE_DIRECTORY
         if path and self._levels and self._levels[-1].path == parent:
             self._seen(self._levels[-1], name)
-        is_directory = entry.type == pb.ENTRY_TYPE_DIRECTORY
-        if path and is_directory and self._levels and self._levels[-1].path == parent:
-            self._check_merged(self._levels[-1], path, name)
+            if is_directory:
+                self._check_merged(self._levels[-1], path, name)
         choice = self._selection.choose(path, is_directory=is_directory)
         if is_directory and choice is not Choice.LEFT_OUT:
             keeps_time = choice is Choice.TAKEN and entry.HasField("mtime_ns")

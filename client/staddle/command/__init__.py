@@ -8,9 +8,7 @@ import sys
 from contextlib import suppress
 
 from staddle._base.standard_streams import open_standard_streams
-
-EXTRAS = frozenset({"click", "rich", "pathspec", "pyfastcdc", "zstandard"})
-"""What the extra `cli` installs."""
+from staddle._options import EXTRAS
 
 
 def main() -> None:
