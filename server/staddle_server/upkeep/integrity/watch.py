@@ -140,8 +140,8 @@ class Integrity:
         self._thread.stop()
 
     def task(self) -> Task:
-        """The comparison as a task of a running server."""
-        return Task("packs", COMPARE_EVERY_S, self.compare)
+        """The comparison as a task of a running server, which compares for the first time when it starts."""
+        return Task("packs", COMPARE_EVERY_S, self.compare, first_after_s=COMPARE_EVERY_S)
 
     def compare(self, stopping: Stopping) -> str:
         """Compares packs and records of all tenants. What was found of packs, in words; "" for nothing."""
