@@ -271,28 +271,31 @@ def owner_of(name: str, known: dict[str, Path]) -> str | None:
     return name
 
 
-NAMED_APART: Final = frozenset({"api", "app", "cli", "upkeep", "upload", "restore", "tenancy"})
-"""The server's rooms in which no class has the name of another one, wherever that is."""
+NAMED_APART: Final = {
+    CLIENT.package: {*CLIENT.below, "base"},
+    SERVER.package: {"api", "app", "cli", "upkeep", "upload", "restore", "tenancy"},
+}
+"""The rooms of each side in which no class has the name of another class of that side, in whatever room."""
 ROW_AND_THING: Final = frozenset({"Tenant", "Tenants", "Uploads"})
-"""Names that the catalog has for rows and the rooms above for what the rows describe."""
+"""Names that the server's catalog has for rows, and the rooms above for what the rows describe."""
 
 
-def test_a_class_of_the_server_has_a_name_of_its_own() -> None:
-    """Also one that is private to its module: who searches for a name finds one thing."""
-    found: dict[str, list[str]] = {}
-    for path in SERVER.files():
-        place = ".".join(module_of(path, SERVER))
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.package)
+def test_every_class_has_a_unique_name(side: Side) -> None:
+    """This includes classes that are private to a module: a search for a name finds one thing."""
+    found: dict[str, list[list[str]]] = {}
+    for path in side.files():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
-                found.setdefault(node.name.lstrip("_"), []).append(place)
-    alike = {
-        name: places
-        for name, places in found.items()
-        if len(places) > 1
+                found.setdefault(node.name.lstrip("_"), []).append(module_of(path, side))
+    shared = {
+        name: modules
+        for name, modules in found.items()
+        if len(modules) > 1
         and name not in ROW_AND_THING
-        and any(place.split(".")[0] in NAMED_APART for place in places)
+        and any(side.room_of(module) in NAMED_APART[side.package] for module in modules)
     }
-    assert alike == {}
+    assert shared == {}
 
 
 def circles(arrows: dict[str, set[str]]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from staddle._backup.entries import BackupTally, add_holes, entry_of_file, entry
 from staddle._errors import StaddleError
 from staddle._fs.file_reader import FileReader, open_file
 from staddle._fs.found import Marked, WallClock
-from staddle._fs.metadata import Names, set_path
+from staddle._fs.metadata import OwnerNames, set_path
 from staddle._protocol.convert import PROFILES_TO_WIRE, path_of
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -62,7 +62,7 @@ class _Messages:
         self._differences = differences
         self._tally = tally
         self._clock = clock
-        self._names = Names()
+        self._names = OwnerNames()
         self._entry_count = upload.durable.entry_count
         self._data_bytes = upload.durable.data_bytes
         self._stopped = threading.Event()

@@ -58,7 +58,7 @@ _NO_XATTRS_HERE: Final = frozenset(
 )
 
 
-class Names:
+class OwnerNames:
     """The names of users and groups, looked up once each."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Problems(Protocol):
 
 
 def entry_of(
-    found: Found, names: Names, problems: Problems, status: os.stat_result | None = None
+    found: Found, names: OwnerNames, problems: Problems, status: os.stat_result | None = None
 ) -> pb.Entry | None:
     """The entry of a path with all metadata that its stat, its link and its directory tell; without content, attributes, holes.
 

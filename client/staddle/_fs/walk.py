@@ -33,7 +33,7 @@ from staddle._fs.found import (
 )
 from staddle._fs.level import Level, names_of
 from staddle._fs.noatime import open_quietly
-from staddle._fs.observer import Observer, Piece
+from staddle._fs.observer import ObservedChildren, Observer
 from staddle._fs.omissions import NOTHING, Omissions
 from staddle._fs.temporary_names import is_temporary
 from staddle._protocol.convert import COMPONENT_BYTES_MAX, COMPONENTS_MAX, PATH_BYTES_MAX
@@ -242,7 +242,7 @@ class Walk(ABC, Generic[T]):
         )
 
     def _marks_of_unentered(
-        self, level: Level, name: bytes, path: bytes, place: tuple[Piece, int] | None
+        self, level: Level, name: bytes, path: bytes, place: tuple[ObservedChildren, int] | None
     ) -> Iterator[Marked]:
         """The directory that could not be entered just before, if there is one: nothing in it is in the backup."""
         if not self._unentered:
@@ -258,7 +258,7 @@ class Walk(ABC, Generic[T]):
         if stat.S_ISDIR(status.st_mode):
             yield Marked(Found(path, name, dir_fd, status, level.mount, seen_ns))
 
-    def _doubt(self, place: tuple[Piece, int] | None) -> None:
+    def _doubt(self, place: tuple[ObservedChildren, int] | None) -> None:
         """Has the next backup look at a directory that is marked now."""
         if self.observer is None:
             return
@@ -331,7 +331,7 @@ class Walk(ABC, Generic[T]):
         device: int,
         owner: int,
         *,
-        place: tuple[Piece, int] | None = None,
+        place: tuple[ObservedChildren, int] | None = None,
     ) -> bool:
         """Enters a directory that was looked at; whether that was wanted and went well. `place` is where the observer has it."""
         child = name
