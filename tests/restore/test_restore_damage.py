@@ -12,7 +12,7 @@ from staddle_server.base.types import Role
 from thin import Source, back_up, backups, info, noise, reason, restore
 
 MANY = {f"d{i % 7}/{'long' * 40}/f{i:04}": b"%d" % i for i in range(2800)}
-HURT = f"d3/{'long' * 40}/f1403"
+DAMAGED = f"d3/{'long' * 40}/f1403"
 BEFORE, BEHIND = f"d0/{'long' * 40}/f0007", f"d6/{'long' * 40}/f2799"
 
 
@@ -76,9 +76,9 @@ def test_a_damaged_page_of_the_base_costs_a_whole_backup_nothing_but_its_counts(
 def test_a_damaged_page_of_the_base_is_named_at_the_commit_of_changes_and_the_upload_stays_open(running):
     stub = running.stub()
     first = back_up(stub, "www", MANY)
-    damage(running, Role.MANIFEST, a_leaf(running, first, HURT.encode()))
+    damage(running, Role.MANIFEST, a_leaf(running, first, DAMAGED.encode()))
     source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
-    source.put_file(HURT, b"other")
+    source.put_file(DAMAGED, b"other")
     for _ in range(2):
         with pytest.raises(grpc.RpcError) as failed:
             source.commit()
@@ -119,26 +119,26 @@ def test_content_from_a_base_that_is_damaged_there_is_asked_for_again_and_the_up
 def test_content_from_a_base_whose_page_is_damaged_is_asked_for_again(running):
     stub = running.stub()
     first = back_up(stub, "www", MANY)
-    damage(running, Role.MANIFEST, a_leaf(running, first, HURT.encode()))
+    damage(running, Role.MANIFEST, a_leaf(running, first, DAMAGED.encode()))
     source = Source(stub, "www")
     with pytest.raises(grpc.RpcError) as refused:
-        source.put_entries(pb.Entry(path=HURT, content_from_base=True))
+        source.put_entries(pb.Entry(path=DAMAGED, content_from_base=True))
     assert reason(refused.value) == "NOT_IN_BASE"
     source.number = 0
-    source.put_file(HURT, b"other")
+    source.put_file(DAMAGED, b"other")
     source.commit()
-    assert restore(stub, "www").files == {HURT: b"other"}
+    assert restore(stub, "www").files == {DAMAGED: b"other"}
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_selection_of_which_one_path_is_damaged_brings_the_others(running, exact):
     stub = running.stub()
     backup = back_up(stub, "www", MANY)
-    damage(running, Role.MANIFEST, a_leaf(running, backup, HURT.encode()))
-    found = restore(stub, "www", paths=[BEFORE, HURT, BEHIND], exact=exact)
+    damage(running, Role.MANIFEST, a_leaf(running, backup, DAMAGED.encode()))
+    found = restore(stub, "www", paths=[BEFORE, DAMAGED, BEHIND], exact=exact)
     assert set(found.files) >= {BEFORE, BEHIND}
-    assert HURT not in found.files
-    # Two where HURT ends its page: the next one might hold something below it, and lies in the same segment.
+    assert DAMAGED not in found.files
+    # Two where DAMAGED ends its page: the next one might hold something below it, and lies in the same segment.
     assert 1 <= len(found.damages) <= 2
 
 

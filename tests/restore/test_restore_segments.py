@@ -137,10 +137,10 @@ def test_what_was_stored_for_a_backup_that_is_deleted_goes_out_file_by_file(runn
 def test_a_segment_that_is_damaged_costs_its_files_and_is_named_as_ever(running):
     stub = running.stub()
     back_up(stub, "www", FILES)
-    hurt = "small/150"
-    damage(running, Role.DATA, blake3(FILES[hurt]).digest())
+    damaged = "small/150"
+    damage(running, Role.DATA, blake3(FILES[damaged]).digest())
     found, plain = Opened(stub, "www"), restore(stub, "www")
-    assert hurt in found.damages
+    assert damaged in found.damages
     assert found.damages == [each.path for each in plain.damages]
     assert {path: data for path, data in found.files.items() if path not in found.damages} == plain.files
     assert found.end == plain.end

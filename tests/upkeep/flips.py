@@ -297,7 +297,7 @@ def main() -> None:
         counts = ", ".join(f"{count} in {kind}" for kind, count in sorted(kinds.items()))
         print(
             f"{len(chosen)} of {len(bits)} bits flipped ({counts}) in {time.monotonic() - begun_s:.0f} s: none unnoticed, nothing "
-            f"wrong returned; {whole} of them hurt no reader"
+            f"wrong returned; {whole} of them affect no reader"
         )
         assert repair(running)[1].damage == 0
         running.stop()

@@ -39,7 +39,7 @@ def damage(found: list[Finding]) -> list[Finding]:
 
 
 def paths(found: list[Finding]) -> set[tuple[str, str]]:
-    """Backups and paths that are named as hurt."""
+    """Backups and paths that are named as damaged."""
     return {(each.backup, each.path) for each in found if each.kind == "path"}
 
 
@@ -66,7 +66,7 @@ def pack_file(running, pack: bytes) -> Path:
     return running.root / "store" / "packs" / running.tenant.hex() / pack.hex()[:2] / pack.hex()
 
 
-def hurt_chunk(running, role: Role, digest: bytes) -> tuple[Path, SegmentRef]:
+def damage_chunk(running, role: Role, digest: bytes) -> tuple[Path, SegmentRef]:
     """Flips a bit in the segment of the first copy of a chunk."""
     path, segment = places(running, role, digest)[0]
     flip(path, segment.offset + segment.length - 20)

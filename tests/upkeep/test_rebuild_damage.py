@@ -64,10 +64,10 @@ def test_what_is_lost_of_a_pack_is_named_and_sent_again_by_the_next_backup(runni
     assert [Path(each.what).name for each in report.problems] == [pack.name, running.tenant.hex()]
     assert report.problems[1].message.startswith("No pack that can be read holds 4 chunks")
     stub = running.stub()
-    hurt = [damage.path for damage in restore(stub, "www").damages]
-    assert 1 <= len(hurt) <= 2
+    damaged = [damage.path for damage in restore(stub, "www").damages]
+    assert 1 <= len(damaged) <= 2
     begun = Source(stub, "www").begun
-    assert [entry.path for entry in begun.damaged_base_entries] == hurt, (
+    assert [entry.path for entry in begun.damaged_base_entries] == damaged, (
         "the next upload is told what to send"
     )
     back_up(stub, "www", files)
@@ -257,11 +257,11 @@ def test_two_tenants_of_one_name_are_both_rebuilt(running):
 class Broken(WrappedBlobs):
     """A disk that fails on what has this in its name."""
 
-    hurt = ""
+    damaged = ""
     listing = False
 
     def read(self, name, offset, length):
-        if self.hurt and self.hurt in name:
+        if self.damaged and self.damaged in name:
             raise Unavailable("STORE_UNAVAILABLE", f"could not read {name}: the store does not answer (EIO)")
         return super().read(name, offset, length)
 
@@ -277,15 +277,15 @@ def test_a_disk_that_fails_on_one_object_costs_that_object_and_one_that_cannot_b
     back_up(running.stub(), "www", {"a": b"1"})
     running.stop()
     blobs = Broken(DirectoryBlobs(str(running.root / "store")))
-    for number, hurt in enumerate(("packs/", "records/")):
-        blobs.hurt = hurt
+    for number, damaged in enumerate(("packs/", "records/")):
+        blobs.damaged = damaged
         catalog = open_catalog(str(tmp_path / f"{number}.db"))
         report = Rebuilding(blobs, KeyStore(blobs, bytes(range(32))), catalog, NOW_NS).run()
         assert report.problem_count >= 1
-        assert all(hurt in each.what or "backup" in each.what for each in report.problems)
+        assert all(damaged in each.what or "backup" in each.what for each in report.problems)
         assert len(facts_of(catalog)["packs"]) == 1, "no pack is without a row, or it would count as nobody's"
         catalog.close()
-    blobs.hurt, blobs.listing = "", True
+    blobs.damaged, blobs.listing = "", True
     catalog = open_catalog(str(tmp_path / "none.db"))
     with pytest.raises(Unavailable):
         Rebuilding(blobs, KeyStore(blobs, bytes(range(32))), catalog, NOW_NS).run()

@@ -2,7 +2,7 @@
 
 import pytest
 from blake3 import blake3
-from harm import check, damage, flip, hurt_chunk, kept, objects, pack_file, paths, places
+from harm import check, damage, damage_chunk, flip, kept, objects, pack_file, paths, places
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Unavailable
@@ -73,16 +73,21 @@ def test_a_flipped_bit_in_data_names_pack_chunk_backups_and_paths_and_counts_as_
     first = back_up(stub, "www", FILES)
     second = back_up(stub, "other", {"copy/of/a": A})
     digest = first_chunk(stub, A)
-    path, segment = hurt_chunk(running, Role.DATA, digest)
+    path, segment = damage_chunk(running, Role.DATA, digest)
     assert check(running)[0] == [], "a glance reads no data"
     found, summary = check(running, read=True)
     assert paths(found) >= {(first.id, "a"), (second.id, "copy/of/a")}
     assert (first.id, "b") not in paths(found) or segment.offset in {
         s.offset for _, s in places(running, Role.DATA, first_chunk(stub, B))
     }
-    hurt = next(each for each in found if each.kind == "path" and each.path == "copy/of/a")
-    assert (hurt.pack, hurt.segment, hurt.dataset, hurt.number) == (path.name, segment.offset, "other", 1)
-    assert hurt.chunk == digest.hex()
+    damaged = next(each for each in found if each.kind == "path" and each.path == "copy/of/a")
+    assert (damaged.pack, damaged.segment, damaged.dataset, damaged.number) == (
+        path.name,
+        segment.offset,
+        "other",
+        1,
+    )
+    assert damaged.chunk == digest.hex()
     (broken,) = [each for each in found if each.kind == "segment"]
     assert (broken.pack, broken.segment, broken.severity) == (path.name, segment.offset, "damage")
     assert summary.damage == len(damage(found)) == len(found)
@@ -96,7 +101,7 @@ def test_a_flipped_bit_in_data_names_pack_chunk_backups_and_paths_and_counts_as_
 def test_what_nothing_refers_to_any_more_is_healed_and_no_damage(running):
     stub = running.stub()
     back_up(stub, "www", {"a": A})
-    hurt_chunk(running, Role.DATA, first_chunk(stub, A))
+    damage_chunk(running, Role.DATA, first_chunk(stub, A))
     assert damage(check(running, read=True)[0])
     back_up(stub, "www", {"a": A})
     found, summary = check(running, read=True)
@@ -110,7 +115,7 @@ def test_a_mark_that_turns_out_wrong_is_removed_and_check_says_so(running):
     stub = running.stub()
     back_up(stub, "www", {"a": A})
     digest = first_chunk(stub, A)
-    path, segment = hurt_chunk(running, Role.DATA, digest)
+    path, segment = damage_chunk(running, Role.DATA, digest)
     check(running, read=True)
     source = Source(stub, "www")
     assert source.missing(source.cut(A)[:1])
@@ -254,7 +259,7 @@ def test_a_tenant_whose_keys_are_damaged_keeps_no_other_from_being_checked(runni
     back_up(running.stub(), "www", {"a": A})
     (key,) = objects(running, f"keys/{other.hex()}")
     flip(key, -1)
-    hurt_chunk(running, Role.DATA, first_chunk(running.stub(), A))
+    damage_chunk(running, Role.DATA, first_chunk(running.stub(), A))
     found, summary = check(running, read=True)
     assert {each.kind for each in found if each.tenant == "other"} == {"keys"}
     assert {each.kind for each in found if each.tenant == "default"} == {"segment", "path"}

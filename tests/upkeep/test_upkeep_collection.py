@@ -324,13 +324,13 @@ def test_a_claim_that_comes_while_a_pack_is_being_copied_makes_the_copy_vain_and
 def test_a_damaged_pack_is_left_to_the_repair_and_what_is_sound_goes_on(garbage):
     stub = garbage.running.stub()
     files = _small_backups(stub, 10)
-    hurt = garbage.running.root / "store" / garbage.objects()[0]
-    data = bytearray(hurt.read_bytes())
+    damaged = garbage.running.root / "store" / garbage.objects()[0]
+    data = bytearray(damaged.read_bytes())
     data[200] ^= 1
-    hurt.write_bytes(data)
+    damaged.write_bytes(data)
     report = garbage.collect_all()
     assert report.sum_of("packs_compacted") == 9
-    assert hurt.exists()
+    assert damaged.exists()
     found = restore(stub, "www")
     assert len(found.damages) <= 1
     assert len(found.files) >= len(files) - 1

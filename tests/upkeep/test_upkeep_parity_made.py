@@ -144,7 +144,7 @@ def test_a_damaged_pack_gets_no_parity_is_marked_and_keeps_no_other_from_getting
     assert packs.having_parity() == rest
     assert packs.catalog.packs.damaged(running.tenant) == [segment, footer, gone, header]
     assert packs.make() == ParityReport()
-    # Damage of a header or a footer alone hurts no chunk.
+    # Damage of a header or a footer alone damages no chunk.
     assert packs.damaged_at(header) == {1, FOOTER}
     source = Source(stub, "more")
     lost = [number for number in range(5) if source.missing([noise(5000, number)])]

@@ -146,8 +146,8 @@ def test_a_manifest_that_cannot_be_read_stops_its_tenant_only_until_its_backup_i
             "SELECT packs.id FROM packs JOIN backups ON backups.upload = packs.upload WHERE backups.id = ?",
             (bytes.fromhex(kept.id),),
         ).scalar_one()
-    hurt = running.root / "store" / pack_name(running.tenant, pack)
-    hurt.write_bytes(bytes(hurt.stat().st_size))
+    damaged = running.root / "store" / pack_name(running.tenant, pack)
+    damaged.write_bytes(bytes(damaged.stat().st_size))
     report = garbage.collector().collect(grace_s=0)
     assert [tenant.tenant for tenant in report.failed] == ["default"]
     assert f"the manifest of backup {kept.id} cannot be read" in report.failed[0].failure

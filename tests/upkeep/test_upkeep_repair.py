@@ -6,7 +6,7 @@ import time
 
 import pytest
 from blake3 import blake3
-from harm import check, damage, flip, hurt_chunk, kept, objects, paths, places, repair
+from harm import check, damage, damage_chunk, flip, kept, objects, paths, places, repair
 from staddle import Client
 from staddle._backup.run import backup_directory
 from staddle._types.options import BackupOptions
@@ -96,7 +96,7 @@ def test_of_a_pack_cut_short_what_is_whole_is_saved_and_the_rest_is_named(runnin
     found, _ = check(running, read=True)
     assert damage(found) == []
     healed = restore(stub, "www", backup=selected(backup.id))
-    assert healed.files == {"a": A, "b": B}, "also the backup that was hurt"
+    assert healed.files == {"a": A, "b": B}, "also the backup that was damaged"
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(running):
@@ -318,7 +318,7 @@ def test_one_file_damaged_and_all_others_come_back_byte_for_byte(running):
     stub = running.stub()
     files = {"a": A, "b": noise(5_000_000, 3), "c": B}
     back_up(stub, "www", files)
-    hurt_chunk(running, Role.DATA, blake3(Source(stub, "scratch").cut(files["b"])[8]).digest())
+    damage_chunk(running, Role.DATA, blake3(Source(stub, "scratch").cut(files["b"])[8]).digest())
     found, _ = check(running, read=True)
     assert {path for _, path in paths(found)} == {"b"}
     restored = restore(stub, "www")
@@ -331,7 +331,7 @@ def test_one_file_damaged_and_all_others_come_back_byte_for_byte(running):
 def test_the_next_thin_backup_heals_every_backup(running):
     stub = running.stub()
     first = back_up(stub, "www", FILES)
-    hurt_chunk(running, Role.DATA, first_digest(Source(stub, "scratch"), A))
+    damage_chunk(running, Role.DATA, first_digest(Source(stub, "scratch"), A))
     assert damage(check(running, read=True)[0])
     back_up(stub, "www", FILES)
     assert damage(check(running, read=True)[0]) == []
@@ -341,13 +341,13 @@ def test_the_next_thin_backup_heals_every_backup(running):
 def test_the_next_incremental_of_changes_is_told_what_is_hurt_and_heals_every_backup(running):
     stub = running.stub()
     first = back_up(stub, "www", FILES)
-    hurt_chunk(running, Role.DATA, first_digest(Source(stub, "scratch"), A))
+    damage_chunk(running, Role.DATA, first_digest(Source(stub, "scratch"), A))
     check(running, read=True)
     source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
-    hurt = {entry.path for entry in source.begun.damaged_base_entries}
-    assert "a" in hurt
-    assert hurt < set(FILES)
-    for path in hurt:
+    damaged = {entry.path for entry in source.begun.damaged_base_entries}
+    assert "a" in damaged
+    assert damaged < set(FILES)
+    for path in damaged:
         source.put_file(path, FILES[path])
     source.commit()
     assert damage(check(running, read=True)[0]) == []
@@ -363,16 +363,16 @@ def test_large_attributes_that_are_damaged_are_told_and_heal_too(running, scope)
         for n in range(4)
     ]
     first = attributed(stub, entries, kind=pb.BACKUP_KIND_FULL).commit()
-    _, segment = hurt_chunk(running, Role.MANIFEST, attributes_digest(running, b"f0"))
+    _, segment = damage_chunk(running, Role.MANIFEST, attributes_digest(running, b"f0"))
     found, _ = check(running, read=True)
     assert (first.id, "f0") in paths(found)
     assert {each.kind for each in found} == {"path", "segment"}
     assert (segment.pack.hex(), segment.offset) in {(each.pack, each.segment) for each in found}
     source = attributed(stub, [], kind=pb.BACKUP_KIND_INCREMENTAL, scope=scope)
-    hurt = {entry.path for entry in source.begun.damaged_base_entries}
-    assert hurt == {path for _, path in paths(found)}
+    damaged = {entry.path for entry in source.begun.damaged_base_entries}
+    assert damaged == {path for _, path in paths(found)}
     if scope == pb.UPLOAD_SCOPE_CHANGES:
-        entries = [entry for entry in entries if entry.path in hurt]
+        entries = [entry for entry in entries if entry.path in damaged]
     source.put_entries(*entries)
     source.entries = source.bytes = len(entries)
     source.commit()
@@ -413,9 +413,9 @@ def test_a_client_that_remembers_the_base_heals_it_all_the_same(kind, running, t
 
         first = back_up_source().backup
         if kind == "data":
-            hurt_chunk(running, Role.DATA, blake3(noise(2_000, 300)).digest())
+            damage_chunk(running, Role.DATA, blake3(noise(2_000, 300)).digest())
         else:
-            hurt_chunk(running, Role.MANIFEST, a_leaf(running, bytes.fromhex(first.manifest_digest)))
+            damage_chunk(running, Role.MANIFEST, a_leaf(running, bytes.fromhex(first.manifest_digest)))
         assert damage(check(running, read=True)[0])
         second = back_up_source().backup
         assert str(second.kind) == ("incremental" if kind == "data" else "full")

@@ -127,11 +127,11 @@ def test_a_chunk_that_was_present_and_is_found_damaged_is_asked_for_at_the_commi
     source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
     source.put_file("a", DATA)
     source.put_file("b", OTHER)
-    hurt = source.cut(DATA)[1]
-    mark(running, Role.DATA, blake3(hurt).digest())
+    damaged = source.cut(DATA)[1]
+    mark(running, Role.DATA, blake3(damaged).digest())
     refused(source.commit)
     missing = listed(stub, source)
-    assert blake3(hurt).digest().hex() in missing
+    assert blake3(damaged).digest().hex() in missing
     source.put_chunks(source.missing(source.cut(DATA) + source.cut(OTHER)))
     backup = source.commit()
     found = restore(stub, "www", backup=pb.BackupSelector(backup=backup.id))
