@@ -275,7 +275,7 @@ NAMED_APART: Final = {
     CLIENT.package: {*CLIENT.below, "base"},
     SERVER.package: {"api", "app", "cli", "upkeep", "upload", "restore", "tenancy"},
 }
-"""The rooms of each side in which no class has the name of another class of that side, in whatever room."""
+"""The rooms of each side in which no class has the name of another class of that side, in any room."""
 ROW_AND_THING: Final = frozenset({"Tenant", "Tenants", "Uploads"})
 """Names that the server's catalog has for rows, and the rooms above for what the rows describe."""
 

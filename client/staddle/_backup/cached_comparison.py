@@ -123,7 +123,7 @@ class _Way:
     steps: list[_Step] = field(default_factory=list)
     """What follows from the children that were looked at together; the next one last."""
     first: bool = True
-    """Nothing of it was recorded yet."""
+    """None of it is recorded yet."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,7 +173,7 @@ class CachedScan(Walk[Difference]):
                     self._ways.pop()
                     self._pop()
 
-    # --- what is there
+    # --- the current state
 
     def _refill(self, level: Level, way: _Way) -> None:
         """Looks at the next children of a directory, and finds out what to do about them."""

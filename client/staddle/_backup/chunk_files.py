@@ -68,7 +68,7 @@ def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> 
 
 
 def removal(path: bytes) -> EncodedChange:
-    """A path that is no longer there."""
+    """A path that no longer exists."""
     request = wire.PutEntriesRequest()
     set_path(request.changes.add().remove, path)
     return EncodedChange((request.SerializeToString(),), False, 0)
@@ -112,9 +112,9 @@ class Batch:
 
 
 class Producer:
-    """Turns differences into batches. Not thread-safe: one thread draws from `batches`, and closes it.
+    """Turns differences into batches. Not thread-safe: one thread iterates over `batches`, and closes it.
 
-    What is read of a large file is cut by a thread of its own, while the next piece is read and the one before is hashed.
+    A separate thread cuts a large file, while the next piece is read and the previous one is hashed.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class Producer:
 
     def _content(self, path: bytes, opened: FileReader) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes and not opened.unsized:
-            # There are no holes, so all pieces are bytes.
+            # Without holes, all pieces are bytes.
             return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())))
         chunker = self._chunker(path, opened.status.st_size)
         hasher, chunks = ContentHasher(), ChunkList()

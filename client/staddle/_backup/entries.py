@@ -1,4 +1,4 @@
-"""The entries of paths without content of their own to send, and the state that both ways of sending share."""
+"""The entries of paths without content to send, and the state that both ways of sending share."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class BackupTally:
         self._note(PathProblem(ProblemKind.ALTERED, path, message))
 
     def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
-        """Notes a path that is not in the backup, which is no problem."""
+        """Note a path that the backup leaves out by intention."""
         if (kind, path) in self.notes or len(self.notes) < PROBLEMS_MAX:
             self.notes[kind, path] = PathProblem(kind, path, message)
         else:

@@ -216,7 +216,7 @@ class _Messages:
             yield wire.BackupPart(data=wire.Data(data=bytes(view[start : start + DATA_BYTES])))
 
     def _continued_at(self, entry: pb.Entry) -> int:
-        """Where to go on with the file that was open when the upload was cut short, if it is still the same."""
+        """Where to resume the file that was open when the upload broke off, if it is still the same."""
         durable = self._upload.durable
         if not durable.HasField("open_entry") or path_of(durable.open_entry) != path_of(entry):
             return 0

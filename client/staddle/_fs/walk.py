@@ -1,8 +1,7 @@
 """A tree on disk as a sequence of entries, in Staddle's order, with flat memory at any depth.
 
-Directories are opened relative to the directory above them and never through a symbolic link, so the scan stays in the tree
-whatever others rename meanwhile, and paths longer than the system's limit work. What cannot be read is reported, and the rest
-goes on.
+Directories are opened relative to their parent and never through a symbolic link, so the scan stays in the tree
+whatever others rename meanwhile, and paths longer than the system's limit work. What cannot be read is reported and skipped.
 """
 
 from __future__ import annotations
@@ -178,7 +177,7 @@ class Walk(ABC, Generic[T]):
         wanted = self._must_have(path)
         if (
             is_temporary(name) and not wanted
-        ):  # a restore that was killed, or still runs, makes it: nobody's data
+        ):  # a restore that was killed, or still runs, makes it: not the user's data
             self.excluded_count += 1
             return None
         # The patterns come first: what is excluded may be a mount that does not answer.
@@ -290,13 +289,13 @@ class Walk(ABC, Generic[T]):
             self._leave_out(level, path, reason_of(error))
 
     def _tell_named(self, level: Level, path: bytes, why: str) -> None:
-        """Of a path that cannot be, at or below a child of a directory, what was named at and below it."""
+        """Report the named paths at and below a path that cannot exist."""
         assert self.chosen is not None
         for each in self.chosen.under(path):
             self._leave_out(level, each, why)
 
     def _tell_all_beyond(self, level: Level, paths: list[bytes]) -> None:
-        """Of children that are no directories, what was named below them."""
+        """Report the named paths below children that are not directories."""
         assert self.chosen is not None
         for path in paths:
             for name in self.chosen.below(path):

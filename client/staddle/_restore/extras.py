@@ -28,7 +28,7 @@ from staddle.v1 import resources_pb2 as pb
 
 DESCRIPTORS_MAX: Final = 64
 DEEP: Final = 64
-"""Directories that lie deeper are not opened anew from the target for every directory above them: that would grow with the square."""
+"""Directories deeper than this are not reopened from the target for each directory above them: that is quadratic."""
 INCOMPLETE: Final = (
     "the backup could not read everything in this directory, so what only the target has in it stays"
 )
@@ -108,7 +108,7 @@ class Extras:
     """Extras of one target. Close it at the end."""
 
     def __init__(self, target: bytes, selection: Selection) -> None:
-        """Excluded names, and those that are not included, are none. Raises OSError if the target is there and cannot be opened."""
+        """Excluded names, and those that are not included, are not extras. Raises OSError if the target exists and cannot be opened."""
         self._target = target
         self._selection = selection
         self._root: int | None = None
@@ -405,7 +405,7 @@ def _is_still(path: bytes, descriptor: int) -> bool:
 
 
 def _mount_of(descriptor: int) -> tuple[int, bytes]:
-    """What tells the mount on which an open directory lies, also where the same file system is mounted twice."""
+    """Identifies the mount of an open directory, also where the same file system is mounted twice."""
     mount = b""
     try:
         with open(f"/proc/self/fdinfo/{descriptor}", "rb") as info:

@@ -8,7 +8,7 @@ Blocks stand in the order of a scan that looks at so many children at once, and 
 what stat proves a path to be: kind and flags (1), inode (8), mtime and ctime in nanoseconds (8 each), size (8). Little-endian.
 
 The checksum covers all that follows it. A file is checked from end to end before anything of it is used; what is wrong with it is the same as its not
-being there. Other versions are not read: a cache is made anew.
+being there. Other versions are not read: the cache is rebuilt.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
 class CacheWriter:
     """Writes a file of the cache. It owns the descriptor. One thread writes; another one may close it meanwhile.
 
-    What goes wrong with the file is kept: from then on nothing is written, and `finish` answers False.
+    After an error in the file nothing more is written, and `finish` returns False.
     """
 
     def __init__(self, descriptor: int, path: bytes) -> None:
