@@ -1,4 +1,4 @@
-"""What tests of damage share: checks and repairs of a running service, and ways to harm its store."""
+"""Shared by the tests of damage: checks and repairs of a running service, and ways to damage its store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from staddle_server.upkeep.integrity.repair import Repair, Repaired
 
 
 def kept(running) -> Kept:
-    """What is looked after, opened anew as another process would."""
+    """The state to maintain, opened again as another process would."""
     tenants = Tenants(running.blobs, running.catalog, running.keys)
     return Kept(running.catalog, running.blobs, running.keys, tenants, running.clock)
 
@@ -39,7 +39,7 @@ def damage(found: list[Finding]) -> list[Finding]:
 
 
 def paths(found: list[Finding]) -> set[tuple[str, str]]:
-    """Backups and paths that are named as damaged."""
+    """The backups and paths that are reported as damaged."""
     return {(each.backup, each.path) for each in found if each.kind == "path"}
 
 
