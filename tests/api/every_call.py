@@ -99,7 +99,7 @@ class Place:
 
     @contextmanager
     def time(self) -> Iterator[None]:
-        """What moves the clock inside has moved it back outside."""
+        """A context that restores the clock at its end."""
         try:
             yield
         finally:
