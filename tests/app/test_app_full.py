@@ -352,7 +352,7 @@ def test_what_was_taken_and_is_not_on_the_disk_counts_as_if_it_were() -> None:
     disk.now_s = 0.0
     space = Space(["/data"], MinFree(size_bytes=100 * MIB), status=disk.status, now_s=lambda: 0.0)
     in_memory = 0
-    space.unwritten = lambda: in_memory
+    space.count_unwritten(lambda: in_memory)
     with space.taking(4 * MIB), space.taking(4 * MIB), pytest.raises(Exhausted), space.taking(4 * MIB):
         raise AssertionError("8 MiB were coming, of 10")
     disk.free = 130 * MIB  # there was too little, so that a quarter more is needed

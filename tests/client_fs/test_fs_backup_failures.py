@@ -170,9 +170,8 @@ class Interrupting:
             return real_scan(*args)
 
         self.calls.call = call
-        module = "staddle._backup.stream_files" if thin else "staddle._backup.chunk_files"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"{module}.entry_without_content", interrupted)
+            patch.setattr("staddle._backup.capture.entry_without_content", interrupted)
             patch.setattr("staddle._backup.chunk_files.BATCH_STEPS", 4)
             patch.setattr(send_missing, "ENTRIES_MAX", 2)
             try:

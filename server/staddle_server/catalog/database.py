@@ -17,8 +17,6 @@ from staddle_server.catalog.validation import batches
 BUSY_TIMEOUT_S: Final = 30.0
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
-_WRITE_OPTION: Final = "staddle_write"
-"""Of connections whose transaction writes: for those who watch the engine."""
 _INSERTED_AT_ONCE: Final = 4096
 
 
@@ -101,7 +99,6 @@ class Database:
         self._uncached = uncached or engine
         for each in (engine, self._uncached):
             each.update_execution_options(**{_KIND_OPTION: kind})
-        self._writer = engine.execution_options(**{_WRITE_OPTION: True})
         self._busy_timeout_s = busy_timeout_s
         self._turn = threading.Lock() if kind.one_writer else None
         self._given_up: str | None = None
@@ -154,7 +151,7 @@ class Database:
         With `erase` nothing that it replaces or deletes stays readable in the file of the database, for which more is written; without,
         only where that costs nothing. On SQLite it begins IMMEDIATE: one that reads first and writes later would fail at once beside another writer.
         """
-        with self._own_turn(), self._translated(), self._writer.begin() as connection:
+        with self._own_turn(), self._translated(), self.engine.begin() as connection:
             self._kind.begin(connection, writes=True, erase=erase)
             yield connection
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from msgspec import structs
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from staddle._base.figures import counted
 
@@ -383,7 +384,7 @@ def _insert_backup(
             "entry_count": new.root.entries,
             "data_bytes": new.root.data_bytes,
             "stored_bytes": new.stored_bytes,
-            **new.changes._asdict(),
+            **structs.asdict(new.changes),
             "tags": upload.tags,
             "host": upload.host,
             "source_root": upload.root,

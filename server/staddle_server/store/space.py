@@ -107,9 +107,8 @@ class Space:
         self._room: float = 0
         """What may come before the next look."""
         self._coming = 0
-        """What is being taken: not yet in what `unwritten` says."""
-        self.unwritten: Callable[[], int] = lambda: 0
-        """What was taken and is not on the disk yet."""
+        """What is being taken: not yet in what `_unwritten` says."""
+        self._unwritten: Callable[[], int] = lambda: 0
         self._flaw: str | None = None
 
     def keep(self, min_free: MinFree) -> None:
@@ -119,6 +118,10 @@ class Space:
                 self._min_free = min_free
                 # What there was too little of by another measure says nothing by this one.
                 self._flaw, self._seen_s = None, float("-inf")
+
+    def count_unwritten(self, unwritten: Callable[[], int]) -> None:
+        """From now on, what `unwritten` says was taken and is not on the disk yet counts as if it were."""
+        self._unwritten = unwritten
 
     def free(self) -> list[Free]:
         """What each directory's file system has now."""
@@ -142,7 +145,7 @@ class Space:
 
     def _look(self, more: int) -> str | None:
         again = self._flaw is not None
-        missing = self._missing_bytes() + self.unwritten() + self._coming + more
+        missing = self._missing_bytes() + self._unwritten() + self._coming + more
         free = self.free()
         self._room = min((each.room(missing, again=again) for each in free), default=math.inf)
         missing_inodes = self._missing_inodes()
@@ -151,7 +154,7 @@ class Space:
 
     @contextmanager
     def taking(self, size: int) -> Iterator[None]:
-        """Takes so many bytes of a backup; they are in what `unwritten` says, or written, when the block ends.
+        """Takes so many bytes of a backup; they are written, or counted by `count_unwritten`, when the block ends.
 
         Raises:
             Exhausted: STORE_FULL, there is too little room for them beside what was taken and is not written yet.
