@@ -182,7 +182,7 @@ def test_a_record_under_another_name_or_tenant_is_damage(
     moved = record_name(keys.tenant, 1, bytes(16))
     planted = record_name(other_keys.tenant, 1, ID)
     memory.objects[moved] = memory.objects[planted] = memory.objects[name]
-    with pytest.raises(Damaged, match="another one"):
+    with pytest.raises(Damaged, match="another record"):
         Records(memory, keys).read(moved)
     with pytest.raises(Damaged, match="wrong header"):
         Records(memory, other_keys).read(planted)
