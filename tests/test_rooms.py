@@ -1,4 +1,4 @@
-"""The rooms of both sides import downwards only, siblings never import each other, and each knows no more than it needs.
+"""The rooms of both sides import downwards only, siblings never import each other, and each imports only what it needs.
 
 client: command → facade → { _backup | _restore | _upload } → { _fs | _transport } → _protocol → base
 server: cli → app → api → upkeep → { upload | restore } → tenancy → { store | catalog | manifest } → base
@@ -17,7 +17,7 @@ TOP: Final = Path(__file__).parents[1]
 
 
 class Side(NamedTuple):
-    """One of the two packages, and its rooms: what each may import besides itself and the base, and why no more."""
+    """One of the two packages, and its rooms: what each may import besides itself and the base, and the reason."""
 
     source: Path
     below: dict[str, frozenset[str]]
@@ -183,7 +183,7 @@ OF_THE_CLIENT: Final = {
 
 
 class Import(NamedTuple):
-    """One import: where it stands, and the absolute name of what it brings."""
+    """One import: its place, and the absolute name that it imports."""
 
     path: Path
     line: int
@@ -220,7 +220,7 @@ def module_of(path: Path, side: Side) -> list[str]:
 
 
 def broken(found: Import, side: Side) -> str | None:
-    """Why this import may not be; None: it may."""
+    """Why this import is forbidden; None if it is allowed."""
     room = side.room_of(module_of(found.path, side))
     here = ".".join([side.package, *module_of(found.path, side)])
     target = found.name.split(".")
@@ -260,7 +260,7 @@ def test_a_module_imports_only_what_its_room_may(side: Side, path: Path) -> None
 
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.package)
 def test_no_modules_import_each_other_in_a_circle(side: Side) -> None:
-    """Also not inside functions or for types only: what belongs together stands together, and what is shared stands below."""
+    """This includes imports inside functions and for types: related code shares a module, shared code is below."""
     known = {".".join([side.package, *module_of(path, side)]): path for path in side.files()}
     arrows = {
         name: {to for each in imports(path, side) if (to := owner_of(each.name, known)) and to != name}
@@ -270,7 +270,7 @@ def test_no_modules_import_each_other_in_a_circle(side: Side) -> None:
 
 
 def owner_of(name: str, known: dict[str, Path]) -> str | None:
-    """The module that an imported name is, or lies in; None for generated code and other packages."""
+    """The module that an imported name is or is in; None for generated code and other packages."""
     if name.startswith("staddle.v1."):
         return None
     while name not in known:
@@ -280,27 +280,30 @@ def owner_of(name: str, known: dict[str, Path]) -> str | None:
     return name
 
 
-NAMED_APART: Final = frozenset({"api", "app", "cli", "upkeep", "upload", "restore", "tenancy"})
-"""The server's rooms in which no class has the name of another one, wherever that is."""
+NAMED_APART: Final = {
+    CLIENT.package: {*CLIENT.below, "base"},
+    SERVER.package: {"api", "app", "cli", "upkeep", "upload", "restore", "tenancy"},
+}
+"""The rooms of each side in which no class has the name of another class of that side, in any room."""
 ROW_AND_THING: Final = frozenset({"Tenant", "Tenants", "Uploads"})
-"""Names that the catalog has for rows and the rooms above for what the rows describe."""
+"""Names that the server's catalog has for rows, and the rooms above for what the rows describe."""
 
 
-def test_a_class_of_the_server_has_a_name_of_its_own() -> None:
-    """Also one that is private to its module: who searches for a name finds one thing."""
-    found: dict[str, list[str]] = {}
-    for path in SERVER.files():
-        place = ".".join(module_of(path, SERVER))
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.package)
+def test_every_class_has_a_unique_name(side: Side) -> None:
+    """This includes classes that are private to a module: a search for a name finds one thing."""
+    found: dict[str, list[list[str]]] = {}
+    for path in side.files():
         for name in re.findall(r"^ *class _*(\w+)", path.read_text(), re.MULTILINE):
-            found.setdefault(name, []).append(place)
-    alike = {
-        name: places
-        for name, places in found.items()
-        if len(places) > 1
+            found.setdefault(name, []).append(module_of(path, side))
+    shared = {
+        name: modules
+        for name, modules in found.items()
+        if len(modules) > 1
         and name not in ROW_AND_THING
-        and any(place.split(".")[0] in NAMED_APART for place in places)
+        and any(side.room_of(module) in NAMED_APART[side.package] for module in modules)
     }
-    assert alike == {}
+    assert shared == {}
 
 
 def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
@@ -385,7 +388,7 @@ def test_a_circle_is_found() -> None:
         (CLIENT, "_fs", "import staddle_server.base.limits", "without the server"),
     ],
 )
-def test_an_import_that_breaks_the_rule_is_found_and_the_reason_is_said(
+def test_a_forbidden_import_is_found_with_the_reason(
     tmp_path: Path, side: Side, room: str, line: str, says: str
 ) -> None:
     elsewhere = side._replace(source=tmp_path / side.package)

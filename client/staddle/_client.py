@@ -194,7 +194,7 @@ class Client(BrowseMethods, RetentionMethods):
         directories of a Staddle server, `exclude_if_present` what is in directories that hold a file of such a name, and
         `exclude_larger_than_bytes` larger files. `path` is followed if it is a symbolic link; what is neither a directory nor a file is
         BadRequestError. A source that has become empty, or has lost more than `max_removed_percent` of the entries that the base has, is
-        TooMuchRemovedError, and there is no backup; 100 allows everything.
+        TooMuchRemovedError, and no backup is made; 100 allows everything.
         The dataset has one root: another one is RootDiffersError without `new_root`. `host` is where the data is, by default this
         machine's name. `thin` sends all bytes and lets the server cut them; otherwise they are cut here, and only what is missing
         travels, which needs the packages of `pip install 'staddle[cli]'`. `cache` lets it remember what the

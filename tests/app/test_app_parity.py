@@ -27,7 +27,7 @@ def packs_of(server) -> list[Path]:
     return sorted(found, key=lambda path: -path.stat().st_size)
 
 
-def hurt(path: Path, at: int, length: int) -> None:
+def damage(path: Path, at: int, length: int) -> None:
     data = bytearray(path.read_bytes())
     data[at : at + length] = bytes(byte ^ 0xFF for byte in data[at : at + length])
     path.write_bytes(data)
@@ -45,7 +45,7 @@ def test_flipped_bytes_of_a_running_servers_store_are_repaired_and_all_restores_
 
     pack = packs_of(server)[0]
     whole = pack.read_bytes()
-    hurt(pack, 500_000, 100)
+    damage(pack, 500_000, 100)
     pack.write_bytes(pack.read_bytes() + b"more")
     assert [each.path for each in restore(stub, "www").damages] == ["a"]
     done = run("parity", "--data", server.data, "--repair")
@@ -64,7 +64,7 @@ def test_what_cannot_be_repaired_is_said_and_shows_in_the_exit_status(server) ->
     stub = backed_up(server)
     run("parity", "--data", server.data)
     pack = packs_of(server)[0]
-    hurt(pack, 100_000, 1_000_000)
+    damage(pack, 100_000, 1_000_000)
     lost = pack.read_bytes()
     assert restore(stub, "www").damages
     done = run("parity", "--data", server.data, "--repair")
@@ -82,7 +82,7 @@ def test_what_cannot_be_repaired_is_said_and_shows_in_the_exit_status(server) ->
 def test_a_damaged_pack_without_parity_is_named_by_the_run_that_finds_it(server) -> None:
     backed_up(server)
     pack = packs_of(server)[0]
-    hurt(pack, 500_000, 1)
+    damage(pack, 500_000, 1)
     done = run("parity", "--data", server.data)
     assert done.returncode == 1
     assert f"No parity, tenant default: pack {pack.name} is damaged at " in done.stderr
@@ -107,7 +107,7 @@ def test_json_has_one_object_for_each_pack_and_one_for_the_run(server) -> None:
     assert (lines[2]["copied"], lines[2]["damaged"], lines[2]["made_again"]) == (5, 0, 0)
 
     large, small = packs_of(server)
-    hurt(large, 500_000, 1)
+    damage(large, 500_000, 1)
     small.unlink()
     (record, *_) = (path for path in (server.data / "store" / "records").rglob("*-*"))
     record.unlink()
@@ -176,8 +176,8 @@ def test_verifying_finds_damage_that_nobody_met(server) -> None:
     run("parity", "--data", server.data)
     assert run("parity", "--data", server.data, "--verify").stdout.startswith("Packs with parity: 2 of 2; ")
     large, small = packs_of(server)
-    hurt(large, 500_000, 1)
-    hurt(next((server.data / "store" / "parity").rglob(small.name)), 200, 1)
+    damage(large, 500_000, 1)
+    damage(next((server.data / "store" / "parity").rglob(small.name)), 200, 1)
     assert run("parity", "--data", server.data).returncode == 0
     done = run("parity", "--data", server.data, "--verify")
     assert done.returncode == 1

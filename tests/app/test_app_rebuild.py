@@ -129,7 +129,9 @@ def test_what_is_left_beside_a_lost_catalog_never_meets_the_new_one(directory: D
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_dry_run_says_the_same_and_changes_nothing(directory: DataDirectory, there: bool) -> None:
+def test_a_dry_run_of_a_rebuild_reports_the_same_and_changes_nothing(
+    directory: DataDirectory, there: bool
+) -> None:
     if not there:
         lose_catalog(directory)
     before = contents(directory)

@@ -1,4 +1,4 @@
-"""A catalog with two tenants, seeded ids, and short ways to say what the tests are not about."""
+"""A catalog with two tenants, seeded ids, and helpers for the steps that a test is not about."""
 
 import random
 import tempfile
@@ -75,7 +75,7 @@ class World:
         return self.seeded.randbytes(16)
 
     def pending(self) -> list[bytes]:
-        """The ids of the records that are not durable, without those of commits and of tenants that were made."""
+        """The ids of the records that are not durable, except those of commits and of new tenants."""
         return [
             each.id
             for each in self.catalog.backups.pending_records()
@@ -143,7 +143,7 @@ class World:
         )
 
     def backup(self, dataset: str = "www", kind: Kind = Kind.AUTO, **said: Any) -> Backup:
-        """A whole backup, begun and committed, after which a second has passed."""
+        """Begin and commit a backup, then advance the clock by a second."""
         made = self.commit(self.begin(dataset=dataset, kind=kind, **said).upload)
         self.now += SECOND
         return made
@@ -151,7 +151,7 @@ class World:
 
 @pytest.fixture(params=DATABASES)
 def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
-    """Makes an empty database, and answers its URL."""
+    """A function that creates an empty database and returns its URL."""
 
     def make() -> str:
         return DATABASES[request.param](Path(tempfile.mkdtemp(dir=tmp_path)))

@@ -32,7 +32,7 @@ class ExpectedTotal:
         """The bytes; None: not known, or not yet."""
         if not self._asked:
             self._asked = True
-            with suppress(RuntimeError, MemoryError):  # without a thread there is no estimate
+            with suppress(RuntimeError, MemoryError):  # no thread, no estimate
                 start_thread("staddle-count", self._count)
         return self._total
 
@@ -53,7 +53,7 @@ class ExpectedTotal:
                 found.stat.st_size for found in scan if isinstance(found, Found) and found.is_file()
             )
         except (StaddleError, OSError):
-            return  # the backup itself meets the same and says so; here it only means that there is no estimate
+            return  # the backup itself meets and reports the same error; here it only means no estimate
 
     def _reads_everything(self) -> bool:
         if self._options.kind is BackupKind.FULL or self._options.new_root:
