@@ -1,9 +1,11 @@
 """Backups and datasets: listed, picked, hidden and shown, and the records that must follow."""
 
 import pytest
+from sqlalchemy import delete
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK, Kind, record_link
 from staddle_server.catalog import PendingRecord
+from staddle_server.catalog.schema import backups
 
 SECOND = 1_000_000_000
 
@@ -202,5 +204,5 @@ def test_a_decision_that_is_taken_back_with_its_transaction_leaves_no_gap_in_the
 def test_a_number_is_not_given_again_after_its_backup_is_gone(world):
     first = world.backup(kind=Kind.FULL)
     with world.catalog.database.write() as connection:
-        connection.exec_driver_sql("DELETE FROM backups WHERE id = ?", (first.id,))
+        connection.execute(delete(backups).where(backups.c.id == first.id))
     assert world.backup().number == 2
