@@ -10,13 +10,21 @@ from typing import Any, Final, NamedTuple
 import postgres_server
 import pytest
 from sqlalchemy import select
-from staddle_server.base.types import ChunkPlace, Kind, PackSummary, Root, SegmentRef, StoredChunk, TokenRole
+from staddle_server.base.types import (
+    ChangeCounts,
+    ChunkPlace,
+    Kind,
+    PackSummary,
+    Root,
+    SegmentRef,
+    StoredChunk,
+    TokenRole,
+)
 from staddle_server.catalog import (
     Backup,
     BeginUpload,
     Begun,
     Catalog,
-    ChangeCounts,
     DurableUpdate,
     NewBackup,
     Principal,

@@ -1,23 +1,25 @@
 """The chunk index, claims, packs and their damage."""
 
 import pytest
-from sqlalchemy import event, select, update
+from sqlalchemy import select, update
 from staddle_server.catalog import PendingRecord, Terms
+from staddle_server.catalog.database import Database
 from staddle_server.catalog.schema import claims, packs
 from staddle_server.catalog.validation import BATCH
 
 TERMS = Terms(300, 7 * 24 * 3600)
 
 
-def _writes(world):
-    """The transactions that write, as they begin."""
-    begun = []
+@pytest.fixture
+def writes(monkeypatch):
+    """The databases of the transactions that write, as they begin."""
+    begun, write = [], Database.write
 
-    def note(connection):
-        if connection.get_execution_options().get("staddle_write", False):
-            begun.append(connection)
+    def noted(database, *, erase=False):
+        begun.append(database)
+        return write(database, erase=erase)
 
-    event.listen(world.catalog.database.engine, "begin", note)
+    monkeypatch.setattr(Database, "write", noted)
     return begun
 
 
@@ -102,17 +104,17 @@ def test_a_claim_answers_what_is_there_and_keeps_its_pack_for_the_upload(world):
         assert rows.scalars().all() == [pack.pack]
 
 
-def test_a_claim_that_holds_already_makes_no_transaction_that_writes(world):
+def test_a_claim_that_holds_already_makes_no_transaction_that_writes(world, writes):
     ids = world.digests(30)
     _stored(world, ids)
     upload = world.begin(world.bob).upload
-    begun = _writes(world)
+    writes.clear()
     first = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10])
-    assert len(begun) == 1
+    assert writes == [world.catalog.database]
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10]) == first
     assert len(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids)) == 30
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, world.digests(5)) == {}
-    assert len(begun) == 1
+    assert writes == [world.catalog.database]
 
 
 def test_a_claim_stays_after_the_commit(world):

@@ -56,6 +56,19 @@ def test_a_clock_that_was_set_back_by_less_than_the_period_makes_no_task_wait_fo
     assert ran == ["weekly"] * 2, "a correction of the clock"
 
 
+def test_a_task_whose_work_the_start_of_the_server_does_is_first_due_a_period_later(catalog):
+    clock, ran = SetClock(), []
+    schedule = Schedule(
+        [Task("compare", 60, lambda _: ran.append(1) or "", first_after_s=60)], catalog, clock
+    )
+    clock.now += 59
+    schedule.look()
+    assert not ran
+    clock.now += 1
+    schedule.look()
+    assert ran == [1]
+
+
 def test_a_patient_task_lets_clients_go_first_but_not_for_ever(catalog):
     clock, ran, busy = SetClock(), [], [True]
     tasks = [

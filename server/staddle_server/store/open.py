@@ -1,4 +1,4 @@
-"""Opening a store by its place: a path, or a URL whose scheme names the backend."""
+"""Open a store by its place: a path, or a URL whose scheme names the backend."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -12,19 +12,19 @@ from staddle_server.store.blobs import Blobs
 def _directory(url: str) -> Blobs:
     parts = urlsplit(url)
     if parts.netloc not in {"", "localhost"} or not parts.path or parts.query or parts.fragment:
-        raise ValueError(f"{url!r} names no directory of this machine: write file:///absolute/path")
+        raise ValueError(f"{url!r} is not a local directory: use file:///absolute/path")
     return DirectoryBlobs(unquote(parts.path))
 
 
 BACKENDS: Final[Mapping[str, Callable[[str], Blobs]]] = {"file": _directory}
-"""What opens a URL, by its scheme. A further backend is a module in `backends` and a line here."""
+"""What opens a URL, by scheme. A further backend is a module in `backends` and a line here."""
 
 
 def open_blobs(place: str) -> Blobs:
-    """The blobs of the store at `place`: the path of a directory, which must exist, or file:// and that path.
+    """Return the blobs of the store at `place`: the path of an existing directory, or file:// and that path.
 
-    Raises UnknownSchemeError for a URL that no backend opens, ValueError for one that names no directory, and
-    Unavailable if the place does not answer.
+    Raises UnknownSchemeError for a URL without a backend, ValueError for one that does not name a directory,
+    and Unavailable if the place does not respond.
     """
     scheme = scheme_of(place)
     if not scheme:

@@ -35,6 +35,7 @@ class Task(NamedTuple):
         every_s: How long after its last beginning it is due again; 0: never by itself.
         run: Does it; gives in a few words what it did, "" for nothing worth a line.
         patience_s: When it is due it waits so long for a moment in which no client is at work.
+        first_after_s: How long after the schedule's start it is not due: the server's start did its work already.
 
     """
 
@@ -42,6 +43,7 @@ class Task(NamedTuple):
     every_s: float
     run: Callable[[Stopping], str]
     patience_s: float = 0.0
+    first_after_s: float = 0.0
 
 
 class Schedule:
@@ -62,6 +64,7 @@ class Schedule:
         """`busy` says whether clients are at work."""
         self._busy = busy
         self._due_since_s: dict[str, float] = {}
+        self._started_s = clock.monotonic_s()
         self._tasks = [task for task in tasks if task.every_s > 0]
         self._catalog = catalog
         self._clock = clock
@@ -72,6 +75,7 @@ class Schedule:
 
     def start(self) -> None:
         """Begins; the first look is after LOOK_S. A task that takes hours keeps no other waiting."""
+        self._started_s = self._clock.monotonic_s()
         for thread in self._threads:
             thread.start()
 
@@ -104,6 +108,8 @@ class Schedule:
             log.exception("a fault in %s", task.name)
 
     def _is_due(self, task: Task) -> bool:
+        if self._clock.monotonic_s() - self._started_s < task.first_after_s:
+            return False
         begun_ns = self._catalog.tasks.last(task.name).begun_ns
         if begun_ns is None:
             return True
