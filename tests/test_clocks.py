@@ -4,6 +4,7 @@ A clock may jump by years, and back. A new use needs a row that says what a jump
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,8 @@ SOURCES: Final = (TOP / "client" / "staddle", TOP / "server" / "staddle_server")
 ASKS: Final = frozenset(
     {"now_ns", "time_ns", "time", "now", "utcnow", "today", "localtime", "gmtime", "ctime"}
 )
+ASKED: Final = re.compile(rf"\.\s*(?:{'|'.join(ASKS)})\b")
+"""What the source of a file that asks has in it: the others need no parsing."""
 MODULES: Final = frozenset({"time", "datetime"})
 
 USES: Final = {
@@ -128,7 +131,8 @@ def places() -> Iterator[tuple[str, str]]:
         for path in sorted(source.rglob("*.py")):
             if not path.name.endswith(("_pb2.py", "_pb2_grpc.py")):
                 module = ".".join(path.relative_to(source).with_suffix("").parts)
-                for name in asking(ast.parse(path.read_text()), ""):
+                text = path.read_text()
+                for name in asking(ast.parse(text), "") if ASKED.search(text) else ():
                     yield f"{source.name}.{module}", name
 
 

@@ -65,8 +65,9 @@ def counts_without_their_noun(tree: ast.AST) -> Iterator[tuple[int, str]]:
             for value, words in zip(node.values, node.values[1:], strict=False):
                 if isinstance(value, ast.FormattedValue) and isinstance(words, ast.Constant):
                     found = PLURAL.match(str(words.value))
-                    name = ast.unparse(value.value).rpartition(".")[2]
-                    if found and found[1] not in VERBS | OF_FORMATS and not name.isupper():
+                    if found is None or found[1] in VERBS | OF_FORMATS:
+                        continue
+                    if not ast.unparse(value.value).rpartition(".")[2].isupper():
                         yield value.lineno, str(words.value)
 
 

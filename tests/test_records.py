@@ -134,7 +134,8 @@ def test_no_token_is_made_or_revoked_without_a_record() -> None:
     made = [
         call
         for path in sorted(SERVER.rglob("*.py"))
-        for call in calls(ast.parse(path.read_text()))
+        if "tokens" in (text := path.read_text())
+        for call in calls(ast.parse(text))
         if ast.unparse(call.func).endswith((".tokens.create", ".tokens.revoke"))
     ]
     assert len(made) == 2

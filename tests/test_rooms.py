@@ -5,7 +5,9 @@ server: cli → app → api → upkeep → { upload | restore } → tenancy → 
 """
 
 import ast
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -123,6 +125,7 @@ OUTSIDE: Final = {
         "SQL is the catalog's own: another database must not touch another room",
     ),
     ("staddle_server", "alembic"): (frozenset({"catalog"}), "SQL is the catalog's own"),
+    ("staddle_server", "psycopg"): (frozenset({"catalog"}), "SQL is the catalog's own"),
     ("staddle_server", "sqlite3"): (frozenset({"catalog"}), "SQL is the catalog's own"),
     ("staddle_server", "cryptography"): (
         frozenset({"store", "app"}),
@@ -192,13 +195,20 @@ class Import(NamedTuple):
         return f"{self.path.name}:{self.line}"
 
 
+@cache
+def import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Those of a file, also inside functions."""
+    tree = ast.parse(path.read_text(), str(path))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imports(path: Path, side: Side) -> Iterator[Import]:
-    """Every import in a file, also those inside functions; relative ones are made absolute."""
+    """Every import in a file; relative ones are made absolute."""
     package = list(path.relative_to(side.source.parent).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in import_statements(path):
         if isinstance(node, ast.Import):
             yield from (Import(path, node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             above = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
             yield from (Import(path, node.lineno, f"{module}.{alias.name}") for alias in node.names)
@@ -285,9 +295,8 @@ def test_every_class_has_a_unique_name(side: Side) -> None:
     """This includes classes that are private to a module: a search for a name finds one thing."""
     found: dict[str, list[list[str]]] = {}
     for path in side.files():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                found.setdefault(node.name.lstrip("_"), []).append(module_of(path, side))
+        for name in re.findall(r"^ *class _*(\w+)", path.read_text(), re.MULTILINE):
+            found.setdefault(name, []).append(module_of(path, side))
     shared = {
         name: modules
         for name, modules in found.items()

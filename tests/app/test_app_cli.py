@@ -86,7 +86,7 @@ def test_init_of_an_existing_or_foreign_directory_changes_nothing(data: Path, tm
 def test_tenants_are_created_and_listed(data: Path) -> None:
     assert run("tenant", "create", "acme", "--data", data).returncode == 0
     again = run("tenant", "create", "acme", "--data", data)
-    assert (again.returncode, again.stderr) == (1, "Error: There is already a tenant 'acme'\n")
+    assert (again.returncode, again.stderr) == (1, "Error: Tenant 'acme' exists already\n")
     listed = [
         json.loads(line) for line in run("tenant", "list", "--json", "--data", data).stdout.splitlines()
     ]
@@ -177,7 +177,7 @@ def test_a_wrong_master_key_or_a_broken_file_is_a_clear_error(data: Path, tmp_pa
     (tmp_path / "d" / "master.key").write_text("not a key\n")
     done = run("tenant", "list", "--data", tmp_path / "d")
     assert done.returncode == 1
-    assert "holds no master key" in done.stderr
+    assert "is not a master key" in done.stderr
     assert "Traceback" not in done.stderr
 
 

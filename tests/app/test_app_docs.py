@@ -223,7 +223,7 @@ def test_the_oldest_versions_that_ci_tests_are_those_that_the_package_allows() -
         each for extra in project["optional-dependencies"].values() for each in extra
     ]
     floors = dict(
-        re.match(r"([a-z0-9-]+)>=([0-9.]+)", each).groups()
+        re.match(r"([a-z0-9-]+)(?:\[[a-z]+\])?>=([0-9.]+)", each).groups()
         for each in wanted
         if not each.startswith("staddle")
     )

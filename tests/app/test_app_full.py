@@ -336,7 +336,7 @@ def test_after_a_shortage_a_quarter_more_room_is_needed() -> None:
     space = disk.space(MinFree(size_bytes=100 * MIB))
     space.check()
     disk.free = 99 * MIB
-    with pytest.raises(Exhausted, match=r"/data has 99\.0 MiB free, where 100\.0 MiB are kept"):
+    with pytest.raises(Exhausted, match=r"/data has 99\.0 MiB free, but 100\.0 MiB reserved"):
         space.check()
     disk.free = 124 * MIB
     with pytest.raises(Exhausted):
@@ -352,7 +352,7 @@ def test_data_that_is_accepted_but_not_yet_written_counts_as_written() -> None:
     disk.now_s = 0.0
     space = Space(["/data"], MinFree(size_bytes=100 * MIB), status=disk.status, now_s=lambda: 0.0)
     in_memory = 0
-    space.unwritten = lambda: in_memory
+    space.count_unwritten(lambda: in_memory)
     with space.taking(4 * MIB), space.taking(4 * MIB), pytest.raises(Exhausted), space.taking(4 * MIB):
         raise AssertionError("8 MiB were coming, of 10")
     disk.free = 130 * MIB  # there was too little, so a quarter more is needed
@@ -379,7 +379,7 @@ def test_a_reading_allows_no_more_data_than_was_free() -> None:
 
 def test_a_disk_without_free_inodes_is_full_unless_it_does_not_count_inodes() -> None:
     disk = Disk(free=500 * MIB, inodes=9_999)
-    with pytest.raises(Exhausted, match="9,999 inodes free, where 10,000 are kept"):
+    with pytest.raises(Exhausted, match="9,999 inodes free, but 10,000 reserved"):
         disk.space(MinFree()).check()
     disk = Disk(free=500 * MIB, inodes=0)
     uncounted = lambda path: os.statvfs_result((*disk.status(path)[:5], 0, 0, 0, 0, 255))  # noqa: E731
@@ -392,7 +392,7 @@ def test_inodes_released_by_the_reserve_are_not_used_for_backups() -> None:
     space = Space(["/data"], MinFree(), missing_inodes=lambda: released, status=disk.status, now_s=disk.now)
     space.check()
     released = 1_000
-    with pytest.raises(Exhausted, match="10,500 inodes free, where 11,000 are kept"):
+    with pytest.raises(Exhausted, match="10,500 inodes free, but 11,000 reserved"):
         space.check()
 
 

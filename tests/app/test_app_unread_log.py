@@ -134,7 +134,7 @@ def record(words: str) -> logging.LogRecord:
     return logging.LogRecord("test", logging.INFO, "", 0, words, None, None)
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", extent(["<&- >&- 2>&-"], [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"]))
 def test_a_server_serves_with_any_standard_streams_closed(tmp_path: Path, closed: str) -> None:
     data = tmp_path / "data"
     env = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE")}

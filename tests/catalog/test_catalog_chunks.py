@@ -1,22 +1,25 @@
 """The chunk index, claims, packs and damaged packs."""
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import select, update
 from staddle_server.catalog import PendingRecord, Terms
+from staddle_server.catalog.database import Database
+from staddle_server.catalog.schema import claims, packs
 from staddle_server.catalog.validation import BATCH
 
 TERMS = Terms(300, 7 * 24 * 3600)
 
 
-def _writes(world):
-    """Collects each transaction that writes, when it begins."""
-    begun = []
+@pytest.fixture
+def writes(monkeypatch):
+    """Collects the database of each transaction that writes, when it begins."""
+    begun, write = [], Database.write
 
-    def note(connection):
-        if connection.get_execution_options().get("staddle_write", False):
-            begun.append(connection)
+    def noted(database, *, erase=False):
+        begun.append(database)
+        return write(database, erase=erase)
 
-    event.listen(world.catalog.database.engine, "begin", note)
+    monkeypatch.setattr(Database, "write", noted)
     return begun
 
 
@@ -97,24 +100,21 @@ def test_a_claim_returns_the_stored_chunks_and_keeps_their_pack_for_the_upload(w
     claimed = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids + unknown + ids)
     assert claimed == dict(pack.chunks)
     with world.catalog.database.read() as connection:
-        rows = connection.exec_driver_sql(
-            "SELECT packs.id FROM claims JOIN packs ON packs.row = claims.pack WHERE claims.upload = ?",
-            (upload.id,),
-        )
+        rows = connection.execute(select(packs.c.id).join(claims).where(claims.c.upload == upload.id))
         assert rows.scalars().all() == [pack.pack]
 
 
-def test_repeating_a_claim_writes_nothing(world):
+def test_repeating_a_claim_writes_nothing(world, writes):
     ids = world.digests(30)
     _stored(world, ids)
     upload = world.begin(world.bob).upload
-    begun = _writes(world)
+    writes.clear()
     first = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10])
-    assert len(begun) == 1
+    assert writes == [world.catalog.database]
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10]) == first
     assert len(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids)) == 30
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, world.digests(5)) == {}
-    assert len(begun) == 1
+    assert writes == [world.catalog.database]
 
 
 def test_a_claim_stays_after_the_commit(world):
@@ -129,7 +129,7 @@ def test_only_a_live_pack_is_found_or_claimed(world, state):
     ids = world.digests(3)
     _, pack = _stored(world, ids)
     with world.catalog.database.write() as connection:
-        connection.exec_driver_sql("UPDATE packs SET state = ? WHERE id = ?", (state, pack.pack))
+        connection.execute(update(packs).where(packs.c.id == pack.pack).values(state=state))
     upload = world.begin(world.bob).upload
     assert world.catalog.chunks.find(world.tenant, ids, include_damaged=True) == {}
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids) == {}

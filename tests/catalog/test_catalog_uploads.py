@@ -2,7 +2,7 @@
 
 import pytest
 from staddle_server.base import errors, limits
-from staddle_server.base.types import Kind, Scope, UploadState
+from staddle_server.base.types import ChangeCounts, Kind, Scope, UploadState
 from staddle_server.catalog import DurableUpdate, MissingChunk, PendingRecord, Terms
 
 SECOND = 1_000_000_000
@@ -391,7 +391,7 @@ def test_a_commit_makes_one_backup_with_everything_from_the_upload(world):
     )
     assert (backup.begin_ns, backup.commit_ns, backup.deleted_ns) == (upload.begin_ns, world.now, None)
     assert (backup.root.entries, backup.root.data_bytes, backup.root.level) == (12, 3456, 1)
-    assert (backup.stored_bytes, backup.changes) == (789, (1, 2, 3, 4, 5))
+    assert (backup.stored_bytes, backup.changes) == (789, ChangeCounts(1, 2, 3, 4, 5))
     assert (backup.tags, backup.host, backup.source_root) == ({"k": "v"}, "h", "/srv")
     assert (backup.principal, backup.upload, backup.request_id) == ("ann", upload.id, "r")
     assert [each.id for each in world.catalog.backups.pending_records(world.tenant)][-1] == backup.id

@@ -6,7 +6,7 @@ Run as a program, this writes the missing files. It never changes an existing on
 from pathlib import Path
 
 import zstandard
-from staddle_server.base.types import NO_LINK, Kind, Place, Role, Root, Scope, TenantKeys
+from staddle_server.base.types import NO_LINK, ChangeCounts, Kind, Place, Role, Root, Scope, TenantKeys
 from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import create_format
 from staddle_server.store.keys import KeyStore, WrappedKeys, keys_name, master_key_line, wrap_keys
@@ -15,7 +15,6 @@ from staddle_server.store.pack import Codec, parse_pack_name
 from staddle_server.store.pack_writer import PackWriter
 from staddle_server.store.parity import Parity, parity_name
 from staddle_server.store.records import (
-    ChangeCounts,
     CommittedRecord,
     DeletedRecord,
     ForgottenRecord,

@@ -292,7 +292,7 @@ def test_forged_parity_is_never_trusted() -> None:
     checks = b"".join(form.check_of(other[at : at + BLOCK], key) for at in range(0, len(other), BLOCK))
     liar.damage(liar.parity_name, one.geometry.checks_offset, checks)
     liar.blobs.objects[liar.name] = other
-    with pytest.raises(ParityDamaged, match="what it restores is not the pack, and nothing was changed"):
+    with pytest.raises(ParityDamaged, match="what it restores is not the pack, so nothing was changed"):
         liar.parity.mend(liar.pack)
     assert liar.now == other
 
@@ -300,13 +300,13 @@ def test_forged_parity_is_never_trusted() -> None:
 def test_the_parity_of_another_pack_or_tenant_is_refused() -> None:
     one, other = sample(9_000, 10).copy(), sample(3_000, 10)
     one.blobs.objects[one.parity_name] = other.blobs.objects[other.parity_name]
-    with pytest.raises(ParityDamaged, match="cannot help: it is another pack's"):
+    with pytest.raises(ParityDamaged, match="cannot help: it belongs to another pack"):
         one.parity.mend(one.pack)
     stranger = Parity(one.blobs, tenant_keys("elsewhere"))
     one.blobs.objects[parity_name(tenant_keys("elsewhere").tenant, one.pack)] = sample(
         9_000, 10
     ).blobs.objects[one.parity_name]
-    with pytest.raises(ParityDamaged, match="not what was written"):
+    with pytest.raises(ParityDamaged, match="its head is damaged"):
         stranger.mend(one.pack)
 
 
@@ -356,7 +356,7 @@ def test_a_pack_with_two_swapped_segments_fails_verification() -> None:
     end = other.offset + other.length
     data[first.offset : end] = data[other.offset : end] + data[first.offset : other.offset]
     blobs.objects[name] = bytes(data)
-    with pytest.raises(PackDamaged, match="segment 1 lies where 0 should"):
+    with pytest.raises(PackDamaged, match="segment 1 lies where segment 0 should"):
         verify_pack(PackReader(blobs, KEYS), KEYS, summary.pack)
 
 
@@ -365,7 +365,7 @@ def test_a_pack_with_two_swapped_segments_fails_verification() -> None:
     [
         (b"chunk", b"chunk", ""),
         (b"other", b"chunk", "name different chunks"),
-        (b"other", b"other", "does not have its digest"),
+        (b"other", b"other", "does not match its digest"),
     ],
 )
 def test_a_sealed_pack_with_contradicting_parts_fails_verification(

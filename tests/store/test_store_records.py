@@ -9,12 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from staddle_server.base.errors import Damaged
 from staddle_server.base.limits import RECORD_BYTES_MAX
-from staddle_server.base.types import EMPTY_ROOT, NO_LINK, Kind, Place, Root, Scope, TenantKeys, record_link
+from staddle_server.base.types import (
+    EMPTY_ROOT,
+    NO_LINK,
+    ChangeCounts,
+    Kind,
+    Place,
+    Root,
+    Scope,
+    TenantKeys,
+    record_link,
+)
 from staddle_server.store.backends.memory import MemoryBlobs
 from staddle_server.store.blobs import BlobExists, BlobMissing, Blobs
 from staddle_server.store.keys import secrets_of
 from staddle_server.store.records import (
-    ChangeCounts,
     CommittedRecord,
     DeletedRecord,
     Record,
@@ -173,7 +182,7 @@ def test_a_record_under_another_name_or_tenant_is_damage(
     moved = record_name(keys.tenant, 1, bytes(16))
     planted = record_name(other_keys.tenant, 1, ID)
     memory.objects[moved] = memory.objects[planted] = memory.objects[name]
-    with pytest.raises(Damaged, match="another one"):
+    with pytest.raises(Damaged, match="another record"):
         Records(memory, keys).read(moved)
     with pytest.raises(Damaged, match="wrong header"):
         Records(memory, other_keys).read(planted)

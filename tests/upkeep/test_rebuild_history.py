@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from staddle_server.base.limits import GRACE_S
-from staddle_server.base.types import Authors, Kind, Root, Scope
+from staddle_server.base.types import Authors, ChangeCounts, Kind, Root, Scope
 from staddle_server.store.records import (
-    ChangeCounts,
     CommittedRecord,
     DeletedRecord,
     HeldRecord,
@@ -89,7 +88,7 @@ def test_a_backup_is_rebuilt_from_its_record():
         backup_id(9),
     )
     assert (found.begin_ns, found.commit_ns, found.root) == (25, 30, record.root)
-    assert tuple(found.changes) == (1, 2, 3, 4, 5)
+    assert found.changes == ChangeCounts(1, 2, 3, 4, 5)
     assert (found.tags, found.host, found.source_root) == ({"a": "b"}, "h", "/r")
     assert (found.principal, found.request_id, found.stored_bytes) == ("p", "r3", 3)
     assert found.authors == Authors("b", ("w", "v"), more_writers=True)

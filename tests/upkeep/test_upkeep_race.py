@@ -7,10 +7,11 @@ varies the run; pytest's -s prints the figures.
 import os
 
 import pytest
+from extent import extent
 from garbage_left import Garbage
 from gc_race import Race
 
-ROUNDS = int(os.environ.get("STADDLE_TEST_RACE_ROUNDS", "15"))
+ROUNDS = int(os.environ.get("STADDLE_TEST_RACE_ROUNDS", extent("8", "15")))
 SEED = int(os.environ.get("STADDLE_TEST_RACE_SEED", "2026"))
 
 

@@ -110,7 +110,7 @@ class _Plan:
             if said and known and said != known:
                 raise RootDiffersError(
                     f"Dataset {self._options.dataset!r} holds {newest.root!r} of host {newest.host!r}: use another dataset, "
-                    "or say that the root is meant to be new",
+                    "or declare a new root",
                     facts={"dataset": self._options.dataset, "host": newest.host, "root": newest.root},
                 )
 

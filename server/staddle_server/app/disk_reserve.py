@@ -1,7 +1,6 @@
 """A file that holds room on the disk: part of it is given up when the disk is full, so that a server can start, delete and collect."""
 
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from staddle_server.base.limits import (
     RESERVE_PART,
 )
 from staddle_server.base.threads import Background
+from staddle_server.store.files import NO_ROOM
 from staddle_server.store.space import Free, Space
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ LOG_BYTES: Final = 4 * MIB
 """SQLite brings its log into the catalog when it has so much."""
 STEP_BYTES: Final = 64 * KIB
 LOOK_S: Final = 1.0
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Reserve:
@@ -165,7 +164,7 @@ class Keeper:
     def __init__(self, space: Space, reserves: Reserves) -> None:
         self._space = space
         self._reserves = reserves
-        self._told: str | None = None
+        self._reported: str | None = None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -186,15 +185,15 @@ class Keeper:
             "free_bytes": [each.free_bytes for each in free],
             "free_inodes": [each.free_inodes for each in free],
         }
-        if flaw is not None and self._told is None:
+        if flaw is not None and self._reported is None:
             _log.warning(
                 "the disk is nearly full, and no backups are taken: %s; delete backups and collect, or make room",
                 flaw,
                 extra={"fields": facts},
             )
-        elif flaw is None and self._told is not None:
+        elif flaw is None and self._reported is not None:
             _log.info("the disk has room again, and backups are taken", extra={"fields": facts})
-        self._told = flaw
+        self._reported = flaw
         for reserve in self._reserves.room:
             self._keep(reserve, free, "bytes")
         for inode_reserve in self._reserves.inodes:
@@ -212,5 +211,5 @@ class Keeper:
             elif reserve.make(kept):
                 _log.info("the reserve of %s is complete: it is released when the disk is full", unit)
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 _log.warning("the reserve of %s cannot be kept: %s", unit, error)
