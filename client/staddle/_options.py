@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from staddle._base.figures import counted
 from staddle._errors import BadRequestError, DamageError, UnsupportedError
@@ -10,7 +10,7 @@ from staddle._protocol.arguments import checked_path, choice
 from staddle._protocol.convert import text
 from staddle._types.backups import BackupKind
 from staddle._types.entries import PathLike
-from staddle._types.options import BackupOptions, Overwrite, RestoreOptions, SourceArguments
+from staddle._types.options import BackupOptions, RestoreOptions, SourceArguments
 from staddle._types.reports import RestoreReport
 
 LocalPath = str | bytes | os.PathLike[str]
@@ -64,15 +64,6 @@ def _damage_error(report: RestoreReport) -> DamageError:
         facts={"path": ascii(first.path), "count": str(len(damaged)), "backup": report.backup.id},
         report=report,
     )
-
-
-def checked_overwrite(overwrite: Overwrite) -> Overwrite:
-    """Raises BadRequestError for another word."""
-    if overwrite not in get_args(Overwrite):
-        raise BadRequestError(
-            f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
-        )
-    return overwrite
 
 
 def restore_options(

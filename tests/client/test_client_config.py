@@ -138,7 +138,7 @@ def test_no_variable_is_one_that_orchestrators_set() -> None:
 
 
 def test_a_setting_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no setting serve"):
+    with pytest.raises(ConfigError, match="Unknown setting serve"):
         load_settings(environment={}, serve="a")
 
 

@@ -6,7 +6,7 @@ import io
 import itertools
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grpc
@@ -399,3 +399,23 @@ def test_an_answer_of_another_length_is_not_taken(
         remote.seek(2 * MIB)
         with pytest.raises(ProtocolError):
             remote.read(MIB)
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("kind", lambda client: client.backup("/", dataset="www", kind="some")),
+        ("profile", lambda client: client.backup("/", dataset="www", profile="some")),
+        ("overwrite", lambda client: client.restore("www", "/nowhere", overwrite="some")),
+        ("format", lambda client: client.write_archive("www", io.BytesIO(), format="some")),
+        ("scope", lambda client: client.upload("www", scope="some")),
+    ],
+)
+def test_a_word_that_an_argument_does_not_know_is_refused_before_anything_is_sent(
+    field: str, call: Callable[[Client], object]
+) -> None:
+    with Client("127.0.0.1:1", "token") as nobody, pytest.raises(BadRequestError) as caught:
+        call(nobody)
+    assert caught.value.facts == {"field": field}
+    assert str(caught.value).startswith(f"{field} is one of ")
+    assert str(caught.value).endswith(", not 'some'.")

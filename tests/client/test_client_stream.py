@@ -154,7 +154,7 @@ def test_parts_where_they_do_not_belong_are_refused(backup: StoredBackup) -> Non
     refused([parts[0], data], "outside a file")
     refused([parts[0], end], "not open")
     refused([*parts, parts[1]], "after its end")
-    refused([parts[0], content], "nobody asked for")
+    refused([parts[0], content], "not requested")
     refused([parts[0], wire.RestorePart()], "too old")
 
 
@@ -196,7 +196,7 @@ def test_the_other_views_bring_no_bytes(backup: StoredBackup) -> None:
     at = index(named, "content")
     refused([*named[:at], *named[at + 1 :]], "chunks of 196612 bytes", view=VIEW_REFERENCES)
     refused([*named[:at], named[at], *named[at:]], "chunks of more than its", view=VIEW_REFERENCES)
-    refused(named, "nobody asked for", view=VIEW_BASIC)
+    refused(named, "not requested", view=VIEW_BASIC)
 
 
 def test_it_reads_what_a_server_streams(client: Client, memory: MemoryService) -> None:

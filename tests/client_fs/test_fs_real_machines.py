@@ -56,7 +56,7 @@ def test_an_owner_an_inode_and_a_change_time_that_do_not_fit_are_left_out_or_cla
     numbers = (0o100644, 2**64, 1, 1, 2**32, 0, 5, 0, 0, 0)
     status = os.stat_result(numbers, {"st_mtime_ns": 0, "st_ctime_ns": -(2**63) - 1})
     tally = BackupTally()
-    entry = metadata.entry_of(Found(b"f", b"f", -1, status, b"", 0), metadata.Names(), tally)
+    entry = metadata.entry_of(Found(b"f", b"f", -1, status, b"", 0), metadata.OwnerNames(), tally)
     assert entry is not None
     assert not any(map(entry.HasField, ("uid", "gid", "inode")))
     assert entry.ctime_ns == -(2**63)

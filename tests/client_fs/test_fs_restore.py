@@ -279,21 +279,21 @@ def test_names_of_one_file_that_are_linked_already_leave_no_temporary_name(tmp_p
 
 
 def test_damage_is_reported_leaves_no_file_and_the_rest_is_restored(tmp_path: Path) -> None:
-    server = Server(file("a"), file("hurt", seeded_bytes(2, 200_000)), file("z", seeded_bytes(3, 200_000)))
-    server.damaged.add(b"hurt")
+    server = Server(file("a"), file("damaged", seeded_bytes(2, 200_000)), file("z", seeded_bytes(3, 200_000)))
+    server.damaged.add(b"damaged")
     report = restore(server, tmp_path / "target")
-    assert [(problem.kind, problem.path) for problem in report.problems] == [(ProblemKind.DAMAGED, "hurt")]
+    assert [(problem.kind, problem.path) for problem in report.problems] == [(ProblemKind.DAMAGED, "damaged")]
     assert sorted(item.name for item in (tmp_path / "target").iterdir()) == ["a", "z"]
 
 
 def test_damage_keeps_what_was_there_before(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
-    (target / "hurt").write_text("the version of before")
-    server = Server(file("hurt", seeded_bytes(2, 200_000)))
-    server.damaged.add(b"hurt")
+    (target / "damaged").write_text("the previous version")
+    server = Server(file("damaged", seeded_bytes(2, 200_000)))
+    server.damaged.add(b"damaged")
     assert len(restore(server, target).damaged) == 1
-    assert (target / "hurt").read_text() == "the version of before"
+    assert (target / "damaged").read_text() == "the previous version"
     assert leftovers(target) == []
 
 
@@ -327,11 +327,11 @@ def test_segments_that_are_not_right_are_done_without_and_the_server_says_what_i
             yield wire.RestorePart(segment=wire.Segment(data=data[::-1], raw=True, raw_bytes=len(data)))
             yield wire.RestorePart(entry=entry, piece=wire.Piece(length_bytes=len(data)))
 
-    server = Wrong(file("a"), file("hurt", seeded_bytes(2, 200_000)), file("wrong", b"bytes"), file("z"))
-    server.damaged.add(b"hurt")
+    server = Wrong(file("a"), file("damaged", seeded_bytes(2, 200_000)), file("wrong", b"bytes"), file("z"))
+    server.damaged.add(b"damaged")
     report = restore(server, tmp_path / "target", retry_s=0.0)
     assert [request.segments for request in server.requests] == [True, False, False]
-    assert {(problem.kind, problem.path) for problem in report.problems} == {(ProblemKind.DAMAGED, "hurt")}
+    assert {(problem.kind, problem.path) for problem in report.problems} == {(ProblemKind.DAMAGED, "damaged")}
     assert sorted(path.name for path in (tmp_path / "target").iterdir()) == ["a", "wrong", "z"]
     assert (tmp_path / "target" / "wrong").read_bytes() == b"bytes"
     assert leftovers(tmp_path / "target") == []

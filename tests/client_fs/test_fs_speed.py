@@ -35,7 +35,7 @@ def plant_small(root: Path, count: int) -> None:
 def test_thousands_of_small_files_take_a_few_calls_and_not_one_each(
     thin: bool, protected, tmp_path: Path
 ) -> None:
-    plant_small(protected.source, extent(2_000, 5_000))
+    plant_small(protected.source, extent(1_000, 5_000))
     with counted_calls() as calls:
         protected.backup(thin=thin)
     assert calls["CommitUpload"] + calls["Backup"] == 1

@@ -12,27 +12,25 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from staddle_server.store.wrapped import WrappedBlobs
 from test_command_failures import WAIT_S
 
 
-class Gate:
+class Gate(WrappedBlobs):
     """Blobs that stop after the first pack, until they may go on: the middle of a backup, for as long as a test wants."""
 
     def __init__(self, blobs) -> None:
-        self._blobs = blobs
+        super().__init__(blobs)
         self.reached = threading.Event()
         self.open = threading.Event()
         self._packs = 0
-
-    def __getattr__(self, name: str):
-        return getattr(self._blobs, name)
 
     def create(self):
         self._packs += 1
         if self._packs > 1:
             self.reached.set()
             self.open.wait(WAIT_S)
-        return self._blobs.create()
+        return super().create()
 
 
 @pytest.fixture
@@ -79,26 +77,20 @@ def test_an_interrupted_backup_goes_on_where_it_was(
     assert nobody("cat", "d", "19").out == (root / "19").read_bytes()
 
 
-class ReadGate:
+class ReadGate(WrappedBlobs):
     """Blobs of which nothing more is read after the first two reads, until they may go on: the middle of a restore."""
 
     def __init__(self, blobs) -> None:
-        self._blobs = blobs
+        super().__init__(blobs)
         self.armed = False
         self.reached = threading.Event()
         self.open = threading.Event()
 
-    def __getattr__(self, name: str):
-        return getattr(self._blobs, name)
-
-    def read(self, *args, **options):
-        if self.armed and self._is_far(*args):
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        if self.armed and 24 << 20 < offset < 32 << 20:
             self.reached.set()
             self.open.wait(WAIT_S)
-        return self._blobs.read(*args, **options)
-
-    def _is_far(self, _key, offset: int = 0, *_more) -> bool:
-        return 24 << 20 < offset < 32 << 20
+        return super().read(name, offset, length)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -176,12 +176,12 @@ def test_a_sector_that_cannot_be_read_costs_what_lies_there_and_the_rest_is_rest
     stub = running.stub()
     reading.size, reading.where, reading.fails = pack.stat().st_size, range(1000, 1512), errno.EIO
     restored = restore(stub, "www")
-    hurt = {damage.path for damage in restored.damages}
-    assert "a" in hurt
-    assert "c" not in hurt, "b may share a segment with a; c does not"
+    damaged = {damage.path for damage in restored.damages}
+    assert "a" in damaged
+    assert "c" not in damaged, "b may share a segment with a; c does not"
     assert "EIO" in restored.damages[0].message
-    assert {path: data for path, data in restored.files.items() if path not in hurt} == {
-        path: data for path, data in files.items() if path not in hurt
+    assert {path: data for path, data in restored.files.items() if path not in damaged} == {
+        path: data for path, data in files.items() if path not in damaged
     }
     reading.fails = 0
     assert restore(stub, "www").files == files, "it was not marked, and is read again"

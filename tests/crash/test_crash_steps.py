@@ -56,7 +56,7 @@ def test_a_commit_has_a_before_and_an_after_and_what_is_rolled_back_has_neither(
     seen = Seen()
     with watched(seen):
         made.tenants.create(bytes(16), "a", 1, record=b"made")
-        with pytest.raises(Exception, match="There is already"):
+        with pytest.raises(Exception, match="exists already"):
             made.tenants.create(bytes(16), "a", 1, record=b"made")
         made.tenants.list_all()
     made.close()

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from crash_together import simulate
-from extent import extent
 
 LONG = bool(os.environ.get("STADDLE_TEST_LONG"))
 FIRST = int(os.environ.get("STADDLE_TEST_SEED", "1"))
 
 
-@pytest.mark.parametrize("seed", range(FIRST, FIRST + (200 if LONG else extent(1, 2))))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + (200 if LONG else 2)))
 def test_whatever_fails_together_what_was_acknowledged_is_there(tmp_path: Path, seed: int) -> None:
     figures = simulate(tmp_path, seed)
     assert figures["acknowledged"] > 0

@@ -111,6 +111,7 @@ class Running:
     upload_life_s: float = 7 * 24 * 3600.0
     retention_every_s: float = 0.0
     parity_percent: int = 0
+    integrity_every_s: float = 0.0
     listen: str = "127.0.0.1:0"
     clock: MovedClock = field(default_factory=MovedClock)
     catalog_options: dict[str, float] = field(default_factory=dict)
@@ -141,6 +142,7 @@ class Running:
                 upload_life_s=self.upload_life_s,
                 retention_every_s=self.retention_every_s,
                 parity_percent=self.parity_percent,
+                integrity_every_s=self.integrity_every_s,
             ),
             clock=self.clock,
         )

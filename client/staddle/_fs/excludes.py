@@ -199,7 +199,7 @@ def _fault_in_brackets(body: str) -> str:
             return f"the class {brackets[0]} needs brackets around it: write [{brackets[0]}]"
         for name in _CLASS.findall(brackets[0]):
             if name not in _CLASSES:
-                return f"there is no class [:{name}:]"
+                return f"the class [:{name}:] does not exist"
         for first, last in _RANGE.findall(_CLASS.sub("", brackets[1])):
             if first > last:
                 return f"the range {first}-{last} is empty: write {last}-{first}"

@@ -84,7 +84,7 @@ class ToArchive:
         self._pending_bytes = 0
         self._links: OrderedDict[tuple[bytes, bytes], bytes] = OrderedDict()
         self._leaf = b""
-        """The last path that is no directory."""
+        """The last path that is not a directory."""
         self._copies = 0
         self._open: _Gathered | _Passed | None = None
         self._partial: _Partial | None = None
@@ -188,7 +188,9 @@ class ToArchive:
         if self._partial is not None and path != self._partial.path:
             raise ProtocolError(f"The server went on with {path!r} in the middle of {self._partial.path!r}.")
         if self._leaf and path.startswith(self._leaf + b"/"):
-            raise ProtocolError(f"The server sent {path!r}, which lies below something that is no directory.")
+            raise ProtocolError(
+                f"The server sent {path!r}, which lies below something other than a directory."
+            )
         if entry.type != pb.ENTRY_TYPE_DIRECTORY:
             self._leaf = path
         if not path:

@@ -1,7 +1,7 @@
 """A backup into a directory.
 
-Into a directory that is empty, or where everything is to be replaced, one stream brings everything. Otherwise a first stream tells what
-there is, without its bytes, and only what differs is fetched, in batches. Either way a broken stream is resumed where it broke.
+Into a directory that is empty, or where everything is to be replaced, one stream brings everything. Otherwise a first stream lists what
+the backup has, without its bytes, and only what differs is fetched, in batches. Either way a broken stream is resumed where it broke.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FETCH_PATH_BYTES: Final = 1024 * 1024
 def restore_to_directory(
     calls: Calls, dataset: str, selector: pb.BackupSelector, target: bytes, options: RestoreOptions
 ) -> RestoreReport:
-    """Restores into `target`; see Client.restore. Damage is in the report, and raised by nobody here.
+    """Restores into `target`; see Client.restore. Damage is in the report, and not raised here.
 
     Raises StaddleError if a stream fails for good, before or after a part was written; OSError if the target cannot be made, or is full.
     """
@@ -193,7 +193,7 @@ class Restore:
                 yield event
 
     def _begin(self) -> None:
-        """The first answer came, so all paths are there: from now on things are written."""
+        """The first answer came, so all paths exist: from now on the target is written."""
         if self._options.dry_run:
             self._writer = Preview(
                 self._path, self._options.overwrite, self._tally, verify=self._options.verify

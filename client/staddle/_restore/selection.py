@@ -32,7 +32,7 @@ class Selection:
 
     @property
     def takes_all(self) -> bool:
-        """Whether there are no patterns."""
+        """Whether the selection has no patterns."""
         return self._include is no_excludes and self._exclude is no_excludes
 
     def choose(self, path: bytes, *, is_directory: bool) -> Choice:

@@ -63,7 +63,7 @@ class Streams:
         return self.backup if not paths and self.selection.takes_all else None
 
     def to_the_end(self, work: Callable[[], None], where: Callable[[], object]) -> None:
-        """Does `work` until it does not break; `where` tells how far it is. Raises StaddleError if it breaks for good."""
+        """Repeat `work` until its stream does not break; `where` gives its position. Raises StaddleError if it breaks for good."""
         attempts = Attempts(self._retry, self._calls.clock)
         while True:
             before = where()
@@ -105,7 +105,7 @@ class Streams:
                 yield event
 
     def selected(self, events: Iterable[Event]) -> Iterator[Event]:
-        """The events of a stream whose entries are chosen as they come, without damage that took nothing of what is wanted.
+        """The events of a stream that is filtered on arrival, without damage that affects no selected path.
 
         A page of the tree that cannot be read is named by the path before it. If that is below an excluded directory, the next entry
         shows whether all of the page was: only then it is left out.

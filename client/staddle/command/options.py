@@ -382,9 +382,9 @@ def hint_for(error: StaddleError) -> str:
 
 
 _HINTS: Final = {
-    "BACKUP_NOT_FOUND": "`staddle list {dataset}` shows those that are there.",
+    "BACKUP_NOT_FOUND": "`staddle list {dataset}` shows the existing ones.",
     "AMBIGUOUS_BACKUP": "`staddle list {dataset}` shows enough digits of each.",
-    "DATASET_NOT_FOUND": "`staddle list` shows those that are there.",
+    "DATASET_NOT_FOUND": "`staddle list` shows the existing ones.",
     "PATH_NOT_FOUND": "Paths are relative to the backup's root: `staddle ls {dataset} -R` lists them all.",
     "NOT_A_FILE": "`staddle ls` shows what it is.",
     "PLAN_CHANGED": "`staddle retention plan {dataset}` makes another one.",

@@ -164,7 +164,7 @@ class Keeper:
     def __init__(self, space: Space, reserves: Reserves) -> None:
         self._space = space
         self._reserves = reserves
-        self._told: str | None = None
+        self._reported: str | None = None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -185,15 +185,15 @@ class Keeper:
             "free_bytes": [each.free_bytes for each in free],
             "free_inodes": [each.free_inodes for each in free],
         }
-        if flaw is not None and self._told is None:
+        if flaw is not None and self._reported is None:
             _log.warning(
                 "the disk is nearly full, and no backups are taken: %s; delete backups and collect, or make room",
                 flaw,
                 extra={"fields": facts},
             )
-        elif flaw is None and self._told is not None:
+        elif flaw is None and self._reported is not None:
             _log.info("the disk has room again, and backups are taken", extra={"fields": facts})
-        self._told = flaw
+        self._reported = flaw
         for reserve in self._reserves.room:
             self._keep(reserve, free, "bytes")
         for inode_reserve in self._reserves.inodes:

@@ -86,7 +86,7 @@ class Service:
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
-        self._integrity = Integrity(kept)
+        self._integrity = Integrity(kept, settings.integrity_every_s)
         parts = _parts(blobs, space, self.clock_watch, self._integrity, certificates_last)
         conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)

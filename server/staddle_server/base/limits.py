@@ -141,6 +141,8 @@ LEASE_S: Final = 300
 UPLOAD_LIFE_S: Final = 7 * 24 * 3600
 
 # --- upkeep
+INTEGRITY_EVERY_S: Final = 1.0
+"""How often a server checks for new damage, and whether its store and catalog are present."""
 GRACE_S: Final = 7 * 24 * 3600
 """How long a deleted backup can be brought back, unless its tenant has another time."""
 REAP_GRACE_S: Final = 24 * 3600

@@ -1,4 +1,4 @@
-"""Backups: looking at them, picking one, hiding and showing them, and the records that must follow."""
+"""Backups: list and look up, delete and undelete, and the records still to be written."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -21,11 +21,11 @@ _b = schema.backups.c
 _p = schema.pending_records.c
 _SHOWN = _b.deleted_ns.is_(None)
 _KEPT = _b.purged_ns.is_(None)
-"""Shown, or hidden and still to be had."""
+"""Visible, or deleted and still recoverable."""
 
 
 class Backups:
-    """The backups of all tenants. They are made by `Uploads.commit`."""
+    """The backups of all tenants. `Uploads.commit` creates them."""
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
@@ -40,7 +40,10 @@ class Backups:
         before_number: int | None = None,
         show_deleted: bool = False,
     ) -> list[Backup]:
-        """At most `limit` backups, newest first, those with a number below `before_number`. DATASET_NOT_FOUND."""
+        """Return at most `limit` backups, newest first, with a number below `before_number`.
+
+        DATASET_NOT_FOUND.
+        """
         with self._database.read() as connection:
             found = self._of_dataset(connection, tenant, dataset)
             query = select_backups().where(found, _KEPT if show_deleted else _SHOWN)
@@ -50,7 +53,10 @@ class Backups:
             return [backup_of(row) for row in rows]
 
     def get(self, tenant: bytes, backup: bytes) -> Backup:
-        """The backup with this id, deleted or not, and a purged one for as long as its row is there. BACKUP_NOT_FOUND."""
+        """Return the backup with this id, deleted or not, also a purged one while its row exists.
+
+        BACKUP_NOT_FOUND.
+        """
         with self._database.read() as connection:
             mine = _b.tenant == self._tenants.row(connection, tenant)
             row = connection.execute(select_backups().where(_b.id == backup, mine)).one_or_none()
@@ -67,13 +73,13 @@ class Backups:
         at_ns: int | None = None,
         include_deleted: bool = False,
     ) -> Backup:
-        """Picks one backup of a dataset.
+        """Pick one backup of a dataset.
 
-        By `at_ns`: the newest whose capture began then or before. By `backup`: an id, a prefix of one (4 digits or more),
-        or "latest", which is also what nothing means: the one with the highest number.
+        By `at_ns`: the newest whose capture began at that time or earlier. By `backup`: an id, a prefix of
+        one (4 digits or more), or "latest", the one with the highest number, which is also the default.
 
-        DATASET_NOT_FOUND; BACKUP_NOT_FOUND, with `earliest` where a time was asked for; AMBIGUOUS_BACKUP; BAD_FIELD for
-        a text that is no prefix.
+        DATASET_NOT_FOUND; BACKUP_NOT_FOUND, with `earliest` if a time was requested; AMBIGUOUS_BACKUP;
+        BAD_FIELD for an invalid prefix.
         """
         with self._database.read() as connection:
             found = self._of_dataset(connection, tenant, dataset)
@@ -93,10 +99,11 @@ class Backups:
         *,
         protected_ns: int | None = None,
     ) -> tuple[Backup, bool]:
-        """Hides a backup, and keeps `record` as pending in the same transaction.
+        """Hide a backup, and keep `record` as pending in the same transaction.
 
-        Answers the backup and whether this call changed it: one that is deleted already stays as it is, and `record` is
-        then not kept. BACKUP_NOT_FOUND; PROTECTED, if it was at `protected_ns` (`now_ns` unless given).
+        Return the backup and whether this call changed it: an already deleted one stays unchanged, and
+        `record` is then not kept. BACKUP_NOT_FOUND; PROTECTED, if the backup was protected at `protected_ns`
+        (`now_ns` unless given).
         """
         protected_ns = now_ns if protected_ns is None else protected_ns
         return self._set_deleted(tenant, backup, now_ns, record, deleted=True, protected_ns=protected_ns)
@@ -104,7 +111,7 @@ class Backups:
     def undelete(
         self, tenant: bytes, backup: bytes, now_ns: int, record: PendingRecord
     ) -> tuple[Backup, bool]:
-        """Shows a deleted backup again; otherwise as `delete`."""
+        """Make a deleted backup visible again; otherwise as `delete`."""
         return self._set_deleted(tenant, backup, now_ns, record, deleted=False, protected_ns=now_ns)
 
     def _set_deleted(
@@ -130,7 +137,9 @@ class Backups:
             return backup_of(connection.execute(select_backups().where(_b.id == backup)).one()), changed
 
     def pending_records(self, tenant: bytes | None = None) -> list[PendingRecord]:
-        """What was decided and has no durable record yet, each tenant's in the order of its chain; of all tenants, or of one."""
+        """Return decisions without a durable record, of all tenants or of one, each tenant's in
+        chain order.
+        """
         query = (
             select(_p.id, schema.tenants.c.id, _p.body, _p.sequence, _p.previous)
             .join_from(schema.pending_records, schema.tenants, _p.tenant == schema.tenants.c.row)
@@ -142,7 +151,7 @@ class Backups:
             return [PendingRecord(*row[:3], Place(*row[3:])) for row in connection.execute(query)]
 
     def mark_records_written(self, tenant: bytes, records: Iterable[bytes]) -> None:
-        """These pending records are durable in the store, and no longer pending."""
+        """Remove these records from the pending ones: they are durable in the store."""
         with self._database.write() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             for some in batches(records):
@@ -179,7 +188,7 @@ def _at(connection: Connection, among: tuple[ColumnElement[bool], ...], dataset:
         raise errors.NotFound("BACKUP_NOT_FOUND", f"Dataset {dataset!r} has no backup", dataset=dataset)
     raise errors.NotFound(
         "BACKUP_NOT_FOUND",
-        f"Dataset {dataset!r} has no backup from {rfc3339(at_ns)} or before: its earliest is from {rfc3339(earliest)}",
+        f"Dataset {dataset!r} has no backup from {rfc3339(at_ns)} or earlier: its earliest is from {rfc3339(earliest)}",
         dataset=dataset,
         earliest=rfc3339(earliest),
     )
@@ -208,12 +217,12 @@ def _by_prefix(
 
 
 def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
-    """The first and the last id that begin with these hexadecimal digits."""
+    """Return the first and the last id that begin with these hexadecimal digits."""
     digits = prefix.lower()
     if not PREFIX_DIGITS_MIN <= len(digits) <= 2 * ID_BYTES or not set(digits) <= set("0123456789abcdef"):
         raise errors.BadRequest(
             "BAD_FIELD",
-            f'A backup is named by {PREFIX_DIGITS_MIN} to {2 * ID_BYTES} hexadecimal digits or "latest", not {prefix[:80]!r}',
+            f'Name a backup by {PREFIX_DIGITS_MIN} to {2 * ID_BYTES} hexadecimal digits or "latest", not {prefix[:80]!r}',
             field="backup",
         )
     return (

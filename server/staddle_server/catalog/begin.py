@@ -1,4 +1,4 @@
-"""How an upload begins: replayed, taken over, or new; and from which base.
+"""How an upload begins: replayed, taken over, or new; and its base.
 
 Everything here runs inside the one transaction of `Uploads.begin`.
 """
@@ -26,8 +26,12 @@ _r = schema.upload_requests.c
 _FIRST_EPOCH: Final = 1
 
 
+class OvertakenError(Exception):
+    """The same request began an upload meanwhile: what this transaction did must be undone, and then it is a replay."""
+
+
 def check_begin(spec: BeginUpload) -> None:
-    """What can be seen without the database. BAD_FIELD."""
+    """Check what needs no database. BAD_FIELD."""
     check_id("upload", spec.upload)
     check_dataset(spec.dataset)
     for field, value, bytes_max in (
@@ -38,15 +42,17 @@ def check_begin(spec: BeginUpload) -> None:
     ):
         if len(value.encode("utf-8", "replace")) > bytes_max:
             raise _bad(field, f"{field} has at most {bytes_max} bytes")
+        if "\0" in value:
+            raise _bad(field, f"{field} contains a NUL character: remove it")
     if spec.new_root and spec.kind is Kind.DIFFERENTIAL:
-        raise _bad("kind", "A backup of a new root cannot be DIFFERENTIAL: nothing before it is comparable")
+        raise _bad("kind", "A backup of a new root cannot be DIFFERENTIAL: it has no comparable predecessor")
     whole = spec.kind is Kind.FULL or (spec.new_root and spec.kind is Kind.AUTO)
     if whole and spec.scope is Scope.CHANGES:
-        raise _bad("scope", "A FULL backup has the scope WHOLE: it has no base that CHANGES could be against")
+        raise _bad("scope", "A FULL backup must have the scope WHOLE: CHANGES needs a base")
 
 
 def begin(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun:
-    """Replays, takes over, or opens. See `Uploads.begin`."""
+    """Replay, take over, or open an upload. See `Uploads.begin`. Raises OvertakenError."""
     replayed = _replay(connection, tenant_row, spec)
     if replayed is not None:
         return replayed
@@ -76,19 +82,19 @@ def _replay(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun
     if row.asked != _asked(spec):
         raise errors.AlreadyExists(
             "REQUEST_ID_REUSED",
-            f"The request id {spec.request_id!r} was used for another request: make a new one",
+            f"Request id {spec.request_id!r} was used for another request: use a new one",
             field="request_id",
         )
     upload = upload_value(connection, tenant_row, row.upload)
-    # With the epoch of then: whoever took the upload over since must not find its epoch in two hands.
+    # With the original epoch: a later owner of the upload must never share its epoch with this caller.
     return Begun(replace(upload, epoch=row.epoch), row.taken_over, replayed=True)
 
 
 def _remember(
     connection: Connection, tenant_row: int, spec: BeginUpload, upload: bytes, epoch: int, *, taken_over: bool
 ) -> None:
-    connection.execute(
-        insert(schema.upload_requests),
+    remembered = connection.execute(
+        insert_or_ignore(connection, schema.upload_requests),
         {
             "tenant": tenant_row,
             "request_id": spec.request_id,
@@ -98,10 +104,14 @@ def _remember(
             "taken_over": taken_over,
         },
     )
+    if remembered.rowcount != 1:
+        raise OvertakenError
 
 
 def _asked(spec: BeginUpload) -> bytes:
-    """All that a caller said, and who it is: a request id that another principal guesses gives it nothing."""
+    """Return a hash of all that the caller said and of its identity: another principal's request id is of no
+    use.
+    """
     said = [
         spec.principal.token.hex(),
         spec.dataset,
@@ -147,7 +157,7 @@ def _check_root(dataset: Row[Any], spec: BeginUpload) -> None:
             raise errors.Precondition(
                 "ROOT_DIFFERS",
                 f"Dataset {spec.dataset!r} holds {dataset.root!r} of host {dataset.host!r}: "
-                "use another dataset, or say that the root is meant to be new",
+                "use another dataset, or declare a new root",
                 dataset=spec.dataset,
                 host=dataset.host,
                 root=dataset.root[:1024],
@@ -158,7 +168,7 @@ def _check_root(dataset: Row[Any], spec: BeginUpload) -> None:
 
 
 def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes | None:
-    """The upload that was taken over, its epoch raised. Its base stays, even where a new upload would have another."""
+    """Take an upload over and raise its epoch. It keeps its base, even if a new upload would have another."""
     query = select(schema.uploads).where(
         _u.dataset == dataset.row,
         schema.IS_OPEN,
@@ -230,13 +240,17 @@ def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes
 
 
 def _resolve(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> tuple[Kind, bytes]:
-    """What the kind becomes, and the base (empty for FULL). The base's row is locked: it is there, and not deleted."""
+    """Return the resolved kind and the base (empty for FULL). The base's row is locked and not deleted."""
     if spec.kind is Kind.FULL or (spec.kind is Kind.AUTO and spec.new_root):
         return Kind.FULL, b""
     newest = select(_b.id).where(_b.dataset == dataset.row, _b.deleted_ns.is_(None))
     if spec.kind is Kind.DIFFERENTIAL:
         newest = newest.where(_b.kind == Kind.FULL.value)
-    base = connection.execute(newest.order_by(_b.number.desc()).limit(1).with_for_update()).scalar()
+    newest = newest.order_by(_b.number.desc()).limit(1)
+    base = connection.execute(newest.with_for_update()).scalar()
+    while base is None and connection.execute(newest).scalar() is not None:
+        # The one that was waited for was deleted meanwhile; another one is the newest now.
+        base = connection.execute(newest.with_for_update()).scalar()
     if base is not None:
         return (Kind.INCREMENTAL if spec.kind is Kind.AUTO else spec.kind), base
     if spec.kind is Kind.AUTO and spec.scope is Scope.WHOLE:
@@ -244,7 +258,7 @@ def _resolve(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> tu
     what = "FULL backup" if spec.kind is Kind.DIFFERENTIAL else "backup"
     raise errors.Precondition(
         "NO_BASE",
-        f"Dataset {spec.dataset!r} has no {what} to start from: begin with a FULL one, of the scope WHOLE",
+        f"Dataset {spec.dataset!r} has no {what} to start from: begin with a FULL backup of scope WHOLE",
         dataset=spec.dataset,
     )
 

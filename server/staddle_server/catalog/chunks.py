@@ -1,4 +1,4 @@
-"""The chunk index: where chunks lie, and claims, which keep their packs for an upload."""
+"""The chunk index: where chunks lie, and claims, which protect an upload's packs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class _Hit(NamedTuple):
 
 
 class Chunks:
-    """Where the chunks of all tenants lie. Ids are the keyed ones (docs/format.md, "Chunks")."""
+    """The locations of all tenants' chunks. Ids are keyed (docs/format.md, "Chunks")."""
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
@@ -36,7 +36,9 @@ class Chunks:
     def find(
         self, tenant: bytes, chunk_ids: Iterable[bytes], *, include_damaged: bool = False
     ) -> dict[bytes, list[ChunkPlace]]:
-        """The places of those chunks that are there, in live packs. Undamaged places come first, damaged ones last or not at all."""
+        """Return the places of these chunks in live packs: undamaged places first, damaged ones last or not
+        at all.
+        """
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             hits = _find(connection, tenant_row, chunk_ids, include_damaged=include_damaged)
@@ -45,16 +47,17 @@ class Chunks:
     def claim(
         self, tenant: bytes, upload: bytes, epoch: int, chunk_ids: Iterable[bytes]
     ) -> dict[bytes, ChunkPlace]:
-        """Which of these chunks are there, and stay for as long as the upload is open: their packs are claimed for it.
+        """Return which of these chunks exist, and claim their packs: they stay as long as the upload is open.
 
-        The others must be sent. UPLOAD_NOT_FOUND, UPLOAD_CLOSED, STALE_EPOCH.
+        The client must send the others. UPLOAD_NOT_FOUND, UPLOAD_CLOSED, STALE_EPOCH.
         """
         wanted = list(dict.fromkeys(chunk_ids))
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             look_at_upload(connection, tenant_row, upload, epoch)
             hits = _find(connection, tenant_row, wanted)
-            # A pack that an open upload claims is never condemned: what lies in such packs needs no transaction that writes.
+            # A pack claimed by an open upload is never condemned: chunks in such packs need no writing
+            # transaction.
             claimed = _claimed(connection, upload, hits)
         placed = _in_packs(hits, claimed)
         if len(placed) == len(hits):
@@ -81,7 +84,7 @@ def _claim(
 
 
 def _lock_live(connection: Connection, pack_rows: Iterable[int]) -> set[int]:
-    """Locks these packs where they are live; in the order of their rows, so that two of us never wait for each other."""
+    """Lock the live ones of these packs, in row order to avoid deadlocks."""
     locked: set[int] = set()
     for some in batches(sorted(pack_rows)):
         query = select(_p.row).where(_p.row.in_(some), _p.state == schema.PACK_LIVE).order_by(_p.row)
@@ -93,7 +96,7 @@ def _find(
     connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes], *, include_damaged: bool = False
 ) -> dict[bytes, list[_Hit]]:
     rows = index_rows(connection, tenant_row, chunk_ids)
-    # Neighbours lie in few packs: asking for these once is faster than a join for each chunk.
+    # Neighbouring chunks lie in few packs: one query for these is faster than a join for each chunk.
     packs = _live_packs(connection, {row[1] for row in rows})
     damage = _damage(connection, [pack_row for pack_row, (_, damaged) in packs.items() if damaged])
     segments: dict[tuple[int, int], SegmentRef] = {}
@@ -119,7 +122,9 @@ def _find(
 
 
 def index_rows(connection: Connection, tenant_row: int, chunk_ids: Iterable[bytes]) -> list[Any]:
-    """The index rows of these chunks: (chunk_id, pack row, segment_offset, segment_length, offset, length)."""
+    """Return the index rows of these chunks: (chunk_id, pack row, segment_offset, segment_length, offset,
+    length).
+    """
     return [
         row
         for some in batches(chunk_ids)
@@ -128,7 +133,7 @@ def index_rows(connection: Connection, tenant_row: int, chunk_ids: Iterable[byte
 
 
 def _live_packs(connection: Connection, pack_rows: Iterable[int]) -> dict[int, tuple[bytes, bool]]:
-    """The ids of those packs that are live, and whether something of them is damaged."""
+    """Return the ids of the live packs among these, and whether anything in them is damaged."""
     packs: dict[int, tuple[bytes, bool]] = {}
     for some in batches(sorted(pack_rows)):
         live = rows_in(connection, (_p.row, _p.id, _p.damaged), {_p.state: schema.PACK_LIVE}, _p.row, some)
@@ -145,7 +150,7 @@ def _damage(connection: Connection, pack_rows: Iterable[int]) -> set[tuple[int, 
 
 
 def _claimed(connection: Connection, upload: bytes, hits: dict[bytes, list[_Hit]]) -> set[int]:
-    """Those of the packs with hits that the upload has claimed. (It may have claimed many thousands of others.)"""
+    """Return which packs with hits the upload has claimed. (It may have claimed many thousands of others.)"""
     claimed: set[int] = set()
     for some in batches({hit.pack_row for found in hits.values() for hit in found}):
         claimed.update(
@@ -165,7 +170,7 @@ def _in_packs(hits: dict[bytes, list[_Hit]], pack_rows: set[int]) -> dict[bytes,
 
 
 def index_pack(connection: Connection, tenant_row: int, pack_row: int, summary: PackSummary) -> None:
-    """Inserts the index rows of a pack, in the transaction that makes it live."""
+    """Insert the index rows of a pack, in the transaction that makes it live."""
     insert_rows(
         connection,
         (_c.tenant, *_INDEX_COLUMNS),

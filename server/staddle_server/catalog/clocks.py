@@ -1,4 +1,4 @@
-"""What was last seen of the wall clock, so that a jump is noticed over restarts too."""
+"""The last observation of the wall clock, to detect a jump even across restarts."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -17,14 +17,14 @@ _SEEN = (_c.boot, _c.offset_ns, _c.uptime_ns, _c.seen_ns, _c.jump_ns, _c.waited_
 
 
 class ClockSeen(NamedTuple):
-    """The wall clock beside one that only rises.
+    """The wall clock compared with a clock that only rises.
 
     Attributes:
-        boot: In which run of the machine it was seen.
-        offset_ns: What the wall clock is ahead of the uptime, while it is right.
-        uptime_ns: How long the machine had run.
-        seen_ns: The time, as far as it is believed.
-        jump_ns: How far the wall clock is off; 0: it is believed.
+        boot: The boot of the machine in which it was observed.
+        offset_ns: How far the wall clock is ahead of the uptime while it is right.
+        uptime_ns: The machine's uptime.
+        seen_ns: The last trusted time.
+        jump_ns: How far the wall clock is off; 0 if it is trusted.
         waited_ns: How much time has really passed since that jump.
 
     """
@@ -38,19 +38,21 @@ class ClockSeen(NamedTuple):
 
 
 class Clocks:
-    """The one row about the wall clock."""
+    """The single row about the wall clock."""
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 
     def get(self) -> ClockSeen | None:
-        """What was seen last; None: nothing yet."""
+        """Return the last observation; None for none."""
         with self._database.read() as connection:
             return _last(connection)
 
     def put(self, seen: ClockSeen, before: ClockSeen | None, records: Iterable[PendingRecord] = ()) -> bool:
-        """Keeps what is seen now, and `records` as pending, if `before` is still what was seen last. Whether it was."""
+        """Store this observation, and `records` as pending, if `before` is still the last one; return whether
+        it was.
+        """
         with self._database.write() as connection:
             if _last(connection) != before:
                 return False
@@ -61,7 +63,7 @@ class Clocks:
             return True
 
     def newest_ns(self) -> int:
-        """The newest time of a commit or a decision; 0: there is none."""
+        """Return the newest time of a commit or decision; 0 for none."""
         with self._database.read() as connection:
             commit = connection.execute(select(func.max(schema.backups.c.commit_ns))).scalar() or 0
             decided = connection.execute(select(func.max(schema.tenants.c.decided_ns))).scalar() or 0

@@ -1,4 +1,6 @@
-"""What all databases of the catalog share: transactions, errors, and a small interface to what differs."""
+"""What all databases of the catalog share: transactions, errors, and a small interface to their
+differences.
+"""
 
 import threading
 from abc import ABC, abstractmethod
@@ -6,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Engine, Insert, Table, select
+from sqlalchemy import Column, Connection, Engine, Executable, Insert, Table, select
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -17,43 +19,51 @@ from staddle_server.catalog.validation import batches
 BUSY_TIMEOUT_S: Final = 30.0
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
-_WRITE_OPTION: Final = "staddle_write"
-"""Of connections whose transaction writes: for those who watch the engine."""
 _INSERTED_AT_ONCE: Final = 4096
+Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""The values of a statement: of one row, or of many."""
 
 
 class DatabaseKind(ABC):
-    """What one kind of database does in its own way; everything else of the catalog is the same for all.
+    """The specifics of one kind of database; the rest of the catalog is the same for all.
 
-    Collecting garbage beside claims is proven for SQLite, whose transactions are serializable by nature, and for
-    READ COMMITTED with row locks. A database with several isolation levels must make its engine with
-    isolation_level="READ COMMITTED", and with no other.
+    Garbage collection beside claims is proven for SQLite, whose transactions are serializable, and for READ
+    COMMITTED with row locks. A database with several isolation levels must create its engine with
+    isolation_level="READ COMMITTED".
     """
 
     one_writer: bool = False
-    """Whether the database takes one writer at a time: then the writers of this process take turns."""
+    """Whether the database allows one writer at a time; the writers of this process then take turns."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """How messages name the catalog: without secrets."""
+        """Return the catalog's name for messages, without secrets."""
 
     @abstractmethod
     def translate(self, error: BaseException) -> errors.StaddleError | None:
-        """The error for the caller that an error of the driver stands for; None: it is a fault of the server."""
+        """Return the caller's error for a driver error; None if it is a fault of the server."""
 
     @abstractmethod
     def begin(self, connection: Connection, *, writes: bool, erase: bool) -> None:
-        """Do what the driver has not done when a transaction begins. `erase`: nothing that it deletes stays readable."""
+        """Complete the driver's begin of a transaction. With `erase`, deleted data must not stay readable."""
+
+    @abstractmethod
+    def lock_schema(self, connection: Connection) -> None:
+        """Keep other processes from making or changing tables until the transaction ends."""
+
+    def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
+        """Execute a statement, at the latest before the next one or the commit, whose rows and count are not asked for."""
+        connection.execute(statement, rows)
 
     @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
-        """An INSERT that leaves rows alone that are there."""
+        """Return an INSERT that skips existing rows."""
 
     def insert_rows(
         self, connection: Connection, columns: Sequence[Column[Any]], rows: Iterable[Sequence[object]]
     ) -> None:
-        """Insert many rows of one table; leave those alone that are there."""
+        """Insert many rows of one table; skip existing ones."""
         query = self.insert_or_ignore(columns[0].table)
         names = [column.name for column in columns]
         for some in batches(rows, _INSERTED_AT_ONCE):
@@ -67,25 +77,25 @@ class DatabaseKind(ABC):
         among: Column[Any],
         values: Sequence[object],
     ) -> Sequence[Any]:
-        """The rows in which the columns of `equal` have these values, and `among` has one of `values` (1 to BATCH)."""
+        """Return rows whose columns match `equal` and whose `among` has one of `values` (1 to BATCH)."""
         conditions = [column == value for column, value in equal.items()]
         return connection.execute(select(*columns).where(*conditions, among.in_(values))).all()
 
     @abstractmethod
     def check_place(self) -> None:
-        """Raise Unavailable if the database is another one than was opened."""
+        """Raise Unavailable if the database is not the one that was opened."""
 
     @abstractmethod
     def empty_log(self, connection: Connection) -> None:
-        """Bring what is in a log beside the database into it, as far as that is possible without waiting."""
+        """Merge the database's log into it, as far as possible without waiting."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what `check_place` holds."""
+        """Release what `check_place` holds."""
 
 
 class Database:
-    """One database with its pool. Safe for many threads; a transaction belongs to the thread that began it."""
+    """One database with its pool. Thread-safe; a transaction belongs to the thread that began it."""
 
     def __init__(
         self,
@@ -95,73 +105,76 @@ class Database:
         *,
         uncached: Engine | None = None,
     ) -> None:
-        """`uncached` has no pool; without it, `engine` serves where no page may come from memory."""
+        """`uncached` has no pool; without it, `engine` also serves reads that bypass the cache."""
         self.engine = engine
         self._kind = kind
         self._uncached = uncached or engine
         for each in (engine, self._uncached):
             each.update_execution_options(**{_KIND_OPTION: kind})
-        self._writer = engine.execution_options(**{_WRITE_OPTION: True})
         self._busy_timeout_s = busy_timeout_s
         self._turn = threading.Lock() if kind.one_writer else None
         self._given_up: str | None = None
 
     @property
     def name(self) -> str:
-        """How messages name it."""
+        """The database's name for messages."""
         return self._kind.name
 
     def check_place(self) -> None:
-        """Raise Unavailable if the database is another one than was opened, or was given up."""
+        """Raise Unavailable if the database is not the one that was opened, or was given up."""
         if self._given_up is not None:
             raise unavailable(self._given_up)
         self._kind.check_place()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One transaction that sees one state of the database and changes nothing."""
+        """Run one read-only transaction that sees one state of the database."""
         with self._translated(), self.engine.begin() as connection:
             self._kind.begin(connection, writes=False, erase=False)
             yield connection
 
     @contextmanager
     def look_up(self) -> Iterator[Connection]:
-        """For a single `rows_in` that is asked again and again: half the time of `read`, and no two statements see the same state."""
+        """Open a connection for a single, frequent `rows_in`: half the time of `read`, but no consistent view
+        across statements.
+        """
         with self._translated(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def read_uncached(self) -> Iterator[Connection]:
-        """As `read`, on a new connection: pages that others keep in memory are read from the file again."""
+        """Read as `read` does, on a new connection: cached pages are read from the file again."""
         with self._translated(), self._uncached.begin() as connection:
             self._kind.begin(connection, writes=False, erase=False)
             yield connection
 
     def empty_log(self) -> None:
-        """Brings what the database has in a log into its file, unless others read it or the disk is full."""
+        """Merge the database's log into its file, unless others read it or the disk is full."""
         with suppress(errors.StaddleError), self._translated(), self._uncached.connect() as connection:
             self._kind.empty_log(connection)
 
     def give_up(self, message: str) -> errors.Unavailable:
-        """From now on nothing is read or written: everything raises the error that this returns."""
+        """Stop all reads and writes: every later call raises the returned error."""
         self._given_up = message
         return unavailable(message)
 
     @contextmanager
     def write(self, *, erase: bool = False) -> Iterator[Connection]:
-        """One transaction that is committed, durably, when the block ends without an exception, and otherwise never was.
+        """Run one transaction: committed durably when the block ends without an exception, otherwise rolled
+        back.
 
-        With `erase` nothing that it replaces or deletes stays readable in the file of the database, for which more is written; without,
-        only where that costs nothing. On SQLite it begins IMMEDIATE: one that reads first and writes later would fail at once beside another writer.
+        With `erase`, replaced or deleted data does not stay readable in the database file, at the cost of
+        more writes; without it, only where that is free. SQLite begins IMMEDIATE: a transaction that reads
+        first and writes later would fail at once beside another writer.
         """
-        with self._own_turn(), self._translated(), self._writer.begin() as connection:
+        with self._own_turn(), self._translated(), self.engine.begin() as connection:
             self._kind.begin(connection, writes=True, erase=erase)
             yield connection
 
     @contextmanager
     def _own_turn(self) -> Iterator[None]:
-        # SQLite's writers poll for their turn, without order, and each would hold a connection meanwhile: inside one
-        # process a lock is fairer and leaves the connections to the readers.
+        # SQLite's writers poll for their turn in no order, each holding a connection. A lock within the
+        # process is fairer and leaves the connections to readers.
         if self._turn is None:
             yield
             return
@@ -182,25 +195,25 @@ class Database:
         except Exception as error:
             if is_no_memory(error):
                 self._renew_pool()
-            told = self._told(error)
-            if told is None:
+            translated = self._caller_error(error)
+            if translated is None:
                 raise
-            raise told from error
+            raise translated from error
 
-    def _told(self, error: Exception) -> errors.StaddleError | None:
+    def _caller_error(self, error: Exception) -> errors.StaddleError | None:
         if isinstance(error, PoolTimeout):
             return busy()
         if isinstance(error, NoResultFound | MultipleResultsFound):
-            return damaged(self.name, "it holds rows that cannot be")
+            return damaged(self.name, "it holds impossible rows")
         return self._kind.translate(error.orig or error if isinstance(error, DBAPIError) else error)
 
     def _renew_pool(self) -> None:
-        """Begins anew with connections: one whose return failed for want of memory is lost to the old pool for ever."""
+        """Replace the pool: it never gets back a connection whose return failed for lack of memory."""
         with suppress(Exception):
             self.engine.dispose()
 
     def close(self) -> None:
-        """Closes all idle connections; the database opens again when it is used again."""
+        """Close all idle connections; the next use opens the database again."""
         self.engine.dispose()
         self._kind.close()
 
@@ -214,14 +227,24 @@ def _kind_of(connection: Connection) -> DatabaseKind:
 
 
 def insert_or_ignore(connection: Connection, table: Table) -> Insert:
-    """An INSERT that leaves rows alone that are there."""
+    """Return an INSERT that skips existing rows."""
     return _kind_of(connection).insert_or_ignore(table)
+
+
+def lock_schema(connection: Connection) -> None:
+    """Keeps other processes from making or changing tables until the transaction ends."""
+    _kind_of(connection).lock_schema(connection)
+
+
+def later(connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
+    """Executes a statement whose rows and count are not asked for: a database may send it together with the next one."""
+    _kind_of(connection).later(connection, statement, rows)
 
 
 def insert_rows(
     connection: Connection, columns: Sequence[Column[Any]], rows: Iterable[Sequence[object]]
 ) -> None:
-    """Inserts many rows of one table; leaves those alone that are there."""
+    """Insert many rows of one table; skip existing ones."""
     _kind_of(connection).insert_rows(connection, columns, rows)
 
 
@@ -232,9 +255,10 @@ def rows_in(
     among: Column[Any],
     values: Sequence[object],
 ) -> Sequence[Any]:
-    """The rows of one table in which some columns have a value each, and one has a value of a list of 1 to BATCH.
+    """Return the rows of one table in which some columns have one value each, and one column a value from a
+    list of 1 to BATCH.
 
-    For the statements that every look-up of chunks makes: a database may have a shorter way for them.
+    For the statements of every chunk lookup: a database may have a faster way for them.
     """
     return _kind_of(connection).rows_in(connection, columns, equal, among, values)
 
@@ -243,25 +267,25 @@ def rows_in(
 
 
 def unavailable(message: str) -> errors.Unavailable:
-    """The catalog cannot be used just now, for the reason that the message gives."""
+    """Return the error for a catalog that is unusable at the moment, with the reason."""
     return errors.Unavailable("STORE_UNAVAILABLE", message, retry_after_s=RETRY_AFTER_S)
 
 
 def busy() -> errors.Unavailable:
-    """Another transaction holds what this one waited for."""
+    """Return the error for a transaction that waited too long for another."""
     return unavailable("The catalog is busy: try again shortly")
 
 
 def damaged(name: str, why: str) -> errors.Unavailable:
-    """The catalog is no database any more, or holds what it cannot hold."""
+    """Return the error for a catalog that is not a database any more, or holds impossible rows."""
     return unavailable(
-        f"The catalog {name} is damaged ({why}): bring back a copy, or make it anew with `staddle-server rebuild --replace`, "
+        f"The catalog {name} is damaged ({why}): restore a copy, or rebuild it with `staddle-server rebuild --replace`, "
         "which sets this one aside"
     )
 
 
 def full() -> errors.Exhausted:
-    """The database has no room for what a transaction writes."""
+    """Return the error for a database without space for a transaction's writes."""
     return errors.Exhausted(
-        "STORE_FULL", "The disk of the catalog is full: nothing was changed; make room and try again"
+        "STORE_FULL", "The disk of the catalog is full: nothing was changed; free space and try again"
     )

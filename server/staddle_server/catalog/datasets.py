@@ -1,4 +1,4 @@
-"""Datasets: the named things that are protected."""
+"""Datasets: the named things that are backed up."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ _b = schema.backups.c
 
 
 class Datasets:
-    """The datasets of all tenants. They come to be with their first upload."""
+    """The datasets of all tenants. A dataset's first upload creates it."""
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
         self._tenants = tenants
 
     def get(self, tenant: bytes, name: str) -> Dataset:
-        """One dataset. NotFound DATASET_NOT_FOUND."""
+        """Return one dataset. NotFound DATASET_NOT_FOUND."""
         with self._database.read() as connection:
             row = dataset_row(connection, self._tenants.row(connection, tenant), name)
             described = connection.execute(_described().where(_d.row == row.row)).one()
@@ -30,7 +30,7 @@ class Datasets:
             return _dataset(described, None if newest is None else backup_of(newest))
 
     def list_page(self, tenant: bytes, after_name: str, limit: int) -> list[Dataset]:
-        """At most `limit` datasets by name, those behind `after_name` ("" for the first ones)."""
+        """Return at most `limit` datasets in name order, after `after_name` ("" for the first ones)."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             query = _described().where(_d.tenant == tenant_row, _d.name > after_name)

@@ -1,4 +1,4 @@
-"""Decisions: what protects a backup from being deleted, and records that are kept with what they say until they are durable."""
+"""Decisions: what protects a backup from deletion, and records kept in the catalog until they are durable."""
 
 from collections.abc import Iterable
 
@@ -22,7 +22,7 @@ def keep_pending(
     *,
     purges: bytes | None = None,
 ) -> None:
-    """Keeps records in the transaction that decides what they say, and gives each its place in the tenant's chain.
+    """Keep records in the transaction of the decision, and give each its place in the tenant's chain.
 
     The caller writes them to the store before it answers. `purges` names the backup that they end.
     """
@@ -46,7 +46,10 @@ def keep_pending(
 
 
 def protection_of(backup: Backup, now_ns: int) -> DeletionRefusal | None:
-    """Why nobody can delete the backup now; None: nothing protects it. What has no end comes first."""
+    """Return why the backup cannot be deleted now; None if it can.
+
+    A protection without an end comes first.
+    """
     if backup.hold is not None:
         since = rfc3339(backup.hold.since_ns)
         return DeletionRefusal("hold", None, f"a legal hold since {since}: {backup.hold.reason}")
@@ -62,22 +65,23 @@ def protection_of(backup: Backup, now_ns: int) -> DeletionRefusal | None:
 
 
 def is_protected(now_ns: int) -> ColumnElement[bool]:
-    """The same as a condition on a row of backups, joined with that of its dataset.
+    """Return the same as a condition on a row of backups, joined with that of its dataset.
 
-    Whoever deletes or purges by it locks the dataset's row and then the backup's, so that it sees every hold that was answered.
+    To delete or purge by it, lock the dataset's row and then the backup's, so as to see every acknowledged
+    hold.
     """
     return _b.hold_ns.is_not(None) | _d.hold_ns.is_not(None) | (_b.retain_until_ns > now_ns)
 
 
 def require_unprotected(backup: Backup, now_ns: int) -> None:
-    """PROTECTED, with what protects it and until when."""
+    """Raise PROTECTED, with what protects the backup and until when."""
     protection = protection_of(backup, now_ns)
     if protection is None:
         return
-    end = "its release alone ends it"
+    end = "only its release ends it"
     until = {}
     if protection.until_ns is not None:
-        end, until = "nobody can delete it before then", {"until": rfc3339(protection.until_ns)}
+        end, until = "it cannot be deleted earlier", {"until": rfc3339(protection.until_ns)}
     error = errors.Precondition(
         "PROTECTED",
         f"Backup {backup.id.hex()} of dataset {backup.dataset!r} cannot be deleted: {protection.words} ({end})",

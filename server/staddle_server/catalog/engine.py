@@ -1,4 +1,4 @@
-"""Opening the catalog by its place: the right database, the newest tables, and its parts on one object."""
+"""Open the catalog by its place: the right database, current tables, and its parts on one object."""
 
 import secrets
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.backups import Backups
 from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
-from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database
+from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schema, unavailable
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.gc_lease import GcLease
 from staddle_server.catalog.generations import Generations
@@ -29,10 +29,10 @@ from staddle_server.catalog.verification import Verification
 
 
 class Catalog:
-    """What exists and who may see it. Safe for many threads; every method is one transaction, or none.
+    """What exists and who may see it. Thread-safe; every method is one transaction, or none.
 
-    Every method raises Unavailable STORE_UNAVAILABLE when the database does not answer and Exhausted STORE_FULL when its
-    disk is full; then nothing was changed.
+    Every method raises Unavailable STORE_UNAVAILABLE if the database does not answer and Exhausted STORE_FULL
+    if its disk is full; then nothing was changed.
     """
 
     def __init__(self, database: Database, random: Callable[[int], bytes]) -> None:
@@ -55,7 +55,7 @@ class Catalog:
         self.salvage = Salvage(database, self.tenants)
 
     def close(self) -> None:
-        """Lets go of the database."""
+        """Close the database."""
         self.database.close()
 
 
@@ -63,8 +63,24 @@ def _sqlite(url: str, busy_timeout_s: float) -> Database:
     return open_sqlite(path_of(url), busy_timeout_s=busy_timeout_s)
 
 
-DATABASES: Final[Mapping[str, Callable[[str, float], Database]]] = {"sqlite": _sqlite}
-"""What opens a URL, by its scheme. A further database is a module beside `sqlite` with a DatabaseKind, and a line here."""
+def _postgres(url: str, busy_timeout_s: float) -> Database:
+    try:
+        # Imported here because it is an extra.
+        from staddle_server.catalog.postgres import open_postgres
+    except ImportError as error:
+        raise unavailable(
+            f"a catalog at postgresql:// needs the extra `postgres` ({error}): pip install 'staddle[server,postgres]'"
+        ) from error
+    return open_postgres(url, busy_timeout_s)
+
+
+DATABASES: Final[Mapping[str, Callable[[str, float], Database]]] = {
+    "sqlite": _sqlite,
+    "postgresql": _postgres,
+}
+"""What opens a URL, by scheme. A further database is a module beside `sqlite` with a DatabaseKind, and a line
+here.
+"""
 
 
 def open_catalog(
@@ -73,16 +89,16 @@ def open_catalog(
     random: Callable[[int], bytes] = secrets.token_bytes,
     busy_timeout_s: float = BUSY_TIMEOUT_S,
 ) -> Catalog:
-    """Opens the catalog at `place`, makes it if it is not there, and brings its tables up to date.
+    """Open the catalog at `place`, creating it if necessary, and bring its tables up to date.
 
-    `place` is the path of a file, or a URL: sqlite:////absolute/path. Any number of processes may open it at once.
-    `random(n)` gives n unpredictable bytes, for tokens and their ids. A transaction waits `busy_timeout_s` for its turn
-    beside the others.
+    `place` is the path of a file, or a URL: sqlite:////absolute/path. Any number of processes may open it at
+    once. `random(n)` returns n unpredictable bytes, for tokens and their ids. A transaction waits at most
+    `busy_timeout_s` for its turn.
 
     Raises:
-        UnknownSchemeError: this version knows no such database.
-        Unavailable: the file cannot be used, is no catalog, or a newer version of Staddle wrote it.
-        Exhausted: the disk is full.
+        UnknownSchemeError: This version has no such database.
+        Unavailable: The file is unusable, is not a catalog, or was written by a newer version of Staddle.
+        Exhausted: The disk is full.
 
     """
     database = open_database(place, busy_timeout_s)
@@ -95,7 +111,7 @@ def open_catalog(
 
 
 def open_database(place: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Database:
-    """The database of `open_catalog`, with the tables that it has. Raises as that does."""
+    """Open the database of `open_catalog`, with its tables as they are. Raises as that does."""
     scheme = scheme_of(place)
     if not scheme:
         return open_sqlite(place, busy_timeout_s=busy_timeout_s)
@@ -105,10 +121,10 @@ def open_database(place: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Databas
 
 
 def bring_up_to_date(database: Database) -> None:
-    """Sees to it that the catalog has the tables of this version.
+    """Bring the catalog's tables to this version.
 
     Raises:
-        Unavailable: a newer version of Staddle wrote it.
+        Unavailable: A newer version of Staddle wrote it.
 
     """
     with database.read() as connection:
@@ -118,15 +134,16 @@ def bring_up_to_date(database: Database) -> None:
                 return
     if _make_tables(database):
         return
-    # Alembic takes 12 MiB, and is needed for this alone.
+    # Alembic takes 12 MiB and is needed only here.
     from staddle_server.catalog.migrate import migrate
 
     migrate(database)
 
 
 def _make_tables(database: Database) -> bool:
-    """Makes the tables of this version in one transaction, if the database has none; False if it has."""
+    """Create this version's tables in one transaction, if the database has none; return False if it has."""
     with database.write() as connection:
+        lock_schema(connection)
         if inspect(connection).get_table_names():
             return False
         schema.metadata.create_all(connection, checkfirst=False)

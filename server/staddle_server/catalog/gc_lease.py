@@ -1,4 +1,6 @@
-"""Who collects garbage, or repairs: a lease with a fence, so that one that was thought dead changes nothing any more."""
+"""The lease of collection and repair, with a fence: a collector presumed dead cannot change anything any
+more.
+"""
 
 from typing import Final
 
@@ -15,13 +17,16 @@ _NOBODY: Final = 0
 
 
 class GcLease:
-    """The one lease of all collectors. What they write carries the fence, and is refused once another one has come."""
+    """The one lease of all collectors.
+
+    Their writes carry the fence, and are refused once another one took over.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def acquire(self, holder: str, now_ns: int, lease_s: float) -> int:
-        """Takes the lease, and gives the fence: higher than every one before.
+        """Take the lease and return its fence, higher than every earlier one.
 
         Raises:
             Conflict: LEASE_HELD, another collector has it and is not overdue.
@@ -32,7 +37,7 @@ class GcLease:
             nobody = {"row": _ROW, "holder": "", "fence": 0, "expires_ns": _NOBODY}
             connection.execute(insert_or_ignore(connection, schema.collector), nobody)
             row = connection.execute(select(schema.collector).with_for_update()).one()
-            # A lease that ends later than any can was taken before the clock was set back: it is no reason to wait.
+            # A lease that ends later than any can was taken before the clock was set back: ignore it.
             if now_ns < row.expires_ns <= now_ns + lease_ns:
                 raise _held(row.holder, row.expires_ns)
             fence = int(row.fence) + 1
@@ -42,32 +47,35 @@ class GcLease:
             return fence
 
     def renew(self, fence: int, now_ns: int, lease_s: float) -> None:
-        """Extends the lease. Conflict STALE_EPOCH if another one has it."""
+        """Extend the lease. Conflict STALE_EPOCH if another collector has it."""
         with self._database.write() as connection:
             require_fence(connection, fence)
             connection.execute(update(schema.collector).values(expires_ns=now_ns + int(lease_s * NS)))
 
     def release(self, fence: int) -> None:
-        """Gives the lease back; one that another has taken meanwhile stays as it is."""
+        """Return the lease; if another collector has it by now, leave it."""
         with self._database.write() as connection:
             connection.execute(
                 update(schema.collector).where(_g.fence == fence).values(holder="", expires_ns=_NOBODY)
             )
 
     def holder(self, now_ns: int) -> str:
-        """Who collects now; "": nobody."""
+        """Return who is collecting now; "" for no one."""
         with self._database.read() as connection:
             row = connection.execute(select(_g.holder, _g.expires_ns)).one_or_none()
         return "" if row is None or row.expires_ns <= now_ns else str(row.holder)
 
 
 def require_fence(connection: Connection, fence: int) -> None:
-    """STALE_EPOCH unless this is the newest fence. Locks the collector's row: who comes next waits for this transaction."""
+    """Raise STALE_EPOCH unless this is the newest fence.
+
+    Locks the collector's row: a successor waits for this transaction.
+    """
     found = connection.execute(select(_g.fence).with_for_update()).scalar()
     if found != fence:
         raise errors.Conflict(
             "STALE_EPOCH",
-            f"Another collector has taken over (fence {found}, not {fence}): this one stops, and nothing is lost",
+            f"Another collector has taken over (fence {found}, not {fence}): this one stops, without loss",
             epoch=str(found),
         )
 
@@ -76,6 +84,6 @@ def _held(holder: str, expires_ns: int) -> errors.Conflict:
     until = rfc3339(expires_ns)
     return errors.Conflict(
         "LEASE_HELD",
-        f"{holder} is collecting or repairing: wait until that has ended (at the latest, if it was killed, at {until})",
+        f"{holder} is collecting or repairing: wait until it ends (or, if it was killed, until {until})",
         lease_expire_time=until,
     )

@@ -1,4 +1,4 @@
-"""Which start of a server left the newest mark in the store that goes with this catalog."""
+"""Which server start left the newest mark in this catalog's store."""
 
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ class Generation(NamedTuple):
 
     Attributes:
         current: The mark; it is in the store.
-        birth_ns: When its file was made, which a copy cannot have; None: the file system does not tell.
-        intended: A mark that a start was about to leave, and may have; "": none.
+        birth_ns: When its file was created, which a copy never shares; None if the file system does not say.
+        intended: A mark that a start was about to leave, and may have left; "" for none.
 
     """
 
@@ -29,23 +29,23 @@ class Generation(NamedTuple):
 
 
 class Generations:
-    """The one row about the mark."""
+    """The single row about the mark."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def get(self) -> Generation | None:
-        """What is known; None for a catalog that is new, or was rebuilt: it goes with the store whatever its marks."""
+        """Return the row; None for a new or rebuilt catalog, which matches the store whatever its marks."""
         with self._database.read() as connection:
             return _last(connection)
 
     def require_unchanged(self, known: Generation) -> None:
-        """Looks into the file whether it has the mark of this server: another catalog may have been written into it.
+        """Check that the file still has this server's mark: another catalog may have been written into it.
 
-        A file that cannot be read now is left to whatever needs it.
+        A file that cannot be read now is reported by the next call that needs it.
 
         Raises:
-            Unavailable: it was. From now on nothing of the database is read or written.
+            Unavailable: Another catalog was. All later reads and writes are refused.
 
         """
         try:
@@ -54,37 +54,37 @@ class Generations:
         except StaddleError:
             return
         except DBAPIError:
-            found = None  # it has no such table
+            found = None  # the table does not exist
         if found is None or found.current != known.current:
             path = self._database.engine.url.database
             raise self._database.give_up(
-                f"another catalog was written into {path} under the running server, which damages it, and nothing of it is read or "
-                "written any more. Stop the server, and make the catalog anew from the store with `staddle-server rebuild --replace`"
+                f"another catalog was written into {path} under the running server, which damages it, so all reads and writes are "
+                "refused. Stop the server, and rebuild the catalog from the store with `staddle-server rebuild --replace`"
             )
 
     def intend(self, mark: str) -> None:
-        """A start is about to leave that mark."""
+        """State that a start is about to leave this mark."""
         with self._database.write() as connection:
             connection.execute(update(schema.generation).values(intended=mark))
 
     def confirm(self, mark: str, birth_ns: int | None) -> None:
-        """The mark is in the store, and is the newest."""
+        """State that the mark is in the store, and is the newest."""
         with self._database.write() as connection:
             connection.execute(delete(schema.generation))
             connection.execute(
                 insert(schema.generation),
                 {"row": _ROW, "current": mark, "birth_ns": birth_ns, "intended": ""},
             )
-        # In the file itself, it shows whether another catalog is written into that.
+        # In the file itself, the mark shows whether another catalog is written into it.
         self._database.empty_log()
 
     def forget_birth(self) -> None:
-        """What has the mark's name counts as the mark, also if it is a copy."""
+        """Accept any object with the mark's name as the mark, even a copy."""
         with self._database.write() as connection:
             connection.execute(update(schema.generation).values(birth_ns=None))
 
     def forget(self) -> None:
-        """The catalog goes with the store as it is."""
+        """Accept the store as it is."""
         with self._database.write() as connection:
             connection.execute(delete(schema.generation))
 

@@ -1,7 +1,8 @@
-"""Marks: what is alive, what may go, and taking it out of the index (docs/decisions/2026-11-25-collection.md).
+"""Marks: what is reachable, what may go, and its removal from the index
+(docs/decisions/2026-11-25-collection.md).
 
-Every method that writes is one short transaction, checks the collector's fence first, and is right at READ COMMITTED:
-where the order of statements matters, it is said.
+Every writing method is one short transaction, checks the collector's fence first, and is correct at READ
+COMMITTED; comments say where the order of statements matters.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from staddle_server.catalog.validation import batches, check_id
 from staddle_server.catalog.values import Mark, MarkedPack, MarkRoot
 
 REACHED_BYTES = 1024 * 1024
-"""So much of what was reached is saved in one transaction."""
+"""How many reached chunks one transaction saves."""
 
 _b = schema.backups.c
 _u = schema.uploads.c
@@ -32,7 +33,7 @@ _r = schema.mark_roots.c
 _mp = schema.mark_packs.c
 _WORKING = (schema.MARK_WALKING, schema.MARK_WALKED)
 _COLLECTORS_OWN = b""
-"""The upload of a pack that a collector writes."""
+"""The upload id of a pack that a collector writes."""
 
 
 class Marks:
@@ -45,11 +46,11 @@ class Marks:
     # --- marks
 
     def begin_mark(self, tenant: bytes, fence: int, now_ns: int) -> Mark:
-        """Begins a mark, or goes on with the one that a dead collector left; see `Mark.resumed`.
+        """Begin a mark, or resume the one that a dead collector left; see `Mark.resumed`.
 
-        A new one ends the claims of uploads whose backups are gone, then lists the roots in one statement, then the packs in
-        another. In this order each statement may see a later state than the one before: what was committed in between
-        has claims, and these count.
+        A new mark ends the claims of uploads whose backups are gone, then lists the roots in one statement,
+        then the packs in another. In this order a statement may see a later state than the one before it:
+        what was committed in between has claims, and these count.
         """
         with self._database.write() as connection:
             require_fence(connection, fence)
@@ -73,7 +74,7 @@ class Marks:
             return Mark(number, walked=False, resumed=False)
 
     def roots(self, mark: int) -> list[MarkRoot]:
-        """The roots that are still to be walked, the newest backup first."""
+        """Return the roots not yet walked, the newest backup first."""
         query = select(_r.backup, _r.root_level, _r.root_digest, _r.entry_count, _r.data_bytes)
         with self._database.read() as connection:
             rows = connection.execute(query.where(_r.mark == mark, ~_r.walked).order_by(_r.backup))
@@ -82,7 +83,7 @@ class Marks:
     def save_reached(
         self, tenant: bytes, fence: int, mark: int, reached: Iterable[tuple[bytes, bytes]]
     ) -> None:
-        """Keeps what is reached in these packs by now. Packs that the mark does not list are passed over."""
+        """Save which chunks were reached in these packs so far. Skips packs that the mark does not list."""
         rest = iter(reached)
         pair = next(rest, None)
         while pair is not None:
@@ -104,7 +105,10 @@ class Marks:
                     )
 
     def roots_walked(self, fence: int, mark: int, backups: Iterable[bytes]) -> None:
-        """All that these roots keep alive is saved. After `save_reached`, so that a killed mark misses nothing."""
+        """State that all that these roots reach is saved.
+
+        Call after `save_reached`, so that a killed mark misses nothing.
+        """
         for some in batches(backups):
             with self._database.write() as connection:
                 require_fence(connection, fence)
@@ -113,7 +117,7 @@ class Marks:
                 )
 
     def walk_done(self, fence: int, mark: int) -> None:
-        """Every root was walked: from now on packs may be condemned. Fault INTERNAL if one was not."""
+        """State that every root was walked: packs may now be condemned. Fault INTERNAL if a root was not."""
         with self._database.write() as connection:
             require_fence(connection, fence)
             left = select(func.count()).select_from(schema.mark_roots).where(_r.mark == mark, ~_r.walked)
@@ -126,7 +130,7 @@ class Marks:
             )
 
     def end_mark(self, fence: int, mark: int, now_ns: int, report: str, *, failed: bool = False) -> None:
-        """The mark has done all it can; or it failed, and condemns nothing."""
+        """End the mark: it is complete, or it failed and condemns nothing."""
         state = schema.MARK_FAILED if failed else schema.MARK_DONE
         with self._database.write() as connection:
             require_fence(connection, fence)
@@ -137,7 +141,7 @@ class Marks:
             )
 
     def clear_marks(self, tenant: bytes, fence: int) -> None:
-        """Forgets what ended marks listed, a little at a time, and all of them but the newest."""
+        """Delete the lists of ended marks in small steps, and all marks except the newest."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             query = select(_m.number).where(_m.tenant == tenant_row, _m.state.not_in(_WORKING))
@@ -165,7 +169,9 @@ class Marks:
     # --- what was reached
 
     def reached(self, mark: int, after: int = 0, limit: int = 64) -> list[MarkedPack]:
-        """At most `limit` packs of the mark that are still live, with what is reached in them; those behind `after`."""
+        """Return at most `limit` still live packs of the mark after `after`, with what was
+        reached in them.
+        """
         query = (
             select(_p.row, _p.id, _p.size_bytes, _p.chunk_count, _p.damaged, _mp.reached, _counting(mark))
             .join_from(schema.mark_packs, schema.packs, _mp.pack == _p.row)
@@ -177,9 +183,9 @@ class Marks:
             return [MarkedPack(*row) for row in connection.execute(query)]
 
     def indexed(self, tenant: bytes, pack: bytes) -> list[bytes]:
-        """The ids of the chunks that the index has in a pack, found without the pack, by reading all of the index.
+        """Return the ids of the chunks that the index has in a pack, by reading all of the index.
 
-        For packs that cannot be read. A page at a time, so that nobody waits for it.
+        For packs that cannot be read. Reads a page at a time to keep others from waiting.
         """
         c = schema.chunks.c
         found: list[bytes] = []
@@ -193,7 +199,8 @@ class Marks:
                 query = select(c.chunk_id, c.pack).where(c.tenant == tenant_row, c.chunk_id > after)
                 rows = connection.execute(query.order_by(c.chunk_id).limit(10_000)).all()
             found += [row.chunk_id for row in rows if row.pack == pack_row]
-            # A page may end between two copies of one chunk: its last chunk is read again, unless it is all there was.
+            # A page may end between two copies of one chunk: read its last chunk again, unless it was the
+            # only one.
             last = rows[-1].chunk_id if rows else b""
             others = [row.chunk_id for row in rows if row.chunk_id != last]
             if len(rows) < 10_000 or not others:
@@ -212,10 +219,12 @@ class Marks:
         now_ns: int,
         replaced_by: Sequence[PackSummary] = (),
     ) -> bool:
-        """Condemns packs that the mark listed, each with the ids of its chunks, which leave the index: all or none.
+        """Condemn packs that the mark listed, each with the ids of its chunks, which leave the index: all or
+        none.
 
-        They were not reached; or what was reached is also in `replaced_by`, packs of this collector, which become live.
-        False, and nothing is changed, if one is not live any more, or has a claim that counts.
+        They were not reached, or what was reached is also in `replaced_by`, packs of this collector, which
+        become live. Return False, with nothing changed, if one is not live any more, or has a claim that
+        counts.
         """
         with self._database.write() as connection:
             require_fence(connection, fence)
@@ -227,7 +236,7 @@ class Marks:
             return True
 
     def begin_pack(self, tenant: bytes, fence: int, pack: bytes, now_ns: int) -> None:
-        """Announces a pack that the collector is about to write. Before its object is begun."""
+        """Announce a pack that the collector is about to write. Call before its object is begun."""
         check_id("pack", pack)
         with self._database.write() as connection:
             require_fence(connection, fence)
@@ -247,7 +256,10 @@ class Marks:
             )
 
     def drop_pack(self, tenant: bytes, fence: int, pack: bytes) -> None:
-        """Forgets a pack that this collector began and did not publish; after its object, if there is one, is gone."""
+        """Forget a pack that this collector began and did not publish.
+
+        Call after its object, if any, is gone.
+        """
         with self._database.write() as connection:
             require_fence(connection, fence)
             mine = _p.tenant == self._tenants.row(connection, tenant)
@@ -258,7 +270,7 @@ class Marks:
             )
 
     def end_claims(self, fence: int, mark: int) -> int:
-        """Ends the claims of the uploads whose manifests the mark has read, some at a time; gives of how many uploads."""
+        """End some claims of the uploads whose manifests the mark has read; return of how many uploads."""
         ended = 0
         while True:
             with self._database.write() as connection:
@@ -279,13 +291,16 @@ class Marks:
 
 
 def is_root(tenant_row: int) -> ColumnElement[bool]:
-    """Backups that are roots: not gone, or the base of an open upload. Gone: purged, and the record of that is durable."""
+    """Return the condition for roots: backups not gone, or the base of an open upload.
+
+    Gone: durably recorded as purged.
+    """
     base = exists().where(_u.base == _b.id, _u.tenant == tenant_row, schema.IS_OPEN)
     return and_(_b.tenant == tenant_row, or_(~is_gone(), base))
 
 
 def is_gone() -> ColumnElement[bool]:
-    """A backup that was purged, with a durable record of that."""
+    """Return the condition for purged backups with a durable record."""
     pending = exists().where(schema.pending_records.c.purges == _b.id)
     return and_(_b.purged_ns.is_not(None), ~pending)
 
@@ -314,10 +329,10 @@ def _list_packs(connection: Connection, tenant_row: int, mark: int) -> None:
 
 
 def _end_claims_of_the_gone(connection: Connection, tenant_row: int) -> None:
-    """Those of committed uploads whose backup is no root any more, and so never will be again: nobody carries over from it.
+    """End the claims of committed uploads whose backup is no longer a root, and so never will be again.
 
-    Before the roots are listed: a backup that was purged after that may be the base of an upload that has begun after it,
-    and then nothing but these claims keeps what that carries over.
+    Before the roots are listed: a backup purged later may be the base of an upload begun later, and then only
+    these claims protect what that upload carries over.
     """
     root = exists().where(_b.id == _u.backup, is_root(tenant_row))
     over = select(_k.upload).join_from(schema.claims, schema.uploads, _k.upload == _u.id)
@@ -329,7 +344,9 @@ def _end_claims_of_the_gone(connection: Connection, tenant_row: int) -> None:
 
 
 def _counting(mark: int) -> ColumnElement[bool]:
-    """Whether a pack has a claim that counts: any but one of a committed upload whose manifest the mark reads."""
+    """Return the condition for packs with a claim that counts: any except a committed upload's whose manifest
+    the mark reads.
+    """
     read = exists().where(_r.mark == mark, _r.backup == _u.backup)
     return exists().where(_k.pack == _p.row, _k.upload == _u.id, ~read)
 
@@ -341,9 +358,9 @@ def _condemn(
     packs: Mapping[bytes, Iterable[bytes]],
     now_ns: int,
 ) -> bool:
-    # First the rows are locked, in the order in which claims lock them, then, in a statement of its own, the claims are
-    # looked at: one that came first is seen, one that comes later finds the pack condemned. In one statement, or in one
-    # snapshot for both, the claim that was waited for is not seen, and its chunks are lost.
+    # First lock the rows, in the order in which claims lock them; then check the claims, in a statement of
+    # its own: an earlier claim is seen, and a later one finds the pack condemned. In a single statement or
+    # snapshot, the claim waited for would stay invisible, and its chunks would be lost.
     locked = connection.execute(
         select(_p.row, _p.id)
         .join_from(schema.packs, schema.mark_packs, and_(_mp.pack == _p.row, _mp.mark == mark))

@@ -1,4 +1,4 @@
-"""Brings the tables of a catalog to those of this version."""
+"""Migrate a catalog's tables to this version."""
 
 import threading
 from pathlib import Path
@@ -11,21 +11,24 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from staddle_server.base import errors
-from staddle_server.catalog.database import Database
+from staddle_server.catalog.database import Database, lock_schema
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _migrating = threading.Lock()  # Alembic keeps the running migration in module globals
 
 
 def newest_revision() -> str | None:
-    """What the migrations lead to: schema.REVISION."""
+    """Return the revision that the migrations lead to: schema.REVISION."""
     return ScriptDirectory(str(_MIGRATIONS)).get_current_head()
 
 
 def migrate(database: Database) -> None:
-    """Brings the tables up to date in one transaction, so that of two processes one does it and the other sees it done."""
+    """Bring the tables up to date in one transaction: of two processes, one does it and the other sees it
+    done.
+    """
     script = ScriptDirectory(str(_MIGRATIONS))
     with _migrating, database.write() as connection:
+        lock_schema(connection)
         if _is_current(connection, script, database.name):
             return
         config = Config()
@@ -41,6 +44,6 @@ def _is_current(connection: Connection, script: ScriptDirectory, name: str) -> b
         raise errors.Unavailable(
             "STORE_UNAVAILABLE",
             f"The catalog {name} was written by a newer version of Staddle (its tables are at {found!r}): run that version, "
-            "or bring back the catalog from before",
+            "or restore the earlier catalog",
         )
     return found == script.get_current_head()

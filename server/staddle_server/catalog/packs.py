@@ -1,4 +1,4 @@
-"""Packs: their rows come before their objects, and only a live one counts."""
+"""Packs: a row comes before its object, and only a live pack counts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,9 +30,9 @@ class Packs:
         self._tenants = tenants
 
     def begin(self, tenant: bytes, upload: bytes, epoch: int, pack: bytes, now_ns: int) -> None:
-        """Announces a pack that this upload is about to write, and claims it. Before its object is begun.
+        """Announce a pack that this upload is about to write, and claim it. Call before its object is begun.
 
-        UPLOAD_NOT_FOUND, UPLOAD_CLOSED, STALE_EPOCH. A pack id is used once: ValueError for one that is there.
+        UPLOAD_NOT_FOUND, UPLOAD_CLOSED, STALE_EPOCH. A pack id is used once: ValueError for an existing one.
         """
         check_id("pack", pack)
         with self._database.write() as connection:
@@ -60,35 +60,37 @@ class Packs:
             connection.execute(insert(schema.claims), {"upload": upload, "pack": pack_row})
 
     def mark_damaged(self, tenant: bytes, pack: bytes, segment_offset: int | None = None) -> None:
-        """The segment at this offset, or the whole pack, cannot be read back: its chunks count as missing from now on.
+        """Mark the segment at this offset, or the whole pack, as damaged: its chunks count as missing from
+        now on.
 
-        A pack that is not there changes nothing: it may have been reaped meanwhile.
+        Ignores an unknown pack: it may have been reaped meanwhile.
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
             pack_row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
             if pack_row is None:
                 return
-            put_down(connection, pack_row, schema.WHOLE_PACK if segment_offset is None else segment_offset)
+            mark_damage(connection, pack_row, schema.WHOLE_PACK if segment_offset is None else segment_offset)
 
     def doubt(self, tenant: bytes, pack: bytes, segment_offset: int) -> bool:
-        """Marks a segment as damaged, and if that is news, the whole pack until `believe`: what else is in it was not read yet.
+        """Mark a segment as damaged and, if that is news, the whole pack until `believe`: the rest is still
+        unread.
 
-        Whether the caller must read the pack now: the pack is live, and this damage was not known. The scrubber reads it next if the caller
-        fails.
+        Return whether the caller must read the pack now: it is live, and this damage was not known. If the
+        caller fails, the scrubber reads it next.
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
             row = connection.execute(select(_p.row, _p.state).where(*this).with_for_update()).one_or_none()
-            if row is None or not put_down(connection, row.row, segment_offset):
+            if row is None or not mark_damage(connection, row.row, segment_offset):
                 return False
-            if row.state != schema.PACK_LIVE or not put_down(connection, row.row, schema.WHOLE_PACK):
+            if row.state != schema.PACK_LIVE or not mark_damage(connection, row.row, schema.WHOLE_PACK):
                 return False
             connection.execute(update(schema.packs).where(_p.row == row.row).values(verified_ns=None))
             return True
 
     def believe(self, tenant: bytes, pack: bytes) -> None:
-        """Every segment of a doubted pack was read, and those that are damaged are marked: only these count as damaged now."""
+        """Count only the marked segments of a doubted pack as damaged: every segment was read."""
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
             row = connection.execute(select(_p.row).where(*this).with_for_update()).scalar()
@@ -97,9 +99,9 @@ class Packs:
             )
 
     def mark_lost(self, tenant: bytes, packs: Iterable[bytes]) -> list[bytes]:
-        """The objects of these packs are not there, or not as they were published: those that are live count as damaged as a whole.
+        """Mark the live ones of these packs as damaged as a whole, and return them.
 
-        Which of them are live.
+        Their objects are missing, or not as they were published.
         """
         marked: list[bytes] = []
         for some in batches(sorted(packs)):
@@ -107,14 +109,14 @@ class Packs:
                 mine = _p.tenant == self._tenants.row(connection, tenant)
                 query = select(_p.row, _p.id).where(mine, _p.state == schema.PACK_LIVE, _p.id.in_(some))
                 for row in connection.execute(query.order_by(_p.row).with_for_update()).all():
-                    put_down(connection, row.row, schema.WHOLE_PACK)
+                    mark_damage(connection, row.row, schema.WHOLE_PACK)
                     marked.append(row.id)
         return marked
 
     def mark_sound(self, tenant: bytes, pack: bytes, now_ns: int) -> bool:
-        """Every byte of the pack was read at `now_ns` and found right: nothing of it counts as damaged any more.
+        """Clear all marks of damage of a pack: every byte was read at `now_ns` and found intact.
 
-        Whether there is such a pack.
+        Return whether the pack exists.
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack)
@@ -128,14 +130,14 @@ class Packs:
             return True
 
     def damaged(self, tenant: bytes) -> list[bytes]:
-        """The tenant's live packs of which something is marked as damaged, oldest first."""
+        """Return the tenant's live packs with marks of damage, oldest first."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(_p.id).where(mine, _p.state == schema.PACK_LIVE, _p.damaged).order_by(_p.row)
             return list(connection.execute(query).scalars())
 
     def damaged_count(self, tenant: bytes) -> int:
-        """How many segments, or whole packs, of the tenant's live packs are damaged."""
+        """Return how many segments, or whole packs, of the tenant's live packs are damaged."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(func.count()).select_from(schema.pack_damage).join(schema.packs)
@@ -143,7 +145,7 @@ class Packs:
             return connection.execute(query.where(*lost)).scalar_one()
 
     def damage_epoch(self, tenant: bytes) -> int:
-        """A number that rises with every mark of damage in the tenant."""
+        """Return a number that rises with every mark of damage in the tenant."""
         with self._database.read() as connection:
             rows = rows_in(connection, (_t.damage_epoch,), {}, _t.id, (tenant,))
         if not rows:
@@ -151,9 +153,10 @@ class Packs:
         return int(rows[0][0])
 
     def known_damage(self) -> dict[bytes, KnownDamage]:
-        """What is damaged, and may be needed by a backup, of each tenant of which something is: the one definition of damage.
+        """Return, for each tenant with damage, what is damaged and may be needed by a backup: the one
+        definition of damage.
 
-        Costs next to nothing while nothing is.
+        Almost free while nothing is damaged.
         """
         whole, footers = (
             func.sum(case((_d.segment_offset == offset, 1), else_=0))
@@ -173,9 +176,10 @@ class Packs:
         }
 
     def not_needed(self, tenant: bytes, damage_epoch: int) -> bool:
-        """All backups were found whole without what is damaged: the marks of this epoch are no damage any more, but for those of footers.
+        """State that no backup needs what is damaged: the marks of this epoch stop counting, except those of
+        footers.
 
-        Whether that still holds: False where damage was found meanwhile, and nothing was changed.
+        Return False, with nothing changed, if damage was found meanwhile.
         """
         with self._database.write() as connection:
             row = self._tenants.row(connection, tenant)
@@ -191,7 +195,7 @@ class Packs:
             return True
 
     def live_sizes(self, tenant: bytes, packs: Iterable[bytes]) -> dict[bytes, int]:
-        """The bytes that those of the packs have which are live."""
+        """Return the sizes in bytes of the live ones of these packs."""
         sizes: dict[bytes, int] = {}
         with self._database.read() as connection:
             mine = (_p.tenant == self._tenants.row(connection, tenant), _p.state == schema.PACK_LIVE)
@@ -201,7 +205,7 @@ class Packs:
         return sizes
 
     def claimed(self, tenant: bytes, upload: bytes) -> list[bytes]:
-        """The live packs that an upload relies on, without those that are damaged as a whole."""
+        """Return the live packs that an upload relies on, without those damaged as a whole."""
         whole = select(_d.pack).where(_d.segment_offset == schema.WHOLE_PACK)
         query = (
             select(_p.id)
@@ -213,9 +217,9 @@ class Packs:
             return list(connection.execute(query.where(mine)).scalars())
 
     def without_parity(self, after: int, limit: int, since_ns: int = 0) -> list[PackParity]:
-        """Of all tenants: live, undamaged packs that have no parity and were begun at `since_ns` or later.
+        """Return live, undamaged packs of all tenants without parity, begun at `since_ns` or later.
 
-        In the order of their rows, behind the row `after`.
+        In row order, after the row `after`.
         """
         return self._parities(
             schema.LIVE_WITHOUT_PARITY,
@@ -226,7 +230,7 @@ class Packs:
         )
 
     def with_parity(self, after: int, limit: int) -> list[PackParity]:
-        """Of all tenants: live packs that have parity, in the order of their rows, behind the row `after`."""
+        """Return live packs of all tenants with parity, in row order, after the row `after`."""
         return self._parities(_p.state == schema.PACK_LIVE, _p.parity_bytes > 0, after=after, limit=limit)
 
     def _parities(self, *which: ColumnElement[bool], after: int, limit: int) -> list[PackParity]:
@@ -241,7 +245,7 @@ class Packs:
             return [PackParity(*row) for row in connection.execute(query)]
 
     def parity_totals(self) -> ParityTotals:
-        """Of all tenants: the live packs, and how many of them have parity."""
+        """Return the number of live packs of all tenants, and how many have parity."""
         with_parity = func.sum(case((_p.parity_bytes > 0, 1), else_=0))
         query = select(
             func.count(),
@@ -253,7 +257,10 @@ class Packs:
             return ParityTotals(*connection.execute(query.where(_p.state == schema.PACK_LIVE)).one())
 
     def set_parity(self, tenant: bytes, pack: bytes, parity_bytes: int) -> bool:
-        """The pack has a parity object of this length, which is durable; 0: it has none. False: there is no such live pack."""
+        """Record that the pack has a durable parity object of this length, or none (0).
+
+        Return False if it is not live.
+        """
         with self._database.write() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             changed = connection.execute(
@@ -264,7 +271,7 @@ class Packs:
             return changed.rowcount == 1
 
     def known(self, tenant: bytes, packs: Iterable[bytes]) -> set[bytes]:
-        """Those of the packs that have a row, in whatever state."""
+        """Return which of the packs have a row, in whatever state."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             found: set[bytes] = set()
@@ -273,9 +280,9 @@ class Packs:
             return found
 
     def of_live_backups(self, tenant: bytes, packs: Iterable[bytes]) -> set[bytes]:
-        """Those of the packs whose upload became a backup that is there and not deleted.
+        """Return which of the packs were uploaded for a backup that exists and is not deleted.
 
-        All that they hold was sent for that backup, and may be read by whoever may read it.
+        All their content was sent for that backup, so anyone allowed to read the backup may read it.
         """
         mine = (_p.tenant == _b.tenant, _p.upload == _b.upload, _b.deleted_ns.is_(None))
         found: set[bytes] = set()
@@ -289,9 +296,10 @@ class Packs:
         return found
 
     def writing_left_over(self, tenant: bytes, limit: int = 1000) -> list[LeftOverPack]:
-        """Packs that were begun and can never become live: their upload was closed or taken over, or their collector was.
+        """Return packs that were begun and can never become live: their upload or collector closed or was
+        replaced.
 
-        Their objects, if there are any, can be removed, and then their rows (`drop_left_over`).
+        Their objects, if any, can be removed, and then their rows (`drop_left_over`).
         """
         query = (
             select(_p.id, _p.upload, _p.created_ns)
@@ -305,7 +313,9 @@ class Packs:
             return [LeftOverPack(tenant, *row) for row in connection.execute(query.where(mine))]
 
     def drop_left_over(self, tenant: bytes, pack: bytes) -> bool:
-        """Forgets a pack that `writing_left_over` named, after its object is gone. Whether there was such a one."""
+        """Forget a pack that `writing_left_over` named, after its object is gone; return whether
+        it existed.
+        """
         with self._database.write() as connection:
             left_over = (
                 select(_p.row)
@@ -321,7 +331,8 @@ class Packs:
             return True
 
 
-# A collector's own pack has no upload, and its fence as the epoch: while no other one has come, it may be at work.
+# A collector's own pack has no upload, and its fence as the epoch: without a newer fence it may still be at
+# work.
 _fence = select(schema.collector.c.fence).scalar_subquery()
 _LEFT_OVER = and_(
     schema.IS_WRITING,
@@ -335,10 +346,11 @@ _LEFT_OVER = and_(
 )
 
 
-def put_down(connection: Connection, pack_row: int, segment_offset: int) -> bool:
-    """Marks a segment, WHOLE_PACK or FOOTER as damaged, unless it is; whether it was not. The caller has locked the pack's row.
+def mark_damage(connection: Connection, pack_row: int, segment_offset: int) -> bool:
+    """Mark a segment, WHOLE_PACK or FOOTER as damaged, and return whether that is new.
 
-    What is marked and not needed stays so: nothing that was stored since relies on a damaged place.
+    The caller locked the pack's row. A mark that is not needed stays so: nothing stored since relies on a
+    damaged place.
     """
     made = connection.execute(
         insert_or_ignore(connection, schema.pack_damage),
@@ -357,9 +369,10 @@ def put_down(connection: Connection, pack_row: int, segment_offset: int) -> bool
 
 
 def publish(connection: Connection, upload: Row[Any], summaries: Sequence[PackSummary]) -> None:
-    """Makes packs live and indexes their chunks: only those that this upload began under its present epoch.
+    """Make packs live and index their chunks: only packs that this upload began under its current epoch.
 
-    STALE_EPOCH for any other; then the transaction must not be committed. A pack that was published before stays as it is.
+    STALE_EPOCH for any other; then the transaction must not be committed. Packs published before stay
+    unchanged.
     """
     for summary in summaries:
         this: tuple[ColumnElement[bool], ...] = (

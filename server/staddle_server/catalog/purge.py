@@ -1,4 +1,4 @@
-"""What goes for good: purged backups and their rows, condemned packs, objects that no row names."""
+"""Final removal: purged backups and their rows, condemned packs, objects without a row."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -32,7 +32,10 @@ _o = schema.orphans.c
 
 
 class Purge:
-    """Methods that write check the collector's fence first (STALE_EPOCH), and are one short transaction each."""
+    """Final removal.
+
+    Writing methods check the collector's fence first (STALE_EPOCH); each is one short transaction.
+    """
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
@@ -41,14 +44,16 @@ class Purge:
     # --- backups
 
     def purgeable(self, tenant: bytes, now_ns: int, grace_s: int | None = None) -> list[PurgeableBackup]:
-        """Deleted backups whose grace is over (the tenant's, or this one) and that neither a hold nor a time protects."""
+        """Return deleted backups past their grace period (the tenant's, or `grace_s`) that no hold or
+        retention protects.
+        """
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             rows = connection.execute(_purgeable(tenant_row, now_ns, grace_s).order_by(_b.deleted_ns, _b.id))
             return [PurgeableBackup(*row) for row in rows]
 
     def hidden(self, tenant: bytes, now_ns: int, grace_s: int | None = None) -> tuple[int, int | None]:
-        """How many deleted backups are in their grace, and when that of the first of them is over."""
+        """Return how many deleted backups are in their grace period, and when the first one's ends."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             if grace_s is None:
@@ -69,9 +74,9 @@ class Purge:
         *,
         grace_s: int | None = None,
     ) -> bool:
-        """Ends a backup for good, if it may be, and keeps `record` as pending in the same transaction.
+        """Purge a backup, if allowed, and keep `record` as pending in the same transaction.
 
-        Its dataset and the backup itself are locked, so that a hold or an undelete comes before, or finds it gone.
+        Locks the backup and its dataset: a hold or an undelete comes first, or finds the backup gone.
         """
         with self._database.write() as connection:
             require_fence(connection, fence)
@@ -87,7 +92,7 @@ class Purge:
             return True
 
     def known(self, tenant: bytes, backups: Iterable[bytes]) -> dict[bytes, bool]:
-        """Those of these backups that the catalog has, and whether they are purged."""
+        """Return which of these backups the catalog has, and whether they are purged."""
         found: dict[bytes, bool] = {}
         with self._database.read() as connection:
             mine = _b.tenant == self._tenants.row(connection, tenant)
@@ -97,7 +102,7 @@ class Purge:
         return found
 
     def gone(self, tenant: bytes, before_ns: int) -> list[GoneBackup]:
-        """Backups that were purged before, durably, and that no open upload starts from: their records may go."""
+        """Return backups durably purged before then that no open upload is based on: their records may go."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             rows = connection.execute(
@@ -108,7 +113,7 @@ class Purge:
             return [GoneBackup(*row) for row in rows]
 
     def forget(self, tenant: bytes, fence: int, backup: bytes) -> bool:
-        """Removes the row of a backup that `gone` named; after its records."""
+        """Remove the row of a backup that `gone` named, after its records."""
         with self._database.write() as connection:
             require_fence(connection, fence)
             tenant_row = self._tenants.row(connection, tenant)
@@ -117,7 +122,9 @@ class Purge:
             return bool(done.rowcount)
 
     def roots(self, tenant: bytes, without: Iterable[bytes] = ()) -> list[MarkRoot]:
-        """What a mark that began now would list, were the backups `without` purged; for looking ahead."""
+        """Return the roots of a mark that would begin now, were the backups `without` purged: for
+        a dry run.
+        """
         gone = set(without)
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
@@ -136,13 +143,15 @@ class Purge:
     # --- packs
 
     def live(self, tenant: bytes) -> set[bytes]:
-        """The ids of all live packs."""
+        """Return the ids of all live packs."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             return set(connection.execute(select(_p.id).where(mine, _p.state == schema.PACK_LIVE)).scalars())
 
     def unclaimed(self, tenant: bytes) -> dict[bytes, tuple[int, int]]:
-        """Live packs that no open upload claims, with their sizes and numbers of chunks; for looking ahead."""
+        """Return live packs that no open upload claims, with their sizes and numbers of chunks: for a dry
+        run.
+        """
         claimed = exists().where(
             schema.claims.c.pack == _p.row, schema.claims.c.upload == _u.id, schema.IS_OPEN
         )
@@ -153,7 +162,7 @@ class Purge:
             return {row.id: (row.size_bytes, row.chunk_count) for row in rows}
 
     def condemned(self, tenant: bytes, before_ns: int, limit: int = 1000) -> list[CondemnedPack]:
-        """At most `limit` packs that were condemned by then, the oldest first."""
+        """Return at most `limit` packs condemned before then, the oldest first."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(_p.id, _p.size_bytes, _p.condemned_ns).where(
@@ -163,7 +172,7 @@ class Purge:
             return [CondemnedPack(*row) for row in rows]
 
     def waiting(self, tenant: bytes) -> Waiting:
-        """The condemned packs that are still there, together."""
+        """Return the totals of condemned packs that still exist."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(
@@ -176,7 +185,7 @@ class Purge:
             return Waiting(count, int(size), first, last)
 
     def drop_condemned(self, tenant: bytes, fence: int, pack: bytes) -> bool:
-        """Forgets a condemned pack, after its object is gone. Whether there was such a one."""
+        """Forget a condemned pack, after its object is gone; return whether it existed."""
         with self._database.write() as connection:
             require_fence(connection, fence)
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack, schema.IS_CONDEMNED)
@@ -191,14 +200,14 @@ class Purge:
     # --- objects without a row
 
     def orphans(self, prefix: str) -> dict[str, Orphan]:
-        """The objects below a prefix that were seen without a row, and since when."""
+        """Return the objects below a prefix that were seen without a row, and since when."""
         with self._database.read() as connection:
-            below = _o.name.between(f"{prefix}/", f"{prefix}0")  # "0" comes behind "/"
+            below = _o.name.between(f"{prefix}/", f"{prefix}0")  # "0" sorts right after "/"
             rows = connection.execute(select(_o.name, _o.size_bytes, _o.seen_ns).where(below))
             return {row.name: Orphan(*row) for row in rows}
 
     def note_orphans(self, fence: int, sizes: Mapping[str, int], now_ns: int) -> None:
-        """These objects were seen without a row now. Those that were seen so before keep their time."""
+        """Record that these objects have no row at the moment. Known ones keep their time."""
         for some in batches(sizes.items()):
             with self._database.write() as connection:
                 require_fence(connection, fence)
@@ -208,7 +217,7 @@ class Purge:
                 )
 
     def drop_orphans(self, fence: int, names: Iterable[str]) -> None:
-        """These are gone, or have a row after all."""
+        """Remove these objects from the list: they are gone, or have a row after all."""
         for some in batches(names):
             with self._database.write() as connection:
                 require_fence(connection, fence)

@@ -1,28 +1,29 @@
-"""Filling a new catalog with what the store says: in bulk, while nobody else uses it."""
+"""Fill a new catalog from the store, in bulk, while it has no other users."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import structs
 from sqlalchemy import Connection, insert, select
 
-from staddle_server.base.types import Authors, Kind, PackSummary, Root, Scope
+from staddle_server.base.types import Authors, ChangeCounts, Kind, PackSummary, Root, Scope
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.engine import Catalog
 from staddle_server.catalog.rows import dataset_row
 from staddle_server.catalog.validation import ID_BYTES, pack_authors, pack_tags
-from staddle_server.catalog.values import ChangeCounts, TenantRow
+from staddle_server.catalog.values import TenantRow
 
 _NO_UPLOAD = b""
-"""Of a pack: which upload wrote it is in no object of the store."""
+"""The uploader of a rebuilt pack: no object of the store names it."""
 _LOST_PACK = bytes(ID_BYTES)
-"""No pack's id: those are random."""
+"""Never a pack's id: those are random."""
 
 
 @dataclass(frozen=True, slots=True)
 class RebuiltPack:
-    """A pack of the store. `damage` has the offsets of what could not be read; None stands for the whole pack."""
+    """A pack of the store. `damage` has the offsets of unreadable parts; None stands for the whole pack."""
 
     summary: PackSummary
     damage: tuple[int | None, ...] = ()
@@ -30,7 +31,10 @@ class RebuiltPack:
 
 @dataclass(frozen=True, slots=True)
 class RebuiltDataset:
-    """A dataset as its records leave it. `hold_ns` None: it is not held; `policy` is JSON, empty for none."""
+    """A dataset according to its records.
+
+    `hold_ns` is None without a hold; `policy` is JSON, empty for none.
+    """
 
     name: str
     created_ns: int
@@ -46,7 +50,10 @@ class RebuiltDataset:
 
 @dataclass(frozen=True, slots=True)
 class RebuiltBackup:
-    """A backup as its records leave it. `deleted_ns` and `hold_ns` None: it is not deleted, not held."""
+    """A backup according to its records.
+
+    `deleted_ns` and `hold_ns` are None if it is not deleted or not held.
+    """
 
     id: bytes
     number: int
@@ -72,14 +79,14 @@ class RebuiltBackup:
 
 
 class Rebuild:
-    """Writes into a catalog that was made just now. Each method is one transaction."""
+    """Writes into a newly created catalog. Each method is one transaction."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._database = catalog.database
         self._tenants = catalog.tenants
 
     def add_tenant(self, tenant: TenantRow, grace_s: int, decided_ns: int, newest: int, link: bytes) -> None:
-        """A tenant, whose garbage nobody collects before an operator says so.
+        """Add a tenant, which is not collected until an operator allows it.
 
         Its newest decision was made at `decided_ns`; its newest record has the number `newest` and this link.
         """
@@ -102,14 +109,14 @@ class Rebuild:
             )
 
     def add_packs(self, tenant: bytes, packs: Iterable[RebuiltPack], now_ns: int) -> None:
-        """Live packs with their chunks and their damage. No upload claims them."""
+        """Add live packs with their chunks and their damage. No upload claims them."""
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             for pack in packs:
                 _add_pack(connection, tenant_row, pack, now_ns)
 
     def add_dataset(self, tenant: bytes, dataset: RebuiltDataset) -> None:
-        """A dataset, still without its backups."""
+        """Add a dataset, without backups yet."""
         with self._database.write() as connection:
             columns = {
                 "tenant": self._tenants.row(connection, tenant),
@@ -127,7 +134,7 @@ class Rebuild:
             connection.execute(insert(schema.datasets), columns)
 
     def add_backups(self, tenant: bytes, dataset: str, backups: Iterable[RebuiltBackup]) -> None:
-        """Backups of a dataset that was added. Their records are durable."""
+        """Add backups of a known dataset. Their records are durable."""
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = dataset_row(connection, tenant_row, dataset).row
@@ -135,9 +142,10 @@ class Rebuild:
             connection.execute(insert(schema.backups), columns)
 
     def add_lost_pack(self, tenant: bytes, now_ns: int) -> None:
-        """A damaged pack without an object or chunks: it stands for those that are lost, of which nothing else is known.
+        """Add a damaged pack without object or chunks, in place of lost ones of which nothing else is known.
 
-        With it the tenant counts as damaged, so that uploads are told which entries of their base to send again.
+        It makes the tenant count as damaged, so that the server reports to uploads which entries of their
+        base to send again.
         """
         self.add_packs(tenant, [RebuiltPack(PackSummary(_LOST_PACK, 0, []), (None,))], now_ns)
 
@@ -187,7 +195,7 @@ def _backup_columns(backup: RebuiltBackup, tenant_row: int, dataset_row: int) ->
         "entry_count": backup.root.entries,
         "data_bytes": backup.root.data_bytes,
         "stored_bytes": backup.stored_bytes,
-        **backup.changes._asdict(),
+        **structs.asdict(backup.changes),
         "tags": pack_tags(backup.tags),
         "host": backup.host,
         "source_root": backup.source_root,

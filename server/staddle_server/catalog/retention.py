@@ -1,4 +1,6 @@
-"""What keeps backups: holds, retention times and policies; and deleting what a plan says, all or nothing."""
+"""What protects backups: holds, retention times and policies; and applying a deletion plan, all
+or nothing.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +33,10 @@ _SHOWN = _b.deleted_ns.is_(None)
 
 
 class Retentions:
-    """The retention of all tenants' datasets and backups. What cannot be found is DATASET_NOT_FOUND or BACKUP_NOT_FOUND."""
+    """The retention of all tenants' datasets and backups.
+
+    Unknown ones raise DATASET_NOT_FOUND or BACKUP_NOT_FOUND.
+    """
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
@@ -40,14 +45,14 @@ class Retentions:
     # --- looking
 
     def get(self, tenant: bytes, dataset: str) -> Retention:
-        """What keeps a dataset's backups."""
+        """Return what protects a dataset's backups."""
         with self._database.read() as connection:
             return _retention(dataset_row(connection, self._tenants.row(connection, tenant), dataset))
 
     def with_policy(self, since_ns: int, ahead_ns: int) -> list[tuple[bytes, str]]:
-        """Of all tenants: the datasets that have a policy, unchanged since then or before, by tenant and name.
+        """Return datasets of all tenants whose policy last changed then or earlier, by tenant and name.
 
-        And those that were changed after `ahead_ns`, by a clock that was ahead.
+        Includes those changed after `ahead_ns`, by a clock that was ahead.
         """
         query = (
             select(schema.tenants.c.id, _d.name)
@@ -59,13 +64,13 @@ class Retentions:
             return [(tenant, name) for tenant, name in connection.execute(query)]
 
     def state(self, tenant: bytes, dataset: str) -> RetentionState:
-        """All that a plan rests on."""
+        """Return everything that a plan depends on."""
         with self._database.read() as connection:
             row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)
             return _state(connection, row)
 
     def standing(self, tenant: bytes, now_ns: int) -> StandingRoots:
-        """What stays reachable once all is purged that is deleted and not protected."""
+        """Return what stays reachable once everything deleted and unprotected is purged."""
         roots = (_b.id, _b.root_level, _b.root_digest, _b.entry_count, _b.data_bytes)
         with self._database.read() as connection:
             mine = self._tenants.row(connection, tenant)
@@ -94,7 +99,10 @@ class Retentions:
     def hold_dataset(
         self, tenant: bytes, dataset: str, reason: str, now_ns: int, record: PendingRecord
     ) -> Hold:
-        """Holds a dataset with all its backups. The same hold again changes nothing, and `record` is then not kept."""
+        """Hold a dataset with all its backups.
+
+        An identical hold changes nothing, and `record` is then not kept.
+        """
         with self._database.write() as connection:
             row = self._locked(connection, tenant, dataset)
             hold = hold_of(row.hold_ns, row.hold_reason)
@@ -105,7 +113,7 @@ class Retentions:
             return hold
 
     def release_dataset(self, tenant: bytes, dataset: str, record: PendingRecord) -> None:
-        """Releases a dataset's hold; those of its backups stay. Where there is none, `record` is not kept."""
+        """Release a dataset's hold; those of its backups stay. Without a hold, `record` is not kept."""
         with self._database.write() as connection:
             row = self._locked(connection, tenant, dataset)
             if row.hold_ns is not None:
@@ -115,7 +123,10 @@ class Retentions:
     def hold_backup(
         self, tenant: bytes, backup: bytes, reason: str, now_ns: int, record: PendingRecord
     ) -> Backup:
-        """Holds a backup, also a deleted one. The same hold again changes nothing, and `record` is then not kept."""
+        """Hold a backup, also a deleted one.
+
+        An identical hold changes nothing, and `record` is then not kept.
+        """
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             found = lock_backup(connection, tenant_row, backup)
@@ -125,7 +136,7 @@ class Retentions:
             return _update_backup(connection, backup, hold_ns=now_ns, hold_reason=reason)
 
     def release_backup(self, tenant: bytes, backup: bytes, record: PendingRecord) -> Backup:
-        """Releases a backup's own hold; that of its dataset stays. Where there is none, `record` is not kept."""
+        """Release a backup's own hold; that of its dataset stays. Without a hold, `record` is not kept."""
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             found = lock_backup(connection, tenant_row, backup)
@@ -137,7 +148,10 @@ class Retentions:
     # --- retention times
 
     def retain(self, tenant: bytes, backup: bytes, until_ns: int, record: PendingRecord) -> Backup:
-        """Keeps a backup from being deleted before `until_ns`. Where that is no later than before, `record` is not kept."""
+        """Protect a backup from deletion before `until_ns`.
+
+        If that is no later than before, `record` is not kept.
+        """
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             found = lock_backup(connection, tenant_row, backup)
@@ -157,10 +171,10 @@ class Retentions:
         record: Callable[[Retention], PendingRecord],
         retained: Callable[[bytes, int], PendingRecord],
     ) -> Retention:
-        """Sets the policy, the minimum, or both; None: as it is. `record` is asked only if that changes anything.
+        """Set the policy, the minimum, or both; None leaves it unchanged.
 
-        Where the minimum is more than it was, the backups that are there get it, too: each whose time moves later has a record
-        that `retained` makes. No time is ever moved earlier.
+        `record` is called only for a change. A longer minimum also applies to existing backups: each one
+        whose time moves later gets a record made by `retained`. No time ever moves earlier.
         """
         with self._database.write() as connection:
             row = self._locked(connection, tenant, dataset)
@@ -185,7 +199,9 @@ class Retentions:
     # --- plans
 
     def applied(self, tenant: bytes, dataset: str, plan: str) -> Applied | None:
-        """What applying this plan deleted, if it was the last one that was applied; without what was undeleted since."""
+        """Return what applying this plan deleted, without what was undeleted since; None unless it was the
+        last one applied.
+        """
         with self._database.read() as connection:
             row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)
             return _applied(connection, row, plan)
@@ -201,10 +217,10 @@ class Retentions:
         now_ns: int,
         deleted: Callable[[bytes], PendingRecord],
     ) -> Applied:
-        """Deletes `backups`, all or none, if everything that decides is as `expected`: PLAN_CHANGED otherwise.
+        """Delete `backups`, all or none, if everything decisive is as `expected`; otherwise PLAN_CHANGED.
 
-        A plan that was the last one to be applied is answered as it was then. PROTECTED if the plan names what may not be
-        deleted. Each deletion has a record that `deleted` makes.
+        Replaying the plan applied last returns its original answer. PROTECTED if the plan names a protected
+        backup. Each deletion has a record made by `deleted`.
         """
         with self._database.write() as connection:
             row = self._locked(connection, tenant, dataset)
@@ -229,7 +245,9 @@ class Retentions:
             )
 
     def _locked(self, connection: Connection, tenant: bytes, dataset: str) -> Row[Any]:
-        """The dataset's row, and nobody else places a hold or commits a backup before this transaction ends."""
+        """Return the dataset's row, locked: until this transaction ends, no hold is placed and no backup
+        committed.
+        """
         tenant_row = self._tenants.row(connection, tenant)
         this = select(_d.row).where(_d.tenant == tenant_row, _d.name == dataset)
         connection.execute(this.with_for_update(key_share=True))
@@ -237,10 +255,10 @@ class Retentions:
 
 
 def plan_changed(dataset: str) -> errors.Precondition:
-    """The error for a plan that no longer holds."""
+    """Return the error for a plan that no longer holds."""
     return errors.Precondition(
         "PLAN_CHANGED",
-        f"The backups of dataset {dataset!r}, their protection or its policy are no longer what the plan rests on; nothing was "
+        f"The backups of dataset {dataset!r}, their protection or its policy have changed since the plan was made; nothing was "
         "deleted: make a new plan",
         dataset=dataset,
     )
@@ -271,7 +289,9 @@ def _update_backup(connection: Connection, backup: bytes, **values: object) -> B
 
 
 def _move_later(connection: Connection, row: Row[Any], minimum_ns: int) -> list[tuple[bytes, int]]:
-    """Gives the dataset's backups a minimum retention, where that is later than what they have; says which, and until when."""
+    """Apply a minimum retention to the dataset's backups where it is later than theirs; return which, and
+    until when.
+    """
     query = select(_b.id, _b.commit_ns).where(
         _b.dataset == row.row, _KEPT, _b.retain_until_ns < _b.commit_ns + minimum_ns
     )

@@ -1,32 +1,32 @@
-"""Reading rows that several nouns look at: datasets, backups, uploads. Everything is looked up within its tenant."""
+"""Shared queries: datasets, backups, uploads. Every lookup stays within its tenant."""
 
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, or_, select
 
 from staddle_server.base import errors
-from staddle_server.base.types import Kind, Root, Scope, UploadState
+from staddle_server.base.types import ChangeCounts, Kind, Root, Scope, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import rows_in
 from staddle_server.catalog.validation import NS, rfc3339, unpack_authors, unpack_tags
-from staddle_server.catalog.values import Backup, ChangeCounts, Hold, Upload
+from staddle_server.catalog.values import Backup, Hold, Upload
 
 _d = schema.datasets.c
 _b = schema.backups.c
 _u = schema.uploads.c
 _t = schema.tokens.c
 
-# Every step of an upload asks for these: making a statement takes as long as running it.
+# Every step of an upload needs these, and building a statement takes as long as running it.
 _DATASET = select(schema.datasets).where(_d.tenant == bindparam("tenant"), _d.name == bindparam("name"))
 _THIS_UPLOAD = (_u.id == bindparam("upload"), _u.tenant == bindparam("tenant"))
 _UPLOAD = select(schema.uploads).where(*_THIS_UPLOAD).with_for_update()
 
 
 def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
-    """The dataset's row. NotFound DATASET_NOT_FOUND."""
+    """Return the dataset's row. NotFound DATASET_NOT_FOUND."""
     row = connection.execute(_DATASET, {"tenant": tenant_row, "name": name}).one_or_none()
     if row is None:
-        raise errors.NotFound("DATASET_NOT_FOUND", f"There is no dataset {name!r}", dataset=name)
+        raise errors.NotFound("DATASET_NOT_FOUND", f"Dataset {name!r} does not exist", dataset=name)
     return row
 
 
@@ -34,7 +34,7 @@ def dataset_row(connection: Connection, tenant_row: int, name: str) -> Row[Any]:
 
 
 def select_backups() -> Select[Any]:
-    """Backups with the names of their dataset and tenant; `backup_of` reads the rows."""
+    """Return the query for backups with the names of dataset and tenant; `backup_of` reads the rows."""
     return (
         select(
             schema.backups,
@@ -50,7 +50,7 @@ def select_backups() -> Select[Any]:
 
 
 def backup_of(row: Row[Any]) -> Backup:
-    """The value of a row of `select_backups`."""
+    """Return the value of a row of `select_backups`."""
     return Backup(
         id=row.id,
         tenant=row.tenant_id,
@@ -82,12 +82,13 @@ def backup_of(row: Row[Any]) -> Backup:
 
 
 def lock_backup(connection: Connection, tenant_row: int, backup: bytes) -> Backup:
-    """A backup that is not purged; nobody else changes it or its dataset's holds before this transaction ends.
+    """Lock a backup that is not purged: until this transaction ends, it and its dataset's holds stay
+    unchanged.
 
-    BACKUP_NOT_FOUND. Beginning an upload locks the row of its base in the same way, so one of the two sees the other.
+    BACKUP_NOT_FOUND. Beginning an upload locks its base's row the same way, so one of the two sees the other.
     """
     this = (_b.id == backup, _b.tenant == tenant_row, _b.purged_ns.is_(None))
-    # Its dataset first, as everybody does; not its key, which an upload that begins refers to.
+    # The dataset first, as everywhere; not its key, which a beginning upload refers to.
     of_backup = select(_d.row).join_from(schema.backups, schema.datasets, _b.dataset == _d.row).where(*this)
     connection.execute(of_backup.with_for_update(key_share=True, of=schema.datasets))
     connection.execute(select(_b.id).where(*this).with_for_update())
@@ -98,12 +99,12 @@ def lock_backup(connection: Connection, tenant_row: int, backup: bytes) -> Backu
 
 
 def backup_not_found(backup: bytes) -> errors.NotFound:
-    """The error for a backup that this tenant does not have."""
-    return errors.NotFound("BACKUP_NOT_FOUND", f"There is no backup {backup.hex()}", backup=backup.hex())
+    """Return the error for a backup that this tenant does not have."""
+    return errors.NotFound("BACKUP_NOT_FOUND", f"Backup {backup.hex()} does not exist", backup=backup.hex())
 
 
 def hold_of(since_ns: int | None, reason: str) -> Hold | None:
-    """A hold as two columns have it."""
+    """Return a hold from its two columns."""
     return None if since_ns is None else Hold(reason, since_ns)
 
 
@@ -117,7 +118,7 @@ def _purge_ns(row: Row[Any]) -> int | None:
 
 
 def select_uploads() -> Select[Any]:
-    """Uploads with the names of their dataset and tenant; `upload_of` reads the rows."""
+    """Return the query for uploads with the names of dataset and tenant; `upload_of` reads the rows."""
     return (
         select(
             schema.uploads,
@@ -133,7 +134,7 @@ _UPLOAD_VALUE = select_uploads().where(*_THIS_UPLOAD)
 
 
 def upload_of(row: Row[Any]) -> Upload:
-    """The value of a row of `select_uploads`."""
+    """Return the value of a row of `select_uploads`."""
     return Upload(
         id=row.id,
         tenant=row.tenant_id,
@@ -166,7 +167,7 @@ def upload_of(row: Row[Any]) -> Upload:
 
 
 def upload_value(connection: Connection, tenant_row: int, upload: bytes) -> Upload:
-    """The upload. NotFound UPLOAD_NOT_FOUND."""
+    """Return the upload. NotFound UPLOAD_NOT_FOUND."""
     row = connection.execute(_UPLOAD_VALUE, {"upload": upload, "tenant": tenant_row}).one_or_none()
     if row is None:
         raise upload_not_found(upload)
@@ -174,7 +175,7 @@ def upload_value(connection: Connection, tenant_row: int, upload: bytes) -> Uplo
 
 
 def upload_row(connection: Connection, tenant_row: int, upload: bytes) -> Row[Any]:
-    """The upload's own row, and nobody else changes it before this transaction ends."""
+    """Return the upload's own row, locked against changes until this transaction ends."""
     row = connection.execute(_UPLOAD, {"upload": upload, "tenant": tenant_row}).one_or_none()
     if row is None:
         raise upload_not_found(upload)
@@ -182,9 +183,9 @@ def upload_row(connection: Connection, tenant_row: int, upload: bytes) -> Row[An
 
 
 def open_upload_row(connection: Connection, tenant_row: int, upload: bytes, epoch: int) -> Row[Any]:
-    """The upload's own row, locked, if it is open and `epoch` is its epoch.
+    """Return the upload's own row, locked, if it is open and `epoch` is current.
 
-    UPLOAD_NOT_FOUND, UPLOAD_CLOSED or STALE_EPOCH otherwise. What is done to an upload meets on this lock: of
+    Otherwise UPLOAD_NOT_FOUND, UPLOAD_CLOSED or STALE_EPOCH. All changes of an upload meet on this lock: of
     commit, abort, expiry and take-over one comes first, and the others see it.
     """
     row = upload_row(connection, tenant_row, upload)
@@ -194,11 +195,11 @@ def open_upload_row(connection: Connection, tenant_row: int, upload: bytes, epoc
 
 
 _LOOKED_AT = (_u.state, _u.epoch)
-"""Of a row with 27 columns: this is looked at before every claim."""
+"""Only two of the row's 27 columns: every claim reads them."""
 
 
 def require_upload(connection: Connection, tenant_row: int, upload: bytes) -> tuple[int, int]:
-    """State and epoch of the upload, as they are now. NotFound UPLOAD_NOT_FOUND."""
+    """Return state and epoch of the upload as they are now. NotFound UPLOAD_NOT_FOUND."""
     rows = rows_in(connection, _LOOKED_AT, {_u.tenant: tenant_row}, _u.id, (upload,))
     if not rows:
         raise upload_not_found(upload)
@@ -207,20 +208,20 @@ def require_upload(connection: Connection, tenant_row: int, upload: bytes) -> tu
 
 
 def look_at_upload(connection: Connection, tenant_row: int, upload: bytes, epoch: int) -> None:
-    """As open_upload_row, without a lock: what is read afterwards in this transaction goes with it."""
+    """Check as open_upload_row does, without a lock: later reads in this transaction see the same state."""
     state, found = require_upload(connection, tenant_row, upload)
     require_open(upload, state)
     require_epoch(upload, found, epoch)
 
 
 def require_open(upload: bytes, state: int) -> None:
-    """UPLOAD_CLOSED unless this state of the upload is OPEN."""
+    """Raise UPLOAD_CLOSED unless this state of the upload is OPEN."""
     if state != UploadState.OPEN:
         raise upload_closed(upload, UploadState(state))
 
 
 def require_epoch(upload: bytes, found: int, epoch: int) -> None:
-    """STALE_EPOCH unless `epoch` is what was found to be the upload's."""
+    """Raise STALE_EPOCH unless `epoch` is the upload's current one."""
     if found != epoch:
         raise errors.Conflict(
             "STALE_EPOCH",
@@ -231,31 +232,29 @@ def require_epoch(upload: bytes, found: int, epoch: int) -> None:
 
 
 def upload_closed(upload: bytes, state: UploadState) -> errors.Precondition:
-    """The error for an upload that is no longer open."""
+    """Return the error for an upload that is no longer open."""
     said = state.name.lower()
     return errors.Precondition(
         "UPLOAD_CLOSED",
-        f"Upload {upload.hex()} is {said}: begin another one",
+        f"Upload {upload.hex()} is {said}: begin a new one",
         upload=upload.hex(),
         state=said,
     )
 
 
 def upload_not_found(upload: bytes | str) -> errors.NotFound:
-    """The error for an upload that this tenant does not have; a text is a request id."""
+    """Return the error for an upload that this tenant does not have; a text is a request id."""
     if isinstance(upload, str):
-        return errors.NotFound(
-            "UPLOAD_NOT_FOUND", f"There is no upload with the request id {upload!r}", upload=""
-        )
-    return errors.NotFound("UPLOAD_NOT_FOUND", f"There is no upload {upload.hex()}", upload=upload.hex())
+        return errors.NotFound("UPLOAD_NOT_FOUND", f"No upload has the request id {upload!r}", upload="")
+    return errors.NotFound("UPLOAD_NOT_FOUND", f"Upload {upload.hex()} does not exist", upload=upload.hex())
 
 
 def lease_held(upload: Row[Any] | Upload) -> errors.Conflict:
-    """The error for a caller that is not the one that writes the upload."""
+    """Return the error for a caller that does not hold the upload's lease."""
     until = rfc3339(upload.lease_expires_ns)
     return errors.Conflict(
         "LEASE_HELD",
-        f"{upload.principal!r} writes upload {upload.id.hex()}, with a lease until {until}: wait until then, and take "
+        f"{upload.principal!r} is writing upload {upload.id.hex()}, with a lease until {until}: wait until then, and take "
         "it over with ResumeUpload",
         upload=upload.id.hex(),
         lease_expire_time=until,
@@ -266,19 +265,19 @@ def lease_held(upload: Row[Any] | Upload) -> errors.Conflict:
 
 
 def token_is_valid(now_ns: int) -> ColumnElement[bool]:
-    """The condition that a token is neither revoked nor expired."""
+    """Return the condition that a token is neither revoked nor expired."""
     return and_(_t.revoked_ns.is_(None), or_(_t.expires_ns.is_(None), _t.expires_ns > now_ns))
 
 
 def require_token(connection: Connection, token: bytes, now_ns: int) -> None:
-    """Unauthenticated unless the token with this id is still valid."""
+    """Raise Unauthenticated unless the token with this id is still valid."""
     query = select(_t.id).where(_t.id == token, token_is_valid(now_ns))
     if connection.execute(query).one_or_none() is None:
         raise unknown_token()
 
 
 def unknown_token() -> errors.Unauthenticated:
-    """The error for a token that stands for nobody; which of the reasons it is is not said."""
+    """Return the error for an invalid token; it does not say which of the reasons applies."""
     return errors.Unauthenticated(
-        "UNAUTHENTICATED", "This token is not known, or it was revoked, or it has expired: get a new one"
+        "UNAUTHENTICATED", "This token is unknown, revoked or expired: get a new one"
     )

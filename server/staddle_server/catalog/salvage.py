@@ -1,7 +1,7 @@
-"""What repair changes in the catalog: new packs for what was saved, and index rows that were lost.
+"""What repair changes in the catalog: new packs for salvaged data, and lost index rows.
 
-A pack of repair is like one of a compaction: no upload, and the collector's fence as its epoch. So repair takes the collector's
-turn while it writes, and nothing collects beside it.
+A repair pack is like one of a compaction: no upload, and the collector's fence as its epoch. So repair takes
+the collector's lease while it writes, and no collection runs beside it.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.database import Database, insert_or_ignore
 from staddle_server.catalog.gc_lease import require_fence
-from staddle_server.catalog.packs import put_down
+from staddle_server.catalog.packs import mark_damage
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
 
@@ -23,7 +23,9 @@ _c = schema.chunks.c
 
 
 class Salvage:
-    """Writes of repair, which has the collector's lease (`Collectors`) and begins its packs as a compaction does."""
+    """Writes of repair, which holds the collector's lease (`GcLease`) and begins its packs as a compaction
+    does.
+    """
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
@@ -32,12 +34,14 @@ class Salvage:
     def publish(
         self, tenant: bytes, fence: int, summary: PackSummary | None, sources: Collection[bytes], now_ns: int
     ) -> None:
-        """Makes a pack live that holds what was saved from `sources`, which from now on count as damaged as a whole.
+        """Make a pack with data salvaged from `sources` live; the sources count as damaged as a whole from
+        now on.
 
-        None: nothing had to be saved from them, for all of it lies elsewhere too.
+        None: nothing needed salvaging, all of it lies elsewhere too.
 
-        Whoever claims a source claims the new pack too: an open upload may rely on a chunk that was sound when it claimed it.
-        Marks and claims meet on the row of the source, so no later claim relies on what is saved here.
+        Claims of a source also claim the new pack: an open upload may rely on a chunk that was intact when it
+        claimed it. Marks and claims meet on the row of the source, so no later claim relies on what is
+        salvaged here.
 
         Raises:
             Conflict: STALE_EPOCH, the lease is lost; nothing was changed.
@@ -86,9 +90,10 @@ class Salvage:
             index_pack(connection, tenant_row, new, summary)
 
     def reindex(self, tenant: bytes, pack: bytes, chunks: Sequence[StoredChunk], *, all_of_it: bool) -> bool:
-        """Gives a live pack the index rows of these chunks again, in place of wrong ones.
+        """Write a live pack's index rows for these chunks again, in place of wrong ones.
 
-        `all_of_it`: the pack has no other chunks, so that rows of others go. Whether the pack was still live.
+        With `all_of_it` the pack has no other chunks, so rows of others are removed. Return whether the pack
+        was still live.
         """
         with self._database.write() as connection:
             tenant_row = self._tenants.row(connection, tenant)
@@ -107,6 +112,6 @@ class Salvage:
 
 
 def _mark_whole(connection: Connection, pack_rows: Collection[int]) -> None:
-    """Puts packs down as damaged as a whole. The caller has locked their rows."""
+    """Mark packs as damaged as a whole. The caller has locked their rows."""
     for row in pack_rows:
-        put_down(connection, row, schema.WHOLE_PACK)
+        mark_damage(connection, row, schema.WHOLE_PACK)

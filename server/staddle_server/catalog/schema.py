@@ -1,8 +1,8 @@
-"""The catalog's tables as the code uses them; `migrations/` makes the same ones (a test compares).
+"""The catalog's tables as the code uses them; `migrations/` creates the same ones (a test compares them).
 
-All times are nanoseconds since 1970, all sizes bytes, all ids 16 random bytes. `row` columns are small internal numbers that
-keep the big tables small; they never leave this room. Types are those that SQLite and PostgreSQL share; the few
-differences stand here as variants and in the modules of the databases.
+All times are nanoseconds since 1970, all sizes bytes, all ids 16 random bytes. `row` columns are small
+internal numbers that keep the big tables small; they never leave this package. Types are those that SQLite
+and PostgreSQL share; the few differences are variants here and in the database modules.
 """
 
 from typing import Final
@@ -31,14 +31,14 @@ from staddle_server.base.limits import GRACE_S
 from staddle_server.base.types import UploadState
 
 REVISION: Final = "r0003"
-"""The newest of the migrations: what a catalog has to have."""
+"""The newest migration, which every catalog must have."""
 
 metadata = MetaData()
 
 ROW = BigInteger().with_variant(Integer(), "sqlite")
-"""SQLite fills a primary key by itself only if its type is INTEGER."""
+"""SQLite fills a primary key automatically only if its type is INTEGER."""
 NAME = String().with_variant(String(collation="C"), "postgresql")
-"""Names are compared and sorted as bytes everywhere, whatever the database's locale."""
+"""Names are compared and sorted as bytes, whatever the database's locale."""
 ID = LargeBinary(16)
 DIGEST = LargeBinary(32)
 
@@ -51,20 +51,21 @@ tenants = Table(
     Column("created_ns", BigInteger, nullable=False),
     Column("keys_version", Integer, nullable=False),
     Column("wrapped_keys", LargeBinary, nullable=False),
-    # The chain of the tenant's records: the number and the link of the newest one that was decided on.
+    # The chain of the tenant's records: number and link of the newest decided one.
     Column("records_sequence", BigInteger, nullable=False),
     Column("records_link", DIGEST, nullable=False),
-    # Records up to this number were decided by an earlier catalog: what they said is known only as far as they could be read.
+    # Records up to this number come from an earlier catalog: their content is known only as far as it was
+    # readable.
     Column("records_rebuilt", BigInteger, nullable=False),
-    # Rises with every mark of damage: an upload looks whether damage was found since it began.
+    # Rises with every mark of damage: an upload checks whether damage was found since it began.
     Column("damage_epoch", BigInteger, nullable=False, server_default=text("0")),
-    # How long a deleted backup can be brought back.
+    # How long a deleted backup can be undeleted.
     Column("grace_s", BigInteger, nullable=False, server_default=text(str(GRACE_S))),
-    # After a rebuild nothing is collected before an operator has said so.
+    # After a rebuild, no collection runs until an operator allows it.
     Column("gc_waits", Boolean, nullable=False, server_default=text("FALSE")),
-    # Why the tenant's last collection stopped; "": it did not.
+    # Why the tenant's last collection stopped; "" if it did not.
     Column("gc_failure", Text, nullable=False, server_default=text("''")),
-    # The time of the newest decision, as its record has it: the next one is later, whatever the clock says.
+    # The time of the newest decision, as in its record: the next one is later, whatever the clock says.
     Column("decided_ns", BigInteger, nullable=False, server_default=text("0")),
 )
 
@@ -99,15 +100,15 @@ datasets = Table(
     Column("created_ns", BigInteger, nullable=False),
     Column("host", Text, nullable=False),
     Column("root", Text, nullable=False),
-    # Not max(number) of the backups: the number of one that was purged is not given again.
+    # Not max(number) of the backups: a purged one's number is not reused.
     Column("last_number", BigInteger, nullable=False),
-    # For so long after its commit a backup cannot be deleted; what it gave a backup (retain_until_ns) is never taken back.
+    # How long a backup cannot be deleted after its commit; the time set on a backup (retain_until_ns) stays.
     Column("min_retention_s", BigInteger, nullable=False, server_default=text("0")),
     Column("hold_ns", BigInteger),
     Column("hold_reason", Text, nullable=False, server_default=text("''")),
-    Column("policy", Text, nullable=False, server_default=text("''")),  # JSON; "": none
-    Column("policy_ns", BigInteger, nullable=False, server_default=text("0")),  # when that was last changed
-    # The last plan that was applied, and when it deleted what it said: a replay is answered as it was then.
+    Column("policy", Text, nullable=False, server_default=text("''")),  # JSON; "" for none
+    Column("policy_ns", BigInteger, nullable=False, server_default=text("0")),  # when it last changed
+    # The last plan applied, and when it deleted backups: a replay gets the original answer.
     Column("applied_plan", Text, nullable=False, server_default=text("''")),
     Column("applied_ns", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("tenant", "name"),
@@ -122,11 +123,11 @@ backups = Table(
     Column("number", BigInteger, nullable=False),
     Column("kind", SmallInteger, nullable=False),
     Column("scope", SmallInteger, nullable=False),
-    Column("base", ID, nullable=False),  # b"" for FULL; no foreign key: a base may be purged later
+    Column("base", ID, nullable=False),  # b"" for FULL; no foreign key: the base may be purged later
     Column("upload", ID, nullable=False, unique=True),
     Column("request_id", Text, nullable=False),
-    Column("principal", Text, nullable=False),  # who committed it
-    Column("authors", Text, nullable=False),  # JSON, see words.pack_authors
+    Column("principal", Text, nullable=False),  # the principal that committed it
+    Column("authors", Text, nullable=False),  # JSON, see validation.pack_authors
     Column("begin_ns", BigInteger, nullable=False),
     Column("commit_ns", BigInteger, nullable=False),
     Column("deleted_ns", BigInteger),
@@ -143,7 +144,7 @@ backups = Table(
     Column("tags", Text, nullable=False),
     Column("host", Text, nullable=False),
     Column("source_root", Text, nullable=False),
-    # From then on it is gone for good; the row stays for as long as an open upload has it as its base.
+    # From then on it is gone for good; the row stays while an open upload has it as its base.
     Column("purged_ns", BigInteger),
     Column("retain_until_ns", BigInteger, nullable=False, server_default=text("0")),
     Column("hold_ns", BigInteger),
@@ -162,8 +163,8 @@ uploads = Table(
     Column("dataset", ROW, ForeignKey("datasets.row"), nullable=False),
     Column("request_id", Text, nullable=False),
     Column("token", ID, nullable=False),
-    Column("principal", Text, nullable=False),  # who holds it
-    Column("authors", Text, nullable=False),  # JSON, see words.pack_authors
+    Column("principal", Text, nullable=False),  # the lease holder
+    Column("authors", Text, nullable=False),  # JSON, see validation.pack_authors
     Column("asked_kind", SmallInteger, nullable=False),
     Column("kind", SmallInteger, nullable=False),
     Column("scope", SmallInteger, nullable=False),
@@ -183,9 +184,9 @@ uploads = Table(
     Column("entry_count", BigInteger, nullable=False),
     Column("data_bytes", BigInteger, nullable=False),
     Column("last_failure", Text, nullable=False),
-    Column("backup", ID, nullable=False),  # b"" until it is committed
+    Column("backup", ID, nullable=False),  # b"" until committed
 )
-# Written out, not bound: the planner uses a partial index only where it reads the same condition in the query.
+# Literal, not bound: the planner uses a partial index only if the query has the same condition.
 IS_OPEN = uploads.c.state == literal(UploadState.OPEN.value, literal_execute=True)
 _open = text(f"state = {UploadState.OPEN.value}")
 Index("uploads_open", uploads.c.dataset, sqlite_where=_open, postgresql_where=_open)
@@ -226,15 +227,15 @@ packs = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("chunk_count", BigInteger, nullable=False),
-    Column("damaged", Boolean, nullable=False),  # something of it is: see pack_damage
+    Column("damaged", Boolean, nullable=False),  # something in it is: see pack_damage
     Column("created_ns", BigInteger, nullable=False),
     Column("condemned_ns", BigInteger),
-    Column("verified_ns", BigInteger),  # when every byte of it was last read and found right
+    Column("verified_ns", BigInteger),  # when every byte was last read and found intact
     Column(
         "parity_bytes", BigInteger, nullable=False, server_default=text("0")
-    ),  # of its parity object; 0: it has none
+    ),  # of its parity object; 0 for none
     UniqueConstraint("tenant", "id"),
-    # A row number is never given again: index rows of a pack that is gone must not point into another one.
+    # Row numbers are never reused: index rows of a removed pack must not point into another one.
     sqlite_autoincrement=True,
 )
 IS_WRITING = packs.c.state == literal(PACK_WRITING, literal_execute=True)
@@ -265,15 +266,15 @@ pack_damage = Table(
     Column("pack", ROW, ForeignKey("packs.row"), nullable=False),
     Column(
         "segment_offset", BigInteger, nullable=False
-    ),  # WHOLE_PACK: all of it; FOOTER: its header or footer, and nothing that is needed to read chunks
-    # Whether a backup may need what was lost here; False once all backups were found whole without it.
+    ),  # WHOLE_PACK: all of it; FOOTER: its header or footer, which reading chunks does not need
+    # Whether a backup may need what was lost here; False once all backups were found intact without it.
     Column("needed", Boolean, nullable=False, server_default=text("TRUE")),
     PrimaryKeyConstraint("pack", "segment_offset"),
     sqlite_with_rowid=False,
 )
 
-# No foreign keys: this is the one table with a row for each chunk, and a row is only ever inserted in the transaction that
-# makes its pack live. Two copies of a chunk may exist, in two packs.
+# No foreign keys: this table has a row for each chunk, and rows are only inserted in the transaction that
+# makes their pack live. Two copies of a chunk may exist, in two packs.
 chunks = Table(
     "chunks",
     metadata,
@@ -308,12 +309,12 @@ pending_records = Table(
     Column("previous", DIGEST, nullable=False),
     Column(
         "purges", ID
-    ),  # the backup that a `purged` record ends: until it is durable, the backup counts as there
+    ),  # the backup that a `purged` record ends: until it is durable, the backup counts as existing
 )
 
 # --- collection (docs/decisions/2026-11-25-collection.md)
 
-# One row: who collects. A collector that comes later raises the fence, and whatever the earlier one still does is refused.
+# One row: the current collector. A later one raises the fence, and the earlier one's writes are refused.
 collector = Table(
     "collector",
     metadata,
@@ -338,13 +339,14 @@ marks = Table(
     sqlite_autoincrement=True,
 )
 
-# The manifests that a mark walks, listed when it began: those of all backups that are not purged, and of bases of open uploads.
+# The manifests that a mark walks, listed at its start: those of all unpurged backups, and of bases of open
+# uploads.
 mark_roots = Table(
     "mark_roots",
     metadata,
     Column("mark", ROW, ForeignKey("marks.number"), nullable=False),
     Column("backup", ID, nullable=False),
-    Column("upload", ID, nullable=False),  # that became the backup: its claims end with this mark
+    Column("upload", ID, nullable=False),  # which became the backup: its claims end with this mark
     Column("root_level", SmallInteger, nullable=False),
     Column("root_digest", DIGEST, nullable=False),
     Column("entry_count", BigInteger, nullable=False),
@@ -354,18 +356,20 @@ mark_roots = Table(
     sqlite_with_rowid=False,
 )
 
-# The packs that were live when a mark began: only these may it condemn or compact.
+# The packs that were live at the start of a mark: only these may it condemn or compact.
 mark_packs = Table(
     "mark_packs",
     metadata,
     Column("mark", ROW, ForeignKey("marks.number"), nullable=False),
     Column("pack", ROW, nullable=False),
-    Column("reached", LargeBinary, nullable=False),  # what of it is alive: see upkeep/reached.py
+    Column(
+        "reached", LargeBinary, nullable=False
+    ),  # which of its chunks are reachable: see upkeep/gc/live_chunks.py
     PrimaryKeyConstraint("mark", "pack"),
     sqlite_with_rowid=False,
 )
 
-# Objects of the store that no row names, since when they were seen so.
+# Objects of the store without a row, and since when they were seen so.
 orphans = Table(
     "orphans",
     metadata,
@@ -374,7 +378,7 @@ orphans = Table(
     Column("seen_ns", BigInteger, nullable=False),
 )
 
-# What upkeep does by itself, and when it last did.
+# The scheduled upkeep tasks, and when each last ran.
 tasks = Table(
     "tasks",
     metadata,
@@ -384,7 +388,7 @@ tasks = Table(
     Column("outcome", Text, nullable=False),
 )
 
-# One row: what was last seen of the wall clock (clocks.py).
+# One row: the last observation of the wall clock (clocks.py).
 clock = Table(
     "clock",
     metadata,
@@ -397,7 +401,7 @@ clock = Table(
     Column("waited_ns", BigInteger, nullable=False),
 )
 
-# One row: the mark of the last start, and when its file in the store was made.
+# One row: the mark of the last start, and when its file in the store was created.
 generation = Table(
     "generation",
     metadata,

@@ -1,4 +1,6 @@
-"""The catalog in a file of SQLite: which SQLite, its settings, how a transaction begins, what its errors mean."""
+"""The catalog in an SQLite file: which SQLite, its settings, how a transaction begins, what its
+errors mean.
+"""
 
 import errno
 import functools
@@ -31,54 +33,57 @@ from staddle_server.catalog.validation import BATCH
 _log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 12
-"""Transactions are short and take turns; 150 threads share so many connections, each with its own page cache."""
+"""Transactions are short and take turns; 150 threads share these connections, each with its own page cache.
+"""
 PAGE_CACHE_KIB: Final = 1024
-"""Of one connection. The file's pages are in the system's cache, too."""
+"""Per connection. The system caches the file's pages too."""
 STATEMENTS_KEPT: Final = 32
-"""Prepared statements that a connection keeps; one with a thousand values takes 100 KiB and more."""
+"""Prepared statements per connection; one with a thousand values takes 100 KiB or more."""
 _ERASES: Final = "staddle_erases"
-"""Noted of a connection that overwrites what it deletes."""
+"""Notes on a connection that it overwrites what it deletes."""
 _COUNTS: Final = (1, 4, 16, 64, 256, BATCH)
-"""Numbers of values for which `rows_in` has a statement: one for each number would fill every connection's memory."""
+"""Value counts with a statement in `rows_in`: one for every count would fill each connection's memory."""
 
 
 class DatabaseModule(Protocol):
-    """The parts of a DB-API module that the choice of one looks at."""
+    """The parts of a DB-API module that decide the choice."""
 
     sqlite_version_info: tuple[int, int, int]
 
 
 class SqliteChoice(NamedTuple):
-    """Which module talks to the file, and whether it may use a write-ahead log."""
+    """Which module accesses the file, and whether it may use a write-ahead log."""
 
     module: Any
     wal: bool
 
 
 def wal_is_safe(version: tuple[int, int, int]) -> bool:
-    """Whether this SQLite is free of the bug that corrupts WAL databases of several connections.
+    """Return whether this SQLite is free of the bug that corrupts WAL databases with several connections.
 
-    It came with 3.7.0 and is fixed in 3.51.3, and in the older lines 3.50.7 and 3.44.6.
+    The bug came with 3.7.0 and is fixed in 3.51.3, 3.50.7 and 3.44.6.
     """
     return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
 
 
 def choose_sqlite(own: DatabaseModule = sqlite3, wheel: DatabaseModule | None = None) -> SqliteChoice:
-    """The interpreter's own SQLite if it is fixed, else the wheel's, else the own one with a rollback journal."""
+    """Choose the interpreter's SQLite if it is fixed, else the wheel's, else the interpreter's with a
+    rollback journal.
+    """
     if wal_is_safe(own.sqlite_version_info):
         return SqliteChoice(own, wal=True)
     if wheel is not None and wal_is_safe(wheel.sqlite_version_info):
         return SqliteChoice(wheel, wal=True)
     _log.warning(
-        "SQLite %s can corrupt a database with a write-ahead log, and there is no fixed one (3.51.3, 3.50.7, 3.44.6 or the "
-        "package pysqlite3): the catalog uses a rollback journal, which is safe, and slower when many write at once",
+        "SQLite %s can corrupt a database with a write-ahead log, and no fixed version (3.51.3, 3.50.7, 3.44.6 or the "
+        "package pysqlite3) is installed: the catalog uses a rollback journal, which is safe, but slower with many writers",
         ".".join(map(str, own.sqlite_version_info)),
     )
     return SqliteChoice(own, wal=False)
 
 
 def installed_wheel() -> ModuleType | None:
-    """The pysqlite3 package, where it is installed."""
+    """Return the pysqlite3 package, if it is installed."""
     try:
         return importlib.import_module("pysqlite3")
     except ImportError:
@@ -88,16 +93,16 @@ def installed_wheel() -> ModuleType | None:
 def open_sqlite(
     path: str, choice: SqliteChoice | None = None, busy_timeout_s: float = BUSY_TIMEOUT_S
 ) -> Database:
-    """Opens the file, made with mode 0600 if it is not there, and sets the journal.
+    """Open the file, creating it with mode 0600 if necessary, and set the journal mode.
 
     Raises:
-        Unavailable: it cannot be opened, is no database, or is in use by a process that does not let go.
-        Exhausted: the disk is full.
+        Unavailable: The file cannot be opened, is not a database, or another process keeps it locked.
+        Exhausted: The disk is full.
 
     """
     choice = choice or choose_sqlite(wheel=installed_wheel())
     url = URL.create("sqlite", database=path)
-    # Autocommit at the module's level: this room says itself when a transaction begins, and how (`Sqlite.begin`).
+    # Driver-level autocommit: this package decides when and how a transaction begins (`Sqlite.begin`).
     connect_args = {
         "isolation_level": None,
         "timeout": busy_timeout_s,
@@ -129,15 +134,21 @@ def open_sqlite(
 
 
 def path_of(url: str) -> str:
-    """The file that a URL names, as SQLAlchemy writes it: sqlite:///relative or sqlite:////absolute. Raises ValueError."""
+    """Return the file that a URL names: sqlite:///relative or sqlite:////absolute, as in SQLAlchemy.
+
+    Raises ValueError.
+    """
     parts = make_url(url)
     if not parts.database or parts.host or parts.query or parts.database == ":memory:":
-        raise ValueError(f"{parts.render_as_string()!r} names no file: write sqlite:////absolute/path")
+        raise ValueError(f"{parts.render_as_string()!r} does not name a file: use sqlite:////absolute/path")
     return parts.database
 
 
 class Sqlite(DatabaseKind):
-    """One file. Hot statements go to the driver as they stand, several times as fast as through SQLAlchemy."""
+    """One file.
+
+    Frequent statements go straight to the driver, several times as fast as through SQLAlchemy.
+    """
 
     one_writer = True
 
@@ -154,10 +165,13 @@ class Sqlite(DatabaseKind):
         return _translate_driver(self._path, self._module, error)
 
     def begin(self, connection: Connection, *, writes: bool, erase: bool) -> None:
-        """Straight at the driver: a listener for the beginning would make SQLAlchemy look for listeners at every statement."""
+        """Talk to the driver directly: a begin listener would make SQLAlchemy search for listeners at every
+        statement.
+        """
         driver: Any = connection.connection.driver_connection
         if writes:
-            # Kept with the connection, as nearly all transactions want the same; cut off between the two lines, it erases more than asked.
+            # Cached on the connection, since nearly all transactions want the same; an interruption here
+            # erases too much, never too little.
             if erase and not connection.info.get(_ERASES, False):
                 driver.execute("PRAGMA secure_delete = ON")
                 connection.info[_ERASES] = True
@@ -166,13 +180,16 @@ class Sqlite(DatabaseKind):
                 driver.execute("PRAGMA secure_delete = FAST")
         driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
+    def lock_schema(self, connection: Connection) -> None:
+        """A transaction that writes does that by itself."""
+
     def insert_or_ignore(self, table: Table) -> Insert:
         return sqlite.insert(table).on_conflict_do_nothing()
 
     def insert_rows(
         self, connection: Connection, columns: Sequence[Column[Any]], rows: Iterable[Sequence[object]]
     ) -> None:
-        cursor: Any = connection.connection.cursor()  # which takes any iterable
+        cursor: Any = connection.connection.cursor()  # accepts any iterable
         try:
             cursor.executemany(_insert_sql(tuple(columns)), rows)
         finally:
@@ -187,7 +204,7 @@ class Sqlite(DatabaseKind):
         values: Sequence[object],
     ) -> Sequence[Any]:
         count = next(count for count in _COUNTS if count >= len(values))
-        again = [values[-1]] * (count - len(values))  # what stands in the list twice is found once
+        again = [values[-1]] * (count - len(values))  # duplicates in the list match once
         query = _rows_in_sql(tuple(columns), tuple(equal), among, count)
         cursor = connection.connection.cursor()
         try:
@@ -209,11 +226,12 @@ class Sqlite(DatabaseKind):
 
 
 class _CatalogFiles:
-    """The files of a database as they were when it was opened: its own, and with a write-ahead log also that log and its index.
+    """The files of a database at the time it was opened: the database and, with a write-ahead log, its log
+    and index.
 
-    Whoever opens the database after one of them was removed or replaced works on other files, without common locks: what the one
-    writes the other does not see, and in the end the database is none any more. A connection of its own keeps SQLite from
-    removing them where it is the last one.
+    A process that opens the database after one was removed or replaced uses other files, without common
+    locks; the processes miss each other's writes and finally destroy the database. The extra connection keeps
+    SQLite from removing the files when it closes the last one.
     """
 
     def __init__(self, path: str, choice: SqliteChoice) -> None:
@@ -229,7 +247,7 @@ class _CatalogFiles:
         if self._choice.wal:
             keeper = self._choice.module.connect(self._path, isolation_level=None, check_same_thread=False)
             try:
-                keeper.execute("PRAGMA schema_version").fetchone()  # the first reading makes the files
+                keeper.execute("PRAGMA schema_version").fetchone()  # the first read creates the files
                 names += [f"{self._path}-wal", f"{self._path}-shm"]
                 self._found = tuple((name, os.stat(name)) for name in names)
             except BaseException:
@@ -240,7 +258,7 @@ class _CatalogFiles:
             self._found = ((self._path, os.stat(self._path)),)
 
     def check(self) -> None:
-        """Raises Unavailable if one of the files is another one, or none."""
+        """Raise Unavailable if one of the files was replaced or removed."""
         if not self._found:
             with self._lock:
                 if not self._found:
@@ -252,14 +270,14 @@ class _CatalogFiles:
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except OSError:
-                continue  # what is there cannot be told
+                continue  # the current state is unknown
             raise unavailable(
-                f"the catalog's file {name} was replaced, moved or removed under the server, which reads and writes nothing of the catalog "
-                "until it is back in its place: stop the server before another catalog is put there"
+                f"the catalog's file {name} was replaced, moved or removed under the server, which neither reads nor writes the catalog "
+                "until the file is back: stop the server before you put another catalog there"
             )
 
     def close(self) -> None:
-        """Lets go of the files. They are looked at anew when the database is used again."""
+        """Release the files. The next use of the database records them again."""
         with self._lock:
             keeper, self._keeper, self._found = self._keeper, None, ()
         if keeper is not None:
@@ -279,7 +297,7 @@ def _create_private(path: str) -> None:
 
 
 def _set_journal(path: str, choice: SqliteChoice, busy_timeout_s: float) -> None:
-    """Once for the file, not for each connection: the mode is kept in it, and a change needs the file alone."""
+    """Set the mode once for the file, which stores it; a change needs exclusive access."""
     wanted = "wal" if choice.wal else "delete"
     deadline = time.monotonic() + busy_timeout_s
     connection = choice.module.connect(path, isolation_level=None, timeout=busy_timeout_s)
@@ -297,8 +315,8 @@ def _set_journal(path: str, choice: SqliteChoice, busy_timeout_s: float) -> None
 
 
 def _settings_of(choice: SqliteChoice, busy_timeout_s: float) -> Callable[[Any, object], None]:
-    # With a rollback journal FULL does not sync the directory after the journal is gone, so that a power loss could undo an
-    # acknowledged commit; EXTRA does.
+    # With a rollback journal, FULL does not sync the directory after deleting the journal, so a power loss
+    # could undo an acknowledged commit; EXTRA does.
     synchronous = "FULL" if choice.wal else "EXTRA"
 
     def settings(connection: Any, _record: object) -> None:
@@ -349,14 +367,12 @@ def _translate_driver(path: str, module: Any, error: BaseException) -> errors.St
     if code == sqlite3.SQLITE_IOERR and _is_full(path):
         return full()
     if code in {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}:
-        return unavailable(
-            f"The catalog {path} cannot be used ({error}): look at its disk and its permissions"
-        )
+        return unavailable(f"The catalog {path} cannot be used ({error}): check its disk and its permissions")
     return None
 
 
 def _is_full(path: str) -> bool:
-    """Whether its disk has no room. What SQLite maps into memory fails with an I/O error there."""
+    """Return whether the disk is full. Memory-mapped SQLite files then fail with an I/O error."""
     try:
         found = os.statvfs(path)
     except OSError:
@@ -370,5 +386,5 @@ def _translate_os(path: str, error: BaseException) -> errors.StaddleError | None
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return full()
     return unavailable(
-        f"The catalog {path} cannot be opened ({error.strerror}): look at its directory and its permissions"
+        f"The catalog {path} cannot be opened ({error.strerror}): check its directory and its permissions"
     )

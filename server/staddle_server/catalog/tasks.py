@@ -1,4 +1,4 @@
-"""What upkeep does by itself: when it last did, and with what outcome."""
+"""Scheduled upkeep: when each task last ran, and its outcome."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ OUTCOME_CHARS_MAX = 1000
 
 
 class TaskRun(NamedTuple):
-    """The last run of a task; None: it never began, or has not ended."""
+    """The last run of a task; None if it never began, or has not ended."""
 
     name: str
     begun_ns: int | None
@@ -27,7 +27,7 @@ class Tasks:
         self._database = database
 
     def begin(self, name: str, now_ns: int) -> None:
-        """The task begins now."""
+        """Record that the task begins now."""
         with self._database.write() as connection:
             connection.execute(insert_or_ignore(connection, schema.tasks), {"name": name, "outcome": ""})
             connection.execute(
@@ -35,7 +35,7 @@ class Tasks:
             )
 
     def end(self, name: str, now_ns: int, outcome: str) -> None:
-        """The task has ended, so."""
+        """Record that the task has ended, with this outcome."""
         with self._database.write() as connection:
             connection.execute(
                 update(schema.tasks)
@@ -44,7 +44,7 @@ class Tasks:
             )
 
     def last(self, name: str) -> TaskRun:
-        """Its last run."""
+        """Return the task's last run."""
         with self._database.read() as connection:
             row = connection.execute(
                 select(_t.name, _t.begun_ns, _t.ended_ns, _t.outcome).where(_t.name == name)

@@ -1,4 +1,4 @@
-"""Tenants: the key and dedup domains."""
+"""Tenants: separate domains of keys and deduplication."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ GC_FAILURE_CHARS_MAX = 1000
 
 
 class TenantRows:
-    """The tenants that there are. They are never removed."""
+    """All tenants. They are never removed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -38,9 +38,9 @@ class TenantRows:
         keys_version: int = 1,
         wrapped_keys: bytes = b"",
     ) -> TenantRow:
-        """Makes a tenant, and keeps its record, the first of its chain, as pending under the tenant's own id.
+        """Create a tenant, and keep its record, the first of its chain, as pending under the tenant's own id.
 
-        BAD_FIELD for a name that is not one, or is taken.
+        BAD_FIELD for an invalid or taken name.
         """
         check_id("tenant", tenant)
         check_name("tenant", name)
@@ -59,25 +59,25 @@ class TenantRows:
                 },
             )
             if made.rowcount != 1:
-                raise errors.BadRequest("BAD_FIELD", f"There is already a tenant {name!r}", field="name")
+                raise errors.BadRequest("BAD_FIELD", f"Tenant {name!r} exists already", field="name")
             keep_pending(connection, self.row(connection, tenant), [PendingRecord(tenant, tenant, record)])
         return TenantRow(tenant, name, now_ns, keys_version, wrapped_keys)
 
     def get(self, tenant: bytes) -> TenantRow | None:
-        """The tenant with this id."""
+        """Return the tenant with this id."""
         return self._one(_select().where(_t.id == tenant))
 
     def get_by_name(self, name: str) -> TenantRow | None:
-        """The tenant with this name."""
+        """Return the tenant with this name."""
         return self._one(_select().where(_t.name == name))
 
     def list_all(self) -> list[TenantRow]:
-        """All of them, by name."""
+        """Return all tenants by name."""
         with self._database.read() as connection:
             return [_tenant(row) for row in connection.execute(_select().order_by(_t.name))]
 
     def set_keys(self, tenant: bytes, keys_version: int, wrapped_keys: bytes) -> None:
-        """Remembers the newest wrapped keys. An older version than is known changes nothing."""
+        """Store the newest wrapped keys. Ignores an older version."""
         with self._database.write() as connection:
             connection.execute(
                 update(schema.tenants)
@@ -86,29 +86,28 @@ class TenantRows:
             )
 
     def newest_record(self, tenant: bytes) -> int:
-        """The number of the newest record that was decided on."""
+        """Return the number of the newest decided record."""
         with self._database.read() as connection:
             query = select(_t.records_sequence).where(_t.row == self.row(connection, tenant))
             return int(connection.execute(query).scalar_one())
 
     def keep_records(self, tenant: bytes, records: Iterable[PendingRecord]) -> None:
-        """Keeps records as pending that say nothing new: what was lost, or what may be forgotten."""
+        """Keep records as pending that state no decision: what was lost, or what may be forgotten."""
         with self._database.write() as connection:
             keep_pending(connection, self.row(connection, tenant), records)
 
     def set_grace(self, tenant: bytes, grace_s: int, record: PendingRecord) -> None:
-        """How long a deleted backup can be brought back from now on; keeps `record` as pending in the same transaction."""
+        """Set how long deleted backups can be undeleted; keep `record` as pending in the same transaction."""
         with self._database.write() as connection:
             connection.execute(update(schema.tenants).where(_t.id == tenant).values(grace_s=grace_s))
             keep_pending(connection, self.row(connection, tenant), [record])
 
     @contextmanager
     def deciding(self, tenant: bytes, now_ns: int) -> Iterator[int]:
-        """While it lasts one thing is decided, of which the record has this time.
+        """Give a decision its time, one decision at a time, so that times follow the order of decisions.
 
-        That is now or, if the clock was set back, later than every decision before it. One thing at a time, so that decisions
-        have their times in the order in which they are made. (With several servers the tenant's row would have to be locked.)
-        Nothing else goes by this time: what a time ends, and what it protects, goes by the clock.
+        The time is now or, if the clock was set back, later than every earlier decision. (Several servers
+        would have to lock the tenant's row.) It only orders records: expiry and protection follow the clock.
         """
         with self._deciding:
             yield self._decide(tenant, now_ns)
@@ -121,7 +120,7 @@ class TenantRows:
         return decided_ns
 
     def set_gc_failure(self, tenant: bytes, why: str) -> None:
-        """Why the tenant's last collection stopped; "": it did not."""
+        """Record why the tenant's last collection stopped; "" if it did not."""
         with self._database.write() as connection:
             connection.execute(
                 update(schema.tenants)
@@ -130,12 +129,12 @@ class TenantRows:
             )
 
     def set_gc_waits(self, tenant: bytes, *, waits: bool) -> None:
-        """Whether collection waits for an operator."""
+        """Set whether collection waits for an operator."""
         with self._database.write() as connection:
             connection.execute(update(schema.tenants).where(_t.id == tenant).values(gc_waits=waits))
 
     def row(self, connection: Connection, tenant: bytes) -> int:
-        """The tenant's small internal number, for this room's tables."""
+        """Return the tenant's small internal number, for this package's tables."""
         known = self._rows.get(tenant)
         if known is not None:
             return known
@@ -146,7 +145,7 @@ class TenantRows:
         return int(row)
 
     def id_of(self, connection: Connection, row: int) -> bytes:
-        """The id of the tenant with this number."""
+        """Return the id of the tenant with this number."""
         known = self._ids.get(row)
         if known is None:
             known = self._ids[row] = bytes(
@@ -161,8 +160,8 @@ class TenantRows:
 
 
 def no_tenant(tenant: bytes) -> errors.Fault:
-    """The error for a tenant that this server does not have."""
-    return errors.Fault("INTERNAL", f"There is no tenant {tenant.hex()} in the catalog")
+    """Return the error for a tenant that this server does not have."""
+    return errors.Fault("INTERNAL", f"tenant {tenant.hex()} is not in the catalog")
 
 
 def _select() -> Select[Any]:

@@ -1,4 +1,4 @@
-"""Tokens: who may call, and as what. Of a token's text only a hash is kept."""
+"""Tokens: who may call, and as what. The catalog keeps only a hash of a token's text."""
 
 import base64
 import hashlib
@@ -43,9 +43,10 @@ class Tokens:
         *,
         record: PendingRecord | None = None,
     ) -> str:
-        """Makes a token and gives its text, which cannot be had again. Keeps `record` as pending in the same transaction.
+        """Create a token and return its text, which cannot be read again.
 
-        BAD_FIELD for a name that is not one, or that another token of the tenant has that is not revoked.
+        Keeps `record` as pending in the same transaction. BAD_FIELD for an invalid name, or that of another
+        unrevoked token of the tenant.
         """
         check_name("token", name)
         secret = base64.urlsafe_b64encode(self._random(_SECRET_BYTES)).rstrip(b"=").decode()
@@ -66,21 +67,21 @@ class Tokens:
                 },
             )
             if made.rowcount != 1:
-                raise errors.BadRequest("BAD_FIELD", f"There is already a token {name!r}", field="name")
+                raise errors.BadRequest("BAD_FIELD", f"Token {name!r} exists already", field="name")
             keep_pending(connection, tenant_row, [record] if record else [])
         return token
 
     def list_all(self, tenant: bytes) -> list[Token]:
-        """All tokens of the tenant, revoked ones too, in the order in which they were made."""
+        """Return all tokens of the tenant, including revoked ones, in order of creation."""
         with self._database.read() as connection:
             query = _select().where(_t.tenant == self._tenants.row(connection, tenant))
             rows = connection.execute(query.order_by(_t.created_ns, _t.id))
             return [_token(tenant, row) for row in rows]
 
     def revoke(self, tenant: bytes, token: str, now_ns: int, *, record: PendingRecord | None = None) -> Token:
-        """Ends a token, named by its name or by its id in hexadecimal. Keeps `record` as pending in the same transaction.
+        """Revoke a token, given by name or hexadecimal id. Keeps `record` as pending in the same transaction.
 
-        BAD_FIELD where there is none to end.
+        BAD_FIELD if no such token is valid.
         """
         named = _t.name == token
         id_ = _from_hex(token)
@@ -93,17 +94,15 @@ class Tokens:
             )
             row = connection.execute(query.with_for_update()).first()
             if row is None:
-                raise errors.BadRequest(
-                    "BAD_FIELD", f"There is no token {token[:80]!r} to revoke", field="token"
-                )
+                raise errors.BadRequest("BAD_FIELD", f"No token {token[:80]!r} to revoke", field="token")
             connection.execute(update(schema.tokens).where(_t.id == row.id).values(revoked_ns=now_ns))
             keep_pending(connection, tenant_row, [record] if record else [])
             return _token(tenant, connection.execute(_select().where(_t.id == row.id)).one())
 
     def authenticate(self, token: str, now_ns: int) -> Principal:
-        """Who this token stands for. One indexed read, before every call.
+        """Return the principal of this token. One indexed read, before every call.
 
-        Unauthenticated if it is unknown, revoked or expired: which of these is not said.
+        Unauthenticated if it is unknown, revoked or expired, without saying which.
         """
         if len(token) == _TOKEN_CHARS and token.startswith(_PREFIX):
             with self._database.look_up() as connection:
@@ -115,7 +114,7 @@ class Tokens:
         raise unknown_token()
 
     def valid(self, tokens: Iterable[bytes], now_ns: int) -> set[bytes]:
-        """Those of these tokens, named by their ids, that are neither revoked nor expired."""
+        """Return which of these tokens, given by id, are neither revoked nor expired."""
         found: set[bytes] = set()
         with self._database.read() as connection:
             for some in batches(tokens):
@@ -125,7 +124,7 @@ class Tokens:
 
 
 def _hash(token: str) -> bytes:
-    # The secret has 256 random bits: a plain hash is enough, nothing can be guessed.
+    # The secret has 256 random bits and cannot be guessed: a plain hash is enough.
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from msgspec import structs
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from staddle._base.figures import counted
 
@@ -47,7 +48,7 @@ from staddle_server.catalog.values import (
 
 FAILURE_CHARS_MAX: Final = 1000
 _OVER: Final = {"durable": b"", "last_failure": ""}
-"""What an upload that has ended, however, no longer says: both may name paths."""
+"""Columns cleared when an upload ends: both may name paths."""
 
 _u = schema.uploads.c
 _m = schema.upload_missing.c
@@ -58,8 +59,8 @@ _b = schema.backups.c
 class UploadRows:
     """The uploads of all tenants.
 
-    Methods that write take the epoch under which the caller writes, and raise UPLOAD_NOT_FOUND, UPLOAD_CLOSED, or
-    STALE_EPOCH, and then change nothing.
+    Writing methods take the caller's epoch, and raise UPLOAD_NOT_FOUND, UPLOAD_CLOSED or STALE_EPOCH without
+    changing anything.
     """
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
@@ -67,24 +68,31 @@ class UploadRows:
         self._tenants = tenants
 
     def begin(self, spec: BeginUpload) -> Begun:
-        """Opens an upload; or replays what this request id was answered; or takes an open upload over.
+        """Open an upload, replay the answer to this request id, or take over an open upload.
 
-        A new upload makes its dataset if need be, and has its kind resolved and its base found, in one transaction.
+        A new upload creates its dataset if necessary, and gets its resolved kind and its base, in one
+        transaction.
 
         BAD_FIELD; REQUEST_ID_REUSED; ROOT_DIFFERS; NO_BASE.
         """
         begin.check_begin(spec)
+        try:
+            return self._begin(spec)
+        except begin.OvertakenError:
+            return self._begin(spec)
+
+    def _begin(self, spec: BeginUpload) -> Begun:
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, spec.principal.tenant)
             return begin.begin(connection, tenant_row, spec)
 
     def get(self, tenant: bytes, upload: bytes) -> Upload:
-        """The upload, in whatever state. UPLOAD_NOT_FOUND."""
+        """Return the upload, in whatever state. UPLOAD_NOT_FOUND."""
         with self._database.read() as connection:
             return upload_value(connection, self._tenants.row(connection, tenant), upload)
 
     def get_by_request(self, tenant: bytes, request_id: str) -> Upload:
-        """The upload that this request id began or took over. UPLOAD_NOT_FOUND."""
+        """Return the upload that this request id began or took over. UPLOAD_NOT_FOUND."""
         requests = schema.upload_requests
         with self._database.read() as connection:
             mine = requests.c.tenant == self._tenants.row(connection, tenant)
@@ -95,7 +103,9 @@ class UploadRows:
         return upload_of(row)
 
     def list_open(self, tenant: bytes, dataset: str, after: bytes, limit: int) -> list[Upload]:
-        """At most `limit` open uploads by id, those behind `after` (empty for the first ones); `dataset` "": of all datasets."""
+        """Return at most `limit` open uploads by id after `after` (empty for the first ones); `dataset` ""
+        means all.
+        """
         with self._database.read() as connection:
             mine = (_u.tenant == self._tenants.row(connection, tenant), schema.IS_OPEN, _u.id > after)
             query = select_uploads().where(*mine).order_by(_u.id).limit(limit)
@@ -113,10 +123,11 @@ class UploadRows:
         *,
         alive_ns: int | None = None,
     ) -> Upload:
-        """Takes the upload over: its epoch is raised, so that the writer before is refused from now on; renews lease and life.
+        """Take the upload over: raise its epoch, which refuses the previous writer from now on, and renew
+        lease and life.
 
-        LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also if its life was over at `alive_ns` (`now_ns` unless
-        given).
+        LEASE_HELD while another principal's lease lasts; UPLOAD_CLOSED also if its life was over at
+        `alive_ns` (`now_ns` unless given).
         """
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
@@ -139,7 +150,7 @@ class UploadRows:
             return upload_value(connection, tenant_row, upload)
 
     def renew(self, tenant: bytes, upload: bytes, epoch: int, *, now_ns: int, terms: Terms) -> Upload:
-        """Extends lease and life, to so long after now."""
+        """Extend lease and life from now by these terms."""
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             open_upload_row(connection, tenant_row, upload, epoch)
@@ -147,9 +158,9 @@ class UploadRows:
             return upload_value(connection, tenant_row, upload)
 
     def set_failure(self, tenant: bytes, upload: bytes, epoch: int, text: str) -> bool:
-        """Remembers why the upload's last stream or call failed; an empty text: it did not.
+        """Store why the upload's last stream or call failed; an empty text for no failure.
 
-        Whether it was noted: what a writer says that is no longer the upload's, or of one that is closed, is not.
+        Return whether it was stored: reports of a former writer or about a closed upload are ignored.
         """
         with self._database.write(erase=True) as connection:
             mine = _u.tenant == self._tenants.row(connection, tenant)
@@ -174,11 +185,11 @@ class UploadRows:
         missing_added: Iterable[MissingChunk] = (),
         missing_removed: Iterable[bytes] = (),
     ) -> int:
-        """Publishes packs that are durable in the store, indexes their chunks, and moves the durable point: all or nothing.
+        """Publish durable packs, index their chunks, and move the durable point: all or nothing.
 
-        `wrote`: the upload's holder has sent something, and counts among its authors.
-        Renews lease and life, and answers when the lease expires. STALE_EPOCH also for a pack that was not begun under this epoch;
-        TOO_MANY when more than MISSING_CHUNKS_MAX would be missing.
+        `wrote`: the upload's holder has sent something, and counts among its authors. Renews lease and life,
+        and returns when the lease expires. STALE_EPOCH also for a pack begun under another epoch; TOO_MANY
+        for more than MISSING_CHUNKS_MAX missing chunks.
         """
         expiries = terms.expiries(now_ns)
         with self._database.write(erase=True) as connection:
@@ -200,7 +211,7 @@ class UploadRows:
         return expiries["lease_expires_ns"]
 
     def missing(self, tenant: bytes, upload: bytes, after: bytes, limit: int) -> list[MissingChunk]:
-        """At most `limit` chunks that are missing, by digest, those behind `after` (empty for the first ones)."""
+        """Return at most `limit` missing chunks by digest, after `after` (empty for the first ones)."""
         with self._database.read() as connection:
             require_upload(connection, self._tenants.row(connection, tenant), upload)
             query = select(_m.digest, _m.length).where(_m.upload == upload, _m.digest > after)
@@ -222,17 +233,16 @@ class UploadRows:
         wrote: bool = True,
         missing_removed: Iterable[bytes] = (),
     ) -> Backup:
-        """Makes the upload a backup, with the next number in its dataset. From then on it exists, durably.
+        """Make the upload a backup, durably, with the next number in its dataset.
 
-        `record` encodes what the store is told of the backup, kept as pending under the backup's id in the same transaction.
-        `wrote`: as `checkpoint` has it. `accepted`: the entries and bytes that its commit stated, which the upload keeps, so that a replay can be compared.
+        `record` encodes what the store records of the backup; it is kept as pending under the backup's id in
+        the same transaction. `wrote`: as in `checkpoint`. `accepted`: the entries and bytes that the commit
+        stated, kept to compare with a replay. The token must be valid at `token_ns` (`now_ns` unless given).
 
-        The token has to be valid at `token_ns` (`now_ns` unless given).
-
-        A replay under the same epoch answers the backup that the first one made, and changes nothing (BACKUP_NOT_FOUND once
-        that was purged). MISSING_CHUNKS, with their count, leaves the upload open and everything as it was, as does UNAUTHENTICATED where the token
-        that holds the upload was revoked or has expired. The upload's claims stay: a later mark, which
-        has read the manifest, lifts them.
+        A replay under the same epoch returns the original backup, and changes nothing (BACKUP_NOT_FOUND once
+        it was purged). MISSING_CHUNKS, with their count, leaves the upload open and unchanged, as does
+        UNAUTHENTICATED if the token that holds the upload is revoked or expired. The upload's claims stay
+        until a later mark has read the manifest.
         """
         check_id("backup", backup.id)
         with self._database.write(erase=True) as connection:
@@ -265,7 +275,7 @@ class UploadRows:
             return made
 
     def abort(self, tenant: bytes, upload: bytes, epoch: int) -> Upload:
-        """Gives the upload up, and its claims. A replay changes nothing."""
+        """Abort the upload and end its claims. A replay changes nothing."""
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, tenant)
             row = upload_row(connection, tenant_row, upload)
@@ -277,7 +287,9 @@ class UploadRows:
             return upload_value(connection, tenant_row, upload)
 
     def shorten(self, now_ns: int, life_s: float) -> None:
-        """Gives open uploads that have more than twice this life left one life from now: a clock that was ahead gave them more."""
+        """Shorten open uploads that have over twice this life left to one life from now: a clock that was
+        ahead extended them.
+        """
         life_ns = int(life_s * NS)
         long = (schema.IS_OPEN, _u.expires_ns > now_ns + 2 * life_ns)
         with self._database.read() as connection:
@@ -287,7 +299,7 @@ class UploadRows:
             connection.execute(update(schema.uploads).where(*long).values(expires_ns=now_ns + life_ns))
 
     def expire(self, now_ns: int, limit: int = 1000) -> list[ExpiredUpload]:
-        """Gives up, for all tenants, at most `limit` open uploads whose life is over, and says which."""
+        """Abort at most `limit` open uploads of all tenants whose life is over, and return them."""
         query = (
             select(_u.id, schema.tenants.c.id.label("tenant_id"))
             .join_from(schema.uploads, schema.tenants, _u.tenant == schema.tenants.c.row)
@@ -326,7 +338,7 @@ def _change_missing(
     if any_added and _missing_count(connection, upload) > limits.MISSING_CHUNKS_MAX:
         raise errors.Exhausted(
             "TOO_MANY",
-            f"Upload {upload.hex()} refers to more than {limits.MISSING_CHUNKS_MAX} chunks that are not there: "
+            f"Upload {upload.hex()} refers to more than {limits.MISSING_CHUNKS_MAX} missing chunks: "
             "send chunks before the entries that refer to them",
         )
 
@@ -341,7 +353,7 @@ def _require_complete(connection: Connection, upload: Row[Any]) -> None:
     if count:
         raise errors.Precondition(
             "MISSING_CHUNKS",
-            f"Entries of upload {upload.id.hex()} refer to {counted(count, 'missing chunk')}: send what is missing (GetUpload lists "
+            f"Entries of upload {upload.id.hex()} refer to {counted(count, 'missing chunk')}: send them (GetUpload lists "
             "them), then commit again",
             upload=upload.id.hex(),
             count=str(count),
@@ -383,7 +395,7 @@ def _insert_backup(
             "entry_count": new.root.entries,
             "data_bytes": new.root.data_bytes,
             "stored_bytes": new.stored_bytes,
-            **new.changes._asdict(),
+            **structs.asdict(new.changes),
             "tags": upload.tags,
             "host": upload.host,
             "source_root": upload.root,
@@ -399,7 +411,7 @@ def _insert_backup(
 
 
 def _remembered_root(dataset: Row[Any], upload: Row[Any]) -> tuple[str, str]:
-    """Where the dataset's backups come from, as the newest one said; what it did not say stays."""
+    """Return the dataset's host and root as the newest backup stated them; unstated ones stay."""
     if upload.new_root and (upload.host or upload.root):
         return upload.host, upload.root
     return upload.host or dataset.host, upload.root or dataset.root
@@ -407,6 +419,6 @@ def _remembered_root(dataset: Row[Any], upload: Row[Any]) -> tuple[str, str]:
 
 def _backup(connection: Connection, backup: bytes) -> Backup:
     row = connection.execute(select_backups().where(_b.id == backup)).one_or_none()
-    if row is None:  # deleted and purged long after the commit that is replayed
+    if row is None:  # deleted and purged long after the replayed commit
         raise backup_not_found(backup)
     return backup_of(row)

@@ -1,11 +1,21 @@
-"""What the catalog takes and answers: frozen values. Ids are 16 bytes, times nanoseconds since 1970."""
+"""Arguments and results of the catalog: frozen values. Ids are 16 bytes, times nanoseconds since 1970."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from staddle_server.base.limits import GRACE_S
-from staddle_server.base.types import NO_LINK, Authors, Kind, Place, Root, Scope, TokenRole, UploadState
+from staddle_server.base.types import (
+    NO_LINK,
+    Authors,
+    ChangeCounts,
+    Kind,
+    Place,
+    Root,
+    Scope,
+    TokenRole,
+    UploadState,
+)
 from staddle_server.catalog.validation import NS
 
 
@@ -13,8 +23,8 @@ from staddle_server.catalog.validation import NS
 class TenantRow:
     """A key domain. `wrapped_keys` is the object keys/T/V of the store, V being `keys_version`.
 
-    `grace_s` is how long a deleted backup can be brought back; `gc_waits`: nothing is collected before an operator says so;
-    `gc_failure` says why the last collection stopped, and is empty if it did not.
+    `grace_s` is how long a deleted backup can be undeleted; `gc_waits`: no collection until an operator
+    allows it; `gc_failure` says why the last collection stopped, and is empty if it did not.
     """
 
     id: bytes
@@ -31,7 +41,7 @@ class TenantRow:
 
 
 class Principal(NamedTuple):
-    """Who calls: the token, by id and name, its role, and the tenant that it acts in."""
+    """The caller: its token, by id and name, its role, and the tenant that it acts in."""
 
     tenant: bytes
     token: bytes
@@ -41,7 +51,7 @@ class Principal(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as it is kept: without its text, of which there is only a hash."""
+    """A stored token: only a hash of its text is kept."""
 
     id: bytes
     tenant: bytes
@@ -53,29 +63,34 @@ class Token:
 
 
 class Terms(NamedTuple):
-    """How long after its writer's last sign of life an upload stays with that writer, and how long it can be resumed at all."""
+    """How long an upload stays with its writer after the writer's last sign of life, and how long it can be
+    resumed.
+    """
 
     lease_s: float
     life_s: float
 
     def expiries(self, now_ns: int) -> dict[str, int]:
-        """When both end, as columns of an upload's row."""
+        """Return the end of both, as columns of an upload's row."""
         return {
             "lease_expires_ns": now_ns + int(self.lease_s * NS),
             "expires_ns": now_ns + int(self.life_s * NS),
         }
 
     def holds(self, lease_expires_ns: int, now_ns: int) -> bool:
-        """Whether a lease that ends then lasts now. One that ends after twice the lease comes from a clock that was ahead, and has ended."""
+        """Return whether a lease with this end is valid now.
+
+        One over twice the lease ahead comes from a wrong clock: expired.
+        """
         return now_ns < lease_expires_ns <= now_ns + 2 * int(self.lease_s * NS)
 
 
 @dataclass(frozen=True, slots=True)
 class BeginUpload:
-    """What a caller asks for when it begins an upload.
+    """A caller's request to begin an upload.
 
     `upload` is a fresh id, used unless an upload is replayed or taken over. `request_id`, `host`, `root` and
-    `fingerprint` are empty where they were not said. `kind` may be AUTO.
+    `fingerprint` are empty if not given. `kind` may be AUTO.
     """
 
     upload: bytes
@@ -84,9 +99,9 @@ class BeginUpload:
     now_ns: int
     terms: Terms
     begin_ns: int | None = None
-    """When the backup begins; None: `now_ns`."""
+    """When the backup begins; None means `now_ns`."""
     alive_ns: int | None = None
-    """An upload whose life was over then is not taken over; None: `now_ns`."""
+    """An upload whose life was over at this time is not taken over; None means `now_ns`."""
     request_id: str = ""
     kind: Kind = Kind.AUTO
     scope: Scope = Scope.WHOLE
@@ -100,9 +115,9 @@ class BeginUpload:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload as it stands. `base` and `backup` are empty where there is none; `kind` is never AUTO, `asked_kind` may be.
+    """An upload's state. `base` and `backup` are empty for none; `kind` is never AUTO, `asked_kind` may be.
 
-    `durable` is what the upload room gave with the last checkpoint, unread here.
+    `durable` is opaque: the upload package's state of the last checkpoint.
     """
 
     id: bytes
@@ -135,8 +150,10 @@ class Upload:
 
 
 class Begun(NamedTuple):
-    """The answer to a begin. `replayed`: the request id was known, and this is what the first call was answered, with
-    its epoch, which may no longer be the upload's.
+    """The answer to a begin.
+
+    `replayed`: the request id is known, and this is the first call's answer, with its epoch, which may no
+    longer be current.
     """
 
     upload: Upload
@@ -145,14 +162,14 @@ class Begun(NamedTuple):
 
 
 class ExpiredUpload(NamedTuple):
-    """An upload that was given up because its life is over."""
+    """An upload aborted at the end of its life."""
 
     tenant: bytes
     upload: bytes
 
 
 class DurableUpdate(NamedTuple):
-    """How far an upload is durable from now on. `blob` is the upload room's own."""
+    """The new durable point of an upload. `blob` is opaque, for the upload package."""
 
     blob: bytes
     position: int
@@ -161,25 +178,15 @@ class DurableUpdate(NamedTuple):
 
 
 class MissingChunk(NamedTuple):
-    """A chunk that entries of an upload refer to and that is not there, by its plain digest."""
+    """A missing chunk that entries of an upload refer to, by its plain digest."""
 
     digest: bytes
     length: int
 
 
-class ChangeCounts(NamedTuple):
-    """How a backup differs from its base."""
-
-    added: int = 0
-    content_changed: int = 0
-    metadata_changed: int = 0
-    removed: int = 0
-    metadata_kept: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class NewBackup:
-    """What a commit adds to what the upload already says. `stored_bytes` is what it added to the store, sealed."""
+    """What a commit adds to the upload's own data. `stored_bytes` is what it added to the store, sealed."""
 
     id: bytes
     root: Root
@@ -196,9 +203,10 @@ class Hold(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A backup, with all that its `committed` record says. `base` is empty for FULL; `deleted_ns` None: it is not deleted.
+    """A backup with all that its `committed` record says.
 
-    `purge_ns`: while it is deleted, from when on it may go for good; `retain_until_ns` 0: nothing was ever set.
+    `base` is empty for FULL; `deleted_ns` is None if not deleted. `purge_ns`: when a deleted backup may be
+    purged; `retain_until_ns` 0: never set.
     """
 
     id: bytes
@@ -229,7 +237,7 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What keeps a dataset's backups. `policy` is the upkeep room's own, "" for none; `minimum_s` 0: none."""
+    """What protects a dataset's backups. `policy` is opaque, for upkeep, "" for none; `minimum_s` 0: none."""
 
     policy: str
     minimum_s: int
@@ -237,9 +245,11 @@ class Retention:
 
 
 class RetentionState(NamedTuple):
-    """What a retention plan rests on, seen in one transaction: `backups` are those that are not deleted, newest first.
+    """What a retention plan depends on, read in one transaction; `backups` are the undeleted ones, newest
+    first.
 
-    `applied_ns`: when a plan was last applied, so that the same backups after an undeletion make another plan.
+    `applied_ns`: when a plan was last applied, so that the same backups after an undeletion make another
+    plan.
     """
 
     retention: Retention
@@ -247,13 +257,15 @@ class RetentionState(NamedTuple):
     backups: list[Backup]
 
     def decisive(self) -> tuple[object, ...]:
-        """The same as far as it decides what may go: equal for equal states."""
+        """Return the part that decides what may go: equal for equal states."""
         backups = [(each.id, each.retain_until_ns, each.hold) for each in self.backups]
         return (self.retention.policy, self.retention.hold, self.applied_ns, backups)
 
 
 class DeletionRefusal(NamedTuple):
-    """Why a backup cannot be deleted: `by` is hold, dataset_hold or retention, `until_ns` None for what has no end."""
+    """Why a backup cannot be deleted: `by` is hold, dataset_hold or retention, `until_ns` is None
+    for no end.
+    """
 
     by: str
     until_ns: int | None
@@ -268,9 +280,9 @@ class Applied(NamedTuple):
 
 
 class StandingRoots(NamedTuple):
-    """What stays reachable in a tenant once all is purged that is deleted and not protected.
+    """What stays reachable in a tenant once everything deleted and unprotected is purged.
 
-    `backups` are by id; `bases` those that open uploads start from; `claimed` the packs that open uploads rely on.
+    `backups` are by id; `bases` are those of open uploads; `claimed` are the packs that open uploads rely on.
     """
 
     backups: dict[bytes, Root]
@@ -280,7 +292,7 @@ class StandingRoots(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset. `backup_count` and `newest_backup` leave deleted ones out."""
+    """A dataset. `backup_count` and `newest_backup` exclude deleted backups."""
 
     name: str
     created_ns: int
@@ -291,7 +303,10 @@ class Dataset:
 
 
 class PendingRecord(NamedTuple):
-    """A record that was decided on and may not be in the store yet. `body` is the caller's own; `place` is given by the catalog."""
+    """A decided record that may not be in the store yet.
+
+    `body` is the caller's; the catalog assigns `place`.
+    """
 
     id: bytes
     tenant: bytes
@@ -300,14 +315,14 @@ class PendingRecord(NamedTuple):
 
 
 class PackParity(NamedTuple):
-    """A live pack and the length of its parity object; 0: it has none.
+    """A live pack and the length of its parity object; 0 for none.
 
     Attributes:
-        row: What lists of packs go on behind.
+        row: Where the next page of a list of packs continues.
         tenant: The id of the tenant.
-        pack: Its own id.
-        size_bytes: Its length.
-        parity_bytes: That of its parity object.
+        pack: The pack's id.
+        size_bytes: The pack's length.
+        parity_bytes: The length of its parity object.
 
     """
 
@@ -319,9 +334,10 @@ class PackParity(NamedTuple):
 
 
 class KnownDamage(NamedTuple):
-    """What is known to be damaged in a tenant and may be needed: whole packs, and single segments of others.
+    """Known damage in a tenant that a backup may need: whole packs, and single segments of others.
 
-    `footers`: headers and footers of packs. No backup needs them, only a rebuild of the catalog: they stay damage until they are mended.
+    `footers`: headers and footers of packs. Only a rebuild of the catalog needs them, no backup: they count
+    until repaired.
     """
 
     epoch: int
@@ -331,7 +347,7 @@ class KnownDamage(NamedTuple):
 
 
 class ParityTotals(NamedTuple):
-    """How many live packs there are, and how many of them have parity; with their bytes."""
+    """How many live packs exist, and how many have parity; with their bytes."""
 
     packs: int
     pack_bytes: int
@@ -340,7 +356,7 @@ class ParityTotals(NamedTuple):
 
 
 class LeftOverPack(NamedTuple):
-    """A pack that was begun and can never become live: its writer's hold on the upload has ended."""
+    """A pack that was begun and can never become live: its writer lost the upload."""
 
     tenant: bytes
     pack: bytes
@@ -352,7 +368,7 @@ class LeftOverPack(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A mark, by its number. `walked`: all its roots were; `resumed`: a collector before this one began it."""
+    """A mark, by its number. `walked`: all its roots were; `resumed`: an earlier collector began it."""
 
     number: int
     walked: bool
@@ -367,7 +383,10 @@ class MarkRoot(NamedTuple):
 
 
 class MarkedPack(NamedTuple):
-    """A live pack of a mark. `row` is where the next page begins; `reached` is the mark's own; `claimed`: by a claim that counts."""
+    """A live pack of a mark.
+
+    `row` is where the next page begins; `reached` is opaque; `claimed`: by a claim that counts.
+    """
 
     row: int
     pack: bytes
@@ -388,7 +407,7 @@ class PurgeableBackup(NamedTuple):
 
 
 class GoneBackup(NamedTuple):
-    """A purged backup whose row is still there."""
+    """A purged backup whose row still exists."""
 
     backup: bytes
     commit_ns: int
@@ -396,7 +415,7 @@ class GoneBackup(NamedTuple):
 
 
 class CondemnedPack(NamedTuple):
-    """A pack that is out of the index, and whose object still is there."""
+    """A pack that is out of the index, and whose object still exists."""
 
     pack: bytes
     size_bytes: int
@@ -404,7 +423,7 @@ class CondemnedPack(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """Condemned packs together: how many, how large, and when the first and the last of them were condemned."""
+    """Totals of condemned packs: how many, how large, and when the first and the last were condemned."""
 
     packs: int
     size_bytes: int
@@ -413,7 +432,7 @@ class Waiting(NamedTuple):
 
 
 class Orphan(NamedTuple):
-    """An object that no row names, since it was seen so first."""
+    """An object without a row, and when it was first seen so."""
 
     name: str
     size_bytes: int
@@ -422,7 +441,10 @@ class Orphan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LivePack:
-    """A live pack as the catalog has it. `marks` are the offsets of its segments that are put down as damaged; WHOLE_PACK: all of it; FOOTER: its header or footer."""
+    """A live pack in the catalog.
+
+    `marks` are the offsets of damaged segments; WHOLE_PACK: all of it; FOOTER: its header or footer.
+    """
 
     tenant: bytes
     id: bytes
@@ -433,7 +455,7 @@ class LivePack:
 
 
 class BackupFacts(NamedTuple):
-    """What was decided about a backup, as far as records say it too. `hold` is the reason of a hold; None: there is none."""
+    """Decisions about a backup that records state too. `hold` is the reason of a hold; None for no hold."""
 
     id: bytes
     dataset: str
@@ -445,7 +467,7 @@ class BackupFacts(NamedTuple):
 
 
 class DatasetFacts(NamedTuple):
-    """What was decided about a dataset, as far as records say it too."""
+    """Decisions about a dataset that records state too."""
 
     name: str
     policy: str
@@ -454,12 +476,12 @@ class DatasetFacts(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the catalog says that the records of a tenant say too.
+    """Decisions in the catalog that a tenant's records state too.
 
     Attributes:
         pending: The ids of records that are still on their way to the store.
         recorded: All records up to this number are durable.
-        rebuilt: Those up to this number were decided by an earlier catalog.
+        rebuilt: Records up to this number come from an earlier catalog.
 
     """
 

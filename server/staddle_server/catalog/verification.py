@@ -1,4 +1,6 @@
-"""What checking and scrubbing ask the catalog: which packs to read, where their chunks should be, what records should say."""
+"""The catalog's side of check and scrub: which packs to read, where their chunks should be, what records
+should say.
+"""
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -25,7 +27,7 @@ _LIVE = _p.state == schema.PACK_LIVE
 
 
 class Verification:
-    """What there should be in the store, and when it was last looked at."""
+    """What the store should hold, and when it was last read."""
 
     def __init__(self, database: Database, tenants: TenantRows) -> None:
         self._database = database
@@ -34,23 +36,23 @@ class Verification:
     # --- packs
 
     def live_packs(self, tenant: bytes, *, after: bytes = b"", limit: int = 1000) -> list[LivePack]:
-        """At most `limit` of the tenant's live packs by id, those behind `after`."""
+        """Return at most `limit` of the tenant's live packs by id, after `after`."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = _packs().where(mine, _LIVE, _p.id > after).order_by(_p.id).limit(limit)
             return _live(connection, connection.execute(query).all())
 
     def live_pack(self, tenant: bytes, pack: bytes) -> LivePack | None:
-        """The pack as it is now; None: it is not live any more."""
+        """Return the pack as it is now; None if it is not live any more."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             found = _live(connection, connection.execute(_packs().where(mine, _LIVE, _p.id == pack)).all())
         return found[0] if found else None
 
     def due(self, before_ns: int, limit: int, ahead_ns: int | None = None) -> list[LivePack]:
-        """Of all tenants: live packs that were not read whole since then, those that waited longest first.
+        """Return live packs of all tenants not completely read since then, the longest unread first.
 
-        One that was read after `ahead_ns`, by a clock that was ahead, counts as not read.
+        A read after `ahead_ns`, by a clock that was ahead, does not count.
         """
         waits = _waits(before_ns, ahead_ns)
         query = _packs().where(_LIVE, waits).order_by(func.coalesce(_p.verified_ns, 0), _p.row).limit(limit)
@@ -58,14 +60,14 @@ class Verification:
             return _live(connection, connection.execute(query).all())
 
     def due_bytes(self, before_ns: int, ahead_ns: int | None = None) -> int:
-        """How many bytes `due` stands for altogether."""
+        """Return the total bytes of all packs that are `due`."""
         waits = _waits(before_ns, ahead_ns)
         with self._database.read() as connection:
             total = select(func.coalesce(func.sum(_p.size_bytes), 0)).where(_LIVE, waits)
             return int(connection.execute(total).scalar_one())
 
     def totals(self, tenant: bytes) -> tuple[int, int]:
-        """How many live packs the tenant has, and their bytes."""
+        """Return how many live packs the tenant has, and their bytes."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             query = select(func.count(), func.coalesce(func.sum(_p.size_bytes), 0)).where(mine, _LIVE)
@@ -73,7 +75,9 @@ class Verification:
         return int(count), int(size)
 
     def stands(self, tenant: bytes) -> tuple[int, int, int]:
-        """What changes whenever backups come or go, or chunks come: how many backups there are, and live packs, and the last of these."""
+        """Return a value that changes with backups and chunks: the numbers of backups and live packs, and the
+        newest pack.
+        """
         with self._database.read() as connection:
             row = self._tenants.row(connection, tenant)
             backups = select(func.count()).where(_b.tenant == row, _b.purged_ns.is_(None))
@@ -84,9 +88,10 @@ class Verification:
     def read_whole(
         self, tenant: bytes, pack: bytes, now_ns: int, *, verified: bool, cleared: Collection[int]
     ) -> None:
-        """Every byte of a pack was read. `verified`: all was right; `cleared`: marks that turned out wrong, and end.
+        """Record that every byte of a pack was read.
 
-        A pack that is not live any more stays as it is.
+        `verified`: all intact; `cleared`: marks that were wrong, to remove. Ignores a pack that is not live
+        any more.
         """
         with self._database.write() as connection:
             this = (_p.tenant == self._tenants.row(connection, tenant), _p.id == pack, _LIVE)
@@ -104,7 +109,7 @@ class Verification:
             connection.execute(update(schema.packs).where(_p.row == row).values(**values))
 
     def without_row(self, tenant: bytes, packs: Sequence[bytes]) -> set[bytes]:
-        """Which of these packs the catalog does not know."""
+        """Return which of these packs the catalog does not know."""
         with self._database.read() as connection:
             mine = _p.tenant == self._tenants.row(connection, tenant)
             known: set[bytes] = set()
@@ -115,7 +120,7 @@ class Verification:
     # --- the chunk index
 
     def indexed_counts(self, tenant: bytes) -> dict[bytes, int]:
-        """How many chunks the index has in each pack. Reads the whole index of the tenant once."""
+        """Return how many chunks the index has in each pack. Reads the tenant's whole index once."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             query = select(_c.pack, func.count()).where(_c.tenant == tenant_row).group_by(_c.pack)
@@ -124,7 +129,7 @@ class Verification:
             return {pack: counts[row] for row, pack in packs if row in counts}
 
     def indexed(self, tenant: bytes, pack: bytes, chunk_ids: Iterable[bytes]) -> dict[bytes, ChunkPlace]:
-        """Where the index has those chunks in this pack."""
+        """Return where the index has those chunks in this pack."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             pack_row = connection.execute(
@@ -138,7 +143,10 @@ class Verification:
         }
 
     def all_indexed(self, tenant: bytes, pack: bytes) -> list[StoredChunk]:
-        """Everything that the index has in this pack, in order. Reads the whole index: for packs that do not say it themselves."""
+        """Return everything that the index has in this pack, in order.
+
+        Reads the whole index: for packs with a damaged footer.
+        """
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
             pack_row = select(_p.row).where(_p.tenant == tenant_row, _p.id == pack).scalar_subquery()
@@ -152,14 +160,16 @@ class Verification:
     # --- backups and what was decided
 
     def backups(self, tenant: bytes, *, after: bytes = b"", limit: int = 1000) -> list[Backup]:
-        """At most `limit` of the tenant's backups by id that are not purged, deleted ones too; those behind `after`."""
+        """Return at most `limit` unpurged backups of the tenant by id, deleted ones included,
+        after `after`.
+        """
         with self._database.read() as connection:
             mine = and_(_b.tenant == self._tenants.row(connection, tenant), _b.purged_ns.is_(None))
             query = select_backups().where(mine, _b.id > after).order_by(_b.id).limit(limit)
             return [backup_of(row) for row in connection.execute(query)]
 
     def facts(self, tenant: bytes) -> Facts:
-        """What was decided in a tenant, all at one moment."""
+        """Return what was decided in a tenant, as of one moment."""
         with self._database.read() as connection:
             row = self._tenants.row(connection, tenant)
             own = connection.execute(select(_t.grace_s, _t.records_rebuilt).where(_t.row == row)).one()
@@ -181,14 +191,14 @@ class Verification:
         return Facts(backups, datasets, own.grace_s, pending, recorded, own.records_rebuilt)
 
     def recorded(self, tenant: bytes) -> int:
-        """All records of the tenant up to this number are durable."""
+        """Return the number up to which all records of the tenant are durable."""
         with self._database.read() as connection:
             return _recorded(connection, self._tenants.row(connection, tenant))
 
 
 def _recorded(connection: Connection, tenant_row: int) -> int:
     decided = connection.execute(select(_t.records_sequence).where(_t.row == tenant_row)).scalar_one()
-    # Records become durable in the order of the chain.
+    # Records become durable in chain order.
     waiting = connection.execute(select(func.min(_r.sequence)).where(_r.tenant == tenant_row)).scalar()
     return int(decided if waiting is None else min(decided, waiting - 1))
 

@@ -1,1 +1,3 @@
-"""Entries ↔ pages: build a manifest, merge what changed with a base, find a path, list a directory, compare two."""
+"""Entries ↔ pages: build a manifest, merge changes over a base, find a path, list a directory, compare two
+manifests.
+"""

@@ -1,4 +1,4 @@
-"""What differs between two manifests, reading only pages that differ."""
+"""The differences between two manifests, reading only pages that differ."""
 
 from collections.abc import Iterator
 from enum import IntEnum
@@ -12,7 +12,7 @@ from staddle_server.manifest.pages import Child, PageSource
 
 
 class ChangeType(IntEnum):
-    """How an entry differs; the numbers are the wire's."""
+    """How an entry differs; the numbers are those on the wire."""
 
     ADDED = 1
     REMOVED = 2
@@ -23,7 +23,8 @@ class ChangeType(IntEnum):
 class Changed(NamedTuple):
     """One difference: `before` is None for ADDED, `after` for REMOVED.
 
-    `uncertain`: the side without the path marks the directory above it as incomplete, so the path may have existed unread.
+    `uncertain`: the manifest without the path marks the directory above it as incomplete, so the path may
+    have existed unread.
     """
 
     type: ChangeType
@@ -40,7 +41,7 @@ class Changed(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many entries differ, by how."""
+    """How many entries differ, by type."""
 
     added: int
     content: int
@@ -49,7 +50,7 @@ class Counts(NamedTuple):
 
 
 def compare(a: Root, b: Root, source: PageSource, *, after: bytes | None = None) -> Iterator[Changed]:
-    """How `b` differs from `a`, in order of path; with `after`, only what comes behind that path. Raises Damaged."""
+    """Yield how `b` differs from `a` in path order, with `after` only later paths. Raises Damaged."""
     pair = _Pair(a, b, source, after)
     doubts = _Doubts(a, source), _Doubts(b, source)
     while (found := pair.next(whole=False)) is not None:
@@ -65,7 +66,10 @@ def compare(a: Root, b: Root, source: PageSource, *, after: bytes | None = None)
 
 
 def count(a: Root, b: Root, source: PageSource) -> Counts:
-    """How many entries differ. Pages that only one side has are counted unread. Raises Damaged."""
+    """Return how many entries differ. Counts pages that only one side has without reading them.
+
+    Raises Damaged.
+    """
     if not a.entries or not b.entries:
         return Counts(b.entries, 0, 0, a.entries)
     totals = dict.fromkeys(ChangeType, 0)
@@ -97,18 +101,20 @@ def _changed(before: Entry | None, now: Entry | None) -> Changed | None:
 
 
 class _Doubts:
-    """Whether paths that a manifest lacks may have existed, unread. Asked in order of path."""
+    """Whether paths missing from a manifest may have existed unread. Ask in path order."""
 
     def __init__(self, root: Root, source: PageSource) -> None:
         self._root = root
         self._load = PageCache(source).load
         self._missing: bytes | None = None
-        """A path that is missing, as all below it is, and whose directory is `_directory`."""
+        """A missing path, below which everything is missing, and whose directory is `_directory`."""
         self._directory: bytes | None = None
         self._incomplete = False
 
     def about(self, path: bytes) -> bool:
-        """Whether the closest directory above a missing path is marked as incomplete, or cannot be read."""
+        """Return whether the closest directory above a missing path is marked incomplete, or is
+        unreadable.
+        """
         if self._missing is not None and path.startswith(self._missing + b"/"):
             return self._incomplete
         missing = path
@@ -118,12 +124,12 @@ class _Doubts:
                 self._missing = missing
                 return self._incomplete
             missing = directory
-        # Nothing above it is there either, not even the root: the same holds for all below its first component.
+        # Everything above is missing too, even the root: the same holds for all below its first component.
         self._missing, self._incomplete = path.partition(b"/")[0], False
         return False
 
     def _look_at(self, directory: bytes) -> bool:
-        """Whether the manifest has this directory."""
+        """Return whether the manifest has this directory."""
         try:
             entry = find_entry(self._root, directory, self._load)
         except Damaged:
@@ -139,7 +145,7 @@ _Item = Entry | Child | None
 
 
 class _Pair:
-    """Two cursors side by side. What either has passed, the other has passed as well, or does not have."""
+    """Two cursors in step: what one has passed, the other has passed too, or does not have."""
 
     def __init__(self, a: Root, b: Root, source: PageSource, after: bytes | None) -> None:
         self._a, self._b = (
@@ -154,7 +160,7 @@ class _Pair:
             cursor.open_root()
 
     def next(self, *, whole: bool) -> tuple[_Item, _Item] | None:
-        """The next two entries of one path, of which one may be None; they may be equal.
+        """Return the next two entries of one path, one of which may be None; they may be equal.
 
         With `whole`, a page that only one side has comes as a Child beside None.
         """
@@ -178,7 +184,9 @@ class _Pair:
                 return self._entries(left, right)
 
     def _both_closed(self, left: PageFrame, right: PageFrame) -> None:
-        """Passes two equal pages, or opens what may help to find equal ones: the higher, else the one that ends later."""
+        """Pass two equal pages, or open the page that may lead to equal ones: the higher, else the one that
+        ends later.
+        """
         a, b = self._a, self._b
         mine, other = a.child(), b.child()
         if left.page.level == right.page.level and mine.digest == other.digest:
@@ -205,7 +213,7 @@ class _Pair:
 
 
 def _is_before(cursor: Cursor, other: Cursor) -> bool:
-    """Whether all of the cursor's next item, a child, comes before what the other has next, an entry or the end."""
+    """Return whether all of the cursor's next item, a child, precedes the other's next entry or end."""
     frame = other.frame()
     if frame is None:
         return True

@@ -1,4 +1,6 @@
-"""The chunks of a file: inline, or as a tree of list chunks (docs/format.md, "List chunk"); and large attributes."""
+"""A file's chunks: inline, or as a tree of list chunks (docs/format.md, "List chunk"); and large
+attributes.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -23,23 +25,23 @@ from staddle_server.manifest.pages import (
 )
 
 ITEM: Final = Struct("<Q32s")
-"""An item of a list chunk: bytes of the file below it, digest."""
+"""An item of a list chunk: bytes of the file below it, and digest."""
 _HEAD_BYTES: Final = 2
 LIST_BYTES_MAX: Final = _HEAD_BYTES + FORMAT.list_items * ITEM.size
 
 
 class ListLevel(msgspec.Struct, array_like=True):
-    """The list chunk of one level that is being filled, and what its level has had before."""
+    """The unfinished list chunk of one level, and the level's history."""
 
     items: bytes = b""
     ended: int = 0
-    """List chunks of this level that are complete."""
+    """The complete list chunks of this level."""
     newest: bytes = b""
-    """The digest of the last one of these."""
+    """The digest of the last complete one."""
 
 
 class ContentState(msgspec.Struct, frozen=True, array_like=True):
-    """An unfinished content: a few KiB for each level of its list, whatever its size."""
+    """The state of an unfinished content: a few KiB for each level of its list, whatever its size."""
 
     profile: Profile
     size: int
@@ -48,9 +50,9 @@ class ContentState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ContentBuilder:
-    """Takes a file's chunks in order and answers its content.
+    """Takes a file's chunks in order and builds its content.
 
-    A list that is saved with state() and restored in the middle comes out the same.
+    Saving a list with state() and restoring it midway gives the same result.
     """
 
     def __init__(self, sink: PageSink, profile: Profile, rules: PageRules = FORMAT) -> None:
@@ -65,11 +67,11 @@ class ContentBuilder:
 
     @property
     def size(self) -> int:
-        """Bytes so far."""
+        """The bytes so far."""
         return self._size
 
     def add(self, ref: ChunkRef) -> None:
-        """Adds the next chunk. Raises BadRequest where that makes the file too large."""
+        """Add the next chunk. Raises BadRequest if that makes the file too large."""
         if not 1 <= ref.length <= limits.CHUNK_BYTES_MAX or len(ref.digest) != DIGEST_BYTES:
             raise errors.BadRequest(
                 "BAD_FIELD",
@@ -85,7 +87,7 @@ class ContentBuilder:
         self._hasher.add(ref.length, ref.digest)
         self._size += ref.length
         self._count += 1
-        # What may still stand in the entry waits: no list chunk is written for it.
+        # Chunks that may fit inline wait here: no list chunk is written for them.
         if self._count <= limits.CHUNKS_INLINE_MAX:
             self._levels[0].items += ITEM.pack(*ref)
             return
@@ -96,7 +98,7 @@ class ContentBuilder:
         self._append(0, ref.length, ref.digest)
 
     def state(self) -> ContentState:
-        """What restore() needs. Only what the sink has made durable may be counted on later."""
+        """Return what restore() needs. Only what the sink made durable is available later."""
         levels = tuple(ListLevel(bytes(level.items), level.ended, level.newest) for level in self._levels)
         return ContentState(self._profile, self._size, self._count, levels)
 
@@ -104,7 +106,10 @@ class ContentBuilder:
     def restore(
         cls, state: ContentState, source: PageSource, sink: PageSink, rules: PageRules = FORMAT
     ) -> "ContentBuilder":
-        """Goes on from a state; reads the list so far for the content id. Raises Damaged where that does not agree."""
+        """Continue from a state; reads the list so far for the content id.
+
+        Raises Damaged if they do not agree.
+        """
         builder = cls(sink, state.profile, rules)
         if not 1 <= len(state.levels) <= limits.TREE_HEIGHT_MAX:
             raise errors.Damaged("An upload's state is damaged: its list of chunks has no levels.")
@@ -117,19 +122,19 @@ class ContentBuilder:
             builder._count += 1
         if builder._size != state.size or builder._count != state.count:
             raise errors.Damaged(
-                "An upload's state is damaged: its list of chunks has other bytes than it says."
+                "An upload's state is damaged: its list of chunks does not have the stated bytes."
             )
         return builder
 
     def _refs(self, source: PageSource) -> Iterator[ChunkRef]:
-        """The chunks so far: what stands highest came first."""
+        """Yield the chunks so far: the highest level came first."""
         for level in range(len(self._levels) - 1, -1, -1):
             items = _items(bytes([PageKind.LIST, level]) + self._levels[level].items, level, empty=True)
             for _, ref in _below(items, level, 0, source):
                 yield ref
 
     def finish(self) -> Content:
-        """Ends the list and answers the content."""
+        """Finish the list and return the content."""
         content_id = self._hasher.content_id()
         if self._count <= limits.CHUNKS_INLINE_MAX:
             chunks = tuple(ChunkRef(*item) for item in ITEM.iter_unpack(self._levels[0].items))
@@ -149,7 +154,7 @@ class ContentBuilder:
             level += 1
 
     def _append(self, level: int, length: int, digest: bytes) -> None:
-        """Adds an item, and ends list chunks from here up where the rules say so."""
+        """Add an item, and end list chunks from this level up as the rules say."""
         while True:
             items = self._level(level).items
             items += ITEM.pack(length, digest)
@@ -159,7 +164,7 @@ class ContentBuilder:
             level += 1
 
     def _end(self, level: int) -> tuple[int, bytes]:
-        """Writes the list chunk of a level; answers the item that stands for it."""
+        """Write the list chunk of a level; return the item that stands for it."""
         current = self._levels[level]
         length = sum(length for length, _ in ITEM.iter_unpack(current.items))
         digest = self._sink.write(bytes([PageKind.LIST, level]) + current.items)
@@ -177,7 +182,7 @@ class ContentBuilder:
 
 
 class _Filling:
-    """A ListLevel at work."""
+    """A ListLevel in use."""
 
     __slots__ = ("ended", "items", "newest")
 
@@ -188,9 +193,9 @@ class _Filling:
 
 
 def chunks_of(content: Content, source: PageSource, offset: int = 0) -> Iterator[tuple[int, ChunkRef]]:
-    """The chunks of a content, each with its offset in the file, from the one that holds byte `offset` on.
+    """Yield the chunks of a content with their offsets in the file, from the one that holds byte `offset`.
 
-    Reads the list chunks that it needs, one of each level at a time. Raises Damaged.
+    Reads only the list chunks that it needs, one of each level at a time. Raises Damaged.
     """
     root = content.root
     if root is None:
@@ -203,7 +208,7 @@ _Items = list[tuple[int, bytes]]
 
 
 def _below(items: _Items, level: int, offset: int, source: PageSource) -> Iterator[tuple[int, ChunkRef]]:
-    """All chunks below items of a level that end behind `offset`; the first item begins at 0."""
+    """Yield all chunks below items of a level that end after `offset`; the first item begins at 0."""
     at = 0
     open_lists: list[tuple[int, Iterator[tuple[int, bytes]]]] = [(level, iter(items))]
     while open_lists:
@@ -224,14 +229,15 @@ def _below(items: _Items, level: int, offset: int, source: PageSource) -> Iterat
 def lists_of(
     content: Content, source: PageSource, skip: Callable[[bytes], bool]
 ) -> Iterator[tuple[bytes, list[ChunkRef]]]:
-    """The place of each list chunk of a content, with the data chunks that it names, in order; a list chunk comes before those below it.
+    """Yield the place of each list chunk of a content with the data chunks that it names, in order, parents
+    first.
 
-    A place is the digest, and what must be below: the level (1 byte) and the bytes of the file (8). Where `skip` says so of a
-    place, that list chunk and all below it is left out. A list that names one chunk again and again is read again and again
-    unless `skip` knows it. Raises Damaged.
+    A place is the digest, plus what must be below: the level (1 byte) and the bytes of the file (8). If
+    `skip` accepts a place, that list chunk and everything below it is left out. A list that names one chunk
+    many times is read as often, unless `skip` knows it. Raises Damaged.
     """
     root = content.root
-    # Last in, first out: at any time the rest of one list chunk of each level.
+    # A stack: it holds at most the rest of one list chunk of each level.
     waiting = [] if root is None else [(root.level, content.size, root.digest)]
     while waiting:
         level, length, digest = waiting.pop()
@@ -245,29 +251,32 @@ def lists_of(
 
 
 def read_list(source: PageSource, digest: bytes, level: int, length: int) -> _Items:
-    """The items of a list chunk that should have this level and stand for `length` bytes. Raises Damaged."""
+    """Return the items of a list chunk that must have this level and stand for `length` bytes.
+
+    Raises Damaged.
+    """
     items = _items(source.read(digest), level)
     found = sum(item for item, _ in items)
     if found != length:
-        raise errors.Damaged(f"A list of chunks is damaged: it has {found} bytes where {length} should be.")
+        raise errors.Damaged(f"A list of chunks is damaged: it has {found} bytes instead of {length}.")
     return items
 
 
 def _items(data: bytes, level: int, *, empty: bool = False) -> _Items:
     head, body = data[:_HEAD_BYTES], memoryview(data)[_HEAD_BYTES:]
     if head != bytes([PageKind.LIST, level]) or len(data) > LIST_BYTES_MAX or len(body) % ITEM.size:
-        raise errors.Damaged("A list of chunks is damaged: it is no list chunk of its level.")
+        raise errors.Damaged("A list of chunks is damaged: it is not a list chunk of its level.")
     items: _Items = list(ITEM.iter_unpack(body))
     most = limits.CHUNK_BYTES_MAX if level == 0 else limits.FILE_BYTES_MAX
     if not (items or empty) or not all(1 <= length <= most for length, _ in items):
-        raise errors.Damaged("A list of chunks is damaged: an item is out of range, or there is none.")
+        raise errors.Damaged("A list of chunks is damaged: an item is out of range, or the list is empty.")
     return items
 
 
 def store_attributes(entry: Entry, sink: PageSink) -> Entry:
-    """The entry as a manifest holds it: attributes in order of name, and in a chunk of their own where they are large.
+    """Return the entry as a manifest holds it: attributes sorted by name, large ones in a separate chunk.
 
-    Raises BadRequest where the attributes break a limit.
+    Raises BadRequest if the attributes break a limit.
     """
     attributes = entry.attributes
     if attributes is None:
@@ -286,19 +295,17 @@ def store_attributes(entry: Entry, sink: PageSink) -> Entry:
 
 
 def read_attributes(entry: Entry, source: PageSource) -> bytes | None:
-    """The attributes that an entry has in a chunk of their own, checked and still encoded: so they take at most a MiB, and as
-    objects several times that. `with_attributes` decodes them. None: it has none there.
+    """Return an entry's separately stored attributes, checked and still encoded; None if it has none there.
 
-    Raises Damaged.
+    Encoded they take at most a MiB, as objects several times that. `with_attributes` decodes them. Raises
+    Damaged.
     """
     ref = entry.attributes_ref
     if ref is None:
         return None
     data = source.read(ref.digest)
     if len(data) != ref.length:
-        raise errors.Damaged(
-            f"The attributes of {shown(entry.path)!r} are damaged: they have another length."
-        )
+        raise errors.Damaged(f"The attributes of {shown(entry.path)!r} are damaged: their length differs.")
     with _decoding:
         try:
             check_attributes(decode_attributes(data), entry)
@@ -308,15 +315,15 @@ def read_attributes(entry: Entry, source: PageSource) -> bytes | None:
 
 
 _decoding: Final = threading.Lock()
-"""Attributes are checked one at a time, since as objects they are large."""
+"""Attributes are checked one at a time, because as objects they are large."""
 
 
 def with_attributes(entry: Entry, attributes: bytes) -> Entry:
-    """The entry with what `read_attributes` gave."""
+    """Return the entry with the result of `read_attributes`."""
     return msgspec.structs.replace(entry, attributes=decode_attributes(attributes), attributes_ref=None)
 
 
 def load_attributes(entry: Entry, source: PageSource) -> Entry:
-    """The entry with its attributes, wherever they lie. Raises Damaged."""
+    """Return the entry with its attributes, wherever they are stored. Raises Damaged."""
     attributes = read_attributes(entry, source)
     return entry if attributes is None else with_attributes(entry, attributes)

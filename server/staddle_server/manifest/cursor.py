@@ -1,4 +1,4 @@
-"""A place in a tree of pages, which moves forward only and opens pages only when it must."""
+"""A position in a tree of pages, which only moves forward and opens pages only if necessary."""
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -12,13 +12,13 @@ from staddle_server.base.types import Entry, Root, sort_key
 from staddle_server.manifest.pages import Child, Page, PageSource, check_stored, encoder, load_page
 
 PAGES_KEPT: Final = 6
-"""Decoded pages that a PageCache holds: a path down from the root, and a few leaves."""
+"""Decoded pages in a PageCache: a path down from the root, and a few leaves."""
 
 Load = Callable[[bytes, int], Page]
 
 
 class PageCache:
-    """Reads pages and keeps the last few, since look-ups come in order. Not for several threads at once."""
+    """Reads pages and keeps the last few, since lookups come in order. Not thread-safe."""
 
     def __init__(self, source: PageSource, *, run: bool = False, kept: int = PAGES_KEPT) -> None:
         self._source = source
@@ -28,11 +28,11 @@ class PageCache:
         """Each with whether its entries were checked."""
 
     def load(self, digest: bytes, level: int) -> Page:
-        """The page with this digest. Raises Damaged."""
+        """Return the page with this digest. Raises Damaged."""
         return self._page(digest, level, checked=True)
 
     def load_unchecked(self, digest: bytes, level: int) -> Page:
-        """The same, but who takes an entry out of it has that checked; see decode_leaf."""
+        """Return the same page, whose entries the caller must check before use; see decode_leaf."""
         return self._page(digest, level, checked=False)
 
     def _page(self, digest: bytes, level: int, *, checked: bool) -> Page:
@@ -49,37 +49,37 @@ class PageCache:
 
 
 def subtree_end(path: bytes) -> bytes | None:
-    """The least sort key behind everything at or below `path`; None: there is nothing behind it."""
+    """Return the least sort key after everything at or below `path`; None if none can follow."""
     return sort_key(path) + b"\1" if path else None
 
 
 class PageFrame:
-    """An open page: `index` is the item that comes next."""
+    """An open page: `index` is the next item."""
 
     __slots__ = ("before", "index", "page", "rightmost")
 
     def __init__(self, page: Page, index: int, before: bytes | None, *, rightmost: bool) -> None:
         self.page = page
         self.before = before
-        """The sort key of the last path in front of this page; None: it is the first page of its level."""
+        """The sort key of the last path before this page; None for the first page of its level."""
         self.index = index
         self.rightmost = rightmost
-        """Nothing follows this page in its level: it may have ended with the data."""
+        """No page follows in its level: the page may have ended with the data."""
 
 
 class Cursor:
-    """Walks a tree. The next item is an entry of an open leaf, or a child of an open index page, unopened.
+    """Walks a tree. The next item is an entry of an open leaf, or an unopened child of an open index page.
 
-    `past` is the last path that was passed (None: none was), `past_entry` the entry itself if its leaf was open.
-    `straddles`: the next item, a child, may hold paths that a seek has left behind.
+    `past` is the last path passed (None: none yet), `past_entry` the entry itself if its leaf was open.
+    `straddles`: the next item, a child, may hold paths that a seek has passed.
 
-    A page is opened only where it fits: it begins behind the page in front of it, ends where its index page says, and stands for as many
-    entries and bytes. So paths rise over the whole walk and no page comes twice, however the pages of a damaged or forged tree refer
-    to each other: a walk takes no longer than the pages that are stored.
+    A page must fit to be opened: it begins after the previous page, ends where its index page says, and has
+    the stated entries and bytes. So paths rise over the whole walk and no page comes twice, even in a damaged
+    or forged tree: a walk takes no longer than the stored pages.
     """
 
     def __init__(self, root: Root, load: Load, *, run: bool = False) -> None:
-        """In a `run` a page may begin with the path that the one in front of it ends with."""
+        """In a `run` a page may begin with the last path of the previous page."""
         self._load = load
         self._run = run
         self._root = root
@@ -92,16 +92,19 @@ class Cursor:
         self._unopened: Root | None = root if root.entries else None
 
     def open_root(self) -> None:
-        """Reads the first page; call it before all others. Raises Damaged, and leaves the cursor at the end."""
+        """Read the first page; call it before all others.
+
+        Raises Damaged, and leaves the cursor at the end.
+        """
         root, self._unopened = self._unopened, None
         if root is not None:
             page = self._load(root.digest, root.level)
             if (page.entries_below, page.data_bytes) != (root.entries, root.data_bytes):
-                raise errors.Damaged("A manifest is damaged: it holds other entries than it should.")
+                raise errors.Damaged("A manifest is damaged: its entries do not match its root.")
             self._push(page, None, rightmost=True)
 
     def frame(self) -> PageFrame | None:
-        """The page that has the next item; None at the end."""
+        """Return the page of the next item; None at the end."""
         frames = self._frames
         while frames:
             top = frames[-1]
@@ -111,13 +114,13 @@ class Cursor:
         return None
 
     def skip(self) -> None:
-        """Passes the next item."""
+        """Pass the next item."""
         frame = self._frames[-1]
         self._pass(frame, frame.index + 1)
         self.straddles = False
 
     def skip_page(self) -> None:
-        """Passes what is left of the open page."""
+        """Pass the rest of the open page."""
         frame = self._frames[-1]
         self._pass(frame, len(frame.page))
         self.straddles = False
@@ -135,25 +138,26 @@ class Cursor:
             self.past = self.past_entry.path
 
     def child(self) -> Child:
-        """The next item, where that is a child; its level is one below its page's."""
+        """Return the next item, which must be a child; its level is one below its page's."""
         frame = self._frames[-1]
         return frame.page.children[frame.index]
 
     def place(self) -> bytes:
-        """A digest of the page that comes next, unopened, and of where it stands: where this is the same, also in another tree, the page
-        fits in both places or in neither.
+        """Return a digest of the next, unopened page and its position.
+
+        If it is the same in another tree, the page fits in both positions or in neither.
         """
         if not self._frames:
             return blake3(encoder.encode(self._root)).digest()
         return blake3(encoder.encode((self._before_next(), self.child()))).digest()
 
     def _before_next(self) -> bytes | None:
-        """The sort key of the last path in front of the next item, a child."""
+        """Return the sort key of the last path before the next item, a child."""
         frame = self._frames[-1]
         return sort_key(frame.page.children[frame.index - 1].last) if frame.index else frame.before
 
     def open(self) -> None:
-        """Opens the next item, a child. Raises Damaged, and then stays before it."""
+        """Open the next item, a child. On Damaged the cursor stays before it."""
         frame = self._frames[-1]
         child = frame.page.children[frame.index]
         rightmost = frame.rightmost and frame.index == len(frame.page) - 1
@@ -165,13 +169,11 @@ class Cursor:
             child.entries,
             child.data_bytes,
         ):
-            raise errors.Damaged(
-                "A manifest is damaged: a page holds other entries than its index page says."
-            )
+            raise errors.Damaged("A manifest is damaged: the entries of a page do not match its index page.")
         first = sort_key(page.last(0))
         if before is not None and (first < before or (first == before and not self._run)):
-            raise errors.Damaged("A manifest is damaged: a page does not begin behind the one before it.")
-        # Where the item before is the last of its page, the way back up leads behind this child.
+            raise errors.Damaged("A manifest is damaged: a page does not begin after the previous page.")
+        # If the item before is the last of its page, the way back up leads past this child.
         frame.index += 1
         self._push(page, before, rightmost=rightmost)
 
@@ -182,7 +184,10 @@ class Cursor:
             self._pass(frame, self._position(page, 0))
 
     def seek(self, key: bytes, *, above: bool = False) -> None:
-        """Moves forward to the first path whose sort key is `key` or more (`above`: more). Opens nothing."""
+        """Move forward to the first path whose sort key is at least `key` (`above`: greater).
+
+        Opens nothing.
+        """
         self._floor, self._above_floor = key, above
         self.straddles = True
         frames = self._frames
@@ -195,10 +200,10 @@ class Cursor:
             frames.pop()
 
     def _position(self, page: Page, start: int) -> int:
-        """Where the floor is in a page, from `start` on."""
+        """Return where the floor is in a page, from `start` on."""
         floor = self._floor
         assert floor is not None
-        # Look-ups come in order: mostly it is the next one or the one behind it.
+        # Lookups come in order: usually it is the next item or the one after it.
         for index in range(start, min(start + 2, len(page))):
             key = sort_key(page.last(index))
             if key > floor or (key == floor and not self._above_floor):
@@ -218,7 +223,7 @@ def _entry_key(entry: Entry) -> bytes:
 
 
 def entry_at(cursor: Cursor, key: bytes) -> Entry | None:
-    """Moves a cursor forward to a sort key and answers the entry there, if there is one. Raises Damaged."""
+    """Move a cursor forward to a sort key and return the entry there, if any. Raises Damaged."""
     cursor.seek(key)
     while (frame := cursor.frame()) is not None:
         if frame.page.level == 0:
@@ -229,7 +234,7 @@ def entry_at(cursor: Cursor, key: bytes) -> Entry | None:
 
 
 def find_entry(root: Root, path: bytes, load: Load) -> Entry | None:
-    """The entry at a path, from the root down. Raises Damaged."""
+    """Return the entry at a path, searching from the root down. Raises Damaged."""
     cursor = Cursor(root, load)
     key = sort_key(path)
     cursor.seek(key)

@@ -1,4 +1,6 @@
-"""What an entry may be: every limit and type rule of docs/format.md, "Entries", on the way in and on the way out."""
+"""What an entry may be: every limit and type rule of docs/format.md, "Entries", checked on input and on
+output.
+"""
 
 from typing import Final, Never
 
@@ -21,18 +23,18 @@ _attributes_encoder: Final = msgspec.msgpack.Encoder()
 
 
 def shown(path: bytes) -> str:
-    """A path for messages and facts: readable, and short enough for an error's details."""
+    """Return a path for messages and facts: readable, and short enough for an error's details."""
     text = path.decode("utf-8", "backslashreplace")
     return text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "…"
 
 
 def check_path(path: bytes) -> None:
-    """Checks a path relative to the root; b"", the root itself, is one. Raises BadRequest BAD_FIELD."""
+    """Check a path relative to the root; b"" is the root itself. Raises BadRequest BAD_FIELD."""
     if not path:
         return
     if len(path) > limits.PATH_BYTES_MAX:
-        _bad("path", path, f"the path has {len(path)} bytes; at most {limits.PATH_BYTES_MAX} are kept")
-    # Most paths leave here, so that the components of few must be looked at.
+        _bad("path", path, f"the path has {len(path)} bytes; the limit is {limits.PATH_BYTES_MAX}")
+    # Most paths return here, so that few need a check of each component.
     if (
         b"//" in path
         or b"\0" in path
@@ -61,22 +63,22 @@ def _check_components(path: bytes) -> None:
             _bad(
                 "path",
                 path,
-                f"a component has {len(component)} bytes; at most {limits.COMPONENT_BYTES_MAX} are kept",
+                f"a component has {len(component)} bytes; the limit is {limits.COMPONENT_BYTES_MAX}",
             )
 
 
 def check_entry(entry: Entry) -> None:
-    """Checks all that an entry says: limits, ranges, and which fields go with its type.
+    """Check all that an entry says: limits, ranges, and which fields go with its type.
 
-    A file may still be without content, since the bytes may come later; check_whole wants it. Raises BadRequest BAD_FIELD
-    with the facts field and path.
+    A file may still be without content, since the bytes may come later; check_whole wants it. Raises
+    BadRequest BAD_FIELD with the facts field and path.
     """
     path = entry.path
     check_path(path)
     kind = entry.type
     if kind == EntryType.REMOVED:
         if entry != Entry(path, EntryType.REMOVED):
-            _bad("type", path, "a removal has a path and nothing else")
+            _bad("type", path, "a removal must have a path and nothing else")
         return
     if not path and kind != EntryType.DIRECTORY:
         _bad("type", path, "the root (the empty path) is not a directory")
@@ -92,7 +94,10 @@ def check_entry(entry: Entry) -> None:
 
 
 def check_whole(entry: Entry) -> None:
-    """As check_entry, for an entry of a manifest or run: a file has its content. Raises BadRequest."""
+    """Check as check_entry does, for an entry of a manifest or run: a file has its content.
+
+    Raises BadRequest.
+    """
     check_entry(entry)
     if entry.type == EntryType.FILE and entry.content is None:
         _bad("content", entry.path, "the file has no content")
@@ -144,7 +149,7 @@ def _check_content(content: Content, path: bytes) -> None:
         _check_inline(content, path)
         return
     if content.chunks:
-        _bad("content.chunks", path, "chunks stand in the entry or in a list, not in both")
+        _bad("content.chunks", path, "chunks must be in the entry or in a list, not in both")
     if len(content.root.digest) != DIGEST_BYTES or not 0 <= content.root.level < limits.TREE_HEIGHT_MAX:
         _bad("content.root", path, "the root of the chunk list is out of range")
     if content.size <= limits.CHUNKS_INLINE_MAX:
@@ -154,17 +159,17 @@ def _check_content(content: Content, path: bytes) -> None:
 def _check_inline(content: Content, path: bytes) -> None:
     size, chunks = content.size, content.chunks
     if len(chunks) > limits.CHUNKS_INLINE_MAX:
-        _bad("content.chunks", path, f"at most {limits.CHUNKS_INLINE_MAX} chunks stand in the entry")
+        _bad("content.chunks", path, f"at most {limits.CHUNKS_INLINE_MAX} chunks may be in the entry")
     total = 0
     for ref in chunks:
         _check_ref(ref, "content.chunks", path)
         total += ref.length
     if total != size:
         _bad("content.size_bytes", path, f"the chunks have {total} bytes, not {size}")
-    # What costs no hashing; the bytes of longer contents are checked against their id whenever they are restored.
+    # Only contents that need no hashing; longer ones are checked against their id at every restore.
     expected = EMPTY_CONTENT_ID if not chunks else chunks[0].digest if len(chunks) == 1 else None
     if expected is not None and content.content_id != expected:
-        _bad("content.content_id", path, "the content id is not that of the chunks")
+        _bad("content.content_id", path, "the content id does not match the chunks")
 
 
 def _check_ref(ref: ChunkRef, field: str, path: bytes) -> None:
@@ -211,7 +216,7 @@ def _check_name(field: str, name: str, path: bytes) -> None:
 def _check_attributes(entry: Entry) -> None:
     ref = entry.attributes_ref
     if entry.attributes is not None and ref is not None:
-        _bad("attributes", entry.path, "attributes stand in the entry or in a chunk, not in both")
+        _bad("attributes", entry.path, "attributes must be in the entry or in a chunk, not in both")
     if ref is not None:
         _check_ref(ref, "attributes", entry.path)
     if entry.attributes is not None:
@@ -219,7 +224,10 @@ def _check_attributes(entry: Entry) -> None:
 
 
 def check_attributes(attributes: Attributes, entry: Entry) -> None:
-    """Checks extended attributes and holes against their limits and the entry that has them. Raises BadRequest BAD_FIELD."""
+    """Check extended attributes and holes against their limits and their entry.
+
+    Raises BadRequest BAD_FIELD.
+    """
     path = entry.path
     if len(attributes.xattrs) > limits.XATTRS_MAX:
         _bad("xattrs", path, f"there are over {limits.XATTRS_MAX} extended attributes")
@@ -229,9 +237,9 @@ def check_attributes(attributes: Attributes, entry: Entry) -> None:
         if len(value) > limits.XATTR_VALUE_BYTES_MAX:
             _bad("xattrs", path, f"an extended attribute is over {limits.XATTR_VALUE_BYTES_MAX} bytes")
     if len({xattr.name for xattr in attributes.xattrs}) != len(attributes.xattrs):
-        _bad("xattrs", path, "an extended attribute stands there twice")
+        _bad("xattrs", path, "an extended attribute appears twice")
     _check_holes(attributes, entry)
-    # One byte of the chunk says what it is.
+    # One byte of the chunk is its kind.
     if len(_attributes_encoder.encode(attributes)) > limits.ATTRIBUTES_BYTES_MAX - 1:
         _bad("xattrs", path, f"attributes and holes together are over {limits.ATTRIBUTES_BYTES_MAX} bytes")
 
@@ -248,24 +256,24 @@ def _check_holes(attributes: Attributes, entry: Entry) -> None:
     end = -1
     for offset, length in holes:
         if offset <= end or offset < 0 or length < 1:
-            _bad("holes", path, "holes are empty, touch, or are not in order")
+            _bad("holes", path, "holes are empty, adjacent, or out of order")
         end = offset + length
     if end > size:
         _bad("holes", path, "a hole lies outside the file")
 
 
 def implied_directory(path: bytes) -> Entry:
-    """The directory that nobody sent but that something lies in."""
+    """Return a directory that was not sent but has content."""
     return Entry(path, EntryType.DIRECTORY, flags=Flag.IMPLIED.value)
 
 
 def removal(path: bytes) -> Entry:
-    """The entry of a run that takes `path` and everything below it out of what is older."""
+    """Return a run's removal of `path` and everything below it from older data."""
     return Entry(path, EntryType.REMOVED)
 
 
 def same_content(a: Entry, b: Entry) -> bool:
-    """Whether type, content, link target and device agree: all that is no metadata."""
+    """Return whether type, content, link target and device agree: everything except metadata."""
     if a.type != b.type or a.link_target != b.link_target or a.device != b.device:
         return False
     if a.content is None or b.content is None:
@@ -274,7 +282,10 @@ def same_content(a: Entry, b: Entry) -> bool:
 
 
 def same(a: Entry, b: Entry) -> bool:
-    """Whether two entries agree in content and metadata. That one is to be read again is neither."""
+    """Return whether two entries agree in content and metadata.
+
+    The mark to read an entry again is neither.
+    """
     if a == b:
         return True
     if (a.flags ^ b.flags) != Flag.READ_AGAIN:

@@ -1,12 +1,13 @@
-"""Runs over a base: a full manifest, in which every subtree of the base that nothing touches is taken by its digest, unread.
+"""Runs over a base: a full manifest that reuses every untouched subtree of the base by its digest, unread.
 
-The result is what building the resulting list of entries from nothing gives, digest for digest. What that list is:
+The result equals, digest for digest, the manifest built from the resulting list of entries. That list is:
 
-- An entry of the runs is in it, unless something newer takes it out (runs.py); it replaces the base's at its path.
-- An entry of the base is in it unless the runs replace it or take it out.
-- A directory that is missing above an entry is put in as implied; the root is not, it may be left out. A directory of the
-  base, implied or not, stays until it is taken out, also when nothing lies in it any more.
-- Something below an entry that is not a directory, and that is still there at the end, is PATH_CONFLICT.
+- An entry of the runs is in it unless something newer removes it (runs.py); it replaces the base's at its
+  path.
+- An entry of the base is in it unless the runs replace or remove it.
+- A missing directory above an entry is added as implied, except the root, which may be missing. A directory
+  of the base, implied or not, stays until it is removed, even if it is empty.
+- A remaining entry below one that is not a directory is a PATH_CONFLICT.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +30,7 @@ __all__ = ["Merged", "join", "merge", "merge_runs"]
 
 
 class Merged(NamedTuple):
-    """A full manifest, and how many entries kept the reference's metadata though other metadata was sent."""
+    """A full manifest, and how many entries kept the reference's metadata instead of the sent metadata."""
 
     root: Root
     metadata_kept: int
@@ -45,13 +46,13 @@ def merge(
     reference: Root | None = None,
     rules: PageRules = FORMAT,
 ) -> Merged:
-    """Merges sorted runs, oldest first, over `base` (EMPTY_ROOT: over nothing), in bounded memory.
+    """Merge sorted runs, oldest first, over `base` (EMPTY_ROOT for none), in bounded memory.
 
-    With `reference` (DIFFERENTIAL), an entry whose content the reference has at its path keeps the reference's metadata.
-    The reference must be the base, unless the base is empty.
+    With `reference` (DIFFERENTIAL), an entry whose content the reference has at its path keeps the
+    reference's metadata. The reference must be the base, unless the base is empty.
 
-    Raises BadRequest PATH_CONFLICT (path), Damaged where a page of base or reference cannot be read, ValueError where a run
-    is not sorted.
+    Raises BadRequest PATH_CONFLICT (path), Damaged if a page of base or reference is unreadable, ValueError
+    if a run is not sorted.
     """
     if reference is not None and base.entries and reference != base:
         raise ValueError("a reference beside another base is not supported")
@@ -59,7 +60,7 @@ def merge(
 
 
 def copy_until(cursor: Cursor, builder: TreeBuilder, key: bytes | None) -> None:
-    """Takes what a tree has before `key` (None: all that is left), in whole subtrees where that is possible."""
+    """Copy what a tree has before `key` (None: all that is left), in whole subtrees if possible."""
     while (frame := cursor.frame()) is not None:
         page = frame.page
         if page.level:
@@ -92,10 +93,10 @@ def join(
     *,
     rules: PageRules = FORMAT,
 ) -> Root:
-    """One tree of several that follow one another in order, and of the entries behind them all. Whole pages are taken unread.
+    """Build one tree from several in consecutive order and the entries after them. Copies whole pages unread.
 
-    The trees have no removals. The result is what building the list of all entries from nothing gives. Raises ValueError where
-    they are not in order, Damaged where a page that must be looked at cannot be read.
+    The trees have no removals. The result equals the tree built from all entries. Raises ValueError if they
+    are out of order, Damaged if a required page is unreadable.
     """
     builder = TreeBuilder(sink, page_key, rules)
     load: Load = PageCache(source).load
@@ -109,20 +110,22 @@ def join(
 
 
 class _Above:
-    """A path above the one that is being placed, or that one: `length` is how much of it that is."""
+    """A path above the current one, or the current one: its first `length` bytes."""
 
     __slots__ = ("gone", "length", "type")
 
     def __init__(self, length: int, kind: EntryType | None, *, gone: bool) -> None:
         self.length = length
         self.type = kind
-        """What the result has at this path; None: nothing, or it was not looked at."""
+        """What the result has at this path; None for nothing, or not checked."""
         self.gone = gone
-        """The base has nothing below any more."""
+        """The base has nothing left below."""
 
 
 class _Merge:
-    """One merge: a cursor in the base, the tree that is being built, and the way down to the entry placed last."""
+    """One merge: a cursor in the base, the tree in construction, and the path down to the entry
+    added last.
+    """
 
     def __init__(self, base: Root, source: PageSource, builder: TreeBuilder, reference: Root | None) -> None:
         self._source = source
@@ -172,7 +175,7 @@ class _Merge:
         above.append(_Above(len(path), None if entry is None else entry.type, gone=gone))
 
     def _leave_out(self, path: bytes) -> None:
-        """Passes what the base has at and below a path."""
+        """Skip what the base has at and below a path."""
         end = subtree_end(path)
         while end is None and self._base.frame() is not None:
             self._base.skip_page()
@@ -184,13 +187,13 @@ class _Merge:
         return None if frame is None else frame.page.entries[frame.index]
 
     def _find_parents(self, path: bytes) -> None:
-        """Sees that every path above `path` is a directory of the result, and puts in those that are missing."""
+        """Ensure that every path above `path` is a directory of the result, adding missing ones."""
         above = self._above
         length = path.rfind(b"/")
         if length < 0:
             return
         if above and above[-1].length == length and above[-1].type is not None:
-            # It was placed or seen before, and so was all above it.
+            # It was added or seen before, and so was everything above it.
             self._see_directory(above[-1], path)
             return
         self._complete(path)
@@ -199,7 +202,7 @@ class _Merge:
                 self._see_directory(place, path)
 
     def _complete(self, path: bytes) -> None:
-        """Fills the gaps in the way down to `path`."""
+        """Fill the gaps in the path down to `path`."""
         known = {place.length: place for place in self._above}
         way = [known[0]] if 0 in known else []
         length = path.find(b"/")
@@ -225,9 +228,10 @@ class _Merge:
             )
 
     def _type_in_base(self, path: bytes) -> EntryType | None:
-        """The type that the base has at a path above the cursor.
+        """Return the base's type of a path above the cursor.
 
-        A full manifest has all parents of what it has: if the base has the path, what it passed last lies there or below.
+        A full manifest has all parents of its entries: if the base has the path, the entry passed last lies
+        there or below.
         """
         past = self._base.past
         if past is None:
@@ -238,7 +242,7 @@ class _Merge:
         return EntryType.DIRECTORY if past.startswith(path + b"/") else None
 
     def _add(self, entry: Entry, key: bytes) -> None:
-        """Adds an entry that is not the base's."""
+        """Add an entry that is not the base's."""
         if self._reference is not None:
             entry = self._as_reference(entry, key, self._reference)
         self._builder.add(entry)
@@ -247,7 +251,8 @@ class _Merge:
         found = entry_at(reference, key)
         if found is None or not same_content(found, entry):
             return entry
-        # Not metadata but warnings about a reading: those of this one must not get lost, and the reference's incomplete is not this one's.
+        # These are warnings about a read, not metadata: keep the new one's, and drop the reference's
+        # incomplete.
         flags = found.flags & ~_INCOMPLETE | entry.flags & (_INCOMPLETE | _READ_AGAIN)
         kept = found if flags == found.flags else msgspec.structs.replace(found, flags=flags)
         if not same(kept, entry) and not entry.flags & Flag.IMPLIED:

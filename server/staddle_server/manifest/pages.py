@@ -1,6 +1,6 @@
 """Pages as bytes: leaves, index pages, attributes; and where a page ends (docs/format.md, "Manifests").
 
-What is decoded is checked as if it came from outside: wrong types, limits, order. All of it is errors.Damaged.
+Decoding checks everything as untrusted input: types, limits, order. Any violation raises errors.Damaged.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from staddle_server.manifest.entries import DIGEST_BYTES, I64_MAX, check_path, c
 
 
 class PageSource(Protocol):
-    """Where chunks of role manifest are read."""
+    """Reads chunks of role manifest."""
 
     def read(self, ref_digest: bytes) -> bytes:
-        """The chunk with this BLAKE3 digest, verified. Raises Damaged where it is missing or hurt."""
+        """Return the chunk with this BLAKE3 digest, verified. Raises Damaged if it is missing or damaged."""
         ...
 
 
 class PageSink(Protocol):
-    """Where chunks of role manifest are kept."""
+    """Stores chunks of role manifest."""
 
     def write(self, data: bytes) -> bytes:
-        """Stores the chunk, or finds that it is there, and answers its BLAKE3 digest."""
+        """Store the chunk, unless it exists, and return its BLAKE3 digest."""
         ...
 
 
@@ -42,7 +42,7 @@ class PageKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PageRules:
-    """Where pages end. A store has one set for ever, FORMAT; others are for tests that need many small pages."""
+    """Where pages end. A store always uses FORMAT; other rules are for tests that need many small pages."""
 
     leaf_bits: int = 7
     level_bits: int = 6
@@ -51,7 +51,7 @@ class PageRules:
     list_items: int = 1024
 
     def mask(self, level: int) -> int:
-        """The bits of a path's hash that are zero where a page of this level ends."""
+        """Return the bits of a path's hash that are zero where a page of this level ends."""
         return (1 << (self.leaf_bits + self.level_bits * level)) - 1
 
 
@@ -59,7 +59,7 @@ FORMAT: Final = PageRules()
 
 
 class Child(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A page as its index page names it: its last path, its digest, and sums over all below it."""
+    """A page as its index page names it: its last path, its digest, and totals of everything below it."""
 
     last: bytes
     digest: bytes
@@ -75,25 +75,25 @@ class Page:
     entries: list[Entry]
     children: list[Child]
     entries_below: int
-    """How many entries it stands for."""
+    """The number of its entries."""
     data_bytes: int
-    """How many bytes of files it stands for."""
+    """The file bytes of its entries."""
 
     def __len__(self) -> int:
         return len(self.children) if self.level else len(self.entries)
 
     def last(self, index: int) -> bytes:
-        """The last path of the item at `index`."""
+        """Return the last path of the item at `index`."""
         return self.children[index].last if self.level else self.entries[index].path
 
 
 def path_hash(page_key: bytes, path: bytes) -> int:
-    """h(path): decides where pages end."""
+    """Return h(path), which decides where pages end."""
     return int.from_bytes(blake3(path, key=page_key).digest(8), "little")
 
 
 def is_boundary(page_key: bytes, path: bytes, level: int, rules: PageRules = FORMAT) -> bool:
-    """Whether a page of this level ends behind this path, whatever its size."""
+    """Return whether a page of this level ends after this path, whatever its size."""
     return path_hash(page_key, path) & rules.mask(level) == 0
 
 
@@ -106,12 +106,12 @@ _LEAF: Final = bytes([PageKind.LEAF])
 _INDEX_PAIR: Final = bytes([PageKind.INDEX, 0x92])
 _ATTRIBUTES: Final = bytes([PageKind.ATTRIBUTES])
 _DECODED_BYTES_MAX: Final = 64 * limits.MIB
-"""What a page without false claims takes in memory at the most."""
+"""The most memory that a page without false claims takes."""
 _PAGE_BYTES_MAX: Final = limits.PAGE_BYTES_MAX + limits.ENTRY_BYTES_MAX + 16
 
 
 def _array(count: int) -> bytes:
-    """The head of a msgpack array, as short as can be."""
+    """Return the shortest head of a msgpack array."""
     if count < 16:
         return bytes([0x90 | count])
     if count < 65_536:
@@ -120,35 +120,35 @@ def _array(count: int) -> bytes:
 
 
 def leaf_of(encoded: bytes | bytearray, count: int) -> bytes:
-    """The leaf of `count` entries that were encoded one after another."""
+    """Return the leaf of `count` consecutive encoded entries."""
     return b"".join((_LEAF, _array(count), encoded))
 
 
 def index_of(level: int, encoded: bytes | bytearray, count: int) -> bytes:
-    """The index page of `count` children that were encoded one after another."""
+    """Return the index page of `count` consecutive encoded children."""
     return b"".join((_INDEX_PAIR, encoder.encode(level), _array(count), encoded))
 
 
 def encode_leaf(entries: list[Entry]) -> bytes:
-    """A leaf of these entries, which must be in order."""
+    """Return a leaf of these entries, which must be in order."""
     return leaf_of(b"".join(map(encoder.encode, entries)), len(entries))
 
 
 def encode_index(level: int, children: list[Child]) -> bytes:
-    """An index page of this level."""
+    """Return an index page of this level."""
     return index_of(level, b"".join(map(encoder.encode, children)), len(children))
 
 
 def encode_attributes(attributes: Attributes) -> bytes:
-    """Attributes and holes as a chunk of their own."""
+    """Return attributes and holes encoded as a chunk of their own."""
     return _ATTRIBUTES + encoder.encode(attributes)
 
 
 def decode_leaf(data: bytes, *, run: bool = False, checked: bool = True) -> list[Entry]:
-    """The entries of a leaf. In a run, entries may be removals, each with the entry of its path behind it. Raises Damaged.
+    """Decode the entries of a leaf. In a run, a removal may precede the entry of its path. Raises Damaged.
 
-    Without `checked` only their order is: who takes one out has it checked by `check_stored`. Of a leaf from which one entry is needed, that
-    is most of the work.
+    Without `checked`, only their order is checked: use `check_stored` on every entry taken out. For a leaf
+    with one required entry, that saves most of the work.
     """
     entries: list[Entry] = _decode(_leaf_decoder, data, PageKind.LEAF)
     if not entries:
@@ -159,7 +159,7 @@ def decode_leaf(data: bytes, *, run: bool = False, checked: bool = True) -> list
         key = sort_key(entry.path)
         removal = entry.type == EntryType.REMOVED
         if removal and not run:
-            _damaged("a manifest holds a removal")
+            _damaged("a manifest contains a removal")
         if before is not None and key <= before and (key < before or removal or not removed):
             _damaged("the entries of a leaf are not in order")
         before, removed = key, removal
@@ -169,15 +169,15 @@ def decode_leaf(data: bytes, *, run: bool = False, checked: bool = True) -> list
 
 
 def check_stored(entry: Entry) -> None:
-    """Checks what stands in an entry of a leaf. Raises Damaged."""
+    """Check an entry of a leaf. Raises Damaged."""
     try:
         check_whole(entry)
     except errors.BadRequest as error:
-        raise errors.Damaged(f"a page of a manifest holds what cannot be: {error.message}") from error
+        raise errors.Damaged(f"a page of a manifest has an invalid value: {error.message}") from error
 
 
 def decode_index(data: bytes, *, run: bool = False) -> tuple[int, list[Child]]:
-    """Level and children of an index page. Raises Damaged."""
+    """Decode level and children of an index page. Raises Damaged."""
     level: int
     children: list[Child]
     level, children = _decode(_index_decoder, data, PageKind.INDEX)
@@ -188,7 +188,7 @@ def decode_index(data: bytes, *, run: bool = False) -> tuple[int, list[Child]]:
         try:
             check_path(child.last)
         except errors.BadRequest as error:
-            raise errors.Damaged(f"a page of a manifest holds what cannot be: {error.message}") from error
+            raise errors.Damaged(f"a page of a manifest has an invalid value: {error.message}") from error
         key = sort_key(child.last)
         # In a run a page may end between a removal and the entry of the same path.
         if before is not None and (key < before if run else key <= before):
@@ -197,12 +197,12 @@ def decode_index(data: bytes, *, run: bool = False) -> tuple[int, list[Child]]:
         if len(child.digest) != DIGEST_BYTES or child.entries < 1 or child.data_bytes < 0:
             _damaged(f"the child that ends with {shown(child.last)!r} is out of range")
     if max(_sums(children)) > I64_MAX:
-        _damaged("an index page stands for more entries or bytes than can be")
+        _damaged("an index page claims too many entries or bytes")
     return level, children
 
 
 def decode_attributes(data: bytes) -> Attributes:
-    """Attributes and holes of a chunk of their own; check_attributes checks them. Raises Damaged."""
+    """Decode a chunk of attributes and holes; check_attributes checks them. Raises Damaged."""
     attributes: Attributes = _decode(_attributes_decoder, data, PageKind.ATTRIBUTES)
     return attributes
 
@@ -210,9 +210,9 @@ def decode_attributes(data: bytes) -> Attributes:
 def _decode(decoder: msgspec.msgpack.Decoder[Any], data: bytes, kind: PageKind) -> Any:
     most = limits.CHUNK_BYTES_MAX if kind == PageKind.ATTRIBUTES else _PAGE_BYTES_MAX
     if not data or data[0] != kind:
-        _damaged(f"a chunk is no {kind.name.lower()} though it should be")
+        _damaged(f"a chunk is not a {kind.name.lower()} page")
     if len(data) > most:
-        _damaged(f"a page has {len(data)} bytes")
+        _damaged(f"the length of a page is {len(data)} bytes")
     try:
         return _decode_once(decoder, data)
     except MemoryError:
@@ -232,14 +232,14 @@ def _decode_once(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
 
 
 def _need_memory() -> None:
-    """Raises MemoryError where any page could lack memory: that says nothing about the page."""
+    """Raise MemoryError if memory is too low for any page: the failure then says nothing about this page."""
     bytearray(_DECODED_BYTES_MAX)
 
 
 def load_page(
     source: PageSource, digest: bytes, level: int, *, run: bool = False, checked: bool = True
 ) -> Page:
-    """Reads the page that should be of this level; see decode_leaf for `run` and `checked`. Raises Damaged."""
+    """Read the page that should have this level; see decode_leaf for `run` and `checked`. Raises Damaged."""
     data = source.read(digest)
     if level == 0:
         entries = decode_leaf(data, run=run, checked=checked)
@@ -247,12 +247,12 @@ def load_page(
         return Page(0, entries, [], len(entries), data_bytes)
     found, children = decode_index(data, run=run)
     if found != level:
-        _damaged(f"a page of level {found} stands where one of level {level} should be")
+        _damaged(f"a page has level {found} instead of {level}")
     return Page(level, [], children, *_sums(children))
 
 
 def _sums(children: list[Child]) -> tuple[int, int]:
-    """The entries and the bytes of files below an index page."""
+    """Return the entries and file bytes below an index page."""
     return sum(child.entries for child in children), sum(child.data_bytes for child in children)
 
 

@@ -1,4 +1,4 @@
-"""Reads a manifest: one path, a directory, a whole tree; a damaged page costs what it holds and nothing else."""
+"""Read a manifest: one path, a directory, a whole tree; a damaged page loses only its own content."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from staddle_server.manifest.pages import PageSource, check_stored
 
 
 class Gap(NamedTuple):
-    """A page that cannot be read: what lies behind `after`, up to and including `upto`, is unknown.
+    """An unreadable page: what lies after `after`, up to and including `upto`, is unknown.
 
     `after` None: from the beginning; `upto` None: to the end.
     """
@@ -22,7 +22,7 @@ class Gap(NamedTuple):
 
 
 class ReadablePage(NamedTuple):
-    """A page that was read, and its entries in order; an index page has none."""
+    """A page with its entries in order; none for an index page."""
 
     digest: bytes
     place: bytes
@@ -31,7 +31,7 @@ class ReadablePage(NamedTuple):
 
 
 class Manifest:
-    """One manifest, for reading. Keeps a few decoded pages; not for several threads at once."""
+    """One manifest, for reading. Keeps a few decoded pages. Not thread-safe."""
 
     def __init__(self, root: Root, source: PageSource) -> None:
         self.root = root
@@ -40,8 +40,10 @@ class Manifest:
         self._load_unchecked = pages.load_unchecked
 
     def find(self, path: bytes) -> Entry | None:
-        """The entry at exactly this path. Raises Damaged where it, or a page on the way to it, cannot be read; what else stands in the last
-        page is not looked at.
+        """Return the entry at exactly this path.
+
+        Raises Damaged if the entry, or a page on the way to it, is unreadable. The other entries of its leaf
+        are not checked.
         """
         entry = find_entry(self.root, path, self._load_unchecked)
         if entry is not None:
@@ -49,9 +51,9 @@ class Manifest:
         return entry
 
     def walk(self, below: bytes = b"", *, after: bytes | None = None) -> Iterator[Entry | Gap]:
-        """Everything at or below a path, in order; with `after`, only what comes behind that path.
+        """Yield everything at or below a path in order, with `after` only what comes after that path.
 
-        A page that cannot be read is answered as a Gap, also where it may hold nothing that was asked for.
+        Yields a Gap for an unreadable page, even if it may hold nothing of interest.
         """
         start, end = sort_key(below), subtree_end(below)
         cursor = Cursor(self.root, self._load)
@@ -69,7 +71,7 @@ class Manifest:
                 if gap is not None:
                     yield gap
                     if end is not None and gap.upto is not None and sort_key(gap.upto) >= end:
-                        return  # what comes behind the gap is not asked for
+                        return  # nothing after the gap is requested
                 continue
             first, last = frame.index, len(page)
             if end is not None and sort_key(page.last(last - 1)) >= end:
@@ -82,10 +84,10 @@ class Manifest:
     def pages(
         self, *, after: bytes | None = None, skip: Callable[[bytes], bool]
     ) -> Iterator[ReadablePage | Gap]:
-        """Every page, in order, each before those below it; with `after`, only the entries behind that path.
+        """Yield every page in order, parents first; with `after`, only entries after that path.
 
-        Where `skip` says so of a page's place (see Cursor.place), that page and all below it is left out. A page that cannot be read is
-        answered as a Gap.
+        If `skip` accepts a page's place (see Cursor.place), that page and everything below it is left out.
+        Yields a Gap for an unreadable page.
         """
         digest = self.root.digest
         cursor = Cursor(self.root, self._load)
@@ -115,9 +117,10 @@ class Manifest:
                 yield ReadablePage(digest, place, [])
 
     def children(self, path: bytes, *, after: bytes | None = None) -> Iterator[Entry | Gap]:
-        """What lies directly in a directory, in order; with `after`, what comes behind that path and what is below it.
+        """Yield the direct children of a directory in order; with `after`, those after that path and what is
+        below it.
 
-        Subtrees are passed over. A page that cannot be read is answered as a Gap.
+        Skips subtrees. Yields a Gap for an unreadable page.
         """
         prefix = sort_key(path) + b"\0" if path else b""
         start, end = sort_key(path), subtree_end(path)
@@ -138,7 +141,7 @@ class Manifest:
             key = sort_key(entry.path)
             if end is not None and key >= end:
                 return
-            # Deeper: its parent was in a gap, which said so.
+            # A deeper entry: its parent was in a gap, already yielded.
             if b"\0" not in key[len(prefix) :]:
                 yield entry
             if entry.type == EntryType.DIRECTORY or b"\0" in key[len(prefix) :]:
@@ -148,7 +151,7 @@ class Manifest:
 
 
 def entries_of(root: Root, source: PageSource) -> Iterator[Entry]:
-    """All entries of a run, removals included, in order. Raises Damaged."""
+    """Yield all entries of a run, removals included, in order. Raises Damaged."""
     cursor = Cursor(root, PageCache(source, run=True, kept=1).load, run=True)
     cursor.open_root()
     before: Entry | None = None
@@ -162,7 +165,7 @@ def entries_of(root: Root, source: PageSource) -> Iterator[Entry]:
             and before.path == entries[0].path
             and (before.type != EntryType.REMOVED or entries[0].type == EntryType.REMOVED)
         ):
-            raise errors.Damaged("A manifest is damaged: a path stands twice in a run.")
+            raise errors.Damaged("A manifest is damaged: a run has a path twice.")
         before = entries[-1]
         yield from entries
         cursor.skip_page()
@@ -173,12 +176,12 @@ def _entry_key(entry: Entry) -> bytes:
 
 
 def _is_all(entries: list[Entry], below: bytes) -> bool:
-    """Whether what was asked for is one entry in which nothing can lie, so that the next page need not be looked at."""
+    """Return whether the request is for one entry that has no children, which saves reading the next page."""
     return len(entries) == 1 and entries[0].path == below and entries[0].type != EntryType.DIRECTORY
 
 
 def _pass_component(cursor: Cursor, key: bytes, prefix: bytes) -> None:
-    """Moves behind the item directly below `prefix` that `key` is or lies in."""
+    """Move past the item directly below `prefix` that `key` is or lies in."""
     component_end = key.find(b"\0", len(prefix))
     cursor.seek((key if component_end < 0 else key[:component_end]) + b"\1")
 
@@ -192,7 +195,7 @@ def _open_root(cursor: Cursor) -> Gap | None:
 
 
 def _open(cursor: Cursor) -> Gap | None:
-    """Opens the next item, or passes it and answers what is lost with it."""
+    """Open the next item, or pass it and return the gap."""
     try:
         cursor.open()
     except errors.Damaged as error:

@@ -1,4 +1,4 @@
-"""Everything that a manifest keeps alive."""
+"""Everything that a manifest refers to."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from staddle_server.manifest.pages import PageSource, load_page
 
 
 class References(NamedTuple):
-    """What one page or list chunk refers to, itself included; digests, in no order, maybe more than once."""
+    """What one page or list chunk refers to, itself included; digests in no order, possibly repeated."""
 
     manifest: list[bytes]
     """Pages, list chunks and attributes."""
@@ -24,14 +24,15 @@ def _never(_: bytes) -> bool:
 def references(
     root: Root, source: PageSource, *, run: bool = False, skip: Callable[[bytes], bool] = _never
 ) -> Iterator[References]:
-    """All digests that a manifest (`run`: a run) refers to, page by page, in memory bounded by a page of each level.
+    """Yield all digests that a manifest (`run`: a run) refers to, in memory bounded by one page of each
+    level.
 
-    A page comes before what lies below it. Where `skip` says so of a page or list chunk, that and all below is left out: a
-    mark has been there. Raises Damaged: what cannot be read may refer to anything.
+    Parents come first. If `skip` accepts a page or list chunk, it and everything below it is left out: the
+    mark was there already. Raises Damaged: an unreadable page may refer to anything.
     """
     if not root.entries:
         return
-    # Last in, first out: at any time the rest of one page of each level.
+    # A stack: it holds at most the rest of one page of each level.
     waiting = [(root.digest, root.level)]
     while waiting:
         digest, level = waiting.pop()

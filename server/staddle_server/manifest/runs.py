@@ -1,8 +1,8 @@
-"""Sorted runs: what an upload has received, in order of path, with removals (docs/format.md, "Runs").
+"""Sorted runs: what an upload received, in path order, with removals (docs/format.md, "Runs").
 
-What holds of everything here: among records of different age, a removal or an entry that is not a directory takes out what is
-*older* at its path and below. A run says that with a removal, the entry (if there is one) right behind it: such a pair is
-the one case in which a path stands twice.
+Everywhere here: a removal, or an entry that is not a directory, removes *older* records at its path and
+below. A run states that by a removal right before the entry, if any: the one case in which a path appears
+twice.
 """
 
 import heapq
@@ -26,27 +26,29 @@ _Record = tuple[bytes, int, Entry]
 
 
 class Change(NamedTuple):
-    """What is said about one path, all in all."""
+    """All changes of one path, combined."""
 
     key: bytes
     entry: Entry | None
-    """What is there now, unless something at least as new above it takes it out. None: nothing is said."""
+    """The current entry, unless something at least as new above removes it. None: no statement."""
     cut: bool
-    """What is older than all runs is taken out here and below, and nothing above or in `entry` says so already."""
+    """Everything older than all runs is removed here and below, and no path above nor `entry` says so
+    already.
+    """
 
 
 def fold(runs: Sequence[Iterable[Entry]]) -> Iterator[Change]:
-    """Several runs, oldest first, as one. Raises ValueError where one is not sorted."""
+    """Combine several runs, oldest first. Raises ValueError if one is not sorted."""
     return _fold(_records(runs))
 
 
 def merge_runs(runs: Sequence[Iterable[Entry]]) -> Iterator[Entry]:
-    """Several runs, oldest first, as one run. Streams; raises ValueError where one is not sorted."""
+    """Merge several runs, oldest first, into one. Streams; raises ValueError if one is not sorted."""
     return _entries(fold(runs))
 
 
 class Packed(NamedTuple):
-    """An entry or a removal as pages hold it."""
+    """An entry or a removal, encoded as in pages."""
 
     key: bytes
     """Its sort key."""
@@ -56,24 +58,24 @@ class Packed(NamedTuple):
 
 
 class Gathered:
-    """Entries and removals in the order in which they came, to become a run.
+    """Entries and removals in order of arrival, for a run.
 
-    Packed: as objects they would take three times the memory, and every upload holds thousands.
+    Encoded: as objects they would take three times the memory, and every upload holds thousands.
     """
 
     def __init__(self) -> None:
         self._packed: list[Packed] = []
         self._last_key: bytes | None = None
         self.size_bytes = 0
-        """What they take in memory, about."""
+        """Their approximate memory."""
         self.in_order = True
-        """They came in order of path, each path once, and no removal is among them: they are a run as they are."""
+        """They arrived in path order, each path once, without removals: already a run."""
 
     def __len__(self) -> int:
         return len(self._packed)
 
     def append(self, entry: Entry) -> None:
-        """Adds an entry or a removal; it counts as newer than those before it."""
+        """Add an entry or a removal; it counts as newer than those before it."""
         key, packed, content = sort_key(entry.path), encoder.encode(entry), entry.content
         self._packed.append(Packed(key, packed, 0 if content is None else content.size))
         self.size_bytes += len(key) + len(packed) + _OVERHEAD_BYTES
@@ -82,11 +84,11 @@ class Gathered:
             self.in_order = False
 
     def packed(self) -> Sequence[Packed]:
-        """All of them, as they came."""
+        """Return all of them in order of arrival."""
         return self._packed
 
     def sorted(self) -> Iterator[Entry]:
-        """All of them as one run. Streams."""
+        """Yield all of them as one run. Streams."""
         # The sort is stable: of one path the newer comes last.
         order = sorted(range(len(self._packed)), key=lambda number: self._packed[number].key)
         return _entries(_fold(map(self._record, order)))
@@ -122,13 +124,16 @@ def _aged(run: Iterable[Entry], age: int) -> Iterator[_Record]:
 
 
 def beginning(key: bytes, length: int) -> bytes:
-    """What the sort keys below a path begin with; the path's own is the first `length` bytes of `key`."""
+    """Return the common prefix of all sort keys below a path, whose own key is the first `length` bytes of
+    `key`.
+    """
     return key[:length] + b"\0" if length else b""
 
 
 def _fold(records: Iterable[_Record]) -> Iterator[Change]:
-    # For each path above that takes older things out: the length of its key, a beginning of the last one, and the age of the
-    # newest taker. Lengths, because the keys of all paths above a deep one would be many bytes.
+    # For each path above that removes older entries: its key's length, as a prefix of the last key, and the
+    # age of the newest removal. Lengths, because the keys of all paths above a deep one would take many
+    # bytes.
     takers: list[tuple[int, int]] = []
     last = b""
     for key, group in groupby(records, key=itemgetter(0)):

@@ -1,4 +1,6 @@
-"""Builds the tree of pages from entries in order, a page at a time, and takes whole subtrees of another tree where they fit."""
+"""Build the tree of pages from entries in order, page by page, reusing whole subtrees of other trees where
+they fit.
+"""
 
 from collections.abc import Iterable
 
@@ -20,7 +22,7 @@ from staddle_server.manifest.pages import (
 
 
 class _Level:
-    """The page of one level that is being filled, and what its level has had before."""
+    """The unfinished page of one level, and the level's history."""
 
     __slots__ = (
         "count",
@@ -46,7 +48,7 @@ class _Level:
         self.first_is_reused = False
 
     def ended(self, child: Child, *, reused: bool) -> None:
-        """Notes a page of this level that is complete."""
+        """Record a complete page of this level."""
         self.pages += 1
         if self.first is None:
             self.first = child
@@ -60,8 +62,8 @@ class _Level:
 class TreeBuilder:
     """Takes entries in order and writes pages as soon as they end; holds one page of each level.
 
-    The result depends on the entries alone, not on which of them came in subtrees. With `run`, entries may be removals, and
-    a removal may be followed by an entry of the same path.
+    The result depends on the entries only, not on which arrived in subtrees. With `run`, entries may be
+    removals, and a removal may be followed by an entry of the same path.
     """
 
     def __init__(
@@ -76,12 +78,12 @@ class TreeBuilder:
         self._last_removed = False
 
     def add(self, entry: Entry) -> None:
-        """Adds the next entry. Raises BadRequest where it breaks a rule, ValueError where it is out of order."""
+        """Add the next entry. Raises BadRequest if it breaks a rule, ValueError if it is out of order."""
         check_whole(entry)
         self.add_checked(entry, sort_key(entry.path))
 
     def add_checked(self, entry: Entry, key: bytes) -> None:
-        """Adds the next entry, which was decoded from a page or is known to be right; `key` is its sort_key."""
+        """Add the next entry, decoded from a page or known to be valid; `key` is its sort_key."""
         self._follow(entry, key)
         encoded = self._levels[0].encoded
         before = len(encoded)
@@ -90,7 +92,9 @@ class TreeBuilder:
         self._added(entry.path, len(encoded) - before, 0 if content is None else content.size)
 
     def add_packed(self, key: bytes, packed: bytes, data_bytes: int) -> None:
-        """As add_checked, for an entry as pages hold it, which is no removal; `data_bytes` is the size of its content."""
+        """Add as add_checked does, an encoded entry that is not a removal; `data_bytes` is the size of its
+        content.
+        """
         last = self._last_key
         if last is not None and key <= last:
             raise ValueError(f"{shown(key)!r} is out of order")
@@ -100,9 +104,11 @@ class TreeBuilder:
         self._added(key.replace(b"\0", b"/"), len(packed), data_bytes)
 
     def _added(self, path: bytes, size: int, data_bytes: int) -> None:
-        """Counts the entry that was written into the leaf, and ends the leaf where the rules say so."""
+        """Count the entry that was written into the leaf, and end the leaf if the rules say so."""
         if size > limits.ENTRY_BYTES_MAX:
-            raise ValueError(f"{shown(path)!r} is too large for a page: its attributes were not stored")
+            raise ValueError(
+                f"{shown(path)!r} is too large for a page: its attributes were not stored separately"
+            )
         leaf = self._levels[0]
         leaf.count += 1
         leaf.entries += 1
@@ -113,49 +119,52 @@ class TreeBuilder:
             self._rise(self._end(0), 0, hash_of_path)
 
     def _follow(self, entry: Entry, key: bytes) -> None:
-        """Checks that an entry may come next."""
+        """Check that an entry may come next."""
         last = self._last_key
         removed = entry.type == EntryType.REMOVED
         if removed and not self._run:
-            raise ValueError("removals stand only in runs")
+            raise ValueError("removals are only valid in runs")
         if last is not None and key <= last and not (self._last_removed and not removed and key == last):
             raise ValueError(f"{shown(entry.path)!r} is out of order")
         self._last_key = key
         self._last_removed = removed
 
     def aligned(self, level: int) -> bool:
-        """Whether a page of this level would begin with what comes next."""
+        """Return whether a page of this level would begin with the next entry."""
         return all(not below.count for below in self._levels[: level + 1])
 
     def takes(self, child: Child, level: int, *, at_end: bool) -> bool:
-        """Whether a page of another tree would come out just so here: it begins here, and ended by a rule.
+        """Return whether a page of another tree fits here unchanged: it would begin here, and ended by a
+        rule.
 
-        `at_end`: nothing followed it in its level, so that it may have ended with the data.
+        `at_end`: no page followed it in its level, so it may have ended with the data.
         """
         if not self.aligned(level):
             return False
         return not at_end or path_hash(self._page_key, child.last) & self._rules.mask(level) == 0
 
     def add_subtree(self, child: Child, level: int) -> None:
-        """Adds a whole page of this level, unread. It must have ended by a rule, not because its tree ended there.
+        """Add a whole page of this level, unread.
 
-        Raises ValueError where the tree is not aligned, or the page is out of order.
+        It must have ended by a rule, not because its tree ended there. Raises ValueError if the tree is not
+        aligned, or the page is out of order.
         """
         key = sort_key(child.last)
         if self._run or not self.aligned(level) or (self._last_key is not None and key <= self._last_key):
             raise ValueError(f"the page that ends with {shown(child.last)!r} does not fit here")
         self._last_key = key
         self._last_removed = False
-        # How many pages lie below is not known. More than one, says this; finish() looks at the page if that matters.
+        # The number of pages below is unknown. This says "more than one"; finish() reads the page if that
+        # matters.
         for below in range(level):
             self._level(below).pages += 2
         self._level(level).ended(child, reused=True)
         self._rise(child, level, path_hash(self._page_key, child.last))
 
     def finish(self, source: PageSource | None = None) -> Root:
-        """Ends all pages and answers the root: the lowest page that has everything below it.
+        """End all pages and return the root: the lowest page that has everything below it.
 
-        `source` is needed where subtrees were added: the only one may have to be read to find the root in it.
+        `source` is required if subtrees were added: finding the root may need to read the only one.
         """
         level = 0
         while True:
@@ -171,7 +180,7 @@ class TreeBuilder:
             level += 1
 
     def _root(self, child: Child, level: int, source: PageSource | None) -> Root:
-        """A page that was reused may be an index page with one child, which is never a root."""
+        """Return a reused page may be an index page with one child, which is never a root."""
         while level and source is not None:
             children = load_page(source, child.digest, level).children
             if len(children) > 1:
@@ -180,7 +189,7 @@ class TreeBuilder:
         return Root(level, child.digest, child.entries, child.data_bytes)
 
     def _rise(self, child: Child, level: int, hash_of_path: int) -> None:
-        """Hands a page that ended to the level above, and ends that as well where the rules say so."""
+        """Pass a completed page to the level above, and end that one too if the rules say so."""
         while True:
             level += 1
             above = self._push(child, level)
@@ -198,7 +207,7 @@ class TreeBuilder:
         return above
 
     def _end(self, level: int) -> Child:
-        """Writes the page of a level."""
+        """Write the page of a level."""
         ended = self._levels[level]
         page = index_of(level, ended.encoded, ended.count) if level else leaf_of(ended.encoded, ended.count)
         child = Child(ended.last, self._sink.write(page), ended.entries, ended.data_bytes)
@@ -209,14 +218,14 @@ class TreeBuilder:
     def _level(self, level: int) -> _Level:
         while len(self._levels) <= level:
             if len(self._levels) >= limits.TREE_HEIGHT_MAX:
-                # Entries alone never come to that: a page that was taken unread lies about its level.
-                raise errors.Damaged("A manifest is damaged: it would be higher than a tree can be.")
+                # Entries alone never reach this: a page that was added unread states a false level.
+                raise errors.Damaged("A manifest is damaged: it would be higher than a tree may be.")
             self._levels.append(_Level(self._rules.mask(len(self._levels))))
         return self._levels[level]
 
 
 def write_run(entries: Iterable[Entry], sink: PageSink, page_key: bytes, rules: PageRules = FORMAT) -> Root:
-    """Writes a sorted run (see runs.py) as a manifest of its own."""
+    """Write a sorted run (see runs.py) as a manifest of its own."""
     builder = TreeBuilder(sink, page_key, rules, run=True)
     for entry in entries:
         builder.add(entry)

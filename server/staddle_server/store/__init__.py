@@ -1,1 +1,1 @@
-"""Chunks ↔ segments ↔ packs ↔ blobs, tenant secrets and records: everything that is below `store/`."""
+"""Chunks ↔ segments ↔ packs ↔ blobs, and the tenants' secrets and records."""

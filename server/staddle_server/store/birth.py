@@ -1,4 +1,7 @@
-"""When a file was made, which a copy of it cannot have: the system sets that time, and nobody can change it."""
+"""Creation times of files.
+
+The system sets them and no call changes them, so a copy never has its original's.
+"""
 
 import ctypes
 import os
@@ -11,13 +14,16 @@ _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _STATX_BTIME: Final = 0x800
 _STATX_BYTES: Final = 256
 _BTIME_OFFSET: Final = 80
-"""In `struct statx` (statx(2)): the mask is its first field, the time of birth a s64 of seconds and a u32 of nanoseconds here."""
+"""Offset in `struct statx` (statx(2)) of the creation time: s64 seconds, u32 nanoseconds. The mask is the
+first field.
+"""
 
 
 def birth_ns(path: str) -> int | None:
-    """When the file `path` was made, in ns since 1970; None where the system or the file system does not tell.
+    """Return when the file `path` was created, in ns since 1970; None if the system or the file system does
+    not say.
 
-    A link is not followed. Raises OSError.
+    Does not follow a link. Raises OSError.
     """
     statx = getattr(ctypes.CDLL(None, use_errno=True), "statx", None)
     if statx is None:
@@ -25,7 +31,7 @@ def birth_ns(path: str) -> int | None:
         return None
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
     if statx(_AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer) != 0:
-        # A system that forbids the call (an old sandbox) tells nothing; a file that is not there is an error of its own.
+        # An old sandbox may forbid the call; a missing file still raises its own error.
         os.stat(path, follow_symlinks=False)
         return None
     (mask,) = struct.unpack_from("=I", buffer, 0)

@@ -1,7 +1,7 @@
-"""Blobs: immutable, uniquely named objects, and what every place that keeps them promises.
+"""Blobs: immutable, uniquely named objects, and the promises of every place that stores them.
 
-Three protocols, each on top of the one before: to read, to write, to remove. One contract suite runs over all implementations
-(staddle_server.store.testing).
+Three protocols, each built on the one before: read, write, remove. One contract suite runs over all
+implementations (staddle_server.store.testing).
 """
 
 import re
@@ -14,7 +14,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 def compact(data: bytes | memoryview) -> bytes | memoryview:
-    """What is to be kept for a while: a copy of a view that would keep more than four times what it shows, else the data itself."""
+    """Return `data` for keeping: a copy if it is a view that would keep alive over four times its own size."""
     sparse = isinstance(data, memoryview) and 4 * len(data) < memoryview(data.obj).nbytes
     return bytes(data) if sparse else data
 
@@ -22,7 +22,7 @@ def compact(data: bytes | memoryview) -> bytes | memoryview:
 NAME_CHARS_MAX: Final = 512
 COMPONENT_CHARS_MAX: Final = 128
 TEMPORARY: Final = "tmp"
-"""The first component that no name has: below it lies what is being written."""
+"""A first component that no object name has: unfinished objects lie below it."""
 
 FORMAT_NAME: Final = "format"
 FORMAT_TEXT: Final = b"staddle store 1\n"
@@ -31,7 +31,7 @@ _COMPONENT: Final = re.compile(r"[0-9a-z.-]+", re.ASCII)
 
 
 class BlobMissing(Damaged):
-    """There is no object of that name. Never raised for a backend that does not answer."""
+    """No object has this name. Never raised for a backend that does not respond."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"the stored object {name} is missing")
@@ -39,10 +39,10 @@ class BlobMissing(Damaged):
 
 
 class BlobShort(Damaged):
-    """The object ends before the bytes that were asked for."""
+    """The object ends before the end of the requested range."""
 
     def __init__(self, name: str, offset: int, length: int, size: int) -> None:
-        super().__init__(f"the stored object {name} has {size} bytes; {length} at {offset} were asked for")
+        super().__init__(f"the stored object {name} has {size} bytes; {length} at {offset} were requested")
         self.name = name
         self.offset = offset
         self.length = length
@@ -50,7 +50,7 @@ class BlobShort(Damaged):
 
 
 class BlobUnreadable(Unavailable):
-    """The disk cannot read these bytes, or cannot just now; it may well read others."""
+    """The disk cannot read these bytes now; it may still read others."""
 
     def __init__(self, name: str, cause: str) -> None:
         super().__init__(
@@ -60,94 +60,106 @@ class BlobUnreadable(Unavailable):
 
 
 class BlobExists(Fault):
-    """The name is taken: what is there stays, and is durable; what was written is discarded."""
+    """The name is taken. The existing object stays and is durable; the new data is discarded."""
 
     def __init__(self, name: str) -> None:
-        super().__init__("INTERNAL", f"a stored object has the name {name} already; nothing was overwritten")
+        super().__init__("INTERNAL", f"the stored object {name} exists already; nothing was overwritten")
         self.name = name
 
 
 class BlobWriter(Protocol):
-    """An object being written. Ends with one `commit` or `abort`; one that failed can only be aborted."""
+    """An object in writing.
+
+    Finish it with one `commit` or `abort`; after a failure only `abort` is allowed.
+    """
 
     def write(self, data: Buffer) -> None:
-        """Append `data`, which may be reused on return. Raises Exhausted or Unavailable."""
+        """Append `data`; the caller may reuse the buffer on return. Raises Exhausted or Unavailable."""
 
     def commit(self, name: str) -> None:
-        """Give the object its name: whole and durable on return, absent (or not yet acknowledged) otherwise.
+        """Give the object its name: complete and durable on return, otherwise absent (or not yet
+        acknowledged).
 
         Raises BlobExists, Exhausted or Unavailable; the writer is finished in any case.
         """
 
     def replace(self, name: str) -> None:
-        """Give the object its name in place of the object that may have it: durable on return.
+        """Give the object its name, replacing any object that has it: durable on return.
 
-        At every moment before, also after a crash, the name has the old object or the new one, whole. For repair and for
-        parity alone: all else is written once. Raises Exhausted or Unavailable; the writer is finished in any case.
+        Until then, also across a crash, the name has the old object or the new one, complete. Only repair and
+        parity replace objects: all others are written once. Raises Exhausted or Unavailable; the writer is
+        finished in any case.
         """
 
     def abort(self) -> None:
-        """Discard what was written. Never raises; does nothing on a finished writer."""
+        """Discard the written data. Never raises; does nothing on a finished writer."""
 
 
 class ReadableBlobs(Protocol):
-    """What a place for objects offers to those who know an object by its name. Safe to use from several threads.
+    """What a place for objects offers to callers that know an object by its name. Thread-safe.
 
-    A backend that does not answer raises Unavailable("STORE_UNAVAILABLE"), never BlobMissing, and never lists nothing.
+    A backend that does not respond raises Unavailable("STORE_UNAVAILABLE"), never BlobMissing, and never
+    returns an empty list.
     """
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`. Raises BlobShort, BlobMissing or BlobUnreadable."""
+        """Return exactly `length` bytes from `offset`. Raises BlobShort, BlobMissing or BlobUnreadable."""
 
     def size(self, name: str) -> int:
-        """The object's size in bytes. Raises BlobMissing."""
+        """Return the object's size in bytes. Raises BlobMissing."""
 
 
 class WritableBlobs(ReadableBlobs, Protocol):
-    """What a place for objects offers to those who also add objects. One without room raises Exhausted("STORE_FULL")."""
+    """What a place for objects offers to callers that also add objects.
+
+    A full one raises Exhausted("STORE_FULL").
+    """
 
     @property
     def failed(self) -> str | None:
-        """Why nothing is written any more until a restart; None while writing works, or may work again by itself."""
+        """Why the store refuses writes until a restart; None while writes work or may work again without one."""
 
     def check_writable(self) -> None:
-        """Raise Unavailable while `failed`: for those who would decide what can then not be written."""
+        """Raise Unavailable if `failed`: for callers about to decide something that could not be written."""
 
     def create(self) -> BlobWriter:
-        """Begin an object; it has no name before it is whole."""
+        """Begin an object; it has no name until it is complete."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a whole small object; the promises of BlobWriter.commit."""
+        """Write a small object in one call, with the promises of BlobWriter.commit."""
 
 
 class Blobs(WritableBlobs, Protocol):
-    """A place for objects, with all that it offers: also to those who look for what is there, and remove it."""
+    """A place for objects with all its operations, including listing and removal."""
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Names below `prefix` (whole components; "" for all) with sizes in bytes, sorted as strings."""
+        """Yield the names below `prefix` (complete components; "" for all) with sizes in bytes, in string
+        order.
+        """
 
     def delete(self, name: str) -> None:
-        """Remove the object, durably. Raises BlobMissing."""
+        """Remove the object durably. Raises BlobMissing."""
 
     def sweep(self) -> int:
-        """Remove what dead writers left behind; their number. Harms no object and no writer of any process that lives."""
+        """Remove what dead writers left behind, and return how many.
+
+        Leaves objects and live writers of any process alone.
+        """
 
 
 def check_name(name: str) -> str:
-    """`name`, if an object may have it: components of 0-9 a-z . - joined by "/". Raises ValueError."""
+    """Return `name` if it is valid: components of 0-9 a-z . - joined by "/". Raises ValueError."""
     components = name.split("/")
     if len(name) > NAME_CHARS_MAX or components[0] == TEMPORARY:
-        raise ValueError(f"{name!r} is not a name for a stored object")
+        raise ValueError(f"invalid name for a stored object: {name!r}")
     for component in components:
         if not is_component(component):
-            raise ValueError(
-                f"{name!r} is not a name for a stored object: {component!r} cannot be part of one"
-            )
+            raise ValueError(f"invalid name for a stored object: {name!r} (component {component!r})")
     return name
 
 
 def is_component(text: str) -> bool:
-    """Whether `text` may stand between the slashes of a name."""
+    """Return whether `text` may stand between the slashes of a name."""
     return (
         len(text) <= COMPONENT_CHARS_MAX
         and _COMPONENT.fullmatch(text) is not None
@@ -156,20 +168,21 @@ def is_component(text: str) -> bool:
 
 
 def check_prefix(prefix: str) -> str:
-    """`prefix`, if names can lie below it: a name, or "" for all. Raises ValueError."""
+    """Return `prefix` if names can lie below it: a name, or "" for all. Raises ValueError."""
     return check_name(prefix) if prefix else prefix
 
 
 def check_range(offset: int, length: int) -> None:
-    """Raise ValueError for a range that no object has."""
+    """Raise ValueError for an invalid range."""
     if offset < 0 or length < 0:
-        raise ValueError(f"{length} bytes at {offset} is no range")
+        raise ValueError(f"invalid range: {length} bytes at {offset}")
 
 
 def replace_object(blobs: WritableBlobs, name: str, data: bytes) -> None:
-    """Write a whole small object in place of the damaged one that may have its name. Durable on return; never neither of them.
+    """Write a small object in place of a damaged one: durable on return, and the name always has one of the
+    two.
 
-    For repair alone: what is not damaged is written once. Raises what the blobs raise.
+    Only repair replaces objects: undamaged ones are written once. Raises what the blobs raise.
     """
     writer = blobs.create()
     try:
@@ -180,15 +193,18 @@ def replace_object(blobs: WritableBlobs, name: str, data: bytes) -> None:
 
 
 def create_format(blobs: WritableBlobs) -> None:
-    """Mark an empty store as one of this format. Raises BlobExists if it is marked already."""
+    """Mark an empty store as one of this format. Raises BlobExists if it is already marked."""
     blobs.put(FORMAT_NAME, FORMAT_TEXT)
 
 
 def check_format(blobs: ReadableBlobs) -> None:
-    """Raise BlobMissing if the store is not marked, Damaged if it is of a format that this version does not know."""
+    """Check the store's format.
+
+    Raises BlobMissing if the store is not marked, Damaged for an unknown format.
+    """
     size = blobs.size(FORMAT_NAME)
     if size != len(FORMAT_TEXT) or blobs.read(FORMAT_NAME, 0, size) != FORMAT_TEXT:
         raise Damaged(
-            f"the stored object {FORMAT_NAME} does not say {FORMAT_TEXT.decode().strip()!r}: "
+            f"the stored object {FORMAT_NAME} does not contain {FORMAT_TEXT.decode().strip()!r}: "
             "the store is of another version, or damaged"
         )

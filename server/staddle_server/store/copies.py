@@ -1,4 +1,4 @@
-"""Second copies of small objects that much hangs on: records and keys (docs/format.md, "Copies")."""
+"""Second copies of small, important objects: records and keys (docs/format.md, "Copies")."""
 
 import enum
 import heapq
@@ -18,23 +18,23 @@ class CopyState(enum.Enum):
     """What `Copies.mend` found and did."""
 
     WHOLE = "whole"
-    """Both were right."""
+    """Both were intact."""
     COPIED = "copied"
-    """The copy was missing or damaged, and was made."""
+    """The copy was missing or damaged, and was written again."""
     RESTORED = "restored"
-    """The object was missing or damaged, and was made again from its copy."""
+    """The object was missing or damaged, and was restored from its copy."""
 
 
 def copy_name(name: str) -> str:
-    """The name of an object's copy."""
+    """Return the name of an object's copy."""
     return f"{PREFIX}{name}"
 
 
 class Copies(Generic[T]):
-    """Objects of one kind, of which there may be a second copy. Thread-safe.
+    """Objects of one kind that may have a second copy. Thread-safe.
 
-    `parse` gives what an object's bytes say, by its name (not the copy's), and raises Damaged if they are not that object's:
-    bytes that it takes for right are the object's, wherever they were read.
+    `parse` decodes an object's bytes, given the object's name (not the copy's), and raises Damaged for bytes
+    that are not that object's. Bytes that it accepts count as the object's, wherever they were read.
     """
 
     def __init__(self, blobs: Blobs, parse: Callable[[str, bytes], T], bytes_max: int) -> None:
@@ -43,7 +43,10 @@ class Copies(Generic[T]):
         self._bytes_max = bytes_max
 
     def read(self, name: str) -> T:
-        """What the object says, from its copy if the object itself is missing or damaged. Raises BlobMissing or Damaged."""
+        """Return the object's content, from its copy if the object is missing or damaged.
+
+        Raises BlobMissing or Damaged.
+        """
         try:
             return self._parse(name, self._bytes(name, name))
         except Damaged as damage:
@@ -53,7 +56,7 @@ class Copies(Generic[T]):
                 raise damage from None
 
     def names(self, prefix: str) -> Iterator[str]:
-        """The names below a prefix of all objects that are there or have a copy, sorted."""
+        """Yield, sorted, the names below a prefix of all objects that exist or have a copy."""
         last = ""
         for name in heapq.merge(self._names(prefix), self._copied(prefix)):
             if name != last:
@@ -61,7 +64,7 @@ class Copies(Generic[T]):
                 last = name
 
     def lacking(self, prefix: str) -> Iterator[str]:
-        """The names below a prefix of the objects that have no copy, sorted."""
+        """Yield, sorted, the names below a prefix of the objects without a copy."""
         copied = self._copied(prefix)
         have = next(copied, None)
         for name in self._names(prefix):
@@ -71,13 +74,19 @@ class Copies(Generic[T]):
                 yield name
 
     def remove(self, name: str) -> None:
-        """Removes the object and its copy, those of them that there are. Durable on return; cut off, it can be done again."""
+        """Remove the object and its copy, if they exist.
+
+        Durable on return; an interrupted call can be repeated.
+        """
         for at in (copy_name(name), name):
             with suppress(BlobMissing):
                 self._blobs.delete(at)
 
     def mend(self, name: str) -> CopyState:
-        """See that object and copy are both there and right. Durable on return. Raises Damaged if neither is right."""
+        """Restore a missing or damaged object or copy from the other. Durable on return.
+
+        Raises Damaged if both are lost.
+        """
         data = self._right(name, name)
         copy = self._right(name, copy_name(name))
         if data is not None:
@@ -89,7 +98,7 @@ class Copies(Generic[T]):
             replace_object(self._blobs, name, copy)
             return CopyState.RESTORED
         self._parse(name, self._bytes(name, name))
-        raise Damaged(f"the stored object {name} changes while it is read")
+        raise Damaged(f"the stored object {name} changed while it was read")
 
     # --- parts
 
@@ -102,12 +111,15 @@ class Copies(Generic[T]):
             yield name.removeprefix(PREFIX)
 
     def _bytes(self, name: str, at: str) -> bytes:
-        """The bytes of the object or its copy. A missing copy is no damage of its own."""
+        """Return the bytes of the object or of its copy.
+
+        A missing copy is reported under the object's name.
+        """
         try:
             size = self._blobs.size(at)
             if size > self._bytes_max:
                 raise Damaged(
-                    f"the stored object {at} is damaged: it has {size} bytes, more than any of its kind"
+                    f"the stored object {at} is damaged: {size} bytes are more than any object of its kind has"
                 )
             return self._blobs.read(at, 0, size)
         except BlobMissing as missing:

@@ -1,4 +1,4 @@
-"""Files of this machine: every system call that durability depends on, in one place."""
+"""Local files: every system call that durability depends on, in one place."""
 
 import contextlib
 import errno
@@ -15,9 +15,9 @@ NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Files:
-    """The system calls that durability hangs on, one method each, so that tests can make each of them fail.
+    """The system calls that durability depends on, one method each, so that tests can make each of them fail.
 
-    Every method raises OSError as the system does. docs/safety.md names the steps that are made of them.
+    Every method raises OSError as the system does. docs/safety.md names the steps built from them.
     """
 
     def open(self, path: str, flags: int) -> int:
@@ -27,7 +27,7 @@ class Files:
         os.close(descriptor)
 
     def lock(self, descriptor: int) -> bool:
-        """Take the file's lock if nobody has it, until the descriptor is closed."""
+        """Take the file's lock if it is free, until the descriptor is closed."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -38,8 +38,8 @@ class Files:
         return os.write(descriptor, data)
 
     def write_back(self, descriptor: int, offset: int, length: int) -> None:
-        """Start writing so much to the disk, without waiting for it. Promises nothing."""
-        # On Linux "not needed" begins write-back of what is dirty in the range (mm/fadvise.c).
+        """Start writing this range to the disk, without waiting. Promises nothing."""
+        # On Linux DONTNEED starts write-back of the range's dirty pages (mm/fadvise.c).
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
@@ -53,11 +53,11 @@ class Files:
         os.fsync(descriptor)
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name; unlike a rename it never replaces one."""
+        """Give a file a second name; unlike a rename, never replaces an existing file."""
         os.link(source, target, follow_symlinks=False)
 
     def replace(self, source: str, target: str) -> None:
-        """Move a file to a name that may be taken."""
+        """Rename a file, replacing any file that has the new name."""
         os.replace(source, target)
 
     def unlink(self, path: str) -> None:
@@ -78,7 +78,10 @@ class Files:
 
 
 def write_synced(files: Files, path: str, data: bytes) -> None:
-    """Make the file `path` of `data`, synced; its name is not. Nothing stays if that fails. Raises OSError."""
+    """Create the file `path` with `data` and sync it, but not its name. A failure leaves no file.
+
+    Raises OSError.
+    """
     descriptor = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         rest = memoryview(data)
@@ -93,7 +96,7 @@ def write_synced(files: Files, path: str, data: bytes) -> None:
 
 
 def sync_directory(files: Files, path: str) -> None:
-    """Make durable which names the directory `path` has. Raises OSError."""
+    """Make the names in the directory `path` durable. Raises OSError."""
     descriptor = files.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         files.sync_directory(descriptor)

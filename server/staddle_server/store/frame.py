@@ -1,4 +1,4 @@
-"""Payloads as stored: raw, or one zstd frame (RFC 8878) that states what it holds."""
+"""Payloads as stored: raw, or one zstd frame (RFC 8878) that states its content size."""
 
 import enum
 from collections import deque
@@ -15,7 +15,7 @@ from staddle_server.store.blobs import Buffer
 WINDOW_BYTES_MAX: Final = 2 * MIB
 ZSTD_LEVEL: Final = 1
 KEPT_PERCENT_MAX: Final = 97
-"""A frame that is larger than so much of what it holds is not worth its decompression."""
+"""A frame above this share of its content is stored raw: decompression would cost more than it saves."""
 
 
 C = TypeVar("C")
@@ -29,14 +29,16 @@ class Codec(enum.IntEnum):
 
 
 class FrameError(BadRequest):
-    """A payload is not what it may be, or does not hold what was said."""
+    """A payload breaks the rules, or its content differs from what was stated."""
 
     def __init__(self, message: str) -> None:
         super().__init__("BAD_FRAME", message)
 
 
 class _Contexts(Generic[C]):
-    """Contexts of zstd: each serves one thread at a time, and there are only as many as were in use at once."""
+    """zstd contexts for reuse: each serves one thread at a time, so there are as many as were ever used at
+    once.
+    """
 
     def __init__(self, make: Callable[[], C]) -> None:
         self._make = make
@@ -44,7 +46,7 @@ class _Contexts(Generic[C]):
 
     @contextmanager
     def one(self) -> Iterator[C]:
-        """A context that nobody else uses meanwhile."""
+        """Lend a context to one caller at a time."""
         try:
             context = self._idle.pop()
         except IndexError:
@@ -60,7 +62,10 @@ _decompressors: Final = _Contexts(lambda: zstandard.ZstdDecompressor(max_window_
 
 
 def compress(payload: Buffer) -> tuple[int, Buffer]:
-    """Codec and payload as stored; `payload` itself where compression saves under 3 %. Releases the GIL."""
+    """Return codec and payload as stored: `payload` itself if compression saves under 3 %.
+
+    Releases the GIL.
+    """
     with _compressors.one() as compressor:
         frame = compressor.compress(payload)
     if len(frame) * 100 > len(payload) * KEPT_PERCENT_MAX:
@@ -69,25 +74,28 @@ def compress(payload: Buffer) -> tuple[int, Buffer]:
 
 
 def inflate(codec: int, payload: Buffer, raw_length: int) -> Buffer:
-    """The `raw_length` bytes that `payload` stands for: `payload` itself if it is raw. Releases the GIL.
+    """Return the `raw_length` bytes that `payload` stands for: `payload` itself if it is raw.
 
-    Allocates no more than `raw_length` bytes, whatever the frame says. Raises FrameError for an unknown codec, a length
-    outside 1 to SEGMENT_RAW_BYTES_MAX or not the one stated, a window over 2 MiB, a dictionary, a broken frame, or
-    anything behind it.
+    Releases the GIL. Allocates at most `raw_length` bytes, whatever the frame states. Raises FrameError for
+    an unknown codec, a length outside 1 to SEGMENT_RAW_BYTES_MAX or different from the stated one, a window
+    over 2 MiB, a dictionary, a broken frame, or trailing bytes.
     """
     if not 1 <= raw_length <= SEGMENT_RAW_BYTES_MAX:
         raise FrameError(f"a payload inflates to 1 to {SEGMENT_RAW_BYTES_MAX} bytes, not {raw_length}")
     if codec == Codec.ZSTD:
         return _inflate_frame(payload, raw_length)
     if codec != Codec.RAW:
-        raise FrameError(f"codec {codec} is not known")
+        raise FrameError(f"unknown codec {codec}")
     if len(payload) != raw_length:
         raise FrameError(f"a raw payload has {len(payload)} bytes where {raw_length} were stated")
     return payload
 
 
 def inflate_start(codec: int, payload: Buffer, raw_length: int, length: int) -> Buffer:
-    """The first `length` of the `raw_length` bytes that `payload` stands for, without inflating the rest. Raises what `inflate` does."""
+    """Return the first `length` of the `raw_length` bytes, without inflating the rest.
+
+    Raises as `inflate` does.
+    """
     if codec != Codec.ZSTD or not 1 <= length < raw_length <= SEGMENT_RAW_BYTES_MAX:
         return inflate(codec, payload, raw_length)
     _check_parameters(payload, raw_length)
@@ -114,7 +122,7 @@ def _inflate_frame(frame: Buffer, raw_length: int) -> bytes:
 
 
 def _check_parameters(frame: Buffer, raw_length: int) -> None:
-    # Skippable frames have parameters too, and would pass for empty ones.
+    # Skippable frames have parameters too, and would pass as empty frames.
     if bytes(frame[:4]) != zstandard.FRAME_HEADER:
         raise FrameError("a payload is not a zstd frame")
     try:
@@ -132,4 +140,4 @@ def _check_parameters(frame: Buffer, raw_length: int) -> None:
             f"a zstd frame has a window of {parameters.window_size} bytes, over {WINDOW_BYTES_MAX}"
         )
     if parameters.dict_id:
-        raise FrameError("a zstd frame wants a dictionary")
+        raise FrameError("a zstd frame needs a dictionary")

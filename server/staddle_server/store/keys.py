@@ -1,4 +1,4 @@
-"""The master key, tenants' secrets as stored, and what is derived from them (docs/format.md, "Tenant secrets")."""
+"""The master key, tenants' stored secrets, and what is derived from them (docs/format.md, "Tenant secrets")."""
 
 import codecs
 import contextlib
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from staddle_server.base.errors import Damaged, Fault
 from staddle_server.base.limits import DATASET_BYTES_MAX, MIB
-from staddle_server.base.types import Role, TenantKeys
+from staddle_server.base.types import Count, Role, TenantKeys
 from staddle_server.store.blobs import Blobs, Buffer
 from staddle_server.store.copies import Copies
 from staddle_server.store.files import Files, sync_directory, write_synced
@@ -26,15 +26,15 @@ ID_BYTES: Final = 16
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 KEYS_BYTES_MAX: Final = 1 * MIB
-"""A keys object: room for more than 20,000 pack keys."""
+"""Limit of a keys object: room for more than 20,000 pack keys."""
 
 MASTER_KEY_TEMPORARY: Final = ".new"
-"""Behind the name of a master key while it is being made."""
+"""Suffix of a master key file until it is complete."""
 
 _MASTER_PREFIX: Final = "staddle-master-key-1 "
 _CHECK_CHARS: Final = 8
 _MASTER_FILE_BYTES_MAX: Final = 4096
-"""Room for the line however it was wrapped, indented or encoded."""
+"""Room for the line, however it is wrapped, indented or encoded."""
 _KEYS_HEAD: Final = struct.Struct("<8sHH16s12s")
 _KEYS_MAGIC: Final = b"STADKEYS"
 _VERSION: Final = 1
@@ -42,13 +42,12 @@ _VERSION: Final = 1
 Random = Callable[[int], bytes]
 Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
 KeyVersion = Annotated[int, msgspec.Meta(ge=1, le=99_999_999)]
 TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=DATASET_BYTES_MAX)]
 
 
 class MasterKeyError(Fault):
-    """The file of the master key cannot be used; the message says why."""
+    """The master key file is unusable; the message says why."""
 
     def __init__(self, message: str) -> None:
         super().__init__("INTERNAL", message)
@@ -62,12 +61,12 @@ class WrongMasterKey(Damaged):
 
 
 def derive(context: str, material: Buffer) -> bytes:
-    """BLAKE3's key derivation mode; 32 bytes."""
+    """Derive 32 bytes with BLAKE3's key derivation mode."""
     return blake3(material, derive_key_context=context).digest()
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """What a tenant's root gives. None of it ever changes."""
+    """What is derived from a tenant's root. It never changes."""
 
     id_key: bytes
     page_key: bytes
@@ -81,7 +80,7 @@ class Secrets(msgspec.Struct, frozen=True):
 
 
 def secrets_of(keys: TenantKeys) -> Secrets:
-    """The secrets that `keys.root` gives; cheap, as they are remembered."""
+    """Return the secrets derived from `keys.root`. Cheap: they are cached."""
     return _secrets_of(keys.root)
 
 
@@ -99,7 +98,7 @@ def _secrets_of(root: bytes) -> Secrets:
 
 
 def chunk_id(id_key: bytes, role: Role, digest: bytes) -> bytes:
-    """The name of a chunk at rest, from its digest."""
+    """Return a chunk's stored name, derived from its digest."""
     return blake3(bytes((role,)) + digest, key=id_key).digest()
 
 
@@ -107,9 +106,9 @@ def chunk_id(id_key: bytes, role: Role, digest: bytes) -> bytes:
 
 
 def create_master_key(path: str, random: Random = os.urandom, files: Files | None = None) -> bytes:
-    """Make a master key and keep it in `path` (mode 0600), durable on return.
+    """Create a master key in `path` (mode 0600), durable on return.
 
-    Raises MasterKeyError if a file is there, or if it could not be written.
+    Raises MasterKeyError if the file exists or cannot be written.
     """
     files = files or Files()
     master = random(KEY_BYTES)
@@ -130,13 +129,13 @@ def create_master_key(path: str, random: Random = os.urandom, files: Files | Non
 
 
 def clear_master_key_temporary(path: str, files: Files | None = None) -> None:
-    """Remove what a crash while the master key `path` was made has left beside it. Raises OSError."""
+    """Remove what a crash during the creation of the master key `path` left beside it. Raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         (files or Files()).unlink(path + MASTER_KEY_TEMPORARY)
 
 
 def load_master_key(path: str) -> bytes:
-    """The 32 bytes of the master key in `path`. Raises MasterKeyError, which says what is wrong with it."""
+    """Return the 32 bytes of the master key in `path`. Raises MasterKeyError with the reason."""
     try:
         # Without O_NONBLOCK, opening a FIFO waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -145,7 +144,7 @@ def load_master_key(path: str) -> bytes:
                 raise MasterKeyError(f"the master key {path} could not be read: it is not a regular file")
             data = file.read(_MASTER_FILE_BYTES_MAX + 1)
     except FileNotFoundError as error:
-        raise MasterKeyError(f"there is no master key {path}") from error
+        raise MasterKeyError(f"the master key file {path} does not exist") from error
     except IsADirectoryError as error:
         raise MasterKeyError(f"the master key {path} could not be read: it is a directory") from error
     except OSError as error:
@@ -154,25 +153,26 @@ def load_master_key(path: str) -> bytes:
 
 
 def master_key_line(master: bytes) -> str:
-    """The line that a master key file holds."""
+    """Return the line that a master key file holds."""
     return f"{_MASTER_PREFIX}{master.hex()} {_checksum(master)}\n"
 
 
 def parse_master_key(data: bytes, where: str) -> bytes:
-    """The master key in the file's bytes, also where it was typed or pasted: in capitals, wrapped, in quotes, with a byte order mark.
+    """Return the master key from a file's bytes, also if typed or pasted: in capitals, wrapped, quoted, with
+    a byte order mark.
 
-    The check digits say that it is right. Raises MasterKeyError, which names `where` and never repeats what was read.
+    The check digits verify it. Raises MasterKeyError, which names `where` and never repeats the input.
     """
     if not data.strip(b"\0 \t\r\n"):
-        raise MasterKeyError(f"{where} is empty: put the master key back from its copy")
+        raise MasterKeyError(f"{where} is empty: restore the master key from its copy")
     if len(data) > _MASTER_FILE_BYTES_MAX:
-        raise MasterKeyError(f"{where} holds no master key: it has more than {_MASTER_FILE_BYTES_MAX} bytes")
+        raise MasterKeyError(f"{where} is not a master key: it has more than {_MASTER_FILE_BYTES_MAX} bytes")
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     text = "".join(data.decode(encoding, errors="replace").translate(_IGNORED).split()).casefold()
     prefix = _MASTER_PREFIX.strip()
     if not text.startswith(prefix):
-        raise MasterKeyError(f"{where} holds no master key: it should be one line beginning {prefix!r}")
-    # The letters that a typed copy has in place of digits; the check digits say whether that was meant.
+        raise MasterKeyError(f"{where} is not a master key: expected one line that begins with {prefix!r}")
+    # Letters that a typed copy has in place of digits; the check digits verify the guess.
     rest = text.removeprefix(prefix).translate(str.maketrans("oil", "011"))
     if not set(rest) <= set("0123456789abcdef"):
         raise MasterKeyError(
@@ -180,17 +180,17 @@ def parse_master_key(data: bytes, where: str) -> bytes:
         )
     if len(rest) != 2 * KEY_BYTES + _CHECK_CHARS:
         raise MasterKeyError(
-            f"the master key in {where} should be {2 * KEY_BYTES} hexadecimal digits and {_CHECK_CHARS} check digits, and has "
-            f"{len(rest)} altogether"
+            f"the master key in {where} needs {2 * KEY_BYTES} hexadecimal digits and {_CHECK_CHARS} check digits, and has "
+            f"{len(rest)} in total"
         )
     master = bytes.fromhex(rest[: 2 * KEY_BYTES])
     if rest[2 * KEY_BYTES :] != _checksum(master):
-        raise MasterKeyError(f"the master key in {where} has a typing error: its check digits do not fit")
+        raise MasterKeyError(f"the master key in {where} has a typing error: its check digits do not match")
     return master
 
 
 _IGNORED: Final = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060\"'"))
-"""What editors, chats and shells put around and into a line that is pasted."""
+"""What editors, chats and shells put around and into a pasted line."""
 
 
 def _checksum(master: bytes) -> str:
@@ -201,7 +201,7 @@ def _checksum(master: bytes) -> str:
 
 
 class StoredTenant(NamedTuple):
-    """A tenant that the store knows."""
+    """A tenant in the store."""
 
     tenant: bytes
     name: str
@@ -225,12 +225,12 @@ _DECODER: Final = msgspec.msgpack.Decoder(WrappedKeys)
 
 
 def keys_name(tenant: bytes, version: int) -> str:
-    """The name of the keys object whose newest pack key is `version`."""
+    """Return the name of the keys object whose newest pack key is `version`."""
     return f"keys/{tenant.hex()}/{version:08}"
 
 
 def wrap_keys(master: bytes, wrapped: WrappedKeys, random: Random = os.urandom) -> bytes:
-    """A keys object."""
+    """Encode and seal a keys object."""
     body = msgspec.msgpack.encode(wrapped)
     _DECODER.decode(body)
     nonce = random(NONCE_BYTES)
@@ -239,9 +239,12 @@ def wrap_keys(master: bytes, wrapped: WrappedKeys, random: Random = os.urandom) 
 
 
 def unwrap_keys(master: bytes, tenant: bytes, data: bytes, where: str) -> WrappedKeys:
-    """What a keys object of `tenant` holds. Raises Damaged or WrongMasterKey, which name `where`."""
+    """Return the content of a keys object of `tenant`.
+
+    Raises Damaged or WrongMasterKey, which name `where`.
+    """
     if len(data) < _KEYS_HEAD.size + TAG_BYTES:
-        raise Damaged(f"the tenant secrets {where} are cut short")
+        raise Damaged(f"the tenant secrets {where} are truncated")
     head = data[: _KEYS_HEAD.size]
     magic, version, zero, owner, nonce = _KEYS_HEAD.unpack(head)
     if (magic, version, zero, owner) != (_KEYS_MAGIC, _VERSION, 0, tenant):
@@ -250,7 +253,7 @@ def unwrap_keys(master: bytes, tenant: bytes, data: bytes, where: str) -> Wrappe
         body = AESGCM(_wrap_key(master, tenant)).decrypt(nonce, data[_KEYS_HEAD.size :], head)
     except InvalidTag as error:
         raise WrongMasterKey(
-            f"the tenant secrets {where} do not open: the master key is not the one that they were wrapped with, "
+            f"the tenant secrets {where} cannot be decrypted: they were wrapped with another master key, "
             "or they are damaged"
         ) from error
     return _decode(body, tenant, where)
@@ -260,9 +263,9 @@ def _decode(body: bytes, tenant: bytes, where: str) -> WrappedKeys:
     try:
         wrapped = _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(f"the tenant secrets {where} are not in their form") from error
+        raise Damaged(f"the tenant secrets {where} are malformed") from error
     if wrapped.tenant != tenant:
-        raise Damaged(f"the tenant secrets {where} are another tenant's")
+        raise Damaged(f"the tenant secrets {where} belong to another tenant")
     return wrapped
 
 
@@ -283,9 +286,9 @@ class KeyStore:
         """The keys objects with their second copies."""
 
     def create(self, name: str, now_ns: int) -> TenantKeys:
-        """New secrets for a new tenant, durable on return.
+        """Create secrets for a new tenant, durable on return.
 
-        Raises msgspec.ValidationError for a name that is empty or too long, and what the blobs raise.
+        Raises msgspec.ValidationError for an empty or overlong name, and what the blobs raise.
         """
         wrapped = WrappedKeys(
             tenant=self._random(ID_BYTES),
@@ -298,11 +301,14 @@ class KeyStore:
         return _tenant_keys(wrapped)
 
     def load(self, tenant: bytes) -> TenantKeys:
-        """The tenant's secrets, from its newest object alone. Raises BlobMissing, Damaged or WrongMasterKey."""
+        """Return the tenant's secrets, from its newest object only.
+
+        Raises BlobMissing, Damaged or WrongMasterKey.
+        """
         return _tenant_keys(self._load(tenant))
 
     def opens(self, tenant: bytes, version: int, data: bytes) -> bool:
-        """Whether `data` is a keys object of this tenant and version, and opens with the master key."""
+        """Return whether `data` is this tenant's keys object of this version and opens with the master key."""
         try:
             return (
                 max(unwrap_keys(self._master, tenant, data, keys_name(tenant, version)).pack_keys) == version
@@ -311,28 +317,28 @@ class KeyStore:
             return False
 
     def tenants(self) -> list[StoredTenant]:
-        """The tenants that have secrets here, by id. Raises as `load` does."""
+        """Return the tenants with secrets in this store, by id. Raises as `load` does."""
         return [self.tenant(tenant) for tenant in self.tenant_ids()]
 
     def tenant(self, tenant: bytes) -> StoredTenant:
-        """What the tenant's newest secrets say about it. Raises as `load` does."""
+        """Return what the tenant's newest secrets say about it. Raises as `load` does."""
         wrapped = self._load(tenant)
         return StoredTenant(wrapped.tenant, wrapped.name, wrapped.created_ns)
 
     def tenant_ids(self) -> list[bytes]:
-        """The ids alone, which need no key: for going on beside a tenant whose secrets are damaged."""
+        """Return the tenant ids without any key, to continue despite one tenant's damaged secrets."""
         return sorted({parse_keys_name(name)[0] for name in self.copies.names("keys")})
 
     def _load(self, tenant: bytes) -> WrappedKeys:
         versions = [parse_keys_name(name)[1] for name in self.copies.names(f"keys/{tenant.hex()}")]
-        # Never an older one in place of a damaged newest: packs that it cannot open would look damaged.
+        # Never fall back to an older object: packs sealed with a missing key would look damaged.
         return self.copies.read(keys_name(tenant, max(versions, default=1)))
 
     def _parse(self, name: str, data: bytes) -> WrappedKeys:
         tenant, version = parse_keys_name(name)
         wrapped = unwrap_keys(self._master, tenant, data, name)
         if max(wrapped.pack_keys) != version:
-            raise Damaged(f"the tenant secrets {name} hold other versions than their name says")
+            raise Damaged(f"the tenant secrets {name} hold other versions than their name states")
         return wrapped
 
 
@@ -341,12 +347,15 @@ def _tenant_keys(wrapped: WrappedKeys) -> TenantKeys:
 
 
 def parse_keys_name(name: str) -> tuple[bytes, int]:
-    """Tenant and version of a keys object's name. Raises Damaged for a name that Staddle does not give."""
+    """Return tenant and version from a keys object's name.
+
+    Raises Damaged for a name that is not Staddle's.
+    """
     try:
         _, tenant, version = name.split("/")
         parsed = bytes.fromhex(tenant), int(version)
     except ValueError as error:
-        raise Damaged(f"the stored object {name} has no name that Staddle gives") from error
+        raise Damaged(f"invalid name of a keys object: {name}") from error
     if keys_name(*parsed) != name:
-        raise Damaged(f"the stored object {name} has no name that Staddle gives")
+        raise Damaged(f"invalid name of a keys object: {name}")
     return parsed

@@ -1,6 +1,8 @@
-"""Marks of generations: each start of a server leaves one in the store, so that a copy or an older state of either part is noticed.
+"""Generation marks: each start of a server leaves one in the store, to reveal a copied or outdated store or
+catalog.
 
-A mark has a number, which rises, and a random part, so that two servers which begin from the same state never give the same name.
+A mark has a rising number and a random part, so that two servers that start from the same state never share a
+name.
 """
 
 from __future__ import annotations
@@ -21,24 +23,24 @@ _RANDOM_BYTES: Final = 8
 
 
 class GenerationMark(NamedTuple):
-    """A mark by its name: its number, and what tells it from another mark of that number."""
+    """A mark, parsed from its name: its number, and a random part that distinguishes marks of one number."""
 
     number: int
     random: str
 
     @property
     def text(self) -> str:
-        """How the catalog names it."""
+        """How the catalog names the mark."""
         return f"{self.number:0{NUMBER_DIGITS}}-{self.random}"
 
     @property
     def name(self) -> str:
-        """The name of its object."""
+        """The name of the mark's object."""
         return f"{MARKS}/{self.text}"
 
     @classmethod
     def parse(cls, text: str) -> GenerationMark | None:
-        """The mark of that text; None: it is none."""
+        """Return the mark with that text; None if the text is not a mark."""
         number, dash, random = text.partition("-")
         shape = len(number) == NUMBER_DIGITS and number.isascii() and number.isdigit()
         if not (
@@ -49,37 +51,40 @@ class GenerationMark(NamedTuple):
 
     @classmethod
     def after(cls, number: int) -> GenerationMark:
-        """A new mark, of the next number."""
+        """Return a new mark with the next number."""
         return cls(number + 1, secrets.token_hex(_RANDOM_BYTES))
 
 
 class Began(NamedTuple):
-    """What a mark tells a person: on which machine a server began, and when (RFC 3339). Empty: it could not be read."""
+    """What a mark tells an operator: on which machine a server began, and when (RFC 3339).
+
+    Empty if unreadable.
+    """
 
     host: str
     at: str
 
 
 def is_mark_name(name: str) -> bool:
-    """Whether an object of that name is a mark."""
+    """Return whether an object of that name is a mark."""
     kind, _, text = name.partition("/")
     return kind == MARKS and GenerationMark.parse(text) is not None
 
 
 def marks_in(blobs: Blobs) -> set[GenerationMark]:
-    """All marks in the store; names that are none are passed over. Raises Unavailable."""
+    """Return all marks in the store; skip other names. Raises Unavailable."""
     found = (GenerationMark.parse(name.removeprefix(f"{MARKS}/")) for name, _ in blobs.list(MARKS))
     return {mark for mark in found if mark is not None}
 
 
 def put_mark(blobs: WritableBlobs, mark: GenerationMark, began: Began) -> None:
-    """Leaves the mark, durably. Raises what the blobs raise."""
+    """Write the mark durably. Raises what the blobs raise."""
     told = {"host": began.host[:HOST_CHARS_MAX], "began": began.at}
     blobs.put(mark.name, MARK_FIRST + json.dumps(told).encode() + b"\n")
 
 
 def read_mark(blobs: ReadableBlobs, mark: GenerationMark) -> Began:
-    """What the mark tells; nothing hangs on it, so what cannot be read is empty."""
+    """Return the mark's content. It is informative only: an unreadable mark gives empty values."""
     try:
         size = min(blobs.size(mark.name), MARK_BYTES_MAX)
         told = json.loads(blobs.read(mark.name, 0, size).removeprefix(MARK_FIRST))

@@ -1,4 +1,4 @@
-"""Opening a store by its place: a path, or a URL whose scheme names the backend."""
+"""Open a store by its place: a path, or a URL whose scheme names the backend."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -16,7 +16,7 @@ Environ = Mapping[str, str]
 def _directory(url: str, _environ: Environ, _spool: str) -> Blobs:
     parts = urlsplit(url)
     if parts.netloc not in {"", "localhost"} or not parts.path or parts.query or parts.fragment:
-        raise ValueError(f"{url!r} names no directory of this machine: write file:///absolute/path")
+        raise ValueError(f"{url!r} is not a local directory: use file:///absolute/path")
     return DirectoryBlobs(unquote(parts.path))
 
 
@@ -24,15 +24,15 @@ BACKENDS: Final[Mapping[str, Callable[[str, Environ, str], Blobs]]] = {
     "file": _directory,
     **dict.fromkeys(object_urls.SCHEMES, object_urls.open_object_url),
 }
-"""What opens a URL, by its scheme. A further backend is a module in `backends` and a line here."""
+"""What opens a URL, by scheme. A further backend is a module in `backends` and a line here."""
 
 
 def open_blobs(place: str, environ: Environ = MappingProxyType({}), spool: str = "/tmp") -> Blobs:  # noqa: S108
-    """The blobs of the store at `place`: the path of a directory, which must exist, or a URL.
+    """Return the blobs of the store at `place`: the path of an existing directory, or a URL.
 
     `environ` may name a file of credentials; objects on their way to another machine are gathered in `spool`.
-    Raises UnknownSchemeError for a URL that no backend opens, ValueError for one that names no place, and Unavailable or
-    Fault if the place cannot be opened.
+    Raises UnknownSchemeError for a URL without a backend, ValueError for one that does not name a place, and
+    Unavailable or Fault if the place cannot be opened.
     """
     scheme = scheme_of(place)
     if not scheme:

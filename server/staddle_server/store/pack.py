@@ -1,4 +1,4 @@
-"""Packs: their names, and how they are read: pack objects → segments → chunks (docs/format.md, "Packs")."""
+"""Reading packs: pack objects → segments → chunks (docs/format.md, "Packs")."""
 
 import threading
 from collections import OrderedDict
@@ -42,11 +42,11 @@ OPENERS_MAX: Final = 1024
 """Packs whose keys a reader remembers."""
 SEARCH_BYTES: Final = 1 * MIB
 SALVAGE_TRIED_BYTES_MAX: Final = 4 * PACK_BYTES_MAX
-"""A search tries to open so much that turns out to be no segment, then gives the rest up: heads can be forged."""
+"""How many bytes of false segments a search tries to open before it gives up: heads can be forged."""
 
 
 class PackDamaged(Damaged):
-    """A pack does not hold what was stored, at `offset` or behind."""
+    """A pack does not hold what was stored, at `offset` or after it."""
 
     def __init__(self, pack: bytes, offset: int, what: str) -> None:
         super().__init__(f"pack {pack.hex()} is damaged at {offset}: {what}")
@@ -55,12 +55,15 @@ class PackDamaged(Damaged):
 
     @property
     def mark(self) -> int:
-        """Where the catalog puts it down. Where no segment begins, the pack is marked and none of its chunks: they can be read."""
+        """Return where the catalog marks the damage.
+
+        If no segment begins there, only the pack is marked, and its chunks stay readable.
+        """
         return max(1, self.offset)
 
 
 class Unreadable(NamedTuple):
-    """A stretch of a pack in which no segment was found."""
+    """A range of a pack without a segment that opens."""
 
     pack: bytes
     offset: int
@@ -69,9 +72,9 @@ class Unreadable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment that was opened: as stored, unless the tenant's keys are in other hands.
+    """An opened segment: exactly as stored, as long as the tenant's keys are secret.
 
-    `data` is all of it, unless only a start was asked for.
+    `data` is the whole segment, unless only its start was requested.
     """
 
     ref: SegmentRef
@@ -82,24 +85,24 @@ class Segment:
     raw_bytes: int
 
     def reaches(self, end: int) -> bool:
-        """Whether the bytes before `end` are in `data`, as far as there are so many."""
+        """Return whether `data` has the bytes before `end`, as far as the segment goes."""
         return min(end, self.raw_bytes) <= len(self.data)
 
     def chunk(self, place_offset: int, length: int, digest: bytes) -> memoryview:
-        """The bytes of one chunk, hashed. Raises PackDamaged if they do not have `digest`."""
+        """Return the bytes of one chunk, hashed. Raises PackDamaged if the digest differs."""
         if place_offset < 0 or length < 1 or place_offset + length > len(self.data):
-            raise self._damaged(f"it has no {length} bytes at {place_offset}")
+            raise self._damaged(f"it does not have {length} bytes at {place_offset}")
         data = memoryview(self.data)[place_offset : place_offset + length]
         if not has_digest(data, digest):
-            raise self._damaged(f"the chunk at {place_offset} in it does not have its digest")
+            raise self._damaged(f"the chunk at {place_offset} in it does not match its digest")
         return data
 
     def _damaged(self, what: str) -> PackDamaged:
-        return PackDamaged(self.ref.pack, self.ref.offset, f"the segment is not what it should be, {what}")
+        return PackDamaged(self.ref.pack, self.ref.offset, f"the segment is damaged: {what}")
 
 
 class StoredSegment(NamedTuple):
-    """A segment of which the seal was opened, and nothing else: its chunks are as they were stored, compressed or not."""
+    """A segment with only its seal opened: its chunks are as they were stored, compressed or not."""
 
     role: Role
     codec: Codec
@@ -108,13 +111,13 @@ class StoredSegment(NamedTuple):
 
 
 def pack_name(tenant: bytes, pack: bytes) -> str:
-    """The name of a pack object."""
+    """Return the name of a pack object."""
     digits = pack.hex()
     return f"packs/{tenant.hex()}/{digits[:2]}/{digits}"
 
 
 def packs_prefix(tenant: bytes) -> str:
-    """What the names of a tenant's packs lie below."""
+    """Return the prefix of a tenant's pack names."""
     return f"packs/{tenant.hex()}"
 
 
@@ -132,8 +135,8 @@ def parse_pack_name(name: str) -> tuple[bytes, bytes]:
 class PackReader:
     """Reads a tenant's packs. Thread-safe.
 
-    Everything that it returns has been opened and checked. Raises PackDamaged (or BlobMissing, BlobShort) where stored
-    bytes are not what was stored, Unavailable where the store does not answer.
+    Opens and checks everything that it returns. Raises PackDamaged (or BlobMissing, BlobShort) for damaged
+    bytes, Unavailable if the store does not answer.
     """
 
     def __init__(self, blobs: ReadableBlobs, keys: TenantKeys) -> None:
@@ -144,16 +147,22 @@ class PackReader:
         self._openers_lock = threading.Lock()
 
     def stored(self, ref: SegmentRef) -> StoredSegment:
-        """The segment at `ref` without inflating it. Its seal says that these are the bytes that were stored."""
+        """Return the segment at `ref` without inflating it.
+
+        Its seal proves that these are the stored bytes.
+        """
         head, body = self._read_body(ref, self._opener(ref.pack))
         return StoredSegment(head.role, head.codec, body[head.table_bytes :], head.raw_bytes)
 
     def segment(self, ref: SegmentRef, end: int = SEGMENT_RAW_BYTES_MAX) -> Segment:
-        """The segment at `ref`; inflated up to `end` at least. A damaged header harms none: what it says of the key can be found out."""
+        """Return the segment at `ref`, inflated at least up to `end`.
+
+        Works with a damaged header too: trying all pack keys replaces it.
+        """
         try:
             return self._read_segment(ref, self._opener(ref.pack), end)
         except PackDamaged:
-            # It may be the header that is damaged, and repaired one day: it is read again.
+            # The header may be what is damaged, and may be repaired one day: read it again next time.
             with self._openers_lock:
                 self._openers.pop(ref.pack, None)
             for opener in self._candidate_openers(ref.pack):
@@ -162,7 +171,10 @@ class PackReader:
             raise
 
     def footer(self, pack: bytes) -> PackSummary:
-        """What the footer says that the pack holds. Header, footer and trailer are checked; segments are not read."""
+        """Return what the pack holds, from its footer.
+
+        Checks header, footer and trailer, and reads no segment.
+        """
         opener = self._read_opener(pack)
         size = self._blobs.size(self._name(pack))
         trailer, plain = self._open_footer(pack, size, opener)
@@ -171,9 +183,10 @@ class PackReader:
         return PackSummary(pack, size, chunks)
 
     def scan(self, pack: bytes) -> Iterator[Segment | Unreadable]:
-        """Every segment that opens, in order, and the stretches between them: for damaged packs.
+        """Yield every segment that opens, in order, and the gaps between them: for damaged packs.
 
-        Needs neither footer nor header: heads are searched for, and the header is made again from the pack's name.
+        Needs neither footer nor header: searches for segment heads, and rebuilds the header from the pack's
+        name.
         """
         size = min(self._blobs.size(self._name(pack)), PACK_BYTES_MAX)
         openers = self._candidate_openers(pack)
@@ -211,7 +224,7 @@ class PackReader:
         return opener
 
     def _read_opener(self, pack: bytes) -> AESGCM:
-        """What opens the pack's seals, from its header."""
+        """Return the cipher of the pack's seals, from its header."""
         data = self._blobs.read(self._name(pack), 0, form.HEADER_BYTES)
         with _naming(pack, 0):
             header = form.decode_header(data)
@@ -231,13 +244,13 @@ class PackReader:
         return Segment(ref, head.number, head.role, table, raw, head.raw_bytes)
 
     def _read_body(self, ref: SegmentRef, opener: AESGCM) -> tuple[form.SegmentHead, memoryview]:
-        """A segment's head, and what its seal holds: the table, and the payload behind it."""
+        """Return a segment's head and what its seal holds: the table, followed by the payload."""
         with _naming(ref.pack, ref.offset):
             if ref.offset < form.HEADER_BYTES:
-                raise form.FormError("no segment can lie there")
+                raise form.FormError("a segment cannot start there")
             if not form.SEGMENT_BYTES_MIN <= ref.length <= form.SEGMENT_BYTES_MAX:
                 raise form.FormError(f"a segment cannot have {ref.length} bytes")
-        # What is sealed is let go on return: it and what is inflated need not be there at once.
+        # The sealed bytes are freed on return, before the payload is inflated, to save memory.
         data = memoryview(self._blobs.read(self._name(ref.pack), ref.offset, ref.length))
         with _naming(ref.pack, ref.offset):
             head = form.decode_head(data[: form.HEAD_BYTES])
@@ -260,7 +273,7 @@ class PackReader:
     # --- parts of scan
 
     def _candidate_openers(self, pack: bytes) -> list[AESGCM]:
-        """What may open the pack, whatever its header says: one for each pack key, the newest first."""
+        """Return one cipher for each pack key, newest first, without trusting the header."""
         openers = []
         for version, key in sorted(self._keys.pack_keys.items(), reverse=True):
             header = form.encode_header(form.Header(version, self._keys.tenant, pack))
@@ -275,7 +288,7 @@ class PackReader:
         return True
 
     def _segments_end(self, pack: bytes, size: int, openers: Sequence[AESGCM]) -> int:
-        """Where the segments end: before a footer that opens, else anywhere up to the end."""
+        """Return where the segments end: before a footer that opens, else up to the object's end."""
         for opener in openers:
             try:
                 trailer, _ = self._open_footer(pack, size, opener)
@@ -285,7 +298,7 @@ class PackReader:
         return size
 
     def _segment_at(self, pack: bytes, offset: int, end: int, openers: Sequence[AESGCM]) -> Segment | None:
-        """The segment that begins at `offset` and ends by `end`, if there is one that opens."""
+        """Return the segment that begins at `offset` and ends by `end`, if one opens there."""
         if offset + form.SEGMENT_BYTES_MIN > end:
             return None
         try:
@@ -302,7 +315,7 @@ class PackReader:
         return None
 
     def _search(self, pack: bytes, start: int, end: int, openers: Sequence[AESGCM]) -> Segment | None:
-        """The first segment behind `start` that opens."""
+        """Return the first segment after `start` that opens."""
         tried_bytes = 0
         for offset, head in self._heads(pack, start, end):
             segment = self._segment_at(pack, offset, end, openers)
@@ -312,7 +325,7 @@ class PackReader:
         return None
 
     def _heads(self, pack: bytes, start: int, end: int) -> Iterator[tuple[int, form.SegmentHead]]:
-        """What has the form of a segment's head between `start` and `end`."""
+        """Yield everything between `start` and `end` that looks like a segment head."""
         while end - start >= form.HEAD_BYTES:
             block = self._blobs.read(self._name(pack), start, min(SEARCH_BYTES, end - start))
             index = block.find(form.SEGMENT_MAGIC)
@@ -324,9 +337,10 @@ class PackReader:
 
 
 class _naming:  # noqa: N801 - a context manager
-    """What does not open or is not in its form, as damage of this pack at this offset.
+    """Reports a broken seal or malformed bytes as damage of this pack at this offset.
 
-    A class: with a generator Python 3.13 leaves each error in a cycle, with all that the frames below it hold, megabytes of a pack.
+    A class: with a generator, Python 3.13 keeps each error in a reference cycle with the frames below it,
+    which hold megabytes of a pack.
     """
 
     def __init__(self, pack: bytes, offset: int) -> None:
@@ -334,7 +348,7 @@ class _naming:  # noqa: N801 - a context manager
         self._offset = offset
 
     def __enter__(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, InvalidTag):

@@ -1,4 +1,4 @@
-"""Packs as they are written: chunks → segments → pack objects (docs/format.md, "Packs")."""
+"""Writing packs: chunks → segments → pack objects (docs/format.md, "Packs")."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -23,19 +23,19 @@ from staddle_server.store.keys import ID_BYTES, TAG_BYTES, Random, secrets_of
 from staddle_server.store.pack import pack_name
 
 SEAL_BYTES: Final = 256 * KIB
-"""So much is sealed and written at a time: it stays in the processor's cache."""
+"""Bytes sealed and written at a time: few enough for the processor's cache."""
 
 
 class PackWriter:
-    """One open pack, sealed with the tenant's newest pack key. Not thread-safe; holds tables, never data.
+    """One open pack, sealed with the tenant's newest pack key. Not thread-safe. Holds tables, never data.
 
-    Its id is random and its own, and each number is used once: a writer that failed is of no more use, and what it was
-    to hold goes into another pack.
+    Each pack has a random id of its own and uses each nonce once. So a failed writer cannot continue; its
+    data goes into another pack.
 
     Attributes:
-        pack: the pack's id, 16 bytes.
-        size: bytes written so far.
-        chunk_count: chunks in it so far.
+        pack: The pack's id, 16 bytes.
+        size: Bytes written so far.
+        chunk_count: Chunks in it so far.
 
     """
 
@@ -48,14 +48,14 @@ class PackWriter:
         self._key = algorithms.AES256(form.pack_key(keys.pack_keys[version], header))
         self._rows = bytearray()
         self._tables = bytearray()
-        # update_into may ask for a block more than it writes; the tag needs the same room.
+        # update_into may require one block more than it writes; the tag needs the same room.
         self._buffer = memoryview(bytearray(SEAL_BYTES + TAG_BYTES))
         self._segments = 0
         self._open = True
         self.size = 0
         self.chunk_count = 0
         self._blob = blobs.create()
-        # No `with`: to enter one takes memory, and without it the file would stay, and stay locked.
+        # No `with`: entering one allocates memory, and a failure there would leave the file behind, locked.
         try:
             self._write(header)
         except BaseException:
@@ -64,16 +64,17 @@ class PackWriter:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to finish it. (A pack of tiny chunks has few bytes and large tables.)"""
+        """Whether it is time to finish the pack. (A pack of tiny chunks has few bytes but large tables.)"""
         return self.size >= PACK_BYTES_TARGET or self.chunk_count >= PACK_CHUNKS_TARGET
 
     def append(
         self, role: Role, table: Sequence[ChunkRef], codec: int, payload: Buffer, raw_length: int
     ) -> None:
-        """Seal and write a segment of the chunks in `table`; `payload` holds them as compress() gives it.
+        """Seal and write a segment of the chunks in `table`; `payload` holds them as compress() returns it.
 
-        Received, not durable. Raises ValueError for what cannot be a segment or has no room in the pack (which stays
-        usable), and what the blobs raise (after which it is aborted). The payload's frame is not looked into.
+        The segment is then received, not durable. Raises ValueError for an invalid segment or one without
+        room in the pack (which stays usable), and what the blobs raise (which aborts the pack). Does not
+        inspect the payload's frame.
         """
         self._check_open()
         head = form.SegmentHead(
@@ -91,9 +92,9 @@ class PackWriter:
         self.chunk_count += head.chunks
 
     def finish(self) -> PackSummary:
-        """Write footer and trailer and give the pack its name: durable on return.
+        """Write footer and trailer, and give the pack its name: durable on return.
 
-        Raises ValueError for a pack without segments, and what the blobs raise; the pack is then aborted.
+        Raises ValueError for a pack without segments, and what the blobs raise; both abort the pack.
         """
         self._check_open()
         with self._aborting():
@@ -104,7 +105,7 @@ class PackWriter:
             total = self.size + footer_bytes + form.TRAILER_BYTES
             trailer = form.Trailer(footer_bytes, self._segments, total, self.chunk_count)
             encoded = form.encode_trailer(trailer)
-            # Reading back what is about to be sealed gives the summary, and one reason less to trust this class.
+            # The summary comes from reading back what will be sealed, which also checks this class.
             chunks = form.decode_footer(plain, trailer, self.pack, self._id_key)
             self._seal(form.FOOTER_NUMBER, encoded[: form.TRAILER_SEALED_BYTES], (plain,))
             self._write(encoded)
@@ -113,22 +114,22 @@ class PackWriter:
         return PackSummary(self.pack, self.size, chunks)
 
     def abort(self) -> None:
-        """Discard the pack; nothing of it stays. Does nothing if it is finished or aborted."""
+        """Discard the pack completely. Does nothing if it is finished or aborted."""
         if self._open:
             self._open = False
             self._blob.abort()
 
     def _check_open(self) -> None:
         if not self._open:
-            raise ValueError("this pack has been finished or aborted")
+            raise ValueError("this pack is finished or aborted")
 
     def _check_segment(self, head: form.SegmentHead, table: Sequence[ChunkRef]) -> bytes:
-        """The table as bytes, if the segment can be one and has room. Raises ValueError."""
+        """Return the table as bytes, if the segment is valid and has room. Raises ValueError."""
         fault = form.head_fault(head)
         if fault is not None:
             raise ValueError(fault)
         if sum(chunk.length for chunk in table) != head.raw_bytes:
-            raise ValueError("the chunks in the table do not have the payload's length together")
+            raise ValueError("the lengths of the chunks in the table do not add up to the payload's length")
         footer_bytes = form.footer_bytes(self._segments + 1, self.chunk_count + head.chunks)
         total = self.size + head.segment_bytes + footer_bytes + form.TRAILER_BYTES
         chunks = self.chunk_count + head.chunks
@@ -139,7 +140,7 @@ class PackWriter:
         return form.encode_table(table)
 
     def _seal(self, number: int, associated: bytes, parts: Sequence[Buffer]) -> None:
-        """Seal `parts` as one under `number`, and write that; a buffer at a time, so that nothing is copied twice."""
+        """Seal `parts` together under `number` and write the result, one buffer at a time to avoid copies."""
         encryptor = Cipher(self._key, modes.GCM(form.nonce(number))).encryptor()
         encryptor.authenticate_additional_data(associated)
         buffer = self._buffer

@@ -1,4 +1,4 @@
-"""The parts of a pack as bytes (docs/format.md, "Packs"): pure, and strict on reading."""
+"""The parts of a pack as bytes (docs/format.md, "Packs"): pure functions, strict on reading."""
 
 import struct
 import zlib
@@ -24,7 +24,7 @@ DIGEST_BYTES: Final = 32
 SEGMENT_MAGIC: Final = b"SEGM"
 FOOTER_NUMBER: Final = 0xFFFFFFFF
 TRAILER_SEALED_BYTES: Final = 24
-"""So much of the trailer is additional data of the footer's seal."""
+"""How many bytes of the trailer are additional data of the footer's seal."""
 
 _HEADER: Final = struct.Struct("<8sHHI16s16s")
 _HEAD: Final = struct.Struct("<4sBBHIIIII")
@@ -53,7 +53,7 @@ _VERSION: Final = 1
 
 
 class FormError(ValueError):
-    """Bytes that are not in their form. The caller knows where they lie, and says so in an error of its own."""
+    """Malformed bytes. The caller knows where they lie, and reports that in its own error."""
 
 
 class Header(NamedTuple):
@@ -63,7 +63,7 @@ class Header(NamedTuple):
 
 
 class SegmentHead(NamedTuple):
-    """What stands before a segment's sealed body."""
+    """The plain head in front of a segment's sealed body."""
 
     role: Role
     codec: Codec
@@ -89,12 +89,12 @@ class Trailer(NamedTuple):
 
 
 def nonce(number: int) -> bytes:
-    """The nonce of a seal in a pack."""
+    """Return the nonce of a seal in a pack."""
     return _NONCE.pack(number)
 
 
 def pack_key(version_key: bytes, header: bytes) -> bytes:
-    """The key of one pack, from the pack key of its version and its header."""
+    """Return the key of one pack, from the pack key of its version and its header."""
     return derive("staddle.v1 pack key", version_key + header)
 
 
@@ -108,7 +108,7 @@ def encode_header(header: Header) -> bytes:
 def decode_header(data: Buffer) -> Header:
     magic, version, zero, key_version, tenant, pack = _HEADER.unpack(data)
     if (magic, zero) != (_HEADER_MAGIC, 0):
-        raise FormError("it does not begin as a pack does")
+        raise FormError("it does not begin with a pack header")
     if version != _VERSION:
         raise FormError(f"it has format version {version}, which this version does not know")
     return Header(key_version, tenant, pack)
@@ -123,13 +123,13 @@ def encode_head(head: SegmentHead) -> bytes:
 
 
 def decode_head(data: Buffer) -> SegmentHead:
-    """The head in exactly HEAD_BYTES of `data`, every field within its limits."""
+    """Decode the head in exactly HEAD_BYTES of `data`, with every field within its limits."""
     fields = data[: _HEAD.size]
     magic, role, codec, zero, number, chunks, payload_bytes, raw_bytes, last = _HEAD.unpack(fields)
     if magic != SEGMENT_MAGIC or _CRC.unpack(data[_HEAD.size :])[0] != zlib.crc32(fields):
-        raise FormError("there is no segment's head")
+        raise FormError("a segment head is missing")
     if zero or last or role not in _ROLES or codec not in _CODECS or number == FOOTER_NUMBER:
-        raise FormError("the segment's head has a field of unknown meaning")
+        raise FormError("the segment's head has an unknown field")
     head = SegmentHead(Role(role), Codec(codec), number, chunks, payload_bytes, raw_bytes)
     fault = head_fault(head)
     if fault is not None:
@@ -138,7 +138,7 @@ def decode_head(data: Buffer) -> SegmentHead:
 
 
 def head_fault(head: SegmentHead) -> str | None:
-    """What keeps a segment from being one; None if nothing does."""
+    """Return why a segment with this head is invalid; None if it is valid."""
     if not 1 <= head.chunks <= SEGMENT_CHUNKS_MAX:
         return f"a segment has 1 to {SEGMENT_CHUNKS_MAX} chunks, not {head.chunks}"
     if not head.chunks <= head.raw_bytes <= SEGMENT_RAW_BYTES_MAX:
@@ -146,20 +146,20 @@ def head_fault(head: SegmentHead) -> str | None:
     if not 1 <= head.payload_bytes <= SEGMENT_RAW_BYTES_MAX:
         return f"a segment's payload has 1 to {SEGMENT_RAW_BYTES_MAX} bytes, not {head.payload_bytes}"
     if head.codec == Codec.RAW and head.payload_bytes != head.raw_bytes:
-        return "a raw payload has another length than it is said to inflate to"
+        return "the length of a raw payload differs from its stated length"
     return None
 
 
 def encode_table(table: Sequence[ChunkRef]) -> bytes:
-    """The table as bytes. Raises ValueError for a chunk whose digest or length no chunk has."""
+    """Return the table as bytes. Raises ValueError for a chunk with an invalid digest or length."""
     for length, digest in table:
         if len(digest) != DIGEST_BYTES or not 1 <= length <= CHUNK_BYTES_MAX:
-            raise ValueError(f"a chunk of {length} bytes with a digest of {len(digest)} bytes is none")
+            raise ValueError(f"invalid chunk: {length} bytes, with a digest of {len(digest)} bytes")
     return b"".join([_CHUNK.pack(length, digest) for length, digest in table])
 
 
 def decode_table(data: Buffer, raw_bytes: int) -> tuple[ChunkRef, ...]:
-    """The chunks of a segment that inflates to `raw_bytes`."""
+    """Return the chunks of a segment that inflates to `raw_bytes`."""
     table = tuple(map(ChunkRef._make, _CHUNK.iter_unpack(data)))
     _check_lengths(table, raw_bytes)
     return table
@@ -169,22 +169,22 @@ def _check_lengths(table: Iterable[ChunkRef], raw_bytes: int) -> None:
     total = 0
     for chunk in table:
         if not 1 <= chunk.length <= CHUNK_BYTES_MAX:
-            raise FormError(f"a chunk of {chunk.length} bytes is none")
+            raise FormError(f"invalid chunk length: {chunk.length} bytes")
         total += chunk.length
     if total != raw_bytes:
-        raise FormError(f"its chunks have {total} bytes together, and it inflates to {raw_bytes}")
+        raise FormError(f"its chunks have {total} bytes in total, but it inflates to {raw_bytes}")
 
 
 # --- footer and trailer
 
 
 def encode_row(offset: int, head: SegmentHead) -> bytes:
-    """A segment's row in the footer."""
+    """Return a segment's row in the footer."""
     return _ROW.pack(offset, head.segment_bytes, head.chunks, head.raw_bytes, head.role, bytes(3))
 
 
 def decode_footer(plain: Buffer, trailer: Trailer, pack: bytes, id_key: bytes) -> list[StoredChunk]:
-    """The chunks that an opened footer names, under their ids at rest, with their places."""
+    """Return the chunks that an opened footer names, under their stored ids, with their places."""
     view = memoryview(plain)
     rows = view[: trailer.segments * ROW_BYTES]
     tables = view[len(rows) :]
@@ -192,9 +192,9 @@ def decode_footer(plain: Buffer, trailer: Trailer, pack: bytes, id_key: bytes) -
     chunks: list[StoredChunk] = []
     for offset, length, count, raw_bytes, role, zero in _ROW.iter_unpack(rows):
         if offset != expected or any(zero) or role not in _ROLES:
-            raise FormError("the footer's segments do not follow one another")
+            raise FormError("the footer's segments are not contiguous")
         if not 1 <= count <= SEGMENT_CHUNKS_MAX or not _fits(length, count):
-            raise FormError("the footer has a segment that cannot be one")
+            raise FormError("the footer has an invalid segment")
         table_bytes = count * CHUNK_ROW_BYTES
         if table_bytes > len(tables):
             raise FormError("the footer has fewer chunks than its segments")
@@ -203,7 +203,7 @@ def decode_footer(plain: Buffer, trailer: Trailer, pack: bytes, id_key: bytes) -
         chunks += _places(SegmentRef(pack, offset, length), Role(role), table, id_key)
         expected += length
     if len(tables) or expected != trailer.pack_bytes - TRAILER_BYTES - trailer.footer_bytes:
-        raise FormError("the footer does not describe the whole pack")
+        raise FormError("the footer does not cover the whole pack")
     return chunks
 
 
@@ -222,7 +222,7 @@ def _places(
 
 
 def footer_bytes(segments: int, chunks: int) -> int:
-    """The length of a sealed footer."""
+    """Return the length of a sealed footer."""
     return segments * ROW_BYTES + chunks * CHUNK_ROW_BYTES + TAG_BYTES
 
 
@@ -232,11 +232,11 @@ def encode_trailer(trailer: Trailer) -> bytes:
 
 
 def decode_trailer(data: Buffer, pack_bytes: int) -> Trailer:
-    """The trailer of a pack object of `pack_bytes`."""
+    """Return the trailer of a pack object of `pack_bytes`."""
     fields = data[: _TRAILER.size]
     magic, *numbers = _TRAILER.unpack(fields)
     if magic != _TRAILER_MAGIC or _CRC.unpack(data[_TRAILER.size :])[0] != zlib.crc32(fields):
-        raise FormError("it does not end as a pack does")
+        raise FormError("it does not end with a pack trailer")
     trailer = Trailer(*numbers)
     if not PACK_BYTES_MIN <= trailer.pack_bytes == pack_bytes <= PACK_BYTES_MAX:
         raise FormError(f"it has {pack_bytes} bytes where {trailer.pack_bytes} were stored")
@@ -244,7 +244,7 @@ def decode_trailer(data: Buffer, pack_bytes: int) -> Trailer:
     counts = 1 <= trailer.segments <= trailer.chunks <= PACK_CHUNKS_MAX
     fits = counts and trailer.footer_bytes <= min(room, FOOTER_BYTES_MAX)
     if not fits or trailer.footer_bytes != footer_bytes(trailer.segments, trailer.chunks):
-        raise FormError("its trailer describes a footer that cannot be")
+        raise FormError("its trailer describes an impossible footer")
     return trailer
 
 

@@ -1,4 +1,4 @@
-"""Parity of packs: made from a whole pack, and used to make a damaged one whole again (docs/format.md, "Parity")."""
+"""Parity of packs: computed from an intact pack, used to repair a damaged one (docs/format.md, "Parity")."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,24 +24,24 @@ from staddle_server.store.packform import PACK_BYTES_MIN, FormError
 from staddle_server.store.reedsolomon import code
 
 ROWS_AT_ONCE: Final = 8
-"""Rows that are read together while parity is made: at most 8 x 100 blocks are in memory."""
+"""Rows read together while parity is computed: at most 8 x 100 blocks are in memory."""
 COPIED_BYTES: Final = 1 * MIB
 
 
 class PackRange(NamedTuple):
-    """A stretch of a pack."""
+    """A range of a pack."""
 
     offset: int
     length: int
 
 
 class Mended(NamedTuple):
-    """A pack that was made whole again.
+    """A repaired pack.
 
     Attributes:
         ranges: What was restored, in whole blocks, in order.
-        found_bytes: How long the object was; None: there was none.
-        pack_bytes: How long it is.
+        found_bytes: The object's previous length; None if it was missing.
+        pack_bytes: The pack's length.
 
     """
 
@@ -51,7 +51,7 @@ class Mended(NamedTuple):
 
 
 class ParityDamaged(Damaged):
-    """A parity object is not what was stored, and of no use. The pack is not touched by that."""
+    """A parity object is damaged and useless. The pack is unchanged."""
 
     def __init__(self, pack: bytes, what: str) -> None:
         super().__init__(f"the parity of pack {pack.hex()} is damaged and cannot help: {what}")
@@ -59,31 +59,31 @@ class ParityDamaged(Damaged):
 
 
 class BeyondParity(Damaged):
-    """A pack lacks more than its parity gives back. Nothing was changed."""
+    """A pack has more damage than its parity can restore. Nothing was changed."""
 
     def __init__(self, pack: bytes, geometry: form.Geometry, damaged: int, beyond: int) -> None:
         lost = "all" if damaged == geometry.blocks else str(damaged)
         super().__init__(
             f"pack {pack.hex()} cannot be repaired with its parity, and nothing was changed: {lost} of its "
             f"{geometry.blocks} blocks of {geometry.block_bytes} bytes are damaged or missing; in each row of "
-            f"{geometry.columns} blocks {geometry.parity} can be given back, and {beyond} of its {geometry.rows} rows "
+            f"{geometry.columns} blocks {geometry.parity} can be restored, and {beyond} of its {geometry.rows} rows "
             "have lost more, or have damaged parity"
         )
         self.pack = pack
 
 
 def parity_name(tenant: bytes, pack: bytes) -> str:
-    """The name of a pack's parity object."""
+    """Return the name of a pack's parity object."""
     return pack_name(tenant, pack).replace("packs/", "parity/", 1)
 
 
 def parity_prefix(tenant: bytes) -> str:
-    """What the names of a tenant's parity objects lie below."""
+    """Return the prefix of the names of a tenant's parity objects."""
     return f"parity/{tenant.hex()}"
 
 
 def has_parity(blobs: ReadableBlobs, tenant: bytes, pack: bytes) -> bool:
-    """Whether a pack has parity, in whatever state."""
+    """Return whether a pack has parity, damaged or not."""
     try:
         blobs.size(parity_name(tenant, pack))
     except BlobMissing:
@@ -92,7 +92,7 @@ def has_parity(blobs: ReadableBlobs, tenant: bytes, pack: bytes) -> bool:
 
 
 def remove_parity(blobs: Blobs, tenant: bytes, pack: bytes) -> bool:
-    """Remove a pack's parity, as whoever removes the pack does; whether there was some."""
+    """Remove a pack's parity, along with the pack; return whether it existed."""
     try:
         blobs.delete(parity_name(tenant, pack))
     except BlobMissing:
@@ -109,16 +109,19 @@ def parse_parity_name(name: str) -> tuple[bytes, bytes]:
 
 
 def verify_pack(reader: PackReader, keys: TenantKeys, pack: bytes) -> int:
-    """Read every byte of a pack and check it: seals, digests, and that the footer says the same; the pack's length.
+    """Read and check every byte of a pack: seals, digests, and that the footer agrees.
 
-    Raises PackDamaged, BlobMissing, BlobShort; Unavailable where the store does not answer.
+    Return the pack's length. Raises PackDamaged, BlobMissing, BlobShort; Unavailable if the store does not
+    answer.
     """
     id_key = secrets_of(keys).id_key
     summary = reader.footer(pack)
     for number, (ref, chunks) in enumerate(groupby(summary.chunks, key=lambda chunk: chunk.place.segment)):
         segment = reader.segment(ref)
         if segment.number != number:
-            raise PackDamaged(pack, ref.offset, f"segment {segment.number} lies where {number} should")
+            raise PackDamaged(
+                pack, ref.offset, f"segment {segment.number} lies where segment {number} should"
+            )
         ids = []
         offset = 0
         for length, digest in segment.table:
@@ -131,7 +134,10 @@ def verify_pack(reader: PackReader, keys: TenantKeys, pack: bytes) -> int:
 
 
 class Parity:
-    """The parity of a tenant's packs. Thread-safe. Its methods raise ParityLibraryMissing where pyeclib is not installed."""
+    """The parity of a tenant's packs. Thread-safe.
+
+    Methods raise ParityLibraryMissing if pyeclib is not installed.
+    """
 
     def __init__(self, blobs: WritableBlobs, keys: TenantKeys) -> None:
         self._blobs = blobs
@@ -139,15 +145,15 @@ class Parity:
         self._key = secrets_of(keys).parity_key
 
     def make(self, pack: bytes, percent: int) -> int:
-        """Make a pack's parity, in place of what there may be; its length. Durable on return.
+        """Compute a pack's parity, replacing any older one; return its length. Durable on return.
 
-        The whole pack is checked, so that there never is parity of damaged bytes. Reads it twice, and holds 10 MiB at the most.
-        Raises PackDamaged, BlobMissing or BlobShort for a pack that is not whole, and what the blobs raise.
+        Checks the whole pack first, to avoid parity of damaged bytes: reads it twice, with at most 10 MiB in
+        memory. Raises PackDamaged, BlobMissing or BlobShort for a damaged pack, and what the blobs raise.
         """
         name = pack_name(self._keys.tenant, pack)
         size = self._blobs.size(name)
         if not PACK_BYTES_MIN <= size <= PACK_BYTES_MAX:
-            raise PackDamaged(pack, 0, f"no pack has {size} bytes")
+            raise PackDamaged(pack, 0, f"invalid pack length: {size} bytes")
         geometry = form.plan(size, percent)
         head = form.encode_head(geometry, self._keys.tenant, pack, self._key)
         with self._writing() as writer:
@@ -155,33 +161,36 @@ class Parity:
             checks = self._write_rows(writer, name, geometry)
             writer.write(checks)
             writer.write(head)
-            # Read again, against the checks: so parity, checks and seals are known to be of the same bytes.
+            # Read again against the checks: this proves that parity, checks and seals describe the same
+            # bytes.
             view = _View(self._blobs, self._keys, pack, geometry, checks)
             verify_pack(PackReader(view, self._keys), self._keys, pack)
             writer.replace(parity_name(self._keys.tenant, pack))
         return geometry.object_bytes
 
     def check(self, pack: bytes) -> None:
-        """Read a pack and its parity: does each block, of both, have its check?
+        """Read a pack and its parity, and compare every block of both with its check.
 
-        Raises BlobMissing if it has no parity, ParityDamaged if anything does not fit, be it in the pack or the parity.
+        Raises BlobMissing if the pack has no parity, ParityDamaged for any mismatch, in the pack or in the
+        parity.
         """
         geometry, checks = self._open(pack)
         view = _View(self._blobs, self._keys, pack, geometry, checks)
         name = parity_name(self._keys.tenant, pack)
         if self._blobs.size(name) != geometry.object_bytes:
-            raise ParityDamaged(pack, "it is not as long as it was")
+            raise ParityDamaged(pack, "its length has changed")
         last = self._blobs.read(name, geometry.object_bytes - form.HEAD_BYTES, form.HEAD_BYTES)
         if self._blobs.read(name, 0, form.HEAD_BYTES) != last:
-            raise ParityDamaged(pack, "one of its two heads is")
+            raise ParityDamaged(pack, "its two heads differ")
         if view.found_bytes != geometry.pack_bytes or not view.fits():
-            raise ParityDamaged(pack, "blocks of it, or of the pack, do not have their checks")
+            raise ParityDamaged(pack, "blocks of it, or of the pack, do not match their checks")
 
     def mend(self, pack: bytes) -> Mended:
-        """Make a damaged, cut off, overlong or missing pack whole again from its parity. Durable on return.
+        """Repair a damaged, truncated, overlong or missing pack from its parity. Durable on return.
 
-        A block that cannot be read counts as lost. What takes the pack's place was checked with the pack's own seals; where that fails, nothing is changed. Raises
-        BlobMissing if it has no parity, ParityDamaged, BeyondParity, and what the blobs raise.
+        An unreadable block counts as lost. The result must pass the pack's own seals before it replaces the
+        pack; otherwise nothing changes. Raises BlobMissing if the pack has no parity, ParityDamaged,
+        BeyondParity, and what the blobs raise.
         """
         geometry, checks = self._open(pack)
         view = _View(self._blobs, self._keys, pack, geometry, checks)
@@ -190,7 +199,7 @@ class Parity:
             verify_pack(PackReader(view, self._keys), self._keys, pack)
         except PackDamaged as error:
             raise ParityDamaged(
-                pack, f"what it restores is not the pack, and nothing was changed ({error.message})"
+                pack, f"what it restores is not the pack, so nothing was changed ({error.message})"
             ) from error
         if ranges or view.found_bytes != geometry.pack_bytes:
             self._put(view, pack_name(self._keys.tenant, pack), geometry.pack_bytes)
@@ -199,7 +208,7 @@ class Parity:
     # --- parts
 
     def _put(self, view: "_View", name: str, pack_bytes: int) -> None:
-        """Write what the view shows, in place of the damaged pack."""
+        """Write the pack as restored, in place of the damaged one."""
         with self._writing() as writer:
             for start in range(0, pack_bytes, COPIED_BYTES):
                 writer.write(view.read(name, start, min(COPIED_BYTES, pack_bytes - start)))
@@ -214,7 +223,7 @@ class Parity:
             writer.abort()
 
     def _write_rows(self, writer: BlobWriter, name: str, geometry: form.Geometry) -> bytes:
-        """Write the parity of all rows; the checks of all blocks."""
+        """Write the parity of all rows; return the checks of all blocks."""
         rows, width, block_bytes = geometry.rows, geometry.columns, geometry.block_bytes
         encoder = code(width, geometry.parity, block_bytes)
         data_checks: list[bytes] = [b""] * geometry.blocks
@@ -238,7 +247,7 @@ class Parity:
         return b"".join(data_checks + parity_checks)
 
     def _open(self, pack: bytes) -> tuple[form.Geometry, bytes]:
-        """The geometry and checks in a pack's parity object."""
+        """Return geometry and checks from a pack's parity object."""
         name = parity_name(self._keys.tenant, pack)
         size = self._blobs.size(name)
         fault = ""
@@ -250,7 +259,7 @@ class Parity:
             except FormError as error:
                 fault = str(error)
             except (BlobShort, Unavailable) as error:
-                # Not even a sector that cannot be read keeps the other head from being of use.
+                # The other head is still of use, even beside an unreadable sector.
                 fault = error.message
         raise ParityDamaged(pack, fault)
 
@@ -258,7 +267,9 @@ class Parity:
 def _read_blocks(
     blobs: ReadableBlobs, name: str, geometry: form.Geometry, first: int, count: int
 ) -> list[bytes]:
-    """Blocks of a pack from block `first` on: the pack's last one may be short, those behind it are empty."""
+    """Return `count` blocks of a pack from block `first`; the pack's last may be short, any after it are
+    empty.
+    """
     start = first * geometry.block_bytes
     length = max(0, min(count * geometry.block_bytes, geometry.pack_bytes - start))
     data = blobs.read(name, start, length) if length else b""
@@ -269,10 +280,10 @@ def _read_blocks(
 
 
 class _View:
-    """A pack as it was when its parity was made: the blocks that have their check, and what was restored. Nothing else.
+    """A pack as it was when its parity was computed: only blocks that match their check, and restored ones.
 
     Attributes:
-        found_bytes: The length of the pack's object as it is; None: there is none.
+        found_bytes: The current length of the pack's object; None if it is missing.
 
     """
 
@@ -293,13 +304,16 @@ class _View:
             self.found_bytes = None
 
     def size(self, name: str) -> int:
-        """The length of the pack as it was."""
+        """Return the pack's original length."""
         if name != self._name:
             raise BlobMissing(name)
         return self._geometry.pack_bytes
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        """Bytes of the pack as it was. Raises PackDamaged for a block that is neither sound nor restored."""
+        """Return bytes of the original pack.
+
+        Raises PackDamaged for a block that is neither intact nor restored.
+        """
         check_range(offset, length)
         if offset + length > self.size(name):
             raise BlobShort(name, offset, length, self._geometry.pack_bytes)
@@ -308,12 +322,15 @@ class _View:
         parts = []
         for block, data in self._blocks(first, end - first):
             if data is None:
-                raise PackDamaged(self._pack, block * step, "a block of it does not have its check")
+                raise PackDamaged(self._pack, block * step, "a block of it does not match its check")
             parts.append(data)
         return b"".join(parts)[offset - first * step :][:length]
 
     def restore(self) -> tuple[PackRange, ...]:
-        """Restore the damaged blocks, into memory: the stretches that are not as they were. Raises BeyondParity."""
+        """Restore the damaged blocks in memory; return the ranges that differ from the original.
+
+        Raises BeyondParity.
+        """
         damaged = self._damaged()
         rows: dict[int, list[int]] = {}
         for block in damaged:
@@ -324,7 +341,7 @@ class _View:
         return self._changed(damaged)
 
     def fits(self) -> bool:
-        """Whether each block of the pack and of its parity has its check."""
+        """Return whether each block of the pack and of its parity matches its check."""
         return not self._damaged() and all(
             len(self._parity(row)) == self._geometry.parity for row in range(self._geometry.rows)
         )
@@ -341,7 +358,7 @@ class _View:
         ]
 
     def _restore_row(self, row: int, damaged: list[int]) -> bool:
-        """Restore these blocks of a row; False: its parity does not suffice."""
+        """Restore these blocks of a row; return False if its parity is not enough."""
         _, step, rows, columns, parity = self._geometry
         present = self._parity(row)
         if len(present) < len(damaged):
@@ -352,7 +369,7 @@ class _View:
                 continue
             for _, data in self._blocks(block, 1):
                 if data is None:
-                    raise PackDamaged(self._pack, block * step, "it changes while it is read")
+                    raise PackDamaged(self._pack, block * step, "it changed while it was read")
                 present[column] = data.ljust(step, b"\0")
         whole = code(columns, parity, step).restore(present)
         for block in damaged:
@@ -360,7 +377,7 @@ class _View:
         return True
 
     def _parity(self, row: int) -> dict[int, bytes]:
-        """The sound parity blocks of a row, by their index in it, behind the data's."""
+        """Return the intact parity blocks of a row by their index in the row, which continues the data's."""
         _, step, _, columns, parity = self._geometry
         found = {}
         for index in range(parity):
@@ -372,7 +389,10 @@ class _View:
         return found
 
     def _blocks(self, first: int, count: int) -> Iterator[tuple[int, bytes | None]]:
-        """Blocks from the store or from memory; None for one that is lost. One behind the pack's end is empty."""
+        """Yield blocks from the store or from memory; None for a lost one.
+
+        Blocks past the pack's end are empty.
+        """
         step = self._geometry.block_bytes
         try:
             stored = self._stored(first * step, count * step)
@@ -394,7 +414,7 @@ class _View:
                 yield block, None
 
     def _stored(self, offset: int, length: int) -> bytes:
-        """What of this range the object has."""
+        """Return the part of this range that the object has."""
         end = min(offset + length, self.found_bytes or 0)
         return self._blobs.read(self._name, offset, end - offset) if offset < end else b""
 
@@ -407,7 +427,7 @@ class _View:
         return form.check_of(block, self._key) == self._checks[start : start + form.CHECK_BYTES]
 
     def _changed(self, damaged: list[int]) -> tuple[PackRange, ...]:
-        """Of the damaged blocks, which had to be restored: a check may have been all that was damaged."""
+        """Return which of the damaged blocks had to be restored: sometimes only the check was damaged."""
         step = self._geometry.block_bytes
         ranges: list[PackRange] = []
         for block in damaged:

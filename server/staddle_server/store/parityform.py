@@ -1,4 +1,4 @@
-"""A parity object's parts as bytes (docs/format.md, "Parity"): pure, and strict on reading."""
+"""The parts of a parity object as bytes (docs/format.md, "Parity"): pure functions, strict on reading."""
 
 import hmac
 import struct
@@ -26,11 +26,12 @@ _VERSION: Final = 1
 
 
 class Geometry(NamedTuple):
-    """How a pack's bytes lie in rows and columns: a column is a stretch of the pack, a row a block of each.
+    """How a pack's bytes form rows and columns: a column is a range of the pack, a row is one block of each
+    column.
 
     Attributes:
         pack_bytes: The pack's length.
-        block_bytes: Of each block; only the pack's last one may be shorter, and counts as filled up with zeros.
+        block_bytes: The length of a block; the pack's last one may be shorter, and is padded with zeros.
         rows: Blocks in a column.
         columns: Data blocks in a row.
         parity: Parity blocks of a row.
@@ -54,7 +55,7 @@ class Geometry(NamedTuple):
 
     @property
     def checks_offset(self) -> int:
-        """Where in the parity object the checks begin, behind the parity of all rows."""
+        """Where the checks begin in the parity object, after the parity of all rows."""
         return HEAD_BYTES + self.rows * self.row_parity_bytes
 
     @property
@@ -68,7 +69,9 @@ class Geometry(NamedTuple):
 
 
 def plan(pack_bytes: int, percent: int) -> Geometry:
-    """How parity is made of a pack: of each 100 blocks `percent` more, at least one a row."""
+    """Choose the geometry for a pack: `percent` parity blocks for each 100 blocks, at least one
+    in each row.
+    """
     if not 1 <= percent <= PARITY_PERCENT_MAX:
         raise ValueError(f"parity is 1 to {PARITY_PERCENT_MAX} percent, not {percent}")
     block_bytes = min(PARITY_BLOCK_BYTES, pack_bytes)
@@ -85,18 +88,21 @@ def encode_head(geometry: Geometry, tenant: bytes, pack: bytes, key: bytes) -> b
 
 
 def decode_head(data: Buffer, tenant: bytes, pack: bytes, key: bytes) -> Geometry:
-    """The geometry in exactly HEAD_BYTES of `data`, if it is of this pack and within its limits. Raises FormError."""
+    """Decode the geometry in exactly HEAD_BYTES of `data`.
+
+    Raises FormError for another pack's head or invalid values.
+    """
     fields = bytes(data[: _HEAD.size])
     if not hmac.compare_digest(bytes(data[_HEAD.size :]), _mac(fields, key)):
-        raise FormError("its head is not what was written")
+        raise FormError("its head is damaged")
     magic, version, zero, block_bytes, pack_bytes, rows, columns, parity, *owner = _HEAD.unpack(fields)
     if (magic, version, zero) != (_MAGIC, _VERSION, 0):
-        raise FormError("its head is of a version that this one does not know")
+        raise FormError("its head has an unknown version")
     if owner != [tenant, pack]:
-        raise FormError("it is another pack's")
+        raise FormError("it belongs to another pack")
     geometry = Geometry(pack_bytes, block_bytes, rows, columns, parity)
     if not _possible(geometry):
-        raise FormError("its head describes rows and columns that cannot be")
+        raise FormError("its head describes impossible rows and columns")
     return geometry
 
 
@@ -114,7 +120,7 @@ def _possible(geometry: Geometry) -> bool:
 
 
 def check_of(block: Buffer, key: bytes) -> bytes:
-    """What tells a block that is as it was written from one that is not."""
+    """Return the check that tells an intact block from a damaged one."""
     return blake3(block, key=key).digest(length=CHECK_BYTES)
 
 

@@ -1,4 +1,4 @@
-"""Records: small sealed objects that say what was decided (docs/format.md, "Records")."""
+"""Records: small sealed objects that keep decisions (docs/format.md, "Records")."""
 
 import os
 import struct
@@ -20,14 +20,23 @@ from staddle_server.base.limits import (
     TREE_HEIGHT_MAX,
     UPLOAD_WRITERS_MAX,
 )
-from staddle_server.base.types import EMPTY_ROOT, Kind, Place, Root, Scope, TenantKeys, record_link
+from staddle_server.base.types import (
+    EMPTY_ROOT,
+    ChangeCounts,
+    Count,
+    Kind,
+    Place,
+    Root,
+    Scope,
+    TenantKeys,
+    record_link,
+)
 from staddle_server.store.blobs import BlobExists, Blobs, WritableBlobs, replace_object
 from staddle_server.store.copies import Copies
 from staddle_server.store.keys import (
     ID_BYTES,
     NONCE_BYTES,
     TAG_BYTES,
-    Count,
     Id,
     Random,
     TenantName,
@@ -54,25 +63,15 @@ Sequence = Annotated[int, msgspec.Meta(ge=1, le=SEQUENCE_MAX)]
 RequestId = Annotated[str, msgspec.Meta(max_length=REQUEST_ID_BYTES_MAX)]
 
 
-class ChangeCounts(msgspec.Struct, frozen=True, array_like=True):
-    """How many entries of a backup differ from its base, by how; `metadata_kept` have the base's metadata."""
-
-    added: Count = 0
-    content: Count = 0
-    metadata: Count = 0
-    removed: Count = 0
-    metadata_kept: Count = 0
-
-
 class TenantRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tenant"):
-    """The tenant was made."""
+    """The tenant was created."""
 
     name: TenantName
     created_ns: Count
 
 
 class CommittedRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="committed"):
-    """An upload became a backup. `base` is empty where there is none; `principal` committed it."""
+    """An upload became a backup. `base` is empty for none; `principal` committed it."""
 
     backup: Id
     dataset: Name
@@ -100,7 +99,7 @@ class CommittedRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field
         if len(self.base) not in {0, ID_BYTES}:
             raise ValueError("base is neither an id nor empty")
         if self.kind is Kind.AUTO:
-            raise ValueError("kind AUTO is only ever asked for")
+            raise ValueError("kind AUTO is only valid in a request")
         _check_root(self.root)
 
 
@@ -112,21 +111,23 @@ class DeletedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="deleted"
 
 
 class UndeletedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="undeleted"):
-    """A deleted backup was taken back."""
+    """A deleted backup was restored to the list of backups."""
 
     backup: Id
     at_ns: Count
 
 
 class PurgedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="purged"):
-    """A deleted backup is gone for good: from now on nothing of it is kept alive."""
+    """A deleted backup is gone for good: it keeps no data alive any more."""
 
     backup: Id
     at_ns: Count
 
 
 class HeldRecord(msgspec.Struct, frozen=True, tag_field="type", tag="held"):
-    """A legal hold was placed, on one backup or (`backup` empty) on a dataset with all its backups, also later ones."""
+    """A legal hold was placed on one backup or (`backup` empty) on a dataset with all its backups, also later
+    ones.
+    """
 
     backup: IdOrEmpty
     dataset: Name
@@ -143,7 +144,7 @@ class ReleasedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="release
 
 
 class RetainedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="retained"):
-    """A backup cannot be deleted before `until_ns`. Such a time is only ever moved later."""
+    """A backup cannot be deleted before `until_ns`. That time only ever moves later."""
 
     backup: Id
     until_ns: Count
@@ -151,7 +152,9 @@ class RetainedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="retaine
 
 
 class PolicyRecord(msgspec.Struct, frozen=True, tag_field="type", tag="policy"):
-    """A dataset's retention from now on: `policy` as JSON, empty for none, and the minimum retention of later backups."""
+    """A dataset's retention from now on: `policy` as JSON (empty for none), and the minimum retention of
+    later backups.
+    """
 
     dataset: Name
     policy: Text
@@ -160,7 +163,9 @@ class PolicyRecord(msgspec.Struct, frozen=True, tag_field="type", tag="policy"):
 
 
 class ForgottenRecord(msgspec.Struct, frozen=True, tag_field="type", tag="forgotten"):
-    """Records with these sequence numbers (first and last of each span) may be absent: later records say all that still counts."""
+    """Records with these sequence numbers (first and last of each span) may be missing: later records say all
+    that still counts.
+    """
 
     spans: Annotated[list[tuple[Sequence, Sequence]], msgspec.Meta(max_length=SPANS_MAX)]
     at_ns: Count
@@ -171,7 +176,10 @@ class ForgottenRecord(msgspec.Struct, frozen=True, tag_field="type", tag="forgot
 
 
 class NotedRecord(msgspec.Struct, frozen=True, tag_field="type", tag="noted"):
-    """Something was decided that only the catalog keeps, such as a token that was revoked. A catalog that does not know this record is older."""
+    """A decision that only the catalog keeps, such as the revocation of a token.
+
+    A catalog without this record is outdated.
+    """
 
     what: Text
 
@@ -194,12 +202,12 @@ Decision: TypeAlias = (
     | TenantSettingsRecord
     | ForgottenRecord
 )
-"""What is decided at a time of its own: of two about the same thing the later one counts."""
+"""Decisions with a time of their own: of two about the same thing, the later counts."""
 Record: TypeAlias = TenantRecord | CommittedRecord | NotedRecord | Decision
 
 
 class Stored(NamedTuple):
-    """A record as it is in the store: what it says, its place in the chain, and the link that the next one names."""
+    """A record as stored: its content, its place in the chain, and the link that the next record names."""
 
     record: Record
     place: Place
@@ -218,48 +226,51 @@ def _check_root(root: Root) -> None:
         or root.entries < 1
         or root.data_bytes < 0
     ):
-        raise ValueError("root is no manifest's")
+        raise ValueError("root is not a manifest root")
 
 
 def encode_record(record: Record) -> bytes:
-    """The sealed part of a record. Raises msgspec.ValidationError for values that no record has."""
+    """Encode the part of a record that is sealed. Raises msgspec.ValidationError for invalid values."""
     body = msgspec.msgpack.encode(record)
     _DECODER.decode(body)
     return body
 
 
 def decode_record(body: bytes, where: str) -> Record:
-    """A record's sealed part, opened. Keys that this version does not know are passed over. Raises Damaged."""
+    """Decode the opened part of a record. Ignores unknown keys. Raises Damaged."""
     try:
         return _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Damaged(f"the record {where} is not in a form that this version knows") from error
+        raise Damaged(f"the record {where} has a form that this version does not know") from error
 
 
 def records_prefix(tenant: bytes) -> str:
-    """What the names of a tenant's records lie below."""
+    """Return the prefix of the names of a tenant's records."""
     return f"records/{tenant.hex()}"
 
 
 def record_name(tenant: bytes, sequence: int, record_id: bytes) -> str:
-    """The name of a record: names sort by their place in the chain."""
+    """Return the name of a record. Names sort by place in the chain."""
     if not 1 <= sequence <= SEQUENCE_MAX or len(record_id) != ID_BYTES:
         raise ValueError("a record's name needs a sequence number from 1 on and an id of 16 bytes")
     return f"{records_prefix(tenant)}/{sequence:012x}-{record_id.hex()}"
 
 
 def new_record_id(record: Record, random: Random = os.urandom) -> bytes:
-    """A new id for a record of a decision. Those of `forgotten` records share their first half, so that a listing shows them."""
+    """Return a new record id.
+
+    Ids of `forgotten` records share their first half, so that a listing shows them.
+    """
     return _FORGOTTEN_ID + random(8) if isinstance(record, ForgottenRecord) else random(ID_BYTES)
 
 
 def is_forgotten_name(name: str) -> bool:
-    """Whether `new_record_id` gives such an id to `forgotten` records; to others only by a chance of 1 in 2**64."""
+    """Return whether the name has the id of a `forgotten` record; others match with probability 2**-64."""
     return name.rpartition("-")[2].startswith(_FORGOTTEN_ID.hex())
 
 
 def sequence_of(name: str) -> int | None:
-    """The sequence number in the name of a record; None: Staddle gives no record such a name."""
+    """Return the sequence number in a record's name; None for a name that is not Staddle's."""
     parts = name.split("/")
     number, dash, record_id = parts[-1].partition("-")
     try:
@@ -270,12 +281,12 @@ def sequence_of(name: str) -> int | None:
 
 
 def head_name(tenant: bytes) -> str:
-    """The name of a tenant's head."""
+    """Return the name of a tenant's head."""
     return f"heads/{tenant.hex()}"
 
 
 def is_head_name(name: str) -> bool:
-    """Whether Staddle gives a head such a name."""
+    """Return whether the name is a head's."""
     try:
         tenant = bytes.fromhex(name.partition("/")[2])
     except ValueError:
@@ -294,12 +305,12 @@ class Records:
         self.copies = Copies(blobs, self._parse, RECORD_BYTES_MAX)
         """The records with their second copies."""
         self.head = ChainHead(blobs, self._tenant, self._seal, random)
-        """What says which record is the newest."""
+        """The head, which says which record is the newest."""
 
     def put(self, body: bytes, place: Place, record_id: bytes) -> str:
         """Write an encoded record at its place and return its name: durable on return.
 
-        It may be repeated: the same record that is there already is success; another one with this place and id raises
+        Safe to repeat: an identical existing record is success; a different one with this place and id raises
         BlobExists. Raises what the blobs raise.
         """
         name = record_name(self._tenant, place.sequence, record_id)
@@ -316,15 +327,18 @@ class Records:
         return name
 
     def read(self, name: str) -> Record:
-        """The record of that name, or what its copy says if it has one. Raises BlobMissing, or Damaged, which names it."""
+        """Return the record of that name, from its copy if necessary.
+
+        Raises BlobMissing, or Damaged, which names it.
+        """
         return self.copies.read(name).record
 
     def stored(self, name: str) -> Stored:
-        """The same with its place and link."""
+        """Return the record with its place and link."""
         return self.copies.read(name)
 
     def list(self) -> Iterator[str]:
-        """The names of all records, in the order of the chain; of those that are lost, too, if they have a copy."""
+        """Yield the names of all records in chain order, including lost ones that have a copy."""
         return self.copies.names(records_prefix(self._tenant))
 
     def _parse(self, name: str, data: bytes) -> Stored:
@@ -335,7 +349,7 @@ class Records:
         if (magic, version, zero, tenant) != (_MAGIC, _VERSION, 0, self._tenant):
             raise Damaged(f"the record {name} is damaged: it has a wrong header")
         if not name.endswith(f"/{sequence:012x}-{record_id.hex()}"):
-            raise Damaged(f"the record {name} is damaged: it is another one")
+            raise Damaged(f"the record {name} is damaged: it is another record")
         try:
             body = self._seal.decrypt(nonce, data[_HEAD.size :], head)
         except InvalidTag as error:
@@ -345,9 +359,9 @@ class Records:
 
 
 class ChainHead:
-    """The place of a tenant's newest record, so that the loss of the last records shows. Thread-safe.
+    """The place of a tenant's newest record, which reveals the loss of the last records. Thread-safe.
 
-    It is replaced after each record, before the call that caused the record is answered.
+    It is replaced after each record, before the server answers the call that caused the record.
     """
 
     def __init__(self, blobs: WritableBlobs, tenant: bytes, seal: AESGCM, random: Random) -> None:
@@ -358,14 +372,17 @@ class ChainHead:
         self.name: Final = head_name(tenant)
 
     def write(self, sequence: int) -> None:
-        """Say that the record with this number is durable. Durable on return. Raises what the blobs raise."""
+        """State that the record with this number is durable. Durable on return.
+
+        Raises what the blobs raise.
+        """
         nonce = self._random(NONCE_BYTES)
         head = _TOP.pack(_TOP_MAGIC, _VERSION, 0, self._tenant, nonce)
         body = self._seal.encrypt(nonce, sequence.to_bytes(8, "little"), head)
         replace_object(self._blobs, self.name, head + body)
 
     def read(self) -> int:
-        """The number of the newest record. Raises BlobMissing, or Damaged, which names the object."""
+        """Return the number of the newest record. Raises BlobMissing, or Damaged, which names the object."""
         size = self._blobs.size(self.name)
         if size != _TOP.size + 8 + TAG_BYTES:
             raise Damaged(f"the stored object {self.name} is damaged: it has {size} bytes")

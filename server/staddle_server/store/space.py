@@ -1,4 +1,4 @@
-"""How much room the disks of a server have, and when they have too little for another backup."""
+"""How much space the server's disks have, and when it is too little for another backup."""
 
 import math
 import os
@@ -12,19 +12,22 @@ from staddle_server.base.errors import Exhausted
 from staddle_server.base.limits import MIB, MIN_FREE_BYTES_AUTO_MAX, MIN_FREE_INODES_MAX, MIN_FREE_PART
 
 LOOK_S: Final = 0.1
-"""A look is good for so long, and for what arrives meanwhile as far as it fits into the room that was seen."""
+"""How long a measurement counts, and how much may arrive meanwhile."""
 
 Status = Callable[[str], os.statvfs_result]
 
 
 class MinFree(NamedTuple):
-    """How much of a file system is kept for deleting and collecting: bytes, or a part of it. Neither: a hundredth, at most 1 GiB."""
+    """How much of a file system is reserved for deletion and garbage collection: bytes, or a share.
+
+    Neither: 1 %, at most 1 GiB.
+    """
 
     size_bytes: int | None = None
     part: float | None = None
 
     def of(self, total_bytes: int) -> int:
-        """The bytes for a file system of that size; 0: nothing is kept."""
+        """Return the bytes to reserve on a file system of that size; 0 for none."""
         if self.size_bytes is not None:
             return self.size_bytes
         if self.part is not None:
@@ -33,39 +36,40 @@ class MinFree(NamedTuple):
 
 
 class Free(NamedTuple):
-    """What one file system has left for this process, and what is kept of it."""
+    """The free space of one file system for this process, and how much of it is reserved."""
 
     path: str
     free_bytes: int
     free_inodes: int | None
-    """None: the file system does not count them."""
+    """None if the file system does not count inodes."""
     min_bytes: int
     min_inodes: int
 
     def room(self, missing_bytes: int, *, again: bool) -> float:
-        """The bytes that may come, below 0 where there are too few; `missing_bytes` and `again` as for `flaw`."""
+        """Return how many bytes may still arrive, negative if space is short; parameters as for `flaw`."""
         if not self.min_bytes:
             return math.inf
         return self.free_bytes - missing_bytes - self.min_bytes * (1.25 if again else 1.0)
 
     def flaw(self, missing_bytes: int, missing_inodes: int, *, again: bool) -> str | None:
-        """What there is too little of, in words.
+        """Return in words what is short; None for nothing.
 
-        `missing_bytes` and `missing_inodes` of what is free are to be a reserve, or are spoken for; `again`: once there was too little, a quarter more is needed.
+        `missing_bytes` and `missing_inodes` are free but already spoken for. With `again` (space was short
+        before), a quarter more is required.
         """
         if not self.min_bytes:
             return None
         kept_inodes = self.min_inodes + missing_inodes
         more = self.min_inodes * 0.25 if again else 0
         if self.room(missing_bytes, again=again) < 0:
-            return f"{_mib(self.free_bytes)} free, where {_mib(self.min_bytes + missing_bytes)} are kept"
+            return f"{_mib(self.free_bytes)} free, but {_mib(self.min_bytes + missing_bytes)} reserved"
         if self.free_inodes is not None and self.free_inodes < kept_inodes + more:
-            return f"{self.free_inodes:,} inodes free, where {kept_inodes:,} are kept"
+            return f"{self.free_inodes:,} inodes free, but {kept_inodes:,} reserved"
         return None
 
 
 def look(path: str, min_free: MinFree, status: Status = os.statvfs) -> Free:
-    """The room of the file system that `path` is on. Raises OSError."""
+    """Measure the file system that `path` is on. Raises OSError."""
     found = status(path)
     min_bytes = min_free.of(found.f_blocks * found.f_frsize)
     counts = found.f_files > 0
@@ -80,9 +84,10 @@ def look(path: str, min_free: MinFree, status: Status = os.statvfs) -> Free:
 
 
 class Space:
-    """The room below several directories. Backups are taken while each has more than what is kept; deleting always goes on.
+    """The free space below several directories.
 
-    Safe for many threads. What cannot be looked at is not held against anybody: writing there will say what is wrong.
+    Backups need more than the reserved space in each; deletion always works. Thread-safe. A directory that
+    cannot be measured does not block backups: writing there reports the error.
     """
 
     def __init__(
@@ -95,7 +100,7 @@ class Space:
         status: Status = os.statvfs,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`missing_bytes` and `missing_inodes` are what reserves released: free, and not for backups."""
+        """`missing_bytes` and `missing_inodes` are what reserves released: free, but not for backups."""
         self._missing_bytes = missing_bytes
         self._missing_inodes = missing_inodes
         self._paths = tuple(paths)
@@ -105,23 +110,26 @@ class Space:
         self._lock = threading.Lock()
         self._seen_s = -math.inf
         self._room: float = 0
-        """What may come before the next look."""
+        """What may arrive before the next measurement."""
         self._coming = 0
-        """What is being taken: not yet in what `unwritten` says."""
-        self.unwritten: Callable[[], int] = lambda: 0
-        """What was taken and is not on the disk yet."""
+        """What is arriving: not yet included in `_unwritten`."""
+        self._unwritten: Callable[[], int] = lambda: 0
         self._flaw: str | None = None
 
     def keep(self, min_free: MinFree) -> None:
-        """How much is kept from now on; the next look counts it."""
+        """Set how much is reserved from now on; the next measurement counts it."""
         with self._lock:
             if min_free != self._min_free:
                 self._min_free = min_free
-                # What there was too little of by another measure says nothing by this one.
+                # An old shortage says nothing about the new reserve.
                 self._flaw, self._seen_s = None, float("-inf")
 
+    def count_unwritten(self, unwritten: Callable[[], int]) -> None:
+        """Count what `unwritten` returns, accepted bytes that are not on the disk yet, as used space."""
+        self._unwritten = unwritten
+
     def free(self) -> list[Free]:
-        """What each directory's file system has now."""
+        """Measure each directory's file system now."""
         found = []
         for path in self._paths:
             try:
@@ -131,7 +139,7 @@ class Space:
         return found
 
     def flaw(self, more: int = 0) -> str | None:
-        """What there is too little of for so many bytes more, and where; None while backups are taken."""
+        """Return what is short for `more` further bytes, and where; None if backups are accepted."""
         with self._lock:
             self._room -= more
             now_s = self._now_s()
@@ -142,7 +150,7 @@ class Space:
 
     def _look(self, more: int) -> str | None:
         again = self._flaw is not None
-        missing = self._missing_bytes() + self.unwritten() + self._coming + more
+        missing = self._missing_bytes() + self._unwritten() + self._coming + more
         free = self.free()
         self._room = min((each.room(missing, again=again) for each in free), default=math.inf)
         missing_inodes = self._missing_inodes()
@@ -151,10 +159,11 @@ class Space:
 
     @contextmanager
     def taking(self, size: int) -> Iterator[None]:
-        """Takes so many bytes of a backup; they are in what `unwritten` says, or written, when the block ends.
+        """Count so many bytes of a backup as arriving; when the block ends, they are written, or counted by
+        `count_unwritten`.
 
         Raises:
-            Exhausted: STORE_FULL, there is too little room for them beside what was taken and is not written yet.
+            Exhausted: STORE_FULL, too little space for them beside what is accepted and not yet written.
 
         """
         self.check(size)
@@ -167,12 +176,12 @@ class Space:
                 self._coming -= size
 
     def check(self, more: int = 0) -> None:
-        """Raises Exhausted STORE_FULL while there is too little room for so many bytes more of a backup."""
+        """Raise Exhausted STORE_FULL if space is short for `more` further bytes of a backup."""
         if (flaw := self.flaw(more)) is not None:
             raise Exhausted(
                 "STORE_FULL",
-                f"The disk is nearly full: {flaw} for deleting and collecting (--min-free). What is durable stays, and "
-                "the upload can be resumed: delete backups and collect (staddle-server gc), or make room",
+                f"The disk is nearly full: {flaw} for deletion and collection (--min-free). Durable data stays, and "
+                "the upload can be resumed: delete backups and collect (staddle-server gc), or free space",
             )
 
 

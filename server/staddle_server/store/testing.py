@@ -7,8 +7,8 @@
         def blobs(self, tmp_path: Path) -> Blobs:
             return MyBlobs(...)  # empty
 
-Needs pytest, which the server itself does not. These tests cannot see durability: each backend needs tests of its own
-for that, such as tests/store/test_store_directory.py.
+Needs pytest, which the server itself does not. These tests cannot see durability: each backend needs tests of
+its own for that, such as tests/store/test_store_directory.py.
 """
 
 import threading
@@ -24,7 +24,10 @@ NAME: Final = "packs/aa/00/f00.d"
 
 
 class BlobsContract:
-    """What holds for all blobs. Every test gets empty ones from the fixture `blobs`, which a subclass overrides."""
+    """The promises of all blobs.
+
+    Each test gets empty blobs from the fixture `blobs`, which a subclass overrides.
+    """
 
     @pytest.fixture
     def blobs(self) -> Blobs:
@@ -129,7 +132,7 @@ class BlobsContract:
         blobs.put(NAME, b"old")
         for name in ("", "../up", "tmp/x", "a//b"):
             writer = blobs.create()
-            with pytest.raises(ValueError, match="not a name"):
+            with pytest.raises(ValueError, match="invalid name"):
                 writer.replace(name)
         assert list(blobs.list("")) == [(NAME, 3)]
 
@@ -205,22 +208,22 @@ class BlobsContract:
         ],
     )
     def test_a_name_that_could_lead_elsewhere_is_refused(self, blobs: Blobs, name: str) -> None:
-        with pytest.raises(ValueError, match="not a name"):
+        with pytest.raises(ValueError, match="invalid name"):
             blobs.put(name, b"")
-        with pytest.raises(ValueError, match="not a name"):
+        with pytest.raises(ValueError, match="invalid name"):
             blobs.read(name, 0, 0)
-        with pytest.raises(ValueError, match="not a name"):
+        with pytest.raises(ValueError, match="invalid name"):
             blobs.size(name)
-        with pytest.raises(ValueError, match="not a name"):
+        with pytest.raises(ValueError, match="invalid name"):
             blobs.delete(name)
         if name:
-            with pytest.raises(ValueError, match="not a name"):
+            with pytest.raises(ValueError, match="invalid name"):
                 blobs.list(name)
 
     @pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, -1)])
     def test_a_negative_range_is_refused(self, blobs: Blobs, offset: int, length: int) -> None:
         blobs.put(NAME, b"0123456789")
-        with pytest.raises(ValueError, match="no range"):
+        with pytest.raises(ValueError, match="invalid range"):
             blobs.read(NAME, offset, length)
 
     def test_of_many_writers_of_one_name_one_wins_whole(self, blobs: Blobs) -> None:

@@ -1,4 +1,4 @@
-"""Blobs in front of blobs: wrappers that count, delay, retry or cache, and that the backend does not know."""
+"""Wrappers around blobs, to count, delay, retry or cache without the backend's knowledge."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,10 @@ from staddle_server.store.blobs import Blobs, BlobWriter, Buffer
 
 
 class WrappedBlobs:
-    """Passes every call on to `inner`, with its promises and its errors. A subclass changes some of the calls.
+    """Passes every call to `inner`, with its promises and errors. A subclass changes some of the calls.
 
-    `put` and `create` are separate ways to write: a subclass that changes how objects are written overrides both.
+    `put` and `create` are separate ways to write: a subclass that changes how objects are written overrides
+    both.
     """
 
     def __init__(self, inner: Blobs) -> None:
@@ -44,7 +45,7 @@ class WrappedBlobs:
 
 
 class WrappedWriter:
-    """Passes every call on to `inner`: for a WrappedBlobs whose `create` returns writers of its own."""
+    """Passes every call to `inner`: for a WrappedBlobs whose `create` returns its own writers."""
 
     def __init__(self, inner: BlobWriter) -> None:
         self.inner = inner

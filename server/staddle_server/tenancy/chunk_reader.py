@@ -60,7 +60,7 @@ class ChunkReader:
         """What the last pages take decoded: so many are kept by who walks over them."""
         self._segments: OrderedDict[SegmentRef, Segment] = OrderedDict()
         self._cached_bytes = 0
-        self._put_down: set[SegmentRef] = set()
+        self._marked: set[SegmentRef] = set()
         """Segments that this reader found damaged."""
         self._inside: dict[tuple[Role, bytes], tuple[SegmentRef, int, int]] = {}
         """Where the chunks of the cached segments are."""
@@ -200,8 +200,8 @@ class ChunkReader:
                 )
             return segment.chunk(place.offset, place.length, digest)
         except Damaged:
-            if place.segment not in self._put_down:
-                self._put_down.add(place.segment)
+            if place.segment not in self._marked:
+                self._marked.add(place.segment)
                 doubt(self._tenant, self._catalog, place.segment.pack, place.segment.offset)
             raise
 

@@ -63,7 +63,7 @@ class Examined:
 class Inspector:
     """Looks at one tenant's packs and marks what is damaged. Not thread-safe.
 
-    `put_down`: whether what is found changes the catalog; without it, nothing is written at all.
+    `mark_damage`: whether what is found changes the catalog; without it, nothing is written at all.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Inspector:
         catalog: Catalog,
         pace: Pace = lambda _size, _chunks: None,
         *,
-        put_down: bool = True,
+        mark_damage: bool = True,
     ) -> None:
         self._tenant = tenant
         self._catalog = catalog
         self._pace = pace
-        self._put_down = put_down
+        self._mark_damage = mark_damage
 
     def glance(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
         """Looks whether the object is there with its size, and whether its footer opens and says what the index says.
@@ -203,7 +203,7 @@ class Inspector:
             return seen
         now = self._catalog.verification.live_pack(self._tenant.id, seen.pack.id)
         seen.gone = now is None
-        if now is not None and self._put_down:
+        if now is not None and self._mark_damage:
             for offset in sorted(seen.marks() - seen.pack.marks):
                 where = None if offset == WHOLE_PACK else offset
                 self._catalog.packs.mark_damaged(self._tenant.id, seen.pack.id, where)
@@ -220,9 +220,9 @@ class Examiner(Inspector):
         clock: Clock,
         pace: Pace = lambda _size, _chunks: None,
         *,
-        put_down: bool = True,
+        mark_damage: bool = True,
     ) -> None:
-        super().__init__(tenant, catalog, pace, put_down=put_down)
+        super().__init__(tenant, catalog, pace, mark_damage=mark_damage)
         self._clock = clock
 
     def read(self, pack: LivePack, indexed_count: int | None = None) -> Examined:
@@ -234,7 +234,7 @@ class Examiner(Inspector):
         # A segment that could not be read is none that is sound.
         unsound = {fault.segment for fault in seen.faults if fault.kind != "index"} | seen.marks()
         seen.cleared = sorted(seen.pack.marks - unsound)
-        if self._put_down and (seen.cleared or not wrong):
+        if self._mark_damage and (seen.cleared or not wrong):
             self._catalog.verification.read_whole(
                 self._tenant.id, seen.pack.id, self._clock.now_ns(), verified=not wrong, cleared=seen.cleared
             )

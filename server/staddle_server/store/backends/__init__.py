@@ -1,1 +1,1 @@
-"""The backends: one module for each kind of place that keeps blobs. `open_blobs` finds the one that a URL names."""
+"""Backends: one module for each kind of place that stores blobs. `open_blobs` picks one by the URL."""

@@ -1,4 +1,4 @@
-"""Blobs in a directory of this machine: written to tmp/, synced, linked under their name, the directory synced."""
+"""Blobs in a local directory: written to tmp/, synced, linked under their name; then the directory is synced."""
 
 import contextlib
 import errno
@@ -35,11 +35,11 @@ _TEMPORARY_NAME: Final = re.compile("[0-9a-f]{32}")
 
 
 class DirectoryBlobs:
-    """Blobs below the directory `root`, which must exist. Several processes may use one.
+    """Blobs below the directory `root`, which must exist. Several processes may share one.
 
     Attributes:
-        failed: after a failed sync, what failed. From then on nothing is written: after such a failure the system may
-            have dropped pages that it holds for clean, so only a restart (and a look at the disk) makes a new start.
+        failed: What failed, after a failed sync. Nothing is written from then on: after such a failure the
+            system may have dropped pages that it considers clean. Check the disk and restart the server.
 
     """
 
@@ -91,7 +91,7 @@ class DirectoryBlobs:
 
     def size(self, name: str) -> int:
         path = self._path(name)
-        with translated(f"look at {name}"), self._missing(name):
+        with translated(f"stat {name}"), self._missing(name):
             status = self._files.status(path)
         if not stat.S_ISREG(status.st_mode):
             raise BlobMissing(name)
@@ -111,9 +111,10 @@ class DirectoryBlobs:
         self._sync_directory(os.path.dirname(path))
 
     def sweep(self) -> int:
-        """Remove what dead writers left behind; their number. A file whose writer lives is locked, and stays.
+        """Remove the files that dead writers left behind, and return how many.
 
-        So does what has another name than writers give: tmp/ may be a link to a directory that others use as well.
+        Files of live writers are locked and stay. Files that writers would not name so stay too: tmp/ may be
+        a link to a directory with other users.
         """
         self.check_writable()
         swept = 0
@@ -131,8 +132,8 @@ class DirectoryBlobs:
         if self.failed is not None:
             raise Unavailable(
                 "STORE_UNAVAILABLE",
-                f"the store takes no more writes since a sync failed ({self.failed}); "
-                "look at the disk, then restart the server",
+                f"the store refuses writes since a sync failed ({self.failed}); "
+                "check the disk, then restart the server",
                 retry_after_s=_RETRY_AFTER_S,
             )
 
@@ -146,7 +147,8 @@ class DirectoryBlobs:
             try:
                 self._files.link(temporary, path)
             except FileExistsError as error:
-                # Another writer may have linked it a moment ago: who takes it for success needs it durable.
+                # Another writer may have linked it just now: a caller that counts that as success needs it
+                # durable.
                 self._sync_directory(directory)
                 raise BlobExists(name) from error
         self._sync_directory(directory)
@@ -159,7 +161,7 @@ class DirectoryBlobs:
         self._sync_directory(os.path.dirname(path))
 
     def _sync_for(self, descriptor: int, name: str) -> str:
-        """Sync the file that is to be called `name`, and make that name's directory; its path."""
+        """Sync the file that will be called `name`, create that name's directory, and return the path."""
         self.check_writable()
         path = os.path.join(self._root, check_name(name))
         self._make_directories(os.path.dirname(path))
@@ -182,14 +184,14 @@ class DirectoryBlobs:
 
     @contextlib.contextmanager
     def _failing(self, action: str) -> Iterator[None]:
-        """Take no more writes once the body, a sync, has failed."""
+        """Refuse further writes if the body, a sync, fails."""
         try:
             yield
         except OSError as error:
             if self.failed is None:
                 self.failed = _store_error(action, error).message
                 _log.error(
-                    "%s: from now on nothing is written, and what is there can be read; look at the disk, then restart the server",
+                    "%s: the store refuses writes from now on and stays readable; check the disk, then restart the server",
                     self.failed,
                 )
             raise
@@ -200,13 +202,13 @@ class DirectoryBlobs:
         return os.path.join(self._root, check_name(name))
 
     def _check_root(self) -> None:
-        """Raise OSError if the root is not the directory that was opened: unmounted, it would look empty."""
+        """Raise OSError if the root is not the directory that was opened: an unmounted one would look empty."""
         if _identity(self._files.status(self._root)) != self._identity:
             raise OSError(errno.ESTALE, "another directory is mounted there")
 
     @contextlib.contextmanager
     def _missing(self, name: str) -> Iterator[None]:
-        """Raise BlobMissing where the system finds no such file below the right root."""
+        """Raise BlobMissing if the file does not exist below the right root."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
@@ -215,7 +217,7 @@ class DirectoryBlobs:
 
     @contextlib.contextmanager
     def _remembering_directories(self) -> Iterator[None]:
-        """Forget which directories were made if one turns out to be gone, so that the next attempt makes it again."""
+        """Forget the known directories if one no longer exists, so that the next attempt creates it again."""
         try:
             yield
         except FileNotFoundError:
@@ -224,12 +226,13 @@ class DirectoryBlobs:
             raise
 
     def _new_temporary(self) -> tuple[str, int]:
-        """A new file that this process has locked."""
+        """Create a temporary file, locked by this process."""
         while True:
             path = os.path.join(self._temporary, os.urandom(16).hex())
             descriptor = self._files.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
-                # A sweep may come between open and lock: then it has the lock, or the file has no name any more.
+                # A sweep may run between open and lock: then it holds the lock, or the file has lost its
+                # name.
                 kept = self._files.lock(descriptor) and self._files.status_of(descriptor).st_nlink > 0
             except BaseException:
                 self._drop_temporary(path, descriptor)
@@ -239,7 +242,7 @@ class DirectoryBlobs:
             self._files.close(descriptor)
 
     def _drop_temporary(self, path: str, descriptor: int) -> None:
-        """Forget a file that no writer has: it would stay locked for as long as this process lives."""
+        """Discard a file without a writer: it would stay locked for the life of this process."""
         with contextlib.suppress(OSError):
             self._files.unlink(path)
         with contextlib.suppress(OSError):
@@ -261,10 +264,10 @@ class DirectoryBlobs:
         return 1
 
     def _make_directories(self, path: str) -> None:
-        """Make `path` below the root, each new name synced.
+        """Create `path` below the root, and sync each new name.
 
-        One that exists counts only once this instance has synced its parent: another thread or process may have
-        made it a moment ago.
+        An existing directory counts only once this instance has synced its parent: another thread or process
+        may have created it just now.
         """
         if path == self._root:
             return
@@ -302,7 +305,7 @@ class DirectoryBlobs:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Depth first. A directory sorts as if it ended in "/", so that names come in the order of strings."""
+        """Walk depth first. A directory sorts as if it ended in "/", so that names come in string order."""
         found: list[tuple[str, bool, int]] = []
         with translated(f"list {prefix or 'the store'}"):
             try:
@@ -328,7 +331,7 @@ class DirectoryBlobs:
 
 
 class DirectoryWriter:
-    """An object of DirectoryBlobs that is being written: a locked file in tmp/."""
+    """An object of DirectoryBlobs in writing: a locked file in tmp/."""
 
     def __init__(self, blobs: DirectoryBlobs, files: Files, path: str, descriptor: int) -> None:
         self._blobs = blobs
@@ -372,7 +375,7 @@ class DirectoryWriter:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
-        # What stays behind after a failure here is not locked any more, and is swept.
+        # A failure here leaves an unlocked file behind, which the next sweep removes.
         try:
             with contextlib.suppress(OSError):
                 self._files.unlink(self._path)
@@ -382,13 +385,13 @@ class DirectoryWriter:
 
     def _open(self) -> int:
         if self._descriptor is None or self._broken:
-            raise ValueError("this writer has been finished, or has failed")
+            raise ValueError("this writer is finished or has failed")
         return self._descriptor
 
 
 @contextlib.contextmanager
 def translated(action: str) -> Iterator[None]:
-    """OSError as Exhausted where there is no room, else as Unavailable."""
+    """Translate OSError: no space left becomes Exhausted, anything else Unavailable."""
     try:
         yield
     except OSError as error:
@@ -398,7 +401,7 @@ def translated(action: str) -> Iterator[None]:
 def _store_error(action: str, error: OSError) -> StaddleError:
     cause = errno.errorcode.get(error.errno or 0, "unknown error")
     if error.errno in NO_ROOM:
-        return Exhausted("STORE_FULL", f"could not {action}: the store has no room left ({cause})")
+        return Exhausted("STORE_FULL", f"could not {action}: no space left in the store ({cause})")
     return Unavailable(
         "STORE_UNAVAILABLE",
         f"could not {action}: the store does not answer ({cause})",

@@ -1,4 +1,4 @@
-"""Blobs in memory: all promises of blobs but durability. For tests, and as the model of a backend."""
+"""Blobs in memory: every promise of blobs except durability. For tests, and as the model of a backend."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from staddle_server.store.blobs import (
 
 
 class MemoryBlobs:
-    """Blobs that end with this object. Safe to use from several threads.
+    """Blobs that last as long as this object. Thread-safe.
 
     Attributes:
         objects: Content by name; a test may damage it.
@@ -30,7 +30,7 @@ class MemoryBlobs:
         self._lock = threading.Lock()
 
     def check_writable(self) -> None:
-        """Memory is always writable."""
+        """Do nothing: memory is always writable."""
 
     def create(self) -> "MemoryWriter":
         return MemoryWriter(self)
@@ -61,13 +61,13 @@ class MemoryBlobs:
                 raise BlobMissing(name)
 
     def sweep(self) -> int:
-        """A writer leaves nothing behind."""
+        """Return 0: a writer leaves nothing behind."""
         return 0
 
     # --- what writers share
 
     def add(self, name: str, data: bytes) -> None:
-        """Give `data` a name that no object has. Raises BlobExists."""
+        """Store `data` under an unused name. Raises BlobExists."""
         check_name(name)
         with self._lock:
             if name in self.objects:
@@ -75,7 +75,7 @@ class MemoryBlobs:
             self.objects[name] = data
 
     def replace(self, name: str, data: bytes) -> None:
-        """Give `data` a name that an object may have."""
+        """Store `data` under a name, in place of any object that has it."""
         check_name(name)
         with self._lock:
             self.objects[name] = data
@@ -90,7 +90,7 @@ class MemoryBlobs:
 
 
 class MemoryWriter:
-    """An object of MemoryBlobs that is being written."""
+    """An object of MemoryBlobs in writing."""
 
     def __init__(self, blobs: MemoryBlobs) -> None:
         self._blobs = blobs
@@ -110,7 +110,7 @@ class MemoryWriter:
 
     def _open(self) -> list[bytes]:
         if self._parts is None:
-            raise ValueError("this writer has been finished")
+            raise ValueError("this writer is finished")
         return self._parts
 
     def _finish(self) -> bytes:

@@ -66,7 +66,7 @@ class CheckPlan:
         share: what part of these, 0 to 1; others are read only for a reason.
         random: picks them.
         pace: receives the size of every read.
-        put_down: whether what is found is marked in the catalog.
+        mark_damage: whether what is found is marked in the catalog.
 
     """
 
@@ -74,7 +74,7 @@ class CheckPlan:
     share: float = 1.0
     random: Random = field(default_factory=Random)
     pace: Pace = lambda _size, _chunks: None
-    put_down: bool = True
+    mark_damage: bool = True
 
 
 class Check:
@@ -210,7 +210,9 @@ class _TenantCheck:
             self._check.progress("reading", done, int(total_bytes * plan.share) if plan.read else total_bytes)
             plan.pace(size, chunks)
 
-        examiner = Examiner(self._tenant, self._catalog, self._check.kept.clock, pace, put_down=plan.put_down)
+        examiner = Examiner(
+            self._tenant, self._catalog, self._check.kept.clock, pace, mark_damage=plan.mark_damage
+        )
         for number, pack in enumerate(each_pack(self._catalog, self._tenant.id)):
             if not plan.read:
                 self._check.progress("packs", number, total)

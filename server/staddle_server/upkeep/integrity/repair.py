@@ -128,7 +128,7 @@ class Repair:
     def _check(self, tenants: Sequence[TenantRow], *, all_tenants: bool) -> None:
         """The verdict: one definition of damage, that of `check`."""
         left: list[Finding] = []
-        plan = CheckPlan(put_down=not self.dry_run)
+        plan = CheckPlan(mark_damage=not self.dry_run)
         take = left.append if self.dry_run else self.emit
         checked = Check(self.kept, plan, take, self.progress).run(tenants, all_tenants=all_tenants)
         if not self.dry_run:
@@ -257,7 +257,7 @@ class _TenantRepair:
         catalog = self._kept.catalog
         total, _ = catalog.verification.totals(self._tenant.id)
         counts = catalog.verification.indexed_counts(self._tenant.id)
-        examiner = Examiner(self._tenant, catalog, self._kept.clock, put_down=not self._repair.dry_run)
+        examiner = Examiner(self._tenant, catalog, self._kept.clock, mark_damage=not self._repair.dry_run)
         damaged: list[Examined] = []
         for number, pack in enumerate(each_pack(catalog, self._tenant.id)):
             self._repair.progress("packs", number, total)

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from staddle._base.figures import counted
 
 from staddle_server.base.errors import Damaged, StaddleError, Unavailable
+from staddle_server.base.limits import INTEGRITY_EVERY_S
 from staddle_server.base.threads import Background
 from staddle_server.catalog import Generation, KnownDamage, TenantRow
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing
@@ -31,7 +32,6 @@ from staddle_server.upkeep.schedule import StoppedError, Stopping, Task
 log = logging.getLogger(__name__)
 
 COMPARE_EVERY_S: Final = 3600.0
-LOOK_S: Final = 1.0
 CATALOG_EVERY: Final = 5
 """The file of the catalog is looked into at every so many-th look."""
 REST: Final = 10
@@ -110,9 +110,11 @@ def _listed(kept: Kept, tenant: Tenant) -> Iterator[tuple[bytes, int]]:
 class Integrity:
     """Keeps the report of damage current while a server runs, on its own thread."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: Kept, every_s: float = INTEGRITY_EVERY_S) -> None:
+        """Looks every `every_s` after the start; 0: only at the start."""
         self._kept = kept
-        self._thread = Background("integrity", LOOK_S, self._look_again)
+        self._every_s = every_s
+        self._thread = Background("integrity", every_s, self._look_again)
         self.known: dict[bytes, KnownDamage] = {}
         """What is damaged, by tenant, a second ago."""
         self._walked: dict[bytes, _State] = {}
@@ -133,7 +135,8 @@ class Integrity:
         self._mark = self._kept.catalog.generation.get()
         self.compare(lambda: self._thread.stopping)
         self._tell(self._kept.catalog.packs.known_damage())
-        self._thread.start()
+        if self._every_s:
+            self._thread.start()
 
     def stop(self) -> None:
         """Ends."""
@@ -141,7 +144,8 @@ class Integrity:
 
     def task(self) -> Task:
         """The comparison as a task of a running server, which compares for the first time when it starts."""
-        return Task("packs", COMPARE_EVERY_S, self.compare, first_after_s=COMPARE_EVERY_S)
+        every_s = COMPARE_EVERY_S if self._every_s else 0
+        return Task("packs", every_s, self.compare, first_after_s=COMPARE_EVERY_S)
 
     def compare(self, stopping: Stopping) -> str:
         """Compares packs and records of all tenants. What was found of packs, in words; "" for nothing."""
@@ -172,7 +176,7 @@ class Integrity:
                     self._look_for_lost(row)
             known = self._without_healed(known)
             now_s = self._kept.clock.monotonic_s()
-            self._rest_until_s = now_s + REST * max(0.0, now_s - begun_s - LOOK_S)
+            self._rest_until_s = now_s + REST * max(0.0, now_s - begun_s - INTEGRITY_EVERY_S)
         self._tell(known)
 
     def _look_for_parts(self) -> bool:

@@ -13,7 +13,7 @@ DIGEST = sa.LargeBinary(32)
 
 
 def upgrade() -> None:
-    """Makes them."""
+    """Create them."""
     op.create_table(
         "chunks",
         sa.Column("tenant", ROW, nullable=False),

@@ -1,4 +1,4 @@
-"""Deletion for good, retention, holds, collection, scrubbing."""
+"""Purging, retention, holds, collection, scrubbing."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,7 +13,7 @@ DIGEST = sa.LargeBinary(32)
 
 
 def upgrade() -> None:
-    """Adds columns and tables."""
+    """Add columns and tables."""
     for table, columns in _columns().items():
         for column in columns:
             op.add_column(table, column)

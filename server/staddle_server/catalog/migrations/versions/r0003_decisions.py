@@ -1,4 +1,4 @@
-"""When the newest decision was made, so that each is later than the one before it."""
+"""The time of the newest decision, so that each is later than the one before it."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "r0002"
 
 
 def upgrade() -> None:
-    """Adds a column."""
+    """Add a column."""
     op.add_column(
         "tenants", sa.Column("decided_ns", sa.BigInteger(), nullable=False, server_default=sa.text("0"))
     )
