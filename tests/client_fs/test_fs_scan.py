@@ -9,7 +9,7 @@ import pytest
 from fs_trees import plant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from staddle._fs.excludes import excludes_of
+from staddle._fs.excludes import all_patterns, excludes_of
 from staddle._fs.found import Found, Marked
 from staddle._fs.metadata import holes_of, largest, link_group
 from staddle._fs.scan import Scan
@@ -70,7 +70,7 @@ def test_excludes_work_as_in_gitignore_and_prune_directories(tmp_path: Path) -> 
         (tmp_path / name).write_text(name)
     patterns = tmp_path / "patterns"
     patterns.write_text("# a comment\n*.o\n\nbuild/\n")
-    excluded = excludes_of(["!important.o", "/top", "patterns"], [patterns])
+    excluded = excludes_of(all_patterns("exclude_files", [patterns], ["!important.o", "/top", "patterns"]))
     assert paths_of(tmp_path, excluded=excluded) == [
         b"",
         b"deep",
