@@ -41,9 +41,9 @@ def test_a_failed_check_fails_the_run(tmp_path: Path, capsys: pytest.CaptureFixt
     with run.check("a thing that is right", server) as check:
         check.run(["true"])
     assert (run.passed, run.failed) == (1, 2)
-    told = capsys.readouterr().out.splitlines()
-    assert [line[:4] for line in told] == ["FAIL", "FAIL", "PASS"]
-    assert "it is wrong" in told[0]
+    reported = capsys.readouterr().out.splitlines()
+    assert [line[:4] for line in reported] == ["FAIL", "FAIL", "PASS"]
+    assert "it is wrong" in reported[0]
 
 
 def test_too_much_memory_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

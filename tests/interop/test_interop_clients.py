@@ -53,9 +53,9 @@ def assert_same(source: Path, restored: Path, time_unit_ns: int) -> None:
 
 def restored_by(client: Foreign, service: Service, dataset: str, source: Path, target: Path) -> None:
     """Restores with a client in another language, and compares."""
-    (told,) = lines(client, service, "restore", dataset, bytes(target))
-    assert told["entries"] == len(read_tree(source))
-    assert told["damaged"] == 0
+    (reported,) = lines(client, service, "restore", dataset, bytes(target))
+    assert reported["entries"] == len(read_tree(source))
+    assert reported["damaged"] == 0
     assert_same(source, target, client.time_unit_ns)
 
 
