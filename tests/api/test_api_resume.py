@@ -225,9 +225,7 @@ def test_an_open_file_that_is_not_resumed_is_dropped(running, instead):
     upload_id = info(failed.value).metadata["upload"]
     upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload_id)).upload
     assert upload.durable.open_entry.path == "gone"
-    continued = sv.ContinueUpload(
-        upload_id=upload.id, epoch=upload.epoch, position=upload.durable.position
-    )
+    continued = sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=upload.durable.position)
     parts, files = {
         "an entry": ([small("a", b"1"), finish(1, 1)], {"a": b"1"}),
         "a removal": ([Part(remove=pb.Remove(path="x")), finish(0, 0)], {}),
