@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import seaweed
 from extent import examples
 from hypothesis import HealthCheck, settings
 from servers import Running, ServerProcess
@@ -105,3 +106,18 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.S3Server]:
+    """A real S3 server. Its tests are one group (`xdist_group("s3")`), so that one worker starts one."""
+    with seaweed.running(tmp_path_factory.mktemp("s3")) as made:
+        yield made
+
+
+@pytest.fixture
+def s3(s3_server: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch) -> seaweed.S3Server:
+    """The S3 server, with its credentials in the environment."""
+    for name, value in seaweed.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return s3_server

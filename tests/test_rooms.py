@@ -125,6 +125,7 @@ OUTSIDE: Final = {
         "SQL is the catalog's own: another database must not touch another room",
     ),
     ("staddle_server", "alembic"): (frozenset({"catalog"}), "SQL is the catalog's own"),
+    ("staddle_server", "psycopg"): (frozenset({"catalog"}), "SQL is the catalog's own"),
     ("staddle_server", "sqlite3"): (frozenset({"catalog"}), "SQL is the catalog's own"),
     ("staddle_server", "cryptography"): (
         frozenset({"store", "app"}),

@@ -1,9 +1,11 @@
 """Backups and datasets: listing, selection, deletion and restoring, and the records of these decisions."""
 
 import pytest
+from sqlalchemy import delete
 from staddle_server.base import errors
 from staddle_server.base.types import NO_LINK, Kind, record_link
 from staddle_server.catalog import PendingRecord
+from staddle_server.catalog.schema import backups
 
 SECOND = 1_000_000_000
 
@@ -202,5 +204,5 @@ def test_a_decision_that_is_rolled_back_leaves_no_gap_in_the_chain(world):
 def test_the_number_of_a_removed_backup_is_not_reused(world):
     first = world.backup(kind=Kind.FULL)
     with world.catalog.database.write() as connection:
-        connection.exec_driver_sql("DELETE FROM backups WHERE id = ?", (first.id,))
+        connection.execute(delete(backups).where(backups.c.id == first.id))
     assert world.backup().number == 2

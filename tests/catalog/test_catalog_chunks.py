@@ -1,8 +1,10 @@
 """The chunk index, claims, packs and damaged packs."""
 
 import pytest
+from sqlalchemy import select, update
 from staddle_server.catalog import PendingRecord, Terms
 from staddle_server.catalog.database import Database
+from staddle_server.catalog.schema import claims, packs
 from staddle_server.catalog.validation import BATCH
 
 TERMS = Terms(300, 7 * 24 * 3600)
@@ -98,10 +100,7 @@ def test_a_claim_returns_the_stored_chunks_and_keeps_their_pack_for_the_upload(w
     claimed = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids + unknown + ids)
     assert claimed == dict(pack.chunks)
     with world.catalog.database.read() as connection:
-        rows = connection.exec_driver_sql(
-            "SELECT packs.id FROM claims JOIN packs ON packs.row = claims.pack WHERE claims.upload = ?",
-            (upload.id,),
-        )
+        rows = connection.execute(select(packs.c.id).join(claims).where(claims.c.upload == upload.id))
         assert rows.scalars().all() == [pack.pack]
 
 
@@ -130,7 +129,7 @@ def test_only_a_live_pack_is_found_or_claimed(world, state):
     ids = world.digests(3)
     _, pack = _stored(world, ids)
     with world.catalog.database.write() as connection:
-        connection.exec_driver_sql("UPDATE packs SET state = ? WHERE id = ?", (state, pack.pack))
+        connection.execute(update(packs).where(packs.c.id == pack.pack).values(state=state))
     upload = world.begin(world.bob).upload
     assert world.catalog.chunks.find(world.tenant, ids, include_damaged=True) == {}
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids) == {}

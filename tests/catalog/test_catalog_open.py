@@ -6,13 +6,13 @@ import sys
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, event, inspect
+from sqlalchemy import Engine, event, inspect, select
 from staddle_server.base import errors
 from staddle_server.base.places import UnknownSchemeError
 from staddle_server.catalog import open_catalog
 from staddle_server.catalog.engine import bring_up_to_date, open_database
 from staddle_server.catalog.migrate import migrate, newest_revision
-from staddle_server.catalog.schema import REVISION, metadata
+from staddle_server.catalog.schema import REVISION, metadata, tenants
 
 VERSION = "SELECT version_num FROM alembic_version"
 
@@ -122,8 +122,10 @@ def test_either_all_tables_are_created_or_none(way, url):
 
 def test_a_lock_held_too_long_is_unavailable_with_a_retry_time(world):
     impatient = open_catalog(world.url, busy_timeout_s=0.05)
-    with world.catalog.database.write(), pytest.raises(errors.Unavailable) as caught:
-        impatient.tenants.set_gc_waits(world.tenant, waits=True)
+    with world.catalog.database.write() as connection:
+        connection.execute(select(tenants).with_for_update())
+        with pytest.raises(errors.Unavailable) as caught:
+            impatient.tenants.set_gc_waits(world.tenant, waits=True)
     assert caught.value.reason == "STORE_UNAVAILABLE"
     assert caught.value.retry_after_s
     impatient.close()

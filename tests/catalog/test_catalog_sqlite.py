@@ -35,6 +35,11 @@ def new_url(tmp_path):
     return lambda: next(names)
 
 
+@pytest.fixture
+def ready_url(new_url):
+    return new_url()
+
+
 def _sqlite(*version):
     return SimpleNamespace(sqlite_version_info=version)
 

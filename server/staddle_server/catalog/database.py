@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Engine, Insert, Table, select
+from sqlalchemy import Column, Connection, Engine, Executable, Insert, Table, select
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -20,6 +20,8 @@ BUSY_TIMEOUT_S: Final = 30.0
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
 _INSERTED_AT_ONCE: Final = 4096
+Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""The values of a statement: of one row, or of many."""
 
 
 class DatabaseKind(ABC):
@@ -45,6 +47,14 @@ class DatabaseKind(ABC):
     @abstractmethod
     def begin(self, connection: Connection, *, writes: bool, erase: bool) -> None:
         """Complete the driver's begin of a transaction. With `erase`, deleted data must not stay readable."""
+
+    @abstractmethod
+    def lock_schema(self, connection: Connection) -> None:
+        """Keep other processes from making or changing tables until the transaction ends."""
+
+    def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
+        """Execute a statement, at the latest before the next one or the commit, whose rows and count are not asked for."""
+        connection.execute(statement, rows)
 
     @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
@@ -219,6 +229,16 @@ def _kind_of(connection: Connection) -> DatabaseKind:
 def insert_or_ignore(connection: Connection, table: Table) -> Insert:
     """Return an INSERT that skips existing rows."""
     return _kind_of(connection).insert_or_ignore(table)
+
+
+def lock_schema(connection: Connection) -> None:
+    """Keeps other processes from making or changing tables until the transaction ends."""
+    _kind_of(connection).lock_schema(connection)
+
+
+def later(connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
+    """Executes a statement whose rows and count are not asked for: a database may send it together with the next one."""
+    _kind_of(connection).later(connection, statement, rows)
 
 
 def insert_rows(

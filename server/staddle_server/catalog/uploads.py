@@ -76,6 +76,12 @@ class UploadRows:
         BAD_FIELD; REQUEST_ID_REUSED; ROOT_DIFFERS; NO_BASE.
         """
         begin.check_begin(spec)
+        try:
+            return self._begin(spec)
+        except begin.OvertakenError:
+            return self._begin(spec)
+
+    def _begin(self, spec: BeginUpload) -> Begun:
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, spec.principal.tenant)
             return begin.begin(connection, tenant_row, spec)

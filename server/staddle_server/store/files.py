@@ -1,5 +1,6 @@
 """Local files: every system call that durability depends on, in one place."""
 
+import errno
 import fcntl
 import os
 from typing import Final
@@ -8,6 +9,8 @@ from staddle_server.store.blobs import Buffer
 
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a write that has no room: on the disk, in a quota, or below a limit of file sizes."""
 
 
 class Files:
