@@ -137,7 +137,7 @@ def test_of_many_paths_that_are_hurt_some_are_named_in_words_and_all_as_json(ser
     flip(path, 300)
     status, out, _ = run(server, "check", "--read-data")
     assert status == 1
-    assert out.count("cannot be given back whole: chunk") == 20
+    assert out.count("cannot be restored completely: chunk") == 20
     assert "… and 10 more paths: --json names all of them." in out
     status, out, _ = run(server, "check", "--read-data", "--json")
     assert [each["path"] for each in lines(out) if each["kind"] == "path"] == names

@@ -261,7 +261,7 @@ def test_another_directorys_master_key_opens_nothing(tmp_path: Path) -> None:
             opened.catalog.tenants.list_all(), all_tenants=True
         )
     (finding,) = found
-    assert "put back the master.key that belongs to this directory" in finding.message
+    assert "restore the master.key that belongs to this directory" in finding.message
     assert "repair" not in finding.message
 
 

@@ -140,7 +140,7 @@ def test_a_server_without_further_threads_refuses_streams_and_serves_everything_
         assert {(error.code(), reason(error)) for error in refused} == {
             (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY")
         }
-        assert "no further thread" in refused[0].details()
+        assert "no more threads" in refused[0].details()
         assert "TasksMax" in refused[0].details()
         for _ in range(20):
             assert {"before", "small"} <= set(datasets(stub))
@@ -153,7 +153,7 @@ def test_a_server_without_further_threads_refuses_streams_and_serves_everything_
 
 @pytest.fixture
 def without_threads(tmp_path: Path):
-    """Runs a command of this project in a process that gets no further thread."""
+    """Runs a command of this project in a process that gets no more threads."""
 
     def run(module: str, *words: str) -> subprocess.CompletedProcess[str]:
         code = (
@@ -190,7 +190,7 @@ def test_what_gets_no_thread_does_not_start_and_says_why(
         without_threads("staddle.command", "restore", "www", "--target", str(tmp_path / "to"), *config),
     ):
         assert done.returncode == 1
-        assert "no further thread" in done.stderr
+        assert "no more threads" in done.stderr
         assert "Traceback" not in done.stderr
 
 

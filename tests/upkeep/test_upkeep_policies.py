@@ -86,7 +86,7 @@ def test_without_a_policy_nothing_goes(running):
     made = several(running, stub, 3)
     shown = plan(stub)
     assert [each.goes for each in shown.backups] == [False] * 3
-    assert shown.backups[0].reasons == ["there is no policy"]
+    assert shown.backups[0].reasons == ["the dataset has no policy"]
     assert list(apply(stub, shown.plan_token).deleted_backup_ids) == []
     assert ids(backups(stub, "www")) == ids(reversed(made))
 
@@ -316,7 +316,7 @@ def test_a_manifest_that_cannot_be_read_is_damage_that_the_plan_itself_finds(run
     damage_chunk(running, bytes.fromhex(older.manifest_digest), Role.MANIFEST)
     shown = plan(stub)
     assert [(each.goes, each.damaged) for each in shown.backups] == [(False, True), (False, True)]
-    assert shown.backups[1].reasons == ["no backup is known to be whole"]
+    assert shown.backups[1].reasons == ["no backup is known to be intact"]
 
 
 def test_a_chunk_that_no_pack_has_is_found_although_no_damage_was_known(running):
