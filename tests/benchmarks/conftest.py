@@ -12,6 +12,13 @@ if not sys.platform.startswith("linux"):
     pytest.skip("the benchmarks read /proc: Linux only", allow_module_level=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """They measure and serve no client: `make test-all` tries them."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where results go instead; and memory stays as it is."""

@@ -1,21 +1,30 @@
-"""A catalog with two tenants, seeded ids, and short ways to say what the tests are not about."""
+"""A catalog with two tenants, seeded ids, and helpers for the steps that a test is not about."""
 
 import random
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import postgres_server
 import pytest
 from sqlalchemy import select
-from staddle_server.base.types import ChunkPlace, Kind, PackSummary, Root, SegmentRef, StoredChunk, TokenRole
+from staddle_server.base.types import (
+    ChangeCounts,
+    ChunkPlace,
+    Kind,
+    PackSummary,
+    Root,
+    SegmentRef,
+    StoredChunk,
+    TokenRole,
+)
 from staddle_server.catalog import (
     Backup,
     BeginUpload,
     Begun,
     Catalog,
-    ChangeCounts,
     DurableUpdate,
     NewBackup,
     Principal,
@@ -31,12 +40,22 @@ from staddle_server.catalog.schema import metadata
 SECOND = 1_000_000_000
 
 
+class Databases(NamedTuple):
+    """How a test gets a database of one kind, each by its URL: an empty one, and one that has the tables."""
+
+    empty: Callable[[Path], str]
+    ready: Callable[[Path], str]
+
+
 def new_sqlite(place: Path) -> str:
     return f"sqlite:///{place}/catalog.db"
 
 
-DATABASES: Final[dict[str, Callable[[Path], str]]] = {"sqlite": new_sqlite}
-"""The databases that the suite runs on, by name: what makes an empty one for a test, and answers its URL."""
+DATABASES: Final = {
+    "sqlite": Databases(new_sqlite, new_sqlite),
+    "postgresql": Databases(lambda _: postgres_server.new_url(), lambda _: postgres_server.ready_url()),
+}
+"""The databases that the suite runs on, by name."""
 TERMS = Terms(300, 7 * 24 * 3600)
 
 
@@ -67,7 +86,7 @@ class World:
         return self.seeded.randbytes(16)
 
     def pending(self) -> list[bytes]:
-        """The ids of the records that are not durable, without those of commits and of tenants that were made."""
+        """The ids of the records that are not durable, except those of commits and of new tenants."""
         return [
             each.id
             for each in self.catalog.backups.pending_records()
@@ -135,20 +154,22 @@ class World:
         )
 
     def backup(self, dataset: str = "www", kind: Kind = Kind.AUTO, **said: Any) -> Backup:
-        """A whole backup, begun and committed, after which a second has passed."""
+        """Begin and commit a backup, then advance the clock by a second."""
         made = self.commit(self.begin(dataset=dataset, kind=kind, **said).upload)
         self.now += SECOND
         return made
 
 
 @pytest.fixture(params=DATABASES)
-def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
-    """Makes an empty database, and answers its URL."""
+def databases(request: pytest.FixtureRequest) -> Databases:
+    """Each kind of database in turn."""
+    return DATABASES[request.param]
 
-    def make() -> str:
-        return DATABASES[request.param](Path(tempfile.mkdtemp(dir=tmp_path)))
 
-    return make
+@pytest.fixture
+def new_url(databases: Databases, tmp_path: Path) -> Callable[[], str]:
+    """A function that creates an empty database and returns its URL."""
+    return lambda: databases.empty(Path(tempfile.mkdtemp(dir=tmp_path)))
 
 
 @pytest.fixture
@@ -167,7 +188,13 @@ def migrated(new_url: Callable[[], str]) -> Iterator[Database]:
 
 
 @pytest.fixture
-def world(url: str) -> Iterator[World]:
-    catalog = open_catalog(url)
-    yield World(url, catalog)
+def ready_url(databases: Databases, tmp_path: Path) -> str:
+    """A database that has the tables."""
+    return databases.ready(Path(tempfile.mkdtemp(dir=tmp_path)))
+
+
+@pytest.fixture
+def world(ready_url: str) -> Iterator[World]:
+    catalog = open_catalog(ready_url)
+    yield World(ready_url, catalog)
     catalog.close()

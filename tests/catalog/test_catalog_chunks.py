@@ -1,22 +1,25 @@
-"""The chunk index, claims, packs and their damage."""
+"""The chunk index, claims, packs and damaged packs."""
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import select, update
 from staddle_server.catalog import PendingRecord, Terms
+from staddle_server.catalog.database import Database
+from staddle_server.catalog.schema import claims, packs
 from staddle_server.catalog.validation import BATCH
 
 TERMS = Terms(300, 7 * 24 * 3600)
 
 
-def _writes(world):
-    """The transactions that write, as they begin."""
-    begun = []
+@pytest.fixture
+def writes(monkeypatch):
+    """Collects the database of each transaction that writes, when it begins."""
+    begun, write = [], Database.write
 
-    def note(connection):
-        if connection.get_execution_options().get("staddle_write", False):
-            begun.append(connection)
+    def noted(database, *, erase=False):
+        begun.append(database)
+        return write(database, erase=erase)
 
-    event.listen(world.catalog.database.engine, "begin", note)
+    monkeypatch.setattr(Database, "write", noted)
     return begun
 
 
@@ -45,7 +48,7 @@ def test_lists_of_every_length_are_found(world):
         assert all(len(places) == 1 for places in found.values())
 
 
-def test_a_chunk_is_its_tenants_own(world):
+def test_a_chunk_is_found_by_its_own_tenant_only(world):
     ids = world.digests(3)
     _stored(world, ids)
     assert world.catalog.chunks.find(world.eve.tenant, ids) == {}
@@ -68,12 +71,12 @@ def test_two_copies_of_a_chunk_are_both_found_and_the_damaged_one_comes_last(wor
     )
 
 
-def test_a_damaged_segment_hurts_its_own_chunks_only(world):
+def test_a_damaged_segment_affects_its_own_chunks_only(world):
     ids = world.digests(24)
     upload, pack = _stored(world, ids)
-    hurt = pack.chunks[8].place.segment.offset
+    damaged = pack.chunks[8].place.segment.offset
     for _ in range(2):
-        world.catalog.packs.mark_damaged(world.tenant, pack.pack, hurt)
+        world.catalog.packs.mark_damaged(world.tenant, pack.pack, damaged)
     whole = ids[:8] + ids[16:]
     assert set(world.catalog.chunks.find(world.tenant, ids)) == set(whole)
     assert set(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids)) == set(whole)
@@ -89,7 +92,7 @@ def test_another_tenant_cannot_mark_a_pack_as_damaged(world):
     assert world.catalog.packs.damaged_count(world.tenant) == 0
 
 
-def test_a_claim_answers_what_is_there_and_keeps_its_pack_for_the_upload(world):
+def test_a_claim_returns_the_stored_chunks_and_keeps_their_pack_for_the_upload(world):
     ids = world.digests(30)
     _, pack = _stored(world, ids)
     upload = world.begin(world.bob).upload
@@ -97,24 +100,21 @@ def test_a_claim_answers_what_is_there_and_keeps_its_pack_for_the_upload(world):
     claimed = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids + unknown + ids)
     assert claimed == dict(pack.chunks)
     with world.catalog.database.read() as connection:
-        rows = connection.exec_driver_sql(
-            "SELECT packs.id FROM claims JOIN packs ON packs.row = claims.pack WHERE claims.upload = ?",
-            (upload.id,),
-        )
+        rows = connection.execute(select(packs.c.id).join(claims).where(claims.c.upload == upload.id))
         assert rows.scalars().all() == [pack.pack]
 
 
-def test_a_claim_that_holds_already_makes_no_transaction_that_writes(world):
+def test_repeating_a_claim_writes_nothing(world, writes):
     ids = world.digests(30)
     _stored(world, ids)
     upload = world.begin(world.bob).upload
-    begun = _writes(world)
+    writes.clear()
     first = world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10])
-    assert len(begun) == 1
+    assert writes == [world.catalog.database]
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids[:10]) == first
     assert len(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids)) == 30
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, world.digests(5)) == {}
-    assert len(begun) == 1
+    assert writes == [world.catalog.database]
 
 
 def test_a_claim_stays_after_the_commit(world):
@@ -129,13 +129,13 @@ def test_only_a_live_pack_is_found_or_claimed(world, state):
     ids = world.digests(3)
     _, pack = _stored(world, ids)
     with world.catalog.database.write() as connection:
-        connection.exec_driver_sql("UPDATE packs SET state = ? WHERE id = ?", (state, pack.pack))
+        connection.execute(update(packs).where(packs.c.id == pack.pack).values(state=state))
     upload = world.begin(world.bob).upload
     assert world.catalog.chunks.find(world.tenant, ids, include_damaged=True) == {}
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids) == {}
 
 
-def test_a_chunk_that_stands_twice_in_a_pack_is_indexed_once(world):
+def test_a_chunk_that_is_twice_in_a_pack_is_indexed_once(world):
     chunk_id = world.digests(1)[0]
     _, pack = _stored(world, [chunk_id, chunk_id])
     assert world.catalog.chunks.find(world.tenant, [chunk_id]) == {chunk_id: [pack.chunks[0].place]}
@@ -149,7 +149,7 @@ def test_a_pack_id_is_used_once(world):
         world.catalog.packs.begin(world.tenant, upload.id, 1, pack, 1)
 
 
-def test_packs_of_dead_epochs_and_closed_uploads_are_left_over_and_no_others(world):
+def test_only_packs_of_dead_epochs_and_closed_uploads_are_left_over(world):
     taken = world.begin().upload
     stale = world.pack(taken, [])
     resumed = world.catalog.uploads.resume(world.tenant, taken.id, world.ann, world.now, TERMS)
@@ -169,7 +169,7 @@ def test_packs_of_dead_epochs_and_closed_uploads_are_left_over_and_no_others(wor
     assert {left.pack for left in world.catalog.packs.writing_left_over(world.tenant)} == {orphan.pack}
 
 
-def test_packs_are_of_a_live_backup_until_it_is_deleted_and_never_for_another_tenant(world):
+def test_a_backup_keeps_its_packs_live_until_it_is_deleted_for_its_own_tenant_only(world):
     mine, other = world.digests(2), world.digests(2)
     first, second = world.begin(dataset="a").upload, world.begin(dataset="b").upload
     packs = [world.pack(first, mine), world.pack(second, other)]

@@ -1,7 +1,7 @@
 """The durable steps of a server by name, seen from outside: what it asks of its files, and its catalog's commits.
 
-docs/safety.md has the table of names. Nothing in the server knows of this: the methods of `Files` are wrapped, and
-SQLAlchemy tells of the commits.
+docs/safety.md has the table of names. Nothing in the server knows of this: the methods of `Files` and
+`Database.write` are wrapped, and SQLAlchemy reports the commits.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class _Watched:
 
 @contextmanager
 def watched(observer: Observer) -> Iterator[None]:
-    """The observer sees every step of this process while the context lasts."""
+    """Let the observer see every step of this process during the context."""
     files, commits = _Watched(observer), _Commits(observer)
     files.install()
     commits.install()
@@ -215,30 +215,44 @@ class _Commits:
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._committing = threading.local()
+        self._here = threading.local()
+        self._write = database.Database.write
 
     def install(self) -> None:
+        database.Database.write = self._method()  # type: ignore[method-assign]
         event.listen(Engine, "commit", self._before)
         event.listen(Engine, "rollback", self._forget)
         event.listen(Pool, "reset", self._after)
 
     def remove(self) -> None:
+        database.Database.write = self._write  # type: ignore[method-assign]
         event.remove(Engine, "commit", self._before)
         event.remove(Engine, "rollback", self._forget)
         event.remove(Pool, "reset", self._after)
 
+    def _method(self) -> Callable[..., Any]:
+        real, here = self._write, self._here
+
+        @contextmanager
+        def write(catalog: database.Database, *, erase: bool = False) -> Iterator[Connection]:
+            with real(catalog, erase=erase) as connection:
+                here.writer = connection
+                yield connection
+
+        return write
+
     def _before(self, connection: Connection) -> None:
-        if connection.get_execution_options().get("staddle_write", False):
+        if connection is getattr(self._here, "writer", None):
             step = Step(f"catalog.{_transaction()}", "commit", str(connection.engine.url.database))
             self._observer.before(step)
-            self._committing.step = step
+            self._here.step = step
 
     def _forget(self, _connection: Connection) -> None:
-        self._committing.step = None
+        self._here.step = None
 
     def _after(self, *_: object) -> None:
-        step = getattr(self._committing, "step", None)
-        self._committing.step = None
+        step = getattr(self._here, "step", None)
+        self._here.step = None
         if step is not None:
             self._observer.after(step)
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fuzz_engine import MIB, Check, Target, documented, mutate_bytes, mutate_msgpack
 from staddle_server.base.errors import BadRequest, Damaged
 from staddle_server.base.limits import PUT_CHUNKS_INFLATED_BYTES_MAX
-from staddle_server.base.types import ChunkRef, Kind, Root, Scope, TenantKeys
+from staddle_server.base.types import ChangeCounts, ChunkRef, Kind, Root, Scope, TenantKeys
 from staddle_server.store.keys import (
     MasterKeyError,
     WrappedKeys,
@@ -27,7 +27,6 @@ from staddle_server.store.keys import (
     wrap_keys,
 )
 from staddle_server.store.records import (
-    ChangeCounts,
     CommittedRecord,
     HeldRecord,
     PolicyRecord,

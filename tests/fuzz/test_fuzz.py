@@ -39,7 +39,7 @@ def test_no_kept_input_breaks_a_promise(name):
 @pytest.mark.parametrize("name", BY_NAME)
 def test_no_input_that_is_made_up_breaks_a_promise(name):
     target = BY_NAME[name]
-    runs = extent(target.short_runs // 3, target.short_runs)
+    runs = extent(target.short_runs // 6, target.short_runs)
     report = run(target, runs, SEED)
     assert report.inputs == runs
     assert len(report.outcomes) > 1, "inputs of one outcome try nothing"

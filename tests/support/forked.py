@@ -25,8 +25,8 @@ from forked_child import MAINS, TESTS, Streams, become
 
 BIN = Path(sys.executable).parent
 READ_AT_START = ("GRPC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON")
-LEFT_OUT = {"__main__", "demo", "env", "versions"}
-"""Modules that no command loads."""
+LEFT_OUT = {"__main__", "demo", "env", "versions", "postgres", "postgres_link"}
+"""Modules that no command loads, or only one whose catalog is in PostgreSQL."""
 LOADED_LATE = (
     "encodings.idna",
     "google.rpc.error_details_pb2",

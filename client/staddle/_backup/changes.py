@@ -18,6 +18,8 @@ class Changed:
     """The base has this path, and can be relied on: what is not sent must be removed."""
     doubted: bool = False
     """The base has something there, but cannot be relied on."""
+    sent: bool = False
+    """A part of it was sent, whether or not the sender comes to its end."""
     held: os.stat_result | None = None
     read_again: bool = False
 

@@ -5,28 +5,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, cast
 
 from blake3 import blake3
 
+from staddle._backup.capture import captures, to_send
 from staddle._backup.changes import Changed, Difference, Removed
 from staddle._backup.chunk_list import ChunkList
-from staddle._backup.entries import (
-    BackupTally,
-    Content,
-    LinkedFiles,
-    add_holes,
-    entry_of_file,
-    entry_without_content,
-    marked_entry,
-)
+from staddle._backup.entries import BackupTally, Content, LinkedFiles, add_holes
 from staddle._backup.previous_chunks import Earlier
 from staddle._base.threads import Threads
-from staddle._fs.file_reader import READ_BYTES, FileReader, is_racy, open_file, read_small
-from staddle._fs.found import Found, Marked, WallClock
-from staddle._fs.metadata import Names, entry_of, set_path
+from staddle._fs.file_reader import READ_BYTES, FileReader, is_racy, read_small
+from staddle._fs.found import Found, WallClock
+from staddle._fs.metadata import OwnerNames, entry_of, set_path
 from staddle._protocol.convert import PROFILES_TO_WIRE
 from staddle._types.backups import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
@@ -42,7 +36,7 @@ PART_CHUNKS: Final = 4_096
 """A longer list of chunks goes in parts of so many."""
 
 
-class Change(NamedTuple):
+class EncodedChange(NamedTuple):
     """An entry whose chunks have all been steps before, or are known to the server; or a removal.
 
     In bytes: a list of entries is one such after the other, and as objects they would take several times as much.
@@ -54,24 +48,24 @@ class Change(NamedTuple):
     size_bytes: int
 
 
-Step = Cut | Change
+Step = Cut | EncodedChange
 """What to send, in order. Of the chunks only those that the server does not have."""
 
 
-def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> Change:
+def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> EncodedChange:
     """An entry with its chunks."""
     if chunks is not None and len(chunks) > PART_CHUNKS:
-        return Change(_parts_of(entry, chunks), True, size_bytes)
+        return EncodedChange(_parts_of(entry, chunks), True, size_bytes)
     for length, digest in chunks or ():
         entry.content.chunks.add(length_bytes=length, digest=digest)
-    return Change((_packed(entry, more=False),), True, size_bytes)
+    return EncodedChange((_packed(entry, more=False),), True, size_bytes)
 
 
-def removal(path: bytes) -> Change:
-    """A path that is no longer there."""
+def removal(path: bytes) -> EncodedChange:
+    """A path that no longer exists."""
     request = wire.PutEntriesRequest()
     set_path(request.changes.add().remove, path)
-    return Change((request.SerializeToString(),), False, 0)
+    return EncodedChange((request.SerializeToString(),), False, 0)
 
 
 def _packed(entry: pb.Entry, *, more: bool) -> bytes:
@@ -112,9 +106,9 @@ class Batch:
 
 
 class Producer:
-    """Turns differences into batches. Not thread-safe: one thread draws from `batches`, and closes it.
+    """Turns differences into batches. Not thread-safe: one thread iterates over `batches`, and closes it.
 
-    What is read of a large file is cut by a thread of its own, while the next piece is read and the one before is hashed.
+    A separate thread cuts a large file, while the next piece is read and the previous one is hashed.
     """
 
     def __init__(
@@ -130,7 +124,7 @@ class Producer:
         self._tally = tally
         self._clock = clock
         self._earlier = earlier
-        self._names = Names()
+        self._names = OwnerNames()
         self._linked = LinkedFiles()
         # Two sets: taking the oldest key out of a dictionary gets slower with every key that was taken out before.
         self._recent: set[bytes] = set()
@@ -144,16 +138,13 @@ class Producer:
     def batches(self) -> Generator[Batch]:
         """All batches; the last one may be empty."""
         try:
-            for difference in self._differences:
-                if isinstance(difference, Removed):
-                    self._batch.steps.append(removal(difference.path))
-                elif isinstance(difference, Marked):
-                    entry = marked_entry(difference.found, self._names, self._tally)
-                    if entry is not None:
-                        self._add(entry, None, 0)
+            for each in to_send(self._differences, self._names, self._tally):
+                if isinstance(each, Removed):
+                    self._batch.steps.append(removal(each.path))
+                elif isinstance(each, Changed):
+                    yield from self._changed(each)
                 else:
-                    self._tally.at(difference.found.path)
-                    yield from self._changed(difference)
+                    self._add(each, None, 0)
                 if self._batch.is_full():
                     yield self._take_batch()
             yield self._take_batch()
@@ -166,14 +157,6 @@ class Producer:
 
     def _changed(self, changed: Changed) -> Iterator[Batch]:
         found = changed.found
-        if not found.is_file():
-            entry = entry_without_content(found, self._names, self._tally)
-            if entry is not None:
-                changed.holds(found.stat, read_again=entry.read_again)
-                self._add(entry, None, 0)
-            elif changed.in_base:
-                self._batch.steps.append(removal(found.path))
-            return
         linked = self._linked.find(found)
         if linked is not None:
             changed.holds(found.stat, read_again=linked[0].read_again)
@@ -187,8 +170,6 @@ class Producer:
                 self._small(changed, data)
         except OSError as error:
             self._tally.failed(found.path, error)
-            if changed.in_base:
-                self._batch.steps.append(removal(found.path))
 
     def _add(self, entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> None:
         self._batch.steps.append(entry_change(entry, chunks, size_bytes))
@@ -211,32 +192,18 @@ class Producer:
             self._set_content(entry, content, read_again=racy)
             changed.holds(found.stat, read_again=racy)
             self._add(entry, content.chunks, content.size_bytes)
-        elif changed.in_base:
-            self._batch.steps.append(removal(found.path))
 
     def _file(self, changed: Changed) -> Iterator[Batch]:
-        """Reads a file; once more if it changed meanwhile, and then takes it as it is."""
-        found = changed.found
-        for last in (False, True):
-            with open_file(found, self._clock) as opened:
-                entry = entry_of_file(found, opened, self._names, self._tally)
-                if entry is None:
-                    if changed.in_base:
-                        self._batch.steps.append(removal(found.path))
-                    return
-                content = yield from self._content(found.path, opened)
-                settled = opened.is_settled()
-                if settled or last:
-                    add_holes(entry, opened.holes, content.size_bytes)
-                    again = opened.racy or not settled or opened.size_is_wrong()
-                    self._set_content(entry, content, read_again=again)
-                    changed.holds(opened.status, read_again=entry.read_again)
-                    if settled:
-                        self._linked.keep(opened, entry, content)
-                    else:
-                        self._tally.kept_changing(found.path)
+        with closing(captures(changed, self._clock, self._names, self._tally)) as readings:
+            for reading in readings:
+                content = yield from self._content(changed.found.path, reading.opened)
+                if reading.counts():
+                    entry = reading.entry
+                    add_holes(entry, reading.opened.holes, content.size_bytes)
+                    self._set_content(entry, content, read_again=reading.read_again)
+                    if reading.settled:
+                        self._linked.keep(reading.opened, entry, content)
                     self._add(entry, content.chunks, content.size_bytes)
-                    return
 
     def _set_content(self, entry: pb.Entry, content: Content, *, read_again: bool) -> None:
         """Says all of the content but its chunks."""
@@ -248,7 +215,7 @@ class Producer:
 
     def _content(self, path: bytes, opened: FileReader) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes and not opened.unsized:
-            # There are no holes, so all pieces are bytes.
+            # Without holes, all pieces are bytes.
             return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())))
         chunker = self._chunker(path, opened.status.st_size)
         hasher, chunks = ContentHasher(), ChunkList()

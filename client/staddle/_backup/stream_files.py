@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
+from staddle._backup.capture import Capture, captures, to_send
 from staddle._backup.changes import Changed, Difference, Removed
-from staddle._backup.entries import BackupTally, add_holes, entry_of_file, entry_without_content, marked_entry
+from staddle._backup.entries import BackupTally, add_holes
 from staddle._errors import StaddleError
-from staddle._fs.file_reader import FileReader, open_file
-from staddle._fs.found import Marked, WallClock
-from staddle._fs.metadata import Names, set_path
+from staddle._fs.found import WallClock
+from staddle._fs.metadata import OwnerNames, set_path
 from staddle._protocol.convert import PROFILES_TO_WIRE, path_of
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -62,7 +63,7 @@ class _Messages:
         self._differences = differences
         self._tally = tally
         self._clock = clock
-        self._names = Names()
+        self._names = OwnerNames()
         self._entry_count = upload.durable.entry_count
         self._data_bytes = upload.durable.data_bytes
         self._stopped = threading.Event()
@@ -100,38 +101,22 @@ class _Messages:
                 position=self._upload.durable.position,
             )
         )
-        for difference in self._differences:
-            if isinstance(difference, Removed):
-                yield _remove(difference.path)
-            elif isinstance(difference, Marked):
-                entry = marked_entry(difference.found, self._names, self._tally)
-                if entry is not None:
-                    yield self._counted(entry, 0)
+        for each in to_send(self._differences, self._names, self._tally):
+            if isinstance(each, Removed):
+                yield _remove(each.path)
+            elif isinstance(each, Changed):
+                yield from self._changed(each)
             else:
-                self._tally.at(difference.found.path)
-                yield from self._changed(difference)
+                yield self._counted(each, 0)
         yield wire.BackupPart(finish=wire.Finish(entry_count=self._entry_count, data_bytes=self._data_bytes))
 
     def _changed(self, changed: Changed) -> Iterator[wire.BackupPart]:
-        found = changed.found
-        if not found.is_file():
-            entry = entry_without_content(found, self._names, self._tally)
-            if entry is not None:
-                changed.holds(found.stat, read_again=entry.read_again)
-                yield self._counted(entry, 0)
-            elif changed.in_base:
-                yield _remove(found.path)
-            return
-        sent = False
         try:
             for part in self._file(changed):
-                sent = True
+                changed.sent = True
                 yield part
         except OSError as error:
-            self._tally.failed(found.path, error)
-            changed.held = None
-            if sent or changed.in_base:
-                yield _remove(found.path)
+            self._tally.failed(changed.found.path, error)
 
     def _counted(self, entry: pb.Entry, size: int) -> wire.BackupPart:
         self._entry_count += 1
@@ -140,44 +125,30 @@ class _Messages:
         return wire.BackupPart(entry=entry)
 
     def _file(self, changed: Changed) -> Iterator[wire.BackupPart]:
-        """Sends a file; once more if it changed meanwhile, and then leaves it at that."""
-        found, sent = changed.found, False
-        for last in (False, True):
-            with open_file(found, self._clock) as opened:
-                entry = entry_of_file(found, opened, self._names, self._tally)
-                if entry is None:
-                    if changed.in_base or sent:
-                        yield _remove(found.path)
-                    return
-                entry.profile = PROFILES_TO_WIRE[self._tally.profile]
-                if opened.status.st_size <= INLINE_BYTES_MAX and not opened.unsized:
-                    part = self._inline(opened, entry, last=last)
-                    if part is not None:
-                        yield part
+        with closing(captures(changed, self._clock, self._names, self._tally)) as readings:
+            for reading in readings:
+                reading.entry.profile = PROFILES_TO_WIRE[self._tally.profile]
+                if reading.opened.status.st_size <= INLINE_BYTES_MAX and not reading.opened.unsized:
+                    yield from self._inline(reading)
                 else:
-                    yield from self._streamed(opened, entry)
-                settled = opened.is_settled()
-                changed.holds(opened.status, read_again=opened.racy or not settled or opened.size_is_wrong())
-                sent = True
-            if settled:
-                return
-        self._tally.kept_changing(found.path)
+                    yield from self._streamed(reading)
 
-    def _inline(self, opened: FileReader, entry: pb.Entry, *, last: bool) -> wire.BackupPart | None:
-        """A small file as one part; None if it changed meanwhile and is to be read once more."""
+    def _inline(self, reading: Capture) -> Iterator[wire.BackupPart]:
+        """A small file as one part, or none if it changed meanwhile and is to be read once more."""
+        opened, entry = reading.opened, reading.entry
         data = b"".join(bytes(piece) if isinstance(piece, int) else piece for piece in opened.pieces())
-        settled = opened.is_settled()
-        if not settled and not last:
-            return None
+        if not reading.counts():
+            return
         self._tally.read_bytes += len(data)
         self._tally.sent_bytes += len(data)
         add_holes(entry, opened.holes, len(data))
-        entry.read_again = opened.racy or not settled or opened.size_is_wrong()
+        entry.read_again = reading.read_again
         entry.data = data
-        return self._counted(entry, len(data))
+        yield self._counted(entry, len(data))
 
-    def _streamed(self, opened: FileReader, entry: pb.Entry) -> Iterator[wire.BackupPart]:
+    def _streamed(self, reading: Capture) -> Iterator[wire.BackupPart]:
         """A large file: its entry, its bytes, its end. Whatever happens to the file, the entry is ended."""
+        opened, entry = reading.opened, reading.entry
         offset = self._continued_at(entry)
         if offset:
             entry.continue_at_bytes = offset
@@ -198,9 +169,9 @@ class _Messages:
             size = opened.status.st_size
             opened.padded = True
         self._data_bytes += size
-        settled = failure is None and opened.is_settled()
-        again = opened.racy or not settled or opened.size_is_wrong()
-        yield wire.BackupPart(entry_end=wire.EntryEnd(size_bytes=size, read_again=again))
+        if failure is None:
+            reading.counts()
+        yield wire.BackupPart(entry_end=wire.EntryEnd(size_bytes=size, read_again=reading.read_again))
         if failure is not None:
             raise failure
 
@@ -216,7 +187,7 @@ class _Messages:
             yield wire.BackupPart(data=wire.Data(data=bytes(view[start : start + DATA_BYTES])))
 
     def _continued_at(self, entry: pb.Entry) -> int:
-        """Where to go on with the file that was open when the upload was cut short, if it is still the same."""
+        """Where to resume the file that was open when the upload broke off, if it is still the same."""
         durable = self._upload.durable
         if not durable.HasField("open_entry") or path_of(durable.open_entry) != path_of(entry):
             return 0

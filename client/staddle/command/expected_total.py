@@ -4,14 +4,12 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from staddle import Client, DatasetNotFoundError, StaddleError
+from staddle import BackupKind, Client, DatasetNotFoundError, StaddleError
+from staddle._backup.selection import excludes_for, find_source, omissions_of
 from staddle._base.threads import start_thread
-from staddle._fs.chosen_paths import source_of
-from staddle._fs.excludes import excludes_of
 from staddle._fs.found import Found
-from staddle._fs.omissions import Omissions
 from staddle._fs.scan import Scan
-from staddle._types.entries import path_to_bytes
+from staddle._options import backup_options
 from staddle._types.options import SourceArguments
 
 
@@ -26,8 +24,7 @@ class ExpectedTotal:
     ) -> None:
         self._client = client
         self._paths = paths
-        self._dataset = dataset
-        self._arguments = arguments
+        self._options = backup_options(dataset, arguments)
         self._total: int | None = None
         self._asked = False
 
@@ -35,7 +32,7 @@ class ExpectedTotal:
         """The bytes; None: not known, or not yet."""
         if not self._asked:
             self._asked = True
-            with suppress(RuntimeError, MemoryError):  # without a thread there is no estimate
+            with suppress(RuntimeError, MemoryError):  # no thread, no estimate
                 start_thread("staddle-count", self._count)
         return self._total
 
@@ -43,35 +40,26 @@ class ExpectedTotal:
         try:
             if not self._reads_everything():
                 return
-            wanted = self._arguments
-            listed = wanted.get("paths")
-            source = source_of(
-                [os.fsencode(path) for path in self._paths],
-                None if listed is None else map(path_to_bytes, listed),
-            )
+            source = find_source([os.fsencode(path) for path in self._paths], self._options)
             scan = Scan(
                 source.root,
                 _ignore,
                 chosen=source.chosen,
-                excluded=excludes_of(wanted.get("exclude", ()), root=source.root),
-                one_file_system=wanted.get("one_file_system", False),
-                omissions=Omissions(
-                    wanted.get("exclude_caches", True),
-                    tuple(map(os.fsencode, wanted.get("exclude_if_present", ()))),
-                    wanted.get("exclude_larger_than_bytes"),
-                ),
+                excluded=excludes_for(self._options.exclude, source.root),
+                one_file_system=self._options.one_file_system,
+                omissions=omissions_of(self._options),
             )
             self._total = sum(
                 found.stat.st_size for found in scan if isinstance(found, Found) and found.is_file()
             )
         except (StaddleError, OSError):
-            return  # the backup itself meets the same and says so; here it only means that there is no estimate
+            return  # the backup itself meets and reports the same error; here it only means no estimate
 
     def _reads_everything(self) -> bool:
-        if self._arguments.get("kind") == "full" or self._arguments.get("new_root"):
+        if self._options.kind is BackupKind.FULL or self._options.new_root:
             return True
         try:
-            return next(self._client.backups(self._dataset), None) is None
+            return next(self._client.backups(self._options.dataset), None) is None
         except DatasetNotFoundError:
             return True
 

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec import structs
 from staddle.chunking import ChunkerParameters
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -411,7 +412,7 @@ def backup_out(backup: Backup) -> pb.Backup:
         entry_count=backup.root.entries,
         data_bytes=backup.root.data_bytes,
         stored_bytes=backup.stored_bytes,
-        changes=pb.ChangeCounts(**backup.changes._asdict()),
+        changes=pb.ChangeCounts(**structs.asdict(backup.changes)),
         tags=backup.tags,
         host=backup.host,
         root=backup.source_root,

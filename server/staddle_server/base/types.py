@@ -6,7 +6,7 @@ position forever and new ones go to the end, with a default.
 
 import enum
 import struct
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 from blake3 import blake3
@@ -14,6 +14,7 @@ from blake3 import blake3
 from staddle_server.base.limits import UPLOAD_WRITERS_MAX
 
 _LINK: Final = struct.Struct("<16s16sQ32s")
+Count = Annotated[int, msgspec.Meta(ge=0)]
 NO_LINK: Final = bytes(32)
 """What the first record of a tenant names as its predecessor."""
 
@@ -198,6 +199,16 @@ class Root(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 EMPTY_ROOT = Root(0, b"", 0, 0)
+
+
+class ChangeCounts(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How many entries of a backup differ from its base, by how; `metadata_kept` have the base's metadata."""
+
+    added: Count = 0
+    content_changed: Count = 0
+    metadata_changed: Count = 0
+    removed: Count = 0
+    metadata_kept: Count = 0
 
 
 class SegmentRef(NamedTuple):

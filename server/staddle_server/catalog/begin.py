@@ -26,6 +26,10 @@ _r = schema.upload_requests.c
 _FIRST_EPOCH: Final = 1
 
 
+class OvertakenError(Exception):
+    """The same request began an upload meanwhile: what this transaction did must be undone, and then it is a replay."""
+
+
 def check_begin(spec: BeginUpload) -> None:
     """Check what needs no database. BAD_FIELD."""
     check_id("upload", spec.upload)
@@ -38,6 +42,8 @@ def check_begin(spec: BeginUpload) -> None:
     ):
         if len(value.encode("utf-8", "replace")) > bytes_max:
             raise _bad(field, f"{field} has at most {bytes_max} bytes")
+        if "\0" in value:
+            raise _bad(field, f"{field} contains a NUL character: remove it")
     if spec.new_root and spec.kind is Kind.DIFFERENTIAL:
         raise _bad("kind", "A backup of a new root cannot be DIFFERENTIAL: it has no comparable predecessor")
     whole = spec.kind is Kind.FULL or (spec.new_root and spec.kind is Kind.AUTO)
@@ -46,7 +52,7 @@ def check_begin(spec: BeginUpload) -> None:
 
 
 def begin(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun:
-    """Replay, take over, or open an upload. See `Uploads.begin`."""
+    """Replay, take over, or open an upload. See `Uploads.begin`. Raises OvertakenError."""
     replayed = _replay(connection, tenant_row, spec)
     if replayed is not None:
         return replayed
@@ -87,8 +93,8 @@ def _replay(connection: Connection, tenant_row: int, spec: BeginUpload) -> Begun
 def _remember(
     connection: Connection, tenant_row: int, spec: BeginUpload, upload: bytes, epoch: int, *, taken_over: bool
 ) -> None:
-    connection.execute(
-        insert(schema.upload_requests),
+    remembered = connection.execute(
+        insert_or_ignore(connection, schema.upload_requests),
         {
             "tenant": tenant_row,
             "request_id": spec.request_id,
@@ -98,6 +104,8 @@ def _remember(
             "taken_over": taken_over,
         },
     )
+    if remembered.rowcount != 1:
+        raise OvertakenError
 
 
 def _asked(spec: BeginUpload) -> bytes:
@@ -238,7 +246,11 @@ def _resolve(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> tu
     newest = select(_b.id).where(_b.dataset == dataset.row, _b.deleted_ns.is_(None))
     if spec.kind is Kind.DIFFERENTIAL:
         newest = newest.where(_b.kind == Kind.FULL.value)
-    base = connection.execute(newest.order_by(_b.number.desc()).limit(1).with_for_update()).scalar()
+    newest = newest.order_by(_b.number.desc()).limit(1)
+    base = connection.execute(newest.with_for_update()).scalar()
+    while base is None and connection.execute(newest).scalar() is not None:
+        # The one that was waited for was deleted meanwhile; another one is the newest now.
+        base = connection.execute(newest.with_for_update()).scalar()
     if base is not None:
         return (Kind.INCREMENTAL if spec.kind is Kind.AUTO else spec.kind), base
     if spec.kind is Kind.AUTO and spec.scope is Scope.WHOLE:

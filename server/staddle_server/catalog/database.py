@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Engine, Insert, Table, select
+from sqlalchemy import Column, Connection, Engine, Executable, Insert, Table, select
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -19,9 +19,9 @@ from staddle_server.catalog.validation import batches
 BUSY_TIMEOUT_S: Final = 30.0
 RETRY_AFTER_S: Final = 2.0
 _KIND_OPTION: Final = "staddle_kind"
-_WRITE_OPTION: Final = "staddle_write"
-"""An execution option of connections whose transaction writes, for observers of the engine."""
 _INSERTED_AT_ONCE: Final = 4096
+Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""The values of a statement: of one row, or of many."""
 
 
 class DatabaseKind(ABC):
@@ -47,6 +47,14 @@ class DatabaseKind(ABC):
     @abstractmethod
     def begin(self, connection: Connection, *, writes: bool, erase: bool) -> None:
         """Complete the driver's begin of a transaction. With `erase`, deleted data must not stay readable."""
+
+    @abstractmethod
+    def lock_schema(self, connection: Connection) -> None:
+        """Keep other processes from making or changing tables until the transaction ends."""
+
+    def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
+        """Execute a statement, at the latest before the next one or the commit, whose rows and count are not asked for."""
+        connection.execute(statement, rows)
 
     @abstractmethod
     def insert_or_ignore(self, table: Table) -> Insert:
@@ -103,7 +111,6 @@ class Database:
         self._uncached = uncached or engine
         for each in (engine, self._uncached):
             each.update_execution_options(**{_KIND_OPTION: kind})
-        self._writer = engine.execution_options(**{_WRITE_OPTION: True})
         self._busy_timeout_s = busy_timeout_s
         self._turn = threading.Lock() if kind.one_writer else None
         self._given_up: str | None = None
@@ -160,7 +167,7 @@ class Database:
         more writes; without it, only where that is free. SQLite begins IMMEDIATE: a transaction that reads
         first and writes later would fail at once beside another writer.
         """
-        with self._own_turn(), self._translated(), self._writer.begin() as connection:
+        with self._own_turn(), self._translated(), self.engine.begin() as connection:
             self._kind.begin(connection, writes=True, erase=erase)
             yield connection
 
@@ -222,6 +229,16 @@ def _kind_of(connection: Connection) -> DatabaseKind:
 def insert_or_ignore(connection: Connection, table: Table) -> Insert:
     """Return an INSERT that skips existing rows."""
     return _kind_of(connection).insert_or_ignore(table)
+
+
+def lock_schema(connection: Connection) -> None:
+    """Keeps other processes from making or changing tables until the transaction ends."""
+    _kind_of(connection).lock_schema(connection)
+
+
+def later(connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
+    """Executes a statement whose rows and count are not asked for: a database may send it together with the next one."""
+    _kind_of(connection).later(connection, statement, rows)
 
 
 def insert_rows(

@@ -11,7 +11,7 @@ from staddle_server.catalog import schema
 from staddle_server.catalog.backups import Backups
 from staddle_server.catalog.chunks import Chunks
 from staddle_server.catalog.clocks import Clocks
-from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database
+from staddle_server.catalog.database import BUSY_TIMEOUT_S, Database, lock_schema, unavailable
 from staddle_server.catalog.datasets import Datasets
 from staddle_server.catalog.gc_lease import GcLease
 from staddle_server.catalog.generations import Generations
@@ -63,7 +63,21 @@ def _sqlite(url: str, busy_timeout_s: float) -> Database:
     return open_sqlite(path_of(url), busy_timeout_s=busy_timeout_s)
 
 
-DATABASES: Final[Mapping[str, Callable[[str, float], Database]]] = {"sqlite": _sqlite}
+def _postgres(url: str, busy_timeout_s: float) -> Database:
+    try:
+        # Imported here because it is an extra.
+        from staddle_server.catalog.postgres import open_postgres
+    except ImportError as error:
+        raise unavailable(
+            f"a catalog at postgresql:// needs the extra `postgres` ({error}): pip install 'staddle[server,postgres]'"
+        ) from error
+    return open_postgres(url, busy_timeout_s)
+
+
+DATABASES: Final[Mapping[str, Callable[[str, float], Database]]] = {
+    "sqlite": _sqlite,
+    "postgresql": _postgres,
+}
 """What opens a URL, by scheme. A further database is a module beside `sqlite` with a DatabaseKind, and a line
 here.
 """
@@ -129,6 +143,7 @@ def bring_up_to_date(database: Database) -> None:
 def _make_tables(database: Database) -> bool:
     """Create this version's tables in one transaction, if the database has none; return False if it has."""
     with database.write() as connection:
+        lock_schema(connection)
         if inspect(connection).get_table_names():
             return False
         schema.metadata.create_all(connection, checkfirst=False)

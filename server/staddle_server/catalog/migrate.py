@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from staddle_server.base import errors
-from staddle_server.catalog.database import Database
+from staddle_server.catalog.database import Database, lock_schema
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _migrating = threading.Lock()  # Alembic keeps the running migration in module globals
@@ -28,6 +28,7 @@ def migrate(database: Database) -> None:
     """
     script = ScriptDirectory(str(_MIGRATIONS))
     with _migrating, database.write() as connection:
+        lock_schema(connection)
         if _is_current(connection, script, database.name):
             return
         config = Config()

@@ -4,15 +4,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import structs
 from sqlalchemy import Connection, insert, select
 
-from staddle_server.base.types import Authors, Kind, PackSummary, Root, Scope
+from staddle_server.base.types import Authors, ChangeCounts, Kind, PackSummary, Root, Scope
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_pack
 from staddle_server.catalog.engine import Catalog
 from staddle_server.catalog.rows import dataset_row
 from staddle_server.catalog.validation import ID_BYTES, pack_authors, pack_tags
-from staddle_server.catalog.values import ChangeCounts, TenantRow
+from staddle_server.catalog.values import TenantRow
 
 _NO_UPLOAD = b""
 """The uploader of a rebuilt pack: no object of the store names it."""
@@ -194,7 +195,7 @@ def _backup_columns(backup: RebuiltBackup, tenant_row: int, dataset_row: int) ->
         "entry_count": backup.root.entries,
         "data_bytes": backup.root.data_bytes,
         "stored_bytes": backup.stored_bytes,
-        **backup.changes._asdict(),
+        **structs.asdict(backup.changes),
         "tags": pack_tags(backup.tags),
         "host": backup.host,
         "source_root": backup.source_root,

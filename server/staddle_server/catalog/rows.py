@@ -5,11 +5,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, or_, select
 
 from staddle_server.base import errors
-from staddle_server.base.types import Kind, Root, Scope, UploadState
+from staddle_server.base.types import ChangeCounts, Kind, Root, Scope, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import rows_in
 from staddle_server.catalog.validation import NS, rfc3339, unpack_authors, unpack_tags
-from staddle_server.catalog.values import Backup, ChangeCounts, Hold, Upload
+from staddle_server.catalog.values import Backup, Hold, Upload
 
 _d = schema.datasets.c
 _b = schema.backups.c

@@ -180,6 +180,9 @@ class Sqlite(DatabaseKind):
                 driver.execute("PRAGMA secure_delete = FAST")
         driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
+    def lock_schema(self, connection: Connection) -> None:
+        """A transaction that writes does that by itself."""
+
     def insert_or_ignore(self, table: Table) -> Insert:
         return sqlite.insert(table).on_conflict_do_nothing()
 

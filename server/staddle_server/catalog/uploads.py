@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from msgspec import structs
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from staddle._base.figures import counted
 
@@ -75,6 +76,12 @@ class UploadRows:
         BAD_FIELD; REQUEST_ID_REUSED; ROOT_DIFFERS; NO_BASE.
         """
         begin.check_begin(spec)
+        try:
+            return self._begin(spec)
+        except begin.OvertakenError:
+            return self._begin(spec)
+
+    def _begin(self, spec: BeginUpload) -> Begun:
         with self._database.write(erase=True) as connection:
             tenant_row = self._tenants.row(connection, spec.principal.tenant)
             return begin.begin(connection, tenant_row, spec)
@@ -388,7 +395,7 @@ def _insert_backup(
             "entry_count": new.root.entries,
             "data_bytes": new.root.data_bytes,
             "stored_bytes": new.stored_bytes,
-            **new.changes._asdict(),
+            **structs.asdict(new.changes),
             "tags": upload.tags,
             "host": upload.host,
             "source_root": upload.root,

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from staddle_server.base.limits import GRACE_S
-from staddle_server.base.types import NO_LINK, Authors, Kind, Place, Root, Scope, TokenRole, UploadState
+from staddle_server.base.types import (
+    NO_LINK,
+    Authors,
+    ChangeCounts,
+    Kind,
+    Place,
+    Root,
+    Scope,
+    TokenRole,
+    UploadState,
+)
 from staddle_server.catalog.validation import NS
 
 
@@ -172,16 +182,6 @@ class MissingChunk(NamedTuple):
 
     digest: bytes
     length: int
-
-
-class ChangeCounts(NamedTuple):
-    """How a backup differs from its base."""
-
-    added: int = 0
-    content_changed: int = 0
-    metadata_changed: int = 0
-    removed: int = 0
-    metadata_kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)

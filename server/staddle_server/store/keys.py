@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from staddle_server.base.errors import Damaged, Fault
 from staddle_server.base.limits import DATASET_BYTES_MAX, MIB
-from staddle_server.base.types import Role, TenantKeys
+from staddle_server.base.types import Count, Role, TenantKeys
 from staddle_server.store.blobs import Blobs, Buffer
 from staddle_server.store.copies import Copies
 from staddle_server.store.files import Files, sync_directory, write_synced
@@ -42,7 +42,6 @@ _VERSION: Final = 1
 Random = Callable[[int], bytes]
 Key = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
 KeyVersion = Annotated[int, msgspec.Meta(ge=1, le=99_999_999)]
 TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=DATASET_BYTES_MAX)]
 

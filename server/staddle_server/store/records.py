@@ -20,14 +20,23 @@ from staddle_server.base.limits import (
     TREE_HEIGHT_MAX,
     UPLOAD_WRITERS_MAX,
 )
-from staddle_server.base.types import EMPTY_ROOT, Kind, Place, Root, Scope, TenantKeys, record_link
+from staddle_server.base.types import (
+    EMPTY_ROOT,
+    ChangeCounts,
+    Count,
+    Kind,
+    Place,
+    Root,
+    Scope,
+    TenantKeys,
+    record_link,
+)
 from staddle_server.store.blobs import BlobExists, Blobs, WritableBlobs, replace_object
 from staddle_server.store.copies import Copies
 from staddle_server.store.keys import (
     ID_BYTES,
     NONCE_BYTES,
     TAG_BYTES,
-    Count,
     Id,
     Random,
     TenantName,
@@ -52,16 +61,6 @@ Tags = Annotated[dict[Text, Text], msgspec.Meta(max_length=TAGS_MAX)]
 Reason = Annotated[str, msgspec.Meta(max_length=HOLD_REASON_BYTES_MAX)]
 Sequence = Annotated[int, msgspec.Meta(ge=1, le=SEQUENCE_MAX)]
 RequestId = Annotated[str, msgspec.Meta(max_length=REQUEST_ID_BYTES_MAX)]
-
-
-class ChangeCounts(msgspec.Struct, frozen=True, array_like=True):
-    """How many entries of a backup differ from its base, by how; `metadata_kept` have the base's metadata."""
-
-    added: Count = 0
-    content: Count = 0
-    metadata: Count = 0
-    removed: Count = 0
-    metadata_kept: Count = 0
 
 
 class TenantRecord(msgspec.Struct, frozen=True, tag_field="type", tag="tenant"):

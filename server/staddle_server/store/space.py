@@ -112,9 +112,8 @@ class Space:
         self._room: float = 0
         """What may arrive before the next measurement."""
         self._coming = 0
-        """What is arriving: not yet included in `unwritten`."""
-        self.unwritten: Callable[[], int] = lambda: 0
-        """What was accepted and is not on the disk yet."""
+        """What is arriving: not yet included in `_unwritten`."""
+        self._unwritten: Callable[[], int] = lambda: 0
         self._flaw: str | None = None
 
     def keep(self, min_free: MinFree) -> None:
@@ -124,6 +123,10 @@ class Space:
                 self._min_free = min_free
                 # An old shortage says nothing about the new reserve.
                 self._flaw, self._seen_s = None, float("-inf")
+
+    def count_unwritten(self, unwritten: Callable[[], int]) -> None:
+        """Count what `unwritten` returns, accepted bytes that are not on the disk yet, as used space."""
+        self._unwritten = unwritten
 
     def free(self) -> list[Free]:
         """Measure each directory's file system now."""
@@ -147,7 +150,7 @@ class Space:
 
     def _look(self, more: int) -> str | None:
         again = self._flaw is not None
-        missing = self._missing_bytes() + self.unwritten() + self._coming + more
+        missing = self._missing_bytes() + self._unwritten() + self._coming + more
         free = self.free()
         self._room = min((each.room(missing, again=again) for each in free), default=math.inf)
         missing_inodes = self._missing_inodes()
@@ -156,8 +159,8 @@ class Space:
 
     @contextmanager
     def taking(self, size: int) -> Iterator[None]:
-        """Count so many bytes of a backup as arriving; when the block ends, they are in `unwritten` or
-        written.
+        """Count so many bytes of a backup as arriving; when the block ends, they are written, or counted by
+        `count_unwritten`.
 
         Raises:
             Exhausted: STORE_FULL, too little space for them beside what is accepted and not yet written.

@@ -9,7 +9,6 @@ from staddle_server.base.errors import StaddleError
 from staddle_server.catalog import Backup, Catalog, PendingRecord
 from staddle_server.catalog.validation import batches
 from staddle_server.store.records import (
-    ChangeCounts,
     CommittedRecord,
     NotedRecord,
     Record,
@@ -107,7 +106,7 @@ def committed_record(backup: Backup) -> CommittedRecord:
         commit_ns=backup.commit_ns,
         root=backup.root,
         stored_bytes=backup.stored_bytes,
-        changes=ChangeCounts(*backup.changes),
+        changes=backup.changes,
         tags=dict(backup.tags),
         host=backup.host,
         source_root=backup.source_root,

@@ -9,7 +9,6 @@ from typing import Generic, NamedTuple, TypeVar
 
 from staddle_server.base.limits import GRACE_S
 from staddle_server.base.types import Authors
-from staddle_server.catalog import ChangeCounts
 from staddle_server.catalog.rebuild import RebuiltBackup, RebuiltDataset
 from staddle_server.store.records import (
     CommittedRecord,
@@ -270,7 +269,6 @@ class History:
 
     def _backup(self, record: CommittedRecord, upload: bytes, number: int, now_ns: int) -> RebuiltBackup:
         hold = _value(self._held.get(record.backup))
-        counts = record.changes
         return RebuiltBackup(
             id=record.backup,
             number=number,
@@ -286,9 +284,7 @@ class History:
             deleted_ns=now_ns if self.is_deleted(record.backup) else None,
             root=record.root,
             stored_bytes=record.stored_bytes,
-            changes=ChangeCounts(
-                counts.added, counts.content, counts.metadata, counts.removed, counts.metadata_kept
-            ),
+            changes=record.changes,
             tags=record.tags,
             host=record.host,
             source_root=record.source_root,

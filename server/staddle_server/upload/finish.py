@@ -12,8 +12,8 @@ from typing import Final, NoReturn
 from staddle._base.figures import counted
 
 from staddle_server.base.errors import BadRequest, Damaged, Precondition
-from staddle_server.base.types import EMPTY_ROOT, ChunkRef, Kind, Role, Root, Scope
-from staddle_server.catalog import Catalog, ChangeCounts, NewBackup, Upload
+from staddle_server.base.types import EMPTY_ROOT, ChangeCounts, ChunkRef, Kind, Role, Root, Scope
+from staddle_server.catalog import Catalog, NewBackup, Upload
 from staddle_server.manifest.compare import Counts, count
 from staddle_server.manifest.entries import shown
 from staddle_server.manifest.merge import Merged, merge

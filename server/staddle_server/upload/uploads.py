@@ -76,7 +76,7 @@ class Uploads:
         self._terms = Terms(lease_s, life_s)
         self._space = space
         if space is not None:
-            space.unwritten = lambda: sum(writer.unwritten_bytes for writer in self._all())
+            space.count_unwritten(lambda: sum(writer.unwritten_bytes for writer in self._all()))
         self._presence = Presence(catalog, clock)
         self._compressors = Threads(
             compress_threads or min(8, os.cpu_count() or 1), thread_name_prefix="compress"

@@ -1,0 +1,287 @@
+"""The catalog in PostgreSQL, which several servers share: connections, transactions, what its errors mean.
+
+Correct at READ COMMITTED with row locks, which `begin` sets for every transaction that writes (docs/decisions/2026-11-25-collection.md).
+"""
+
+import functools
+import select
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final, cast
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Executable,
+    Insert,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    String,
+    Table,
+    create_engine,
+    event,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import NullPool
+
+from staddle_server.base import errors
+from staddle_server.catalog import schema
+from staddle_server.catalog.database import Database, DatabaseKind, Rows, busy, full, unavailable
+from staddle_server.catalog.postgres_link import Link
+
+CONNECTIONS_MAX: Final = 16
+"""Of one server. Transactions are short; 150 threads share them."""
+STATEMENT_TIMEOUT_S: Final = 600
+IDLE_TIMEOUT_S: Final = 60
+"""How long a transaction may do nothing: a server that was stopped in one must not keep its locks for ever."""
+MIGRATION_LOCK: Final = 0x5374_6164_646C_6531
+"""The advisory lock under which tables are made and changed: the bytes of `Staddle1`."""
+VERSION_MIN: Final = 150_000
+_CONNECT_DEFAULTS: Final[Mapping[str, object]] = {
+    "application_name": "staddle-server",
+    "connect_timeout": 10,
+    "target_session_attrs": "read-write",
+    # A machine that vanished is noticed after half a minute, not after hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+_WRITES: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+_READS: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_SETTINGS: Final = """SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false),
+    set_config('idle_in_transaction_session_timeout', %s, false), set_config('client_encoding', 'UTF8', false),
+    set_config('synchronous_commit', CASE old WHEN 'off' THEN 'on' ELSE old END, false), current_setting('fsync')
+    FROM current_setting('synchronous_commit') AS old"""
+"""What was acknowledged is durable, whatever the database's default is; a stronger setting stays."""
+_ARRAYS: Final = (
+    (LargeBinary, "bytea[]"),
+    (Boolean, "boolean[]"),
+    (SmallInteger, "smallint[]"),
+    (BigInteger, "bigint[]"),
+    (Integer, "integer[]"),
+    (String, "text[]"),
+)
+
+for _index in chain.from_iterable(_table.indexes for _table in schema.metadata.tables.values()):
+    if (_where := _index.dialect_options["sqlite"]["where"]) is not None:
+        _index.dialect_kwargs["postgresql_where"] = _where
+
+# --- what errors mean
+
+_BUSY: Final = frozenset({"40001", "40P01", "55P03", "57014"})
+"""Serialization failure, deadlock, a lock or a statement that took too long."""
+_FULL: Final = frozenset({"53100"})
+_GONE: Final = frozenset({"25006", "25P03", "58030", "58P01", "42501", "3D000", "3F000"})
+"""A standby, an ended idle transaction, I/O errors, missing rights, a missing database or schema."""
+_GONE_CLASSES: Final = ("08", "28", "53", "57", "XX")
+"""Connections, authentication, resources, operator intervention, internal errors."""
+_READ_ONLY: Final = "25006"
+
+
+def open_postgres(url: str, busy_timeout_s: float) -> Database:
+    """Connects to the database that a URL of libpq names; it has to exist.
+
+    postgresql://user@host1:5432,host2:5432/name: of several hosts, the one that takes writes is used. What the URL leaves out
+    comes from where libpq has it: PGPASSFILE and ~/.pgpass, PGSERVICEFILE, the variables PG...
+
+    Raises:
+        ValueError: the URL is malformed; the message does not repeat it.
+        Unavailable: no host answers, refuses, or is older than version 15.
+
+    """
+    if not psycopg.Pipeline.is_supported():
+        raise unavailable(
+            "the client library of PostgreSQL (libpq) is older than 14: install staddle[postgres]"
+        )
+    given = _parameters(url)
+    conninfo = make_conninfo("", **{**_CONNECT_DEFAULTS, **given})
+    kind = Postgres(_name(given), str(given.get("password") or ""))
+
+    def connect() -> Link:
+        link = Link.connect(conninfo, autocommit=True)
+        try:
+            _prepare(link, busy_timeout_s)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    # The driver neither begins a transaction nor probes a connection by itself: both cost a round trip.
+    options: dict[str, Any] = {
+        "creator": connect,
+        "use_native_hstore": False,
+        "hide_parameters": True,
+        "execution_options": {"preserve_rowcount": True},
+    }
+    engine = create_engine(
+        "postgresql+psycopg://",
+        pool_size=CONNECTIONS_MAX,
+        max_overflow=0,
+        pool_timeout=busy_timeout_s,
+        pool_use_lifo=True,
+        **options,
+    )
+    uncached = create_engine("postgresql+psycopg://", poolclass=NullPool, **options)
+    event.listen(engine, "checkout", _check_alive)
+    for each in (engine, uncached):
+        event.listen(each, "handle_error", _leave_standby)
+    return Database(engine, kind, busy_timeout_s, uncached=uncached)
+
+
+def _parameters(url: str) -> dict[str, Any]:
+    try:
+        return conninfo_to_dict(url)
+    except psycopg.Error:
+        # What libpq says repeats parts of the URL, which may be of the password.
+        raise ValueError(
+            "the catalog's URL is malformed: write postgresql://user@host:5432/name, and characters such as @ / % in a "
+            "password as %40 %2F %25"
+        ) from None
+
+
+def _name(given: Mapping[str, Any]) -> str:
+    hosts = str(given.get("host") or given.get("hostaddr") or "").split(",")
+    ports = str(given.get("port") or "").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    places = ",".join(f"{host}:{port}" if port else host for host, port in zip(hosts, ports, strict=False))
+    return f"postgresql://{places}/{given.get('dbname') or ''}"
+
+
+def _prepare(link: Link, busy_timeout_s: float) -> None:
+    version = link.info.server_version
+    if version < VERSION_MIN:
+        raise unavailable(
+            f"the catalog's PostgreSQL has version {version // 10_000}: version {VERSION_MIN // 10_000} or newer is needed"
+        )
+    if (encoding := link.info.parameter_status("server_encoding")) != "UTF8":
+        raise unavailable(
+            f"the catalog's database has the encoding {encoding}: make one with CREATE DATABASE ... ENCODING 'UTF8' "
+            "TEMPLATE template0"
+        )
+    link.execute(
+        _SETTINGS, [str(int(1000 * s)) for s in (busy_timeout_s, STATEMENT_TIMEOUT_S, IDLE_TIMEOUT_S)]
+    )
+
+
+def _check_alive(link: Any, _record: object, _proxy: object) -> None:
+    """Before a pooled connection is used: one on which something arrived meanwhile has most likely been closed.
+
+    Costs no round trip, unlike a statement; a connection that breaks later fails its transaction, which the caller retries.
+    """
+    if not link.closed:
+        poll = select.poll()
+        poll.register(link.fileno(), select.POLLIN)
+        if not poll.poll(0):
+            return
+    try:
+        link.execute("SELECT 1")
+    except psycopg.Error as error:
+        raise DisconnectionError from error
+
+
+def _leave_standby(context: ExceptionContext) -> None:
+    """A server that became a standby keeps its connections: the next ones go to where writing is possible."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
+
+
+class Postgres(DatabaseKind):
+    """One database of PostgreSQL. Hot statements go to the driver as they stand, with arrays for lists of values."""
+
+    def __init__(self, name: str, password: str) -> None:
+        self._name = name
+        self._password = password
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def translate(self, error: BaseException) -> errors.StaddleError | None:
+        if not isinstance(error, psycopg.Error):
+            return None
+        code = error.sqlstate or ""
+        if code in _BUSY:
+            return busy()
+        if code in _FULL:
+            return full()
+        lost = not code and isinstance(error, psycopg.OperationalError)
+        if lost or code in _GONE or code.startswith(_GONE_CLASSES):
+            return unavailable(f"The catalog {self._name} cannot be used ({self._said(error)})")
+        return None
+
+    def _said(self, error: psycopg.Error) -> str:
+        said = " ".join(str(error).split())
+        return said.replace(self._password, "***") if self._password else said
+
+    def begin(self, connection: Connection, *, writes: bool, erase: bool) -> None:  # noqa: ARG002
+        """Erasing is left to VACUUM, which overwrites what no transaction sees any more."""
+        _link(connection).later(_WRITES if writes else _READS)
+
+    def lock_schema(self, connection: Connection) -> None:
+        _link(connection).later("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+
+    def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
+        with _link(connection).deferring():
+            connection.execute(statement, rows)
+
+    def insert_or_ignore(self, table: Table) -> Insert:
+        return postgresql.insert(table).on_conflict_do_nothing()
+
+    def insert_rows(
+        self, connection: Connection, columns: Sequence[Column[Any]], rows: Iterable[Sequence[object]]
+    ) -> None:
+        """One statement for all rows, sent with the next one."""
+        values = [list(column) for column in zip(*rows, strict=True)]
+        if values:
+            _link(connection).later(_insert_sql(tuple(columns)), values)
+
+    def rows_in(
+        self,
+        connection: Connection,
+        columns: Sequence[Column[Any]],
+        equal: Mapping[Column[Any], object],
+        among: Column[Any],
+        values: Sequence[object],
+    ) -> Sequence[Any]:
+        query = _rows_in_sql(tuple(columns), tuple(equal), among)
+        with _link(connection).cursor() as cursor:
+            return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
+
+    def check_place(self) -> None:
+        """Its files are the business of the database's own server."""
+
+    def empty_log(self, connection: Connection) -> None:
+        """Its log, too."""
+
+    def close(self) -> None:
+        """Nothing is held beside the connections."""
+
+
+def _link(connection: Connection) -> Link:
+    return cast("Link", connection.connection.driver_connection)
+
+
+def _array(column: Column[Any]) -> str:
+    return next(name for kind, name in _ARRAYS if isinstance(column.type, kind))
+
+
+@functools.lru_cache(maxsize=16)
+def _insert_sql(columns: tuple[Column[Any], ...]) -> str:
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    arrays = ", ".join(f"%b::{_array(column)}" for column in columns)
+    return f'INSERT INTO "{columns[0].table.name}" ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING'  # noqa: S608 - names of our own
+
+
+@functools.lru_cache(maxsize=64)
+def _rows_in_sql(columns: tuple[Column[Any], ...], equal: tuple[Column[Any], ...], among: Column[Any]) -> str:
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    conditions = "".join(f'"{column.name}" = %b AND ' for column in equal)
+    return f'SELECT {names} FROM "{among.table.name}" WHERE {conditions}"{among.name}" = ANY(%b::{_array(among)})'  # noqa: S608 - names of our own

@@ -1,0 +1,114 @@
+"""Connections to PostgreSQL that save round trips: what nobody waits for is sent together with the next statement."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import psycopg
+from psycopg.abc import Params
+from psycopg.types.string import StrDumperUnknown
+
+Row = tuple[Any, ...]
+
+
+class Link(psycopg.Connection[Row]):
+    """A connection in autocommit mode, of one thread at a time, that begins transactions when it is told to.
+
+    Statements given to `later`, and those executed inside `deferring`, wait for the next other statement or for the commit, and
+    share its round trip. They are executed in order; the error of one is raised by whatever sends it.
+    """
+
+    waiting: list[tuple[Any, Params | None]]
+    defers: bool
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.waiting = []
+        self.defers = False
+        self.cursor_factory = LinkCursor
+        self.adapters.register_dumper(str, _TextDumper)
+
+    def later(self, query: Any, params: Params | None = None) -> None:
+        """Executes a statement no later than the next one."""
+        self.waiting.append((query, params))
+
+    @contextmanager
+    def deferring(self) -> Iterator[None]:
+        """Statements that are executed meanwhile wait; they have no rows and no count."""
+        self.defers = True
+        try:
+            yield
+        finally:
+            self.defers = False
+
+    def take_waiting(self) -> list[tuple[Any, Params | None]]:
+        """What waits, for whoever sends it now."""
+        waiting, self.waiting = self.waiting, []
+        return waiting
+
+    @contextmanager
+    def after_waiting(self) -> Iterator[None]:
+        """Sends what waits in one round trip with the statement of the block."""
+        waiting = self.take_waiting()
+        if not waiting:
+            yield
+            return
+        with self.pipeline():
+            for query, params in waiting:
+                psycopg.Cursor(self).execute(query, params)
+            yield
+
+    def commit(self) -> None:
+        """Commits; a transaction in which nothing was executed is not even begun."""
+        if len(self.waiting) < 2 and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            self.waiting.clear()
+            return
+        with self.after_waiting():
+            psycopg.Cursor(self).execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Rolls back; what still waits is dropped."""
+        self.waiting.clear()
+        super().rollback()
+
+    def close(self) -> None:
+        """Closes the connection, and drops what waits."""
+        self.waiting.clear()
+        super().close()
+
+
+class LinkCursor(psycopg.Cursor[Row]):
+    """Sends what waits on its connection together with its own statement."""
+
+    def __init__(self, connection: Link, **named: Any) -> None:
+        super().__init__(connection, **named)
+        self._link = connection
+
+    def execute(
+        self,
+        query: Any,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> Self:
+        if self._link.defers:
+            self._link.later(query, params)
+            return self
+        with self._link.after_waiting():
+            return super().execute(query, params, prepare=prepare, binary=binary)
+
+    def executemany(self, query: Any, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+        if self._link.defers:
+            for params in params_seq:
+                self._link.later(query, params)
+            return
+        with self._link.after_waiting():
+            super().executemany(query, params_seq, returning=returning)
+
+
+class _TextDumper(StrDumperUnknown):
+    """Texts of PostgreSQL cannot hold NUL: a look-up of one finds nothing, and a message shows U+FFFD."""
+
+    def dump(self, obj: str) -> Any:
+        return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)
