@@ -10,6 +10,7 @@ import time
 import grpc
 import pytest
 from extent import extent
+from postgres_server import on_both_databases_in_test_all
 from rebuilt import NOW_NS, delete, facts_of, files_of, link_store, rebuild_in_place, rebuilt
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
@@ -130,6 +131,7 @@ def test_a_busy_stores_catalog_is_rebuilt_as_it_was_and_every_backup_restores(ru
             assert restore_one(client.stub, client.dataset, backup) == client.contents[backup]
 
 
+@on_both_databases_in_test_all
 def test_whenever_the_catalog_of_a_busy_store_is_lost_all_that_was_acknowledged_is_rebuilt(running, tmp_path):
     """A copy of the store, made at some moment beside the calls, is all that is left."""
     clients = [Client(running, seed, running.tenant) for seed in range(3)]
@@ -183,6 +185,7 @@ def test_rebuilding_twice_gives_the_same_and_rebuilding_a_rebuilt_store_too(runn
     assert facts_of(running.catalog) == first
 
 
+@on_both_databases_in_test_all
 def test_what_was_decided_about_tenants_datasets_and_backups_is_rebuilt(running, tmp_path):
     stub = running.stub()
     one, two, three = (
@@ -326,6 +329,7 @@ def test_garbage_collection_waits_and_graces_begin_anew(running):
     undelete(running.stub(), "www", backup.id)
 
 
+@on_both_databases_in_test_all
 def test_an_open_upload_is_gone_and_what_it_stored_is_not_sent_again(running):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
