@@ -1,14 +1,14 @@
-# Everything sets itself up: Python 3.11 or newer and make are enough.
+# Needs Python 3.11 or newer and make. Every target installs what else it needs.
 #
-#   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project
+#   make demo                  a server, a backup, a change, a restore; SOURCE=DIR for other data than this project's
 #   make test                  the tests, in parallel; PYTHON=python3.13 for another Python, ARGS="-k restore" for some of them
 #   make test-all              all tests with all their cases, also the slow ones that make test leaves out
-#   make coverage              which lines the tests reach, also in servers and commands; ARGS="tests/store" for some of them
+#   make coverage              the lines that the tests reach, including servers and commands; ARGS="tests/store" for some of them
 #   make serve                 a server on ./staddle-data
 #   make check                 format, lint, types, import rule, generated code, protos
 #   make protos                generate client/staddle/v1 from the protos
 #   make protos-keep           renew the stored image of the protos, with which make check compares them
-#   make bench                 speed and size against restic, borg, rustic and bupstash; ARGS="--help" tells the sizes
+#   make bench                 speed and size against restic, borg, rustic and bupstash; ARGS="--help" lists the sizes
 #   make bench-full            the same at the sizes of docs/performance.md, which takes hours; ARGS="--tree DIR --libraries DIR" for real files
 #   make bench-growth          the same work at several sizes: what grows, and how; ARGS="--full" for those of docs/performance.md
 #   make bench-report          tables and plots in docs/performance.md from the newest results of each kind; ARGS="FILE" from others
@@ -18,7 +18,7 @@
 #   make bench-wire            one stream in and out, beside what gRPC alone can carry; ARGS="--tls"
 #   make bench-profile         where the processor time goes, stage by stage, in client and server; needs root, or ptrace_scope 0
 #   make bench-peers           install these for it (Debian, as root, with cargo; into .tools/)
-#   make big                   a large tree and a large file through everything, with kills in the middle
+#   make big                   a large tree and a large file through every command, with kills on the way
 #   make crash                 servers that are killed at every durable step; ARGS="--runs 1000 --seed 7"
 #   make power                 power cuts after every step of a recorded run; ARGS="--operations 12 --random 3 --seed 7"
 #   make together              clock, disk, network and clients fail together, by seeds; ARGS="--runs 100 --seed 7"
@@ -32,17 +32,17 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
-# --- which Python
+# --- Python
 CANDIDATES := python3.14 python3.13 python3.12 python3.11 python3 python
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
-# A name on PATH is not enough: some are shims without an interpreter behind them.
+# A name on PATH is not enough: it may be a shim without an interpreter behind it.
 ifdef PYTHON
   BASE_PYTHON := $(shell $(PYTHON) -c '$(RECENT)' >/dev/null 2>&1 && echo $(PYTHON))
   SUFFIX := -$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 else
   BASE_PYTHON := $(shell for each in $(CANDIDATES); do $$each -c '$(RECENT)' >/dev/null 2>&1 && echo $$each && break; done)
 endif
-# CONSTRAINTS=.ci/oldest.txt installs those versions, into an environment of their own.
+# CONSTRAINTS=.ci/oldest.txt installs those versions, into a separate environment.
 ifdef CONSTRAINTS
   SUFFIX := $(SUFFIX)-$(basename $(notdir $(CONSTRAINTS)))
 endif
@@ -73,13 +73,13 @@ python:
 	  echo "On Debian and Ubuntu: apt-get install python$$version-venv" >&2; exit 1; fi
 
 # --- environments
-# The version stands in the server's package, and an installation keeps the one that it was made with.
+# The version is in the server's package; an installation keeps the version from when it was made.
 $(STAMP): pyproject.toml server/staddle_server/__init__.py $(CONSTRAINTS) | python
 	@echo "Setting up $(VENV) with $$($(BASE_PYTHON) --version) (once; about a minute) ..."
 	@$(BASE_PYTHON) -m venv $(VENV)
 	@# Dependency groups need pip 25.1.
 	@$(BIN)/python $(PIP) install --upgrade 'pip>=25.1'
-	@$(BIN)/python $(PIP) install --editable '.[server,parity,postgres]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+	@$(BIN)/python $(PIP) install --editable '.[server,parity,postgres,s3]' --group dev $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 	@touch $@
 
 $(PROTOS_STAMP): pyproject.toml | python
@@ -102,10 +102,10 @@ serve: $(STAMP)
 	@$(BIN)/staddle-server serve --data staddle-data --listen $(LISTEN)
 
 # --- to work on it
-# Otherwise each worker compiles all tests in each run, which takes 8 s of processor time.
+# Without this, each worker compiles all tests in each run, which takes 8 s of CPU.
 unexport PYTHONDONTWRITEBYTECODE
 
-# A run makes and syncs a hundred thousand files: every day in memory, where that has room, and with test-all on a disk.
+# A run makes and syncs a hundred thousand files: in memory where it has room, and with test-all on a disk.
 IN_MEMORY = $(shell ! grep -q ' /dev/shm tmpfs [^ ]*\(noexec\|nodev\)' /proc/mounts 2>/dev/null && \
   df -kP /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 == "tmpfs" && $$4 > 4194304 { print "PYTEST_DEBUG_TEMPROOT=/dev/shm" }')
 
@@ -117,7 +117,7 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@STADDLE_TEST_EXTENT=all $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
-# Reports also where tests failed: some bounds of memory and time do not hold while lines are counted.
+# Reports even if tests fail: some bounds of memory and time do not hold while lines are counted.
 COVERAGE = $(BIN)/python -m coverage
 .PHONY: coverage
 coverage: $(STAMP)
@@ -146,7 +146,7 @@ GENERATE = $(PROTOS_VENV)/bin/python -m grpc_tools.protoc --proto_path=protos \
   --plugin=protoc-gen-mypy=$(PROTOS_VENV)/bin/protoc-gen-mypy \
   --plugin=protoc-gen-mypy_grpc=$(PROTOS_VENV)/bin/protoc-gen-mypy_grpc
 
-# The proto path is the import path, so what protoc writes is used as it is.
+# The proto path is the import path, so the output of protoc is used unchanged.
 .PHONY: protos
 protos: $(PROTOS_STAMP)
 	@$(GENERATE) --python_out=client --grpc_python_out=client --mypy_out=quiet:client --mypy_grpc_out=quiet:client $(PROTOS)
@@ -213,7 +213,7 @@ bench-profile: $(STAMP)
 	@$(BIN)/python -m benchmarks.cpu $(ARGS)
 
 BORG := .tools/borg
-# borg has no wheels: it is built here, and needs these to build against.
+# borg has no wheels: it is built here against these libraries.
 BORG_NEEDS := gcc pkg-config libacl1-dev liblz4-dev libssl-dev libxxhash-dev libzstd-dev
 # rustic and bupstash are built from crates.io.
 CARGO_ROOT := .tools/cargo

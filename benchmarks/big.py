@@ -1,7 +1,7 @@
 """`make big`: a large tree and a large file through everything that Staddle promises, with kills in the middle.
 
 One line for each check: PASS or FAIL, the seconds that the commands took, and the most memory that client and server had. What comes
-back is compared by code that knows nothing of Staddle: every byte, and all metadata. Exit code 1 if anything failed.
+back is compared by code that is independent of Staddle: every byte, and all metadata. Exit code 1 if anything failed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CHECKPOINT_BYTES: Final = 64 * MIB
 UNDER_WAY_BYTES: Final = 32 * MIB
 """What client and server have in their hands."""
 KILL_AT: Final = 0.6
-"""Which share of the packs is there when somebody is killed."""
+"""The share of the packs that is stored when a process is killed."""
 SETTLE_S: Final = 2.5
 """A file that changed less than 2 s before it is read will be read again by the next backup."""
 IMAGE: Final = "disk.img"
@@ -248,7 +248,7 @@ def check_time(state: State, server: Server) -> None:
 
 
 def in_the_middle(state: State, server: Server) -> Callable[[], bool]:
-    """Tells when a good part of a backup is in the store."""
+    """Waits until a good part of a backup is in the store."""
     return lambda: server.pack_bytes >= KILL_AT * state.pack_bytes
 
 
@@ -267,11 +267,11 @@ def check_client_killed(state: State, *options: str) -> None:
                 check.expect(check.note(program.wait()).code == -9, "it was not killed")
             kept = durable_bytes(check, thin=bool(options))
             check.expect(not backups(check), "there is a backup all the same")
-            check.say(f"{size(kept)} had come and there is no backup")
+            check.say(f"{size(kept)} received and no backup made")
         with state.checks.check("  the same command again", server) as check:
             report = check.run(command).summary
             sent, most = report["sent_bytes"], most_left(state, kept, thin=bool(options))
-            check.expect(report["resumed"], "it did not go on with what was there")
+            check.expect(report["resumed"], "it did not resume with the stored data")
             check.expect(
                 sent <= most, f"it sent {size(sent)}; without what was durable it is {size(most)} at most"
             )
@@ -319,7 +319,7 @@ def check_server_killed(state: State) -> None:
                 report = check.note(program.wait()).checked().summary
             check.expect(report["complete"], "paths were left out")
             twice = server.received_bytes() - int(state.full["sent_bytes"])
-            check.expect(had > state.lost_bytes_max, f"only {size(had)} had come: too little to tell")
+            check.expect(had > state.lost_bytes_max, f"only {size(had)} received: too little to decide")
             check.expect(
                 twice <= state.lost_bytes_max,
                 f"{size(twice)} were sent twice, and {size(state.lost_bytes_max)} at most were not durable",

@@ -245,7 +245,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parsed(arguments)
     if given.cold and not machine.can_drop_caches():
-        sys.exit("--cold needs root: nobody else may empty the system's file cache.")
+        sys.exit("--cold needs root, to empty the system's file cache.")
     wanted = [peer for peer in peers() if not given.only or peer.name.partition(" ")[0] in given.only]
     able, reasons = usable(wanted)
     for reason in reasons:
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(place: Path, able: Sequence[Peer], given: argparse.Namespace, facts: Mapping[str, str]) -> int:
-    """Measures all cases, and tells and keeps what was measured, also if something fails on the way."""
+    """Measure all cases; print and keep the results, even if one fails."""
     begun_s = time.monotonic()
     results = Results()
     try:

@@ -40,7 +40,7 @@ open(gate).read()
 sys.argv = sys.argv[2:]
 runpy.run_path(program, run_name="__main__")
 """
-"""Runs a Python program as soon as somebody has opened the gate: whoever samples it is there from its beginning."""
+"""Runs a Python program once the gate is open, so that the sampler sees it from the start."""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """How much memory and time the mark of a garbage collection takes: `python -m benchmarks.gc_mark --chunks 10000000`.
 
 A tenant with so many chunks, all of them referred to by manifests with 16 chunks a file. The catalog is a real one; the pages of
-the manifests lie in a file beside it, and no pack has any data: a mark reads none. The mark runs in a process of its own.
+the manifests lie in a file beside it, and no pack has any data: a mark reads none. The mark runs in a separate process.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def fill(directory: Path, chunks: int) -> list[Root]:
         lambda number: tenant.chunk_id(Role.DATA, chunk_index.digest_of(number)),
     )
     database = sqlite3.connect(directory / "catalog.db")
-    # Whoever refers to pages looks them up, too: they lie in the first pack.
+    # References to pages are looked up as well: the pages are in the first pack.
     database.executemany(
         "INSERT INTO chunks VALUES (1, ?, 1, 999, 1000, ?, 1)",
         ((tenant.chunk_id(Role.MANIFEST, bytes.fromhex(page)), n) for n, page in enumerate(pages.places)),

@@ -162,7 +162,7 @@ class Growth:
             shutil.rmtree(filled)
 
     def _made(self, sources: ExitStack, make: Callable[[Path], Case]) -> Case:
-        """A case in a directory of its own, which has got old, and goes with the others."""
+        """A case in a separate directory that ages, and is removed with the others."""
         place = Path(tempfile.mkdtemp(prefix="source-", dir=self.place))
         sources.callback(shutil.rmtree, place)
         case = make(place)
@@ -257,7 +257,7 @@ def programs_of(given: argparse.Namespace) -> list[Peer]:
     asked = [] if given.peers is None else given.peers or OTHERS
     wanted = [each for each in peers() if each.name == Staddle.name or each.name in asked]
     if unknown := set(asked) - {each.name for each in wanted}:
-        sys.exit(f"There is no program {', '.join(sorted(unknown))}: --help names those that there are.")
+        sys.exit(f"Unknown program {', '.join(sorted(unknown))}: --help lists the known ones.")
     able, reasons = usable(wanted)
     for reason in reasons:
         print(f"Left out: {reason}.")
@@ -267,7 +267,7 @@ def programs_of(given: argparse.Namespace) -> list[Peer]:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parsed(arguments)
     if given.cold and not machine.can_drop_caches():
-        sys.exit("--cold needs root: nobody else may empty the system's file cache.")
+        sys.exit("--cold needs root, to empty the system's file cache.")
     programs = programs_of(given)
     begun_s = time.monotonic()
     place = Path(tempfile.mkdtemp(prefix="staddle-growth-", dir=given.work))
@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(growth: Growth, parts: Sequence[str], facts: Mapping[str, str]) -> None:
-    """Measures these parts, and tells and keeps what was measured, also if something fails on the way."""
+    """Measure these parts; print and keep the results, even if one fails."""
     try:
         for part in parts:
             growth.part(part)

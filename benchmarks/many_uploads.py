@@ -1,9 +1,9 @@
 """`make bench-clients`: 1, 8, 64 and 256 uploads at once against one server, and a small call beside them.
 
-However many there are, together they have the same bytes: each has its part, in a dataset of its own. Two ways (benchmarks/programs/upload_driver.py):
+However many there are, together they have the same bytes: each sends its part to a separate dataset. Two ways (benchmarks/programs/upload_driver.py):
 the library, which cuts here, and the thin stream of the generated stub. A few driver processes have a thread for each upload. Every
-upload has to become a backup: who finds the server full waits as it is told, and tries again. One of them is restored and compared.
-Each measurement has a server and a store of its own. Exit code 1: an upload failed.
+upload has to become a backup: a client that finds the server full waits as the answer says, and retries. One backup is restored and compared.
+Each measurement has a separate server and store. Exit code 1: an upload failed.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def _process(target: Any, *arguments: object) -> Iterator[Connection]:
 
 
 def _told(connection: Connection, server: Server, threads: list[int]) -> Any:
-    """What a process has to tell; meanwhile the server's threads are counted. Raises ProgramError if nothing comes."""
+    """The report of a process; meanwhile the server's threads are counted. Raises ProgramError if none comes."""
     until_s = time.monotonic() + DEADLINE_S
     try:
         threads.append(thread_count(server.pid))
@@ -97,7 +97,7 @@ def _told(connection: Connection, server: Server, threads: list[int]) -> Any:
                 raise ProgramError(f"a process of clients had not ended after {DEADLINE_S:.0f} s")
         return connection.recv()
     except EOFError as error:
-        raise ProgramError("a process of clients ended without a word; its last ones are above") from error
+        raise ProgramError("a client process ended without a report; its last output is above") from error
 
 
 class Measurement:
@@ -120,7 +120,7 @@ class Measurement:
         machine.touch_free_memory(compare.touched_bytes(size * self._count))
         os.sync()
         with Server(self._place / "server", options=self._options) as server:
-            # As it is found on any day: it has been started before, and its catalog is there.
+            # As in daily use: it was started before, and has a catalog.
             server.stop()
             server.reset_peak()
             server.start()

@@ -1,6 +1,6 @@
 """`make bench-memory`: how much memory the server takes while many clients are at work, one phase after another on one server.
 
-Each client has an image and a tree of small files of its own. The server may have 250 MiB with eight, and 10 MiB more for each further
+Each client has its own image and tree of small files. The server may have 250 MiB with eight, and 10 MiB more for each further
 one; exit code 1 if it had more in any phase.
 """
 
@@ -43,7 +43,7 @@ def measure(place: Path, streams: int, image_bytes: int, files: int) -> list[tup
         data.make_image(place / f"image{number}" / "disk.img", image_bytes, f"{number}", holes=False)
     measured: list[tuple[str, int]] = []
     with Server(place / "server") as server:
-        # As it is found on any day: it has been started before, and its catalog is there.
+        # As in daily use: it was started before, and has a catalog.
         server.kill()
         server.reset_peak()
         server.start()

@@ -1,6 +1,6 @@
 """`make bench-report`: the tables and plots of docs/performance.md, from the results of benchmarks.
 
-Between the marks of a section everything is written anew; what stands around them is left alone, and so is a section without results.
+It replaces everything between the marks of a section; it keeps the text around them, and sections without results.
 A further kind of results is one more line of SECTIONS, and its marks in the page.
 """
 
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     paths = given.results or sections.newest()
     if not paths:
-        sys.exit("There are no results: run make bench first.")
+        sys.exit("No results: run make bench first.")
     drawn = write(PAGE, PLOTS, [sections.load(path) for path in paths])
     print(f"Wrote {PAGE.name} and {len(drawn)} plots from {', '.join(path.name for path in paths)}.")
     return 0

@@ -3,7 +3,7 @@
 In: the thin Backup stream with an image that the store does not have, and then with the same image again, as another backup: all of
 it travels, and nothing is stored. Out: the Restore stream, which is dropped as it comes. Beside each the limit: a server of gRPC
 alone with the same options, which drops the same messages, or sends as many bytes (benchmarks/programs/bare_stream.py). The client sends messages
-that were made before. They take turns; each round has a store of its own; the figures are medians.
+that were made before. They take turns; each round has a new store; the figures are medians.
 """
 
 import argparse

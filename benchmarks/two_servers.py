@@ -1,6 +1,6 @@
 """`make bench-servers`: the same uploads at once against one server, and divided between several.
 
-Each server here has a directory of its own, and so shares no lock, no catalog and no log of packs with the others: several processes that
+Each server here has its own directory, and so shares no lock, no catalog and no log of packs with the others: several processes that
 served one directory on one port could not be faster than that. What this machine's cores leave to be had is seen before such a thing is built.
 """
 
@@ -43,7 +43,7 @@ def make_sources(place: Path, uploads: int, size: int, libraries: Path | None) -
 
 
 def measure(place: Path, count: int, sources: Sequence[Path], options: tuple[str, ...]) -> dict[str, float]:
-    """All sources, each backed up by a process of its own, by turns to so many servers. Raises ProgramError."""
+    """Back up all sources, each in its own process, to the servers by turns. Raises ProgramError."""
     place.mkdir()
     with ExitStack() as running:
         servers = [running.enter_context(Server(place / f"server-{number}")) for number in range(count)]
@@ -107,7 +107,7 @@ def rows(record: Mapping[str, Any]) -> list[list[str]]:
 def section(record: Mapping[str, Any]) -> list[str]:
     """The lines of docs/performance.md, from what `main` wrote."""
     rounds = len(record["cases"][0]["rounds"])
-    how = f"Medians of {rounds} rounds. Each server has a directory of its own, and each upload is a process of its own."
+    how = f"Medians of {rounds} rounds. Each server has its own directory, and each upload its own process."
     return [
         f"### {title(record)}",
         "",

@@ -1,4 +1,4 @@
-"""What several rooms' tests share: a service in this process, and a server in one of its own."""
+"""Shared by all tests: a service in this process, and a server in a separate one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 
 import postgres_server
 import pytest
+import seaweed
 from extent import examples
 from hypothesis import HealthCheck, settings
 from servers import Running, ServerProcess
 
-# How long an example takes says nothing where other work shares the machine. The examples are the same in every run, so that
-# a failure is the fault of the change that is tried; STADDLE_TEST_RANDOM=1 looks for new ones.
+# Deadlines mean nothing on a machine that other work shares. The examples are the same in every run, so that
+# a failure comes from the change under test; STADDLE_TEST_RANDOM=1 tries new ones.
 settings.register_profile(
     "staddle",
     max_examples=examples(100),
@@ -26,7 +27,7 @@ settings.register_profile(
 )
 settings.load_profile("staddle")
 
-# A shell's background job ignores Ctrl-C, and so would every command that a test starts and interrupts.
+# A background job of a shell ignores Ctrl-C, and so would every command that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -39,13 +40,13 @@ def _text(written: str | bytes | None) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than processors: many tests wait for a moment, and another one uses it."""
+    """One worker more than processors, which uses the moments in which other tests wait."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 4
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """The tests themselves and all modules stay to the end: no collection of garbage goes through them again and again."""
+    """Tests and modules live to the end, so Python's garbage collector need not visit them again."""
     gc.collect()
     gc.freeze()
 
@@ -55,7 +56,7 @@ NAME_CHARS_MAX = 100
 
 @pytest.hookimpl
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Megabytes that a test is tried with are not its name, which every worker would send with every report."""
+    """Large parameters do not become part of a test's name, which every worker sends with every report."""
     if isinstance(val, str | bytes) and len(val) > NAME_CHARS_MAX:
         return f"{argname} of {len(val)}"
     return None
@@ -63,9 +64,9 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """A failed test shows what its command and its server wrote.
+    """A failed test shows the output of its command and its server.
 
-    What a test prints and logs may hold names that are no Unicode; what runs the tests side by side cannot pass that on.
+    Printed and logged names may not be Unicode, which the parallel test runner cannot pass on.
     """
     report = yield
     if report.failed:
@@ -83,7 +84,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What tests remember of backups lies in no home."""
+    """Tests keep their caches out of the user's home."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -99,7 +100,7 @@ def catalog_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def running(tmp_path: Path, catalog_url: str) -> Iterator[Running]:
-    """A service in this process, on a directory of its own."""
+    """A service in this process, on a new directory."""
     made = Running(tmp_path, catalog_url=catalog_url)
     try:
         yield made
@@ -109,10 +110,25 @@ def running(tmp_path: Path, catalog_url: str) -> Iterator[Running]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server in a process of its own."""
+    """A server in a separate process."""
     made = ServerProcess(tmp_path / "server-data")
     made.start()
     try:
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed.S3Server]:
+    """A real S3 server. Its tests are one group (`xdist_group("s3")`), so that one worker starts one."""
+    with seaweed.running(tmp_path_factory.mktemp("s3")) as made:
+        yield made
+
+
+@pytest.fixture
+def s3(s3_server: seaweed.S3Server, monkeypatch: pytest.MonkeyPatch) -> seaweed.S3Server:
+    """The S3 server, with its credentials in the environment."""
+    for name, value in seaweed.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return s3_server

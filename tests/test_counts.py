@@ -1,4 +1,4 @@
-"""A count in a message has its noun from `counted`, so that nobody reads "1 packs"."""
+"""Messages form the noun after a count with `counted`, to avoid "1 packs"."""
 
 import ast
 import re
@@ -55,7 +55,7 @@ OF_FORMATS: Final = frozenset({"blocks", "bytes", "inodes", "rows", "zeros"})
 
 
 def counts_without_their_noun(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """The line and the words behind each value that a plural follows, in f-strings and formats of the log. Limits, which are constants, are not meant."""
+    """The line and the words after each value before a plural, in f-strings and log formats, except constant limits."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and (logged := re.search(r"%d( ([a-z]+s)\b.*)", str(node.value))):
             if logged[2] in VERBS:
@@ -65,12 +65,13 @@ def counts_without_their_noun(tree: ast.AST) -> Iterator[tuple[int, str]]:
             for value, words in zip(node.values, node.values[1:], strict=False):
                 if isinstance(value, ast.FormattedValue) and isinstance(words, ast.Constant):
                     found = PLURAL.match(str(words.value))
-                    name = ast.unparse(value.value).rpartition(".")[2]
-                    if found and found[1] not in VERBS | OF_FORMATS and not name.isupper():
+                    if found is None or found[1] in VERBS | OF_FORMATS:
+                        continue
+                    if not ast.unparse(value.value).rpartition(".")[2].isupper():
                         yield value.lineno, str(words.value)
 
 
-def test_no_message_has_a_count_with_a_plural_that_is_not_counted() -> None:
+def test_no_message_forms_a_plural_without_counted() -> None:
     found = [
         f"{path.relative_to(TOP)}:{line}: {words!r}"
         for source in SOURCES

@@ -1,4 +1,4 @@
-"""A test that fails on a command says what the command wrote, however the test asked for its exit code."""
+"""A test that fails on a command shows the command's output, however the test checked its exit code."""
 
 import subprocess
 import sys

@@ -1,11 +1,13 @@
-"""The rooms of both sides import downwards only, siblings never import each other, and each knows no more than it needs.
+"""The rooms of both sides import downwards only, siblings never import each other, and each imports only what it needs.
 
 client: command → facade → { _backup | _restore | _upload } → { _fs | _transport } → _protocol → base
 server: cli → app → api → upkeep → { upload | restore } → tenancy → { store | catalog | manifest } → base
 """
 
 import ast
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -15,7 +17,7 @@ TOP: Final = Path(__file__).parents[1]
 
 
 class Side(NamedTuple):
-    """One of the two packages, and its rooms: what each may import besides itself and the base, and why no more."""
+    """One of the two packages, and its rooms: what each may import besides itself and the base, and the reason."""
 
     source: Path
     below: dict[str, frozenset[str]]
@@ -182,7 +184,7 @@ OF_THE_CLIENT: Final = {
 
 
 class Import(NamedTuple):
-    """One import: where it stands, and the absolute name of what it brings."""
+    """One import: its place, and the absolute name that it imports."""
 
     path: Path
     line: int
@@ -193,13 +195,20 @@ class Import(NamedTuple):
         return f"{self.path.name}:{self.line}"
 
 
+@cache
+def import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Those of a file, also inside functions."""
+    tree = ast.parse(path.read_text(), str(path))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imports(path: Path, side: Side) -> Iterator[Import]:
-    """Every import in a file, also those inside functions; relative ones are made absolute."""
+    """Every import in a file; relative ones are made absolute."""
     package = list(path.relative_to(side.source.parent).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in import_statements(path):
         if isinstance(node, ast.Import):
             yield from (Import(path, node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             above = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
             yield from (Import(path, node.lineno, f"{module}.{alias.name}") for alias in node.names)
@@ -212,7 +221,7 @@ def module_of(path: Path, side: Side) -> list[str]:
 
 
 def broken(found: Import, side: Side) -> str | None:
-    """Why this import may not be; None: it may."""
+    """Why this import is forbidden; None if it is allowed."""
     room = side.room_of(module_of(found.path, side))
     here = ".".join([side.package, *module_of(found.path, side)])
     target = found.name.split(".")
@@ -252,7 +261,7 @@ def test_a_module_imports_only_what_its_room_may(side: Side, path: Path) -> None
 
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.package)
 def test_no_modules_import_each_other_in_a_circle(side: Side) -> None:
-    """Also not inside functions or for types only: what belongs together stands together, and what is shared stands below."""
+    """This includes imports inside functions and for types: related code shares a module, shared code is below."""
     known = {".".join([side.package, *module_of(path, side)]): path for path in side.files()}
     arrows = {
         name: {to for each in imports(path, side) if (to := owner_of(each.name, known)) and to != name}
@@ -262,7 +271,7 @@ def test_no_modules_import_each_other_in_a_circle(side: Side) -> None:
 
 
 def owner_of(name: str, known: dict[str, Path]) -> str | None:
-    """The module that an imported name is, or lies in; None for generated code and other packages."""
+    """The module that an imported name is or is in; None for generated code and other packages."""
     if name.startswith("staddle.v1."):
         return None
     while name not in known:
@@ -272,28 +281,30 @@ def owner_of(name: str, known: dict[str, Path]) -> str | None:
     return name
 
 
-NAMED_APART: Final = frozenset({"api", "app", "cli", "upkeep", "upload", "restore", "tenancy"})
-"""The server's rooms in which no class has the name of another one, wherever that is."""
+NAMED_APART: Final = {
+    CLIENT.package: {*CLIENT.below, "base"},
+    SERVER.package: {"api", "app", "cli", "upkeep", "upload", "restore", "tenancy"},
+}
+"""The rooms of each side in which no class has the name of another class of that side, in any room."""
 ROW_AND_THING: Final = frozenset({"Tenant", "Tenants", "Uploads"})
-"""Names that the catalog has for rows and the rooms above for what the rows describe."""
+"""Names that the server's catalog has for rows, and the rooms above for what the rows describe."""
 
 
-def test_a_class_of_the_server_has_a_name_of_its_own() -> None:
-    """Also one that is private to its module: who searches for a name finds one thing."""
-    found: dict[str, list[str]] = {}
-    for path in SERVER.files():
-        place = ".".join(module_of(path, SERVER))
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                found.setdefault(node.name.lstrip("_"), []).append(place)
-    alike = {
-        name: places
-        for name, places in found.items()
-        if len(places) > 1
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: side.package)
+def test_every_class_has_a_unique_name(side: Side) -> None:
+    """This includes classes that are private to a module: a search for a name finds one thing."""
+    found: dict[str, list[list[str]]] = {}
+    for path in side.files():
+        for name in re.findall(r"^ *class _*(\w+)", path.read_text(), re.MULTILINE):
+            found.setdefault(name, []).append(module_of(path, side))
+    shared = {
+        name: modules
+        for name, modules in found.items()
+        if len(modules) > 1
         and name not in ROW_AND_THING
-        and any(place.split(".")[0] in NAMED_APART for place in places)
+        and any(side.room_of(module) in NAMED_APART[side.package] for module in modules)
     }
-    assert alike == {}
+    assert shared == {}
 
 
 def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
@@ -378,7 +389,7 @@ def test_a_circle_is_found() -> None:
         (CLIENT, "_fs", "import staddle_server.base.limits", "without the server"),
     ],
 )
-def test_an_import_that_breaks_the_rule_is_found_and_the_reason_is_said(
+def test_a_forbidden_import_is_found_with_the_reason(
     tmp_path: Path, side: Side, room: str, line: str, says: str
 ) -> None:
     elsewhere = side._replace(source=tmp_path / side.package)

@@ -27,7 +27,7 @@ Edit = Callable[[Path, str], object]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One of the sources, below a directory of its own."""
+    """One of the sources, in a separate directory."""
 
     name: str
     title: str

@@ -124,7 +124,7 @@ def shuffle(root: Path, seed: str) -> None:
 
 
 def make_pages(root: Path, size: int, seed: str) -> None:
-    """Database files of 16 MiB: pages of 8 KiB, each with a head of its own, rows, and room that is free."""
+    """Database files of 16 MiB: pages of 8 KiB, each with a header, rows, and free space."""
     _make(root, size, seed, "db", _pages)
 
 

@@ -1,6 +1,6 @@
 """What a tree is, line by line in a file: all metadata and a digest of every byte. Two such listings can be compared.
 
-This knows nothing of Staddle: it is what the restored trees are judged by. Memory does not grow with the tree.
+This is independent of Staddle, because it judges the restored trees. Memory does not grow with the tree.
 """
 
 import json

@@ -43,7 +43,7 @@ def sampler() -> Path | None:
 
 
 class Thread(NamedTuple):
-    """A thread, the processor time that it has used, and how long it waited for a processor though it could have gone on."""
+    """A thread, the processor time that it has used, and how long it waited for a processor while it was runnable."""
 
     name: str
     cpu_ns: int
@@ -51,7 +51,7 @@ class Thread(NamedTuple):
 
 
 def threads_of(pid: int) -> dict[int, Thread]:
-    """All threads of a process that are there now."""
+    """All current threads of a process."""
     found = {}
     with suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/task"):

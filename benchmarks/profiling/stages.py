@@ -81,7 +81,7 @@ _WAITS: Final = re.compile(
     r": .*(\b(acquire|wait|poll|next_event|next_call_event|operate|start_server_batch)|_lock\.__enter__|queue\.get|\.result)\("
     r"|: with self\._(lock|mutex|cond|turn)\b"
 )
-"""Lines that wait for something, if only for the interpreter that they gave away for a moment, and go on when it has come."""
+"""Lines that wait, if only to get the interpreter back after they released it."""
 
 _NATIVE: Final = re.compile(r"event_engine|grpc|lifeguard|resolver|default-exec|timer")
 """Names of the threads of gRPC's core, which run no Python. Linux keeps 15 characters of a name."""

@@ -3,7 +3,7 @@
     python -m benchmarks.programs.generated_client fill DATASET COUNT     a backup of very many empty files, in one Backup stream
     python -m benchmarks.programs.generated_client durable UPLOAD         how many bytes of an open upload are durable
 
-The server is the one that STADDLE_CONFIG tells of.
+The server is the one in STADDLE_CONFIG.
 """
 
 import os
@@ -26,7 +26,7 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 def listed(count: int) -> Iterator[str]:
-    """How `staddle ls -R` shows a backup that `fill` made: directories, which nobody sent, and so many files."""
+    """How `staddle ls -R` shows a backup that `fill` made: directories, which the client did not send, and so many files."""
     for number in range(count):
         directory, place = divmod(number, FILES_PER_DIRECTORY)
         if not place:

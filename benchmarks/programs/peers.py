@@ -3,7 +3,7 @@
 All but `cp` compress and encrypt with authentication, each at what it is usually run with: Staddle zstd 1 and AES-256-GCM; restic and
 rustic repository version 2, AES-256-CTR with Poly1305, zstd at each one's default; borg `--compression zstd,1`, `--encryption
 repokey-blake2`; bupstash its default (zstd, XSalsa20 with Poly1305). Chunk sizes are each program's own. They write into a directory of
-this machine by themselves; Staddle's client talks to a server over loopback, and the processor time and memory of both are counted. `cp`
+this machine directly; Staddle's client talks to a server over loopback, and the processor time and memory of both are counted. `cp`
 is the limit: it keeps one copy, whole and open to all.
 """
 
@@ -70,12 +70,12 @@ class Command(NamedTuple):
 
 
 class Peer(ABC):
-    """A program that makes backups, with a repository of its own in each round."""
+    """A program that makes backups, with a new repository in each round."""
 
     name: str
     phases: tuple[Phase, ...] = tuple(Phase)
     server: Server | None = None
-    """A process of its own that works for it."""
+    """A separate process that works for it."""
 
     @abstractmethod
     def missing(self) -> str:
@@ -98,7 +98,7 @@ class Peer(ABC):
         """Restores the newest backup straight into an empty directory: those files of it, or everything."""
 
     def fault(self, phase: Phase, out: str) -> str:
-        """What it did other than the phase wants, such as read what it should not; empty: nothing that it would tell."""
+        """How it deviated from the phase, such as reading what it should not; empty if it reported nothing."""
         return ""
 
     @abstractmethod
@@ -170,7 +170,7 @@ class StaddleThin(Staddle):
 
 
 class Local(Peer):
-    """A program that keeps a repository in a directory of this machine by itself."""
+    """A program that writes a repository to a directory of this machine directly."""
 
     program: Path
     version_argument = "--version"

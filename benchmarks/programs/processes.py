@@ -178,7 +178,7 @@ def run(
 
 @functools.cache
 def compile_ours() -> None:
-    """Has Staddle's modules compiled, as they are where it is installed: in a checkout they may be compiled anew at every start."""
+    """Compile Staddle's modules, as an installation does: in a checkout every start may compile them again."""
     for package in ("staddle", "staddle_server"):
         spec = find_spec(package)  # importing them would make this process larger than what it measures
         for place in (spec and spec.submodule_search_locations) or ():
@@ -220,7 +220,7 @@ def processor_s(pid: int) -> tuple[float, float]:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler of its own for a signal; False if it is gone."""
+    """Whether a process handles a signal itself; False if it has ended."""
     return bool(_status(pid, "SigCgt", base=16) >> (number - 1) & 1)
 
 
@@ -245,7 +245,7 @@ def tree_bytes(root: Path) -> int:
 
 @dataclass
 class Server:
-    """`staddle-server serve` on a directory of its own, on loopback. Its log lies beside that directory."""
+    """`staddle-server serve` on a separate directory, on loopback. Its log lies beside that directory."""
 
     data: Path
     address: str = "127.0.0.1:0"

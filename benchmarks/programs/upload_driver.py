@@ -1,8 +1,8 @@
-"""Many uploads at once, from a few processes: each upload is one thread of a driver, with a connection, a dataset and a file of its own.
+"""Many uploads at once, from a few processes: each upload is one thread of a driver, with its own connection, dataset and file.
 
 Two ways. `source`: the Python library, `Client.backup`, which cuts and compresses here and has ten threads more for each upload.
-`thin`: the generated stub alone, one `Backup` stream of messages of 1 MiB, as a client in any language would. Who is told that the
-server has too much to do waits as long as it is asked to, and tries again: the library does that by itself, the stub here.
+`thin`: the generated stub alone, one `Backup` stream of messages of 1 MiB, as a client in any language would. A client whose
+call the server refuses as overloaded waits as long as the answer says, and retries: the library does that itself; for the stub, this does.
 
 And a bystander, a process that makes one small call every 100 ms, whether the last one has been answered or not.
 """
@@ -67,7 +67,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Driven:
-    """What a driver has to tell."""
+    """The report of a driver."""
 
     outcomes: list[Outcome]
     cpu_s: float
@@ -87,7 +87,7 @@ def source_of(sources: Path, number: int) -> Path:
 
 
 def drive(share: Share, parent: Connection) -> None:
-    """The work of a driver process: says when it is ready, waits for a word, does all its uploads at once, tells how they went."""
+    """The work of a driver process: reports that it is ready, waits for a line, does all its uploads at once, reports the results."""
     tune_malloc()
     outcomes = [Outcome(number) for number in share.numbers]
     work = {"source": _source, "thin": _thin}[share.way]
@@ -111,7 +111,7 @@ def _one(work: Callable[[Share, Outcome], None], share: Share, outcome: Outcome)
     outcome.begun_s = time.monotonic()
     try:
         work(share, outcome)
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is told, and fails the run
+    except Exception as error:  # noqa: BLE001 - any error is reported, and fails the run
         outcome.error = f"{type(error).__name__}: {error}"[:500]
     outcome.ended_s = time.monotonic()
 
@@ -188,7 +188,7 @@ class Asked:
 
 
 def stand_by(config: Path, parent: Connection) -> None:
-    """Calls GetServerInfo and ListDatasets by turns, one every 100 ms, until a word comes; tells how long each took."""
+    """Calls GetServerInfo and ListDatasets by turns, one every 100 ms, until a line comes; reports how long each took."""
     settings = load_settings(config)
     metadata: Metadata = (("authorization", f"Bearer {settings.token}"),)
     asked: list[Asked] = []

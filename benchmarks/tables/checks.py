@@ -65,7 +65,7 @@ class Checks:
 
     @contextmanager
     def check(self, title: str, server: Server) -> Iterator[Check]:
-        """One check. What goes wrong in it is its failure, and the next ones go on."""
+        """One check. An error in it is its failure, and the next checks still run."""
         check = Check(server)
         server.reset_peak()
         if sys.stdout.isatty():

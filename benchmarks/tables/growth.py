@@ -19,7 +19,7 @@ KIND: Final = "growth"
 STEEP: Final = 1.1
 """A power of the size that is more than linear, and more than what one measurement differs from the next."""
 SHORT_S: Final = 0.05
-"""What takes less is a few ticks of the clock that counts processor time: it says nothing of how something grows."""
+"""Less time is only a few ticks of the CPU clock, which says nothing about growth."""
 
 
 class Series(NamedTuple):
@@ -87,7 +87,7 @@ def grown(records: Sequence[Record]) -> Grown:
 
 
 def power(line: Sequence[tuple[int, float]]) -> float | None:
-    """With which power of the size the last step grew: 1 is linear, 0 not at all. None: it is no step."""
+    """With which power of the size the last step grew: 1 is linear, 0 not at all. None if it is not a step."""
     if len(line) < 2:
         return None
     (small, before), (large, after) = line[-2:]

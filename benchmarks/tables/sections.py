@@ -1,4 +1,4 @@
-"""The sections of docs/performance.md that are made from results: one for each kind of benchmark, between marks of its own.
+"""The sections of docs/performance.md that are made from results: one for each kind of benchmark, between its marks.
 
 A benchmark saves what it measured with `save`, under the name of its kind; `benchmarks/report.py` lists the sections.
 """
@@ -73,7 +73,7 @@ def kind_of(record: Record) -> str:
 
 
 def newest(directory: Path | None = None) -> list[Path]:
-    """The newest file of each kind: their names tell the time."""
+    """The newest file of each kind, by the time in its name."""
     found: dict[str, Path] = {}
     for path in sorted((directory or RESULTS).glob("*.json")):
         found[kind_of(load(path))] = path

@@ -9,20 +9,16 @@ from typing import IO, Any, Final, Self, TypeVar, Unpack, get_args
 from google.protobuf.message import Message
 
 from staddle._browse import BrowseMethods
-from staddle._errors import BadRequestError
 from staddle._options import (
     LocalPath,
     backup_options,
-    checked_overwrite,
     local_paths,
     missing_extra,
     reported,
     restore_options,
 )
-from staddle._protocol.arguments import choice
-from staddle._protocol.convert import (
-    text,
-)
+from staddle._protocol.arguments import choice, one_of
+from staddle._protocol.convert import text
 from staddle._protocol.selectors import selector_of
 from staddle._retention import RetentionMethods
 from staddle._transport.calls import Calls
@@ -198,7 +194,7 @@ class Client(BrowseMethods, RetentionMethods):
         directories of a Staddle server, `exclude_if_present` what is in directories that hold a file of such a name, and
         `exclude_larger_than_bytes` larger files. `path` is followed if it is a symbolic link; what is neither a directory nor a file is
         BadRequestError. A source that has become empty, or has lost more than `max_removed_percent` of the entries that the base has, is
-        TooMuchRemovedError, and there is no backup; 100 allows everything.
+        TooMuchRemovedError, and no backup is made; 100 allows everything.
         The dataset has one root: another one is RootDiffersError without `new_root`. `host` is where the data is, by default this
         machine's name. `thin` sends all bytes and lets the server cut them; otherwise they are cut here, and only what is missing
         travels, which needs the packages of `pip install 'staddle[cli]'`. `cache` lets it remember what the
@@ -303,7 +299,7 @@ class Client(BrowseMethods, RetentionMethods):
             include_files=include_files,
             exclude=exclude,
             exclude_files=exclude_files,
-            overwrite=checked_overwrite(overwrite),
+            overwrite=one_of("overwrite", overwrite, get_args(Overwrite)),
             verify=verify,
             delete=delete,
             confirm_delete=confirm_delete,
@@ -340,8 +336,6 @@ class Client(BrowseMethods, RetentionMethods):
         damaged when a part of it is written raises DamageError without a report. Whenever another exception than DamageError with a report is
         raised, the archive has no end, so that readers refuse it. Does not close `output`.
         """
-        if format not in get_args(ArchiveFormat):
-            raise BadRequestError(f"invalid format {format!r}: use tar or zip.", facts={"field": "format"})
         from staddle._restore.archive import ToArchive
 
         options = restore_options(
@@ -354,7 +348,10 @@ class Client(BrowseMethods, RetentionMethods):
             progress=progress,
         )
         name, selector = text("dataset", dataset), selector_of(backup, at)
-        archive = ToArchive(self._calls, name, selector, output, archive_format=format, options=options)
+        archive_format = one_of("format", format, get_args(ArchiveFormat))
+        archive = ToArchive(
+            self._calls, name, selector, output, archive_format=archive_format, options=options
+        )
         return reported(archive.run)
 
     # ------------------------------------------------------------------------------------------- own objects

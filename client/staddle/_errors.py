@@ -102,19 +102,19 @@ class AccessDeniedError(StaddleError):
 
 
 class NotFoundError(StaddleError):
-    """There is no such thing for this token: unknown, deleted, or another tenant's."""
+    """Not found for this token: unknown, deleted, or another tenant's."""
 
     default_reason = "NOT_FOUND"
 
 
 class DatasetNotFoundError(NotFoundError):
-    """There is no such dataset."""
+    """The dataset does not exist."""
 
     default_reason = "DATASET_NOT_FOUND"
 
 
 class BackupNotFoundError(NotFoundError):
-    """There is no such backup, or none that old; `facts["earliest"]` then says when the oldest one began."""
+    """The backup does not exist, or none is that old; `facts["earliest"]` then says when the oldest one began."""
 
     default_reason = "BACKUP_NOT_FOUND"
 
@@ -126,7 +126,7 @@ class PathNotFoundError(NotFoundError):
 
 
 class UploadNotFoundError(NotFoundError):
-    """There is no such upload."""
+    """The upload does not exist."""
 
     default_reason = "UPLOAD_NOT_FOUND"
 
@@ -138,7 +138,7 @@ class ConflictError(StaddleError):
 
 
 class UnfinishedError(StaddleError):
-    """A stream ended before its backup was complete: there is no backup of it."""
+    """A stream ended before its backup was complete: it made no backup."""
 
     default_reason = "UNFINISHED_STREAM"
 
@@ -257,7 +257,7 @@ class CancelledError(StaddleError):
 
 
 class ProtocolError(StaddleError):
-    """The server answered what the protocol does not allow, or stopped in the middle: nothing of it can be trusted."""
+    """The server broke the protocol, or stopped in the middle of an answer: the answer cannot be trusted."""
 
     default_reason = "PROTOCOL"
 

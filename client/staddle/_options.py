@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from staddle._base.figures import counted
 from staddle._errors import BadRequestError, DamageError, UnsupportedError
@@ -10,7 +10,7 @@ from staddle._protocol.arguments import checked_path, choice
 from staddle._protocol.convert import text
 from staddle._types.backups import BackupKind
 from staddle._types.entries import PathLike
-from staddle._types.options import BackupOptions, Overwrite, RestoreOptions, SourceArguments
+from staddle._types.options import BackupOptions, RestoreOptions, SourceArguments
 from staddle._types.reports import RestoreReport
 
 LocalPath = str | bytes | os.PathLike[str]
@@ -66,15 +66,6 @@ def _damage_error(report: RestoreReport) -> DamageError:
     )
 
 
-def checked_overwrite(overwrite: Overwrite) -> Overwrite:
-    """Raises BadRequestError for another word."""
-    if overwrite not in get_args(Overwrite):
-        raise BadRequestError(
-            f"overwrite is never, if-changed or always, not {overwrite!r}.", facts={"field": "overwrite"}
-        )
-    return overwrite
-
-
 def restore_options(
     paths: Iterable[PathLike],
     *,
@@ -85,12 +76,12 @@ def restore_options(
     **others: Any,
 ) -> RestoreOptions:
     """What a restore and an archive are asked for alike. Raises BadRequestError, also where a file of patterns cannot be read."""
-    from staddle._restore.selection import lines_of_all
+    from staddle._fs.excludes import all_patterns
 
     return RestoreOptions(
         paths=tuple(checked_path(path) for path in paths),
-        include=(*lines_of_all("include_files", include_files), *include),
-        exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
+        include=all_patterns("include_files", include_files, include),
+        exclude=all_patterns("exclude_files", exclude_files, exclude),
         **others,
     )
 

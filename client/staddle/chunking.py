@@ -28,7 +28,7 @@ CONTENT_ID_CONTEXT: Final = "staddle.v1 content id"
 EMPTY_CONTENT_ID: Final = blake3(b"").digest()
 CHUNK_BYTES_MAX: Final = 1024 * 1024
 EXPECTED_AHEAD: Final = 4_096
-"""So many expected chunks are known at once: where the file goes on behind what was put in or taken out, is seen within so many."""
+"""How many expected chunks are kept in view: an insertion or removal is found if the file continues within them."""
 SMALL_BYTES: Final = 4 * 1024
 """Pushed pieces up to this size are gathered: each would cost more to keep than it holds."""
 _PAIR: Final = struct.Struct("<I32s")

@@ -1,4 +1,4 @@
-"""Every RPC of the service in one table, and a service on which all of them can be tried."""
+"""Every RPC of the service in one table, and a service to try them on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNCHANGED = "backups", "datasets", "pending_records", "upload_requests"
 
 
 class Place:
-    """A service with two large backups that differ everywhere, a policy, a lost pack, and one call at a time."""
+    """A service with two large, entirely different backups, a policy, a lost pack, and one call at a time."""
 
     def __init__(self, running: Running) -> None:
         self.running = running
@@ -50,7 +50,7 @@ class Place:
         self.keeper.SetRetention(
             sv.SetRetentionRequest(dataset="www", policy=pb.RetentionPolicy(keep_last=1))
         )
-        # Damage that is known makes uploads look through their base.
+        # Known damage makes uploads search their base.
         before = set(self.packs())
         back_up(self.keeper, "lost", {"a": b"1"})
         (lost,) = set(self.packs()) - before
@@ -62,7 +62,7 @@ class Place:
     # ------------------------------------------------------------------ steps
 
     def step(self) -> None:
-        """The call under way takes a step; from a thread of its own or from one that opens for it."""
+        """The current call takes a step, from its own thread or from one that opens for it."""
         thread = threading.current_thread()
         if self._acting or not (thread.ident == self._caller or thread.name.startswith(("open", "call"))):
             return
@@ -76,7 +76,7 @@ class Place:
 
     @contextmanager
     def acting(self, at: int, action: Callable[[], None]) -> Iterator[None]:
-        """While it lasts, the steps of this thread are counted, and before one of them something happens."""
+        """Count the steps of this thread, and run something before one of them."""
         self._at, self._action, self.steps, self._caller = at, action, 0, threading.get_ident()
         try:
             yield
@@ -99,26 +99,26 @@ class Place:
 
     @contextmanager
     def time(self) -> Iterator[None]:
-        """What moves the clock inside has moved it back outside."""
+        """A context that restores the clock at its end."""
         try:
             yield
         finally:
             self.running.clock.ahead_s = 0.0
 
     def expire(self) -> None:
-        """The hour of the last token passes."""
+        """Let the hour of the last token pass."""
         self.running.clock.ahead_s = HOUR_S + 1.0
         self.running.service._gate.end_invalid()
 
-    # ------------------------------------------------------------------ what is looked at
+    # ------------------------------------------------------------------ observed state
 
     def state(self) -> dict[str, list[Any]]:
-        """All that a call may decide."""
+        """Everything that a call may change."""
         with self.running.catalog.database.read() as catalog:
             return {name: catalog.exec_driver_sql(f"SELECT * FROM {name}").all() for name in UNCHANGED}
 
     def decided(self) -> list[Any]:
-        """The same of what is decided in the end: backups, and what becomes of them."""
+        """The same for final decisions: backups, and their fate."""
         return self.state()["backups"]
 
     def assert_nothing_held(self) -> None:
@@ -129,16 +129,16 @@ class Place:
         assert not gate.calls._slots
         assert not gate.streams._waiting
         assert not gate.calls._waiting
-        # What compresses and publishes for an upload ends soon after the call.
+        # The compression and publication for an upload end soon after the call.
         wait_until(lambda: gate.decoded.used(self.running.tenant) == 0)
         for writer in service._uploads._all():
             assert writer._lock.acquire(timeout=20), "a writer's turn"
             writer._lock.release()
-        assert self.running.catalog.database._turn.acquire(timeout=20), "the turn of those that write"
+        assert self.running.catalog.database._turn.acquire(timeout=20), "the turn of the writers"
         self.running.catalog.database._turn.release()
-        assert self.plan(), "places for plans, of which there are few"
+        assert self.plan(), "slots for plans, which are few"
 
-    # ------------------------------------------------------------------ what is asked for
+    # ------------------------------------------------------------------ requests
 
     def upload(self, stub: Stub, entries: int = 1) -> Source:
         """An open upload of this caller with some entries that are not durable."""
@@ -156,7 +156,7 @@ class Place:
 
 
 class Row(NamedTuple):
-    """What stands of a method.
+    """The row of a method.
 
     Attributes:
         role: The least that it needs.
@@ -182,7 +182,7 @@ def named(request: Callable[..., Any], **more: Any) -> Callable[[Place, Stub], A
 
 
 def of_upload(request: Callable[..., Any], entries: int = 1, **more: Any) -> Callable[[Place, Stub], Any]:
-    """A request that is about an upload of the caller."""
+    """A request for an upload of the caller."""
     return lambda place, stub: request(**place.upload(stub, entries).id, **more)
 
 
@@ -283,7 +283,7 @@ WORKS = [name for name, row in ROWS.items() if row.works]
 
 
 class Stepping(WrappedBlobs):
-    """Blobs, each use of which is a step of the call under way."""
+    """Blobs; each use is a step of the current call."""
 
     def __init__(self, blobs: Blobs) -> None:
         super().__init__(blobs)

@@ -1,4 +1,4 @@
-"""Work ends with its caller: calls whose token has ended, and calls that nobody waits for any more."""
+"""Work ends with its caller: calls whose token has expired or was revoked, and calls whose client is gone."""
 
 import queue
 import threading
@@ -32,7 +32,7 @@ from thin import (
 
 
 class Slow:
-    """A Backup stream that sends its parts one by one, when it is told to."""
+    """A Backup stream that sends its parts one by one, on request."""
 
     def __init__(self, stub, *parts: Part) -> None:
         self._next = threading.Event()
@@ -53,7 +53,7 @@ class Slow:
 
 @pytest.fixture
 def leaving(running):
-    """A stub whose token ends, one way or another."""
+    """A stub whose token expires or is revoked."""
     return running.stub("writer", name="leaving")
 
 
@@ -62,7 +62,7 @@ def received(running):
     stub = running.stub("writer", name="other")
     upload = open_upload(stub, "r")
     writers = running.service._uploads._writers
-    # It is in the catalog before it has a writer.
+    # The catalog has it before it has a writer.
     wait_until(lambda: (writer := writers.get(bytes.fromhex(upload.id))) and writer.position == 1)
     return lambda: stub.GetUpload(sv.GetUploadRequest(request_id="r")).upload
 
@@ -84,7 +84,7 @@ def test_a_stream_of_a_revoked_token_ends_at_a_checkpoint_and_makes_no_backup(ru
     assert backups(running.stub(), "www") == []
 
 
-def test_a_silent_stream_of_a_revoked_token_is_cut_off_by_the_server_itself(running, leaving):
+def test_the_server_cuts_off_an_idle_stream_of_a_revoked_token(running, leaving):
     slow = Slow(leaving)
     upload = received(running)
     revoke(running)
@@ -93,8 +93,8 @@ def test_a_silent_stream_of_a_revoked_token_is_cut_off_by_the_server_itself(runn
     assert upload().state == pb.UPLOAD_STATE_OPEN
 
 
-def test_a_commit_asks_again_whether_its_token_still_stands(running, leaving):
-    """Whatever was looked at before: the transaction that makes the backup looks itself."""
+def test_a_commit_checks_its_token_again(running, leaving):
+    """The transaction that makes the backup checks again, whatever was checked before."""
     commit = running.catalog.uploads.commit
 
     def revoked_meanwhile(*arguments, **more):
@@ -112,7 +112,7 @@ def test_a_commit_asks_again_whether_its_token_still_stands(running, leaving):
     assert upload.state == pb.UPLOAD_STATE_OPEN
 
 
-def test_an_expired_token_ends_a_stream_as_a_revoked_one_does(running):
+def test_an_expired_token_ends_a_stream_like_a_revoked_one(running):
     token = running.catalog.tokens.create(
         running.tenant, "short", TokenRole.WRITER, time.time_ns(), time.time_ns() + 3600 * 10**9
     )
@@ -142,7 +142,7 @@ def test_a_restore_of_a_revoked_token_ends(running, leaving):
 
 @contextmanager
 def reflecting(running, token):
-    """A reflection stream: a function that asks it something and gives its answer, and the call."""
+    """A reflection stream: a function that sends a question and returns the answer, and the call."""
     asked = queue.SimpleQueue()
     with grpc.insecure_channel(running.address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -158,7 +158,7 @@ def reflecting(running, token):
         asked.put(None)
 
 
-def test_a_reflection_stream_ends_with_its_token_and_gives_its_place_back(running):
+def test_a_reflection_stream_ends_with_its_token_and_frees_its_slot(running):
     streams = running.service._gate.streams
     with reflecting(running, running.token("reader", name="leaving")) as (ask, _):
         assert ask().service
@@ -170,7 +170,7 @@ def test_a_reflection_stream_ends_with_its_token_and_gives_its_place_back(runnin
     wait_until(lambda: streams.idle and gone(running))
 
 
-def test_a_silent_reflection_stream_whose_token_has_expired_is_cut_off(running):
+def test_an_idle_reflection_stream_with_an_expired_token_is_cut_off(running):
     token = running.catalog.tokens.create(
         running.tenant, "short", TokenRole.READER, time.time_ns(), time.time_ns() + 3600 * 10**9
     )
@@ -185,15 +185,15 @@ def test_a_silent_reflection_stream_whose_token_has_expired_is_cut_off(running):
     wait_until(lambda: running.service._gate.streams.idle and gone(running))
 
 
-# ---------------------------------------------------------------------- callers that have gone
+# ---------------------------------------------------------------------- disconnected callers
 
 
 def gone(running) -> bool:
     return not running.service._gate._calls
 
 
-def test_zeros_of_a_caller_that_has_gone_are_not_worked_on(running, monkeypatch):
-    """Each part of a few bytes stands for a gibibyte."""
+def test_zeros_of_a_disconnected_caller_are_not_processed(running, monkeypatch):
+    """Each part of a few bytes describes a gibibyte."""
     taken, at_work = [], threading.Event()
     zeros = BackupStream.zeros
 
@@ -217,7 +217,7 @@ def test_zeros_of_a_caller_that_has_gone_are_not_worked_on(running, monkeypatch)
 
 @pytest.fixture
 def long_lists(running):
-    """Two backups that differ everywhere, in many pages."""
+    """Two entirely different backups of many pages."""
     for dataset, mode in (("www", 0o600), ("www", 0o644)):
         entries = [small(f"f{n:05}", b"", mode=mode) for n in range(6000)]
         running.stub().Backup(messages([begin(dataset), *entries, finish(6000, 0)]))
@@ -245,7 +245,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("handler", CALLS)
-def test_what_is_stored_is_not_read_on_for_a_caller_that_has_gone(running, long_lists, monkeypatch, handler):
+def test_no_more_data_is_read_for_a_disconnected_caller(running, long_lists, monkeypatch, handler):
     method, request = CALLS[handler]
     read, at_work, ended = [], threading.Event(), threading.Event()
     chunk, answer = ChunkReader.chunk, getattr(ReadCalls, handler)

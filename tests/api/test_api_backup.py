@@ -1,4 +1,4 @@
-"""Promises 1 to 4, on the wire: what was acknowledged is there, whole or not at all, and comes back as it went in."""
+"""Promises 1 to 4, on the wire: acknowledged backups are stored completely or not at all, and restore unchanged."""
 
 import random
 import threading
@@ -103,7 +103,7 @@ def test_both_paths_may_be_mixed_in_one_upload(running):
     }
 
 
-def test_a_replayed_commit_answers_as_the_first_did(running):
+def test_a_replayed_commit_gets_the_first_answer(running):
     stub = running.stub()
     source = Source(stub, "www", request_id="r")
     source.put_file("a", b"1")
@@ -192,7 +192,7 @@ def test_put_entries_is_numbered_and_a_replay_changes_nothing(running):
     assert restore(stub, "www").files == {"a": b"1", "b": b"2"}
 
 
-def test_a_put_entries_call_with_one_bad_entry_takes_nothing(running):
+def test_a_put_entries_call_with_one_bad_entry_changes_nothing(running):
     stub = running.stub()
     source = Source(stub, "www")
     with pytest.raises(grpc.RpcError) as bad:
@@ -203,7 +203,7 @@ def test_a_put_entries_call_with_one_bad_entry_takes_nothing(running):
     source.commit()
 
 
-def test_a_long_list_of_chunks_goes_in_parts(running):
+def test_a_long_chunk_list_is_sent_in_parts(running):
     stub = running.stub()
     source = Source(stub, "www")
     data = noise(12_000_000)
@@ -260,7 +260,7 @@ def test_only_one_stream_writes_an_upload_at_a_time(running):
     assert first.result(timeout=20).backup.number == 1
 
 
-def test_a_stream_that_is_replayed_after_its_commit_is_answered_as_the_first(running):
+def test_a_stream_replayed_after_its_commit_gets_the_first_answer(running):
     stub = running.stub()
     parts = [begin("www", request_id="r"), small("a", b"1"), finish(1, 1)]
     first = stub.Backup(messages(parts))
@@ -271,7 +271,7 @@ def test_a_stream_that_is_replayed_after_its_commit_is_answered_as_the_first(run
 
 
 @pytest.mark.parametrize("fields", [{"request_id": "r"}, {"take_over": True}])
-def test_a_stream_that_begins_again_never_adds_to_what_an_earlier_one_brought(running, fields):
+def test_a_stream_that_starts_again_never_adds_to_an_earlier_one(running, fields):
     stub = running.stub()
     parts = [begin("www", **fields), small("a", b"1"), small("b", b"2")]
     with pytest.raises(grpc.RpcError):
@@ -288,7 +288,7 @@ def test_a_stream_that_begins_again_never_adds_to_what_an_earlier_one_brought(ru
     assert restore(stub, "www").files == {"a": b"1", "b": b"2"}
 
 
-def test_nothing_may_come_behind_finish(running):
+def test_no_part_may_follow_finish(running):
     stub = running.stub()
     with pytest.raises(grpc.RpcError) as failed:
         stub.Backup(messages([begin("www"), finish(0, 0), small("late", b"")]))
@@ -297,7 +297,7 @@ def test_nothing_may_come_behind_finish(running):
 
 
 def test_a_crash_between_a_commits_packs_and_its_transaction_loses_nothing(running):
-    """The durable point must not run ahead of what the runs hold, or a resumed upload would commit too little."""
+    """The durable point must not be ahead of the runs, or a resumed upload would commit too little."""
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -323,7 +323,7 @@ def test_a_crash_between_a_commits_packs_and_its_transaction_loses_nothing(runni
     assert restore(stub, "www").files == {"a": b"1", "b": b"2"}
 
 
-def test_bytes_and_zeros_stay_in_their_order_whatever_their_sizes(running):
+def test_bytes_and_zeros_of_any_size_stay_in_order(running):
     stub = running.stub()
     chance = random.Random(5)
     for number in range(6):

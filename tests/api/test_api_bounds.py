@@ -1,4 +1,4 @@
-"""Every limit of docs/protocol.md#limits that a caller can meet: what is at it is taken, what is one over it is refused by name."""
+"""Every limit of docs/protocol.md#limits that a caller can reach: a value at it is accepted, one over it is refused by name."""
 
 import grpc
 import pytest
@@ -91,7 +91,7 @@ def xattr(n=1, name=6, value=0):
 
 
 def of_one_mib(n):
-    """Attributes that are so many bytes when they are encoded."""
+    """Attributes with this encoded size in bytes."""
     made = xattr(16, 6, 65_000)
     # An array of two; 16 pairs, each of an array's head, a name of 6 and a value with heads of 2 and 3; no holes.
     used = 1 + 3 + 16 * (1 + 2 + 6 + 3 + 65_000) + 1
@@ -149,7 +149,7 @@ READS = {"read", "selected paths", *(name for name in BOUNDS if name.startswith(
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_what_is_at_a_limit_is_taken_and_what_is_one_over_it_is_refused(running, name):
+def test_a_value_at_a_limit_is_accepted_and_one_over_it_is_refused(running, name):
     most, call = BOUNDS[name]
     stub = running.stub()
     if name in READS:
@@ -162,7 +162,7 @@ def test_what_is_at_a_limit_is_taken_and_what_is_one_over_it_is_refused(running,
     assert reason(refused.value) == "BAD_FIELD"
 
 
-def test_entries_wait_for_so_many_chunks_and_for_no_more(running, monkeypatch):
+def test_entries_wait_for_a_limited_number_of_chunks(running, monkeypatch):
     monkeypatch.setattr(session_missing, "MISSING_CHUNKS_MAX", 100)
     awaited(running.stub(), 100)
     with pytest.raises(grpc.RpcError) as refused:
@@ -170,13 +170,13 @@ def test_entries_wait_for_so_many_chunks_and_for_no_more(running, monkeypatch):
     assert reason(refused.value) == "BAD_FIELD"
 
 
-def test_a_message_of_four_mebibytes_is_read_and_one_byte_more_is_not(running):
+def test_a_message_of_four_mebibytes_is_accepted_and_one_byte_more_is_refused(running):
     channel = grpc.insecure_channel(running.address)
     ask = channel.unary_unary("/staddle.v1.StaddleService/GetServerInfo")
     metadata = [("authorization", f"Bearer {running.token()}")]
 
     def padded(size):
-        # A field that nobody knows is passed over: two bytes of its tag, four of its length.
+        # An unknown field is skipped: two bytes of tag, four of length.
         return (
             b"\xfa\x7f"
             + bytes([(size >> shift) & 0x7F | (0x80 if shift < 21 else 0) for shift in (0, 7, 14, 21)])

@@ -1,4 +1,4 @@
-"""What Restore writes by hand is what the library would write."""
+"""The messages that Restore encodes by hand equal those of the library."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +35,7 @@ segments = st.builds(
 
 
 @given(st.lists(parts, max_size=6))
-def test_parts_in_any_order_are_read_as_the_message_that_was_meant(said):
+def test_parts_in_any_order_are_read_as_the_same_message(said):
     meant, pieces = sv.RestoreResponse(), []
     for each in said:
         if isinstance(each, list):
@@ -62,7 +62,7 @@ def test_numbers_are_written_as_the_library_writes_them(number):
     assert varint(number) == (written[1:] or b"\0")
 
 
-def test_a_mebibyte_is_written_with_few_bytes_around_it():
+def test_a_mebibyte_is_written_with_little_overhead():
     pieces = encoding.data_part([memoryview(bytes(65_536))] * 16)
     message = encoding.response(pieces)
     assert len(message) < 2**20 + 80

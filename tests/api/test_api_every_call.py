@@ -1,4 +1,4 @@
-"""Every RPC of the service, in one table: what it answers to a token that ends, and what it does once its caller has gone.
+"""Every RPC of the service, in one table: its answer to a token that ends, and its behaviour once the caller is gone.
 
 A new method without a row fails here.
 """
@@ -33,7 +33,7 @@ from thin import info, wait_until
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Iterator[Place]:
-    """One service for all rows: no call in this file may change what it keeps."""
+    """One service for all rows: no call in this file may change its state."""
     with open_door(WideDoor):
         running = Running(tmp_path_factory.mktemp("every"), wrap=Stepping, lease_s=1e6)
         made = Place(running)
@@ -64,7 +64,7 @@ def outcome(stub: Stub, method: str, request: Any, each: Callable[[], None] = la
     return "OK"
 
 
-def test_every_method_has_a_row_and_needs_the_role_that_stands_there(place):
+def test_every_method_has_a_row_with_the_role_it_needs(place):
     assert set(ROWS) == {method.name for method in SERVICE.methods}
     before = place.state()
     for method, row in ROWS.items():
@@ -76,7 +76,7 @@ def test_every_method_has_a_row_and_needs_the_role_that_stands_there(place):
 
 
 @pytest.mark.parametrize("method", ROWS)
-def test_a_token_that_has_ended_is_refused_by_the_next_call(place, method):
+def test_the_next_call_refuses_an_ended_token(place, method):
     revoked = Stub(place.token())
     request = ROWS[method].request(place, revoked)
     place.revoke()
@@ -91,7 +91,7 @@ def test_a_token_that_has_ended_is_refused_by_the_next_call(place, method):
 
 
 @pytest.mark.parametrize("method", ROWS)
-def test_a_message_that_comes_after_its_token_has_ended_does_nothing(place, method):
+def test_a_message_after_the_end_of_its_token_does_nothing(place, method):
     request = ROWS[method].request(place, Stub(place.token()))
     stub = Stub(place.token(), before_message=place.revoke)
     before = place.state()
@@ -104,9 +104,9 @@ SOME_STEPS = extent((1, 4, 25, 150), (1, 2, 4, 9, 25, 60, 150))
 
 
 def at_steps(place: Place, method: str, action: Callable[[Stub], None]) -> Iterator[tuple[str, int, bool]]:
-    """Makes the call again and again while something happens ever later in it, until it ends before that.
+    """Repeat the call while an event happens ever later in it, until it ends before the event.
 
-    Each time: the outcome, the steps that it took afterwards, and whether anything was decided.
+    Each time: the outcome, the steps after the event, and whether the state changed.
     """
     for at in SOME_STEPS:
         stub = Stub(place.token())
@@ -127,7 +127,7 @@ def at_steps(place: Place, method: str, action: Callable[[Stub], None]) -> Itera
 
 
 @pytest.mark.parametrize("method", WORKS)
-def test_work_ends_with_the_token_that_asked_for_it_and_nothing_of_it_commits(place, method):
+def test_work_ends_with_its_token_and_commits_nothing(place, method):
     ends = list(at_steps(place, method, lambda _: place.expire()))
     assert "UNAUTHENTICATED" in {found for found, *_ in ends}
     for found, steps_after, decided in ends:
@@ -137,7 +137,7 @@ def test_work_ends_with_the_token_that_asked_for_it_and_nothing_of_it_commits(pl
 
 
 @pytest.mark.parametrize("method", [name for name in WORKS if not ROWS[name].goes_on])
-def test_work_ends_once_nobody_waits_for_it(place, method):
+def test_work_ends_when_its_caller_disconnects(place, method):
     ends = list(at_steps(place, method, lambda stub: stub.context.end()))
     assert "CANCELLED" in {found for found, *_ in ends}
     for found, steps_after, decided in ends:
@@ -151,7 +151,7 @@ def test_work_ends_once_nobody_waits_for_it(place, method):
 
 @pytest.fixture
 def outcomes() -> Iterator[dict[str, str]]:
-    """How the server says that calls ended, by method."""
+    """How calls ended according to the server, by method."""
     found: dict[str, str] = {}
     with each_call(lambda fields: found.update({fields["method"]: fields["outcome"]})):
         yield found
@@ -163,7 +163,7 @@ def has_gone(place: Place) -> bool:
 
 
 def wait_until_done(place: Place) -> None:
-    """Waits until no thread works for a call, and the library has said that all have ended."""
+    """Wait until no thread works for a call, and the library has reported the end of all."""
     service = place.running.service
     wait_until(lambda: has_gone(place) and service._gate.streams.idle and not service._wire._threads._load)
 
@@ -171,7 +171,7 @@ def wait_until_done(place: Place) -> None:
 def end_far(
     place: Place, line: Line, token: str, method: str, request: Any, *, timeout_s: float | None
 ) -> str:
-    """Makes a call over a connection of its own; how it ends for the client, once the server is done with it, too."""
+    """Make a call over a new connection; return how it ended for the client, once the server is also done."""
     metadata = [("authorization", f"Bearer {token}")]
     with grpc.insecure_channel(line.address, options=[("grpc.enable_retries", 0)]) as channel:
         call = getattr(service_pb2_grpc.StaddleServiceStub(channel), method)
@@ -192,9 +192,9 @@ def end_far(
 def leave_at(
     place: Place, method: str, at: int, outcomes: dict[str, str], *, cut: bool
 ) -> tuple[str, int, bool]:
-    """The deadline of a call passes, or its connection is cut, before a step of it.
+    """Let the deadline of a call pass, or cut its connection, before one of its steps.
 
-    How it then ended for the server, the steps that it took afterwards, and whether anything was decided.
+    Returns how it ended for the server, the later steps, and whether the state changed.
     """
     timeout_s = None if cut else 0.2
     while True:
@@ -205,7 +205,7 @@ def leave_at(
         with Line(place.running.port) as line:
 
             def leave(line: Line = line, left: list[int] = left) -> None:
-                if has_gone(place):  # who calls is not even known
+                if has_gone(place):  # the caller is not known yet
                     place._at += 1
                     return
                 if cut:
@@ -229,7 +229,7 @@ def leave_at(
 
 
 def restore_rows(place: Place, method: str) -> None:
-    """What one small call may have decided is as before."""
+    """Undo what one small call may have decided."""
     undone = {
         "DeleteBackup": named(sv.UndeleteBackupRequest),
         "SetHold": named(sv.ReleaseHoldRequest),
@@ -263,14 +263,12 @@ def check_left(
 
 @BOTH_ENDS
 @pytest.mark.parametrize("method", ROWS)
-def test_a_caller_whose_deadline_passes_or_whose_connection_breaks_leaves_nothing_held(
-    place, outcomes, method, *, cut
-):
+def test_a_passed_deadline_or_broken_connection_leaves_no_resource_held(place, outcomes, method, *, cut):
     steps = extent((4,), SOME_STEPS) if ROWS[method].works else (1,)
     check_left(place, method, steps, outcomes, cut=cut)
 
 
-def test_a_stream_whose_connection_breaks_in_the_middle_commits_nothing(place, outcomes):
+def test_a_stream_with_a_broken_connection_commits_nothing(place, outcomes):
     request = thin_backup(place, place.keeper)
     before = place.decided()
     with Line(place.running.port) as line:

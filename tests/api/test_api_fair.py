@@ -1,4 +1,4 @@
-"""One caller's share: many calls of one token or tenant wait or are refused, and the others are served meanwhile."""
+"""Fair shares: many calls of one token or tenant wait or are refused, while others are served."""
 
 import gc
 import math
@@ -55,7 +55,7 @@ def test_64_plain_calls_of_one_token_are_all_answered_on_a_busy_server(running, 
 
 
 def test_400_calls_of_one_token_at_work_leave_another_tenant_served(running, slow, monkeypatch):
-    monkeypatch.setattr(slots, "WAIT_S", 600.0)  # what waits stays: the others are refused at once
+    monkeypatch.setattr(slots, "WAIT_S", 600.0)  # waiting calls stay; the others are refused immediately
     theirs = running.stub(tenant=running.make_tenant("theirs"))
     calls = lists(running.stub(), 400)
     kept = CALLS_TOKEN_MAX + CALLS_WAITING_TENANT_MAX
@@ -73,7 +73,7 @@ def test_400_calls_of_one_token_at_work_leave_another_tenant_served(running, slo
     slow.set()
 
 
-def test_so_many_calls_wait_for_a_place_whosever_they_are_and_one_more_is_refused(running, slow, monkeypatch):
+def test_the_number_of_waiting_calls_is_limited_across_tenants(running, slow, monkeypatch):
     monkeypatch.setattr(slots, "WAIT_S", 600.0)
     running.service._gate.calls._waiting_max = 5
     calls = lists(running.stub(), CALLS_TOKEN_MAX + 10)
@@ -83,9 +83,9 @@ def test_so_many_calls_wait_for_a_place_whosever_they_are_and_one_more_is_refuse
     wait_until(lambda: at_work(running) == waiting(running) == 0)
 
 
-def test_a_call_keeps_its_place_until_its_thread_is_free(running, slow):
+def test_a_call_keeps_its_slot_until_its_thread_is_free(running, slow):
     (call,) = lists(running.stub(), 1)
-    # Its message has come, and the handler is at work.
+    # Its message has arrived, and the handler is at work.
     wait_until(lambda: [each._limit_s for each in running.service._gate.calls._slots] == [math.inf])
     call.cancel()
     wait_until(lambda: not running.service._gate._calls)
@@ -94,8 +94,8 @@ def test_a_call_keeps_its_place_until_its_thread_is_free(running, slow):
     wait_until(lambda: at_work(running) == 0)
 
 
-def test_entries_that_wait_for_one_writer_are_not_decoded_and_hold_up_no_other_upload(running, monkeypatch):
-    """Replays of one valid call used to hold all places for decoding, each with thousands of objects."""
+def test_entries_that_wait_for_a_writer_are_not_decoded_and_delay_no_other_upload(running, monkeypatch):
+    """Replays of one valid call used to take all decoding slots, each with thousands of objects."""
     memory_budget = []
     read = PutEntries.read
 
@@ -116,12 +116,12 @@ def test_entries_that_wait_for_one_writer_are_not_decoded_and_hold_up_no_other_u
         other.commit()
         assert set(memory_budget) == {other.upload.id}
         held = running.service._gate.decoded.used(running.tenant)
-        assert held < 40 * request.ByteSize(), "each holds its message, and nothing of what that becomes"
+        assert held < 40 * request.ByteSize(), "each holds its message, and no decoded objects"
     assert [call.result(timeout=20).incomplete for call in calls] == [[]] * 20
     assert writer.position == 1000
 
 
-def test_the_head_of_put_entries_may_stand_anywhere_before_or_behind_its_changes(running):
+def test_the_head_of_put_entries_may_come_before_or_after_its_changes(running):
     source = Source(running.stub(), "www")
     channel = grpc.insecure_channel(running.address)
     call = channel.unary_unary("/staddle.v1.StaddleService/PutEntries")
@@ -136,12 +136,12 @@ def test_the_head_of_put_entries_may_stand_anywhere_before_or_behind_its_changes
     assert restore(source.stub, "www").files == {"a": b"1"}
 
 
-# ---------------------------------------------------------------------- what calls hold decoded
+# ---------------------------------------------------------------------- memory for decoded messages
 
 
 @pytest.fixture
 def share(running, monkeypatch):
-    """The whole share of the first tenant is held by other calls of it, until this is closed."""
+    """Other calls hold the full share of the first tenant until this is closed."""
     monkeypatch.setattr(memory_budget, "WAIT_S", 0.3)
     memory = running.service._gate.decoded
     held = memory.held(running.tenant, lambda: None)
@@ -176,7 +176,7 @@ WAYS = {"PutEntries": _large_entries, "Backup": _large_stream, "Restore": _many_
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_a_message_becomes_counts_for_its_tenant_and_for_no_other(running, share, way):
+def test_decoded_messages_count_for_their_tenant_only(running, share, way):
     stub, theirs = running.stub(), running.stub(tenant=running.make_tenant("theirs"))
     for each in (stub, theirs):
         back_up(each, "www", {"d1/1": b"1"})
@@ -190,8 +190,8 @@ def test_what_a_message_becomes_counts_for_its_tenant_and_for_no_other(running, 
     WAYS[way](stub)
 
 
-def test_what_is_stored_is_restored_and_listed_also_when_the_tenant_has_its_share(running, share):
-    """Windows are shorter then; a call that needs no more than each has is not refused."""
+def test_restores_and_lists_work_when_the_share_of_the_tenant_is_used_up(running, share):
+    """Windows are shorter then; a call that needs only its minimum is not refused."""
     stub = running.stub()
     back_up(stub, "www", FILES)
     assert restore(stub, "www").files == FILES
@@ -203,7 +203,7 @@ def listed(stub):
     return stub.ListEntries(request).entries
 
 
-def test_a_reader_that_does_not_read_holds_its_pages_until_it_goes_and_then_nothing(running):
+def test_a_stalled_reader_holds_its_pages_only_until_it_disconnects(running):
     stub, memory = running.stub(), running.service._gate.decoded
     back_up(stub, "www", FILES)
     back_up(stub, "www", {**FILES, **{f"{n}": noise(300_000, n) for n in range(40)}})

@@ -1,4 +1,4 @@
-"""The gate without gRPC: a transport brings a token's text, messages and how the call ends, and gets all that gRPC gets."""
+"""The gate without gRPC: another transport provides token, messages and the end of a call, and gets all that gRPC gets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENS = {
 
 
 class Line:
-    """A transport's end of a call."""
+    """The transport's side of a call."""
 
     def __init__(self) -> None:
         self.is_open = True
@@ -40,7 +40,7 @@ class Line:
 
 
 class Door:
-    """A gate with these tokens, of which some may be revoked, and two streams."""
+    """A gate with these tokens, some of them revoked, and two stream slots."""
 
     def __init__(self) -> None:
         self.revoked: set[bytes] = set()
@@ -109,7 +109,7 @@ def test_a_stream_up_and_a_stream_down_hold_a_slot_until_their_end(door: Door) -
 @pytest.mark.parametrize(
     ("token", "error"), [("nobody's", Unauthenticated), ("of a reader", PermissionDenied)]
 )
-def test_a_token_that_is_unknown_or_too_little_is_refused(
+def test_an_unknown_token_or_one_with_too_few_rights_is_refused(
     door: Door, token: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -122,7 +122,7 @@ def test_a_server_that_drains_refuses_calls(door: Door) -> None:
         door.admit(Line())
 
 
-def test_a_caller_that_has_gone_ends_its_work_and_frees_its_slot(door: Door) -> None:
+def test_a_disconnect_ends_the_work_and_frees_the_slot(door: Door) -> None:
     line = Line()
     call = door.admit(line, stream=True)
     door.gate.streams.enter(call, TENANT)
@@ -132,7 +132,7 @@ def test_a_caller_that_has_gone_ends_its_work_and_frees_its_slot(door: Door) -> 
     assert door.gate.streams.idle
 
 
-def test_a_token_that_is_revoked_ends_its_calls_where_they_work_and_cuts_off_those_that_wait(
+def test_revoking_a_token_ends_its_running_calls_and_cuts_off_waiting_ones(
     door: Door,
 ) -> None:
     line = Line()
@@ -146,7 +146,7 @@ def test_a_token_that_is_revoked_ends_its_calls_where_they_work_and_cuts_off_tho
     assert not line.is_open
 
 
-def test_more_streams_than_there_are_slots_are_refused(door: Door) -> None:
+def test_streams_beyond_the_slots_are_refused(door: Door) -> None:
     for _ in range(2):
         door.gate.streams.enter(door.admit(Line(), stream=True))
     with pytest.raises(Exhausted):

@@ -1,4 +1,4 @@
-"""Whose upload it is, and what a replay may say: nobody else writes, ends or renews it, and no other call passes for a replay."""
+"""The holder of an upload: no other token writes, ends or renews it, and no different call passes for a replay."""
 
 import copy
 
@@ -31,7 +31,7 @@ CALLS = {
 
 @pytest.fixture
 def first(running):
-    """An upload of one token with one entry; another token of the tenant asks for what GetUpload tells."""
+    """An upload of one token with one entry; another token of the tenant calls GetUpload."""
     source = Source(running.stub("writer", name="first"), "www", request_id="r")
     source.put_entries(pb.Entry(path="a", data=b"1"))
     source.entries = source.bytes = 1
@@ -43,7 +43,7 @@ def learned(stub) -> dict[str, object]:
     return {"upload_id": upload.id, "epoch": upload.epoch}
 
 
-# Only an administrator's AbortUpload is another matter: it gives an upload up (test_api_open_uploads.py).
+# An administrator's AbortUpload is the exception: it gives an upload up (test_api_open_uploads.py).
 @pytest.mark.parametrize(
     ("method", "role"),
     [
@@ -95,11 +95,11 @@ def test_the_end_of_an_upload_is_replayed_for_its_holder_only(running, first, me
     getattr(first.stub, method)(CALLS[method](first.id))
 
 
-# ---------------------------------------------------------------------- who made it
+# ---------------------------------------------------------------------- principals of an upload
 
 
 def _resumed(running, source, name):
-    """The upload of `source` in the hands of another token, once its lease has ended."""
+    """The upload of `source`, taken over by another token after its lease ended."""
     running.clock.ahead_s += running.lease_s + 1
     other = copy.copy(source)
     other.stub = running.stub("writer", name=name)
@@ -107,7 +107,7 @@ def _resumed(running, source, name):
     return other
 
 
-def test_who_was_taken_over_cannot_give_the_upload_up(first):
+def test_a_former_holder_cannot_abort_the_upload(first):
     by_id = sv.GetUploadRequest(upload_id=first.upload.id)
     first.stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=first.upload.id))
     with pytest.raises(grpc.RpcError) as refused:
@@ -120,7 +120,7 @@ def _authors(backup):
     return backup.begun_by, list(backup.written_by), backup.principal
 
 
-def test_a_backup_names_who_began_it_who_wrote_it_and_who_committed_it(running, first):
+def test_a_backup_names_the_tokens_that_began_wrote_and_committed_it(running, first):
     first.stub.CheckpointUpload(sv.CheckpointUploadRequest(**first.id))
     second = _resumed(running, first, "second")
     second.put_entries(pb.Entry(path="b", data=b"2"))
@@ -132,12 +132,12 @@ def test_a_backup_names_who_began_it_who_wrote_it_and_who_committed_it(running, 
     assert _authors(backups(running.stub("reader"), "www")[0]) == _authors(backup)
 
 
-def test_who_began_or_committed_an_upload_and_sent_nothing_did_not_write_it(running):
+def test_a_token_that_sent_no_data_is_not_a_writer(running):
     second = _resumed(running, Source(running.stub("writer", name="first"), "www"), "second")
     assert _authors(second.commit()) == ("first", [], "second")
 
 
-def test_of_many_writers_the_first_are_named_and_that_there_were_more(running, first):
+def test_of_many_writers_the_first_are_named_with_a_note_of_more(running, first):
     for number in range(UPLOAD_WRITERS_MAX + 1):
         if number:
             first = _resumed(running, first, f"w{number}")
@@ -159,7 +159,7 @@ def test_of_many_writers_the_first_are_named_and_that_there_were_more(running, f
 
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize(("counts", "field"), [((1, 2), "data_bytes"), ((2, 1), "entry_count")])
-def test_a_commit_that_says_other_counts_is_no_replay(running, first, counts, field, restarted):
+def test_a_commit_with_other_counts_is_not_a_replay(running, first, counts, field, restarted):
     backup = first.commit()
     if restarted:
         running.restart()
@@ -175,7 +175,7 @@ def test_a_commit_that_says_other_counts_is_no_replay(running, first, counts, fi
     assert first.commit() == backup
 
 
-def test_a_stream_that_says_other_counts_is_no_replay(running):
+def test_a_stream_with_other_counts_is_not_a_replay(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"}, request_id="r")
     other = [begin("www", request_id="r"), small("a", b"1"), small("b", b"2"), finish(2, 2)]
@@ -186,7 +186,7 @@ def test_a_stream_that_says_other_counts_is_no_replay(running):
     assert back_up(stub, "www", {"a": b"1"}, request_id="r") == backup
 
 
-def test_a_replayed_stream_without_finish_is_no_success(running):
+def test_a_replayed_stream_without_finish_is_not_a_success(running):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"}, request_id="r")
     with pytest.raises(grpc.RpcError) as cut_short:
@@ -209,7 +209,7 @@ def test_a_replayed_stream_without_finish_is_no_success(running):
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_a_begin_that_says_anything_else_is_no_replay(running, changed):
+def test_a_begin_with_any_other_field_is_not_a_replay(running, changed):
     stub = running.stub()
     asked = {"dataset": "www", "host": "h", "root": "/r", "tags": {"a": "1"}, "request_id": "r"}
     stub.BeginUpload(sv.BeginUploadRequest(**asked))
@@ -219,7 +219,7 @@ def test_a_begin_that_says_anything_else_is_no_replay(running, changed):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_put_entries_of_an_accepted_number_with_other_changes_is_no_replay(running, number):
+def test_put_entries_with_an_accepted_number_and_other_changes_is_not_a_replay(running, number):
     source = Source(running.stub(), "www")
     calls = {1: pb.Entry(path="a", data=b"1"), 2: pb.Entry(path="b", data=b"2")}
     for at, entry in calls.items():
@@ -247,7 +247,7 @@ def test_the_last_put_entries_call_is_known_after_a_restart_too(running):
     assert list(source.put_entries(entry, number=1).incomplete) == [0]
 
 
-def test_a_replayed_stream_is_answered_also_where_its_sender_resumed_the_upload_in_between(running):
+def test_a_replayed_stream_is_answered_even_after_a_resume_by_its_sender(running):
     stub = running.stub()
     parts = [begin("www", request_id="r"), small("a", b"1"), finish(1, 1)]
     with pytest.raises(grpc.RpcError):
@@ -260,4 +260,4 @@ def test_a_replayed_stream_is_answered_also_where_its_sender_resumed_the_upload_
     assert [backup.id for backup in backups(stub, "www")] == [made.id]
     with pytest.raises(grpc.RpcError) as refused:
         running.stub("writer").Backup(messages(parts))
-    assert reason(refused.value) == "REQUEST_ID_REUSED", "another token learns nothing by it"
+    assert reason(refused.value) == "REQUEST_ID_REUSED", "another token learns nothing from it"

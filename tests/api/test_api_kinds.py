@@ -1,4 +1,4 @@
-"""Full, incremental, differential; whole and changes; hiding: what the design's section on kinds promises."""
+"""Kinds (full, incremental, differential), scopes (whole, changes) and deletion, as the design promises."""
 
 import grpc
 import pytest
@@ -15,7 +15,7 @@ def _changes(stub, dataset, kind, *parts, counts, **fields):
     return stub.Backup(request).backup
 
 
-def test_auto_is_full_first_and_incremental_then(running):
+def test_auto_is_full_first_and_incremental_later(running):
     stub = running.stub()
     first = back_up(stub, "www", {"a": b"1"})
     second = back_up(stub, "www", {"a": b"1"})
@@ -25,7 +25,7 @@ def test_auto_is_full_first_and_incremental_then(running):
 
 
 @pytest.mark.parametrize("kind", [INCREMENTAL, DIFFERENTIAL])
-def test_a_kind_that_needs_a_base_says_so_where_there_is_none(running, kind):
+def test_a_kind_that_needs_a_base_is_refused_without_one(running, kind):
     with pytest.raises(grpc.RpcError) as failed:
         back_up(running.stub(), "www", {"a": b"1"}, kind=kind)
     assert failed.value.code() == grpc.StatusCode.FAILED_PRECONDITION
@@ -38,7 +38,7 @@ def test_a_full_backup_of_changes_is_refused(running):
     assert failed.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_changes_carry_over_what_is_not_sent_and_only_remove_removes(running):
+def test_changes_keep_paths_that_are_not_sent_unless_removed(running):
     stub = running.stub()
     files = {f"d{i}/f{j}": noise(100, i * 10 + j) for i in range(5) for j in range(5)}
     back_up(stub, "www", files)
@@ -60,7 +60,7 @@ def test_changes_carry_over_what_is_not_sent_and_only_remove_removes(running):
     assert full.data_bytes == backup.data_bytes
 
 
-def test_whole_leaves_out_what_is_not_sent(running):
+def test_a_whole_backup_omits_paths_that_are_not_sent(running):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1", "b": b"2"})
     second = back_up(stub, "www", {"b": b"2"})
@@ -68,7 +68,7 @@ def test_whole_leaves_out_what_is_not_sent(running):
     assert second.changes.removed == 1
 
 
-def test_a_metadata_only_change_is_a_change_of_an_incremental_and_needs_no_data(running):
+def test_a_metadata_change_counts_in_an_incremental_and_needs_no_data(running):
     stub = running.stub()
     data = noise(3_000_000)
     messages_ = [begin("www"), Part(entry=pb.Entry(path="f", mode=0o644))]
@@ -119,14 +119,14 @@ def test_a_differential_starts_from_the_newest_full_and_keeps_its_metadata(runni
     assert found.entries["b"].mode == 0o600
 
 
-def test_a_file_that_takes_the_place_of_a_directory_takes_out_what_lay_below_it(running):
+def test_a_file_that_replaces_a_directory_removes_the_paths_below_it(running):
     stub = running.stub()
     back_up(stub, "www", {"d/x": b"1", "d/y": b"2", "e": b"3"})
     _changes(stub, "www", INCREMENTAL, small("d", b"file"), counts=(1, 4))
     assert restore(stub, "www").files == {"d": b"file", "e": b"3"}
 
 
-def test_something_below_a_file_is_a_conflict_and_the_upload_stays_open(running):
+def test_a_path_below_a_file_is_a_conflict_and_the_upload_stays_open(running):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -140,7 +140,7 @@ def test_something_below_a_file_is_a_conflict_and_the_upload_stays_open(running)
     assert restore(stub, "www").files == {"a/b": b"2"}
 
 
-def test_every_backup_restores_alone_when_the_one_before_it_is_deleted(running):
+def test_every_backup_restores_after_the_previous_one_is_deleted(running):
     stub = running.stub()
     states, made = [], []
     files = {f"f{i}": noise(200_000, i) for i in range(4)}
@@ -155,7 +155,7 @@ def test_every_backup_restores_alone_when_the_one_before_it_is_deleted(running):
     assert [b.id for b in backups(stub, "www")] == [made[3].id]
 
 
-def test_a_deleted_backup_is_hidden_never_picked_and_never_a_base_until_it_is_undeleted(running):
+def test_a_deleted_backup_is_hidden_and_never_a_base_until_it_is_undeleted(running):
     stub = running.stub()
     first = back_up(stub, "www", {"a": b"1"})
     second = back_up(stub, "www", {"a": b"2"})
@@ -178,7 +178,7 @@ def test_a_deleted_backup_is_hidden_never_picked_and_never_a_base_until_it_is_un
     assert len(names) == 5  # the tenant, two backups, the deletion, the undeletion
 
 
-def test_a_deleted_only_full_leaves_a_differential_without_base(running):
+def test_deleting_the_only_full_backup_leaves_a_differential_without_a_base(running):
     stub = running.stub()
     full = back_up(stub, "www", {"a": b"1"})
     back_up(stub, "www", {"a": b"2"})
@@ -220,7 +220,7 @@ def test_a_time_picks_the_newest_capture_that_began_by_then(running):
     assert info(failed.value).metadata["earliest"]
 
 
-def test_a_capture_that_began_earlier_and_ended_later_is_found_by_its_beginning(running):
+def test_a_capture_is_found_by_its_begin_time(running):
     stub = running.stub()
     slow = Source(stub, "www")
     slow.put_file("a", b"slow")

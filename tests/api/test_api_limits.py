@@ -1,4 +1,4 @@
-"""Many at once, slow ones, and the end: limits, stalled readers, draining, kill -9."""
+"""Many callers, slow callers, and shutdown: limits, stalled readers, draining, kill -9."""
 
 import json
 import logging
@@ -35,25 +35,25 @@ from thin import (
 
 @pytest.fixture
 def image(running):
-    """A dataset that is large enough to fill every buffer of a reader that does not read."""
+    """A dataset large enough to fill every buffer of a stalled reader."""
     stub = running.stub()
     data = noise(40_000_000)
     stub.Backup(messages([begin("img"), *large("f", data), finish(1, len(data))]))
     return stub
 
 
-def test_sixty_four_stalled_restores_hold_nobody_up(running, image):
+def test_sixty_four_stalled_restores_delay_no_other_call(running, image):
     stalled = [image.Restore(sv.RestoreRequest(dataset="img")) for _ in range(64)]
     for call in stalled:
         next(iter(call))
-    # Without a place or a thread of their own these two would wait for ever.
+    # Without a separate slot and thread these two would never be answered.
     assert running.stub("reader", name="quick").GetServerInfo(sv.GetServerInfoRequest()).tenant == "default"
     assert back_up(running.stub("writer"), "small", {"a": b"1"}).number == 1
     for call in stalled:
         call.cancel()
 
 
-def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(running, image):
+def test_a_stream_above_the_limit_is_refused_with_a_retry_time(running, image):
     running.service._gate.streams._slots_max = 3
     stalled = [image.Restore(sv.RestoreRequest(dataset="img")) for _ in range(3)]
     for call in stalled:
@@ -65,11 +65,11 @@ def test_above_the_stream_limit_a_stream_is_refused_with_a_time_to_try_again(run
     retry = error_details_pb2.RetryInfo()
     assert rpc_status.from_call(refused.value).details[1].Unpack(retry)
     assert retry.retry_delay.seconds > 0
-    assert datasets(image) == ["img"], "unary calls go on"
+    assert datasets(image) == ["img"], "unary calls still work"
     for call in stalled:
         call.cancel()
     wait_until(lambda: running.service._gate.streams.idle)
-    assert restore(image, "img").end.damage_count == 0, "places come free when readers go away"
+    assert restore(image, "img").end.damage_count == 0, "slots are freed when readers disconnect"
 
 
 def test_draining_refuses_new_calls_and_ends_streams_at_a_checkpoint(running):
@@ -108,7 +108,7 @@ def test_draining_refuses_new_calls_and_ends_streams_at_a_checkpoint(running):
     assert upload.durable.entry_count == 2
 
 
-def test_an_idle_upload_is_put_aside_and_goes_on_when_it_is_resumed(running):
+def test_an_idle_upload_is_suspended_and_can_be_resumed(running):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -124,7 +124,7 @@ def test_an_idle_upload_is_put_aside_and_goes_on_when_it_is_resumed(running):
     source.commit()
 
 
-def test_what_waits_for_long_is_made_durable_though_nobody_calls(running):
+def test_waiting_data_becomes_durable_without_further_calls(running):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -195,7 +195,7 @@ def test_health_needs_no_token_and_reflection_any_valid_one(running):
 # ------------------------------------------------------------------ a server in its own process
 
 
-def test_what_was_acknowledged_survives_kill_minus_nine(server):
+def test_acknowledged_backups_survive_kill_9(server):
     files = {f"f{i}": noise(400_000, i) for i in range(10)}
     for step in range(3):
         files[f"step{step}"] = noise(1000, 50 + step)
@@ -207,7 +207,7 @@ def test_what_was_acknowledged_survives_kill_minus_nine(server):
         assert found.files == files
 
 
-def test_a_server_killed_in_the_middle_of_a_stream_shows_no_backup_and_goes_on_from_its_durable_point(server):
+def test_after_a_kill_during_a_stream_no_backup_exists_and_the_upload_resumes(server):
     stub = server.stub()
     data = noise(30_000_000)
     reached, go = threading.Event(), threading.Event()
@@ -241,7 +241,7 @@ def test_a_server_killed_in_the_middle_of_a_stream_shows_no_backup_and_goes_on_f
     stub.Backup(messages(rest))
     assert restore(stub, "www").files == {"a": b"1", "b": data, "c": b"3"}
     left = list((server.data / "store" / "tmp").iterdir())
-    assert left == [], "what a killed server was writing is swept"
+    assert left == [], "the unfinished files of a killed server are swept"
 
 
 def test_the_log_has_one_line_a_call_with_facts_and_no_secrets(server):
@@ -270,7 +270,7 @@ def test_the_log_has_one_line_a_call_with_facts_and_no_secrets(server):
     assert calls[("Restore", "NOT_FOUND")]["reason"] == "DATASET_NOT_FOUND"
 
 
-def test_calls_of_which_an_upload_makes_thousands_are_logged_when_they_fail(running, caplog):
+def test_frequent_calls_of_an_upload_are_logged_only_if_they_fail(running, caplog):
     with caplog.at_level(logging.DEBUG, logger=CALLS):
         source = Source(running.stub(), "www")
         source.put_file("a", b"data")
@@ -290,7 +290,7 @@ def test_calls_of_which_an_upload_makes_thousands_are_logged_when_they_fail(runn
     }
 
 
-def test_a_stream_that_never_sends_a_message_is_ended_and_its_place_is_free_again(running):
+def test_a_stream_without_a_message_is_ended_and_frees_its_slot(running):
     sends = threading.Event()
 
     def nothing():
@@ -309,7 +309,7 @@ def test_a_stream_that_never_sends_a_message_is_ended_and_its_place_is_free_agai
     wait_until(lambda: streams.idle)
 
 
-def test_a_tenant_that_takes_all_streams_it_may_have_leaves_some_for_the_others(running):
+def test_a_tenant_at_its_stream_limit_leaves_streams_for_others(running):
     sends = threading.Event()
 
     def nothing():
@@ -331,7 +331,7 @@ def test_a_tenant_that_takes_all_streams_it_may_have_leaves_some_for_the_others(
     sends.set()
 
 
-def test_a_restore_that_nobody_reads_is_ended_after_a_while(running, image):
+def test_an_unread_restore_is_ended_after_a_while(running, image):
     stalled = image.Restore(sv.RestoreRequest(dataset="img"))
     next(stalled)
     streams = running.service._gate.streams
@@ -347,7 +347,7 @@ def test_a_restore_that_nobody_reads_is_ended_after_a_while(running, image):
     assert cut.value.code() == grpc.StatusCode.CANCELLED
 
 
-def test_a_stream_in_which_something_moves_keeps_its_place(running):
+def test_a_stream_with_progress_keeps_its_slot(running):
     now_s = 0.0
     streams = Slots(1, lambda: now_s)
 
@@ -364,11 +364,11 @@ def test_a_stream_in_which_something_moves_keeps_its_place(running):
         assert streams.end_idle() == 0
 
 
-def test_so_many_watch_the_health_and_one_more_is_told_to_try_again(running):
+def test_the_number_of_health_watchers_is_limited(running):
     channel = grpc.insecure_channel(running.address)
     health = health_pb2_grpc.HealthStub(channel)
     watching = []
-    for _ in range(WATCHES_MAX):  # one by one: of many that have not asked yet, the first are ended
+    for _ in range(WATCHES_MAX):  # one by one: of many that have not sent a request yet, the first are ended
         watching.append(health.Watch(health_pb2.HealthCheckRequest()))
         assert next(watching[-1]).status == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(grpc.RpcError) as refused:

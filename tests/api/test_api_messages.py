@@ -1,4 +1,4 @@
-"""What a few bytes can stand for is bounded before it is used."""
+"""The decoded size of a message is bounded before it is decoded."""
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -25,7 +25,7 @@ def test_as_many_parts_as_a_message_may_have_are_decoded_and_more_are_refused():
 
 @pytest.mark.parametrize("field", ["xattrs", "holes", "chunks"])
 @pytest.mark.parametrize("message", ["BackupRequest", "PutEntriesRequest"])
-def test_what_entries_hold_is_counted_over_all_entries_of_a_message(field, message):
+def test_items_are_counted_over_all_entries_of_a_message(field, message):
     half = ITEMS_PER_MESSAGE_MAX // 2
 
     def entry(count):
@@ -50,7 +50,7 @@ def test_what_entries_hold_is_counted_over_all_entries_of_a_message(field, messa
 
 
 def _repeat(number, count):
-    """A field of that number so many times, each empty."""
+    """An empty field with this number, repeated."""
     key = number << 3 | 2
     head = bytes([key]) if key < 0x80 else bytes([key & 0x7F | 0x80, key >> 7])
     return (head + b"\0") * count
@@ -61,7 +61,7 @@ def _repeat(number, count):
     [b"\x0b" + PART * FIELDS_MAX + b"\x0c", b"\xff" * 200_000, PART * 66_000 + b"\x0a", b"\x0a\xff\xff\xff\xff\x0f" * 40_000],
     ids=["group", "no number", "cut off", "longer than it is"],
 )  # fmt: skip
-def test_bytes_that_are_no_message_are_refused(data):
+def test_bytes_that_are_not_a_message_are_refused(data):
     with pytest.raises(BadRequest) as refused:
         decoder(sv.BackupRequest)(data)
     assert refused.value.reason == "BAD_FIELD"
@@ -80,7 +80,7 @@ def test_bytes_that_are_no_message_are_refused(data):
     ),
     st.binary(max_size=20),
 )  # fmt: skip
-def test_counting_changes_nothing_of_what_is_decoded(parts, behind):
+def test_counting_does_not_change_the_decoded_message(parts, behind):
     data = sv.BackupRequest(parts=parts).SerializeToString() + behind
     try:
         expected = sv.BackupRequest.FromString(data)
@@ -90,13 +90,13 @@ def test_counting_changes_nothing_of_what_is_decoded(parts, behind):
         messages._check_fields(data)
         found = decoder(sv.BackupRequest)(data)
     except BadRequest:
-        # What protobuf passes over and this service does not: groups, which it never had.
+        # Protobuf skips groups; this service, which never had any, does not.
         assert expected is None or any(byte & 7 in (3, 4) for byte in behind)
         return
     assert found == expected
 
 
-def test_numbers_that_are_written_in_a_longer_way_are_counted_all_the_same():
+def test_numbers_in_a_longer_encoding_are_counted_too():
     number = pb.Entry.DESCRIPTOR.fields_by_name["xattrs"].number
     head = number << 3 | 2
     overlong = bytes([head & 0x7F | 0x80, head >> 7 | 0x80, 0, 0])
@@ -125,7 +125,7 @@ def test_data_that_looks_like_items_is_data():
 
 
 def _as_sent(parts):
-    """What backup_parts gives, as BackupParts again."""
+    """The output of backup_parts, as BackupParts again."""
     return [
         part if isinstance(part, sv.BackupPart) else sv.BackupPart(data=sv.Data(data=bytes(part)))
         for part in parts
@@ -142,7 +142,7 @@ sent_parts = st.one_of(
 
 
 @given(st.lists(sent_parts, max_size=20), st.binary(max_size=12), st.integers(0, 3))
-def test_the_parts_of_a_backup_are_what_the_library_reads(parts, behind, cut):
+def test_the_parts_of_a_backup_equal_those_of_the_library(parts, behind, cut):
     data = sv.BackupRequest(parts=parts).SerializeToString()
     data = data[: len(data) - cut] + behind
     try:
@@ -157,7 +157,7 @@ def test_the_parts_of_a_backup_are_what_the_library_reads(parts, behind, cut):
     assert found == expected
 
 
-def test_data_of_which_there_is_much_are_a_view_of_the_message_and_little_is_a_copy():
+def test_much_data_is_a_view_of_the_message_and_little_data_a_copy():
     parts = [
         sv.BackupPart(data=sv.Data(data=bytes([n]) * size)) for n, size in enumerate((700_000, 10, 300_000))
     ]
@@ -169,7 +169,7 @@ def test_data_of_which_there_is_much_are_a_view_of_the_message_and_little_is_a_c
     assert (much, little, enough) == tuple(part.data.data for part in parts)
 
 
-def test_a_backup_may_have_so_many_parts_and_one_more_is_refused_where_it_comes():
+def test_the_number_of_parts_of_a_backup_is_limited():
     message = PART * (PARTS_PER_MESSAGE_MAX + 1)
     parts = backup_parts(message)
     for _ in range(PARTS_PER_MESSAGE_MAX):
@@ -204,7 +204,7 @@ def test_a_backup_may_have_so_many_parts_and_one_more_is_refused_where_it_comes(
     st.binary(max_size=12),
     st.booleans(),
 )  # fmt: skip
-def test_a_frame_is_what_the_library_reads_and_its_data_stay_where_they_came(request, behind, twice):
+def test_a_frame_equals_that_of_the_library_and_its_data_is_not_copied(request, behind, twice):
     message = request.SerializeToString() + behind
     if twice:  # the last one counts
         message = sv.PutChunksRequest(upload_id="x", data=b"before").SerializeToString() + message

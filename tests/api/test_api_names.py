@@ -1,4 +1,4 @@
-"""Names as text or as bytes: what is UTF-8 goes as text, what is not goes as bytes, both come back as they were, in either client."""
+"""Names as text or bytes: UTF-8 is sent as text, anything else as bytes, and both come back unchanged in either client."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def stub(running):
     return stub
 
 
-def test_what_is_text_comes_back_as_text_and_all_else_as_bytes(stub):
+def test_text_comes_back_as_text_and_everything_else_as_bytes(stub):
     listed = stub.ListEntries(sv.ListEntriesRequest(dataset="www", recursive=True))
     restored = [
         part.entry for message in stub.Restore(sv.RestoreRequest(dataset="www")) for part in message.parts
@@ -73,7 +73,7 @@ def test_bytes_that_are_utf8_name_the_same_path_as_the_text(stub):
     )
 
 
-def test_a_name_that_is_given_twice_is_refused_wherever_there_are_two_fields(stub):
+def test_a_name_in_both_fields_is_refused_everywhere(stub):
     source = Source(stub, "other")
     two = {"path": "a", "raw_path": b"a"}
     wrong = [
@@ -99,7 +99,7 @@ def test_a_name_that_is_given_twice_is_refused_wherever_there_are_two_fields(stu
         assert "exclude each other" in refused.value.details()
 
 
-def test_a_path_of_bytes_is_removed_by_bytes_and_the_comparison_says_on_which_side_it_was(stub):
+def test_a_path_of_bytes_is_removed_by_bytes_and_compared_by_side(stub):
     source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
     new = sv.EntryChange(entry=pb.Entry(raw_path=b"new\xff", data=b"3"))
     changes = [sv.EntryChange(remove=pb.Remove(raw_path=RAW)), new]
@@ -122,7 +122,7 @@ def test_a_path_of_bytes_is_removed_by_bytes_and_the_comparison_says_on_which_si
     assert compared(newest, older) == {(b"", RAW): added, (b"new\xff", b""): removed}
 
 
-def test_the_client_sends_and_gives_back_every_name_byte_for_byte(running, tmp_path):
+def test_the_client_sends_and_returns_every_name_byte_for_byte(running, tmp_path):
     with Client(running.address, running.token()) as client:
         for data in (b"1", b"2"):
             with client.upload("www", scope="whole") as upload:

@@ -1,4 +1,4 @@
-"""Open uploads: an administrator sees those of its tenant, and can give them up."""
+"""Open uploads: an administrator lists those of its tenant, and can give them up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def listed(stub, **request) -> list[str]:
             return found
 
 
-def test_an_administrator_lists_the_open_uploads_of_its_tenant_and_nobody_elses_paged(running):
+def test_an_administrator_lists_the_open_uploads_of_its_own_tenant_in_pages(running):
     stub = running.stub("writer")
     mine = [Source(stub, f"set{number % 2}") for number in range(5)]
     ended = Source(stub, "set0")
@@ -46,7 +46,7 @@ def test_an_administrator_lists_the_open_uploads_of_its_tenant_and_nobody_elses_
     assert reason(refused.value) == "PERMISSION_DENIED"
 
 
-def test_an_upload_that_an_administrator_gives_up_is_closed_to_its_writer_and_says_nothing_of_paths(running):
+def test_an_upload_given_up_by_an_administrator_is_closed_and_reveals_no_paths(running):
     source = Source(running.stub("writer"), "www")
     source.put_file("secret/name", b"1")
     running.catalog.uploads.set_failure(
@@ -72,7 +72,7 @@ SECRET = "secret-directory-" + "x" * 200
 
 
 def _catalog_bytes(running) -> bytes:
-    """All that the files of the catalog hold. They are opened while the server is stopped: closing one ends SQLite's locks on it."""
+    """All bytes of the catalog's files. The server must be stopped: closing a file ends SQLite's locks on it."""
     running.stop()
     try:
         return b"".join(path.read_bytes() for path in running.root.glob("catalog.db*"))
@@ -81,14 +81,14 @@ def _catalog_bytes(running) -> bytes:
 
 
 @pytest.mark.parametrize("end", ["commit", "abort", "expire"])
-def test_of_an_upload_that_has_ended_no_path_stays_in_the_file_of_the_catalog(running, end):
+def test_no_path_of_an_ended_upload_stays_in_the_catalog_file(running, end):
     stub = running.stub("writer")
     cut = Part(checkpoint=sv.Checkpoint())
     data = noise(6_000_000)
     stream = [
         begin("www", request_id="r"),
         Part(entry=pb.Entry(path=f"{SECRET}/a", data=b"1")),
-        # Its list of chunks so far makes a durable point that does not fit into one page of the database.
+        # Its chunk list so far makes a durable point that is larger than one page of the database.
         Part(entry=pb.Entry(path=f"{SECRET}/b", xattrs=[pb.Xattr(name=b"n", value=b"v" * 6000)])),
         *(
             Part(data=sv.Data(data=data[start : start + 1_000_000]))
@@ -116,7 +116,7 @@ def test_of_an_upload_that_has_ended_no_path_stays_in_the_file_of_the_catalog(ru
         ended = stub.GetUpload(sv.GetUploadRequest(upload_id=upload.id)).upload
         assert (ended.durable.entry_count, ended.durable.data_bytes) == (2, 1 + len(data))
         assert not ended.durable.HasField("last_entry")
-    else:  # the open file is given up, and the durable point becomes a small one
+    else:  # the open file is dropped, and the durable point becomes small
         stub.Backup(messages([Part(continue_upload=where), small(f"{SECRET}/c", b"1"), cut]))
     if end == "abort":
         stub.AbortUpload(sv.AbortUploadRequest(**id_))

@@ -1,4 +1,4 @@
-"""Looking and restoring: selections, views, pages, byte ranges."""
+"""Browsing and restoring: selections, views, pages, byte ranges."""
 
 import grpc
 import pytest
@@ -45,19 +45,19 @@ def _entries(stub, dataset="tree", **fields):
 # ------------------------------------------------------------------ restore
 
 
-def test_a_selection_brings_just_these_paths_and_all_below_them(stub):
+def test_a_selection_restores_its_paths_and_everything_below(stub):
     found = restore(stub, "tree", paths=["d1/e1", "d3/e0/f2", "d1/e1/f0"])
     expected = {p: d for p, d in TREE.items() if p.startswith("d1/e1/") or p == "d3/e0/f2"}
     assert found.files == expected
     assert next(iter(found.entries)) == "d1/e1"
 
 
-def test_an_exact_selection_brings_the_paths_alone(stub):
+def test_an_exact_selection_restores_its_paths_only(stub):
     found = restore(stub, "tree", paths=["d1", "d3/e0/f2"], exact=True)
     assert list(found.entries) == ["d1", "d3/e0/f2"]
 
 
-def test_a_path_that_is_not_there_fails_before_anything_is_sent(stub):
+def test_a_missing_path_fails_before_anything_is_sent(stub):
     call = stub.Restore(sv.RestoreRequest(dataset="tree", paths=["d1", "d1/nothing"]))
     with pytest.raises(grpc.RpcError) as failed:
         next(iter(call))
@@ -87,7 +87,7 @@ def test_names_that_are_not_utf8_travel_as_bytes(running):
     assert messages_[0].parts[1].entry.raw_path == raw
 
 
-def test_all_metadata_comes_back_as_it_was_given(running):
+def test_all_metadata_comes_back_unchanged(running):
     stub = running.stub()
     entry = pb.Entry(
         path="f",
@@ -166,7 +166,7 @@ def test_a_root_that_is_an_entry_comes_first_and_an_empty_backup_is_one(running)
 # ------------------------------------------------------------------ zeros and profiles
 
 
-def test_zeros_by_number_are_the_same_content_as_zeros_by_bytes(running):
+def test_counted_zeros_are_the_same_content_as_zero_bytes(running):
     stub = running.stub()
     data = noise(300_000) + bytes(5_000_000) + noise(10, 2) + bytes(40_000)
     by_bytes = stub.Backup(messages([begin("bytes"), *large("f", data), finish(1, len(data))])).backup
@@ -186,7 +186,7 @@ def test_zeros_by_number_are_the_same_content_as_zeros_by_bytes(running):
     assert restore(stub, "number").files == {"f": data}
 
 
-def test_a_terabyte_of_zeros_costs_next_to_nothing(running):
+def test_a_terabyte_of_zeros_costs_almost_nothing(running):
     stub = running.stub()
     gib = 1 << 30
     parts = [begin("zeros"), Part(entry=pb.Entry(path="f")), *[Part(data=sv.Data(zero_bytes=gib))] * 64]
@@ -216,7 +216,7 @@ def test_the_fixed_profile_cuts_equal_pieces(running):
 # ------------------------------------------------------------------ ranges
 
 
-def test_a_range_is_the_bytes_of_the_file_wherever_it_lies(running):
+def test_a_range_returns_the_right_bytes_anywhere_in_a_file(running):
     stub = running.stub()
     data = noise(6_000_000)
     stub.Backup(messages([begin("www"), *large("f", data), small("e", b""), finish(2, len(data))]))
@@ -238,7 +238,7 @@ def test_a_range_is_the_bytes_of_the_file_wherever_it_lies(running):
     assert reason(long.value) == "BAD_FIELD"
 
 
-def test_a_range_reads_the_segments_that_it_lies_in_and_no_others(running):
+def test_a_range_reads_only_its_own_segments(running):
     stub = running.stub()
     data = noise(40_000_000)
     stub.Backup(messages([begin("www"), *large("f", data), finish(1, len(data))]))
@@ -256,7 +256,7 @@ def test_a_range_reads_the_segments_that_it_lies_in_and_no_others(running):
     assert sum(read) < 5_000_000
 
 
-def test_a_range_of_what_is_no_file_says_so(stub):
+def test_a_range_of_anything_but_a_file_is_refused(stub):
     with pytest.raises(grpc.RpcError) as directory:
         stub.ReadRange(sv.ReadRangeRequest(dataset="tree", path="d1", length_bytes=1))
     assert reason(directory.value) == "NOT_A_FILE"
@@ -278,7 +278,7 @@ def test_pages_of_any_size_list_the_same(stub, page_size):
     assert [e.path for e in _entries(stub, path="d2/e1/f0")] == ["d2/e1/f0"]
 
 
-def test_the_pages_of_a_list_stay_with_the_backup_that_the_first_one_picked(stub):
+def test_all_pages_of_a_list_are_of_the_backup_that_the_first_one_selected(stub):
     first = stub.ListEntries(sv.ListEntriesRequest(dataset="tree", recursive=True, page_size=10))
     back_up(stub, "tree", {"only": b""})
     rest = stub.ListEntries(

@@ -1,4 +1,4 @@
-"""Promise 2 on the wire: an upload that was cut short leaves no backup, and can be resumed or taken over."""
+"""Promise 2 on the wire: an interrupted upload leaves no backup, and can be resumed or taken over."""
 
 import threading
 
@@ -27,7 +27,7 @@ from thin import (
 )
 
 
-def test_a_stream_that_ends_without_finish_leaves_no_backup_and_says_how_to_go_on(running):
+def test_a_stream_that_ends_without_finish_leaves_no_backup_and_says_how_to_resume(running):
     stub = running.stub()
     data = noise(5_000_000)
     cut = [begin("www"), small("a", b"1"), Part(entry=pb.Entry(path="b")), *list(pieces(data))[:4]]
@@ -68,7 +68,7 @@ def test_a_stream_that_ends_without_finish_leaves_no_backup_and_says_how_to_go_o
 
 
 @pytest.mark.parametrize("end", ["cancel", "deadline", "exception", "disconnect"])
-def test_a_client_that_goes_away_leaves_no_backup_and_harms_none(running, end):
+def test_a_client_that_disconnects_leaves_no_backup_and_damages_none(running, end):
     stub = running.stub()
     before = back_up(stub, "www", FILES)
     leaving = running.stub(name="leaving")
@@ -100,7 +100,7 @@ def test_a_client_that_goes_away_leaves_no_backup_and_harms_none(running, end):
     assert open_upload(stub, "the-one").state == pb.UPLOAD_STATE_OPEN
 
 
-def test_what_was_durable_is_not_sent_again_after_the_server_restarts(running):
+def test_durable_data_is_not_sent_again_after_a_server_restart(running):
     stub = running.stub()
     source = Source(stub, "www")
     data = noise(4_000_000)
@@ -157,7 +157,7 @@ def test_a_take_over_ends_the_old_writer_and_its_stream(running):
         assert reason(stale.value) == "STALE_EPOCH"
 
 
-def test_running_the_same_again_takes_theopen_upload_over_at_once_for_the_same_principal_only(running):
+def test_repeating_a_backup_takes_its_open_upload_over_for_the_same_principal_only(running):
     stub = running.stub()
     asked = {"take_over": True, "host": "h", "root": "/srv", "fingerprint": "options"}
     first = Source(stub, "www", **asked)
@@ -176,7 +176,7 @@ def test_running_the_same_again_takes_theopen_upload_over_at_once_for_the_same_p
     assert not different.taken_over
 
 
-def test_an_upload_that_was_taken_over_is_found_by_both_request_ids_also_through_the_client(running):
+def test_an_upload_that_was_taken_over_is_found_by_both_request_ids(running):
     with Client(running.address, token=running.token()) as client:
         begun, taken = (
             client.call("BeginUpload", sv.BeginUploadRequest(dataset="www", request_id=name, take_over=True))
@@ -186,7 +186,7 @@ def test_an_upload_that_was_taken_over_is_found_by_both_request_ids_also_through
         for name in ("first", "second"):
             found = client.call("GetUpload", sv.GetUploadRequest(request_id=name)).upload
             assert (found.id, found.request_id, found.epoch) == (begun.upload.id, "first", 2)
-        by_id = sv.GetUploadRequest(upload_id=begun.upload.id.upper())  # which the server takes, too
+        by_id = sv.GetUploadRequest(upload_id=begun.upload.id.upper())  # which the server accepts, too
         assert client.call("GetUpload", by_id).upload == found
 
 
@@ -202,7 +202,7 @@ def test_another_principal_takes_over_only_when_the_lease_has_ended(running):
     assert upload.epoch == 2
 
 
-def test_an_upload_that_was_cut_off_overnight_goes_on_and_one_past_its_life_does_not(running):
+def test_an_upload_interrupted_overnight_resumes_and_an_expired_one_does_not(running):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -218,7 +218,7 @@ def test_an_upload_that_was_cut_off_overnight_goes_on_and_one_past_its_life_does
 
 
 @pytest.mark.parametrize("instead", ["an entry", "a removal", "the same file anew"])
-def test_an_open_file_that_is_not_gone_on_with_is_given_up(running, instead):
+def test_an_open_file_that_is_not_resumed_is_dropped(running, instead):
     stub = running.stub()
     with pytest.raises(grpc.RpcError) as failed:
         stub.Backup(messages([begin("www"), Part(entry=pb.Entry(path="gone")), *pieces(noise(3_000_000))]))
@@ -240,14 +240,14 @@ def in_pieces(data, size):
 
 
 def certain_bytes(stub, data):
-    """So many of its first bytes lie in chunks that do not depend on what follows."""
+    """The number of its first bytes in chunks that do not depend on what follows."""
     source = Source(stub, "cut")
     lengths = [len(chunk) for chunk in source.cut(data)]
     return len(data) - (lengths[-1] if lengths[-1] < source.upload.chunker.max_bytes else 0)
 
 
 @pytest.mark.parametrize("end", ["checkpoint", "nothing", "nonsense"])
-def test_all_that_came_of_an_open_file_is_durable_however_its_stream_ended(running, end):
+def test_all_received_data_of_an_open_file_is_durable_however_its_stream_ended(running, end):
     stub = running.stub()
     data = noise(4 << 20, 11)
     parts = [begin("www", request_id="open"), Part(entry=pb.Entry(path="f")), *in_pieces(data, 1 << 20)]

@@ -1,4 +1,4 @@
-"""Promises 3 and 5 on the wire: damage is named and never data; tenants know nothing of one another; input is hostile."""
+"""Promises 3 and 5 on the wire: damage is named and never returned as data; tenants are isolated; hostile input is refused."""
 
 import grpc
 import pytest
@@ -76,7 +76,7 @@ def test_a_damaged_chunk_is_named_by_path_the_rest_restores_and_the_next_backup_
     assert restore(stub, "www", backup=first).files == files, "the older backup is healed with it"
 
 
-def test_a_pack_that_is_gone_is_damage_not_an_empty_backup(running):
+def test_a_lost_pack_is_damage_and_not_an_empty_backup(running):
     stub = running.stub()
     back_up(stub, "one", {"a": noise(300_000, 1)})
     back_up(stub, "two", {"b": noise(300_000, 2)})
@@ -106,7 +106,7 @@ def _holds(running, pack, backup):
 # ------------------------------------------------------------------ tenants and roles
 
 
-def test_another_tenants_things_are_not_found_and_its_content_is_missing(running):
+def test_objects_of_another_tenant_are_not_found_and_its_chunks_are_missing(running):
     mine = running.stub()
     other = running.stub(tenant=running.make_tenant("other"))
     data = noise(500_000)
@@ -232,7 +232,7 @@ def test_every_reason_of_the_contract_belongs_to_one_error_class_and_every_class
         assert status.code == grpc.StatusCode[code_of(error).name].value[0]
 
 
-def test_a_status_stays_under_three_kibibytes_however_long_its_parts():
+def test_a_status_with_long_parts_stays_under_three_kibibytes():
     error = errors.BadRequest(
         "BAD_FIELD", "é" * 10_000, retry_after_s=1.5, **{f"k{i}": "ü" * 5_000 for i in range(20)}
     )
@@ -250,7 +250,7 @@ def _ref(data, length=None):
     return pb.ChunkRef(digest=blake3(data).digest(), length_bytes=len(data) if length is None else length)
 
 
-def test_put_chunks_keeps_nothing_of_a_frame_with_one_wrong_digest(running):
+def test_put_chunks_stores_no_chunk_of_a_frame_with_a_wrong_digest(running):
     source = Source(running.stub(), "www")
     good, bad = noise(1000, 1), noise(1000, 2)
     with pytest.raises(grpc.RpcError) as failed:
@@ -272,7 +272,7 @@ def test_put_chunks_keeps_nothing_of_a_frame_with_one_wrong_digest(running):
     ],
     ids=["bomb", "short", "behind", "two frames", "no size", "no frame", "nothing"],
 )
-def test_frames_that_are_broken_or_inflate_to_something_else_are_refused(running, data, refs):
+def test_broken_or_mismatching_frames_are_refused(running, data, refs):
     source = Source(running.stub(), "www")
     with pytest.raises(grpc.RpcError) as failed:
         _put(source, data, refs)
@@ -360,7 +360,7 @@ BAD_ENTRIES = {
 
 
 @pytest.mark.parametrize("entry", BAD_ENTRIES.values(), ids=BAD_ENTRIES.keys())
-def test_entries_that_say_impossible_things_are_refused_and_the_server_stays_up(running, entry):
+def test_impossible_entries_are_refused_and_the_server_keeps_running(running, entry):
     stub = running.stub()
     with pytest.raises(grpc.RpcError) as failed:
         stub.Backup(messages([begin("www"), Part(entry=entry), finish(1, 0)]))
@@ -399,7 +399,7 @@ def test_parts_out_of_place_are_refused(running, parts):
 
 @pytest.mark.parametrize("stated", ["size", "content id", "digest"])
 @pytest.mark.parametrize("how", ["inline", "stream"])
-def test_a_file_that_is_not_what_was_stated_is_refused(running, how, stated):
+def test_a_file_that_differs_from_its_stated_size_or_digest_is_refused(running, how, stated):
     stub = running.stub()
     data = noise(200_000)
     fields = {
@@ -420,7 +420,7 @@ def test_a_file_that_is_not_what_was_stated_is_refused(running, how, stated):
     assert info(failed.value).metadata["path"] == "a"
 
 
-def test_a_whole_file_digest_says_who_vouches_for_it(running):
+def test_the_digest_of_a_file_says_whether_client_or_server_vouches_for_it(running):
     stub = running.stub()
     data = noise(2_000_000)
     digest = pb.FileDigest(blake3=blake3(data).digest())
@@ -442,7 +442,7 @@ def test_a_whole_file_digest_says_who_vouches_for_it(running):
     assert found["verified"].file_digest.origin == pb.DIGEST_ORIGIN_VERIFIED
 
 
-def test_the_roles_table_is_what_the_server_serves():
+def test_the_table_of_roles_matches_the_served_methods():
     table = methods(_Anything(), _Anything(), _Anything(), _Anything())
     assert {name: method.role.name.lower() for name, method in table.items()} == ROLES
     assert {role.name.lower() for role in TokenRole} == set(ROLES.values())

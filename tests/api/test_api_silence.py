@@ -1,4 +1,4 @@
-"""Callers that begin and then say nothing: they are counted, ended, and hold up nobody but themselves."""
+"""Idle callers count against a limit, are disconnected, and delay no other caller."""
 
 import threading
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +20,7 @@ HEALTH = "/grpc.health.v1.Health/"
 
 @contextmanager
 def silent(running, method, count, token=None):
-    """So many calls of a method whose message does not come."""
+    """Start calls of a method without sending their message."""
     end = threading.Event()
 
     def nothing():
@@ -41,17 +41,17 @@ def waiting(running) -> int:
     return len(running.service._gate.calls._slots)
 
 
-def test_without_a_token_nobody_keeps_a_thread_by_saying_nothing(running):
+def test_an_idle_caller_without_a_token_keeps_no_thread(running):
     with silent(running, SERVICE + "GetServerInfo", 400) as calls:
         codes = {call.exception(timeout=20).code() for call in calls}
         assert grpc.StatusCode.UNAUTHENTICATED in codes
-        # What is more than the server queues is refused before anybody looks at its token.
+        # Calls beyond the server's queue are refused before their token is checked.
         assert codes <= {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert datasets(running.stub()) == []
 
 
 @pytest.mark.parametrize("method", ["PutChunks", "Restore"])
-def test_one_token_that_says_nothing_harms_no_other(running, method):
+def test_idle_calls_of_one_token_affect_no_other(running, method):
     mine = running.token("writer", name="mine")
     with silent(running, SERVICE + method, CALLS_TOKEN_MAX, mine) as calls:
         wait_until(lambda: waiting(running) == CALLS_TOKEN_MAX)
@@ -69,7 +69,7 @@ def test_one_token_that_says_nothing_harms_no_other(running, method):
     assert datasets(running.stub_with(mine)) == ["www"]
 
 
-def test_many_tokens_of_a_tenant_that_say_nothing_leave_places_for_the_others(running):
+def test_idle_calls_of_many_tokens_of_a_tenant_leave_slots_for_others(running):
     tokens = [running.token("reader", name=f"r{at}") for at in range(CALLS_TENANT_MAX // CALLS_TOKEN_MAX)]
     with ExitStack() as stack:
         method = SERVICE + "ListDatasets"
@@ -83,7 +83,7 @@ def test_many_tokens_of_a_tenant_that_say_nothing_leave_places_for_the_others(ru
             datasets(running.stub())
         assert reason(refused.value) == "TOO_MANY"
         assert "of one tenant" in refused.value.details()
-        back_up(running.stub(), "www", {"a": b"1"})  # streams have places of their own
+        back_up(running.stub(), "www", {"a": b"1"})  # streams have separate slots
         other = running.stub(tenant=running.make_tenant("other"))
         back_up(other, "theirs", {"a": b"1"})
         assert datasets(other) == ["theirs"]
@@ -92,7 +92,7 @@ def test_many_tokens_of_a_tenant_that_say_nothing_leave_places_for_the_others(ru
     assert datasets(running.stub()) == ["www"]
 
 
-def test_a_call_whose_message_does_not_come_is_ended(running):
+def test_a_call_without_its_message_is_ended(running):
     with silent(running, SERVICE + "CommitUpload", 3, running.token()) as calls:
         wait_until(lambda: waiting(running) == 3)
         arriving = running.service._gate.calls
@@ -103,7 +103,7 @@ def test_a_call_whose_message_does_not_come_is_ended(running):
         wait_until(lambda: waiting(running) == 0)
 
 
-def test_a_call_at_work_is_never_ended_for_its_silence(running, monkeypatch):
+def test_a_working_call_is_never_ended_as_idle(running, monkeypatch):
     at_work, go = threading.Event(), threading.Event()
     list_page = running.catalog.datasets.list_page
 
@@ -121,7 +121,7 @@ def test_a_call_at_work_is_never_ended_for_its_silence(running, monkeypatch):
     assert list(call.result(timeout=20).datasets) == []
 
 
-def test_a_call_that_ends_without_a_message_is_told_so(running):
+def test_a_call_that_ends_without_a_message_gets_the_reason(running):
     channel = grpc.insecure_channel(running.address)
     call = channel.stream_unary(SERVICE + "GetServerInfo")
     with pytest.raises(grpc.RpcError) as refused:
@@ -135,7 +135,7 @@ def test_a_call_that_ends_without_a_message_is_told_so(running):
 
 
 @pytest.mark.parametrize("method", ["Check", "Watch"])
-def test_health_answers_though_many_ask_it_nothing(running, method):
+def test_health_answers_despite_many_idle_callers(running, method):
     health = running.service._wire._health
     with silent(running, HEALTH + method, 3 * ASKED_MAX) as calls:
         channel = grpc.insecure_channel(running.address)
@@ -149,7 +149,7 @@ def test_health_answers_though_many_ask_it_nothing(running, method):
         channel.close()
 
 
-def test_who_asks_health_nothing_is_ended_soon(running, monkeypatch):
+def test_an_idle_caller_of_health_is_ended_soon(running, monkeypatch):
     health = running.service._wire._health
     monkeypatch.setattr(health.asked, "_now_s", running.clock.monotonic_s)
     with silent(running, HEALTH + "Check", 2) as calls:
@@ -160,8 +160,8 @@ def test_who_asks_health_nothing_is_ended_soon(running, monkeypatch):
         assert {call.exception(timeout=20).code() for call in calls} == {grpc.StatusCode.CANCELLED}
 
 
-def test_watchers_that_leave_while_others_are_told_stop_nobody(running):
-    """The library's own health held its lock while it sent, and its leavers wanted that lock on the thread that sends."""
+def test_watchers_that_leave_during_a_notification_block_no_other(running):
+    """The health service of the library held its lock while sending, and leaving watchers needed that lock on the sending thread."""
     health = running.service._wire._health
     channel = grpc.insecure_channel(running.address)
     stub = health_pb2_grpc.HealthStub(channel)
@@ -194,7 +194,7 @@ def _until_cancelled(call):
     assert call.code() == grpc.StatusCode.CANCELLED
 
 
-def test_a_name_that_the_server_does_not_have_is_unknown_to_health(running):
+def test_health_does_not_know_an_unknown_service_name(running):
     channel = grpc.insecure_channel(running.address)
     stub = health_pb2_grpc.HealthStub(channel)
     with pytest.raises(grpc.RpcError) as unknown:

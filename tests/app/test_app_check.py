@@ -1,4 +1,4 @@
-"""`staddle-server check` and `repair` beside a running server: what they print, and with which status they exit."""
+"""`staddle-server check` and `repair` beside a running server: their output and their exit codes."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def flip(path, at):
     path.write_bytes(data)
 
 
-def test_a_sound_store_exits_0_in_words_and_as_json(server, pack):
+def test_checking_a_sound_store_exits_0_in_text_and_as_json(server, pack):
     status, out, err = run(server, "check")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
@@ -79,7 +79,7 @@ def test_a_sound_store_exits_0_in_words_and_as_json(server, pack):
     assert 0 < pack.stat().st_size - summary["bytes_read"] < 1000
 
 
-def test_damage_exits_1_and_names_backup_and_path_and_the_next_backup_makes_it_0_again(server, pack):
+def test_damage_exits_1_with_backup_and_path_until_the_next_backup_heals_it(server, pack):
     flip(pack, 600_000)
     status, out, _ = run(server, "check", "--read-data=100", "--json")
     *found, summary = lines(out)
@@ -107,7 +107,7 @@ def test_damage_exits_1_and_names_backup_and_path_and_the_next_backup_makes_it_0
     assert restore(server.stub(), "www").files["a"] == DATA
 
 
-def test_repair_saves_what_a_pack_without_a_header_has_and_exits_0(server, pack):
+def test_repair_saves_the_data_of_a_pack_without_a_header_and_exits_0(server, pack):
     flip(pack, 3)
     status, out, _ = run(server, "repair", "--dry-run")
     assert status == 1
@@ -119,7 +119,7 @@ def test_repair_saves_what_a_pack_without_a_header_has_and_exits_0(server, pack)
     assert restore(server.stub(), "www").files["a"] == DATA
 
 
-def test_wrong_usage_exits_2_and_a_tenant_that_is_not_there_is_an_error_in_words(server):
+def test_wrong_usage_exits_2_and_an_unknown_tenant_is_an_error(server):
     for percent, said in (("0", "0 reads nothing"), ("some", "use a number from 0 to 100")):
         status, _, err = run(server, "check", f"--read-data={percent}")
         assert status == 2
@@ -130,7 +130,7 @@ def test_wrong_usage_exits_2_and_a_tenant_that_is_not_there_is_an_error_in_words
     assert "there is no tenant 'nobody'" in err
 
 
-def test_of_many_paths_that_are_hurt_some_are_named_in_words_and_all_as_json(server):
+def test_many_damaged_paths_are_listed_in_part_as_text_and_completely_as_json(server):
     names = [f"f{n:03}" for n in range(30)]
     back_up(server.stub(), "www", {name: name.encode() * 50 for name in names})
     (path,) = (path for path in (server.data / "store" / "packs").rglob("*") if path.is_file())
@@ -143,7 +143,7 @@ def test_of_many_paths_that_are_hurt_some_are_named_in_words_and_all_as_json(ser
     assert [each["path"] for each in lines(out) if each["kind"] == "path"] == names
 
 
-def test_repair_makes_a_pack_whole_again_from_its_parity(server, pack):
+def test_repair_restores_a_pack_from_its_parity(server, pack):
     status, _, err = run(server, "parity", "--percent", "10")
     assert status == 0, err
     before = pack.read_bytes()

@@ -1,4 +1,4 @@
-"""The command `staddle-server`, as an operator types it."""
+"""The command `staddle-server`, as operators type it."""
 
 import io
 import json
@@ -19,7 +19,7 @@ COMMAND = Path(sys.executable).parent / "staddle-server"
 
 
 class Done(NamedTuple):
-    """How a command ended, and what it said."""
+    """The exit code and output of a command."""
 
     returncode: int
     stdout: str
@@ -27,7 +27,7 @@ class Done(NamedTuple):
 
 
 def run_installed(*arguments: object) -> Done:
-    """The command as it was installed, without the settings of whoever runs the tests."""
+    """The installed command, without the settings of the user who runs the tests."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STADDLED_")}
     words = [COMMAND, *map(str, arguments)]
     done = subprocess.run(words, env=clean, capture_output=True, text=True, timeout=60, check=False)
@@ -51,18 +51,18 @@ def run(*arguments: object, env: dict[str, str] | None = None) -> Done:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory that `init` made."""
+    """A data directory made by `init`."""
     path = tmp_path_factory.mktemp("data") / "d"
     done = run("init", "--data", path)
     assert done.returncode == 0, done.stderr
     return path
 
 
-def test_the_version_is_the_packages() -> None:
+def test_the_version_is_that_of_the_package() -> None:
     assert run_installed("--version").stdout.split()[-1] == __version__
 
 
-def test_init_makes_the_directory_and_says_what_it_made_and_what_to_keep(tmp_path: Path) -> None:
+def test_init_creates_the_directory_and_says_what_it_created_and_what_to_keep(tmp_path: Path) -> None:
     done = run_installed("init", "--data", tmp_path / "d")
     assert done.returncode == 0
     assert 'the tenant "default"' in done.stdout
@@ -71,7 +71,7 @@ def test_init_makes_the_directory_and_says_what_it_made_and_what_to_keep(tmp_pat
     assert stat.S_IMODE((tmp_path / "d" / "client.toml").stat().st_mode) == 0o600
 
 
-def test_init_of_a_directory_that_is_made_or_foreign_changes_nothing(data: Path, tmp_path: Path) -> None:
+def test_init_of_an_existing_or_foreign_directory_changes_nothing(data: Path, tmp_path: Path) -> None:
     before = (data / "client.toml").read_bytes()
     again = run("init", "--data", data)
     assert (again.returncode, again.stdout) == (1, "")
@@ -83,7 +83,7 @@ def test_init_of_a_directory_that_is_made_or_foreign_changes_nothing(data: Path,
     assert "is not empty and holds no Staddle data" in foreign.stderr
 
 
-def test_tenants_are_made_and_listed(data: Path) -> None:
+def test_tenants_are_created_and_listed(data: Path) -> None:
     assert run("tenant", "create", "acme", "--data", data).returncode == 0
     again = run("tenant", "create", "acme", "--data", data)
     assert (again.returncode, again.stderr) == (1, "Error: Tenant 'acme' exists already\n")
@@ -144,7 +144,7 @@ def test_the_data_directory_may_come_from_the_environment(data: Path) -> None:
     assert run("tenant", "list", env={"STADDLED_DATA": f'"{data}"\r'}).returncode == 0
 
 
-def test_administration_of_a_directory_that_was_never_made_says_how_to_make_it(tmp_path: Path) -> None:
+def test_administration_of_a_missing_directory_says_how_to_create_it(tmp_path: Path) -> None:
     done = run_installed("tenant", "list", "--data", tmp_path / "absent")
     assert done.returncode == 1
     assert f"staddle-server init --data {tmp_path}/absent" in done.stderr
@@ -172,7 +172,7 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(tmp_path: Path, arguments: l
     assert not Path(directory).exists()
 
 
-def test_a_wrong_master_key_or_a_broken_file_is_said_in_words(data: Path, tmp_path: Path) -> None:
+def test_a_wrong_master_key_or_a_broken_file_is_a_clear_error(data: Path, tmp_path: Path) -> None:
     run("init", "--data", tmp_path / "d")
     (tmp_path / "d" / "master.key").write_text("not a key\n")
     done = run("tenant", "list", "--data", tmp_path / "d")
@@ -181,7 +181,9 @@ def test_a_wrong_master_key_or_a_broken_file_is_said_in_words(data: Path, tmp_pa
     assert "Traceback" not in done.stderr
 
 
-def test_cert_makes_an_authority_a_server_and_clients_and_says_how_to_use_them(tmp_path: Path) -> None:
+def test_cert_creates_authority_server_and_client_certificates_and_says_how_to_use_them(
+    tmp_path: Path,
+) -> None:
     made = run("cert", "--dir", tmp_path / "tls", "--host", "backup.example.org")
     assert made.returncode == 0
     assert f"--tls-cert {tmp_path}/tls/server.crt --tls-key {tmp_path}/tls/server.key" in made.stdout
@@ -194,13 +196,13 @@ def test_cert_makes_an_authority_a_server_and_clients_and_says_how_to_use_them(t
     assert "is not written over" in again.stderr
 
 
-def test_health_says_so_when_no_server_answers(data: Path) -> None:
+def test_health_reports_that_no_server_answers(data: Path) -> None:
     free = run("health", "--data", data, "--server", "127.0.0.1:1", "--timeout", "2s")
     assert free.returncode == 1
     assert "no server answers at 127.0.0.1:1" in free.stderr
 
 
-def test_only_linux_on_two_machines_is_served_and_elsewhere_the_refusal_names_what_is_possible() -> None:
+def test_unsupported_platforms_are_refused_with_the_supported_ones() -> None:
     assert cli.refusal("linux", "x86_64") is None
     assert cli.refusal("linux", "aarch64") is None
     for system, machine in (("darwin", "arm64"), ("win32", "AMD64"), ("linux", "riscv64")):
@@ -223,7 +225,7 @@ def test_the_client_file_names_the_address_and_nothing_that_the_client_does_not_
 
 
 @pytest.mark.parametrize("command", ["init", "serve"])
-def test_with_certificates_that_are_not_there_nothing_is_made(tmp_path: Path, command: str) -> None:
+def test_with_missing_certificates_nothing_is_created(tmp_path: Path, command: str) -> None:
     env = {"STADDLED_TLS_CERT": str(tmp_path / "no.crt"), "STADDLED_TLS_KEY": str(tmp_path / "no.key")}
     done = run(command, "--data", tmp_path / "d", env=env)
     assert done.returncode == 1
@@ -231,7 +233,7 @@ def test_with_certificates_that_are_not_there_nothing_is_made(tmp_path: Path, co
     assert {path.name for path in tmp_path.rglob("*")} <= {"d", "server.lock"}
 
 
-def test_a_reader_that_has_gone_is_no_error_to_complain_of(data: Path) -> None:
+def test_a_closed_pipe_is_not_reported_as_an_error(data: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:

@@ -1,4 +1,4 @@
-"""Settings: by flag, then environment, then file; and what is wrong is named."""
+"""Settings: from flag, then environment, then file; every error names its origin."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ def test_every_setting_has_an_option_and_every_option_a_setting() -> None:
     )
 
 
-def test_no_variable_looks_like_one_that_orchestrators_inject() -> None:
+def test_no_variable_has_a_name_that_orchestrators_inject() -> None:
     for option in OPTIONS:
         assert option.variable.startswith("STADDLED_")
         assert not option.variable.endswith("_PORT")
@@ -42,6 +42,7 @@ def test_the_defaults_listen_on_loopback_without_tls() -> None:
 
 
 EXAMPLES = {
+    "store": ("s3://flag/a", "gs://variable/b", "az://file/c"),
     "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
     "socket_mode": ("0600", "0666", "660"),
     "endpoint": ("a:1", "b:2", "c:3"),
@@ -86,7 +87,7 @@ def test_a_flag_comes_before_a_variable_before_the_file_before_the_default(
     assert value({}, {}) == option.parse(in_file)
 
 
-def test_the_file_in_the_data_directory_is_read_by_itself_and_a_named_one_instead_of_it(
+def test_the_file_in_the_data_directory_is_read_by_default_and_a_named_one_replaces_it(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "server.toml").write_text("streams_max = 7\n")
@@ -118,7 +119,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> N
         load(file=str(file))
 
 
-def test_an_unknown_variable_is_nobodys_business() -> None:
+def test_an_unknown_variable_is_ignored() -> None:
     load(env={"STADDLED_UNHEARD_OF": "1", "STADDLED_PORT": "tcp://10.0.0.1:7443"})
 
 
@@ -174,21 +175,21 @@ def test_a_bad_value_is_named_with_its_origin_and_what_was_expected(field: str, 
     ],
     ids=["boolean", "list", "date", "no key", "no UTF-8", "number too long", "lists in lists"],
 )
-def test_a_file_that_is_no_settings_file_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
+def test_an_invalid_settings_file_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     file = tmp_path / "s.toml"
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(SettingsError, match=r"s\.toml"):
         load(file=str(file))
 
 
-def test_a_name_that_no_file_can_have_is_an_error_that_says_so() -> None:
+def test_an_impossible_file_name_is_an_error_that_says_so() -> None:
     with pytest.raises(SettingsError, match="File name too long"):
         load({"data": "d" * 5000})
     with pytest.raises(SettingsError, match="no such home directory"):
         load(file="~nobody-of-this-name/s.toml")
 
 
-def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="No such file"):
         load(file=str(tmp_path / "missing.toml"))
 
@@ -285,18 +286,18 @@ def test_the_path_of_a_socket_is_relative_to_what_names_it(
         ("UNIX:@staddle", "every user of this machine .* abstract socket"),
     ],
 )
-def test_what_is_no_unix_socket_is_named(text: str, why: str) -> None:
+def test_an_invalid_unix_socket_address_is_named(text: str, why: str) -> None:
     with pytest.raises(SettingsError, match=f"(?s)--listen is .*{why}"):
         load({"listen": text})
 
 
 @pytest.mark.parametrize("mode", ["rw", "0888", "066", "0060", "4660", "-660", ""])
-def test_a_mode_that_is_none_or_shuts_the_server_out_is_named(mode: str) -> None:
+def test_an_invalid_socket_mode_is_named(mode: str) -> None:
     with pytest.raises(SettingsError, match=r"--socket-mode is .*in octal"):
         load({"socket_mode": mode})
 
 
-# --- values as people write them
+# --- values in the forms that people write
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_a_mode_that_is_none_or_shuts_the_server_out_is_named(mode: str) -> None
         ("DEBUG", "debug"),
     ],
 )
-def test_a_level_is_read_as_other_programs_call_it(tmp_path: Path, text: str, level: str) -> None:
+def test_log_levels_are_read_by_their_usual_names(tmp_path: Path, text: str, level: str) -> None:
     assert load({"log_level": text}).log_level == level
     file = tmp_path / "server.toml"
     file.write_text(f'log_level = "{text}"\n')
@@ -318,7 +319,7 @@ def test_a_level_is_read_as_other_programs_call_it(tmp_path: Path, text: str, le
 
 
 @pytest.mark.parametrize("text", ["verbose", "fatal", "trace", "10"])
-def test_a_level_that_can_mean_several_things_is_refused(text: str) -> None:
+def test_an_ambiguous_log_level_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="expected debug or info or warning or error"):
         load({"log_level": text})
 
@@ -339,7 +340,7 @@ def test_a_level_that_can_mean_several_things_is_refused(text: str) -> None:
         ("0s", 0),
     ],
 )
-def test_a_duration_is_read_as_it_is_written(text: str, seconds: float) -> None:
+def test_durations_are_read_in_their_usual_forms(text: str, seconds: float) -> None:
     assert duration_s(text, bare=True) == seconds
 
 
@@ -356,11 +357,11 @@ def test_a_duration_is_read_as_it_is_written(text: str, seconds: float) -> None:
         ("7 B", 7),
     ],
 )
-def test_a_size_is_read_as_it_is_written_and_its_units_are_binary(text: str, size: int) -> None:
+def test_sizes_are_read_in_their_usual_forms_with_binary_units(text: str, size: int) -> None:
     assert size_bytes(text) == size
 
 
-def test_a_variable_is_read_as_docker_and_windows_write_it(tmp_path: Path) -> None:
+def test_variables_are_read_as_docker_and_windows_write_them(tmp_path: Path) -> None:
     settings = load(
         env={
             "STADDLED_LISTEN": '"127.0.0.1:9"',
@@ -380,7 +381,7 @@ def test_a_variable_is_read_as_docker_and_windows_write_it(tmp_path: Path) -> No
     assert (str(settings.tls_cert), str(settings.tls_key)) == ("/etc/tls/server.crt", "/etc/tls/server.key")
     odd = tmp_path / "'odd'"
     odd.mkdir()
-    assert config.load({"data": str(odd)}, {}).data == odd, "a name that exists is what it is"
+    assert config.load({"data": str(odd)}, {}).data == odd, "an existing name is taken literally"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -411,7 +412,7 @@ def test_a_wrong_settings_file_says_what_is_wrong_and_where(tmp_path: Path, text
     assert str(file) in str(caught.value)
 
 
-def test_a_settings_file_that_is_none_is_named_and_never_waited_for(tmp_path: Path) -> None:
+def test_a_settings_path_without_a_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
     (tmp_path / "server.toml").mkdir()
     with pytest.raises(SettingsError, match=r"server\.toml: it is a directory, not a settings file"):
         config.load({"data": str(tmp_path)}, {})
@@ -430,7 +431,7 @@ def test_a_settings_file_that_is_none_is_named_and_never_waited_for(tmp_path: Pa
         read(tmp_path / "pipe", 100, "a settings file", pipe_s=0.01)
 
 
-def test_a_variable_that_is_nearly_a_setting_is_named_with_the_one_that_is_meant() -> None:
+def test_a_misspelt_variable_is_named_with_the_right_one() -> None:
     environ = {
         "STADDLED_TLS_CLIENTCA": "/ca",
         "STADDLED_LISTEN": "127.0.0.1:1",
@@ -440,3 +441,20 @@ def test_a_variable_that_is_nearly_a_setting_is_named_with_the_one_that_is_meant
         "STADDLED_UNHEARD_OF": "1",
     }
     assert config.unknown_variables(environ) == ["STADDLED_TLS_CLIENTCA (is STADDLED_TLS_CLIENT_CA meant?)"]
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("s3://key:sesame@bucket/a", "credentials do not belong in the URL"),
+        ("s3://bucket/a?secret=sesame", "option that is not known"),
+        ("/srv/sesame", "expected s3://BUCKET/PREFIX, gs://"),
+        ("ftp://sesame/", "expected s3://BUCKET/PREFIX, gs://"),
+    ],
+)
+def test_a_store_that_cannot_be_one_is_refused_without_repeating_what_may_be_a_secret(
+    url: str, why: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"--store is something else: .*{why}") as caught:
+        load({"store": url})
+    assert "sesame" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The data directory: what it becomes, what is refused, and who may read what."""
+"""The data directory: how it is created, what is refused, and who may read it."""
 
 import errno
 import fcntl
@@ -21,6 +21,7 @@ from staddle_server.app.settings import Settings
 from staddle_server.base.errors import BadRequest, Damaged, Unauthenticated
 from staddle_server.base.types import TokenRole
 from staddle_server.store.keys import WrongMasterKey
+from staddle_server.store.open import open_blobs
 from staddle_server.store.records import Records, TenantRecord, encode_record
 from staddle_server.tenancy.records import finish_all
 from staddle_server.upkeep.integrity.check import Check, CheckPlan
@@ -58,14 +59,14 @@ def test_an_absent_or_empty_directory_becomes_a_data_directory(tmp_path: Path, e
         assert stat.S_IMODE(private.stat().st_mode) == 0o600, private
 
 
-def test_what_a_new_file_system_or_an_operator_put_there_before_is_no_hindrance(tmp_path: Path) -> None:
+def test_lost_and_found_and_files_of_the_operator_do_not_prevent_creation(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "server.toml").write_text("streams_max = 9\n")
     (tmp_path / "tls").mkdir()
     assert initialise(tmp_path).is_complete()
 
 
-def test_a_directory_with_somebody_elses_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_directory_with_foreign_files_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     with pytest.raises(DataDirectoryError, match=r"is not empty and holds no Staddle data.*photo\.jpg"):
         initialise(tmp_path)
@@ -89,13 +90,13 @@ def test_a_lost_master_key_or_catalog_is_never_replaced_by_a_new_one(tmp_path: P
 @pytest.mark.parametrize(
     "reached", ["nothing", "store", "format", "key", "empty catalog", "catalog", "tenant keys"]
 )
-def test_making_a_directory_goes_on_wherever_it_was_cut_off(tmp_path: Path, reached: str) -> None:
+def test_creating_a_directory_resumes_after_any_interruption(tmp_path: Path, reached: str) -> None:
     steps = ["nothing", "store", "format", "key", "empty catalog", "catalog", "tenant keys"]
     directory = DataDirectory(tmp_path)
     done = steps.index(reached)
     if done >= 1:
         directory.store.mkdir()
-        blobs = bootstrap.open_blobs(str(directory.store))
+        blobs = open_blobs(str(directory.store))
     if done >= 2:
         bootstrap.create_format(blobs)
     if done >= 3:
@@ -114,12 +115,10 @@ def test_making_a_directory_goes_on_wherever_it_was_cut_off(tmp_path: Path, reac
 
 
 @pytest.mark.parametrize("left", [["master.key.new"], ["master.key", "master.key.new"], ["client.toml.new"]])
-def test_what_a_crash_while_it_was_made_left_is_no_hindrance_and_goes(
-    tmp_path: Path, left: list[str]
-) -> None:
+def test_leftovers_of_an_interrupted_creation_are_removed(tmp_path: Path, left: list[str]) -> None:
     if "master.key" in left:
         (tmp_path / "store").mkdir()
-        bootstrap.create_format(bootstrap.open_blobs(str(tmp_path / "store")))
+        bootstrap.create_format(open_blobs(str(tmp_path / "store")))
         bootstrap.create_master_key(str(tmp_path / "master.key"))
     for name in set(left) - {"master.key"}:
         (tmp_path / name).write_text("half a line")
@@ -127,14 +126,16 @@ def test_what_a_crash_while_it_was_made_left_is_no_hindrance_and_goes(
     assert not list(tmp_path.glob("*.new"))
 
 
-def test_a_directory_whose_first_start_ended_before_its_tenant_serves_at_the_next(tmp_path: Path) -> None:
+def test_a_directory_whose_first_start_broke_off_before_its_tenant_serves_at_the_next_one(
+    tmp_path: Path,
+) -> None:
     directory = initialise(tmp_path / "model")
     half = DataDirectory(tmp_path / "half")
     half.store.mkdir(parents=True)
     half.master_key.write_bytes(directory.master_key.read_bytes())
-    bootstrap.create_format(bootstrap.open_blobs(str(half.store)))
+    bootstrap.create_format(open_blobs(str(half.store)))
     bootstrap.open_catalog(str(half.catalog)).close()
-    assert half.is_complete(), "so that serving does not make it anew"
+    assert half.is_complete(), "so serving does not create it again"
     with bootstrap.open_rooms(half) as opened:
         token = run.local_token(opened, half)
         assert opened.catalog.tokens.authenticate(token, NOW_NS).name == "local"
@@ -156,7 +157,7 @@ def test_an_empty_catalog_beside_a_store_in_use_is_refused_and_not_filled(tmp_pa
     catalog.close()
 
 
-def test_the_token_in_the_client_file_is_an_admins_of_the_default_tenant(tmp_path: Path) -> None:
+def test_the_client_file_has_an_admin_token_of_the_default_tenant(tmp_path: Path) -> None:
     directory = initialise(tmp_path)
     table = tomllib.loads(directory.client_toml.read_text())
     assert table["server"] == "127.0.0.1:7443"
@@ -166,7 +167,7 @@ def test_the_token_in_the_client_file_is_an_admins_of_the_default_tenant(tmp_pat
         assert principal.tenant == bootstrap.tenant_named(opened, "default").id
 
 
-def test_a_client_file_that_was_removed_is_made_again_with_a_new_token_and_ends_the_old_one(
+def test_a_removed_client_file_is_replaced_with_a_new_token_and_revokes_the_old_one(
     tmp_path: Path,
 ) -> None:
     directory = initialise(tmp_path)
@@ -179,7 +180,7 @@ def test_a_client_file_that_was_removed_is_made_again_with_a_new_token_and_ends_
             opened.catalog.tokens.authenticate(old, NOW_NS)
 
 
-def test_a_revoked_local_token_stays_revoked_over_a_restart(
+def test_a_revoked_local_token_stays_revoked_after_a_restart(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = initialise(tmp_path)
@@ -193,7 +194,7 @@ def test_a_revoked_local_token_stays_revoked_over_a_restart(
     assert token not in caplog.text
 
 
-def test_one_directory_has_one_server_and_the_other_one_is_named(tmp_path: Path) -> None:
+def test_a_second_server_on_a_directory_is_refused_with_the_first_one_named(tmp_path: Path) -> None:
     directory = DataDirectory(tmp_path)
     with (
         directory.claimed(),
@@ -221,7 +222,7 @@ def test_a_new_tenant_has_keys_and_a_record_in_the_store(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["default", "UPPER", "", "a b", "x" * 65])
-def test_a_tenant_that_cannot_be_leaves_no_keys_behind(tmp_path: Path, name: str) -> None:
+def test_a_refused_tenant_leaves_no_keys_behind(tmp_path: Path, name: str) -> None:
     directory = initialise(tmp_path)
     with bootstrap.open_rooms(directory) as opened:
         with pytest.raises(BadRequest):
@@ -229,7 +230,7 @@ def test_a_tenant_that_cannot_be_leaves_no_keys_behind(tmp_path: Path, name: str
         assert len(opened.keys.tenant_ids()) == 1
 
 
-def test_a_tenants_record_that_was_not_written_is_written_at_the_next_start(tmp_path: Path) -> None:
+def test_a_missing_record_of_a_tenant_is_written_at_the_next_start(tmp_path: Path) -> None:
     directory = initialise(tmp_path)
     with bootstrap.open_rooms(directory) as opened:
         keys = opened.keys.create("half", NOW_NS)
@@ -243,7 +244,7 @@ def test_a_tenants_record_that_was_not_written_is_written_at_the_next_start(tmp_
         ] == ["half"]
 
 
-def test_another_directorys_master_key_opens_nothing(tmp_path: Path) -> None:
+def test_the_master_key_of_another_directory_opens_nothing(tmp_path: Path) -> None:
     one, other = initialise(tmp_path / "one"), initialise(tmp_path / "other")
     one.master_key.write_bytes(other.master_key.read_bytes())
     with (
@@ -265,8 +266,8 @@ def test_another_directorys_master_key_opens_nothing(tmp_path: Path) -> None:
     assert "repair" not in finding.message
 
 
-def test_damaged_keys_of_the_only_tenant_keep_no_server_from_starting(tmp_path: Path) -> None:
-    """The catalog's copy of them opens, so that the master key is the right one."""
+def test_a_server_starts_with_damaged_keys_of_its_only_tenant(tmp_path: Path) -> None:
+    """The catalog's copy of them opens, so the master key is the right one."""
     directory = initialise(tmp_path)
     (keys,) = (path for path in (directory.store / "keys").rglob("*") if path.is_file())
     data = keys.read_bytes()
@@ -275,7 +276,7 @@ def test_damaged_keys_of_the_only_tenant_keep_no_server_from_starting(tmp_path: 
         opened.keys.load(bootstrap.tenant_named(opened, "default").id)
 
 
-def test_the_client_file_is_replaced_as_a_whole_and_read_by_its_owner_only(tmp_path: Path) -> None:
+def test_the_client_file_is_replaced_atomically_and_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "client.toml"
     path.write_text("old")
     path.chmod(0o644)
@@ -290,7 +291,7 @@ def test_the_client_file_is_replaced_as_a_whole_and_read_by_its_owner_only(tmp_p
     assert [each.name for each in tmp_path.iterdir()] == ["client.toml"]
 
 
-def test_a_token_does_not_show_where_values_are_printed() -> None:
+def test_printing_a_token_object_does_not_reveal_it() -> None:
     assert "staddle_secret" not in repr(ClientConfig("127.0.0.1:1", "staddle_secret"))
 
 
@@ -315,7 +316,7 @@ def claim(path: Path) -> None:
         pass
 
 
-def test_a_lock_that_a_crash_left_is_taken_over_whatever_is_in_it(tmp_path: Path) -> None:
+def test_a_lock_file_left_by_a_crash_is_taken_over_whatever_its_content(tmp_path: Path) -> None:
     lock = tmp_path / "server.lock"
     for left in (b"4242 elsewhere\n", b"\xff\xfe\x00garbage" * 100, b""):
         lock.write_bytes(left)
@@ -323,7 +324,7 @@ def test_a_lock_that_a_crash_left_is_taken_over_whatever_is_in_it(tmp_path: Path
             assert lock.read_text().split() == [str(os.getpid()), socket.gethostname()]
 
 
-def test_a_lock_that_another_host_or_nobody_known_holds_says_who(tmp_path: Path) -> None:
+def test_a_lock_held_by_another_host_or_an_unknown_process_is_reported(tmp_path: Path) -> None:
     lock = tmp_path / "server.lock"
     for written, words in (
         (b"4242 elsewhere\n", r"\(process 4242 on elsewhere\)"),
@@ -336,7 +337,7 @@ def test_a_lock_that_another_host_or_nobody_known_holds_says_who(tmp_path: Path)
                 claim(tmp_path)
 
 
-def test_something_else_in_the_place_of_the_lock_is_named_and_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_object_in_place_of_the_lock_is_named_and_left_alone(tmp_path: Path) -> None:
     lock = tmp_path / "server.lock"
     lock.mkdir()
     with pytest.raises(DataDirectoryError, match=r"server\.lock is a directory and should be a file"):

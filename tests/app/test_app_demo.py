@@ -1,4 +1,4 @@
-"""`make demo`: it works on a copy, it tells the truth, and the commands that it prints work when pasted."""
+"""`make demo` works on a copy, reports the truth, and prints commands that work when pasted."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from staddle_server import demo
 
 
 def tree(path: Path) -> Path:
-    """A small directory with what a copy could trip over."""
+    """A small directory with everything that is hard to copy."""
     path.mkdir()
     (path / "big.txt").write_bytes(b"x" * 300_000)
     (path / "small.txt").write_text("small\n")
@@ -43,7 +43,7 @@ def state(path: Path) -> dict[bytes, tuple[str, int]]:
 # --- the copy
 
 
-def test_the_copy_is_the_source_but_for_what_was_counted(tmp_path: Path) -> None:
+def test_the_copy_equals_the_source_except_for_the_counted_files(tmp_path: Path) -> None:
     source = tree(tmp_path / "source")
     before = state(source)
     copied = demo.copy_tree(source, tmp_path / "copy", ("node_modules",))
@@ -76,7 +76,7 @@ def test_the_demonstration_changes_removes_and_makes_a_file_of_the_copy(tmp_path
 
 
 @pytest.mark.parametrize("files", [0, 1])
-def test_a_source_with_hardly_anything_in_it_will_do(tmp_path: Path, files: int) -> None:
+def test_a_nearly_empty_source_is_enough(tmp_path: Path, files: int) -> None:
     for number in range(files):
         (tmp_path / f"{number}").write_text("x")
     assert len(demo.change_something(tmp_path)) == 1 + files
@@ -93,18 +93,20 @@ def test_a_directory_that_no_demonstration_made_is_never_cleared(
     assert (base / "thesis.odt").read_text() == "dear"
 
 
-def test_a_source_that_is_no_directory_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_that_is_not_a_directory_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert demo.main(["--source", str(tmp_path / "nowhere"), "--base", str(tmp_path / "b")]) == 1
     assert "is not a directory" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 
-# --- the whole
+# --- the complete run
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """The directory it ran in, its source, and what it said. With all tests it runs twice: the second time over what the first has left."""
+    """The directory of the run, its source, and its output. With all tests it runs twice, the second time over the first."""
     here = tmp_path_factory.mktemp("demo with space")
     source = tree(here / "source")
     before = state(source)

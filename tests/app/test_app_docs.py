@@ -1,4 +1,4 @@
-"""docs/operations.md and what is in server/deploy say what is there, all of it, and nothing else."""
+"""docs/operations.md and server/deploy describe exactly what exists."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ DEPLOY = TOP / "server" / "deploy"
 
 
 def leaves(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
-    """All commands that do something, with their names."""
+    """All commands with an action, by name."""
     if not isinstance(command, click.Group):
         return [(path, command)]
     context = click.Context(command)
@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_setting_stands_in_the_table_with_its_flag_variable_key_and_default() -> None:
+def test_every_setting_is_in_the_table_with_its_flag_variable_key_and_default() -> None:
     rows = [line for line in PAGE.splitlines() if line.startswith("| `--")]
     expected = []
     for option in OPTIONS:
@@ -85,7 +85,7 @@ def test_help_fits_a_terminal_of_eighty_columns() -> None:
     assert wide == []
 
 
-def test_every_error_reason_has_its_line_for_the_night() -> None:
+def test_every_error_reason_is_explained_for_the_operator_on_call() -> None:
     table = PAGE[PAGE.index("## At 3 a.m.") :]
     documented = {
         word
@@ -139,7 +139,7 @@ FIGURES = {
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else each.opts[0],
 )
-def test_every_option_that_is_a_figure_is_refused_by_name_with_what_to_use(
+def test_an_invalid_number_is_refused_with_the_option_and_the_expected_form(
     path: tuple[str, ...], option: click.Option, data: Path
 ) -> None:
     flag, text = option.opts[0], FIGURES[str(option.metavar)]
@@ -149,7 +149,7 @@ def test_every_option_that_is_a_figure_is_refused_by_name_with_what_to_use(
     assert re.search(rf"{flag}.*{re.escape(repr(text))}: (use|expected) ", done.output), done.output
 
 
-def test_a_life_of_a_token_that_no_clock_can_hold_is_refused(data: Path) -> None:
+def test_an_impossibly_long_life_of_a_token_is_refused(data: Path) -> None:
     done = CliRunner().invoke(
         group, ["token", "create", f"--data={data}", "--role", "reader", "--expires", "99999w"]
     )
@@ -176,7 +176,7 @@ def test_deployment_files_use_variables_and_commands_that_exist(name: str) -> No
         assert command in COMMANDS
 
 
-def test_the_images_settings_make_a_server_that_may_listen_beyond_loopback() -> None:
+def test_the_settings_of_the_image_allow_listening_beyond_loopback() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     block = text[text.index("ENV PATH") :].split("\nUSER")[0]
     environment = dict(re.findall(r"(STADDLED_[A-Z_]+)=(\S+)", block))
@@ -192,7 +192,7 @@ def test_the_images_settings_make_a_server_that_may_listen_beyond_loopback() -> 
     command.make_parser(click.Context(command)).parse_args(words[2:])
 
 
-def test_the_services_settings_are_good_and_stopping_takes_longer_than_draining() -> None:
+def test_the_settings_of_the_service_are_valid_and_stopping_waits_longer_than_draining() -> None:
     lines = (DEPLOY / "staddle-server.service").read_text().splitlines()
     values = [line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")]
     environment = dict(value.split("=", 1) for key, value in values if key == "Environment")

@@ -1,4 +1,4 @@
-"""A disk that is full or nearly so: the server starts, gives back, deletes and collects, and takes no backups before the last byte."""
+"""A full or nearly full disk: the server starts, restores, deletes and collects, and refuses backups early enough."""
 
 import errno
 import itertools
@@ -27,7 +27,7 @@ STADDLE = Path(sys.executable).parent / "staddle"
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own."""
+    """A small separate file system."""
     path = tmp_path / "disk"
     path.mkdir()
     mounted = subprocess.run(
@@ -44,7 +44,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(path: Path, *, leave: int = 0) -> Path:
-    """Somebody else's file that takes all the room, but for so many bytes."""
+    """A foreign file that takes all the room except the given bytes."""
     filler = path / "filler"
     with filler.open("ab", buffering=0) as file:
         free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
@@ -133,7 +133,7 @@ def deletes_and_collects(server: Server, disk: Path, backup: str) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_server_starts_on_a_full_disk_gives_back_deletes_and_collects_and_then_takes_backups(
+def test_a_server_on_a_full_disk_restores_deletes_and_collects_and_then_accepts_backups(
     tmp_path: Path, disk: Path, killed: bool
 ) -> None:
     first = source_of(tmp_path, "first", 4 * MIB)
@@ -164,7 +164,7 @@ def test_a_server_starts_on_a_full_disk_gives_back_deletes_and_collects_and_then
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_server_starts_on_a_disk_without_inodes_gives_back_deletes_and_collects_and_then_takes_backups(
+def test_a_server_on_a_disk_without_inodes_restores_deletes_and_collects_and_then_accepts_backups(
     tmp_path: Path, disk: Path, killed: bool
 ) -> None:
     subprocess.run(["mount", "-o", "remount,nr_inodes=4000", disk], check=True)
@@ -245,7 +245,7 @@ def test_a_pack_of_many_small_chunks_is_collected_on_a_full_disk(tmp_path: Path,
             if name == "d":
                 deleted = packs()
         staddle(server, "delete", "d", digits(server, "d"), "--yes")
-        # The catalog has grown, and the reserve follows.
+        # The catalog has grown, and with it the reserve.
         reserve = Reserve(disk / "reserve", disk / "catalog.db")
         stop(server)
         server = Server(disk)
@@ -261,7 +261,7 @@ def test_a_pack_of_many_small_chunks_is_collected_on_a_full_disk(tmp_path: Path,
     assert len(packs()) >= 2
 
 
-def test_a_server_starts_on_a_full_disk_again_and_again_though_others_take_what_it_gives_up(
+def test_a_server_keeps_starting_on_a_full_disk_although_others_take_the_freed_room(
     tmp_path: Path, disk: Path
 ) -> None:
     first = source_of(tmp_path, "first", MIB)
@@ -279,7 +279,7 @@ def test_a_server_starts_on_a_full_disk_again_and_again_though_others_take_what_
             stop(server)
 
 
-def test_no_backup_is_taken_below_the_limit_that_was_set_and_it_is_taken_when_there_is_room(
+def test_backups_are_refused_below_the_configured_limit_and_accepted_again_with_room(
     tmp_path: Path, disk: Path
 ) -> None:
     server = Server(disk, "--min-free", "16MiB")
@@ -311,7 +311,7 @@ def test_no_backup_is_taken_below_the_limit_that_was_set_and_it_is_taken_when_th
 
 
 class Disk:
-    """The figures of a file system, as a test sets them, and a clock that moves on at each look."""
+    """The figures of a file system, set by the test, and a clock that advances at each reading."""
 
     def __init__(self, *, free: int, inodes: int = 10**6, total: int = 1000 * MIB) -> None:
         self.free, self.inodes, self.total, self.now_s = free, inodes, total, 0.0
@@ -331,7 +331,7 @@ class Disk:
         return Space(["/data"], min_free, status=self.status, now_s=self.now)
 
 
-def test_once_there_was_too_little_room_a_quarter_more_is_needed() -> None:
+def test_after_a_shortage_a_quarter_more_room_is_needed() -> None:
     disk = Disk(free=101 * MIB)
     space = disk.space(MinFree(size_bytes=100 * MIB))
     space.check()
@@ -347,7 +347,7 @@ def test_once_there_was_too_little_room_a_quarter_more_is_needed() -> None:
     space.check()
 
 
-def test_what_was_taken_and_is_not_on_the_disk_counts_as_if_it_were() -> None:
+def test_data_that_is_accepted_but_not_yet_written_counts_as_written() -> None:
     disk = Disk(free=110 * MIB)
     disk.now_s = 0.0
     space = Space(["/data"], MinFree(size_bytes=100 * MIB), status=disk.status, now_s=lambda: 0.0)
@@ -355,19 +355,19 @@ def test_what_was_taken_and_is_not_on_the_disk_counts_as_if_it_were() -> None:
     space.count_unwritten(lambda: in_memory)
     with space.taking(4 * MIB), space.taking(4 * MIB), pytest.raises(Exhausted), space.taking(4 * MIB):
         raise AssertionError("8 MiB were coming, of 10")
-    disk.free = 130 * MIB  # there was too little, so that a quarter more is needed
+    disk.free = 130 * MIB  # there was too little, so a quarter more is needed
     with space.taking(4 * MIB):
         in_memory = 4 * MIB
     space.check()
     in_memory = 6 * MIB
     disk.free = 105 * MIB
-    space.check(1 * MIB)  # without another look: what was seen does for it
+    space.check(1 * MIB)  # without another look: the last figures are enough
     with pytest.raises(Exhausted):
         space.check(4 * MIB)
 
 
-def test_a_look_is_not_trusted_for_more_than_was_seen_free() -> None:
-    """On a fast disk 40 MiB come between two looks."""
+def test_a_reading_allows_no_more_data_than_was_free() -> None:
+    """A fast disk receives 40 MiB between two looks."""
     disk = Disk(free=140 * MIB)
     space = Space(["/data"], MinFree(size_bytes=100 * MIB), status=disk.status, now_s=lambda: 0.0)
     for _ in range(40):
@@ -377,7 +377,7 @@ def test_a_look_is_not_trusted_for_more_than_was_seen_free() -> None:
         space.check(MIB)
 
 
-def test_a_disk_without_inodes_is_full_too_and_one_that_does_not_count_them_is_not() -> None:
+def test_a_disk_without_free_inodes_is_full_unless_it_does_not_count_inodes() -> None:
     disk = Disk(free=500 * MIB, inodes=9_999)
     with pytest.raises(Exhausted, match="9,999 inodes free, but 10,000 reserved"):
         disk.space(MinFree()).check()
@@ -386,7 +386,7 @@ def test_a_disk_without_inodes_is_full_too_and_one_that_does_not_count_them_is_n
     Space(["/data"], MinFree(), status=uncounted).check()
 
 
-def test_inodes_that_the_reserve_released_are_not_for_backups() -> None:
+def test_inodes_released_by_the_reserve_are_not_used_for_backups() -> None:
     disk = Disk(free=500 * MIB, inodes=10_500)
     released = 0
     space = Space(["/data"], MinFree(), missing_inodes=lambda: released, status=disk.status, now_s=disk.now)
@@ -415,11 +415,11 @@ def test_a_reserve_of_inodes_leaves_other_files_alone_and_follows_no_link(tmp_pa
     assert os.listdir(elsewhere) == ["0000"]
 
 
-def test_a_limit_of_nothing_takes_backups_to_the_last_byte() -> None:
+def test_a_limit_of_zero_accepts_backups_to_the_last_byte() -> None:
     Disk(free=0, inodes=0).space(MinFree(size_bytes=0)).check()
 
 
-def test_a_disk_that_cannot_be_looked_at_is_not_called_full(tmp_path: Path) -> None:
+def test_a_disk_whose_figures_cannot_be_read_does_not_count_as_full(tmp_path: Path) -> None:
     Space([str(tmp_path / "absent")], MinFree(size_bytes=10**15)).check()
 
 
@@ -432,5 +432,5 @@ def test_a_reserve_is_not_made_where_it_would_take_the_last_room(disk: Path) -> 
     Keeper(Space([str(disk)], MinFree(size_bytes=2 * MIB)), Reserves([reserve])).look()
     assert reserve.size_bytes == reserve.full_bytes() == RESERVE_BYTES_MIN
     assert (disk / "reserve").stat().st_blocks * 512 >= reserve.size_bytes, (
-        "it takes the room that it stands for"
+        "it occupies the room that it reserves"
     )

@@ -1,4 +1,4 @@
-"""`staddle-server gc` and `tenant set`, as an operator types them beside a running server."""
+"""`staddle-server gc` and `tenant set`, as operators type them beside a running server."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def run(*words):
 
 
 def on_a_terminal(answer, *words):
-    """The command as it is installed, on a terminal, and what that shows; its exit code."""
+    """Run the installed command on a terminal; return what it shows, and its exit code."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [COMMAND, *map(str, words)],
@@ -57,7 +57,7 @@ def _fill(server):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Where a filled data directory is kept for the next test."""
+    """The place of a filled data directory, for the next test."""
     return tmp_path_factory.mktemp("made") / "d"
 
 
@@ -76,7 +76,7 @@ def _packs(data):
     return sorted(path.name for path in (data / "store" / "packs").rglob("*") if path.is_file())
 
 
-def test_gc_says_what_it_would_do_does_it_and_says_what_it_did_beside_a_server(server):
+def test_gc_beside_a_server_reports_its_plan_and_its_result(server):
     _fill(server)
     data = server.data
     before = _packs(data)
@@ -119,7 +119,7 @@ def test_gc_with_a_shorter_grace_refuses_without_a_terminal_and_without_yes(data
     assert _packs(data) == before
 
 
-def test_gc_with_a_shorter_grace_asks_on_a_terminal_and_says_what_would_be_lost(data):
+def test_gc_with_a_shorter_grace_asks_on_a_terminal_and_lists_what_would_be_lost(data):
     before = _packs(data)
     code, shown = on_a_terminal("n\n", "gc", "--data", data, "--grace", "0")
     assert code == 1
@@ -134,7 +134,7 @@ def test_gc_with_a_shorter_grace_asks_on_a_terminal_and_says_what_would_be_lost(
     assert len(_packs(data)) == 1
 
 
-def test_gc_of_a_tenant_that_waits_after_a_rebuild_fails_until_the_operator_says_so(data):
+def test_gc_of_a_tenant_on_hold_after_a_rebuild_fails_until_the_operator_allows_it(data):
     catalog = open_catalog(str(data / "catalog.db"))
     tenant = catalog.tenants.get_by_name("default")
     catalog.tenants.set_gc_waits(tenant.id, waits=True)
@@ -149,7 +149,7 @@ def test_gc_of_a_tenant_that_waits_after_a_rebuild_fails_until_the_operator_says
     catalog.close()
 
 
-def test_gc_beside_another_collection_says_who_collects(data):
+def test_gc_during_another_collection_names_the_collector(data):
     catalog = open_catalog(str(data / "catalog.db"))
     fence = catalog.gc_lease.acquire("the cellar", time.time_ns(), 120)
     refused = run("gc", "--data", data)

@@ -1,4 +1,4 @@
-"""Each start leaves a mark: copies and older states of a data directory, of its catalog or of its store are noticed, and never served."""
+"""Each start leaves a mark: copies and older states of data directory, catalog or store are detected, and never served."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from servers import ServerProcess
-from staddle_server.app import bootstrap, generation
+from staddle_server.app import bootstrap, generation, store_place
 from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.types import TokenRole
@@ -29,7 +29,7 @@ NOW_NS = 1_790_000_000_000_000_000
 
 @pytest.fixture
 def directory(tmp_path: Path) -> DataDirectory:
-    """A data directory that was served once."""
+    """A data directory that a server has used once."""
     made = DataDirectory(tmp_path / "d")
     bootstrap.initialise(made, NOW_NS)
     begin(made)
@@ -43,7 +43,7 @@ def with_births(tmp_path: Path) -> None:
 
 
 def begin(directory: DataDirectory) -> None:
-    """A server starts, and ends at once."""
+    """Start a server, and stop it immediately."""
     with bootstrap.open_rooms(directory, only_look=True) as opened:
         generation.leave_mark(directory, opened.blobs, opened.catalog, NOW_NS)
 
@@ -73,7 +73,7 @@ class Listed(WrappedBlobs):
 
 
 def test_a_start_lists_the_marks_once(directory: DataDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "open_blobs", Listed)
+    monkeypatch.setattr(store_place, "open_blobs", Listed)
     before = marks(directory)
     with bootstrap.open_rooms(directory) as opened:
         generation.leave_mark(directory, opened.blobs, opened.catalog, NOW_NS, opened.looked)
@@ -86,7 +86,7 @@ def marks(directory: DataDirectory) -> list[str]:
     return sorted(os.listdir(directory.store / "marks"))
 
 
-def test_each_start_leaves_one_mark_with_the_next_number_that_says_where_and_when(
+def test_each_start_leaves_one_numbered_mark_with_host_and_time(
     directory: DataDirectory,
 ) -> None:
     for number in (1, 2, 3):
@@ -99,7 +99,7 @@ def test_each_start_leaves_one_mark_with_the_next_number_that_says_where_and_whe
 
 
 @pytest.mark.usefixtures("with_births")
-def test_a_copy_is_not_served_before_it_was_adopted_and_the_original_is(directory: DataDirectory) -> None:
+def test_a_copy_is_served_only_once_adopted_and_the_original_always(directory: DataDirectory) -> None:
     copy = copied(directory, "copy")
     with pytest.raises(DataDirectoryError, match=r"is a copy.*staddle-server adopt --data"):
         begin(copy)
@@ -113,7 +113,7 @@ def test_a_copy_is_not_served_before_it_was_adopted_and_the_original_is(director
 
 
 @pytest.mark.usefixtures("with_births")
-def test_a_directory_that_an_older_copy_of_it_was_put_over_is_not_served(directory: DataDirectory) -> None:
+def test_a_directory_overwritten_by_an_older_copy_is_not_served(directory: DataDirectory) -> None:
     older = copied(directory, "older")
     begin(directory)
     shutil.rmtree(directory.path)
@@ -123,7 +123,7 @@ def test_a_directory_that_an_older_copy_of_it_was_put_over_is_not_served(directo
 
 
 @pytest.mark.usefixtures("with_births")
-def test_a_copy_can_be_looked_at_and_collected_without_being_adopted(directory: DataDirectory) -> None:
+def test_a_copy_can_be_inspected_and_collected_without_being_adopted(directory: DataDirectory) -> None:
     copy = copied(directory, "copy")
     command("check", copy)
     command("gc", copy, "--dry-run") if "--dry-run" in command("gc", copy, "--help").output else command(
@@ -132,7 +132,7 @@ def test_a_copy_can_be_looked_at_and_collected_without_being_adopted(directory: 
     command("tenant", copy, code=2)
 
 
-def test_a_catalog_of_before_the_last_start_is_refused_by_all_that_decide(directory: DataDirectory) -> None:
+def test_a_catalog_from_before_the_last_start_is_refused_for_every_decision(directory: DataDirectory) -> None:
     older = directory.catalog.read_bytes()
     begin(directory)
     directory.catalog.write_bytes(older)
@@ -146,7 +146,7 @@ def test_a_catalog_of_before_the_last_start_is_refused_by_all_that_decide(direct
     begin(directory)
 
 
-def test_a_store_of_before_the_last_start_is_refused_until_it_is_adopted(directory: DataDirectory) -> None:
+def test_a_store_from_before_the_last_start_is_refused_until_it_is_adopted(directory: DataDirectory) -> None:
     older = Path(shutil.copytree(directory.store, directory.path.parent / "older"))
     begin(directory)
     shutil.rmtree(directory.store)
@@ -160,7 +160,7 @@ def test_a_store_of_before_the_last_start_is_refused_until_it_is_adopted(directo
 
 
 @pytest.mark.usefixtures("with_births")
-def test_the_catalog_of_a_copy_that_was_served_does_not_go_with_the_store_of_the_original(
+def test_the_catalog_of_a_served_copy_does_not_match_the_store_of_the_original(
     directory: DataDirectory,
 ) -> None:
     copy = copied(directory, "copy")
@@ -173,13 +173,13 @@ def test_the_catalog_of_a_copy_that_was_served_does_not_go_with_the_store_of_the
     assert "rebuild --replace" in command("adopt", directory, code=1).output
 
 
-def test_marks_that_are_taken_away_are_noticed(directory: DataDirectory) -> None:
+def test_removed_marks_are_detected(directory: DataDirectory) -> None:
     shutil.rmtree(directory.store / "marks")
     with pytest.raises(DataDirectoryError, match="is missing in it"):
         begin(directory)
 
 
-def test_files_among_the_marks_that_are_none_change_nothing(directory: DataDirectory) -> None:
+def test_foreign_files_among_the_marks_are_ignored(directory: DataDirectory) -> None:
     for name in ("x", "999999999999-zz", "9-0123456789abcdef", "999999999999-0123456789abcdef.old"):
         (directory.store / "marks" / name).write_bytes(b"\xff")
     begin(directory)
@@ -190,7 +190,7 @@ def test_files_among_the_marks_that_are_none_change_nothing(directory: DataDirec
     [b"", b"\xff" * 5000, b"[" * 5000, b"staddle mark 1\n[]", b'staddle mark 1\n{"host": "\\u001b[31m"}'],
 )
 @pytest.mark.usefixtures("with_births")
-def test_a_mark_that_tells_nothing_still_counts(directory: DataDirectory, content: bytes) -> None:
+def test_an_unreadable_mark_still_counts(directory: DataDirectory, content: bytes) -> None:
     (mark,) = marks(directory)
     with (directory.store / "marks" / mark).open("r+b") as file:
         file.truncate(0)
@@ -205,7 +205,7 @@ class CutOffError(Exception):
 
 
 def steps(directory: DataDirectory, stop_at: int, failure: Callable[[], BaseException]) -> int:
-    """A start in which the step `stop_at` fails, of all that change the store or the catalog; how many it took."""
+    """Start, failing at the changing step `stop_at` of store or catalog; return the number of steps."""
     taken = 0
     with bootstrap.open_rooms(directory, only_look=True) as opened, pytest.MonkeyPatch.context() as patch:
         for owner, names in (
@@ -227,7 +227,7 @@ def steps(directory: DataDirectory, stop_at: int, failure: Callable[[], BaseExce
     return taken
 
 
-def test_a_start_that_is_cut_off_at_any_step_again_and_again_is_followed_by_one_that_works(
+def test_after_starts_interrupted_at_any_step_the_next_one_works(
     directory: DataDirectory,
 ) -> None:
     whole = steps(directory, 0, CutOffError)
@@ -244,7 +244,7 @@ def test_a_start_that_is_cut_off_at_any_step_again_and_again_is_followed_by_one_
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
-def test_a_disk_that_is_full_or_takes_no_writes_keeps_no_server_from_starting(
+def test_a_server_starts_on_a_full_or_read_only_disk(
     directory: DataDirectory, step: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     for failure in (Exhausted("STORE_FULL", "no room"), Unavailable("STORE_UNAVAILABLE", "read-only")):
@@ -254,7 +254,7 @@ def test_a_disk_that_is_full_or_takes_no_writes_keeps_no_server_from_starting(
         begin(directory)
 
 
-def test_a_command_beside_a_server_that_starts_is_not_refused(directory: DataDirectory) -> None:
+def test_a_command_during_the_start_of_a_server_is_not_refused(directory: DataDirectory) -> None:
     with bootstrap.open_rooms(directory) as opened:
         listed = opened.blobs.list
 
@@ -318,7 +318,7 @@ DECISIONS = {
 
 
 @pytest.mark.parametrize("decide", DECISIONS.values(), ids=DECISIONS)
-def test_a_catalog_of_before_a_decision_is_refused_without_a_start_or_stop_between(
+def test_a_catalog_from_before_a_decision_is_refused_without_a_restart(
     directory: DataDirectory, decide: Decision
 ) -> None:
     older = directory.catalog.read_bytes()
@@ -333,10 +333,10 @@ def test_a_catalog_of_before_a_decision_is_refused_without_a_start_or_stop_betwe
         assert opened.catalog.backups.pending_records() == []
 
 
-def test_what_is_left_of_a_tenant_that_no_rebuild_finds_keeps_no_server_from_starting(
+def test_a_server_starts_with_a_tenant_that_no_rebuild_can_restore(
     directory: DataDirectory,
 ) -> None:
-    """Its keys do not open, or its records are gone: there is no better catalog than this one."""
+    """Its keys do not open, or its records are gone: no better catalog than this one exists."""
     older = directory.catalog.read_bytes()
     with bootstrap.open_rooms(directory) as opened:
         made = bootstrap.create_tenant(opened, "acme", NOW_NS)
@@ -383,11 +383,11 @@ def test_a_decision_that_is_killed_at_any_step_leaves_a_catalog_that_opens(
                 bootstrap.open_rooms(directory).__enter__()
         directory.catalog.write_bytes(newer)
     assert told == sorted(told)
-    assert all(told[-3:]), "what is decided is told to the store, now or at the next start"
+    assert all(told[-3:]), "the store records each decision, now or at the next start"
 
 
 def decided(directory: DataDirectory, decide: Decision, stop_at: int) -> int:
-    """A decision that is killed before the step `stop_at`, of all that change the store or the catalog; how many it took."""
+    """Make a decision, killed before the changing step `stop_at` of store or catalog; return the number of steps."""
     taken = 0
     with bootstrap.open_rooms(directory) as opened, pytest.MonkeyPatch.context() as patch:
         for owner, names in (
@@ -428,8 +428,8 @@ def full(*_: object) -> None:
     raise Exhausted("STORE_FULL", "no room")
 
 
-def test_a_copy_of_the_catalog_that_was_made_while_its_server_ran_is_refused(server: ServerProcess) -> None:
-    """What was decided since, such as a revoked token, would be undone; after a stop, and after a kill."""
+def test_a_copy_of_the_catalog_made_under_a_running_server_is_refused(server: ServerProcess) -> None:
+    """Later decisions, such as a revoked token, would be undone; after a stop, and after a kill."""
     older = server.data.parent / "older.db"
     command("token create", DataDirectory(server.data), "--role=reader", "--name=ci")
     for ends in (server.stop, server.kill):

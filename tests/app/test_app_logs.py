@@ -1,4 +1,4 @@
-"""Logs: one line per event, readable by machine or man, and never a credential in them."""
+"""Logs: one line per event, readable by machines and people, without credentials."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def test_a_call_is_one_json_line_with_its_fields(stream: io.StringIO) -> None:
     assert line["time"].endswith("Z")
 
 
-def test_numbers_are_numbers_in_json_also_in_lists(stream: io.StringIO) -> None:
+def test_numbers_are_numbers_in_json_even_in_lists(stream: io.StringIO) -> None:
     logs.setup("json", "info", stream)
     fields = {
         "free_bytes": [7, 8],
@@ -74,7 +74,7 @@ def test_numbers_are_numbers_in_json_also_in_lists(stream: io.StringIO) -> None:
     )
 
 
-def test_text_is_for_people_and_auto_chooses_it_on_a_terminal(stream: io.StringIO) -> None:
+def test_auto_chooses_text_on_a_terminal(stream: io.StringIO) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -91,7 +91,7 @@ def test_text_is_for_people_and_auto_chooses_it_on_a_terminal(stream: io.StringI
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
-def test_no_credential_gets_into_a_line(stream: io.StringIO, log_format: str) -> None:
+def test_no_log_line_contains_a_credential(stream: io.StringIO, log_format: str) -> None:
     secrets = [TOKEN, f"Bearer {TOKEN}", "bearer abcdef", f"staddle-master-key-1 {'ab' * 32} 01234567"]
     secrets.append("-----BEGIN EC PRIVATE KEY-----\nMHcCAQEE\n-----END EC PRIVATE KEY-----")
     logs.setup(log_format, "info", stream)
@@ -109,7 +109,7 @@ def test_no_credential_gets_into_a_line(stream: io.StringIO, log_format: str) ->
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
-def test_a_hostile_name_cannot_begin_a_line_of_its_own(stream: io.StringIO, log_format: str) -> None:
+def test_a_hostile_name_cannot_start_a_new_line(stream: io.StringIO, log_format: str) -> None:
     logs.setup(log_format, "info", stream)
     hostile = "a\nlevel=info forged\r\x1b[2J\u2028\x85\udcff"
     logging.getLogger("staddle_server.x").info(
@@ -121,7 +121,7 @@ def test_a_hostile_name_cannot_begin_a_line_of_its_own(stream: io.StringIO, log_
     written.encode()
 
 
-def test_a_field_cannot_replace_what_the_line_itself_says(stream: io.StringIO) -> None:
+def test_a_field_cannot_replace_the_standard_fields(stream: io.StringIO) -> None:
     logs.setup("json", "info", stream)
     logging.getLogger("staddle_server.x").info(
         "real", extra={"fields": {"level": "fatal", "message": "false"}}
@@ -130,7 +130,7 @@ def test_a_field_cannot_replace_what_the_line_itself_says(stream: io.StringIO) -
     assert (line["level"], line["message"]) == ("info", "real")
 
 
-def test_the_level_bounds_what_is_written_and_libraries_only_warn(stream: io.StringIO) -> None:
+def test_the_level_limits_what_is_written_and_libraries_log_warnings_only(stream: io.StringIO) -> None:
     logs.setup("json", "warning", stream)
     logging.getLogger("staddle_server.x").info("no")
     logging.getLogger("somebody.else").info("no")

@@ -1,4 +1,4 @@
-"""A data directory of which a part is gone, or has something else in its place: every command refuses, names it, and changes nothing."""
+"""A data directory with a missing or replaced part: every command refuses, names the part, and changes nothing."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from staddle_server.app import bootstrap
 from staddle_server.app.data_directory import DataDirectory
+from staddle_server.store.open import open_blobs
 from test_app_cli import run
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -16,7 +17,7 @@ NOW_NS = 1_700_000_000_000_000_000
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A directory that was made, whose catalog has what its store has."""
+    """A complete directory, whose catalog matches its store."""
     path = tmp_path / "data"
     assert run("init", "--data", path).returncode == 0
     return path
@@ -31,7 +32,7 @@ def state(path: Path) -> list[tuple[str, int, int, int]]:
     return found
 
 
-# --- what can happen to it
+# --- possible losses
 
 
 def unmounted(path: Path) -> None:
@@ -156,7 +157,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("lose", "says"), LOST, ids=[lose.__name__ for lose, _ in LOST])
-def test_what_has_lost_a_part_is_refused_by_every_command_and_nothing_is_changed(
+def test_every_command_refuses_an_incomplete_directory_and_changes_nothing(
     data: Path, lose: Callable[[Path], None], says: str
 ) -> None:
     lose(data)
@@ -182,7 +183,7 @@ def test_what_has_lost_a_part_is_refused_by_every_command_and_nothing_is_changed
     ],
 )
 @pytest.mark.parametrize("flag", ["--replace", "--dry-run"])
-def test_a_rebuild_from_what_is_no_store_is_refused_and_the_catalog_stays(
+def test_a_rebuild_from_an_invalid_store_is_refused_and_the_catalog_stays(
     data: Path, lose: Callable[[Path], None], says: str, flag: str
 ) -> None:
     lose(data)
@@ -195,7 +196,7 @@ def test_a_rebuild_from_what_is_no_store_is_refused_and_the_catalog_stays(
 
 def test_a_rebuild_from_another_servers_new_store_does_not_replace_a_catalog(data: Path) -> None:
     mount_point(data)
-    bootstrap.create_format(bootstrap.open_blobs(str(data / "store")))
+    bootstrap.create_format(open_blobs(str(data / "store")))
     before = state(data)
     done = run("rebuild", "--replace", "--data", data)
     assert done.returncode == 1
@@ -203,7 +204,7 @@ def test_a_rebuild_from_another_servers_new_store_does_not_replace_a_catalog(dat
     assert state(data) == before
 
 
-def test_a_store_on_a_file_system_of_its_own_may_be_mounted_before_the_first_start(tmp_path: Path) -> None:
+def test_a_store_on_a_separate_file_system_may_be_mounted_before_the_first_start(tmp_path: Path) -> None:
     path, elsewhere = tmp_path / "data", tmp_path / "disk"
     path.mkdir()
     (elsewhere / "lost+found").mkdir(parents=True)

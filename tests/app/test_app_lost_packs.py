@@ -1,4 +1,4 @@
-"""A server whose packs, records or keys are gone: it says so at its start, and the alarm ends once they are back."""
+"""A server without some packs, records or keys: it reports that at its start, and the alarm ends once they are back."""
 
 import contextlib
 import os
@@ -37,13 +37,13 @@ def health(server):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """What all backups here are of; no test changes it."""
+    """The source of all backups here; no test changes it."""
     root = tmp_path_factory.mktemp("settled") / "folder"
     for name, data in FILES.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    # A backup marks what has just changed, and a later one does not: their pages would differ.
+    # A backup marks recently changed files, and a later one does not: their pages would differ.
     written_s = time.time()
     wait_until(lambda: time.time() > written_s + SETTLED_S)
     return root
@@ -56,7 +56,7 @@ def restored(server, target):
 
 
 @pytest.mark.parametrize("way", [(), ("--thin",)], ids=["source", "thin"])
-def test_packs_that_went_while_the_server_was_stopped_are_an_alarm_until_a_full_backup(
+def test_packs_lost_while_the_server_was_stopped_are_an_alarm_until_a_full_backup(
     server, folder, tmp_path, way
 ):
     backup = ("backup", folder, "--dataset", "www", *way)
@@ -80,7 +80,7 @@ def test_packs_that_went_while_the_server_was_stopped_are_an_alarm_until_a_full_
     assert run("staddle-server", "check", "--read-data", "--data", server.data).returncode == 0
 
 
-def test_packs_that_go_while_the_server_runs_are_an_alarm_once_check_has_seen_it(server, folder):
+def test_packs_lost_while_the_server_runs_are_an_alarm_once_check_finds_it(server, folder):
     backup = ("backup", folder, "--dataset", "www")
     assert run("staddle", *backup, config=server.config).returncode == 0
     for path in packs(server):
@@ -96,7 +96,7 @@ def test_packs_that_go_while_the_server_runs_are_an_alarm_once_check_has_seen_it
     assert run("staddle-server", "check", "--data", server.data).returncode == 0
 
 
-def test_a_pack_of_another_size_is_an_alarm_and_packs_that_are_whole_are_none(server, folder):
+def test_a_pack_of_another_size_is_an_alarm_and_intact_packs_are_not(server, folder):
     assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
     server.stop()
     server.start()
@@ -120,7 +120,7 @@ def test_a_pack_of_another_size_is_an_alarm_and_packs_that_are_whole_are_none(se
     ],
     ids=["a record", "the newest record", "all records", "the keys"],
 )
-def test_records_and_keys_that_went_while_the_server_was_stopped_are_an_alarm_until_repair(
+def test_records_and_keys_lost_while_the_server_was_stopped_are_an_alarm_until_repair(
     server, folder, lost, says
 ):
     for _ in range(2):
@@ -141,11 +141,11 @@ def test_records_and_keys_that_went_while_the_server_was_stopped_are_an_alarm_un
     assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
     server.stop()
     server.start()
-    assert health(server).returncode == 0, "what repair has given up is no alarm"
+    assert health(server).returncode == 0, "objects that repair has given up raise no alarm"
 
 
 @pytest.mark.parametrize("another", [False, True], ids=["nothing", "an empty directory"])
-def test_a_store_that_goes_from_under_a_running_server_is_an_alarm_until_it_is_back(server, folder, another):
+def test_a_store_lost_under_a_running_server_is_an_alarm_until_it_is_back(server, folder, another):
     store, away = server.data / "store", server.data.parent / "away"
     assert run("staddle", "backup", folder, "--dataset", "www", config=server.config).returncode == 0
     assert health(server).returncode == 0
@@ -164,7 +164,7 @@ def test_a_store_that_goes_from_under_a_running_server_is_an_alarm_until_it_is_b
 
 
 @pytest.mark.parametrize("by", ["an older catalog", "a foreign one"])
-def test_a_catalog_that_is_written_into_in_place_is_an_alarm_and_is_used_no_more(server, folder, by):
+def test_a_catalog_overwritten_in_place_is_an_alarm_and_no_longer_used(server, folder, by):
     """`cp older.db catalog.db` keeps the file that the server has open."""
     words = ("staddle", "backup", folder, "--dataset", "www")
     assert run(*words, config=server.config).returncode == 0
@@ -199,9 +199,7 @@ def test_a_catalog_that_is_written_into_in_place_is_an_alarm_and_is_used_no_more
 
 
 @pytest.mark.parametrize("ending", ["-wal", "-shm"])
-def test_a_log_of_the_catalog_that_is_removed_under_a_running_server_is_an_alarm_like_the_catalog(
-    server, folder, ending
-):
+def test_a_removed_log_of_the_catalog_is_an_alarm_like_a_removed_catalog(server, folder, ending):
     words = ("staddle", "backup", folder, "--dataset", "www")
     assert run(*words, config=server.config).returncode == 0
     log, away = server.data / f"catalog.db{ending}", server.data.parent / "away"
@@ -218,9 +216,7 @@ def test_a_log_of_the_catalog_that_is_removed_under_a_running_server_is_an_alarm
 
 
 @pytest.mark.parametrize("another", [False, True], ids=["nothing", "an older copy"])
-def test_a_catalog_that_is_replaced_under_a_running_server_takes_no_backup_and_is_an_alarm(
-    server, folder, another
-):
+def test_a_catalog_replaced_under_a_running_server_is_an_alarm_and_accepts_no_backup(server, folder, another):
     words = ("staddle", "backup", folder, "--dataset", "www")
     assert run(*words, config=server.config).returncode == 0
     catalog, away = server.data / "catalog.db", server.data.parent / "away.db"

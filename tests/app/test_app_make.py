@@ -1,4 +1,4 @@
-"""The Makefile finds a Python that works, and says in words what a bare machine lacks."""
+"""The Makefile finds a working Python, and clearly reports what the machine lacks."""
 
 import os
 import re
@@ -29,13 +29,13 @@ def script(path: Path, text: str) -> Path:
 
 
 def chosen(done: subprocess.CompletedProcess[str]) -> str:
-    """The interpreter that a dry run would make the environment with."""
+    """The interpreter that a dry run would create the environment with."""
     match = re.search(r"^(\S+) -m venv (\S+)$", done.stdout, re.MULTILINE)
     assert match is not None, done.stdout + done.stderr
     return match[1]
 
 
-def test_every_target_that_is_announced_exists() -> None:
+def test_every_listed_target_exists() -> None:
     announced = re.findall(r"^make ([a-z| ]+?)  +", make("help").stdout, re.MULTILINE)
     targets = {word for line in announced for word in line.replace("|", " ").split()}
     assert targets >= {"demo", "test", "serve", "check", "protos", "bench", "big", "interop", "clean"}
@@ -43,14 +43,14 @@ def test_every_target_that_is_announced_exists() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_shim_without_an_interpreter_behind_it_is_passed_over(tmp_path: Path) -> None:
+def test_a_shim_without_an_interpreter_is_skipped(tmp_path: Path) -> None:
     for name in ("python3.14", "python3.13", "python3.12"):
         script(tmp_path / name, "echo 'command not found' >&2; exit 127")
     script(tmp_path / "python3.11", f'exec {sys.executable} "$@"')
     assert chosen(make("--dry-run", "venv", f"VENV={tmp_path}/v", path=tmp_path)) == "python3.11"
 
 
-def test_a_python_that_is_too_old_or_missing_is_said_with_what_to_do(tmp_path: Path) -> None:
+def test_an_outdated_or_missing_python_is_reported_with_what_to_do(tmp_path: Path) -> None:
     old = script(tmp_path / "old", "exit 1")
     for python in (str(old), "python9.9"):
         done = make("venv", f"PYTHON={python}", f"VENV={tmp_path}/v")
@@ -68,7 +68,7 @@ def test_without_ensurepip_the_package_to_install_is_named(tmp_path: Path) -> No
     assert not (tmp_path / "v").exists()
 
 
-def test_another_python_and_other_constraints_get_an_environment_of_their_own(tmp_path: Path) -> None:
+def test_another_python_and_other_constraints_get_a_separate_environment(tmp_path: Path) -> None:
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     done = make(
         "--dry-run", "--always-make", "venv", f"PYTHON={sys.executable}", "CONSTRAINTS=.ci/oldest.txt"
@@ -78,6 +78,6 @@ def test_another_python_and_other_constraints_get_an_environment_of_their_own(tm
 
 
 @pytest.mark.parametrize("shell", ["bash"])
-def test_the_ci_script_is_one_that_the_shell_understands(shell: str) -> None:
+def test_the_ci_script_is_valid_shell(shell: str) -> None:
     subprocess.run([shell, "-n", TOP / ".ci" / "run"], check=True)
     assert os.access(TOP / ".ci" / "run", os.X_OK)

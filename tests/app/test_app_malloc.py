@@ -1,4 +1,4 @@
-"""The allocator is tuned where there is one to tune, and memory that was used is kept within bounds."""
+"""The allocator is tuned if the system allows it, and keeps freed memory within bounds."""
 
 import platform
 import subprocess
@@ -9,7 +9,7 @@ from staddle_server.app import allocator
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 
-# 16 blocks of 1 MiB are taken and given back, again and again, as messages are.
+# 16 blocks of 1 MiB are allocated and freed repeatedly, as messages are.
 PROGRAM = """
 import ctypes, sys
 from staddle_server.app import allocator
@@ -39,7 +39,7 @@ print(len(accepted), faults() - before)
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc: there is nothing to tune")
-def test_blocks_of_a_messages_size_are_used_again_instead_of_faulted_in_again() -> None:
+def test_freed_blocks_of_message_size_are_reused_without_page_faults() -> None:
     accepted, faults = measured("tuned")
     assert accepted == len(allocator.PARAMETERS)
     assert faults < 100
@@ -55,7 +55,7 @@ def measured(*arguments: str) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(not GLIBC, reason="the C library is not glibc: there is nothing to tune")
-def test_a_value_that_the_library_refuses_gives_way_to_the_next() -> None:
+def test_if_the_library_refuses_a_value_the_next_one_is_tried() -> None:
     parameter = allocator.Parameter(
         "M_MXFAST", 1, (1 << 20, 64), "small blocks end at 160 bytes: glibc takes no more"
     )
@@ -64,14 +64,14 @@ def test_a_value_that_the_library_refuses_gives_way_to_the_next() -> None:
     assert done.stdout == "{'M_MXFAST': 64}\n"
 
 
-def test_what_was_set_is_said_with_its_units() -> None:
+def test_the_settings_are_reported_with_units() -> None:
     assert (
         allocator.describe({"M_TOP_PAD": 16 << 20, "M_ARENA_MAX": 2}) == "M_TOP_PAD 16384 KiB, M_ARENA_MAX 2"
     )
     assert allocator.describe({}) == "the C library's own settings"
 
 
-def test_every_value_fits_the_librarys_int() -> None:
+def test_every_value_fits_a_c_int() -> None:
     assert all(
         0 < value <= allocator.HIGHEST for parameter in allocator.PARAMETERS for value in parameter.values
     )

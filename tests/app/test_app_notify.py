@@ -1,4 +1,4 @@
-"""What systemd is told: the test plays it, with a real socket."""
+"""Notifications to systemd: the test takes its role, with a real socket."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd
         yield made
 
 
-def test_a_server_says_when_it_serves_reloads_lives_and_stops(
+def test_a_server_notifies_when_it_serves_reloads_is_alive_and_stops(
     systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "run"
@@ -80,7 +80,7 @@ def test_a_server_says_when_it_serves_reloads_lives_and_stops(
         assert systemd.heard() == {"STATUS": "Starting"}
         assert systemd.heard() == {"READY": "1", "STATUS": f"Serving on {server.address}"}
         assert systemd.heard() == {"WATCHDOG": "1"}
-        # Nobody else reaches the address at which it asks itself.
+        # No other process can reach the address at which it probes itself.
         (own,) = place.iterdir()
         assert own.stat().st_mode & 0o777 == 0o700
         assert (own / "own").stat().st_mode & 0o777 == 0o600
@@ -101,7 +101,7 @@ def test_a_server_says_when_it_serves_reloads_lives_and_stops(
     assert list(place.iterdir()) == []
 
 
-def test_without_a_manager_nothing_is_asked_and_nothing_said() -> None:
+def test_without_a_service_manager_no_notifications_are_sent() -> None:
     for environ in ({}, {"WATCHDOG_USEC": "1000000"}, {"NOTIFY_SOCKET": "vsock:2:1"}, {"NOTIFY_SOCKET": ""}):
         manager = Manager(environ)
         assert not manager.listens
@@ -113,14 +113,14 @@ def test_without_a_manager_nothing_is_asked_and_nothing_said() -> None:
         assert asked == []
 
 
-def test_an_abstract_socket_is_heard_as_well() -> None:
+def test_an_abstract_socket_works_as_well() -> None:
     systemd = Systemd(f"@staddle-test-{os.getpid()}")
     with systemd.socket:
         Manager(systemd.environ).ready("Serving")
         assert systemd.heard() == {"READY": "1", "STATUS": "Serving"}
 
 
-def test_a_manager_that_does_not_read_or_has_gone_holds_nothing_up(systemd: Systemd) -> None:
+def test_a_manager_that_does_not_read_or_is_gone_delays_nothing(systemd: Systemd) -> None:
     manager = Manager(systemd.environ)
     for number in range(5000):
         manager.status(f"sentence {number}")
@@ -147,7 +147,7 @@ def test_the_watchdog_is_for_the_process_that_is_named(environ: dict, watchdog_s
     assert Manager({"NOTIFY_SOCKET": "/run/x", **environ}).watchdog_s == watchdog_s
 
 
-def test_a_sentence_is_one_line_and_said_once(systemd: Systemd) -> None:
+def test_a_status_is_one_line_and_sent_once(systemd: Systemd) -> None:
     manager = Manager(systemd.environ)
     manager.status("two\nlines\nREADY=1")
     manager.status("two\nlines\nREADY=1")
@@ -155,11 +155,11 @@ def test_a_sentence_is_one_line_and_said_once(systemd: Systemd) -> None:
     assert systemd.heard_nothing()
 
 
-# --- signs of life
+# --- the watchdog
 
 
 class Time:
-    """Time that passes when a test says so."""
+    """A clock that the test advances."""
 
     now_s = 0.0
 
@@ -167,7 +167,7 @@ class Time:
         return self.now_s
 
 
-def test_only_a_server_that_answers_gives_signs_of_life(systemd: Systemd, running, tmp_path: Path) -> None:
+def test_only_a_server_that_answers_feeds_the_watchdog(systemd: Systemd, running, tmp_path: Path) -> None:
     manager = Manager({**systemd.environ, "WATCHDOG_USEC": "1000000"})
     with (
         socket.socket(socket.AF_UNIX) as deaf,
@@ -184,7 +184,7 @@ def test_only_a_server_that_answers_gives_signs_of_life(systemd: Systemd, runnin
         pulse.tick()  # not yet
         assert systemd.heard_nothing()
 
-        # The process lives and listens, and nothing answers: systemd hears why, and no sign of life.
+        # The process listens, but nothing answers: systemd gets the reason, and no watchdog signal.
         channel, time.now_s = to_deaf, time.now_s + LOOK_EVERY_S
         pulse.tick()
         (said,) = systemd.heard_until("STATUS")
@@ -196,7 +196,7 @@ def test_only_a_server_that_answers_gives_signs_of_life(systemd: Systemd, runnin
         assert systemd.heard() == {"WATCHDOG": "1"}
 
 
-def test_a_server_that_only_restores_or_knows_of_damage_lives_and_says_so(systemd: Systemd) -> None:
+def test_a_read_only_or_damaged_server_is_alive_and_says_so(systemd: Systemd) -> None:
     manager = Manager({**systemd.environ, "WATCHDOG_USEC": "1000000"})
     statuses, time = HealthServicer(), Time()
     with ThreadPoolExecutor(2) as pool:
@@ -217,7 +217,7 @@ def test_a_server_that_only_restores_or_knows_of_damage_lives_and_says_so(system
                 assert words in systemd.heard()["STATUS"]
                 statuses.set(name, HealthCheckResponse.SERVING)
                 time.now_s += LOOK_EVERY_S
-            # One that serves nobody, and is not about to stop, is restarted.
+            # A server that serves no calls, and is not stopping, is restarted.
             statuses.set("", HealthCheckResponse.NOT_SERVING)
             pulse.tick()
             assert systemd.heard() == {
@@ -227,7 +227,7 @@ def test_a_server_that_only_restores_or_knows_of_damage_lives_and_says_so(system
         server.stop(0).wait()
 
 
-def test_the_servers_own_address_lies_where_its_user_may_write_and_goes_with_it(tmp_path: Path) -> None:
+def test_the_probe_address_is_in_a_writable_directory_and_removed_at_the_end(tmp_path: Path) -> None:
     for parent, below in ((str(tmp_path), tmp_path), ("", None), (str(tmp_path / "none"), None)):
         with unix_sockets.private(parent) as own:
             directory = Path(own.path).parent
@@ -236,7 +236,7 @@ def test_the_servers_own_address_lies_where_its_user_may_write_and_goes_with_it(
         assert not directory.exists()
 
 
-def test_no_place_for_the_servers_own_address_is_named(
+def test_a_missing_place_for_the_probe_address_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = tmp_path / ("d" * 100)
@@ -263,7 +263,7 @@ def unit() -> dict[str, list[str]]:
     return values
 
 
-def test_the_unit_waits_for_what_the_server_says() -> None:
+def test_the_unit_waits_for_the_notifications_of_the_server() -> None:
     found = unit()
     assert found["Type"] == ["notify"]
     assert found["NotifyAccess"] == ["main"]

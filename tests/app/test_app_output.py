@@ -1,4 +1,4 @@
-"""Standard output that is full, closed or unread: commands finish their work and fail, and no token is made that nobody sees."""
+"""Full, closed or unread standard output: commands finish their work and fail, and revoke tokens that were not shown."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_a_token_whose_reader_has_gone_is_revoked_again(data: Path) -> None:
     assert states(data)["web2"] == "revoked"
 
 
-def test_a_token_that_was_shown_stays_whatever_becomes_of_the_words_beside_it(data: Path) -> None:
+def test_a_token_that_was_shown_stays_even_if_later_output_fails(data: Path) -> None:
     done = with_stdout("2>/dev/full", "token", "create", "--role", "reader", "--name", "web3", "--data", data)
     assert done.returncode == 0
     assert done.stdout.startswith("staddle_")
@@ -78,7 +78,7 @@ def test_a_token_that_was_shown_stays_whatever_becomes_of_the_words_beside_it(da
 
 
 @pytest.mark.parametrize("redirection", extent([">&-"], list(REDIRECTIONS)))
-def test_a_command_that_cannot_say_what_it_did_has_done_it_says_so_and_fails(
+def test_a_command_that_cannot_print_its_result_finishes_reports_that_and_fails(
     data: Path, redirection: str
 ) -> None:
     made = with_stdout(redirection, "tenant", "create", "acme", "--data", data)
@@ -91,7 +91,7 @@ def test_a_command_that_cannot_say_what_it_did_has_done_it_says_so_and_fails(
 
 
 @pytest.mark.parametrize("redirection", extent([">/dev/full"], list(REDIRECTIONS)))
-def test_the_exit_code_of_a_probe_is_about_the_server_alone(data: Path, redirection: str) -> None:
+def test_the_exit_code_of_a_probe_depends_on_the_server_only(data: Path, redirection: str) -> None:
     said = run("health", "--data", data, "--timeout", "1s")
     done = with_stdout(redirection, "health", "--data", data, "--timeout", "1s")
     assert (done.returncode, done.stderr) == (said.returncode, said.stderr)

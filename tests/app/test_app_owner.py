@@ -1,4 +1,4 @@
-"""Commands that root runs act as the owner of the data directory: the server, which runs as that user, can read all that they leave."""
+"""Commands that root runs act as the owner of the data directory, so the server, which runs as that user, can read their files."""
 
 import os
 import shutil
@@ -56,8 +56,8 @@ def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.
 
 ELSEWHERE = {
     "init": "test_an_empty_directory_of_another_user_is_filled_as_that_user",
-    "serve": "test_parity_and_collection_of_stored_data_leave_it_to_the_owner_and_so_does_serving",
-    "cert": "test_a_directory_that_does_not_exist_belongs_to_whom_the_one_above_it_belongs",
+    "serve": "test_parity_collection_and_serving_leave_all_files_to_the_owner",
+    "cert": "test_a_new_directory_belongs_to_the_owner_of_its_parent",
 }
 """Commands that make what others work on, and the tests that say whose their files are."""
 WITH_DATA = sorted(
@@ -78,7 +78,7 @@ def base() -> Iterator[Path]:
 
 @pytest.fixture
 def data(base: Path) -> Path:
-    """A data directory of another user, in which a server has run and something was stored."""
+    """A data directory of another user, with a stored backup."""
     path = base / "data"
     path.mkdir()
     os.chown(path, UID, GID)
@@ -112,13 +112,13 @@ def test_every_command_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_DATA)
-def test_a_command_that_root_runs_leaves_nothing_that_the_owner_cannot_read(data: Path, name: str) -> None:
+def test_a_command_run_by_root_leaves_only_files_that_the_owner_can_read(data: Path, name: str) -> None:
     done = run(*name.split(), *ARGUMENTS[name], "--data", data)
     assert done.returncode == EXITS.get(name, 0), done.stderr
     assert strangers(data) == []
 
 
-def test_parity_and_collection_of_stored_data_leave_it_to_the_owner_and_so_does_serving(data: Path) -> None:
+def test_parity_collection_and_serving_leave_all_files_to_the_owner(data: Path) -> None:
     source = data.parent / "source"
     source.mkdir()
     (source / "file").write_bytes(os.urandom(300_000))
@@ -163,7 +163,7 @@ def test_parity_and_collection_of_stored_data_leave_it_to_the_owner_and_so_does_
     assert strangers(data) == []
 
 
-def test_a_directory_that_does_not_exist_belongs_to_whom_the_one_above_it_belongs(base: Path) -> None:
+def test_a_new_directory_belongs_to_the_owner_of_its_parent(base: Path) -> None:
     home = base / "home"
     home.mkdir()
     os.chown(home, UID, GID)
@@ -176,7 +176,7 @@ def test_a_directory_that_does_not_exist_belongs_to_whom_the_one_above_it_belong
     assert strangers(home) == []
 
 
-def test_a_volume_of_root_that_holds_another_users_data_is_worked_on_as_that_user(data: Path) -> None:
+def test_a_volume_of_root_with_data_of_another_user_is_handled_as_that_user(data: Path) -> None:
     os.chown(data, 0, 0)
     data.chmod(0o777)
     done = run("tenant", "create", "second", "--data", data)  # with files of its own in the store
@@ -184,7 +184,7 @@ def test_a_volume_of_root_that_holds_another_users_data_is_worked_on_as_that_use
     assert [path for path, *_ in strangers(data)] == [str(data)]
 
 
-def test_where_root_may_not_become_the_owner_nothing_is_changed_and_the_refusal_says_what_to_do(
+def test_if_root_cannot_become_the_owner_nothing_changes_and_the_error_says_what_to_do(
     data: Path,
 ) -> None:
     setpriv = shutil.which("setpriv")

@@ -1,4 +1,4 @@
-"""`staddle-server parity`, as an operator types it, beside a server that runs."""
+"""`staddle-server parity`, as operators type it, beside a running server."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ SMALL = {"b": noise(100, 2)}
 
 
 def backed_up(server):
-    """Two backups, each in a pack of its own."""
+    """Two backups, each in a separate pack."""
     stub = server.stub()
     back_up(stub, "www", FILES)
     back_up(stub, "small", SMALL)
@@ -27,13 +27,13 @@ def packs_of(server) -> list[Path]:
     return sorted(found, key=lambda path: -path.stat().st_size)
 
 
-def hurt(path: Path, at: int, length: int) -> None:
+def damage(path: Path, at: int, length: int) -> None:
     data = bytearray(path.read_bytes())
     data[at : at + length] = bytes(byte ^ 0xFF for byte in data[at : at + length])
     path.write_bytes(data)
 
 
-def test_flipped_bytes_of_a_running_servers_store_are_repaired_and_all_restores_again(server) -> None:
+def test_flipped_bytes_in_the_store_of_a_running_server_are_repaired(server) -> None:
     stub = backed_up(server)
     made = run("parity", "--data", server.data)
     assert (made.returncode, made.stderr) == (0, "")
@@ -41,11 +41,11 @@ def test_flipped_bytes_of_a_running_servers_store_are_repaired_and_all_restores_
     assert "Packs with parity: 2 of 2; " in made.stdout
     assert "Copied 5 objects of records and keys." in made.stdout
     again = run("parity", "--data", server.data, "--percent", "30")
-    assert again.stdout.splitlines() == made.stdout.splitlines()[1:2], "there is nothing to make"
+    assert again.stdout.splitlines() == made.stdout.splitlines()[1:2], "no pack lacks parity"
 
     pack = packs_of(server)[0]
     whole = pack.read_bytes()
-    hurt(pack, 500_000, 100)
+    damage(pack, 500_000, 100)
     pack.write_bytes(pack.read_bytes() + b"more")
     assert [each.path for each in restore(stub, "www").damages] == ["a"]
     done = run("parity", "--data", server.data, "--repair")
@@ -60,11 +60,11 @@ def test_flipped_bytes_of_a_running_servers_store_are_repaired_and_all_restores_
     assert run("parity", "--data", server.data, "--repair").stdout == "No pack is marked as damaged.\n"
 
 
-def test_what_cannot_be_repaired_is_said_and_shows_in_the_exit_status(server) -> None:
+def test_irreparable_damage_is_reported_and_sets_the_exit_code(server) -> None:
     stub = backed_up(server)
     run("parity", "--data", server.data)
     pack = packs_of(server)[0]
-    hurt(pack, 100_000, 1_000_000)
+    damage(pack, 100_000, 1_000_000)
     lost = pack.read_bytes()
     assert restore(stub, "www").damages
     done = run("parity", "--data", server.data, "--repair")
@@ -82,7 +82,7 @@ def test_what_cannot_be_repaired_is_said_and_shows_in_the_exit_status(server) ->
 def test_a_damaged_pack_without_parity_is_named_by_the_run_that_finds_it(server) -> None:
     backed_up(server)
     pack = packs_of(server)[0]
-    hurt(pack, 500_000, 1)
+    damage(pack, 500_000, 1)
     done = run("parity", "--data", server.data)
     assert done.returncode == 1
     assert f"No parity, tenant default: pack {pack.name} is damaged at " in done.stderr
@@ -107,7 +107,7 @@ def test_json_has_one_object_for_each_pack_and_one_for_the_run(server) -> None:
     assert (lines[2]["copied"], lines[2]["damaged"], lines[2]["made_again"]) == (5, 0, 0)
 
     large, small = packs_of(server)
-    hurt(large, 500_000, 1)
+    damage(large, 500_000, 1)
     small.unlink()
     (record, *_) = (path for path in (server.data / "store" / "records").rglob("*-*"))
     record.unlink()
@@ -135,7 +135,7 @@ def test_json_has_one_object_for_each_pack_and_one_for_the_run(server) -> None:
     }
 
 
-def test_parity_that_is_lost_is_made_again_and_that_of_packs_that_are_gone_removed(server) -> None:
+def test_lost_parity_is_made_again_and_parity_without_a_pack_is_removed(server) -> None:
     backed_up(server)
     run("parity", "--data", server.data)
     parities = [path for path in (server.data / "store" / "parity").rglob("*") if path.is_file()]
@@ -151,7 +151,7 @@ def test_parity_that_is_lost_is_made_again_and_that_of_packs_that_are_gone_remov
     assert not stray.exists()
 
 
-def test_a_percentage_that_cannot_be_is_refused_and_the_library_is_named_where_it_is_missing(
+def test_an_impossible_percentage_is_refused_and_a_missing_library_is_named(
     server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for percent in ("0", "101", "-1", "ten"):
@@ -171,13 +171,13 @@ def test_a_percentage_that_cannot_be_is_refused_and_the_library_is_named_where_i
         assert "pip install 'staddle[parity]'" in done.stderr
 
 
-def test_verifying_finds_damage_that_nobody_met(server) -> None:
+def test_verifying_finds_undetected_damage(server) -> None:
     backed_up(server)
     run("parity", "--data", server.data)
     assert run("parity", "--data", server.data, "--verify").stdout.startswith("Packs with parity: 2 of 2; ")
     large, small = packs_of(server)
-    hurt(large, 500_000, 1)
-    hurt(next((server.data / "store" / "parity").rglob(small.name)), 200, 1)
+    damage(large, 500_000, 1)
+    damage(next((server.data / "store" / "parity").rglob(small.name)), 200, 1)
     assert run("parity", "--data", server.data).returncode == 0
     done = run("parity", "--data", server.data, "--verify")
     assert done.returncode == 1

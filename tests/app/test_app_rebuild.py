@@ -1,4 +1,4 @@
-"""`staddle-server rebuild` as an operator types it: what it refuses, what it changes, and when; and what a killed one leaves."""
+"""`staddle-server rebuild` as operators type it: its refusals, its changes, and the state after a kill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOW_NS = 1_700_000_000_000_000_000
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with a tenant beside the default one, and a token."""
+    """A data directory with a second tenant, and a token."""
     path = tmp_path_factory.mktemp("made") / "d"
     run("init", "--data", path)
     run("tenant", "create", "acme", "--data", path)
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def directory(made: Path, tmp_path: Path) -> DataDirectory:
-    """Such a one for each test."""
+    """A copy of it for each test."""
     shutil.copytree(made, tmp_path / "d")
     return DataDirectory(tmp_path / "d")
 
@@ -73,7 +73,7 @@ def tenants(directory: DataDirectory) -> list[str]:
         return [tenant.name for tenant in opened.catalog.tenants.list_all()]
 
 
-def test_a_lost_catalog_is_made_again_and_the_local_command_gets_in(directory: DataDirectory) -> None:
+def test_a_lost_catalog_is_rebuilt_and_the_local_command_has_access(directory: DataDirectory) -> None:
     old = tomllib.loads(directory.client_toml.read_text())
     lose_catalog(directory)
     assert "staddle-server rebuild --data" in run("serve", "--data", directory.path, code=1).output
@@ -90,17 +90,17 @@ def test_a_lost_catalog_is_made_again_and_the_local_command_gets_in(directory: D
         principal = opened.catalog.tokens.authenticate(new["token"], NOW_NS)
         assert (principal.name, principal.role) == ("local", TokenRole.ADMIN)
         listed = opened.catalog.tokens.list_all(principal.tenant)
-        assert [token.name for token in listed] == ["local"], "tokens are made anew"
+        assert [token.name for token in listed] == ["local"], "tokens are new"
     assert not list(directory.path.glob("catalog.db?*")), "nothing is left beside the catalog"
 
 
-def test_a_catalog_that_is_there_is_refused_and_stays_as_it_is(directory: DataDirectory) -> None:
+def test_an_existing_catalog_is_not_replaced_by_default(directory: DataDirectory) -> None:
     before = contents(directory)
     assert "--replace" in rebuild(directory, code=1).stderr
     assert contents(directory) == before
 
 
-def test_a_catalog_that_is_replaced_is_set_aside_whole_and_never_overwritten(
+def test_a_replaced_catalog_is_set_aside_complete_and_never_overwritten(
     directory: DataDirectory,
 ) -> None:
     before = directory.catalog.read_bytes()
@@ -118,8 +118,8 @@ def test_a_catalog_that_is_replaced_is_set_aside_whole_and_never_overwritten(
     assert tenants(directory) == ["acme", "default"]
 
 
-def test_what_is_left_beside_a_lost_catalog_never_meets_the_new_one(directory: DataDirectory) -> None:
-    """SQLite would play a write-ahead log into whatever database has its name."""
+def test_leftover_logs_of_a_lost_catalog_never_reach_the_new_one(directory: DataDirectory) -> None:
+    """SQLite would replay a write-ahead log into any database of that name."""
     lose_catalog(directory)
     wal = Path(f"{directory.catalog}-wal")
     wal.write_bytes(b"a log")
@@ -129,7 +129,9 @@ def test_what_is_left_beside_a_lost_catalog_never_meets_the_new_one(directory: D
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_dry_run_says_the_same_and_changes_nothing(directory: DataDirectory, there: bool) -> None:
+def test_a_dry_run_of_a_rebuild_reports_the_same_and_changes_nothing(
+    directory: DataDirectory, there: bool
+) -> None:
     if not there:
         lose_catalog(directory)
     before = contents(directory)
@@ -142,7 +144,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(directory: DataDirectory, t
     assert contents(directory) == before
 
 
-def test_nothing_is_rebuilt_beside_a_running_server(directory: DataDirectory) -> None:
+def test_a_rebuild_is_refused_beside_a_running_server(directory: DataDirectory) -> None:
     before = contents(directory)
     with directory.claimed():
         for flags in (["--replace"], ["--dry-run"]):
@@ -151,16 +153,14 @@ def test_nothing_is_rebuilt_beside_a_running_server(directory: DataDirectory) ->
 
 
 @pytest.mark.parametrize("lost", ["master.key", "store"])
-def test_without_key_or_store_there_is_nothing_to_rebuild_from(directory: DataDirectory, lost: str) -> None:
+def test_a_rebuild_without_key_or_store_is_refused(directory: DataDirectory, lost: str) -> None:
     (directory.path / lost).rename(directory.path.parent / "elsewhere")
     before = contents(directory)
     assert f"{lost} is missing" in rebuild(directory, "--replace", code=1).stderr
     assert contents(directory) == before
 
 
-def test_with_another_master_key_the_catalog_that_is_there_stays(
-    directory: DataDirectory, tmp_path: Path
-) -> None:
+def test_with_another_master_key_the_existing_catalog_stays(directory: DataDirectory, tmp_path: Path) -> None:
     run("init", "--data", tmp_path / "other")
     directory.master_key.write_bytes((tmp_path / "other" / "master.key").read_bytes())
     before = contents(directory)
@@ -168,7 +168,7 @@ def test_with_another_master_key_the_catalog_that_is_there_stays(
     assert contents(directory) == before
 
 
-def test_what_could_not_be_used_is_named_and_the_exit_code_says_so(directory: DataDirectory) -> None:
+def test_unusable_objects_are_named_and_set_the_exit_code(directory: DataDirectory) -> None:
     (directory.store / "thesis.odt").write_text("a stranger")
     with bootstrap.open_rooms(directory) as opened:
         tenant = bootstrap.tenant_named(opened, "acme")
@@ -238,7 +238,7 @@ class Killed(BaseException):
 
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Ends a rebuild before the step with this number, of those that change names. Counts them otherwise."""
+    """End a rebuild before the n-th step that changes names; count these steps otherwise."""
     steps = [-1, 0]
 
     def before(real):
@@ -261,7 +261,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("step", range(6))
-def test_a_rebuild_that_is_killed_while_it_changes_names_loses_nothing_and_is_run_again(
+def test_a_rebuild_killed_while_it_changes_names_loses_nothing_and_can_be_repeated(
     directory: DataDirectory, kill_at: list[int], step: int
 ) -> None:
     wal = Path(f"{directory.catalog}-wal")
@@ -290,7 +290,7 @@ def test_a_rebuild_that_is_killed_while_it_changes_names_loses_nothing_and_is_ru
     assert old in kept
 
 
-def test_a_killed_servers_catalog_is_rebuilt_and_every_acknowledged_backup_restores(server) -> None:
+def test_after_a_kill_and_a_rebuild_every_acknowledged_backup_restores(server) -> None:
     """kill -9 in the middle of backups, and then the catalog is lost as well."""
     acknowledged: dict[str, dict[str, dict[str, bytes]]] = {}
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""SIGHUP: certificates and the settings that can change are read again, the rest is named, and nothing ends."""
+"""SIGHUP: the server reloads certificates and changeable settings, names the other changes, and ends no call."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def nearly_full(path: str) -> os.statvfs_result:
     return os.statvfs_result((4096, 4096, 262_144, 25_600, 25_600, 0, 0, 0, 0, 255))
 
 
-def test_what_can_change_changes_at_once_and_what_cannot_is_named(
+def test_changeable_settings_apply_immediately_and_the_others_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = settings_of(tmp_path)
@@ -76,9 +76,7 @@ def test_what_can_change_changes_at_once_and_what_cannot_is_named(
         logger.setLevel(level)
 
 
-def test_settings_that_cannot_be_used_change_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_invalid_settings_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> Settings:
         raise OperatorError("s.toml: lease must be a string")
 
@@ -123,7 +121,7 @@ def said(server: ServerProcess, words: str) -> str:
 
 
 def check_new_drain_time(server: ServerProcess, config_file: Path, trusted: grpc.ChannelCredentials) -> None:
-    """With the half hour that it began with, the silent stream would hold up the stop."""
+    """With the original half hour, the idle stream would delay the stop."""
     config_file.write_text(config_file.read_text().replace('drain = "30m"', 'drain = "1s"'))
     assert server.process is not None
     server.process.send_signal(signal.SIGHUP)
@@ -148,7 +146,7 @@ def check_new_drain_time(server: ServerProcess, config_file: Path, trusted: grpc
     assert drained["drain_s"] == 1.0
 
 
-def test_a_running_server_reads_certificates_and_settings_again_and_serves_on(tmp_path: Path) -> None:
+def test_a_running_server_reloads_certificates_and_settings_and_keeps_serving(tmp_path: Path) -> None:
     pki, data = tmp_path / "pki", tmp_path / "data"
     certificates.make(pki, ["localhost"], [], 20, NOW)
     config_file = tmp_path / "server.toml"

@@ -1,4 +1,4 @@
-"""A server as an operator runs it: started, asked, administered, drained and killed."""
+"""A server as operators run it: started, queried, administered, drained and killed."""
 
 import json
 import os
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Server:
-    """A `staddle-server serve` of our own, on a free port."""
+    """`staddle-server serve` on a free port."""
 
     def __init__(self, data: Path, *options: object) -> None:
         self.data = data
@@ -158,7 +158,7 @@ def serving(data: Path, *options: object) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for the tests that do not stop it."""
+    """Shared by the tests that do not stop it."""
     with serving(tmp_path_factory.mktemp("serve") / "data") as started:
         yield started
 
@@ -166,7 +166,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 # --- starting
 
 
-def test_serve_makes_an_absent_directory_and_prints_the_line_to_paste(server: Server) -> None:
+def test_serve_creates_a_missing_directory_and_prints_the_line_to_paste(server: Server) -> None:
     said = server.out.read_text()
     assert f"Created {server.data}: keys, catalog, store" in said
     assert f"\n  export STADDLE_CONFIG={server.data}/client.toml\n" in said
@@ -176,7 +176,7 @@ def test_serve_makes_an_absent_directory_and_prints_the_line_to_paste(server: Se
 
 @contextmanager
 def _saying_to(stdout: int | IO[str], data: Path, log: Path) -> Iterator[None]:
-    """A server that serves, and stops well when it is told to, whatever its words go to."""
+    """A server that serves and stops cleanly, whatever happens to its output."""
     with log.open("w") as errors:
         process = subprocess.Popen(
             [BIN / "staddle-server", "serve", "--data", data, "--listen", "127.0.0.1:0"],
@@ -198,7 +198,7 @@ def _saying_to(stdout: int | IO[str], data: Path, log: Path) -> Iterator[None]:
         process.wait()
 
 
-def test_a_server_whose_words_nobody_reads_serves_all_the_same(tmp_path: Path) -> None:
+def test_a_server_with_unread_output_still_serves(tmp_path: Path) -> None:
     data, log = tmp_path / "d", tmp_path / "log"
     unread, written = os.pipe()
     os.close(unread)  # as behind `staddle-server serve | head -1`
@@ -210,7 +210,7 @@ def test_a_server_whose_words_nobody_reads_serves_all_the_same(tmp_path: Path) -
     assert "BrokenPipe" not in log.read_text()
 
 
-def test_a_server_that_cannot_say_where_it_is_serves_all_the_same(tmp_path: Path) -> None:
+def test_a_server_that_cannot_print_its_address_still_serves(tmp_path: Path) -> None:
     data, log = tmp_path / "d", tmp_path / "log"
     with (
         Path("/dev/full").open("w") as full,
@@ -220,7 +220,7 @@ def test_a_server_that_cannot_say_where_it_is_serves_all_the_same(tmp_path: Path
         assert client.info().tenant == "default"
 
 
-def test_the_client_file_lets_the_library_in_as_admin_of_the_default_tenant(server: Server) -> None:
+def test_the_client_file_gives_the_library_admin_access_to_the_default_tenant(server: Server) -> None:
     with Client.from_config(server.data / "client.toml") as client:
         info = client.info()
     assert (info.version, info.tenant, info.role) == (__version__, "default", "admin")
@@ -244,9 +244,7 @@ def test_a_second_server_on_the_directory_is_refused_and_the_first_is_named(serv
     assert server.client_config == before
 
 
-def test_an_address_that_is_taken_is_said_in_words_and_nothing_is_shared(
-    server: Server, tmp_path: Path
-) -> None:
+def test_an_address_in_use_is_a_clear_error_and_is_not_shared(server: Server, tmp_path: Path) -> None:
     address = server.client_config["server"]
     words = [BIN / "staddle-server", "serve", "--data", tmp_path / "d", "--listen", address]
     done = forked.run(words, capture_output=True, text=True, timeout=60, check=False)
@@ -255,7 +253,7 @@ def test_an_address_that_is_taken_is_said_in_words_and_nothing_is_shared(
     assert "Traceback" not in done.stderr
 
 
-def test_tokens_and_tenants_made_beside_a_running_server_count_at_once(server: Server) -> None:
+def test_tokens_and_tenants_made_beside_a_running_server_work_immediately(server: Server) -> None:
     server.command("tenant", "create", "acme")
     made = server.command("token", "create", "--role", "reader", "--tenant", "acme", "--name", "r1", "--json")
     token = json.loads(made.stdout)["token"]
@@ -305,7 +303,7 @@ def test_a_signal_stops_an_idle_server_which_starts_again_with_the_same_token(
         assert "Made" not in again.out.read_text()
 
 
-def test_a_draining_server_lets_a_stream_finish_and_refuses_new_calls_with_a_time_to_try_again(
+def test_a_draining_server_lets_a_stream_finish_and_refuses_new_calls_with_a_retry_time(
     tmp_path: Path,
 ) -> None:
     with serving(tmp_path / "d", "--drain", "60s") as server, server.stub() as stub:
@@ -354,7 +352,7 @@ def test_a_stream_that_outlasts_the_drain_time_ends_at_a_checkpoint_and_can_be_r
         assert stub.backups("d") == []
 
 
-def test_a_second_signal_ends_the_server_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_server_immediately(tmp_path: Path) -> None:
     with serving(tmp_path / "d", "--drain", "1h") as server, server.stub() as stub:
         stream = stub.stream()
         stream.send(sv.BackupPart(begin=sv.BeginUploadRequest(dataset="d", request_id="r")))

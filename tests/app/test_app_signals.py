@@ -1,4 +1,4 @@
-"""A request to stop is never slept through."""
+"""A sleeping server never misses a request to stop."""
 
 import os
 import queue
@@ -8,7 +8,7 @@ from staddle_server.app.signals import StopRequest, asked_to_stop
 
 
 class _Sleeper:
-    """A queue whose first sleep is not ended by what was put in meanwhile, as by a signal that comes just before it."""
+    """A queue whose first wait misses an item, as with a signal that comes just before it."""
 
     def __init__(self, asked: StopRequest) -> None:
         self._queue: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -27,14 +27,14 @@ class _Sleeper:
         return self._queue.get(timeout=timeout)
 
 
-def test_a_signal_that_comes_just_before_the_thread_falls_asleep_is_seen() -> None:
+def test_a_signal_just_before_the_thread_sleeps_is_seen() -> None:
     stop = StopRequest()
     sleeper = stop._queue = _Sleeper(stop)  # type: ignore[assignment]
     assert stop.wait() == "SIGTERM"
     assert sleeper.slept == 2
 
 
-def test_a_terminal_that_closes_ends_a_command_in_order_and_is_no_second_signal() -> None:
+def test_a_closing_terminal_ends_a_command_cleanly_and_is_not_a_second_signal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         with asked_to_stop() as stopping:

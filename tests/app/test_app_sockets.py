@@ -1,4 +1,4 @@
-"""A server on a Unix socket: who may connect, what it leaves, and what it never touches."""
+"""A server on a Unix socket: who may connect, what it leaves behind, and what it never touches."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def take(path: Path, mode: int = 0o660) -> socket.socket:
         return listening(path)
 
 
-def test_a_server_on_a_unix_socket_serves_whoever_may_open_it_and_has_a_token(here: Path) -> None:
+def test_a_server_on_a_unix_socket_serves_callers_with_access_and_a_token(here: Path) -> None:
     path = here / "a socket 50%"
     server = ServerProcess(here / "data", flags=("--listen", f"unix:{path}", "--log-format", "json"))
     health = [BIN / "staddle-server", "health", "--data", server.data]
@@ -69,7 +69,7 @@ def test_a_server_on_a_unix_socket_serves_whoever_may_open_it_and_has_a_token(he
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert {line["peer"] for line in server.logged("call")} == {"unix:"}
 
-        # One that was killed leaves its socket, and the next replaces it.
+        # A killed server leaves its socket, and the next one replaces it.
         server.kill()
         assert path.is_socket()
         assert forked.run(health, capture_output=True, check=False).returncode == 1
@@ -82,7 +82,7 @@ def test_a_server_on_a_unix_socket_serves_whoever_may_open_it_and_has_a_token(he
     assert not path.exists()
 
 
-def test_the_socket_has_its_mode_and_never_had_more(here: Path) -> None:
+def test_the_socket_has_its_mode_from_the_start(here: Path) -> None:
     path = here / "s"
     umask = os.umask(0)
     try:
@@ -98,7 +98,7 @@ def test_the_socket_has_its_mode_and_never_had_more(here: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
-def test_a_socket_on_which_a_program_listens_is_refused_and_goes_on(here: Path, kind: int) -> None:
+def test_a_socket_in_use_is_refused_and_keeps_working(here: Path, kind: int) -> None:
     path = here / "s"
     with listening(path, kind) as other:
         if kind == socket.SOCK_SEQPACKET:
@@ -111,7 +111,7 @@ def test_a_socket_on_which_a_program_listens_is_refused_and_goes_on(here: Path, 
             client.connect(str(path))
 
 
-def test_a_program_that_is_too_busy_to_answer_counts_as_one_that_listens(here: Path) -> None:
+def test_a_socket_of_a_busy_program_counts_as_in_use(here: Path) -> None:
     path = here / "s"
     with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as first:
         other.bind(str(path))
@@ -121,7 +121,7 @@ def test_a_program_that_is_too_busy_to_answer_counts_as_one_that_listens(here: P
             take(path)
 
 
-def test_what_is_no_socket_is_refused_by_name_and_left_alone(here: Path) -> None:
+def test_anything_but_a_socket_is_refused_by_name_and_left_alone(here: Path) -> None:
     (here / "file").write_text("precious")
     (here / "directory").mkdir()
     os.mkfifo(here / "fifo")
@@ -162,7 +162,7 @@ def test_a_server_that_stops_removes_its_own_socket_only(here: Path) -> None:
     unix_sockets.remove(address, made)
     assert not (here / "s").exists()
     unix_sockets.remove(address, made)
-    # Two names at once: else the second socket could have the first one's number.
+    # Two names at once, since otherwise the second socket could reuse the first one's inode.
     with mine, take(here / "other"), take(here / "s"):
         unix_sockets.remove(address, unix_sockets.identity(UnixAddress(str(here / "other"))))
         assert (here / "s").is_socket()

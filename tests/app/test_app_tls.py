@@ -1,4 +1,4 @@
-"""TLS and mutual TLS: the certificates that `staddle-server cert` makes, and who is let in with them."""
+"""TLS and mutual TLS: the certificates from `staddle-server cert`, and who gets access with them."""
 
 import base64
 import logging
@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(address: Address, credentials: grpc.ChannelCredentials) -> str:
-    """What a stranger's client gets: the status, or the code of the failure."""
+    """What an independent client gets: the status, or the code of the failure."""
     with grpc.secure_channel(str(address), credentials) as channel:
         try:
             channel.unary_unary(health_probe.METHOD)(b"", timeout=5)
@@ -43,10 +43,10 @@ def client_credentials(directory: Path, name: str | None) -> grpc.ChannelCredent
     )
 
 
-# --- what is made
+# --- created certificates
 
 
-def test_a_strict_verifier_accepts_the_servers_certificate_for_each_of_its_names_and_no_other(
+def test_a_strict_verifier_accepts_the_server_certificate_for_its_names_only(
     made: Path,
 ) -> None:
     authority = x509.load_pem_x509_certificate((made / "ca.crt").read_bytes())
@@ -64,7 +64,7 @@ def test_a_strict_verifier_accepts_the_servers_certificate_for_each_of_its_names
     ]
 
 
-def test_a_clients_certificate_proves_a_client_and_cannot_pose_as_a_server(made: Path) -> None:
+def test_a_client_certificate_cannot_be_used_as_a_server(made: Path) -> None:
     authority = x509.load_pem_x509_certificate((made / "ca.crt").read_bytes())
     leaf = x509.load_pem_x509_certificate((made / "client-web1.crt").read_bytes())
     leaf.verify_directly_issued_by(authority)
@@ -79,7 +79,7 @@ def test_keys_can_be_read_by_their_owner_only(made: Path) -> None:
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
-def test_nothing_is_written_over_and_then_nothing_is_made_at_all(tmp_path: Path) -> None:
+def test_cert_overwrites_nothing_and_then_creates_nothing(tmp_path: Path) -> None:
     certs.make(tmp_path, ["localhost"], [], 30, NOW)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(CertificateError, match=r"server\.crt exists and is not written over"):
@@ -87,7 +87,7 @@ def test_nothing_is_written_over_and_then_nothing_is_made_at_all(tmp_path: Path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_an_authority_that_is_there_signs_what_comes_later(made: Path, tmp_path: Path) -> None:
+def test_an_existing_authority_signs_later_certificates(made: Path, tmp_path: Path) -> None:
     for name in ("ca.crt", "ca.key"):
         (tmp_path / name).write_bytes((made / name).read_bytes())
     added = certs.make(tmp_path, [], ["later"], 30, NOW)
@@ -119,7 +119,7 @@ def test_no_certificate_outlives_its_authority_and_an_expired_one_signs_nothing(
 @pytest.mark.parametrize(
     ("hosts", "clients"), [(["a b"], []), ([""], []), (["-x"], []), ([], ["../x"]), ([], ["a\nb"])]
 )
-def test_a_name_that_is_none_is_refused_before_anything_is_made(
+def test_an_invalid_name_is_refused_before_anything_is_created(
     tmp_path: Path, hosts: list[str], clients: list[str]
 ) -> None:
     with pytest.raises(CertificateError):
@@ -127,19 +127,17 @@ def test_a_name_that_is_none_is_refused_before_anything_is_made(
     assert not (tmp_path / "new").exists()
 
 
-# --- who is let in
+# --- access
 
 
-def test_with_tls_a_client_that_trusts_the_authority_gets_in_and_one_that_does_not_stays_out(
-    made: Path, tmp_path: Path
-) -> None:
+def test_with_tls_only_a_client_that_trusts_the_authority_connects(made: Path, tmp_path: Path) -> None:
     certs.make(tmp_path, ["localhost"], [], 30, NOW)
     with serving(files(made)) as address:
         assert ask(address, client_credentials(made, None)) == "OK"
         assert ask(address, client_credentials(tmp_path, None)) == "UNAVAILABLE"
 
 
-def test_with_mutual_tls_only_a_client_with_a_certificate_of_the_authority_gets_in(
+def test_with_mutual_tls_only_a_client_with_a_certificate_of_the_authority_connects(
     made: Path, tmp_path: Path
 ) -> None:
     certs.make(tmp_path, [], ["web1"], 30, NOW)
@@ -153,7 +151,7 @@ def test_with_mutual_tls_only_a_client_with_a_certificate_of_the_authority_gets_
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-def test_the_health_probe_gets_in_with_what_the_server_itself_has(made: Path, mutual: bool) -> None:
+def test_the_health_probe_connects_with_the_files_of_the_server(made: Path, mutual: bool) -> None:
     with serving(files(made, mutual=mutual)) as address:
         health_probe.check(address, files(made, mutual=mutual), 5)
 
@@ -211,7 +209,7 @@ def test_a_file_far_too_large_is_not_read(made: Path, tmp_path: Path) -> None:
         tls.load(tls.TlsFiles(large, made / "server.key", None))
 
 
-def test_a_client_is_told_another_name_only_where_the_certificate_does_not_have_its_own(made: Path) -> None:
+def test_the_client_file_has_a_server_name_only_if_the_certificate_lacks_the_address(made: Path) -> None:
     assert tls.name_to_expect(files(made), "127.0.0.1") == ""
     assert tls.name_to_expect(files(made), "localhost") == ""
     assert tls.name_to_expect(files(made), "10.1.2.3") == "backup.example.org"
@@ -231,14 +229,14 @@ MEND = {
 
 
 @pytest.mark.parametrize("how", MEND)
-def test_a_file_that_can_only_mean_one_thing_is_read(made: Path, tmp_path: Path, how: str) -> None:
+def test_an_unambiguous_file_is_read(made: Path, tmp_path: Path, how: str) -> None:
     certificate, key = (made / "server.crt").read_bytes(), (made / "server.key").read_bytes()
     given = as_given(tmp_path, MEND[how](certificate), MEND[how](key))
     assert tls.load(given).certificates == tls.load(files(made)).certificates
     assert tls.load(given).key == tls.load(files(made)).key
 
 
-def test_certificates_and_key_may_lie_in_one_file_and_in_any_order(made: Path, tmp_path: Path) -> None:
+def test_certificates_and_key_may_share_a_file_in_any_order(made: Path, tmp_path: Path) -> None:
     certificate, key = (made / "server.crt").read_bytes(), (made / "server.key").read_bytes()
     authority = (made / "ca.crt").read_bytes()
     both = authority + key + certificate
@@ -344,7 +342,7 @@ def self_signed(
     ],
     ids=["Ed25519", "P-521", "secp256k1"],
 )
-def test_a_key_of_a_kind_with_which_nobody_could_connect_is_refused_by_name(
+def test_a_key_type_that_no_client_supports_is_refused_by_name(
     tmp_path: Path, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, kind: str
 ) -> None:
     given = self_signed(tmp_path, key, alternative("localhost"))
@@ -352,12 +350,12 @@ def test_a_key_of_a_kind_with_which_nobody_could_connect_is_refused_by_name(
         tls.load(given)
 
 
-def test_a_certificate_without_a_name_for_hosts_is_refused_with_what_makes_one(tmp_path: Path) -> None:
+def test_a_certificate_without_a_host_name_is_refused_with_how_to_create_one(tmp_path: Path) -> None:
     with pytest.raises(tls.TlsError, match=r"given\.crt names no host .*subjectAltName"):
         tls.load(self_signed(tmp_path, ec.generate_private_key(ec.SECP256R1())))
 
 
-def test_what_will_keep_clients_away_is_said_in_the_log(
+def test_certificates_that_clients_will_refuse_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     issuer = x509.AuthorityInformationAccess(
@@ -382,7 +380,7 @@ def test_what_will_keep_clients_away_is_said_in_the_log(
     assert "fullchain.pem" in words
 
 
-def test_what_is_no_file_or_cannot_be_read_is_named_and_never_waited_for(made: Path, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named_without_waiting(made: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("nowhere")
     for path, words in (

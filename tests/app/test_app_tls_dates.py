@@ -1,4 +1,4 @@
-"""When certificates end: what the log and health say before, and how renewed ones are noticed."""
+"""The expiry of certificates: warnings in log and health, and how renewed ones are noticed."""
 
 import logging
 from pathlib import Path
@@ -35,7 +35,7 @@ class Times:
         self.passed_s += days * 86_400
 
 
-def test_a_certificate_warns_at_the_start_and_every_day_from_thirty_days_before_its_end_on(
+def test_a_certificate_warns_daily_from_thirty_days_before_its_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     certs.make(tmp_path, ["localhost"], [], 32, NOW)
@@ -61,14 +61,14 @@ def test_a_certificate_warns_at_the_start_and_every_day_from_thirty_days_before_
     assert [level for level, _ in warnings_of(caplog)] == [logging.ERROR], "also at a start"
 
 
-def test_one_that_is_not_valid_yet_says_from_when_on_and_what_the_clock_says(made: Path) -> None:
+def test_a_certificate_that_is_not_valid_yet_is_reported_with_its_start_and_the_clock(made: Path) -> None:
     found = tls.load(files(made)).validity(NOW - DAY)
     assert not found.is_valid
     assert "is not valid before" in found.words
     assert f"{NOW - DAY:%Y-%m-%d %H:%M} UTC" in found.words
 
 
-def test_of_a_chain_the_first_certificate_that_ends_counts_but_not_a_root_that_clients_bring_themselves(
+def test_the_earliest_expiry_of_a_chain_counts_except_that_of_a_root(
     tmp_path: Path,
 ) -> None:
     keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("root", "between", "server")}
@@ -103,7 +103,7 @@ def test_of_a_chain_the_first_certificate_that_ends_counts_but_not_a_root_that_c
     assert "expired at" in words(between_days=-1, root_days=900)
 
 
-def test_an_authority_of_the_clients_that_ends_is_named_unless_another_one_lasts(tmp_path: Path) -> None:
+def test_an_expiring_client_authority_is_named_unless_another_one_lasts(tmp_path: Path) -> None:
     certs.make(tmp_path / "lasts", ["localhost"], [], 4000, NOW)
     certs.make(tmp_path / "old", ["localhost"], [], 3, NOW - 3640 * DAY)
     old, new = ((tmp_path / name / "ca.crt").read_bytes() for name in ("old", "lasts"))
@@ -114,7 +114,7 @@ def test_an_authority_of_the_clients_that_ends_is_named_unless_another_one_lasts
     assert tls.load(mutual).validity(NOW).words == ""
 
 
-def test_a_renewed_certificate_is_noticed_within_a_minute_also_where_a_link_is_swapped(
+def test_a_renewed_certificate_is_noticed_within_a_minute_even_behind_a_swapped_link(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     certs.make(tmp_path / "one", ["localhost"], [], 10, NOW)
@@ -130,7 +130,7 @@ def test_a_renewed_certificate_is_noticed_within_a_minute_also_where_a_link_is_s
     assert held.lasts()
 
 
-def test_a_good_certificate_is_not_replaced_by_one_that_is_not_valid_until_it_is(
+def test_a_valid_certificate_is_replaced_only_once_the_new_one_is_valid(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     certs.make(tmp_path / "used", ["localhost"], [], 90, NOW)
@@ -149,7 +149,7 @@ def test_a_good_certificate_is_not_replaced_by_one_that_is_not_valid_until_it_is
     assert held.fetch() is not None
 
 
-def test_the_health_probe_names_an_expired_certificate_instead_of_a_server_that_does_not_answer(
+def test_the_health_probe_names_an_expired_certificate(
     tmp_path: Path,
 ) -> None:
     certs.make(tmp_path, ["localhost"], [], 3, NOW - 10 * DAY)

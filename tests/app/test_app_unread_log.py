@@ -1,4 +1,4 @@
-"""A server whose standard error nobody reads: calls, health and shutdown do not wait for the reader."""
+"""A server with unread standard error: calls, health and shutdown do not wait for the reader."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_server_starts_and_ends_when_standard_output_is_the_same_full_pipe(tmp
         os.close(unread.reader)
 
 
-def test_lines_that_do_not_fit_are_dropped_and_counted_and_the_rest_comes_in_order() -> None:
+def test_lines_that_do_not_fit_are_dropped_and_counted_and_the_rest_stay_in_order() -> None:
     reader, writer = os.pipe()
     handler = logs.BackgroundHandler(writer)
     handler.setFormatter(logs.TextFormatter())
@@ -116,8 +116,8 @@ def test_lines_that_do_not_fit_are_dropped_and_counted_and_the_rest_comes_in_ord
     assert int(line.split()[2]) == sent - len(numbers) > 0
 
 
-def test_nobody_waits_for_a_log_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter flushes and closes every handler at its end, whoever has closed it before."""
+def test_a_closed_log_blocks_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter flushes and closes every handler at its end, even one that is closed already."""
     monkeypatch.setattr(logs, "FLUSH_S", 3600.0)
     reader, writer = os.pipe()
     handler = logs.BackgroundHandler(writer)
@@ -135,7 +135,7 @@ def record(words: str) -> logging.LogRecord:
 
 
 @pytest.mark.parametrize("closed", extent(["<&- >&- 2>&-"], [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"]))
-def test_a_server_serves_whichever_of_its_standard_streams_are_closed(tmp_path: Path, closed: str) -> None:
+def test_a_server_serves_with_any_standard_streams_closed(tmp_path: Path, closed: str) -> None:
     data = tmp_path / "data"
     env = {name: value for name, value in os.environ.items() if not name.startswith("STADDLE")}
     process = subprocess.Popen(
@@ -153,13 +153,13 @@ def test_a_server_serves_whichever_of_its_standard_streams_are_closed(tmp_path: 
         assert done.returncode == 0, done.stderr
         for number in (0, 1, 2):
             name = os.readlink(f"/proc/{process.pid}/fd/{number}")
-            assert not name.startswith(str(data)), "what is printed would end up in a file of the server"
+            assert not name.startswith(str(data)), "printed text would end up in a file of the server"
     finally:
         process.terminate()
     assert process.wait(30) == 0
 
 
-def test_a_hangup_before_the_servers_modules_are_loaded_does_not_end_it() -> None:
+def test_a_hangup_before_the_modules_are_loaded_does_not_end_the_server() -> None:
     program = (
         "import importlib, os, signal, sys\n"
         "from staddle_server import cli\n"

@@ -1,4 +1,4 @@
-"""A catalog with two tenants, seeded ids, and short ways to say what the tests are not about."""
+"""A catalog with two tenants, seeded ids, and helpers for the steps that a test is not about."""
 
 import random
 import tempfile
@@ -86,7 +86,7 @@ class World:
         return self.seeded.randbytes(16)
 
     def pending(self) -> list[bytes]:
-        """The ids of the records that are not durable, without those of commits and of tenants that were made."""
+        """The ids of the records that are not durable, except those of commits and of new tenants."""
         return [
             each.id
             for each in self.catalog.backups.pending_records()
@@ -154,7 +154,7 @@ class World:
         )
 
     def backup(self, dataset: str = "www", kind: Kind = Kind.AUTO, **said: Any) -> Backup:
-        """A whole backup, begun and committed, after which a second has passed."""
+        """Begin and commit a backup, then advance the clock by a second."""
         made = self.commit(self.begin(dataset=dataset, kind=kind, **said).upload)
         self.now += SECOND
         return made
@@ -168,7 +168,7 @@ def databases(request: pytest.FixtureRequest) -> Databases:
 
 @pytest.fixture
 def new_url(databases: Databases, tmp_path: Path) -> Callable[[], str]:
-    """Makes an empty database, and answers its URL."""
+    """A function that creates an empty database and returns its URL."""
     return lambda: databases.empty(Path(tempfile.mkdtemp(dir=tmp_path)))
 
 

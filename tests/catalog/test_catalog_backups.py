@@ -1,4 +1,4 @@
-"""Backups and datasets: listed, picked, hidden and shown, and the records that must follow."""
+"""Backups and datasets: listing, selection, deletion and restoring, and the records of these decisions."""
 
 import pytest
 from sqlalchemy import delete
@@ -33,7 +33,7 @@ def test_backups_are_listed_newest_first_in_pages(world):
     assert first + rest == made[::-1]
 
 
-def test_a_dataset_that_is_not_there_is_named(world):
+def test_an_unknown_dataset_is_named_in_the_error(world):
     world.backup()
     for tenant, name in ((world.tenant, "other"), (world.eve.tenant, "www")):
         for call in (
@@ -106,7 +106,7 @@ def test_a_unique_prefix_picks_and_a_shared_one_does_not(world):
 
 
 @pytest.mark.parametrize("prefix", ["abc", "ghij", "a" * 33, "abcd ", "ab%d", "１２３４"])
-def test_what_is_no_prefix_is_a_bad_field(world, prefix):
+def test_an_invalid_prefix_is_a_bad_field(world, prefix):
     world.backup()
     with pytest.raises(errors.BadRequest) as caught:
         world.catalog.backups.resolve(world.tenant, "www", backup=prefix)
@@ -119,7 +119,7 @@ def test_a_prefix_is_looked_up_in_its_own_dataset(world):
     assert world.catalog.backups.resolve(world.tenant, "www", backup="abcd") == mine
 
 
-def test_a_deleted_backup_is_hidden_from_every_look_and_comes_back(world):
+def test_a_deleted_backup_is_hidden_everywhere_until_it_is_undeleted(world):
     kept, hidden = world.backup(), world.backup()
     backups = world.catalog.backups
     deleted, changed = _delete(world, hidden)
@@ -193,7 +193,7 @@ def test_each_record_names_the_link_of_the_one_before_it(world):
     assert world.catalog.tenants.newest_record(world.tenant) == len(pending) == 3
 
 
-def test_a_decision_that_is_taken_back_with_its_transaction_leaves_no_gap_in_the_chain(world):
+def test_a_decision_that_is_rolled_back_leaves_no_gap_in_the_chain(world):
     backup = world.backup()
     with pytest.raises(errors.NotFound):
         _delete(world, backup, tenant=world.eve.tenant)
@@ -201,7 +201,7 @@ def test_a_decision_that_is_taken_back_with_its_transaction_leaves_no_gap_in_the
     assert [each.place.sequence for each in world.catalog.backups.pending_records(world.tenant)] == [1, 2, 3]
 
 
-def test_a_number_is_not_given_again_after_its_backup_is_gone(world):
+def test_the_number_of_a_removed_backup_is_not_reused(world):
     first = world.backup(kind=Kind.FULL)
     with world.catalog.database.write() as connection:
         connection.execute(delete(backups).where(backups.c.id == first.id))

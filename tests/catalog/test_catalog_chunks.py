@@ -1,4 +1,4 @@
-"""The chunk index, claims, packs and their damage."""
+"""The chunk index, claims, packs and damaged packs."""
 
 import pytest
 from sqlalchemy import select, update
@@ -12,7 +12,7 @@ TERMS = Terms(300, 7 * 24 * 3600)
 
 @pytest.fixture
 def writes(monkeypatch):
-    """The databases of the transactions that write, as they begin."""
+    """Collects the database of each transaction that writes, when it begins."""
     begun, write = [], Database.write
 
     def noted(database, *, erase=False):
@@ -48,7 +48,7 @@ def test_lists_of_every_length_are_found(world):
         assert all(len(places) == 1 for places in found.values())
 
 
-def test_a_chunk_is_its_tenants_own(world):
+def test_a_chunk_is_found_by_its_own_tenant_only(world):
     ids = world.digests(3)
     _stored(world, ids)
     assert world.catalog.chunks.find(world.eve.tenant, ids) == {}
@@ -71,12 +71,12 @@ def test_two_copies_of_a_chunk_are_both_found_and_the_damaged_one_comes_last(wor
     )
 
 
-def test_a_damaged_segment_hurts_its_own_chunks_only(world):
+def test_a_damaged_segment_affects_its_own_chunks_only(world):
     ids = world.digests(24)
     upload, pack = _stored(world, ids)
-    hurt = pack.chunks[8].place.segment.offset
+    damaged = pack.chunks[8].place.segment.offset
     for _ in range(2):
-        world.catalog.packs.mark_damaged(world.tenant, pack.pack, hurt)
+        world.catalog.packs.mark_damaged(world.tenant, pack.pack, damaged)
     whole = ids[:8] + ids[16:]
     assert set(world.catalog.chunks.find(world.tenant, ids)) == set(whole)
     assert set(world.catalog.chunks.claim(world.tenant, upload.id, 1, ids)) == set(whole)
@@ -92,7 +92,7 @@ def test_another_tenant_cannot_mark_a_pack_as_damaged(world):
     assert world.catalog.packs.damaged_count(world.tenant) == 0
 
 
-def test_a_claim_answers_what_is_there_and_keeps_its_pack_for_the_upload(world):
+def test_a_claim_returns_the_stored_chunks_and_keeps_their_pack_for_the_upload(world):
     ids = world.digests(30)
     _, pack = _stored(world, ids)
     upload = world.begin(world.bob).upload
@@ -104,7 +104,7 @@ def test_a_claim_answers_what_is_there_and_keeps_its_pack_for_the_upload(world):
         assert rows.scalars().all() == [pack.pack]
 
 
-def test_a_claim_that_holds_already_makes_no_transaction_that_writes(world, writes):
+def test_repeating_a_claim_writes_nothing(world, writes):
     ids = world.digests(30)
     _stored(world, ids)
     upload = world.begin(world.bob).upload
@@ -135,7 +135,7 @@ def test_only_a_live_pack_is_found_or_claimed(world, state):
     assert world.catalog.chunks.claim(world.tenant, upload.id, 1, ids) == {}
 
 
-def test_a_chunk_that_stands_twice_in_a_pack_is_indexed_once(world):
+def test_a_chunk_that_is_twice_in_a_pack_is_indexed_once(world):
     chunk_id = world.digests(1)[0]
     _, pack = _stored(world, [chunk_id, chunk_id])
     assert world.catalog.chunks.find(world.tenant, [chunk_id]) == {chunk_id: [pack.chunks[0].place]}
@@ -149,7 +149,7 @@ def test_a_pack_id_is_used_once(world):
         world.catalog.packs.begin(world.tenant, upload.id, 1, pack, 1)
 
 
-def test_packs_of_dead_epochs_and_closed_uploads_are_left_over_and_no_others(world):
+def test_only_packs_of_dead_epochs_and_closed_uploads_are_left_over(world):
     taken = world.begin().upload
     stale = world.pack(taken, [])
     resumed = world.catalog.uploads.resume(world.tenant, taken.id, world.ann, world.now, TERMS)
@@ -169,7 +169,7 @@ def test_packs_of_dead_epochs_and_closed_uploads_are_left_over_and_no_others(wor
     assert {left.pack for left in world.catalog.packs.writing_left_over(world.tenant)} == {orphan.pack}
 
 
-def test_packs_are_of_a_live_backup_until_it_is_deleted_and_never_for_another_tenant(world):
+def test_a_backup_keeps_its_packs_live_until_it_is_deleted_for_its_own_tenant_only(world):
     mine, other = world.digests(2), world.digests(2)
     first, second = world.begin(dataset="a").upload, world.begin(dataset="b").upload
     packs = [world.pack(first, mine), world.pack(second, other)]

@@ -1,4 +1,4 @@
-"""Many at once, and ends in the middle: of two that exclude each other one wins, and nothing is ever half."""
+"""Concurrent calls and interrupted ones: one of two conflicting calls wins, and no change is partial."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ TERMS = Terms(300, 7 * 24 * 3600)
 
 
 def _together(*calls):
-    """Runs the calls in threads, started at one moment, and gives their answers or errors."""
+    """Start the calls at the same moment, each in a thread, and return their results or errors."""
     barrier = threading.Barrier(len(calls))
     answers = [None] * len(calls)
 
@@ -36,7 +36,7 @@ def _together(*calls):
     return answers
 
 
-def test_of_many_that_resume_each_gets_an_epoch_of_its_own_and_only_the_last_can_write(world):
+def test_concurrent_resumes_get_distinct_epochs_and_only_the_last_can_write(world):
     upload = world.begin().upload
     resume = world.catalog.uploads.resume
     resumed = _together(*[lambda: resume(world.tenant, upload.id, world.ann, world.now, TERMS)] * 8)
@@ -53,7 +53,7 @@ def _can_write(world, upload):
     return True
 
 
-def test_of_two_other_principals_that_take_over_one_wins(world):
+def test_one_of_two_principals_that_take_an_upload_over_wins(world):
     carl = world.principal_of(world.tenant, "carl")
     for _ in range(ROUNDS):
         upload = world.begin().upload
@@ -70,13 +70,13 @@ def test_of_two_other_principals_that_take_over_one_wins(world):
         assert [answer.reason for answer in lost] == ["LEASE_HELD"]
 
 
-def test_of_the_same_begin_sent_many_times_at_once_one_opens_an_upload(world):
+def test_the_same_begin_sent_many_times_at_once_opens_one_upload(world):
     answers = _together(*[lambda: world.begin(request_id="r1", take_over=True)] * 8)
     assert len({answer.upload.id for answer in answers}) == 1
     assert sorted(answer.replayed for answer in answers) == [False] + [True] * 7
 
 
-def test_of_commit_and_expiry_exactly_one_wins(world):
+def test_either_a_commit_or_the_expiry_wins(world):
     for _ in range(ROUNDS):
         upload = world.begin().upload
         committed, expired = _together(
@@ -91,7 +91,7 @@ def test_of_commit_and_expiry_exactly_one_wins(world):
             assert committed.upload == upload.id
 
 
-def test_of_commit_and_abort_exactly_one_wins(world):
+def test_either_a_commit_or_an_abort_wins(world):
     for _ in range(ROUNDS):
         upload = world.begin().upload
         committed, aborted = _together(
@@ -102,7 +102,7 @@ def test_of_commit_and_abort_exactly_one_wins(world):
         assert [answer.reason for answer in lost] == ["UPLOAD_CLOSED"]
 
 
-def test_a_claim_beside_a_commit_is_whole_or_refused(world):
+def test_a_claim_during_a_commit_is_complete_or_refused(world):
     ids = world.digests(50)
     stored = world.begin().upload
     world.checkpoint(stored, world.pack(stored, ids))
@@ -116,13 +116,13 @@ def test_a_claim_beside_a_commit_is_whole_or_refused(world):
         assert claimed.reason == "UPLOAD_CLOSED" if isinstance(claimed, Exception) else len(claimed) == 50
 
 
-def test_commits_at_once_get_numbers_without_gap_or_repeat(world):
+def test_concurrent_commits_get_consecutive_numbers(world):
     uploads = [world.begin().upload for _ in range(8)]
     numbers = [answer.number for answer in _together(*[lambda u=u: world.commit(u) for u in uploads])]
     assert sorted(numbers) == list(range(1, 9))
 
 
-def test_a_base_that_is_deleted_while_an_upload_begins_is_seen_or_used_but_never_both(world):
+def test_a_base_deleted_while_an_upload_begins_is_used_or_ignored(world):
     for n in range(ROUNDS):
         name = f"set-{n}"
         base = world.backup(name)
@@ -135,11 +135,11 @@ def test_a_base_that_is_deleted_while_an_upload_begins_is_seen_or_used_but_never
 
 
 def test_reading_and_then_writing_under_load_never_fails(world):
-    """A transaction that reads first and writes later must not fail at once beside another writer (BUSY_SNAPSHOT)."""
+    """A transaction that reads first and writes later waits for another writer (no BUSY_SNAPSHOT)."""
     ids = world.digests(200)
     stored = world.begin().upload
     world.checkpoint(stored, world.pack(stored, ids))
-    other = open_catalog(world.url)  # a second pool: its writers do not share the first one's turn
+    other = open_catalog(world.url)  # a second pool, whose writers do not queue behind those of the first
     uploads = [world.begin(request_id=f"load-{n}").upload for n in range(8)]
 
     def work(n):
@@ -163,11 +163,11 @@ def test_a_hundred_and_fifty_threads_are_all_served(world):
     assert _together(*calls) == [upload.id] * 130 + [True] * 20
 
 
-# --- ends in the middle
+# --- interrupted
 
 
 def _fails_at_every_statement(world, call):
-    """Calls again and again, failing at the first statement, the second, … until it succeeds; gives how often it failed."""
+    """Repeat the call, failing at the first statement, then the second, … until it succeeds; count the failures."""
     before = world.rows()
     engine = world.catalog.database.engine
     for last in range(1, 100):
@@ -195,7 +195,7 @@ def _fails_at_every_statement(world, call):
 @pytest.mark.parametrize(
     "what", ["begin", "take over", "checkpoint", "commit", "abort", "expire", "claim", "delete"]
 )
-def test_an_end_between_any_two_statements_leaves_nothing_half(world, what):
+def test_a_crash_between_any_two_statements_leaves_no_partial_change(world, what):
     base = world.backup()
     ids = world.digests(9)
     live = world.begin().upload
@@ -214,11 +214,11 @@ def test_an_end_between_any_two_statements_leaves_nothing_half(world, what):
         "claim": lambda: world.catalog.chunks.claim(world.tenant, upload.id, 1, ids),
         "delete": lambda: world.catalog.backups.delete(world.tenant, base.id, world.now, record),
     }
-    # Look-ups of chunks go straight to the driver, and are not seen here.
+    # Chunk look-ups go straight to the driver, so this hook does not see them.
     assert _fails_at_every_statement(world, calls[what]) > (2 if what == "claim" else 3)
 
 
-def test_what_was_answered_survives_the_kill_of_its_process(url):
+def test_an_answered_change_survives_a_kill_of_its_process(url):
     program = (
         "import os, sys\n"
         "from staddle_server.catalog import open_catalog\n"

@@ -1,4 +1,4 @@
-"""Opening: the right tables, whichever database it is, and clear words where it cannot be."""
+"""Opening: the right tables in any database, and a clear error where opening fails."""
 
 import subprocess
 import sys
@@ -29,14 +29,14 @@ def tables(connection):
     }
 
 
-def test_a_new_catalog_has_the_tables_that_the_migrations_make(migrated, world):
+def test_a_new_catalog_has_the_tables_of_the_migrations(migrated, world):
     for database in (migrated, world.catalog.database):
         with database.read() as connection:
             assert compare_metadata(MigrationContext.configure(connection), metadata) == []
             assert connection.exec_driver_sql(VERSION).all() == [(REVISION,)]
 
 
-def test_a_catalog_of_migrated_tables_is_opened_as_it_is(url):
+def test_a_migrated_catalog_opens_unchanged(url):
     database = open_database(url)
     migrate(database)
     with database.read() as connection:
@@ -48,18 +48,18 @@ def test_a_catalog_of_migrated_tables_is_opened_as_it_is(url):
 
 
 @pytest.mark.parametrize("place", ["mysql://user:secret@host/base", "postgresql+psycopg://host/base"])
-def test_a_database_that_this_version_does_not_know_is_named_with_those_that_it_does(place):
+def test_an_unknown_database_is_named_with_those_that_this_version_knows(place):
     with pytest.raises(UnknownSchemeError, match=r"^cannot open a catalog at \S+://: .*sqlite://") as caught:
         open_catalog(place)
     assert caught.value.scheme == place.partition("://")[0]
     assert "secret" not in str(caught.value)
 
 
-def test_the_newest_migration_is_the_one_that_the_code_wants():
+def test_the_newest_migration_is_the_one_that_the_code_expects():
     assert newest_revision() == REVISION
 
 
-def test_a_catalog_is_made_and_opened_without_what_brings_an_older_one_up_to_date(url):
+def test_a_catalog_is_created_and_opened_without_importing_the_migrations(url):
     program = (
         "import sys; from staddle_server.catalog import open_catalog; c = open_catalog(sys.argv[1]); "
         "assert c.tenants.list_all() == []; assert 'alembic' not in sys.modules"
@@ -90,7 +90,7 @@ def test_several_processes_may_make_the_same_catalog_at_once(url):
     catalog.close()
 
 
-def test_a_catalog_that_is_newer_than_the_code_is_refused_in_words(world):
+def test_a_catalog_newer_than_the_code_is_refused_with_the_reason(world):
     with world.catalog.database.write() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'r9999'")
     with pytest.raises(errors.Unavailable, match=r"newer version of Staddle.*r9999"):
@@ -98,7 +98,7 @@ def test_a_catalog_that_is_newer_than_the_code_is_refused_in_words(world):
 
 
 @pytest.mark.parametrize("way", [bring_up_to_date, migrate], ids=["made new", "migrated"])
-def test_tables_are_made_whole_or_not_at_all(way, url):
+def test_either_all_tables_are_created_or_none(way, url):
     database = open_database(url)
     broken = []
 
@@ -120,7 +120,7 @@ def test_tables_are_made_whole_or_not_at_all(way, url):
     open_catalog(url).close()
 
 
-def test_a_lock_that_another_holds_for_too_long_is_unavailable_with_a_time_to_retry(world):
+def test_a_lock_held_too_long_is_unavailable_with_a_retry_time(world):
     impatient = open_catalog(world.url, busy_timeout_s=0.05)
     with world.catalog.database.write() as connection:
         connection.execute(select(tenants).with_for_update())

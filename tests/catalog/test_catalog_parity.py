@@ -1,10 +1,10 @@
-"""Which packs have parity, and which are damaged no more."""
+"""Which packs have parity, and which are no longer damaged."""
 
 from staddle_server.catalog import PackParity, ParityTotals
 
 
 def packs_of(world, count):
-    """That many packs, live, a second apart."""
+    """Add so many live packs, a second apart."""
     made = []
     for _ in range(count):
         upload = world.begin().upload
@@ -31,7 +31,7 @@ def test_live_packs_without_parity_are_listed_in_order_and_in_pages(world):
     assert listed(world.catalog.packs.without_parity(found[-1].row, 2)) == packs[2:]
 
 
-def test_a_pack_that_has_parity_is_damaged_older_or_still_written_is_not_listed_as_without(world):
+def test_packs_without_parity_omit_those_damaged_older_or_being_written(world):
     since_ns = world.now + 10**9
     packs = [summary.pack for summary in packs_of(world, 4)]
     world.pack(world.begin().upload, world.digests(1))
@@ -59,7 +59,7 @@ def test_an_empty_catalog_has_no_packs_and_no_parity(world):
     assert world.catalog.packs.parity_totals() == ParityTotals(0, 0, 0, 0)
 
 
-def test_a_pack_that_was_found_sound_is_no_longer_damaged_and_its_chunks_are_there_again(world):
+def test_a_pack_found_sound_is_no_longer_damaged_and_its_chunks_are_found_again(world):
     upload = world.begin().upload
     ids = world.digests(20)
     summary = world.pack(upload, ids)
@@ -78,7 +78,7 @@ def test_a_pack_that_was_found_sound_is_no_longer_damaged_and_its_chunks_are_the
     assert world.catalog.packs.damaged(world.eve.tenant) == []
 
 
-def test_a_pack_is_known_while_it_has_a_row_in_whatever_state(world):
+def test_a_pack_is_known_in_every_state_of_its_row(world):
     (live,) = packs_of(world, 1)
     writing = world.pack(world.begin().upload, world.digests(1))
     asked = [live.pack, writing.pack, world.id()]

@@ -1,4 +1,4 @@
-"""The catalog in a file of SQLite: which SQLite, its settings and its file, and what can go wrong with these."""
+"""The catalog in an SQLite file: the library's version, its settings, its file, and how each can fail."""
 
 import itertools
 import logging
@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "catalog" / "schema.sql"
 
 @pytest.fixture
 def new_url(tmp_path):
-    """The tests of this module are about a file of SQLite, which has its path for a URL."""
+    """The tests of this module use an SQLite file, whose URL is its path."""
     names = (str(tmp_path / f"catalog-{number}.db") for number in itertools.count())
     return lambda: next(names)
 
@@ -53,7 +53,7 @@ def _schema(connection):
 
 
 def _parts(schema):
-    """The statements, each without the order in which its constraints stand, which is not fixed."""
+    """The statements, each without the order of its constraints, which varies."""
     ends = (" ) WITHOUT ROWID;", " );", ";")
     parts = []
     for line in schema.splitlines():
@@ -82,12 +82,12 @@ def test_only_a_fixed_sqlite_may_have_a_write_ahead_log(version, safe):
     assert wal_is_safe(version) is safe
 
 
-def test_the_interpreters_own_sqlite_is_used_if_it_is_fixed():
+def test_the_sqlite_of_the_interpreter_is_used_if_it_is_fixed():
     own = _sqlite(3, 51, 3)
     assert choose_sqlite(own, _sqlite(3, 53, 4)) == SqliteChoice(own, wal=True)
 
 
-def test_the_wheel_is_used_where_the_own_sqlite_is_not_fixed():
+def test_the_wheel_is_used_where_the_sqlite_of_the_interpreter_is_not_fixed():
     wheel = _sqlite(3, 53, 4)
     assert choose_sqlite(_sqlite(3, 40, 1), wheel) == SqliteChoice(wheel, wal=True)
 
@@ -131,7 +131,7 @@ def test_the_migrations_make_the_golden_schema(migrated):
         assert _schema(connection) == GOLDEN.read_text()
 
 
-def test_a_file_that_is_no_database_is_named_with_what_to_do(tmp_path):
+def test_a_file_that_is_not_a_database_is_named_with_what_to_do(tmp_path):
     path = tmp_path / "catalog.db"
     path.write_bytes(b"not a database, but long enough to be looked at" * 100)
     with pytest.raises(errors.Unavailable, match=r"damaged.*rebuild") as caught:
@@ -154,11 +154,11 @@ def test_a_catalog_without_its_directory_is_unavailable(tmp_path):
         open_catalog(str(tmp_path / "nowhere" / "catalog.db"))
 
 
-def test_a_full_disk_is_said_so_and_changes_nothing(world):
+def test_a_full_disk_is_reported_and_changes_nothing(world):
     with world.catalog.database.write() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
     with world.catalog.database.engine.connect() as connection:
-        # One connection of the pool, the one that the next transaction takes, may not grow the file.
+        # The pooled connection that the next transaction takes cannot grow the file.
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
     def fill():
@@ -170,12 +170,12 @@ def test_a_full_disk_is_said_so_and_changes_nothing(world):
     assert caught.value.reason == "STORE_FULL"
 
 
-def test_a_new_file_has_the_very_tables_that_the_migrations_make(migrated, world):
+def test_a_new_file_has_exactly_the_tables_of_the_migrations(migrated, world):
     with migrated.read() as connection, world.catalog.database.read() as new:
         assert _parts(_schema(new)) == _parts(_schema(connection))
 
 
-def test_a_token_is_nowhere_in_the_file(world):
+def test_the_file_never_contains_a_token(world):
     token = world.catalog.tokens.create(world.tenant, "ci", TokenRole.READER, 7)
     world.catalog.close()
     assert token.removeprefix("staddle_").encode() not in Path(world.url).read_bytes()
@@ -194,7 +194,7 @@ def test_a_url_names_the_file_by_a_relative_or_an_absolute_path(tmp_path, monkey
 @pytest.mark.parametrize(
     "url", ["sqlite://", "sqlite:///:memory:", "sqlite://host/a.db", "sqlite:////a.db?mode=ro"]
 )
-def test_a_url_that_names_no_file_is_refused(url):
+def test_a_url_without_a_file_is_refused(url):
     with pytest.raises(ValueError, match="sqlite:////absolute/path"):
         path_of(url)
 
@@ -218,13 +218,13 @@ def test_lists_of_every_length_are_found_with_a_handful_of_statements(world, mon
 
 
 class WithoutShortcuts(Sqlite):
-    """Has the statements of a database that has none of its own."""
+    """Uses the generic statements only, without SQLite's shortcuts."""
 
     insert_rows = DatabaseKind.insert_rows
     rows_in = DatabaseKind.rows_in
 
 
-def test_the_statements_of_any_database_do_the_same(world):
+def test_the_generic_statements_give_the_same_results(world):
     choice = choose_sqlite(wheel=installed_wheel())
     kinds = [Sqlite(world.url, choice), WithoutShortcuts(world.url, choice)]
     columns = (tasks.c.name, tasks.c.outcome)

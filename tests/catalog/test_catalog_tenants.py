@@ -23,12 +23,12 @@ def test_a_tenant_with_a_bad_name_is_refused(world, name):
     assert caught.value.facts == {"field": "name"}
 
 
-def test_a_tenants_name_is_given_once(world):
+def test_the_name_of_a_tenant_is_unique(world):
     with pytest.raises(errors.BadRequest, match="already"):
         world.catalog.tenants.create(world.id(), "one", 1, record=b"made")
 
 
-def test_newer_keys_replace_older_ones_and_never_the_other_way(world):
+def test_newer_keys_replace_older_ones_and_older_ones_replace_none(world):
     world.catalog.tenants.set_keys(world.tenant, 3, b"three")
     world.catalog.tenants.set_keys(world.tenant, 2, b"two")
     kept = world.catalog.tenants.get(world.tenant)
@@ -44,12 +44,12 @@ def test_a_tenants_record_is_pending_until_it_is_durable(world):
     assert pending() == {world.eve.tenant}
 
 
-def test_a_call_for_a_tenant_that_is_not_there_is_a_fault(world):
+def test_a_call_for_an_unknown_tenant_is_a_fault(world):
     with pytest.raises(errors.Fault):
         world.catalog.tokens.list_all(world.id())
 
 
-def test_a_token_says_who_calls_and_only_its_hash_is_kept(world):
+def test_a_token_identifies_its_caller_and_only_its_hash_is_stored(world):
     token = world.catalog.tokens.create(world.tenant, "ci", TokenRole.READER, 7)
     who = world.catalog.tokens.authenticate(token, 8)
     assert (who.tenant, who.name, who.role) == (world.tenant, "ci", TokenRole.READER)
@@ -60,7 +60,7 @@ def test_a_token_says_who_calls_and_only_its_hash_is_kept(world):
 @pytest.mark.parametrize(
     "token", ["", "staddle_", "staddle_" + "A" * 43, "A" * 51, "staddle_" + "A" * 100_000, "\ud800" * 51]
 )
-def test_what_is_no_known_token_is_refused(world, token):
+def test_an_unknown_token_is_refused(world, token):
     with pytest.raises(errors.Unauthenticated):
         world.catalog.tokens.authenticate(token, 1)
 
@@ -84,7 +84,7 @@ def test_a_revoked_token_is_refused_and_its_name_is_free_again(world, by):
     assert [entry.name for entry in world.catalog.tokens.list_all(world.tenant)].count("ci") == 2
 
 
-def test_two_tokens_of_a_tenant_do_not_share_a_name(world):
+def test_the_tokens_of_a_tenant_have_distinct_names(world):
     with pytest.raises(errors.BadRequest, match="already"):
         world.catalog.tokens.create(world.tenant, "ann", TokenRole.ADMIN, 1)
 

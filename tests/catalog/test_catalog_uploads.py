@@ -1,4 +1,4 @@
-"""An upload's life: begun, replayed, taken over, resumed, moved on, closed once."""
+"""The life of an upload: begin, replay, take-over, resume, checkpoint, and one close."""
 
 import pytest
 from staddle_server.base import errors, limits
@@ -55,7 +55,7 @@ def test_a_deleted_backup_is_never_a_base(world):
         assert _reason(caught) == "NO_BASE"
 
 
-def test_changes_against_nothing_have_no_base(world):
+def test_a_change_backup_without_earlier_ones_has_no_base(world):
     with pytest.raises(errors.Precondition) as caught:
         world.begin(scope=Scope.CHANGES)
     assert _reason(caught) == "NO_BASE"
@@ -84,13 +84,13 @@ def test_a_begin_that_fails_leaves_no_dataset(world):
         ({"fingerprint": "f" * 129}, "fingerprint"),
     ],
 )
-def test_what_cannot_be_is_a_bad_field(world, said, field):
+def test_an_impossible_value_is_a_bad_field(world, said, field):
     with pytest.raises(errors.BadRequest) as caught:
         world.begin(**said)
     assert caught.value.facts == {"field": field}
 
 
-def test_another_root_is_refused_unless_it_is_meant(world):
+def test_another_root_is_refused_unless_the_request_allows_it(world):
     world.backup(host="h", root="/srv")
     for said in ({"host": "h", "root": "/etc"}, {"host": "x", "root": "/srv"}, {"root": "/etc"}):
         with pytest.raises(errors.Precondition) as caught:
@@ -113,7 +113,7 @@ def test_a_new_root_counts_only_once_it_is_committed(world):
 # --- replay
 
 
-def test_a_replayed_begin_answers_as_the_first_did(world):
+def test_a_replayed_begin_gets_the_first_answer(world):
     said = {"request_id": "r1", "tags": {"a": "1"}, "root": "/srv", "host": "h"}
     first = world.begin(**said)
     world.now += SECOND
@@ -153,7 +153,7 @@ def test_a_request_id_that_was_used_for_another_request_is_refused(world, other)
     assert _reason(caught) == "REQUEST_ID_REUSED"
 
 
-def test_a_request_id_is_no_key_to_another_principals_upload(world):
+def test_a_request_id_gives_no_access_to_the_upload_of_another_principal(world):
     world.begin(request_id="r1")
     with pytest.raises(errors.AlreadyExists):
         world.begin(world.bob, request_id="r1")
@@ -169,7 +169,7 @@ def test_a_replay_after_a_take_over_has_the_old_epoch_and_cannot_write(world):
     assert _reason(caught) == "STALE_EPOCH"
 
 
-def test_the_same_request_id_means_something_else_for_another_tenant(world):
+def test_request_ids_of_two_tenants_are_unrelated(world):
     mine = world.begin(request_id="r1").upload
     theirs = world.begin(world.eve, request_id="r1").upload
     assert mine.id != theirs.id
@@ -178,7 +178,7 @@ def test_the_same_request_id_means_something_else_for_another_tenant(world):
 # --- taking over
 
 
-def test_the_same_command_again_takes_its_open_upload_over(world):
+def test_repeating_a_command_takes_its_open_upload_over(world):
     said = {"host": "h", "root": "/srv", "fingerprint": "f", "take_over": True}
     first = world.begin(**said, request_id="r1").upload
     world.now += SECOND
@@ -221,7 +221,7 @@ def test_another_principal_does_not_take_over_by_beginning(world):
     assert second.upload.id != first.id
 
 
-def test_what_auto_became_may_be_asked_for_by_name(world):
+def test_the_kind_that_auto_chose_matches_a_request_for_it_by_name(world):
     first = world.begin().upload
     assert world.begin(kind=Kind.FULL, take_over=True).upload.id == first.id
 
@@ -244,7 +244,7 @@ def test_an_upload_past_its_life_is_not_taken_over(world):
 # --- resume, renew, fail
 
 
-def test_resuming_ends_the_writer_before(world):
+def test_resuming_ends_the_previous_writer(world):
     upload = world.begin().upload
     resumed = world.catalog.uploads.resume(world.tenant, upload.id, world.ann, world.now, TERMS)
     assert resumed.epoch == 2
@@ -290,7 +290,7 @@ def test_renewing_extends_lease_and_life(world):
     assert renewed.expires_ns == world.now + 25 * SECOND
 
 
-def test_the_last_failure_is_the_writers_own_and_goes_with_the_commit(world):
+def test_the_last_failure_is_set_by_the_writer_and_cleared_by_the_commit(world):
     upload = world.begin().upload
     assert world.catalog.uploads.set_failure(world.tenant, upload.id, 1, "x" * 5000)
     assert len(world.catalog.uploads.get(world.tenant, upload.id).last_failure) == 1000
@@ -347,7 +347,7 @@ def test_a_replayed_checkpoint_changes_nothing(world):
     )
 
 
-def test_missing_chunks_are_listed_in_pages_and_hold_the_commit(world):
+def test_missing_chunks_are_listed_in_pages_and_block_the_commit(world):
     upload = world.begin().upload
     digests = sorted(world.digests(25))
     world.checkpoint(upload, missing_added=[MissingChunk(digest, 7) for digest in digests + digests[:3]])
@@ -362,7 +362,7 @@ def test_missing_chunks_are_listed_in_pages_and_hold_the_commit(world):
     assert world.commit(upload, missing_removed=digests[20:]).number == 1
 
 
-def test_more_missing_chunks_than_the_limit_are_refused_whole(world, monkeypatch):
+def test_more_missing_chunks_than_the_limit_are_all_refused(world, monkeypatch):
     monkeypatch.setattr(limits, "MISSING_CHUNKS_MAX", 10)
     upload = world.begin().upload
     with pytest.raises(errors.Exhausted) as caught:
@@ -374,7 +374,7 @@ def test_more_missing_chunks_than_the_limit_are_refused_whole(world, monkeypatch
 # --- closing
 
 
-def test_a_commit_makes_one_backup_with_all_that_was_said(world):
+def test_a_commit_makes_one_backup_with_everything_from_the_upload(world):
     base = world.backup()
     upload = world.begin(
         kind=Kind.INCREMENTAL, scope=Scope.CHANGES, tags={"k": "v"}, host="h", root="/srv", request_id="r"
@@ -401,7 +401,7 @@ def test_a_commit_makes_one_backup_with_all_that_was_said(world):
     assert (closed.state, closed.backup) == (UploadState.COMMITTED, backup.id)
 
 
-def test_a_replayed_commit_answers_the_same_backup(world):
+def test_a_replayed_commit_returns_the_same_backup(world):
     upload = world.begin().upload
     first = world.commit(upload)
     world.now += SECOND
@@ -425,7 +425,7 @@ def test_an_aborted_upload_leaves_no_backup_and_no_claim(world):
         assert connection.exec_driver_sql("SELECT count(*) FROM claims").scalar() == 0
 
 
-def test_a_closed_upload_refuses_every_write_and_says_its_state(world):
+def test_a_closed_upload_refuses_every_write_and_names_its_state(world):
     committed = world.begin().upload
     world.commit(committed)
     aborted = world.begin().upload
@@ -446,7 +446,7 @@ def test_a_closed_upload_refuses_every_write_and_says_its_state(world):
         world.catalog.uploads.abort(world.tenant, committed.id, 1)
 
 
-def test_uploads_whose_life_is_over_are_given_up_by_name(world):
+def test_expired_uploads_are_ended_and_named(world):
     old = world.begin().upload
     world.now += SECOND
     young = world.begin().upload
@@ -459,7 +459,7 @@ def test_uploads_whose_life_is_over_are_given_up_by_name(world):
     assert world.catalog.uploads.get(world.tenant, young.id).state == UploadState.OPEN
 
 
-def test_another_tenants_upload_is_not_there(world):
+def test_the_upload_of_another_tenant_is_not_found(world):
     upload = world.begin(request_id="r1").upload
     theirs = world.eve.tenant
     uploads = world.catalog.uploads

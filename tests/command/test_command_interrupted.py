@@ -1,4 +1,4 @@
-"""Commands that are interrupted, that meet damage, or whose server restarts."""
+"""Commands that are interrupted, find damage, or lose their server."""
 
 import json
 import os
@@ -12,27 +12,25 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from staddle_server.store.wrapped import WrappedBlobs
 from test_command_failures import WAIT_S
 
 
-class Gate:
-    """Blobs that stop after the first pack, until they may go on: the middle of a backup, for as long as a test wants."""
+class Gate(WrappedBlobs):
+    """Blobs that block after the first pack until released: the middle of a backup, as long as a test wants."""
 
     def __init__(self, blobs) -> None:
-        self._blobs = blobs
+        super().__init__(blobs)
         self.reached = threading.Event()
         self.open = threading.Event()
         self._packs = 0
-
-    def __getattr__(self, name: str):
-        return getattr(self._blobs, name)
 
     def create(self):
         self._packs += 1
         if self._packs > 1:
             self.reached.set()
             self.open.wait(WAIT_S)
-        return self._blobs.create()
+        return super().create()
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def gate(running) -> Iterator[Gate]:
 
 
 @pytest.mark.parametrize("flags", [[], ["--thin"]], ids=["source", "thin"])
-def test_an_interrupted_backup_goes_on_where_it_was(
+def test_an_interrupted_backup_resumes(
     nobody: CommandLine, running, gate: Gate, tmp_path: Path, flags
 ) -> None:
     nobody.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("writer")}
@@ -79,30 +77,24 @@ def test_an_interrupted_backup_goes_on_where_it_was(
     assert nobody("cat", "d", "19").out == (root / "19").read_bytes()
 
 
-class ReadGate:
-    """Blobs of which nothing more is read after the first two reads, until they may go on: the middle of a restore."""
+class ReadGate(WrappedBlobs):
+    """Blobs that block after the first two reads until released: the middle of a restore."""
 
     def __init__(self, blobs) -> None:
-        self._blobs = blobs
+        super().__init__(blobs)
         self.armed = False
         self.reached = threading.Event()
         self.open = threading.Event()
 
-    def __getattr__(self, name: str):
-        return getattr(self._blobs, name)
-
-    def read(self, *args, **options):
-        if self.armed and self._is_far(*args):
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        if self.armed and 24 << 20 < offset < 32 << 20:
             self.reached.set()
             self.open.wait(WAIT_S)
-        return self._blobs.read(*args, **options)
-
-    def _is_far(self, _key, offset: int = 0, *_more) -> bool:
-        return 24 << 20 < offset < 32 << 20
+        return super().read(name, offset, length)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_restore_in_order_and_leaves_no_temporary_file(
+def test_a_signal_ends_a_restore_cleanly_without_temporary_files(
     number: signal.Signals, nobody: CommandLine, running, tmp_path: Path
 ) -> None:
     gates: list[ReadGate] = []
@@ -135,7 +127,7 @@ def test_a_signal_ends_a_restore_in_order_and_leaves_no_temporary_file(
     assert list(target.iterdir()) == []
 
 
-def test_sigterm_and_sighup_together_are_one_request_to_end(nobody: CommandLine) -> None:
+def test_sigterm_and_sighup_together_count_as_one_request(nobody: CommandLine) -> None:
     words = "import os, signal; from staddle.command.run import _heed_interrupts as heed; heed()\n"
     words += "try: os.kill(os.getpid(), signal.SIGTERM)\nexcept KeyboardInterrupt: os.kill(os.getpid(), signal.SIGHUP); print('in order')"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, check=False)
@@ -193,7 +185,7 @@ def test_with_retry_every_command_waits_for_a_server_that_is_restarting(
             )
             for command in commands
         ]
-        for _ in commands:  # each has tried in vain
+        for _ in commands:  # each has failed once
             nobody_answers.accept()[0].close()
     running.listen = address
     running.start()

@@ -204,7 +204,7 @@ def test_a_reader_may_not_back_up(grpcurl_program: Path, running) -> None:
     assert reader.call("Backup", *LINES).failure == ("PermissionDenied", "PERMISSION_DENIED")
 
 
-def test_another_tenants_things_are_not_found(grpcurl_program: Path, running, kept: dict) -> None:
+def test_objects_of_another_tenant_are_not_found(grpcurl_program: Path, running, kept: dict) -> None:
     stranger = Grpcurl(grpcurl_program, running.address, running.token("admin", running.make_tenant("other")))
     assert stranger.call("ListDatasets").answer == {}
     for method in ("ListBackups", "GetBackup", "Restore", "ListEntries"):

@@ -1,4 +1,4 @@
-"""Damage that an upload or a restore meets: it costs what is damaged, and the rest goes on."""
+"""Damage during an upload or a restore: only the damaged data is lost, and the rest continues."""
 
 from itertools import pairwise
 
@@ -12,12 +12,12 @@ from staddle_server.base.types import Role
 from thin import Source, back_up, backups, info, noise, reason, restore
 
 MANY = {f"d{i % 7}/{'long' * 40}/f{i:04}": b"%d" % i for i in range(2800)}
-HURT = f"d3/{'long' * 40}/f1403"
+DAMAGED = f"d3/{'long' * 40}/f1403"
 BEFORE, BEHIND = f"d0/{'long' * 40}/f0007", f"d6/{'long' * 40}/f2799"
 
 
 def place_of(running, role, digest):
-    """The file and the offset of the segment that a chunk lies in."""
+    """The file and the offset of the segment with a chunk."""
     from staddle_server.store.keys import chunk_id, secrets_of
 
     keys = running.keys.load(running.tenant)
@@ -36,7 +36,7 @@ def damage(running, role, digest):
 
 
 def a_leaf(running, backup, path):
-    """The digest of the leaf that a path lies in."""
+    """The digest of the leaf with a path."""
     import msgspec
     from staddle_server.tenancy.chunk_reader import ChunkReader
     from staddle_server.tenancy.tenant import Tenants
@@ -62,7 +62,7 @@ def a_leaf_over_two_directories(running, backup):
     raise AssertionError("each directory begins with a leaf")
 
 
-def test_a_damaged_page_of_the_base_costs_a_whole_backup_nothing_but_its_counts(running):
+def test_a_damaged_page_of_the_base_costs_a_complete_backup_only_its_counts(running):
     stub = running.stub()
     first = back_up(stub, "www", MANY)
     damage(running, Role.MANIFEST, bytes.fromhex(first.manifest_digest))
@@ -76,9 +76,9 @@ def test_a_damaged_page_of_the_base_costs_a_whole_backup_nothing_but_its_counts(
 def test_a_damaged_page_of_the_base_is_named_at_the_commit_of_changes_and_the_upload_stays_open(running):
     stub = running.stub()
     first = back_up(stub, "www", MANY)
-    damage(running, Role.MANIFEST, a_leaf(running, first, HURT.encode()))
+    damage(running, Role.MANIFEST, a_leaf(running, first, DAMAGED.encode()))
     source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
-    source.put_file(HURT, b"other")
+    source.put_file(DAMAGED, b"other")
     for _ in range(2):
         with pytest.raises(grpc.RpcError) as failed:
             source.commit()
@@ -93,7 +93,7 @@ def test_a_damaged_page_of_the_base_is_named_at_the_commit_of_changes_and_the_up
     assert restore(stub, "www").files == MANY
 
 
-def test_content_from_a_base_that_is_damaged_there_is_asked_for_again_and_the_upload_stays_open(running):
+def test_damaged_content_of_a_base_is_requested_again_and_the_upload_stays_open(running):
     stub = running.stub()
     data, other = noise(1_500_000, 1), noise(1_500_000, 2)
     back_up(stub, "www", {"a": data, "b": other})
@@ -116,33 +116,33 @@ def test_content_from_a_base_that_is_damaged_there_is_asked_for_again_and_the_up
     assert found.damages == []
 
 
-def test_content_from_a_base_whose_page_is_damaged_is_asked_for_again(running):
+def test_content_of_a_base_with_a_damaged_page_is_requested_again(running):
     stub = running.stub()
     first = back_up(stub, "www", MANY)
-    damage(running, Role.MANIFEST, a_leaf(running, first, HURT.encode()))
+    damage(running, Role.MANIFEST, a_leaf(running, first, DAMAGED.encode()))
     source = Source(stub, "www")
     with pytest.raises(grpc.RpcError) as refused:
-        source.put_entries(pb.Entry(path=HURT, content_from_base=True))
+        source.put_entries(pb.Entry(path=DAMAGED, content_from_base=True))
     assert reason(refused.value) == "NOT_IN_BASE"
     source.number = 0
-    source.put_file(HURT, b"other")
+    source.put_file(DAMAGED, b"other")
     source.commit()
-    assert restore(stub, "www").files == {HURT: b"other"}
+    assert restore(stub, "www").files == {DAMAGED: b"other"}
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_selection_of_which_one_path_is_damaged_brings_the_others(running, exact):
+def test_a_selection_with_one_damaged_path_restores_the_others(running, exact):
     stub = running.stub()
     backup = back_up(stub, "www", MANY)
-    damage(running, Role.MANIFEST, a_leaf(running, backup, HURT.encode()))
-    found = restore(stub, "www", paths=[BEFORE, HURT, BEHIND], exact=exact)
+    damage(running, Role.MANIFEST, a_leaf(running, backup, DAMAGED.encode()))
+    found = restore(stub, "www", paths=[BEFORE, DAMAGED, BEHIND], exact=exact)
     assert set(found.files) >= {BEFORE, BEHIND}
-    assert HURT not in found.files
-    # Two where HURT ends its page: the next one might hold something below it, and lies in the same segment.
+    assert DAMAGED not in found.files
+    # Two where DAMAGED ends its page: the next one might hold something below it, and lies in the same segment.
     assert 1 <= len(found.damages) <= 2
 
 
-def test_a_tenant_whose_keys_are_damaged_keeps_nobody_else_from_starting(running):
+def test_a_tenant_with_damaged_keys_does_not_stop_the_server_from_starting(running):
     other = running.make_tenant("other")
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
@@ -158,7 +158,7 @@ def test_a_tenant_whose_keys_are_damaged_keeps_nobody_else_from_starting(running
     assert failed.value.code() == grpc.StatusCode.DATA_LOSS
 
 
-def test_a_backup_without_its_only_page_is_damaged_whatever_is_asked_for(running, tmp_path):
+def test_a_backup_without_its_only_page_is_damaged_for_every_request(running, tmp_path):
     backup = back_up(running.stub(), "www", {"a": b"1"})
     damage(running, Role.MANIFEST, bytes.fromhex(backup.manifest_digest))
     paths = ["not/in/this/backup", "nor/that"]
@@ -166,7 +166,7 @@ def test_a_backup_without_its_only_page_is_damaged_whatever_is_asked_for(running
         client.restore("www", tmp_path / "target", paths=paths)
 
 
-def test_a_lost_page_that_begins_in_an_excluded_directory_and_ends_behind_it_is_named(running, tmp_path):
+def test_a_lost_page_that_reaches_beyond_an_excluded_directory_is_named(running, tmp_path):
     stub = running.stub()
     backup = back_up(stub, "www", MANY)
     damage(running, Role.MANIFEST, a_leaf_over_two_directories(running, backup))

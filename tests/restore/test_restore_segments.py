@@ -1,4 +1,4 @@
-"""What goes out as it is stored: only what its reader may read, only where it pays, and never what is damaged."""
+"""Segments that are sent as stored: only what the reader may read, only where it pays, and never damaged data."""
 
 import random
 
@@ -16,7 +16,7 @@ KEPT = 8
 
 
 class Opened:
-    """A restore with segments, read as the protocol says, by a client that knows nothing else."""
+    """A restore with segments, read as the protocol says, by an independent client."""
 
     def __init__(self, stub, dataset, **fields):
         self.files, self.damages, self.segments, self.inline, self.pieces = {}, [], [], 0, 0
@@ -86,7 +86,7 @@ def uploaded(stub, dataset, files, **fields):
     return source.commit()
 
 
-def test_a_backup_comes_as_it_is_stored_and_every_byte_is_as_it_was(running):
+def test_a_backup_is_sent_as_stored_and_restores_byte_for_byte(running):
     stub = running.stub()
     back_up(stub, "www", FILES)
     found = Opened(stub, "www")
@@ -99,7 +99,7 @@ def test_a_backup_comes_as_it_is_stored_and_every_byte_is_as_it_was(running):
     assert stored < 1.02 * sum(len(data) for path, data in FILES.items() if path != "large/zeros")
 
 
-def test_who_does_not_ask_for_segments_gets_none(running):
+def test_a_client_that_does_not_request_segments_gets_none(running):
     stub = running.stub()
     back_up(stub, "www", FILES)
     kinds = {
@@ -110,7 +110,7 @@ def test_who_does_not_ask_for_segments_gets_none(running):
     assert kinds.isdisjoint({"segment", "pieces"})
 
 
-def test_a_selection_that_needs_little_of_a_segment_brings_no_other_bytes_of_it(running):
+def test_a_selection_that_needs_little_of_a_segment_does_not_send_all_of_it(running):
     stub = running.stub()
     back_up(stub, "www", FILES)
     chosen = [f"small/{i:03}" for i in range(0, 300, 30)]
@@ -119,7 +119,7 @@ def test_a_selection_that_needs_little_of_a_segment_brings_no_other_bytes_of_it(
     assert found.segments == []
 
 
-def test_what_was_stored_for_a_backup_that_is_deleted_goes_out_file_by_file(running):
+def test_segments_shared_with_a_deleted_backup_are_sent_file_by_file(running):
     stub = running.stub()
     secret = noise(400_000, 7)
     first = back_up(stub, "www", {"a": noise(900_000, 8), "b": secret})
@@ -134,20 +134,20 @@ def test_what_was_stored_for_a_backup_that_is_deleted_goes_out_file_by_file(runn
     assert len(Opened(stub, "other").segments) > 0
 
 
-def test_a_segment_that_is_damaged_costs_its_files_and_is_named_as_ever(running):
+def test_a_damaged_segment_costs_its_files_only_and_is_named(running):
     stub = running.stub()
     back_up(stub, "www", FILES)
-    hurt = "small/150"
-    damage(running, Role.DATA, blake3(FILES[hurt]).digest())
+    damaged = "small/150"
+    damage(running, Role.DATA, blake3(FILES[damaged]).digest())
     found, plain = Opened(stub, "www"), restore(stub, "www")
-    assert hurt in found.damages
+    assert damaged in found.damages
     assert found.damages == [each.path for each in plain.damages]
     assert {path: data for path, data in found.files.items() if path not in found.damages} == plain.files
     assert found.end == plain.end
 
 
 @pytest.mark.parametrize("seed", range(extent(1, 4)))
-def test_files_that_share_chunks_over_and_over_come_right_however_many_segments_they_need(running, seed):
+def test_files_with_many_shared_chunks_and_segments_restore_correctly(running, seed):
     stub = running.stub()
     chance = random.Random(seed)
     blocks = [noise(chance.randrange(70_000, 300_000), 100 + i) for i in range(40)]
@@ -158,7 +158,7 @@ def test_files_that_share_chunks_over_and_over_come_right_however_many_segments_
     assert Opened(stub, "www").files == files
 
 
-def test_segments_go_with_data_alone(running):
+def test_segments_are_sent_for_data_only(running):
     import grpc
     from thin import reason
 
@@ -170,7 +170,7 @@ def test_segments_go_with_data_alone(running):
     assert reason(refused.value) == "BAD_FIELD"
 
 
-def test_what_clients_compressed_is_what_goes_out(running):
+def test_segments_compressed_by_clients_are_sent_unchanged(running):
     stub = running.stub()
     files = {f"f{i}": words(200_000, i) for i in range(12)}
     uploaded(stub, "www", files)
@@ -179,7 +179,7 @@ def test_what_clients_compressed_is_what_goes_out(running):
     assert found.inline == 0
 
 
-def test_another_kind_of_entry_is_as_it_was(running):
+def test_other_kinds_of_entries_are_unaffected(running):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_entries(
@@ -192,7 +192,7 @@ def test_another_kind_of_entry_is_as_it_was(running):
     assert with_segments == list(stub.Restore(sv.RestoreRequest(dataset="www")))
 
 
-def test_a_segment_of_which_a_start_was_inflated_is_opened_again_for_what_lies_behind(running):
+def test_a_partly_inflated_segment_is_opened_again_for_the_rest(running):
     from staddle_server.tenancy.chunk_reader import ChunkReader
     from staddle_server.tenancy.tenant import Tenants
 

@@ -1,4 +1,4 @@
-"""What the tests of the store share: blobs and fixed keys."""
+"""Shared by the tests of the store: blobs and fixed keys."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""What the golden files of the store hold: objects of every kind from fixed keys, ids, nonces and payloads.
+"""The contents of the store's golden files: objects of every kind from fixed keys, ids, nonces and payloads.
 
-Run as a program it writes those that are missing; one that exists is never changed by it, since formats only grow.
+Run as a program, this writes the missing files. It never changes an existing one, since formats only grow.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ TEXT = b"a line that zstd makes short\n" * 40
 DATA_CHUNKS = [b"first chunk", b"second chunk\0\xff"]
 TEXT_CHUNKS = [TEXT[:400], TEXT[400:]]
 PAGES = [b"\x01\x90"]
-# As zstandard 0.25 made it at level 1. Fixed here, since another zstd may compress otherwise.
+# Made by zstandard 0.25 at level 1. Fixed here, since another zstd may compress differently.
 FRAME = DIRECTORY / "frame.zst"
 BACKUP = Seeded("golden backup")(16)
 RECORDS: dict[str, Record] = {
@@ -86,7 +86,7 @@ def golden_keys() -> TenantKeys:
 
 
 def golden_objects() -> dict[str, tuple[str, bytes]]:
-    """For each golden file the name of the object in the store, and its bytes."""
+    """For each golden file, its object name in the store and its bytes."""
     blobs, keys = MemoryBlobs(), golden_keys()
     create_format(blobs)
     KeyStore(blobs, MASTER, random=Seeded("golden tenant")).create("default", CREATED_NS)

@@ -1,4 +1,4 @@
-"""Second copies of records and keys: read where the first is hurt, and each made again from the other."""
+"""Second copies of records and keys: read where the first is damaged, and each restored from the other."""
 
 import pytest
 from staddle_server.base.errors import Damaged, Unavailable
@@ -57,16 +57,16 @@ def test_a_record_that_was_lost_and_written_again_is_copied_again(
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "huge", "gone", "another one"])
 @pytest.mark.parametrize("which", ["object", "copy"])
-def test_either_of_the_two_is_made_again_from_the_other_and_until_then_the_record_is_read_and_listed(
+def test_a_record_with_one_good_copy_is_read_and_listed_and_the_other_copy_is_restored(
     blobs: Blobs, keys: TenantKeys, how: str, which: str
 ) -> None:
     records = Records(blobs, keys)
     name, other = put(records, DELETED), put(records, UndeletedRecord(bytes(16), NOW_NS), 2)
     records.copies.mend(name)
     data = whole(blobs, name)
-    hurt = name if which == "object" else copy_name(name)
+    damaged = name if which == "object" else copy_name(name)
     if how == "gone":
-        blobs.delete(hurt)
+        blobs.delete(damaged)
     else:
         changed = {
             "flipped": data[:60] + bytes([data[60] ^ 1]) + data[61:],
@@ -75,14 +75,14 @@ def test_either_of_the_two_is_made_again_from_the_other_and_until_then_the_recor
             "huge": data + bytes(2 << 20),
             "another one": whole(blobs, other),
         }
-        spoilt(blobs, hurt, changed[how])
+        spoilt(blobs, damaged, changed[how])
     assert records.read(name) == DELETED
     assert sorted(records.list()) == sorted([name, other])
     assert records.copies.mend(name) is (CopyState.RESTORED if which == "object" else CopyState.COPIED)
     assert whole(blobs, name) == whole(blobs, copy_name(name)) == data
 
 
-def test_a_record_of_which_nothing_right_is_left_is_damaged_and_stays_as_it_is(
+def test_a_record_without_a_good_copy_is_damaged_and_stays_unchanged(
     memory: MemoryBlobs, keys: TenantKeys
 ) -> None:
     records = Records(memory, keys)
@@ -102,7 +102,9 @@ def test_a_record_of_which_nothing_right_is_left_is_damaged_and_stays_as_it_is(
     assert memory.objects == {}
 
 
-def test_a_store_that_does_not_answer_is_not_taken_for_damage(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_a_store_that_does_not_answer_is_not_reported_as_damage(
+    memory: MemoryBlobs, keys: TenantKeys
+) -> None:
     class Silent(WrappedBlobs):
         asked = 0
 
@@ -120,7 +122,7 @@ def test_a_store_that_does_not_answer_is_not_taken_for_damage(memory: MemoryBlob
     assert silent.asked == 2
 
 
-def test_an_object_that_is_far_too_long_is_refused_unread(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_an_oversized_object_is_refused_before_it_is_read(memory: MemoryBlobs, keys: TenantKeys) -> None:
     class Counting(WrappedBlobs):
         bytes_read = 0
 
@@ -137,7 +139,7 @@ def test_an_object_that_is_far_too_long_is_refused_unread(memory: MemoryBlobs, k
     assert counting.bytes_read == 2 * len(memory.objects[name])
 
 
-def test_objects_without_a_copy_are_found_among_copies_of_what_is_gone(
+def test_objects_without_a_copy_are_found_although_other_copies_have_no_object(
     memory: MemoryBlobs, keys: TenantKeys
 ) -> None:
     records = Records(memory, keys)
@@ -150,7 +152,7 @@ def test_objects_without_a_copy_are_found_among_copies_of_what_is_gone(
     assert list(records.list()) == names
 
 
-def test_keys_that_are_lost_or_damaged_are_loaded_from_their_copy_and_never_from_an_older_object(
+def test_lost_or_damaged_keys_load_from_their_copy_and_never_from_an_older_object(
     memory: MemoryBlobs,
 ) -> None:
     store = KeyStore(memory, MASTER)

@@ -1,4 +1,4 @@
-"""Errors keep nothing: what a damaged pack held in memory goes with the error, on every Python."""
+"""Errors keep no memory: the bytes of a damaged pack are freed with the error, on every Python."""
 
 import gc
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from store_data import write_pack
 
 
 def fails(ask: Callable[[], object]) -> bool:
-    """Whether it finds damage; keeps nothing of the error itself."""
+    """Whether reading finds damage; drops the error itself."""
     try:
         ask()
     except PackDamaged:
@@ -20,7 +20,9 @@ def fails(ask: Callable[[], object]) -> bool:
     return False
 
 
-def test_an_error_about_a_pack_leaves_no_cycle_with_its_bytes(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_an_error_about_a_pack_leaves_no_reference_cycle_to_its_bytes(
+    memory: MemoryBlobs, keys: TenantKeys
+) -> None:
     summary = write_pack(memory, keys, [(Role.DATA, [b"chunk" * 1000])])
     ref = summary.chunks[0].place.segment
     name = pack_name(keys.tenant, summary.pack)

@@ -1,4 +1,4 @@
-"""The directory: durable before acknowledged, whatever the system answers."""
+"""The directory backend: durable before acknowledged, whatever the system answers."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ STEPS += ("replace", "make_directory", "status", "status_of", "scan")
 
 
 class FaultyFiles(Files):
-    """Real files, of which named steps fail, or have something happen before them; keeps a journal."""
+    """Real files with a journal; a test can make a named step fail, or run something before it."""
 
     def __init__(self) -> None:
         self.faults: dict[str, int] = {}
@@ -104,7 +104,7 @@ def test_a_directory_that_another_process_made_is_synced_too(tmp_path: Path, fil
     assert before_link.count("sync_directory") == 2  # for tmp and for packs
 
 
-def test_a_name_that_is_taken_is_durable_when_the_loser_hears_of_it(
+def test_a_name_is_durable_before_the_losing_writer_learns_of_it(
     directory: DirectoryBlobs, files: FaultyFiles
 ) -> None:
     directory.put(NAME, b"first")
@@ -186,7 +186,7 @@ def test_a_writer_whose_write_failed_never_commits(directory: DirectoryBlobs, fi
     assert list(directory.list("")) == []
 
 
-def test_room_that_comes_back_is_used(directory: DirectoryBlobs, files: FaultyFiles) -> None:
+def test_writing_works_again_once_the_disk_has_room(directory: DirectoryBlobs, files: FaultyFiles) -> None:
     files.faults["write"] = errno.ENOSPC
     with pytest.raises(Exhausted):
         directory.put(NAME, b"data")
@@ -225,7 +225,7 @@ def test_a_failed_sync_is_not_retried_and_ends_all_writing_but_not_reading(
     assert "packs/begun" not in dict(directory.list(""))
 
 
-def test_a_fresh_instance_makes_a_fresh_start(tmp_path: Path, files: FaultyFiles) -> None:
+def test_a_new_instance_writes_again_after_a_failed_sync(tmp_path: Path, files: FaultyFiles) -> None:
     failed = DirectoryBlobs(str(tmp_path), files)
     files.faults["sync"] = errno.EIO
     with pytest.raises(Unavailable):
@@ -237,7 +237,7 @@ def test_a_fresh_instance_makes_a_fresh_start(tmp_path: Path, files: FaultyFiles
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
-def test_an_object_that_cannot_be_looked_at_is_not_missing(
+def test_an_unreadable_object_is_not_reported_as_missing(
     directory: DirectoryBlobs, files: FaultyFiles, number: int
 ) -> None:
     directory.put(NAME, b"data")
@@ -284,7 +284,7 @@ def test_a_root_that_does_not_exist_is_refused_at_once(tmp_path: Path) -> None:
         DirectoryBlobs(str(tmp_path / "nothing"))
 
 
-def test_directories_that_were_removed_are_made_again(directory: DirectoryBlobs, tmp_path: Path) -> None:
+def test_removed_directories_are_created_again(directory: DirectoryBlobs, tmp_path: Path) -> None:
     directory.put(NAME, b"data")
     shutil.rmtree(tmp_path / "tmp")
     shutil.rmtree(tmp_path / "packs")
@@ -297,14 +297,12 @@ def test_directories_that_were_removed_are_made_again(directory: DirectoryBlobs,
     assert directory.read(NAME, 0, 5) == b"again"
 
 
-def test_a_trailing_slash_in_the_root_means_nothing(tmp_path: Path) -> None:
+def test_a_trailing_slash_in_the_root_is_ignored(tmp_path: Path) -> None:
     DirectoryBlobs(f"{tmp_path}/").put(NAME, b"data")
     assert (tmp_path / NAME).read_bytes() == b"data"
 
 
-def test_what_is_not_an_object_is_not_listed_and_not_followed(
-    directory: DirectoryBlobs, tmp_path: Path
-) -> None:
+def test_other_files_are_neither_listed_nor_followed(directory: DirectoryBlobs, tmp_path: Path) -> None:
     directory.put("packs/aa", b"data")
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     outside.mkdir()
@@ -321,7 +319,7 @@ def test_what_is_not_an_object_is_not_listed_and_not_followed(
         directory.size("packs/link")
 
 
-def test_files_are_for_their_owner_alone(directory: DirectoryBlobs, tmp_path: Path) -> None:
+def test_files_are_readable_by_their_owner_only(directory: DirectoryBlobs, tmp_path: Path) -> None:
     directory.put(NAME, b"data")
     assert (tmp_path / NAME).stat().st_mode & 0o077 == 0
     assert (tmp_path / "packs").stat().st_mode & 0o077 == 0
@@ -339,7 +337,7 @@ def replaced(directory: DirectoryBlobs, name: str, data: bytes) -> None:
         writer.abort()
 
 
-def test_what_takes_a_name_is_synced_before_and_its_directory_after(
+def test_a_replacement_is_synced_before_it_is_named_and_its_directory_after(
     directory: DirectoryBlobs, files: FaultyFiles, tmp_path: Path
 ) -> None:
     directory.put(NAME, b"old")
@@ -389,7 +387,7 @@ sys.stdin.read()
 """
 
 
-def test_a_sweep_takes_what_a_killed_writer_left_and_nothing_of_a_living_one(tmp_path: Path) -> None:
+def test_a_sweep_removes_the_files_of_killed_writers_only(tmp_path: Path) -> None:
     directory = DirectoryBlobs(str(tmp_path))
     mine = directory.create()
     mine.write(b"mine")
@@ -409,7 +407,7 @@ def test_a_sweep_takes_what_a_killed_writer_left_and_nothing_of_a_living_one(tmp
     assert directory.sweep() == 0
 
 
-def test_a_sweep_between_a_files_making_and_its_locking_costs_no_data(tmp_path: Path) -> None:
+def test_a_sweep_between_creating_and_locking_a_file_loses_no_data(tmp_path: Path) -> None:
     sweeper = DirectoryBlobs(str(tmp_path))
     files = FaultyFiles()
     directory = DirectoryBlobs(str(tmp_path), files)
@@ -420,14 +418,14 @@ def test_a_sweep_between_a_files_making_and_its_locking_costs_no_data(tmp_path: 
     assert directory.read(NAME, 0, 4) == b"data"
 
 
-def test_a_file_that_the_sweeper_has_locked_is_left_to_it(tmp_path: Path) -> None:
+def test_a_writer_leaves_a_file_that_the_sweeper_has_locked(tmp_path: Path) -> None:
     sweeping, files = FaultyFiles(), FaultyFiles()
     sweeper = DirectoryBlobs(str(tmp_path), sweeping)
     directory = DirectoryBlobs(str(tmp_path), files)
     locked: list[int] = []
 
     def hold() -> None:
-        """The sweeper gets as far as its lock, and no further, before the writer tries for it."""
+        """Let the sweeper take its lock, and stop there, before the writer tries to lock."""
         (name,) = temporary_files(tmp_path)
         locked.append(os.open(tmp_path / "tmp" / name, os.O_RDONLY))
         assert sweeping.lock(locked[0])
@@ -442,7 +440,7 @@ def test_a_file_that_the_sweeper_has_locked_is_left_to_it(tmp_path: Path) -> Non
     assert directory.read(NAME, 0, 4) == b"data"
 
 
-def test_a_crash_between_naming_and_clearing_up_leaves_the_object(tmp_path: Path) -> None:
+def test_a_crash_between_naming_an_object_and_its_cleanup_keeps_the_object(tmp_path: Path) -> None:
     directory = DirectoryBlobs(str(tmp_path))
     directory.put(NAME, b"data")
     os.link(tmp_path / NAME, tmp_path / "tmp" / ("ab" * 16))
@@ -450,7 +448,7 @@ def test_a_crash_between_naming_and_clearing_up_leaves_the_object(tmp_path: Path
     assert directory.read(NAME, 0, 4) == b"data"
 
 
-def test_a_sweep_takes_only_files_that_have_the_name_of_a_temporary_one(tmp_path: Path) -> None:
+def test_a_sweep_removes_only_files_with_the_name_of_a_temporary_file(tmp_path: Path) -> None:
     others = tmp_path / "others"
     others.mkdir()
     (others / "letter").write_bytes(b"not Staddle's")

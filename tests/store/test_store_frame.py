@@ -1,4 +1,4 @@
-"""Payloads: what is compressed, and what is taken from others."""
+"""Payloads: what the store compresses, and which frames from elsewhere it accepts."""
 
 import struct
 import tracemalloc
@@ -26,7 +26,7 @@ TEXT = b"what is written twice is stored once. " * 2000
 
 
 @given(st.binary(min_size=1, max_size=5000), st.integers(1, 200))
-def test_what_was_compressed_inflates_to_itself(piece: bytes, times: int) -> None:
+def test_compressed_data_inflates_to_the_same_bytes(piece: bytes, times: int) -> None:
     raw = (piece * times)[:SEGMENT_RAW_BYTES_MAX]
     codec, payload = compress(raw)
     assert inflate(codec, payload, len(raw)) == raw
@@ -41,7 +41,7 @@ def test_every_kind_of_buffer_can_be_compressed_and_inflated(kind: type) -> None
     assert inflate(Codec.RAW, kind(TEXT), len(TEXT)) == TEXT
 
 
-def test_what_hardly_compresses_stays_raw_and_is_not_copied() -> None:
+def test_data_that_hardly_compresses_stays_raw_and_is_not_copied() -> None:
     noise = Seeded("noise")(100_000)
     codec, payload = compress(noise)
     assert codec == Codec.RAW
@@ -50,7 +50,7 @@ def test_what_hardly_compresses_stays_raw_and_is_not_copied() -> None:
     assert compress(noise + bytes(5_000))[0] == Codec.ZSTD
 
 
-def test_a_frame_of_ours_states_its_size_and_keeps_to_the_window() -> None:
+def test_our_frames_state_their_size_and_stay_within_the_window() -> None:
     raw = TEXT * 40
     _, payload = compress(raw[:SEGMENT_RAW_BYTES_MAX])
     parameters = zstandard.get_frame_parameters(payload)
@@ -59,7 +59,7 @@ def test_a_frame_of_ours_states_its_size_and_keeps_to_the_window() -> None:
     assert parameters.dict_id == 0
 
 
-def test_contexts_are_as_many_as_are_in_use_and_come_back_after_an_error() -> None:
+def test_compression_contexts_are_reused_even_after_an_error() -> None:
     contexts = _Contexts(object)
     with contexts.one() as first, contexts.one() as second:
         assert first is not second
@@ -69,7 +69,7 @@ def test_contexts_are_as_many_as_are_in_use_and_come_back_after_an_error() -> No
     assert set(contexts._idle) == {first, second}
 
 
-def test_threads_compress_beside_one_another() -> None:
+def test_threads_compress_in_parallel() -> None:
     payloads = [Seeded(f"thread {i}")(1000) * 200 for i in range(16)]
     with ThreadPoolExecutor(8) as pool:
         frames = list(pool.map(compress, payloads))
@@ -137,7 +137,9 @@ SKIPPABLE = struct.pack("<II", 0x184D2A50, 4) + b"skip"
         (b"\x1f\x8b" + FRAME, len(TEXT), "not a zstd frame"),
     ],
 )
-def test_a_frame_that_is_not_what_was_stated_is_refused(payload: bytes, raw_length: int, why: str) -> None:
+def test_a_frame_that_contradicts_its_stated_size_is_refused(
+    payload: bytes, raw_length: int, why: str
+) -> None:
     with pytest.raises(FrameError, match=why) as caught:
         inflate(Codec.ZSTD, payload, raw_length)
     assert isinstance(caught.value, BadRequest)
@@ -216,7 +218,7 @@ def test_a_flipped_bit_in_a_frame_never_changes_how_much_comes_out(bit: int) -> 
 
 
 @given(st.binary(min_size=1, max_size=5000), st.integers(1, 6000), st.booleans())
-def test_the_start_of_a_payload_is_what_inflating_all_of_it_begins_with(
+def test_the_start_of_a_payload_equals_the_start_of_all_of_it_inflated(
     data: bytes, length: int, raw: bool
 ) -> None:
     payload = data if raw else zstandard.ZstdCompressor().compress(data)
@@ -224,7 +226,7 @@ def test_the_start_of_a_payload_is_what_inflating_all_of_it_begins_with(
     assert bytes(start) == (data if raw else data[: max(length, 0)])
 
 
-def test_the_start_of_a_frame_that_is_not_what_was_said_is_refused() -> None:
+def test_the_start_of_a_frame_with_a_wrong_size_is_refused() -> None:
     data = bytes(range(256)) * 40
     frame = zstandard.ZstdCompressor().compress(data)
     for payload, raw_length in (

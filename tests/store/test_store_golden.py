@@ -1,4 +1,4 @@
-"""The golden files: made again byte for byte, read by the code, and read by hand as docs/format.md says."""
+"""The golden files: reproduced byte for byte, read by the code, and read by hand per docs/format.md."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def store(tmp_path: Path) -> DirectoryBlobs:
     return DirectoryBlobs(str(tmp_path))
 
 
-def test_every_golden_file_is_made_again_byte_for_byte() -> None:
+def test_every_golden_file_is_reproduced_byte_for_byte() -> None:
     made = golden_objects()
     assert {file: name for file, (name, _) in made.items()} == names()
     for file, (_, data) in made.items():

@@ -41,7 +41,7 @@ def wrapped_keys(versions: tuple[int, ...] = (1,)) -> WrappedKeys:
     return WrappedKeys(TENANT, "default", NOW_NS, keys.root, keys.pack_keys)
 
 
-def test_a_master_key_that_was_made_can_be_loaded(tmp_path: Path) -> None:
+def test_a_new_master_key_can_be_loaded(tmp_path: Path) -> None:
     path = str(tmp_path / "master.key")
     master = create_master_key(path)
     assert load_master_key(path) == master
@@ -59,7 +59,7 @@ def test_no_master_key_is_ever_overwritten(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["master.key"]
 
 
-def test_a_master_key_that_could_not_be_synced_is_not_there(tmp_path: Path) -> None:
+def test_a_master_key_that_could_not_be_synced_is_removed(tmp_path: Path) -> None:
     class FailingFiles(Files):
         def sync(self, descriptor: int) -> None:
             raise OSError(errno.EIO, "i/o error")
@@ -90,7 +90,7 @@ LINE = f"staddle-master-key-1 {MASTER.hex()} {blake3(MASTER).hexdigest()[:8]}\n"
         (b"\xff" * 100, "is not a master key"),
     ],
 )
-def test_a_file_that_is_no_master_key_is_refused_with_the_reason(
+def test_a_file_without_a_master_key_is_refused_with_the_reason(
     tmp_path: Path, line: bytes, why: str
 ) -> None:
     path = tmp_path / "master.key"
@@ -128,7 +128,7 @@ def test_a_file_that_is_no_master_key_is_refused_with_the_reason(
         "O and l",
     ],
 )
-def test_a_master_key_is_understood_as_it_was_typed_or_pasted(tmp_path: Path, line: bytes) -> None:
+def test_a_master_key_may_be_typed_or_pasted(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "key").write_bytes(line)
     assert load_master_key(str(tmp_path / "key")) == MASTER
 
@@ -140,7 +140,7 @@ def test_a_missing_master_key_and_one_that_is_a_directory_are_named(tmp_path: Pa
         load_master_key(str(tmp_path))
 
 
-def test_a_device_and_a_pipe_without_a_writer_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_device_or_a_pipe_without_a_writer_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/zero", str(tmp_path / "pipe")):
         with pytest.raises(MasterKeyError, match="not a regular file"):
@@ -256,14 +256,14 @@ def test_a_keys_object_under_another_name_opens_nothing(memory: MemoryBlobs) -> 
 
 
 @pytest.mark.parametrize("name", ["keys/x", "keys/aa/1", "keys/aa/bb/cc", "keys/" + "ab" * 16 + "/1"])
-def test_a_stranger_among_the_keys_is_named(memory: MemoryBlobs, name: str) -> None:
+def test_a_foreign_object_among_the_keys_is_named(memory: MemoryBlobs, name: str) -> None:
     memory.put(name, b"")
     with pytest.raises(Damaged, match=name):
         KeyStore(memory, MASTER).tenants()
 
 
 def seal(body: bytes) -> bytes:
-    """A keys object around any body, as one who has the master key could make it."""
+    """A keys object with any body, as anyone with the master key could make it."""
     head = b"STADKEYS" + bytes([1, 0, 0, 0]) + TENANT + bytes(12)
     key = derive("staddle.v1 tenant wrap key", MASTER + TENANT)
     return head + AESGCM(key).encrypt(bytes(12), body, head)
@@ -304,7 +304,7 @@ def test_bytes_behind_the_sealed_map_are_damage() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_hostile_bytes_are_no_secrets(data: bytes) -> None:
+def test_hostile_bytes_are_refused_as_secrets(data: bytes) -> None:
     for attempt in (
         data,
         seal(data),

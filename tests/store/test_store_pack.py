@@ -1,4 +1,4 @@
-"""Packs: what is written comes back, and nothing else does."""
+"""Packs: a reader returns what was written, and nothing else."""
 
 import errno
 import os
@@ -97,7 +97,7 @@ def test_a_pack_of_real_size_comes_back_from_a_directory(tmp_path: Path, keys: T
     assert [name for name, _ in blobs.list("packs")] == [pack_name(keys.tenant, summary.pack)]
 
 
-def test_a_pack_that_is_not_finished_is_not_there(blobs: Blobs, keys: TenantKeys) -> None:
+def test_an_unfinished_pack_does_not_exist(blobs: Blobs, keys: TenantKeys) -> None:
     writer = PackWriter(blobs, keys)
     append_raw(writer, Role.DATA, [b"chunk"])
     assert list(blobs.list("")) == []
@@ -111,7 +111,7 @@ def test_a_pack_that_is_not_finished_is_not_there(blobs: Blobs, keys: TenantKeys
         PackReader(blobs, keys).footer(writer.pack)
 
 
-def test_a_finished_pack_takes_nothing_more(blobs: Blobs, keys: TenantKeys) -> None:
+def test_a_finished_pack_accepts_no_more_segments(blobs: Blobs, keys: TenantKeys) -> None:
     writer = PackWriter(blobs, keys)
     append_raw(writer, Role.DATA, [b"chunk"])
     summary = writer.finish()
@@ -155,7 +155,7 @@ DIGEST = bytes(32)
         ),
     ],
 )
-def test_what_cannot_be_a_segment_is_refused_and_the_pack_goes_on(
+def test_an_impossible_segment_is_refused_and_the_pack_accepts_more(
     table: list[ChunkRef], codec: int, payload: bytes, raw_length: int
 ) -> None:
     memory, keys = MemoryBlobs(), tenant_keys("here")
@@ -172,7 +172,7 @@ def test_what_cannot_be_a_segment_is_refused_and_the_pack_goes_on(
 
 
 class Forgetful(WrappedBlobs):
-    """Keeps nothing that is written, so that large packs cost nothing."""
+    """Discards what is written, so that large packs need no memory."""
 
     def create(self) -> BlobWriter:
         return ForgetfulWriter(super().create())
@@ -183,7 +183,7 @@ class ForgetfulWriter(WrappedWriter):
         pass
 
 
-def test_a_pack_says_when_it_is_full_and_refuses_what_has_no_room(keys: TenantKeys) -> None:
+def test_a_pack_reports_when_it_is_full_and_refuses_what_does_not_fit(keys: TenantKeys) -> None:
     writer = PackWriter(Forgetful(MemoryBlobs()), keys)
     payload = bytes(3 * MIB)
     table = [ChunkRef(MIB, DIGEST)] * 3
@@ -208,7 +208,7 @@ def test_a_pack_of_tiny_chunks_is_full_by_their_number(keys: TenantKeys) -> None
     assert len(writer.finish().chunks) == PACK_CHUNKS_TARGET
 
 
-def test_a_writer_holds_tables_and_never_data(tmp_path: Path, keys: TenantKeys) -> None:
+def test_a_pack_writer_keeps_tables_in_memory_but_no_data(tmp_path: Path, keys: TenantKeys) -> None:
     blobs = DirectoryBlobs(str(tmp_path))
     payload = Seeded("payload")(2 * MIB)
     table = table_of([payload[:MIB], payload[MIB:]])
@@ -227,7 +227,7 @@ def test_a_writer_holds_tables_and_never_data(tmp_path: Path, keys: TenantKeys) 
 # --- ids, keys and nonces
 
 
-def test_two_writers_never_have_one_id(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_two_writers_never_share_an_id(memory: MemoryBlobs, keys: TenantKeys) -> None:
     with ThreadPoolExecutor(8) as pool:
         packs = list(pool.map(lambda _: PackWriter(memory, keys).pack, range(500)))
     assert len(set(packs)) == 500
@@ -263,7 +263,7 @@ def test_no_number_is_used_twice_under_one_key(memory: MemoryBlobs, keys: Tenant
 
 
 class FailingWrites(WrappedBlobs):
-    """Fails at the write of a given number and at every commit; keeps what was handed over before."""
+    """Fails at the n-th write and at every commit; keeps what was written before."""
 
     def __init__(self, fail_at: int) -> None:
         super().__init__(MemoryBlobs())
@@ -296,7 +296,7 @@ class FailingWriter(WrappedWriter):
 @pytest.mark.parametrize("fail_at", range(10))
 def test_a_writer_that_failed_never_seals_again(keys: TenantKeys, fail_at: int) -> None:
     blobs = FailingWrites(fail_at)
-    with pytest.raises(Unavailable):  # noqa: PT012 - whichever step it is that fails
+    with pytest.raises(Unavailable):  # noqa: PT012 - any of the steps may be the one that fails
         writer = PackWriter(blobs, keys)
         append_raw(writer, Role.DATA, [b"first"])
         append_raw(writer, Role.DATA, [b"second"])
@@ -360,7 +360,7 @@ def test_another_tenants_keys_open_nothing(
         assert not any(isinstance(found, Segment) for found in reader.scan(summary.pack))
 
 
-def test_a_reader_remembers_so_many_packs_and_no_more(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_a_reader_remembers_a_limited_number_of_packs(memory: MemoryBlobs, keys: TenantKeys) -> None:
     reader = PackReader(memory, keys)
     refs = [
         segment_refs(write_pack(memory, keys, [(Role.DATA, [b"%d" % i])]))[0] for i in range(OPENERS_MAX + 10)
@@ -370,7 +370,7 @@ def test_a_reader_remembers_so_many_packs_and_no_more(memory: MemoryBlobs, keys:
     assert len(reader._openers) == OPENERS_MAX
 
 
-def test_many_threads_may_read_through_one_reader(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_many_threads_can_share_one_reader(memory: MemoryBlobs, keys: TenantKeys) -> None:
     summaries = [
         write_pack(memory, keys, [(Role.DATA, [Seeded(f"{i}/{j}")(4000)]) for j in range(5)])
         for i in range(10)
@@ -391,12 +391,12 @@ def test_many_threads_may_read_through_one_reader(memory: MemoryBlobs, keys: Ten
         assert all(pool.map(read_all, range(8)))
 
 
-# --- what is asked for wrongly
+# --- wrong requests
 
 
 @given(offset=st.integers(-10, 700), length=st.integers(-10, 700))
 @settings(max_examples=examples(300))
-def test_a_wrong_place_is_damage_and_never_data(offset: int, length: int) -> None:
+def test_a_wrong_place_is_reported_as_damage_and_never_gives_data(offset: int, length: int) -> None:
     blobs, keys = MemoryBlobs(), tenant_keys("here")
     summary = write_pack(blobs, keys, [(Role.DATA, [b"one", b"two"]), (Role.MANIFEST, [b"three"])])
     right = segment_refs(summary)
@@ -431,7 +431,9 @@ def test_a_chunk_without_its_digest_is_damage(
     assert (caught.value.pack, caught.value.offset) == (summary.pack, 48)
 
 
-def test_a_store_that_does_not_answer_is_not_damage(tmp_path: Path, keys: TenantKeys) -> None:
+def test_a_store_that_does_not_answer_is_unavailable_and_not_damaged(
+    tmp_path: Path, keys: TenantKeys
+) -> None:
     class Failing(Files):
         def read(self, descriptor: int, length: int, offset: int) -> bytes:
             raise OSError(errno.EIO, "i/o error")
@@ -447,7 +449,7 @@ def test_a_store_that_does_not_answer_is_not_damage(tmp_path: Path, keys: Tenant
             ask()
 
 
-def test_names_of_packs_say_whose_they_are(keys: TenantKeys) -> None:
+def test_the_name_of_a_pack_identifies_its_tenant(keys: TenantKeys) -> None:
     pack = bytes(range(16))
     name = pack_name(keys.tenant, pack)
     assert name == f"packs/{keys.tenant.hex()}/00/000102030405060708090a0b0c0d0e0f"

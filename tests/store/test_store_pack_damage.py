@@ -1,4 +1,4 @@
-"""Damaged and hostile packs: nothing wrong is returned, damage is named, the rest is still found."""
+"""Damaged and hostile packs: no wrong data is returned, damage is named, the rest is still found."""
 
 import struct
 import zlib
@@ -38,7 +38,7 @@ def small_pack(blobs: MemoryBlobs, keys: TenantKeys) -> tuple[PackSummary, str, 
 def check_damaged_pack(
     blobs: MemoryBlobs, keys: TenantKeys, summary: PackSummary, segments: list[Segment], at: int
 ) -> None:
-    """With one byte damaged at `at`: what is hurt says so, and what is not comes back."""
+    """With one damaged byte at `at`: the damaged segment is refused, and every other one comes back."""
     footer_at = segments[-1].ref.offset + segments[-1].ref.length
     reader = PackReader(blobs, keys)
     if 48 <= at < footer_at:
@@ -48,9 +48,9 @@ def check_damaged_pack(
             reader.footer(summary.pack)
         assert caught.value.pack == summary.pack
         assert caught.value.offset == 0 if at < 48 else caught.value.offset >= footer_at
-    hurt = [one for one in segments if one.ref.offset <= at < one.ref.offset + one.ref.length]
+    damaged = [one for one in segments if one.ref.offset <= at < one.ref.offset + one.ref.length]
     for segment in segments:
-        if segment not in hurt:
+        if segment not in damaged:
             assert PackReader(blobs, keys).segment(segment.ref) == segment
             continue
         with pytest.raises(PackDamaged) as caught:
@@ -75,7 +75,7 @@ def test_every_flipped_bit_of_a_pack_is_damage_and_never_data(memory: MemoryBlob
         check_damaged_pack(memory, keys, summary, segments, bit // 8)
 
 
-def test_every_cut_of_a_pack_is_damage_and_what_is_whole_is_found(
+def test_every_cut_of_a_pack_is_damage_and_the_complete_segments_are_found(
     memory: MemoryBlobs, keys: TenantKeys
 ) -> None:
     summary, name, segments = small_pack(memory, keys)
@@ -105,9 +105,7 @@ def test_bytes_behind_a_pack_are_damage(memory: MemoryBlobs, keys: TenantKeys) -
     ] == segments
 
 
-def test_segments_that_changed_places_are_not_taken_for_one_another(
-    memory: MemoryBlobs, keys: TenantKeys
-) -> None:
+def test_segments_that_swapped_places_are_refused(memory: MemoryBlobs, keys: TenantKeys) -> None:
     summary = write_pack(memory, keys, [(Role.DATA, [b"first"]), (Role.DATA, [b"other"])])
     name = pack_name(keys.tenant, summary.pack)
     first, other = (chunk.place for chunk in summary.chunks)
@@ -121,7 +119,7 @@ def test_segments_that_changed_places_are_not_taken_for_one_another(
         reader.segment(first.segment).chunk(first.offset, first.length, blake3(b"first").digest())
 
 
-def test_a_segment_of_another_pack_opens_in_none_but_its_own(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_a_segment_opens_in_its_own_pack_only(memory: MemoryBlobs, keys: TenantKeys) -> None:
     one, other = (write_pack(memory, keys, [(Role.DATA, [content])]) for content in (b"one", b"two"))
     names = [pack_name(keys.tenant, summary.pack) for summary in (one, other)]
     first, second = (memory.objects[name] for name in names)
@@ -135,13 +133,13 @@ def test_a_segment_of_another_pack_opens_in_none_but_its_own(memory: MemoryBlobs
         PackReader(memory, keys).segment(one.chunks[0].place.segment)
 
 
-def test_what_looks_like_a_head_inside_of_data_misleads_no_search(
+def test_data_that_looks_like_a_head_does_not_mislead_the_search(
     memory: MemoryBlobs, keys: TenantKeys
 ) -> None:
     decoy_pack = write_pack(memory, keys, [(Role.DATA, [b"decoy"])])
     ref = decoy_pack.chunks[0].place.segment
     decoy = memory.objects[pack_name(keys.tenant, decoy_pack.pack)][ref.offset : ref.offset + ref.length]
-    summary = write_pack(memory, keys, [(Role.DATA, [b"hurt"]), (Role.DATA, [b"SEGM" * 9 + b"kept"])])
+    summary = write_pack(memory, keys, [(Role.DATA, [b"lost"]), (Role.DATA, [b"SEGM" * 9 + b"kept"])])
     name = pack_name(keys.tenant, summary.pack)
     data = memory.objects[name]
     second = summary.chunks[1].place.segment.offset
@@ -166,11 +164,11 @@ def test_a_search_finds_a_segment_across_the_edges_of_its_blocks(
         assert found[1].data == b"found"
 
 
-# --- sealed rightly, and hostile
+# --- correctly sealed, and hostile
 
 
 class Forge:
-    """Makes packs that open, as one who has the keys could, with any content."""
+    """Makes packs with any content that open, as anyone with the keys could."""
 
     def __init__(self) -> None:
         self.blobs = MemoryBlobs()
@@ -192,7 +190,7 @@ class Forge:
         return head + self.seal.encrypt(bytes(8) + struct.pack("<I", values["number"]), table + payload, head)
 
     def finish(self, segments: bytes, plain: bytes, /, **fields: int) -> None:
-        """Put a pack of these segments and this footer."""
+        """Store a pack with these segments and this footer."""
         counts = {"footer": len(plain) + 16, "segments": 1, "chunks": 1} | fields
         size = fields.get("size", 48 + len(segments) + len(plain) + 16 + 32)
         trailer = struct.pack(
@@ -340,7 +338,7 @@ def test_a_hostile_footer_is_damage_or_describes_the_whole_pack(
 
 @given(data=st.binary(max_size=600), keep=st.integers(0, 200), magic=st.booleans())
 @settings(max_examples=examples(300))
-def test_hostile_bytes_are_damage_to_every_way_of_reading(data: bytes, keep: int, magic: bool) -> None:
+def test_hostile_bytes_are_damage_for_every_reader(data: bytes, keep: int, magic: bool) -> None:
     forge, segment = forged()
     forge.finish(segment, GOOD_ROW + GOOD_ENTRY)
     name = pack_name(forge.keys.tenant, forge.pack)
@@ -353,14 +351,14 @@ def test_hostile_bytes_are_damage_to_every_way_of_reading(data: bytes, keep: int
     assert [one.data for one in found] == ([b"chunk"] if keep >= 48 + len(segment) else [])
 
 
-def test_segments_open_whatever_the_header_says_and_the_footer_tells_of_it(memory: MemoryBlobs) -> None:
+def test_segments_open_under_a_damaged_header_and_the_footer_reports_it(memory: MemoryBlobs) -> None:
     keys = tenant_keys("here", (1, 2))
     summary = write_pack(memory, keys, [(Role.DATA, [b"chunk"])])
     name = pack_name(keys.tenant, summary.pack)
     whole = memory.objects[name]
     reader = PackReader(memory, keys)
     ref = summary.chunks[0].place.segment
-    # The first one has the number of another pack key that there is: it looks right, and opens nothing.
+    # The first has the number of another existing pack key: it looks right, and opens nothing.
     for header in (whole[:12] + b"\x01" + whole[13:48], bytes(48), whole[:47] + xored(whole[47:48])):
         memory.objects[name] = header + whole[48:]
         assert reader.segment(ref).data == b"chunk"

@@ -1,4 +1,4 @@
-"""Parity: what is within its budget comes back byte for byte, what is beyond is said, and nothing wrong is ever accepted."""
+"""Parity: damage within the budget is repaired byte for byte, more is reported, nothing wrong is accepted."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Sample:
         self.geometry = form.plan(len(self.data), percent)
 
     def copy(self) -> Sample:
-        """Another one, to be damaged."""
+        """A copy that the test may damage."""
         made = object.__new__(Sample)
         made.__dict__.update(self.__dict__)
         made.blobs = MemoryBlobs()
@@ -88,7 +88,7 @@ SIZES = [1, 3_000, 9_000, 300_000, 1_300_000]
 
 @pytest.mark.parametrize("percent", [1, 10, 100])
 @pytest.mark.parametrize("size", SIZES)
-def test_parity_takes_its_percentage_and_a_little(size: int, percent: int) -> None:
+def test_parity_uses_its_percentage_and_a_little_more(size: int, percent: int) -> None:
     one = sample(size, percent)
     assert one.parity_bytes == len(one.blobs.objects[one.parity_name]) == one.geometry.object_bytes
     rounding = one.geometry.rows * min(BLOCK, len(one.data))
@@ -98,49 +98,49 @@ def test_parity_takes_its_percentage_and_a_little(size: int, percent: int) -> No
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_any_one_block_that_is_lost_comes_back_byte_for_byte_and_is_named(size: int) -> None:
+def test_any_single_lost_block_is_restored_byte_for_byte_and_named(size: int) -> None:
     one = sample(size, 1)
     for block in range(0, one.geometry.blocks, max(1, one.geometry.blocks // 20)):
-        hurt = one.copy()
+        damaged = one.copy()
         length = min(BLOCK, len(one.data) - block * BLOCK)
-        hurt.damage(hurt.name, block * BLOCK, xored(one.data[block * BLOCK :][:length]))
-        mended = hurt.parity.mend(hurt.pack)
-        assert hurt.now == one.data
+        damaged.damage(damaged.name, block * BLOCK, xored(one.data[block * BLOCK :][:length]))
+        mended = damaged.parity.mend(damaged.pack)
+        assert damaged.now == one.data
         assert mended == ((PackRange(block * BLOCK, length),), len(one.data), len(one.data))
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.data())
-def test_a_lost_stretch_within_the_budget_comes_back_byte_for_byte(data: st.DataObject) -> None:
+def test_a_lost_stretch_within_the_budget_is_restored_byte_for_byte(data: st.DataObject) -> None:
     one = sample(data.draw(st.sampled_from(SIZES)), data.draw(st.sampled_from([10, 25])))
     budget = max(1, one.geometry.rows * one.geometry.parity * BLOCK - BLOCK + 1)
     length = data.draw(st.integers(1, min(budget, len(one.data))))
-    # A stretch of so many bytes touches one block more than it fills, unless it begins with one.
+    # A stretch touches one block more than it fills, unless it starts at a block's edge.
     blocks = one.geometry.rows * one.geometry.parity
     start = data.draw(st.integers(0, len(one.data) - length))
     if (start + length - 1) // BLOCK - start // BLOCK >= blocks:
         start -= start % BLOCK
-    hurt = one.copy()
-    hurt.damage(
-        hurt.name, start, bytes(length) if data.draw(st.booleans()) else xored(one.data[start:][:length])
+    damaged = one.copy()
+    damaged.damage(
+        damaged.name, start, bytes(length) if data.draw(st.booleans()) else xored(one.data[start:][:length])
     )
-    mended = hurt.parity.mend(hurt.pack)
-    assert hurt.now == one.data
+    mended = damaged.parity.mend(damaged.pack)
+    assert damaged.now == one.data
     for offset, size in mended.ranges:
         assert start - BLOCK < offset
         assert offset + size < start + length + BLOCK
-    assert verify_pack(PackReader(hurt.blobs, KEYS), KEYS, hurt.pack) == len(one.data)
+    assert verify_pack(PackReader(damaged.blobs, KEYS), KEYS, damaged.pack) == len(one.data)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.data())
-def test_whatever_is_done_to_a_pack_and_its_parity_it_comes_back_or_stays_as_it_is(
+def test_any_damage_to_a_pack_and_its_parity_is_repaired_or_left_unchanged(
     data: st.DataObject,
 ) -> None:
     one = sample(data.draw(st.sampled_from(SIZES)), data.draw(st.sampled_from([1, 10, 100])))
-    hurt = one.copy()
+    damaged = one.copy()
     for name in data.draw(st.lists(st.sampled_from([one.name, one.parity_name]), min_size=1, max_size=6)):
-        held = hurt.blobs.objects.get(name)
+        held = damaged.blobs.objects.get(name)
         if held is None:
             continue
         start, length = data.draw(st.integers(0, len(held))), data.draw(st.integers(0, len(held)))
@@ -160,34 +160,34 @@ def test_whatever_is_done_to_a_pack_and_its_parity_it_comes_back_or_stays_as_it_
             case "shift":
                 held = held[start:] + held[:start]
             case "lose":
-                del hurt.blobs.objects[name]
+                del damaged.blobs.objects[name]
                 continue
-        hurt.blobs.objects[name] = held
-    before = dict(hurt.blobs.objects)
+        damaged.blobs.objects[name] = held
+    before = dict(damaged.blobs.objects)
     refused = None
     try:
-        hurt.parity.mend(hurt.pack)
+        damaged.parity.mend(damaged.pack)
     except (BeyondParity, ParityDamaged, BlobMissing) as error:
         refused = error
     if refused is None:
-        assert hurt.now == one.data
+        assert damaged.now == one.data
     else:
-        assert hurt.blobs.objects == before
-        assert hurt.pack.hex() in refused.message
+        assert damaged.blobs.objects == before
+        assert damaged.pack.hex() in refused.message
 
 
 @pytest.mark.parametrize("size", [9_000, 1_300_000])
 def test_one_block_beyond_the_budget_changes_nothing_and_says_how_much_is_lost(size: int) -> None:
     one = sample(size, 10)
-    hurt = one.copy()
+    damaged = one.copy()
     for lost in range(one.geometry.parity + 1):
         at = lost * one.geometry.rows * BLOCK
-        hurt.damage(hurt.name, at, xored(one.data[at : at + 1]))
-    before = dict(hurt.blobs.objects)
+        damaged.damage(damaged.name, at, xored(one.data[at : at + 1]))
+    before = dict(damaged.blobs.objects)
     with pytest.raises(BeyondParity) as refused:
-        hurt.parity.mend(hurt.pack)
+        damaged.parity.mend(damaged.pack)
     said = refused.value.message
-    assert hurt.blobs.objects == before
+    assert damaged.blobs.objects == before
     assert f"{one.geometry.parity + 1} of its {one.geometry.blocks} blocks" in said
     assert f"1 of its {one.geometry.rows} rows" in said
     assert "nothing was changed" in said
@@ -195,7 +195,7 @@ def test_one_block_beyond_the_budget_changes_nothing_and_says_how_much_is_lost(s
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("missing", [1, 7, 500])
-def test_a_pack_that_was_cut_off_or_has_bytes_behind_it_comes_back(size: int, missing: int) -> None:
+def test_a_pack_that_is_too_short_or_too_long_is_restored(size: int, missing: int) -> None:
     one = sample(size, 10)
     cut = one.copy()
     cut.blobs.objects[cut.name] = one.data[:-missing]
@@ -209,7 +209,7 @@ def test_a_pack_that_was_cut_off_or_has_bytes_behind_it_comes_back(size: int, mi
     assert longer.now == one.data
 
 
-def test_a_pack_whose_object_is_gone_comes_back_where_the_parity_has_all_of_it() -> None:
+def test_a_lost_pack_is_restored_where_the_parity_covers_all_of_it() -> None:
     for one in (sample(1, 1), sample(3_000, 10), sample(300_000, 100)):
         gone = one.copy()
         del gone.blobs.objects[gone.name]
@@ -223,23 +223,23 @@ def test_a_pack_whose_object_is_gone_comes_back_where_the_parity_has_all_of_it()
     assert one.name not in one.blobs.objects
 
 
-def test_a_pack_that_is_sound_is_not_written_again() -> None:
+def test_a_sound_pack_is_not_rewritten() -> None:
     one = sample(300_000, 10).copy()
     held = one.blobs.objects[one.name]
     assert one.parity.mend(one.pack) == ((), len(one.data), len(one.data))
     assert one.blobs.objects[one.name] is held
 
 
-def test_every_flipped_bit_of_a_small_pack_is_put_right() -> None:
+def test_every_flipped_bit_of_a_small_pack_is_repaired() -> None:
     one = sample(1, 1)
     for bit in range(len(one.data) * 8):
-        hurt = one.copy()
-        hurt.damage(hurt.name, bit // 8, xored(one.data[bit // 8 :][:1], 1 << bit % 8))
-        hurt.parity.mend(hurt.pack)
-        assert hurt.now == one.data
+        damaged = one.copy()
+        damaged.damage(damaged.name, bit // 8, xored(one.data[bit // 8 :][:1], 1 << bit % 8))
+        damaged.parity.mend(damaged.pack)
+        assert damaged.now == one.data
 
 
-def test_a_flipped_byte_of_the_parity_never_keeps_it_from_helping() -> None:
+def test_parity_with_a_flipped_byte_still_repairs() -> None:
     one = sample(9_000, 50)
     assert one.geometry.parity == 2
     held = one.blobs.objects[one.parity_name]
@@ -248,13 +248,13 @@ def test_a_flipped_byte_of_the_parity_never_keeps_it_from_helping() -> None:
         *range(form.HEAD_BYTES, len(held), 37),
         *range(len(held) - 200, len(held)),
     ]:
-        hurt = one.copy()
-        hurt.damage(hurt.parity_name, at, xored(held[at : at + 1], 0x10))
+        damaged = one.copy()
+        damaged.damage(damaged.parity_name, at, xored(held[at : at + 1], 0x10))
         with pytest.raises(ParityDamaged):
-            hurt.parity.check(hurt.pack)
-        hurt.damage(hurt.name, 5_000, xored(one.data[5_000:5_010]))
-        assert hurt.parity.mend(hurt.pack).ranges == (PackRange(4096, 4096),)
-        assert hurt.now == one.data
+            damaged.parity.check(damaged.pack)
+        damaged.damage(damaged.name, 5_000, xored(one.data[5_000:5_010]))
+        assert damaged.parity.mend(damaged.pack).ranges == (PackRange(4096, 4096),)
+        assert damaged.now == one.data
 
 
 def test_a_pack_and_its_parity_are_checked_against_each_other() -> None:
@@ -270,10 +270,10 @@ def test_a_pack_and_its_parity_are_checked_against_each_other() -> None:
                 xored(held[:1]) + held[1:],
                 held[:-1] + xored(held[-1:]),
             ):
-                hurt = one.copy()
-                hurt.blobs.objects[name] = changed
+                damaged = one.copy()
+                damaged.blobs.objects[name] = changed
                 with pytest.raises(ParityDamaged, match=one.pack.hex()):
-                    hurt.parity.check(hurt.pack)
+                    damaged.parity.check(damaged.pack)
     lost = sample(1, 10).copy()
     del lost.blobs.objects[lost.name]
     with pytest.raises(ParityDamaged):
@@ -283,8 +283,8 @@ def test_a_pack_and_its_parity_are_checked_against_each_other() -> None:
         lost.parity.check(lost.pack)
 
 
-def test_parity_that_lies_is_never_believed() -> None:
-    """Its own key is in the wrong hands: the pack's seals still decide."""
+def test_forged_parity_is_never_trusted() -> None:
+    """Even where an attacker has the parity key, the pack's own seals decide."""
     one = sample(300_000, 10)
     key = secrets_of(KEYS).parity_key
     liar = one.copy()
@@ -310,7 +310,7 @@ def test_the_parity_of_another_pack_or_tenant_is_refused() -> None:
         stranger.mend(one.pack)
 
 
-def test_a_name_says_whose_parity_it_is() -> None:
+def test_the_name_of_parity_identifies_its_tenant_and_pack() -> None:
     one = sample(1, 1)
     assert parse_parity_name(one.parity_name) == (KEYS.tenant, one.pack)
     for name in (one.name, one.parity_name + "0", "parity/x", f"parity/{one.name}", one.parity_name.upper()):
@@ -318,7 +318,7 @@ def test_a_name_says_whose_parity_it_is() -> None:
             parse_parity_name(name)
 
 
-def test_no_parity_is_made_of_a_pack_that_is_not_whole(keys: TenantKeys) -> None:
+def test_no_parity_is_made_for_a_damaged_pack(keys: TenantKeys) -> None:
     blobs = MemoryBlobs()
     pack = pack_of(blobs, 9_000).pack
     name = pack_name(KEYS.tenant, pack)
@@ -338,7 +338,7 @@ def test_no_parity_is_made_of_a_pack_that_is_not_whole(keys: TenantKeys) -> None
         Parity(blobs, KEYS).make(pack, 10)
 
 
-def test_parity_is_made_again_in_place_of_what_is_there(blobs: Blobs) -> None:
+def test_new_parity_replaces_the_existing_one(blobs: Blobs) -> None:
     pack = pack_of(blobs, 9_000).pack
     first = Parity(blobs, KEYS).make(pack, 10)
     second = Parity(blobs, KEYS).make(pack, 100)
@@ -346,7 +346,7 @@ def test_parity_is_made_again_in_place_of_what_is_there(blobs: Blobs) -> None:
     assert list(blobs.list("parity")) == [(parity_name(KEYS.tenant, pack), second)]
 
 
-def test_two_segments_that_changed_places_are_not_a_verified_pack() -> None:
+def test_a_pack_with_two_swapped_segments_fails_verification() -> None:
     blobs = MemoryBlobs()
     summary = write_pack(blobs, KEYS, [(Role.DATA, [b"first"]), (Role.DATA, [b"other"])])
     name = pack_name(KEYS.tenant, summary.pack)
@@ -368,7 +368,7 @@ def test_two_segments_that_changed_places_are_not_a_verified_pack() -> None:
         (b"other", b"other", "does not match its digest"),
     ],
 )
-def test_a_pack_whose_seals_open_and_whose_parts_contradict_each_other_is_not_verified(
+def test_a_sealed_pack_with_contradicting_parts_fails_verification(
     in_footer: bytes, in_segment: bytes, says: str
 ) -> None:
     forge = Forge()
@@ -386,7 +386,7 @@ class Cut(BaseException):
 
 
 class CutFiles(Files):
-    """Real files, until so many steps that change something are done."""
+    """Real files, until a number of changing steps is done."""
 
     def __init__(self) -> None:
         self.left = 10**9
@@ -415,14 +415,14 @@ class CutFiles(Files):
         super().close(descriptor)
 
     def end(self) -> None:
-        """What the system does when a process ends: close, and so unlock, what is open."""
+        """Close, and so unlock, every open file, as the system does when a process ends."""
         self.left = 10**9
         for descriptor in list(self.opened):
             self.close(descriptor)
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_repair_that_is_cut_off_at_any_step_leaves_a_pack_that_is_as_before_or_whole(
+def test_a_repair_interrupted_at_any_step_leaves_the_pack_unchanged_or_repaired(
     tmp_path: Path, lost: bool
 ) -> None:
     files = CutFiles()
@@ -431,10 +431,10 @@ def test_a_repair_that_is_cut_off_at_any_step_leaves_a_pack_that_is_as_before_or
     Parity(blobs, KEYS).make(pack, 100)
     path = tmp_path / pack_name(KEYS.tenant, pack)
     whole = path.read_bytes()
-    hurt = None if lost else whole[:5_000] + b"damaged" + whole[5_007:]
+    damaged = None if lost else whole[:5_000] + b"damaged" + whole[5_007:]
     outcomes = []
     for steps in range(200):
-        path.unlink() if hurt is None else path.write_bytes(hurt)
+        path.unlink() if damaged is None else path.write_bytes(damaged)
         files.left = steps
         try:
             Parity(blobs, KEYS).mend(pack)
@@ -443,7 +443,7 @@ def test_a_repair_that_is_cut_off_at_any_step_leaves_a_pack_that_is_as_before_or
             done = False
         files.end()
         found = path.read_bytes() if path.exists() else None
-        assert found in (hurt, whole)
+        assert found in (damaged, whole)
         outcomes.append(found == whole)
         DirectoryBlobs(str(tmp_path)).sweep()
         assert list((tmp_path / "tmp").iterdir()) == []

@@ -1,4 +1,4 @@
-"""The form of parity objects, and the code, read by hand as docs/format.md describes them."""
+"""The layout of parity objects, and the erasure code, read by hand per docs/format.md."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from test_store_parity import BLOCK, EXAMPLES, KEYS, sample
         ("parity", 250),
     ],
 )
-def test_a_head_with_a_number_that_cannot_be_is_refused_whoever_wrote_it(field: str, value: int) -> None:
+def test_a_head_with_an_impossible_number_is_refused(field: str, value: int) -> None:
     key, tenant, pack = bytes(32), bytes(16), bytes(16)
     geometry = form.plan(1_300_000, 10)
     assert form.decode_head(form.encode_head(geometry, tenant, pack, key), tenant, pack, key) == geometry
@@ -53,14 +53,14 @@ def test_a_head_with_a_number_that_cannot_be_is_refused_whoever_wrote_it(field: 
         form.Geometry(3_000, 4_096, 1, 1, 1),
     ],
 )
-def test_a_head_whose_numbers_fit_each_other_and_no_pack_is_refused(geometry: form.Geometry) -> None:
+def test_a_consistent_head_that_fits_no_pack_is_refused(geometry: form.Geometry) -> None:
     key, tenant, pack = bytes(32), bytes(16), bytes(16)
     with pytest.raises(form.FormError, match="impossible"):
         form.decode_head(form.encode_head(geometry, tenant, pack, key), tenant, pack, key)
 
 
 @pytest.mark.parametrize("percent", [0, 101, -1])
-def test_a_percentage_that_cannot_be_is_refused(percent: int) -> None:
+def test_an_impossible_percentage_is_refused(percent: int) -> None:
     with pytest.raises(ValueError, match="1 to 100 percent"):
         form.plan(1_000_000, percent)
 
@@ -91,7 +91,7 @@ INVERSE = {a: next(b for b in range(1, 256) if times(a, b) == 1) for a in range(
 
 @settings(max_examples=40 * EXAMPLES // 100, deadline=None)
 @given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 40), st.randoms())
-def test_the_code_is_the_one_that_is_written_down_and_any_blocks_of_a_row_give_it_back(
+def test_the_erasure_code_is_the_documented_one_and_enough_blocks_restore_a_row(
     columns: int, parity: int, block_bytes: int, seeded
 ) -> None:
     code = Code(columns, parity, block_bytes)
@@ -130,7 +130,7 @@ def test_a_parity_object_reads_by_hand_as_the_format_describes(
         assert parity_blocks[number * parity + index][at] == expected
 
 
-def test_a_code_that_cannot_be_and_blocks_that_are_no_row_are_refused() -> None:
+def test_an_impossible_code_and_blocks_that_form_no_row_are_refused() -> None:
     for numbers in ((0, 1, 16), (1, 0, 16), (200, 56, 16), (1, 1, 0)):
         with pytest.raises(ValueError, match="invalid code"):
             Code(*numbers)
@@ -143,5 +143,5 @@ def test_a_code_that_cannot_be_and_blocks_that_are_no_row_are_refused() -> None:
         code.restore({0: bytes(16), 4: bytes(16)})
 
 
-def test_a_check_is_keyed() -> None:
+def test_block_checks_depend_on_the_key() -> None:
     assert form.check_of(b"block", bytes(32)) == blake3(b"block", key=bytes(32)).digest()[:8]

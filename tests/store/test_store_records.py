@@ -1,4 +1,4 @@
-"""Records: what was decided, durable and readable by its tenant alone."""
+"""Records of decisions: durable, and readable by their tenant alone."""
 
 from typing import Any
 
@@ -96,14 +96,14 @@ def test_records_are_listed_in_the_order_of_their_chain(
     assert len(list(Records(blobs, other_keys).list())) == 1
 
 
-def test_a_record_that_is_put_again_at_its_place_is_there_once(blobs: Blobs, keys: TenantKeys) -> None:
+def test_writing_a_record_twice_at_its_place_keeps_one(blobs: Blobs, keys: TenantKeys) -> None:
     records = Records(blobs, keys)
     names = {put(records, COMMITTED) for _ in range(3)}
     assert list(records.list()) == sorted(names)
     assert names == {record_name(keys.tenant, 1, ID)}
 
 
-def test_a_place_that_has_another_record_is_refused(blobs: Blobs, keys: TenantKeys) -> None:
+def test_a_place_that_holds_another_record_is_refused(blobs: Blobs, keys: TenantKeys) -> None:
     records = Records(blobs, keys)
     name = put(records, DeletedRecord(ID, 1))
     with pytest.raises(BlobExists):
@@ -113,7 +113,7 @@ def test_a_place_that_has_another_record_is_refused(blobs: Blobs, keys: TenantKe
     assert records.read(name) == DeletedRecord(ID, 1)
 
 
-def test_each_record_is_sealed_under_a_nonce_of_its_own(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_each_record_is_sealed_under_a_unique_nonce(memory: MemoryBlobs, keys: TenantKeys) -> None:
     records = Records(memory, keys)
     for number in range(1, 101):
         put(records, COMMITTED, Place(number, NO_LINK))
@@ -121,7 +121,7 @@ def test_each_record_is_sealed_under_a_nonce_of_its_own(memory: MemoryBlobs, key
     assert len(nonces) == 100
 
 
-def test_the_head_says_which_record_is_the_newest(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_the_head_names_the_newest_record(memory: MemoryBlobs, keys: TenantKeys) -> None:
     head = Records(memory, keys).head
     with pytest.raises(BlobMissing, match=head.name):
         head.read()
@@ -209,13 +209,13 @@ def test_a_record_over_its_limit_is_neither_written_nor_read(memory: MemoryBlobs
 
 
 @pytest.mark.parametrize(("sequence", "record_id"), [(0, ID), (-1, ID), (2**48, ID), (1, ID[1:]), (1, b"")])
-def test_a_name_that_no_record_has_is_refused(keys: TenantKeys, sequence: int, record_id: bytes) -> None:
+def test_an_impossible_record_name_is_refused(keys: TenantKeys, sequence: int, record_id: bytes) -> None:
     with pytest.raises(ValueError, match="record's name"):
         record_name(keys.tenant, sequence, record_id)
 
 
 @given(st.integers(1, 2**48 - 1), st.binary(min_size=16, max_size=16), st.integers(0, 85))
-def test_only_a_name_that_a_record_is_given_is_one(sequence: int, record_id: bytes, at: int) -> None:
+def test_only_names_that_records_get_are_parsed(sequence: int, record_id: bytes, at: int) -> None:
     name = record_name(tenant_keys("here").tenant, sequence, record_id)
     assert sequence_of(name) == sequence
     for wrong in (name[:-1], name + "0", name[1:], name.upper(), f"old/{name}", name.replace("-", "")):
@@ -249,14 +249,14 @@ CHANGES: list[dict[str, Any]] = [
 
 
 def seal(keys: TenantKeys, body: bytes) -> dict[str, bytes]:
-    """A record around any body, as one who has the tenant's keys could make it."""
+    """A sealed record with any body, as anyone with the tenant's keys could make it."""
     head = b"STADRECD" + bytes([1, 0, 0, 0]) + keys.tenant + ID + bytes([1, *bytes(7)]) + NO_LINK + bytes(12)
     data = head + AESGCM(secrets_of(keys).record_key).encrypt(bytes(12), body, head)
     return {record_name(keys.tenant, 1, ID): data}
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_values_that_no_record_has_are_neither_written_nor_read(
+def test_impossible_values_of_a_record_are_neither_written_nor_read(
     memory: MemoryBlobs, keys: TenantKeys, change: dict[str, Any]
 ) -> None:
     fields = msgspec.structs.asdict(COMMITTED) | change
@@ -294,7 +294,7 @@ def test_a_sealed_record_in_another_form_is_damage(
         Records(memory, keys).read(*memory.objects)
 
 
-def test_keys_that_later_versions_add_are_passed_over(memory: MemoryBlobs, keys: TenantKeys) -> None:
+def test_keys_added_by_later_versions_are_ignored(memory: MemoryBlobs, keys: TenantKeys) -> None:
     later = {"type": "deleted", "backup": ID, "at_ns": 1, "scheme": "sealed", "list": [1, {}]}
     memory.objects = seal(keys, msgspec.msgpack.encode(later))
     assert Records(memory, keys).read(*memory.objects) == DeletedRecord(ID, 1)
@@ -307,7 +307,7 @@ GOOD = msgspec.msgpack.encode(COMMITTED)
 
 
 @given(st.binary(max_size=300), st.integers(0, len(GOOD)))
-def test_hostile_bytes_are_no_record(junk: bytes, keep: int) -> None:
+def test_hostile_bytes_are_refused_as_a_record(junk: bytes, keep: int) -> None:
     keys = tenant_keys("here")
     deep = b"\x82\xa4type\xa7deleted\xa1x" + b"\x91" * 5000
     for body in (junk, GOOD[:keep] + junk, deep + junk):

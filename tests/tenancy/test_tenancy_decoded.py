@@ -1,4 +1,4 @@
-"""The memory for what calls hold decoded: each tenant has its share, waits a moment for it, and takes nothing from the others."""
+"""The memory for decoded messages: each tenant has its share, waits a moment for it, and takes none from others."""
 
 import gc
 import threading
@@ -28,7 +28,7 @@ ONE, OTHER = b"1" * 16, b"2" * 16
 
 
 def asked() -> None:
-    """A caller who is there."""
+    """A caller that is still connected."""
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def full(memory, tenant=ONE):
     return held
 
 
-def test_a_call_of_a_tenant_that_has_its_share_is_refused_with_the_time_to_try_again(memory):
+def test_a_call_beyond_the_share_of_its_tenant_is_refused_with_a_retry_time(memory):
     first, second = full(memory), memory.held(ONE, asked)
     with pytest.raises(Exhausted) as refused:
         second.change(2 * MIB)
@@ -54,24 +54,24 @@ def test_a_call_of_a_tenant_that_has_its_share_is_refused_with_the_time_to_try_a
     second.change(2 * MIB)
 
 
-def test_another_tenant_has_its_whole_share_meanwhile_whatever_the_first_holds_by_force(memory):
+def test_another_tenant_keeps_its_full_share_whatever_the_first_one_holds(memory):
     first = full(memory)
-    upkeep = memory.held(ONE)  # without a caller: counts, and never waits
+    upkeep = memory.held(ONE)  # without a caller: counted, and never waits
     upkeep.change(100 * MIB)
     assert memory.used(ONE) == 108 * MIB
     other = full(memory, OTHER)
     assert memory.used(OTHER) == other.size == first.size
 
 
-def test_a_call_goes_on_with_the_little_that_each_has_when_its_tenant_has_its_share(memory):
+def test_a_call_proceeds_with_its_minimum_when_the_share_of_its_tenant_is_used_up(memory):
     first, second = full(memory), memory.held(ONE, asked)
     second.change(DECODED_CALL_BYTES)
-    assert not second.may_change(1)  # what can do with less is told so
+    assert not second.may_change(1)  # a call that can work with less gets less
     first.close()
     assert second.may_change(1)
 
 
-def test_a_call_that_waits_goes_on_when_there_is_room(memory, monkeypatch):
+def test_a_waiting_call_proceeds_when_memory_is_free(memory, monkeypatch):
     monkeypatch.setattr(memory_budget, "WAIT_S", 30.0)
     first, second = full(memory), memory.held(ONE, asked)
     waiting = threading.Thread(target=second.change, args=(2 * MIB,))
@@ -93,7 +93,7 @@ def test_a_call_that_waits_ends_with_its_caller(memory, monkeypatch):
     assert memory.used(ONE) == first.size
 
 
-def test_what_is_held_is_free_with_the_last_reference_to_it(memory):
+def test_memory_is_freed_with_the_last_reference(memory):
     held = full(memory)
     del held
     gc.collect()
@@ -102,7 +102,7 @@ def test_what_is_held_is_free_with_the_last_reference_to_it(memory):
 
 
 def test_the_largest_message_fits_into_the_share_of_one_tenant():
-    """Or it could never be taken."""
+    """Otherwise it could never be accepted."""
     entry = pb.Entry(path="a", xattrs=[pb.Xattr(name=b"n")] * (ITEMS_PER_MESSAGE_MAX // 4096))
     changes = [sv.EntryChange(entry=entry)] * 4096
     message = sv.PutEntriesRequest(upload_id="u", epoch=1, number=1, changes=changes).SerializeToString()
@@ -112,7 +112,7 @@ def test_the_largest_message_fits_into_the_share_of_one_tenant():
     assert 60 * MIB < weight < DECODED_TENANT_BYTES_MAX < DECODED_BYTES_MAX
 
 
-def test_a_window_of_a_restore_is_shorter_where_the_tenant_has_its_share(running):
+def test_the_window_of_a_restore_is_shorter_when_the_share_is_used_up(running):
     back_up(running.stub(), "www", {f"{number}": b"" for number in range(5000)})
     tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
     (kept,) = running.catalog.verification.backups(running.tenant)
@@ -120,7 +120,7 @@ def test_a_window_of_a_restore_is_shorter_where_the_tenant_has_its_share(running
     opener = Threads(1, thread_name_prefix="open")
 
     def most() -> int:
-        """What is counted beside the share while a restore lists everything."""
+        """The bytes counted beside the share while a restore lists everything."""
         before = tenant.decoded.used(tenant.id)
         found = Restore(tenant, running.catalog, kept.root, opener, data=False, check=asked)
         most = max(tenant.decoded.used(tenant.id) - before for _ in found.events((), exact=False))
@@ -134,7 +134,7 @@ def test_a_window_of_a_restore_is_shorter_where_the_tenant_has_its_share(running
     opener.shutdown()
 
 
-def test_the_page_that_a_reader_has_read_counts_for_what_it_becomes_until_the_reader_has_gone(running):
+def test_a_page_counts_with_its_decoded_size_until_its_reader_has_ended(running):
     back_up(running.stub(), "www", {f"{number}": b"" for number in range(100)})
     tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
     (kept,) = running.catalog.verification.backups(running.tenant)

@@ -1,4 +1,4 @@
-"""Damage that a reader finds in a pack: nothing else of that pack is relied upon unread."""
+"""When a reader finds damage in a pack, no other part of that pack is relied on unread."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ FILES = SMALL | {"large": LARGE}
 
 @pytest.fixture
 def stored(running):
-    """One backup in one pack, with segments of data and of its manifest; and what reads chunks."""
+    """One backup in one pack, with segments of data and of its manifest; and the reader of chunks."""
     backup = back_up(running.stub(), "www", FILES)
     tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
     return Stored(running, bytes.fromhex(backup.manifest_digest), tenant)
@@ -41,7 +41,7 @@ class Stored:
         return ChunkReader(self.tenant, self.running.catalog).chunk(role, digest)
 
     def first_chunk(self, role):
-        """A digest: of the manifest the root page, of the data a part of the large file."""
+        """A digest: the root page of the manifest, or a part of the large file."""
         if role is Role.MANIFEST:
             return self.root
         return blake3(Source(self.running.stub(), "cut").cut(LARGE)[3]).digest()
@@ -55,7 +55,7 @@ class Stored:
         data = bytearray(self.path.read_bytes())
         for each in segments or ():
             data[each.offset : each.offset + each.length] = bytes(each.length)
-        # Only the times of the file change: whoever looks at it sees a pack of the right size.
+        # Only the times of the file change: its size stays right.
         self.path.write_bytes(data if segments else bytes(len(data)))
 
     def marks(self):
@@ -67,9 +67,7 @@ class Stored:
 
 
 @pytest.mark.parametrize("role", [Role.MANIFEST, Role.DATA])
-def test_a_full_backup_relies_on_nothing_of_a_zeroed_pack_once_a_reader_has_found_one_segment_of_it(
-    stored, role
-):
+def test_a_full_backup_does_not_rely_on_a_zeroed_pack_once_a_reader_found_one_segment(stored, role):
     stub = stored.running.stub()
     assert not stored.scrub().faults, "it was read before, and the scrubber does not come soon"
     stored.zero()
@@ -84,7 +82,7 @@ def test_a_full_backup_relies_on_nothing_of_a_zeroed_pack_once_a_reader_has_foun
 
 
 @pytest.mark.parametrize("role", [Role.MANIFEST, Role.DATA])
-def test_an_upload_that_relied_on_a_pack_before_a_reader_found_damage_in_it_misses_its_chunks_at_the_commit(
+def test_an_upload_that_relied_on_a_pack_before_its_damage_was_found_misses_chunks_at_the_commit(
     stored, role
 ):
     stub = stored.running.stub()
@@ -108,7 +106,7 @@ def test_an_upload_that_relied_on_a_pack_before_a_reader_found_damage_in_it_miss
     assert restore(stub, "www").files == {"large": LARGE}
 
 
-def test_what_is_sound_of_a_pack_with_damage_is_relied_upon_after_it_was_read(stored):
+def test_sound_chunks_of_a_damaged_pack_are_relied_on_after_it_was_read(stored):
     digest = stored.first_chunk(Role.DATA)
     first = stored.segment_of(Role.DATA, digest)
     other = next(segment for segment in stored.segments if segment != first)
@@ -121,15 +119,17 @@ def test_what_is_sound_of_a_pack_with_damage_is_relied_upon_after_it_was_read(st
     assert restore(stored.running.stub(), "www").files == FILES
 
 
-def test_a_pack_in_which_damage_is_known_is_read_once(stored):
+def test_a_pack_with_known_damage_is_read_once(stored):
     digest = stored.first_chunk(Role.DATA)
     first = stored.segment_of(Role.DATA, digest)
     last = next(segment for segment in reversed(stored.segments) if segment != first)
     stored.zero([first])
     doubt = stored.running.catalog.packs.doubt
-    assert doubt(stored.running.tenant, stored.id, first.offset), "who finds it first reads the pack"
-    assert not doubt(stored.running.tenant, stored.id, first.offset), "who finds it again does not"
-    assert not doubt(stored.running.tenant, stored.id, last.offset), "nor who finds more before it was read"
+    assert doubt(stored.running.tenant, stored.id, first.offset), "the first finder reads the pack"
+    assert not doubt(stored.running.tenant, stored.id, first.offset), "a second finder does not"
+    assert not doubt(stored.running.tenant, stored.id, last.offset), (
+        "nor does one that finds more before it was read"
+    )
     assert stored.marks() == {first.offset, last.offset, WHOLE_PACK}
     stored.running.catalog.packs.believe(stored.running.tenant, stored.id)
     assert not doubt(stored.running.tenant, stored.id, first.offset)
@@ -149,7 +149,7 @@ class OneBadSector(WrappedBlobs):
         return super().read(name, offset, length)
 
 
-def test_a_doubted_pack_with_a_place_that_the_disk_does_not_read_just_now_counts_as_damaged_whole(stored):
+def test_a_doubted_pack_with_an_unreadable_place_counts_as_entirely_damaged(stored):
     digest = stored.first_chunk(Role.DATA)
     first = stored.segment_of(Role.DATA, digest)
     other = next(segment for segment in stored.segments if segment != first)
@@ -170,7 +170,7 @@ def test_a_doubted_pack_that_could_not_be_read_counts_as_damaged_until_the_scrub
     verification = stored.running.catalog.verification
     assert verification.due(1, 10) == []
     stored.zero([segment])
-    # What a server leaves that ends while it reads the pack.
+    # The state after a server that ended while reading the pack.
     stored.running.catalog.packs.doubt(stored.running.tenant, stored.id, segment.offset)
     source = Source(stored.running.stub(), "other")
     assert source.missing(source.cut(LARGE)) == source.cut(LARGE)

@@ -1,4 +1,4 @@
-"""One walk answers what of a backup is lost: it reads once what backups share, and whatever is lost is found in each of them."""
+"""One walk finds what backups have lost: it reads shared pages once, and finds every loss in each backup."""
 
 from blake3 import blake3
 from staddle_server.base.types import Role
@@ -29,7 +29,7 @@ def reader_of(running):
 
 
 def mark(running, role, digest):
-    """Puts the segment down as damaged that holds a chunk."""
+    """Mark the segment with a chunk as damaged."""
     (place,) = reader_of(running).locate(role, [digest])[digest]
     running.catalog.packs.mark_damaged(running.tenant, place.segment.pack, place.segment.offset)
 
@@ -61,7 +61,7 @@ def test_pages_that_backups_share_are_looked_up_once(running):
     assert losses.chunks == looked_up
 
 
-def test_what_backups_share_and_is_lost_is_found_in_each_of_them_also_after_a_whole_part_was_remembered(
+def test_a_shared_loss_is_found_in_each_backup_even_after_complete_parts_were_remembered(
     running,
 ):
     stub = running.stub()
@@ -75,7 +75,7 @@ def test_what_backups_share_and_is_lost_is_found_in_each_of_them_also_after_a_wh
     assert found[0] == sorted(found[0], key=lambda path: path.replace(b"/", b"\0")), "in order"
 
 
-def test_a_walk_that_starts_behind_a_path_finds_the_losses_behind_it(running):
+def test_a_walk_that_starts_after_a_path_finds_the_later_losses(running):
     stub = running.stub()
     back_up(stub, "www", MANY)
     mark(running, Role.DATA, blake3(MANY[LOST]).digest())
@@ -86,7 +86,7 @@ def test_a_walk_that_starts_behind_a_path_finds_the_losses_behind_it(running):
     assert [loss.where.path for loss in losses.of(root, after=LOST.encode())] == every[at + 1 :]
 
 
-def test_lost_chunks_of_a_long_list_come_with_their_lengths_and_a_lost_list_with_the_reason(running):
+def test_lost_chunks_of_a_long_list_have_their_lengths_and_a_lost_list_its_reason(running):
     stub = running.stub()
     back_up(stub, "www", {"large": LARGE})
     back_up(stub, "www", {"large": LARGE, "small": b"1"})
@@ -107,10 +107,10 @@ def test_lost_chunks_of_a_long_list_come_with_their_lengths_and_a_lost_list_with
     assert last.message
 
 
-def test_a_page_that_is_marked_as_damaged_and_can_be_read_makes_a_backup_not_whole_and_costs_no_path(running):
+def test_a_readable_page_marked_as_damaged_makes_a_backup_incomplete_without_a_lost_path(running):
     back_up(running.stub(), "www", {"a": b"1"})
     (root,) = roots(running)
     mark(running, Role.MANIFEST, root.digest)
     losses = Losses(reader_of(running), share=True)
     assert [loss.where for loss in losses.of(root)] == [None]
-    assert not losses.is_whole(root), "what is lost was not remembered as whole"
+    assert not losses.is_whole(root), "a lost page is not remembered as complete"

@@ -1,6 +1,6 @@
-"""A small store with one of everything in it, whose every bit is flipped, one at a time.
+"""A small store with one object of every kind; each bit of it is flipped, one at a time.
 
-In the suite a sample of the bits; as a program, all of them or so many (from the top of the checkout):
+The suite flips a sample of the bits; as a program this flips all of them or `--count` (from the top of the checkout):
 
     .venv/bin/python tests/upkeep/flips.py --count 20000 --seed 7
 """
@@ -81,7 +81,7 @@ class Seen:
 
 
 class Subject:
-    """The store under test, read as a service would read it, with nothing remembered from one look to the next."""
+    """The store under test, read as a service reads it, with no memory between two reads."""
 
     def __init__(self, running: Any, files: dict[str, dict[str, bytes]]) -> None:
         self.running = running
@@ -96,9 +96,7 @@ class Subject:
         assert {root.level for root in (each.root for each in self.backups.values())} == {0, 1}, (
             "one has index pages"
         )
-        assert self.sound["list"].entries[b"listed"].content.root is not None, (
-            "and a list of chunks of its own"
-        )
+        assert self.sound["list"].entries[b"listed"].content.root is not None, "and a list of chunks"
         self.needs = {name: self._segments_of(name) for name in self.expected}
 
     def reads(self) -> Reads:
@@ -106,7 +104,7 @@ class Subject:
         return Reads(self.running.catalog, tenants, self.running.clock, self.openers)
 
     def restore(self, dataset: str) -> Seen:
-        """A whole restore. Raises Damaged where not even that begins."""
+        """A complete restore. Raises Damaged if it cannot even begin."""
         reads, seen = self.reads(), Seen()
         backup = self.running.catalog.backups.resolve(self.running.tenant, dataset)
         open_path, parts = b"", []
@@ -139,7 +137,7 @@ class Subject:
         return found
 
     def forget_marks(self) -> None:
-        """As if nothing had been found before."""
+        """Forget all earlier findings."""
         with self.running.catalog.database.write() as connection:
             connection.exec_driver_sql("DELETE FROM pack_damage")
             connection.exec_driver_sql("UPDATE packs SET damaged = 0")
@@ -147,7 +145,7 @@ class Subject:
     # --- what must hold while one object is damaged
 
     def check_readers(self, path: Path, at: int | None) -> bool:
-        """Nothing wrong is returned, by restore, list or ReadRange. Whether all came back."""
+        """Restore, list and ReadRange return nothing wrong. Returns whether everything came back."""
         whole = True
         for dataset in self.expected:
             whole &= self._check_restore(dataset, path, at)
@@ -168,7 +166,7 @@ class Subject:
             if entry != sound.entries[name]:
                 assert any(each.path == name for each in seen.damages), f"{name!r} has wrong metadata"
         lost = set(expected) - set(seen.files)
-        assert not lost or seen.damages, f"{lost} are missing without a word"
+        assert not lost or seen.damages, f"{lost} are missing without a report"
         named = {each.path for each in seen.damages if not each.subtree}
         if not any(each.subtree for each in seen.damages):
             assert lost <= named | set(), "each file that is lost is named"
@@ -177,7 +175,7 @@ class Subject:
         return not lost and not seen.damages
 
     def _check_spared(self, dataset: str, path: Path, at: int, seen: Seen) -> None:
-        """Files of which nothing lies in the segment that was hit come back, unless their page was hit."""
+        """Files without data in the damaged segment come back, unless their page was damaged."""
         if at < 48 or any(each.subtree for each in seen.damages):
             return
         pack = bytes.fromhex(path.name)
@@ -212,7 +210,7 @@ class Subject:
         return whole
 
     def check_named(self, path: Path) -> None:
-        """A check that reads everything says that this object is damaged."""
+        """A check that reads everything reports this object as damaged."""
         name = str(path.relative_to(self.running.root / "store"))
         if name == "format":
             with pytest.raises(Damaged, match="format"):
@@ -248,7 +246,7 @@ def regions(subject: Subject) -> Iterator[tuple[Path, int]]:
 
 
 def flip_and_look(subject: Subject, path: Path, at: int, bit: int) -> bool:
-    """Flips one bit, looks, and flips it back. Whether everything came back all the same."""
+    """Flip one bit, check, and flip it back. Returns whether everything came back nevertheless."""
     data = bytearray(path.read_bytes())
     data[at] ^= 1 << bit
     return replace_and_look(subject, path, bytes(data), at)
@@ -297,7 +295,7 @@ def main() -> None:
         counts = ", ".join(f"{count} in {kind}" for kind, count in sorted(kinds.items()))
         print(
             f"{len(chosen)} of {len(bits)} bits flipped ({counts}) in {time.monotonic() - begun_s:.0f} s: none unnoticed, nothing "
-            f"wrong returned; {whole} of them hurt no reader"
+            f"wrong returned; {whole} of them affect no reader"
         )
         assert repair(running)[1].damage == 0
         running.stop()

@@ -1,4 +1,4 @@
-"""Collecting garbage of a service in this process, and looking at what is left."""
+"""Collect garbage of a service in this process, and examine what is left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Garbage:
     running: Any
 
     def __post_init__(self) -> None:
-        # Tests move the clock by days: no upload is put aside or given up for that.
+        # Tests move the clock by days: no upload is suspended or expires for that.
         self.running.lease_s = self.running.upload_life_s = 10 * 365 * DAY_S
         self.running.restart()
 
@@ -45,15 +45,15 @@ class Garbage:
         return report
 
     def collect_all(self) -> CollectionReport:
-        """Collects now what is garbage now."""
+        """Collect everything that is garbage now."""
         return self.collect(grace_s=0)
 
     def later(self, days: float = 1.0) -> None:
-        """So much time goes by."""
+        """Advance the clock."""
         self.running.clock.ahead_s += days * DAY_S + 1
 
     def reap_grace(self) -> None:
-        """A reap grace goes by."""
+        """Advance the clock by a reap grace."""
         self.running.clock.ahead_s += REAP_GRACE_S + 1
 
     def objects(self, prefix: str = "packs") -> list[str]:
@@ -66,7 +66,7 @@ class Garbage:
         self.running.stub().DeleteBackup(sv.DeleteBackupRequest(dataset=dataset, backup=backup))
 
     def tables(self) -> dict[str, list[tuple[object, ...]]]:
-        """All that the catalog holds."""
+        """All rows of the catalog."""
         with self.running.catalog.database.read() as connection:
             return {
                 table.name: sorted(map(tuple, connection.execute(select(table))), key=repr)
@@ -78,7 +78,7 @@ class Garbage:
         return len(self.tables()[table])
 
     def assert_restores(self, dataset: str, files: dict[str, bytes], backup: str = "latest") -> None:
-        """A backup gives back what went in."""
+        """A backup restores what was stored in it."""
         found = restore(self.running.stub(), dataset, backup=pb.BackupSelector(backup=backup))
         assert found.damages == []
         assert {path: data for path, data in found.files.items() if data} == files

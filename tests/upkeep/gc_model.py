@@ -1,8 +1,8 @@
 """The protocol of docs/decisions/2026-11-25-collection.md in plain Python, small enough to try every interleaving.
 
-A state is all that the catalog holds and how far everybody is. A step is one SQL statement, or several that nobody can come
-between because of a row lock; so what is shown here is shown for READ COMMITTED. Beside the right protocol there are
-wrong ones, each of which loses data: a model that does not find that proves nothing.
+A state is all rows of the catalog and the position of every actor. A step is one SQL statement, or several that a row lock
+keeps together; so the result holds for READ COMMITTED. Besides the right protocol the model has
+wrong ones, each of which loses data: a model that does not find that loss proves nothing.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Program(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """What is done wrong; nothing is, by default."""
+    """The faults of the protocol; none by default."""
 
     condemns_in_one_statement: bool = False
     claims_count_by_age: bool = False
@@ -143,7 +143,7 @@ class Model:
         self._purges = purges
 
     def explore(self, start: State) -> tuple[int, list[str]]:
-        """How many states there are, and a shortest way to one in which something is lost (empty: there is none)."""
+        """The number of states, and a shortest way to one in which something is lost (empty: no such state)."""
         came: dict[State, tuple[State, str] | None] = {start: None}
         edge = [start]
         while edge:
@@ -229,12 +229,12 @@ class Model:
             return
         writes = me.at not in {"walk", "list roots", "list bases", "list packs", "test"}
         if writes and me.fence != state.fence and not self._wrong.collects_without_a_fence:
-            yield state.collector(number, at="over")  # the fence has gone up: nothing of it is written
+            yield state.collector(number, at="over")  # the fence was raised: none of it is written
             return
         yield from getattr(self, "_" + me.at.replace(" ", "_"))(state, number)
 
     def _lease(self, state: State, number: int) -> Iterator[State]:
-        # Whoever is in a transaction has the collector's row: the next one waits for its end.
+        # A transaction holds the collector's row: the next one waits for its end.
         if any(other.at in {"list roots", "list bases", "list packs", "test"} for other in state.collectors):
             return
         after = state._replace(fence=state.fence + 1)
@@ -368,7 +368,7 @@ def _abort(state: State, number: int) -> State:
 
 
 def losses(state: State) -> str:
-    """What is lost in a state: a chunk that somebody counts on and that no live pack has. Empty: nothing."""
+    """What is lost in a state: a chunk that some backup or upload relies on and that no live pack has. Empty: nothing."""
     for number, backup in enumerate(state.backups):
         needed = backup.state == "there" or (backup.state == "purged" and number in state.bases())
         for chunk in backup.refs if needed else ():

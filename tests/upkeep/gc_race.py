@@ -1,4 +1,4 @@
-"""Writers, readers, deleters and collectors at once, on a real server, for so many rounds; nothing may be lost."""
+"""Concurrent writers, readers, deleters and collectors on a real server, for several rounds; nothing may be lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POOL = 24
 
 @dataclass
 class Race:
-    """What was backed up, and what became of it. Each writer has a dataset; all take their files from one small pool."""
+    """The backups and their outcomes. Each writer has a dataset; all take their files from one small pool."""
 
     garbage: Garbage
     seed: int
@@ -36,10 +36,10 @@ class Race:
         self._going: set[str] = set()
         self._faults: list[str] = []
         self._writing = WRITERS
-        self.garbage.running.token()  # made once, before everybody wants it
+        self.garbage.running.token()  # made once, before the others need it
 
     def run(self) -> None:
-        """All of them at once, until the writers are done; then a last look."""
+        """Run all at once until the writers are done; then check everything."""
         works = [
             (self._write, WRITERS),
             (self._read, READERS),
@@ -82,7 +82,7 @@ class Race:
         with self._lock:
             self.counts[what] += 1
 
-    # --- who does what
+    # --- the actors
 
     def _write(self, rng: random.Random, number: int) -> None:
         stub, dataset = self.garbage.running.stub(), f"w{number}"
@@ -138,7 +138,7 @@ class Race:
             what = str([damage.message for damage in found.damages])
         except grpc.RpcError as e:
             whole, what = False, str(e.details())
-        # Who was deleted meanwhile may be gone in the middle of it.
+        # A backup that was deleted meanwhile may disappear in the middle of its restore.
         if not whole and backup not in self._going:
             self._faults.append(f"backup {backup} is not what went in: {what}")
         self._count("restored" if whole else "gone while it was read")
@@ -167,7 +167,7 @@ class Race:
                 self._count(f"collections refused ({e.reason})")
                 done.wait(0.02)
                 if rng.random() < 0.02:
-                    self.garbage.running.clock.ahead_s += LEASE_S + 1  # whoever is at work is overtaken
+                    self.garbage.running.clock.ahead_s += LEASE_S + 1  # the collector at work is overtaken
                 continue
             self._count("collections cut short" if report.stopped else "collections")
             self._faults.extend(tenant.failure for tenant in report.failed)

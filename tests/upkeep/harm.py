@@ -1,4 +1,4 @@
-"""What tests of damage share: checks and repairs of a running service, and ways to harm its store."""
+"""Shared by the tests of damage: checks and repairs of a running service, and ways to damage its store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from staddle_server.upkeep.integrity.repair import Repair, Repaired
 
 
 def kept(running) -> Kept:
-    """What is looked after, opened anew as another process would."""
+    """The state to maintain, opened again as another process would."""
     tenants = Tenants(running.blobs, running.catalog, running.keys)
     return Kept(running.catalog, running.blobs, running.keys, tenants, running.clock)
 
@@ -39,7 +39,7 @@ def damage(found: list[Finding]) -> list[Finding]:
 
 
 def paths(found: list[Finding]) -> set[tuple[str, str]]:
-    """Backups and paths that are named as hurt."""
+    """The backups and paths that are reported as damaged."""
     return {(each.backup, each.path) for each in found if each.kind == "path"}
 
 
@@ -66,7 +66,7 @@ def pack_file(running, pack: bytes) -> Path:
     return running.root / "store" / "packs" / running.tenant.hex() / pack.hex()[:2] / pack.hex()
 
 
-def hurt_chunk(running, role: Role, digest: bytes) -> tuple[Path, SegmentRef]:
+def damage_chunk(running, role: Role, digest: bytes) -> tuple[Path, SegmentRef]:
     """Flips a bit in the segment of the first copy of a chunk."""
     path, segment = places(running, role, digest)[0]
     flip(path, segment.offset + segment.length - 20)

@@ -49,11 +49,11 @@ def tenant_of(running):
     return Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
 
 
-# --- only whole backups count
+# --- only complete backups count
 
 
 def damage_chunk(running, digest, role=Role.DATA):
-    """Flips a bit of the segment that a chunk lies in, and has it noticed."""
+    """Flip a bit of the segment with a chunk, and have the server notice it."""
     tenant = tenant_of(running)
     chunk_id = tenant.chunk_id(role, digest)
     (place,) = running.catalog.chunks.find(running.tenant, [chunk_id])[chunk_id]

@@ -1,4 +1,4 @@
-"""What the tests of rebuilding share: rebuilding into a fresh catalog, what is in a catalog, and restoring from it."""
+"""Shared by the tests of rebuilding: rebuild into a new catalog, list a catalog, and restore from it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ KEYS = {"tenants": 1, "datasets": 2, "backups": 1, "packs": 2, "chunks": 2}
 
 
 def facts_of(catalog: Catalog) -> Facts:
-    """What a catalog says, without its own numbers: for each table, rows by what names them."""
+    """The rows of a catalog by table and natural key, without its internal numbers."""
     with catalog.database.read() as connection:
         return {
             table: {
@@ -81,7 +81,7 @@ def rebuilt(store: Path, place: Path | str, now_ns: int = NOW_NS) -> Iterator[tu
 
 
 def facts_in(place: str) -> Facts:
-    """The same, of the catalog at this place."""
+    """The same for the catalog at this place."""
     catalog = open_catalog(place)
     try:
         return facts_of(catalog)
@@ -90,9 +90,9 @@ def facts_in(place: str) -> Facts:
 
 
 def rebuild_in_place(running: Any) -> tuple[RebuildReport, Facts]:
-    """What an operator does who has lost the catalog: stop, rebuild, start. Gives what the lost one said, too.
+    """What an operator does after losing the catalog: stop, rebuild, start. Also returns the rows of the lost one.
 
-    Tokens are made anew.
+    New tokens are made.
     """
     running.stop()
     lost = facts_in(running.catalog_place)
@@ -133,7 +133,7 @@ def files_of(catalog: Catalog, store: Path, tenant: bytes, backup: bytes) -> dic
 
 
 def link_store(store: Path, to: Path) -> None:
-    """A copy of a store in use, as docs/operations.md says it: heads first, then records, then all that they rely on."""
+    """Copy a store in use as docs/operations.md describes: heads first, then records, then all that they rely on."""
     to.mkdir(parents=True)
     for part in ("heads", "records", "format", "keys", "packs"):
         if (store / part).is_dir():

@@ -1,4 +1,4 @@
-"""Promise 7, the store alone is enough: a catalog that was lost is made anew, and says what the lost one said."""
+"""Promise 7, the store alone is enough: a lost catalog is rebuilt with the same content."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def restore_one(stub, dataset, backup):
 
 
 class Client:
-    """One of several that keep a store busy: it remembers what was acknowledged, and what the backups hold."""
+    """A client that keeps a store busy; it remembers what was acknowledged, and the content of its backups."""
 
     def __init__(self, running, seed: int, tenant: bytes) -> None:
         self.random = random.Random(seed)
@@ -102,7 +102,7 @@ def busy(running, clients: list[Client], steps: int) -> None:
     assert failures == []
 
 
-def test_a_busy_stores_catalog_is_rebuilt_as_it_was_and_every_backup_restores(running, tmp_path):
+def test_the_catalog_of_a_busy_store_is_rebuilt_and_every_backup_restores(running, tmp_path):
     other = running.make_tenant("other")
     clients = [Client(running, seed, tenant) for seed, tenant in enumerate([running.tenant] * 3 + [other])]
     for _ in range(2):
@@ -132,8 +132,8 @@ def test_a_busy_stores_catalog_is_rebuilt_as_it_was_and_every_backup_restores(ru
 
 
 @on_both_databases_in_test_all
-def test_whenever_the_catalog_of_a_busy_store_is_lost_all_that_was_acknowledged_is_rebuilt(running, tmp_path):
-    """A copy of the store, made at some moment beside the calls, is all that is left."""
+def test_a_catalog_lost_at_any_moment_is_rebuilt_with_everything_acknowledged(running, tmp_path):
+    """Only a copy of the store is left, made at some moment during the calls."""
     clients = [Client(running, seed, running.tenant) for seed in range(3)]
     stopped = threading.Event()
     failures = []
@@ -173,7 +173,7 @@ def test_whenever_the_catalog_of_a_busy_store_is_lost_all_that_was_acknowledged_
                 assert files == whole[backup]
 
 
-def test_rebuilding_twice_gives_the_same_and_rebuilding_a_rebuilt_store_too(running, tmp_path):
+def test_rebuilding_again_gives_the_same_catalog(running, tmp_path):
     busy(running, [Client(running, 5, running.tenant)], 8)
     running.stop()
     with rebuilt(running.root / "store", tmp_path / "one.db") as (one, _):
@@ -186,7 +186,7 @@ def test_rebuilding_twice_gives_the_same_and_rebuilding_a_rebuilt_store_too(runn
 
 
 @on_both_databases_in_test_all
-def test_what_was_decided_about_tenants_datasets_and_backups_is_rebuilt(running, tmp_path):
+def test_decisions_about_tenants_datasets_and_backups_are_rebuilt(running, tmp_path):
     stub = running.stub()
     one, two, three = (
         back_up(stub, "www", {"a": noise(1000, seed)}, host="h", root="/r") for seed in (1, 2, 3)
@@ -229,13 +229,13 @@ def test_what_was_decided_about_tenants_datasets_and_backups_is_rebuilt(running,
     assert found["backups"][(ids[0],)][-2:] == (50, "case 12")
     assert found["backups"][(ids[1],)][-3] == NOW_NS
     stub = running.stub()
-    assert back_up(stub, "www", {"b": b"1"}).number == 4, "the number of a purged backup is not given again"
+    assert back_up(stub, "www", {"b": b"1"}).number == 4, "the number of a purged backup is not reused"
     with pytest.raises(grpc.RpcError) as refused:
         back_up(stub, "www", {"b": b"1"}, host="elsewhere", root="/r")
     assert reason(refused.value) == "ROOT_DIFFERS"
 
 
-def test_a_backup_that_was_taken_back_under_a_clock_that_had_been_set_back_stays_taken_back(running):
+def test_an_undeletion_under_a_clock_that_was_set_back_survives_a_rebuild(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})
     running.clock.ahead_s = 86_400
@@ -247,7 +247,7 @@ def test_a_backup_that_was_taken_back_under_a_clock_that_had_been_set_back_stays
     assert restore(running.stub(), "www").files == {"a": b"1"}
 
 
-def test_the_last_decision_counts_whatever_the_clock_said_when_it_was_made(running):
+def test_the_last_decision_counts_whatever_its_clock_said(running):
     """A rebuild must not end a hold, nor bring a deleted backup back, because a clock was ahead when the opposite was decided."""
     stub = running.stub()
     held, gone = back_up(stub, "www", {"a": b"1"}), back_up(stub, "www", {"a": b"2"})
@@ -263,7 +263,7 @@ def test_the_last_decision_counts_whatever_the_clock_said_when_it_was_made(runni
     stub.SetHold(sv.SetHoldRequest(dataset="www", backup=held.id, reason="case 12"))
     stub.SetHold(sv.SetHoldRequest(dataset="www", reason="case 13"))
     stub.SetRetention(sv.SetRetentionRequest(dataset="www", policy=pb.RetentionPolicy(keep_last=9)))
-    for _ in range(2):  # what a rebuilt catalog decides is later than all that was decided before
+    for _ in range(2):  # decisions of a rebuilt catalog are later than all earlier ones
         rebuild_in_place(running)
         found = [
             running.catalog.backups.get(running.tenant, bytes.fromhex(backup.id)) for backup in (held, gone)
@@ -277,8 +277,8 @@ def test_the_last_decision_counts_whatever_the_clock_said_when_it_was_made(runni
         stub.SetHold(sv.SetHoldRequest(dataset="www", backup=held.id, reason="case 12"))
 
 
-def test_decisions_that_meet_have_their_times_in_the_order_in_which_they_were_made(running, monkeypatch):
-    """A hold that was placed last must be the one that a rebuild finds, also if its call began first."""
+def test_concurrent_decisions_have_their_times_in_order(running, monkeypatch):
+    """The hold that was placed last must be the one that a rebuild finds, even if its call began first."""
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
     stub.SetHold(sv.SetHoldRequest(dataset="www", reason="first"))
@@ -303,7 +303,7 @@ def test_decisions_that_meet_have_their_times_in_the_order_in_which_they_were_ma
     assert reasons[0] == reasons[1]
 
 
-def test_no_time_of_a_rebuilt_catalog_lies_ahead_of_the_clock(running):
+def test_no_time_of_a_rebuilt_catalog_is_in_the_future(running):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
     running.clock.ahead_s = 30 * 86_400
@@ -315,7 +315,7 @@ def test_no_time_of_a_rebuilt_catalog_lies_ahead_of_the_clock(running):
     assert all(not isinstance(value, int) or value < time.time_ns() + 10**9 for value in found), found
 
 
-def test_garbage_collection_waits_and_graces_begin_anew(running):
+def test_after_a_rebuild_garbage_collection_waits_and_graces_start_again(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})
     back_up(stub, "www", {"a": b"1"})
@@ -330,7 +330,7 @@ def test_garbage_collection_waits_and_graces_begin_anew(running):
 
 
 @on_both_databases_in_test_all
-def test_an_open_upload_is_gone_and_what_it_stored_is_not_sent_again(running):
+def test_a_rebuild_drops_open_uploads_and_their_stored_chunks_are_not_sent_again(running):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
     data = noise(500_000, 7)
@@ -349,7 +349,7 @@ def test_an_open_upload_is_gone_and_what_it_stored_is_not_sent_again(running):
     assert restore(stub, "www").files == {"b": data}
 
 
-def test_two_tenants_stay_apart(running):
+def test_a_rebuild_keeps_two_tenants_apart(running):
     other = running.make_tenant("other")
     data = noise(200_000)
     back_up(running.stub(), "www", {"a": data})

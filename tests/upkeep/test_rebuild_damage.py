@@ -1,4 +1,4 @@
-"""A rebuild of a damaged store: what cannot be used is named, and everything else comes back."""
+"""A rebuild of a damaged store names the unusable objects and restores everything else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def objects(running, kind: str) -> list[Path]:
     return sorted(path for path in (running.root / "store" / kind).rglob("*") if path.is_file())
 
 
-# ------------------------------------------------------------------ what cannot be used is named
+# ------------------------------------------------------------------ unusable objects are named
 
 
 def test_a_pack_without_its_footer_is_searched_and_everything_restores(running):
@@ -53,7 +53,7 @@ def test_a_pack_without_its_footer_is_searched_and_everything_restores(running):
     assert restore(running.stub(), "www").files == files
 
 
-def test_what_is_lost_of_a_pack_is_named_and_sent_again_by_the_next_backup(running):
+def test_lost_chunks_of_a_pack_are_named_and_sent_again_by_the_next_backup(running):
     stub = running.stub()
     files = {f"f{i}": noise(1_500_000, i) for i in range(4)}
     back_up(stub, "www", files)
@@ -64,10 +64,10 @@ def test_what_is_lost_of_a_pack_is_named_and_sent_again_by_the_next_backup(runni
     assert [Path(each.what).name for each in report.problems] == [pack.name, running.tenant.hex()]
     assert report.problems[1].message.startswith("No pack that can be read holds 4 chunks")
     stub = running.stub()
-    hurt = [damage.path for damage in restore(stub, "www").damages]
-    assert 1 <= len(hurt) <= 2
+    damaged = [damage.path for damage in restore(stub, "www").damages]
+    assert 1 <= len(damaged) <= 2
     begun = Source(stub, "www").begun
-    assert [entry.path for entry in begun.damaged_base_entries] == hurt, (
+    assert [entry.path for entry in begun.damaged_base_entries] == damaged, (
         "the next upload is told what to send"
     )
     back_up(stub, "www", files)
@@ -115,7 +115,7 @@ def test_a_pack_that_cannot_be_read_keeps_its_row_and_its_backup_is_named(runnin
     assert restore(stub, "www").files == {"a": noise(300_000, 1)}
 
 
-def test_a_missing_pack_is_named_by_the_backups_whose_manifest_it_had(running):
+def test_a_missing_pack_is_reported_for_the_backups_whose_manifest_it_held(running):
     stub = running.stub()
     lost = back_up(stub, "www", {"a": b"1"})
     (pack,) = objects(running, "packs")
@@ -130,8 +130,8 @@ def test_a_missing_pack_is_named_by_the_backups_whose_manifest_it_had(running):
     assert restore(stub, "other").files == {"b": b"2"}
 
 
-def test_chunks_of_a_missing_pack_are_sent_again_and_not_carried_over_from_a_base_that_lost_them(running):
-    """Nothing in the store tells of a pack that is gone: only manifests do, and no upload may rely on what they name."""
+def test_chunks_of_a_missing_pack_are_sent_again_and_not_taken_from_the_base(running):
+    """Only manifests name a pack that is gone, and no upload may rely on what they name."""
     stub = running.stub()
     files = {"a": noise(300_000, 1), "b": noise(300_000, 2)}
     back_up(stub, "www", {"a": files["a"]})
@@ -152,7 +152,7 @@ def test_chunks_of_a_missing_pack_are_sent_again_and_not_carried_over_from_a_bas
     assert restore(stub, "www").files == files
 
 
-def test_a_damaged_record_costs_what_it_said_and_nothing_else(running):
+def test_a_damaged_record_loses_its_own_decision_only(running):
     stub = running.stub()
     one = back_up(stub, "www", {"a": b"1"})
     two = back_up(stub, "www", {"a": b"2"})
@@ -164,7 +164,7 @@ def test_a_damaged_record_costs_what_it_said_and_nothing_else(running):
     assert [each.id for each in backups(running.stub(), "www", show_deleted=True)] == [two.id]
 
 
-def test_a_lost_record_is_noticed_where_another_one_speaks_of_its_backup(running):
+def test_a_lost_record_is_noticed_if_another_record_names_its_backup(running):
     stub = running.stub()
     one = back_up(stub, "www", {"a": b"1"})
     delete(stub, "www", one.id)
@@ -192,7 +192,7 @@ def test_a_tenant_whose_keys_are_damaged_is_named_and_the_others_are_rebuilt(run
     assert restore(running.stub(), "www").files == {"a": b"1"}
 
 
-def test_with_another_master_key_nothing_is_rebuilt(running, tmp_path):
+def test_another_master_key_rebuilds_nothing(running, tmp_path):
     running.stop()
     blobs, keys = open_store(running.root / "store", bytes(32))
     catalog = open_catalog(str(tmp_path / "new.db"))
@@ -202,7 +202,7 @@ def test_with_another_master_key_nothing_is_rebuilt(running, tmp_path):
     running.start()
 
 
-def test_strangers_in_the_store_are_named_and_passed_over(running):
+def test_foreign_objects_in_the_store_are_named_and_skipped(running):
     back_up(running.stub(), "www", {"a": b"1"})
     tenant = running.tenant.hex()
     names = ["readme.txt", f"keys/{tenant}.bak", f"packs/{tenant}/00/11", "packs/x"]
@@ -216,7 +216,7 @@ def test_strangers_in_the_store_are_named_and_passed_over(running):
     assert restore(running.stub(), "www").files == {"a": b"1"}
 
 
-def test_a_pack_of_another_tenant_that_was_moved_gives_nothing_away(running):
+def test_a_pack_that_was_moved_from_another_tenant_reveals_nothing(running):
     other = running.make_tenant("other")
     back_up(running.stub(), "www", {"a": noise(100_000)})
     running.restart()
@@ -230,8 +230,8 @@ def test_a_pack_of_another_tenant_that_was_moved_gives_nothing_away(running):
     assert {row[0] for row in facts_of(running.catalog)["chunks"].values()} == {running.tenant}
 
 
-def test_a_tenant_that_was_never_made_to_the_end_is_left_out_and_takes_no_name(running, tmp_path):
-    """Its keys came first, and then the process ended: the next attempt made other ones."""
+def test_an_unfinished_tenant_is_skipped_and_occupies_no_name(running, tmp_path):
+    """Its keys were written, and then the process ended: the next attempt made other keys."""
     back_up(running.stub(), "www", {"a": b"1"})
     KeyStore(running.blobs, bytes(range(32))).create("default", 1)
     report, _ = rebuild_in_place(running)
@@ -242,7 +242,7 @@ def test_a_tenant_that_was_never_made_to_the_end_is_left_out_and_takes_no_name(r
 
 
 def test_two_tenants_of_one_name_are_both_rebuilt(running):
-    """A catalog that was put back from a copy does not know the tenant, and another one is made."""
+    """A catalog that was restored from a copy does not know the tenant, so another one is made."""
     back_up(running.stub(), "www", {"a": b"1"})
     keys = KeyStore(running.blobs, bytes(range(32))).create("default", NOW_NS)
     records = Records(running.blobs, keys)
@@ -255,13 +255,13 @@ def test_two_tenants_of_one_name_are_both_rebuilt(running):
 
 
 class Broken(WrappedBlobs):
-    """A disk that fails on what has this in its name."""
+    """A disk that fails on objects with this in their name."""
 
-    hurt = ""
+    damaged = ""
     listing = False
 
     def read(self, name, offset, length):
-        if self.hurt and self.hurt in name:
+        if self.damaged and self.damaged in name:
             raise Unavailable("STORE_UNAVAILABLE", f"could not read {name}: the store does not answer (EIO)")
         return super().read(name, offset, length)
 
@@ -271,21 +271,21 @@ class Broken(WrappedBlobs):
         return super().list(prefix)
 
 
-def test_a_disk_that_fails_on_one_object_costs_that_object_and_one_that_cannot_be_listed_costs_all(
-    running, tmp_path
-):
+def test_an_unreadable_object_costs_that_object_and_an_unlistable_store_costs_all(running, tmp_path):
     back_up(running.stub(), "www", {"a": b"1"})
     running.stop()
     blobs = Broken(DirectoryBlobs(str(running.root / "store")))
-    for number, hurt in enumerate(("packs/", "records/")):
-        blobs.hurt = hurt
+    for number, damaged in enumerate(("packs/", "records/")):
+        blobs.damaged = damaged
         catalog = open_catalog(str(tmp_path / f"{number}.db"))
         report = Rebuilding(blobs, KeyStore(blobs, bytes(range(32))), catalog, NOW_NS).run()
         assert report.problem_count >= 1
-        assert all(hurt in each.what or "backup" in each.what for each in report.problems)
-        assert len(facts_of(catalog)["packs"]) == 1, "no pack is without a row, or it would count as nobody's"
+        assert all(damaged in each.what or "backup" in each.what for each in report.problems)
+        assert len(facts_of(catalog)["packs"]) == 1, (
+            "every pack has a row; without one it would count as an orphan"
+        )
         catalog.close()
-    blobs.hurt, blobs.listing = "", True
+    blobs.damaged, blobs.listing = "", True
     catalog = open_catalog(str(tmp_path / "none.db"))
     with pytest.raises(Unavailable):
         Rebuilding(blobs, KeyStore(blobs, bytes(range(32))), catalog, NOW_NS).run()

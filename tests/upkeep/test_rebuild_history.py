@@ -1,4 +1,4 @@
-"""Records are the truth, in whatever order they are read: what they come to, and what clocks that jump cannot do to them."""
+"""Records are the truth: they give the same state in any reading order, and despite jumping clocks."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def committed(n: int, *, number: int | None = None, dataset: str = "www", at: in
 
 
 def state(records: list[Record]):
-    """All that a history comes to."""
+    """The state that a history results in."""
     history = History()
     for record in records:
-        history.add(record, repr(record))  # as in the store: one object for one decision
+        history.add(record, repr(record))  # as in the store: one object per decision
     notes = []
     datasets = {}
     for dataset in history.datasets(2**62):
@@ -78,7 +78,7 @@ def one(records: list[Record]):
     return backup
 
 
-def test_a_backup_is_as_its_record_says():
+def test_a_backup_is_rebuilt_from_its_record():
     record = committed(3, retain_until_ns=77, base=backup_id(9), kind=Kind.INCREMENTAL)
     found = one([record])
     assert (found.id, found.number, found.upload, found.base) == (
@@ -95,14 +95,14 @@ def test_a_backup_is_as_its_record_says():
     assert (found.deleted_ns, found.hold_ns, found.hold_reason, found.retain_until_ns) == (None, None, "", 77)
 
 
-def test_the_latest_of_deletions_and_undeletions_counts_and_a_grace_begins_anew():
+def test_the_latest_deletion_or_undeletion_counts_and_the_grace_starts_again():
     deleted, undeleted = DeletedRecord(backup_id(1), 100), UndeletedRecord(backup_id(1), 200)
     assert one([committed(1), undeleted, deleted]).deleted_ns is None
     assert one([committed(1), undeleted, deleted, DeletedRecord(backup_id(1), 300)]).deleted_ns == NOW
 
 
 @pytest.mark.parametrize("names", ["ab", "ba"])
-def test_of_two_decisions_at_the_same_time_the_one_that_keeps_more_counts(names):
+def test_between_simultaneous_decisions_the_one_that_keeps_more_counts(names):
     history = History()
     history.add(committed(1), "c")
     for name, record in zip(
@@ -116,7 +116,7 @@ def test_of_two_decisions_at_the_same_time_the_one_that_keeps_more_counts(names)
     assert (backup.deleted_ns, backup.hold_ns) == (None, 100)
 
 
-def test_a_purged_backup_never_comes_back_and_its_number_is_not_given_again():
+def test_a_purged_backup_never_comes_back_and_its_number_is_not_reused():
     _, datasets, _, purged, orphans = state(
         [UndeletedRecord(backup_id(2), 10**6), PurgedRecord(backup_id(2), 5), committed(1), committed(2)]
     )
@@ -125,7 +125,7 @@ def test_a_purged_backup_never_comes_back_and_its_number_is_not_given_again():
     assert (dataset.last_number, purged, orphans) == (2, 1, set())
 
 
-def test_retention_only_ever_moves_later():
+def test_retention_is_only_ever_extended():
     record = committed(1, retain_until_ns=500)
     retained = [RetainedRecord(backup_id(1), 900, 1), RetainedRecord(backup_id(1), 700, 99)]
     assert one([record]).retain_until_ns == 500
@@ -133,7 +133,7 @@ def test_retention_only_ever_moves_later():
     assert one([record, RetainedRecord(backup_id(1), 400, 1)]).retain_until_ns == 500
 
 
-def test_holds_of_backups_and_of_datasets_are_apart_and_the_latest_counts():
+def test_holds_of_backups_and_of_datasets_are_separate_and_the_latest_counts():
     held = HeldRecord(backup_id(1), "www", "case 12", 50)
     found = one([committed(1), held])
     assert (found.hold_ns, found.hold_reason) == (50, "case 12")
@@ -146,7 +146,7 @@ def test_holds_of_backups_and_of_datasets_are_apart_and_the_latest_counts():
     assert (dataset.hold_ns, dataset.hold_reason, backup.hold_ns) == (70, "all of it", None)
 
 
-def test_policies_and_settings_are_the_latest_ones_and_a_dataset_may_have_nothing_else():
+def test_the_latest_policy_and_settings_count_even_for_a_dataset_without_backups():
     grace, datasets, *_ = state(
         [
             PolicyRecord("new", '{"keep_last":9}', 60, 200),
@@ -162,7 +162,7 @@ def test_policies_and_settings_are_the_latest_ones_and_a_dataset_may_have_nothin
     assert state([])[0] == GRACE_S
 
 
-def test_a_dataset_is_from_where_its_newest_backup_was_and_as_old_as_its_oldest():
+def test_a_dataset_has_the_root_of_its_newest_backup_and_the_age_of_its_oldest():
     _, datasets, *_ = state(
         [
             committed(3, host="", source_root="/three"),
@@ -176,14 +176,14 @@ def test_a_dataset_is_from_where_its_newest_backup_was_and_as_old_as_its_oldest(
     assert [backup.number for backup in backups] == [1, 2, 3]
 
 
-def test_decisions_about_a_backup_without_its_record_are_told():
+def test_decisions_about_a_backup_without_a_record_are_reported():
     assert state([DeletedRecord(backup_id(7), 1)])[4] == {backup_id(7)}
     assert state([RetainedRecord(backup_id(7), 1, 1)])[4] == {backup_id(7)}
     assert state([HeldRecord(backup_id(7), "www", "", 1)])[4] == {backup_id(7)}
     assert state([DeletedRecord(backup_id(7), 1), PurgedRecord(backup_id(7), 2)])[4] == set()
 
 
-def test_numbers_that_a_catalog_from_a_copy_gave_twice_are_given_anew_and_the_newest_stays_the_newest():
+def test_duplicate_numbers_from_a_copied_catalog_are_replaced_and_keep_the_order():
     records = [committed(n) for n in (1, 2, 3)] + [
         committed(4, number=2, at=400),
         committed(5, number=3, at=500),
@@ -203,7 +203,7 @@ def test_a_clock_that_went_back_changes_no_number():
     assert notes == []
 
 
-def test_an_upload_that_became_two_backups_names_only_the_first():
+def test_of_two_backups_from_one_upload_it_names_the_first():
     upload = backup_id(99)
     _, datasets, *_ = state([committed(1, upload=upload), committed(2, upload=upload)])
     ((_, backups),) = datasets.items()
@@ -236,7 +236,7 @@ COMMITS = st.lists(st.tuples(IDS, IDS, TIMES), unique_by=lambda one: one[0]).map
 
 
 @given(COMMITS, st.lists(DECISIONS, max_size=12), st.randoms(use_true_random=False))
-def test_the_order_in_which_records_are_read_changes_nothing(commits, decisions, rng: random.Random):
+def test_the_order_of_reading_records_does_not_matter(commits, decisions, rng: random.Random):
     records = [*commits, *decisions]
     before = state(records)
     rng.shuffle(records)
@@ -244,9 +244,7 @@ def test_the_order_in_which_records_are_read_changes_nothing(commits, decisions,
 
 
 @given(COMMITS, st.lists(DECISIONS, max_size=12))
-def test_every_committed_backup_is_there_once_with_a_number_of_its_own_unless_it_was_purged(
-    commits, decisions
-):
+def test_every_committed_backup_is_listed_once_with_a_unique_number_unless_purged(commits, decisions):
     _, datasets, _, purged, _ = state([*commits, *decisions])
     found = [backup for backups in datasets.values() for backup in backups]
     gone = {record.backup for record in decisions if isinstance(record, PurgedRecord)}
@@ -259,7 +257,7 @@ def test_every_committed_backup_is_there_once_with_a_number_of_its_own_unless_it
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
-def test_deleting_and_taking_back_in_turn_leaves_what_the_last_said(turns: list[bool]):
+def test_after_repeated_deletions_and_undeletions_the_last_one_counts(turns: list[bool]):
     records: list[Record] = [committed(1)]
     for at, delete in enumerate(turns, 1):
         records.append((DeletedRecord if delete else UndeletedRecord)(backup_id(1), at))

@@ -1,6 +1,6 @@
-"""A crash between any two durable steps, and then the catalog is lost: what was acknowledged by then is rebuilt, and is whole.
+"""A crash between any two durable steps, then a lost catalog: everything acknowledged by then is rebuilt completely.
 
-The store tells in which order its objects become durable. Each beginning of that order is a store that a crash can leave.
+The store records the order in which its objects become durable. Each prefix of that order is a store that a crash can leave.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Files = dict[str, bytes]
 
 
 class Event(NamedTuple):
-    """What happened: an object became durable or replaced another one, or a call on a backup was sent (begun) or answered (done)."""
+    """An event: an object became durable or replaced another one, or a call on a backup was sent (begun) or answered (done)."""
 
     kind: str
     what: Any
 
 
 class Journal(WrappedBlobs):
-    """A store that notes when an object has become durable."""
+    """A store that records when an object becomes durable."""
 
     def __init__(self, blobs: Blobs, note: Callable[[Event], None]) -> None:
         super().__init__(blobs)
@@ -145,7 +145,7 @@ def do(job: Job, tenant: bytes) -> None:
 
 
 class Expected:
-    """What must, and what may be there, after the events so far."""
+    """The backups that must, and those that may exist after the events so far."""
 
     def __init__(self) -> None:
         self.begun: set[int] = set()
@@ -164,11 +164,11 @@ class Expected:
             self.deleted[number] = {what == "delete"}
 
     def check(self, found: dict[int, bool]) -> None:
-        """`found` says of each backup in the catalog whether it is deleted."""
+        """`found` maps each backup in the catalog to whether it is deleted."""
         assert self.done <= found.keys(), "an acknowledged backup is gone"
         assert found.keys() <= self.begun
         for number, deleted in found.items():
-            assert deleted in self.deleted[number], f"backup {number} was deleted or taken back"
+            assert deleted in self.deleted[number], f"backup {number} was deleted or undeleted"
 
 
 def found_in(catalog: Catalog, store: Path, job: Job) -> dict[int, bool]:
@@ -186,7 +186,7 @@ def found_in(catalog: Catalog, store: Path, job: Job) -> dict[int, bool]:
 
 
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
-def test_whatever_a_crash_leaves_the_rebuilt_catalog_has_what_was_acknowledged_whole_and_nothing_else(
+def test_a_catalog_rebuilt_after_any_crash_has_exactly_what_was_acknowledged(
     running: Any, tmp_path: Path, every: int
 ) -> None:
     events: list[Event] = []

@@ -1,4 +1,4 @@
-"""The chain of records: one that is missing is named by check and rebuild, whichever it is, and mended while anything knows it."""
+"""The chain of records: check and rebuild name any missing one, and repair restores it while the catalog has it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_spans_are_sets_of_numbers(some, others):
 
 
 @given(st.sets(st.integers(1, 80)), NUMBERS, st.integers(0, 90))
-def test_what_is_missing_is_what_is_neither_there_nor_forgotten(there, forgotten, upto):
+def test_a_number_is_missing_if_it_is_neither_found_nor_excused(there, forgotten, upto):
     chain = Chain()
     for number in sorted(there):
         chain.take(f"records/{'0' * 32}/{number:012x}-{'0' * 32}", None)
@@ -79,7 +79,7 @@ def test_what_is_missing_is_what_is_neither_there_nor_forgotten(there, forgotten
     assert numbers(chain.missing(upto)) == set(range(1, upto + 1)) - there - numbers(forgotten)
 
 
-def test_a_record_that_names_another_link_than_that_of_the_one_before_it_is_named():
+def test_a_record_that_does_not_link_to_the_previous_one_is_named():
     link, other = b"1" * 32, b"2" * 32
     record = TenantRecord("default", 1)
     names = [f"records/{'0' * 32}/{number:012x}-{'0' * 32}" for number in (1, 2)]
@@ -91,11 +91,11 @@ def test_a_record_that_names_another_link_than_that_of_the_one_before_it_is_name
     unread = Chain()
     unread.take(names[0], None)
     unread.take(names[1], Stored(record, Place(2, link), other))
-    assert unread.breaks == [], "of one that cannot be read nobody knows the link"
+    assert unread.breaks == [], "the link of an unreadable record is unknown"
 
 
 def decide(running) -> None:
-    """Three backups, of which one is held and one is deleted and taken back."""
+    """Three backups: one is held, and one is deleted and undeleted."""
     stub = running.stub()
     made = [back_up(stub, "www", {"a": b"%d" % n}) for n in range(3)]
     stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=made[0].id))
@@ -103,7 +103,7 @@ def decide(running) -> None:
     stub.SetHold(sv.SetHoldRequest(dataset="www", backup=made[1].id, reason="case 12"))
 
 
-def test_whichever_records_are_missing_a_rebuild_names_them(running):
+def test_a_rebuild_names_any_missing_records(running):
     decide(running)
     records = objects(running, "records")
     assert len(records) == 7, "the tenant, three commits, three decisions"
@@ -118,7 +118,7 @@ def test_whichever_records_are_missing_a_rebuild_names_them(running):
     assert report.problems == []
 
 
-def test_a_head_that_is_missing_or_damaged_is_named_and_written_again(running):
+def test_a_missing_or_damaged_head_is_named_and_rewritten(running):
     decide(running)
     (head,) = objects(running, "heads")
     for spoil in (head.unlink, lambda: flip(head, 50)):
@@ -130,7 +130,7 @@ def test_a_head_that_is_missing_or_damaged_is_named_and_written_again(running):
         assert check(running)[0] == []
 
 
-def test_a_record_that_is_being_written_beside_a_check_is_no_damage(running):
+def test_a_record_that_is_written_during_a_check_is_not_damage(running):
     """Its object is in the store already, and the head is about to follow."""
     decide(running)
     tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
@@ -142,7 +142,7 @@ def test_a_record_that_is_being_written_beside_a_check_is_no_damage(running):
     assert tenant.records.head.read() == pending.place.sequence
 
 
-def test_records_that_are_lost_under_a_catalog_are_named_by_check_and_written_again_by_repair(running):
+def test_lost_records_that_the_catalog_has_are_named_by_check_and_rewritten_by_repair(running):
     decide(running)
     for record in objects(running, "records")[1:6:2]:
         record.unlink()
@@ -156,7 +156,7 @@ def test_records_that_are_lost_under_a_catalog_are_named_by_check_and_written_ag
     assert len(backups(running.stub(), "www")) == 3
 
 
-def test_what_a_rebuild_did_not_find_stays_damage_until_it_is_given_up_by_name(running):
+def test_records_that_a_rebuild_missed_stay_damage_until_they_are_given_up_by_name(running):
     decide(running)
     objects(running, "records")[-1].unlink()
     rebuild_in_place(running)
@@ -171,7 +171,7 @@ def test_what_a_rebuild_did_not_find_stays_damage_until_it_is_given_up_by_name(r
     assert restore(running.stub(), "www").files == {"a": b"later"}
 
 
-def test_whether_records_are_lost_is_found_out_by_one_listing_and_the_records_that_excuse_gaps(running):
+def test_lost_records_are_found_by_one_listing_and_the_records_that_excuse_gaps(running):
     """After a loss was accepted, and after a collection, every start would otherwise read all records."""
     decide(running)
     objects(running, "records")[-1].unlink()
@@ -200,7 +200,7 @@ def test_whether_records_are_lost_is_found_out_by_one_listing_and_the_records_th
     assert [str(span) for span in lost_records(tenant, running.catalog)] == ["record 1"]
 
 
-def test_the_collector_says_which_records_it_removes_so_that_they_leave_no_gap(running):
+def test_the_collector_records_which_records_it_removes_so_they_leave_no_gap(running):
     decide(running)
     stub = running.stub()
     for _ in range(2):
@@ -226,7 +226,7 @@ def test_the_collector_says_which_records_it_removes_so_that_they_leave_no_gap(r
     assert report.problems == []
 
 
-def test_a_collection_that_is_to_end_ends_between_two_of_many_records_that_it_removes(running):
+def test_a_collection_can_be_stopped_between_two_records_that_it_removes(running):
     notes = [as_noted(running.tenant, "a token was revoked") for _ in range(20)]
     running.catalog.tenants.keep_records(running.tenant, notes)
     tenants = Tenants(running.blobs, running.catalog, running.keys)
@@ -245,7 +245,7 @@ def test_a_collection_that_is_to_end_ends_between_two_of_many_records_that_it_re
     assert check(running)[0] == []
 
 
-def test_records_of_another_history_are_named(running, tmp_path):
+def test_records_of_a_diverged_history_are_named(running, tmp_path):
     """A catalog is put back from an older copy, and decides other things under numbers that were given already."""
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
@@ -266,7 +266,7 @@ def test_records_of_another_history_are_named(running, tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["record", "head"])
-def test_either_of_record_and_head_is_enough_to_tell_an_older_catalog(running, lost):
+def test_either_a_record_or_the_head_reveals_an_older_catalog(running, lost):
     back_up(running.stub(), "www", {"a": b"1"})
     tenant = Tenants(running.blobs, running.catalog, running.keys).get(running.tenant)
     assert records_unknown(tenant, running.catalog) == 0
@@ -276,5 +276,5 @@ def test_either_of_record_and_head_is_enough_to_tell_an_older_catalog(running, l
     assert records_unknown(tenant, running.catalog) == 1
 
 
-def test_spans_are_said_in_words():
+def test_spans_are_printed_in_words():
     assert [str(Span(3, 3)), str(Span(3, 5))] == ["record 3", "records 3 to 5"]

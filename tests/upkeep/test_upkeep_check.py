@@ -1,8 +1,8 @@
-"""Checking: what is wrong is named with all that it hurts, what is right is not, and the catalog learns of it."""
+"""Checking names damage with everything that it affects, nothing sound, and records it in the catalog."""
 
 import pytest
 from blake3 import blake3
-from harm import check, damage, flip, hurt_chunk, kept, objects, pack_file, paths, places
+from harm import check, damage, damage_chunk, flip, kept, objects, pack_file, paths, places
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as sv
 from staddle_server.base.errors import Unavailable
@@ -50,7 +50,7 @@ def test_a_sound_store_is_clean_and_its_packs_are_verified(running):
     assert all(p.verified_ns is not None for p in running.catalog.verification.live_packs(running.tenant))
 
 
-def test_a_part_of_the_packs_is_read_the_same_part_for_the_same_seed(running):
+def test_a_sample_of_the_packs_is_the_same_for_the_same_seed(running):
     stub = running.stub()
     for n in range(12):
         back_up(stub, "www", {f"f{n}": noise(2000, n)})
@@ -73,30 +73,35 @@ def test_a_flipped_bit_in_data_names_pack_chunk_backups_and_paths_and_counts_as_
     first = back_up(stub, "www", FILES)
     second = back_up(stub, "other", {"copy/of/a": A})
     digest = first_chunk(stub, A)
-    path, segment = hurt_chunk(running, Role.DATA, digest)
-    assert check(running)[0] == [], "a glance reads no data"
+    path, segment = damage_chunk(running, Role.DATA, digest)
+    assert check(running)[0] == [], "a quick check reads no data"
     found, summary = check(running, read=True)
     assert paths(found) >= {(first.id, "a"), (second.id, "copy/of/a")}
     assert (first.id, "b") not in paths(found) or segment.offset in {
         s.offset for _, s in places(running, Role.DATA, first_chunk(stub, B))
     }
-    hurt = next(each for each in found if each.kind == "path" and each.path == "copy/of/a")
-    assert (hurt.pack, hurt.segment, hurt.dataset, hurt.number) == (path.name, segment.offset, "other", 1)
-    assert hurt.chunk == digest.hex()
+    damaged = next(each for each in found if each.kind == "path" and each.path == "copy/of/a")
+    assert (damaged.pack, damaged.segment, damaged.dataset, damaged.number) == (
+        path.name,
+        segment.offset,
+        "other",
+        1,
+    )
+    assert damaged.chunk == digest.hex()
     (broken,) = [each for each in found if each.kind == "segment"]
     assert (broken.pack, broken.segment, broken.severity) == (path.name, segment.offset, "damage")
     assert summary.damage == len(damage(found)) == len(found)
     assert marks(running) == {(segment.pack, segment.offset)}
     again, _ = check(running)
-    assert paths(again) == paths(found), "a later glance still says so"
+    assert paths(again) == paths(found), "a later quick check still reports it"
     source = Source(stub, "www")
     assert source.missing(source.cut(A)[:1]) == source.cut(A)[:1]
 
 
-def test_what_nothing_refers_to_any_more_is_healed_and_no_damage(running):
+def test_damage_that_no_backup_refers_to_any_more_is_not_reported(running):
     stub = running.stub()
     back_up(stub, "www", {"a": A})
-    hurt_chunk(running, Role.DATA, first_chunk(stub, A))
+    damage_chunk(running, Role.DATA, first_chunk(stub, A))
     assert damage(check(running, read=True)[0])
     back_up(stub, "www", {"a": A})
     found, summary = check(running, read=True)
@@ -106,11 +111,11 @@ def test_what_nothing_refers_to_any_more_is_healed_and_no_damage(running):
     assert restore(stub, "www").files == {"a": A}
 
 
-def test_a_mark_that_turns_out_wrong_is_removed_and_check_says_so(running):
+def test_check_removes_a_wrong_damage_mark_and_reports_that(running):
     stub = running.stub()
     back_up(stub, "www", {"a": A})
     digest = first_chunk(stub, A)
-    path, segment = hurt_chunk(running, Role.DATA, digest)
+    path, segment = damage_chunk(running, Role.DATA, digest)
     check(running, read=True)
     source = Source(stub, "www")
     assert source.missing(source.cut(A)[:1])
@@ -140,7 +145,7 @@ def test_a_damaged_header_or_footer_is_damage_but_everything_restores_and_nothin
     assert source.missing(source.cut(A)) == []
 
 
-def test_a_damaged_footer_is_an_alarm_until_it_is_mended_though_all_backups_are_whole(running):
+def test_a_damaged_footer_is_an_alarm_until_it_is_repaired_although_all_backups_are_complete(running):
     stub = running.stub()
     back_up(stub, "www", FILES)
     (path,) = objects(running)
@@ -168,7 +173,7 @@ def test_a_damaged_footer_is_an_alarm_until_it_is_mended_though_all_backups_are_
     integrity.look()
     assert told(stub) == (0, 0, 1)
     others = running.stub("reader", tenant=running.make_tenant("theirs"))
-    assert told(others) == (0, 0, 0), "what is damaged is its own tenant's business"
+    assert told(others) == (0, 0, 0), "damage is reported to its own tenant only"
 
 
 def told(stub):
@@ -176,7 +181,7 @@ def told(stub):
     return said.damaged_packs, said.damaged_segments, said.damaged_footers
 
 
-def test_a_missing_pack_and_one_cut_short_are_found_at_a_glance(running):
+def test_missing_and_truncated_packs_are_found_by_a_quick_check(running):
     stub = running.stub()
     first = back_up(stub, "one", {"a": A})
     second = back_up(stub, "two", {"b": B})
@@ -249,19 +254,19 @@ def test_a_catalog_that_is_older_than_the_store_is_found(running):
     assert any(keys.tenant.hex() in each.message for each in found)
 
 
-def test_a_tenant_whose_keys_are_damaged_keeps_no_other_from_being_checked(running):
+def test_a_tenant_with_damaged_keys_does_not_stop_the_check_of_others(running):
     other = running.make_tenant("other")
     back_up(running.stub(), "www", {"a": A})
     (key,) = objects(running, f"keys/{other.hex()}")
     flip(key, -1)
-    hurt_chunk(running, Role.DATA, first_chunk(running.stub(), A))
+    damage_chunk(running, Role.DATA, first_chunk(running.stub(), A))
     found, summary = check(running, read=True)
     assert {each.kind for each in found if each.tenant == "other"} == {"keys"}
     assert {each.kind for each in found if each.tenant == "default"} == {"segment", "path"}
     assert summary.tenants == 2
 
 
-def test_objects_that_nothing_names_are_counted_and_no_damage(running):
+def test_orphans_are_counted_but_are_not_damage(running):
     back_up(running.stub(), "www", {"a": A})
     (path,) = objects(running)
     stray = path.parent / (path.name[:2] + "0" * 30)
@@ -295,14 +300,14 @@ def test_damage_in_pages_lists_and_attributes_is_named(running):
         assert {each.kind for each in check(running)[0]} == {"cleared"}
 
 
-def test_a_store_that_does_not_answer_is_no_damage(running, monkeypatch):
+def test_a_store_that_does_not_answer_is_not_damage_for_check(running, monkeypatch):
     back_up(running.stub(), "www", {"a": A})
     silent = kept(running)
     tenant = silent.tenants.get(running.tenant)
     (pack,) = running.catalog.verification.live_packs(running.tenant)
 
     class Mute(WrappedBlobs):
-        """A store whose reads fail from some offset on."""
+        """A store whose reads fail from an offset on."""
 
         def read(self, name, offset, length):
             if 48 < offset < 1_000_000:
@@ -317,8 +322,8 @@ def test_a_store_that_does_not_answer_is_no_damage(running, monkeypatch):
     assert now.verified_ns is None
 
 
-def test_a_chunk_that_is_not_what_its_digest_says_is_found_though_its_seal_opens(running):
-    """Such a thing comes from memory that failed before the seal."""
+def test_a_sealed_chunk_with_a_wrong_digest_is_found(running):
+    """Memory that failed before sealing leaves such a chunk."""
     tenant = kept(running).tenants.get(running.tenant)
     writer = PackWriter(running.blobs, tenant.keys)
     table = [ChunkRef(4, blake3(b"good").digest()), ChunkRef(4, blake3(b"what").digest())]

@@ -1,4 +1,4 @@
-"""A clock that jumps: nothing that cannot be undone happens until the clock is right, confirmed, or the time has really passed."""
+"""After a jump of the clock nothing irreversible happens until it is right, confirmed, or the time has really passed."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def test_after_a_jump_nothing_is_purged_or_collected_and_the_report_says_why(gar
     garbage.collect()
 
 
-def test_not_even_an_administrators_shorter_grace_purges_while_the_clock_is_in_doubt(garbage):
+def test_even_a_shorter_grace_by_an_administrator_purges_nothing_while_the_clock_is_in_doubt(garbage):
     deleted_long_ago(garbage)
     garbage.running.clock.jump_s = YEAR
     assert garbage.collector().collect(grace_s=0).sum_of("backups_purged") == 0
 
 
-def test_a_correction_of_less_than_hours_is_no_jump_and_time_that_really_passes_is_none(garbage):
+def test_neither_a_small_correction_nor_passing_time_is_a_jump(garbage):
     deleted_long_ago(garbage)
     garbage.running.clock.jump_s = 2 * 3600
     assert garbage.collect().sum_of("backups_purged") == 0, "its grace is not over"
@@ -111,7 +111,7 @@ def test_small_steps_add_up_to_a_jump(garbage):
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_a_jump_is_believed_once_an_administrator_confirms_it(garbage, restart):
+def test_a_jump_is_accepted_once_an_administrator_confirms_it(garbage, restart):
     deleted_long_ago(garbage)
     garbage.running.clock.jump_s = YEAR
     if restart:
@@ -121,7 +121,7 @@ def test_a_jump_is_believed_once_an_administrator_confirms_it(garbage, restart):
     assert garbage.collect().sum_of("backups_purged") == 1
 
 
-def test_a_jump_is_believed_once_as_much_time_has_really_passed_but_no_moment_before(garbage):
+def test_a_jump_is_accepted_as_soon_as_that_time_has_really_passed(garbage):
     deleted_long_ago(garbage)
     garbage.running.clock.jump_s = 20 * DAY
     for _ in range(20):
@@ -131,7 +131,7 @@ def test_a_jump_is_believed_once_as_much_time_has_really_passed_but_no_moment_be
     assert garbage.collect().sum_of("backups_purged") == 1
 
 
-def test_a_second_jump_begins_the_wait_anew(garbage):
+def test_a_second_jump_restarts_the_wait(garbage):
     garbage.running.clock.jump_s = 2 * DAY
     guard(garbage).look()
     garbage.running.clock.ahead_s += 1.5 * DAY
@@ -164,7 +164,7 @@ def test_policies_delete_nothing_while_the_clock_is_in_doubt_and_retention_still
     assert policies.run(lambda: False) == "1 backup deleted"
 
 
-def test_an_upload_does_not_expire_by_a_jump_and_does_once_it_is_confirmed(running):
+def test_a_jump_expires_an_upload_only_once_it_is_confirmed(running):
     running.clock = JumpingClock()
     running.restart()
     stub = running.stub()
@@ -186,7 +186,7 @@ def test_an_upload_does_not_expire_by_a_jump_and_does_once_it_is_confirmed(runni
     assert reason(closed.value) == "UPLOAD_CLOSED"
 
 
-def test_a_deletion_while_the_clock_is_back_has_its_whole_grace_once_the_clock_is_right(garbage):
+def test_a_deletion_under_a_slow_clock_gets_its_full_grace_once_the_clock_is_right(garbage):
     stub = garbage.running.stub()
     back_up(stub, "www", {"a": b"1"})
     back_up(stub, "www", {"a": b"2"})
@@ -198,7 +198,7 @@ def test_a_deletion_while_the_clock_is_back_has_its_whole_grace_once_the_clock_i
     assert garbage.collect().sum_of("backups_purged") == 1
 
 
-# --- what begins while the clock is wrong
+# --- started while the clock is wrong
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def upload_is_open(source: Source) -> bool:
     return source.stub.GetUpload(asked).upload.state == pb.UPLOAD_STATE_OPEN
 
 
-def test_an_upload_that_begins_or_goes_on_while_the_clock_is_behind_has_its_whole_life_once_it_is_right(
+def test_an_upload_under_a_slow_clock_gets_its_full_life_once_the_clock_is_right(
     jumping,
 ):
     stub = jumping.stub()
@@ -238,7 +238,7 @@ def test_an_upload_that_begins_or_goes_on_while_the_clock_is_behind_has_its_whol
     assert not upload_is_open(new)
 
 
-def test_an_upload_of_a_clock_that_was_ahead_neither_lives_nor_is_leased_for_a_year(jumping):
+def test_an_upload_under_a_fast_clock_gets_no_longer_life_or_lease(jumping):
     jumping.clock.jump_s = YEAR
     ahead = Source(jumping.stub("writer", name="ahead"), "www")
     left = Source(jumping.stub("writer", name="ahead"), "other")
@@ -256,14 +256,14 @@ def test_an_upload_of_a_clock_that_was_ahead_neither_lives_nor_is_leased_for_a_y
     assert not upload_is_open(left)
 
 
-def test_an_upload_is_taken_over_also_while_the_clock_is_ahead(jumping):
+def test_an_upload_can_be_taken_over_while_the_clock_is_ahead(jumping):
     begun = Source(jumping.stub(), "www", take_over=True)
     jumping.clock.jump_s = YEAR
     again = Source(jumping.stub(), "www", take_over=True)
     assert (again.begun.taken_over, again.upload.id) == (True, begun.upload.id)
 
 
-def test_the_minimum_retention_of_a_backup_that_is_made_while_the_clock_is_behind_is_not_cut_short(jumping):
+def test_a_slow_clock_does_not_shorten_the_minimum_retention_of_a_backup(jumping):
     stub = jumping.stub()
     back_up(stub, "www", {"a": b"1"})
     stub.SetRetention(sv.SetRetentionRequest(dataset="www", minimum=Duration(seconds=10 * DAY)))
@@ -278,7 +278,7 @@ def test_the_minimum_retention_of_a_backup_that_is_made_while_the_clock_is_behin
     stub.DeleteBackup(sv.DeleteBackupRequest(dataset="www", backup=made.id))
 
 
-def test_a_backup_that_is_made_while_the_clock_is_behind_is_no_old_one_once_it_is_right(jumping):
+def test_a_backup_made_under_a_slow_clock_does_not_count_as_old(jumping):
     stub = jumping.stub()
     before = back_up(stub, "www", {"a": b"1"})
     jumping.clock.jump_s = -YEAR
@@ -287,7 +287,7 @@ def test_a_backup_that_is_made_while_the_clock_is_behind_is_no_old_one_once_it_i
     assert before.commit_time.ToNanoseconds() < made.commit_time.ToNanoseconds()
 
 
-def test_a_token_ends_at_its_time_whatever_the_clock_says_meanwhile(jumping):
+def test_a_token_expires_at_its_time_despite_clock_jumps(jumping):
     now_ns, make = jumping.clock.now_ns(), jumping.catalog.tokens.create
     expired, good = (
         jumping.stub_with(make(jumping.tenant, name, TokenRole.READER, now_ns, now_ns + days * DAY * NS))
@@ -306,7 +306,7 @@ def test_a_token_ends_at_its_time_whatever_the_clock_says_meanwhile(jumping):
         good.ListDatasets(sv.ListDatasetsRequest())
 
 
-def test_a_rebuild_by_a_clock_that_is_behind_leaves_deleted_backups_their_grace(garbage, tmp_path):
+def test_a_rebuild_under_a_slow_clock_keeps_the_grace_of_deleted_backups(garbage, tmp_path):
     gone = deleted_long_ago(garbage)
     running = garbage.running
     with rebuilt(running.root / "store", tmp_path / "new.db", running.clock.now_ns() - YEAR * NS) as (
@@ -320,7 +320,7 @@ def test_a_rebuild_by_a_clock_that_is_behind_leaves_deleted_backups_their_grace(
         )
 
 
-def test_a_policy_that_was_set_while_the_clock_was_ahead_is_followed_once_it_is_right(garbage):
+def test_a_policy_set_under_a_fast_clock_is_followed_once_the_clock_is_right(garbage):
     running = garbage.running
     stub = running.stub()
     for n in range(2):
@@ -333,7 +333,7 @@ def test_a_policy_that_was_set_while_the_clock_was_ahead_is_followed_once_it_is_
     assert policies.run(lambda: False) == "1 backup deleted"
 
 
-def test_packs_that_were_read_while_the_clock_was_ahead_are_due_again_once_it_is_right(garbage):
+def test_packs_read_under_a_fast_clock_are_due_again_once_the_clock_is_right(garbage):
     back_up(garbage.running.stub(), "www", {"a": b"1"})
     scrubber = Scrubber(kept(garbage.running), period_s=30 * DAY, bytes_per_s=1e12, busy=lambda: False)
     scrub = scrubber.task().run
@@ -344,11 +344,11 @@ def test_packs_that_were_read_while_the_clock_was_ahead_are_due_again_once_it_is
     assert scrub(lambda: False) == ""
 
 
-# --- over a reboot, where nothing has counted the time
+# --- over a reboot, during which no clock counts
 
 
 def after_reboot(catalog, clock, off_s: float, **of_before: int) -> ClockGuard:
-    """The machine was off for so long, by its clock now."""
+    """Simulate a machine that was off, for a time given by its clock."""
     seen = catalog.clock.get()
     assert seen is not None
     before = seen._replace(boot="an earlier one", uptime_ns=10**18, **of_before)
@@ -360,7 +360,7 @@ def after_reboot(catalog, clock, off_s: float, **of_before: int) -> ClockGuard:
 @pytest.mark.parametrize(
     ("off_s", "believed"), [(60, True), (2.9 * DAY, True), (-3600, True), (3.1 * DAY, False)]
 )
-def test_after_a_reboot_an_absence_of_days_is_believed_and_a_longer_one_is_not(catalog, off_s, believed):
+def test_after_a_reboot_an_absence_of_days_is_accepted_and_a_longer_one_is_not(catalog, off_s, believed):
     clock = JumpingClock()
     ClockGuard(catalog, clock).look()
     found = after_reboot(catalog, clock, off_s)
@@ -377,7 +377,7 @@ def test_after_a_month_off_an_administrator_confirms_or_a_month_passes(catalog):
     assert found.require() == pytest.approx(clock.now_ns(), abs=60 * NS)
 
 
-def test_a_reboot_settles_no_doubt_that_there_was_before(catalog):
+def test_a_reboot_does_not_end_an_earlier_doubt(catalog):
     clock = JumpingClock()
     ClockGuard(catalog, clock).look()
     clock.jump_s = 2 * DAY
@@ -387,7 +387,7 @@ def test_a_reboot_settles_no_doubt_that_there_was_before(catalog):
         found.require()
 
 
-def test_a_catalog_that_knows_no_clock_is_measured_by_its_newest_commit(garbage):
+def test_a_catalog_without_a_clock_reading_uses_its_newest_commit(garbage):
     back_up(garbage.running.stub(), "www", {"a": b"1"})
     with garbage.running.catalog.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM clock")
@@ -395,7 +395,7 @@ def test_a_catalog_that_knows_no_clock_is_measured_by_its_newest_commit(garbage)
     assert guard(garbage).look().jump_ns < 0
 
 
-# --- saying so
+# --- reporting
 
 
 def upkeep_health(running) -> int:
@@ -404,7 +404,7 @@ def upkeep_health(running) -> int:
         return health_pb2_grpc.HealthStub(channel).Check(ask).status
 
 
-def test_log_and_health_say_that_the_clock_is_in_doubt_and_that_it_is_believed_again(garbage, caplog):
+def test_log_and_health_report_a_doubted_clock_and_the_end_of_the_doubt(garbage, caplog):
     running = garbage.running
     running.clock.jump_s = YEAR
     with caplog.at_level(logging.WARNING):
@@ -439,7 +439,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_shows_a_doubt_of_a_running_server_and_confirms_the_clock(server):
+def test_the_command_shows_the_doubt_of_a_running_server_and_confirms_the_clock(server):
     catalog = open_catalog(str(server.data / "catalog.db"))
     seen = catalog.clock.get()
     assert seen is not None

@@ -1,4 +1,4 @@
-"""What no backup needs any more goes; nothing else does."""
+"""Garbage collection removes what no backup needs any more, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def garbage(running):
     return Garbage(running)
 
 
-# ------------------------------------------------------------------ what goes, and when
+# ------------------------------------------------------------------ what is removed, and when
 
 
-def test_a_deleted_backup_comes_free_after_its_grace_and_a_day_and_the_others_restore(garbage):
+def test_a_deleted_backup_is_collected_after_its_grace_and_a_day_and_the_others_restore(garbage):
     stub = garbage.running.stub()
     back_up(stub, "gone", FILES)
     back_up(stub, "kept", OTHERS)
@@ -47,7 +47,7 @@ def test_a_deleted_backup_comes_free_after_its_grace_and_a_day_and_the_others_re
     garbage.assert_restores("kept", OTHERS)
 
 
-def test_with_a_pack_its_parity_goes_and_with_a_record_its_copy(garbage):
+def test_parity_is_removed_with_its_pack_and_a_copy_with_its_record(garbage):
     running = garbage.running
     back_up(running.stub(), "gone", FILES)
     back_up(running.stub(), "kept", OTHERS)
@@ -70,7 +70,7 @@ def test_with_a_pack_its_parity_goes_and_with_a_record_its_copy(garbage):
     garbage.assert_restores("kept", OTHERS)
 
 
-def test_what_two_backups_share_stays_when_one_of_them_goes(garbage):
+def test_shared_chunks_stay_when_one_of_two_backups_is_removed(garbage):
     stub = garbage.running.stub()
     back_up(stub, "one", FILES | OTHERS)
     back_up(stub, "two", OTHERS)
@@ -83,7 +83,7 @@ def test_what_two_backups_share_stays_when_one_of_them_goes(garbage):
     assert garbage.count("chunks") == garbage.count("packs") == garbage.count("claims") == 0
 
 
-def test_deleting_a_base_harms_none_that_started_from_it(garbage):
+def test_deleting_a_base_damages_no_backup_that_started_from_it(garbage):
     stub = garbage.running.stub()
     first = back_up(stub, "www", FILES)
     source = Source(stub, "www", scope=pb.UPLOAD_SCOPE_CHANGES)
@@ -94,7 +94,7 @@ def test_deleting_a_base_harms_none_that_started_from_it(garbage):
     garbage.assert_restores("www", FILES | OTHERS)
 
 
-# ------------------------------------------------------------------ beside uploads
+# ------------------------------------------------------------------ during uploads
 
 
 @pytest.mark.parametrize("when", ["before it claims", "between claim and entries", "before its commit"])
@@ -145,12 +145,12 @@ def test_an_upload_carries_over_from_a_base_that_is_deleted_purged_and_collected
         garbage.collect_all()
         garbage.reap_grace()
         garbage.assert_restores("www", FILES | OTHERS)
-    assert garbage.count("backups") == 1, "the base's row went when nobody needed it any more"
+    assert garbage.count("backups") == 1, "the base's row is removed once no upload needs it"
     again = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id))
     assert again.upload.state == pb.UPLOAD_STATE_COMMITTED
 
 
-def test_an_upload_that_is_resumed_after_a_collection_has_all_that_was_durable(garbage):
+def test_an_upload_resumed_after_a_collection_still_has_its_durable_data(garbage):
     stub = garbage.running.stub()
     source = Source(stub, "www")
     source.put_file("a", FILES["a"])
@@ -165,7 +165,7 @@ def test_an_upload_that_is_resumed_after_a_collection_has_all_that_was_durable(g
     garbage.assert_restores("www", FILES)
 
 
-def test_what_an_upload_that_was_given_up_has_stored_is_garbage(garbage):
+def test_the_data_of_an_expired_upload_is_garbage(garbage):
     stub = garbage.running.stub()
     source = Source(stub, "www")
     source.put_file("a", FILES["a"])
@@ -176,7 +176,7 @@ def test_what_an_upload_that_was_given_up_has_stored_is_garbage(garbage):
     assert garbage.objects() == []
 
 
-def test_a_commit_that_is_replayed_after_its_backup_was_purged_says_that_it_is_gone(garbage):
+def test_replaying_the_commit_of_a_purged_backup_reports_it_as_gone(garbage):
     stub = garbage.running.stub()
     source = Source(stub, "www")
     source.put_file("a", FILES["a"])
@@ -194,7 +194,7 @@ def test_a_commit_that_is_replayed_after_its_backup_was_purged_says_that_it_is_g
 # ------------------------------------------------------------------ purging
 
 
-def test_grace_is_the_tenants_and_counts_for_what_is_deleted_already(garbage):
+def test_the_grace_of_the_tenant_also_applies_to_backups_already_deleted(garbage):
     running = garbage.running
     back_up(running.stub(), "www", FILES)
     garbage.delete("www")
@@ -236,7 +236,7 @@ def _small_backups(stub, count):
     return files
 
 
-def test_small_packs_become_one_and_everything_restores(garbage):
+def test_small_packs_are_merged_and_everything_restores(garbage):
     stub = garbage.running.stub()
     files = _small_backups(stub, 9)
     assert len(garbage.objects()) == 9
@@ -250,7 +250,7 @@ def test_small_packs_become_one_and_everything_restores(garbage):
     assert garbage.collect_all().sum_of("packs_compacted") == 0, "what is compact stays"
 
 
-def test_of_a_pack_that_is_mostly_dead_only_what_is_alive_is_kept(garbage):
+def test_compaction_keeps_only_the_live_chunks_of_a_mostly_dead_pack(garbage):
     stub = garbage.running.stub()
     data = {f"f{number}": noise(60_000, number) for number in range(20)}
     back_up(stub, "all", data)
@@ -263,7 +263,7 @@ def test_of_a_pack_that_is_mostly_dead_only_what_is_alive_is_kept(garbage):
     garbage.assert_restores("few", {"f3": data["f3"]})
 
 
-def test_a_pack_whose_footer_a_collection_finds_damaged_is_read_and_the_rest_of_its_damage_is_marked(garbage):
+def test_a_collection_that_finds_a_damaged_footer_reads_the_pack_and_marks_all_its_damage(garbage):
     stub = garbage.running.stub()
     files = _small_backups(stub, 9)
     running = garbage.running
@@ -297,9 +297,7 @@ def test_packs_that_an_open_upload_claims_are_not_compacted(garbage):
     garbage.assert_restores("other", {"f4": files["f4"]})
 
 
-def test_a_claim_that_comes_while_a_pack_is_being_copied_makes_the_copy_vain_and_nothing_is_lost(
-    garbage, monkeypatch
-):
+def test_a_claim_during_the_copy_of_a_pack_discards_the_copy_and_loses_nothing(garbage, monkeypatch):
     stub = garbage.running.stub()
     files = _small_backups(stub, 9)
     source = Source(stub, "other")
@@ -316,27 +314,27 @@ def test_a_claim_that_comes_while_a_pack_is_being_copied_makes_the_copy_vain_and
     report = garbage.collect_all()
     assert refused == [True]
     assert report.sum_of("packs_compacted") == 0
-    assert len(garbage.objects()) == 9, "the copy is gone again"
+    assert len(garbage.objects()) == 9, "the copy is removed again"
     assert garbage.count("packs") == 9
     garbage.assert_restores("www", files)
 
 
-def test_a_damaged_pack_is_left_to_the_repair_and_what_is_sound_goes_on(garbage):
+def test_a_damaged_pack_is_left_to_repair_and_sound_packs_are_compacted(garbage):
     stub = garbage.running.stub()
     files = _small_backups(stub, 10)
-    hurt = garbage.running.root / "store" / garbage.objects()[0]
-    data = bytearray(hurt.read_bytes())
+    damaged = garbage.running.root / "store" / garbage.objects()[0]
+    data = bytearray(damaged.read_bytes())
     data[200] ^= 1
-    hurt.write_bytes(data)
+    damaged.write_bytes(data)
     report = garbage.collect_all()
     assert report.sum_of("packs_compacted") == 9
-    assert hurt.exists()
+    assert damaged.exists()
     found = restore(stub, "www")
     assert len(found.damages) <= 1
     assert len(found.files) >= len(files) - 1
 
 
-def test_a_restore_that_holds_places_of_a_compacted_and_removed_pack_finds_the_new_ones(garbage):
+def test_a_restore_finds_the_new_places_of_chunks_from_a_removed_pack(garbage):
     stub = garbage.running.stub()
     files = _small_backups(stub, 9)
     tenants = Tenants(garbage.running.blobs, garbage.running.catalog, garbage.running.keys)

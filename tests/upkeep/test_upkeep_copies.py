@@ -1,4 +1,4 @@
-"""Copies of records and keys beside a server."""
+"""Copies of records and keys, made by a running server."""
 
 import time
 
@@ -33,7 +33,7 @@ def test_records_and_keys_of_all_tenants_are_copied_once(running):
     assert copies_task(*parts(running), on=False).every_s == 0
 
 
-def test_a_run_that_is_stopped_goes_on_where_it_was(running):
+def test_a_stopped_run_of_copying_resumes_where_it_was(running):
     for number in range(3):
         back_up(running.stub(), f"set{number}", {"a": b"1"})
     stops = iter([False, False, True])
@@ -41,7 +41,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(running):
     assert copy_new(*parts(running)).copied == len(small(running)) - 2
 
 
-def test_what_is_lost_or_damaged_is_brought_back_and_what_cannot_be_is_named(running):
+def test_lost_or_damaged_objects_are_restored_from_copies_or_named(running):
     back_up(running.stub(), "www", {"a": b"1"})
     back_up(running.stub(), "www", {"a": b"2"})
     copy_new(*parts(running))
@@ -68,7 +68,7 @@ def test_what_is_lost_or_damaged_is_brought_back_and_what_cannot_be_is_named(run
     assert (store / last).read_bytes() == b"damaged"
 
 
-def test_a_tenant_of_which_no_keys_are_left_keeps_no_other_from_being_copied(running):
+def test_a_tenant_without_keys_does_not_stop_copying_for_others(running):
     other = running.make_tenant("other")
     back_up(running.stub(), "www", {"a": b"1"})
     running.catalog.tokens.create(other, "w", TokenRole.WRITER, time.time_ns())

@@ -1,6 +1,6 @@
-"""A collection that is killed between any two of its steps: the next one ends what it began, and nothing is lost.
+"""A collection that is killed between any two steps: the next one finishes its work, and nothing is lost.
 
-With STADDLE_TEST_LONG=1 at every step, else at every sixth, and every day at every eighteenth.
+With STADDLE_TEST_LONG=1 at every step, else at every sixth, and in `make test` at every eighteenth.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class World:
 
 @pytest.fixture
 def made(running, tmp_path, monkeypatch):
-    """A data directory with something for every step to do, and what its backups hold."""
+    """A data directory with work for every step, and the content of its backups."""
     monkeypatch.setattr(mark, "SAVE_S", 0.0)
     garbage, stub = Garbage(running), running.stub()
     small = {}
@@ -139,7 +139,7 @@ def test_a_collection_can_be_killed_between_any_two_steps(made, tmp_path):
         shutil.rmtree(tmp_path / str(die_at))
 
 
-def test_a_collection_that_is_killed_at_every_second_step_again_and_again_comes_to_its_end(made, tmp_path):
+def test_a_collection_that_is_killed_again_and_again_still_completes(made, tmp_path):
     saved, wanted = made
     world = _world(saved, tmp_path / "again")
     for _ in range(400):
@@ -160,7 +160,7 @@ def _world(saved: Path, path: Path) -> World:
 
 
 def _check(world: World, wanted: dict[str, dict[str, bytes]]) -> None:
-    """Reads what must be there; a process that is dead reads nothing, so this is another one."""
+    """Read what must exist, as another process: a dead one reads nothing."""
     die_at, world.die_at = world.die_at, None
     row = world.catalog.tenants.get_by_name("default")
     tenant = world.tenants.get(row.id)

@@ -1,4 +1,4 @@
-"""Every bit counts: whatever is flipped, cut, made longer or swapped, nothing wrong is returned and the damage is named."""
+"""Every bit counts: whatever is flipped, cut, extended or swapped, no wrong data is returned and the damage is named."""
 
 import random
 
@@ -16,11 +16,11 @@ def subject(running):
 
 
 def test_a_flipped_bit_anywhere_is_never_returned_and_always_named(subject):
-    """A sample; flips.py as a program flips them all."""
+    """A sample of the bits; flips.py as a program flips all of them."""
     seeded = random.Random(20_261_125)
     bytes_of = list(regions(subject))
     chosen = seeded.sample(bytes_of, SAMPLE)
-    # And of every object its beginning, and the parts that say where the others are.
+    # And the beginning of every object, and the parts that locate the others.
     for path in {path for path, _ in bytes_of}:
         size = path.stat().st_size
         places = [0, 20, 60, size - 40, size - 10, size - 1]
@@ -29,7 +29,7 @@ def test_a_flipped_bit_anywhere_is_never_returned_and_always_named(subject):
         flip_and_look(subject, path, at, seeded.randrange(8))
 
 
-def test_objects_that_are_cut_or_made_longer_are_named(subject):
+def test_truncated_or_extended_objects_are_named(subject):
     for path in objects(subject.running):
         data = path.read_bytes()
         lengths = (0, 1, 47, 48, 100, len(data) // 2, len(data) - 33, len(data) - 1)
@@ -44,7 +44,7 @@ def test_objects_that_are_cut_or_made_longer_are_named(subject):
             replace_and_look(subject, path, other)
 
 
-def test_objects_that_changed_places_are_named_also_those_of_another_tenant(subject):
+def test_swapped_objects_are_named_even_across_tenants(subject):
     running, seeded = subject.running, random.Random(20_261_130)
     other = running.make_tenant("other")
     back_up(running.stub(tenant=other), "tree", {"text": b"another tenant's"})

@@ -1,4 +1,4 @@
-"""A backup whose manifest lies as a tree, though each of its pages opens: all that reads it names the damage, and nothing else is lost."""
+"""A manifest that is forged as a tree of valid pages: every reader names the damage, and nothing else is lost."""
 
 import time
 
@@ -27,7 +27,7 @@ HIGHEST = 15
 
 
 class Forger:
-    """Writes pages that no upload comes to."""
+    """Writes pages that no upload would write."""
 
     def __init__(self) -> None:
         self.chunks: dict[bytes, bytes] = {}
@@ -67,7 +67,7 @@ def sized(path: str, *refs: ChunkRef) -> Entry:
 
 
 def shared(forger: Forger) -> Root:
-    """240 pages through which there are some 10^9 ways."""
+    """240 pages with some 10^9 paths through them."""
     level = [forger.leaf(named(f"{number:02}")) for number in range(16)]
     for height in range(1, HIGHEST):
         level = [forger.index(height, *level[: at + 1]) for at in range(len(level))]
@@ -132,9 +132,7 @@ def put(running, forger: Forger, dataset: str, forged: Root) -> None:
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_a_manifest_that_lies_is_damage_for_all_that_reads_it_and_costs_no_other_backup_anything(
-    running, forged
-):
+def test_a_forged_manifest_is_damage_for_every_reader_and_affects_no_other_backup(running, forged):
     stub = running.stub()
     back_up(stub, "kept", KEPT)
     back_up(stub, "www", {"a": CHUNK})
@@ -156,10 +154,10 @@ def test_a_manifest_that_lies_is_damage_for_all_that_reads_it_and_costs_no_other
         assert reason(refused.value) == "DAMAGED"
 
     _, repaired = repair(running)
-    assert repaired.chunks == 0, "nothing of it can be mended, and repair ends"
+    assert repaired.chunks == 0, "none of it can be repaired, and repair ends"
     running.clock.ahead_s += 40 * 86_400
     Collector(running.catalog, kept(running).tenants, running.clock).collect(grace_s=0)
-    assert restore(stub, "kept").files == KEPT, "a collection takes nothing that is alive"
+    assert restore(stub, "kept").files == KEPT, "a collection removes nothing live"
     assert (
         stub.Backup(
             messages(
@@ -171,8 +169,8 @@ def test_a_manifest_that_lies_is_damage_for_all_that_reads_it_and_costs_no_other
     assert restore(stub, "www").files == {"a": CHUNK}
 
 
-def test_a_list_of_chunks_that_is_shared_all_the_way_down_is_looked_up_once(running):
-    """As a file of a pebibyte of zeros has it, which 1,000 messages bring."""
+def test_a_chunk_list_whose_levels_repeat_is_looked_up_once(running):
+    """The list of a pebibyte of zeros, which needs only 1,000 messages."""
     stub = running.stub()
     back_up(stub, "www", {"a": CHUNK})
     forger = Forger()

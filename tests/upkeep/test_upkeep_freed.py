@@ -1,4 +1,4 @@
-"""What a retention plan says about the bytes that its deletions free."""
+"""The bytes that a retention plan frees by its deletions."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from staddle_server.manifest.references import references
 from staddle_server.tenancy.chunk_reader import ChunkReader
 from thin import Source, back_up, noise
 
-# --- what comes free
+# --- freed bytes
 
 
-def test_what_only_the_going_backups_have_comes_free_to_the_byte(running):
+def test_chunks_of_deleted_backups_only_are_freed_to_the_byte(running):
     stub = running.stub()
     gone = back_up(stub, "www", {"a": noise(3_000_000, 1)}, kind=pb.BACKUP_KIND_FULL)
     back_up(stub, "www", {"a": noise(1_000_000, 2)}, kind=pb.BACKUP_KIND_FULL)
     set_policy(stub, keep_last=1)
-    assert plan(stub).free_bytes == gone.stored_bytes > 3_000_000, "all of its packs, and nothing else"
+    assert plan(stub).free_bytes == gone.stored_bytes > 3_000_000, "exactly its packs"
     assert not plan(stub, without_free_bytes=True).HasField("free_bytes")
 
 
-def test_what_other_backups_share_does_not_come_free(running):
+def test_chunks_shared_with_other_backups_are_not_freed(running):
     stub = running.stub()
     shared, alone = noise(1_500_000, 1), noise(700_000, 2)
     back_up(stub, "www", {"shared": shared, "alone": alone}, kind=pb.BACKUP_KIND_FULL)
@@ -36,12 +36,12 @@ def test_what_other_backups_share_does_not_come_free(running):
     free = plan(stub).free_bytes
     assert 700_000 < free < 720_000
     delete(stub, elsewhere, "elsewhere")
-    assert plan(stub).free_bytes == alone_there, "what is deleted already goes before"
+    assert plan(stub).free_bytes == alone_there, "backups already deleted are removed first"
     stub.SetHold(sv.SetHoldRequest(dataset="elsewhere", reason="x"))
     assert plan(stub).free_bytes == free, "but not while it is held"
 
 
-def test_what_open_uploads_rely_on_does_not_come_free(running):
+def test_chunks_that_open_uploads_rely_on_are_not_freed(running):
     stub = running.stub()
     data = noise(1_000_000, 1)
     back_up(stub, "www", {"a": data}, kind=pb.BACKUP_KIND_FULL)
@@ -53,13 +53,13 @@ def test_what_open_uploads_rely_on_does_not_come_free(running):
     assert plan(stub).free_bytes > 1_000_000
     source = Source(stub, "elsewhere")
     assert source.missing(source.cut(data)) == []
-    assert plan(stub).free_bytes == 0, "an open upload was told that it is there"
+    assert plan(stub).free_bytes == 0, "the server reported it as present to an open upload"
     stub.AbortUpload(sv.AbortUploadRequest(**source.id))
     assert plan(stub).free_bytes > 1_000_000
 
 
-def test_what_comes_free_is_what_a_naive_count_says(running):
-    """Backups of random files over few contents, and every chunk of every manifest counted by itself."""
+def test_the_freed_bytes_equal_a_naive_count(running):
+    """Backups of random files over few contents; every chunk of every manifest counted separately."""
     stub, chance = running.stub(), random.Random(7)
     contents = [noise(chance.randrange(1, 400_000), n) for n in range(12)]
     for number in range(10):
@@ -102,7 +102,7 @@ def naive(running, going: set[str]) -> int:
     return total
 
 
-def test_where_damage_hides_what_comes_free_the_plan_says_why_and_is_there_all_the_same(running):
+def test_a_plan_whose_freed_bytes_are_unknown_for_damage_is_made_and_says_why(running):
     stub = running.stub()
     damaged = back_up(stub, "other", {"b": b"of its own"})
     made = several(running, stub, 3)

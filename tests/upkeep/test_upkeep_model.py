@@ -1,6 +1,6 @@
-"""Nothing is lost, whatever comes between what; and each wrong way of collecting loses something.
+"""No interleaving loses anything; and each wrong way of collecting loses something.
 
-With STADDLE_TEST_LONG=1 two collectors meet two uploads, whatever these do (ten minutes).
+With STADDLE_TEST_LONG=1 two collectors run with two uploads of every kind (ten minutes).
 """
 
 import os
@@ -41,7 +41,7 @@ def test_no_interleaving_loses_anything(programs, dead, collectors):
         start = beginning(len(programs), collectors, dead=dead, claimed=claimed)
         states, way = Model(programs).explore(start)
         assert way == []
-        assert states > 40, "so few states prove nothing"
+        assert states > 40, "too few states to prove anything"
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_no_interleaving_loses_anything(programs, dead, collectors):
 def test_each_wrong_way_of_collecting_is_caught(wrong, programs, how):
     start = beginning(len(programs), how.pop("collectors", 1), **how)
     _, way = Model(programs, Protocol(**{wrong: True})).explore(start)
-    assert way, "the model does not see what is wrong"
+    assert way, "the model does not find the fault"
     assert way[-1].startswith("LOST: ")

@@ -1,4 +1,4 @@
-"""Parity beside a server: when it is made, and how damaged packs are made whole with it."""
+"""Parity on a running server: when it is made, and how it repairs damaged packs."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ def packs(running):
     return Packs(running)
 
 
-def test_all_packs_that_have_none_get_parity_once(running, packs):
+def test_every_pack_without_parity_gets_it_once(running, packs):
     stub = running.stub()
     back_up(stub, "www", FILES)
     back_up(running.stub(tenant=running.make_tenant("other")), "www", FILES)
@@ -83,7 +83,7 @@ def test_a_damaged_pack_is_repaired_in_place_and_all_restores_again(running, pac
     assert not stub.FindMissingChunks(ask).missing
 
 
-def test_a_small_pack_whose_object_is_gone_comes_back(running, packs):
+def test_a_small_pack_whose_object_is_gone_is_restored(running, packs):
     stub = running.stub()
     back_up(stub, "www", {"b": FILES["b"]})
     packs.make()
@@ -95,7 +95,7 @@ def test_a_small_pack_whose_object_is_gone_comes_back(running, packs):
     assert restore(stub, "www").files == {"b": FILES["b"]}
 
 
-def test_a_pack_that_is_sound_loses_its_mark_and_is_not_touched(running, packs):
+def test_a_sound_pack_loses_its_damage_mark_and_is_not_rewritten(running, packs):
     back_up(running.stub(), "www", FILES)
     pack = packs.all()[0]
     packs.catalog.packs.mark_damaged(running.tenant, pack, 48)
@@ -112,7 +112,7 @@ def test_a_pack_that_is_sound_loses_its_mark_and_is_not_touched(running, packs):
     assert packs.verified_ns(pack) == NOW_NS
 
 
-def test_what_cannot_be_repaired_stays_as_it_is_and_the_report_says_why(running, packs):
+def test_an_irreparable_pack_stays_unchanged_and_the_report_says_why(running, packs):
     back_up(running.stub(), "www", FILES)
     pack = max(packs.all(), key=lambda each: packs.path(each).stat().st_size)
     packs.catalog.packs.mark_damaged(running.tenant, pack, 48)
@@ -140,7 +140,7 @@ def test_what_cannot_be_repaired_stays_as_it_is_and_the_report_says_why(running,
     assert packs.catalog.packs.damaged(running.tenant) == [pack]
 
 
-def test_repairs_of_one_pack_at_the_same_time_beside_its_readers_leave_it_whole(running, packs):
+def test_concurrent_repairs_and_reads_of_a_pack_leave_it_intact(running, packs):
     stub = running.stub()
     back_up(stub, "www", FILES)
     packs.make()
@@ -169,7 +169,7 @@ def test_repairs_of_one_pack_at_the_same_time_beside_its_readers_leave_it_whole(
     assert list((running.root / "store" / "tmp").iterdir()) == []
 
 
-def test_sectors_that_the_disk_cannot_read_are_lost_like_others(running, packs):
+def test_unreadable_sectors_are_repaired_like_other_damage(running, packs):
     stub = running.stub()
     back_up(stub, "www", FILES)
     packs.make()
@@ -211,7 +211,7 @@ class FailingSectors(Files):
         return super().read(descriptor, length, offset)
 
 
-# --- without the library
+# --- without the parity library
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def without_library(monkeypatch):
     reedsolomon.code.cache_clear()
 
 
-def test_without_the_library_whatever_needs_it_says_what_to_install_and_all_else_works(
+def test_without_the_parity_library_its_users_name_what_to_install_and_all_else_works(
     running, packs, without_library
 ):
     stub = running.stub()
@@ -241,7 +241,7 @@ def test_without_the_library_whatever_needs_it_says_what_to_install_and_all_else
     assert packs.catalog.packs.damaged(running.tenant) == []
 
 
-def test_an_old_library_that_cannot_do_it_is_as_good_as_none(running, packs, monkeypatch):
+def test_an_outdated_parity_library_counts_as_missing(running, packs, monkeypatch):
     import pyeclib.ec_iface as library
 
     def refuses(**_):
@@ -253,7 +253,7 @@ def test_an_old_library_that_cannot_do_it_is_as_good_as_none(running, packs, mon
         parity_task(packs.tenants, packs.catalog, running.clock, 10)
 
 
-def test_a_damaged_pack_that_only_the_library_could_repair_says_what_to_install(running, packs, monkeypatch):
+def test_a_damaged_pack_that_needs_the_parity_library_names_what_to_install(running, packs, monkeypatch):
     back_up(running.stub(), "www", FILES)
     packs.make()
     pack = packs.all()[0]
@@ -264,4 +264,4 @@ def test_a_damaged_pack_that_only_the_library_could_repair_says_what_to_install(
     with pytest.raises(ParityLibraryMissing):
         packs.repair(pack)
     assert packs.path(pack).read_bytes() == lost
-    assert not issubclass(ParityLibraryMissing, Damaged), "else it would count as damage of the pack"
+    assert not issubclass(ParityLibraryMissing, Damaged), "otherwise it would count as damage of the pack"

@@ -1,4 +1,4 @@
-"""When parity of packs is made, made again, and removed."""
+"""When the parity of packs is made, renewed, and removed."""
 
 import pytest
 from parity_packs import FILES, Packs, damage
@@ -29,7 +29,7 @@ GO_ON = bool
 # --- making it
 
 
-def test_parity_is_made_of_what_is_begun_from_when_it_was_switched_on_also_over_restarts(running, packs):
+def test_parity_is_made_for_packs_begun_since_it_was_enabled_even_after_restarts(running, packs):
     stub = running.stub()
     task = lambda percent: parity_task(packs.tenants, packs.catalog, running.clock, percent)  # noqa: E731
 
@@ -60,7 +60,7 @@ def test_parity_is_made_of_what_is_begun_from_when_it_was_switched_on_also_over_
     assert set(packs.having_parity()) == wanted
 
 
-def test_a_server_makes_parity_by_itself_and_repairs_with_it(running, monkeypatch):
+def test_a_server_makes_parity_and_repairs_with_it(running, monkeypatch):
     monkeypatch.setattr("staddle_server.upkeep.schedule.LOOK_S", 0.02)
     monkeypatch.setattr("staddle_server.upkeep.integrity.parity.EVERY_S", 0.02)
     monkeypatch.setattr("staddle_server.upkeep.integrity.copies.EVERY_S", 0.02)
@@ -82,7 +82,7 @@ def test_a_server_makes_parity_by_itself_and_repairs_with_it(running, monkeypatc
     assert restore(stub, "www").files == FILES
 
 
-def test_a_run_that_is_stopped_or_killed_goes_on_where_it_was(running, packs):
+def test_a_stopped_or_killed_run_of_parity_resumes_where_it_was(running, packs):
     stub = running.stub()
     for number in range(3):
         back_up(stub, f"set{number}", {"x": noise(5000, number)})
@@ -90,7 +90,7 @@ def test_a_run_that_is_stopped_or_killed_goes_on_where_it_was(running, packs):
     stops = iter([False, True])
     report = make_all(packs.tenants, packs.catalog, 10, stopping=lambda: next(stops))
     assert (report.packs, report.finished) == (1, False)
-    # Killed between the parity's being durable and the catalog's knowing of it.
+    # Killed after the parity became durable, before the catalog recorded it.
     second = packs.all()[1]
     Parity(running.blobs, packs.tenant.keys).make(second, 50)
     assert packs.make().packs == count - 1
@@ -113,7 +113,7 @@ def test_a_pack_that_is_condemned_meanwhile_keeps_no_parity(running, packs, monk
     assert list(running.blobs.list("parity")) == []
 
 
-def test_all_that_is_damaged_in_a_pack_is_marked_where_its_parity_cannot_be_made(running, packs):
+def test_when_parity_cannot_be_made_all_damage_of_the_pack_is_marked(running, packs):
     back_up(running.stub(), "www", {"a": FILES["a"]})
     (pack,) = packs.all()
     offsets = {chunk.place.segment.offset for chunk in packs.tenant.packs.footer(pack).chunks}
@@ -126,7 +126,7 @@ def test_all_that_is_damaged_in_a_pack_is_marked_where_its_parity_cannot_be_made
     assert source.missing(chunks) == chunks
 
 
-def test_a_damaged_pack_gets_no_parity_is_marked_and_keeps_no_other_from_getting_it(running, packs):
+def test_a_damaged_pack_is_marked_without_parity_and_the_others_get_theirs(running, packs):
     stub = running.stub()
     for number in range(5):
         back_up(stub, f"set{number}", {"x": noise(5000, number)})
@@ -144,11 +144,11 @@ def test_a_damaged_pack_gets_no_parity_is_marked_and_keeps_no_other_from_getting
     assert packs.having_parity() == rest
     assert packs.catalog.packs.damaged(running.tenant) == [segment, footer, gone, header]
     assert packs.make() == ParityReport()
-    # Damage of a header or a footer alone hurts no chunk.
+    # Damage of a header or a footer alone damages no chunk.
     assert packs.damaged_at(header) == {1, FOOTER}
     source = Source(stub, "more")
     lost = [number for number in range(5) if source.missing([noise(5000, number)])]
-    assert len(lost) == 2, "those of the damaged segment and of the pack that is gone"
+    assert len(lost) == 2, "the chunks of the damaged segment and of the pack that is gone"
     assert FOOTER in packs.damaged_at(footer)
     begins = max(packs.damaged_at(footer))
     assert packs.path(footer).stat().st_size - 200 < begins < packs.path(footer).stat().st_size
@@ -160,7 +160,7 @@ def test_a_damaged_pack_gets_no_parity_is_marked_and_keeps_no_other_from_getting
         make_parity(packs.tenant, packs.catalog, gone, 10)
 
 
-def test_a_tenant_whose_keys_are_damaged_keeps_no_other_from_getting_parity(running, packs):
+def test_a_tenant_with_damaged_keys_does_not_stop_parity_for_others(running, packs):
     other = running.make_tenant("other")
     back_up(running.stub(tenant=other), "www", {"a": b"1"})
     back_up(running.stub(), "www", {"a": b"1"})
@@ -179,7 +179,7 @@ def test_a_tenant_whose_keys_are_damaged_keeps_no_other_from_getting_parity(runn
     assert packs.forget_lost(read=True) == 0
 
 
-def test_parity_that_is_gone_or_cut_off_is_noticed_and_made_again(running, packs):
+def test_missing_or_truncated_parity_is_noticed_and_made_again(running, packs):
     back_up(running.stub(), "www", FILES)
     back_up(running.stub(), "other", {"x": b"x"})
     packs.make()
@@ -191,7 +191,7 @@ def test_parity_that_is_gone_or_cut_off_is_noticed_and_made_again(running, packs
     assert packs.forget_lost() == 0
 
 
-def test_damage_of_a_pack_or_its_parity_that_nobody_met_is_found_by_reading_both(running, packs):
+def test_undetected_damage_of_a_pack_or_its_parity_is_found_by_reading_both(running, packs):
     stub = running.stub()
     for number in range(5):
         back_up(stub, f"set{number}", {"x": noise(50_000, number)})
@@ -214,7 +214,7 @@ def test_damage_of_a_pack_or_its_parity_that_nobody_met_is_found_by_reading_both
     assert packs.having_parity() == packs.all()
 
 
-def test_a_task_that_has_much_to_do_leaves_the_others_their_turn(running, packs):
+def test_a_task_with_much_work_leaves_the_others_their_turn(running, packs):
     stub = running.stub()
     task = parity_task(packs.tenants, packs.catalog, running.clock, 10)
     for number in range(3):
@@ -233,7 +233,7 @@ def test_a_task_that_has_much_to_do_leaves_the_others_their_turn(running, packs)
     assert task.run(lambda: True) == ""
 
 
-def test_parity_of_a_pack_that_is_gone_is_removed_and_no_other(running, packs):
+def test_only_the_parity_of_removed_packs_is_removed(running, packs):
     stub = running.stub()
     for number in range(3):
         back_up(stub, f"set{number}", {"x": noise(5000, number)})
@@ -251,6 +251,6 @@ def test_parity_of_a_pack_that_is_gone_is_removed_and_no_other(running, packs):
     packs.path(rest[0]).unlink()
     assert remove_orphans(running.blobs, packs.catalog, running.tenant) == 1
     assert not packs.parity_path(orphan).exists()
-    assert packs.parity_path(unknown).exists(), "a pack that an older catalog does not know is still there"
-    assert packs.parity_path(rest[0]).exists(), "a pack that is lost is to be repaired"
+    assert packs.parity_path(unknown).exists(), "a pack unknown to an older catalog stays"
+    assert packs.parity_path(rest[0]).exists(), "a lost pack has yet to be repaired"
     assert stray.exists()

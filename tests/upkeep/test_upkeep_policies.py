@@ -1,4 +1,4 @@
-"""Plans and their application, on a real store: what was shown is what happens, or nothing does."""
+"""Plans and their application, on a real store: applying a plan does exactly what it showed, or nothing."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def undelete(stub, backup, dataset="www"):
     stub.UndeleteBackup(sv.UndeleteBackupRequest(dataset=dataset, backup=backup.id))
 
 
-# --- what was shown is what happens
+# --- a plan does what it showed
 
 
-def test_a_policy_is_kept_and_shown_as_it_was_set(running):
+def test_a_policy_is_stored_and_shown_as_it_was_set(running):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
     look = sv.GetRetentionRequest(dataset="www")
@@ -51,13 +51,13 @@ def test_a_policy_is_kept_and_shown_as_it_was_set(running):
     assert stub.GetRetention(look).retention == answer
     stub = running.stub()
     minimum = sv.SetRetentionRequest(dataset="www", minimum=Duration(seconds=60))
-    assert stub.SetRetention(minimum).retention.policy == answer.policy, "what is not named stays"
+    assert stub.SetRetention(minimum).retention.policy == answer.policy, "settings that are not named stay"
     gone = set_policy(stub, time_zone="Europe/Berlin")
     assert not gone.HasField("policy")
     assert gone.minimum.seconds == 60
 
 
-def test_a_plan_changes_nothing_and_its_application_does_just_what_it_said(running):
+def test_a_plan_changes_nothing_and_its_application_does_exactly_what_it_showed(running):
     stub = running.stub()
     made = several(running, stub)
     other = several(running, stub, 2, "other")
@@ -81,7 +81,7 @@ def test_a_plan_changes_nothing_and_its_application_does_just_what_it_said(runni
     assert sorted(each.backup.hex() for each in deleted) == sorted(ids(made[:3]))
 
 
-def test_without_a_policy_nothing_goes(running):
+def test_without_a_policy_no_backup_is_deleted(running):
     stub = running.stub()
     made = several(running, stub, 3)
     shown = plan(stub)
@@ -91,7 +91,7 @@ def test_without_a_policy_nothing_goes(running):
     assert ids(backups(stub, "www")) == ids(reversed(made))
 
 
-def test_a_replayed_application_is_answered_as_the_first_was(running):
+def test_a_replayed_application_gets_the_first_answer(running):
     stub = running.stub()
     several(running, stub)
     set_policy(stub, keep_last=2)
@@ -104,8 +104,8 @@ def test_a_replayed_application_is_answered_as_the_first_was(running):
     assert len(backups(stub, "www")) == 3
 
 
-def test_a_plan_that_was_applied_and_undone_is_not_taken_for_the_same_again(running):
-    """The same backups, policy and outcome as before, yet another plan: a replay of the old one deletes nothing anew."""
+def test_a_plan_that_was_applied_and_undone_is_not_replayed(running):
+    """The same backups, policy and outcome, yet another plan: a replay of the old one deletes nothing again."""
     stub = running.stub()
     made = several(running, stub, 3)
     set_policy(stub, keep_last=1)
@@ -170,7 +170,7 @@ def test_a_retention_that_ended_since_makes_the_plan_void(running):
     assert [each.goes for each in plan(stub).backups] == [False, True, True]
 
 
-def test_a_plan_of_another_dataset_or_tenant_is_worth_nothing(running):
+def test_a_plan_of_another_dataset_or_tenant_is_refused(running):
     stub, eve = running.stub(), running.stub(tenant=running.make_tenant("eve"))
     for each, dataset in ((stub, "www"), (stub, "other"), (eve, "www")):
         several(running, each, 3, dataset)
@@ -184,7 +184,7 @@ def test_a_plan_of_another_dataset_or_tenant_is_worth_nothing(running):
         assert len(backups(each, dataset)) == 3
 
 
-def test_what_is_protected_stays_and_the_plan_says_so(running):
+def test_protected_backups_stay_and_the_plan_says_so(running):
     stub = running.stub()
     made = several(running, stub, 4)
     stub.SetHold(sv.SetHoldRequest(dataset="www", backup=made[0].id, reason="case 17"))
@@ -198,7 +198,7 @@ def test_what_is_protected_stays_and_the_plan_says_so(running):
     assert list(apply(stub, shown.plan_token).deleted_backup_ids) == [made[2].id]
 
 
-def test_a_long_plan_comes_in_pages_of_one_plan(running):
+def test_a_long_plan_comes_in_pages(running):
     stub = running.stub()
     made = several(running, stub, 7)
     set_policy(stub, keep_last=2)
@@ -218,7 +218,7 @@ def test_a_long_plan_comes_in_pages_of_one_plan(running):
     assert reason(caught.value) == "PLAN_CHANGED"
 
 
-def test_an_upload_goes_on_when_its_base_is_let_go(running):
+def test_an_upload_continues_when_a_policy_deletes_its_base(running):
     stub = running.stub()
     several(running, stub, 2)
     source = Source(stub, "www", scope=pb.UPLOAD_SCOPE_CHANGES)
@@ -231,7 +231,7 @@ def test_an_upload_goes_on_when_its_base_is_let_go(running):
 
 
 def test_applying_a_plan_beside_backups_and_holds_never_deletes_what_it_did_not_show(running):
-    """Each application either deletes exactly its plan, or nothing; a backup that was made or held meanwhile is there."""
+    """Each application deletes exactly its plan, or nothing; a backup that was made or held meanwhile stays."""
     stub = running.stub()
     set_up = several(running, stub, 3)
     set_policy(stub, keep_last=2)
@@ -245,7 +245,7 @@ def test_applying_a_plan_beside_backups_and_holds_never_deletes_what_it_did_not_
             made = back_up(mine, "www", {"b": b"%d" % number})
             try:
                 mine.SetHold(sv.SetHoldRequest(dataset="www", backup=made.id, reason="mine"))
-            except grpc.RpcError as error:  # an application may have come first, and hidden it
+            except grpc.RpcError as error:  # an application may have come first and deleted it
                 failures.append(reason(error))
             safe.append(made.id)
 
@@ -287,7 +287,7 @@ def data_of(running, backup):
     return [digest for found in references(row.root, reader) for digest in found.data]
 
 
-def test_a_damaged_newest_backup_does_not_push_the_last_whole_one_out(running):
+def test_a_damaged_newest_backup_does_not_displace_the_last_complete_one(running):
     stub = running.stub()
     whole, newest = (back_up(stub, "www", {"a": noise(300_000, n)}, kind=pb.BACKUP_KIND_FULL) for n in (1, 2))
     set_policy(stub, keep_last=1)
@@ -301,12 +301,12 @@ def test_a_damaged_newest_backup_does_not_push_the_last_whole_one_out(running):
     ]
     back_up(stub, "www", {"a": noise(300_000, 2)}, kind=pb.BACKUP_KIND_FULL)
     assert [each.damaged for each in plan(stub).backups] == [False] * 3, (
-        "the same bytes came again: it is healed"
+        "the same bytes came again, so the backup is healed"
     )
     assert [each.goes for each in plan(stub).backups] == [False, True, True]
 
 
-def test_a_manifest_that_cannot_be_read_is_damage_that_the_plan_itself_finds(running):
+def test_a_plan_finds_an_unreadable_manifest_itself(running):
     stub = running.stub()
     older, newest = (back_up(stub, "www", {"a": b"%d" % n}, kind=pb.BACKUP_KIND_FULL) for n in (1, 2))
     set_policy(stub, keep_last=1)
@@ -319,7 +319,7 @@ def test_a_manifest_that_cannot_be_read_is_damage_that_the_plan_itself_finds(run
     assert shown.backups[1].reasons == ["no backup is known to be whole"]
 
 
-def test_a_chunk_that_no_pack_has_is_found_although_no_damage_was_known(running):
+def test_a_plan_finds_a_chunk_that_no_pack_has(running):
     stub = running.stub()
     older = back_up(stub, "www", {"a": noise(9_000, 1)}, kind=pb.BACKUP_KIND_FULL)
     newest = back_up(stub, "www", {"a": noise(9_000, 2)}, kind=pb.BACKUP_KIND_FULL)

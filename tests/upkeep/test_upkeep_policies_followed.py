@@ -1,4 +1,4 @@
-"""A server that follows retention policies without being asked: what it deletes, and what it leaves alone."""
+"""A server that follows retention policies on schedule: what it deletes, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.lifecycle.policies import Policies
 from thin import back_up, backups, reason, wait_until
 
-# --- by itself
+# --- on schedule
 
 
-def test_the_server_follows_the_policies_by_itself_and_logs_what_it_deleted(running, caplog):
+def test_the_server_follows_policies_on_schedule_and_logs_what_it_deleted(running, caplog):
     running.retention_every_s = 3600.0
     running.restart()
     stub, eve = running.stub(), running.stub(tenant=running.make_tenant("eve"))
@@ -30,7 +30,7 @@ def test_the_server_follows_the_policies_by_itself_and_logs_what_it_deleted(runn
     set_policy(stub, keep_last=2)
     set_policy(eve, keep_daily=1)
     running.service._schedule.look()
-    assert len(backups(stub, "www")) == 4, "whoever has just set a policy has time to look at its plan"
+    assert len(backups(stub, "www")) == 4, "an operator has time to look at the plan of a new policy"
     running.clock.ahead_s += 3601
     with caplog.at_level(logging.INFO):
         running.service._schedule.look()
@@ -48,7 +48,7 @@ def test_the_server_follows_the_policies_by_itself_and_logs_what_it_deleted(runn
     assert len(backups(stub, "www")) == 2
 
 
-def test_a_server_that_shall_never_follow_policies_does_not(running):
+def test_a_server_that_is_set_to_follow_no_policies_deletes_nothing(running):
     stub = running.stub()
     several(running, stub, 3)
     set_policy(stub, keep_last=1)
@@ -57,7 +57,7 @@ def test_a_server_that_shall_never_follow_policies_does_not(running):
     assert len(backups(stub, "www")) == 3
 
 
-def test_a_dataset_whose_policy_cannot_be_followed_keeps_no_other_back_and_loses_nothing(running, caplog):
+def test_a_dataset_with_an_unusable_policy_loses_nothing_and_stops_no_other(running, caplog):
     running.retention_every_s = 3600.0
     running.restart()
     stub = running.stub()
@@ -80,7 +80,7 @@ def test_a_dataset_whose_policy_cannot_be_followed_keeps_no_other_back_and_loses
     assert reason(caught.value) == "STORE_UNAVAILABLE"
 
 
-def test_a_server_that_is_about_to_end_deletes_nothing_more(running):
+def test_a_server_that_is_shutting_down_deletes_nothing_more(running):
     stub = running.stub()
     several(running, stub, 3)
     set_policy(stub, keep_last=1)
@@ -93,7 +93,7 @@ def test_a_server_that_is_about_to_end_deletes_nothing_more(running):
 
 
 class SlowBlobs(WrappedBlobs):
-    """A store whose reads wait for a sign."""
+    """A store whose reads wait for a signal."""
 
     def __init__(self, blobs):
         super().__init__(blobs)
@@ -107,7 +107,7 @@ class SlowBlobs(WrappedBlobs):
         return super().read(*asked)
 
 
-def test_only_so_many_plans_are_made_at_once_and_other_calls_go_on(running):
+def test_the_number_of_concurrent_plans_is_limited_and_other_calls_proceed(running):
     running.stop()
     running.wrap = SlowBlobs
     running.start()
@@ -139,8 +139,8 @@ def test_only_so_many_plans_are_made_at_once_and_other_calls_go_on(running):
     assert plan(stub).delete_count == 1
 
 
-def test_what_changes_between_a_plan_and_its_transaction_is_seen_by_the_transaction(running):
-    """The window that callers cannot hit at will: the plan is still right when it is compared, and wrong when it is applied."""
+def test_a_change_between_a_plan_and_its_transaction_is_seen_by_the_transaction(running):
+    """A window that callers cannot hit at will: the plan is valid when compared, and outdated when applied."""
     stub = running.stub()
     made = several(running, stub, 3)
     set_policy(stub, keep_last=1)
@@ -173,4 +173,4 @@ def test_what_changes_between_a_plan_and_its_transaction_is_seen_by_the_transact
     seen = catalog.state(running.tenant, "www")
     first = application(seen)
     assert len(first.backups) == 2
-    assert application(seen) == first, "of two at once the later one is answered as the first was"
+    assert application(seen) == first, "the later of two concurrent calls gets the first answer"

@@ -1,4 +1,4 @@
-"""Which backups a policy keeps: against rules written down a second time, and naively."""
+"""The backups that a policy keeps, compared with a second, naive implementation of the rules."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EPOCH = datetime.datetime(1970, 1, 1)
 
 
 def made(number, begin_s, tags=(), *, place=None, damaged=False, protection=""):
-    """A candidate named `number`. Numbers of backups follow their times, as of right clocks, unless `place` says otherwise."""
+    """A candidate named `number`. Backup numbers follow their times, as with a right clock, unless `place` differs."""
     return Candidate(
         bytes([number] * 16),
         begin_s if place is None else place,
@@ -53,7 +53,7 @@ def stays(policy, backups, now_s=NOW):
 
 
 def oracle(policy: Policy, backups: list[Candidate], now_s: int) -> set[bytes]:
-    """What stays: every rule as a set of its own, by arithmetic instead of calendars where that can be."""
+    """The backups that stay: each rule as a separate set, by arithmetic instead of calendars where possible."""
     everything = {each.id for each in backups}
     if policy == Policy(time_zone=policy.time_zone) or all(each.damaged for each in backups):
         return everything
@@ -154,7 +154,7 @@ def test_a_plan_keeps_what_the_rules_say_and_gives_a_reason_for_each(policy, bac
 
 @settings(max_examples=examples(300), deadline=None)
 @given(policies, candidates())
-def test_no_plan_ever_takes_the_last_whole_backup_or_a_protected_one(policy, backups):
+def test_no_plan_deletes_the_last_complete_backup_or_a_protected_one(policy, backups):
     gone = {each.id for each in plan(policy, backups, NOW * NS) if each.goes}
     assert not {each.id for each in backups if each.protection} & gone
     whole = {each.id for each in backups if not each.damaged}
@@ -165,8 +165,8 @@ def test_no_plan_ever_takes_the_last_whole_backup_or_a_protected_one(policy, bac
 
 @settings(max_examples=examples(300), deadline=None)
 @given(policies, candidates())
-def test_damage_only_ever_keeps_more(policy, backups):
-    """So that a server need not look for damage where nothing goes without any."""
+def test_damage_never_makes_a_plan_delete_more(policy, backups):
+    """So a server need not look for damage if the rules without damage delete nothing."""
     sound = [each._replace(damaged=False) for each in backups]
     gone = {each.id for each in plan(policy, backups, NOW * NS) if each.goes}
     assert gone <= {each.id for each in plan(policy, sound, NOW * NS) if each.goes}
@@ -175,7 +175,7 @@ def test_damage_only_ever_keeps_more(policy, backups):
 @settings(max_examples=examples(200), deadline=None)
 @given(policies, candidates(), st.integers(0, 400))
 def test_what_a_plan_deleted_changes_no_later_plan(policy, backups, days):
-    """As long as nothing new comes, following a policy again and again deletes nothing more, however much time passes."""
+    """Without new backups, following a policy again deletes nothing more, however much time passes."""
     kept = [each for each in backups if each.begin_ns <= NOW * NS]
     gone = {each.id for each in plan(policy, kept, NOW * NS) if each.goes}
     rest = [each for each in kept if each.id not in gone]
@@ -229,7 +229,7 @@ def test_the_reasons_say_which_rule_and_which_bucket():
     ]
 
 
-def test_days_begin_where_the_policy_says_and_an_hour_that_comes_twice_is_two():
+def test_days_follow_the_time_zone_of_the_policy_and_a_repeated_hour_counts_as_two():
     late, early = made(1, at("2026-03-01T22:30")), made(2, at("2026-03-01T23:30"))
     assert stays(Policy(keep_daily=2), [late, early]) == {2}
     assert stays(Policy(keep_daily=2, time_zone="Europe/Berlin"), [late, early]) == {1, 2}
@@ -237,8 +237,8 @@ def test_days_begin_where_the_policy_says_and_an_hour_that_comes_twice_is_two():
     assert stays(Policy(keep_hourly=2, time_zone="Europe/Berlin"), [first, again]) == {1, 2}
 
 
-def test_a_clock_that_was_set_back_a_little_makes_no_new_backup_an_old_one():
-    """By less than what puts a clock in doubt."""
+def test_a_small_setback_of_the_clock_does_not_make_a_new_backup_old():
+    """By less than the jump that puts a clock in doubt."""
     before = [made(number, NOW - number * HOUR, place=10 - number) for number in (3, 2, 1)]
     back = made(4, NOW - 2 * HOUR - 1, place=10)
     backups = [*before, back]
@@ -247,7 +247,7 @@ def test_a_clock_that_was_set_back_a_little_makes_no_new_backup_an_old_one():
     assert stays(Policy(keep_within_s=HOUR), backups) == {4, 3, 2, 1}
 
 
-def test_a_backup_from_a_clock_that_stood_at_the_beginning_takes_no_days_place():
+def test_a_backup_from_a_clock_at_1970_displaces_no_daily_backup():
     days = [made(number, NOW - number * DAY, place=10 - number) for number in (3, 2, 1)]
     assert stays(Policy(keep_daily=3), [*days, made(9, 0, place=10)]) == {1, 2, 3, 9}
 
@@ -256,38 +256,38 @@ def test_a_clock_that_was_wrong_deletes_nothing():
     past = [made(number, NOW - number * DAY) for number in range(1, 6)]
     future = made(9, NOW + 365 * DAY)
     policy = Policy(keep_last=3, keep_within_s=DAY)
-    assert stays(policy, [*past, future]) == {1, 2, 3, 9}, "it takes nobody's place"
+    assert stays(policy, [*past, future]) == {1, 2, 3, 9}, "it displaces no other backup"
     assert stays(policy, past, NOW - 100 * DAY) == {1, 2, 3, 4, 5}, "a clock that was set back"
-    assert stays(policy, past, NOW + 5000 * DAY) == {1, 2, 3}, "nothing runs out when backups stop"
+    assert stays(policy, past, NOW + 5000 * DAY) == {1, 2, 3}, "nothing expires when backups stop"
 
 
-def test_a_damaged_backup_takes_no_place_and_the_newest_whole_one_stays():
+def test_a_damaged_backup_takes_no_bucket_and_the_newest_complete_one_stays():
     damaged = [made(1, NOW - DAY, damaged=True), made(2, NOW - 2 * DAY, damaged=True)]
     whole = [made(number, NOW - number * DAY) for number in (3, 4, 5)]
     assert stays(Policy(keep_last=1), damaged + whole) == {1, 3}
     assert stays(Policy(keep_tags=(Tag("no"),)), damaged + whole) == {1, 3}, (
-        "the newest, and the newest whole one"
+        "the newest, and the newest complete one"
     )
     planned = plan(Policy(keep_last=1), damaged + whole, NOW * NS)
     assert [each.damaged for each in planned] == [True, True, False, False, False]
     assert planned[2].reasons == ("last 1 of 1", "the newest that is whole")
 
 
-def test_while_nothing_is_whole_nothing_goes():
+def test_while_no_backup_is_complete_none_is_deleted():
     backups = [made(number, NOW - number * DAY, damaged=True) for number in range(5)]
     planned = plan(Policy(keep_last=1), backups, NOW * NS)
     assert not any(each.goes for each in planned)
     assert planned[4].reasons == ("no backup is known to be whole",)
 
 
-def test_without_a_rule_nothing_goes():
+def test_without_a_rule_no_backup_is_deleted():
     backups = [made(number, NOW - number * DAY) for number in range(5)]
     for policy in (Policy(), Policy(time_zone="Europe/Berlin")):
         assert stays(policy, backups) == {0, 1, 2, 3, 4}
         assert encode_policy(policy) == ""
 
 
-def test_one_plan_deletes_so_many_at_the_most_the_oldest_first():
+def test_one_plan_deletes_a_limited_number_the_oldest_first():
     backups = [
         Candidate(number.to_bytes(16, "big"), number, (NOW - 9999 + number) * NS, {})
         for number in range(1203)
@@ -302,7 +302,7 @@ def test_one_plan_deletes_so_many_at_the_most_the_oldest_first():
 
 
 @given(policies)
-def test_a_policy_is_kept_as_it_is(policy):
+def test_a_policy_survives_encoding(policy):
     text = encode_policy(policy)
     if policy.has_rule:
         assert decode_policy(text) == policy
@@ -328,7 +328,7 @@ def test_a_policy_is_kept_as_it_is(policy):
         Policy(keep_tags=tuple(Tag(f"{n}", "v" * 1000) for n in range(40))),
     ],
 )
-def test_a_policy_that_cannot_be_followed_is_refused(policy):
+def test_an_unusable_policy_is_refused(policy):
     with pytest.raises(BadRequest) as caught:
         encode_policy(policy)
     assert caught.value.facts == {"field": "policy"}

@@ -1,4 +1,4 @@
-"""Deletion, legal holds and retention times, as callers meet them: what is protected nobody deletes."""
+"""Deletion, legal holds and retention times, as callers see them: no call deletes a protected backup."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def look(stub, backup):
 
 
 def protected(stub, backup) -> dict[str, str]:
-    """Why the backup cannot be deleted: the facts."""
+    """The facts that say why the backup cannot be deleted."""
     with pytest.raises(grpc.RpcError) as caught:
         delete(stub, backup)
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
@@ -94,13 +94,13 @@ def test_a_deleted_backup_says_until_when_it_can_be_undeleted(running):
     gone = delete(stub, backup)
     assert ns(gone.purge_time) == ns(gone.delete_time) + 60 * 10**9, "each tenant has its grace period"
     until = running.clock.now_ns() + DAY * 10**9
-    assert ns(retain(stub, backup, until).purge_time) == until, "it does not go before its retention ends"
+    assert ns(retain(stub, backup, until).purge_time) == until, "it is not removed before its retention ends"
 
 
 # --- holds
 
 
-def test_a_held_backup_is_deleted_by_nobody_until_its_hold_is_released(running):
+def test_a_held_backup_cannot_be_deleted_until_its_hold_is_released(running):
     stub = running.stub()
     backup, other = back_up(stub, "www", {"a": b"1"}), back_up(stub, "www", {"a": b"2"})
     answer = hold(stub, backup)
@@ -108,7 +108,7 @@ def test_a_held_backup_is_deleted_by_nobody_until_its_hold_is_released(running):
     assert look(stub, backup).hold == answer.hold
     assert protected(stub, backup) == {"by": "hold"}
     running.clock.ahead_s += 400 * 365 * DAY / 4
-    assert protected(stub, backup) == {"by": "hold"}, "a hold has no end of its own"
+    assert protected(stub, backup) == {"by": "hold"}, "a hold has no end"
     assert delete(stub, other).id == other.id
     running.restart()
     stub = running.stub()
@@ -117,7 +117,7 @@ def test_a_held_backup_is_deleted_by_nobody_until_its_hold_is_released(running):
     assert delete(stub, backup).id == backup.id
 
 
-def test_a_held_dataset_protects_all_its_backups_also_later_ones_and_no_other(running):
+def test_a_held_dataset_protects_all_its_backups_and_later_ones_only(running):
     stub = running.stub()
     first = back_up(stub, "www", {"a": b"1"})
     elsewhere = back_up(stub, "other", {"a": b"1"})
@@ -133,7 +133,7 @@ def test_a_held_dataset_protects_all_its_backups_also_later_ones_and_no_other(ru
     assert delete(stub, first).id == first.id
 
 
-def test_the_two_kinds_of_holds_leave_each_other_alone(running):
+def test_the_two_kinds_of_holds_are_independent(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})
     hold(stub, backup, "one")
@@ -147,7 +147,7 @@ def test_the_two_kinds_of_holds_leave_each_other_alone(running):
     delete(stub, backup)
 
 
-def test_a_hold_on_a_deleted_backup_is_seen_by_whoever_purges(running):
+def test_purging_respects_a_hold_on_a_deleted_backup(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})
     delete(stub, backup)
@@ -160,7 +160,7 @@ def test_a_hold_on_a_deleted_backup_is_seen_by_whoever_purges(running):
 
 
 def may_go(running) -> set[str]:
-    """What nothing protects, by the condition that purging goes by; it says the same as the words do."""
+    """The unprotected backups by the condition of purging, which must match the reported reasons."""
     now_ns = running.clock.now_ns()
     b = schema.backups
     query = select(b.c.id).join(schema.datasets, b.c.dataset == schema.datasets.c.row)
@@ -173,7 +173,7 @@ def may_go(running) -> set[str]:
     return {id_.hex() for id_ in ids}
 
 
-def test_everything_that_protects_is_seen_by_whoever_purges(running):
+def test_purging_respects_every_kind_of_protection(running):
     stub = running.stub()
     free, kept, timed = (back_up(stub, "www", {"a": b"%d" % n}) for n in range(3))
     hold(stub, kept)
@@ -209,7 +209,7 @@ def test_another_reason_replaces_the_first_and_a_replay_changes_nothing(running)
 # --- retention times
 
 
-def test_a_retained_backup_is_deleted_by_nobody_before_its_time(running):
+def test_a_retained_backup_cannot_be_deleted_before_its_time(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})
     until = running.clock.now_ns() + 30 * DAY * 10**9
@@ -227,7 +227,7 @@ def test_a_retained_backup_is_deleted_by_nobody_before_its_time(running):
     ]
 
 
-def test_a_minimum_retention_is_given_at_the_commit_and_never_taken_back(running):
+def test_a_minimum_retention_is_set_at_the_commit_and_never_shortened(running):
     stub = running.stub()
     before = back_up(stub, "www", {"a": b"1"})
     assert minimum(stub, 10).minimum.seconds == 10 * DAY
@@ -240,13 +240,13 @@ def test_a_minimum_retention_is_given_at_the_commit_and_never_taken_back(running
     longer = look(stub, before)
     assert ns(longer.retain_until_time) == ns(longer.commit_time) + 20 * DAY * 10**9
     minimum(stub, 0)
-    assert look(stub, before) == longer, "lowering takes nothing back"
+    assert look(stub, before) == longer, "lowering it shortens no retention"
     after = back_up(stub, "www", {"a": b"3"})
     assert not after.HasField("retain_until_time")
     delete(stub, after)
     minimum(stub, 5)
-    assert look(stub, before) == longer, "raising it again to less than it was moves nothing earlier"
-    assert look(stub, after).HasField("retain_until_time"), "a deleted one is kept from going, too"
+    assert look(stub, before) == longer, "raising it to less than before moves nothing earlier"
+    assert look(stub, after).HasField("retain_until_time"), "it also keeps a deleted backup"
 
 
 def test_every_decision_has_its_record_and_a_replay_writes_none(running):
@@ -271,10 +271,8 @@ def test_every_decision_has_its_record_and_a_replay_writes_none(running):
     assert policies == [("", 10 * DAY), ("", 20 * DAY)]
 
 
-def test_raising_the_minimum_does_not_contradict_a_committed_record_that_was_written_unheard(
-    running, monkeypatch
-):
-    """The record is in the store, but the catalog did not hear so; meanwhile the backup's retention is raised."""
+def test_raising_the_minimum_agrees_with_a_record_unknown_to_the_catalog(running, monkeypatch):
+    """The record is in the store, unknown to the catalog; meanwhile the backup's retention is raised."""
     stub = running.stub()
 
     def unheard(*_):
@@ -294,7 +292,7 @@ def test_raising_the_minimum_does_not_contradict_a_committed_record_that_was_wri
     assert len(records(running, rec.RetainedRecord)) == 1
 
 
-def test_a_protected_base_and_its_uploads_are_as_ever(running):
+def test_uploads_work_from_a_protected_base(running):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1", "b": b"2"})
     hold(stub)
@@ -303,7 +301,7 @@ def test_a_protected_base_and_its_uploads_are_as_ever(running):
     assert restore(stub, "www", backup={"backup": second.id}).files == {"a": b"3", "b": b"2"}
 
 
-# --- what is refused
+# --- refusals
 
 
 @pytest.mark.parametrize(
@@ -334,7 +332,7 @@ def test_a_protected_base_and_its_uploads_are_as_ever(running):
         ("ApplyRetention", {"dataset": "www"}, "plan_token"),
     ],
 )
-def test_what_is_not_right_is_said_by_its_field(running, call, request_, field):
+def test_a_wrong_value_is_named_by_its_field(running, call, request_, field):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
     with pytest.raises(grpc.RpcError) as caught:
@@ -343,7 +341,7 @@ def test_what_is_not_right_is_said_by_its_field(running, call, request_, field):
     assert info(caught.value).metadata["field"] == field
 
 
-def test_a_time_beyond_all_reason_is_refused(running):
+def test_an_unreasonably_late_time_is_refused(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})
     for seconds in (253_402_300_799, running.clock.now_ns() // 10**9 + 101 * 366 * DAY, -1):
@@ -353,7 +351,7 @@ def test_a_time_beyond_all_reason_is_refused(running):
     assert not look(stub, backup).HasField("retain_until_time")
 
 
-def test_a_time_that_has_passed_is_refused_but_not_the_replay_of_a_call_that_was_right(running):
+def test_a_past_time_is_refused_but_not_in_the_replay_of_a_valid_call(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})
     for until in (0, running.clock.now_ns() - 1):
@@ -369,7 +367,7 @@ def test_a_time_that_has_passed_is_refused_but_not_the_replay_of_a_call_that_was
     assert ns(retain(stub, backup, until).retain_until_time) == until
 
 
-def test_another_tenants_things_are_not_found(running):
+def test_backups_and_holds_of_another_tenant_are_not_found(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": b"1"})
     eve = running.stub(tenant=running.make_tenant("eve"))
@@ -395,7 +393,7 @@ def test_another_tenants_things_are_not_found(running):
 
 
 class NoRoomForRecords(Files):
-    """A disk that takes no records while a test says so."""
+    """A disk that refuses records while a test says so."""
 
     full = False
 
@@ -434,8 +432,8 @@ def test_nothing_is_acknowledged_before_its_record_is_durable(running, what):
     assert len(records(running, type_)) == known + 1, "a replay writes it, once"
 
 
-def test_a_hold_and_a_deletion_at_once_never_both_come_first(running):
-    """Whoever was told that a hold is placed finds the backup undeleted, or was told so by its delete_time."""
+def test_a_concurrent_hold_and_deletion_have_one_order(running):
+    """A caller with a placed hold finds the backup undeleted, or learns of the deletion from its delete_time."""
     stubs = [running.stub(name=f"admin{n}") for n in range(4)]
     for round_ in range(12):
         backup = back_up(stubs[0], "www", {"a": b"%d" % round_})

@@ -1,7 +1,7 @@
-"""Nothing is lost in a crowd.
+"""Concurrent clients and collectors lose nothing.
 
-STADDLE_TEST_RACE_ROUNDS=N makes each of three writers do N backups (the default is for every day), STADDLE_TEST_RACE_SEED
-another crowd; the figures are printed with pytest's -s.
+STADDLE_TEST_RACE_ROUNDS=N makes each of three writers do N backups (the default is small), STADDLE_TEST_RACE_SEED
+varies the run; pytest's -s prints the figures.
 """
 
 import os

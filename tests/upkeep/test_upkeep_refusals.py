@@ -1,4 +1,4 @@
-"""When a collection collects nothing, and what it says; who may collect; what it leaves alone."""
+"""When a collection refuses to collect, and its reasons; who may collect; what it leaves alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _failure(garbage, **how):
     return report.failed[0].failure
 
 
-# ------------------------------------------------------------------ looking ahead
+# ------------------------------------------------------------------ dry runs
 
 
 def test_a_dry_run_says_what_would_be_done_and_changes_nothing(garbage):
@@ -71,7 +71,7 @@ def test_a_dry_run_says_when_bytes_come_free(garbage):
     assert abs(done.free_by_ns - garbage.running.clock.now_ns() - 86_400e9) < 60e9
 
 
-# ------------------------------------------------------------------ what is not trusted
+# ------------------------------------------------------------------ untrusted states
 
 
 def test_a_catalog_that_is_older_than_the_store_is_refused(garbage):
@@ -97,7 +97,7 @@ def test_a_catalog_that_is_older_than_the_store_is_refused(garbage):
     assert garbage.objects("") == objects
 
 
-def test_a_catalog_in_which_a_purged_backup_still_is_there_is_refused(garbage):
+def test_a_catalog_that_still_has_a_purged_backup_is_refused(garbage):
     back_up(garbage.running.stub(), "www", FILES)
     garbage.delete("www")
     garbage.collect(grace_s=8 * 86_400)
@@ -130,7 +130,7 @@ def test_a_record_that_cannot_be_read_stops_the_tenant_and_is_named(garbage):
     assert name in _failure(garbage, grace_s=0)
 
 
-def test_a_manifest_that_cannot_be_read_stops_its_tenant_only_until_its_backup_is_given_up(garbage):
+def test_an_unreadable_manifest_stops_its_tenant_only_until_its_backup_is_given_up(garbage):
     running = garbage.running
     other = running.make_tenant("other")
     for tenant in (None, other):
@@ -146,8 +146,8 @@ def test_a_manifest_that_cannot_be_read_stops_its_tenant_only_until_its_backup_i
             "SELECT packs.id FROM packs JOIN backups ON backups.upload = packs.upload WHERE backups.id = ?",
             (bytes.fromhex(kept.id),),
         ).scalar_one()
-    hurt = running.root / "store" / pack_name(running.tenant, pack)
-    hurt.write_bytes(bytes(hurt.stat().st_size))
+    damaged = running.root / "store" / pack_name(running.tenant, pack)
+    damaged.write_bytes(bytes(damaged.stat().st_size))
     report = garbage.collector().collect(grace_s=0)
     assert [tenant.tenant for tenant in report.failed] == ["default"]
     assert f"the manifest of backup {kept.id} cannot be read" in report.failed[0].failure
@@ -160,7 +160,7 @@ def test_a_manifest_that_cannot_be_read_stops_its_tenant_only_until_its_backup_i
     assert running.catalog.tenants.get(running.tenant).gc_failure == ""
 
 
-def test_a_tenant_that_waits_after_a_rebuild_is_collected_only_when_the_operator_says_so(garbage):
+def test_after_a_rebuild_a_tenant_is_collected_only_once_the_operator_says_so(garbage):
     running = garbage.running
     back_up(running.stub(), "www", FILES)
     garbage.delete("www")
@@ -172,10 +172,10 @@ def test_a_tenant_that_waits_after_a_rebuild_is_collected_only_when_the_operator
     garbage.collect()
 
 
-# ------------------------------------------------------------------ who collects
+# ------------------------------------------------------------------ one collector
 
 
-def test_one_collector_works_at_a_time_and_the_other_is_told_who(garbage):
+def test_one_collector_works_at_a_time_and_the_other_learns_which(garbage):
     running = garbage.running
     running.catalog.gc_lease.acquire("another one", running.clock.now_ns(), 120)
     with pytest.raises(Conflict, match="another one") as refused:
@@ -185,7 +185,7 @@ def test_one_collector_works_at_a_time_and_the_other_is_told_who(garbage):
     garbage.collect()
 
 
-def test_a_lease_from_before_the_clock_was_set_back_makes_nobody_wait(garbage):
+def test_a_lease_from_before_a_clock_setback_does_not_block(garbage):
     running = garbage.running
     running.clock.ahead_s = 86_400
     running.catalog.gc_lease.acquire("another one", running.clock.now_ns(), 120)
@@ -196,7 +196,7 @@ def test_a_lease_from_before_the_clock_was_set_back_makes_nobody_wait(garbage):
 @pytest.mark.parametrize(
     "step", ["walk_mark", "condemn_unreached", "compact", "reap", "sweep_orphans", "forget"]
 )
-def test_a_collector_that_was_overtaken_changes_nothing_any_more(garbage, monkeypatch, step):
+def test_an_overtaken_collector_changes_nothing_more(garbage, monkeypatch, step):
     running = garbage.running
     back_up(running.stub(), "gone", FILES)
     back_up(running.stub(), "kept", OTHERS)
@@ -213,14 +213,14 @@ def test_a_collector_that_was_overtaken_changes_nothing_any_more(garbage, monkey
 
     monkeypatch.setattr(collecting, step, overtaken_first)
     garbage.later(2)
-    with suppress(Conflict):  # some steps have nothing to write, and find out later or not at all
+    with suppress(Conflict):  # some steps have nothing to write, and notice later or never
         garbage.collector().collect(grace_s=0)
     after = garbage.tables()
     for name in ("backups", "packs", "chunks", "claims", "mark_roots", "collector"):
         assert after[name] == seen["before"][name], name
 
 
-def test_the_lease_is_renewed_while_a_collection_is_at_work_and_given_back_at_its_end(garbage, monkeypatch):
+def test_the_lease_is_renewed_during_a_collection_and_released_at_its_end(garbage, monkeypatch):
     running = garbage.running
     back_up(running.stub(), "www", FILES)
     original = collecting.walk_mark
@@ -237,7 +237,7 @@ def test_the_lease_is_renewed_while_a_collection_is_at_work_and_given_back_at_it
     assert running.catalog.gc_lease.holder(running.clock.now_ns()) == ""
 
 
-def test_a_collection_that_is_told_to_end_does_so_and_the_next_one_goes_on(garbage):
+def test_a_collection_stops_on_request_and_the_next_one_resumes(garbage):
     back_up(garbage.running.stub(), "gone", FILES)
     garbage.delete("gone")
     for after in range(40):
@@ -253,7 +253,7 @@ def test_a_collection_that_is_told_to_end_does_so_and_the_next_one_goes_on(garba
 # ------------------------------------------------------------------ left-overs and orphans
 
 
-def test_what_a_dead_upload_was_about_to_write_goes_and_what_a_living_one_writes_stays(garbage):
+def test_unfinished_packs_of_dead_uploads_are_removed_and_those_of_live_ones_stay(garbage):
     running = garbage.running
     stub = running.stub()
     dead, living = Source(stub, "dead"), Source(stub, "living")
@@ -268,7 +268,7 @@ def test_what_a_dead_upload_was_about_to_write_goes_and_what_a_living_one_writes
     garbage.assert_restores("living", FILES)
 
 
-def test_the_pack_of_a_collector_that_is_at_work_is_not_left_over_and_that_of_a_dead_one_is(garbage):
+def test_an_unfinished_pack_is_left_over_only_if_its_collector_is_dead(garbage):
     running = garbage.running
     collection, pack = running.catalog.marks, bytes(16)
     fence = running.catalog.gc_lease.acquire("dies", running.clock.now_ns(), 120)
@@ -279,7 +279,7 @@ def test_the_pack_of_a_collector_that_is_at_work_is_not_left_over_and_that_of_a_
     assert garbage.count("packs") == 0
 
 
-def test_an_object_that_no_row_names_goes_when_it_was_seen_so_twice_a_day_apart(garbage):
+def test_an_orphan_is_removed_once_it_was_seen_twice_a_day_apart(garbage):
     back_up(garbage.running.stub(), "www", FILES)
     name = pack_name(garbage.running.tenant, bytes(range(16)))
     garbage.running.blobs.put(name, b"?" * 100)
@@ -293,12 +293,12 @@ def test_an_object_that_no_row_names_goes_when_it_was_seen_so_twice_a_day_apart(
     garbage.assert_restores("www", FILES)
 
 
-def test_while_a_pack_of_the_catalog_is_absent_no_orphan_goes(garbage):
+def test_no_orphan_is_removed_while_a_pack_of_the_catalog_is_absent(garbage):
     stub = garbage.running.stub()
     source = Source(stub, "www")
     source.put_chunks(source.cut(FILES["a"]))
     stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
-    (pack,) = garbage.objects()  # with data only: every manifest can be read
+    (pack,) = garbage.objects()  # with data only, so every manifest can be read
     source.put_file("a", FILES["a"])
     source.commit()
     away = garbage.running.root / "away"
@@ -310,14 +310,14 @@ def test_while_a_pack_of_the_catalog_is_absent_no_orphan_goes(garbage):
     assert len(garbage.objects()) == 2
     away.rename(garbage.running.root / "store" / pack)
     assert garbage.collect().sum_of("packs_absent") == 0
-    assert len(garbage.objects()) == 2, "what nobody names goes, now that nothing is absent"
+    assert len(garbage.objects()) == 2, "orphans are removed now that no pack is absent"
     garbage.assert_restores("www", FILES)
 
 
 # ------------------------------------------------------------------ records
 
 
-def test_the_records_of_a_purged_backup_go_a_day_later_the_purged_one_last(garbage, monkeypatch):
+def test_the_records_of_a_purged_backup_are_removed_a_day_later_that_of_the_purge_last(garbage, monkeypatch):
     running = garbage.running
     back_up(running.stub(), "gone", FILES)
     garbage.delete("gone")
@@ -346,7 +346,7 @@ def test_the_records_of_a_purged_backup_go_a_day_later_the_purged_one_last(garba
 
 
 def _with_room_for(running, patch, objects):
-    """From now on the disk takes so many objects more, and is full then."""
+    """Let the disk take that many more objects, and be full then."""
     create, left = running.blobs.create, iter(range(objects))
 
     def limited():
@@ -357,7 +357,7 @@ def _with_room_for(running, patch, objects):
     patch.setattr(running.blobs, "create", limited)
 
 
-def test_a_disk_too_full_to_compact_loses_what_nothing_needs(garbage, monkeypatch):
+def test_garbage_is_removed_even_if_the_disk_is_too_full_to_compact(garbage, monkeypatch):
     running = garbage.running
     for number in range(9):
         back_up(running.stub(), f"kept{number}", {"a": noise(10_000, 10 + number)})
@@ -374,9 +374,7 @@ def test_a_disk_too_full_to_compact_loses_what_nothing_needs(garbage, monkeypatc
     garbage.assert_restores("kept8", {"a": noise(10_000, 18)})
 
 
-def test_a_disk_too_full_for_the_records_of_all_purges_loses_what_those_need_that_were_written(
-    garbage, monkeypatch
-):
+def test_on_a_nearly_full_disk_purges_with_a_written_record_free_their_space(garbage, monkeypatch):
     running = garbage.running
     monkeypatch.setattr(recording, "STEP_RECORDS", 1)
     for name in ("first", "second", "third"):
@@ -393,7 +391,7 @@ def test_a_disk_too_full_for_the_records_of_all_purges_loses_what_those_need_tha
     assert garbage.objects() == []
 
 
-def test_a_purged_backup_whose_record_is_not_durable_counts_as_there(garbage, monkeypatch):
+def test_a_purged_backup_counts_as_live_until_its_record_is_durable(garbage, monkeypatch):
     running = garbage.running
     back_up(running.stub(), "gone", FILES)
     garbage.delete("gone")

@@ -1,4 +1,4 @@
-"""Repair: mends from the side that still has it, saves what can be read, takes nothing away, and says what is lost."""
+"""Repair restores from the side that still has the data, saves what is readable, removes nothing, and reports losses."""
 
 import os
 import threading
@@ -7,7 +7,7 @@ import time
 import pytest
 from blake3 import blake3
 from extent import extent
-from harm import check, damage, flip, hurt_chunk, kept, objects, paths, places, repair
+from harm import check, damage, damage_chunk, flip, kept, objects, paths, places, repair
 from staddle import Client
 from staddle._backup.run import backup_directory
 from staddle._types.options import BackupOptions
@@ -53,7 +53,7 @@ def snapshot(running):
 
 
 @pytest.mark.parametrize("at", extent([30, -100], [0, 30, -1, -100]))  # magic, id, trailer, footer
-def test_what_a_pack_without_header_or_footer_still_has_is_saved_and_everything_restores(running, at):
+def test_repair_saves_a_pack_without_header_or_footer_and_everything_restores(running, at):
     stub = running.stub()
     back_up(stub, "www", FILES)
     (path,) = objects(running)
@@ -74,10 +74,10 @@ def test_what_a_pack_without_header_or_footer_still_has_is_saved_and_everything_
     assert repair(running)[1].packs == 0, "a second repair has nothing to save"
     path.unlink()
     running.restart()
-    assert restore(running.stub(), "www").files == FILES, "nothing needs the damaged pack any more"
+    assert restore(running.stub(), "www").files == FILES, "no backup needs the damaged pack any more"
 
 
-def test_of_a_pack_cut_short_what_is_whole_is_saved_and_the_rest_is_named(running):
+def test_repair_saves_the_complete_part_of_a_truncated_pack_and_names_the_rest(running):
     stub = running.stub()
     backup = back_up(stub, "www", {"a": A, "b": B})
     (path,) = objects(running)
@@ -97,10 +97,10 @@ def test_of_a_pack_cut_short_what_is_whole_is_saved_and_the_rest_is_named(runnin
     found, _ = check(running, read=True)
     assert damage(found) == []
     healed = restore(stub, "www", backup=selected(backup.id))
-    assert healed.files == {"a": A, "b": B}, "also the backup that was hurt"
+    assert healed.files == {"a": A, "b": B}, "also the backup that was damaged"
 
 
-def test_a_dry_run_says_the_same_and_changes_nothing(running):
+def test_a_dry_run_of_repair_reports_the_same_and_changes_nothing(running):
     stub = running.stub()
     back_up(stub, "www", FILES)
     (path,) = objects(running)
@@ -154,7 +154,7 @@ def test_index_rows_come_back_from_a_search_where_the_footer_is_gone_too(running
     assert restore(running.stub(), "www").files == FILES
 
 
-def test_records_are_written_again_and_say_what_they_said(running):
+def test_repair_rewrites_records_with_the_same_content(running):
     stub = running.stub()
     first = back_up(stub, "www", {"a": b"1"})
     second = back_up(stub, "www", {"a": b"2"})
@@ -172,7 +172,7 @@ def test_records_are_written_again_and_say_what_they_said(running):
     assert [(each.kind, each.severity) for each in found] == [("record", "healed")]
 
 
-def test_keys_come_back_from_the_catalog(running):
+def test_repair_restores_keys_from_the_catalog(running):
     rooms = Rooms(running.blobs, running.keys, running.catalog)
     made = create_tenant(rooms, "acme", 1_800_000_000 * 10**9)
     stub = running.stub(tenant=made.id)
@@ -194,8 +194,8 @@ def test_keys_come_back_from_the_catalog(running):
     assert restore(running.stub(tenant=made.id), "www").files == {"a": A}
 
 
-def test_keys_that_the_catalog_cannot_give_back_stay_as_they_are(running):
-    other = running.make_tenant("other")  # of which the catalog has no copy
+def test_keys_that_the_catalog_does_not_have_stay_unchanged(running):
+    other = running.make_tenant("other")  # the catalog has no copy of this version
     (key,) = objects(running, f"keys/{other.hex()}")
     flip(key, 100)
     before = key.read_bytes()
@@ -210,11 +210,11 @@ def test_keys_that_the_catalog_cannot_give_back_stay_as_they_are(running):
     assert "repair" not in lost.message
 
 
-# --- beside everything else
+# --- concurrency
 
 
-def test_an_upload_that_claimed_a_pack_claims_what_was_saved_from_it(running):
-    """What it relies on must outlive a collection that knows nothing of the upload's manifest yet."""
+def test_an_upload_that_claimed_a_pack_also_claims_the_chunks_saved_from_it(running):
+    """Its chunks must outlive a collection that does not know the upload's manifest yet."""
     stub = running.stub()
     back_up(stub, "www", {"a": A})
     source = Source(stub, "other")
@@ -247,7 +247,7 @@ def test_repair_and_collection_take_turns(running):
     with pytest.raises(Conflict, match="a collection is collecting or repairing"):
         repair(running)
     assert len(objects(running)) == before
-    running.clock.ahead_s += 61  # a lease that has ended keeps nobody away
+    running.clock.ahead_s += 61  # an expired lease blocks no other
     assert collectors.acquire("repair", running.clock.now_ns(), 60) == fence + 1
     with pytest.raises(Conflict, match="Another collector has taken over"):
         running.catalog.marks.begin_pack(running.tenant, fence, bytes(16), running.clock.now_ns())
@@ -258,7 +258,7 @@ def test_repair_and_collection_take_turns(running):
     assert repair(running)[1].packs == 1
 
 
-def test_repair_beside_backups_and_restores_loses_nothing(running):
+def test_repair_during_backups_and_restores_loses_nothing(running):
     stub = running.stub()
     back_up(stub, "www", FILES)
     (path,) = objects(running)
@@ -292,10 +292,10 @@ def test_repair_beside_backups_and_restores_loses_nothing(running):
     assert damage(check(running, read=True)[0]) == []
 
 
-# --- healing, and going round
+# --- healing, and second copies
 
 
-def test_a_restore_takes_the_second_copy_where_the_first_is_bad(running):
+def test_a_restore_uses_the_second_copy_if_the_first_is_damaged(running):
     stub = running.stub()
     back_up(stub, "www", {"a": A})
     digest = first_digest(Source(stub, "scratch"), A)
@@ -306,7 +306,7 @@ def test_a_restore_takes_the_second_copy_where_the_first_is_bad(running):
     flip(first, segment.offset + segment.length - 20)
     check(running, read=True)
     found = places(running, Role.DATA, digest)
-    assert len(found) == 2, "two copies, neither known to be bad"
+    assert len(found) == 2, "two copies, neither known to be damaged"
     for path, ref in found:
         flip(path, ref.offset + ref.length - 20)
         running.restart()
@@ -315,11 +315,11 @@ def test_a_restore_takes_the_second_copy_where_the_first_is_bad(running):
         check(running)
 
 
-def test_one_file_damaged_and_all_others_come_back_byte_for_byte(running):
+def test_one_damaged_file_does_not_stop_the_others_from_restoring(running):
     stub = running.stub()
     files = {"a": A, "b": noise(5_000_000, 3), "c": B}
     back_up(stub, "www", files)
-    hurt_chunk(running, Role.DATA, blake3(Source(stub, "scratch").cut(files["b"])[8]).digest())
+    damage_chunk(running, Role.DATA, blake3(Source(stub, "scratch").cut(files["b"])[8]).digest())
     found, _ = check(running, read=True)
     assert {path for _, path in paths(found)} == {"b"}
     restored = restore(stub, "www")
@@ -332,23 +332,23 @@ def test_one_file_damaged_and_all_others_come_back_byte_for_byte(running):
 def test_the_next_thin_backup_heals_every_backup(running):
     stub = running.stub()
     first = back_up(stub, "www", FILES)
-    hurt_chunk(running, Role.DATA, first_digest(Source(stub, "scratch"), A))
+    damage_chunk(running, Role.DATA, first_digest(Source(stub, "scratch"), A))
     assert damage(check(running, read=True)[0])
     back_up(stub, "www", FILES)
     assert damage(check(running, read=True)[0]) == []
     assert restore(stub, "www", backup=selected(first.id)).files == FILES
 
 
-def test_the_next_incremental_of_changes_is_told_what_is_hurt_and_heals_every_backup(running):
+def test_the_next_incremental_upload_learns_the_damaged_paths_and_heals_every_backup(running):
     stub = running.stub()
     first = back_up(stub, "www", FILES)
-    hurt_chunk(running, Role.DATA, first_digest(Source(stub, "scratch"), A))
+    damage_chunk(running, Role.DATA, first_digest(Source(stub, "scratch"), A))
     check(running, read=True)
     source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
-    hurt = {entry.path for entry in source.begun.damaged_base_entries}
-    assert "a" in hurt
-    assert hurt < set(FILES)
-    for path in hurt:
+    damaged = {entry.path for entry in source.begun.damaged_base_entries}
+    assert "a" in damaged
+    assert damaged < set(FILES)
+    for path in damaged:
         source.put_file(path, FILES[path])
     source.commit()
     assert damage(check(running, read=True)[0]) == []
@@ -357,23 +357,23 @@ def test_the_next_incremental_of_changes_is_told_what_is_hurt_and_heals_every_ba
 
 
 @pytest.mark.parametrize("scope", [pb.UPLOAD_SCOPE_WHOLE, pb.UPLOAD_SCOPE_CHANGES])
-def test_large_attributes_that_are_damaged_are_told_and_heal_too(running, scope):
+def test_large_damaged_attributes_are_reported_and_healed_too(running, scope):
     stub = running.stub()
     entries = [
         pb.Entry(path=f"f{n}", data=b"x", xattrs=[pb.Xattr(name=b"user.big", value=noise(60_000, n))])
         for n in range(4)
     ]
     first = attributed(stub, entries, kind=pb.BACKUP_KIND_FULL).commit()
-    _, segment = hurt_chunk(running, Role.MANIFEST, attributes_digest(running, b"f0"))
+    _, segment = damage_chunk(running, Role.MANIFEST, attributes_digest(running, b"f0"))
     found, _ = check(running, read=True)
     assert (first.id, "f0") in paths(found)
     assert {each.kind for each in found} == {"path", "segment"}
     assert (segment.pack.hex(), segment.offset) in {(each.pack, each.segment) for each in found}
     source = attributed(stub, [], kind=pb.BACKUP_KIND_INCREMENTAL, scope=scope)
-    hurt = {entry.path for entry in source.begun.damaged_base_entries}
-    assert hurt == {path for _, path in paths(found)}
+    damaged = {entry.path for entry in source.begun.damaged_base_entries}
+    assert damaged == {path for _, path in paths(found)}
     if scope == pb.UPLOAD_SCOPE_CHANGES:
-        entries = [entry for entry in entries if entry.path in hurt]
+        entries = [entry for entry in entries if entry.path in damaged]
     source.put_entries(*entries)
     source.entries = source.bytes = len(entries)
     source.commit()
@@ -400,7 +400,7 @@ def attributes_digest(running, path):
 
 
 @pytest.mark.parametrize("kind", ["data", "manifest"])
-def test_a_client_that_remembers_the_base_heals_it_all_the_same(kind, running, tmp_path):
+def test_a_client_with_a_cached_base_heals_it_as_well(kind, running, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for number in range(600):
@@ -409,14 +409,14 @@ def test_a_client_that_remembers_the_base_heals_it_all_the_same(kind, running, t
     with Client(running.address, running.token()) as client:
 
         def back_up_source():
-            settled_ns = time.time_ns() + 10**10  # nothing is too recent to be trusted
+            settled_ns = time.time_ns() + 10**10  # no file is too recent to be trusted
             return backup_directory(client._calls, os.fsencode(source), options, lambda: settled_ns)
 
         first = back_up_source().backup
         if kind == "data":
-            hurt_chunk(running, Role.DATA, blake3(noise(2_000, 300)).digest())
+            damage_chunk(running, Role.DATA, blake3(noise(2_000, 300)).digest())
         else:
-            hurt_chunk(running, Role.MANIFEST, a_leaf(running, bytes.fromhex(first.manifest_digest)))
+            damage_chunk(running, Role.MANIFEST, a_leaf(running, bytes.fromhex(first.manifest_digest)))
         assert damage(check(running, read=True)[0])
         second = back_up_source().backup
         assert str(second.kind) == ("incremental" if kind == "data" else "full")

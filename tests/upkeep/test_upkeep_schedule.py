@@ -1,4 +1,4 @@
-"""What a server does by itself: when it is due, and what becomes of it."""
+"""The scheduled tasks of a server: when they are due, and how they end."""
 
 import logging
 
@@ -25,7 +25,7 @@ def catalog(tmp_path):
     made.close()
 
 
-def test_a_task_runs_when_it_is_due_also_over_restarts_and_whatever_the_clock_does(catalog):
+def test_a_task_runs_when_due_despite_restarts_and_clock_jumps(catalog):
     clock, ran = SetClock(), []
     tasks = [Task("often", 60, lambda _: ran.append("often") or "did it"), Task("never", 0, ran.append)]
     Schedule(tasks, catalog, clock).look()
@@ -40,10 +40,10 @@ def test_a_task_runs_when_it_is_due_also_over_restarts_and_whatever_the_clock_do
     assert ran == ["often"] * 2
     clock.now -= 86_400
     Schedule(tasks, catalog, clock).look()
-    assert ran == ["often"] * 3, "a clock that was set back makes nothing wait"
+    assert ran == ["often"] * 3, "a clock that was set back delays nothing"
 
 
-def test_a_clock_that_was_set_back_by_less_than_the_period_makes_no_task_wait_for_two(catalog):
+def test_a_small_setback_of_the_clock_does_not_delay_a_task_for_two_periods(catalog):
     clock, ran = SetClock(), []
     task = Task("weekly", 7 * 86_400, lambda _: ran.append("weekly") or "")
     Schedule([task], catalog, clock).look()
@@ -56,7 +56,7 @@ def test_a_clock_that_was_set_back_by_less_than_the_period_makes_no_task_wait_fo
     assert ran == ["weekly"] * 2, "a correction of the clock"
 
 
-def test_a_task_whose_work_the_start_of_the_server_does_is_first_due_a_period_later(catalog):
+def test_a_task_that_the_start_covers_is_first_due_a_period_later(catalog):
     clock, ran = SetClock(), []
     schedule = Schedule(
         [Task("compare", 60, lambda _: ran.append(1) or "", first_after_s=60)], catalog, clock
@@ -69,7 +69,7 @@ def test_a_task_whose_work_the_start_of_the_server_does_is_first_due_a_period_la
     assert ran == [1]
 
 
-def test_a_patient_task_lets_clients_go_first_but_not_for_ever(catalog):
+def test_a_patient_task_lets_clients_go_first_for_a_limited_time(catalog):
     clock, ran, busy = SetClock(), [], [True]
     tasks = [
         Task("patient", 600, lambda _: ran.append("patient") or "", patience_s=150),
@@ -85,13 +85,13 @@ def test_a_patient_task_lets_clients_go_first_but_not_for_ever(catalog):
     assert ran == ["hasty", "patient"]
     clock.now += 600
     schedule.look()
-    assert ran == ["hasty", "patient", "hasty"], "it waits anew when it is due again"
+    assert ran == ["hasty", "patient", "hasty"], "it waits again when it is due again"
     busy[0] = False
     schedule.look()
     assert ran == ["hasty", "patient", "hasty", "patient"]
 
 
-def test_a_task_that_fails_says_so_and_keeps_no_other_from_running(catalog, caplog):
+def test_a_failed_task_is_reported_and_stops_no_other(catalog, caplog):
     ran = []
 
     def unavailable(_):
@@ -113,7 +113,7 @@ def test_a_task_that_fails_says_so_and_keeps_no_other_from_running(catalog, capl
     assert "the disk does not answer" in caplog.text
 
 
-def test_a_task_at_work_learns_that_the_server_is_about_to_end(catalog):
+def test_a_running_task_learns_of_the_shutdown(catalog):
     seen = []
     schedule = Schedule([], catalog, SetClock())
 

@@ -1,4 +1,4 @@
-"""The scrubber: everything is read once in a period, at a rate, whatever happens meanwhile."""
+"""The scrubber reads everything once per period, at a limited rate, whatever happens meanwhile."""
 
 import gc
 import logging
@@ -78,7 +78,7 @@ def test_everything_is_read_once_in_a_period_and_not_again(packs):
     assert scrub.run(never).startswith("8 packs read")
 
 
-def test_a_run_keeps_nothing_of_the_chunks_of_the_packs_that_it_has_read(packs, monkeypatch):
+def test_a_scrub_run_keeps_no_chunks_of_the_packs_that_it_read(packs, monkeypatch):
     seen = []
     read = Examiner.read
 
@@ -93,23 +93,23 @@ def test_a_run_keeps_nothing_of_the_chunks_of_the_packs_that_it_has_read(packs, 
     assert max(seen) == min(seen)
 
 
-def test_it_reads_no_faster_than_it_may(packs):
+def test_the_scrubber_stays_within_its_rate(packs):
     clock = Waits()
     begun_s = clock.now_s
     scrubber(packs, clock, rate=100_000).run(never)
     size = sum(path.stat().st_size for path in objects(packs)) + counted_for_chunks(packs)
     assert size / 100_000 - 2 <= clock.now_s - begun_s <= size / 100_000
-    assert max(clock.waited_s) <= 0.5, "it looks often whether the server ends"
+    assert max(clock.waited_s) <= 0.5, "it often checks for the shutdown"
 
 
-def test_while_clients_are_at_work_only_a_small_part_of_the_rate_is_read(packs):
+def test_the_scrubber_slows_down_while_clients_are_at_work(packs):
     size = sum(pack.size_bytes for pack in live(packs)) + counted_for_chunks(packs)
     clock = Waits()
     scrubber(packs, clock, rate=200_000, busy=lambda: True).run(never)
     assert sum(clock.waited_s) == pytest.approx(16 * size / 200_000, rel=0.2)
 
 
-def test_when_they_have_gone_it_goes_on_as_fast_as_it_may(packs):
+def test_the_scrubber_returns_to_its_full_rate_once_clients_are_gone(packs):
     clock = Waits()
     end_s = clock.now_s + 30
     scrubber(packs, clock, rate=200_000, busy=lambda: clock.now_s < end_s).run(never)
@@ -117,7 +117,7 @@ def test_when_they_have_gone_it_goes_on_as_fast_as_it_may(packs):
     assert sum(clock.waited_s) == pytest.approx(30 + (size - 30 * 200_000 / 16) / 200_000, rel=0.1)
 
 
-def test_a_server_is_busy_while_calls_are_made_and_a_little_longer(running):
+def test_a_server_counts_as_busy_during_calls_and_a_little_longer(running):
     assert not running.service._gate.is_busy()
     running.stub().ListDatasets(sv.ListDatasetsRequest())
     assert running.service._gate.is_busy()
@@ -125,7 +125,7 @@ def test_a_server_is_busy_while_calls_are_made_and_a_little_longer(running):
     assert not running.service._gate.is_busy()
 
 
-def test_a_run_ends_after_a_while_and_the_next_goes_on_with_what_waited_longest(packs):
+def test_a_scrub_run_ends_after_a_while_and_the_next_starts_with_the_longest_unread_packs(packs):
     clock = Waits()
     size = objects(packs)[0].stat().st_size
     scrub = scrubber(packs, clock, rate=size / (RUN_S / 2.5))
@@ -135,13 +135,13 @@ def test_a_run_ends_after_a_while_and_the_next_goes_on_with_what_waited_longest(
     again = scrubber(packs, clock, rate=size / (RUN_S / 2.5))
     again.run(never)
     second = {pack for pack, at in verified(packs).items() if at}
-    assert len(first) < len(second) <= 8, "a new server goes on where the old one ended"
+    assert len(first) < len(second) <= 8, "a new server resumes where the old one ended"
     while again.run(never):
         pass
     assert all(verified(packs).values())
 
 
-def test_it_ends_soon_when_the_server_does_and_a_pack_read_by_half_counts_for_nothing(packs):
+def test_the_scrubber_stops_soon_at_shutdown_and_a_partly_read_pack_does_not_count(packs):
     clock = Waits()
     asked = []
 
@@ -154,7 +154,7 @@ def test_it_ends_soon_when_the_server_does_and_a_pack_read_by_half_counts_for_no
     assert not any(verified(packs).values())
 
 
-def test_damage_is_put_down_and_logged_once_a_day_and_the_rest_goes_on(packs, caplog):
+def test_damage_is_marked_and_logged_once_a_day_and_the_scrubber_continues(packs, caplog):
     clock = Waits()
     path = objects(packs)[3]
     flip(path, 1000)
@@ -171,17 +171,17 @@ def test_damage_is_put_down_and_logged_once_a_day_and_the_rest_goes_on(packs, ca
     assert [pack.hex() for pack, at in verified(packs).items() if not at] == [path.name]
     found, _ = check(packs)
     assert path.name in {each.pack for each in found}
-    assert scrub.run(never) == "", "it is not read again at once"
+    assert scrub.run(never) == "", "it is not read again immediately"
     clock.now_s += AGAIN_S + 1
     assert scrub.run(never).startswith("1 pack read")
     flip(path, 1000)
     clock.now_s += AGAIN_S + 1
     scrub.run(never)
-    assert all(verified(packs).values()), "and when it is sound again, it is verified"
+    assert all(verified(packs).values()), "a pack that is sound again is verified"
     assert check(packs)[0] == []
 
 
-def test_a_pack_that_is_condemned_while_it_is_read_is_no_damage(packs):
+def test_a_pack_condemned_while_it_is_read_is_not_damage(packs):
     clock = Waits()
     first = packs.catalog.verification.due(clock.now_ns(), 1)[0]
     gone = pack_file(packs, first.id)
@@ -205,7 +205,7 @@ def test_a_pack_that_is_condemned_while_it_is_read_is_no_damage(packs):
         assert connection.exec_driver_sql("SELECT count(*) FROM pack_damage").scalar() == 0
 
 
-def test_a_tenant_whose_keys_are_damaged_keeps_no_other_from_being_scrubbed(packs, caplog):
+def test_a_tenant_with_damaged_keys_does_not_stop_the_scrub_of_others(packs, caplog):
     other = packs.make_tenant("other")
     back_up(packs.stub(tenant=other), "www", {"a": b"1"})
     flip(objects(packs, f"keys/{other.hex()}")[0], -1)
@@ -214,7 +214,7 @@ def test_a_tenant_whose_keys_are_damaged_keeps_no_other_from_being_scrubbed(pack
     assert all(verified(packs).values())
 
 
-def test_a_server_scrubs_by_itself_beside_its_calls(packs):
+def test_a_server_scrubs_while_it_serves_calls(packs):
     service = Service(
         packs.catalog,
         packs.blobs,
@@ -228,7 +228,7 @@ def test_a_server_scrubs_by_itself_beside_its_calls(packs):
     assert restore(packs.stub(), "www").files == {"f7": noise(300_000, 7)}
 
 
-def test_a_damaged_pack_that_has_parity_is_repaired_at_once_and_said_so(packs, caplog):
+def test_a_damaged_pack_with_parity_is_repaired_immediately_and_logged(packs, caplog):
     tenant = kept(packs).tenants.get(packs.tenant)
     path = objects(packs)[0]
     pack, sound = bytes.fromhex(path.name), path.read_bytes()

@@ -1,4 +1,4 @@
-"""The order of statements that the protocol hangs on, where a database lets others come between them."""
+"""The order of statements that the protocol depends on, where other transactions may run between them."""
 
 import pytest
 from garbage_left import Garbage
@@ -18,7 +18,7 @@ def garbage(running):
 
 
 def _statements(garbage, monkeypatch, method):
-    """What one call of a method of Collection executes, as PostgreSQL would get it."""
+    """The statements of one call of a method of Collection, as PostgreSQL would get them."""
     catalog, seen = garbage.running.catalog, []
     original = getattr(catalog.marks, method)
     calls = []
@@ -41,7 +41,7 @@ def _statements(garbage, monkeypatch, method):
     return [said for number, said in enumerate(seen) if number == 0 or said != seen[number - 1]]
 
 
-def test_condemning_locks_the_packs_first_and_looks_at_claims_in_a_statement_of_its_own(garbage, monkeypatch):
+def test_condemning_locks_the_packs_first_and_reads_claims_in_a_separate_statement(garbage, monkeypatch):
     fence, lock, claims, *changes = _statements(garbage, monkeypatch, "condemn")
     assert "FROM collector" in fence
     assert fence.endswith("FOR UPDATE")
@@ -65,7 +65,7 @@ def test_a_mark_ends_old_claims_then_lists_all_roots_at_once_then_packs(garbage,
     ]
 
 
-def test_a_server_collects_by_itself_when_it_is_time(garbage):
+def test_a_server_collects_when_a_collection_is_due(garbage):
     running = garbage.running
     running.clock.ahead_s += 8 * 86_400
     every_s = 6 * 3600

@@ -1,4 +1,4 @@
-"""A disk that is full or fails, at each step: the error says so, nothing that was durable is lost, and it goes on."""
+"""A disk that is full or fails at each step: the error says so, no durable data is lost, and the upload can resume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from thin import (
 
 
 class FailingFiles(Files):
-    """The system calls of a disk that is full, or broken, wherever a test says so."""
+    """The system calls of a disk that is full or broken where a test says so."""
 
     def __init__(self) -> None:
         self.full = False
@@ -58,7 +58,7 @@ class FailingFiles(Files):
         super().sync(descriptor)
 
     def mend(self) -> None:
-        """There is room again, and syncs work."""
+        """Give the disk room again, and let syncs work."""
         self.full, self.refused, self.syncs_fail = False, None, False
 
 
@@ -74,7 +74,7 @@ def disk(running) -> Iterator[FailingFiles]:
 
 
 def full(error):
-    """That this is what the contract says about a full store."""
+    """Assert that this is the documented error of a full store."""
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert info(error).reason == "STORE_FULL"
     assert dict(info(error).metadata) == {}
@@ -99,7 +99,7 @@ def records(running, kind):
     return [record for record in map(kept.read, kept.list()) if isinstance(record, kind)]
 
 
-def test_a_disk_that_fills_up_under_a_stream_says_so_and_the_upload_goes_on_when_there_is_room(running, disk):
+def test_a_disk_that_fills_up_during_a_stream_is_reported_and_the_upload_resumes_with_room(running, disk):
     stub = running.stub()
     data, second = noise(2_500_000), noise(5_000_000, 2)
     with pytest.raises(grpc.RpcError):
@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_under_a_stream_says_so_and_the_upload_goes_on_when
     assert full(failed.value)
     found = stub.GetUpload(sv.GetUploadRequest(upload_id=upload.id)).upload
     assert found.state == pb.UPLOAD_STATE_OPEN
-    assert "no room" in found.last_failure
+    assert "no space left" in found.last_failure
     assert found.durable.entry_count == 1
     disk.mend()
     upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
@@ -126,9 +126,7 @@ def test_a_disk_that_fills_up_under_a_stream_says_so_and_the_upload_goes_on_when
     assert restore(stub, "www").files == {"a": data, "b": second}
 
 
-def test_a_disk_that_is_full_when_chunks_come_says_so_and_the_upload_goes_on_when_there_is_room(
-    running, disk
-):
+def test_a_disk_that_is_full_at_put_chunks_is_reported_and_the_upload_resumes_with_room(running, disk):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -148,7 +146,7 @@ def test_a_disk_that_is_full_when_chunks_come_says_so_and_the_upload_goes_on_whe
     assert restore(stub, "www").files == {"a": b"1", "b": noise(300_000)}
 
 
-def test_a_disk_that_is_full_at_a_checkpoint_says_so_and_the_durable_point_stays(running, disk):
+def test_a_disk_that_is_full_at_a_checkpoint_is_reported_and_the_durable_point_stays(running, disk):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -165,8 +163,8 @@ def test_a_disk_that_is_full_at_a_checkpoint_says_so_and_the_durable_point_stays
     assert restore(stub, "www").files == {"a": b"1", "b": b"2"}
 
 
-def test_a_checkpoint_that_fails_beside_the_calls_is_told_to_the_next_one(running, disk):
-    """Housekeeping publishes on its own: what fails there must not be taken for durable."""
+def test_a_checkpoint_that_fails_in_the_background_is_reported_to_the_next_call(running, disk):
+    """Housekeeping publishes on its own: a failure there must not pass for durable."""
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -181,7 +179,7 @@ def test_a_checkpoint_that_fails_beside_the_calls_is_told_to_the_next_one(runnin
     def found() -> pb.Upload:
         return stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
 
-    wait_until(lambda: "no room" in found().last_failure)
+    wait_until(lambda: "no space left" in found().last_failure)
     assert found().durable.entry_count == 0
     disk.mend()
     assert resume(stub, source).entry_count == 0
@@ -190,10 +188,10 @@ def test_a_checkpoint_that_fails_beside_the_calls_is_told_to_the_next_one(runnin
     assert restore(stub, "www").files == {"a": b"1"}
 
 
-def test_a_disk_that_is_full_at_commit_says_so_and_makes_no_backup(running, disk):
+def test_a_disk_that_is_full_at_commit_is_reported_and_makes_no_backup(running, disk):
     stub = running.stub()
     source = Source(stub, "www")
-    for path in ("a", "b"):  # two runs, so that there is something to merge
+    for path in ("a", "b"):  # two runs, so that they need merging
         source.put_file(path, b"1")
         stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
     disk.full = True
@@ -248,7 +246,7 @@ def test_a_commit_whose_record_has_no_room_is_finished_by_a_restart(running, dis
     running.restart()
     assert running.service.finished_records == 0
     stub = running.stub()
-    assert restore(stub, "www").files == {"a": b"1"}, "a full disk keeps nobody from restoring"
+    assert restore(stub, "www").files == {"a": b"1"}, "a full disk does not stop restores"
     disk.mend()
     running.restart()
     (backup,) = backups(running.stub(), "www")
@@ -256,7 +254,7 @@ def test_a_commit_whose_record_has_no_room_is_finished_by_a_restart(running, dis
     assert running.service.finished_records >= 1
 
 
-def test_a_crash_between_the_commit_and_its_record_is_made_good_by_the_next_start(running, disk, monkeypatch):
+def test_the_next_start_completes_a_commit_whose_record_was_lost_in_a_crash(running, disk, monkeypatch):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -321,8 +319,8 @@ def test_after_a_failed_sync_the_store_is_read_only_and_says_why(running, disk):
     assert restore(stub, "www").files == {"b": b"2"}
 
 
-def test_nothing_is_left_behind_by_uploads_that_fail_end_or_are_taken_over(running, disk):
-    """Temporary files, threads and descriptors go with the writer that had them."""
+def test_uploads_that_fail_end_or_are_taken_over_leave_nothing_behind(running, disk):
+    """Temporary files, threads and descriptors are released with their writer."""
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
     for how in ("abort", "resume", "fail"):

@@ -1,4 +1,4 @@
-"""Calls of one upload beside one another: whatever the order, nothing gets lost, mixed up or counted twice."""
+"""Concurrent calls of one upload: in any order, nothing is lost, mixed up or counted twice."""
 
 import threading
 
@@ -39,7 +39,7 @@ def resume(stub, source):
 # ------------------------------------------------------------------ PutEntries
 
 
-def test_put_entries_beside_a_stream_is_refused_and_the_file_of_the_stream_stays_what_it_is(running):
+def test_put_entries_during_a_stream_is_refused_and_the_streamed_file_is_unchanged(running):
     stub = running.stub()
     source = Source(stub, "www")
     data = noise(3_000_000)
@@ -70,8 +70,8 @@ def test_put_entries_beside_a_stream_is_refused_and_the_file_of_the_stream_stays
     assert restore(stub, "www").files == {"a": data}
 
 
-def test_no_checkpoint_falls_into_the_middle_of_a_put_entries_call(running, monkeypatch):
-    """The durable point must be between two calls: the call that is sent again after a resume is taken whole."""
+def test_no_checkpoint_splits_a_put_entries_call(running, monkeypatch):
+    """The durable point must be between two calls: a call that is sent again after a resume is applied completely."""
     monkeypatch.setattr(received, "CHECKPOINT_ENTRIES", 3)
     stub = running.stub()
     source = Source(stub, "www")
@@ -114,7 +114,7 @@ def test_no_checkpoint_falls_into_the_middle_of_a_put_entries_call(running, monk
     assert restore(source.stub, "www").files == {"f": first + second} | {f"g{i}": b"x" for i in range(5)}
 
 
-def test_a_call_with_too_many_missing_chunks_takes_nothing(running, monkeypatch):
+def test_a_call_with_too_many_missing_chunks_changes_nothing(running, monkeypatch):
     from staddle_server.upload import missing
 
     monkeypatch.setattr(missing, "MISSING_CHUNKS_MAX", 2)
@@ -131,7 +131,7 @@ def test_a_call_with_too_many_missing_chunks_takes_nothing(running, monkeypatch)
     assert restore(stub, "www").files == {f"f{i}": chunk for i, chunk in enumerate(data)}
 
 
-def test_a_hole_behind_the_end_of_a_file_that_came_in_parts_takes_nothing_of_the_call(running):
+def test_a_hole_beyond_the_end_of_a_file_sent_in_parts_refuses_the_call(running):
     stub = running.stub()
     source = Source(stub, "www")
     one, two = b"1" * 100, b"2" * 100
@@ -153,8 +153,8 @@ def test_a_hole_behind_the_end_of_a_file_that_came_in_parts_takes_nothing_of_the
     assert stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload.durable.entry_count == 1
 
 
-def test_two_entries_that_say_different_lengths_of_one_missing_chunk_never_become_a_backup(running):
-    """A chunk that comes later can only have one of them: the other entry would be a file that nobody can restore."""
+def test_two_entries_with_different_lengths_of_a_missing_chunk_never_become_a_backup(running):
+    """A later chunk can have only one length: the other entry would be a file that cannot be restored."""
     stub = running.stub()
     source = Source(stub, "www")
     data = noise(200)
@@ -177,7 +177,7 @@ def test_two_entries_that_say_different_lengths_of_one_missing_chunk_never_becom
     assert backups(stub, "www") == []
 
 
-def test_put_chunks_beside_put_entries_in_any_order_makes_one_whole_backup(running, monkeypatch):
+def test_put_chunks_and_put_entries_in_any_order_make_one_complete_backup(running, monkeypatch):
     monkeypatch.setattr(received, "CHECKPOINT_ENTRIES", 7)
     monkeypatch.setattr("staddle_server.upload.accepted.CHECKPOINT_S", 0.0)
     stub = running.stub()
@@ -208,7 +208,7 @@ def test_put_chunks_beside_put_entries_in_any_order_makes_one_whole_backup(runni
 # ------------------------------------------------------------------ taking over
 
 
-def test_of_two_take_overs_at_once_the_later_one_writes_whichever_is_ready_first(running, monkeypatch):
+def test_of_two_concurrent_take_overs_the_later_one_writes(running, monkeypatch):
     stub = running.stub()
     source = Source(stub, "www")
     uploads = running.service._uploads
@@ -239,7 +239,7 @@ def test_of_two_take_overs_at_once_the_later_one_writes_whichever_is_ready_first
 # ------------------------------------------------------------------ commit
 
 
-def test_a_commit_that_is_sent_again_while_the_first_is_at_work_answers_as_the_first(running, monkeypatch):
+def test_a_commit_repeated_while_the_first_runs_gets_the_same_answer(running, monkeypatch):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -263,7 +263,7 @@ def test_a_commit_that_is_sent_again_while_the_first_is_at_work_answers_as_the_f
     assert len(backups(stub, "www")) == 1
 
 
-def test_a_commit_that_meets_an_abort_is_one_or_the_other(running, monkeypatch):
+def test_of_a_concurrent_commit_and_abort_exactly_one_succeeds(running, monkeypatch):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -285,7 +285,7 @@ def test_a_commit_that_meets_an_abort_is_one_or_the_other(running, monkeypatch):
 # ------------------------------------------------------------------ the durable point
 
 
-def test_a_large_file_that_is_all_there_already_moves_the_durable_point_and_the_lease(running):
+def test_a_large_file_that_is_already_stored_advances_the_durable_point_and_the_lease(running):
     stub = running.stub()
     data = noise(6_000_000)
     back_up(stub, "www", {"a": data})
@@ -316,7 +316,7 @@ def test_a_large_file_that_is_all_there_already_moves_the_durable_point_and_the_
     assert call.result(timeout=20).backup.number == 2
 
 
-def test_a_begin_that_is_replayed_after_a_restart_says_that_the_upload_must_be_resumed(running):
+def test_a_begin_replayed_after_a_restart_asks_for_a_resume(running):
     stub = running.stub()
     source = Source(stub, "www", request_id="r")
     source.put_file("a", b"1")
@@ -340,7 +340,7 @@ def test_a_begin_that_is_replayed_after_a_restart_says_that_the_upload_must_be_r
     assert restore(stub, "www").files == {"a": b"1", "b": b"2"}
 
 
-def test_chunks_that_were_put_twice_and_calls_that_were_put_twice_after_a_resume_count_once(running):
+def test_repeated_chunks_and_calls_after_a_resume_count_once(running):
     stub = running.stub()
     source = Source(stub, "www")
     data = noise(300_000)
@@ -358,7 +358,7 @@ def test_chunks_that_were_put_twice_and_calls_that_were_put_twice_after_a_resume
 # ------------------------------------------------------------------ chunks
 
 
-def test_a_chunk_that_was_asked_for_is_not_looked_up_again_when_it_comes(running, monkeypatch):
+def test_a_requested_chunk_is_not_looked_up_again_when_it_arrives(running, monkeypatch):
     asked = []
     claim = Chunks.claim
 
@@ -385,7 +385,7 @@ def test_a_chunk_that_was_asked_for_is_not_looked_up_again_when_it_comes(running
     assert restore(running.stub(), "www").files == files
 
 
-def test_two_uploads_that_were_both_told_to_send_a_chunk_both_restore(running):
+def test_two_uploads_that_both_send_a_chunk_both_restore(running):
     stub = running.stub()
     data = noise(70_000)
     first, second = Source(stub, "first"), Source(stub, "second")

@@ -1,4 +1,4 @@
-"""Large answers, far times, stale callers and a server that is about to end."""
+"""Large answers, distant times, stale callers and a server that is shutting down."""
 
 import threading
 
@@ -83,7 +83,7 @@ def test_damaged_entries_with_long_paths_are_listed_in_pages_that_fit_a_message(
         pb.BackupSelector(ago=Duration(seconds=0)),
     ],
 )
-def test_a_time_however_far_picks_a_backup_or_says_that_there_is_none(running, selector):
+def test_any_distant_time_selects_a_backup_or_reports_that_none_exists(running, selector):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
     request = sv.GetBackupRequest(dataset="www", backup=selector)
@@ -96,7 +96,7 @@ def test_a_time_however_far_picks_a_backup_or_says_that_there_is_none(running, s
     assert reason(failed.value) == "BACKUP_NOT_FOUND"
 
 
-def test_a_clock_that_goes_back_harms_no_upload_and_no_backup(running):
+def test_a_clock_that_goes_back_affects_no_upload_and_no_backup(running):
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
     source = Source(stub, "www")
@@ -112,7 +112,7 @@ def test_a_clock_that_goes_back_harms_no_upload_and_no_backup(running):
     assert [backup.number for backup in backups(running.stub(), "www")] == [3, 2, 1]
 
 
-def test_a_stale_writer_is_never_told_that_another_ones_commit_was_its_own(running):
+def test_a_stale_writer_never_gets_the_commit_of_another_as_its_own(running):
     stub = running.stub()
     stale = Source(stub, "www")
     stale.put_file("a", b"mine, and durable nowhere")
@@ -126,7 +126,7 @@ def test_a_stale_writer_is_never_told_that_another_ones_commit_was_its_own(runni
     assert reason(refused.value) == "STALE_EPOCH"
 
 
-def test_an_upload_that_has_its_writer_here_can_be_resumed_though_no_other_has_room(running, monkeypatch):
+def test_an_upload_with_a_writer_can_be_resumed_when_all_slots_are_taken(running, monkeypatch):
     monkeypatch.setattr(session_uploads, "UPLOADS_OPEN_MAX", 1)
     stub = running.stub()
     source = Source(stub, "www")
@@ -140,7 +140,7 @@ def test_an_upload_that_has_its_writer_here_can_be_resumed_though_no_other_has_r
     Source(stub, "other")
 
 
-def test_a_stream_that_begins_while_the_server_ends_is_told_so_and_leaves_no_writer(running):
+def test_a_stream_that_begins_during_shutdown_is_refused_and_leaves_no_writer(running):
     stub = running.stub()
     admitted, go = threading.Event(), threading.Event()
 
@@ -162,7 +162,7 @@ def test_a_stream_that_begins_while_the_server_ends_is_told_so_and_leaves_no_wri
     assert running.service._uploads._writers == {}
 
 
-def test_a_fault_in_housekeeping_does_not_end_it(running, monkeypatch):
+def test_housekeeping_survives_an_error(running, monkeypatch):
     stub = running.stub()
     source = Source(stub, "www")
     source.put_file("a", b"1")
@@ -184,7 +184,7 @@ def test_a_fault_in_housekeeping_does_not_end_it(running, monkeypatch):
     assert upload.durable.entry_count == 1
 
 
-def test_a_long_commit_does_not_hold_up_the_other_uploads(running, monkeypatch):
+def test_a_long_commit_does_not_delay_other_uploads(running, monkeypatch):
     stub = running.stub()
     source, other = Source(stub, "www"), Source(stub, "other")
     source.put_file("a", b"1")
@@ -202,14 +202,14 @@ def test_a_long_commit_does_not_hold_up_the_other_uploads(running, monkeypatch):
     running.clock.ahead_s = running.lease_s + 10
     wait_until(lambda: len(running.service._uploads._writers) == 1)
     assert set(running.service._uploads._writers) == {bytes.fromhex(source.upload.id)}, (
-        "the idle one is aside"
+        "the idle one is suspended"
     )
     go.set()
     assert call.result(timeout=20).backup.number == 1
     assert other.upload.id
 
 
-def test_one_tenant_leaves_room_for_the_uploads_of_others(running, monkeypatch):
+def test_one_tenant_cannot_take_all_upload_slots(running, monkeypatch):
     monkeypatch.setattr(session_uploads, "UPLOADS_OPEN_TENANT_MAX", 2)
     stub = running.stub()
     sources = [Source(stub, f"set-{n}") for n in range(2)]

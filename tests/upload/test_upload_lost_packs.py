@@ -1,4 +1,4 @@
-"""Packs that are gone, and damage that is found while an upload runs: nothing is acknowledged that relies on either."""
+"""Lost packs, and damage found while an upload runs: the server acknowledges nothing that relies on either."""
 
 import os
 
@@ -34,7 +34,7 @@ def cut_packs_in_half(running):
 
 
 def mark(running, role, digest):
-    """Damages the segment that a chunk lies in, and puts that down as a reader does that finds it."""
+    """Damage the segment with a chunk, and mark it as a reader that finds the damage does."""
     from staddle_server.store.keys import chunk_id, secrets_of
 
     name = chunk_id(secrets_of(running.keys.load(running.tenant)).id_key, role, digest)
@@ -62,7 +62,7 @@ def listed(stub, source):
 
 
 @pytest.mark.parametrize("thin", [False, True], ids=["source", "thin"])
-def test_a_full_backup_stores_anew_what_lay_in_packs_that_are_gone(running, tmp_path, thin):
+def test_a_full_backup_stores_the_chunks_of_lost_packs_again(running, tmp_path, thin):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a").write_bytes(DATA)
@@ -74,7 +74,7 @@ def test_a_full_backup_stores_anew_what_lay_in_packs_that_are_gone(running, tmp_
             return backup_directory(client._calls, os.fsencode(folder), options, lambda: 2**62)
 
     run(BackupKind.AUTO)
-    lose_packs(running)  # while the server runs, and has just seen them
+    lose_packs(running)  # while the server runs, which has just seen them
     report = run(BackupKind.FULL)
     assert report.problems == ()
     assert report.sent_bytes >= len(DATA) + len(LONG)
@@ -84,7 +84,7 @@ def test_a_full_backup_stores_anew_what_lay_in_packs_that_are_gone(running, tmp_
 
 
 @pytest.mark.parametrize("lose", [lose_packs, cut_packs_in_half])
-def test_a_stream_whose_data_are_known_from_a_pack_that_is_gone_is_stored_at_once(running, lose):
+def test_a_stream_stores_data_that_only_a_lost_pack_had(running, lose):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA, "b": b"small"})
     lose(running)
@@ -92,7 +92,7 @@ def test_a_stream_whose_data_are_known_from_a_pack_that_is_gone_is_stored_at_onc
     assert restore(stub, "www").files == {"a": DATA, "b": b"small"}
 
 
-def test_a_pack_that_nobody_has_seen_for_minutes_is_looked_for_by_any_upload(running):
+def test_any_upload_looks_for_a_pack_that_was_not_seen_for_minutes(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA})
     lose_packs(running)
@@ -104,13 +104,13 @@ def test_a_pack_that_nobody_has_seen_for_minutes_is_looked_for_by_any_upload(run
     assert restore(stub, "other").files == {"a": DATA}
 
 
-def test_packs_that_go_between_the_question_and_the_commit_are_missed_at_the_commit(running):
+def test_packs_lost_after_the_question_are_missed_at_the_commit(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA})
     source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
     source.put_file(
         "b", DATA
-    )  # a new page of the manifest, so that nothing of the old pack is asked for again
+    )  # a new page of the manifest, so that no chunk of the old pack is requested again
     lose_packs(running)
     running.clock.ahead_s += 400
     refused(source.commit)
@@ -121,24 +121,24 @@ def test_packs_that_go_between_the_question_and_the_commit_are_missed_at_the_com
     assert listed(stub, source) == set()
 
 
-def test_a_chunk_that_was_present_and_is_found_damaged_is_asked_for_at_the_commit(running):
+def test_a_chunk_found_damaged_after_it_was_present_is_requested_at_the_commit(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA, "b": OTHER})
     source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
     source.put_file("a", DATA)
     source.put_file("b", OTHER)
-    hurt = source.cut(DATA)[1]
-    mark(running, Role.DATA, blake3(hurt).digest())
+    damaged = source.cut(DATA)[1]
+    mark(running, Role.DATA, blake3(damaged).digest())
     refused(source.commit)
     missing = listed(stub, source)
-    assert blake3(hurt).digest().hex() in missing
+    assert blake3(damaged).digest().hex() in missing
     source.put_chunks(source.missing(source.cut(DATA) + source.cut(OTHER)))
     backup = source.commit()
     found = restore(stub, "www", backup=pb.BackupSelector(backup=backup.id))
     assert found.files == {"a": DATA, "b": OTHER}
 
 
-def test_a_chunk_that_an_upload_was_told_to_be_present_is_missing_once_it_is_found_damaged(running):
+def test_a_chunk_reported_as_present_is_missing_once_it_is_found_damaged(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA})
     source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
@@ -151,7 +151,7 @@ def test_a_chunk_that_an_upload_was_told_to_be_present_is_missing_once_it_is_fou
     assert restore(stub, "www").files == {"a": DATA}
 
 
-def test_a_resumed_upload_is_told_of_damage_that_was_found_while_it_lay(running):
+def test_a_resumed_upload_learns_of_damage_found_while_it_was_idle(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA})
     source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
@@ -167,7 +167,7 @@ def test_a_resumed_upload_is_told_of_damage_that_was_found_while_it_lay(running)
     assert restore(stub, "www").files == {"a": DATA}
 
 
-def test_what_is_lost_of_an_entry_that_was_sent_again_otherwise_is_not_waited_for(running):
+def test_lost_chunks_of_a_replaced_entry_do_not_block_the_commit(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA})
     source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
@@ -179,11 +179,11 @@ def test_what_is_lost_of_an_entry_that_was_sent_again_otherwise_is_not_waited_fo
     assert restore(stub, "www").files == {"a": OTHER}
 
 
-def test_a_list_of_chunks_that_is_found_damaged_is_written_anew_when_its_entry_comes_again(running):
+def test_a_damaged_chunk_list_is_rewritten_when_its_entry_comes_again(running):
     stub = running.stub()
     first = back_up(stub, "www", {"long": LONG})
     source = Source(stub, "www", kind=pb.BACKUP_KIND_FULL)
-    source.put_file("long", LONG, mode=0o600)  # its page is another one than the first backup's
+    source.put_file("long", LONG, mode=0o600)  # its page differs from the first backup's
     stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
     for digest in manifest_chunks(running, first) - {bytes.fromhex(first.manifest_digest)}:
         mark(running, Role.MANIFEST, digest)
@@ -193,7 +193,7 @@ def test_a_list_of_chunks_that_is_found_damaged_is_written_anew_when_its_entry_c
     assert restore(stub, "www").files == {"long": LONG}
 
 
-def test_attributes_that_are_found_damaged_are_written_anew_when_their_entry_comes_again(running):
+def test_damaged_attributes_are_rewritten_when_their_entry_comes_again(running):
     stub = running.stub()
     xattrs = [pb.Xattr(name=f"user.{number}", value=b"value") for number in range(100)]
     source = Source(stub, "www")
@@ -210,14 +210,14 @@ def test_attributes_that_are_found_damaged_are_written_anew_when_their_entry_com
     assert len(restore(stub, "www").entries["a"].xattrs) == 100
 
 
-def test_a_file_of_which_attributes_and_list_of_chunks_are_damaged_is_named_once(running):
+def test_a_file_with_damaged_attributes_and_chunk_list_is_named_once(running):
     stub = running.stub()
     source = Source(stub, "www")
     xattrs = [pb.Xattr(name=f"user.{number}", value=b"value") for number in range(100)]
     for name in ("a", "b", "c"):
         source.put_file(name, LONG, xattrs=xattrs)
     stub.CheckpointUpload(sv.CheckpointUploadRequest(**source.id))
-    source.put_file("d", b"small")  # so that the page is another one, in a segment of its own
+    source.put_file("d", b"small")  # so that the page differs, in a separate segment
     first = source.commit()
     for digest in manifest_chunks(running, first) - {bytes.fromhex(first.manifest_digest)}:
         mark(running, Role.MANIFEST, digest)
@@ -227,7 +227,7 @@ def test_a_file_of_which_attributes_and_list_of_chunks_are_damaged_is_named_once
         assert named == [b"a", b"b", b"c"]
 
 
-def test_changes_over_a_base_that_became_damaged_ask_for_what_is_lost_of_it(running):
+def test_changes_over_a_newly_damaged_base_request_its_lost_data(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA, "b": OTHER})
     source = Source(stub, "www", kind=pb.BACKUP_KIND_INCREMENTAL, scope=pb.UPLOAD_SCOPE_CHANGES)
@@ -241,7 +241,7 @@ def test_changes_over_a_base_that_became_damaged_ask_for_what_is_lost_of_it(runn
     assert restore(stub, "www").files == {"a": DATA, "b": OTHER, "c": b"new"}
 
 
-def test_changes_over_a_base_that_was_damaged_before_are_not_taken_for_whole(running):
+def test_changes_over_a_damaged_base_do_not_count_as_complete(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA})
     source = Source(stub, "www")
@@ -256,7 +256,7 @@ def test_changes_over_a_base_that_was_damaged_before_are_not_taken_for_whole(run
     assert restore(stub, "www").files == {"a": DATA, "c": b"new"}
 
 
-def test_content_from_a_base_that_is_found_damaged_later_is_asked_for_at_the_commit(running):
+def test_content_from_a_base_found_damaged_later_is_requested_at_the_commit(running):
     stub = running.stub()
     back_up(stub, "www", {"a": DATA})
     source = Source(stub, "www")

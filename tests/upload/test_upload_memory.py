@@ -1,4 +1,4 @@
-"""What is let go of when it is not needed any more, and what is opened once for many."""
+"""Memory that is released when it is no longer needed, and segments that are opened once for many files."""
 
 import gc
 import weakref
@@ -32,7 +32,7 @@ def opened(monkeypatch):
     return counts
 
 
-def test_the_writer_of_an_upload_is_gone_when_it_has_committed(running, monkeypatch):
+def test_the_writer_of_an_upload_is_released_after_the_commit(running, monkeypatch):
     writers = []
     install = Uploads._install
 
@@ -42,7 +42,7 @@ def test_the_writer_of_an_upload_is_gone_when_it_has_committed(running, monkeypa
 
     monkeypatch.setattr(Uploads, "_install", noted)
     gc.collect()
-    gc.disable()  # nothing may need it
+    gc.disable()  # nothing may refer to it
     try:
         stub = running.stub()
         source = Source(stub, "www")
@@ -56,8 +56,8 @@ def test_the_writer_of_an_upload_is_gone_when_it_has_committed(running, monkeypa
         gc.enable()
 
 
-def test_a_new_chunk_in_a_large_message_of_known_ones_keeps_no_more_than_itself(running, monkeypatch):
-    """Of forty files nothing but the last bytes is new: what waits to be looked up must not keep forty messages."""
+def test_a_new_chunk_in_a_large_message_keeps_only_its_own_bytes(running, monkeypatch):
+    """Only the last bytes of forty files are new: chunks that wait for their look-up must not keep forty messages."""
     stub = running.stub()
     body = noise(2 << 20)
     files = {f"f{n:02}": body + b"tail %03d" % n for n in range(40)}
@@ -85,7 +85,7 @@ def test_a_new_chunk_in_a_large_message_of_known_ones_keeps_no_more_than_itself(
 
 
 def test_scattered_files_open_each_segment_once_for_a_window(running, opened):
-    """As a tree has them: every third file is in another segment, and comes back by turns."""
+    """As in a tree: every third file is in another segment, in turn."""
     stub = running.stub()
     parts = [{f"f{n:04}": noise(20_000, n) for n in range(k, 300, 6)} for k in range(6)]
     for number, files in enumerate(parts):
@@ -100,7 +100,7 @@ def test_scattered_files_open_each_segment_once_for_a_window(running, opened):
     assert max(data.values()) <= windows + 1
 
 
-def test_what_is_expected_outlives_its_segment_until_it_was_read_so_often(running, opened):
+def test_expected_chunks_outlive_their_segment_until_their_last_read(running, opened):
     stub = running.stub()
     contents = [noise(30_000, n) for n in range(4)]
     digests = []
@@ -118,7 +118,7 @@ def test_what_is_expected_outlives_its_segment_until_it_was_read_so_often(runnin
     for n in order:
         assert reader.chunk(Role.DATA, digests[n]) == contents[n]
     assert sorted(opened.values()) == [1, 1, 1, 1]
-    assert not reader._saved, "what was read as often as expected is let go of"
+    assert not reader._saved, "a segment that was read as often as expected is released"
     reader.chunk(Role.DATA, digests[0])
     assert sum(opened.values()) == 5
     reader.expect(Role.DATA, [digests[0]])

@@ -22,14 +22,14 @@ def as_dict(some):
 
 
 @pytest.mark.parametrize("share", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_full_list_takes_less_than_4_mib_also_when_it_is_read_back(share):
+def test_a_full_list_takes_less_than_4_mib_even_when_read_back(share):
     everything = refs(MISSING_CHUNKS_MAX // share)
     rows = [(ref.digest, ref.length) for ref in everything]
     tracemalloc.start()
     try:
         grown = Missing(())
         for start in range(0, len(everything), 4096):
-            # As they come from messages: nobody else has these digests.
+            # As from messages: no other object refers to these digests.
             grown.expect(
                 [
                     ref._replace(digest=bytes(bytearray(ref.digest)))
@@ -48,7 +48,7 @@ def test_a_full_list_takes_less_than_4_mib_also_when_it_is_read_back(share):
 
 
 @pytest.mark.parametrize("known", [0, 10, RECENT_MAX + 10])
-def test_it_says_what_a_dictionary_says_after_any_changes(known):
+def test_the_list_equals_a_dictionary_after_any_changes(known):
     seeded = random.Random(known)
     some = refs(known + 2 * RECENT_MAX)
     model = as_dict(some[:known])

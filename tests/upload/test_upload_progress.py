@@ -1,4 +1,4 @@
-"""What the catalog keeps of an open upload: read back, or refused by name."""
+"""The catalog's record of an open upload: read back, or refused with the reason."""
 
 import pytest
 from staddle_server.base.errors import Fault
@@ -7,7 +7,7 @@ from staddle_server.manifest.content import ContentState
 from staddle_server.upload.progress import OpenEntry, Progress, decode_progress, encode_progress
 
 
-def test_a_durable_point_that_cannot_be_read_is_an_error_that_says_so_whatever_is_wrong_with_it():
+def test_any_unreadable_durable_point_is_an_error_that_says_so():
     state = ContentState(Profile.FIXED, 0, 0, ())
     good = encode_progress(Progress(1, open_entry=OpenEntry(Entry(b"a", owner="root"), state, 0)))
     assert decode_progress(good).open_entry is not None

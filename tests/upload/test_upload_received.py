@@ -1,4 +1,4 @@
-"""What came as it stands in a manifest becomes one without being merged, and is the same; anything else is merged."""
+"""Entries that arrive in manifest order become the manifest without a merge, with the same result; others are merged."""
 
 import itertools
 import sys
@@ -21,7 +21,7 @@ from staddle_server.upload.received import Received
 
 
 def receive(said: list[Entry], every: int, pages: Pages, progress: Progress | None = None) -> Received:
-    """What an upload has that was told this, with a run after so many entries."""
+    """An upload with these entries, and a run after so many of them."""
     received = Received(progress or Progress(), pages, pages, PAGE_KEY)
     for number, entry in enumerate(said, 1):
         received.append(entry)
@@ -32,9 +32,7 @@ def receive(said: list[Entry], every: int, pages: Pages, progress: Progress | No
 
 @settings(max_examples=examples(300), deadline=None)
 @given(st.lists(entries | removals, max_size=14), st.integers(1, 15), st.booleans())
-def test_whatever_is_not_merged_is_what_merging_would_give(
-    said: list[Entry], every: int, ordered: bool
-) -> None:
+def test_an_unmerged_manifest_equals_the_merged_one(said: list[Entry], every: int, ordered: bool) -> None:
     if ordered:
         said = sorted(said, key=lambda entry: module.sort_key(entry.path))
     pages = Pages()
@@ -46,7 +44,7 @@ def test_whatever_is_not_merged_is_what_merging_would_give(
 
 
 @pytest.mark.parametrize("every", [100, 700, 10_000])
-def test_a_tree_that_comes_in_order_is_not_merged(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_in_order_is_not_merged(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RUNS_MERGE", 3)
     monkeypatch.setattr(module, "merge_runs", lambda runs: pytest.fail("it was merged"))
     tree = grown_tree(3_000, seed=5)
@@ -90,7 +88,7 @@ TREE = [directory(b""), directory(b"d"), file(b"d/a"), file(b"d/b"), directory(b
         "another one",
     ],
 )
-def test_what_came_otherwise_is_merged(said: list[Entry]) -> None:
+def test_entries_out_of_order_are_merged(said: list[Entry]) -> None:
     assert receive(said, 100, Pages()).whole() is None
 
 
@@ -101,7 +99,7 @@ def test_a_root_may_be_left_out(said: list[Entry]) -> None:
     assert whole.entries == len(said)
 
 
-def test_an_upload_that_is_gone_on_with_is_merged_for_nobody_knows_how_it_began() -> None:
+def test_a_resumed_upload_is_merged_because_its_earlier_order_is_unknown() -> None:
     pages = Pages()
     taken_back = receive([directory(b""), file(b"a"), removal(b"a")], 3, pages)
     assert receive([file(b"b")], 100, pages, taken_back.progress()).whole() is None
@@ -111,7 +109,7 @@ def test_an_upload_that_is_gone_on_with_is_merged_for_nobody_knows_how_it_began(
     assert merge(EMPTY_ROOT, again.runs(), pages, pages, PAGE_KEY).root == receive(TREE, 100, Pages()).whole()
 
 
-def test_an_entry_below_a_file_is_still_refused_when_it_is_made_a_backup() -> None:
+def test_an_entry_below_a_file_is_still_refused_at_the_commit() -> None:
     pages = Pages()
     received = receive([file(b"d"), file(b"d/a")], 1, pages)
     with pytest.raises(errors.BadRequest, match="not a directory"):

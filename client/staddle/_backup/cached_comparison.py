@@ -21,7 +21,7 @@ from staddle._backup.cache.file import (
     KIND,
     ROW_BYTES,
     SIZE_AT,
-    Block,
+    CacheBlock,
     CacheError,
     CacheReader,
     pack_row,
@@ -34,7 +34,7 @@ from staddle._fs.walk import MOVED, TOO_LONG, Walk
 from staddle._protocol.convert import PATH_BYTES_MAX
 
 if TYPE_CHECKING:
-    from staddle._backup.cache.recorder import CacheRecorder, Piece
+    from staddle._backup.cache.recorder import CacheRecorder, ChildRows
 
 
 _NOWHERE: Final = -1
@@ -85,7 +85,7 @@ class _Old:
 
     __slots__ = ("_names", "block", "used")
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: CacheBlock) -> None:
         self.block = block
         self.used = 0
         self._names: list[bytes] | None = None
@@ -107,7 +107,7 @@ class _Old:
     def row(self, index: int) -> bytes:
         return self.block.rows[index * ROW_BYTES : (index + 1) * ROW_BYTES]
 
-    def is_as(self, seen: Block) -> bool:
+    def is_as(self, seen: CacheBlock) -> bool:
         """Whether exactly this was seen."""
         return self.used == 0 and self.block.rows == seen.rows and self.block.names == seen.names
 
@@ -123,7 +123,7 @@ class _Way:
     steps: list[_Step] = field(default_factory=list)
     """What follows from the children that were looked at together; the next one last."""
     first: bool = True
-    """Nothing of it was recorded yet."""
+    """None of it is recorded yet."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -173,7 +173,7 @@ class CachedScan(Walk[Difference]):
                     self._ways.pop()
                     self._pop()
 
-    # --- what is there
+    # --- the current state
 
     def _refill(self, level: Level, way: _Way) -> None:
         """Looks at the next children of a directory, and finds out what to do about them."""
@@ -187,7 +187,7 @@ class CachedScan(Walk[Difference]):
         if self.observer is not None and level.piece is not None:
             level.piece.end()
             level.piece = None
-        block = Block(
+        block = CacheBlock(
             level.path,
             way.first,
             bool(level.names),
@@ -299,7 +299,7 @@ class CachedScan(Walk[Difference]):
 
     # --- what differs
 
-    def _keep(self, old: _Old, block: Block) -> Piece | None:
+    def _keep(self, old: _Old, block: CacheBlock) -> ChildRows | None:
         self.unchanged += block.children
         old.used = block.children
         return None if self.observer is None else self.observer.add_unchanged(block)
@@ -432,7 +432,7 @@ class CachedScan(Walk[Difference]):
         return _Way(_old_of(self.known.first(path)))
 
 
-def _old_of(block: Block | None) -> _Old | None:
+def _old_of(block: CacheBlock | None) -> _Old | None:
     return None if block is None else _Old(block)
 
 

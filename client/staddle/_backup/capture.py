@@ -9,12 +9,12 @@ from staddle._backup.changes import Changed, Difference, Removed
 from staddle._backup.entries import BackupTally, entry_of_file, entry_without_content, marked_entry
 from staddle._fs.file_reader import FileReader, open_file
 from staddle._fs.found import Marked, WallClock
-from staddle._fs.metadata import Names
+from staddle._fs.metadata import OwnerNames
 from staddle.v1 import resources_pb2 as pb
 
 
 def to_send(
-    differences: Iterable[Difference], names: Names, tally: BackupTally
+    differences: Iterable[Difference], names: OwnerNames, tally: BackupTally
 ) -> Iterator[Removed | pb.Entry | Changed]:
     """What to send, in order: removals, entries without content, and regular files, which the sender reads.
 
@@ -58,7 +58,7 @@ class Capture:
         return self.settled or self.is_last
 
 
-def captures(changed: Changed, clock: WallClock, names: Names, tally: BackupTally) -> Generator[Capture]:
+def captures(changed: Changed, clock: WallClock, names: OwnerNames, tally: BackupTally) -> Generator[Capture]:
     """Opens a file to be read; once more if it changed meanwhile, and then takes it as it is.
 
     Nothing follows, and it was reported, if its entry cannot be made. Raises OSError if it cannot be opened. Close

@@ -20,7 +20,7 @@ from staddle._backup.previous_chunks import Earlier
 from staddle._base.threads import Threads
 from staddle._fs.file_reader import READ_BYTES, FileReader, is_racy, read_small
 from staddle._fs.found import Found, WallClock
-from staddle._fs.metadata import Names, entry_of, set_path
+from staddle._fs.metadata import OwnerNames, entry_of, set_path
 from staddle._protocol.convert import PROFILES_TO_WIRE
 from staddle._types.backups import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
@@ -36,7 +36,7 @@ PART_CHUNKS: Final = 4_096
 """A longer list of chunks goes in parts of so many."""
 
 
-class Change(NamedTuple):
+class EncodedChange(NamedTuple):
     """An entry whose chunks have all been steps before, or are known to the server; or a removal.
 
     In bytes: a list of entries is one such after the other, and as objects they would take several times as much.
@@ -48,24 +48,24 @@ class Change(NamedTuple):
     size_bytes: int
 
 
-Step = Cut | Change
+Step = Cut | EncodedChange
 """What to send, in order. Of the chunks only those that the server does not have."""
 
 
-def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> Change:
+def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> EncodedChange:
     """An entry with its chunks."""
     if chunks is not None and len(chunks) > PART_CHUNKS:
-        return Change(_parts_of(entry, chunks), True, size_bytes)
+        return EncodedChange(_parts_of(entry, chunks), True, size_bytes)
     for length, digest in chunks or ():
         entry.content.chunks.add(length_bytes=length, digest=digest)
-    return Change((_packed(entry, more=False),), True, size_bytes)
+    return EncodedChange((_packed(entry, more=False),), True, size_bytes)
 
 
-def removal(path: bytes) -> Change:
-    """A path that is no longer there."""
+def removal(path: bytes) -> EncodedChange:
+    """A path that no longer exists."""
     request = wire.PutEntriesRequest()
     set_path(request.changes.add().remove, path)
-    return Change((request.SerializeToString(),), False, 0)
+    return EncodedChange((request.SerializeToString(),), False, 0)
 
 
 def _packed(entry: pb.Entry, *, more: bool) -> bytes:
@@ -106,9 +106,9 @@ class Batch:
 
 
 class Producer:
-    """Turns differences into batches. Not thread-safe: one thread draws from `batches`, and closes it.
+    """Turns differences into batches. Not thread-safe: one thread iterates over `batches`, and closes it.
 
-    What is read of a large file is cut by a thread of its own, while the next piece is read and the one before is hashed.
+    A separate thread cuts a large file, while the next piece is read and the previous one is hashed.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Producer:
         self._tally = tally
         self._clock = clock
         self._earlier = earlier
-        self._names = Names()
+        self._names = OwnerNames()
         self._linked = LinkedFiles()
         # Two sets: taking the oldest key out of a dictionary gets slower with every key that was taken out before.
         self._recent: set[bytes] = set()
@@ -215,7 +215,7 @@ class Producer:
 
     def _content(self, path: bytes, opened: FileReader) -> Generator[Batch, None, Content]:
         if opened.status.st_size <= self._one_chunk_bytes and not opened.holes and not opened.unsized:
-            # There are no holes, so all pieces are bytes.
+            # Without holes, all pieces are bytes.
             return self._one_chunk(b"".join(cast("Iterator[bytes]", opened.pieces())))
         chunker = self._chunker(path, opened.status.st_size)
         hasher, chunks = ContentHasher(), ChunkList()

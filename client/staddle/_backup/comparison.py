@@ -26,7 +26,7 @@ TICK_NS: Final = 20_000_000
 
 
 class BaseEntry(NamedTuple):
-    """An entry of the base. `whole` is False where it cannot be restored, so that nothing of it can be relied on."""
+    """An entry of the base. `whole` is False if it cannot be restored, and so cannot be relied on."""
 
     path: bytes
     entry: pb.Entry
@@ -34,7 +34,7 @@ class BaseEntry(NamedTuple):
 
 
 class BaseDamagedError(Exception):
-    """A part of the base's list of entries cannot be read: nobody can say what changed in it."""
+    """A part of the base's list of entries cannot be read, so the changes in it are unknown."""
 
     def __init__(self, path: bytes, message: str) -> None:
         super().__init__(message)
@@ -68,7 +68,7 @@ def base_entries(events: Iterable[Event]) -> Generator[BaseEntry]:
 
 @dataclass(slots=True)
 class Comparison:
-    """Tells changed, new and removed paths from a scan and the base's entries; both must be in order.
+    """Yields changed, new and removed paths from a scan and the base's entries; both must be in order.
 
     Paths up to `behind` are left out: a resumed backup has them already. Where an earlier run sent them, those that changed since it
     began are not left out, and neither are removals; and of a directory that changed, or on which something is mounted, all below it is
@@ -78,14 +78,14 @@ class Comparison:
     scan: Iterable[Found | Marked]
     base: Iterator[BaseEntry]
     rely: bool = True
-    """Whether the base says anything about what is there now, and what the server has. Otherwise only removals follow from it."""
+    """Whether the base describes the current files and what the server has. Otherwise it only gives removals."""
     distrusted: frozenset[bytes] = frozenset()
     """Paths of the base that are damaged."""
     behind: bytes | None = None
     since_ns: int | None = None
     """When, by this machine's clock, the earlier run began that sent what is up to `behind`; None: this run did."""
     mounted: frozenset[bytes] = frozenset()
-    """Where something is mounted, which nobody knows of the earlier run."""
+    """The current mount points; those of the earlier run are unknown."""
     record: CacheRecorder | None = None
     """Gets to know what the backup then holds."""
     unchanged: int = 0
@@ -157,7 +157,7 @@ class Comparison:
         yield from self._removed_before(None, behind)
 
     def _counted(self, changed: Changed, base: BaseEntry | None) -> Iterator[Changed]:
-        """Tells a path, and counts it once it is known whether it could be read."""
+        """Yield a path, and count it once it is known whether it could be read."""
         yield changed
         path = changed.found.path
         if changed.held is not None:
@@ -237,7 +237,7 @@ class Comparison:
         base = self._next
         self._advance()
         if base.entry.type == pb.ENTRY_TYPE_DIRECTORY and not found.is_directory():
-            self._gone = found.path  # an entry that is no directory takes out what was below it
+            self._gone = found.path  # an entry that is not a directory removes what was below it
         return base
 
     def _relies_on(self, base: BaseEntry) -> bool:

@@ -28,7 +28,7 @@ class DatasetBackups:
         self._retry = retry
 
     def newest_first(self) -> Iterator[pb.Backup]:
-        """All of them; none if there is no such dataset."""
+        """All of them; none if the dataset does not exist."""
         request = wire.ListBackupsRequest(dataset=self._dataset, page_size=1)
         with suppress(DatasetNotFoundError):
             for page in pages_of(self._calls, "ListBackups", request, "backups", retry=self._retry):

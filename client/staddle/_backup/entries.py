@@ -1,4 +1,4 @@
-"""The entries of paths without content of their own to send, and the state that both ways of sending share."""
+"""The entries of paths without content to send, and the state that both ways of sending share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from staddle._backup.chunk_list import ChunkList
 from staddle._fs.file_reader import FileReader, is_racy
 from staddle._fs.found import Found, Unsent, reason_of, was_replaced
-from staddle._fs.metadata import Names, add_xattrs, entry_of, via_descriptor
+from staddle._fs.metadata import OwnerNames, add_xattrs, entry_of, via_descriptor
 from staddle._transport.progress import ProgressReporter
 from staddle._types.backups import Profile
 from staddle._types.options import BackupOptions
@@ -80,7 +80,7 @@ class BackupTally:
         self._note(PathProblem(ProblemKind.ALTERED, path, message))
 
     def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
-        """Notes a path that is not in the backup, which is no problem."""
+        """Note a path that the backup leaves out by intention."""
         if (kind, path) in self.notes or len(self.notes) < PROBLEMS_MAX:
             self.notes[kind, path] = PathProblem(kind, path, message)
         else:
@@ -158,7 +158,7 @@ def _signature(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def entry_without_content(found: Found, names: Names, tally: BackupTally) -> pb.Entry | None:
+def entry_without_content(found: Found, names: OwnerNames, tally: BackupTally) -> pb.Entry | None:
     """The whole entry of anything but a regular file; None, reported, if it cannot be read."""
     entry = entry_of(found, names, tally)
     if entry is None:
@@ -168,7 +168,7 @@ def entry_without_content(found: Found, names: Names, tally: BackupTally) -> pb.
     return entry
 
 
-def marked_entry(found: Found, names: Names, tally: BackupTally) -> pb.Entry | None:
+def marked_entry(found: Found, names: OwnerNames, tally: BackupTally) -> pb.Entry | None:
     """The entry of a directory something in which is left out; None, reported, if it cannot be read."""
     entry = entry_without_content(found, names, tally)
     if entry is not None:
@@ -176,7 +176,7 @@ def marked_entry(found: Found, names: Names, tally: BackupTally) -> pb.Entry | N
     return entry
 
 
-def entry_of_file(found: Found, opened: FileReader, names: Names, tally: BackupTally) -> pb.Entry | None:
+def entry_of_file(found: Found, opened: FileReader, names: OwnerNames, tally: BackupTally) -> pb.Entry | None:
     """The entry of an open regular file, without its content, holes and `read_again`; None, reported, if that fails."""
     entry = entry_of(found, names, tally, opened.status)
     if entry is None:

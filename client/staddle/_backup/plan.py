@@ -16,7 +16,7 @@ from staddle._backup.entries import BackupTally, progress_of
 from staddle._backup.origin import host_of, root_text
 from staddle._backup.selection import find_source
 from staddle._errors import NoBaseError, RootDiffersError
-from staddle._fs.metadata import Names, entry_of
+from staddle._fs.metadata import OwnerNames, entry_of
 from staddle._protocol.convert import KINDS_TO_WIRE, backup_of
 from staddle._transport.retry import Retry
 from staddle._types.backups import BackupKind
@@ -61,7 +61,7 @@ class _Plan:
         self._differences = SourceDifferences(
             calls, self._backups, source, options, self._tally, clock=clock, sync=None
         )
-        self._names = Names()
+        self._names = OwnerNames()
         self._warnings: list[str] = []
         self._new = Amount()
         self._changed = Amount()

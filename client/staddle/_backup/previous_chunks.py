@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from staddle._transport.calls import Calls
 
 FILE_BYTES_MIN: Final = 32 * 1024 * 1024
-"""Of a smaller file to scan it takes no longer than to ask."""
+"""Scanning a smaller file takes no longer than asking for its chunks."""
 CHUNK_BYTES_LEAST: Final = 16 * 1024
-"""Of more chunks than the file would have of this size nobody wants to know."""
+"""The average size that limits how many earlier chunks of a file are used."""
 
 
 class Earlier:
-    """Chunks of files in a dataset's newest backup, which is asked for each file. A help, and nothing that has to be there: it raises nothing."""
+    """Chunks of files in a dataset's newest backup, requested for each file. An optional speed-up: it never raises."""
 
     def __init__(self, calls: Calls, dataset: str) -> None:
         self._calls = calls

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from staddle._transport.calls import Calls
 
 DISTRUSTED_MAX: Final = 200_000
-"""If more of the base is damaged, nothing of it is relied on."""
+"""If more of the base is damaged, the backup does not rely on any of it."""
 DISTRUSTED_BYTES_MAX: Final = 32 * 1024 * 1024
 """Their paths together."""
 
@@ -148,7 +148,7 @@ class BackupRun:
             except DamageError:
                 if self._distrusting:
                     raise
-                # What the upload or its base starts from is damaged: another upload, which asks anew, need not rely on it.
+                # The upload or its base relies on damaged data: a new upload asks again, and need not rely on it.
                 self._distrusting = True
                 start = self._begin_anew(start)
             except StaddleError as error:
@@ -298,7 +298,7 @@ class BackupRun:
 
     @contextmanager
     def _recording(self, start: Start) -> Iterator[CacheRecorder | None]:
-        """The cache of the backup that is being made. None: what it will hold is not known exactly, or there is no cache."""
+        """The cache of the current backup. None without a cache, or where the backup's exact content is unknown."""
         record = None
         if self._cache is not None and start.pristine:
             record = self._cache.record(differential=start.upload.kind == pb.BACKUP_KIND_DIFFERENTIAL)
@@ -310,7 +310,7 @@ class BackupRun:
 
     def _known(self, start: Start) -> CacheReader | None:
         """The cache of the base, if it may be used. Not where something of the base is damaged: that may be the list of entries itself,
-        and then nobody who does not ask for it learns that the next backup has to be a full one.
+        and without asking for that list, no client learns that the next backup has to be a full one.
         """
         upload = start.upload
         if (

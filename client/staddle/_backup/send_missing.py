@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import zstandard
 
-from staddle._backup.chunk_files import Batch, Change
+from staddle._backup.chunk_files import Batch, EncodedChange
 from staddle._backup.entries import BackupTally
 from staddle._base.threads import Threads
 from staddle._protocol.encoding import tag, varint
@@ -62,7 +62,7 @@ class Sender:
         self._frames: deque[tuple[int, Future[None]]] = deque()
         self._frame_number = 0
         """Of the frame that is being filled."""
-        self._waiting: deque[tuple[int, Change]] = deque()
+        self._waiting: deque[tuple[int, EncodedChange]] = deque()
         """Entries, each with the number of the frame that must have been accepted before."""
         self._changes: list[bytes] = []
         self._changes_bytes = 0
@@ -180,7 +180,7 @@ class Sender:
         self._changes, self._changes_bytes = [], 0
         self._putting = self._pool.submit(self._put, request, count)
 
-    def _count(self, change: Change) -> None:
+    def _count(self, change: EncodedChange) -> None:
         if change.is_entry:
             self.entry_count += 1
             self.data_bytes += change.size_bytes

@@ -146,7 +146,7 @@ class _Feed:
             self._source.close()
 
     def _put(self, item: Batch | BaseException | None) -> bool:
-        """False: nobody wants it any more."""
+        """Queue the item. Returns False once the consumer has stopped."""
         while not self._stop.is_set():
             try:
                 self._queue.put(item, timeout=POLL_S)

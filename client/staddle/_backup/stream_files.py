@@ -15,7 +15,7 @@ from staddle._backup.changes import Changed, Difference, Removed
 from staddle._backup.entries import BackupTally, add_holes
 from staddle._errors import StaddleError
 from staddle._fs.found import WallClock
-from staddle._fs.metadata import Names, set_path
+from staddle._fs.metadata import OwnerNames, set_path
 from staddle._protocol.convert import PROFILES_TO_WIRE, path_of
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
@@ -63,7 +63,7 @@ class _Messages:
         self._differences = differences
         self._tally = tally
         self._clock = clock
-        self._names = Names()
+        self._names = OwnerNames()
         self._entry_count = upload.durable.entry_count
         self._data_bytes = upload.durable.data_bytes
         self._stopped = threading.Event()
@@ -187,7 +187,7 @@ class _Messages:
             yield wire.BackupPart(data=wire.Data(data=bytes(view[start : start + DATA_BYTES])))
 
     def _continued_at(self, entry: pb.Entry) -> int:
-        """Where to go on with the file that was open when the upload was cut short, if it is still the same."""
+        """Where to resume the file that was open when the upload broke off, if it is still the same."""
         durable = self._upload.durable
         if not durable.HasField("open_entry") or path_of(durable.open_entry) != path_of(entry):
             return 0

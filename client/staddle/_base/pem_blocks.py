@@ -34,7 +34,7 @@ class BrokenBlockError(ValueError):
         self.label = label
 
 
-class Block(NamedTuple):
+class PemBlock(NamedTuple):
     """One block of a PEM file."""
 
     label: str
@@ -50,7 +50,7 @@ class Block(NamedTuple):
         return f"-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n".encode()
 
 
-def blocks_of(text: str) -> list[Block]:
+def blocks_of(text: str) -> list[PemBlock]:
     """All blocks, also indented, on one line, and with other text around them. Raises BrokenBlockError."""
     # Line ends that a variable or a JSON string has kept as two characters.
     text = text.replace("\\r", "").replace("\\n", "\n")
@@ -70,7 +70,7 @@ def blocks_of(text: str) -> list[Block]:
     return blocks
 
 
-def _block(label: str, body: str) -> Block:
+def _block(label: str, body: str) -> PemBlock:
     lines = "\n".join(line.strip() for line in body.strip().split("\n")) + "\n"
     headers = ""
     while (header := _HEADER.match(lines)) is not None:
@@ -80,7 +80,7 @@ def _block(label: str, body: str) -> Block:
         der = base64.b64decode("".join(lines.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BrokenBlockError("base64", label) from error
-    return Block(label, der, label.startswith("ENCRYPTED") or "ENCRYPTED" in headers)
+    return PemBlock(label, der, label.startswith("ENCRYPTED") or "ENCRYPTED" in headers)
 
 
 def kind_of_binary(data: bytes, path: object) -> str:

@@ -12,8 +12,8 @@ from staddle._base.pem_blocks import (
     CERTIFICATES,
     PEM_BYTES_MAX,
     PEM_IN_BASE64,
-    Block,
     BrokenBlockError,
+    PemBlock,
     blocks_of,
     kind_of_binary,
 )
@@ -30,7 +30,7 @@ class PemFile(NamedTuple):
 
     path: str
     mode: int
-    blocks: list[Block]
+    blocks: list[PemBlock]
 
     @property
     def has_certificate(self) -> bool:
@@ -42,13 +42,13 @@ class PemFile(NamedTuple):
         """Whether there is a private key in it."""
         return any(block.label.endswith(_KEY) for block in self.blocks)
 
-    def certificates(self) -> list[Block]:
+    def certificates(self) -> list[PemBlock]:
         """The certificates, each once, in their order. Raises PemError if there are none."""
         if not self.has_certificate:
             raise PemError(f"{self.path} holds no certificate{self._instead()}")
         return list({block.der: block for block in self.blocks if block.label in CERTIFICATES}.values())
 
-    def private_keys(self) -> list[Block]:
+    def private_keys(self) -> list[PemBlock]:
         """The private keys. Raises PemError if there are none, or one needs a passphrase or is of SSH."""
         if not self.has_key:
             raise PemError(f"{self.path} holds no private key{self._instead()}")

@@ -1,4 +1,4 @@
-"""Pools of threads that go on where the system gives no further thread, or no memory for a moment."""
+"""Thread pools that keep working where the system refuses a thread, or memory for a moment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_no_thread(error: BaseException) -> bool:
 
 
 class _Started(threading.Event):
-    """Bounds the wait of `Thread.start`: Python's own lasts for ever where the new thread has no memory for its first step.
+    """Bounds the wait of `Thread.start`: Python's own never ends where the new thread has no memory for its first step.
 
     Source: https://github.com/python/cpython/issues/140746.
     """
@@ -51,7 +51,7 @@ class Threads(Executor):
     the work itself. Call no more than the pool has threads that wait for each other.
 
     Python's own pool raises RuntimeError there and keeps the work, so that a later call does what its caller believes to have
-    failed; and it waits with locks in Python, which an allocation that fails can leave locked for ever. A queue and locks in C
+    failed; and it waits with locks in Python, which an allocation that fails can leave locked. A queue and locks in C
     have no such state.
     """
 
@@ -125,7 +125,7 @@ class Threads(Executor):
     def _run(self) -> None:
         with self._lock:
             if threading.current_thread() not in self._threads:
-                return  # it began so late that nobody counts on it any more
+                return  # it started too late: the pool no longer counts on it
         while True:
             try:
                 work = self._queue.get()

@@ -21,7 +21,7 @@ _NONE: Final[frozenset[bytes]] = frozenset()
 class Chosen:
     """The named paths, relative to the root; an empty one is the root itself.
 
-    `overrules`: each was named as a PATH of its own. Then it is followed if it is a symbolic link, and no rule leaves it out. Otherwise
+    `overrules`: each was named as a PATH itself. Then it is followed if it is a symbolic link, and no rule leaves it out. Otherwise
     the names come from a list, to which all rules apply.
     """
 
@@ -62,7 +62,7 @@ class Chosen:
             ahead.extend(at + b"/" + name if at else name for name in names)
 
     def fingerprint(self) -> str:
-        """What tells one choice from another."""
+        """A key that differs for each different choice."""
         hasher = blake3(b"paths" if self.overrules else b"list")
         for path in sorted(self.named):
             hasher.update(b"\0" + path)
@@ -151,7 +151,7 @@ def _listed(root: bytes, names: Iterable[bytes]) -> Chosen:
 def _listed_name(name: bytes, root: bytes, roots: set[bytes]) -> bytes:
     parts = [part for part in name.split(b"/") if part not in {b"", b"."}]
     if not name or b"\0" in name or b".." in parts:
-        raise _bad(f"{os.fsdecode(name)!r} in the list of paths is no path below {os.fsdecode(root)!r}.")
+        raise _bad(f"{os.fsdecode(name)!r} in the list of paths is not a path below {os.fsdecode(root)!r}.")
     path = b"/".join(parts)
     if name.startswith(b"/"):
         path = b"/" + path
@@ -163,7 +163,9 @@ def _listed_name(name: bytes, root: bytes, roots: set[bytes]) -> bytes:
         path = _relative(path, above)
     fault = path_fault(path)
     if fault:
-        raise _bad(f"{os.fsdecode(name)!r} in the list of paths is no path that a backup can hold: {fault}.")
+        raise _bad(
+            f"{os.fsdecode(name)!r} in the list of paths is not a path that a backup can hold: {fault}."
+        )
     return path
 
 

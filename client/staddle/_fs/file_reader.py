@@ -58,7 +58,7 @@ class FileReader:
     def pieces(self, position: int = 0) -> Iterator[bytes | int]:
         """The file's bytes in order from `position` on: pieces of up to 4 MiB, or a number of zero bytes where it has a hole.
 
-        Ends early if the file has become shorter; `is_settled` tells then.
+        Ends early if the file has become shorter; `is_settled` then says so.
         """
         self._read_bytes = position
         for start, length in self.holes:
@@ -104,7 +104,7 @@ class FileReader:
         )
 
     def size_is_wrong(self) -> bool:
-        """Whether, after all pieces, there were more or fewer bytes than the file said: then stat proves nothing of it."""
+        """Whether all pieces together had another size than stat said: then stat proves nothing about the file."""
         return self._read_bytes != self.status.st_size
 
 

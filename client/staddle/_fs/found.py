@@ -14,7 +14,7 @@ from staddle._types.reports import ProblemKind
 ReportUnread = Callable[[bytes, str], None]
 """Takes a path and why it could not be read."""
 Note = Callable[[ProblemKind, bytes, str], None]
-"""Takes a path that is left out for a reason that is no problem, and the reason."""
+"""Takes a path that is left out by intention, and the reason."""
 WallClock = Callable[[], int]
 """Nanoseconds since 1970, as time.time_ns gives them."""
 Skip = Callable[[bytes], bool]
@@ -71,11 +71,11 @@ def was_replaced(error: OSError) -> bool:
 
 
 def ignored(_kind: ProblemKind, _path: bytes, _why: str) -> None:
-    """Takes a note that nobody reads."""
+    """Ignores a note."""
 
 
 def identity_of(status: os.stat_result) -> tuple[int, int]:
-    """What tells a file from all others while it is open."""
+    """The device and inode, which identify a file while it is open."""
     return status.st_dev, status.st_ino
 
 

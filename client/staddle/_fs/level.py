@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from staddle._fs.observer import Piece
+from staddle._fs.observer import ObservedChildren
 
 NAMES_AT_ONCE: Final = 10_000
 """So many names are turned into bytes in one go."""
@@ -25,11 +25,11 @@ class Level:
     """All of it is taken; otherwise it is on the way to what was named."""
     home: int = 0
     """The device of the file system in which a walk stays that leaves no file system."""
-    piece: Piece | None = None
+    piece: ObservedChildren | None = None
     """Those of its children that the observer is at."""
     status: os.stat_result | None = None
     """As it was entered."""
-    place: tuple[Piece, int] | None = None
+    place: tuple[ObservedChildren, int] | None = None
     """Where the observer has it."""
     lacks: bool = False
     """Something in it is left out."""

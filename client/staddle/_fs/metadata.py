@@ -58,7 +58,7 @@ _NO_XATTRS_HERE: Final = frozenset(
 )
 
 
-class Names:
+class OwnerNames:
     """The names of users and groups, looked up once each."""
 
     def __init__(self) -> None:
@@ -117,9 +117,9 @@ class Problems(Protocol):
 
 
 def entry_of(
-    found: Found, names: Names, problems: Problems, status: os.stat_result | None = None
+    found: Found, names: OwnerNames, problems: Problems, status: os.stat_result | None = None
 ) -> pb.Entry | None:
-    """The entry of a path with all metadata that its stat, its link and its directory tell; without content, attributes, holes.
+    """The entry of a path with all metadata from its stat, its link and its directory; without content, attributes, holes.
 
     `status` replaces what the scan saw, where the file was opened since. A value that does not fit is the nearest one that does, or is
     left out, and is reported; such an entry is not proved unchanged by anything. None, reported, if no backup can hold the path, or the
@@ -179,7 +179,7 @@ def _set_target(entry: pb.Entry, found: Found, problems: Problems) -> bool:
     try:
         target = os.readlink(found.name, dir_fd=found.dir_fd)
     except OSError as error:
-        is_replaced = error.errno == errno.EINVAL  # it is no link any more
+        is_replaced = error.errno == errno.EINVAL  # it is not a link any more
         problems.failed(found.path, ReplacedError(*error.args) if is_replaced else error)
         return False
     if not target:
@@ -206,7 +206,7 @@ def via_descriptor(dir_fd: int, name: bytes) -> bytes:
 
 
 def may_have_xattrs(descriptor: int) -> bool:
-    """Whether an open file has extended attributes, or cannot tell."""
+    """Whether an open file has extended attributes; True where that cannot be found out."""
     if sys.platform != "linux":
         return False
     try:
@@ -218,7 +218,7 @@ def may_have_xattrs(descriptor: int) -> bool:
 def add_xattrs(entry: pb.Entry, target: int | bytes, report: ReportUnread) -> None:
     """Adds the extended attributes of an open file, or of a path (not following it); POSIX ACLs are among them.
 
-    Those that cannot be read, or that no backup can hold, are reported; a file system that has none is no error.
+    Those that cannot be read, or that no backup can hold, are reported; a file system without attributes is not an error.
     """
     if sys.platform != "linux":
         return
@@ -254,7 +254,7 @@ def add_xattrs(entry: pb.Entry, target: int | bytes, report: ReportUnread) -> No
 def holes_of(descriptor: int, size: int) -> list[tuple[int, int]]:
     """The holes of an open file up to `size`, (offset, length), in order; at most 32,768, the largest.
 
-    Leaves the file's position anywhere. A file system that cannot tell has none.
+    Leaves the file's position anywhere. A file system that cannot report holes has none.
     """
     if not HAS_HOLES:
         return []

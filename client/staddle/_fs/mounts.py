@@ -9,7 +9,7 @@ _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 def mounts_below(root: bytes) -> frozenset[bytes]:
-    """The paths, relative to a directory, on which something is mounted. Where the system does not tell (not Linux): none."""
+    """The paths, relative to a directory, on which something is mounted. Empty where the system does not report them (other than Linux)."""
     try:
         with open("/proc/self/mountinfo", "rb") as file:
             lines = file.read().splitlines()

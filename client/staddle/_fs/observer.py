@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class Piece(Protocol):
+class ObservedChildren(Protocol):
     """Some children of one directory, in order, by their indices."""
 
     next_index: int
@@ -37,13 +37,13 @@ class Observer(Protocol):
         """So many children of a directory begin together at most."""
 
     @property
-    def place(self) -> tuple[Piece, int]:
+    def place(self) -> tuple[ObservedChildren, int]:
         """Where the walk is."""
 
     def at_root(self, status: os.stat_result) -> None:
         """The walk is at the root."""
 
-    def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> Piece:
+    def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> ObservedChildren:
         """The walk begins with these children of a directory: its first ones or not, and with more to come or not."""
 
     def abandon(self) -> None:

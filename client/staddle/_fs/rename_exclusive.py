@@ -16,7 +16,7 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EM
 
 
 def rename_new(dir_fd: int, old: bytes, new: bytes) -> None:
-    """Renames in one directory. Raises FileExistsError if `new` is there, and OSError.
+    """Renames in one directory. Raises FileExistsError if `new` exists, and OSError.
 
     It is one step where the system has renameat2 or the file system has hard links; elsewhere it looks first.
     """

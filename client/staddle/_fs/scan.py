@@ -14,7 +14,7 @@ from staddle._fs.walk import LOOKS_MAX, Walk
 
 @dataclass(slots=True)
 class Scan(Walk[Found | Marked]):
-    """All that is there, path by path. The root may also be a single file: then its base name is the only path."""
+    """Everything found, path by path. The root may also be a single file: then its base name is the only path."""
 
     def _single(self) -> Iterator[Found | Marked]:
         path = os.path.basename(os.path.abspath(self.root))

@@ -41,7 +41,7 @@ def is_temporary(name: bytes) -> bool:
 
 
 def make_temporary(make: Callable[[bytes], None]) -> bytes:
-    """Has `make` make something that is no regular file under a new temporary name; returns the name. Raises OSError."""
+    """Let `make` create something other than a regular file under a new temporary name; return the name. Raises OSError."""
     for _ in range(TRIES):
         name = _next_name()
         with suppress(FileExistsError):

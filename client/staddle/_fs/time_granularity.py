@@ -16,7 +16,7 @@ FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEX
 
 
 class KeptTimes:
-    """Tells whether a path has a time as far as its file system can keep it: it sets that time on a file of its own,
+    """Finds out whether a path has a time as far as its file system can keep it: it sets that time on a temporary file,
     which has no name, and looks what became of it. Close it at the end.
     """
 

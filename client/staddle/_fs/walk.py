@@ -1,8 +1,7 @@
 """A tree on disk as a sequence of entries, in Staddle's order, with flat memory at any depth.
 
-Directories are opened relative to the directory above them and never through a symbolic link, so the scan stays in the tree
-whatever others rename meanwhile, and paths longer than the system's limit work. What cannot be read is reported, and the rest
-goes on.
+Directories are opened relative to their parent and never through a symbolic link, so the scan stays in the tree
+whatever others rename meanwhile, and paths longer than the system's limit work. What cannot be read is reported and skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from staddle._fs.found import (
 )
 from staddle._fs.level import Level, names_of
 from staddle._fs.noatime import open_quietly
-from staddle._fs.observer import Observer, Piece
+from staddle._fs.observer import ObservedChildren, Observer
 from staddle._fs.omissions import NOTHING, Omissions
 from staddle._fs.temporary_names import is_temporary
 from staddle._protocol.convert import COMPONENT_BYTES_MAX, COMPONENTS_MAX, PATH_BYTES_MAX
@@ -178,7 +177,7 @@ class Walk(ABC, Generic[T]):
         wanted = self._must_have(path)
         if (
             is_temporary(name) and not wanted
-        ):  # a restore that was killed, or still runs, makes it: nobody's data
+        ):  # a restore that was killed, or still runs, makes it: not the user's data
             self.excluded_count += 1
             return None
         # The patterns come first: what is excluded may be a mount that does not answer.
@@ -242,7 +241,7 @@ class Walk(ABC, Generic[T]):
         )
 
     def _marks_of_unentered(
-        self, level: Level, name: bytes, path: bytes, place: tuple[Piece, int] | None
+        self, level: Level, name: bytes, path: bytes, place: tuple[ObservedChildren, int] | None
     ) -> Iterator[Marked]:
         """The directory that could not be entered just before, if there is one: nothing in it is in the backup."""
         if not self._unentered:
@@ -258,7 +257,7 @@ class Walk(ABC, Generic[T]):
         if stat.S_ISDIR(status.st_mode):
             yield Marked(Found(path, name, dir_fd, status, level.mount, seen_ns))
 
-    def _doubt(self, place: tuple[Piece, int] | None) -> None:
+    def _doubt(self, place: tuple[ObservedChildren, int] | None) -> None:
         """Has the next backup look at a directory that is marked now."""
         if self.observer is None:
             return
@@ -290,13 +289,13 @@ class Walk(ABC, Generic[T]):
             self._leave_out(level, path, reason_of(error))
 
     def _tell_named(self, level: Level, path: bytes, why: str) -> None:
-        """Of a path that cannot be, at or below a child of a directory, what was named at and below it."""
+        """Report the named paths at and below a path that cannot exist."""
         assert self.chosen is not None
         for each in self.chosen.under(path):
             self._leave_out(level, each, why)
 
     def _tell_all_beyond(self, level: Level, paths: list[bytes]) -> None:
-        """Of children that are no directories, what was named below them."""
+        """Report the named paths below children that are not directories."""
         assert self.chosen is not None
         for path in paths:
             for name in self.chosen.below(path):
@@ -331,7 +330,7 @@ class Walk(ABC, Generic[T]):
         device: int,
         owner: int,
         *,
-        place: tuple[Piece, int] | None = None,
+        place: tuple[ObservedChildren, int] | None = None,
     ) -> bool:
         """Enters a directory that was looked at; whether that was wanted and went well. `place` is where the observer has it."""
         child = name

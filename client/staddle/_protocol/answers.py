@@ -81,13 +81,13 @@ def check(method: str, request: Message | bytes, answer: Any, *, count: int = 0)
 
 
 def check_id(what: str, found: str) -> None:
-    """Raises ProtocolError for what is no id of an upload or backup."""
+    """Raises ProtocolError for an invalid id of an upload or backup."""
     if len(found) != ID_DIGITS or not _HEX_DIGITS.issuperset(found):
         raise ProtocolError(f"{what} {_shown(found)}, which is not one: 32 hexadecimal digits")
 
 
 def check_backup(dataset: str, backup: pb.Backup) -> None:
-    """Raises ProtocolError for what is no backup of this dataset."""
+    """Raises ProtocolError for an invalid backup, or one of another dataset."""
     check_id("the backup id", backup.id)
     _same("a backup of the dataset", backup.dataset, dataset)
     _counts(backup.entry_count, backup.data_bytes, backup.number)
@@ -158,7 +158,7 @@ def _positions(what: str, found: Sequence[int], count: int) -> None:
     """Positions in a list of the request, ascending."""
     _at_most(what, len(found), count)
     if any(map(int.__ge__, found, found[1:])) or (found and found[-1] >= count):
-        raise ProtocolError(f"{what} that are no ascending positions among {count}")
+        raise ProtocolError(f"{what} that are not ascending positions among {count}")
 
 
 def _entries(entries: Sequence[pb.Entry]) -> None:

@@ -97,7 +97,7 @@ def text(field: str, value: str) -> str:
 
 
 def split_path(path: PathLike) -> dict[str, bytes | str]:
-    """A path as the fields `path` or `raw_path` of a message: `Entry(**split_path(p))`. Raises BadRequestError for what is no path."""
+    """A path as the fields `path` or `raw_path` of a message: `Entry(**split_path(p))`. Raises BadRequestError for an invalid path."""
     raw = path_to_bytes(path)
     wrong = path_fault(raw)
     if wrong:

@@ -29,7 +29,7 @@ MESSAGE_CHARACTERS_MAX: Final = 1_024
 EMPTY_MAX: Final = 64
 """So many messages or parts in a row may bring nothing."""
 DIRECTORIES_BYTES_MAX: Final = 64 * 1024 * 1024
-"""What the directories above a path may take together: those who write them keep each until all in it is there."""
+"""The memory for the directories above a path: writers keep each until everything in it is written."""
 
 VIEW_DATA: Final = wire.ENTRY_VIEW_DATA
 VIEW_BASIC: Final = wire.ENTRY_VIEW_BASIC
@@ -184,7 +184,7 @@ class _Reader:
 
     def _opened_segments(self) -> Segments:
         if self._segments is None:
-            raise ProtocolError("The restore has segments that nobody asked for.")
+            raise ProtocolError("The restore has segments that were not requested.")
         return self._segments
 
     def _entry(self, entry: pb.Entry, piece: Chunk | None) -> EntryEvent:
@@ -285,7 +285,7 @@ class _Reader:
 
     def content(self, content: wire.ContentPart) -> tuple[ChunksEvent]:
         if not self._refers or self._referred is None:
-            raise ProtocolError("The restore has chunk references that nobody asked for.")
+            raise ProtocolError("The restore has chunk references that were not requested.")
         self._referred.add(content.chunks)
         if content.chunks:
             self._empty = 0
@@ -297,7 +297,7 @@ class _Reader:
         self._no_open_file("at the end")
         said = (end.entry_count, end.data_bytes, end.damage_count)
         seen = (self._entries, self._data_bytes, self._damages)
-        # Without data nobody finds damage, and the bytes that came whole are not known here.
+        # A restore without data finds no damage, and does not know which bytes are complete.
         if said != seen if self._data else said[0] != seen[0]:
             raise ProtocolError(
                 f"The restore's end says {said} of entries, bytes and damages, and {seen} came."

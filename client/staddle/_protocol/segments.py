@@ -85,7 +85,7 @@ class _Kept:
         self._count += 1
 
     def chunk(self, piece: wire.Piece) -> Chunk:
-        """A piece. Raises ProtocolError if there is no such one."""
+        """A piece. Raises ProtocolError if the segments do not have it."""
         number, offset, length = piece.segment, piece.offset_bytes, piece.length_bytes
         index = number - self._count + len(self._segments)
         if not 0 <= index < len(self._segments):
@@ -129,7 +129,7 @@ class Segments:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def ahead(self, responses: Iterable[wire.RestoreResponse]) -> Iterator[Parts]:
-        """Passes messages on, each when its segments are there, while those behind it are opened.
+        """Pass messages on, each once its segments have come, while the segments of later ones are opened.
 
         Raises ProtocolError for segments and pieces that are none, and what `responses` raises.
         """
@@ -158,7 +158,7 @@ class Segments:
         return self._opened.chunks.popleft()
 
     def chunk(self, piece: wire.Piece) -> Chunk:
-        """The piece that an entry has. Raises ProtocolError if there is no such one."""
+        """The piece of an entry. Raises ProtocolError if the segments do not have it."""
         # Small: to hand it to another thread takes longer than to hash it.
         return self._kept.chunk(piece)
 

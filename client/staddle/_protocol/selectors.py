@@ -24,7 +24,7 @@ LATEST: Final = "latest"
 AGE_S_MAX: Final = 100 * 366 * 86_400.0
 
 CLOCKS_DIFFER_NS: Final = 300 * 1_000_000_000
-"""A moment that is no further ahead may be one that the server's clock has had already."""
+"""A moment at most this far ahead may already have passed on the server's clock."""
 
 _NS: Final = 1_000_000_000
 _US: Final = datetime.timedelta(microseconds=1)

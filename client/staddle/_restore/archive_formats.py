@@ -51,7 +51,7 @@ _WORDS: Final = {
 
 
 class CannotHoldError(Exception):
-    """An archive of this format cannot hold the entry. Nothing of it was written."""
+    """An archive of this format cannot hold the entry. None of it was written."""
 
 
 class Archive(ABC):
@@ -64,7 +64,7 @@ class Archive(ABC):
 
     @abstractmethod
     def add(self, path: bytes, entry: pb.Entry) -> str:
-        """Adds what is no regular file. Returns what of it could not be held; empty: nothing. Raises CannotHoldError."""
+        """Add anything but a regular file. Returns what the format could not hold; empty if all. Raises CannotHoldError."""
 
     @abstractmethod
     def link(self, path: bytes, entry: pb.Entry, source: bytes) -> bool:
@@ -380,7 +380,7 @@ class ZipArchive(Archive):
         self._members.close()
 
     def abandon(self) -> None:
-        """See Archive. The module zipfile ends every archive sooner or later; nothing of that gets through the gate."""
+        """See Archive. The module zipfile may write an archive's end at any time; the gate keeps those bytes back."""
         self._gate.is_shut = True
         if self._file is not None:
             self._file.close()
@@ -445,7 +445,7 @@ class _Gate:
 
 
 class _Forgetting(dict[str, zipfile.ZipInfo]):
-    """Names that nobody looks up: a backup has each once."""
+    """A list of names without look-up: a backup has each once."""
 
     def __setitem__(self, name: str, info: zipfile.ZipInfo) -> None:
         pass

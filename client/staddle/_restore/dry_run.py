@@ -35,7 +35,7 @@ class Preview:
     """
 
     def __init__(self, target: bytes, overwrite: Overwrite, tally: RestoreTally, *, verify: bool) -> None:
-        """Raises OSError if the target is there and cannot be opened."""
+        """Raises OSError if the target exists and cannot be opened."""
         self._overwrite = overwrite
         self._verify = verify
         self._tally = tally
@@ -51,7 +51,7 @@ class Preview:
         with suppress(FileNotFoundError):
             self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._parent: tuple[bytes, int | None] = (b"", self._root)
-        """The directory that was looked into last, and its descriptor if it is there."""
+        """The directory that was looked into last, and its descriptor if it exists."""
 
     def close(self) -> None:
         """Closes what is open."""
@@ -88,7 +88,7 @@ class Preview:
         elif status is not None and self._keeps:
             self._tally.not_written(path, BlockedError(NO_DIRECTORY))
         else:
-            self._differs(path, entry, new=status is None, why="it is no directory")
+            self._differs(path, entry, new=status is None, why="it is not a directory")
 
     def special(self, path: bytes, entry: pb.Entry, *, new: bool = False) -> None:
         """Counts a link or special file that would be made."""
@@ -143,7 +143,7 @@ class Preview:
         return There.STAYS
 
     def _check_folded(self, path: bytes, status: os.stat_result | None) -> None:
-        """Raises FoldedError where the restore would. A comparison tells by the content."""
+        """Raises FoldedError where the restore would. A comparison decides by the content."""
         if path and status is not None and not self._verify:
             self._folding.check(self._directory(path), path, status)
 
@@ -289,7 +289,7 @@ class Preview:
 
 def may_be_kept_as(wanted_ns: int, status: os.stat_result) -> bool:
     """Whether a file system may keep a time as the one of this stat. Which one it is can be known only by writing: the time of the last
-    change, which the system itself sets, tells at least of most that they keep times more finely.
+    change, which the system itself sets, shows for most that they keep times more finely.
     """
     return any(
         wanted_ns - wanted_ns % unit == status.st_mtime_ns and not status.st_ctime_ns % unit

@@ -13,7 +13,7 @@ from staddle._types.options import Overwrite
 from staddle.v1 import resources_pb2 as pb
 
 LINKS_MAX: Final = 100_000
-"""So many groups of hard links are remembered; files of others come as files of their own."""
+"""The number of remembered groups of hard links; files of further groups are restored separately."""
 LINKS_BYTES_MAX: Final = 64 * 1024 * 1024
 """Their paths together."""
 
@@ -43,7 +43,7 @@ def decide(
     links: Links,
     is_same: Callable[[os.stat_result], bool],
 ) -> There:
-    """What lies at the place of an entry that is no directory. `is_same` compares it as far as stat and readlink tell."""
+    """What is in the place of an entry other than a directory. `is_same` compares it by stat and readlink."""
     if status is None:
         return There.NOTHING
     if overwrite == "always":

@@ -28,7 +28,7 @@ from staddle.v1 import resources_pb2 as pb
 
 DESCRIPTORS_MAX: Final = 64
 DEEP: Final = 64
-"""Directories that lie deeper are not opened anew from the target for every directory above them: that would grow with the square."""
+"""Directories deeper than this are not reopened from the target for each directory above them: that is quadratic."""
 INCOMPLETE: Final = (
     "the backup could not read everything in this directory, so what only the target has in it stays"
 )
@@ -44,7 +44,7 @@ class OtherMountError(OSError):
 
 
 @dataclass(slots=True)
-class _Level:
+class _ExtrasLevel:
     """A directory of the backup that is above the last entry, or is it."""
 
     path: bytes
@@ -108,13 +108,13 @@ class Extras:
     """Extras of one target. Close it at the end."""
 
     def __init__(self, target: bytes, selection: Selection) -> None:
-        """Excluded names, and those that are not included, are none. Raises OSError if the target is there and cannot be opened."""
+        """Excluded names, and those that are not included, are not extras. Raises OSError if the target exists and cannot be opened."""
         self._target = target
         self._selection = selection
         self._root: int | None = None
         self._open: OrderedDict[bytes, int] = OrderedDict()
         self._groups: list[_Group] = []
-        self._levels: list[_Level] = []
+        self._levels: list[_ExtrasLevel] = []
         self._failed: list[tuple[bytes, str]] = []
         self.count = 0
         """Paths to remove."""
@@ -155,7 +155,7 @@ class Extras:
         if is_directory and choice is not Choice.LEFT_OUT:
             keeps_time = choice is Choice.TAKEN and entry.HasField("mtime_ns")
             names = self._names_in(path)
-            level = _Level(path, keeps_time, set(names), entry.incomplete)
+            level = _ExtrasLevel(path, keeps_time, set(names), entry.incomplete)
             level.stays = bool(self._levels and self._levels[-1].stays) or self._is_server(path, names)
             self._levels.append(level)
 
@@ -170,7 +170,7 @@ class Extras:
             for name, _, _ in group:
                 yield _joined(group.path, name)
 
-    def _seen(self, level: _Level, name: bytes) -> None:
+    def _seen(self, level: _ExtrasLevel, name: bytes) -> None:
         if name in level.names:
             level.names.remove(name)
         elif level.names:
@@ -181,7 +181,7 @@ class Extras:
             if status is not None:
                 level.aliases.add(status.st_ino)
 
-    def _check_merged(self, level: _Level, path: bytes, name: bytes) -> None:
+    def _check_merged(self, level: _ExtrasLevel, path: bytes, name: bytes) -> None:
         """Two directories of the backup that are one in the target: what one lacks the other may have, so nothing is deleted."""
         try:
             status = look(self._directory(level.path), name)
@@ -209,7 +209,7 @@ class Extras:
         """Whether a directory of the target holds a server's master key and backups: no restore may delete them."""
         return bool(names) and is_server_directory(self._directory(path), names)
 
-    def _leave(self, level: _Level) -> None:
+    def _leave(self, level: _ExtrasLevel) -> None:
         """Gathers what is left of a directory of the backup."""
         if level.stays:
             level.keeps_extras = level.keeps_extras or any(self._may_go(level, name) for name in level.names)
@@ -228,7 +228,7 @@ class Extras:
             self._gather(group, name, level.aliases)
         self._keep(group)
 
-    def _may_go(self, level: _Level, name: bytes) -> bool:
+    def _may_go(self, level: _ExtrasLevel, name: bytes) -> bool:
         """Whether a name that only the target has would be removed from a directory that the backup knows completely."""
         try:
             status = look(self._directory(level.path), name)
@@ -405,7 +405,7 @@ def _is_still(path: bytes, descriptor: int) -> bool:
 
 
 def _mount_of(descriptor: int) -> tuple[int, bytes]:
-    """What tells the mount on which an open directory lies, also where the same file system is mounted twice."""
+    """Identifies the mount of an open directory, also where the same file system is mounted twice."""
     mount = b""
     try:
         with open(f"/proc/self/fdinfo/{descriptor}", "rb") as info:

@@ -12,7 +12,7 @@ from typing import Final
 from staddle._restore.target_directory import BlockedError, is_in, look
 
 MET_MAX: Final = 100_000
-"""So many names of a directory are remembered before one of them has a letter that tells whether it ignores case."""
+"""The number of names that are remembered until one has a letter that shows whether the directory ignores case."""
 
 NAMES_ASKED: Final = 64
 """So many names of a target are looked at for one with a letter."""
@@ -79,7 +79,7 @@ class Folding:
 
 
 def target_ignores_case(target: bytes) -> bool:
-    """Whether names in a target, or in the nearest directory above it that is there, are found in other letters, too."""
+    """Whether a target, or the nearest existing directory above it, ignores case in names."""
     path = os.path.abspath(target)
     while not os.path.isdir(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)

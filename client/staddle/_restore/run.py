@@ -1,7 +1,7 @@
 """A backup into a directory.
 
-Into a directory that is empty, or where everything is to be replaced, one stream brings everything. Otherwise a first stream tells what
-there is, without its bytes, and only what differs is fetched, in batches. Either way a broken stream is resumed where it broke.
+Into a directory that is empty, or where everything is to be replaced, one stream brings everything. Otherwise a first stream lists what
+the backup has, without its bytes, and only what differs is fetched, in batches. Either way a broken stream is resumed where it broke.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ from staddle._restore.dry_run import Preview
 from staddle._restore.existing_paths import There
 from staddle._restore.extras import Extras, delete_extras
 from staddle._restore.folding import target_ignores_case
-from staddle._restore.selection import Choice
 from staddle._restore.stats import RestoreTally
 from staddle._restore.streams import Streams
-from staddle._restore.target_directory import is_in
 from staddle._restore.verify import ContentComparison
 from staddle._restore.writer import FileInProgress, Writer
 from staddle._transport.progress import ProgressReporter
@@ -56,7 +54,7 @@ FETCH_PATH_BYTES: Final = 1024 * 1024
 def restore_to_directory(
     calls: Calls, dataset: str, selector: pb.BackupSelector, target: bytes, options: RestoreOptions
 ) -> RestoreReport:
-    """Restores into `target`; see Client.restore. Damage is in the report, and raised by nobody here.
+    """Restores into `target`; see Client.restore. Damage is in the report, and not raised here.
 
     Raises StaddleError if a stream fails for good, before or after a part was written; OSError if the target cannot be made, or is full.
     """
@@ -88,8 +86,6 @@ class Restore:
         self._ways: dict[bytes, pb.Entry] | None = None if options.paths else {}
         """Metadata for the directories above the paths; None until it is known."""
         self._warnings: list[str] = []
-        self._passed: list[tuple[bytes, pb.Entry]] = []
-        """Directories above the last entry that are not included themselves."""
         self._done: bytes | None = None
         """The last path that was dealt with, or that is in `_pending`."""
         self._pending: dict[bytes, bool] = {}
@@ -193,7 +189,7 @@ class Restore:
                 yield event
 
     def _begin(self) -> None:
-        """The first answer came, so all paths are there: from now on things are written."""
+        """The first answer came, so all paths exist: from now on the target is written."""
         if self._options.dry_run:
             self._writer = Preview(
                 self._path, self._options.overwrite, self._tally, verify=self._options.verify
@@ -315,21 +311,15 @@ class Restore:
 
     def _takes(self, path: bytes, entry: pb.Entry) -> bool:
         """Whether an entry is to be restored. If so, the directories above it may be made, as the backup has them."""
-        selection = self._streams.selection
-        if selection.takes_all:
-            return True
-        while self._passed and not is_in(path, self._passed[-1][0]):
-            self._passed.pop()
-        choice = selection.choose(path, is_directory=entry.type == pb.ENTRY_TYPE_DIRECTORY)
-        if choice is Choice.ON_THE_WAY:
-            self._passed.append((path, entry))
-        if choice is not Choice.TAKEN:
+        if not self._streams.takes(path, entry):
             return False
+        if not self._streams.passed:
+            return True
         ways = self._places.ways
         if len(ways) >= WAYS_MAX + len(self._ways or ()):
             self._fetch()
             self._places.forget_ways(self._ways or {})
-        for above, its in self._passed:
+        for above, its in self._streams.passed:
             if above not in ways:
                 ways[above] = its
                 if not above:

@@ -1,7 +1,7 @@
 """Metadata from an entry onto what a restore has made, or found the same.
 
-The order matters: the owner first (changing it clears setuid and capabilities), then extended attributes, which only whoever may write
-can set, then the mode, then the ACLs, which refine it, and the times last. Nothing here follows a symbolic link.
+The order matters: the owner first (changing it clears setuid and capabilities), then extended attributes, which need permission to write,
+then the mode, then the ACLs, which refine it, and the times last. Nothing here follows a symbolic link.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is no regular file and no directory: whether it is as in the backup already, and how it is made."""
+"""Anything but regular files and directories: whether it already is as in the backup, and how it is made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEVICES: Final = {
 
 
 def is_same_special(dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
-    """Whether what is no file has the entry's type, target or number."""
+    """Whether a special file or link has the entry's type, target or number."""
     if type_of(status) != entry.type:
         return False
     if entry.type == pb.ENTRY_TYPE_SYMLINK:

@@ -16,7 +16,7 @@ PROBLEM_BYTES_MAX: Final = 32 * 1024 * 1024
 """Their paths and messages together: what a server says of damage must not fill the memory."""
 DELETED_NAMED_MAX: Final = 10_000
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""What makes going on pointless, if the target's own file system says it."""
+"""Errors that end the restore if they come from the target's own file system."""
 
 
 class TargetFullError(OSError):
@@ -43,7 +43,7 @@ class RestoreTally:
     """The first of them."""
     path: bytes = b""
     keeps: bool = False
-    """What appears in the place of a path is kept because the caller wants that, and is no problem."""
+    """The caller wants what appears in the place of a path to be kept, so it is not a problem."""
 
     def note(self, kind: ProblemKind, path: bytes, message: str) -> None:
         """Notes a path that is not as it was in the backup."""

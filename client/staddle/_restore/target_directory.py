@@ -19,7 +19,7 @@ from staddle._fs.temporary_names import discard, sweep
 from staddle._fs.walk import DIRECTORY_FLAGS
 
 DESCRIPTORS_MAX: Final = 64
-NO_DIRECTORY: Final = "something that is no directory is in its place"
+NO_DIRECTORY: Final = "something other than a directory is in its place"
 FILLED: Final = "a directory that is not empty is in its place"
 OWNER_BITS: Final = stat.S_IRWXU
 
@@ -83,7 +83,7 @@ class Target:
         self._closed_to_writing: set[bytes] = set()
         """Directories in `_open` in which this user, who owns them, may not write yet."""
         self._added: dict[bytes, int] = {}
-        """Directories with permissions that are there for the work only, and the modes that they had."""
+        """Directories with temporary permissions for this work, and their previous modes."""
         self.replaceable = b""
         """A path that this restore wrote and may replace by a directory, even where nothing else may be replaced."""
         self._root = self._open_root(path)
@@ -277,7 +277,7 @@ def look(dir_fd: int, name: bytes) -> os.stat_result | None:
 
 
 def chmod_name(dir_fd: int, name: bytes, mode: int) -> None:
-    """Sets the mode of a name that is no symlink, and is not followed should it have become one. Raises OSError."""
+    """Set the mode of a name; never follows a symlink, even one that has just appeared. Raises OSError."""
     if os.chmod in os.supports_follow_symlinks:
         os.chmod(name, mode, dir_fd=dir_fd, follow_symlinks=False)
         return
@@ -295,7 +295,7 @@ def chmod_name(dir_fd: int, name: bytes, mode: int) -> None:
 def settle(dir_fd: int, temporary: bytes, name: bytes, *, exclusive: bool = False) -> None:
     """Gives what lies under a temporary name its real one, in place of what was there; `exclusive`: only if nothing is.
 
-    Raises OSError: AppearedError if something is there that may not be replaced, BlockedError if that is a directory
+    Raises OSError: AppearedError if something exists that may not be replaced, BlockedError if that is a directory
     with something in it. The temporary name is gone then too.
     """
     try:

@@ -99,7 +99,7 @@ class TemporaryFile:
         return status
 
     def abandon(self) -> None:
-        """Leaves nothing of it. Does nothing the second time, and never raises: what led here is the error to report."""
+        """Remove it completely. Does nothing the second time, and never raises: the earlier error is the one to report."""
         if not self._is_over:
             discard(self._dir_fd, self._temporary)
             self._end()

@@ -1,4 +1,4 @@
-"""Files that are there already, compared by content with what a backup says of them."""
+"""Existing files, compared by content with a backup."""
 
 from __future__ import annotations
 

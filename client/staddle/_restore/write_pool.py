@@ -49,7 +49,7 @@ class SmallFile(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Batch:
+class _FileBatch:
     """Files by the directory that they go into, which is held open here."""
 
     directories: list[tuple[int, list[SmallFile]]] = field(default_factory=list)
@@ -98,10 +98,10 @@ class Crew:
         self._pool: Threads | None = None
         """From the second batch on."""
         self._ahead = 0
-        self._batch = _Batch()
+        self._batch = _FileBatch()
         self._parent: bytes | None = None
         """Of the files that were added last to the batch."""
-        self._under_way: deque[tuple[_Batch, Applier, Future[RestoreTally]]] = deque()
+        self._under_way: deque[tuple[_FileBatch, Applier, Future[RestoreTally]]] = deque()
         self._handed = 0
         self.written = 0
         """Batches of which everything is written."""
@@ -140,7 +140,7 @@ class Crew:
     def close(self) -> None:
         """Ends what is under way; what has not begun is not written."""
         self._batch.close()
-        self._batch = _Batch()
+        self._batch = _FileBatch()
         for batch, _, future in self._under_way:
             if future.cancel():
                 batch.close()
@@ -148,7 +148,7 @@ class Crew:
             self._pool.shutdown()
 
     def _hand_over(self) -> None:
-        batch, self._batch, self._parent = self._batch, _Batch(), None
+        batch, self._batch, self._parent = self._batch, _FileBatch(), None
         if not batch.files:
             batch.close()
             return
@@ -163,7 +163,7 @@ class Crew:
         while self._under_way and (len(self._under_way) > self._ahead or self._under_way[0][2].done()):
             self._take_in()
 
-    def _write(self, batch: _Batch) -> None:
+    def _write(self, batch: _FileBatch) -> None:
         """Writes the first batch at once; the next ones are written by another thread, or by several if this one had to wait."""
         begun_s, worked_s = time.monotonic(), time.thread_time()
         self._tally.take_in(batch.write(self._applier, self._tally.another()))

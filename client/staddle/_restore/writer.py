@@ -61,7 +61,7 @@ class GatheredFile:
         self.pieces.append(bytes(count))
 
     def abandon(self) -> None:
-        """Leaves nothing of it."""
+        """Remove it completely."""
         self.pieces.clear()
 
 
@@ -106,7 +106,7 @@ class Writer:
         self._links = Links()
         self._folding = Folding()
         self._directories: list[tuple[bytes, pb.Entry]] = []
-        """Those above the last path, whose metadata is set when all in them is there."""
+        """The directories above the last path; their metadata is set once everything in them is written."""
         self._left: deque[_Left] = deque()
         """Directories that were left, but get files still."""
         self._left_bytes = 0
@@ -312,7 +312,7 @@ class Writer:
         return os.open(name, OPEN_FLAGS, dir_fd=dir_fd)
 
     def _is_same(self, dir_fd: int, name: bytes, status: os.stat_result, entry: pb.Entry) -> bool:
-        """Whether what is there has the entry's content, as far as stat and readlink tell: for a file, its size, and its
+        """Whether what exists has the entry's content, judging by stat and readlink: for a file, its size, and its
         time unless content is compared.
         """
         if not is_file(entry):
@@ -324,7 +324,7 @@ class Writer:
         return entry.HasField("mtime_ns") and self._times.match(dir_fd, status, entry.mtime_ns)
 
     def link(self, path: bytes, entry: pb.Entry, *, new: bool = False) -> bool:
-        """Makes a file by linking it to one of its group that is there already; False if it must be written.
+        """Make a file by linking it to an existing one of its group; False if it must be written.
 
         `new`, here and below: nothing was there, and what has appeared since is not replaced.
         """

@@ -1,4 +1,4 @@
-"""Calls to the service: deadlines, retries and errors in one place, so that nobody else handles a gRPC error."""
+"""Calls to the service: the one place for deadlines, retries and gRPC errors."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ STREAMS: Final = frozenset({"Restore"})
 
 
 class Calls:
-    """Calls over one channel. Thread-safe. All raise StaddleError, and nothing else, for what goes wrong outside."""
+    """Calls over one channel. Thread-safe. For failures outside this process, all raise StaddleError and nothing else."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class Calls:
         return self.read(method, request, data, count)
 
     def read(self, method: str, request: Message | bytes, data: bytes, count: int = 0) -> Any:
-        """The message of an answer. Raises ProtocolError for what is no answer to this request."""
+        """The message of an answer. Raises ProtocolError for an answer that does not fit the request."""
         try:
             answer = decoded(method, data)
             check(method, request, answer, count=count)

@@ -1,6 +1,6 @@
 """The connection to a server: opened when first used, opened again after a fork, ended by close.
 
-Nothing watches its state from a thread of its own: a process that forks must have no thread inside gRPC.
+No thread watches its state: a process that forks must have no thread inside gRPC.
 The token travels in the metadata of every call. Without TLS nothing goes beyond this machine.
 """
 
@@ -158,7 +158,7 @@ def _socket_path(text: str, path: str) -> str:
 
 
 def refuse_other_platforms(system: str = sys.platform, machine: str = "") -> None:
-    """Raises UnsupportedError where nobody tests this library: elsewhere than Linux on x86_64 or aarch64, and macOS."""
+    """Raises UnsupportedError on untested platforms: anything but Linux on x86_64 or aarch64, and macOS."""
     machine = machine or platform.machine()
     if system == "darwin" or (system == "linux" and machine in {"x86_64", "aarch64"}):
         return
@@ -270,7 +270,7 @@ class Channel:
 
     def _open(self) -> dict[str, Callable[..., Any]]:
         target = self.address.target
-        # gRPC ends the process by a signal if it gets none of its own.
+        # gRPC kills the process if it cannot get a thread.
         start("staddle-probe", bool)
         if self._credentials is None:
             channel = grpc.insecure_channel(target, options=self._options)
@@ -324,7 +324,7 @@ def _options(settings: Settings, address: Address) -> list[tuple[str, int | str]
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.bdp_probe", 1),
-        # Retries are ours: the library's know nothing of replays.
+        # This client retries itself: the retries of gRPC cannot replay a stream.
         ("grpc.enable_retries", 0),
         # Two clients never share a connection: closing one must not touch the other.
         ("grpc.use_local_subchannel_pool", 1),

@@ -42,6 +42,6 @@ def restored(
 
 
 def _check_asked(path: bytes, asked: frozenset[bytes], *, exact: bool) -> None:
-    """Raises ProtocolError for a path that nobody asked for: what is done with an answer rests on what was asked."""
+    """Raises ProtocolError for a path that was not requested: callers rely on getting only what they requested."""
     if path not in asked and (exact or asked.isdisjoint(directories_above(path))):
-        raise ProtocolError(f"The restore has {path!r}, which nobody asked for.")
+        raise ProtocolError(f"The restore has {path!r}, which was not requested.")

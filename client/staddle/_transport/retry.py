@@ -1,7 +1,7 @@
 """Trying again: what may be, how often, and after how long.
 
 Every call of the protocol that writes to an upload may be repeated: a replay answers as the first call did. So what
-decides is the error: what may pass by itself is tried again, everything else is not.
+decides is the error: a temporary one is retried, every other one is not.
 """
 
 import random
@@ -26,7 +26,7 @@ from staddle._errors import (
 T = TypeVar("T")
 
 PROGRESS_MAX: Final = 10_000
-"""So often does progress make a budget whole again: a server could make progress up for ever. The life of an upload has fewer failures."""
+"""How often progress may renew the budget, since a server could fake progress. The life of an upload has fewer failures."""
 RESUMABLE: Final = frozenset({"RESUME_REQUIRED", "UPLOAD_BUSY"})
 """Conflicts that end once this client takes the upload over."""
 ORDINARY_RETRY_S: Final = 10.0
@@ -55,7 +55,7 @@ class RetryNotice:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How long to go on, and whom to tell.
+    """How long to retry, and whom to notify.
 
     A wait doubles from `first_wait_s` to `wait_s_max`, half of it by chance, and is never shorter than the server asks for.
     """

@@ -112,7 +112,7 @@ _CONNECTING: Final = re.compile(
 def from_rpc_error(error: grpc.RpcError, *, address: str = "") -> StaddleError:
     """The exception for a failed call: by the reason in its google.rpc.Status, else by its code.
 
-    `address` is named where nobody answered.
+    `address` is named if no server answered.
     """
     code, details = _code_and_details(error)
     status = _status_of(error)

@@ -66,13 +66,13 @@ def load_settings(
     default_files: tuple[str, ...] = CONFIG_FILES,
     **overrides: str | None,
 ) -> Settings:
-    """Settings from `overrides`, then STADDLE_* variables, then a file. An empty or None value is one that is not there.
+    """Settings from `overrides`, then STADDLE_* variables, then a file. An empty or None value counts as not set.
 
     Raises ConfigError where the file cannot be used, and where no server or token was found: it then names every place.
     """
     unknown = sorted(set(overrides) - set(FIELDS))
     if unknown:
-        raise ConfigError(f"There is no setting {', '.join(unknown)}; there are {', '.join(FIELDS)}.")
+        raise ConfigError(f"Unknown setting {', '.join(unknown)}; the settings are {', '.join(FIELDS)}.")
     environment = os.environ if environment is None else environment
     file, looked_at = _find_file(path, environment, default_files)
     from_file = _read_file(file) if file is not None else {}
@@ -144,7 +144,7 @@ def _read_file(path: str) -> dict[str, str]:
 
 
 def after_unix(text: str) -> str | None:
-    """What follows `unix:`, in any case, in a server's address; None: it is no Unix socket."""
+    """What follows `unix:`, in any case, in a server's address; None for any other address."""
     return text[len(UNIX_PREFIX) :] if text.lower().startswith(UNIX_PREFIX) else None
 
 

@@ -28,7 +28,7 @@ class ProblemKind(enum.StrEnum):
     NOT_DELETED = "not-deleted"
     """Restore that deletes: the backup does not have it, and it could not be deleted, or has changed since it was found."""
     DIFFERENT = "different"
-    """Restore that verifies and writes nothing: what is there is not as in the backup."""
+    """A restore that verifies and writes nothing: the target differs from the backup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +107,11 @@ class RestoreReport:
     made: EntryCounts = field(default_factory=EntryCounts)
     """Only with `dry_run`: of the entries that would be written, those where nothing is."""
     replaced: EntryCounts = field(default_factory=EntryCounts)
-    """Only with `dry_run`: those that would replace what is there."""
+    """Only with `dry_run`: those that would replace an existing path."""
 
     @property
     def complete(self) -> bool:
-        """Everything that was asked for is there."""
+        """Everything that was requested is restored."""
         return not self.problems
 
     @property

@@ -65,7 +65,7 @@ class UploadStream:
         self.resumed = False
 
     def begin(self, request: wire.BeginUploadRequest) -> wire.BeginUploadResponse:
-        """Opens an upload, or takes one over (its open entry is begun anew), and starts the stream."""
+        """Open an upload, or take one over (its open entry starts again), and start the stream."""
         response: wire.BeginUploadResponse = self._calls.call("BeginUpload", request)
         self.upload = response.upload
         durable = self.upload.durable
@@ -161,7 +161,7 @@ class UploadStream:
                 self._cut()
                 self._recover(
                     DeadlineError(
-                        f"The server at {self._calls.address} has made nothing of the upload {self.upload.id} durable for "
+                        f"The server at {self._calls.address} has made no data of the upload {self.upload.id} durable for "
                         f"{silence.SILENCE_S:.0f} s."
                     )
                 )
@@ -191,7 +191,7 @@ class UploadStream:
         call.on_end(lambda: self._replay.stop(generation))
 
     def _failure(self) -> StaddleError:
-        """Why the stream ended though nobody finished it."""
+        """Why the stream ended before the client finished it."""
         if self._checkpoint_error is not None:
             error, self._checkpoint_error = self._checkpoint_error, None
             if self._call is not None:
@@ -247,7 +247,7 @@ class UploadStream:
             durable = self._calls.call("CheckpointUpload", request).durable
             self._check_sent(durable)
         except StaddleError as error:
-            # Told by the thread that hands over: it takes the upload over again, or raises.
+            # The sending thread reports this: it takes the upload over again, or raises.
             if generation == self._replay.generation:
                 self._checkpoint_error = error
                 self._replay.stop(generation)

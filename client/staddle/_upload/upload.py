@@ -118,7 +118,7 @@ class Upload:
     def report(self) -> BackupReport:
         """What was made of it, after a clean exit. Raises UnfinishedError before."""
         if self._report is None:
-            raise UnfinishedError("This upload is not committed, so there is no backup of it.")
+            raise UnfinishedError("This upload is not committed, so it made no backup.")
         return self._report
 
     def put(

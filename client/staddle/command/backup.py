@@ -314,7 +314,7 @@ def _backup_path(
                 )
         except KeyboardInterrupt:
             raise Interruption(
-                "Interrupted: there is no backup yet. What was sent is kept for some days; "
+                "Interrupted: no backup was made yet. What was sent is kept for some days; "
                 "run the same command again to resume.",
                 resumable=True,
             ) from None

@@ -28,7 +28,7 @@ def plan(
 ) -> int:
     """Shows what a backup would do; answers the exit code."""
     output = session.output
-    names = _Names(output)
+    names = _PathRows(output)
     with session.connect() as client, watched(output) as progress:
         made = client.plan_backup(
             paths,
@@ -44,7 +44,7 @@ def plan(
     return DONE if made.complete else INCOMPLETE
 
 
-class _Names:
+class _PathRows:
     """Writes paths, some hundred at a time."""
 
     def __init__(self, output: Output) -> None:

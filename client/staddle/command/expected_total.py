@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from staddle import BackupKind, Client, DatasetNotFoundError, StaddleError
-from staddle._backup.selection import excludes_for, find_source, omissions_of, patterns_of
+from staddle._backup.selection import excludes_for, find_source, omissions_of
 from staddle._base.threads import start_thread
 from staddle._fs.found import Found
 from staddle._fs.scan import Scan
@@ -32,7 +32,7 @@ class ExpectedTotal:
         """The bytes; None: not known, or not yet."""
         if not self._asked:
             self._asked = True
-            with suppress(RuntimeError, MemoryError):  # without a thread there is no estimate
+            with suppress(RuntimeError, MemoryError):  # no thread, no estimate
                 start_thread("staddle-count", self._count)
         return self._total
 
@@ -45,7 +45,7 @@ class ExpectedTotal:
                 source.root,
                 _ignore,
                 chosen=source.chosen,
-                excluded=excludes_for(patterns_of(self._options), source.root),
+                excluded=excludes_for(self._options.exclude, source.root),
                 one_file_system=self._options.one_file_system,
                 omissions=omissions_of(self._options),
             )
@@ -53,7 +53,7 @@ class ExpectedTotal:
                 found.stat.st_size for found in scan if isinstance(found, Found) and found.is_file()
             )
         except (StaddleError, OSError):
-            return  # the backup itself meets the same and says so; here it only means that there is no estimate
+            return  # the backup itself meets and reports the same error; here it only means no estimate
 
     def _reads_everything(self) -> bool:
         if self._options.kind is BackupKind.FULL or self._options.new_root:

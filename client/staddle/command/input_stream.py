@@ -26,7 +26,7 @@ class CommandOutput:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        """Raises SourceError if there is no such command."""
+        """Raises SourceError if the command does not exist."""
         self._words = words
         self._process: subprocess.Popen[bytes] | None = None
         self.size_bytes = 0

@@ -168,7 +168,7 @@ def of_change(change: Change) -> Record:
 
 
 def of_note(note: PathProblem) -> dict[str, object]:
-    """A path that is not in a backup for a reason that is no problem."""
+    """A path that a backup leaves out by intention."""
     record = of_problem(note)
     return {"note": record.pop("problem"), **record}
 

@@ -54,7 +54,7 @@ class Output:
     def table(
         self, rows: Iterable[Cells], *, heading: Cells = (), right: frozenset[int] = frozenset()
     ) -> None:
-        """Rows of printable cells in columns; those in `right` are flush right. Nothing at all if there are no rows."""
+        """Rows of printable cells in columns; those in `right` are flush right. No rows, no output."""
         rows = iter(rows)
         widths = [0] * len(heading)
         first = [heading] if heading else []
@@ -97,7 +97,7 @@ class Output:
     # --- standard error
 
     def notice(self, message: str) -> None:
-        """Something worth knowing that is no result."""
+        """A notice, which is not a result."""
         if self.as_json:
             self._write_error(_json_line({"notice": message}))
         else:
@@ -151,7 +151,7 @@ class Output:
         if say is not None:
             say(text.rstrip("\n"))
             return
-        # That it cannot be said is no reason to give up what is under way, nor to end with another exit code.
+        # A notice that cannot be written neither stops the work nor changes the exit code.
         with self._lock, suppress(OSError):
             sys.stderr.write(text)
             sys.stderr.flush()
@@ -179,6 +179,6 @@ def _aligned(row: Cells, widths: Sequence[int], right: frozenset[int]) -> str:
         for column, (cell, width) in enumerate(zip(row, widths, strict=False))
     ]
     if len(row) - 1 not in right:
-        cells[-1] = row[-1]  # a name may end in spaces of its own
+        cells[-1] = row[-1]  # a name may itself end in spaces
     line = "  ".join(cells)
     return (line if row[-1] else line.rstrip(" ")) + "\n"

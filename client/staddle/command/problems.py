@@ -26,7 +26,7 @@ WORDS: Final = {
 
 
 def tell_notes(output: Output, notes: Iterable[PathProblem]) -> None:
-    """Paths that are not in a backup for a reason that is no problem."""
+    """Paths that a backup leaves out by intention."""
     shown: Counter[ProblemKind] = Counter()
     for note in notes:
         shown[note.kind] += 1

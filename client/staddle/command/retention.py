@@ -152,7 +152,7 @@ def set_(
     """Set the policy of a dataset: a backup stays that any of the rules keeps. The rules that are given are the whole policy.
 
     Without any rule the policy stays as it is (or goes, with --none). The newest backup, the newest that is whole, and what is held or retained stay
-    whatever the rules say. --minimum is no rule: it keeps everything that is younger, from everybody.
+    whatever the rules say. --minimum is not a rule: it keeps every younger backup, whoever deletes.
     """
     given = {name: value for name, value in rules.items() if value}
     policy = RetentionPolicy(**given) if given else None

@@ -201,7 +201,7 @@ def _heed_interrupts() -> None:
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         for each in heeded:
-            # A service manager may send SIGTERM and SIGHUP together: the second one is no second request.
+            # A service manager may send SIGTERM and SIGHUP together: the second one does not count as a second request.
             again = each in (number, signal.SIGINT)
             signal.signal(each, signal.SIG_DFL if again else signal.SIG_IGN)
         raise KeyboardInterrupt

@@ -128,7 +128,7 @@ def short_id(backup_id: str) -> str:
 
 
 def id_digits(ids: Sequence[str]) -> int:
-    """How many digits tell these ids apart; at least ID_DIGITS."""
+    """How many digits distinguish these ids; at least ID_DIGITS."""
     digits = ID_DIGITS
     for one, other in zip(ordered := sorted(ids), ordered[1:], strict=False):
         while digits < len(one) and one[:digits] == other[:digits]:

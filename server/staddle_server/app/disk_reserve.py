@@ -1,7 +1,6 @@
 """A file that holds room on the disk: part of it is given up when the disk is full, so that a server can start, delete and collect."""
 
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from staddle_server.base.limits import (
     RESERVE_PART,
 )
 from staddle_server.base.threads import Background
+from staddle_server.store.files import NO_ROOM
 from staddle_server.store.space import Free, Space
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ LOG_BYTES: Final = 4 * MIB
 """SQLite brings its log into the catalog when it has so much."""
 STEP_BYTES: Final = 64 * KIB
 LOOK_S: Final = 1.0
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Reserve:
@@ -212,5 +211,5 @@ class Keeper:
             elif reserve.make(kept):
                 _log.info("the reserve of %s is complete: it is released when the disk is full", unit)
         except OSError as error:
-            if error.errno not in _NO_ROOM:
+            if error.errno not in NO_ROOM:
                 _log.warning("the reserve of %s cannot be kept: %s", unit, error)

@@ -7,7 +7,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from staddle._base.given_files import GivenError
-from staddle._base.pem_blocks import Block
+from staddle._base.pem_blocks import PemBlock
 from staddle._base.pem_files import PemFile, read_pem
 
 from staddle_server.app.settings import OperatorError
@@ -43,7 +43,7 @@ def keys_in(file: PemFile) -> list[PrivateKeyTypes]:
         raise TlsError(str(error)) from error
 
 
-def _key(file: PemFile, block: Block) -> PrivateKeyTypes:
+def _key(file: PemFile, block: PemBlock) -> PrivateKeyTypes:
     try:
         return serialization.load_der_private_key(block.der, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -7,6 +7,7 @@ Every transaction that writes runs at READ COMMITTED, for which the catalog's ro
 import functools
 import select
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, cast
 
 import psycopg
@@ -32,6 +33,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import NullPool
 
 from staddle_server.base import errors
+from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, DatabaseKind, Rows, busy, full, unavailable
 from staddle_server.catalog.postgres_link import Link
 
@@ -69,6 +71,10 @@ _ARRAYS: Final = (
     (Integer, "integer[]"),
     (String, "text[]"),
 )
+
+for _index in chain.from_iterable(_table.indexes for _table in schema.metadata.tables.values()):
+    if (_where := _index.dialect_options["sqlite"]["where"]) is not None:
+        _index.dialect_kwargs["postgresql_where"] = _where
 
 # --- what errors mean
 

@@ -8,7 +8,7 @@ Blocks stand in the order of a scan that looks at so many children at once, and 
 what stat proves a path to be: kind and flags (1), inode (8), mtime and ctime in nanoseconds (8 each), size (8). Little-endian.
 
 The checksum covers all that follows it. A file is checked from end to end before anything of it is used; what is wrong with it is the same as its not
-being there. Other versions are not read: a cache is made anew.
+being there. Other versions are not read: the cache is rebuilt.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def row_of(status: os.stat_result) -> bytes:
         return bytes([status.st_mode >> 8 & KIND | UNTOLD]) + bytes(ROW_BYTES - 1)
 
 
-class Block(NamedTuple):
+class CacheBlock(NamedTuple):
     """Children of one directory, as the base has them."""
 
     path: bytes
@@ -104,7 +104,7 @@ class CacheReader:
         self.root = os.pread(descriptor, ROW_BYTES, _HEADER.size)
         self._file = open(descriptor, "rb", buffering=PIECE_BYTES)  # noqa: SIM115 - closed by close
         self._file.seek(_BODY_AT)
-        self._ahead: Block | None = None
+        self._ahead: CacheBlock | None = None
         self._ended = False
         self._present = 0
 
@@ -112,7 +112,7 @@ class CacheReader:
         """Closes the file."""
         self._file.close()
 
-    def first(self, directory: bytes) -> Block | None:
+    def first(self, directory: bytes) -> CacheBlock | None:
         """The first block of a directory; None: it has none. Directories are asked for in order, and what stands before is passed.
 
         Raises CacheError, as `next` does.
@@ -124,7 +124,7 @@ class CacheReader:
                 block = self._pass()
         return self._taken(block, directory, first=True)
 
-    def next(self, directory: bytes) -> Block | None:
+    def next(self, directory: bytes) -> CacheBlock | None:
         """The next block of a directory whose inner ones are all done with."""
         block = self._next()
         while block is not None and is_below(block.path, directory):
@@ -137,17 +137,17 @@ class CacheReader:
             self._ahead = None
         return self._present
 
-    def _taken(self, block: Block | None, directory: bytes, *, first: bool) -> Block | None:
+    def _taken(self, block: CacheBlock | None, directory: bytes, *, first: bool) -> CacheBlock | None:
         if block is None or block.path != directory or block.first is not first:
             return None
         self._ahead = None
         return block
 
-    def _pass(self) -> Block | None:
+    def _pass(self) -> CacheBlock | None:
         self._ahead = None
         return self._next()
 
-    def _next(self) -> Block | None:
+    def _next(self) -> CacheBlock | None:
         if self._ahead is None and not self._ended:
             self._ahead = self._read()
             self._ended = self._ahead is None
@@ -156,7 +156,7 @@ class CacheReader:
                 self._present += len(kinds) - len(kinds.translate(None, _PRESENT_KINDS))
         return self._ahead
 
-    def _read(self) -> Block | None:
+    def _read(self) -> CacheBlock | None:
         head = self._data(_BLOCK.size)
         if not head:
             return None
@@ -171,7 +171,7 @@ class CacheReader:
         names = data[path_bytes : path_bytes + names_bytes]
         if not count or names.count(b"\0") != count - 1:
             raise CacheError("a block has another number of names than it says")
-        return Block(
+        return CacheBlock(
             data[:path_bytes],
             bool(bits & _FIRST),
             bool(bits & _MORE),
@@ -220,7 +220,7 @@ def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
 class CacheWriter:
     """Writes a file of the cache. It owns the descriptor. One thread writes; another one may close it meanwhile.
 
-    What goes wrong with the file is kept: from then on nothing is written, and `finish` answers False.
+    After an error in the file nothing more is written, and `finish` returns False.
     """
 
     def __init__(self, descriptor: int, path: bytes) -> None:
@@ -244,7 +244,7 @@ class CacheWriter:
         """Says what the root is."""
         self.replace(_HEADER.size, row)
 
-    def add(self, block: Block) -> int:
+    def add(self, block: CacheBlock) -> int:
         """Adds a block; answers where its rows stand."""
         self._pending += block.packed()
         end = self._written + len(self._pending)

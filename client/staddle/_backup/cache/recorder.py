@@ -19,7 +19,7 @@ from staddle._backup.cache.file import (
     NO_ROW,
     ROW_BYTES,
     UNTOLD,
-    Block,
+    CacheBlock,
     CacheWriter,
     row_of,
 )
@@ -31,7 +31,7 @@ _NOWHERE: Final = -1
 
 
 @dataclass(slots=True)
-class Piece:
+class ChildRows:
     """Children of a directory that are being processed: a block whose rows are not settled yet."""
 
     record: CacheRecorder
@@ -79,7 +79,7 @@ class CacheRecorder:
         """`differential`: an entry that is sent may keep the metadata that the full backup has."""
         self.writer = writer
         self._differential = differential
-        self._piece = Piece(self, _NOWHERE, bytearray(NO_ROW))
+        self._piece = ChildRows(self, _NOWHERE, bytearray(NO_ROW))
         self._index = 0
         self._status: os.stat_result
         """What stat said of the path that the walk is at: set with the first one, the root."""
@@ -92,27 +92,27 @@ class CacheRecorder:
 
     def at_root(self, status: os.stat_result) -> None:
         """The walk is at the root."""
-        self.at(Piece(self, _NOWHERE, bytearray(NO_ROW)), 0, status)
+        self.at(ChildRows(self, _NOWHERE, bytearray(NO_ROW)), 0, status)
 
-    def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> Piece:
+    def begin(self, path: bytes, names: Sequence[bytes], *, first: bool, more: bool) -> ChildRows:
         """The walk begins with these children of a directory, of which it knows nothing yet."""
         rows = NO_ROW * len(names)
-        return self.begin_with(Block(path, first, more, len(names), b"\0".join(names), rows))
+        return self.begin_with(CacheBlock(path, first, more, len(names), b"\0".join(names), rows))
 
-    def begin_with(self, block: Block) -> Piece:
+    def begin_with(self, block: CacheBlock) -> ChildRows:
         """The same, with the rows as far as they are known."""
-        return Piece(self, self.writer.add(block), bytearray(block.rows))
+        return ChildRows(self, self.writer.add(block), bytearray(block.rows))
 
-    def add_unchanged(self, block: Block) -> Piece:
+    def add_unchanged(self, block: CacheBlock) -> ChildRows:
         """Children that are all as the base has them."""
-        return Piece(self, self.writer.add(block), bytearray(block.rows), known=True)
+        return ChildRows(self, self.writer.add(block), bytearray(block.rows), known=True)
 
     @property
-    def place(self) -> tuple[Piece, int]:
+    def place(self) -> tuple[ChildRows, int]:
         """Where the walk is."""
         return self._piece, self._index
 
-    def at(self, piece: Piece, index: int, status: os.stat_result) -> None:
+    def at(self, piece: ChildRows, index: int, status: os.stat_result) -> None:
         """The walk is at a child."""
         self._piece, self._index, self._status = piece, index, status
 

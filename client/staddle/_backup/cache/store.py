@@ -38,7 +38,7 @@ _log = logging.getLogger("staddle")
 
 
 def default_place(environment: Mapping[str, str]) -> str:
-    """Where the cache is if nobody says otherwise; empty: there is no such place."""
+    """The default place of the cache; empty if the system has none."""
     base = environment.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # which the specification has ignored
         home = os.path.expanduser("~")
@@ -97,12 +97,12 @@ class Cache:
             path = self._path(UNFINISHED_PREFIX + secrets.token_hex(8))
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            _log.debug("There is no cache: %s", error)
+            _log.debug("No cache: %s", error)
             return None
         return CacheRecorder(CacheWriter(descriptor, path), differential=differential)
 
     def _mark(self) -> None:
-        """Says to backups, ours and those of other programs, that they may leave the directory out."""
+        """Mark the directory so that backups, ours and other programs', may skip it."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with suppress(FileExistsError):
             descriptor = os.open(os.path.join(self._place, CACHE_TAG), flags, 0o600)
@@ -120,7 +120,7 @@ class Cache:
                 os.rename(record.writer.path, self._path(name))
                 self._tidy(name, full=full)
         except OSError as error:
-            _log.debug("There is no cache of the backup %s: %s", backup_id, error)
+            _log.debug("No cache of the backup %s: %s", backup_id, error)
 
     def discard(self, record: CacheRecorder) -> None:
         """Takes away what has not become a file of the cache, and closes it in any case."""
@@ -175,5 +175,5 @@ def _listed(place: bytes) -> list[tuple[str, os.stat_result]]:
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """Whether nobody else, but root, could have written what this is the stat of."""
+    """Whether only this user and root can have written the file with this stat."""
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -24,13 +24,12 @@ from staddle_server.store.blobs import (
     check_range,
     is_component,
 )
-from staddle_server.store.files import Files
+from staddle_server.store.files import NO_ROOM, Files
 
 _log = logging.getLogger(__name__)
 
 WRITE_BACK_BYTES: Final = 8 * MIB
 DURABLE_DIRECTORIES_MAX: Final = 65_536
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _RETRY_AFTER_S: Final = 30.0
 _TEMPORARY_NAME: Final = re.compile("[0-9a-f]{32}")
 
@@ -401,7 +400,7 @@ def translated(action: str) -> Iterator[None]:
 
 def _store_error(action: str, error: OSError) -> StaddleError:
     cause = errno.errorcode.get(error.errno or 0, "unknown error")
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return Exhausted("STORE_FULL", f"could not {action}: no space left in the store ({cause})")
     return Unavailable(
         "STORE_UNAVAILABLE",

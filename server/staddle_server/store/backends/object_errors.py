@@ -1,0 +1,72 @@
+"""What an object store's answer means: whether to ask again, and what to say. Never repeats what may hold a secret.
+
+obstore tells the status of an answer, and S3's own code, in the text of its errors alone.
+"""
+
+import re
+from typing import Final, NamedTuple
+
+NO_RANGE: Final = 416
+_STATUS: Final = re.compile(r"non-2xx status code: ([0-9]{3})")
+_CODE: Final = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
+_PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
+_PASSING_CODES: Final = frozenset(
+    {"RequestTimeout", "SlowDown", "Throttling", "InternalError", "ServiceUnavailable", "OperationAborted"}
+)
+_FULL_STATUS: Final = 507
+_FULL_CODES: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity"})
+_CAUSES: Final = (
+    (
+        "no credentials",
+        re.compile(r"Missing(AccessKeyId|SecretAccessKey)|Missing SecretAccessKey|NoCredentials"),
+    ),
+    ("the connection was refused", re.compile(r"ConnectionRefused|Connection refused")),
+    ("no answer in time", re.compile(r"TimedOut|timed out", re.IGNORECASE)),
+    ("its host name is not known", re.compile(r"dns error|failed to lookup", re.IGNORECASE)),
+    ("it redirects: the region or the endpoint is wrong", re.compile(r"redirect", re.IGNORECASE)),
+    ("it ignores ranges", re.compile(r"non-partial|NotPartial|InvalidContentRange", re.IGNORECASE)),
+    ("its certificate is not valid", re.compile(r"certificate", re.IGNORECASE)),
+)
+"""What kinds of failure without a status look like; text of the transport goes no further than here."""
+_PASSING_CAUSES: Final = frozenset(
+    {"the connection was refused", "no answer in time", "its host name is not known"}
+)
+_NAMES: Final = {
+    "PermissionDeniedError": "HTTP 403",
+    "UnauthenticatedError": "HTTP 401",
+    "NotSupportedError": "not supported",
+}
+
+
+class StoreFailure(NamedTuple):
+    """A request that got no usable answer."""
+
+    cause: str
+    passing: bool
+    """The same request may succeed a moment later."""
+    full: bool = False
+    status: int = 0
+    """Of HTTP; 0: none is known."""
+
+    def __str__(self) -> str:
+        return self.cause
+
+
+def failure_of(error: Exception) -> StoreFailure:
+    """What an error of obstore means."""
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    number = int(status.group(1)) if status else 0
+    name = code.group(1) if code else ""
+    if number:
+        cause = f"HTTP {number} {name}".strip()
+        full = number == _FULL_STATUS or name in _FULL_CODES
+        passing = not full and (number in _PASSING_STATUS or name in _PASSING_CODES)
+        return StoreFailure(cause, passing, full, number)
+    kind = type(error).__name__
+    if kind in _NAMES:
+        return StoreFailure(_NAMES[kind], passing=False)
+    for cause, pattern in _CAUSES:
+        if pattern.search(text):
+            return StoreFailure(cause, passing=cause in _PASSING_CAUSES)
+    return StoreFailure("the connection broke", passing=True)

@@ -1,0 +1,376 @@
+"""Blobs in an object store, through obstore: S3 and compatible engines, Google Cloud Storage, Azure.
+
+An object is put with one request under a name that is used once. No promise rests on conditional puts, which some engines
+ignore. Needs the extra `s3`: import this module only through staddle_server.store.open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import ObjectStore
+
+from staddle_server.base.errors import Exhausted, StaddleError, Unavailable
+from staddle_server.base.limits import MIB
+from staddle_server.store.backends.object_errors import NO_RANGE, StoreFailure, failure_of
+from staddle_server.store.blobs import (
+    TEMPORARY,
+    BlobExists,
+    BlobMissing,
+    BlobShort,
+    Buffer,
+    check_name,
+    check_prefix,
+    check_range,
+    is_component,
+)
+from staddle_server.store.files import NO_ROOM
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+T = TypeVar("T")
+
+PATIENCE_S: Final = 30.0
+"""How long a request is repeated after its first failure, before the caller gets STORE_UNAVAILABLE."""
+PAUSE_S: Final = 0.1
+PAUSE_S_MAX: Final = 5.0
+RETRY_AFTER_S: Final = 30.0
+PAGE_NAMES: Final = 1000
+"""Names in one answer of a listing; S3 gives no more."""
+COMPARED_BYTES: Final = 8 * MIB
+"""A doubtful object is read and compared in parts of this size."""
+
+
+class Endpoint(NamedTuple):
+    """One way to the same objects."""
+
+    reading: ObjectStore
+    writing: ObjectStore
+    """The same with a longer deadline."""
+
+
+class _ShortAnswerError(BaseError):
+    """An answer had fewer bytes than its request, and the object has them: the answer was cut off."""
+
+
+class ObjectBlobs:
+    """Blobs in an object store. Several processes may use one; safe to use from several threads.
+
+    Failures that may pass are repeated for PATIENCE_S, at the next endpoint, with growing pauses.
+
+    Attributes:
+        failed: Always None: an object store that does not answer may answer again.
+
+    """
+
+    failed: str | None = None
+
+    def __init__(
+        self,
+        place: str,
+        endpoints: Sequence[Endpoint],
+        spool: str,
+        *,
+        pause: Callable[[float], None] = time.sleep,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`place` names the store in messages; `spool` is the directory of unlinked files that objects are gathered in."""
+        self.place = place
+        self.endpoints = tuple(endpoints)
+        self._spool = spool
+        self._pause = pause
+        self._now_s = now_s
+        self._preferred = 0
+        """The endpoint that answered last."""
+        self._naming: set[str] = set()
+        self._named = threading.Condition()
+
+    def check_writable(self) -> None:
+        """An object store may be writable again at any time."""
+
+    def create(self) -> ObjectWriter:
+        with _spooling():
+            return ObjectWriter(self, tempfile.TemporaryFile(dir=self._spool))
+
+    def put(self, name: str, data: bytes) -> None:
+        self.publish(name, data, replace=False)
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        check_name(name)
+        check_range(offset, length)
+        return self._there(name, f"read {name}", lambda endpoint: _read(endpoint, name, offset, length))
+
+    def size(self, name: str) -> int:
+        check_name(name)
+        return self._there(name, f"look at {name}", lambda endpoint: _head(endpoint, name))
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """As promised by Blobs. A store that fits one page may come in any order; a larger one must come sorted.
+
+        Engines that keep directories sort "a/b" before "a-b". Names that Staddle gives sort the same either way.
+        """
+        check_prefix(prefix)
+        return self._sorted(prefix)
+
+    def delete(self, name: str) -> None:
+        self.size(name)  # a store answers the same whether or not there was an object
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(f"delete {name}", lambda endpoint: obstore.delete(endpoint.writing, name))
+
+    def sweep(self) -> int:
+        """A writer leaves nothing behind: the spool file has no name, and a put is whole or absent."""
+        return 0
+
+    # --- what writers share
+
+    def publish(self, name: str, data: Buffer, *, replace: bool) -> None:
+        """Put `data` under `name` with one request. Raises as BlobWriter.commit or BlobWriter.replace does."""
+        check_name(name)
+        with self._only_one(name):
+            if not replace and self._exists(name):
+                raise BlobExists(name)
+            tried = False
+
+            def put(endpoint: Endpoint) -> None:
+                nonlocal tried
+                if tried:
+                    # The reply may have been lost, not the request: look before it is sent again.
+                    same = _compare(endpoint, name, memoryview(data))
+                    if same:
+                        return
+                    if same is False and not replace:
+                        raise BlobExists(name)
+                tried = True
+                obstore.put(endpoint.writing, name, data, use_multipart=False)
+
+            try:
+                self._ask(f"write {name}", put)
+            except FileNotFoundError as error:
+                raise self._error(
+                    f"write {name}", StoreFailure("HTTP 404: no such bucket", passing=False)
+                ) from error
+
+    def raw_names(self, prefix: str, after: str | None = None) -> Iterator[tuple[str, int]]:
+        """Names below `prefix` with sizes, behind `after`, in the order of the engine. A failure resumes behind the last name."""
+        stream: Iterator[Sequence[ObjectMeta]] | None = None
+        last = after
+
+        def page(endpoint: Endpoint) -> Sequence[ObjectMeta] | None:
+            nonlocal stream
+            pages = stream or iter(
+                obstore.list(endpoint.reading, prefix or None, offset=last, chunk_size=PAGE_NAMES)
+            )
+            stream = None  # a stream that failed is not used again
+            found = next(pages, None)
+            stream = pages
+            return found
+
+        while (found := self._ask(f"list {prefix or 'the store'}", page)) is not None:
+            for meta in found:
+                last = meta["path"]
+                if _is_name(last):
+                    yield last, meta["size"]
+
+    # --- parts
+
+    def _sorted(self, prefix: str) -> Iterator[tuple[str, int]]:
+        names = self.raw_names(prefix)
+        last = ""
+        for name, size in chain(sorted(islice(names, PAGE_NAMES)), names):
+            if name <= last:
+                raise Unavailable(
+                    "STORE_UNAVAILABLE",
+                    f"{self.place} gave {name} after {last}: a store must list names in the order of their bytes",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            last = name
+            yield name, size
+
+    def _there(self, name: str, action: str, call: Callable[[Endpoint], T]) -> T:
+        """What `call` answers. Raises BlobMissing if the store answers and has no such object."""
+        try:
+            return self._ask(action, call)
+        except FileNotFoundError as error:
+            # A bucket that is gone gives 404, too; a listing tells the two apart.
+            self._ask(action, lambda endpoint: next(iter(obstore.list(endpoint.reading, name)), None))
+            raise BlobMissing(name) from error
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self._ask(f"look at {name}", lambda endpoint: _head(endpoint, name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _ask(self, action: str, call: Callable[[Endpoint], T]) -> T:
+        """What `call` answers at some endpoint. Raises FileNotFoundError, Exhausted, Unavailable, and what `call` raises."""
+        began_s: float | None = None
+        attempts = 0
+        while True:
+            place = self._preferred
+            try:
+                return call(self.endpoints[place])
+            except FileNotFoundError:
+                raise
+            except (BaseError, OSError) as error:
+                failure = failure_of(error)
+                now_s = self._now_s()
+                began_s = now_s if began_s is None else began_s
+                if not failure.passing or now_s - began_s >= PATIENCE_S:
+                    raise self._error(action, failure) from error
+            attempts += 1
+            if self._preferred == place:
+                self._preferred = (place + 1) % len(self.endpoints)
+            if attempts % len(self.endpoints) == 0:
+                round_ = attempts // len(self.endpoints)
+                self._pause(min(PAUSE_S_MAX, PAUSE_S * 2**round_) * random.uniform(0.5, 1.0))  # noqa: S311  no secret
+
+    def _error(self, action: str, failure: StoreFailure) -> StaddleError:
+        if failure.full:
+            return Exhausted("STORE_FULL", f"could not {action}: {self.place} has no space left ({failure})")
+        what = "does not answer" if failure.passing else "refuses it"
+        return Unavailable(
+            "STORE_UNAVAILABLE",
+            f"could not {action}: the object store {self.place} {what} ({failure})",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+    @contextlib.contextmanager
+    def _only_one(self, name: str) -> Iterator[None]:
+        """One thread at a time gives a name: between the look and the put nobody of this process comes first."""
+        with self._named:
+            self._named.wait_for(lambda: name not in self._naming)
+            self._naming.add(name)
+        try:
+            yield
+        finally:
+            with self._named:
+                self._naming.discard(name)
+                self._named.notify_all()
+
+
+class ObjectWriter:
+    """An object of ObjectBlobs that is being gathered in a file without a name."""
+
+    def __init__(self, blobs: ObjectBlobs, file: IO[bytes]) -> None:
+        self._blobs = blobs
+        self._file: IO[bytes] | None = file
+        self._broken = False
+
+    def write(self, data: Buffer) -> None:
+        file = self._open()
+        self._broken = True
+        with _spooling():
+            file.write(data)
+        self._broken = False
+
+    def commit(self, name: str) -> None:
+        self._publish(name, replace=False)
+
+    def replace(self, name: str) -> None:
+        self._publish(name, replace=True)
+
+    def abort(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _publish(self, name: str, *, replace: bool) -> None:
+        file = self._open()
+        try:
+            with _spooling():
+                file.flush()
+                size = file.tell()
+            if not size:
+                self._blobs.publish(name, b"", replace=replace)
+                return
+            # Mapped, a pack is sent from the page cache, and takes no memory of its own. It is unmapped with the last
+            # view of it, which may be in the traceback of an error.
+            with _spooling():
+                data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            self._blobs.publish(name, memoryview(data), replace=replace)
+        finally:
+            self.abort()
+
+    def _open(self) -> IO[bytes]:
+        if self._file is None or self._broken:
+            raise ValueError("this writer has been finished, or has failed")
+        return self._file
+
+
+# --- what one endpoint answers; FileNotFoundError: it has no such object
+
+
+def _head(endpoint: Endpoint, name: str) -> int:
+    return obstore.head(endpoint.reading, name)["size"]
+
+
+def _read(endpoint: Endpoint, name: str, offset: int, length: int) -> bytes:
+    if length:
+        try:
+            data = obstore.get_range(endpoint.reading, name, start=offset, length=length).to_bytes()
+        except BaseError as error:
+            if failure_of(error).status != NO_RANGE:
+                raise
+        else:
+            if len(data) == length:
+                return data
+    size = _head(endpoint, name)
+    if offset + length > size:
+        raise BlobShort(name, offset, length, size)
+    if length:
+        raise _ShortAnswerError("the answer was shorter than the range")
+    return b""
+
+
+def _compare(endpoint: Endpoint, name: str, data: memoryview) -> bool | None:
+    """Whether the object has these bytes; None: there is no object."""
+    try:
+        if _head(endpoint, name) != len(data):
+            return False
+        for offset in range(0, len(data), COMPARED_BYTES):
+            part = data[offset : offset + COMPARED_BYTES]
+            if _read(endpoint, name, offset, len(part)) != part:
+                return False
+    except FileNotFoundError:
+        return None
+    except BlobShort:
+        return False
+    return True
+
+
+def _is_name(name: str) -> bool:
+    """Whether Staddle may have given the name; others may share the bucket."""
+    components = name.split("/")
+    return components[0] != TEMPORARY and all(map(is_component, components))
+
+
+@contextlib.contextmanager
+def _spooling() -> Iterator[None]:
+    """OSError of the spool file as Exhausted where there is no room, else as Unavailable."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or "unknown error"
+        if error.errno in NO_ROOM:
+            raise Exhausted(
+                "STORE_FULL",
+                f"could not gather a pack in the data directory: its disk has no space left ({cause})",
+            ) from error
+        raise Unavailable(
+            "STORE_UNAVAILABLE",
+            f"could not gather a pack in the data directory ({cause})",
+            retry_after_s=RETRY_AFTER_S,
+        ) from error

