@@ -209,7 +209,7 @@ class ChunkReader:
         """A segment, opened and inflated; the last few are kept."""
         segment = self._segments.get(ref)
         if segment is None:
-            segment = self._tenant.packs.segment(ref)
+            segment = self._tenant.cached.segment(ref)
             self.keep(ref, segment)
         return segment
 
