@@ -76,12 +76,12 @@ def restore_options(
     **others: Any,
 ) -> RestoreOptions:
     """What a restore and an archive are asked for alike. Raises BadRequestError, also where a file of patterns cannot be read."""
-    from staddle._restore.selection import lines_of_all
+    from staddle._fs.excludes import all_patterns
 
     return RestoreOptions(
         paths=tuple(checked_path(path) for path in paths),
-        include=(*lines_of_all("include_files", include_files), *include),
-        exclude=(*lines_of_all("exclude_files", exclude_files), *exclude),
+        include=all_patterns("include_files", include_files, include),
+        exclude=all_patterns("exclude_files", exclude_files, exclude),
         **others,
     )
 

@@ -1,4 +1,4 @@
-"""Cuts: the same for the same bytes, however they arrive; and the golden boundaries of docs/format.md."""
+"""Cuts are the same for the same bytes, however they arrive; and the golden boundaries of docs/format.md."""
 
 import json
 import random
@@ -28,7 +28,7 @@ REAL = Cutter(ChunkerParameters(SEED))
 
 
 def cut(pushes, cutter=SMALL, **options):
-    """The (length, digest) list of what is pushed: bytes, or a number of zeros."""
+    """The (length, digest) list of the pushed bytes and zeros."""
     chunker = Chunker(cutter, **options)
     cuts = []
     for piece in pushes:
@@ -54,7 +54,7 @@ pieces = st.lists(
 
 @given(pieces, st.randoms(use_true_random=False), st.booleans())
 @settings(deadline=None)
-def test_cuts_do_not_depend_on_how_the_bytes_arrive_nor_on_how_zeros_are_said(parts, rng, fixed):
+def test_cuts_depend_neither_on_how_bytes_arrive_nor_on_how_zeros_are_encoded(parts, rng, fixed):
     whole = b"".join(bytes(part) if isinstance(part, int) else part for part in parts)
     expected = cut([whole], fixed=fixed)
     assert sum(length for length, _ in expected) == len(whole)
@@ -119,11 +119,11 @@ def _golden():
     return {"seed": SEED, "files": made}
 
 
-def test_the_golden_boundaries_stand():
+def test_the_golden_boundaries_are_unchanged():
     assert _golden() == json.loads(GOLDEN.read_text())
 
 
-def test_content_ids_are_as_the_format_says():
+def test_content_ids_follow_the_format():
     assert content_id([]) == EMPTY_CONTENT_ID == blake3(b"").digest()
     one = blake3(b"one").digest()
     assert content_id([(3, one)]) == one
@@ -160,7 +160,7 @@ def test_the_pure_part_needs_no_native_chunker():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_chunks_are_views_of_the_piece_that_they_lie_in_and_copies_where_they_lie_across():
+def test_chunks_within_a_piece_are_views_and_chunks_across_pieces_are_copies():
     pieces = [noise(1_100_000, seed) for seed in range(6)]
     chunker = Chunker(REAL)
     cuts = [cut for piece in pieces for cut in chunker.push(piece)] + chunker.finish()
@@ -182,7 +182,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_small_pieces_cost_no_more_memory_than_what_they_hold():
+def test_small_pieces_cost_no_more_memory_than_their_bytes():
     data = noise(1_000_000)
     chunker = Chunker(REAL)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""An earlier version of a file says where its chunks may end: the cuts are the same, and less is scanned."""
+"""An earlier version of a file suggests where chunks end: the cuts are the same, and less is scanned."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -17,7 +17,7 @@ blocks = st.lists(st.builds(noise, st.integers(0, 3_000), st.integers(0, 5)), mi
 
 
 class Scanning(Cutter):
-    """Counts what was scanned for cuts."""
+    """Count the bytes that were scanned for cuts."""
 
     def __init__(self, parameters: ChunkerParameters) -> None:
         super().__init__(parameters)
@@ -35,8 +35,8 @@ def expected_cut(pushes, chunks, cutter=SMALL):
 
 @given(blocks, st.data())
 @settings(deadline=None, max_examples=examples(300))
-def test_cuts_are_the_same_whatever_was_there_earlier(parts, data) -> None:
-    """Blocks of an earlier version are kept, lost, doubled, moved, or zeros; and what is pushed begins and ends anywhere."""
+def test_cuts_are_the_same_for_any_earlier_version(parts, data) -> None:
+    """Blocks of an earlier version are kept, lost, doubled, moved, or zeros; pushed pieces begin and end anywhere."""
     earlier = cut([b"".join(parts)])
     now = b"".join(data.draw(st.lists(st.sampled_from([*parts, b"!", bytes(2_500)]), max_size=10)))
     ends = [0, *sorted(data.draw(st.lists(st.integers(0, len(now)), max_size=6))), len(now)]
@@ -48,7 +48,7 @@ def test_cuts_are_the_same_whatever_was_there_earlier(parts, data) -> None:
 @given(blocks, st.lists(st.integers(0, 7_000), max_size=20), st.booleans())
 @example(parts=[noise(3_000)], lengths=[64, 64], last=False)
 @settings(deadline=None, max_examples=examples(200))
-def test_what_is_expected_wrongly_costs_nothing_but_time(parts, lengths, last: bool) -> None:
+def test_wrong_expectations_cost_only_time(parts, lengths, last: bool) -> None:
     """Right digests with wrong lengths, wrong digests with right lengths, and lengths that no chunk has."""
     whole = b"".join(parts)
     right = cut([whole])
@@ -57,8 +57,8 @@ def test_what_is_expected_wrongly_costs_nothing_but_time(parts, lengths, last: b
     assert expected_cut(parts, [*right, *lies] if last else [*lies, *right]) == right
 
 
-def test_zeros_that_are_only_counted_do_not_pass_for_what_was_found_before_them() -> None:
-    """With seeds whose zeros end chunks early; behind them comes another chunk of that length."""
+def test_counted_zeros_do_not_match_an_earlier_chunk() -> None:
+    """With seeds whose zeros end chunks early, followed by another chunk of that length."""
     for seed in (GEAR_OF_ZERO ^ 1 << bit for bit in (60, 61, 62)):
         cutter = Cutter(replace(SMALL.parameters, seed=seed))
         length = len(cutter.zeros.data)
@@ -70,8 +70,8 @@ def test_zeros_that_are_only_counted_do_not_pass_for_what_was_found_before_them(
                 assert expected_cut(pushes, chunks, cutter) == cut(pushes, cutter)
 
 
-def test_the_last_chunk_before_a_change_is_scanned_for_it_may_end_elsewhere() -> None:
-    """A byte behind a chunk decides whether it ends there, and some of all bytes do not let it end."""
+def test_the_last_chunk_before_a_change_is_scanned() -> None:
+    """The byte after a chunk decides whether it ends there, and some bytes do not let it end."""
     whole = noise(40_000)
     chunks = cut([whole])
     moved, end = 0, 0
@@ -82,10 +82,10 @@ def test_the_last_chunk_before_a_change_is_scanned_for_it_may_end_elsewhere() ->
             plain = cut([changed])
             moved += length not in [each[0] for each in plain]
             assert expected_cut([changed], chunks) == plain
-    assert moved, "nothing that this test is about happened"
+    assert moved, "the tested case did not occur"
 
 
-def test_what_is_as_it_was_is_hardly_scanned() -> None:
+def test_unchanged_data_is_hardly_scanned() -> None:
     data = noise(30_000_000)
     chunks = cut([data], REAL)
     changed = data[:9_000_000] + b"0123456789" * 2_000 + data[9_000_000:20_000_000] + data[23_000_000:]
@@ -96,7 +96,7 @@ def test_what_is_as_it_was_is_hardly_scanned() -> None:
         assert cutter.scanned < most * len(now)
 
 
-def test_of_an_earlier_version_no_more_is_drawn_than_is_near() -> None:
+def test_only_the_nearby_part_of_an_earlier_version_is_requested() -> None:
     data = noise(200_000)
     drawn = 0
 
@@ -114,9 +114,9 @@ def test_of_an_earlier_version_no_more_is_drawn_than_is_near() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 63, 1_025])
-def test_a_length_that_no_chunk_has_ends_what_is_expected(length: int) -> None:
+def test_an_impossible_length_ends_the_expectations(length: int) -> None:
     data = noise(20_000)
     chunks = cut([data])
     source = iter([*chunks[:5], (length, chunks[5][1]), *chunks[6:]])
     assert expected_cut([data], source) == chunks
-    assert [*source] == chunks[6:], "nothing behind it was drawn"
+    assert [*source] == chunks[6:], "nothing after it was requested"

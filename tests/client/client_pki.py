@@ -1,4 +1,4 @@
-"""A private authority, and a server with a certificate of it."""
+"""A private certificate authority, and a server with a certificate from it."""
 
 import datetime
 import ipaddress
@@ -9,7 +9,7 @@ from memory_service import MemoryService, Running, start
 
 
 class Authority:
-    """A private CA, and what it signs."""
+    """A private CA, and the certificates that it signs."""
 
     def __init__(self, directory: pathlib.Path, name: str) -> None:
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -77,7 +77,7 @@ def serve_tls(
     begins_h: float = -1,
     ends_h: float = 1,
 ) -> Running:
-    """A server with a certificate of the authority, which is valid from so many hours from now until so many."""
+    """A server with a certificate of the authority, with its validity in hours from now."""
     cert, key = authority.issue(name, begins_h=begins_h, ends_h=ends_h)
     credentials = grpc.ssl_server_credentials(
         [(key.read_bytes(), cert.read_bytes())],

@@ -16,7 +16,7 @@ def no_configuration_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path) 
 
 @pytest.fixture
 def listening() -> Iterator[Running]:
-    """The protocol in memory, for what a real server would have to be damaged for."""
+    """The protocol in memory, for cases that would need a damaged real server."""
     memory = MemoryService()
     server, address = start(memory)
     listening = Running(memory, address, server)

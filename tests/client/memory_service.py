@@ -48,7 +48,7 @@ def rpc_abort(
     retry_after_s: float | None = None,
     **facts: str,
 ) -> NoReturn:
-    """Ends a call as the protocol says: a google.rpc.Status with an ErrorInfo."""
+    """End a call with a google.rpc.Status with an ErrorInfo, as in the protocol."""
     details = [error_details_pb2.ErrorInfo(reason=reason, domain="staddle", metadata=facts)]
     if retry_after_s is not None:
         delay = duration_pb2.Duration(nanos=int(retry_after_s * 1e9))
@@ -428,7 +428,7 @@ class MemoryService(StaddleServiceServicer):
 
 
 def restore_parts(backup: StoredBackup, damaged: set[bytes] = frozenset()) -> list[wire.RestorePart]:
-    """A whole restore, part by part."""
+    """A complete restore, part by part."""
     parts = [wire.RestorePart(header=wire.RestoreHeader(backup=backup.message))]
     data_bytes = 0
     for path in sorted(backup.entries, key=sort_key):
@@ -473,7 +473,7 @@ class Running:
         self.server.stop(0).wait()
 
     def restart(self) -> None:
-        """The same service on the same port, as after a restart: what was not durable is gone."""
+        """The same service on the same port, as after a restart: data that was not durable is gone."""
         self.stop()
         with self.service.lock:
             for upload in self.service.uploads.values():

@@ -1,4 +1,4 @@
-"""What the protocol in memory keeps: entries, uploads and backups."""
+"""The state of the protocol in memory: entries, uploads and backups."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Opened:
 
 @dataclass
 class State:
-    """What an upload has come to."""
+    """The state of an upload."""
 
     position: int = 0
     entry_count: int = 0

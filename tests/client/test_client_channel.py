@@ -31,7 +31,7 @@ from staddle.v1.service_pb2_grpc import StaddleServiceStub
         ("localhost.example.com", "localhost.example.com:7443", False),
     ],
 )
-def test_addresses(text: str, shown: str, loopback: bool) -> None:
+def test_addresses_are_parsed(text: str, shown: str, loopback: bool) -> None:
     address = Address.parse(text)
     assert (str(address), address.loopback) == (shown, loopback)
 
@@ -40,19 +40,19 @@ def test_addresses(text: str, shown: str, loopback: bool) -> None:
     "text",
     ["", ":1", "host:port", "host:0", "host:70000", "https://host", "[::1", "[::1]x", "a b", "host:١", "a/b"],
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         Address.parse(text)
 
 
 @pytest.mark.parametrize("text", ["unix:/run/s 50%☂", "unix:///run/s 50%☂", "UNIX:/run/s 50%☂"])
-def test_a_unix_socket_is_this_machine(text: str) -> None:
+def test_a_unix_socket_counts_as_this_machine(text: str) -> None:
     address = Address.parse(text)
     assert (str(address), address.loopback) == ("unix:/run/s 50%☂", True)
     assert address.target == "unix:/run/s%2050%25%E2%98%82"
 
 
-def test_a_relative_socket_starts_where_the_command_runs_or_at_the_file_that_names_it(
+def test_a_relative_socket_path_is_relative_to_the_working_directory_or_the_settings_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,31 +74,31 @@ def test_a_relative_socket_starts_where_the_command_runs_or_at_the_file_that_nam
 @pytest.mark.parametrize(
     "text", ["unix:", "unix:/run/", "unix://host/s", "unix:/a\nb", "unix:/\udcff", "unix:@s"]
 )
-def test_what_is_no_unix_socket_is_refused(text: str) -> None:
+def test_an_invalid_unix_socket_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="unix:PATH"):
         Address.parse(text)
 
 
-def test_a_socket_with_too_long_a_path_is_named() -> None:
+def test_a_socket_with_a_too_long_path_is_named() -> None:
     with pytest.raises(ConfigError, match=r"at most \d+ bytes as a socket's path, and this one has 121"):
         Address.parse("unix:/" + "x" * 120)
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "tökén"])
-def test_what_is_no_token_is_refused_and_not_repeated(token: str) -> None:
+def test_an_invalid_token_is_refused_and_not_repeated(token: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Client("localhost", token)
     assert not token or token not in str(caught.value)
 
 
-def test_beyond_this_machine_there_is_no_plain_text() -> None:
+def test_plain_text_is_refused_beyond_this_machine() -> None:
     with pytest.raises(ConfigError, match="without TLS") as caught:
         Client("backup.example.com", TOKEN)
     assert "STADDLE_CA" in str(caught.value)
     Client("backup.example.com", TOKEN, ca="system").close()
 
 
-def test_certificates_that_cannot_be_used_are_refused_at_once(tmp_path: pathlib.Path) -> None:
+def test_unusable_certificates_are_refused_immediately(tmp_path: pathlib.Path) -> None:
     no_pem = tmp_path / "no.pem"
     no_pem.write_text("hello")
     with pytest.raises(ConfigError, match="ca: cannot read"):
@@ -111,13 +111,13 @@ def test_certificates_that_cannot_be_used_are_refused_at_once(tmp_path: pathlib.
         Client("localhost", TOKEN, cert=no_pem, key=no_pem)
 
 
-def test_a_peer_that_accepts_and_says_nothing_is_given_up_within_five_seconds() -> None:
+def test_connecting_to_an_idle_peer_fails_within_five_seconds() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         begun_s = time.monotonic()
         with Client(address, TOKEN) as client, pytest.raises(ConnectError, match=address):
             client.info()
-        assert time.monotonic() - begun_s < 15  # gRPC by itself gives it 20 s
+        assert time.monotonic() - begun_s < 15  # gRPC alone would wait 20 s
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_other_platforms_are_refused_by_name(system: str, machine: str) -> None:
     ("system", "machine"),
     [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("darwin", "x86_64")],
 )
-def test_tested_platforms_are_not(system: str, machine: str) -> None:
+def test_tested_platforms_are_accepted(system: str, machine: str) -> None:
     refuse_other_platforms(system, machine)
 
 
-def test_malloc_is_tuned_where_it_is_glibcs() -> None:
+def test_malloc_is_tuned_under_glibc() -> None:
     import platform
 
     assert tune_malloc() == (platform.libc_ver()[0] == "glibc")
@@ -150,7 +150,7 @@ def authority(tmp_path: pathlib.Path) -> Authority:
     return Authority(tmp_path / "pki", "an authority")
 
 
-def test_tls_speaks_to_a_server_of_that_authority_and_to_no_other(authority: Authority, tmp_path) -> None:
+def test_tls_connects_only_to_servers_of_the_authority(authority: Authority, tmp_path) -> None:
     stranger = Authority(tmp_path / "stranger", "a stranger")
     running = serve_tls(authority)
     try:
@@ -168,7 +168,7 @@ def test_tls_speaks_to_a_server_of_that_authority_and_to_no_other(authority: Aut
         running.stop()
 
 
-def test_the_name_in_the_certificate_is_checked_and_may_be_said(authority: Authority) -> None:
+def test_the_name_in_the_certificate_is_checked_and_can_be_set(authority: Authority) -> None:
     running = serve_tls(authority, "other-name")
     try:
         with Client(running.address, TOKEN, ca=authority.file) as client, pytest.raises(ConnectError):
@@ -179,7 +179,7 @@ def test_the_name_in_the_certificate_is_checked_and_may_be_said(authority: Autho
         running.stop()
 
 
-def test_mutual_tls_needs_the_clients_certificate(authority: Authority) -> None:
+def test_mutual_tls_needs_a_client_certificate(authority: Authority) -> None:
     running = serve_tls(authority, mutual=True)
     cert, key = authority.issue("client")
     try:

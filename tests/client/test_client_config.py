@@ -1,4 +1,4 @@
-"""Where the settings come from."""
+"""The sources of the settings."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ def write(path: pathlib.Path, text: str, mode: int = 0o600) -> pathlib.Path:
     return path
 
 
-def test_each_field_comes_from_the_first_place_that_has_it(tmp_path: pathlib.Path) -> None:
+def test_each_field_comes_from_the_first_source_that_has_it(tmp_path: pathlib.Path) -> None:
     file = write(tmp_path / "client.toml", 'server = "file:1"\ntoken = "file"\nca = "ca.pem"\n')
     settings = load_settings(file, environment={"STADDLE_TOKEN": "environment"}, server="argument:1")
     assert (settings.server, settings.token, settings.ca) == (
@@ -46,7 +46,7 @@ def test_the_first_file_that_exists_is_read(tmp_path: pathlib.Path) -> None:
     assert load_settings(named, environment=variable, default_files=files).server == "c"
 
 
-def test_the_default_files_are_the_users_and_the_machines(tmp_path: pathlib.Path) -> None:
+def test_the_default_files_are_those_of_the_user_and_the_machine(tmp_path: pathlib.Path) -> None:
     assert config.CONFIG_FILES == ("~/.config/staddle/client.toml", "/etc/staddle/client.toml")
     home = pathlib.Path(os.environ["HOME"])
     write(home / ".config/staddle/client.toml", 'server = "localhost:9"\ntoken = "t"\n')
@@ -54,7 +54,7 @@ def test_the_default_files_are_the_users_and_the_machines(tmp_path: pathlib.Path
         assert client.address == "localhost:9"
 
 
-def test_nothing_found_names_every_place() -> None:
+def test_without_settings_the_error_names_every_source() -> None:
     with pytest.raises(ConfigError) as caught:
         Client.from_config()
     message = str(caught.value)
@@ -90,7 +90,7 @@ def test_a_file_without_a_token_is_named(tmp_path: pathlib.Path) -> None:
         ("#" * 70_000, "larger than"),
     ],
 )
-def test_a_file_that_is_wrong_is_an_error(tmp_path: pathlib.Path, text: str, message: str) -> None:
+def test_an_invalid_file_is_an_error(tmp_path: pathlib.Path, text: str, message: str) -> None:
     file = write(tmp_path / "client.toml", text)
     with pytest.raises(ConfigError, match=message) as caught:
         load_settings(file, environment={})
@@ -105,7 +105,7 @@ def test_a_file_that_was_named_must_exist(tmp_path: pathlib.Path) -> None:
         load_settings(environment={"STADDLE_CONFIG": str(missing)})
 
 
-def test_paths_are_relative_to_the_file_and_the_public_authorities_are_no_path(
+def test_paths_are_relative_to_the_file_except_the_word_for_public_authorities(
     tmp_path: pathlib.Path,
 ) -> None:
     text = 'server = "a"\ntoken = "t"\nca = "system"\ncert = "pki/me.pem"\nkey = "/etc/me.key"\n'
@@ -117,7 +117,7 @@ def test_paths_are_relative_to_the_file_and_the_public_authorities_are_no_path(
     )
 
 
-def test_a_token_that_others_can_read_is_warned_of_once(
+def test_a_token_readable_by_others_gives_one_warning(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = write(tmp_path / "client.toml", 'server = "a"\ntoken = "secret-word"\n', 0o644)
@@ -130,7 +130,7 @@ def test_a_token_that_others_can_read_is_warned_of_once(
     ]
 
 
-def test_no_variable_is_one_that_orchestrators_set() -> None:
+def test_no_variable_has_a_name_that_orchestrators_set() -> None:
     for name in FIELDS:
         variable = f"STADDLE_{name.upper()}"
         assert not variable.endswith("_PORT")

@@ -1,4 +1,4 @@
-"""Every error that the wire knows is an exception that says what it is."""
+"""Every error of the protocol is an exception with its facts."""
 
 import ast
 import pathlib
@@ -17,7 +17,7 @@ PROTO = pathlib.Path(__file__).parents[2] / "protos/staddle/v1/errors.proto"
 
 
 class FailedCall(grpc.RpcError, grpc.Call):
-    """A call as gRPC raises it."""
+    """A failed call as gRPC raises it."""
 
     def __init__(self, code, details, status: status_pb2.Status | bytes | None = None) -> None:
         self._code, self._details = code, details
@@ -70,7 +70,7 @@ def documented() -> list[tuple[str, str]]:
     return found
 
 
-def test_every_reason_of_the_wire_has_its_exception() -> None:
+def test_every_reason_of_the_protocol_has_its_exception() -> None:
     names = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118 - an enum wrapper, not a dict
     assert names == set(BY_REASON)
     assert names == {reason for reason, _ in documented()}
@@ -103,7 +103,7 @@ def test_retry_info_is_read() -> None:
     assert type(error) is UnavailableError
 
 
-def test_a_reason_of_a_newer_server_keeps_its_name_and_falls_back_on_the_code() -> None:
+def test_an_unknown_reason_keeps_its_name_and_falls_back_to_the_code() -> None:
     info = error_details_pb2.ErrorInfo(reason="MOON_FULL", domain="staddle")
     error = from_rpc_error(failed(grpc.StatusCode.UNAVAILABLE, "Wait.", info))
     assert (type(error), error.reason) == (UnavailableError, "MOON_FULL")
@@ -111,7 +111,7 @@ def test_a_reason_of_a_newer_server_keeps_its_name_and_falls_back_on_the_code() 
     assert (type(error), error.reason) == (staddle.NotFoundError, "MOON_FULL")
 
 
-def test_what_others_say_is_not_taken_for_the_servers_word() -> None:
+def test_details_of_other_domains_are_ignored() -> None:
     info = error_details_pb2.ErrorInfo(reason="DATASET_NOT_FOUND", domain="example.com")
     error = from_rpc_error(failed(grpc.StatusCode.UNAVAILABLE, "proxy", info), address="backup:7443")
     assert isinstance(error, staddle.ConnectError)
@@ -119,13 +119,13 @@ def test_what_others_say_is_not_taken_for_the_servers_word() -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff\xff\xff", b"\x0a\x05ab"])
-def test_details_that_cannot_be_read_leave_the_code(garbage: bytes) -> None:
+def test_unreadable_details_leave_the_code(garbage: bytes) -> None:
     error = from_rpc_error(FailedCall(grpc.StatusCode.PERMISSION_DENIED, "no", garbage))
     assert isinstance(error, staddle.AccessDeniedError)
     assert error.message == "no"
 
 
-def test_a_detail_that_cannot_be_read_takes_nothing_from_the_others() -> None:
+def test_an_unreadable_detail_does_not_affect_the_others() -> None:
     call = failed(
         grpc.StatusCode.NOT_FOUND,
         "No.",
@@ -138,7 +138,7 @@ def test_a_detail_that_cannot_be_read_takes_nothing_from_the_others() -> None:
     assert isinstance(error, staddle.PathNotFoundError)
 
 
-def test_an_error_without_a_call_is_still_one() -> None:
+def test_an_error_without_a_call_is_converted() -> None:
     assert isinstance(from_rpc_error(grpc.RpcError("odd")), ServerError)
 
 
@@ -154,7 +154,7 @@ def test_errors_survive_pickling() -> None:
     )
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
+def test_the_tree_in_the_docstring_matches_the_classes() -> None:
     import staddle._errors as module
 
     drawn: dict[str, str] = {}
@@ -200,7 +200,7 @@ def test_every_public_method_of_the_client_has_a_docstring() -> None:
                 assert (getattr(value, "__doc__", None) or "").strip(), f"{owner.__name__}.{name}"
 
 
-def test_the_examples_in_docstrings_are_python() -> None:
+def test_the_examples_in_docstrings_are_valid_python() -> None:
     import textwrap
 
     for documented_by in (staddle, staddle.Client, staddle.Client.upload):

@@ -33,13 +33,13 @@ def test_a_line_is_broken_between_words_and_loses_none(words: list[str], margin:
     assert all(each.startswith(" " * (margin + 2)) for each in rest)
 
 
-def test_what_fits_and_what_goes_to_a_file_or_pipe_stays_as_it_is() -> None:
+def test_short_lines_and_lines_to_a_file_or_pipe_are_unchanged() -> None:
     assert fitted("  a  short   line", Terminal()) == "  a  short   line"
     assert fitted("word " * 40, io.StringIO()) == "word " * 40
     assert fitted("", Terminal()) == ""
 
 
-def test_a_terminal_that_does_not_know_its_width_has_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_of_unknown_width_has_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     for told in ("", "0", "wide"):
         monkeypatch.setenv("COLUMNS", told)
         assert max(map(len, fitted("word " * 40, Terminal()).splitlines())) == 79

@@ -1,4 +1,4 @@
-"""A process that was forked opens a connection of its own, or says why it cannot."""
+"""A forked process opens its own connection, or says why it cannot."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from memory_service import TOKEN, Running
 
 
 def run(program: str, listening: Running) -> list[str]:
-    """What a program prints, by itself and in the children that it forks."""
+    """The output of a program and of the children that it forks."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program), listening.address, TOKEN],
         capture_output=True,
@@ -22,7 +22,7 @@ def run(program: str, listening: Running) -> list[str]:
 
 
 @pytest.mark.parametrize("use", ["client.info()", "list(client.datasets())"])
-def test_after_a_fork_parent_and_child_both_go_on(listening: Running, use: str) -> None:
+def test_after_a_fork_parent_and_child_both_work(listening: Running, use: str) -> None:
     program = f"""
         import os, signal, sys
         from staddle import Client
@@ -43,7 +43,7 @@ def test_after_a_fork_parent_and_child_both_go_on(listening: Running, use: str) 
     assert run(program, listening) == ["child default", "status 0"] * 5 + ["parent default"]
 
 
-def test_a_child_made_in_the_middle_of_a_call_says_that_it_cannot(listening: Running) -> None:
+def test_a_child_forked_during_a_call_reports_that_it_cannot_work(listening: Running) -> None:
     program = """
         import os, signal, sys
         from staddle import Client, UnsupportedError

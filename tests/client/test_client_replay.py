@@ -1,4 +1,4 @@
-"""What is kept until it is durable, and sent again; and when something is tried again."""
+"""Data is kept until it is durable, and sent again after a break; and when a call is retried."""
 
 import pytest
 from hypothesis import given, settings
@@ -43,7 +43,7 @@ def records_of(described: list[list[bytes | None]]) -> list[SentPart]:
 
 
 class Receiver:
-    """A server's side of a stream: what was taken, and the file that is open."""
+    """The server's side of a stream: the received data, and the open file."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -88,7 +88,7 @@ class Receiver:
 
 @settings(max_examples=60, deadline=None)
 @given(described=files, chance=st.randoms(use_true_random=False))
-def test_wherever_streams_break_every_file_arrives_whole(described, chance) -> None:
+def test_every_file_arrives_complete_wherever_streams_break(described, chance) -> None:
     replay = Replay(linger_s=0)
     receiver = Receiver()
     messages = replay.restart(FIRST, pb.DurablePoint())
@@ -115,7 +115,7 @@ def test_wherever_streams_break_every_file_arrives_whole(described, chance) -> N
     assert receiver.files == expected
 
 
-def test_a_full_replay_takes_nothing_more_until_something_is_durable() -> None:
+def test_a_full_replay_buffer_blocks_until_data_is_durable() -> None:
     replay = Replay(bytes_max=1000, linger_s=0)
     replay.restart(FIRST, pb.DurablePoint())
     big = SentPart(1, wire.BackupPart(entry=pb.Entry(path="a", data=bytes(2000))))
@@ -126,7 +126,7 @@ def test_a_full_replay_takes_nothing_more_until_something_is_durable() -> None:
     assert replay.append(big) is Outcome.TAKEN
 
 
-def test_a_stream_that_ended_takes_nothing_and_gives_nothing() -> None:
+def test_an_ended_stream_neither_accepts_nor_sends_data() -> None:
     replay = Replay(linger_s=0)
     record = SentPart(1, wire.BackupPart(entry=pb.Entry(path="a", data=b"1")))
     assert replay.append(record) is Outcome.ENDED
@@ -135,7 +135,7 @@ def test_a_stream_that_ended_takes_nothing_and_gives_nothing() -> None:
     new = replay.restart(FIRST, pb.DurablePoint())
     replay.stop(generation=1)
     assert replay.append(SentPart(2, FINISH)) is Outcome.TAKEN, (
-        "a late word about the first stream changes nothing"
+        "a late report about the first stream changes nothing"
     )
     assert [len(message.parts) for message in old] == [1]
     assert sum(len(message.parts) for message in new) == 3
@@ -143,7 +143,7 @@ def test_a_stream_that_ended_takes_nothing_and_gives_nothing() -> None:
     assert replay.append(record) is Outcome.ENDED
 
 
-def test_an_open_file_of_another_path_is_not_gone_on_with() -> None:
+def test_an_open_file_of_another_path_is_not_resumed() -> None:
     replay = Replay(linger_s=0)
     durable = pb.DurablePoint(open_entry=pb.Entry(path="stale"), open_offset_bytes=3)
     replay.restart(FIRST, pb.DurablePoint())
@@ -155,7 +155,7 @@ def test_an_open_file_of_another_path_is_not_gone_on_with() -> None:
     assert parts[2].data.data == b"abcdef"
 
 
-def test_a_file_that_goes_on_makes_no_claim_about_its_whole_digest() -> None:
+def test_a_resumed_file_states_no_digest_of_its_content() -> None:
     replay = Replay(linger_s=0)
     replay.restart(FIRST, pb.DurablePoint())
     records = records_of([[None, b"abcdef"]])
@@ -169,7 +169,7 @@ def test_a_file_that_goes_on_makes_no_claim_about_its_whole_digest() -> None:
     assert parts[2].data.data == b"cdef"
 
 
-# ---------------------------------------------------------------- trying again
+# ---------------------------------------------------------------- retries
 
 
 class FakeClock:
@@ -185,7 +185,7 @@ class FakeClock:
         self.time_s += seconds
 
 
-def test_waits_double_with_chance_up_to_a_limit_and_obey_the_server() -> None:
+def test_waits_double_with_jitter_up_to_a_limit_and_follow_the_server() -> None:
     retry = Retry(budget_s=60, first_wait_s=1, wait_s_max=5, chance=lambda: 1.0)
     assert [retry.wait_s(tries, None) for tries in (1, 2, 3, 4, 500)] == [1, 2, 4, 5, 5]
     assert retry.wait_s(1, 30) == 30
@@ -193,7 +193,7 @@ def test_waits_double_with_chance_up_to_a_limit_and_obey_the_server() -> None:
     assert low.wait_s(2, None) == 1
 
 
-def test_tries_end_with_the_budget_and_the_last_error_says_how_many_there_were() -> None:
+def test_retries_end_with_the_budget_and_the_last_error_counts_them() -> None:
     clock = FakeClock()
     notices: list[RetryNotice] = []
     errors = [UnavailableError(f"{number}") for number in range(100)]
@@ -212,7 +212,7 @@ def test_tries_end_with_the_budget_and_the_last_error_says_how_many_there_were()
     assert [notice.left_s for notice in notices] == [10, 9, 7]
 
 
-def test_progress_makes_the_budget_whole_again() -> None:
+def test_progress_renews_the_budget() -> None:
     clock = FakeClock()
     attempts = Attempts(Retry(budget_s=5, first_wait_s=4, chance=lambda: 1.0), clock)
     attempts.wait_after(UnavailableError("1"))
@@ -223,7 +223,7 @@ def test_progress_makes_the_budget_whole_again() -> None:
         attempts.wait_after(UnavailableError("3"))
 
 
-def test_what_will_not_pass_is_raised_at_once() -> None:
+def test_a_permanent_error_is_raised_immediately() -> None:
     clock = FakeClock()
 
     def work() -> None:
@@ -236,7 +236,7 @@ def test_what_will_not_pass_is_raised_at_once() -> None:
     assert clock.slept == []
 
 
-def test_only_what_may_pass_by_itself_is_tried_again() -> None:
+def test_only_temporary_errors_are_retried() -> None:
     assert may_pass(ConnectError("nobody"))
     assert may_pass(ExhaustedError("busy", retry_after_s=1))
     assert not may_pass(ExhaustedError("full", reason="STORE_FULL"))

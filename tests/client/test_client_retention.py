@@ -1,4 +1,4 @@
-"""The library's deletion, holds and retention, with the real service."""
+"""Deletion, holds and retention of the library, with the real service."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def made(running) -> list[str]:
     ]
 
 
-def test_a_deleted_backup_says_until_when_it_is_there(admin: Client, made: list[str]) -> None:
+def test_a_deleted_backup_has_the_time_of_its_removal(admin: Client, made: list[str]) -> None:
     gone = admin.delete_backup("www", made[0][:8])
     assert gone.delete_time is not None
     assert gone.purge_time == gone.delete_time + 7 * DAY
@@ -48,7 +48,7 @@ def test_a_deleted_backup_says_until_when_it_is_there(admin: Client, made: list[
     assert admin.undelete_backup("www", made[0]).purge_time is None
 
 
-def test_a_hold_is_an_error_of_its_own_to_whoever_deletes(admin: Client, made: list[str]) -> None:
+def test_deleting_a_held_backup_is_a_specific_error(admin: Client, made: list[str]) -> None:
     placed = admin.set_hold("www", made[0], reason="case 17")
     assert placed.reason == "case 17"
     assert admin.get_backup("www", made[0]).hold == placed
@@ -66,7 +66,7 @@ def test_a_hold_is_an_error_of_its_own_to_whoever_deletes(admin: Client, made: l
     admin.delete_backup("www", made[0])
 
 
-def test_a_retention_time_says_when_it_ends(admin: Client, made: list[str]) -> None:
+def test_the_error_of_a_retained_backup_has_its_end_time(admin: Client, made: list[str]) -> None:
     until = datetime.datetime.now(UTC).replace(microsecond=123456) + DAY
     assert admin.retain_backup("www", made[0], until).retain_until_time == until
     naive = (until + DAY).astimezone().replace(tzinfo=None)
@@ -87,7 +87,7 @@ def test_a_policy_comes_back_as_it_was_set(admin: Client, made: list[str]) -> No
     assert admin.set_retention("www", RetentionPolicy()).policy is None
 
 
-def test_a_plan_comes_whole_over_its_pages_and_is_applied_by_its_token(
+def test_a_plan_is_read_from_all_pages_and_applied_by_its_token(
     admin: Client, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention_calls, "PLAN_PAGE", 3)
@@ -111,7 +111,7 @@ def test_a_plan_comes_whole_over_its_pages_and_is_applied_by_its_token(
     assert admin.apply_retention("www", admin.plan_retention("www").token) == AppliedRetention((), None)
 
 
-def test_a_plan_that_no_longer_holds_is_an_error_of_its_own(admin: Client, made: list[str]) -> None:
+def test_an_outdated_plan_is_a_specific_error(admin: Client, made: list[str]) -> None:
     admin.set_retention("www", RetentionPolicy(keep_last=1))
     token = admin.plan_retention("www").token
     admin.set_hold("www", made[3], reason="x")
@@ -134,6 +134,6 @@ def test_a_plan_that_no_longer_holds_is_an_error_of_its_own(admin: Client, made:
         lambda admin: admin.retain_backup("www", "abcd", datetime.datetime(1, 1, 1)),
     ],
 )
-def test_what_cannot_be_right_is_said_before_anything_travels(call) -> None:
+def test_invalid_arguments_are_refused_before_anything_is_sent(call) -> None:
     with Client("127.0.0.1:1", "token") as nobody, pytest.raises(BadRequestError):
         call(nobody)

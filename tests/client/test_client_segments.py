@@ -1,4 +1,4 @@
-"""Segments are believed as little as everything else in a Restore stream."""
+"""Segments are verified like everything else in a Restore stream."""
 
 import random
 import tracemalloc
@@ -78,7 +78,7 @@ def refused(parts, match):
 
 @pytest.mark.parametrize("together", [1, 2, 3, 99])
 @pytest.mark.parametrize("before", [0, 1, 30])
-def test_pieces_are_the_bytes_of_their_segment_wherever_messages_end(together, before):
+def test_pieces_are_the_bytes_of_their_segment_for_any_message_boundaries(together, before):
     others = [
         wire.RestorePart(segment=wire.Segment(data=bytes([n] * 9), raw=True, raw_bytes=9))
         for n in range(before)
@@ -90,7 +90,7 @@ def test_pieces_are_the_bytes_of_their_segment_wherever_messages_end(together, b
     assert [bytes(event.data) for event in seen if isinstance(event, EntryEvent)] == [b"", SMALL]
 
 
-def test_a_segment_that_is_no_longer_kept_or_did_not_come_yet_is_refused():
+def test_a_reference_to_a_dropped_or_future_segment_is_refused():
     made = parts()
     others = [wire.RestorePart(segment=wire.Segment(data=b"x", raw=True, raw_bytes=1))] * 8
     refused([*made[:2], *others, *made[2:]], "refers to segment 0, and 9 have come")
@@ -108,13 +108,13 @@ def test_a_segment_that_is_no_longer_kept_or_did_not_come_yet_is_refused():
         (piece(0, 0, len(SMALL) - 1), "bytes came of"),
     ],
 )
-def test_a_piece_that_is_not_what_it_should_be_is_refused(place, match):
+def test_a_wrong_piece_is_refused(place, match):
     made = parts()
     made[5].piece.CopyFrom(place)
     refused(made, match)
 
 
-def test_a_piece_of_a_large_file_that_is_another_one_is_noticed():
+def test_a_swapped_piece_of_a_large_file_is_noticed():
     made = parts()
     made[3].pieces.pieces[1].offset_bytes += 1
     refused(made, "not what its content id says")
@@ -142,16 +142,16 @@ def test_a_piece_of_a_large_file_that_is_another_one_is_noticed():
     ],
     ids=range(10),
 )
-def test_a_segment_that_is_not_what_it_says_is_refused(segment, match):
+def test_a_segment_that_contradicts_its_header_is_refused(segment, match):
     refused(parts(segment), match)
 
 
-def test_a_frame_is_inflated_to_what_it_says_and_no_further():
+def test_a_frame_is_inflated_to_its_stated_size_at_most():
     bomb = wire.Segment(data=frame(bytes(500 * 2**20)), raw_bytes=1024)
     refused(parts(bomb), "not the zstd frame")
 
 
-def test_segments_and_pieces_that_nobody_asked_for_are_refused():
+def test_segments_and_pieces_that_were_not_requested_are_refused():
     for at in (1, 3, 5):
         made = parts()
         chosen = [made[0], *([made[2]] if at == 3 else []), made[at]]
@@ -161,7 +161,7 @@ def test_segments_and_pieces_that_nobody_asked_for_are_refused():
     refused([*made[:2], made[3]], "piece outside a file")
 
 
-def test_a_message_of_small_frames_that_stand_for_much_is_opened_bit_by_bit():
+def test_a_message_of_highly_compressed_frames_is_opened_piece_by_piece():
     packed = frame(bytes(RAW_BYTES_MAX))
     message = wire.RestoreResponse()
     for _ in range(200):

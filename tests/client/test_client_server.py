@@ -1,4 +1,4 @@
-"""The client and the real server: what was acknowledged comes back, byte for byte, whatever was killed on the way."""
+"""The client and the real server: acknowledged data restores byte for byte, whatever was killed on the way."""
 
 import asyncio
 import io
@@ -38,7 +38,7 @@ def admin(server) -> Iterator[Client]:
 
 
 def restored(client: Client, dataset: str, **selector: str) -> dict[bytes, bytes]:
-    """A whole restore: every path, with its bytes."""
+    """A complete restore: every path, with its bytes."""
     request = wire.RestoreRequest(dataset=dataset, backup=pb.BackupSelector(**selector))
     files: dict[bytes, bytearray] = {}
     last = b""
@@ -53,7 +53,7 @@ def restored(client: Client, dataset: str, **selector: str) -> dict[bytes, bytes
     return {path: bytes(data) for path, data in files.items()}
 
 
-def test_what_was_put_is_restored_byte_for_byte(admin: Client) -> None:
+def test_uploaded_files_are_restored_byte_for_byte(admin: Client) -> None:
     with admin.upload("orders", tags={"why": "test"}) as upload:
         upload.put("a.json", b"{}", mode=0o600, uid=7, gid=8, mtime_ns=1_234_567_890_123_456_789)
         upload.put("big.bin", BIG)
@@ -87,7 +87,7 @@ def test_what_was_put_is_restored_byte_for_byte(admin: Client) -> None:
     assert types[b"deep/er"] is EntryType.DIRECTORY
 
 
-def test_a_second_backup_knows_what_changed(admin: Client) -> None:
+def test_a_second_backup_counts_the_changes(admin: Client) -> None:
     with admin.upload("orders") as upload:
         upload.put("a", b"1")
         upload.put("b", b"1")
@@ -124,7 +124,7 @@ def test_files_are_read_in_ranges_and_opened(admin: Client) -> None:
         assert remote.read(5) == whole[len(BIG) - 2 :][:5]
 
 
-def test_the_servers_refusals_arrive_as_exceptions(admin: Client) -> None:
+def test_refusals_of_the_server_are_exceptions(admin: Client) -> None:
     with pytest.raises(DatasetNotFoundError):
         admin.backups("nobody")
     with pytest.raises(NoBaseError), admin.upload("new", kind="incremental"):
@@ -147,7 +147,7 @@ def test_the_servers_refusals_arrive_as_exceptions(admin: Client) -> None:
         pass
 
 
-def test_deleting_hides_and_undeleting_shows(admin: Client) -> None:
+def test_deleting_hides_a_backup_and_undeleting_shows_it(admin: Client) -> None:
     with admin.upload("www") as upload:
         upload.put("a", b"1")
     backup = upload.report.backup
@@ -158,7 +158,7 @@ def test_deleting_hides_and_undeleting_shows(admin: Client) -> None:
     assert admin.read("www", "a") == b"1"
 
 
-def test_a_killed_server_loses_nothing_that_is_handed_over_afterwards(server, admin: Client) -> None:
+def test_an_upload_survives_a_kill_and_restart_of_the_server(server, admin: Client) -> None:
     pieces = [random.Random(seed).randbytes(MIB) for seed in range(90)]
     settings = load_settings(server.config)
 
@@ -214,7 +214,7 @@ def test_info_comes_from_the_server(admin: Client) -> None:
     assert info.limits["read_range_bytes_max"] >= 2 * MIB
 
 
-def test_a_role_that_does_not_suffice_is_named(running) -> None:
+def test_an_insufficient_role_is_named(running) -> None:
     with (
         Client(running.address, running.token("reader")) as reader,
         pytest.raises(AccessDeniedError) as caught,

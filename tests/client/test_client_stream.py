@@ -1,4 +1,4 @@
-"""A Restore stream is believed only as far as it can be checked."""
+"""A Restore stream is trusted only as far as it can be verified."""
 
 import random
 
@@ -56,7 +56,7 @@ def index(parts: list[wire.RestorePart], kind: str, number: int = 0) -> int:
     return [at for at, part in enumerate(parts) if part.WhichOneof("part") == kind][number]
 
 
-def test_an_honest_stream_gives_every_file_whole(backup: StoredBackup) -> None:
+def test_an_honest_stream_gives_every_file_complete(backup: StoredBackup) -> None:
     files: dict[bytes, bytes] = {}
     opened = b""
     seen = events(restore_parts(backup))
@@ -83,7 +83,7 @@ def test_every_cut_of_the_stream_is_noticed(backup: StoredBackup, kind: str) -> 
     refused(without, "unfinished|bytes came|stopped")
 
 
-def test_a_flipped_bit_is_never_a_file(backup: StoredBackup) -> None:
+def test_a_flipped_bit_never_completes_a_file(backup: StoredBackup) -> None:
     for kind, number in (("data", 0), ("data", 3), ("entry", 3)):
         parts = restore_parts(backup)
         part = parts[index(parts, kind, number)]
@@ -102,7 +102,7 @@ def test_other_cuts_of_the_same_bytes_are_noticed(backup: StoredBackup) -> None:
     refused(parts, "not what its content id says")
 
 
-def test_lengths_that_are_not_the_datas_are_noticed(backup: StoredBackup) -> None:
+def test_wrong_lengths_are_noticed(backup: StoredBackup) -> None:
     for lengths in ([CHUNK - 1], [CHUNK, 1], [], [CHUNK, 0]):
         parts = restore_parts(backup)
         data = parts[index(parts, "data")].data
@@ -117,7 +117,7 @@ def test_zeros_and_bytes_at_once_are_refused(backup: StoredBackup) -> None:
     refused(parts, "both bytes and zeros")
 
 
-def test_more_bytes_than_the_entry_has_are_refused(backup: StoredBackup) -> None:
+def test_more_bytes_than_the_size_of_the_entry_are_refused(backup: StoredBackup) -> None:
     parts = restore_parts(backup)
     at = index(parts, "data")
     refused([*parts[: at + 4], parts[at], *parts[at + 4 :]], "more data came")
@@ -145,7 +145,7 @@ def test_wrong_counts_at_the_end_are_refused(backup: StoredBackup) -> None:
         refused(parts, "end says")
 
 
-def test_parts_where_they_do_not_belong_are_refused(backup: StoredBackup) -> None:
+def test_misplaced_parts_are_refused(backup: StoredBackup) -> None:
     parts = restore_parts(backup)
     data, end = parts[index(parts, "data")], parts[index(parts, "entry_end")]
     content = wire.RestorePart(content=wire.ContentPart())
@@ -158,14 +158,14 @@ def test_parts_where_they_do_not_belong_are_refused(backup: StoredBackup) -> Non
     refused([parts[0], wire.RestorePart()], "too old")
 
 
-def test_damage_passes_by_name_and_the_rest_still_comes(backup: StoredBackup) -> None:
+def test_damage_is_reported_by_name_and_the_rest_still_comes(backup: StoredBackup) -> None:
     seen = events(restore_parts(backup, {b"a/big"}))
     damages = [event for event in seen if isinstance(event, DamageEvent)]
     assert damages == [DamageEvent(b"a/big", "a segment cannot be opened", 0, subtree=False)]
     assert seen[-1] == EndEvent(7, len(HOLEY) + 18, 1)
 
 
-def test_damage_in_the_middle_of_a_file_ends_that_file_alone(backup: StoredBackup) -> None:
+def test_damage_in_the_middle_of_a_file_ends_only_that_file(backup: StoredBackup) -> None:
     parts = restore_parts(backup)
     damage = wire.RestorePart(damage=wire.Damage(path="a/big", message="gone", offset_bytes=CHUNK))
     at = index(parts, "data")
@@ -177,7 +177,7 @@ def test_damage_in_the_middle_of_a_file_ends_that_file_alone(backup: StoredBacku
     refused(parts, "in the middle of")
 
 
-def test_the_other_views_bring_no_bytes(backup: StoredBackup) -> None:
+def test_the_other_views_have_no_bytes(backup: StoredBackup) -> None:
     whole = restore_parts(backup)
     parts = [part for part in whole if part.WhichOneof("part") not in {"data", "entry_end"}]
     for part in parts:
@@ -199,7 +199,7 @@ def test_the_other_views_bring_no_bytes(backup: StoredBackup) -> None:
     refused(named, "not requested", view=VIEW_BASIC)
 
 
-def test_it_reads_what_a_server_streams(client: Client, memory: MemoryService) -> None:
+def test_the_reader_accepts_the_stream_of_a_real_server(client: Client, memory: MemoryService) -> None:
     with client.upload("www") as upload:
         upload.put("a", BIG)
         upload.put("b", b"2")
@@ -217,7 +217,7 @@ def test_it_reads_what_a_server_streams(client: Client, memory: MemoryService) -
         {"xattrs": [pb.Xattr(value=b"of no name")]},
     ],
 )
-def test_names_that_no_file_system_has_are_refused(backup: StoredBackup, fields: dict) -> None:
+def test_impossible_names_are_refused(backup: StoredBackup, fields: dict) -> None:
     parts = restore_parts(backup)
     parts.insert(index(parts, "end"), wire.RestorePart(entry=pb.Entry(path="z", **fields)))
     refused(parts, "holds NUL" if "type" in fields else "extended attribute with the name")
@@ -234,12 +234,12 @@ def zeros_parts(lengths: list[int]) -> list[wire.RestorePart]:
     ]
 
 
-def test_zeros_of_ever_other_chunk_lengths_are_not_hashed_for_long() -> None:
+def test_hashing_of_zeros_with_ever_new_chunk_lengths_is_limited() -> None:
     refused(zeros_parts([1024 * 1024 - n for n in range(65)]), "lengths")
     refused(zeros_parts([1024 * 1024] * 1025), "zeros at once")
 
 
-def test_zeros_of_ever_other_lengths_count_over_all_files_of_a_stream() -> None:
+def test_the_limit_for_zeros_counts_over_all_files_of_a_stream() -> None:
     parts = [HEADER]
     for n in range(1, 70):
         entry = pb.Entry(path=f"{n:03}", type=pb.ENTRY_TYPE_FILE)
@@ -270,13 +270,13 @@ def test_zeros_of_ever_other_lengths_count_over_all_files_of_a_stream() -> None:
         ),
     ],
 )
-def test_what_is_kept_of_an_entry_is_bounded(change, match: str) -> None:
+def test_the_memory_for_an_entry_is_bounded(change, match: str) -> None:
     entry = pb.Entry(path="e", type=pb.ENTRY_TYPE_DIRECTORY)
     change(entry)
     refused([HEADER, wire.RestorePart(entry=entry)], match)
 
 
-def test_words_about_damage_are_cut_off() -> None:
+def test_long_messages_about_damage_are_truncated() -> None:
     damage = wire.Damage(path="e", message="x" * 1_000_000)
     found = events(
         [

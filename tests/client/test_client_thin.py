@@ -1,4 +1,4 @@
-"""The thin path: what is handed over is there once it is committed, and only then, whatever happens on the way."""
+"""The thin path: data is in a backup once committed, and only then, whatever happens on the way."""
 
 import contextlib
 import io
@@ -82,7 +82,7 @@ def test_a_clean_exit_commits_everything_that_was_put(client: Client, memory: Me
 def test_an_exception_aborts_and_leaves_no_backup(client: Client, memory: MemoryService) -> None:
     upload = client.upload("orders")
     with pytest.raises(ZeroDivisionError), upload:
-        upload.put("a", 1 / 0)  # type: ignore[arg-type] # never gets there
+        upload.put("a", 1 / 0)  # type: ignore[arg-type] # never reached
     assert "orders" not in memory.backups
     assert memory.calls[-1] == "AbortUpload"
     with pytest.raises(UnfinishedError):
@@ -108,9 +108,7 @@ def test_a_source_that_fails_leaves_no_backup_even_if_the_failure_is_caught(
     assert "orders" not in memory.backups
 
 
-def test_a_wrong_argument_is_refused_before_anything_is_sent_and_harms_nothing(
-    client: Client, memory: MemoryService
-) -> None:
+def test_a_wrong_argument_is_refused_before_anything_is_sent(client: Client, memory: MemoryService) -> None:
     with client.upload("orders") as upload:
         for path in (
             "/etc",
@@ -137,7 +135,7 @@ def test_text_is_not_a_source(client: Client) -> None:
         upload.put("a", "text")  # type: ignore[arg-type] # on purpose
 
 
-def test_an_upload_is_used_once_and_only_while_it_is_open(client: Client) -> None:
+def test_an_upload_can_be_used_only_once_and_only_while_open(client: Client) -> None:
     upload = client.upload("orders")
     with pytest.raises(UploadClosedError):
         upload.put("a", b"1")
@@ -191,7 +189,7 @@ def test_a_stream_is_one_file(client: Client, memory: MemoryService) -> None:
     assert (report.sent_bytes, report.backup.data_bytes) == (len(dump), len(dump))
 
 
-def test_a_broken_stream_goes_on_where_it_is_durable_though_the_source_cannot_seek(
+def test_a_broken_stream_resumes_at_the_durable_point_without_seeking_the_source(
     client: Client, memory: MemoryService
 ) -> None:
     dump = random_bytes(60 * MIB)
@@ -208,7 +206,7 @@ def test_a_broken_stream_goes_on_where_it_is_durable_though_the_source_cannot_se
     assert report.resumed
     assert memory.calls.count("ResumeUpload") == 1
     assert "CheckpointUpload" in memory.calls
-    assert memory.received_bytes < 50 * MIB + len(dump), "what was durable was not sent again"
+    assert memory.received_bytes < 50 * MIB + len(dump), "durable data was not sent again"
     assert notices
     assert "Trying again" in notices[0]
 
@@ -225,7 +223,7 @@ def test_a_stream_that_breaks_before_anything_is_durable_is_sent_again_from_the_
     assert upload.report.resumed
 
 
-def test_a_server_that_restarts_in_the_middle_costs_nothing_but_time(listening: Running) -> None:
+def test_a_server_restart_during_an_upload_costs_only_time(listening: Running) -> None:
     memory = listening.service
     pieces = [random_bytes(MIB, number) for number in range(8)]
 
@@ -240,9 +238,7 @@ def test_a_server_that_restarts_in_the_middle_costs_nothing_but_time(listening: 
     assert stored(memory, "db") == {b"dump": b"".join(pieces)}
 
 
-def test_a_commit_whose_answer_was_lost_is_found_and_not_made_twice(
-    client: Client, memory: MemoryService
-) -> None:
+def test_a_commit_with_a_lost_answer_is_found_and_not_repeated(client: Client, memory: MemoryService) -> None:
     memory.after_commit = lambda context: context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
     with client.upload("orders") as upload:
         upload.put("a", b"1")
@@ -254,15 +250,13 @@ def test_a_commit_whose_answer_was_lost_is_found_and_not_made_twice(
 @pytest.mark.parametrize(
     "code", [grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED]
 )
-def test_a_status_that_was_lost_on_its_way_is_not_believed(
-    client: Client, memory: MemoryService, code: grpc.StatusCode
-) -> None:
+def test_a_lost_status_is_not_trusted(client: Client, memory: MemoryService, code: grpc.StatusCode) -> None:
     cut_once(memory, 1, code)
     client.backup_stream("db", name="dump", source=[b"abc"])
     assert stored(memory, "db") == {b"dump": b"abc"}
 
 
-def test_what_the_server_refuses_is_not_tried_again(client: Client, memory: MemoryService) -> None:
+def test_a_refusal_of_the_server_is_not_retried(client: Client, memory: MemoryService) -> None:
     def refuse(_part, context: grpc.ServicerContext) -> None:
         rpc_abort(context, grpc.StatusCode.INVALID_ARGUMENT, "PATH_CONFLICT", "a is no directory", path="a/b")
 
@@ -278,7 +272,7 @@ def test_what_the_server_refuses_is_not_tried_again(client: Client, memory: Memo
     assert memory.calls[-1] == "AbortUpload"
 
 
-def test_another_writer_ends_this_one(client: Client, memory: MemoryService) -> None:
+def test_another_writer_ends_the_upload(client: Client, memory: MemoryService) -> None:
     def take_over(_part, context: grpc.ServicerContext) -> None:
         for upload in memory.uploads.values():
             upload.message.epoch += 1
@@ -306,7 +300,7 @@ def test_when_the_time_for_retries_is_used_up_the_last_error_says_so(listening: 
     assert "db" not in listening.service.backups
 
 
-def test_what_the_server_has_against_an_upload_is_said_when_it_is_opened(client: Client) -> None:
+def test_objections_of_the_server_are_raised_when_an_upload_is_opened(client: Client) -> None:
     with pytest.raises(NoBaseError) as caught, client.upload("orders", kind="differential"):
         pass
     assert caught.value.facts == {"dataset": "orders"}
@@ -316,7 +310,7 @@ def test_what_the_server_has_against_an_upload_is_said_when_it_is_opened(client:
         client.upload("a\udcff")
 
 
-def test_memory_stays_flat_while_the_server_makes_nothing_durable_by_itself(
+def test_memory_stays_flat_with_a_server_that_makes_data_durable_only_on_request(
     client: Client, memory: MemoryService
 ) -> None:
     piece, pieces = bytes(MIB), extent(130, 250)
@@ -333,12 +327,12 @@ def test_memory_stays_flat_while_the_server_makes_nothing_durable_by_itself(
     assert stored(memory, "db") == {b"zeros": piece * pieces}
 
 
-def test_a_checkpoint_that_came_too_early_is_asked_for_again(client: Client, memory: MemoryService) -> None:
+def test_a_checkpoint_that_was_taken_too_early_is_repeated(client: Client, memory: MemoryService) -> None:
     upload = client.upload("db")
     asked: list[int] = []
 
     def moves() -> bool:
-        """The first one is taken before anything arrived, and answered when the client can hold no more."""
+        """The first checkpoint is taken before any data arrived, and answered when the client's buffer is full."""
         asked.append(upload._stream._replay.held_bytes)
         if len(asked) == 1:
             wait = threading.Event()

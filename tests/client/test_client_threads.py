@@ -1,4 +1,4 @@
-"""Pools of threads work where the system gives no thread; this also looks whether this Python's own pool is as they need it."""
+"""Thread pools work when the system refuses threads; this also checks that Python's pool has the parts they need."""
 
 import threading
 
@@ -8,7 +8,7 @@ from staddle._base.threads import Threads
 
 @pytest.fixture
 def no_threads(monkeypatch):
-    """From when it is called on no thread can be started."""
+    """Let no further thread start."""
 
     def start(_thread):
         raise RuntimeError("can't start new thread")
@@ -25,7 +25,7 @@ def test_without_any_thread_the_caller_does_the_work(no_threads) -> None:
             pool.submit(lambda: 1 // 0).result()
 
 
-def test_with_one_thread_it_does_all_the_work_and_none_of_it_twice(no_threads) -> None:
+def test_a_single_thread_does_all_the_work_exactly_once(no_threads) -> None:
     done: list[int] = []
     busy = threading.Event()
     with Threads(4, "test") as pool:
@@ -39,9 +39,7 @@ def test_with_one_thread_it_does_all_the_work_and_none_of_it_twice(no_threads) -
     assert done == [0, 1, 2, 3, 4]
 
 
-def test_work_that_the_caller_did_is_not_done_again_by_a_thread_that_starts_later(
-    no_threads, monkeypatch
-) -> None:
+def test_work_done_by_the_caller_is_not_repeated_by_a_late_thread(no_threads, monkeypatch) -> None:
     done: list[int] = []
     with Threads(1, "test") as pool:
         no_threads()
@@ -62,7 +60,7 @@ def test_cancelled_work_is_not_done(no_threads) -> None:
     assert waiting.cancelled()
 
 
-def test_a_pool_that_was_shut_down_says_so() -> None:
+def test_a_pool_that_was_shut_down_refuses_work() -> None:
     pool = Threads(1, "test")
     pool.shutdown()
     with pytest.raises(RuntimeError, match="shutdown"):

@@ -1,4 +1,4 @@
-"""What a client says of certificates, keys and tokens that cannot be used: its own, and the server's."""
+"""Errors of a client for unusable certificates, keys and tokens: its own, and the server's."""
 
 import base64
 import os
@@ -21,7 +21,7 @@ def authority(tmp_path: pathlib.Path) -> Authority:
 
 
 def refused(running: Running, **settings: object) -> ConnectError:
-    """What a client with these settings is told."""
+    """The error that a client with these settings gets."""
     try:
         with (
             Client(running.address, TOKEN, **settings) as client,  # type: ignore[arg-type]
@@ -36,26 +36,28 @@ def refused(running: Running, **settings: object) -> ConnectError:
 # ---------------------------------------------------------------- the server's
 
 
-def test_a_servers_certificate_that_has_expired_is_named_with_its_date(authority: Authority) -> None:
+def test_an_expired_server_certificate_is_named_with_its_date(authority: Authority) -> None:
     error = refused(serve_tls(authority, begins_h=-2000, ends_h=-1000), ca=authority.file)
     assert error.facts["tls"] == "expired"
     assert "expired at 20" in str(error)
     assert "This machine's clock says 20" in str(error)
 
 
-def test_one_that_is_not_valid_yet_is_named_with_its_date(authority: Authority) -> None:
+def test_a_server_certificate_that_is_not_valid_yet_is_named_with_its_date(authority: Authority) -> None:
     error = refused(serve_tls(authority, begins_h=1000, ends_h=2000), ca=authority.file)
     assert error.facts["tls"] == "not-yet-valid"
     assert "is not valid before 20" in str(error)
 
 
-def test_one_for_another_name_is_named_with_the_setting_that_helps(authority: Authority) -> None:
+def test_a_server_certificate_for_another_name_is_named_with_the_setting_that_helps(
+    authority: Authority,
+) -> None:
     error = refused(serve_tls(authority, "other-name"), ca=authority.file)
     assert error.facts["tls"] == "other-name"
     assert "another name than 127.0.0.1: set server_name" in str(error)
 
 
-def test_one_of_an_unknown_authority_is_named_with_the_authority_that_was_expected(
+def test_a_server_certificate_of_an_unknown_authority_is_named_with_the_expected_one(
     authority: Authority, tmp_path: pathlib.Path
 ) -> None:
     stranger = Authority(tmp_path / "stranger", "a stranger")
@@ -64,7 +66,7 @@ def test_one_of_an_unknown_authority_is_named_with_the_authority_that_was_expect
     assert f"not of ca {stranger.file}" in str(error)
 
 
-def test_a_server_without_tls_and_a_client_without_it_are_told_so(authority: Authority) -> None:
+def test_a_server_or_client_without_tls_is_reported(authority: Authority) -> None:
     memory = MemoryService()
     server, address = start(memory)
     error = refused(Running(memory, address, server), ca=authority.file)
@@ -73,7 +75,7 @@ def test_a_server_without_tls_and_a_client_without_it_are_told_so(authority: Aut
     assert (error.facts["tls"], "uses TLS, and ca is not set" in str(error)) == ("tls", True)
 
 
-def test_a_server_that_wants_a_clients_certificate_says_so(
+def test_a_server_that_requires_a_client_certificate_is_reported(
     authority: Authority, tmp_path: pathlib.Path
 ) -> None:
     error = refused(serve_tls(authority, mutual=True), ca=authority.file)
@@ -87,7 +89,7 @@ def test_a_server_that_wants_a_clients_certificate_says_so(
     assert f"the client's certificate {cert} has expired" in str(error)
 
 
-def test_an_address_at_which_nobody_answers_is_told_as_before(authority: Authority) -> None:
+def test_an_address_without_a_server_is_reported_as_unreachable(authority: Authority) -> None:
     running = serve_tls(authority)
     running.stop()
     with Client(running.address, TOKEN, ca=authority.file) as client, pytest.raises(ConnectError) as caught:
@@ -96,7 +98,7 @@ def test_an_address_at_which_nobody_answers_is_told_as_before(authority: Authori
     assert "No Staddle server answers" in str(caught.value)
 
 
-# ---------------------------------------------------------------- the client's own
+# ---------------------------------------------------------------- the client's
 
 MEND = {
     "Windows line ends": lambda text: text.replace(b"\n", b"\r\n"),
@@ -110,9 +112,7 @@ MEND = {
 
 
 @pytest.mark.parametrize("how", MEND)
-def test_a_pem_file_that_can_only_mean_one_thing_is_read(
-    authority: Authority, tmp_path: pathlib.Path, how: str
-) -> None:
+def test_an_unambiguous_pem_file_is_read(authority: Authority, tmp_path: pathlib.Path, how: str) -> None:
     cert, key = authority.issue("client")
     plain = read_pem(cert).certificates(), read_pem(key).private_keys()
     for path in (cert, key):
@@ -120,7 +120,7 @@ def test_a_pem_file_that_can_only_mean_one_thing_is_read(
     assert (read_pem(cert).certificates(), read_pem(key).private_keys()) == plain
 
 
-def test_certificates_and_key_in_one_file_and_in_any_order_are_shown_as_a_server_wants_them(
+def test_certificates_and_key_from_one_file_are_sent_in_the_required_order(
     authority: Authority, tmp_path: pathlib.Path
 ) -> None:
     running = serve_tls(authority, mutual=True)
@@ -134,7 +134,7 @@ def test_certificates_and_key_in_one_file_and_in_any_order_are_shown_as_a_server
         running.stop()
 
 
-def test_of_several_keys_in_a_file_the_one_of_the_certificate_is_used(
+def test_the_key_that_matches_the_certificate_is_used_from_several(
     authority: Authority, tmp_path: pathlib.Path
 ) -> None:
     cert, key = authority.issue("client")
@@ -145,7 +145,7 @@ def test_of_several_keys_in_a_file_the_one_of_the_certificate_is_used(
     assert load(Settings(ca=str(authority.file), cert=str(cert), key=str(several))).key == block.pem
 
 
-def test_files_that_do_not_fit_or_are_of_another_kind_are_refused_at_once_by_name(
+def test_mismatching_or_wrong_files_are_refused_immediately_by_name(
     authority: Authority, tmp_path: pathlib.Path
 ) -> None:
     cert, key = authority.issue("client")
@@ -185,7 +185,7 @@ def test_files_that_do_not_fit_or_are_of_another_kind_are_refused_at_once_by_nam
         assert key.read_text().splitlines()[1] not in str(caught.value)
 
 
-def test_the_clients_own_certificate_is_warned_of_once_before_its_end(
+def test_an_expiring_client_certificate_gives_one_warning(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     lasts = authority.issue("lasts", ends_h=31 * 24)
@@ -201,7 +201,7 @@ def test_the_clients_own_certificate_is_warned_of_once_before_its_end(
     assert second.startswith(f"cert {expired[0]} expired at 20")
 
 
-def test_a_private_key_that_others_can_read_is_warned_of_once(
+def test_a_private_key_readable_by_others_gives_one_warning(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     cert, key = authority.issue("client", ends_h=31 * 24)
@@ -238,14 +238,14 @@ SECRET = "staddle_" + "aB3_-" * 8 + "xyz"
         f"\u00a0{SECRET}\u00a0",
     ],
 )
-def test_a_token_is_understood_as_it_is_pasted(pasted: str) -> None:
+def test_a_pasted_token_is_understood(pasted: str) -> None:
     assert token_of(pasted) == SECRET
 
 
 @pytest.mark.parametrize(
     "pasted", [f"{SECRET[:20]} {SECRET}", "/run/secrets/token", f"{SECRET}/x", "tökén", "Bearer "]
 )
-def test_what_is_no_token_is_refused_and_never_repeated(pasted: str) -> None:
+def test_a_malformed_token_is_refused_and_never_repeated(pasted: str) -> None:
     with pytest.raises(ConfigError) as caught:
         token_of(pasted)
     assert pasted not in str(caught.value)
@@ -291,7 +291,7 @@ def test_a_wrong_settings_file_says_what_is_wrong_and_where_and_no_secret(
     assert SECRET not in str(caught.value)
 
 
-def test_a_directory_a_device_and_a_pipe_without_a_writer_are_named_and_not_waited_for(
+def test_a_directory_a_device_or_a_pipe_without_a_writer_is_refused_without_waiting(
     tmp_path: pathlib.Path,
 ) -> None:
     pipe = tmp_path / "pipe"

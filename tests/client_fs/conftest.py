@@ -75,7 +75,7 @@ def _as_ordinary_user() -> Iterator[None]:
 
 @pytest.fixture
 def as_ordinary_user() -> Callable[[], object]:
-    """A `with` in which this process has no special rights."""
+    """A context in which this process has no special rights."""
     return _as_ordinary_user
 
 
@@ -87,13 +87,13 @@ def only_root() -> None:
 
 @pytest.fixture
 def public_path() -> Iterator[Path]:
-    """A directory that every user may enter, as those of tmp_path are not."""
+    """A directory that every user may enter, unlike those of tmp_path."""
     path = Path(tempfile.mkdtemp(prefix="staddle-test-"))
     path.chmod(0o777)
     try:
         yield path
     finally:
-        # What a test closed must be open again before an ordinary user can remove it.
+        # Directories that a test closed must be opened again before an ordinary user can remove them.
         for at, names, _ in os.walk(path):
             for name in names:
                 if not os.path.islink(os.path.join(at, name)):

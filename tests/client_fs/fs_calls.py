@@ -1,4 +1,4 @@
-"""The calls that a server in this process answers, counted."""
+"""Counts the calls that a server in this process answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trees to back up, and the comparison of two of them with all that a backup keeps."""
+"""Trees to back up, and the comparison of two trees in everything that a backup keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Node(NamedTuple):
-    """What is compared of a path. Its hard links are a set of paths; its holes what SEEK_HOLE tells."""
+    """The compared properties of a path. Hard links are a set of paths; holes are those of SEEK_HOLE."""
 
     kind: int
     mode: int
@@ -40,7 +40,7 @@ def open_below(root: Path) -> list[str]:
 
 
 def nodes_of(root: Path | bytes, *, holes: bool = True) -> dict[bytes, Node]:
-    """Every path below a root (b"" is the root itself) that is no socket, with all that is compared."""
+    """Every path below a root (b"" is the root itself) except sockets, with its compared properties."""
     root = os.fsencode(root)
     groups: dict[tuple[int, int], list[bytes]] = {}
     found: dict[bytes, tuple[bytes, os.stat_result]] = {}
@@ -116,7 +116,7 @@ def seeded_bytes(seed: int, size: int) -> bytes:
 
 
 def plant(root: Path, seed: int = 1, *, files: int = 40) -> None:
-    """A tree with some of everything that any user can make."""
+    """A tree with every kind of object that any user can create."""
     chance = random.Random(seed)
     root.mkdir(exist_ok=True)
     directories = [root]
@@ -145,7 +145,7 @@ def plant(root: Path, seed: int = 1, *, files: int = 40) -> None:
 
 
 def make_socket(path: Path) -> None:
-    """A socket that nobody listens to."""
+    """A socket without a listener."""
     with socket.socket(socket.AF_UNIX) as made:
         directory = os.open(path.parent, os.O_RDONLY)
         try:

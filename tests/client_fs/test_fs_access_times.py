@@ -1,4 +1,4 @@
-"""A backup leaves the access times of what it reads alone, where the system allows that."""
+"""A backup does not change the access times of what it reads, where the system allows that."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def age(path: Path) -> None:
 
 
 def require_moving_times(path: Path) -> None:
-    """Skips where no reading moves access times, so that nothing could be seen."""
+    """Skip where reading does not change access times, so the test could not see anything."""
     for each in (path / "control-file", path / "control-directory"):
         each.mkdir() if each.name.endswith("directory") else each.write_text("read")
         age(each)
@@ -35,7 +35,7 @@ def require_moving_times(path: Path) -> None:
 
 
 @BOTH_WAYS
-def test_a_backup_moves_no_access_time_of_files_and_directories(
+def test_a_backup_changes_no_access_time_of_files_and_directories(
     thin: bool, protected, tmp_path: Path
 ) -> None:
     require_moving_times(tmp_path)
@@ -56,14 +56,14 @@ def test_a_backup_moves_no_access_time_of_files_and_directories(
             protected.backup(
                 [top / "d", top / "small", top / "cache"], new_root=True, dataset="some", thin=thin
             )
-        else:  # the second one by the cache, and changed files by their new ctime
+        else:  # the second one with the cache, and changed files by their new ctime
             assert protected.backup(thin=thin).complete
         assert {each: each.stat().st_atime_ns for each in everything} == dict.fromkeys(
             everything, LONG_AGO_NS
         )
 
 
-def test_files_of_others_are_read_all_the_same_and_asked_for_once(
+def test_files_of_other_users_are_read_and_noatime_is_tried_once(
     only_root, as_ordinary_user, public_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (public_path / "d").mkdir()
@@ -95,7 +95,7 @@ def test_files_of_others_are_read_all_the_same_and_asked_for_once(
     )  # the root, and one more of its owner
 
 
-def test_a_refusal_for_one_user_says_nothing_of_another(
+def test_a_refusal_for_one_user_does_not_apply_to_another(
     only_root, as_ordinary_user, public_path: Path
 ) -> None:
     require_moving_times(public_path)
@@ -113,7 +113,7 @@ def test_a_refusal_for_one_user_says_nothing_of_another(
     assert file.stat().st_atime_ns == LONG_AGO_NS
 
 
-def test_the_way_to_a_path_keeps_its_access_time(protected, tmp_path: Path) -> None:
+def test_the_directories_above_a_path_keep_their_access_times(protected, tmp_path: Path) -> None:
     require_moving_times(tmp_path)
     (protected.source / "a/b").mkdir(parents=True)
     (protected.source / "c").mkdir()

@@ -1,4 +1,4 @@
-"""Backups as archives: what readers of tar and zip make of them, and that none looks complete that is not."""
+"""Backups as archives: tar and zip readers accept them, and an incomplete one never looks complete."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def unpack(data: bytes, target: Path, *options: str) -> subprocess.CompletedProc
 # --- tar
 
 
-def test_gnu_tar_makes_of_a_tar_archive_what_was_backed_up(protected, tmp_path: Path) -> None:
+def test_gnu_tar_unpacks_the_backed_up_tree(protected, tmp_path: Path) -> None:
     source = protected.source
     plant(source)
     make_socket(source / "sock")
@@ -87,7 +87,7 @@ def test_gnu_tar_makes_of_a_tar_archive_what_was_backed_up(protected, tmp_path: 
 
 
 @pytest.mark.parametrize("name", [b"sparse", b"sp\xff\n" + b"n" * 200])
-def test_a_large_sparse_file_is_sparse_in_a_tar_archive_and_behind_it(
+def test_a_large_sparse_file_is_sparse_in_a_tar_archive_and_once_unpacked(
     name: bytes, protected, tmp_path: Path
 ) -> None:
     path = os.path.join(os.fsencode(protected.source), name)
@@ -114,7 +114,7 @@ def test_a_large_sparse_file_is_sparse_in_a_tar_archive_and_behind_it(
     "holes",
     [[(0, 2**16)], [(2**16, 2**17)], [(0, 2**16), (2**17, 2**16)], [(2**18, 2**18)], [(0, 2**19)]],
 )
-def test_every_place_of_holes_comes_back_in_every_size_of_pieces(
+def test_holes_at_every_place_come_back_with_every_piece_size(
     holes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive_formats, "SPARSE_BYTES_MIN", 0)
@@ -132,7 +132,7 @@ def test_every_place_of_holes_comes_back_in_every_size_of_pieces(
 
 
 @pytest.mark.parametrize("holes", [[(5, 10), (8, 10)], [(0, 2**40)], [(2**63, 2**63)], [(0, 0)]])
-def test_holes_that_cannot_be_are_no_holes(
+def test_impossible_holes_are_ignored(
     holes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive_formats, "SPARSE_BYTES_MIN", 0)
@@ -168,7 +168,7 @@ def test_an_archive_of_selected_paths_has_the_directories_above_them_and_not_the
     assert sorted(members(data)) == ["a", "a/c", "a/c/z", "z"]
 
 
-def test_excluded_files_do_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_excluded_files_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_archived, "BATCH_PATHS", 3)
     server = Server(*(file(f"{letter}{number}") for number in range(5) for letter in "kx"))
     _, data = archive(server, exclude=["x*"])
@@ -177,7 +177,7 @@ def test_excluded_files_do_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [["k0", "k1", "k2"], ["k3", "k4"]]
 
 
-def test_what_the_backup_does_not_say_follows_the_process_and_the_backups_time() -> None:
+def test_unset_metadata_follows_the_process_and_the_time_of_the_backup() -> None:
     entry = pb.Entry(path="bare", type=pb.ENTRY_TYPE_FILE)
     entry.content.CopyFrom(file("bare")[0].content)
     _, data = archive(Server((entry, b"data"), (pb.Entry(path="d", type=pb.ENTRY_TYPE_DIRECTORY), b"")))
@@ -204,7 +204,7 @@ def test_a_broken_stream_is_resumed_and_the_archive_is_the_same(
         assert len(server.requests) > 2
 
 
-def test_a_server_that_sends_other_bytes_the_second_time_gets_no_complete_archive(
+def test_different_bytes_after_a_resume_give_no_complete_archive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_archived, "GATHER_BYTES_MAX", 0)
@@ -223,7 +223,7 @@ def test_a_server_that_sends_other_bytes_the_second_time_gets_no_complete_archiv
 
 
 @pytest.mark.parametrize("form", ["tar", "zip"])
-def test_a_damaged_file_is_left_out_and_named_and_the_rest_is_there(form: str) -> None:
+def test_a_damaged_file_is_left_out_and_named_and_the_rest_is_in_the_archive(form: str) -> None:
     server = Server(file("a"), file("large", LARGE), file("z"))
     server.damaged.add(b"large")
     report, data = archive(server, form)
@@ -238,7 +238,7 @@ def test_a_damaged_file_is_left_out_and_named_and_the_rest_is_there(form: str) -
 
 @pytest.mark.parametrize("form", ["tar", "zip"])
 @pytest.mark.parametrize("how", ["damaged", "broken", "between files", "sink"])
-def test_an_archive_that_could_not_be_completed_is_refused_by_its_readers(
+def test_archive_readers_refuse_an_incomplete_archive(
     how: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_archived, "GATHER_BYTES_MAX", 0)
@@ -259,7 +259,7 @@ def test_an_archive_that_could_not_be_completed_is_refused_by_its_readers(
     words = ["tar", "-tf"] if form == "tar" else ["unzip", "-tq"]
     done = subprocess.run([*words, tmp_path / "archive"], capture_output=True, check=False)
     if how == "sink" and form == "tar":
-        return  # nothing more could be written, and the program that wrote it has failed
+        return  # nothing more could be written, and the writing program has failed
     assert done.returncode != 0, done.stdout
 
 
@@ -272,7 +272,7 @@ class Full(io.BytesIO):
         return super().write(data)
 
 
-def test_a_tar_archive_that_ends_early_ends_in_a_member_that_says_so() -> None:
+def test_an_incomplete_tar_archive_ends_with_a_member_that_says_so() -> None:
     server = Server(file("a"), file("b"))
     server.break_after = [2]
     sink = io.BytesIO()
@@ -284,7 +284,7 @@ def test_a_tar_archive_that_ends_early_ends_in_a_member_that_says_so() -> None:
 
 @pytest.mark.parametrize("form", ["tar", "zip"])
 @pytest.mark.parametrize("path", ["../x", "/x", "a\0b", "a/./b", "link/x"])
-def test_a_path_that_leads_out_gets_into_no_archive(path: str, form: str) -> None:
+def test_a_path_that_leads_outside_is_never_written_to_an_archive(path: str, form: str) -> None:
     link = other("link", pb.ENTRY_TYPE_SYMLINK, link_target="/etc")
     sink = io.BytesIO()
     with pytest.raises(ProtocolError):
@@ -293,7 +293,7 @@ def test_a_path_that_leads_out_gets_into_no_archive(path: str, form: str) -> Non
         members(sink.getvalue()) if form == "tar" else zipfile.ZipFile(io.BytesIO(sink.getvalue()))
 
 
-def test_a_pattern_that_cannot_be_meant_and_an_unknown_format_are_refused_before_anything_is_written(
+def test_an_impossible_pattern_and_an_unknown_format_are_refused_before_writing(
     protected,
 ) -> None:
     sink = io.BytesIO()
@@ -304,7 +304,7 @@ def test_a_pattern_that_cannot_be_meant_and_an_unknown_format_are_refused_before
 
 
 @pytest.mark.parametrize("form", ["tar", "zip"])
-def test_a_file_without_a_buffer_gets_all_of_it(form: str) -> None:
+def test_an_unbuffered_file_gets_the_complete_archive(form: str) -> None:
     class Raw(io.BytesIO):
         def write(self, data, /) -> int:
             return super().write(data[:1_000])
@@ -323,15 +323,13 @@ def test_a_file_without_a_buffer_gets_all_of_it(form: str) -> None:
 # --- zip
 
 
-def test_a_name_that_leads_out_where_backslashes_separate_names_is_in_no_zip() -> None:
+def test_a_name_that_leads_outside_by_backslashes_is_never_written_to_a_zip() -> None:
     report, data = archive(Server(file("a\\b"), file("a\\..\\..\\x")), "zip")
     assert zipfile.ZipFile(io.BytesIO(data)).namelist() == ["a\\b"]
     assert [problem.path for problem in report.problems] == ["a\\..\\..\\x"]
 
 
-def test_unzip_makes_of_a_zip_archive_what_it_can_hold_and_the_rest_is_named(
-    protected, tmp_path: Path
-) -> None:
+def test_unzip_unpacks_what_zip_can_hold_and_the_rest_is_named(protected, tmp_path: Path) -> None:
     source = protected.source
     plant(source)
     (source / "ünï ★").write_text("text")
@@ -370,7 +368,7 @@ def test_unzip_makes_of_a_zip_archive_what_it_can_hold_and_the_rest_is_named(
 
 
 class Tail(io.RawIOBase):
-    """Keeps the end of what is written."""
+    """Keeps the end of the written bytes."""
 
     data = b""
 
@@ -379,7 +377,7 @@ class Tail(io.RawIOBase):
         return len(data)
 
 
-def test_the_members_of_a_zip_archive_wait_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_of_a_zip_archive_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_formats, "MEMBERS_BYTES_IN_MEMORY", 65_536)
     made = ZipArchive(Tail(), MTIME_NS)
     entry = pb.Entry(type=pb.ENTRY_TYPE_DIRECTORY, mode=0o755, mtime_ns=MTIME_NS)

@@ -1,4 +1,4 @@
-"""Directories to a server and back: kinds, resuming, mixing both ways of sending, files that change, damage."""
+"""Directories to a server and back: kinds, resume, both ways of sending, changing files, damage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def change(source: Path) -> None:
 
 
 @BOTH_WAYS
-def test_every_backup_comes_back_as_the_tree_was(thin: bool, protected, tmp_path: Path) -> None:
+def test_every_backup_restores_the_tree(thin: bool, protected, tmp_path: Path) -> None:
     source = protected.source
     plant(source)
     kept = {}
@@ -53,7 +53,7 @@ def test_every_backup_comes_back_as_the_tree_was(thin: bool, protected, tmp_path
         kept[step] = made.backup
         protected.restore(tmp_path / f"out{step}", backup=made.backup.id)
         if step == 2:
-            continue  # it keeps the metadata of the full one: looked at elsewhere
+            continue  # it keeps the metadata of the full one: tested elsewhere
         assert_same(source, tmp_path / f"out{step}", but=frozenset({b""}))
         if step == 0:
             change(source)
@@ -85,7 +85,7 @@ def test_both_ways_of_sending_give_the_same_manifest_and_may_be_mixed(protected)
 
 
 @BOTH_WAYS
-def test_what_did_not_change_is_neither_read_nor_sent(thin: bool, protected) -> None:
+def test_unchanged_files_are_neither_read_nor_sent(thin: bool, protected) -> None:
     plant(protected.source)
     first = protected.backup(thin=thin)
     assert first.read_bytes > 3_000_000
@@ -93,11 +93,11 @@ def test_what_did_not_change_is_neither_read_nor_sent(thin: bool, protected) -> 
     second = protected.backup(thin=thin)
     assert second.read_bytes == 3
     assert second.sent_bytes == 3
-    assert second.entries_unchanged == first.backup.entry_count - 1  # but the root, which has a new time
+    assert second.entries_unchanged == first.backup.entry_count - 1  # except the root, which has a new time
     assert (second.backup.changes.added, second.backup.changes.metadata_changed) == (1, 1)
 
 
-def test_a_changed_file_sends_the_chunks_that_changed(protected) -> None:
+def test_only_the_changed_chunks_of_a_file_are_sent(protected) -> None:
     (protected.source / "big").write_bytes(seeded_bytes(1, 20_000_000))
     protected.backup()
     with (protected.source / "big").open("r+b") as file:
@@ -109,7 +109,7 @@ def test_a_changed_file_sends_the_chunks_that_changed(protected) -> None:
     assert second.sent_bytes + second.reused_bytes == 20_000_000
 
 
-def test_a_change_that_puts_size_and_mtime_back_is_found(protected, tmp_path: Path) -> None:
+def test_a_change_that_restores_size_and_mtime_is_found(protected, tmp_path: Path) -> None:
     path = protected.source / "f"
     path.write_bytes(b"before")
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
@@ -121,7 +121,7 @@ def test_a_change_that_puts_size_and_mtime_back_is_found(protected, tmp_path: Pa
     assert (tmp_path / "out" / "f").read_bytes() == b"behind"
 
 
-def test_a_timestamp_too_recent_to_be_trusted_is_read_again(protected) -> None:
+def test_a_file_with_a_too_recent_timestamp_is_read_again(protected) -> None:
     (protected.source / "f").write_bytes(b"fresh")
     protected.backup(clock=time.time_ns)
     assert protected.backup(clock=time.time_ns).read_bytes == 5
@@ -130,7 +130,7 @@ def test_a_timestamp_too_recent_to_be_trusted_is_read_again(protected) -> None:
 
 
 @BOTH_WAYS
-def test_links_and_directories_with_recent_timestamps_are_looked_at_again(protected, thin: bool) -> None:
+def test_links_and_directories_with_recent_timestamps_are_checked_again(protected, thin: bool) -> None:
     (protected.source / "directory").mkdir()
     (protected.source / "link").symlink_to("anywhere")
     for clock, again in ((time.time_ns, True), (lambda: time.time_ns() + 10**10, False)):
@@ -139,7 +139,7 @@ def test_links_and_directories_with_recent_timestamps_are_looked_at_again(protec
         assert entries == {"directory": again, "link": again}
 
 
-def test_metadata_alone_is_a_change_to_incremental_and_none_to_differential(protected) -> None:
+def test_a_metadata_change_counts_for_incremental_and_not_for_differential(protected) -> None:
     plant(protected.source)
     full = protected.backup().backup
     (protected.source / "big").chmod(0o606)
@@ -165,7 +165,7 @@ def test_a_missing_base_is_a_clear_error_and_auto_makes_a_full_one(protected) ->
     assert protected.backup().backup.kind is BackupKind.FULL
 
 
-def test_another_root_is_refused_unless_it_is_meant_and_then_everything_is_read(
+def test_another_root_is_refused_unless_allowed_and_then_everything_is_read(
     protected, tmp_path: Path
 ) -> None:
     plant(protected.source)
@@ -181,9 +181,7 @@ def test_another_root_is_refused_unless_it_is_meant_and_then_everything_is_read(
 
 
 @BOTH_WAYS
-def test_what_is_excluded_is_not_in_the_backup_and_leaves_it_when_it_becomes_excluded(
-    thin: bool, protected
-) -> None:
+def test_excluded_paths_are_not_in_the_backup_even_if_the_base_has_them(thin: bool, protected) -> None:
     plant(protected.source)
     protected.backup(thin=thin)
     protected.backup(thin=thin, exclude=["a/", "*.bin"])
@@ -193,7 +191,7 @@ def test_what_is_excluded_is_not_in_the_backup_and_leaves_it_when_it_becomes_exc
 
 
 @BOTH_WAYS
-def test_what_cannot_be_read_is_reported_and_the_rest_is_in_the_backup(
+def test_unreadable_paths_are_reported_and_the_rest_is_backed_up(
     thin: bool, protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (protected.source / "ok").write_text("read me")
@@ -243,7 +241,7 @@ class Changing:
 @BOTH_WAYS
 @pytest.mark.parametrize("size", [10_000, 1_500_000])
 @pytest.mark.parametrize("times", [1, 9])
-def test_a_file_that_changes_while_it_is_read_is_read_once_more_and_then_marked(
+def test_a_file_that_changes_during_reading_is_read_once_more_and_then_marked(
     thin: bool, size: int, times: int, protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = protected.source / "f"
@@ -262,7 +260,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_once_more_and_then_marked(
         assert protected.backup(thin=thin).read_bytes > 0
 
 
-def test_a_file_of_many_chunks_goes_in_parts_and_comes_back(
+def test_a_file_of_many_chunks_is_sent_in_parts_and_restored(
     protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunk_files, "PART_CHUNKS", 3)
@@ -289,7 +287,7 @@ def test_a_huge_hole_is_neither_read_nor_sent(protected, tmp_path: Path) -> None
         assert file.read(14) == b"the only bytes"
 
 
-def test_names_of_one_file_are_read_once(protected) -> None:
+def test_a_file_with_several_names_is_read_once(protected) -> None:
     (protected.source / "a").write_bytes(seeded_bytes(6, 700_000))
     for name in "bcd":
         os.link(protected.source / "a", protected.source / name)
@@ -338,7 +336,7 @@ def backup_over(calls: Calls, source: Path, dataset: str = "data", **options):
     return backup_directory(calls, os.fsencode(source), BackupOptions(dataset=dataset, **options), clock)
 
 
-def test_retrying_is_told_in_words(protected, running) -> None:
+def test_retries_are_reported_in_words(protected, running) -> None:
     plant(protected.source, files=4)
     calls = Breaking(running, at=4, after=False)
     notices = []
@@ -347,7 +345,7 @@ def test_retrying_is_told_in_words(protected, running) -> None:
     assert [notice for notice in notices if "Trying again" in notice]
 
 
-def test_the_thin_path_and_restore_load_none_of_the_packages_of_the_command() -> None:
+def test_the_thin_path_and_restore_import_no_packages_of_the_command() -> None:
     code = (
         "import sys, staddle._backup.run, staddle._backup.stream_files, staddle._restore.run\n"
         "print([name for name in ('zstandard', 'pyfastcdc', 'pathspec', 'click', 'rich') if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""Backups whose connection, server or base fails: resumed, begun again, or ended with a clear error."""
+"""Backups whose connection, server or base fails: resumed, restarted, or ended with a clear error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from test_fs_backup import BOTH_WAYS, Breaking, backup_over
 
 @pytest.mark.parametrize("after", [False, True], ids=["request-lost", "answer-lost"])
 @pytest.mark.parametrize("at", range(3, 15, extent(3, 1)))
-def test_a_broken_connection_at_any_call_changes_nothing_about_the_backup(
+def test_a_broken_connection_at_any_call_does_not_change_the_backup(
     at: int, after: bool, protected, running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(send_missing, "ENTRIES_MAX", 8)
@@ -48,7 +48,7 @@ def test_a_broken_connection_at_any_call_changes_nothing_about_the_backup(
 
 
 @BOTH_WAYS
-def test_an_interrupted_backup_is_gone_on_with_by_the_next_run(thin: bool, protected, running) -> None:
+def test_the_next_run_resumes_an_interrupted_backup(thin: bool, protected, running) -> None:
     plant(protected.source, files=60)
     expected = protected.backup(dataset="untroubled").backup
     calls = Breaking(running, at=10**9, after=False)
@@ -62,14 +62,16 @@ def test_an_interrupted_backup_is_gone_on_with_by_the_next_run(thin: bool, prote
     made = backup_over(calls, protected.source, thin=thin, cache_dir=str(protected.cache))
     calls.close()
     assert made.resumed
-    assert not list(protected.cache.glob(f"*{made.backup.id}*"))  # only the run before knows what it has sent
+    assert not list(
+        protected.cache.glob(f"*{made.backup.id}*")
+    )  # only the previous run knows what it has sent
     assert made.backup.manifest_digest == expected.manifest_digest
     assert made.backup.entry_count == expected.entry_count
 
 
 @BOTH_WAYS
 @pytest.mark.parametrize("kind", ["full", "incremental"])
-def test_what_changed_since_an_interrupted_run_began_is_in_the_backup_of_the_next_run(
+def test_changes_since_an_interrupted_run_are_in_the_backup_of_the_next_run(
     thin: bool, kind: str, protected, running
 ) -> None:
     outside = protected.source.parent / "outside"
@@ -91,8 +93,8 @@ def test_what_changed_since_an_interrupted_run_began_is_in_the_backup_of_the_nex
     (upload,) = stopped.uploads
     calls.call("CheckpointUpload", wire.CheckpointUploadRequest(upload_id=upload.id, epoch=upload.epoch))
     durable = calls.call("GetUpload", wire.GetUploadRequest(upload_id=upload.id)).upload.durable
-    assert entry_of(durable.last_entry).path_bytes.replace(b"/", b"\0") > b"a\0z"  # all of "a" is behind it
-    (outside / "moved").rename(protected.source / "a" / "moved")  # all in it has times from before
+    assert entry_of(durable.last_entry).path_bytes.replace(b"/", b"\0") > b"a\0z"  # all of "a" is done
+    (outside / "moved").rename(protected.source / "a" / "moved")  # all its files have earlier times
     (protected.source / "a" / "x").write_text("changed in between")
     (protected.source / "a" / "new").write_text("made in between")
     (protected.source / "a" / "becomes-dir").unlink()
@@ -117,9 +119,7 @@ def test_what_changed_since_an_interrupted_run_began_is_in_the_backup_of_the_nex
     assert not any(entry.incomplete for entry in entries.values())
 
 
-def test_what_was_mounted_since_an_interrupted_run_is_in_the_backup_of_the_next_run(
-    protected, running
-) -> None:
+def test_a_mount_since_an_interrupted_run_is_in_the_backup_of_the_next_run(protected, running) -> None:
     outside = protected.source.parent / "outside"
     (outside / "deep").mkdir(parents=True)
     (outside / "deep" / "old").write_text("long there")
@@ -146,7 +146,7 @@ def test_what_was_mounted_since_an_interrupted_run_is_in_the_backup_of_the_next_
 
 
 class Interrupting:
-    """A backup that is interrupted when it has come to so many paths that are no files."""
+    """A backup that is interrupted after so many paths other than files."""
 
     def __init__(self, calls: Calls, source: Path, *, after_entries: int) -> None:
         self.calls, self.source, self.after_entries = calls, source, after_entries
@@ -199,9 +199,7 @@ def test_a_second_writer_ends_the_first_with_a_clear_error(protected, running) -
     assert list(protected.client.datasets()) == [] or list(protected.client.backups("data")) == []
 
 
-def test_a_server_that_stays_away_ends_the_backup_when_the_time_for_retries_is_over(
-    protected, running
-) -> None:
+def test_a_server_that_stays_down_ends_the_backup_after_the_retry_time(protected, running) -> None:
     plant(protected.source, files=4)
     calls = Breaking(running, at=4, after=False)
     real = calls.call
@@ -218,7 +216,7 @@ def test_a_server_that_stays_away_ends_the_backup_when_the_time_for_retries_is_o
 
 
 @pytest.mark.parametrize("at", extent([1, 3], [*range(1, 6)]))
-def test_a_broken_thin_stream_is_gone_on_with(
+def test_a_broken_thin_stream_is_resumed(
     at: int, protected, running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("staddle._backup.stream_files.MESSAGE_BYTES", 400_000)
@@ -283,7 +281,7 @@ def test_chunks_that_the_server_lost_are_sent_again(protected, running) -> None:
 
 
 @pytest.mark.parametrize("kind", [BackupKind.AUTO, BackupKind.INCREMENTAL])
-def test_a_base_that_cannot_be_listed_makes_a_full_backup_of_what_was_not_asked_for_by_name(
+def test_an_unlistable_base_leads_to_a_full_backup_unless_the_kind_was_explicit(
     kind: BackupKind, protected, running
 ) -> None:
     plant(protected.source, files=8)
@@ -301,7 +299,7 @@ def test_a_base_that_cannot_be_listed_makes_a_full_backup_of_what_was_not_asked_
         made = backup_over(calls, protected.source)
         assert made.backup.kind is BackupKind.FULL
         assert "full" in made.warnings[0]
-        (protected.source / "new").touch()  # nothing is known to be gone, so the number of entries decides
+        (protected.source / "new").touch()  # no path is known to be gone, so the number of entries decides
         made = backup_over(calls, protected.source, kind=BackupKind.FULL, max_removed_percent=0.0)
         assert "number of entries" in made.warnings[0]
         shutil.rmtree(protected.source / "d0")
@@ -313,7 +311,7 @@ def test_a_base_that_cannot_be_listed_makes_a_full_backup_of_what_was_not_asked_
     calls.close()
 
 
-def test_the_reason_for_giving_up_is_told_although_the_upload_cannot_be_aborted(
+def test_the_cause_of_a_failure_is_reported_even_if_the_upload_cannot_be_aborted(
     protected, running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(protected.source, files=5)
@@ -334,7 +332,7 @@ def test_the_reason_for_giving_up_is_told_although_the_upload_cannot_be_aborted(
 
 
 @pytest.mark.parametrize("at", extent([3, 5], [3, 4, 5, 6, 8]))
-def test_a_full_backup_that_was_cut_short_counts_what_is_gone_over_all_its_attempts(
+def test_an_interrupted_full_backup_counts_removals_over_all_attempts(
     at: int, protected, running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(send_missing, "ENTRIES_MAX", 8)

@@ -1,4 +1,4 @@
-"""Scan against base: what the differences say, applied to the base, is the scan."""
+"""Comparing a scan with the base: the differences, applied to the base, give the scan."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def order(path: bytes) -> bytes:
 
 @st.composite
 def trees(draw) -> dict[bytes, tuple[int, int]]:
-    """Path → (is a directory, version), parents always there."""
+    """Path → (is a directory, version), always with parents."""
     tree: dict[bytes, tuple[int, int]] = {b"": (1, 0)}
     for _ in range(draw(st.integers(0, 12))):
         parent = draw(st.sampled_from(sorted(path for path, (directory, _) in tree.items() if directory)))
@@ -62,7 +62,7 @@ def differences(base, scan, **options) -> list[Changed | Removed]:
 
 
 def applied(base, changes: list[Changed | Removed]):
-    """What a server makes of them: a removal takes what is below; so does an entry that is no directory."""
+    """The result on the server: a removal also removes everything below, and so does an entry other than a directory."""
     result = dict(base)
     for change in changes:
         path = change.path if isinstance(change, Removed) else change.found.path
@@ -86,7 +86,7 @@ def test_a_tree_that_did_not_change_has_no_differences(tree) -> None:
 
 
 @given(trees(), trees())
-def test_a_base_that_is_not_relied_on_tells_removals_and_nothing_else(base, scan) -> None:
+def test_an_unreliable_base_gives_only_removals(base, scan) -> None:
     changes = differences(base, scan, rely=False)
     assert [change.found.path for change in changes if isinstance(change, Changed)] == sorted(scan, key=order)
     assert all(not change.in_base for change in changes if isinstance(change, Changed))
@@ -94,7 +94,7 @@ def test_a_base_that_is_not_relied_on_tells_removals_and_nothing_else(base, scan
 
 
 @given(trees(), trees(), st.data())
-def test_a_resumed_comparison_tells_only_what_lies_behind_the_last_path(base, scan, data) -> None:
+def test_a_resumed_comparison_yields_only_paths_after_the_last_one(base, scan, data) -> None:
     behind = data.draw(st.sampled_from(sorted(scan)))
     changes = differences(base, scan, behind=behind)
     everything = differences(base, scan)
@@ -107,7 +107,7 @@ def test_a_resumed_comparison_tells_only_what_lies_behind_the_last_path(base, sc
     ]
 
 
-def test_an_entry_that_was_to_be_read_again_is_not_taken_as_unchanged() -> None:
+def test_an_entry_marked_for_rereading_does_not_count_as_unchanged() -> None:
     tree = {b"": (1, 0), b"f": (0, 1)}
     base = [base_entry(path, *tree[path]) for path in tree]
     base[1].entry.read_again = True
@@ -115,7 +115,7 @@ def test_an_entry_that_was_to_be_read_again_is_not_taken_as_unchanged() -> None:
     assert [change.found.path for change in changes] == [b"f"]
 
 
-def test_a_damaged_entry_of_the_base_is_read_again_and_nothing_of_it_is_relied_on() -> None:
+def test_a_damaged_entry_of_the_base_is_read_again_completely() -> None:
     tree = {b"": (1, 0), b"f": (0, 1)}
     (change,) = differences(tree, tree, distrusted=frozenset({b"f"}))
     assert change.found.path == b"f"
@@ -123,7 +123,7 @@ def test_a_damaged_entry_of_the_base_is_read_again_and_nothing_of_it_is_relied_o
 
 
 @pytest.mark.parametrize("field", ["mtime", "ctime", "inode", "size", "type"])
-def test_any_difference_that_stat_shows_is_a_change(field: str) -> None:
+def test_any_difference_in_stat_is_a_change(field: str) -> None:
     base = base_entry(b"f", 0, 1)
     if field == "size":
         base.entry.content.size_bytes = 2
@@ -135,7 +135,7 @@ def test_any_difference_that_stat_shows_is_a_change(field: str) -> None:
     assert len(list(Comparison([found(b"f", 0, 1)], iter([base])))) == 1
 
 
-def test_a_root_is_removed_only_for_a_single_file_which_is_then_sent_anew() -> None:
+def test_a_root_is_removed_only_for_a_single_file_which_is_then_sent_again() -> None:
     base = {b"": (1, 0), b"one": (0, 1)}
     removed, changed = differences(base, {b"one": (0, 1)})
     assert removed == Removed(b"")
@@ -150,20 +150,20 @@ def events(*parts: wire.RestorePart) -> Iterator[Event]:
 HEADER = wire.RestorePart(header=wire.RestoreHeader(backup=pb.Backup(id="b" * 32, entry_count=5)))
 
 
-def test_a_list_of_the_base_that_stops_is_an_error_and_not_a_short_base() -> None:
+def test_a_truncated_list_of_the_base_is_an_error() -> None:
     entry = wire.RestorePart(entry=pb.Entry(path="f", type=pb.ENTRY_TYPE_FILE))
     with pytest.raises(ProtocolError):
         list(base_entries(events(HEADER, entry)))
 
 
-def test_a_part_of_the_base_that_cannot_be_listed_is_named() -> None:
+def test_an_unreadable_part_of_the_base_is_named() -> None:
     damage = wire.RestorePart(damage=wire.Damage(path="d", message="a page is missing", subtree=True))
     with pytest.raises(BaseDamagedError, match="page") as caught:
         list(base_entries(events(HEADER, damage)))
     assert caught.value.path == b"d"
 
 
-def test_a_very_long_list_of_chunks_keeps_its_order_on_disk() -> None:
+def test_a_very_long_chunk_list_keeps_its_order_on_disk() -> None:
     chunks = ChunkList()
     expected = [(number % 1000 + 1, number.to_bytes(32, "big")) for number in range(40_000)]
     for length, digest in expected:

@@ -1,4 +1,4 @@
-"""Backups with a cache of what the base holds, held against backups without one: they are the same, whatever happens to the cache."""
+"""Backups with a cache of the base compared with backups without one: the same, whatever happens to the cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Edits:
         self.chance = random.Random(seed)
 
     def some(self, count: int) -> None:
-        """So many of them."""
+        """Apply several edits."""
         makers = (
             [self.write] * 4 + [self.make_directory] * 3 + [self.forge, self.append, self.mode, self.remove]
         )
@@ -129,7 +129,7 @@ def take_away(path: Path) -> None:
 
 
 def few_children(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Has blocks of the cache hold so few children that every directory has several."""
+    """Make cache blocks so small that every directory has several."""
     for module in (cached_comparison, _cache_file):
         monkeypatch.setattr(module, "CHILDREN_MAX", most)
     monkeypatch.setattr(CacheRecorder, "children_max", most)
@@ -153,7 +153,7 @@ def test_backups_with_and_without_a_cache_are_the_same_over_random_edits(
                 raise PermissionError(errno.EACCES, "Permission denied")
             return real_open(path, *args, **options)
 
-        ahead_ns = chance.choice([0, 10_000_000_000])  # what was written just now may still change, or not
+        ahead_ns = chance.choice([0, 10_000_000_000])  # recently written files may still change
         now_ns = time.time_ns() + ahead_ns
         options = {
             "kind": chance.choice(["auto"] * 6 + ["full", "differential"]) if step else "auto",
@@ -202,7 +202,7 @@ def test_a_change_is_found_by_a_backup_that_lists_nothing(protected) -> None:
 
 
 @BOTH_WAYS
-def test_a_file_that_was_to_be_read_again_is_read_again(thin: bool, protected) -> None:
+def test_a_file_marked_for_rereading_is_read_again(thin: bool, protected) -> None:
     (protected.source / "f").write_bytes(b"fresh")
     protected.backup(clock=time.time_ns, thin=thin)
     assert protected.backup(clock=time.time_ns, thin=thin).read_bytes == 5
@@ -212,7 +212,7 @@ def test_a_file_that_was_to_be_read_again_is_read_again(thin: bool, protected) -
 
 
 @BOTH_WAYS
-def test_a_file_that_cannot_be_read_is_tried_each_time_and_not_removed_each_time(
+def test_an_unreadable_file_is_tried_each_time_and_removed_once(
     thin: bool, protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (protected.source / "secret").write_bytes(b"no")
@@ -235,10 +235,10 @@ def test_a_file_that_cannot_be_read_is_tried_each_time_and_not_removed_each_time
     assert protected.client.read("data", "secret") == b"no"
 
 
-# --- which files there are
+# --- the files of the cache
 
 
-def test_the_newest_stays_and_the_newest_full_one(protected) -> None:
+def test_the_newest_cache_and_that_of_the_newest_full_backup_stay(protected) -> None:
     plant(protected.source, files=4)
     ids = [protected.backup(kind=kind).backup.id for kind in ("full", "auto", "full", "auto", "auto")]
     assert [path.name.partition("-")[2] for path in files_of(protected.cache)] == sorted(
@@ -257,7 +257,7 @@ def test_a_differential_is_compared_with_the_cache_of_the_full_one(protected) ->
     assert made.backup.changes.content_changed == 1
 
 
-def test_a_differential_that_keeps_the_full_ones_metadata_is_not_remembered(protected) -> None:
+def test_a_differential_that_keeps_the_metadata_of_the_full_backup_is_not_cached(protected) -> None:
     plant(protected.source, files=8)
     protected.backup()
     (protected.source / "a" / "x").chmod(0o604)
@@ -269,7 +269,7 @@ def test_a_differential_that_keeps_the_full_ones_metadata_is_not_remembered(prot
     assert calls["Restore"] == 1
 
 
-def test_the_directory_is_kept_within_its_limit_and_the_oldest_go_first(
+def test_the_cache_stays_within_its_limit_and_drops_the_oldest_first(
     protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(protected.source, files=4)
@@ -294,7 +294,7 @@ def test_a_cache_that_would_be_too_large_is_not_written(protected, monkeypatch: 
     assert files_of(protected.cache) == []
 
 
-def test_what_killed_processes_left_is_taken_away_after_a_day(protected) -> None:
+def test_files_of_killed_processes_are_removed_after_a_day(protected) -> None:
     protected.cache.mkdir(mode=0o700)
     (protected.cache / ".new-old").touch()
     (protected.cache / ".new-young").touch()
@@ -320,7 +320,7 @@ def test_a_backup_that_fails_leaves_no_cache(protected, monkeypatch: pytest.Monk
     assert files_of(protected.cache) == []
 
 
-def test_a_backup_that_was_gone_on_with_leaves_no_cache(protected, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_backup_leaves_no_cache(protected, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(protected.source, files=8)
     real = protected.client._calls.call
     broken = []
@@ -339,7 +339,7 @@ def test_a_backup_that_was_gone_on_with_leaves_no_cache(protected, monkeypatch: 
     assert files_of(protected.cache)
 
 
-def test_two_commands_at_once_share_a_cache(server, tmp_path: Path) -> None:
+def test_two_concurrent_commands_share_a_cache(server, tmp_path: Path) -> None:
     for name in "ab":
         plant(tmp_path / name, files=30)
     environment = {

@@ -1,4 +1,4 @@
-"""A file of the cache: what is written comes back, what is damaged is found, and the format is the stored one.
+"""A cache file: it reads back as written, damage is found, and the format matches the golden file.
 
 Run as a program, writes the golden file: `python tests/client_fs/test_fs_cache_file.py`.
 """
@@ -73,7 +73,7 @@ def is_good(data: bytes, backup_id: bytes = BACKUP_ID, scope: bytes = SCOPE) -> 
 
 
 def read(data: bytes, blocks: list[CacheBlock]) -> tuple[bytes, list[CacheBlock | None]]:
-    """The root's row, and the blocks, asked for as a walk asks."""
+    """The root's row, and the blocks, read as a walk reads them."""
     with opened(data) as descriptor:
         reader = CacheReader(os.dup(descriptor))
         found = [reader.first(block.path) if block.first else reader.next(block.path) for block in blocks]
@@ -110,14 +110,14 @@ def trees(draw: st.DrawFn, path: bytes = b"", depth: int = 0) -> list[CacheBlock
 
 
 @given(rows, trees())
-def test_what_is_written_comes_back_and_nothing_is_put_anew(root: bytes, blocks: list[CacheBlock]) -> None:
+def test_a_cache_file_reads_back_as_written(root: bytes, blocks: list[CacheBlock]) -> None:
     data = made(root, blocks)
     assert is_good(data)
     assert read(data, blocks) == (root, blocks)
 
 
 @given(trees(), st.data())
-def test_a_walk_that_passes_directories_by_still_finds_the_others(blocks: list[CacheBlock], data) -> None:
+def test_a_walk_that_skips_directories_still_finds_the_others(blocks: list[CacheBlock], data) -> None:
     left_out = {block.path for block in blocks if block.path and data.draw(st.booleans())}
 
     def is_left_out(path: bytes) -> bool:
@@ -128,7 +128,7 @@ def test_a_walk_that_passes_directories_by_still_finds_the_others(blocks: list[C
 
 
 @given(trees(), names)
-def test_a_directory_that_the_base_does_not_have_takes_nothing_from_those_behind_it(
+def test_a_directory_unknown_to_the_base_does_not_affect_later_ones(
     blocks: list[CacheBlock], name: bytes
 ) -> None:
     known = {block.path for block in blocks}
@@ -147,7 +147,7 @@ def test_a_directory_that_the_base_does_not_have_takes_nothing_from_those_behind
 
 @settings(max_examples=examples(300))
 @given(trees(), st.data())
-def test_no_byte_can_change_unnoticed(blocks: list[CacheBlock], data) -> None:
+def test_every_changed_byte_is_noticed(blocks: list[CacheBlock], data) -> None:
     good = made(ROOT, blocks)
     at = data.draw(st.integers(0, len(good) - 1))
     change = data.draw(st.integers(1, 255))
@@ -156,7 +156,7 @@ def test_no_byte_can_change_unnoticed(blocks: list[CacheBlock], data) -> None:
     assert not is_good(good + b"\0")
 
 
-def test_it_is_the_cache_of_one_backup_of_one_dataset() -> None:
+def test_a_cache_belongs_to_one_backup_of_one_dataset() -> None:
     data = made(ROOT, BLOCKS)
     assert is_good(data)
     assert not is_good(data, backup_id=bytes(16))
@@ -164,7 +164,7 @@ def test_it_is_the_cache_of_one_backup_of_one_dataset() -> None:
 
 
 @given(st.binary(max_size=400))
-def test_arbitrary_bytes_behind_a_good_header_are_blocks_or_an_error(tail: bytes) -> None:
+def test_arbitrary_bytes_after_a_valid_header_are_blocks_or_an_error(tail: bytes) -> None:
     head = made(ROOT, [])
     with opened(head + tail) as descriptor:
         reader = CacheReader(os.dup(descriptor))
@@ -178,7 +178,7 @@ def test_arbitrary_bytes_behind_a_good_header_are_blocks_or_an_error(tail: bytes
             reader.close()
 
 
-def test_a_disk_that_fails_while_a_file_is_read_is_an_error_of_the_cache(tmp_path: Path) -> None:
+def test_a_read_error_is_an_error_of_the_cache(tmp_path: Path) -> None:
     with opened(made(ROOT, BLOCKS)) as descriptor:
         own = os.dup(descriptor)
         reader = CacheReader(own)
@@ -190,7 +190,7 @@ def test_a_disk_that_fails_while_a_file_is_read_is_an_error_of_the_cache(tmp_pat
         reader.close()
 
 
-def test_rows_are_replaced_wherever_they_have_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_replaced_in_the_buffer_and_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [
         CacheBlock(b"%06d" % number, True, False, 1, b"x", pack_row(0x80, number, 0, 0, 0))
         for number in range(2_000)
@@ -212,7 +212,7 @@ def test_rows_are_replaced_wherever_they_have_come_to(monkeypatch: pytest.Monkey
     assert read(data, expected) == (changed[0], expected)
 
 
-def test_what_is_closed_while_somebody_writes_is_written_no_more() -> None:
+def test_a_file_closed_during_writing_is_not_written_any_more() -> None:
     with opened() as descriptor:
         writer = CacheWriter(os.dup(descriptor), b"")
         writer.close()
@@ -222,14 +222,14 @@ def test_what_is_closed_while_somebody_writes_is_written_no_more() -> None:
         assert os.fstat(descriptor).st_size == 0
 
 
-def test_the_stored_file_is_what_is_made_today_and_is_read() -> None:
+def test_the_golden_file_is_reproduced_and_read() -> None:
     stored = GOLDEN.read_bytes()
     assert made(ROOT, BLOCKS) == stored
     assert is_good(stored)
     assert read(stored, BLOCKS) == (ROOT, BLOCKS)
 
 
-def test_a_block_and_a_row_are_as_large_as_the_format_says() -> None:
+def test_blocks_and_rows_have_the_documented_sizes() -> None:
     assert ROW_BYTES == 33
     assert CHILDREN_MAX < 2**16
     assert stat.S_IFREG >> 8 == 0x80

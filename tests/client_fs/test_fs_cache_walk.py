@@ -1,4 +1,4 @@
-"""What changed is found by the cache of a backup, also in trees that are deep, wide, or change while they are compared."""
+"""The cache finds changes even in trees that are deep, wide, or change during the comparison."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from staddle._types.reports import ProblemKind
 from test_fs_cache import BOTH_WAYS, Edits
 
 
-def test_a_tree_deeper_than_the_open_directories_is_compared_whole(protected) -> None:
+def test_a_tree_deeper_than_the_open_directories_is_compared_completely(protected) -> None:
     directory = protected.source
     for _ in range(3 * DESCRIPTORS_MAX):
         directory /= "d"
@@ -36,12 +36,12 @@ def test_a_tree_deeper_than_the_open_directories_is_compared_whole(protected) ->
     assert open_below(protected.source) == open_below(protected.cache) == []
 
 
-def test_a_directory_of_more_names_than_a_block_holds_is_compared_whole(protected) -> None:
+def test_a_directory_larger_than_a_block_is_compared_completely(protected) -> None:
     count = 2 * _cache_file.CHILDREN_MAX + 100
     for number in range(count):
         (protected.source / f"{number:06}").touch()
     protected.backup()
-    (protected.source / "000000a").touch()  # moves all behind it to another place in their blocks
+    (protected.source / "000000a").touch()  # moves all later names to another place in their blocks
     (protected.source / "004096").unlink()
     (protected.source / "zzz").mkdir()
     with counted_calls() as calls:
@@ -52,7 +52,7 @@ def test_a_directory_of_more_names_than_a_block_holds_is_compared_whole(protecte
     assert protected.backup().entries_unchanged == made.backup.entry_count
 
 
-def test_a_directory_that_goes_while_the_tree_is_compared_is_reported_and_removed(
+def test_a_directory_that_vanishes_during_the_comparison_is_reported_and_removed(
     protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in "abc":
@@ -81,7 +81,7 @@ def test_a_directory_that_goes_while_the_tree_is_compared_is_reported_and_remove
     }
 
 
-def test_a_file_that_changes_between_the_two_looks_is_backed_up_as_it_is(
+def test_a_file_that_changes_between_two_stats_is_backed_up_as_it_is(
     protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (protected.source / "f").write_bytes(b"one")
@@ -106,7 +106,7 @@ def test_a_file_that_changes_between_the_two_looks_is_backed_up_as_it_is(
     assert protected.backup().read_bytes == 0
 
 
-def test_a_file_that_cannot_be_looked_at_the_second_time_is_in_the_next_backup(
+def test_a_file_whose_second_stat_fails_is_in_the_next_backup(
     protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (protected.source / "f").write_bytes(b"one")
@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_looked_at_the_second_time_is_in_the_next_backup(
 
 
 @BOTH_WAYS
-def test_a_file_that_changes_between_look_and_reading_is_remembered_as_it_was_read(
+def test_a_file_that_changes_before_reading_is_cached_as_it_was_read(
     thin: bool, protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (protected.source / "f").write_bytes(b"one")
@@ -157,7 +157,7 @@ def test_a_file_that_changes_between_look_and_reading_is_remembered_as_it_was_re
 
 
 def differences(place: Path, root: Path, blocks: list[Block]) -> list[tuple[str, bytes]]:
-    """What a walk finds, against a cache with these blocks."""
+    """The differences that a walk finds, given a cache with these blocks."""
     cache = Cache(str(place), "server:1", "data")
     record = cache.record(differential=False)
     record.writer.set_root(row_of(root.lstat()))
@@ -173,7 +173,7 @@ def differences(place: Path, root: Path, blocks: list[Block]) -> list[tuple[str,
         ]
 
 
-def test_what_stat_says_of_another_name_proves_nothing(protected, tmp_path: Path) -> None:
+def test_the_stat_of_another_name_proves_nothing(protected, tmp_path: Path) -> None:
     (protected.source / "new").touch()
     row = row_of((protected.source / "new").lstat())
     assert differences(tmp_path / "c", protected.source, [Block(b"", True, False, 1, b"new", row)]) == []
@@ -183,7 +183,7 @@ def test_what_stat_says_of_another_name_proves_nothing(protected, tmp_path: Path
     ]
 
 
-def test_what_the_backup_does_not_have_is_not_removed_when_it_goes(protected, tmp_path: Path) -> None:
+def test_a_path_missing_from_the_backup_is_not_removed_when_it_vanishes(protected, tmp_path: Path) -> None:
     (protected.source / "m").touch()
     row = row_of((protected.source / "m").lstat())
     block = Block(b"", True, False, 3, b"a\0m\0z", NO_ROW + row + NO_ROW)
@@ -192,7 +192,7 @@ def test_what_the_backup_does_not_have_is_not_removed_when_it_goes(protected, tm
     assert differences(tmp_path / "c", protected.source, [known]) == [("removed", b"a"), ("removed", b"z")]
 
 
-def test_the_size_of_what_is_no_file_proves_nothing(protected, tmp_path: Path) -> None:
+def test_the_size_of_anything_but_a_file_is_ignored(protected, tmp_path: Path) -> None:
     (protected.source / "d").mkdir()
     (protected.source / "f").touch()
     rows = [row_of((protected.source / name).lstat())[:-8] + bytes([9] * 8) for name in "df"]
@@ -201,7 +201,7 @@ def test_the_size_of_what_is_no_file_proves_nothing(protected, tmp_path: Path) -
 
 
 def test_differences_come_in_the_order_of_a_backup(protected, tmp_path: Path) -> None:
-    """What is durable of a backup is told by its last path: all before it must have been sent."""
+    """The durable part of a backup is given by its last path: all earlier ones must have been sent."""
     edits = Edits(protected.source, 17)
     edits.some(80)
     protected.backup()

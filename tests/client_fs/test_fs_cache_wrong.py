@@ -1,4 +1,4 @@
-"""A cache that is damaged, forged, missing or cannot be written costs a listing, and never a wrong backup."""
+"""A damaged, forged, missing or unwritable cache costs a listing, and never makes a wrong backup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def newest_of(cache: Path) -> Path:
 
 
 def spoiled(cache: Path, spoil) -> None:
-    """Writes the newest file of the cache anew."""
+    """Rewrite the newest cache file."""
     path = newest_of(cache)
     path.write_bytes(spoil(path.read_bytes()))
 
@@ -52,7 +52,7 @@ SPOILS = {
 
 
 @pytest.mark.parametrize("what", SPOILS)
-def test_a_cache_that_is_damaged_is_as_none(what: str, protected) -> None:
+def test_a_damaged_cache_is_ignored(what: str, protected) -> None:
     plant(protected.source, files=12)
     protected.backup()
     (protected.source / "a" / "x").write_bytes(b"changed")
@@ -63,11 +63,11 @@ def test_a_cache_that_is_damaged_is_as_none(what: str, protected) -> None:
     assert made.backup.changes.content_changed == 1
     with counted_calls() as calls:
         assert protected.backup().entries_unchanged == made.backup.entry_count
-    assert calls["Restore"] == 0  # what it fetched, and what it changed, is remembered
+    assert calls["Restore"] == 0  # the cache has what it fetched and changed
 
 
-def test_what_is_no_file_in_place_of_a_cache_is_as_none_and_nobody_waits_for_it(protected) -> None:
-    """A pipe that nobody writes to, a directory, a link to a device without end, and a file of a terabyte that takes no space."""
+def test_anything_but_a_file_in_place_of_a_cache_is_ignored_without_waiting(protected) -> None:
+    """A pipe without a writer, a directory, a link to an endless device, and a sparse file of a terabyte."""
     plant(protected.source, files=3)
     protected.backup()
 
@@ -83,13 +83,13 @@ def test_what_is_no_file_in_place_of_a_cache_is_as_none_and_nobody_waits_for_it(
         with counted_calls() as calls:
             made = protected.backup()
         assert (calls["Restore"], made.backup.changes.content_changed) == (1, 1)
-        # Its own cache is remembered all the same, whatever lies beside it.
+        # Its own cache is kept, whatever else is in the directory.
         assert protected.backup().entries_unchanged == made.backup.entry_count
         if place.is_dir():
             place.rmdir()
 
 
-def test_a_cache_under_another_backups_name_is_as_none(protected) -> None:
+def test_a_cache_under_the_name_of_another_backup_is_ignored(protected) -> None:
     (protected.source / "f").write_bytes(b"one")
     protected.backup()
     old = newest_of(protected.cache).read_bytes()
@@ -102,7 +102,7 @@ def test_a_cache_under_another_backups_name_is_as_none(protected) -> None:
     assert protected.client.read("data", "f") == b"two"
 
 
-def test_a_backup_that_somebody_else_made_has_no_cache_here(protected, tmp_path: Path) -> None:
+def test_a_backup_made_elsewhere_has_no_cache_here(protected, tmp_path: Path) -> None:
     plant(protected.source, files=8)
     protected.backup()
     (protected.source / "a" / "x").write_bytes(b"one")
@@ -115,7 +115,7 @@ def test_a_backup_that_somebody_else_made_has_no_cache_here(protected, tmp_path:
 
 
 def write_wrong(protected, blocks: list[Block], root: bytes | None = None) -> None:
-    """A cache of the newest backup that is whole by its checksum, and wrong."""
+    """A wrong cache of the newest backup with a valid checksum."""
     cache = Cache(str(protected.cache), protected.client.address, "data")
     record = cache.record(differential=False)
     record.writer.set_root(root or row_of(protected.source.lstat()))
@@ -141,7 +141,7 @@ ROW = bytes(_cache_file.ROW_BYTES)
     ],
     ids=["unsorted", "too few names", "no names", "second unsorted", "long path"],
 )
-def test_a_cache_that_contradicts_itself_is_found_out_and_the_backup_begun_anew(
+def test_a_contradictory_cache_is_detected_and_the_backup_restarted(
     blocks: list[Block], thin: bool, protected
 ) -> None:
     plant(protected.source, files=12)
@@ -156,7 +156,7 @@ def test_a_cache_that_contradicts_itself_is_found_out_and_the_backup_begun_anew(
     assert protected.backup().entries_unchanged == made.backup.entry_count
 
 
-def test_a_cache_that_others_could_have_written_is_not_believed(protected) -> None:
+def test_a_cache_that_others_could_have_written_is_not_trusted(protected) -> None:
     plant(protected.source, files=4)
     protected.backup()
     for path, mode in ((newest_of(protected.cache), 0o620), (protected.cache, 0o707)):
@@ -181,7 +181,7 @@ def test_a_symbolic_link_in_place_of_a_cache_is_not_followed(protected, tmp_path
 @pytest.mark.parametrize(
     "backup_id", ["", "ab", "../" * 10 + "ab", "AB" * 16, "zz" * 16, " " + "ab" * 15 + "a"]
 )
-def test_a_server_cannot_name_a_file(backup_id: str, tmp_path: Path) -> None:
+def test_a_server_cannot_choose_a_file_name(backup_id: str, tmp_path: Path) -> None:
     cache = Cache(str(tmp_path / "cache"), "server:1", "data")
     assert cache.find(backup_id) is None
     record = cache.record(differential=False)
@@ -190,7 +190,7 @@ def test_a_server_cannot_name_a_file(backup_id: str, tmp_path: Path) -> None:
     assert files_of(tmp_path / "cache") == []
 
 
-def test_a_cache_is_for_its_owners_eyes_only(protected) -> None:
+def test_a_cache_is_readable_by_its_owner_only(protected) -> None:
     plant(protected.source, files=4)
     before = os.umask(0)
     try:
@@ -201,7 +201,7 @@ def test_a_cache_is_for_its_owners_eyes_only(protected) -> None:
     assert [stat.S_IMODE(path.stat().st_mode) for path in files_of(protected.cache)] == [0o600]
 
 
-def test_taking_the_cache_away_harms_nothing(protected) -> None:
+def test_removing_the_cache_is_harmless(protected) -> None:
     plant(protected.source, files=8)
     protected.backup()
     shutil.rmtree(protected.cache)
@@ -210,9 +210,7 @@ def test_taking_the_cache_away_harms_nothing(protected) -> None:
     assert files_of(protected.cache)
 
 
-def test_where_nothing_can_be_written_there_is_no_cache_and_the_backup_is_made(
-    protected, tmp_path: Path
-) -> None:
+def test_on_a_read_only_disk_the_backup_is_made_without_a_cache(protected, tmp_path: Path) -> None:
     plant(protected.source, files=8)
     (tmp_path / "file").touch()
     for place in ("/proc/nowhere", str(tmp_path / "file" / "below")):
@@ -232,7 +230,7 @@ def test_a_disk_that_fills_up_leaves_no_cache_and_no_trace(
     assert files_of(protected.cache) == []
 
 
-def test_without_a_cache_nothing_is_remembered(protected) -> None:
+def test_with_a_disabled_cache_nothing_is_written(protected) -> None:
     plant(protected.source, files=8)
     protected.backup(cache_dir=None)
     with counted_calls() as calls:

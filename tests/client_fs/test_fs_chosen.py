@@ -1,4 +1,4 @@
-"""Several PATHs in one backup, and lists of paths: what is named is taken, and nothing else of what lies beside it."""
+"""Several PATHs in one backup, and lists of paths: exactly the named paths are backed up."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_path_that_is_a_file_then_a_directory_then_a_file_again_keeps_nothing_
 
 @BOTH_WAYS
 @CACHED
-def test_several_paths_have_their_common_parent_as_root_and_nothing_else_of_it_travels(
+def test_several_paths_have_their_common_parent_as_root_and_nothing_else_of_it_is_sent(
     cached: bool, thin: bool, protected, tmp_path: Path
 ) -> None:
     options = {"thin": thin} if cached else {"thin": thin, "cache_dir": None}
@@ -103,7 +103,7 @@ def test_several_paths_have_their_common_parent_as_root_and_nothing_else_of_it_t
 
 
 @CACHED
-def test_a_path_that_is_no_longer_given_is_removed_and_can_be_guarded(cached: bool, protected) -> None:
+def test_a_path_that_is_no_longer_given_is_removed_unless_guarded(cached: bool, protected) -> None:
     options = {} if cached else {"cache_dir": None}
     top = protected.source
     make(top, "a/1", "b/1", "b/2", "b/3", "c/1")
@@ -134,7 +134,7 @@ def test_one_path_of_several_that_has_become_empty_makes_no_backup(
     assert protected.backup(paths, **options).complete
 
 
-def test_files_links_and_a_path_given_twice_are_taken_as_one_path_is(protected, tmp_path: Path) -> None:
+def test_files_links_and_repeated_paths_are_handled_like_one_path(protected, tmp_path: Path) -> None:
     top = protected.source
     make(top, "real/in", "file", "beside")
     (top / "to-directory").symlink_to("real")
@@ -142,7 +142,7 @@ def test_files_links_and_a_path_given_twice_are_taken_as_one_path_is(protected, 
     (top / "way").symlink_to(tmp_path / "elsewhere")
     make(tmp_path, "elsewhere/inside/x", "elsewhere/beside")
     paths = ["to-directory", "to-file", "file", "file", "way/inside", "real/"]
-    for _ in range(2):  # the second one by the cache
+    for _ in range(2):  # the second one with the cache
         made = protected.backup([f"{top}/{path}" for path in paths])
         assert made.complete
         assert names_in(protected) == [
@@ -155,7 +155,7 @@ def test_files_links_and_a_path_given_twice_are_taken_as_one_path_is(protected, 
     assert protected.backup([top / "file", top / "file"], dataset="one").backup.root == str(top / "file")
 
 
-def test_deep_trees_behind_a_followed_link_are_walked_there_and_back(protected, tmp_path: Path) -> None:
+def test_deep_trees_behind_a_followed_link_are_walked_completely(protected, tmp_path: Path) -> None:
     deep = "/".join("d" * 150)
     make(tmp_path, f"elsewhere/{deep}/x", "elsewhere/z")
     make(protected.source, "a", "z")
@@ -179,7 +179,7 @@ def test_a_path_inside_another_one_is_in_the_backup_once(protected) -> None:
         protected.backup([top / "srv", top / "srv" / "out"], dataset="other")
 
 
-def test_what_is_named_is_taken_from_within_what_is_left_out(protected) -> None:
+def test_a_named_path_inside_an_excluded_directory_is_backed_up(protected) -> None:
     top = protected.source
     make(top, "a/cache/keep/x", "a/cache/drop", "a/cache/way/keep/y", "a/cache/way/drop", "b", "large")
     (top / "a/cache/CACHEDIR.TAG").write_bytes(CACHE_TAG_SIGNATURE)
@@ -195,7 +195,7 @@ def test_what_is_named_is_taken_from_within_what_is_left_out(protected) -> None:
     assert names_in(protected, "large") == ["b", "large"]
 
 
-def test_patterns_that_leave_out_a_whole_path_are_refused(protected) -> None:
+def test_patterns_that_exclude_a_complete_path_are_refused(protected) -> None:
     top = protected.source
     make(top, "home/me/x", "home/me/y.o", "etc/conf", "etc/z.o")
     paths = [top / "home" / "me", top / "etc"]
@@ -209,9 +209,7 @@ def test_patterns_that_leave_out_a_whole_path_are_refused(protected) -> None:
         assert "home/me/x" not in names_in(protected)
 
 
-def test_a_path_that_does_not_exist_or_cannot_be_backed_up_stops_it_before_it_begins(
-    protected, tmp_path: Path
-) -> None:
+def test_a_missing_or_impossible_path_stops_the_backup_before_it_begins(protected, tmp_path: Path) -> None:
     make(protected.source, "a")
     os.mkfifo(protected.source / "pipe")
     with pytest.raises(FileNotFoundError, match="gone"):
@@ -238,7 +236,7 @@ def test_a_path_that_vanishes_after_the_start_is_a_problem(
     assert names_in(protected) == ["d", "d/x"]
 
 
-def test_a_parent_that_may_only_be_entered_is_no_obstacle(
+def test_a_parent_without_read_permission_is_not_an_obstacle(
     protected, as_ordinary_user, public_path: Path
 ) -> None:
     make(public_path, "home/me/doc", "home/all/doc", "home/not/doc")
@@ -272,7 +270,7 @@ def test_one_string_is_not_a_list_of_paths(protected) -> None:
         protected.client.backup([], dataset="data")
 
 
-def test_the_roots_of_paths() -> None:
+def test_paths_have_the_expected_root() -> None:
     assert source_of([b"/etc", b"/home"]).root == b"/"
     assert source_of([b"/etc", b"/home"]).chosen.named == {b"etc", b"home"}
     assert source_of([b"/usr/./bin//", b"/usr/bin"]).root == b"/usr/bin"
@@ -314,7 +312,7 @@ def test_staying_in_one_file_system_counts_from_each_path(only_root, protected, 
 
 @BOTH_WAYS
 @CACHED
-def test_a_list_names_files_and_directories_with_all_below_them(
+def test_a_list_names_files_and_directories_with_everything_below(
     cached: bool, thin: bool, protected, tmp_path: Path
 ) -> None:
     options = {"thin": thin} if cached else {"thin": thin, "cache_dir": None}
@@ -369,7 +367,7 @@ def test_listed_paths_that_do_not_exist_are_problems_and_the_rest_is_backed_up(p
         (["x" * 20_000], "no path that a backup can hold"),
     ],
 )
-def test_a_list_that_cannot_be_meant_is_refused(names: list[str], why: str, protected) -> None:
+def test_an_impossible_list_is_refused(names: list[str], why: str, protected) -> None:
     make(protected.source, "a")
     with pytest.raises(BadRequestError, match=why):
         protected.backup(paths=names)
@@ -383,7 +381,7 @@ def test_a_list_below_a_file_or_several_paths_is_refused(protected) -> None:
             protected.backup(path, paths=["x"])
 
 
-def test_what_is_left_out_is_left_out_of_a_list(protected) -> None:
+def test_exclusions_apply_to_lists(protected) -> None:
     make(protected.source, "a.o", "b", "big-one", "cache/x", "marked/.nobackup", "marked/deep/x", "d/e.o")
     (protected.source / "cache/CACHEDIR.TAG").write_bytes(CACHE_TAG_SIGNATURE)
     listed = ("a.o", "b", "big-one", "cache/x", "marked/deep/x", "d")
@@ -394,7 +392,7 @@ def test_what_is_left_out_is_left_out_of_a_list(protected) -> None:
     assert [note.path for note in made.notes] == ["big-one", "cache", "marked"]
 
 
-def test_a_list_may_name_all(protected) -> None:
+def test_a_list_may_name_the_root(protected) -> None:
     make(protected.source, "a", "d/x")
     for name in (".", "./", str(protected.source)):
         protected.backup(paths=(name, "gone"), dataset="data")
@@ -415,7 +413,7 @@ def test_a_dry_run_knows_lists_and_several_paths(protected) -> None:
         assert plan.new.entries == 4
 
 
-def test_an_interrupted_backup_of_other_paths_is_not_gone_on_with(protected) -> None:
+def test_an_interrupted_backup_of_other_paths_is_not_resumed(protected) -> None:
     make(protected.source, "a", "d/x", "e/y")
 
     class StoppedError(Exception):
@@ -434,6 +432,6 @@ def test_an_interrupted_backup_of_other_paths_is_not_gone_on_with(protected) -> 
     assert not protected.backup(paths=["a", "e"]).resumed
     assert names_in(protected) == ["a", "e", "e/y"]
     interrupt("a", "d")
-    assert not protected.backup(paths=["a", "d"], exclude_if_present=("x",)).resumed, "other rules, too"
+    assert not protected.backup(paths=["a", "d"], exclude_if_present=("x",)).resumed, "and other rules"
     interrupt("a", "d")
     assert not protected.backup([protected.source / name for name in ("a", "d")]).resumed

@@ -1,4 +1,4 @@
-"""Large files, cut along what the newest backup has of them: as if it had nothing, whatever it says."""
+"""Large files are cut along their chunks in the newest backup: the cuts do not depend on it, whatever it says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE = seeded_bytes(3, 3_000_000)
 
 @pytest.fixture
 def scanned(protected, monkeypatch) -> list[int]:
-    """A backup of one large file; and the lengths of all chunks that are found by scanning from now on."""
+    """A backup of one large file; and the lengths of all chunks found by scanning from now on."""
     monkeypatch.setattr(previous_chunks, "FILE_BYTES_MIN", 2_900_000)
     (protected.source / "large").write_bytes(LARGE)
     protected.backup()
@@ -52,7 +52,7 @@ def test_a_rescan_asks_for_the_chunks_of_large_files_only_and_scans_little(prote
     assert sum(scanned) < 0.75 * len(LARGE) + 1_000_000
 
 
-def test_what_was_changed_put_in_and_taken_out_comes_back(protected, scanned, tmp_path: Path) -> None:
+def test_changed_inserted_and_removed_data_restores(protected, scanned, tmp_path: Path) -> None:
     changed = b"in front" + LARGE[:700_000] + b"?" * 90_000 + LARGE[700_000:1_500_000] + LARGE[1_700_000:]
     (protected.source / "large").write_bytes(changed)
     made = protected.backup()
@@ -76,7 +76,7 @@ def test_a_server_that_lies_about_earlier_chunks_changes_nothing(
     assert (tmp_path / "out" / "large").read_bytes() == LARGE
 
 
-def test_a_backup_needs_no_answer_about_earlier_chunks(protected, scanned, monkeypatch) -> None:
+def test_a_backup_works_without_an_answer_about_earlier_chunks(protected, scanned, monkeypatch) -> None:
     def fails(*_):
         raise ConnectError("nobody there")
 
@@ -92,9 +92,7 @@ def test_a_dataset_without_backups_is_asked_once(protected, scanned) -> None:
     assert calls["Restore"] == 1
 
 
-def test_a_file_that_was_cut_by_length_says_nothing_about_cuts_by_content(
-    protected, scanned, running
-) -> None:
+def test_a_file_cut_by_length_gives_no_hints_for_cuts_by_content(protected, scanned, running) -> None:
     protected.backup(profile=Profile.FIXED, kind="full")
     scanned.clear()
     with Client(running.address, running.token()) as client:
@@ -103,11 +101,11 @@ def test_a_file_that_was_cut_by_length_says_nothing_about_cuts_by_content(
     assert sum(scanned) >= len(LARGE)
 
 
-def test_of_a_list_that_does_not_end_no_more_is_taken_than_is_of_use(protected, scanned, monkeypatch) -> None:
+def test_of_an_endless_list_only_the_useful_part_is_read(protected, scanned, monkeypatch) -> None:
     monkeypatch.setattr(previous_chunks, "CHUNK_BYTES_LEAST", 1_500_000)
     known = previous_chunks.Earlier(protected.client._calls, "data").chunks_of(b"large", len(LARGE))
     assert known is not None
-    assert len(known) > 2, "a part is taken whole"
+    assert len(known) > 2, "a part is used completely"
     taken = []
 
     def endless(_calls, _request):

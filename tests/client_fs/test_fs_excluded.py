@@ -1,4 +1,4 @@
-"""What patterns, marks and sizes leave out of a backup."""
+"""Patterns, tag files and sizes that exclude paths from a backup."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from staddle._types.reports import ProblemKind
 from test_fs_real_machines import BOTH_WAYS, names_in
 
 
-def test_patterns_from_a_pipe_exclude_in_every_reading(protected) -> None:
+def test_patterns_from_a_pipe_apply_to_every_scan(protected) -> None:
     for name in ("secret", "open"):
         (protected.source / name).touch()
     reading, writing = os.pipe()
@@ -35,7 +35,7 @@ def test_patterns_from_a_pipe_exclude_in_every_reading(protected) -> None:
         "secret\r\nother\r\n".encode("utf-16"),
     ],
 )
-def test_a_file_of_patterns_is_read_as_editors_write_it(data: bytes, tmp_path: Path) -> None:
+def test_pattern_files_are_read_as_editors_write_them(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "patterns"
     file.write_bytes(data)
     assert lines_of(file) == ["secret", "other"]
@@ -54,7 +54,7 @@ def test_a_file_of_patterns_is_read_as_editors_write_it(data: bytes, tmp_path: P
         "{link}/cache",
     ],
 )
-def test_a_pattern_that_leads_to_a_path_by_another_way_excludes_it(pattern: str, tmp_path: Path) -> None:
+def test_a_pattern_with_another_spelling_of_a_path_excludes_it(pattern: str, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "link").symlink_to("root")
     root, link = tmp_path / "root", tmp_path / "link"
@@ -72,7 +72,7 @@ def test_a_pattern_that_leads_to_a_path_by_another_way_excludes_it(pattern: str,
         *("[:digit:]", "x[:alpha:]*", "[[:digits:]]", "[[:digit:]z-a]"),
     ],
 )
-def test_a_pattern_that_cannot_be_meant_is_refused_by_name(pattern: str, protected) -> None:
+def test_an_impossible_pattern_is_refused_by_name(pattern: str, protected) -> None:
     with pytest.raises(BadRequestError, match="invalid pattern"):
         protected.backup(exclude=(pattern,))
 
@@ -122,7 +122,7 @@ def test_a_pattern_that_matched_nothing_is_a_warning_on_every_backup(thin: bool,
 
 
 @pytest.mark.parametrize("pattern", ["dead", "dead/", "/dead/", "d*"])
-def test_an_excluded_mount_that_does_not_answer_is_no_problem(
+def test_an_excluded_mount_that_does_not_answer_is_not_a_problem(
     pattern: str, protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (protected.source / "dead").mkdir()
@@ -141,12 +141,12 @@ def test_an_excluded_mount_that_does_not_answer_is_no_problem(
         made = protected.backup(exclude=(pattern,))
         assert made.complete
         assert not made.warnings
-    assert not asked or pattern.endswith("/"), "another one that is dead never answers"
+    assert not asked or pattern.endswith("/"), "another dead mount never answers"
     assert not protected.backup().complete
 
 
 @pytest.mark.parametrize("mark", ["", ".", "..", "a/b", "/a", "*.tag", "no?"])
-def test_what_cannot_mark_a_directory_is_refused(mark: str, protected) -> None:
+def test_an_impossible_tag_file_is_refused(mark: str, protected) -> None:
     with pytest.raises(BadRequestError, match="cannot mark a directory"):
         protected.backup(exclude_if_present=(mark,))
 
@@ -166,7 +166,7 @@ def make_cache(directory: Path, tag: bytes = CACHE_TAG_SIGNATURE + b"\n") -> Non
 
 
 @BOTH_WAYS
-def test_what_is_marked_as_a_cache_is_left_out_with_a_note(thin: bool, protected) -> None:
+def test_tagged_caches_are_left_out_with_a_note(thin: bool, protected) -> None:
     make_cache(protected.source / "cache")
     make_cache(protected.source / "no-cache", b"Signature: something else")
     left = {"cache", "cache/CACHEDIR.TAG", "no-cache", "no-cache/CACHEDIR.TAG", "no-cache/thing"}
@@ -184,7 +184,7 @@ def test_what_is_marked_as_a_cache_is_left_out_with_a_note(thin: bool, protected
     assert names_in(protected, "marked") == {"CACHEDIR.TAG", "thing"}
 
 
-def test_the_clients_own_cache_is_not_backed_up(protected) -> None:
+def test_the_cache_of_the_client_is_not_backed_up(protected) -> None:
     cache = protected.source / "cache"
     for _ in range(2):
         protected.backup(cache_dir=str(cache))

@@ -48,7 +48,7 @@ def rows_of_table() -> list[str]:
     return names
 
 
-def test_the_table_has_the_rows_that_are_tested_and_no_others() -> None:
+def test_the_table_has_exactly_the_tested_rows() -> None:
     assert rows_of_table() == list(ROWS)
 
 
@@ -162,7 +162,7 @@ def socket_row(source: Path, target: Path, report) -> None:
     assert report.backup.entry_count == 2
 
 
-# An ordinary user cannot read their own file of mode 000: the least that a backup of theirs can hold is 400.
+# Ordinary users cannot read their own file of mode 000: the least that their backup can hold is 400.
 MODES = (0o4755, 0o2755, 0o1777, 0o000 if ROOT else 0o400, 0o7777, 0o640)
 
 

@@ -1,4 +1,4 @@
-"""Restores to file systems that take two names of a backup for one: nothing of the one replaces or deletes anything of the other."""
+"""Restores to file systems that fold two names of a backup into one: neither replaces or deletes part of the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["mounted"]
 
 @pytest.fixture
 def folding(tmp_path: Path, mounted: Callable[..., Path]) -> Iterator[Path]:
-    """A directory in which case does not count; skips where none can be had."""
+    """A case-insensitive directory; skips where none can be made."""
     image = tmp_path / "image"
     image.write_bytes(b"")
     os.truncate(image, 32_000_000)
@@ -39,7 +39,7 @@ def folding(tmp_path: Path, mounted: Callable[..., Path]) -> Iterator[Path]:
 
 
 def _features() -> str:
-    """What ext4 can do on this machine, one a line behind a tab."""
+    """The features of ext4 on this machine."""
     features = Path("/sys/fs/ext4/features")
     return "".join(f"\t{each.name}" for each in features.iterdir()) if features.is_dir() else ""
 
@@ -58,7 +58,7 @@ DIRECTORIES = [
 
 @pytest.mark.parametrize("overwrite", ["if-changed", "always"])
 @pytest.mark.parametrize("there", [(), ("extra",), ("extra", "a"), ("extra", "A")], ids=" ".join)
-def test_of_two_names_that_are_one_in_the_target_the_second_is_reported_and_replaces_nothing(
+def test_of_two_folded_names_the_second_is_reported_and_replaces_nothing(
     there: tuple[str, ...], overwrite: str, folding: Path
 ) -> None:
     for name in there:
@@ -70,9 +70,7 @@ def test_of_two_names_that_are_one_in_the_target_the_second_is_reported_and_repl
 
 
 @pytest.mark.parametrize("overwrite", ["if-changed", "always"])
-def test_of_two_directories_that_are_one_in_the_target_no_file_replaces_one_of_the_other(
-    overwrite: str, folding: Path
-) -> None:
+def test_of_two_folded_directories_neither_replaces_files_of_the_other(overwrite: str, folding: Path) -> None:
     for _ in range(2):
         report = restore(Server(*DIRECTORIES), folding, overwrite=overwrite)
         assert {each.path for each in report.problems} >= {"dir", "dir/both"}
@@ -80,7 +78,7 @@ def test_of_two_directories_that_are_one_in_the_target_no_file_replaces_one_of_t
         assert found == {"both": b"upper", "one": b"data", "two": b"data"}
 
 
-def test_nothing_is_deleted_where_two_directories_of_the_backup_are_one(folding: Path) -> None:
+def test_nothing_is_deleted_in_folded_directories(folding: Path) -> None:
     restore(Server(*DIRECTORIES), folding)
     (folding / "extra").touch()
     before = names(folding)
@@ -100,7 +98,7 @@ def test_a_dry_run_names_the_same_paths_as_the_restore(folding: Path) -> None:
     assert [path for path, _ in named[0]] == ["a", "dir", "dir/both"]
 
 
-def test_hard_links_whose_names_differ_only_in_case_are_two_names_where_case_counts(tmp_path: Path) -> None:
+def test_hard_links_that_differ_only_in_case_are_two_names_where_case_counts(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     items = [other(""), file("A", link_group=b"g"), file("a", link_group=b"g"), file("b")]
     for _ in range(2):
@@ -109,7 +107,7 @@ def test_hard_links_whose_names_differ_only_in_case_are_two_names_where_case_cou
     assert (tmp_path / "target" / "A").samefile(tmp_path / "target" / "a")
 
 
-def test_a_file_whose_name_in_the_target_has_other_letters_is_replaced(folding: Path) -> None:
+def test_a_file_whose_name_differs_only_in_case_is_replaced(folding: Path) -> None:
     (folding / "README").write_bytes(b"old")
     report = restore(Server(other(""), file("readme", b"new!")), folding)
     assert report.problems == ()
@@ -117,7 +115,7 @@ def test_a_file_whose_name_in_the_target_has_other_letters_is_replaced(folding: 
     assert len(names(folding)) == 1
 
 
-def test_a_name_that_the_file_system_takes_for_one_of_the_backup_is_not_deleted(folding: Path) -> None:
+def test_a_name_folded_into_one_of_the_backup_is_not_deleted(folding: Path) -> None:
     (folding / "PAGE").write_bytes(b"data")
     os.utime(folding / "PAGE", ns=(MTIME_NS, MTIME_NS))
     (folding / "extra").touch()

@@ -1,4 +1,4 @@
-"""What a backup could not read: its directory says so, and nothing takes it for removed."""
+"""Paths that a backup could not read: their directory is marked, and they do not count as removed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def marked(protected) -> list[str]:
 
 @BOTH_WAYS
 @CACHED
-def test_a_directory_with_something_unread_is_marked_until_all_of_it_was_read(
+def test_a_directory_with_unread_paths_is_marked_until_all_of_it_was_read(
     thin: bool, cached: bool, protected, unreadable: set[bytes], tmp_path: Path
 ) -> None:
     options = options_of(thin=thin, cached=cached)
@@ -86,7 +86,7 @@ def test_a_directory_with_something_unread_is_marked_until_all_of_it_was_read(
     assert (target / "bad" / "s" / "more").exists()
     assert (target / "good" / "secret").read_text() == "good/secret"
     kept = protected.restore(target, delete=True, exclude=["bad/*", "secret"])
-    assert kept.problems == ()  # who names what may stay is not told of it
+    assert kept.problems == ()  # restores that list their extras are not affected
 
     assert protected.backup(**options).complete
     assert marked(protected) == []
@@ -96,7 +96,7 @@ def test_a_directory_with_something_unread_is_marked_until_all_of_it_was_read(
 
 @BOTH_WAYS
 @CACHED
-def test_what_lies_in_a_directory_that_became_unreadable_counts_as_removed(
+def test_the_content_of_a_directory_that_became_unreadable_counts_as_removed(
     thin: bool, cached: bool, protected, unreadable: set[bytes]
 ) -> None:
     options = options_of(thin=thin, cached=cached)
@@ -139,9 +139,7 @@ def test_files_that_became_unreadable_count_as_removed(
 
 @BOTH_WAYS
 @CACHED
-def test_a_full_backup_counts_what_is_gone_and_not_what_came_instead(
-    thin: bool, cached: bool, protected
-) -> None:
+def test_a_full_backup_counts_removals_despite_new_files(thin: bool, cached: bool, protected) -> None:
     options = options_of(thin=thin, cached=cached)
     plant(protected.source)
     protected.backup(**options)
@@ -174,7 +172,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_not_counted_as_removed(
 
 
 @BOTH_WAYS
-def test_nothing_is_backed_up_if_nothing_that_was_named_can_be_read(
+def test_no_backup_is_made_if_no_named_path_can_be_read(
     thin: bool, protected, unreadable: set[bytes]
 ) -> None:
     plant(protected.source)
@@ -195,7 +193,7 @@ def test_nothing_is_backed_up_if_nothing_that_was_named_can_be_read(
 
 @BOTH_WAYS
 @CACHED
-def test_names_behind_what_is_no_directory_any_more_mark_the_directory_above(
+def test_names_below_a_former_directory_mark_the_directory_above(
     thin: bool, cached: bool, protected, tmp_path: Path
 ) -> None:
     options = options_of(thin=thin, cached=cached) | {"paths": ("bad/s/x", "bad/a", "good")}
@@ -211,7 +209,7 @@ def test_names_behind_what_is_no_directory_any_more_mark_the_directory_above(
     assert (target / "bad/s/x").exists()
     (protected.source / "bad").unlink()
     (tmp_path / "moved").rename(protected.source / "bad")
-    (protected.source / "bad/a").unlink()  # named and not there: its directory is marked, too
+    (protected.source / "bad/a").unlink()  # named and missing: its directory is marked, too
     assert [p.path for p in protected.backup(**options).problems] == ["bad/a"]
     assert marked(protected) == ["bad"]
     assert protected.restore(target, delete=True).deleted_paths == ()
@@ -221,14 +219,14 @@ def test_names_behind_what_is_no_directory_any_more_mark_the_directory_above(
 @pytest.mark.parametrize(
     ("became", "cached"), [("file", True), ("file", False), ("directory", True), ("link", False)]
 )
-def test_a_path_that_is_removed_and_made_again_while_it_is_read_is_in_the_backup(
+def test_a_path_removed_and_recreated_during_reading_is_in_the_backup(
     thin: bool, *, became: str, cached: bool, protected, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     options = options_of(thin=thin, cached=cached)
     plant(protected.source)
     (protected.source / "again").write_text("before")
     if became == "file":
-        protected.backup(**options)  # also where the base has it
+        protected.backup(**options)  # even if the base has it
         (protected.source / "again").write_text("changed")
     real = os.open
     left = [2]
@@ -268,7 +266,7 @@ def test_a_path_that_is_removed_and_made_again_while_it_is_read_is_in_the_backup
     assert not any(path.startswith("again") for path in changed)
 
 
-def test_a_path_that_is_listed_and_never_found_is_a_problem_and_marks_its_directory(
+def test_a_listed_path_that_is_never_found_is_a_problem_and_marks_its_directory(
     protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(protected.source)
@@ -289,10 +287,10 @@ def test_a_path_that_is_listed_and_never_found_is_a_problem_and_marks_its_direct
 @CACHED
 @pytest.mark.parametrize("changed", [False, True], ids=["as-in-base", "changed"])
 @pytest.mark.parametrize("name", extent(["bad", "z"], ["bad", "s", "z"]))
-def test_a_directory_that_vanishes_and_comes_back_during_the_scan_keeps_what_is_in_it(
+def test_a_directory_that_vanishes_and_returns_during_the_scan_keeps_its_content(
     cached: bool, *, changed: bool, name: str, protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every call that the scan makes on it, wherever in the tree it lies."""
+    """At every call that the scan makes on it, anywhere in the tree."""
     options = options_of(thin=False, cached=cached)
     plant(protected.source)
     (protected.source / "z" / "below").mkdir(parents=True)
@@ -301,7 +299,7 @@ def test_a_directory_that_vanishes_and_comes_back_during_the_scan_keeps_what_is_
     protected.backup(**options)
     expected = {entry.path for entry in protected.client.entries("data", recursive=True)}
     (place,) = protected.source.rglob(name)
-    calls = [0, 0]  # those made, and the one at which the directory is away
+    calls = [0, 0]  # the calls made, and the one at which the directory is away
 
     def away_in(real):
         def called(path, *args, **kwargs):
@@ -322,7 +320,7 @@ def test_a_directory_that_vanishes_and_comes_back_during_the_scan_keeps_what_is_
         monkeypatch.setattr(os, function, away_in(getattr(os, function)))
     while calls[0] >= calls[1]:
         at, calls[1] = calls[1] + 1, -1
-        protected.backup(**options)  # of which there is a cache, if there may be one
+        protected.backup(**options)  # with a cache, if allowed
         calls[:] = 0, at
         if changed:
             place.chmod(0o700 + calls[1])
@@ -333,7 +331,7 @@ def test_a_directory_that_vanishes_and_comes_back_during_the_scan_keeps_what_is_
 
 
 @CACHED
-def test_a_file_that_vanishes_and_comes_back_during_the_scan_is_not_counted_as_removed(
+def test_a_file_that_vanishes_and_returns_during_the_scan_does_not_count_as_removed(
     cached: bool, protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = options_of(thin=False, cached=cached) | {"max_removed_percent": 0.0}
@@ -359,7 +357,7 @@ def test_a_file_that_vanishes_and_comes_back_during_the_scan_is_not_counted_as_r
 
 @pytest.mark.parametrize("how", ["stat", "open", "listdir"])
 @CACHED
-def test_a_source_in_which_nothing_can_be_looked_at_is_not_taken_for_an_empty_one(
+def test_an_entirely_unreadable_source_does_not_count_as_empty(
     cached: bool, how: str, protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""A dry run tells what the next backup does, and does nothing itself."""
+"""A dry run shows what the next backup would do, and does nothing itself."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_first_backup_would_send_everything(protected) -> None:
 
 
 @pytest.mark.parametrize("kind", ["auto", "incremental", "differential", "full"])
-def test_what_is_planned_is_what_the_next_backup_does(kind: str, protected) -> None:
+def test_the_next_backup_does_what_was_planned(kind: str, protected) -> None:
     fill(protected.source)
     first = protected.backup().backup
     change(protected.source)
@@ -87,7 +87,7 @@ def test_what_is_planned_is_what_the_next_backup_does(kind: str, protected) -> N
     ]
 
 
-def test_a_dry_run_changes_nothing_at_the_server_and_nothing_in_the_cache(protected, tmp_path: Path) -> None:
+def test_a_dry_run_changes_neither_server_nor_cache(protected, tmp_path: Path) -> None:
     fill(protected.source)
     with counted_calls() as calls:
         planned(protected)
@@ -105,7 +105,7 @@ def test_a_dry_run_changes_nothing_at_the_server_and_nothing_in_the_cache(protec
     assert not protected.backup().resumed
 
 
-def test_a_dry_run_names_what_cannot_be_read_and_patterns_without_a_match(
+def test_a_dry_run_names_unreadable_paths_and_patterns_without_a_match(
     protected, as_ordinary_user, public_path: Path
 ) -> None:
     for name in ("closed", "open", "secret"):

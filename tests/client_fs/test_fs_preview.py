@@ -1,4 +1,4 @@
-"""A dry run of a restore says what the restore then does, whatever lies in the target."""
+"""A dry run shows what the restore then does, whatever the target contains."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ HOW = {
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_dry_run_says_what_the_restore_does(how: str, tmp_path: Path) -> None:
+def test_a_dry_run_shows_what_the_restore_does(how: str, tmp_path: Path) -> None:
     wrong = []
     for number, (wanted, there) in enumerate(itertools.product(WANTED, THERE)):
         server = Server(other(""), other("d"), *WANTED[wanted])

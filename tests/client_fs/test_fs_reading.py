@@ -1,4 +1,4 @@
-"""Small files are read in as few calls as possible, and only if they are as the scan saw them; all others the long way."""
+"""Small files are read in as few calls as possible if they are as the scan saw them; all others by the general path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX = 64 * 1024
 
 
 def found(path: Path) -> Found:
-    """What a scan has seen of a path; its directory stays open for the rest of the test."""
+    """A path as a scan saw it; its directory stays open for the rest of the test."""
     name = os.fsencode(path.name)
     dir_fd = os.open(path.parent, os.O_RDONLY)
     return Found(name, name, dir_fd, os.lstat(path), b"", 0)
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
     return made
 
 
-def test_a_small_file_is_its_bytes(path: Path) -> None:
+def test_a_small_file_is_read_completely(path: Path) -> None:
     assert read_small(found(path), MAX) == b"what it holds"
     path.write_bytes(b"")
     assert read_small(found(path), MAX) == b""
@@ -55,7 +55,7 @@ def set_attribute(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [link, make_sparse, set_attribute])
-def test_what_a_file_has_beside_its_bytes_is_left_to_who_can_keep_it(
+def test_a_file_with_attributes_or_holes_is_left_to_the_general_path(
     path: Path, make: Callable[[Path], None]
 ) -> None:
     make(path)
@@ -93,13 +93,15 @@ def write_with_the_old_times(path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [write_over, append, cut_off, replace, change_mode, write_with_the_old_times, link]
 )
-def test_a_file_that_changed_since_the_scan_is_not_taken(path: Path, change: Callable[[Path], None]) -> None:
+def test_a_file_that_changed_since_the_scan_is_left_to_the_general_path(
+    path: Path, change: Callable[[Path], None]
+) -> None:
     seen = found(path)
     change(path)
     assert read_small(seen, MAX) is None
 
 
-def test_a_change_between_reading_and_the_last_look_is_noticed(
+def test_a_change_between_reading_and_the_last_stat_is_noticed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, read = found(path), os.pread
@@ -113,7 +115,7 @@ def test_a_change_between_reading_and_the_last_look_is_noticed(
     assert read_small(seen, MAX) is None
 
 
-def test_what_is_no_file_any_more_is_told_by_who_opens_it(path: Path) -> None:
+def test_a_path_that_is_no_longer_a_file_is_left_to_the_general_path(path: Path) -> None:
     seen = found(path)
     path.unlink()
     os.mkfifo(path)
@@ -122,7 +124,7 @@ def test_what_is_no_file_any_more_is_told_by_who_opens_it(path: Path) -> None:
         pass
 
 
-def test_what_cannot_be_opened_is_an_error(path: Path) -> None:
+def test_a_path_that_cannot_be_opened_is_an_error(path: Path) -> None:
     seen = found(path)
     path.unlink()
     with pytest.raises(FileNotFoundError):

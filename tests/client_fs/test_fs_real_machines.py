@@ -1,4 +1,4 @@
-"""What real machines hold: values that fit nowhere, pseudo files, caches, dead mounts, disks that are not mounted."""
+"""Data of real machines: values out of range, pseudo files, caches, dead mounts, unmounted disks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def names_in(protected, dataset: str = "data") -> set[str]:
 
 @BOTH_WAYS
 @pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])
-def test_a_time_beyond_64_bits_is_named_and_the_backup_goes_on(thin: bool, cached: bool, protected) -> None:
+def test_a_time_beyond_64_bits_is_reported_and_the_backup_continues(
+    thin: bool, cached: bool, protected
+) -> None:
     for name in ("far", "near"):
         (protected.source / name).write_text(name)
     (protected.source / "directory").mkdir()
@@ -52,7 +54,7 @@ def test_a_time_beyond_64_bits_is_named_and_the_backup_goes_on(thin: bool, cache
     assert protected.client.read("data", "far") == b"far"
 
 
-def test_an_owner_an_inode_and_a_change_time_that_do_not_fit_are_left_out_or_clamped() -> None:
+def test_an_owner_inode_or_change_time_out_of_range_is_omitted_or_clamped() -> None:
     numbers = (0o100644, 2**64, 1, 1, 2**32, 0, 5, 0, 0, 0)
     status = os.stat_result(numbers, {"st_mtime_ns": 0, "st_ctime_ns": -(2**63) - 1})
     tally = BackupTally()
@@ -66,7 +68,7 @@ def test_an_owner_an_inode_and_a_change_time_that_do_not_fit_are_left_out_or_cla
 
 
 @BOTH_WAYS
-def test_a_path_with_too_many_components_is_named_and_the_backup_goes_on(thin: bool, protected) -> None:
+def test_a_path_with_too_many_components_is_reported_and_the_backup_continues(thin: bool, protected) -> None:
     (protected.source / "near").touch()
     directory = os.open(protected.source, os.O_RDONLY)
     for _ in range(1030):
@@ -96,7 +98,7 @@ def test_a_file_larger_than_a_backup_can_hold_is_named(
     assert names_in(protected) == {"small"}
 
 
-# --- what is named
+# --- named paths
 
 
 @BOTH_WAYS
@@ -134,7 +136,7 @@ def test_files_of_proc_are_read_to_their_end(thin: bool, protected) -> None:
 
 
 @BOTH_WAYS
-def test_a_file_of_sysfs_has_what_it_gives(thin: bool, protected) -> None:
+def test_a_file_of_sysfs_has_the_bytes_that_it_returns(thin: bool, protected) -> None:
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not path.exists():
         pytest.skip("there is no such file here")
@@ -144,7 +146,7 @@ def test_a_file_of_sysfs_has_what_it_gives(thin: bool, protected) -> None:
     assert protected.client.read("data", "enabled") == path.read_bytes()
 
 
-# --- what was removed
+# --- removals
 
 
 def fill(source: Path, count: int = 10) -> None:
@@ -162,7 +164,7 @@ def empty(source: Path) -> None:
 @BOTH_WAYS
 @pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])
 @pytest.mark.parametrize("kind", ["auto", "full", "differential"])
-def test_a_source_that_has_become_empty_makes_no_backup_unless_it_is_meant(
+def test_a_source_that_became_empty_makes_no_backup_unless_allowed(
     kind: str, cached: bool, thin: bool, protected
 ) -> None:
     options = {"thin": thin} if cached else {"thin": thin, "cache_dir": None}
@@ -180,7 +182,7 @@ def test_a_source_that_has_become_empty_makes_no_backup_unless_it_is_meant(
 @BOTH_WAYS
 @pytest.mark.parametrize("cached", [True, False], ids=["cache", "no-cache"])
 @pytest.mark.parametrize("kind", ["auto", "full"])
-def test_more_may_not_be_removed_than_is_allowed(kind: str, cached: bool, thin: bool, protected) -> None:
+def test_removals_beyond_the_limit_are_refused(kind: str, cached: bool, thin: bool, protected) -> None:
     options = {"thin": thin, "kind": kind} if cached else {"thin": thin, "kind": kind, "cache_dir": None}
     fill(protected.source)
     protected.backup(**options)
@@ -192,7 +194,7 @@ def test_more_may_not_be_removed_than_is_allowed(kind: str, cached: bool, thin: 
     assert protected.backup(max_removed_percent=30.0, **options).complete
 
 
-def test_a_refused_backup_leaves_nothing_to_go_on_with(protected) -> None:
+def test_a_refused_backup_leaves_nothing_to_resume(protected) -> None:
     fill(protected.source)
     protected.backup()
     empty(protected.source)
@@ -206,7 +208,7 @@ def test_a_refused_backup_leaves_nothing_to_go_on_with(protected) -> None:
 
 
 @BOTH_WAYS
-def test_a_write_through_a_mapping_that_moves_no_time_is_in_the_next_backup(thin: bool, protected) -> None:
+def test_a_write_through_a_mapping_that_changes_no_time_is_in_the_next_backup(thin: bool, protected) -> None:
     path = protected.source / "mapped"
     path.write_bytes(b"a" * 8192)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 8192) as mapped:
@@ -230,7 +232,7 @@ def test_a_write_through_a_mapping_that_moves_no_time_is_in_the_next_backup(thin
 @pytest.mark.parametrize(
     ("named", "size"), [(".", 5), (".", 3_000_000), ("f", 5)], ids=["directory", "large file in it", "file"]
 )
-def test_what_changed_since_its_file_system_was_brought_to_the_disk_is_read_again(
+def test_files_changed_since_their_file_system_was_synced_are_read_again(
     protected, named: str, size: int, thin: bool
 ) -> None:
     path = protected.source / "f"
@@ -243,20 +245,20 @@ def test_what_changed_since_its_file_system_was_brought_to_the_disk_is_read_agai
     assert protected.backup(source, thin=thin).read_bytes == 0
 
 
-# --- what is nobody's data
+# --- temporary data
 
 
 @BOTH_WAYS
-def test_what_a_killed_restore_left_is_not_backed_up(protected, thin: bool) -> None:
+def test_temporary_files_of_a_killed_restore_are_not_backed_up(protected, thin: bool) -> None:
     (protected.source / f".staddle-restore-{'0' * 16}-1").write_bytes(b"half a file")
     (protected.source / ".staddle-restore-notes").touch()
-    for more in ("first", "second"):  # the second one compares with a cache
+    for more in ("first", "second"):  # the second one uses a cache
         (protected.source / more).touch()
         protected.backup(thin=thin)
     assert names_in(protected) == {".staddle-restore-notes", "first", "second"}
 
 
-# --- what goes while it is looked at
+# --- paths that vanish during the scan
 
 
 @BOTH_WAYS
@@ -288,7 +290,7 @@ def test_a_path_that_vanishes_during_the_run_is_a_note(
     assert names_in(protected) == {"stays"}
 
 
-def test_a_name_that_is_listed_and_never_found_stays_a_problem(
+def test_a_listed_name_that_is_never_found_stays_a_problem(
     protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("odd", "f"):

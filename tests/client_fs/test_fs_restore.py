@@ -145,7 +145,7 @@ def leftovers(root: Path) -> list[Path]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
-    """A directory beside the target that must stay as it is."""
+    """A directory beside the target that must stay unchanged."""
     place = tmp_path / "outside"
     place.mkdir()
     (place / "precious").write_text("keep me")
@@ -170,7 +170,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("path", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
-def test_a_path_that_leads_out_ends_the_restore_and_writes_nothing(
+def test_a_path_that_leads_outside_ends_the_restore_without_writing(
     path: str, kind: str, tmp_path: Path, outside: Path
 ) -> None:
     made = {"file": file, "directory": other}.get(
@@ -190,7 +190,7 @@ def test_a_file_below_a_stored_symlink_never_follows_it(tmp_path: Path, outside:
     assert (tmp_path / "target" / "a" / "precious").read_bytes() == b"stolen"
 
 
-def test_a_path_below_a_stored_file_makes_a_directory_of_it_every_time(tmp_path: Path) -> None:
+def test_a_path_below_a_stored_file_always_turns_it_into_a_directory(tmp_path: Path) -> None:
     for number in range(20):
         target = tmp_path / f"target{number}"
         report = restore(Server(file("a"), file("a/b/c", b"below"), file("z")), target)
@@ -223,7 +223,7 @@ def test_a_link_in_the_target_is_kept_under_never_and_what_is_below_is_reported(
 
 
 @pytest.mark.parametrize("swapped", ["a", "a/b"])
-def test_a_directory_that_is_swapped_for_a_link_meanwhile_gains_nothing(
+def test_swapping_a_directory_for_a_link_during_a_restore_gains_nothing(
     swapped: str, tmp_path: Path, outside: Path
 ) -> None:
     target = tmp_path / "target"
@@ -240,9 +240,7 @@ def test_a_directory_that_is_swapped_for_a_link_meanwhile_gains_nothing(
     assert (target / "z").read_bytes() == b"data"
 
 
-def test_a_hard_link_to_something_swapped_in_is_written_as_a_file_of_its_own(
-    tmp_path: Path, outside: Path
-) -> None:
+def test_a_hard_link_to_a_swapped_file_is_written_as_a_separate_file(tmp_path: Path, outside: Path) -> None:
     target = tmp_path / "target"
     server = Server(file("a", b"shared", link_group=b"g"), file("b", b"shared", link_group=b"g"))
 
@@ -269,7 +267,7 @@ def test_hard_links_need_group_and_content_to_agree(tmp_path: Path) -> None:
     assert inodes["b"] == inodes["c"] != inodes["a"]
 
 
-def test_names_of_one_file_that_are_linked_already_leave_no_temporary_name(tmp_path: Path) -> None:
+def test_names_that_are_already_linked_leave_no_temporary_name(tmp_path: Path) -> None:
     target = tmp_path / "target"
     server = Server(*(file(name, b"shared", link_group=b"g") for name in "abc"))
     restore(server, target)
@@ -286,7 +284,7 @@ def test_damage_is_reported_leaves_no_file_and_the_rest_is_restored(tmp_path: Pa
     assert sorted(item.name for item in (tmp_path / "target").iterdir()) == ["a", "z"]
 
 
-def test_damage_keeps_what_was_there_before(tmp_path: Path) -> None:
+def test_damage_keeps_the_previous_file(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     (target / "damaged").write_text("the previous version")
@@ -297,7 +295,7 @@ def test_damage_keeps_what_was_there_before(tmp_path: Path) -> None:
     assert leftovers(target) == []
 
 
-def test_a_stream_that_stops_without_its_end_is_a_failure_and_leaves_no_half_file(tmp_path: Path) -> None:
+def test_a_truncated_stream_is_a_failure_and_leaves_no_partial_file(tmp_path: Path) -> None:
     class Stops(Server):
         def _parts(self, request):
             yield from list(super()._parts(request))[:-3]
@@ -307,14 +305,14 @@ def test_a_stream_that_stops_without_its_end_is_a_failure_and_leaves_no_half_fil
     assert [item.name for item in (tmp_path / "target").iterdir()] == ["a"]
 
 
-def test_bytes_that_are_not_what_their_content_id_says_never_get_the_name(tmp_path: Path) -> None:
+def test_bytes_that_contradict_their_content_id_never_get_the_name(tmp_path: Path) -> None:
     entry, _ = file("f", seeded_bytes(5, 300_000))
     with pytest.raises(ProtocolError):
         restore(Server((entry, seeded_bytes(6, 300_000))), tmp_path / "target")
     assert list((tmp_path / "target").iterdir()) == []
 
 
-def test_segments_that_are_not_right_are_done_without_and_the_server_says_what_is_wrong(
+def test_after_a_wrong_segment_the_restore_continues_without_segments_and_finds_the_damage(
     tmp_path: Path,
 ) -> None:
     class Wrong(Server):
@@ -339,7 +337,7 @@ def test_segments_that_are_not_right_are_done_without_and_the_server_says_what_i
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system is left to itself")
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_system_writes_a_large_file_while_it_comes(
+def test_a_large_file_is_flushed_while_it_arrives(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[tuple[int, int]] = []
@@ -360,7 +358,7 @@ def test_the_system_writes_a_large_file_while_it_comes(
     assert len(data) - 200_000 < ends[-1] <= len(data)
 
 
-def test_files_that_match_are_not_transferred_and_their_metadata_is_put_right(tmp_path: Path) -> None:
+def test_matching_files_are_not_transferred_and_their_metadata_is_corrected(tmp_path: Path) -> None:
     target = tmp_path / "target"
     items = [other("d"), file("d/same", b"1"), file("d/differs", b"2"), file("d/new", b"3")]
     target.mkdir()
@@ -390,7 +388,7 @@ def test_a_file_that_matches_is_not_even_touched(tmp_path: Path) -> None:
     assert (target / "f").stat().st_ctime_ns == before
 
 
-def test_never_keeps_what_is_there_and_writes_the_rest(tmp_path: Path) -> None:
+def test_overwrite_never_keeps_existing_files_and_writes_the_rest(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     (target / "f").write_bytes(b"old")
@@ -399,7 +397,7 @@ def test_never_keeps_what_is_there_and_writes_the_rest(tmp_path: Path) -> None:
     assert any("kept" in warning for warning in report.warnings)
 
 
-def test_always_writes_everything_anew(tmp_path: Path) -> None:
+def test_overwrite_always_rewrites_everything(tmp_path: Path) -> None:
     target = tmp_path / "target"
     server = Server(file("f"), file("g"))
     restore(server, target)
@@ -421,7 +419,7 @@ def test_unset_metadata_follows_the_restoring_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mtime_ns", [2**63 - 1, -(2**63)])
-def test_times_out_of_range_are_reported_and_the_file_is_there(mtime_ns: int, tmp_path: Path) -> None:
+def test_times_out_of_range_are_reported_and_the_file_is_restored(mtime_ns: int, tmp_path: Path) -> None:
     entry, data = file("f")
     entry.mtime_ns = mtime_ns
     restore(Server((entry, data), file("g")), tmp_path / "target")
@@ -429,7 +427,7 @@ def test_times_out_of_range_are_reported_and_the_file_is_there(mtime_ns: int, tm
     assert (tmp_path / "target" / "g").read_bytes() == b"data"
 
 
-def test_holes_are_left_out_and_bytes_in_a_wrong_hole_are_written_all_the_same(tmp_path: Path) -> None:
+def test_holes_are_skipped_and_bytes_in_a_wrong_hole_are_still_written(tmp_path: Path) -> None:
     data = bytes(400_000) + seeded_bytes(7, 100_000) + bytes(300_000)
     entry, _ = file("f", data)
     for offset, length in ((0, 393_216), (400_000, 100_000), (524_288, 275_712)):

@@ -1,4 +1,4 @@
-"""Restores of a real server's backups, compared with what is there or only shown."""
+"""Restores of a real server's backups: compared with the target, or only previewed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tamper(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["d/large", "d/small", "sparse"])
-def test_a_comparison_by_content_finds_what_size_and_time_do_not_tell_and_puts_it_right(
+def test_a_comparison_by_content_finds_and_repairs_changes_hidden_from_size_and_time(
     name: str, restored: Path, protected
 ) -> None:
     right = (restored / name).read_bytes()
@@ -66,7 +66,7 @@ def test_a_comparison_by_content_finds_what_size_and_time_do_not_tell_and_puts_i
     assert (done.entries_written, done.problems) == (1, ())
     assert (restored / name).read_bytes() == right
     os.utime(restored / name)
-    assert protected.restore(restored, verify=True).entries_written == 0, "its time alone is put right"
+    assert protected.restore(restored, verify=True).entries_written == 0, "only its time is corrected"
     assert protected.restore(restored, verify=True, dry_run=True).problems == ()
 
 
@@ -85,7 +85,7 @@ def test_a_comparison_also_names_what_is_missing_and_metadata_that_differs(resto
 
 @pytest.mark.parametrize("overwrite", ["if-changed", "always", "never"])
 @pytest.mark.parametrize("paths", [(), ("d/large",)])
-def test_a_dry_run_writes_nothing_and_counts_what_a_restore_then_writes(
+def test_a_dry_run_writes_nothing_and_counts_what_the_restore_then_writes(
     overwrite: str, paths: tuple[str, ...], restored: Path, protected, tmp_path: Path
 ) -> None:
     (restored / "d" / "large").write_bytes(b"other")
@@ -99,7 +99,7 @@ def test_a_dry_run_writes_nothing_and_counts_what_a_restore_then_writes(
         assert (dry.entries_written, dry.data_bytes) == (real.entries_written, real.data_bytes)
 
 
-def test_a_preview_tells_what_would_be_made_replaced_fetched_and_deleted_as_the_restore_then_does(
+def test_a_preview_matches_what_the_restore_then_creates_replaces_fetches_and_deletes(
     protected, tmp_path: Path
 ) -> None:
     source, target = protected.source, tmp_path / "target"

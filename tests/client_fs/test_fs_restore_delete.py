@@ -1,4 +1,4 @@
-"""Restores that delete what the backup does not have: nothing else, nothing outside, and nothing unless all else is well."""
+"""Restores that delete extras: nothing else, nothing outside, and nothing unless everything else succeeded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def target(tmp_path: Path) -> Path:
     return target
 
 
-def test_a_tree_with_extras_of_every_kind_becomes_the_backups(
+def test_a_tree_with_extras_of_every_kind_becomes_that_of_the_backup(
     protected, tmp_path: Path, outside: Path
 ) -> None:
     plant(protected.source)
@@ -90,7 +90,7 @@ def test_names_that_are_not_included_stay(target: Path) -> None:
     assert names(target) == ["d", "d/keep", "d/more", "d/more/deep", "d/more/y", "extra", "f"]
 
 
-def test_only_what_lies_below_the_restored_paths_is_deleted(target: Path) -> None:
+def test_only_extras_below_the_restored_paths_are_deleted(target: Path) -> None:
     restore(Server(*TREE), target, delete=True, paths=(b"d",))
     assert names(target) == ["d", "d/keep", "extra", "f"]
     restore(Server(*TREE), target, delete=True, paths=(b"f",))
@@ -117,7 +117,7 @@ def test_a_backup_of_one_file_deletes_nothing_beside_it(protected, tmp_path: Pat
 
 
 class ReadableLater(Server):
-    """The page of `d/keep` and `f` cannot be read when the backup is read first, and can be from then on."""
+    """The page of `d/keep` and `f` cannot be read at first, and can be read later."""
 
     def _parts(self, request):
         is_first = not self.requests[1:]
@@ -131,7 +131,7 @@ class ReadableLater(Server):
             yield part
 
 
-def test_nothing_is_deleted_if_the_backup_could_not_be_read_when_that_was_decided(target: Path) -> None:
+def test_nothing_is_deleted_if_the_backup_was_unreadable_at_the_decision(target: Path) -> None:
     before = names(target)
     report = restore(ReadableLater(*TREE), target, delete=True, confirm_delete=lambda _: pytest.fail("asked"))
     assert names(target) == before
@@ -172,7 +172,7 @@ def test_a_preview_names_what_would_be_deleted_and_changes_nothing(target: Path)
     assert asked == []
 
 
-def test_whoever_is_asked_may_refuse_before_anything_is_changed(target: Path) -> None:
+def test_a_refused_confirmation_changes_nothing(target: Path) -> None:
     class NoError(Exception):
         pass
 
@@ -192,14 +192,14 @@ def test_whoever_is_asked_may_refuse_before_anything_is_changed(target: Path) ->
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-def test_nobody_is_asked_where_nothing_is_to_be_deleted(tmp_path: Path) -> None:
+def test_no_confirmation_is_asked_when_nothing_would_be_deleted(tmp_path: Path) -> None:
     asked: list[int] = []
     for _ in range(2):
         restore(Server(*TREE), tmp_path / "target", delete=True, confirm_delete=asked.append)
     assert asked == []
 
 
-def test_what_changed_or_appeared_after_it_was_found_is_kept(target: Path, tmp_path: Path) -> None:
+def test_extras_that_changed_or_appeared_after_the_listing_are_kept(target: Path, tmp_path: Path) -> None:
     def meanwhile(_count: int) -> None:
         (target / "extra").write_text("written again, and precious")
         (target / "new").write_text("new")
@@ -212,7 +212,7 @@ def test_what_changed_or_appeared_after_it_was_found_is_kept(target: Path, tmp_p
 
 
 @pytest.mark.parametrize("swapped", ["d", "d/more"])
-def test_a_directory_that_is_moved_or_swapped_meanwhile_is_left_alone(
+def test_a_directory_moved_or_swapped_during_the_deletion_is_left_alone(
     swapped: str, target: Path, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved"
@@ -226,7 +226,7 @@ def test_a_directory_that_is_moved_or_swapped_meanwhile_is_left_alone(
     assert (moved / inside).read_text() == "x"
 
 
-def test_a_target_that_was_replaced_meanwhile_loses_nothing(target: Path, tmp_path: Path) -> None:
+def test_a_target_replaced_during_the_restore_loses_nothing(target: Path, tmp_path: Path) -> None:
     report = restore(
         Server(*TREE),
         target,
@@ -242,7 +242,7 @@ def test_a_target_that_was_replaced_meanwhile_loses_nothing(target: Path, tmp_pa
 def test_mounted_file_systems_are_neither_entered_nor_removed(
     bind: bool, place: str, target: Path, tmp_path: Path, mounted: Callable[..., Path]
 ) -> None:
-    mounted("-t", "tmpfs", "tmpfs")  # skips where nothing can be mounted
+    mounted("-t", "tmpfs", "tmpfs")  # skips where mounting is impossible
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "precious").write_text("keep me")
     what = ["--bind", tmp_path / "elsewhere"] if bind else ["-t", "tmpfs", "tmpfs"]
@@ -274,7 +274,7 @@ def test_the_owner_deletes_from_a_directory_that_may_not_be_written(
         (target / "d").chmod(0o755)
 
 
-def test_a_listing_that_breaks_is_asked_for_again_and_counts_nothing_twice(target: Path) -> None:
+def test_a_broken_listing_is_resumed_and_counts_nothing_twice(target: Path) -> None:
     server = Server(*TREE)
     server.break_after = [3]
     asked: list[int] = []

@@ -1,4 +1,4 @@
-"""Directories of a restore: their modes and times, and those on the way to a selected path."""
+"""Directories of a restore: their modes and times, and those above a selected path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from staddle._types.reports import ProblemKind
 from test_fs_restore import MTIME_NS, Server, file, leftovers, other, restore
 
 
-def test_a_directory_in_the_way_goes_if_it_is_empty_and_is_reported_if_not(tmp_path: Path) -> None:
+def test_a_directory_in_the_way_is_removed_if_empty_and_reported_otherwise(tmp_path: Path) -> None:
     target = tmp_path / "target"
     (target / "empty").mkdir(parents=True)
     (target / "full").mkdir()
@@ -27,7 +27,7 @@ def test_a_directory_in_the_way_goes_if_it_is_empty_and_is_reported_if_not(tmp_p
     assert leftovers(target) == []
 
 
-def test_the_root_keeps_its_own_metadata_where_something_lay_in_it(tmp_path: Path) -> None:
+def test_a_non_empty_root_keeps_its_own_metadata(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir(mode=0o711)
     (target / "mine").touch()
@@ -54,7 +54,7 @@ def test_a_directory_is_never_more_open_than_the_backup_says_not_even_while_it_i
     items = [other("way", mode=0o2710), other("way/d", mode=0o700), file("way/d/f"), other("z", mode=0o700)]
     restore(Server(*items), target, paths=(b"way/d", b"z"))
     assert [modes[name] for name in (b"way", b"d", b"z")] == [0o700] * 3
-    assert modes[b"way, later"] == 0o710, "a restore that is killed leaves what another one keeps as it is"
+    assert modes[b"way, later"] == 0o710, "a killed restore leaves what another one keeps unchanged"
     assert stat.S_IMODE((target / "way").stat().st_mode) == 0o2710, "setgid comes last"
 
 
@@ -93,7 +93,7 @@ def test_directories_on_the_way_that_exist_are_left_alone(tmp_path: Path) -> Non
     assert modes == [0o711, 0o711, 0o700]
 
 
-def test_directories_on_the_way_are_finished_also_if_the_restore_fails(tmp_path: Path) -> None:
+def test_directories_on_the_way_are_finished_even_if_the_restore_fails(tmp_path: Path) -> None:
     items = [
         other("a", mode=0o750),
         other("a/b", mode=0o550),

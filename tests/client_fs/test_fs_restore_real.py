@@ -1,4 +1,4 @@
-"""Restoring onto real machines: full disks, missing permissions, coarse times, others who write meanwhile, killed restores."""
+"""Restores on real machines: full disks, missing permissions, coarse times, concurrent writers, killed restores."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def modes_of(*paths: Path) -> list[int]:
     ],
     ids=["a large file", "small files", "a linked file", "small linked files"],
 )
-def test_a_target_that_is_full_says_so_and_keeps_no_temporary_file(
+def test_a_full_target_is_reported_and_keeps_no_temporary_file(
     items: list[tuple[pb.Entry, bytes]], mounted: Callable[..., Path]
 ) -> None:
     target = mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs")
@@ -76,7 +76,7 @@ def test_a_target_that_is_full_says_so_and_keeps_no_temporary_file(
 
 
 @pytest.mark.parametrize("how", ["full", "read-only", "bound read-only"])
-def test_a_file_system_in_the_target_that_takes_nothing_costs_only_what_lies_in_it(
+def test_a_read_only_or_full_mount_in_the_target_costs_only_its_own_files(
     how: str, tmp_path: Path, mounted: Callable[..., Path]
 ) -> None:
     target = tmp_path / "target"
@@ -123,7 +123,7 @@ def test_a_file_over_the_limit_of_the_process_is_reported_with_its_cause(tmp_pat
 # --- permissions that the owner lacks
 
 
-def test_the_owner_gets_files_and_directories_without_permissions_right(
+def test_the_owner_restores_files_and_directories_without_permissions(
     public_path: Path, as_ordinary_user
 ) -> None:
     target = public_path / "target"
@@ -152,9 +152,7 @@ def test_the_owner_gets_files_and_directories_without_permissions_right(
         (target / "d").chmod(0o755)
 
 
-def test_permissions_are_put_back_on_directories_that_a_restore_leaves_alone(
-    public_path: Path, as_ordinary_user
-) -> None:
+def test_permissions_of_kept_directories_are_restored(public_path: Path, as_ordinary_user) -> None:
     target = public_path / "target"
     with as_ordinary_user():
         (target / "a" / "b").mkdir(parents=True)
@@ -220,7 +218,7 @@ def test_root_keeps_setuid_of_the_owner_that_it_sets(tmp_path: Path, only_root: 
     assert modes_of(tmp_path / "target" / "tool") == [0o6755]
 
 
-# --- what appears meanwhile
+# --- paths that appear during the restore
 
 APPEARING: dict[str, tuple[pb.Entry, bytes]] = {
     "a small file": file("x"),
@@ -238,7 +236,7 @@ APPEARING: dict[str, tuple[pb.Entry, bytes]] = {
     ("what", "fresh"),
     [(what, True) for what in APPEARING] + [(what, False) for what in APPEARING if what.endswith("file")],
 )
-def test_what_appears_in_the_target_during_a_restore_is_neither_replaced_nor_followed(
+def test_paths_that_appear_during_a_restore_are_neither_replaced_nor_followed(
     there: str, what: str, overwrite: str, fresh: bool, tmp_path: Path
 ) -> None:
     target, precious = tmp_path / "target", tmp_path / "precious"
@@ -255,7 +253,7 @@ def test_what_appears_in_the_target_during_a_restore_is_neither_replaced_nor_fol
             (target / "x").symlink_to(precious)
 
     class Late(Server):
-        """Something appears at x after it was decided what to do there."""
+        """A path appears at x after the restore has decided what to do there."""
 
         def stream(self, method, request, *, retry):
             for response in super().stream(method, request, retry=retry):
@@ -278,7 +276,7 @@ def test_what_appears_in_the_target_during_a_restore_is_neither_replaced_nor_fol
     assert leftovers(target) == []
 
 
-def test_what_appears_in_a_target_that_was_empty_stays_as_it_is_also_where_paths_are_selected(
+def test_paths_that_appear_in_an_empty_target_are_kept_even_with_selected_paths(
     tmp_path: Path,
 ) -> None:
     target = tmp_path / "target"
@@ -298,10 +296,10 @@ def test_what_appears_in_a_target_that_was_empty_stays_as_it_is_also_where_paths
     assert modes_of(target / "g") == [0o600]
 
 
-# --- what is there already
+# --- existing files
 
 
-def test_a_target_with_times_of_whole_seconds_is_not_written_again(
+def test_a_target_with_times_of_whole_seconds_is_not_rewritten(
     tmp_path: Path, mounted: Callable[..., Path]
 ) -> None:
     image = tmp_path / "image"
@@ -321,7 +319,7 @@ def test_a_target_with_times_of_whole_seconds_is_not_written_again(
     assert restore(Server(*items), target).entries_written == 1
 
 
-def test_a_time_without_its_fraction_is_another_time_where_the_target_keeps_fractions(tmp_path: Path) -> None:
+def test_a_time_without_its_fraction_differs_if_the_target_keeps_fractions(tmp_path: Path) -> None:
     target = tmp_path / "target"
     restore(Server(file("f", b"right")), target)
     (target / "f").write_bytes(b"wrong")
@@ -333,7 +331,7 @@ def test_a_time_without_its_fraction_is_another_time_where_the_target_keeps_frac
 # --- restores that were killed
 
 
-def test_a_restore_removes_what_killed_ones_left_and_nothing_else(tmp_path: Path) -> None:
+def test_a_restore_removes_only_the_leftovers_of_killed_restores(tmp_path: Path) -> None:
     target = tmp_path / "target"
     (target / "d").mkdir(parents=True)
     dead = [f".staddle-restore-{'0' * 16}-1", f".staddle-restore-{'0' * 16}-2"]
@@ -368,12 +366,12 @@ def test_a_temporary_file_is_locked_as_long_as_it_has_its_name(tmp_path: Path) -
 # --- with a server
 
 
-def test_a_forked_process_sweeps_what_a_killed_parent_left_and_gives_other_names(tmp_path: Path) -> None:
+def test_a_forked_process_sweeps_files_of_a_killed_parent_and_uses_other_names(tmp_path: Path) -> None:
     program = (
         "import os, sys; from staddle._fs.temporary_names import open_temporary, sweep\n"
         "here = os.open(sys.argv[1], os.O_RDONLY)\n"
         "name, descriptor = open_temporary(here, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)\n"
-        "os.close(descriptor)\n"  # as if it had been killed: the lock is gone, the file is not
+        "os.close(descriptor)\n"  # as after a kill: the lock is gone, the file is not
         "if (child := os.fork()) == 0:\n"
         "    other, _ = open_temporary(here, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)\n"
         "    print(other[:-1] != name[:-1], sweep(here), flush=True)\n"

@@ -1,4 +1,4 @@
-"""Restores whose stream breaks, whose target is full, or whose user may not do everything."""
+"""Restores whose stream breaks, whose target is full, or whose user lacks permissions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from test_fs_restore import MTIME_NS, Server, file, leftovers, other, restore
 
 @pytest.mark.parametrize("first", range(1, 16, 2))
 @pytest.mark.parametrize("overwrite", ["if-changed", "always"])
-def test_a_restore_goes_on_where_its_stream_broke(first: int, overwrite: str, tmp_path: Path) -> None:
+def test_a_restore_resumes_where_its_stream_broke(first: int, overwrite: str, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     (target / "extra").touch()
@@ -49,7 +49,7 @@ def test_a_restore_goes_on_where_its_stream_broke(first: int, overwrite: str, tm
     assert report.data_bytes == 200_000 + 3 * 4
 
 
-def test_a_restore_that_breaks_before_anything_came_makes_no_target(tmp_path: Path) -> None:
+def test_a_restore_that_breaks_before_the_first_answer_makes_no_target(tmp_path: Path) -> None:
     server = Server(file("a"))
     server.break_after = [0]
     with pytest.raises(ConnectError):

@@ -1,4 +1,4 @@
-"""Restoring what matches patterns: what is taken, what travels, and how the directories above it are made."""
+"""Restores by patterns: which paths are restored, which are sent, and how the directories above them are made."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files_in(target: Path) -> list[str]:
 
 
 def travelled(server: Server) -> list[str]:
-    """The paths whose bytes were asked for, none where everything was."""
+    """The paths whose bytes were requested; none where all were."""
     return [
         path
         for request in server.requests
@@ -66,7 +66,7 @@ def mode_of(path: Path) -> int:
         ({"exclude": ["etc/old"], "paths": (b"etc/old/a.conf", b"etc/x.conf")}, ["etc/x.conf"]),
     ],
 )
-def test_what_is_included_and_not_excluded_is_restored_and_nothing_else_travels(
+def test_included_paths_are_restored_and_nothing_else_is_sent(
     patterns: dict[str, list[str]], expected: list[str], tmp_path: Path
 ) -> None:
     server = Server(*TREE)
@@ -92,7 +92,7 @@ def test_directories_above_what_is_included_are_as_in_the_backup_and_existing_on
     assert [mode_of(again / "etc"), mode_of(again / "etc" / "private")] == [0o755, 0o700]
 
 
-def test_many_directories_above_included_paths_are_made_right_and_are_not_all_remembered(
+def test_many_directories_above_included_paths_are_made_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "WAYS_MAX", 2)
@@ -113,7 +113,7 @@ def test_many_directories_above_included_paths_are_made_right_and_are_not_all_re
 
 
 @pytest.mark.parametrize("first", [1, 4, 8])
-def test_a_selective_restore_goes_on_where_its_stream_broke(first: int, tmp_path: Path) -> None:
+def test_a_selective_restore_resumes_where_its_stream_broke(first: int, tmp_path: Path) -> None:
     server = Server(*TREE)
     server.break_after = [first, 1]
     report = restore(server, tmp_path / "target", include=["*.conf"], retry_s=5.0)
@@ -133,9 +133,7 @@ def test_a_pattern_that_matched_nothing_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["include", "exclude"])
-def test_a_pattern_that_cannot_be_meant_is_refused_before_anything_is_asked_for(
-    field: str, tmp_path: Path
-) -> None:
+def test_an_impossible_pattern_is_refused_before_any_call(field: str, tmp_path: Path) -> None:
     server = Server(*TREE)
     with pytest.raises(BadRequestError) as caught:
         restore(server, tmp_path / "target", **{field: ["[z-a]"]})
@@ -182,9 +180,7 @@ def test_excluded_names_in_the_target_stay_as_they_are(protected, tmp_path: Path
     assert (target / "page").read_text() == "of the backup"
 
 
-def test_an_absolute_pattern_below_the_root_of_the_backup_means_what_lies_there(
-    protected, tmp_path: Path
-) -> None:
+def test_an_absolute_pattern_below_the_root_of_the_backup_matches_there(protected, tmp_path: Path) -> None:
     for name in ("keep", "leave"):
         (protected.source / name).write_text(name)
     protected.backup()
@@ -205,7 +201,7 @@ def test_names_that_are_not_utf8_are_matched_and_restored(protected, tmp_path: P
 
 
 class Damaged(Server):
-    """Behind some entries, the list of entries says that they are damaged, or that a page that came behind them is."""
+    """After some entries the listing reports them, or the page after them, as damaged."""
 
     def __init__(self, places: dict[str, bool]) -> None:
         super().__init__(*TREE)
@@ -237,7 +233,7 @@ class Damaged(Server):
         ({"include": ["*.conf"]}, {"srv": True, "etc/x.conf": False}, ["etc/x.conf", "srv"]),
     ],
 )
-def test_damage_is_named_where_it_may_have_taken_something_that_was_selected(
+def test_damage_that_may_affect_selected_paths_is_reported(
     how: str, patterns: dict[str, list[str]], places: dict[str, bool], named: list[str], tmp_path: Path
 ) -> None:
     server = Damaged(places)

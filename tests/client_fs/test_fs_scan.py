@@ -1,4 +1,4 @@
-"""The scan: order, excludes, what cannot be read, deep trees, limits of a file system."""
+"""The scan: order, excludes, unreadable paths, deep trees, file system boundaries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from fs_trees import plant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from staddle._fs.excludes import excludes_of
+from staddle._fs.excludes import all_patterns, excludes_of
 from staddle._fs.found import Found, Marked
 from staddle._fs.metadata import holes_of, largest, link_group
 from staddle._fs.scan import Scan
@@ -32,7 +32,7 @@ def paths_of(root: Path | bytes, **options) -> list[bytes]:
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.sets(components.map(tuple), max_size=12))
-def test_paths_come_component_by_component_and_each_directory_before_what_is_in_it(
+def test_paths_are_sorted_by_component_and_each_directory_precedes_its_content(
     tmp_path_factory, trees: set[tuple[bytes, ...]]
 ) -> None:
     root = os.fsencode(tmp_path_factory.mktemp("scan"))
@@ -50,7 +50,7 @@ def test_a_path_that_is_one_file_is_one_entry_with_its_base_name(tmp_path: Path)
     assert paths_of(tmp_path / "only") == [b"only"]
 
 
-def test_a_root_that_is_not_there_is_an_error_and_not_an_empty_tree(tmp_path: Path) -> None:
+def test_a_missing_root_is_an_error_and_not_an_empty_tree(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         paths_of(tmp_path / "nowhere")
 
@@ -70,7 +70,7 @@ def test_excludes_work_as_in_gitignore_and_prune_directories(tmp_path: Path) -> 
         (tmp_path / name).write_text(name)
     patterns = tmp_path / "patterns"
     patterns.write_text("# a comment\n*.o\n\nbuild/\n")
-    excluded = excludes_of(["!important.o", "/top", "patterns"], [patterns])
+    excluded = excludes_of(all_patterns("exclude_files", [patterns], ["!important.o", "/top", "patterns"]))
     assert paths_of(tmp_path, excluded=excluded) == [
         b"",
         b"deep",
@@ -92,7 +92,7 @@ def test_names_that_are_not_utf8_can_be_excluded(tmp_path: Path) -> None:
     assert paths_of(tmp_path, excluded=excludes_of(["*.o"])) == [b""]
 
 
-def test_what_cannot_be_read_is_reported_and_the_rest_goes_on(public_path: Path, as_ordinary_user) -> None:
+def test_unreadable_paths_are_reported_and_the_scan_continues(public_path: Path, as_ordinary_user) -> None:
     (public_path / "closed").mkdir()
     (public_path / "closed" / "hidden").touch()
     (public_path / "closed").chmod(0o000)
@@ -107,7 +107,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_goes_on(public_path: Path,
     (public_path / "closed").chmod(0o755)
 
 
-def test_a_tree_deeper_than_the_open_directories_is_walked_whole(tmp_path: Path) -> None:
+def test_a_tree_deeper_than_the_open_directories_is_walked_completely(tmp_path: Path) -> None:
     depth = 3 * DESCRIPTORS_MAX
     directory = tmp_path
     for _ in range(depth):
@@ -149,14 +149,14 @@ def test_a_directory_that_is_moved_away_while_it_is_read_does_not_lead_out_of_th
     assert not any(b"secret" in path for path in paths)
 
 
-def test_directories_that_a_resumed_backup_has_behind_it_are_not_opened(tmp_path: Path) -> None:
+def test_directories_completed_before_a_resume_are_not_opened(tmp_path: Path) -> None:
     plant(tmp_path / "t")
     everything = paths_of(tmp_path / "t")
     skipped = paths_of(tmp_path / "t", skip=lambda path: path == b"a")
     assert set(everything) - set(skipped) == {b"a/x"}
 
 
-def test_a_scan_that_is_given_up_leaves_no_directory_open(tmp_path: Path) -> None:
+def test_an_abandoned_scan_leaves_no_directory_open(tmp_path: Path) -> None:
     plant(tmp_path / "t")
     before = os.listdir("/proc/self/fd")
     walk = iter(Scan(os.fsencode(tmp_path / "t"), pytest.fail))
@@ -166,13 +166,13 @@ def test_a_scan_that_is_given_up_leaves_no_directory_open(tmp_path: Path) -> Non
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_found_paths_say_when_they_were_seen(tmp_path: Path) -> None:
+def test_found_paths_have_the_time_of_their_stat(tmp_path: Path) -> None:
     ticks = iter(range(100))
     seen = [found.seen_ns for found in Scan(os.fsencode(tmp_path), pytest.fail, clock=lambda: next(ticks))]
     assert seen == [0]
 
 
-def test_of_too_many_holes_the_largest_are_kept_in_order() -> None:
+def test_the_largest_of_too_many_holes_are_kept_in_order() -> None:
     holes = [(start * 100, 1 + start % 7) for start in range(50)]
     kept = largest(holes, 10)
     assert len(kept) == 10
@@ -182,7 +182,7 @@ def test_of_too_many_holes_the_largest_are_kept_in_order() -> None:
     )
 
 
-def test_holes_of_a_sparse_file_cover_what_takes_no_space(tmp_path: Path) -> None:
+def test_the_holes_of_a_sparse_file_are_its_unallocated_ranges(tmp_path: Path) -> None:
     with (tmp_path / "f").open("w+b") as file:
         file.truncate(10 * 2**20)
         for start in (0, 3 * 2**20, 7 * 2**20):
@@ -216,7 +216,7 @@ def test_one_file_system_stops_at_a_mount_point(tmp_path: Path, only_root: None)
     assert paths_of("/", one_file_system=True, excluded=excluded) == [b"", b"proc"]
 
 
-def test_each_file_system_is_brought_to_its_disk_once_when_it_is_entered(tmp_path: Path) -> None:
+def test_each_file_system_is_synced_once_when_it_is_entered(tmp_path: Path) -> None:
     if not os.path.ismount("/proc"):
         pytest.skip("no /proc is mounted here")
     synced: list[int] = []

@@ -1,4 +1,4 @@
-"""What backups and restores cost: calls, memory, waiting. No clock is looked at: costs are counted."""
+"""The costs of backups and restores: calls, memory, waits. They are counted and not timed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 
 
 def plant_small(root: Path, count: int) -> None:
-    """Many small files, no two the same, a hundred in a directory."""
+    """Many different small files, a hundred in a directory."""
     for number in range(count):
         if number % 100 == 0:
             (directory := root / f"d{number:05}").mkdir(parents=True)
@@ -32,9 +32,7 @@ def plant_small(root: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("thin", [False, True], ids=["source", "thin"])
-def test_thousands_of_small_files_take_a_few_calls_and_not_one_each(
-    thin: bool, protected, tmp_path: Path
-) -> None:
+def test_thousands_of_small_files_need_only_a_few_calls(thin: bool, protected, tmp_path: Path) -> None:
     plant_small(protected.source, extent(1_000, 5_000))
     with counted_calls() as calls:
         protected.backup(thin=thin)
@@ -58,7 +56,7 @@ def test_thousands_of_small_files_take_a_few_calls_and_not_one_each(
 
 
 @pytest.mark.parametrize("waiting", [-1.0, float("inf")], ids=["threads", "one"])
-def test_a_tree_is_the_same_whether_threads_write_it_or_one(
+def test_a_tree_is_the_same_whether_one_or_many_threads_write_it(
     waiting: float, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_pool, "WAITING", waiting)
@@ -71,7 +69,7 @@ def test_a_tree_is_the_same_whether_threads_write_it_or_one(
     assert_same(protected.source, tmp_path / "target")
 
 
-def test_a_target_that_makes_its_writers_wait_gets_threads(
+def test_a_slow_target_gets_more_writer_threads(
     protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant_small(protected.source, 300)
@@ -115,7 +113,7 @@ def test_a_target_that_is_full_stops_a_restore_of_small_files_and_keeps_no_tempo
 
 
 @pytest.mark.parametrize(("waiting", "most"), [(-1.0, 300), (float("inf"), 100)], ids=["threads", "one"])
-def test_many_directories_with_a_file_each_take_few_descriptors(
+def test_many_directories_with_a_file_each_need_few_descriptors(
     waiting: float, most: int, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_pool, "WAITING", waiting)
@@ -137,7 +135,7 @@ def test_many_directories_with_a_file_each_take_few_descriptors(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ACLs as extended attributes")
 @pytest.mark.parametrize("waiting", [-1.0, float("inf")], ids=["threads", "one"])
-def test_files_do_not_keep_an_acl_that_the_target_would_give_them(
+def test_files_do_not_keep_an_acl_inherited_from_the_target(
     waiting: float, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_pool, "WAITING", waiting)
@@ -157,14 +155,14 @@ def test_files_do_not_keep_an_acl_that_the_target_would_give_them(
 
 
 def told_bytes(work: Callable[..., object]) -> list[int]:
-    """The bytes of every progress that `work` tells of."""
+    """The byte counts of every progress report of `work`."""
     told: list[int] = []
     work(progress=lambda progress: told.append(progress.bytes_done))
     return told
 
 
 @pytest.mark.parametrize("thin", [False, True], ids=["source", "thin"])
-def test_progress_moves_inside_a_large_file(
+def test_progress_is_reported_inside_a_large_file(
     thin: bool, protected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reporting, "PROGRESS_S", 0.0)
@@ -179,9 +177,7 @@ def test_progress_moves_inside_a_large_file(
 
 
 @pytest.mark.parametrize("profile", ["content-defined", "fixed"])
-def test_small_files_that_are_not_cut_at_the_source_have_the_chunks_that_the_server_cuts(
-    profile: str, protected
-) -> None:
+def test_small_uncut_files_have_the_chunks_that_the_server_cuts(profile: str, protected) -> None:
     minimum = 64 * 1024 if profile == "content-defined" else MIB
     for size in (0, 1, 4_000, minimum - 1, minimum, minimum + 1, 2 * minimum):
         (protected.source / f"f{size}").write_bytes(seeded_bytes(size, size))
@@ -202,7 +198,7 @@ def test_small_files_that_are_not_cut_at_the_source_have_the_chunks_that_the_ser
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 @pytest.mark.parametrize("thin", [False, True], ids=["source", "thin"])
 @pytest.mark.slow
-def test_a_command_takes_less_than_200_mib_of_memory_for_what_is_larger(
+def test_a_command_needs_less_than_200_mib_of_memory_for_larger_data(
     thin: bool, running, protected, tmp_path: Path
 ) -> None:
     with (protected.source / "image").open("wb") as image:
@@ -218,12 +214,12 @@ def test_a_command_takes_less_than_200_mib_of_memory_for_what_is_larger(
 
 
 def peak_bytes(command: list[str], address: str, token: str) -> int:
-    """The most memory that a command had, which must end well."""
+    """The peak memory of a command, which must succeed."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("STADDLE_")} | {
         "STADDLE_SERVER": address,
         "STADDLE_TOKEN": token,
     }
-    # A process begins with the size of the one that it was made from: a small one in between, instead of this one.
+    # A process starts with the size of its parent: so a small process in between, instead of this one.
     code = (
         "import resource, subprocess, sys\n"
         "subprocess.run([sys.executable, '-m', 'staddle.command', *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)\n"

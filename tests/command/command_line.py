@@ -1,4 +1,4 @@
-"""The command as a user runs it: a process with arguments, an environment, and what it wrote."""
+"""The command as a user runs it: a process with arguments, an environment, and output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS_MAX = 120
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: bytes
@@ -25,7 +25,7 @@ class Done:
 
     @property
     def lines(self) -> list[str]:
-        """What it wrote to standard output."""
+        """Its standard output."""
         return self.out.decode().splitlines()
 
     @property
@@ -50,7 +50,7 @@ class Done:
 
 @dataclass
 class CommandLine:
-    """Runs `staddle`, with these variables and no others of its own."""
+    """Runs `staddle` with these variables and no other settings."""
 
     home: Path
     variables: dict[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class CommandLine:
     def __call__(
         self, *arguments: str | bytes | Path, given: bytes = b"", code: int = 0, **variables: str
     ) -> Done:
-        """Runs it to its end, which must have this exit code."""
+        """Run it; asserts the exit code."""
         done = forked.run(
             self.words(*arguments),
             given=given,
@@ -83,7 +83,7 @@ class CommandLine:
         return result
 
     def start(self, *arguments: str | bytes | Path, **options: Any) -> subprocess.Popen[bytes]:
-        """Starts it as a user does, with an interpreter of its own."""
+        """Start it as a user does, in a new interpreter."""
         piped = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
             self.words(*arguments), env=self.environment, cwd=self.home, **(piped | options)

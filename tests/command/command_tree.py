@@ -5,7 +5,7 @@ from staddle.command.run import COMMANDS, command_named
 
 
 def leaves(commands, *before: str) -> dict[str, click.Command]:
-    """All commands that do something, by their names."""
+    """All commands with an action, by name."""
     found: dict[str, click.Command] = {}
     for command in commands:
         words = (*before, command.name)

@@ -25,7 +25,7 @@ def staddle(staddle: CommandLine, source: Path) -> CommandLine:
 
 
 def piped(staddle: CommandLine, words: list[str], reader: list[str | Path]) -> tuple[int, int, bytes, str]:
-    """Exit codes of the command and of its reader, what the reader wrote, and what the command said."""
+    """The exit codes of the command and its reader, the reader's output, and the command's messages."""
     with staddle.start(*words) as writing:
         with subprocess.Popen(reader, stdin=writing.stdout, stdout=subprocess.PIPE) as reading:
             writing.stdout.close()
@@ -49,7 +49,7 @@ def test_a_tar_archive_goes_through_a_pipe_into_tar(
     assert out.decode().split() == ["etc/", "etc/deep/", "etc/deep/empty", "hello.txt"]
 
 
-def test_a_zip_archive_says_what_it_could_not_hold(
+def test_a_restore_to_zip_reports_what_zip_cannot_hold(
     staddle: CommandLine, source: Path, tmp_path: Path
 ) -> None:
     done = staddle("restore", "www", "--format", "zip", code=3)
@@ -63,12 +63,12 @@ def test_a_zip_archive_says_what_it_could_not_hold(
     assert (said[-1]["summary"], said[-1]["format"], said[-1]["complete"]) == ("restore", "zip", True)
 
 
-def test_a_reader_that_goes_away_ends_it_without_a_word(staddle: CommandLine) -> None:
+def test_a_closed_pipe_ends_the_command_silently(staddle: CommandLine) -> None:
     code, _, out, err = piped(staddle, ["restore", "www", "--format", "tar"], ["head", "-c", "5"])
     assert (code, len(out), err) == (-signal.SIGPIPE, 5, "")
 
 
-def test_an_archive_is_not_for_a_terminal(staddle: CommandLine) -> None:
+def test_an_archive_is_not_written_to_a_terminal(staddle: CommandLine) -> None:
     ours, theirs = pty.openpty()
     running = staddle.start("restore", "www", "--target", "-", stdout=theirs)
     os.close(theirs)
@@ -97,7 +97,7 @@ def test_a_full_disk_is_a_failure_with_its_reason(staddle: CommandLine) -> None:
         (["--target", "-", "--overwrite", "if-changed"], "--overwrite is for"),
     ],
 )
-def test_what_does_not_go_together_is_a_wrong_usage(words: list[str], says: str, nobody: CommandLine) -> None:
+def test_conflicting_options_are_a_usage_error(words: list[str], says: str, nobody: CommandLine) -> None:
     done = nobody("restore", "www", *words, code=2)
     assert says in done.err
     assert done.out == b""

@@ -1,4 +1,4 @@
-"""Where `staddle backup` remembers what backups hold: as the flag, the variable, the file or the system says, or nowhere."""
+"""The place of the cache of `staddle backup`: by flag, variable, file or system, or none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from command_line import CommandLine
 
 
 def made_in(place: Path) -> int:
-    """How many caches lie there."""
+    """The number of caches in the directory."""
     return len({each.name for each in place.iterdir()} - {"CACHEDIR.TAG"}) if place.exists() else 0
 
 
@@ -24,18 +24,18 @@ def back_up(staddle: CommandLine, source: Path):
     return run
 
 
-def test_by_default_it_is_below_the_users_cache_directory(
+def test_the_default_cache_is_below_the_cache_directory_of_the_user(
     back_up, staddle: CommandLine, tmp_path: Path
 ) -> None:
     back_up()
     assert made_in(staddle.home / ".cache" / "staddle") == 1
     back_up(XDG_CACHE_HOME=str(tmp_path / "xdg"))
     assert made_in(tmp_path / "xdg" / "staddle") == 1
-    back_up(XDG_CACHE_HOME="relative")  # which is as if it were not set
+    back_up(XDG_CACHE_HOME="relative")  # which counts as unset
     assert made_in(staddle.home / ".cache" / "staddle") == 2
 
 
-def test_the_flag_comes_before_the_variable_and_that_before_the_file(
+def test_the_flag_for_the_cache_comes_before_the_variable_and_the_file(
     back_up, staddle: CommandLine, tmp_path: Path
 ) -> None:
     config = tmp_path / "config" / "client.toml"
@@ -50,7 +50,7 @@ def test_the_flag_comes_before_the_variable_and_that_before_the_file(
     assert not (staddle.home / ".cache").exists()
 
 
-def test_it_can_be_switched_off(back_up, staddle: CommandLine, tmp_path: Path) -> None:
+def test_the_cache_can_be_disabled(back_up, staddle: CommandLine, tmp_path: Path) -> None:
     config = tmp_path / "client.toml"
     config.write_text('cache_dir = "none"\n')
     back_up("--no-cache")
@@ -64,7 +64,7 @@ def test_it_can_be_switched_off(back_up, staddle: CommandLine, tmp_path: Path) -
     assert not (tmp_path / "none").exists()
 
 
-def test_a_home_that_cannot_be_written_costs_the_cache_and_not_the_backup(
+def test_an_unwritable_home_disables_the_cache_and_not_the_backup(
     back_up, staddle: CommandLine, source: Path
 ) -> None:
     (staddle.home / ".cache").touch()
@@ -73,6 +73,6 @@ def test_a_home_that_cannot_be_written_costs_the_cache_and_not_the_backup(
     assert done.err == ""
 
 
-def test_without_a_home_there_is_no_cache(back_up) -> None:
+def test_without_a_home_no_cache_is_kept(back_up) -> None:
     back_up(HOME="relative")
     assert not os.path.exists("relative")

@@ -1,4 +1,4 @@
-"""Every command with a closed standard output: what only shows something fails, and what changes something does it."""
+"""Every command with a closed standard output: commands that only show something fail, the others do their work."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ REFUSED = "Standard output is closed"
 DRY = "--dry-run"
 
 
-def test_a_command_that_only_shows_something_fails_and_one_that_changes_something_does_it(
+def test_with_closed_output_showing_commands_fail_and_changing_ones_do_their_work(
     staddle: CommandLine, running, source: Path, tmp_path: Path
 ) -> None:
     made = [staddle("backup", source, "--dataset", "www", "--json").summary["id"] for _ in range(3)]

@@ -1,4 +1,4 @@
-"""docs/command.md says what there is, all of it, and nothing else."""
+"""docs/command.md describes exactly the existing commands and options."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ COMMON = {"--json", "--config", "--retry", *(f"--{field.replace('_', '-')}" for 
 
 
 def section(title: str) -> str:
-    """What stands below a heading, up to the next one of its level."""
+    """The text below a heading, up to the next one of its level."""
     found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
     assert found, title
     return found[1]
@@ -45,14 +45,14 @@ def test_every_command_has_its_section_with_exactly_its_options(name: str) -> No
     assert documented(section(f"staddle {name}")) == options_of(BY_NAME[name]) - COMMON
 
 
-def test_the_options_of_all_commands_stand_in_a_section_of_their_own() -> None:
+def test_the_options_of_all_commands_are_in_a_separate_section() -> None:
     assert documented(section("Options of every command")) == COMMON
     for command in BY_NAME.values():
         assert options_of(command) >= COMMON
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_every_command_and_option_explains_itself(name: str) -> None:
+def test_every_command_and_option_has_a_help_text(name: str) -> None:
     command = BY_NAME[name]
     assert command.help
     assert command.short_help
@@ -62,7 +62,7 @@ def test_every_command_and_option_explains_itself(name: str) -> None:
     assert "Usage: " in command.get_help(click.Context(command, info_name=name))
 
 
-def test_there_is_no_section_of_a_command_that_is_not_there() -> None:
+def test_no_section_describes_a_missing_command() -> None:
     assert set(re.findall(r"^## staddle (.+)$", PAGE, re.MULTILINE)) == set(BY_NAME)
 
 
@@ -73,7 +73,7 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
     }
 
 
-def test_the_token_is_said_to_be_visible() -> None:
+def test_the_page_warns_that_the_token_is_visible() -> None:
     assert "`ps`" in section("Options of every command")
     token = next(each for each in BY_NAME["list"].params if each.name == "token")
     assert isinstance(token, click.Option)
@@ -81,7 +81,7 @@ def test_the_token_is_said_to_be_visible() -> None:
     assert "`ps`" in token.help
 
 
-def test_every_example_is_one_that_the_command_takes() -> None:
+def test_every_example_is_valid() -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     shown = [
         line
@@ -104,7 +104,7 @@ def test_every_example_is_one_that_the_command_takes() -> None:
             pass
 
 
-def test_every_command_is_in_the_help_of_the_whole() -> None:
+def test_every_command_is_in_the_main_help() -> None:
     shown = group.get_help(click.Context(group, info_name="staddle"))
     for command in map(command_named, COMMANDS):
         assert f"  {command.name} " in shown

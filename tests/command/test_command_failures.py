@@ -1,4 +1,4 @@
-"""How the command fails: the exit code, the words, and what is left."""
+"""Failures of the command: exit code, message, and remaining state."""
 
 import base64
 import os
@@ -16,10 +16,10 @@ AT_ONCE_S = 30.0
 """Not tried again and again: a busy machine alone takes seconds to start a command."""
 
 
-# --- nobody there, or nobody who knows us
+# --- no server, or an unknown token
 
 
-def test_a_server_that_is_down_is_named_at_once(nobody: CommandLine) -> None:
+def test_a_server_that_is_down_is_named_immediately(nobody: CommandLine) -> None:
     begun_s = time.monotonic()
     failed = nobody("list", "--server", "127.0.0.1:1", "--token", "x", code=1)
     assert time.monotonic() - begun_s < AT_ONCE_S
@@ -38,7 +38,7 @@ def test_a_wrong_token_is_refused_and_says_how_to_get_one(staddle: CommandLine) 
     assert staddle("list", "--json", code=1, STADDLE_TOKEN="wrong").error["reason"] == "UNAUTHENTICATED"
 
 
-def test_a_reader_may_look_and_not_back_up(staddle: CommandLine, running, source: Path) -> None:
+def test_a_reader_may_list_but_not_back_up(staddle: CommandLine, running, source: Path) -> None:
     reader = running.token("reader")
     staddle("info", "--token", reader)
     error = staddle("backup", source, "--dataset", "d", "--token", reader, "--json", code=1).error
@@ -57,9 +57,7 @@ def test_without_any_configuration_every_place_is_named(nobody: CommandLine) -> 
         assert place in error
 
 
-def test_a_flag_comes_before_the_environment_and_that_before_the_file(
-    nobody: CommandLine, running, tmp_path: Path
-) -> None:
+def test_flags_come_before_the_environment_and_the_file(nobody: CommandLine, running, tmp_path: Path) -> None:
     file = tmp_path / "client.toml"
     file.touch(0o600)
     file.write_text(f'server = "{running.address}"\ntoken = "wrong"\n')
@@ -110,7 +108,7 @@ USAGE = [
 
 
 @pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
-def test_a_wrong_usage_exits_2_and_asks_nobody(arguments: list[str], monkeypatch, capsys) -> None:
+def test_a_usage_error_exits_2_without_a_call(arguments: list[str], monkeypatch, capsys) -> None:
     from staddle.command.run import run
 
     for variable in [name for name in os.environ if name.startswith("STADDLE_")]:
@@ -122,26 +120,26 @@ def test_a_wrong_usage_exits_2_and_asks_nobody(arguments: list[str], monkeypatch
     assert run(["info", "--json"] if arguments == ["info", "more"] else [*arguments, "--json"]) in {1, 2}
 
 
-def test_a_wrong_usage_is_json_where_json_was_asked_for(nobody: CommandLine) -> None:
+def test_a_usage_error_is_json_with_the_json_option(nobody: CommandLine) -> None:
     assert nobody("ls", "d", "--at", "soon", "--json", code=2).error["reason"] == "USAGE"
     assert nobody("ls", "d", "--bogus", "--json", code=2).error["message"]
 
 
-def test_a_field_that_the_server_refuses_is_a_wrong_usage(staddle: CommandLine, source: Path) -> None:
+def test_a_field_refused_by_the_server_is_a_usage_error(staddle: CommandLine, source: Path) -> None:
     assert staddle("backup", source, "--dataset", "x" * 300, "--json", code=2).error["reason"] == "BAD_FIELD"
 
 
-# --- the machine
+# --- the local machine
 
 
-def test_a_path_that_is_not_there_is_named(staddle: CommandLine, tmp_path: Path) -> None:
+def test_a_missing_path_is_named(staddle: CommandLine, tmp_path: Path) -> None:
     failed = staddle("backup", tmp_path / "nowhere", "--dataset", "d", code=1)
     assert "nowhere: No such file or directory" in failed.err
     staddle("backup", tmp_path / "home", "--dataset", "d", "--exclude-file", tmp_path / "nowhere", code=1)
     assert staddle("list").lines[0].startswith("No datasets")
 
 
-def test_whoever_stops_reading_ends_the_command_without_a_word(staddle: CommandLine, tmp_path: Path) -> None:
+def test_a_reader_that_stops_ends_the_command_silently(staddle: CommandLine, tmp_path: Path) -> None:
     many = tmp_path / "many"
     many.mkdir()
     (many / "large").write_bytes(bytes(8_000_000))
@@ -158,7 +156,7 @@ def test_whoever_stops_reading_ends_the_command_without_a_word(staddle: CommandL
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_standard_output_is_named_once_and_never_taken_for_the_target(
+def test_a_full_standard_output_is_named_once_and_not_confused_with_the_target(
     staddle: CommandLine, source: Path, tmp_path: Path
 ) -> None:
     staddle("backup", source, "--dataset", "www")
@@ -198,7 +196,7 @@ def test_a_full_standard_output_is_named_once_and_never_taken_for_the_target(
 
 
 @pytest.mark.parametrize("package", ["click", "rich"])
-def test_without_the_extra_it_says_what_to_install(package: str) -> None:
+def test_without_the_extra_the_command_says_what_to_install(package: str) -> None:
     script = (
         f"import sys; sys.modules[{package!r}] = None; sys.stderr.isatty = lambda: True; import staddle.command;"
         "sys.argv = ['staddle', 'backup', '/', '--dataset', 'd', '--server', '127.0.0.1:1', '--token', 'x'];"
@@ -239,7 +237,7 @@ staddle.command.main()
 """
 
 
-def test_a_command_collects_garbage_once_it_is_loaded_and_ends_at_once_with_all_that_it_said() -> None:
+def test_a_command_runs_the_garbage_collector_once_and_exits_quickly_with_all_output() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=WAIT_S, check=False
     )
@@ -277,7 +275,7 @@ def is_printable(done: Done) -> bool:
     return all(line.isprintable() for line in [*done.lines, *done.err.splitlines()])
 
 
-def test_no_name_can_steer_the_terminal(staddle: CommandLine, odd: bytes, tmp_path: Path) -> None:
+def test_no_name_can_control_the_terminal(staddle: CommandLine, odd: bytes, tmp_path: Path) -> None:
     staddle("backup", odd, "--dataset", "odd", "--tag", "a=\u202eb")
     for arguments in (["ls", "odd"], ["ls", "odd", "-lR"], ["list", "odd"], ["list"]):
         done = staddle(*arguments)
@@ -295,7 +293,7 @@ def test_no_name_can_steer_the_terminal(staddle: CommandLine, odd: bytes, tmp_pa
     assert is_printable(staddle("no\x1b[2J", code=2))
 
 
-def test_every_name_can_be_typed_in_and_comes_back(staddle: CommandLine, odd: bytes, tmp_path: Path) -> None:
+def test_every_printed_name_can_be_typed_in(staddle: CommandLine, odd: bytes, tmp_path: Path) -> None:
     staddle("backup", odd, "--dataset", "odd")
     for name in NAMES:
         assert staddle("cat", "odd", name).out == name
@@ -317,7 +315,7 @@ def test_json_has_every_name_exactly_and_is_plain_ascii(staddle: CommandLine, od
     assert sum("path_base64" in entry for entry in entries) == 1
 
 
-def test_a_terminal_of_few_letters_still_gets_its_list(staddle: CommandLine, odd: bytes) -> None:
+def test_a_terminal_with_a_limited_encoding_still_gets_its_list(staddle: CommandLine, odd: bytes) -> None:
     staddle("backup", odd, "--dataset", "odd")
     done = staddle(
         "ls", "odd", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="ascii:strict"

@@ -14,9 +14,7 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_directory_goes_in_and_comes_back_from_a_server_of_its_own(
-    nobody, server, source, tmp_path
-) -> None:
+def test_a_directory_is_backed_up_to_a_separate_server_and_restored(nobody, server, source, tmp_path) -> None:
     staddle: CommandLine = nobody
     staddle.variables = {"STADDLE_CONFIG": str(server.config)}
     first = staddle("backup", source, "--dataset", "www", "--tag", "why=nightly")
@@ -66,7 +64,7 @@ def test_a_directory_goes_in_and_comes_back_from_a_server_of_its_own(
     assert (out / "etc" / "conf").stat().st_mode & 0o7777 == 0o640
 
 
-def test_an_incremental_backup_says_how_much_it_reused(staddle, source) -> None:
+def test_an_incremental_backup_reports_how_much_it_reused(staddle, source) -> None:
     staddle("backup", source, "--dataset", "www")
     (line,) = staddle("backup", source, "--dataset", "www", "--kind", "full").lines
     assert "; 0 B new, 10.0 KiB reused;" in line
@@ -74,7 +72,7 @@ def test_an_incremental_backup_says_how_much_it_reused(staddle, source) -> None:
     assert "; 10.0 KiB sent, 0 B reused;" in line
 
 
-def test_patterns_and_files_of_them_leave_paths_out(staddle, source, tmp_path) -> None:
+def test_patterns_and_pattern_files_exclude_paths(staddle, source, tmp_path) -> None:
     patterns = tmp_path / "patterns"
     patterns.write_text("*.txt\n")
     staddle("backup", source, "--dataset", "www", "--exclude", "deep/", "--exclude-file", patterns)
@@ -100,7 +98,7 @@ def test_one_file_is_a_backup_of_one_entry(staddle, source) -> None:
     assert staddle("ls", "hello").lines[:-1] == ["hello.txt"]
 
 
-def test_the_list_of_datasets_says_where_they_come_from(staddle, source) -> None:
+def test_the_list_of_datasets_shows_their_source(staddle, source) -> None:
     assert staddle("list").lines == ["No datasets yet. `staddle backup PATH --dataset NAME` makes the first."]
     staddle("backup", source, "--dataset", "www", "--host", "web1")
     heading, row, summary = staddle("list").lines
@@ -133,7 +131,7 @@ def test_a_long_listing_reads_like_that_of_ls(staddle, source) -> None:
     assert conf["mtime"].endswith(f"{conf['mtime_ns'] % 10**9:09d}Z")
 
 
-def test_a_diff_compares_the_last_two_or_those_that_are_named(staddle, source) -> None:
+def test_a_diff_compares_the_last_two_backups_or_the_named_ones(staddle, source) -> None:
     assert staddle("diff", "www", "--json", code=1).error["reason"] == "DATASET_NOT_FOUND"
     first = staddle("backup", source, "--dataset", "www", "--json").summary["id"]
     alone = staddle("diff", "www", code=1)
@@ -157,7 +155,7 @@ def test_a_diff_compares_the_last_two_or_those_that_are_named(staddle, source) -
     assert (records[-1]["from"]["id"], records[-1]["to"]["id"]) == (first, third)
 
 
-def test_cat_writes_the_bytes_and_nothing_else(staddle, source) -> None:
+def test_cat_writes_exactly_the_bytes(staddle, source) -> None:
     staddle("backup", source, "--dataset", "www")
     data = (source / "etc" / "conf").read_bytes()
     whole = staddle("cat", "www", "etc/conf")
@@ -178,7 +176,7 @@ def test_cat_writes_the_bytes_and_nothing_else(staddle, source) -> None:
     assert "directory" in staddle("cat", "www", "etc", code=1).err
 
 
-def test_a_large_file_comes_out_of_cat_piece_by_piece(staddle, tmp_path) -> None:
+def test_cat_streams_a_large_file(staddle, tmp_path) -> None:
     data = b"".join(number.to_bytes(4, "big") for number in range(1_500_000))
     (tmp_path / "large").write_bytes(data)
     staddle("backup", tmp_path / "large", "--dataset", "large")
@@ -189,7 +187,7 @@ def test_a_large_file_comes_out_of_cat_piece_by_piece(staddle, tmp_path) -> None
     assert base64.b64decode("".join(piece["data_base64"] for piece in pieces)) == data
 
 
-def test_paths_are_restored_exactly_or_nothing_is(staddle, source, tmp_path) -> None:
+def test_selected_paths_are_all_restored_or_none(staddle, source, tmp_path) -> None:
     staddle("backup", source, "--dataset", "www")
     out = tmp_path / "out"
     missing = staddle("restore", "www", "etc/deep", "nope", "--target", out, code=1)
@@ -205,7 +203,7 @@ def test_paths_are_restored_exactly_or_nothing_is(staddle, source, tmp_path) -> 
     assert (out / "hello.txt").read_text() == "Hello!\n"
 
 
-def test_a_time_picks_a_backup_and_the_output_says_which(staddle, source) -> None:
+def test_a_time_selects_a_backup_and_the_output_names_it(staddle, source) -> None:
     first = staddle("backup", source, "--dataset", "www", "--json").summary
     staddle("backup", source, "--dataset", "www")
     began = datetime.datetime.fromisoformat(first["begin_time"][:26] + "+00:00")
@@ -223,14 +221,14 @@ def test_a_time_picks_a_backup_and_the_output_says_which(staddle, source) -> Non
     assert error["earliest"].startswith(first["begin_time"][:23])
 
 
-def test_a_time_from_a_list_finds_the_backup_it_was_listed_for(staddle, source) -> None:
+def test_a_time_copied_from_a_list_selects_its_backup(staddle, source) -> None:
     staddle("backup", source, "--dataset", "www")
     began = staddle("list", "www").lines[1].split("  ")
     moment = next(cell for cell in began if re.match(r"\d{4}-\d\d-\d\d ", cell))
     assert "(number 1," in staddle("ls", "www", "--at", moment).lines[-1]
 
 
-def test_info_tells_who_one_is(staddle, running) -> None:
+def test_info_shows_the_caller(staddle, running) -> None:
     lines = staddle("info").lines
     assert lines[-1].startswith(f"Connected to {running.address} as admin-")
     told = staddle("info", "--json").summary
@@ -238,7 +236,7 @@ def test_info_tells_who_one_is(staddle, running) -> None:
     assert "seed" not in told["chunker"]
 
 
-def test_a_file_that_cannot_be_read_is_named_and_the_rest_goes_on(staddle, source) -> None:
+def test_an_unreadable_file_is_named_and_the_rest_is_backed_up(staddle, source) -> None:
     make_deep(source, 75)
     done = staddle("backup", source, "--dataset", "www", code=3)
     assert "not read: " in done.err
@@ -251,7 +249,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_goes_on(staddle, sourc
 
 
 def make_deep(root: Path, levels: int) -> None:
-    """A chain of directories, made from within."""
+    """A deep chain of directories, created step by step."""
     descriptor = os.open(root, os.O_RDONLY)
     for _ in range(levels):
         os.mkdir("e" * 240, dir_fd=descriptor)
@@ -261,7 +259,7 @@ def make_deep(root: Path, levels: int) -> None:
     os.close(descriptor)
 
 
-def test_a_finished_restore_is_checked_by_content_and_the_exit_code_says_so(
+def test_a_restore_can_be_verified_by_content_with_an_exit_code(
     staddle: CommandLine, source: Path, tmp_path: Path
 ) -> None:
     staddle("backup", source, "--dataset", "d")
@@ -282,9 +280,7 @@ def test_a_finished_restore_is_checked_by_content_and_the_exit_code_says_so(
     assert (target / "hello.txt").read_text() == "Hello!\n"
 
 
-def test_what_a_backup_could_not_read_is_marked_where_backups_are_looked_at(
-    staddle, running, tmp_path
-) -> None:
+def test_listings_mark_directories_with_unreadable_paths(staddle, running, tmp_path) -> None:
     with Client(running.address, running.token("admin")) as client:
         for incomplete in (False, True):
             with client.upload("www") as upload:

@@ -1,4 +1,4 @@
-"""Commands that are interrupted, that meet damage, or whose server restarts."""
+"""Commands that are interrupted, find damage, or lose their server."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from test_command_failures import WAIT_S
 
 
 class Gate(WrappedBlobs):
-    """Blobs that stop after the first pack, until they may go on: the middle of a backup, for as long as a test wants."""
+    """Blobs that block after the first pack until released: the middle of a backup, as long as a test wants."""
 
     def __init__(self, blobs) -> None:
         super().__init__(blobs)
@@ -48,7 +48,7 @@ def gate(running) -> Iterator[Gate]:
 
 
 @pytest.mark.parametrize("flags", [[], ["--thin"]], ids=["source", "thin"])
-def test_an_interrupted_backup_goes_on_where_it_was(
+def test_an_interrupted_backup_resumes(
     nobody: CommandLine, running, gate: Gate, tmp_path: Path, flags
 ) -> None:
     nobody.variables = {"STADDLE_SERVER": running.address, "STADDLE_TOKEN": running.token("writer")}
@@ -78,7 +78,7 @@ def test_an_interrupted_backup_goes_on_where_it_was(
 
 
 class ReadGate(WrappedBlobs):
-    """Blobs of which nothing more is read after the first two reads, until they may go on: the middle of a restore."""
+    """Blobs that block after the first two reads until released: the middle of a restore."""
 
     def __init__(self, blobs) -> None:
         super().__init__(blobs)
@@ -94,7 +94,7 @@ class ReadGate(WrappedBlobs):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_a_restore_in_order_and_leaves_no_temporary_file(
+def test_a_signal_ends_a_restore_cleanly_without_temporary_files(
     number: signal.Signals, nobody: CommandLine, running, tmp_path: Path
 ) -> None:
     gates: list[ReadGate] = []
@@ -127,7 +127,7 @@ def test_a_signal_ends_a_restore_in_order_and_leaves_no_temporary_file(
     assert list(target.iterdir()) == []
 
 
-def test_sigterm_and_sighup_together_are_one_request_to_end(nobody: CommandLine) -> None:
+def test_sigterm_and_sighup_together_count_as_one_request(nobody: CommandLine) -> None:
     words = "import os, signal; from staddle.command.run import _heed_interrupts as heed; heed()\n"
     words += "try: os.kill(os.getpid(), signal.SIGTERM)\nexcept KeyboardInterrupt: os.kill(os.getpid(), signal.SIGHUP); print('in order')"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, check=False)
@@ -185,7 +185,7 @@ def test_with_retry_every_command_waits_for_a_server_that_is_restarting(
             )
             for command in commands
         ]
-        for _ in commands:  # each has tried in vain
+        for _ in commands:  # each has failed once
             nobody_answers.accept()[0].close()
     running.listen = address
     running.start()

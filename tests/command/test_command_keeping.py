@@ -1,4 +1,4 @@
-"""Deleting, protecting, letting go, as a user types it."""
+"""Deletion, protection and retention policies, as users type them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def listed(staddle: CommandLine, *more: str) -> list[str]:
     return [record["id"] for record in staddle("list", "www", "--json", *more).records[:-1]]
 
 
-def test_a_backup_is_deleted_listed_as_deleted_and_brought_back(
+def test_a_backup_is_deleted_listed_as_deleted_and_undeleted(
     staddle: CommandLine, backups: list[str]
 ) -> None:
     oldest, _, newest = backups
@@ -58,7 +58,7 @@ def test_several_backups_are_deleted_by_one_command_each_once(
     assert (back["id"], back["delete_time"], back["purge_time"]) == (backups[0], None, None)
 
 
-def test_json_says_what_was_deleted_and_until_when(staddle: CommandLine, backups: list[str]) -> None:
+def test_json_shows_the_deleted_backups_and_their_end(staddle: CommandLine, backups: list[str]) -> None:
     done = staddle("delete", "www", backups[0], "--yes", "--json")
     record, summary = done.records
     assert record["id"] == backups[0]
@@ -66,7 +66,7 @@ def test_json_says_what_was_deleted_and_until_when(staddle: CommandLine, backups
     assert summary == {"summary": "delete", "dataset": "www", "deleted_count": 1}
 
 
-def test_a_name_that_is_none_deletes_nothing_at_all(staddle: CommandLine, backups: list[str]) -> None:
+def test_an_invalid_name_among_others_deletes_nothing(staddle: CommandLine, backups: list[str]) -> None:
     done = staddle("delete", "www", backups[0], "ffffffff", "--yes", code=1)
     assert "has no backup ffffffff" in done.err
     assert "`staddle list www`" in done.err
@@ -76,7 +76,7 @@ def test_a_name_that_is_none_deletes_nothing_at_all(staddle: CommandLine, backup
     assert len(listed(staddle)) == 3
 
 
-def test_what_deletes_asks_first_or_needs_a_yes(staddle: CommandLine, backups: list[str]) -> None:
+def test_deletions_ask_for_confirmation_or_need_yes(staddle: CommandLine, backups: list[str]) -> None:
     staddle("retention", "set", "www", "--keep-last", "1")
     for words in (("delete", "www", backups[0]), ("retention", "apply", "www")):
         for more in ((), ("--json",)):
@@ -87,7 +87,7 @@ def test_what_deletes_asks_first_or_needs_a_yes(staddle: CommandLine, backups: l
 
 
 def asked(staddle: CommandLine, answer: bytes, *words: str) -> tuple[int, str, str]:
-    """Runs it with standard input on a terminal on which somebody answers."""
+    """Run it with a terminal as standard input, and type an answer."""
     ours, theirs = pty.openpty()
     running = staddle.start(*words, stdin=theirs)
     os.close(theirs)
@@ -118,7 +118,7 @@ def test_a_question_is_answered_with_yes_or_nothing_is_done(staddle: CommandLine
 # --- protecting
 
 
-def test_what_is_held_is_not_deleted_and_the_list_says_why(staddle: CommandLine, backups: list[str]) -> None:
+def test_a_held_backup_is_not_deleted_and_the_list_says_why(staddle: CommandLine, backups: list[str]) -> None:
     assert "PROTECTED" not in staddle("list", "www").lines[0]
     done = staddle("hold", "www", backups[0][:8], "--reason", "case 17")
     assert re.fullmatch(rf"Held backup {backups[0][:8]} of www since .*: case 17\.", done.lines[0])
@@ -150,18 +150,18 @@ def test_a_dataset_is_held_with_all_its_backups(staddle: CommandLine, backups: l
     summary = staddle("hold", "www", "--reason", "audit\u202e", "--json").summary
     assert (summary["dataset"], summary["backup"], summary["hold"]["reason"]) == ("www", None, "audit\u202e")
     shown = staddle("list", "www").lines[1]
-    assert "dataset held: audit\\u202e" in shown, "a reason cannot steer the terminal"
+    assert "dataset held: audit\\u202e" in shown, "a reason cannot control the terminal"
     assert "since" in staddle("retention", "show", "www").lines[0]
     staddle("delete", "www", backups[0], "--yes", code=1)
     assert staddle("release", "www").lines == ["Released: there is no hold on the dataset www."]
     staddle("delete", "www", backups[0], "--yes")
 
 
-def test_a_retained_backup_says_until_when(staddle: CommandLine, backups: list[str]) -> None:
+def test_a_retained_backup_shows_its_end(staddle: CommandLine, backups: list[str]) -> None:
     done = staddle("retain", "www", backups[0], "--until", "2031-12-31")
     assert done.lines[0].endswith(" until 2031-12-31 23:59:59+00:00.")
     summary = staddle("retain", "www", backups[0], "--until", "2030-01-01", "--json").summary
-    assert summary["backup"]["retain_until_time"].startswith("2031-12-31T23:59:59"), "only ever later"
+    assert summary["backup"]["retain_until_time"].startswith("2031-12-31T23:59:59"), "it can only be extended"
     assert "until 2031-12-31 23:59:59+00:00" in staddle("list", "www").lines[3]
     error = staddle("delete", "www", backups[0], "--yes", "--json", code=1).error
     assert (error["by"], error["until"][:19]) == ("retention", "2031-12-31T23:59:59")
@@ -196,12 +196,12 @@ def test_a_policy_is_set_shown_planned_and_applied(staddle: CommandLine, backups
     assert listed(staddle) == [backups[2], backups[1]]
     assert staddle("retention", "apply", "www", "--yes").lines[-1] == "No backup of www goes."
     done = staddle("undelete", "www", backups[0])
-    assert f"`staddle hold www {backups[0][:8]}` keeps it" in done.err, "the policy would take it again"
+    assert f"`staddle hold www {backups[0][:8]}` keeps it" in done.err, "the policy would delete it again"
     staddle("hold", "www", backups[0], "--reason", "x")
     assert staddle("undelete", "www", backups[0]).err == ""
 
 
-def test_a_plan_as_json(staddle: CommandLine, backups: list[str]) -> None:
+def test_a_plan_is_printed_as_json(staddle: CommandLine, backups: list[str]) -> None:
     staddle("retention", "set", "www", "--keep-last", "2")
     *records, summary = staddle("retention", "plan", "www", "--json").records
     assert [(each["backup"]["id"], each["goes"], each["damaged"]) for each in records] == [
@@ -220,7 +220,7 @@ def test_a_plan_as_json(staddle: CommandLine, backups: list[str]) -> None:
     assert again == applied, "a replay"
 
 
-def test_a_plan_that_no_longer_holds_says_what_to_do(
+def test_an_outdated_plan_is_refused_with_what_to_do(
     staddle: CommandLine, backups: list[str], running
 ) -> None:
     staddle("retention", "set", "www", "--keep-last", "2")
@@ -232,7 +232,7 @@ def test_a_plan_that_no_longer_holds_says_what_to_do(
     assert len(listed(staddle)) == 4
 
 
-def test_all_rules_and_their_removal(staddle: CommandLine, backups: list[str]) -> None:
+def test_all_rules_can_be_set_and_removed(staddle: CommandLine, backups: list[str]) -> None:
     words = (
         "--keep-last 2 --keep-within 1y --keep-hourly 3 --keep-daily 4 --keep-weekly 5 --keep-monthly 6 --keep-yearly 7 "
         "--keep-tag pin --keep-tag n= --time-zone Europe/Berlin --minimum 36h"
@@ -267,7 +267,7 @@ def test_all_rules_and_their_removal(staddle: CommandLine, backups: list[str]) -
     assert staddle("retention", "set", "www", "--none", "--json").summary["policy"] is None
 
 
-def test_what_is_no_policy_is_a_wrong_usage(staddle: CommandLine, backups: list[str]) -> None:
+def test_an_invalid_policy_is_a_usage_error(staddle: CommandLine, backups: list[str]) -> None:
     for words, said in (
         ((), "Give the rules"),
         (("--none", "--keep-last", "1"), "--none"),
@@ -281,7 +281,9 @@ def test_what_is_no_policy_is_a_wrong_usage(staddle: CommandLine, backups: list[
     assert staddle("retention", "show", "www", "--json").summary["policy"] is None
 
 
-def test_who_is_no_admin_may_look_and_not_more(staddle: CommandLine, backups: list[str], running) -> None:
+def test_a_caller_who_is_not_an_admin_may_only_look(
+    staddle: CommandLine, backups: list[str], running
+) -> None:
     writer = {"STADDLE_TOKEN": running.token("writer")}
     staddle("retention", "plan", "www", **writer)
     staddle("retention", "show", "www", **writer)
@@ -293,7 +295,7 @@ def test_who_is_no_admin_may_look_and_not_more(staddle: CommandLine, backups: li
 # --- restores that delete
 
 
-def test_a_restore_that_deletes_asks_first_and_says_what_it_did(
+def test_a_restore_that_deletes_asks_first_and_reports_its_deletions(
     staddle: CommandLine, source: Path, tmp_path: Path
 ) -> None:
     staddle("backup", source, "--dataset", "www")

@@ -52,7 +52,7 @@ def test_a_size_is_exact_and_its_units_are_binary(text: str, expected: int) -> N
         *("\uff11", str(BYTES_MAX + 1), "8388608T", "9" * 30),
     ],
 )
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid size"):
         size_bytes(text)
 
@@ -78,16 +78,14 @@ BY_METAVAR = {
     ],
     ids=lambda each: each.name,
 )
-def test_every_option_that_is_a_figure_or_a_time_names_what_is_wrong_with_it(
-    command: click.Command, option: click.Option
-) -> None:
+def test_every_numeric_or_time_option_names_its_error(command: click.Command, option: click.Option) -> None:
     text, begins = BY_METAVAR[str(option.metavar)]
     with pytest.raises(click.BadParameter) as refused:
         option.process_value(click.Context(command), text)
     assert refused.value.message.startswith(f"{begins} '{text}': ")
 
 
-def test_the_table_of_kinds_knows_every_metavar_of_a_figure_or_a_time() -> None:
+def test_the_table_of_kinds_has_every_numeric_or_time_metavar() -> None:
     of_other_kinds = {
         "CERT", "COMMAND", "DATASET", "DIR", "FILE", "HOST:PORT|unix:PATH", "ID", "K=V", "K[=V]", "NAME", "PATTERN",
         "TEXT", "TOKEN", "ZONE",

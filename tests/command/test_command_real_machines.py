@@ -1,4 +1,4 @@
-"""`staddle backup` says what is left out, refuses what cannot be meant, and reads files of patterns once."""
+"""`staddle backup` reports what it leaves out, refuses impossible options, and reads pattern files once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_patterns_come_from_standard_input_and_a_pattern_without_a_match_is_a_wa
     assert "warning: These exclude patterns matched nothing: 'nothing'." in done.err
 
 
-def test_a_pattern_that_cannot_be_meant_is_a_wrong_usage(staddle: CommandLine, source: Path) -> None:
+def test_an_impossible_pattern_is_a_usage_error(staddle: CommandLine, source: Path) -> None:
     for pattern in ("[z-a]", "!", "", "../x", str(source)):
         done = staddle("backup", source, "--dataset", "data", "--exclude", pattern, code=2)
         assert f"invalid pattern {pattern!r}" in done.err
@@ -50,9 +50,7 @@ def test_marked_directories_and_large_files_are_left_out(staddle: CommandLine, s
     assert "etc/conf" not in paths_of(staddle)
 
 
-def test_an_emptied_path_is_refused_and_the_option_says_that_it_is_meant(
-    staddle: CommandLine, source: Path
-) -> None:
+def test_an_emptied_path_is_refused_unless_the_option_allows_it(staddle: CommandLine, source: Path) -> None:
     staddle("backup", source, "--dataset", "data")
     shutil.rmtree(source / "etc")
     done = staddle("backup", source, "--dataset", "data", "--max-removed", "10%", code=1)
@@ -64,9 +62,7 @@ def test_an_emptied_path_is_refused_and_the_option_says_that_it_is_meant(
     staddle("backup", source, "--dataset", "data")
 
 
-def test_a_path_of_which_everything_is_excluded_is_not_taken_for_an_emptied_one(
-    staddle: CommandLine, source: Path
-) -> None:
+def test_a_fully_excluded_path_does_not_count_as_emptied(staddle: CommandLine, source: Path) -> None:
     all_excluded = ("backup", source, "--dataset", "data", "--exclude", "*")
     assert "Everything in" in staddle(*all_excluded).err
     staddle("backup", source, "--dataset", "data")
@@ -78,7 +74,7 @@ def test_a_path_of_which_everything_is_excluded_is_not_taken_for_an_emptied_one(
     assert "is excluded." in staddle(*all_excluded, "--max-removed", "100").err
 
 
-def test_what_is_neither_directory_nor_file_is_refused_with_what_to_do(
+def test_a_source_that_is_neither_directory_nor_file_is_refused_with_what_to_do(
     staddle: CommandLine, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -87,7 +83,7 @@ def test_what_is_neither_directory_nor_file_is_refused_with_what_to_do(
     assert "staddle backup - " in done.err
 
 
-def test_a_dry_run_says_what_would_travel_and_makes_no_backup(staddle: CommandLine, source: Path) -> None:
+def test_a_dry_run_reports_what_would_be_sent_and_makes_no_backup(staddle: CommandLine, source: Path) -> None:
     words = ("backup", source, "--dataset", "data", "--exclude", "nothing")
     first = staddle(*words, "-n")
     assert "Would back up to data (full): 7 (10.0 KiB) new; 0 (0 B) changed" in first.out.decode()
@@ -98,7 +94,7 @@ def test_a_dry_run_says_what_would_travel_and_makes_no_backup(staddle: CommandLi
     (source / "etc" / b"odd\n\xff".decode("utf-8", "surrogateescape")).write_text("new")
     (source / "hello.txt").unlink()
     listed = staddle(*words, "--dry-run", "-v")
-    assert listed.lines[:2] == ["~ ./", "~ etc"]  # and what is too new to be trusted
+    assert listed.lines[:2] == ["~ ./", "~ etc"]  # and files too recent to be trusted
     assert [line for line in listed.lines[:-1] if line[0] != "~"] == ["+ etc/odd\\n\\xff", "- hello.txt"]
     told = staddle(*words, "--dry-run", "--json")
     named = [(each["change"], each["path"]) for each in told.records[:-1]]
@@ -116,7 +112,7 @@ def test_a_dry_run_says_what_would_travel_and_makes_no_backup(staddle: CommandLi
     )
 
 
-def test_several_paths_in_one_command(staddle: CommandLine, source: Path) -> None:
+def test_several_paths_are_backed_up_in_one_command(staddle: CommandLine, source: Path) -> None:
     (source / "-dash").write_text("x")
     done = staddle(
         *("backup", "--dataset", "data", "--", source / "etc" / "deep", f"{source}/./-dash", source / "-dash")
@@ -157,7 +153,7 @@ def test_a_list_is_read_once_from_a_file_or_a_pipe(staddle: CommandLine, source:
     )
 
 
-def test_a_restore_takes_patterns_and_files_of_them(
+def test_a_restore_accepts_patterns_and_pattern_files(
     staddle: CommandLine, source: Path, tmp_path: Path
 ) -> None:
     staddle("backup", source, "--dataset", "www")

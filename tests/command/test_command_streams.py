@@ -1,4 +1,4 @@
-"""What a command prints, and standard input, as a backup of one file."""
+"""The output of a command, and standard input, as a backup of one file."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ def python(script: str) -> list[str]:
     return ["--", sys.executable, "-c", script]
 
 
-def test_what_a_command_prints_becomes_a_backup_if_it_exits_0(staddle: CommandLine) -> None:
+def test_the_output_of_a_command_becomes_a_backup_if_it_exits_0(staddle: CommandLine) -> None:
     script = "import sys; [sys.stdout.write(f'row {n}\\n') for n in range(300_000)]"
     done = staddle(
         "backup", "--dataset", "orders", "--name", "dumps/all.sql", "--from-command", *python(script)
@@ -46,7 +46,7 @@ def test_a_command_that_fails_leaves_no_backup(staddle: CommandLine, script: str
     assert staddle("cat", "orders", "a").out == b"good\n"
 
 
-def test_what_a_command_says_to_its_user_is_let_through(staddle: CommandLine) -> None:
+def test_the_standard_error_of_a_command_is_shown(staddle: CommandLine) -> None:
     script = "import sys; print('careful', file=sys.stderr); print(sys.stdin.read())"
     words = ["backup", "--dataset", "orders", "--name", "a", "--from-command", *python(script)]
     done = staddle(*words, given=b"a password")
@@ -54,7 +54,7 @@ def test_what_a_command_says_to_its_user_is_let_through(staddle: CommandLine) ->
     assert staddle("cat", "orders", "a").out == b"a password\n"
 
 
-def test_a_command_that_is_not_there_is_said_before_anything_is_sent(staddle: CommandLine) -> None:
+def test_a_missing_command_is_reported_before_anything_is_sent(staddle: CommandLine) -> None:
     words = ["backup", "--dataset", "orders", "--name", "a", "--from-command", "--", "no-such-command"]
     error = staddle(*words, "--json", code=1)  # behind `--` it belongs to the command
     assert "no-such-command" in error.err
@@ -62,7 +62,7 @@ def test_a_command_that_is_not_there_is_said_before_anything_is_sent(staddle: Co
     assert staddle("list").lines[0].startswith("No datasets")
 
 
-def test_the_command_is_not_run_if_nobody_would_take_its_output(nobody: CommandLine, tmp_path: Path) -> None:
+def test_the_command_is_not_run_if_its_output_cannot_be_stored(nobody: CommandLine, tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     nobody.variables = {"STADDLE_SERVER": "127.0.0.1:1", "STADDLE_TOKEN": "x"}
     nobody("backup", "--dataset", "d", "--name", "a", "--from-command", "--", "touch", touched, code=1)
@@ -78,9 +78,7 @@ def test_standard_input_becomes_a_backup(staddle: CommandLine) -> None:
     assert staddle("cat", "disk", "disk.img").out == b""
 
 
-def test_a_stream_never_replaces_what_a_directory_was_backed_up_to(
-    staddle: CommandLine, source: Path
-) -> None:
+def test_a_stream_never_replaces_the_backups_of_a_directory(staddle: CommandLine, source: Path) -> None:
     staddle("backup", source, "--dataset", "www")
     refused = staddle("backup", "-", "--dataset", "www", "--name", "dump", "--json", given=b"x", code=1)
     assert refused.error["reason"] == "ROOT_DIFFERS"
@@ -106,10 +104,10 @@ def test_an_interrupted_stream_leaves_nothing_and_ends_its_command(
     assert staddle("list", "d", "--json").summary["backup_count"] == 0
 
 
-def test_a_signal_that_does_not_end_the_read_itself_ends_the_stream_all_the_same(
+def test_a_signal_that_does_not_interrupt_the_read_still_ends_the_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It may arrive just before the read, or in another thread: then the read would wait for its next bytes."""
+    """The signal may arrive just before the read, or in another thread: then the read would wait for more bytes."""
     reader, writer = os.pipe()
     written = threading.Event()
 
@@ -134,7 +132,7 @@ def test_a_signal_that_does_not_end_the_read_itself_ends_the_stream_all_the_same
     assert not written.is_set()
 
 
-def test_a_server_that_goes_away_and_comes_back_is_waited_for_and_that_is_said(
+def test_the_command_waits_for_a_restarting_server_and_says_so(
     nobody: CommandLine, server, tmp_path: Path
 ) -> None:
     nobody.variables = {"STADDLE_CONFIG": str(server.config)}
@@ -160,7 +158,7 @@ def test_a_server_that_goes_away_and_comes_back_is_waited_for_and_that_is_said(
     assert nobody("cat", "d", "a").out == b"a" * 3_000_000 + b"b" * 3_000_000
 
 
-def test_standard_streams_that_are_closed_are_held_and_no_backup_or_restore_fails_for_them(
+def test_closed_standard_streams_do_not_break_a_backup_or_restore(
     staddle: CommandLine, source: Path, tmp_path: Path
 ) -> None:
     def closed(redirections: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:

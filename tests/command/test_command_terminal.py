@@ -1,4 +1,4 @@
-"""What a terminal shows beside what a pipe gets."""
+"""Output on a terminal compared with output to a pipe."""
 
 import io
 import os
@@ -35,14 +35,12 @@ def on_a_terminal(
     return running.returncode, out or b"", bytes(shown)
 
 
-def test_progress_moves_on_a_terminal_and_only_there(
-    staddle: CommandLine, source: Path, tmp_path: Path
-) -> None:
+def test_progress_is_shown_on_a_terminal_only(staddle: CommandLine, source: Path, tmp_path: Path) -> None:
     code, out, shown = on_a_terminal(staddle, "backup", source, "--dataset", "www")
     assert code == 0
     assert out.count(b"\n") == 1
     assert b"0 entries" in shown
-    assert b"\x1b[2K" in shown  # the line goes away in the end
+    assert b"\x1b[2K" in shown  # the line is cleared at the end
     assert staddle("backup", source, "--dataset", "www").err == ""
     code, out, shown = on_a_terminal(staddle, "restore", "www", "--target", tmp_path / "out")
     assert (code, out.count(b"\n")) == (0, 1)
@@ -51,9 +49,7 @@ def test_progress_moves_on_a_terminal_and_only_there(
     assert (code, shown) == (0, b"")
 
 
-def test_lines_are_broken_between_words_on_a_terminal_and_nowhere_else(
-    staddle: CommandLine, source: Path
-) -> None:
+def test_lines_are_wrapped_between_words_on_a_terminal_only(staddle: CommandLine, source: Path) -> None:
     staddle.variables["COLUMNS"] = "40"
     code, out, shown = on_a_terminal(
         staddle, "backup", source, "--dataset", "www", "--exclude", "nothing", stdout=True
@@ -67,13 +63,15 @@ def test_lines_are_broken_between_words_on_a_terminal_and_nowhere_else(
     assert len(staddle("backup", source, "--dataset", "www").lines) == 1
 
 
-def test_errors_stay_on_the_terminal_when_the_moving_line_goes(staddle: CommandLine, source: Path) -> None:
+def test_errors_stay_on_the_terminal_when_the_progress_line_is_cleared(
+    staddle: CommandLine, source: Path
+) -> None:
     code, out, shown = on_a_terminal(staddle, "backup", source, "--dataset", "www", "--kind", "differential")
     assert (code, out) == (1, b"")
     assert b"--kind full" in shown
 
 
-def test_a_retry_is_said_in_a_pipe_too() -> None:
+def test_a_retry_is_reported_to_a_pipe_too() -> None:
     written = io.StringIO()
     with redirect_stderr(written), watched(Output(as_json=False)) as show:
         show(Progress("send", path="a"))

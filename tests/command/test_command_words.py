@@ -14,20 +14,20 @@ from staddle.command.progress_line import left_s, words
 
 
 @given(st.binary(max_size=40))
-def test_an_escaped_name_is_printable_and_stands_for_one_name_alone(name: bytes) -> None:
+def test_an_escaped_name_is_printable_and_unambiguous(name: bytes) -> None:
     shown = _words.escaped(name)
     assert shown.isprintable()
     assert unescaped(shown) == name
 
 
 @given(st.text(max_size=40))
-def test_a_name_in_any_script_is_escaped_so_too(name: str) -> None:
+def test_a_name_in_any_script_is_escaped_unambiguously(name: str) -> None:
     raw = name.encode("utf-8", "surrogatepass")
     assert unescaped(_words.escaped(raw)) == raw
 
 
 def unescaped(shown: str) -> bytes:
-    """The inverse, written apart."""
+    """An independent inverse."""
     out, at = bytearray(), 0
     while at < len(shown):
         if shown[at] != "\\":
@@ -86,16 +86,16 @@ def test_every_moment_has_a_local_time(moment: datetime.datetime) -> None:
 
 
 @given(st.integers(0, 0o7777))
-def test_modes_read_as_those_of_ls(mode: int) -> None:
+def test_modes_look_like_those_of_ls(mode: int) -> None:
     entry = Entry(b"x", EntryType.DIRECTORY, mode=mode)
     assert _words.mode(entry) == stat.filemode(stat.S_IFDIR | mode)
 
 
-def test_a_mode_that_nobody_said_is_question_marks() -> None:
+def test_an_unknown_mode_is_shown_as_question_marks() -> None:
     assert _words.mode(Entry(b"x")) == "-?????????"
 
 
-def test_ids_are_as_long_as_it_takes_to_tell_them_apart() -> None:
+def test_ids_are_long_enough_to_differ() -> None:
     assert _words.id_digits(["12345678ab", "12345678cd", "ffffffffff"]) == 9
     assert _words.id_digits(["a" * 32]) == 8
     assert _words.id_digits([]) == 8
@@ -120,7 +120,7 @@ def test_durations_are_read(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "10", "m", "-5s", "10M", "10 fortnights", "m 10", "1e9s", "8d"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"duration|too long"):
         duration(text)
 
@@ -133,7 +133,7 @@ def test_ranges_are_read(text: str, value: tuple[int, int | None]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "3", "4:3", "-1:", "a:b", "1:2:3", f"{2**63}:", "9" * 30 + ":"])
-def test_what_is_no_range_is_refused(text: str) -> None:
+def test_an_invalid_range_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="range"):
         byte_range(text)
 
@@ -155,10 +155,10 @@ def test_a_stored_path_may_end_with_one_slash() -> None:
             stored_path(wrong)
 
 
-# --- the moving line
+# --- the progress line
 
 
-def test_the_moving_line_tells_rate_rest_and_what_is_new() -> None:
+def test_the_progress_line_shows_rate_remaining_time_and_new_data() -> None:
     progress = Progress(
         "send",
         path="a\x1b\udcff",
@@ -175,7 +175,7 @@ def test_the_moving_line_tells_rate_rest_and_what_is_new() -> None:
     assert "left" not in words(progress, 0, None)
 
 
-def test_what_is_left_follows_from_the_larger_share_that_is_done() -> None:
+def test_the_remaining_time_follows_the_larger_completed_share() -> None:
     half = Progress("restore", entries_done=10, entries_total=100, bytes_done=50, bytes_total=100)
     assert left_s(half, None, 30.0) == pytest.approx(30.0)
     assert left_s(Progress("send", bytes_done=25), 100, 10.0) == pytest.approx(30.0)

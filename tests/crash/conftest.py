@@ -1,4 +1,4 @@
-"""One record of a server at work, for all that look at it."""
+"""A shared recording of a server at work."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SEED = 7
 
 @dataclass
 class Recorded:
-    """What happened in the directory `root`, from a first start on."""
+    """The events in the directory `root` since a first start."""
 
     root: Path
     events: list[Event]
 
     def cuts(self, scratch: Path, *lying: str) -> Cuts:
-        """Power cuts, on a disk on which the syncs of these steps do nothing."""
+        """Power cuts on a disk that ignores the syncs of these steps."""
         return Cuts(self.events, self.root, scratch, lying)
 
 

@@ -26,7 +26,7 @@ VARIANTS: Final = ("nothing", "names", "everything", "random")
 
 @dataclass
 class Snapshot:
-    """What a commit makes of the catalog; filled in when it has returned, and empty before."""
+    """The catalog after a commit; empty until the commit has returned."""
 
     data: bytes = b""
 
@@ -50,7 +50,7 @@ class Event:
 
 
 class Recorder(Observer):
-    """Writes down what happens in a directory, in the order in which it was done."""
+    """Records the events in a directory, in order."""
 
     def __init__(self, scratch: Path) -> None:
         self.events: list[Event] = []
@@ -67,13 +67,13 @@ class Recorder(Observer):
     def after(self, step: Step) -> None:
         snapshot = None
         if step.operation == "commit":
-            # Nobody else writes the catalog meanwhile: the transaction's turn has not ended.
+            # No other transaction writes the catalog meanwhile: this one's turn has not ended.
             snapshot = self._begun.pop(threading.get_ident())
             snapshot.data = self._copy(step.path)
         self._put(Event(step, snapshot=snapshot))
 
     def answered(self, answer: Any) -> None:
-        """A client got an answer, and relies on it."""
+        """Record that a client got an answer, and relies on it."""
         self._put(Event(Step("answer", "answer"), answer=answer))
 
     def _put(self, event: Event) -> None:
@@ -130,7 +130,7 @@ class Names:
 
 
 def _names_in(path: Path) -> Names:
-    """A directory that is durable with all that is in it."""
+    """A directory that is durable with all its content."""
     names = Names()
     for each in path.iterdir():
         data = b"" if each.is_dir() else each.read_bytes()
@@ -166,7 +166,7 @@ class Disk:
             elif event.step.name not in lying or not event.step.operation.startswith("sync"):
                 getattr(self, f"_{event.step.operation}")(event.step)
 
-    # --- what happens
+    # --- events
 
     def _take_commit(self, event: Event) -> None:
         if event.begins:
@@ -220,7 +220,7 @@ class Disk:
         return names.now()[os.path.basename(path)]
 
     def _names(self, path: str) -> Names | None:
-        """The directory; None for one above the root, of which nothing is known."""
+        """The directory; None for one above the root, whose state is unknown."""
         if not f"{path}/".startswith(f"{self._root}/"):
             return None
         names: Inode | Names = self._top
@@ -231,14 +231,14 @@ class Disk:
         assert isinstance(names, Names)
         return names
 
-    # --- what is left of it
+    # --- the state after a power cut
 
     def cut(self, target: Path, variant: str, rng: random.Random, catalog: str) -> None:
         """Makes `target` as the root may be after a power cut now; `catalog` is where in it the catalog lies."""
         target.mkdir()
         self._leave(self._top, target, variant, rng)
         snapshot = self._commit
-        # What a commit would have made is not known where the power failed, for another thread, before it returned.
+        # The result of a commit is unknown if the power failed, for another thread, before it returned.
         if (
             self._committing is not None
             and self._committing.data

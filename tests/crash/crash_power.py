@@ -86,7 +86,7 @@ def served(data: Path, *, copied: bool = False) -> Iterator[Stub]:
 
 @dataclass(frozen=True)
 class Answered:
-    """What clients may rely on: of each dataset the backups that exist, and the master key that opens them."""
+    """What clients may rely on: the backups of each dataset, and the master key that opens them."""
 
     master_key: bytes
     kept: dict[str, tuple[Attempt, ...]]
@@ -118,10 +118,10 @@ def record(place: Path, seed: int, operations: int) -> list[Event]:
 
 def _order(worker: Worker, most: int) -> list[Operation]:
     """Every operation once at least, in an order of the worker's own, if there is time for all."""
-    mine = [operation for operation in OPERATIONS if operation is not collect]  # that is another process
+    mine = [operation for operation in OPERATIONS if operation is not collect]  # that runs in another process
     chosen = list(dict.fromkeys(mine))
     worker.random.shuffle(chosen)
-    # A deletion needs something to delete.
+    # A deletion needs a backup to delete.
     chosen.sort(key=lambda operation: (operation is undelete, operation is delete))
     return (
         chosen[:most] if most < len(chosen) else [*chosen, *worker.random.choices(mine, k=most - len(chosen))]
@@ -149,7 +149,7 @@ class Cuts:
         return [index + 1 for index, event in enumerate(self._events) if event.answer is not None]
 
     def check(self, prefix: int, variant: str, seed: int = 0) -> None:
-        """Cuts the power after so many events. Raises LostError."""
+        """Cut the power after the n-th event. Raises LostError."""
         disk = Disk(self._root, self._events[:prefix], self._lying)
         left = self._scratch / "left"
         shutil.rmtree(left, ignore_errors=True)
@@ -162,7 +162,7 @@ class Cuts:
         self.figures[variant] += 1
 
     def _look(self, data: Path, before: Answered | None, after: Answered | None) -> None:
-        # Until the next answer, what is under way may have happened or not.
+        # Until the next answer, the current operation may have happened or not.
         after = after or before
         with served(data, copied=True) as stub:
             check_swept(data)

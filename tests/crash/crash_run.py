@@ -1,4 +1,4 @@
-"""`make crash`: real servers that are killed at every durable step and at random times, and what must be true afterwards.
+"""`make crash` kills real servers at every durable step and at random times, and checks what must be true afterwards.
 
 One line for each kill: the run, where the server died, and what was found. The seed decides data, operations and plans;
 which of several workers comes first is the machine's. Exit code 1, with the directory kept, if a promise was broken.
@@ -49,7 +49,7 @@ class Seen:
             self.counts[name] = max(self.counts[name], count)
 
     def choose(self, rng: random.Random) -> Plan:
-        """A step among those that were killed at the least."""
+        """One of the steps with the fewest kills."""
         fewest = min(self.kills[name] for name in self.counts)
         name = rng.choice(sorted(name for name in self.counts if self.kills[name] == fewest))
         self.kills[name] += 1
@@ -63,7 +63,7 @@ class Seen:
 
 @dataclass
 class Figures:
-    """What all runs together have seen."""
+    """The totals of all runs."""
 
     kills: Counter[str] = field(default_factory=Counter)
     """By step."""
@@ -90,7 +90,7 @@ class Crashes:
         self.figures = figures
 
     def learn(self) -> None:
-        """Which steps there are: a first start, work to its end, a second start."""
+        """Find the steps: a first start, work to its end, a second start."""
         place = self._place / "learn"
         place.mkdir()
         server = CrashServer(place)
@@ -144,7 +144,7 @@ class Crashes:
                 died.append(self._die_starting(server, self._start.choose(rng)))
             server.start()
             check_swept(server.data)
-            check_agreement(server.data)  # what was owed is done before anybody asks for it
+            check_agreement(server.data)  # owed work is done before a client asks for it
             self._look(server, workers, sample=SAMPLE)
             server.steps()
             died.append(self._die_working(server, workers, rng))
@@ -239,7 +239,7 @@ def main() -> None:
     seed = random.SystemRandom().randrange(1_000_000) if asked.seed is None else asked.seed
     place = Path(tempfile.mkdtemp(prefix="staddle-crash-"))
     print(f"seed {seed}, {asked.runs} runs, in {place}", flush=True)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     begun, figures = time.monotonic(), Figures()
     try:
         crash(place, seed, asked.runs, figures)

@@ -1,4 +1,4 @@
-"""A server in a process of its own that dies where it is told to, and what must be true of its data directory."""
+"""A server in a separate process that dies at a planned step, and the checks of its data directory."""
 
 from __future__ import annotations
 
@@ -99,18 +99,18 @@ class CrashServer:
         return False
 
     def command(self, *words: str) -> list[str]:
-        """`staddle-server` with these words on the same directory, which dies by the same plan."""
+        """`staddle-server` with these arguments on the same directory, which dies by the same plan."""
         launched = [sys.executable, LAUNCHER, self._plan, self._steps, *words, "--data", self.data]
         return list(map(str, launched))
 
     def arm(self, plan: Plan) -> None:
-        """From now on it dies there."""
+        """Plan the next death."""
         written = self._plan.with_suffix(".new")
         written.write_text(f"{plan.step} {plan.phase} {plan.nth}")
         written.replace(self._plan)
 
     def steps(self) -> Counter[str]:
-        """The steps that were taken since the start, or since this was asked last."""
+        """The steps since the start or the previous call."""
         with self._steps.open("rb") as file:
             file.seek(self._read)
             text = file.read()
@@ -146,7 +146,7 @@ class CrashServer:
         self._process.kill()
 
     def kill(self) -> None:
-        """kill -9, and all is closed. Does nothing to one that was killed before."""
+        """kill -9, and close everything. Does nothing if already killed."""
         if self._process is not None:
             self.strike()
             self.wait()
@@ -165,7 +165,7 @@ class CrashServer:
 
 
 def check_swept(data: Path) -> None:
-    """A server that has started has cleared away what the one before was writing. Raises LostError."""
+    """A started server has swept the unfinished files of the previous one. Raises LostError."""
     tmp = data / "store" / "tmp"
     left = [*map(str, tmp.iterdir())] if tmp.exists() else []
     left += sorted(set(os.listdir(data)) - RESTING)
@@ -174,7 +174,7 @@ def check_swept(data: Path) -> None:
 
 
 def check_agreement(data: Path) -> int:
-    """Catalog and store agree, and every record is there; gives how many packs were looked at. Raises LostError."""
+    """Check that catalog and store agree, and every record exists; return the number of packs. Raises LostError."""
     with bootstrap.open_rooms(DataDirectory(data)) as opened:
         with opened.catalog.database.read() as connection:
             problems = [row[0] for row in connection.exec_driver_sql("PRAGMA integrity_check")]

@@ -199,7 +199,7 @@ class _Watched:
 
 @contextmanager
 def watched(observer: Observer) -> Iterator[None]:
-    """The observer sees every step of this process while the context lasts."""
+    """Let the observer see every step of this process during the context."""
     files, commits = _Watched(observer), _Commits(observer)
     files.install()
     commits.install()

@@ -124,12 +124,12 @@ class Simulation:
             ),
             clock=self.clock,
         )
-        # What threads in the background do, the simulation does when the seed says so.
+        # The simulation runs the work of background threads when the seed says so.
         self.service._uploads._keeper.stop()
         self.service._integrity.compare(lambda: False)
 
     def _close(self) -> None:
-        """It ends: in order, or however it can on a machine that is dead."""
+        """End it: cleanly, or as far as possible on a dead machine."""
         with contextlib.suppress(OSError):
             self.service.drain(0.0)
         self.catalog.close()
@@ -155,13 +155,13 @@ class Simulation:
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether the server must not believe the clock."""
+        """Whether the server must doubt the clock."""
         return abs(self.clock.jump_s) > JUMP_S
 
-    # --- what happens
+    # --- episodes
 
     def run(self, episodes: int) -> None:
-        """So many episodes. Raises LostError."""
+        """Run the episodes. Raises LostError."""
         with watched(self.machine):
             try:
                 for episode in range(episodes):
@@ -194,7 +194,7 @@ class Simulation:
                 self._say(f"  {failed}")
             except LostError:
                 raise
-            except Exception as error:  # what a command would end with, on a machine that is dead
+            except Exception as error:  # how a command would end on a dead machine
                 if not machine.dead:
                     raise
                 self._say(f"  {error!r}")
@@ -228,7 +228,7 @@ class Simulation:
         self.log.append(text)
 
     def look(self, sample: int | None) -> None:
-        """The faults have ended: every client finds out what became of its work, and what was promised is looked at."""
+        """After the faults: every client finds out the outcome of its work, and all promises are checked."""
         self.machine.mend()
         for number, client in enumerate(self.clients):
             self._as(number)
@@ -271,7 +271,7 @@ class Simulation:
         self.clients[number].operate(Network(self))
 
     def repeat_late(self) -> None:
-        """A copy of a call that was answered long ago comes once more."""
+        """Repeat a call that was answered long ago."""
         if self.late:
             name, request, answer = self.late.pop(self.random.randrange(len(self.late)))
             self.again(name, request, answer)
@@ -338,7 +338,7 @@ class Simulation:
         self._hourly()
 
     def _hourly(self) -> None:
-        """What a server does by itself, as much as is due."""
+        """Run the due background tasks of a server."""
         for client in self.clients:
             if client.dataset == POLICY and not self.is_in_doubt:
                 shown = [attempt.backup for attempt in client.kept if not attempt.deleted]
@@ -376,7 +376,7 @@ class Simulation:
         self._start_again("everything")
 
     def checked(self, *, read: bool) -> list[str]:
-        """The damage that a check finds."""
+        """The damage found by a check."""
         found: list[Finding] = []
         plan = CheckPlan(read=read, random=self.random)
         Check(self._kept(), plan, found.append).run(self.catalog.tenants.list_all(), all_tenants=True)
@@ -405,7 +405,7 @@ ACTIONS_OF: Final[list[Callable[[Simulation], None]]] = [
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """What the service logs of what is done to it is of no use here, and of use to the tests that follow."""
+    """Silence the service's log here, and restore it for later tests."""
     logger = logging.getLogger("staddle_server")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -1,4 +1,4 @@
-"""The bundled client on a directory that changes: it cuts at the source, sends what is missing, and resumes by itself."""
+"""The bundled client on a changing directory: it cuts at the source, sends missing chunks, and resumes."""
 
 from __future__ import annotations
 

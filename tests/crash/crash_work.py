@@ -55,7 +55,7 @@ class Attempt:
 
 @dataclass
 class Tally:
-    """What a run has seen."""
+    """The totals of a run."""
 
     acknowledged: int = 0
     restored: int = 0
@@ -83,7 +83,7 @@ class Place:
 
 
 class Worker:
-    """One client, with a dataset of its own."""
+    """One client, with its own dataset."""
 
     sizes = (0, 10, 3_000, 70_000, 200_000, LARGE_BYTES)
     """Of its files."""
@@ -107,7 +107,7 @@ class Worker:
             if self.place.collect or operation is not collect:
                 operation(self, stub)
 
-    # --- what is sent
+    # --- content
 
     def attempt(self, *, by_source: bool, changes: bool) -> Attempt:
         """The next backup: of a few files, one of them large now and then."""
@@ -136,7 +136,7 @@ class Worker:
 
     def _data(self) -> bytes:
         size = self.random.choice(self.sizes)
-        # Now and then what another backup has already.
+        # Sometimes content of another backup.
         seed = self.random.randint(0, 3) if self.random.random() < 0.3 else self.random.getrandbits(32)
         return random.Random(seed).randbytes(size)
 
@@ -150,7 +150,7 @@ class Worker:
     # --- after a crash
 
     def settle(self, stub: object) -> None:
-        """Finds out what became of the operation that was in doubt, and finishes it."""
+        """Find out the outcome of the operation in doubt, and finish it."""
         if self.pending is not None:
             self._settle_backup(stub, self.pending)
         if self.deciding is not None:
@@ -175,7 +175,7 @@ class Worker:
             raise LostError(f"{attempt.request_id} is {pb.UploadState.Name(upload.state)}")
 
     def _replay(self, stub: object, attempt: Attempt, upload: pb.Upload) -> None:
-        """The commit again, as it was: it answers with the backup that the first one made."""
+        """Repeat the commit: it returns the backup of the first one."""
         if attempt.by_source:
             request = sv.CommitUploadRequest(
                 upload_id=upload.id,
@@ -215,10 +215,10 @@ class Worker:
         self.tally.resumed_sent_bytes += again
         self.done(attempt, backup)
 
-    # --- looking
+    # --- checking
 
     def check(self, stub: object, sample: int | None = None) -> None:
-        """Every backup that there should be is there, and no other; each of a sample comes back byte for byte."""
+        """Exactly the expected backups exist; each of a sample restores byte for byte."""
         found = {backup.id for backup in self._listed(stub)}
         if self.place.collected:
             self.kept = [each for each in self.kept if not each.deleted or each.backup in found]
@@ -295,7 +295,7 @@ def ending(attempt: Attempt) -> Iterator[Part]:
 
 
 def the_rest(attempt: Attempt, upload: pb.Upload) -> Iterator[Part]:
-    """A stream that goes on right behind the durable point."""
+    """A stream that resumes right after the durable point."""
     durable = upload.durable
     yield Part(
         continue_upload=sv.ContinueUpload(upload_id=upload.id, epoch=upload.epoch, position=durable.position)
@@ -361,7 +361,7 @@ def put_entry(source: Source, attempt: Attempt, path: str) -> None:
 
 
 def put_the_rest(source: Source, attempt: Attempt) -> pb.Backup:
-    """Goes on behind the calls that are durable; their chunks are asked for, and none may be missing."""
+    """Resume after the durable calls; ask for their chunks, none of which may be missing."""
     paths = list(attempt.sent)
     for path in paths[: source.number]:
         data = attempt.sent[path]
@@ -391,7 +391,7 @@ def source_changes(worker: Worker, stub: object) -> None:
 
 
 def given_up(worker: Worker, stub: object) -> None:
-    """An upload that is aborted."""
+    """Abort an upload."""
     worker.pending = attempt = worker.attempt(by_source=True, changes=False)
     source = Source(stub, worker.dataset, request_id=attempt.request_id)
     put_entry(source, attempt, next(iter(attempt.sent)))
@@ -430,10 +430,10 @@ def undelete(worker: Worker, stub: object) -> None:
 
 
 def collect(worker: Worker, _stub: object) -> None:
-    """Garbage is collected, beside everything else; whoever collects may be killed too."""
+    """Collect garbage during everything else; the collector may be killed too."""
     worker.place.collected = True
     done = forked.run(worker.place.collect, capture_output=True, text=True, timeout=120, check=False)
-    # One that was killed keeps its place for a while, and one that stood still for as long has lost it.
+    # A killed collector keeps its lease for a while; one that paused that long has lost it.
     busy = "is collecting or repairing" in done.stderr or "Another collector has taken over" in done.stderr
     if done.returncode not in {0, -signal.SIGKILL} and not busy:
         raise LostError(f"the collection failed: {done.stderr}")

@@ -1,4 +1,4 @@
-"""A disk, a clock and a catalog that fail: the documented error, nothing lost, the server up, and service when the cause is gone."""
+"""Faults of disk, clock and catalog: the documented error, no loss, a running server, and service once the cause is gone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FAILS += [(number, UNAVAILABLE) for number in (errno.EIO, errno.EROFS, errno.EAC
 
 
 class Fault(Observer):
-    """Steps, and reading, that fail while a test says so."""
+    """Steps and reads that fail while a test says so."""
 
     def __init__(self) -> None:
         self.steps = re.compile("$.")
@@ -101,7 +101,7 @@ def failure(call) -> tuple[grpc.StatusCode, str]:
 
 
 def writes(address: str) -> str:
-    """What health says of writing, and that it says of everything else that it serves."""
+    """The health of writing; asserts that everything else is healthy."""
     with grpc.insecure_channel(address) as channel:
         ask = health_pb2_grpc.HealthStub(channel).Check
         whole = ask(health_pb2.HealthCheckRequest(), timeout=5).status
@@ -124,7 +124,7 @@ STEP_FAILS = [
     STEP_FAILS,
     ids=[f"{step} {errno.errorcode[number]}" for step, number, _ in STEP_FAILS],
 )
-def test_each_step_that_cannot_be_taken_is_said_and_a_repeated_backup_succeeds(
+def test_each_failing_step_is_reported_and_a_repeated_backup_succeeds(
     fault: Fault, running, steps: str, number: int, expected: tuple[grpc.StatusCode, str]
 ) -> None:
     stub = running.stub()
@@ -148,7 +148,7 @@ def test_each_step_that_cannot_be_taken_is_said_and_a_repeated_backup_succeeds(
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
-def test_what_cannot_be_read_just_now_is_not_called_damaged(running, number: int) -> None:
+def test_a_temporary_read_error_is_not_reported_as_damage(running, number: int) -> None:
     stub = running.stub()
     back_up(stub, "www", {"a": noise(500_000)})
     reading = Reading()
@@ -156,7 +156,7 @@ def test_what_cannot_be_read_just_now_is_not_called_damaged(running, number: int
     running.wrap = lambda _: DirectoryBlobs(str(running.root / "store"), reading)
     running.start()
     stub = running.stub()
-    assert restore(stub, "www").files  # the keys are open now, as they are in a server at work
+    assert restore(stub, "www").files  # the keys are open now, as in a working server
     reading.fails = number
     assert failure(lambda: restore(stub, "www")) == UNAVAILABLE
     reading.fails = 0
@@ -165,7 +165,7 @@ def test_what_cannot_be_read_just_now_is_not_called_damaged(running, number: int
     assert source.missing(source.cut(noise(500_000))) == [], "nothing was marked as damaged"
 
 
-def test_a_sector_that_cannot_be_read_costs_what_lies_there_and_the_rest_is_restored(running) -> None:
+def test_an_unreadable_sector_costs_its_own_files_and_the_rest_is_restored(running) -> None:
     files = {"a": noise(600_000, 1), "b": noise(1_200_000, 2), "c": noise(1_200_000, 3)}
     back_up(running.stub(), "www", files)
     pack = max((running.root / "store" / "packs").rglob("*"), key=lambda path: path.stat().st_size)
@@ -192,7 +192,7 @@ def test_a_sector_that_cannot_be_read_costs_what_lies_there_and_the_rest_is_rest
 @pytest.mark.parametrize(
     "steps", ["pack.sync", "pack.sync-directory", "record.sync", "record.sync-directory"]
 )
-def test_after_a_failed_sync_health_says_that_nothing_is_written_until_a_restart(
+def test_after_a_failed_sync_health_reports_read_only_until_a_restart(
     fault: Fault, running, caplog: pytest.LogCaptureFixture, steps: str
 ) -> None:
     stub = running.stub()
@@ -224,7 +224,7 @@ def test_after_a_failed_sync_health_says_that_nothing_is_written_until_a_restart
     assert [backup.id for backup in backups(stub, "www")] == shown, (
         "nothing was decided that cannot be recorded"
     )
-    assert restore(stub, "www").files, "what is there can be read"
+    assert restore(stub, "www").files, "existing data can be read"
     running.restart()
     assert writes(running.address) == "SERVING"
     stub = running.stub()
@@ -234,7 +234,7 @@ def test_after_a_failed_sync_health_says_that_nothing_is_written_until_a_restart
 
 @contextmanager
 def small_disk(place: Path, size_bytes: int) -> Iterator[Path]:
-    """A file system of its own. Skips the test where none can be mounted."""
+    """A separate file system. Skips the test where none can be mounted."""
     place.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(place)]
     done = (
@@ -252,7 +252,7 @@ def small_disk(place: Path, size_bytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_disk_that_is_really_full_stops_backups_and_no_restores(tmp_path: Path) -> None:
+def test_a_really_full_disk_stops_backups_but_not_restores(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 24 << 20) as disk:
         server = CrashServer(disk)
         try:
@@ -275,7 +275,7 @@ def test_a_disk_that_is_really_full_stops_backups_and_no_restores(tmp_path: Path
             server.kill()
 
 
-def test_a_server_without_file_handles_says_so_and_goes_on_when_it_has_some(tmp_path: Path) -> None:
+def test_a_server_without_file_handles_reports_that_and_recovers(tmp_path: Path) -> None:
     server = CrashServer(tmp_path)
     try:
         server.start()
@@ -307,7 +307,7 @@ sys.stdin.read()
 
 @contextmanager
 def held(path: Path, how: str) -> Iterator[None]:
-    """Another process has a transaction of the database open."""
+    """Another process with an open transaction of the database."""
     words = [sys.executable, "-c", HOLD, str(path), how]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -319,14 +319,14 @@ def held(path: Path, how: str) -> Iterator[None]:
 
 @pytest.fixture
 def impatient(running):
-    """The service, with a catalog that waits for its turn for a short time only."""
+    """The service, with a catalog that waits only briefly for a lock."""
     running.stop()
     running.catalog_options = {"busy_timeout_s": 0.2}
     running.start()
     return running
 
 
-def test_a_catalog_that_another_process_holds_is_busy_and_serves_again_when_it_lets_go(impatient) -> None:
+def test_a_catalog_locked_by_another_process_is_busy_until_it_is_unlocked(impatient) -> None:
     stub = impatient.stub()
     back_up(stub, "www", {"a": b"1"})
     with held(impatient.root / "catalog.db", "IMMEDIATE"):
@@ -334,19 +334,19 @@ def test_a_catalog_that_another_process_holds_is_busy_and_serves_again_when_it_l
             back_up(stub, "www", {"b": b"2"})
         assert (failed.value.code(), info(failed.value).reason) == UNAVAILABLE
         assert "busy" in failed.value.details()
-        assert restore(stub, "www").files == {"a": b"1"}, "reading waits for nobody"
+        assert restore(stub, "www").files == {"a": b"1"}, "reading waits for no lock"
     back_up(stub, "www", {"b": b"2"})
     assert restore(stub, "www").files == {"b": b"2"}
 
 
-def test_a_catalog_that_is_held_when_the_server_starts_is_said_and_not_made_anew(tmp_path: Path) -> None:
+def test_a_catalog_that_is_locked_at_the_start_is_reported_and_not_recreated(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     with held(path, "EXCLUSIVE"), pytest.raises(Unavailable, match="busy"):
         open_catalog(str(path), busy_timeout_s=0.1)
     open_catalog(str(path), busy_timeout_s=5.0).close()
 
 
-def test_a_catalog_whose_disk_is_full_says_so_changes_nothing_and_serves_again(running) -> None:
+def test_a_catalog_on_a_full_disk_reports_that_and_recovers_without_changes(running) -> None:
     stub = running.stub()
     back_up(stub, "www", {"a": b"1"})
     engine = running.catalog.database.engine
@@ -382,7 +382,7 @@ def test_a_catalog_whose_disk_is_full_says_so_changes_nothing_and_serves_again(r
 
 
 class JumpingClock(SystemClock):
-    """The machine's clock, of which the wall time is set forth and back."""
+    """The machine's clock, whose wall time the test sets forward and back."""
 
     jump_s = 0
 
@@ -391,9 +391,7 @@ class JumpingClock(SystemClock):
 
 
 @pytest.mark.parametrize("jumps", [(86_400, 0), (-86_400, 0), (86_400, -86_400)])
-def test_a_clock_that_jumps_a_day_while_backups_run_ends_none_and_mixes_up_none(
-    running, jumps: tuple[int, ...]
-) -> None:
+def test_a_clock_jump_during_backups_neither_ends_nor_reorders_them(running, jumps: tuple[int, ...]) -> None:
     running.stop()
     running.clock = clock = JumpingClock()
     running.start()

@@ -1,4 +1,4 @@
-"""kill -9 at named steps and at random times: what was acknowledged is there, the rest is there whole or not at all.
+"""kill -9 at named steps and at random times: acknowledged backups survive, others are complete or absent.
 
 The long form: make crash ARGS="--runs 1000 --seed 7".
 """
@@ -16,7 +16,7 @@ from staddle_server.app.data_directory import DataDirectory
 
 
 @pytest.mark.parametrize("runs", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_servers_that_are_killed_lose_nothing_that_was_acknowledged(tmp_path: Path, runs: int) -> None:
+def test_a_killed_server_loses_nothing_that_was_acknowledged(tmp_path: Path, runs: int) -> None:
     figures = crash_run.Figures()
     crash_run.crash(tmp_path, seed=7, runs=runs, figures=figures)
     assert sum(figures.kills.values()) >= runs
@@ -32,14 +32,14 @@ def server(tmp_path: Path):
 
 
 @pytest.mark.parametrize("phase", ["before", "after"])
-def test_a_server_dies_at_the_step_that_was_named(server: CrashServer, phase: str) -> None:
+def test_a_server_dies_at_the_named_step(server: CrashServer, phase: str) -> None:
     assert not server.start(Plan("master-key.link", phase, 1))
     assert (server.data / "master.key").exists() == (phase == "after")
     assert server.start(Plan("catalog.tenants.create", phase, 2))
     check_swept(server.data)
 
 
-def test_the_harness_finds_what_is_lost(server: CrashServer) -> None:
+def test_the_crash_harness_detects_losses(server: CrashServer) -> None:
     server.start()
     worker = Worker("set", 1, Place(server.data))
     worker.work(server.stub, 6)

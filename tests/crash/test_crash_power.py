@@ -1,4 +1,4 @@
-"""The power is cut after each step of a recorded run: whatever had been answered by then is there, byte for byte.
+"""A power cut after each step of a recorded run: everything answered by then survives, byte for byte.
 
 The long form, every prefix of the record in several variants: make power ARGS="--operations 12 --random 3 --seed 7".
 """
@@ -17,17 +17,13 @@ from extent import extent
 SEED = 7
 
 
-def test_a_power_cut_during_the_first_start_leaves_what_the_next_one_makes_whole(
-    recorded, tmp_path: Path
-) -> None:
+def test_a_power_cut_during_the_first_start_is_completed_by_the_next_one(recorded, tmp_path: Path) -> None:
     cuts = recorded.cuts(tmp_path)
     for prefix in range(0, cuts.answers()[0], extent(6, 3)):
         cuts.check(prefix, VARIANTS[prefix // extent(6, 3) % len(VARIANTS)], SEED)
 
 
-def test_a_power_cut_takes_nothing_that_was_answered_and_leaves_nothing_half(
-    recorded, tmp_path: Path
-) -> None:
+def test_a_power_cut_loses_nothing_answered_and_leaves_nothing_partial(recorded, tmp_path: Path) -> None:
     cuts, rng = recorded.cuts(tmp_path), random.Random(SEED)
     answers = cuts.answers()
     for prefix in rng.sample(range(answers[0], len(recorded.events) + 1), extent(6, 16)):
@@ -55,8 +51,8 @@ NEEDED = [
 
 
 @pytest.mark.parametrize("step", NEEDED)
-def test_without_this_sync_a_loss_is_found(recorded, tmp_path: Path, step: str) -> None:
-    """So the harness bites, and no sync is there for nothing."""
+def test_leaving_out_this_sync_causes_a_detected_loss(recorded, tmp_path: Path, step: str) -> None:
+    """This shows that the harness works, and that no sync is superfluous."""
     cuts = recorded.cuts(tmp_path, step)
     assert any(is_lost(cuts, prefix) for prefix in reversed(cuts.answers()))
 
@@ -70,7 +66,7 @@ def is_lost(cuts: Cuts, prefix: int) -> bool:
     return False
 
 
-def test_every_sync_is_among_those_that_are_tried_to_be_left_out(recorded) -> None:
+def test_every_sync_is_tried_without(recorded) -> None:
     syncs = {event.step.name for event in recorded.events if event.step.operation.startswith("sync")}
-    # What client.toml says is made again by the next start, and a head by the next record; of a mark only the name counts.
+    # The next start recreates client.toml, and the next record a head; only the name of a mark counts.
     assert syncs - {"client-config.sync", "head.sync", "head.sync-directory", "mark.sync"} == set(NEEDED)

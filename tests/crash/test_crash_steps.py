@@ -1,4 +1,4 @@
-"""The steps' names: docs/safety.md has them all, and a commit is seen before and after it is one."""
+"""The names of the steps: docs/safety.md lists all of them, and a commit is seen before and after it happens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def documented() -> set[str]:
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
-def test_the_table_has_every_step_that_a_server_takes_and_no_other(recorded, tmp_path: Path) -> None:
+def test_the_table_has_exactly_the_steps_of_a_server(recorded, tmp_path: Path) -> None:
     names = {event.step.name for event in recorded.events}
     seen = Seen()
     shutil.copytree(recorded.root / DATA / "store", tmp_path / "store")
@@ -51,7 +51,7 @@ def test_the_table_has_every_step_that_a_server_takes_and_no_other(recorded, tmp
     assert names - transactions | {CATALOG} == documented()
 
 
-def test_a_commit_has_a_before_and_an_after_and_what_is_rolled_back_has_neither(tmp_path: Path) -> None:
+def test_a_commit_has_a_before_and_an_after_and_a_rollback_has_neither(tmp_path: Path) -> None:
     made = open_catalog(str(tmp_path / "catalog.db"))
     seen = Seen()
     with watched(seen):

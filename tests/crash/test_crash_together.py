@@ -1,4 +1,4 @@
-"""Clock, disk, network and clients fail together, as a seed says: what was promised holds after each episode.
+"""Clock, disk, network and clients fail together, by a seed: every promise holds after each episode.
 
 The long form: make together ARGS="--runs 1000 --seed 1", or STADDLE_TEST_LONG=1 here; STADDLE_TEST_SEED gives the first seed.
 """
@@ -17,7 +17,7 @@ FIRST = int(os.environ.get("STADDLE_TEST_SEED", "1"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + (200 if LONG else 2)))
-def test_whatever_fails_together_what_was_acknowledged_is_there(tmp_path: Path, seed: int) -> None:
+def test_combined_failures_lose_nothing_that_was_acknowledged(tmp_path: Path, seed: int) -> None:
     figures = simulate(tmp_path, seed)
     assert figures["acknowledged"] > 0
     assert figures["restored"] > 0

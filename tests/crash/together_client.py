@@ -1,4 +1,4 @@
-"""A client of a simulation: it works, loses answers, and finds out what became of what it did."""
+"""A client of a simulation: it works, loses answers, and finds out the outcome of its calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Client(Worker):
-    """One client; what it knows of holds and times beside its backups."""
+    """One client, with its knowledge of holds, times and backups."""
 
     sizes = SIZES
 
@@ -68,7 +68,7 @@ class Client(Worker):
             self._note(before)
 
     def _refused(self, failed: Failed) -> None:
-        """A deletion of what is protected is refused, and of nothing else."""
+        """Only deletions of protected backups are refused."""
         if failed.code() is grpc.StatusCode.FAILED_PRECONDITION and self.deciding is not None:
             attempt, delete = self.deciding
             if info(failed).reason == "PROTECTED" and delete:
@@ -92,7 +92,7 @@ class Client(Worker):
                 raise LostError(f"{attempt.backup} is held or retained, and was deleted")
 
     def _gone(self, attempt: Attempt) -> None:
-        """A backup is not there any more."""
+        """A backup no longer exists."""
         self._simulation.figures["purged"] += 1
         hidden_s = self.hidden_s.get(attempt.backup)
         if hidden_s is None or self._simulation.clock.ahead_s - hidden_s < GRACE_S:
@@ -120,7 +120,7 @@ class Client(Worker):
             try:
                 self._resume(stub, attempt, upload.id)
             except Failed as failed:
-                # Its life may have ended although nothing has looked for that yet.
+                # It may have expired although no task has noticed that yet.
                 if (
                     failed.code() is not grpc.StatusCode.FAILED_PRECONDITION
                     or "expired" not in failed.details()
@@ -148,7 +148,7 @@ class Client(Worker):
             backup = listed.get(attempt.backup)
             if backup is not None and backup.HasField("delete_time") and not attempt.deleted:
                 if attempt.backup not in self.may_go:
-                    raise LostError(f"{attempt.backup} was hidden, and nobody asked for it")
+                    raise LostError(f"{attempt.backup} was hidden without a request")
                 attempt.deleted = True
                 self._simulation.figures["hidden by policy"] += 1
         self.may_go = set()
@@ -157,7 +157,7 @@ class Client(Worker):
 
 
 def delete_one(client: Worker, stub: object) -> None:
-    """Deletes any backup but the newest, also one that is protected."""
+    """Delete any backup but the newest, even a protected one."""
     shown = [attempt for attempt in client.kept if not attempt.deleted]
     if len(shown) > 1:
         kept = [attempt for attempt in shown if client.is_protected(attempt.backup)]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What fails in a simulation of everything at once: the clock, the disk, and the network between clients and the service."""
+"""The faults of a simulation: clock, disk, and the network between clients and the service."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DECISIONS = frozenset({"DeleteBackup", "UndeleteBackup", "SetHold", "ReleaseHold
 
 
 class Clock(MovedClock):
-    """Time that passes (`ahead_s`), and a wall clock that jumps (`jump_s`)."""
+    """A clock with passing time (`ahead_s`) and jumps of the wall clock (`jump_s`)."""
 
     jump_s = 0.0
 
@@ -51,7 +51,7 @@ class Clock(MovedClock):
 
 
 class Machine(Observer):
-    """Disk and power. What was recorded before the power failed is all that may be left."""
+    """Disk and power. Only events recorded before the power failed may survive."""
 
     def __init__(self) -> None:
         self.recorder: Recorder | None = None

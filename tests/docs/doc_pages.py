@@ -12,7 +12,7 @@ DOCS = TOP / "docs"
 PAGES = [*sorted(TOP.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 ELLIPSIS = "…"
 
-# What differs from run to run, in the order in which it is replaced.
+# Values that differ between runs, in the order of replacement.
 _VARYING = (
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", "TIME"),
     (r"\b[0-9a-f]{8}(?:[0-9a-f]{24})?\b", "ID"),
@@ -57,14 +57,14 @@ def commands(block: Block) -> Iterator[Command]:
 
 
 def fixed(line: str) -> str:
-    """A line of output without what differs from run to run: ids, times, sizes, numbers, the host, the spacing."""
+    """A line of output without values that differ between runs: ids, times, sizes, numbers, the host, the spacing."""
     for pattern, word in _VARYING:
         line = re.sub(pattern, word, line)
     return line.strip()
 
 
 def missing_line(shown: tuple[str, ...], output: str) -> str | None:
-    """The first shown line that the output does not have, in this order; `…` stands for any lines."""
+    """The first shown line that is missing from the output, in this order; `…` stands for any lines."""
     lines = iter([fixed(line) for line in output.splitlines()])
     for line in shown:
         if line.strip() != ELLIPSIS and fixed(line) not in lines:

@@ -1,4 +1,4 @@
-"""docs/architecture.md draws the rooms that the import rule has, and names modules and functions that exist."""
+"""docs/architecture.md draws the rooms of the import rule, and names existing modules and functions."""
 
 import ast
 import re
@@ -27,7 +27,7 @@ def section(title: str) -> str:
 
 
 def drawn(picture: str) -> tuple[dict[str, str], set[tuple[str, str]], set[tuple[str, str]]]:
-    """What a picture has: nodes with their labels, arrows, and dotted arrows."""
+    """The parts of a picture: nodes with their labels, arrows, and dotted arrows."""
     nodes = dict(re.findall(r'^ +(\w+)\["([^"]+)"\]$', picture, re.MULTILINE))
     arrows: dict[str, set[tuple[str, str]]] = {"-->": set(), "-.->": set()}
     for froms, kind, tos in re.findall(r"^ +([\w &]+) (-->|-\.->) ([\w &]+)$", picture, re.MULTILINE):
@@ -58,13 +58,13 @@ def test_the_picture_has_the_rooms_of_the_import_rule_and_their_arrows(prefix: s
     }
 
 
-def test_the_picture_says_what_the_server_uses_of_the_client() -> None:
+def test_the_picture_shows_what_the_server_uses_of_the_client() -> None:
     nodes, _, dotted = drawn(PICTURE)
     assert {begin for begin, _ in dotted} == {"server"}
     assert {nodes[to] for _, to in dotted} == {CLIENT.room_of(name.split(".")[1:]) for name in OF_THE_CLIENT}
 
 
-def test_the_picture_has_no_line_that_was_not_understood() -> None:
+def test_every_line_of_the_picture_is_understood() -> None:
     nodes, arrows, dotted = drawn(PICTURE)
     assert set(nodes) | {"server"} == {each for arrow in arrows | dotted for each in arrow}
     known = re.compile(
@@ -84,7 +84,7 @@ def packages(side: Side) -> set[str]:
 
 
 @pytest.mark.parametrize(("title", "side"), [("Client", CLIENT), ("Server", SERVER)])
-def test_every_room_and_every_room_within_it_has_a_line(title: str, side: Side) -> None:
+def test_every_room_and_every_subroom_has_a_line(title: str, side: Side) -> None:
     rows = [row for row in re.findall(r"^\| ([^|]+) \|", section(title), re.MULTILINE) if row[:3] != "---"]
     assert {row.strip("`") for row in rows} - {"room", "facade"} == packages(side)
 
@@ -116,7 +116,7 @@ def names_of(path: str) -> set[str]:
 
 
 @pytest.mark.parametrize("title", ["The way of a backup", "The way of a restore"])
-def test_a_way_has_ten_lines_and_its_modules_have_the_names_in_it(title: str) -> None:
+def test_each_way_has_ten_lines_and_names_what_its_modules_have(title: str) -> None:
     lines = re.findall(r"^\d+\. (.+(?:\n +.+)*)$", section(title), re.MULTILINE)
     assert len(lines) == 10
     for line in lines:
@@ -129,14 +129,14 @@ def test_a_way_has_ten_lines_and_its_modules_have_the_names_in_it(title: str) ->
                 assert word in known, f"{module} has no {word}"
 
 
-def test_every_path_that_the_page_names_is_there() -> None:
+def test_every_path_that_the_page_names_exists() -> None:
     words = set(CODE.findall(re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)))
     paths = {word for word in words if ("/" in word or word.endswith(".py")) and "…" not in word}
     assert len(paths) > 40
     assert [path for path in sorted(paths) if file_of(path) is None] == []
 
 
-def test_every_table_in_the_code_that_has_to_grow_is_there() -> None:
+def test_every_table_that_a_new_feature_extends_exists() -> None:
     named = re.findall(r"`(\w+)`(?:\s+or\s+`(\w+)`)?\s+(?:of|in)\s+`([\w/]+\.py)`", TEXT)
     assert {table for table, *_ in named} >= {"methods", "RULES", "METHODS", "COMMANDS", "ARGUMENTS"}
     missing = [

@@ -1,4 +1,4 @@
-"""docs/library.md is true: its examples run, and it names what there is."""
+"""docs/library.md is true: its examples run, and it names everything public."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,7 @@ PUBLIC = {name for name, _ in inspect.getmembers(staddle.Client) if not name.sta
 
 @pytest.fixture
 def www(tmp_path: Path) -> Path:
-    """What the examples find at /srv/www."""
+    """The content of /srv/www in the examples."""
     root = tmp_path / "srv" / "www"
     (root / "img").mkdir(parents=True)
     (root / "index.html").write_text("<!doctype html>\n<p>hello</p>\n")
@@ -67,7 +67,7 @@ def test_every_method_of_the_client_is_named(name: str) -> None:
     assert re.search(rf"\b{name}\b", TEXT)
 
 
-def test_every_exception_has_its_place_in_the_table() -> None:
+def test_every_exception_is_in_the_table() -> None:
     table = TEXT[TEXT.index("| exception |") : TEXT.index("Which reason has")]
     known = {name for name in staddle.__all__ if name.endswith("Error")} - {"StaddleError"}
     assert set(re.findall(r"`(\w+Error)`", table)) == known

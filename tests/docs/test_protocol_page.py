@@ -21,7 +21,7 @@ PROTO = (DOCS.parent / "protos" / "staddle" / "v1" / "errors.proto").read_text()
 
 
 def section(title: str) -> str:
-    """What stands below a heading."""
+    """The text below a heading."""
     found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
     assert found is not None, title
     return found[1]
@@ -40,10 +40,10 @@ def exchanges() -> Iterator[tuple[Block, Block]]:
     return zip(shown[::2], shown[1::2], strict=True)
 
 
-# --- what it shows
+# --- examples
 
 
-def test_every_transcript_is_what_the_server_answers(running) -> None:
+def test_every_transcript_matches_the_answers_of_the_server(running) -> None:
     transcript = Transcript(running.stub())
     wrong = [
         f"line {answer.line}: {each}"
@@ -53,7 +53,7 @@ def test_every_transcript_is_what_the_server_answers(running) -> None:
     assert wrong == []
 
 
-def test_a_transcript_that_is_not_true_is_noticed(running) -> None:
+def test_a_wrong_transcript_is_noticed(running) -> None:
     (request, answer), *_ = exchanges()
     other = Block(answer.words, answer.text.replace("4194304", "4194305"), answer.line)
     assert len(Transcript(running.stub()).play(request, other)) == 1
@@ -96,7 +96,7 @@ def test_the_parameters_of_the_algorithm_are_those_of_the_server() -> None:
     assert parameters.normalization == 2
 
 
-def test_the_content_id_of_the_page_is_made_as_it_says() -> None:
+def test_the_content_id_of_the_page_follows_its_algorithm() -> None:
     (block,) = (block for block in blocks(PAGE) if block.words == ("text", "content-id"))
     first, second, material, result = (line.split()[-1] for line in block.text.splitlines())
     assert (blake3(b"hello ").hexdigest(), blake3(b"world\n").hexdigest()) == (first, second)

@@ -1,4 +1,4 @@
-"""README.md works when it is pasted, shows what really comes, and no document points at something that is not there."""
+"""README.md works when pasted, shows the real output, and no document has a broken link."""
 
 import importlib.util
 import json
@@ -73,10 +73,10 @@ def of_kind(*words: str) -> list[Block]:
     return [block for block in blocks(README) if block.words[: len(words)] == words]
 
 
-# --- what it shows
+# --- the shown commands
 
 
-def test_its_commands_work_when_pasted_and_print_what_it_shows(shell: Shell) -> None:
+def test_the_commands_of_the_readme_work_when_pasted_and_print_what_it_shows(shell: Shell) -> None:
     shown_ids = ["a9e0d846", "0a25318f"]
     for block in of_kind("console"):
         for command in commands(block):
@@ -93,14 +93,14 @@ def test_its_commands_work_when_pasted_and_print_what_it_shows(shell: Shell) -> 
     assert shell.run("staddle", "cat", "orders-db", "dump.sql").stdout.endswith(SQL)
 
 
-def test_a_shown_line_that_does_not_come_is_noticed() -> None:
+def test_a_shown_line_that_is_not_printed_is_noticed() -> None:
     came = "Backup 0a1b2c3d of docs (full, number 7): 2 entries, 1.5 MiB.\n"
     assert missing_line(("Backup a9e0d846 of docs (full, number 1): 5 entries, 36.2 KiB.",), came) is None
     assert missing_line(("Backup a9e0d846 of docs (differential, number 1): 5 entries, 36.2 KiB.",), came)
     assert missing_line(("…", "Done."), came) == "Done."
 
 
-def test_backing_up_what_a_command_prints_is_the_first_command_that_it_shows() -> None:
+def test_backing_up_the_output_of_a_command_is_the_first_shown_command() -> None:
     first = next(commands(of_kind("console")[0])).text
     assert re.fullmatch(r"staddle backup --dataset \S+ --name dump\.sql --from-command -- pg_dump .*", first)
 
@@ -117,7 +117,7 @@ def test_the_library_in_ten_lines_runs(shell: Shell) -> None:
     assert restored.read_bytes() == (source / "command.md").read_bytes()
 
 
-def test_make_has_the_targets_that_it_and_the_page_for_contributors_name() -> None:
+def test_make_has_every_target_that_readme_and_contributing_name() -> None:
     named = set()
     for page in (README, TOP / "CONTRIBUTING.md"):
         shown = "\n".join(block.text for block in blocks(page) if block.words[:1] == ("sh",))
@@ -130,7 +130,7 @@ def test_make_has_the_targets_that_it_and_the_page_for_contributors_name() -> No
     assert sh[:2] == ["make demo", "make test"]
 
 
-def test_make_serve_uses_the_places_that_it_names() -> None:
+def test_make_serve_uses_the_documented_places() -> None:
     makefile = (TOP / "Makefile").read_text()
     assert "--data staddle-data" in makefile
     assert "LISTEN ?= 127.0.0.1:7443" in makefile
@@ -140,7 +140,7 @@ def test_make_serve_uses_the_places_that_it_names() -> None:
 # --- in any language
 
 
-def test_the_grpcurl_example_is_what_the_protocol_takes(running) -> None:
+def test_the_grpcurl_example_is_a_valid_request(running) -> None:
     (block,) = of_kind("sh", "grpcurl")
     found = re.search(
         r"127\.0\.0\.1:7443 staddle\.v1\.StaddleService/(\w+) <<'END'\n(.*)^END\n",
@@ -166,7 +166,7 @@ def test_the_grpcurl_example_works_when_pasted(shell: Shell, server) -> None:
 
 
 def _grpcurl() -> Path:
-    """The program, made where it is not there yet; without Go the test says what it leaves out."""
+    """The program, built if it does not exist yet; without Go the test skips with the reason."""
     build = _module(TOP / "tests" / "interop" / "interop_build.py")
     reason = build.missing("go")
     if reason is None:
@@ -192,7 +192,7 @@ def _module(path: Path) -> ModuleType:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TOP)))
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_no_link_is_broken(page: Path) -> None:
     for link in links(page):
         target, _, anchor = link.partition("#")
         if re.match(r"https?://", target):
@@ -217,5 +217,5 @@ def test_every_call_and_every_reason_is_named_in_the_protocol_page() -> None:
         assert f"`{name}`" in text, name
 
 
-def test_the_changes_speak_of_this_version() -> None:
+def test_the_changelog_has_this_version() -> None:
     assert re.search(rf"^## {re.escape(__version__)}\b", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)

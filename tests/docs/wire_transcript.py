@@ -1,4 +1,4 @@
-"""Plays the JSON transcripts of docs/protocol.md: what grpcurl would send, and whether the answer is the one that is shown."""
+"""Plays the JSON transcripts of docs/protocol.md as grpcurl would, and compares the answers with the shown ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Transcript:
         self._came: dict[str, str] = {}
 
     def play(self, request: Block, answer: Block) -> list[str]:
-        """Sends what a block shows; where the answer differs from the block below it, in words."""
+        """Send the request of a block; return in words how the answer differs from the next block."""
         method = request.words[1]
         came, kind = self.call(method, self._real(request.text))
         if answer.words[1] != kind:
@@ -56,7 +56,7 @@ class Transcript:
         return text
 
     def _differences(self, where: str, shown: Any, came: Any) -> list[str]:
-        """Everything that is shown must have come; what came besides was left out."""
+        """Everything shown must have come; the page may omit other fields."""
         if isinstance(shown, dict) and isinstance(came, dict):
             return [
                 each

@@ -43,7 +43,7 @@ from staddle._transport import retry, silence
 from staddle.v1 import resources_pb2 as pb
 from staddle.v1 import service_pb2 as wire
 
-# --- what may come instead
+# --- hostile answers
 
 
 def dense(type_: type[Message], name: str, item: bytes = b"\0") -> bytes:
@@ -71,7 +71,7 @@ def pages(make: Callable[[int], Message], token: Callable[[int], str] = str) -> 
 
 
 def paged(type_: Any, field: str, item: Callable[[int], Message]) -> dict[str, Answer]:
-    """What is wrong with any list; `item` makes its items by their number, in order."""
+    """Faults of any list; `item` makes its items by their number, in order."""
     one = {field: [item(1)]}
     return {
         "a page of two-byte items": lambda _: dense(type_, field),
@@ -137,7 +137,7 @@ def bad_segment(**fields: Any) -> Answer:
 
 
 def bombed(asked: wire.RestoreRequest) -> Any:
-    """Made when it is asked for, once for each."""
+    """Made on request, once for each."""
     return bad_segment(data=zstandard.ZstdCompressor().compress(bytes(64 * MIB)), raw_bytes=10)(asked)
 
 
@@ -429,7 +429,7 @@ def main(place: Path) -> None:
             tried(server_side, Row(method, "honest", {}, act), at)
             for method, acts in ACTS.items()
             for act in acts
-            if act is not put_much  # which does not end by itself
+            if act is not put_much  # which does not end on its own
         ]
         found = [tried(server_side, row, at) for row in rows()]
         silence.SILENCE_S = silence.ANSWER_S = 0.2  # type: ignore[misc]
@@ -443,7 +443,7 @@ def main(place: Path) -> None:
 
 
 def _quiet(over: threading.Event) -> Iterator[bytes]:
-    """Says nothing."""
+    """Answers nothing."""
     over.wait(60)
     return iter([])
 

@@ -1,4 +1,4 @@
-"""A server that answers every call as it is told: right, or wrong."""
+"""A server that answers every call as configured: right or wrong."""
 
 from __future__ import annotations
 

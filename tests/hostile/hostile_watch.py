@@ -1,4 +1,4 @@
-"""What a real server does while somebody abuses it: its memory, and whether others are served."""
+"""Watches a real server under abuse: its memory, and whether it serves others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bearer(server: ServerProcess) -> list[tuple[str, str]]:
 
 @contextmanager
 def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
-    """A connection of its own."""
+    """A separate connection."""
     made = grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
     try:
         yield made
@@ -38,7 +38,7 @@ def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
 
 
 class Watch:
-    """Samples a server's memory; and backs up and restores beside whatever goes on."""
+    """Samples a server's memory; and backs up and restores during the abuse."""
 
     def __init__(self, server: ServerProcess) -> None:
         assert server.process is not None

@@ -47,7 +47,7 @@ class Failing(Stub):
 
 
 def held(running: Running) -> list[str]:
-    """What calls hold that have ended."""
+    """Resources still held by ended calls."""
     service = running.service
     gate = service._gate
     found = []
@@ -68,7 +68,7 @@ def held(running: Running) -> list[str]:
 
 
 def files(number: int) -> dict[str, bytes]:
-    """What the backup of a point has."""
+    """The content of a point's backup."""
     return {"a": noise(3000, number), "dir/b": noise(90_000, number), "c": b"", "shared": noise(70_000)}
 
 
@@ -110,7 +110,7 @@ class Sweep:
             backup, number = line.split()
             self.kept[backup] = int(number)
         self.running = Running(root)
-        self.running.blobs.sweep()  # as a server does that starts
+        self.running.blobs.sweep()  # as a starting server does
         token = root / "token"
         if not token.exists():
             token.write_text(self.running.token())
@@ -131,7 +131,7 @@ class Sweep:
         return restored(self.stub.Restore(request)) == files(number)
 
     def point(self, number: int) -> None:
-        """One allocation fails in one call; then everything is looked at, and the call is made again."""
+        """Fail one allocation in one call; then check everything, and repeat the call."""
         rng = random.Random(f"{self._seed}-{number}")
         is_backup = number % 3 > 0
         before = rng.choice(sorted(self.kept)) if self.kept else self.back_up(0, "r0")
@@ -173,13 +173,13 @@ class Sweep:
             return made
         if (
             upload.state == pb.UPLOAD_STATE_OPEN
-        ):  # else a process before this one has given it up, and died after that
+        ):  # otherwise a previous process gave it up, and died after that
             resumed = self.stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
             self.stub.AbortUpload(sv.AbortUploadRequest(upload_id=upload.id, epoch=resumed.epoch))
         return self.back_up(number, f"again{number}")
 
     def check(self) -> None:
-        """Everything that was acknowledged is whole, and there is nothing else."""
+        """Everything acknowledged is complete, and nothing else exists."""
         self.problems += [f"{backup} is not whole" for backup in self.kept if not self.is_whole(backup)]
         listed = {
             each.id
@@ -204,7 +204,7 @@ def sweep_points(root: Path, seed: int, points: int, first: int) -> None:
     died: list[str] = []
     threading.excepthook = lambda args: died.append("".join(traceback.format_exception(args.exc_value)))
     sweep = Sweep(root, seed)
-    if first > 1 and (first - 1) % 3:  # the process before died in it
+    if first > 1 and (first - 1) % 3:  # the previous process died in it
         sweep.again(first - 1)
     for number in range(first, points + 1):
         (root / "point").write_text(str(number))
@@ -213,7 +213,7 @@ def sweep_points(root: Path, seed: int, points: int, first: int) -> None:
             break
     sweep.check()
     sweep.running.service.drain(0.0)
-    sweep.running.blobs.sweep()  # what is left then is locked by nobody who needs it
+    sweep.running.blobs.sweep()  # what is left is not locked by a live process
     left = os.listdir(root / "store" / "tmp")
     print(json.dumps({"problems": sweep.problems, "died": died, "left": left}))
 

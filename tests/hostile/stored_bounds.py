@@ -68,7 +68,7 @@ class Opened:
         self.forget()
 
     def forget(self) -> None:
-        """What reads next opens the tenants' keys anew, as a command does."""
+        """Let the next reader open the tenants' keys again, as a command does."""
         running = self.running
         self.tenants = Tenants(running.blobs, running.catalog, running.keys)
         self.kept = Kept(running.catalog, running.blobs, running.keys, self.tenants, running.clock)
@@ -178,7 +178,7 @@ def make(root: Path) -> None:
 
 
 def sparse(path: Path) -> None:
-    """Gibibytes that take no room on the disk."""
+    """A sparse file of gibibytes."""
     with path.open("r+b") as file:
         file.truncate(SPARSE_BYTES)
 
@@ -226,7 +226,7 @@ def record_of(path: Path, root: Path) -> None:
     place = records.stored(f"records/{path.parent.name}/{path.name}").place
     body = encode_record(TenantRecord("x", 1))
     count = (RECORD_BYTES_MAX - 1000) // 3
-    # A field that nobody knows: a list of empty things, each of which would become an object.
+    # An unknown field: a list of empty items, each of which would become an object.
     many = b"\xdd" + (3 * count).to_bytes(4, "big") + b"\x80\xa0\x90" * count
     path.unlink()
     records.put(
@@ -322,7 +322,7 @@ def main() -> None:
         make(made)
         found["kinds"] = sorted(kinds(made))
         found["rows"] += rows_of("nothing", "as it was", made, place, lambda *_: None)
-        # What is loaded once is loaded now.
+        # Load everything that is loaded once.
         taken = _status("VmData")
         resource.setrlimit(resource.RLIMIT_DATA, (taken + DATA_MAX, taken + DATA_MAX))
         for kind in sys.argv[2:]:

@@ -1,4 +1,4 @@
-"""Whatever a server answers, the client ends with an error that says what came and from where, within one bound of memory."""
+"""Whatever a server answers, the client ends with an error that names the answer and the server, in bounded memory."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_every_hostile_answer_is_an_error_of_the_library_that_names_the_server(t
     assert [row for row in tried["honest"] if not row["error"].startswith("NO ERROR")] == []
 
 
-def test_no_hostile_answer_takes_more_than_bounded_memory_or_writes_beside_the_target(tried) -> None:
+def test_no_hostile_answer_exceeds_the_memory_bound_or_writes_outside_the_target(tried) -> None:
     assert [row for row in tried["rows"] if row["bytes"] > MEMORY_MAX] == []
     assert tried["left"] == ["outside", "source", "target"]
 
 
 def test_every_call_of_the_service_has_its_rows(tried) -> None:
     assert set(METHODS) == set(HOSTILE) == set(ACTS), (
-        "a new call needs hostile answers, and something that makes it"
+        "a new call needs hostile answers, and an act that makes it"
     )
     assert all(HOSTILE.values())
     assert {row["method"] for row in tried["rows"]} == set(METHODS)

@@ -1,4 +1,4 @@
-"""The system gives no memory, thread or file: the call fails and says so, nothing acknowledged is lost, and service goes on."""
+"""Without memory, threads or files the call fails and says so, nothing acknowledged is lost, and service continues."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CRASHES_MAX = max(4, POINTS // 20)
     reason="this Python comes without _testcapi, which makes allocations fail",
 )
 @pytest.mark.parametrize("points", [8, pytest.param(POINTS, marks=pytest.mark.slow)])
-def test_one_failing_allocation_costs_its_call_and_nothing_else(tmp_path: Path, points: int) -> None:
+def test_one_failing_allocation_fails_its_own_call_only(tmp_path: Path, points: int) -> None:
     crashes, first = 0, 1
     while True:
         words = [sys.executable, HERE / "scarce_sweep.py", tmp_path, SEED, points, first]
@@ -58,7 +58,7 @@ def test_one_failing_allocation_costs_its_call_and_nothing_else(tmp_path: Path, 
         except subprocess.TimeoutExpired:
             done = None  # a lock of Python (of a future) that got no memory in leaving it
         if done is None or done.returncode < 0:
-            # As kill -9: the next process finds everything there that was acknowledged.
+            # As with kill -9: the next process finds everything acknowledged.
             crashes += 1
             first = int((tmp_path / "point").read_text()) + 1
             assert crashes <= CRASHES_MAX, done.stderr[-2000:] if done else "it hangs again and again"
@@ -81,7 +81,7 @@ def test_one_failing_allocation_costs_its_call_and_nothing_else(tmp_path: Path, 
 
 @pytest.fixture
 def scarce(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server that can be put short."""
+    """A server whose resources can be limited."""
     server = ServerProcess(tmp_path / "data", command=(sys.executable, str(HERE / "scarce_launcher.py")))
     server.start()
     try:
@@ -91,7 +91,7 @@ def scarce(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 def put(server: ServerProcess, number: signal.Signals) -> None:
-    """Tells the launcher, and waits until it has done so."""
+    """Signal the launcher, and wait until it has acted."""
     assert server.process is not None
     limits = Path(f"/proc/{server.process.pid}/limits")
     before = limits.read_text()
@@ -125,7 +125,7 @@ def test_a_server_without_further_threads_refuses_streams_and_serves_everything_
     files = {"a": noise(3_000_000)}
     back_up(stub, "before", files)
     put(scarce, signal.SIGUSR1)
-    back_up(stub, "small", files)  # what runs beside a backup elsewhere its own thread does here
+    back_up(stub, "small", files)  # background work of a backup runs on its own thread here
     with silent_streams(scarce, 40) as calls:
         ended: list[int] = []
 
@@ -153,7 +153,7 @@ def test_a_server_without_further_threads_refuses_streams_and_serves_everything_
 
 @pytest.fixture
 def without_threads(tmp_path: Path):
-    """Runs a command of this project in a process that gets no further thread."""
+    """Run a command of this project in a process without further threads."""
 
     def run(module: str, *words: str) -> subprocess.CompletedProcess[str]:
         code = (
@@ -173,7 +173,7 @@ def without_threads(tmp_path: Path):
     return run
 
 
-def test_what_gets_no_thread_does_not_start_and_says_why(
+def test_a_server_or_command_without_a_thread_refuses_to_start_and_says_why(
     running: Running, without_threads, tmp_path: Path
 ) -> None:
     (tmp_path / "client.toml").write_text(f'server = "{running.address}"\ntoken = "{running.token()}"\n')
@@ -194,7 +194,7 @@ def test_what_gets_no_thread_does_not_start_and_says_why(
         assert "Traceback" not in done.stderr
 
 
-def test_background_work_outlives_whatever_it_meets(caplog: pytest.LogCaptureFixture) -> None:
+def test_background_work_survives_any_error(caplog: pytest.LogCaptureFixture) -> None:
     turns: list[BaseException | None] = []
     failures: list[BaseException] = [MemoryError(), RuntimeError("can't start new thread"), KeyError("x")]
 
@@ -211,7 +211,7 @@ def test_background_work_outlives_whatever_it_meets(caplog: pytest.LogCaptureFix
     assert caplog.text.count("background work watch, which continues") == 3
 
 
-def test_threads_of_calls_stay_ahead_and_outlive_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spare_threads_are_started_ahead_and_survive_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = Threads(10, "call", ahead=2)
     threads.start()
     busy = threading.Event()
@@ -231,7 +231,7 @@ def test_threads_of_calls_stay_ahead_and_outlive_what_they_do(monkeypatch: pytes
     threads.shutdown()
 
 
-def test_a_thread_that_dies_all_the_same_stops_the_server(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_thread_that_dies_nevertheless_stops_the_server(caplog: pytest.LogCaptureFixture) -> None:
     with listening_for_signals() as request, watching_threads(request):
         dying = threading.Thread(target=lambda: 1 // 0, name="somebody else's")
         dying.start()
@@ -241,7 +241,7 @@ def test_a_thread_that_dies_all_the_same_stops_the_server(caplog: pytest.LogCapt
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_nothing_starts_threads_that_can_die_in_silence_or_pools_that_lose_work() -> None:
+def test_no_module_starts_threads_or_pools_directly() -> None:
     found = [
         f"{path.relative_to(TOP)}:{number}"
         for root in (TOP / "server", TOP / "client" / "staddle")
@@ -252,6 +252,6 @@ def test_nothing_starts_threads_that_can_die_in_silence_or_pools_that_lose_work(
     ]
     assert {place.rpartition(":")[0] for place in found} <= {
         "server/staddle_server/base/threads.py",
-        "server/staddle_server/base/logs.py",  # below everything else; its loop is its own
+        "server/staddle_server/base/logs.py",  # below everything else, with its own loop
         "client/staddle/_base/threads.py",
     }

@@ -1,4 +1,4 @@
-"""Abuse of a real server: each time it answers with a clear error, stays up within its memory, and serves others meanwhile."""
+"""Abuse of a real server: it answers with a clear error, stays up within its memory, and serves others."""
 
 import random
 import resource
@@ -38,7 +38,7 @@ EMPTY = b"\0"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """One for all: what one abuse has left behind is there for the next."""
+    """One server for all tests: leftovers of one abuse are present in the next."""
     made = ServerProcess(tmp_path_factory.mktemp("hostile") / "data")
     made.start()
     try:
@@ -83,11 +83,11 @@ DENSE = {
 }
 
 
-def test_messages_that_stand_for_a_thousand_times_their_size_are_refused_in_bounded_memory(server):
+def test_messages_that_decode_to_a_thousand_times_their_size_are_refused_in_bounded_memory(server):
     with Watch(server) as watch, channel(server) as connection:
         for name, (method, make) in DENSE.items():
             data = make()
-            # As many at once as promised memory is for.
+            # As many at once as the promised memory allows.
             call = connection.stream_unary if method != "Restore" else connection.stream_stream
             under_way = []
             for _ in range(2):
@@ -107,7 +107,7 @@ def test_messages_that_stand_for_a_thousand_times_their_size_are_refused_in_boun
         watch.memory_is_bounded()
 
 
-def test_a_file_in_very_many_tiny_parts_comes_back_and_takes_little_memory(server):
+def test_a_file_in_very_many_tiny_parts_restores_with_little_memory(server):
     pieces = [noise(2, seed) for seed in range(1000)]
     parts = [Part(data=sv.Data(data=piece)) for piece in pieces]
     message = sv.BackupRequest(parts=parts * 50)
@@ -165,7 +165,7 @@ def test_entries_that_would_lead_out_of_a_target_never_become_a_backup(server):
         with pytest.raises(grpc.RpcError) as refused:
             server.stub().Backup(messages([begin("www"), small(path, b"1"), finish(1, 1)]))
         assert reason(refused.value) == "BAD_FIELD"
-    # What lies below a link, or below a file, is no tree.
+    # Paths below a link or a file do not form a tree.
     link = Part(entry=pb.Entry(path="d", type=pb.ENTRY_TYPE_SYMLINK, link_target="/etc"))
     for above in (link, small("d", b"1")):
         with pytest.raises(grpc.RpcError) as refused:
@@ -181,7 +181,7 @@ def test_entries_that_would_lead_out_of_a_target_never_become_a_backup(server):
     assert restore(server.stub(), "paths").files == {"a": b"22", "z": b"333"}
 
 
-def test_silent_calls_streams_and_watchers_by_the_thousand_hold_up_nobody(server):
+def test_thousands_of_idle_calls_streams_and_watchers_delay_no_other_caller(server):
     end = threading.Event()
 
     def nothing():
@@ -198,7 +198,7 @@ def test_silent_calls_streams_and_watchers_by_the_thousand_hold_up_nobody(server
                 connection.stream_unary(SERVICE + "Backup").future(nothing(), metadata=bearer(server))
                 for _ in range(
                     22
-                )  # together fewer than one tenant may have, for the others are of the same one
+                )  # together fewer than the limit of one tenant, since the others use the same tenant
             ]
         watch.others_are_served()
         watch.memory_is_bounded()
@@ -208,7 +208,7 @@ def test_silent_calls_streams_and_watchers_by_the_thousand_hold_up_nobody(server
             call.cancel()
 
 
-def test_connections_that_do_not_speak_are_bounded_and_leave_the_store_its_files(server):
+def test_idle_connections_are_limited_and_leave_file_handles_for_the_store(server):
     host, _, port = server.address.rpartition(":")
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(1500, soft - 200)
@@ -235,7 +235,7 @@ def test_the_server_asks_for_files_and_gives_connections_no_more_than_half(serve
     assert connections_max() == min(CONNECTIONS_MAX, soft // 2)
 
 
-def test_garbage_on_the_port_and_huge_metadata_are_thrown_away(server):
+def test_garbage_on_the_port_and_huge_metadata_are_rejected(server):
     host, _, port = server.address.rpartition(":")
     chance = random.Random(5)
     with Watch(server) as watch, channel(server) as connection:
@@ -251,7 +251,7 @@ def test_garbage_on_the_port_and_huge_metadata_are_thrown_away(server):
         watch.memory_is_bounded()
 
 
-def test_wrong_tokens_at_a_high_rate_hold_up_nobody_and_are_all_refused(server):
+def test_wrong_tokens_at_a_high_rate_are_all_refused_and_delay_no_other_caller(server):
     end = threading.Event()
     codes: set[grpc.StatusCode] = set()
 
@@ -306,8 +306,8 @@ def test_cancels_at_any_moment_leave_nothing_behind(server):
     server.start()
 
 
-def test_a_request_that_dribbles_in_is_waited_for_and_harms_nobody(server):
-    """Connections that give a byte now and then: others go on beside them."""
+def test_a_slowly_arriving_request_is_answered_and_delays_no_other_caller(server):
+    """Connections that send a byte now and then, while others work."""
     host, _, port = server.address.rpartition(":")
     with Watch(server) as watch, ExitStack() as stack:
         slow = [

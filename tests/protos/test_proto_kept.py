@@ -1,4 +1,4 @@
-"""The protos stay compatible with an image of them that is checked in; a change that breaks clients is named."""
+"""The protos stay compatible with their checked-in image; a change that breaks clients is named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def breaks(checkout: Path) -> str:
-    """What buf says that breaks; empty: nothing."""
+    """The breaking changes that buf reports; empty if none."""
     done = subprocess.run(
         [str(BUF), "breaking", "protos", "--against", str(KEPT)],
         cwd=checkout,
@@ -43,7 +43,7 @@ def change(checkout: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def test_the_protos_are_compatible_with_those_that_are_kept(checkout: Path) -> None:
+def test_the_protos_are_compatible_with_the_kept_image(checkout: Path) -> None:
     assert breaks(checkout) == ""
 
 
@@ -63,6 +63,6 @@ def test_a_new_field_breaks_nothing(checkout: Path) -> None:
     ],
     ids=["removed", "renamed", "another type", "another number"],
 )
-def test_a_field_that_changes_is_a_break_and_is_named(checkout: Path, old: str, new: str) -> None:
+def test_a_changed_field_is_breaking_and_named(checkout: Path, old: str, new: str) -> None:
     change(checkout, old, new)
     assert "resources.proto" in breaks(checkout)

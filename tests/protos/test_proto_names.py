@@ -1,4 +1,4 @@
-"""Names in the protos compile in the languages that clients are generated for: a change that breaks one is refused."""
+"""Names in the protos compile in all languages that clients are generated for; a breaking one is refused."""
 
 from __future__ import annotations
 
@@ -375,7 +375,7 @@ def accessors(field: FieldDescriptor) -> Iterator[str]:
 
 
 def collisions(message: Descriptor) -> list[str]:
-    """Pairs of fields of which both lead to one accessor."""
+    """Pairs of fields that lead to the same accessor."""
     owner: dict[str, str] = {}
     found = []
     derived = [(field.name, each) for field in message.fields for each in accessors(field)]
@@ -409,7 +409,7 @@ def enums(file: FileDescriptor) -> Iterator[EnumDescriptor]:
 
 
 def faults(file: FileDescriptor) -> list[str]:
-    """Every name of a file that some language cannot compile."""
+    """Every name in a file that some language cannot compile."""
     found = []
     for message in messages(file):
         found += collisions(message)
@@ -448,7 +448,7 @@ def test_every_name_compiles_in_every_language(file: FileDescriptor) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name.rsplit("/", 1)[1])
-def test_every_file_says_how_its_package_is_called_in_each_language(file: FileDescriptor) -> None:
+def test_every_file_names_its_package_for_each_language(file: FileDescriptor) -> None:
     options = dpb.FileOptions.FromString(file.GetOptions().SerializeToString())
     assert options.java_package == "dev.staddle.v1"
     assert options.java_multiple_files

@@ -160,7 +160,7 @@ def test_a_refusal_is_not_repeated(
 
 def test_a_store_without_room_is_full_and_not_unavailable(blobs: ObjectBlobs, proxy: Proxy) -> None:
     proxy.instead(lambda request: status(507, "XMinioStorageFull") if request.startswith(b"PUT") else None)
-    with pytest.raises(Exhausted, match="no room left") as caught:
+    with pytest.raises(Exhausted, match="no space left") as caught:
         blobs.put("a", b"1")
     assert caught.value.reason == "STORE_FULL"
 

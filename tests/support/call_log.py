@@ -1,4 +1,4 @@
-"""What the log of a server in this process says of the calls that it answered."""
+"""The log of a server in this process about the calls that it answered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from staddle_server.base.logs import CALLS
 
 @contextmanager
 def each_call(take: Callable[[Mapping[str, Any]], object]) -> Iterator[None]:
-    """Hands `take` the fields of each call that ends in here, as its log line has them."""
+    """Pass the log fields of each call that ends inside the context to `take`."""
 
     class Taking(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

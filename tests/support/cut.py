@@ -1,4 +1,4 @@
-"""A connection that a test can cut: between a client and the server, as when a cable is pulled or a process is killed."""
+"""A connection between client and server that a test can cut, as when a cable is pulled or a process is killed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Line:
         return f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def cut(self) -> None:
-        """Both ends get a reset; nobody can connect again. May be called again."""
+        """Reset both ends, and refuse new connections. May be called again."""
         with suppress(OSError):
             os.write(self._wake, b"1")
         self._thread.join(20)

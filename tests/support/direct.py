@@ -1,4 +1,4 @@
-"""The server's handlers, called as gRPC calls them, on the caller's own thread and without gRPC: one step after another, as a seed says."""
+"""The server's handlers, called as gRPC calls them, on the caller's thread without gRPC: one step at a time, by a seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFIX = f"/{wire_server.SERVICE.full_name}/"
 
 
 class Failed(grpc.RpcError):
-    """A call that ended with a status, as a caller sees it."""
+    """The end of a call with a status, as a caller sees it."""
 
     def __init__(self, code: grpc.StatusCode, details: str, trailing: tuple[Any, ...] = ()) -> None:
         super().__init__(f"{code.name}: {details}")
@@ -32,7 +32,7 @@ class Failed(grpc.RpcError):
 
 
 class Context:
-    """What a handler needs of gRPC's context."""
+    """The part of gRPC's context that a handler needs."""
 
     def __init__(self, token: str) -> None:
         self._token = token

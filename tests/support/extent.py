@@ -1,4 +1,4 @@
-"""How much a test tries: a sample every day, with `make test`; all of it with `make test-all`, which CI runs."""
+"""How much a test tries: a sample with `make test`; everything with `make test-all`, which CI runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ EVERYDAY = os.environ.get("STADDLE_TEST_EXTENT") != "all"
 
 
 def extent(everyday: _Value, full: _Value) -> _Value:
-    """A count, a step or a list of cases: for every day, or for the run of everything."""
+    """A count, a step or a list of cases: the sample, or everything."""
     return everyday if EVERYDAY else full
 
 
 def examples(full: int) -> int:
-    """How many examples a property is tried with: a quarter every day."""
+    """The number of examples of a property: a quarter with `make test`."""
     return extent(max(full // 4, 20), full)

@@ -1,4 +1,4 @@
-"""Turns a process that `forked` has made into a command of this project."""
+"""Turns a process made by `forked` into a command of this project."""
 
 from __future__ import annotations
 

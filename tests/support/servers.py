@@ -1,4 +1,4 @@
-"""A service in this process, and a server in one of its own: what several rooms' tests work with."""
+"""A service in this process, and a server in a separate one, for all tests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def empty_catalog() -> bytes:
 
 
 class Ready(NamedTuple):
-    """A directory as the first start of a service leaves it, with one tenant, `default`."""
+    """A directory after the first start of a service, with one tenant, `default`."""
 
     store: Path
     catalog: bytes
@@ -84,7 +84,7 @@ def _ready() -> Ready:
     path.write_bytes(empty_catalog())
     catalog = open_catalog(str(path))
     blobs = DirectoryBlobs(str(store))
-    # The same secrets in every run, so that chunks and pages end where they ended before.
+    # The same secrets in every run, so chunks and pages always have the same boundaries.
     seeded = random.Random(2026)
     keys = KeyStore(blobs, MASTER, seeded.randbytes)
     tenant = _make_tenant(catalog, keys, "default")
@@ -161,7 +161,7 @@ class Running:
         self.catalog.close()
 
     def restart(self) -> None:
-        """As an operator would: drain, then serve again."""
+        """Restart as an operator would: drain, then serve again."""
         self.stop()
         self.start()
 
@@ -228,7 +228,7 @@ class _Bearer(
 
 
 SERVER = (str(forked.BIN / "staddle-server"),)
-# What a server does by itself is none of most tests' business, and on a busy machine it would race with them.
+# Most tests do not test background tasks, which on a busy machine would race with them.
 NOTHING_BY_ITSELF = ("--gc-every", "0", "--scrub-period", "0", "--retention-every", "0")
 
 
@@ -250,7 +250,7 @@ def logged(log: Callable[[], str], words: str, **fields: object) -> list[dict[st
 
 @contextmanager
 def heeding_hangups() -> Iterator[None]:
-    """What is started here heeds SIGHUP, also where the tests run under nohup, which every child would inherit."""
+    """Let child processes receive SIGHUP even if the tests run under nohup, whose setting they would inherit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -263,7 +263,7 @@ def heeding_hangups() -> Iterator[None]:
 
 @dataclass
 class ServerProcess:
-    """`staddle-server serve` in a process of its own, which neither collects, scrubs nor follows policies by itself."""
+    """`staddle-server serve` in a separate process, without its tasks: collection, scrubbing, and retention policies."""
 
     data: Path
     process: subprocess.Popen[str] | None = None

@@ -1,4 +1,4 @@
-"""A forked command is what a user's command is: the tests that use it see the same process."""
+"""A forked command behaves like a user's command: the tests that use it see the same process."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def descriptors(pid: int) -> set[str]:
     return {re.sub(r"\d+", "N", name) for name in names}
 
 
-def test_a_forked_server_has_the_signals_user_session_and_descriptors_of_one_that_was_started(
+def test_a_forked_server_has_the_signals_user_session_and_descriptors_of_a_started_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forked.run([STADDLE, "--version"])  # what is set from here on was not there when the fork server started
+    forked.run([STADDLE, "--version"])  # settings from here on were not set when the fork server started
     before = os.umask(0o027)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -74,7 +74,7 @@ def test_a_forked_server_has_the_signals_user_session_and_descriptors_of_one_tha
         ([SERVER, "no-such-command"], {}),
     ],
 )
-def test_a_forked_command_writes_and_returns_what_one_that_was_started_does(words, options) -> None:
+def test_a_forked_command_writes_and_returns_the_same_as_a_started_one(words, options) -> None:
     true = subprocess.run(words, capture_output=True, check=False, timeout=WAIT_S, **options)
     given = {"given": options["input"]} if "input" in options else {}
     rest = {name: value for name, value in options.items() if name != "input"}
@@ -95,7 +95,7 @@ def test_a_forked_command_ends_by_the_signal_that_ends_it_and_is_waited_for(serv
         os.kill(process.pid, 0)
 
 
-def test_with_a_variable_that_is_read_at_the_start_a_command_is_started_anew() -> None:
+def test_a_command_with_a_variable_read_at_the_start_is_started_and_not_forked() -> None:
     with forked.start(
         [STADDLE, "--version"], stdout=subprocess.PIPE, env={**os.environ, "PYTHONUTF8": "1"}
     ) as true:

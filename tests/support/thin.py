@@ -1,4 +1,4 @@
-"""A small client for the tests: from the generated code alone, as a stranger would write it."""
+"""A small client for the tests, from the generated code alone, as a third party would write it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def messages(parts: Iterable[Part]) -> Iterator[sv.BackupRequest]:
 
 
 def back_up(stub, dataset: str, files: Mapping[str, bytes], **fields: object) -> pb.Backup:
-    """A whole thin backup."""
+    """A complete thin backup."""
 
     def parts() -> Iterator[Part]:
         yield begin(dataset, **fields)
@@ -131,7 +131,7 @@ def restore(stub, dataset: str, **fields: object) -> Restored:
 
 
 def content_id(chunks: list[bytes]) -> bytes:
-    """As docs/format.md says it, by itself."""
+    """An independent implementation of docs/format.md."""
     if len(chunks) == 1:
         return blake3(chunks[0]).digest()
     hasher = blake3(derive_key_context="staddle.v1 content id")
@@ -230,7 +230,7 @@ def backups(stub, dataset: str, **fields: object) -> list[pb.Backup]:
 
 
 def open_upload(stub, request_id):
-    """The upload, as soon as the server has taken its begin in."""
+    """The upload, as soon as the server has received its begin."""
     for _ in range(200):
         try:
             return stub.GetUpload(sv.GetUploadRequest(request_id=request_id)).upload
@@ -242,7 +242,7 @@ def open_upload(stub, request_id):
 
 
 def wait_until(true: Callable[[], object], deadline_s: float = 60.0) -> None:
-    """Waits for what another thread does; fails if it does not."""
+    """Wait for a condition that another thread makes true; fail if it does not."""
     deadline_s += time.monotonic()
     while not true():
         assert time.monotonic() < deadline_s, "it did not happen"

@@ -25,12 +25,11 @@ from staddle._backup.selection import (
     excludes_for,
     nothing_read,
     omissions_of,
-    patterns_of,
 )
 from staddle._base.figures import counted
 from staddle._errors import DamageError, NotFoundError, ProtocolError
 from staddle._fs.chosen_paths import Source
-from staddle._fs.excludes import UNMATCHED_SHOWN_MAX
+from staddle._fs.excludes import UNMATCHED_SHOWN_MAX, all_patterns
 from staddle._fs.file_reader import OPEN_FLAGS
 from staddle._fs.found import Found, Marked, WallClock
 from staddle._fs.mounts import mounts_below
@@ -82,7 +81,7 @@ class SourceDifferences:
         self._options = options
         self._tally = tally
         self._clock = clock
-        self._patterns = patterns_of(options)
+        self._patterns = all_patterns("exclude_files", options.exclude_files, options.exclude)
         self._excludes = excludes_for(self._patterns, self._root)
         check_excludes(source, self._excludes)
         self._omissions = omissions_of(options)

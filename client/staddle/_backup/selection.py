@@ -10,7 +10,7 @@ from typing import Final
 from staddle._base.figures import counted
 from staddle._errors import BadRequestError, TooMuchRemovedError
 from staddle._fs.chosen_paths import Source, source_of
-from staddle._fs.excludes import Excludes, excludes_of, lines_of
+from staddle._fs.excludes import Excludes, excludes_of
 from staddle._fs.noatime import open_quietly
 from staddle._fs.omissions import Omissions, is_server_directory
 from staddle._types.entries import path_to_bytes
@@ -85,15 +85,6 @@ def _is_server(path: bytes) -> bool:
         return False
     finally:
         os.close(descriptor)
-
-
-def patterns_of(options: BackupOptions) -> tuple[str, ...]:
-    """All patterns, those of files first. Each file is read once: it may be a pipe. Raises OSError, BadRequestError."""
-    try:
-        lines = [line for file in options.exclude_files for line in lines_of(file)]
-    except ValueError as error:
-        raise BadRequestError(str(error), facts={"field": "exclude_files"}) from error
-    return (*lines, *options.exclude)
 
 
 def excludes_for(patterns: Sequence[str], root: bytes) -> Excludes:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
+from staddle._errors import BadRequestError
+
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
@@ -88,22 +90,15 @@ no_excludes: Final = Excludes((), None)
 
 
 def excludes_of(
-    patterns: Sequence[str],
-    files: Iterable[str | os.PathLike[str]] = (),
-    root: str | bytes | None = None,
-    *,
-    resolve: bool = True,
+    patterns: Sequence[str], root: str | bytes | None = None, *, resolve: bool = True
 ) -> Excludes:
-    """Joins patterns and the lines of pattern files, files first, so that a pattern given directly has the last word.
+    """Joins patterns.
 
-    A pattern that begins with the path of `root` means what lies there; `resolve`: `root` is a path of this machine, which may
-    contain symbolic links. Raises OSError if a file cannot be read, ValueError if a pattern
-    cannot be meant or a file is larger than 16 MiB, and ModuleNotFoundError, saying what to install, if there are patterns and `pathspec`
-    is not installed.
+    A pattern that begins with the path of `root` means what lies there; `resolve`: `root` is a path of this
+    machine, which may contain symbolic links. Raises ValueError for an invalid pattern, and
+    ModuleNotFoundError, saying what to install, if there are patterns and `pathspec` is not installed.
     """
-    given = [line for file in files for line in lines_of(file)]
-    given.extend(patterns)
-    if not given:
+    if not patterns:
         return no_excludes
     try:
         from pathspec import GitIgnoreSpec  # only the extra `cli` installs it
@@ -112,8 +107,8 @@ def excludes_of(
             "excluding needs the package pathspec: pip install 'staddle[cli]'", name=error.name
         ) from error
     roots = _names_of_root(root, resolve=resolve)
-    lines = [_normal(pattern, roots) for pattern in given]
-    for pattern, line in zip(given, lines, strict=True):
+    lines = [_normal(pattern, roots) for pattern in patterns]
+    for pattern, line in zip(patterns, lines, strict=True):
         try:
             with warnings.catch_warnings():
                 # Of && or [ between brackets, which a later Python may take for more than characters.
@@ -125,7 +120,7 @@ def excludes_of(
             raise ValueError(f"invalid pattern {pattern!r}: it can match no path")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return Excludes(given, GitIgnoreSpec.from_lines(lines))
+        return Excludes(patterns, GitIgnoreSpec.from_lines(lines))
 
 
 def lines_of(file: str | os.PathLike[str]) -> list[str]:
@@ -139,6 +134,20 @@ def lines_of(file: str | os.PathLike[str]) -> list[str]:
         raise ValueError(f"the pattern file {os.fspath(file)} is larger than {PATTERN_FILE_BYTES_MAX} bytes")
     lines = (line.removesuffix("\r") for line in decoded(data).split("\n"))
     return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def all_patterns(
+    field: str, files: Iterable[str | os.PathLike[str]], given: Iterable[str]
+) -> tuple[str, ...]:
+    """Patterns of files, each read once, then the patterns given directly, which so have the last word.
+
+    Raises OSError, or BadRequestError, which names `field`, as `lines_of` does.
+    """
+    try:
+        lines = [line for file in files for line in lines_of(file)]
+    except ValueError as error:
+        raise BadRequestError(str(error), facts={"field": field}) from error
+    return (*lines, *given)
 
 
 def decoded(data: bytes) -> str:

@@ -27,7 +27,6 @@ from staddle._protocol.restore_reader import (
     is_file,
 )
 from staddle._restore.archive_formats import ARCHIVES, ZEROS, Archive, CannotHoldError
-from staddle._restore.selection import Choice
 from staddle._restore.stats import RestoreTally
 from staddle._restore.streams import Streams
 from staddle._restore.target_directory import is_in
@@ -73,8 +72,6 @@ class ToArchive:
         self._made: Archive | None = None
         self._ways: dict[bytes, pb.Entry] | None = None if options.paths else {}
         """Directories that are not restored themselves, and that are added if something below them is; None until they are known."""
-        self._passed: list[tuple[bytes, pb.Entry]] = []
-        """Directories above the last entry that are not included themselves."""
         self._above: list[bytes] = []
         """Directories above the last path that were added because of it."""
         self._done: bytes | None = None
@@ -136,17 +133,11 @@ class ToArchive:
         self._fetch()
 
     def _gather(self, path: bytes, entry: pb.Entry, behind: bytes | None) -> None:
-        selection = self._streams.selection
-        while self._passed and not is_in(path, self._passed[-1][0]):
-            self._passed.pop()
-        choice = selection.choose(path, is_directory=entry.type == pb.ENTRY_TYPE_DIRECTORY)
-        if choice is Choice.ON_THE_WAY:
-            self._passed.append((path, entry))
-        if choice is not Choice.TAKEN or (behind is not None and sort_key(path) <= behind):
+        if not self._streams.takes(path, entry) or (behind is not None and sort_key(path) <= behind):
             return
         if len(self._pending) >= BATCH_PATHS or self._pending_bytes >= BATCH_PATH_BYTES:
             self._fetch()
-        self._pending_ways.update(self._passed)
+        self._pending_ways.update(self._streams.passed)
         self._pending[path] = None
         self._pending_bytes += len(path)
         self._done = path

@@ -31,10 +31,8 @@ from staddle._restore.dry_run import Preview
 from staddle._restore.existing_paths import There
 from staddle._restore.extras import Extras, delete_extras
 from staddle._restore.folding import target_ignores_case
-from staddle._restore.selection import Choice
 from staddle._restore.stats import RestoreTally
 from staddle._restore.streams import Streams
-from staddle._restore.target_directory import is_in
 from staddle._restore.verify import ContentComparison
 from staddle._restore.writer import FileInProgress, Writer
 from staddle._transport.progress import ProgressReporter
@@ -88,8 +86,6 @@ class Restore:
         self._ways: dict[bytes, pb.Entry] | None = None if options.paths else {}
         """Metadata for the directories above the paths; None until it is known."""
         self._warnings: list[str] = []
-        self._passed: list[tuple[bytes, pb.Entry]] = []
-        """Directories above the last entry that are not included themselves."""
         self._done: bytes | None = None
         """The last path that was dealt with, or that is in `_pending`."""
         self._pending: dict[bytes, bool] = {}
@@ -315,21 +311,15 @@ class Restore:
 
     def _takes(self, path: bytes, entry: pb.Entry) -> bool:
         """Whether an entry is to be restored. If so, the directories above it may be made, as the backup has them."""
-        selection = self._streams.selection
-        if selection.takes_all:
-            return True
-        while self._passed and not is_in(path, self._passed[-1][0]):
-            self._passed.pop()
-        choice = selection.choose(path, is_directory=entry.type == pb.ENTRY_TYPE_DIRECTORY)
-        if choice is Choice.ON_THE_WAY:
-            self._passed.append((path, entry))
-        if choice is not Choice.TAKEN:
+        if not self._streams.takes(path, entry):
             return False
+        if not self._streams.passed:
+            return True
         ways = self._places.ways
         if len(ways) >= WAYS_MAX + len(self._ways or ()):
             self._fetch()
             self._places.forget_ways(self._ways or {})
-        for above, its in self._passed:
+        for above, its in self._streams.passed:
             if above not in ways:
                 ways[above] = its
                 if not above:

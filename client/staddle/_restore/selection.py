@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Final
 
 from staddle._errors import BadRequestError
-from staddle._fs.excludes import UNMATCHED_SHOWN_MAX, Excludes, excludes_of, lines_of, no_excludes
+from staddle._fs.excludes import UNMATCHED_SHOWN_MAX, Excludes, excludes_of, no_excludes
 
 
 class Choice(Enum):
@@ -97,14 +97,6 @@ def _compiled(field: str, patterns: Sequence[str], root: str) -> Excludes:
         return excludes_of(patterns, root=root if root.startswith("/") else None, resolve=False)
     except ValueError as error:
         raise BadRequestError(f"--{field}: {error}.", facts={"field": field}) from error
-
-
-def lines_of_all(field: str, files: Iterable[str]) -> tuple[str, ...]:
-    """The patterns of files, each read once. Raises OSError, BadRequestError."""
-    try:
-        return tuple(line for file in files for line in lines_of(file))
-    except ValueError as error:
-        raise BadRequestError(str(error), facts={"field": field}) from error
 
 
 def _listed(patterns: list[str]) -> str:

@@ -17,7 +17,8 @@ from staddle._protocol.restore_reader import (
     HeaderEvent,
 )
 from staddle._protocol.segments import Segments, can_open
-from staddle._restore.selection import Selection, selection_of
+from staddle._restore.selection import Choice, Selection, selection_of
+from staddle._restore.target_directory import is_in
 from staddle._transport.restore_stream import restored
 from staddle._transport.retry import Attempts, Retry, may_pass
 from staddle.v1 import resources_pb2 as pb
@@ -55,6 +56,8 @@ class Streams:
         self.backup: pb.Backup | None = None
         self.broken = False
         """A stream broke: what came already need not come again."""
+        self.passed: list[tuple[bytes, pb.Entry]] = []
+        """Directories above the last entry given to `takes` that are not included themselves."""
         self._segments = can_open()
         """Whether data is asked for as it is stored."""
 
@@ -123,6 +126,17 @@ class Streams:
                     yield doubtful
                 doubtful = None
             yield event
+
+    def takes(self, path: bytes, entry: pb.Entry) -> bool:
+        """Whether the next entry of a stream that is filtered on arrival is to be restored."""
+        if self.selection.takes_all:
+            return True
+        while self.passed and not is_in(path, self.passed[-1][0]):
+            self.passed.pop()
+        choice = self.selection.choose(path, is_directory=entry.type == pb.ENTRY_TYPE_DIRECTORY)
+        if choice is Choice.ON_THE_WAY:
+            self.passed.append((path, entry))
+        return choice is Choice.TAKEN
 
     def ways(self, paths: Iterable[bytes]) -> dict[bytes, pb.Entry]:
         """The directories above paths, as the backup has them.

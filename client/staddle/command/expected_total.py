@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from staddle import BackupKind, Client, DatasetNotFoundError, StaddleError
-from staddle._backup.selection import excludes_for, find_source, omissions_of, patterns_of
+from staddle._backup.selection import excludes_for, find_source, omissions_of
 from staddle._base.threads import start_thread
 from staddle._fs.found import Found
 from staddle._fs.scan import Scan
@@ -45,7 +45,7 @@ class ExpectedTotal:
                 source.root,
                 _ignore,
                 chosen=source.chosen,
-                excluded=excludes_for(patterns_of(self._options), source.root),
+                excluded=excludes_for(self._options.exclude, source.root),
                 one_file_system=self._options.one_file_system,
                 omissions=omissions_of(self._options),
             )

@@ -15,9 +15,9 @@ import click
 
 from staddle import BadRequestError, Client, RetentionTag, StaddleError
 from staddle._base import figures
+from staddle._fs.excludes import all_patterns
 from staddle._protocol.convert import datetime_of, path_fault
 from staddle._protocol.selectors import HOW_TO_SAY_WHEN, selector_of
-from staddle._restore.selection import lines_of_all
 from staddle.command.output import Output
 from staddle.command.text import escaped
 from staddle.v1.resources_pb2 import BackupSelector
@@ -326,7 +326,7 @@ def selecting(function: Callable[P, int | None]) -> Callable[P, int | None]:
         for name in ("include", "exclude"):
             files = cast("tuple[str, ...]", options.pop(f"{name}_file"))
             given = cast("tuple[str, ...]", options[name])
-            options[name] = (*lines_of_all(f"{name}_files", files), *given)
+            options[name] = all_patterns(f"{name}_files", files, given)
         return function(*args, **options)
 
     for name, what in (("exclude", "Leave out what matches"), ("include", "Restore only what matches")):

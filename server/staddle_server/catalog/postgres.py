@@ -6,6 +6,7 @@ Correct at READ COMMITTED with row locks, which `begin` sets for every transacti
 import functools
 import select
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, cast
 
 import psycopg
@@ -31,6 +32,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import NullPool
 
 from staddle_server.base import errors
+from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database, DatabaseKind, Rows, busy, full, unavailable
 from staddle_server.catalog.postgres_link import Link
 
@@ -67,6 +69,10 @@ _ARRAYS: Final = (
     (Integer, "integer[]"),
     (String, "text[]"),
 )
+
+for _index in chain.from_iterable(_table.indexes for _table in schema.metadata.tables.values()):
+    if (_where := _index.dialect_options["sqlite"]["where"]) is not None:
+        _index.dialect_kwargs["postgresql_where"] = _where
 
 # --- what errors mean
 

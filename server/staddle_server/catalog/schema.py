@@ -34,6 +34,8 @@ REVISION: Final = "r0003"
 """The newest migration, which every catalog must have."""
 
 metadata = MetaData()
+# Partial indexes say `sqlite_where`; catalog.postgres gives PostgreSQL the same condition, because `postgresql_where` in this module
+# would load SQLAlchemy's PostgreSQL dialects for every catalog.
 
 ROW = BigInteger().with_variant(Integer(), "sqlite")
 """SQLite fills a primary key automatically only if its type is INTEGER."""
@@ -88,7 +90,6 @@ Index(
     tokens.c.name,
     unique=True,
     sqlite_where=_not_revoked,
-    postgresql_where=_not_revoked,
 )
 
 datasets = Table(
@@ -153,7 +154,7 @@ backups = Table(
 )
 Index("backups_begin", backups.c.dataset, backups.c.begin_ns)
 _deleted = text("deleted_ns IS NOT NULL")
-Index("backups_deleted", backups.c.deleted_ns, sqlite_where=_deleted, postgresql_where=_deleted)
+Index("backups_deleted", backups.c.deleted_ns, sqlite_where=_deleted)
 
 uploads = Table(
     "uploads",
@@ -189,8 +190,8 @@ uploads = Table(
 # Literal, not bound: the planner uses a partial index only if the query has the same condition.
 IS_OPEN = uploads.c.state == literal(UploadState.OPEN.value, literal_execute=True)
 _open = text(f"state = {UploadState.OPEN.value}")
-Index("uploads_open", uploads.c.dataset, sqlite_where=_open, postgresql_where=_open)
-Index("uploads_open_expires", uploads.c.expires_ns, sqlite_where=_open, postgresql_where=_open)
+Index("uploads_open", uploads.c.dataset, sqlite_where=_open)
+Index("uploads_open_expires", uploads.c.expires_ns, sqlite_where=_open)
 
 upload_requests = Table(
     "upload_requests",
@@ -240,10 +241,10 @@ packs = Table(
 )
 IS_WRITING = packs.c.state == literal(PACK_WRITING, literal_execute=True)
 _writing = text(f"state = {PACK_WRITING}")
-Index("packs_writing", packs.c.upload, sqlite_where=_writing, postgresql_where=_writing)
+Index("packs_writing", packs.c.upload, sqlite_where=_writing)
 IS_CONDEMNED = packs.c.state == literal(PACK_CONDEMNED, literal_execute=True)
 _condemned = text(f"state = {PACK_CONDEMNED}")
-Index("packs_condemned", packs.c.condemned_ns, sqlite_where=_condemned, postgresql_where=_condemned)
+Index("packs_condemned", packs.c.condemned_ns, sqlite_where=_condemned)
 
 LIVE_WITHOUT_PARITY = and_(
     packs.c.state == literal(PACK_LIVE, literal_execute=True),
@@ -254,7 +255,6 @@ Index(
     "packs_without_parity",
     packs.c.row,
     sqlite_where=_without_parity,
-    postgresql_where=_without_parity,
 )
 
 WHOLE_PACK = -1

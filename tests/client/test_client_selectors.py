@@ -1,4 +1,4 @@
-"""Saying which backup."""
+"""Selecting a backup by time, age or id."""
 
 import contextlib
 import datetime
@@ -46,11 +46,11 @@ def utc(*parts: int) -> int:
         ("1969-12-31T23:59:59.25Z", -750_000_000 + 9_999_999),
     ],
 )
-def test_rfc_3339_is_that_moment_to_its_last_digit(text: str, expected: int) -> None:
+def test_an_rfc_3339_time_is_read_to_its_last_digit(text: str, expected: int) -> None:
     assert ns_of(selector_at(text)) == expected
 
 
-def test_without_a_zone_it_is_local_time(local_zone: str) -> None:
+def test_a_time_without_a_zone_is_local(local_zone: str) -> None:
     local = datetime.datetime(2026, 7, 1, 14, 30, 5)
     expected = int(local.timestamp()) * 1_000_000_000
     assert ns_of(selector_at("2026-07-01 14:30:05")) == expected + 999_999_999
@@ -59,7 +59,7 @@ def test_without_a_zone_it_is_local_time(local_zone: str) -> None:
 
 
 @pytest.mark.parametrize("day", ["2026-07-01", "2026-03-29", "2026-10-25", "2026-11-01", "2026-12-31"])
-def test_a_date_is_its_last_moment_also_where_clocks_change(local_zone: str, day: str) -> None:
+def test_a_date_means_its_last_moment_even_when_clocks_change(local_zone: str, day: str) -> None:
     date = datetime.date.fromisoformat(day)
     midnight = datetime.datetime.combine(date + datetime.timedelta(days=1), datetime.time())
     expected = int(midnight.timestamp()) * 1_000_000_000 - 1
@@ -67,7 +67,7 @@ def test_a_date_is_its_last_moment_also_where_clocks_change(local_zone: str, day
     assert ns_of(selector_at(date)) == expected
 
 
-def test_a_time_of_day_is_the_last_such_moment(local_zone: str) -> None:
+def test_a_time_of_day_means_its_latest_occurrence(local_zone: str) -> None:
     now = datetime.datetime(2026, 7, 1, 12, 0).astimezone()
     morning = int(datetime.datetime(2026, 7, 1, 9, 15).timestamp()) * 1_000_000_000
     last_evening = int(datetime.datetime(2026, 6, 30, 20, 15).timestamp()) * 1_000_000_000
@@ -117,7 +117,7 @@ def test_an_age_counts_by_the_servers_clock(text: str, seconds: int) -> None:
         "2026-05-01T14:30:05.1234567890Z",
     ],
 )
-def test_what_is_no_time_is_refused_with_what_would_be_one(text: str) -> None:
+def test_an_invalid_time_is_refused_with_valid_forms(text: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         selector_at(text)
     assert caught.value.facts == {"field": "at"}
@@ -143,7 +143,7 @@ def test_what_is_no_time_is_refused_with_what_would_be_one(text: str) -> None:
         ("tomorrow", "use a time such as 2026-05-01T14:30:05Z"),
     ],
 )
-def test_a_time_that_cannot_be_is_refused_with_the_part_that_is_wrong(text: str, why: str) -> None:
+def test_an_impossible_time_is_refused_with_the_wrong_part(text: str, why: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         selector_at(text)
     assert caught.value.message.startswith(f"invalid time {text!r}: {why}")
@@ -164,12 +164,12 @@ def test_a_datetime_is_never_rounded_to_before_itself(moment: datetime.datetime)
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_a_time_or_refused(text: str) -> None:
+def test_any_text_is_read_as_a_time_or_refused(text: str) -> None:
     with contextlib.suppress(BadRequestError):
         assert selector_at(text).WhichOneof("by") in {"at", "ago"}
 
 
-def test_the_future_is_no_age() -> None:
+def test_a_negative_age_is_refused() -> None:
     with pytest.raises(BadRequestError):
         selector_at(datetime.timedelta(seconds=-1))
 
@@ -201,7 +201,7 @@ def at_ns(text: str, now: int) -> int:
     return ns_of(selector_at(text, now=lambda: seen)) // NS * NS
 
 
-def test_a_local_time_that_clocks_skip_is_the_moment_at_which_they_do(berlin: None) -> None:
+def test_a_skipped_local_time_means_the_moment_of_the_skip(berlin: None) -> None:
     now = utc(2026, 3, 29, 12)
     times = ["01:59:59", "02:00", "02:00:01", "02:30", "02:59:59", "03:00", "03:00:01"]
     found = [at_ns(f"2026-03-29 {text}", now) for text in times]
@@ -213,7 +213,7 @@ def test_a_local_time_that_clocks_skip_is_the_moment_at_which_they_do(berlin: No
 
 
 @pytest.mark.parametrize("date", ["2026-10-25 ", ""])
-def test_a_local_time_that_comes_twice_is_the_last_one_that_has_been(berlin: None, date: str) -> None:
+def test_a_repeated_local_time_means_its_last_past_occurrence(berlin: None, date: str) -> None:
     first, last = utc(2026, 10, 25, 0, 30), utc(2026, 10, 25, 1, 30)
     assert at_ns(date + "02:30", utc(2026, 10, 25, 12)) == last
     assert at_ns(date + "02:30", last) == last
@@ -221,13 +221,13 @@ def test_a_local_time_that_comes_twice_is_the_last_one_that_has_been(berlin: Non
     assert at_ns(date + "02:30", first) == first
 
 
-def test_the_fold_of_a_datetime_says_which_one_of_two_it_is(berlin: None) -> None:
+def test_the_fold_of_a_datetime_selects_one_of_two(berlin: None) -> None:
     moment = datetime.datetime(2026, 10, 25, 2, 30)
     assert ns_of(selector_at(moment)) == utc(2026, 10, 25, 0, 30) + 999
     assert ns_of(selector_at(moment.replace(fold=1))) == utc(2026, 10, 25, 1, 30) + 999
 
 
-def test_a_date_ends_at_the_jump_if_clocks_skip_its_midnight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_date_ends_at_the_skip_if_clocks_skip_its_midnight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "XXX2YYY1,M3.2.0/0,M10.2.0/0")
     time.tzset()
     try:
@@ -270,6 +270,6 @@ def test_a_time_in_the_future_is_refused(at: object, refused: bool, monkeypatch:
         time.tzset()
 
 
-def test_a_selector_takes_no_time_in_the_future() -> None:
+def test_a_selector_refuses_a_time_in_the_future() -> None:
     with pytest.raises(BadRequestError, match="future"):
         selector_of(None, datetime.datetime.now(UTC) + datetime.timedelta(hours=1))

@@ -1,4 +1,4 @@
-"""What a person reads of an error names their thing and what to do, and no call, field or code of the protocol."""
+"""Error messages for people name the object and what to do, without calls, fields or codes of the protocol."""
 
 import ast
 import functools
@@ -19,7 +19,7 @@ CHECKED_AS_IT_COMES = {"BAD_FIELD"}
 
 @functools.cache
 def said_by_the_server() -> dict[str, set[str]]:
-    """By reason, the messages in the server's code, with X for what is filled in."""
+    """By reason, the messages in the server's code, with X for each value."""
     found = defaultdict(set)
     for path in SERVER.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -45,7 +45,7 @@ def test_the_servers_messages_are_found() -> None:
 
 
 @pytest.mark.parametrize("reason", sorted(REASONS - CHECKED_AS_IT_COMES))
-def test_no_reason_shows_a_person_calls_fields_or_codes(reason: str) -> None:
+def test_no_message_for_people_shows_calls_fields_or_codes(reason: str) -> None:
     error = rpc_errors.BY_REASON[reason]("PutEntries: upload_id is RESOURCE_EXHAUSTED", reason=reason)
     shown = {words_of(error)} if reason in WORDS else said_by_the_server()[reason]
     assert [message for message in shown if speaks_of_the_protocol(message)] == []
@@ -63,14 +63,14 @@ def test_no_reason_shows_a_person_calls_fields_or_codes(reason: str) -> None:
         ("data", "data: data and zero_bytes exclude each other", None),
     ],
 )  # fmt: skip
-def test_a_field_is_called_what_the_command_calls_it(field: str, message: str, told: str | None) -> None:
+def test_a_field_has_the_name_that_the_command_uses(field: str, message: str, told: str | None) -> None:
     refused = BadRequestError(message, facts={"field": field})
-    assert words_of(refused) == message, "what this library refuses is written for people"
+    assert words_of(refused) == message, "refusals of this library are written for people"
     refused.__cause__ = grpc.RpcError()
     shown = words_of(refused)
     assert shown == told if told else "Update both" in shown
 
 
-def test_facts_that_a_server_leaves_out_do_not_hide_the_error() -> None:
+def test_missing_facts_do_not_hide_the_error() -> None:
     assert "role" in words_of(StaddleError("", reason="PERMISSION_DENIED"))
     assert "Another server" in words_of(StaddleError("", reason="WRONG_SERVER"))

@@ -1,4 +1,4 @@
-"""Looking and reading: lists, picked backups, bytes of files."""
+"""Browsing and reading: lists, selected backups, bytes of files."""
 
 import asyncio
 import datetime
@@ -40,7 +40,7 @@ def put(client: Client, dataset: str, **files: bytes) -> str:
     return upload.report.backup.id
 
 
-def test_lists_go_through_all_pages(client: Client) -> None:
+def test_lists_return_all_pages(client: Client) -> None:
     ids = [put(client, "www", a=bytes([number])) for number in range(5)]
     put(client, "other", a=b"")
     assert [each.id for each in client.backups("www")] == ids[::-1]
@@ -50,7 +50,7 @@ def test_lists_go_through_all_pages(client: Client) -> None:
     assert newest.id == ids[-1]
 
 
-def test_a_list_whose_pages_lead_back_to_themselves_is_refused(client: Client, memory: MemoryService) -> None:
+def test_a_list_whose_pages_form_a_loop_is_refused(client: Client, memory: MemoryService) -> None:
     for number in range(5):
         put(client, "www", a=bytes([number]))
     memory.same_page = True
@@ -58,7 +58,7 @@ def test_a_list_whose_pages_lead_back_to_themselves_is_refused(client: Client, m
         list(client.backups("www"))
 
 
-def test_a_list_of_damaged_entries_that_does_not_end_is_refused(
+def test_an_endless_list_of_damaged_entries_is_refused(
     client: Client, memory: MemoryService, tmp_path: Path
 ) -> None:
     def bounded(_method: str, context: grpc.ServicerContext) -> None:
@@ -77,7 +77,7 @@ def follow(guard: PageGuard, tokens: Iterable[str], item_count: int) -> None:
 
 @pytest.mark.parametrize("before", [0, 1, 5, 40])
 @pytest.mark.parametrize("around", [1, 2, 3, 7, 30])
-def test_pages_that_lead_back_to_any_earlier_one_are_refused(before: int, around: int) -> None:
+def test_a_page_token_that_returns_to_an_earlier_page_is_refused(before: int, around: int) -> None:
     guard = PageGuard("ListDatasets")
     tokens = itertools.chain(
         (f"before {n}" for n in range(before)), itertools.cycle([f"around {n}" for n in range(around)])
@@ -86,7 +86,7 @@ def test_pages_that_lead_back_to_any_earlier_one_are_refused(before: int, around
         follow(guard, itertools.islice(tokens, 4 * (before + around) + 4), 1)
 
 
-def test_a_list_of_nothing_but_empty_pages_is_refused_and_a_long_one_is_not() -> None:
+def test_endless_empty_pages_are_refused_and_long_lists_are_not() -> None:
     guard = PageGuard("ListDatasets")
     for n in range(5_000):
         guard.check(str(n), [None] * (n % 500 == 0), 0)
@@ -112,7 +112,7 @@ def test_entries_are_one_level_or_all_below(client: Client) -> None:
         client.entries("www", "nowhere")
 
 
-def test_changes_compare_the_last_two_unless_told_otherwise(client: Client) -> None:
+def test_changes_compare_the_last_two_backups_by_default(client: Client) -> None:
     first = put(client, "www", a=b"1", b=b"1")
     put(client, "www", a=b"2", b=b"1", c=b"1")
     put(client, "www", a=b"2", c=b"1")
@@ -125,13 +125,13 @@ def test_changes_compare_the_last_two_unless_told_otherwise(client: Client) -> N
     assert changes(first, first) == []
 
 
-def test_one_backup_alone_has_nothing_to_be_compared_with(client: Client) -> None:
+def test_a_single_backup_cannot_be_compared(client: Client) -> None:
     put(client, "www", a=b"1")
     with pytest.raises(BackupNotFoundError, match="fewer than two"):
         client.changes("www")
 
 
-def test_a_backup_is_picked_by_prefix_time_or_age(client: Client, memory: MemoryService) -> None:
+def test_a_backup_is_selected_by_prefix_time_or_age(client: Client, memory: MemoryService) -> None:
     first = put(client, "www", a=b"1")
     second = put(client, "www", a=b"2")
     begun = client.get_backup("www", first).begin_time
@@ -161,7 +161,7 @@ def test_a_deleted_backup_is_hidden_until_it_is_undeleted(client: Client) -> Non
     assert [each.id for each in client.backups("www")] == [kept, gone]
 
 
-def test_info_says_who_asks_and_keeps_the_seed_out_of_sight(client: Client) -> None:
+def test_info_names_the_caller_and_hides_the_seed(client: Client) -> None:
     info = client.info()
     assert (info.tenant, info.principal, info.role) == ("default", "tests", "writer")
     told = info.condition
@@ -183,7 +183,7 @@ def content(client: Client) -> bytes:
     return content
 
 
-def test_read_gives_all_or_a_range(client: Client, content: bytes) -> None:
+def test_read_returns_all_bytes_or_a_range(client: Client, content: bytes) -> None:
     assert client.read("www", "d/big") == content
     assert client.read("www", "d/big", offset=MIB - 3, length=3 * MIB) == content[MIB - 3 : 4 * MIB - 3]
     assert client.read("www", "small", offset=8, length=100) == b"89"
@@ -216,7 +216,7 @@ def test_an_open_file_seeks_and_reads_like_a_local_one(client: Client, content: 
         remote.read(1)
 
 
-def test_an_open_file_stays_with_its_backup(client: Client, content: bytes) -> None:
+def test_an_open_file_keeps_reading_its_backup(client: Client, content: bytes) -> None:
     with client.open("www", "d/big") as remote:
         assert remote.read(10) == content[:10]
         put(client, "www", d__big=b"something else")
@@ -233,7 +233,9 @@ def test_small_files_are_read_with_one_call(client: Client, memory: MemoryServic
     assert memory.calls == ["ReadRange", "ReadRange"]
 
 
-def test_what_cannot_be_read_says_why(client: Client, memory: MemoryService, content: bytes) -> None:
+def test_an_unreadable_path_is_refused_with_the_reason(
+    client: Client, memory: MemoryService, content: bytes
+) -> None:
     with client.upload("www") as upload:
         upload.mkdir("d")
         upload.put("x", b"1")
@@ -252,7 +254,7 @@ def test_what_cannot_be_read_says_why(client: Client, memory: MemoryService, con
 # ---------------------------------------------------------------- calls
 
 
-def test_nobody_there_is_said_quickly_with_the_address_and_what_to_do() -> None:
+def test_a_missing_server_is_reported_quickly_with_its_address_and_what_to_do() -> None:
     with Client("127.0.0.1:1", TOKEN) as client, pytest.raises(ConnectError) as caught:
         client.info()
     message = str(caught.value)
@@ -269,7 +271,7 @@ def test_a_wrong_token_is_an_authentication_error(listening: Running) -> None:
     assert "wrong" not in repr(client)
 
 
-def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_not(
+def test_a_temporary_failure_is_retried_and_a_permanent_one_is_not(
     client: Client, memory: MemoryService
 ) -> None:
     failures = iter([("UNAVAILABLE", "DRAINING", 0.01), ("RESOURCE_EXHAUSTED", "TOO_MANY", 0.01)])
@@ -291,7 +293,7 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_not(
     assert len(memory.calls) == 1
 
 
-def test_a_full_disk_is_not_tried_again(client: Client, memory: MemoryService) -> None:
+def test_a_full_disk_is_not_retried(client: Client, memory: MemoryService) -> None:
     memory.before = lambda _method, context: rpc_abort(
         context, grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", "No room."
     )
@@ -300,9 +302,7 @@ def test_a_full_disk_is_not_tried_again(client: Client, memory: MemoryService) -
     assert len(memory.calls) == 1
 
 
-def test_a_deletion_is_not_repeated_when_nobody_knows_whether_it_was_done(
-    client: Client, memory: MemoryService
-) -> None:
+def test_a_deletion_with_an_unknown_outcome_is_not_repeated(client: Client, memory: MemoryService) -> None:
     client.info()
     memory.before = lambda _method, context: context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
     memory.calls.clear()
@@ -311,7 +311,7 @@ def test_a_deletion_is_not_repeated_when_nobody_knows_whether_it_was_done(
     assert memory.calls == ["DeleteBackup"]
 
 
-def test_closing_a_client_ends_what_others_wait_for(listening: Running) -> None:
+def test_closing_a_client_ends_calls_on_other_threads(listening: Running) -> None:
     waiting = threading.Event()
     done = threading.Event()
 
@@ -341,7 +341,7 @@ def test_closing_a_client_ends_what_others_wait_for(listening: Running) -> None:
     client.close()
 
 
-def test_closing_a_client_ends_the_waiting_between_tries(listening: Running) -> None:
+def test_closing_a_client_ends_the_wait_between_retries(listening: Running) -> None:
     client = Client(listening.address, TOKEN, retry_s=60)
     client.info()
     failed = threading.Event()
@@ -367,7 +367,7 @@ def test_closing_a_client_ends_the_waiting_between_tries(listening: Running) -> 
     assert caught
 
 
-def test_coroutines_use_it_by_to_thread(client: Client) -> None:
+def test_coroutines_use_the_client_through_to_thread(client: Client) -> None:
     put(client, "www", a=b"1", b=b"2")
 
     async def both() -> list[bytes]:
@@ -377,7 +377,7 @@ def test_coroutines_use_it_by_to_thread(client: Client) -> None:
     assert asyncio.run(both()) == [b"1", b"2"]
 
 
-def test_a_streamed_answer_that_is_not_read_to_its_end_is_cancelled(client: Client) -> None:
+def test_a_streamed_answer_that_is_not_read_completely_is_cancelled(client: Client) -> None:
     from staddle.v1 import service_pb2 as wire
 
     put(client, "www", **{f"f{number}": bytes(60_000) for number in range(50)})
@@ -390,7 +390,7 @@ def test_a_streamed_answer_that_is_not_read_to_its_end_is_cancelled(client: Clie
         client.stream("Restore", wire.RestoreRequest(dataset="nobody"))
 
 
-def test_an_answer_of_another_length_is_not_taken(
+def test_an_answer_of_another_length_is_refused(
     client: Client, memory: MemoryService, content: bytes
 ) -> None:
     stored = memory.backups["www"][0].entries[b"d/big"]
