@@ -273,7 +273,7 @@ class Restore:
         firsts, ends = self._order(digests, places)
         ahead = Ahead(
             self._opener,
-            lambda ref: self._tenant.packs.segment(ref, ends[ref]),
+            lambda ref: self._tenant.cached.segment(ref, ends[ref]),
             lambda ref: not self._reader.has(ref),
             firsts,
         )
