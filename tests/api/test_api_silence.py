@@ -12,7 +12,7 @@ from staddle.v1 import service_pb2 as sv
 from staddle_server.api.grpc.health import ASKED_MAX, ASKED_S
 from staddle_server.api.slots import ARRIVING_S
 from staddle_server.base.limits import CALLS_TENANT_MAX, CALLS_TOKEN_MAX
-from thin import back_up, datasets, reason, restore, wait_until
+from thin import Held, back_up, datasets, reason, restore, wait_until
 
 SERVICE = "/staddle.v1.StaddleService/"
 HEALTH = "/grpc.health.v1.Health/"
@@ -104,20 +104,13 @@ def test_a_call_without_its_message_is_ended(running):
 
 
 def test_a_working_call_is_never_ended_as_idle(running, monkeypatch):
-    at_work, go = threading.Event(), threading.Event()
-    list_page = running.catalog.datasets.list_page
-
-    def slow(*arguments):
-        at_work.set()
-        go.wait(20)
-        return list_page(*arguments)
-
+    slow = Held(running.catalog.datasets.list_page)
     monkeypatch.setattr(running.catalog.datasets, "list_page", slow)
     call = running.stub().ListDatasets.future(sv.ListDatasetsRequest())
-    assert at_work.wait(10)
+    assert slow.reached.wait(10)
     running.clock.ahead_s = ARRIVING_S * 10
     assert running.service._gate.calls.end_idle() == 0
-    go.set()
+    slow.go.set()
     assert list(call.result(timeout=20).datasets) == []
 
 

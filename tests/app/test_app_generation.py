@@ -417,7 +417,7 @@ def test_a_token_is_revoked_on_a_disk_without_room_and_its_record_follows(
     with bootstrap.open_rooms(directory) as opened, pytest.MonkeyPatch.context() as patch:
         patch.setattr(opened.blobs, "put", full)
         revoke_the_token(opened)
-        assert "could not be written, and the next start tries again: no room" in caplog.text
+        assert "could not be written, and the next start retries: no room" in caplog.text
         patch.undo()
         (token,) = opened.catalog.tokens.list_all(tenant_of(opened).id)
         assert token.revoked_ns == NOW_NS

@@ -57,7 +57,7 @@ def test_no_message_for_people_shows_calls_fields_or_codes(reason: str) -> None:
     ("field", "message", "expected"),
     [
         ("until_time", "until_time: it is too far away", "--until: it is too far away"),
-        ("policy", "policy: this server knows no time zone 'a_b'", "the policy: this server knows no time zone 'a_b'"),
+        ("policy", "policy: unknown time zone 'a_b'", "the policy: unknown time zone 'a_b'"),
         ("path", "'my_file': the path has over 1024 components", "'my_file': the path has over 1024 components"),
         ("upload_id", "upload_id: an id has 32 digits", None),
         ("data", "data: data and zero_bytes exclude each other", None),

@@ -238,7 +238,7 @@ class ObjectBlobs:
 
     def _error(self, action: str, failure: StoreFailure) -> StaddleError:
         if failure.full:
-            return Exhausted("STORE_FULL", f"could not {action}: {self.place} has no room left ({failure})")
+            return Exhausted("STORE_FULL", f"could not {action}: {self.place} has no space left ({failure})")
         what = "does not answer" if failure.passing else "refuses it"
         return Unavailable(
             "STORE_UNAVAILABLE",
@@ -367,7 +367,7 @@ def _spooling() -> Iterator[None]:
         if error.errno in NO_ROOM:
             raise Exhausted(
                 "STORE_FULL",
-                f"could not gather a pack in the data directory: its disk has no room left ({cause})",
+                f"could not gather a pack in the data directory: its disk has no space left ({cause})",
             ) from error
         raise Unavailable(
             "STORE_UNAVAILABLE",
