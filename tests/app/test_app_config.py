@@ -42,6 +42,7 @@ def test_the_defaults_listen_on_loopback_without_tls() -> None:
 
 
 EXAMPLES = {
+    "store": ("s3://flag/a", "gs://variable/b", "az://file/c"),
     "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
     "socket_mode": ("0600", "0666", "660"),
     "endpoint": ("a:1", "b:2", "c:3"),
@@ -440,3 +441,20 @@ def test_a_misspelt_variable_is_named_with_the_right_one() -> None:
         "STADDLED_UNHEARD_OF": "1",
     }
     assert config.unknown_variables(environ) == ["STADDLED_TLS_CLIENTCA (is STADDLED_TLS_CLIENT_CA meant?)"]
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("s3://key:sesame@bucket/a", "credentials do not belong in the URL"),
+        ("s3://bucket/a?secret=sesame", "option that is not known"),
+        ("/srv/sesame", "expected s3://BUCKET/PREFIX, gs://"),
+        ("ftp://sesame/", "expected s3://BUCKET/PREFIX, gs://"),
+    ],
+)
+def test_a_store_that_cannot_be_one_is_refused_without_repeating_what_may_be_a_secret(
+    url: str, why: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"--store is something else: .*{why}") as caught:
+        load({"store": url})
+    assert "sesame" not in str(caught.value)

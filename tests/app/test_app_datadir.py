@@ -21,6 +21,7 @@ from staddle_server.app.settings import Settings
 from staddle_server.base.errors import BadRequest, Damaged, Unauthenticated
 from staddle_server.base.types import TokenRole
 from staddle_server.store.keys import WrongMasterKey
+from staddle_server.store.open import open_blobs
 from staddle_server.store.records import Records, TenantRecord, encode_record
 from staddle_server.tenancy.records import finish_all
 from staddle_server.upkeep.integrity.check import Check, CheckPlan
@@ -95,7 +96,7 @@ def test_creating_a_directory_resumes_after_any_interruption(tmp_path: Path, rea
     done = steps.index(reached)
     if done >= 1:
         directory.store.mkdir()
-        blobs = bootstrap.open_blobs(str(directory.store))
+        blobs = open_blobs(str(directory.store))
     if done >= 2:
         bootstrap.create_format(blobs)
     if done >= 3:
@@ -117,7 +118,7 @@ def test_creating_a_directory_resumes_after_any_interruption(tmp_path: Path, rea
 def test_leftovers_of_an_interrupted_creation_are_removed(tmp_path: Path, left: list[str]) -> None:
     if "master.key" in left:
         (tmp_path / "store").mkdir()
-        bootstrap.create_format(bootstrap.open_blobs(str(tmp_path / "store")))
+        bootstrap.create_format(open_blobs(str(tmp_path / "store")))
         bootstrap.create_master_key(str(tmp_path / "master.key"))
     for name in set(left) - {"master.key"}:
         (tmp_path / name).write_text("half a line")
@@ -132,7 +133,7 @@ def test_a_directory_whose_first_start_broke_off_before_its_tenant_serves_at_the
     half = DataDirectory(tmp_path / "half")
     half.store.mkdir(parents=True)
     half.master_key.write_bytes(directory.master_key.read_bytes())
-    bootstrap.create_format(bootstrap.open_blobs(str(half.store)))
+    bootstrap.create_format(open_blobs(str(half.store)))
     bootstrap.open_catalog(str(half.catalog)).close()
     assert half.is_complete(), "so serving does not create it again"
     with bootstrap.open_rooms(half) as opened:

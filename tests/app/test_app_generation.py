@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from servers import ServerProcess
-from staddle_server.app import bootstrap, generation
+from staddle_server.app import bootstrap, generation, store_place
 from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.types import TokenRole
@@ -73,7 +73,7 @@ class Listed(WrappedBlobs):
 
 
 def test_a_start_lists_the_marks_once(directory: DataDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "open_blobs", Listed)
+    monkeypatch.setattr(store_place, "open_blobs", Listed)
     before = marks(directory)
     with bootstrap.open_rooms(directory) as opened:
         generation.leave_mark(directory, opened.blobs, opened.catalog, NOW_NS, opened.looked)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from staddle_server.app import bootstrap
 from staddle_server.app.data_directory import DataDirectory
+from staddle_server.store.open import open_blobs
 from test_app_cli import run
 
 NOW_NS = 1_700_000_000_000_000_000
@@ -195,7 +196,7 @@ def test_a_rebuild_from_an_invalid_store_is_refused_and_the_catalog_stays(
 
 def test_a_rebuild_from_another_servers_new_store_does_not_replace_a_catalog(data: Path) -> None:
     mount_point(data)
-    bootstrap.create_format(bootstrap.open_blobs(str(data / "store")))
+    bootstrap.create_format(open_blobs(str(data / "store")))
     before = state(data)
     done = run("rebuild", "--replace", "--data", data)
     assert done.returncode == 1

@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_during_a_stream_is_reported_and_the_upload_resumes
     assert full(failed.value)
     found = stub.GetUpload(sv.GetUploadRequest(upload_id=upload.id)).upload
     assert found.state == pb.UPLOAD_STATE_OPEN
-    assert "no room" in found.last_failure
+    assert "no space left" in found.last_failure
     assert found.durable.entry_count == 1
     disk.mend()
     upload = stub.ResumeUpload(sv.ResumeUploadRequest(upload_id=upload.id)).upload
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_fails_in_the_background_is_reported_to_the_next_call(
         source.put_file("b", b"2")
     assert info(failed.value).reason == "RESUME_REQUIRED"
 
-    wait_until(lambda: "no room" in source.state().last_failure)
+    wait_until(lambda: "no space left" in source.state().last_failure)
     assert source.state().durable.entry_count == 0
     disk.mend()
     assert resume(stub, source).entry_count == 0

@@ -13,14 +13,16 @@ from typing import Final
 from staddle._base.figures import counted
 
 from staddle_server.app import generation
-from staddle_server.app.data_directory import DataDirectory, DataDirectoryError, make_durable
+from staddle_server.app.data_directory import DataDirectory
 from staddle_server.app.settings import OperatorError
+from staddle_server.app.store_place import DataDirectoryError
 from staddle_server.base.clock import SystemClock
 from staddle_server.base.errors import BadRequest, Damaged
 from staddle_server.base.types import TokenRole
 from staddle_server.catalog import Catalog, TenantRow, Token, open_catalog
 from staddle_server.catalog.validation import check_name
 from staddle_server.store.blobs import BlobMissing, Blobs, check_format, create_format
+from staddle_server.store.files import Files, sync_directory
 from staddle_server.store.keys import (
     KeyStore,
     WrongMasterKey,
@@ -29,7 +31,6 @@ from staddle_server.store.keys import (
     keys_name,
     load_master_key,
 )
-from staddle_server.store.open import open_blobs
 from staddle_server.store.records import TenantRecord, TenantSettingsRecord, encode_record
 from staddle_server.tenancy.clock_guard import ClockGuard, Standing
 from staddle_server.tenancy.records import as_noted, as_pending, finish_all, finish_missing
@@ -74,7 +75,7 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
     and catalog raise: a wrong key, damage, no access.
     """
     directory.require()
-    blobs = open_blobs(str(directory.store))
+    blobs = directory.place.open()
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
     catalog = open_catalog(str(directory.catalog))
@@ -94,7 +95,7 @@ def _refuse_emptied(directory: DataDirectory, blobs: Blobs, catalog: Catalog) ->
     """Raises DataDirectoryError for a catalog without a tenant where the store has records, which only tenants have."""
     if not catalog.tenants.list_all() and next(blobs.list("records"), None) is not None:
         raise DataDirectoryError(
-            f"{directory.catalog} is empty, but {directory.store} is filled: put the newest copy of the catalog back, or make it "
+            f"{directory.catalog} is empty, but {directory.place} is filled: put the newest copy of the catalog back, or make it "
             f"anew from the store with `staddle-server rebuild --replace --data {directory.path}`"
         )
 
@@ -149,8 +150,8 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     tenant's keys. So a key without a store, and keys without a catalog, always mean that something was lost.
     Raises what store and catalog raise.
     """
-    make_durable(directory.store)
-    blobs = open_blobs(str(directory.store))
+    directory.place.make()
+    blobs = directory.place.open()
     try:
         check_format(blobs)
     except BlobMissing:
@@ -158,7 +159,9 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     clear_master_key_temporary(str(directory.master_key))
     if not directory.master_key.exists():
         create_master_key(str(directory.master_key))
-    make_durable(directory.store)  # and the name of the key, if an earlier start did not come to sync that
+    sync_directory(
+        Files(), str(directory.path)
+    )  # for the key, if an earlier start did not come to sync its name
     open_catalog(str(directory.catalog)).close()
     with open_rooms(directory) as rooms:
         return local_token(rooms, now_ns)
@@ -194,7 +197,7 @@ def rebuild(directory: DataDirectory, now_ns: int, show: Show, *, dry_run: bool)
     The caller has locked the directory. Cut off at any point, it can be run again. With `dry_run` the catalog is made, to see
     what comes out, and dropped. Raises what store and catalog raise, and NothingOpens.
     """
-    blobs = open_blobs(str(directory.store))
+    blobs = directory.place.open()
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
     directory.drop_new_catalog()

@@ -22,9 +22,15 @@ from staddle._base.given_files import GivenError, read, text_of
 
 from staddle_server.app.addresses import Address, UnixAddress
 from staddle_server.app.owner import owner_of
-from staddle_server.app.settings import OperatorError
-from staddle_server.store.blobs import FORMAT_NAME, TEMPORARY
-from staddle_server.store.files import Files, sync_directory, write_synced
+from staddle_server.app.store_place import (
+    URL_NAME,
+    DataDirectoryError,
+    StorePlace,
+    place_of,
+    record_place,
+    unreadable,
+)
+from staddle_server.store.files import Files, make_durable, sync_directory, write_synced
 
 HOLDER_BYTES_MAX: Final = 300
 """A process and a host name, in the lock."""
@@ -40,24 +46,12 @@ NOT_DATA: Final = frozenset(
         "master.key.new",
         "reserve",
         "reserve.inodes",
+        URL_NAME,
+        f"{URL_NAME}.new",
     }
 )
 """What may lie in a directory that is still to be made: settings, certificates, what a new file system holds, what a crash left."""
 
-NOT_STORED: Final = frozenset({TEMPORARY, "lost+found"})
-"""What may lie in a store that is still to be marked as one."""
-
-
-class DataDirectoryError(OperatorError):
-    """The directory cannot be used. The message says why, and what to do."""
-
-
-STORE_DIRECTORIES: Final = frozenset(
-    {"keys", "packs", "records", "heads", "marks", "parity", "copies", TEMPORARY}
-)
-"""What is made in a store as it is needed."""
-
-_FILLED: Final = ("keys", "packs", "records")
 _CATALOG_PARTS: Final = ("", "-wal", "-shm", "-journal")
 """What SQLite keeps beside a database belongs to it: apart from it, it would be lost, or be taken for part of another one."""
 
@@ -67,6 +61,13 @@ class DataDirectory:
     """The places in a data directory."""
 
     path: Path
+    wanted_store: str = ""
+    """The URL of an object store that is to have the store; empty: the directory says itself."""
+
+    @property
+    def place(self) -> StorePlace:
+        """Where the store is, or is to be. Raises DataDirectoryError where two places are named."""
+        return place_of(self.path, self.wanted_store, os.environ)
 
     @property
     def master_key(self) -> Path:
@@ -100,18 +101,21 @@ class DataDirectory:
         something else in its place (a store that is not mounted, an empty catalog): a new part would hide every backup.
         """
         names = self._names() - NOT_DATA
+        place = self.place
         if not names:
             self._refuse_lost()
-            return False
-        if not names & {"master.key", "catalog.db", "store"}:
+            place.is_marked()  # refuses a bucket with something else in it
+            if not place.is_filled():
+                return False
+        elif not names & {"master.key", "catalog.db", "store"}:
             raise DataDirectoryError(
                 f"{self.path} is not empty and holds no Staddle data: name an empty or a new directory "
                 f"(found {', '.join(sorted(names)[:3])})"
             )
         has_key, has_catalog = self._has_file(self.master_key), self._has_file(self.catalog)
-        has_store, filled = self._has_store(), self._is_filled()
+        has_store, filled = place.is_marked(), place.is_filled()
         if os.path.lexists(self.store) and not self.store.is_dir():
-            raise self._no_store()
+            raise place.lost()
         if not has_key:
             if has_catalog or filled:
                 raise DataDirectoryError(
@@ -121,13 +125,13 @@ class DataDirectory:
             return False
         if not has_store:
             # The store is made before the key: where there is a key, there was a store.
-            raise self._no_store()
+            raise place.lost()
         if has_catalog and self.catalog.stat().st_size:
             return True
         if filled:
             flaw, replace = ("is empty", " --replace") if has_catalog else ("is missing", "")
             raise DataDirectoryError(
-                f"{self.catalog} {flaw}, but {self.store} is filled: put the newest copy of the catalog back, or make it "
+                f"{self.catalog} {flaw}, but {place} is filled: put the newest copy of the catalog back, or make it "
                 f"anew from the store with `staddle-server rebuild{replace} --data {self.path}` (a new, empty one would hide every "
                 "backup)"
             )
@@ -141,54 +145,6 @@ class DataDirectory:
                 f"put them back; or remove {self.client_toml}, and a new, empty server is made here"
             )
 
-    def _no_store(self) -> DataDirectoryError:
-        if not os.path.lexists(self.store):
-            flaw = "is missing"
-        elif not self.store.exists():
-            flaw = f"is a link to {os.readlink(self.store)}, which is missing"
-        elif not self.store.is_dir():
-            flaw = "is not a directory"
-        else:
-            flaw = "holds no store (it has no file `format`)"
-        return DataDirectoryError(
-            f"{self.store} {flaw}: is its file system mounted? Nothing was changed; mount it, or put the store back"
-        )
-
-    def _has_store(self) -> bool:
-        """Whether the store is there and marked as one. Raises DataDirectoryError for a directory with something else in it."""
-        try:
-            names = set(os.listdir(self.store))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise self._unreadable(self.store, error) from error
-        if "format" in names:
-            self._require_directories(names)
-            return True
-        if names & set(_FILLED):
-            raise DataDirectoryError(
-                f"{self.store / 'format'} is missing, but the store is filled: nothing was changed; put the file back from a copy "
-                "(docs/format.md says what it holds)"
-            )
-        foreign = names - NOT_STORED
-        if foreign:
-            raise DataDirectoryError(
-                f"{self.store} is not empty and is no Staddle store, as it has no file `format` (found "
-                f"{', '.join(sorted(foreign)[:3])}): nothing was changed; is another file system mounted there?"
-            )
-        return False
-
-    def _require_directories(self, names: set[str]) -> None:
-        """Raises DataDirectoryError if what should be a directory of the store is something else: each may be on a disk of its own."""
-        for path in (self.store / name for name in sorted(names & STORE_DIRECTORIES)):
-            if path.is_dir():
-                continue
-            if path.is_symlink() and not path.exists():
-                flaw = f"is a link to {os.readlink(path)}, which is missing: is its file system mounted? Nothing was changed"
-            else:
-                flaw = "is not a directory: nothing was changed; move it elsewhere, and put the directory back if it held anything"
-            raise DataDirectoryError(f"{path} {flaw}")
-
     def _has_file(self, path: Path) -> bool:
         """Whether there is such a file. Raises DataDirectoryError if there is something else of that name."""
         try:
@@ -200,7 +156,7 @@ class DataDirectory:
                 ) from None
             return False
         except OSError as error:
-            raise self._unreadable(path, error) from error
+            raise unreadable(path, error) from error
         if stat.S_ISDIR(status.st_mode):
             raise DataDirectoryError(
                 f"{path} is a directory and should be a file: nothing was changed; containers make a directory where the file to "
@@ -209,15 +165,6 @@ class DataDirectory:
         if not stat.S_ISREG(status.st_mode):
             raise DataDirectoryError(f"{path} is not a regular file: nothing was changed")
         return True
-
-    @staticmethod
-    def _unreadable(path: Path, error: OSError) -> DataDirectoryError:
-        if error.errno in {errno.EACCES, errno.EPERM}:
-            with contextlib.suppress(OSError):
-                return DataDirectoryError(
-                    f"cannot read {path}: {error.strerror}; run this as root or as the owner, {owner_of(path)}"
-                )
-        return DataDirectoryError(f"cannot read {path}: {error.strerror}")
 
     def disks(self) -> list[Path]:
         """The directory, and its store if that is on a disk of its own; of what cannot be looked at, nothing."""
@@ -244,11 +191,19 @@ class DataDirectory:
         complete = self.is_complete()
         try:
             if not complete:
-                make_durable(self.path)
+                make_durable(str(self.path))
         except OSError as error:
             raise DataDirectoryError(f"cannot make {self.path}: {error.strerror}") from error
         with self.locked():
+            self.record_place()
             yield
+
+    def record_place(self) -> None:
+        """Notes where the store is, for every command that follows. The caller has locked the directory."""
+        try:
+            record_place(self.path, self.wanted_store)
+        except OSError as error:
+            raise DataDirectoryError(f"cannot write {self.path / URL_NAME}: {error.strerror}") from error
 
     def require_rebuildable(self) -> None:
         """Raises DataDirectoryError unless key and store are here, from which a catalog can be made."""
@@ -257,11 +212,12 @@ class DataDirectory:
             raise DataDirectoryError(
                 f"{self.master_key} is missing: a catalog is rebuilt from master.key and store/, so put it back from a copy"
             )
-        if not self._has_store():
-            raise self._no_store()
-        if not self._is_filled():
+        place = self.place
+        if not place.is_marked():
+            raise place.lost()
+        if not place.is_filled():
             raise DataDirectoryError(
-                f"{self.store} is empty, so no catalog can be made from it: is the right file system mounted? Nothing was changed"
+                f"{place} is empty, so no catalog can be made from it: is the right file system mounted? Nothing was changed"
             )
 
     def drop_new_catalog(self) -> None:
@@ -303,14 +259,7 @@ class DataDirectory:
         except FileNotFoundError:
             return set()
         except OSError as error:
-            raise self._unreadable(self.path, error) from error
-
-    def _is_filled(self) -> bool:
-        """Whether anything lies in the store that a catalog would know of."""
-        try:
-            return any(below.is_dir() and any(below.iterdir()) for below in map(self.store.joinpath, _FILLED))
-        except OSError as error:
-            raise self._unreadable(self.store, error) from error
+            raise unreadable(self.path, error) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -366,33 +315,9 @@ class DataDirectory:
                 )
         return DataDirectoryError(f"cannot write in {self.path}: {error.strerror}")
 
-    @contextlib.contextmanager
-    def store_locked(self) -> Iterator[None]:
-        """Holds the store, which must be there, for this process: another data directory may lead to the same one.
-
-        Where the file system has no locks, nothing is held. Raises DataDirectoryError if a server on another directory has it.
-        """
-        marked = self.store / FORMAT_NAME
-        try:
-            descriptor = os.open(marked, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            try:
-                descriptor = os.open(marked, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise self._unreadable(marked, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise DataDirectoryError(
-                f"a server that runs on another data directory uses {self.store}: one store has one server"
-            ) from None
-        except OSError:
-            pass  # a network file system without locks
-        try:
-            yield
-        finally:
-            os.close(descriptor)
+    def store_locked(self) -> contextlib.AbstractContextManager[None]:
+        """Holds the store, which must be there, for this process: see StorePlace.locked."""
+        return self.place.locked()
 
 
 def _holder(data: bytes) -> str:
@@ -410,27 +335,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def make_durable(path: Path) -> None:
-    """Makes a directory and those above it that are missing, each name synced into its parent.
-
-    The name of one that is there already is synced too, where that can be done: a start that was cut off may have made it.
-    Raises OSError.
-    """
-    files = Files()
-    if path.is_dir():
-        try:
-            sync_directory(files, str(path.parent))
-        except OSError as error:
-            # The directory above may be somebody else's, or of a file system that syncs no directories.
-            if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL}:
-                raise
-        return
-    make_durable(path.parent)
-    with contextlib.suppress(FileExistsError):
-        files.make_directory(str(path))
-    sync_directory(files, str(path.parent))
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import logging
 import socket
 from typing import Final, NamedTuple
 
-from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
+from staddle_server.app.data_directory import DataDirectory
+from staddle_server.app.store_place import DataDirectoryError
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.catalog import Catalog, Generation
 from staddle_server.catalog.validation import rfc3339
-from staddle_server.store.birth import birth_ns
 from staddle_server.store.blobs import BlobMissing, Blobs
 from staddle_server.store.marks import Began, GenerationMark, marks_in, put_mark, read_mark
 
@@ -69,17 +69,10 @@ def _compare(
         return Flaw(OLDER_CATALOG, newest, read_mark(blobs, newest))
     if current not in found:
         return Flaw(OLDER_STORE, current, Began("", ""))
-    birth = _birth(directory, current)
+    birth = directory.place.birth_ns(current.name)
     if None not in (birth, known.birth_ns) and birth != known.birth_ns:
         return Flaw(COPY, current, read_mark(blobs, current))
     return None
-
-
-def _birth(directory: DataDirectory, mark: GenerationMark) -> int | None:
-    try:
-        return birth_ns(str(directory.store / mark.name))
-    except OSError:
-        return None
 
 
 def refuse_older(directory: DataDirectory, blobs: Blobs, catalog: Catalog) -> Looked:
@@ -107,7 +100,7 @@ def leave_mark(
         mark = GenerationMark.after(max((each.number for each in found), default=0))
         catalog.generation.intend(mark.text)
         put_mark(blobs, mark, Began(socket.gethostname(), rfc3339(now_ns)))
-        catalog.generation.confirm(mark.text, _birth(directory, mark))
+        catalog.generation.confirm(mark.text, directory.place.birth_ns(mark.name))
         _remove(blobs, found - left_over)
     except (Exhausted, Unavailable) as error:
         _log.warning("no mark is left in the store, and the last one stands: %s", error.message)
@@ -145,7 +138,7 @@ def _refuse(directory: DataDirectory, flaw: Flaw | None, kinds: set[str]) -> Non
         )
     if flaw.kind == OLDER_STORE:
         raise DataDirectoryError(
-            f"{directory.store} is older than {directory.catalog.name}, or is not its store: the mark of the last start "
+            f"{directory.place} is older than {directory.catalog.name}, or is not its store: the mark of the last start "
             f"({flaw.mark.text}) is missing in it. Put the newest state of the store back; if there is none, "
             f"`staddle-server adopt --data {data}` takes this one, and `check` then names what is lost"
         )

@@ -88,12 +88,16 @@ def run_server(
     """
     accepted = _tune_process()
     certificates = _certificates(settings)  # before anything is made or changed: they may be unusable
-    directory = DataDirectory(settings.data)
+    directory = DataDirectory(settings.data, settings.store)
     manager = Manager(os.environ)
     manager.status("Starting")
     with directory.claimed(), listening_for_signals(hangup=True) as stop, watching_threads(stop):
         given_up = give_up_at_start(directory.path, directory.store)
-        new_token = None if directory.is_complete() else bootstrap.initialise(directory, time.time_ns())
+        new_token = None
+        if directory.is_complete():
+            directory.place.check()
+        else:
+            new_token = bootstrap.initialise(directory, time.time_ns())
         with directory.store_locked(), open_rooms(directory) as opened:
             warn_of_readable([directory.master_key, directory.client_toml, settings.tls_key])
             generation.leave_mark(directory, opened.blobs, opened.catalog, time.time_ns(), opened.looked)

@@ -15,6 +15,8 @@ from staddle._base.figures import duration, duration_s, percent, size_bytes
 
 from staddle_server.app.addresses import Address, UnixAddress, parse_address, parse_endpoint, parse_path
 from staddle_server.base import limits
+from staddle_server.base.places import scheme_of
+from staddle_server.store.backends import object_urls
 from staddle_server.store.space import MinFree
 
 VARIABLE_PREFIX: Final = "STADDLED_"
@@ -55,6 +57,7 @@ class Settings(ServiceSettings):
     """What a server runs with. Times are seconds."""
 
     data: Path
+    store: str
     listen: Address | UnixAddress
     socket_mode: int
     tls_cert: Path | None
@@ -91,6 +94,14 @@ def parse_mode(text: str) -> int:
     if re.fullmatch(r"(0o?)?[0-7]{3}", text) is None or int(text[-3:], 8) & 0o600 != 0o600:
         raise ValueError("expected a mode in octal that lets the owner read and write, such as 0660 or 0600")
     return int(text[-3:], 8)
+
+
+def parse_store(text: str) -> str:
+    """The URL of an object store, as it is. Raises ValueError, which repeats no part of it."""
+    if scheme_of(text) not in object_urls.SCHEMES:
+        raise ValueError("expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX")
+    object_urls.parse_object_url(text)
+    return text
 
 
 def parse_min_free(text: str) -> MinFree:
@@ -137,6 +148,14 @@ def _one_of(*words: str, also: Mapping[str, str] = MappingProxyType({})) -> Call
 
 OPTIONS: Final = (
     Option("data", "data", "DIR", parse_path, "", "Data directory: keys, catalog and store."),
+    Option(
+        "store",
+        "store",
+        "URL",
+        parse_store,
+        "",
+        "Object store for a new data directory, such as s3://BUCKET/PREFIX; otherwise the store is in DIR.",
+    ),
     Option(
         "listen",
         "listen",

@@ -29,6 +29,6 @@ def adopt(*, data: DataDirectory) -> None:
         )
         click.echo("If the copy is older than that one, the numbers of its newest backups are given again.")
     else:
-        click.echo(f"{data.store} counts from now on, as it is.")
+        click.echo(f"{data.place} counts from now on, as it is.")
         click.echo(f"See what it lacks: staddle-server check --data {shlex.quote(str(data.path))}")
     click.echo(f"Next: staddle-server serve --data {shlex.quote(str(data.path))}")

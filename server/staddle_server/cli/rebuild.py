@@ -19,19 +19,19 @@ from staddle_server.upkeep.rebuild.run import RebuildReport
 
 
 @click.command()
-@settings_options(only=frozenset({"data"}))
+@settings_options(only=frozenset({"data", "store"}))
 @click.option("--replace", is_flag=True, help="Set an existing catalog aside, under a name with the time.")
 @click.option("--dry-run", is_flag=True, help="Report what a rebuild would find, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None) -> None:
-    """Rebuild the catalog of DIR from store/ and master.key.
+    """Rebuild the catalog of DIR from its store and master.key.
 
     No server may run on DIR. Exit codes: 0: everything in the store was used; 1: something could not be used and is named, and
     everything else is in the catalog.
     """
     settings = settings_from(flags)
     act_as_owner(settings.data)
-    directory = DataDirectory(settings.data)
+    directory = DataDirectory(settings.data, settings.store)
     directory.require_rebuildable()
     if directory.catalog.exists() and not (replace or dry_run):
         raise click.ClickException(
@@ -41,6 +41,7 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
     give_up_at_start(directory.path, directory.store)
     begun_s = time.monotonic()
     with directory.locked(), directory.store_locked(), Line() as line:
+        directory.record_place()
         rebuilt = run.rebuild(
             directory, settings, lambda what, count: line.show(f"{count:,} {what} …"), dry_run=dry_run
         )
@@ -48,7 +49,7 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
     if as_json:
         click.echo(json.dumps(_as_json(rebuilt, seconds)))
     else:
-        say(f"Found in {directory.store}, in {seconds:.1f} s:")
+        say(f"Found in {directory.place}, in {seconds:.1f} s:")
         _say_found(rebuilt.report)
         _say_next(directory, rebuilt, dry_run=dry_run)
     if rebuilt.report.problem_count:

@@ -1,5 +1,6 @@
 """Local files: every system call that durability depends on, in one place."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -101,3 +102,24 @@ def sync_directory(files: Files, path: str) -> None:
         files.sync_directory(descriptor)
     finally:
         files.close(descriptor)
+
+
+def make_durable(path: str) -> None:
+    """Makes a directory and those above it that are missing, each name synced into its parent.
+
+    The name of one that is there already is synced too, where that can be done: a start that was cut off may have made it.
+    Raises OSError.
+    """
+    files, parent = Files(), os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        try:
+            sync_directory(files, parent)
+        except OSError as error:
+            # The directory above may be somebody else's, or of a file system that syncs no directories.
+            if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL}:
+                raise
+        return
+    make_durable(parent)
+    with contextlib.suppress(FileExistsError):
+        files.make_directory(path)
+    sync_directory(files, parent)

@@ -23,10 +23,14 @@ _CAUSES: Final = (
     ("the connection was refused", re.compile(r"ConnectionRefused|Connection refused")),
     ("no answer in time", re.compile(r"TimedOut|timed out", re.IGNORECASE)),
     ("its host name is not known", re.compile(r"dns error|failed to lookup", re.IGNORECASE)),
+    ("it redirects: the region or the endpoint is wrong", re.compile(r"redirect", re.IGNORECASE)),
+    ("it ignores ranges", re.compile(r"non-partial|NotPartial|InvalidContentRange", re.IGNORECASE)),
     ("its certificate is not valid", re.compile(r"certificate", re.IGNORECASE)),
 )
 """What kinds of failure without a status look like; text of the transport goes no further than here."""
-_LASTING: Final = frozenset({"no credentials", "its certificate is not valid"})
+_PASSING_CAUSES: Final = frozenset(
+    {"the connection was refused", "no answer in time", "its host name is not known"}
+)
 _NAMES: Final = {
     "PermissionDeniedError": "HTTP 403",
     "UnauthenticatedError": "HTTP 401",
@@ -64,5 +68,5 @@ def failure_of(error: Exception) -> StoreFailure:
         return StoreFailure(_NAMES[kind], passing=False)
     for cause, pattern in _CAUSES:
         if pattern.search(text):
-            return StoreFailure(cause, passing=cause not in _LASTING)
+            return StoreFailure(cause, passing=cause in _PASSING_CAUSES)
     return StoreFailure("the connection broke", passing=True)

@@ -87,7 +87,7 @@ class ObjectBlobs:
     ) -> None:
         """`place` names the store in messages; `spool` is the directory of unlinked files that objects are gathered in."""
         self.place = place
-        self._endpoints = tuple(endpoints)
+        self.endpoints = tuple(endpoints)
         self._spool = spool
         self._pause = pause
         self._now_s = now_s
@@ -161,10 +161,10 @@ class ObjectBlobs:
                     f"write {name}", StoreFailure("HTTP 404: no such bucket", passing=False)
                 ) from error
 
-    def raw_names(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Names below `prefix` with sizes, in the order of the engine. A failure resumes behind the last name."""
+    def raw_names(self, prefix: str, after: str | None = None) -> Iterator[tuple[str, int]]:
+        """Names below `prefix` with sizes, behind `after`, in the order of the engine. A failure resumes behind the last name."""
         stream: Iterator[Sequence[ObjectMeta]] | None = None
-        last: str | None = None
+        last = after
 
         def page(endpoint: Endpoint) -> Sequence[ObjectMeta] | None:
             nonlocal stream
@@ -220,7 +220,7 @@ class ObjectBlobs:
         while True:
             place = self._preferred
             try:
-                return call(self._endpoints[place])
+                return call(self.endpoints[place])
             except FileNotFoundError:
                 raise
             except (BaseError, OSError) as error:
@@ -231,14 +231,14 @@ class ObjectBlobs:
                     raise self._error(action, failure) from error
             attempts += 1
             if self._preferred == place:
-                self._preferred = (place + 1) % len(self._endpoints)
-            if attempts % len(self._endpoints) == 0:
-                round_ = attempts // len(self._endpoints)
+                self._preferred = (place + 1) % len(self.endpoints)
+            if attempts % len(self.endpoints) == 0:
+                round_ = attempts // len(self.endpoints)
                 self._pause(min(PAUSE_S_MAX, PAUSE_S * 2**round_) * random.uniform(0.5, 1.0))  # noqa: S311  no secret
 
     def _error(self, action: str, failure: StoreFailure) -> StaddleError:
         if failure.full:
-            return Exhausted("STORE_FULL", f"could not {action}: {self.place} has no room left ({failure})")
+            return Exhausted("STORE_FULL", f"could not {action}: {self.place} has no space left ({failure})")
         what = "does not answer" if failure.passing else "refuses it"
         return Unavailable(
             "STORE_UNAVAILABLE",
@@ -367,7 +367,7 @@ def _spooling() -> Iterator[None]:
         if error.errno in NO_ROOM:
             raise Exhausted(
                 "STORE_FULL",
-                f"could not gather a pack in the data directory: its disk has no room left ({cause})",
+                f"could not gather a pack in the data directory: its disk has no space left ({cause})",
             ) from error
         raise Unavailable(
             "STORE_UNAVAILABLE",

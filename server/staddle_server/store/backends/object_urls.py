@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from staddle_server.base.errors import Fault
-from staddle_server.store.blobs import Blobs
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Config
+
+    from staddle_server.store.backends.object_store import ObjectBlobs
 
 EXTRA: Final = "s3"
 CONNECT_S: Final = 5
@@ -31,6 +32,8 @@ _OPTIONS: Final[Mapping[str, frozenset[str]]] = {
 }
 SCHEMES: Final = frozenset(_OPTIONS)
 ENDPOINTS_MAX: Final = 32
+PROBES: Final = "probe"
+"""What the names of the objects lie below with which an engine is tried."""
 
 
 class S3ExtraMissing(Fault):
@@ -110,7 +113,7 @@ def _endpoint(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> Blobs:
+def open_object_url(url: str, environ: Mapping[str, str], spool: str) -> "ObjectBlobs":
     """The blobs at `url`; packs are gathered in the directory `spool`. Connects to nothing yet.
 
     obstore takes credentials from the environment, web identities and instance roles; a file of AWS is read here.

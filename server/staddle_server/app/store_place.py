@@ -1,0 +1,287 @@
+"""Where the store of a data directory lies: in the directory itself, or in an object store that DIR/store.url names."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, Protocol
+
+from staddle_server.app.owner import owner_of
+from staddle_server.app.settings import OperatorError
+from staddle_server.store.backends.object_urls import PROBES, parse_object_url
+from staddle_server.store.birth import birth_ns
+from staddle_server.store.blobs import FORMAT_NAME, TEMPORARY, BlobMissing, Blobs
+from staddle_server.store.files import Files, make_durable, sync_directory, write_synced
+from staddle_server.store.open import check_engine, open_blobs
+
+NOT_STORED: Final = frozenset({TEMPORARY, "lost+found"})
+"""What may lie in a store that is still to be marked as one."""
+STORE_DIRECTORIES: Final = frozenset(
+    {"keys", "packs", "records", "heads", "marks", "parity", "copies", TEMPORARY}
+)
+"""What is made in a store as it is needed."""
+_FILLED: Final = ("keys", "packs", "records")
+URL_NAME: Final = "store.url"
+URL_BYTES_MAX: Final = 16 * 1024
+
+
+class DataDirectoryError(OperatorError):
+    """The directory cannot be used. The message says why, and what to do."""
+
+
+class StorePlace(Protocol):
+    """A place for a store, which may or may not have one. Its text names it in messages."""
+
+    def is_marked(self) -> bool:
+        """Whether a store is there. Raises DataDirectoryError for a place with something else in it."""
+
+    def is_filled(self) -> bool:
+        """Whether anything is stored that a catalog would know of."""
+
+    def lost(self) -> DataDirectoryError:
+        """Why there is no store where there was one, and what to do."""
+
+    def make(self) -> None:
+        """Makes the place durable, and checks it; harms nothing that is there. Raises OSError, and as `check` does."""
+
+    def check(self) -> None:
+        """Tries whether the place does what backups need. Raises UnsafeStore, and as `open` does."""
+
+    def open(self) -> Blobs:
+        """The store's blobs. Raises as open_blobs does."""
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Holds the store for this process where the place has locks. Raises DataDirectoryError if another one has it."""
+
+    def birth_ns(self, name: str) -> int | None:
+        """When the object was made, for what a copy of it cannot have; None: the place does not say."""
+
+
+class DirectoryPlace:
+    """The directory DIR/store, or what a link of that name leads to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def is_marked(self) -> bool:
+        try:
+            names = set(os.listdir(self._path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise unreadable(self._path, error) from error
+        if FORMAT_NAME in names:
+            self._require_directories(names)
+            return True
+        if names & set(_FILLED):
+            raise DataDirectoryError(
+                f"{self._path / 'format'} is missing, but the store is filled: nothing was changed; put the file back from a copy "
+                "(docs/format.md says what it holds)"
+            )
+        foreign = names - NOT_STORED
+        if foreign:
+            raise DataDirectoryError(
+                f"{self._path} is not empty and is no Staddle store, as it has no file `format` (found "
+                f"{', '.join(sorted(foreign)[:3])}): nothing was changed; is another file system mounted there?"
+            )
+        return False
+
+    def is_filled(self) -> bool:
+        try:
+            return any(below.is_dir() and any(below.iterdir()) for below in map(self._path.joinpath, _FILLED))
+        except OSError as error:
+            raise unreadable(self._path, error) from error
+
+    def lost(self) -> DataDirectoryError:
+        if not os.path.lexists(self._path):
+            flaw = "is missing"
+        elif not self._path.exists():
+            flaw = f"is a link to {os.readlink(self._path)}, which is missing"
+        elif not self._path.is_dir():
+            flaw = "is not a directory"
+        else:
+            flaw = "holds no store (it has no file `format`)"
+        return DataDirectoryError(
+            f"{self._path} {flaw}: is its file system mounted? Nothing was changed; mount it, or put the store back"
+        )
+
+    def make(self) -> None:
+        make_durable(str(self._path))
+
+    def check(self) -> None:
+        """The system calls of a directory report what fails."""
+
+    def open(self) -> Blobs:
+        return open_blobs(str(self._path))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Another data directory may lead to the same store. Where the file system has no locks, nothing is held."""
+        marked = self._path / FORMAT_NAME
+        try:
+            descriptor = os.open(marked, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            try:
+                descriptor = os.open(marked, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise unreadable(marked, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise DataDirectoryError(
+                f"a server that runs on another data directory uses {self._path}: one store has one server"
+            ) from None
+        except OSError:
+            pass  # a network file system without locks
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def birth_ns(self, name: str) -> int | None:
+        try:
+            return birth_ns(str(self._path / name))
+        except OSError:
+            return None
+
+    def _require_directories(self, names: set[str]) -> None:
+        """Raises DataDirectoryError if what should be a directory of the store is something else: each may be on a disk of its own."""
+        for path in (self._path / name for name in sorted(names & STORE_DIRECTORIES)):
+            if path.is_dir():
+                continue
+            if path.is_symlink() and not path.exists():
+                flaw = f"is a link to {os.readlink(path)}, which is missing: is its file system mounted? Nothing was changed"
+            else:
+                flaw = "is not a directory: nothing was changed; move it elsewhere, and put the directory back if it held anything"
+            raise DataDirectoryError(f"{path} {flaw}")
+
+
+class ObjectStorePlace:
+    """A prefix of a bucket. Packs on their way to it are gathered in the data directory."""
+
+    def __init__(self, url: str, data: Path, environ: Mapping[str, str]) -> None:
+        self._url = url
+        self._data = data
+        self._environ = environ
+        self._text = str(parse_object_url(url))
+
+    def __str__(self) -> str:
+        return self._text
+
+    def is_marked(self) -> bool:
+        blobs = self.open()
+        try:
+            blobs.size(FORMAT_NAME)
+        except BlobMissing:
+            pass
+        else:
+            return True
+        if self.is_filled():
+            raise DataDirectoryError(
+                f"{self}/{FORMAT_NAME} is missing, but the store is filled: nothing was changed; put the object back "
+                "(docs/format.md says what it holds)"
+            )
+        foreign = (name for name, _ in blobs.list("") if not name.startswith(f"{PROBES}/"))
+        if (found := next(foreign, None)) is not None:
+            raise DataDirectoryError(
+                f"{self} is not empty and is no Staddle store, as it has no object `format` (found {found}): nothing was "
+                "changed; choose another prefix"
+            )
+        return False
+
+    def is_filled(self) -> bool:
+        blobs = self.open()
+        return any(next(blobs.list(prefix), None) is not None for prefix in _FILLED)
+
+    def lost(self) -> DataDirectoryError:
+        return DataDirectoryError(
+            f"{self} holds no store (it has no object `format`): is it the right bucket and prefix? Nothing was changed"
+        )
+
+    def make(self) -> None:
+        """A bucket must be there; what is below a prefix needs no making."""
+        self.check()
+
+    def check(self) -> None:
+        check_engine(self._url, self._environ, str(self._data))
+
+    def open(self) -> Blobs:
+        return open_blobs(self._url, self._environ, str(self._data))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """An object store has no locks; the marks of starts tell of a second server at its next start or stop."""
+        yield
+
+    def birth_ns(self, name: str) -> int | None:  # noqa: ARG002  a copy of a bucket cannot be told from it
+        return None
+
+
+def place_of(data: Path, wanted: str, environ: Mapping[str, str]) -> StorePlace:
+    """The place of the store of a data directory: `wanted` (a URL, or empty) for one that has none yet.
+
+    Raises DataDirectoryError if the directory has its store elsewhere, or DIR/store.url cannot be used.
+    """
+    path = data / "store"
+    known = _recorded(data)
+    if not (known or wanted):
+        return DirectoryPlace(path)
+    if os.path.lexists(path):
+        raise DataDirectoryError(
+            f"{data} has a store in {path}, and {'--store' if wanted else URL_NAME} names another: nothing was changed; leave it "
+            "out, or name a directory without a store"
+        )
+    if known and wanted and str(parse_object_url(known)) != str(parse_object_url(wanted)):
+        raise DataDirectoryError(
+            f"{data} has its store at {parse_object_url(known)}, and --store names {parse_object_url(wanted)}: nothing was "
+            f"changed; to use another copy of the store, remove {data / URL_NAME} first"
+        )
+    return ObjectStorePlace(wanted or known, data, environ)
+
+
+def record_place(data: Path, wanted: str) -> None:
+    """Writes DIR/store.url, so that every command finds the store. The directory must exist. Raises OSError."""
+    if not wanted or _recorded(data) == wanted:
+        return
+    files, path = Files(), str(data / URL_NAME)
+    with contextlib.suppress(FileNotFoundError):
+        files.unlink(f"{path}.new")
+    write_synced(files, f"{path}.new", f"{wanted}\n".encode())
+    files.replace(f"{path}.new", path)
+    sync_directory(files, str(data))
+
+
+def _recorded(data: Path) -> str:
+    path = data / URL_NAME
+    try:
+        with open(path, encoding="utf-8") as file:
+            url = file.read(URL_BYTES_MAX).strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError:
+        url = ""
+    try:
+        parse_object_url(url)
+    except ValueError as error:
+        raise DataDirectoryError(f"{path} holds no URL of a store ({error}): put the URL back") from error
+    return url
+
+
+def unreadable(path: Path, error: OSError) -> DataDirectoryError:
+    """What cannot be read, and who can."""
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        with contextlib.suppress(OSError):
+            return DataDirectoryError(
+                f"cannot read {path}: {error.strerror}; run this as root or as the owner, {owner_of(path)}"
+            )
+    return DataDirectoryError(f"cannot read {path}: {error.strerror}")
