@@ -316,7 +316,7 @@ def test_a_tenant_at_its_stream_limit_leaves_streams_for_others(running):
     streams = running.service._gate.streams
     held = [greedy.Backup.future(nothing()) for _ in range(96)]
     wait_until(lambda: len(streams._slots) == 96)
-    with pytest.raises(grpc.RpcError, match="carries 96 streams of one tenant") as refused:
+    with pytest.raises(grpc.RpcError, match="at most 96 streams of one tenant") as refused:
         back_up(greedy, "www", {"a": b"1"})
     assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY")
     other = running.stub(tenant=running.make_tenant("other"))

@@ -158,10 +158,10 @@ def test_watchers_that_leave_during_a_notification_block_no_other(running):
     health = running.service._wire._health
     channel = grpc.insecure_channel(running.address)
     stub = health_pb2_grpc.HealthStub(channel)
-    told = []
+    reported = []
     steady = stub.Watch(health_pb2.HealthCheckRequest())
     reader = threading.Thread(
-        target=lambda: told.extend(answer.status for answer in _until_cancelled(steady))
+        target=lambda: reported.extend(answer.status for answer in _until_cancelled(steady))
     )
     reader.start()
     for turn in range(60):
@@ -173,7 +173,7 @@ def test_watchers_that_leave_during_a_notification_block_no_other(running):
         health.say(1 + turn % 2, "")
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1 + turn % 2
     health.say(1, "")
-    wait_until(lambda: told[-1:] == [1])
+    wait_until(lambda: reported[-1:] == [1])
     steady.cancel()
     reader.join(10)
     wait_until(lambda: health._watches.idle)

@@ -105,7 +105,7 @@ def test_no_checkpoint_splits_a_put_entries_call(running, monkeypatch):
     running.restart()
     durable = resume(running.stub(), source)
     assert durable.put_entries_number in {0, 1}
-    assert durable.entry_count == 0, "nothing of the second call is durable"
+    assert durable.entry_count == 0, "no part of the second call is durable"
     if durable.put_entries_number == 0:
         source.put_chunks([first, second])
         source.stub.PutEntries(sv.PutEntriesRequest(**source.id, number=1, changes=[begun]))

@@ -1,4 +1,4 @@
-"""Looking: which backup, what is in it, what differs, and bytes of one file."""
+"""Browsing: which backup, its content, differences, and bytes of one file."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.tenant import Tenants
 
 Check = Callable[[], None]
-"""Raises where the caller has gone, or may not read any more. Whatever reads many pages asks at each."""
+"""Raises once the caller is gone or may not read any more. Loops over many pages call it at each."""
 
 
 def unchecked() -> None:
-    """For who reads without a call."""
+    """Do nothing: for reads without a call."""
 
 
 class Selector(NamedTuple):
-    """Which backup of a dataset: an id, a unique prefix, or "latest"; or the newest begun at or before a moment.
+    """Selects a backup of a dataset: an id, a unique prefix, or "latest"; or the newest begun at or before a
+    time.
 
-    Nothing set: the newest one.
+    With nothing set, the newest one.
     """
 
     backup: str = ""
@@ -47,7 +48,7 @@ class FileRange(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """An entry of a listing, with the attributes that it has in a chunk of their own, encoded."""
+    """An entry of a listing, with its separately stored attributes, encoded."""
 
     entry: Entry
     attributes: bytes | None
@@ -74,7 +75,7 @@ class Reads:
         self._openers = openers
 
     def pick(self, principal: Principal, dataset: str, selector: Selector) -> Backup:
-        """The backup that a selector means.
+        """Return the selected backup.
 
         Raises:
             NotFound: DATASET_NOT_FOUND, BACKUP_NOT_FOUND.
@@ -85,7 +86,7 @@ class Reads:
         if selector.ago_ns is not None:
             at_ns = self._clock.now_ns() - selector.ago_ns
         if at_ns is not None:
-            at_ns = min(max(at_ns, I64_MIN), I64_MAX)  # no backup has a time that the catalog cannot hold
+            at_ns = min(max(at_ns, I64_MIN), I64_MAX)  # no backup has a time outside the catalog's range
         return self._catalog.backups.resolve(principal.tenant, dataset, backup=selector.backup, at_ns=at_ns)
 
     def restore(
@@ -98,7 +99,7 @@ class Reads:
         segments: bool = False,
         check: Check = unchecked,
     ) -> Restore:
-        """A restore of a backup; see Restore."""
+        """Return a restore of a backup; see Restore."""
         return Restore(
             self._tenants.get(principal.tenant),
             self._catalog,
@@ -120,11 +121,12 @@ class Reads:
         after: bytes | None,
         check: Check = unchecked,
     ) -> Iterator[Listed]:
-        """The entries in a directory, or all below it, or the one entry that is no directory, in order.
+        """Yield in order the entries in a directory, or all below it, or the single entry that is not a
+        directory.
 
         Raises:
             NotFound: PATH_NOT_FOUND.
-            Damaged: a part of the manifest cannot be read; raised where the listing comes to it.
+            Damaged: A part of the manifest is unreadable; raised where the listing reaches it.
 
         """
         check_path(path)
@@ -144,7 +146,7 @@ class Reads:
         for entry in found:
             if isinstance(entry, Gap):
                 raise Damaged(
-                    f"the listing cannot go on behind {shown(entry.after or b'')}: {entry.message}; Restore gives the rest",
+                    f"the listing cannot continue after {shown(entry.after or b'')}: {entry.message}; Restore returns the rest",
                     path=shown(entry.after or b""),
                 )
             if entry.path != path:
@@ -153,7 +155,7 @@ class Reads:
     def chunks(
         self, principal: Principal, entry: Entry, limit: int, check: Check = unchecked
     ) -> Sequence[tuple[int, bytes]]:
-        """The first chunks of an entry's content, (length, digest)."""
+        """Return the first chunks of an entry's content, (length, digest)."""
         if entry.content is None:
             return ()
         if entry.content.root is None:
@@ -169,7 +171,7 @@ class Reads:
         behind: bytes | None,
         check: Check = unchecked,
     ) -> Iterator[Changed]:
-        """What differs between two backups, in order; reads only the pages that differ."""
+        """Yield the differences between two backups in order; reads only the pages that differ."""
         reader = self._reader(principal, check)
         return compare(before.root, after.root, reader, after=behind)
 
@@ -183,19 +185,19 @@ class Reads:
         *,
         check: Check = unchecked,
     ) -> FileRange:
-        """Bytes of one file; fewer where it ends.
+        """Return bytes of one file; fewer at its end.
 
         Raises:
-            BadRequest: too many bytes were asked for.
+            BadRequest: More bytes requested than allowed.
             NotFound: PATH_NOT_FOUND.
             Precondition: NOT_A_FILE.
-            Damaged: a chunk in that range cannot be read.
+            Damaged: A chunk in that range is unreadable.
 
         """
         check_path(path)
         if length > READ_RANGE_BYTES_MAX:
             raise BadRequest(
-                "BAD_FIELD", f"one call reads at most {READ_RANGE_BYTES_MAX} bytes", field="length_bytes"
+                "BAD_FIELD", f"the limit is {READ_RANGE_BYTES_MAX} bytes a call", field="length_bytes"
             )
         reader = self._reader(principal, check)
         entry = _found(Manifest(backup.root, reader), path)
