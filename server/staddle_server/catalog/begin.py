@@ -27,7 +27,7 @@ _FIRST_EPOCH: Final = 1
 
 
 class OvertakenError(Exception):
-    """The same request began an upload meanwhile: what this transaction did must be undone, and then it is a replay."""
+    """The same request began an upload meanwhile: roll this transaction back, then handle a replay."""
 
 
 def check_begin(spec: BeginUpload) -> None:

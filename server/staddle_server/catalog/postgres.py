@@ -1,6 +1,7 @@
 """The catalog in PostgreSQL, which several servers share: connections, transactions, what its errors mean.
 
-Correct at READ COMMITTED with row locks, which `begin` sets for every transaction that writes (docs/decisions/2026-11-25-collection.md).
+Correct at READ COMMITTED with row locks, which `begin` sets for every transaction that writes
+(docs/decisions/2026-11-25-collection.md).
 """
 
 import functools
@@ -37,18 +38,18 @@ from staddle_server.catalog.database import Database, DatabaseKind, Rows, busy, 
 from staddle_server.catalog.postgres_link import Link
 
 CONNECTIONS_MAX: Final = 16
-"""Of one server. Transactions are short; 150 threads share them."""
+"""Connections of one server. Transactions are short; 150 threads share them."""
 STATEMENT_TIMEOUT_S: Final = 600
 IDLE_TIMEOUT_S: Final = 60
-"""How long a transaction may do nothing: a server that was stopped in one must not keep its locks for ever."""
+"""How long a transaction may be idle: a server stopped in one must not keep its locks forever."""
 MIGRATION_LOCK: Final = 0x5374_6164_646C_6531
-"""The advisory lock under which tables are made and changed: the bytes of `Staddle1`."""
+"""The advisory lock for creating and changing tables: the bytes of `Staddle1`."""
 VERSION_MIN: Final = 150_000
 _CONNECT_DEFAULTS: Final[Mapping[str, object]] = {
     "application_name": "staddle-server",
     "connect_timeout": 10,
     "target_session_attrs": "read-write",
-    # A machine that vanished is noticed after half a minute, not after hours.
+    # A vanished machine is detected after half a minute, not after hours.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -60,7 +61,7 @@ _SETTINGS: Final = """SELECT set_config('lock_timeout', %s, false), set_config('
     set_config('idle_in_transaction_session_timeout', %s, false), set_config('client_encoding', 'UTF8', false),
     set_config('synchronous_commit', CASE old WHEN 'off' THEN 'on' ELSE old END, false), current_setting('fsync')
     FROM current_setting('synchronous_commit') AS old"""
-"""What was acknowledged is durable, whatever the database's default is; a stronger setting stays."""
+"""What was acknowledged is durable, whatever the database's default; a stronger setting stays."""
 _ARRAYS: Final = (
     (LargeBinary, "bytea[]"),
     (Boolean, "boolean[]"),
@@ -87,14 +88,15 @@ _READ_ONLY: Final = "25006"
 
 
 def open_postgres(url: str, busy_timeout_s: float) -> Database:
-    """Connects to the database that a URL of libpq names; it has to exist.
+    """Connect to the database that a libpq URL names; it must exist.
 
-    postgresql://user@host1:5432,host2:5432/name: of several hosts, the one that takes writes is used. What the URL leaves out
-    comes from where libpq has it: PGPASSFILE and ~/.pgpass, PGSERVICEFILE, the variables PG...
+    postgresql://user@host1:5432,host2:5432/name: of several hosts, the one that accepts writes is used.
+    Missing parts of the URL come from libpq's sources: PGPASSFILE and ~/.pgpass, PGSERVICEFILE, the variables
+    PG...
 
     Raises:
-        ValueError: the URL is malformed; the message does not repeat it.
-        Unavailable: no host answers, refuses, or is older than version 15.
+        ValueError: The URL is malformed; the message does not repeat it.
+        Unavailable: No host answers, refuses, or is older than version 15.
 
     """
     if not psycopg.Pipeline.is_supported():
@@ -114,7 +116,7 @@ def open_postgres(url: str, busy_timeout_s: float) -> Database:
             raise
         return link
 
-    # The driver neither begins a transaction nor probes a connection by itself: both cost a round trip.
+    # The driver neither begins a transaction nor probes a connection automatically: both cost a round trip.
     options: dict[str, Any] = {
         "creator": connect,
         "use_native_hstore": False,
@@ -140,9 +142,9 @@ def _parameters(url: str) -> dict[str, Any]:
     try:
         return conninfo_to_dict(url)
     except psycopg.Error:
-        # What libpq says repeats parts of the URL, which may be of the password.
+        # libpq's message repeats parts of the URL, possibly of the password.
         raise ValueError(
-            "the catalog's URL is malformed: write postgresql://user@host:5432/name, and characters such as @ / % in a "
+            "the catalog's URL is malformed: use postgresql://user@host:5432/name, and characters such as @ / % in a "
             "password as %40 %2F %25"
         ) from None
 
@@ -172,9 +174,11 @@ def _prepare(link: Link, busy_timeout_s: float) -> None:
 
 
 def _check_alive(link: Any, _record: object, _proxy: object) -> None:
-    """Before a pooled connection is used: one on which something arrived meanwhile has most likely been closed.
+    """Check a pooled connection before its use: one on which something arrived meanwhile has most likely been
+    closed.
 
-    Costs no round trip, unlike a statement; a connection that breaks later fails its transaction, which the caller retries.
+    Costs no round trip, unlike a statement; a connection that breaks later fails its transaction, which the
+    caller retries.
     """
     if not link.closed:
         poll = select.poll()
@@ -188,13 +192,16 @@ def _check_alive(link: Any, _record: object, _proxy: object) -> None:
 
 
 def _leave_standby(context: ExceptionContext) -> None:
-    """A server that became a standby keeps its connections: the next ones go to where writing is possible."""
+    """Reconnect to the writable server: one that became a standby keeps its connections."""
     if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
         context.is_disconnect = True
 
 
 class Postgres(DatabaseKind):
-    """One database of PostgreSQL. Hot statements go to the driver as they stand, with arrays for lists of values."""
+    """One PostgreSQL database.
+
+    Frequent statements go straight to the driver, with arrays for lists of values.
+    """
 
     def __init__(self, name: str, password: str) -> None:
         self._name = name
@@ -238,7 +245,7 @@ class Postgres(DatabaseKind):
     def insert_rows(
         self, connection: Connection, columns: Sequence[Column[Any]], rows: Iterable[Sequence[object]]
     ) -> None:
-        """One statement for all rows, sent with the next one."""
+        """Insert all rows with one statement, sent with the next one."""
         values = [list(column) for column in zip(*rows, strict=True)]
         if values:
             _link(connection).later(_insert_sql(tuple(columns)), values)
@@ -256,13 +263,13 @@ class Postgres(DatabaseKind):
             return cursor.execute(query, (*equal.values(), list(values)), binary=True).fetchall()
 
     def check_place(self) -> None:
-        """Its files are the business of the database's own server."""
+        """Do nothing: its files belong to the database's own server."""
 
     def empty_log(self, connection: Connection) -> None:
-        """Its log, too."""
+        """Do nothing: its log does too."""
 
     def close(self) -> None:
-        """Nothing is held beside the connections."""
+        """Do nothing: nothing is held beside the connections."""
 
 
 def _link(connection: Connection) -> Link:

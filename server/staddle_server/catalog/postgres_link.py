@@ -1,4 +1,6 @@
-"""Connections to PostgreSQL that save round trips: what nobody waits for is sent together with the next statement."""
+"""PostgreSQL connections that save round trips: statements without a result travel with the next
+statement.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,10 +14,10 @@ Row = tuple[Any, ...]
 
 
 class Link(psycopg.Connection[Row]):
-    """A connection in autocommit mode, of one thread at a time, that begins transactions when it is told to.
+    """A connection in autocommit mode, for one thread at a time, that begins transactions on request.
 
-    Statements given to `later`, and those executed inside `deferring`, wait for the next other statement or for the commit, and
-    share its round trip. They are executed in order; the error of one is raised by whatever sends it.
+    Statements given to `later`, and those executed inside `deferring`, wait for the next other statement or
+    for the commit, and share its round trip. They run in order; whatever sends them raises their errors.
     """
 
     waiting: list[tuple[Any, Params | None]]
@@ -29,12 +31,12 @@ class Link(psycopg.Connection[Row]):
         self.adapters.register_dumper(str, _TextDumper)
 
     def later(self, query: Any, params: Params | None = None) -> None:
-        """Executes a statement no later than the next one."""
+        """Execute a statement no later than the next one."""
         self.waiting.append((query, params))
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Statements that are executed meanwhile wait; they have no rows and no count."""
+        """Let the statements in the block wait; they have no rows and no count."""
         self.defers = True
         try:
             yield
@@ -42,13 +44,13 @@ class Link(psycopg.Connection[Row]):
             self.defers = False
 
     def take_waiting(self) -> list[tuple[Any, Params | None]]:
-        """What waits, for whoever sends it now."""
+        """Return the waiting statements, for the caller to send now."""
         waiting, self.waiting = self.waiting, []
         return waiting
 
     @contextmanager
     def after_waiting(self) -> Iterator[None]:
-        """Sends what waits in one round trip with the statement of the block."""
+        """Send what waits in one round trip with the statement of the block."""
         waiting = self.take_waiting()
         if not waiting:
             yield
@@ -59,7 +61,7 @@ class Link(psycopg.Connection[Row]):
             yield
 
     def commit(self) -> None:
-        """Commits; a transaction in which nothing was executed is not even begun."""
+        """Commit; a transaction without statements is not even begun."""
         if len(self.waiting) < 2 and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
             self.waiting.clear()
             return
@@ -67,12 +69,12 @@ class Link(psycopg.Connection[Row]):
             psycopg.Cursor(self).execute("COMMIT")
 
     def rollback(self) -> None:
-        """Rolls back; what still waits is dropped."""
+        """Roll back; what still waits is dropped."""
         self.waiting.clear()
         super().rollback()
 
     def close(self) -> None:
-        """Closes the connection, and drops what waits."""
+        """Close the connection, and drop what waits."""
         self.waiting.clear()
         super().close()
 
@@ -108,7 +110,7 @@ class LinkCursor(psycopg.Cursor[Row]):
 
 
 class _TextDumper(StrDumperUnknown):
-    """Texts of PostgreSQL cannot hold NUL: a look-up of one finds nothing, and a message shows U+FFFD."""
+    """PostgreSQL texts cannot contain NUL: a lookup of one finds nothing, and a message shows U+FFFD."""
 
     def dump(self, obj: str) -> Any:
         return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)
