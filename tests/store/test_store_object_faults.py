@@ -343,11 +343,15 @@ def _whole(answer: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("then", "containing", "what"),
     [
-        (_reversed, "list-type=2", "does not list names in the order"),
+        (_reversed, "list-type=2", "does not list names in byte order"),
         (lambda answer: re.sub(rb"<Size>4096", b"<Size>4097", answer), "list-type=2", "with its size"),
-        (lambda answer: answer[:-1] + bytes([answer[-1] ^ 1]), PROBES, "does not give an object back"),
+        (
+            lambda answer: answer[:-1] + bytes([answer[-1] ^ 1]),
+            PROBES,
+            "does not return an object as it was put",
+        ),
         (_whole, PROBES, "ignores ranges"),
-        (lambda _answer: status(404, "NoSuchKey"), PROBES, "is not there to be read"),
+        (lambda _answer: status(404, "NoSuchKey"), PROBES, "cannot be read"),
     ],
 )
 def test_an_engine_that_is_not_safe_is_refused_by_name(
@@ -361,7 +365,7 @@ def test_an_engine_that_is_not_safe_is_refused_by_name(
 def test_an_engine_that_keeps_what_was_deleted_is_refused(blobs: ObjectBlobs, proxy: Proxy) -> None:
     gone = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
     proxy.instead(lambda request: gone if request.startswith(b"DELETE") else None)
-    with pytest.raises(UnsafeStore, match="was deleted is still there"):
+    with pytest.raises(UnsafeStore, match="was deleted still exists"):
         check(blobs)
 
 

@@ -1,6 +1,7 @@
-"""What an object store's answer means: whether to ask again, and what to say. Never repeats what may hold a secret.
+"""The meaning of an object store's answers: whether to retry, and what to report.
 
-obstore tells the status of an answer, and S3's own code, in the text of its errors alone.
+Never repeats possible secrets. obstore reports the status of an answer, and S3's own code, only in the text
+of its errors.
 """
 
 import re
@@ -27,7 +28,7 @@ _CAUSES: Final = (
     ("it ignores ranges", re.compile(r"non-partial|NotPartial|InvalidContentRange", re.IGNORECASE)),
     ("its certificate is not valid", re.compile(r"certificate", re.IGNORECASE)),
 )
-"""What kinds of failure without a status look like; text of the transport goes no further than here."""
+"""Patterns of failures without a status; the transport's text goes no further than here."""
 _PASSING_CAUSES: Final = frozenset(
     {"the connection was refused", "no answer in time", "its host name is not known"}
 )
@@ -39,21 +40,21 @@ _NAMES: Final = {
 
 
 class StoreFailure(NamedTuple):
-    """A request that got no usable answer."""
+    """A request without a usable answer."""
 
     cause: str
     passing: bool
     """The same request may succeed a moment later."""
     full: bool = False
     status: int = 0
-    """Of HTTP; 0: none is known."""
+    """The HTTP status; 0 if unknown."""
 
     def __str__(self) -> str:
         return self.cause
 
 
 def failure_of(error: Exception) -> StoreFailure:
-    """What an error of obstore means."""
+    """Return the meaning of an obstore error."""
     text = str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
     number = int(status.group(1)) if status else 0
