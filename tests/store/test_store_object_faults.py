@@ -214,6 +214,31 @@ def test_an_endpoint_that_refuses_connections_is_passed_by(
     assert waits.pauses == []
 
 
+def test_a_place_with_words_of_errors_in_its_name_is_no_error_of_that_kind(
+    proxy: Proxy, s3: S3Server, tmp_path: Path, waits: Waits
+) -> None:
+    proxy.stop()
+    opened = open_blobs(s3.url("redirect/certificate.dns-error", proxy.endpoint), os.environ, str(tmp_path))
+    assert isinstance(opened, ObjectBlobs)
+    blobs = ObjectBlobs(
+        opened.place, opened.endpoints, str(tmp_path), pause=waits.pause, now_s=lambda: waits.now_s
+    )
+    with pytest.raises(Unavailable, match=r"does not answer \(the connection was refused"):
+        blobs.size("timed-out.certificate")
+    assert waits.now_s >= PATIENCE_S
+
+
+def test_missing_credentials_are_named_where_the_machine_has_no_role_either(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(Unavailable, match="no credentials in the environment or a file, and no role"):
+        opening().put("a", DATA)
+
+
 # --- writing
 
 

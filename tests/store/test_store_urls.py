@@ -67,6 +67,17 @@ def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.Monke
         open_object_url("s3://bucket", {}, "/tmp")
 
 
+@pytest.mark.parametrize("url", ["gs://bucket/a", "az://container/a"])
+def test_the_stores_of_google_and_azure_are_opened_with_variables_of_their_own(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    assert open_object_url(url, {}, str(tmp_path)).place == url
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
+    with pytest.raises(Fault, match="az://container/a cannot be opened"):
+        open_object_url("az://container/a", {}, str(tmp_path))
+
+
 def test_no_file_of_credentials_is_an_error_only_where_one_is_named(tmp_path: Path) -> None:
     open_object_url("s3://bucket", {"HOME": str(tmp_path)}, str(tmp_path))
     with pytest.raises(Fault, match=r"credentials .*/none cannot be used"):
