@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def test_what_is_no_url_of_a_store_is_refused_without_repeating_a_secret(url: st
     with pytest.raises(ValueError, match=why) as caught:
         parse_object_url(url)
     assert "sesame" not in str(caught.value)
+
+
+def test_a_server_on_a_directory_does_not_load_the_library() -> None:
+    loaded = "import sys, staddle_server.cli.serve; print('obstore' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
