@@ -335,6 +335,19 @@ def test_a_listing_that_breaks_in_the_middle_goes_on_behind_the_last_name(
     assert "start-after" in lists[-1]
 
 
+def test_a_deep_listing_is_read_ahead_by_its_children_and_resumed_in_each(
+    blobs: ObjectBlobs, direct: ObjectBlobs, proxy: Proxy
+) -> None:
+    names = [f"p/{shard:02x}/{number:04}" for shard in range(3) for number in range(340)]
+    with Threads(8, "put") as threads:
+        list(threads.map(lambda name: direct.put(name, b""), names))
+    proxy.harm(once("GET", lambda answer: answer[: len(answer) // 2], containing="p%2F01%2F"))
+    assert [name for name, _ in blobs.list("p")] == names
+    lists = [line for line in proxy.requests if "list-type=2" in line]
+    asked = [re.findall(rf"prefix=[^& ]*%2F0{shard}%2F[& ]", " ".join(lists)) for shard in range(3)]
+    assert list(map(len, asked)) == [1, 2, 1]
+
+
 def test_a_listing_that_cannot_go_on_never_looks_like_its_end(
     blobs: ObjectBlobs, direct: ObjectBlobs, proxy: Proxy
 ) -> None:
