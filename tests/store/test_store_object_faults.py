@@ -13,7 +13,7 @@ import pytest
 from seaweed import S3Server
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.threads import Threads
-from staddle_server.store.backends import object_urls
+from staddle_server.store.backends import object_store, object_urls
 from staddle_server.store.backends.object_probe import UnsafeStore, check
 from staddle_server.store.backends.object_store import PATIENCE_S, ObjectBlobs
 from staddle_server.store.backends.object_urls import PROBES
@@ -336,9 +336,10 @@ def test_a_listing_that_breaks_in_the_middle_goes_on_behind_the_last_name(
 
 
 def test_a_deep_listing_is_read_ahead_by_its_children_and_resumed_in_each(
-    blobs: ObjectBlobs, direct: ObjectBlobs, proxy: Proxy
+    blobs: ObjectBlobs, direct: ObjectBlobs, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [f"p/{shard:02x}/{number:04}" for shard in range(3) for number in range(340)]
+    monkeypatch.setattr(object_store, "PAGE_NAMES", 20)
+    names = [f"p/{shard:02x}/{number:04}" for shard in range(3) for number in range(15)]
     with Threads(8, "put") as threads:
         list(threads.map(lambda name: direct.put(name, b""), names))
     proxy.harm(once("GET", lambda answer: answer[: len(answer) // 2], containing="p%2F01%2F"))
