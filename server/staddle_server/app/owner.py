@@ -1,8 +1,10 @@
 """Whose data a command works on: root acts as the owner of the data directory, so that the server can read what is made there."""
 
+import contextlib
 import ctypes
 import os
 import pwd
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -11,6 +13,7 @@ from staddle_server.app.settings import OperatorError
 ROOT: Final = 0
 _INSTALLED: Final = (Path(os.__file__).parent, Path(__file__).parent)
 """Python's library and Staddle, of which parts are loaded only when they are needed."""
+_MADE_BY_SERVER: Final = ("catalog.db", "store/format")
 _PR_SET_KEEPCAPS: Final = 8
 _CAPABILITY_VERSION: Final = 0x2008_0522
 _CAPABILITIES_KEPT: Final = 1 << 2 | 1 << 10
@@ -37,16 +40,25 @@ class Owner(NamedTuple):
 def owner_of(path: Path) -> Owner:
     """The owner of the data directory `path`; where it does not exist, of the nearest directory above it.
 
-    Only its owner can read a master key, so a key in the directory decides: a volume may belong to root and hold another user's data.
-    Raises OSError.
+    A part of which the owner is not root decides, as root may own the others: a volume, a key that is mounted or linked, a catalog that
+    root has put back. Raises OSError.
     """
-    for candidate in (path / "master.key", path, *path.parents):
-        try:
-            status = candidate.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return Owner(status.st_uid, status.st_gid)
-    raise FileNotFoundError(path)
+    made, key = _owners(path / name for name in _MADE_BY_SERVER), _owners([path / "master.key"])
+    others = [owner for owner in (*made, *key) if owner.uid != ROOT]
+    # A key that belongs to root may come from elsewhere, so alone it says nothing.
+    if others or made:
+        return (others or made)[0]
+    return _owners((path, *path.parents))[0]
+
+
+def _owners(paths: Iterable[Path]) -> list[Owner]:
+    """The owners of those that exist. Raises OSError."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = path.stat()
+            found.append(Owner(status.st_uid, status.st_gid))
+    return found
 
 
 def act_as_owner(path: Path) -> Owner | None:
