@@ -382,7 +382,7 @@ def test_a_circle_is_found() -> None:
         (CLIENT, "_backup", "from staddle._client import Client", "do not know each other"),
         (CLIENT, "_upload", "from staddle import Client", "do not know each other"),
         (CLIENT, "_fs", "from staddle._transport.calls import Calls", "knows no server"),
-        (CLIENT, "_fs", "from staddle._backup.cache import recorder", "passes an observer"),
+        (CLIENT, "_fs", "from staddle._backup.cache import recorder", "takes an observer"),
         (CLIENT, "_protocol", "from staddle._fs.found import Found", "neither connections nor files"),
         (CLIENT, "_base", "from staddle._protocol import convert", "know no room"),
         (CLIENT, "_restore", "import grpc", "only the transport"),

@@ -1,4 +1,6 @@
-"""Blobs in a local directory: written to tmp/, synced, linked under their name; then the directory is synced."""
+"""Blobs in a local directory: written to tmp/, synced, linked under their name; then the
+directory is synced.
+"""
 
 import contextlib
 import errno
@@ -202,7 +204,9 @@ class DirectoryBlobs:
         return os.path.join(self._root, check_name(name))
 
     def _check_root(self) -> None:
-        """Raise OSError if the root is not the directory that was opened: an unmounted one would look empty."""
+        """Raise OSError if the root is not the directory that was opened: an unmounted one would
+        look empty.
+        """
         if _identity(self._files.status(self._root)) != self._identity:
             raise OSError(errno.ESTALE, "another directory is mounted there")
 
