@@ -72,7 +72,7 @@ class Upload:
     def __enter__(self) -> Self:
         """Open the upload. Raises ConnectError, and the server's objections."""
         if self.id:
-            raise UploadClosedError("An upload is opened once; make another one.")
+            raise UploadClosedError("An upload can be opened only once: create another one.")
         self._begun_s = monotonic()
         options = self._options
         self._stream.begin(
@@ -253,7 +253,7 @@ def _pieces(source: IO[bytes] | Iterable[bytes]) -> Iterator[bytes]:
     """The bytes of a file or iterable, in pieces of at most PIECE_BYTES, none empty."""
     for piece in _read(cast("IO[bytes]", source)) if hasattr(source, "read") else source:
         if not isinstance(piece, bytes | bytearray | memoryview):
-            raise TypeError(f"a source gives bytes, and not {type(piece).__name__}")
+            raise TypeError(f"a source must yield bytes, not {type(piece).__name__}")
         if len(piece) <= PIECE_BYTES:
             if piece:
                 yield bytes(piece)
