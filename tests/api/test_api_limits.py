@@ -129,12 +129,8 @@ def test_waiting_data_becomes_durable_without_further_calls(running):
     source = Source(stub, "www")
     source.put_file("a", b"1")
     running.clock.ahead_s = 6
-    for _ in range(200):
-        upload = stub.GetUpload(sv.GetUploadRequest(upload_id=source.upload.id)).upload
-        if upload.durable.entry_count:
-            break
-        threading.Event().wait(0.05)
-    assert upload.durable.entry_count == 1
+    wait_until(lambda: source.state().durable.entry_count)
+    assert source.state().durable.entry_count == 1
 
 
 def test_many_uploads_of_one_dataset_at_once_all_become_backups(running):

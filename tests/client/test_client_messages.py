@@ -54,7 +54,7 @@ def test_no_message_for_people_shows_calls_fields_or_codes(reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "message", "told"),
+    ("field", "message", "expected"),
     [
         ("until_time", "until_time: it is too far away", "--until: it is too far away"),
         ("policy", "policy: unknown time zone 'a_b'", "the policy: unknown time zone 'a_b'"),
@@ -63,12 +63,12 @@ def test_no_message_for_people_shows_calls_fields_or_codes(reason: str) -> None:
         ("data", "data: data and zero_bytes exclude each other", None),
     ],
 )  # fmt: skip
-def test_a_field_has_the_name_that_the_command_uses(field: str, message: str, told: str | None) -> None:
+def test_a_field_has_the_name_that_the_command_uses(field: str, message: str, expected: str | None) -> None:
     refused = BadRequestError(message, facts={"field": field})
     assert words_of(refused) == message, "refusals of this library are written for people"
     refused.__cause__ = grpc.RpcError()
     shown = words_of(refused)
-    assert shown == told if told else "Update both" in shown
+    assert shown == expected if expected else "Update both" in shown
 
 
 def test_missing_facts_do_not_hide_the_error() -> None:

@@ -68,7 +68,7 @@ def test_lost_chunks_of_a_pack_are_named_and_sent_again_by_the_next_backup(runni
     assert 1 <= len(damaged) <= 2
     begun = Source(stub, "www").begun
     assert [entry.path for entry in begun.damaged_base_entries] == damaged, (
-        "the next upload is told what to send"
+        "the next upload learns what to send"
     )
     back_up(stub, "www", files)
     assert restore(stub, "www").files == files

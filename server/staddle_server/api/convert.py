@@ -32,12 +32,11 @@ from staddle_server.base.types import (
     Scope,
     Xattr,
 )
-from staddle_server.catalog import Backup, Dataset, Hold, Upload
+from staddle_server.catalog import Backup, Dataset, Hold, Upload, UploadRequest
 from staddle_server.manifest.compare import Changed
 from staddle_server.restore.browse import Selector
 from staddle_server.upload.intake import Removed, Sent
 from staddle_server.upload.progress import Progress, decode_progress
-from staddle_server.upload.uploads import UploadRequest
 
 _TIMESTAMP_NS_MAX: Final = 253_402_300_799_999_999_999
 T = TypeVar("T")

@@ -46,6 +46,7 @@ NOT_DATA: Final = frozenset(
         "master.key.new",
         "reserve",
         "reserve.inodes",
+        "cache",
         URL_NAME,
         f"{URL_NAME}.new",
     }

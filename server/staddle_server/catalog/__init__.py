@@ -42,6 +42,7 @@ from staddle_server.catalog.values import (
     Terms,
     Token,
     Upload,
+    UploadRequest,
     Waiting,
 )
 
@@ -86,6 +87,7 @@ __all__ = [
     "Terms",
     "Token",
     "Upload",
+    "UploadRequest",
     "Waiting",
     "lease_held",
     "open_catalog",

@@ -27,7 +27,7 @@ _FIRST_EPOCH: Final = 1
 
 
 class OvertakenError(Exception):
-    """The same request began an upload meanwhile: roll this transaction back, then handle a replay."""
+    """The same request began an upload meanwhile: roll this transaction back and begin again, as a replay."""
 
 
 def check_begin(spec: BeginUpload) -> None:
@@ -180,7 +180,7 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
         _u.new_root == spec.new_root,
         _u.fingerprint == spec.fingerprint,
     )
-    rows = connection.execute(query.order_by(_u.begin_ns.desc(), _u.id).with_for_update()).all()
+    rows = connection.execute(query.order_by(_u.begin_ns.desc(), _u.id).with_for_update(key_share=True)).all()
     found = next((row for row in rows if row.asked_kind == spec.kind), None)
     if found is None and rows:
         kind, _ = _resolve(connection, dataset, spec)
@@ -247,10 +247,10 @@ def _resolve(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> tu
     if spec.kind is Kind.DIFFERENTIAL:
         newest = newest.where(_b.kind == Kind.FULL.value)
     newest = newest.order_by(_b.number.desc()).limit(1)
-    base = connection.execute(newest.with_for_update()).scalar()
+    base = connection.execute(newest.with_for_update(key_share=True)).scalar()
     while base is None and connection.execute(newest).scalar() is not None:
-        # The one that was waited for was deleted meanwhile; another one is the newest now.
-        base = connection.execute(newest.with_for_update()).scalar()
+        # The backup whose lock was awaited was deleted meanwhile: lock the one that is newest now.
+        base = connection.execute(newest.with_for_update(key_share=True)).scalar()
     if base is not None:
         return (Kind.INCREMENTAL if spec.kind is Kind.AUTO else spec.kind), base
     if spec.kind is Kind.AUTO and spec.scope is Scope.WHOLE:

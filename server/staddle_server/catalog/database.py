@@ -53,7 +53,7 @@ class DatabaseKind(ABC):
         """Keep other processes from creating or changing tables until the transaction ends."""
 
     def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
-        """Execute a statement without a result, at the latest before the next one or the commit."""
+        """Execute a statement whose outcome is not needed, no later than the next one or the commit."""
         connection.execute(statement, rows)
 
     @abstractmethod
@@ -237,7 +237,7 @@ def lock_schema(connection: Connection) -> None:
 
 
 def later(connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
-    """Execute a statement without a result: a database may send it together with the next one."""
+    """Execute a statement whose outcome is not needed: a database may send it with the next one."""
     _kind_of(connection).later(connection, statement, rows)
 
 

@@ -29,7 +29,11 @@ def keep_pending(
     records = list(records)
     if not records:
         return
-    chain = select(_t.id, _t.records_sequence, _t.records_link).where(_t.row == tenant_row).with_for_update()
+    chain = (
+        select(_t.id, _t.records_sequence, _t.records_link)
+        .where(_t.row == tenant_row)
+        .with_for_update(key_share=True)
+    )
     tenant, sequence, link = connection.execute(chain).one()
     rows = []
     for record in records:

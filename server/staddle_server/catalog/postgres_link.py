@@ -1,6 +1,4 @@
-"""PostgreSQL connections that save round trips: statements without a result travel with the next
-statement.
-"""
+"""Connections to PostgreSQL that save round trips: what has no result is sent with the next statement."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,10 +12,11 @@ Row = tuple[Any, ...]
 
 
 class Link(psycopg.Connection[Row]):
-    """A connection in autocommit mode, for one thread at a time, that begins transactions on request.
+    """A connection in autocommit mode, for one thread at a time.
 
-    Statements given to `later`, and those executed inside `deferring`, wait for the next other statement or
-    for the commit, and share its round trip. They run in order; whatever sends them raises their errors.
+    Statements given to `later` (such as BEGIN), and those executed inside `deferring`, wait for the next
+    other     statement or the commit, and share its round trip. They run in order. The call that sends them raises
+    their errors.
     """
 
     waiting: list[tuple[Any, Params | None]]
@@ -31,12 +30,12 @@ class Link(psycopg.Connection[Row]):
         self.adapters.register_dumper(str, _TextDumper)
 
     def later(self, query: Any, params: Params | None = None) -> None:
-        """Execute a statement no later than the next one."""
+        """Execute a statement together with the next one."""
         self.waiting.append((query, params))
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Let the statements in the block wait; they have no rows and no count."""
+        """Make statements that are executed in the block wait; they have no rows and no count."""
         self.defers = True
         try:
             yield
@@ -44,7 +43,7 @@ class Link(psycopg.Connection[Row]):
             self.defers = False
 
     def take_waiting(self) -> list[tuple[Any, Params | None]]:
-        """Return the waiting statements, for the caller to send now."""
+        """Return what waits, to be sent now."""
         waiting, self.waiting = self.waiting, []
         return waiting
 
@@ -61,7 +60,7 @@ class Link(psycopg.Connection[Row]):
             yield
 
     def commit(self) -> None:
-        """Commit; a transaction without statements is not even begun."""
+        """Commit. A transaction in which nothing was executed is not even begun."""
         if len(self.waiting) < 2 and self.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE:
             self.waiting.clear()
             return
@@ -69,7 +68,7 @@ class Link(psycopg.Connection[Row]):
             psycopg.Cursor(self).execute("COMMIT")
 
     def rollback(self) -> None:
-        """Roll back; what still waits is dropped."""
+        """Roll back, and drop what waits."""
         self.waiting.clear()
         super().rollback()
 
@@ -80,7 +79,7 @@ class Link(psycopg.Connection[Row]):
 
 
 class LinkCursor(psycopg.Cursor[Row]):
-    """Sends what waits on its connection together with its own statement."""
+    """A cursor that sends what waits on its connection together with its own statement."""
 
     def __init__(self, connection: Link, **named: Any) -> None:
         super().__init__(connection, **named)
@@ -110,7 +109,7 @@ class LinkCursor(psycopg.Cursor[Row]):
 
 
 class _TextDumper(StrDumperUnknown):
-    """PostgreSQL texts cannot contain NUL: a lookup of one finds nothing, and a message shows U+FFFD."""
+    """PostgreSQL's texts cannot hold NUL: it becomes U+FFFD, and look-ups find nothing."""
 
     def dump(self, obj: str) -> Any:
         return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)

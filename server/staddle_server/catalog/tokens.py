@@ -92,7 +92,7 @@ class Tokens:
                 _t.revoked_ns.is_(None),
                 named if id_ is None else or_(named, _t.id == id_),
             )
-            row = connection.execute(query.with_for_update()).first()
+            row = connection.execute(query.with_for_update(key_share=True)).first()
             if row is None:
                 raise errors.BadRequest("BAD_FIELD", f"No token {token[:80]!r} to revoke", field="token")
             connection.execute(update(schema.tokens).where(_t.id == row.id).values(revoked_ns=now_ns))

@@ -311,7 +311,7 @@ class UploadRows:
             if connection.execute(query).first() is None:
                 return []
         with self._database.write(erase=True) as connection:
-            over = connection.execute(query.with_for_update(of=schema.uploads)).all()
+            over = connection.execute(query.with_for_update(key_share=True, of=schema.uploads)).all()
             for row in over:
                 _close(connection, row.id, UploadState.EXPIRED)
             return [ExpiredUpload(row.tenant_id, row.id) for row in over]
@@ -370,7 +370,7 @@ def _insert_backup(
     connection: Connection, upload: Row[Any], new: NewBackup, authors: str, now_ns: int
 ) -> None:
     dataset = connection.execute(
-        select(schema.datasets).where(_d.row == upload.dataset).with_for_update()
+        select(schema.datasets).where(_d.row == upload.dataset).with_for_update(key_share=True)
     ).one()
     number = dataset.last_number + 1
     connection.execute(

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from staddle_server.base.clock import Clock
-from staddle_server.base.errors import BadRequest, Damaged, NotFound, Precondition
+from staddle_server.base.errors import BadRequest, Damaged, Precondition
 from staddle_server.base.limits import READ_RANGE_BYTES_MAX
 from staddle_server.base.types import Entry, EntryType, Role
 from staddle_server.catalog import Backup, Catalog, Principal
@@ -15,7 +15,7 @@ from staddle_server.manifest.compare import Changed, compare
 from staddle_server.manifest.content import chunks_of, read_attributes
 from staddle_server.manifest.entries import I64_MAX, I64_MIN, check_path, shown
 from staddle_server.manifest.read import Gap, Manifest
-from staddle_server.restore.restore import Restore
+from staddle_server.restore.restore import Restore, path_not_found
 from staddle_server.tenancy.chunk_reader import ChunkReader
 from staddle_server.tenancy.tenant import Tenants
 
@@ -56,6 +56,13 @@ class Listed(NamedTuple):
 
 def _listed(entry: Entry, reader: ChunkReader) -> Listed:
     return Listed(entry, read_attributes(entry, reader))
+
+
+def _found(manifest: Manifest, path: bytes) -> Entry:
+    entry = manifest.find(path)
+    if entry is None:
+        raise path_not_found(path)
+    return entry
 
 
 class Reads:
@@ -123,16 +130,17 @@ class Reads:
 
         """
         check_path(path)
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        reader = self._reader(principal, check)
         manifest = Manifest(backup.root, reader)
         if path:
-            entry = manifest.find(path)
-            if entry is None:
-                raise NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
+            entry = _found(manifest, path)
             if entry.type is not EntryType.DIRECTORY:
                 return iter([_listed(entry, reader)] if after is None else [])
         found = manifest.walk(path, after=after) if recursive else manifest.children(path, after=after)
         return self._whole(found, path, reader)
+
+    def _reader(self, principal: Principal, check: Check) -> ChunkReader:
+        return ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
 
     def _whole(self, found: Iterator[Entry | Gap], path: bytes, reader: ChunkReader) -> Iterator[Listed]:
         for entry in found:
@@ -152,7 +160,7 @@ class Reads:
             return ()
         if entry.content.root is None:
             return entry.content.chunks
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        reader = self._reader(principal, check)
         return [ref for _, (_, ref) in zip(range(limit), chunks_of(entry.content, reader), strict=False)]
 
     def changes(
@@ -164,7 +172,7 @@ class Reads:
         check: Check = unchecked,
     ) -> Iterator[Changed]:
         """Yield the differences between two backups in order; reads only the pages that differ."""
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
+        reader = self._reader(principal, check)
         return compare(before.root, after.root, reader, after=behind)
 
     def read_range(
@@ -191,10 +199,8 @@ class Reads:
             raise BadRequest(
                 "BAD_FIELD", f"the limit is {READ_RANGE_BYTES_MAX} bytes a call", field="length_bytes"
             )
-        reader = ChunkReader(self._tenants.get(principal.tenant), self._catalog, check=check)
-        entry = Manifest(backup.root, reader).find(path)
-        if entry is None:
-            raise NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
+        reader = self._reader(principal, check)
+        entry = _found(Manifest(backup.root, reader), path)
         content = entry.content
         if content is None:
             raise Precondition(

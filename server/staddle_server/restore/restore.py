@@ -178,11 +178,7 @@ class Restore:
         for path in sorted(set(paths), key=sort_key):
             self._check()
             if path and not self._may_have(path):
-                raise NotFound(
-                    "PATH_NOT_FOUND",
-                    f"the backup has no path '{shown(path)}'",
-                    path=shown(path),
-                )
+                raise path_not_found(path)
             if exact or not chosen or not _below(path, chosen[-1]):
                 chosen.append(path)
         return chosen
@@ -277,7 +273,7 @@ class Restore:
         firsts, ends = self._order(digests, places)
         ahead = Ahead(
             self._opener,
-            lambda ref: self._tenant.packs.segment(ref, ends[ref]),
+            lambda ref: self._tenant.cached.segment(ref, ends[ref]),
             lambda ref: not self._reader.has(ref),
             firsts,
         )
@@ -404,6 +400,11 @@ class Restore:
                 firsts.append((digest, ref))
             ends[ref] = max(ends.get(ref, 0), offset + length)
         return firsts, ends
+
+
+def path_not_found(path: bytes) -> NotFound:
+    """The error for a path that a backup does not have."""
+    return NotFound("PATH_NOT_FOUND", f"the backup has no path '{shown(path)}'", path=shown(path))
 
 
 def _size_of(step: _Step) -> int:

@@ -77,7 +77,7 @@ class AsStored:
             order.setdefault(place.segment, digest)
         self._ahead = Ahead(
             self._opener,
-            self._tenant.packs.stored,
+            self._tenant.cached.stored,
             lambda ref: ref not in self._sent,
             ((digest, ref) for ref, digest in order.items()),
         )
@@ -114,7 +114,7 @@ class AsStored:
 
     def _opened(self, digest: bytes, ref: SegmentRef) -> StoredSegment:
         taken = self._ahead.take(digest) if self._ahead is not None else None
-        return taken[1] if taken is not None and taken[0] == ref else self._tenant.packs.stored(ref)
+        return taken[1] if taken is not None and taken[0] == ref else self._tenant.cached.stored(ref)
 
     def piece(self, digest: bytes, length: int) -> Piece | None:
         """Return where the client finds a chunk of this length; None if it must be sent."""

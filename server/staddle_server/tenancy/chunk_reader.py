@@ -214,7 +214,7 @@ class ChunkReader:
         """Return a segment, opened and inflated; the last few are cached."""
         segment = self._segments.get(ref)
         if segment is None:
-            segment = self._tenant.packs.segment(ref)
+            segment = self._tenant.cached.segment(ref)
             self.keep(ref, segment)
         return segment
 

@@ -17,6 +17,7 @@ from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore, Secrets, chunk_id, secrets_of
 from staddle_server.store.pack import PackReader
 from staddle_server.store.records import Records
+from staddle_server.store.segment_cache import SegmentCache
 
 INSPECTED_AT_ONCE: Final = 2
 """Doubted packs read at once; each takes up to STORED_MEMORY_MAX, and the disk has other work."""
@@ -33,6 +34,9 @@ class Tenant:
     cutter: Cutter
     blobs: Blobs
     packs: PackReader
+    """Reads the store."""
+    cached: PackReader
+    """Reads the same, but may take segments from the server's cache: for the data, not for checks of the store."""
     records: Records
     recording: threading.Lock = field(default_factory=threading.Lock)
     """Held while records are written: they become durable in chain order."""
@@ -67,8 +71,11 @@ class Tenants:
 
     """
 
-    def __init__(self, blobs: Blobs, catalog: Catalog, keys: KeyStore) -> None:
+    def __init__(
+        self, blobs: Blobs, catalog: Catalog, keys: KeyStore, cache: SegmentCache | None = None
+    ) -> None:
         self._blobs = blobs
+        self._cache = cache
         self._catalog = catalog
         self._keys = keys
         self.decoded = DecodedBytes()
@@ -103,6 +110,7 @@ class Tenants:
             raise Fault("INTERNAL", f"the catalog has no tenant {tenant.hex()}")
         keys = self._keys.load(tenant)
         secrets = secrets_of(keys)
+        packs = PackReader(self._blobs, keys)
         return Tenant(
             id=tenant,
             name=row.name,
@@ -110,7 +118,8 @@ class Tenants:
             secrets=secrets,
             cutter=Cutter(ChunkerParameters(seed=secrets.chunker_seed)),
             blobs=self._blobs,
-            packs=PackReader(self._blobs, keys),
+            packs=packs,
+            cached=packs if self._cache is None else PackReader(self._blobs, keys, self._cache),
             records=Records(self._blobs, keys),
             decoded=self.decoded,
             inspecting=self._inspecting,

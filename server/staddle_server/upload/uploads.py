@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Final, NamedTuple
 
 from staddle_server.base.clock import Clock
 from staddle_server.base.errors import NotFound, Precondition, StaddleError
 from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.base.threads import Background, Threads
-from staddle_server.base.types import EMPTY_ROOT, Entry, Kind, Root, Scope, TokenRole, UploadState
-from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Terms, Upload
+from staddle_server.base.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
+from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Terms, Upload, UploadRequest
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import NS, ClockGuard, ClockInDoubt, Standing
 from staddle_server.tenancy.pack_presence import Presence
@@ -28,21 +29,6 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_S: Final = 1.0
 EXPIRY_S: Final = 60.0
-
-
-class UploadRequest(NamedTuple):
-    """A caller's request to begin an upload; texts are empty if not given. `kind` may be AUTO."""
-
-    dataset: str
-    request_id: str = ""
-    kind: Kind = Kind.AUTO
-    scope: Scope = Scope.WHOLE
-    tags: Mapping[str, str] | None = None
-    host: str = ""
-    root: str = ""
-    new_root: bool = False
-    take_over: bool = False
-    fingerprint: str = ""
 
 
 class BegunUpload(NamedTuple):
@@ -101,7 +87,7 @@ class Uploads:
             # A backup that begins while the clock is behind must not look old once the clock is right.
             begin_ns=standing.latest_ns,
             alive_ns=standing.earliest_ns,
-            **asked._asdict(),
+            **asdict(asked),
         )
         self._check_room(principal)
         tenant = self._tenants.get(principal.tenant)

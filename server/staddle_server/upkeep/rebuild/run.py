@@ -21,6 +21,7 @@ from staddle_server.base.threads import Threads
 from staddle_server.base.types import NO_LINK, TenantKeys
 from staddle_server.catalog import Backup, Catalog, TenantRow
 from staddle_server.catalog.rebuild import Rebuild, RebuiltPack
+from staddle_server.store.backends.object_urls import PROBES
 from staddle_server.store.blobs import FORMAT_NAME, BlobMissing, Blobs
 from staddle_server.store.keys import KEYS_BYTES_MAX, KeyStore, StoredTenant, keys_name, parse_keys_name
 from staddle_server.store.marks import is_mark_name
@@ -40,8 +41,8 @@ PAGE: Final = 1000
 """Backups, or datasets, that are written or read at once."""
 LISTED_MAX: Final = 1000
 """Problems that a report lists; it counts all of them."""
-BESIDE: Final = frozenset({"parity", "copies"})
-"""Objects below these only help to repair others."""
+BESIDE: Final = frozenset({"parity", "copies", PROBES})
+"""Prefixes of objects that only help to repair others, or that tested an object store."""
 
 Show = Callable[[str, int], None]
 """The progress: what is being read, and how many are done."""
