@@ -21,6 +21,8 @@ from typing import Final
 from staddle._base.given_files import GivenError, read, text_of
 
 from staddle_server.app.addresses import Address, UnixAddress
+from staddle_server.app.catalog_place import URL_NAME as CATALOG_URL_NAME
+from staddle_server.app.catalog_place import CatalogPlace, catalog_place_of, record_catalog_place
 from staddle_server.app.owner import owner_of
 from staddle_server.app.store_place import (
     URL_NAME,
@@ -48,12 +50,11 @@ NOT_DATA: Final = frozenset(
         "reserve.inodes",
         URL_NAME,
         f"{URL_NAME}.new",
+        CATALOG_URL_NAME,
+        f"{CATALOG_URL_NAME}.new",
     }
 )
 """What may lie in a directory that is still to be made: settings, certificates, what a new file system holds, what a crash left."""
-
-_CATALOG_PARTS: Final = ("", "-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database belongs to it: apart from it, it would be lost, or be taken for part of another one."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class DataDirectory:
     path: Path
     wanted_store: str = ""
     """The URL of an object store that is to have the store; empty: the directory says itself."""
+    wanted_catalog: str = ""
+    """The URL of a database that is to have the catalog; empty: the directory says itself."""
 
     @property
     def place(self) -> StorePlace:
@@ -75,12 +78,13 @@ class DataDirectory:
 
     @property
     def catalog(self) -> Path:
+        """The file of a catalog that is in the directory."""
         return self.path / "catalog.db"
 
     @property
-    def new_catalog(self) -> Path:
-        """Where a rebuild makes a catalog, before it takes its place."""
-        return self.path / "catalog.db.new"
+    def catalog_place(self) -> CatalogPlace:
+        """Where the catalog is, or is to be. Raises DataDirectoryError where two places are named."""
+        return catalog_place_of(self.path, self.wanted_catalog)
 
     @property
     def store(self) -> Path:
@@ -112,7 +116,9 @@ class DataDirectory:
                 f"{self.path} is not empty and holds no Staddle data: name an empty or a new directory "
                 f"(found {', '.join(sorted(names)[:3])})"
             )
-        has_key, has_catalog = self._has_file(self.master_key), self._has_file(self.catalog)
+        catalog = self.catalog_place
+        self._has_file(self.catalog)
+        has_key, has_catalog = self._has_file(self.master_key), catalog.is_there()
         has_store, filled = place.is_marked(), place.is_filled()
         if os.path.lexists(self.store) and not self.store.is_dir():
             raise place.lost()
@@ -126,12 +132,12 @@ class DataDirectory:
         if not has_store:
             # The store is made before the key: where there is a key, there was a store.
             raise place.lost()
-        if has_catalog and self.catalog.stat().st_size:
+        if has_catalog and catalog.is_made():
             return True
         if filled:
             flaw, replace = ("is empty", " --replace") if has_catalog else ("is missing", "")
             raise DataDirectoryError(
-                f"{self.catalog} {flaw}, but {place} is filled: put the newest copy of the catalog back, or make it "
+                f"{catalog} {flaw}, but {place} is filled: put the newest copy of the catalog back, or make it "
                 f"anew from the store with `staddle-server rebuild{replace} --data {self.path}` (a new, empty one would hide every "
                 "backup)"
             )
@@ -199,11 +205,12 @@ class DataDirectory:
             yield
 
     def record_place(self) -> None:
-        """Notes where the store is, for every command that follows. The caller has locked the directory."""
+        """Notes where store and catalog are, for every command that follows. The caller has locked the directory."""
         try:
             record_place(self.path, self.wanted_store)
+            record_catalog_place(self.path, self.wanted_catalog)
         except OSError as error:
-            raise DataDirectoryError(f"cannot write {self.path / URL_NAME}: {error.strerror}") from error
+            raise DataDirectoryError(f"cannot write in {self.path}: {error.strerror}") from error
 
     def require_rebuildable(self) -> None:
         """Raises DataDirectoryError unless key and store are here, from which a catalog can be made."""
@@ -219,39 +226,6 @@ class DataDirectory:
             raise DataDirectoryError(
                 f"{place} is empty, so no catalog can be made from it: is the right file system mounted? Nothing was changed"
             )
-
-    def drop_new_catalog(self) -> None:
-        """Removes what a rebuild that was cut off, or a rehearsal, has left."""
-        for part in _CATALOG_PARTS:
-            Path(f"{self.new_catalog}{part}").unlink(missing_ok=True)
-
-    def install_catalog(self, aside: str) -> Path | None:
-        """Gives the new catalog, which must be closed, its place; one that is there is set aside as catalog.db.`aside`.
-
-        Gives the path of that; None: there was none. Wherever this is cut off, the old catalog is there whole, in its place or
-        aside, and no server starts on half of it. Raises DataDirectoryError if that name is taken, or the new one is not closed.
-        """
-        for part in _CATALOG_PARTS[1:]:
-            if Path(f"{self.new_catalog}{part}").exists():
-                raise DataDirectoryError(
-                    f"{self.new_catalog} is still in use: nothing was changed; run this again"
-                )
-        old = [part for part in _CATALOG_PARTS if Path(f"{self.catalog}{part}").exists()]
-        kept = Path(f"{self.catalog}.{aside}")
-        for part in old:
-            try:
-                os.link(f"{self.catalog}{part}", f"{kept}{part}")
-            except FileExistsError as error:
-                raise DataDirectoryError(f"{kept}{part} is there already: nothing is overwritten") from error
-        _sync(self.path)
-        # The database first: without it no server starts, and what SQLite kept beside it never meets another one.
-        for part in old:
-            Path(f"{self.catalog}{part}").unlink()
-            _sync(self.path)
-        _sync(self.new_catalog)
-        self.new_catalog.rename(self.catalog)
-        _sync(self.path)
-        return kept if old else None
 
     def _names(self) -> set[str]:
         try:
@@ -327,14 +301,6 @@ def _holder(data: bytes) -> str:
         return "process unknown"
     host = f" on {words[1]}" if len(words) > 1 and words[1] != socket.gethostname() else ""
     return f"process {words[0]}{host}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

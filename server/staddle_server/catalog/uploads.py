@@ -1,6 +1,7 @@
 """Uploads: begun, resumed, moved on by checkpoints, and closed by exactly one of commit, abort and expiry."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from msgspec import structs
@@ -76,15 +77,10 @@ class UploadRows:
         BAD_FIELD; REQUEST_ID_REUSED; ROOT_DIFFERS; NO_BASE.
         """
         begin.check_begin(spec)
-        try:
-            return self._begin(spec)
-        except begin.OvertakenError:
-            return self._begin(spec)
-
-    def _begin(self, spec: BeginUpload) -> Begun:
-        with self._database.write(erase=True) as connection:
-            tenant_row = self._tenants.row(connection, spec.principal.tenant)
-            return begin.begin(connection, tenant_row, spec)
+        while True:
+            with suppress(begin.OvertakenError), self._database.write(erase=True) as connection:
+                tenant_row = self._tenants.row(connection, spec.principal.tenant)
+                return begin.begin(connection, tenant_row, spec)
 
     def get(self, tenant: bytes, upload: bytes) -> Upload:
         """Return the upload, in whatever state. UPLOAD_NOT_FOUND."""
