@@ -137,7 +137,7 @@ def test_many_damaged_paths_are_listed_in_part_as_text_and_completely_as_json(se
     flip(path, 300)
     status, out, _ = run(server, "check", "--read-data")
     assert status == 1
-    assert out.count("cannot be given back whole: chunk") == 20
+    assert out.count("cannot be restored completely: chunk") == 20
     assert "… and 10 more paths: --json names all of them." in out
     status, out, _ = run(server, "check", "--read-data", "--json")
     assert [each["path"] for each in lines(out) if each["kind"] == "path"] == names

@@ -58,6 +58,7 @@ EXAMPLES = {
     "parity_percent": ("10", "20", "30"),
     "min_free": ("1GiB", "2%", "auto"),
     "gc_every_s": ("1h", "2h", "3h"),
+    "cache_bytes": ("1GiB", "2GiB", "0"),
     "scrub_period_s": ("1d", "2d", "3d"),
     "scrub_bytes_per_s": ("1MiB", "2MiB", "3MiB"),
     "log_format": ("json", "text", "auto"),

@@ -262,7 +262,7 @@ def test_the_master_key_of_another_directory_opens_nothing(tmp_path: Path) -> No
             opened.catalog.tenants.list_all(), all_tenants=True
         )
     (finding,) = found
-    assert "put back the master.key that belongs to this directory" in finding.message
+    assert "restore the master.key that belongs to this directory" in finding.message
     assert "repair" not in finding.message
 
 

@@ -124,7 +124,7 @@ def gives_back(server: Server, source: Path, target: Path) -> None:
 
 
 def deletes_and_collects(server: Server, disk: Path, backup: str) -> None:
-    """Asserts that a server deletes the only backup, of the dataset `d`, and that nothing of it stays."""
+    """Assert that a server deletes the only backup, of the dataset `d`, completely."""
     staddle(server, "delete", "d", backup, "--yes")
     done = server.command("gc", "--grace", "0", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -140,7 +140,7 @@ def test_gc_of_a_tenant_on_hold_after_a_rebuild_fails_until_the_operator_allows_
     catalog.tenants.set_gc_waits(tenant.id, waits=True)
     waits = run("gc", "--data", data)
     assert waits.exit_code == 1
-    assert "NOT COLLECTED: it waits for you" in waits.output
+    assert "NOT COLLECTED: collection waits for you" in waits.output
     assert run("gc", "--data", data, "--after-rebuild").exit_code == 2
     (row,) = map(json.loads, run("tenant", "list", "--data", data, "--json").output.splitlines())
     assert row["collection"] == "waits for you"

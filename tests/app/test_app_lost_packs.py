@@ -182,7 +182,7 @@ def test_a_catalog_overwritten_in_place_is_an_alarm_and_no_longer_used(server, f
         file.truncate()
         file.write(older)
     assert catalog.stat().st_ino == identity
-    (said,) = server.logged("the catalog is gone or another one")
+    (said,) = server.logged("the catalog is missing or was replaced")
     assert "another catalog was written into" in said["message"]
     assert "rebuild --replace" in said["message"]
     wait_until(lambda: health(server).returncode == 4)

@@ -180,7 +180,7 @@ def test_unusable_objects_are_named_and_set_the_exit_code(directory: DataDirecto
     done = rebuild(directory, "--replace", code=1)
     assert "2 things could not be used; everything else was:" in done.output
     assert f"\n  the record {record} is damaged" in done.output
-    assert "thesis.odt: it is nothing that Staddle puts into a store" in done.output
+    assert "thesis.odt: not an object of Staddle's" in done.output
     said = json.loads(rebuild(directory, "--replace", "--json", code=1).stdout)
     assert sorted(each["what"] for each in said["problems"]) == [record, "thesis.odt"]
     assert tenants(directory) == ["acme", "default"]

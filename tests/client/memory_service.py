@@ -1,6 +1,6 @@
 """The protocol in memory, for tests of the client: what it answers follows the .proto; it keeps nothing.
 
-It is slow to make things durable on purpose: only at a checkpoint that is asked for, and at commit.
+It is slow to make things durable on purpose: only at a requested checkpoint, and at commit.
 """
 
 # ruff: noqa: N802 - the methods have the names of the protocol

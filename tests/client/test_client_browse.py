@@ -164,9 +164,9 @@ def test_a_deleted_backup_is_hidden_until_it_is_undeleted(client: Client) -> Non
 def test_info_names_the_caller_and_hides_the_seed(client: Client) -> None:
     info = client.info()
     assert (info.tenant, info.principal, info.role) == ("default", "tests", "writer")
-    told = info.condition
-    assert (told.takes_backups, told.clock_in_doubt, told.damaged_packs) == (False, True, 3)
-    assert told.clock_jump.total_seconds() == pytest.approx(-7200)
+    reported = info.condition
+    assert (reported.takes_backups, reported.clock_in_doubt, reported.damaged_packs) == (False, True, 3)
+    assert reported.clock_jump.total_seconds() == pytest.approx(-7200)
     assert info.chunker.seed == 7
     assert "seed" not in repr(info)
     assert info.limits["upload_lease"] == 300

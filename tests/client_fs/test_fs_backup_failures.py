@@ -263,19 +263,19 @@ def test_chunks_that_the_server_lost_are_sent_again(protected, running) -> None:
     expected = protected.backup(dataset="untroubled").backup
     calls = Breaking(running, at=10**9, after=False)
     real = calls.call
-    told = []
+    done = []
 
     def call(method, request, **options):
         answer = real(method, request, **options)
-        if method == "PutEntries" and not told:
-            told.append(True)
+        if method == "PutEntries" and not done:
+            done.append(True)
             answer.incomplete.append(0)
         return answer
 
     calls.call = call
     made = backup_over(calls, protected.source)
     calls.close()
-    assert told
+    assert done
     assert made.read_bytes > 3_000_000
     assert made.backup.manifest_digest == expected.manifest_digest
 

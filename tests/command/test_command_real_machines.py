@@ -96,15 +96,15 @@ def test_a_dry_run_reports_what_would_be_sent_and_makes_no_backup(staddle: Comma
     listed = staddle(*words, "--dry-run", "-v")
     assert listed.lines[:2] == ["~ ./", "~ etc"]  # and files too recent to be trusted
     assert [line for line in listed.lines[:-1] if line[0] != "~"] == ["+ etc/odd\\n\\xff", "- hello.txt"]
-    told = staddle(*words, "--dry-run", "--json")
-    named = [(each["change"], each["path"]) for each in told.records[:-1]]
+    reported = staddle(*words, "--dry-run", "--json")
+    named = [(each["change"], each["path"]) for each in reported.records[:-1]]
     assert [each for each in named if each[0] != "changed"] == [
         ("new", "etc/odd\\n\\xff"),
         ("removed", "hello.txt"),
     ]
-    assert told.summary["new"] == {"entries": 1, "data_bytes": 3}
-    assert told.summary["removed"] == {"entries": 1, "data_bytes": 7}
-    assert told.summary["dry_run"]
+    assert reported.summary["new"] == {"entries": 1, "data_bytes": 3}
+    assert reported.summary["removed"] == {"entries": 1, "data_bytes": 7}
+    assert reported.summary["dry_run"]
     assert staddle("list", "data", "--json").summary["backup_count"] == 1
     assert "add -n" in staddle(*words, "-v", code=2).err
     assert (

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from seaweed import S3Server
 from staddle_server.base.errors import Exhausted, Unavailable
+from staddle_server.base.threads import Threads
 from staddle_server.store.backends import object_urls
 from staddle_server.store.backends.object_probe import UnsafeStore, check
 from staddle_server.store.backends.object_store import PATIENCE_S, ObjectBlobs
@@ -300,8 +301,8 @@ def test_a_listing_that_breaks_in_the_middle_goes_on_behind_the_last_name(
     blobs: ObjectBlobs, direct: ObjectBlobs, proxy: Proxy
 ) -> None:
     names = [f"p/{number:04}" for number in range(1040)]
-    for name in names:
-        direct.put(name, b"")
+    with Threads(8, "put") as threads:
+        list(threads.map(lambda name: direct.put(name, b""), names))
     proxy.harm(once("GET", lambda answer: answer[: len(answer) // 2], containing="continuation-token"))
     assert [name for name, _ in blobs.list("p")] == names
     lists = [line for line in proxy.requests if "list-type=2" in line]

@@ -98,6 +98,7 @@ class Batch:
     data_bytes: int = 0
 
     def is_full(self) -> bool:
+        """Whether the batch has reached its limit of chunks, bytes or steps."""
         return (
             self.chunks >= BATCH_CHUNKS_MAX
             or self.data_bytes >= BATCH_BYTES

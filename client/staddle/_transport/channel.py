@@ -44,20 +44,22 @@ _MALLOPT: Final = (
 
 
 class UnderWay:
-    """How many calls this process has under way, over all clients."""
+    """Counts the calls in flight of this process, over all clients."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._count = 0
         self.cut_by_fork = False
-        """This process was forked while there was one."""
+        """This process was forked while a call was in flight."""
         os.register_at_fork(after_in_child=self._after_fork)
 
     def begin(self) -> None:
+        """A call begins; each needs one `end`."""
         with self._lock:
             self._count += 1
 
     def end(self) -> None:
+        """A call has ended."""
         with self._lock:
             self._count -= 1
 

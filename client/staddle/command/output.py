@@ -165,6 +165,7 @@ class NoticeHandler(logging.Handler):
         self._output = output
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the record as a notice."""
         self._output.notice(record.getMessage())
 
 

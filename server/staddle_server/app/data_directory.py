@@ -48,6 +48,7 @@ NOT_DATA: Final = frozenset(
         "master.key.new",
         "reserve",
         "reserve.inodes",
+        "cache",
         URL_NAME,
         f"{URL_NAME}.new",
         CATALOG_URL_NAME,

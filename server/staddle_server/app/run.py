@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import resource
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,7 @@ from staddle_server.app.signals import StopRequest, listening_for_signals, watch
 from staddle_server.base.errors import StaddleError, Unauthenticated
 from staddle_server.base.limits import FILES_WANTED
 from staddle_server.base.threads import is_no_thread
+from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.upkeep.rebuild.run import Show
 
@@ -263,6 +265,7 @@ def _serving(
         opened.keys,
         settings,
         space=space,
+        cache=_segment_cache(settings),
         certificates_last=(lambda: True) if certificates is None else certificates.lasts,
     )
     drain_s = 0.0
@@ -278,6 +281,18 @@ def _serving(
         service.drain(drain_s)
         if isinstance(listen, UnixAddress):
             unix_sockets.remove(listen, made)
+
+
+def _segment_cache(settings: Settings) -> SegmentCache | None:
+    """The cache for restores. None: the settings have none, and an earlier one is removed."""
+    path = settings.data / "cache"
+    if not settings.cache_bytes:
+        shutil.rmtree(path, ignore_errors=True)
+        return None
+    try:
+        return SegmentCache(str(path), settings.cache_bytes)
+    except OSError as error:
+        raise OperatorError(f"cannot use the cache {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from staddle_server.catalog import Catalog
 from staddle_server.restore.browse import Reads
 from staddle_server.store.blobs import Blobs
 from staddle_server.store.keys import KeyStore
+from staddle_server.store.segment_cache import SegmentCache
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import ClockGuard
 from staddle_server.tenancy.records import finish_all
@@ -67,6 +68,7 @@ class Service:
         *,
         clock: Clock | None = None,
         space: Space | None = None,
+        cache: SegmentCache | None = None,
         certificates_last: Callable[[], bool] = lambda: True,
     ) -> None:
         """Writes the records that a crash has left out, and builds the server; serves nothing yet.
@@ -76,7 +78,7 @@ class Service:
 
         """
         clock = clock or SystemClock()
-        tenants = Tenants(blobs, catalog, keys)
+        tenants = Tenants(blobs, catalog, keys, cache)
         self.finished_records = finish_all(tenants, catalog)
         self._openers = Threads(min(8, os.cpu_count() or 1) + 1, thread_name_prefix="open")
         self._uploads = Uploads(

@@ -66,6 +66,7 @@ class Settings(ServiceSettings):
     tls_client_ca: Path | None
     drain_s: float
     min_free: MinFree
+    cache_bytes: int
     log_format: str
     log_level: str
 
@@ -276,6 +277,14 @@ OPTIONS: Final = (
         parse_min_free,
         "auto",
         "Take backups only while this much of each disk is free. auto: 1 %, at most 1 GiB; 0: use the whole disk.",
+    ),
+    Option(
+        "cache_bytes",
+        "cache",
+        "SIZE",
+        _size(0),
+        "0",
+        "Size of a cache in DIR/cache for what restores read, if the store is remote; 0: none.",
     ),
     Option(
         "scrub_period_s",

@@ -49,6 +49,7 @@ from staddle_server.catalog.values import (
     Terms,
     Token,
     Upload,
+    UploadRequest,
     Waiting,
 )
 
@@ -94,6 +95,7 @@ __all__ = [
     "Terms",
     "Token",
     "Upload",
+    "UploadRequest",
     "Waiting",
     "has_catalog",
     "lease_held",
