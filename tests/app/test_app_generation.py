@@ -105,7 +105,7 @@ def test_a_copy_is_served_only_once_adopted_and_the_original_always(directory: D
         begin(copy)
     begin(directory)
     said = command("adopt", copy).output
-    assert "counts from now on" in said
+    assert "is valid from now on" in said
     begin(copy)
     begin(copy)
     assert "nothing was changed" in command("adopt", copy).output
@@ -118,7 +118,7 @@ def test_a_directory_overwritten_by_an_older_copy_is_not_served(directory: DataD
     begin(directory)
     shutil.rmtree(directory.path)
     older.path.rename(directory.path)
-    with pytest.raises(DataDirectoryError, match="was put back from one"):
+    with pytest.raises(DataDirectoryError, match="was restored from one"):
         begin(directory)
 
 
@@ -282,7 +282,7 @@ def test_a_real_server_refuses_a_copy_and_the_store_of_a_server_that_runs(server
         other.start()
     other.kill()
     copy = ServerProcess(Path(shutil.copytree(server.data, server.data.parent / "copy")))
-    with pytest.raises(AssertionError, match="is a copy, or was put back from one"):
+    with pytest.raises(AssertionError, match="is a copy, or was restored from one"):
         copy.start()
     copy.kill()
     command("adopt", DataDirectory(copy.data))

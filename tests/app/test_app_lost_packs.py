@@ -72,7 +72,7 @@ def test_packs_lost_while_the_server_was_stopped_are_an_alarm_until_a_full_backu
     assert "FULL" in alarm["message"]
     said = health(server)
     assert said.returncode == 4
-    assert "damaged or gone" in said.stderr
+    assert "damaged or missing" in said.stderr
     done = run("staddle", *backup, "--kind", "full", config=server.config)
     assert done.returncode == 0, done.stderr
     wait_until(lambda: health(server).returncode == 0)

@@ -167,7 +167,7 @@ def test_a_running_server_reloads_certificates_and_settings_and_keeps_serving(tm
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
         assert "server.crt is not a PEM file" in said(server, "the old ones stay")
-        assert "log_level in" in said(server, "those of before stay")
+        assert "log_level in" in said(server, "the previous ones stay")
 
         for path in pki.iterdir():
             path.unlink()
@@ -175,7 +175,7 @@ def test_a_running_server_reloads_certificates_and_settings_and_keeps_serving(tm
         config_file.write_text(config_file.read_text().replace('"loud"', '"debug"\nlease = "6m"'))
         server.process.send_signal(signal.SIGHUP)
         assert "certificates were read again" in said(server, "certificates were read again")
-        assert said(server, "from the next start on").endswith(": lease")
+        assert said(server, "from the next start").endswith(": lease")
         trusted = grpc.ssl_channel_credentials((pki / "ca.crt").read_bytes())
         with grpc.secure_channel(server.address, trusted) as channel:
             grpc.channel_ready_future(channel).result(30)

@@ -176,7 +176,7 @@ def test_a_bucket_that_holds_a_store_gets_no_new_master_key(data: Path, tmp_path
 def test_a_prefix_with_other_objects_is_no_place_for_a_store(tmp_path: Path, url: str) -> None:
     open_blobs(url, os.environ, str(tmp_path)).put("photos/1.jpg", b"x")
     refused = run("init", "--data", tmp_path / "d", "--store", url, code=1).output
-    assert "is no Staddle store" in refused
+    assert "is not a Staddle store" in refused
     assert "photos/1.jpg" in refused
 
 
@@ -185,7 +185,7 @@ def test_a_directory_has_one_store(data: Path, tmp_path: Path, s3: S3Server, url
     assert "has its store at s3://" in run("serve", "--data", data, "--store", elsewhere, code=1).output
     run("init", "--data", tmp_path / "local")
     refused = run("serve", "--data", tmp_path / "local", "--store", url, code=1).output
-    assert "/store, and --store names another" in refused
+    assert "/store, but --store names another" in refused
     assert not (tmp_path / "local" / "store.url").exists()
 
 

@@ -111,7 +111,7 @@ def test_no_certificate_outlives_its_authority_and_an_expired_one_signs_nothing(
     ends = authority.not_valid_after_utc
     (late,) = certs.make(tmp_path, [], ["late"], 825, ends - 10 * DAY)
     assert x509.load_pem_x509_certificate(late.certificate.read_bytes()).not_valid_after_utc == ends
-    with pytest.raises(CertificateError, match=r"expired at .* and nobody accepts what it signs"):
+    with pytest.raises(CertificateError, match=r"expired at .* so its signatures are not accepted"):
         certs.make(tmp_path, [], ["later"], 825, ends)
     assert not (tmp_path / "client-later.crt").exists()
 
@@ -160,7 +160,7 @@ def test_the_health_probe_trusts_no_other_server(made: Path, tmp_path: Path) -> 
     certs.make(tmp_path, ["localhost"], [], 30, NOW)
     with (
         serving(files(tmp_path)) as address,
-        pytest.raises(health_probe.ProbeError, match="no server answers"),
+        pytest.raises(health_probe.ProbeError, match="no answer from"),
     ):
         health_probe.check(address, files(made), 5)
 

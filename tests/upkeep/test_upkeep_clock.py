@@ -456,6 +456,6 @@ def test_the_command_shows_the_doubt_of_a_running_server_and_confirms_the_clock(
     assert collected.returncode == 1
     assert "NOT COLLECTED: the clock jumped" in collected.stdout
     assert command("clock", "--confirm", "--data", str(server.data)).returncode == 0
-    assert command("clock", "--data", str(server.data)).stdout.startswith("Believed")
+    assert command("clock", "--data", str(server.data)).stdout.startswith("Trusted")
     assert command("gc", "--data", str(server.data)).returncode == 0
     catalog.close()

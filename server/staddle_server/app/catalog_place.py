@@ -13,7 +13,7 @@ from staddle_server.store.files import Files, sync_directory, write_synced
 URL_NAME: Final = "catalog.url"
 URL_BYTES_MAX: Final = 16 * 1024
 _PARTS: Final = ("", "-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database belongs to it: apart from it, it would be lost, or be taken for part of another one."""
+"""SQLite's files beside a database belong to it: apart, they would be lost, or taken for part of another one."""
 
 
 class CatalogPlace(Protocol):
@@ -88,9 +88,9 @@ class FilePlace:
             try:
                 os.link(f"{self._path}{part}", f"{kept}{part}")
             except FileExistsError as error:
-                raise DataDirectoryError(f"{kept}{part} is there already: nothing is overwritten") from error
+                raise DataDirectoryError(f"{kept}{part} exists already, and is not overwritten") from error
         _sync(self._path.parent)
-        # The database first: without it no server starts, and what SQLite kept beside it never meets another one.
+        # The database first: without it no server starts, and SQLite's files beside it never meet another one.
         for part in old:
             Path(f"{self._path}{part}").unlink()
             _sync(self._path.parent)

@@ -50,7 +50,7 @@ class DatabaseKind(ABC):
 
     @abstractmethod
     def lock_schema(self, connection: Connection) -> None:
-        """Keep other processes from making or changing tables until the transaction ends."""
+        """Keep other processes from creating or changing tables until the transaction ends."""
 
     def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
         """Execute a statement whose outcome is not needed, no later than the next one or the commit."""

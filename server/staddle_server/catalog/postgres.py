@@ -38,18 +38,18 @@ from staddle_server.catalog.database import Database, DatabaseKind, Rows, busy, 
 from staddle_server.catalog.postgres_link import Link
 
 CONNECTIONS_MAX: Final = 16
-"""Of one server. Transactions are short; 150 threads share them."""
+"""Connections of one server. Transactions are short; 150 threads share them."""
 STATEMENT_TIMEOUT_S: Final = 600
 IDLE_TIMEOUT_S: Final = 60
 """How long a transaction may be idle: a server that is suspended must not keep its locks."""
 MIGRATION_LOCK: Final = 0x5374_6164_646C_6531
-"""The advisory lock under which tables are made and changed: the bytes of `Staddle1`."""
+"""The advisory lock for creating and changing tables: the bytes of `Staddle1`."""
 VERSION_MIN: Final = 150_000
 _CONNECT_DEFAULTS: Final[Mapping[str, object]] = {
     "application_name": "staddle-server",
     "connect_timeout": 10,
     "target_session_attrs": "read-write",
-    # A machine that vanished is noticed after half a minute, not after hours.
+    # A vanished machine is detected after half a minute, not after hours.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,

@@ -26,8 +26,8 @@ from staddle_server.upkeep.rebuild.run import RebuildReport
 def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None) -> None:
     """Rebuild the catalog of DIR from its store and master.key.
 
-    No server may run on DIR. Exit codes: 0: everything in the store was used; 1: something could not be used and is named, and
-    everything else is in the catalog.
+    No server may run on DIR. Exit codes: 0: everything in the store was used; 1: something was unusable and
+    is listed, and everything else is in the catalog.
     """
     settings = settings_from(flags)
     act_as_owner(settings.data)
@@ -82,8 +82,8 @@ def _say_found(report: RebuildReport) -> None:
 
 
 def _of_these(report: RebuildReport) -> str:
-    deleted = f"; {report.deleted:,} of them deleted, and can be brought back" if report.deleted else ""
-    return deleted + (f"; {report.purged:,} more are gone for good" if report.purged else "")
+    deleted = f"; {report.deleted:,} of them deleted, and can be undeleted" if report.deleted else ""
+    return deleted + (f"; {report.purged:,} more are purged" if report.purged else "")
 
 
 def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> None:
@@ -92,11 +92,11 @@ def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> N
         return
     say(f"Created {directory.catalog_place}.")
     if rebuilt.aside is not None:
-        say(f"The previous catalog is {rebuilt.aside} now.")
+        say(f"The previous catalog is now {rebuilt.aside}.")
     own = f"; the one in {directory.client_toml} is new already" if rebuilt.token else ""
     say(f"Tokens are gone: give every client a new one with `staddle-server token create`{own}.")
     say("Open uploads are gone: run those backups again; what they had stored is not sent again.")
-    say("Deleted backups can be brought back for their whole grace period, counted from now.")
+    say("Deleted backups can be undeleted for their whole grace period, counted from now.")
     say(
         "Garbage collection waits for you: check first that every backup exists, then run `staddle-server gc --after-rebuild`."
     )

@@ -37,7 +37,8 @@ class Task(NamedTuple):
         every_s: The period from one start to the next; 0: never automatically.
         run: Runs it; returns a short summary, "" for nothing worth a line.
         patience_s: How long a due task waits for a moment without active clients.
-        first_after_s: How long after the schedule's start it is not due, because the server's start has done its work.
+        first_after_s: How long after the schedule's start it is not due, because the server's start has done
+            its work.
 
     """
 

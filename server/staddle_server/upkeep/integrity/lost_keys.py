@@ -31,5 +31,5 @@ def keys_words(blobs: Blobs, keys: KeyStore, row: TenantRow, error: StaddleError
         way = f"restore keys/{row.id.hex()} from a copy of the store, as the catalog has no copy that fits"
     return (
         f"nothing of tenant {row.name} can be read or backed up: {error.message}. Other tenants are served, and nothing is "
-        f"deleted. To repair it: {way}"
+        f"deleted. What to do: {way}"
     )

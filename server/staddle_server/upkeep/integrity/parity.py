@@ -279,7 +279,7 @@ def _pages(page: Callable[[int], list[PackParity]]) -> Iterator[PackParity]:
         after = found[-1].row
 
 
-# --- what the server does by itself
+# --- scheduled work
 
 
 def parity_task(tenants: Tenants, catalog: Catalog, clock: Clock, percent: int) -> Task:

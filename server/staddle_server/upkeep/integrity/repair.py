@@ -151,7 +151,7 @@ class Repair:
 
     def say(self, kind: str, message: str, tenant: str, **fields: str) -> None:
         """Report a repair."""
-        would = "would be repaired: " if self.dry_run else "mended: "
+        would = "would be repaired: " if self.dry_run else "repaired: "
         self._take(Finding(kind, NOTE, would + message, tenant=tenant, **fields))  # type: ignore[arg-type]
 
     def _open(self, row: TenantRow) -> Tenant | None:

@@ -116,7 +116,7 @@ def decode_policy(text: str) -> Policy:
     except msgspec.MsgspecError as e:
         raise Unavailable(
             "STORE_UNAVAILABLE",
-            f"this version does not know the form of the retention policy ({e}), so it deletes nothing: run the version "
+            f"this version does not know the form of the retention policy ({e}), so nothing is deleted by it: run the version "
             "that set it, or set it again",
         ) from e
 
@@ -246,7 +246,7 @@ def _buckets(policy: Policy) -> Iterator[tuple[str, int, Callable[[datetime.date
 
 
 def _hour(moment: datetime.datetime) -> str:
-    """With its offset: when clocks are set back, an hour of the day occurs twice."""
+    """Return the hour with its offset: when clocks are set back, an hour of the day occurs twice."""
     return moment.strftime("%Y-%m-%d %H:00%z")
 
 
