@@ -43,6 +43,7 @@ def test_the_defaults_listen_on_loopback_without_tls() -> None:
 
 EXAMPLES = {
     "store": ("s3://flag/a", "gs://variable/b", "az://file/c"),
+    "catalog": ("postgresql://flag/a", "postgresql://variable/b", "postgresql://file/c"),
     "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
     "socket_mode": ("0600", "0666", "660"),
     "endpoint": ("a:1", "b:2", "c:3"),
