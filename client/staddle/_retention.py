@@ -1,4 +1,4 @@
-"""The part of the client that deletes, protects and lets go: what `Client` has of it, and its values on the wire."""
+"""Deletion, holds and retention: the methods that `Client` has for them, and their values on the wire."""
 
 import datetime
 from itertools import chain
@@ -95,7 +95,7 @@ class RetentionMethods:
         return retention_of(self._calls.call("SetRetention", request).retention)
 
     def plan_retention(self, dataset: str, *, free_bytes: bool = True) -> RetentionPlan:
-        """What the dataset's policy would delete now, why, and how many bytes would come free. Changes nothing; role reader.
+        """What the dataset's policy would delete now, why, and how many bytes it would free. Changes nothing; role reader.
 
         `free_bytes` reads the manifests of all backups of the tenant: without it the plan returns at once.
         """
@@ -119,9 +119,9 @@ class RetentionMethods:
         )
 
     def apply_retention(self, dataset: str, plan_token: str) -> AppliedRetention:
-        """Deletes just what the plan with this token said, all or nothing.
+        """Deletes exactly what the plan with this token said, all or nothing.
 
-        PlanChangedError, and nothing was deleted, if anything changed since.
+        Raises PlanChangedError, and deletes nothing, if anything has changed since.
         """
         request = sv.ApplyRetentionRequest(
             dataset=text("dataset", dataset), plan_token=text("plan_token", plan_token)
@@ -138,7 +138,7 @@ def _planned(message: sv.PlannedBackup) -> PlannedBackup:
 
 
 def policy_to_wire(policy: RetentionPolicy) -> pb.RetentionPolicy:
-    """A policy as it travels. Raises BadRequestError for what cannot."""
+    """A policy as a message. Raises BadRequestError for values that it cannot hold."""
     counts: dict[str, Any] = {name: getattr(policy, name) for name in COUNTS}
     for name, count in counts.items():
         if not 0 <= count <= COUNT_MAX:

@@ -74,7 +74,7 @@ class FileEndEvent(NamedTuple):
 
 
 class DamageEvent(NamedTuple):
-    """The open entry (its bytes are to be thrown away), or a part of the tree, cannot be given back."""
+    """The open entry (discard its bytes), or a part of the tree, is damaged."""
 
     path: bytes
     message: str
@@ -155,7 +155,7 @@ class _Reader:
     def read(self, part: sv.RestorePart) -> Iterable[Event]:
         kind = part.WhichOneof("part")
         if self._ended:
-            raise ProtocolError("The restore went on after its end.")
+            raise ProtocolError("The restore continued after its end.")
         if not self._started and kind != "header":
             raise ProtocolError("The restore did not begin with its header.")
         if kind not in _BRINGS_NOTHING:

@@ -131,7 +131,7 @@ class Segments:
     def ahead(self, responses: Iterable[sv.RestoreResponse]) -> Iterator[Parts]:
         """Pass messages on, each once its segments have come, while the segments of later ones are opened.
 
-        Raises ProtocolError for segments and pieces that are none, and what `responses` raises.
+        Raises ProtocolError for malformed segments and pieces, and what `responses` raises.
         """
         waiting: deque[tuple[Parts, Future[_Unpacked]]] = deque()
         for response in (each for message in responses for each in _slices(message)):

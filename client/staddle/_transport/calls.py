@@ -62,7 +62,7 @@ METHODS: Final = {
     "GetBackup": Method(_QUICK_S),
     "ListEntries": Method(_BULK_S),
     "ListChanges": Method(_BULK_S),
-    # Between two tries somebody may have undone the first: the second would undo that, unasked.
+    # Another caller may have undone the first try: the second would undo that.
     "DeleteBackup": Method(_QUICK_S, was_not_done),
     "UndeleteBackup": Method(_QUICK_S, was_not_done),
     "ReleaseHold": Method(_QUICK_S, was_not_done),

@@ -40,7 +40,7 @@ class UploadStream:
         entry_count: entries that were handed over since the upload began.
         data_bytes: bytes of the regular files among them.
         sent_bytes: bytes that were handed over here.
-        resumed: it went on after something failed, or with an upload of before.
+        resumed: it continued after a failure, or continued an earlier upload.
 
     """
 
