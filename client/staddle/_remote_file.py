@@ -60,7 +60,7 @@ class RemoteFile(io.RawIOBase):
         self._check_open()
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}.get(whence)
         if start is None:
-            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+            raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
         if start + offset < 0:
             raise ValueError(f"{start + offset} lies before the beginning")
         self._position = start + offset
@@ -105,7 +105,7 @@ def _checked(data: bytes, length: int, left: int) -> bytes:
 def read_file(file: RemoteFile, offset: int, length: int | None) -> bytes:
     """`length` bytes from `offset`, or all to the end."""
     if offset < 0 or (length is not None and length < 0):
-        raise BadRequestError("offset and length are not negative.", facts={"field": "offset_bytes"})
+        raise BadRequestError("offset and length must not be negative.", facts={"field": "offset_bytes"})
     end = file.size_bytes if length is None else min(file.size_bytes, offset + length)
     pieces: list[bytes] = []
     while offset < end:

@@ -144,7 +144,9 @@ def policy_to_wire(policy: RetentionPolicy) -> pb.RetentionPolicy:
     counts: dict[str, Any] = {name: getattr(policy, name) for name in COUNTS}
     for name, count in counts.items():
         if not 0 <= count <= COUNT_MAX:
-            raise BadRequestError(f"{name} is 0 to {COUNT_MAX:,}, not {count}.", facts={"field": name})
+            raise BadRequestError(
+                f"{name} must be from 0 to {COUNT_MAX:,}, not {count}.", facts={"field": name}
+            )
     return pb.RetentionPolicy(
         keep_within=_duration("keep_within", policy.keep_within) if policy.keep_within else None,
         keep_tags=[
@@ -161,7 +163,7 @@ def policy_to_wire(policy: RetentionPolicy) -> pb.RetentionPolicy:
 
 def _duration(field: str, value: datetime.timedelta) -> duration_pb2.Duration:
     if value < datetime.timedelta(0) or value.microseconds:
-        raise BadRequestError(f"{field} is whole seconds, not {value}.", facts={"field": field})
+        raise BadRequestError(f"{field} must be whole seconds, not {value}.", facts={"field": field})
     return duration_pb2.Duration(seconds=value.days * 86_400 + value.seconds)
 
 

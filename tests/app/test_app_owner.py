@@ -184,6 +184,29 @@ def test_a_volume_of_root_with_data_of_another_user_is_handled_as_that_user(data
     assert [path for path, *_ in strangers(data)] == [str(data)]
 
 
+@pytest.mark.parametrize(
+    "part", ["a linked key", "a mounted key", "a catalog put back", "a store on another disk"]
+)
+def test_a_part_that_belongs_to_root_does_not_make_the_data_those_of_root(data: Path, part: str) -> None:
+    """Secrets of containers and copies made by root belong to root, and the server's user may read them."""
+    of_root = data / "master.key"
+    if part == "a linked key":
+        secret = data.parent / "secret"
+        of_root.rename(secret)
+        of_root.symlink_to(secret)
+        os.chown(secret, 0, 0)
+    elif part == "a catalog put back":
+        of_root = data / "catalog.db"
+    elif part == "a store on another disk":
+        of_root = data / "store"
+    os.chown(of_root, 0, 0, follow_symlinks=False)
+    before = strangers(data)
+    assert owner_of(data) == (UID, GID)
+    run("gc", "--grace", "0", "--yes", "--data", data)
+    run("tenant", "create", "second", "--data", data)
+    assert strangers(data) == before, "nothing else belongs to root now"
+
+
 def test_if_root_cannot_become_the_owner_nothing_changes_and_the_error_says_what_to_do(
     data: Path,
 ) -> None:

@@ -145,7 +145,7 @@ def test_a_list_is_read_once_from_a_file_or_a_pipe(staddle: CommandLine, source:
     done = staddle(*words, "--files-from", "-", given=b"hello.txt\ngone\n", code=3)
     assert "not read: gone: it was named, and does not exist" in done.err
     assert paths_of(staddle) == {"hello.txt"}
-    for data, why in ((b"a\0b\0", "--files-from0"), (b"../x\n", "no path below"), (b"# no\n", "empty")):
+    for data, why in ((b"a\0b\0", "--files-from0"), (b"../x\n", "not a path below"), (b"# no\n", "empty")):
         assert why in staddle(*words, "--files-from", "-", given=data, code=2).err
     assert "only once" in staddle(*words, "--files-from", "-", "--files-from0", "-", code=2).err
     assert (

@@ -257,26 +257,58 @@ def test_an_unreadable_object_is_not_reported_as_missing(
     assert directory.read(NAME, 0, 4) == b"data"
 
 
-def test_a_root_that_was_unmounted_is_unavailable_and_not_empty(tmp_path: Path) -> None:
-    root = tmp_path / "mounted"
-    root.mkdir()
+@pytest.mark.parametrize("linked", [False, True], ids=["a directory", "a link to one"])
+@pytest.mark.parametrize("instead", ["nothing", "an empty directory", "a copy"])
+def test_a_root_that_is_gone_or_another_one_is_unavailable_and_unchanged(
+    tmp_path: Path, instead: str, linked: bool
+) -> None:
+    mounted, away = tmp_path / "mounted", tmp_path / "elsewhere"
+    mounted.mkdir()
+    root = tmp_path / "link" if linked else mounted
+    if linked:
+        root.symlink_to(mounted)
     directory = DirectoryBlobs(str(root))
     directory.put(NAME, b"data")
+    begun = directory.create()
+    begun.write(b"half of it")
+    mounted.rename(away)
+    if instead == "an empty directory":
+        mounted.mkdir()
+    elif instead == "a copy":
+        shutil.copytree(away, mounted)
+    before = sorted(mounted.rglob("*"))
+    begun.write(b", and the rest")
     asks: list[Callable[[], object]] = [
         lambda: directory.read(NAME, 0, 4),
         lambda: directory.size(NAME),
         lambda: list(directory.list("")),
         lambda: directory.put("packs/new", b""),
         lambda: directory.delete(NAME),
+        lambda: begun.commit("packs/begun"),
     ]
-    root.rename(tmp_path / "elsewhere")
-    for below in (False, True):
-        if below:
-            root.mkdir()
-        for ask in asks:
-            with pytest.raises(Unavailable):
-                ask()
-    assert not any(root.iterdir())
+    for ask in [*asks, lambda: directory.put("packs/new", b"")]:
+        with pytest.raises(Unavailable):
+            ask()
+    after = [path for path in sorted(mounted.rglob("*")) if path.parent.name != "tmp"]
+    assert after == [path for path in before if path.parent.name != "tmp"]
+
+
+def test_a_root_that_is_replaced_while_an_object_gets_its_name_acknowledges_nothing(
+    tmp_path: Path, files: FaultyFiles
+) -> None:
+    root, away = tmp_path / "root", tmp_path / "away"
+    root.mkdir()
+    directory = DirectoryBlobs(str(root), files)
+    directory.put("packs/1", b"makes the directories")
+
+    def replace() -> None:
+        shutil.copytree(root, tmp_path / "copy")
+        root.rename(away)
+        (tmp_path / "copy").rename(root)
+
+    files.before["link"] = replace
+    with pytest.raises(Unavailable):
+        directory.put("packs/2", b"data")
 
 
 def test_a_root_that_does_not_exist_is_refused_at_once(tmp_path: Path) -> None:

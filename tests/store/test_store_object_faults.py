@@ -13,7 +13,7 @@ import pytest
 from seaweed import S3Server
 from staddle_server.base.errors import Exhausted, Unavailable
 from staddle_server.base.threads import Threads
-from staddle_server.store.backends import object_urls
+from staddle_server.store.backends import object_store, object_urls
 from staddle_server.store.backends.object_probe import UnsafeStore, check
 from staddle_server.store.backends.object_store import PATIENCE_S, ObjectBlobs
 from staddle_server.store.backends.object_urls import PROBES
@@ -214,6 +214,31 @@ def test_an_endpoint_that_refuses_connections_is_passed_by(
     assert waits.pauses == []
 
 
+def test_a_place_with_words_of_errors_in_its_name_is_no_error_of_that_kind(
+    proxy: Proxy, s3: S3Server, tmp_path: Path, waits: Waits
+) -> None:
+    proxy.stop()
+    opened = open_blobs(s3.url("redirect/certificate.dns-error", proxy.endpoint), os.environ, str(tmp_path))
+    assert isinstance(opened, ObjectBlobs)
+    blobs = ObjectBlobs(
+        opened.place, opened.endpoints, str(tmp_path), pause=waits.pause, now_s=lambda: waits.now_s
+    )
+    with pytest.raises(Unavailable, match=r"does not answer \(the connection was refused"):
+        blobs.size("timed-out.certificate")
+    assert waits.now_s >= PATIENCE_S
+
+
+def test_missing_credentials_are_named_where_the_machine_has_no_role_either(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(Unavailable, match="no credentials in the environment or a file, and no role"):
+        opening().put("a", DATA)
+
+
 # --- writing
 
 
@@ -308,6 +333,20 @@ def test_a_listing_that_breaks_in_the_middle_goes_on_behind_the_last_name(
     lists = [line for line in proxy.requests if "list-type=2" in line]
     assert len(lists) == 3
     assert "start-after" in lists[-1]
+
+
+def test_a_deep_listing_is_read_ahead_by_its_children_and_resumed_in_each(
+    blobs: ObjectBlobs, direct: ObjectBlobs, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "PAGE_NAMES", 20)
+    names = [f"p/{shard:02x}/{number:04}" for shard in range(3) for number in range(15)]
+    with Threads(8, "put") as threads:
+        list(threads.map(lambda name: direct.put(name, b""), names))
+    proxy.harm(once("GET", lambda answer: answer[: len(answer) // 2], containing="p%2F01%2F"))
+    assert [name for name, _ in blobs.list("p")] == names
+    lists = [line for line in proxy.requests if "list-type=2" in line]
+    asked = [re.findall(rf"prefix=[^& ]*%2F0{shard}%2F[& ]", " ".join(lists)) for shard in range(3)]
+    assert list(map(len, asked)) == [1, 2, 1]
 
 
 def test_a_listing_that_cannot_go_on_never_looks_like_its_end(

@@ -127,7 +127,7 @@ class Producer:
         self._earlier = earlier
         self._names = OwnerNames()
         self._linked = LinkedFiles()
-        # Two sets: taking the oldest key out of a dictionary gets slower with every key that was taken out before.
+        # Two sets: removing the oldest key of a dictionary gets slower with every earlier removal.
         self._recent: set[bytes] = set()
         self._recent_before: set[bytes] = set()
         self._batch = Batch()
@@ -207,7 +207,7 @@ class Producer:
                     self._add(entry, content.chunks, content.size_bytes)
 
     def _set_content(self, entry: pb.Entry, content: Content, *, read_again: bool) -> None:
-        """Says all of the content but its chunks."""
+        """The content without its chunks."""
         entry.read_again = read_again
         own = entry.content
         own.size_bytes = content.size_bytes

@@ -1,4 +1,4 @@
-"""The backups that a dataset has already: what the next one is compared with, and what decides how it begins."""
+"""The existing backups of a dataset, with which the next one is compared and which decide how it begins."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DatasetBackups:
         return 0 if newest is None else newest.entry_count
 
     def had_entries(self, path: bytes) -> bool:
-        """Whether the dataset's newest backup has something in a directory."""
+        """Whether the dataset's newest backup has entries in a directory."""
         fields: dict[str, Any] = {"dataset": self._dataset, **split_path(path)}
         request = wire.ListEntriesRequest(**fields)
         try:

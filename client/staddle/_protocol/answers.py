@@ -48,7 +48,7 @@ Check = Callable[[Any, Any], None]
 
 
 class Rule(NamedTuple):
-    """What is known of a method's answers before they come."""
+    """The expected form of a method's answers."""
 
     type: type[Message]
     check: Check
@@ -57,7 +57,7 @@ class Rule(NamedTuple):
 
 
 def decoded(method: str, data: bytes) -> Any:
-    """The message of an answer. Raises ProtocolError for bytes that are none, and for more in it than may be."""
+    """The message of an answer. Raises ProtocolError for invalid bytes, and for more items than allowed."""
     rule = RULES[method]
     fields_max = rule.items_max + OTHER_FIELDS_MAX
     # Messages of a few large fields are counted field by field, others mostly enough by bytes: both are fast.

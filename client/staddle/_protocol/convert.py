@@ -324,7 +324,7 @@ def chunker_of(message: pb.Chunker) -> ChunkerInfo:
 
 
 def retention_of(message: pb.Retention) -> Retention:
-    """A dataset's retention as the server says it."""
+    """A dataset's retention from the server's message."""
     return Retention(
         policy_of(message.policy) if message.HasField("policy") else None,
         _timedelta(message.minimum),
@@ -333,7 +333,7 @@ def retention_of(message: pb.Retention) -> Retention:
 
 
 def policy_of(message: pb.RetentionPolicy) -> RetentionPolicy:
-    """A policy as the server says it."""
+    """A policy from the server's message."""
     return RetentionPolicy(
         keep_within=_timedelta(message.keep_within),
         keep_tags=tuple(
@@ -345,7 +345,7 @@ def policy_of(message: pb.RetentionPolicy) -> RetentionPolicy:
 
 
 def server_info_of(message: wire.GetServerInfoResponse) -> ServerInfo:
-    """What the server says of itself."""
+    """The server's information about itself."""
     limits: dict[str, float] = {}
     for field in message.limits.DESCRIPTOR.fields:
         value = getattr(message.limits, field.name)

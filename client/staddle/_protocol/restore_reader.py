@@ -67,7 +67,7 @@ class ChunksEvent(NamedTuple):
 
 
 class FileEndEvent(NamedTuple):
-    """All bytes of the open entry came, and are what the content id says."""
+    """All bytes of the open entry have come, and match the content id."""
 
     size_bytes: int
     content_id: bytes
@@ -119,7 +119,7 @@ def read_restore(
 
 
 class _Reader:
-    """What has to be remembered between parts."""
+    """The state between parts."""
 
     def __init__(self, *, view: wire.EntryView.ValueType, segments: Segments | None, paths: int) -> None:
         self._data = view == VIEW_DATA
@@ -217,7 +217,7 @@ class _Reader:
         return EntryEvent(path, entry, open=False, data=data)
 
     def _enter(self, path: bytes, entry: pb.Entry) -> None:
-        """Keeps what a directory takes, and lets go of those that the path is not in."""
+        """Keep the directories above the path, and drop the others."""
         while self._above and not is_below(path, self._above[-1][0]):
             self._above_bytes -= self._above.pop()[1]
         if entry.type == pb.ENTRY_TYPE_DIRECTORY:

@@ -102,7 +102,7 @@ class _Kept:
 
 
 class _Unpacked(NamedTuple):
-    """What was made of a message: its segments, and the chunks of its parts that consist of pieces."""
+    """The decoded message: its segments, and the chunks of its parts that consist of pieces."""
 
     segments: deque[memoryview]
     chunks: deque[Chunk]
@@ -125,7 +125,7 @@ class Segments:
         """Only the pool's thread uses it."""
 
     def close(self) -> None:
-        """Ends what is under way."""
+        """Cancel the work in progress."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def ahead(self, responses: Iterable[wire.RestoreResponse]) -> Iterator[Parts]:
@@ -159,11 +159,11 @@ class Segments:
 
     def chunk(self, piece: wire.Piece) -> Chunk:
         """The piece of an entry. Raises ProtocolError if the segments do not have it."""
-        # Small: to hand it to another thread takes longer than to hash it.
+        # Small: passing it to another thread takes longer than hashing it.
         return self._kept.chunk(piece)
 
     def _open(self, large: Iterable[wire.RestorePart]) -> _Unpacked:
-        """On the pool's thread: what takes long of a message."""
+        """The slow part of a message, on the pool's thread."""
         opened = _Unpacked(deque(), deque())
         for part in large:
             if part.HasField("segment"):

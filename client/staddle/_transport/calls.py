@@ -232,7 +232,7 @@ class Calls:
         return messages
 
     def _stream(self, method: str, request: Message, timeout_s: float | None) -> Iterator[Any]:
-        """None when the first message came, and then the messages."""
+        """Yields None once the first message came, and then the messages."""
         ask = self._channel.method(method)
         with under_way:
             try:

@@ -143,7 +143,7 @@ def _socket_path(text: str, path: str) -> str:
     """The absolute path in `text`, which is unix:PATH or unix:///PATH; `path` is what follows the prefix."""
     if path.startswith(ABSTRACT):
         raise ConfigError(
-            f"{text!r} names an abstract socket, and a server listens on none: write unix:PATH (unix:./@NAME for a file whose name "
+            f"{text!r} names an abstract socket, and no server listens on one: write unix:PATH (unix:./@NAME for a file whose name "
             "begins with @)."
         )
     if path.startswith("//"):

@@ -65,7 +65,9 @@ class PageGuard:
         if self._empty > EMPTY_PAGES_MAX:
             raise ProtocolError(f"The server sent {self._empty} empty pages of {self._method} in a row.")
         if self._method not in STREAMED and self._bytes > KEPT_BYTES_MAX:
-            raise ProtocolError(f"The server's pages of {self._method} have over {size(KEPT_BYTES_MAX)}.")
+            raise ProtocolError(
+                f"The server's pages of {self._method} hold more than {size(KEPT_BYTES_MAX)}."
+            )
         for place in () if self._order is None else map(self._order, items):
             if self._last is not None and place <= self._last:
                 raise ProtocolError(

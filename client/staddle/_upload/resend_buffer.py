@@ -1,4 +1,4 @@
-"""What was sent and is not durable yet: queue of a Backup stream, and what the next stream sends again.
+"""Data that was sent but is not durable yet: the queue of a Backup stream, which the next stream sends again.
 
 A server that restarts, or a connection that breaks, loses what was received after the last checkpoint. Everything since then
 is kept here, so that a source need be read only once, seekable or not.
@@ -46,7 +46,7 @@ class SentPart:
 
     @property
     def size_bytes(self) -> int:
-        """What it takes in memory, near enough."""
+        """Its approximate memory."""
         return len(self.part.data.data) + len(self.part.entry.data) + PART_OVERHEAD_BYTES
 
     @property
@@ -56,7 +56,7 @@ class SentPart:
 
 
 class Outcome(enum.Enum):
-    """What became of a record."""
+    """The outcome of a record."""
 
     TAKEN = enum.auto()
     FULL = enum.auto()
@@ -82,7 +82,7 @@ class Replay:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that are not durable, as far as is known."""
+        """The bytes not known to be durable."""
         return self._bytes
 
     def append(self, record: SentPart) -> Outcome:
@@ -106,7 +106,7 @@ class Replay:
             return Outcome.TAKEN
 
     def trim(self, durable: pb.DurablePoint) -> None:
-        """Lets go of what is durable."""
+        """Release durable data."""
         with self._changed:
             self._trim(durable)
             self._changed.notify_all()
@@ -138,7 +138,7 @@ class Replay:
         return self._messages(first, generation)
 
     def stop(self, generation: int | None = None) -> None:
-        """The stream has ended: ends the waits for it. A late word about an older stream changes nothing."""
+        """The stream has ended: end the waits for it. A late report about an older stream is ignored."""
         with self._changed:
             if generation is None or generation == self._generation:
                 self._running = False
@@ -184,7 +184,7 @@ class Replay:
 
 
 def _is_open(record: SentPart, durable: pb.DurablePoint) -> bool:
-    """Whether a record begins the file of which the server has a part."""
+    """Whether a record begins the file that the server has in part."""
     entry, opened = record.part.entry, durable.open_entry
     return (
         record.begins_file

@@ -1,4 +1,4 @@
-"""One upload over Backup streams: as many as it takes.
+"""One upload over as many Backup streams as needed.
 
 When a stream breaks, the next one resumes at the durable point; what lies behind it is still here (see Replay).
 """
@@ -105,12 +105,12 @@ class UploadStream:
         return offset
 
     def remove(self, removal: pb.Remove) -> None:
-        """Takes a path, and all below it, out."""
+        """Remove a path and everything below it."""
         self._append(SentPart(self._position + 1, wire.BackupPart(remove=removal)))
         self._position += 1
 
     def commit(self) -> pb.Backup:
-        """Makes the backup; when it returns, that is durable. Raises what keeps it from being made."""
+        """Make the backup, which is durable when this returns. Raises the error that prevents it."""
         finish = wire.Finish(entry_count=self.entry_count, data_bytes=self.data_bytes)
         self._append(SentPart(self._position + 1, wire.BackupPart(finish=finish)))
         while True:
@@ -125,7 +125,7 @@ class UploadStream:
     def abort(self, error: BaseException | None) -> None:
         """Aborts the upload. If the server cannot be reached, a note on `error` says so; the upload then expires after days."""
         if os.getpid() != self._pid:
-            return  # it is the parent's, who may well commit it
+            return  # it belongs to the parent process, which may commit it
         self._cut()
         if self._calls.closed:
             return
@@ -225,14 +225,14 @@ class UploadStream:
             return
 
     def _note_progress(self, durable: pb.DurablePoint) -> None:
-        """A stream that moved the durable point earns the next one its full time."""
+        """Progress of the durable point renews the retry time of the next stream."""
         point = (durable.position, durable.open_offset_bytes)
         if point != self._durable_seen:
             self._durable_seen = point
             self._attempts.progressed()
 
     def _ask_for_checkpoint(self) -> None:
-        """Has the server make durable what it has, so that it need not be kept here; beside the stream."""
+        """Ask the server, beside the stream, to make its data durable, so this client can release it."""
         if self._checkpointing.acquire(blocking=False):
             generation = self._replay.generation
             try:
@@ -259,7 +259,7 @@ class UploadStream:
 
     def _check_sent(self, durable: pb.DurablePoint) -> None:
         """Raises ProtocolError where more is durable than was handed over: what is durable is kept no longer, and counts as progress."""
-        # The entry that is being handed over is counted a moment after it was.
+        # The current entry is counted a moment after it was sent.
         if durable.position > self._position + 1:
             with named(self._calls.address):
                 raise ProtocolError(
@@ -268,7 +268,7 @@ class UploadStream:
                 )
 
     def _usable(self, durable: pb.DurablePoint) -> pb.DurablePoint:
-        """Without the open entry of an upload that was taken over: its bytes were read by somebody else."""
+        """Drop the open entry of an upload that was taken over: another process read its bytes."""
         if durable.position != self._stale_position:
             return durable
         usable = pb.DurablePoint()
@@ -283,7 +283,7 @@ class UploadStream:
         return self._call.result(self.upload).backup
 
     def _look_for_backup(self, error: StaddleError) -> pb.Backup | None:
-        """The status of a stream can be lost: GetUpload knows whether it was committed all the same."""
+        """The status of a stream can be lost: GetUpload knows whether the upload was committed nevertheless."""
         if not may_resume(error) or self._calls.closed:
             return None
         request = wire.GetUploadRequest(upload_id=self.upload.id)

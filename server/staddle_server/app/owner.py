@@ -2,9 +2,11 @@
 the result.
 """
 
+import contextlib
 import ctypes
 import os
 import pwd
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -13,6 +15,7 @@ from staddle_server.app.settings import OperatorError
 ROOT: Final = 0
 _INSTALLED: Final = (Path(os.__file__).parent, Path(__file__).parent)
 """Python's library and Staddle, parts of which are loaded on demand."""
+_MADE_BY_SERVER: Final = ("catalog.db", "store/format")
 _PR_SET_KEEPCAPS: Final = 8
 _CAPABILITY_VERSION: Final = 0x2008_0522
 _CAPABILITIES_KEPT: Final = 1 << 2 | 1 << 10
@@ -41,16 +44,25 @@ class Owner(NamedTuple):
 def owner_of(path: Path) -> Owner:
     """Return the owner of the data directory `path`; of the nearest existing parent, if it does not exist.
 
-    Only its owner can read a master key, so a key in the directory decides: a volume may belong to root and
-    hold another user's data. Raises OSError.
+    A part whose owner is not root decides, because root may own the others: a volume, a mounted or linked key, a catalog
+    that root has restored. Raises OSError.
     """
-    for candidate in (path / "master.key", path, *path.parents):
-        try:
-            status = candidate.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return Owner(status.st_uid, status.st_gid)
-    raise FileNotFoundError(path)
+    made, key = _owners(path / name for name in _MADE_BY_SERVER), _owners([path / "master.key"])
+    others = [owner for owner in (*made, *key) if owner.uid != ROOT]
+    # A key that belongs to root may come from elsewhere, so alone it says nothing.
+    if others or made:
+        return (others or made)[0]
+    return _owners((path, *path.parents))[0]
+
+
+def _owners(paths: Iterable[Path]) -> list[Owner]:
+    """The owners of those that exist. Raises OSError."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = path.stat()
+            found.append(Owner(status.st_uid, status.st_gid))
+    return found
 
 
 def act_as_owner(path: Path) -> Owner | None:

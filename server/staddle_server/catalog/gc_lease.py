@@ -34,8 +34,8 @@ class GcLease:
         """
         lease_ns = int(lease_s * NS)
         with self._database.write() as connection:
-            nobody = {"row": _ROW, "holder": "", "fence": 0, "expires_ns": _NOBODY}
-            connection.execute(insert_or_ignore(connection, schema.collector), nobody)
+            free = {"row": _ROW, "holder": "", "fence": 0, "expires_ns": _NOBODY}
+            connection.execute(insert_or_ignore(connection, schema.collector), free)
             row = connection.execute(select(schema.collector).with_for_update(key_share=True)).one()
             # A lease that ends much later than any can was taken before the clock was set back: ignore it. A little
             # later is a server whose clock is ahead of this one, or a transaction that waited for its turn.

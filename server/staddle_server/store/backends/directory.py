@@ -53,7 +53,7 @@ class DirectoryBlobs:
         self._durable_lock = threading.Lock()
         self.failed: str | None = None
         with translated("open the store"):
-            self._identity = _identity(self._files.status(self._root))
+            self._identity = self._root_identity()
 
     def create(self) -> "DirectoryWriter":
         self.check_writable()
@@ -81,6 +81,7 @@ class DirectoryBlobs:
         check_range(offset, length)
         path = self._path(name)
         with translated(f"read {name}"), self._missing(name):
+            self._check_root()
             descriptor = self._files.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 return self._read(descriptor, name, offset, length)
@@ -94,6 +95,7 @@ class DirectoryBlobs:
     def size(self, name: str) -> int:
         path = self._path(name)
         with translated(f"stat {name}"), self._missing(name):
+            self._check_root()
             status = self._files.status(path)
         if not stat.S_ISREG(status.st_mode):
             raise BlobMissing(name)
@@ -109,6 +111,7 @@ class DirectoryBlobs:
         path = self._path(name)
         self.check_writable()
         with translated(f"delete {name}"), self._missing(name):
+            self._check_root()
             self._files.unlink(path)
         self._sync_directory(os.path.dirname(path))
 
@@ -144,31 +147,38 @@ class DirectoryBlobs:
     def publish(self, temporary: str, descriptor: int, name: str) -> None:
         """Sync the file, link it under `name`, sync the directory. Raises as BlobWriter.commit does."""
         path = self._sync_for(descriptor, name)
-        directory = os.path.dirname(path)
         with translated(f"name {name}"), self._remembering_directories():
             try:
                 self._files.link(temporary, path)
             except FileExistsError as error:
                 # Another writer may have linked it just now: a caller that counts that as success needs it
                 # durable.
-                self._sync_directory(directory)
+                self._sync_name(path)
                 raise BlobExists(name) from error
-        self._sync_directory(directory)
+        self._sync_name(path)
 
     def replace(self, temporary: str, descriptor: int, name: str) -> None:
         """Sync the file, rename it to `name`, sync the directory. Raises as BlobWriter.replace does."""
         path = self._sync_for(descriptor, name)
         with translated(f"replace {name}"), self._remembering_directories():
             self._files.replace(temporary, path)
-        self._sync_directory(os.path.dirname(path))
+        self._sync_name(path)
 
     def _sync_for(self, descriptor: int, name: str) -> str:
         """Sync the file that will be called `name`, create that name's directory, and return the path."""
         self.check_writable()
         path = os.path.join(self._root, check_name(name))
+        with translated(f"name {name}"):
+            self._check_root()
         self._make_directories(os.path.dirname(path))
         self._sync(descriptor, name)
         return path
+
+    def _sync_name(self, path: str) -> None:
+        """Make a new name durable. Raise if the root was replaced meanwhile: a copy has files of the same names."""
+        self._sync_directory(os.path.dirname(path))
+        with translated(f"name {os.path.relpath(path, self._root)}"):
+            self._check_root()
 
     def _sync(self, descriptor: int, name: str) -> None:
         with translated(f"sync {name}"), self._failing(f"sync {name}"):
@@ -204,11 +214,16 @@ class DirectoryBlobs:
         return os.path.join(self._root, check_name(name))
 
     def _check_root(self) -> None:
-        """Raise OSError if the root is not the directory that was opened: an unmounted one would
-        look empty.
+        """Raise OSError if the root is not the directory that was opened: an unmounted one would look empty,
+        and a copy complete.
         """
-        if _identity(self._files.status(self._root)) != self._identity:
+        if self._root_identity() != self._identity:
             raise OSError(errno.ESTALE, "another directory is mounted there")
+
+    def _root_identity(self) -> tuple[int, int]:
+        # The directory itself: a link to it stays the same when the directory is unmounted or replaced.
+        found = self._files.status(os.path.join(self._root, os.curdir))
+        return found.st_dev, found.st_ino
 
     @contextlib.contextmanager
     def _missing(self, name: str) -> Iterator[None]:
@@ -411,7 +426,3 @@ def _store_error(action: str, error: OSError) -> StaddleError:
         f"could not {action}: the store does not answer ({cause})",
         retry_after_s=_RETRY_AFTER_S,
     )
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino

@@ -29,6 +29,11 @@ _CAUSES: Final = (
     ("its certificate is not valid", re.compile(r"certificate", re.IGNORECASE)),
 )
 """Patterns of failures without a status; the transport's text goes no further than here."""
+_NO_ROLE: Final = "no credentials in the environment or a file, and no role of this machine"
+_ROLE: Final = re.compile(r"/latest/(api/token|meta-data)")
+"""Where a machine of AWS gives its role."""
+_NAMED: Final = re.compile(r"https?://\S+|path: \"[^\"]*\"|location \S+")
+"""What the operator named, which may contain any word."""
 _PASSING_CAUSES: Final = frozenset(
     {"the connection was refused", "no answer in time", "its host name is not known"}
 )
@@ -67,6 +72,9 @@ def failure_of(error: Exception) -> StoreFailure:
     kind = type(error).__name__
     if kind in _NAMES:
         return StoreFailure(_NAMES[kind], passing=False)
+    if _ROLE.search(text):
+        return StoreFailure(_NO_ROLE, passing=True)
+    text = _NAMED.sub("", text)
     for cause, pattern in _CAUSES:
         if pattern.search(text):
             return StoreFailure(cause, passing=cause in _PASSING_CAUSES)

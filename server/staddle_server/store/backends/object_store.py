@@ -12,7 +12,9 @@ import random
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from itertools import chain, islice
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -22,6 +24,7 @@ from obstore.store import ObjectStore
 
 from staddle_server.base.errors import Exhausted, StaddleError, Unavailable
 from staddle_server.base.limits import MIB
+from staddle_server.base.threads import Threads
 from staddle_server.store.backends.object_errors import NO_RANGE, StoreFailure, failure_of
 from staddle_server.store.blobs import (
     TEMPORARY,
@@ -48,6 +51,9 @@ PAUSE_S_MAX: Final = 5.0
 RETRY_AFTER_S: Final = 30.0
 PAGE_NAMES: Final = 1000
 """Names in one page of a listing; S3 returns no more."""
+DEEP_CHILDREN_MAX: Final = 4
+"""A first page with names in so few children of its prefix means many pages: they are read ahead, child by child."""
+LISTED_AT_ONCE: Final = 8
 COMPARED_BYTES: Final = 8 * MIB
 """A doubtful object is read and compared in parts of this size."""
 
@@ -195,8 +201,9 @@ class ObjectBlobs:
 
     def _sorted(self, prefix: str) -> Iterator[tuple[str, int]]:
         names = self.raw_names(prefix)
+        first = sorted(islice(names, PAGE_NAMES))
         last = ""
-        for name, size in chain(sorted(islice(names, PAGE_NAMES)), names):
+        for name, size in self._by_child(prefix) if _is_deep(prefix, first) else chain(first, names):
             if name <= last:
                 raise Unavailable(
                     "STORE_UNAVAILABLE",
@@ -205,6 +212,29 @@ class ObjectBlobs:
                 )
             last = name
             yield name, size
+
+    def _by_child(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Yield the names below `prefix`, child by child; reads the first pages of the next few ahead."""
+
+        def begin(child: str) -> Iterator[tuple[str, int]]:
+            names = self.raw_names(child)
+            return chain(sorted(islice(names, PAGE_NAMES)), names)
+
+        found = self._ask(
+            f"list {prefix}", lambda endpoint: obstore.list_with_delimiter(endpoint.reading, prefix)
+        )
+        objects = {meta["path"]: meta["size"] for meta in found["objects"] if _is_name(meta["path"])}
+        # A child with names below it sorts as if it ended in "/".
+        children = sorted([f"{child.rstrip('/')}/" for child in found["common_prefixes"]] + [*objects])
+        waiting: deque[tuple[str, Future[Iterator[tuple[str, int]]] | None]] = deque()
+        with Threads(LISTED_AT_ONCE, thread_name_prefix="list") as threads:
+            for child in chain(children, [None] * LISTED_AT_ONCE):
+                if child is not None:
+                    below = child.endswith("/")
+                    waiting.append((child, threads.submit(begin, child[:-1]) if below else None))
+                if waiting and (child is None or len(waiting) > LISTED_AT_ONCE):
+                    name, names = waiting.popleft()
+                    yield from [(name, objects[name])] if names is None else names.result()
 
     def _there(self, name: str, action: str, call: Callable[[Endpoint], T]) -> T:
         """Return the result of `call`.
@@ -364,6 +394,13 @@ def _compare(endpoint: Endpoint, name: str, data: memoryview) -> bool | None:
     except BlobShort:
         return False
     return True
+
+
+def _is_deep(prefix: str, page: Sequence[tuple[str, int]]) -> bool:
+    """Return whether a first page is full and lies in a few children of `prefix`."""
+    if not prefix or len(page) < PAGE_NAMES:
+        return False
+    return len({name[len(prefix) + 1 :].partition("/")[0] for name, _ in page}) <= DEEP_CHILDREN_MAX
 
 
 def _is_name(name: str) -> bool:

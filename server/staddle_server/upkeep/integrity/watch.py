@@ -187,7 +187,9 @@ class Integrity:
         another.
         """
         self._look_for(
-            "the store", lambda: self._kept.blobs.size(FORMAT_NAME), ". Is its file system mounted?"
+            "the store",
+            lambda: self._kept.blobs.size(FORMAT_NAME),
+            ". Is its file system mounted, or its object store running?",
         )
         self._look_for("the catalog", self._look_into_catalog)
         if self._absent:
