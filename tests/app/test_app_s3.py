@@ -205,7 +205,7 @@ def test_an_older_state_of_the_bucket_is_refused(server: ServerProcess, data: Pa
     (mark,) = [name for name, _ in blobs.list("marks")]
     blobs.delete(mark)
     refused = run("gc", "--data", data, code=1).output
-    assert f"{url.split('?')[0]} is older than " in refused
+    assert f"{url.partition('?')[0]} is older than " in refused
     assert "catalog.db" in refused
 
 
