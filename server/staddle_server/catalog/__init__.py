@@ -4,7 +4,7 @@ from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import protection_of
 from staddle_server.catalog.engine import Catalog, open_catalog
 from staddle_server.catalog.generations import Generation
-from staddle_server.catalog.rows import lease_held
+from staddle_server.catalog.rows import Page, lease_held
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
 from staddle_server.catalog.values import (
     Applied,
@@ -75,6 +75,7 @@ __all__ = [
     "NewBackup",
     "Orphan",
     "PackParity",
+    "Page",
     "ParityTotals",
     "PendingRecord",
     "Principal",
