@@ -90,3 +90,16 @@ def test_a_page_of_small_rows_has_as_many_as_were_asked_for(world):
         page = world.catalog.backups.list_page(world.tenant, "www", limit=limit)
         assert page == made[:limit]
         assert page.more == more
+
+
+def test_the_state_of_a_retention_plan_has_only_the_tags_that_decide(world):
+    _backups(world)
+    key = next(iter(TAGS))
+    tracemalloc.start()
+    try:
+        state = world.catalog.retention.state(world.tenant, "www", lambda _policy: [key, "another"])
+        assert tracemalloc.get_traced_memory()[1] < 4 * MIB, "all tags take more"
+    finally:
+        tracemalloc.stop()
+    assert [backup.number for backup in state.backups] == list(range(COUNT, 0, -1))
+    assert all(backup.tags == {key: TAGS[key]} for backup in state.backups)

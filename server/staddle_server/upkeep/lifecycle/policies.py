@@ -66,10 +66,6 @@ class Plan(NamedTuple):
         if self.token != token:
             raise plan_changed(dataset)
 
-    def backups(self) -> dict[bytes, Backup]:
-        """The backups that it is about."""
-        return {backup.id: backup for backup in self.state.backups}
-
 
 def _no_tick() -> None:
     pass
@@ -131,11 +127,15 @@ class Policies:
 
         """
         opened = self._tenants.get(tenant)
-        state = self._catalog.retention.state(tenant, dataset)
+        state = self._catalog.retention.state(tenant, dataset, _tag_keys)
         policy = decode_policy(state.retention.policy)
         damaged = self._damaged(opened, state.backups, tick) if policy.has_rule else set()
         planned = _planned(policy, state.backups, damaged, self._guard.look().earliest_ns)
         return Plan(_token(opened, dataset, state, planned), state, planned)
+
+    def backup(self, tenant: bytes, backup: bytes) -> Backup:
+        """A backup of a plan, as a whole."""
+        return self._catalog.backups.get(tenant, backup)
 
     def freed(self, tenant: bytes, made: Plan, tick: Tick = _no_tick) -> Freed:
         """What the store would be rid of if what goes by a plan were gone for good."""
@@ -198,7 +198,7 @@ class Policies:
         """Deletes what a dataset's policy lets go; gives how many backups that are."""
         tick()
         now_ns = self._guard.require()
-        state = self._catalog.retention.state(tenant, dataset)
+        state = self._catalog.retention.state(tenant, dataset, _tag_keys)
         policy = decode_policy(state.retention.policy)
         # Damage only ever keeps more. Where nothing goes without any, no manifest is walked, hour for hour, to look for some.
         if not any(each.goes for each in _planned(policy, state.backups, set(), now_ns)):
@@ -242,6 +242,11 @@ class Policies:
         ):
             return set()
         return {backup.id for backup in backups if not losses.is_whole(backup.root)}
+
+
+def _tag_keys(policy: str) -> set[str]:
+    """The keys of the tags that decide what a policy keeps."""
+    return {tag.key for tag in decode_policy(policy).keep_tags}
 
 
 def _planned(policy: Policy, backups: list[Backup], damaged: set[bytes], now_ns: int) -> list[Planned]:
