@@ -34,7 +34,7 @@ CHANGES: Final = {
         chunks claim
         packs begin
         uploads abort
-        uploads _begin
+        uploads begin
         uploads checkpoint
         uploads expire
         uploads renew

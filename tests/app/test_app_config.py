@@ -43,6 +43,7 @@ def test_the_defaults_listen_on_loopback_without_tls() -> None:
 
 EXAMPLES = {
     "store": ("s3://flag/a", "gs://variable/b", "az://file/c"),
+    "catalog": ("postgresql://flag/a", "postgresql://variable/b", "postgresql://file/c"),
     "listen": ("127.0.0.1:1", "127.0.0.2:2", "localhost:3"),
     "socket_mode": ("0600", "0666", "660"),
     "endpoint": ("a:1", "b:2", "c:3"),
@@ -281,7 +282,7 @@ def test_the_path_of_a_socket_is_relative_to_what_names_it(
         ("unix:/a\nb", "without control characters"),
         ("unix:/\udcff", "UTF-8"),
         ("unix:/" + "x" * 107, "limit for a socket's path is 107 bytes, and /x+ has 108"),
-        ("unix:/" + "☂" * 36, "limit .* is 107 bytes .* has 109"),
+        ("unix:/" + "☂" * 36, "limit for .* is 107 bytes, .* has 109"),
         ("unix-abstract:staddle", "every user of this machine"),
         ("unix:@staddle", "every user of this machine .* abstract socket"),
         ("UNIX:@staddle", "every user of this machine .* abstract socket"),

@@ -17,6 +17,7 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 from staddle_server.app import bootstrap
+from staddle_server.app.catalog_place import FilePlace
 from staddle_server.app.data_directory import DataDirectory, DataDirectoryError
 from staddle_server.base.types import TokenRole
 from staddle_server.cli.run import group
@@ -255,8 +256,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         patch.setattr(Path, "unlink", before(Path.unlink))
         patch.setattr(Path, "rename", before(Path.rename))
         # What a killed process leaves is not cleaned up.
-        drop = DataDirectory.drop_new_catalog
-        patch.setattr(DataDirectory, "drop_new_catalog", lambda self: None if steps[0] >= 0 else drop(self))
+        drop = FilePlace.drop_new
+        patch.setattr(FilePlace, "drop_new", lambda self: None if steps[0] >= 0 else drop(self))
         yield steps
 
 

@@ -32,7 +32,8 @@ def url(s3: S3Server) -> str:
 @pytest.fixture
 def data(tmp_path: Path, url: str) -> Path:
     """A data directory whose store is in the bucket."""
-    run("init", "--data", tmp_path / "d", "--store", url)
+    made = run("init", "--data", tmp_path / "d", "--store", url).output
+    assert f"The store is {url.partition('?')[0]}.\n" in made
     return tmp_path / "d"
 
 

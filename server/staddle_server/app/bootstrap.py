@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from staddle._base.figures import counted
@@ -79,7 +78,7 @@ def open_rooms(directory: DataDirectory, *, only_look: bool = False) -> Iterator
     blobs = directory.place.open()
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
-    catalog = open_catalog(str(directory.catalog))
+    catalog = open_catalog(directory.catalog_place.place)
     try:
         _refuse_emptied(directory, blobs, catalog)
         opened = Rooms(blobs, keys, catalog)
@@ -98,7 +97,7 @@ def _refuse_emptied(directory: DataDirectory, blobs: Blobs, catalog: Catalog) ->
     """
     if not catalog.tenants.list_all() and next(blobs.list("records"), None) is not None:
         raise DataDirectoryError(
-            f"{directory.catalog} is empty, but {directory.place} is filled: restore the newest copy of the catalog, or rebuild it "
+            f"{directory.catalog_place} is empty, but {directory.place} is filled: restore the newest copy of the catalog, or rebuild it "
             f"from the store with `staddle-server rebuild --replace --data {directory.path}`"
         )
 
@@ -142,7 +141,7 @@ def _refuse_older(directory: DataDirectory, opened: Rooms) -> None:
 
 def _older(directory: DataDirectory, unknown: str) -> DataDirectoryError:
     return DataDirectoryError(
-        f"{directory.catalog} is older than its store: it does not know {unknown}. Restore the newest copy of the catalog, or rebuild "
+        f"{directory.catalog_place} is older than its store: it does not know {unknown}. Restore the newest copy of the catalog, or rebuild "
         f"it from the store with `staddle-server rebuild --replace --data {directory.path}`"
     )
 
@@ -167,7 +166,7 @@ def initialise(directory: DataDirectory, now_ns: int) -> str:
     sync_directory(
         Files(), str(directory.path)
     )  # for the key, if an earlier start was interrupted before it synced its name
-    open_catalog(str(directory.catalog)).close()
+    open_catalog(directory.catalog_place.place).close()
     with open_rooms(directory) as rooms:
         return local_token(rooms, now_ns)
 
@@ -190,7 +189,7 @@ class Rebuilt:
     """What a rebuild did."""
 
     report: RebuildReport
-    aside: Path | None
+    aside: str | None
     """Where the previous catalog is now."""
     token: str
     """A new admin token; empty without a tenant `default`, or if nothing was changed."""
@@ -205,19 +204,20 @@ def rebuild(directory: DataDirectory, now_ns: int, show: Show, *, dry_run: bool)
     blobs = directory.place.open()
     check_format(blobs)
     keys = KeyStore(blobs, load_master_key(str(directory.master_key)))
-    directory.drop_new_catalog()
+    place = directory.catalog_place
+    place.prepare_new()
     try:
-        catalog = open_catalog(str(directory.new_catalog))
+        catalog = open_catalog(place.new_place)
         try:
             report = Rebuilding(blobs, keys, catalog, now_ns, show).run()
             tenant = None if dry_run else catalog.tenants.get_by_name(DEFAULT_TENANT)
             token = _new_local_token(catalog, tenant, now_ns) if tenant else ""
         finally:
             catalog.close()
-        aside = None if dry_run else directory.install_catalog(_aside(now_ns))
+        aside = None if dry_run else place.install_new(_aside(now_ns))
         return Rebuilt(report, aside, token)
     finally:
-        directory.drop_new_catalog()
+        place.drop_new()
 
 
 def _aside(now_ns: int) -> str:

@@ -21,6 +21,8 @@ from typing import Final
 from staddle._base.given_files import GivenError, read, text_of
 
 from staddle_server.app.addresses import Address, UnixAddress
+from staddle_server.app.catalog_place import URL_NAME as CATALOG_URL_NAME
+from staddle_server.app.catalog_place import CatalogPlace, catalog_place_of, record_catalog_place
 from staddle_server.app.owner import owner_of
 from staddle_server.app.store_place import (
     URL_NAME,
@@ -49,14 +51,12 @@ NOT_DATA: Final = frozenset(
         "cache",
         URL_NAME,
         f"{URL_NAME}.new",
+        CATALOG_URL_NAME,
+        f"{CATALOG_URL_NAME}.new",
     }
 )
 """What an uninitialised directory may contain: settings, certificates, a new file system's files, a crash's
 remains.
-"""
-
-_CATALOG_PARTS: Final = ("", "-wal", "-shm", "-journal")
-"""SQLite's files beside a database belong to it: apart, they would be lost, or taken for part of another one.
 """
 
 
@@ -67,6 +67,8 @@ class DataDirectory:
     path: Path
     wanted_store: str = ""
     """The URL of an object store for the store; empty if the directory decides."""
+    wanted_catalog: str = ""
+    """The URL of a database for the catalog; empty if the directory decides."""
 
     @property
     def place(self) -> StorePlace:
@@ -79,12 +81,13 @@ class DataDirectory:
 
     @property
     def catalog(self) -> Path:
+        """The file of a catalog that is in the directory."""
         return self.path / "catalog.db"
 
     @property
-    def new_catalog(self) -> Path:
-        """Where a rebuild creates a catalog, before it is put in place."""
-        return self.path / "catalog.db.new"
+    def catalog_place(self) -> CatalogPlace:
+        """Where the catalog is, or is to be. Raise DataDirectoryError where two places are named."""
+        return catalog_place_of(self.path, self.wanted_catalog)
 
     @property
     def store(self) -> Path:
@@ -118,7 +121,9 @@ class DataDirectory:
                 f"{self.path} is not empty and is not a Staddle data directory: name an empty or a new directory "
                 f"(found {', '.join(sorted(names)[:3])})"
             )
-        has_key, has_catalog = self._has_file(self.master_key), self._has_file(self.catalog)
+        catalog = self.catalog_place
+        self._has_file(self.catalog)
+        has_key, has_catalog = self._has_file(self.master_key), catalog.is_there()
         has_store, filled = place.is_marked(), place.is_filled()
         if os.path.lexists(self.store) and not self.store.is_dir():
             raise place.lost()
@@ -132,12 +137,12 @@ class DataDirectory:
         if not has_store:
             # The store is created before the key: with a key, a store must have existed.
             raise place.lost()
-        if has_catalog and self.catalog.stat().st_size:
+        if has_catalog and catalog.is_made():
             return True
         if filled:
             flaw, replace = ("is empty", " --replace") if has_catalog else ("is missing", "")
             raise DataDirectoryError(
-                f"{self.catalog} {flaw}, but {place} is filled: restore the newest copy of the catalog, or rebuild it "
+                f"{catalog} {flaw}, but {place} is filled: restore the newest copy of the catalog, or rebuild it "
                 f"from the store with `staddle-server rebuild{replace} --data {self.path}` (a new, empty one would hide every "
                 "backup)"
             )
@@ -207,11 +212,12 @@ class DataDirectory:
             yield
 
     def record_place(self) -> None:
-        """Record where the store is, for all later commands. The caller has locked the directory."""
+        """Record where store and catalog are, for all later commands. The caller has locked the directory."""
         try:
             record_place(self.path, self.wanted_store)
+            record_catalog_place(self.path, self.wanted_catalog)
         except OSError as error:
-            raise DataDirectoryError(f"cannot write {self.path / URL_NAME}: {error.strerror}") from error
+            raise DataDirectoryError(f"cannot write in {self.path}: {error.strerror}") from error
 
     def require_rebuildable(self) -> None:
         """Raise DataDirectoryError without key and store, which a rebuild needs."""
@@ -227,42 +233,6 @@ class DataDirectory:
             raise DataDirectoryError(
                 f"{place} is empty, so the catalog cannot be rebuilt from it: is the right file system mounted? Nothing was changed"
             )
-
-    def drop_new_catalog(self) -> None:
-        """Remove what an interrupted rebuild, or a dry run, left behind."""
-        for part in _CATALOG_PARTS:
-            Path(f"{self.new_catalog}{part}").unlink(missing_ok=True)
-
-    def install_catalog(self, aside: str) -> Path | None:
-        """Put the new catalog, which must be closed, in place; set an existing one aside as
-        catalog.db.`aside`.
-
-        Returns the path of that; None if there was none. After an interruption at any point the old catalog
-        is complete, in its place or aside, and no server starts on half of it. Raises DataDirectoryError if
-        that name is taken, or the new one is not closed.
-        """
-        for part in _CATALOG_PARTS[1:]:
-            if Path(f"{self.new_catalog}{part}").exists():
-                raise DataDirectoryError(
-                    f"{self.new_catalog} is still in use: nothing was changed; run this again"
-                )
-        old = [part for part in _CATALOG_PARTS if Path(f"{self.catalog}{part}").exists()]
-        kept = Path(f"{self.catalog}.{aside}")
-        for part in old:
-            try:
-                os.link(f"{self.catalog}{part}", f"{kept}{part}")
-            except FileExistsError as error:
-                raise DataDirectoryError(f"{kept}{part} exists already, and is not overwritten") from error
-        _sync(self.path)
-        # The database first: without it no server starts, and SQLite's files beside it never meet another
-        # one.
-        for part in old:
-            Path(f"{self.catalog}{part}").unlink()
-            _sync(self.path)
-        _sync(self.new_catalog)
-        self.new_catalog.rename(self.catalog)
-        _sync(self.path)
-        return kept if old else None
 
     def _names(self) -> set[str]:
         try:
@@ -341,14 +311,6 @@ def _holder(data: bytes) -> str:
         return "process unknown"
     host = f" on {words[1]}" if len(words) > 1 and words[1] != socket.gethostname() else ""
     return f"process {words[0]}{host}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -140,13 +140,13 @@ def _refuse(directory: DataDirectory, flaw: Flaw | None, kinds: set[str]) -> Non
     data = directory.path
     if flaw.kind == OLDER_CATALOG:
         raise DataDirectoryError(
-            f"{directory.catalog} is older than its store: a server has started or stopped since{_when(flaw.began)}, with another "
+            f"{directory.catalog_place} is older than its store: a server has started or stopped since{_when(flaw.began)}, with another "
             "catalog. Restore the newest copy of the catalog, or rebuild it from the store with "
             f"`staddle-server rebuild --replace --data {data}`"
         )
     if flaw.kind == OLDER_STORE:
         raise DataDirectoryError(
-            f"{directory.place} is older than {directory.catalog.name}, or is not its store: the mark of the last start "
+            f"{directory.place} is older than {directory.catalog_place}, or is not its store: the mark of the last start "
             f"({flaw.mark.text}) is missing in it. Restore the newest state of the store; if there is none, "
             f"`staddle-server adopt --data {data}` accepts this one, and `check` then lists what is lost"
         )

@@ -91,7 +91,7 @@ def run_server(
     """
     accepted = _tune_process()
     certificates = _certificates(settings)  # before anything is created or changed: they may be unusable
-    directory = DataDirectory(settings.data, settings.store)
+    directory = DataDirectory(settings.data, settings.store, settings.catalog)
     manager = Manager(os.environ)
     manager.status("Starting")
     with directory.claimed(), listening_for_signals(hangup=True) as stop, watching_threads(stop):

@@ -52,7 +52,6 @@ class ServiceSettings:
     gc_every_s: float = 0.0
     scrub_period_s: float = 0.0
     scrub_bytes_per_s: float = 20 * limits.MIB
-    integrity_every_s: float = limits.INTEGRITY_EVERY_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +60,7 @@ class Settings(ServiceSettings):
 
     data: Path
     store: str
+    catalog: str
     listen: Address | UnixAddress
     socket_mode: int
     tls_cert: Path | None
@@ -107,6 +107,13 @@ def parse_store(text: str) -> str:
     if scheme_of(text) not in object_urls.SCHEMES:
         raise ValueError("expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX")
     object_urls.parse_object_url(text)
+    return text
+
+
+def parse_catalog(text: str) -> str:
+    """The URL of a database, as it is. Raises ValueError, which repeats no part of it."""
+    if scheme_of(text) != "postgresql":
+        raise ValueError("expected postgresql://USER@HOST:PORT/NAME")
     return text
 
 
@@ -161,6 +168,14 @@ OPTIONS: Final = (
         parse_store,
         "",
         "Object store for a new data directory, such as s3://BUCKET/PREFIX; otherwise the store is in DIR.",
+    ),
+    Option(
+        "catalog",
+        "catalog",
+        "URL",
+        parse_catalog,
+        "",
+        "Database for the catalog of a new data directory, postgresql://USER@HOST/NAME; otherwise it is in DIR.",
     ),
     Option(
         "listen",

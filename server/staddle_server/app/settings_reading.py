@@ -20,7 +20,15 @@ from staddle_server.app.addresses import (
     parse_endpoint,
     parse_path,
 )
-from staddle_server.app.settings import OPTIONS, VARIABLE_PREFIX, Option, Settings, SettingsError, parse_store
+from staddle_server.app.settings import (
+    OPTIONS,
+    VARIABLE_PREFIX,
+    Option,
+    Settings,
+    SettingsError,
+    parse_catalog,
+    parse_store,
+)
 
 CONFIG_VARIABLE: Final = "STADDLED_CONFIG"
 CONFIG_NAME: Final = "server.toml"
@@ -71,7 +79,7 @@ def _parse(option: Option, text: str, origin: str) -> object:
     try:
         return option.parse(text if option.parse is parse_path else unquoted(text))
     except ValueError as error:
-        secret = "-----BEGIN " in text or option.parse is parse_store
+        secret = "-----BEGIN " in text or option.parse in {parse_store, parse_catalog}
         shown = "something else" if secret else repr(text[:200])
         raise SettingsError(f"{origin} is {shown}: {error}") from error
 
@@ -146,7 +154,8 @@ def _text(option: Option, value: object, path: Path) -> str:
 def _checked(values: dict[str, object]) -> Settings:
     if values["data"] is None:
         raise SettingsError("set the data directory: --data DIR, STADDLED_DATA, or data in the settings file")
-    values["store"] = values["store"] or ""
+    for field in ("store", "catalog"):
+        values[field] = values[field] or ""
     settings = Settings(**values)  # type: ignore[arg-type]  # the table gives each field its own type; a test walks it
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise SettingsError("--tls-cert and --tls-key belong together: give both or neither")

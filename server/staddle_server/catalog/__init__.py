@@ -2,7 +2,14 @@
 
 from staddle_server.catalog.clocks import ClockSeen
 from staddle_server.catalog.decisions import protection_of
-from staddle_server.catalog.engine import Catalog, open_catalog
+from staddle_server.catalog.engine import (
+    Catalog,
+    Replacement,
+    has_catalog,
+    name_of,
+    open_catalog,
+    replacement,
+)
 from staddle_server.catalog.generations import Generation
 from staddle_server.catalog.rows import lease_held
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
@@ -80,6 +87,7 @@ __all__ = [
     "PendingRecord",
     "Principal",
     "PurgeableBackup",
+    "Replacement",
     "Retention",
     "RetentionState",
     "StandingRoots",
@@ -89,7 +97,10 @@ __all__ = [
     "Upload",
     "UploadRequest",
     "Waiting",
+    "has_catalog",
     "lease_held",
+    "name_of",
     "open_catalog",
     "protection_of",
+    "replacement",
 ]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from staddle_server.base import errors, limits
 from staddle_server.base.types import Authors, Kind, Scope, UploadState
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import insert_or_ignore
+from staddle_server.catalog.database import insert_or_ignore, later
 from staddle_server.catalog.rows import dataset_row, upload_value
 from staddle_server.catalog.validation import check_dataset, check_id, pack_authors, pack_tags
 from staddle_server.catalog.values import BeginUpload, Begun
@@ -135,7 +135,8 @@ def _begins_ns(spec: BeginUpload) -> int:
 
 
 def _dataset_made(connection: Connection, tenant_row: int, spec: BeginUpload) -> Row[Any]:
-    connection.execute(
+    later(
+        connection,
         insert_or_ignore(connection, schema.datasets),
         {
             "tenant": tenant_row,
@@ -187,7 +188,8 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
         found = next((row for row in rows if row.kind == kind), None)
     if found is None:
         return None
-    connection.execute(
+    later(
+        connection,
         update(schema.uploads)
         .where(_u.id == found.id)
         .values(
@@ -195,7 +197,7 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
             principal=spec.principal.name,
             tags=pack_tags(spec.tags),
             **spec.terms.expiries(spec.now_ns),
-        )
+        ),
     )
     return bytes(found.id)
 
@@ -205,7 +207,8 @@ def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> 
 
 def _open(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes:
     kind, base = _resolve(connection, dataset, spec)
-    connection.execute(
+    later(
+        connection,
         insert(schema.uploads),
         {
             "id": spec.upload,

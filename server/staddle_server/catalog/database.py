@@ -135,8 +135,8 @@ class Database:
 
     @contextmanager
     def look_up(self) -> Iterator[Connection]:
-        """Open a connection for a single, frequent `rows_in`: half the time of `read`, but no consistent view
-        across statements.
+        """Open a connection for a single, frequent statement: less than half the time of `read`, but no
+        consistent view across statements.
         """
         with self._translated(), self.engine.connect() as connection:
             yield connection

@@ -36,7 +36,7 @@ class Generations:
 
     def get(self) -> Generation | None:
         """Return the row; None for a new or rebuilt catalog, which matches the store whatever its marks."""
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             return _last(connection)
 
     def require_unchanged(self, known: Generation) -> None:

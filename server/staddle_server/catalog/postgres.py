@@ -231,6 +231,8 @@ class Postgres(DatabaseKind):
         _link(connection).later("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
 
     def later(self, connection: Connection, statement: Executable, rows: Rows | None = None) -> None:
+        if isinstance(statement, Insert):
+            statement = statement.inline()  # without RETURNING
         with _link(connection).deferring():
             connection.execute(statement, rows)
 

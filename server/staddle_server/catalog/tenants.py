@@ -87,7 +87,7 @@ class TenantRows:
 
     def newest_record(self, tenant: bytes) -> int:
         """Return the number of the newest decided record."""
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             query = select(_t.records_sequence).where(_t.row == self.row(connection, tenant))
             return int(connection.execute(query).scalar_one())
 

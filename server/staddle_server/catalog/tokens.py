@@ -116,7 +116,7 @@ class Tokens:
     def valid(self, tokens: Iterable[bytes], now_ns: int) -> set[bytes]:
         """Return which of these tokens, given by id, are neither revoked nor expired."""
         found: set[bytes] = set()
-        with self._database.read() as connection:
+        with self._database.look_up() as connection:
             for some in batches(tokens):
                 query = select(_t.id).where(_t.id.in_(some), token_is_valid(now_ns))
                 found.update(connection.execute(query).scalars())

@@ -19,7 +19,7 @@ from staddle_server.upkeep.rebuild.run import RebuildReport
 
 
 @click.command()
-@settings_options(only=frozenset({"data", "store"}))
+@settings_options(only=frozenset({"data", "store", "catalog"}))
 @click.option("--replace", is_flag=True, help="Set an existing catalog aside, under a name with the time.")
 @click.option("--dry-run", is_flag=True, help="Report what a rebuild would find, and change nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -31,11 +31,11 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
     """
     settings = settings_from(flags)
     act_as_owner(settings.data)
-    directory = DataDirectory(settings.data, settings.store)
+    directory = DataDirectory(settings.data, settings.store, settings.catalog)
     directory.require_rebuildable()
-    if directory.catalog.exists() and not (replace or dry_run):
+    if directory.catalog_place.is_there() and not (replace or dry_run):
         raise click.ClickException(
-            f"{directory.catalog} exists. A rebuild is for a catalog that is lost or damaged: --replace sets this one "
+            f"{directory.catalog_place} exists. A rebuild is for a catalog that is lost or damaged: --replace sets this one "
             "aside first; --dry-run shows what a rebuild would find"
         )
     give_up_at_start(directory.path, directory.store)
@@ -59,8 +59,7 @@ def rebuild(*, replace: bool, dry_run: bool, as_json: bool, **flags: str | None)
 def _as_json(rebuilt: Rebuilt, seconds: float) -> dict[str, object]:
     report = asdict(rebuilt.report)
     problems = [{"what": each.what, "message": each.message} for each in rebuilt.report.problems]
-    aside = None if rebuilt.aside is None else str(rebuilt.aside)
-    return {**report, "problems": problems, "seconds": round(seconds, 3), "aside": aside}
+    return {**report, "problems": problems, "seconds": round(seconds, 3), "aside": rebuilt.aside}
 
 
 def _say_found(report: RebuildReport) -> None:
@@ -91,7 +90,7 @@ def _say_next(directory: DataDirectory, rebuilt: Rebuilt, *, dry_run: bool) -> N
     if dry_run:
         say("This was a dry run: nothing was changed.")
         return
-    say(f"Created {directory.catalog}.")
+    say(f"Created {directory.catalog_place}.")
     if rebuilt.aside is not None:
         say(f"The previous catalog is now {rebuilt.aside}.")
     own = f"; the one in {directory.client_toml} is new already" if rebuilt.token else ""

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 @click.command()
-@settings_options(only=frozenset({"data", "store"}))
+@settings_options(only=frozenset({"data", "store", "catalog"}))
 def init(**flags: str | None) -> None:
     """Create a data directory.
 
@@ -29,7 +29,7 @@ def init(**flags: str | None) -> None:
     """
     settings = settings_from(flags)
     act_as_owner(settings.data)
-    directory = DataDirectory(settings.data, settings.store)
+    directory = DataDirectory(settings.data, settings.store, settings.catalog)
     if directory.is_complete():
         raise click.ClickException(f"{directory.path} is already a data directory; nothing was changed")
     with directory.claimed():
@@ -82,6 +82,8 @@ def _say_made(directory: DataDirectory) -> None:
     click.echo(
         f'Created {directory.path}: keys, catalog, store, the tenant "default", and an admin token for this machine.'
     )
+    if not directory.store.exists():
+        click.echo(f"The store is {directory.place}.")
     click.echo(
         f"Keep a copy of {directory.master_key} somewhere else: without it the stored data is unreadable."
     )
