@@ -130,7 +130,7 @@ class Upload:
         uid: int | None = None,
         gid: int | None = None,
         mtime_ns: int | None = None,
-        profile: str = "content-defined",
+        profile: str = Profile.CONTENT_DEFINED,
     ) -> None:
         """Upload one file: bytes, a binary file (read from its position), or an iterable of bytes.
 
