@@ -1,4 +1,6 @@
-"""Where the catalog of a data directory lies: in the directory itself, or in a database that DIR/catalog.url names."""
+"""Where the catalog of a data directory lies: in the directory itself, or in a database that DIR/catalog.url
+names.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from staddle_server.store.files import Files, sync_directory, write_synced
 URL_NAME: Final = "catalog.url"
 URL_BYTES_MAX: Final = 16 * 1024
 _PARTS: Final = ("", "-wal", "-shm", "-journal")
-"""SQLite's files beside a database belong to it: apart, they would be lost, or taken for part of another one."""
+"""SQLite's files beside a database belong to it: apart, they would be lost, or taken for part of another one.
+"""
 
 
 class CatalogPlace(Protocol):
@@ -28,10 +31,10 @@ class CatalogPlace(Protocol):
         """What opens a catalog that is built to replace this one."""
 
     def is_there(self) -> bool:
-        """Whether there is a catalog, or an empty file in its place."""
+        """Return whether there is a catalog, or an empty file in its place."""
 
     def is_made(self) -> bool:
-        """Whether the catalog that is there holds tables."""
+        """Return whether the catalog that is there holds tables."""
 
     def prepare_new(self) -> None:
         """Make room for a new catalog, and drop what an interrupted rebuild left."""
@@ -40,9 +43,11 @@ class CatalogPlace(Protocol):
         """Drop a new catalog that was not installed."""
 
     def install_new(self, aside: str) -> str | None:
-        """Give the new catalog, which must be closed, its place; one that exists is set aside under a name with `aside`.
+        """Give the new catalog, which must be closed, its place; one that exists is set aside under a name
+        with `aside`.
 
-        Returns where that is; None: there was none. Interrupted at any point, the old catalog is whole, in its place or aside.
+        Returns where that is; None: there was none. Interrupted at any point, the old catalog is whole, in
+        its place or aside.
         """
 
 
@@ -78,7 +83,7 @@ class FilePlace:
             Path(f"{self._new}{part}").unlink(missing_ok=True)
 
     def install_new(self, aside: str) -> str | None:
-        """Raises DataDirectoryError if the name for the old one is taken, or the new one is not closed."""
+        """Raise DataDirectoryError if the name for the old one is taken, or the new one is not closed."""
         for part in _PARTS[1:]:
             if Path(f"{self._new}{part}").exists():
                 raise DataDirectoryError(f"{self._new} is still in use: nothing was changed; run this again")
@@ -90,7 +95,8 @@ class FilePlace:
             except FileExistsError as error:
                 raise DataDirectoryError(f"{kept}{part} exists already, and is not overwritten") from error
         _sync(self._path.parent)
-        # The database first: without it no server starts, and SQLite's files beside it never meet another one.
+        # The database first: without it no server starts, and SQLite's files beside it never meet another
+        # one.
         for part in old:
             Path(f"{self._path}{part}").unlink()
             _sync(self._path.parent)
@@ -139,7 +145,8 @@ class DatabasePlace:
 
 
 def catalog_place_of(data: Path, wanted: str) -> CatalogPlace:
-    """The place of the catalog of a data directory: `wanted` (a URL, or empty) for one that has none yet.
+    """Return the place of the catalog of a data directory: `wanted` (a URL, or empty) for one that has none
+    yet.
 
     Raises DataDirectoryError if the directory has its catalog elsewhere, or DIR/catalog.url cannot be read.
     """
@@ -168,7 +175,10 @@ def _name(url: str) -> str:
 
 
 def record_catalog_place(data: Path, wanted: str) -> None:
-    """Write DIR/catalog.url, so that every command finds the catalog. The directory must exist. Raises OSError."""
+    """Write DIR/catalog.url, so that every command finds the catalog. The directory must exist.
+
+    Raises OSError.
+    """
     if not wanted or _recorded(data) == wanted:
         return
     files, path = Files(), str(data / URL_NAME)

@@ -44,8 +44,8 @@ class Owner(NamedTuple):
 def owner_of(path: Path) -> Owner:
     """Return the owner of the data directory `path`; of the nearest existing parent, if it does not exist.
 
-    A part whose owner is not root decides, because root may own the others: a volume, a mounted or linked key, a catalog
-    that root has restored. Raises OSError.
+    A part whose owner is not root decides, because root may own the others: a volume, a mounted or linked
+    key, a catalog that root has restored. Raises OSError.
     """
     made, key = _owners(path / name for name in _MADE_BY_SERVER), _owners([path / "master.key"])
     others = [owner for owner in (*made, *key) if owner.uid != ROOT]
@@ -56,7 +56,7 @@ def owner_of(path: Path) -> Owner:
 
 
 def _owners(paths: Iterable[Path]) -> list[Owner]:
-    """The owners of those that exist. Raises OSError."""
+    """Return the owners of those that exist. Raises OSError."""
     found = []
     for path in paths:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -142,7 +142,10 @@ class Replacement(Protocol):
         """Drop it, unless it was installed."""
 
     def install(self, aside: str) -> str | None:
-        """Give it its place, and set an existing catalog aside under this name. Returns the name; None: there was none."""
+        """Give it its place, and set an existing catalog aside under this name.
+
+        Returns the name; None: there was none.
+        """
 
 
 def replacement(url: str) -> Replacement:
@@ -153,7 +156,10 @@ def replacement(url: str) -> Replacement:
 
 
 def has_catalog(url: str) -> bool:
-    """Whether the database that a URL names holds the tables of a catalog. Raises as `open_catalog` does."""
+    """Return whether the database that a URL names holds the tables of a catalog.
+
+    Raises as `open_catalog` does.
+    """
     database = open_database(url)
     try:
         with database.read() as connection:
@@ -163,7 +169,7 @@ def has_catalog(url: str) -> bool:
 
 
 def name_of(url: str) -> str:
-    """How messages name the catalog at a URL: without secrets. Raises as `open_catalog` does."""
+    """Return how messages name the catalog at a URL: without secrets. Raises as `open_catalog` does."""
     database = open_database(url)
     try:
         return database.name

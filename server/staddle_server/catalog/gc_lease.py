@@ -37,8 +37,9 @@ class GcLease:
             free = {"row": _ROW, "holder": "", "fence": 0, "expires_ns": _NOBODY}
             connection.execute(insert_or_ignore(connection, schema.collector), free)
             row = connection.execute(select(schema.collector).with_for_update(key_share=True)).one()
-            # A lease that ends much later than any can was taken before the clock was set back: ignore it. A little
-            # later is a server whose clock is ahead of this one, or a transaction that waited for its turn.
+            # A lease that ends much later than any can was taken before the clock was set back: ignore it. A
+            # little later is a server whose clock is ahead of this one, or a transaction that waited for its
+            # turn.
             if now_ns < row.expires_ns <= now_ns + 2 * lease_ns:
                 raise _held(row.holder, row.expires_ns)
             fence = int(row.fence) + 1

@@ -22,7 +22,10 @@ _TABLES: Final = text(
 
 
 class PostgresReplacement:
-    """A new catalog on its way into the database that a URL names. Raises Unavailable where the database does."""
+    """A new catalog on its way into the database that a URL names.
+
+    Raises Unavailable where the database does.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url

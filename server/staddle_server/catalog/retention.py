@@ -71,8 +71,8 @@ class Retentions:
     def state(
         self, tenant: bytes, dataset: str, tag_keys: Callable[[str], Collection[str]] = _no_tags
     ) -> RetentionState:
-        """Return everything that a plan depends on: of the tags, those with the keys that `tag_keys` gives for
-        the policy.
+        """Return everything that a plan depends on: of the tags, those with the keys that `tag_keys` gives
+        for the policy.
         """
         with self._database.read() as connection:
             row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)

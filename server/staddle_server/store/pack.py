@@ -141,7 +141,10 @@ class PackReader:
     """
 
     def __init__(self, blobs: ReadableBlobs, keys: TenantKeys, cache: SegmentCache | None = None) -> None:
-        """With `cache`, segments may come from there. Only for restores: a check for damage must read the store."""
+        """With `cache`, segments may come from there.
+
+        Only for restores: a check for damage must read the store.
+        """
         self._blobs = blobs
         self._cache = cache
         self._keys = keys

@@ -1,4 +1,6 @@
-"""Sealed segments on a local disk, in front of a store that is far away: what was read once is read from there."""
+"""Sealed segments on a local disk, in front of a store that is far away: what was read once is read from
+there.
+"""
 
 import contextlib
 import logging
@@ -23,8 +25,8 @@ NEW: Final = ".new"
 class SegmentCache:
     """Segments as they are stored, the least recently used of them removed first. Thread-safe.
 
-    It keeps only what its caller has opened: the seal is the check of what comes back, and a segment that does not open any
-    more is dropped. Nothing is synced, and nothing that fails here fails a read.
+    It keeps only what its caller has opened: the seal is the check of what comes back, and a segment that
+    does not open any more is dropped. Nothing is synced, and nothing that fails here fails a read.
     """
 
     def __init__(self, path: str, bytes_max: int) -> None:
@@ -46,7 +48,7 @@ class SegmentCache:
         return self._bytes
 
     def get(self, ref: SegmentRef) -> bytes | None:
-        """The sealed bytes; None if they are not here."""
+        """Return the sealed bytes; None if they are not here."""
         with self._lock:
             if ref not in self._sizes:
                 return None
@@ -65,7 +67,9 @@ class SegmentCache:
         return None
 
     def put(self, ref: SegmentRef, data: Buffer) -> None:
-        """Keeps the sealed bytes of a segment that was opened, and removes the oldest ones beyond the limit."""
+        """Keep the sealed bytes of a segment that was opened, and removes the oldest ones beyond
+        the limit.
+        """
         size = _blocks(len(data))
         with self._lock:
             if ref in self._sizes or size > self._bytes_max:
@@ -91,7 +95,7 @@ class SegmentCache:
                 self._bytes += size
 
     def drop(self, ref: SegmentRef) -> None:
-        """Forgets a segment."""
+        """Forget a segment."""
         with self._lock:
             self._bytes -= self._sizes.pop(ref, 0)
         with contextlib.suppress(OSError):
@@ -112,7 +116,7 @@ class SegmentCache:
         return os.path.join(self._path, digits[:2], f"{digits}-{ref.offset}-{ref.length}")
 
     def _load(self) -> None:
-        """Takes over what an earlier process has left; what is not whole goes."""
+        """Take over what an earlier process has left; what is not whole goes."""
         found: list[tuple[int, SegmentRef, int]] = []
         for shard in range(SHARDS):
             for entry in self._files.scan(os.path.join(self._path, f"{shard:02x}")):

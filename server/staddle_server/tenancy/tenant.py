@@ -36,7 +36,9 @@ class Tenant:
     packs: PackReader
     """Reads the store."""
     cached: PackReader
-    """Reads the same, but may take segments from the server's cache: for the data, not for checks of the store."""
+    """Reads the same, but may take segments from the server's cache: for the data, not for checks of the
+    store.
+    """
     records: Records
     recording: threading.Lock = field(default_factory=threading.Lock)
     """Held while records are written: they become durable in chain order."""

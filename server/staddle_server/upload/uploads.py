@@ -203,7 +203,9 @@ class Uploads:
         return self._catalog.uploads.get_by_request(principal.tenant, request_id)
 
     def list_open(self, principal: Principal, dataset: str, after: bytes, limit: int) -> Page[Upload]:
-        """Return at most `limit` open uploads of the tenant (of one dataset, if named) by id, after `after`."""
+        """Return at most `limit` open uploads of the tenant (of one dataset, if named) by id,
+        after `after`.
+        """
         return self._catalog.uploads.list_open(principal.tenant, dataset, after, limit)
 
     def writer(self, principal: Principal, upload_id: bytes, epoch: int) -> UploadWriter:

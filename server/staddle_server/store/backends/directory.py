@@ -175,7 +175,10 @@ class DirectoryBlobs:
         return path
 
     def _sync_name(self, path: str) -> None:
-        """Make a new name durable. Raise if the root was replaced meanwhile: a copy has files of the same names."""
+        """Make a new name durable.
+
+        Raise if the root was replaced meanwhile: a copy has files of the same names.
+        """
         self._sync_directory(os.path.dirname(path))
         with translated(f"name {os.path.relpath(path, self._root)}"):
             self._check_root()

@@ -52,7 +52,9 @@ RETRY_AFTER_S: Final = 30.0
 PAGE_NAMES: Final = 1000
 """Names in one page of a listing; S3 returns no more."""
 DEEP_CHILDREN_MAX: Final = 4
-"""A first page with names in so few children of its prefix means many pages: they are read ahead, child by child."""
+"""A first page with names in so few children of its prefix means many pages: they are read ahead, child by
+child.
+"""
 LISTED_AT_ONCE: Final = 8
 COMPARED_BYTES: Final = 8 * MIB
 """A doubtful object is read and compared in parts of this size."""

@@ -139,7 +139,9 @@ class Scrubber:
         return f"{counted(packs, 'pack')} read, {counted(size, 'byte')}; {counted(left, 'byte')} due{found}"
 
     def _bounds_ns(self) -> tuple[int, int]:
-        """Return the times between which a read pack is not due; a later time cannot come from a right clock."""
+        """Return the times between which a read pack is not due; a later time cannot come from a
+        right clock.
+        """
         now_ns = self._kept.clock.now_ns()
         return now_ns - int(self._period_s * NS), now_ns + JUMP_S * NS
 
