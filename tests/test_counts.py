@@ -36,6 +36,7 @@ VERBS: Final = frozenset(
         "passes",
         "refers",
         "refuses",
+        "reports",
         "says",
         "serves",
         "shows",

@@ -124,8 +124,8 @@ def tmp_is_a_file(path: Path) -> None:
 
 LOST: list[tuple[Callable[[Path], None], str]] = [
     (unmounted, r"/store is missing: is its file system mounted\?"),
-    (mount_point, r"/store holds no store .*is its file system mounted\?"),
-    (another_file_system, r"/store holds no store .*is its file system mounted\?"),
+    (mount_point, r"/store is not a store .*is its file system mounted\?"),
+    (another_file_system, r"/store is not a store .*is its file system mounted\?"),
     (somebody_elses_file_system, r"/store is not empty and is not a Staddle store.*found photo\.jpg"),
     (dangling_store, r"/store is a link to /nowhere/store, which is missing: is its file system mounted\?"),
     (store_is_a_file, r"/store is not a directory"),
@@ -143,7 +143,7 @@ LOST: list[tuple[Callable[[Path], None], str]] = [
     (catalog_of_no_bytes, r"/catalog\.db is empty, but .*/store is filled: .*rebuild --replace --data"),
     (catalog_is_a_directory, r"/catalog\.db is a directory instead of a file"),
     (dangling_catalog, r"/catalog\.db is a link to /nowhere/catalog\.db, which is missing"),
-    (all_but_the_clients_file, r"/client\.toml shows that a server ran here, but .* are gone"),
+    (all_but_the_clients_file, r"/client\.toml shows that a server ran here, but .* are missing"),
 ]
 COMMANDS = [
     ["init"],
@@ -175,7 +175,7 @@ def test_every_command_refuses_an_incomplete_directory_and_changes_nothing(
     [
         *(each for each in LOST if "store" in each[0].__name__),
         (unmounted, r"/store is missing"),
-        (mount_point, r"/store holds no store"),
+        (mount_point, r"/store is not a store"),
         (format_gone, r"/store/format is missing"),
         (key_gone, r"/master\.key is missing"),
         (key_is_a_directory, r"/master\.key is a directory"),

@@ -221,7 +221,7 @@ def test_a_read_only_or_damaged_server_is_alive_and_says_so(systemd: Systemd) ->
             statuses.set("", HealthCheckResponse.NOT_SERVING)
             pulse.tick()
             assert systemd.heard() == {
-                "STATUS": "Does not answer itself: the server at here says NOT_SERVING"
+                "STATUS": "Does not answer itself: the server at here reports NOT_SERVING"
             }
             assert systemd.heard_nothing()
         server.stop(0).wait()

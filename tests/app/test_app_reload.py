@@ -66,7 +66,7 @@ def test_changeable_settings_apply_immediately_and_the_others_are_named(
             before.lease_s,
         )
         (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-        assert line.endswith("count from the next start on: lease, streams-max")
+        assert line.endswith("apply from the next start: lease, streams-max")
         reloading = Reloading(
             after, lambda: dataclasses.replace(after, min_free=MinFree(size_bytes=0)), space, None
         )
@@ -84,7 +84,7 @@ def test_invalid_settings_change_nothing(tmp_path: Path, caplog: pytest.LogCaptu
     reloading = Reloading(before, broken, Space([], before.min_free), None)
     reloading.reload()
     assert reloading.settings == before
-    assert "those of before stay: s.toml: lease must be a string" in caplog.text
+    assert "the previous ones stay: s.toml: lease must be a string" in caplog.text
 
 
 def test_the_page_names_the_settings_that_a_running_server_takes_over() -> None:

@@ -32,7 +32,8 @@ def url(s3: S3Server) -> str:
 @pytest.fixture
 def data(tmp_path: Path, url: str) -> Path:
     """A data directory whose store is in the bucket."""
-    run("init", "--data", tmp_path / "d", "--store", url)
+    made = run("init", "--data", tmp_path / "d", "--store", url).output
+    assert f"The store is {url.partition('?')[0]}.\n" in made
     return tmp_path / "d"
 
 
@@ -203,7 +204,9 @@ def test_an_older_state_of_the_bucket_is_refused(server: ServerProcess, data: Pa
     blobs = open_blobs(url, os.environ, str(data))
     (mark,) = [name for name, _ in blobs.list("marks")]
     blobs.delete(mark)
-    assert "is older than catalog.db" in run("gc", "--data", data, code=1).output
+    refused = run("gc", "--data", data, code=1).output
+    assert f"{url.partition('?')[0]} is older than " in refused
+    assert "catalog.db" in refused
 
 
 def test_a_bucket_that_does_not_answer_is_named_and_nothing_is_made(

@@ -82,7 +82,7 @@ def test_keys_can_be_read_by_their_owner_only(made: Path) -> None:
 def test_cert_overwrites_nothing_and_then_creates_nothing(tmp_path: Path) -> None:
     certs.make(tmp_path, ["localhost"], [], 30, NOW)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(CertificateError, match=r"server\.crt exists and is not written over"):
+    with pytest.raises(CertificateError, match=r"server\.crt exists and is never overwritten"):
         certs.make(tmp_path, ["other"], ["web1"], 30, NOW)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -346,7 +346,7 @@ def test_a_key_type_that_no_client_supports_is_refused_by_name(
     tmp_path: Path, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, kind: str
 ) -> None:
     given = self_signed(tmp_path, key, alternative("localhost"))
-    with pytest.raises(tls.TlsError, match=rf"gRPC does not use \({kind}\): take RSA"):
+    with pytest.raises(tls.TlsError, match=rf"gRPC does not use \({kind}\): use RSA"):
         tls.load(given)
 
 

@@ -67,7 +67,7 @@ POOL = "/lib/concurrent/futures/thread.py _WorkItem.run: result = self.fn(*self.
         (stages.WALK, ["/c/staddle/_fs/walk.py Scan._look: status = os.stat(name, dir_fd=level.descriptor)"]),
         (stages.GRPC, [THREAD, POOL, "/v/grpc/_channel.py _blocking: event = call.next_event()"]),
         (stages.PROTOBUF, ["/v/grpc/_common.py _transform: return transformer(message)"]),
-        (stages.PROTOBUF, ["/c/staddle/_backup/send_missing.py Sender._put_chunks: request = wire.PutChunksRequest("]),
+        (stages.PROTOBUF, ["/c/staddle/_backup/send_missing.py Sender._put_chunks: request = sv.PutChunksRequest("]),
         (stages.MANIFEST, ["/s/staddle_server/manifest/entries.py pack: return encoder.encode(entry)"]),
         (stages.START, ["<frozen importlib._bootstrap> _find_and_load: ", "/lib/re/_compiler.py _compile: emit(FAILURE)"]),
         (stages.THREADS, [THREAD, "/lib/concurrent/futures/thread.py _worker: work_item = work_queue.get(block=True)"]),

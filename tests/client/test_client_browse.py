@@ -378,16 +378,16 @@ def test_coroutines_use_the_client_through_to_thread(client: Client) -> None:
 
 
 def test_a_streamed_answer_that_is_not_read_completely_is_cancelled(client: Client) -> None:
-    from staddle.v1 import service_pb2 as wire
+    from staddle.v1 import service_pb2 as sv
 
     put(client, "www", **{f"f{number}": bytes(60_000) for number in range(50)})
-    messages = client.stream("Restore", wire.RestoreRequest(dataset="www"))
+    messages = client.stream("Restore", sv.RestoreRequest(dataset="www"))
     assert next(messages).parts[0].HasField("header")
     messages.close()
     with pytest.raises(ValueError, match="streams no answer"):
-        client.stream("Backup", wire.RestoreRequest())
+        client.stream("Backup", sv.RestoreRequest())
     with pytest.raises(DatasetNotFoundError):
-        client.stream("Restore", wire.RestoreRequest(dataset="nobody"))
+        client.stream("Restore", sv.RestoreRequest(dataset="nobody"))
 
 
 def test_an_answer_of_another_length_is_refused(

@@ -131,7 +131,7 @@ def test_a_wrong_argument_is_refused_before_anything_is_sent(client: Client, mem
 
 
 def test_text_is_not_a_source(client: Client) -> None:
-    with pytest.raises(TypeError, match="bytes, and not str"), client.upload("orders") as upload:
+    with pytest.raises(TypeError, match="must yield bytes, not str"), client.upload("orders") as upload:
         upload.put("a", "text")  # type: ignore[arg-type] # on purpose
 
 

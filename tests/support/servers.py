@@ -141,7 +141,7 @@ class Running:
     def __post_init__(self) -> None:
         self._random = random.Random()
         self._random.setstate(_ready().random)
-        if not (self.root / "store").exists():
+        if not (self.root / ("store" if self.catalog_url else "catalog.db")).exists():
             shutil.copytree(_ready().store, self.root / "store", dirs_exist_ok=True)
             if self.catalog_url:
                 _fill(self.catalog_url)
@@ -167,9 +167,9 @@ class Running:
                 upload_life_s=self.upload_life_s,
                 retention_every_s=self.retention_every_s,
                 parity_percent=self.parity_percent,
-                integrity_every_s=self.integrity_every_s,
             ),
             clock=self.clock,
+            integrity_every_s=self.integrity_every_s,
         )
         self.port = self.service.start(self.listen, None)
 

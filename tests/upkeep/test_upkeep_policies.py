@@ -81,6 +81,18 @@ def test_a_plan_changes_nothing_and_its_application_does_exactly_what_it_showed(
     assert sorted(each.backup.hex() for each in deleted) == sorted(ids(made[:3]))
 
 
+def test_a_plan_shows_backups_as_a_list_does_and_a_tag_keeps_those_that_have_it(running):
+    stub = running.stub()
+    several(running, stub, 1, tags={"pin": "yes", "by": "ann"}, host="here", root="/home")
+    several(running, stub, 2, tags={"by": "bob"}, host="here", root="/home")
+    set_policy(stub, keep_last=1, keep_tags=[pb.RetentionTag(key="pin", value="yes")])
+    shown = plan(stub)
+    assert [each.backup for each in shown.backups] == list(backups(stub, "www"))
+    assert [each.goes for each in shown.backups] == [False, True, False]
+    set_policy(stub, keep_last=1, keep_tags=[pb.RetentionTag(key="pin", value="no")])
+    assert [each.goes for each in plan(stub).backups] == [False, True, True]
+
+
 def test_without_a_policy_no_backup_is_deleted(running):
     stub = running.stub()
     made = several(running, stub, 3)

@@ -25,7 +25,7 @@ from staddle._protocol.convert import PROFILES_TO_WIRE
 from staddle._types.backups import Profile
 from staddle.chunking import EMPTY_CONTENT_ID, Chunker, ContentHasher, Cut, Cutter, Expected, hashed
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 BATCH_CHUNKS_MAX: Final = 4_096
 BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -63,13 +63,13 @@ def entry_change(entry: pb.Entry, chunks: ChunkList | None, size_bytes: int) -> 
 
 def removal(path: bytes) -> EncodedChange:
     """A path that no longer exists."""
-    request = wire.PutEntriesRequest()
+    request = sv.PutEntriesRequest()
     set_path(request.changes.add().remove, path)
     return EncodedChange((request.SerializeToString(),), False, 0)
 
 
 def _packed(entry: pb.Entry, *, more: bool) -> bytes:
-    request = wire.PutEntriesRequest()
+    request = sv.PutEntriesRequest()
     request.changes.add(entry=entry, more=more)
     return request.SerializeToString()
 

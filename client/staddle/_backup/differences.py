@@ -39,7 +39,7 @@ from staddle._protocol.convert import is_below, path_of, sort_key, time_ns_of
 from staddle._types.options import BackupOptions
 from staddle._types.reports import ProblemKind
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 if TYPE_CHECKING:
     from staddle._backup.cache.file import CacheReader
@@ -178,7 +178,7 @@ class SourceDifferences:
     def _begun_ns(self, upload: pb.Upload) -> int:
         """When an upload began, by this machine's clock, as files have their times from it."""
         now_ns = time.time_ns()  # before the call: too early is harmless
-        server_ns = time_ns_of(self._calls.call("GetServerInfo", wire.GetServerInfoRequest()).server_time)
+        server_ns = time_ns_of(self._calls.call("GetServerInfo", sv.GetServerInfoRequest()).server_time)
         return time_ns_of(upload.begin_time) + now_ns - server_ns
 
     def _check_removed(self, start: Start, seen: Comparison | CachedScan) -> None:

@@ -177,7 +177,9 @@ class ToArchive:
         self._tally.path = path
         self._progress.report("restore")
         if self._partial is not None and path != self._partial.path:
-            raise ProtocolError(f"The server went on with {path!r} in the middle of {self._partial.path!r}.")
+            raise ProtocolError(
+                f"The server continued with {path!r} in the middle of {self._partial.path!r}."
+            )
         if self._leaf and path.startswith(self._leaf + b"/"):
             raise ProtocolError(
                 f"The server sent {path!r}, which lies below something other than a directory."

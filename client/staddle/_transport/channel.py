@@ -23,7 +23,7 @@ from staddle._errors import CancelledError, ConfigError, UnsupportedError
 from staddle._transport.settings import ABSTRACT, UNIX_PREFIX, Settings, after_unix
 from staddle._transport.tls import SYSTEM_CA, Failure, Identity, explain, load
 from staddle._transport.token import token_of
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 DEFAULT_PORT: Final = 7443
 UNIX_PATH_BYTES_MAX: Final = 107 if sys.platform == "linux" else 103
@@ -296,7 +296,7 @@ class Channel:
         }
 
 
-_SERVICE: Final = wire.DESCRIPTOR.services_by_name["StaddleService"]
+_SERVICE: Final = sv.DESCRIPTOR.services_by_name["StaddleService"]
 
 
 def _encoded(request: Message | bytes) -> bytes:

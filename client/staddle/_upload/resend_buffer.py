@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Final
 
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 MIB: Final = 1024 * 1024
 MESSAGE_BYTES: Final = 1 * MIB
@@ -40,7 +40,7 @@ class SentPart:
     """
 
     position: int
-    part: wire.BackupPart
+    part: sv.BackupPart
     offset: int = -1
     begins_file: bool = False
 
@@ -125,7 +125,7 @@ class Replay:
             self._bytes -= self._records.popleft().size_bytes
         self._records.appendleft(opening)
 
-    def restart(self, first: wire.BackupPart, durable: pb.DurablePoint) -> Iterator[wire.BackupRequest]:
+    def restart(self, first: sv.BackupPart, durable: pb.DurablePoint) -> Iterator[sv.BackupRequest]:
         """The messages of a new stream: `first`, what is not durable, and then whatever is appended."""
         with self._changed:
             self._trim(durable)
@@ -149,14 +149,14 @@ class Replay:
         """Which stream is the newest, counted from 1."""
         return self._generation
 
-    def _messages(self, first: wire.BackupPart, generation: int) -> Iterator[wire.BackupRequest]:
-        yield wire.BackupRequest(parts=[first])
+    def _messages(self, first: sv.BackupPart, generation: int) -> Iterator[sv.BackupRequest]:
+        yield sv.BackupRequest(parts=[first])
         while (parts := self._take(generation)) is not None:
-            yield wire.BackupRequest(parts=parts)
+            yield sv.BackupRequest(parts=parts)
             if parts[-1].HasField("finish"):
                 return
 
-    def _take(self, generation: int) -> list[wire.BackupPart] | None:
+    def _take(self, generation: int) -> list[sv.BackupPart] | None:
         """The parts of the next message; None: this stream is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._unsent or self._is_over(generation))
@@ -165,7 +165,7 @@ class Replay:
                 self._changed.wait(left_s)
             if self._is_over(generation):
                 return None
-            parts: list[wire.BackupPart] = []
+            parts: list[sv.BackupPart] = []
             taken = 0
             while self._unsent and taken < MESSAGE_BYTES and len(parts) < MESSAGE_PARTS_MAX:
                 record = self._unsent.popleft()
@@ -199,7 +199,7 @@ def _from(durable: pb.DurablePoint, records: deque[SentPart]) -> Iterator[SentPa
         yield from records
         return
     opening, offset = records[0], durable.open_offset_bytes
-    part = wire.BackupPart()
+    part = sv.BackupPart()
     part.CopyFrom(opening.part)
     part.entry.continue_at_bytes = offset
     if offset:
@@ -208,6 +208,6 @@ def _from(durable: pb.DurablePoint, records: deque[SentPart]) -> Iterator[SentPa
     for record in list(records)[1:]:
         if record.position == opening.position and 0 <= record.offset < offset:
             rest = record.part.data.data[offset - record.offset :]
-            yield SentPart(record.position, wire.BackupPart(data=wire.Data(data=rest)), offset)
+            yield SentPart(record.position, sv.BackupPart(data=sv.Data(data=rest)), offset)
         else:
             yield record

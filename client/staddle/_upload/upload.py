@@ -28,7 +28,7 @@ from staddle._types.entries import PathLike, path_to_bytes, path_to_str
 from staddle._types.reports import BackupReport, Progress, ProgressCallback
 from staddle._upload.stream import UploadStream
 from staddle.v1 import resources_pb2 as pb
-from staddle.v1 import service_pb2 as wire
+from staddle.v1 import service_pb2 as sv
 
 INLINE_BYTES_MAX: Final = 256 * 1024
 """A file up to this size travels inside its entry."""
@@ -76,7 +76,7 @@ class Upload:
         self._begun_s = monotonic()
         options = self._options
         self._stream.begin(
-            wire.BeginUploadRequest(
+            sv.BeginUploadRequest(
                 dataset=options.dataset,
                 request_id=uuid.uuid4().hex,
                 kind=KINDS_TO_WIRE[options.kind],
@@ -130,7 +130,7 @@ class Upload:
         uid: int | None = None,
         gid: int | None = None,
         mtime_ns: int | None = None,
-        profile: str = "content-defined",
+        profile: str = Profile.CONTENT_DEFINED,
     ) -> None:
         """Upload one file: bytes, a binary file (read from its position), or an iterable of bytes.
 

@@ -137,7 +137,7 @@ class Output:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """A time in which somebody is asked on the terminal, and nothing moves there."""
+        """While the user answers a question on the terminal, nothing else writes there."""
         say, pause = self._say, self._pause
         with pause():
             self.divert(None)

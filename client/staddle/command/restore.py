@@ -163,7 +163,7 @@ def _restored(
     yes: bool,
     dry_run: bool,
 ) -> RestoreReport | None:
-    """Restores; None if somebody was asked and did not want it."""
+    """Restores; None if the user was asked and declined."""
 
     def confirm(count: int) -> None:
         where = text.escaped(target)

@@ -27,6 +27,7 @@ from staddle_server.api.grpc.uploads import UploadCalls
 from staddle_server.api.slots import Slots
 from staddle_server.app.settings import ServiceSettings
 from staddle_server.base.clock import Clock, SystemClock
+from staddle_server.base.limits import INTEGRITY_EVERY_S
 from staddle_server.base.threads import Threads
 from staddle_server.catalog import Catalog
 from staddle_server.restore.browse import Reads
@@ -70,8 +71,11 @@ class Service:
         space: Space | None = None,
         cache: SegmentCache | None = None,
         certificates_last: Callable[[], bool] = lambda: True,
+        integrity_every_s: float = INTEGRITY_EVERY_S,
     ) -> None:
         """Write the records that a crash left out, and build the server; serve nothing yet.
+
+        `integrity_every_s`: how often it looks for new damage; 0: only at the start.
 
         Raises:
             ParityLibraryMissing: Parity is requested, and pyeclib is not installed.
@@ -88,7 +92,7 @@ class Service:
         guard = ClockGuard(catalog, clock)
         self.clock_watch = ClockWatch(guard)
         kept = Kept(catalog, blobs, keys, tenants, clock)
-        self._integrity = Integrity(kept, settings.integrity_every_s)
+        self._integrity = Integrity(kept, integrity_every_s)
         parts = _parts(blobs, space, self.clock_watch, self._integrity, certificates_last)
         conditions = Conditions(self.clock_watch, self._integrity, parts[WRITES])
         policies = Policies(catalog, tenants, clock, settings.retention_every_s)

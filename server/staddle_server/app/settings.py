@@ -52,7 +52,6 @@ class ServiceSettings:
     gc_every_s: float = 0.0
     scrub_period_s: float = 0.0
     scrub_bytes_per_s: float = 20 * limits.MIB
-    integrity_every_s: float = limits.INTEGRITY_EVERY_S
 
 
 @dataclass(frozen=True, kw_only=True)

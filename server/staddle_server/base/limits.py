@@ -25,6 +25,8 @@ READ_RANGE_BYTES_MAX: Final = 3 * MIB
 RESTORE_PATHS_MAX: Final = 65_536
 PAGE_SIZE_MAX: Final = 10_000
 SHORT_PAGE_SIZE_MAX: Final = 1_000
+LISTED_BYTES_MAX: Final = 1 * MIB
+"""Rows of the catalog that one page of a list loads: a row has up to 100 KiB of tags, and an open upload's more than 1 MiB."""
 PAGE_TOKEN_BYTES_MAX: Final = 64 * KIB
 ERROR_STATUS_BYTES_MAX: Final = 3 * KIB
 STREAMS_MAX: Final = 128

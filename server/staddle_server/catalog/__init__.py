@@ -11,7 +11,7 @@ from staddle_server.catalog.engine import (
     replacement,
 )
 from staddle_server.catalog.generations import Generation
-from staddle_server.catalog.rows import lease_held
+from staddle_server.catalog.rows import Page, lease_held
 from staddle_server.catalog.schema import FOOTER, WHOLE_PACK
 from staddle_server.catalog.values import (
     Applied,
@@ -83,6 +83,7 @@ __all__ = [
     "NewBackup",
     "Orphan",
     "PackParity",
+    "Page",
     "ParityTotals",
     "PendingRecord",
     "Principal",

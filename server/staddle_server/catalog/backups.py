@@ -10,7 +10,15 @@ from staddle_server.base.types import Place
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database
 from staddle_server.catalog.decisions import keep_pending, require_unprotected
-from staddle_server.catalog.rows import backup_not_found, backup_of, dataset_row, lock_backup, select_backups
+from staddle_server.catalog.rows import (
+    Page,
+    backup_not_found,
+    backup_of,
+    dataset_row,
+    lock_backup,
+    page_of,
+    select_backups,
+)
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import ID_BYTES, batches, rfc3339
 from staddle_server.catalog.values import Backup, PendingRecord
@@ -39,7 +47,7 @@ class Backups:
         limit: int,
         before_number: int | None = None,
         show_deleted: bool = False,
-    ) -> list[Backup]:
+    ) -> Page[Backup]:
         """Return at most `limit` backups, newest first, with a number below `before_number`.
 
         DATASET_NOT_FOUND.
@@ -49,8 +57,7 @@ class Backups:
             query = select_backups().where(found, _KEPT if show_deleted else _SHOWN)
             if before_number is not None:
                 query = query.where(_b.number < before_number)
-            rows = connection.execute(query.order_by(_b.number.desc()).limit(limit))
-            return [backup_of(row) for row in rows]
+            return page_of(connection, query.order_by(_b.number.desc()), limit, backup_of)
 
     def get(self, tenant: bytes, backup: bytes) -> Backup:
         """Return the backup with this id, deleted or not, also a purged one while its row exists.

@@ -170,7 +170,8 @@ def _check_root(dataset: Row[Any], spec: BeginUpload) -> None:
 
 def _take_over(connection: Connection, dataset: Row[Any], spec: BeginUpload) -> bytes | None:
     """Take an upload over and raise its epoch. It keeps its base, even if a new upload would have another."""
-    query = select(schema.uploads).where(
+    # Not the durable point, which may be large.
+    query = select(_u.id, _u.epoch, _u.kind, _u.asked_kind).where(
         _u.dataset == dataset.row,
         schema.IS_OPEN,
         _u.expires_ns > (spec.now_ns if spec.alive_ns is None else spec.alive_ns),

@@ -6,7 +6,7 @@ from sqlalchemy import Row, Select, func, select
 
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database
-from staddle_server.catalog.rows import backup_of, dataset_row, select_backups
+from staddle_server.catalog.rows import Page, backup_of, dataset_row, page_of, select_backups
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.values import Backup, Dataset
 
@@ -29,15 +29,19 @@ class Datasets:
             newest = connection.execute(_newest([described.newest])).one_or_none()
             return _dataset(described, None if newest is None else backup_of(newest))
 
-    def list_page(self, tenant: bytes, after_name: str, limit: int) -> list[Dataset]:
+    def list_page(self, tenant: bytes, after_name: str, limit: int) -> Page[Dataset]:
         """Return at most `limit` datasets in name order, after `after_name` ("" for the first ones)."""
         with self._database.read() as connection:
             tenant_row = self._tenants.row(connection, tenant)
-            query = _described().where(_d.tenant == tenant_row, _d.name > after_name)
-            rows = connection.execute(query.order_by(_d.name).limit(limit)).all()
-            newest = [backup_of(row) for row in connection.execute(_newest([row.newest for row in rows]))]
+            query = _described().where(_d.tenant == tenant_row, _d.name > after_name).order_by(_d.name)
+            rows = page_of(connection, query, limit, lambda row: row)
+            ids = [row.newest for row in rows]
+            newest = page_of(connection, _newest(ids).order_by(_d.name), len(ids), backup_of)
         by_name = {backup.dataset: backup for backup in newest}
-        return [_dataset(row, by_name.get(row.name)) for row in rows]
+        known = ids.index(newest[-1].id) + 1 if newest.more else len(ids)
+        page = Page(_dataset(row, by_name.get(row.name)) for row in rows[:known])
+        page.more = rows.more or newest.more
+        return page
 
 
 def _described() -> Select[Any]:

@@ -2,13 +2,14 @@
 or nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, or_, select, update
 
 from staddle_server.base import errors
-from staddle_server.base.types import Root
+from staddle_server.base.types import Authors, Root
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import Database
 from staddle_server.catalog.decisions import is_protected, keep_pending, require_unprotected
@@ -30,6 +31,10 @@ _d = schema.datasets.c
 _u = schema.uploads.c
 _KEPT = _b.purged_ns.is_(None)
 _SHOWN = _b.deleted_ns.is_(None)
+
+
+def _no_tags(_policy: str) -> Collection[str]:
+    return ()
 
 
 class Retentions:
@@ -63,11 +68,15 @@ class Retentions:
         with self._database.read() as connection:
             return [(tenant, name) for tenant, name in connection.execute(query)]
 
-    def state(self, tenant: bytes, dataset: str) -> RetentionState:
-        """Return everything that a plan depends on."""
+    def state(
+        self, tenant: bytes, dataset: str, tag_keys: Callable[[str], Collection[str]] = _no_tags
+    ) -> RetentionState:
+        """Return everything that a plan depends on: of the tags, those with the keys that `tag_keys` gives for
+        the policy.
+        """
         with self._database.read() as connection:
             row = dataset_row(connection, self._tenants.row(connection, tenant), dataset)
-            return _state(connection, row)
+            return _state(connection, row, tag_keys(row.policy))
 
     def standing(self, tenant: bytes, now_ns: int) -> StandingRoots:
         """Return what stays reachable once everything deleted and unprotected is purged."""
@@ -268,11 +277,16 @@ def _retention(row: Row[Any]) -> Retention:
     return Retention(row.policy, row.min_retention_s, hold_of(row.hold_ns, row.hold_reason))
 
 
-def _state(connection: Connection, row: Row[Any]) -> RetentionState:
-    backups = select_backups().where(_b.dataset == row.row, _SHOWN, _KEPT).order_by(_b.number.desc())
-    return RetentionState(
-        _retention(row), row.applied_ns, [backup_of(each) for each in connection.execute(backups)]
-    )
+def _state(connection: Connection, row: Row[Any], tag_keys: Collection[str] = ()) -> RetentionState:
+    query = select_backups().where(_b.dataset == row.row, _SHOWN, _KEPT).order_by(_b.number.desc())
+    backups = [_slim(backup_of(each), tag_keys) for each in connection.execute(query)]
+    return RetentionState(_retention(row), row.applied_ns, backups)
+
+
+def _slim(backup: Backup, tag_keys: Collection[str]) -> Backup:
+    """Return the backup without what may be large: a dataset has any number of them."""
+    tags = {key: backup.tags[key] for key in tag_keys if key in backup.tags}
+    return replace(backup, tags=tags, host="", source_root="", authors=Authors(""))
 
 
 def _roots(connection: Connection, query: Select[Any]) -> dict[bytes, Root]:

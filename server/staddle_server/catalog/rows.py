@@ -1,15 +1,21 @@
 """Shared queries: datasets, backups, uploads. Every lookup stays within its tenant."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, or_, select
 
 from staddle_server.base import errors
+from staddle_server.base.limits import LISTED_BYTES_MAX
 from staddle_server.base.types import ChangeCounts, Kind, Root, Scope, UploadState
 from staddle_server.catalog import schema
 from staddle_server.catalog.database import rows_in
 from staddle_server.catalog.validation import NS, rfc3339, unpack_authors, unpack_tags
 from staddle_server.catalog.values import Backup, Hold, Upload
+
+T = TypeVar("T")
+ROWS_AT_ONCE: Final = 32
+"""Rows of a list that one query loads."""
 
 _d = schema.datasets.c
 _b = schema.backups.c
@@ -112,6 +118,44 @@ def _purge_ns(row: Row[Any]) -> int | None:
     if row.deleted_ns is None:
         return None
     return int(max(row.deleted_ns + row.grace_s * NS, row.retain_until_ns))
+
+
+# --- pages of lists
+
+
+class Page(list[T]):
+    """The first values of a list: no more than were asked for, and of large ones fewer, but at least one.
+
+    Attributes:
+        more: Whether others follow.
+
+    """
+
+    more = False
+
+
+def page_of(
+    connection: Connection, query: Select[Any], limit: int, value_of: Callable[[Row[Any]], T]
+) -> Page[T]:
+    """Return the first values of an ordered query: at most `limit`, of at most LISTED_BYTES_MAX bytes, and at
+    least one. The rest is not loaded.
+    """
+    page: Page[T] = Page()
+    size = 0
+    while len(page) <= limit:
+        # A driver may load all rows of an answer at once.
+        step = min(ROWS_AT_ONCE, limit + 1 - len(page))
+        with connection.execute(query.limit(step).offset(len(page))) as result:
+            before = len(page)
+            for row in result:
+                size += sum(len(value) for value in row if isinstance(value, str | bytes))
+                if page and (len(page) == limit or size > LISTED_BYTES_MAX):
+                    page.more = True
+                    return page
+                page.append(value_of(row))
+        if len(page) - before < step:
+            break
+    return page
 
 
 # --- uploads

@@ -15,10 +15,12 @@ from staddle_server.catalog.database import Database, insert_or_ignore, later
 from staddle_server.catalog.decisions import keep_pending
 from staddle_server.catalog.packs import publish
 from staddle_server.catalog.rows import (
+    Page,
     backup_not_found,
     backup_of,
     lease_held,
     open_upload_row,
+    page_of,
     require_epoch,
     require_open,
     require_token,
@@ -98,16 +100,16 @@ class UploadRows:
             raise upload_not_found(request_id)
         return upload_of(row)
 
-    def list_open(self, tenant: bytes, dataset: str, after: bytes, limit: int) -> list[Upload]:
+    def list_open(self, tenant: bytes, dataset: str, after: bytes, limit: int) -> Page[Upload]:
         """Return at most `limit` open uploads by id after `after` (empty for the first ones); `dataset` ""
         means all.
         """
         with self._database.read() as connection:
             mine = (_u.tenant == self._tenants.row(connection, tenant), schema.IS_OPEN, _u.id > after)
-            query = select_uploads().where(*mine).order_by(_u.id).limit(limit)
+            query = select_uploads().where(*mine).order_by(_u.id)
             if dataset:
                 query = query.where(_d.name == dataset)
-            return [upload_of(row) for row in connection.execute(query)]
+            return page_of(connection, query, limit, upload_of)
 
     def resume(
         self,

@@ -251,7 +251,7 @@ class Retention:
 
 class RetentionState(NamedTuple):
     """What a retention plan depends on, read in one transaction; `backups` are the undeleted ones, newest
-    first.
+    first, without host, root and authors, and without tags that decide nothing.
 
     `applied_ns`: when a plan was last applied, so that the same backups after an undeletion make another
     plan.

@@ -11,7 +11,7 @@ from staddle_server.base.types import ChunkPlace, SegmentRef, StoredChunk
 from staddle_server.catalog import schema
 from staddle_server.catalog.chunks import index_rows
 from staddle_server.catalog.database import Database
-from staddle_server.catalog.rows import backup_of, select_backups
+from staddle_server.catalog.rows import Page, backup_of, page_of, select_backups
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
 from staddle_server.catalog.values import Backup, BackupFacts, DatasetFacts, Facts, LivePack
@@ -159,14 +159,14 @@ class Verification:
 
     # --- backups and what was decided
 
-    def backups(self, tenant: bytes, *, after: bytes = b"", limit: int = 1000) -> list[Backup]:
+    def backups(self, tenant: bytes, *, after: bytes = b"", limit: int = 1000) -> Page[Backup]:
         """Return at most `limit` unpurged backups of the tenant by id, deleted ones included,
         after `after`.
         """
         with self._database.read() as connection:
             mine = and_(_b.tenant == self._tenants.row(connection, tenant), _b.purged_ns.is_(None))
-            query = select_backups().where(mine, _b.id > after).order_by(_b.id).limit(limit)
-            return [backup_of(row) for row in connection.execute(query)]
+            query = select_backups().where(mine, _b.id > after).order_by(_b.id)
+            return page_of(connection, query, limit, backup_of)
 
     def facts(self, tenant: bytes) -> Facts:
         """Return what was decided in a tenant, as of one moment."""

@@ -82,6 +82,8 @@ def _say_made(directory: DataDirectory) -> None:
     click.echo(
         f'Created {directory.path}: keys, catalog, store, the tenant "default", and an admin token for this machine.'
     )
+    if not directory.store.exists():
+        click.echo(f"The store is {directory.place}.")
     click.echo(
         f"Keep a copy of {directory.master_key} somewhere else: without it the stored data is unreadable."
     )

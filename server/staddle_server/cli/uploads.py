@@ -1,6 +1,7 @@
 """`staddle-server uploads`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import click
 from staddle._base.figures import size
@@ -50,7 +51,8 @@ def _open(rooms: Rooms, tenant: str | None) -> Iterator[tuple[str, Upload]]:
     for each in tenants:
         after = b""
         while page := rooms.catalog.uploads.list_open(each.id, "", after, _PAGE):
-            yield from ((each.name, upload) for upload in page)
+            # Without the durable point, which may be large: all of them are kept.
+            yield from ((each.name, replace(upload, durable=b"")) for upload in page)
             after = page[-1].id
 
 

@@ -14,7 +14,7 @@ from staddle_server.base.errors import NotFound, Precondition, StaddleError
 from staddle_server.base.limits import LEASE_S, UPLOAD_LIFE_S, UPLOADS_OPEN_MAX, UPLOADS_OPEN_TENANT_MAX
 from staddle_server.base.threads import Background, Threads
 from staddle_server.base.types import EMPTY_ROOT, Entry, Root, TokenRole, UploadState
-from staddle_server.catalog import Backup, BeginUpload, Catalog, Principal, Terms, Upload, UploadRequest
+from staddle_server.catalog import Backup, BeginUpload, Catalog, Page, Principal, Terms, Upload, UploadRequest
 from staddle_server.store.space import Space
 from staddle_server.tenancy.clock_guard import NS, ClockGuard, ClockInDoubt, Standing
 from staddle_server.tenancy.pack_presence import Presence
@@ -202,10 +202,8 @@ class Uploads:
             return self._catalog.uploads.get(principal.tenant, upload_id)
         return self._catalog.uploads.get_by_request(principal.tenant, request_id)
 
-    def list_open(self, principal: Principal, dataset: str, after: bytes, limit: int) -> list[Upload]:
-        """Return at most `limit` open uploads of the tenant (of one dataset, if named) by id,
-        after `after`.
-        """
+    def list_open(self, principal: Principal, dataset: str, after: bytes, limit: int) -> Page[Upload]:
+        """Return at most `limit` open uploads of the tenant (of one dataset, if named) by id, after `after`."""
         return self._catalog.uploads.list_open(principal.tenant, dataset, after, limit)
 
     def writer(self, principal: Principal, upload_id: bytes, epoch: int) -> UploadWriter:

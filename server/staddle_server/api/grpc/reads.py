@@ -130,9 +130,9 @@ class ReadCalls:
         limit = convert.size(request.page_size, "page_size", PAGE, limits.SHORT_PAGE_SIZE_MAX)
         tokens = self._tokens(call)
         after = tokens.read(("datasets",), request.page_token, str) if request.page_token else ""
-        found = self._catalog.datasets.list_page(call.principal.tenant, after, limit + 1)
-        page = convert.fitting(map(convert.dataset_out, found[:limit]), PAGE_BYTES)
-        more = tokens.make(("datasets",), page[-1].name) if len(found) > len(page) else ""
+        found = self._catalog.datasets.list_page(call.principal.tenant, after, limit)
+        page = convert.fitting(map(convert.dataset_out, found), PAGE_BYTES)
+        more = tokens.make(("datasets",), page[-1].name) if found.more or len(found) > len(page) else ""
         return sv.ListDatasetsResponse(datasets=page, next_page_token=more)
 
     def list_backups(self, request: sv.ListBackupsRequest, call: Call) -> sv.ListBackupsResponse:
@@ -146,10 +146,10 @@ class ReadCalls:
             dataset,
             show_deleted=request.show_deleted,
             before_number=before,
-            limit=limit + 1,
+            limit=limit,
         )
-        page = convert.fitting(map(convert.backup_out, found[:limit]), PAGE_BYTES)
-        more = tokens.make(query, page[-1].number) if len(found) > len(page) else ""
+        page = convert.fitting(map(convert.backup_out, found), PAGE_BYTES)
+        more = tokens.make(query, page[-1].number) if found.more or len(found) > len(page) else ""
         return sv.ListBackupsResponse(backups=page, next_page_token=more)
 
     def get_backup(self, request: sv.GetBackupRequest, call: Call) -> sv.GetBackupResponse:

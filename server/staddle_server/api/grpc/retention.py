@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from staddle.v1 import service_pb2 as sv
@@ -16,6 +17,7 @@ from staddle_server.api.gate import Call
 from staddle_server.api.page_tokens import PageTokens
 from staddle_server.base import limits
 from staddle_server.base.errors import Exhausted
+from staddle_server.catalog import Backup
 from staddle_server.tenancy.tenant import Tenants
 from staddle_server.upkeep.lifecycle.deletion import Deletion
 from staddle_server.upkeep.lifecycle.holds import Holds
@@ -153,7 +155,8 @@ class RetentionCalls:
         made = self._policies.plan(call.principal.tenant, dataset, tick)
         if expected:
             made.require(dataset, expected)
-        response = _plan_out(made, start, limit)
+        whole = partial(self._policies.backup, call.principal.tenant)
+        response = _plan_out(made, start, limit, whole)
         if free and not expected:
             freed = self._policies.freed(call.principal.tenant, made, tick)
             response.free_bytes_unknown = freed.unknown
@@ -177,12 +180,13 @@ class RetentionCalls:
         return response
 
 
-def _plan_out(made: Plan, start: int, limit: int) -> sv.PlanRetentionResponse:
-    """Convert a page of a plan, with the plan's totals."""
-    backups = made.backups()
+def _plan_out(
+    made: Plan, start: int, limit: int, whole: Callable[[bytes], Backup]
+) -> sv.PlanRetentionResponse:
+    """Convert a page of a plan, with the plan's totals; `whole` returns a backup with all its fields."""
     some = (
         sv.PlannedBackup(
-            backup=convert.backup_out(backups[each.id]),
+            backup=convert.backup_out(whole(each.id)),
             goes=each.goes,
             reasons=each.reasons,
             damaged=each.damaged,

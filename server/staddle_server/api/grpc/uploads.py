@@ -165,9 +165,9 @@ class UploadCalls:
         tokens = PageTokens(self._tenants.get(call.principal.tenant).secrets.token_key)
         query = ("uploads", dataset)
         after = tokens.read(query, request.page_token, bytes) if request.page_token else b""
-        found = self._uploads.list_open(call.principal, dataset, after, limit + 1)
-        page = convert.fitting(map(self._upload, found[:limit]), LISTED_BYTES)
-        more = tokens.make(query, found[len(page) - 1].id) if len(found) > len(page) else ""
+        found = self._uploads.list_open(call.principal, dataset, after, limit)
+        page = convert.fitting(map(self._upload, found), LISTED_BYTES)
+        more = tokens.make(query, found[len(page) - 1].id) if found.more or len(found) > len(page) else ""
         return sv.ListUploadsResponse(uploads=page, next_page_token=more)
 
     # ------------------------------------------------------------------ source side

@@ -66,10 +66,6 @@ class Plan(NamedTuple):
         if self.token != token:
             raise plan_changed(dataset)
 
-    def backups(self) -> dict[bytes, Backup]:
-        """Return the backups in the plan."""
-        return {backup.id: backup for backup in self.state.backups}
-
 
 def _no_tick() -> None:
     pass
@@ -133,11 +129,15 @@ class Policies:
 
         """
         opened = self._tenants.get(tenant)
-        state = self._catalog.retention.state(tenant, dataset)
+        state = self._catalog.retention.state(tenant, dataset, _tag_keys)
         policy = decode_policy(state.retention.policy)
         damaged = self._damaged(opened, state.backups, tick) if policy.has_rule else set()
         planned = _planned(policy, state.backups, damaged, self._guard.look().earliest_ns)
         return Plan(_token(opened, dataset, state, planned), state, planned)
+
+    def backup(self, tenant: bytes, backup: bytes) -> Backup:
+        """Return a backup of a plan with all its fields."""
+        return self._catalog.backups.get(tenant, backup)
 
     def freed(self, tenant: bytes, made: Plan, tick: Tick = _no_tick) -> Freed:
         """Return what purging the backups of a plan would free."""
@@ -203,7 +203,7 @@ class Policies:
         """Delete what a dataset's policy allows; return the number of backups."""
         tick()
         now_ns = self._guard.require()
-        state = self._catalog.retention.state(tenant, dataset)
+        state = self._catalog.retention.state(tenant, dataset, _tag_keys)
         policy = decode_policy(state.retention.policy)
         # Damage only ever keeps more. If nothing would go even without any, do not walk manifests hour after
         # hour to find some.
@@ -248,6 +248,11 @@ class Policies:
         ):
             return set()
         return {backup.id for backup in backups if not losses.is_whole(backup.root)}
+
+
+def _tag_keys(policy: str) -> set[str]:
+    """The keys of the tags that decide what a policy keeps."""
+    return {tag.key for tag in decode_policy(policy).keep_tags}
 
 
 def _planned(policy: Policy, backups: list[Backup], damaged: set[bytes], now_ns: int) -> list[Planned]:
