@@ -73,10 +73,15 @@ class Writer:
         numbers = self.random.sample(range(POOL), EACH)
         upload = self.catalog.uploads.begin(
             BeginUpload(
-                self.random.randbytes(16), self.principal, self.name, time.time_ns(), TERMS, Kind.FULL,
+                upload=self.random.randbytes(16),
+                principal=self.principal,
+                dataset=self.name,
+                now_ns=time.time_ns(),
+                terms=TERMS,
+                kind=Kind.FULL,
                 tags={"chunks": "-".join(map(str, numbers))},
             )
-        ).upload  # fmt: skip
+        ).upload
         wanted = [CHUNKS[number] for number in numbers]
         claimed = self.catalog.chunks.claim(TENANT, upload.id, 1, wanted)
         self.counts["claimed"] += len(claimed)

@@ -5,10 +5,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
-import postgres_server
 import pytest
+from databases import DATABASES, Databases
 from sqlalchemy import select
 from staddle_server.base.types import (
     ChangeCounts,
@@ -40,22 +40,6 @@ from staddle_server.catalog.schema import metadata
 SECOND = 1_000_000_000
 
 
-class Databases(NamedTuple):
-    """How a test gets a database of one kind, each by its URL: an empty one, and one that has the tables."""
-
-    empty: Callable[[Path], str]
-    ready: Callable[[Path], str]
-
-
-def new_sqlite(place: Path) -> str:
-    return f"sqlite:///{place}/catalog.db"
-
-
-DATABASES: Final = {
-    "sqlite": Databases(new_sqlite, new_sqlite),
-    "postgresql": Databases(lambda _: postgres_server.new_url(), lambda _: postgres_server.ready_url()),
-}
-"""The databases that the suite runs on, by name."""
 TERMS = Terms(300, 7 * 24 * 3600)
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import postgres_server
 import pytest
-from conftest import DATABASES
+from databases import DATABASES
 from postgres_server import PostgresServer
 from sqlalchemy import func, insert, select, text, update
 from staddle_server.base import errors

@@ -47,11 +47,13 @@ class RoundTrips:
             server_spoke = True
             while True:
                 for source in select.select([client, server], [], [])[0]:
-                    data = source.recv(BYTES)
-                    if not data:
+                    if not (data := source.recv(BYTES)):
                         return
                     if source is client and server_spoke:
                         with self._lock:
                             self.count += 1
                     server_spoke = source is server
-                    (server if source is client else client).sendall(data)
+                    try:
+                        (server if source is client else client).sendall(data)
+                    except BrokenPipeError:
+                        return

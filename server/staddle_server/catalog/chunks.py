@@ -7,7 +7,7 @@ from sqlalchemy import Connection, select
 
 from staddle_server.base.types import ChunkPlace, PackSummary, SegmentRef
 from staddle_server.catalog import schema
-from staddle_server.catalog.database import Database, insert_or_ignore, insert_rows, rows_in
+from staddle_server.catalog.database import Database, insert_or_ignore, insert_rows, later, rows_in
 from staddle_server.catalog.rows import look_at_upload, open_upload_row
 from staddle_server.catalog.tenants import TenantRows
 from staddle_server.catalog.validation import batches
@@ -76,7 +76,8 @@ def _claim(
     chosen = {hit.pack_row for found in rest.values() for hit in found[:1]}
     locked = _lock_live(connection, chosen)
     if locked:
-        connection.execute(
+        later(
+            connection,
             insert_or_ignore(connection, schema.claims),
             [{"upload": upload, "pack": pack_row} for pack_row in sorted(locked)],
         )
